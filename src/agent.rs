@@ -1,0 +1,133 @@
+//! Owns: how loops run. An agent is one thread with one owner and one loop; [`Idle`] decides what it
+//! does when a turn of the loop found no work.
+//!
+//! What must hold: an agent that panics ends its process. A storage process with a dead thread would
+//! accept records that it can no longer log.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// How a loop waits for work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wait {
+    /// Never gives the core away: lowest latency, one whole core.
+    Busy,
+    /// Spins, then yields, then sleeps until woken. Right for shared machines.
+    #[default]
+    Adaptive,
+    /// Sleeps until woken at once.
+    Blocking,
+}
+
+impl std::str::FromStr for Wait {
+    type Err = crate::error::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "busy" => Ok(Wait::Busy),
+            "adaptive" => Ok(Wait::Adaptive),
+            "blocking" => Ok(Wait::Blocking),
+            _ => Err(crate::error::Error::invalid("wait", format!("'{text}' is none of: busy, adaptive, blocking"))),
+        }
+    }
+}
+
+/// Turns of an adaptive wait that spin (some 10 ns each), before it yields.
+const SPINS: u32 = 256;
+/// Turns of an adaptive wait that yield the core (some 0.5 us each), before it parks.
+const YIELDS: u32 = 64;
+
+/// Counts the idle turns of one loop.
+#[derive(Debug)]
+pub struct Idle {
+    wait: Wait,
+    turns: u32,
+}
+
+impl Idle {
+    /// An idle strategy that has just worked.
+    pub fn new(wait: Wait) -> Self {
+        Idle { wait, turns: 0 }
+    }
+
+    /// To be called after a turn that found work.
+    pub fn worked(&mut self) {
+        self.turns = 0;
+    }
+
+    /// To be called after a turn that found none. `true` means: park until woken.
+    #[must_use]
+    pub fn should_park(&mut self) -> bool {
+        match self.wait {
+            Wait::Blocking => true,
+            Wait::Busy => {
+                std::hint::spin_loop();
+                false
+            }
+            Wait::Adaptive if self.turns < SPINS => {
+                self.turns += 1;
+                std::hint::spin_loop();
+                false
+            }
+            Wait::Adaptive if self.turns < SPINS + YIELDS => {
+                self.turns += 1;
+                std::thread::yield_now();
+                false
+            }
+            Wait::Adaptive => true,
+        }
+    }
+}
+
+/// Tells agents to end. Clones share one flag.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Asks every holder to end.
+    pub fn stop(&self) {
+        // SYNC: pairs with `is_stopped`.
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether the agents are to end.
+    pub fn is_stopped(&self) -> bool {
+        // SYNC: pairs with `stop`.
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+struct EndProcessOnPanic(&'static str);
+
+impl Drop for EndProcessOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(agent = self.0, "an agent panicked; the process ends");
+            std::process::abort();
+        }
+    }
+}
+
+/// Runs `body` on a thread called `name`, pinned to `core` if one is given.
+///
+/// # Errors
+/// The system's error if no thread can be made.
+pub fn spawn<T: Send + 'static>(
+    name: &'static str,
+    core: Option<usize>,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _guard = EndProcessOnPanic(name);
+        if let Some(id) = core {
+            if core_affinity::set_for_current(core_affinity::CoreId { id }) {
+                tracing::info!(agent = name, core = id, "pinned");
+            } else {
+                tracing::warn!(agent = name, core = id, "cannot pin to this core; running unpinned");
+            }
+        }
+        body()
+    })
+}

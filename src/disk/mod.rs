@@ -1,0 +1,85 @@
+//! Owns: the one door to the disk. Everything durable goes through [`Disk`], so that [`sim::SimDisk`]
+//! can crash, tear, forget and fail in its place.
+//!
+//! What must hold: a new file or directory is durable only when its parent has been synced; files
+//! appear under their final name in [`publish`] alone; after a failed sync the caller stops (the
+//! kernel marks the pages clean, and a second sync lies).
+
+mod real;
+pub mod sim;
+
+use std::path::Path;
+
+use crate::error::Result;
+
+pub use real::RealDisk;
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// Existing, for reading.
+    Read,
+    /// Existing, for reading and writing.
+    Write,
+    /// New, for reading and writing; an existing file is an error.
+    CreateNew,
+}
+
+/// A file system.
+pub trait Disk: Send + Sync {
+    /// Opens the file `path`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`], as for every call of this trait.
+    fn open(&self, path: &Path, how: Open) -> Result<Box<dyn DiskFile>>;
+    /// Whether `path` exists.
+    fn exists(&self, path: &Path) -> Result<bool>;
+    /// Creates the directory `path`; an existing one is fine.
+    fn create_dir(&self, path: &Path) -> Result<()>;
+    /// Names of the entries of the directory `path`, sorted.
+    fn list(&self, path: &Path) -> Result<Vec<String>>;
+    /// Renames within one directory. Not durable before [`Disk::sync_dir`].
+    fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+    /// Removes a file. Not durable before [`Disk::sync_dir`].
+    fn remove(&self, path: &Path) -> Result<()>;
+    /// Makes the entries of the directory `path` durable.
+    fn sync_dir(&self, path: &Path) -> Result<()>;
+    /// Takes the exclusive lock of `path`, creating it; `None` if another process holds it. The lock
+    /// ends with the returned value or with the process.
+    fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>>;
+}
+
+/// An open file. Reads and writes are positional and loop over short counts.
+pub trait DiskFile: Send + Sync {
+    /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+    /// Writes all of `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+    /// Makes the contents durable (`fdatasync`).
+    fn sync(&self) -> Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> Result<u64>;
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Asks the system to read clean pages from the disk again instead of from its cache.
+    fn drop_cache(&self) -> Result<()>;
+}
+
+/// Creates or replaces `path` with `bytes`, whole or not at all: temporary file, write, sync, rename,
+/// sync of the directory.
+///
+/// # Errors
+/// [`crate::error::Error::Io`]; `path` then has its old contents or the new.
+pub fn publish(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    if disk.exists(&temporary)? {
+        disk.remove(&temporary)?;
+    }
+    let file = disk.open(&temporary, Open::CreateNew)?;
+    file.write_at(bytes, 0)?;
+    file.sync()?;
+    disk.rename(&temporary, path)?;
+    disk.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}

@@ -1,0 +1,183 @@
+//! Owns: the library's one error type.
+//!
+//! Every variant carries the facts an operator needs (path, offset, LSN, expected, found) and its
+//! message says what happened, to what, and what to do. No crate's type appears here: a cause from
+//! another library is kept as its text. Whoever consumes an error reports it; whoever passes it on
+//! does not.
+
+use std::path::{Path, PathBuf};
+
+use crate::lsn::Lsn;
+
+/// The result of every fallible call of the library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the facts.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused an operation on a file.
+    #[error("cannot {op} {path}: {source}", path = path.display())]
+    Io {
+        /// Present-tense verb, e.g. `"sync"`.
+        op: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's own words.
+        source: std::io::Error,
+    },
+    /// Bytes that were known durable are not what was written.
+    #[error(
+        "{path} is damaged at offset {offset} ({what}: expected {expected:#x}, found {found:#x}) before LSN {lsn}; \
+         nothing was changed. Restore the file from a backup or a standby host",
+        path = path.display()
+    )]
+    Corrupt {
+        /// The damaged file.
+        path: PathBuf,
+        /// Byte offset of the damaged structure in the file.
+        offset: u64,
+        /// The first LSN that cannot be read.
+        lsn: Lsn,
+        /// Which check failed.
+        what: &'static str,
+        /// The value the check demands.
+        expected: u64,
+        /// The value in the file.
+        found: u64,
+    },
+    /// A file that this program did not write.
+    #[error("{path} is not a tapestore {what} (it begins with {found:#018x}); point --store at another directory or move the file away", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        what: &'static str,
+        /// Its first eight bytes, little-endian.
+        found: u64,
+    },
+    /// A file of another format version.
+    #[error("{path} has format version {found}, this program reads version {supported}; use the program version that wrote it", path = path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Version this program reads.
+        supported: u32,
+    },
+    /// A file that must exist does not.
+    #[error("{path} is missing ({what}); restore it from a backup or a standby host", path = path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// Why it must be there.
+        what: &'static str,
+    },
+    /// Another process owns the store.
+    #[error("the store {path} is served by another storage process; stop it first or use another --store", path = path.display())]
+    Locked {
+        /// The store directory.
+        path: PathBuf,
+    },
+    /// The log stopped after an I/O error; nothing is acknowledged until the process restarts.
+    #[error(
+        "the log is stopped after a failed {op}: {cause}. Nothing more is acknowledged; check the disk, then restart tape-storage"
+    )]
+    Halted {
+        /// The operation that failed first.
+        op: &'static str,
+        /// The first failure's text.
+        cause: String,
+    },
+    /// The log holds more than the MemTable can.
+    #[error(
+        "the MemTable is full: {rows} records in {bytes} bytes of shared memory ({tables} tables). Start tape-storage with a larger --memtable-size"
+    )]
+    MemTableFull {
+        /// Rows held.
+        rows: u64,
+        /// Bytes of one table.
+        bytes: u64,
+        /// Tables in use.
+        tables: usize,
+    },
+    /// Shared memory cannot hold what was asked for.
+    #[error("{path}: shared memory has {free} bytes free, {wanted} are needed; choose a smaller --memtable-size or free some of it", path = path.display())]
+    NoSharedMemory {
+        /// The file that could not be allocated.
+        path: PathBuf,
+        /// Bytes needed.
+        wanted: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// A value from outside breaks a rule.
+    #[error("invalid {what}: {reason}")]
+    Invalid {
+        /// What was given.
+        what: &'static str,
+        /// Which rule it breaks.
+        reason: String,
+    },
+    /// The bus refused.
+    #[error("bus: cannot {op} {service}: {cause}")]
+    Bus {
+        /// Present-tense verb.
+        op: &'static str,
+        /// The service's name.
+        service: String,
+        /// The bus's own words.
+        cause: String,
+    },
+    /// No storage process serves the store.
+    #[error("no storage process serves {dir} ({why}); start one with: tape-storage --store {dir}", dir = dir.display())]
+    StorageDown {
+        /// The store directory.
+        dir: PathBuf,
+        /// How this was noticed.
+        why: &'static str,
+    },
+    /// The storage process refused a request.
+    #[error("storage refused {request}: {reason}")]
+    Refused {
+        /// What was asked.
+        request: &'static str,
+        /// Why it was refused.
+        reason: String,
+    },
+    /// A limit of the store is reached.
+    #[error("{what} is limited to {limit}")]
+    Limit {
+        /// What is limited.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// A reader's position lies above a cut: the records from `first` on were withdrawn.
+    #[error("records from LSN {first} on were withdrawn after an unclean stop; re-read from there")]
+    Withdrawn {
+        /// First withdrawn LSN.
+        first: Lsn,
+    },
+    /// Records that are no longer held.
+    #[error("records {first} to {last} are no longer held; the oldest held is {oldest}", oldest = last.next())]
+    Expired {
+        /// First LSN that is gone.
+        first: Lsn,
+        /// Last LSN that is gone.
+        last: Lsn,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] about `path`.
+    pub fn io(op: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
+        Error::Io { op, path: path.to_path_buf(), source: source.into() }
+    }
+
+    /// An [`Error::Invalid`].
+    pub fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
+        Error::Invalid { what, reason: reason.into() }
+    }
+}

@@ -1,0 +1,133 @@
+//! Owns: the numbers of the log and of its writers, each its own type.
+//!
+//! Watermarks obey `durable <= appended`, `applied <= appended`, `committed <= appended`; standalone,
+//! `committed = durable`. They fall only when [`Timeline`] rises.
+
+use std::fmt;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(bytemuck::Pod, bytemuck::Zeroable, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+        #[repr(transparent)]
+        pub struct $name(
+            /// The number.
+            pub $inner,
+        );
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// Dense, gap-free number of a record in its store. The first record is 1; 0 means "none".
+    Lsn(u64)
+}
+number! {
+    /// Byte position in the log, counted over all segments from its beginning.
+    Position(u64)
+}
+number! {
+    /// Dense number of a frame in the log; the first is 1. The raft index.
+    FrameIndex(u64)
+}
+number! {
+    /// Rises at every start of the log's owner; durable before the first frame that carries it.
+    Term(u32)
+}
+number! {
+    /// Rises when records that readers may have seen are withdrawn.
+    Timeline(u64)
+}
+number! {
+    /// Who writes: a bus identity chosen by the publisher's owner.
+    PublisherId(u16)
+}
+number! {
+    /// One attachment of a publisher as `new`; a higher epoch fences the lower ones.
+    Epoch(u32)
+}
+number! {
+    /// Dense number of a record of one (publisher, epoch); the first is 1.
+    PubSeq(u64)
+}
+number! {
+    /// An instrument of this store; the first is 1.
+    InstrumentId(u32)
+}
+
+impl Lsn {
+    /// No record yet.
+    pub const NONE: Lsn = Lsn(0);
+
+    /// The LSN that follows.
+    #[must_use]
+    pub const fn next(self) -> Lsn {
+        Lsn(self.0 + 1)
+    }
+
+    /// The LSN `count` records later.
+    #[must_use]
+    pub const fn plus(self, count: u64) -> Lsn {
+        Lsn(self.0 + count)
+    }
+}
+
+impl InstrumentId {
+    /// The null instrument, of records that concern no single one.
+    pub const NULL: InstrumentId = InstrumentId(u32::MAX);
+}
+
+/// How far a record must have come before its publisher is told, in rising order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Level {
+    /// Nothing is promised; every loss is counted.
+    None = 0,
+    /// In the log file: survives the death of any process. Synced within 50 ms or 4 MiB.
+    Os = 1,
+    /// Synced to the disk: survives the loss of power.
+    #[default]
+    Fsync = 2,
+}
+
+impl Level {
+    /// The level of number `raw`, if there is one.
+    pub const fn from_raw(raw: u8) -> Option<Level> {
+        match raw {
+            0 => Some(Level::None),
+            1 => Some(Level::Os),
+            2 => Some(Level::Fsync),
+            _ => None,
+        }
+    }
+}
+
+impl std::str::FromStr for Level {
+    type Err = crate::error::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Level::None),
+            "os" => Ok(Level::Os),
+            "fsync" => Ok(Level::Fsync),
+            _ => Err(crate::error::Error::invalid("level", format!("'{text}' is none of: none, os, fsync"))),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::None => "none",
+            Level::Os => "os",
+            Level::Fsync => "fsync",
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! Owns: [`Price`] and [`Size`], decimal numbers with nine places in an integer, and their exact
+//! text. Nothing here rounds: text with more places than nine is refused.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// Units in one.
+const ONE: u64 = 1_000_000_000;
+
+/// A price: `i64` × 1e-9. The maximum is null.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[repr(transparent)]
+pub struct Price(pub i64);
+
+/// A size: `u64` × 1e-9. The maximum is null.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[repr(transparent)]
+pub struct Size(pub u64);
+
+impl Price {
+    /// No price.
+    pub const NULL: Price = Price(i64::MAX);
+}
+
+impl Size {
+    /// No size.
+    pub const NULL: Size = Size(u64::MAX);
+}
+
+fn print(f: &mut fmt::Formatter<'_>, negative: bool, units: u64) -> fmt::Result {
+    let sign = if negative { "-" } else { "" };
+    let (whole, mut part) = (units / ONE, units % ONE);
+    if part == 0 {
+        return f.pad(&format!("{sign}{whole}"));
+    }
+    let mut places = 9;
+    while part % 10 == 0 {
+        part /= 10;
+        places -= 1;
+    }
+    f.pad(&format!("{sign}{whole}.{part:0places$}"))
+}
+
+impl fmt::Display for Price {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Price::NULL { f.pad("null") } else { print(f, self.0 < 0, self.0.unsigned_abs()) }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Size::NULL { f.pad("null") } else { print(f, false, self.0) }
+    }
+}
+
+/// Units of the unsigned decimal `text`, or `None` if it is malformed, too fine or too large.
+fn units(text: &str) -> Option<u64> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    if (whole.is_empty() && part.is_empty()) || !digits(whole) || !digits(part) {
+        return None;
+    }
+    let part = part.trim_end_matches('0');
+    if part.len() > 9 {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    let mut fraction: u64 = if part.is_empty() { 0 } else { part.parse().ok()? };
+    for _ in part.len()..9 {
+        fraction *= 10;
+    }
+    whole.checked_mul(ONE)?.checked_add(fraction)
+}
+
+impl FromStr for Price {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "null" {
+            return Ok(Price::NULL);
+        }
+        let (negative, digits) = match text.strip_prefix('-') {
+            Some(rest) => (true, rest),
+            None => (false, text),
+        };
+        let parsed = units(digits).and_then(|u| {
+            let value = if negative { 0i64.checked_sub_unsigned(u)? } else { i64::try_from(u).ok()? };
+            (value != i64::MAX).then_some(Price(value))
+        });
+        parsed.ok_or_else(|| Error::invalid("price", format!("'{text}' is not a decimal of at most 9 places below 9223372036.8")))
+    }
+}
+
+impl FromStr for Size {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "null" {
+            return Ok(Size::NULL);
+        }
+        let parsed = units(text).filter(|&u| u != u64::MAX).map(Size);
+        parsed.ok_or_else(|| {
+            Error::invalid("size", format!("'{text}' is not a decimal without sign, of at most 9 places, below 18446744073.7"))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_price_prints_and_parses_to_itself(raw: i64) {
+            prop_assert_eq!(Price(raw).to_string().parse::<Price>().unwrap(), Price(raw));
+        }
+
+        #[test]
+        fn every_size_prints_and_parses_to_itself(raw: u64) {
+            prop_assert_eq!(Size(raw).to_string().parse::<Size>().unwrap(), Size(raw));
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_panic(text in ".{0,40}") {
+            drop(text.parse::<Price>());
+            drop(text.parse::<Size>());
+        }
+    }
+
+    #[test]
+    fn decimals_are_exact_and_what_would_round_is_refused() {
+        assert_eq!("61800.20".parse::<Price>().unwrap(), Price(61_800_200_000_000));
+        assert_eq!(Price(61_800_200_000_000).to_string(), "61800.2");
+        assert_eq!("-0.000000001".parse::<Price>().unwrap(), Price(-1));
+        assert_eq!("0.00105000".parse::<Size>().unwrap(), Size(1_050_000));
+        assert_eq!(Price(i64::MIN).to_string(), "-9223372036.854775808");
+        for bad in ["", ".", "-", "1e5", "+1", " 1", "1.0000000001", "9223372036.854775807", "99999999999", "--1"] {
+            assert!(bad.parse::<Price>().is_err(), "{bad:?}");
+        }
+        assert!("-1".parse::<Size>().is_err());
+    }
+}

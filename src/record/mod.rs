@@ -1,0 +1,436 @@
+//! Owns: records, the fixed layouts of market events, and their checked access.
+//!
+//! What must hold: every record is `repr(C)`, 8-byte aligned, little-endian and without padding,
+//! begins with the same 16 bytes (kind, source, instrument, `ts_event`), and its rkyv archive has the
+//! size of its memory. A kind id names one layout for ever. Fields and meanings follow Databento's
+//! DBN version 3 (crate `dbn`), with 64-bit sizes. Adding a kind: one file with a `record!` block, and
+//! one line in [`SCHEMAS`].
+
+pub mod fixed;
+pub mod name;
+
+mod book_order;
+mod column;
+mod definition;
+mod gap;
+mod quote;
+mod trade;
+
+use crate::error::{Error, Result};
+use crate::lsn::InstrumentId;
+use crate::time::Ts;
+
+pub use book_order::BookOrder;
+pub use column::{Column, ColumnType, Value};
+pub use definition::Definition;
+pub use fixed::{Price, Size};
+pub use gap::Gap;
+pub use name::Name;
+pub use quote::Quote;
+pub use trade::Trade;
+
+/// Which layout a record has.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[repr(transparent)]
+pub struct Kind(pub u16);
+
+/// Words (8 bytes) of the shortest record: the shared header.
+pub const WORDS_MIN: usize = 2;
+
+/// Words of the longest record a store takes.
+pub const WORDS_MAX: usize = 128;
+
+/// A venue feed (DBN's `publisher_id`).
+pub type Source = u16;
+
+/// One character of DBN's char enums (side, action); `0` is none.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[repr(transparent)]
+pub struct Char(pub u8);
+
+/// Whose order: the aggressor's for trades.
+pub mod side {
+    use super::Char;
+    /// Sell, or the ask side of the book.
+    pub const ASK: Char = Char(b'A');
+    /// Buy, or the bid side of the book.
+    pub const BID: Char = Char(b'B');
+    /// Neither or unknown.
+    pub const NONE: Char = Char(b'N');
+}
+
+/// What happened to an order or a level.
+pub mod action {
+    use super::Char;
+    /// A new order or level.
+    pub const ADD: Char = Char(b'A');
+    /// The order or level now has this size.
+    pub const MODIFY: Char = Char(b'M');
+    /// The order or level is gone, or smaller by this size for an order.
+    pub const CANCEL: Char = Char(b'C');
+    /// The whole book is to be forgotten.
+    pub const CLEAR: Char = Char(b'R');
+    /// A trade; the book is unaffected.
+    pub const TRADE: Char = Char(b'T');
+    /// An order was filled; the book is unaffected.
+    pub const FILL: Char = Char(b'F');
+    /// None.
+    pub const NONE: Char = Char(b'N');
+}
+
+/// Bits of the `flags` column, as in DBN.
+pub mod flags {
+    /// Last record of an event for its instrument.
+    pub const LAST: u8 = 0x80;
+    /// Top of book only.
+    pub const TOB: u8 = 0x40;
+    /// From a snapshot or a replay of the venue.
+    pub const SNAPSHOT: u8 = 0x20;
+    /// An aggregated price level, not an order.
+    pub const MBP: u8 = 0x10;
+    /// `ts_recv` is not to be trusted.
+    pub const BAD_TS_RECV: u8 = 0x08;
+    /// The book may be wrong after an unrecovered gap.
+    pub const MAYBE_BAD_BOOK: u8 = 0x04;
+}
+
+/// The 16 bytes with which every record begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Header {
+    /// The layout of what follows.
+    pub kind: Kind,
+    /// The venue feed.
+    pub source: Source,
+    /// The instrument.
+    pub instrument: InstrumentId,
+    /// When it happened, by the venue's clock.
+    pub ts_event: Ts,
+}
+
+const _: () = assert!(size_of::<Header>() == 16 && align_of::<Header>() == 8);
+
+/// A kind's layout: what a program needs that does not know the kind's type.
+#[derive(Debug)]
+pub struct Schema {
+    /// The kind.
+    pub kind: Kind,
+    /// Its name, for people and files.
+    pub name: &'static str,
+    /// Length of a record in words of 8 bytes.
+    pub words: usize,
+    /// Word of the time that sorts records of this kind: `ts_recv` where there is one, else `ts_event`.
+    pub index_word: usize,
+    /// The fields in the order of the layout.
+    pub columns: &'static [Column],
+}
+
+impl Schema {
+    /// The column called `name`.
+    pub fn column(&self, name: &str) -> Option<&Column> {
+        self.columns.iter().find(|c| c.name == name)
+    }
+}
+
+/// A record type: `repr(C)`, no padding, beginning with the [`Header`].
+pub trait Record: bytemuck::Pod {
+    /// The kind's layout.
+    const SCHEMA: Schema;
+    /// The kind.
+    const KIND: Kind = Self::SCHEMA.kind;
+
+    /// The record as words.
+    fn words(&self) -> &[u64] {
+        bytemuck::cast_slice(std::slice::from_ref(self))
+    }
+}
+
+/// Declares a record: the struct, its layout assertions and its schema.
+macro_rules! record {
+    (
+        $(#[$doc:meta])*
+        $name:ident, kind $kind:literal, $text:literal, $size:literal bytes, index $index:ident;
+        $( $(#[$field_doc:meta])* $field:ident: $type:ty as $column:expr, )*
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+        #[rkyv(attr(repr(C)))]
+        #[repr(C)]
+        pub struct $name {
+            /// The kind: [`Record::KIND`](crate::record::Record::KIND).
+            pub kind: $crate::record::Kind,
+            /// The venue feed.
+            pub source: $crate::record::Source,
+            /// The instrument.
+            pub instrument: $crate::lsn::InstrumentId,
+            /// When it happened, by the venue's clock.
+            pub ts_event: $crate::time::Ts,
+            $( $(#[$field_doc])* pub $field: $type, )*
+        }
+
+        const _: () = {
+            assert!(size_of::<$name>() == $size && align_of::<$name>() == 8);
+            assert!(size_of::<rkyv::Archived<$name>>() == $size);
+            assert!($size / 8 <= $crate::record::WORDS_MAX);
+            assert!(std::mem::offset_of!($name, $index) % 8 == 0);
+            $( assert!(std::mem::offset_of!($name, $field) == std::mem::offset_of!(rkyv::Archived<$name>, $field)); )*
+        };
+
+        impl Default for $name {
+            /// Zero everywhere but in the kind.
+            fn default() -> Self {
+                Self { kind: $crate::record::Kind($kind), ..bytemuck::Zeroable::zeroed() }
+            }
+        }
+
+        impl $crate::record::Record for $name {
+            const SCHEMA: $crate::record::Schema = $crate::record::Schema {
+                kind: $crate::record::Kind($kind),
+                name: $text,
+                words: $size / 8,
+                index_word: std::mem::offset_of!($name, $index) / 8,
+                columns: &[
+                    $crate::record::Column { name: "source", offset: 2, of: $crate::record::ColumnType::U16 },
+                    $crate::record::Column { name: "instrument", offset: 4, of: $crate::record::ColumnType::U32 },
+                    $crate::record::Column { name: "ts_event", offset: 8, of: $crate::record::ColumnType::Ts },
+                    $( $crate::record::Column {
+                        name: stringify!($field),
+                        offset: std::mem::offset_of!($name, $field),
+                        of: $column,
+                    }, )*
+                ],
+            };
+        }
+    };
+}
+pub(crate) use record;
+
+/// Every kind this program knows.
+pub static SCHEMAS: [Schema; 5] = [Trade::SCHEMA, Quote::SCHEMA, BookOrder::SCHEMA, Definition::SCHEMA, Gap::SCHEMA];
+
+/// The schema of `kind`, if it is known.
+pub fn schema(kind: Kind) -> Option<&'static Schema> {
+    // Kinds are dense from 1 and stand in that order; a test holds it.
+    SCHEMAS.get(usize::from(kind.0).wrapping_sub(1))
+}
+
+/// The schema called `name`, if there is one.
+pub fn schema_by_name(name: &str) -> Option<&'static Schema> {
+    SCHEMAS.iter().find(|s| s.name == name)
+}
+
+/// A checked view of one record: of a known kind, and exactly as long as that kind is.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRef<'a> {
+    schema: &'static Schema,
+    words: &'a [u64],
+}
+
+impl PartialEq for RecordRef<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.words == other.words
+    }
+}
+
+impl<'a> RecordRef<'a> {
+    /// The record that begins at `words`, which may go on after it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the kind is unknown or the words end before the record does.
+    pub fn first(words: &'a [u64]) -> Result<RecordRef<'a>> {
+        let Some(&head) = words.first() else {
+            return Err(Error::invalid("record", "it has no bytes"));
+        };
+        let kind = Kind((head & 0xffff) as u16);
+        let schema = schema(kind).ok_or_else(|| Error::invalid("record", format!("kind {} is unknown", kind.0)))?;
+        match words.get(..schema.words) {
+            Some(words) => Ok(RecordRef { schema, words }),
+            None => Err(Error::invalid(
+                "record",
+                format!("a {} has {} bytes, {} are left", schema.name, schema.words * 8, words.len() * 8),
+            )),
+        }
+    }
+
+    /// The view of `record`.
+    pub fn of<R: Record>(record: &'a R) -> RecordRef<'a> {
+        let words = record.words();
+        match RecordRef::first(words) {
+            Ok(this) if this.schema.kind == R::KIND => this,
+            // A field `kind` that contradicts its type is the caller's programming error.
+            _ => panic!("a {} whose kind field is {}", R::SCHEMA.name, words.first().copied().unwrap_or(0) & 0xffff),
+        }
+    }
+
+    /// The kind's layout.
+    pub fn schema(&self) -> &'static Schema {
+        self.schema
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> Kind {
+        self.schema.kind
+    }
+
+    /// The shared 16 bytes.
+    pub fn header(&self) -> &'a Header {
+        let head = self.words.get(..WORDS_MIN).unwrap_or(&[0; WORDS_MIN]);
+        bytemuck::from_bytes(bytemuck::cast_slice(head))
+    }
+
+    /// The instrument.
+    pub fn instrument(&self) -> InstrumentId {
+        self.header().instrument
+    }
+
+    /// The record's words.
+    pub fn words(&self) -> &'a [u64] {
+        self.words
+    }
+
+    /// The record's bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        bytemuck::cast_slice(self.words)
+    }
+
+    /// The record as its type, if it is an `R`.
+    pub fn get<R: Record>(&self) -> Option<&'a R> {
+        (self.kind() == R::KIND).then(|| bytemuck::from_bytes(self.bytes()))
+    }
+
+    /// The time that the record itself gives for sorting; may be null.
+    pub fn own_index_time(&self) -> Ts {
+        Ts(self.words.get(self.schema.index_word).copied().unwrap_or(u64::MAX))
+    }
+
+    /// The columns with their values, in the order of the layout.
+    pub fn values(&self) -> impl Iterator<Item = (&'static Column, Value<'a>)> + use<'a> {
+        let bytes = self.bytes();
+        self.schema.columns.iter().map(move |c| (c, c.value(bytes)))
+    }
+}
+
+/// How far ahead of ingest a record's own time may be.
+pub const INDEX_TIME_AHEAD_MAX_NS: u64 = 24 * 3600 * crate::time::NANOS_PER_SECOND;
+
+/// The time by which a record is sorted, and whether that is the ingest time because its own is null
+/// or more than 24 h ahead.
+#[inline]
+pub fn index_time(own: Ts, ingest: Ts) -> (Ts, bool) {
+    if own.is_null() || own.0 > ingest.0.saturating_add(INDEX_TIME_AHEAD_MAX_NS) { (ingest, true) } else { (own, false) }
+}
+
+/// The records of `words`, which must hold whole records and nothing else; stops at the first error.
+pub fn split(words: &[u64]) -> impl Iterator<Item = Result<RecordRef<'_>>> {
+    let mut rest = words;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let first = RecordRef::first(rest);
+        rest = match &first {
+            Ok(record) => rest.get(record.words.len()..).unwrap_or(&[]),
+            Err(_) => &[],
+        };
+        Some(first)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn kinds_are_dense_from_one_and_found_by_id_and_name() {
+        for (i, s) in SCHEMAS.iter().enumerate() {
+            assert_eq!(usize::from(s.kind.0), i + 1);
+            assert!(std::ptr::eq(schema(s.kind).unwrap(), s));
+            assert!(std::ptr::eq(schema_by_name(s.name).unwrap(), s));
+        }
+        assert!(schema(Kind(0)).is_none() && schema(Kind(999)).is_none());
+    }
+
+    #[test]
+    fn the_columns_of_every_kind_cover_its_bytes_without_overlap() {
+        for s in &SCHEMAS {
+            let mut at = 2;
+            for c in s.columns {
+                assert_eq!(c.offset, at, "{}.{}", s.name, c.name);
+                at += c.of.size();
+            }
+            assert_eq!(at, s.words * 8, "{}", s.name);
+        }
+    }
+
+    #[test]
+    fn a_records_rkyv_archive_is_its_memory() {
+        let trade = Trade { price: Price(5), size: Size(7), trade_id: 9, ..Trade::default() };
+        let archive = rkyv::to_bytes::<rkyv::rancor::Error>(&trade).unwrap();
+        assert_eq!(&archive[..], bytemuck::bytes_of(&trade));
+    }
+
+    proptest! {
+        #[test]
+        fn split_is_total_on_any_words(mut words in proptest::collection::vec(any::<u64>(), 0..64), kinds in proptest::collection::vec(0u64..8, 64)) {
+            for (w, k) in words.iter_mut().zip(kinds) { *w = (*w & !0xffff) | k; }
+            let mut seen = 0;
+            for r in split(&words) {
+                match r { Ok(r) => seen += r.words().len(), Err(_) => return Ok(()) }
+            }
+            prop_assert_eq!(seen, words.len());
+        }
+
+        #[test]
+        fn every_value_of_every_column_prints_and_parses_to_itself(bytes in proptest::collection::vec(any::<u8>(), 1024), kind in 1u16..=5) {
+            let schema = schema(Kind(kind)).unwrap();
+            let mut copy = vec![0u8; schema.words * 8];
+            for c in schema.columns {
+                let text = c.value(&bytes).to_string();
+                // Text columns keep only printable ASCII; the others are exact for any bits.
+                if matches!(c.of, ColumnType::Text(_) | ColumnType::Char) { continue; }
+                c.parse(&text, &mut copy).unwrap();
+                prop_assert_eq!(c.value(&copy).to_string(), text, "{}.{}", schema.name, c.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_null_or_a_day_ahead_is_replaced_by_the_ingest_time() {
+        let now = Ts(1_000);
+        assert_eq!(index_time(Ts(5), now), (Ts(5), false));
+        assert_eq!(index_time(Ts::NULL, now), (now, true));
+        assert_eq!(index_time(Ts(1_001 + INDEX_TIME_AHEAD_MAX_NS), now), (now, true));
+        assert_eq!(index_time(Ts(1_000 + INDEX_TIME_AHEAD_MAX_NS), now), (Ts(1_000 + INDEX_TIME_AHEAD_MAX_NS), false));
+    }
+}

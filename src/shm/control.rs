@@ -1,0 +1,584 @@
+//! Owns: the control page, one file a store, the same inode across restarts of storage. Storage
+//! writes, everybody reads.
+//!
+//! ```text
+//!    0 magic u64 · 8 version u64 · 16 store id u128
+//!   64 instance u64 (odd while recovering) · 72 timeline u64 · 80 term u64 · 88 role u64 (0 down, 1 leader)
+//!   96 pid u64 · 104 started ts · 112 cut LSN: first LSN withdrawn by the newest timeline
+//!  128 heartbeat u64 (ns of CLOCK_MONOTONIC)
+//!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64, first LSN u64 } × 4
+//!  512 appended: LSN u64, position u64        each hot watermark on its own 128 bytes
+//!  640 applied: LSN
+//!  768 durable: LSN, position
+//!  896 committed: LSN
+//! 1024 statistics: 16 × u64
+//! 4096 slots: 256 × 256 B, one a granted publisher
+//!      +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
+//!      +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
+//!      +128 durable pub_seq · 136 its LSN                              written by sync
+//! ```
+//!
+//! What must hold: a watermark is stored, with release, after everything it covers; a slot's numbers
+//! belong to its grant only if the grant reads the same before and after them; acknowledgements are
+//! never early.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use super::Mapping;
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, Lsn, Position, PubSeq, PublisherId, Term, Timeline};
+use crate::time::Ts;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"TAPECTRL");
+const VERSION: u64 = 1;
+const STORE_ID: u64 = 16;
+const INSTANCE: u64 = 64;
+const TIMELINE: u64 = 72;
+const TERM: u64 = 80;
+const ROLE: u64 = 88;
+const PID: u64 = 96;
+const STARTED: u64 = 104;
+const CUT: u64 = 112;
+const HEARTBEAT: u64 = 128;
+const TABLE_VERSION: u64 = 256;
+const TABLE_COUNT: u64 = 264;
+const TABLES: u64 = 272;
+const APPENDED: u64 = 512;
+const APPLIED: u64 = 640;
+const DURABLE: u64 = 768;
+const COMMITTED: u64 = 896;
+const STATISTICS: u64 = 1024;
+const SLOTS: u64 = 4096;
+const SLOT_LEN: u64 = 256;
+
+/// Publishers that can be attached at once.
+pub const SLOTS_MAX: usize = 256;
+/// MemTables that can be live at once: the active one and three sealed ones.
+pub const TABLES_MAX: usize = 4;
+const LEN: u64 = SLOTS + SLOTS_MAX as u64 * SLOT_LEN;
+
+/// A heartbeat older than this means that storage is down.
+pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
+
+const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= APPENDED && STATISTICS + 16 * 8 <= SLOTS);
+
+/// Counters of the storage process, since its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Statistic {
+    /// Records accepted.
+    Records = 0,
+    /// Frames appended.
+    Frames = 1,
+    /// Bytes appended to the log.
+    Bytes = 2,
+    /// Records that came a second time and were dropped.
+    Duplicates = 3,
+    /// Batches refused because records before them are missing.
+    Gaps = 4,
+    /// Batches refused because they were malformed.
+    Malformed = 5,
+    /// Batches of a fenced epoch.
+    Fenced = 6,
+    /// Syncs of the log.
+    Syncs = 7,
+    /// Nanoseconds in which ingest was held back: full MemTable or too much unsynced.
+    HeldBackNs = 8,
+    /// Why ingest is held back now: 0 it is not, 1 MemTable full, 2 disk too slow, 3 halted.
+    HeldBack = 9,
+    /// Publishers attached.
+    Publishers = 10,
+    /// Instruments registered.
+    Instruments = 11,
+    /// Bytes of one MemTable.
+    MemTableLen = 12,
+    /// Bytes used of the active MemTable.
+    MemTableUsed = 13,
+    /// Dead publishers whose bus files were swept.
+    Swept = 14,
+}
+
+/// What a slot's publisher may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum SlotState {
+    /// Not granted.
+    Free = 0,
+    /// Granted.
+    Attached = 1,
+    /// A newer epoch of the same publisher is attached.
+    Fenced = 2,
+    /// A batch was malformed; the grant is refused from then on.
+    Refused = 3,
+}
+
+/// The control page.
+#[derive(Clone, Debug)]
+pub struct Control(Arc<Mapping>);
+
+/// The live MemTables, as of one table version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableList {
+    /// Which version this is; even.
+    pub version: u64,
+    /// MemTable id and first LSN, oldest first; the first `count` are valid.
+    pub tables: [(u64, Lsn); TABLES_MAX],
+    /// How many.
+    pub count: usize,
+}
+
+/// What a publisher reads from its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotView {
+    /// What it may do.
+    pub state: SlotState,
+    /// In the log file: everything up to here.
+    pub accepted: PubSeq,
+    /// LSN of `accepted`.
+    pub accepted_lsn: Lsn,
+    /// Durable: everything up to here.
+    pub durable: PubSeq,
+    /// LSN of `durable`.
+    pub durable_lsn: Lsn,
+    /// Rises whenever storage sees a jump; `gap_expected` then says what it waits for.
+    pub gap_count: u64,
+    /// What storage expects next, as of the newest gap.
+    pub gap_expected: PubSeq,
+}
+
+impl Control {
+    /// Maps the control page at `path` for storage, creating it for the store `store_id`.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] if the file is another store's or no control page.
+    pub fn open_or_create(path: &Path, store_id: u128) -> Result<Control> {
+        let map = Mapping::open_or_create(path, LEN)?;
+        let this = Control(Arc::new(map));
+        if this.word(0).load(Ordering::Acquire) == 0 {
+            this.word(8).store(VERSION, Ordering::Relaxed);
+            this.word(STORE_ID).store(store_id as u64, Ordering::Relaxed);
+            this.word(STORE_ID + 8).store((store_id >> 64) as u64, Ordering::Relaxed);
+            // SYNC: pairs with the load in `check`.
+            this.word(0).store(MAGIC, Ordering::Release);
+        }
+        this.check(path)?;
+        if this.store_id() != store_id {
+            return Err(Error::Foreign { path: path.to_path_buf(), what: "control page of this store", found: store_id as u64 });
+        }
+        Ok(this)
+    }
+
+    /// Maps the control page at `path` for reading.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] or [`Error::Version`] if it is not one.
+    pub fn open(path: &Path) -> Result<Control> {
+        let this = Control(Arc::new(Mapping::open(path, false)?));
+        this.check(path)?;
+        Ok(this)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        if self.0.len() < LEN {
+            return Err(Error::Foreign { path: path.to_path_buf(), what: "control page", found: self.0.len() });
+        }
+        // SYNC: pairs with the store in `open_or_create`.
+        let magic = self.word(0).load(Ordering::Acquire);
+        if magic != MAGIC {
+            return Err(Error::Foreign { path: path.to_path_buf(), what: "control page", found: magic });
+        }
+        let version = self.word(8).load(Ordering::Relaxed);
+        if version != VERSION {
+            return Err(Error::Version { path: path.to_path_buf(), found: version as u32, supported: VERSION as u32 });
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn word(&self, offset: u64) -> &AtomicU64 {
+        self.0.u64(offset)
+    }
+
+    /// Whether `path` is still this very file.
+    pub fn is_at(&self, path: &Path) -> bool {
+        self.0.path() == path && path.exists()
+    }
+
+    /// Whose page this is.
+    pub fn store_id(&self) -> u128 {
+        let half = |at| u128::from(self.word(at).load(Ordering::Relaxed));
+        half(STORE_ID) | half(STORE_ID + 8) << 64
+    }
+
+    /// Number of the storage process's start; odd while it recovers.
+    pub fn instance(&self) -> u64 {
+        // SYNC: pairs with `set_instance`.
+        self.word(INSTANCE).load(Ordering::Acquire)
+    }
+
+    /// Publishes the instance, after all that belongs to it.
+    pub fn set_instance(&self, instance: u64) {
+        // SYNC: pairs with `instance`.
+        self.word(INSTANCE).store(instance, Ordering::Release);
+    }
+
+    /// The timeline.
+    pub fn timeline(&self) -> Timeline {
+        // SYNC: pairs with `set_timeline`.
+        Timeline(self.word(TIMELINE).load(Ordering::Acquire))
+    }
+
+    /// The first LSN that the newest timeline withdrew.
+    pub fn cut(&self) -> Lsn {
+        Lsn(self.word(CUT).load(Ordering::Relaxed))
+    }
+
+    /// Sets the timeline and the first LSN it withdrew.
+    pub fn set_timeline(&self, timeline: Timeline, cut: Lsn) {
+        self.word(CUT).store(cut.0, Ordering::Relaxed);
+        // SYNC: pairs with `timeline`; `cut` is ordered before it.
+        self.word(TIMELINE).store(timeline.0, Ordering::Release);
+    }
+
+    /// The term.
+    pub fn term(&self) -> Term {
+        Term(self.word(TERM).load(Ordering::Relaxed) as u32)
+    }
+
+    /// Whether a storage process says that it serves, and its process id.
+    pub fn server(&self) -> Option<u64> {
+        // SYNC: pairs with `set_server`.
+        let role = self.word(ROLE).load(Ordering::Acquire);
+        (role != 0).then(|| self.word(PID).load(Ordering::Relaxed))
+    }
+
+    /// Since when the storage process runs.
+    pub fn started(&self) -> Ts {
+        Ts(self.word(STARTED).load(Ordering::Relaxed))
+    }
+
+    /// Says that process `pid` serves in `term` since `started`; `None` that none does.
+    pub fn set_server(&self, server: Option<(u64, Term, Ts)>) {
+        if let Some((pid, term, started)) = server {
+            self.word(PID).store(pid, Ordering::Relaxed);
+            self.word(TERM).store(u64::from(term.0), Ordering::Relaxed);
+            self.word(STARTED).store(started.0, Ordering::Relaxed);
+        }
+        // SYNC: pairs with `server`.
+        self.word(ROLE).store(u64::from(server.is_some()), Ordering::Release);
+    }
+
+    /// When storage last turned its loop, ns of the monotonic clock.
+    pub fn heartbeat(&self) -> u64 {
+        // A lone number: relaxed.
+        self.word(HEARTBEAT).load(Ordering::Relaxed)
+    }
+
+    /// Storage lives at `monotonic`.
+    pub fn beat(&self, monotonic: u64) {
+        self.word(HEARTBEAT).store(monotonic, Ordering::Relaxed);
+    }
+
+    /// Whether storage serves and has turned its loop within a second before `monotonic`.
+    pub fn is_alive(&self, monotonic: u64) -> bool {
+        self.server().is_some() && monotonic.saturating_sub(self.heartbeat()) < HEARTBEAT_AGE_MAX_NS
+    }
+
+    /// The live MemTables; waits out a change in progress.
+    pub fn tables(&self) -> TableList {
+        loop {
+            // SYNC: pairs with the second store in `set_tables`.
+            let version = self.word(TABLE_VERSION).load(Ordering::Acquire);
+            let mut list = TableList { version, tables: [(0, Lsn::NONE); TABLES_MAX], count: 0 };
+            list.count = (self.word(TABLE_COUNT).load(Ordering::Relaxed) as usize).min(TABLES_MAX);
+            for (entry, at) in list.tables.iter_mut().zip((TABLES..).step_by(16)) {
+                *entry = (self.word(at).load(Ordering::Relaxed), Lsn(self.word(at + 8).load(Ordering::Relaxed)));
+            }
+            // SYNC: orders the entries before the second look at the version (a sequence lock).
+            fence(Ordering::Acquire);
+            if version.is_multiple_of(2) && self.word(TABLE_VERSION).load(Ordering::Relaxed) == version {
+                return list;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// The version of the table list.
+    pub fn table_version(&self) -> u64 {
+        // SYNC: pairs with the second store in `set_tables`.
+        self.word(TABLE_VERSION).load(Ordering::Acquire)
+    }
+
+    /// Replaces the list of live MemTables.
+    ///
+    /// # Panics
+    /// If there are more than [`TABLES_MAX`].
+    pub fn set_tables(&self, tables: &[(u64, Lsn)]) {
+        assert!(tables.len() <= TABLES_MAX);
+        // An odd version may be left by a process killed in here.
+        let version = self.word(TABLE_VERSION).load(Ordering::Relaxed) | 1;
+        self.word(TABLE_VERSION).store(version, Ordering::Relaxed);
+        // SYNC: orders the odd version before the entries (a sequence lock).
+        fence(Ordering::Release);
+        for (&(id, first), at) in tables.iter().zip((TABLES..).step_by(16)) {
+            self.word(at).store(id, Ordering::Relaxed);
+            self.word(at + 8).store(first.0, Ordering::Relaxed);
+        }
+        self.word(TABLE_COUNT).store(tables.len() as u64, Ordering::Relaxed);
+        // SYNC: pairs with the load in `tables`.
+        self.word(TABLE_VERSION).store(version + 1, Ordering::Release);
+    }
+
+    /// The last record in the log file.
+    pub fn appended(&self) -> Lsn {
+        // SYNC: pairs with `set_appended`.
+        Lsn(self.word(APPENDED).load(Ordering::Acquire))
+    }
+
+    /// The end of the log file.
+    pub fn appended_position(&self) -> Position {
+        Position(self.word(APPENDED + 8).load(Ordering::Relaxed))
+    }
+
+    /// Moves `appended`.
+    pub fn set_appended(&self, lsn: Lsn, position: Position) {
+        self.word(APPENDED + 8).store(position.0, Ordering::Relaxed);
+        // SYNC: pairs with `appended`.
+        self.word(APPENDED).store(lsn.0, Ordering::Release);
+    }
+
+    /// The last record in a MemTable: readers see up to here.
+    #[inline]
+    pub fn applied(&self) -> Lsn {
+        // SYNC: pairs with `set_applied`; rows, lengths and arrival entries are ordered before it.
+        Lsn(self.word(APPLIED).load(Ordering::Acquire))
+    }
+
+    /// Moves `applied`, after the rows.
+    pub fn set_applied(&self, lsn: Lsn) {
+        // SYNC: pairs with `applied`.
+        self.word(APPLIED).store(lsn.0, Ordering::Release);
+    }
+
+    /// The last durable record.
+    pub fn durable(&self) -> Lsn {
+        // SYNC: pairs with `set_durable`.
+        Lsn(self.word(DURABLE).load(Ordering::Acquire))
+    }
+
+    /// The end of the durable log.
+    pub fn durable_position(&self) -> Position {
+        Position(self.word(DURABLE + 8).load(Ordering::Relaxed))
+    }
+
+    /// Moves `durable`, and with it `committed`: standalone they are the same.
+    pub fn set_durable(&self, lsn: Lsn, position: Position) {
+        self.word(DURABLE + 8).store(position.0, Ordering::Relaxed);
+        // SYNC: pairs with `durable`.
+        self.word(DURABLE).store(lsn.0, Ordering::Release);
+        // SYNC: pairs with `committed`.
+        self.word(COMMITTED).store(lsn.0, Ordering::Release);
+    }
+
+    /// The last committed record.
+    pub fn committed(&self) -> Lsn {
+        // SYNC: pairs with `set_durable`.
+        Lsn(self.word(COMMITTED).load(Ordering::Acquire))
+    }
+
+    /// The counter `which`.
+    pub fn statistic(&self, which: Statistic) -> u64 {
+        self.word(STATISTICS + which as u64 * 8).load(Ordering::Relaxed)
+    }
+
+    /// Adds to the counter `which`, which one thread writes.
+    pub fn add(&self, which: Statistic, more: u64) {
+        let word = self.word(STATISTICS + which as u64 * 8);
+        word.store(word.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+    }
+
+    /// Sets the counter `which`.
+    pub fn set_statistic(&self, which: Statistic, value: u64) {
+        self.word(STATISTICS + which as u64 * 8).store(value, Ordering::Relaxed);
+    }
+
+    /// The slot of number `index`.
+    ///
+    /// # Panics
+    /// If `index` is not below [`SLOTS_MAX`].
+    pub fn slot(&self, index: usize) -> Slot {
+        assert!(index < SLOTS_MAX, "slot {index}");
+        Slot { map: self.0.clone(), base: SLOTS + index as u64 * SLOT_LEN }
+    }
+
+    /// For a starting storage process: counters to zero, slots free. Watermarks stay until recovery
+    /// sets them.
+    pub fn reset(&self) {
+        for i in 0..16 {
+            self.word(STATISTICS + i * 8).store(0, Ordering::Relaxed);
+        }
+        for i in 0..SLOTS_MAX {
+            self.slot(i).free();
+        }
+    }
+}
+
+/// One publisher's slot.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    map: Arc<Mapping>,
+    base: u64,
+}
+
+impl Slot {
+    #[inline]
+    fn word(&self, offset: u64) -> &AtomicU64 {
+        self.map.u64(self.base + offset)
+    }
+
+    /// Grants the slot: everything up to `accepted` of this epoch is durable.
+    pub fn grant(&self, grant: u64, publisher: PublisherId, epoch: Epoch, accepted: PubSeq, lsn: Lsn) {
+        self.free();
+        // SYNC: orders "no grant" before the new numbers; pairs with the fence in `view`.
+        fence(Ordering::Release);
+        self.word(8).store(u64::from(publisher.0), Ordering::Relaxed);
+        self.word(16).store(u64::from(epoch.0), Ordering::Relaxed);
+        self.word(24).store(SlotState::Attached as u64, Ordering::Relaxed);
+        self.word(48).store(0, Ordering::Relaxed);
+        self.word(64).store(0, Ordering::Relaxed);
+        self.accept(accepted, lsn);
+        self.ack_durable(accepted, lsn);
+        // SYNC: pairs with the first load in `view`.
+        self.word(0).store(grant, Ordering::Release);
+    }
+
+    /// Takes the grant back.
+    pub fn free(&self) {
+        self.word(0).store(0, Ordering::Release);
+        self.word(24).store(SlotState::Free as u64, Ordering::Relaxed);
+    }
+
+    /// Changes what the publisher may do.
+    pub fn set_state(&self, state: SlotState) {
+        // SYNC: pairs with `view`.
+        self.word(24).store(state as u64, Ordering::Release);
+    }
+
+    /// Everything up to `pub_seq`, of LSN `lsn`, is in the log file.
+    pub fn accept(&self, pub_seq: PubSeq, lsn: Lsn) {
+        self.word(40).store(lsn.0, Ordering::Relaxed);
+        // SYNC: pairs with `view`.
+        self.word(32).store(pub_seq.0, Ordering::Release);
+    }
+
+    /// Everything up to `pub_seq`, of LSN `lsn`, is durable.
+    pub fn ack_durable(&self, pub_seq: PubSeq, lsn: Lsn) {
+        self.word(136).store(lsn.0, Ordering::Relaxed);
+        // SYNC: pairs with `view`.
+        self.word(128).store(pub_seq.0, Ordering::Release);
+    }
+
+    /// Storage waits for `expected`.
+    pub fn gap(&self, expected: PubSeq) {
+        self.word(56).store(expected.0, Ordering::Relaxed);
+        let count = self.word(48).load(Ordering::Relaxed);
+        // SYNC: pairs with `view`.
+        self.word(48).store(count + 1, Ordering::Release);
+    }
+
+    /// What the holder of `grant` is told; `None` if the grant has ended.
+    #[inline]
+    pub fn view(&self, grant: u64) -> Option<SlotView> {
+        // SYNC: pairs with the last store in `grant`.
+        if self.word(0).load(Ordering::Acquire) != grant {
+            return None;
+        }
+        let gap_count = self.word(48).load(Ordering::Acquire);
+        let view = SlotView {
+            state: match self.word(24).load(Ordering::Acquire) {
+                1 => SlotState::Attached,
+                2 => SlotState::Fenced,
+                3 => SlotState::Refused,
+                _ => return None,
+            },
+            accepted: PubSeq(self.word(32).load(Ordering::Acquire)),
+            accepted_lsn: Lsn(self.word(40).load(Ordering::Relaxed)),
+            durable: PubSeq(self.word(128).load(Ordering::Acquire)),
+            durable_lsn: Lsn(self.word(136).load(Ordering::Relaxed)),
+            gap_count,
+            gap_expected: PubSeq(self.word(56).load(Ordering::Relaxed)),
+        };
+        // SYNC: orders the numbers before the second look at the grant; pairs with the fence in `grant`.
+        fence(Ordering::Acquire);
+        (self.word(0).load(Ordering::Relaxed) == grant).then_some(view)
+    }
+
+    /// Who holds the slot: grant, publisher, epoch; `None` if nobody does.
+    pub fn holder(&self) -> Option<(u64, PublisherId, Epoch)> {
+        let grant = self.word(0).load(Ordering::Acquire);
+        let publisher = PublisherId(self.word(8).load(Ordering::Relaxed) as u16);
+        (grant != 0).then(|| (grant, publisher, Epoch(self.word(16).load(Ordering::Relaxed) as u32)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> (tempfile::TempDir, Control) {
+        let dir = tempfile::tempdir().unwrap();
+        let control = Control::open_or_create(&dir.path().join("control"), 7).unwrap();
+        (dir, control)
+    }
+
+    #[test]
+    fn a_slot_tells_only_the_holder_of_its_grant() {
+        let (_dir, control) = page();
+        let slot = control.slot(3);
+        assert!(slot.view(0x11).is_none());
+        slot.grant(0x11, PublisherId(1), Epoch(2), PubSeq(5), Lsn(9));
+        let view = slot.view(0x11).unwrap();
+        assert_eq!((view.accepted, view.durable, view.gap_count), (PubSeq(5), PubSeq(5), 0));
+        slot.grant(0x12, PublisherId(8), Epoch(1), PubSeq(0), Lsn(9));
+        assert!(slot.view(0x11).is_none(), "the grant has passed to another");
+        slot.gap(PubSeq(1));
+        assert_eq!(slot.view(0x12).unwrap().gap_expected, PubSeq(1));
+    }
+
+    #[test]
+    fn the_page_of_another_store_or_version_is_refused() {
+        let (dir, control) = page();
+        let path = dir.path().join("control");
+        assert!(matches!(Control::open_or_create(&path, 8), Err(Error::Foreign { .. })));
+        control.word(8).store(9, Ordering::Relaxed);
+        assert!(matches!(Control::open(&path), Err(Error::Version { found: 9, .. })));
+        control.word(0).store(1, Ordering::Relaxed);
+        assert!(matches!(Control::open(&path), Err(Error::Foreign { .. })));
+    }
+
+    #[test]
+    fn the_table_list_is_read_whole_while_it_changes() {
+        let (_dir, control) = page();
+        let writer = control.clone();
+        let end = crate::agent::Stop::default();
+        let theirs = end.clone();
+        let thread = std::thread::spawn(move || {
+            let mut i = 0;
+            while !theirs.is_stopped() {
+                i += 1;
+                writer.set_tables(&[(i, Lsn(i)), (i + 1, Lsn(i + 1))]);
+            }
+        });
+        for _ in 0..20_000 {
+            let list = control.tables();
+            if list.count == 2 {
+                let [(a, b), (c, d), ..] = list.tables;
+                assert_eq!((Lsn(a), c, d), (b, a + 1, Lsn(a + 1)));
+            }
+        }
+        end.stop();
+        thread.join().unwrap();
+    }
+}

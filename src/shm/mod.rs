@@ -1,0 +1,206 @@
+//! Owns: shared memory. [`Mapping`] is a file in a memory file system, mapped by many processes;
+//! [`control`] is the store's control page, [`bell`] wakes sleepers, [`run_dir`] names it all.
+//!
+//! What must hold: every byte of a mapping is backed by allocated memory before it is mapped (a full
+//! memory file system is an error here, not a signal later); each word has one writing thread; a
+//! reader reads plain words only after it has loaded, with acquire, an atomic that their writer
+//! stored, with release, after writing them.
+
+pub mod bell;
+pub mod control;
+pub mod run_dir;
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::FallocateFlags;
+
+use crate::error::{Error, Result};
+
+/// A mapped file of shared memory.
+#[derive(Debug)]
+pub struct Mapping {
+    map: MmapRaw,
+    writable: bool,
+    path: PathBuf,
+}
+
+impl Mapping {
+    /// Creates `path` of `len` bytes, all allocated and zero, and maps it for writing.
+    ///
+    /// # Errors
+    /// [`Error::NoSharedMemory`] if the memory is not to be had, [`Error::Io`] otherwise.
+    pub fn create(path: &Path, len: u64) -> Result<Mapping> {
+        let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
+        if let Err(e) = allocate(&file, path, 0, len) {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a file that could not be allocated");
+            }
+            return Err(e);
+        }
+        Mapping::map(&file, path, true)
+    }
+
+    /// Opens `path`, or creates it of `len` bytes, and maps it for writing.
+    ///
+    /// # Errors
+    /// As [`Mapping::create`].
+    pub fn open_or_create(path: &Path, len: u64) -> Result<Mapping> {
+        let file = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), "open", path)?;
+        allocate(&file, path, 0, len)?;
+        Mapping::map(&file, path, true)
+    }
+
+    /// Maps the existing `path`, for writing if `writable`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened or mapped.
+    pub fn open(path: &Path, writable: bool) -> Result<Mapping> {
+        let file = open(OpenOptions::new().read(true).write(writable), "open", path)?;
+        Mapping::map(&file, path, writable)
+    }
+
+    fn map(file: &File, path: &Path, writable: bool) -> Result<Mapping> {
+        let options = MmapOptions::new();
+        let map = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
+        let map = map.map_err(|e| Error::io("map", path, e))?;
+        Ok(Mapping { map, writable, path: path.to_path_buf() })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.map.len() == 0
+    }
+
+    /// The mapped file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The 64-bit atomic at byte `offset`.
+    ///
+    /// # Panics
+    /// If `offset` is not a multiple of 8 inside the mapping.
+    #[inline]
+    pub fn u64(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset.saturating_add(8) <= self.len(), "offset {offset}");
+        // SAFETY: the offset was just checked to lie inside the mapping.
+        let at = unsafe { self.map.as_mut_ptr().add(offset as usize) };
+        // SAFETY: aligned (mappings begin on a page), inside the mapping, which lives as long as
+        // `self`; the word is only ever accessed through atomics or before publication.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
+    }
+
+    /// The 32-bit atomic at byte `offset`.
+    ///
+    /// # Panics
+    /// If `offset` is not a multiple of 4 inside the mapping.
+    #[inline]
+    pub fn u32(&self, offset: u64) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset.saturating_add(4) <= self.len(), "offset {offset}");
+        // SAFETY: the offset was just checked to lie inside the mapping.
+        let at = unsafe { self.map.as_mut_ptr().add(offset as usize) };
+        // SAFETY: as in `u64`.
+        unsafe { AtomicU32::from_ptr(at.cast()) }
+    }
+
+    /// `count` words from byte `offset`, or `None` if they are not all inside the mapping. To be called
+    /// only for words that are published: their writer never writes them again.
+    #[inline]
+    pub fn words(&self, offset: u64, count: usize) -> Option<&[u64]> {
+        let end = (count as u64).checked_mul(8)?.checked_add(offset)?;
+        if !offset.is_multiple_of(8) || end > self.len() {
+            return None;
+        }
+        // SAFETY: the offset was just checked to lie inside the mapping.
+        let at = unsafe { self.map.as_ptr().add(offset as usize) };
+        // SAFETY: aligned, inside the mapping that outlives the borrow, and published words are never
+        // written again while their file is mapped (files are unlinked, never reused or truncated).
+        Some(unsafe { std::slice::from_raw_parts(at.cast(), count) })
+    }
+
+    /// Copies `words` to byte `offset`, before they are published.
+    ///
+    /// # Panics
+    /// If the mapping is read-only or the words do not fit in it.
+    #[inline]
+    pub fn write_words(&self, offset: u64, words: &[u64]) {
+        let end = offset.saturating_add(words.len() as u64 * 8);
+        assert!(self.writable && offset.is_multiple_of(8) && end <= self.len(), "offset {offset}");
+        // SAFETY: the range was just checked to lie inside the mapping.
+        let at = unsafe { self.map.as_mut_ptr().add(offset as usize) };
+        // SAFETY: both ranges are valid for the length; they cannot overlap, because no slice of
+        // unpublished words of a mapping exists; this thread is the only writer of the range.
+        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), at.cast(), words.len()) };
+    }
+}
+
+fn open(options: &mut OpenOptions, op: &'static str, path: &Path) -> Result<File> {
+    options.open(path).map_err(|e| Error::io(op, path, e))
+}
+
+/// Allocates the bytes from `offset` on of `file`, so that no later store can fail.
+fn allocate(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::NOSPC | rustix::io::Errno::NOMEM) => {
+            Err(Error::NoSharedMemory { path: path.to_path_buf(), wanted: len, free: free_bytes(path) })
+        }
+        Err(e) => Err(Error::io("allocate", path, e)),
+    }
+}
+
+/// Bytes free in the file system that holds `path`; 0 if it cannot be told.
+pub fn free_bytes(path: &Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |s| s.f_bavail * s.f_frsize)
+}
+
+/// A file of shared memory that only grows: mapped once at its largest, allocated as it is used.
+#[derive(Debug)]
+pub struct Growing {
+    map: Mapping,
+    file: File,
+    allocated: u64,
+}
+
+/// Bytes by which a growing file is allocated.
+const GROW_STEP: u64 = 1 << 20;
+
+impl Growing {
+    /// Creates `path`, at most `len_max` bytes, nothing of it allocated.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(path: &Path, len_max: u64) -> Result<Growing> {
+        let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
+        file.set_len(len_max).map_err(|e| Error::io("size", path, e))?;
+        let map = Mapping::map(&file, path, true)?;
+        Ok(Growing { map, file, allocated: 0 })
+    }
+
+    /// Makes the bytes before `end` writable.
+    ///
+    /// # Errors
+    /// [`Error::NoSharedMemory`] if the memory is not to be had.
+    pub fn reserve(&mut self, end: u64) -> Result<()> {
+        assert!(end <= self.map.len(), "{end} bytes of {}", self.map.len());
+        if end > self.allocated {
+            let target = end.next_multiple_of(GROW_STEP).min(self.map.len());
+            allocate(&self.file, self.map.path(), self.allocated, target - self.allocated)?;
+            self.allocated = target;
+        }
+        Ok(())
+    }
+
+    /// The mapping; only reserved bytes may be touched.
+    pub fn map(&self) -> &Mapping {
+        &self.map
+    }
+}

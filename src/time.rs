@@ -1,0 +1,144 @@
+//! Owns: time. [`Ts`] is a moment in nanoseconds since the epoch, UTC; [`Clock`] is the one place
+//! where the present comes from, so a simulation can supply its own.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+
+/// Nanoseconds in a second.
+pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+/// Nanoseconds since 1970-01-01T00:00:00Z. The maximum is null.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[repr(transparent)]
+pub struct Ts(pub u64);
+
+impl Ts {
+    /// No time.
+    pub const NULL: Ts = Ts(u64::MAX);
+
+    /// Whether this is no time.
+    pub const fn is_null(self) -> bool {
+        self.0 == u64::MAX
+    }
+}
+
+impl fmt::Display for Ts {
+    /// RFC 3339 with all nine digits of the second; `null` for [`Ts::NULL`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_null() {
+            return f.write_str("null");
+        }
+        match jiff::Timestamp::from_nanosecond(i128::from(self.0)) {
+            Ok(t) => write!(f, "{t:.9}"),
+            Err(_) => write!(f, "{}ns", self.0),
+        }
+    }
+}
+
+impl FromStr for Ts {
+    type Err = Error;
+
+    /// Nanoseconds as an integer, RFC 3339 with an offset, or `null`.
+    fn from_str(text: &str) -> Result<Self> {
+        let invalid =
+            || Error::invalid("time", format!("'{text}' is neither nanoseconds since 1970 nor like 2024-08-08T23:54:15.5Z"));
+        if text == "null" {
+            return Ok(Ts::NULL);
+        }
+        if text.bytes().all(|b| b.is_ascii_digit()) {
+            return text.parse().map(Ts).map_err(|_| invalid());
+        }
+        let time: jiff::Timestamp = text.parse().map_err(|_| invalid())?;
+        u64::try_from(time.as_nanosecond()).map(Ts).map_err(|_| invalid())
+    }
+}
+
+/// Where the present comes from.
+pub trait Clock: Send + Sync {
+    /// The wall clock; may jump.
+    fn wall(&self) -> Ts;
+    /// Nanoseconds of a clock that never falls and is shared by all processes of the host.
+    fn monotonic(&self) -> u64;
+}
+
+/// The host's clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostClock;
+
+fn read(id: rustix::time::ClockId) -> u64 {
+    let t = rustix::time::clock_gettime(id);
+    u64::try_from(t.tv_sec).unwrap_or(0) * NANOS_PER_SECOND + u64::try_from(t.tv_nsec).unwrap_or(0)
+}
+
+impl Clock for HostClock {
+    fn wall(&self) -> Ts {
+        Ts(read(rustix::time::ClockId::Realtime))
+    }
+
+    fn monotonic(&self) -> u64 {
+        read(rustix::time::ClockId::Monotonic)
+    }
+}
+
+/// A clock that stands still until it is moved; for simulation.
+#[derive(Clone, Debug)]
+pub struct SimClock(Arc<AtomicU64>);
+
+impl SimClock {
+    /// A clock at `start`.
+    pub fn new(start: Ts) -> Self {
+        SimClock(Arc::new(AtomicU64::new(start.0)))
+    }
+
+    /// Moves the clock on by `nanos`.
+    pub fn advance(&self, nanos: u64) {
+        // A single number that orders nothing else: relaxed.
+        self.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl Clock for SimClock {
+    fn wall(&self) -> Ts {
+        Ts(self.0.load(Ordering::Relaxed))
+    }
+
+    fn monotonic(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_prints_and_parses_to_the_same_nanosecond() {
+        for ns in [0, 1, 1_723_161_255_030_314_667, 253_402_207_200_000_000] {
+            let text = Ts(ns).to_string();
+            assert_eq!(text.parse::<Ts>().unwrap(), Ts(ns), "{text}");
+        }
+        assert_eq!(Ts(1_723_161_255_030_314_667).to_string(), "2024-08-08T23:54:15.030314667Z");
+        assert_eq!("null".parse::<Ts>().unwrap(), Ts::NULL);
+        assert!("yesterday".parse::<Ts>().is_err());
+        assert!("99999999999999999999999".parse::<Ts>().is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! Owns: facts, what a control frame carries: who is attached, which name an instrument has.
+//!
+//! ```text
+//! attach  16 B   type u16 = 1 · bytes u16 · publisher u16 · 0 u16 · epoch u32 · 0 u32
+//! symbol  80 B   type u16 = 2 · bytes u16 · instrument u32 · length u8 · name 71 B
+//! ```
+
+use super::format::{Bad, Header};
+use crate::lsn::{Epoch, InstrumentId, PublisherId};
+use crate::record::Name;
+
+const ATTACH: u16 = 1;
+const ATTACH_LEN: usize = 16;
+const SYMBOL: u16 = 2;
+/// Bytes of a symbol fact.
+pub const SYMBOL_LEN: usize = 80;
+
+/// Something that holds from here on in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The publisher writes in this epoch; lower ones are fenced.
+    Attach {
+        /// Who.
+        publisher: PublisherId,
+        /// The epoch that begins.
+        epoch: Epoch,
+    },
+    /// The instrument has this name.
+    Symbol {
+        /// The instrument.
+        instrument: InstrumentId,
+        /// Its name.
+        name: Name,
+    },
+}
+
+impl Fact {
+    /// Appends the fact to `words`.
+    pub fn encode(&self, words: &mut Vec<u64>) {
+        match self {
+            Fact::Attach { publisher, epoch } => {
+                words.push(u64::from(ATTACH) | (ATTACH_LEN as u64) << 16 | u64::from(publisher.0) << 32);
+                words.push(u64::from(epoch.0));
+            }
+            Fact::Symbol { instrument, name } => {
+                words.push(u64::from(SYMBOL) | (SYMBOL_LEN as u64) << 16 | u64::from(instrument.0) << 32);
+                words.extend(name_words(name));
+            }
+        }
+    }
+
+    /// The facts of the control frame `header` with the payload `words`.
+    ///
+    /// # Errors
+    /// What is malformed or unknown.
+    pub fn parse_all(header: &Header, words: &[u64]) -> Result<Vec<Fact>, Bad> {
+        let mut facts = Vec::with_capacity((header.count as usize).min(words.len()));
+        let mut rest = words;
+        while let Some(&head) = rest.first() {
+            let bytes = (head >> 16) as u16 as usize;
+            let bad = Bad { what: "fact", expected: head & 0xffff, found: bytes as u64 };
+            let (mine, after) = rest.split_at_checked(bytes / 8).filter(|(m, _)| !m.is_empty()).ok_or(bad)?;
+            facts.push(Fact::parse(head, mine).ok_or(bad)?);
+            rest = after;
+        }
+        if facts.len() == header.count as usize {
+            Ok(facts)
+        } else {
+            Err(Bad { what: "facts of a frame", expected: u64::from(header.count), found: facts.len() as u64 })
+        }
+    }
+
+    fn parse(head: u64, words: &[u64]) -> Option<Fact> {
+        let (kind, bytes) = (head as u16, (head >> 16) as u16 as usize);
+        match (kind, bytes) {
+            (ATTACH, ATTACH_LEN) => {
+                Some(Fact::Attach { publisher: PublisherId((head >> 32) as u16), epoch: Epoch(*words.get(1)? as u32) })
+            }
+            (SYMBOL, SYMBOL_LEN) => {
+                Some(Fact::Symbol { instrument: InstrumentId((head >> 32) as u32), name: parse_name(words.get(1..)?)? })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Words of a name: its length, then its bytes.
+pub const NAME_WORDS: usize = 9;
+
+/// The words of `name`.
+pub fn name_words(name: &Name) -> [u64; NAME_WORDS] {
+    let mut bytes = [0u8; NAME_WORDS * 8];
+    let text = name.as_str().as_bytes();
+    for (to, from) in bytes.iter_mut().zip(std::iter::once(&(text.len() as u8)).chain(text)) {
+        *to = *from;
+    }
+    bytemuck::cast(bytes)
+}
+
+/// The name in `words`, which are not trusted.
+pub fn parse_name(words: &[u64]) -> Option<Name> {
+    let bytes: &[u8] = bytemuck::cast_slice(words.get(..NAME_WORDS)?);
+    let (&len, text) = bytes.split_first()?;
+    Name::new(text.get(..usize::from(len))?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn header(count: u32) -> Header {
+        Header { count, ..bytemuck::Zeroable::zeroed() }
+    }
+
+    #[test]
+    fn facts_come_back_as_they_were_written() {
+        let facts = [
+            Fact::Attach { publisher: PublisherId(7), epoch: Epoch(3) },
+            Fact::Symbol { instrument: InstrumentId(9), name: "BINANCE:BTCUSDT".parse().unwrap() },
+        ];
+        let mut words = Vec::new();
+        facts.iter().for_each(|f| f.encode(&mut words));
+        assert_eq!(Fact::parse_all(&header(2), &words).unwrap(), facts);
+        assert!(Fact::parse_all(&header(3), &words).is_err());
+        assert!(Fact::parse_all(&header(2), &words[..words.len() - 1]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_total(words in proptest::collection::vec(any::<u64>(), 0..30), kind in 0u64..4, len in 0u64..100) {
+            let mut words = words;
+            if let Some(w) = words.first_mut() { *w = kind | len << 16; }
+            drop(Fact::parse_all(&header(1), &words));
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Owns: the log: its bytes ([`format`], [`fact`], [`meta`]), its files ([`segment`]), writing and
+//! syncing ([`Writer`], [`Syncer`]), reading ([`scan`]) and recovery ([`open`]).
+//!
+//! What must hold: the bytes of a frame are those that a standby host will be sent; recovery is
+//! idempotent, keeps every frame that was known durable or refuses, and syncs what it keeps before
+//! anything is said about it.
+
+pub mod fact;
+pub mod format;
+pub mod frame;
+pub mod meta;
+pub mod segment;
+
+mod reader;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::{Disk, Open};
+use crate::error::{Error, Result};
+use crate::lsn::{Lsn, Position, Term, Timeline};
+use crate::time::Ts;
+
+pub use fact::Fact;
+pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
+pub use frame::FrameBuilder;
+pub use meta::{Meta, MetaFile};
+pub use reader::{Body, End, Frame, Tail, scan};
+pub use segment::{Spare, Spares, prepare};
+pub use writer::{Appended, Opened, Syncer, Writer};
+
+/// Directory of the segments in the store directory.
+pub const DIR: &str = "wal";
+
+/// What a new store is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Create {
+    /// Its identity: random.
+    pub store_id: u128,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// The present.
+    pub now: Ts,
+}
+
+/// An open log.
+pub struct Log {
+    /// Appends.
+    pub writer: Writer,
+    /// Syncs.
+    pub syncer: Syncer,
+    /// The store's own file.
+    pub meta: MetaFile,
+    /// What was cut off: frames above the evidence that were torn, and whether readers had seen any.
+    pub cut: Option<Tail>,
+    /// Whether the process before stopped in order.
+    pub was_clean: bool,
+}
+
+/// Creates the store in `dir` if there is none.
+///
+/// # Errors
+/// [`Error::Missing`] if there is a log without a `store.meta`; [`Error::Io`].
+fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
+    let wal = dir.join(DIR);
+    if disk.exists(&dir.join(meta::NAME))? {
+        return Ok(());
+    }
+    disk.create_dir(dir)?;
+    disk.create_dir(&wal)?;
+    if disk.list(&wal)?.iter().any(|n| format::segment_first(n).is_some()) {
+        return Err(Error::Missing { path: dir.join(meta::NAME), what: "the directory holds a log" });
+    }
+    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+        disk.sync_dir(parent)?;
+    }
+    let first = Meta {
+        store_id: create.store_id,
+        segment_size: create.segment_size,
+        created: create.now,
+        term: Term(0),
+        clean: true,
+        timeline: Timeline(1),
+        durable: Evidence::default(),
+    };
+    MetaFile::create(disk, dir, first).map(drop)
+}
+
+/// Opens the log of the store in `dir`, creating the store if there is none, and shows every frame it
+/// keeps to `visit`. `seen` is the last record that readers may have seen.
+///
+/// Afterwards everything visited is durable, the term is new and durable, and the timeline has risen
+/// if a record up to `seen` is gone. The caller appends a no-op next.
+///
+/// # Errors
+/// As [`scan`], and [`Error::Io`]. Nothing is changed before the whole log has been read.
+pub fn open(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    create: Create,
+    seen: Lsn,
+    visit: impl FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<Log> {
+    if !(format::SEGMENT_SIZE_MIN..=format::SEGMENT_SIZE_MAX).contains(&create.segment_size)
+        || !create.segment_size.is_multiple_of(format::SEGMENT_HEAD_LEN)
+    {
+        let (min, max) = (format::SEGMENT_SIZE_MIN, format::SEGMENT_SIZE_MAX);
+        return Err(Error::invalid(
+            "segment size",
+            format!("{} is not a multiple of 4096 from {min} to {max}", create.segment_size),
+        ));
+    }
+    create_if_absent(disk.as_ref(), dir, create)?;
+    let mut meta_file = MetaFile::open(disk.as_ref(), dir)?;
+    let meta = *meta_file.meta();
+    let wal = dir.join(DIR);
+    segment::remove_spares(disk.as_ref(), &wal)?;
+    let end = scan(disk.as_ref(), &wal, &meta, Open::Write, visit)?;
+    for path in &end.beyond {
+        disk.remove(path)?;
+    }
+    disk.sync_dir(&wal)?;
+    let durable = Evidence {
+        seq: end.evidence.seq,
+        position: end.chain.position,
+        index: crate::lsn::FrameIndex(end.chain.index.0 - 1),
+        lsn: Lsn(end.chain.lsn.0 - 1),
+    };
+    let withdrawn = durable.lsn < seen;
+    meta_file.update(Meta {
+        term: Term(meta.term.0.max(end.chain.term.0) + 1),
+        clean: false,
+        timeline: Timeline(meta.timeline.0 + u64::from(withdrawn)),
+        durable,
+        ..meta
+    })?;
+    let parts = writer::Parts {
+        disk: disk.clone(),
+        dir: wal.clone(),
+        store_id: meta.store_id,
+        segment_size: meta.segment_size,
+        chain: end.chain,
+        term: meta_file.meta().term,
+        segment: end.segment.clone(),
+    };
+    Ok(Log {
+        writer: Writer::new(parts),
+        syncer: Syncer::new(disk, wal, end.segment.map(|(_, file)| file), durable),
+        meta: meta_file,
+        cut: end.tail.filter(|t| t.is_frame),
+        was_clean: meta.clean,
+    })
+}
+
+/// The least position that a log has: nothing is in it.
+pub const BEGINNING: Position = Position(format::SEGMENT_HEAD_LEN);

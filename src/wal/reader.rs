@@ -1,0 +1,225 @@
+//! Owns: reading the log from its files: frame after frame, each checked against the chain, up to the
+//! first byte that is not the log's.
+//!
+//! What must hold: damage at or below the evidence is corruption and is reported with its place;
+//! above it is a torn tail, and everything from there on, valid frames too, does not exist.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::fact::Fact;
+use super::format::{
+    Bad, BadSegment, Chain, Data, EVIDENCE_LEN, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN,
+    SegmentHeader, segment_first, segment_name,
+};
+use super::meta::Meta;
+use super::segment::Window;
+use crate::disk::{Disk, DiskFile, Open};
+use crate::error::{Error, Result};
+use crate::lsn::{Lsn, Position};
+
+/// A checked frame.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// Its header.
+    pub header: Header,
+    /// What it carries.
+    pub body: Body<'a>,
+}
+
+/// What a frame carries.
+#[derive(Debug)]
+pub enum Body<'a> {
+    /// Records.
+    Data(Data<'a>),
+    /// Facts.
+    Control(Vec<Fact>),
+    /// Nothing.
+    Empty,
+}
+
+/// Why and where reading ended before the end of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// The file that holds the first bad byte.
+    pub path: PathBuf,
+    /// Offset in it of the frame that is not accepted.
+    pub offset: u64,
+    /// Why not.
+    pub bad: Bad,
+    /// Whether the bytes look like a frame at all; else they are the zeros or leavings after the end.
+    pub is_frame: bool,
+}
+
+/// Where the log ends.
+pub struct End {
+    /// What the next frame must say.
+    pub chain: Chain,
+    /// What is known durable.
+    pub evidence: Evidence,
+    /// What follows the last good frame.
+    pub tail: Option<Tail>,
+    /// The segment to write on; `None` if the next frame begins a new one.
+    pub(super) segment: Option<(Position, Arc<dyn DiskFile>)>,
+    /// Segments that begin at or after the end.
+    pub(super) beyond: Vec<PathBuf>,
+}
+
+struct Segment {
+    first: Position,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    header: Result<(), BadSegment>,
+}
+
+/// The segments of the log in `dir`, in order, and the best evidence among them.
+fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, how: Open) -> Result<(Vec<Segment>, Evidence)> {
+    let mut segments = Vec::new();
+    let mut evidence = meta.durable;
+    for first in disk.list(dir)?.iter().filter_map(|n| segment_first(n)) {
+        let path = dir.join(segment_name(first));
+        let file: Arc<dyn DiskFile> = Arc::from(disk.open(&path, how)?);
+        let mut head = vec![0u8; SEGMENT_HEAD_LEN as usize];
+        file.read_at(&mut head, 0)?;
+        let header = SegmentHeader::new(meta.store_id, first, meta.segment_size).check(&head);
+        if header.is_ok() {
+            let slots = EVIDENCE_OFFSETS.iter().filter_map(|&at| head.get(at as usize..at as usize + EVIDENCE_LEN));
+            evidence = slots.filter_map(Evidence::parse).fold(evidence, |a, b| if b.position > a.position { b } else { a });
+        }
+        segments.push(Segment { first, path, file, header });
+    }
+    Ok((segments, evidence))
+}
+
+fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
+    let path = path.to_path_buf();
+    match *bad {
+        BadSegment::Foreign(found) => Error::Foreign { path, what: "log segment", found },
+        BadSegment::Version(found) => Error::Version { path, found, supported: 1 },
+        BadSegment::Bad(Bad { what, expected, found }) => Error::Corrupt { path, offset: 0, lsn, what, expected, found },
+    }
+}
+
+/// Reads the log in `dir` from its beginning and shows each frame to `visit`.
+///
+/// With `how` = [`Open::Write`] every segment above the evidence is first synced and its clean pages
+/// dropped from the cache, so that what is read is what the disk holds.
+///
+/// # Errors
+/// [`Error::Corrupt`], [`Error::Missing`], [`Error::Foreign`], [`Error::Version`] for damage at or
+/// below the evidence; [`Error::Io`]; whatever `visit` returns.
+pub fn scan(disk: &dyn Disk, dir: &Path, meta: &Meta, how: Open, mut visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<End> {
+    let (segments, evidence) = open_all(disk, dir, meta, how)?;
+    let mut end = End { chain: Chain::begin(meta.store_id), evidence, tail: None, segment: None, beyond: Vec::new() };
+    for segment in segments {
+        if end.tail.is_some() || segment.first.0 != (end.chain.position.0 - SEGMENT_HEAD_LEN).next_multiple_of(meta.segment_size)
+        {
+            end.beyond.push(segment.path);
+            continue;
+        }
+        if let Err(bad) = &segment.header {
+            if segment.first.0 + SEGMENT_HEAD_LEN < evidence.position.0 {
+                return Err(segment_error(&segment.path, end.chain.lsn, bad));
+            }
+            // Its head never became durable: the roll to it did not happen.
+            end.beyond.push(segment.path);
+            continue;
+        }
+        if how == Open::Write && segment.first.0 + meta.segment_size > evidence.position.0 {
+            segment.file.sync()?;
+            segment.file.drop_cache()?;
+        }
+        end.tail = read_segment(&segment, meta, &mut end.chain, &mut visit)?;
+        let full = end.chain.position.0 >= segment.first.0 + meta.segment_size;
+        end.segment = (!full).then(|| (segment.first, segment.file.clone()));
+    }
+    if end.chain.position < evidence.position {
+        return Err(below_evidence(dir, meta, &end));
+    }
+    Ok(end)
+}
+
+/// The log ends before what is known durable.
+fn below_evidence(dir: &Path, meta: &Meta, end: &End) -> Error {
+    let lsn = end.chain.lsn;
+    match &end.tail {
+        Some(Tail { path, offset, bad: Bad { what, expected, found }, .. }) => {
+            Error::Corrupt { path: path.clone(), offset: *offset, lsn, what, expected: *expected, found: *found }
+        }
+        None => {
+            let first = end.chain.position.0 / meta.segment_size * meta.segment_size;
+            Error::Missing { path: dir.join(segment_name(Position(first))), what: "the log goes on in it" }
+        }
+    }
+}
+
+fn read_segment(
+    segment: &Segment,
+    meta: &Meta,
+    chain: &mut Chain,
+    visit: &mut impl FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<Option<Tail>> {
+    let mut window = Window::new(segment.file.as_ref());
+    let end = segment.first.0 + meta.segment_size;
+    while chain.position.0 < end {
+        let offset = chain.position.0 - segment.first.0;
+        let room = meta.segment_size - offset;
+        match next_frame(&mut window, offset, room, chain)? {
+            Ok(frame) => {
+                visit(&frame)?;
+                let header = frame.header;
+                chain.advance(&header, meta.segment_size);
+            }
+            Err((bad, is_frame)) => return Ok(Some(Tail { path: segment.path.clone(), offset, bad, is_frame })),
+        }
+    }
+    Ok(None)
+}
+
+type Rejected = (Bad, bool);
+
+fn next_frame<'w>(window: &'w mut Window<'_>, offset: u64, room: u64, chain: &Chain) -> Result<Result<Frame<'w>, Rejected>> {
+    let header = match Header::parse(bytemuck::cast_slice(window.get(offset, HEADER_LEN as usize)?)) {
+        Ok(header) => header,
+        Err(bad) => return Ok(Err((bad, bad.what != "frame magic"))),
+    };
+    if let Err(bad) = chain.check(&header) {
+        return Ok(Err((bad, true)));
+    }
+    let total = header.total_len();
+    let pad = header.kind() == FrameType::Pad;
+    if total > room || (pad && total != room) {
+        return Ok(Err((Bad { what: "frame length in its segment", expected: room, found: total }, true)));
+    }
+    if pad {
+        return Ok(Ok(Frame { header, body: Body::Empty }));
+    }
+    let words = window.get(offset, total as usize)?;
+    Ok(body(&header, words).map(|body| Frame { header, body }).map_err(|bad| (bad, true)))
+}
+
+/// The checked body of the frame whose header and payload are `words`.
+fn body<'w>(header: &Header, words: &'w [u64]) -> Result<Body<'w>, Bad> {
+    let payload = words.get(HEADER_LEN as usize / 8..).unwrap_or(&[]);
+    let len = header.len as usize;
+    let bytes: &[u8] = bytemuck::cast_slice(payload);
+    let Some((used, zeros)) = bytes.split_at_checked(len) else {
+        return Err(Bad { what: "frame bytes", expected: u64::from(header.len), found: bytes.len() as u64 });
+    };
+    let crc = crc32c::crc32c(used);
+    if crc != header.payload_crc {
+        return Err(Bad { what: "payload CRC", expected: u64::from(header.payload_crc), found: u64::from(crc) });
+    }
+    if let Some(&byte) = zeros.iter().find(|&&b| b != 0) {
+        return Err(Bad { what: "zeros after the payload", expected: 0, found: u64::from(byte) });
+    }
+    if !len.is_multiple_of(8) {
+        return Err(Bad { what: "payload alignment", expected: 0, found: u64::from(header.len) });
+    }
+    let payload = payload.get(..len / 8).unwrap_or(&[]);
+    Ok(match header.kind() {
+        FrameType::Data => Body::Data(Data::parse(header, payload)?),
+        FrameType::Control => Body::Control(Fact::parse_all(header, payload)?),
+        FrameType::NoOp | FrameType::Pad => Body::Empty,
+    })
+}

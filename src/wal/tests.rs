@@ -1,0 +1,333 @@
+//! The log's promises, on the simulated disk: every truncation, every flipped byte, power loss at
+//! every call, every failed call.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use super::*;
+use crate::disk::sim::{Fault, SimDisk, SimRng};
+use crate::lsn::{Epoch, FrameIndex, PubSeq, PublisherId};
+use crate::record::{Record, RecordRef, Trade};
+
+const SEGMENT: u64 = format::SEGMENT_SIZE_MIN;
+
+fn store() -> PathBuf {
+    PathBuf::from("/stores/s")
+}
+
+fn segment_path(n: u64) -> PathBuf {
+    store().join(DIR).join(format::segment_name(Position(n * SEGMENT)))
+}
+
+/// Opens the log; the ids of the trades found, which must be dense from 0, are returned.
+fn open_log(disk: &SimDisk) -> Result<(Log, u64)> {
+    let create = Create { store_id: 77, segment_size: SEGMENT, now: Ts(5) };
+    let mut count = 0;
+    let log = open(Arc::new(disk.clone()), &store(), create, Lsn(0), |frame| {
+        if let Body::Data(data) = &frame.body {
+            for record in crate::record::split(data.records) {
+                let trade: &Trade = record.unwrap().get().unwrap();
+                assert_eq!(trade.trade_id, count, "records come back in order, whole and once");
+                count += 1;
+            }
+        }
+        Ok(())
+    })?;
+    assert_eq!(log.syncer.durable().lsn, Lsn(count));
+    Ok((log, count))
+}
+
+fn begin(log: &mut Log) -> Result<()> {
+    append(log, FrameType::NoOp, &mut FrameBuilder::new())
+}
+
+fn append(log: &mut Log, kind: FrameType, frame: &mut FrameBuilder) -> Result<()> {
+    assert!(log.writer.ready()?);
+    let appended = log.writer.append(frame, kind, Ts(9))?;
+    if let Some(opened) = appended.opened {
+        log.syncer.opened(opened);
+    }
+    Ok(())
+}
+
+fn trades(from: u64, count: u64) -> FrameBuilder {
+    let mut frame = FrameBuilder::new();
+    for id in from..from + count {
+        let trade = Trade { trade_id: id, ..Trade::default() };
+        frame.push_records(PublisherId(1), Epoch(1), PubSeq(id + 1), 1, RecordRef::of(&trade).words());
+    }
+    frame
+}
+
+/// A script of appends and syncs. What is durable by the syncer's word is kept in `acked`.
+fn script(disk: &SimDisk, frames: u64, per_frame: u64, acked: &mut u64) -> Result<u64> {
+    let (mut log, mut next) = open_log(disk)?;
+    *acked = (*acked).max(next);
+    begin(&mut log)?;
+    for i in 0..frames {
+        append(&mut log, FrameType::Data, &mut trades(next, per_frame))?;
+        next += per_frame;
+        if i % 3 == 2 {
+            log.syncer.sync(log.writer.end())?;
+            *acked = log.syncer.durable().lsn.0;
+        }
+        if i % 7 == 6 {
+            log.syncer.record()?;
+        }
+    }
+    log.syncer.sync(log.writer.end())?;
+    *acked = log.syncer.durable().lsn.0;
+    log.syncer.record()?;
+    Ok(next)
+}
+
+#[test]
+fn a_log_comes_back_whole_over_many_starts_and_segments() {
+    let disk = SimDisk::new();
+    let mut acked = 0;
+    for start in 1..=4u64 {
+        assert_eq!(script(&disk, 40, 300, &mut acked).unwrap(), start * 40 * 300);
+        let (log, found) = open_log(&disk).unwrap();
+        assert_eq!((found, acked), (start * 40 * 300, start * 40 * 300));
+        assert_eq!(log.meta.meta().term, Term(start as u32 * 2), "each start has a term of its own");
+    }
+    assert!(disk.exists(&segment_path(3)).unwrap(), "the script fills several segments");
+}
+
+#[test]
+fn power_loss_at_every_call_of_a_script_loses_nothing_that_was_synced() {
+    let mut calls = 0;
+    for call in 1.. {
+        let mut over = false;
+        for seed in 0..6 {
+            let disk = SimDisk::new();
+            disk.set_fault(call, Fault::PowerLoss);
+            let mut acked = 0;
+            // Frames of 50 kB, so that the script crosses a segment's end.
+            over = script(&disk, 8, 800, &mut acked).is_ok();
+            let after = disk.power_loss(seed);
+            let (mut log, found) = open_log(&after).unwrap_or_else(|e| panic!("call {call} seed {seed}: {e}"));
+            assert!(found >= acked, "call {call} seed {seed}: {acked} acknowledged, {found} found");
+            // Recovery is idempotent, and the log goes on where it stopped.
+            assert_eq!(open_log(&after).unwrap().1, found);
+            drop(log);
+            (log, _) = open_log(&after).unwrap();
+            begin(&mut log).unwrap();
+            append(&mut log, FrameType::Data, &mut trades(found, 5)).unwrap();
+            log.syncer.sync(log.writer.end()).unwrap();
+            assert_eq!(open_log(&after).unwrap().1, found + 5);
+        }
+        calls = call;
+        if over {
+            break;
+        }
+    }
+    assert!(calls > 30, "the script makes {calls} calls");
+}
+
+#[test]
+fn power_loss_during_recovery_and_again_loses_nothing_that_was_synced() {
+    for seed in 0..200u64 {
+        let mut rng = SimRng::new(seed);
+        let mut disk = SimDisk::new();
+        let mut acked = 0;
+        for _ in 0..6 {
+            disk.set_fault(1 + disk.calls() + rng.below(40), Fault::PowerLoss);
+            let outcome = script(&disk, 6, 1 + rng.below(900), &mut acked);
+            assert!(matches!(outcome, Ok(_) | Err(Error::Io { .. } | Error::Halted { .. })), "seed {seed}: {outcome:?}");
+            disk = disk.power_loss(rng.next_u64());
+        }
+        let (_, found) = open_log(&disk).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(found >= acked, "seed {seed}: {acked} acknowledged, {found} found");
+    }
+}
+
+#[test]
+fn a_failed_call_is_final_and_never_acknowledges() {
+    for kind in [ErrorKind::StorageFull, ErrorKind::Other] {
+        for call in 1..80 {
+            let disk = SimDisk::new();
+            disk.set_fault(call, Fault::Once(kind));
+            let mut acked = 0;
+            let outcome = script(&disk, 8, 800, &mut acked);
+            let after = disk.power_loss(call);
+            let found = open_log(&after).unwrap_or_else(|e| panic!("call {call}: {e}")).1;
+            assert!(found >= acked, "call {call}: {acked} acknowledged, {found} found, {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_sync_every_later_call_says_halted() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open_log(&disk).unwrap();
+    begin(&mut log).unwrap();
+    disk.set_fault(disk.calls() + 2, Fault::Once(ErrorKind::Other));
+    assert!(matches!(log.syncer.sync(log.writer.end()), Err(Error::Halted { .. })));
+    assert!(matches!(log.syncer.sync(log.writer.end()), Err(Error::Halted { .. })), "the second sync would lie");
+    assert_eq!(log.syncer.durable().lsn, Lsn(0));
+}
+
+/// A small log of one segment: 5 frames of 3 trades, all durable and recorded so.
+fn small() -> (SimDisk, Vec<u8>, u64) {
+    let disk = SimDisk::new();
+    let mut acked = 0;
+    script(&disk, 5, 3, &mut acked).unwrap();
+    let bytes = disk.contents(&segment_path(0)).unwrap();
+    let (log, _) = open_log(&disk).unwrap();
+    (disk, bytes, log.writer.chain().position.0)
+}
+
+/// Reads the log as `tape verify` does, changing nothing.
+fn read_only(disk: &SimDisk) -> Result<u64> {
+    let meta = meta::read(disk, &store())?.unwrap();
+    let mut count = 0;
+    scan(disk, &store().join(DIR), &meta, Open::Read, |frame| {
+        if let Body::Data(data) = &frame.body {
+            for record in crate::record::split(data.records) {
+                assert_eq!(record.unwrap().get::<Trade>().unwrap().trade_id, count, "never a wrong value");
+                count += 1;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(count)
+}
+
+#[test]
+fn every_flipped_byte_of_a_durable_log_is_corruption_or_harmless() {
+    let (disk, bytes, end) = small();
+    let mut detected = 0;
+    for at in 0..end as usize + 64 {
+        for pattern in [0x01, 0xff] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= pattern;
+            disk.overwrite(&segment_path(0), flipped);
+            match read_only(&disk) {
+                Ok(count) => assert_eq!(count, 15, "byte {at}: harmless means that everything is there"),
+                Err(Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. }) => detected += 1,
+                Err(other) => panic!("byte {at}: {other}"),
+            }
+        }
+    }
+    let frames = end - format::SEGMENT_HEAD_LEN;
+    assert!(detected >= frames * 2, "each of the {frames} bytes of the frames is covered: {detected} detected");
+}
+
+#[test]
+fn every_truncation_of_a_durable_log_is_named() {
+    let (disk, bytes, end) = small();
+    for len in (0..end as usize).step_by(8).chain([1, 63, 4097]) {
+        disk.overwrite(&segment_path(0), bytes[..len].to_vec());
+        match read_only(&disk) {
+            Err(Error::Corrupt { .. } | Error::Foreign { .. }) => {}
+            // Only zeros that align the next frame are missing.
+            Ok(15) if len as u64 + 64 > end => {}
+            other => panic!("length {len}: {other:?}"),
+        }
+    }
+    disk.remove(&segment_path(0)).unwrap();
+    assert!(matches!(read_only(&disk), Err(Error::Missing { .. })), "an absent segment is named");
+}
+
+#[test]
+fn a_torn_last_frame_is_cut_and_an_earlier_one_is_corruption() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open_log(&disk).unwrap();
+    begin(&mut log).unwrap();
+    append(&mut log, FrameType::Data, &mut trades(0, 10)).unwrap();
+    log.syncer.sync(log.writer.end()).unwrap();
+    log.syncer.record().unwrap();
+    let durable = log.writer.chain().position.0 as usize;
+    append(&mut log, FrameType::Data, &mut trades(10, 10)).unwrap();
+    append(&mut log, FrameType::Data, &mut trades(20, 10)).unwrap();
+    drop(log);
+    let mut bytes = disk.contents(&segment_path(0)).unwrap();
+    // The frame after the evidence is torn: it goes, and so does the valid frame that follows it.
+    bytes[durable + 100] ^= 1;
+    disk.overwrite(&segment_path(0), bytes.clone());
+    let (log, found) = open_log(&disk).unwrap();
+    assert_eq!(found, 10);
+    assert!(log.cut.is_some_and(|c| c.bad.what == "payload CRC" && c.offset == durable as u64));
+    // A frame before it is damage.
+    bytes[durable - 100] ^= 1;
+    disk.overwrite(&segment_path(0), bytes);
+    match open_log(&disk).map(|_| ()) {
+        Err(Error::Corrupt { path, lsn, .. }) => assert_eq!((path, lsn), (segment_path(0), Lsn(1))),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_frame_of_an_earlier_term_after_the_end_is_never_taken_for_a_live_one() {
+    let disk = SimDisk::new();
+    let mut acked = 0;
+    script(&disk, 3, 4, &mut acked).unwrap();
+    // Frames that were appended, then cut: the next start writes over the first of them only.
+    let (mut log, found) = open_log(&disk).unwrap();
+    let cut_at = log.writer.chain().position.0 as usize;
+    begin(&mut log).unwrap();
+    for i in 0..4 {
+        append(&mut log, FrameType::Data, &mut trades(found + i, 1)).unwrap();
+    }
+    drop(log);
+    let mut bytes = disk.contents(&segment_path(0)).unwrap();
+    bytes[cut_at] ^= 1;
+    disk.overwrite(&segment_path(0), bytes);
+    let (mut log, again) = open_log(&disk).unwrap();
+    assert_eq!(again, found);
+    begin(&mut log).unwrap();
+    drop(log);
+    assert_eq!(open_log(&disk).unwrap().1, found, "what lay behind the new frame stays dead");
+}
+
+#[test]
+fn a_segment_of_another_store_or_another_kind_of_file_is_refused() {
+    let (disk, bytes, _) = small();
+    disk.overwrite(&segment_path(0), vec![b'x'; bytes.len()]);
+    assert!(matches!(open_log(&disk).map(|_| ()), Err(Error::Foreign { what: "log segment", .. })));
+    let other = SimDisk::new();
+    let create = Create { store_id: 78, segment_size: SEGMENT, now: Ts(5) };
+    let mut log = open(Arc::new(other.clone()), &store(), create, Lsn(0), |_| Ok(())).unwrap();
+    begin(&mut log).unwrap();
+    disk.overwrite(&segment_path(0), other.contents(&segment_path(0)).unwrap());
+    assert!(matches!(open_log(&disk).map(|_| ()), Err(Error::Corrupt { what: "store id", .. })));
+}
+
+#[test]
+fn a_log_without_its_meta_is_refused_and_left_alone() {
+    let (disk, bytes, _) = small();
+    disk.remove(&store().join(meta::NAME)).unwrap();
+    assert!(matches!(open_log(&disk).map(|_| ()), Err(Error::Missing { .. })));
+    assert_eq!(disk.contents(&segment_path(0)).unwrap(), bytes);
+}
+
+#[test]
+fn the_timeline_rises_when_records_that_readers_may_have_seen_are_gone() {
+    let (disk, _, _) = small();
+    let create = Create { store_id: 77, segment_size: SEGMENT, now: Ts(5) };
+    let reopen = |seen| open(Arc::new(disk.clone()), &store(), create, seen, |_| Ok(())).unwrap().meta.meta().timeline;
+    assert_eq!(reopen(Lsn(15)), Timeline(1));
+    assert_eq!(reopen(Lsn(16)), Timeline(2));
+}
+
+#[test]
+fn evidence_never_claims_more_than_a_sync_has_returned() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open_log(&disk).unwrap();
+    begin(&mut log).unwrap();
+    for i in 0..20 {
+        append(&mut log, FrameType::Data, &mut trades(i * 10, 10)).unwrap();
+        let before = log.syncer.durable();
+        log.syncer.sync(log.writer.end()).unwrap();
+        let head = disk.contents(&segment_path(0)).unwrap();
+        for at in format::EVIDENCE_OFFSETS {
+            if let Some(e) = Evidence::parse(&head[at as usize..]) {
+                assert!(e.position <= before.position && e.index <= FrameIndex(before.index.0));
+            }
+        }
+    }
+    assert!(log.syncer.is_unrecorded());
+    log.syncer.record().unwrap();
+    assert!(!log.syncer.is_unrecorded());
+}

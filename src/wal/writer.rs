@@ -1,0 +1,274 @@
+//! Owns: appending to the log ([`Writer`], of the ingest thread) and making it durable ([`Syncer`], of
+//! the sync thread).
+//!
+//! What must hold: bytes are written once, in order, never over durable ones; a failed write or sync
+//! is final for the process (`Halted`), because the kernel forgets what it could not write; the
+//! evidence on disk never claims more than earlier syncs have returned.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::format::{
+    Chain, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
+};
+use super::frame::FrameBuilder;
+use super::segment::{Spare, Spares};
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Error, Result};
+use crate::lsn::{FrameIndex, Lsn, Position, Term};
+use crate::time::Ts;
+
+/// The first failure of a writer or syncer, which every later call repeats.
+#[derive(Debug, Default)]
+struct Latch(Option<(&'static str, String)>);
+
+impl Latch {
+    fn check(&self) -> Result<()> {
+        match &self.0 {
+            Some((op, cause)) => Err(Error::Halted { op, cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn guard<T>(&mut self, op: &'static str, result: Result<T>) -> Result<T> {
+        result.map_err(|e| {
+            self.0 = Some((op, e.to_string()));
+            Error::Halted { op, cause: e.to_string() }
+        })
+    }
+}
+
+/// A segment that the log has rolled to.
+pub struct Opened {
+    first: Position,
+    file: Arc<dyn DiskFile>,
+}
+
+/// A frame that has been appended.
+pub struct Appended {
+    /// Its header.
+    pub header: Header,
+    /// What will be durable once it is.
+    pub end: Evidence,
+    /// The segment that was begun for it; to be given to the syncer first.
+    pub opened: Option<Opened>,
+}
+
+/// Appends frames.
+pub struct Writer {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    store_id: u128,
+    segment_size: u64,
+    chain: Chain,
+    term: Term,
+    segment: Option<(Position, Arc<dyn DiskFile>)>,
+    spares: Spares,
+    next: Option<Spare>,
+    latch: Latch,
+}
+
+/// What a writer and a syncer are made of.
+pub(super) struct Parts {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) store_id: u128,
+    pub(super) segment_size: u64,
+    pub(super) chain: Chain,
+    pub(super) term: Term,
+    pub(super) segment: Option<(Position, Arc<dyn DiskFile>)>,
+}
+
+impl Writer {
+    pub(super) fn new(parts: Parts) -> Writer {
+        let Parts { disk, dir, store_id, segment_size, chain, term, segment } = parts;
+        assert!(term > chain.term || chain.index == FrameIndex(1), "a start has a term of its own");
+        let spares = Spares::Inline { next: 0 };
+        Writer { disk, dir, store_id, segment_size, chain, term, segment, spares, next: None, latch: Latch::default() }
+    }
+
+    /// From now on takes segments from `spares`.
+    pub fn set_spares(&mut self, spares: Spares) {
+        self.spares = spares;
+    }
+
+    /// Where the log stands.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// The term of the frames.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    fn room(&self) -> u64 {
+        match &self.segment {
+            Some((first, _)) => first.0 + self.segment_size - self.chain.position.0,
+            None => 0,
+        }
+    }
+
+    /// Whether the largest frame can be appended now. `false`: the next segment is not prepared yet.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]; [`Error::Io`] if a segment had to be made and could not be (not final).
+    pub fn ready(&mut self) -> Result<bool> {
+        self.latch.check()?;
+        if self.room() < HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64 + HEADER_LEN && self.next.is_none() {
+            self.next = self.spares.take(self.disk.as_ref(), &self.dir, self.segment_size)?;
+            return Ok(self.next.is_some());
+        }
+        Ok(true)
+    }
+
+    /// Appends what `frame` holds, in one write. On success `frame` still holds runs and records.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: a write failed, now or before.
+    ///
+    /// # Panics
+    /// If [`Writer::ready`] has not said that there is room.
+    pub fn append(&mut self, frame: &mut FrameBuilder, kind: FrameType, ingest_ts: Ts) -> Result<Appended> {
+        self.latch.check()?;
+        let ingest_ts = ingest_ts.max(self.chain.ingest_ts);
+        let (header, _) = frame.seal(kind, &self.chain, self.term, ingest_ts);
+        frame.unpad(&header);
+        let opened = if header.total_len() > self.room() { Some(self.roll(ingest_ts)?) } else { None };
+        // After a roll the frame has another place, so it is sealed anew.
+        let (header, words) = frame.seal(kind, &self.chain, self.term, ingest_ts);
+        let (first, file) = match &self.segment {
+            Some((first, file)) => (*first, file),
+            None => panic!("a log without a segment after rolling"),
+        };
+        assert!(self.chain.check(&header).is_ok() && words.len() as u64 * 8 == header.total_len());
+        let written = file.write_at(bytemuck::cast_slice(words), self.chain.position.0 - first.0);
+        self.latch.guard("write of the log", written)?;
+        frame.unpad(&header);
+        self.chain.advance(&header, self.segment_size);
+        Ok(Appended { header, end: self.end(), opened })
+    }
+
+    /// The end of the log.
+    pub fn end(&self) -> Evidence {
+        Evidence {
+            seq: 0,
+            position: self.chain.position,
+            index: FrameIndex(self.chain.index.0 - 1),
+            lsn: Lsn(self.chain.lsn.0 - 1),
+        }
+    }
+
+    /// Fills the segment with a pad and begins the next.
+    fn roll(&mut self, ingest_ts: Ts) -> Result<Opened> {
+        let room = self.room();
+        if let (Some((first, file)), true) = (&self.segment, room > 0) {
+            let mut pad = Header {
+                magic: super::format::FRAME_MAGIC,
+                version: super::format::FRAME_VERSION,
+                frame_type: FrameType::Pad as u8,
+                prev_crc: self.chain.prev_crc,
+                len: (room - HEADER_LEN) as u32,
+                term: self.term,
+                index: self.chain.index,
+                first_lsn: self.chain.lsn,
+                position: self.chain.position,
+                ingest_ts,
+                ..bytemuck::Zeroable::zeroed()
+            };
+            pad.seal();
+            let written = file.write_at(bytemuck::bytes_of(&pad), self.chain.position.0 - first.0);
+            self.latch.guard("write of the log", written)?;
+            self.chain.advance(&pad, self.segment_size);
+        }
+        let first = Position(self.chain.position.0 - SEGMENT_HEAD_LEN);
+        let Some(spare) = self.next.take() else {
+            panic!("the log rolls to {first} without a prepared segment: `ready` was not asked");
+        };
+        let header = SegmentHeader::new(self.store_id, first, self.segment_size);
+        let begun = spare.file.write_at(bytemuck::bytes_of(&header), 0);
+        let begun = begun.and_then(|()| self.disk.rename(&spare.path, &self.dir.join(segment_name(first))));
+        self.latch.guard("start of a log segment", begun)?;
+        self.segment = Some((first, spare.file.clone()));
+        Ok(Opened { first, file: spare.file })
+    }
+}
+
+/// Makes the log durable.
+pub struct Syncer {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    segment: Option<Arc<dyn DiskFile>>,
+    earlier: Vec<Arc<dyn DiskFile>>,
+    names_changed: bool,
+    durable: Evidence,
+    recorded: Position,
+    latch: Latch,
+}
+
+impl Syncer {
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, segment: Option<Arc<dyn DiskFile>>, durable: Evidence) -> Syncer {
+        let latch = Latch::default();
+        Syncer { disk, dir, segment, earlier: Vec::new(), names_changed: false, durable, recorded: Position(0), latch }
+    }
+
+    /// The log has rolled.
+    pub fn opened(&mut self, opened: Opened) {
+        assert!(opened.first.0 >= self.durable.position.0.saturating_sub(SEGMENT_HEAD_LEN));
+        self.earlier.extend(self.segment.replace(opened.file));
+        self.names_changed = true;
+    }
+
+    /// What is known durable.
+    pub fn durable(&self) -> Evidence {
+        self.durable
+    }
+
+    /// Makes everything before `target` durable; it has been appended, and the segments it lies in
+    /// have been given to [`Syncer::opened`].
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: a sync failed, now or before. Nothing more is durable than before.
+    pub fn sync(&mut self, target: Evidence) -> Result<()> {
+        self.latch.check()?;
+        assert!(target.position >= self.durable.position, "durable never falls");
+        for file in std::mem::take(&mut self.earlier) {
+            let synced = file.sync();
+            self.latch.guard("sync of the log", synced)?;
+        }
+        if let Some(file) = self.segment.clone() {
+            self.write_evidence(file.as_ref())?;
+            let synced = file.sync();
+            self.latch.guard("sync of the log", synced)?;
+        }
+        if std::mem::take(&mut self.names_changed) {
+            let synced = self.disk.sync_dir(&self.dir);
+            self.latch.guard("sync of the log's directory", synced)?;
+        }
+        self.durable = Evidence { seq: self.durable.seq, ..target };
+        Ok(())
+    }
+
+    /// Whether the disk does not yet say how much of it is durable.
+    pub fn is_unrecorded(&self) -> bool {
+        self.segment.is_some() && self.recorded < self.durable.position
+    }
+
+    /// Writes down, durably, what is durable: the last records before a pause are then known to be.
+    ///
+    /// # Errors
+    /// [`Error::Halted`].
+    pub fn record(&mut self) -> Result<()> {
+        self.sync(self.durable)
+    }
+
+    fn write_evidence(&mut self, file: &dyn DiskFile) -> Result<()> {
+        self.durable.seq += 1;
+        let [a, b] = EVIDENCE_OFFSETS;
+        let at = if self.durable.seq.is_multiple_of(2) { a } else { b };
+        let written = file.write_at(&self.durable.to_bytes(), at);
+        self.latch.guard("write of the log's evidence", written)?;
+        self.recorded = self.durable.position;
+        Ok(())
+    }
+}

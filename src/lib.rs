@@ -14,6 +14,7 @@ pub mod agent;
 pub mod disk;
 pub mod error;
 pub mod lsn;
+pub mod memtable;
 pub mod record;
 pub mod shm;
 pub mod time;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::disk::sim::{Fault, SimDisk, SimRng};
 use crate::lsn::{Epoch, FrameIndex, PubSeq, PublisherId};
-use crate::record::{Record, RecordRef, Trade};
+use crate::record::{RecordRef, Trade};
 
 const SEGMENT: u64 = format::SEGMENT_SIZE_MIN;
 

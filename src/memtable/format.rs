@@ -1,0 +1,178 @@
+//! Owns: the bytes of a MemTable in shared memory. All offsets are here.
+//!
+//! ```text
+//! 0    magic u64 · version u64 · store id u128 · id u64 · base LSN u64 · length u64
+//! 64   series capacity u64 · rows per arrival block u64 · runs per run block u64
+//! 88   arrival directory · 96 run directory · 104 series directory · 112 arena: offsets, u64
+//! 128  runs u64 · rows u64 · series u64 · used u64      written as it fills
+//! 256  arrival directory: u32 a block (offset / 64)
+//!      run directory:     u32 a block (offset / 64)
+//!      series directory:  32 B a slot, open addressing
+//!      arena:             blocks and chunks, bump-allocated, 64-byte aligned
+//!
+//! series slot   key u64 (kind << 32 | instrument; stored last) · tail chunk u32 · chunks u32 · rows u64 · 0 u64
+//! arrival block u32 a row: offset / 8 of its record, by LSN - base; its top bit as in an LSN delta
+//! run block     40 B a run: first LSN u64 · count u32 · publisher u16 · 0 u16 · epoch u32 · 0 u32 · pub_seq u64 · ingest_ts u64
+//! chunk         header 64 B · LSN deltas u32 a row · zones 16 B a 64 rows (min, max index time) · rows
+//! chunk header  prev u32 · jump u32 (offset / 64) · first delta u32 · capacity u32 · length u32 · sorted u32
+//!               words a row u32 · ordinal u32 · min u64 · max u64 · prefix max u64 · jump min u64
+//! ```
+//!
+//! An LSN delta is LSN - base; its top bit says that the row's index time is its ingest time. `prefix
+//! max` is the greatest index time of all earlier chunks of the series; `jump` skips back over chunks
+//! (Myers 1983: O(log n) to any), and `jump min` is the least index time of those it skips.
+//!
+//! What must hold: one writer; everything a reader may look at for rows up to `applied` is written
+//! before `applied` is stored; a chunk's first delta, capacity, prev, jump, prefix max and jump min
+//! never change once it is linked.
+
+use crate::lsn::InstrumentId;
+use crate::record::Kind;
+
+/// First eight bytes.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMEM\0");
+/// Version of the format.
+pub const VERSION: u64 = 1;
+
+/// Smallest table: a frame whose every record begins a chunk must fit in an eighth.
+pub const LEN_MIN: u64 = 16 << 20;
+/// Largest table: row addresses are 31 bits of 8-byte units.
+pub const LEN_MAX: u64 = 16 << 30;
+
+pub(super) const STORE_ID: u64 = 16;
+pub(super) const ID: u64 = 32;
+pub(super) const BASE: u64 = 40;
+pub(super) const LENGTH: u64 = 48;
+pub(super) const SERIES_CAPACITY: u64 = 64;
+pub(super) const ARRIVAL_BLOCK_ROWS: u64 = 72;
+pub(super) const RUN_BLOCK_RUNS: u64 = 80;
+pub(super) const ARRIVAL_DIR: u64 = 88;
+pub(super) const RUN_DIR: u64 = 96;
+pub(super) const SERIES_DIR: u64 = 104;
+pub(super) const ARENA: u64 = 112;
+pub(super) const RUNS: u64 = 128;
+pub(super) const ROWS: u64 = 136;
+pub(super) const SERIES: u64 = 144;
+pub(super) const USED: u64 = 152;
+pub(super) const HEAD_LEN: u64 = 256;
+
+pub(super) const SERIES_SLOT_LEN: u64 = 32;
+pub(super) const RUN_ENTRY_WORDS: usize = 5;
+pub(super) const CHUNK_HEAD_LEN: u64 = 64;
+pub(super) const CHUNK_MIN: u64 = 1 << 10;
+pub(super) const CHUNK_MAX: u64 = 256 << 10;
+pub(super) const ZONE_ROWS: u32 = 64;
+/// In an LSN delta or an arrival entry: the index time is the ingest time.
+pub(super) const BY_INGEST: u32 = 1 << 31;
+
+/// One (instrument, kind).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Series {
+    /// The instrument.
+    pub instrument: InstrumentId,
+    /// The kind.
+    pub kind: Kind,
+}
+
+impl Series {
+    /// The series as one number, never 0.
+    pub(super) fn key(self) -> u64 {
+        u64::from(self.kind.0) << 32 | u64::from(self.instrument.0)
+    }
+
+    pub(super) fn from_key(key: u64) -> Series {
+        Series { instrument: InstrumentId(key as u32), kind: Kind((key >> 32) as u16) }
+    }
+}
+
+/// First slot to look at for `key` among `capacity` (a power of two).
+pub(super) fn home(key: u64, capacity: u64) -> u64 {
+    // Fibonacci hashing (Knuth, TAOCP 6.4): the high bits of a product with 2^64 / golden ratio.
+    key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - capacity.trailing_zeros())
+}
+
+/// Where the parts of a table of `len` bytes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub(super) len: u64,
+    pub(super) series_capacity: u64,
+    pub(super) arrival_block_rows: u64,
+    pub(super) run_block_runs: u64,
+    pub(super) arrival_dir: u64,
+    pub(super) run_dir: u64,
+    pub(super) series_dir: u64,
+    pub(super) arena: u64,
+}
+
+impl Layout {
+    pub(super) fn new(len: u64) -> Layout {
+        assert!((LEN_MIN..=LEN_MAX).contains(&len) && len.is_multiple_of(4096), "{len}");
+        let scale = (len / 4096).next_power_of_two();
+        let arrival_block_rows = scale.clamp(1024, 65_536);
+        let run_block_runs = arrival_block_rows / 8;
+        // No more rows than fit in `len` (a row is at least 2 words), no more runs than that.
+        let arrival_blocks = len / 16 / arrival_block_rows + 1;
+        let run_blocks = len / 40 / run_block_runs + 1;
+        let series_capacity = scale;
+        let arrival_dir = HEAD_LEN;
+        let run_dir = (arrival_dir + arrival_blocks * 4).next_multiple_of(64);
+        let series_dir = (run_dir + run_blocks * 4).next_multiple_of(64);
+        let arena = (series_dir + series_capacity * SERIES_SLOT_LEN).next_multiple_of(64);
+        assert!(arena < len / 4);
+        Layout { len, series_capacity, arrival_block_rows, run_block_runs, arrival_dir, run_dir, series_dir, arena }
+    }
+}
+
+/// Where the parts of a chunk lie, from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChunkLayout {
+    pub(super) capacity: u32,
+    pub(super) zones: u64,
+    pub(super) rows: u64,
+    pub(super) len: u64,
+}
+
+impl ChunkLayout {
+    /// The layout of a chunk for `capacity` rows of `words` words.
+    pub(super) fn of(capacity: u32, words: u32) -> ChunkLayout {
+        let zones = (CHUNK_HEAD_LEN + u64::from(capacity) * 4).next_multiple_of(8);
+        let rows = zones + if capacity > ZONE_ROWS { u64::from(capacity.div_ceil(ZONE_ROWS)) * 16 } else { 0 };
+        let len = (rows + u64::from(capacity) * u64::from(words) * 8).next_multiple_of(64);
+        ChunkLayout { capacity, zones, rows, len }
+    }
+
+    /// The largest chunk of at most `size` bytes; one row if none fits.
+    pub(super) fn within(size: u64, words: u32) -> ChunkLayout {
+        let row = 4 * 64 + 16 + 64 * 8 * u64::from(words);
+        // 64 rows need `row` bytes; what rounding takes is given back one row at a time.
+        let mut capacity = (((size - CHUNK_HEAD_LEN) * 64 / row) as u32).max(1) + 1;
+        while capacity > 1 && ChunkLayout::of(capacity, words).len > size {
+            capacity -= 1;
+        }
+        ChunkLayout::of(capacity, words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_fill_their_size_and_hold_at_least_a_row() {
+        for words in [2u32, 5, 8, 12, 57, 67, 128] {
+            for shift in 10..=18 {
+                let size = 1u64 << shift;
+                let chunk = ChunkLayout::within(size, words);
+                assert!(chunk.capacity == 1 || chunk.len <= size);
+                assert!(chunk.capacity == 1 || ChunkLayout::of(chunk.capacity + 1, words).len > size, "{words} {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_series_is_its_key() {
+        let series = Series { instrument: InstrumentId(u32::MAX), kind: Kind(0x8001) };
+        assert_eq!(Series::from_key(series.key()), series);
+        assert_ne!(Series { instrument: InstrumentId(0), kind: Kind(1) }.key(), 0);
+    }
+}

@@ -1,0 +1,321 @@
+//! Owns: filling a MemTable. One thread; nothing is visible before the caller moves `applied`.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::Origin;
+use super::format::{
+    ARENA, ARRIVAL_BLOCK_ROWS, ARRIVAL_DIR, BASE, BY_INGEST, CHUNK_MAX, CHUNK_MIN, ChunkLayout, ID, LENGTH, Layout, MAGIC, ROWS,
+    RUN_BLOCK_RUNS, RUN_DIR, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_CAPACITY, SERIES_DIR, SERIES_SLOT_LEN, STORE_ID, Series, USED,
+    VERSION, ZONE_ROWS, home,
+};
+use crate::error::Result;
+use crate::lsn::Lsn;
+use crate::record::{RecordRef, index_time};
+use crate::shm::Mapping;
+use crate::time::Ts;
+
+/// The writer's own notes on a series: what it would otherwise read back from shared memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tail {
+    key: u64,
+    chunk: u64,
+    layout: Option<ChunkLayout>,
+    len: u32,
+    words: u32,
+    size: u64,
+    chunks: u32,
+    rows: u64,
+    min: u64,
+    max: u64,
+    prefix_max: u64,
+    last: u64,
+    sorted: bool,
+}
+
+/// A MemTable being filled.
+#[derive(Debug)]
+pub struct Writer {
+    map: Mapping,
+    layout: Layout,
+    base: Lsn,
+    next: Lsn,
+    used: u64,
+    runs: u64,
+    tails: Vec<Tail>,
+    series: u64,
+}
+
+/// Bytes below which chunks are no longer made larger than they must be.
+const SCARCE: u64 = 4 << 20;
+
+impl Writer {
+    /// Creates the table `id` of `len` bytes in the file `path`. Its first record is set by
+    /// [`Writer::begin`].
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NoSharedMemory`] if there is not enough; [`crate::error::Error::Io`].
+    pub fn create(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
+        let layout = Layout::new(len);
+        let map = Mapping::create(path, len)?;
+        let put = |at: u64, value: u64| map.u64(at).store(value, Ordering::Relaxed);
+        put(8, VERSION);
+        put(STORE_ID, store_id as u64);
+        put(STORE_ID + 8, (store_id >> 64) as u64);
+        put(ID, id);
+        put(LENGTH, len);
+        put(SERIES_CAPACITY, layout.series_capacity);
+        put(ARRIVAL_BLOCK_ROWS, layout.arrival_block_rows);
+        put(RUN_BLOCK_RUNS, layout.run_block_runs);
+        put(ARRIVAL_DIR, layout.arrival_dir);
+        put(RUN_DIR, layout.run_dir);
+        put(SERIES_DIR, layout.series_dir);
+        put(ARENA, layout.arena);
+        let tails = vec![Tail::default(); layout.series_capacity as usize];
+        let (used, base) = (layout.arena, Lsn(1));
+        Ok(Writer { map, layout, base, next: base, used, runs: 0, tails, series: 0 })
+    }
+
+    /// Sets the LSN of the first record. To be called once, before the table is named to readers.
+    pub fn begin(&mut self, base: Lsn) {
+        assert!(self.next == self.base, "a table begins once");
+        self.base = base;
+        self.next = base;
+        self.map.u64(BASE).store(base.0, Ordering::Relaxed);
+        // SYNC: pairs with the load in `Table::open`.
+        self.map.u64(0).store(MAGIC, Ordering::Release);
+    }
+
+    /// LSN of the first record.
+    pub fn base(&self) -> Lsn {
+        self.base
+    }
+
+    /// LSN of the record that is put in next.
+    pub fn next(&self) -> Lsn {
+        self.next
+    }
+
+    /// Bytes used.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Bytes of the table.
+    pub fn len(&self) -> u64 {
+        self.layout.len
+    }
+
+    /// Whether no record has been put in.
+    pub fn is_empty(&self) -> bool {
+        self.next == self.base
+    }
+
+    /// Whether a frame of `records` records surely fits, even if each begins a chunk or a series.
+    pub fn has_room(&self, records: u64) -> bool {
+        let blocks = self.layout.arrival_block_rows * 4 + self.layout.run_block_runs * 40 + 256;
+        let chunks = records * (CHUNK_MIN + 128);
+        self.used + chunks + 2 * blocks <= self.layout.len && self.series + records < self.layout.series_capacity * 7 / 8
+    }
+
+    fn allocate(&mut self, len: u64) -> Option<u64> {
+        let at = self.used;
+        let end = at + len.next_multiple_of(64);
+        (end <= self.layout.len).then(|| {
+            self.used = end;
+            self.map.u64(USED).store(end, Ordering::Relaxed);
+            at
+        })
+    }
+
+    /// Offset of entry `index` in blocks of `per_block` entries of `entry` bytes, found in `directory`.
+    fn entry(&mut self, directory: u64, index: u64, per_block: u64, entry: u64) -> Option<u64> {
+        let slot = directory + index / per_block * 4;
+        let mut block = u64::from(self.map.u32(slot).load(Ordering::Relaxed)) * 64;
+        if block == 0 {
+            block = self.allocate(per_block * entry)?;
+            self.map.u32(slot).store((block / 64) as u32, Ordering::Relaxed);
+        }
+        Some(block + index % per_block * entry)
+    }
+
+    /// Makes room for the run that comes next. `false`: the table is full.
+    #[must_use]
+    pub fn reserve_run(&mut self) -> bool {
+        self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_WORDS as u64 * 8).is_some()
+    }
+
+    /// Notes that the last `count` records came as `origin` says. Room has been made by
+    /// [`Writer::reserve_run`].
+    pub fn push_run(&mut self, origin: Origin, count: u32, ingest_ts: Ts) {
+        if count == 0 {
+            return;
+        }
+        let at = self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_WORDS as u64 * 8);
+        let Some(at) = at else { panic!("no room was reserved for a run") };
+        let words = [
+            self.next.0 - u64::from(count),
+            u64::from(count) | u64::from(origin.publisher.0) << 32,
+            u64::from(origin.epoch.0),
+            origin.first_pub_seq.0,
+            ingest_ts.0,
+        ];
+        self.map.write_words(at, &words);
+        self.runs += 1;
+        // SYNC: ordered before `applied`, whose reader uses it.
+        self.map.u64(RUNS).store(self.runs, Ordering::Relaxed);
+    }
+
+    /// Puts in the record of LSN [`Writer::next`]. `false`: the table is full and unchanged.
+    #[must_use]
+    pub fn push(&mut self, record: RecordRef<'_>, ingest_ts: Ts) -> bool {
+        let lsn = self.next;
+        let index = lsn.0 - self.base.0;
+        let words = record.words().len() as u32;
+        let Some(arrival) = self.entry(self.layout.arrival_dir, index, self.layout.arrival_block_rows, 4) else { return false };
+        let series = Series { instrument: record.instrument(), kind: record.kind() };
+        let Some(slot) = self.find(series.key()) else { return false };
+        let (time, by_ingest) = index_time(record.own_index_time(), ingest_ts);
+        let delta = index as u32 | if by_ingest { BY_INGEST } else { 0 };
+        if !self.tail_has_room(slot) && !self.add_chunk(slot, series.key(), words, index as u32) {
+            return false;
+        }
+        let Some(address) = self.put_row(slot, record.words(), delta, time.0) else { return false };
+        self.map.u32(arrival).store((address / 8) as u32 | delta & BY_INGEST, Ordering::Relaxed);
+        self.next = lsn.next();
+        self.map.u64(ROWS).store(index + 1, Ordering::Relaxed);
+        true
+    }
+
+    /// The slot of `key` in the series directory; `None` if there is none and no more fit.
+    fn find(&self, key: u64) -> Option<usize> {
+        let capacity = self.layout.series_capacity;
+        let mut slot = home(key, capacity);
+        loop {
+            match self.tails.get(slot as usize)?.key {
+                0 if self.series >= capacity * 7 / 8 => return None,
+                found if found == key || found == 0 => return Some(slot as usize),
+                _ => slot = (slot + 1) & (capacity - 1),
+            }
+        }
+    }
+
+    fn tail_has_room(&self, slot: usize) -> bool {
+        self.tails.get(slot).is_some_and(|t| t.layout.is_some_and(|l| t.len < l.capacity))
+    }
+
+    fn chunk_u32(&self, chunk: u64, offset: u64) -> u32 {
+        self.map.u32(chunk + offset).load(Ordering::Relaxed)
+    }
+
+    /// The jump of a chunk that follows `prev`, by the skew-binary rule, and the least index time of
+    /// the chunks between.
+    fn jump_after(&self, prev: u64) -> (u64, u64) {
+        let jump_of = |c: u64| u64::from(self.chunk_u32(c, 4)) * 64;
+        let ordinal = |c: u64| if c == 0 { 0 } else { self.chunk_u32(c, 28) };
+        let min = |c: u64| self.map.u64(c + 32).load(Ordering::Relaxed);
+        let jump_min = |c: u64| self.map.u64(c + 56).load(Ordering::Relaxed);
+        if prev == 0 {
+            return (0, u64::MAX);
+        }
+        let first = jump_of(prev);
+        let second = if first == 0 { 0 } else { jump_of(first) };
+        if first != 0 && ordinal(prev) - ordinal(first) == ordinal(first) - ordinal(second) {
+            (second, min(prev).min(jump_min(prev)).min(min(first)).min(jump_min(first)))
+        } else {
+            (prev, u64::MAX)
+        }
+    }
+
+    /// Links a new tail chunk to the series in `slot`. `false`: no memory.
+    fn add_chunk(&mut self, slot: usize, key: u64, words: u32, first_delta: u32) -> bool {
+        let Some(&tail) = self.tails.get(slot) else { return false };
+        let scarce = self.used + SCARCE > self.layout.len;
+        let size = if scarce || tail.chunk == 0 { CHUNK_MIN } else { (tail.size * 2).min(CHUNK_MAX) };
+        let layout = ChunkLayout::within(size, words);
+        let Some(chunk) = self.allocate(layout.len) else { return false };
+        let (jump, jump_min) = self.jump_after(tail.chunk);
+        let prefix_max = tail.prefix_max.max(tail.max);
+        let pair = |low: u64, high: u32| low | u64::from(high) << 32;
+        let head = [
+            pair(tail.chunk / 64, (jump / 64) as u32),
+            pair(u64::from(first_delta), layout.capacity),
+            pair(0, 1),
+            pair(u64::from(words), tail.chunks + 1),
+            u64::MAX,
+            0,
+            prefix_max,
+            jump_min,
+        ];
+        self.map.write_words(chunk, &head);
+        let at = self.layout.series_dir + slot as u64 * SERIES_SLOT_LEN;
+        self.map.u32(at + 8).store((chunk / 64) as u32, Ordering::Release);
+        self.map.u32(at + 12).store(tail.chunks + 1, Ordering::Relaxed);
+        if tail.key == 0 {
+            self.series += 1;
+            self.map.u64(SERIES).store(self.series, Ordering::Relaxed);
+            // SYNC: stored last, so that whoever sees the key sees the chunk; pairs with `Table::tail`.
+            self.map.u64(at).store(key, Ordering::Release);
+        }
+        if let Some(t) = self.tails.get_mut(slot) {
+            let (chunks, rows, last) = (tail.chunks + 1, tail.rows, tail.last);
+            let layout = Some(layout);
+            *t = Tail {
+                key,
+                chunk,
+                layout,
+                len: 0,
+                words,
+                size,
+                chunks,
+                rows,
+                min: u64::MAX,
+                max: 0,
+                prefix_max,
+                last,
+                sorted: true,
+            };
+        }
+        true
+    }
+
+    /// Appends a row to the tail chunk of `slot`; gives the row's offset.
+    fn put_row(&mut self, slot: usize, words: &[u64], delta: u32, time: u64) -> Option<u64> {
+        let tail = self.tails.get_mut(slot)?;
+        let layout = tail.layout?;
+        let (chunk, row) = (tail.chunk, tail.len);
+        let address = chunk + layout.rows + u64::from(row) * u64::from(tail.words) * 8;
+        self.map.write_words(address, words);
+        self.map.u32(chunk + 64 + u64::from(row) * 4).store(delta, Ordering::Relaxed);
+        if row > 0 && time < tail.last && tail.sorted {
+            tail.sorted = false;
+            self.map.u32(chunk + 20).store(0, Ordering::Relaxed);
+        }
+        if time < tail.min {
+            tail.min = time;
+            self.map.u64(chunk + 32).store(time, Ordering::Relaxed);
+        }
+        if time > tail.max || row == 0 {
+            tail.max = time;
+            self.map.u64(chunk + 40).store(time, Ordering::Relaxed);
+        }
+        if layout.capacity > ZONE_ROWS {
+            let zone = chunk + layout.zones + u64::from(row / ZONE_ROWS) * 16;
+            let fresh = row % ZONE_ROWS == 0;
+            if fresh || time < self.map.u64(zone).load(Ordering::Relaxed) {
+                self.map.u64(zone).store(time, Ordering::Relaxed);
+            }
+            if fresh || time > self.map.u64(zone + 8).load(Ordering::Relaxed) {
+                self.map.u64(zone + 8).store(time, Ordering::Relaxed);
+            }
+        }
+        tail.last = time;
+        tail.len = row + 1;
+        tail.rows += 1;
+        // SYNC: all of these are ordered before `applied`, whose reader uses them.
+        self.map.u32(chunk + 16).store(tail.len, Ordering::Relaxed);
+        let at = self.layout.series_dir + slot as u64 * SERIES_SLOT_LEN;
+        self.map.u64(at + 16).store(tail.rows, Ordering::Relaxed);
+        Some(address)
+    }
+}

@@ -146,6 +146,12 @@ pub enum Error {
         /// Why it was refused.
         reason: String,
     },
+    /// A newer process writes as this publisher.
+    #[error("publisher {publisher} is fenced: a newer process writes as it")]
+    Fenced {
+        /// Who.
+        publisher: crate::lsn::PublisherId,
+    },
     /// A limit of the store is reached.
     #[error("{what} is limited to {limit}")]
     Limit {

@@ -11,11 +11,17 @@
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
 
 pub mod agent;
+pub mod bus;
+pub mod config;
 pub mod disk;
+pub mod engine;
 pub mod error;
 pub mod lsn;
 pub mod memtable;
+pub mod publisher;
+pub mod reader;
 pub mod record;
 pub mod shm;
+pub mod subscriber;
 pub mod time;
 pub mod wal;

@@ -1,1 +1,12 @@
-//! x
+//! The processes of tapestore: `tape-storage` and the tool `tape`, and what every process does alike.
+
+pub mod cli;
+pub mod demo;
+pub mod exit;
+pub mod input;
+pub mod inspect;
+pub mod output;
+pub mod publish;
+pub mod query;
+pub mod storage;
+pub mod terminal;

@@ -34,7 +34,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMEM\0");
 /// Version of the format.
 pub const VERSION: u64 = 1;
 
-/// Smallest table: a frame whose every record begins a chunk must fit in an eighth.
+/// Smallest table: the largest frame, each of its records beginning a series, takes a third of it.
 pub const LEN_MIN: u64 = 16 << 20;
 /// Largest table: row addresses are 31 bits of 8-byte units.
 pub const LEN_MAX: u64 = 16 << 30;
@@ -113,7 +113,7 @@ impl Layout {
         // No more rows than fit in `len` (a row is at least 2 words), no more runs than that.
         let arrival_blocks = len / 16 / arrival_block_rows + 1;
         let run_blocks = len / 40 / run_block_runs + 1;
-        let series_capacity = scale;
+        let series_capacity = (len / 2048).next_power_of_two().max(16_384);
         let arrival_dir = HEAD_LEN;
         let run_dir = (arrival_dir + arrival_blocks * 4).next_multiple_of(64);
         let series_dir = (run_dir + run_blocks * 4).next_multiple_of(64);

@@ -9,6 +9,7 @@
 pub mod bell;
 pub mod control;
 pub mod run_dir;
+pub mod symbols;
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -29,6 +29,15 @@ pub struct FrameBuilder {
     count: u32,
 }
 
+/// How far a frame was filled at one moment.
+#[derive(Debug)]
+pub struct Mark {
+    words: usize,
+    runs: usize,
+    last_run: Option<Run>,
+    count: u32,
+}
+
 impl Default for FrameBuilder {
     fn default() -> Self {
         FrameBuilder::new()
@@ -94,6 +103,26 @@ impl FrameBuilder {
         }
         self.words.extend_from_slice(words);
         self.count += count;
+    }
+
+    /// A place to return to.
+    pub fn mark(&self) -> Mark {
+        Mark { words: self.words.len(), runs: self.runs.len(), last_run: self.runs.last().copied(), count: self.count }
+    }
+
+    /// The records put in since `mark`.
+    pub fn records_since(&self, mark: &Mark) -> &[u64] {
+        self.words.get(mark.words..).unwrap_or(&[])
+    }
+
+    /// Forgets what was put in since `mark`.
+    pub fn rollback(&mut self, mark: Mark) {
+        self.words.truncate(mark.words);
+        self.runs.truncate(mark.runs);
+        if let (Some(last), Some(run)) = (self.runs.last_mut(), mark.last_run) {
+            *last = run;
+        }
+        self.count = mark.count;
     }
 
     /// Puts in one fact; `encode` appends its words.

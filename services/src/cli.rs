@@ -1,0 +1,101 @@
+//! Owns: the command line of `tape`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use tapestore::engine::store_dir;
+
+use crate::exit::Outcome;
+use crate::output::Format;
+use crate::{demo, inspect, publish, query, storage, terminal};
+
+/// A shared-memory market-data store: publish, read, follow, inspect.
+#[derive(Parser, Debug)]
+#[command(name = "tape", version, after_help = EXIT_CODES)]
+pub struct Tape {
+    #[command(subcommand)]
+    command: Command,
+    /// Directory of the store [default: tapestore-data; demo: a temporary one]
+    #[arg(long, global = true, env = "TAPE_STORE")]
+    store: Option<PathBuf>,
+    #[command(flatten)]
+    format: Format,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 65 malformed or damaged data, \
+66 no such file, 69 no storage process serves the store, 74 disk or shared memory failed, 75 try again later.";
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// The whole path on a store of its own: publisher, storage and reader processes; compares the ends
+    Demo(demo::Args),
+    /// Publish a capture, a CSV file or the simulated market
+    Publish(publish::Args),
+    /// Follow the newest records
+    Tail(query::Tail),
+    /// One record by LSN, or the records of an instrument and kind at exactly a time
+    Get(query::Get),
+    /// The newest record of an instrument and kind, not after a time
+    #[command(name = "asof")]
+    AsOf(query::AsOf),
+    /// The records of an instrument and kind in time order
+    Scan(query::Scan),
+    /// The records of many instruments and kinds, merged in time order
+    Replay(query::Replay),
+    /// Instrument names
+    Symbols {
+        /// Only names that contain this
+        pattern: Option<String>,
+    },
+    /// What the storage process does: watermarks, counters, publishers
+    Status,
+    /// Look into the store's files
+    #[command(subcommand)]
+    Inspect(Inspect),
+    /// Check every byte of the log, and what is served against it
+    Verify,
+    /// The storage process; the same as tape-storage
+    #[command(hide = true)]
+    Storage(storage::Args),
+    #[command(hide = true)]
+    DemoPublisher(demo::PublisherArgs),
+    #[command(hide = true)]
+    DemoReader(demo::ReaderArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum Inspect {
+    /// The log: segments, frames, what is known durable
+    Wal(inspect::Wal),
+}
+
+impl Tape {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Why it failed, with the exit code.
+    pub fn run(self) -> Outcome {
+        let format = self.format;
+        let store = store_dir(self.store.as_deref());
+        match self.command {
+            Command::Storage(args) => return storage::run(&storage::Args { store: args.store.clone().or(self.store), ..args }),
+            Command::DemoPublisher(args) => return demo::publisher(store, &args),
+            _ => terminal::log("warn"),
+        }
+        match self.command {
+            Command::Demo(args) => demo::run(self.store, &args, format),
+            Command::Publish(args) => publish::run(store, &args, format),
+            Command::Tail(args) => query::tail(&store, &args, format),
+            Command::Get(args) => query::get(&store, &args, format),
+            Command::AsOf(args) => query::as_of(&store, &args, format),
+            Command::Scan(args) => query::scan(&store, &args, format),
+            Command::Replay(args) => query::replay(&store, &args, format),
+            Command::Symbols { pattern } => query::symbols(&store, pattern.as_deref(), format),
+            Command::Status => query::status(&store, format),
+            Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
+            Command::Verify => inspect::verify(&store, format),
+            Command::DemoReader(args) => demo::reader(&store, &args),
+            Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
+        }
+    }
+}

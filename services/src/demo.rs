@@ -1,0 +1,375 @@
+//! Owns: `tape demo`: storage, a publisher and a reader as three processes on a store of their own;
+//! what was published, what the reader saw in shared memory and what is in the log are compared.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::publisher::{Options, Publisher};
+use tapestore::reader::{At, Reader, Tally};
+use tapestore::record::SCHEMAS;
+use tapestore::shm::Mapping;
+use tapestore::time::{Clock, HostClock};
+
+use crate::exit::{DIFFERENCE, Failure, IO, LATER, Outcome, USAGE};
+use crate::inspect;
+use crate::output::Format;
+use crate::publish::{Pump, Rate, Source};
+use crate::terminal::{self, duration, thousands};
+
+/// Shows the whole path: real or simulated market data from a publisher process through shared memory
+/// to a storage process, its log, and a reader process.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// realtime, max, or x2, x100, ...: by the records' own times [default: realtime for the simulated
+    /// market, x100 for a file]
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// Keep the store and say where it is
+    #[arg(long)]
+    keep: bool,
+    /// The level at which the publisher is acknowledged: none, os, fsync
+    #[arg(long, default_value = "fsync")]
+    level: Level,
+}
+
+/// Every so many records the time of publishing is noted, for the reader to compare with.
+const SAMPLE_EVERY: u64 = 8;
+/// Notes at most.
+const SAMPLES_MAX: u64 = 1 << 20;
+/// How long the processes are waited for.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Percentiles, ns.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Latency {
+    count: u64,
+    p50: u64,
+    p99: u64,
+    p999: u64,
+    max: u64,
+}
+
+/// What a process of the demonstration reports.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Report {
+    records: u64,
+    checksum: u32,
+    last: u64,
+    seconds: f64,
+    kinds: Vec<u64>,
+    durable: u64,
+    latency: Latency,
+}
+
+/// A process that ends with this one.
+struct Process {
+    child: Child,
+    what: &'static str,
+}
+
+impl Process {
+    fn start(what: &'static str, arguments: &[&str], store: &Path) -> Outcome<Process> {
+        let mut command = Command::new(terminal::this_program()?);
+        command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // What goes right is said here, once.
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "warn");
+        }
+        let child = command.spawn().map_err(|e| Failure::new(IO, format!("cannot start the {what} process: {e}")))?;
+        Ok(Process { child, what })
+    }
+
+    fn tell(&mut self, line: &str) -> Outcome {
+        match &mut self.child.stdin {
+            Some(stdin) => Ok(writeln!(stdin, "{line}")?),
+            None => Ok(()),
+        }
+    }
+
+    /// Its report: the last line that it prints.
+    fn report(&mut self) -> Outcome<Report> {
+        let Some(stdout) = self.child.stdout.take() else { return Err(self.failed("has no output")) };
+        let last = BufReader::new(stdout).lines().map_while(Result::ok).last().unwrap_or_default();
+        let status = self.child.wait()?;
+        if !status.success() {
+            return Err(self.failed(&format!("ended with {status}")));
+        }
+        serde_json::from_str(&last).map_err(|_| self.failed("gave no report"))
+    }
+
+    fn failed(&self, how: &str) -> Failure {
+        Failure::new(DIFFERENCE, format!("the {} process {how}", self.what))
+    }
+
+    /// Ends it in order.
+    fn stop(&mut self) -> Outcome {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(std::io::Error::from)?;
+        }
+        let deadline = Instant::now() + END_TIMEOUT;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return if status.success() { Ok(()) } else { Err(self.failed(&format!("ended with {status}"))) };
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(self.failed("does not stop"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already ended in the usual case; otherwise there is nobody left to tell.
+        match self.child.kill().and_then(|()| self.child.wait()) {
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// `tape demo`.
+///
+/// # Errors
+/// A difference between what was published, read and stored (exit code 1); whatever keeps a process
+/// from running.
+pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
+    let temporary = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
+    let store = store.unwrap_or_else(|| temporary.path().join("store"));
+    if store.join("store.meta").exists() {
+        return Err(Failure::new(
+            USAGE,
+            format!("{} is a store already; the demonstration wants one of its own", store.display()),
+        ));
+    }
+    let say = |text: String| {
+        if !format.json {
+            println!("{text}");
+        }
+    };
+    say(format!("store    {} (temporary: {})", store.display(), !args.keep));
+    let memtable = ["storage", "--with-parent", "--memtable-size", "256M"];
+    let mut storage = Process::start("storage", &memtable, &store)?;
+    wait_for_storage(&mut storage, &store)?;
+    let times = temporary.path().join("times");
+    drop(Mapping::open_or_create(&times, SAMPLES_MAX * 8)?);
+    let times = times.to_string_lossy().into_owned();
+    let mut reader = Process::start("reader", &["demo-reader", "--times", &times], &store)?;
+    let arguments = publisher_arguments(args, &times);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut publisher = Process::start("publisher", &arguments, &store)?;
+    say(format!(
+        "started  storage (pid {}), reader ({}), publisher ({})",
+        storage.child.id(),
+        reader.child.id(),
+        publisher.child.id()
+    ));
+    let published = publisher.report()?;
+    reader.tell(&published.records.to_string())?;
+    let read = reader.report()?;
+    storage.stop()?;
+    let (_, sums, _) = inspect::read_log(&store, |_| Ok(()))?;
+    let outcome = compare(&published, &read, &sums.tally, format);
+    if args.keep {
+        if temporary.path().starts_with(store.parent().unwrap_or(Path::new("/"))) {
+            let kept = temporary.keep();
+            say(format!("kept     {}; look at it with: tape status --store ...", kept.join("store").display()));
+        } else {
+            say(format!("kept     {}", store.display()));
+        }
+    }
+    outcome
+}
+
+fn publisher_arguments(args: &Args, times: &str) -> Vec<String> {
+    let mut arguments: Vec<String> = ["demo-publisher", "--times", times, "--level"].map(str::to_owned).to_vec();
+    arguments.push(args.level.to_string());
+    let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
+    let source = &args.source;
+    if let Some(path) = &source.from {
+        add("--from", path.to_string_lossy().into_owned());
+    }
+    if let Some(kind) = &source.kind {
+        add("--kind", kind.clone());
+    }
+    if let Some(number) = source.source {
+        add("--source", number.to_string());
+    }
+    add("--seed", source.seed.to_string());
+    add("--records", source.records.to_string());
+    add("--instruments", source.instruments.to_string());
+    let default = if source.from.is_some() { Rate::Times(100.0) } else { Rate::Times(1.0) };
+    add(
+        "--rate",
+        match args.rate.unwrap_or(default) {
+            Rate::Max => "max".to_owned(),
+            Rate::Times(t) => format!("x{t}"),
+        },
+    );
+    arguments
+}
+
+fn wait_for_storage(storage: &mut Process, store: &Path) -> Outcome {
+    let deadline = Instant::now() + START_TIMEOUT;
+    while !Reader::open(store).is_ok_and(|r| r.is_storage_alive() && r.control().instance().is_multiple_of(2)) {
+        if let Some(status) = storage.child.try_wait()? {
+            return Err(storage.failed(&format!("ended with {status}")));
+        }
+        if Instant::now() > deadline {
+            return Err(storage.failed("does not serve"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn compare(published: &Report, read: &Report, stored: &Tally, format: Format) -> Outcome {
+    let equal = published.records == read.records
+        && published.checksum == read.checksum
+        && stored.count == published.records
+        && stored.checksum == published.checksum
+        && stored.last == Lsn(published.records)
+        && published.durable == published.records;
+    let rate = published.records as f64 / published.seconds.max(1e-9);
+    let l = read.latency;
+    if format.json {
+        let kinds: serde_json::Map<String, serde_json::Value> =
+            SCHEMAS.iter().zip(&published.kinds).map(|(s, n)| (s.name.to_owned(), (*n).into())).collect();
+        let object = serde_json::json!({
+            "published": published.records, "kinds": kinds, "read": read.records, "stored": stored.count, "equal": equal,
+            "checksum": format!("{:08x}", published.checksum), "records_per_second": rate,
+            "visible_ns": { "samples": l.count, "p50": l.p50, "p99": l.p99, "p99.9": l.p999, "max": l.max },
+        });
+        println!("{object}");
+    } else {
+        let line = |what: &str, n: u64, crc: u32| println!("{what}{:>12} records, checksum {crc:08x}", thousands(n));
+        line("published", published.records, published.checksum);
+        let kinds = SCHEMAS.iter().zip(&published.kinds).filter(|(_, n)| **n > 0);
+        let kinds: Vec<String> = kinds.map(|(s, n)| format!("{} {}", thousands(*n), s.name)).collect();
+        println!("         {}", kinds.join(", "));
+        line("read     ", read.records, read.checksum);
+        line("stored   ", stored.count, stored.checksum);
+        println!("rate     {} records/s for {:.2} s", thousands(rate as u64), published.seconds);
+        let [p50, p99, p999, max] = [l.p50, l.p99, l.p999, l.max].map(duration);
+        println!(
+            "visible  publish to another process: p50 {p50}, p99 {p99}, p99.9 {p999}, max {max} ({} samples)",
+            thousands(l.count)
+        );
+        println!("equal    {}", if equal { "yes: published = read in shared memory = stored in the log" } else { "NO" });
+    }
+    if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "what was published, read and stored is not the same")) }
+}
+
+/// The demonstration's publisher process.
+#[derive(clap::Args, Debug)]
+pub struct PublisherArgs {
+    #[command(flatten)]
+    source: Source,
+    #[arg(long)]
+    rate: Rate,
+    #[arg(long)]
+    level: Level,
+    #[arg(long)]
+    times: PathBuf,
+}
+
+/// Runs the demonstration's publisher.
+///
+/// # Errors
+/// What the input or storage says.
+pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
+    terminal::log("warn");
+    let times = Mapping::open(&args.times, true)?;
+    let mut input = args.source.open()?;
+    let mut publisher = Publisher::open(Options { level: args.level, ..Options::new(store, PublisherId(1)) })?;
+    let began = Instant::now();
+    let mut tally = Tally::default();
+    let mut pump = Pump { input: input.as_mut(), publisher: &mut publisher, rate: args.rate, batch: 256, stop: &|| false };
+    let pumped = pump.run(&mut |n, due, words| {
+        tally.add(Lsn(n + 1), words);
+        if n.is_multiple_of(SAMPLE_EVERY) && n / SAMPLE_EVERY < SAMPLES_MAX {
+            let due = HostClock.monotonic() - due.elapsed().as_nanos() as u64;
+            times.u64(n / SAMPLE_EVERY * 8).store(due, Ordering::Relaxed);
+        }
+    });
+    let done = pumped.map_err(|(failure, _)| failure)?;
+    let progress = publisher.flush(Level::Fsync, END_TIMEOUT)?;
+    let report = Report {
+        records: tally.count,
+        checksum: tally.checksum,
+        last: tally.last.0,
+        seconds: began.elapsed().as_secs_f64(),
+        kinds: done.kinds.to_vec(),
+        durable: progress.durable.0,
+        latency: Latency::default(),
+    };
+    print_report(&report)
+}
+
+fn print_report(report: &Report) -> Outcome {
+    println!("{}", serde_json::to_string(report).map_err(|e| Failure::new(IO, e.to_string()))?);
+    Ok(())
+}
+
+/// The demonstration's reader process.
+#[derive(clap::Args, Debug)]
+pub struct ReaderArgs {
+    #[arg(long)]
+    times: PathBuf,
+}
+
+/// Runs the demonstration's reader: it follows the store until it has seen as many records as it is
+/// told on its standard input.
+///
+/// # Errors
+/// What keeps it from reading; that the records do not come.
+pub fn reader(store: &Path, args: &ReaderArgs) -> Outcome {
+    let times = Mapping::open(&args.times, false)?;
+    let target = Arc::new(AtomicU64::new(u64::MAX));
+    let told = target.clone();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        // An end of input without a number means that nobody waits for this process any more.
+        let n = std::io::stdin().read_line(&mut line).ok().and_then(|_| line.trim().parse().ok());
+        told.store(n.unwrap_or(0), Ordering::Release);
+    });
+    let mut follow = Reader::open(store)?.follow(Lsn(1), At::Appended);
+    let mut latency = Histogram::<u64>::new(3).map_err(|e| Failure::new(IO, e.to_string()))?;
+    let mut idle = tapestore::agent::Idle::new(tapestore::agent::Wait::Adaptive);
+    let mut deadline = None;
+    while follow.tally().count < target.load(Ordering::Acquire) {
+        if let Some(row) = follow.poll()? {
+            idle.worked();
+            let n = row.lsn.0 - 1;
+            if n.is_multiple_of(SAMPLE_EVERY) && n / SAMPLE_EVERY < SAMPLES_MAX {
+                let due = times.u64(n / SAMPLE_EVERY * 8).load(Ordering::Relaxed);
+                let ns = HostClock.monotonic().saturating_sub(due);
+                latency.record(ns).map_err(|e| Failure::new(IO, e.to_string()))?;
+            }
+            continue;
+        }
+        if idle.should_park() {
+            follow.wait(Duration::from_millis(20));
+        }
+        if target.load(Ordering::Acquire) != u64::MAX && Instant::now() > *deadline.get_or_insert(Instant::now() + END_TIMEOUT) {
+            return Err(Failure::new(LATER, "the last records do not come"));
+        }
+    }
+    let tally = follow.tally();
+    let latency = Latency {
+        count: latency.len(),
+        p50: latency.value_at_quantile(0.5),
+        p99: latency.value_at_quantile(0.99),
+        p999: latency.value_at_quantile(0.999),
+        max: latency.max(),
+    };
+    print_report(&Report { records: tally.count, checksum: tally.checksum, last: tally.last.0, latency, ..Report::default() })
+}

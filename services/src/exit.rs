@@ -1,0 +1,93 @@
+//! Owns: exit codes. They follow sysexits.h where it has one.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use tapestore::error::Error;
+use tapestore::publisher::PublishError;
+
+/// What a command was asked to compare or verify is not so.
+pub const DIFFERENCE: u8 = 1;
+/// The command line, the configuration or a name is wrong.
+pub const USAGE: u8 = 2;
+/// There is no such record.
+pub const NOT_FOUND: u8 = 3;
+/// Input, or a file of the store, is malformed or damaged.
+pub const DATA: u8 = 65;
+/// A file is absent.
+pub const NO_INPUT: u8 = 66;
+/// No storage process serves the store.
+pub const UNAVAILABLE: u8 = 69;
+/// The disk or shared memory failed.
+pub const IO: u8 = 74;
+/// It may work later: a lock is held, a ring is full.
+pub const LATER: u8 = 75;
+
+/// Why a command ended without success.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// What happened, to what, and what to do.
+    pub message: String,
+}
+
+/// The result of a command.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    /// A failure with `code`.
+    pub fn new(code: u8, message: impl Into<String>) -> Failure {
+        Failure { code, message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let code = match &error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NO_INPUT,
+            Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::Missing { .. } => DATA,
+            Error::Invalid { .. } | Error::Limit { .. } => USAGE,
+            Error::StorageDown { .. } => UNAVAILABLE,
+            Error::Locked { .. } | Error::Refused { .. } | Error::Fenced { .. } => LATER,
+            Error::Expired { .. } | Error::Withdrawn { .. } => NOT_FOUND,
+            _ => IO,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Failure {
+        match error {
+            PublishError::Record(e) => e.into(),
+            other => Failure::new(LATER, other.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        // A reader that has seen enough closes the pipe: `tape scan ... | head`.
+        let code = if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { IO };
+        Failure::new(code, error.to_string())
+    }
+}
+
+/// Says why a command failed, and gives its exit code.
+pub fn code(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Owns: inputs, where records to be published come from: captures, CSV, the simulated market.
+//!
+//! An input gives messages: records that came together, with the time at which they did. Their
+//! instruments are numbered by the input from 0, in the order of [`Input::names`]; the publisher puts
+//! the store's ids in.
+//!
+//! What must hold: what cannot be read ends the input with its file and line, and what came before it
+//! has been given.
+
+mod binance;
+mod csv;
+mod sim;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use tapestore::record::{Name, Record};
+use tapestore::time::Ts;
+
+use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
+
+pub use self::binance::Binance;
+pub use self::csv::Csv;
+pub use self::sim::{Market, Sim};
+
+/// Records that came together.
+#[derive(Debug, Default)]
+pub struct Message {
+    /// When they came.
+    pub at: Ts,
+    /// The records, one after the other.
+    pub words: Vec<u64>,
+    /// How many.
+    pub records: u32,
+}
+
+impl Message {
+    /// Forgets what it holds.
+    pub fn clear(&mut self) {
+        self.words.clear();
+        self.records = 0;
+    }
+
+    /// Adds a record.
+    pub fn push<R: Record>(&mut self, record: &R) {
+        self.words.extend_from_slice(record.words());
+        self.records += 1;
+    }
+}
+
+/// Where records come from.
+pub trait Input {
+    /// The next message, into `message`; `false` at the end.
+    ///
+    /// # Errors
+    /// Where and why the input cannot be read on.
+    fn next(&mut self, message: &mut Message) -> Outcome<bool>;
+
+    /// The instruments met so far.
+    fn names(&self) -> &[Name];
+
+    /// How much has been read, of how much: bytes or records; 0 if unknown.
+    fn progress(&self) -> (u64, u64);
+
+    /// Whether progress is in bytes.
+    fn is_bytes(&self) -> bool;
+}
+
+/// A text file, compressed with gzip or not, read line by line.
+pub struct Lines {
+    path: PathBuf,
+    reader: BufReader<Box<dyn Read>>,
+    line: Vec<u8>,
+    number: u64,
+    read: std::rc::Rc<std::cell::Cell<u64>>,
+    len: u64,
+}
+
+struct Counted<R> {
+    inner: R,
+    read: std::rc::Rc<std::cell::Cell<u64>>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.read.set(self.read.get() + n as u64);
+        Ok(n)
+    }
+}
+
+/// Longest line: a depth snapshot of ten thousand levels is some 300 kB.
+const LINE_MAX: u64 = 16 << 20;
+
+impl Lines {
+    /// Opens the file `path`.
+    ///
+    /// # Errors
+    /// That it cannot be read.
+    pub fn open(path: &Path) -> Outcome<Lines> {
+        let fail = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
+        let mut file = File::open(path).map_err(fail)?;
+        let len = file.metadata().map_err(fail)?.len();
+        let mut magic = Vec::new();
+        Read::by_ref(&mut file).take(2).read_to_end(&mut magic).map_err(fail)?;
+        let read = std::rc::Rc::new(std::cell::Cell::new(magic.len() as u64));
+        let rest = Counted { inner: file, read: read.clone() };
+        let is_gzip = magic == [0x1f, 0x8b];
+        let whole = std::io::Cursor::new(magic).chain(rest);
+        let reader: Box<dyn Read> = if is_gzip { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
+        let reader = BufReader::with_capacity(1 << 20, reader);
+        Ok(Lines { path: path.to_path_buf(), reader, line: Vec::new(), number: 0, read, len })
+    }
+
+    /// The next line, without its end; `None` at the end of the file.
+    ///
+    /// # Errors
+    /// File, line and reason.
+    pub fn read(&mut self) -> Outcome<Option<&[u8]>> {
+        self.line.clear();
+        self.number += 1;
+        let read = Read::by_ref(&mut self.reader).take(LINE_MAX).read_until(b'\n', &mut self.line);
+        match read {
+            Err(e) => Err(self.fail(&e.to_string())),
+            Ok(0) => Ok(None),
+            Ok(n) if n as u64 == LINE_MAX => Err(self.fail("the line is longer than 16 MiB")),
+            Ok(_) => {
+                while matches!(self.line.last(), Some(b'\n' | b'\r')) {
+                    self.line.pop();
+                }
+                Ok(Some(&self.line))
+            }
+        }
+    }
+
+    /// A failure at the line that was read last.
+    pub fn fail(&self, reason: &str) -> Failure {
+        Failure::new(DATA, format!("{} line {}: {reason}", self.path.display(), self.number))
+    }
+
+    /// Bytes of the file read, of how many.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.read.get(), self.len)
+    }
+}
+
+/// Opens the file `path`: a Binance capture if its lines begin with a time and JSON, CSV otherwise.
+///
+/// # Errors
+/// That it cannot be read, or is neither.
+pub fn open(path: &Path, kind: Option<&str>, source: Option<u16>) -> Outcome<Box<dyn Input>> {
+    let mut peek = Lines::open(path)?;
+    let first = peek.read()?.map(<[u8]>::to_vec).unwrap_or_default();
+    if first.first().is_some_and(u8::is_ascii_digit) && first.contains(&b'{') {
+        return Ok(Box::new(Binance::open(path, source)?));
+    }
+    Ok(Box::new(Csv::open(path, kind, source)?))
+}

@@ -1,0 +1,298 @@
+//! Owns: `tape publish`, and the pump from an input into a publisher that the demonstration uses too.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tapestore::lsn::{InstrumentId, Level, PublisherId};
+use tapestore::publisher::{Options, Progress, PublishError, Publisher};
+use tapestore::record::{SCHEMAS, split};
+
+use crate::exit::{Failure, LATER, Outcome, USAGE};
+use crate::input::{self, Input, Market, Message, Sim};
+use crate::output::Format;
+use crate::terminal;
+
+/// How fast to publish.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Rate {
+    /// As fast as the records' own times, times this.
+    Times(f64),
+    /// As fast as possible.
+    Max,
+}
+
+impl std::str::FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rate, String> {
+        let bad = || format!("'{text}' is none of: realtime, max, x2, x100, ...");
+        match text {
+            "realtime" => Ok(Rate::Times(1.0)),
+            "max" => Ok(Rate::Max),
+            _ => {
+                let times: f64 = text.strip_prefix('x').and_then(|t| t.parse().ok()).ok_or_else(bad)?;
+                if times > 0.0 && times.is_finite() { Ok(Rate::Times(times)) } else { Err(bad()) }
+            }
+        }
+    }
+}
+
+/// Where records come from.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Source {
+    /// A Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain
+    #[arg(long, conflicts_with = "sim")]
+    pub from: Option<PathBuf>,
+    /// The simulated market
+    #[arg(long)]
+    pub sim: bool,
+    /// Seed of the simulated market: the same seed gives the same records
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Records of the simulated market
+    #[arg(long, default_value_t = 500_000)]
+    pub records: u64,
+    /// Instruments of the simulated market
+    #[arg(long, default_value_t = 100)]
+    pub instruments: u32,
+    /// Kind of the rows of a CSV file without a column `kind`
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Number of the venue feed, for inputs that do not carry one
+    #[arg(long)]
+    pub source: Option<u16>,
+}
+
+impl Source {
+    /// Opens the input.
+    ///
+    /// # Errors
+    /// That it cannot be read.
+    pub fn open(&self) -> Outcome<Box<dyn Input>> {
+        match &self.from {
+            Some(path) => input::open(path, self.kind.as_deref(), self.source),
+            None => Ok(Box::new(Sim::new(Market { seed: self.seed, records: self.records, instruments: self.instruments })?)),
+        }
+    }
+}
+
+/// Publishes records into a store.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    source: Source,
+    /// Who publishes; at most one process writes as a publisher
+    #[arg(long, default_value_t = 1)]
+    publisher: u16,
+    /// Until when records are kept for sending again: none, os, fsync
+    #[arg(long, default_value = "fsync")]
+    level: Level,
+    /// realtime, max, or x2, x100, ...: by the records' own times
+    #[arg(long, default_value = "max")]
+    rate: Rate,
+    /// Records that are sent together at most, at rate max
+    #[arg(long, default_value_t = 256)]
+    batch: u32,
+}
+
+/// Called for each record as it is published: its number from 0, when it was due, its words.
+pub type OnRecord<'a> = &'a mut dyn FnMut(u64, Instant, &[u64]);
+
+/// What was pumped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pumped {
+    /// Records by kind, in the order of [`SCHEMAS`].
+    pub kinds: [u64; SCHEMAS.len()],
+    /// Records.
+    pub records: u64,
+    /// The longest that one call took, ns.
+    pub longest_call_ns: u64,
+}
+
+/// Pumps `input` into `publisher`, at `rate`.
+pub struct Pump<'a> {
+    /// From here.
+    pub input: &'a mut dyn Input,
+    /// To there.
+    pub publisher: &'a mut Publisher,
+    /// This fast.
+    pub rate: Rate,
+    /// At most so many records together, at rate max.
+    pub batch: u32,
+    /// Ends early when this says so.
+    pub stop: &'a dyn Fn() -> bool,
+}
+
+/// How long a full ring is waited for before the pump gives up.
+const FULL_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Pump<'_> {
+    /// Pumps until the input ends; on an error what came before it has been published.
+    ///
+    /// # Errors
+    /// What the input or the publisher says, with what was pumped.
+    pub fn run(&mut self, on_record: OnRecord<'_>) -> Result<Pumped, (Failure, Pumped)> {
+        let mut done = Pumped::default();
+        let outcome = self.pump(&mut done, on_record);
+        self.publisher.send();
+        outcome.map(|()| done).map_err(|e| (e, done))
+    }
+
+    fn pump(&mut self, done: &mut Pumped, on_record: OnRecord<'_>) -> Outcome {
+        let bar = terminal::progress(self.input.progress().1, self.input.is_bytes(), "publishing");
+        let mut message = Message::default();
+        let mut ids: Vec<InstrumentId> = Vec::new();
+        let mut clock: Option<(Instant, u64)> = None;
+        let mut staged = 0;
+        while !(self.stop)() && self.input.next(&mut message)? {
+            if ids.len() < self.input.names().len() {
+                let new = self.input.names().get(ids.len()..).unwrap_or(&[]);
+                ids.extend(self.publisher.instruments(new)?);
+            }
+            let due = match self.rate {
+                Rate::Max => Instant::now(),
+                Rate::Times(times) => {
+                    let (start, first) = *clock.get_or_insert((Instant::now(), message.at.0));
+                    let due = start + Duration::from_nanos((message.at.0.saturating_sub(first) as f64 / times) as u64);
+                    if due > Instant::now() && staged > 0 {
+                        self.publisher.send();
+                        staged = 0;
+                    }
+                    wait_until(due);
+                    due
+                }
+            };
+            number(&mut message.words, &ids)?;
+            for record in split(&message.words) {
+                let record = record?;
+                on_record(done.records, due, record.words());
+                let began = Instant::now();
+                self.stage(record)?;
+                done.longest_call_ns = done.longest_call_ns.max(began.elapsed().as_nanos() as u64);
+                done.records += 1;
+                if let Some(count) = done.kinds.get_mut(usize::from(record.kind().0).wrapping_sub(1)) {
+                    *count += 1;
+                }
+            }
+            staged += message.records;
+            let late = matches!(self.rate, Rate::Times(_)) && due + Duration::from_micros(50) < Instant::now();
+            if staged >= self.batch || !(late || self.rate == Rate::Max) {
+                self.publisher.send();
+                staged = 0;
+            }
+            if done.records.is_multiple_of(1024) {
+                bar.set_position(self.input.progress().0);
+            }
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn stage(&mut self, record: tapestore::record::RecordRef<'_>) -> Outcome {
+        let began = Instant::now();
+        loop {
+            match self.publisher.stage(record) {
+                Ok(_) => return Ok(()),
+                // The ring is the buffer; a file can wait for room in it.
+                Err(PublishError::Full { .. }) if began.elapsed() < FULL_TIMEOUT && !(self.stop)() => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// Puts the store's instrument ids in the place of the input's.
+fn number(words: &mut [u64], ids: &[InstrumentId]) -> Outcome {
+    let mut at = 0;
+    while at < words.len() {
+        let rest = words.get(at..).unwrap_or(&[]);
+        let record = tapestore::record::RecordRef::first(rest)?;
+        let (len, local) = (record.words().len(), record.instrument().0);
+        let id = ids.get(local as usize).ok_or_else(|| Failure::new(USAGE, "an input numbers an instrument it has not named"))?;
+        if let Some(head) = words.get_mut(at) {
+            *head = (*head & 0xffff_ffff) | u64::from(id.0) << 32;
+        }
+        at += len;
+    }
+    Ok(())
+}
+
+fn wait_until(due: Instant) {
+    loop {
+        let left = due.saturating_duration_since(Instant::now());
+        match left {
+            Duration::ZERO => return,
+            left if left > Duration::from_micros(200) => std::thread::sleep(left - Duration::from_micros(100)),
+            left if left > Duration::from_micros(20) => std::thread::yield_now(),
+            _ => std::hint::spin_loop(),
+        }
+    }
+}
+
+/// How long the last records are waited for.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `tape publish`.
+///
+/// # Errors
+/// What the input or storage says; what came before it is kept, and the message says how much.
+pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
+    if args.source.from.is_none() && !args.source.sim {
+        return Err(Failure::new(USAGE, "name an input: --from FILE or --sim"));
+    }
+    let stop = terminal::stop_flag()?;
+    let mut input = args.source.open()?;
+    let options = Options { level: args.level, ..Options::new(store, PublisherId(args.publisher)) };
+    let mut publisher = Publisher::open(options)?;
+    let began = Instant::now();
+    let mut pump = Pump {
+        input: input.as_mut(),
+        publisher: &mut publisher,
+        rate: args.rate,
+        batch: args.batch,
+        stop: &|| terminal::is_raised(&stop),
+    };
+    let pumped = pump.run(&mut |_, _, _| {});
+    let flushed = publisher.flush(args.level, FLUSH_TIMEOUT);
+    let lost = publisher.take_lost();
+    let seconds = began.elapsed().as_secs_f64();
+    let (failure, done) = match pumped {
+        Ok(done) => (None, done),
+        Err((failure, done)) => (Some(failure), done),
+    };
+    let progress = publisher.progress();
+    report(&done, &progress, args.level, seconds, format);
+    if let Some(failure) = failure {
+        let kept = terminal::thousands(done.records);
+        return Err(Failure::new(failure.code, format!("{failure}. The {kept} records before it are published and kept")));
+    }
+    if let Some(l) = lost.first() {
+        let message = format!(
+            "records {} to {} of epoch {} were lost between this process and storage; a gap is stored",
+            l.first, l.last, l.epoch
+        );
+        return Err(Failure::new(LATER, message));
+    }
+    flushed?;
+    Ok(())
+}
+
+fn report(done: &Pumped, progress: &Progress, level: Level, seconds: f64, format: Format) {
+    let kinds = SCHEMAS.iter().zip(done.kinds).filter(|(_, n)| *n > 0);
+    if format.json {
+        let by_kind: serde_json::Map<String, serde_json::Value> = kinds.map(|(s, n)| (s.name.to_owned(), n.into())).collect();
+        let object = serde_json::json!({
+            "records": done.records, "kinds": by_kind, "seconds": seconds, "level": level.to_string(),
+            "epoch": progress.epoch.0, "accepted": progress.accepted.0, "durable": progress.durable.0,
+            "last_lsn": progress.accepted_lsn.0, "rewinds": progress.rewinds, "reattached": progress.reattached,
+        });
+        println!("{object}");
+        return;
+    }
+    let by_kind: Vec<String> = kinds.map(|(s, n)| format!("{} {}", terminal::thousands(n), s.name)).collect();
+    println!("published {} records ({}) in {seconds:.2} s", terminal::thousands(done.records), by_kind.join(", "));
+    println!(
+        "acknowledged up to {} in the log, {} durable (epoch {}, last LSN {})",
+        progress.accepted, progress.durable, progress.epoch, progress.accepted_lsn
+    );
+}

@@ -1,0 +1,465 @@
+//! Owns: the commands that read a store: `tail`, `get`, `asof`, `scan`, `replay`, `symbols`, `status`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tapestore::error::Error;
+use tapestore::lsn::{Epoch, InstrumentId, Lsn, PublisherId};
+use tapestore::reader::{At, Reader, Row, Series, Snapshot, TimeRange};
+use tapestore::record::{Kind, Name, SCHEMAS, schema_by_name};
+use tapestore::shm::control::{Control, SLOTS_MAX, SlotView, Statistic};
+use tapestore::subscriber::{Event, Subscriber};
+use tapestore::time::{Clock, HostClock, Ts};
+
+use crate::exit::{Failure, NOT_FOUND, Outcome, UNAVAILABLE, USAGE};
+use crate::output::{Format, Rows, table};
+use crate::terminal::{self, thousands};
+
+/// A kind by its name.
+///
+/// # Errors
+/// A text that names those there are.
+pub fn kind(text: &str) -> Result<Kind, String> {
+    let known = || SCHEMAS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
+    schema_by_name(text).map(|s| s.kind).ok_or_else(|| format!("'{text}' is none of: {}", known()))
+}
+
+/// A time: RFC 3339 or nanoseconds, or `now`.
+///
+/// # Errors
+/// A text that says what is allowed.
+pub fn time(text: &str) -> Result<Ts, String> {
+    if text == "now" {
+        return Ok(HostClock.wall());
+    }
+    text.parse().map_err(|e: tapestore::error::Error| e.to_string())
+}
+
+/// One instrument's records of one kind.
+#[derive(clap::Args, Clone, Debug)]
+pub struct One {
+    /// The instrument's name
+    pub instrument: Name,
+    /// trade, quote, book, definition or gap
+    #[arg(value_parser = kind)]
+    pub kind: Kind,
+}
+
+/// Up to which record to read.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Watermark {
+    /// committed (can never be withdrawn), durable, or appended (the newest)
+    #[arg(long, default_value = "committed")]
+    pub at: At,
+}
+
+/// A span of time, and how much of it.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Span {
+    /// First time: like 2024-08-08T23:54:15.5Z, or nanoseconds since 1970, or now
+    #[arg(long, value_parser = time)]
+    pub from: Option<Ts>,
+    /// Last time, included
+    #[arg(long, value_parser = time)]
+    pub to: Option<Ts>,
+    /// At most so many rows
+    #[arg(long)]
+    pub limit: Option<u64>,
+}
+
+impl Span {
+    fn range(&self) -> TimeRange {
+        TimeRange { from: self.from.unwrap_or(Ts(0)), to: self.to.unwrap_or(Ts(u64::MAX)) }
+    }
+
+    fn limit(&self) -> usize {
+        self.limit.map_or(usize::MAX, |l| l as usize)
+    }
+}
+
+/// `tape get`: by LSN, or by instrument, kind and time.
+#[derive(clap::Args, Debug)]
+pub struct Get {
+    /// An LSN, or an instrument's name
+    what: String,
+    /// The kind, after an instrument's name
+    #[arg(value_parser = kind)]
+    kind: Option<Kind>,
+    /// The exact index time, after a kind
+    #[arg(value_parser = time)]
+    time: Option<Ts>,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// `tape asof`.
+#[derive(clap::Args, Debug)]
+pub struct AsOf {
+    #[command(flatten)]
+    one: One,
+    /// The time: the newest record not after it is shown
+    #[arg(value_parser = time, default_value = "now")]
+    time: Ts,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// `tape scan`.
+#[derive(clap::Args, Debug)]
+pub struct Scan {
+    #[command(flatten)]
+    one: One,
+    #[command(flatten)]
+    span: Span,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// Which instruments and kinds.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Filter {
+    /// An instrument's name; may be given again [default: all]
+    #[arg(long)]
+    pub instrument: Vec<Name>,
+    /// A kind; may be given again [default: all]
+    #[arg(long, value_parser = kind)]
+    pub kind: Vec<Kind>,
+}
+
+/// `tape replay`.
+#[derive(clap::Args, Debug)]
+pub struct Replay {
+    #[command(flatten)]
+    filter: Filter,
+    #[command(flatten)]
+    span: Span,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// `tape tail`.
+#[derive(clap::Args, Debug)]
+pub struct Tail {
+    #[command(flatten)]
+    filter: Filter,
+    /// Begin so many records before the newest
+    #[arg(short = 'n', long, default_value_t = 10)]
+    last: u64,
+    /// End after so many records
+    #[arg(long)]
+    limit: Option<u64>,
+    /// End when nothing has come for so many milliseconds
+    #[arg(long)]
+    idle_ms: Option<u64>,
+    /// Receive from the publishers themselves, before the records are stored
+    #[arg(long)]
+    live: bool,
+    /// committed, durable or appended (the newest)
+    #[arg(long, default_value = "appended")]
+    at: At,
+}
+
+fn print<'a>(format: Format, reader: &mut Reader, rows: impl Iterator<Item = Row<'a>>) -> Outcome<u64> {
+    let mut out = Rows::new(format, reader.symbols()?);
+    for row in rows {
+        out.push(&row)?;
+    }
+    out.flush()?;
+    Ok(out.printed())
+}
+
+fn found(printed: u64, what: &str) -> Outcome {
+    if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
+}
+
+fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
+    let mut reader = Reader::open(store)?;
+    let snapshot = reader.snapshot(at)?;
+    if !reader.is_storage_alive() {
+        eprintln!("note: storage is down; these are the records it held when it ended");
+    }
+    Ok((reader, snapshot))
+}
+
+/// `tape get`.
+///
+/// # Errors
+/// That there is no such record (exit code 3).
+pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
+    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    if let (Ok(lsn), None) = (args.what.parse::<u64>(), args.kind) {
+        let printed = print(format, &mut reader, snapshot.get(Lsn(lsn)).into_iter())?;
+        return found(printed, &format!("record {lsn}; the store shows {} to {}", snapshot.first(), snapshot.last()));
+    }
+    let (Some(kind), Some(time)) = (args.kind, args.time) else {
+        return Err(Failure::new(USAGE, "give an LSN, or an instrument, a kind and a time"));
+    };
+    let instrument = reader.instrument(&args.what.parse()?)?;
+    let printed = print(format, &mut reader, snapshot.get_at(Series { instrument, kind }, time))?;
+    found(printed, "record at exactly that time; `tape asof` shows the newest before it")
+}
+
+/// `tape asof`.
+///
+/// # Errors
+/// That there is no such record (exit code 3).
+pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
+    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    let instrument = reader.instrument(&args.one.instrument)?;
+    let row = snapshot.as_of(Series { instrument, kind: args.one.kind }, args.time);
+    found(print(format, &mut reader, row.into_iter())?, "record up to that time")
+}
+
+/// `tape scan`.
+///
+/// # Errors
+/// That the store cannot be read.
+pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
+    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    let instrument = reader.instrument(&args.one.instrument)?;
+    let rows = snapshot.scan(Series { instrument, kind: args.one.kind }, args.span.range());
+    print(format, &mut reader, rows.take(args.span.limit())).map(drop)
+}
+
+/// The series that `filter` lets through.
+fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<Vec<Series>> {
+    let mut wanted = Vec::new();
+    for name in &filter.instrument {
+        wanted.push(reader.instrument(name)?);
+    }
+    let keep = |s: &Series| {
+        (wanted.is_empty() || wanted.contains(&s.instrument)) && (filter.kind.is_empty() || filter.kind.contains(&s.kind))
+    };
+    Ok(snapshot.series().into_iter().filter(keep).collect())
+}
+
+/// `tape replay`.
+///
+/// # Errors
+/// That the store cannot be read.
+pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
+    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    let series = series(&args.filter, &mut reader, &snapshot)?;
+    let rows = snapshot.replay(&series, args.span.range());
+    print(format, &mut reader, rows.take(args.span.limit())).map(drop)
+}
+
+/// Whether `row` passes `filter`, whose instruments are `wanted`.
+fn passes(filter: &Filter, wanted: &[InstrumentId], record: &tapestore::record::RecordRef<'_>) -> bool {
+    (wanted.is_empty() || wanted.contains(&record.instrument()))
+        && (filter.kind.is_empty() || filter.kind.contains(&record.kind()))
+}
+
+/// When a `tail` ends.
+struct End<'a> {
+    stop: &'a std::sync::atomic::AtomicBool,
+    idle: Option<Duration>,
+    quiet: std::time::Instant,
+    limit: u64,
+}
+
+impl End<'_> {
+    fn came(&mut self) {
+        self.quiet = std::time::Instant::now();
+    }
+
+    fn is_due(&self, printed: u64) -> bool {
+        printed >= self.limit || terminal::is_raised(self.stop) || self.idle.is_some_and(|i| self.quiet.elapsed() > i)
+    }
+}
+
+/// `tape tail`: follows until it is stopped.
+///
+/// # Errors
+/// That the store cannot be read.
+pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
+    let stop = terminal::stop_flag()?;
+    let mut reader = Reader::open(store)?;
+    let mut wanted = Vec::new();
+    for name in &args.filter.instrument {
+        wanted.push(reader.instrument(name)?);
+    }
+    // A person sees each row as it comes: JSON lines unless CSV is asked for.
+    let format = Format { json: !format.csv, ..format };
+    let mut names = Reader::open(store)?;
+    let mut out = Rows::new(format, names.symbols()?);
+    let idle = args.idle_ms.map(Duration::from_millis);
+    let mut end = End { stop: &stop, idle, quiet: std::time::Instant::now(), limit: args.limit.unwrap_or(u64::MAX) };
+    if args.live {
+        tail_live(store, &args.filter, &wanted, &mut out, &mut end)?;
+    } else {
+        tail_stored(reader, args, &wanted, &mut out, &mut end)?;
+    }
+    out.flush()
+}
+
+fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
+    let mut subscriber = Subscriber::open(store)?;
+    while !end.is_due(out.printed()) {
+        match subscriber.poll()? {
+            Some(Event::Record { record, .. }) => {
+                end.came();
+                if passes(filter, wanted, &record) {
+                    // Not stored yet, so it has no LSN.
+                    out.push(&Row { lsn: Lsn::NONE, index_time: record.own_index_time(), record })?;
+                }
+            }
+            Some(Event::Gap { publisher, first, last, .. }) => {
+                eprintln!("gap: records {first} to {last} of publisher {publisher} did not arrive");
+            }
+            None => {
+                out.flush()?;
+                subscriber.wait(Duration::from_millis(50));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
+    let snapshot = reader.snapshot(args.at)?;
+    let from = Lsn(snapshot.last().0.saturating_sub(args.last) + 1);
+    let mut follow = reader.follow(from, args.at);
+    while !end.is_due(out.printed()) {
+        match follow.poll() {
+            Ok(Some(row)) => {
+                end.came();
+                if passes(&args.filter, wanted, &row.record) {
+                    out.push(&row)?;
+                }
+            }
+            Ok(None) => {
+                out.flush()?;
+                follow.wait(Duration::from_millis(50));
+            }
+            Err(e @ Error::StorageDown { .. }) => {
+                out.flush()?;
+                let control = follow.reader().control();
+                if control.server().is_none() && control.instance().is_multiple_of(2) {
+                    return Err(e.into());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// `tape symbols`.
+///
+/// # Errors
+/// That no storage process serves the store; that nothing matches (exit code 3).
+pub fn symbols(store: &Path, pattern: Option<&str>, format: Format) -> Outcome {
+    use std::io::Write;
+    let mut reader = Reader::open(store)?;
+    let symbols = reader.symbols()?;
+    symbols.refresh();
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let pattern = pattern.map(str::to_lowercase);
+    let mut shown = 0;
+    if format.csv {
+        writeln!(out, "id,instrument")?;
+    }
+    for (id, name) in (1u32..).zip(symbols.names()) {
+        if pattern.as_ref().is_some_and(|p| !name.as_str().to_lowercase().contains(p.as_str())) {
+            continue;
+        }
+        shown += 1;
+        match (format.json, format.csv) {
+            (true, _) => writeln!(out, "{}", serde_json::json!({ "id": id, "instrument": name.as_str() }))?,
+            (_, true) => writeln!(out, "{id},{name}")?,
+            _ => writeln!(out, "{id:>8}  {name}")?,
+        }
+    }
+    out.flush()?;
+    found(shown, "such instrument")
+}
+
+/// The numbers of a status, by name.
+fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
+    let counted = |which| control.statistic(which);
+    vec![
+        ("instance", control.instance()),
+        ("timeline", control.timeline().0),
+        ("term", u64::from(control.term().0)),
+        ("appended", control.appended().0),
+        ("applied", control.applied().0),
+        ("durable", control.durable().0),
+        ("committed", control.committed().0),
+        ("log_position", control.appended_position().0),
+        ("durable_position", control.durable_position().0),
+        ("records", counted(Statistic::Records)),
+        ("frames", counted(Statistic::Frames)),
+        ("log_bytes", counted(Statistic::Bytes)),
+        ("syncs", counted(Statistic::Syncs)),
+        ("duplicates", counted(Statistic::Duplicates)),
+        ("gaps", counted(Statistic::Gaps)),
+        ("malformed", counted(Statistic::Malformed)),
+        ("fenced", counted(Statistic::Fenced)),
+        ("instruments", counted(Statistic::Instruments)),
+        ("memtables", control.tables().count as u64),
+        ("memtable_bytes", counted(Statistic::MemTableLen)),
+        ("memtable_used", counted(Statistic::MemTableUsed)),
+        ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),
+        ("swept", counted(Statistic::Swept)),
+    ]
+}
+
+/// Why publishers are held back, as [`Statistic::HeldBack`] numbers it.
+const HELD_BACK: [&str; 3] = ["no", "the MemTables are full: restart with a larger --memtable-size", "the disk is too slow"];
+
+/// `tape status`.
+///
+/// # Errors
+/// That no storage process serves the store (exit code 69), after printing what is known.
+pub fn status(store: &Path, format: Format) -> Outcome {
+    let reader = Reader::open(store)?;
+    let control = reader.control();
+    let alive = reader.is_storage_alive();
+    let state = match (control.server(), control.instance() % 2, alive) {
+        (_, 1, _) => "recovering",
+        (None, ..) => "stopped",
+        (Some(_), _, true) => "serving",
+        (Some(_), _, false) => "dead (no heartbeat)",
+    };
+    let held = HELD_BACK.get(control.statistic(Statistic::HeldBack) as usize).copied().unwrap_or("unknown");
+    let publishers: Vec<(PublisherId, Epoch, SlotView)> = (0..SLOTS_MAX)
+        .filter_map(|i| {
+            let slot = control.slot(i);
+            let (grant, publisher, epoch) = slot.holder()?;
+            Some((publisher, epoch, slot.view(grant)?))
+        })
+        .collect();
+    if format.json {
+        let mut object: serde_json::Map<String, serde_json::Value> =
+            numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
+        let list = publishers.iter().map(|(p, e, v)| {
+            serde_json::json!({ "publisher": p.0, "epoch": e.0, "accepted": v.accepted.0, "durable": v.durable.0, "gaps": v.gap_count })
+        });
+        object.insert("state".into(), state.into());
+        object.insert("pid".into(), control.server().into());
+        object.insert("held_back".into(), held.into());
+        object.insert("publishers".into(), list.collect());
+        println!("{}", serde_json::Value::Object(object));
+    } else {
+        println!("store {} is {state}", store.display());
+        if let Some(pid) = control.server() {
+            let age = HostClock.monotonic().saturating_sub(control.heartbeat());
+            println!("  process {pid} since {}, heartbeat {} ago", control.started(), terminal::duration(age));
+        }
+        println!("  run directory {}", reader.run_dir().path().display());
+        for (name, value) in numbers(control) {
+            println!("  {name:<18}{:>20}", thousands(value));
+        }
+        println!("  publishers held back: {held}");
+        let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
+        for (p, e, v) in &publishers {
+            let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
+            t.add_row(cells.into_iter().chain([format!("{:?}", v.state)]));
+        }
+        println!("{t}");
+    }
+    if alive { Ok(()) } else { Err(Failure::new(UNAVAILABLE, format!("storage is {state}"))) }
+}

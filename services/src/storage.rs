@@ -1,0 +1,142 @@
+//! Owns: the storage process: options in, a serving store, a clean end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapestore::agent::Wait;
+use tapestore::disk::RealDisk;
+use tapestore::engine::{Options, Started, Storage, World};
+use tapestore::lsn::Level;
+use tapestore::time::HostClock;
+
+use crate::exit::{Failure, IO, Outcome};
+use crate::terminal;
+
+/// Keeps a store: takes in what publishers send, logs it, serves it to readers through shared memory.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Directory of the store; created if it is not there [default: tapestore-data]
+    #[arg(long)]
+    pub store: Option<PathBuf>,
+    /// Configuration file; flags win over it
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Bytes of a MemTable, like 256M [default: 256M, or a quarter of the free shared memory]
+    #[arg(long, value_parser = terminal::size)]
+    pub memtable_size: Option<u64>,
+    /// MemTables at most
+    #[arg(long)]
+    pub memtables_max: Option<usize>,
+    /// Bytes of a log segment, for a new store [default: 64M]
+    #[arg(long, value_parser = terminal::size)]
+    pub segment_size: Option<u64>,
+    /// The least level that publishers get: none, os, fsync [default: none]
+    #[arg(long)]
+    pub level_min: Option<Level>,
+    /// How ingest waits for work: busy, adaptive, blocking [default: adaptive]
+    #[arg(long)]
+    pub wait: Option<Wait>,
+    /// Core to pin the ingest thread to
+    #[arg(long)]
+    pub ingest_core: Option<usize>,
+    /// Core to pin the sync thread to
+    #[arg(long)]
+    pub sync_core: Option<usize>,
+    /// End when the process that started this one has ended
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+impl Args {
+    /// The options: defaults, then the file, then the flags.
+    ///
+    /// # Errors
+    /// A bad file.
+    pub fn options(&self) -> Outcome<Options> {
+        let mut options = match &self.config {
+            Some(path) => tapestore::config::storage(path)?,
+            None => Options::default(),
+        };
+        fn set<T: Clone>(to: &mut T, from: &Option<T>) {
+            if let Some(value) = from {
+                *to = value.clone();
+            }
+        }
+        set(&mut options.store, &self.store);
+        set(&mut options.memtable_size, &self.memtable_size);
+        set(&mut options.memtables_max, &self.memtables_max);
+        set(&mut options.segment_size, &self.segment_size);
+        set(&mut options.level_min, &self.level_min);
+        set(&mut options.wait, &self.wait);
+        options.ingest_core = self.ingest_core.or(options.ingest_core);
+        options.sync_core = self.sync_core.or(options.sync_core);
+        Ok(options)
+    }
+}
+
+/// The world as this host has it.
+///
+/// # Errors
+/// The system's, if it has no randomness.
+pub fn world() -> Outcome<World> {
+    let mut id = [0u8; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
+    Ok(World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from_le_bytes(id) })
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What kept it from starting, or ended it: exit 74 after a failed write or sync.
+pub fn run(args: &Args) -> Outcome {
+    terminal::log("info");
+    let stop = terminal::stop_flag()?;
+    // Full disks and limits are errors here, never signals.
+    ignore_file_size_signal();
+    let parent = rustix::process::getppid();
+    let options = args.options()?;
+    let store = options.store.clone();
+    let storage = Storage::start(options, world()?)?;
+    announce(&store, storage.started());
+    while !terminal::is_raised(&stop) && !storage.has_failed() {
+        std::thread::sleep(Duration::from_millis(20));
+        if args.with_parent && rustix::process::getppid() != parent {
+            break;
+        }
+    }
+    if !storage.has_failed() {
+        tracing::info!("stopping");
+    }
+    let last = storage.control().appended();
+    storage.stop().map_err(|e| Failure::new(IO, e.to_string()))?;
+    tracing::info!(records = last.0, "stopped; everything is durable");
+    Ok(())
+}
+
+fn ignore_file_size_signal() {
+    // A handler that only raises a flag nobody reads: the write then fails with EFBIG.
+    if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
+        tracing::warn!(%error, "a file size limit would end this process by a signal");
+    }
+}
+
+fn announce(store: &std::path::Path, started: &Started) {
+    if let Some(cut) = &started.cut {
+        tracing::warn!(%cut, "a torn tail, above what was durable, was cut off the log");
+    }
+    tracing::info!(
+        store = %store.display(),
+        records = started.records,
+        log_bytes = started.log_bytes,
+        clean = started.was_clean,
+        "the log is recovered"
+    );
+    tracing::info!(
+        publishers_attach_at = %started.run_dir.join("attach.sock").display(),
+        readers_map = %started.run_dir.display(),
+        memtable_bytes = started.memtable_size,
+        "serving {}; stop with SIGTERM",
+        store.display()
+    );
+}

@@ -1,0 +1,119 @@
+//! Owns: what every process does alike: logging, signals, progress, sizes as people write them.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::exit::{Failure, Outcome, USAGE};
+
+/// Logs to standard error; `RUST_LOG` chooses, `default` otherwise.
+pub fn log(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .finish();
+    // The first of a process wins; there is only one.
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
+        tracing::debug!("logging is set up already");
+    }
+}
+
+/// A flag that SIGTERM and SIGINT raise.
+///
+/// # Errors
+/// The system's, if handlers cannot be set.
+pub fn stop_flag() -> Outcome<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, flag.clone())?;
+    }
+    Ok(flag)
+}
+
+/// Whether `flag` has been raised.
+pub fn is_raised(flag: &AtomicBool) -> bool {
+    flag.load(Ordering::Relaxed)
+}
+
+/// A progress bar of `total` (0: unknown) on standard error, hidden when that is no terminal.
+pub fn progress(total: u64, bytes: bool, what: &str) -> ProgressBar {
+    let bar = if total > 0 { ProgressBar::new(total) } else { ProgressBar::new_spinner() };
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let template = match (total > 0, bytes) {
+        (true, true) => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        (true, false) => "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}",
+        (false, _) => "{msg} {spinner} {human_pos} {per_sec}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    bar
+}
+
+/// A number of bytes: `4096`, `64K`, `256M`, `2G`.
+///
+/// # Errors
+/// A text that says what is allowed.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.trim_end_matches("iB").chars().last() {
+        Some('K' | 'k') => (text.trim_end_matches("iB").trim_end_matches(['K', 'k']), 10),
+        Some('M') => (text.trim_end_matches("iB").trim_end_matches('M'), 20),
+        Some('G') => (text.trim_end_matches("iB").trim_end_matches('G'), 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a size like 4096, 64K, 256M or 2G"))?;
+    number.checked_shl(shift).filter(|n| n >> shift == number).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+/// A number with thousands separated.
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Nanoseconds in the unit that suits them.
+pub fn duration(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{:.1} us", ns as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.1} s", ns as f64 / 1e9),
+    }
+}
+
+/// The path of the running program, to start another of it.
+///
+/// # Errors
+/// The system's.
+pub fn this_program() -> Outcome<std::path::PathBuf> {
+    std::env::current_exe().map_err(|e| Failure::new(USAGE, format!("cannot find the running program: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!((size("4096"), size("64K"), size("256MiB"), size("2G")), (Ok(4096), Ok(65536), Ok(256 << 20), Ok(2 << 30)));
+        for bad in ["", "x", "1T", "-1", "99999999999G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!((thousands(7), thousands(1234), thousands(1_234_567)), ("7".into(), "1,234".into(), "1,234,567".into()));
+    }
+}

@@ -1,0 +1,354 @@
+//! Owns: iceoryx2. No other module names it.
+//!
+//! What must hold, each against a trap that was measured in 0.10:
+//! - every quality-of-service value is given; the defaults lose data in silence;
+//! - a store's instance has a root path and a prefix of its own, so nothing outlives it and no
+//!   configuration file of the working directory is read;
+//! - signal handlers stay the program's own;
+//! - a full queue returns at once (`DiscardData`): the wait is the publisher's, with a limit;
+//!   `RetryUntilDelivered` hangs for ever when storage dies;
+//! - a batch that reached nobody is not sent (`Ok(0)`): it stays in the publisher's ring;
+//! - chunks are allocated once (`Static`): a grown segment of a dead publisher can be lost;
+//! - one service per publisher: a shared subscriber serves the first busy publisher and starves the
+//!   rest.
+
+pub mod attach;
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use iceoryx2::prelude::*;
+use iceoryx2::sample::Sample;
+
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, PubSeq, PublisherId};
+
+type Ipc = ipc_threadsafe::Service;
+
+/// Most words of a batch on the ingest bus.
+pub const BATCH_WORDS_MAX: usize = 4096;
+/// Most words of a batch on the live bus.
+pub const LIVE_WORDS_MAX: usize = 512;
+
+/// Batches that wait for storage at most.
+const INGEST_BUFFER: usize = 512;
+/// Batches that wait for a live subscriber before the oldest are dropped.
+const LIVE_BUFFER: usize = 1024;
+/// Batches that a receiver holds at once.
+const BORROWED_MAX: usize = 2;
+/// Publishers of a store.
+const LIVE_PUBLISHERS_MAX: usize = 64;
+/// Live subscribers of a store.
+const LIVE_SUBSCRIBERS_MAX: usize = 16;
+
+/// What stands before a batch of records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ZeroCopySend)]
+#[type_name("tape.batch.v1")]
+#[repr(C)]
+pub struct BatchHeader {
+    publisher: u16,
+    reserved: u16,
+    epoch: u32,
+    first_pub_seq: u64,
+    count: u32,
+    reserved2: u32,
+}
+
+impl BatchHeader {
+    /// A batch of `count` records from `first` on.
+    pub fn new(publisher: PublisherId, epoch: Epoch, first: PubSeq, count: u32) -> BatchHeader {
+        BatchHeader { publisher: publisher.0, reserved: 0, epoch: epoch.0, first_pub_seq: first.0, count, reserved2: 0 }
+    }
+
+    /// Who sent it.
+    pub fn publisher(&self) -> PublisherId {
+        PublisherId(self.publisher)
+    }
+
+    /// In which epoch.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch)
+    }
+
+    /// Number of the first record.
+    pub fn first_pub_seq(&self) -> PubSeq {
+        PubSeq(self.first_pub_seq)
+    }
+
+    /// Records.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
+    Error::Bus { op, service: service.to_owned(), cause: format!("{cause:?}") }
+}
+
+/// One process's access to the bus of one instance of a store.
+#[derive(Debug)]
+pub struct Bus {
+    node: Node<Ipc>,
+}
+
+/// What a clean-up found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Dead processes whose files were removed.
+    pub removed: u64,
+    /// Dead processes whose files could not all be removed; they go with the instance.
+    pub failed: u64,
+}
+
+impl Bus {
+    /// Joins the bus with files under `root` and segments of `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    pub fn join(root: &Path, prefix: &str, who: &str) -> Result<Bus> {
+        set_log_level_from_env_or(LogLevel::Fatal);
+        let bad = |cause: &dyn Debug| bus_error("configure", prefix, cause);
+        let mut config = Config::default();
+        let root = iceoryx2::prelude::Path::new(root.as_os_str().as_encoded_bytes()).map_err(|e| bad(&e))?;
+        config.global.set_root_path(&root);
+        config.global.prefix = FileName::new(prefix.as_bytes()).map_err(|e| bad(&e))?;
+        let name = NodeName::new(who).map_err(|e| bad(&e))?;
+        let node = NodeBuilder::new()
+            .name(&name)
+            .config(&config)
+            .signal_handling_mode(SignalHandlingMode::Disabled)
+            .create::<Ipc>()
+            .map_err(|e| bus_error("join", prefix, e))?;
+        Ok(Bus { node })
+    }
+
+    /// Removes what dead processes left on the bus.
+    pub fn sweep(&self) -> Swept {
+        let state = self.node.try_cleanup_dead_nodes();
+        Swept { removed: state.cleanups, failed: state.failed_cleanups }
+    }
+
+    /// Creates the ingest service of `grant` and its receiving end; to be called before the publisher
+    /// is told of the grant.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    pub fn receive_ingest(&self, grant: u64) -> Result<Receiver> {
+        let name = ingest_name(grant);
+        let service = self
+            .node
+            .service_builder(&name.as_str().try_into().map_err(|e| bus_error("name", &name, e))?)
+            .publish_subscribe::<[u64]>()
+            .user_header::<BatchHeader>()
+            .enable_safe_overflow(false)
+            .subscriber_max_buffer_size(INGEST_BUFFER)
+            .subscriber_max_borrowed_samples(BORROWED_MAX)
+            .history_size(0)
+            .max_publishers(1)
+            .max_subscribers(1)
+            .max_nodes(4)
+            .create()
+            .map_err(|e| bus_error("create", &name, e))?;
+        let subscriber =
+            service.subscriber_builder().buffer_size(INGEST_BUFFER).create().map_err(|e| bus_error("subscribe to", &name, e))?;
+        Ok(Receiver { subscriber, name })
+    }
+
+    /// Opens the sending end of the ingest service of `grant`.
+    ///
+    /// # Errors
+    /// [`Error::Bus`] if it is not there or not as storage makes it.
+    pub fn send_ingest(&self, grant: u64) -> Result<Sender> {
+        let name = ingest_name(grant);
+        let service = self
+            .node
+            .service_builder(&name.as_str().try_into().map_err(|e| bus_error("name", &name, e))?)
+            .publish_subscribe::<[u64]>()
+            .user_header::<BatchHeader>()
+            .enable_safe_overflow(false)
+            .open()
+            .map_err(|e| bus_error("open", &name, e))?;
+        let config = service.static_config();
+        if config.has_safe_overflow() || config.subscriber_max_buffer_size() != INGEST_BUFFER || config.max_publishers() != 1 {
+            return Err(bus_error("use", &name, "its settings are another version's"));
+        }
+        Sender::new(service, name, BATCH_WORDS_MAX)
+    }
+
+    fn live(&self) -> Result<LiveService> {
+        self.node
+            .service_builder(&LIVE_NAME.try_into().map_err(|e| bus_error("name", LIVE_NAME, e))?)
+            .publish_subscribe::<[u64]>()
+            .user_header::<BatchHeader>()
+            .enable_safe_overflow(true)
+            .subscriber_max_buffer_size(LIVE_BUFFER)
+            .subscriber_max_borrowed_samples(BORROWED_MAX)
+            .history_size(0)
+            .max_publishers(LIVE_PUBLISHERS_MAX)
+            .max_subscribers(LIVE_SUBSCRIBERS_MAX)
+            .max_nodes(LIVE_PUBLISHERS_MAX + LIVE_SUBSCRIBERS_MAX + 4)
+            .open_or_create()
+            .map_err(|e| bus_error("open", LIVE_NAME, e))
+    }
+
+    /// The sending end of the live service.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    pub fn send_live(&self) -> Result<Sender> {
+        Sender::new(self.live()?, LIVE_NAME.to_owned(), LIVE_WORDS_MAX)
+    }
+
+    /// A receiving end of the live service: what comes too fast for it is dropped, oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    pub fn receive_live(&self) -> Result<Receiver> {
+        let service = self.live()?;
+        let subscriber = service
+            .subscriber_builder()
+            .buffer_size(LIVE_BUFFER)
+            .create()
+            .map_err(|e| bus_error("subscribe to", LIVE_NAME, e))?;
+        Ok(Receiver { subscriber, name: LIVE_NAME.to_owned() })
+    }
+}
+
+const LIVE_NAME: &str = "live";
+
+fn ingest_name(grant: u64) -> String {
+    format!("ingest/{grant}")
+}
+
+type LiveService = iceoryx2::service::port_factory::publish_subscribe::PortFactory<Ipc, [u64], BatchHeader>;
+
+/// A sending end. A send never waits.
+#[derive(Debug)]
+pub struct Sender {
+    service: LiveService,
+    publisher: iceoryx2::port::publisher::Publisher<Ipc, [u64], BatchHeader>,
+    name: String,
+}
+
+impl Sender {
+    fn new(service: LiveService, name: String, words: usize) -> Result<Sender> {
+        let publisher = service
+            .publisher_builder()
+            .initial_max_slice_len(words)
+            .max_loaned_samples(1)
+            .allocation_strategy(AllocationStrategy::Static)
+            .backpressure_strategy(BackpressureStrategy::DiscardData)
+            .create()
+            .map_err(|e| bus_error("publish on", &name, e))?;
+        Ok(Sender { service, publisher, name })
+    }
+
+    /// Copies `words` into shared memory and hands them over. `false`: the queue is full, or nobody
+    /// has connected to it yet; nothing was sent.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    #[inline]
+    pub fn send(&self, header: BatchHeader, words: &[u64]) -> Result<bool> {
+        let mut loan = self.publisher.loan_slice_uninit(words.len()).map_err(|e| bus_error("loan from", &self.name, e))?;
+        *loan.user_header_mut() = header;
+        let sent = loan.write_from_slice(words).send().map_err(|e| bus_error("send to", &self.name, e))?;
+        Ok(sent > 0)
+    }
+
+    /// Whether anybody receives.
+    #[inline]
+    pub fn has_receivers(&self) -> bool {
+        self.service.dynamic_config().number_of_subscribers() > 0
+    }
+}
+
+/// A receiving end.
+#[derive(Debug)]
+pub struct Receiver {
+    subscriber: iceoryx2::port::subscriber::Subscriber<Ipc, [u64], BatchHeader>,
+    name: String,
+}
+
+/// A received batch, still in shared memory. Its sender can change it: copy before checking.
+#[derive(Debug)]
+pub struct Batch(Sample<Ipc, [u64], BatchHeader>);
+
+impl Batch {
+    /// What stands before it.
+    #[inline]
+    pub fn header(&self) -> BatchHeader {
+        *self.0.user_header()
+    }
+
+    /// The records, unchecked.
+    #[inline]
+    pub fn words(&self) -> &[u64] {
+        self.0.payload()
+    }
+}
+
+impl Receiver {
+    /// The next batch, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    #[inline]
+    pub fn receive(&self) -> Result<Option<Batch>> {
+        match self.subscriber.receive() {
+            Ok(sample) => Ok(sample.map(Batch)),
+            Err(e) => Err(bus_error("receive from", &self.name, e)),
+        }
+    }
+
+    /// Whether a batch waits.
+    pub fn has_batches(&self) -> bool {
+        self.subscriber.has_samples().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn join(dir: &Path, prefix: &str) -> Bus {
+        Bus::join(dir, prefix, "test").unwrap()
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once_and_loses_nothing_it_took() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let bus = join(dir.path(), &format!("tapetest{}a_", std::process::id()));
+        let receiver = bus.receive_ingest(1).unwrap();
+        let sender = bus.send_ingest(1).unwrap();
+        let header = |i| BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(i), 1);
+        let mut sent = 0;
+        while sender.send(header(sent), &[sent, 7]).unwrap() {
+            sent += 1;
+        }
+        assert!(sent >= INGEST_BUFFER as u64, "{sent}");
+        for i in 0..sent {
+            let batch = receiver.receive().unwrap().unwrap();
+            assert_eq!((batch.header(), batch.words()), (header(i), &[i, 7][..]));
+        }
+        assert!(receiver.receive().unwrap().is_none());
+        assert!(sender.send(header(sent), &[0; BATCH_WORDS_MAX]).unwrap());
+        assert!(sender.send(header(sent), &[0; BATCH_WORDS_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn a_live_receiver_that_is_slow_loses_the_oldest_and_never_stops_the_sender() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let bus = join(dir.path(), &format!("tapetest{}b_", std::process::id()));
+        let sender = bus.send_live().unwrap();
+        assert!(!sender.has_receivers());
+        let receiver = bus.receive_live().unwrap();
+        assert!(sender.has_receivers());
+        let count = LIVE_BUFFER as u64 * 2;
+        for i in 0..count {
+            sender.send(BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(i), 1), &[i]).unwrap();
+        }
+        let first = receiver.receive().unwrap().unwrap().header().first_pub_seq();
+        assert_eq!(first, PubSeq(count - LIVE_BUFFER as u64));
+    }
+}

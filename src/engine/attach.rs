@@ -1,0 +1,288 @@
+//! Owns: the attach agent: the socket at which publishers ask, the bus services they are granted, and
+//! the janitor that clears up after dead processes.
+//!
+//! What must hold: a connection is a publisher's life line: when the kernel closes it, the publisher
+//! is gone, and ingest is told after everything the publisher asked before; a grant's service exists
+//! before the publisher hears of the grant; malformed input ends the connection and nothing else.
+
+use std::collections::HashMap;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver as Queue, Sender as Post};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+use crate::agent::Stop;
+use crate::bus::attach::{Message, Mode};
+use crate::bus::{Bus, Receiver};
+use crate::error::{Error, Result};
+use crate::lsn::{Level, PublisherId};
+use crate::record::Name;
+use crate::shm::bell::{Bell, Bells};
+use crate::shm::control::{Control, Statistic};
+use crate::time::Clock;
+
+/// What the attach agent asks of ingest.
+pub(super) enum Request {
+    /// Let a publisher in.
+    Attach {
+        /// On which connection.
+        connection: u64,
+        /// Who.
+        publisher: PublisherId,
+        /// How.
+        mode: Mode,
+        /// At which level.
+        level: Level,
+        /// Number of the grant.
+        grant: u64,
+        /// Where its batches come out.
+        receiver: Receiver,
+    },
+    /// Which instruments have these names?
+    Symbols {
+        /// On which connection.
+        connection: u64,
+        /// The names.
+        names: Vec<Name>,
+    },
+    /// The connection has ended.
+    Gone {
+        /// Which.
+        connection: u64,
+    },
+}
+
+/// What ingest, by way of the sync agent, answers.
+pub(super) enum Answer {
+    /// Say this.
+    Say {
+        /// On which connection.
+        connection: u64,
+        /// What.
+        message: Message,
+    },
+    /// The receiver is no longer used.
+    Retired(Receiver),
+}
+
+/// Wakes the attach agent.
+#[derive(Clone)]
+pub(super) struct Waker(Arc<OwnedFd>);
+
+impl Waker {
+    /// A waker.
+    ///
+    /// # Errors
+    /// The system's, if it has no descriptors left.
+    pub(super) fn new() -> std::io::Result<Waker> {
+        Ok(Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+    }
+
+    /// Wakes it.
+    pub(super) fn wake(&self) {
+        // Full means that it is awake already.
+        match rustix::io::write(&self.0, &1u64.to_le_bytes()) {
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    fn drain(&self) {
+        match rustix::io::read(&self.0, &mut [0u8; 8]) {
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+struct Connection {
+    stream: UnixStream,
+    received: Vec<u8>,
+    attached: bool,
+}
+
+/// Connections at once.
+const CONNECTIONS_MAX: usize = 512;
+/// How often it looks whether it is to end.
+const TURN: Duration = Duration::from_millis(100);
+/// How often the janitor looks.
+const SWEEP_NS: u64 = 1_000_000_000;
+
+/// The attach agent.
+pub(super) struct AttachAgent {
+    pub(super) listener: UnixListener,
+    pub(super) socket: PathBuf,
+    pub(super) bus: Bus,
+    pub(super) instance: u64,
+    pub(super) requests: Post<Request>,
+    pub(super) answers: Queue<Answer>,
+    pub(super) waker: Waker,
+    pub(super) bells: Bells,
+    pub(super) control: Control,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) stop: Stop,
+}
+
+/// Opens the socket at `path`, in place of one that a dead process left.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(super) fn listen(path: &std::path::Path) -> Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(|e| Error::io("listen at", path, e))?;
+    listener.set_nonblocking(true).map_err(|e| Error::io("listen at", path, e))?;
+    Ok(listener)
+}
+
+impl AttachAgent {
+    /// Runs until it is told to stop.
+    pub(super) fn run(self) {
+        let mut connections: HashMap<u64, Connection> = HashMap::new();
+        let mut next = 0u64;
+        let mut grants = 0u64;
+        let mut swept = self.clock.monotonic();
+        while !self.stop.is_stopped() {
+            for ready in self.wait(&connections) {
+                match ready {
+                    Ready::Listener => self.accept(&mut connections, &mut next),
+                    Ready::Answers => self.waker.drain(),
+                    Ready::Connection(id) => self.read(id, &mut connections, &mut grants),
+                }
+            }
+            self.answer(&mut connections);
+            let now = self.clock.monotonic();
+            if now.saturating_sub(swept) >= SWEEP_NS {
+                swept = now;
+                self.sweep();
+            }
+        }
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            tracing::warn!(%error, "cannot remove the attach socket");
+        }
+    }
+
+    fn wait(&self, connections: &HashMap<u64, Connection>) -> Vec<Ready> {
+        let mut who = vec![Ready::Listener, Ready::Answers];
+        let mut fds =
+            vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::from_borrowed_fd(self.waker.0.as_fd(), PollFlags::IN)];
+        for (&id, connection) in connections {
+            who.push(Ready::Connection(id));
+            fds.push(PollFd::new(&connection.stream, PollFlags::IN));
+        }
+        let limit = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(TURN.subsec_nanos()) };
+        match poll(&mut fds, Some(&limit)) {
+            Ok(0) | Err(_) => Vec::new(),
+            Ok(_) => who.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(w, _)| w).collect(),
+        }
+    }
+
+    fn accept(&self, connections: &mut HashMap<u64, Connection>, next: &mut u64) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if connections.len() >= CONNECTIONS_MAX || stream.set_nonblocking(true).is_err() {
+                tracing::warn!(limit = CONNECTIONS_MAX, "a publisher's connection is refused: too many");
+                continue;
+            }
+            *next += 1;
+            connections.insert(*next, Connection { stream, received: Vec::new(), attached: false });
+        }
+    }
+
+    fn read(&self, id: u64, connections: &mut HashMap<u64, Connection>, grants: &mut u64) {
+        let Some(connection) = connections.get_mut(&id) else { return };
+        let mut chunk = [0u8; 64 << 10];
+        let open = loop {
+            match connection.stream.read(&mut chunk) {
+                Ok(0) => break false,
+                Ok(n) => connection.received.extend(chunk.get(..n).unwrap_or(&[])),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break true,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break false,
+            }
+        };
+        let served = self.serve(id, connection, grants);
+        if let Err(error) = &served {
+            tracing::warn!(%error, "a publisher's connection is closed");
+            say(connection, &Message::Refused(error.to_string()));
+        }
+        if !open || served.is_err() {
+            let attached = connection.attached;
+            connections.remove(&id);
+            if attached {
+                self.post(Request::Gone { connection: id });
+            }
+        }
+    }
+
+    /// Deals with the messages that have come whole.
+    fn serve(&self, id: u64, connection: &mut Connection, grants: &mut u64) -> Result<()> {
+        while let Some((message, len)) = Message::decode(&connection.received)? {
+            connection.received.drain(..len);
+            match message {
+                Message::Attach { publisher, mode, level } if !connection.attached => {
+                    *grants += 1;
+                    // Never the same in another instance, so that a stale grant is told from a live one.
+                    let grant = self.instance << 32 | *grants;
+                    let receiver = self.bus.receive_ingest(grant)?;
+                    connection.attached = true;
+                    self.post(Request::Attach { connection: id, publisher, mode, level, grant, receiver });
+                }
+                Message::Symbols(names) => self.post(Request::Symbols { connection: id, names }),
+                other => return Err(Error::invalid("request", format!("a publisher may not say {other:?} here"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn post(&self, request: Request) {
+        // Ingest takes requests in every turn; when it has ended, so will this agent.
+        if self.requests.send(request).is_err() {
+            tracing::debug!("ingest has ended");
+        }
+        self.bells.ring(Bell::Ingest);
+    }
+
+    fn answer(&self, connections: &mut HashMap<u64, Connection>) {
+        while let Ok(answer) = self.answers.try_recv() {
+            match answer {
+                Answer::Retired(receiver) => drop(receiver),
+                Answer::Say { connection: id, message } => {
+                    if let Some(connection) = connections.get_mut(&id) {
+                        say(connection, &message);
+                    }
+                }
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        let swept = self.bus.sweep();
+        if swept.removed > 0 {
+            self.control.add(Statistic::Swept, swept.removed);
+            tracing::info!(removed = swept.removed, "cleared up after dead processes");
+        }
+    }
+}
+
+/// Writes `message`; a connection that does not take it is closed by its own end.
+fn say(connection: &mut Connection, message: &Message) {
+    let bytes = message.encode();
+    let blocking = connection.stream.set_nonblocking(false);
+    let limited = blocking.and_then(|()| connection.stream.set_write_timeout(Some(TURN)));
+    let written = limited.and_then(|()| connection.stream.write_all(&bytes));
+    if let Err(error) = written.and_then(|()| connection.stream.set_nonblocking(true)) {
+        tracing::warn!(%error, "a publisher does not take its answer");
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Ready {
+    Listener,
+    Answers,
+    Connection(u64),
+}

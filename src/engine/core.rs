@@ -1,0 +1,351 @@
+//! Owns: the store's state and its one order: which publishers write in which epoch up to which
+//! number, which instruments exist, the log's end and the MemTables. No thread, no bus, no clock of
+//! its own, so that a simulation drives the very code that a process runs.
+//!
+//! What must hold: a (publisher, epoch, number) is accepted once; a frame is in the log before it is
+//! in a MemTable, and in a MemTable before `applied` covers it; nothing is told to anybody here that
+//! the log does not hold.
+
+use std::collections::HashMap;
+
+use super::memtables::MemTables;
+use crate::bus::BatchHeader;
+use crate::error::Result;
+use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
+use crate::record::{self, Name};
+use crate::shm::control::{Control, Statistic};
+use crate::shm::symbols::SymbolsWriter;
+use crate::time::Ts;
+use crate::wal::{self, Body, Fact, Frame, FrameBuilder, FrameType};
+
+/// What is known of a publisher.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublisherState {
+    /// Its epoch; 0 if it never attached.
+    pub epoch: Epoch,
+    /// The last number accepted in that epoch.
+    pub last: PubSeq,
+    /// That record's LSN.
+    pub lsn: Lsn,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Some or all of it is in the frame that is being filled.
+    Accepted,
+    /// All of it was accepted before.
+    Duplicate,
+    /// Records before it are missing; this one is expected.
+    Gap(PubSeq),
+    /// Its epoch is fenced.
+    Fenced,
+    /// It contradicts itself; nothing of it was taken.
+    Malformed,
+    /// It does not fit in this frame any more; offer it for the next.
+    FrameFull,
+}
+
+/// A frame that was appended and applied.
+pub struct Committed {
+    /// What the log's writer says of it.
+    pub appended: wal::Appended,
+    /// How far each publisher in it has come.
+    pub accepted: Vec<(PublisherId, PubSeq, Lsn)>,
+}
+
+/// The store's state.
+pub struct Core {
+    /// The log's end.
+    pub writer: wal::Writer,
+    /// The live MemTables.
+    pub memtables: MemTables,
+    publishers: HashMap<PublisherId, PublisherState>,
+    ids: HashMap<Name, InstrumentId>,
+    symbols: SymbolsWriter,
+    control: Control,
+    frame: FrameBuilder,
+    scratch: Vec<u64>,
+}
+
+/// The state that is rebuilt from the log.
+pub struct Rebuilt {
+    pub(super) memtables: MemTables,
+    publishers: HashMap<PublisherId, PublisherState>,
+    ids: HashMap<Name, InstrumentId>,
+    symbols: SymbolsWriter,
+}
+
+impl Rebuilt {
+    /// The state of an empty log.
+    pub fn new(memtables: MemTables, symbols: SymbolsWriter) -> Rebuilt {
+        Rebuilt { memtables, publishers: HashMap::new(), ids: HashMap::new(), symbols }
+    }
+
+    /// Takes in the next frame of the log.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::MemTableFull`] if the log holds more than the MemTables can.
+    pub fn visit(&mut self, frame: &Frame<'_>) -> Result<()> {
+        match &frame.body {
+            Body::Empty => {}
+            Body::Control(facts) => facts.iter().try_for_each(|f| self.fact(f))?,
+            Body::Data(data) => {
+                if !self.memtables.has_room(u64::from(frame.header.count))? {
+                    return Err(self.memtables.full());
+                }
+                self.memtables.apply(data.runs, data.records, frame.header.ingest_ts);
+                let mut lsn = frame.header.first_lsn;
+                for run in data.runs {
+                    let count = u64::from(run.count);
+                    lsn = lsn.plus(count);
+                    let last = PubSeq(run.first_pub_seq.0 + count - 1);
+                    let state = PublisherState { epoch: run.epoch, last, lsn: Lsn(lsn.0 - 1) };
+                    self.publishers.insert(run.publisher, state);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn fact(&mut self, fact: &Fact) -> Result<()> {
+        match *fact {
+            Fact::Attach { publisher, epoch } => {
+                self.publishers.insert(publisher, PublisherState { epoch, ..PublisherState::default() });
+            }
+            Fact::Symbol { instrument, name } => {
+                let id = self.symbols.push(&name)?;
+                debug_assert_eq!(id, instrument);
+                self.ids.insert(name, id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The state, with the log it came from.
+    pub fn into_core(self, writer: wal::Writer, control: Control) -> Core {
+        let Rebuilt { memtables, publishers, ids, symbols } = self;
+        control.set_statistic(Statistic::Instruments, symbols.count());
+        Core { writer, memtables, publishers, ids, symbols, control, frame: FrameBuilder::new(), scratch: Vec::new() }
+    }
+}
+
+impl Core {
+    /// What is known of `publisher`.
+    pub fn publisher(&self, publisher: PublisherId) -> PublisherState {
+        self.publishers.get(&publisher).copied().unwrap_or_default()
+    }
+
+    /// Whether a frame can be appended and applied now.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`].
+    pub fn is_ready(&mut self) -> Result<Readiness> {
+        if !self.writer.ready()? {
+            return Ok(Readiness::NoSegment);
+        }
+        let room = self.memtables.has_room(u64::from(wal::format::FRAME_RECORDS_MAX))?;
+        Ok(if room { Readiness::Ready } else { Readiness::MemTableFull })
+    }
+
+    /// Offers a batch to the frame that is being filled. `words` may change meanwhile: they are copied
+    /// before they are looked at.
+    pub fn offer(&mut self, header: BatchHeader, words: &[u64]) -> Offer {
+        let state = self.publisher(header.publisher());
+        let (first, count) = (header.first_pub_seq(), u64::from(header.count()));
+        if header.epoch() < state.epoch {
+            return Offer::Fenced;
+        }
+        let fits_a_frame = words.len() <= crate::bus::BATCH_WORDS_MAX && count <= u64::from(wal::format::FRAME_RECORDS_MAX);
+        let Some(end) = first.0.checked_add(count) else { return Offer::Malformed };
+        if header.epoch() != state.epoch || count == 0 || first.0 == 0 || !fits_a_frame {
+            return Offer::Malformed;
+        }
+        if end <= state.last.0 + 1 {
+            self.control.add(Statistic::Duplicates, count);
+            return Offer::Duplicate;
+        }
+        if first.0 > state.last.0 + 1 {
+            return Offer::Gap(PubSeq(state.last.0 + 1));
+        }
+        if !self.frame.is_empty() && !self.frame.fits(words.len(), header.count()) {
+            return Offer::FrameFull;
+        }
+        let skip = state.last.0 + 1 - first.0;
+        let pushed = if skip == 0 { self.push_whole(&header, words) } else { self.push_tail(&header, words, skip) };
+        if !pushed {
+            return Offer::Malformed;
+        }
+        self.control.add(Statistic::Duplicates, skip);
+        let last = PubSeq(end - 1);
+        if let Some(state) = self.publishers.get_mut(&header.publisher()) {
+            state.last = last;
+        }
+        Offer::Accepted
+    }
+
+    fn push_whole(&mut self, header: &BatchHeader, words: &[u64]) -> bool {
+        let mark = self.frame.mark();
+        self.frame.push_records(header.publisher(), header.epoch(), header.first_pub_seq(), header.count(), words);
+        let copied = self.frame.records_since(&mark);
+        let good = count_records(copied) == Some(u64::from(header.count()));
+        if !good {
+            self.frame.rollback(mark);
+        }
+        good
+    }
+
+    /// Takes what follows the first `skip` records, which were accepted before.
+    fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> bool {
+        let mut copy = std::mem::take(&mut self.scratch);
+        copy.clear();
+        copy.extend_from_slice(words);
+        let good = count_records(&copy) == Some(u64::from(header.count()));
+        if good {
+            let at: usize = record::split(&copy).take(skip as usize).flatten().map(|r| r.words().len()).sum();
+            let first = PubSeq(header.first_pub_seq().0 + skip);
+            let rest = copy.get(at..).unwrap_or(&[]);
+            self.frame.push_records(header.publisher(), header.epoch(), first, header.count() - skip as u32, rest);
+        }
+        self.scratch = copy;
+        good
+    }
+
+    /// Whether the frame that is being filled holds anything.
+    pub fn has_frame(&self) -> bool {
+        !self.frame.is_empty()
+    }
+
+    /// Appends the frame that has been filled and applies it; `None` if it is empty. The caller has
+    /// asked [`Core::is_ready`].
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`].
+    pub fn commit(&mut self, now: Ts) -> Result<Option<Committed>> {
+        if self.frame.is_empty() {
+            return Ok(None);
+        }
+        let appended = self.writer.append(&mut self.frame, FrameType::Data, now)?;
+        let (header, mut lsn) = (appended.header, appended.header.first_lsn);
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
+        self.control.set_applied(appended.end.lsn);
+        let mut accepted: Vec<(PublisherId, PubSeq, Lsn)> = Vec::with_capacity(self.frame.runs().len());
+        for run in self.frame.runs() {
+            lsn = lsn.plus(u64::from(run.count));
+            let last = (run.publisher, PubSeq(run.first_pub_seq.0 + u64::from(run.count) - 1), Lsn(lsn.0 - 1));
+            match accepted.iter_mut().find(|a| a.0 == run.publisher) {
+                Some(known) => *known = last,
+                None => accepted.push(last),
+            }
+            if let Some(state) = self.publishers.get_mut(&run.publisher) {
+                state.lsn = last.2;
+            }
+        }
+        self.count(&appended);
+        self.control.add(Statistic::Records, u64::from(header.count));
+        self.frame.clear();
+        Ok(Some(Committed { appended, accepted }))
+    }
+
+    fn count(&self, appended: &wal::Appended) {
+        self.control.add(Statistic::Frames, 1);
+        self.control.add(Statistic::Bytes, appended.header.total_len());
+        self.control.set_statistic(Statistic::MemTableUsed, self.memtables.used());
+    }
+
+    /// Appends the frame that opens a term.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`].
+    pub fn open_term(&mut self, now: Ts) -> Result<wal::Appended> {
+        let appended = self.writer.append(&mut FrameBuilder::new(), FrameType::NoOp, now)?;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        Ok(appended)
+    }
+
+    /// Logs that `publisher` writes in a new epoch, above `above`, from here on; gives its state.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`].
+    pub fn begin_epoch(&mut self, publisher: PublisherId, above: Epoch, now: Ts) -> Result<(PublisherState, wal::Appended)> {
+        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        let epoch = Epoch(self.publisher(publisher).epoch.0.max(above.0) + 1);
+        let mut frame = FrameBuilder::new();
+        frame.push_fact(|words| Fact::Attach { publisher, epoch }.encode(words));
+        let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        self.count(&appended);
+        let state = PublisherState { epoch, ..PublisherState::default() };
+        self.publishers.insert(publisher, state);
+        Ok((state, appended))
+    }
+
+    /// The instruments called `names`, registering those that are new; as many as fit in a frame are
+    /// looked at, and the frame is appended if any was new.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`]; [`crate::error::Error::Limit`] or
+    /// [`crate::error::Error::NoSharedMemory`] if no more can be registered: then nothing was logged of
+    /// the first that does not fit and those after it.
+    pub fn instruments(&mut self, names: &[Name], now: Ts) -> Result<(Vec<InstrumentId>, Option<wal::Appended>)> {
+        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        let mut frame = FrameBuilder::new();
+        let mut ids = Vec::new();
+        let mut failed = None;
+        for name in names {
+            if let Some(&id) = self.ids.get(name) {
+                ids.push(id);
+                continue;
+            }
+            if !frame.fits(wal::fact::SYMBOL_LEN / 8, 1) {
+                break;
+            }
+            match self.symbols.push(name) {
+                Ok(id) => {
+                    frame.push_fact(|words| Fact::Symbol { instrument: id, name: *name }.encode(words));
+                    self.ids.insert(*name, id);
+                    ids.push(id);
+                }
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+        }
+        self.control.set_statistic(Statistic::Instruments, self.symbols.count());
+        let appended = if frame.is_empty() {
+            None
+        } else {
+            let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
+            self.control.set_appended(appended.end.lsn, appended.end.position);
+            self.count(&appended);
+            Some(appended)
+        };
+        match failed {
+            Some(e) if ids.is_empty() => Err(e),
+            _ => Ok((ids, appended)),
+        }
+    }
+}
+
+/// How many records `words` hold; `None` if they are not whole records.
+fn count_records(words: &[u64]) -> Option<u64> {
+    let mut count = 0;
+    for record in record::split(words) {
+        record.ok()?;
+        count += 1;
+    }
+    Some(count)
+}
+
+/// Whether a frame can be appended now, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It can.
+    Ready,
+    /// The next segment is not prepared yet.
+    NoSegment,
+    /// The MemTables are full.
+    MemTableFull,
+}

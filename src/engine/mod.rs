@@ -1,0 +1,413 @@
+//! Owns: the storage process: recovery, and the agents that keep the store.
+//!
+//! ```text
+//! attach (socket, janitor) ── requests ──▶ ingest (batches → log → MemTable) ── items ──▶ sync (fdatasync, acks)
+//!      ▲ answers, when durable ────────────────────────────────────────────────────────────┘
+//! prepare (segments, MemTables ahead of need) ──▶ ingest
+//! ```
+//!
+//! What must hold: one process a store, by a lock that the kernel releases; queues between agents are
+//! bounded; whatever ends an agent ends the process, with nothing acknowledged that is not so.
+
+pub mod core;
+pub mod memtables;
+
+mod attach;
+mod ingest;
+mod prepare;
+mod sync;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use self::attach::{AttachAgent, Waker, listen};
+use self::core::{Core, Rebuilt};
+use self::ingest::IngestAgent;
+use self::memtables::{Maker, MemTables, Source};
+use self::prepare::PrepareAgent;
+use self::sync::{Pace, SyncAgent, SyncItem};
+use crate::agent::{Stop, Wait, spawn};
+use crate::bus::Bus;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::lsn::{Level, Lsn};
+use crate::shm::bell::Bells;
+use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
+use crate::shm::run_dir::{ROOT_DEFAULT, RunDir};
+use crate::shm::symbols::SymbolsWriter;
+use crate::time::Clock;
+use crate::wal::{self, Log, MetaFile, Spares};
+
+const _: () = assert!(crate::bus::attach::SLOTS_MAX == SLOTS_MAX);
+
+/// How a store is kept.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Options {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// Where its run directory is made: a memory file system.
+    pub run_root: PathBuf,
+    /// Bytes of a log segment, for a new store.
+    pub segment_size: u64,
+    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less.
+    pub memtable_size: u64,
+    /// MemTables at most: the active one and sealed ones.
+    pub memtables_max: usize,
+    /// Instruments at most.
+    pub instruments_max: u64,
+    /// What nobody waits for is durable after this many milliseconds,
+    pub sync_interval_ms: u64,
+    /// or this many bytes.
+    pub sync_bytes: u64,
+    /// Bytes appended and not durable at most; then publishers are held back.
+    pub unsynced_max: u64,
+    /// The least level that publishers get.
+    pub level_min: Level,
+    /// How ingest waits for work.
+    pub wait: Wait,
+    /// Core of the ingest thread.
+    pub ingest_core: Option<usize>,
+    /// Core of the sync thread.
+    pub sync_core: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            store: PathBuf::from("tapestore-data"),
+            run_root: PathBuf::from(ROOT_DEFAULT),
+            segment_size: 64 << 20,
+            memtable_size: 0,
+            memtables_max: 3,
+            instruments_max: 4_000_000,
+            sync_interval_ms: 50,
+            sync_bytes: 4 << 20,
+            unsynced_max: 64 << 20,
+            level_min: Level::None,
+            wait: Wait::Adaptive,
+            ingest_core: None,
+            sync_core: None,
+        }
+    }
+}
+
+/// The largest MemTable that is made without being asked for.
+const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
+
+impl Options {
+    /// Checks the options against each other and fills in what depends on the host.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the option and its bounds.
+    pub fn check(mut self) -> Result<Options> {
+        let bad = |what, reason: String| Err(Error::Invalid { what, reason });
+        let (min, max) = (crate::memtable::format::LEN_MIN, crate::memtable::format::LEN_MAX);
+        if self.memtable_size == 0 {
+            let quarter = crate::shm::free_bytes(&self.run_root) / 4 / 4096 * 4096;
+            self.memtable_size = MEMTABLE_SIZE_DEFAULT.min(quarter.max(min));
+        }
+        if !(min..=max).contains(&self.memtable_size) || !self.memtable_size.is_multiple_of(4096) {
+            return bad("memtable-size", format!("{} is not a multiple of 4096 from {min} to {max}", self.memtable_size));
+        }
+        if !(1..=TABLES_MAX).contains(&self.memtables_max) {
+            return bad("memtables-max", format!("{} is not from 1 to {TABLES_MAX}", self.memtables_max));
+        }
+        if self.sync_interval_ms == 0 || self.sync_bytes == 0 || self.unsynced_max < self.sync_bytes {
+            return bad(
+                "sync-interval-ms, sync-bytes, unsynced-max",
+                "they are above 0, and unsynced-max is at least sync-bytes".into(),
+            );
+        }
+        if self.instruments_max == 0 || self.instruments_max >= u64::from(u32::MAX) {
+            return bad("instruments-max", format!("{} is not from 1 to 4294967294", self.instruments_max));
+        }
+        Ok(self)
+    }
+}
+
+/// What a store needs of the world.
+#[derive(Clone)]
+pub struct World {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// An identity for a store that is created: random.
+    pub store_id: u128,
+}
+
+/// What a start found and made of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// Number of the start.
+    pub instance: u64,
+    /// Records found in the log.
+    pub records: u64,
+    /// Bytes of log read.
+    pub log_bytes: u64,
+    /// Whether the process before stopped in order.
+    pub was_clean: bool,
+    /// Torn bytes cut off above what was durable, and why.
+    pub cut: Option<String>,
+    /// Bytes of a MemTable.
+    pub memtable_size: u64,
+}
+
+/// A recovered store, before its agents run: what a simulation drives by hand.
+pub struct Recovered {
+    /// The state.
+    pub core: Core,
+    /// Makes the log durable.
+    pub syncer: wal::Syncer,
+    /// The store's own file.
+    pub meta: MetaFile,
+    /// The control page.
+    pub control: Control,
+    /// What was found.
+    pub started: Started,
+    run_dir: RunDir,
+    maker: Maker,
+    lock: Box<dyn Send + Sync>,
+}
+
+/// Opens the store, creating it if there is none, and rebuilds its state from the log. Afterwards a
+/// new term has begun, and everything rebuilt is durable.
+///
+/// # Errors
+/// [`Error::Locked`] if another process has it; [`Error::MemTableFull`]; as [`wal::open`].
+pub fn recover(options: &Options, world: &World) -> Result<Recovered> {
+    let (disk, dir) = (&world.disk, options.store.as_path());
+    disk.create_dir(dir)?;
+    let Some(lock) = disk.lock(&dir.join("LOCK"))? else { return Err(Error::Locked { path: dir.to_path_buf() }) };
+    let store_id = wal::meta::read(disk.as_ref(), dir)?.map_or(world.store_id, |m| m.store_id);
+    let run_dir = RunDir::create(dir, store_id, &options.run_root)?;
+    let control = Control::open_or_create(&run_dir.control(), store_id)?;
+    let instance = (control.instance() + 1) | 1;
+    control.set_instance(instance);
+    control.set_server(None);
+    let instance = instance + 1;
+    let swept = run_dir.sweep(None)?;
+    tracing::debug!(swept, "removed what earlier instances left in shared memory");
+    control.reset();
+    let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size };
+    let memtables = MemTables::new(maker.clone(), control.clone(), Lsn(1), options.memtables_max)?;
+    let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
+    let mut rebuilt = Rebuilt::new(memtables, symbols);
+    let create = wal::Create { store_id, segment_size: options.segment_size, now: world.clock.wall() };
+    let seen = control.applied();
+    let log = wal::open(disk.clone(), dir, create, seen, |frame| {
+        control.beat(world.clock.monotonic());
+        rebuilt.visit(frame)
+    })?;
+    let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
+    let end = writer.end();
+    // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
+    if meta.meta().timeline != control.timeline() {
+        control.set_timeline(meta.meta().timeline, end.lsn.next());
+    }
+    control.set_appended(end.lsn, end.position);
+    control.set_applied(end.lsn);
+    writer.ready()?;
+    let mut core = rebuilt.into_core(writer, control.clone());
+    let opened = core.open_term(world.clock.wall())?;
+    if let Some(segment) = opened.opened {
+        syncer.opened(segment);
+    }
+    syncer.sync(opened.end)?;
+    control.set_durable(opened.end.lsn, opened.end.position);
+    let started = Started {
+        run_dir: run_dir.path().to_path_buf(),
+        instance,
+        records: end.lsn.0,
+        log_bytes: end.position.0,
+        was_clean,
+        cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
+        memtable_size: options.memtable_size,
+    };
+    Ok(Recovered { core, syncer, meta, control, started, run_dir, maker, lock })
+}
+
+/// A serving store.
+pub struct Storage {
+    started: Started,
+    control: Control,
+    bells: Bells,
+    meta: MetaFile,
+    stop: Stop,
+    late_stop: Stop,
+    ingest: JoinHandle<Result<()>>,
+    sync: JoinHandle<Result<wal::Syncer>>,
+    others: Vec<JoinHandle<()>>,
+    run_dir: RunDir,
+    _lock: Box<dyn Send + Sync>,
+}
+
+/// Items that wait for the sync agent at most.
+const SYNC_QUEUE: usize = 64 << 10;
+
+impl Storage {
+    /// Recovers the store and begins to serve it.
+    ///
+    /// # Errors
+    /// As [`recover`]; [`Error::Bus`]; [`Error::Invalid`] for options that cannot be.
+    pub fn start(options: Options, world: World) -> Result<Storage> {
+        let options = options.check()?;
+        let recovered = recover(&options, &world)?;
+        let (run_dir, instance) = (&recovered.run_dir, recovered.started.instance);
+        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "storage")?;
+        let listener = listen(&run_dir.attach_socket())?;
+        Storage::launch(&options, world, recovered, bells, bus, listener)
+    }
+
+    /// Starts the agents.
+    #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
+    fn launch(
+        options: &Options,
+        world: World,
+        recovered: Recovered,
+        bells: Bells,
+        bus: Bus,
+        listener: UnixListener,
+    ) -> Result<Storage> {
+        let Recovered { mut core, syncer, meta, control, started, run_dir, maker, lock } = recovered;
+        let instance = started.instance;
+        let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
+        let waker = Waker::new().map_err(io)?;
+        let (stop, late_stop) = (Stop::default(), Stop::default());
+        let (request_in, request_out) = bounded(1024);
+        let (answer_in, answer_out) = bounded(4096);
+        let (item_in, item_out) = bounded::<SyncItem>(SYNC_QUEUE);
+        let (freed_in, freed_out) = bounded(SLOTS_MAX);
+        let (spare_in, spare_out) = bounded(1);
+        let (table_request_in, table_request_out) = bounded(1);
+        let (table_in, table_out) = bounded(1);
+        core.writer.set_spares(Spares::Ahead(spare_out));
+        core.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out });
+        let prepare = PrepareAgent {
+            disk: world.disk.clone(),
+            dir: options.store.join(wal::DIR),
+            segment_size: meta.meta().segment_size,
+            next: 0,
+            spares: spare_in,
+            maker,
+            requests: table_request_out,
+            tables: table_in,
+            stop: late_stop.clone(),
+        };
+        let sync = SyncAgent {
+            syncer,
+            items: item_out,
+            answers: answer_in,
+            freed: freed_in,
+            control: control.clone(),
+            bells: bells.clone(),
+            wake_attach: waker.clone(),
+            pace: Pace { interval: Duration::from_millis(options.sync_interval_ms), bytes: options.sync_bytes },
+        };
+        let attach = AttachAgent {
+            listener,
+            socket: run_dir.attach_socket(),
+            bus,
+            instance,
+            requests: request_in,
+            answers: answer_out,
+            waker,
+            bells: bells.clone(),
+            control: control.clone(),
+            clock: world.clock.clone(),
+            stop: late_stop.clone(),
+        };
+        let ingest = IngestAgent {
+            core,
+            control: control.clone(),
+            bells: bells.clone(),
+            clock: world.clock.clone(),
+            requests: request_out,
+            sync: item_in,
+            freed: freed_out,
+            instance,
+            unsynced_max: options.unsynced_max,
+            level_min: options.level_min,
+            wait: options.wait,
+            stop: stop.clone(),
+            lanes: Vec::new(),
+            first: 0,
+            slots: (0..SLOTS_MAX).rev().collect(),
+            held_since: None,
+        };
+        control.set_server(Some((u64::from(std::process::id()), meta.meta().term, world.clock.wall())));
+        control.beat(world.clock.monotonic());
+        control.set_instance(instance);
+        let others = vec![
+            spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
+            spawn("tape-attach", None, move || attach.run()).map_err(io)?,
+        ];
+        let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
+        let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
+        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, others, run_dir, _lock: lock })
+    }
+
+    /// What the start found.
+    pub fn started(&self) -> &Started {
+        &self.started
+    }
+
+    /// The control page.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Whether an agent has ended without being asked: [`Storage::stop`] then says why.
+    pub fn has_failed(&self) -> bool {
+        self.ingest.is_finished() || self.sync.is_finished()
+    }
+
+    /// Takes in what waits, makes it durable, says so on the disk and ends. Shared memory is given
+    /// back, but for the control page.
+    ///
+    /// # Errors
+    /// [`Error::Halted`] if an agent has ended by one: what is durable is as it was last said.
+    pub fn stop(mut self) -> Result<()> {
+        self.stop.stop();
+        self.bells.ring(crate::shm::bell::Bell::Ingest);
+        let ingest = joined(self.ingest);
+        // When ingest has failed its queue is closed, and the sync agent ends by that.
+        let sync = joined(self.sync);
+        self.control.set_server(None);
+        self.late_stop.stop();
+        for other in self.others {
+            joined(other);
+        }
+        let syncer = ingest.and(sync)?;
+        let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };
+        self.meta.update(meta)?;
+        self.control.set_tables(&[]);
+        self.run_dir.sweep(None)?;
+        Ok(())
+    }
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> T {
+    match thread.join() {
+        Ok(value) => value,
+        // An agent that panics has ended the process before anybody could join it.
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The directory in which a program finds the store it is asked for: as given, or the default.
+pub fn store_dir(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(|| Options::default().store, Path::to_path_buf)
+}

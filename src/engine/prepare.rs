@@ -1,0 +1,89 @@
+//! Owns: the prepare agent: it makes log segments and MemTables before they are needed, because both
+//! take tens of milliseconds.
+//!
+//! What must hold: it never holds more than it has been asked for: one spare segment waits in the
+//! queue, one in its hand, and one MemTable on request.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::memtables::Maker;
+use crate::agent::Stop;
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::memtable::Writer;
+use crate::wal::{Spare, prepare};
+
+/// How long after a failure it tries again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often it looks whether it is to end.
+const TURN: Duration = Duration::from_millis(100);
+
+/// The prepare agent.
+pub(super) struct PrepareAgent {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) segment_size: u64,
+    pub(super) next: u64,
+    pub(super) spares: Sender<Spare>,
+    pub(super) maker: Maker,
+    pub(super) requests: Receiver<u64>,
+    pub(super) tables: Sender<Result<Writer>>,
+    pub(super) stop: Stop,
+}
+
+impl PrepareAgent {
+    /// Runs until it is told to stop.
+    pub(super) fn run(mut self) {
+        let mut hand = None;
+        while !self.stop.is_stopped() {
+            if hand.is_none() {
+                hand = self.segment();
+            }
+            match hand.take() {
+                Some(spare) => hand = self.offer(spare),
+                None => self.wait(RETRY),
+            }
+        }
+    }
+
+    fn segment(&mut self) -> Option<Spare> {
+        self.next += 1;
+        match prepare(self.disk.as_ref(), &self.dir, self.next, self.segment_size) {
+            Ok(spare) => Some(spare),
+            Err(error) => {
+                tracing::error!(%error, "cannot prepare a log segment; trying again in a second");
+                None
+            }
+        }
+    }
+
+    /// Offers `spare` for one turn; gives it back if it was not taken.
+    fn offer(&mut self, spare: Spare) -> Option<Spare> {
+        let back = self.spares.try_send(spare).err().map(|e| e.into_inner());
+        if back.is_some() {
+            self.wait(TURN);
+        }
+        back
+    }
+
+    fn wait(&mut self, limit: Duration) {
+        if let Ok(id) = self.requests.recv_timeout(limit) {
+            self.table(id);
+        }
+    }
+
+    fn table(&mut self, id: u64) {
+        let made = self.maker.make(id);
+        if let Err(error) = &made {
+            tracing::error!(%error, "cannot make a MemTable");
+        }
+        // One is asked for at a time, so there is room; nobody listens any more when storage stops.
+        if self.tables.try_send(made).is_err() {
+            tracing::debug!("a MemTable was made that nobody takes");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Owns: the sync agent: it makes the log durable and says so.
+//!
+//! What must hold: an acknowledgement or an answer leaves here only after a sync has returned that
+//! covers it; one sync is in flight and covers everything appended before it began; what nobody waits
+//! for is durable within the interval or the byte limit, whichever comes first; after a pause the disk
+//! itself says how much of it is durable.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::attach::Answer;
+use crate::error::Result;
+use crate::lsn::{Lsn, Position, PubSeq};
+use crate::shm::bell::{Bell, Bells};
+use crate::shm::control::{Control, Statistic};
+use crate::wal::{Evidence, Opened, Syncer};
+
+/// What the ingest agent passes on, in the order in which it happened.
+pub(super) enum SyncItem {
+    /// The log has rolled.
+    Opened(Opened),
+    /// The log ends here now.
+    Appended {
+        /// The end.
+        end: Evidence,
+        /// Whether somebody waits for it to be durable.
+        urgent: bool,
+    },
+    /// Once everything before is durable: the slot's publisher has come this far.
+    Ack {
+        /// The slot.
+        slot: usize,
+        /// Up to here.
+        pub_seq: PubSeq,
+        /// Of this LSN.
+        lsn: Lsn,
+    },
+    /// Once everything before is durable: send this answer.
+    Answer(Answer),
+    /// Once everything before has been dealt with: nobody holds the slot any more.
+    Freed(usize),
+    /// Make everything durable and end.
+    Stop,
+}
+
+/// When to sync what nobody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    /// After this long.
+    pub interval: Duration,
+    /// Or this many bytes.
+    pub bytes: u64,
+}
+
+/// A pause this long is used to record how much is durable.
+const RECORD_AFTER: Duration = Duration::from_millis(10);
+
+/// The sync agent.
+pub(super) struct SyncAgent {
+    pub(super) syncer: Syncer,
+    pub(super) items: Receiver<SyncItem>,
+    pub(super) answers: Sender<Answer>,
+    pub(super) freed: Sender<usize>,
+    pub(super) control: Control,
+    pub(super) bells: Bells,
+    pub(super) wake_attach: super::attach::Waker,
+    pub(super) pace: Pace,
+}
+
+/// What has been taken from the queue and not yet been dealt with.
+#[derive(Default)]
+struct Batch {
+    end: Option<Evidence>,
+    urgent: bool,
+    since: Option<Instant>,
+    acks: Vec<(usize, PubSeq, Lsn)>,
+    answers: Vec<Answer>,
+    freed: Vec<usize>,
+    stop: bool,
+}
+
+impl SyncAgent {
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`]: a sync failed. Nothing more is acknowledged.
+    pub(super) fn run(mut self) -> Result<Syncer> {
+        let mut batch = Batch::default();
+        loop {
+            self.take(&mut batch);
+            if batch.stop || self.is_due(&batch) {
+                self.sync(&mut batch)?;
+            }
+            if batch.stop {
+                self.syncer.record()?;
+                return Ok(self.syncer);
+            }
+        }
+    }
+
+    fn is_due(&self, batch: &Batch) -> bool {
+        let Some(end) = batch.end else { return !batch.answers.is_empty() || !batch.freed.is_empty() };
+        let bytes = end.position.0.saturating_sub(self.syncer.durable().position.0);
+        batch.urgent || bytes >= self.pace.bytes || batch.since.is_some_and(|s| s.elapsed() >= self.pace.interval)
+    }
+
+    /// Waits for an item, or until something is due, and takes all that are there.
+    fn take(&mut self, batch: &mut Batch) {
+        let limit = match batch.since {
+            Some(since) => self.pace.interval.saturating_sub(since.elapsed()),
+            None => RECORD_AFTER,
+        };
+        let first = match self.items.recv_timeout(limit) {
+            Ok(item) => item,
+            Err(RecvTimeoutError::Timeout) => return self.paused(batch),
+            Err(RecvTimeoutError::Disconnected) => {
+                batch.stop = true;
+                return;
+            }
+        };
+        batch.add(&mut self.syncer, first);
+        while let Ok(item) = self.items.try_recv() {
+            batch.add(&mut self.syncer, item);
+        }
+    }
+
+    /// Nothing has come for a while.
+    fn paused(&mut self, batch: &mut Batch) {
+        if batch.end.is_none() && self.syncer.is_unrecorded() {
+            // The same as a sync of what is durable already; a failure is found by the next sync too.
+            batch.end = Some(self.syncer.durable());
+            batch.urgent = true;
+        }
+    }
+
+    fn sync(&mut self, batch: &mut Batch) -> Result<()> {
+        if let Some(end) = batch.end.take() {
+            self.syncer.sync(end)?;
+            self.control.add(Statistic::Syncs, 1);
+            self.control.set_durable(end.lsn, end.position);
+        }
+        for (slot, pub_seq, lsn) in batch.acks.drain(..) {
+            self.control.slot(slot).ack_durable(pub_seq, lsn);
+        }
+        self.bells.ring(Bell::Ack);
+        for slot in batch.freed.drain(..) {
+            // The queue holds every slot there is.
+            assert!(self.freed.try_send(slot).is_ok(), "more slots freed than exist");
+        }
+        if !batch.answers.is_empty() {
+            for answer in batch.answers.drain(..) {
+                if self.answers.try_send(answer).is_err() {
+                    tracing::warn!("an answer to a publisher is dropped: the queue of answers is full; it will ask again");
+                }
+            }
+            self.wake_attach.wake();
+        }
+        batch.urgent = false;
+        batch.since = None;
+        Ok(())
+    }
+}
+
+impl Batch {
+    fn add(&mut self, syncer: &mut Syncer, item: SyncItem) {
+        match item {
+            SyncItem::Opened(opened) => syncer.opened(opened),
+            SyncItem::Appended { end, urgent } => {
+                debug_assert!(self.end.is_none_or(|e| e.position <= end.position) && end.position > Position(0));
+                self.end = Some(end);
+                self.urgent |= urgent;
+                self.since.get_or_insert_with(Instant::now);
+            }
+            SyncItem::Ack { slot, pub_seq, lsn } => match self.acks.iter_mut().find(|a| a.0 == slot) {
+                Some(known) => *known = (slot, pub_seq, lsn),
+                None => self.acks.push((slot, pub_seq, lsn)),
+            },
+            SyncItem::Answer(answer) => {
+                self.answers.push(answer);
+                self.urgent = true;
+            }
+            SyncItem::Freed(slot) => self.freed.push(slot),
+            SyncItem::Stop => self.stop = true,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Owns: a publisher's connection to one instance of storage: its ends of the bus, its slot, its
+//! socket. A link is never repaired; it is replaced.
+
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::ring::Chunk;
+use crate::bus::attach::Grant;
+use crate::bus::{BatchHeader, Bus, LIVE_WORDS_MAX, Sender};
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, PubSeq, PublisherId};
+use crate::record;
+use crate::shm::bell::{Bell, Bells};
+use crate::shm::control::{Control, Slot};
+use crate::shm::run_dir::RunDir;
+
+/// The connection.
+pub(super) struct Link {
+    pub(super) grant: u64,
+    pub(super) slot: Slot,
+    pub(super) control: Control,
+    pub(super) bells: Bells,
+    pub(super) gap_count: u64,
+    ingest: Sender,
+    live: Option<Sender>,
+    /// The last record that live subscribers were sent: what is sent again is not sent to them again.
+    live_sent: PubSeq,
+    _bus: Bus,
+}
+
+impl Link {
+    /// Opens what `grant` names.
+    ///
+    /// # Errors
+    /// [`Error::Bus`] if storage has ended meanwhile; [`Error::Io`].
+    pub(super) fn open(run_dir: &RunDir, control: Control, grant: &Grant, live: bool) -> Result<Link> {
+        let instance = grant.instance;
+        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "publisher")?;
+        let ingest = bus.send_ingest(grant.grant)?;
+        let live = if live { Some(bus.send_live()?) } else { None };
+        let slot = control.slot(grant.slot);
+        let live_sent = PubSeq(0);
+        Ok(Link { grant: grant.grant, slot, control, bells, gap_count: 0, ingest, live, live_sent, _bus: bus })
+    }
+
+    /// Sends `chunk` to storage and, the first time, to whoever listens live. `false`: storage's queue
+    /// is full.
+    ///
+    /// # Errors
+    /// [`Error::Bus`].
+    pub(super) fn send(&mut self, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<'_>) -> Result<bool> {
+        if !self.ingest.send(BatchHeader::new(publisher, epoch, chunk.first, chunk.count), chunk.words)? {
+            return Ok(false);
+        }
+        if let Some(live) = &self.live
+            && live.has_receivers()
+            && chunk.first > self.live_sent
+        {
+            send_live(live, publisher, epoch, chunk);
+            self.bells.ring(Bell::Live);
+        }
+        self.live_sent = self.live_sent.max(PubSeq(chunk.first.0 + u64::from(chunk.count) - 1));
+        Ok(true)
+    }
+}
+
+/// Sends `chunk` in pieces that fit the live bus. What does not arrive is a gap that the subscriber
+/// sees and heals from the store.
+fn send_live(live: &Sender, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<'_>) {
+    let piece = |first: u64, count: u32, words: &[u64]| {
+        if let Err(error) = live.send(BatchHeader::new(publisher, epoch, PubSeq(first), count), words) {
+            tracing::debug!(%error, "a live batch is not sent");
+        }
+    };
+    if chunk.words.len() <= LIVE_WORDS_MAX {
+        return piece(chunk.first.0, chunk.count, chunk.words);
+    }
+    let (mut first, mut count, mut from, mut to) = (chunk.first.0, 0u32, 0usize, 0usize);
+    for record in record::split(chunk.words).map_while(Result::ok) {
+        let len = record.words().len();
+        if to + len - from > LIVE_WORDS_MAX {
+            piece(first, count, chunk.words.get(from..to).unwrap_or(&[]));
+            (first, count, from) = (first + u64::from(count), 0, to);
+        }
+        to += len;
+        count += 1;
+    }
+    piece(first, count, chunk.words.get(from..to).unwrap_or(&[]));
+}
+
+/// Connects to storage's attach socket.
+///
+/// # Errors
+/// [`Error::StorageDown`] if nobody listens.
+pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result<UnixStream> {
+    let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "nobody answers at its socket" };
+    let stream = UnixStream::connect(run_dir.attach_socket()).map_err(down)?;
+    stream.set_read_timeout(Some(limit)).map_err(down)?;
+    stream.set_write_timeout(Some(limit)).map_err(down)?;
+    Ok(stream)
+}
+
+/// Whether the other end of `stream` is still there.
+pub(super) fn is_open(stream: &UnixStream) -> bool {
+    if stream.set_nonblocking(true).is_err() {
+        return false;
+    }
+    let mut byte = [0u8; 1];
+    match (&*stream).read(&mut byte) {
+        Ok(0) => false,
+        Ok(_) => true,
+        Err(e) => matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+    }
+}

@@ -1,0 +1,620 @@
+//! Owns: publishing. [`Publisher`] copies records into its ring, sends them over the bus, keeps them
+//! until storage has acknowledged them, and goes on by itself when storage dies and comes back.
+//!
+//! What must hold: a call never blocks longer than `send_timeout` (and the time in which the keeper
+//! sends a slice of a backlog); success means that the record is in the ring and will be stored, in
+//! the order of the calls, once, unless this process dies; what is lost all the same is reported and
+//! stored as a [`Gap`] record.
+//!
+//! One lock guards the ring and the bus's ports: the caller holds it while it publishes, the keeper
+//! thread for a slice every few milliseconds, to take in acknowledgements, to send what did not fit,
+//! and to attach again.
+
+mod link;
+mod ring;
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use self::link::{Link, connect};
+use self::ring::Ring;
+use crate::agent::{Stop, spawn};
+use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use crate::record::{Gap, Kind, Name, Record, RecordRef};
+use crate::shm::bell::Bell;
+use crate::shm::control::{Control, SlotState, SlotView, Statistic};
+use crate::shm::run_dir::RunDir;
+use crate::time::{Clock, HostClock};
+
+/// How a publisher is to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The store.
+    pub store: PathBuf,
+    /// Who it is. At most one process writes as a publisher: the newest.
+    pub publisher: PublisherId,
+    /// Until when records are kept for sending again.
+    pub level: Level,
+    /// Bytes of the ring.
+    pub ring_bytes: usize,
+    /// How long a call waits for room in the ring.
+    pub send_timeout: Duration,
+    /// How long opening waits for storage.
+    pub open_timeout: Duration,
+    /// Whether to send to live subscribers.
+    pub live: bool,
+}
+
+impl Options {
+    /// The defaults: level `fsync`, 64 MiB, 5 ms, 10 s, live.
+    pub fn new(store: impl Into<PathBuf>, publisher: PublisherId) -> Options {
+        Options {
+            store: store.into(),
+            publisher,
+            level: Level::Fsync,
+            ring_bytes: 64 << 20,
+            send_timeout: Duration::from_millis(5),
+            open_timeout: Duration::from_secs(10),
+            live: true,
+        }
+    }
+}
+
+/// Why a record was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The ring stayed full for `send_timeout`; nothing was taken. Try again later.
+    #[error("the publisher's ring is full: {unacknowledged} records are not acknowledged, because {why}")]
+    Full {
+        /// Records in the ring.
+        unacknowledged: u64,
+        /// What holds them back.
+        why: &'static str,
+    },
+    /// A newer process writes as this publisher. This one cannot go on.
+    #[error("publisher {publisher} epoch {epoch} is fenced: a newer process writes as it")]
+    Fenced {
+        /// Who.
+        publisher: PublisherId,
+        /// In which epoch this one wrote.
+        epoch: Epoch,
+    },
+    /// Storage refuses this publisher for good.
+    #[error("storage refuses the publisher: {0}")]
+    Refused(String),
+    /// The record itself cannot be.
+    #[error(transparent)]
+    Record(#[from] Error),
+}
+
+/// Records that are neither in the ring nor in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// In which epoch they were numbered.
+    pub epoch: Epoch,
+    /// The first.
+    pub first: PubSeq,
+    /// The last.
+    pub last: PubSeq,
+}
+
+/// How far a publisher has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The last record taken.
+    pub published: PubSeq,
+    /// The last record in the log file.
+    pub accepted: PubSeq,
+    /// The last durable record.
+    pub durable: PubSeq,
+    /// LSN of the last record in the log file.
+    pub accepted_lsn: Lsn,
+    /// Batches sent.
+    pub batches: u64,
+    /// Times that it had to go back and send again.
+    pub rewinds: u64,
+    /// Times that it attached again.
+    pub reattached: u64,
+}
+
+struct State {
+    publisher: PublisherId,
+    level: Level,
+    ring: Ring,
+    epoch: Epoch,
+    link: Option<Link>,
+    progress: Progress,
+    lost: Vec<Lost>,
+    fatal: Option<Fatal>,
+    since_reap: u32,
+    /// The last progress of `accepted`, and when: a silence with records outstanding is broken by
+    /// sending them again.
+    moved: (PubSeq, Instant),
+    held_back: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Fatal {
+    Fenced,
+    Refused(String),
+}
+
+/// A writer of records.
+pub struct Publisher {
+    state: Arc<Mutex<State>>,
+    options: Options,
+    run_dir: RunDir,
+    stop: Stop,
+    keeper: Option<JoinHandle<()>>,
+}
+
+/// Publishes between two looks at the acknowledgements.
+const REAP_EVERY: u32 = 64;
+/// How often the keeper looks while something is outstanding, and otherwise.
+const KEEPER_BUSY: Duration = Duration::from_millis(2);
+const KEEPER_IDLE: Duration = Duration::from_millis(10);
+/// Batches that the keeper sends while it holds the lock.
+const KEEPER_BATCHES: u32 = 64;
+/// Records outstanding without progress for this long are sent again.
+const SILENCE: Duration = Duration::from_millis(500);
+/// Records of a batch: no more than a frame holds.
+const RECORDS_MAX: u32 = crate::wal::format::FRAME_RECORDS_MAX;
+/// How long an attach waits for its answer.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A panic while publishing is the program's; the ring is consistent between calls.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Publisher {
+    /// Attaches as a new writer: whoever wrote as this publisher before is fenced.
+    ///
+    /// # Errors
+    /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Refused`].
+    pub fn open(options: Options) -> Result<Publisher> {
+        let deadline = Instant::now() + options.open_timeout;
+        let (run_dir, stream, link, grant) = loop {
+            let attempt = RunDir::find(&options.store).and_then(|run_dir| {
+                let (stream, link, grant) = attach(&options, &run_dir, Mode::New)?;
+                Ok((run_dir, stream, link, grant))
+            });
+            match attempt {
+                Ok(all) => break all,
+                Err(e @ Error::Refused { .. }) => return Err(e),
+                Err(e) if Instant::now() >= deadline => return Err(e),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        let ring = Ring::new(options.ring_bytes, PubSeq(grant.pub_seq.0 + 1));
+        let state = Arc::new(Mutex::new(State {
+            publisher: options.publisher,
+            level: grant.level,
+            ring,
+            epoch: grant.epoch,
+            link: Some(link),
+            progress: Progress { epoch: grant.epoch, ..Progress::default() },
+            lost: Vec::new(),
+            fatal: None,
+            since_reap: 0,
+            moved: (PubSeq(0), Instant::now()),
+            held_back: 0,
+        }));
+        let stop = Stop::default();
+        let keeper = Keeper { state: state.clone(), options: options.clone(), stop: stop.clone(), stream: Some(stream) };
+        let keeper = spawn("tape-publisher", None, move || keeper.run())
+            .map_err(|e| Error::io("start a thread for", &options.store, e))?;
+        Ok(Publisher { state, options, run_dir, stop, keeper: Some(keeper) })
+    }
+
+    /// The instruments called `names`, in their order; those that are new are registered, durably.
+    ///
+    /// # Errors
+    /// [`Error::StorageDown`] if storage does not answer; [`Error::Refused`] if there are too many.
+    pub fn instruments(&self, names: &[Name]) -> Result<Vec<InstrumentId>> {
+        let down = |_| Error::StorageDown { dir: self.options.store.clone(), why: "it does not answer" };
+        let mut ids = Vec::with_capacity(names.len());
+        let mut stream = connect(&self.run_dir, &self.options.store, ATTACH_TIMEOUT)?;
+        for some in names.chunks(NAMES_MAX) {
+            match ask(&mut stream, &Message::Symbols(some.to_vec())).map_err(down)? {
+                Message::Ids(more) if more.len() == some.len() => ids.extend(more),
+                Message::Refused(reason) => return Err(Error::Refused { request: "to register instruments", reason }),
+                _ => return Err(Error::Refused { request: "to register instruments", reason: "a meaningless answer".into() }),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The instrument called `name`; registered if it is new.
+    ///
+    /// # Errors
+    /// As [`Publisher::instruments`].
+    pub fn instrument(&self, name: &Name) -> Result<InstrumentId> {
+        let id = self.instruments(std::slice::from_ref(name))?.first().copied();
+        id.ok_or(Error::Refused { request: "to register instruments", reason: "an empty answer".into() })
+    }
+
+    /// Takes a record and sends it, with all that were staged before it.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the record was then not taken.
+    pub fn publish<R: Record>(&mut self, record: &R) -> Result<PubSeq, PublishError> {
+        self.publish_ref(RecordRef::of(record))
+    }
+
+    /// Takes a record of any kind and sends it, with all that were staged before it.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the record was then not taken.
+    pub fn publish_ref(&mut self, record: RecordRef<'_>) -> Result<PubSeq, PublishError> {
+        let mut state = self.take(record)?;
+        let seq = PubSeq(state.ring.next().0 - 1);
+        state.pump(u32::MAX);
+        Ok(seq)
+    }
+
+    /// Takes a record and sends it with those that follow, at the next [`Publisher::send`] or
+    /// [`Publisher::publish`]. A batch of a few hundred records costs little more than a single one.
+    ///
+    /// # Errors
+    /// [`PublishError`]; the record was then not taken.
+    pub fn stage(&mut self, record: RecordRef<'_>) -> Result<PubSeq, PublishError> {
+        let state = self.take(record)?;
+        Ok(PubSeq(state.ring.next().0 - 1))
+    }
+
+    /// Sends what has been staged.
+    pub fn send(&mut self) {
+        lock(&self.state).pump(u32::MAX);
+    }
+
+    /// Puts a record in the ring, waiting for room if need be.
+    fn take(&self, record: RecordRef<'_>) -> Result<MutexGuard<'_, State>, PublishError> {
+        let mut state = lock(&self.state);
+        state.since_reap += 1;
+        if state.since_reap >= REAP_EVERY {
+            state.reap();
+        }
+        state.check()?;
+        if state.ring.push(record.words()) {
+            return Ok(state);
+        }
+        let deadline = Instant::now() + self.options.send_timeout;
+        let mut turns = 0u32;
+        loop {
+            state.reap();
+            state.pump(KEEPER_BATCHES);
+            state.check()?;
+            if state.ring.push(record.words()) {
+                return Ok(state);
+            }
+            if Instant::now() >= deadline {
+                let unacknowledged = state.ring.next().0 - state.ring.first().0;
+                return Err(PublishError::Full { unacknowledged, why: state.why_full() });
+            }
+            drop(state);
+            turns += 1;
+            if turns < 20 {
+                std::thread::yield_now()
+            } else {
+                std::thread::sleep(Duration::from_micros(50))
+            }
+            state = lock(&self.state);
+        }
+    }
+
+    /// Waits until everything taken so far has reached `level`.
+    ///
+    /// # Errors
+    /// [`PublishError::Full`] if it has not within `limit`; what was taken is still kept and sent.
+    pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
+        let deadline = Instant::now() + limit;
+        let target = PubSeq(lock(&self.state).ring.next().0 - 1);
+        let mut turns = 0u32;
+        loop {
+            let mut state = lock(&self.state);
+            state.pump(KEEPER_BATCHES);
+            state.reap();
+            // A lost epoch has renumbered what is held: then all of that is the target.
+            let target = target.min(PubSeq(state.ring.next().0 - 1));
+            let reached = match level {
+                Level::None => state.ring.sent(),
+                Level::Os => state.progress.accepted,
+                Level::Fsync => state.progress.durable,
+            };
+            if reached >= target {
+                return Ok(state.progress());
+            }
+            state.check()?;
+            if Instant::now() >= deadline {
+                let unacknowledged = target.0 - reached.0;
+                return Err(PublishError::Full { unacknowledged, why: state.why_full() });
+            }
+            let bells = state.link.as_ref().map(|l| (l.bells.clone(), l.slot.clone(), l.grant));
+            drop(state);
+            turns += 1;
+            match bells {
+                _ if turns < 200 => std::hint::spin_loop(),
+                Some((bells, slot, grant)) => bells.sleep(Bell::Ack, Duration::from_millis(2), || {
+                    slot.view(grant).is_none_or(|v| if level == Level::Fsync { v.durable } else { v.accepted } >= target)
+                }),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Waits until everything taken has reached the publisher's own level, and detaches.
+    ///
+    /// # Errors
+    /// As [`Publisher::flush`].
+    pub fn close(mut self, limit: Duration) -> Result<Progress, PublishError> {
+        let level = lock(&self.state).level;
+        self.flush(level, limit)
+    }
+
+    /// How far it has come, by what has been acknowledged up to now.
+    pub fn progress(&self) -> Progress {
+        let mut state = lock(&self.state);
+        state.reap();
+        state.progress()
+    }
+
+    /// What was lost since the last call; see [`Lost`].
+    pub fn take_lost(&mut self) -> Vec<Lost> {
+        std::mem::take(&mut lock(&self.state).lost)
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(keeper) = self.keeper.take()
+            && keeper.join().is_err()
+        {
+            tracing::error!("a publisher's keeper panicked");
+        }
+    }
+}
+
+impl State {
+    fn check(&self) -> Result<(), PublishError> {
+        match &self.fatal {
+            None => Ok(()),
+            Some(Fatal::Fenced) => Err(PublishError::Fenced { publisher: self.publisher, epoch: self.epoch }),
+            Some(Fatal::Refused(why)) => Err(PublishError::Refused(why.clone())),
+        }
+    }
+
+    fn why_full(&self) -> &'static str {
+        match (&self.link, self.held_back) {
+            (None, _) => "storage is down",
+            (Some(_), 1) => "storage's MemTables are full (start it with a larger --memtable-size)",
+            (Some(_), 2) => "storage waits for its disk",
+            (Some(_), _) => "storage does not keep up",
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        Progress { published: PubSeq(self.ring.next().0 - 1), epoch: self.epoch, ..self.progress }
+    }
+
+    /// Takes in what storage has acknowledged and what it misses.
+    fn reap(&mut self) {
+        self.since_reap = 0;
+        let Some(link) = &mut self.link else { return };
+        let Some(view) = link.slot.view(link.grant) else {
+            self.link = None;
+            return;
+        };
+        self.held_back = link.control.statistic(Statistic::HeldBack);
+        match view.state {
+            SlotState::Fenced => self.fatal = Some(Fatal::Fenced),
+            SlotState::Refused => self.fatal = Some(Fatal::Refused("a batch was malformed".into())),
+            SlotState::Attached | SlotState::Free => {}
+        }
+        if view.gap_count != std::mem::replace(&mut link.gap_count, view.gap_count) {
+            self.rewind(view.gap_expected);
+        }
+        self.acknowledge(&view);
+    }
+
+    fn acknowledge(&mut self, view: &SlotView) {
+        if view.accepted > self.moved.0 {
+            self.moved = (view.accepted, Instant::now());
+        }
+        self.progress.accepted = view.accepted;
+        self.progress.accepted_lsn = view.accepted_lsn;
+        self.progress.durable = view.durable;
+        let upto = match self.level {
+            Level::None => self.ring.sent(),
+            Level::Os => view.accepted,
+            Level::Fsync => view.durable,
+        };
+        self.ring.release(upto);
+    }
+
+    /// Goes back to `expected`. What has left the ring is missing for good: then the link ends, and
+    /// the keeper attaches in a new epoch and reports it.
+    fn rewind(&mut self, expected: PubSeq) {
+        self.progress.rewinds += 1;
+        if expected < self.ring.first() {
+            self.link = None;
+        } else {
+            self.ring.rewind(expected);
+        }
+    }
+
+    /// Sends what has not been sent, at most `batches` batches.
+    fn pump(&mut self, batches: u32) {
+        let Some(link) = &mut self.link else { return };
+        let mut broken = false;
+        let mut rang = false;
+        for _ in 0..batches {
+            let Some(chunk) = self.ring.unsent(crate::bus::BATCH_WORDS_MAX, RECORDS_MAX) else { break };
+            match link.send(self.publisher, self.epoch, &chunk) {
+                Ok(true) => {
+                    let count = chunk.count;
+                    self.ring.mark_sent(count);
+                    self.progress.batches += 1;
+                    rang = true;
+                }
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a publisher's link fails");
+                    broken = true;
+                    break;
+                }
+            }
+        }
+        if rang {
+            link.bells.ring(Bell::Ingest);
+        }
+        if broken {
+            self.link = None;
+        }
+    }
+
+    /// The ring goes on over a new link.
+    fn relink(&mut self, link: Link, grant: &Grant) {
+        self.progress.reattached += 1;
+        self.level = grant.level;
+        self.moved = (grant.pub_seq, Instant::now());
+        let missing = grant.epoch != self.epoch || grant.pub_seq.0 + 1 < self.ring.first().0;
+        if missing {
+            let known = if grant.epoch == self.epoch { grant.pub_seq } else { self.progress.durable };
+            let (first, last) = (PubSeq(known.0 + 1), PubSeq(self.ring.first().0 - 1));
+            let lost = (first <= last).then_some(Lost { epoch: self.epoch, first, last });
+            let gap = lost.map(|l| gap_record(self.publisher, &l));
+            self.ring.renumber(gap.as_ref().map(|g| g.words()));
+            self.lost.extend(lost);
+            self.epoch = grant.epoch;
+            self.progress.accepted = PubSeq(0);
+            self.progress.durable = PubSeq(0);
+        } else {
+            self.ring.release(grant.pub_seq);
+            self.ring.rewind(PubSeq(grant.pub_seq.0 + 1));
+        }
+        self.link = Some(link);
+    }
+
+    /// Whether the ring misses what storage, at `pub_seq`, expects next: then a new epoch is needed.
+    fn misses(&self, grant: &Grant) -> bool {
+        grant.epoch == self.epoch && grant.pub_seq.0 + 1 < self.ring.first().0
+    }
+}
+
+fn gap_record(publisher: PublisherId, lost: &Lost) -> Gap {
+    Gap {
+        kind: Kind(Gap::KIND.0),
+        instrument: InstrumentId::NULL,
+        ts_event: HostClock.wall(),
+        publisher,
+        reason: Gap::LEFT_RING,
+        epoch: lost.epoch,
+        first_pub_seq: lost.first,
+        last_pub_seq: lost.last,
+        ..Gap::default()
+    }
+}
+
+/// Asks storage to be let in.
+fn attach(options: &Options, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
+    let down = |why| Error::StorageDown { dir: options.store.clone(), why };
+    let control = Control::open(&run_dir.control())?;
+    if control.instance() % 2 == 1 {
+        return Err(down("it is recovering"));
+    }
+    let mut stream = connect(run_dir, &options.store, ATTACH_TIMEOUT)?;
+    let request = Message::Attach { publisher: options.publisher, mode, level: options.level };
+    match ask(&mut stream, &request).map_err(|_| down("it does not answer"))? {
+        Message::Attached(grant) => {
+            let link = Link::open(run_dir, control, &grant, options.live)?;
+            Ok((stream, link, grant))
+        }
+        Message::Refused(reason) => Err(Error::Refused { request: "to attach a publisher", reason }),
+        Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
+        _ => Err(down("its answer is meaningless")),
+    }
+}
+
+/// The thread that keeps a publisher going while its owner does something else.
+struct Keeper {
+    state: Arc<Mutex<State>>,
+    options: Options,
+    stop: Stop,
+    stream: Option<UnixStream>,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        while !self.stop.is_stopped() {
+            let pause = self.turn();
+            std::thread::sleep(pause);
+        }
+    }
+
+    fn turn(&mut self) -> Duration {
+        let alive = self.stream.as_ref().is_some_and(link::is_open);
+        let mut state = lock(&self.state);
+        if !alive {
+            state.link = None;
+        }
+        if state.fatal.is_some() {
+            return KEEPER_IDLE;
+        }
+        if state.link.is_none() {
+            self.stream = None;
+            let epoch = state.epoch;
+            drop(state);
+            return self.reattach(epoch);
+        }
+        state.reap();
+        let (accepted, since) = state.moved;
+        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.held_back == 0 && state.level > Level::None {
+            state.moved.1 = Instant::now();
+            state.rewind(PubSeq(accepted.0 + 1));
+        }
+        state.pump(KEEPER_BATCHES);
+        if state.ring.is_empty() { KEEPER_IDLE } else { KEEPER_BUSY }
+    }
+
+    fn reattach(&mut self, epoch: Epoch) -> Duration {
+        let attempt = RunDir::find(&self.options.store).and_then(|run_dir| {
+            let (stream, link, grant) = attach(&self.options, &run_dir, Mode::Resume(epoch))?;
+            if !lock(&self.state).misses(&grant) {
+                return Ok((stream, link, grant));
+            }
+            drop((stream, link));
+            attach(&self.options, &run_dir, Mode::New)
+        });
+        match attempt {
+            Ok((stream, link, grant)) => {
+                let mut state = lock(&self.state);
+                state.relink(link, &grant);
+                state.pump(KEEPER_BATCHES);
+                self.stream = Some(stream);
+                Duration::ZERO
+            }
+            Err(Error::Fenced { .. }) => {
+                lock(&self.state).fatal = Some(Fatal::Fenced);
+                KEEPER_IDLE
+            }
+            Err(Error::Refused { reason, .. }) => {
+                lock(&self.state).fatal = Some(Fatal::Refused(reason));
+                KEEPER_IDLE
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot attach again yet");
+                KEEPER_IDLE
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Owns: the ring in which a publisher keeps its records until they are acknowledged.
+//!
+//! What must hold: a record is contiguous; numbers are dense from `first`; what has been released is
+//! never sent again, what has not been released always can be.
+
+use std::collections::VecDeque;
+
+use crate::lsn::PubSeq;
+
+/// Where an entry's words are when they are not in the ring: in `front`.
+const FRONT: u32 = u32::MAX;
+
+/// The ring.
+#[derive(Debug)]
+pub(super) struct Ring {
+    words: Vec<u64>,
+    entries: VecDeque<(u32, u32)>,
+    front: Vec<u64>,
+    head: usize,
+    first: PubSeq,
+    sent: PubSeq,
+}
+
+/// Records that stand together, to be sent as one batch.
+pub(super) struct Chunk<'a> {
+    pub(super) first: PubSeq,
+    pub(super) count: u32,
+    pub(super) words: &'a [u64],
+}
+
+impl Ring {
+    /// A ring of `bytes` bytes, empty; the next record is `first`.
+    pub(super) fn new(bytes: usize, first: PubSeq) -> Ring {
+        let words = vec![0; (bytes / 8).clamp(crate::record::WORDS_MAX * 4, FRONT as usize - 1)];
+        Ring { words, entries: VecDeque::new(), front: Vec::new(), head: 0, first, sent: PubSeq(first.0 - 1) }
+    }
+
+    /// Number of the oldest record held, or of the next one if none is.
+    pub(super) fn first(&self) -> PubSeq {
+        self.first
+    }
+
+    /// Number of the next record.
+    pub(super) fn next(&self) -> PubSeq {
+        PubSeq(self.first.0 + self.entries.len() as u64)
+    }
+
+    /// The last record sent.
+    pub(super) fn sent(&self) -> PubSeq {
+        self.sent
+    }
+
+    /// Whether nothing is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Where `len` words would go; `None` if there is no room.
+    fn place(&self, len: usize) -> Option<usize> {
+        let Some(tail) = self.entries.iter().find(|e| e.0 != FRONT).map(|e| e.0 as usize) else {
+            // Empty: from the beginning again, so that a publisher that is not behind stays in cache.
+            return (len <= self.words.len()).then_some(0);
+        };
+        if self.head > tail {
+            if self.head + len <= self.words.len() {
+                return Some(self.head);
+            }
+            return (len < tail).then_some(0);
+        }
+        (self.head + len < tail).then_some(self.head)
+    }
+
+    /// Puts a record in; `false` if there is no room.
+    #[must_use]
+    pub(super) fn push(&mut self, record: &[u64]) -> bool {
+        let Some(at) = self.place(record.len()) else { return false };
+        let Some(place) = self.words.get_mut(at..at + record.len()) else { return false };
+        place.copy_from_slice(record);
+        self.entries.push_back((at as u32, record.len() as u32));
+        self.head = at + record.len();
+        true
+    }
+
+    /// The next records to be sent, at most `words_max` words and `count_max` records.
+    pub(super) fn unsent(&self, words_max: usize, count_max: u32) -> Option<Chunk<'_>> {
+        let from = (self.sent.0 + 1 - self.first.0) as usize;
+        let &(at, len) = self.entries.get(from)?;
+        let first = PubSeq(self.sent.0 + 1);
+        if at == FRONT {
+            return Some(Chunk { first, count: 1, words: &self.front });
+        }
+        let (mut end, mut count) = (at + len, 1);
+        for &(next, len) in self.entries.range(from + 1..) {
+            if next != end || (end + len - at) as usize > words_max || count == count_max {
+                break;
+            }
+            end += len;
+            count += 1;
+        }
+        Some(Chunk { first, count, words: self.words.get(at as usize..end as usize)? })
+    }
+
+    /// Notes that `count` more have been sent.
+    pub(super) fn mark_sent(&mut self, count: u32) {
+        self.sent.0 += u64::from(count);
+        debug_assert!(self.sent < self.next());
+    }
+
+    /// Sends again from `next` on, as far as it is held.
+    pub(super) fn rewind(&mut self, next: PubSeq) {
+        self.sent = PubSeq(next.0.clamp(self.first.0, self.next().0) - 1);
+    }
+
+    /// Lets go of everything up to `upto`.
+    pub(super) fn release(&mut self, upto: PubSeq) {
+        while self.first <= upto && self.entries.pop_front().is_some() {
+            self.first.0 += 1;
+        }
+        self.sent = self.sent.max(PubSeq(self.first.0 - 1));
+    }
+
+    /// Numbers what is held anew: `front` becomes record 1, the held records follow, all unsent.
+    pub(super) fn renumber(&mut self, front: Option<&[u64]>) {
+        if self.entries.front().is_some_and(|e| e.0 == FRONT) {
+            self.entries.pop_front();
+        }
+        self.front = front.unwrap_or(&[]).to_vec();
+        if front.is_some() {
+            self.entries.push_front((FRONT, self.front.len() as u32));
+        }
+        self.first = PubSeq(1);
+        self.sent = PubSeq(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::SimRng;
+
+    #[test]
+    fn what_is_sent_is_what_was_put_in_whatever_the_order_of_sends_rewinds_and_releases() {
+        for seed in 0..50 {
+            let mut rng = SimRng::new(seed);
+            let mut ring = Ring::new(0, PubSeq(1));
+            let (mut put, mut refused) = (0u64, 0);
+            for _ in 0..5000 {
+                match rng.below(6) {
+                    0..=2 => {
+                        let len = 2 + rng.below(40) as usize;
+                        if ring.push(&vec![put + 1; len]) {
+                            put += 1;
+                        } else {
+                            refused += 1;
+                        }
+                    }
+                    3 => {
+                        if let Some(chunk) = ring.unsent(100, 5) {
+                            assert!(chunk.words.len() <= 100 && chunk.count <= 5);
+                            let mut seen = chunk.words.to_vec();
+                            seen.dedup();
+                            let expected: Vec<u64> = (0..u64::from(chunk.count)).map(|i| chunk.first.0 + i).collect();
+                            assert_eq!(seen, expected, "seed {seed}");
+                            let count = chunk.count;
+                            ring.mark_sent(count);
+                        }
+                    }
+                    4 => ring.rewind(PubSeq(ring.first().0 + rng.below(ring.next().0 - ring.first().0 + 1))),
+                    _ => ring.release(PubSeq(ring.first().0 - 1 + rng.below(ring.sent().0 - ring.first().0 + 2))),
+                }
+                assert_eq!(ring.next(), PubSeq(put + 1));
+            }
+            assert!(refused > 0 && put > 500, "{refused} refused, {put} put in");
+        }
+    }
+
+    #[test]
+    fn renumbering_puts_the_gap_first() {
+        let mut ring = Ring::new(4096, PubSeq(1));
+        (1..=5u64).for_each(|i| assert!(ring.push(&[i; 8])));
+        ring.release(PubSeq(2));
+        ring.renumber(Some(&[99; 5]));
+        let chunk = ring.unsent(100, 10).unwrap();
+        assert_eq!((chunk.first, chunk.count, chunk.words), (PubSeq(1), 1, &[99; 5][..]));
+        ring.mark_sent(1);
+        let chunk = ring.unsent(100, 10).unwrap();
+        assert_eq!((chunk.first, chunk.count, chunk.words[0]), (PubSeq(2), 3, 3));
+        assert!(ring.push(&[6; 8]));
+        assert_eq!(ring.next(), PubSeq(6));
+    }
+}

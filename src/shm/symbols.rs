@@ -1,0 +1,165 @@
+//! Owns: the instrument names of a store in shared memory: storage appends, everybody reads.
+//!
+//! ```text
+//! 0    magic u64 · version u64 · count u64
+//! 64   80 B an instrument, in the order of ids from 1: id u64 · name length u8 · name 71 B
+//! ```
+//!
+//! What must hold: an entry is written before `count` covers it, and never again.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::{Growing, Mapping};
+use crate::error::{Error, Result};
+use crate::lsn::InstrumentId;
+use crate::record::Name;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"TAPESYMB");
+const VERSION: u64 = 1;
+const COUNT: u64 = 16;
+const HEAD_LEN: u64 = 64;
+const ENTRY_WORDS: usize = 10;
+const ENTRY_LEN: u64 = ENTRY_WORDS as u64 * 8;
+
+/// Storage's end.
+#[derive(Debug)]
+pub struct SymbolsWriter {
+    file: Growing,
+    count: u64,
+    max: u64,
+}
+
+impl SymbolsWriter {
+    /// Creates the file `path` for at most `max` instruments.
+    ///
+    /// # Errors
+    /// As [`Growing::create`].
+    pub fn create(path: &Path, max: u64) -> Result<SymbolsWriter> {
+        let mut file = Growing::create(path, HEAD_LEN + max * ENTRY_LEN)?;
+        file.reserve(HEAD_LEN)?;
+        file.map().u64(8).store(VERSION, Ordering::Relaxed);
+        file.map().u64(0).store(MAGIC, Ordering::Release);
+        Ok(SymbolsWriter { file, count: 0, max })
+    }
+
+    /// Instruments.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Most instruments.
+    pub fn max(&self) -> u64 {
+        self.max
+    }
+
+    /// Appends the name of the next instrument.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if there are too many; [`Error::NoSharedMemory`].
+    pub fn push(&mut self, name: &Name) -> Result<InstrumentId> {
+        if self.count == self.max {
+            return Err(Error::Limit { what: "the number of instruments", limit: self.max });
+        }
+        let at = HEAD_LEN + self.count * ENTRY_LEN;
+        self.file.reserve(at + ENTRY_LEN)?;
+        let id = self.count + 1;
+        let mut bytes = [0u8; ENTRY_WORDS * 8];
+        let text = name.as_str().as_bytes();
+        let fields = id.to_le_bytes();
+        for (to, from) in bytes.iter_mut().zip(fields.iter().chain(std::iter::once(&(text.len() as u8))).chain(text)) {
+            *to = *from;
+        }
+        self.file.map().write_words(at, &bytemuck::cast::<_, [u64; ENTRY_WORDS]>(bytes));
+        self.count = id;
+        // SYNC: pairs with the load in `Symbols::refresh`.
+        self.file.map().u64(COUNT).store(id, Ordering::Release);
+        Ok(InstrumentId(id as u32))
+    }
+}
+
+/// A reader's end; names once seen are kept.
+#[derive(Debug)]
+pub struct Symbols {
+    map: Mapping,
+    names: Vec<Name>,
+    ids: HashMap<Name, InstrumentId>,
+}
+
+impl Symbols {
+    /// Maps the file `path`.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] if it is not such a file; [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Symbols> {
+        let map = Mapping::open(path, false)?;
+        let magic = if map.len() < HEAD_LEN { 0 } else { map.u64(0).load(Ordering::Acquire) };
+        if magic != MAGIC || map.u64(8).load(Ordering::Relaxed) != VERSION {
+            return Err(Error::Foreign { path: path.to_path_buf(), what: "instrument table", found: magic });
+        }
+        Ok(Symbols { map, names: Vec::new(), ids: HashMap::new() })
+    }
+
+    /// Takes in what storage has added.
+    pub fn refresh(&mut self) {
+        // SYNC: pairs with the store in `SymbolsWriter::push`.
+        let count = self.map.u64(COUNT).load(Ordering::Acquire);
+        while (self.names.len() as u64) < count {
+            let at = HEAD_LEN + self.names.len() as u64 * ENTRY_LEN;
+            let Some(name) = self.map.words(at + 8, ENTRY_WORDS - 1).and_then(parse_name) else { return };
+            self.names.push(name);
+            self.ids.insert(name, InstrumentId(self.names.len() as u32));
+        }
+    }
+
+    /// The names in the order of ids from 1, as of the last refresh.
+    pub fn names(&self) -> &[Name] {
+        &self.names
+    }
+
+    /// The instrument called `name`.
+    pub fn id(&mut self, name: &Name) -> Option<InstrumentId> {
+        if !self.ids.contains_key(name) {
+            self.refresh();
+        }
+        self.ids.get(name).copied()
+    }
+
+    /// The name of `instrument`.
+    pub fn name(&mut self, instrument: InstrumentId) -> Option<Name> {
+        let index = (instrument.0 as usize).checked_sub(1)?;
+        if index >= self.names.len() {
+            self.refresh();
+        }
+        self.names.get(index).copied()
+    }
+}
+
+fn parse_name(words: &[u64]) -> Option<Name> {
+    let (&len, text) = bytemuck::cast_slice::<u64, u8>(words).split_first()?;
+    Name::new(text.get(..usize::from(len))?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_million_names_are_written_once_and_found_both_ways() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("symbols");
+        let mut writer = SymbolsWriter::create(&path, 1_000_000).unwrap();
+        let mut reader = Symbols::open(&path).unwrap();
+        let name = |i: u32| -> Name { format!("VENUE:INSTRUMENT-{i}").parse().unwrap() };
+        for i in 1..=1_000_000 {
+            assert_eq!(writer.push(&name(i)).unwrap(), InstrumentId(i));
+        }
+        assert!(matches!(writer.push(&name(0)), Err(Error::Limit { .. })));
+        for i in [1, 2, 500_000, 1_000_000] {
+            assert_eq!(reader.id(&name(i)), Some(InstrumentId(i)));
+            assert_eq!(reader.name(InstrumentId(i)), Some(name(i)));
+        }
+        assert_eq!((reader.id(&name(0)), reader.name(InstrumentId(0)), reader.name(InstrumentId(1_000_001))), (None, None, None));
+    }
+}

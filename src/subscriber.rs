@@ -1,0 +1,244 @@
+//! Owns: live subscription: records as publishers send them, before they are stored.
+//!
+//! What must hold: each publisher's records come in its order, each once; what the bus dropped is
+//! fetched from the store, in its place; what is not to be had within `heal_timeout` is reported as
+//! [`Event::Gap`], never passed over in silence. A subscriber never holds a publisher up.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::bus::{Bus, Receiver};
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
+use crate::memtable::{Tables, View};
+use crate::record::RecordRef;
+use crate::shm::bell::{Bell, Bells};
+use crate::shm::control::Control;
+use crate::shm::run_dir::RunDir;
+
+/// What a subscriber is told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event<'a> {
+    /// A record.
+    Record {
+        /// Who published it.
+        publisher: PublisherId,
+        /// In which epoch.
+        epoch: Epoch,
+        /// Its number in the epoch.
+        pub_seq: PubSeq,
+        /// The record.
+        record: RecordRef<'a>,
+        /// Whether it was fetched from the store.
+        healed: bool,
+    },
+    /// Records that could not be had in time. They may yet be stored.
+    Gap {
+        /// Whose.
+        publisher: PublisherId,
+        /// In which epoch.
+        epoch: Epoch,
+        /// The first.
+        first: PubSeq,
+        /// The last.
+        last: PubSeq,
+    },
+}
+
+/// How long a missing record is waited for.
+pub const HEAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    epoch: Epoch,
+    next: PubSeq,
+}
+
+/// A batch, copied out of shared memory and cut into records one by one.
+#[derive(Debug, Default)]
+struct Batch {
+    publisher: PublisherId,
+    epoch: Epoch,
+    next: PubSeq,
+    left: u32,
+    words: Vec<u64>,
+    at: usize,
+}
+
+/// A live subscription to all publishers of a store.
+#[derive(Debug)]
+pub struct Subscriber {
+    store: PathBuf,
+    run_dir: RunDir,
+    control: Control,
+    bells: Bells,
+    link: Option<(u64, Receiver, Bus)>,
+    tables: Tables,
+    view: Option<View>,
+    cursors: HashMap<PublisherId, Cursor>,
+    batch: Batch,
+    healing_since: Option<Instant>,
+    healed: u64,
+    looked: Instant,
+}
+
+/// How often an idle subscriber looks whether storage has been restarted.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+impl Subscriber {
+    /// Subscribes to the store in the directory `store`.
+    ///
+    /// # Errors
+    /// [`Error::StorageDown`] if no storage process serves it; [`Error::Bus`].
+    pub fn open(store: &Path) -> Result<Subscriber> {
+        let run_dir = RunDir::find(store)?;
+        let control = Control::open(&run_dir.control())?;
+        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let mut this = Subscriber {
+            store: store.to_path_buf(),
+            run_dir,
+            control,
+            bells,
+            link: None,
+            tables: Tables::default(),
+            view: None,
+            cursors: HashMap::new(),
+            batch: Batch::default(),
+            healing_since: None,
+            healed: 0,
+            looked: Instant::now(),
+        };
+        if !this.relink()? {
+            return Err(Error::StorageDown { dir: this.store, why: "it is recovering" });
+        }
+        Ok(this)
+    }
+
+    /// Records that were fetched from the store.
+    pub fn healed(&self) -> u64 {
+        self.healed
+    }
+
+    /// Joins the bus of the instance that serves now. `false`: none does.
+    fn relink(&mut self) -> Result<bool> {
+        let instance = self.control.instance();
+        if instance % 2 == 1 || self.control.server().is_none() {
+            return Ok(false);
+        }
+        if self.link.as_ref().is_some_and(|(i, ..)| *i == instance) {
+            return Ok(true);
+        }
+        let bus = Bus::join(&self.run_dir.bus_root(instance), &self.run_dir.bus_prefix(instance), "subscriber")?;
+        let receiver = bus.receive_live()?;
+        self.link = Some((instance, receiver, bus));
+        Ok(true)
+    }
+
+    /// The next event, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Bus`]; malformed batches are passed over, and their records come as healed or as a gap.
+    pub fn poll(&mut self) -> Result<Option<Event<'_>>> {
+        if self.batch.left == 0 && !self.next_batch()? {
+            return Ok(None);
+        }
+        let batch = &self.batch;
+        let (publisher, epoch) = (batch.publisher, batch.epoch);
+        let cursor = self.cursors.entry(publisher).or_insert(Cursor { epoch, next: batch.next });
+        let expected = cursor.next;
+        if expected < batch.next {
+            return self.heal(publisher, epoch, expected);
+        }
+        self.healing_since = None;
+        cursor.next = PubSeq(expected.0 + 1);
+        let batch = &mut self.batch;
+        let record = RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?;
+        batch.at += record.words().len();
+        batch.next.0 += 1;
+        batch.left -= 1;
+        Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record, healed: false }))
+    }
+
+    /// Takes the next batch with anything new in it.
+    fn next_batch(&mut self) -> Result<bool> {
+        loop {
+            let Some((_, receiver, _)) = &self.link else { return self.look() };
+            let Some(sample) = receiver.receive()? else { return self.look() };
+            let header = sample.header();
+            let batch = &mut self.batch;
+            batch.words.clear();
+            batch.words.extend_from_slice(sample.words());
+            drop(sample);
+            (batch.publisher, batch.epoch, batch.next) = (header.publisher(), header.epoch(), header.first_pub_seq());
+            batch.at = 0;
+            let whole = crate::record::split(&batch.words).try_fold(0u32, |n, r| r.map(|_| n + 1));
+            if whole.ok() != Some(header.count()) || header.count() == 0 {
+                tracing::warn!(publisher = batch.publisher.0, "a malformed live batch is passed over");
+                continue;
+            }
+            batch.left = header.count();
+            let cursor = self.cursors.entry(batch.publisher).or_insert(Cursor { epoch: batch.epoch, next: batch.next });
+            if batch.epoch > cursor.epoch {
+                *cursor = Cursor { epoch: batch.epoch, next: PubSeq(1) };
+            }
+            let old = batch.epoch < cursor.epoch;
+            while batch.left > 0 && (old || batch.next < cursor.next) {
+                batch.at += RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?.words().len();
+                batch.next.0 += 1;
+                batch.left -= 1;
+            }
+            if batch.left > 0 {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Nothing has come: storage may have been restarted.
+    fn look(&mut self) -> Result<bool> {
+        if self.looked.elapsed() >= LOOK_EVERY {
+            self.looked = Instant::now();
+            match self.relink() {
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "cannot join the bus yet"),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Fetches the record `expected` from the store, or waits for it, or gives it up.
+    fn heal(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) -> Result<Option<Event<'_>>> {
+        let since = *self.healing_since.get_or_insert_with(Instant::now);
+        match self.tables.view(&self.run_dir, &self.control, Control::applied) {
+            Ok(view) => self.view = Some(view),
+            Err(Error::StorageDown { .. }) => {}
+            Err(e) => return Err(e),
+        }
+        let upto = self.view.as_ref().map_or(Lsn(0), |v| v.upto);
+        let tables = self.view.iter().flat_map(|v| v.tables.iter().rev());
+        let found = tables.filter_map(|t| t.find_published(publisher, epoch, expected, upto)).next();
+        let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
+        if let Some(row) = found {
+            self.healing_since = None;
+            self.healed += 1;
+            cursor.next = PubSeq(expected.0 + 1);
+            return Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record: row.record, healed: true }));
+        }
+        if since.elapsed() < HEAL_TIMEOUT {
+            return Ok(None);
+        }
+        self.healing_since = None;
+        let last = PubSeq(self.batch.next.0 - 1);
+        cursor.next = self.batch.next;
+        Ok(Some(Event::Gap { publisher, epoch, first: expected, last }))
+    }
+
+    /// Sleeps until there may be something new, or `limit` has passed.
+    pub fn wait(&self, limit: Duration) {
+        if self.healing_since.is_some() {
+            return self.bells.sleep(Bell::Applied, limit.min(Duration::from_millis(5)), || false);
+        }
+        let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
+        self.bells.sleep(Bell::Live, limit.min(Duration::from_millis(100)), || receiver.has_batches());
+    }
+}

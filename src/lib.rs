@@ -25,3 +25,6 @@ pub mod shm;
 pub mod subscriber;
 pub mod time;
 pub mod wal;
+
+#[cfg(test)]
+mod tidy;

@@ -110,14 +110,14 @@ impl Level {
 }
 
 impl std::str::FromStr for Level {
-    type Err = crate::error::Error;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "none" => Ok(Level::None),
             "os" => Ok(Level::Os),
             "fsync" => Ok(Level::Fsync),
-            _ => Err(crate::error::Error::invalid("level", format!("'{text}' is none of: none, os, fsync"))),
+            _ => Err(format!("'{text}' is none of: none, os, fsync")),
         }
     }
 }

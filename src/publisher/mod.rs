@@ -10,15 +10,16 @@
 //! thread for a slice every few milliseconds, to take in acknowledgements, to send what did not fit,
 //! and to attach again.
 
+mod keeper;
 mod link;
 mod ring;
 
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::keeper::{ANSWER_TIMEOUT, Keeper, attach};
 use self::link::{Link, connect};
 use self::ring::Ring;
 use crate::agent::{Stop, spawn};
@@ -27,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
 use crate::record::{Gap, Kind, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
-use crate::shm::control::{Control, SlotState, SlotView, Statistic};
+use crate::shm::control::{SlotState, SlotView, Statistic};
 use crate::shm::run_dir::RunDir;
 use crate::time::{Clock, HostClock};
 
@@ -158,17 +159,10 @@ pub struct Publisher {
 
 /// Publishes between two looks at the acknowledgements.
 const REAP_EVERY: u32 = 64;
-/// How often the keeper looks while something is outstanding, and otherwise.
-const KEEPER_BUSY: Duration = Duration::from_millis(2);
-const KEEPER_IDLE: Duration = Duration::from_millis(10);
 /// Batches that the keeper sends while it holds the lock.
 const KEEPER_BATCHES: u32 = 64;
-/// Records outstanding without progress for this long are sent again.
-const SILENCE: Duration = Duration::from_millis(500);
 /// Records of a batch: no more than a frame holds.
 const RECORDS_MAX: u32 = crate::wal::format::FRAME_RECORDS_MAX;
-/// How long an attach waits for its answer.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     // A panic while publishing is the program's; the ring is consistent between calls.
@@ -222,7 +216,7 @@ impl Publisher {
     pub fn instruments(&self, names: &[Name]) -> Result<Vec<InstrumentId>> {
         let down = |_| Error::StorageDown { dir: self.options.store.clone(), why: "it does not answer" };
         let mut ids = Vec::with_capacity(names.len());
-        let mut stream = connect(&self.run_dir, &self.options.store, ATTACH_TIMEOUT)?;
+        let mut stream = connect(&self.run_dir, &self.options.store, ANSWER_TIMEOUT)?;
         for some in names.chunks(NAMES_MAX) {
             match ask(&mut stream, &Message::Symbols(some.to_vec())).map_err(down)? {
                 Message::Ids(more) if more.len() == some.len() => ids.extend(more),
@@ -522,99 +516,5 @@ fn gap_record(publisher: PublisherId, lost: &Lost) -> Gap {
         first_pub_seq: lost.first,
         last_pub_seq: lost.last,
         ..Gap::default()
-    }
-}
-
-/// Asks storage to be let in.
-fn attach(options: &Options, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
-    let down = |why| Error::StorageDown { dir: options.store.clone(), why };
-    let control = Control::open(&run_dir.control())?;
-    if control.instance() % 2 == 1 {
-        return Err(down("it is recovering"));
-    }
-    let mut stream = connect(run_dir, &options.store, ATTACH_TIMEOUT)?;
-    let request = Message::Attach { publisher: options.publisher, mode, level: options.level };
-    match ask(&mut stream, &request).map_err(|_| down("it does not answer"))? {
-        Message::Attached(grant) => {
-            let link = Link::open(run_dir, control, &grant, options.live)?;
-            Ok((stream, link, grant))
-        }
-        Message::Refused(reason) => Err(Error::Refused { request: "to attach a publisher", reason }),
-        Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
-        _ => Err(down("its answer is meaningless")),
-    }
-}
-
-/// The thread that keeps a publisher going while its owner does something else.
-struct Keeper {
-    state: Arc<Mutex<State>>,
-    options: Options,
-    stop: Stop,
-    stream: Option<UnixStream>,
-}
-
-impl Keeper {
-    fn run(mut self) {
-        while !self.stop.is_stopped() {
-            let pause = self.turn();
-            std::thread::sleep(pause);
-        }
-    }
-
-    fn turn(&mut self) -> Duration {
-        let alive = self.stream.as_ref().is_some_and(link::is_open);
-        let mut state = lock(&self.state);
-        if !alive {
-            state.link = None;
-        }
-        if state.fatal.is_some() {
-            return KEEPER_IDLE;
-        }
-        if state.link.is_none() {
-            self.stream = None;
-            let epoch = state.epoch;
-            drop(state);
-            return self.reattach(epoch);
-        }
-        state.reap();
-        let (accepted, since) = state.moved;
-        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.held_back == 0 && state.level > Level::None {
-            state.moved.1 = Instant::now();
-            state.rewind(PubSeq(accepted.0 + 1));
-        }
-        state.pump(KEEPER_BATCHES);
-        if state.ring.is_empty() { KEEPER_IDLE } else { KEEPER_BUSY }
-    }
-
-    fn reattach(&mut self, epoch: Epoch) -> Duration {
-        let attempt = RunDir::find(&self.options.store).and_then(|run_dir| {
-            let (stream, link, grant) = attach(&self.options, &run_dir, Mode::Resume(epoch))?;
-            if !lock(&self.state).misses(&grant) {
-                return Ok((stream, link, grant));
-            }
-            drop((stream, link));
-            attach(&self.options, &run_dir, Mode::New)
-        });
-        match attempt {
-            Ok((stream, link, grant)) => {
-                let mut state = lock(&self.state);
-                state.relink(link, &grant);
-                state.pump(KEEPER_BATCHES);
-                self.stream = Some(stream);
-                Duration::ZERO
-            }
-            Err(Error::Fenced { .. }) => {
-                lock(&self.state).fatal = Some(Fatal::Fenced);
-                KEEPER_IDLE
-            }
-            Err(Error::Refused { reason, .. }) => {
-                lock(&self.state).fatal = Some(Fatal::Refused(reason));
-                KEEPER_IDLE
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot attach again yet");
-                KEEPER_IDLE
-            }
-        }
     }
 }

@@ -166,7 +166,7 @@ mod tests {
                         }
                     }
                     4 => ring.rewind(PubSeq(ring.first().0 + rng.below(ring.next().0 - ring.first().0 + 1))),
-                    _ => ring.release(PubSeq(ring.first().0 - 1 + rng.below(ring.sent().0 - ring.first().0 + 2))),
+                    _ => ring.release(PubSeq(ring.first().0 - 1 + rng.below(ring.sent().0 + 2 - ring.first().0))),
                 }
                 assert_eq!(ring.next(), PubSeq(put + 1));
             }

@@ -104,7 +104,8 @@ impl Writer {
 
     fn room(&self) -> u64 {
         match &self.segment {
-            Some((first, _)) => first.0 + self.segment_size - self.chain.position.0,
+            // A frame that filled the segment to its last byte has left the position in the next one.
+            Some((first, _)) => (first.0 + self.segment_size).saturating_sub(self.chain.position.0),
             None => 0,
         }
     }

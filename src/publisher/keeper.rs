@@ -1,0 +1,116 @@
+//! Owns: attaching, and the thread that keeps a publisher going while its owner does something else.
+
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::link::{self, Link, connect};
+use super::{Fatal, KEEPER_BATCHES, Options, State, lock};
+use crate::agent::Stop;
+use crate::bus::attach::{Grant, Message, Mode, ask};
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, Level, PubSeq};
+use crate::shm::control::Control;
+use crate::shm::run_dir::RunDir;
+
+/// How often the keeper looks while something is outstanding, and otherwise.
+const BUSY: Duration = Duration::from_millis(2);
+const IDLE: Duration = Duration::from_millis(10);
+/// Records outstanding without progress for this long are sent again.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How long an answer is waited for.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks storage to be let in.
+pub(super) fn attach(options: &Options, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
+    let down = |why| Error::StorageDown { dir: options.store.clone(), why };
+    let control = Control::open(&run_dir.control())?;
+    if control.instance() % 2 == 1 {
+        return Err(down("it is recovering"));
+    }
+    let mut stream = connect(run_dir, &options.store, ANSWER_TIMEOUT)?;
+    let request = Message::Attach { publisher: options.publisher, mode, level: options.level };
+    match ask(&mut stream, &request).map_err(|_| down("it does not answer"))? {
+        Message::Attached(grant) => {
+            let link = Link::open(run_dir, control, &grant, options.live)?;
+            Ok((stream, link, grant))
+        }
+        Message::Refused(reason) => Err(Error::Refused { request: "to attach a publisher", reason }),
+        Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
+        _ => Err(down("its answer is meaningless")),
+    }
+}
+
+/// The thread that keeps a publisher going while its owner does something else.
+pub(super) struct Keeper {
+    pub(super) state: Arc<Mutex<State>>,
+    pub(super) options: Options,
+    pub(super) stop: Stop,
+    pub(super) stream: Option<UnixStream>,
+}
+
+impl Keeper {
+    pub(super) fn run(mut self) {
+        while !self.stop.is_stopped() {
+            let pause = self.turn();
+            std::thread::sleep(pause);
+        }
+    }
+
+    fn turn(&mut self) -> Duration {
+        let alive = self.stream.as_ref().is_some_and(link::is_open);
+        let mut state = lock(&self.state);
+        if !alive {
+            state.link = None;
+        }
+        if state.fatal.is_some() {
+            return IDLE;
+        }
+        if state.link.is_none() {
+            self.stream = None;
+            let epoch = state.epoch;
+            drop(state);
+            return self.reattach(epoch);
+        }
+        state.reap();
+        let (accepted, since) = state.moved;
+        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.held_back == 0 && state.level > Level::None {
+            state.moved.1 = Instant::now();
+            state.rewind(PubSeq(accepted.0 + 1));
+        }
+        state.pump(KEEPER_BATCHES);
+        if state.ring.is_empty() { IDLE } else { BUSY }
+    }
+
+    fn reattach(&mut self, epoch: Epoch) -> Duration {
+        let attempt = RunDir::find(&self.options.store).and_then(|run_dir| {
+            let (stream, link, grant) = attach(&self.options, &run_dir, Mode::Resume(epoch))?;
+            if !lock(&self.state).misses(&grant) {
+                return Ok((stream, link, grant));
+            }
+            drop((stream, link));
+            attach(&self.options, &run_dir, Mode::New)
+        });
+        match attempt {
+            Ok((stream, link, grant)) => {
+                let mut state = lock(&self.state);
+                state.relink(link, &grant);
+                state.pump(KEEPER_BATCHES);
+                self.stream = Some(stream);
+                Duration::ZERO
+            }
+            Err(Error::Fenced { .. }) => {
+                lock(&self.state).fatal = Some(Fatal::Fenced);
+                IDLE
+            }
+            Err(Error::Refused { reason, .. }) => {
+                lock(&self.state).fatal = Some(Fatal::Refused(reason));
+                IDLE
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot attach again yet");
+                IDLE
+            }
+        }
+    }
+}

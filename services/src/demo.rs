@@ -15,6 +15,7 @@ use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, Tally};
 use tapestore::record::SCHEMAS;
 use tapestore::shm::Mapping;
+use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
 
 use crate::exit::{DIFFERENCE, Failure, IO, LATER, Outcome, USAGE};
@@ -177,6 +178,12 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     let read = reader.report()?;
     storage.stop()?;
     let (_, sums, _) = inspect::read_log(&store, |_| Ok(()))?;
+    if let Ok(run_dir) = RunDir::find(&store)
+        && !args.keep
+    {
+        // The store goes, so its place in shared memory does.
+        std::fs::remove_dir_all(run_dir.path())?;
+    }
     let outcome = compare(&published, &read, &sums.tally, format);
     if args.keep {
         if temporary.path().starts_with(store.parent().unwrap_or(Path::new("/"))) {

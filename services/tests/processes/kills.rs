@@ -1,0 +1,181 @@
+//! SIGKILL at random moments.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tapestore::disk::sim::SimRng;
+use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
+use tapestore::publisher::{PublishError, Publisher};
+use tapestore::reader::{At, Reader};
+use tapestore::record::Trade;
+use tapestore::time::Ts;
+
+use crate::fixture::{PATIENCE, Store, eventually, role};
+
+fn count(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+/// The seed of this run: random unless given, and printed, so that a failure can be replayed.
+fn seed() -> u64 {
+    let seed = count(
+        "TAPE_SEED",
+        u64::from(std::process::id()) << 20 | u64::from(std::time::UNIX_EPOCH.elapsed().unwrap().subsec_micros()),
+    );
+    println!("TAPE_SEED={seed}");
+    seed
+}
+
+/// A thread that publishes without pause, and is never restarted.
+struct Feed {
+    stop: Arc<AtomicBool>,
+    published: Arc<AtomicU64>,
+    durable: Arc<AtomicU64>,
+    thread: std::thread::JoinHandle<(Publisher, Duration, u64)>,
+}
+
+impl Feed {
+    fn start(mut publisher: Publisher) -> Feed {
+        let (stop, published, durable) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let theirs = (stop.clone(), published.clone(), durable.clone());
+        let thread = std::thread::spawn(move || {
+            let (stop, published, durable) = theirs;
+            let (mut seq, mut longest, mut refused) = (0u64, Duration::ZERO, 0u64);
+            while !stop.load(Ordering::Acquire) {
+                let trade = Trade { trade_id: seq + 1, instrument: InstrumentId(1), ts_recv: Ts(seq), ..Trade::default() };
+                let began = Instant::now();
+                match publisher.publish(&trade) {
+                    Ok(number) => {
+                        seq += 1;
+                        assert_eq!(number, PubSeq(seq), "one epoch, one numbering");
+                        published.store(seq, Ordering::Release);
+                    }
+                    Err(PublishError::Full { .. }) => refused += 1,
+                    Err(e) => panic!("the publisher cannot go on: {e}"),
+                }
+                longest = longest.max(began.elapsed());
+                if seq.is_multiple_of(16) {
+                    durable.store(publisher.progress().durable.0, Ordering::Release);
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            (publisher, longest, refused)
+        });
+        Feed { stop, published, durable, thread }
+    }
+}
+
+/// From LSN `from` on, the records are the publisher's, dense, once, whole; gives the last.
+fn verify(reader: &mut Reader, from: u64) -> u64 {
+    let snapshot = eventually("a snapshot", || reader.snapshot(At::Appended).ok());
+    for lsn in from..=snapshot.last().0 {
+        let row = snapshot.get(Lsn(lsn)).unwrap_or_else(|| panic!("record {lsn} is missing"));
+        let arrival = snapshot.arrival(Lsn(lsn)).unwrap();
+        assert_eq!((arrival.pub_seq, arrival.epoch.0), (PubSeq(lsn), 1), "record {lsn}");
+        assert_eq!(row.record.get::<Trade>().unwrap().trade_id, lsn);
+    }
+    snapshot.last().0
+}
+
+#[test]
+fn storage_killed_at_random_moments_loses_and_doubles_nothing_and_the_publisher_goes_on() {
+    let mut rng = SimRng::new(seed());
+    let mut store = Store::serve();
+    let feed = Feed::start(store.publisher(1, Level::Fsync));
+    let mut reader = store.reader();
+    let (kills, mut checked) = (count("TAPE_KILLS", 200), 0u64);
+    for kill in 0..kills {
+        std::thread::sleep(Duration::from_micros(rng.below(40_000)));
+        let acknowledged = feed.durable.load(Ordering::Acquire);
+        store.kill();
+        store.start();
+        let last = verify(&mut reader, checked + 1);
+        assert!(last >= acknowledged, "kill {kill}: {acknowledged} acknowledged, {last} found");
+        checked = last;
+        let target = feed.published.load(Ordering::Acquire);
+        eventually("the publisher's going on", || (feed.durable.load(Ordering::Acquire) >= target).then_some(()));
+    }
+    feed.stop.store(true, Ordering::Release);
+    let (mut publisher, longest, refused) = feed.thread.join().unwrap();
+    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    assert_eq!(verify(&mut reader, 1), progress.durable.0);
+    assert_eq!(progress.durable.0, feed.published.load(Ordering::Acquire));
+    assert_eq!(publisher.take_lost(), []);
+    // A hang would show here; the bound of a call is 5 ms and the scheduler's share.
+    assert!(longest < Duration::from_secs(2), "a call took {longest:?}");
+    println!(
+        "{kills} kills: {} records, 0 lost, 0 doubled; {} attachments; longest call {longest:?}, {refused} refused for a full ring",
+        progress.durable, progress.reattached
+    );
+    store.tape_ok(&["verify"]);
+    assert!(store.terminate().success());
+}
+
+#[test]
+fn publishers_killed_at_random_moments_leave_whole_records_and_nothing_in_shared_memory() {
+    let mut rng = SimRng::new(seed());
+    let mut store = Store::serve();
+    let baseline = store.run_dir().bus_segments().unwrap().len();
+    let kills = count("TAPE_PUBLISHER_KILLS", 40);
+    for _ in 0..kills / 2 {
+        let mut pair = [1, 2].map(|id: u16| role("publisher", &store.path, &[("TAPE_ROLE_PUBLISHER", id.to_string())]));
+        std::thread::sleep(Duration::from_micros(30_000 + rng.below(60_000)));
+        pair.iter_mut().for_each(|child| {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+    }
+    eventually("the janitor's work", || {
+        let segments = store.run_dir().bus_segments().unwrap();
+        (segments.len() <= baseline).then_some(())
+    });
+    let snapshot = store.reader().snapshot(At::Appended).unwrap();
+    let mut last = std::collections::HashMap::new();
+    for lsn in 1..=snapshot.last().0 {
+        let arrival = snapshot.arrival(Lsn(lsn)).unwrap();
+        let before = last.insert((arrival.publisher, arrival.epoch), arrival.pub_seq.0).unwrap_or(0);
+        assert_eq!(arrival.pub_seq.0, before + 1);
+        assert_eq!(snapshot.get(Lsn(lsn)).unwrap().record.get::<Trade>().unwrap().trade_id, arrival.pub_seq.0);
+    }
+    println!("{kills} kills: {} records of {} epochs, all whole", snapshot.last(), last.len());
+    assert!(last.len() as u64 > kills / 4, "most publishers got in: {}", last.len());
+    let instance = store.reader().control().instance();
+    store.kill();
+    store.start();
+    let run_dir = store.run_dir();
+    let stale = run_dir.bus_segments().unwrap().into_iter().filter(|s| s.starts_with(&run_dir.bus_prefix(instance))).count();
+    assert_eq!(stale, 0, "the start-up sweep leaves nothing of the instance before");
+    assert!(!run_dir.bus_root(instance).exists());
+}
+
+#[test]
+fn a_reader_outlives_storage_and_follows_across_its_restarts() {
+    let mut store = Store::serve();
+    let feed = Feed::start(store.publisher(1, Level::Os));
+    let mut follow = store.reader().follow(Lsn(1), At::Appended);
+    let held = store.reader().snapshot(At::Appended).unwrap();
+    let (mut next, deadline) = (1u64, Instant::now() + PATIENCE);
+    for round in 1..=5u64 {
+        while next < round * 3000 {
+            match follow.poll() {
+                Ok(Some(row)) => {
+                    assert_eq!(row.lsn, Lsn(next));
+                    assert_eq!(row.record.get::<Trade>().unwrap().trade_id, next);
+                    next += 1;
+                }
+                Ok(None) => follow.wait(Duration::from_millis(5)),
+                Err(e) => assert!(crate::fixture::is_down(&e), "{e}"),
+            }
+            assert!(Instant::now() < deadline, "record {next} does not come");
+        }
+        store.kill();
+        store.start();
+    }
+    // A snapshot shows what it showed, whatever has happened since.
+    let last = held.last();
+    assert!((1..=last.0).all(|l| held.get(Lsn(l)).is_some()) && held.get(last.next()).is_none());
+    feed.stop.store(true, Ordering::Release);
+    feed.thread.join().unwrap();
+}

@@ -1,0 +1,9 @@
+//! The promises of the processes, shown with real processes, real files and real kills.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets what it does not expect fails by panicking")]
+
+mod fixture;
+mod kills;
+mod pairs;
+mod roles;
+mod tool;

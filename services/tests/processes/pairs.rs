@@ -1,0 +1,244 @@
+//! Several publishers and readers at once.
+
+use std::time::{Duration, Instant};
+
+use tape_services::input::{Input, Market, Message, Sim};
+use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tapestore::publisher::{Options, PublishError, Publisher};
+use tapestore::reader::{At, Series, TimeRange};
+use tapestore::record::{Quote, Record, Trade};
+use tapestore::shm::control::Statistic;
+use tapestore::time::Ts;
+
+use crate::fixture::{PATIENCE, Store, eventually, finish, role, signal};
+use crate::roles;
+
+fn trade(id: u64) -> Trade {
+    Trade { trade_id: id, instrument: InstrumentId(1), ts_recv: Ts(1_000 + id), ..Trade::default() }
+}
+
+/// Publishes `count` trades numbered from `first`, waiting out a full ring.
+fn publish(publisher: &mut Publisher, first: u64, count: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    for id in first..first + count {
+        while let Err(e) = publisher.publish(&trade(id)) {
+            assert!(matches!(e, PublishError::Full { .. }) && Instant::now() < deadline, "{e}");
+        }
+    }
+}
+
+/// The checksum of what `tape publish --sim` publishes, with the store's instrument ids.
+fn expected_checksum(store: &Store, seed: u64, records: u64) -> u32 {
+    let mut sim = Sim::new(Market { seed, records, instruments: 50 }).unwrap();
+    let mut reader = store.reader();
+    let symbols = reader.symbols().unwrap();
+    let ids: Vec<u32> = sim.names().iter().map(|n| symbols.id(n).unwrap().0).collect();
+    let (mut message, mut crc) = (Message::default(), 0);
+    while sim.next(&mut message).unwrap() {
+        for record in tapestore::record::split(&message.words).flatten() {
+            let mut words = record.words().to_vec();
+            words[0] = (words[0] & 0xffff_ffff) | u64::from(ids[record.instrument().0 as usize]) << 32;
+            for word in words {
+                crc = crc32c::crc32c_append(crc, &word.to_le_bytes());
+            }
+        }
+    }
+    crc
+}
+
+#[test]
+fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
+    let store = Store::serve();
+    let records = 120_000u64;
+    let out: Vec<_> = (0..3).map(|i| store.path.with_extension(format!("out{i}"))).collect();
+    let readers: Vec<_> = out
+        .iter()
+        .map(|o| {
+            let out = ("TAPE_ROLE_OUT", o.to_string_lossy().into_owned());
+            role("reader", &store.path, &[("TAPE_ROLE_COUNT", (records * 2).to_string()), out])
+        })
+        .collect();
+    let publishers: Vec<_> = [("1", "11"), ("2", "22")]
+        .map(|(id, seed)| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tape"));
+            command.args(["publish", "--sim", "--records", &records.to_string(), "--instruments", "50", "--seed", seed]);
+            command.args(["--publisher", id, "--level", "os", "--rate", "x2", "--store"]).arg(&store.path);
+            command.stdout(std::process::Stdio::null()).spawn().unwrap()
+        })
+        .into_iter()
+        .collect();
+    publishers.into_iter().for_each(|p| finish(p, "a publisher"));
+    readers.into_iter().for_each(|r| finish(r, "a reader"));
+    let reports: Vec<_> = out.iter().map(|o| roles::read(o)).collect();
+    for report in &reports {
+        assert_eq!(report, &reports[0], "every reader sees the same");
+        for (publisher, seed) in [(1, 11), (2, 22)] {
+            let seen = &report.publishers[&publisher];
+            assert_eq!((seen.count, seen.checksum), (records, expected_checksum(&store, seed, records)));
+            assert!(seen.turns > 10, "publisher {publisher}'s records came in {} turns, as they were sent", seen.turns);
+        }
+    }
+    let control = store.reader().control().clone();
+    assert_eq!(control.appended(), Lsn(records * 2));
+    assert_eq!((control.statistic(Statistic::Gaps), control.statistic(Statistic::Malformed)), (0, 0));
+    store.tape_ok(&["verify"]);
+}
+
+#[test]
+fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
+    let store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Os);
+    let count = 60_000u64;
+    let (out, ready) = (store.path.with_extension("out"), store.path.with_extension("ready"));
+    let subscriber = role(
+        "subscriber",
+        &store.path,
+        &[
+            ("TAPE_ROLE_COUNT", count.to_string()),
+            ("TAPE_ROLE_PAUSE_AT", "1000".to_owned()),
+            ("TAPE_ROLE_OUT", out.to_string_lossy().into_owned()),
+            ("TAPE_ROLE_READY", ready.to_string_lossy().into_owned()),
+        ],
+    );
+    eventually("the subscription", || ready.exists().then_some(()));
+    for first in (0..count).step_by(100) {
+        publish(&mut publisher, first + 1, 100);
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    // What the bus dropped at the very end is seen when something follows it.
+    let over = std::thread::spawn(move || finish(subscriber, "the subscriber"));
+    let mut next = count + 1;
+    while !over.is_finished() {
+        publish(&mut publisher, next, 1);
+        next += 1;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    over.join().unwrap();
+    let report = roles::read(&out);
+    assert_eq!((report.publishers[&1].count, report.gaps), (count, 0));
+    assert!(report.healed > 1000, "{} records were healed", report.healed);
+}
+
+#[test]
+fn a_stopped_subscriber_and_a_stopped_reader_hold_nobody_up() {
+    let store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Os);
+    let path = |s: &str| store.path.with_extension(s).to_string_lossy().into_owned();
+    let ready = store.path.with_extension("ready");
+    let more = [
+        ("TAPE_ROLE_COUNT", "100000000".to_owned()),
+        ("TAPE_ROLE_PAUSE_AT", "0".to_owned()),
+        ("TAPE_ROLE_OUT", path("out")),
+        ("TAPE_ROLE_READY", path("ready")),
+    ];
+    let mut stopped = [role("subscriber", &store.path, &more), role("reader", &store.path, &more)];
+    eventually("the subscription", || ready.exists().then_some(()));
+    stopped.iter().for_each(|c| signal(c.id(), rustix::process::Signal::STOP));
+    publish(&mut publisher, 1, 50_000);
+    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    assert_eq!(progress.durable, PubSeq(50_000));
+    stopped.iter_mut().for_each(|c| {
+        c.kill().unwrap();
+        c.wait().unwrap();
+    });
+}
+
+#[test]
+fn a_newer_publisher_of_the_same_id_fences_the_older_one() {
+    let store = Store::serve();
+    let mut old = store.publisher(5, Level::Fsync);
+    publish(&mut old, 1, 10);
+    old.flush(Level::Fsync, PATIENCE).unwrap();
+    let mut new = store.publisher(5, Level::Fsync);
+    publish(&mut new, 1, 3);
+    let progress = new.flush(Level::Fsync, PATIENCE).unwrap();
+    assert_eq!((progress.epoch.0, progress.durable), (2, PubSeq(3)));
+    eventually("the fence", || match old.publish(&trade(99)) {
+        Ok(_) | Err(PublishError::Full { .. }) => None,
+        Err(PublishError::Fenced { publisher: PublisherId(5), .. }) => Some(()),
+        Err(other) => panic!("{other}"),
+    });
+    new.flush(Level::Fsync, PATIENCE).unwrap();
+    let snapshot = store.reader().snapshot(At::Durable).unwrap();
+    let epochs: Vec<u32> = (1..=snapshot.last().0).map(|l| snapshot.arrival(Lsn(l)).unwrap().epoch.0).collect();
+    assert!(epochs.is_sorted() && epochs.iter().filter(|e| **e == 2).count() == 3, "{epochs:?}");
+}
+
+#[test]
+fn full_memtables_hold_publishers_back_and_a_restart_with_larger_ones_goes_on() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--memtables-max", "1", "--segment-size", "4M"]);
+    store.start();
+    let options = Options { ring_bytes: 1 << 20, level: Level::Os, ..Options::new(&store.path, PublisherId(1)) };
+    let mut publisher = Publisher::open(options).unwrap();
+    let mut published = 0u64;
+    let deadline = Instant::now() + PATIENCE;
+    let why = loop {
+        assert!(Instant::now() < deadline);
+        match publisher.publish(&trade(published + 1)) {
+            Ok(_) => published += 1,
+            Err(PublishError::Full { why, .. }) if why.contains("MemTable") => break why,
+            Err(PublishError::Full { .. }) => {}
+            Err(e) => panic!("{e}"),
+        }
+    };
+    assert!(why.contains("--memtable-size"), "{why}");
+    assert!(store.tape_ok(&["status"]).contains("MemTables are full"));
+    // Readers go on meanwhile.
+    let held = store.reader().snapshot(At::Appended).unwrap().last();
+    assert!(held.0 > 50_000 && held.0 < published, "{held} of {published}");
+    assert!(store.terminate().success());
+    store.set_arguments(&["--memtable-size", "64M", "--segment-size", "4M"]);
+    store.start();
+    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    assert_eq!(progress.durable, PubSeq(published), "the publisher was never restarted");
+    let snapshot = store.reader().snapshot(At::Durable).unwrap();
+    assert_eq!(snapshot.last(), Lsn(published));
+    let series = Series { instrument: InstrumentId(1), kind: Trade::KIND };
+    let ids = snapshot.scan(series, TimeRange::ALL).map(|r| r.record.get::<Trade>().unwrap().trade_id);
+    assert!(ids.eq(1..=published));
+}
+
+#[test]
+fn a_log_that_the_memtables_cannot_hold_is_refused_by_name() {
+    let mut store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Os);
+    publish(&mut publisher, 1, 250_000);
+    publisher.close(PATIENCE).unwrap();
+    assert!(store.terminate().success());
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tape-storage"))
+        .args(["--memtable-size", "16M", "--memtables-max", "1", "--store"])
+        .arg(&store.path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("--memtable-size"), "{text}");
+    store.start();
+    assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(250_000));
+}
+
+#[test]
+fn kinds_of_one_publisher_keep_the_order_in_which_they_were_sent() {
+    let store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
+    assert_eq!(publisher.instrument(&"X:Y".parse().unwrap()).unwrap(), instrument, "a name is one instrument");
+    for i in 0..1000u64 {
+        if i % 3 == 0 {
+            publisher.publish(&Quote { instrument, sequence: i as u32, ts_recv: Ts(i), ..Quote::default() }).unwrap();
+        } else {
+            publisher.publish(&Trade { instrument, trade_id: i, ts_recv: Ts(i), ..Trade::default() }).unwrap();
+        }
+    }
+    publisher.close(PATIENCE).unwrap();
+    let snapshot = store.reader().snapshot(At::Committed).unwrap();
+    for i in 0..1000u64 {
+        let row = snapshot.get(Lsn(i + 1)).unwrap();
+        let id = row.record.get::<Trade>().map_or_else(|| u64::from(row.record.get::<Quote>().unwrap().sequence), |t| t.trade_id);
+        assert_eq!(id, i);
+    }
+    let both = [Quote::KIND, Trade::KIND].map(|kind| Series { instrument, kind });
+    let replayed: Vec<u64> = snapshot.replay(&both, TimeRange::ALL).map(|r| r.lsn.0).collect();
+    assert!(replayed.iter().copied().eq(1..=1000));
+    let as_of = snapshot.as_of(both[0], Ts(500)).unwrap();
+    assert_eq!(as_of.lsn, Lsn(499), "record 498 is the newest quote");
+}

@@ -1,0 +1,148 @@
+//! Owns: what this program does when a test starts it as another process.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::publisher::{Options, Publisher};
+use tapestore::reader::{At, Reader};
+use tapestore::record::Trade;
+use tapestore::subscriber::{Event, Subscriber};
+use tapestore::time::{Clock, HostClock};
+
+use crate::fixture::PATIENCE;
+
+/// What a following reader has seen of one publisher.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    pub(crate) count: u64,
+    pub(crate) checksum: u32,
+    /// Switches from another publisher to this one.
+    pub(crate) turns: u64,
+}
+
+/// What a reader or subscriber reports.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) publishers: HashMap<u16, Seen>,
+    pub(crate) healed: u64,
+    pub(crate) gaps: u64,
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
+}
+
+fn number(name: &str) -> u64 {
+    variable(name).parse().unwrap()
+}
+
+fn write(report: &Report) {
+    let mut file = std::fs::File::create(variable("TAPE_ROLE_OUT")).unwrap();
+    file.write_all(serde_json::to_string(report).unwrap().as_bytes()).unwrap();
+}
+
+pub(crate) fn read(path: &std::path::Path) -> Report {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Not a test of its own: the other processes of the tests begin here.
+#[test]
+fn play() {
+    let Ok(role) = std::env::var("TAPE_ROLE") else { return };
+    let store = PathBuf::from(variable("TAPE_ROLE_STORE"));
+    match role.as_str() {
+        "reader" => reader(&store),
+        "subscriber" => subscriber(&store),
+        "publisher" => publisher(&store),
+        other => panic!("{other}"),
+    }
+}
+
+/// Follows from the first record until it has seen so many, checking order as it goes.
+fn reader(store: &std::path::Path) {
+    let target = number("TAPE_ROLE_COUNT");
+    let mut follow = Reader::open(store).unwrap().follow(Lsn(1), At::Appended);
+    let mut report = Report::default();
+    let (mut next, mut expected, mut last) = (1u64, HashMap::<u16, u64>::new(), 0u16);
+    let deadline = Instant::now() + PATIENCE;
+    while next <= target {
+        let (lsn, words) = match follow.poll().unwrap() {
+            Some(row) => (row.lsn, row.record.words().to_vec()),
+            None => {
+                assert!(Instant::now() < deadline, "record {next} of {target} does not come");
+                follow.wait(Duration::from_millis(20));
+                continue;
+            }
+        };
+        assert_eq!(lsn, Lsn(next), "LSNs are dense");
+        next += 1;
+        let arrival = follow.arrival().unwrap();
+        assert_eq!(arrival.lsn, lsn);
+        let publisher = arrival.publisher.0;
+        let due = expected.entry(publisher).or_insert(1);
+        assert_eq!(arrival.pub_seq.0, *due, "a publisher's order is kept across kinds");
+        *due += 1;
+        let seen = report.publishers.entry(publisher).or_default();
+        seen.count += 1;
+        for word in words {
+            seen.checksum = crc32c::crc32c_append(seen.checksum, &word.to_le_bytes());
+        }
+        seen.turns += u64::from(last != publisher);
+        last = publisher;
+    }
+    write(&report);
+}
+
+/// Receives live until it has seen so many, with a pause in which the bus overflows.
+fn subscriber(store: &std::path::Path) {
+    let (target, pause_at) = (number("TAPE_ROLE_COUNT"), number("TAPE_ROLE_PAUSE_AT"));
+    let mut subscriber = Subscriber::open(store).unwrap();
+    std::fs::write(variable("TAPE_ROLE_READY"), "").unwrap();
+    let (mut report, mut next, mut total) = (Report::default(), HashMap::<u16, u64>::new(), 0u64);
+    let deadline = Instant::now() + PATIENCE;
+    while total < target {
+        match subscriber.poll().unwrap() {
+            Some(Event::Record { publisher, pub_seq, record, healed, .. }) => {
+                let due = next.entry(publisher.0).or_insert(pub_seq.0);
+                assert_eq!(pub_seq.0, *due, "in order, each once");
+                *due += 1;
+                total += 1;
+                report.healed += u64::from(healed);
+                assert_eq!(record.get::<Trade>().unwrap().trade_id, pub_seq.0);
+                report.publishers.entry(publisher.0).or_default().count += 1;
+                if total == pause_at {
+                    std::thread::sleep(Duration::from_millis(400));
+                }
+            }
+            Some(Event::Gap { .. }) => report.gaps += 1,
+            None => {
+                assert!(Instant::now() < deadline, "{total} of {target} came");
+                subscriber.wait(Duration::from_millis(20));
+            }
+        }
+    }
+    write(&report);
+}
+
+/// Publishes until it is killed.
+fn publisher(store: &std::path::Path) {
+    let id = number("TAPE_ROLE_PUBLISHER") as u16;
+    let mut publisher = Publisher::open(Options { level: Level::Os, ..Options::new(store, PublisherId(id)) }).unwrap();
+    let mut seq = 0u64;
+    loop {
+        seq += 1;
+        let trade = Trade { trade_id: seq, instrument: InstrumentId(1), ts_recv: HostClock.wall(), ..Trade::default() };
+        match publisher.publish(&trade) {
+            Ok(_) => {}
+            Err(tapestore::publisher::PublishError::Full { .. }) => seq -= 1,
+            Err(e) => panic!("{e}"),
+        }
+        if seq.is_multiple_of(100) {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}

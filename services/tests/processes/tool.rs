@@ -1,0 +1,182 @@
+//! The command line tool: what each command prints, and its exit codes.
+
+use std::io::Write;
+
+use serde_json::Value;
+use tapestore::lsn::Lsn;
+use tapestore::reader::At;
+
+use crate::fixture::{Store, tape};
+
+fn json(text: &str) -> Vec<Value> {
+    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn code(store: &Store, arguments: &[&str]) -> (i32, String) {
+    let output = store.tape(arguments);
+    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A store with 5,000 records of the simulated market.
+fn market() -> Store {
+    let store = Store::serve();
+    let published = store.tape_ok(&["publish", "--sim", "--records", "5000", "--instruments", "20", "--json"]);
+    let report = &json(&published)[0];
+    assert_eq!((report["records"].as_u64(), report["durable"].as_u64()), (Some(5000), Some(5000)));
+    store
+}
+
+#[test]
+fn every_reading_command_finds_what_was_published() {
+    let store = market();
+    let replay = json(&store.tape_ok(&["replay", "--json"]));
+    assert_eq!(replay.len(), 5000);
+    let times: Vec<_> = replay.iter().map(|r| (r["index_time"].as_str().unwrap().to_owned(), r["lsn"].as_u64())).collect();
+    assert!(times.is_sorted());
+    let trades: Vec<&Value> = replay.iter().filter(|r| r["kind"] == "trade" && r["instrument"] == "SIM:00000").collect();
+    let scan = json(&store.tape_ok(&["scan", "SIM:00000", "trade", "--json"]));
+    assert!(!scan.is_empty() && scan.iter().eq(trades.iter().copied()));
+    let middle = &scan[scan.len() / 2];
+    let (time, lsn) = (middle["index_time"].as_str().unwrap(), middle["lsn"].to_string());
+    assert!(json(&store.tape_ok(&["get", "SIM:00000", "trade", time, "--json"])).contains(middle));
+    assert_eq!(json(&store.tape_ok(&["get", &lsn, "--json"])), [middle.clone()]);
+    assert!(store.tape_ok(&["get", &lsn]).contains("SIM:00000"));
+    let as_of = json(&store.tape_ok(&["asof", "SIM:00000", "trade", time, "--json"]));
+    assert_eq!(as_of[0]["index_time"], time);
+    let to = json(&store.tape_ok(&["scan", "SIM:00000", "trade", "--to", time, "--json"]));
+    assert_eq!(to.last(), as_of.first());
+    assert_eq!(json(&store.tape_ok(&["tail", "-n", "7", "--limit", "7", "--json"])).len(), 7);
+    assert_eq!(store.tape_ok(&["symbols"]).lines().count(), 20);
+    assert_eq!(store.tape_ok(&["symbols", "sim:00007"]).split_whitespace().collect::<Vec<_>>(), ["8", "SIM:00007"]);
+    let status = &json(&store.tape_ok(&["status", "--json"]))[0];
+    assert_eq!((status["state"].as_str(), status["durable"].as_u64()), (Some("serving"), Some(5000)));
+    let log = &json(&store.tape_ok(&["inspect", "wal", "--json"]))[0];
+    assert_eq!((log["records"].as_u64(), log["facts"].as_u64()), (Some(5000), Some(21)));
+    assert!(store.tape_ok(&["inspect", "wal", "--frames"]).contains("Control"));
+    let verified = &json(&store.tape_ok(&["verify", "--json"]))[0];
+    assert_eq!((verified["records"].as_u64(), verified["compared_with_memory"].as_u64()), (Some(5000), Some(5000)));
+}
+
+#[test]
+fn csv_comes_back_in_as_the_same_records() {
+    let store = market();
+    for kind in ["trade", "quote", "book", "definition"] {
+        let out = store.tape_ok(&["replay", "--kind", kind, "--csv"]);
+        let file = store.path.with_extension("csv");
+        std::fs::write(&file, &out).unwrap();
+        let other = Store::serve();
+        other.tape_ok(&["publish", "--from", file.to_str().unwrap()]);
+        // Only the numbers of the rows and of the instruments may differ.
+        let strip = |text: &str| text.lines().map(|l| l.split_once(',').unwrap().1.to_owned()).collect::<Vec<_>>();
+        let back = other.tape_ok(&["replay", "--kind", kind, "--csv"]);
+        let (mut a, mut b) = (strip(&out), strip(&back));
+        a.sort();
+        b.sort();
+        assert_eq!(a, b, "{kind}");
+    }
+    let (status, text) = code(&store, &["replay", "--csv"]);
+    assert!(status == 2 && text.contains("--kind"), "{text}");
+}
+
+#[test]
+fn unreadable_input_is_named_by_line_and_what_came_before_it_is_kept() {
+    let store = Store::serve();
+    let file = store.path.with_extension("txt");
+    let good = r#"1 {"stream":"x@trade","data":{"e":"trade","E":1,"T":1,"s":"X","t":1,"p":"1","q":"1","m":true}}"#;
+    std::fs::write(&file, format!("{good}\n{good}\nrubbish\n{good}\n")).unwrap();
+    let (status, text) = code(&store, &["publish", "--from", file.to_str().unwrap()]);
+    assert!(status == 65 && text.contains("line 3") && text.contains("The 2 records before it"), "{status} {text}");
+    assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(2));
+    // A gzip file that ends in the middle.
+    let mut whole = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    (0..5000).for_each(|_| writeln!(whole, "{good}").unwrap());
+    let whole = whole.finish().unwrap();
+    std::fs::write(&file, &whole[..whole.len() - 20]).unwrap();
+    let (status, text) = code(&store, &["publish", "--from", file.to_str().unwrap()]);
+    assert!(status == 65 && text.contains("are published and kept"), "{status} {text}");
+    let (status, text) = code(&store, &["publish", "--from", "/nowhere/file.gz"]);
+    assert!(status == 66 && text.contains("/nowhere/file.gz"), "{status} {text}");
+}
+
+#[test]
+fn exit_codes_mean_something_and_messages_say_what_to_do() {
+    let mut store = market();
+    assert_eq!(code(&store, &["get", "5001"]).0, 3);
+    let (status, text) = code(&store, &["scan", "NO:SUCH", "trade"]);
+    assert!(status == 2 && text.contains("tape symbols"), "{text}");
+    assert_eq!(code(&store, &["scan", "SIM:00000", "whale"]).0, 2);
+    assert_eq!(code(&store, &["asof", "SIM:00000", "trade", "1970-01-01T00:00:01Z"]).0, 3);
+    assert_eq!(code(&store, &["symbols", "zzz"]).0, 3);
+    assert_eq!(code(&store, &["publish"]).0, 2);
+    // A second storage process is told so.
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
+    assert_eq!(second.status.code(), Some(75));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another storage process"));
+    assert!(store.terminate().success(), "SIGTERM is a clean end");
+    let (status, text) = code(&store, &["get", "1"]);
+    assert!(status == 69 && text.contains("tape-storage --store"), "{text}");
+    assert_eq!(code(&store, &["status"]).0, 69);
+    store.tape_ok(&["verify"]);
+    assert!(store.tape_ok(&["inspect", "wal"]).contains("last stop clean"));
+    let nowhere = tape(&store.path.with_extension("not"), &["status"]);
+    assert_eq!(nowhere.status.code(), Some(69));
+    // Damage is named, and nothing is changed.
+    let segment = store.path.join("wal").join("0000000000000000.wal");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[6000] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let (status, text) = code(&store, &["verify"]);
+    assert!(status == 65 && text.contains("offset") && text.contains("LSN"), "{text}");
+    let refused =
+        std::process::Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
+    assert_eq!(refused.status.code(), Some(65));
+    assert_eq!(std::fs::read(&segment).unwrap(), bytes);
+}
+
+#[test]
+fn the_demonstration_compares_its_ends_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("demo");
+    let before = std::fs::read_dir("/dev/shm")
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("tapestore-"))
+        .count();
+    let output = tape(&store, &["demo", "--records", "30000", "--rate", "max", "--json"]);
+    let report = &json(std::str::from_utf8(&output.stdout).unwrap())[0];
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for end in ["published", "read", "stored"] {
+        assert_eq!(report[end].as_u64(), Some(30_000), "{end}");
+    }
+    assert!(report["visible_ns"]["p50"].as_u64().unwrap() > 100, "a measured figure: {report}");
+    let after = std::fs::read_dir("/dev/shm")
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("tapestore-"))
+        .count();
+    assert!(after <= before + 8, "other tests run beside this one, but run directories do not pile up");
+    let again = tape(&store, &["demo"]);
+    assert_eq!(again.status.code(), Some(2), "a store that exists is not touched");
+}
+
+#[test]
+fn both_captures_are_stored_and_read_back_equal() {
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+    let captures = [("binance_usdm", [21_313, 66_089, 443_521 + 2001]), ("binance_spot", [9_757, 28_040, 124_090 + 2001])];
+    for (venue, [trades, quotes, levels]) in captures {
+        let file = format!("{data}/{venue}/btcusdt_20240808.gz");
+        if !std::path::Path::new(&file).exists() {
+            println!("skipped: {file} is not there");
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let output = tape(&dir.path().join("demo"), &["demo", "--from", &file, "--rate", "max", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report = &json(std::str::from_utf8(&output.stdout).unwrap())[0];
+        let kinds = &report["kinds"];
+        assert_eq!(
+            [&kinds["trade"], &kinds["quote"], &kinds["book"]].map(|k| k.as_u64().unwrap()),
+            [trades, quotes, levels],
+            "{venue}"
+        );
+        assert_eq!(report["equal"], true);
+    }
+}

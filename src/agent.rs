@@ -34,10 +34,13 @@ impl std::str::FromStr for Wait {
     }
 }
 
-/// Turns of an adaptive wait that spin (some 10 ns each), before it yields.
-const SPINS: u32 = 256;
-/// Turns of an adaptive wait that yield the core (some 0.5 us each), before it parks.
-const YIELDS: u32 = 64;
+/// Turns of an adaptive wait that spin (some 50 to 300 ns each), before it yields. Few: on a host with fewer
+/// cores than loops, whom it waits for may be waiting for its core.
+const SPINS: u32 = 1;
+/// Turns of an adaptive wait that yield the core (some 0.5 us each), before it parks: longer than the
+/// pause between records of a feed that is not asleep, because waking a parked thread takes 30 to 60 us
+/// on a virtual machine.
+const YIELDS: u32 = 500;
 
 /// Counts the idle turns of one loop.
 #[derive(Debug)]

@@ -17,12 +17,12 @@ use crate::agent::{Idle, Stop, Wait};
 use crate::bus::attach::{Grant, Message, Mode};
 use crate::bus::{Batch, Receiver};
 use crate::error::Result;
-use crate::lsn::{Level, PublisherId};
+use crate::lsn::{Level, Lsn, Position, PubSeq, PublisherId};
 use crate::record::Name;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
 use crate::time::Clock;
-use crate::wal::Appended;
+use crate::wal::{Appended, Evidence};
 
 /// Batches of one publisher in one turn.
 const QUOTA: usize = 64;
@@ -30,6 +30,19 @@ const QUOTA: usize = 64;
 const PARK: Duration = Duration::from_millis(100);
 /// Sleep while there is no room: it comes from other threads, which ring no bell.
 const HELD_BACK_PARK: Duration = Duration::from_micros(200);
+
+/// Frames of which the sync agent is told together, so that it is not woken for each.
+#[derive(Default)]
+pub(super) struct Untold {
+    end: Option<Evidence>,
+    since: u64,
+    urgent: bool,
+    acks: Vec<(usize, PubSeq, Lsn)>,
+}
+
+/// The sync agent is told after this long at the latest, and of this many bytes at most.
+pub(super) const TELL_AFTER: Duration = Duration::from_millis(2);
+const TELL_BYTES: u64 = 1 << 20;
 
 /// An attached publisher.
 pub(super) struct Lane {
@@ -66,6 +79,8 @@ pub(super) struct IngestAgent {
     pub(super) first: usize,
     /// Slots that nobody holds.
     pub(super) slots: Vec<usize>,
+    /// What the sync agent has not been told yet, because nobody waits for it.
+    pub(super) untold: Untold,
     /// Since when nothing can be taken in.
     pub(super) held_since: Option<u64>,
 }
@@ -83,9 +98,11 @@ impl IngestAgent {
             if worked {
                 idle.worked();
             } else if stopping {
+                self.tell();
                 self.send(SyncItem::Stop);
                 return Ok(());
             } else if idle.should_park() {
+                self.tell();
                 self.park();
                 idle.worked();
             }
@@ -104,6 +121,9 @@ impl IngestAgent {
     fn turn(&mut self) -> Result<bool> {
         let now = self.clock.monotonic();
         self.control.beat(now);
+        if self.untold.is_due(now, self.control.durable_position()) {
+            self.tell();
+        }
         let mut worked = false;
         while let Ok(slot) = self.freed.try_recv() {
             self.slots.push(slot);
@@ -189,23 +209,36 @@ impl IngestAgent {
     fn commit(&mut self) -> Result<()> {
         let Some(committed) = self.core.commit(self.clock.wall())? else { return Ok(()) };
         self.bells.ring(Bell::Applied);
-        let mut urgent = false;
         let Appended { end, opened, .. } = committed.appended;
-        let mut acks = Vec::with_capacity(committed.accepted.len());
+        if let Some(opened) = opened {
+            self.tell();
+            self.send(SyncItem::Opened(opened));
+        }
         for (publisher, pub_seq, lsn) in committed.accepted {
             if let Some(lane) = self.lanes.iter().rev().find(|l| l.publisher == publisher && !l.fenced) {
                 lane.slot.accept(pub_seq, lsn);
-                urgent |= lane.level >= Level::Fsync;
-                acks.push(SyncItem::Ack { slot: lane.slot_index, pub_seq, lsn });
+                self.untold.urgent |= lane.level >= Level::Fsync;
+                self.untold.ack(lane.slot_index, pub_seq, lsn);
             }
         }
         self.bells.ring(Bell::Ack);
-        if let Some(opened) = opened {
-            self.send(SyncItem::Opened(opened));
+        if self.untold.end.replace(end).is_none() {
+            self.untold.since = self.clock.monotonic();
         }
-        self.send(SyncItem::Appended { end, urgent });
-        acks.into_iter().for_each(|ack| self.send(ack));
+        if self.untold.urgent {
+            self.tell();
+        }
         Ok(())
+    }
+
+    /// Tells the sync agent what it has not been told yet.
+    fn tell(&mut self) {
+        let Some(end) = self.untold.end.take() else { return };
+        let urgent = std::mem::take(&mut self.untold.urgent);
+        self.send(SyncItem::Appended { end, urgent });
+        for (slot, pub_seq, lsn) in std::mem::take(&mut self.untold.acks) {
+            self.send(SyncItem::Ack { slot, pub_seq, lsn });
+        }
     }
 
     fn send(&self, item: SyncItem) {
@@ -215,7 +248,8 @@ impl IngestAgent {
         }
     }
 
-    fn appended(&self, appended: Appended) {
+    fn appended(&mut self, appended: Appended) {
+        self.tell();
         if let Some(opened) = appended.opened {
             self.send(SyncItem::Opened(opened));
         }
@@ -303,7 +337,9 @@ impl IngestAgent {
         Ok(())
     }
 
-    fn say(&self, connection: u64, message: Message) {
+    fn say(&mut self, connection: u64, message: Message) {
+        // An answer means that everything before it is durable.
+        self.tell();
         self.send(SyncItem::Answer(Answer::Say { connection, message }));
     }
 
@@ -339,6 +375,7 @@ impl IngestAgent {
         if frame_was_full || !self.lanes.iter().any(|l| l.gone) {
             return;
         }
+        self.tell();
         let over = |l: &mut Lane| l.gone && l.pending.is_none() && !l.receiver.has_batches();
         for lane in self.lanes.extract_if(.., over).collect::<Vec<_>>() {
             lane.slot.free();
@@ -354,6 +391,21 @@ impl IngestAgent {
 enum Taken {
     Done,
     FrameFull,
+}
+
+impl Untold {
+    fn is_due(&self, now: u64, durable: Position) -> bool {
+        let Some(end) = self.end else { return false };
+        now.saturating_sub(self.since) > TELL_AFTER.as_nanos() as u64 || end.position.0.saturating_sub(durable.0) > TELL_BYTES
+    }
+
+    /// An acknowledgement covers the ones before it.
+    fn ack(&mut self, slot: usize, pub_seq: PubSeq, lsn: Lsn) {
+        match self.acks.iter_mut().find(|a| a.0 == slot) {
+            Some(known) => *known = (slot, pub_seq, lsn),
+            None => self.acks.push((slot, pub_seq, lsn)),
+        }
+    }
 }
 
 impl Lane {

@@ -314,7 +314,13 @@ impl Storage {
             control: control.clone(),
             bells: bells.clone(),
             wake_attach: waker.clone(),
-            pace: Pace { interval: Duration::from_millis(options.sync_interval_ms), bytes: options.sync_bytes },
+            pace: Pace {
+                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(ingest::TELL_AFTER),
+                bytes: options.sync_bytes,
+            },
+            // A core is kept busy for ingest alone: for the disk an adaptive wait is enough.
+            wait: if options.wait == Wait::Busy { Wait::Adaptive } else { options.wait },
+            was_urgent: false,
         };
         let attach = AttachAgent {
             listener,
@@ -345,6 +351,7 @@ impl Storage {
             lanes: Vec::new(),
             first: 0,
             slots: (0..SLOTS_MAX).rev().collect(),
+            untold: ingest::Untold::default(),
             held_since: None,
         };
         control.set_server(Some((u64::from(std::process::id()), meta.meta().term, world.clock.wall())));

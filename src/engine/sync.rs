@@ -7,10 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 use super::attach::Answer;
-use crate::error::Result;
+use crate::agent::{Idle, Wait};
+use crate::error::Result as Outcome;
 use crate::lsn::{Lsn, Position, PubSeq};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic};
@@ -56,6 +57,9 @@ pub(super) struct Pace {
 /// A pause this long is used to record how much is durable.
 const RECORD_AFTER: Duration = Duration::from_millis(10);
 
+/// How long it sleeps when there is nothing to do at all.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// The sync agent.
 pub(super) struct SyncAgent {
     pub(super) syncer: Syncer,
@@ -66,6 +70,9 @@ pub(super) struct SyncAgent {
     pub(super) bells: Bells,
     pub(super) wake_attach: super::attach::Waker,
     pub(super) pace: Pace,
+    pub(super) wait: Wait,
+    /// Whether somebody waited for the last sync.
+    pub(super) was_urgent: bool,
 }
 
 /// What has been taken from the queue and not yet been dealt with.
@@ -85,7 +92,7 @@ impl SyncAgent {
     ///
     /// # Errors
     /// [`crate::error::Error::Halted`]: a sync failed. Nothing more is acknowledged.
-    pub(super) fn run(mut self) -> Result<Syncer> {
+    pub(super) fn run(mut self) -> Outcome<Syncer> {
         let mut batch = Batch::default();
         loop {
             self.take(&mut batch);
@@ -109,9 +116,10 @@ impl SyncAgent {
     fn take(&mut self, batch: &mut Batch) {
         let limit = match batch.since {
             Some(since) => self.pace.interval.saturating_sub(since.elapsed()),
-            None => RECORD_AFTER,
+            None if self.syncer.is_unrecorded() => RECORD_AFTER,
+            None => IDLE,
         };
-        let first = match self.items.recv_timeout(limit) {
+        let first = match self.first_item(limit) {
             Ok(item) => item,
             Err(RecvTimeoutError::Timeout) => return self.paused(batch),
             Err(RecvTimeoutError::Disconnected) => {
@@ -125,6 +133,20 @@ impl SyncAgent {
         }
     }
 
+    /// The next item, waited for as `wait` says and at most for `limit`.
+    fn first_item(&mut self, limit: Duration) -> Result<SyncItem, RecvTimeoutError> {
+        // Only while publishers wait for the disk is the next item worth a turn of the processor.
+        let mut idle = Idle::new(if self.was_urgent { self.wait } else { Wait::Blocking });
+        loop {
+            match self.items.try_recv() {
+                Ok(item) => return Ok(item),
+                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) if idle.should_park() => return self.items.recv_timeout(limit),
+                Err(TryRecvError::Empty) => {}
+            }
+        }
+    }
+
     /// Nothing has come for a while.
     fn paused(&mut self, batch: &mut Batch) {
         if batch.end.is_none() && self.syncer.is_unrecorded() {
@@ -134,7 +156,7 @@ impl SyncAgent {
         }
     }
 
-    fn sync(&mut self, batch: &mut Batch) -> Result<()> {
+    fn sync(&mut self, batch: &mut Batch) -> Outcome<()> {
         if let Some(end) = batch.end.take() {
             self.syncer.sync(end)?;
             self.control.add(Statistic::Syncs, 1);
@@ -156,7 +178,7 @@ impl SyncAgent {
             }
             self.wake_attach.wake();
         }
-        batch.urgent = false;
+        self.was_urgent = std::mem::take(&mut batch.urgent);
         batch.since = None;
         Ok(())
     }

@@ -7,10 +7,10 @@
 //! 128  runs u64 · rows u64 · series u64 · used u64      written as it fills
 //! 256  arrival directory: u32 a block (offset / 64)
 //!      run directory:     u32 a block (offset / 64)
-//!      series directory:  32 B a slot, open addressing
+//!      series directory:  16 B a slot, open addressing
 //!      arena:             blocks and chunks, bump-allocated, 64-byte aligned
 //!
-//! series slot   key u64 (kind << 32 | instrument; stored last) · tail chunk u32 · chunks u32 · rows u64 · 0 u64
+//! series slot   key u64 (kind << 32 | instrument; stored last) · tail chunk u32 · chunks u32
 //! arrival block u32 a row: offset / 8 of its record, by LSN - base; its top bit as in an LSN delta
 //! run block     40 B a run: first LSN u64 · count u32 · publisher u16 · 0 u16 · epoch u32 · 0 u32 · pub_seq u64 · ingest_ts u64
 //! chunk         header 64 B · LSN deltas u32 a row · zones 16 B a 64 rows (min, max index time) · rows
@@ -56,7 +56,7 @@ pub(super) const SERIES: u64 = 144;
 pub(super) const USED: u64 = 152;
 pub(super) const HEAD_LEN: u64 = 256;
 
-pub(super) const SERIES_SLOT_LEN: u64 = 32;
+pub(super) const SERIES_SLOT_LEN: u64 = 16;
 pub(super) const RUN_ENTRY_WORDS: usize = 5;
 pub(super) const CHUNK_HEAD_LEN: u64 = 64;
 pub(super) const CHUNK_MIN: u64 = 1 << 10;

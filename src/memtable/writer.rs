@@ -25,7 +25,6 @@ struct Tail {
     words: u32,
     size: u64,
     chunks: u32,
-    rows: u64,
     min: u64,
     max: u64,
     prefix_max: u64,
@@ -258,23 +257,9 @@ impl Writer {
             self.map.u64(at).store(key, Ordering::Release);
         }
         if let Some(t) = self.tails.get_mut(slot) {
-            let (chunks, rows, last) = (tail.chunks + 1, tail.rows, tail.last);
+            let (chunks, last) = (tail.chunks + 1, tail.last);
             let layout = Some(layout);
-            *t = Tail {
-                key,
-                chunk,
-                layout,
-                len: 0,
-                words,
-                size,
-                chunks,
-                rows,
-                min: u64::MAX,
-                max: 0,
-                prefix_max,
-                last,
-                sorted: true,
-            };
+            *t = Tail { key, chunk, layout, len: 0, words, size, chunks, min: u64::MAX, max: 0, prefix_max, last, sorted: true };
         }
         true
     }
@@ -311,11 +296,8 @@ impl Writer {
         }
         tail.last = time;
         tail.len = row + 1;
-        tail.rows += 1;
         // SYNC: all of these are ordered before `applied`, whose reader uses them.
         self.map.u32(chunk + 16).store(tail.len, Ordering::Relaxed);
-        let at = self.layout.series_dir + slot as u64 * SERIES_SLOT_LEN;
-        self.map.u64(at + 16).store(tail.rows, Ordering::Relaxed);
         Some(address)
     }
 }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use self::keeper::{ANSWER_TIMEOUT, Keeper, attach};
 use self::link::{Link, connect};
 use self::ring::Ring;
-use crate::agent::{Stop, spawn};
+use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
@@ -312,7 +312,7 @@ impl Publisher {
     pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
         let deadline = Instant::now() + limit;
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
-        let mut turns = 0u32;
+        let mut idle = Idle::new(Wait::Adaptive);
         loop {
             let mut state = lock(&self.state);
             state.pump(KEEPER_BATCHES);
@@ -334,9 +334,8 @@ impl Publisher {
             }
             let bells = state.link.as_ref().map(|l| (l.bells.clone(), l.slot.clone(), l.grant));
             drop(state);
-            turns += 1;
             match bells {
-                _ if turns < 200 => std::hint::spin_loop(),
+                _ if !idle.should_park() => {}
                 Some((bells, slot, grant)) => bells.sleep(Bell::Ack, Duration::from_millis(2), || {
                     slot.view(grant).is_none_or(|v| if level == Level::Fsync { v.durable } else { v.accepted } >= target)
                 }),

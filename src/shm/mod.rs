@@ -12,6 +12,7 @@ pub mod run_dir;
 pub mod symbols;
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -41,7 +42,7 @@ impl Mapping {
             }
             return Err(e);
         }
-        Mapping::map(&file, path, true)
+        Mapping::map(&file, path, true, false)
     }
 
     /// Opens `path`, or creates it of `len` bytes, and maps it for writing.
@@ -51,7 +52,7 @@ impl Mapping {
     pub fn open_or_create(path: &Path, len: u64) -> Result<Mapping> {
         let file = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), "open", path)?;
         allocate(&file, path, 0, len)?;
-        Mapping::map(&file, path, true)
+        Mapping::map(&file, path, true, false)
     }
 
     /// Maps the existing `path`, for writing if `writable`.
@@ -60,11 +61,16 @@ impl Mapping {
     /// [`Error::Io`] if it cannot be opened or mapped.
     pub fn open(path: &Path, writable: bool) -> Result<Mapping> {
         let file = open(OpenOptions::new().read(true).write(writable), "open", path)?;
-        Mapping::map(&file, path, writable)
+        Mapping::map(&file, path, writable, is_sparse(&file))
     }
 
-    fn map(file: &File, path: &Path, writable: bool) -> Result<Mapping> {
-        let options = MmapOptions::new();
+    fn map(file: &File, path: &Path, writable: bool, is_sparse: bool) -> Result<Mapping> {
+        let mut options = MmapOptions::new();
+        let len = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
+        if len <= POPULATE_MAX && !is_sparse {
+            // The page tables now, instead of a fault at the first touch of each page later.
+            options.populate();
+        }
         let map = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
         let map = map.map_err(|e| Error::io("map", path, e))?;
         Ok(Mapping { map, writable, path: path.to_path_buf() })
@@ -143,6 +149,14 @@ impl Mapping {
     }
 }
 
+/// Mappings up to this length are populated at once: some 10 ms for 256 MiB.
+const POPULATE_MAX: u64 = 1 << 30;
+
+/// Whether not every byte of `file` is allocated: populating it would allocate the rest.
+fn is_sparse(file: &File) -> bool {
+    file.metadata().map_or(true, |m| m.blocks() * 512 < m.len())
+}
+
 fn open(options: &mut OpenOptions, op: &'static str, path: &Path) -> Result<File> {
     options.open(path).map_err(|e| Error::io(op, path, e))
 }
@@ -182,7 +196,7 @@ impl Growing {
     pub fn create(path: &Path, len_max: u64) -> Result<Growing> {
         let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
         file.set_len(len_max).map_err(|e| Error::io("size", path, e))?;
-        let map = Mapping::map(&file, path, true)?;
+        let map = Mapping::map(&file, path, true, true)?;
         Ok(Growing { map, file, allocated: 0 })
     }
 

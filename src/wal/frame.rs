@@ -131,6 +131,12 @@ impl FrameBuilder {
         self.count += 1;
     }
 
+    /// Bytes of the frame, once finished.
+    pub(super) fn total_len(&self) -> u64 {
+        let payload = (self.words.len() - RECORDS_AT) * 8 + self.runs.len() * RUN_LEN;
+        (HEADER_LEN + payload as u64).next_multiple_of(HEADER_LEN)
+    }
+
     /// The finished frame: its header and all its bytes.
     pub(super) fn seal(&mut self, kind: FrameType, chain: &Chain, term: Term, ingest_ts: Ts) -> (Header, &[u64]) {
         let start = RECORDS_AT - self.runs.len() * RUN_WORDS - HEADER_WORDS;

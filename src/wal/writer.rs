@@ -133,10 +133,7 @@ impl Writer {
     pub fn append(&mut self, frame: &mut FrameBuilder, kind: FrameType, ingest_ts: Ts) -> Result<Appended> {
         self.latch.check()?;
         let ingest_ts = ingest_ts.max(self.chain.ingest_ts);
-        let (header, _) = frame.seal(kind, &self.chain, self.term, ingest_ts);
-        frame.unpad(&header);
-        let opened = if header.total_len() > self.room() { Some(self.roll(ingest_ts)?) } else { None };
-        // After a roll the frame has another place, so it is sealed anew.
+        let opened = if frame.total_len() > self.room() { Some(self.roll(ingest_ts)?) } else { None };
         let (header, words) = frame.seal(kind, &self.chain, self.term, ingest_ts);
         let (first, file) = match &self.segment {
             Some((first, file)) => (*first, file),

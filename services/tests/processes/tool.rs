@@ -39,7 +39,7 @@ fn every_reading_command_finds_what_was_published() {
     let middle = &scan[scan.len() / 2];
     let (time, lsn) = (middle["index_time"].as_str().unwrap(), middle["lsn"].to_string());
     assert!(json(&store.tape_ok(&["get", "SIM:00000", "trade", time, "--json"])).contains(middle));
-    assert_eq!(json(&store.tape_ok(&["get", &lsn, "--json"])), [middle.clone()]);
+    assert_eq!(json(&store.tape_ok(&["get", &lsn, "--json"])), std::slice::from_ref(middle));
     assert!(store.tape_ok(&["get", &lsn]).contains("SIM:00000"));
     let as_of = json(&store.tape_ok(&["asof", "SIM:00000", "trade", time, "--json"]));
     assert_eq!(as_of[0]["index_time"], time);

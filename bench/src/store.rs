@@ -1,0 +1,71 @@
+//! Owns: a storage process of this program's own, to be measured, and its helpers.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tapestore::agent::Wait;
+use tapestore::disk::RealDisk;
+use tapestore::engine::{Options, Storage, World};
+use tapestore::reader::Reader;
+use tapestore::shm::run_dir::RunDir;
+use tapestore::time::HostClock;
+
+/// A served store in a temporary directory.
+pub struct Served {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+/// This program again, in another role.
+pub fn role(arguments: &[&str], store: &Path) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// The storage process's body: serves until its standard input ends.
+pub fn serve(store: &Path, wait: Wait, memtable_size: u64) {
+    let options = Options { store: store.to_path_buf(), memtable_size, memtables_max: 3, wait, ..Options::default() };
+    let world =
+        World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from(std::process::id()) << 96 | 1 };
+    let storage = Storage::start(options, world).unwrap();
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    storage.stop().unwrap();
+}
+
+impl Served {
+    /// Starts storage.
+    pub fn start(wait: &str, memtable_size: u64) -> Served {
+        let dir = tempfile::tempdir().unwrap();
+        let child = role(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], &dir.path().join("store"));
+        let this = Served { dir, child };
+        while !Reader::open(&this.path()).is_ok_and(|r| r.is_storage_alive() && r.control().instance().is_multiple_of(2)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // The first spare segment is being made: let the disk come to rest.
+        std::thread::sleep(Duration::from_millis(500));
+        this
+    }
+
+    /// The store's directory.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// A reader of it.
+    pub fn reader(&self) -> Reader {
+        Reader::open(&self.path()).unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+        if let Ok(run_dir) = RunDir::find(&self.path()) {
+            std::fs::remove_dir_all(run_dir.path()).unwrap();
+        }
+    }
+}

@@ -111,8 +111,8 @@ impl BareDisk {
     pub fn new(dir: &Path) -> BareDisk {
         let size = 64 << 20;
         let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.join("bare")).unwrap();
-        let zeros = vec![0u8; 1 << 20];
-        (0..size >> 20).for_each(|i| file.write_all_at(&zeros, i << 20).unwrap());
+        let zeros = vec![0u8; 64 << 10];
+        (0..size >> 16).for_each(|i| file.write_all_at(&zeros, i << 16).unwrap());
         file.sync_all().unwrap();
         BareDisk { file, at: 0, size }
     }

@@ -96,7 +96,15 @@ pub fn bus_one_way(per_second: u64, count: u64) -> Histogram<u64> {
         publisher.loan_uninit().unwrap().write_payload([at; 8]).send().unwrap();
     });
     stop.store(true, Ordering::Release);
-    receiver.join().unwrap()
+    let h = receiver.join().unwrap();
+    drop((publisher, service, node));
+    // One small file of the bus outlives its nodes.
+    for entry in std::fs::read_dir("/dev/shm").unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&format!("{name}_")) {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    h
 }
 
 /// The disk alone: overwriting `len` bytes after `len` bytes of a prepared file.

@@ -37,8 +37,9 @@ pub struct Args {
     /// Keep the store and say where it is
     #[arg(long)]
     keep: bool,
-    /// The level at which the publisher is acknowledged: none, os, fsync
-    #[arg(long, default_value = "fsync")]
+    /// The level at which the publisher is acknowledged: none, os, fsync. At the end everything is made
+    /// durable
+    #[arg(long, default_value = "os")]
     level: Level,
 }
 

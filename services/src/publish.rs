@@ -223,8 +223,8 @@ fn wait_until(due: Instant) {
         match left {
             Duration::ZERO => return,
             left if left > Duration::from_micros(200) => std::thread::sleep(left - Duration::from_micros(100)),
-            left if left > Duration::from_micros(20) => std::thread::yield_now(),
-            _ => std::hint::spin_loop(),
+            // Whoever is to receive the last record may be waiting for this core.
+            _ => std::thread::yield_now(),
         }
     }
 }

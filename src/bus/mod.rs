@@ -311,14 +311,28 @@ impl Receiver {
 mod tests {
     use super::*;
 
-    fn join(dir: &Path, prefix: &str) -> Bus {
-        Bus::join(dir, prefix, "test").unwrap()
+    /// A bus of its own, and what removes the file that it leaves behind.
+    fn join(dir: &Path, letter: char) -> (Bus, Left) {
+        let prefix = format!("tapetest{}{letter}_", std::process::id());
+        (Bus::join(dir, &prefix, "test").unwrap(), Left(prefix))
+    }
+
+    struct Left(String);
+
+    impl Drop for Left {
+        fn drop(&mut self) {
+            for entry in std::fs::read_dir("/dev/shm").unwrap().flatten() {
+                if entry.file_name().to_string_lossy().starts_with(&self.0) {
+                    std::fs::remove_file(entry.path()).ok();
+                }
+            }
+        }
     }
 
     #[test]
     fn a_full_queue_refuses_at_once_and_loses_nothing_it_took() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let bus = join(dir.path(), &format!("tapetest{}a_", std::process::id()));
+        let (bus, _left) = join(dir.path(), 'a');
         let receiver = bus.receive_ingest(1).unwrap();
         let sender = bus.send_ingest(1).unwrap();
         let header = |i| BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(i), 1);
@@ -339,7 +353,7 @@ mod tests {
     #[test]
     fn a_live_receiver_that_is_slow_loses_the_oldest_and_never_stops_the_sender() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-        let bus = join(dir.path(), &format!("tapetest{}b_", std::process::id()));
+        let (bus, _left) = join(dir.path(), 'b');
         let sender = bus.send_live().unwrap();
         assert!(!sender.has_receivers());
         let receiver = bus.receive_live().unwrap();

@@ -166,10 +166,14 @@ fn paths(served: &Served, wait: Wait, rate: u64) {
     let count = rate * 3;
     for _ in 0..2 {
         print_line("limit: iceoryx2 alone, one way, busy", &limits::bus_one_way(rate, count));
-        for what in ["subscriber", "reader"] {
+        for (what, level, label) in [
+            ("subscriber", Level::Os, "publish -> subscriber in another process"),
+            ("reader", Level::Os, "publish -> visible in another process"),
+            ("reader", Level::Fsync, "  the same while every record is synced"),
+        ] {
             let mut child = role(&[what, "--wait", name(wait), &count.to_string()], &served.path());
             wait_ready(&mut child);
-            let mut publisher = open(served, Level::Os);
+            let mut publisher = open(served, level);
             let mut send = histogram();
             at_rate(rate, count, |i, due| {
                 let began = Instant::now();
@@ -179,11 +183,6 @@ fn paths(served: &Served, wait: Wait, rate: u64) {
                 send.record(began.elapsed().as_nanos() as u64).unwrap();
             });
             publisher.close(Duration::from_secs(20)).unwrap();
-            let label = if what == "reader" {
-                "publish -> visible in another process"
-            } else {
-                "publish -> subscriber in another process"
-            };
             print_line(label, &take(child));
             print_line("  the publish call itself", &send);
         }

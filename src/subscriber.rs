@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::bus::{Bus, Receiver};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
-use crate::memtable::{Tables, View};
+use crate::memtable::{Row, Tables, View};
 use crate::record::RecordRef;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
@@ -41,7 +41,7 @@ pub enum Event<'a> {
         epoch: Epoch,
         /// The first.
         first: PubSeq,
-        /// The last.
+        /// The last; the greatest number if the epoch ended and nobody can say how many there were.
         last: PubSeq,
     },
 }
@@ -53,6 +53,8 @@ pub const HEAL_TIMEOUT: Duration = Duration::from_secs(2);
 struct Cursor {
     epoch: Epoch,
     next: PubSeq,
+    /// Where the last record that was healed stands: the next one stands after it.
+    healed: Lsn,
 }
 
 /// A batch, copied out of shared memory and cut into records one by one.
@@ -145,8 +147,13 @@ impl Subscriber {
         }
         let batch = &self.batch;
         let (publisher, epoch) = (batch.publisher, batch.epoch);
-        let cursor = self.cursors.entry(publisher).or_insert(Cursor { epoch, next: batch.next });
+        let cursor = self.cursors.entry(publisher).or_insert(Cursor { epoch, next: batch.next, healed: Lsn::NONE });
         let expected = cursor.next;
+        if cursor.epoch < epoch {
+            // What the bus dropped of the epoch before comes first.
+            let ended = Cursor { ..*cursor };
+            return self.end_epoch(publisher, ended, epoch);
+        }
         if expected < batch.next {
             return self.heal(publisher, epoch, expected);
         }
@@ -178,12 +185,10 @@ impl Subscriber {
                 continue;
             }
             batch.left = header.count();
-            let cursor = self.cursors.entry(batch.publisher).or_insert(Cursor { epoch: batch.epoch, next: batch.next });
-            if batch.epoch > cursor.epoch {
-                *cursor = Cursor { epoch: batch.epoch, next: PubSeq(1) };
-            }
-            let old = batch.epoch < cursor.epoch;
-            while batch.left > 0 && (old || batch.next < cursor.next) {
+            let cursor =
+                self.cursors.entry(batch.publisher).or_insert(Cursor { epoch: batch.epoch, next: batch.next, healed: Lsn::NONE });
+            let (old, new) = (batch.epoch < cursor.epoch, batch.epoch > cursor.epoch);
+            while batch.left > 0 && (old || (!new && batch.next < cursor.next)) {
                 batch.at += RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?.words().len();
                 batch.next.0 += 1;
                 batch.left -= 1;
@@ -206,31 +211,66 @@ impl Subscriber {
         Ok(false)
     }
 
-    /// Fetches the record `expected` from the store, or waits for it, or gives it up.
-    fn heal(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) -> Result<Option<Event<'_>>> {
-        let since = *self.healing_since.get_or_insert_with(Instant::now);
+    /// Looks at the store as it is now.
+    fn look_at_store(&mut self) -> Result<()> {
+        self.healing_since.get_or_insert_with(Instant::now);
         match self.tables.view(&self.run_dir, &self.control, Control::applied) {
             Ok(view) => self.view = Some(view),
             Err(Error::StorageDown { .. }) => {}
             Err(e) => return Err(e),
         }
-        let upto = self.view.as_ref().map_or(Lsn(0), |v| v.upto);
-        let tables = self.view.iter().flat_map(|v| v.tables.iter().rev());
-        let found = tables.filter_map(|t| t.find_published(publisher, epoch, expected, upto)).next();
+        Ok(())
+    }
+
+    fn has_waited(&self) -> bool {
+        self.healing_since.is_some_and(|since| since.elapsed() >= HEAL_TIMEOUT)
+    }
+
+    /// Fetches the record `expected` from the store, or waits for it, or gives it up.
+    fn heal(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) -> Result<Option<Event<'_>>> {
+        self.look_at_store()?;
+        let waited = self.has_waited();
         let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
-        if let Some(row) = found {
+        if let Some(row) = stored(self.view.as_ref(), publisher, epoch, expected, cursor.healed) {
             self.healing_since = None;
             self.healed += 1;
-            cursor.next = PubSeq(expected.0 + 1);
+            (cursor.next, cursor.healed) = (PubSeq(expected.0 + 1), row.lsn);
             return Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record: row.record, healed: true }));
         }
-        if since.elapsed() < HEAL_TIMEOUT {
+        if !waited {
             return Ok(None);
         }
         self.healing_since = None;
         let last = PubSeq(self.batch.next.0 - 1);
         cursor.next = self.batch.next;
         Ok(Some(Event::Gap { publisher, epoch, first: expected, last }))
+    }
+
+    /// Fetches what is left of the epoch that `ended` stands in. It is over when the store has the first
+    /// record of the epoch `new`: storage takes in nothing of the old one after it.
+    fn end_epoch(&mut self, publisher: PublisherId, ended: Cursor, new: Epoch) -> Result<Option<Event<'_>>> {
+        self.look_at_store()?;
+        let waited = self.has_waited();
+        let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
+        let Cursor { epoch, next, healed } = ended;
+        // The order of the two looks matters: the new epoch's first record ends the old one.
+        let over = stored(self.view.as_ref(), publisher, new, PubSeq(1), healed).is_some();
+        if let Some(row) = stored(self.view.as_ref(), publisher, epoch, next, healed) {
+            self.healing_since = None;
+            self.healed += 1;
+            (cursor.next, cursor.healed) = (PubSeq(next.0 + 1), row.lsn);
+            return Ok(Some(Event::Record { publisher, epoch, pub_seq: next, record: row.record, healed: true }));
+        }
+        if !over && !waited {
+            return Ok(None);
+        }
+        self.healing_since = None;
+        *cursor = Cursor { epoch: new, next: PubSeq(1), healed };
+        if over {
+            return Ok(None);
+        }
+        // Nobody can say how many there were.
+        Ok(Some(Event::Gap { publisher, epoch, first: next, last: PubSeq(u64::MAX) }))
     }
 
     /// Sleeps until there may be something new, or `limit` has passed.
@@ -241,4 +281,11 @@ impl Subscriber {
         let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
         self.bells.sleep(Bell::Live, limit.min(Duration::from_millis(100)), || receiver.has_batches());
     }
+}
+
+/// The record that `publisher` numbered `pub_seq` in `epoch`, if the store shows it above `after`.
+fn stored(view: Option<&View>, publisher: PublisherId, epoch: Epoch, pub_seq: PubSeq, after: Lsn) -> Option<Row<'_>> {
+    let view = view?;
+    let newest_first = view.tables.iter().rev();
+    newest_first.filter_map(|t| t.find_published(publisher, epoch, pub_seq, after, view.upto)).next()
 }

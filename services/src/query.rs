@@ -399,7 +399,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("malformed", counted(Statistic::Malformed)),
         ("fenced", counted(Statistic::Fenced)),
         ("instruments", counted(Statistic::Instruments)),
-        ("memtables", control.tables().count as u64),
+        ("memtables", control.tables().map_or(0, |t| t.count) as u64),
         ("memtable_bytes", counted(Statistic::MemTableLen)),
         ("memtable_used", counted(Statistic::MemTableUsed)),
         ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! message   magic u32 · version u16 · type u16 · payload bytes u32 · 0 u32 · payload
-//! 1 attach    publisher u16 · mode u8 (0 new, 1 resume) · level u8 · epoch u32 (to resume)
+//! 1 attach    publisher u16 · mode u8 (0 new, 1 resume) · level u8 · epoch u32 (to resume) · incarnation u32
 //! 2 attached  grant u64 · slot u32 · epoch u32 · pub_seq u64 · lsn u64 · instance u64 · level u64
 //! 3 symbols   names of 72 bytes: length u8, 71 bytes
 //! 4 ids       u32 a name
@@ -25,6 +25,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"tatt");
 const VERSION: u16 = 1;
 const HEAD_LEN: usize = 16;
 const PAYLOAD_MAX: usize = 1 << 20;
+/// Bytes of the longest message.
+pub const MESSAGE_MAX: usize = HEAD_LEN + PAYLOAD_MAX;
 const NAME_LEN: usize = 72;
 
 /// Most names in one message.
@@ -50,6 +52,8 @@ pub enum Message {
         mode: Mode,
         /// The level it asks for.
         level: Level,
+        /// Which process it is: random.
+        incarnation: u32,
     },
     /// You are in. Everything up to `pub_seq` is durable.
     Attached(Grant),
@@ -104,7 +108,7 @@ impl Message {
     fn payload(&self) -> (u16, Vec<u8>) {
         let mut out = Vec::new();
         let kind = match self {
-            Message::Attach { publisher, mode, level } => {
+            Message::Attach { publisher, mode, level, incarnation } => {
                 let (mode, epoch) = match mode {
                     Mode::New => (0u8, 0),
                     Mode::Resume(epoch) => (1, epoch.0),
@@ -112,6 +116,7 @@ impl Message {
                 out.extend(publisher.0.to_le_bytes());
                 out.extend([mode, *level as u8]);
                 out.extend(epoch.to_le_bytes());
+                out.extend(incarnation.to_le_bytes());
                 1
             }
             Message::Attached(g) => {
@@ -199,7 +204,7 @@ impl Message {
                     1 => Mode::Resume(epoch),
                     _ => return None,
                 };
-                Message::Attach { publisher, mode, level: Level::from_raw(level)? }
+                Message::Attach { publisher, mode, level: Level::from_raw(level)?, incarnation: fields.u32()? }
             }
             2 => {
                 let (grant, slot, epoch) = (fields.u64()?, fields.u32()? as usize, Epoch(fields.u32()?));
@@ -273,8 +278,13 @@ mod tests {
         let grant =
             Grant { grant: 5, slot: 255, epoch: Epoch(2), pub_seq: PubSeq(3), lsn: Lsn(4), instance: 6, level: Level::Os };
         let messages = [
-            Message::Attach { publisher: PublisherId(7), mode: Mode::Resume(Epoch(9)), level: Level::Fsync },
-            Message::Attach { publisher: PublisherId(7), mode: Mode::New, level: Level::None },
+            Message::Attach {
+                publisher: PublisherId(7),
+                mode: Mode::Resume(Epoch(9)),
+                level: Level::Fsync,
+                incarnation: 1 << 31,
+            },
+            Message::Attach { publisher: PublisherId(7), mode: Mode::New, level: Level::None, incarnation: 4 },
             Message::Attached(grant),
             Message::Symbols(vec!["A".parse().unwrap(), "B:C".parse().unwrap()]),
             Message::Ids(vec![InstrumentId(1), InstrumentId(2)]),

@@ -37,7 +37,7 @@ const LIVE_BUFFER: usize = 1024;
 /// Batches that a receiver holds at once.
 const BORROWED_MAX: usize = 2;
 /// Publishers of a store.
-const LIVE_PUBLISHERS_MAX: usize = 64;
+const LIVE_PUBLISHERS_MAX: usize = attach::SLOTS_MAX;
 /// Live subscribers of a store.
 const LIVE_SUBSCRIBERS_MAX: usize = 16;
 

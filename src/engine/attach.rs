@@ -17,10 +17,10 @@ use crossbeam_channel::{Receiver as Queue, Sender as Post};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::agent::Stop;
-use crate::bus::attach::{Message, Mode};
+use crate::bus::attach::{MESSAGE_MAX, Message, Mode};
 use crate::bus::{Bus, Receiver};
 use crate::error::{Error, Result};
-use crate::lsn::{Level, PublisherId};
+use crate::lsn::{Epoch, Level, PublisherId};
 use crate::record::Name;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic};
@@ -38,6 +38,8 @@ pub(super) enum Request {
         mode: Mode,
         /// At which level.
         level: Level,
+        /// Which process.
+        incarnation: u32,
         /// Number of the grant.
         grant: u64,
         /// Where its batches come out.
@@ -104,10 +106,14 @@ struct Connection {
     attached: bool,
 }
 
+/// Requests that wait for ingest at most.
+pub(super) const REQUESTS_MAX: usize = 2048;
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 512;
 /// How often it looks whether it is to end.
 const TURN: Duration = Duration::from_millis(100);
+/// Pause after a failure to accept: it stays ready until it succeeds.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 /// How often the janitor looks.
 const SWEEP_NS: u64 = 1_000_000_000;
 
@@ -183,7 +189,15 @@ impl AttachAgent {
     }
 
     fn accept(&self, connections: &mut HashMap<u64, Connection>, next: &mut u64) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::warn!(%error, "a publisher's connection is not accepted");
+                    return std::thread::sleep(ACCEPT_RETRY);
+                }
+            };
             if connections.len() >= CONNECTIONS_MAX || stream.set_nonblocking(true).is_err() {
                 tracing::warn!(limit = CONNECTIONS_MAX, "a publisher's connection is refused: too many");
                 continue;
@@ -197,6 +211,10 @@ impl AttachAgent {
         let Some(connection) = connections.get_mut(&id) else { return };
         let mut chunk = [0u8; 64 << 10];
         let open = loop {
+            if connection.received.len() > MESSAGE_MAX {
+                // A whole message is there; the rest is read in the next turn.
+                break true;
+            }
             match connection.stream.read(&mut chunk) {
                 Ok(0) => break false,
                 Ok(n) => connection.received.extend(chunk.get(..n).unwrap_or(&[])),
@@ -224,23 +242,36 @@ impl AttachAgent {
         while let Some((message, len)) = Message::decode(&connection.received)? {
             connection.received.drain(..len);
             match message {
-                Message::Attach { publisher, mode, level } if !connection.attached => {
+                Message::Attach { mode: Mode::Resume(Epoch(0)), .. } => {
+                    return Err(Error::invalid("request", "there is no epoch 0"));
+                }
+                Message::Attach { publisher, mode, level, incarnation } if !connection.attached => {
                     *grants += 1;
                     // Never the same in another instance, so that a stale grant is told from a live one.
                     let grant = self.instance << 32 | *grants;
                     let receiver = self.bus.receive_ingest(grant)?;
                     connection.attached = true;
-                    self.post(Request::Attach { connection: id, publisher, mode, level, grant, receiver });
+                    self.ask(Request::Attach { connection: id, publisher, mode, level, incarnation, grant, receiver })?;
                 }
-                Message::Symbols(names) => self.post(Request::Symbols { connection: id, names }),
+                Message::Symbols(names) => self.ask(Request::Symbols { connection: id, names })?,
                 other => return Err(Error::invalid("request", format!("a publisher may not say {other:?} here"))),
             }
         }
         Ok(())
     }
 
+    /// Passes a publisher's request on, unless too many wait.
+    fn ask(&self, request: Request) -> Result<()> {
+        // Room is left for what must not be refused.
+        if self.requests.len() >= REQUESTS_MAX / 2 {
+            return Err(Error::Limit { what: "the number of waiting requests", limit: REQUESTS_MAX as u64 / 2 });
+        }
+        self.post(request);
+        Ok(())
+    }
+
     fn post(&self, request: Request) {
-        // Ingest takes requests in every turn; when it has ended, so will this agent.
+        // Ingest takes requests whenever it can append; when it has ended, so will this agent.
         if self.requests.send(request).is_err() {
             tracing::debug!("ingest has ended");
         }
@@ -269,14 +300,14 @@ impl AttachAgent {
     }
 }
 
-/// Writes `message`; a connection that does not take it is closed by its own end.
+/// Writes `message`. A connection that does not take it at once is shut down: its end is then noticed as
+/// any other's.
 fn say(connection: &mut Connection, message: &Message) {
-    let bytes = message.encode();
-    let blocking = connection.stream.set_nonblocking(false);
-    let limited = blocking.and_then(|()| connection.stream.set_write_timeout(Some(TURN)));
-    let written = limited.and_then(|()| connection.stream.write_all(&bytes));
-    if let Err(error) = written.and_then(|()| connection.stream.set_nonblocking(true)) {
-        tracing::warn!(%error, "a publisher does not take its answer");
+    if let Err(error) = connection.stream.write_all(&message.encode()) {
+        tracing::warn!(%error, "a publisher does not take its answer; its connection is closed");
+        match connection.stream.shutdown(std::net::Shutdown::Both) {
+            Ok(()) | Err(_) => {}
+        }
     }
 }
 

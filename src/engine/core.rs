@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use super::memtables::MemTables;
 use crate::bus::BatchHeader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{self, Name};
 use crate::shm::control::{Control, Statistic};
@@ -27,6 +27,8 @@ pub struct PublisherState {
     pub last: PubSeq,
     /// That record's LSN.
     pub lsn: Lsn,
+    /// Which process the epoch was granted to.
+    pub incarnation: u32,
 }
 
 /// What became of a batch.
@@ -100,8 +102,9 @@ impl Rebuilt {
                     let count = u64::from(run.count);
                     lsn = lsn.plus(count);
                     let last = PubSeq(run.first_pub_seq.0 + count - 1);
-                    let state = PublisherState { epoch: run.epoch, last, lsn: Lsn(lsn.0 - 1) };
-                    self.publishers.insert(run.publisher, state);
+                    let state = self.publishers.entry(run.publisher).or_default();
+                    // The fact that began the epoch stands before its records.
+                    (state.epoch, state.last, state.lsn) = (run.epoch, last, Lsn(lsn.0 - 1));
                 }
             }
         }
@@ -110,8 +113,8 @@ impl Rebuilt {
 
     fn fact(&mut self, fact: &Fact) -> Result<()> {
         match *fact {
-            Fact::Attach { publisher, epoch } => {
-                self.publishers.insert(publisher, PublisherState { epoch, ..PublisherState::default() });
+            Fact::Attach { publisher, epoch, incarnation } => {
+                self.publishers.insert(publisher, PublisherState { epoch, incarnation, ..PublisherState::default() });
             }
             Fact::Symbol { instrument, name } => {
                 let id = self.symbols.push(&name)?;
@@ -125,6 +128,7 @@ impl Rebuilt {
     /// The state, with the log it came from.
     pub fn into_core(self, writer: wal::Writer, control: Control) -> Core {
         let Rebuilt { memtables, publishers, ids, symbols } = self;
+        symbols.publish();
         control.set_statistic(Statistic::Instruments, symbols.count());
         Core { writer, memtables, publishers, ids, symbols, control, frame: FrameBuilder::new(), scratch: Vec::new() }
     }
@@ -264,19 +268,28 @@ impl Core {
         Ok(appended)
     }
 
-    /// Logs that `publisher` writes in a new epoch, above `above`, from here on; gives its state.
+    /// Logs that the process `incarnation` of `publisher` writes in a new epoch, above `above`, from here
+    /// on; gives its state.
     ///
     /// # Errors
-    /// [`crate::error::Error::Halted`].
-    pub fn begin_epoch(&mut self, publisher: PublisherId, above: Epoch, now: Ts) -> Result<(PublisherState, wal::Appended)> {
+    /// [`crate::error::Error::Halted`]; [`crate::error::Error::Limit`] if there is no epoch above.
+    pub fn begin_epoch(
+        &mut self,
+        publisher: PublisherId,
+        incarnation: u32,
+        above: Epoch,
+        now: Ts,
+    ) -> Result<(PublisherState, wal::Appended)> {
         assert!(self.frame.is_empty(), "facts stand in frames of their own");
-        let epoch = Epoch(self.publisher(publisher).epoch.0.max(above.0) + 1);
+        let highest = self.publisher(publisher).epoch.max(above);
+        let next = highest.0.checked_add(1).filter(|e| *e < u32::MAX);
+        let epoch = Epoch(next.ok_or(Error::Limit { what: "a publisher's epoch", limit: u64::from(u32::MAX) - 1 })?);
         let mut frame = FrameBuilder::new();
-        frame.push_fact(|words| Fact::Attach { publisher, epoch }.encode(words));
+        frame.push_fact(|words| Fact::Attach { publisher, epoch, incarnation }.encode(words));
         let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
         self.control.set_appended(appended.end.lsn, appended.end.position);
         self.count(&appended);
-        let state = PublisherState { epoch, ..PublisherState::default() };
+        let state = PublisherState { epoch, incarnation, ..PublisherState::default() };
         self.publishers.insert(publisher, state);
         Ok((state, appended))
     }
@@ -320,6 +333,7 @@ impl Core {
             let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
             self.control.set_appended(appended.end.lsn, appended.end.position);
             self.count(&appended);
+            self.symbols.publish();
             Some(appended)
         };
         match failed {

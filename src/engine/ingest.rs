@@ -11,12 +11,12 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver as Queue, Sender as Post};
 
 use super::attach::{Answer, Request};
-use super::core::{Core, Offer, Readiness};
-use super::sync::SyncItem;
+use super::core::{Core, Offer, PublisherState, Readiness};
+use super::sync::{SYNC_QUEUE, SyncItem};
 use crate::agent::{Idle, Stop, Wait};
 use crate::bus::attach::{Grant, Message, Mode};
 use crate::bus::{Batch, Receiver};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lsn::{Level, Lsn, Position, PubSeq, PublisherId};
 use crate::record::Name;
 use crate::shm::bell::{Bell, Bells};
@@ -26,6 +26,10 @@ use crate::wal::{Appended, Evidence};
 
 /// Batches of one publisher in one turn.
 const QUOTA: usize = 64;
+/// Items that wait for the sync agent before publishers are held back.
+const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;
+/// A stopping agent takes in what comes for so long at most.
+const STOP_NS: u64 = 500_000_000;
 /// Longest sleep of a parked ingest agent: its heartbeat must stay young.
 const PARK: Duration = Duration::from_millis(100);
 /// Sleep while there is no room: it comes from other threads, which ring no bell.
@@ -58,6 +62,8 @@ pub(super) struct Lane {
     in_gap: bool,
     fenced: bool,
     gone: bool,
+    /// Its queue cannot be read any more.
+    failed: bool,
 }
 
 /// The ingest agent.
@@ -74,6 +80,8 @@ pub(super) struct IngestAgent {
     pub(super) level_min: Level,
     pub(super) wait: Wait,
     pub(super) stop: Stop,
+    /// Raised by the sync agent when a sync has failed.
+    pub(super) halted: Stop,
     pub(super) lanes: Vec<Lane>,
     /// The lane that was served first in the last turn.
     pub(super) first: usize,
@@ -92,17 +100,19 @@ impl IngestAgent {
     /// [`crate::error::Error::Halted`]: a write failed.
     pub(super) fn run(mut self) -> Result<()> {
         let mut idle = Idle::new(self.wait);
+        let mut end = None;
         loop {
             let stopping = self.stop.is_stopped();
             let worked = self.turn()?;
-            if worked {
+            // What publishers send after that stays in their rings.
+            let over = stopping && self.clock.monotonic() >= *end.get_or_insert(self.clock.monotonic() + STOP_NS);
+            if worked && !over {
                 idle.worked();
             } else if stopping {
-                self.tell();
-                self.send(SyncItem::Stop);
-                return Ok(());
+                self.tell()?;
+                return self.send(SyncItem::Stop);
             } else if idle.should_park() {
-                self.tell();
+                self.tell()?;
                 self.park();
                 idle.worked();
             }
@@ -122,29 +132,38 @@ impl IngestAgent {
         let now = self.clock.monotonic();
         self.control.beat(now);
         if self.untold.is_due(now, self.control.durable_position()) {
-            self.tell();
+            self.tell()?;
         }
         let mut worked = false;
         while let Ok(slot) = self.freed.try_recv() {
             self.slots.push(slot);
         }
-        if self.has_room(now)? {
-            if let Ok(request) = self.requests.try_recv() {
-                self.serve(request)?;
-                worked = true;
-            }
+        let mut room = self.has_room(now)?;
+        // Facts need the log alone: they are taken while the MemTables are full.
+        if (room || self.core.writer.ready()?)
+            && let Ok(request) = self.requests.try_recv()
+        {
+            self.serve(request)?;
+            worked = true;
+            room = self.has_room(now)?;
+        }
+        if room {
             worked |= self.drain()?;
         }
+        self.drop_gone()?;
         Ok(worked)
     }
 
     /// Whether a frame can be taken in; keeps count of the time in which none can.
     fn has_room(&mut self, now: u64) -> Result<bool> {
+        if self.halted.is_stopped() {
+            return Err(Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() });
+        }
         let unsynced = self.core.writer.chain().position.0.saturating_sub(self.control.durable_position().0);
         let why = match self.core.is_ready()? {
             Readiness::MemTableFull => 1,
             Readiness::NoSegment => 2,
-            Readiness::Ready if unsynced > self.unsynced_max => 2,
+            Readiness::Ready if unsynced > self.unsynced_max || self.sync.len() > SYNC_ITEMS_MAX => 2,
             Readiness::Ready => 0,
         };
         match (why, self.held_since) {
@@ -186,7 +205,9 @@ impl IngestAgent {
                         Ok(Some(batch)) => batch,
                         Ok(None) => break,
                         Err(error) => {
-                            tracing::error!(%error, publisher = lane.publisher.0, "a publisher's service fails");
+                            tracing::error!(%error, publisher = lane.publisher.0, "a publisher's service fails; it is let go");
+                            lane.slot.set_state(SlotState::Refused);
+                            (lane.gone, lane.failed) = (true, true);
                             break;
                         }
                     },
@@ -202,17 +223,20 @@ impl IngestAgent {
             }
         }
         self.commit()?;
-        self.drop_gone(full);
         Ok(took)
     }
 
     fn commit(&mut self) -> Result<()> {
         let Some(committed) = self.core.commit(self.clock.wall())? else { return Ok(()) };
         self.bells.ring(Bell::Applied);
+        if self.halted.is_stopped() {
+            // A sync has failed meanwhile: what the kernel holds of this frame may never reach the disk.
+            return Err(Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() });
+        }
         let Appended { end, opened, .. } = committed.appended;
         if let Some(opened) = opened {
-            self.tell();
-            self.send(SyncItem::Opened(opened));
+            self.tell()?;
+            self.send(SyncItem::Opened(opened))?;
         }
         for (publisher, pub_seq, lsn) in committed.accepted {
             if let Some(lane) = self.lanes.iter().rev().find(|l| l.publisher == publisher && !l.fenced) {
@@ -226,40 +250,60 @@ impl IngestAgent {
             self.untold.since = self.clock.monotonic();
         }
         if self.untold.urgent {
-            self.tell();
+            self.tell()?;
         }
         Ok(())
     }
 
     /// Tells the sync agent what it has not been told yet.
-    fn tell(&mut self) {
-        let Some(end) = self.untold.end.take() else { return };
+    fn tell(&mut self) -> Result<()> {
+        let Some(end) = self.untold.end.take() else { return Ok(()) };
         let urgent = std::mem::take(&mut self.untold.urgent);
-        self.send(SyncItem::Appended { end, urgent });
+        self.send(SyncItem::Appended { end, urgent })?;
         for (slot, pub_seq, lsn) in std::mem::take(&mut self.untold.acks) {
-            self.send(SyncItem::Ack { slot, pub_seq, lsn });
+            self.send(SyncItem::Ack { slot, pub_seq, lsn })?;
         }
+        Ok(())
     }
 
-    fn send(&self, item: SyncItem) {
-        // The sync agent ends only after Stop, or with an error that ends the process.
-        if self.sync.send(item).is_err() {
-            tracing::debug!("the sync agent has ended");
-        }
+    /// Passes `item` on.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: the sync agent has ended, so nothing will be durable any more.
+    fn send(&self, item: SyncItem) -> Result<()> {
+        let ended = |_| Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() };
+        self.sync.send(item).map_err(ended)
     }
 
-    fn appended(&mut self, appended: Appended) {
-        self.tell();
+    fn appended(&mut self, appended: Appended) -> Result<()> {
+        self.tell()?;
         if let Some(opened) = appended.opened {
-            self.send(SyncItem::Opened(opened));
+            self.send(SyncItem::Opened(opened))?;
         }
-        self.send(SyncItem::Appended { end: appended.end, urgent: true });
+        self.send(SyncItem::Appended { end: appended.end, urgent: true })
     }
 
     fn serve(&mut self, request: Request) -> Result<()> {
         match request {
-            Request::Attach { connection, publisher, mode, level, grant, receiver } => {
-                self.attach(connection, publisher, mode, level.max(self.level_min), grant, receiver)
+            Request::Attach { connection, publisher, mode, level, incarnation, grant, receiver } => {
+                self.take_in_earlier(publisher)?;
+                let slot_index = self.slots.pop();
+                let granted = match slot_index {
+                    None => Err(Message::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"))),
+                    Some(_) => self.epoch_for(publisher, mode, incarnation)?,
+                };
+                match (granted, slot_index) {
+                    (Ok(state), Some(slot_index)) => {
+                        let level = level.max(self.level_min);
+                        self.let_in(connection, publisher, level, grant, receiver, slot_index, state)
+                    }
+                    (Err(refusal), slot_index) => {
+                        self.slots.extend(slot_index);
+                        self.say(connection, refusal)?;
+                        self.send(SyncItem::Answer(Answer::Retired(receiver)))
+                    }
+                    (Ok(_), None) => Ok(()),
+                }
             }
             Request::Symbols { connection, names } => self.symbols(connection, &names),
             Request::Gone { connection } => {
@@ -269,57 +313,68 @@ impl IngestAgent {
         }
     }
 
-    fn attach(
-        &mut self,
-        connection: u64,
-        publisher: PublisherId,
-        mode: Mode,
-        level: Level,
-        grant: u64,
-        receiver: Receiver,
-    ) -> Result<()> {
-        // What the publisher's earlier self has sent counts: it is taken in first.
-        while self.lanes.iter().any(|l| l.publisher == publisher && l.receiver.has_batches())
-            && self.has_room(self.clock.monotonic())?
-        {
+    /// What the publisher's earlier self has sent counts: it is taken in first, as far as there is room.
+    fn take_in_earlier(&mut self, publisher: PublisherId) -> Result<()> {
+        let waits = |l: &Lane| l.publisher == publisher && (l.pending.is_some() || l.receiver.has_batches());
+        while self.lanes.iter().any(waits) && self.has_room(self.clock.monotonic())? {
             if !self.drain()? {
                 break;
             }
         }
+        self.wait_for_log()
+    }
+
+    /// Waits until a frame can be appended, whatever the MemTables hold.
+    fn wait_for_log(&mut self) -> Result<()> {
+        while !self.core.writer.ready()? && !self.stop.is_stopped() {
+            self.control.beat(self.clock.monotonic());
+            std::thread::sleep(HELD_BACK_PARK);
+        }
+        Ok(())
+    }
+
+    /// The state in which `publisher` goes on, or why it does not.
+    fn epoch_for(&mut self, publisher: PublisherId, mode: Mode, incarnation: u32) -> Result<Result<PublisherState, Message>> {
         let known = self.core.publisher(publisher);
         let above = match mode {
-            Mode::New => Some(known.epoch),
+            Mode::Resume(epoch) if epoch == known.epoch => return Ok(Ok(known)),
+            // Granted to this very process, which was not told of it: storage was killed meanwhile.
+            Mode::Resume(epoch) if epoch < known.epoch && incarnation == known.incarnation => return Ok(Ok(known)),
+            Mode::Resume(epoch) if epoch < known.epoch => return Ok(Err(Message::Fenced(known.epoch))),
             // The log does not know this epoch: it went with a torn tail. The publisher sees another
             // epoch than it asked for, and reports what it has lost.
-            Mode::Resume(epoch) if epoch > known.epoch => Some(epoch),
-            Mode::Resume(_) => None,
+            Mode::Resume(epoch) => epoch,
+            Mode::New => known.epoch,
         };
-        let state = match (above, mode) {
-            (Some(above), _) => {
-                let (state, appended) = self.core.begin_epoch(publisher, above, self.clock.wall())?;
-                self.appended(appended);
-                state
-            }
-            (None, Mode::Resume(epoch)) if epoch < known.epoch => {
-                self.say(connection, Message::Fenced(known.epoch));
-                self.send(SyncItem::Answer(Answer::Retired(receiver)));
-                return Ok(());
-            }
-            (None, _) => known,
-        };
+        if !self.core.writer.ready()? {
+            return Ok(Err(Message::Refused("storage is stopping".to_owned())));
+        }
+        match self.core.begin_epoch(publisher, incarnation, above, self.clock.wall()) {
+            Ok((state, appended)) => self.appended(appended).map(|()| Ok(state)),
+            Err(e @ Error::Halted { .. }) => Err(e),
+            Err(e) => Ok(Err(Message::Refused(e.to_string()))),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a lane is made of")]
+    fn let_in(
+        &mut self,
+        connection: u64,
+        publisher: PublisherId,
+        level: Level,
+        grant: u64,
+        receiver: Receiver,
+        slot_index: usize,
+        state: PublisherState,
+    ) -> Result<()> {
         for lane in self.lanes.iter_mut().filter(|l| l.publisher == publisher) {
             lane.fenced = true;
             lane.slot.set_state(SlotState::Fenced);
         }
-        let Some(slot_index) = self.slots.pop() else {
-            self.say(connection, Message::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit")));
-            self.send(SyncItem::Answer(Answer::Retired(receiver)));
-            return Ok(());
-        };
         let slot = self.control.slot(slot_index);
         slot.grant(grant, publisher, state.epoch, state.last, state.lsn);
         let (epoch, pub_seq, lsn, instance) = (state.epoch, state.last, state.lsn, self.instance);
-        self.say(connection, Message::Attached(Grant { grant, slot: slot_index, epoch, pub_seq, lsn, instance, level }));
+        self.say(connection, Message::Attached(Grant { grant, slot: slot_index, epoch, pub_seq, lsn, instance, level }))?;
         self.lanes.push(Lane {
             connection,
             publisher,
@@ -331,59 +386,57 @@ impl IngestAgent {
             in_gap: false,
             fenced: false,
             gone: false,
+            failed: false,
         });
         self.control.set_statistic(Statistic::Publishers, self.lanes.len() as u64);
         tracing::info!(publisher = publisher.0, epoch = epoch.0, pub_seq = pub_seq.0, %level, "publisher attached");
         Ok(())
     }
 
-    fn say(&mut self, connection: u64, message: Message) {
+    fn say(&mut self, connection: u64, message: Message) -> Result<()> {
         // An answer means that everything before it is durable.
-        self.tell();
-        self.send(SyncItem::Answer(Answer::Say { connection, message }));
+        self.tell()?;
+        self.send(SyncItem::Answer(Answer::Say { connection, message }))
     }
 
     fn symbols(&mut self, connection: u64, names: &[Name]) -> Result<()> {
         let mut ids = Vec::with_capacity(names.len());
         let mut rest = names;
         while !rest.is_empty() {
-            while self.core.is_ready()? == Readiness::NoSegment {
-                self.control.beat(self.clock.monotonic());
-                std::thread::sleep(HELD_BACK_PARK);
+            self.wait_for_log()?;
+            if !self.core.writer.ready()? {
+                return self.say(connection, Message::Refused("storage is stopping".to_owned()));
             }
             match self.core.instruments(rest, self.clock.wall()) {
                 Ok((some, appended)) => {
                     rest = rest.get(some.len()..).unwrap_or(&[]);
                     ids.extend(some);
                     if let Some(appended) = appended {
-                        self.appended(appended);
+                        self.appended(appended)?;
                     }
                 }
-                Err(e @ crate::error::Error::Halted { .. }) => return Err(e),
-                Err(e) => {
-                    self.say(connection, Message::Refused(e.to_string()));
-                    return Ok(());
-                }
+                Err(e @ Error::Halted { .. }) => return Err(e),
+                Err(e) => return self.say(connection, Message::Refused(e.to_string())),
             }
         }
-        self.say(connection, Message::Ids(ids));
-        Ok(())
+        self.say(connection, Message::Ids(ids))
     }
 
     /// Lets go of the publishers that have ended and of which nothing is left to take in.
-    fn drop_gone(&mut self, frame_was_full: bool) {
-        if frame_was_full || !self.lanes.iter().any(|l| l.gone) {
-            return;
+    fn drop_gone(&mut self) -> Result<()> {
+        if !self.lanes.iter().any(|l| l.gone) {
+            return Ok(());
         }
-        self.tell();
-        let over = |l: &mut Lane| l.gone && l.pending.is_none() && !l.receiver.has_batches();
+        self.tell()?;
+        let over = |l: &mut Lane| l.gone && l.pending.is_none() && (l.failed || !l.receiver.has_batches());
         for lane in self.lanes.extract_if(.., over).collect::<Vec<_>>() {
             lane.slot.free();
             tracing::info!(publisher = lane.publisher.0, "publisher detached");
-            self.send(SyncItem::Freed(lane.slot_index));
-            self.send(SyncItem::Answer(Answer::Retired(lane.receiver)));
+            self.send(SyncItem::Freed(lane.slot_index))?;
+            self.send(SyncItem::Answer(Answer::Retired(lane.receiver)))?;
         }
         self.control.set_statistic(Statistic::Publishers, self.lanes.len() as u64);
+        Ok(())
     }
 }
 

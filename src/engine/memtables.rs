@@ -96,11 +96,18 @@ impl MemTables {
     /// Whether a frame of `records` records fits, in the active table or a next one.
     ///
     /// # Errors
-    /// [`Error::NoSharedMemory`] if a table could not be made.
+    /// [`Error::NoSharedMemory`] at start-up, if the table that is needed could not be made. Later that is
+    /// no error but no room, until it can be.
     pub fn has_room(&mut self, records: u64) -> Result<bool> {
         // A next table is asked for early, so that it is there when it is needed.
-        if self.active.used() > self.active.len() / 2 || self.requested {
-            self.provide()?;
+        if self.requested || self.active.used() > self.active.len() / 2 || !self.active.has_room(2 * records) {
+            let provided = self.provide();
+            if let Err(error) = provided {
+                if !self.active.has_room(records) && matches!(self.source, Source::Inline) {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "there is no next MemTable yet");
+            }
         }
         Ok(self.next.is_some() || self.active.has_room(records))
     }

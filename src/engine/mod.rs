@@ -33,7 +33,7 @@ use self::core::{Core, Rebuilt};
 use self::ingest::IngestAgent;
 use self::memtables::{Maker, MemTables, Source};
 use self::prepare::PrepareAgent;
-use self::sync::{Pace, SyncAgent, SyncItem};
+use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use crate::agent::{Stop, Wait, spawn};
 use crate::bus::Bus;
 use crate::disk::Disk;
@@ -104,7 +104,8 @@ impl Default for Options {
 const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
 
 impl Options {
-    /// Checks the options against each other and fills in what depends on the host.
+    /// Checks the options against each other and fills in what depends on the host, as it is now: what
+    /// an earlier instance held of its memory has to be given back before.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming the option and its bounds.
@@ -166,6 +167,8 @@ pub struct Started {
 
 /// A recovered store, before its agents run: what a simulation drives by hand.
 pub struct Recovered {
+    /// The options, checked.
+    pub options: Options,
     /// The state.
     pub core: Core,
     /// Makes the log durable.
@@ -186,13 +189,17 @@ pub struct Recovered {
 ///
 /// # Errors
 /// [`Error::Locked`] if another process has it; [`Error::MemTableFull`]; as [`wal::open`].
-pub fn recover(options: &Options, world: &World) -> Result<Recovered> {
-    let (disk, dir) = (&world.disk, options.store.as_path());
+pub fn recover(options: Options, world: &World) -> Result<Recovered> {
+    let (disk, dir) = (&world.disk, options.store.clone());
+    let dir = dir.as_path();
     disk.create_dir(dir)?;
     let Some(lock) = disk.lock(&dir.join("LOCK"))? else { return Err(Error::Locked { path: dir.to_path_buf() }) };
-    let store_id = wal::meta::read(disk.as_ref(), dir)?.map_or(world.store_id, |m| m.store_id);
+    let known = wal::meta::read(disk.as_ref(), dir)?;
+    let store_id = known.map_or(world.store_id, |m| m.store_id);
     let run_dir = RunDir::create(dir, store_id, &options.run_root)?;
     let control = Control::open_or_create(&run_dir.control(), store_id)?;
+    // The page is new when the host has been started since: what readers saw before is not known then.
+    let unknown = control.instance() == 0 && known.is_some_and(|m| !m.clean);
     let instance = (control.instance() + 1) | 1;
     control.set_instance(instance);
     control.set_server(None);
@@ -200,12 +207,13 @@ pub fn recover(options: &Options, world: &World) -> Result<Recovered> {
     let swept = run_dir.sweep(None)?;
     tracing::debug!(swept, "removed what earlier instances left in shared memory");
     control.reset();
+    let options = options.check()?;
     let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size };
     let memtables = MemTables::new(maker.clone(), control.clone(), Lsn(1), options.memtables_max)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
     let mut rebuilt = Rebuilt::new(memtables, symbols);
     let create = wal::Create { store_id, segment_size: options.segment_size, now: world.clock.wall() };
-    let seen = control.applied();
+    let seen = if unknown { Lsn(u64::MAX) } else { control.applied() };
     let log = wal::open(disk.clone(), dir, create, seen, |frame| {
         control.beat(world.clock.monotonic());
         rebuilt.visit(frame)
@@ -235,7 +243,7 @@ pub fn recover(options: &Options, world: &World) -> Result<Recovered> {
         cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
         memtable_size: options.memtable_size,
     };
-    Ok(Recovered { core, syncer, meta, control, started, run_dir, maker, lock })
+    Ok(Recovered { options, core, syncer, meta, control, started, run_dir, maker, lock })
 }
 
 /// A serving store.
@@ -253,40 +261,29 @@ pub struct Storage {
     _lock: Box<dyn Send + Sync>,
 }
 
-/// Items that wait for the sync agent at most.
-const SYNC_QUEUE: usize = 64 << 10;
-
 impl Storage {
     /// Recovers the store and begins to serve it.
     ///
     /// # Errors
     /// As [`recover`]; [`Error::Bus`]; [`Error::Invalid`] for options that cannot be.
     pub fn start(options: Options, world: World) -> Result<Storage> {
-        let options = options.check()?;
-        let recovered = recover(&options, &world)?;
+        let recovered = recover(options, &world)?;
         let (run_dir, instance) = (&recovered.run_dir, recovered.started.instance);
         let bells = Bells::open_or_create(&run_dir.bells())?;
         let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "storage")?;
         let listener = listen(&run_dir.attach_socket())?;
-        Storage::launch(&options, world, recovered, bells, bus, listener)
+        Storage::launch(world, recovered, bells, bus, listener)
     }
 
     /// Starts the agents.
     #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
-    fn launch(
-        options: &Options,
-        world: World,
-        recovered: Recovered,
-        bells: Bells,
-        bus: Bus,
-        listener: UnixListener,
-    ) -> Result<Storage> {
-        let Recovered { mut core, syncer, meta, control, started, run_dir, maker, lock } = recovered;
+    fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listener: UnixListener) -> Result<Storage> {
+        let Recovered { options, mut core, syncer, meta, control, started, run_dir, maker, lock } = recovered;
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
         let waker = Waker::new().map_err(io)?;
-        let (stop, late_stop) = (Stop::default(), Stop::default());
-        let (request_in, request_out) = bounded(1024);
+        let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());
+        let (request_in, request_out) = bounded(attach::REQUESTS_MAX);
         let (answer_in, answer_out) = bounded(4096);
         let (item_in, item_out) = bounded::<SyncItem>(SYNC_QUEUE);
         let (freed_in, freed_out) = bounded(SLOTS_MAX);
@@ -321,6 +318,7 @@ impl Storage {
             // A core is kept busy for ingest alone: for the disk an adaptive wait is enough.
             wait: if options.wait == Wait::Busy { Wait::Adaptive } else { options.wait },
             was_urgent: false,
+            halted: halted.clone(),
         };
         let attach = AttachAgent {
             listener,
@@ -348,6 +346,7 @@ impl Storage {
             level_min: options.level_min,
             wait: options.wait,
             stop: stop.clone(),
+            halted,
             lanes: Vec::new(),
             first: 0,
             slots: (0..SLOTS_MAX).rev().collect(),

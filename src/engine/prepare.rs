@@ -78,8 +78,9 @@ impl PrepareAgent {
 
     fn table(&mut self, id: u64) {
         let made = self.maker.make(id);
-        if let Err(error) = &made {
-            tracing::error!(%error, "cannot make a MemTable");
+        if made.is_err() {
+            // It is asked for again at once.
+            std::thread::sleep(RETRY);
         }
         // One is asked for at a time, so there is room; nobody listens any more when storage stops.
         if self.tables.try_send(made).is_err() {

@@ -7,10 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
 use super::attach::Answer;
-use crate::agent::{Idle, Wait};
+use crate::agent::{Idle, Stop, Wait};
 use crate::error::Result as Outcome;
 use crate::lsn::{Lsn, Position, PubSeq};
 use crate::shm::bell::{Bell, Bells};
@@ -45,6 +45,9 @@ pub(super) enum SyncItem {
     Stop,
 }
 
+/// Items that wait for the sync agent at most.
+pub(super) const SYNC_QUEUE: usize = 64 << 10;
+
 /// When to sync what nobody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
@@ -73,6 +76,8 @@ pub(super) struct SyncAgent {
     pub(super) wait: Wait,
     /// Whether somebody waited for the last sync.
     pub(super) was_urgent: bool,
+    /// Raised when a sync has failed, before anything else happens.
+    pub(super) halted: Stop,
 }
 
 /// What has been taken from the queue and not yet been dealt with.
@@ -92,7 +97,16 @@ impl SyncAgent {
     ///
     /// # Errors
     /// [`crate::error::Error::Halted`]: a sync failed. Nothing more is acknowledged.
-    pub(super) fn run(mut self) -> Outcome<Syncer> {
+    pub(super) fn run(self) -> Outcome<Syncer> {
+        let halted = self.halted.clone();
+        let ended = self.serve();
+        if ended.is_err() {
+            halted.stop();
+        }
+        ended
+    }
+
+    fn serve(mut self) -> Outcome<Syncer> {
         let mut batch = Batch::default();
         loop {
             self.take(&mut batch);
@@ -107,7 +121,8 @@ impl SyncAgent {
     }
 
     fn is_due(&self, batch: &Batch) -> bool {
-        let Some(end) = batch.end else { return !batch.answers.is_empty() || !batch.freed.is_empty() };
+        // Without an end what is there is durable already.
+        let Some(end) = batch.end else { return !(batch.acks.is_empty() && batch.answers.is_empty() && batch.freed.is_empty()) };
         let bytes = end.position.0.saturating_sub(self.syncer.durable().position.0);
         batch.urgent || bytes >= self.pace.bytes || batch.since.is_some_and(|s| s.elapsed() >= self.pace.interval)
     }
@@ -167,8 +182,9 @@ impl SyncAgent {
         }
         self.bells.ring(Bell::Ack);
         for slot in batch.freed.drain(..) {
-            // The queue holds every slot there is.
-            assert!(self.freed.try_send(slot).is_ok(), "more slots freed than exist");
+            // The queue holds every slot there is; ingest may have ended before.
+            let sent = self.freed.try_send(slot);
+            assert!(!matches!(sent, Err(TrySendError::Full(_))), "more slots freed than exist");
         }
         if !batch.answers.is_empty() {
             for answer in batch.answers.drain(..) {

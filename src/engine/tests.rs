@@ -62,7 +62,7 @@ impl Run {
 
     fn recover(&self) -> Result<Recovered> {
         let world = World { disk: Arc::new(self.disk.clone()), clock: Arc::new(self.clock.clone()), store_id: 5 };
-        recover(&options(&self.dir.path().join("s")), &world)
+        recover(options(&self.dir.path().join("s")), &world)
     }
 
     /// Attaches, sends, syncs until the power goes or the script ends.
@@ -77,7 +77,7 @@ impl Run {
                 self.clients[i].sent = known.last.0;
                 continue;
             }
-            let (state, appended) = store.core.begin_epoch(publisher, self.clients[i].epoch, self.clock.wall())?;
+            let (state, appended) = store.core.begin_epoch(publisher, 7, self.clients[i].epoch, self.clock.wall())?;
             if let Some(opened) = appended.opened {
                 store.syncer.opened(opened);
             }
@@ -174,7 +174,7 @@ fn what_was_acknowledged_survives_every_crash_once_and_in_order() {
 fn a_malformed_batch_leaves_the_frame_as_it_was() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let header = |first, count| BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), count);
     let good = trades(1, state.epoch, 1, 3);
     assert_eq!(store.core.offer(header(1, 3), &good), Offer::Accepted);
@@ -213,7 +213,7 @@ fn a_million_instruments_are_registered_and_come_back_after_a_restart() {
     let mut options = options(&run.dir.path().join("s"));
     (options.instruments_max, options.segment_size) = (1_000_000, 64 << 20);
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
-    let mut store = recover(&options, &world).unwrap();
+    let mut store = recover(options.clone(), &world).unwrap();
     let name = |i: u32| -> crate::record::Name { format!("V:{i}").parse().unwrap() };
     let names: Vec<_> = (0..1_000_000).map(name).collect();
     let mut rest = &names[..];
@@ -229,7 +229,144 @@ fn a_million_instruments_are_registered_and_come_back_after_a_restart() {
     assert!(matches!(store.core.instruments(&[name(1_000_000)], Ts(5)), Err(Error::Limit { .. })));
     store.syncer.sync(store.core.writer.end()).unwrap();
     drop(store);
-    let mut store = recover(&options, &world).unwrap();
+    let mut store = recover(options.clone(), &world).unwrap();
     let (ids, appended) = store.core.instruments(&[name(999_999), name(0)], Ts(5)).unwrap();
     assert_eq!((ids[0].0, ids[1].0, appended.is_none()), (1_000_000, 1, true));
+}
+
+#[test]
+fn three_of_the_largest_frames_fit_after_one_look() {
+    let run = Run::new(1);
+    let mut store = run.recover().unwrap();
+    let (mut state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let mut next = 0u32;
+    for round in 0..60u64 {
+        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        // Facts, an epoch, records: what one turn of ingest may append.
+        let names: Vec<_> = (next..next + 16).map(|i| format!("N:{i}").parse().unwrap()).collect();
+        next += 16;
+        store.core.instruments(&names, Ts(1)).unwrap();
+        state = store.core.begin_epoch(PublisherId(1), 7, state.epoch, Ts(1)).unwrap().0;
+        let mut first = 1;
+        while store
+            .core
+            .offer(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 50), &trades(1, state.epoch, first, 50))
+            == Offer::Accepted
+        {
+            first += 50;
+        }
+        store.core.commit(Ts(1)).unwrap().unwrap();
+        assert!(first > 900, "round {round}: {first}");
+    }
+}
+
+#[test]
+fn every_memtable_is_used_before_publishers_are_held_back_however_many_series_there_are() {
+    let run = Run::new(1);
+    let mut options = options(&run.dir.path().join("s"));
+    (options.memtables_max, options.segment_size) = (3, 64 << 20);
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let mut store = recover(options, &world).unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let mut seq = 0;
+    while store.core.is_ready().unwrap() == Readiness::Ready {
+        for _ in 0..500 {
+            seq += 1;
+            let trade = Trade { instrument: crate::lsn::InstrumentId(seq as u32), ..Trade::default() };
+            let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(seq), 1);
+            assert_eq!(store.core.offer(header, trade.words()), Offer::Accepted);
+        }
+        store.core.commit(Ts(1)).unwrap();
+    }
+    assert_eq!(store.control.tables().unwrap().count, 3, "{seq} series");
+}
+
+#[test]
+fn an_epoch_is_remembered_before_its_first_record() {
+    let run = Run::new(1);
+    let mut store = run.recover().unwrap();
+    let (state, appended) = store.core.begin_epoch(PublisherId(3), 77, Epoch(8), Ts(1)).unwrap();
+    store.syncer.sync(appended.end).unwrap();
+    drop(store);
+    let store = run.recover().unwrap();
+    assert_eq!((store.core.publisher(PublisherId(3)), state.epoch), (state, Epoch(9)));
+    assert_eq!(store.core.publisher(PublisherId(3)).incarnation, 77);
+}
+
+/// A sync agent over `store`, with the ends of its queues.
+fn sync_agent(
+    store: Recovered,
+) -> (SyncAgent, crossbeam_channel::Sender<SyncItem>, crossbeam_channel::Receiver<usize>, Control, Stop) {
+    let (items_in, items) = bounded(100);
+    let (answers, answers_out) = bounded(10);
+    let (freed, freed_out) = bounded(10);
+    drop(answers_out);
+    let (control, halted) = (store.control.clone(), Stop::default());
+    let agent = SyncAgent {
+        syncer: store.syncer,
+        items,
+        answers,
+        freed,
+        control: control.clone(),
+        bells: Bells::open_or_create(&store.run_dir.bells()).unwrap(),
+        wake_attach: Waker::new().unwrap(),
+        pace: Pace { interval: Duration::from_millis(5), bytes: 1 << 20 },
+        wait: Wait::Blocking,
+        was_urgent: false,
+        halted: halted.clone(),
+    };
+    (agent, items_in, freed_out, control, halted)
+}
+
+#[test]
+fn nothing_is_told_before_its_sync_and_after_a_failed_one_nothing_is_told_at_all() {
+    for fails in [false, true] {
+        let run = Run::new(1);
+        let mut store = run.recover().unwrap();
+        let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+        store.syncer.sync(appended.end).unwrap();
+        store.core.offer(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(1), 3), &trades(1, state.epoch, 1, 3));
+        let committed = store.core.commit(Ts(2)).unwrap().unwrap();
+        let slot = store.control.slot(0);
+        slot.grant(9, PublisherId(1), state.epoch, PubSeq(0), Lsn(0));
+        let before = store.control.durable();
+        let (agent, items, _freed, control, halted) = sync_agent(store);
+        if fails {
+            // The evidence is written; the sync itself fails.
+            run.disk.set_fault(run.disk.calls() + 2, Fault::Once(ErrorKind::Other));
+        }
+        items.send(SyncItem::Appended { end: committed.appended.end, urgent: true }).unwrap();
+        items.send(SyncItem::Ack { slot: 0, pub_seq: PubSeq(3), lsn: Lsn(3) }).unwrap();
+        items.send(SyncItem::Stop).unwrap();
+        let ended = agent.run();
+        let told = (control.durable(), slot.view(9).unwrap().durable);
+        if fails {
+            assert!(matches!(ended.map(|_| ()), Err(Error::Halted { .. })) && halted.is_stopped());
+            assert_eq!(told, (before, PubSeq(0)));
+        } else {
+            assert!(ended.is_ok() && !halted.is_stopped());
+            assert_eq!(told, (Lsn(3), PubSeq(3)));
+        }
+    }
+}
+
+#[test]
+fn a_slot_that_is_freed_after_ingest_has_ended_does_no_harm() {
+    let run = Run::new(1);
+    let (agent, items, freed, ..) = sync_agent(run.recover().unwrap());
+    drop(freed);
+    items.send(SyncItem::Freed(3)).unwrap();
+    items.send(SyncItem::Stop).unwrap();
+    assert!(agent.run().is_ok());
+}
+
+#[test]
+fn a_host_that_was_started_since_raises_the_timeline_after_an_unclean_stop() {
+    let run = Run::new(1);
+    let store = run.recover().unwrap();
+    let (timeline, run_dir) = (store.control.timeline(), store.run_dir.clone());
+    drop(store);
+    assert_eq!(run.recover().unwrap().control.timeline(), timeline, "a kill loses nothing that was seen");
+    std::fs::remove_dir_all(run_dir.path()).unwrap();
+    assert_eq!(run.recover().unwrap().control.timeline().0, timeline.0 + 1);
 }

@@ -129,9 +129,14 @@ impl Table {
         self.record_at(self.address(lsn)?.0)
     }
 
+    fn runs(&self) -> u64 {
+        // SYNC: pairs with the store in `Writer::push_run`.
+        self.map.u64(RUNS).load(Ordering::Acquire)
+    }
+
     /// How the record `lsn` came in; it is applied and in this table.
     pub fn arrival(&self, lsn: Lsn) -> Option<Arrival> {
-        let runs = self.load64(RUNS)?;
+        let runs = self.runs();
         let after = partition_point(runs, |i| self.run(i).is_some_and(|(first, ..)| first <= lsn));
         let (first, count, mut arrival) = self.run(after.checked_sub(1)?)?;
         let offset = lsn.0 - first.0;
@@ -156,26 +161,29 @@ impl Table {
         Some((Lsn(first), counted & 0xffff_ffff, arrival))
     }
 
-    /// The record that `publisher` numbered `pub_seq` in `epoch`, if it is here up to `upto`. Looks
-    /// from the newest back.
-    pub fn find_published(&self, publisher: PublisherId, epoch: Epoch, pub_seq: PubSeq, upto: Lsn) -> Option<Row<'_>> {
-        let runs = self.load64(RUNS)?;
-        for i in (0..runs).rev() {
+    /// The record that `publisher` numbered `pub_seq` in `epoch`, if it is here above `after` and up to
+    /// `upto`. Looks forward from `after`, or, if that is [`Lsn::NONE`], back from the newest.
+    pub fn find_published(
+        &self,
+        publisher: PublisherId,
+        epoch: Epoch,
+        pub_seq: PubSeq,
+        after: Lsn,
+        upto: Lsn,
+    ) -> Option<Row<'_>> {
+        let runs = self.runs();
+        let matches = |i: u64| {
             let (first, count, arrival) = self.run(i)?;
-            if arrival.publisher != publisher || arrival.epoch != epoch {
-                continue;
-            }
-            if arrival.pub_seq > pub_seq {
-                continue;
-            }
-            let offset = pub_seq.0 - arrival.pub_seq.0;
+            let offset = pub_seq.0.checked_sub(arrival.pub_seq.0)?;
             let lsn = first.plus(offset);
-            if offset >= count || lsn > upto {
-                return None;
-            }
-            return self.row(lsn);
+            let hit = arrival.publisher == publisher && arrival.epoch == epoch && offset < count && lsn <= upto;
+            if hit { self.row(lsn) } else { None }
+        };
+        if after == Lsn::NONE {
+            return (0..runs).rev().find_map(matches);
         }
-        None
+        let from = partition_point(runs, |i| self.run(i).is_some_and(|(first, ..)| first <= after)).saturating_sub(1);
+        (from..runs).find_map(matches)
     }
 
     /// The row of number `lsn`, which is applied; `None` if it is not in this table.
@@ -379,8 +387,10 @@ impl<'t> Chunk<'t> {
     fn sorted_until(&self, before: impl Fn(Ts) -> bool) -> u32 {
         let zones = self.zones();
         let (from, to) = if zones > 1 {
-            // The zones' least times rise; the boundary lies in the last zone that begins before it.
-            let zone = (partition_point(u64::from(zones), |z| before(self.zone(z as u32).0)) as u32).saturating_sub(1);
+            // The boundary lies in the last zone whose first row is before it. The rows are looked at, not
+            // the zones' bounds: those may already count a row above the watermark.
+            let first = |zone: u64| self.time(zone as u32 * ZONE_ROWS);
+            let zone = (partition_point(u64::from(zones), |z| before(first(z))) as u32).saturating_sub(1);
             (zone * ZONE_ROWS, ((zone + 1) * ZONE_ROWS).min(self.len))
         } else {
             (0, self.len)

@@ -45,7 +45,7 @@ impl Tables {
             if instance % 2 == 1 {
                 return self.down(run_dir, "it is recovering");
             }
-            let list = control.tables();
+            let Some(list) = control.tables() else { return self.down(run_dir, "it was killed while it changed its MemTables") };
             if instance != self.instance || list.version != self.version {
                 match self.refresh(run_dir, control.store_id(), instance, list.tables.get(..list.count).unwrap_or(&[])) {
                     Ok(()) => (self.instance, self.version) = (instance, list.version),

@@ -166,7 +166,9 @@ fn records_are_found_by_their_publishers_number() {
             INGEST,
         );
     }
-    let found = |p, s| f.table.find_published(PublisherId(p), Epoch(4), PubSeq(s), Lsn(45)).map(|r| r.lsn);
+    let after = |p, s, after| f.table.find_published(PublisherId(p), Epoch(4), PubSeq(s), Lsn(after), Lsn(45)).map(|r| r.lsn);
+    let found = |p, s| after(p, s, 0);
+    assert_eq!((after(1, 25, 5), after(1, 5, 5), after(1, 5, 30)), (Some(Lsn(25)), Some(Lsn(5)), None));
     assert_eq!((found(1, 5), found(2, 35), found(1, 25)), (Some(Lsn(5)), Some(Lsn(35)), Some(Lsn(25))));
     assert_eq!((found(2, 5), found(1, 46), found(3, 1)), (None, None, None));
 }

@@ -161,8 +161,8 @@ impl Writer {
         ];
         self.map.write_words(at, &words);
         self.runs += 1;
-        // SYNC: ordered before `applied`, whose reader uses it.
-        self.map.u64(RUNS).store(self.runs, Ordering::Relaxed);
+        // SYNC: pairs with the load in `Table::runs`: it may run ahead of `applied`.
+        self.map.u64(RUNS).store(self.runs, Ordering::Release);
     }
 
     /// Puts in the record of LSN [`Writer::next`]. `false`: the table is full and unchanged.

@@ -16,20 +16,22 @@ use crate::shm::run_dir::RunDir;
 /// How often the keeper looks while something is outstanding, and otherwise.
 const BUSY: Duration = Duration::from_millis(2);
 const IDLE: Duration = Duration::from_millis(10);
+/// Pause after a refusal: the reason may pass.
+const REFUSED: Duration = Duration::from_millis(200);
 /// Records outstanding without progress for this long are sent again.
 const SILENCE: Duration = Duration::from_millis(500);
 /// How long an answer is waited for.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks storage to be let in.
-pub(super) fn attach(options: &Options, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
+pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
     let down = |why| Error::StorageDown { dir: options.store.clone(), why };
     let control = Control::open(&run_dir.control())?;
     if control.instance() % 2 == 1 {
         return Err(down("it is recovering"));
     }
     let mut stream = connect(run_dir, &options.store, ANSWER_TIMEOUT)?;
-    let request = Message::Attach { publisher: options.publisher, mode, level: options.level };
+    let request = Message::Attach { publisher: options.publisher, mode, level: options.level, incarnation };
     match ask(&mut stream, &request).map_err(|_| down("it does not answer"))? {
         Message::Attached(grant) => {
             let link = Link::open(run_dir, control, &grant, options.live)?;
@@ -45,6 +47,7 @@ pub(super) fn attach(options: &Options, run_dir: &RunDir, mode: Mode) -> Result<
 pub(super) struct Keeper {
     pub(super) state: Arc<Mutex<State>>,
     pub(super) options: Options,
+    pub(super) incarnation: u32,
     pub(super) stop: Stop,
     pub(super) stream: Option<UnixStream>,
 }
@@ -84,17 +87,20 @@ impl Keeper {
 
     fn reattach(&mut self, epoch: Epoch) -> Duration {
         let attempt = RunDir::find(&self.options.store).and_then(|run_dir| {
-            let (stream, link, grant) = attach(&self.options, &run_dir, Mode::Resume(epoch))?;
+            let ask = |mode| attach(&self.options, self.incarnation, &run_dir, mode);
+            let (stream, link, grant) = ask(Mode::Resume(epoch))?;
             if !lock(&self.state).misses(&grant) {
-                return Ok((stream, link, grant));
+                return Ok((stream, link, grant, None));
             }
+            // Storage expects what has left the ring: a new epoch, and a gap up to what is held.
             drop((stream, link));
-            attach(&self.options, &run_dir, Mode::New)
+            let (stream, link, new) = ask(Mode::New)?;
+            Ok((stream, link, new, Some(grant.pub_seq)))
         });
         match attempt {
-            Ok((stream, link, grant)) => {
+            Ok((stream, link, grant, stored)) => {
                 let mut state = lock(&self.state);
-                state.relink(link, &grant);
+                state.relink(link, &grant, stored);
                 state.pump(KEEPER_BATCHES);
                 self.stream = Some(stream);
                 Duration::ZERO
@@ -103,9 +109,9 @@ impl Keeper {
                 lock(&self.state).fatal = Some(Fatal::Fenced);
                 IDLE
             }
-            Err(Error::Refused { reason, .. }) => {
-                lock(&self.state).fatal = Some(Fatal::Refused(reason));
-                IDLE
+            Err(error @ Error::Refused { .. }) => {
+                tracing::warn!(%error, "trying again");
+                REFUSED
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot attach again yet");

@@ -40,7 +40,11 @@ impl Link {
         let bells = Bells::open_or_create(&run_dir.bells())?;
         let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "publisher")?;
         let ingest = bus.send_ingest(grant.grant)?;
-        let live = if live { Some(bus.send_live()?) } else { None };
+        // Without it subscribers still see what they missed: they heal it from the store.
+        let live = live.then(|| bus.send_live()).transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "this publisher is not live");
+            None
+        });
         let slot = control.slot(grant.slot);
         let live_sent = PubSeq(0);
         Ok(Link { grant: grant.grant, slot, control, bells, gap_count: 0, ingest, live, live_sent, _bus: bus })

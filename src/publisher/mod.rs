@@ -159,7 +159,7 @@ pub struct Publisher {
 
 /// Publishes between two looks at the acknowledgements.
 const REAP_EVERY: u32 = 64;
-/// Batches that the keeper sends while it holds the lock.
+/// Batches that one call, or the keeper while it holds the lock, sends: the rest of a backlog follows.
 const KEEPER_BATCHES: u32 = 64;
 /// Records of a batch: no more than a frame holds.
 const RECORDS_MAX: u32 = crate::wal::format::FRAME_RECORDS_MAX;
@@ -176,9 +176,10 @@ impl Publisher {
     /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Refused`].
     pub fn open(options: Options) -> Result<Publisher> {
         let deadline = Instant::now() + options.open_timeout;
+        let incarnation = incarnation().map_err(|e| Error::io("draw a number for", &options.store, e))?;
         let (run_dir, stream, link, grant) = loop {
             let attempt = RunDir::find(&options.store).and_then(|run_dir| {
-                let (stream, link, grant) = attach(&options, &run_dir, Mode::New)?;
+                let (stream, link, grant) = attach(&options, incarnation, &run_dir, Mode::New)?;
                 Ok((run_dir, stream, link, grant))
             });
             match attempt {
@@ -203,7 +204,8 @@ impl Publisher {
             held_back: 0,
         }));
         let stop = Stop::default();
-        let keeper = Keeper { state: state.clone(), options: options.clone(), stop: stop.clone(), stream: Some(stream) };
+        let keeper =
+            Keeper { state: state.clone(), options: options.clone(), incarnation, stop: stop.clone(), stream: Some(stream) };
         let keeper = spawn("tape-publisher", None, move || keeper.run())
             .map_err(|e| Error::io("start a thread for", &options.store, e))?;
         Ok(Publisher { state, options, run_dir, stop, keeper: Some(keeper) })
@@ -251,7 +253,7 @@ impl Publisher {
     pub fn publish_ref(&mut self, record: RecordRef<'_>) -> Result<PubSeq, PublishError> {
         let mut state = self.take(record)?;
         let seq = PubSeq(state.ring.next().0 - 1);
-        state.pump(u32::MAX);
+        state.pump(KEEPER_BATCHES);
         Ok(seq)
     }
 
@@ -267,7 +269,7 @@ impl Publisher {
 
     /// Sends what has been staged.
     pub fn send(&mut self) {
-        lock(&self.state).pump(u32::MAX);
+        lock(&self.state).pump(KEEPER_BATCHES);
     }
 
     /// Puts a record in the ring, waiting for room if need be.
@@ -366,6 +368,13 @@ impl Publisher {
     }
 }
 
+/// A number by which storage knows this process again.
+fn incarnation() -> std::io::Result<u32> {
+    let mut bytes = [0u8; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
 impl Drop for Publisher {
     fn drop(&mut self) {
         self.stop.stop();
@@ -427,8 +436,9 @@ impl State {
         self.progress.accepted_lsn = view.accepted_lsn;
         self.progress.durable = view.durable;
         let upto = match self.level {
-            Level::None => self.ring.sent(),
-            Level::Os => view.accepted,
+            // The record of a gap is kept until it is in the log, at any level.
+            Level::None if !self.ring.begins_with_gap() => self.ring.sent(),
+            Level::None | Level::Os => view.accepted,
             Level::Fsync => view.durable,
         };
         self.ring.release(upto);
@@ -475,14 +485,16 @@ impl State {
         }
     }
 
-    /// The ring goes on over a new link.
-    fn relink(&mut self, link: Link, grant: &Grant) {
+    /// The ring goes on over a new link. If that needed a new epoch because storage, which had everything
+    /// up to `stored`, expected what has left the ring, `stored` says so.
+    fn relink(&mut self, link: Link, grant: &Grant, stored: Option<PubSeq>) {
         self.progress.reattached += 1;
         self.level = grant.level;
         self.moved = (grant.pub_seq, Instant::now());
         let missing = grant.epoch != self.epoch || grant.pub_seq.0 + 1 < self.ring.first().0;
         if missing {
-            let known = if grant.epoch == self.epoch { grant.pub_seq } else { self.progress.durable };
+            // Without an answer about the old epoch, what was acknowledged is the last that is known.
+            let known = stored.unwrap_or(self.progress.durable);
             let (first, last) = (PubSeq(known.0 + 1), PubSeq(self.ring.first().0 - 1));
             let lost = (first <= last).then_some(Lost { epoch: self.epoch, first, last });
             let gap = lost.map(|l| gap_record(self.publisher, &l));

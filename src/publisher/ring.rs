@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::lsn::PubSeq;
 
-/// Where an entry's words are when they are not in the ring: in `front`.
+/// Where an entry's words are when they are not in the ring: in `fronts`, under the entry's length.
 const FRONT: u32 = u32::MAX;
 
 /// The ring.
@@ -15,7 +15,7 @@ const FRONT: u32 = u32::MAX;
 pub(super) struct Ring {
     words: Vec<u64>,
     entries: VecDeque<(u32, u32)>,
-    front: Vec<u64>,
+    fronts: Vec<Vec<u64>>,
     head: usize,
     first: PubSeq,
     sent: PubSeq,
@@ -32,7 +32,7 @@ impl Ring {
     /// A ring of `bytes` bytes, empty; the next record is `first`.
     pub(super) fn new(bytes: usize, first: PubSeq) -> Ring {
         let words = vec![0; (bytes / 8).clamp(crate::record::WORDS_MAX * 4, FRONT as usize - 1)];
-        Ring { words, entries: VecDeque::new(), front: Vec::new(), head: 0, first, sent: PubSeq(first.0 - 1) }
+        Ring { words, entries: VecDeque::new(), fronts: Vec::new(), head: 0, first, sent: PubSeq(first.0 - 1) }
     }
 
     /// Number of the oldest record held, or of the next one if none is.
@@ -53,6 +53,11 @@ impl Ring {
     /// Whether nothing is held.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// Whether the oldest record held tells of a gap.
+    pub(super) fn begins_with_gap(&self) -> bool {
+        self.entries.front().is_some_and(|e| e.0 == FRONT)
     }
 
     /// Where `len` words would go; `None` if there is no room.
@@ -87,7 +92,7 @@ impl Ring {
         let &(at, len) = self.entries.get(from)?;
         let first = PubSeq(self.sent.0 + 1);
         if at == FRONT {
-            return Some(Chunk { first, count: 1, words: &self.front });
+            return Some(Chunk { first, count: 1, words: self.fronts.get(len as usize)? });
         }
         let (mut end, mut count) = (at + len, 1);
         for &(next, len) in self.entries.range(from + 1..) {
@@ -121,12 +126,9 @@ impl Ring {
 
     /// Numbers what is held anew: `front` becomes record 1, the held records follow, all unsent.
     pub(super) fn renumber(&mut self, front: Option<&[u64]>) {
-        if self.entries.front().is_some_and(|e| e.0 == FRONT) {
-            self.entries.pop_front();
-        }
-        self.front = front.unwrap_or(&[]).to_vec();
-        if front.is_some() {
-            self.entries.push_front((FRONT, self.front.len() as u32));
+        if let Some(words) = front {
+            self.entries.push_front((FRONT, self.fronts.len() as u32));
+            self.fronts.push(words.to_vec());
         }
         self.first = PubSeq(1);
         self.sent = PubSeq(0);
@@ -187,5 +189,13 @@ mod tests {
         assert_eq!((chunk.first, chunk.count, chunk.words[0]), (PubSeq(2), 3, 3));
         assert!(ring.push(&[6; 8]));
         assert_eq!(ring.next(), PubSeq(6));
+        // Once more, before the first gap was acknowledged: neither is lost.
+        ring.renumber(Some(&[98; 5]));
+        let mut seen = Vec::new();
+        while let Some(chunk) = ring.unsent(100, 1) {
+            seen.push(chunk.words[0]);
+            ring.mark_sent(1);
+        }
+        assert_eq!(seen, [98, 99, 3, 4, 5, 6]);
     }
 }

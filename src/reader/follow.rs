@@ -96,10 +96,15 @@ impl Follow {
 
     fn refresh(&mut self) -> Result<bool> {
         let control = &self.reader.control;
-        let timeline = control.timeline();
+        let (timeline, cut) = loop {
+            let (timeline, cut) = (control.timeline(), control.cut());
+            if control.timeline() == timeline {
+                break (timeline, cut);
+            }
+        };
         if timeline != self.timeline {
             // Of several cuts only the newest is known; then everything is suspect.
-            let first = if timeline.0 == self.timeline.0 + 1 { control.cut() } else { Lsn(1) };
+            let first = if timeline.0 == self.timeline.0 + 1 { cut } else { Lsn(1) };
             self.timeline = timeline;
             self.view = None;
             if first < self.next {

@@ -59,6 +59,9 @@ pub const SLOTS_MAX: usize = 256;
 pub const TABLES_MAX: usize = 4;
 const LEN: u64 = SLOTS + SLOTS_MAX as u64 * SLOT_LEN;
 
+/// Looks at a table list that changes: a change takes nanoseconds, or was cut short.
+const TABLE_TURNS: u32 = 20_000;
+
 /// A heartbeat older than this means that storage is down.
 pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
 
@@ -232,7 +235,8 @@ impl Control {
 
     /// The first LSN that the newest timeline withdrew.
     pub fn cut(&self) -> Lsn {
-        Lsn(self.word(CUT).load(Ordering::Relaxed))
+        // SYNC: acquire, so that a timeline read after it is not older.
+        Lsn(self.word(CUT).load(Ordering::Acquire))
     }
 
     /// Sets the timeline and the first LSN it withdrew.
@@ -286,9 +290,10 @@ impl Control {
         self.server().is_some() && monotonic.saturating_sub(self.heartbeat()) < HEARTBEAT_AGE_MAX_NS
     }
 
-    /// The live MemTables; waits out a change in progress.
-    pub fn tables(&self) -> TableList {
-        loop {
+    /// The live MemTables; waits out a change in progress. `None` if it does not end: storage was killed
+    /// in it.
+    pub fn tables(&self) -> Option<TableList> {
+        for turn in 0..TABLE_TURNS {
             // SYNC: pairs with the second store in `set_tables`.
             let version = self.word(TABLE_VERSION).load(Ordering::Acquire);
             let mut list = TableList { version, tables: [(0, Lsn::NONE); TABLES_MAX], count: 0 };
@@ -299,10 +304,11 @@ impl Control {
             // SYNC: orders the entries before the second look at the version (a sequence lock).
             fence(Ordering::Acquire);
             if version.is_multiple_of(2) && self.word(TABLE_VERSION).load(Ordering::Relaxed) == version {
-                return list;
+                return Some(list);
             }
-            std::hint::spin_loop();
+            if turn < 100 { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
+        None
     }
 
     /// The version of the table list.
@@ -559,6 +565,16 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_the_table_list_that_never_ends_is_not_waited_for() {
+        let (_dir, control) = page();
+        control.set_tables(&[(1, Lsn(1))]);
+        control.word(TABLE_VERSION).fetch_add(1, Ordering::Relaxed);
+        assert_eq!(control.tables(), None);
+        control.set_tables(&[(2, Lsn(1))]);
+        assert_eq!(control.tables().unwrap().count, 1);
+    }
+
+    #[test]
     fn the_table_list_is_read_whole_while_it_changes() {
         let (_dir, control) = page();
         let writer = control.clone();
@@ -572,7 +588,7 @@ mod tests {
             }
         });
         for _ in 0..20_000 {
-            let list = control.tables();
+            let list = control.tables().unwrap();
             if list.count == 2 {
                 let [(a, b), (c, d), ..] = list.tables;
                 assert_eq!((Lsn(a), c, d), (b, a + 1, Lsn(a + 1)));

@@ -126,9 +126,11 @@ impl RunDir {
                 continue;
             }
             let path = self.path.join(&name);
-            let gone = if name.starts_with("iox2-") { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            gone.map_err(|e| Error::io("remove", &path, e))?;
-            removed += 1;
+            let gone = if name.starts_with("iox2-") { remove_tree(&path) } else { std::fs::remove_file(&path) };
+            match gone {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
+                _ => removed += 1,
+            }
         }
         let (ours, current) = (format!("tape{}i", self.tag), keep.map(|k| self.bus_prefix(k)));
         let shm = Path::new(ROOT_DEFAULT);
@@ -151,6 +153,18 @@ impl RunDir {
         let ours = format!("tape{}i", self.tag);
         Ok(names(Path::new(ROOT_DEFAULT))?.into_iter().filter(|n| n.starts_with(&ours)).collect())
     }
+}
+
+/// Removes a directory with all in it, into which a process that has not noticed yet may still write.
+fn remove_tree(path: &Path) -> std::io::Result<()> {
+    for _ in 0..10 {
+        match std::fs::remove_dir_all(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+    tracing::warn!(path = %path.display(), "something still writes here; the next start removes it");
+    Ok(())
 }
 
 fn names(dir: &Path) -> Result<Vec<String>> {

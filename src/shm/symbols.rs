@@ -54,7 +54,13 @@ impl SymbolsWriter {
         self.max
     }
 
-    /// Appends the name of the next instrument.
+    /// Shows readers what has been appended: to be called once the log has it.
+    pub fn publish(&self) {
+        // SYNC: pairs with the load in `Symbols::refresh`.
+        self.file.map().u64(COUNT).store(self.count, Ordering::Release);
+    }
+
+    /// Appends the name of the next instrument; readers do not see it before [`SymbolsWriter::publish`].
     ///
     /// # Errors
     /// [`Error::Limit`] if there are too many; [`Error::NoSharedMemory`].
@@ -73,8 +79,6 @@ impl SymbolsWriter {
         }
         self.file.map().write_words(at, &bytemuck::cast::<_, [u64; ENTRY_WORDS]>(bytes));
         self.count = id;
-        // SYNC: pairs with the load in `Symbols::refresh`.
-        self.file.map().u64(COUNT).store(id, Ordering::Release);
         Ok(InstrumentId(id as u32))
     }
 }
@@ -156,6 +160,8 @@ mod tests {
             assert_eq!(writer.push(&name(i)).unwrap(), InstrumentId(i));
         }
         assert!(matches!(writer.push(&name(0)), Err(Error::Limit { .. })));
+        assert_eq!(reader.id(&name(1)), None, "not shown yet");
+        writer.publish();
         for i in [1, 2, 500_000, 1_000_000] {
             assert_eq!(reader.id(&name(i)), Some(InstrumentId(i)));
             assert_eq!(reader.name(InstrumentId(i)), Some(name(i)));

@@ -1,7 +1,7 @@
 //! Owns: facts, what a control frame carries: who is attached, which name an instrument has.
 //!
 //! ```text
-//! attach  16 B   type u16 = 1 · bytes u16 · publisher u16 · 0 u16 · epoch u32 · 0 u32
+//! attach  16 B   type u16 = 1 · bytes u16 · publisher u16 · 0 u16 · epoch u32 · incarnation u32
 //! symbol  80 B   type u16 = 2 · bytes u16 · instrument u32 · length u8 · name 71 B
 //! ```
 
@@ -24,6 +24,9 @@ pub enum Fact {
         publisher: PublisherId,
         /// The epoch that begins.
         epoch: Epoch,
+        /// Which process it is: a number of its own, by which it finds an epoch again that was granted
+        /// to it but of which it was not told.
+        incarnation: u32,
     },
     /// The instrument has this name.
     Symbol {
@@ -38,9 +41,9 @@ impl Fact {
     /// Appends the fact to `words`.
     pub fn encode(&self, words: &mut Vec<u64>) {
         match self {
-            Fact::Attach { publisher, epoch } => {
+            Fact::Attach { publisher, epoch, incarnation } => {
                 words.push(u64::from(ATTACH) | (ATTACH_LEN as u64) << 16 | u64::from(publisher.0) << 32);
-                words.push(u64::from(epoch.0));
+                words.push(u64::from(epoch.0) | u64::from(*incarnation) << 32);
             }
             Fact::Symbol { instrument, name } => {
                 words.push(u64::from(SYMBOL) | (SYMBOL_LEN as u64) << 16 | u64::from(instrument.0) << 32);
@@ -74,7 +77,8 @@ impl Fact {
         let (kind, bytes) = (head as u16, (head >> 16) as u16 as usize);
         match (kind, bytes) {
             (ATTACH, ATTACH_LEN) => {
-                Some(Fact::Attach { publisher: PublisherId((head >> 32) as u16), epoch: Epoch(*words.get(1)? as u32) })
+                let (publisher, word) = (PublisherId((head >> 32) as u16), *words.get(1)?);
+                Some(Fact::Attach { publisher, epoch: Epoch(word as u32), incarnation: (word >> 32) as u32 })
             }
             (SYMBOL, SYMBOL_LEN) => {
                 Some(Fact::Symbol { instrument: InstrumentId((head >> 32) as u32), name: parse_name(words.get(1..)?)? })
@@ -117,7 +121,7 @@ mod tests {
     #[test]
     fn facts_come_back_as_they_were_written() {
         let facts = [
-            Fact::Attach { publisher: PublisherId(7), epoch: Epoch(3) },
+            Fact::Attach { publisher: PublisherId(7), epoch: Epoch(3), incarnation: 0xdead_beef },
             Fact::Symbol { instrument: InstrumentId(9), name: "BINANCE:BTCUSDT".parse().unwrap() },
         ];
         let mut words = Vec::new();

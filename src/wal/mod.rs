@@ -31,7 +31,7 @@ pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
 pub use reader::{Body, End, Frame, Tail, scan};
 pub use segment::{Spare, Spares, prepare};
-pub use writer::{Appended, Opened, Syncer, Writer};
+pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 
 /// Directory of the segments in the store directory.
 pub const DIR: &str = "wal";
@@ -75,8 +75,8 @@ fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
     if disk.list(&wal)?.iter().any(|n| format::segment_first(n).is_some()) {
         return Err(Error::Missing { path: dir.join(meta::NAME), what: "the directory holds a log" });
     }
-    if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-        disk.sync_dir(parent)?;
+    if let Some(parent) = dir.parent() {
+        disk.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
     }
     let first = Meta {
         store_id: create.store_id,

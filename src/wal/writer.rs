@@ -38,6 +38,15 @@ impl Latch {
     }
 }
 
+/// Frames that can be appended after [`Writer::ready`] has been asked once.
+pub const READY_FRAMES: u64 = 3;
+
+// They cross at most one segment's end.
+const _: () = assert!(
+    READY_FRAMES * (2 * HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64)
+        < super::format::SEGMENT_SIZE_MIN - SEGMENT_HEAD_LEN
+);
+
 /// A segment that the log has rolled to.
 pub struct Opened {
     first: Position,
@@ -110,13 +119,15 @@ impl Writer {
         }
     }
 
-    /// Whether the largest frame can be appended now. `false`: the next segment is not prepared yet.
+    /// Whether [`READY_FRAMES`] of the largest frames can be appended now. `false`: the next segment is
+    /// not prepared yet.
     ///
     /// # Errors
     /// [`Error::Halted`]; [`Error::Io`] if a segment had to be made and could not be (not final).
     pub fn ready(&mut self) -> Result<bool> {
         self.latch.check()?;
-        if self.room() < HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64 + HEADER_LEN && self.next.is_none() {
+        let most = READY_FRAMES * (2 * HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64);
+        if self.room() < most && self.next.is_none() {
             self.next = self.spares.take(self.disk.as_ref(), &self.dir, self.segment_size)?;
             return Ok(self.next.is_some());
         }

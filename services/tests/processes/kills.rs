@@ -8,7 +8,7 @@ use tapestore::disk::sim::SimRng;
 use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader};
-use tapestore::record::Trade;
+use tapestore::record::{Gap, Trade};
 use tapestore::time::Ts;
 
 use crate::fixture::{PATIENCE, Store, eventually, role};
@@ -178,4 +178,53 @@ fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     assert!((1..=last.0).all(|l| held.get(Lsn(l)).is_some()) && held.get(last.next()).is_none());
     feed.stop.store(true, Ordering::Release);
     feed.thread.join().unwrap();
+}
+
+#[test]
+fn at_level_none_every_record_is_stored_or_reported_lost_and_a_gap_is_stored() {
+    let mut rng = SimRng::new(seed());
+    let mut store = Store::serve();
+    let mut publisher = store.publisher(1, Level::None);
+    let stop = Arc::new(AtomicBool::new(false));
+    let theirs = stop.clone();
+    let thread = std::thread::spawn(move || {
+        let (mut published, mut lost, mut epochs) = (0u64, Vec::new(), vec![publisher.progress().epoch.0]);
+        while !theirs.load(Ordering::Acquire) {
+            let trade =
+                Trade { trade_id: published + 1, instrument: InstrumentId(1), ts_recv: Ts(published), ..Trade::default() };
+            if publisher.publish(&trade).is_ok() {
+                published += 1;
+            }
+            if published.is_multiple_of(16) {
+                lost.extend(publisher.take_lost());
+                epochs.push(publisher.progress().epoch.0);
+                std::thread::sleep(Duration::from_micros(400));
+            }
+        }
+        publisher.flush(Level::Fsync, PATIENCE).unwrap();
+        lost.extend(publisher.take_lost());
+        (published, lost)
+    });
+    for _ in 0..count("TAPE_NONE_KILLS", 15) {
+        std::thread::sleep(Duration::from_micros(10_000 + rng.below(40_000)));
+        store.kill();
+        store.start();
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    stop.store(true, Ordering::Release);
+    let (published, lost) = thread.join().unwrap();
+    let snapshot = store.reader().snapshot(At::Durable).unwrap();
+    let (mut ids, mut gaps) = (std::collections::BTreeSet::new(), Vec::new());
+    for lsn in 1..=snapshot.last().0 {
+        let row = snapshot.get(Lsn(lsn)).unwrap();
+        match (row.record.get::<Trade>(), row.record.get::<Gap>()) {
+            (Some(trade), _) => assert!(ids.insert(trade.trade_id), "record {} is stored twice", trade.trade_id),
+            (None, Some(gap)) => gaps.push((gap.epoch, gap.first_pub_seq, gap.last_pub_seq)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(gaps, lost.iter().map(|l| (l.epoch, l.first, l.last)).collect::<Vec<_>>(), "a gap is stored for each loss");
+    let missing = lost.iter().map(|l| l.last.0 - l.first.0 + 1).sum::<u64>();
+    assert_eq!(ids.len() as u64 + missing, published, "stored and lost are all, and none is both");
+    println!("{published} published, {} stored, {missing} lost in {} gaps, each reported", ids.len(), lost.len());
 }

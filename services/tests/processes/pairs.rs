@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use tape_services::input::{Input, Market, Message, Sim};
-use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tape_services::input::{Input, Market, Sim};
+use tapestore::bus::attach::{self, Message, Mode};
+use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Series, TimeRange};
 use tapestore::record::{Quote, Record, Trade};
 use tapestore::shm::control::Statistic;
+use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::Ts;
 
 use crate::fixture::{PATIENCE, Store, eventually, finish, role, signal};
@@ -33,7 +35,7 @@ fn expected_checksum(store: &Store, seed: u64, records: u64) -> u32 {
     let mut reader = store.reader();
     let symbols = reader.symbols().unwrap();
     let ids: Vec<u32> = sim.names().iter().map(|n| symbols.id(n).unwrap().0).collect();
-    let (mut message, mut crc) = (Message::default(), 0);
+    let (mut message, mut crc) = (tape_services::input::Message::default(), 0);
     while sim.next(&mut message).unwrap() {
         for record in tapestore::record::split(&message.words).flatten() {
             let mut words = record.words().to_vec();
@@ -241,4 +243,57 @@ fn kinds_of_one_publisher_keep_the_order_in_which_they_were_sent() {
     assert!(replayed.iter().copied().eq(1..=1000));
     let as_of = snapshot.as_of(both[0], Ts(500)).unwrap();
     assert_eq!(as_of.lsn, Lsn(499), "record 498 is the newest quote");
+}
+
+#[test]
+fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
+    let store = Store::serve();
+    let mut subscriber = Subscriber::open(&store.path).unwrap();
+    let mut first = store.publisher(1, Level::Os);
+    publish(&mut first, 1, 10);
+    let deadline = Instant::now() + PATIENCE;
+    let mut next = |epoch: u32, from: u64, to: u64| {
+        for seq in from..=to {
+            loop {
+                assert!(Instant::now() < deadline, "record {seq} of epoch {epoch} does not come");
+                match subscriber.poll().unwrap() {
+                    Some(Event::Record { epoch: e, pub_seq, .. }) => {
+                        assert_eq!((e.0, pub_seq), (epoch, PubSeq(seq)));
+                        break;
+                    }
+                    Some(gap) => panic!("{gap:?}"),
+                    None => std::thread::yield_now(),
+                }
+            }
+        }
+    };
+    next(1, 1, 10);
+    // More than the bus keeps, so that nothing of epoch 1 is left on it.
+    publish(&mut first, 11, 3000);
+    first.close(PATIENCE).unwrap();
+    let mut second = store.publisher(1, Level::Os);
+    publish(&mut second, 1, 3000);
+    second.flush(Level::Os, PATIENCE).unwrap();
+    next(1, 11, 3010);
+    next(2, 1, 3000);
+}
+
+#[test]
+fn an_epoch_is_given_again_to_the_process_that_was_not_told_of_it_and_to_no_other() {
+    let store = Store::serve();
+    let ask = |mode, incarnation| {
+        let mut stream = std::os::unix::net::UnixStream::connect(store.run_dir().attach_socket()).unwrap();
+        attach::ask(&mut stream, &Message::Attach { publisher: PublisherId(4), mode, level: Level::Os, incarnation }).unwrap()
+    };
+    let epoch = |message| if let Message::Attached(grant) = message { grant.epoch.0 } else { panic!("{message:?}") };
+    assert_eq!(epoch(ask(Mode::New, 5)), 1);
+    assert_eq!(epoch(ask(Mode::New, 5)), 2);
+    assert_eq!(epoch(ask(Mode::Resume(Epoch(1)), 5)), 2, "its own second attempt");
+    assert_eq!(ask(Mode::Resume(Epoch(1)), 6), Message::Fenced(Epoch(2)), "another process");
+    assert_eq!(epoch(ask(Mode::Resume(Epoch(9)), 6)), 10, "an epoch that the log has lost");
+    for bad in [0, u32::MAX, u32::MAX - 1] {
+        let answer = ask(Mode::Resume(Epoch(bad)), 6);
+        assert!(matches!(answer, Message::Refused(_) | Message::Fenced(_)), "{answer:?}");
+    }
+    assert_eq!(epoch(ask(Mode::New, 6)), 11);
 }

@@ -100,6 +100,9 @@ impl Default for Options {
     }
 }
 
+/// How often a long recovery says how far it is.
+const SAY_EVERY_NS: u64 = 1_000_000_000;
+
 /// The largest MemTable that is made without being asked for.
 const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
 
@@ -214,8 +217,14 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let mut rebuilt = Rebuilt::new(memtables, symbols);
     let create = wal::Create { store_id, segment_size: options.segment_size, now: world.clock.wall() };
     let seen = if unknown { Lsn(u64::MAX) } else { control.applied() };
+    let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, create, seen, |frame| {
-        control.beat(world.clock.monotonic());
+        let now = world.clock.monotonic();
+        control.beat(now);
+        if now.saturating_sub(said) > SAY_EVERY_NS {
+            said = now;
+            tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
+        }
         rebuilt.visit(frame)
     })?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;

@@ -47,6 +47,14 @@ struct Run {
     clock: SimClock,
 }
 
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Ok(run_dir) = RunDir::find(&self.dir.path().join("s")) {
+            std::fs::remove_dir_all(run_dir.path()).ok();
+        }
+    }
+}
+
 impl Run {
     fn new(seed: u64) -> Run {
         let dir = tempfile::tempdir().unwrap();

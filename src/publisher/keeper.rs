@@ -48,6 +48,8 @@ pub(super) struct Keeper {
     pub(super) state: Arc<Mutex<State>>,
     pub(super) options: Options,
     pub(super) incarnation: u32,
+    /// What storage has of an epoch that is given up.
+    pub(super) stored: Option<(Epoch, PubSeq)>,
     pub(super) stop: Stop,
     pub(super) stream: Option<UnixStream>,
 }
@@ -90,15 +92,17 @@ impl Keeper {
             let ask = |mode| attach(&self.options, self.incarnation, &run_dir, mode);
             let (stream, link, grant) = ask(Mode::Resume(epoch))?;
             if !lock(&self.state).misses(&grant) {
-                return Ok((stream, link, grant, None));
+                return Ok((stream, link, grant));
             }
-            // Storage expects what has left the ring: a new epoch, and a gap up to what is held.
+            // Storage expects what has left the ring: a new epoch, and a gap up to what is held. Should
+            // the answer be lost, the new epoch is found again by resuming the old one.
+            self.stored = Some((epoch, grant.pub_seq));
             drop((stream, link));
-            let (stream, link, new) = ask(Mode::New)?;
-            Ok((stream, link, new, Some(grant.pub_seq)))
+            ask(Mode::New)
         });
         match attempt {
-            Ok((stream, link, grant, stored)) => {
+            Ok((stream, link, grant)) => {
+                let stored = self.stored.take().filter(|(of, _)| *of == epoch).map(|(_, pub_seq)| pub_seq);
                 let mut state = lock(&self.state);
                 state.relink(link, &grant, stored);
                 state.pump(KEEPER_BATCHES);

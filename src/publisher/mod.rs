@@ -204,8 +204,14 @@ impl Publisher {
             held_back: 0,
         }));
         let stop = Stop::default();
-        let keeper =
-            Keeper { state: state.clone(), options: options.clone(), incarnation, stop: stop.clone(), stream: Some(stream) };
+        let keeper = Keeper {
+            state: state.clone(),
+            options: options.clone(),
+            incarnation,
+            stored: None,
+            stop: stop.clone(),
+            stream: Some(stream),
+        };
         let keeper = spawn("tape-publisher", None, move || keeper.run())
             .map_err(|e| Error::io("start a thread for", &options.store, e))?;
         Ok(Publisher { state, options, run_dir, stop, keeper: Some(keeper) })

@@ -13,7 +13,7 @@ use tapestore::lsn::InstrumentId;
 use tapestore::record::{BookOrder, Name, Price, Quote, Size, Trade, action, flags, side};
 use tapestore::time::Ts;
 
-use super::{Input, Lines, Message};
+use super::{LineInput, LineParser, Lines, Message};
 use crate::exit::Outcome;
 
 /// Source numbers, if none is given.
@@ -22,7 +22,6 @@ const USDM: u16 = 2;
 
 /// A capture.
 pub struct Binance {
-    lines: Lines,
     names: Vec<Name>,
     source: Option<u16>,
     /// Which of Binance's venues: known from the first message that tells.
@@ -125,8 +124,9 @@ impl Binance {
     ///
     /// # Errors
     /// That it cannot be read.
-    pub fn open(path: &Path, source: Option<u16>) -> Outcome<Binance> {
-        Ok(Binance { lines: Lines::open(path)?, names: Vec::new(), source, usdm: None, last: None })
+    pub fn open(path: &Path, source: Option<u16>) -> Outcome<LineInput<Binance>> {
+        let parser = Binance { names: Vec::new(), source, usdm: None, last: None };
+        Ok(LineInput { lines: Lines::open(path)?, parser })
     }
 
     fn instrument(&mut self, symbol: &str, usdm: bool) -> Result<u32, String> {
@@ -156,25 +156,6 @@ impl Binance {
             ts_in_delta: delta(at, sent),
             sequence: update as u32,
         })
-    }
-
-    fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), String> {
-        let space = line.iter().position(|&b| b == b' ').ok_or("there is no 'local_ns JSON'")?;
-        let (time, json) = line.split_at(space);
-        let time = std::str::from_utf8(time).map_err(|e| e.to_string())?;
-        message.at = Ts(time.parse().map_err(|_| format!("'{time}' is no time in nanoseconds"))?);
-        let json = std::str::from_utf8(json).map_err(|e| e.to_string())?;
-        let bad = |e: serde_json::Error| e.to_string();
-        let Ok(stream) = serde_json::from_str::<Stream<'_>>(json) else {
-            return self.snapshot(&serde_json::from_str(json).map_err(bad)?, message);
-        };
-        let data = stream.data.get();
-        match stream.stream.split('@').nth(1) {
-            Some("bookTicker") => self.ticker(&serde_json::from_str(data).map_err(bad)?, message),
-            Some("trade") => self.trade(&serde_json::from_str(data).map_err(bad)?, message),
-            Some("depth") => self.depth(&serde_json::from_str(data).map_err(bad)?, message),
-            _ => Err(format!("stream '{}' is none of bookTicker, trade, depth", stream.stream)),
-        }
     }
 
     fn ticker(&mut self, t: &Ticker<'_>, message: &mut Message) -> Result<(), String> {
@@ -293,33 +274,28 @@ fn levels(
     Ok(())
 }
 
-impl Input for Binance {
-    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
-        loop {
-            message.clear();
-            let Some(line) = self.lines.read()? else { return Ok(false) };
-            if line.is_empty() {
-                continue;
-            }
-            let line = line.to_vec();
-            if let Err(reason) = self.parse(&line, message) {
-                message.clear();
-                return Err(self.lines.fail(&reason));
-            }
-            return Ok(true);
+impl LineParser for Binance {
+    fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), String> {
+        let space = line.iter().position(|&b| b == b' ').ok_or("there is no 'local_ns JSON'")?;
+        let (time, json) = line.split_at(space);
+        let time = std::str::from_utf8(time).map_err(|e| e.to_string())?;
+        message.at = Ts(time.parse().map_err(|_| format!("'{time}' is no time in nanoseconds"))?);
+        let json = std::str::from_utf8(json).map_err(|e| e.to_string())?;
+        let bad = |e: serde_json::Error| e.to_string();
+        let Ok(stream) = serde_json::from_str::<Stream<'_>>(json) else {
+            return self.snapshot(&serde_json::from_str(json).map_err(bad)?, message);
+        };
+        let data = stream.data.get();
+        match stream.stream.split('@').nth(1) {
+            Some("bookTicker") => self.ticker(&serde_json::from_str(data).map_err(bad)?, message),
+            Some("trade") => self.trade(&serde_json::from_str(data).map_err(bad)?, message),
+            Some("depth") => self.depth(&serde_json::from_str(data).map_err(bad)?, message),
+            _ => Err(format!("stream '{}' is none of bookTicker, trade, depth", stream.stream)),
         }
     }
 
     fn names(&self) -> &[Name] {
         &self.names
-    }
-
-    fn progress(&self) -> (u64, u64) {
-        self.lines.progress()
-    }
-
-    fn is_bytes(&self) -> bool {
-        true
     }
 }
 
@@ -329,6 +305,7 @@ mod tests {
 
     use tapestore::record::split;
 
+    use super::super::Input;
     use super::*;
 
     fn read(lines: &[&str]) -> (Vec<Vec<u64>>, Option<String>) {

@@ -8,7 +8,7 @@ use std::path::Path;
 use tapestore::record::{Column, ColumnType, Name, Schema, schema_by_name};
 use tapestore::time::Ts;
 
-use super::{Input, Lines, Message};
+use super::{LineInput, LineParser, Lines, Message};
 use crate::exit::{DATA, Failure, Outcome};
 
 /// What the tool adds to a row and an import does not need.
@@ -16,7 +16,6 @@ const PASSED_OVER: [&str; 2] = ["lsn", "index_time"];
 
 /// A CSV file.
 pub struct Csv {
-    lines: Lines,
     header: Vec<String>,
     kind: Option<&'static Schema>,
     source: Option<u16>,
@@ -39,7 +38,7 @@ impl Csv {
     ///
     /// # Errors
     /// That it cannot be read, or its header is not one.
-    pub fn open(path: &Path, kind: Option<&str>, source: Option<u16>) -> Outcome<Csv> {
+    pub fn open(path: &Path, kind: Option<&str>, source: Option<u16>) -> Outcome<LineInput<Csv>> {
         let mut lines = Lines::open(path)?;
         let header = match lines.read()? {
             Some(line) => fields(line),
@@ -56,9 +55,21 @@ impl Csv {
         if kind.is_none() && !header.iter().any(|h| h == "kind") {
             return Err(lines.fail("the header has no column 'kind'; name the kind with --kind"));
         }
-        Ok(Csv { lines, header, kind, source, names: Vec::new(), index: HashMap::new() })
+        let parser = Csv { header, kind, source, names: Vec::new(), index: HashMap::new() };
+        Ok(LineInput { lines, parser })
     }
+}
 
+fn unknown_kind(name: &str) -> String {
+    let known: Vec<&str> = tapestore::record::SCHEMAS.iter().map(|s| s.name).collect();
+    format!("kind '{name}' is none of: {}", known.join(", "))
+}
+
+fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), String> {
+    column.parse(text, bytes).map_err(|e| e.to_string())
+}
+
+impl LineParser for Csv {
     fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), String> {
         let values = fields(line)?;
         if values.len() != self.header.len() {
@@ -103,44 +114,9 @@ impl Csv {
         message.at = Ts(message.words.get(schema.index_word).copied().unwrap_or(0));
         Ok(())
     }
-}
-
-fn unknown_kind(name: &str) -> String {
-    let known: Vec<&str> = tapestore::record::SCHEMAS.iter().map(|s| s.name).collect();
-    format!("kind '{name}' is none of: {}", known.join(", "))
-}
-
-fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), String> {
-    column.parse(text, bytes).map_err(|e| e.to_string())
-}
-
-impl Input for Csv {
-    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
-        loop {
-            message.clear();
-            let Some(line) = self.lines.read()? else { return Ok(false) };
-            if line.is_empty() {
-                continue;
-            }
-            let line = line.to_vec();
-            if let Err(reason) = self.parse(&line, message) {
-                message.clear();
-                return Err(self.lines.fail(&reason));
-            }
-            return Ok(true);
-        }
-    }
 
     fn names(&self) -> &[Name] {
         &self.names
-    }
-
-    fn progress(&self) -> (u64, u64) {
-        self.lines.progress()
-    }
-
-    fn is_bytes(&self) -> bool {
-        true
     }
 }
 
@@ -151,6 +127,7 @@ mod tests {
     use proptest::prelude::*;
     use tapestore::record::{RecordRef, Trade};
 
+    use super::super::Input;
     use super::*;
 
     fn read(text: &str, kind: Option<&str>) -> (Vec<Trade>, Option<String>) {

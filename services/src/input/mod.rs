@@ -146,6 +146,56 @@ impl Lines {
     }
 }
 
+/// Makes messages of lines.
+pub trait LineParser {
+    /// Puts the records of `line` into the empty `message`.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), String>;
+
+    /// The instruments met so far.
+    fn names(&self) -> &[Name];
+}
+
+/// A text file whose lines are messages.
+pub struct LineInput<P> {
+    lines: Lines,
+    parser: P,
+}
+
+impl<P: LineParser> Input for LineInput<P> {
+    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
+        loop {
+            message.clear();
+            let parsed = match self.lines.read()? {
+                None => return Ok(false),
+                Some([]) => continue,
+                Some(line) => self.parser.parse(line, message),
+            };
+            return match parsed {
+                Ok(()) => Ok(true),
+                Err(reason) => {
+                    message.clear();
+                    Err(self.lines.fail(&reason))
+                }
+            };
+        }
+    }
+
+    fn names(&self) -> &[Name] {
+        self.parser.names()
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        self.lines.progress()
+    }
+
+    fn is_bytes(&self) -> bool {
+        true
+    }
+}
+
 /// Opens the file `path`: a Binance capture if its lines begin with a time and JSON, CSV otherwise.
 ///
 /// # Errors

@@ -297,3 +297,24 @@ fn an_epoch_is_given_again_to_the_process_that_was_not_told_of_it_and_to_no_othe
     }
     assert_eq!(epoch(ask(Mode::New, 6)), 11);
 }
+
+#[test]
+fn every_way_of_waiting_and_pinned_cores_take_records_in() {
+    for wait in ["busy", "adaptive", "blocking"] {
+        let arguments =
+            ["--memtable-size", "16M", "--segment-size", "4M", "--wait", wait, "--ingest-core", "0", "--sync-core", "1"];
+        let mut store = Store::new(&arguments);
+        store.start();
+        let mut publisher = store.publisher(1, Level::Fsync);
+        let mut follow = store.reader().follow(Lsn(1), At::Appended);
+        for i in 1..=50u64 {
+            publish(&mut publisher, i, 1);
+            assert_eq!(publisher.flush(Level::Fsync, PATIENCE).unwrap().durable, PubSeq(i));
+            // Long enough for every loop to fall asleep now and then.
+            std::thread::sleep(Duration::from_millis(i % 3));
+            let seen = eventually("the record", || follow.poll().unwrap().map(|row| row.lsn));
+            assert_eq!(seen, Lsn(i), "waiting {wait}");
+        }
+        assert!(store.terminate().success());
+    }
+}

@@ -37,13 +37,16 @@ pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod lsn;
+pub mod manifest;
 pub mod memtable;
 pub mod publisher;
 pub mod reader;
 pub mod record;
 pub mod shm;
+pub mod sstable;
 pub mod subscriber;
 pub mod time;
+pub mod version;
 pub mod wal;
 
 #[cfg(test)]

@@ -6,16 +6,18 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bus::{Bus, Receiver};
+use crate::disk::RealDisk;
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
-use crate::memtable::{Row, Tables, View};
 use crate::record::RecordRef;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
+use crate::version::{Versions, View};
 
 /// What a subscriber is told.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +70,49 @@ struct Batch {
     at: usize,
 }
 
+/// Finds records in the store.
+#[derive(Debug, Default)]
+struct Stored {
+    /// Files are looked at for records above this.
+    after: Lsn,
+    /// What was not in the files, of this edit of the manifest: it is not looked for there again.
+    absent: Option<(u64, PublisherId, Epoch, PubSeq)>,
+    /// The record that was found last.
+    words: Vec<u64>,
+}
+
+impl Stored {
+    /// The record that `publisher` numbered `pub_seq` in `epoch`, if the store shows it above `after`: it
+    /// is copied to `words`, and its LSN given.
+    fn find(
+        &mut self,
+        view: Option<&View>,
+        publisher: PublisherId,
+        epoch: Epoch,
+        pub_seq: PubSeq,
+        after: Lsn,
+    ) -> Result<Option<Lsn>> {
+        let Some(view) = view else { return Ok(None) };
+        self.words.clear();
+        let mut newest_first = view.tables.iter().rev();
+        if let Some(row) = newest_first.find_map(|t| t.find_published(publisher, epoch, pub_seq, after, view.upto)) {
+            self.words.extend_from_slice(row.record.words());
+            return Ok(Some(row.lsn));
+        }
+        let asked = Some((view.history.seq(), publisher, epoch, pub_seq));
+        if self.absent == asked {
+            return Ok(None);
+        }
+        match view.history.find_published(publisher, epoch, pub_seq, after.max(self.after))? {
+            Some((file, place)) => file.row(place, &mut self.words).map(|(lsn, _)| Some(lsn)),
+            None => {
+                self.absent = asked;
+                Ok(None)
+            }
+        }
+    }
+}
+
 /// A live subscription to all publishers of a store.
 #[derive(Debug)]
 pub struct Subscriber {
@@ -76,12 +121,13 @@ pub struct Subscriber {
     control: Control,
     bells: Bells,
     link: Option<(u64, Receiver, Bus)>,
-    tables: Tables,
+    versions: Versions,
     view: Option<View>,
     cursors: HashMap<PublisherId, Cursor>,
     batch: Batch,
     healing_since: Option<Instant>,
     healed: u64,
+    stored: Stored,
     looked: Instant,
 }
 
@@ -97,18 +143,22 @@ impl Subscriber {
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open_or_create(&run_dir.bells())?;
+        let versions = Versions::new(Arc::new(RealDisk), store, control.store_id());
+        // What is missing came after this moment.
+        let after = control.applied();
         let mut this = Subscriber {
             store: store.to_path_buf(),
             run_dir,
             control,
             bells,
             link: None,
-            tables: Tables::default(),
+            versions,
             view: None,
             cursors: HashMap::new(),
             batch: Batch::default(),
             healing_since: None,
             healed: 0,
+            stored: Stored { after, ..Stored::default() },
             looked: Instant::now(),
         };
         if !this.relink()? {
@@ -214,7 +264,7 @@ impl Subscriber {
     /// Looks at the store as it is now.
     fn look_at_store(&mut self) -> Result<()> {
         self.healing_since.get_or_insert_with(Instant::now);
-        match self.tables.view(&self.run_dir, &self.control, Control::applied) {
+        match self.versions.view(&self.run_dir, &self.control, Control::applied) {
             Ok(view) => self.view = Some(view),
             Err(Error::StorageDown { .. }) => {}
             Err(e) => return Err(e),
@@ -231,11 +281,12 @@ impl Subscriber {
         self.look_at_store()?;
         let waited = self.has_waited();
         let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
-        if let Some(row) = stored(self.view.as_ref(), publisher, epoch, expected, cursor.healed) {
+        if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, expected, cursor.healed)? {
             self.healing_since = None;
             self.healed += 1;
-            (cursor.next, cursor.healed) = (PubSeq(expected.0 + 1), row.lsn);
-            return Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record: row.record, healed: true }));
+            (cursor.next, cursor.healed) = (PubSeq(expected.0 + 1), lsn);
+            let record = RecordRef::first(&self.stored.words)?;
+            return Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record, healed: true }));
         }
         if !waited {
             return Ok(None);
@@ -254,12 +305,13 @@ impl Subscriber {
         let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
         let Cursor { epoch, next, healed } = ended;
         // The order of the two looks matters: the new epoch's first record ends the old one.
-        let over = stored(self.view.as_ref(), publisher, new, PubSeq(1), healed).is_some();
-        if let Some(row) = stored(self.view.as_ref(), publisher, epoch, next, healed) {
+        let over = self.stored.find(self.view.as_ref(), publisher, new, PubSeq(1), healed)?.is_some();
+        if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, next, healed)? {
             self.healing_since = None;
             self.healed += 1;
-            (cursor.next, cursor.healed) = (PubSeq(next.0 + 1), row.lsn);
-            return Ok(Some(Event::Record { publisher, epoch, pub_seq: next, record: row.record, healed: true }));
+            (cursor.next, cursor.healed) = (PubSeq(next.0 + 1), lsn);
+            let record = RecordRef::first(&self.stored.words)?;
+            return Ok(Some(Event::Record { publisher, epoch, pub_seq: next, record, healed: true }));
         }
         if !over && !waited {
             return Ok(None);
@@ -281,11 +333,4 @@ impl Subscriber {
         let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
         self.bells.sleep(Bell::Live, limit.min(Duration::from_millis(100)), || receiver.has_batches());
     }
-}
-
-/// The record that `publisher` numbered `pub_seq` in `epoch`, if the store shows it above `after`.
-fn stored(view: Option<&View>, publisher: PublisherId, epoch: Epoch, pub_seq: PubSeq, after: Lsn) -> Option<Row<'_>> {
-    let view = view?;
-    let newest_first = view.tables.iter().rev();
-    newest_first.filter_map(|t| t.find_published(publisher, epoch, pub_seq, after, view.upto)).next()
 }

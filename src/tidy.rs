@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each module; a module uses only lower ones. (The lowest floor of the design, `lsn`,
 /// `error`, `time`, is three steps.)
-const FLOORS: [(&str, u32); 16] = [
+const FLOORS: [(&str, u32); 19] = [
     ("lsn", 0),
     ("error", 1),
     ("time", 2),
@@ -17,6 +17,9 @@ const FLOORS: [(&str, u32); 16] = [
     ("shm", 20),
     ("wal", 30),
     ("memtable", 30),
+    ("sstable", 30),
+    ("manifest", 40),
+    ("version", 45),
     ("publisher", 50),
     ("subscriber", 50),
     ("reader", 50),
@@ -138,6 +141,6 @@ fn unsafe_stands_in_the_few_files_that_need_it() {
     for path in files.iter().filter(|p| !p.ends_with("tidy.rs")) {
         let text = fs::read_to_string(path).unwrap();
         let blocks = text.lines().filter(|l| l.contains("unsafe {")).count();
-        assert!(blocks == 0 || path.ends_with("shm/mod.rs"), "{} has {blocks} unsafe blocks", path.display());
+        assert!(blocks == 0 || path.ends_with("shm/mod.rs") || path.ends_with("disk/mapped.rs"), "{} has {blocks} unsafe blocks", path.display());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tapestore::error::Error;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PublisherId};
-use tapestore::reader::{At, Reader, Row, Series, Snapshot, TimeRange};
+use tapestore::reader::{At, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
 use tapestore::record::{Kind, Name, SCHEMAS, schema_by_name};
 use tapestore::shm::control::{Control, SLOTS_MAX, SlotView, Statistic};
 use tapestore::subscriber::{Event, Subscriber};
@@ -72,8 +72,8 @@ impl Span {
         TimeRange { from: self.from.unwrap_or(Ts(0)), to: self.to.unwrap_or(Ts(u64::MAX)) }
     }
 
-    fn limit(&self) -> usize {
-        self.limit.map_or(usize::MAX, |l| l as usize)
+    fn limit(&self) -> u64 {
+        self.limit.unwrap_or(u64::MAX)
     }
 }
 
@@ -168,6 +168,17 @@ fn print<'a>(format: Format, reader: &mut Reader, rows: impl Iterator<Item = Row
     Ok(out.printed())
 }
 
+fn print_scan(format: Format, reader: &mut Reader, mut rows: Rowset<'_>, limit: u64) -> Outcome<u64> {
+    let mut out = Rows::new(format, reader.symbols()?);
+    while out.printed() < limit
+        && let Some(row) = rows.next()?
+    {
+        out.push(&row)?;
+    }
+    out.flush()?;
+    Ok(out.printed())
+}
+
 fn found(printed: u64, what: &str) -> Outcome {
     if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
 }
@@ -186,16 +197,16 @@ fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
 /// # Errors
 /// That there is no such record (exit code 3).
 pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
-    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
     if let (Ok(lsn), None) = (args.what.parse::<u64>(), args.kind) {
-        let printed = print(format, &mut reader, snapshot.get(Lsn(lsn)).into_iter())?;
-        return found(printed, &format!("record {lsn}; the store shows {} to {}", snapshot.first(), snapshot.last()));
+        let shown = format!("record {lsn}; the store shows {} to {}", snapshot.first(), snapshot.last());
+        return found(print(format, &mut reader, snapshot.get(Lsn(lsn))?.into_iter())?, &shown);
     }
     let (Some(kind), Some(time)) = (args.kind, args.time) else {
         return Err(Failure::new(USAGE, "give an LSN, or an instrument, a kind and a time"));
     };
     let instrument = reader.instrument(&args.what.parse()?)?;
-    let printed = print(format, &mut reader, snapshot.get_at(Series { instrument, kind }, time))?;
+    let printed = print_scan(format, &mut reader, snapshot.get_at(Series { instrument, kind }, time), u64::MAX)?;
     found(printed, "record at exactly that time; `tape asof` shows the newest before it")
 }
 
@@ -204,9 +215,9 @@ pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
 /// # Errors
 /// That there is no such record (exit code 3).
 pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
-    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
-    let row = snapshot.as_of(Series { instrument, kind: args.one.kind }, args.time);
+    let row = snapshot.as_of(Series { instrument, kind: args.one.kind }, args.time)?;
     found(print(format, &mut reader, row.into_iter())?, "record up to that time")
 }
 
@@ -218,7 +229,7 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
     let rows = snapshot.scan(Series { instrument, kind: args.one.kind }, args.span.range());
-    print(format, &mut reader, rows.take(args.span.limit())).map(drop)
+    print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
 }
 
 /// The series that `filter` lets through.
@@ -230,7 +241,7 @@ fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<
     let keep = |s: &Series| {
         (wanted.is_empty() || wanted.contains(&s.instrument)) && (filter.kind.is_empty() || filter.kind.contains(&s.kind))
     };
-    Ok(snapshot.series().into_iter().filter(keep).collect())
+    Ok(snapshot.series()?.into_iter().filter(keep).collect())
 }
 
 /// `tape replay`.
@@ -241,7 +252,7 @@ pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let series = series(&args.filter, &mut reader, &snapshot)?;
     let rows = snapshot.replay(&series, args.span.range());
-    print(format, &mut reader, rows.take(args.span.limit())).map(drop)
+    print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
 }
 
 /// Whether `row` passes `filter`, whose instruments are `wanted`.

@@ -5,6 +5,7 @@
 //! appear under their final name in [`publish`] alone; after a failed sync the caller stops (the
 //! kernel marks the pages clean, and a second sync lies).
 
+mod mapped;
 mod real;
 pub mod sim;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use crate::error::Result;
 
+pub use mapped::Mapped;
 pub use real::RealDisk;
 
 /// How to open a file.
@@ -32,6 +34,8 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// [`crate::error::Error::Io`], as for every call of this trait.
     fn open(&self, path: &Path, how: Open) -> Result<Box<dyn DiskFile>>;
+    /// Maps the file `path`, which is complete and never written again.
+    fn map(&self, path: &Path) -> Result<Mapped>;
     /// Whether `path` exists.
     fn exists(&self, path: &Path) -> Result<bool>;
     /// Creates the directory `path`; an existing one is fine.

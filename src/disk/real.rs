@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, FlockOperation};
 
-use super::{Disk, DiskFile, Open};
+use super::{Disk, DiskFile, Mapped, Open};
 use crate::error::{Error, Result};
 
 /// The host's file system.
@@ -27,6 +27,10 @@ impl Disk for RealDisk {
         let op = if how == Open::CreateNew { "create" } else { "open" };
         let file = options.open(path).map_err(|e| Error::io(op, path, e))?;
         Ok(Box::new(RealFile { file, path: path.to_path_buf() }))
+    }
+
+    fn map(&self, path: &Path) -> Result<Mapped> {
+        Mapped::open(path)
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

@@ -10,7 +10,7 @@ use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Disk, DiskFile, Open};
+use super::{Disk, DiskFile, Mapped, Open};
 use crate::error::{Error, Result};
 
 const SECTOR: usize = 512;
@@ -245,6 +245,13 @@ impl Disk for SimDisk {
             state.find("open", path)?
         };
         Ok(Box::new(SimFile { disk: self.clone(), inode, path: path.to_path_buf() }))
+    }
+
+    fn map(&self, path: &Path) -> Result<Mapped> {
+        let state = self.state();
+        state.alive("map", path)?;
+        let inode = state.find("map", path)?;
+        Ok(Mapped::copy(path, state.inodes.get(inode).map_or(&[], |i| &i.live)))
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

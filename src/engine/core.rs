@@ -6,30 +6,19 @@
 //! in a MemTable, and in a MemTable before `applied` covers it; nothing is told to anybody here that
 //! the log does not hold.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use super::memtables::MemTables;
+use super::flush::Filer;
+use super::memtables::{Mark, MemTables, Sealed};
 use crate::bus::BatchHeader;
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
+use crate::manifest::{PublisherState, State};
 use crate::record::{self, Name};
 use crate::shm::control::{Control, Statistic};
 use crate::shm::symbols::SymbolsWriter;
-use crate::time::Ts;
-use crate::wal::{self, Body, Fact, Frame, FrameBuilder, FrameType};
-
-/// What is known of a publisher.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PublisherState {
-    /// Its epoch; 0 if it never attached.
-    pub epoch: Epoch,
-    /// The last number accepted in that epoch.
-    pub last: PubSeq,
-    /// That record's LSN.
-    pub lsn: Lsn,
-    /// Which process the epoch was granted to.
-    pub incarnation: u32,
-}
+use crate::time::{Clock, Ts};
+use crate::wal::{self, Body, Chain, Fact, Frame, FrameBuilder, FrameType};
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +43,8 @@ pub struct Committed {
     pub appended: wal::Appended,
     /// How far each publisher in it has come.
     pub accepted: Vec<(PublisherId, PubSeq, Lsn)>,
+    /// The MemTable that was sealed before it; to be filed.
+    pub sealed: Option<Box<Sealed>>,
 }
 
 /// The store's state.
@@ -65,36 +56,67 @@ pub struct Core {
     publishers: HashMap<PublisherId, PublisherState>,
     ids: HashMap<Name, InstrumentId>,
     symbols: SymbolsWriter,
+    /// Names logged since the last MemTable was sealed.
+    names: Vec<Name>,
     control: Control,
     frame: FrameBuilder,
     scratch: Vec<u64>,
 }
 
-/// The state that is rebuilt from the log.
+/// The state that is rebuilt from a checkpoint and the log behind it.
 pub struct Rebuilt {
-    pub(super) memtables: MemTables,
+    memtables: MemTables,
     publishers: HashMap<PublisherId, PublisherState>,
     ids: HashMap<Name, InstrumentId>,
     symbols: SymbolsWriter,
+    names: Vec<Name>,
+    sealed: VecDeque<Box<Sealed>>,
 }
 
 impl Rebuilt {
-    /// The state of an empty log.
-    pub fn new(memtables: MemTables, symbols: SymbolsWriter) -> Rebuilt {
-        Rebuilt { memtables, publishers: HashMap::new(), ids: HashMap::new(), symbols }
-    }
-
-    /// Takes in the next frame of the log.
+    /// The state as of a checkpoint.
     ///
     /// # Errors
-    /// [`crate::error::Error::MemTableFull`] if the log holds more than the MemTables can.
-    pub fn visit(&mut self, frame: &Frame<'_>) -> Result<()> {
+    /// [`Error::Limit`] or [`Error::NoSharedMemory`] if the instruments do not fit.
+    pub fn new(memtables: MemTables, mut symbols: SymbolsWriter, checkpoint: &State) -> Result<Rebuilt> {
+        let publishers = checkpoint.publishers.iter().map(|(p, s)| (*p, *s)).collect();
+        let mut ids = HashMap::with_capacity(checkpoint.names.len());
+        for name in &checkpoint.names {
+            ids.insert(*name, symbols.push(name)?);
+        }
+        Ok(Rebuilt { memtables, publishers, ids, symbols, names: Vec::new(), sealed: VecDeque::new() })
+    }
+
+    /// Takes in the next frame of the log; what the MemTables cannot hold is filed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written; [`Error::NoSharedMemory`].
+    pub fn visit(&mut self, frame: &Frame<'_>, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+        self.memtables.logged(frame.header.total_len());
         match &frame.body {
             Body::Empty => {}
             Body::Control(facts) => facts.iter().try_for_each(|f| self.fact(f))?,
             Body::Data(data) => {
-                if !self.memtables.has_room(u64::from(frame.header.count))? {
-                    return Err(self.memtables.full());
+                let records = u64::from(frame.header.count);
+                while !self.memtables.has_room(records)? {
+                    let Some(oldest) = self.sealed.pop_front() else { return Err(self.memtables.full()) };
+                    let filed = filer.file(&oldest, clock)?;
+                    self.memtables.filed(filed.table, filed.seq);
+                    filer.unlink(filed.table);
+                }
+                if self.memtables.must_seal(records) {
+                    let h = &frame.header;
+                    let chain = Chain {
+                        position: h.position,
+                        index: h.index,
+                        lsn: h.first_lsn,
+                        prev_crc: h.prev_crc,
+                        term: h.term,
+                        ingest_ts: h.ingest_ts,
+                    };
+                    let publishers = self.publishers.iter().map(|(p, s)| (*p, *s)).collect();
+                    let mark = Mark { chain, publishers, names: std::mem::take(&mut self.names) };
+                    self.sealed.push_back(Box::new(self.memtables.seal(mark)));
                 }
                 self.memtables.apply(data.runs, data.records, frame.header.ingest_ts);
                 let mut lsn = frame.header.first_lsn;
@@ -120,17 +142,19 @@ impl Rebuilt {
                 let id = self.symbols.push(&name)?;
                 debug_assert_eq!(id, instrument);
                 self.ids.insert(name, id);
+                self.names.push(name);
             }
         }
         Ok(())
     }
 
-    /// The state, with the log it came from.
-    pub fn into_core(self, writer: wal::Writer, control: Control) -> Core {
-        let Rebuilt { memtables, publishers, ids, symbols } = self;
+    /// The state, with the log it came from, and the MemTables that are to be filed.
+    pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
+        let Rebuilt { memtables, publishers, ids, symbols, names, sealed } = self;
         symbols.publish();
         control.set_statistic(Statistic::Instruments, symbols.count());
-        Core { writer, memtables, publishers, ids, symbols, control, frame: FrameBuilder::new(), scratch: Vec::new() }
+        let (frame, scratch) = (FrameBuilder::new(), Vec::new());
+        (Core { writer, memtables, publishers, ids, symbols, names, control, frame, scratch }, sealed)
     }
 }
 
@@ -229,6 +253,8 @@ impl Core {
         if self.frame.is_empty() {
             return Ok(None);
         }
+        let seal = self.memtables.must_seal(u64::from(self.frame.count()));
+        let sealed = if seal { Some(Box::new(self.seal())) } else { None };
         let appended = self.writer.append(&mut self.frame, FrameType::Data, now)?;
         let (header, mut lsn) = (appended.header, appended.header.first_lsn);
         self.control.set_appended(appended.end.lsn, appended.end.position);
@@ -249,10 +275,24 @@ impl Core {
         self.count(&appended);
         self.control.add(Statistic::Records, u64::from(header.count));
         self.frame.clear();
-        Ok(Some(Committed { appended, accepted }))
+        Ok(Some(Committed { appended, accepted, sealed }))
     }
 
-    fn count(&self, appended: &wal::Appended) {
+    /// Seals the active MemTable between the last frame and the one that is being filled.
+    fn seal(&mut self) -> Sealed {
+        let mut publishers = self.publishers.clone();
+        // What the frame that is being filled holds is not in the log yet.
+        for run in self.frame.runs().iter().rev() {
+            if let Some(state) = publishers.get_mut(&run.publisher) {
+                state.last = PubSeq(run.first_pub_seq.0 - 1);
+            }
+        }
+        let publishers = publishers.into_iter().collect();
+        self.memtables.seal(Mark { chain: *self.writer.chain(), publishers, names: std::mem::take(&mut self.names) })
+    }
+
+    fn count(&mut self, appended: &wal::Appended) {
+        self.memtables.logged(appended.header.total_len());
         self.control.add(Statistic::Frames, 1);
         self.control.add(Statistic::Bytes, appended.header.total_len());
         self.control.set_statistic(Statistic::MemTableUsed, self.memtables.used());
@@ -318,6 +358,7 @@ impl Core {
                 Ok(id) => {
                     frame.push_fact(|words| Fact::Symbol { instrument: id, name: *name }.encode(words));
                     self.ids.insert(*name, id);
+                    self.names.push(*name);
                     ids.push(id);
                 }
                 Err(e) => {

@@ -8,16 +8,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver as Queue, Sender as Post};
+use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
 use super::attach::{Answer, Request};
-use super::core::{Core, Offer, PublisherState, Readiness};
+use super::core::{Core, Offer, Readiness};
+use super::flush::{Filed, FlushItem};
 use super::sync::{SYNC_QUEUE, SyncItem};
 use crate::agent::{Idle, Stop, Wait};
 use crate::bus::attach::{Grant, Message, Mode};
 use crate::bus::{Batch, Receiver};
 use crate::error::{Error, Result};
 use crate::lsn::{Level, Lsn, Position, PubSeq, PublisherId};
+use crate::manifest::PublisherState;
 use crate::record::Name;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
@@ -75,6 +77,8 @@ pub(super) struct IngestAgent {
     pub(super) requests: Queue<Request>,
     pub(super) sync: Post<SyncItem>,
     pub(super) freed: Queue<usize>,
+    pub(super) flush: Post<FlushItem>,
+    pub(super) filed: Queue<Filed>,
     pub(super) instance: u64,
     pub(super) unsynced_max: u64,
     pub(super) level_min: Level,
@@ -124,7 +128,7 @@ impl IngestAgent {
             return std::thread::sleep(HELD_BACK_PARK);
         }
         self.bells.sleep(Bell::Ingest, PARK, || {
-            !self.requests.is_empty() || self.stop.is_stopped() || self.lanes.iter().any(|l| l.receiver.has_batches())
+            !self.requests.is_empty() || !self.filed.is_empty() || self.stop.is_stopped() || self.lanes.iter().any(|l| l.receiver.has_batches())
         });
     }
 
@@ -137,6 +141,11 @@ impl IngestAgent {
         let mut worked = false;
         while let Ok(slot) = self.freed.try_recv() {
             self.slots.push(slot);
+        }
+        while let Ok(Filed { table, seq }) = self.filed.try_recv() {
+            self.core.memtables.filed(table, seq);
+            self.pass_on(FlushItem::Retired(table));
+            worked = true;
         }
         let mut room = self.has_room(now)?;
         // Facts need the log alone: they are taken while the MemTables are full.
@@ -228,6 +237,9 @@ impl IngestAgent {
 
     fn commit(&mut self) -> Result<()> {
         let Some(committed) = self.core.commit(self.clock.wall())? else { return Ok(()) };
+        if let Some(sealed) = committed.sealed {
+            self.pass_on(FlushItem::Sealed(sealed));
+        }
         self.bells.ring(Bell::Applied);
         if self.halted.is_stopped() {
             // A sync has failed meanwhile: what the kernel holds of this frame may never reach the disk.
@@ -273,6 +285,12 @@ impl IngestAgent {
     fn send(&self, item: SyncItem) -> Result<()> {
         let ended = |_| Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() };
         self.sync.send(item).map_err(ended)
+    }
+
+    /// Gives the flush agent something to do. It has a place for each table, twice.
+    fn pass_on(&self, item: FlushItem) {
+        let sent = self.flush.try_send(item);
+        assert!(!matches!(sent, Err(TrySendError::Full(_))), "more MemTables than there can be");
     }
 
     fn appended(&mut self, appended: Appended) -> Result<()> {

@@ -1,18 +1,20 @@
 //! Owns: the MemTables of the storage process: the active one, the sealed ones, the next one.
 //!
-//! What must hold: a table is named on the control page before a record in it is applied; at most
-//! `tables_max` exist, and when they are full nothing more is taken in.
+//! What must hold: a table is named on the control page before a record in it is applied, and dropped
+//! from it only when files hold its records; at most `tables_max` exist, and when they are full nothing
+//! more is taken in. A table is sealed between two frames, so that the log can go on behind it.
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
 use crate::error::{Error, Result};
-use crate::lsn::{Lsn, PubSeq};
+use crate::lsn::{Lsn, PubSeq, PublisherId};
+use crate::manifest::PublisherState;
 use crate::memtable::{Origin, Writer};
-use crate::record;
+use crate::record::{self, Name};
 use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
 use crate::time::Ts;
-use crate::wal::Run;
+use crate::wal::{Chain, Run};
 
 /// How tables are made.
 #[derive(Clone, Debug)]
@@ -50,6 +52,30 @@ pub enum Source {
     },
 }
 
+/// What must survive with the log, as of a place between two of its frames.
+pub struct Mark {
+    /// The place.
+    pub chain: Chain,
+    /// Publishers.
+    pub publishers: Vec<(PublisherId, PublisherState)>,
+    /// Instrument names since the mark before.
+    pub names: Vec<Name>,
+}
+
+/// A table into which nothing more is put.
+pub struct Sealed {
+    /// Its number.
+    pub id: u64,
+    /// LSN of its first record.
+    pub base: Lsn,
+    /// LSN of its last record; one less than `base` if it has none.
+    pub last: Lsn,
+    /// The log behind it.
+    pub mark: Mark,
+    /// The writer's mapping, given back by whoever drops this: that takes milliseconds.
+    _writer: Writer,
+}
+
 /// The MemTables.
 pub struct MemTables {
     maker: Maker,
@@ -57,24 +83,34 @@ pub struct MemTables {
     control: Control,
     active: Writer,
     live: Vec<(u64, Lsn)>,
+    /// The manifest's edit whose files hold what the live tables do not.
+    manifest: u64,
     next: Option<Writer>,
     requested: bool,
     tables_max: usize,
+    /// Bytes of log since the active table began.
+    logged: u64,
 }
 
+/// A table is sealed when the log behind its beginning has become so many times longer than it is, or
+/// longer than this: frames of facts fill the log alone.
+const LOG_TIMES: u64 = 4;
+const LOG_MIN: u64 = 1 << 30;
+
 impl MemTables {
-    /// A first table whose first record will be `base`, named on the control page.
+    /// A first table whose first record will be `base`, named on the control page with the edit `manifest`.
     ///
     /// # Errors
     /// As [`Maker::make`].
-    pub fn new(maker: Maker, control: Control, base: Lsn, tables_max: usize) -> Result<MemTables> {
-        assert!((1..=TABLES_MAX).contains(&tables_max));
+    pub fn new(maker: Maker, control: Control, base: Lsn, tables_max: usize, manifest: u64) -> Result<MemTables> {
+        assert!((2..=TABLES_MAX).contains(&tables_max));
         let mut active = maker.make(1)?;
         active.begin(base);
         let live = vec![(1, base)];
-        control.set_tables(&live);
+        control.set_tables(&live, manifest);
         control.set_statistic(Statistic::MemTableLen, maker.len);
-        Ok(MemTables { maker, source: Source::Inline, control, active, live, next: None, requested: false, tables_max })
+        let source = Source::Inline;
+        Ok(MemTables { maker, source, control, active, live, manifest, next: None, requested: false, tables_max, logged: 0 })
     }
 
     /// From now on takes tables from `source`.
@@ -93,6 +129,21 @@ impl MemTables {
         Error::MemTableFull { rows, bytes: self.maker.len, tables: self.live.len() }
     }
 
+    /// Notes that a frame of `bytes` was appended to the log.
+    pub fn logged(&mut self, bytes: u64) {
+        self.logged += bytes;
+    }
+
+    /// Makes the next frame seal the active table, as if the log had become long.
+    #[cfg(test)]
+    pub(super) fn seal_soon(&mut self) {
+        self.logged = u64::MAX / 2;
+    }
+
+    fn is_log_long(&self) -> bool {
+        self.logged > (self.maker.len * LOG_TIMES).max(LOG_MIN)
+    }
+
     /// Whether a frame of `records` records fits, in the active table or a next one.
     ///
     /// # Errors
@@ -100,7 +151,8 @@ impl MemTables {
     /// no error but no room, until it can be.
     pub fn has_room(&mut self, records: u64) -> Result<bool> {
         // A next table is asked for early, so that it is there when it is needed.
-        if self.requested || self.active.used() > self.active.len() / 2 || !self.active.has_room(2 * records) {
+        let soon = self.active.used() > self.active.len() / 2 || !self.active.has_room(2 * records) || self.is_log_long();
+        if self.requested || soon {
             let provided = self.provide();
             if let Err(error) = provided {
                 if !self.active.has_room(records) && matches!(self.source, Source::Inline) {
@@ -135,54 +187,54 @@ impl MemTables {
         Ok(())
     }
 
+    /// Whether the active table must be sealed before a frame of `records` records is put in.
+    pub fn must_seal(&self, records: u64) -> bool {
+        !self.active.has_room(records) || (self.next.is_some() && self.is_log_long())
+    }
+
+    /// Seals the active table and goes on in the next; `mark` is the log as of now.
+    ///
+    /// # Panics
+    /// If there is no next one: [`MemTables::has_room`] was not asked.
+    pub fn seal(&mut self, mark: Mark) -> Sealed {
+        let Some(mut next) = self.next.take() else { panic!("a full MemTable and no next one: `has_room` was not asked") };
+        let base = self.active.next();
+        assert!(mark.chain.lsn == base, "a table is sealed between two frames");
+        next.begin(base);
+        let id = self.live.last().map_or(0, |(id, _)| *id);
+        self.live.push((id + 1, base));
+        self.control.set_tables(&self.live, self.manifest);
+        tracing::debug!(table = id, last_lsn = base.0 - 1, used = self.active.used(), "sealed a MemTable");
+        self.logged = 0;
+        let writer = std::mem::replace(&mut self.active, next);
+        Sealed { id, base: writer.base(), last: Lsn(base.0 - 1), mark, _writer: writer }
+    }
+
+    /// The records of table `id` are in files since the edit `manifest`: the table is named no more.
+    pub fn filed(&mut self, id: u64, manifest: u64) {
+        assert!(self.live.first().is_some_and(|(first, _)| *first == id) && self.live.len() > 1, "tables are filed in order");
+        self.live.remove(0);
+        self.manifest = manifest;
+        self.control.set_tables(&self.live, manifest);
+    }
+
     /// Puts in the records of one frame. Nothing is visible before the caller moves `applied`.
     ///
     /// # Panics
-    /// If [`MemTables::has_room`] has not said that they fit, or the frame has not been checked.
+    /// If [`MemTables::must_seal`] says that they may not fit, or the frame has not been checked.
     pub fn apply(&mut self, runs: &[Run], records: &[u64], ingest_ts: Ts) {
         let mut rest = records;
         for run in runs {
             let (mine, after) = rest.split_at_checked(run.bytes as usize / 8).unwrap_or((&[], &[]));
-            self.apply_run(run, mine, ingest_ts);
+            assert!(self.active.reserve_run(), "a table with room has room for a run");
+            for record in record::split(mine) {
+                let Ok(record) = record else { panic!("a checked frame holds whole records") };
+                assert!(self.active.push(record, ingest_ts), "a table with room has room for a record");
+            }
+            let origin = Origin { publisher: run.publisher, epoch: run.epoch, first_pub_seq: PubSeq(run.first_pub_seq.0) };
+            self.active.push_run(origin, run.count, ingest_ts);
             rest = after;
         }
         assert!(rest.is_empty(), "runs and records of a checked frame agree");
-    }
-
-    fn apply_run(&mut self, run: &Run, records: &[u64], ingest_ts: Ts) {
-        let origin = |skip: u32| Origin {
-            publisher: run.publisher,
-            epoch: run.epoch,
-            first_pub_seq: PubSeq(run.first_pub_seq.0 + u64::from(skip)),
-        };
-        let (mut done, mut here) = (0u32, 0u32);
-        if !self.active.reserve_run() {
-            self.roll();
-            assert!(self.active.reserve_run(), "a new table has room for a run");
-        }
-        for record in record::split(records) {
-            let Ok(record) = record else { panic!("a checked frame holds whole records") };
-            if !self.active.push(record, ingest_ts) {
-                self.active.push_run(origin(done - here), here, ingest_ts);
-                self.roll();
-                here = 0;
-                assert!(self.active.reserve_run() && self.active.push(record, ingest_ts), "a new table has room for a record");
-            }
-            done += 1;
-            here += 1;
-        }
-        self.active.push_run(origin(done - here), here, ingest_ts);
-    }
-
-    /// Seals the active table and goes on in the next.
-    fn roll(&mut self) {
-        let Some(mut next) = self.next.take() else { panic!("a full MemTable and no next one: `has_room` was not asked") };
-        let base = self.active.next();
-        next.begin(base);
-        let id = self.live.last().map_or(0, |(id, _)| *id) + 1;
-        self.live.push((id, base));
-        self.control.set_tables(&self.live);
-        tracing::info!(table = id, first_lsn = base.0, used = self.active.used(), "sealed a MemTable");
-        self.active = next;
     }
 }

@@ -3,13 +3,15 @@
 //! ```text
 //! attach (socket, janitor) ── requests ──▶ ingest (batches → log → MemTable) ── items ──▶ sync (fdatasync, acks)
 //!      ▲ answers, when durable ────────────────────────────────────────────────────────────┘
-//! prepare (segments, MemTables ahead of need) ──▶ ingest
+//! prepare (segments, MemTables ahead of need) ──▶ ingest ── sealed MemTables ──▶ flush (files, manifest)
+//!      ▲ segments to use again ──────────────────────────────────────────────────────┘
 //! ```
 //!
 //! What must hold: one process a store, by a lock that the kernel releases; queues between agents are
 //! bounded; whatever ends an agent ends the process, with nothing acknowledged that is not so.
 
 pub mod core;
+pub mod flush;
 pub mod memtables;
 
 mod attach;
@@ -20,6 +22,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,8 +33,9 @@ use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, Waker, listen};
 use self::core::{Core, Rebuilt};
+use self::flush::{Filer, FlushAgent};
 use self::ingest::IngestAgent;
-use self::memtables::{Maker, MemTables, Source};
+use self::memtables::{Maker, MemTables, Sealed, Source};
 use self::prepare::PrepareAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use crate::agent::{Stop, Wait, spawn};
@@ -39,6 +43,7 @@ use crate::bus::Bus;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lsn::{Level, Lsn};
+use crate::manifest::Manifest;
 use crate::shm::bell::Bells;
 use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
 use crate::shm::run_dir::{ROOT_DEFAULT, RunDir};
@@ -100,6 +105,9 @@ impl Default for Options {
     }
 }
 
+/// Passed segments of the log that wait to be used again.
+const RECYCLED_MAX: usize = 2;
+
 /// How often a long recovery says how far it is.
 const SAY_EVERY_NS: u64 = 1_000_000_000;
 
@@ -122,8 +130,8 @@ impl Options {
         if !(min..=max).contains(&self.memtable_size) || !self.memtable_size.is_multiple_of(4096) {
             return bad("memtable-size", format!("{} is not a multiple of 4096 from {min} to {max}", self.memtable_size));
         }
-        if !(1..=TABLES_MAX).contains(&self.memtables_max) {
-            return bad("memtables-max", format!("{} is not from 1 to {TABLES_MAX}", self.memtables_max));
+        if !(2..=TABLES_MAX).contains(&self.memtables_max) {
+            return bad("memtables-max", format!("{} is not from 2 to {TABLES_MAX}", self.memtables_max));
         }
         if self.sync_interval_ms == 0 || self.sync_bytes == 0 || self.unsynced_max < self.sync_bytes {
             return bad(
@@ -156,9 +164,13 @@ pub struct Started {
     pub run_dir: PathBuf,
     /// Number of the start.
     pub instance: u64,
-    /// Records found in the log.
+    /// Records of the store.
     pub records: u64,
-    /// Bytes of log read.
+    /// Of these, records in files of history.
+    pub filed: u64,
+    /// Files of history.
+    pub files: u64,
+    /// Bytes of log read, behind the checkpoint.
     pub log_bytes: u64,
     /// Whether the process before stopped in order.
     pub was_clean: bool,
@@ -180,6 +192,10 @@ pub struct Recovered {
     pub meta: MetaFile,
     /// The control page.
     pub control: Control,
+    /// Files MemTables.
+    pub filer: Filer,
+    /// MemTables that are to be filed, the oldest first.
+    pub sealed: VecDeque<Box<Sealed>>,
     /// What was found.
     pub started: Started,
     run_dir: RunDir,
@@ -187,22 +203,27 @@ pub struct Recovered {
     lock: Box<dyn Send + Sync>,
 }
 
-/// Opens the store, creating it if there is none, and rebuilds its state from the log. Afterwards a
-/// new term has begun, and everything rebuilt is durable.
+/// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
+/// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
 ///
 /// # Errors
-/// [`Error::Locked`] if another process has it; [`Error::MemTableFull`]; as [`wal::open`].
+/// [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
 pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let (disk, dir) = (&world.disk, options.store.clone());
     let dir = dir.as_path();
     disk.create_dir(dir)?;
     let Some(lock) = disk.lock(&dir.join("LOCK"))? else { return Err(Error::Locked { path: dir.to_path_buf() }) };
+    let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
+    wal::create_if_absent(disk.as_ref(), dir, create)?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
-    let store_id = known.map_or(world.store_id, |m| m.store_id);
+    let Some(known) = known else { return Err(Error::Missing { path: dir.join(wal::meta::NAME), what: "it was there" }) };
+    let store_id = known.store_id;
+    flush::create_dir(disk.as_ref(), dir)?;
+    let manifest = Manifest::open(disk.clone(), dir, store_id)?;
     let run_dir = RunDir::create(dir, store_id, &options.run_root)?;
     let control = Control::open_or_create(&run_dir.control(), store_id)?;
     // The page is new when the host has been started since: what readers saw before is not known then.
-    let unknown = control.instance() == 0 && known.is_some_and(|m| !m.clean);
+    let unknown = control.instance() == 0 && !known.clean;
     let instance = (control.instance() + 1) | 1;
     control.set_instance(instance);
     control.set_server(None);
@@ -212,21 +233,33 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     control.reset();
     let options = options.check()?;
     let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size };
-    let memtables = MemTables::new(maker.clone(), control.clone(), Lsn(1), options.memtables_max)?;
+    let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
+    let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
-    let mut rebuilt = Rebuilt::new(memtables, symbols);
-    let create = wal::Create { store_id, segment_size: options.segment_size, now: world.clock.wall() };
+    let mut rebuilt = Rebuilt::new(memtables, symbols, manifest.state())?;
+    let mut filer = Filer::new(flush::Parts {
+        disk: disk.clone(),
+        dir: dir.to_path_buf(),
+        store_id,
+        segment_size: known.segment_size,
+        manifest,
+        run_dir: run_dir.clone(),
+        instance,
+        control: control.clone(),
+    });
     let seen = if unknown { Lsn(u64::MAX) } else { control.applied() };
     let mut said = world.clock.monotonic();
-    let log = wal::open(disk.clone(), dir, create, seen, |frame| {
+    let log = wal::open(disk.clone(), dir, from, seen, |frame| {
         let now = world.clock.monotonic();
         control.beat(now);
         if now.saturating_sub(said) > SAY_EVERY_NS {
             said = now;
             tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
         }
-        rebuilt.visit(frame)
+        rebuilt.visit(frame, &mut filer, world.clock.as_ref())
     })?;
+    let orphans = filer.sweep()?;
+    tracing::debug!(orphans, "removed files that no edit of the manifest names");
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
     // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
@@ -236,7 +269,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     control.set_appended(end.lsn, end.position);
     control.set_applied(end.lsn);
     writer.ready()?;
-    let mut core = rebuilt.into_core(writer, control.clone());
+    let (mut core, sealed) = rebuilt.into_core(writer, control.clone());
     let opened = core.open_term(world.clock.wall())?;
     if let Some(segment) = opened.opened {
         syncer.opened(segment);
@@ -247,12 +280,14 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         run_dir: run_dir.path().to_path_buf(),
         instance,
         records: end.lsn.0,
-        log_bytes: end.position.0,
+        filed: filer.manifest().state().covered().0,
+        files: filer.manifest().state().files.len() as u64,
+        log_bytes: end.position.0 - from.position.0.min(end.position.0),
         was_clean,
         cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
         memtable_size: options.memtable_size,
     };
-    Ok(Recovered { options, core, syncer, meta, control, started, run_dir, maker, lock })
+    Ok(Recovered { options, core, syncer, meta, control, filer, sealed, started, run_dir, maker, lock })
 }
 
 /// A serving store.
@@ -265,6 +300,7 @@ pub struct Storage {
     late_stop: Stop,
     ingest: JoinHandle<Result<()>>,
     sync: JoinHandle<Result<wal::Syncer>>,
+    flush: JoinHandle<Filer>,
     others: Vec<JoinHandle<()>>,
     run_dir: RunDir,
     _lock: Box<dyn Send + Sync>,
@@ -287,7 +323,7 @@ impl Storage {
     /// Starts the agents.
     #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
     fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listener: UnixListener) -> Result<Storage> {
-        let Recovered { options, mut core, syncer, meta, control, started, run_dir, maker, lock } = recovered;
+        let Recovered { options, mut core, syncer, meta, control, filer, sealed, started, run_dir, maker, lock } = recovered;
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
         let waker = Waker::new().map_err(io)?;
@@ -297,6 +333,9 @@ impl Storage {
         let (item_in, item_out) = bounded::<SyncItem>(SYNC_QUEUE);
         let (freed_in, freed_out) = bounded(SLOTS_MAX);
         let (spare_in, spare_out) = bounded(1);
+        let (recycled_in, recycled_out) = bounded(RECYCLED_MAX);
+        let (flush_in, flush_out) = bounded(2 * TABLES_MAX);
+        let (filed_in, filed_out) = bounded(TABLES_MAX);
         let (table_request_in, table_request_out) = bounded(1);
         let (table_in, table_out) = bounded(1);
         core.writer.set_spares(Spares::Ahead(spare_out));
@@ -307,9 +346,20 @@ impl Storage {
             segment_size: meta.meta().segment_size,
             next: 0,
             spares: spare_in,
+            recycled: recycled_out,
             maker,
             requests: table_request_out,
             tables: table_in,
+            stop: late_stop.clone(),
+        };
+        let flush = FlushAgent {
+            filer,
+            clock: world.clock.clone(),
+            items: flush_out,
+            waiting: sealed,
+            filed: filed_in,
+            spares: recycled_in,
+            bells: bells.clone(),
             stop: late_stop.clone(),
         };
         let sync = SyncAgent {
@@ -350,6 +400,8 @@ impl Storage {
             requests: request_out,
             sync: item_in,
             freed: freed_out,
+            flush: flush_in,
+            filed: filed_out,
             instance,
             unsynced_max: options.unsynced_max,
             level_min: options.level_min,
@@ -369,9 +421,10 @@ impl Storage {
             spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
             spawn("tape-attach", None, move || attach.run()).map_err(io)?,
         ];
+        let flush = spawn("tape-flush", None, move || flush.run()).map_err(io)?;
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
         let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
-        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, others, run_dir, _lock: lock })
+        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, _lock: lock })
     }
 
     /// What the start found.
@@ -405,10 +458,11 @@ impl Storage {
         for other in self.others {
             joined(other);
         }
+        let filer = joined(self.flush);
         let syncer = ingest.and(sync)?;
         let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };
         self.meta.update(meta)?;
-        self.control.set_tables(&[]);
+        self.control.set_tables(&[], filer.manifest().state().seq);
         self.run_dir.sweep(None)?;
         Ok(())
     }

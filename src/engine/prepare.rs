@@ -1,5 +1,5 @@
 //! Owns: the prepare agent: it makes log segments and MemTables before they are needed, because both
-//! take tens of milliseconds.
+//! take tens of milliseconds. Segments that the log does not need any more are used first.
 //!
 //! What must hold: it never holds more than it has been asked for: one spare segment waits in the
 //! queue, one in its hand, and one MemTable on request.
@@ -29,6 +29,8 @@ pub(super) struct PrepareAgent {
     pub(super) segment_size: u64,
     pub(super) next: u64,
     pub(super) spares: Sender<Spare>,
+    /// Segments that the log does not need any more.
+    pub(super) recycled: Receiver<Spare>,
     pub(super) maker: Maker,
     pub(super) requests: Receiver<u64>,
     pub(super) tables: Sender<Result<Writer>>,
@@ -51,6 +53,9 @@ impl PrepareAgent {
     }
 
     fn segment(&mut self) -> Option<Spare> {
+        if let Ok(spare) = self.recycled.try_recv() {
+            return Some(spare);
+        }
         self.next += 1;
         match prepare(self.disk.as_ref(), &self.dir, self.next, self.segment_size) {
             Ok(spare) => Some(spare),

@@ -1,6 +1,8 @@
 //! The engine on the simulated disk and simulated time, one thread, one seed: publishers that repeat,
 //! overlap and jump; crashes at any call; after each, what was acknowledged is there, once, in order.
 
+mod history;
+
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -9,9 +11,9 @@ use super::*;
 use crate::bus::BatchHeader;
 use crate::disk::sim::{Fault, SimDisk, SimRng};
 use crate::lsn::{Epoch, PubSeq, PublisherId};
-use crate::memtable::Tables;
 use crate::record::{Record, Trade};
 use crate::time::{SimClock, Ts};
+use crate::version::{Versions, View};
 
 fn options(store: &Path) -> Options {
     let sizes = Options {
@@ -19,7 +21,7 @@ fn options(store: &Path) -> Options {
         segment_size: wal::format::SEGMENT_SIZE_MIN,
         ..Options::default()
     };
-    Options { store: store.to_path_buf(), memtables_max: 1, instruments_max: 1000, ..sizes }
+    Options { store: store.to_path_buf(), memtables_max: 3, instruments_max: 1000, ..sizes }
 }
 
 fn trades(publisher: u16, epoch: Epoch, first: u64, count: u64) -> Vec<u64> {
@@ -117,38 +119,202 @@ impl Run {
                 other => panic!("{other:?}"),
             }
         }
+        if self.rng.below(12) == 0 {
+            store.core.memtables.seal_soon();
+            assert_eq!(store.core.is_ready()?, Readiness::Ready, "a next table is made");
+        }
         let Some(committed) = store.core.commit(self.clock.wall())? else { return Ok(()) };
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
+        store.sealed.extend(committed.sealed);
         if self.rng.below(3) == 0 {
             store.syncer.sync(committed.appended.end)?;
             for client in &mut self.clients {
                 client.acked = client.sent;
             }
+            while self.rng.below(4) > 0 && file_one(store)? {}
         }
         Ok(())
     }
 
-    /// Everything acknowledged is there; each publisher's numbers are dense; nothing is twice.
-    fn verify(&self, store: &mut Recovered) {
-        let mut tables = Tables::default();
+    fn view(&self, store: &Recovered) -> View {
+        let mut versions = Versions::new(Arc::new(self.disk.clone()), &self.dir.path().join("s"), 5);
         store.control.set_instance(store.started.instance);
-        let view = tables.view(&store.run_dir, &store.control, Control::applied).unwrap();
+        versions.view(&store.run_dir, &store.control, Control::applied).unwrap()
+    }
+
+    /// The running store shows `count` records of publisher 1, each once.
+    fn verify_now(&self, store: &Recovered, count: u64) {
+        let view = self.view(store);
+        for lsn in (1..=count).map(Lsn) {
+            assert_eq!(stored(&view, lsn).0.pub_seq, PubSeq(lsn.0));
+        }
+    }
+
+    /// Everything acknowledged is there, in files or in memory; each publisher's numbers are dense; nothing
+    /// is twice; no file lies about that the manifest does not name.
+    fn verify(&self, store: &mut Recovered) {
+        let view = self.view(store);
         assert_eq!(view.upto, Lsn(store.started.records));
         let mut last: std::collections::HashMap<(u16, u32), u64> = std::collections::HashMap::new();
-        for lsn in 1..=view.upto.0 {
-            let table = view.tables.iter().rev().find(|t| t.base() <= Lsn(lsn)).unwrap();
-            let arrival = table.arrival(Lsn(lsn)).unwrap();
+        for lsn in (1..=view.upto.0).map(Lsn) {
+            let (arrival, words) = stored(&view, lsn);
             let before = last.insert((arrival.publisher.0, arrival.epoch.0), arrival.pub_seq.0).unwrap_or(0);
             assert_eq!(arrival.pub_seq.0, before + 1, "dense and once");
-            let expected = trades(arrival.publisher.0, arrival.epoch, arrival.pub_seq.0, 1);
-            assert_eq!(table.get(Lsn(lsn)).unwrap().words(), expected);
+            assert_eq!(words, trades(arrival.publisher.0, arrival.epoch, arrival.pub_seq.0, 1));
         }
+        let rows: u64 = view.history.files().iter().map(|f| f.verify(|_| Ok(())).unwrap()).sum();
+        assert_eq!(rows, view.history.covered().0, "each record is filed once");
+        let there = self.disk.list(&self.dir.path().join("s").join(crate::sstable::DIR)).unwrap();
+        let mut named: Vec<String> =
+            view.history.files().iter().map(|f| f.path().file_name().unwrap().to_str().unwrap().to_owned()).collect();
+        named.sort();
+        assert_eq!(there, named);
         for (i, client) in self.clients.iter().enumerate() {
             let found = last.get(&(i as u16 + 1, client.epoch.0)).copied().unwrap_or(0);
             assert!(found >= client.acked, "publisher {}: {} acknowledged, {found} found", i + 1, client.acked);
         }
+    }
+}
+
+/// Files the oldest sealed MemTable, whose records are durable; whether there was one.
+fn file_one(store: &mut Recovered) -> Result<bool> {
+    let Some(oldest) = store.sealed.front() else { return Ok(false) };
+    let filed = store.filer.file(oldest, &SimClock::new(Ts(1)))?;
+    store.sealed.pop_front();
+    store.core.memtables.filed(filed.table, filed.seq);
+    store.filer.unlink(filed.table);
+    store.filer.recycle_all()?;
+    Ok(true)
+}
+
+/// How the record `lsn` came, and its words, wherever it is.
+fn stored(view: &View, lsn: Lsn) -> (crate::record::Arrival, Vec<u64>) {
+    if lsn > view.history.covered() {
+        let table = view.table_of(lsn).unwrap();
+        return (table.arrival(lsn).unwrap(), table.get(lsn).unwrap().words().to_vec());
+    }
+    let holds = |f: &&crate::version::File| f.place_of(lsn).unwrap().is_some();
+    let file = view.history.files_at(lsn).find(holds).unwrap_or_else(|| panic!("record {lsn} is in no file"));
+    let mut words = Vec::new();
+    file.row(file.place_of(lsn).unwrap().unwrap(), &mut words).unwrap();
+    (file.arrival(lsn).unwrap().unwrap(), words)
+}
+
+#[test]
+fn power_loss_at_every_call_of_a_filing_loses_nothing_and_no_name_is_used_twice() {
+    let prepared = |seed| {
+        let mut run = Run::new(seed);
+        let mut store = run.recover().unwrap();
+        let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+        store.syncer.sync(appended.end).unwrap();
+        for first in [1, 61, 121] {
+            assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 60);
+            assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 60)), Offer::Accepted);
+            if first > 1 {
+                store.core.memtables.seal_soon();
+                assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            }
+            let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+            store.sealed.extend(committed.sealed);
+            store.syncer.sync(committed.appended.end).unwrap();
+        }
+        run.clients[0] = Client { epoch: state.epoch, sent: 180, acked: 180 };
+        // The first table is filed; the filing of the second is what is cut short.
+        assert!(file_one(&mut store).unwrap());
+        (run, store)
+    };
+    let calls = {
+        let (run, mut store) = prepared(1);
+        let before = run.disk.calls();
+        assert!(file_one(&mut store).unwrap() && store.sealed.is_empty());
+        run.disk.calls() - before
+    };
+    assert!(calls >= 8, "file, sync, rename, directory, edit, sync: {calls}");
+    for fault in [Fault::PowerLoss, Fault::Once(ErrorKind::StorageFull), Fault::Forever(ErrorKind::Other)] {
+        for call in 1..=calls {
+            for seed in 0..6 {
+                let (mut run, mut store) = prepared(seed);
+                run.disk.set_fault(run.disk.calls() + call, fault);
+                let outcome = file_one(&mut store);
+                let next_id = store.filer.manifest().state().next_id;
+                if let (Fault::Once(_), Err(_)) = (fault, &outcome) {
+                    // The agent tries again, with new files.
+                    if store.sealed.len() == 1 {
+                        assert!(file_one(&mut store).unwrap());
+                    }
+                    run.verify_now(&store, 180);
+                }
+                run.disk.set_fault(u64::MAX, Fault::PowerLoss);
+                run.disk = run.disk.power_loss(seed);
+                drop(store);
+                let mut store = run.recover().unwrap_or_else(|e| panic!("{fault:?} at call {call}, seed {seed}: {e}"));
+                assert_eq!(store.started.records, 180);
+                run.verify(&mut store);
+                if outcome.is_ok() {
+                    assert!(store.filer.manifest().state().next_id >= next_id, "numbers are not used again");
+                }
+                let highest = store.filer.manifest().state().files.keys().last().copied().unwrap_or(0);
+                assert!(store.filer.manifest().state().next_id > highest);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
+    let run = Run::new(1);
+    let mut options = options(&run.dir.path().join("s"));
+    (options.memtables_max, options.segment_size, options.memtable_size) = (4, 64 << 20, 64 << 20);
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let mut store = recover(options.clone(), &world).unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (mut first, mut tables) = (1, 1);
+    while tables < 4 {
+        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 400);
+        assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 400)), Offer::Accepted);
+        let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+        if let Some(opened) = committed.appended.opened {
+            store.syncer.opened(opened);
+        }
+        tables += usize::from(committed.sealed.is_some());
+        first += 400;
+    }
+    store.syncer.sync(store.core.writer.end()).unwrap();
+    drop(store);
+    // A quarter of the memory: most of the log does not fit.
+    (options.memtables_max, options.memtable_size) = (2, 16 << 20);
+    let store = recover(options, &world).unwrap();
+    assert_eq!(store.started.records, first - 1);
+    assert!(store.started.files > 0 && store.started.filed > (first - 1) / 2, "{:?}", store.started);
+    let view = run.view(&store);
+    for lsn in (1..first).step_by(7).map(Lsn) {
+        let (arrival, words) = stored(&view, lsn);
+        assert_eq!((arrival.pub_seq, words), (PubSeq(lsn.0), trades(1, state.epoch, lsn.0, 1)));
+    }
+    assert_eq!(view.tables.len(), 2 - usize::from(view.tables.len() == 1));
+    let files = run.dir.path().join("s").join(crate::sstable::DIR);
+    assert_eq!(run.disk.list(&files).unwrap().len() as u64, store.started.files);
+}
+
+#[test]
+fn what_a_frame_holds_that_is_not_logged_yet_is_not_in_the_checkpoint_before_it() {
+    let run = Run::new(1);
+    let mut store = run.recover().unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    for first in [1, 11] {
+        store.core.memtables.seal_soon();
+        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 10);
+        assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 10)), Offer::Accepted);
+        let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+        let sealed = committed.sealed.unwrap();
+        assert_eq!((sealed.last, sealed.mark.chain.lsn), (Lsn(first - 1), Lsn(first)));
+        let (_, known) = sealed.mark.publishers[0];
+        assert_eq!((known.last, known.lsn), (PubSeq(first - 1), Lsn(first - 1)));
     }
 }
 

@@ -26,9 +26,6 @@
 //! before `applied` is stored; a chunk's first delta, capacity, prev, jump, prefix max and jump min
 //! never change once it is linked.
 
-use crate::lsn::InstrumentId;
-use crate::record::Kind;
-
 /// First eight bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMEM\0");
 /// Version of the format.
@@ -64,26 +61,6 @@ pub(super) const CHUNK_MAX: u64 = 256 << 10;
 pub(super) const ZONE_ROWS: u32 = 64;
 /// In an LSN delta or an arrival entry: the index time is the ingest time.
 pub(super) const BY_INGEST: u32 = 1 << 31;
-
-/// One (instrument, kind).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Series {
-    /// The instrument.
-    pub instrument: InstrumentId,
-    /// The kind.
-    pub kind: Kind,
-}
-
-impl Series {
-    /// The series as one number, never 0.
-    pub(super) fn key(self) -> u64 {
-        u64::from(self.kind.0) << 32 | u64::from(self.instrument.0)
-    }
-
-    pub(super) fn from_key(key: u64) -> Series {
-        Series { instrument: InstrumentId(key as u32), kind: Kind((key >> 32) as u16) }
-    }
-}
 
 /// First slot to look at for `key` among `capacity` (a power of two).
 pub(super) fn home(key: u64, capacity: u64) -> u64 {
@@ -167,12 +144,5 @@ mod tests {
                 assert!(chunk.capacity == 1 || ChunkLayout::of(chunk.capacity + 1, words).len > size, "{words} {size}");
             }
         }
-    }
-
-    #[test]
-    fn a_series_is_its_key() {
-        let series = Series { instrument: InstrumentId(u32::MAX), kind: Kind(0x8001) };
-        assert_eq!(Series::from_key(series.key()), series);
-        assert_ne!(Series { instrument: InstrumentId(0), kind: Kind(1) }.key(), 0);
     }
 }

@@ -8,13 +8,12 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::format::{
-    BASE, BY_INGEST, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN, STORE_ID, Series, USED,
+    BASE, BY_INGEST, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN, STORE_ID, USED,
     VERSION, ZONE_ROWS, home,
 };
-use super::{Arrival, Row, TimeRange};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
-use crate::record::{RecordRef, schema};
+use crate::record::{Arrival, RecordRef, Row, Series, TimeRange, schema};
 use crate::shm::Mapping;
 use crate::time::Ts;
 
@@ -159,6 +158,13 @@ impl Table {
             ingest_ts: Ts(ingest),
         };
         Some((Lsn(first), counted & 0xffff_ffff, arrival))
+    }
+
+    /// Shows the runs of the records up to `upto`, in order: the first LSN, the number of records, and how
+    /// the first came in.
+    pub fn each_run(&self, upto: Lsn, mut visit: impl FnMut(Lsn, u64, Arrival)) {
+        let runs = (0..self.runs()).map_while(|i| self.run(i));
+        runs.take_while(|(first, ..)| *first <= upto).for_each(|(first, count, arrival)| visit(first, count, arrival));
     }
 
     /// The record that `publisher` numbered `pub_seq` in `epoch`, if it is here above `after` and up to

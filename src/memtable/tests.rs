@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::format::LEN_MIN;
 use super::*;
 use crate::disk::sim::SimRng;
-use crate::lsn::InstrumentId;
-use crate::record::{BookOrder, Definition, Quote, Record, Trade};
+use crate::lsn::{InstrumentId, Lsn};
+use crate::record::{BookOrder, Definition, Quote, Record, RecordRef, Series, TimeRange, Trade};
+use crate::time::Ts;
 
 const INGEST: Ts = Ts(1_700_000_000_000_000_000);
 

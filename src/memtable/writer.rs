@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use super::Origin;
 use super::format::{
     ARENA, ARRIVAL_BLOCK_ROWS, ARRIVAL_DIR, BASE, BY_INGEST, CHUNK_MAX, CHUNK_MIN, ChunkLayout, ID, LENGTH, Layout, MAGIC, ROWS,
-    RUN_BLOCK_RUNS, RUN_DIR, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_CAPACITY, SERIES_DIR, SERIES_SLOT_LEN, STORE_ID, Series, USED,
+    RUN_BLOCK_RUNS, RUN_DIR, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_CAPACITY, SERIES_DIR, SERIES_SLOT_LEN, STORE_ID, USED,
     VERSION, ZONE_ROWS, home,
 };
 use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::record::{RecordRef, index_time};
+use crate::record::{RecordRef, Series, index_time};
 use crate::shm::Mapping;
 use crate::time::Ts;
 

@@ -1,11 +1,18 @@
-//! Owns: following a store in LSN order, from any record on and then as they come.
+//! Owns: following a store in LSN order, from any record on, through history and MemTables, and then as
+//! records come.
+//!
+//! History lies in the order of series, so it is put back into LSN order a stripe of LSNs at a time:
+//! each row of the stripe goes to the slot of its LSN. A slot that stays empty is a record that is no
+//! longer held.
 
 use std::time::Duration;
 
-use super::{At, Reader, Row, watermark};
+use super::batch::{Head, RowBatch};
+use super::{At, Reader, watermark};
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
-use crate::memtable::{Arrival, View};
+use crate::record::{Arrival, Row};
+use crate::version::{File, View};
 
 /// What has been read: for comparing two ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +40,85 @@ impl Tally {
     }
 }
 
+/// LSNs of a stripe at most.
+const STRIPE_LSNS: u64 = 256 << 10;
+/// Bytes of records of a stripe at most, unless one LSN's record is longer.
+const STRIPE_BYTES: u64 = 32 << 20;
+
+/// Records of history in LSN order.
+#[derive(Debug, Default)]
+struct Stripe {
+    first: u64,
+    batch: RowBatch,
+}
+
+const EMPTY: Head = Head { time: 0, lsn: 0, at: 0, words: 0 };
+
+impl Stripe {
+    /// The LSN after its last; 0 if it is empty.
+    fn end(&self) -> u64 {
+        self.first + self.batch.len() as u64
+    }
+
+    fn holds(&self, lsn: Lsn) -> bool {
+        self.first <= lsn.0 && lsn.0 < self.end()
+    }
+
+    /// Fills it with the records from `first` on, none after `last`.
+    fn fill(&mut self, view: &View, first: Lsn, last: Lsn) -> Result<()> {
+        self.batch.clear();
+        self.first = first.0;
+        let mut to = Lsn(last.0.min(first.0 + STRIPE_LSNS - 1));
+        let files: Vec<&File> = view.history.files_between(first, to).collect();
+        loop {
+            let mut bytes = 0;
+            for file in &files {
+                bytes += file.places(first, to)?.len() as u64 * file.schema()?.words as u64 * 8;
+            }
+            if bytes <= STRIPE_BYTES || to == first {
+                break;
+            }
+            to = Lsn(first.0 + (to.0 - first.0) / 2);
+        }
+        self.batch.heads.resize((to.0 - first.0 + 1) as usize, EMPTY);
+        for file in files {
+            self.take(file, first.0, to.0)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the rows from `first` to `last` of `file`.
+    fn take(&mut self, file: &File, first: u64, last: u64) -> Result<()> {
+        let words = file.schema()?.words;
+        for (index, entry) in (0u32..).zip(file.blocks()?) {
+            if entry.lsn.max < first || entry.lsn.min > last {
+                continue;
+            }
+            let block = file.block(index)?;
+            let (lsns, times) = (block.lsns(), block.times());
+            let inside = |lsn: &u64| first <= *lsn && *lsn <= last;
+            let mut row = 0;
+            // Rows of a series rise by time and mostly by LSN too, so those inside stand together.
+            while row < lsns.len() {
+                let rest = lsns.get(row..).unwrap_or(&[]);
+                let skip = rest.iter().position(inside).unwrap_or(rest.len());
+                let n = rest.iter().skip(skip).position(|l| !inside(l)).unwrap_or(rest.len() - skip);
+                let from = row + skip;
+                let at = self.batch.words.len();
+                block.rows(from, from + n, &mut self.batch.words);
+                for (i, &lsn) in lsns.iter().enumerate().skip(from).take(n) {
+                    if let Some(head) = self.batch.heads.get_mut((lsn - first) as usize) {
+                        let at = (at + (i - from) * words) as u32;
+                        *head = Head { time: times.get(i).0, lsn, at, words: words as u32 };
+                    }
+                }
+                row = from + n;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A position in the store that moves on.
 #[derive(Debug)]
 pub struct Follow {
@@ -42,6 +128,7 @@ pub struct Follow {
     timeline: Timeline,
     view: Option<View>,
     table: usize,
+    stripe: Stripe,
     tally: Tally,
 }
 
@@ -49,7 +136,7 @@ impl Follow {
     pub(super) fn new(reader: Reader, next: Lsn, at: At) -> Follow {
         let timeline = reader.control.timeline();
         let next = Lsn(next.0.max(1));
-        Follow { reader, at, next, timeline, view: None, table: 0, tally: Tally::default() }
+        Follow { reader, at, next, timeline, view: None, table: 0, stripe: Stripe::default(), tally: Tally::default() }
     }
 
     /// The LSN that comes next.
@@ -72,11 +159,15 @@ impl Follow {
     /// # Errors
     /// [`Error::Withdrawn`] once, if records from `first` on have been withdrawn that this had read: it
     /// then goes on from there; [`Error::Expired`] if the next records are no longer held: it then
-    /// goes on after them; [`Error::StorageDown`] while storage recovers or after it has stopped.
+    /// goes on after them; [`Error::StorageDown`] while storage recovers or after it has stopped and
+    /// everything filed has been read; [`Error::Corrupt`] and [`Error::Io`] of a file.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Row<'_>>> {
         if self.view.as_ref().is_none_or(|v| v.upto < self.next) && !self.refresh()? {
             return Ok(None);
+        }
+        if self.view.as_ref().is_some_and(|v| self.next <= v.history.covered()) {
+            return self.filed();
         }
         let Some(view) = &self.view else { return Ok(None) };
         while view.tables.get(self.table + 1).is_some_and(|t| t.base() <= self.next) {
@@ -88,10 +179,33 @@ impl Follow {
         Ok(Some(row))
     }
 
+    /// The next record, which is in history.
+    fn filed(&mut self) -> Result<Option<Row<'_>>> {
+        let Some(view) = &self.view else { return Ok(None) };
+        if !self.stripe.holds(self.next) {
+            self.stripe.fill(view, self.next, view.history.covered())?;
+        }
+        let slot = (self.next.0 - self.stripe.first) as usize;
+        let heads = &self.stripe.batch.heads;
+        if heads.get(slot).is_none_or(|h| h.words == 0) {
+            let gone = heads.iter().skip(slot).take_while(|h| h.words == 0).count().max(1) as u64;
+            let expired = Error::Expired { first: self.next, last: Lsn(self.next.0 + gone - 1) };
+            self.next = self.next.plus(gone);
+            return Err(expired);
+        }
+        let Some(row) = self.stripe.batch.get(slot) else { return Ok(None) };
+        self.next = row.lsn.next();
+        self.tally.add(row.lsn, row.record.words());
+        Ok(Some(row))
+    }
+
     /// How the record that was read last came into the store.
-    pub fn arrival(&self) -> Option<Arrival> {
-        let view = self.view.as_ref()?;
-        view.tables.get(self.table)?.arrival(Lsn(self.next.0.checked_sub(1)?))
+    ///
+    /// # Errors
+    /// Of a file, as [`Follow::poll`].
+    pub fn arrival(&self) -> Result<Option<Arrival>> {
+        let (Some(view), Some(lsn)) = (&self.view, self.next.0.checked_sub(1)) else { return Ok(None) };
+        super::arrival_in(view, Lsn(lsn))
     }
 
     fn refresh(&mut self) -> Result<bool> {
@@ -107,6 +221,7 @@ impl Follow {
             let first = if timeline.0 == self.timeline.0 + 1 { cut } else { Lsn(1) };
             self.timeline = timeline;
             self.view = None;
+            self.stripe = Stripe::default();
             if first < self.next {
                 self.next = first;
                 return Err(Error::Withdrawn { first });
@@ -119,13 +234,11 @@ impl Follow {
             return Ok(false);
         }
         let snapshot = self.reader.snapshot(self.at)?;
-        let (first, upto) = (snapshot.first(), snapshot.last());
+        let (upto, has_stopped) = (snapshot.last(), snapshot.view.tables.is_empty());
         self.view = Some(snapshot.view);
         self.table = 0;
-        if self.next < first {
-            let gone = Error::Expired { first: self.next, last: Lsn(first.0 - 1) };
-            self.next = first;
-            return Err(gone);
+        if self.next > upto && has_stopped {
+            return Err(Error::StorageDown { dir: self.reader.store.clone(), why: "it has stopped" });
         }
         Ok(self.next <= upto)
     }

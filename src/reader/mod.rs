@@ -5,25 +5,34 @@
 //! as it is held, whatever storage does; a reader that is told a record at [`At::Committed`] is never
 //! told otherwise later; at the other watermarks a withdrawal is announced.
 
+mod batch;
+mod columns;
 mod follow;
-mod merge;
+mod scan;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn, Timeline};
-use crate::memtable::{Tables, View};
-use crate::record::Name;
+use crate::record::{Kind, Name, schema};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::Symbols;
 use crate::time::{Clock, HostClock, Ts};
+use crate::version::{History, Versions, View};
 
-pub use crate::memtable::{Arrival, Row, Series, TimeRange};
+pub use crate::record::{Arrival, Row, Series, TimeRange};
+pub use batch::RowBatch;
+pub use columns::{ColumnBatch, Columns};
 pub use follow::{Follow, Tally};
-pub use merge::Merge;
+pub use scan::Scan;
 
 /// Up to which watermark to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +85,7 @@ pub struct Reader {
     run_dir: RunDir,
     control: Control,
     bells: Bells,
-    tables: Tables,
+    versions: Versions,
     symbols: Option<(u64, Symbols)>,
 }
 
@@ -86,10 +95,19 @@ impl Reader {
     /// # Errors
     /// [`Error::StorageDown`] if no storage process has served it since the host was started.
     pub fn open(store: &Path) -> Result<Reader> {
+        Reader::open_on(Arc::new(RealDisk), store)
+    }
+
+    /// The same, with history read from `disk`.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn open_on(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open_or_create(&run_dir.bells())?;
-        Ok(Reader { store: store.to_path_buf(), run_dir, control, bells, tables: Tables::default(), symbols: None })
+        let versions = Versions::new(disk, store, control.store_id());
+        Ok(Reader { store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None })
     }
 
     /// The control page: watermarks and counters.
@@ -108,25 +126,17 @@ impl Reader {
     }
 
     /// The store as it is now, up to `at`. Serves what is in shared memory even after storage has been
-    /// killed.
+    /// killed, and what is filed after it has stopped in order.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] while storage recovers, or after it has stopped in order.
+    /// [`Error::StorageDown`] while storage recovers, or after it has stopped if nothing is filed.
     pub fn snapshot(&mut self, at: At) -> Result<Snapshot> {
         let timeline = self.control.timeline();
-        let view = self.tables.view(&self.run_dir, &self.control, |control| watermark(control, at)).map_err(|e| self.name(e))?;
-        if view.tables.is_empty() {
+        let view = self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?;
+        if view.tables.is_empty() && view.history.files().is_empty() {
             return Err(Error::StorageDown { dir: self.store.clone(), why: "it has stopped" });
         }
-        Ok(Snapshot { view, timeline })
-    }
-
-    /// Errors of lower floors know the run directory; users know the store.
-    fn name(&self, error: Error) -> Error {
-        match error {
-            Error::StorageDown { why, .. } => Error::StorageDown { dir: self.store.clone(), why },
-            other => other,
-        }
+        Ok(Snapshot { view, timeline, scratch: Vec::new() })
     }
 
     /// The instrument names.
@@ -166,11 +176,28 @@ impl Reader {
     }
 }
 
-/// A store as of one moment.
+/// How the record `lsn` came into the store that `view` shows.
+fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
+    if lsn > view.history.covered() {
+        return Ok(view.table_of(lsn).and_then(|t| t.arrival(lsn)));
+    }
+    for file in view.history.files_at(lsn) {
+        if let Some(arrival) = file.arrival(lsn)? {
+            return Ok(Some(arrival));
+        }
+    }
+    Ok(None)
+}
+
+/// A store as of one moment. Cloning it is cheap; each thread has its own.
+///
+/// A call that fails does so because of one file: [`Error::Corrupt`] or [`Error::Io`], naming it.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     view: View,
     timeline: Timeline,
+    /// The record of history that was asked for last.
+    scratch: Vec<u64>,
 }
 
 impl Snapshot {
@@ -181,7 +208,8 @@ impl Snapshot {
 
     /// The first record it shows, if it shows any.
     pub fn first(&self) -> Lsn {
-        self.view.tables.first().map_or(Lsn(1), |t| t.base())
+        let filed = self.view.history.files().first().map(|f| f.meta().lsn.0);
+        filed.or_else(|| self.view.tables.first().map(|t| t.base())).unwrap_or(Lsn(1))
     }
 
     /// The timeline it belongs to.
@@ -189,58 +217,140 @@ impl Snapshot {
         self.timeline
     }
 
-    #[inline]
-    fn table_of(&self, lsn: Lsn) -> Option<&crate::memtable::Table> {
-        if lsn > self.view.upto {
-            return None;
-        }
-        self.view.tables.iter().rev().find(|t| t.base() <= lsn).map(|t| &**t)
+    /// The files of history, and up to which record they go.
+    pub fn history(&self) -> &History {
+        &self.view.history
     }
 
     /// The record of number `lsn`.
+    ///
+    /// # Errors
+    /// Of a file, as for every call below.
     #[inline]
-    pub fn get(&self, lsn: Lsn) -> Option<Row<'_>> {
-        self.table_of(lsn)?.row(lsn)
+    pub fn get(&mut self, lsn: Lsn) -> Result<Option<Row<'_>>> {
+        if lsn > self.view.history.covered() {
+            return Ok(self.view.table_of(lsn).and_then(|t| t.row(lsn)));
+        }
+        self.scratch.clear();
+        for file in self.view.history.files_at(lsn) {
+            if let Some(place) = file.place_of(lsn)? {
+                let (lsn, index_time) = file.row(place, &mut self.scratch)?;
+                return row_of(lsn, index_time, &self.scratch).map(Some);
+            }
+        }
+        Ok(None)
     }
 
     /// How the record of number `lsn` came into the store.
-    pub fn arrival(&self, lsn: Lsn) -> Option<Arrival> {
-        self.table_of(lsn)?.arrival(lsn)
+    ///
+    /// # Errors
+    /// Of a file.
+    pub fn arrival(&self, lsn: Lsn) -> Result<Option<Arrival>> {
+        arrival_in(&self.view, lsn)
     }
 
     /// The record of `series` with the greatest (index time, LSN) not after `time`.
+    ///
+    /// # Errors
+    /// Of a file.
     #[inline]
-    pub fn as_of(&self, series: Series, time: Ts) -> Option<Row<'_>> {
+    pub fn as_of(&mut self, series: Series, time: Ts) -> Result<Option<Row<'_>>> {
         let each = self.view.tables.iter().filter_map(|t| t.as_of(series, time, self.view.upto));
-        each.max_by_key(|row| (row.index_time, row.lsn))
+        let newest = each.max_by_key(|row| (row.index_time, row.lsn));
+        let mut best = newest.map(|row| (row.index_time, row.lsn));
+        let mut filed = None;
+        for file in self.view.history.files_in(series.kind, TimeRange { from: best.map_or(Ts(0), |b| b.0), to: time }) {
+            if best.is_some_and(|(t, _)| file.meta().time.1 < t) {
+                continue;
+            }
+            if let Some((t, lsn, place)) = file.as_of(series.instrument, time)?
+                && best.is_none_or(|b| b < (t, lsn))
+            {
+                best = Some((t, lsn));
+                filed = Some((file, place));
+            }
+        }
+        let Some((file, place)) = filed else { return Ok(newest) };
+        self.scratch.clear();
+        let (lsn, index_time) = file.row(place, &mut self.scratch)?;
+        row_of(lsn, index_time, &self.scratch).map(Some)
     }
 
     /// The records of `series` at exactly `time`, in LSN order.
-    pub fn get_at(&self, series: Series, time: Ts) -> Merge<'_> {
+    pub fn get_at(&self, series: Series, time: Ts) -> Scan<'_> {
         self.scan(series, TimeRange { from: time, to: time })
     }
 
     /// The records of `series` in `range`, in (index time, LSN) order.
-    pub fn scan(&self, series: Series, range: TimeRange) -> Merge<'_> {
-        Merge::new(self.view.tables.iter().map(|t| t.rows(series, range, self.view.upto)))
+    pub fn scan(&self, series: Series, range: TimeRange) -> Scan<'_> {
+        Scan::new(&self.view, &[series], range)
     }
 
     /// The records of all the `series` in `range`, in (index time, LSN) order.
-    pub fn replay(&self, series: &[Series], range: TimeRange) -> Merge<'_> {
-        let tables = self.view.tables.iter();
-        Merge::new(tables.flat_map(|t| series.iter().map(move |&s| t.rows(s, range, self.view.upto))))
+    pub fn replay(&self, series: &[Series], range: TimeRange) -> Scan<'_> {
+        Scan::new(&self.view, series, range)
+    }
+
+    /// The records of `kind`, of one `instrument` or of all, in `range` as columns; see [`Columns`] for
+    /// their order. `None` if the kind is unknown.
+    pub fn columns(&self, kind: Kind, instrument: Option<InstrumentId>, range: TimeRange) -> Option<Columns<'_>> {
+        Columns::new(&self.view, kind, instrument, range)
+    }
+
+    /// The records of `series` whose id `column`, one of the kind's [`crate::record::Schema::find`], is
+    /// `id`, in (index time, LSN) order. In files a miss costs a look at a filter each; MemTables are
+    /// searched row by row.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the kind has no such column; of a file.
+    pub fn find(&self, series: Series, column: &str, id: u64) -> Result<RowBatch> {
+        let of = schema(series.kind).filter(|s| s.find.contains(&column)).and_then(|s| s.column(column));
+        let index = schema(series.kind).and_then(|s| s.find.iter().position(|c| *c == column));
+        let (Some(of), Some(index)) = (of, index) else {
+            let known = schema(series.kind).map_or(&[][..], |s| s.find);
+            return Err(Error::invalid("column", format!("'{column}' is none of the columns to find by: {known:?}")));
+        };
+        let (mut batch, mut places) = (RowBatch::default(), Vec::new());
+        for file in self.view.history.files_in(series.kind, TimeRange::ALL) {
+            places.clear();
+            file.find(series.instrument, index as u32, id, &mut places)?;
+            for &place in &places {
+                let mut words = Vec::new();
+                let (lsn, index_time) = file.row(place, &mut words)?;
+                batch.push(&row_of(lsn, index_time, &words)?);
+            }
+        }
+        let word = of.offset / 8;
+        for table in &self.view.tables {
+            for row in table.rows(series, TimeRange::ALL, self.view.upto) {
+                if row.record.words().get(word) == Some(&id) && id != crate::sstable::format::ID_NULL {
+                    batch.push(&row);
+                }
+            }
+        }
+        batch.heads.sort_unstable();
+        Ok(batch)
     }
 
     /// Every series that has a record, sorted.
-    pub fn series(&self) -> Vec<Series> {
-        let mut all: Vec<Series> = self.view.tables.iter().flat_map(|t| t.series()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+    ///
+    /// # Errors
+    /// Of a file.
+    pub fn series(&self) -> Result<Vec<Series>> {
+        self.view.series()
     }
 
     /// Bytes of shared memory that the MemTables fill, a table each.
     pub fn used(&self) -> Vec<u64> {
         self.view.tables.iter().map(|t| t.used()).collect()
     }
+
+    /// The MemTables it shows: number, first LSN, bytes used, series.
+    pub fn memtables(&self) -> Vec<(u64, Lsn, u64, usize)> {
+        self.view.tables.iter().map(|t| (t.id(), t.base(), t.used(), t.series().len())).collect()
+    }
+}
+
+fn row_of(lsn: Lsn, index_time: Ts, words: &[u64]) -> Result<Row<'_>> {
+    Ok(Row { lsn, index_time, record: crate::record::RecordRef::first(words)? })
 }

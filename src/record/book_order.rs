@@ -6,7 +6,7 @@ use crate::time::Ts;
 
 record! {
     /// One change of an order book.
-    BookOrder, kind 3, "book", 64 bytes, index ts_recv;
+    BookOrder, kind 3, "book", 64 bytes, index ts_recv, find order_id;
     /// When it was received, by the capturing host's clock.
     ts_recv: Ts as ColumnType::Ts,
     /// The venue's order id; the maximum is null (price levels have none).

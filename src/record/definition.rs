@@ -6,7 +6,7 @@ use crate::time::Ts;
 
 record! {
     /// An instrument's properties. Fields not described here have DBN's meaning, unit and null.
-    Definition, kind 4, "definition", 536 bytes, index ts_recv;
+    Definition, kind 4, "definition", 536 bytes, index ts_recv, find raw_instrument_id;
     /// When it was received, by the capturing host's clock.
     ts_recv: Ts as ColumnType::Ts,
     /// Tick size.

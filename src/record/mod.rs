@@ -14,6 +14,7 @@ mod column;
 mod definition;
 mod gap;
 mod quote;
+mod stored;
 mod trade;
 
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ pub use fixed::{Price, Size};
 pub use gap::Gap;
 pub use name::Name;
 pub use quote::Quote;
+pub use stored::{Arrival, Row, Series, TimeRange};
 pub use trade::Trade;
 
 /// Which layout a record has.
@@ -151,9 +153,24 @@ pub struct Schema {
     pub index_word: usize,
     /// The fields in the order of the layout.
     pub columns: &'static [Column],
+    /// Names of the 64-bit id columns by which records are found.
+    pub find: &'static [&'static str],
 }
 
+/// Id columns of a kind at most.
+pub const FIND_MAX: usize = 4;
+
 impl Schema {
+    /// Columns that carry no meaning, and should be zero.
+    pub fn reserved(&self) -> impl Iterator<Item = &Column> {
+        self.columns.iter().filter(|c| c.is_reserved())
+    }
+
+    /// The id columns by which records are found, in the order of [`Schema::find`].
+    pub fn find_columns(&self) -> impl Iterator<Item = &Column> {
+        self.find.iter().filter_map(|name| self.column(name))
+    }
+
     /// The column called `name`.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|c| c.name == name)
@@ -177,7 +194,7 @@ pub trait Record: bytemuck::Pod {
 macro_rules! record {
     (
         $(#[$doc:meta])*
-        $name:ident, kind $kind:literal, $text:literal, $size:literal bytes, index $index:ident;
+        $name:ident, kind $kind:literal, $text:literal, $size:literal bytes, index $index:ident $(, find $find:ident)*;
         $( $(#[$field_doc:meta])* $field:ident: $type:ty as $column:expr, )*
     ) => {
         $(#[$doc])*
@@ -202,6 +219,8 @@ macro_rules! record {
             assert!(size_of::<rkyv::Archived<$name>>() == $size);
             assert!($size / 8 <= $crate::record::WORDS_MAX);
             assert!(std::mem::offset_of!($name, $index) % 8 == 0);
+            $( assert!(std::mem::offset_of!($name, $find) % 8 == 0); )*
+            assert!(<[&str]>::len(&[$(stringify!($find)),*]) <= $crate::record::FIND_MAX);
             $( assert!(std::mem::offset_of!($name, $field) == std::mem::offset_of!(rkyv::Archived<$name>, $field)); )*
         };
 
@@ -228,6 +247,7 @@ macro_rules! record {
                         of: $column,
                     }, )*
                 ],
+                find: &[$(stringify!($find)),*],
             };
         }
     };
@@ -390,6 +410,14 @@ mod tests {
                 at += c.of.size();
             }
             assert_eq!(at, s.words * 8, "{}", s.name);
+        }
+    }
+
+    #[test]
+    fn the_columns_to_find_by_are_64_bit_ids() {
+        for s in &SCHEMAS {
+            assert_eq!(s.find_columns().count(), s.find.len());
+            assert!(s.find_columns().all(|c| c.of == ColumnType::U64), "{}", s.name);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::time::Ts;
 
 record! {
     /// One execution.
-    Trade, kind 1, "trade", 64 bytes, index ts_recv;
+    Trade, kind 1, "trade", 64 bytes, index ts_recv, find trade_id;
     /// When it was received, by the capturing host's clock.
     ts_recv: Ts as ColumnType::Ts,
     /// Price.

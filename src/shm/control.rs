@@ -7,11 +7,12 @@
 //!   96 pid u64 · 104 started ts · 112 cut LSN: first LSN withdrawn by the newest timeline
 //!  128 heartbeat u64 (ns of CLOCK_MONOTONIC)
 //!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64, first LSN u64 } × 4
+//!  336 manifest edit u64: the files of which stand for the MemTables that are no longer listed
 //!  512 appended: LSN u64, position u64        each hot watermark on its own 128 bytes
 //!  640 applied: LSN
 //!  768 durable: LSN, position
 //!  896 committed: LSN
-//! 1024 statistics: 16 × u64
+//! 1024 statistics: 32 × u64
 //! 4096 slots: 256 × 256 B, one a granted publisher
 //!      +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
 //!      +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
@@ -45,11 +46,13 @@ const HEARTBEAT: u64 = 128;
 const TABLE_VERSION: u64 = 256;
 const TABLE_COUNT: u64 = 264;
 const TABLES: u64 = 272;
+const MANIFEST: u64 = 336;
 const APPENDED: u64 = 512;
 const APPLIED: u64 = 640;
 const DURABLE: u64 = 768;
 const COMMITTED: u64 = 896;
 const STATISTICS: u64 = 1024;
+const STATISTICS_MAX: u64 = 32;
 const SLOTS: u64 = 4096;
 const SLOT_LEN: u64 = 256;
 
@@ -65,7 +68,7 @@ const TABLE_TURNS: u32 = 20_000;
 /// A heartbeat older than this means that storage is down.
 pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
 
-const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= APPENDED && STATISTICS + 16 * 8 <= SLOTS);
+const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED && STATISTICS + STATISTICS_MAX * 8 <= SLOTS);
 
 /// Counters of the storage process, since its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,24 @@ pub enum Statistic {
     MemTableUsed = 13,
     /// Dead publishers whose bus files were swept.
     Swept = 14,
+    /// MemTables filed into history.
+    Flushes = 15,
+    /// Records filed.
+    FlushedRecords = 16,
+    /// Bytes of files written.
+    FlushedBytes = 17,
+    /// Nanoseconds spent on filing, waiting for the log's syncs aside.
+    FlushNs = 18,
+    /// Filings that failed and are tried again.
+    FlushFailures = 19,
+    /// Files of history.
+    Files = 20,
+    /// Bytes of history.
+    HistoryBytes = 21,
+    /// The last record that files hold.
+    Covered = 22,
+    /// Where the log goes on behind what the files hold.
+    CheckpointPosition = 23,
 }
 
 /// What a slot's publisher may do.
@@ -130,6 +151,8 @@ pub struct TableList {
     pub tables: [(u64, Lsn); TABLES_MAX],
     /// How many.
     pub count: usize,
+    /// The manifest's edit that belongs to them.
+    pub manifest: u64,
 }
 
 /// What a publisher reads from its slot.
@@ -296,11 +319,12 @@ impl Control {
         for turn in 0..TABLE_TURNS {
             // SYNC: pairs with the second store in `set_tables`.
             let version = self.word(TABLE_VERSION).load(Ordering::Acquire);
-            let mut list = TableList { version, tables: [(0, Lsn::NONE); TABLES_MAX], count: 0 };
+            let mut list = TableList { version, tables: [(0, Lsn::NONE); TABLES_MAX], count: 0, manifest: 0 };
             list.count = (self.word(TABLE_COUNT).load(Ordering::Relaxed) as usize).min(TABLES_MAX);
             for (entry, at) in list.tables.iter_mut().zip((TABLES..).step_by(16)) {
                 *entry = (self.word(at).load(Ordering::Relaxed), Lsn(self.word(at + 8).load(Ordering::Relaxed)));
             }
+            list.manifest = self.word(MANIFEST).load(Ordering::Relaxed);
             // SYNC: orders the entries before the second look at the version (a sequence lock).
             fence(Ordering::Acquire);
             if version.is_multiple_of(2) && self.word(TABLE_VERSION).load(Ordering::Relaxed) == version {
@@ -317,11 +341,11 @@ impl Control {
         self.word(TABLE_VERSION).load(Ordering::Acquire)
     }
 
-    /// Replaces the list of live MemTables.
+    /// Replaces the list of live MemTables; `manifest` is the edit whose files hold what came before them.
     ///
     /// # Panics
     /// If there are more than [`TABLES_MAX`].
-    pub fn set_tables(&self, tables: &[(u64, Lsn)]) {
+    pub fn set_tables(&self, tables: &[(u64, Lsn)], manifest: u64) {
         assert!(tables.len() <= TABLES_MAX);
         // An odd version may be left by a process killed in here.
         let version = self.word(TABLE_VERSION).load(Ordering::Relaxed) | 1;
@@ -333,6 +357,7 @@ impl Control {
             self.word(at + 8).store(first.0, Ordering::Relaxed);
         }
         self.word(TABLE_COUNT).store(tables.len() as u64, Ordering::Relaxed);
+        self.word(MANIFEST).store(manifest, Ordering::Relaxed);
         // SYNC: pairs with the load in `tables`.
         self.word(TABLE_VERSION).store(version + 1, Ordering::Release);
     }
@@ -422,7 +447,7 @@ impl Control {
     /// For a starting storage process: counters to zero, slots free. Watermarks stay until recovery
     /// sets them.
     pub fn reset(&self) {
-        for i in 0..16 {
+        for i in 0..STATISTICS_MAX {
             self.word(STATISTICS + i * 8).store(0, Ordering::Relaxed);
         }
         for i in 0..SLOTS_MAX {
@@ -567,10 +592,10 @@ mod tests {
     #[test]
     fn a_change_of_the_table_list_that_never_ends_is_not_waited_for() {
         let (_dir, control) = page();
-        control.set_tables(&[(1, Lsn(1))]);
+        control.set_tables(&[(1, Lsn(1))], 0);
         control.word(TABLE_VERSION).fetch_add(1, Ordering::Relaxed);
         assert_eq!(control.tables(), None);
-        control.set_tables(&[(2, Lsn(1))]);
+        control.set_tables(&[(2, Lsn(1))], 0);
         assert_eq!(control.tables().unwrap().count, 1);
     }
 
@@ -584,14 +609,14 @@ mod tests {
             let mut i = 0;
             while !theirs.is_stopped() {
                 i += 1;
-                writer.set_tables(&[(i, Lsn(i)), (i + 1, Lsn(i + 1))]);
+                writer.set_tables(&[(i, Lsn(i)), (i + 1, Lsn(i + 1))], i);
             }
         });
         for _ in 0..20_000 {
             let list = control.tables().unwrap();
             if list.count == 2 {
                 let [(a, b), (c, d), ..] = list.tables;
-                assert_eq!((Lsn(a), c, d), (b, a + 1, Lsn(a + 1)));
+                assert_eq!((Lsn(a), c, d, list.manifest), (b, a + 1, Lsn(a + 1), a));
             }
         }
         end.stop();

@@ -30,7 +30,7 @@ pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
 pub use reader::{Body, End, Frame, Tail, scan};
-pub use segment::{Spare, Spares, prepare};
+pub use segment::{Spare, Spares, prepare, recycle};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 
 /// Directory of the segments in the store directory.
@@ -64,8 +64,17 @@ pub struct Log {
 /// Creates the store in `dir` if there is none.
 ///
 /// # Errors
-/// [`Error::Missing`] if there is a log without a `store.meta`; [`Error::Io`].
-fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
+/// [`Error::Missing`] if there is a log without a `store.meta`; [`Error::Invalid`]; [`Error::Io`].
+pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
+    if !(format::SEGMENT_SIZE_MIN..=format::SEGMENT_SIZE_MAX).contains(&create.segment_size)
+        || !create.segment_size.is_multiple_of(format::SEGMENT_HEAD_LEN)
+    {
+        let (min, max) = (format::SEGMENT_SIZE_MIN, format::SEGMENT_SIZE_MAX);
+        return Err(Error::invalid(
+            "segment size",
+            format!("{} is not a multiple of 4096 from {min} to {max}", create.segment_size),
+        ));
+    }
     let wal = dir.join(DIR);
     if disk.exists(&dir.join(meta::NAME))? {
         return Ok(());
@@ -90,8 +99,8 @@ fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
     MetaFile::create(disk, dir, first).map(drop)
 }
 
-/// Opens the log of the store in `dir`, creating the store if there is none, and shows every frame it
-/// keeps to `visit`. `seen` is the last record that readers may have seen.
+/// Opens the log of the store in `dir` and shows every frame it keeps from `from` on, a checkpoint or the
+/// log's beginning, to `visit`. `seen` is the last record that readers may have seen.
 ///
 /// Afterwards everything visited is durable, the term is new and durable, and the timeline has risen
 /// if a record up to `seen` is gone. The caller appends a no-op next.
@@ -101,26 +110,16 @@ fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
 pub fn open(
     disk: Arc<dyn Disk>,
     dir: &Path,
-    create: Create,
+    from: Chain,
     seen: Lsn,
     visit: impl FnMut(&Frame<'_>) -> Result<()>,
 ) -> Result<Log> {
-    if !(format::SEGMENT_SIZE_MIN..=format::SEGMENT_SIZE_MAX).contains(&create.segment_size)
-        || !create.segment_size.is_multiple_of(format::SEGMENT_HEAD_LEN)
-    {
-        let (min, max) = (format::SEGMENT_SIZE_MIN, format::SEGMENT_SIZE_MAX);
-        return Err(Error::invalid(
-            "segment size",
-            format!("{} is not a multiple of 4096 from {min} to {max}", create.segment_size),
-        ));
-    }
-    create_if_absent(disk.as_ref(), dir, create)?;
     let mut meta_file = MetaFile::open(disk.as_ref(), dir)?;
     let meta = *meta_file.meta();
     let wal = dir.join(DIR);
     segment::remove_spares(disk.as_ref(), &wal)?;
-    let end = scan(disk.as_ref(), &wal, &meta, Open::Write, visit)?;
-    for path in &end.beyond {
+    let end = scan(disk.as_ref(), &wal, &meta, from, Open::Write, visit)?;
+    for path in end.beyond.iter().chain(&end.passed) {
         disk.remove(path)?;
     }
     disk.sync_dir(&wal)?;

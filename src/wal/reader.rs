@@ -16,7 +16,7 @@ use super::meta::Meta;
 use super::segment::Window;
 use crate::disk::{Disk, DiskFile, Open};
 use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Position};
+use crate::lsn::{FrameIndex, Lsn, Position};
 
 /// A checked frame.
 #[derive(Debug)]
@@ -63,6 +63,8 @@ pub struct End {
     pub(super) segment: Option<(Position, Arc<dyn DiskFile>)>,
     /// Segments that begin at or after the end.
     pub(super) beyond: Vec<PathBuf>,
+    /// Segments before the checkpoint.
+    pub(super) passed: Vec<PathBuf>,
 }
 
 struct Segment {
@@ -72,12 +74,17 @@ struct Segment {
     header: Result<(), BadSegment>,
 }
 
-/// The segments of the log in `dir`, in order, and the best evidence among them.
-fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, how: Open) -> Result<(Vec<Segment>, Evidence)> {
-    let mut segments = Vec::new();
+/// The segments of the log in `dir` that reach beyond `from`, in order, the best evidence among them,
+/// and the other segments.
+fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) -> Result<(Vec<Segment>, Evidence, Vec<PathBuf>)> {
+    let (mut segments, mut passed) = (Vec::new(), Vec::new());
     let mut evidence = meta.durable;
     for first in disk.list(dir)?.iter().filter_map(|n| segment_first(n)) {
         let path = dir.join(segment_name(first));
+        if first.0 + meta.segment_size <= from.position.0 {
+            passed.push(path);
+            continue;
+        }
         let file: Arc<dyn DiskFile> = Arc::from(disk.open(&path, how)?);
         let mut head = vec![0u8; SEGMENT_HEAD_LEN as usize];
         file.read_at(&mut head, 0)?;
@@ -88,7 +95,7 @@ fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, how: Open) -> Result<(Vec<
         }
         segments.push(Segment { first, path, file, header });
     }
-    Ok((segments, evidence))
+    Ok((segments, evidence, passed))
 }
 
 fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
@@ -100,7 +107,7 @@ fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
     }
 }
 
-/// Reads the log in `dir` from its beginning and shows each frame to `visit`.
+/// Reads the log in `dir` from `from` on, a checkpoint or its beginning, and shows each frame to `visit`.
 ///
 /// With `how` = [`Open::Write`] every segment above the evidence is first synced and its clean pages
 /// dropped from the cache, so that what is read is what the disk holds.
@@ -108,12 +115,24 @@ fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
 /// # Errors
 /// [`Error::Corrupt`], [`Error::Missing`], [`Error::Foreign`], [`Error::Version`] for damage at or
 /// below the evidence; [`Error::Io`]; whatever `visit` returns.
-pub fn scan(disk: &dyn Disk, dir: &Path, meta: &Meta, how: Open, mut visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<End> {
-    let (segments, evidence) = open_all(disk, dir, meta, how)?;
-    let mut end = End { chain: Chain::begin(meta.store_id), evidence, tail: None, segment: None, beyond: Vec::new() };
+pub fn scan(
+    disk: &dyn Disk,
+    dir: &Path,
+    meta: &Meta,
+    from: Chain,
+    how: Open,
+    mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<End> {
+    let (segments, mut evidence, passed) = open_all(disk, dir, meta, from, how)?;
+    // A checkpoint is made of what is durable.
+    if from.position > evidence.position {
+        let (index, lsn) = (FrameIndex(from.index.0 - 1), Lsn(from.lsn.0 - 1));
+        evidence = Evidence { seq: evidence.seq, position: from.position, index, lsn };
+    }
+    let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };
+    let mut is_begun = from.position.0 % meta.segment_size == SEGMENT_HEAD_LEN;
     for segment in segments {
-        if end.tail.is_some() || segment.first.0 != (end.chain.position.0 - SEGMENT_HEAD_LEN).next_multiple_of(meta.segment_size)
-        {
+        if end.tail.is_some() || segment.first.0 != end.chain.position.0 / meta.segment_size * meta.segment_size {
             end.beyond.push(segment.path);
             continue;
         }
@@ -129,11 +148,12 @@ pub fn scan(disk: &dyn Disk, dir: &Path, meta: &Meta, how: Open, mut visit: impl
             segment.file.sync()?;
             segment.file.drop_cache()?;
         }
+        is_begun = true;
         end.tail = read_segment(&segment, meta, &mut end.chain, &mut visit)?;
         let full = end.chain.position.0 >= segment.first.0 + meta.segment_size;
         end.segment = (!full).then(|| (segment.first, segment.file.clone()));
     }
-    if end.chain.position < evidence.position {
+    if end.chain.position < evidence.position || !is_begun {
         return Err(below_evidence(dir, meta, &end));
     }
     Ok(end)
@@ -184,7 +204,8 @@ fn next_frame<'w>(window: &'w mut Window<'_>, offset: u64, room: u64, chain: &Ch
         Err(bad) => return Ok(Err((bad, bad.what != "frame magic"))),
     };
     if let Err(bad) = chain.check(&header) {
-        return Ok(Err((bad, true)));
+        // A whole frame of another place is what a segment held before it was used again.
+        return Ok(Err((bad, header.position == chain.position)));
     }
     let total = header.total_len();
     let pad = header.kind() == FrameType::Pad;

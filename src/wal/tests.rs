@@ -19,11 +19,18 @@ fn segment_path(n: u64) -> PathBuf {
     store().join(DIR).join(format::segment_name(Position(n * SEGMENT)))
 }
 
+const CREATE: Create = Create { store_id: 77, segment_size: SEGMENT, now: Ts(5) };
+
+/// Opens the log at `from`, or creates it.
+fn open_from(disk: &SimDisk, create: Create, from: Chain, seen: Lsn, visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<Log> {
+    create_if_absent(disk, &store(), create)?;
+    open(Arc::new(disk.clone()), &store(), from, seen, visit)
+}
+
 /// Opens the log; the ids of the trades found, which must be dense from 0, are returned.
 fn open_log(disk: &SimDisk) -> Result<(Log, u64)> {
-    let create = Create { store_id: 77, segment_size: SEGMENT, now: Ts(5) };
     let mut count = 0;
-    let log = open(Arc::new(disk.clone()), &store(), create, Lsn(0), |frame| {
+    let log = open_from(disk, CREATE, Chain::begin(77), Lsn(0), |frame| {
         if let Body::Data(data) = &frame.body {
             for record in crate::record::split(data.records) {
                 let trade: &Trade = record.unwrap().get().unwrap();
@@ -182,7 +189,7 @@ fn small() -> (SimDisk, Vec<u8>, u64) {
 fn read_only(disk: &SimDisk) -> Result<u64> {
     let meta = meta::read(disk, &store())?.unwrap();
     let mut count = 0;
-    scan(disk, &store().join(DIR), &meta, Open::Read, |frame| {
+    scan(disk, &store().join(DIR), &meta, Chain::begin(77), Open::Read, |frame| {
         if let Body::Data(data) = &frame.body {
             for record in crate::record::split(data.records) {
                 assert_eq!(record.unwrap().get::<Trade>().unwrap().trade_id, count, "never a wrong value");
@@ -288,7 +295,7 @@ fn a_segment_of_another_store_or_another_kind_of_file_is_refused() {
     assert!(matches!(open_log(&disk).map(|_| ()), Err(Error::Foreign { what: "log segment", .. })));
     let other = SimDisk::new();
     let create = Create { store_id: 78, segment_size: SEGMENT, now: Ts(5) };
-    let mut log = open(Arc::new(other.clone()), &store(), create, Lsn(0), |_| Ok(())).unwrap();
+    let mut log = open_from(&other, create, Chain::begin(78), Lsn(0), |_| Ok(())).unwrap();
     begin(&mut log).unwrap();
     disk.overwrite(&segment_path(0), other.contents(&segment_path(0)).unwrap());
     assert!(matches!(open_log(&disk).map(|_| ()), Err(Error::Corrupt { what: "store id", .. })));
@@ -305,8 +312,7 @@ fn a_log_without_its_meta_is_refused_and_left_alone() {
 #[test]
 fn the_timeline_rises_when_records_that_readers_may_have_seen_are_gone() {
     let (disk, _, _) = small();
-    let create = Create { store_id: 77, segment_size: SEGMENT, now: Ts(5) };
-    let reopen = |seen| open(Arc::new(disk.clone()), &store(), create, seen, |_| Ok(())).unwrap().meta.meta().timeline;
+    let reopen = |seen| open_from(&disk, CREATE, Chain::begin(77), seen, |_| Ok(())).unwrap().meta.meta().timeline;
     assert_eq!(reopen(Lsn(15)), Timeline(1));
     assert_eq!(reopen(Lsn(16)), Timeline(2));
 }
@@ -330,4 +336,90 @@ fn evidence_never_claims_more_than_a_sync_has_returned() {
     assert!(log.syncer.is_unrecorded());
     log.syncer.record().unwrap();
     assert!(!log.syncer.is_unrecorded());
+}
+
+/// Records found from `from` on: the id of the first and their number.
+fn found_from(disk: &SimDisk, from: Chain) -> Result<(Option<u64>, u64)> {
+    let (mut first, mut count) = (None, 0);
+    open_from(disk, CREATE, from, Lsn(0), |frame| {
+        if let Body::Data(data) = &frame.body {
+            for record in crate::record::split(data.records) {
+                first.get_or_insert(record?.get::<Trade>().unwrap().trade_id);
+                count += 1;
+            }
+        }
+        Ok(())
+    })?;
+    Ok((first, count))
+}
+
+/// A log of several segments, with the chain before each frame, and where the last segment begins.
+fn long() -> (SimDisk, Vec<(Chain, u64)>, u64) {
+    let disk = SimDisk::new();
+    let (mut log, _) = open_log(&disk).unwrap();
+    begin(&mut log).unwrap();
+    let (mut places, mut next) = (Vec::new(), 0);
+    while log.writer.chain().position.0 < 4 * SEGMENT {
+        places.push((*log.writer.chain(), next));
+        append(&mut log, FrameType::Data, &mut trades(next, 700)).unwrap();
+        next += 700;
+    }
+    log.syncer.sync(log.writer.end()).unwrap();
+    log.syncer.record().unwrap();
+    (disk, places, next)
+}
+
+#[test]
+fn a_log_is_read_from_any_checkpoint_and_what_lies_before_it_is_not_needed() {
+    let (_, places, total) = long();
+    for i in 0..places.len() {
+        let (from, next) = places[i];
+        let (disk, ..) = long();
+        let dir = store().join(DIR);
+        for first in (0..from.position.0 / SEGMENT).map(|n| Position(n * SEGMENT)) {
+            let spare = recycle(&disk, &dir, first).unwrap();
+            assert!(spare.path().starts_with(&dir));
+        }
+        assert_eq!(found_from(&disk, from).unwrap(), (Some(next), total - next), "checkpoint {i}");
+        if from.position.0 > SEGMENT {
+            assert!(matches!(found_from(&disk, Chain::begin(77)), Err(Error::Missing { .. })), "without the checkpoint it refuses");
+        }
+        // The segment that the checkpoint lies in is needed, even if it is the last.
+        disk.remove(&segment_path(from.position.0 / SEGMENT)).unwrap();
+        assert!(matches!(found_from(&disk, from), Err(Error::Missing { .. })));
+    }
+}
+
+#[test]
+fn a_segment_used_again_shows_nothing_of_what_it_held() {
+    let (disk, places, total) = long();
+    let (from, next) = *places.last().unwrap();
+    let mut log = open_from(&disk, CREATE, from, Lsn(0), |_| Ok(())).unwrap();
+    let (send, spares) = crossbeam_channel::bounded(8);
+    for n in 0..3 {
+        // Their names were taken from the log when it was opened; such a file is made again.
+        let path = store().join(DIR).join(format!("old-{n}.new"));
+        let file: Arc<dyn crate::disk::DiskFile> = Arc::from(disk.open(&path, Open::CreateNew).unwrap());
+        file.write_at(&old_segment(n), 0).unwrap();
+        file.sync().unwrap();
+        send.send(Spare { file, path }).unwrap();
+    }
+    log.writer.set_spares(Spares::Ahead(spares));
+    begin(&mut log).unwrap();
+    let mut added = 0;
+    while log.writer.chain().position.0 < 6 * SEGMENT + SEGMENT / 2 {
+        append(&mut log, FrameType::Data, &mut trades(total + added, 100)).unwrap();
+        added += 100;
+    }
+    log.syncer.sync(log.writer.end()).unwrap();
+    log.syncer.record().unwrap();
+    drop(log);
+    let reopened = open_from(&disk, CREATE, from, Lsn(0), |_| Ok(())).unwrap();
+    assert_eq!(reopened.cut, None, "old frames are no torn tail");
+    assert_eq!(found_from(&disk, from).unwrap(), (Some(next), total - next + added));
+}
+
+/// The bytes of segment `n` of [`long`].
+fn old_segment(n: u64) -> Vec<u8> {
+    long().0.contents(&segment_path(n)).unwrap()
 }

@@ -1,0 +1,303 @@
+//! Owns: the bytes of the manifest.
+//!
+//! ```text
+//! STORE/CURRENT            "manifest-<number, 12 hex> <CRC of that name, 8 hex>\n"
+//! STORE/manifest-<number>  frames, one after the other, each padded with zeros to 64 B:
+//!
+//! 0   magic u32 · version u8 · type u8 · 0 u16 · header_crc u32 · payload_crc u32
+//! 16  len u32 · prev_crc u32 · seq u64
+//! 32  store id u128
+//! 48  next file number u64 · 0 u64
+//! 64  rkyv archive of `Record`
+//! types  1 snapshot (the first frame of a file, and only that) · 2 edit
+//! ```
+//!
+//! What must hold: CRCs, the store, `seq` is the previous one + 1, `prev_crc` is the previous header's
+//! CRC. CRC is CRC-32C, over the header with its own field zero, and over `len` bytes of payload.
+
+use super::{Edit, PublisherState};
+use crate::lsn::{Epoch, FrameIndex, Lsn, Position, PubSeq, PublisherId, Term};
+use crate::record::{Kind, Name};
+use crate::sstable::{FileMeta, Window};
+use crate::time::Ts;
+use crate::wal::Chain;
+use crate::wal::fact::{NAME_WORDS, name_words, parse_name};
+
+/// The file that names the manifest.
+pub const CURRENT: &str = "CURRENT";
+const PREFIX: &str = "manifest-";
+const MAGIC: u32 = u32::from_le_bytes(*b"tman");
+/// Version of the format.
+pub const VERSION: u8 = 1;
+/// Bytes of a header, and the alignment of frames.
+pub const HEADER_LEN: usize = 64;
+/// Bytes of a payload at most: four million names and a million files are half of it.
+pub const PAYLOAD_MAX: u32 = 1 << 30;
+
+/// A frame's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Header {
+    magic: u32,
+    version: u8,
+    frame_type: u8,
+    reserved: u16,
+    /// CRC of the header with this field zero.
+    pub header_crc: u32,
+    /// CRC of the payload.
+    pub payload_crc: u32,
+    /// Bytes of payload.
+    pub len: u32,
+    /// `header_crc` of the frame before; 0 for a snapshot.
+    pub prev_crc: u32,
+    /// Number of the edit.
+    pub seq: u64,
+    store_id: [u64; 2],
+    /// Numbers from here on have never been a file's.
+    pub next_id: u64,
+    zero: u64,
+}
+
+const _: () = assert!(size_of::<Header>() == HEADER_LEN);
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FrameType {
+    /// Everything.
+    Snapshot = 1,
+    /// A change.
+    Edit = 2,
+}
+
+/// The payload of a frame. Names are their length and bytes; times are ns.
+#[derive(Clone, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct Record {
+    added: Vec<FileRecord>,
+    removed: Vec<u64>,
+    checkpoint: Option<ChainRecord>,
+    publishers: Vec<PublisherRecord>,
+    names: Vec<[u64; NAME_WORDS]>,
+}
+
+#[derive(Clone, Copy, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct FileRecord {
+    id: u64,
+    kind: Kind,
+    window: (Ts, u64),
+    rows: u64,
+    len: u64,
+    crc: u32,
+    time: (Ts, Ts),
+    lsn: (Lsn, Lsn),
+}
+
+#[derive(Clone, Copy, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct ChainRecord {
+    position: Position,
+    index: FrameIndex,
+    lsn: Lsn,
+    prev_crc: u32,
+    term: Term,
+    ingest_ts: Ts,
+}
+
+#[derive(Clone, Copy, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct PublisherRecord {
+    publisher: PublisherId,
+    epoch: Epoch,
+    last: PubSeq,
+    lsn: Lsn,
+    incarnation: u32,
+}
+
+/// Why bytes are not the next frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// Which check failed.
+    pub what: &'static str,
+    /// What it demands.
+    pub expected: u64,
+    /// What is there.
+    pub found: u64,
+}
+
+fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
+    if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
+}
+
+/// What the next frame must say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The store.
+    pub store_id: u128,
+    /// The number of the frame before and its CRC; `None` at the beginning of a file.
+    pub previous: Option<(u64, u32)>,
+}
+
+impl Header {
+    /// Sets the CRC.
+    fn seal(&mut self) {
+        self.header_crc = 0;
+        self.header_crc = crc32c::crc32c(bytemuck::bytes_of(self));
+    }
+
+    /// Bytes of the whole frame.
+    pub fn total_len(&self) -> u64 {
+        (HEADER_LEN as u64 + u64::from(self.len)).next_multiple_of(HEADER_LEN as u64)
+    }
+
+    /// The header in `bytes`, which are not trusted.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn parse(bytes: &[u8], expected: Expected) -> Result<Header, Bad> {
+        let raw = bytes.get(..HEADER_LEN);
+        let raw = raw.ok_or(Bad { what: "manifest frame bytes", expected: HEADER_LEN as u64, found: bytes.len() as u64 })?;
+        let header: Header = bytemuck::pod_read_unaligned(raw);
+        demand("manifest frame magic", u64::from(MAGIC), u64::from(header.magic))?;
+        let mut sealed = header;
+        sealed.seal();
+        demand("manifest frame header CRC", u64::from(sealed.header_crc), u64::from(header.header_crc))?;
+        demand("manifest version", u64::from(VERSION), u64::from(header.version))?;
+        let store = expected.store_id as u64 ^ (expected.store_id >> 64) as u64;
+        demand("store id", store, header.store_id.iter().fold(0, |a, b| a ^ b))?;
+        let (kind, prev_crc) = match expected.previous {
+            None => (FrameType::Snapshot, 0),
+            Some((seq, crc)) => {
+                demand("manifest edit number", seq + 1, header.seq)?;
+                (FrameType::Edit, crc)
+            }
+        };
+        demand("manifest frame type", kind as u64, u64::from(header.frame_type))?;
+        demand("previous manifest frame's CRC", u64::from(prev_crc), u64::from(header.prev_crc))?;
+        if header.len > PAYLOAD_MAX {
+            return Err(Bad { what: "manifest frame length", expected: u64::from(PAYLOAD_MAX), found: u64::from(header.len) });
+        }
+        Ok(header)
+    }
+}
+
+/// The frame of `edit`, of number `seq`; gives the header too.
+pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit: &Edit) -> (Header, Vec<u8>) {
+    let record = Record {
+        added: edit.added.iter().map(FileRecord::of).collect(),
+        removed: edit.removed.clone(),
+        checkpoint: edit.checkpoint.map(|c| ChainRecord {
+            position: c.position,
+            index: c.index,
+            lsn: c.lsn,
+            prev_crc: c.prev_crc,
+            term: c.term,
+            ingest_ts: c.ingest_ts,
+        }),
+        publishers: edit
+            .publishers
+            .iter()
+            .map(|&(publisher, PublisherState { epoch, last, lsn, incarnation })| PublisherRecord {
+                publisher,
+                epoch,
+                last,
+                lsn,
+                incarnation,
+            })
+            .collect(),
+        names: edit.names.iter().map(name_words).collect(),
+    };
+    let payload = match rkyv::to_bytes::<rkyv::rancor::Error>(&record) {
+        Ok(payload) => payload,
+        // Serialization into memory fails only when memory does.
+        Err(e) => panic!("a manifest edit cannot be written to memory: {e}"),
+    };
+    assert!(payload.len() <= PAYLOAD_MAX as usize, "a manifest edit of {} bytes", payload.len());
+    let mut header = Header {
+        magic: MAGIC,
+        version: VERSION,
+        frame_type: kind as u8,
+        reserved: 0,
+        header_crc: 0,
+        payload_crc: crc32c::crc32c(&payload),
+        len: payload.len() as u32,
+        prev_crc: expected.previous.map_or(0, |(_, crc)| crc),
+        seq,
+        store_id: [expected.store_id as u64, (expected.store_id >> 64) as u64],
+        next_id,
+        zero: 0,
+    };
+    header.seal();
+    let mut bytes = bytemuck::bytes_of(&header).to_vec();
+    bytes.extend_from_slice(&payload);
+    bytes.resize(header.total_len() as usize, 0);
+    (header, bytes)
+}
+
+/// The edit in `payload`, the checked header's `len` bytes.
+///
+/// # Errors
+/// What does not fit.
+pub fn decode(header: &Header, payload: &[u8]) -> Result<Edit, Bad> {
+    let crc = crc32c::crc32c(payload);
+    demand("manifest payload CRC", u64::from(header.payload_crc), u64::from(crc))?;
+    let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(payload.len());
+    aligned.extend_from_slice(payload);
+    let bad = Bad { what: "manifest payload", expected: u64::from(header.len), found: payload.len() as u64 };
+    let record = rkyv::from_bytes::<Record, rkyv::rancor::Error>(&aligned).map_err(|_| bad)?;
+    let names: Option<Vec<Name>> = record.names.iter().map(|words| parse_name(words)).collect();
+    Ok(Edit {
+        added: record.added.iter().map(FileRecord::meta).collect::<Option<_>>().ok_or(bad)?,
+        removed: record.removed,
+        checkpoint: record.checkpoint.map(|c| Chain {
+            position: c.position,
+            index: c.index,
+            lsn: c.lsn,
+            prev_crc: c.prev_crc,
+            term: c.term,
+            ingest_ts: c.ingest_ts,
+        }),
+        publishers: record
+            .publishers
+            .iter()
+            .map(|&PublisherRecord { publisher, epoch, last, lsn, incarnation }| {
+                (publisher, PublisherState { epoch, last, lsn, incarnation })
+            })
+            .collect(),
+        names: names.ok_or(bad)?,
+    })
+}
+
+impl FileRecord {
+    fn of(meta: &FileMeta) -> FileRecord {
+        let FileMeta { id, kind, window, rows, len, crc, time, lsn } = *meta;
+        FileRecord { id, kind, window: (window.from, window.len), rows, len, crc, time, lsn }
+    }
+
+    fn meta(&self) -> Option<FileMeta> {
+        let FileRecord { id, kind, window: (from, length), rows, len, crc, time, lsn } = *self;
+        let window = Window { from, len: length };
+        (length > 0 && id < u64::MAX && rows > 0).then_some(FileMeta { id, kind, window, rows, len, crc, time, lsn })
+    }
+}
+
+/// Name of manifest `number`.
+pub fn file_name(number: u64) -> String {
+    format!("{PREFIX}{number:012x}")
+}
+
+/// The number of the manifest called `name`; `None` if it is no manifest's name.
+pub fn file_number(name: &str) -> Option<u64> {
+    let hex = name.strip_prefix(PREFIX)?;
+    u64::from_str_radix(hex, 16).ok().filter(|n| file_name(*n) == name)
+}
+
+/// The contents of `CURRENT` that name manifest `number`.
+pub fn current(number: u64) -> String {
+    let name = file_name(number);
+    format!("{name} {:08x}\n", crc32c::crc32c(name.as_bytes()))
+}
+
+/// The manifest that `contents` of `CURRENT` name.
+pub fn parse_current(contents: &[u8]) -> Option<u64> {
+    let name = std::str::from_utf8(contents).ok()?.split(' ').next()?;
+    let number = file_number(name)?;
+    (current(number).as_bytes() == contents).then_some(number)
+}

@@ -1,0 +1,169 @@
+//! Owns: changing the manifest. One owner: the flush agent, or recovery before there is one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::format::{CURRENT, Expected, FrameType, current, encode, file_name, file_number};
+use super::reader::{Step, current_number};
+use super::{Edit, Follower, State};
+use crate::disk::{Disk, DiskFile, Open, publish};
+use crate::error::{Error, Result};
+
+/// A manifest is written anew when its edits have become longer than this and than its snapshot.
+const EDITS_MAX: u64 = 1 << 20;
+
+/// The manifest, for its one writer.
+pub struct Manifest {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    store_id: u128,
+    /// The open file and where the next frame goes; `None` if it must not be written on: an edit in it
+    /// failed or was torn.
+    file: Option<(Box<dyn DiskFile>, u64)>,
+    number: u64,
+    next_number: u64,
+    snapshot_len: u64,
+    previous: Option<(u64, u32)>,
+    state: State,
+}
+
+impl Manifest {
+    /// Opens the manifest of the store in `dir`, creating an empty one if there is none.
+    ///
+    /// Nothing but a torn last edit is passed over: it was never acted upon. What is read has been synced
+    /// first, and read from the disk.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Io`].
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Result<Manifest> {
+        let numbers = disk.list(dir)?.iter().filter_map(|n| file_number(n.trim_end_matches(".tmp"))).max().unwrap_or(0);
+        let mut this = Manifest {
+            disk,
+            dir: dir.to_path_buf(),
+            store_id,
+            file: None,
+            number: 0,
+            next_number: numbers + 1,
+            snapshot_len: 0,
+            previous: None,
+            state: State::begin(store_id),
+        };
+        match current_number(this.disk.as_ref(), dir)? {
+            None => this.rotate()?,
+            Some(number) => this.read(number)?,
+        }
+        this.sweep()?;
+        Ok(this)
+    }
+
+    fn read(&mut self, number: u64) -> Result<()> {
+        let path = self.dir.join(file_name(number));
+        if !self.disk.exists(&path)? {
+            return Err(Error::Missing { path, what: "CURRENT names it" });
+        }
+        let file = self.disk.open(&path, Open::Write)?;
+        file.sync()?;
+        file.drop_cache()?;
+        let mut follower = Follower::new(&self.dir, self.store_id);
+        let step = follower.read_on(self.disk.as_ref(), &mut |_, _| {})?;
+        let torn = match step {
+            Step::Torn(bad) if follower.previous.is_none() => {
+                let super::format::Bad { what, expected, found } = bad;
+                return Err(Error::Corrupt { path, offset: 0, lsn: crate::lsn::Lsn(1), what, expected, found });
+            }
+            Step::Torn(bad) => Some(bad),
+            _ => None,
+        };
+        (self.number, self.snapshot_len, self.previous) = (number, follower.snapshot_len, follower.previous);
+        let end = follower.end;
+        self.state = follower.into_state();
+        match torn {
+            Some(bad) => {
+                tracing::warn!(path = %path.display(), offset = end, what = bad.what, "the manifest's last edit is torn; it is as if not made");
+                self.rotate()
+            }
+            None => {
+                self.file = Some((file, end));
+                Ok(())
+            }
+        }
+    }
+
+    /// What it says.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// A number that no file has had.
+    pub fn take_id(&mut self) -> u64 {
+        let id = self.state.next_id;
+        self.state.next_id += 1;
+        id
+    }
+
+    /// Numbers below `id` are taken, by files that the manifest does not know.
+    pub fn skip_ids(&mut self, id: u64) {
+        self.state.next_id = self.state.next_id.max(id);
+    }
+
+    /// Makes `edit`, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: then it is unknown whether a restart would find it made, so nothing that it
+    /// replaces may be given up, and no file that it names be removed, before another edit has succeeded.
+    pub fn edit(&mut self, edit: Edit) -> Result<()> {
+        let seq = self.state.seq + 1;
+        let next_id = self.state.next_id;
+        let expected = Expected { store_id: self.store_id, previous: self.previous };
+        let (header, bytes) = encode(FrameType::Edit, seq, next_id, expected, &edit);
+        // Taken out: if a call fails, the file is not written on.
+        if let Some((file, at)) = self.file.take() {
+            file.write_at(&bytes, at)?;
+            file.sync()?;
+            let end = at + bytes.len() as u64;
+            self.previous = Some((seq, header.header_crc));
+            self.state.apply(seq, edit);
+            self.file = Some((file, end));
+            if end - self.snapshot_len > EDITS_MAX.max(self.snapshot_len) {
+                self.rotate()?;
+            }
+            return Ok(());
+        }
+        let before = self.state.clone();
+        self.state.apply(seq, edit);
+        self.rotate().inspect_err(|_| self.state = before)
+    }
+
+    /// Writes the manifest anew, as one snapshot, and makes that the one in use.
+    fn rotate(&mut self) -> Result<()> {
+        let number = self.next_number;
+        self.next_number += 1;
+        let expected = Expected { store_id: self.store_id, previous: None };
+        let (header, bytes) =
+            encode(FrameType::Snapshot, self.state.seq, self.state.next_id, expected, &self.state.to_edit());
+        let path = self.dir.join(file_name(number));
+        publish(self.disk.as_ref(), &path, &bytes)?;
+        publish(self.disk.as_ref(), &self.dir.join(CURRENT), current(number).as_bytes())?;
+        let file = self.disk.open(&path, Open::Write)?;
+        self.snapshot_len = header.total_len();
+        self.previous = Some((self.state.seq, header.header_crc));
+        self.file = Some((file, header.total_len()));
+        self.number = number;
+        if let Err(error) = self.sweep() {
+            tracing::warn!(%error, "an earlier manifest stays until the next start");
+        }
+        Ok(())
+    }
+
+    /// Removes manifests that are not in use. Followers look at `CURRENT` again when theirs is gone.
+    fn sweep(&self) -> Result<()> {
+        for name in self.disk.list(&self.dir)? {
+            let number = file_number(name.trim_end_matches(".tmp"));
+            let is_current_tmp = name.starts_with(CURRENT) && name != CURRENT;
+            if is_current_tmp || number.is_some_and(|n| n != self.number || name.ends_with(".tmp")) {
+                self.disk.remove(&self.dir.join(name))?;
+            }
+        }
+        Ok(())
+    }
+}

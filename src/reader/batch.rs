@@ -1,0 +1,60 @@
+//! Owns: rows in a buffer of their own, many at a time.
+
+use crate::lsn::Lsn;
+use crate::record::{RecordRef, Row};
+use crate::time::Ts;
+
+/// Where a row of a batch lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Head {
+    pub(super) time: u64,
+    pub(super) lsn: u64,
+    pub(super) at: u32,
+    pub(super) words: u32,
+}
+
+/// Rows, copied out of files and shared memory.
+#[derive(Clone, Debug, Default)]
+pub struct RowBatch {
+    pub(super) heads: Vec<Head>,
+    pub(super) words: Vec<u64>,
+}
+
+impl RowBatch {
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.heads.is_empty()
+    }
+
+    /// The row of number `index`.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<Row<'_>> {
+        let head = self.heads.get(index)?;
+        let words = self.words.get(head.at as usize..head.at as usize + head.words as usize)?;
+        Some(Row { lsn: Lsn(head.lsn), index_time: Ts(head.time), record: RecordRef::first(words).ok()? })
+    }
+
+    /// The rows, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
+        (0..self.len()).filter_map(|i| self.get(i))
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.heads.clear();
+        self.words.clear();
+    }
+
+    /// Puts in a copy of `row`.
+    #[inline]
+    pub(super) fn push(&mut self, row: &Row<'_>) {
+        let words = row.record.words();
+        let at = self.words.len() as u32;
+        self.words.extend_from_slice(words);
+        self.heads.push(Head { time: row.index_time.0, lsn: row.lsn.0, at, words: words.len() as u32 });
+    }
+}

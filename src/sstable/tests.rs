@@ -1,0 +1,310 @@
+//! SSTables against a plain model: every access path; every flipped byte and every truncation; power
+//! loss at every call of the writer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::format::BLOCK_ROWS;
+use super::*;
+use crate::disk::sim::{Fault, SimDisk, SimRng};
+use crate::disk::{Disk, RealDisk};
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
+use crate::record::{Definition, Record, TimeRange, Trade, index_time};
+use crate::time::Ts;
+
+const HOUR: u64 = Window::LENGTHS[0];
+const STORE: u128 = 77;
+const FROM: u64 = 500_000 * HOUR;
+
+/// One row of the model.
+#[derive(Clone, Debug)]
+struct Model {
+    ingest: Ts,
+    words: Vec<u64>,
+}
+
+/// (instrument, index time, LSN) to row.
+type Rows = BTreeMap<(InstrumentId, Ts, Lsn), Model>;
+
+fn origin(lsn: Lsn) -> Origin {
+    // Three publishers in blocks of 50 LSNs, numbering densely.
+    let publisher = lsn.0 / 50 % 3;
+    (PublisherId(publisher as u16 + 1), Epoch(2), PubSeq(lsn.0 / 150 * 50 + lsn.0 % 50 + 1))
+}
+
+/// Rows of `instruments` instruments, `per` each on average, with LSNs from `first` on that skip some.
+fn model(seed: u64, instruments: u64, rows: u64, first: u64, gap: u64) -> Rows {
+    let mut rng = SimRng::new(seed);
+    let (mut all, mut lsn) = (Rows::new(), first);
+    for i in 0..rows {
+        lsn += 1 + if gap > 0 { rng.below(gap) } else { 0 };
+        // Most rows are of the first instrument.
+        let instrument = InstrumentId(if rng.below(2) == 0 { 1 } else { 1 + 3 * rng.below(instruments) as u32 });
+        let ingest = Ts(FROM + i * 100 + 50);
+        let own = match rng.below(100) {
+            0 => Ts::NULL,
+            1..10 => Ts(FROM + (i * 100).saturating_sub(rng.below(5000))),
+            _ => Ts(FROM + i / 3 * 300),
+        };
+        let id = if rng.below(20) == 0 { u64::MAX } else { rng.below(rows / 2 + 1) };
+        let record = Trade { instrument, ts_recv: own, ts_event: Ts(own.0 ^ 1), trade_id: id, sequence: i as u32, ..Trade::default() };
+        all.insert((instrument, index_time(own, ingest).0, Lsn(lsn)), Model { ingest, words: record.words().to_vec() });
+    }
+    all
+}
+
+fn spec(id: u64, stores_reserved: bool) -> Spec {
+    Spec { store_id: STORE, id, schema: &crate::record::SCHEMAS[0], window: Window { from: Ts(FROM), len: HOUR }, stores_reserved }
+}
+
+fn write(disk: &dyn Disk, dir: &Path, rows: &Rows, spec: Spec) -> Result<FileMeta> {
+    let mut writer = Writer::create(disk, dir, spec)?;
+    let mut counts: BTreeMap<InstrumentId, u32> = BTreeMap::new();
+    rows.keys().for_each(|(i, ..)| *counts.entry(*i).or_default() += 1);
+    let mut current = None;
+    for ((instrument, _, lsn), row) in rows {
+        if current.replace(*instrument) != Some(*instrument) {
+            writer.begin_series(*instrument, counts[instrument])?;
+        }
+        writer.push(*lsn, row.ingest, &row.words)?;
+    }
+    writer.finish(origin)
+}
+
+fn row_at(table: &Table, place: u32) -> Result<(Lsn, Ts, Vec<u64>)> {
+    let mut words = Vec::new();
+    let (lsn, time) = table.row(place, &mut words)?;
+    Ok((lsn, time, words))
+}
+
+/// Every access path of `table` against `rows`. Errors of the table are passed on; a wrong value panics.
+fn compare(table: &Table, rows: &Rows, seed: u64) -> Result<()> {
+    let mut rng = SimRng::new(seed);
+    let by_lsn: BTreeMap<Lsn, (&(InstrumentId, Ts, Lsn), &Model)> = rows.iter().map(|(k, v)| (k.2, (k, v))).collect();
+    let (first, last) = (by_lsn.keys().next().unwrap().0, by_lsn.keys().last().unwrap().0);
+    for lsn in (first.saturating_sub(3)..=last + 3).map(Lsn) {
+        match (table.place_of(lsn)?, by_lsn.get(&lsn)) {
+            (None, None) => assert!(table.arrival(lsn)?.is_none()),
+            (Some(place), Some((key, row))) => {
+                assert_eq!(row_at(table, place)?, (lsn, key.1, row.words.clone()));
+                let arrival = table.arrival(lsn)?.unwrap();
+                assert_eq!(((arrival.publisher, arrival.epoch, arrival.pub_seq), arrival.ingest_ts), (origin(lsn), row.ingest));
+            }
+            other => panic!("LSN {lsn}: {other:?}"),
+        }
+    }
+    let (a, b) = (first + rng.below(last - first + 1), first + rng.below(last - first + 1));
+    let (from, to) = (Lsn(a.min(b)), Lsn(a.max(b)));
+    let between: Result<Vec<Lsn>> = table.places(from, to)?.iter().map(|&p| Ok(row_at(table, p)?.0)).collect();
+    assert_eq!(between?, by_lsn.range(from..=to).map(|(l, _)| *l).collect::<Vec<_>>());
+    let instruments: Vec<InstrumentId> = rows.keys().map(|k| k.0).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    assert_eq!(table.series()?.iter().map(|s| s.instrument).collect::<Vec<_>>(), instruments);
+    assert!(table.find_series(InstrumentId(2))?.is_none() && table.as_of(InstrumentId(2), Ts(u64::MAX))?.is_none());
+    for &instrument in &instruments {
+        let of: Vec<(Ts, Lsn, &Model)> = rows
+            .range((instrument, Ts(0), Lsn(0))..=(instrument, Ts(u64::MAX), Lsn(u64::MAX)))
+            .map(|((_, t, l), r)| (*t, *l, r))
+            .collect();
+        for _ in 0..12 {
+            let probe = of[rng.below(of.len() as u64) as usize].0;
+            let probe = Ts(probe.0.wrapping_add(rng.below(3)).wrapping_sub(1));
+            let expected = of.iter().rev().find(|r| r.0 <= probe).map(|r| (r.0, r.1));
+            assert_eq!(table.as_of(instrument, probe)?.map(|(t, l, _)| (t, l)), expected, "{instrument} as of {probe}");
+            let range = TimeRange { from: probe, to: Ts(probe.0 + rng.below(2000)) };
+            let expected: Vec<Lsn> = of.iter().filter(|r| range.contains(r.0)).map(|r| r.1).collect();
+            let slice = table.slice(instrument, range)?;
+            let mut found = Vec::new();
+            if let Some(slice) = slice {
+                let bound = of.iter().position(|r| r.1 == expected[expected.len() / 2]).unwrap();
+                let count = table.count_until(&slice, of[bound].0, of[bound].1)?;
+                assert_eq!(count as usize, expected.len() / 2 + 1, "rows up to one of them");
+                let mut at = slice.from;
+                while at < slice.to {
+                    let (block, row) = slice.locate(at);
+                    let n = slice.run(at);
+                    found.extend(table.block(block)?.lsns()[row..row + n].iter().map(|&l| Lsn(l)));
+                    at += n as u32;
+                }
+            }
+            assert_eq!(found, expected, "{instrument} in {range:?}");
+        }
+        let mut by_id: BTreeMap<u64, Vec<Lsn>> = BTreeMap::new();
+        of.iter().for_each(|r| by_id.entry(r.2.words[5]).or_default().push(r.1));
+        for id in (0..40).map(|_| rng.below(rows.len() as u64)).chain([u64::MAX]) {
+            let mut places = Vec::new();
+            table.find(instrument, 0, id, &mut places)?;
+            let found: Result<Vec<Lsn>> = places.iter().map(|&p| Ok(row_at(table, p)?.0)).collect();
+            let expected = if id == u64::MAX { Vec::new() } else { by_id.get(&id).cloned().unwrap_or_default() };
+            assert_eq!(found?, expected, "{instrument} id {id}");
+        }
+    }
+    assert_eq!(table.verify(|_| Ok(()))?, rows.len() as u64);
+    Ok(())
+}
+
+#[test]
+fn every_access_path_agrees_with_a_model() {
+    for (seed, instruments, count, first, gap) in
+        [(1, 1, 1, 1, 0), (2, 40, 300, 1, 0), (3, 300, 20_000, 1000, 3), (4, 5, 9000, 7, 400), (5, 2000, 30_000, 1 << 40, 1), (6, 1, 4096, 1, 0)]
+    {
+        let rows = model(seed, instruments, count, first, gap);
+        let disk = SimDisk::new();
+        let dir = Path::new("/s");
+        let meta = write(&disk, dir, &rows, spec(seed, seed % 2 == 0)).unwrap();
+        assert_eq!((meta.rows, meta.id), (rows.len() as u64, seed));
+        let table = Table::open(&disk, dir, meta).unwrap();
+        compare(&table, &rows, seed).unwrap();
+        let big = rows.keys().filter(|k| k.0 == InstrumentId(1)).count();
+        if big >= BLOCK_ROWS {
+            assert_eq!(table.find_series(InstrumentId(1)).unwrap().unwrap().row, 0, "a large series begins a block");
+        }
+    }
+}
+
+#[test]
+fn bytes_that_should_be_zero_come_back_too_if_they_are_kept() {
+    let mut rows = model(1, 3, 100, 1, 0);
+    rows.values_mut().for_each(|r| r.words[7] |= 0xabcd << 40);
+    let disk = SimDisk::new();
+    let meta = write(&disk, Path::new("/s"), &rows, spec(1, true)).unwrap();
+    compare(&Table::open(&disk, Path::new("/s"), meta).unwrap(), &rows, 1).unwrap();
+}
+
+#[test]
+fn every_flipped_byte_of_a_file_is_detected_or_harmless() {
+    let rows = model(9, 12, 220, 5, 2);
+    let disk = SimDisk::new();
+    let dir = Path::new("/s");
+    let meta = write(&disk, dir, &rows, spec(3, false)).unwrap();
+    let path = dir.join(file_name(meta.kind, meta.id));
+    let whole = disk.contents(&path).unwrap();
+    let (mut detected, mut harmless) = (0, 0);
+    for at in 0..whole.len() {
+        for pattern in [0x01, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= pattern;
+            disk.overwrite(&path, bytes);
+            // A wrong value panics in `compare`.
+            match Table::open(&disk, dir, meta).and_then(|t| compare(&t, &rows, 1)) {
+                Ok(()) => harmless += 1,
+                Err(Error::Corrupt { .. } | Error::Version { .. } | Error::Invalid { .. }) => detected += 1,
+                Err(e) => panic!("byte {at}: {e}"),
+            }
+        }
+    }
+    println!("{} bytes, two patterns each: {detected} detected, {harmless} harmless (padding)", whole.len());
+    assert!(detected > harmless * 20);
+}
+
+#[test]
+fn every_truncation_of_a_file_and_its_absence_are_named() {
+    let rows = model(9, 12, 120, 5, 2);
+    let disk = SimDisk::new();
+    let dir = Path::new("/s");
+    let meta = write(&disk, dir, &rows, spec(3, false)).unwrap();
+    let path = dir.join(file_name(meta.kind, meta.id));
+    let whole = disk.contents(&path).unwrap();
+    for len in 0..whole.len() {
+        disk.overwrite(&path, whole[..len].to_vec());
+        assert!(matches!(Table::open(&disk, dir, meta), Err(Error::Corrupt { .. })), "length {len}");
+        // A manifest that agrees with the length does not help.
+        let lying = FileMeta { len: len as u64, ..meta };
+        let opened = Table::open(&disk, dir, lying).and_then(|t| compare(&t, &rows, 1));
+        assert!(matches!(opened, Err(Error::Corrupt { .. })), "length {len}: {opened:?}");
+    }
+    disk.remove(&path).unwrap();
+    assert!(matches!(Table::open(&disk, dir, meta), Err(Error::Missing { .. })));
+}
+
+#[test]
+fn another_file_under_the_name_is_refused() {
+    let disk = SimDisk::new();
+    let dir = Path::new("/s");
+    let rows = model(9, 12, 120, 5, 2);
+    let (a, b) = (write(&disk, dir, &rows, spec(1, false)).unwrap(), write(&disk, dir, &rows, spec(2, false)).unwrap());
+    assert_eq!(a.len, b.len);
+    disk.overwrite(&dir.join(file_name(a.kind, 1)), disk.contents(&dir.join(file_name(a.kind, 2))).unwrap());
+    let table = Table::open(&disk, dir, a).unwrap();
+    assert!(matches!(table.series(), Err(Error::Corrupt { .. })));
+}
+
+#[test]
+fn power_loss_at_every_call_of_the_writer_leaves_a_whole_file_or_none_under_the_name() {
+    let rows = model(4, 6, 5000, 1, 0);
+    let calls = {
+        let disk = SimDisk::new();
+        write(&disk, Path::new("/s"), &rows, spec(1, false)).unwrap();
+        disk.calls()
+    };
+    for call in 1..=calls {
+        for seed in 0..4 {
+            let disk = SimDisk::new();
+            disk.set_fault(call, Fault::PowerLoss);
+            assert!(write(&disk, Path::new("/s"), &rows, spec(1, false)).is_err());
+            let after = disk.power_loss(seed);
+            let path: PathBuf = Path::new("/s").join(file_name(Trade::KIND, 1));
+            assert!(!after.exists(&path).unwrap(), "the rename was not reached before call {call}");
+        }
+    }
+}
+
+#[test]
+fn names_of_files_are_their_numbers() {
+    assert_eq!(file_id(&file_name(Trade::KIND, 0xab)), Some(0xab));
+    assert_eq!(file_id("trade-0000000000ab.tmp"), Some(0xab));
+    for bad in ["trade.arrow", "trade-12.arrow", "trade-0000000000ab.arrow.x", "LOCK", "trade-0000000000ag.arrow"] {
+        assert_eq!(file_id(bad), None, "{bad}");
+    }
+}
+
+#[test]
+fn windows_cover_time_without_overlap() {
+    for len in Window::LENGTHS {
+        for time in [0, 1, FROM, FROM + HOUR - 1, FROM + HOUR, u64::MAX] {
+            let window = Window::of(Ts(time), len);
+            assert!(window.from.0 <= time && time <= window.last().0, "{time} in {window:?}");
+        }
+    }
+}
+
+/// An Arrow reader that knows nothing of us sees the same columns.
+#[test]
+fn data_tools_read_the_file_as_arrow() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = model(3, 300, 20_000, 1000, 3);
+    let meta = write(&RealDisk, dir.path(), &rows, spec(1, false)).unwrap();
+    let path = dir.path().join(file_name(meta.kind, 1));
+    let reader = arrow_ipc::reader::FileReader::try_new(std::fs::File::open(&path).unwrap(), None).unwrap();
+    assert_eq!(reader.schema().metadata()["tapestore.kind"], "trade");
+    assert_eq!(reader.schema().field_with_name("price").unwrap().metadata()["scale"], "9");
+    let mut seen = 0;
+    let mut expected = rows.iter();
+    for batch in reader {
+        let batch = batch.unwrap();
+        let column = |name: &str| batch.column_by_name(name).unwrap().to_data();
+        let (lsn, ids) = (column("lsn"), column("trade_id"));
+        for i in 0..batch.num_rows() {
+            let (key, row) = expected.next().unwrap();
+            assert_eq!((lsn.buffers()[0].typed_data::<u64>()[i], ids.buffers()[0].typed_data::<u64>()[i]), (key.2.0, row.words[5]));
+            seen += 1;
+        }
+    }
+    assert_eq!(seen, rows.len());
+}
+
+#[test]
+fn long_records_of_text_come_back() {
+    let record = Definition { instrument: InstrumentId(5), ts_recv: Ts(FROM), raw_instrument_id: 9, ..Definition::default() };
+    let mut words = record.words().to_vec();
+    (2..words.len()).for_each(|i| words[i] = if i == 2 { FROM } else { (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) });
+    let disk = SimDisk::new();
+    let spec = Spec { schema: &crate::record::SCHEMAS[3], ..spec(1, true) };
+    let mut writer = Writer::create(&disk, Path::new("/s"), spec).unwrap();
+    writer.begin_series(InstrumentId(5), 2).unwrap();
+    writer.push(Lsn(4), Ts(FROM), &words).unwrap();
+    writer.push(Lsn(9), Ts(FROM), &words).unwrap();
+    let meta = writer.finish(origin).unwrap();
+    let table = Table::open(&disk, Path::new("/s"), meta).unwrap();
+    assert_eq!(row_at(&table, table.place_of(Lsn(9)).unwrap().unwrap()).unwrap(), (Lsn(9), Ts(FROM), words));
+}

@@ -1,0 +1,296 @@
+//! Owns: versions, what a reading process has mapped of a store at one moment: the files of history and
+//! the MemTables.
+//!
+//! What must hold: a view covers every row up to its watermark, each once. Files hold the records up to
+//! `covered`, MemTables those after it. The list of MemTables is read, then the manifest, what is new is
+//! opened, the watermark is loaded, and the list is looked at once more: if it has not changed, all rows
+//! up to the watermark are there, because storage names a table before a row in it is applied, and the
+//! files that replace a table before it drops the table. What a view holds stays readable for as long as
+//! the view does, whatever is unlinked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
+use crate::manifest::Follower;
+use crate::memtable::Table;
+use crate::record::{Kind, Series, TimeRange};
+use crate::shm::control::Control;
+use crate::shm::run_dir::RunDir;
+use crate::sstable;
+
+/// A mapped file of history.
+pub type File = Arc<sstable::Table>;
+
+/// Files by the beginnings of their spans.
+#[derive(Clone, Debug, Default)]
+struct Spans {
+    /// First and last of each file's span, by first.
+    spans: Vec<(u64, u64)>,
+    /// The greatest last of a file and those before it.
+    last_max: Vec<u64>,
+    files: Vec<File>,
+}
+
+impl Spans {
+    fn new(mut files: Vec<(u64, u64, File)>) -> Spans {
+        files.sort_by_key(|(first, last, file)| (*first, *last, file.meta().id));
+        let mut spans = Spans::default();
+        let mut max = 0;
+        for (first, last, file) in files {
+            max = max.max(last);
+            spans.spans.push((first, last));
+            spans.last_max.push(max);
+            spans.files.push(file);
+        }
+        spans
+    }
+
+    /// The files whose span begins at or before `to`, the latest first, as long as one of those left may
+    /// reach `from`.
+    #[inline]
+    fn back_from(&self, from: u64, to: u64) -> impl Iterator<Item = &File> {
+        let end = self.spans.partition_point(|s| s.0 <= to);
+        let candidates = self.files.iter().zip(&self.spans).zip(&self.last_max).take(end).rev();
+        candidates.take_while(move |(_, max)| **max >= from).filter(move |((_, s), _)| s.1 >= from).map(|((file, _), _)| file)
+    }
+}
+
+/// The files of one version of the manifest.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    covered: Lsn,
+    seq: u64,
+    by_lsn: Spans,
+    by_time: BTreeMap<Kind, Spans>,
+}
+
+impl History {
+    fn new(covered: Lsn, seq: u64, files: &BTreeMap<u64, File>) -> History {
+        let by_lsn = files.values().map(|f| (f.meta().lsn.0.0, f.meta().lsn.1.0, f.clone()));
+        let mut by_kind: BTreeMap<Kind, Vec<(u64, u64, File)>> = BTreeMap::new();
+        for file in files.values() {
+            let (min, max) = file.meta().time;
+            by_kind.entry(file.meta().kind).or_default().push((min.0, max.0, file.clone()));
+        }
+        let by_time = by_kind.into_iter().map(|(kind, files)| (kind, Spans::new(files))).collect();
+        History { covered, seq, by_lsn: Spans::new(by_lsn.collect()), by_time }
+    }
+
+    /// The last record that the files hold.
+    pub fn covered(&self) -> Lsn {
+        self.covered
+    }
+
+    /// Number of the manifest's edit.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// All files, by their first LSN.
+    pub fn files(&self) -> &[File] {
+        &self.by_lsn.files
+    }
+
+    /// The kinds that have files.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.by_time.keys().copied()
+    }
+
+    /// The files that may hold the record `lsn`.
+    #[inline]
+    pub fn files_at(&self, lsn: Lsn) -> impl Iterator<Item = &File> {
+        self.by_lsn.back_from(lsn.0, lsn.0)
+    }
+
+    /// The files that may hold records from `from` to `to`.
+    pub fn files_between(&self, from: Lsn, to: Lsn) -> impl Iterator<Item = &File> {
+        self.by_lsn.back_from(from.0, to.0)
+    }
+
+    /// The files of `kind` with rows in `range`, those that begin latest first.
+    #[inline]
+    pub fn files_in(&self, kind: Kind, range: TimeRange) -> impl Iterator<Item = &File> {
+        self.by_time.get(&kind).into_iter().flat_map(move |spans| spans.back_from(range.from.0, range.to.0))
+    }
+
+    /// The record that `publisher` numbered `pub_seq` in `epoch`, if it is here above `after`.
+    ///
+    /// # Errors
+    /// As the files' reading.
+    pub fn find_published(&self, publisher: PublisherId, epoch: Epoch, pub_seq: PubSeq, after: Lsn) -> Result<Option<(File, u32)>> {
+        for file in self.files_between(after.next(), Lsn(u64::MAX)) {
+            for run in file.runs()?.iter().filter(|r| r.publisher == publisher && r.epoch == epoch) {
+                let Some(offset) = pub_seq.0.checked_sub(run.first_pub_seq.0) else { continue };
+                let lsn = Lsn(run.first.0.saturating_add(offset));
+                if lsn > run.last || lsn <= after {
+                    continue;
+                }
+                if let Some(place) = file.place_of(lsn)? {
+                    return Ok(Some((file.clone(), place)));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// A store as of one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Files: the records up to [`History::covered`].
+    pub history: Arc<History>,
+    /// MemTables, oldest first: the records after.
+    pub tables: Vec<Arc<Table>>,
+    /// The last row that may be looked at.
+    pub upto: Lsn,
+}
+
+impl View {
+    /// The MemTable that holds the record `lsn`.
+    #[inline]
+    pub fn table_of(&self, lsn: Lsn) -> Option<&Arc<Table>> {
+        if lsn > self.upto {
+            return None;
+        }
+        self.tables.iter().rev().find(|t| t.base() <= lsn)
+    }
+
+    /// Every series that has a record, sorted.
+    ///
+    /// # Errors
+    /// As the files' reading.
+    pub fn series(&self) -> Result<Vec<Series>> {
+        let mut all: Vec<Series> = self.tables.iter().flat_map(|t| t.series()).collect();
+        for file in self.history.files() {
+            let kind = file.meta().kind;
+            all.extend(file.series()?.iter().map(|s| Series { instrument: s.instrument, kind }));
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+}
+
+/// What is mapped, kept from one view to the next.
+pub struct Versions {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    manifest: Follower,
+    files: BTreeMap<u64, File>,
+    history: Arc<History>,
+    instance: u64,
+    version: u64,
+    tables: Vec<Arc<Table>>,
+}
+
+impl std::fmt::Debug for Versions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Versions").field("dir", &self.dir).field("history", &self.history).finish_non_exhaustive()
+    }
+}
+
+/// Looks at the list again this often before it gives up: storage changes it once a table is full.
+const TRIES: u32 = 1000;
+
+impl Versions {
+    /// Of the store `store_id` in the directory `dir`; nothing is mapped yet.
+    pub fn new(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Versions {
+        Versions {
+            disk,
+            dir: dir.to_path_buf(),
+            manifest: Follower::new(dir, store_id),
+            files: BTreeMap::new(),
+            history: Arc::default(),
+            instance: 0,
+            version: 0,
+            tables: Vec::new(),
+        }
+    }
+
+    /// The store now, up to what `watermark` gives. After storage has stopped in order that is history
+    /// alone.
+    ///
+    /// # Errors
+    /// [`Error::StorageDown`] while storage recovers or after it was killed half-way.
+    pub fn view(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<View> {
+        let mut last = None;
+        for _ in 0..TRIES {
+            let instance = control.instance();
+            if instance % 2 == 1 {
+                return self.down("it is recovering");
+            }
+            let Some(list) = control.tables() else { return self.down("it was killed while it changed its MemTables") };
+            if instance != self.instance || list.version != self.version {
+                let tables = list.tables.get(..list.count).unwrap_or(&[]);
+                let refreshed = self
+                    .refresh_tables(run_dir, control.store_id(), instance, tables)
+                    .and_then(|()| self.refresh_history(list.manifest));
+                match refreshed {
+                    Ok(()) => (self.instance, self.version) = (instance, list.version),
+                    // Gone between the look at the list and the opening: look again.
+                    Err(e) => {
+                        last = Some(e);
+                        continue;
+                    }
+                }
+            }
+            let upto = watermark(control);
+            if control.table_version() == list.version && control.instance() == instance {
+                // A stopped storage process has given its tables back.
+                let upto = if self.tables.is_empty() { self.history.covered } else { upto };
+                return Ok(View { history: self.history.clone(), tables: self.covering(), upto });
+            }
+        }
+        match last {
+            Some(Error::Io { .. }) | None => self.down("its MemTables are gone"),
+            Some(e) => Err(e),
+        }
+    }
+
+    /// The tables that hold what the files do not.
+    fn covering(&self) -> Vec<Arc<Table>> {
+        let covered = self.history.covered;
+        self.tables.iter().filter(|t| t.base() > covered).cloned().collect()
+    }
+
+    fn down<T>(&self, why: &'static str) -> Result<T> {
+        Err(Error::StorageDown { dir: self.dir.clone(), why })
+    }
+
+    fn refresh_tables(&mut self, run_dir: &RunDir, store_id: u128, instance: u64, list: &[(u64, Lsn)]) -> Result<()> {
+        let mut open = Vec::with_capacity(list.len());
+        for &(id, base) in list {
+            let known = self.tables.iter().find(|t| self.instance == instance && t.id() == id);
+            let table = match known {
+                Some(table) => table.clone(),
+                None => Arc::new(Table::open(&run_dir.memtable(instance, id), store_id)?),
+            };
+            debug_assert_eq!(table.base(), base);
+            open.push(table);
+        }
+        self.tables = open;
+        Ok(())
+    }
+
+    fn refresh_history(&mut self, seq: u64) -> Result<()> {
+        self.manifest.refresh(self.disk.as_ref(), seq)?;
+        let state = self.manifest.state();
+        // Compared with what was opened, not with what was read: an opening may have failed in between.
+        if self.history.seq == state.seq {
+            return Ok(());
+        }
+        self.files.retain(|id, _| state.files.contains_key(id));
+        for (id, meta) in &state.files {
+            if !self.files.contains_key(id) {
+                let table = sstable::Table::open(self.disk.as_ref(), &self.dir.join(sstable::DIR), *meta)?;
+                self.files.insert(*id, Arc::new(table));
+            }
+        }
+        self.history = Arc::new(History::new(state.covered(), state.seq, &self.files));
+        Ok(())
+    }
+}

@@ -90,9 +90,9 @@ pub enum Error {
         /// The first failure's text.
         cause: String,
     },
-    /// The log holds more than the MemTable can.
+    /// The MemTables hold as much as they can until one of them is filed.
     #[error(
-        "the MemTable is full: {rows} records in {bytes} bytes of shared memory ({tables} tables). Start tape-storage with a larger --memtable-size"
+        "the MemTables are full: {rows} records in {tables} tables of {bytes} bytes wait to be filed into history; give the disk time or free space on it, or start tape-storage with a larger --memtable-size"
     )]
     MemTableFull {
         /// Rows held.

@@ -141,6 +141,10 @@ fn unsafe_stands_in_the_few_files_that_need_it() {
     for path in files.iter().filter(|p| !p.ends_with("tidy.rs")) {
         let text = fs::read_to_string(path).unwrap();
         let blocks = text.lines().filter(|l| l.contains("unsafe {")).count();
-        assert!(blocks == 0 || path.ends_with("shm/mod.rs") || path.ends_with("disk/mapped.rs"), "{} has {blocks} unsafe blocks", path.display());
+        assert!(
+            blocks == 0 || path.ends_with("shm/mod.rs") || path.ends_with("disk/mapped.rs"),
+            "{} has {blocks} unsafe blocks",
+            path.display()
+        );
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::manifest::Follower;
 use crate::memtable::Table;
-use crate::record::{Kind, Series, TimeRange};
+use crate::record::{Kind, Name, Series, TimeRange};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::sstable;
@@ -121,7 +121,13 @@ impl History {
     ///
     /// # Errors
     /// As the files' reading.
-    pub fn find_published(&self, publisher: PublisherId, epoch: Epoch, pub_seq: PubSeq, after: Lsn) -> Result<Option<(File, u32)>> {
+    pub fn find_published(
+        &self,
+        publisher: PublisherId,
+        epoch: Epoch,
+        pub_seq: PubSeq,
+        after: Lsn,
+    ) -> Result<Option<(File, u32)>> {
         for file in self.files_between(after.next(), Lsn(u64::MAX)) {
             for run in file.runs()?.iter().filter(|r| r.publisher == publisher && r.epoch == epoch) {
                 let Some(offset) = pub_seq.0.checked_sub(run.first_pub_seq.0) else { continue };
@@ -249,6 +255,16 @@ impl Versions {
             Some(Error::Io { .. }) | None => self.down("its MemTables are gone"),
             Some(e) => Err(e),
         }
+    }
+
+    /// The instrument names as of the checkpoint, by id from 1; `None` if nothing is filed.
+    ///
+    /// # Errors
+    /// As [`Follower::refresh`].
+    pub fn names(&mut self) -> Result<Option<Vec<Name>>> {
+        self.manifest.refresh(self.disk.as_ref(), 0)?;
+        let state = self.manifest.state();
+        Ok((state.covered() > Lsn::NONE).then(|| state.names.clone()))
     }
 
     /// The tables that hold what the files do not.

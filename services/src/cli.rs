@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{demo, inspect, publish, query, storage, terminal};
+use crate::{demo, inspect, publish, query, storage, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -33,6 +33,8 @@ enum Command {
     Publish(publish::Args),
     /// Follow the newest records
     Tail(query::Tail),
+    /// Read all records in LSN order, from any on, through history into what comes
+    Follow(query::FollowArgs),
     /// One record by LSN, or the records of an instrument and kind at exactly a time
     Get(query::Get),
     /// The newest record of an instrument and kind, not after a time
@@ -42,17 +44,19 @@ enum Command {
     Scan(query::Scan),
     /// The records of many instruments and kinds, merged in time order
     Replay(query::Replay),
+    /// The records of an instrument and kind with an id: a trade's, an order's
+    Find(query::Find),
     /// Instrument names
     Symbols {
         /// Only names that contain this
         pattern: Option<String>,
     },
-    /// What the storage process does: watermarks, counters, publishers
+    /// What the storage process does: watermarks, counters, history, publishers
     Status,
     /// Look into the store's files
     #[command(subcommand)]
     Inspect(Inspect),
-    /// Check every byte of the log, and what is served against it
+    /// Check every byte of the store's files and log, and what is served against them
     Verify,
     /// The storage process; the same as tape-storage
     #[command(hide = true)]
@@ -67,6 +71,12 @@ enum Command {
 enum Inspect {
     /// The log: segments, frames, what is known durable
     Wal(inspect::Wal),
+    /// The files of history: all, or one with its blocks and series
+    Sst(inspect::Sst),
+    /// The manifest: live files, checkpoint, edits
+    Manifest(inspect::ManifestArgs),
+    /// The MemTables in shared memory
+    Memtable,
 }
 
 impl Tape {
@@ -89,11 +99,16 @@ impl Tape {
             Command::Get(args) => query::get(&store, &args, format),
             Command::AsOf(args) => query::as_of(&store, &args, format),
             Command::Scan(args) => query::scan(&store, &args, format),
+            Command::Follow(args) => query::follow(&store, &args, format),
+            Command::Find(args) => query::find(&store, &args, format),
             Command::Replay(args) => query::replay(&store, &args, format),
             Command::Symbols { pattern } => query::symbols(&store, pattern.as_deref(), format),
             Command::Status => query::status(&store, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
-            Command::Verify => inspect::verify(&store, format),
+            Command::Inspect(Inspect::Sst(args)) => inspect::inspect_sst(&store, &args, format),
+            Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),
+            Command::Inspect(Inspect::Memtable) => inspect::inspect_memtable(&store, format),
+            Command::Verify => verify::verify(&store, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
         }

@@ -1,15 +1,17 @@
-//! Owns: the commands that look at the files of a store: `inspect wal`, `verify`. They change nothing,
-//! and work while storage runs and when it does not.
+//! Owns: the commands that look into the files of a store: `inspect wal|sst|manifest|memtable`. They
+//! change nothing, and work while storage runs and when it does not.
 
 use std::path::Path;
 
 use tapestore::disk::{Open, RealDisk};
-use tapestore::lsn::Lsn;
+use tapestore::error::Error;
+use tapestore::manifest::{self, State};
 use tapestore::reader::{At, Reader, Tally};
 use tapestore::record::split;
-use tapestore::wal::{self, Body, End, Evidence, Frame, FrameType, Meta, meta};
+use tapestore::sstable::{self, FileMeta, Table};
+use tapestore::wal::{self, Body, Chain, End, Evidence, Frame, FrameType, Meta, meta};
 
-use crate::exit::{DIFFERENCE, Failure, NO_INPUT, Outcome};
+use crate::exit::{Failure, NO_INPUT, Outcome, USAGE};
 use crate::output::{Format, table};
 use crate::terminal::{self, thousands};
 
@@ -21,9 +23,26 @@ pub struct Wal {
     frames: bool,
 }
 
-fn read_meta(store: &Path) -> Outcome<Meta> {
+/// What `store.meta` says.
+///
+/// # Errors
+/// That the directory is no store.
+pub fn read_meta(store: &Path) -> Outcome<Meta> {
     let found = meta::read(&RealDisk, store)?;
     found.ok_or_else(|| Failure::new(NO_INPUT, format!("{} is not a store: it has no store.meta", store.display())))
+}
+
+/// What the manifest says now, and what follows its last good edit. A store that has no manifest yet has
+/// no history.
+///
+/// # Errors
+/// Damage; an unreadable file.
+pub fn read_manifest(store: &Path, meta: &Meta) -> Outcome<(State, Option<&'static str>)> {
+    if !store.join(manifest::format::CURRENT).exists() {
+        return Ok((State::begin(meta.store_id), None));
+    }
+    let (follower, torn) = manifest::read_all(&RealDisk, store, meta.store_id, &mut |_, _| {})?;
+    Ok((follower.state().clone(), torn.map(|t| t.what)))
 }
 
 /// What a log holds.
@@ -67,23 +86,35 @@ impl Sums {
     }
 }
 
-/// Reads the whole log of `store`, showing each frame to `visit`.
+/// Reads the log of `store` from the checkpoint on, showing each frame to `visit`; gives the checkpoint too.
 ///
 /// # Errors
 /// Damage at or below what is known durable; an unreadable file.
-pub fn read_log(store: &Path, mut visit: impl FnMut(&Frame<'_>) -> tapestore::error::Result<()>) -> Outcome<(Meta, Sums, End)> {
+pub fn read_log(
+    store: &Path,
+    mut visit: impl FnMut(&Frame<'_>) -> tapestore::error::Result<()>,
+) -> Outcome<(Meta, Sums, End, Chain)> {
     let meta = read_meta(store)?;
     let dir = store.join(wal::DIR);
-    let total = std::fs::read_dir(&dir)?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum();
-    let bar = terminal::progress(total, true, "reading the log");
-    let mut sums = Sums::default();
-    let end = wal::scan(&RealDisk, &dir, &meta, Open::Read, |frame| {
-        bar.set_position(frame.header.position.0);
-        sums.add(frame)?;
-        visit(frame)
-    });
-    bar.finish_and_clear();
-    Ok((meta, sums, end?))
+    loop {
+        let from = read_manifest(store, &meta)?.0.checkpoint;
+        let total: u64 = std::fs::read_dir(&dir)?.filter_map(|e| e.ok()?.metadata().ok()).map(|m| m.len()).sum();
+        let bar = terminal::progress(total, true, "reading the log");
+        let mut sums = Sums::default();
+        let end = wal::scan(&RealDisk, &dir, &meta, from, Open::Read, |frame| {
+            bar.set_position(frame.header.position.0 - from.position.0.min(frame.header.position.0));
+            sums.add(frame)?;
+            visit(frame)
+        });
+        bar.finish_and_clear();
+        match end {
+            Ok(end) => return Ok((meta, sums, end, from)),
+            // Storage has filed the records meanwhile and uses the segments again.
+            Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. } | Error::Foreign { .. })
+                if read_manifest(store, &meta)?.0.checkpoint != from => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// `tape inspect wal`.
@@ -92,7 +123,7 @@ pub fn read_log(store: &Path, mut visit: impl FnMut(&Frame<'_>) -> tapestore::er
 /// As [`read_log`].
 pub fn inspect_wal(store: &Path, args: &Wal, format: Format) -> Outcome {
     let mut t = table(&["index", "type", "position", "bytes", "term", "count", "first LSN", "ingest time"]);
-    let (meta, sums, end) = read_log(store, |frame| {
+    let (meta, sums, end, from) = read_log(store, |frame| {
         let h = &frame.header;
         if args.frames && format.json {
             println!(
@@ -114,11 +145,11 @@ pub fn inspect_wal(store: &Path, args: &Wal, format: Format) -> Outcome {
     if args.frames && !format.json {
         println!("{t}");
     }
-    print_sums(store, &meta, &sums, &end, format);
+    print_sums(store, &meta, &sums, &end, from, format);
     Ok(())
 }
 
-fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, format: Format) {
+fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, format: Format) {
     let [data, control, noop, pad] = sums.frames;
     let Evidence { position, lsn, .. } = end.evidence;
     let tail = end.tail.as_ref().filter(|t| t.is_frame);
@@ -128,6 +159,7 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, format: Format)
             "timeline": meta.timeline.0, "clean": meta.clean, "frames": { "data": data, "control": control, "noop": noop, "pad": pad },
             "records": sums.tally.count, "first_lsn": sums.tally.first.0, "last_lsn": sums.tally.last.0,
             "checksum": format!("{:08x}", sums.tally.checksum), "facts": sums.facts, "bytes": sums.bytes,
+            "checkpoint": from.position.0, "checkpoint_lsn": from.lsn.0 - 1,
             "end": end.chain.position.0, "known_durable": position.0, "known_durable_lsn": lsn.0,
             "torn_tail": tail.map(|t| t.bad.what),
         });
@@ -158,6 +190,9 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, format: Format)
         sums.tally.checksum,
         thousands(sums.facts)
     );
+    if from.lsn.0 > 1 {
+        println!("  begins behind the checkpoint at position {}: records up to {} are filed", from.position, from.lsn.0 - 1);
+    }
     println!("  ends at position {}; known durable up to {} (LSN {})", end.chain.position, position, lsn);
     if let Some(tail) = tail {
         println!(
@@ -169,52 +204,215 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, format: Format)
     }
 }
 
-/// `tape verify`: every frame of the log, and every record that storage serves against it.
+/// `tape inspect manifest`.
+#[derive(clap::Args, Debug)]
+pub struct ManifestArgs {
+    /// Show every edit, not only what they come to
+    #[arg(long)]
+    edits: bool,
+}
+
+/// The JSON of a file.
+fn file_json(file: &FileMeta) -> serde_json::Value {
+    serde_json::json!({
+        "file": sstable::file_name(file.kind, file.id), "id": file.id, "kind": kind_name(file),
+        "window": file.window.from.to_string(), "window_seconds": file.window.len / 1_000_000_000,
+        "rows": file.rows, "bytes": file.len, "first_time": file.time.0.to_string(), "last_time": file.time.1.to_string(),
+        "first_lsn": file.lsn.0.0, "last_lsn": file.lsn.1.0, "crc": format!("{:08x}", file.crc),
+    })
+}
+
+fn kind_name(file: &FileMeta) -> String {
+    tapestore::record::schema(file.kind).map_or_else(|| file.kind.0.to_string(), |s| s.name.to_owned())
+}
+
+/// How long a window is, as people say it.
+fn window_name(len: u64) -> String {
+    match len / 3_600_000_000_000 {
+        1 => "1 h".to_owned(),
+        24 => "1 d".to_owned(),
+        720 => "30 d".to_owned(),
+        _ => "all".to_owned(),
+    }
+}
+
+/// A table of files for people.
+fn file_table<'f>(files: impl Iterator<Item = &'f FileMeta>) -> comfy_table::Table {
+    let mut t = table(&["file", "window", "", "rows", "bytes", "first time", "last time", "first LSN", "last LSN"]);
+    for f in files {
+        t.add_row([
+            sstable::file_name(f.kind, f.id),
+            f.window.from.to_string().get(..16).unwrap_or("").to_owned(),
+            window_name(f.window.len),
+            thousands(f.rows),
+            thousands(f.len),
+            f.time.0.to_string(),
+            f.time.1.to_string(),
+            f.lsn.0.to_string(),
+            f.lsn.1.to_string(),
+        ]);
+    }
+    t
+}
+
+/// `tape inspect manifest`.
 ///
 /// # Errors
-/// Damage (exit code 65); a record in shared memory that is not the one in the log (exit code 1).
-pub fn verify(store: &Path, format: Format) -> Outcome {
-    let served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
-    let mut compared = 0u64;
-    let mut different: Option<Lsn> = None;
-    let (_, sums, end) = read_log(store, |frame| {
-        let (Some(snapshot), Body::Data(data)) = (&served, &frame.body) else { return Ok(()) };
-        let mut lsn = frame.header.first_lsn;
-        for record in split(data.records) {
-            let record = record?;
-            if lsn >= snapshot.first() && lsn <= snapshot.last() {
-                compared += 1;
-                if snapshot.get(lsn).is_none_or(|row| row.record != record) {
-                    different.get_or_insert(lsn);
-                }
+/// Damage; an unreadable file.
+pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Outcome {
+    let meta = read_meta(store)?;
+    if args.edits {
+        manifest::read_all(&RealDisk, store, meta.store_id, &mut |header, edit| {
+            let (added, removed) = (edit.added.len(), edit.removed.len());
+            let checkpoint = edit.checkpoint.map(|c| c.lsn.0 - 1);
+            if format.json {
+                let object = serde_json::json!({ "edit": header.seq, "bytes": header.total_len(), "added": added, "removed": removed,
+                    "checkpoint_lsn": checkpoint, "publishers": edit.publishers.len(), "names": edit.names.len() });
+                println!("{object}");
+            } else {
+                let upto = checkpoint.map_or_else(String::new, |c| format!(", checkpoint at LSN {c}"));
+                println!(
+                    "edit {:>6}: {added} files added, {removed} removed{upto}, {} publishers, {} names",
+                    header.seq,
+                    edit.publishers.len(),
+                    edit.names.len()
+                );
             }
-            lsn = lsn.next();
-        }
-        Ok(())
-    })?;
-    let missing = served.as_ref().filter(|s| s.last() > sums.tally.last).map(|s| s.last());
-    if let Some(lsn) = different.or(missing) {
-        return Err(Failure::new(DIFFERENCE, format!("record {lsn} in shared memory is not the one in the log")));
+        })?;
     }
+    let (state, torn) = read_manifest(store, &meta)?;
+    let (rows, bytes) = (state.files.values().map(|f| f.rows).sum::<u64>(), state.files.values().map(|f| f.len).sum::<u64>());
     if format.json {
         let object = serde_json::json!({
-            "frames": sums.frames.iter().sum::<u64>(), "records": sums.tally.count, "bytes": sums.bytes,
-            "checksum": format!("{:08x}", sums.tally.checksum), "compared_with_memory": compared, "end": end.chain.position.0,
+            "edit": state.seq, "files": state.files.values().map(file_json).collect::<Vec<_>>(), "records": rows, "bytes": bytes,
+            "covered": state.covered().0, "checkpoint": state.checkpoint.position.0, "next_file": state.next_id,
+            "publishers": state.publishers.len(), "names": state.names.len(), "torn": torn,
         });
         println!("{object}");
         return Ok(());
     }
-    let frames: u64 = sums.frames.iter().sum();
     println!(
-        "{} frames, {} records, {} bytes: all sound (checksum {:08x})",
-        thousands(frames),
-        thousands(sums.tally.count),
-        thousands(sums.bytes),
-        sums.tally.checksum
+        "manifest of {}: edit {}, {} files, {} records, {} bytes",
+        store.display(),
+        state.seq,
+        thousands(state.files.len() as u64),
+        thousands(rows),
+        thousands(bytes)
     );
-    match served {
-        Some(_) => println!("{} records in shared memory are the same as in the log", thousands(compared)),
-        None => println!("no storage process serves the store: shared memory was not compared"),
+    println!(
+        "  checkpoint: records up to {}, the log goes on at position {}; {} publishers, {} instrument names",
+        state.covered(),
+        state.checkpoint.position,
+        state.publishers.len(),
+        thousands(state.names.len() as u64)
+    );
+    if let Some(torn) = torn {
+        println!("  after it: an edit that is being written, or was torn ({torn})");
+    }
+    println!("{}", file_table(state.files.values()));
+    Ok(())
+}
+
+/// `tape inspect sst`.
+#[derive(clap::Args, Debug)]
+pub struct Sst {
+    /// Name or number of a file [default: all, a line each]
+    file: Option<String>,
+    /// Show its blocks
+    #[arg(long)]
+    blocks: bool,
+    /// Show its series
+    #[arg(long)]
+    series: bool,
+}
+
+/// `tape inspect sst`.
+///
+/// # Errors
+/// Damage; that there is no such file.
+pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
+    let (state, _) = read_manifest(store, &read_meta(store)?)?;
+    let Some(wanted) = &args.file else {
+        if format.json {
+            state.files.values().for_each(|f| println!("{}", file_json(f)));
+        } else {
+            println!("{}", file_table(state.files.values()));
+        }
+        return Ok(());
+    };
+    let is_wanted = |f: &&FileMeta| wanted.parse() == Ok(f.id) || sstable::file_name(f.kind, f.id) == *wanted;
+    let Some(file) = state.files.values().find(is_wanted) else {
+        return Err(Failure::new(USAGE, format!("'{wanted}' is no file of this store; `tape inspect sst` lists them")));
+    };
+    let opened = Table::open(&RealDisk, &store.join(sstable::DIR), *file)?;
+    let (blocks, series) = (opened.blocks()?, opened.series()?);
+    if format.json {
+        let mut object = file_json(file);
+        if let Some(object) = object.as_object_mut() {
+            object.insert("blocks".into(), blocks.len().into());
+            object.insert("series".into(), series.len().into());
+            object.insert("runs".into(), opened.runs()?.len().into());
+            let sections: Vec<u64> = opened.trailer()?.sections.iter().map(|s| s.len).collect();
+            object.insert("section_bytes".into(), sections.into());
+        }
+        println!("{object}");
+        return Ok(());
+    }
+    println!("{}", file_table(std::iter::once(file)));
+    let trailer = opened.trailer()?;
+    let columns: u64 = blocks.iter().map(|b| b.body_len).sum();
+    println!(
+        "  {} blocks, {} series, {} runs; {:.1} bytes a row, {:.1} of them columns",
+        blocks.len(),
+        thousands(series.len() as u64),
+        thousands(opened.runs()?.len() as u64),
+        file.len as f64 / file.rows as f64,
+        columns as f64 / file.rows as f64
+    );
+    let names = ["schema", "blocks", "series", "runs", "LSNs", "places", "filter", "block filters"];
+    let sections: Vec<String> = names.iter().zip(&trailer.sections).map(|(n, s)| format!("{n} {}", thousands(s.len))).collect();
+    println!("  sections, in bytes: {}", sections.join(", "));
+    if args.blocks {
+        let mut t = table(&["block", "offset", "bytes", "rows", "first time", "last time", "first LSN", "last LSN"]);
+        for (i, b) in blocks.iter().enumerate() {
+            let times = [b.time.min, b.time.max].map(|t| tapestore::time::Ts(t).to_string());
+            let [first, last] = times;
+            let [i, offset, bytes, rows] = [i as u64, b.offset, b.body_len, u64::from(b.rows)].map(|n| n.to_string());
+            t.add_row([i, offset, bytes, rows, first, last, b.lsn.min.to_string(), b.lsn.max.to_string()]);
+        }
+        println!("{t}");
+    }
+    if args.series {
+        let mut t = table(&["instrument", "rows", "block", "row", "first time", "last time"]);
+        for s in series {
+            let [first, last] = [s.time.min, s.time.max].map(|t| tapestore::time::Ts(t).to_string());
+            let [instrument, rows, block, row] = [s.instrument.0, s.rows, s.block, s.row].map(|n| n.to_string());
+            t.add_row([instrument, rows, block, row, first, last]);
+        }
+        println!("{t}");
+    }
+    Ok(())
+}
+
+/// `tape inspect memtable`: the MemTables that are served.
+///
+/// # Errors
+/// That no storage process serves the store.
+pub fn inspect_memtable(store: &Path, format: Format) -> Outcome {
+    let mut reader = Reader::open(store)?;
+    let snapshot = reader.snapshot(At::Appended)?;
+    let len = reader.control().statistic(tapestore::shm::control::Statistic::MemTableLen);
+    let mut t = table(&["table", "first LSN", "series", "bytes used", "of"]);
+    for (id, base, used, series) in snapshot.memtables() {
+        if format.json {
+            println!("{}", serde_json::json!({ "table": id, "first_lsn": base.0, "series": series, "used": used, "bytes": len }));
+        } else {
+            t.add_row([id.to_string(), base.to_string(), thousands(series as u64), thousands(used), thousands(len)]);
+        }
+    }
+    if !format.json {
+        println!("{t}");
+        println!("  records up to {} are in files, up to {} in these", snapshot.history().covered(), snapshot.last());
     }
     Ok(())
 }

@@ -10,3 +10,4 @@ pub mod publish;
 pub mod query;
 pub mod storage;
 pub mod terminal;
+pub mod verify;

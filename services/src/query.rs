@@ -1,11 +1,12 @@
-//! Owns: the commands that read a store: `tail`, `get`, `asof`, `scan`, `replay`, `symbols`, `status`.
+//! Owns: the commands that read a store: `tail`, `follow`, `get`, `find`, `asof`, `scan`, `replay`,
+//! `symbols`, `status`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use tapestore::error::Error;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PublisherId};
-use tapestore::reader::{At, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
+use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
 use tapestore::record::{Kind, Name, SCHEMAS, schema_by_name};
 use tapestore::shm::control::{Control, SLOTS_MAX, SlotView, Statistic};
 use tapestore::subscriber::{Event, Subscriber};
@@ -159,6 +160,42 @@ pub struct Tail {
     at: At,
 }
 
+/// `tape find`.
+#[derive(clap::Args, Debug)]
+pub struct Find {
+    #[command(flatten)]
+    one: One,
+    /// The id
+    id: u64,
+    /// The id's column [default: trade_id of trades, order_id of orders, raw_instrument_id of definitions]
+    #[arg(long)]
+    column: Option<String>,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// `tape follow`.
+#[derive(clap::Args, Debug)]
+pub struct FollowArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// The first record
+    #[arg(long, default_value_t = 1)]
+    from_lsn: u64,
+    /// End after so many records
+    #[arg(long)]
+    limit: Option<u64>,
+    /// End when the newest record has been read
+    #[arg(long)]
+    once: bool,
+    /// Print nothing but the first and last LSN, count and checksum of what was read
+    #[arg(long)]
+    tally: bool,
+    /// committed, durable or appended (the newest)
+    #[arg(long, default_value = "appended")]
+    at: At,
+}
+
 fn print<'a>(format: Format, reader: &mut Reader, rows: impl Iterator<Item = Row<'a>>) -> Outcome<u64> {
     let mut out = Rows::new(format, reader.symbols()?);
     for row in rows {
@@ -219,6 +256,88 @@ pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
     let instrument = reader.instrument(&args.one.instrument)?;
     let row = snapshot.as_of(Series { instrument, kind: args.one.kind }, args.time)?;
     found(print(format, &mut reader, row.into_iter())?, "record up to that time")
+}
+
+/// `tape find`.
+///
+/// # Errors
+/// That there is no such record (exit code 3).
+pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
+    let (mut reader, snapshot) = open(store, args.watermark.at)?;
+    let instrument = reader.instrument(&args.one.instrument)?;
+    let known = tapestore::record::schema(args.one.kind).and_then(|s| s.find.first().copied());
+    let column = args.column.as_deref().or(known);
+    let column = column.ok_or_else(|| Failure::new(USAGE, "records of this kind carry no id to find them by"))?;
+    let rows = snapshot.find(Series { instrument, kind: args.one.kind }, column, args.id)?;
+    found(print(format, &mut reader, rows.iter())?, "record with that id")
+}
+
+/// `tape follow`.
+///
+/// # Errors
+/// That the store cannot be read.
+pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
+    let stop = terminal::stop_flag()?;
+    let mut reader = Reader::open(store)?;
+    let mut wanted = Vec::new();
+    for name in &args.filter.instrument {
+        wanted.push(reader.instrument(name)?);
+    }
+    let format = Format { json: !format.csv, ..format };
+    let mut names = Reader::open(store)?;
+    let mut out = Rows::new(format, names.symbols()?);
+    let mut follow = reader.follow(Lsn(args.from_lsn), args.at);
+    let limit = args.limit.unwrap_or(u64::MAX);
+    let bar = terminal::progress(0, false, "reading");
+    let mut passed = 0;
+    while passed < limit && !terminal::is_raised(&stop) {
+        match follow.poll() {
+            Ok(Some(row)) => {
+                if passes(&args.filter, &wanted, &row.record) {
+                    passed += 1;
+                    if args.tally {
+                        bar.set_position(passed);
+                    } else {
+                        out.push(&row)?;
+                    }
+                }
+            }
+            Ok(None) if args.once => break,
+            Ok(None) => {
+                out.flush()?;
+                follow.wait(Duration::from_millis(50));
+            }
+            // What is filed has been read; a store that has stopped has no more to give.
+            Err(Error::StorageDown { .. }) if args.once => break,
+            Err(e @ Error::StorageDown { .. }) => {
+                out.flush()?;
+                wait_for_storage(&mut follow, e)?;
+            }
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    bar.finish_and_clear();
+    out.flush()?;
+    if args.tally {
+        let t = follow.tally();
+        let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
+        println!("{object}");
+    }
+    Ok(())
+}
+
+/// Waits a moment for storage to come back.
+///
+/// # Errors
+/// `down`, if it has stopped in order.
+fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
+    let control = follow.reader().control();
+    if control.server().is_none() && control.instance().is_multiple_of(2) {
+        return Err(down.into());
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(())
 }
 
 /// `tape scan`.
@@ -345,11 +464,7 @@ fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &m
             }
             Err(e @ Error::StorageDown { .. }) => {
                 out.flush()?;
-                let control = follow.reader().control();
-                if control.server().is_none() && control.instance().is_multiple_of(2) {
-                    return Err(e.into());
-                }
-                std::thread::sleep(Duration::from_millis(20));
+                wait_for_storage(&mut follow, e)?;
             }
             Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
             Err(e) => return Err(e.into()),
@@ -413,13 +528,24 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("memtables", control.tables().map_or(0, |t| t.count) as u64),
         ("memtable_bytes", counted(Statistic::MemTableLen)),
         ("memtable_used", counted(Statistic::MemTableUsed)),
+        ("manifest_edit", control.tables().map_or(0, |t| t.manifest)),
+        ("filed", counted(Statistic::Covered)),
+        ("checkpoint_position", counted(Statistic::CheckpointPosition)),
+        ("history_files", counted(Statistic::Files)),
+        ("history_bytes", counted(Statistic::HistoryBytes)),
+        ("flushes", counted(Statistic::Flushes)),
+        ("flushed_records", counted(Statistic::FlushedRecords)),
+        ("flushed_bytes", counted(Statistic::FlushedBytes)),
+        ("flush_ms", counted(Statistic::FlushNs) / 1_000_000),
+        ("flush_failures", counted(Statistic::FlushFailures)),
         ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),
         ("swept", counted(Statistic::Swept)),
     ]
 }
 
 /// Why publishers are held back, as [`Statistic::HeldBack`] numbers it.
-const HELD_BACK: [&str; 3] = ["no", "the MemTables are full: restart with a larger --memtable-size", "the disk is too slow"];
+const HELD_BACK: [&str; 3] =
+    ["no", "the MemTables are full: they cannot be filed as fast as records come", "the disk is too slow"];
 
 /// `tape status`.
 ///

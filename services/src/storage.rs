@@ -128,9 +128,11 @@ fn announce(store: &std::path::Path, started: &Started) {
     tracing::info!(
         store = %store.display(),
         records = started.records,
+        filed = started.filed,
+        files = started.files,
         log_bytes = started.log_bytes,
         clean = started.was_clean,
-        "the log is recovered"
+        "the store is recovered"
     );
     tracing::info!(
         publishers_attach_at = %started.run_dir.join("attach.sock").display(),

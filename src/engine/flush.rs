@@ -191,7 +191,8 @@ impl Filer {
                 let spec = Spec { store_id: self.store_id, id, schema, window, stores_reserved };
                 // Known from here on: whatever of it is on the disk is removed if this fails.
                 let place = made.len();
-                let unfinished = FileMeta { id, kind, window, rows: 0, len: 0, crc: 0, time: Default::default(), lsn: Default::default() };
+                let unfinished =
+                    FileMeta { id, kind, window, rows: 0, len: 0, crc: 0, time: Default::default(), lsn: Default::default() };
                 made.push(unfinished);
                 let meta = source.write(self.disk.as_ref(), &self.files_dir(), spec, &series)?;
                 if let Some(at) = made.get_mut(place) {

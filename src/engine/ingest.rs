@@ -128,7 +128,10 @@ impl IngestAgent {
             return std::thread::sleep(HELD_BACK_PARK);
         }
         self.bells.sleep(Bell::Ingest, PARK, || {
-            !self.requests.is_empty() || !self.filed.is_empty() || self.stop.is_stopped() || self.lanes.iter().any(|l| l.receiver.has_batches())
+            !self.requests.is_empty()
+                || !self.filed.is_empty()
+                || self.stop.is_stopped()
+                || self.lanes.iter().any(|l| l.receiver.has_batches())
         });
     }
 

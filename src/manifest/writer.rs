@@ -28,13 +28,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Opens the manifest of the store in `dir`, creating an empty one if there is none.
+    /// Opens the manifest of the store in `dir`, creating an empty one if there is none and no history.
     ///
     /// Nothing but a torn last edit is passed over: it was never acted upon. What is read has been synced
     /// first, and read from the disk.
     ///
     /// # Errors
-    /// [`Error::Corrupt`], [`Error::Io`].
+    /// [`Error::Missing`], [`Error::Corrupt`], [`Error::Io`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Result<Manifest> {
         let numbers = disk.list(dir)?.iter().filter_map(|n| file_number(n.trim_end_matches(".tmp"))).max().unwrap_or(0);
         let mut this = Manifest {
@@ -49,7 +49,14 @@ impl Manifest {
             state: State::begin(store_id),
         };
         match current_number(this.disk.as_ref(), dir)? {
-            None => this.rotate()?,
+            None => {
+                let files = dir.join(crate::sstable::DIR);
+                let filed = |n: &String| crate::sstable::file_id(n).is_some() && !n.ends_with(".tmp");
+                if this.disk.exists(&files)? && this.disk.list(&files)?.iter().any(filed) {
+                    return Err(Error::Missing { path: dir.join(CURRENT), what: "there are files of history" });
+                }
+                this.rotate()?;
+            }
             Some(number) => this.read(number)?,
         }
         this.sweep()?;
@@ -139,8 +146,7 @@ impl Manifest {
         let number = self.next_number;
         self.next_number += 1;
         let expected = Expected { store_id: self.store_id, previous: None };
-        let (header, bytes) =
-            encode(FrameType::Snapshot, self.state.seq, self.state.next_id, expected, &self.state.to_edit());
+        let (header, bytes) = encode(FrameType::Snapshot, self.state.seq, self.state.next_id, expected, &self.state.to_edit());
         let path = self.dir.join(file_name(number));
         publish(self.disk.as_ref(), &path, &bytes)?;
         publish(self.disk.as_ref(), &self.dir.join(CURRENT), current(number).as_bytes())?;

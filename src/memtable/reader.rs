@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::format::{
-    BASE, BY_INGEST, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN, STORE_ID, USED,
-    VERSION, ZONE_ROWS, home,
+    BASE, BY_INGEST, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN, STORE_ID, USED, VERSION,
+    ZONE_ROWS, home,
 };
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};

@@ -404,7 +404,7 @@ impl State {
     fn why_full(&self) -> &'static str {
         match (&self.link, self.held_back) {
             (None, _) => "storage is down",
-            (Some(_), 1) => "storage's MemTables are full (start it with a larger --memtable-size)",
+            (Some(_), 1) => "storage's MemTables are full and not yet filed (tape status says how filing goes)",
             (Some(_), 2) => "storage waits for its disk",
             (Some(_), _) => "storage does not keep up",
         }

@@ -139,21 +139,24 @@ impl Reader {
         Ok(Snapshot { view, timeline, scratch: Vec::new() })
     }
 
-    /// The instrument names.
+    /// The instrument names; after storage has stopped in order, those as of the checkpoint.
     ///
     /// # Errors
     /// [`Error::StorageDown`] if there are none to be read.
     pub fn symbols(&mut self) -> Result<&mut Symbols> {
         let instance = self.control.instance() & !1;
-        if self.symbols.as_ref().is_none_or(|(i, _)| *i != instance) {
-            let opened = Symbols::open(&self.run_dir.symbols(instance));
-            let symbols = opened.map_err(|_| Error::StorageDown { dir: self.store.clone(), why: "it has stopped" })?;
-            self.symbols = Some((instance, symbols));
-        }
-        match &mut self.symbols {
-            Some((_, symbols)) => Ok(symbols),
-            None => Err(Error::StorageDown { dir: self.store.clone(), why: "it has stopped" }),
-        }
+        let symbols = match self.symbols.take() {
+            Some((known, symbols)) if known == instance => symbols,
+            _ => match Symbols::open(&self.run_dir.symbols(instance)) {
+                Ok(symbols) => symbols,
+                Err(_) if self.control.server().is_none() => {
+                    let down = || Error::StorageDown { dir: self.store.clone(), why: "it has stopped" };
+                    Symbols::fixed(self.versions.names()?.ok_or_else(down)?)
+                }
+                Err(_) => return Err(Error::StorageDown { dir: self.store.clone(), why: "its shared memory is gone" }),
+            },
+        };
+        Ok(&mut self.symbols.insert((instance, symbols)).1)
     }
 
     /// The instrument called `name`.

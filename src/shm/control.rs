@@ -68,7 +68,8 @@ const TABLE_TURNS: u32 = 20_000;
 /// A heartbeat older than this means that storage is down.
 pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
 
-const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED && STATISTICS + STATISTICS_MAX * 8 <= SLOTS);
+const _: () =
+    assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED && STATISTICS + STATISTICS_MAX * 8 <= SLOTS);
 
 /// Counters of the storage process, since its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -86,7 +86,8 @@ impl SymbolsWriter {
 /// A reader's end; names once seen are kept.
 #[derive(Debug)]
 pub struct Symbols {
-    map: Mapping,
+    /// Where more come from; `None` if these are all.
+    map: Option<Mapping>,
     names: Vec<Name>,
     ids: HashMap<Name, InstrumentId>,
 }
@@ -102,16 +103,23 @@ impl Symbols {
         if magic != MAGIC || map.u64(8).load(Ordering::Relaxed) != VERSION {
             return Err(Error::Foreign { path: path.to_path_buf(), what: "instrument table", found: magic });
         }
-        Ok(Symbols { map, names: Vec::new(), ids: HashMap::new() })
+        Ok(Symbols { map: Some(map), names: Vec::new(), ids: HashMap::new() })
+    }
+
+    /// Exactly `names`, in the order of ids from 1.
+    pub fn fixed(names: Vec<Name>) -> Symbols {
+        let ids = (1u32..).map(InstrumentId).zip(&names).map(|(id, name)| (*name, id)).collect();
+        Symbols { map: None, names, ids }
     }
 
     /// Takes in what storage has added.
     pub fn refresh(&mut self) {
-        // SYNC: pairs with the store in `SymbolsWriter::push`.
-        let count = self.map.u64(COUNT).load(Ordering::Acquire);
+        let Some(map) = &self.map else { return };
+        // SYNC: pairs with the store in `SymbolsWriter::publish`.
+        let count = map.u64(COUNT).load(Ordering::Acquire);
         while (self.names.len() as u64) < count {
             let at = HEAD_LEN + self.names.len() as u64 * ENTRY_LEN;
-            let Some(name) = self.map.words(at + 8, ENTRY_WORDS - 1).and_then(parse_name) else { return };
+            let Some(name) = map.words(at + 8, ENTRY_WORDS - 1).and_then(parse_name) else { return };
             self.names.push(name);
             self.ids.insert(name, InstrumentId(self.names.len() as u32));
         }

@@ -38,9 +38,7 @@ pub(super) fn schema(kind: &Schema, columns: &[Stored]) -> ArrowSchema {
     let field = |c: &Stored| {
         let field = Field::new(c.name, data_type(c.of), false);
         match c.of {
-            ColumnType::Price | ColumnType::Size => {
-                field.with_metadata(HashMap::from([("scale".to_owned(), "9".to_owned())]))
-            }
+            ColumnType::Price | ColumnType::Size => field.with_metadata(HashMap::from([("scale".to_owned(), "9".to_owned())])),
             _ => field,
         }
     };

@@ -81,7 +81,11 @@ mod tests {
         for (keys, rate) in [(1_000, 0.01), (10_000, 0.01), (100_000, 0.001)] {
             let bits = bits_for(rate);
             let found = measured(keys, bits);
-            println!("{keys} keys, {bits} bits a key: {:.4} % of absent keys pass (asked for {:.1} %)", found * 100.0, rate * 100.0);
+            println!(
+                "{keys} keys, {bits} bits a key: {:.4} % of absent keys pass (asked for {:.1} %)",
+                found * 100.0,
+                rate * 100.0
+            );
             // A million probes: the measured rate is within a tenth of its expectation.
             assert!(found <= rate * 1.1, "{keys} keys at {bits} bits: {found}");
             assert!(bits_for(rate / 4.0) > bits);

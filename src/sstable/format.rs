@@ -402,11 +402,7 @@ impl Trailer {
         }
         let mut sealed = trailer;
         if sealed.seal(rest) != trailer.crc {
-            return Err(BadTrailer::Bad {
-                what: "trailer CRC",
-                expected: u64::from(sealed.crc),
-                found: u64::from(trailer.crc),
-            });
+            return Err(BadTrailer::Bad { what: "trailer CRC", expected: u64::from(sealed.crc), found: u64::from(trailer.crc) });
         }
         if trailer.version != VERSION {
             return Err(BadTrailer::Version(trailer.version));

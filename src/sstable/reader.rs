@@ -9,12 +9,12 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::block::{BlockView, Slice, locate, partition_point};
 use super::bloom::{self, Line};
 use super::format::{
-    BLOCK_ROWS, BadTrailer, Block, Extent, FileSchema, ID_NULL, LSNS_DENSE, RunEntry, STORES_RESERVED, Section,
-    SeriesEntry, TAIL_LEN, TRAILER_LEN, Trailer, VERSION, column_offsets, find_hash, place, stored_columns, unplace,
+    BLOCK_ROWS, BadTrailer, Block, Extent, FileSchema, ID_NULL, LSNS_DENSE, RunEntry, STORES_RESERVED, Section, SeriesEntry,
+    TAIL_LEN, TRAILER_LEN, Trailer, VERSION, column_offsets, find_hash, place, stored_columns, unplace,
 };
-use super::block::{BlockView, Slice, locate, partition_point};
 use super::lookup::LsnIndex;
 use super::transpose::{Body, Plan};
 use super::{FileMeta, file_name};
@@ -122,7 +122,10 @@ impl Table {
             }
         }
         let Some(schema) = schema(meta.kind) else {
-            return Err(Error::invalid("kind", format!("{} is of kind {}, which is unknown", self.map.path().display(), meta.kind.0)));
+            return Err(Error::invalid(
+                "kind",
+                format!("{} is of kind {}, which is unknown", self.map.path().display(), meta.kind.0),
+            ));
         };
         let plan = Plan::new(schema, stored_columns(schema, trailer.flags & STORES_RESERVED != 0));
         let blocks = trailer.section(Section::Blocks).len / size_of::<Block>() as u64;
@@ -277,11 +280,7 @@ impl Table {
         let len = u64::from(entry.meta_len) + entry.body_len;
         self.map.populate(entry.offset, len)?;
         let crc = crc32c::crc32c(self.bytes(entry.offset, len).unwrap_or(&[]));
-        if crc == entry.crc {
-            Ok(())
-        } else {
-            Err(self.corrupt(entry.offset, "block CRC", u64::from(entry.crc), u64::from(crc)))
-        }
+        if crc == entry.crc { Ok(()) } else { Err(self.corrupt(entry.offset, "block CRC", u64::from(entry.crc), u64::from(crc))) }
     }
 
     /// The series of `instrument`, if the file has it.

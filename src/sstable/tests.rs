@@ -48,14 +48,21 @@ fn model(seed: u64, instruments: u64, rows: u64, first: u64, gap: u64) -> Rows {
             _ => Ts(FROM + i / 3 * 300),
         };
         let id = if rng.below(20) == 0 { u64::MAX } else { rng.below(rows / 2 + 1) };
-        let record = Trade { instrument, ts_recv: own, ts_event: Ts(own.0 ^ 1), trade_id: id, sequence: i as u32, ..Trade::default() };
+        let record =
+            Trade { instrument, ts_recv: own, ts_event: Ts(own.0 ^ 1), trade_id: id, sequence: i as u32, ..Trade::default() };
         all.insert((instrument, index_time(own, ingest).0, Lsn(lsn)), Model { ingest, words: record.words().to_vec() });
     }
     all
 }
 
 fn spec(id: u64, stores_reserved: bool) -> Spec {
-    Spec { store_id: STORE, id, schema: &crate::record::SCHEMAS[0], window: Window { from: Ts(FROM), len: HOUR }, stores_reserved }
+    Spec {
+        store_id: STORE,
+        id,
+        schema: &crate::record::SCHEMAS[0],
+        window: Window { from: Ts(FROM), len: HOUR },
+        stores_reserved,
+    }
 }
 
 fn write(disk: &dyn Disk, dir: &Path, rows: &Rows, spec: Spec) -> Result<FileMeta> {
@@ -98,7 +105,8 @@ fn compare(table: &Table, rows: &Rows, seed: u64) -> Result<()> {
     let (from, to) = (Lsn(a.min(b)), Lsn(a.max(b)));
     let between: Result<Vec<Lsn>> = table.places(from, to)?.iter().map(|&p| Ok(row_at(table, p)?.0)).collect();
     assert_eq!(between?, by_lsn.range(from..=to).map(|(l, _)| *l).collect::<Vec<_>>());
-    let instruments: Vec<InstrumentId> = rows.keys().map(|k| k.0).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let instruments: Vec<InstrumentId> =
+        rows.keys().map(|k| k.0).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
     assert_eq!(table.series()?.iter().map(|s| s.instrument).collect::<Vec<_>>(), instruments);
     assert!(table.find_series(InstrumentId(2))?.is_none() && table.as_of(InstrumentId(2), Ts(u64::MAX))?.is_none());
     for &instrument in &instruments {
@@ -145,9 +153,14 @@ fn compare(table: &Table, rows: &Rows, seed: u64) -> Result<()> {
 
 #[test]
 fn every_access_path_agrees_with_a_model() {
-    for (seed, instruments, count, first, gap) in
-        [(1, 1, 1, 1, 0), (2, 40, 300, 1, 0), (3, 300, 20_000, 1000, 3), (4, 5, 9000, 7, 400), (5, 2000, 30_000, 1 << 40, 1), (6, 1, 4096, 1, 0)]
-    {
+    for (seed, instruments, count, first, gap) in [
+        (1, 1, 1, 1, 0),
+        (2, 40, 300, 1, 0),
+        (3, 300, 20_000, 1000, 3),
+        (4, 5, 9000, 7, 400),
+        (5, 2000, 30_000, 1 << 40, 1),
+        (6, 1, 4096, 1, 0),
+    ] {
         let rows = model(seed, instruments, count, first, gap);
         let disk = SimDisk::new();
         let dir = Path::new("/s");
@@ -286,7 +299,10 @@ fn data_tools_read_the_file_as_arrow() {
         let (lsn, ids) = (column("lsn"), column("trade_id"));
         for i in 0..batch.num_rows() {
             let (key, row) = expected.next().unwrap();
-            assert_eq!((lsn.buffers()[0].typed_data::<u64>()[i], ids.buffers()[0].typed_data::<u64>()[i]), (key.2.0, row.words[5]));
+            assert_eq!(
+                (lsn.buffers()[0].typed_data::<u64>()[i], ids.buffers()[0].typed_data::<u64>()[i]),
+                (key.2.0, row.words[5])
+            );
             seen += 1;
         }
     }

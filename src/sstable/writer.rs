@@ -278,7 +278,8 @@ impl<'d> Writer<'d> {
             (Section::FileBloom, bytemuck::cast_slice(&lines)),
             (Section::BlockBlooms, bytemuck::cast_slice(&self.block_blooms)),
         ];
-        let align = |end: &mut Vec<u8>| end.resize((base as usize + end.len()).next_multiple_of(ALIGN as usize) - base as usize, 0);
+        let align =
+            |end: &mut Vec<u8>| end.resize((base as usize + end.len()).next_multiple_of(ALIGN as usize) - base as usize, 0);
         for (which, bytes) in sections {
             align(&mut end);
             let extent =

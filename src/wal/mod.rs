@@ -107,13 +107,7 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
 ///
 /// # Errors
 /// As [`scan`], and [`Error::Io`]. Nothing is changed before the whole log has been read.
-pub fn open(
-    disk: Arc<dyn Disk>,
-    dir: &Path,
-    from: Chain,
-    seen: Lsn,
-    visit: impl FnMut(&Frame<'_>) -> Result<()>,
-) -> Result<Log> {
+pub fn open(disk: Arc<dyn Disk>, dir: &Path, from: Chain, seen: Lsn, visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<Log> {
     let mut meta_file = MetaFile::open(disk.as_ref(), dir)?;
     let meta = *meta_file.meta();
     let wal = dir.join(DIR);

@@ -382,7 +382,10 @@ fn a_log_is_read_from_any_checkpoint_and_what_lies_before_it_is_not_needed() {
         }
         assert_eq!(found_from(&disk, from).unwrap(), (Some(next), total - next), "checkpoint {i}");
         if from.position.0 > SEGMENT {
-            assert!(matches!(found_from(&disk, Chain::begin(77)), Err(Error::Missing { .. })), "without the checkpoint it refuses");
+            assert!(
+                matches!(found_from(&disk, Chain::begin(77)), Err(Error::Missing { .. })),
+                "without the checkpoint it refuses"
+            );
         }
         // The segment that the checkpoint lies in is needed, even if it is the last.
         disk.remove(&segment_path(from.position.0 / SEGMENT)).unwrap();

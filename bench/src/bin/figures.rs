@@ -266,28 +266,29 @@ fn timed(label: &str, batch: u64, mut call: impl FnMut(u64)) {
 }
 
 fn query(served: &Served, limit: f64) {
-    let snapshot = served.reader().snapshot(At::Appended).unwrap();
+    let mut snapshot = served.reader().snapshot(At::Appended).unwrap();
     let last = snapshot.last().0;
     let series = |i: u64| Series { instrument: InstrumentId(1 + (i % 1000) as u32), kind: Trade::KIND };
     let spread = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
     println!();
     print_head();
     timed("get(LSN), 1,000 hot records (mean of 16)", 16, |i| {
-        std::hint::black_box(snapshot.get(Lsn(last - i % 1000)).unwrap());
+        std::hint::black_box(snapshot.get(Lsn(last - i % 1000)).unwrap().unwrap());
     });
     timed("get(LSN), all records (mean of 16)", 16, |i| {
-        std::hint::black_box(snapshot.get(Lsn(1 + spread(i) % last)).unwrap());
+        std::hint::black_box(snapshot.get(Lsn(1 + spread(i) % last)).unwrap().unwrap());
     });
     timed("as-of, 1,000 series, the newest (mean of 16)", 16, |i| {
-        std::hint::black_box(snapshot.as_of(series(i), Ts(u64::MAX)).unwrap());
+        std::hint::black_box(snapshot.as_of(series(i), Ts(u64::MAX)).unwrap().unwrap());
     });
     let span = last * 1000;
     timed("as-of, 1,000 series, any time (mean of 16)", 16, |i| {
-        std::hint::black_box(snapshot.as_of(series(i), Ts(FIRST_TIME + 1_000_000 + spread(i) % span)).unwrap());
+        std::hint::black_box(snapshot.as_of(series(i), Ts(FIRST_TIME + 1_000_000 + spread(i) % span)).unwrap().unwrap());
     });
     let (began, mut rows, mut sum) = (Instant::now(), 0u64, 0u64);
     for i in 0..1000 {
-        for row in snapshot.scan(series(i), TimeRange::ALL) {
+        let mut scan = snapshot.scan(series(i), TimeRange::ALL);
+        while let Some(row) = scan.next().unwrap() {
             sum = sum.wrapping_add(row.record.get::<Trade>().unwrap().size.0);
             rows += 1;
         }
@@ -303,7 +304,7 @@ fn query(served: &Served, limit: f64) {
     );
     let all: Vec<Series> = (0..1000).map(series).collect();
     let began = Instant::now();
-    let rows = snapshot.replay(&all, TimeRange::ALL).count();
+    let rows = snapshot.replay(&all, TimeRange::ALL).count().unwrap();
     println!("replay of 1,000 series, merged by time{:>14.1} M rows/s", rows as f64 / began.elapsed().as_secs_f64() / 1e6);
     let mut follow = served.reader().follow(Lsn(1), At::Appended);
     let began = Instant::now();

@@ -13,12 +13,12 @@ use tapestore::time::Ts;
 
 use crate::fixture::{PATIENCE, Store, eventually, role};
 
-fn count(variable: &str, default: u64) -> u64 {
+pub(crate) fn count(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
 /// The seed of this run: random unless given, and printed, so that a failure can be replayed.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = count(
         "TAPE_SEED",
         u64::from(std::process::id()) << 20 | u64::from(std::time::UNIX_EPOCH.elapsed().unwrap().subsec_micros()),
@@ -69,11 +69,11 @@ impl Feed {
 
 /// From LSN `from` on, the records are the publisher's, dense, once, whole; gives the last.
 fn verify(reader: &mut Reader, from: u64) -> u64 {
-    let snapshot = eventually("a snapshot", || reader.snapshot(At::Appended).ok());
+    let mut snapshot = eventually("a snapshot", || reader.snapshot(At::Appended).ok());
     for lsn in from..=snapshot.last().0 {
-        let row = snapshot.get(Lsn(lsn)).unwrap_or_else(|| panic!("record {lsn} is missing"));
-        let arrival = snapshot.arrival(Lsn(lsn)).unwrap();
+        let arrival = snapshot.arrival(Lsn(lsn)).unwrap().unwrap();
         assert_eq!((arrival.pub_seq, arrival.epoch.0), (PubSeq(lsn), 1), "record {lsn}");
+        let row = snapshot.get(Lsn(lsn)).unwrap().unwrap_or_else(|| panic!("record {lsn} is missing"));
         assert_eq!(row.record.get::<Trade>().unwrap().trade_id, lsn);
     }
     snapshot.last().0
@@ -131,13 +131,13 @@ fn publishers_killed_at_random_moments_leave_whole_records_and_nothing_in_shared
         let segments = store.run_dir().bus_segments().unwrap();
         (segments.len() <= baseline).then_some(())
     });
-    let snapshot = store.reader().snapshot(At::Appended).unwrap();
+    let mut snapshot = store.reader().snapshot(At::Appended).unwrap();
     let mut last = std::collections::HashMap::new();
     for lsn in 1..=snapshot.last().0 {
-        let arrival = snapshot.arrival(Lsn(lsn)).unwrap();
+        let arrival = snapshot.arrival(Lsn(lsn)).unwrap().unwrap();
         let before = last.insert((arrival.publisher, arrival.epoch), arrival.pub_seq.0).unwrap_or(0);
         assert_eq!(arrival.pub_seq.0, before + 1);
-        assert_eq!(snapshot.get(Lsn(lsn)).unwrap().record.get::<Trade>().unwrap().trade_id, arrival.pub_seq.0);
+        assert_eq!(snapshot.get(Lsn(lsn)).unwrap().unwrap().record.get::<Trade>().unwrap().trade_id, arrival.pub_seq.0);
     }
     println!("{kills} kills: {} records of {} epochs, all whole", snapshot.last(), last.len());
     assert!(last.len() as u64 > kills / 4, "most publishers got in: {}", last.len());
@@ -155,7 +155,7 @@ fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     let mut store = Store::serve();
     let feed = Feed::start(store.publisher(1, Level::Os));
     let mut follow = store.reader().follow(Lsn(1), At::Appended);
-    let held = store.reader().snapshot(At::Appended).unwrap();
+    let mut held = store.reader().snapshot(At::Appended).unwrap();
     let (mut next, deadline) = (1u64, Instant::now() + PATIENCE);
     for round in 1..=5u64 {
         while next < round * 3000 {
@@ -175,7 +175,7 @@ fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     }
     // A snapshot shows what it showed, whatever has happened since.
     let last = held.last();
-    assert!((1..=last.0).all(|l| held.get(Lsn(l)).is_some()) && held.get(last.next()).is_none());
+    assert!((1..=last.0).all(|l| held.get(Lsn(l)).unwrap().is_some()) && held.get(last.next()).unwrap().is_none());
     feed.stop.store(true, Ordering::Release);
     feed.thread.join().unwrap();
 }
@@ -213,10 +213,10 @@ fn at_level_none_every_record_is_stored_or_reported_lost_and_a_gap_is_stored() {
     std::thread::sleep(Duration::from_millis(100));
     stop.store(true, Ordering::Release);
     let (published, lost) = thread.join().unwrap();
-    let snapshot = store.reader().snapshot(At::Durable).unwrap();
+    let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
     let (mut ids, mut gaps) = (std::collections::BTreeSet::new(), Vec::new());
     for lsn in 1..=snapshot.last().0 {
-        let row = snapshot.get(Lsn(lsn)).unwrap();
+        let row = snapshot.get(Lsn(lsn)).unwrap().unwrap();
         match (row.record.get::<Trade>(), row.record.get::<Gap>()) {
             (Some(trade), _) => assert!(ids.insert(trade.trade_id), "record {} is stored twice", trade.trade_id),
             (None, Some(gap)) => gaps.push((gap.epoch, gap.first_pub_seq, gap.last_pub_seq)),

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets what it does not expect fails by panicking")]
 
 mod fixture;
+mod history;
 mod kills;
 mod pairs;
 mod roles;

@@ -80,7 +80,7 @@ fn reader(store: &std::path::Path) {
         };
         assert_eq!(lsn, Lsn(next), "LSNs are dense");
         next += 1;
-        let arrival = follow.arrival().unwrap();
+        let arrival = follow.arrival().unwrap().unwrap();
         assert_eq!(arrival.lsn, lsn);
         let publisher = arrival.publisher.0;
         let due = expected.entry(publisher).or_insert(1);

@@ -1,0 +1,166 @@
+//! Owns: `tape verify`: every byte of a store checked, files, manifest and log, and what is served compared
+//! with them. It changes nothing, and works while storage runs and when it does not.
+
+use std::path::Path;
+
+use tapestore::disk::RealDisk;
+use tapestore::lsn::Lsn;
+use tapestore::manifest::State;
+use tapestore::reader::{At, Reader, Snapshot};
+use tapestore::record::split;
+use tapestore::sstable::{self, Table};
+use tapestore::wal::Body;
+
+use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
+use crate::inspect::{Sums, read_log, read_manifest, read_meta};
+use crate::output::Format;
+use crate::terminal::{self, thousands};
+
+/// What was checked.
+#[derive(Default)]
+struct Checked {
+    edit: u64,
+    files: u64,
+    filed: u64,
+    bytes: u64,
+    compared: u64,
+    orphans: u64,
+}
+
+/// LSNs of which it is remembered at a time which were seen.
+const SEEN: u64 = 128 << 20;
+
+/// `tape verify`.
+///
+/// # Errors
+/// Damage (exit code 65); a record in shared memory that is not the one in the log (exit code 1).
+pub fn verify(store: &Path, format: Format) -> Outcome {
+    let meta = read_meta(store)?;
+    let mut served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
+    let (state, _) = read_manifest(store, &meta)?;
+    let mut checked = Checked { edit: state.seq, ..Checked::default() };
+    let files = verify_files(store, &state, &mut checked)?;
+    verify_density(&files, state.covered())?;
+    checked.orphans = orphans(store, &state)?;
+    let mut different: Option<Lsn> = None;
+    let (_, sums, end, from) = read_log(store, |frame| {
+        let (Some(snapshot), Body::Data(data)) = (&mut served, &frame.body) else { return Ok(()) };
+        let mut lsn = frame.header.first_lsn;
+        for record in split(data.records) {
+            let record = record?;
+            if lsn >= snapshot.first() && lsn <= snapshot.last() {
+                checked.compared += 1;
+                if snapshot.get(lsn)?.is_none_or(|row| row.record != record) {
+                    different.get_or_insert(lsn);
+                }
+            }
+            lsn = lsn.next();
+        }
+        Ok(())
+    })?;
+    let last = sums.tally.last.max(Lsn(from.lsn.0 - 1));
+    let missing = served.as_ref().map(Snapshot::last).filter(|l| *l > last);
+    if let Some(lsn) = different.or(missing) {
+        return Err(Failure::new(DIFFERENCE, format!("record {lsn} in shared memory is not the one in the log")));
+    }
+    print(&checked, &sums, end.chain.position.0, served.is_some(), format);
+    Ok(())
+}
+
+/// Reads every byte of every file.
+fn verify_files(store: &Path, state: &State, checked: &mut Checked) -> Outcome<Vec<Table>> {
+    let bar = terminal::progress(state.files.values().map(|f| f.len).sum(), true, "reading files");
+    let mut files = Vec::with_capacity(state.files.len());
+    for meta in state.files.values() {
+        let table = Table::open(&RealDisk, &store.join(sstable::DIR), *meta)?;
+        checked.filed += table.verify(|block| {
+            bar.inc(block.entry.body_len);
+            Ok(())
+        })?;
+        checked.files += 1;
+        checked.bytes += meta.len;
+        files.push(table);
+    }
+    bar.finish_and_clear();
+    Ok(files)
+}
+
+/// Every record up to `covered` is in one file, and in one only.
+fn verify_density(files: &[Table], covered: Lsn) -> Outcome {
+    let mut first = 1;
+    while first <= covered.0 {
+        let last = covered.0.min(first + SEEN - 1);
+        let mut seen = vec![0u64; ((last - first) / 64 + 1) as usize];
+        for file in files.iter().filter(|f| f.meta().lsn.0.0 <= last && f.meta().lsn.1.0 >= first) {
+            for index in 0..file.blocks()?.len() as u32 {
+                for lsn in file.block(index)?.lsns().iter().filter(|l| (first..=last).contains(*l)) {
+                    let (word, bit) = ((lsn - first) as usize / 64, 1u64 << ((lsn - first) % 64));
+                    let Some(word) = seen.get_mut(word) else { continue };
+                    if *word & bit != 0 {
+                        return Err(Failure::new(
+                            DATA,
+                            format!("record {lsn} is in two files; one is {}", file.path().display()),
+                        ));
+                    }
+                    *word |= bit;
+                }
+            }
+        }
+        let absent =
+            (first..=last).find(|l| seen.get((l - first) as usize / 64).is_none_or(|w| w >> ((l - first) % 64) & 1 == 0));
+        if let Some(lsn) = absent {
+            return Err(Failure::new(
+                DATA,
+                format!("record {lsn} is in no file, though the manifest says that records up to {covered} are"),
+            ));
+        }
+        first = last + 1;
+    }
+    Ok(())
+}
+
+/// Files that no edit names: a filing in progress, or one that was cut short and is swept at the next start.
+fn orphans(store: &Path, state: &State) -> Outcome<u64> {
+    let dir = store.join(sstable::DIR);
+    if !dir.exists() {
+        return Ok(0);
+    }
+    let names = std::fs::read_dir(dir)?.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let named = |name: &String| sstable::file_id(name).is_some_and(|id| state.files.contains_key(&id) && !name.ends_with(".tmp"));
+    Ok(names.filter(|n| !named(n)).count() as u64)
+}
+
+fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Format) {
+    let frames: u64 = sums.frames.iter().sum();
+    if format.json {
+        let object = serde_json::json!({
+            "files": checked.files, "filed_records": checked.filed, "file_bytes": checked.bytes, "manifest_edit": checked.edit,
+            "orphans": checked.orphans, "frames": frames, "records": sums.tally.count, "bytes": sums.bytes,
+            "checksum": format!("{:08x}", sums.tally.checksum), "compared_with_memory": checked.compared, "end": end,
+        });
+        println!("{object}");
+        return;
+    }
+    println!(
+        "history: {} files, {} records, {} bytes: all sound, each record once (manifest edit {})",
+        thousands(checked.files),
+        thousands(checked.filed),
+        thousands(checked.bytes),
+        checked.edit
+    );
+    if checked.orphans > 0 {
+        println!("         {} files that are being written, or were left by a kill and go at the next start", checked.orphans);
+    }
+    println!(
+        "log:     {} frames, {} records, {} bytes: all sound (checksum {:08x})",
+        thousands(frames),
+        thousands(sums.tally.count),
+        thousands(sums.bytes),
+        sums.tally.checksum
+    );
+    if is_served {
+        println!("memory:  {} records in shared memory are the same as in the log", thousands(checked.compared));
+    } else {
+        println!("memory:  no storage process serves the store: shared memory was not compared");
+    }
+}

@@ -21,6 +21,7 @@ use crate::record::{Kind, Name, Series, TimeRange};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::sstable;
+use crate::time::Ts;
 
 /// A mapped file of history.
 pub type File = Arc<sstable::Table>;
@@ -109,6 +110,16 @@ impl History {
     /// The files that may hold records from `from` to `to`.
     pub fn files_between(&self, from: Lsn, to: Lsn) -> impl Iterator<Item = &File> {
         self.by_lsn.back_from(from.0, to.0)
+    }
+
+    /// The files of `kind` with rows up to `time`, those that begin latest first, each with the greatest
+    /// index time of it and those that follow.
+    #[inline]
+    pub fn files_until(&self, kind: Kind, time: Ts) -> impl Iterator<Item = (&File, Ts)> {
+        self.by_time.get(&kind).into_iter().flat_map(move |spans| {
+            let end = spans.spans.partition_point(|s| s.0 <= time.0);
+            spans.files.iter().zip(&spans.last_max).take(end).rev().map(|(file, max)| (file, Ts(*max)))
+        })
     }
 
     /// The files of `kind` with rows in `range`, those that begin latest first.

@@ -49,6 +49,27 @@ impl Served {
         this
     }
 
+    /// Stops storage and starts it again; how long it took until it served.
+    pub fn restart(&mut self, wait: &str, memtable_size: u64) -> Duration {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+        let before = self.reader().control().instance();
+        let began = std::time::Instant::now();
+        self.child = role(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], &self.path());
+        while {
+            let instance = self.reader().control().instance();
+            instance <= before || !instance.is_multiple_of(2)
+        } {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        began.elapsed()
+    }
+
+    /// Number of the storage process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The store's directory.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("store")

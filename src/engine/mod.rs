@@ -203,6 +203,17 @@ pub struct Recovered {
     lock: Box<dyn Send + Sync>,
 }
 
+/// What the store in `dir` is, and its manifest; both are made if there is no store.
+fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
+    let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
+    wal::create_if_absent(disk.as_ref(), dir, create)?;
+    let known = wal::meta::read(disk.as_ref(), dir)?;
+    let Some(known) = known else { return Err(Error::Missing { path: dir.join(wal::meta::NAME), what: "it was there" }) };
+    flush::create_dir(disk.as_ref(), dir)?;
+    let manifest = Manifest::open(disk.clone(), dir, known.store_id)?;
+    Ok((known, manifest))
+}
+
 /// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
 /// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
 ///
@@ -213,13 +224,8 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let dir = dir.as_path();
     disk.create_dir(dir)?;
     let Some(lock) = disk.lock(&dir.join("LOCK"))? else { return Err(Error::Locked { path: dir.to_path_buf() }) };
-    let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
-    wal::create_if_absent(disk.as_ref(), dir, create)?;
-    let known = wal::meta::read(disk.as_ref(), dir)?;
-    let Some(known) = known else { return Err(Error::Missing { path: dir.join(wal::meta::NAME), what: "it was there" }) };
+    let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    flush::create_dir(disk.as_ref(), dir)?;
-    let manifest = Manifest::open(disk.clone(), dir, store_id)?;
     let run_dir = RunDir::create(dir, store_id, &options.run_root)?;
     let control = Control::open_or_create(&run_dir.control(), store_id)?;
     // The page is new when the host has been started since: what readers saw before is not known then.
@@ -228,8 +234,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     control.set_instance(instance);
     control.set_server(None);
     let instance = instance + 1;
-    let swept = run_dir.sweep(None)?;
-    tracing::debug!(swept, "removed what earlier instances left in shared memory");
+    tracing::debug!(swept = run_dir.sweep(None)?, "removed what earlier instances left in shared memory");
     control.reset();
     let options = options.check()?;
     let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size };
@@ -258,8 +263,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         }
         rebuilt.visit(frame, &mut filer, world.clock.as_ref())
     })?;
-    let orphans = filer.sweep()?;
-    tracing::debug!(orphans, "removed files that no edit of the manifest names");
+    tracing::debug!(orphans = filer.sweep()?, "removed files that no edit of the manifest names");
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
     // The timeline first: a reader that sees a watermark fall has seen the timeline rise.

@@ -135,15 +135,18 @@ impl Table {
 
     /// How the record `lsn` came in; it is applied and in this table.
     pub fn arrival(&self, lsn: Lsn) -> Option<Arrival> {
-        let runs = self.runs();
-        let after = partition_point(runs, |i| self.run(i).is_some_and(|(first, ..)| first <= lsn));
-        let (first, count, mut arrival) = self.run(after.checked_sub(1)?)?;
-        let offset = lsn.0 - first.0;
-        (offset < count).then(|| {
-            arrival.lsn = lsn;
-            arrival.pub_seq.0 += offset;
-            arrival
-        })
+        let (first, _, mut arrival) = self.run_of(lsn)?;
+        arrival.lsn = lsn;
+        arrival.pub_seq.0 += lsn.0 - first.0;
+        Some(arrival)
+    }
+
+    /// The run of the record `lsn`, which is applied and in this table: its first LSN, its records, how
+    /// the first came in.
+    pub fn run_of(&self, lsn: Lsn) -> Option<(Lsn, u64, Arrival)> {
+        let after = partition_point(self.runs(), |i| self.run(i).is_some_and(|(first, ..)| first <= lsn));
+        let run = self.run(after.checked_sub(1)?)?;
+        (lsn.0 - run.0.0 < run.1).then_some(run)
     }
 
     /// Run `index`: its first LSN, its records, and how the first of them came in.
@@ -279,6 +282,21 @@ impl Table {
         }
         let (index_time, lsn, address) = best?;
         Some(Row { lsn, index_time, record: self.record_at(address)? })
+    }
+
+    /// The rows of `series` whose word `word` is `value`, up to `upto`, in no particular order.
+    pub fn rows_with<'t>(&'t self, series: Series, word: usize, value: u64, upto: Lsn) -> Vec<Row<'t>> {
+        let mut found = Vec::new();
+        let Some(index_word) = schema(series.kind).map(|s| s.index_word as u64) else { return found };
+        let mut at = self.tail(series).unwrap_or(0);
+        while let Some(chunk) = self.chunk(at, upto, index_word) {
+            let stride = chunk.words as usize;
+            let records = self.map.words(chunk.address(0), chunk.len as usize * stride).unwrap_or(&[]);
+            let values = records.iter().skip(word).step_by(stride);
+            found.extend(values.enumerate().filter(|(_, v)| **v == value).filter_map(|(row, _)| chunk.row(row as u32)));
+            at = chunk.prev();
+        }
+        found
     }
 
     /// The rows of `series` in `range`, up to `upto`, in (index time, LSN) order.

@@ -49,6 +49,25 @@ impl RowBatch {
         self.words.clear();
     }
 
+    /// Makes room for words before `end`.
+    pub(super) fn reserve(&mut self, end: u32) {
+        if self.words.len() < end as usize {
+            self.words.resize(end as usize, 0);
+        }
+    }
+
+    /// Puts the words of a record at `at`, whose head is put in by itself.
+    #[inline]
+    pub(super) fn put(&mut self, at: u32, words: &[u64]) {
+        let at = at as usize;
+        if self.words.len() < at + words.len() {
+            self.words.resize(at + words.len(), 0);
+        }
+        if let Some(to) = self.words.get_mut(at..at + words.len()) {
+            to.copy_from_slice(words);
+        }
+    }
+
     /// Puts in a copy of `row`.
     #[inline]
     pub(super) fn push(&mut self, row: &Row<'_>) {

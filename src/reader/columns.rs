@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::lsn::InstrumentId;
 use crate::memtable::{Rows as TableRows, Table};
 use crate::record::{Kind, Schema, Series, TimeRange, schema};
-use crate::sstable::{BatchBuffer, Body, Plan, Slice};
+use crate::sstable::{BatchBuffer, BlockView, Slice};
 use crate::version::{File, View};
 
 /// Rows of a kind as columns. All rows of a batch lie in the range; a batch of a file is sorted by
@@ -19,40 +19,58 @@ pub struct Columns<'t> {
     block: u32,
     rows: Vec<(&'t Table, TableRows<'t>)>,
     buffer: BatchBuffer,
+    ingest: Vec<u64>,
+    /// The run of the row before: its first LSN, its length, its ingest time.
+    arrived: (u64, u64, u64),
 }
 
 /// Columns of some rows.
 #[derive(Clone, Copy)]
-pub struct ColumnBatch<'a> {
-    body: Body<'a>,
-    plan: &'a Plan,
-    from: usize,
-    to: usize,
+pub struct ColumnBatch<'a>(Columnar<'a>);
+
+#[derive(Clone, Copy)]
+enum Columnar<'a> {
+    /// The rows `from..to` of a block of a file.
+    Block { block: BlockView<'a>, from: usize, to: usize },
+    /// Rows of a MemTable, copied.
+    Rows(&'a BatchBuffer, &'a [u64]),
 }
 
 impl<'a> ColumnBatch<'a> {
     /// Rows.
     pub fn rows(&self) -> usize {
-        self.to - self.from
+        match self.0 {
+            Columnar::Block { from, to, .. } => to - from,
+            Columnar::Rows(buffer, _) => buffer.lsns().len(),
+        }
     }
 
     /// The LSNs.
     pub fn lsns(&self) -> &'a [u64] {
-        self.body.u64s(0).get(self.from..self.to).unwrap_or(&[])
+        match self.0 {
+            Columnar::Block { block, from, to } => block.lsns().get(from..to).unwrap_or(&[]),
+            Columnar::Rows(buffer, _) => buffer.lsns(),
+        }
     }
 
     /// The ingest times.
     pub fn ingest_ts(&self) -> &'a [u64] {
-        self.body.u64s(self.plan.offset(1, self.body.rows)).get(self.from..self.to).unwrap_or(&[])
+        match self.0 {
+            Columnar::Block { block, from, to } => block.ingest().get(from..to).unwrap_or(&[]),
+            Columnar::Rows(_, ingest) => ingest,
+        }
     }
 
     /// The values of column `name`, their bytes one after the other; `None` if the kind has no such
     /// column or it carries no meaning and is zero.
     pub fn bytes(&self, name: &str) -> Option<&'a [u8]> {
-        let index = self.plan.columns.iter().position(|c| c.name == name)?;
-        let size = self.plan.columns.get(index)?.of.size();
-        let column = self.body.column(self.plan.offset(index, self.body.rows), size);
-        column.get(self.from * size..self.to * size)
+        match self.0 {
+            Columnar::Block { block, from, to } => {
+                let (column, size) = block.column_named(name)?;
+                column.get(from * size..to * size)
+            }
+            Columnar::Rows(buffer, _) => buffer.column(name),
+        }
     }
 
     /// The values of column `name` as `T`, which is as wide as they are: `u64` for times, sizes and ids,
@@ -74,7 +92,17 @@ impl<'t> Columns<'t> {
             };
             rows.extend(all.into_iter().map(|s| (&**table, table.rows(s, range, view.upto))));
         }
-        Some(Columns { range, instrument, files, slices: Vec::new(), block: 0, rows, buffer: BatchBuffer::new(schema) })
+        Some(Columns {
+            range,
+            instrument,
+            files,
+            slices: Vec::new(),
+            block: 0,
+            rows,
+            buffer: BatchBuffer::new(schema),
+            ingest: Vec::new(),
+            arrived: (0, 0, 0),
+        })
     }
 
     /// The next batch.
@@ -85,29 +113,32 @@ impl<'t> Columns<'t> {
     pub fn next(&mut self) -> Result<Option<ColumnBatch<'_>>> {
         while let Some(&file) = self.files.last() {
             if let Some((index, from, to)) = self.next_of(file)? {
-                let block = file.block(index)?;
-                return Ok(Some(ColumnBatch { body: block.body, plan: file.plan()?, from, to }));
+                return Ok(Some(ColumnBatch(Columnar::Block { block: file.block(index)?, from, to })));
             }
             self.files.pop();
             self.block = 0;
         }
         self.buffer.clear();
+        self.ingest.clear();
         while let Some((table, rows)) = self.rows.last_mut()
             && !self.buffer.is_full()
         {
             match rows.next() {
                 Some(row) => {
-                    let ingest_ts = table.arrival(row.lsn).map_or(row.index_time, |a| a.ingest_ts);
-                    self.buffer.push(row.lsn, ingest_ts, row.record.words());
+                    self.buffer.push(row.lsn, row.record.words());
+                    // Rows of a series come in runs of one arrival.
+                    let (first, count, ts) = self.arrived;
+                    if !(first..first + count).contains(&row.lsn.0) {
+                        self.arrived = table.run_of(row.lsn).map_or((0, 0, 0), |(f, n, a)| (f.0, n, a.ingest_ts.0));
+                        self.ingest.push(self.arrived.2);
+                    } else {
+                        self.ingest.push(ts);
+                    }
                 }
                 None => drop(self.rows.pop()),
             }
         }
-        if self.buffer.is_empty() {
-            return Ok(None);
-        }
-        let (body, plan) = self.buffer.turn();
-        Ok(Some(ColumnBatch { body, plan, from: 0, to: body.rows }))
+        Ok((!self.buffer.is_empty()).then_some(ColumnBatch(Columnar::Rows(&self.buffer, &self.ingest))))
     }
 
     /// Block and rows of the next batch of `file`.

@@ -12,6 +12,7 @@ use super::{At, Reader, watermark};
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
 use crate::record::{Arrival, Row};
+use crate::sstable::Run;
 use crate::version::{File, View};
 
 /// What has been read: for comparing two ends.
@@ -81,15 +82,34 @@ impl Stripe {
             to = Lsn(first.0 + (to.0 - first.0) / 2);
         }
         self.batch.heads.resize((to.0 - first.0 + 1) as usize, EMPTY);
+        let mut taken = Vec::with_capacity(files.len());
         for file in files {
-            self.take(file, first.0, to.0)?;
+            taken.push((file.plan()?, self.take(file, first.0, to.0)?));
+        }
+        // Where each record goes follows from the lengths of those before it.
+        let mut end = 0;
+        for head in &mut self.batch.heads {
+            head.at = end;
+            end += head.words;
+        }
+        self.batch.reserve(end);
+        for (plan, (runs, slots)) in taken {
+            let RowBatch { heads, words } = &mut self.batch;
+            plan.gather(&runs, |i, record| {
+                let at = slots.get(i).and_then(|s| heads.get(*s as usize)).map_or(usize::MAX, |h| h.at as usize);
+                if let Some(to) = words.get_mut(at..at.saturating_add(record.len())) {
+                    to.copy_from_slice(record);
+                }
+            });
         }
         Ok(())
     }
 
-    /// Takes the rows from `first` to `last` of `file`.
-    fn take(&mut self, file: &File, first: u64, last: u64) -> Result<()> {
-        let words = file.schema()?.words;
+    /// Notes the rows from `first` to `last` of `file` in their slots; gives the runs in which they lie, and
+    /// the slot of each.
+    fn take<'f>(&mut self, file: &'f File, first: u64, last: u64) -> Result<(Vec<Run<'f>>, Vec<u32>)> {
+        let words = file.schema()?.words as u32;
+        let (mut runs, mut slots) = (Vec::new(), Vec::new());
         for (index, entry) in (0u32..).zip(file.blocks()?) {
             if entry.lsn.max < first || entry.lsn.min > last {
                 continue;
@@ -104,18 +124,20 @@ impl Stripe {
                 let skip = rest.iter().position(inside).unwrap_or(rest.len());
                 let n = rest.iter().skip(skip).position(|l| !inside(l)).unwrap_or(rest.len() - skip);
                 let from = row + skip;
-                let at = self.batch.words.len();
-                block.rows(from, from + n, &mut self.batch.words);
                 for (i, &lsn) in lsns.iter().enumerate().skip(from).take(n) {
-                    if let Some(head) = self.batch.heads.get_mut((lsn - first) as usize) {
-                        let at = (at + (i - from) * words) as u32;
-                        *head = Head { time: times.get(i).0, lsn, at, words: words as u32 };
+                    let slot = (lsn - first) as u32;
+                    slots.push(slot);
+                    if let Some(head) = self.batch.heads.get_mut(slot as usize) {
+                        *head = Head { time: times.get(i).0, lsn, at: 0, words };
                     }
+                }
+                if n > 0 {
+                    runs.push(Run { body: block.body, from, rows: n });
                 }
                 row = from + n;
             }
         }
-        Ok(())
+        Ok((runs, slots))
     }
 }
 

@@ -262,9 +262,10 @@ impl Snapshot {
         let newest = each.max_by_key(|row| (row.index_time, row.lsn));
         let mut best = newest.map(|row| (row.index_time, row.lsn));
         let mut filed = None;
-        for file in self.view.history.files_in(series.kind, TimeRange { from: best.map_or(Ts(0), |b| b.0), to: time }) {
-            if best.is_some_and(|(t, _)| file.meta().time.1 < t) {
-                continue;
+        for (file, newest) in self.view.history.files_until(series.kind, time) {
+            // An older file can only be better if something in it is as new.
+            if best.is_some_and(|(t, _)| newest < t) {
+                break;
             }
             if let Some((t, lsn, place)) = file.as_of(series.instrument, time)?
                 && best.is_none_or(|b| b < (t, lsn))
@@ -324,12 +325,9 @@ impl Snapshot {
             }
         }
         let word = of.offset / 8;
-        for table in &self.view.tables {
-            for row in table.rows(series, TimeRange::ALL, self.view.upto) {
-                if row.record.words().get(word) == Some(&id) && id != crate::sstable::format::ID_NULL {
-                    batch.push(&row);
-                }
-            }
+        if id != crate::sstable::format::ID_NULL {
+            let tables = self.view.tables.iter();
+            tables.flat_map(|t| t.rows_with(series, word, id, self.view.upto)).for_each(|row| batch.push(&row));
         }
         batch.heads.sort_unstable();
         Ok(batch)

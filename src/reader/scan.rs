@@ -1,39 +1,219 @@
 //! Owns: scanning and replaying: many sorted streams of rows, of files and MemTables, as one, in (index
 //! time, LSN) order.
 //!
-//! Rows are taken a stripe of time at a time: from every stream what lies in the stripe, copied together
-//! into one batch and sorted there. So a merge of thousands of series costs a sort of some ten thousand
-//! rows in the cache, and no row is looked at by a heap. Files are opened up when the stripe reaches
-//! them.
+//! Rows are taken a stripe of time at a time: from every stream what lies in the stripe, sorted by their
+//! keys, and then rebuilt into one batch in their order. So no row passes through a heap, and whoever
+//! reads the batch reads memory in its order. A stream that has many rows before the next one's first is
+//! read alone. Files are opened up when the stripe reaches them. Memory: about 25 MiB a scan of records
+//! of many series, twice that at most.
 
 use super::batch::{Head, RowBatch};
 use crate::error::Result;
 use crate::lsn::{InstrumentId, Lsn};
 use crate::memtable::Rows as TableRows;
 use crate::record::{Kind, Row, Series, TimeRange};
-use crate::sstable::Slice;
+use crate::sstable::{BlockView, Plan, Run, Slice};
 use crate::time::Ts;
 use crate::version::{File, View};
 
 /// Rows of a stripe that are aimed at, and at most.
-const STRIPE_ROWS: u32 = 32 << 10;
-const STRIPE_MAX: u64 = 4 * STRIPE_ROWS as u64;
-/// Rows that are taken of the only stream at a time.
-const ALONE_ROWS: u32 = 1024;
+const STRIPE_ROWS: u64 = 256 << 10;
+const STRIPE_MAX: u64 = 2 * STRIPE_ROWS;
+/// A stream that has so many rows before the others' next is read alone,
+const ALONE_MIN: usize = 64;
+/// so many at a time.
+const ALONE_MAX: usize = 1024;
 /// The first stripe's length, ns.
 const WIDTH_FIRST: u64 = 1_000_000;
 
 /// (index time, LSN): what sorts.
 type Key = (u64, u64);
+/// Comes after every row.
+const NEVER: Key = (u64::MAX, u64::MAX);
+
+/// Rows of one series in a file, from the current one on.
+struct FileRows<'t> {
+    file: &'t File,
+    slice: Slice,
+    block: BlockView<'t>,
+    /// The current row in the block, and how many rows from it on belong to the slice.
+    row: usize,
+    run: usize,
+}
 
 enum Source<'t> {
-    File { file: &'t File, slice: Slice },
-    Table { rows: TableRows<'t>, head: Row<'t> },
+    File(FileRows<'t>),
+    Table(TableRows<'t>, Row<'t>),
 }
 
 struct Stream<'t> {
     next: Key,
     source: Source<'t>,
+}
+
+impl<'t> FileRows<'t> {
+    fn new(file: &'t File, slice: Slice) -> Result<FileRows<'t>> {
+        let (index, row) = slice.locate(slice.from);
+        Ok(FileRows { file, slice, block: file.block(index)?, row, run: slice.run(slice.from) })
+    }
+
+    fn key(&self) -> Key {
+        (self.block.times().get(self.row).0, self.block.lsns().get(self.row).copied().unwrap_or(u64::MAX))
+    }
+
+    /// How many rows of the current run come before `end` or are it, but for more than `limit`. Looks on
+    /// in doubling steps: they are few as a rule.
+    fn ahead(&self, end: Key, limit: usize) -> usize {
+        let (times, lsns) = (self.block.times(), self.block.lsns());
+        let run = self.run.min(limit);
+        let is_in = |i: usize| {
+            let time = times.get(self.row + i).0;
+            time < end.0 || (time == end.0 && lsns.get(self.row + i).is_some_and(|l| *l <= end.1))
+        };
+        let (mut low, mut step) = (0, 1);
+        while low + step <= run && is_in(low + step - 1) {
+            low += step;
+            step *= 2;
+        }
+        let mut high = run.min(low + step - 1).max(low);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_in(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Notes the next `n` rows of the run in `taken`. `false`: there are no more.
+    fn take(&mut self, n: usize, taken: &mut Taken<'t>) -> Result<bool> {
+        let to = self.row + n;
+        taken.push(&self.block, self.row, to);
+        self.slice.from += n as u32;
+        (self.row, self.run) = (to, self.run - n);
+        if self.run > 0 {
+            return Ok(true);
+        }
+        if self.slice.from >= self.slice.to {
+            return Ok(false);
+        }
+        *self = FileRows::new(self.file, self.slice)?;
+        Ok(true)
+    }
+}
+
+/// The rows of a stripe before they are put into a batch in their order. A head's place is the row's number
+/// among those of files, or, with [`LOOSE`], among those of MemTables.
+#[derive(Default)]
+struct Taken<'t> {
+    heads: Vec<Head>,
+    runs: Vec<(&'t Plan, Run<'t>)>,
+    rows: u32,
+    loose: Vec<Row<'t>>,
+    /// For sorting, and where each row of a file goes.
+    spare: Vec<Head>,
+    places: Vec<u32>,
+}
+
+/// Of a head's place: the row is a MemTable's.
+const LOOSE: u32 = 1 << 31;
+
+impl<'t> Taken<'t> {
+    /// The rows `from..to` of `block`.
+    fn push(&mut self, block: &BlockView<'t>, from: usize, to: usize) {
+        let (words, at) = (block.plan().words as u32, self.rows);
+        let lsns = block.lsns().get(from..to).unwrap_or(&[]);
+        let head = |i: usize, time: u64, lsn: u64| Head { time, lsn, at: at + i as u32, words };
+        let times = block.times();
+        match times.plain() {
+            Some(times) => {
+                let times = times.get(from..to).unwrap_or(&[]);
+                self.heads.extend(times.iter().zip(lsns).enumerate().map(|(i, (&t, &l))| head(i, t, l)));
+            }
+            None => self.heads.extend(lsns.iter().enumerate().map(|(i, &l)| head(i, times.get(from + i).0, l))),
+        }
+        self.rows += (to - from) as u32;
+        match self.runs.last_mut() {
+            // Goes on where the series before ended: one run.
+            Some((_, run)) if std::ptr::eq(run.body.bytes, block.body.bytes) && run.from + run.rows == from => {
+                run.rows += to - from
+            }
+            _ => self.runs.push((block.plan(), Run { body: block.body, from, rows: to - from })),
+        }
+    }
+
+    /// A row of a MemTable.
+    fn push_loose(&mut self, row: Row<'t>) {
+        let (at, words) = (LOOSE | self.loose.len() as u32, row.record.words().len() as u32);
+        self.heads.push(Head { time: row.index_time.0, lsn: row.lsn.0, at, words });
+        self.loose.push(row);
+    }
+
+    /// Sorts everything, none of whose times is before `first`, and moves it into `batch`, in its order:
+    /// whoever reads the batch then reads memory in its order too.
+    fn give(&mut self, first: u64, batch: &mut RowBatch) {
+        sort(&mut self.heads, &mut self.spare, first);
+        self.places.resize(self.rows as usize, 0);
+        let mut end = 0;
+        for head in &mut self.heads {
+            let at = std::mem::replace(&mut head.at, end);
+            if at & LOOSE != 0 {
+                let Some(row) = self.loose.get((at & !LOOSE) as usize) else { continue };
+                batch.put(end, row.record.words());
+            } else if let Some(place) = self.places.get_mut(at as usize) {
+                *place = end;
+            }
+            end += head.words;
+        }
+        let mut places = self.places.as_slice();
+        for same in self.runs.chunk_by(|a, b| std::ptr::eq(a.0, b.0)) {
+            let Some((plan, _)) = same.first() else { continue };
+            let runs: Vec<Run<'t>> = same.iter().map(|(_, run)| *run).collect();
+            let (mine, after) = places.split_at_checked(runs.iter().map(|r| r.rows).sum()).unwrap_or((places, &[]));
+            places = after;
+            batch.reserve(end);
+            plan.gather(&runs, |i, record| {
+                if let Some(&place) = mine.get(i) {
+                    batch.put(place, record);
+                }
+            });
+        }
+        std::mem::swap(&mut batch.heads, &mut self.heads);
+        self.heads.clear();
+        self.runs.clear();
+        self.loose.clear();
+        self.rows = 0;
+    }
+}
+
+impl<'t> Stream<'t> {
+    /// Takes the rows up to `end`, and at most `limit`.
+    fn take(&mut self, end: Key, limit: usize, taken: &mut Taken<'t>) -> Result<()> {
+        let mut left = limit;
+        while self.next <= end && self.next != NEVER && left > 0 {
+            self.next = match &mut self.source {
+                Source::File(rows) => {
+                    let n = rows.ahead(end, left);
+                    left -= n;
+                    if rows.take(n, taken)? { rows.key() } else { NEVER }
+                }
+                Source::Table(rows, head) => {
+                    taken.push_loose(*head);
+                    left -= 1;
+                    match rows.next() {
+                        Some(row) => {
+                            *head = row;
+                            (row.index_time.0, row.lsn.0)
+                        }
+                        None => NEVER,
+                    }
+                }
+            };
+        }
+        Ok(())
+    }
 }
 
 /// Which series are wanted, by kind; instruments sorted.
@@ -68,6 +248,7 @@ pub struct Scan<'t> {
     ahead: Vec<(u64, &'t File)>,
     streams: Vec<Stream<'t>>,
     batch: RowBatch,
+    taken: Taken<'t>,
     at: usize,
     width: u64,
 }
@@ -82,14 +263,16 @@ impl<'t> Scan<'t> {
         ahead.sort_unstable_by_key(|(from, file)| std::cmp::Reverse((*from, file.meta().id)));
         let mut streams = Vec::new();
         for table in &view.tables {
-            for &series in series {
-                let mut rows = table.rows(series, range, view.upto);
-                if let Some(head) = rows.next() {
-                    streams.push(Stream { next: (head.index_time.0, head.lsn.0), source: Source::Table { rows, head } });
+            for (kind, instruments) in &wanted.0 {
+                for &instrument in instruments {
+                    let mut rows = table.rows(Series { instrument, kind: *kind }, range, view.upto);
+                    if let Some(head) = rows.next() {
+                        streams.push(Stream { next: (head.index_time.0, head.lsn.0), source: Source::Table(rows, head) });
+                    }
                 }
             }
         }
-        Scan { range, wanted, ahead, streams, batch: RowBatch::default(), at: 0, width: WIDTH_FIRST }
+        Scan { range, wanted, ahead, streams, batch: RowBatch::default(), taken: Taken::default(), at: 0, width: WIDTH_FIRST }
     }
 
     /// The next row.
@@ -132,27 +315,53 @@ impl<'t> Scan<'t> {
         Ok(count)
     }
 
-    /// Puts the next stripe into the batch. `false`: there is none.
+    /// The stream whose row comes next, and the key of the one after it.
+    fn first(&self) -> Option<(usize, Key, Key)> {
+        let (mut first, mut second, mut index) = (NEVER, NEVER, None);
+        for (i, stream) in self.streams.iter().enumerate() {
+            if stream.next < first {
+                (first, second, index) = (stream.next, first, Some(i));
+            } else if stream.next < second {
+                second = stream.next;
+            }
+        }
+        index.map(|i| (i, first, second))
+    }
+
+    /// Puts the next rows into the batch. `false`: there are none.
     fn fill(&mut self) -> Result<bool> {
-        self.batch.clear();
+        // Its words are written over.
+        self.batch.heads.clear();
         self.at = 0;
         while self.batch.is_empty() {
-            let first = self.streams.iter().map(|s| s.next).min();
             let ahead = self.ahead.last().map(|(from, _)| *from);
-            let start = match (first, ahead) {
+            let (index, start, second) = match (self.first(), ahead) {
                 (None, None) => return Ok(false),
-                (Some(key), Some(from)) if from <= key.0 => return self.reach(from).and_then(|()| self.fill()),
-                (None, Some(from)) => return self.reach(from).and_then(|()| self.fill()),
-                (Some(key), _) => key,
-            };
-            if let [stream] = self.streams.as_mut_slice() {
-                let end = ahead.map_or((u64::MAX, u64::MAX), |from| (from.saturating_sub(1), u64::MAX));
-                if !take(stream, end, ALONE_ROWS, &mut self.batch)? {
-                    self.streams.clear();
+                (None, Some(from)) => {
+                    self.reach(from)?;
+                    continue;
                 }
-                continue;
+                (Some((_, start, _)), Some(from)) if from <= start.0 => {
+                    self.reach(from)?;
+                    continue;
+                }
+                (Some(first), _) => first,
+            };
+            // Up to the next stream's or file's first row, excluded: no two rows have one key.
+            let second = second.min(ahead.map_or(NEVER, |from| (from, 0)));
+            let end = if second.1 > 0 { (second.0, second.1 - 1) } else { (second.0 - 1, u64::MAX) };
+            if let Some(Stream { source: Source::File(rows), .. }) = self.streams.get(index)
+                && (self.streams.len() == 1 || rows.ahead(end, ALONE_MIN) == ALONE_MIN.min(rows.run))
+                && let Some(stream) = self.streams.get_mut(index)
+            {
+                stream.take(end, ALONE_MAX, &mut self.taken)?;
+            } else if let ([stream], true) = (self.streams.as_mut_slice(), ahead.is_none()) {
+                stream.take(end, ALONE_MAX, &mut self.taken)?;
+            } else {
+                self.stripe(start)?;
             }
-            self.stripe(start)?;
+            self.taken.give(start.0, &mut self.batch);
+            self.streams.retain(|s| s.next != NEVER);
         }
         Ok(true)
     }
@@ -165,30 +374,36 @@ impl<'t> Scan<'t> {
             self.reach(last)?;
             // At one moment LSNs bound the rows: they are dense.
             let end = if self.width == 0 { (start.0, start.1.saturating_add(STRIPE_MAX)) } else { (last, u64::MAX) };
-            let mut rows = 0u64;
-            for stream in self.streams.iter().filter(|s| s.next <= end) {
-                rows += u64::from(stream.count(end)?);
-                if rows > STRIPE_MAX {
-                    break;
-                }
-            }
-            if rows > STRIPE_MAX && self.width > 0 {
+            if self.width > 0 && self.expected(end)? > STRIPE_MAX {
                 self.width /= 4;
                 continue;
             }
-            let mut ended = false;
             for stream in self.streams.iter_mut().filter(|s| s.next <= end) {
-                ended |= !take(stream, end, u32::MAX, &mut self.batch)?;
+                stream.take(end, usize::MAX, &mut self.taken)?;
             }
-            if ended {
-                self.streams.retain(|s| s.next.0 != u64::MAX || s.next.1 != u64::MAX);
-            }
-            self.batch.heads.sort_unstable_by_key(|h| (h.time, h.lsn));
-            if rows < u64::from(STRIPE_ROWS) {
-                self.width = (self.width * 2).max(1);
-            }
+            self.width = match self.taken.heads.len() as u64 {
+                n if n < STRIPE_ROWS / 2 => (self.width * 2).max(1),
+                n if n > STRIPE_ROWS * 2 => self.width / 2,
+                _ => self.width,
+            };
             return Ok(());
         }
+    }
+
+    /// About how many rows there are up to `end`. Each stream is looked at only as far as it would matter.
+    fn expected(&self, end: Key) -> Result<u64> {
+        let mut rows = 0;
+        for stream in self.streams.iter().filter(|s| s.next <= end) {
+            let Source::File(file) = &stream.source else { continue };
+            // Only a stream that is in the stripe with all its block can hold many more rows.
+            let is_whole = file.block.times().get(file.row + file.run - 1).0 <= end.0;
+            if is_whole && file.slice.to - file.slice.from > file.run as u32 {
+                rows += u64::from(file.file.count_until(&file.slice, Ts(end.0), Lsn(end.1))?);
+            } else if is_whole {
+                rows += file.run as u64;
+            }
+        }
+        Ok(rows)
     }
 
     /// Opens up the files whose first row is not after `time`.
@@ -200,7 +415,8 @@ impl<'t> Scan<'t> {
             let range = self.range;
             let mut open = |instrument| -> Result<()> {
                 let Some(slice) = file.slice(instrument, range)? else { return Ok(()) };
-                self.streams.push(Stream { next: key_at(file, &slice)?, source: Source::File { file, slice } });
+                let rows = FileRows::new(file, slice)?;
+                self.streams.push(Stream { next: rows.key(), source: Source::File(rows) });
                 Ok(())
             };
             if wanted.len() < here.len() / 8 {
@@ -213,61 +429,48 @@ impl<'t> Scan<'t> {
     }
 }
 
-/// The key of the first row of `slice`.
-fn key_at(file: &File, slice: &Slice) -> Result<Key> {
-    let (index, row) = slice.locate(slice.from);
-    let block = file.block(index)?;
-    Ok((block.times().get(row).0, block.lsns().get(row).copied().unwrap_or(u64::MAX)))
-}
+/// Buckets into which a stripe is dealt first, at most.
+const BUCKETS: u64 = 1 << 15;
+/// Rows from which on buckets pay.
+const BUCKETS_MIN: usize = 1 << 13;
 
-impl Stream<'_> {
-    /// Rows up to `end`, at least: of a MemTable they are only known when they are taken.
-    fn count(&self, end: Key) -> Result<u32> {
-        match &self.source {
-            Source::Table { .. } => Ok(1),
-            Source::File { file, slice } => file.count_until(slice, Ts(end.0), Lsn(end.1)),
+/// Sorts `heads`, none of whose times is before `first`, by (time, LSN). The times of a stripe are spread
+/// over it, so they are dealt into buckets of equal time, in one pass, and each bucket is sorted on its own.
+fn sort(heads: &mut Vec<Head>, spare: &mut Vec<Head>, first: u64) {
+    let last = heads.iter().fold(first, |max, h| max.max(h.time));
+    if heads.len() < BUCKETS_MIN || last == first {
+        // The rows of one stream are sorted already, which this finds out in one pass.
+        return heads.sort_unstable_by_key(|h| (h.time, h.lsn));
+    }
+    let shift = (u64::BITS - (last - first).leading_zeros()).saturating_sub(BUCKETS.trailing_zeros());
+    let bucket = |h: &Head| ((h.time - first) >> shift) as usize;
+    let mut ends = vec![0u32; BUCKETS as usize];
+    for head in heads.iter() {
+        if let Some(end) = ends.get_mut(bucket(head)) {
+            *end += 1;
         }
     }
-}
-
-/// Takes rows up to `end`, and at most about `limit`, of `stream`. `false`: it has ended.
-fn take(stream: &mut Stream<'_>, end: Key, limit: u32, batch: &mut RowBatch) -> Result<bool> {
-    let next = match &mut stream.source {
-        Source::Table { rows, head } => {
-            let mut left = limit;
-            loop {
-                if (head.index_time.0, head.lsn.0) > end || left == 0 {
-                    break Some((head.index_time.0, head.lsn.0));
-                }
-                batch.push(head);
-                left -= 1;
-                match rows.next() {
-                    Some(row) => *head = row,
-                    None => break None,
-                }
-            }
+    let mut sum = 0;
+    for place in &mut ends {
+        sum += std::mem::replace(place, sum);
+    }
+    spare.resize(heads.len(), Head { time: 0, lsn: 0, at: 0, words: 0 });
+    for head in heads.iter() {
+        let Some(place) = ends.get_mut(bucket(head)) else { continue };
+        if let Some(to) = spare.get_mut(*place as usize) {
+            *to = *head;
         }
-        Source::File { file, slice } => {
-            let count = file.count_until(slice, Ts(end.0), Lsn(end.1))?.min(limit);
-            let to = slice.from + count;
-            while slice.from < to {
-                let (index, row) = slice.locate(slice.from);
-                let block = file.block(index)?;
-                let n = slice.run(slice.from).min((to - slice.from) as usize);
-                let (times, lsns, words) = (block.times(), block.lsns(), file.schema()?.words);
-                let at = batch.words.len();
-                block.rows(row, row + n, &mut batch.words);
-                batch.heads.extend(lsns.iter().enumerate().skip(row).take(n).map(|(i, &lsn)| Head {
-                    time: times.get(i).0,
-                    lsn,
-                    at: (at + (i - row) * words) as u32,
-                    words: words as u32,
-                }));
-                slice.from += n as u32;
-            }
-            if slice.from < slice.to { Some(key_at(file, slice)?) } else { None }
+        *place += 1;
+    }
+    // Each bucket begins where the one before has ended.
+    let mut from = 0;
+    for &to in &ends {
+        if to - from > 1
+            && let Some(bucket) = spare.get_mut(from as usize..to as usize)
+        {
+            bucket.sort_unstable_by_key(|h| (h.time, h.lsn));
         }
-    };
-    stream.next = next.unwrap_or((u64::MAX, u64::MAX));
-    Ok(next.is_some())
+        from = to;
+    }
+    std::mem::swap(heads, spare);
 }

@@ -44,7 +44,13 @@ pub struct Times<'a> {
     by_ingest: bool,
 }
 
-impl Times<'_> {
+impl<'a> Times<'a> {
+    /// The times as they stand, unless some row sorts by its ingest time.
+    #[inline]
+    pub fn plain(&self) -> Option<&'a [u64]> {
+        (!self.by_ingest).then_some(self.own)
+    }
+
     /// Of row `row`.
     #[inline]
     pub fn get(&self, row: usize) -> Ts {
@@ -91,6 +97,18 @@ impl<'a> BlockView<'a> {
         let index = self.plan.columns.iter().position(|c| c.offset == Some(offset))?;
         let size = self.plan.columns.get(index)?.of.size();
         Some(self.body.column(self.plan.offset(index, self.body.rows), size))
+    }
+
+    /// The bytes of the column called `name`, and of a value of it.
+    pub fn column_named(&self, name: &str) -> Option<(&'a [u8], usize)> {
+        let index = self.plan.columns.iter().position(|c| c.name == name)?;
+        let size = self.plan.columns.get(index)?.of.size();
+        Some((self.body.column(self.plan.offset(index, self.body.rows), size), size))
+    }
+
+    /// How its records are rebuilt.
+    pub fn plan(&self) -> &'a Plan {
+        self.plan
     }
 
     /// Appends the records of the rows `from..to` to `out`.

@@ -24,7 +24,7 @@ use crate::time::Ts;
 
 pub use block::{BlockView, Slice, Times};
 pub use reader::Table;
-pub use transpose::{BatchBuffer, Body, Plan};
+pub use transpose::{BatchBuffer, Body, Plan, Run};
 pub use writer::{Origin, Spec, Writer};
 
 /// Directory of the SSTables in the store directory.

@@ -3,10 +3,11 @@
 //! A record's fixed-width fields are aligned by their size, so each lies inside one word: a column is a
 //! word, a shift and a width. Text is copied as bytes.
 
-use super::format::{ALIGN, BLOCK_ROWS, Stored, column_offsets, stored_columns};
+use std::cell::OnceCell;
+
+use super::format::{ALIGN, BLOCK_ROWS, OWN_COLUMNS, Stored};
 use crate::lsn::Lsn;
 use crate::record::{Kind, Schema};
-use crate::time::Ts;
 
 /// Rows that are turned together: their records stay in the first-level cache for all columns.
 const TILE: usize = 128;
@@ -68,6 +69,20 @@ impl<'a> Body<'a> {
     }
 }
 
+/// How one column goes into a record.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    /// Bytes of a value.
+    size: usize,
+    /// Bytes of the values of one row in the columns before.
+    before: usize,
+    /// Word of the record, and bits in it.
+    word: usize,
+    shift: usize,
+    /// Byte offset in the record.
+    offset: usize,
+}
+
 /// How to rebuild records of one kind from the columns of a block.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -77,24 +92,36 @@ pub struct Plan {
     pub words: usize,
     /// Which column sorts.
     pub index: usize,
-    /// Which column is the instrument.
-    pub instrument: usize,
     /// The kind, as the first word of a record has it.
     kind: u64,
+    moves: Vec<Move>,
 }
 
 impl Plan {
     /// The plan of `schema` in files with the columns `columns`.
     pub fn new(schema: &Schema, columns: Vec<Stored>) -> Plan {
-        let at = |offset: usize| columns.iter().position(|c| c.offset == Some(offset)).unwrap_or(0);
         let Kind(kind) = schema.kind;
-        let (index, instrument) = (at(schema.index_word * 8), at(4));
-        Plan { words: schema.words, index, instrument, kind: u64::from(kind), columns }
+        let index = columns.iter().position(|c| c.offset == Some(schema.index_word * 8)).unwrap_or(0);
+        let (mut moves, mut before) = (Vec::with_capacity(columns.len()), 0);
+        for column in &columns {
+            let size = column.of.size();
+            if let Some(offset) = column.offset {
+                moves.push(Move { size, before, word: offset / 8, shift: offset % 8 * 8, offset });
+            }
+            before += size;
+        }
+        Plan { words: schema.words, index, kind: u64::from(kind), moves, columns }
     }
 
     /// Where column `index` of a block of `rows` rows begins.
+    #[inline]
     pub fn offset(&self, index: usize, rows: usize) -> u64 {
-        self.columns.iter().take(index).map(|c| ((rows * c.of.size()) as u64).next_multiple_of(ALIGN)).sum()
+        let sizes = self.columns.iter().take(index).map(|c| c.of.size());
+        if rows.is_multiple_of(ALIGN as usize) {
+            // No column of such a block needs padding.
+            return (sizes.sum::<usize>() * rows) as u64;
+        }
+        sizes.map(|size| ((rows * size) as u64).next_multiple_of(ALIGN)).sum()
     }
 
     /// Appends the records of the rows `from..to` of `body` to `out`.
@@ -102,70 +129,231 @@ impl Plan {
         let start = out.len();
         out.resize(start + (to - from) * self.words, 0);
         let out = out.get_mut(start..).unwrap_or(&mut []);
+        if to - from <= FEW {
+            for (row, record) in (from..to).zip(out.chunks_exact_mut(self.words)) {
+                self.row(body, row, record);
+            }
+            return;
+        }
         let mut first = from;
         for tile in out.chunks_mut(TILE * self.words) {
-            let rows = tile.len() / self.words;
-            self.tile(body, first, rows, tile);
-            first += rows;
+            // The length of a record known to the compiler is worth a factor of three.
+            match self.words {
+                5 => self.tile(body, first, arrays::<5>(tile)),
+                8 => self.tile(body, first, arrays::<8>(tile)),
+                12 => self.tile(body, first, arrays::<12>(tile)),
+                _ => self.any_tile(body, first, tile),
+            }
+            first += tile.len() / self.words;
         }
     }
 
-    fn tile(&self, body: Body<'_>, first: usize, rows: usize, out: &mut [u64]) {
-        out.iter_mut().step_by(self.words).for_each(|word| *word = self.kind);
-        let mut next = 0;
-        for column in &self.columns {
-            let size = column.of.size();
-            let at = next;
-            next += ((body.rows * size) as u64).next_multiple_of(ALIGN);
-            let Some(offset) = column.offset else { continue };
-            let bytes = body.column(at, size).get(first * size..(first + rows) * size).unwrap_or(&[]);
-            let (word, shift) = (offset / 8, offset % 8 * 8);
-            let to = out.chunks_exact_mut(self.words).filter_map(|r| r.get_mut(word));
-            match size {
-                8 => to.zip(cast::<u64>(bytes)).for_each(|(to, v)| *to = *v),
-                4 if offset.is_multiple_of(4) => to.zip(cast::<u32>(bytes)).for_each(|(to, v)| *to |= u64::from(*v) << shift),
-                2 => to.zip(cast::<u16>(bytes)).for_each(|(to, v)| *to |= u64::from(*v) << shift),
-                1 => to.zip(bytes).for_each(|(to, v)| *to |= u64::from(*v) << shift),
-                _ => {
-                    for (record, from) in out.chunks_exact_mut(self.words).zip(bytes.chunks_exact(size)) {
-                        let record: &mut [u8] = bytemuck::cast_slice_mut(record);
-                        if let Some(to) = record.get_mut(offset..offset + size) {
-                            to.copy_from_slice(from);
-                        }
+    /// Rebuilds the records of `runs`, one run after the other, and shows each with its number to `emit`.
+    /// Short runs of many blocks are rebuilt together, column by column, so that the memory is asked for
+    /// many of their parts at once.
+    pub fn gather(&self, runs: &[Run<'_>], mut emit: impl FnMut(usize, &[u64])) {
+        let mut group: Vec<Run<'_>> = Vec::new();
+        let (mut held, mut done) = (0, 0);
+        let mut words = vec![0u64; TOGETHER * self.words];
+        for run in runs {
+            let mut run = *run;
+            while run.rows > 0 {
+                let rows = run.rows.min(TOGETHER - held);
+                group.push(Run { rows, ..run });
+                (run.from, run.rows) = (run.from + rows, run.rows - rows);
+                held += rows;
+                if held == TOGETHER {
+                    done += self.rebuild(&group, &mut words, done, &mut emit);
+                    (held, group) = (0, std::mem::take(&mut group));
+                    group.clear();
+                }
+            }
+        }
+        self.rebuild(&group, &mut words, done, &mut emit);
+    }
+
+    /// Rebuilds the records of `group` in `words` and shows them to `emit`, the first as number `first`; gives
+    /// how many there are.
+    fn rebuild(&self, group: &[Run<'_>], words: &mut [u64], first: usize, emit: &mut impl FnMut(usize, &[u64])) -> usize {
+        let rows = group.iter().map(|r| r.rows).sum::<usize>();
+        let words = words.get_mut(..rows * self.words).unwrap_or(&mut []);
+        words.fill(0);
+        match self.words {
+            5 => self.group(group, arrays::<5>(words), first, emit),
+            8 => self.group(group, arrays::<8>(words), first, emit),
+            12 => self.group(group, arrays::<12>(words), first, emit),
+            len => {
+                let mut records = words.chunks_exact_mut(len).enumerate();
+                for run in group {
+                    for (row, (i, record)) in (run.from..run.from + run.rows).zip(&mut records) {
+                        self.row(run.body, row, record);
+                        emit(first + i, record);
                     }
                 }
             }
         }
+        rows
     }
 
-    /// The record of row `row` of `body`, into `out`.
+    /// Looks at every cache line that `runs` lie in, and at nothing else: loads that wait for nothing are
+    /// under way together, where copying would wait for a few at a time.
+    fn touch(&self, runs: &[Run<'_>]) {
+        let mut sum = 0u8;
+        for run in runs {
+            for (index, step) in self.moves.iter().enumerate() {
+                let at = self.begin(index, step, run.body.rows);
+                let bytes = run.body.bytes.get(at + run.from * step.size..at + (run.from + run.rows) * step.size).unwrap_or(&[]);
+                sum = bytes.iter().step_by(ALIGN as usize).fold(sum, |a, b| a ^ b) ^ bytes.last().copied().unwrap_or(0);
+            }
+        }
+        std::hint::black_box(sum);
+    }
+
+    fn group<const W: usize>(&self, runs: &[Run<'_>], out: &mut [[u64; W]], first: usize, emit: &mut impl FnMut(usize, &[u64])) {
+        if runs.len() > 1 {
+            self.touch(runs);
+        }
+        out.iter_mut().filter_map(|r| r.first_mut()).for_each(|word| *word = self.kind);
+        for (index, step) in self.moves.iter().enumerate() {
+            let mut rest = &mut *out;
+            for run in runs {
+                let Some((to, after)) = rest.split_at_mut_checked(run.rows) else { break };
+                rest = after;
+                self.step(index, step, run.body, run.from, to);
+            }
+        }
+        out.iter().enumerate().for_each(|(i, record)| emit(first + i, record));
+    }
+
+    /// Where the column of the move of number `index` begins.
+    #[inline]
+    fn begin(&self, index: usize, step: &Move, rows: usize) -> usize {
+        if rows.is_multiple_of(ALIGN as usize) {
+            return step.before * rows;
+        }
+        self.offset(index + OWN_COLUMNS.len(), rows) as usize
+    }
+
+    fn tile<const W: usize>(&self, body: Body<'_>, first: usize, out: &mut [[u64; W]]) {
+        out.iter_mut().filter_map(|r| r.first_mut()).for_each(|word| *word = self.kind);
+        for (index, step) in self.moves.iter().enumerate() {
+            self.step(index, step, body, first, out);
+        }
+    }
+
+    /// Makes the move `step`, of number `index`, for the rows from `first` on.
+    #[inline]
+    fn step<const W: usize>(&self, index: usize, step: &Move, body: Body<'_>, first: usize, out: &mut [[u64; W]]) {
+        let (at, word, shift) = (self.begin(index, step, body.rows), step.word, step.shift);
+        let bytes = body.bytes.get(at + first * step.size..at + (first + out.len()) * step.size).unwrap_or(&[]);
+        match step.size {
+            8 => put::<W, u64>(out, word, bytes, |to, v| *to = v),
+            4 if step.offset.is_multiple_of(4) => put::<W, u32>(out, word, bytes, |to, v| *to |= u64::from(v) << shift),
+            2 => put::<W, u16>(out, word, bytes, |to, v| *to |= u64::from(v) << shift),
+            1 => put::<W, u8>(out, word, bytes, |to, v| *to |= u64::from(v) << shift),
+            size => step.copy(size, bytes, out.iter_mut().map(|r| r.as_mut_slice())),
+        }
+    }
+
+    fn any_tile(&self, body: Body<'_>, first: usize, out: &mut [u64]) {
+        for (row, record) in (first..).zip(out.chunks_exact_mut(self.words)) {
+            self.row(body, row, record);
+        }
+    }
+
+    /// The record of row `row` of `body`, into `out`, which is zero.
+    #[inline]
     pub fn row(&self, body: Body<'_>, row: usize, out: &mut [u64]) {
-        self.tile(body, row, 1, out);
+        if let Some(word) = out.first_mut() {
+            *word = self.kind;
+        }
+        for (index, step) in self.moves.iter().enumerate() {
+            let at = self.begin(index, step, body.rows) + row * step.size;
+            let rest = body.bytes.get(at..).unwrap_or(&[]);
+            let value = match step.size {
+                8 => rest.first_chunk().map(|b| u64::from_le_bytes(*b)),
+                4 if step.offset.is_multiple_of(4) => rest.first_chunk().map(|b| u64::from(u32::from_le_bytes(*b))),
+                2 => rest.first_chunk().map(|b| u64::from(u16::from_le_bytes(*b))),
+                1 => rest.first().map(|b| u64::from(*b)),
+                size => {
+                    step.copy(size, rest.get(..size).unwrap_or(&[]), std::iter::once(&mut *out));
+                    continue;
+                }
+            };
+            if let (Some(value), Some(word)) = (value, out.get_mut(step.word)) {
+                *word |= value << step.shift;
+            }
+        }
     }
 }
 
-/// Records that come row by row, to be looked at as the columns of a block.
+/// Some rows of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The block.
+    pub body: Body<'a>,
+    /// The first row.
+    pub from: usize,
+    /// How many.
+    pub rows: usize,
+}
+
+/// Rows of several runs that are rebuilt together: their records fit in the first-level cache.
+const TOGETHER: usize = 256;
+
+/// Rows up to which it is quicker to go record by record than column by column.
+const FEW: usize = 4;
+
+#[inline]
+fn arrays<const W: usize>(words: &mut [u64]) -> &mut [[u64; W]] {
+    words.as_chunks_mut().0
+}
+
+/// Puts the values `bytes` into word `word` of the records `out`.
+#[inline]
+fn put<const W: usize, T: bytemuck::AnyBitPattern>(out: &mut [[u64; W]], word: usize, bytes: &[u8], how: impl Fn(&mut u64, T)) {
+    if word < W {
+        for (record, value) in out.iter_mut().zip(cast::<T>(bytes)) {
+            if let Some(to) = record.get_mut(word) {
+                how(to, *value);
+            }
+        }
+    }
+}
+
+impl Move {
+    /// Copies values of `size` bytes into their place in `records`.
+    fn copy<'r>(&self, size: usize, bytes: &[u8], records: impl Iterator<Item = &'r mut [u64]>) {
+        for (record, from) in records.zip(bytes.chunks_exact(size)) {
+            let record: &mut [u8] = bytemuck::cast_slice_mut(record);
+            if let Some(to) = record.get_mut(self.offset..self.offset + size) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// Records that come row by row, to be looked at as columns. A column is turned when it is asked for.
 #[derive(Clone, Debug)]
 pub struct BatchBuffer {
-    plan: Plan,
+    schema: &'static Schema,
     records: Vec<u64>,
     lsns: Vec<u64>,
-    ingest: Vec<u64>,
-    body: Vec<u64>,
+    turned: Vec<OnceCell<Vec<u64>>>,
 }
 
 impl BatchBuffer {
     /// An empty buffer for records of `schema`.
     pub fn new(schema: &'static Schema) -> BatchBuffer {
-        let plan = Plan::new(schema, stored_columns(schema, true));
-        BatchBuffer { plan, records: Vec::new(), lsns: Vec::new(), ingest: Vec::new(), body: Vec::new() }
+        let turned = vec![OnceCell::new(); schema.columns.len()];
+        BatchBuffer { schema, records: Vec::new(), lsns: Vec::new(), turned }
     }
 
     /// Forgets all records.
     pub fn clear(&mut self) {
         self.records.clear();
         self.lsns.clear();
-        self.ingest.clear();
+        self.turned.iter_mut().for_each(|c| drop(c.take()));
     }
 
     /// Whether there are none.
@@ -179,25 +367,31 @@ impl BatchBuffer {
     }
 
     /// Puts in a record.
-    pub fn push(&mut self, lsn: Lsn, ingest_ts: Ts, record: &[u64]) {
-        debug_assert!(record.len() == self.plan.words && !self.is_full());
+    #[inline]
+    pub fn push(&mut self, lsn: Lsn, record: &[u64]) {
+        debug_assert!(record.len() == self.schema.words && !self.is_full());
         self.records.extend_from_slice(record);
         self.lsns.push(lsn.0);
-        self.ingest.push(ingest_ts.0);
     }
 
-    /// The records as the columns of a block.
-    pub fn turn(&mut self) -> (Body<'_>, &Plan) {
-        let rows = self.lsns.len();
-        let (offsets, len) = column_offsets(&self.plan.columns, rows);
-        self.body.clear();
-        self.body.resize(len as usize / 8, 0);
-        for (own, &at) in [&self.lsns, &self.ingest].into_iter().zip(&offsets) {
-            self.body.iter_mut().skip(at as usize / 8).zip(own).for_each(|(to, from)| *to = *from);
-        }
-        let (plan, body) = (&self.plan, bytemuck::cast_slice_mut(&mut self.body));
-        to_columns(&plan.columns, &offsets, plan.words, &self.records, body);
-        (Body { bytes: bytemuck::cast_slice(&self.body), rows }, &self.plan)
+    /// The LSNs.
+    pub fn lsns(&self) -> &[u64] {
+        &self.lsns
+    }
+
+    /// The values of column `name`, their bytes one after the other.
+    pub fn column(&self, name: &str) -> Option<&[u8]> {
+        let index = self.schema.columns.iter().position(|c| c.name == name)?;
+        let column = self.schema.columns.get(index)?;
+        let bytes = self.lsns.len() * column.of.size();
+        let turned = self.turned.get(index)?.get_or_init(|| {
+            let mut words = vec![0u64; bytes.div_ceil(8)];
+            if let Some(to) = bytemuck::cast_slice_mut(&mut words).get_mut(..bytes) {
+                put_column(&self.records, self.schema.words, column.offset, column.of.size(), to);
+            }
+            words
+        });
+        bytemuck::cast_slice(turned).get(..bytes)
     }
 }
 
@@ -211,6 +405,7 @@ mod tests {
 
     use super::*;
     use crate::record::SCHEMAS;
+    use crate::sstable::format::{column_offsets, stored_columns};
 
     proptest! {
         #[test]
@@ -227,6 +422,14 @@ mod tests {
             let mut back = Vec::new();
             plan.rows(body, 0, rows, &mut back);
             prop_assert_eq!(&back, &records);
+            let cuts = [0, rows / 7, rows / 7 + 1, rows / 2, rows];
+            let runs: Vec<Run<'_>> = cuts.windows(2).map(|w| Run { body, from: w[0], rows: w[1].max(w[0]) - w[0] }).collect();
+            let mut gathered = Vec::new();
+            plan.gather(&runs, |i, record| {
+                assert_eq!(i * schema.words, gathered.len());
+                gathered.extend_from_slice(record);
+            });
+            prop_assert!(rows < 3 || gathered == records);
             let mut one = vec![0; schema.words];
             plan.row(body, rows - 1, &mut one);
             prop_assert_eq!(&one[..], &records[(rows - 1) * schema.words..]);

@@ -372,15 +372,14 @@ fn long() -> (SimDisk, Vec<(Chain, u64)>, u64) {
 #[test]
 fn a_log_is_read_from_any_checkpoint_and_what_lies_before_it_is_not_needed() {
     let (_, places, total) = long();
-    for i in 0..places.len() {
-        let (from, next) = places[i];
+    for (from, next) in places {
         let (disk, ..) = long();
         let dir = store().join(DIR);
         for first in (0..from.position.0 / SEGMENT).map(|n| Position(n * SEGMENT)) {
             let spare = recycle(&disk, &dir, first).unwrap();
             assert!(spare.path().starts_with(&dir));
         }
-        assert_eq!(found_from(&disk, from).unwrap(), (Some(next), total - next), "checkpoint {i}");
+        assert_eq!(found_from(&disk, from).unwrap(), (Some(next), total - next), "checkpoint at {from:?}");
         if from.position.0 > SEGMENT {
             assert!(
                 matches!(found_from(&disk, Chain::begin(77)), Err(Error::Missing { .. })),

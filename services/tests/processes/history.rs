@@ -23,8 +23,9 @@ const BASE: u64 = 1_700_000_000_000_000_000;
 fn record(seq: u64) -> ([u64; 12], usize) {
     let r = seq.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
     // A few busy instruments, many quiet ones; some records come late.
-    let instrument = InstrumentId(1 + (r % INSTRUMENTS * (r >> 10) % INSTRUMENTS / if r % 3 == 0 { 1 } else { 40 }) as u32);
-    let late = if r % 50 == 0 { r % 5_000_000 } else { 0 };
+    let instrument =
+        InstrumentId(1 + (r % INSTRUMENTS * (r >> 10) % INSTRUMENTS / if r.is_multiple_of(3) { 1 } else { 40 }) as u32);
+    let late = if r.is_multiple_of(50) { r % 5_000_000 } else { 0 };
     let (ts_recv, sequence) = (Ts(BASE + seq * 2000 - late), seq as u32);
     let mut words = [0u64; 12];
     let mut put = |from: &[u64]| {

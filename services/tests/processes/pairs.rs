@@ -166,6 +166,11 @@ fn a_newer_publisher_of_the_same_id_fences_the_older_one() {
     assert!(epochs.is_sorted() && epochs.iter().filter(|e| **e == 2).count() == 3, "{epochs:?}");
 }
 
+#[expect(clippy::disallowed_methods, reason = "takes a directory from under storage")]
+fn move_dir(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::rename(from, to).unwrap();
+}
+
 #[test]
 fn a_disk_that_takes_no_files_holds_publishers_back_and_they_go_on_when_it_does() {
     let mut store = Store::new(&["--memtable-size", "16M", "--memtables-max", "2", "--segment-size", "4M"]);
@@ -173,7 +178,7 @@ fn a_disk_that_takes_no_files_holds_publishers_back_and_they_go_on_when_it_does(
     let options = Options { ring_bytes: 1 << 20, level: Level::Os, ..Options::new(&store.path, PublisherId(1)) };
     let mut publisher = Publisher::open(options).unwrap();
     let (files, away) = (store.path.join("sst"), store.path.join("away"));
-    std::fs::rename(&files, &away).unwrap();
+    move_dir(&files, &away);
     let mut published = 0u64;
     let deadline = Instant::now() + PATIENCE;
     let why = loop {
@@ -191,7 +196,7 @@ fn a_disk_that_takes_no_files_holds_publishers_back_and_they_go_on_when_it_does(
     let held = store.reader().snapshot(At::Appended).unwrap().last();
     assert!(held.0 > 50_000 && held.0 < published, "{held} of {published}");
     eventually("a failure", || (store.reader().control().statistic(Statistic::FlushFailures) > 0).then_some(()));
-    std::fs::rename(&away, &files).unwrap();
+    move_dir(&away, &files);
     let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
     assert_eq!(progress.durable, PubSeq(published), "nobody was restarted");
     let snapshot = store.reader().snapshot(At::Durable).unwrap();

@@ -14,9 +14,9 @@
 //! publisher.publish(&Trade { instrument, price, size, ts_recv: Ts(1), ..Trade::default() })?;
 //!
 //! let mut reader = reader::Reader::open("tapestore-data".as_ref())?;
-//! let now = reader.snapshot(reader::At::Appended)?;
+//! let mut now = reader.snapshot(reader::At::Appended)?;
 //! let series = reader::Series { instrument, kind: Trade::KIND };
-//! if let Some(row) = now.as_of(series, Ts(u64::MAX)) {
+//! if let Some(row) = now.as_of(series, Ts(u64::MAX))? {
 //!     println!("{} {:?}", row.lsn, row.record.get::<Trade>());
 //! }
 //! # Ok(())
@@ -24,8 +24,8 @@
 //! ```
 //!
 //! Modules stand on floors; a module uses only lower ones (`src/tidy.rs` keeps it):
-//! `lsn error time` / `record agent` / `disk shm bus` / `wal memtable` / `publisher subscriber
-//! reader` / `engine` / `config`. There is no async code here.
+//! `lsn error time` / `record agent` / `disk shm bus` / `wal memtable sstable` / `manifest version` /
+//! `publisher subscriber reader` / `engine` / `config`. There is no async code here.
 
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64", target_os = "linux")))]
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");

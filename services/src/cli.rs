@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{demo, inspect, publish, query, storage, terminal, verify};
+use crate::{demo, inspect, publish, query, status, storage, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -103,7 +103,7 @@ impl Tape {
             Command::Find(args) => query::find(&store, &args, format),
             Command::Replay(args) => query::replay(&store, &args, format),
             Command::Symbols { pattern } => query::symbols(&store, pattern.as_deref(), format),
-            Command::Status => query::status(&store, format),
+            Command::Status => status::status(&store, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
             Command::Inspect(Inspect::Sst(args)) => inspect::inspect_sst(&store, &args, format),
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),

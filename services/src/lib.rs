@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod output;
 pub mod publish;
 pub mod query;
+pub mod status;
 pub mod storage;
 pub mod terminal;
 pub mod verify;

@@ -1,20 +1,19 @@
 //! Owns: the commands that read a store: `tail`, `follow`, `get`, `find`, `asof`, `scan`, `replay`,
-//! `symbols`, `status`.
+//! `symbols`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use tapestore::error::Error;
-use tapestore::lsn::{Epoch, InstrumentId, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
 use tapestore::record::{Kind, Name, SCHEMAS, schema_by_name};
-use tapestore::shm::control::{Control, SLOTS_MAX, SlotView, Statistic};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
-use crate::exit::{Failure, NOT_FOUND, Outcome, UNAVAILABLE, USAGE};
-use crate::output::{Format, Rows, table};
-use crate::terminal::{self, thousands};
+use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE};
+use crate::output::{Format, Rows};
+use crate::terminal;
 
 /// A kind by its name.
 ///
@@ -501,102 +500,4 @@ pub fn symbols(store: &Path, pattern: Option<&str>, format: Format) -> Outcome {
     }
     out.flush()?;
     found(shown, "such instrument")
-}
-
-/// The numbers of a status, by name.
-fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
-    let counted = |which| control.statistic(which);
-    vec![
-        ("instance", control.instance()),
-        ("timeline", control.timeline().0),
-        ("term", u64::from(control.term().0)),
-        ("appended", control.appended().0),
-        ("applied", control.applied().0),
-        ("durable", control.durable().0),
-        ("committed", control.committed().0),
-        ("log_position", control.appended_position().0),
-        ("durable_position", control.durable_position().0),
-        ("records", counted(Statistic::Records)),
-        ("frames", counted(Statistic::Frames)),
-        ("log_bytes", counted(Statistic::Bytes)),
-        ("syncs", counted(Statistic::Syncs)),
-        ("duplicates", counted(Statistic::Duplicates)),
-        ("gaps", counted(Statistic::Gaps)),
-        ("malformed", counted(Statistic::Malformed)),
-        ("fenced", counted(Statistic::Fenced)),
-        ("instruments", counted(Statistic::Instruments)),
-        ("memtables", control.tables().map_or(0, |t| t.count) as u64),
-        ("memtable_bytes", counted(Statistic::MemTableLen)),
-        ("memtable_used", counted(Statistic::MemTableUsed)),
-        ("manifest_edit", control.tables().map_or(0, |t| t.manifest)),
-        ("filed", counted(Statistic::Covered)),
-        ("checkpoint_position", counted(Statistic::CheckpointPosition)),
-        ("history_files", counted(Statistic::Files)),
-        ("history_bytes", counted(Statistic::HistoryBytes)),
-        ("flushes", counted(Statistic::Flushes)),
-        ("flushed_records", counted(Statistic::FlushedRecords)),
-        ("flushed_bytes", counted(Statistic::FlushedBytes)),
-        ("flush_ms", counted(Statistic::FlushNs) / 1_000_000),
-        ("flush_failures", counted(Statistic::FlushFailures)),
-        ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),
-        ("swept", counted(Statistic::Swept)),
-    ]
-}
-
-/// Why publishers are held back, as [`Statistic::HeldBack`] numbers it.
-const HELD_BACK: [&str; 3] =
-    ["no", "the MemTables are full: they cannot be filed as fast as records come", "the disk is too slow"];
-
-/// `tape status`.
-///
-/// # Errors
-/// That no storage process serves the store (exit code 69), after printing what is known.
-pub fn status(store: &Path, format: Format) -> Outcome {
-    let reader = Reader::open(store)?;
-    let control = reader.control();
-    let alive = reader.is_storage_alive();
-    let state = match (control.server(), control.instance() % 2, alive) {
-        (_, 1, _) => "recovering",
-        (None, ..) => "stopped",
-        (Some(_), _, true) => "serving",
-        (Some(_), _, false) => "dead (no heartbeat)",
-    };
-    let held = HELD_BACK.get(control.statistic(Statistic::HeldBack) as usize).copied().unwrap_or("unknown");
-    let publishers: Vec<(PublisherId, Epoch, SlotView)> = (0..SLOTS_MAX)
-        .filter_map(|i| {
-            let slot = control.slot(i);
-            let (grant, publisher, epoch) = slot.holder()?;
-            Some((publisher, epoch, slot.view(grant)?))
-        })
-        .collect();
-    if format.json {
-        let mut object: serde_json::Map<String, serde_json::Value> =
-            numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
-        let list = publishers.iter().map(|(p, e, v)| {
-            serde_json::json!({ "publisher": p.0, "epoch": e.0, "accepted": v.accepted.0, "durable": v.durable.0, "gaps": v.gap_count })
-        });
-        object.insert("state".into(), state.into());
-        object.insert("pid".into(), control.server().into());
-        object.insert("held_back".into(), held.into());
-        object.insert("publishers".into(), list.collect());
-        println!("{}", serde_json::Value::Object(object));
-    } else {
-        println!("store {} is {state}", store.display());
-        if let Some(pid) = control.server() {
-            let age = HostClock.monotonic().saturating_sub(control.heartbeat());
-            println!("  process {pid} since {}, heartbeat {} ago", control.started(), terminal::duration(age));
-        }
-        println!("  run directory {}", reader.run_dir().path().display());
-        for (name, value) in numbers(control) {
-            println!("  {name:<18}{:>20}", thousands(value));
-        }
-        println!("  publishers held back: {held}");
-        let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
-        for (p, e, v) in &publishers {
-            let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
-            t.add_row(cells.into_iter().chain([format!("{:?}", v.state)]));
-        }
-        println!("{t}");
-    }
-    if alive { Ok(()) } else { Err(Failure::new(UNAVAILABLE, format!("storage is {state}"))) }
 }

@@ -6,8 +6,8 @@
 //!
 //! What must hold: only what is durable in the log is filed; files and their names are durable before
 //! the edit, and the edit before anything that it replaces is given up; a filing that fails is tried
-//! again with new files, and leaves none behind; memory is one block, 28 bytes a row of a file and four a
-//! row of the table.
+//! again with new files, and leaves none behind; memory is one block, at most 60 bytes a row of a file, four
+//! a row of the table, and the rows of one series.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -185,17 +185,21 @@ impl Filer {
         for (kind, mut series) in kinds {
             series.sort_unstable();
             let Some(schema) = schema(kind) else { continue };
-            let (windows, stores_reserved) = source.survey(&series, schema);
-            for window in windows {
+            for window in source.windows(&series) {
                 let id = self.manifest.take_id();
-                let spec = Spec { store_id: self.store_id, id, schema, window, stores_reserved };
+                let mut spec = Spec { store_id: self.store_id, id, schema, window, stores_reserved: false };
                 // Known from here on: whatever of it is on the disk is removed if this fails.
                 let place = made.len();
-                let unfinished =
-                    FileMeta { id, kind, window, rows: 0, len: 0, crc: 0, time: Default::default(), lsn: Default::default() };
-                made.push(unfinished);
-                let meta = source.write(self.disk.as_ref(), &self.files_dir(), spec, &series)?;
-                if let Some(at) = made.get_mut(place) {
+                made.push(unfinished(&spec));
+                let mut meta = source.write(self.disk.as_ref(), &self.files_dir(), spec, &series)?;
+                if meta.is_none() {
+                    // Bytes that should be zero are not: the file is made again with them.
+                    spec = Spec { id: self.manifest.take_id(), stores_reserved: true, ..spec };
+                    self.remove(made.pop().iter().flat_map(|f| self.names_of(f)).collect());
+                    made.push(unfinished(&spec));
+                    meta = source.write(self.disk.as_ref(), &self.files_dir(), spec, &series)?;
+                }
+                if let (Some(at), Some(meta)) = (made.get_mut(place), meta) {
                     *at = meta;
                 }
             }
@@ -238,6 +242,12 @@ impl Filer {
     }
 }
 
+/// What is known of a file before it is finished.
+fn unfinished(spec: &Spec) -> FileMeta {
+    let (id, kind, window) = (spec.id, spec.schema.kind, spec.window);
+    FileMeta { id, kind, window, rows: 0, len: 0, crc: 0, time: Default::default(), lsn: Default::default() }
+}
+
 /// A table with what every row of it is asked.
 struct Source<'t> {
     table: &'t Table,
@@ -266,38 +276,42 @@ impl<'t> Source<'t> {
         Arrival { lsn, pub_seq: crate::lsn::PubSeq(arrival.pub_seq.0 + (lsn.0 - first.0)), ..*arrival }
     }
 
-    /// The windows in which rows of `series` lie, and whether bytes that should be zero are not.
-    fn survey(&self, series: &[Series], schema: &Schema) -> (Vec<Window>, bool) {
+    /// The windows in which rows of `series` lie: of an hour, or longer if there are too many.
+    fn windows(&self, series: &[Series]) -> Vec<Window> {
         let [hour, longer @ ..] = Window::LENGTHS;
-        let mut hours: Vec<Window> = Vec::new();
-        let mut stores_reserved = false;
+        let mut windows: Vec<Window> = Vec::new();
         for &series in series {
-            let mut window: Option<Window> = None;
-            for row in self.table.rows(series, TimeRange::ALL, self.last) {
-                stores_reserved |= has_reserved(schema, &row);
-                if window.is_none_or(|w| row.index_time > w.last() || row.index_time < w.from) {
-                    window = Some(Window::of(row.index_time, hour));
-                    hours.extend(window);
+            let Some((min, max)) = self.table.span(series) else { continue };
+            if max <= Window::of(min, hour).last() {
+                windows.push(Window::of(min, hour));
+            } else {
+                let mut window: Option<Window> = None;
+                for row in self.table.rows(series, TimeRange::ALL, self.last) {
+                    if window.is_none_or(|w| row.index_time > w.last()) {
+                        window = Some(Window::of(row.index_time, hour));
+                        windows.extend(window);
+                    }
                 }
             }
-            if hours.len() > 4096 {
-                hours.sort_unstable();
-                hours.dedup();
+            if windows.len() > 4096 {
+                windows.sort_unstable();
+                windows.dedup();
             }
         }
-        let mut windows = hours;
         let mut longer = longer.into_iter();
         loop {
             windows.sort_unstable();
             windows.dedup();
             match longer.next() {
                 Some(len) if windows.len() > WINDOWS_MAX => windows.iter_mut().for_each(|w| *w = Window::of(w.from, len)),
-                _ => return (windows, stores_reserved),
+                _ => return windows,
             }
         }
     }
 
-    fn write(&self, disk: &dyn Disk, dir: &std::path::Path, spec: Spec, series: &[Series]) -> Result<FileMeta> {
+    /// Writes the rows of `series` in the window of `spec`. `None`, and no file, if a row has bytes that should
+    /// be zero and are not, which the file would not keep.
+    fn write(&self, disk: &dyn Disk, dir: &std::path::Path, spec: Spec, series: &[Series]) -> Result<Option<FileMeta>> {
         let range = TimeRange { from: spec.window.from, to: spec.window.last() };
         let mut writer = sstable::Writer::create(disk, dir, spec)?;
         let mut rows: Vec<Row<'_>> = Vec::new();
@@ -309,13 +323,17 @@ impl<'t> Source<'t> {
             }
             writer.begin_series(one.instrument, rows.len() as u32)?;
             for row in &rows {
+                if !spec.stores_reserved && has_reserved(spec.schema, row) {
+                    return Ok(None);
+                }
                 writer.push(row.lsn, self.arrival(row.lsn).ingest_ts, row.record.words())?;
             }
         }
-        writer.finish(|lsn| {
+        let finished = writer.finish(|lsn| {
             let Arrival { publisher, epoch, pub_seq, .. } = self.arrival(lsn);
             (publisher, epoch, pub_seq)
-        })
+        });
+        finished.map(Some)
     }
 }
 

@@ -234,7 +234,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     control.set_instance(instance);
     control.set_server(None);
     let instance = instance + 1;
-    tracing::debug!(swept = run_dir.sweep(None)?, "removed what earlier instances left in shared memory");
+    run_dir.sweep(None)?;
     control.reset();
     let options = options.check()?;
     let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size };
@@ -263,7 +263,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         }
         rebuilt.visit(frame, &mut filer, world.clock.as_ref())
     })?;
-    tracing::debug!(orphans = filer.sweep()?, "removed files that no edit of the manifest names");
+    filer.sweep()?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
     // The timeline first: a reader that sees a watermark fall has seen the timeline rise.

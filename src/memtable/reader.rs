@@ -284,6 +284,19 @@ impl Table {
         Some(Row { lsn, index_time, record: self.record_at(address)? })
     }
 
+    /// The least and the greatest index time of the rows of `series`, of a table that is not filled any more.
+    pub fn span(&self, series: Series) -> Option<(Ts, Ts)> {
+        let index_word = schema(series.kind)?.index_word as u64;
+        let mut span: Option<(Ts, Ts)> = None;
+        let mut at = self.tail(series)?;
+        while let Some(chunk) = self.chunk(at, Lsn(u64::MAX), index_word) {
+            let (min, max) = span.unwrap_or((chunk.min(), chunk.max()));
+            span = Some((min.min(chunk.min()), max.max(chunk.max())));
+            at = chunk.prev();
+        }
+        span
+    }
+
     /// The rows of `series` whose word `word` is `value`, up to `upto`, in no particular order.
     pub fn rows_with<'t>(&'t self, series: Series, word: usize, value: u64, upto: Lsn) -> Vec<Row<'t>> {
         let mut found = Vec::new();

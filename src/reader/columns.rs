@@ -1,8 +1,10 @@
 //! Owns: columns, a batch of rows at a time: borrowed from the mapped files as they are; of MemTables,
 //! whose records lie row by row, turned into a buffer.
 
+use std::cell::OnceCell;
+
 use crate::error::Result;
-use crate::lsn::InstrumentId;
+use crate::lsn::{InstrumentId, Lsn};
 use crate::memtable::{Rows as TableRows, Table};
 use crate::record::{Kind, Schema, Series, TimeRange, schema};
 use crate::sstable::{BatchBuffer, BlockView, Slice};
@@ -19,9 +21,7 @@ pub struct Columns<'t> {
     block: u32,
     rows: Vec<(&'t Table, TableRows<'t>)>,
     buffer: BatchBuffer,
-    ingest: Vec<u64>,
-    /// The run of the row before: its first LSN, its length, its ingest time.
-    arrived: (u64, u64, u64),
+    arrivals: Arrivals<'t>,
 }
 
 /// Columns of some rows.
@@ -33,7 +33,33 @@ enum Columnar<'a> {
     /// The rows `from..to` of a block of a file.
     Block { block: BlockView<'a>, from: usize, to: usize },
     /// Rows of a MemTable, copied.
-    Rows(&'a BatchBuffer, &'a [u64]),
+    Rows(&'a BatchBuffer, &'a Arrivals<'a>),
+}
+
+/// The ingest times of rows of MemTables, looked up when they are asked for.
+#[derive(Default)]
+struct Arrivals<'t> {
+    /// The tables, and the number of the first row after those of each.
+    tables: Vec<(&'t Table, usize)>,
+    times: OnceCell<Vec<u64>>,
+}
+
+impl Arrivals<'_> {
+    fn times(&self, lsns: &[u64]) -> &[u64] {
+        self.times.get_or_init(|| {
+            let (mut times, mut known) = (Vec::with_capacity(lsns.len()), (0, 0, 0));
+            for (table, end) in &self.tables {
+                for &lsn in lsns.get(times.len()..*end).unwrap_or(&[]) {
+                    // Rows of a series come in runs of one arrival.
+                    if !(known.0..known.0 + known.1).contains(&lsn) {
+                        known = table.run_of(Lsn(lsn)).map_or((0, 0, 0), |(f, n, a)| (f.0, n, a.ingest_ts.0));
+                    }
+                    times.push(known.2);
+                }
+            }
+            times
+        })
+    }
 }
 
 impl<'a> ColumnBatch<'a> {
@@ -57,7 +83,7 @@ impl<'a> ColumnBatch<'a> {
     pub fn ingest_ts(&self) -> &'a [u64] {
         match self.0 {
             Columnar::Block { block, from, to } => block.ingest().get(from..to).unwrap_or(&[]),
-            Columnar::Rows(_, ingest) => ingest,
+            Columnar::Rows(buffer, arrivals) => arrivals.times(buffer.lsns()),
         }
     }
 
@@ -100,8 +126,7 @@ impl<'t> Columns<'t> {
             block: 0,
             rows,
             buffer: BatchBuffer::new(schema),
-            ingest: Vec::new(),
-            arrived: (0, 0, 0),
+            arrivals: Arrivals::default(),
         })
     }
 
@@ -119,26 +144,22 @@ impl<'t> Columns<'t> {
             self.block = 0;
         }
         self.buffer.clear();
-        self.ingest.clear();
+        self.arrivals = Arrivals::default();
         while let Some((table, rows)) = self.rows.last_mut()
             && !self.buffer.is_full()
         {
             match rows.next() {
-                Some(row) => {
-                    self.buffer.push(row.lsn, row.record.words());
-                    // Rows of a series come in runs of one arrival.
-                    let (first, count, ts) = self.arrived;
-                    if !(first..first + count).contains(&row.lsn.0) {
-                        self.arrived = table.run_of(row.lsn).map_or((0, 0, 0), |(f, n, a)| (f.0, n, a.ingest_ts.0));
-                        self.ingest.push(self.arrived.2);
-                    } else {
-                        self.ingest.push(ts);
-                    }
+                Some(row) => self.buffer.push(row.lsn, row.record.words()),
+                None => {
+                    self.arrivals.tables.push((*table, self.buffer.lsns().len()));
+                    self.rows.pop();
                 }
-                None => drop(self.rows.pop()),
             }
         }
-        Ok((!self.buffer.is_empty()).then_some(ColumnBatch(Columnar::Rows(&self.buffer, &self.ingest))))
+        if let Some((table, _)) = self.rows.last() {
+            self.arrivals.tables.push((*table, self.buffer.lsns().len()));
+        }
+        Ok((!self.buffer.is_empty()).then_some(ColumnBatch(Columnar::Rows(&self.buffer, &self.arrivals))))
     }
 
     /// Block and rows of the next batch of `file`.

@@ -344,8 +344,8 @@ pub fn unplace(place: u32) -> (u32, u32) {
     (place >> PLACE_ROW_BITS, place & (BLOCK_ROWS as u32 - 1))
 }
 
-/// Blocks of a file at most.
-pub const BLOCKS_MAX: usize = 1 << (32 - PLACE_ROW_BITS);
+/// Blocks of a file at most: the last place of all is none.
+pub const BLOCKS_MAX: usize = (1 << (32 - PLACE_ROW_BITS)) - 1;
 
 /// What is asked of a trailer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Owns: writing an SSTable, block by block, from rows that come sorted.
 //!
 //! What must hold: rows come in (instrument, index time, LSN) order, each series announced with its
-//! number of rows; memory is one block, and 28 bytes a row for the LSN index and the filter.
+//! number of rows; memory is one block, and at most 60 bytes a row for the LSN index and the filter.
 
 use std::path::{Path, PathBuf};
 
@@ -252,7 +252,7 @@ impl<'d> Writer<'d> {
         assert!(self.owed == 0, "{} announced rows are missing", self.owed);
         self.end_block()?;
         assert!(!self.blocks.is_empty(), "a file without rows");
-        self.places.sort_unstable();
+        sort_places(&mut self.places, self.trailer.lsn);
         let rows = self.places.len() as u64;
         let runs = runs(self.places.iter().map(|&(lsn, _)| Lsn(lsn)), &mut origin);
         let (dense, lsns) = lsn_index(&self.places, self.trailer.lsn);
@@ -308,6 +308,24 @@ impl<'d> Writer<'d> {
             lsn: (Lsn(self.trailer.lsn.min), Lsn(self.trailer.lsn.max)),
         })
     }
+}
+
+/// Sorts `places` by their LSNs, which lie in `lsn` and differ: where these are dense, by putting each at its
+/// own.
+fn sort_places(places: &mut Vec<(u64, u32)>, lsn: Bounds) {
+    let span = lsn.max - lsn.min + 1;
+    if span > 8 * places.len() as u64 {
+        return places.sort_unstable();
+    }
+    const EMPTY: u32 = u32::MAX;
+    let mut by_lsn = vec![EMPTY; span as usize];
+    for &(at, place) in places.iter() {
+        if let Some(slot) = by_lsn.get_mut((at - lsn.min) as usize) {
+            *slot = place;
+        }
+    }
+    places.clear();
+    places.extend((lsn.min..).zip(by_lsn).filter(|(_, place)| *place != EMPTY));
 }
 
 /// The runs of the rows `lsns`, which rise: as few as say for each row where it came from.

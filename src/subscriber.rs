@@ -76,7 +76,7 @@ struct Stored {
     /// Files are looked at for records above this.
     after: Lsn,
     /// What was not in the files, of this edit of the manifest: it is not looked for there again.
-    absent: Option<(u64, PublisherId, Epoch, PubSeq)>,
+    absent: Option<((u64, u64), PublisherId, Epoch, PubSeq)>,
     /// The record that was found last.
     words: Vec<u64>,
 }
@@ -99,7 +99,7 @@ impl Stored {
             self.words.extend_from_slice(row.record.words());
             return Ok(Some(row.lsn));
         }
-        let asked = Some((view.history.seq(), publisher, epoch, pub_seq));
+        let asked = Some((view.history.edit(), publisher, epoch, pub_seq));
         if self.absent == asked {
             return Ok(None);
         }
@@ -207,7 +207,8 @@ impl Subscriber {
         if expected < batch.next {
             return self.heal(publisher, epoch, expected);
         }
-        self.healing_since = None;
+        // What healing looked at is given back.
+        (self.healing_since, self.view) = (None, None);
         cursor.next = PubSeq(expected.0 + 1);
         let batch = &mut self.batch;
         let record = RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?;

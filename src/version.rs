@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -64,6 +64,7 @@ impl Spans {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     covered: Lsn,
+    number: u64,
     seq: u64,
     by_lsn: Spans,
     by_time: BTreeMap<Kind, Spans>,
@@ -78,7 +79,7 @@ impl History {
             by_kind.entry(file.meta().kind).or_default().push((min.0, max.0, file.clone()));
         }
         let by_time = by_kind.into_iter().map(|(kind, files)| (kind, Spans::new(files))).collect();
-        History { covered, seq, by_lsn: Spans::new(by_lsn.collect()), by_time }
+        History { covered, number: 0, seq, by_lsn: Spans::new(by_lsn.collect()), by_time }
     }
 
     /// The last record that the files hold.
@@ -86,9 +87,9 @@ impl History {
         self.covered
     }
 
-    /// Number of the manifest's edit.
-    pub fn seq(&self) -> u64 {
-        self.seq
+    /// Numbers of the manifest and of its edit.
+    pub fn edit(&self) -> (u64, u64) {
+        (self.number, self.seq)
     }
 
     /// All files, by their first LSN.
@@ -201,7 +202,10 @@ pub struct Versions {
     history: Arc<History>,
     instance: u64,
     version: u64,
-    tables: Vec<Arc<Table>>,
+    /// The tables that views hold: one that has been filed is given back when the last view of it has ended.
+    tables: Vec<Weak<Table>>,
+    /// The one that is being filled, which would be mapped again for every view.
+    active: Option<Arc<Table>>,
 }
 
 impl std::fmt::Debug for Versions {
@@ -212,6 +216,8 @@ impl std::fmt::Debug for Versions {
 
 /// Looks at the list again this often before it gives up: storage changes it once a table is full.
 const TRIES: u32 = 1000;
+/// Files that cannot be opened are an error after so many tries: one may have been replaced meanwhile.
+const FAILURES_MAX: u32 = 20;
 
 impl Versions {
     /// Of the store `store_id` in the directory `dir`; nothing is mapped yet.
@@ -225,6 +231,7 @@ impl Versions {
             instance: 0,
             version: 0,
             tables: Vec::new(),
+            active: None,
         }
     }
 
@@ -234,38 +241,40 @@ impl Versions {
     /// # Errors
     /// [`Error::StorageDown`] while storage recovers or after it was killed half-way.
     pub fn view(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<View> {
-        let mut last = None;
+        let mut failures = 0;
         for _ in 0..TRIES {
             let instance = control.instance();
             if instance % 2 == 1 {
                 return self.down("it is recovering");
             }
             let Some(list) = control.tables() else { return self.down("it was killed while it changed its MemTables") };
-            if instance != self.instance || list.version != self.version {
-                let tables = list.tables.get(..list.count).unwrap_or(&[]);
-                let refreshed = self
-                    .refresh_tables(run_dir, control.store_id(), instance, tables)
-                    .and_then(|()| self.refresh_history(list.manifest));
-                match refreshed {
-                    Ok(()) => (self.instance, self.version) = (instance, list.version),
-                    // Gone between the look at the list and the opening: look again.
-                    Err(e) => {
-                        last = Some(e);
-                        continue;
+            let known = instance == self.instance && list.version == self.version;
+            let wanted = list.tables.get(..list.count).unwrap_or(&[]);
+            // Gone between the look at the list and the opening: look again.
+            let Ok(tables) = self.open_tables(run_dir, control.store_id(), instance, wanted) else { continue };
+            if !known {
+                if let Err(error) = self.refresh_history(list.manifest) {
+                    failures += 1;
+                    if failures > FAILURES_MAX {
+                        return Err(error);
                     }
+                    continue;
                 }
+                self.tables = tables.iter().map(Arc::downgrade).collect();
+                self.active = tables.last().cloned();
+                (self.instance, self.version) = (instance, list.version);
             }
             let upto = watermark(control);
             if control.table_version() == list.version && control.instance() == instance {
+                let covered = self.history.covered;
                 // A stopped storage process has given its tables back.
-                let upto = if self.tables.is_empty() { self.history.covered } else { upto };
-                return Ok(View { history: self.history.clone(), tables: self.covering(), upto });
+                let upto = if tables.is_empty() { covered } else { upto };
+                // The tables that hold what the files do not.
+                let tables = tables.into_iter().filter(|t| t.base() > covered).collect();
+                return Ok(View { history: self.history.clone(), tables, upto });
             }
         }
-        match last {
-            Some(Error::Io { .. }) | None => self.down("its MemTables are gone"),
-            Some(e) => Err(e),
-        }
+        self.down("its MemTables are gone")
     }
 
     /// The instrument names as of the checkpoint, by id from 1; `None` if nothing is filed.
@@ -278,46 +287,45 @@ impl Versions {
         Ok((state.covered() > Lsn::NONE).then(|| state.names.clone()))
     }
 
-    /// The tables that hold what the files do not.
-    fn covering(&self) -> Vec<Arc<Table>> {
-        let covered = self.history.covered;
-        self.tables.iter().filter(|t| t.base() > covered).cloned().collect()
-    }
-
     fn down<T>(&self, why: &'static str) -> Result<T> {
         Err(Error::StorageDown { dir: self.dir.clone(), why })
     }
 
-    fn refresh_tables(&mut self, run_dir: &RunDir, store_id: u128, instance: u64, list: &[(u64, Lsn)]) -> Result<()> {
+    /// The tables of `list`, those that a view still holds among them.
+    fn open_tables(&self, run_dir: &RunDir, store_id: u128, instance: u64, list: &[(u64, Lsn)]) -> Result<Vec<Arc<Table>>> {
         let mut open = Vec::with_capacity(list.len());
         for &(id, base) in list {
-            let known = self.tables.iter().find(|t| self.instance == instance && t.id() == id);
+            let known = self.tables.iter().filter_map(Weak::upgrade).find(|t| self.instance == instance && t.id() == id);
             let table = match known {
-                Some(table) => table.clone(),
+                Some(table) => table,
                 None => Arc::new(Table::open(&run_dir.memtable(instance, id), store_id)?),
             };
-            debug_assert_eq!(table.base(), base);
+            if table.base() != base {
+                // The list is of another instance by now.
+                return self.down("it has just been restarted");
+            }
             open.push(table);
         }
-        self.tables = open;
-        Ok(())
+        Ok(open)
     }
 
     fn refresh_history(&mut self, seq: u64) -> Result<()> {
         self.manifest.refresh(self.disk.as_ref(), seq)?;
         let state = self.manifest.state();
         // Compared with what was opened, not with what was read: an opening may have failed in between.
-        if self.history.seq == state.seq {
+        if (self.history.number, self.history.seq) == (self.manifest.number(), state.seq) {
             return Ok(());
         }
-        self.files.retain(|id, _| state.files.contains_key(id));
+        // A number may have come to stand for another file, if an edit was withdrawn by a failed sync.
+        self.files.retain(|id, file| state.files.get(id) == Some(file.meta()));
         for (id, meta) in &state.files {
             if !self.files.contains_key(id) {
                 let table = sstable::Table::open(self.disk.as_ref(), &self.dir.join(sstable::DIR), *meta)?;
                 self.files.insert(*id, Arc::new(table));
             }
         }
-        self.history = Arc::new(History::new(state.covered(), state.seq, &self.files));
+        self.history =
+            Arc::new(History { number: self.manifest.number(), ..History::new(state.covered(), state.seq, &self.files) });
         Ok(())
     }
 }

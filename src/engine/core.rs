@@ -98,7 +98,13 @@ impl Rebuilt {
             Body::Control(facts) => facts.iter().try_for_each(|f| self.fact(f))?,
             Body::Data(data) => {
                 let records = u64::from(frame.header.count);
-                while !self.memtables.has_room(records)? {
+                loop {
+                    match self.memtables.has_room(records) {
+                        Ok(true) => break,
+                        // Readers may hold the memory of tables of before; a table that is filed makes room.
+                        Err(e) if !matches!(e, Error::NoSharedMemory { .. }) || self.sealed.is_empty() => return Err(e),
+                        Ok(false) | Err(_) => {}
+                    }
                     let Some(oldest) = self.sealed.pop_front() else { return Err(self.memtables.full()) };
                     let filed = filer.file(&oldest, clock)?;
                     self.memtables.filed(filed.table, filed.seq);

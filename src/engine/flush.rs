@@ -78,6 +78,17 @@ impl Filer {
         this
     }
 
+    /// Takes note of the numbers of files that lie about, so that none is given again.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`].
+    pub fn skip_known_ids(&mut self) -> Result<()> {
+        for id in self.disk.list(&self.files_dir())?.iter().filter_map(|n| sstable::file_id(n)) {
+            self.manifest.skip_ids(id + 1);
+        }
+        Ok(())
+    }
+
     /// What the manifest says.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -96,7 +107,8 @@ impl Filer {
         self.control.set_statistic(Statistic::CheckpointPosition, state.checkpoint.position.0);
     }
 
-    /// Removes files that no edit names: a filing was cut short. Their numbers are not used again.
+    /// Removes files that no edit names: a filing was cut short. To be called when the log behind the
+    /// checkpoint has been found whole.
     ///
     /// # Errors
     /// [`crate::error::Error::Io`].
@@ -105,8 +117,8 @@ impl Filer {
         let dir = self.files_dir();
         for name in self.disk.list(&dir)? {
             let Some(id) = sstable::file_id(&name) else { continue };
-            self.manifest.skip_ids(id + 1);
-            if !self.manifest.state().files.contains_key(&id) || name.ends_with(".tmp") {
+            let live = self.manifest.state().files.get(&id);
+            if live.is_none_or(|f| sstable::file_name(f.kind, id) != name) {
                 self.disk.remove(&dir.join(name))?;
                 removed += 1;
             }

@@ -220,10 +220,9 @@ fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World
 /// # Errors
 /// [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
 pub fn recover(options: Options, world: &World) -> Result<Recovered> {
-    let (disk, dir) = (&world.disk, options.store.clone());
-    let dir = dir.as_path();
+    let (disk, dir) = (&world.disk, &options.store.clone());
     disk.create_dir(dir)?;
-    let Some(lock) = disk.lock(&dir.join("LOCK"))? else { return Err(Error::Locked { path: dir.to_path_buf() }) };
+    let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
     let run_dir = RunDir::create(dir, store_id, &options.run_root)?;
@@ -244,7 +243,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let mut rebuilt = Rebuilt::new(memtables, symbols, manifest.state())?;
     let mut filer = Filer::new(flush::Parts {
         disk: disk.clone(),
-        dir: dir.to_path_buf(),
+        dir: dir.clone(),
         store_id,
         segment_size: known.segment_size,
         manifest,
@@ -252,6 +251,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         instance,
         control: control.clone(),
     });
+    filer.skip_known_ids()?;
     let seen = if unknown { Lsn(u64::MAX) } else { control.applied() };
     let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, seen, |frame| {

@@ -178,6 +178,17 @@ impl Header {
     }
 }
 
+impl Header {
+    /// The number of the edit whose header `bytes` begin with, if they begin with one of the store `store_id`.
+    pub fn seq_of(bytes: &[u8], store_id: u128) -> Option<u64> {
+        let header: Header = bytemuck::try_pod_read_unaligned(bytes.get(..HEADER_LEN)?).ok()?;
+        let mut sealed = header;
+        sealed.seal();
+        let is_ours = header.magic == MAGIC && header.store_id == [store_id as u64, (store_id >> 64) as u64];
+        (is_ours && sealed.header_crc == header.header_crc).then_some(header.seq)
+    }
+}
+
 /// The frame of `edit`, of number `seq`; gives the header too.
 pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit: &Edit) -> (Header, Vec<u8>) {
     let record = Record {

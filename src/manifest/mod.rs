@@ -83,7 +83,7 @@ impl State {
 
     /// The last record that the files hold.
     pub fn covered(&self) -> Lsn {
-        Lsn(self.checkpoint.lsn.0 - 1)
+        Lsn(self.checkpoint.lsn.0.saturating_sub(1))
     }
 
     /// Takes in an edit, of number `seq`.

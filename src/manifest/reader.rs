@@ -34,7 +34,7 @@ pub(super) enum Step {
 }
 
 /// Looks again this often when the manifest is replaced meanwhile.
-const TRIES: u32 = 100;
+const TRIES: u32 = 20;
 
 /// The number of the manifest of the store in `dir`; `None` if there is none.
 ///

@@ -215,7 +215,86 @@ fn a_torn_edit_is_cut_and_the_manifest_goes_on_in_a_new_file() {
     disk.overwrite(&path, bytes);
     let mut manifest = open(&disk).unwrap();
     assert!(same(manifest.state(), &states[2]));
+    assert!(disk.exists(&path).unwrap(), "it is left until the next edit");
     edit(&mut manifest, 9).unwrap();
     assert!(same(open(&disk).unwrap().state(), manifest.state()));
     assert!(disk.open(&path, Open::Read).is_err());
+}
+
+#[test]
+fn an_edit_that_is_durable_is_made_whatever_becomes_of_writing_the_manifest_anew() {
+    // The edit that makes the manifest long enough, and the calls it takes.
+    let long = |disk: &SimDisk| {
+        let mut manifest = open(disk).unwrap();
+        let mut n = 0;
+        loop {
+            n += 1;
+            let (number, calls) = (Follower::new(&dir(), STORE).number(), disk.calls());
+            edit(&mut manifest, n).unwrap();
+            assert_eq!(number, 0);
+            if disk.calls() - calls > 2 {
+                return (n, disk.calls() - calls);
+            }
+        }
+    };
+    let (rotating, calls) = long(&SimDisk::new());
+    assert!(calls > 8, "two calls of the edit, and the writing anew: {calls}");
+    for fault in [Fault::Once(std::io::ErrorKind::StorageFull), Fault::Forever(std::io::ErrorKind::Other), Fault::PowerLoss] {
+        for call in 1..=calls {
+            let disk = SimDisk::new();
+            let mut manifest = open(&disk).unwrap();
+            (1..rotating).for_each(|n| edit(&mut manifest, n).unwrap());
+            disk.set_fault(disk.calls() + call, fault);
+            let made = edit(&mut manifest, rotating);
+            assert_eq!(made.is_ok(), call > 2, "{fault:?} at call {call}");
+            let after = manifest.state().clone();
+            disk.set_fault(u64::MAX, Fault::PowerLoss);
+            if fault != Fault::PowerLoss {
+                // Later edits go where a start and the followers look for them.
+                edit(&mut manifest, rotating + 1).unwrap();
+                let mut follower = Follower::new(&dir(), STORE);
+                follower.refresh(&disk, manifest.state().seq).unwrap();
+                assert!(same(follower.state(), manifest.state()), "{fault:?} at call {call}");
+            }
+            for seed in 0..4 {
+                let found = open(&disk.power_loss(seed)).unwrap();
+                let expected = if fault == Fault::PowerLoss { &after } else { manifest.state() };
+                assert!(same(found.state(), expected) || (call <= 2 && fault == Fault::PowerLoss), "{fault:?} at call {call}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_to_an_edit_that_others_follow_is_refused_and_nothing_is_changed() {
+    let (disk, states) = manifest(6);
+    let path = dir().join(file_name(1));
+    let whole = disk.contents(&path).unwrap();
+    let mut ends = Vec::new();
+    let mut at = 0;
+    while let Ok(header) = format::Header::parse(
+        &whole[at..],
+        format::Expected { store_id: STORE, previous: ends.last().map(|(_, h): &(usize, format::Header)| (h.seq, h.header_crc)) },
+    ) {
+        ends.push((at, header));
+        at += header.total_len() as usize;
+        if at >= whole.len() {
+            break;
+        }
+    }
+    assert_eq!(ends.len(), 7);
+    for (i, (at, header)) in ends.iter().enumerate() {
+        for byte in [0, 9, 64] {
+            let mut bytes = whole.clone();
+            bytes[at + byte.min(header.total_len() as usize - 1)] ^= 4;
+            disk.overwrite(&path, bytes.clone());
+            match open(&disk) {
+                // The last one may be torn: it is left until the log behind the one before is found whole.
+                Ok(manifest) => assert!(i == 6 && same(manifest.state(), &states[5])),
+                Err(Error::Corrupt { path: named, .. }) => assert!(i < 6 && named == path),
+                Err(e) => panic!("{e}"),
+            }
+            assert_eq!(disk.contents(&path).unwrap(), bytes, "edit {i}");
+        }
+    }
 }

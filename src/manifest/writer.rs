@@ -10,15 +10,15 @@ use crate::disk::{Disk, DiskFile, Open, publish};
 use crate::error::{Error, Result};
 
 /// A manifest is written anew when its edits have become longer than this and than its snapshot.
-const EDITS_MAX: u64 = 1 << 20;
+const EDITS_MAX: u64 = if cfg!(test) { 4 << 10 } else { 1 << 20 };
 
 /// The manifest, for its one writer.
 pub struct Manifest {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     store_id: u128,
-    /// The open file and where the next frame goes; `None` if it must not be written on: an edit in it
-    /// failed or was torn.
+    /// The open file and where the next frame goes; `None` if it must not be written on, because an edit in
+    /// it failed or was torn: the next edit writes the manifest anew.
     file: Option<(Box<dyn DiskFile>, u64)>,
     number: u64,
     next_number: u64,
@@ -59,7 +59,10 @@ impl Manifest {
             }
             Some(number) => this.read(number)?,
         }
-        this.sweep()?;
+        // A manifest with a torn end is left as it is until the log behind it has been found whole.
+        if this.file.is_some() {
+            this.sweep()?;
+        }
         Ok(this)
     }
 
@@ -86,14 +89,20 @@ impl Manifest {
         self.state = follower.into_state();
         match torn {
             Some(bad) => {
-                tracing::warn!(path = %path.display(), offset = end, what = bad.what, "the manifest's last edit is torn; it is as if not made");
-                self.rotate()
+                // An edit is made only after the one before is durable: behind a torn one there is none.
+                let mut rest = vec![0u8; file.len()?.saturating_sub(end) as usize];
+                let read = file.read_at(&mut rest, end)?;
+                let frames = rest.get(..read).unwrap_or(&[]).chunks(super::format::HEADER_LEN).skip(1);
+                if frames.filter_map(|f| super::format::Header::seq_of(f, self.store_id)).any(|seq| seq > self.state.seq) {
+                    let (what, expected, found, lsn) = (bad.what, bad.expected, bad.found, self.state.checkpoint.lsn);
+                    return Err(Error::Corrupt { path, offset: end, lsn, what, expected, found });
+                }
+                let (path, what) = (path.display(), bad.what);
+                tracing::warn!(%path, offset = end, what, "the manifest's last edit is torn; it is as if not made");
             }
-            None => {
-                self.file = Some((file, end));
-                Ok(())
-            }
+            None => self.file = Some((file, end)),
         }
+        Ok(())
     }
 
     /// What it says.
@@ -130,9 +139,11 @@ impl Manifest {
             let end = at + bytes.len() as u64;
             self.previous = Some((seq, header.header_crc));
             self.state.apply(seq, edit);
-            self.file = Some((file, end));
-            if end - self.snapshot_len > EDITS_MAX.max(self.snapshot_len) {
-                self.rotate()?;
+            if end - self.snapshot_len <= EDITS_MAX.max(self.snapshot_len) {
+                self.file = Some((file, end));
+            } else if let Err(error) = self.rotate() {
+                // The edit is made. The old file is not written on: it is unknown which one CURRENT names.
+                tracing::warn!(%error, "the manifest cannot be written anew yet; the next edit does it");
             }
             return Ok(());
         }

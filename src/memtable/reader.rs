@@ -479,6 +479,24 @@ impl<'t> Rows<'t> {
         self.sorted.sort_unstable();
     }
 
+    /// How many of the rows that are left have an index time not after `time`.
+    pub fn count_until(&self, time: Ts) -> u64 {
+        if !self.in_place {
+            let rest = self.sorted.get(self.chunk..).unwrap_or(&[]);
+            return rest.partition_point(|(t, ..)| *t <= time) as u64;
+        }
+        let (mut count, mut row) = (0, self.row);
+        for chunk in self.chunks.get(self.chunk..).unwrap_or(&[]) {
+            let until = if chunk.max() <= time { chunk.len } else { chunk.sorted_until(|t| t <= time) };
+            count += u64::from(until.saturating_sub(row));
+            if until < chunk.len {
+                break;
+            }
+            row = 0;
+        }
+        count
+    }
+
     fn next_in_place(&mut self) -> Option<Row<'t>> {
         loop {
             let chunk = self.chunks.get(self.chunk)?;

@@ -205,7 +205,9 @@ impl Follow {
     fn filed(&mut self) -> Result<Option<Row<'_>>> {
         let Some(view) = &self.view else { return Ok(None) };
         if !self.stripe.holds(self.next) {
-            self.stripe.fill(view, self.next, view.history.covered())?;
+            // Half filled it would pass for one with holes.
+            let filled = self.stripe.fill(view, self.next, view.history.covered());
+            filled.inspect_err(|_| self.stripe = Stripe::default())?;
         }
         let slot = (self.next.0 - self.stripe.first) as usize;
         let heads = &self.stripe.batch.heads;

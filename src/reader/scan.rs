@@ -158,11 +158,11 @@ impl<'t> Taken<'t> {
         self.places.resize(self.rows as usize, 0);
         let mut end = 0;
         for head in &mut self.heads {
-            let at = std::mem::replace(&mut head.at, end);
-            if at & LOOSE != 0 {
-                let Some(row) = self.loose.get((at & !LOOSE) as usize) else { continue };
-                batch.put(end, row.record.words());
-            } else if let Some(place) = self.places.get_mut(at as usize) {
+            // Rows of MemTables stay where they are.
+            if head.at & LOOSE != 0 {
+                continue;
+            }
+            if let Some(place) = self.places.get_mut(std::mem::replace(&mut head.at, end) as usize) {
                 *place = end;
             }
             end += head.words;
@@ -183,8 +183,21 @@ impl<'t> Taken<'t> {
         std::mem::swap(&mut batch.heads, &mut self.heads);
         self.heads.clear();
         self.runs.clear();
-        self.loose.clear();
         self.rows = 0;
+    }
+
+    /// Copies the rows of MemTables into `batch`, whose heads name them.
+    fn settle(&mut self, batch: &mut RowBatch) {
+        let mut end = batch.heads.iter().filter(|h| h.at & LOOSE == 0).map(|h| h.at + h.words).max().unwrap_or(0);
+        for i in 0..batch.heads.len() {
+            let Some(head) = batch.heads.get_mut(i) else { break };
+            let Some(row) = (head.at & LOOSE != 0).then(|| self.loose.get((head.at & !LOOSE) as usize)).flatten() else {
+                continue;
+            };
+            head.at = end;
+            end += head.words;
+            batch.put(end - row.record.words().len() as u32, row.record.words());
+        }
     }
 }
 
@@ -278,15 +291,33 @@ impl<'t> Scan<'t> {
     /// The next row.
     ///
     /// # Errors
-    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file; the scan has then ended,
+    /// though rows are left.
     #[inline]
     #[expect(clippy::should_implement_trait, reason = "a row is lent until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<Row<'_>>> {
-        if self.at >= self.batch.len() && !self.fill()? {
-            return Ok(None);
+        if self.at >= self.batch.len() {
+            // What is left is one series of one MemTable, which needs no batch.
+            if let ([Stream { next: next_key, source: Source::Table(rows, head) }], true) =
+                (self.streams.as_mut_slice(), self.ahead.is_empty())
+            {
+                let row = *head;
+                match rows.next() {
+                    Some(next) => (*next_key, *head) = ((next.index_time.0, next.lsn.0), next),
+                    None => self.streams.clear(),
+                }
+                return Ok(Some(row));
+            }
+            if !self.refill()? {
+                return Ok(None);
+            }
         }
+        let at = self.at;
         self.at += 1;
-        Ok(self.batch.get(self.at - 1))
+        match self.batch.heads.get(at) {
+            Some(head) if head.at & LOOSE != 0 => Ok(self.taken.loose.get((head.at & !LOOSE) as usize).copied()),
+            _ => Ok(self.batch.get(at)),
+        }
     }
 
     /// The next rows together; what [`Scan::next`] has given already is not among them.
@@ -296,9 +327,10 @@ impl<'t> Scan<'t> {
     pub fn next_batch(&mut self) -> Result<Option<&RowBatch>> {
         if self.at > 0 && self.at < self.batch.len() {
             self.batch.heads.drain(..self.at);
-        } else if !self.fill()? {
+        } else if !self.refill()? {
             return Ok(None);
         }
+        self.taken.settle(&mut self.batch);
         self.at = self.batch.len();
         Ok(Some(&self.batch))
     }
@@ -328,10 +360,23 @@ impl<'t> Scan<'t> {
         index.map(|i| (i, first, second))
     }
 
-    /// Puts the next rows into the batch. `false`: there are none.
+    /// Puts the next rows into the batch. `false`: there are none. After an error the scan has ended: going on
+    /// would leave rows out.
+    fn refill(&mut self) -> Result<bool> {
+        let filled = self.fill();
+        if filled.is_err() {
+            self.streams.clear();
+            self.ahead.clear();
+            self.batch.heads.clear();
+            self.taken = Taken::default();
+        }
+        filled
+    }
+
     fn fill(&mut self) -> Result<bool> {
         // Its words are written over.
         self.batch.heads.clear();
+        self.taken.loose.clear();
         self.at = 0;
         while self.batch.is_empty() {
             let ahead = self.ahead.last().map(|(from, _)| *from);
@@ -351,7 +396,7 @@ impl<'t> Scan<'t> {
             let second = second.min(ahead.map_or(NEVER, |from| (from, 0)));
             let end = if second.1 > 0 { (second.0, second.1 - 1) } else { (second.0 - 1, u64::MAX) };
             if let Some(Stream { source: Source::File(rows), .. }) = self.streams.get(index)
-                && (self.streams.len() == 1 || rows.ahead(end, ALONE_MIN) == ALONE_MIN.min(rows.run))
+                && (self.streams.len() == 1 || rows.ahead(end, ALONE_MIN) == ALONE_MIN)
                 && let Some(stream) = self.streams.get_mut(index)
             {
                 stream.take(end, ALONE_MAX, &mut self.taken)?;
@@ -369,9 +414,9 @@ impl<'t> Scan<'t> {
     /// Takes the stripe that begins at `start` from all streams.
     fn stripe(&mut self, start: Key) -> Result<()> {
         loop {
-            let last = start.0.saturating_add(self.width);
-            // Files that begin inside the stripe are part of it.
-            self.reach(last)?;
+            // A file that has not been reached ends the stripe: what is opened does not depend on the width.
+            let limit = self.ahead.last().map_or(u64::MAX, |(from, _)| from.saturating_sub(1));
+            let last = start.0.saturating_add(self.width).min(limit);
             // At one moment LSNs bound the rows: they are dense.
             let end = if self.width == 0 { (start.0, start.1.saturating_add(STRIPE_MAX)) } else { (last, u64::MAX) };
             if self.width > 0 && self.expected(end)? > STRIPE_MAX {
@@ -390,17 +435,19 @@ impl<'t> Scan<'t> {
         }
     }
 
-    /// About how many rows there are up to `end`. Each stream is looked at only as far as it would matter.
+    /// How many rows there are up to `end`; from [`STRIPE_MAX`] on it is not counted further.
     fn expected(&self, end: Key) -> Result<u64> {
         let mut rows = 0;
         for stream in self.streams.iter().filter(|s| s.next <= end) {
-            let Source::File(file) = &stream.source else { continue };
-            // Only a stream that is in the stripe with all its block can hold many more rows.
-            let is_whole = file.block.times().get(file.row + file.run - 1).0 <= end.0;
-            if is_whole && file.slice.to - file.slice.from > file.run as u32 {
-                rows += u64::from(file.file.count_until(&file.slice, Ts(end.0), Lsn(end.1))?);
-            } else if is_whole {
-                rows += file.run as u64;
+            rows += match &stream.source {
+                Source::Table(table, _) => 1 + table.count_until(Ts(end.0)),
+                Source::File(file) => match file.ahead(end, file.run) {
+                    n if n < file.run => n as u64,
+                    _ => u64::from(file.file.count_until(&file.slice, Ts(end.0), Lsn(end.1))?),
+                },
+            };
+            if rows > STRIPE_MAX {
+                break;
             }
         }
         Ok(rows)

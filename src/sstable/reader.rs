@@ -315,6 +315,9 @@ impl Table {
             let (index, row) = locate(series, middle);
             let block = self.block(index)?;
             let times = block.times();
+            if row >= block.body.rows {
+                return Err(self.corrupt(block.entry.offset, "rows of a block", row as u64 + 1, block.body.rows as u64));
+            }
             let first = (middle - low).min(row as u32);
             let count = ((high - middle) as usize).min(block.body.rows - row) as u32;
             let (from, to) = (row - first as usize, row + count as usize);
@@ -457,7 +460,7 @@ impl Table {
             let count = slice.run(at);
             at += count as u32;
             let Some(entry) = self.blocks()?.get(index as usize) else { break };
-            let lines = blooms.get(entry.bloom as usize..(entry.bloom + entry.bloom_len) as usize).unwrap_or(&[]);
+            let lines = blooms.get(entry.bloom as usize..entry.bloom as usize + entry.bloom_len as usize).unwrap_or(&[]);
             let bounds = entry.find.get(column as usize);
             if bounds.is_none_or(|b| !b.contains(id)) || !bloom::may_contain(lines, hash) {
                 continue;

@@ -112,6 +112,8 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, from: Chain, seen: Lsn, visit: impl
     let meta = *meta_file.meta();
     let wal = dir.join(DIR);
     segment::remove_spares(disk.as_ref(), &wal)?;
+    // What is visited may be filed at once: the names of its segments must be durable too.
+    disk.sync_dir(&wal)?;
     let end = scan(disk.as_ref(), &wal, &meta, from, Open::Write, visit)?;
     for path in end.beyond.iter().chain(&end.passed) {
         disk.remove(path)?;

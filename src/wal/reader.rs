@@ -126,7 +126,7 @@ pub fn scan(
     let (segments, mut evidence, passed) = open_all(disk, dir, meta, from, how)?;
     // A checkpoint is made of what is durable.
     if from.position > evidence.position {
-        let (index, lsn) = (FrameIndex(from.index.0 - 1), Lsn(from.lsn.0 - 1));
+        let (index, lsn) = (FrameIndex(from.index.0.saturating_sub(1)), Lsn(from.lsn.0.saturating_sub(1)));
         evidence = Evidence { seq: evidence.seq, position: from.position, index, lsn };
     }
     let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };

@@ -260,4 +260,64 @@ fn a_damaged_block_is_an_error_of_the_reads_that_need_it_and_of_no_others() {
         }
     }
     assert!(read > 0 && failed > 0, "{read} read, {failed} failed");
+    // A scan that meets the block says so once, and has ended; a follower says so again and again.
+    let all = snapshot.series().unwrap();
+    let mut replay = snapshot.replay(&all, TimeRange::ALL);
+    let outcome = loop {
+        match replay.next() {
+            Ok(Some(_)) => {}
+            other => break other.map(|r| r.is_some()),
+        }
+    };
+    assert!(matches!(outcome, Err(Error::Corrupt { .. })) && replay.next().unwrap().is_none());
+    let mut follow = reader.follow(Lsn(1), At::Appended);
+    for _ in 0..3 {
+        assert!(matches!(follow.poll(), Err(Error::Corrupt { .. })));
+    }
+}
+
+#[test]
+fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_replayed_in_order() {
+    let run = Run::new(1);
+    let mut store = run.recover().unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
+    let mut seq = 0;
+    let mut put = |store: &mut Recovered, records: &[Trade]| {
+        for chunk in records.chunks(50) {
+            assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            let words: Vec<u64> = chunk.iter().flat_map(|t| t.words().to_vec()).collect();
+            let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(seq + 1), chunk.len() as u32);
+            assert_eq!(store.core.offer(header, &words), Offer::Accepted);
+            seq += chunk.len() as u64;
+            let committed = store.core.commit(Ts(BASE + 20 * HOUR)).unwrap().unwrap();
+            store.sealed.extend(committed.sealed);
+        }
+    };
+    let trade = |i: u64, time: u64| Trade { instrument: InstrumentId(1 + i as u32), ts_recv: Ts(time), ..Trade::default() };
+    // A row each of 3,000 instruments, one an hour in the night, then 5,000 in a second.
+    let ones: Vec<Trade> = (0..3000).map(|i| trade(i, BASE + i % 7)).collect();
+    let night: Vec<Trade> = (1..10).map(|h| trade(h, BASE + h * HOUR)).collect();
+    let morning: Vec<Trade> = (0..5000).map(|i| trade(i % 40, BASE + 10 * HOUR + i * 200_000)).collect();
+    for part in [&ones, &night, &morning] {
+        put(&mut store, part);
+        store.core.memtables.seal_soon();
+    }
+    put(&mut store, &morning[..1]);
+    let end = store.core.writer.end();
+    store.syncer.sync(end).unwrap();
+    store.control.set_durable(end.lsn, end.position);
+    for _ in 0..2 {
+        store.control.set_instance(store.started.instance);
+        let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
+        let snapshot = reader.snapshot(At::Appended).unwrap();
+        let all = snapshot.series().unwrap();
+        let (mut replay, mut before, mut rows) = (snapshot.replay(&all, TimeRange::ALL), (Ts(0), Lsn(0)), 0);
+        while let Some(row) = replay.next().unwrap() {
+            assert!((row.index_time, row.lsn) > before);
+            before = (row.index_time, row.lsn);
+            rows += 1;
+        }
+        assert_eq!(rows, 8010);
+        while file_one(&mut store).unwrap() {}
+    }
 }

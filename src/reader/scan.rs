@@ -16,9 +16,12 @@ use crate::sstable::{BlockView, Plan, Run, Slice};
 use crate::time::Ts;
 use crate::version::{File, View};
 
-/// Rows of a stripe that are aimed at, and at most.
-const STRIPE_ROWS: u64 = 256 << 10;
-const STRIPE_MAX: u64 = 2 * STRIPE_ROWS;
+/// Rows of a stripe that are aimed at: so many for each stream in it, that its rows in a file lie in many
+/// neighbouring cache lines, but few enough for the caches if there are few streams.
+const STREAM_ROWS: u64 = 64;
+const STRIPE_ROWS: std::ops::RangeInclusive<u64> = 16 << 10..=256 << 10;
+/// Rows of a stripe at most.
+const STRIPE_MAX: u64 = 512 << 10;
 /// A stream that has so many rows before the others' next is read alone,
 const ALONE_MIN: usize = 64;
 /// so many at a time.
@@ -423,12 +426,15 @@ impl<'t> Scan<'t> {
                 self.width /= 4;
                 continue;
             }
+            let mut streams = 0;
             for stream in self.streams.iter_mut().filter(|s| s.next <= end) {
                 stream.take(end, usize::MAX, &mut self.taken)?;
+                streams += 1;
             }
+            let aim = (streams * STREAM_ROWS).clamp(*STRIPE_ROWS.start(), *STRIPE_ROWS.end());
             self.width = match self.taken.heads.len() as u64 {
-                n if n < STRIPE_ROWS / 2 => (self.width * 2).max(1),
-                n if n > STRIPE_ROWS * 2 => self.width / 2,
+                n if n < aim / 2 => (self.width * 2).max(1),
+                n if n > aim * 2 => self.width / 2,
                 _ => self.width,
             };
             return Ok(());
@@ -476,10 +482,10 @@ impl<'t> Scan<'t> {
     }
 }
 
-/// Buckets into which a stripe is dealt first, at most.
-const BUCKETS: u64 = 1 << 15;
+/// Buckets into which a stripe is dealt first, at most; about one a row.
+const BUCKETS_MAX: usize = 1 << 15;
 /// Rows from which on buckets pay.
-const BUCKETS_MIN: usize = 1 << 13;
+const BUCKETS_MIN: usize = 1 << 11;
 
 /// Sorts `heads`, none of whose times is before `first`, by (time, LSN). The times of a stripe are spread
 /// over it, so they are dealt into buckets of equal time, in one pass, and each bucket is sorted on its own.
@@ -489,9 +495,10 @@ fn sort(heads: &mut Vec<Head>, spare: &mut Vec<Head>, first: u64) {
         // The rows of one stream are sorted already, which this finds out in one pass.
         return heads.sort_unstable_by_key(|h| (h.time, h.lsn));
     }
-    let shift = (u64::BITS - (last - first).leading_zeros()).saturating_sub(BUCKETS.trailing_zeros());
+    let buckets = heads.len().next_power_of_two().min(BUCKETS_MAX);
+    let shift = (u64::BITS - (last - first).leading_zeros()).saturating_sub(buckets.trailing_zeros());
     let bucket = |h: &Head| ((h.time - first) >> shift) as usize;
-    let mut ends = vec![0u32; BUCKETS as usize];
+    let mut ends = vec![0u32; buckets];
     for head in heads.iter() {
         if let Some(end) = ends.get_mut(bucket(head)) {
             *end += 1;

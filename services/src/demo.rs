@@ -325,14 +325,14 @@ pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
     let began = Instant::now();
     let mut tally = Tally::default();
     let mut pump = Pump { input: input.as_mut(), publisher: &mut publisher, rate: args.rate, batch: 256, stop: &|| false };
-    let pumped = pump.run(&mut |n, due, words| {
+    let (done, outcome) = pump.run(&mut |n, due, words| {
         tally.add(Lsn(n + 1), words);
         if n.is_multiple_of(SAMPLE_EVERY) && n / SAMPLE_EVERY < SAMPLES_MAX {
             let due = HostClock.monotonic() - due.elapsed().as_nanos() as u64;
             times.u64(n / SAMPLE_EVERY * 8).store(due, Ordering::Relaxed);
         }
     });
-    let done = pumped.map_err(|(failure, _)| failure)?;
+    outcome?;
     let progress = publisher.flush(Level::Fsync, END_TIMEOUT)?;
     let report = Report {
         records: tally.count,

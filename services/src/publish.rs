@@ -127,15 +127,12 @@ pub struct Pump<'a> {
 const FULL_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Pump<'_> {
-    /// Pumps until the input ends; on an error what came before it has been published.
-    ///
-    /// # Errors
-    /// What the input or the publisher says, with what was pumped.
-    pub fn run(&mut self, on_record: OnRecord<'_>) -> Result<Pumped, (Failure, Pumped)> {
+    /// Pumps until the input ends, or it or the publisher fails: what came before that has been published.
+    pub fn run(&mut self, on_record: OnRecord<'_>) -> (Pumped, Outcome) {
         let mut done = Pumped::default();
         let outcome = self.pump(&mut done, on_record);
         self.publisher.send();
-        outcome.map(|()| done).map_err(|e| (e, done))
+        (done, outcome)
     }
 
     fn pump(&mut self, done: &mut Pumped, on_record: OnRecord<'_>) -> Outcome {
@@ -252,17 +249,13 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
         batch: args.batch,
         stop: &|| terminal::is_raised(&stop),
     };
-    let pumped = pump.run(&mut |_, _, _| {});
+    let (done, outcome) = pump.run(&mut |_, _, _| {});
     let flushed = publisher.flush(args.level, FLUSH_TIMEOUT);
     let lost = publisher.take_lost();
     let seconds = began.elapsed().as_secs_f64();
-    let (failure, done) = match pumped {
-        Ok(done) => (None, done),
-        Err((failure, done)) => (Some(failure), done),
-    };
     let progress = publisher.progress();
     report(&done, &progress, args.level, seconds, format);
-    if let Some(failure) = failure {
+    if let Err(failure) = outcome {
         let kept = terminal::thousands(done.records);
         return Err(Failure::new(failure.code, format!("{failure}. The {kept} records before it are published and kept")));
     }

@@ -40,7 +40,7 @@ pub fn time(text: &str) -> Result<Ts, String> {
 pub struct One {
     /// The instrument's name
     pub instrument: Name,
-    /// trade, quote, book, definition or gap
+    /// trade, quote, book, depth10, definition, gap, bar-1s, bar-1m, bar-1h, bar-1d, status, imbalance, statistic, bust, correct
     #[arg(value_parser = kind)]
     pub kind: Kind,
 }
@@ -219,7 +219,11 @@ fn found(printed: u64, what: &str) -> Outcome {
     if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
 }
 
-fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
+/// A reader of `store`, and what it shows up to `at`.
+///
+/// # Errors
+/// That the store cannot be read.
+pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
     let mut reader = Reader::open(store)?;
     let snapshot = reader.snapshot(at)?;
     if !reader.is_storage_alive() {

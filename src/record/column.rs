@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Price, Size};
+use super::{Price, Size, Volume};
 use crate::error::{Error, Result};
 use crate::time::Ts;
 
@@ -30,6 +30,8 @@ pub enum ColumnType {
     Price,
     /// [`Size`].
     Size,
+    /// [`Volume`].
+    Volume,
     /// [`Ts`].
     Ts,
     /// One ASCII character, 0 for none.
@@ -48,6 +50,7 @@ impl ColumnType {
             ColumnType::U16 | ColumnType::I16 => 2,
             ColumnType::U32 | ColumnType::I32 => 4,
             ColumnType::U64 | ColumnType::I64 | ColumnType::Price | ColumnType::Size | ColumnType::Ts => 8,
+            ColumnType::Volume => 16,
             ColumnType::Text(n) | ColumnType::Reserved(n) => n,
         }
     }
@@ -75,6 +78,8 @@ pub enum Value<'a> {
     Price(Price),
     /// A size.
     Size(Size),
+    /// A volume.
+    Volume(Volume),
     /// A time.
     Ts(Ts),
     /// A character.
@@ -94,11 +99,11 @@ impl Column {
     /// The value in the record `bytes`. A record too short for the column gives zero.
     pub fn value<'a>(&self, bytes: &'a [u8]) -> Value<'a> {
         let raw = bytes.get(self.offset..self.offset + self.of.size()).unwrap_or(&[]);
-        let mut wide = [0u8; 8];
+        let mut wide = [0u8; 16];
         for (to, from) in wide.iter_mut().zip(raw) {
             *to = *from;
         }
-        let word = u64::from_le_bytes(wide);
+        let word = u128::from_le_bytes(wide) as u64;
         match self.of {
             ColumnType::U8 | ColumnType::U16 | ColumnType::U32 | ColumnType::U64 => Value::Unsigned(word),
             ColumnType::I8 => Value::Signed(i64::from(word as u8 as i8)),
@@ -107,6 +112,7 @@ impl Column {
             ColumnType::I64 => Value::Signed(word as i64),
             ColumnType::Price => Value::Price(Price(word as i64)),
             ColumnType::Size => Value::Size(Size(word)),
+            ColumnType::Volume => Value::Volume(Volume::new(u128::from_le_bytes(wide))),
             ColumnType::Ts => Value::Ts(Ts(word)),
             ColumnType::Char => Value::Char(word as u8),
             ColumnType::Text(_) => Value::Text(raw.split(|&b| b == 0).next().unwrap_or(&[])),
@@ -135,6 +141,10 @@ impl Column {
             ColumnType::I64 => text.parse::<i64>().map_err(|_| bad())? as u64,
             ColumnType::Price => text.parse::<Price>()?.0 as u64,
             ColumnType::Size => text.parse::<Size>()?.0,
+            ColumnType::Volume => {
+                let units = text.parse::<Volume>()?.units();
+                return self.put(&units.to_le_bytes(), 16, bytes).ok_or_else(bad);
+            }
             ColumnType::Ts => text.parse::<Ts>()?.0,
             ColumnType::Char => match text.as_bytes() {
                 [] => 0,
@@ -167,6 +177,7 @@ impl fmt::Display for Value<'_> {
             Value::Signed(v) => v.fmt(f),
             Value::Price(v) => v.fmt(f),
             Value::Size(v) => v.fmt(f),
+            Value::Volume(v) => v.fmt(f),
             Value::Ts(v) => v.fmt(f),
             Value::Char(0) | Value::Reserved => Ok(()),
             Value::Char(c) => f.pad(&(*c as char).escape_default().to_string()),

@@ -49,6 +49,73 @@ pub struct Price(pub i64);
 #[repr(transparent)]
 pub struct Size(pub u64);
 
+/// A sum of sizes: 128 bits × 1e-9, low half first. The maximum is null.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    bytemuck::Pod,
+    bytemuck::Zeroable,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
+#[repr(transparent)]
+pub struct Volume(pub [u64; 2]);
+
+impl Volume {
+    /// No volume.
+    pub const NULL: Volume = Volume([u64::MAX; 2]);
+
+    /// The volume of `units` × 1e-9.
+    pub const fn new(units: u128) -> Volume {
+        Volume([units as u64, (units >> 64) as u64])
+    }
+
+    /// Units of 1e-9.
+    pub const fn units(self) -> u128 {
+        let Volume([low, high]) = self;
+        low as u128 | (high as u128) << 64
+    }
+}
+
+impl fmt::Display for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Volume::NULL {
+            return f.pad("null");
+        }
+        let (whole, part) = (self.units() / u128::from(ONE), self.units() % u128::from(ONE));
+        if part == 0 {
+            return f.pad(&whole.to_string());
+        }
+        f.pad(format!("{whole}.{part:09}").trim_end_matches('0'))
+    }
+}
+
+impl FromStr for Volume {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "null" {
+            return Ok(Volume::NULL);
+        }
+        let bad = || Error::invalid("volume", format!("'{text}' is not a decimal of at most nine places"));
+        let (whole, part) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |t: &str| t.bytes().all(|b| b.is_ascii_digit());
+        if whole.is_empty() || part.len() > 9 || !digits(whole) || !digits(part) {
+            return Err(bad());
+        }
+        let whole: u128 = whole.parse().map_err(|_| bad())?;
+        let part: u128 = format!("{part:0<9}").parse().map_err(|_| bad())?;
+        let units = whole.checked_mul(u128::from(ONE)).and_then(|w| w.checked_add(part)).ok_or_else(bad)?;
+        if units == u128::MAX { Err(bad()) } else { Ok(Volume::new(units)) }
+    }
+}
+
 impl Price {
     /// No price.
     pub const NULL: Price = Price(i64::MAX);

@@ -9,11 +9,17 @@
 pub mod fixed;
 pub mod name;
 
+mod bar;
 mod book_order;
+mod bust;
 mod column;
 mod definition;
+mod depth10;
 mod gap;
+mod imbalance;
 mod quote;
+mod statistic;
+mod status;
 mod stored;
 mod trade;
 
@@ -21,13 +27,19 @@ use crate::error::{Error, Result};
 use crate::lsn::InstrumentId;
 use crate::time::Ts;
 
+pub use bar::{Bar1d, Bar1h, Bar1m, Bar1s};
 pub use book_order::BookOrder;
+pub use bust::{Bust, Correct};
 pub use column::{Column, ColumnType, Value};
 pub use definition::Definition;
-pub use fixed::{Price, Size};
+pub use depth10::{Depth10, LEVELS, Level};
+pub use fixed::{Price, Size, Volume};
 pub use gap::Gap;
+pub use imbalance::Imbalance;
 pub use name::Name;
 pub use quote::Quote;
+pub use statistic::Statistic;
+pub use status::Status;
 pub use stored::{Arrival, Row, Series, TimeRange};
 pub use trade::Trade;
 
@@ -255,7 +267,23 @@ macro_rules! record {
 pub(crate) use record;
 
 /// Every kind this program knows.
-pub static SCHEMAS: [Schema; 5] = [Trade::SCHEMA, Quote::SCHEMA, BookOrder::SCHEMA, Definition::SCHEMA, Gap::SCHEMA];
+pub static SCHEMAS: [Schema; 15] = [
+    Trade::SCHEMA,
+    Quote::SCHEMA,
+    BookOrder::SCHEMA,
+    Definition::SCHEMA,
+    Gap::SCHEMA,
+    Depth10::SCHEMA,
+    Bar1s::SCHEMA,
+    Bar1m::SCHEMA,
+    Bar1h::SCHEMA,
+    Bar1d::SCHEMA,
+    Status::SCHEMA,
+    Imbalance::SCHEMA,
+    Statistic::SCHEMA,
+    Bust::SCHEMA,
+    Correct::SCHEMA,
+];
 
 /// The schema of `kind`, if it is known.
 pub fn schema(kind: Kind) -> Option<&'static Schema> {
@@ -430,7 +458,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn split_is_total_on_any_words(mut words in proptest::collection::vec(any::<u64>(), 0..64), kinds in proptest::collection::vec(0u64..8, 64)) {
+        fn split_is_total_on_any_words(mut words in proptest::collection::vec(any::<u64>(), 0..64), kinds in proptest::collection::vec(0u64..18, 64)) {
             for (w, k) in words.iter_mut().zip(kinds) { *w = (*w & !0xffff) | k; }
             let mut seen = 0;
             for r in split(&words) {
@@ -440,7 +468,7 @@ mod tests {
         }
 
         #[test]
-        fn every_value_of_every_column_prints_and_parses_to_itself(bytes in proptest::collection::vec(any::<u8>(), 1024), kind in 1u16..=5) {
+        fn every_value_of_every_column_prints_and_parses_to_itself(bytes in proptest::collection::vec(any::<u8>(), 1024), kind in 1u16..=15) {
             let schema = schema(Kind(kind)).unwrap();
             let mut copy = vec![0u8; schema.words * 8];
             for c in schema.columns {

@@ -28,6 +28,7 @@ fn data_type(of: ColumnType) -> DataType {
         ColumnType::I32 => DataType::Int32,
         ColumnType::U64 | ColumnType::Size => DataType::UInt64,
         ColumnType::I64 | ColumnType::Price => DataType::Int64,
+        ColumnType::Volume => DataType::Decimal128(38, 9),
         ColumnType::Ts => DataType::Timestamp(TimeUnit::Nanosecond, None),
         ColumnType::Text(n) | ColumnType::Reserved(n) => DataType::FixedSizeBinary(n as i32),
     }

@@ -284,6 +284,7 @@ fn type_code(of: ColumnType) -> u32 {
         ColumnType::Char => 12,
         ColumnType::Text(_) => 13,
         ColumnType::Reserved(_) => 14,
+        ColumnType::Volume => 15,
     }
 }
 

@@ -1,0 +1,120 @@
+//! Owns: `tape book`: a book as it was at a time.
+
+use std::path::Path;
+
+use tapestore::book::{Book, Oddities, PriceLevel, is_newer};
+use tapestore::lsn::{InstrumentId, Lsn};
+use tapestore::reader::{Series, Snapshot, TimeRange};
+use tapestore::record::{BookOrder, Depth10, Name, Price, Record, Volume, action, flags, side};
+use tapestore::time::Ts;
+
+use crate::exit::{Failure, NOT_FOUND, Outcome};
+use crate::output::{Format, table};
+use crate::query::{self, Watermark};
+use crate::terminal;
+
+/// `tape book`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The instrument's name
+    instrument: Name,
+    /// The time: changes up to it count
+    #[arg(long = "time", value_parser = query::time, default_value = "now")]
+    time: Ts,
+    /// Levels to show of each side
+    #[arg(long, default_value_t = 10)]
+    levels: usize,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// The book of `instrument` as of `time`: from the changes since the last clear before it, in LSN order; from
+/// ten levels if there are no changes.
+///
+/// # Errors
+/// Of the store's files.
+pub fn book_at(snapshot: &mut Snapshot, instrument: InstrumentId, time: Ts) -> Outcome<Option<Book>> {
+    let range = TimeRange { from: Ts(0), to: time };
+    let mut changes: Vec<(Lsn, BookOrder)> = Vec::new();
+    let mut scan = snapshot.scan(Series { instrument, kind: BookOrder::KIND }, range);
+    let bar = terminal::progress(0, false, "reading changes");
+    while let Some(row) = scan.next()? {
+        let Some(change) = row.record.get::<BookOrder>() else { continue };
+        if change.action == action::CLEAR && change.side == side::NONE {
+            // What came before it in the log does not count any more, but for levels newer than a snapshot.
+            let is_level = |c: &BookOrder| change.flags & flags::SNAPSHOT != 0 && c.flags & flags::MBP != 0;
+            changes.retain(|(lsn, c)| *lsn > row.lsn || is_level(c) && is_newer(c.sequence, change.sequence));
+        }
+        changes.push((row.lsn, *change));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let mut book = Book::new();
+    if !changes.is_empty() {
+        changes.sort_unstable_by_key(|(lsn, _)| *lsn);
+        changes.iter().for_each(|(_, change)| book.apply(change));
+        return Ok(Some(book));
+    }
+    let depth = snapshot.as_of(Series { instrument, kind: Depth10::KIND }, time)?;
+    let depth = depth.and_then(|row| row.record.get::<Depth10>().copied());
+    Ok(depth.map(|depth| {
+        book.apply_depth(&depth);
+        book
+    }))
+}
+
+/// `tape book`.
+///
+/// # Errors
+/// That there is none (exit code 3).
+pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    let (mut reader, mut snapshot) = query::open(store, args.watermark.at)?;
+    let instrument = reader.instrument(&args.instrument)?;
+    let Some(book) = book_at(&mut snapshot, instrument, args.time)? else {
+        return Err(Failure::new(NOT_FOUND, format!("there is no book of {} up to {}", args.instrument, args.time)));
+    };
+    let bids: Vec<(Price, PriceLevel)> = book.bids().take(args.levels).collect();
+    let asks: Vec<(Price, PriceLevel)> = book.asks().take(args.levels).collect();
+    let Oddities { unknown_orders, repeated_orders, malformed, crossed } = book.oddities();
+    let cell = |level: Option<&(Price, PriceLevel)>| match level {
+        Some((price, level)) => [price.to_string(), Volume::new(level.size).to_string(), level.count.to_string()],
+        None => Default::default(),
+    };
+    if format.json {
+        let side = |levels: &[(Price, PriceLevel)]| -> Vec<serde_json::Value> {
+            let level = |l: &(Price, PriceLevel)| {
+                let [price, size, count] = cell(Some(l));
+                serde_json::json!({ "price": price, "size": size, "count": count.parse::<u32>().unwrap_or(0) })
+            };
+            levels.iter().map(level).collect()
+        };
+        let object = serde_json::json!({
+            "instrument": args.instrument.as_str(), "time": args.time.to_string(), "changes": book.changes(),
+            "bids": side(&bids), "asks": side(&asks), "unknown_orders": unknown_orders, "repeated_orders": repeated_orders,
+            "malformed": malformed, "crossed": crossed,
+        });
+        println!("{object}");
+        return Ok(());
+    }
+    if format.csv {
+        println!("level,bid_count,bid_size,bid,ask,ask_size,ask_count");
+    }
+    let mut t = table(&["orders", "bid size", "bid", "ask", "ask size", "orders"]);
+    for level in 0..bids.len().max(asks.len()) {
+        let ([bid, bid_size, bids], [ask, ask_size, asks]) = (cell(bids.get(level)), cell(asks.get(level)));
+        if format.csv {
+            println!("{level},{bids},{bid_size},{bid},{ask},{ask_size},{asks}");
+        } else {
+            t.add_row([bids, bid_size, bid, ask, ask_size, asks]);
+        }
+    }
+    if !format.csv {
+        t.column_iter_mut().for_each(|c| c.set_cell_alignment(comfy_table::CellAlignment::Right));
+        println!("{t}");
+        println!(
+            "  after {} changes; {crossed} ends of events with a crossed book, {unknown_orders} changes of unknown orders, {repeated_orders} repeated, {malformed} malformed",
+            book.changes()
+        );
+    }
+    Ok(())
+}

@@ -164,13 +164,13 @@ impl Sim {
             sequence: instrument.sequence,
         };
         match what {
-            0..=54 => instrument.quote(&stamp, random, message),
-            55..=74 => {
+            0..=49 => instrument.quote(&stamp, random, message),
+            50..=77 => {
                 if instrument.add(&stamp, random, next_order, message) {
                     self.next_order += 1;
                 }
             }
-            75..=88 => instrument.cancel(&stamp, random, message),
+            78..=88 => instrument.cancel(&stamp, random, message),
             _ => {
                 instrument.trade(&stamp, random, next_trade, message);
                 self.next_trade += 1;
@@ -222,7 +222,22 @@ impl Instrument {
     }
 
     fn quote(&mut self, s: &Stamp, random: u64, message: &mut Message) {
-        self.middle = (self.middle + (random % 3) as i64 - 1).max(100);
+        // Most quotes change sizes alone.
+        let step = match random % 16 {
+            0 => -1,
+            1 => 1,
+            _ => 0,
+        };
+        self.middle = (self.middle + step).max(100);
+        // Orders that the move passed are cancelled: the book never crosses.
+        let (bid, ask) = (self.bid(), self.ask());
+        self.orders.retain(|order| {
+            let passed = if order.bid { order.price > bid } else { order.price < ask };
+            if passed {
+                message.push(&s.order(order, order.size, action::CANCEL));
+            }
+            !passed
+        });
         message.push(&Quote {
             source: SOURCE,
             instrument: s.instrument,
@@ -267,7 +282,7 @@ impl Instrument {
         message.push(&s.order(&order, order.size, action::CANCEL));
     }
 
-    /// A trade, and the fill of the resting order it hit, if there is one.
+    /// A trade; the fill of the resting order it hit, if there is one, and what that takes from the book.
     fn trade(&mut self, s: &Stamp, random: u64, id: u64, message: &mut Message) {
         let hit = (!self.orders.is_empty()).then(|| random as usize % self.orders.len());
         let resting = hit.and_then(|i| self.orders.get(i).copied());
@@ -293,7 +308,8 @@ impl Instrument {
             ..Trade::default()
         });
         if let (Some(index), Some(order)) = (hit, resting) {
-            message.push(&s.order(&order, size, action::FILL));
+            message.push(&BookOrder { flags: 0, ..s.order(&order, size, action::FILL) });
+            message.push(&s.order(&order, size, action::CANCEL));
             if size == order.size {
                 self.orders.swap_remove(index);
             } else if let Some(order) = self.orders.get_mut(index) {
@@ -344,10 +360,12 @@ impl Input for Sim {
 
 #[cfg(test)]
 mod tests {
+    use tapestore::book::{Book, Oddities};
+
     use super::*;
 
     /// Checksum of the market of seed 42.
-    const KNOWN: u32 = 0x1ba57b8;
+    const KNOWN: u32 = 0x9783_48f0;
 
     fn checksum(market: Market) -> (u64, u32, u64) {
         let mut sim = Sim::new(market).unwrap();
@@ -373,6 +391,26 @@ mod tests {
         assert_eq!(crc, KNOWN, "{crc:#x}");
         assert_eq!(crc, checksum(market).1);
         assert_ne!(crc, checksum(Market { seed: 43, ..market }).1);
+    }
+
+    #[test]
+    fn books_of_the_market_rebuild_without_an_oddity() {
+        let mut sim = Sim::new(Market { seed: 7, records: 100_000, instruments: 20 }).unwrap();
+        let (mut message, mut books) = (Message::default(), vec![Book::new(); 20]);
+        while sim.next(&mut message).unwrap() {
+            for r in tapestore::record::split(&message.words).flatten() {
+                if let Some(change) = r.get::<BookOrder>() {
+                    books[r.instrument().0 as usize].apply(change);
+                }
+            }
+        }
+        for (book, instrument) in books.iter().zip(&sim.instruments) {
+            assert_eq!(book.oddities(), Oddities::default());
+            assert!(book.changes() > 100);
+            let (bids, asks): (Vec<&Order>, Vec<&Order>) = instrument.orders.iter().partition(|o| o.bid);
+            assert_eq!(book.bids().next().map(|(p, _)| p.0), bids.iter().map(|o| o.price).max());
+            assert_eq!(book.asks().next().map(|(p, _)| p.0), asks.iter().map(|o| o.price).min());
+        }
     }
 
     #[test]

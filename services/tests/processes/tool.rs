@@ -58,6 +58,22 @@ fn every_reading_command_finds_what_was_published() {
 }
 
 #[test]
+fn a_book_is_shown_as_of_a_time_and_its_absence_is_an_exit_code() {
+    let store = market();
+    let book = &json(&store.tape_ok(&["book", "SIM:00000", "--levels", "3", "--json"]))[0];
+    let best = |side: &str| book[side][0]["price"].as_str().unwrap().parse::<f64>().unwrap();
+    assert!(best("bids") < best("asks") && book["bids"].as_array().unwrap().len() <= 3, "{book}");
+    assert_eq!([&book["crossed"], &book["unknown_orders"], &book["malformed"]], [0, 0, 0]);
+    let changes = json(&store.tape_ok(&["scan", "SIM:00000", "book", "--json"]));
+    assert_eq!(book["changes"], changes.len());
+    let first = changes[0]["index_time"].as_str().unwrap();
+    let early = &json(&store.tape_ok(&["book", "SIM:00000", "--time", first, "--json"]))[0];
+    assert!(early["changes"].as_u64().unwrap() < changes.len() as u64 && early["time"] == first, "{early}");
+    let (exit, message) = code(&store, &["book", "SIM:00000", "--time", "2000-01-01T00:00:00Z"]);
+    assert!(exit == 3 && message.contains("no book of SIM:00000"), "{message}");
+}
+
+#[test]
 fn csv_comes_back_in_as_the_same_records() {
     let store = market();
     for kind in ["trade", "quote", "book", "definition"] {

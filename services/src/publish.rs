@@ -40,7 +40,7 @@ impl std::str::FromStr for Rate {
 /// Where records come from.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Source {
-    /// A Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain
+    /// A Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain; DBN, zstd or plain
     #[arg(long, conflicts_with = "sim")]
     pub from: Option<PathBuf>,
     /// The simulated market

@@ -1,4 +1,5 @@
-//! Owns: inputs, where records to be published come from: captures, CSV, the simulated market.
+//! Owns: inputs, where records to be published come from: DBN files, captures, CSV, the simulated
+//! market.
 //!
 //! An input gives messages: records that came together, with the time at which they did. Their
 //! instruments are numbered by the input from 0, in the order of [`Input::names`]; the publisher puts
@@ -9,6 +10,7 @@
 
 mod binance;
 mod csv;
+mod dbn;
 mod sim;
 
 use std::fs::File;
@@ -23,6 +25,7 @@ use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
 
 pub use self::binance::Binance;
 pub use self::csv::Csv;
+pub use self::dbn::Dbn;
 pub use self::sim::{Market, Sim};
 
 /// Records that came together.
@@ -196,11 +199,18 @@ impl<P: LineParser> Input for LineInput<P> {
     }
 }
 
-/// Opens the file `path`: a Binance capture if its lines begin with a time and JSON, CSV otherwise.
+/// Opens the file `path`: DBN by its first bytes, a Binance capture if its lines begin with a time and JSON, CSV
+/// otherwise.
 ///
 /// # Errors
 /// That it cannot be read, or is neither.
 pub fn open(path: &Path, kind: Option<&str>, source: Option<u16>) -> Outcome<Box<dyn Input>> {
+    let fail = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
+    let mut start = Vec::new();
+    File::open(path).map_err(fail)?.take(16).read_to_end(&mut start).map_err(fail)?;
+    if dbn::is_dbn(&start) || path.extension().is_some_and(|e| e == "frag") {
+        return Ok(Box::new(Dbn::open(path, source)?));
+    }
     let mut peek = Lines::open(path)?;
     let first = peek.read()?.map(<[u8]>::to_vec).unwrap_or_default();
     if first.first().is_some_and(u8::is_ascii_digit) && first.contains(&b'{') {

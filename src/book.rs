@@ -57,8 +57,15 @@ pub struct Book {
     oddities: Oddities,
 }
 
+/// Whether `clear`, a clear of both sides, undoes `change`, which came before it in LSN order. A snapshot does not
+/// undo levels that are newer than it.
+pub fn is_undone(change: &BookOrder, clear: &BookOrder) -> bool {
+    let is_level = clear.flags & flags::SNAPSHOT != 0 && change.flags & flags::MBP != 0;
+    !(is_level && is_newer(change.sequence, clear.sequence))
+}
+
 /// Whether sequence `a` is after `b`: the low 32 bits of what counts on, so the nearer way round decides.
-pub fn is_newer(a: u32, b: u32) -> bool {
+fn is_newer(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) as i32 > 0
 }
 
@@ -165,6 +172,7 @@ impl Book {
     fn clear_side(&mut self, is_bid: bool) {
         self.levels(is_bid).clear();
         self.orders.retain(|_, o| o.is_bid != is_bid);
+        self.changed.retain(|(of_bid, _), _| *of_bid != is_bid);
     }
 
     /// The side consists of this level alone.

@@ -1,4 +1,4 @@
-//! Owns: the library's one error type.
+//! Owns: the library's one error type, and what a check of a format says before a path and an LSN are known.
 //!
 //! Every variant carries the facts an operator needs (path, offset, LSN, expected, found) and its
 //! message says what happened, to what, and what to do. No crate's type appears here: a cause from
@@ -11,6 +11,22 @@ use crate::lsn::Lsn;
 
 /// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why bytes are not what they should be; whoever read them makes an [`Error`] of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bad {
+    /// Which check failed.
+    pub what: &'static str,
+    /// What it demands.
+    pub expected: u64,
+    /// What is there.
+    pub found: u64,
+}
+
+/// The check `what`.
+pub(crate) fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
+    if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
+}
 
 /// What went wrong, with the facts.
 #[derive(Debug, thiserror::Error)]

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use tapestore::book::{Book, Oddities, PriceLevel, is_newer};
+use tapestore::book::{Book, Oddities, PriceLevel, is_undone};
 use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{Series, Snapshot, TimeRange};
-use tapestore::record::{BookOrder, Depth10, Name, Price, Record, Volume, action, flags, side};
+use tapestore::record::{BookOrder, Depth10, Name, Price, Record, Volume, action, side};
 use tapestore::time::Ts;
 
 use crate::exit::{Failure, NOT_FOUND, Outcome};
@@ -41,9 +41,7 @@ pub fn book_at(snapshot: &mut Snapshot, instrument: InstrumentId, time: Ts) -> O
     while let Some(row) = scan.next()? {
         let Some(change) = row.record.get::<BookOrder>() else { continue };
         if change.action == action::CLEAR && change.side == side::NONE {
-            // What came before it in the log does not count any more, but for levels newer than a snapshot.
-            let is_level = |c: &BookOrder| change.flags & flags::SNAPSHOT != 0 && c.flags & flags::MBP != 0;
-            changes.retain(|(lsn, c)| *lsn > row.lsn || is_level(c) && is_newer(c.sequence, change.sequence));
+            changes.retain(|(lsn, c)| *lsn > row.lsn || !is_undone(c, change));
         }
         changes.push((row.lsn, *change));
         bar.inc(1);

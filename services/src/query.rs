@@ -282,10 +282,7 @@ pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
 pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let mut reader = Reader::open(store)?;
-    let mut wanted = Vec::new();
-    for name in &args.filter.instrument {
-        wanted.push(reader.instrument(name)?);
-    }
+    let wanted = instruments(&args.filter, &mut reader)?;
     let format = Format { json: !format.csv, ..format };
     let mut names = Reader::open(store)?;
     let mut out = Rows::new(format, names.symbols()?);
@@ -354,12 +351,14 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
 }
 
+/// The instruments that `filter` names.
+fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId>> {
+    filter.instrument.iter().map(|name| Ok(reader.instrument(name)?)).collect()
+}
+
 /// The series that `filter` lets through.
 fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<Vec<Series>> {
-    let mut wanted = Vec::new();
-    for name in &filter.instrument {
-        wanted.push(reader.instrument(name)?);
-    }
+    let wanted = instruments(filter, reader)?;
     let keep = |s: &Series| {
         (wanted.is_empty() || wanted.contains(&s.instrument)) && (filter.kind.is_empty() || filter.kind.contains(&s.kind))
     };
@@ -408,10 +407,7 @@ impl End<'_> {
 pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let mut reader = Reader::open(store)?;
-    let mut wanted = Vec::new();
-    for name in &args.filter.instrument {
-        wanted.push(reader.instrument(name)?);
-    }
+    let wanted = instruments(&args.filter, &mut reader)?;
     // A person sees each row as it comes: JSON lines unless CSV is asked for.
     let format = Format { json: !format.csv, ..format };
     let mut names = Reader::open(store)?;

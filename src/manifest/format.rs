@@ -16,6 +16,8 @@
 //! CRC. CRC is CRC-32C, over the header with its own field zero, and over `len` bytes of payload.
 
 use super::{Edit, PublisherState};
+pub use crate::error::Bad;
+use crate::error::demand;
 use crate::lsn::{Epoch, FrameIndex, Lsn, Position, PubSeq, PublisherId, Term};
 use crate::record::{Kind, Name};
 use crate::sstable::{FileMeta, Window};
@@ -109,21 +111,6 @@ struct PublisherRecord {
     last: PubSeq,
     lsn: Lsn,
     incarnation: u32,
-}
-
-/// Why bytes are not the next frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bad {
-    /// Which check failed.
-    pub what: &'static str,
-    /// What it demands.
-    pub expected: u64,
-    /// What is there.
-    pub found: u64,
-}
-
-fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
-    if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
 }
 
 /// What the next frame must say.

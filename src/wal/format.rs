@@ -25,6 +25,8 @@
 //! fall. Pads fill a segment to its end and take no part in the chain. CRC is CRC-32C over the header
 //! with its own field zero, and over `len` bytes of payload.
 
+pub use crate::error::Bad;
+use crate::error::demand;
 use crate::lsn::{Epoch, FrameIndex, Lsn, Position, PubSeq, PublisherId, Term};
 use crate::record::{self, WORDS_MAX};
 use crate::time::Ts;
@@ -64,21 +66,6 @@ const _: () = {
     assert!(FRAME_PAYLOAD_MAX as u64 + HEADER_LEN < (SEGMENT_SIZE_MIN - SEGMENT_HEAD_LEN) / 2);
     assert!(FRAME_PAYLOAD_MAX >= WORDS_MAX * 8 + RUN_LEN);
 };
-
-/// Why bytes are not what they should be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bad {
-    /// Which check failed.
-    pub what: &'static str,
-    /// What it demands.
-    pub expected: u64,
-    /// What is there.
-    pub found: u64,
-}
-
-fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
-    if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
-}
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

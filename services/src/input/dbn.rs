@@ -46,6 +46,13 @@ pub struct Dbn {
     len: u64,
 }
 
+/// What a step of decoding brought.
+enum Step {
+    Record,
+    More,
+    End,
+}
+
 /// Whether a file that begins with `start` is one for this input.
 pub(super) fn is_dbn(start: &[u8]) -> bool {
     start.starts_with(DBN) || start.starts_with(ZSTD) || is_dbz(start)
@@ -97,10 +104,9 @@ impl Dbn {
         Failure::new(DATA, format!("{} record {}: {reason}", self.path.display(), self.records + 1))
     }
 
-    /// Decodes on. Whether there is a record; `None` at the end.
-    fn step(&mut self) -> Outcome<Option<bool>> {
+    fn step(&mut self) -> Outcome<Step> {
         match self.fsm.process() {
-            ProcessResult::Record(()) => return Ok(Some(true)),
+            ProcessResult::Record(()) => return Ok(Step::Record),
             ProcessResult::Err(e) if self.fsm.has_decoded_metadata() => return Err(self.fail(&e.to_string())),
             ProcessResult::Err(e) => return Err(self.fail(&format!("{NO_HEADER}: {e}"))),
             ProcessResult::Metadata(metadata) => {
@@ -108,19 +114,19 @@ impl Dbn {
                 self.schema = metadata.schema.map_or(0, |s| s as u8);
                 // Mappings that are not to ids do not name the records of this file.
                 self.symbols = metadata.symbol_map().unwrap_or_default();
-                return Ok(Some(false));
+                return Ok(Step::More);
             }
             ProcessResult::ReadMore(_) => {}
         }
         let read = self.reader.read(self.fsm.space());
         match read {
             Err(e) => Err(self.fail(&format!("the file is cut or damaged: {e}"))),
-            Ok(0) if self.fsm.data().is_empty() && self.fsm.has_decoded_metadata() => Ok(None),
+            Ok(0) if self.fsm.data().is_empty() && self.fsm.has_decoded_metadata() => Ok(Step::End),
             Ok(0) if self.fsm.has_decoded_metadata() => Err(self.fail("the file is cut inside of it")),
             Ok(0) => Err(self.fail(NO_HEADER)),
             Ok(n) => {
                 self.fsm.fill(n);
-                Ok(Some(false))
+                Ok(Step::More)
             }
         }
     }
@@ -266,9 +272,9 @@ impl Input for Dbn {
         loop {
             message.clear();
             match self.step()? {
-                None => return Ok(false),
-                Some(false) => continue,
-                Some(true) => {}
+                Step::End => return Ok(false),
+                Step::More => continue,
+                Step::Record => {}
             }
             let Some(record) = self.fsm.last_record() else { continue };
             let header = record.header();

@@ -1,5 +1,6 @@
 //! Books rebuilt from what is stored.
 
+use serde_json::Value;
 use tapestore::book::{Book, Oddities};
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{BookOrder, Price, Quote, Record, Size, flags};
@@ -10,7 +11,7 @@ type Top = [(Price, Size); 2];
 
 /// Of every message of changes: whether the book after it has the best bid and offer that the venue quoted at
 /// that update.
-fn agreement(store: &Store, name: &str) -> (usize, usize) {
+fn agreement(store: &Store, name: &str) -> (usize, usize, Book) {
     let mut reader = Reader::open(&store.path).unwrap();
     let snapshot = reader.snapshot(At::Committed).unwrap();
     let instrument = reader.instrument(&name.parse().unwrap()).unwrap();
@@ -42,7 +43,7 @@ fn agreement(store: &Store, name: &str) -> (usize, usize) {
         equal += usize::from(best == quotes[quoted - 1].1);
     }
     assert_eq!(book.oddities(), Oddities::default());
-    (equal, compared)
+    (equal, compared, book)
 }
 
 #[test]
@@ -56,7 +57,17 @@ fn a_book_rebuilt_from_a_capture_has_the_best_bid_and_offer_that_the_venue_quote
         }
         let store = Store::serve();
         store.tape_ok(&["publish", "--from", &file]);
-        let (equal, compared) = agreement(&store, name);
+        let (equal, compared, book) = agreement(&store, name);
+        println!("{name}: {equal} of {compared} messages agree");
         assert!(compared > 3000 && equal == compared, "{name}: {equal} of {compared}");
+        // The tool drops what a clear undoes before it rebuilds: all levels of the book must be the same.
+        let shown: Value = serde_json::from_str(&store.tape_ok(&["book", name, "--levels", "100000", "--json"])).unwrap();
+        let sides: [(_, Vec<_>); 2] = [("bids", book.bids().collect()), ("asks", book.asks().collect())];
+        for (side, levels) in sides {
+            let levels = levels.iter().map(|(p, l)| [p.to_string(), Size(l.size as u64).to_string()]);
+            let text = |level: &Value, key: &str| level[key].as_str().unwrap().to_owned();
+            let shown = shown[side].as_array().unwrap().iter().map(|l| [text(l, "price"), text(l, "size")]);
+            assert!(shown.len() > 500 && shown.eq(levels), "{name} {side}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
 use tapestore::record::{BookOrder, Quote, Record, RecordRef, Trade};
-use tapestore::shm::control::Statistic;
+use tapestore::shm::control::{Control, Statistic};
 use tapestore::time::Ts;
 
 use crate::fixture::{PATIENCE, Store, eventually, is_down};
@@ -154,7 +154,8 @@ fn follow(store: &Store, from: u64, last: u64) {
 #[test]
 fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
     let mut store = small();
-    let mut publisher = store.publisher(1, Level::Os);
+    // Closing it waits for the sync of the last record, which the snapshots below are taken at.
+    let mut publisher = store.publisher(1, Level::Fsync);
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&store, stop.clone());
     let last = count("TAPE_HISTORY", 1_200_000);
@@ -253,7 +254,12 @@ fn the_tool_looks_into_history() {
     }
     publish(&mut publisher, 1, 400_000);
     publisher.close(PATIENCE).unwrap();
-    eventually("a filing", || (store.reader().control().statistic(Statistic::Flushes) > 1).then_some(()));
+    // Nothing is being filed any more: what two commands say of the store is comparable.
+    let filed = |control: &Control| {
+        let covered = store.reader().snapshot(At::Appended).unwrap().history().covered();
+        control.tables().is_some_and(|t| t.count == 1) && control.statistic(Statistic::Covered) == covered.0
+    };
+    eventually("the end of filing", || filed(store.reader().control()).then_some(()));
     let json = |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&store.tape_ok(arguments)).unwrap() };
     let manifest = json(&["inspect", "manifest", "--json"]);
     let files = manifest["files"].as_array().unwrap();

@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{book, demo, inspect, publish, query, status, storage, terminal, verify};
+use crate::{book, demo, export, import, inspect, publish, query, status, storage, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -29,8 +29,12 @@ const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong 
 enum Command {
     /// The whole path on a store of its own: publisher, storage and reader processes; compares the ends
     Demo(demo::Args),
-    /// Publish a capture, a CSV file or the simulated market
+    /// Publish a file's records, or the simulated market's, as fast as they came or as it is said
     Publish(publish::Args),
+    /// Files into the store: DBN, Parquet, Arrow, CSV, captures
+    Import(import::Args),
+    /// What the store holds, as Parquet, Arrow, CSV or DBN files
+    Export(export::Args),
     /// Follow the newest records
     Tail(query::Tail),
     /// Read all records in LSN order, from any on, through history into what comes
@@ -97,6 +101,8 @@ impl Tape {
         match self.command {
             Command::Demo(args) => demo::run(self.store, &args, format),
             Command::Publish(args) => publish::run(store, &args, format),
+            Command::Import(args) => import::run(store, &args, format),
+            Command::Export(args) => export::run(&store, &args, format),
             Command::Tail(args) => query::tail(&store, &args, format),
             Command::Get(args) => query::get(&store, &args, format),
             Command::AsOf(args) => query::as_of(&store, &args, format),

@@ -229,11 +229,18 @@ fn publisher_arguments(args: &Args, times: &str) -> Vec<String> {
     if let Some(path) = &source.from {
         add("--from", path.to_string_lossy().into_owned());
     }
-    if let Some(kind) = &source.kind {
+    let options = &source.options;
+    if let Some(kind) = &options.kind {
         add("--kind", kind.clone());
     }
-    if let Some(number) = source.source {
+    if let Some(number) = options.source {
         add("--source", number.to_string());
+    }
+    if let Some(dataset) = &options.dataset {
+        add("--dataset", dataset.clone());
+    }
+    for (theirs, ours) in &options.columns {
+        add("--column", format!("{theirs}={ours}"));
     }
     add("--seed", source.seed.to_string());
     add("--records", source.records.to_string());

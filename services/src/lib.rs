@@ -2,8 +2,11 @@
 
 pub mod book;
 pub mod cli;
+pub mod columnar;
 pub mod demo;
 pub mod exit;
+pub mod export;
+pub mod import;
 pub mod input;
 pub mod inspect;
 pub mod output;
@@ -11,5 +14,6 @@ pub mod publish;
 pub mod query;
 pub mod status;
 pub mod storage;
+pub mod tally;
 pub mod terminal;
 pub mod verify;

@@ -5,7 +5,7 @@ use std::io::{BufWriter, StdoutLock, Write};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value as Json};
 use tapestore::reader::Row;
-use tapestore::record::{ColumnType, Kind, Value};
+use tapestore::record::{ColumnType, Kind, Schema, Value};
 use tapestore::shm::symbols::Symbols;
 
 use crate::exit::{Failure, Outcome, USAGE};
@@ -16,7 +16,7 @@ pub struct Format {
     /// One JSON object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// CSV with a header, which `tape publish --from` reads again
+    /// CSV with a header, which `tape import` reads again
     #[arg(long, global = true, conflicts_with = "json")]
     pub csv: bool,
 }
@@ -75,7 +75,7 @@ impl<'s> Rows<'s> {
         }
         if self.kind != Some(row.record.kind()) {
             self.kind = Some(row.record.kind());
-            self.header = header(row);
+            self.header = header(row.record.schema()).map(str::to_owned).collect();
         }
         let mut cells = vec![row.lsn.to_string(), row.index_time.to_string(), row.record.schema().name.to_owned(), name];
         cells.extend(shown(row).map(|(_, v)| v.to_string()));
@@ -87,23 +87,14 @@ impl<'s> Rows<'s> {
         match self.kind {
             None => {
                 self.kind = Some(row.record.kind());
-                writeln!(self.out, "{}", header(row).join(","))?;
+                csv_header(&mut self.out, row.record.schema())?;
             }
             Some(kind) if kind != row.record.kind() => {
                 return Err(Failure::new(USAGE, "CSV holds rows of one kind; choose it with --kind"));
             }
             Some(_) => {}
         }
-        write!(self.out, "{},{},{},{name}", row.lsn, row.index_time, row.record.schema().name)?;
-        for (_, value) in shown(row) {
-            let text = value.to_string();
-            if text.contains([',', '"', '\n']) {
-                write!(self.out, ",\"{}\"", text.replace('"', "\"\""))?;
-            } else {
-                write!(self.out, ",{text}")?;
-            }
-        }
-        Ok(writeln!(self.out)?)
+        csv_row(&mut self.out, row, name)
     }
 
     fn flush_table(&mut self) -> Outcome {
@@ -143,9 +134,38 @@ fn shown<'a>(row: &Row<'a>) -> impl Iterator<Item = (&'static str, Value<'a>)> +
     values.map(|(c, v)| (c.name, v))
 }
 
-fn header(row: &Row<'_>) -> Vec<String> {
-    let fixed = ["lsn", "index_time", "kind", "instrument"].into_iter();
-    fixed.chain(shown(row).map(|(name, _)| name)).map(str::to_owned).collect()
+fn header(kind: &'static Schema) -> impl Iterator<Item = &'static str> {
+    let columns = kind.columns.iter().filter(|c| !c.is_reserved() && c.name != "instrument").map(|c| c.name);
+    ["lsn", "index_time", "kind", "instrument"].into_iter().chain(columns)
+}
+
+/// The first line of a CSV file of rows of `kind`.
+///
+/// # Errors
+/// That it cannot be written.
+pub fn csv_header(out: &mut impl Write, kind: &'static Schema) -> Outcome {
+    let names: Vec<&str> = header(kind).collect();
+    Ok(writeln!(out, "{}", names.join(","))?)
+}
+
+/// `row` as a line of CSV.
+///
+/// # Errors
+/// That it cannot be written.
+pub fn csv_row(out: &mut impl Write, row: &Row<'_>, name: &str) -> Outcome {
+    write!(out, "{},{},{},{name}", row.lsn, row.index_time, row.record.schema().name)?;
+    for (_, value) in shown(row) {
+        // Only text can hold what CSV means something by.
+        let quoted = match value {
+            Value::Text(_) | Value::Char(_) => Some(value.to_string()).filter(|t| t.contains([',', '"', '\n'])),
+            _ => None,
+        };
+        match quoted {
+            Some(text) => write!(out, ",\"{}\"", text.replace('"', "\"\""))?,
+            None => write!(out, ",{value}")?,
+        }
+    }
+    Ok(writeln!(out)?)
 }
 
 /// A row as a JSON object. Prices, sizes and times are text, because JSON's numbers are not exact.

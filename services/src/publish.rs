@@ -10,6 +10,7 @@ use tapestore::record::{SCHEMAS, split};
 use crate::exit::{Failure, LATER, Outcome, USAGE};
 use crate::input::{self, Input, Market, Message, Sim};
 use crate::output::Format;
+use crate::tally::{Tally, name_hash};
 use crate::terminal;
 
 /// How fast to publish.
@@ -40,7 +41,8 @@ impl std::str::FromStr for Rate {
 /// Where records come from.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Source {
-    /// A Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain; DBN, zstd or plain
+    /// A Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain; DBN, zstd or plain;
+    /// Parquet; Arrow
     #[arg(long, conflicts_with = "sim")]
     pub from: Option<PathBuf>,
     /// The simulated market
@@ -55,12 +57,9 @@ pub struct Source {
     /// Instruments of the simulated market
     #[arg(long, default_value_t = 100)]
     pub instruments: u32,
-    /// Kind of the rows of a CSV file without a column `kind`
-    #[arg(long)]
-    pub kind: Option<String>,
-    /// Number of the venue feed, for inputs that do not carry one
-    #[arg(long)]
-    pub source: Option<u16>,
+    /// How a file is read that does not say everything itself.
+    #[command(flatten)]
+    pub options: input::Options,
 }
 
 impl Source {
@@ -70,7 +69,7 @@ impl Source {
     /// That it cannot be read.
     pub fn open(&self) -> Outcome<Box<dyn Input>> {
         match &self.from {
-            Some(path) => input::open(path, self.kind.as_deref(), self.source),
+            Some(path) => input::open(path, &self.options),
             None => Ok(Box::new(Sim::new(Market { seed: self.seed, records: self.records, instruments: self.instruments })?)),
         }
     }
@@ -103,8 +102,8 @@ pub type OnRecord<'a> = &'a mut dyn FnMut(u64, Instant, &[u64]);
 pub struct Pumped {
     /// Records by kind, in the order of [`SCHEMAS`].
     pub kinds: [u64; SCHEMAS.len()],
-    /// Records.
-    pub records: u64,
+    /// Records, and their checksum.
+    pub tally: Tally,
     /// The longest that one call took, ns.
     pub longest_call_ns: u64,
 }
@@ -139,15 +138,23 @@ impl Pump<'_> {
         let bar = terminal::progress(self.input.progress().1, self.input.is_bytes(), "publishing");
         let mut message = Message::default();
         let mut ids: Vec<InstrumentId> = Vec::new();
+        // Of the instruments' names, by the store's ids.
+        let mut hashes: Vec<u64> = Vec::new();
         let mut clock: Option<(Instant, u64)> = None;
         let mut staged = 0;
         while !(self.stop)() && self.input.next(&mut message)? {
             if ids.len() < self.input.names().len() {
                 let new = self.input.names().get(ids.len()..).unwrap_or(&[]);
-                ids.extend(self.publisher.instruments(new)?);
+                for (id, name) in self.publisher.instruments(new)?.into_iter().zip(new) {
+                    ids.push(id);
+                    hashes.resize(hashes.len().max(id.0 as usize + 1), 0);
+                    hashes.iter_mut().skip(id.0 as usize).take(1).for_each(|hash| *hash = name_hash(name));
+                }
             }
             let due = match self.rate {
                 Rate::Max => Instant::now(),
+                // What has no time of its own goes with what comes next.
+                Rate::Times(_) if message.at.is_null() => Instant::now(),
                 Rate::Times(times) => {
                     let (start, first) = *clock.get_or_insert((Instant::now(), message.at.0));
                     let due = start + Duration::from_nanos((message.at.0.saturating_sub(first) as f64 / times) as u64);
@@ -162,11 +169,12 @@ impl Pump<'_> {
             number(&mut message.words, &ids)?;
             for record in split(&message.words) {
                 let record = record?;
-                on_record(done.records, due, record.words());
+                on_record(done.tally.records, due, record.words());
                 let began = Instant::now();
                 self.stage(record)?;
                 done.longest_call_ns = done.longest_call_ns.max(began.elapsed().as_nanos() as u64);
-                done.records += 1;
+                let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(0);
+                done.tally.add(name, record.words());
                 if let Some(count) = done.kinds.get_mut(usize::from(record.kind().0).wrapping_sub(1)) {
                     *count += 1;
                 }
@@ -177,7 +185,7 @@ impl Pump<'_> {
                 self.publisher.send();
                 staged = 0;
             }
-            if done.records.is_multiple_of(1024) {
+            if done.tally.records.is_multiple_of(1024) {
                 bar.set_position(self.input.progress().0);
             }
         }
@@ -227,7 +235,7 @@ fn wait_until(due: Instant) {
 }
 
 /// How long the last records are waited for.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `tape publish`.
 ///
@@ -256,7 +264,7 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     let progress = publisher.progress();
     report(&done, &progress, args.level, seconds, format);
     if let Err(failure) = outcome {
-        let kept = terminal::thousands(done.records);
+        let kept = terminal::thousands(done.tally.records);
         return Err(Failure::new(failure.code, format!("{failure}. The {kept} records before it are published and kept")));
     }
     if let Some(l) = lost.first() {
@@ -275,7 +283,7 @@ fn report(done: &Pumped, progress: &Progress, level: Level, seconds: f64, format
     if format.json {
         let by_kind: serde_json::Map<String, serde_json::Value> = kinds.map(|(s, n)| (s.name.to_owned(), n.into())).collect();
         let object = serde_json::json!({
-            "records": done.records, "kinds": by_kind, "seconds": seconds, "level": level.to_string(),
+            "records": done.tally.records, "kinds": by_kind, "seconds": seconds, "level": level.to_string(),
             "epoch": progress.epoch.0, "accepted": progress.accepted.0, "durable": progress.durable.0,
             "last_lsn": progress.accepted_lsn.0, "rewinds": progress.rewinds, "reattached": progress.reattached,
         });
@@ -283,7 +291,7 @@ fn report(done: &Pumped, progress: &Progress, level: Level, seconds: f64, format
         return;
     }
     let by_kind: Vec<String> = kinds.map(|(s, n)| format!("{} {}", terminal::thousands(n), s.name)).collect();
-    println!("published {} records ({}) in {seconds:.2} s", terminal::thousands(done.records), by_kind.join(", "));
+    println!("published {} records ({}) in {seconds:.2} s", terminal::thousands(done.tally.records), by_kind.join(", "));
     println!(
         "acknowledged up to {} in the log, {} durable (epoch {}, last LSN {})",
         progress.accepted, progress.durable, progress.epoch, progress.accepted_lsn

@@ -68,12 +68,19 @@ pub struct Span {
 }
 
 impl Span {
-    fn range(&self) -> TimeRange {
+    /// The times.
+    pub fn range(&self) -> TimeRange {
         TimeRange { from: self.from.unwrap_or(Ts(0)), to: self.to.unwrap_or(Ts(u64::MAX)) }
     }
 
-    fn limit(&self) -> u64 {
+    /// Rows at most.
+    pub fn limit(&self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
+    }
+
+    /// Whether every row lies in it.
+    pub fn is_all(&self) -> bool {
+        self.from.is_none() && self.to.is_none() && self.limit.is_none()
     }
 }
 
@@ -357,7 +364,10 @@ fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId
 }
 
 /// The series that `filter` lets through.
-fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<Vec<Series>> {
+///
+/// # Errors
+/// That it names an instrument that is not in the store; of the store's files.
+pub fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<Vec<Series>> {
     let wanted = instruments(filter, reader)?;
     let keep = |s: &Series| {
         (wanted.is_empty() || wanted.contains(&s.instrument)) && (filter.kind.is_empty() || filter.kind.contains(&s.kind))

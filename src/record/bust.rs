@@ -13,7 +13,7 @@ record! {
     /// The venue's id of the trade.
     trade_id: u64 as ColumnType::U64,
     /// The trade's LSN in this store; 0 if it is known by its id alone.
-    lsn: Lsn as ColumnType::U64,
+    trade_lsn: Lsn as ColumnType::U64,
     /// The venue's message sequence, its low 32 bits.
     sequence: u32 as ColumnType::U32,
     /// Why, a venue's code.
@@ -30,7 +30,7 @@ record! {
     /// The venue's id of the trade.
     trade_id: u64 as ColumnType::U64,
     /// The trade's LSN in this store; 0 if it is known by its id alone.
-    lsn: Lsn as ColumnType::U64,
+    trade_lsn: Lsn as ColumnType::U64,
     /// Its price from now on.
     price: Price as ColumnType::Price,
     /// Its size from now on.

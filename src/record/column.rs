@@ -180,6 +180,7 @@ impl fmt::Display for Value<'_> {
             Value::Volume(v) => v.fmt(f),
             Value::Ts(v) => v.fmt(f),
             Value::Char(0) | Value::Reserved => Ok(()),
+            Value::Char(c @ 32..127) => f.pad((*c as char).encode_utf8(&mut [0; 1])),
             Value::Char(c) => f.pad(&(*c as char).escape_default().to_string()),
             Value::Text(bytes) => {
                 let text: String = bytes.iter().map(|&b| if (32..127).contains(&b) { b as char } else { '?' }).collect();

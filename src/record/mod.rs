@@ -17,6 +17,7 @@ mod definition;
 mod depth10;
 mod gap;
 mod imbalance;
+mod mapping;
 mod quote;
 mod statistic;
 mod status;
@@ -36,6 +37,7 @@ pub use depth10::{Depth10, LEVELS, Level};
 pub use fixed::{Price, Size, Volume};
 pub use gap::Gap;
 pub use imbalance::Imbalance;
+pub use mapping::Mapping;
 pub use name::Name;
 pub use quote::Quote;
 pub use statistic::Statistic;
@@ -169,6 +171,9 @@ pub struct Schema {
     pub find: &'static [&'static str],
 }
 
+/// What tables of rows show beside a kind's own columns, which have other names.
+pub const ADDED_COLUMNS: [&str; 3] = ["lsn", "index_time", "kind"];
+
 /// Id columns of a kind at most.
 pub const FIND_MAX: usize = 4;
 
@@ -267,7 +272,7 @@ macro_rules! record {
 pub(crate) use record;
 
 /// Every kind this program knows.
-pub static SCHEMAS: [Schema; 15] = [
+pub static SCHEMAS: [Schema; 16] = [
     Trade::SCHEMA,
     Quote::SCHEMA,
     BookOrder::SCHEMA,
@@ -283,6 +288,7 @@ pub static SCHEMAS: [Schema; 15] = [
     Statistic::SCHEMA,
     Bust::SCHEMA,
     Correct::SCHEMA,
+    Mapping::SCHEMA,
 ];
 
 /// The schema of `kind`, if it is known.
@@ -442,6 +448,13 @@ mod tests {
     }
 
     #[test]
+    fn no_column_has_a_name_that_tables_of_rows_add() {
+        for s in &SCHEMAS {
+            assert!(s.columns.iter().all(|c| !ADDED_COLUMNS.contains(&c.name)), "{}", s.name);
+        }
+    }
+
+    #[test]
     fn the_columns_to_find_by_are_64_bit_ids() {
         for s in &SCHEMAS {
             assert_eq!(s.find_columns().count(), s.find.len());
@@ -458,7 +471,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn split_is_total_on_any_words(mut words in proptest::collection::vec(any::<u64>(), 0..64), kinds in proptest::collection::vec(0u64..18, 64)) {
+        fn split_is_total_on_any_words(mut words in proptest::collection::vec(any::<u64>(), 0..64), kinds in proptest::collection::vec(0u64..20, 64)) {
             for (w, k) in words.iter_mut().zip(kinds) { *w = (*w & !0xffff) | k; }
             let mut seen = 0;
             for r in split(&words) {
@@ -468,7 +481,7 @@ mod tests {
         }
 
         #[test]
-        fn every_value_of_every_column_prints_and_parses_to_itself(bytes in proptest::collection::vec(any::<u8>(), 1024), kind in 1u16..=15) {
+        fn every_value_of_every_column_prints_and_parses_to_itself(bytes in proptest::collection::vec(any::<u8>(), 1024), kind in 1u16..=16) {
             let schema = schema(Kind(kind)).unwrap();
             let mut copy = vec![0u8; schema.words * 8];
             for c in schema.columns {

@@ -2,25 +2,21 @@
 //! columns of the kind, in any order. Columns that are absent are zero, times null; columns that the
 //! tool adds for people (`lsn`, `index_time`) are passed over; others are refused.
 
-use std::collections::HashMap;
 use std::path::Path;
 
-use tapestore::record::{Column, ColumnType, Name, Schema, schema_by_name};
+use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Name, Schema};
 use tapestore::time::Ts;
 
-use super::{LineInput, LineParser, Lines, Message};
+use super::{LineInput, LineParser, Lines, Message, Names, Options, kind_named};
+use crate::columnar::unknown_column;
 use crate::exit::{DATA, Failure, Outcome};
-
-/// What the tool adds to a row and an import does not need.
-const PASSED_OVER: [&str; 2] = ["lsn", "index_time"];
 
 /// A CSV file.
 pub struct Csv {
     header: Vec<String>,
     kind: Option<&'static Schema>,
     source: Option<u16>,
-    names: Vec<Name>,
-    index: HashMap<Name, u32>,
+    names: Names,
 }
 
 /// The fields of one CSV line.
@@ -28,44 +24,38 @@ fn fields(line: &[u8]) -> Result<Vec<String>, String> {
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
     let mut record = csv::StringRecord::new();
     match reader.read_record(&mut record) {
-        Ok(_) => Ok(record.iter().map(|f| f.trim().to_owned()).collect()),
+        Ok(_) => Ok(record.iter().map(str::to_owned).collect()),
         Err(e) => Err(e.to_string()),
     }
 }
 
 impl Csv {
-    /// Opens the file `path`; `kind` is for files without a column of that name.
+    /// Opens the file `path`.
     ///
     /// # Errors
     /// That it cannot be read, or its header is not one.
-    pub fn open(path: &Path, kind: Option<&str>, source: Option<u16>) -> Outcome<LineInput<Csv>> {
+    pub fn open(path: &Path, options: &Options) -> Outcome<LineInput<Csv>> {
         let mut lines = Lines::open(path)?;
         let header = match lines.read()? {
             Some(line) => fields(line),
             None => Err("the file is empty".to_owned()),
         };
-        let header = header.map_err(|e| lines.fail(&e))?;
-        let kind = match kind {
-            None => None,
-            Some(name) => Some(schema_by_name(name).ok_or_else(|| Failure::new(DATA, unknown_kind(name)))?),
-        };
+        let header: Vec<String> = header.map_err(|e| lines.fail(&e))?.iter().map(|h| options.renamed(h.trim())).collect();
+        let kind = options.kind.as_deref().map(kind_named).transpose().map_err(|e| Failure::new(DATA, e))?;
         if !header.iter().any(|h| h == "instrument") {
             return Err(lines.fail("the header has no column 'instrument'; is this a CSV file with a header?"));
         }
         if kind.is_none() && !header.iter().any(|h| h == "kind") {
             return Err(lines.fail("the header has no column 'kind'; name the kind with --kind"));
         }
-        let parser = Csv { header, kind, source, names: Vec::new(), index: HashMap::new() };
+        let parser = Csv { header, kind, source: options.source, names: Names::default() };
         Ok(LineInput { lines, parser })
     }
 }
 
-fn unknown_kind(name: &str) -> String {
-    let known: Vec<&str> = tapestore::record::SCHEMAS.iter().map(|s| s.name).collect();
-    format!("kind '{name}' is none of: {}", known.join(", "))
-}
-
 fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), String> {
+    // Only in text do spaces count.
+    let text = if matches!(column.of, ColumnType::Text(_) | ColumnType::Char) { text } else { text.trim() };
     column.parse(text, bytes).map_err(|e| e.to_string())
 }
 
@@ -78,7 +68,7 @@ impl LineParser for Csv {
         let of = |name: &str| self.header.iter().position(|h| h == name).and_then(|i| values.get(i));
         let schema = match (self.kind, of("kind")) {
             (Some(schema), _) => schema,
-            (None, Some(name)) => schema_by_name(name).ok_or_else(|| unknown_kind(name))?,
+            (None, Some(name)) => kind_named(name.trim())?,
             (None, None) => return Err("no kind".to_owned()),
         };
         let mut bytes = vec![0u8; schema.words * 8];
@@ -91,21 +81,15 @@ impl LineParser for Csv {
         }
         for (name, value) in self.header.iter().zip(&values) {
             match name.as_str() {
-                "kind" | "instrument" => {}
-                name if PASSED_OVER.contains(&name) => {}
+                "" | "instrument" => {}
+                name if ADDED_COLUMNS.contains(&name) => {}
                 name => {
-                    let column = schema.column(name).ok_or_else(|| format!("a {} has no column '{name}'", schema.name))?;
+                    let column = schema.column(name).ok_or_else(|| unknown_column(schema, name))?;
                     put(column, value, &mut bytes)?;
                 }
             }
         }
-        let name: Name =
-            of("instrument").map_or("", |n| n.as_str()).parse().map_err(|e: tapestore::error::Error| e.to_string())?;
-        let next = self.names.len() as u32;
-        let index = *self.index.entry(name).or_insert(next);
-        if index == next {
-            self.names.push(name);
-        }
+        let index = self.names.number(of("instrument").map_or("", |n| n.trim()))?;
         if let Some(column) = schema.column("instrument") {
             put(column, &index.to_string(), &mut bytes)?;
         }
@@ -116,7 +100,7 @@ impl LineParser for Csv {
     }
 
     fn names(&self) -> &[Name] {
-        &self.names
+        self.names.all()
     }
 }
 
@@ -133,7 +117,7 @@ mod tests {
     fn read(text: &str, kind: Option<&str>) -> (Vec<Trade>, Option<String>) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        let mut input = match Csv::open(file.path(), kind, None) {
+        let mut input = match Csv::open(file.path(), &Options { kind: kind.map(str::to_owned), ..Options::default() }) {
             Ok(input) => input,
             Err(e) => return (Vec::new(), Some(e.message)),
         };

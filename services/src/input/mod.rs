@@ -1,5 +1,5 @@
-//! Owns: inputs, where records to be published come from: DBN files, captures, CSV, the simulated
-//! market.
+//! Owns: inputs, where records to be published come from: DBN files, Parquet, Arrow, captures, CSV, the
+//! simulated market.
 //!
 //! An input gives messages: records that came together, with the time at which they did. Their
 //! instruments are numbered by the input from 0, in the order of [`Input::names`]; the publisher puts
@@ -12,13 +12,15 @@ mod binance;
 mod csv;
 mod dbn;
 mod sim;
+mod tables;
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use tapestore::record::{Name, Record};
+use tapestore::record::{Name, Record, SCHEMAS, Schema, schema_by_name};
 use tapestore::time::Ts;
 
 use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
@@ -27,11 +29,12 @@ pub use self::binance::Binance;
 pub use self::csv::Csv;
 pub use self::dbn::Dbn;
 pub use self::sim::{Market, Sim};
+pub use self::tables::Table;
 
 /// Records that came together.
 #[derive(Debug, Default)]
 pub struct Message {
-    /// When they came.
+    /// When they came; null if they have no time of their own.
     pub at: Ts,
     /// The records, one after the other.
     pub words: Vec<u64>,
@@ -69,6 +72,74 @@ pub trait Input {
 
     /// Whether progress is in bytes.
     fn is_bytes(&self) -> bool;
+
+    /// What was met that no record here can hold, and how often: it is left in the source.
+    fn left(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
+}
+
+/// How files are read that do not say everything themselves.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Options {
+    /// Kind of the rows of a file that does not say it
+    #[arg(long)]
+    pub kind: Option<String>,
+    /// Number of the venue feed, for inputs that do not carry one
+    #[arg(long)]
+    pub source: Option<u16>,
+    /// The file's column THEIRS is our column OURS; with no OURS it is left out; may be given again
+    #[arg(long = "column", value_name = "THEIRS=OURS", value_parser = rename)]
+    pub columns: Vec<(String, String)>,
+    /// First part of the names of instruments of DBN fragments [default: the data set of the record's publisher]
+    #[arg(long)]
+    pub dataset: Option<String>,
+}
+
+fn rename(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or_else(|| format!("'{text}' is not THEIRS=OURS"))?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
+}
+
+impl Options {
+    /// Our name of the file's column `theirs`; empty if it is left out.
+    fn renamed(&self, theirs: &str) -> String {
+        self.columns.iter().find(|(from, _)| from == theirs).map_or(theirs, |(_, to)| to).to_owned()
+    }
+}
+
+/// The kind called `name`.
+fn kind_named(name: &str) -> Result<&'static Schema, String> {
+    let known = || SCHEMAS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
+    schema_by_name(name).ok_or_else(|| format!("kind '{name}' is none of: {}", known()))
+}
+
+/// The instruments of an input, numbered from 0 in the order in which they are met.
+#[derive(Default)]
+struct Names {
+    names: Vec<Name>,
+    numbers: HashMap<Name, u32>,
+    /// The text that was asked for last: rows of an instrument come one after the other.
+    last: (String, u32),
+}
+
+impl Names {
+    fn number(&mut self, text: &str) -> Result<u32, String> {
+        if !self.names.is_empty() && self.last.0 == text {
+            return Ok(self.last.1);
+        }
+        let name: Name = text.parse().map_err(|e: tapestore::error::Error| e.to_string())?;
+        let number = *self.numbers.entry(name).or_insert_with(|| {
+            self.names.push(name);
+            self.names.len() as u32 - 1
+        });
+        self.last = (text.to_owned(), number);
+        Ok(number)
+    }
+
+    fn all(&self) -> &[Name] {
+        &self.names
+    }
 }
 
 /// A text file, compressed with gzip or not, read line by line.
@@ -199,22 +270,25 @@ impl<P: LineParser> Input for LineInput<P> {
     }
 }
 
-/// Opens the file `path`: DBN by its first bytes, a Binance capture if its lines begin with a time and JSON, CSV
-/// otherwise.
+/// Opens the file `path`: DBN, Parquet and Arrow by their first bytes, a Binance capture if its lines begin with a
+/// time and JSON, CSV otherwise.
 ///
 /// # Errors
-/// That it cannot be read, or is neither.
-pub fn open(path: &Path, kind: Option<&str>, source: Option<u16>) -> Outcome<Box<dyn Input>> {
+/// That it cannot be read, or is none of these.
+pub fn open(path: &Path, options: &Options) -> Outcome<Box<dyn Input>> {
     let fail = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
     let mut start = Vec::new();
     File::open(path).map_err(fail)?.take(16).read_to_end(&mut start).map_err(fail)?;
-    if dbn::is_dbn(&start) || path.extension().is_some_and(|e| e == "frag") {
-        return Ok(Box::new(Dbn::open(path, source)?));
+    if dbn::is_dbn(&start) || dbn::is_fragment(path) {
+        return Ok(Box::new(Dbn::open(path, options)?));
+    }
+    if tables::is_table(&start) {
+        return Ok(Box::new(Table::open(path, options)?));
     }
     let mut peek = Lines::open(path)?;
     let first = peek.read()?.map(<[u8]>::to_vec).unwrap_or_default();
     if first.first().is_some_and(u8::is_ascii_digit) && first.contains(&b'{') {
-        return Ok(Box::new(Binance::open(path, source)?));
+        return Ok(Box::new(Binance::open(path, options.source)?));
     }
-    Ok(Box::new(Csv::open(path, kind, source)?))
+    Ok(Box::new(Csv::open(path, options)?))
 }

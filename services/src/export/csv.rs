@@ -1,0 +1,80 @@
+//! Owns: CSV files of the rows of a kind, as `tape scan --csv` prints them and `tape import` reads them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tapestore::reader::Row;
+use tapestore::record::{Name, Schema, Value};
+
+use super::Sink;
+use crate::exit::{Failure, IO, Outcome};
+use crate::output::{csv_header, csv_row};
+
+enum Out {
+    Plain(File),
+    Gz(GzEncoder<File>),
+}
+
+impl Write for Out {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Out::Plain(file) => file.write(buf),
+            Out::Gz(encoder) => encoder.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Out::Plain(file) => file.flush(),
+            Out::Gz(encoder) => encoder.flush(),
+        }
+    }
+}
+
+/// A CSV file.
+pub(super) struct Csv {
+    out: BufWriter<Out>,
+    /// Rows with text that is not printable ASCII.
+    odd: u64,
+}
+
+impl Csv {
+    pub(super) fn new(file: File, kind: &'static Schema, compressed: bool) -> Outcome<Csv> {
+        let out = if compressed { Out::Gz(GzEncoder::new(file, Compression::default())) } else { Out::Plain(file) };
+        let mut out = BufWriter::with_capacity(1 << 20, out);
+        csv_header(&mut out, kind)?;
+        Ok(Csv { out, odd: 0 })
+    }
+}
+
+fn is_odd(value: &Value<'_>) -> bool {
+    let printable = |b: &u8| (32..127).contains(b);
+    match value {
+        Value::Char(c) => *c != 0 && !printable(c),
+        Value::Text(bytes) => !bytes.iter().all(printable),
+        _ => false,
+    }
+}
+
+impl Sink for Csv {
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome {
+        self.odd += u64::from(row.record.values().any(|(_, value)| is_odd(&value)));
+        csv_row(&mut self.out, row, name.as_str())
+    }
+
+    fn finish(self: Box<Self>) -> Outcome<File> {
+        let fail = |e: std::io::Error| Failure::new(IO, format!("cannot write CSV: {e}"));
+        match self.out.into_inner().map_err(|e| fail(e.into_error()))? {
+            Out::Plain(file) => Ok(file),
+            Out::Gz(encoder) => encoder.finish().map_err(fail),
+        }
+    }
+
+    fn left(&self) -> BTreeMap<String, u64> {
+        let odd = (self.odd > 0).then(|| ("texts of records that are not printable ASCII".to_owned(), self.odd));
+        odd.into_iter().collect()
+    }
+}

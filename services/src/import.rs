@@ -1,0 +1,116 @@
+//! Owns: `tape import`: files into a store, as fast as it takes them, and what of them it could not hold.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use tapestore::lsn::{Level, PublisherId};
+use tapestore::publisher::{self, Publisher};
+use tapestore::record::SCHEMAS;
+
+use crate::exit::{DATA, Failure, Outcome};
+use crate::input;
+use crate::output::Format;
+use crate::publish::{FLUSH_TIMEOUT, Pump, Pumped, Rate};
+use crate::terminal;
+
+/// `tape import`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// DBN (plain, zstd, fragments), Parquet, Arrow IPC, CSV with a header, Binance captures
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    options: input::Options,
+    /// Who publishes; at most one process writes as a publisher
+    #[arg(long, default_value_t = 1)]
+    publisher: u16,
+    /// Until when records are kept for sending again: none, os, fsync
+    #[arg(long, default_value = "fsync")]
+    level: Level,
+}
+
+/// What became of a file.
+struct Imported {
+    done: Pumped,
+    left: BTreeMap<String, u64>,
+    seconds: f64,
+    bytes: u64,
+    outcome: Outcome,
+}
+
+fn file(path: &Path, args: &Args, publisher: &mut Publisher, stop: &dyn Fn() -> bool) -> Outcome<Imported> {
+    let began = Instant::now();
+    let mut input = input::open(path, &args.options)?;
+    let bytes = std::fs::metadata(path)?.len();
+    let mut pump = Pump { input: input.as_mut(), publisher, rate: Rate::Max, batch: 256, stop };
+    let (done, mut outcome) = pump.run(&mut |_, _, _| {});
+    if outcome.is_ok() {
+        outcome = publisher.flush(args.level, FLUSH_TIMEOUT).map(drop).map_err(Failure::from);
+    }
+    let lost = publisher.take_lost();
+    if let (Ok(()), Some(l)) = (&outcome, lost.first()) {
+        let what = format!("records {} to {} of epoch {} were lost on the way; a gap is stored", l.first, l.last, l.epoch);
+        outcome = Err(Failure::new(crate::exit::LATER, what));
+    }
+    Ok(Imported { done, left: input.left(), seconds: began.elapsed().as_secs_f64(), bytes, outcome })
+}
+
+fn report(path: &Path, imported: &Imported, format: Format) {
+    let Imported { done, left, seconds, bytes, .. } = imported;
+    let kinds = SCHEMAS.iter().zip(done.kinds).filter(|(_, n)| *n > 0);
+    let checksum = format!("{:016x}", done.tally.checksum);
+    if format.json {
+        let kinds: serde_json::Map<String, serde_json::Value> = kinds.map(|(s, n)| (s.name.to_owned(), n.into())).collect();
+        let object = serde_json::json!({
+            "file": path.display().to_string(), "records": done.tally.records, "checksum": checksum, "kinds": kinds,
+            "left": left, "seconds": seconds, "bytes": bytes,
+        });
+        println!("{object}");
+        return;
+    }
+    let kinds: Vec<String> = kinds.map(|(s, n)| format!("{} {}", terminal::thousands(n), s.name)).collect();
+    let rate = |n: f64| n / seconds.max(1e-9) / 1e6;
+    println!(
+        "{}: {} records ({}), checksum {checksum}, in {seconds:.2} s: {:.2} M records/s, {:.0} MB/s of the file",
+        path.display(),
+        terminal::thousands(done.tally.records),
+        kinds.join(", "),
+        rate(done.tally.records as f64),
+        rate(*bytes as f64)
+    );
+    for (what, n) in left {
+        println!("  left in the source: {} {what}", terminal::thousands(*n));
+    }
+}
+
+/// `tape import`.
+///
+/// # Errors
+/// What an input or storage says; what came before it is kept, and the message says how much. That something
+/// could not be held (exit code 65), after everything else has been taken.
+pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
+    let stop = terminal::stop_flag()?;
+    let options = publisher::Options { level: args.level, ..publisher::Options::new(store, PublisherId(args.publisher)) };
+    let mut publisher = Publisher::open(options)?;
+    let mut left = 0;
+    for path in &args.files {
+        let imported = file(path, args, &mut publisher, &|| terminal::is_raised(&stop))?;
+        report(path, &imported, format);
+        if let Err(failure) = imported.outcome {
+            let kept = terminal::thousands(imported.done.tally.records);
+            return Err(Failure::new(failure.code, format!("{failure}. The {kept} records of it before are published and kept")));
+        }
+        if terminal::is_raised(&stop) {
+            return Err(Failure::new(crate::exit::LATER, "interrupted: what is reported above is published and kept"));
+        }
+        left += imported.left.values().sum::<u64>();
+    }
+    if left > 0 {
+        return Err(Failure::new(
+            DATA,
+            format!("{left} things have no place in this store; they are left in the source, by name above"),
+        ));
+    }
+    Ok(())
+}

@@ -60,9 +60,9 @@ fn is_odd(value: &Value<'_>) -> bool {
 }
 
 impl Sink for Csv {
-    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome {
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool> {
         self.odd += u64::from(row.record.values().any(|(_, value)| is_odd(&value)));
-        csv_row(&mut self.out, row, name.as_str())
+        csv_row(&mut self.out, row, name.as_str()).map(|()| true)
     }
 
     fn finish(self: Box<Self>) -> Outcome<File> {

@@ -16,7 +16,7 @@ use tapestore::lsn::InstrumentId;
 use tapestore::reader::{Row, Series, TimeRange};
 use tapestore::record::{
     Bar1d, Bar1h, Bar1m, Bar1s, BookOrder, Definition, Depth10, Imbalance, Kind, Mapping, Name, Quote, Record, Schema, Size,
-    Statistic, Status, Trade, Volume, schema,
+    Statistic, Status, Trade, schema,
 };
 use tapestore::time::{NANOS_PER_SECOND, Ts};
 
@@ -28,6 +28,7 @@ use crate::tally::name_hash;
 const ZSTD_LEVEL: i32 = 0;
 /// Data set of instruments whose name says none.
 const NO_DATASET: &str = "TAPE";
+const ONE_FILE: &str = "a DBN file holds one schema of one data set; choose with --kind and --instrument, or name a directory";
 const STYPE_NONE: u8 = 255;
 const ONE: u64 = 1_000_000_000;
 
@@ -136,17 +137,17 @@ fn metadata(
     start: Ts,
     kind: Kind,
 ) -> Outcome<Metadata> {
-    let known: Vec<&Mapping> =
-        dataset.mappings.iter().filter(|m| m.stype_in != STYPE_NONE || m.stype_out != STYPE_NONE).collect();
-    let types: BTreeSet<(u8, u8)> = known.iter().map(|m| (m.stype_in, m.stype_out)).collect();
+    let typed = dataset.mappings.iter().filter(|m| m.stype_in != STYPE_NONE || m.stype_out != STYPE_NONE);
+    let types: BTreeSet<(u8, u8)> = typed.clone().map(|m| (m.stype_in, m.stype_out)).collect();
     let is_number = |t: u8| t == SType::InstrumentId as u8;
-    let one = types.first().copied().filter(|t| types.len() == 1 && is_number(t.0) != is_number(t.1));
+    let one = types.first().copied().filter(|t| types.len() == 1 && (is_number(t.0) || is_number(t.1)));
     let mut mappings: Vec<SymbolMapping> = Vec::new();
     let mut add = |raw_symbol: String, interval: MappingInterval| match mappings.iter_mut().find(|m| m.raw_symbol == raw_symbol) {
         Some(mapping) => mapping.intervals.push(interval),
         None => mappings.push(SymbolMapping { raw_symbol, intervals: vec![interval] }),
     };
-    for m in known {
+    // One that says a number alone names nothing.
+    for m in typed.filter(|m| m.stype_out_symbol != [0; 71]) {
         let (start_date, end_date) = (date(m.start_ts), date(m.end_ts));
         let (raw_symbol, symbol) = match one {
             Some(_) => (text(&m.stype_in_symbol), text(&m.stype_out_symbol)),
@@ -179,6 +180,9 @@ fn metadata(
 /// Writes DBN files of `kinds`.
 pub(super) fn export(export: &mut Export<'_>, kinds: &BTreeMap<Kind, Vec<Series>>) -> Outcome {
     let datasets = datasets(export, kinds)?;
+    if !export.is_dir && (datasets.len() > 1 || kinds.keys().filter(|k| **k != Mapping::KIND).count() > 1) {
+        return Err(Failure::new(USAGE, ONE_FILE));
+    }
     for (kind, series) in kinds {
         // Mappings are in the metadata of every file.
         let Some(of) = schema(*kind).filter(|s| s.kind != Mapping::KIND) else { continue };
@@ -207,10 +211,8 @@ fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Data
             continue;
         };
         if !files.contains_key(&schema) {
-            if !export.is_dir && (export.has_file || !files.is_empty()) {
-                let what =
-                    "a DBN file holds one schema of one data set; choose with --kind and --instrument, or name a directory";
-                return Err(Failure::new(USAGE, what));
+            if !export.is_dir && !files.is_empty() {
+                return Err(Failure::new(USAGE, ONE_FILE));
             }
             let metadata = metadata(export, code, dataset, schema, row.index_time, of.kind)?;
             let (numbers, compressed) = (dataset.numbers.clone(), export.format == Format::DbnZst);
@@ -219,12 +221,10 @@ fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Data
             files.insert(schema, Pending::create(path, of, force, open)?);
         }
         let (Some(file), Some((name, hash))) = (files.get_mut(&schema), names.get(&row.record.instrument())) else { continue };
-        file.push(&row, name, *hash)?;
-        export.total.records += 1;
+        export.total.records += u64::from(file.push(&row, name, *hash)?);
         export.tick()?;
     }
     for file in files.values_mut() {
-        export.has_file = true;
         export.finish(file)?;
     }
     if unknown > 0 {
@@ -284,7 +284,6 @@ macro_rules! convert {
             $($char: $m.$char.0 as c_char,)*
             $($same: $m.$same,)*
             $($more)*
-            ..Default::default()
         }
     };
 }
@@ -334,9 +333,6 @@ impl Dbn {
             };
         }
         if let Some(m) = record.get::<Trade>() {
-            if m.trade_id != 0 && m.trade_id != u64::MAX {
-                self.count("ids of trades");
-            }
             let hd = hd!(TradeMsg, rtype::MBP_0);
             return Ok(self.put(&convert!(TradeMsg from m, hd; price; size; action side; sequence ts_in_delta depth;
                 ts_recv: m.ts_recv.0, flags: FlagSet::new(m.flags),)));
@@ -359,31 +355,19 @@ impl Dbn {
             return Ok(self.put(&convert!(Mbp10Msg from m, hd; price; size; action side; sequence ts_in_delta depth;
                 ts_recv: m.ts_recv.0, flags: FlagSet::new(m.flags), levels,)));
         }
-        macro_rules! bar {
-            ($kind:ident, $rtype:expr) => {
-                if let Some(m) = record.get::<$kind>() {
-                    let whole = |v: Volume| (v.units() % u128::from(ONE) == 0).then(|| u64::try_from(v.units() / u128::from(ONE)).ok())?;
-                    let volume = whole(m.volume).ok_or(NO_VOLUME)?;
-                    let hd = hd!(OhlcvMsg, $rtype);
-                    let (open, high, low, close) = (m.open.0, m.high.0, m.low.0, m.close.0);
-                    return Ok(self.put(&dbn::OhlcvMsg { hd, open, high, low, close, volume }));
-                }
-            };
+        if let Some(written) = self.write_bar(row, id) {
+            return written;
         }
-        bar!(Bar1s, rtype::OHLCV_1S);
-        bar!(Bar1m, rtype::OHLCV_1M);
-        bar!(Bar1h, rtype::OHLCV_1H);
-        bar!(Bar1d, rtype::OHLCV_1D);
         if let Some(m) = record.get::<Status>() {
             let hd = hd!(StatusMsg, rtype::STATUS);
             return Ok(self.put(&convert!(StatusMsg from m, hd;;; is_trading is_quoting is_short_sell_restricted;
-                action reason trading_event; ts_recv: m.ts_recv.0,)));
+                action reason trading_event; ts_recv: m.ts_recv.0, ..Default::default())));
         }
         if let Some(m) = record.get::<Statistic>() {
             let hd = hd!(StatMsg, rtype::STATISTICS);
             return Ok(self.put(&convert!(StatMsg from m, hd; price;;;
                 quantity sequence ts_in_delta stat_type channel_id update_action stat_flags;
-                ts_recv: m.ts_recv.0, ts_ref: m.ts_ref.0,)));
+                ts_recv: m.ts_recv.0, ts_ref: m.ts_ref.0, ..Default::default())));
         }
         if let Some(m) = record.get::<Imbalance>() {
             let hd = hd!(ImbalanceMsg, rtype::IMBALANCE);
@@ -391,15 +375,32 @@ impl Dbn {
                 ref_price cont_book_clr_price auct_interest_clr_price ssr_filling_price ind_match_price upper_collar lower_collar;
                 paired_qty total_imbalance_qty market_imbalance_qty unpaired_qty;
                 auction_type side unpaired_side significant_imbalance; auction_status freeze_status num_extensions;
-                ts_recv: m.ts_recv.0, auction_time: m.auction_time.0,)));
+                ts_recv: m.ts_recv.0, auction_time: m.auction_time.0, ..Default::default())));
         }
         if let Some(m) = record.get::<Definition>() {
-            if m.min_size != Size::NULL || m.min_size_increment != Size::NULL {
-                self.count("sizes of definitions (min_size, min_size_increment)");
-            }
             return Ok(self.write_definition(m, id));
         }
         Err("records of a kind that DBN does not have")
+    }
+
+    /// Writes the record of `row` if it is a bar.
+    fn write_bar(&mut self, row: &Row<'_>, id: u32) -> Option<Result<Outcome, &'static str>> {
+        let record = row.record;
+        macro_rules! bar {
+            ($kind:ident, $rtype:expr) => {
+                record.get::<$kind>().map(|m| ($rtype, [m.open, m.high, m.low, m.close], m.volume))
+            };
+        }
+        let bar = bar!(Bar1s, rtype::OHLCV_1S).or_else(|| bar!(Bar1m, rtype::OHLCV_1M));
+        let bar = bar.or_else(|| bar!(Bar1h, rtype::OHLCV_1H)).or_else(|| bar!(Bar1d, rtype::OHLCV_1D));
+        let (rtype, [open, high, low, close], volume) = bar?;
+        let one = u128::from(ONE);
+        let volume = if volume.units() % one == 0 { u64::try_from(volume.units() / one).ok() } else { None };
+        let Some(volume) = volume else { return Some(Err(NO_VOLUME)) };
+        let head = record.header();
+        let hd = RecordHeader::new::<dbn::OhlcvMsg>(rtype, head.source, id, head.ts_event.0);
+        let (open, high, low, close) = (open.0, high.0, low.0, close.0);
+        Some(Ok(self.put(&dbn::OhlcvMsg { hd, open, high, low, close, volume })))
     }
 
     fn write_quote(&mut self, m: &Quote, id: u32) -> Result<Outcome, &'static str> {
@@ -449,14 +450,21 @@ impl Dbn {
 }
 
 impl Sink for Dbn {
-    fn push(&mut self, row: &Row<'_>, _: &Name) -> Outcome {
+    fn push(&mut self, row: &Row<'_>, _: &Name) -> Outcome<bool> {
         match self.write(row) {
-            Ok(written) => written,
+            Ok(written) => written?,
             Err(why) => {
                 self.count(why);
-                Ok(())
+                return Ok(false);
             }
         }
+        if row.record.get::<Trade>().is_some_and(|m| m.trade_id != 0 && m.trade_id != u64::MAX) {
+            self.count("ids of trades");
+        }
+        if row.record.get::<Definition>().is_some_and(|m| m.min_size != Size::NULL || m.min_size_increment != Size::NULL) {
+            self.count("sizes of definitions (min_size, min_size_increment)");
+        }
+        Ok(true)
     }
 
     fn finish(self: Box<Self>) -> Outcome<File> {

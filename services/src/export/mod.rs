@@ -89,8 +89,8 @@ pub struct Args {
 
 /// Takes rows and makes a file of them.
 trait Sink {
-    /// Takes the next row.
-    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome;
+    /// Takes the next row; `false` if it is left in the store, counted.
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool>;
 
     /// Writes out what is held back, and gives the file.
     fn finish(self: Box<Self>) -> Outcome<File>;
@@ -132,15 +132,19 @@ impl Pending {
         Ok(pending)
     }
 
-    fn push(&mut self, row: &Row<'_>, name: &Name, hash: u64) -> Outcome {
-        self.tally.add(hash, row.record.words());
-        let is_used =
-            |c: &Column| row.record.bytes().get(c.offset..c.offset + c.of.size()).is_some_and(|b| b.iter().any(|b| *b != 0));
-        self.reserved += u64::from(self.kind.reserved().any(is_used));
-        match &mut self.sink {
-            Some(sink) => sink.push(row, name),
-            None => Ok(()),
+    /// Takes the next row; `false` if it is left in the store.
+    fn push(&mut self, row: &Row<'_>, name: &Name, hash: u64) -> Outcome<bool> {
+        let Some(sink) = &mut self.sink else { return Ok(false) };
+        if !sink.push(row, name)? {
+            return Ok(false);
         }
+        self.tally.add(hash, row.record.words());
+        let is_used = |c: &Column| {
+            let bytes = row.record.bytes().get(c.offset..c.offset + c.of.size());
+            bytes.is_some_and(|b| b.iter().any(|b| *b != 0))
+        };
+        self.reserved += u64::from(self.kind.reserved().any(is_used));
+        Ok(true)
     }
 
     /// Gives the file its name; what it could not hold.
@@ -181,8 +185,6 @@ struct Export<'a> {
     bar: indicatif::ProgressBar,
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
     is_dir: bool,
-    /// Whether the one file has been written.
-    has_file: bool,
     output: Output,
     total: Tally,
     left: u64,
@@ -236,8 +238,7 @@ impl Export<'_> {
             while !self.is_full()
                 && let Some(row) = scan.next()?
             {
-                file.push(&row, &name, hash)?;
-                self.total.records += 1;
+                self.total.records += u64::from(file.push(&row, &name, hash)?);
                 self.tick()?;
             }
         }
@@ -313,19 +314,8 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
     let bar = terminal::progress(total, false, "exporting");
     let symbols = reader.symbols()?;
     symbols.refresh();
-    let mut export = Export {
-        args,
-        format,
-        symbols,
-        snapshot: &snapshot,
-        bar,
-        stop,
-        is_dir,
-        has_file: false,
-        output,
-        total: Tally::default(),
-        left: 0,
-    };
+    let mut export =
+        Export { args, format, symbols, snapshot: &snapshot, bar, stop, is_dir, output, total: Tally::default(), left: 0 };
     if format.is_dbn() {
         dbn::export(&mut export, &kinds)?;
     } else {

@@ -91,8 +91,11 @@ fn properties(kind: &Schema, decimal: bool) -> Outcome<WriterProperties> {
 }
 
 impl Sink for Parquet {
-    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome {
-        if self.batcher.push(row, name.as_str()) { self.write() } else { Ok(()) }
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool> {
+        if self.batcher.push(row, name.as_str()) {
+            self.write()?;
+        }
+        Ok(true)
     }
 
     fn finish(mut self: Box<Self>) -> Outcome<File> {
@@ -124,8 +127,11 @@ impl Arrow {
 }
 
 impl Sink for Arrow {
-    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome {
-        if self.batcher.push(row, name.as_str()) { self.write() } else { Ok(()) }
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool> {
+        if self.batcher.push(row, name.as_str()) {
+            self.write()?;
+        }
+        Ok(true)
     }
 
     fn finish(mut self: Box<Self>) -> Outcome<File> {
@@ -134,5 +140,61 @@ impl Sink for Arrow {
         let mut file = self.writer.into_inner().map_err(|e| arrow_failed(&e))?;
         file.flush()?;
         file.into_inner().map_err(|e| Failure::new(IO, e.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tapestore::lsn::Lsn;
+    use tapestore::record::{Record as _, RecordRef, Trade};
+    use tapestore::time::Ts;
+
+    use super::*;
+    use crate::input::{self, Message, Options};
+
+    /// The records of `path`, or why it cannot be read to its end.
+    fn read(path: &Path) -> Outcome<Vec<Vec<u64>>> {
+        let (mut input, mut message) = (input::open(path, &Options::default())?, Message::default());
+        let mut records = Vec::new();
+        while input.next(&mut message)? {
+            records.push(message.words.clone());
+        }
+        Ok(records)
+    }
+
+    #[test]
+    fn a_file_that_is_damaged_anywhere_is_refused_or_read_and_never_stops_the_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let name: Name = "A:B".parse().unwrap();
+        for format in ["parquet", "arrow"] {
+            let path = dir.path().join("file");
+            let file = File::create(&path).unwrap();
+            let mut sink: Box<dyn Sink> = match format {
+                "parquet" => Box::new(Parquet::new(file, &Trade::SCHEMA, false).unwrap()),
+                _ => Box::new(Arrow::new(file, &Trade::SCHEMA, true).unwrap()),
+            };
+            for i in 0..20 {
+                let trade = Trade { trade_id: i, ts_recv: Ts(i), ..Trade::default() };
+                sink.push(&Row { lsn: Lsn(i), index_time: Ts(i), record: RecordRef::of(&trade) }, &name).unwrap();
+            }
+            sink.finish().unwrap();
+            assert_eq!(read(&path).unwrap().len(), 20);
+            let bytes = std::fs::read(&path).unwrap();
+            let (mut refused, mut len) = (0, 0);
+            while len < bytes.len() {
+                std::fs::write(&path, &bytes[..len]).unwrap();
+                assert!(read(&path).is_err() || format == "arrow", "cut at {len}");
+                len += 7;
+            }
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= [0xff, 0x01, 0x80][at % 3];
+                std::fs::write(&path, &damaged).unwrap();
+                refused += usize::from(read(&path).is_err());
+            }
+            assert!(refused > 100, "{format}: {refused} of {}", bytes.len());
+        }
     }
 }

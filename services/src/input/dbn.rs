@@ -44,6 +44,8 @@ pub struct Dbn {
     /// Of the file, or as it was asked for; `None` in a fragment.
     dataset: Option<String>,
     schema: Option<dbn::Schema>,
+    /// Symbology types, in and out, as the metadata says them.
+    stypes: (u8, u8),
     symbols: TsSymbolMap,
     instruments: Instruments,
     mappings: VecDeque<Mapping>,
@@ -111,6 +113,7 @@ impl Dbn {
             fsm,
             dataset: options.dataset.clone(),
             schema: None,
+            stypes: (STYPE_NONE, STYPE_NONE),
             symbols: TsSymbolMap::new(),
             instruments: Instruments::default(),
             mappings: VecDeque::new(),
@@ -161,6 +164,7 @@ impl Dbn {
     fn take_metadata(&mut self, metadata: &Metadata) {
         self.dataset = Some(metadata.dataset.clone());
         self.schema = metadata.schema;
+        self.stypes = (metadata.stype_in.map_or(STYPE_NONE, |s| s as u8), metadata.stype_out as u8);
         // Mappings that are not to numbers do not name the records of this file.
         self.symbols = metadata.symbol_map().unwrap_or_default();
         for (what, list) in [("symbols that were not found", &metadata.not_found), ("symbols found in part", &metadata.partial)] {
@@ -189,8 +193,8 @@ impl Dbn {
                     start_ts,
                     end_ts,
                     raw_id: u64::from(id),
-                    stype_in: metadata.stype_in.map_or(STYPE_NONE, |s| s as u8),
-                    stype_out: metadata.stype_out as u8,
+                    stype_in: self.stypes.0,
+                    stype_out: self.stypes.1,
                     dataset: text(metadata.dataset.as_bytes()),
                     stype_in_symbol: text(mapping.raw_symbol.as_bytes()),
                     stype_out_symbol: text(interval.symbol.as_bytes()),
@@ -244,8 +248,8 @@ impl Dbn {
                 ts_event: message.at,
                 end_ts: Ts::NULL,
                 raw_id: u64::from(id),
-                stype_in: STYPE_NONE,
-                stype_out: STYPE_NONE,
+                stype_in: self.stypes.0,
+                stype_out: self.stypes.1,
                 dataset: text(dataset.as_bytes()),
                 ..Mapping::default()
             });

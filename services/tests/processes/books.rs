@@ -4,46 +4,91 @@ use serde_json::Value;
 use tapestore::book::{Book, Oddities};
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{BookOrder, Price, Quote, Record, Size, flags};
+use tapestore::time::Ts;
 
 use crate::fixture::Store;
 
 type Top = [(Price, Size); 2];
 
+/// Moments sampled: what the newest quote said, and what the book was that the newest message of changes had made.
+#[derive(Debug, Default)]
+struct Sampled {
+    equal: usize,
+    /// One of the two was newer than the other (the venue sends changes every 100 ms, and quotes at once); the book
+    /// was what the venue quoted at the book's own update.
+    of_its_own_update: usize,
+    unexplained: usize,
+}
+
+/// What was known from a moment on: the moment, the venue's sequence, the best bid and offer.
+type Known = (Ts, u32, Top);
+
+/// `quotes` by sequence and `books` by time, at 10,000 moments.
+fn sample(quotes: &[Known], books: &[Known], since: impl Fn(u32) -> i32) -> Sampled {
+    let mut by_time = quotes.to_vec();
+    by_time.sort_by_key(|q| q.0);
+    let (first, last) = (books[0].0.0, books[books.len() - 1].0.0);
+    let mut sampled = Sampled::default();
+    for i in 0..10_000 {
+        let moment = Ts(first + (last - first) / 10_000 * i);
+        let newest = |of: &[Known]| of[..of.partition_point(|k| k.0 <= moment)].last().copied();
+        let (Some(quote), Some(book)) = (newest(&by_time), newest(books)) else { continue };
+        // Before the first quote, and behind the last, nothing is known to compare the book with.
+        let then = quotes.partition_point(|q| since(q.1) <= since(book.1));
+        if then == 0 || then == quotes.len() {
+            continue;
+        }
+        if quote.2 == book.2 {
+            sampled.equal += 1;
+        } else if quotes[then - 1].2 == book.2 {
+            sampled.of_its_own_update += 1;
+        } else {
+            sampled.unexplained += 1;
+        }
+    }
+    sampled
+}
+
 /// Of every message of changes: whether the book after it has the best bid and offer that the venue quoted at
 /// that update.
-fn agreement(store: &Store, name: &str) -> (usize, usize, Book) {
+fn agreement(store: &Store, name: &str) -> (usize, usize, Book, Sampled) {
     let mut reader = Reader::open(&store.path).unwrap();
     let snapshot = reader.snapshot(At::Committed).unwrap();
     let instrument = reader.instrument(&name.parse().unwrap()).unwrap();
-    let mut quotes: Vec<(u32, Top)> = Vec::new();
+    let mut quotes: Vec<Known> = Vec::new();
     let mut scan = snapshot.scan(Series { instrument, kind: Quote::KIND }, TimeRange::ALL);
     while let Some(row) = scan.next().unwrap() {
         let q = row.record.get::<Quote>().unwrap();
-        quotes.push((q.sequence, [(q.bid_px, q.bid_sz), (q.ask_px, q.ask_sz)]));
+        quotes.push((row.index_time, q.sequence, [(q.bid_px, q.bid_sz), (q.ask_px, q.ask_sz)]));
     }
     // Update ids keep their low 32 bits: their distance from the first orders them.
-    let first = quotes[0].0;
+    let first = quotes[0].1;
     let since = |sequence: u32| sequence.wrapping_sub(first) as i32;
-    quotes.sort_by_key(|(sequence, _)| since(*sequence));
+    quotes.sort_by_key(|(_, sequence, _)| since(*sequence));
     let mut book = Book::new();
-    let (mut equal, mut compared) = (0, 0);
+    let (mut equal, mut compared, mut ends) = (0, 0, Vec::new());
     let mut scan = snapshot.scan(Series { instrument, kind: BookOrder::KIND }, TimeRange::ALL);
     while let Some(row) = scan.next().unwrap() {
         let change = row.record.get::<BookOrder>().unwrap();
         book.apply(change);
-        let quoted = quotes.partition_point(|(sequence, _)| since(*sequence) <= since(change.sequence));
+        let quoted = quotes.partition_point(|(_, sequence, _)| since(*sequence) <= since(change.sequence));
         // A snapshot is older than what is known by then.
         let is_end = change.flags & (flags::LAST | flags::SNAPSHOT) == flags::LAST;
-        if !is_end || quoted == 0 || quoted == quotes.len() {
+        if !is_end {
             continue;
         }
         let best = [book.bids().next(), book.asks().next()];
         let best = best.map(|b| b.map_or((Price::NULL, Size(0)), |(p, l)| (p, Size(l.size as u64))));
+        ends.push((row.index_time, change.sequence, best));
+        if quoted == 0 || quoted == quotes.len() {
+            continue;
+        }
         compared += 1;
-        equal += usize::from(best == quotes[quoted - 1].1);
+        equal += usize::from(best == quotes[quoted - 1].2);
     }
     assert_eq!(book.oddities(), Oddities::default());
-    (equal, compared, book)
+    let sampled = sample(&quotes, &ends, since);
+    (equal, compared, book, sampled)
 }
 
 #[test]
@@ -57,7 +102,9 @@ fn a_book_rebuilt_from_a_capture_has_the_best_bid_and_offer_that_the_venue_quote
         }
         let store = Store::serve();
         store.tape_ok(&["publish", "--from", &file]);
-        let (equal, compared, book) = agreement(&store, name);
+        let (equal, compared, book, sampled) = agreement(&store, name);
+        println!("{name}: at 10,000 moments: {sampled:?}");
+        assert!(sampled.equal > 1000 && sampled.unexplained == 0, "{sampled:?}");
         println!("{name}: {equal} of {compared} messages agree");
         assert!(compared > 3000 && equal == compared, "{name}: {equal} of {compared}");
         // The tool drops what a clear undoes before it rebuilds: all levels of the book must be the same.

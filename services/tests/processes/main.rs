@@ -4,6 +4,7 @@
 
 mod books;
 mod fixture;
+mod formats;
 mod history;
 mod kills;
 mod pairs;

@@ -1,0 +1,219 @@
+//! What leaves a store in the field's formats comes back the same.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use dbn::decode::dbn::RecordDecoder;
+use dbn::decode::{DbnMetadata as _, DecodeRecordRef as _, DynDecoder};
+use dbn::{Metadata, VersionUpgradePolicy};
+use serde_json::Value;
+use tapestore::lsn::Level;
+use tapestore::reader::{At, Snapshot, TimeRange};
+use tapestore::record::{Bust, Gap, Price, Size, Trade, schema};
+use tapestore::time::Ts;
+
+use crate::fixture::Store;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data");
+
+fn json(text: &str) -> Vec<Value> {
+    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn arg(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// By instrument and kind: index times and words.
+type Contents = BTreeMap<(String, &'static str), Vec<(Ts, Vec<u64>)>>;
+
+/// Every record of every series by its names, in order: index time and words without the instrument's number.
+fn contents(store: &Store) -> Contents {
+    let mut reader = store.reader();
+    let snapshot: Snapshot = reader.snapshot(At::Committed).unwrap();
+    let mut all = BTreeMap::new();
+    for series in snapshot.series().unwrap() {
+        let Some(name) = reader.symbols().unwrap().name(series.instrument) else { continue };
+        let (mut scan, mut rows) = (snapshot.scan(series, TimeRange::ALL), Vec::new());
+        while let Some(row) = scan.next().unwrap() {
+            let mut words = row.record.words().to_vec();
+            words[0] &= 0xffff_ffff;
+            rows.push((row.index_time, words));
+        }
+        all.insert((name.to_string(), schema(series.kind).unwrap().name), rows);
+    }
+    all
+}
+
+/// A store with every kind that inputs here give, in history and in memory.
+fn whole_market() -> Store {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M"]);
+    store.start();
+    store.tape_ok(&["publish", "--sim", "--records", "300000", "--instruments", "40"]);
+    for name in ["status.v3.dbn.zst", "imbalance.dbn", "statistics.dbn", "definition.dbn", "mbp-10.dbn", "ohlcv-1s.dbn"] {
+        let path = format!("{DATA}/dbn_conformance/test_data.{name}");
+        if Path::new(&path).exists() {
+            store.tape_ok(&["import", &path]);
+        } else {
+            println!("skipped: {path} is not there");
+        }
+    }
+    // What only a store's own publishers write: nulls, and the widest numbers.
+    let mut publisher = store.publisher(9, Level::Fsync);
+    let instrument = publisher.instrument(&"X:odd".parse().unwrap()).unwrap();
+    for i in 0..100u64 {
+        let (price, size) = if i % 2 == 0 { (Price::NULL, Size::NULL) } else { (Price(i64::MIN), Size(u64::MAX - 1)) };
+        let ts_event = if i % 3 == 0 { Ts::NULL } else { Ts(1 << 63 | i) };
+        publisher
+            .publish(&Trade { instrument, price, size, ts_event, ts_recv: Ts(i), trade_id: u64::MAX - i, ..Trade::default() })
+            .unwrap();
+        publisher.publish(&Bust { instrument, ts_recv: Ts(i), trade_lsn: tapestore::lsn::Lsn(i), ..Bust::default() }).unwrap();
+        publisher.publish(&Gap { instrument, ts_event: Ts(i), ..Gap::default() }).unwrap();
+    }
+    publisher.close(crate::fixture::PATIENCE).unwrap();
+    store
+}
+
+#[test]
+fn a_store_goes_through_parquet_arrow_and_csv_and_comes_back_equal() {
+    let store = whole_market();
+    let (dir, expected) = (tempfile::tempdir().unwrap(), contents(&store));
+    let total: usize = expected.values().map(Vec::len).sum();
+    assert!(total >= 300_300, "{total}");
+    for format in ["parquet", "parquet --decimal", "arrow", "csv", "csv-gz"] {
+        let out = dir.path().join(format);
+        let mut arguments = vec!["export", arg(&out), "--json", "--format"];
+        arguments.extend(format.split(' '));
+        let exported = json(&store.tape_ok(&arguments));
+        let mut files: Vec<&str> = exported.iter().map(|f| f["file"].as_str().unwrap()).collect();
+        files.sort_unstable();
+        let other = Store::serve();
+        let mut arguments = vec!["import", "--json"];
+        arguments.extend(&files);
+        let imported = json(&other.tape_ok(&arguments));
+        for file in &exported {
+            let back = imported.iter().find(|i| i["file"] == file["file"]).unwrap();
+            assert_eq!((&file["records"], &file["checksum"]), (&back["records"], &back["checksum"]), "{format}: {file}");
+        }
+        assert!(contents(&other) == expected, "{format}");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), files.len(), "no temporary file is left");
+    }
+}
+
+#[test]
+fn an_export_takes_what_was_asked_for_and_leaves_a_file_that_is_there() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "20000", "--instruments", "20"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("some.parquet");
+    let all = json(&store.tape_ok(&["scan", "SIM:00000", "quote", "--json"]));
+    let (from, to) = (all[50]["index_time"].as_str().unwrap(), all[150]["index_time"].as_str().unwrap());
+    let range = ["--instrument", "SIM:00000", "--kind", "quote", "--from", from, "--to", to];
+    let some = json(&store.tape_ok(&[&["scan", "SIM:00000", "quote", "--json"], &range[4..]].concat()));
+    let export = |more: &[&str]| store.tape(&[&["export", arg(&file), "--json"], &range[..], more].concat());
+    let exported = &json(std::str::from_utf8(&export(&[]).stdout).unwrap())[0];
+    assert!(some.len() >= 101 && exported["records"] == some.len(), "{exported}");
+    let again = export(&[]);
+    assert!(again.status.code() == Some(2) && String::from_utf8_lossy(&again.stderr).contains("--force"));
+    let limited = export(&["--force", "--limit", "7"]);
+    assert_eq!(json(std::str::from_utf8(&limited.stdout).unwrap())[0]["records"], 7);
+    let code = |arguments: &[&str]| store.tape(arguments).status.code();
+    assert_eq!(code(&["export", arg(&dir.path().join("all.parquet"))]), Some(2), "a file holds one kind");
+    assert_eq!(code(&["export", arg(&dir.path().join("all.dbn"))]), Some(2), "or one schema");
+    assert_eq!(code(&["export", arg(&dir.path().join("x.csv")), "--kind", "status"]), Some(3));
+    assert_eq!(code(&["export", arg(&dir.path().join("x.csv")), "--kind", "quote", "--format", "dbn"]), Some(2));
+    let left: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(left, std::slice::from_ref(&file), "what fails leaves nothing");
+    // A file that is cut or is something else is refused, and nothing of it is taken twice.
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 10]).unwrap();
+    let refused = store.tape(&["import", arg(&file)]);
+    assert_eq!(refused.status.code(), Some(65), "{}", String::from_utf8_lossy(&refused.stderr));
+    // Columns of another name are named, renamed or left out.
+    let csv = dir.path().join("theirs.csv");
+    std::fs::write(&csv, "sym,px,note\nA:B,1.5,x\n").unwrap();
+    let refused = store.tape(&["import", arg(&csv), "--kind", "trade", "--column", "sym=instrument"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--column px=OURS"));
+    store.tape_ok(&[
+        "import",
+        arg(&csv),
+        "--kind",
+        "trade",
+        "--column",
+        "sym=instrument",
+        "--column",
+        "px=price",
+        "--column",
+        "note=",
+    ]);
+    assert_eq!(json(&store.tape_ok(&["scan", "A:B", "trade", "--json"]))[0]["price"], "1.5");
+}
+
+/// What the `dbn` crate reads of a file: its metadata, if it has any, and its records' bytes.
+fn decode(path: &Path) -> (Option<Metadata>, Vec<Vec<u8>>) {
+    let (name, upgrade) = (arg(path), VersionUpgradePolicy::UpgradeToV3);
+    let mut records = Vec::new();
+    if name.contains(".frag") {
+        let bytes = std::fs::read(path).unwrap();
+        let bytes = if name.ends_with(".zst") { zstd::decode_all(&bytes[..]).unwrap() } else { bytes };
+        let version = [1, 3].into_iter().find(|v| name.contains(&format!(".v{v}."))).unwrap_or(2);
+        let mut decoder = RecordDecoder::with_version(&bytes[..], version, upgrade, false).unwrap();
+        while let Some(record) = decoder.decode_record_ref().unwrap() {
+            records.push(record.as_ref().to_vec());
+        }
+        return (None, records);
+    }
+    let mut decoder = DynDecoder::from_file(path, upgrade).unwrap();
+    let metadata = decoder.metadata().clone();
+    while let Some(record) = decoder.decode_record_ref().unwrap() {
+        records.push(record.as_ref().to_vec());
+    }
+    (Some(metadata), records)
+}
+
+#[test]
+fn every_dbn_file_goes_in_and_comes_out_field_equal_with_its_numbers_and_symbols() {
+    let Ok(files) = std::fs::read_dir(format!("{DATA}/dbn_conformance")) else {
+        println!("skipped: {DATA}/dbn_conformance is not there");
+        return;
+    };
+    let mut paths: Vec<PathBuf> = files.map(|f| f.unwrap().path()).collect();
+    paths.sort();
+    let unsupported = ["dbz", "cmbp", "cbbo", "LICENSE"];
+    paths.retain(|p| !unsupported.iter().any(|u| arg(p).contains(u)));
+    let (mut equal, mut empty) = (0, 0);
+    for path in &paths {
+        let store = Store::serve();
+        store.tape_ok(&["import", arg(path)]);
+        let (metadata, records) = decode(path);
+        if records.is_empty() {
+            empty += 1;
+            continue;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let format = if equal % 2 == 0 { "dbn" } else { "dbn-zst" };
+        let out = json(&store.tape_ok(&["export", arg(dir.path()), "--format", format, "--json"]));
+        assert!(out.len() == 1 && out[0]["records"] == records.len(), "{path:?}: {out:?}");
+        let (back, mut theirs) = decode(Path::new(out[0]["file"].as_str().unwrap()));
+        let mut records = records;
+        if metadata.is_none() {
+            // Fragments are not in the order of time, as every export is.
+            records.sort();
+            theirs.sort();
+        }
+        assert!(theirs == records, "{path:?}");
+        let back = back.unwrap();
+        if let Some(metadata) = metadata {
+            let of = |m: &Metadata| (m.dataset.clone(), m.schema, m.stype_in, m.stype_out);
+            assert_eq!(of(&back), of(&metadata), "{path:?}");
+            let sorted = |m: &Metadata| {
+                let intervals = |m: &dbn::SymbolMapping| m.intervals.iter().map(|i| format!("{i:?}")).collect::<Vec<_>>();
+                m.mappings.iter().map(|m| (m.raw_symbol.clone(), intervals(m))).collect::<BTreeMap<_, _>>()
+            };
+            assert_eq!(sorted(&back), sorted(&metadata), "{path:?}");
+        }
+        equal += 1;
+    }
+    println!("{equal} files of records equal, {empty} without records");
+    assert_eq!(equal + empty, 65);
+}

@@ -31,6 +31,7 @@
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
 
 pub mod agent;
+pub mod bars;
 pub mod book;
 pub mod bus;
 pub mod config;

@@ -68,11 +68,13 @@ pub struct Span {
 }
 
 impl Span {
-    fn range(&self) -> TimeRange {
+    /// The times, all if none are given.
+    pub fn range(&self) -> TimeRange {
         TimeRange { from: self.from.unwrap_or(Ts(0)), to: self.to.unwrap_or(Ts(u64::MAX)) }
     }
 
-    fn limit(&self) -> u64 {
+    /// How many rows.
+    pub fn limit(&self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
     }
 }
@@ -331,7 +333,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
 ///
 /// # Errors
 /// `down`, if it has stopped in order.
-fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
+pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
     let control = follow.reader().control();
     if control.server().is_none() && control.instance().is_multiple_of(2) {
         return Err(down.into());

@@ -51,16 +51,16 @@ fn interval(text: &str) -> Result<u64, String> {
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[group(multiple = false)]
 struct Cut {
-    /// An interval: like 1s, 5m, 1h, 1d [default: 1m]
+    /// Bars of an interval: 1s, 5m, 1h, 1d or the like [default: 1m]
     #[arg(long, value_parser = interval)]
     every: Option<u64>,
-    /// So many trades
+    /// Bars of so many trades
     #[arg(long)]
     ticks: Option<u64>,
-    /// The trade with which this volume is reached
+    /// Bars that close with the trade that reaches this volume
     #[arg(long)]
     volume: Option<Volume>,
-    /// The trade with which this traded value (price times size) is reached
+    /// Bars that close with the trade that reaches this traded value, price times size
     #[arg(long)]
     value: Option<Value>,
 }
@@ -76,8 +76,7 @@ impl Cut {
     }
 }
 
-/// `tape bars`. Time bars are whole: the one in which --from lies is built from its start, the one in which --to lies
-/// up to its end.
+/// `tape bars`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The instrument's name
@@ -419,7 +418,9 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     history(&mut feed, &snapshot, Series { instrument, kind: Trade::KIND }, &stop)?;
     if !args.follow {
         return match feed.finish()? {
-            0 => Err(Failure::new(NOT_FOUND, format!("there are no bars of {}: no trade is in the range", args.instrument))),
+            0 => {
+                Err(Failure::new(NOT_FOUND, format!("there are no bars of {}: the range has no trade for one", args.instrument)))
+            }
             _ => Ok(()),
         };
     }

@@ -47,6 +47,10 @@ enum Command {
     /// The records of an instrument and kind with an id: a trade's, an order's
     Find(query::Find),
     /// Bars of an instrument's trades: by time, number, volume or value
+    ///
+    /// Time bars are whole: that in which --from lies is built from its start, that in which --to lies up to its end.
+    /// Bars by number, volume or value begin with the first trade from --from on, and are cut in the order in which
+    /// trades are read: by time in history, as they came with --follow.
     Bars(bars::Args),
     /// An order book as it was at a time
     Book(book::Args),

@@ -133,7 +133,7 @@ fn bars_of_a_capture_are_those_recomputed_from_its_trades() {
 
 /// `tape bars NAME --follow` with its output in a file.
 struct Followed {
-    child: Child,
+    child: Option<Child>,
     file: std::path::PathBuf,
 }
 
@@ -143,7 +143,7 @@ impl Followed {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
         command.arg("bars").args(arguments).arg("--follow").arg("--store").arg(&store.path);
         let out = std::fs::File::create(&file).unwrap();
-        Followed { child: command.stdin(Stdio::null()).stdout(out).spawn().unwrap(), file }
+        Followed { child: Some(command.stdin(Stdio::null()).stdout(out).spawn().unwrap()), file }
     }
 
     /// The whole lines so far.
@@ -153,10 +153,20 @@ impl Followed {
     }
 
     /// SIGTERM, which must be a clean end; all lines.
-    fn end(self) -> Vec<Value> {
-        signal(self.child.id(), rustix::process::Signal::TERM);
-        finish(self.child, "tape bars --follow");
+    fn end(mut self) -> Vec<Value> {
+        let child = self.child.take().unwrap();
+        signal(child.id(), rustix::process::Signal::TERM);
+        finish(child, "tape bars --follow");
         json(&std::fs::read_to_string(&self.file).unwrap())
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
     }
 }
 

@@ -12,88 +12,27 @@
 //! What must hold: a trade is in one bar or in one counter of [`Oddities`]; a bar is given once; only bars that are
 //! open are kept: those of the grace. Numbers are exact: what does not fit is null and counted.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
+mod session;
+mod value;
 
-use jiff::civil;
-use jiff::tz::{AmbiguousOffset, TimeZone};
+use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn};
 use crate::record::{Bar1d, Bar1h, Bar1m, Bar1s, Price, RecordRef, Size, Source, Trade, Volume};
 use crate::time::{NANOS_PER_SECOND, Ts};
 
+use session::Stretch;
+
+pub use session::Session;
+pub use value::Value;
+
 /// A second, a minute, an hour and a day, ns.
 const SECOND: u64 = NANOS_PER_SECOND;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
-
-/// A traded value, price times size: `i128` x 1e-18, so that the product of a [`Price`] and a [`Size`] is exact. The
-/// maximum is null: a sum that does not fit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Value(pub i128);
-
-/// Decimal places of a [`Value`].
-const VALUE_PLACES: usize = 18;
-/// Units of a [`Value`] in one.
-const VALUE_ONE: u128 = 1_000_000_000_000_000_000;
-
-impl Value {
-    /// A value that is not known.
-    pub const NULL: Value = Value(i128::MAX);
-
-    /// Price times size, exactly. It always fits.
-    pub fn of(price: Price, size: Size) -> Value {
-        Value(i128::from(price.0) * i128::from(size.0))
-    }
-
-    /// The sum; null if it does not fit or either is null.
-    fn plus(self, other: Value) -> Value {
-        if self == Value::NULL || other == Value::NULL {
-            return Value::NULL;
-        }
-        self.0.checked_add(other.0).map_or(Value::NULL, Value)
-    }
-}
-
-impl fmt::Display for Value {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Value::NULL {
-            return f.pad("null");
-        }
-        let sign = if self.0 < 0 { "-" } else { "" };
-        let (whole, part) = (self.0.unsigned_abs() / VALUE_ONE, self.0.unsigned_abs() % VALUE_ONE);
-        if part == 0 {
-            return f.pad(&format!("{sign}{whole}"));
-        }
-        f.pad(format!("{sign}{whole}.{part:0VALUE_PLACES$}").trim_end_matches('0'))
-    }
-}
-
-impl FromStr for Value {
-    type Err = Error;
-
-    /// A decimal of at most 18 places, or `null`; nothing is rounded.
-    fn from_str(text: &str) -> Result<Self> {
-        if text == "null" {
-            return Ok(Value::NULL);
-        }
-        let bad = || Error::invalid("value", format!("'{text}' is not a decimal of at most 18 places below 1.7e20"));
-        let (negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
-        let (whole, part) = digits.split_once('.').unwrap_or((digits, ""));
-        let is_number = |t: &str| t.bytes().all(|b| b.is_ascii_digit());
-        if whole.is_empty() || part.len() > VALUE_PLACES || !is_number(whole) || !is_number(part) {
-            return Err(bad());
-        }
-        let whole: u128 = whole.parse().map_err(|_| bad())?;
-        let part: u128 = format!("{part:0<VALUE_PLACES$}").parse().map_err(|_| bad())?;
-        let units = whole.checked_mul(VALUE_ONE).and_then(|w| w.checked_add(part)).ok_or_else(bad)?;
-        let value = if negative { 0i128.checked_sub_unsigned(units) } else { i128::try_from(units).ok() };
-        value.map(Value).filter(|v| *v != Value::NULL).ok_or_else(bad)
-    }
-}
 
 /// What closes a bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,88 +71,6 @@ pub enum Align {
     /// From the start of each session. Trades outside it are left out and counted; its last bar ends with it; an
     /// interval of a day is the session, however long. Bars by number, size or value begin anew with each session.
     Session(Session),
-}
-
-/// The hours of each day in which a venue trades, by the clocks of its zone. The zones are part of this program: it
-/// does not look for those of the host.
-#[derive(Clone, Debug)]
-pub struct Session {
-    /// The zone.
-    pub zone: TimeZone,
-    /// When it starts. A time that the clocks skip is the moment of the skip; of one they show twice, the first.
-    pub start: civil::Time,
-    /// When it ends, likewise, and not included. If this is not after the start, it is of the next day.
-    pub end: civil::Time,
-}
-
-impl Session {
-    /// The session of `hours` (`09:30-16:00`) in `zone` (`America/New_York`).
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] if either is malformed or the zone is unknown.
-    pub fn parse(hours: &str, zone: &str) -> Result<Session> {
-        let time = |text: &str| -> Option<civil::Time> { text.parse().ok() };
-        let pair = hours.split_once('-').and_then(|(start, end)| Some((time(start)?, time(end)?)));
-        let (start, end) = pair.ok_or_else(|| Error::invalid("session", format!("'{hours}' is not like 09:30-16:00")))?;
-        let zone = TimeZone::get(zone)
-            .map_err(|_| Error::invalid("zone", format!("'{zone}' is not the name of a zone like America/New_York")))?;
-        Ok(Session { zone, start, end })
-    }
-
-    /// The first moment at which the clocks show `local` or more.
-    fn moment(&self, local: civil::DateTime) -> Option<i128> {
-        let ambiguous = self.zone.to_ambiguous_timestamp(local);
-        let is_skipped = matches!(ambiguous.offset(), AmbiguousOffset::Gap { .. });
-        let moment = ambiguous.compatible().ok()?;
-        if is_skipped {
-            // That is as long after the skip as `local` is after its beginning.
-            let after = moment.checked_add(jiff::SignedDuration::from_nanos(1)).ok()?;
-            if let Some(skip) = self.zone.preceding(after).next() {
-                return Some(skip.timestamp().as_nanosecond());
-            }
-        }
-        Some(moment.as_nanosecond())
-    }
-
-    /// The session that starts on `date`, if it has one.
-    fn of(&self, date: civil::Date) -> Option<Stretch> {
-        let last = if self.end > self.start { date } else { date.tomorrow().ok()? };
-        let (start, end) = (self.moment(date.to_datetime(self.start))?, self.moment(last.to_datetime(self.end))?);
-        (start < end).then_some(Stretch { start, end, is_open: true })
-    }
-
-    /// The session in which `time` lies, or the time between two.
-    fn stretch(&self, time: Ts) -> Option<Stretch> {
-        let t = i128::from(time.0);
-        let date = self.zone.to_datetime(jiff::Timestamp::from_nanosecond(t).ok()?).date();
-        let mut between = Stretch { start: i128::MIN, end: i128::MAX, is_open: false };
-        for date in [date.yesterday().ok(), Some(date), date.tomorrow().ok()].into_iter().flatten() {
-            match self.of(date) {
-                Some(session) if session.holds(time) => return Some(session),
-                Some(session) if session.end <= t => between.start = between.start.max(session.end),
-                Some(session) => between.end = between.end.min(session.start),
-                None => {}
-            }
-        }
-        // A day without a session says nothing of what lies beyond it.
-        let start = if between.start == i128::MIN { t } else { between.start };
-        let end = if between.end == i128::MAX { t + 1 } else { between.end };
-        Some(Stretch { start, end, is_open: false })
-    }
-}
-
-/// A session, or what lies between two; ns since 1970. A session may begin before that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stretch {
-    start: i128,
-    end: i128,
-    is_open: bool,
-}
-
-impl Stretch {
-    fn holds(&self, time: Ts) -> bool {
-        (self.start..self.end).contains(&i128::from(time.0))
-    }
 }
 
 /// Which time of a trade counts.
@@ -811,16 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_the_clocks_skip_is_the_skip_and_one_they_show_twice_is_the_first() {
-        let at = |hours, date: [i16; 3]| {
-            let session = Session::parse(hours, NEW_YORK).unwrap();
-            let of = session.of(civil::date(date[0], date[1] as i8, date[2] as i8));
-            of.map(|s| [Ts(s.start as u64).to_string(), Ts(s.end as u64).to_string()].map(|t| t[..16].to_owned()))
-        };
-        assert_eq!(at("02:30-04:00", [2024, 3, 10]), Some(["2024-03-10T07:00", "2024-03-10T08:00"].map(str::to_owned)));
-        assert_eq!(at("02:10-02:50", [2024, 3, 10]), None, "there is no such hour");
-        assert_eq!(at("01:30-02:00", [2024, 11, 3]), Some(["2024-11-03T05:30", "2024-11-03T07:00"].map(str::to_owned)));
-        // A day without a session is left out, and those after it are there.
+    fn a_day_on_which_the_clocks_skip_the_session_has_none_and_those_after_it_do() {
         let trades = every(MINUTE, "2024-03-09T00:00:00Z", "2024-03-12T00:00:00Z");
         let (bars, oddities) = build(session(Rule::Time { interval: HOUR }, "02:10-02:50", NEW_YORK), trades);
         assert_eq!(
@@ -963,36 +811,6 @@ mod tests {
             if let Rule::Time { .. } = rule {
                 prop_assert!(bars.is_sorted_by(|a, b| a.end <= b.start), "each once, in order, apart");
             }
-        }
-
-        #[test]
-        fn every_moment_is_in_one_session_or_between_two(
-            t in 0u64..4_000_000_000, start in 0i32..86_400, end in 0i32..86_400,
-            zone in prop::sample::select(vec!["America/New_York", "Europe/London", "Australia/Lord_Howe", "Asia/Tokyo", "UTC"]),
-        ) {
-            let time = |s: i32| civil::time((s / 3600) as i8, (s / 60 % 60) as i8, (s % 60) as i8, 0);
-            let session = Session { zone: TimeZone::get(zone).unwrap(), start: time(start), end: time(end) };
-            let t = Ts(t * SECOND);
-            let stretch = session.stretch(t).unwrap();
-            prop_assert!(stretch.holds(t));
-            let last = Ts(u64::try_from(stretch.end - 1).unwrap());
-            prop_assert_eq!(session.stretch(last).unwrap().is_open, stretch.is_open);
-            prop_assert_eq!(session.stretch(last).unwrap().end, stretch.end);
-            if let Ok(first) = u64::try_from(stretch.start) {
-                let first = session.stretch(Ts(first)).unwrap();
-                prop_assert_eq!((first.start, first.is_open), (stretch.start, stretch.is_open));
-            }
-        }
-
-        #[test]
-        fn every_value_prints_and_parses_to_itself(units: i128) {
-            prop_assert_eq!(Value(units).to_string().parse::<Value>().unwrap(), Value(units));
-        }
-
-        #[test]
-        fn no_text_makes_the_parsers_panic(text in ".{0,40}") {
-            drop(text.parse::<Value>());
-            drop(Session::parse(&text, &text));
         }
     }
 }

@@ -25,12 +25,13 @@
 //!
 //! Modules stand on floors; a module uses only lower ones (`src/tidy.rs` keeps it):
 //! `lsn error time` / `record agent` / `disk shm bus` / `wal memtable sstable` / `manifest version` /
-//! `publisher subscriber reader` / `engine` / `config`. There is no async code here.
+//! `book bars publisher subscriber reader` / `engine` / `config`. There is no async code here.
 
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64", target_os = "linux")))]
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
 
 pub mod agent;
+pub mod bars;
 pub mod book;
 pub mod bus;
 pub mod config;

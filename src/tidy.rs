@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each module; a module uses only lower ones. (The lowest floor of the design, `lsn`,
 /// `error`, `time`, is three steps.)
-const FLOORS: [(&str, u32); 20] = [
+const FLOORS: [(&str, u32); 21] = [
     ("lsn", 0),
     ("error", 1),
     ("time", 2),
@@ -20,6 +20,7 @@ const FLOORS: [(&str, u32); 20] = [
     ("sstable", 30),
     ("manifest", 40),
     ("version", 45),
+    ("bars", 50),
     ("book", 50),
     ("publisher", 50),
     ("subscriber", 50),

@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{book, demo, export, import, inspect, publish, query, status, storage, terminal, verify};
+use crate::{bars, book, demo, export, import, inspect, publish, query, status, storage, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -50,6 +50,12 @@ enum Command {
     Replay(query::Replay),
     /// The records of an instrument and kind with an id: a trade's, an order's
     Find(query::Find),
+    /// Bars of an instrument's trades: by time, number, volume or value
+    ///
+    /// Time bars are whole: that in which --from lies is built from its start, that in which --to lies up to its end.
+    /// Bars by number, volume or value begin with the first trade from --from on, and are cut in the order in which
+    /// trades are read: by time in history, as they came with --follow.
+    Bars(bars::Args),
     /// An order book as it was at a time
     Book(book::Args),
     /// Instrument names
@@ -108,6 +114,7 @@ impl Tape {
             Command::AsOf(args) => query::as_of(&store, &args, format),
             Command::Scan(args) => query::scan(&store, &args, format),
             Command::Follow(args) => query::follow(&store, &args, format),
+            Command::Bars(args) => bars::run(&store, &args, format),
             Command::Book(args) => book::run(&store, &args, format),
             Command::Find(args) => query::find(&store, &args, format),
             Command::Replay(args) => query::replay(&store, &args, format),

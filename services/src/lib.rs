@@ -1,5 +1,6 @@
 //! The processes of tapestore: `tape-storage` and the tool `tape`, and what every process does alike.
 
+pub mod bars;
 pub mod book;
 pub mod cli;
 pub mod columnar;

@@ -338,7 +338,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
 ///
 /// # Errors
 /// `down`, if it has stopped in order.
-fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
+pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
     let control = follow.reader().control();
     if control.server().is_none() && control.instance().is_multiple_of(2) {
         return Err(down.into());

@@ -1,0 +1,435 @@
+//! Owns: `tape bars`: bars of the trades of an instrument, from history and as trades come.
+
+use std::io::{BufWriter, StdoutLock, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use comfy_table::CellAlignment;
+use tapestore::bars::{Align, Bar, Builder, By, Oddities, Options, Rule, Session, Value};
+use tapestore::error::Error;
+use tapestore::lsn::{InstrumentId, Lsn, Timeline};
+use tapestore::reader::{At, Follow, Reader, Row, Series, Snapshot, TimeRange};
+use tapestore::record::{Name, Record, Trade, Volume};
+use tapestore::shm::symbols::Symbols;
+use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts};
+
+use crate::exit::{Failure, LATER, NOT_FOUND, Outcome, USAGE};
+use crate::output::{Format, Rows, table};
+use crate::query::{self, Span, Watermark};
+use crate::terminal;
+
+/// Units of an interval, ns.
+const UNITS: [(&str, u64); 7] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("ms", 1_000_000),
+    ("s", NANOS_PER_SECOND),
+    ("m", 60 * NANOS_PER_SECOND),
+    ("h", 3600 * NANOS_PER_SECOND),
+    ("d", 86_400 * NANOS_PER_SECOND),
+];
+/// The interval if nothing else closes bars, ns.
+const EVERY_DEFAULT: u64 = 60 * NANOS_PER_SECOND;
+/// Rows that a table shows before it is printed, so that its columns fit.
+const TABLE_ROWS: usize = 200;
+const COLUMNS: [&str; 13] =
+    ["start", "end", "instrument", "open", "high", "low", "close", "volume", "value", "vwap", "trades", "first_lsn", "last_lsn"];
+
+/// A length of time, ns: `250ms`, `1s`, `5m`, `1h`, `1d`.
+fn interval(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is not like 250ms, 1s, 5m, 1h or 1d");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.strip_prefix(digits).unwrap_or("");
+    let (_, ns) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(*ns).ok_or_else(bad)
+}
+
+/// What closes a bar.
+#[derive(clap::Args, Clone, Copy, Debug)]
+#[group(multiple = false)]
+struct Cut {
+    /// Bars of an interval: 1s, 5m, 1h, 1d or the like [default: 1m]
+    #[arg(long, value_parser = interval)]
+    every: Option<u64>,
+    /// Bars of so many trades
+    #[arg(long)]
+    ticks: Option<u64>,
+    /// Bars that close with the trade that reaches this volume
+    #[arg(long)]
+    volume: Option<Volume>,
+    /// Bars that close with the trade that reaches this traded value, price times size
+    #[arg(long)]
+    value: Option<Value>,
+}
+
+impl Cut {
+    fn rule(self) -> Rule {
+        match self {
+            Cut { ticks: Some(n), .. } => Rule::Ticks(n),
+            Cut { volume: Some(volume), .. } => Rule::Volume(volume),
+            Cut { value: Some(value), .. } => Rule::Value(value),
+            Cut { every, .. } => Rule::Time { interval: every.unwrap_or(EVERY_DEFAULT) },
+        }
+    }
+}
+
+/// `tape bars`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The instrument's name
+    instrument: Name,
+    #[command(flatten)]
+    cut: Cut,
+    #[command(flatten)]
+    span: Span,
+    #[command(flatten)]
+    watermark: Watermark,
+    /// The hours of a session, like 09:30-16:00: bars are counted from its start, trades outside it left out
+    #[arg(long, requires = "zone")]
+    session: Option<String>,
+    /// The zone of these hours, like America/New_York
+    #[arg(long, requires = "session")]
+    zone: Option<String>,
+    /// The time that counts: recv, by which the store sorts, or event, the venue's (reads all trades)
+    #[arg(long, default_value = "recv")]
+    by: By,
+    /// Go on with the trades that come, until stopped; bars are shown as they close
+    #[arg(long, conflicts_with = "to")]
+    follow: bool,
+    /// How late a trade may come for its time bar
+    #[arg(long, value_parser = interval, default_value = "1s")]
+    grace: u64,
+    /// Show bar-1s, bar-1m, bar-1h or bar-1d records, which `tape publish --from` stores
+    #[arg(long, conflicts_with_all = ["session", "ticks", "volume", "value"])]
+    records: bool,
+}
+
+impl Args {
+    fn options(&self) -> Outcome<Options> {
+        let align = match (&self.session, &self.zone) {
+            (Some(hours), Some(zone)) => Align::Session(Session::parse(hours, zone)?),
+            _ => Align::Utc,
+        };
+        let rule = self.cut.rule();
+        let kinds = [1, 60, 3600, 86_400].map(|seconds| Rule::Time { interval: seconds * NANOS_PER_SECOND });
+        if self.records && !kinds.contains(&rule) {
+            return Err(Failure::new(USAGE, "there are bar records of 1s, 1m, 1h and 1d alone"));
+        }
+        Ok(Options { rule, align, by: self.by, grace: self.grace })
+    }
+}
+
+/// Where bars go.
+enum Sink<'s> {
+    Records(Rows<'s>),
+    Bars { format: Format, name: Name, rows: Vec<Bar>, has_header: bool, out: BufWriter<StdoutLock<'static>> },
+}
+
+impl Sink<'_> {
+    fn push(&mut self, bar: &Bar) -> Outcome {
+        match self {
+            Sink::Records(rows) => {
+                let record = bar.record().ok_or_else(|| Failure::new(USAGE, "there is no record of such a bar"))?;
+                rows.push(&Row { lsn: Lsn::NONE, index_time: bar.start, record: record.as_ref() })
+            }
+            Sink::Bars { format, name, out, .. } if format.json => Ok(writeln!(out, "{}", json(bar, name))?),
+            Sink::Bars { format, name, out, has_header, .. } if format.csv => {
+                if !std::mem::replace(has_header, true) {
+                    writeln!(out, "{}", COLUMNS.join(","))?;
+                }
+                Ok(writeln!(out, "{}", cells(bar, name).join(","))?)
+            }
+            Sink::Bars { rows, .. } => {
+                rows.push(*bar);
+                if rows.len() >= TABLE_ROWS { self.flush() } else { Ok(()) }
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Outcome {
+        let (name, rows, out) = match self {
+            Sink::Records(rows) => return rows.flush(),
+            Sink::Bars { name, rows, out, .. } => (name, rows, out),
+        };
+        if !rows.is_empty() {
+            // The name was given, and LSNs are for programs.
+            let is_shown = |column: &str| column != "instrument" && !column.ends_with("lsn");
+            let mut table = table(&COLUMNS.into_iter().filter(|c| is_shown(c)).collect::<Vec<_>>());
+            for bar in rows.drain(..) {
+                let cells = COLUMNS.into_iter().zip(cells(&bar, name)).filter(|(c, _)| is_shown(c));
+                table.add_row(cells.map(|(_, text)| text));
+            }
+            table.column_iter_mut().skip(2).for_each(|c| c.set_cell_alignment(CellAlignment::Right));
+            writeln!(out, "{table}")?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+/// Prints bars as they close, up to a limit.
+struct Printer<'s> {
+    sink: Sink<'s>,
+    closed: Vec<Bar>,
+    printed: u64,
+    limit: u64,
+}
+
+impl Printer<'_> {
+    fn is_full(&self) -> bool {
+        self.printed >= self.limit
+    }
+
+    fn print(&mut self) -> Outcome {
+        for bar in self.closed.drain(..) {
+            if self.printed < self.limit {
+                self.sink.push(&bar)?;
+                self.printed += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In the order of [`COLUMNS`].
+fn cells(bar: &Bar, name: &Name) -> [String; COLUMNS.len()] {
+    [
+        bar.start.to_string(),
+        bar.end.to_string(),
+        name.to_string(),
+        bar.open.to_string(),
+        bar.high.to_string(),
+        bar.low.to_string(),
+        bar.close.to_string(),
+        bar.volume.to_string(),
+        bar.value.to_string(),
+        bar.vwap().to_string(),
+        bar.trades.to_string(),
+        bar.first_lsn.to_string(),
+        bar.last_lsn.to_string(),
+    ]
+}
+
+/// Prices, sizes and times are text, because JSON's numbers are not exact.
+fn json(bar: &Bar, name: &Name) -> serde_json::Value {
+    let mut object = serde_json::Map::new();
+    for (column, text) in COLUMNS.into_iter().zip(cells(bar, name)) {
+        let value = match column {
+            "trades" => bar.trades.into(),
+            "first_lsn" => bar.first_lsn.0.into(),
+            "last_lsn" => bar.last_lsn.0.into(),
+            _ => text.into(),
+        };
+        object.insert(column.to_owned(), value);
+    }
+    serde_json::Value::Object(object)
+}
+
+/// Trades in, bars out.
+struct Feed<'s> {
+    builder: Builder,
+    by: By,
+    range: TimeRange,
+    printer: Printer<'s>,
+    /// The last of the trades in LSN order.
+    last: Lsn,
+    /// Time and LSN of the trade with the greatest time.
+    newest: (Ts, Lsn),
+    /// The time of that trade, and when storage took it in.
+    clock: Option<(Ts, Ts)>,
+}
+
+impl Feed<'_> {
+    /// Takes in a trade; gives whether its time is the greatest so far.
+    fn push(&mut self, lsn: Lsn, index_time: Ts, trade: &Trade) -> Outcome<bool> {
+        let time = self.by.time(index_time, trade);
+        if !time.is_null() && !self.range.contains(time) {
+            return Ok(false);
+        }
+        let closed = &mut self.printer.closed;
+        self.builder.push(lsn, index_time, trade, &mut |bar| closed.push(bar));
+        self.printer.print()?;
+        self.last = self.last.max(lsn);
+        let is_newest = !time.is_null() && self.newest <= (time, lsn);
+        if is_newest {
+            self.newest = (time, lsn);
+        }
+        Ok(is_newest)
+    }
+
+    /// Closes what is over by now. The clock of the trades may be another than the host's, or of another day: it says
+    /// what the newest trade said, and since storage took that in it goes on as the host's does.
+    fn pass_time(&mut self) -> Outcome {
+        if let Some((time, taken_in)) = self.clock {
+            let passed = HostClock.wall().0.saturating_sub(taken_in.0);
+            let closed = &mut self.printer.closed;
+            self.builder.advance(Ts(time.0.saturating_add(passed)), &mut |bar| closed.push(bar));
+        }
+        self.printer.print()
+    }
+
+    /// Prints what is open, and says what is in no bar; gives how many bars were printed.
+    fn finish(self) -> Outcome<u64> {
+        let Feed { builder, mut printer, .. } = self;
+        let taken = builder.trades();
+        let oddities = builder.finish(&mut |bar| printer.closed.push(bar));
+        printer.print()?;
+        printer.sink.flush()?;
+        note(taken, &oddities);
+        Ok(printer.printed)
+    }
+}
+
+/// Says on standard error which trades are in no bar.
+fn note(taken: u64, oddities: &Oddities) {
+    let Oddities { late, outside, priceless, sizeless, untimed, unvalued } = *oddities;
+    let why = [
+        (late, "came when their bar was closed (--grace)"),
+        (outside, "outside the session"),
+        (priceless, "without a price"),
+        (sizeless, "without a size or of size zero"),
+        (untimed, "without a time"),
+    ];
+    let why: Vec<String> = why.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    if !why.is_empty() {
+        eprintln!("note: of {} trades {} are in no bar: {}", taken + oddities.left_out(), oddities.left_out(), why.join(", "));
+    }
+    if unvalued > 0 {
+        eprintln!("note: the value of {unvalued} bars does not fit and is null");
+    }
+}
+
+/// `range` made wider, so that the time bars in which it begins and ends are whole.
+fn whole(builder: &mut Builder, range: TimeRange) -> TimeRange {
+    let first = builder.interval(range.from).map_or(range.from, |(start, _)| start);
+    let last = builder.interval(range.to).map_or(range.to, |(_, end)| Ts(end.0.saturating_sub(1)).max(range.to));
+    TimeRange { from: first, to: last }
+}
+
+/// Builds bars of what `snapshot` shows.
+fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &AtomicBool) -> Outcome {
+    // The store sorts by its index time alone; by the venue's a trade may stand anywhere.
+    let range = if feed.by == By::Recv { feed.range } else { TimeRange::ALL };
+    let mut scan = snapshot.scan(series, range);
+    let progress = terminal::progress(0, false, "reading trades");
+    while !feed.printer.is_full()
+        && !terminal::is_raised(stop)
+        && let Some(row) = scan.next()?
+    {
+        if let Some(trade) = row.record.get::<Trade>() {
+            feed.push(row.lsn, row.index_time, trade)?;
+        }
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    let (time, lsn) = feed.newest;
+    feed.clock = snapshot.arrival(lsn)?.map(|arrival| (time, arrival.ingest_ts));
+    Ok(())
+}
+
+/// Goes on with what comes. The error of a withdrawal means that bars are not to be trusted.
+fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, stop: &AtomicBool) -> Outcome {
+    while !feed.printer.is_full() && !terminal::is_raised(stop) {
+        let before = feed.printer.printed;
+        match follow.poll() {
+            Ok(Some(row)) => {
+                let trade = row.record.get::<Trade>().filter(|t| t.instrument == instrument);
+                let Some((lsn, index_time, trade)) = trade.map(|t| (row.lsn, row.index_time, *t)) else { continue };
+                if feed.push(lsn, index_time, &trade)? {
+                    feed.clock = follow.arrival()?.map(|arrival| (feed.newest.0, arrival.ingest_ts));
+                }
+            }
+            Ok(None) => {
+                feed.pass_time()?;
+                feed.printer.sink.flush()?;
+                follow.wait(Duration::from_millis(50));
+            }
+            Err(e @ Error::StorageDown { .. }) => {
+                feed.printer.sink.flush()?;
+                query::wait_for_storage(follow, e)?;
+            }
+            Err(Error::Withdrawn { first }) if first <= feed.last => return Err(withdrawn(first)),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
+            Err(e) => return Err(e.into()),
+        }
+        if feed.printer.printed > before {
+            feed.printer.sink.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn withdrawn(first: Lsn) -> Failure {
+    let text = format!("records from LSN {first} on were withdrawn, and bars hold trades of them; ask again, or --at committed");
+    Failure::new(LATER, text)
+}
+
+/// Goes on from `snapshot`'s last record.
+fn follow_from(
+    feed: &mut Feed<'_>,
+    reader: Reader,
+    seen: (Lsn, Timeline),
+    at: At,
+    one: InstrumentId,
+    stop: &AtomicBool,
+) -> Outcome {
+    let (last, timeline) = seen;
+    feed.printer.sink.flush()?;
+    let mut position = reader.follow(last.next(), at);
+    // What is committed is not withdrawn; of the rest it is not known where the cut was.
+    if at != At::Committed && position.reader().control().timeline() != timeline {
+        return Err(withdrawn(Lsn(1)));
+    }
+    follow(feed, &mut position, one, stop)
+}
+
+fn sink<'s>(args: &Args, format: Format, symbols: &'s mut Symbols) -> Sink<'s> {
+    if args.records {
+        return Sink::Records(Rows::new(format, symbols));
+    }
+    let out = BufWriter::new(std::io::stdout().lock());
+    Sink::Bars { format, name: args.instrument, rows: Vec::new(), has_header: false, out }
+}
+
+/// `tape bars`.
+///
+/// # Errors
+/// That there are no trades (exit code 3).
+pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    let mut builder = Builder::new(args.options()?)?;
+    let range = whole(&mut builder, args.span.range());
+    let stop = if args.follow { terminal::stop_flag()? } else { Arc::default() };
+    let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
+    let instrument = reader.instrument(&args.instrument)?;
+    let mut names = Reader::open(store)?;
+    // A person sees each bar as it closes: JSON lines unless CSV is asked for.
+    let format = if args.follow { Format { json: !format.csv, ..format } } else { format };
+    let mut feed = Feed {
+        builder,
+        by: args.by,
+        range,
+        printer: Printer { sink: sink(args, format, names.symbols()?), closed: Vec::new(), printed: 0, limit: args.span.limit() },
+        last: Lsn::NONE,
+        newest: (Ts(0), Lsn::NONE),
+        clock: None,
+    };
+    history(&mut feed, &snapshot, Series { instrument, kind: Trade::KIND }, &stop)?;
+    if !args.follow {
+        return match feed.finish()? {
+            0 => {
+                Err(Failure::new(NOT_FOUND, format!("there are no bars of {}: the range has no trade for one", args.instrument)))
+            }
+            _ => Ok(()),
+        };
+    }
+    let seen = (snapshot.last(), snapshot.timeline());
+    drop(snapshot);
+    let ended = follow_from(&mut feed, reader, seen, args.watermark.at, instrument, &stop);
+    if ended.as_ref().is_err_and(|failure| failure.code == LATER) {
+        return ended;
+    }
+    feed.finish()?;
+    ended
+}

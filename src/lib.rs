@@ -23,6 +23,90 @@
 //! # }
 //! ```
 //!
+//! A program defines kinds of its own by a derive. A kind has a number from `0x8000` on that no other kind of
+//! the store has, and one layout for ever: when the struct changes, the number does, and the name may stay.
+//!
+//! ```
+//! use tapestore::lsn::InstrumentId;
+//! use tapestore::publisher::Publisher;
+//! use tapestore::reader::{At, Reader, Series, TimeRange};
+//! use tapestore::record::{Kind, Price, Record};
+//! use tapestore::time::Ts;
+//!
+//! #[derive(Clone, Copy, Debug, Record)]
+//! #[repr(C)]
+//! #[record(kind = 0x8001, name = "signal", index = ts_recv, find(order_id))]
+//! struct Signal {
+//!     kind: Kind,
+//!     source: u16,
+//!     instrument: InstrumentId,
+//!     ts_event: Ts,
+//!     ts_recv: Ts,
+//!     order_id: u64,
+//!     fair: [Price; 2],
+//!     model: [u8; 12],
+//!     reserved: [u8; 4],
+//! }
+//!
+//! fn run(publisher: &mut Publisher, reader: &mut Reader, instrument: InstrumentId) -> Result<(), Box<dyn std::error::Error>> {
+//!     publisher.kind::<Signal>()?;
+//!     publisher.publish(&Signal { instrument, order_id: 7, ts_recv: Ts(1), ..Signal::default() })?;
+//!
+//!     let snapshot = reader.snapshot(At::Appended)?;
+//!     let series = Series { instrument, kind: Signal::KIND };
+//!     let mut rows = snapshot.scan(series, TimeRange::ALL);
+//!     while let Some(row) = rows.next()? {
+//!         println!("{:?}", row.record.get::<Signal>());
+//!     }
+//!     println!("{}", snapshot.find(series, "order_id", 7)?.len());
+//!     Ok(())
+//! }
+//! # assert_eq!(Signal::SCHEMA.columns.len(), 3 + 6);
+//! # assert!(tapestore::record::Layout::of(&Signal::SCHEMA).is_ok());
+//! ```
+//!
+//! What cannot be a record does not compile, and the message says why: `record has padding`, `is no multiple of
+//! 8 bytes`, `bool cannot be a field of a record`, `there is no field`.
+//!
+//! ```compile_fail
+//! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
+//! #[derive(Clone, Copy, Record)]
+//! #[repr(C)]
+//! #[record(kind = 0x8001, name = "padded")]
+//! struct Padded { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts, small: u8, large: u64 }
+//! ```
+//!
+//! ```compile_fail
+//! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
+//! #[derive(Clone, Copy, Record)]
+//! #[repr(C)]
+//! #[record(kind = 0x8001, name = "flagged")]
+//! struct Flagged { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts, flag: bool, reserved: [u8; 7] }
+//! ```
+//!
+//! ```compile_fail
+//! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
+//! #[derive(Clone, Copy, Record)]
+//! #[repr(C)]
+//! #[record(kind = 7, name = "built-in-number")]
+//! struct Numbered { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts }
+//! ```
+//!
+//! ```compile_fail
+//! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
+//! #[derive(Clone, Copy, Record)]
+//! #[record(kind = 0x8001, name = "of-rust")]
+//! struct OfRust { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts }
+//! ```
+//!
+//! ```compile_fail
+//! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
+//! #[derive(Clone, Copy, Record)]
+//! #[repr(C)]
+//! #[record(kind = 0x8001, name = "sorted", index = price)]
+//! struct Sorted { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts, price: u64 }
+//! ```
+//!
 //! Modules stand on floors; a module uses only lower ones (`src/tidy.rs` keeps it):
 //! `lsn error time` / `record agent` / `disk shm bus` / `wal memtable sstable` / `manifest version` /
 //! `book bars publisher subscriber reader` / `engine` / `config`. There is no async code here.
@@ -50,6 +134,11 @@ pub mod subscriber;
 pub mod time;
 pub mod version;
 pub mod wal;
+
+// What `derive(Record)` names.
+#[doc(hidden)]
+pub use bytemuck;
+extern crate self as tapestore;
 
 #[cfg(test)]
 mod tidy;

@@ -16,6 +16,7 @@ use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::record::RecordRef;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
+use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::version::{Versions, View};
 
@@ -121,6 +122,7 @@ pub struct Subscriber {
     control: Control,
     bells: Bells,
     link: Option<(u64, Receiver, Bus)>,
+    kinds: Option<Kinds>,
     versions: Versions,
     view: Option<View>,
     cursors: HashMap<PublisherId, Cursor>,
@@ -152,6 +154,7 @@ impl Subscriber {
             control,
             bells,
             link: None,
+            kinds: None,
             versions,
             view: None,
             cursors: HashMap::new(),
@@ -183,6 +186,9 @@ impl Subscriber {
         }
         let bus = Bus::join(&self.run_dir.bus_root(instance), &self.run_dir.bus_prefix(instance), "subscriber")?;
         let receiver = bus.receive_live()?;
+        let mut kinds = Kinds::open(&self.run_dir.kinds(instance))?;
+        kinds.refresh()?;
+        self.kinds = Some(kinds);
         self.link = Some((instance, receiver, bus));
         Ok(true)
     }
@@ -230,7 +236,13 @@ impl Subscriber {
             drop(sample);
             (batch.publisher, batch.epoch, batch.next) = (header.publisher(), header.epoch(), header.first_pub_seq());
             batch.at = 0;
-            let whole = crate::record::split(&batch.words).try_fold(0u32, |n, r| r.map(|_| n + 1));
+            let count = |words: &[u64]| crate::record::split(words).try_fold(0u32, |n, r| r.map(|_| n + 1));
+            let mut whole = count(&batch.words);
+            if let (Err(_), Some(kinds)) = (&whole, &mut self.kinds) {
+                // Of a kind that has been defined meanwhile: the store knew it before its first record was sent.
+                kinds.refresh()?;
+                whole = count(&batch.words);
+            }
             if whole.ok() != Some(header.count()) || header.count() == 0 {
                 tracing::warn!(publisher = batch.publisher.0, "a malformed live batch is passed over");
                 continue;
@@ -266,7 +278,10 @@ impl Subscriber {
     fn look_at_store(&mut self) -> Result<()> {
         self.healing_since.get_or_insert_with(Instant::now);
         match self.versions.view(&self.run_dir, &self.control, Control::applied) {
-            Ok(view) => self.view = Some(view),
+            Ok(view) => {
+                self.view = Some(view);
+                self.kinds.as_mut().map_or(Ok(()), Kinds::refresh)?;
+            }
             Err(Error::StorageDown { .. }) => {}
             Err(e) => return Err(e),
         }

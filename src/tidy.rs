@@ -70,7 +70,8 @@ fn a_module_uses_only_lower_floors() {
     for path in &files {
         let module = path.strip_prefix(&src).unwrap().components().next().unwrap();
         let module = module.as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned();
-        if module == "lib" || module == "tidy" {
+        // The derive is a crate of its own: a compiler's plug-in has to be.
+        if module == "lib" || module == "tidy" || module == "derive" {
             continue;
         }
         let floor = *floors.get(module.as_str()).unwrap_or_else(|| panic!("{module} has no floor"));

@@ -58,6 +58,8 @@ enum Command {
     Bars(bars::Args),
     /// An order book as it was at a time
     Book(book::Args),
+    /// Kinds of records, built in and defined by programs, with their columns
+    Kinds,
     /// Instrument names
     Symbols {
         /// Only names that contain this
@@ -118,6 +120,7 @@ impl Tape {
             Command::Book(args) => book::run(&store, &args, format),
             Command::Find(args) => query::find(&store, &args, format),
             Command::Replay(args) => query::replay(&store, &args, format),
+            Command::Kinds => query::kinds(&store, format),
             Command::Symbols { pattern } => query::symbols(&store, pattern.as_deref(), format),
             Command::Status => status::status(&store, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),

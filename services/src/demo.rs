@@ -14,7 +14,7 @@ use tapestore::error::Error;
 use tapestore::lsn::{Level, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, Tally};
-use tapestore::record::{SCHEMAS, split};
+use tapestore::record::split;
 use tapestore::shm::Mapping;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
@@ -70,7 +70,8 @@ struct Report {
     checksum: u32,
     last: u64,
     seconds: f64,
-    kinds: Vec<u64>,
+    /// Kinds by name, and how many records of each.
+    kinds: Vec<(String, u64)>,
     durable: u64,
     latency: Latency,
 }
@@ -281,7 +282,7 @@ fn compare(published: &Report, read: &Report, stored: &Tally, format: Format) ->
     let l = read.latency;
     if format.json {
         let kinds: serde_json::Map<String, serde_json::Value> =
-            SCHEMAS.iter().zip(&published.kinds).map(|(s, n)| (s.name.to_owned(), (*n).into())).collect();
+            published.kinds.iter().map(|(name, n)| (name.clone(), (*n).into())).collect();
         let object = serde_json::json!({
             "published": published.records, "kinds": kinds, "read": read.records, "stored": stored.count, "equal": equal,
             "checksum": format!("{:08x}", published.checksum), "records_per_second": rate,
@@ -291,8 +292,7 @@ fn compare(published: &Report, read: &Report, stored: &Tally, format: Format) ->
     } else {
         let line = |what: &str, n: u64, crc: u32| println!("{what}{:>12} records, checksum {crc:08x}", thousands(n));
         line("published", published.records, published.checksum);
-        let kinds = SCHEMAS.iter().zip(&published.kinds).filter(|(_, n)| **n > 0);
-        let kinds: Vec<String> = kinds.map(|(s, n)| format!("{} {}", thousands(*n), s.name)).collect();
+        let kinds: Vec<String> = published.kinds.iter().map(|(name, n)| format!("{} {name}", thousands(*n))).collect();
         println!("         {}", kinds.join(", "));
         line("read     ", read.records, read.checksum);
         line("stored   ", stored.count, stored.checksum);
@@ -346,7 +346,7 @@ pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
         checksum: tally.checksum,
         last: tally.last.0,
         seconds: began.elapsed().as_secs_f64(),
-        kinds: done.kinds.to_vec(),
+        kinds: done.by_kind().map(|(name, n)| (name.to_owned(), n)).collect(),
         durable: progress.durable.0,
         latency: Latency::default(),
     };

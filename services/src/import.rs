@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use tapestore::lsn::{Level, PublisherId};
 use tapestore::publisher::{self, Publisher};
-use tapestore::record::SCHEMAS;
 
 use crate::exit::{DATA, Failure, Outcome};
 use crate::input;
@@ -58,10 +57,9 @@ fn file(path: &Path, args: &Args, publisher: &mut Publisher, stop: &dyn Fn() -> 
 
 fn report(path: &Path, imported: &Imported, format: Format) {
     let Imported { done, left, seconds, bytes, .. } = imported;
-    let kinds = SCHEMAS.iter().zip(done.kinds).filter(|(_, n)| *n > 0);
     let checksum = format!("{:016x}", done.tally.checksum);
     if format.json {
-        let kinds: serde_json::Map<String, serde_json::Value> = kinds.map(|(s, n)| (s.name.to_owned(), n.into())).collect();
+        let kinds: serde_json::Map<String, serde_json::Value> = done.by_kind().map(|(s, n)| (s.to_owned(), n.into())).collect();
         let object = serde_json::json!({
             "file": path.display().to_string(), "records": done.tally.records, "checksum": checksum, "kinds": kinds,
             "left": left, "seconds": seconds, "bytes": bytes,
@@ -69,7 +67,7 @@ fn report(path: &Path, imported: &Imported, format: Format) {
         println!("{object}");
         return;
     }
-    let kinds: Vec<String> = kinds.map(|(s, n)| format!("{} {}", terminal::thousands(n), s.name)).collect();
+    let kinds: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
     let rate = |n: f64| n / seconds.max(1e-9) / 1e6;
     println!(
         "{}: {} records ({}), checksum {checksum}, in {seconds:.2} s: {:.2} M records/s, {:.0} MB/s of the file",

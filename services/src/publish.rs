@@ -1,11 +1,12 @@
 //! Owns: `tape publish`, and the pump from an input into a publisher that the demonstration uses too.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tapestore::lsn::{InstrumentId, Level, PublisherId};
 use tapestore::publisher::{Options, Progress, PublishError, Publisher};
-use tapestore::record::{SCHEMAS, split};
+use tapestore::record::{Kind, schema, split};
 
 use crate::exit::{Failure, LATER, Outcome, USAGE};
 use crate::input::{self, Input, Market, Message, Sim};
@@ -98,14 +99,21 @@ pub struct Args {
 pub type OnRecord<'a> = &'a mut dyn FnMut(u64, Instant, &[u64]);
 
 /// What was pumped.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Pumped {
-    /// Records by kind, in the order of [`SCHEMAS`].
-    pub kinds: [u64; SCHEMAS.len()],
+    /// Records by kind.
+    pub kinds: BTreeMap<Kind, u64>,
     /// Records, and their checksum.
     pub tally: Tally,
     /// The longest that one call took, ns.
     pub longest_call_ns: u64,
+}
+
+impl Pumped {
+    /// Names of the kinds, and how many records of each.
+    pub fn by_kind(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.kinds.iter().filter_map(|(kind, n)| schema(*kind).map(|s| (s.name, *n)))
+    }
 }
 
 /// Pumps `input` into `publisher`, at `rate`.
@@ -175,9 +183,7 @@ impl Pump<'_> {
                 done.longest_call_ns = done.longest_call_ns.max(began.elapsed().as_nanos() as u64);
                 let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(0);
                 done.tally.add(name, record.words());
-                if let Some(count) = done.kinds.get_mut(usize::from(record.kind().0).wrapping_sub(1)) {
-                    *count += 1;
-                }
+                *done.kinds.entry(record.kind()).or_default() += 1;
             }
             staged += message.records;
             let late = matches!(self.rate, Rate::Times(_)) && due + Duration::from_micros(50) < Instant::now();
@@ -246,9 +252,10 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
         return Err(Failure::new(USAGE, "name an input: --from FILE or --sim"));
     }
     let stop = terminal::stop_flag()?;
-    let mut input = args.source.open()?;
     let options = Options { level: args.level, ..Options::new(store, PublisherId(args.publisher)) };
+    // First: it tells which kinds programs have defined in the store.
     let mut publisher = Publisher::open(options)?;
+    let mut input = args.source.open()?;
     let began = Instant::now();
     let mut pump = Pump {
         input: input.as_mut(),
@@ -279,9 +286,8 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
 }
 
 fn report(done: &Pumped, progress: &Progress, level: Level, seconds: f64, format: Format) {
-    let kinds = SCHEMAS.iter().zip(done.kinds).filter(|(_, n)| *n > 0);
     if format.json {
-        let by_kind: serde_json::Map<String, serde_json::Value> = kinds.map(|(s, n)| (s.name.to_owned(), n.into())).collect();
+        let by_kind: serde_json::Map<String, serde_json::Value> = done.by_kind().map(|(s, n)| (s.to_owned(), n.into())).collect();
         let object = serde_json::json!({
             "records": done.tally.records, "kinds": by_kind, "seconds": seconds, "level": level.to_string(),
             "epoch": progress.epoch.0, "accepted": progress.accepted.0, "durable": progress.durable.0,
@@ -290,7 +296,7 @@ fn report(done: &Pumped, progress: &Progress, level: Level, seconds: f64, format
         println!("{object}");
         return;
     }
-    let by_kind: Vec<String> = kinds.map(|(s, n)| format!("{} {}", terminal::thousands(n), s.name)).collect();
+    let by_kind: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
     println!("published {} records ({}) in {seconds:.2} s", terminal::thousands(done.tally.records), by_kind.join(", "));
     println!(
         "acknowledged up to {} in the log, {} durable (epoch {}, last LSN {})",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
-use tapestore::record::{Kind, Name, SCHEMAS, schema_by_name};
+use tapestore::record::{Column, Name, SCHEMAS, Schema, schema, schemas_by_name, user_kinds};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -15,13 +15,36 @@ use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE};
 use crate::output::{Format, Rows};
 use crate::terminal;
 
-/// A kind by its name.
-///
-/// # Errors
-/// A text that names those there are.
-pub fn kind(text: &str) -> Result<Kind, String> {
-    let known = || SCHEMAS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
-    schema_by_name(text).map(|s| s.kind).ok_or_else(|| format!("'{text}' is none of: {}", known()))
+/// The name of a kind: a built-in one's, or one's that a program defined, which is known once the store is open.
+#[derive(Clone, Debug)]
+pub struct KindName(String);
+
+impl std::str::FromStr for KindName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<KindName, Self::Err> {
+        Ok(KindName(text.to_owned()))
+    }
+}
+
+impl KindName {
+    /// The kinds of that name: a layout that a program changed is a kind of its own. The store is open.
+    ///
+    /// # Errors
+    /// That there is none, naming those there are.
+    pub fn schemas(&self) -> Outcome<Vec<&'static Schema>> {
+        let schemas: Vec<&Schema> = schemas_by_name(&self.0).collect();
+        if schemas.is_empty() {
+            let known: Vec<&str> = SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect();
+            return Err(Failure::new(USAGE, format!("kind '{}' is none of: {}", self.0, known.join(", "))));
+        }
+        Ok(schemas)
+    }
+
+    /// The series of these kinds and `instrument`.
+    fn series(&self, instrument: InstrumentId) -> Outcome<Vec<Series>> {
+        Ok(self.schemas()?.iter().map(|s| Series { instrument, kind: s.kind }).collect())
+    }
 }
 
 /// A time: RFC 3339 or nanoseconds, or `now`.
@@ -40,9 +63,9 @@ pub fn time(text: &str) -> Result<Ts, String> {
 pub struct One {
     /// The instrument's name
     pub instrument: Name,
-    /// trade, quote, book, depth10, definition, gap, bar-1s, bar-1m, bar-1h, bar-1d, status, imbalance, statistic, bust, correct
-    #[arg(value_parser = kind)]
-    pub kind: Kind,
+    /// trade, quote, book, depth10, definition, gap, bar-1s, bar-1m, bar-1h, bar-1d, status, imbalance, statistic, bust,
+    /// correct, mapping, or one that a program defined (tape kinds lists them)
+    pub kind: KindName,
 }
 
 /// Up to which record to read.
@@ -90,8 +113,7 @@ pub struct Get {
     /// An LSN, or an instrument's name
     what: String,
     /// The kind, after an instrument's name
-    #[arg(value_parser = kind)]
-    kind: Option<Kind>,
+    kind: Option<KindName>,
     /// The exact index time, after a kind
     #[arg(value_parser = time)]
     time: Option<Ts>,
@@ -129,8 +151,15 @@ pub struct Filter {
     #[arg(long)]
     pub instrument: Vec<Name>,
     /// A kind; may be given again [default: all]
-    #[arg(long, value_parser = kind)]
-    pub kind: Vec<Kind>,
+    #[arg(long)]
+    pub kind: Vec<KindName>,
+}
+
+impl Filter {
+    /// Whether it lets the kind of `schema` through.
+    fn has(&self, schema: &Schema) -> bool {
+        self.kind.is_empty() || self.kind.iter().any(|k| k.0 == schema.name)
+    }
 }
 
 /// `tape replay`.
@@ -245,15 +274,16 @@ pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
 /// That there is no such record (exit code 3).
 pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
     let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
-    if let (Ok(lsn), None) = (args.what.parse::<u64>(), args.kind) {
+    if let (Ok(lsn), None) = (args.what.parse::<u64>(), &args.kind) {
         let shown = format!("record {lsn}; the store shows {} to {}", snapshot.first(), snapshot.last());
         return found(print(format, &mut reader, snapshot.get(Lsn(lsn))?.into_iter())?, &shown);
     }
-    let (Some(kind), Some(time)) = (args.kind, args.time) else {
+    let (Some(kind), Some(time)) = (&args.kind, args.time) else {
         return Err(Failure::new(USAGE, "give an LSN, or an instrument, a kind and a time"));
     };
     let instrument = reader.instrument(&args.what.parse()?)?;
-    let printed = print_scan(format, &mut reader, snapshot.get_at(Series { instrument, kind }, time), u64::MAX)?;
+    let rows = snapshot.replay(&kind.series(instrument)?, TimeRange { from: time, to: time });
+    let printed = print_scan(format, &mut reader, rows, u64::MAX)?;
     found(printed, "record at exactly that time; `tape asof` shows the newest before it")
 }
 
@@ -264,7 +294,15 @@ pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
 pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
     let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
-    let row = snapshot.as_of(Series { instrument, kind: args.one.kind }, args.time)?;
+    let mut newest = None;
+    for series in args.one.kind.series(instrument)? {
+        let row = snapshot.as_of(series, args.time)?.map(|row| (row.index_time, row.lsn));
+        newest = newest.max(row);
+    }
+    let row = match newest {
+        Some((_, lsn)) => snapshot.get(lsn)?,
+        None => None,
+    };
     found(print(format, &mut reader, row.into_iter())?, "record up to that time")
 }
 
@@ -275,11 +313,13 @@ pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
 pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
-    let known = tapestore::record::schema(args.one.kind).and_then(|s| s.find.first().copied());
-    let column = args.column.as_deref().or(known);
-    let column = column.ok_or_else(|| Failure::new(USAGE, "records of this kind carry no id to find them by"))?;
-    let rows = snapshot.find(Series { instrument, kind: args.one.kind }, column, args.id)?;
-    found(print(format, &mut reader, rows.iter())?, "record with that id")
+    let mut batches = Vec::new();
+    for schema in args.one.kind.schemas()? {
+        let column = args.column.as_deref().or(schema.find.first().copied());
+        let column = column.ok_or_else(|| Failure::new(USAGE, "records of this kind carry no id to find them by"))?;
+        batches.push(snapshot.find(Series { instrument, kind: schema.kind }, column, args.id)?);
+    }
+    found(print(format, &mut reader, batches.iter().flat_map(|b| b.iter()))?, "record with that id")
 }
 
 /// `tape follow`.
@@ -354,12 +394,14 @@ pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
 pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
-    let rows = snapshot.scan(Series { instrument, kind: args.one.kind }, args.span.range());
+    let rows = snapshot.replay(&args.one.kind.series(instrument)?, args.span.range());
     print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
 }
 
-/// The instruments that `filter` names.
+/// The instruments that `filter` names; its kinds are checked too.
 fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId>> {
+    reader.kinds()?;
+    filter.kind.iter().try_for_each(|k| k.schemas().map(drop))?;
     filter.instrument.iter().map(|name| Ok(reader.instrument(name)?)).collect()
 }
 
@@ -369,9 +411,8 @@ fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId
 /// That it names an instrument that is not in the store; of the store's files.
 pub fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<Vec<Series>> {
     let wanted = instruments(filter, reader)?;
-    let keep = |s: &Series| {
-        (wanted.is_empty() || wanted.contains(&s.instrument)) && (filter.kind.is_empty() || filter.kind.contains(&s.kind))
-    };
+    let keep =
+        |s: &Series| (wanted.is_empty() || wanted.contains(&s.instrument)) && schema(s.kind).is_some_and(|s| filter.has(s));
     Ok(snapshot.series()?.into_iter().filter(keep).collect())
 }
 
@@ -388,8 +429,7 @@ pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
 
 /// Whether `row` passes `filter`, whose instruments are `wanted`.
 fn passes(filter: &Filter, wanted: &[InstrumentId], record: &tapestore::record::RecordRef<'_>) -> bool {
-    (wanted.is_empty() || wanted.contains(&record.instrument()))
-        && (filter.kind.is_empty() || filter.kind.contains(&record.kind()))
+    (wanted.is_empty() || wanted.contains(&record.instrument())) && filter.has(record.schema())
 }
 
 /// When a `tail` ends.
@@ -478,6 +518,38 @@ fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &m
             Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
             Err(e) => return Err(e.into()),
         }
+    }
+    Ok(())
+}
+
+/// `tape kinds`: what kinds of records the store has, with their columns.
+///
+/// # Errors
+/// That the store cannot be read.
+pub fn kinds(store: &Path, format: Format) -> Outcome {
+    Reader::open(store)?.snapshot(At::Appended)?;
+    let mut table = crate::output::table(&["kind", "number", "bytes", "sorted by", "found by", "columns"]);
+    for schema in SCHEMAS.iter().chain(user_kinds()) {
+        let columns: Vec<&Column> = schema.columns.iter().filter(|c| !c.is_reserved()).collect();
+        let index = schema.columns.iter().find(|c| c.offset == schema.index_word * 8).map_or("", |c| c.name);
+        if format.json {
+            let columns: Vec<serde_json::Value> = columns
+                .iter()
+                .map(|c| serde_json::json!({ "name": c.name, "type": format!("{:?}", c.of), "offset": c.offset }))
+                .collect();
+            let object = serde_json::json!({
+                "kind": schema.name, "number": schema.kind.0, "bytes": schema.words * 8, "sorted_by": index,
+                "found_by": schema.find, "columns": columns,
+            });
+            println!("{object}");
+            continue;
+        }
+        let names: Vec<&str> = columns.iter().map(|c| c.name).collect();
+        let (number, bytes) = (schema.kind.0.to_string(), (schema.words * 8).to_string());
+        table.add_row([schema.name, &number, &bytes, index, &schema.find.join(" "), &names.join(" ")]);
+    }
+    if !format.json {
+        println!("{table}");
     }
     Ok(())
 }

@@ -11,6 +11,8 @@
 //! 4 ids       u32 a name
 //! 5 refused   text
 //! 6 fenced    epoch u32: the one in force
+//! 7 kind      the layout of a kind that the program defined (`record::Layout`)
+//! 8 known     nothing: it is a kind of the store
 //! ```
 //!
 //! What must hold: parsing is total, and lengths are checked before anything is allocated.
@@ -19,7 +21,7 @@ use std::io::{Read, Write};
 
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
-use crate::record::Name;
+use crate::record::{Layout, Name};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"tatt");
 const VERSION: u16 = 1;
@@ -65,6 +67,10 @@ pub enum Message {
     Refused(String),
     /// No: a newer process writes as this publisher, in this epoch.
     Fenced(Epoch),
+    /// Make this a kind of the store.
+    Kind(Box<Layout>),
+    /// It is one.
+    Known,
 }
 
 /// What a publisher is granted.
@@ -149,6 +155,11 @@ impl Message {
                 out.extend(epoch.0.to_le_bytes());
                 6
             }
+            Message::Kind(layout) => {
+                layout.encode().iter().for_each(|word| out.extend(word.to_le_bytes()));
+                7
+            }
+            Message::Known => 8,
         };
         (kind, out)
     }
@@ -236,6 +247,18 @@ impl Message {
             }
             5 => Message::Refused(String::from_utf8_lossy(std::mem::take(&mut fields.0)).into_owned()),
             6 => Message::Fenced(Epoch(fields.u32()?)),
+            7 => {
+                let mut words = Vec::with_capacity(fields.0.len() / 8);
+                while !fields.0.is_empty() {
+                    words.push(fields.u64()?);
+                }
+                let layout = Layout::parse(&words)?;
+                if layout.encode().len() != words.len() {
+                    return None;
+                }
+                Message::Kind(Box::new(layout))
+            }
+            8 => Message::Known,
             _ => return None,
         };
         fields.0.is_empty().then_some(message)
@@ -290,6 +313,8 @@ mod tests {
             Message::Ids(vec![InstrumentId(1), InstrumentId(2)]),
             Message::Refused("because".into()),
             Message::Fenced(Epoch(3)),
+            Message::Kind(Box::new(crate::record::example_layout())),
+            Message::Known,
         ];
         for message in messages {
             let bytes = message.encode();
@@ -302,7 +327,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_is_total(mut bytes in proptest::collection::vec(any::<u8>(), 16..200), kind in 0u16..7, len in 0u32..190) {
+        fn decoding_is_total(mut bytes in proptest::collection::vec(any::<u8>(), 16..200), kind in 0u16..10, len in 0u32..190) {
             let mut head = MAGIC.to_le_bytes().to_vec();
             head.extend(VERSION.to_le_bytes());
             head.extend(kind.to_le_bytes());

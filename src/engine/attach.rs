@@ -21,7 +21,7 @@ use crate::bus::attach::{MESSAGE_MAX, Message, Mode};
 use crate::bus::{Bus, Receiver};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Level, PublisherId};
-use crate::record::Name;
+use crate::record::{Layout, Name};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic};
 use crate::time::Clock;
@@ -51,6 +51,13 @@ pub(super) enum Request {
         connection: u64,
         /// The names.
         names: Vec<Name>,
+    },
+    /// Make this a kind of the store.
+    Kind {
+        /// On which connection.
+        connection: u64,
+        /// Its layout.
+        layout: Box<Layout>,
     },
     /// The connection has ended.
     Gone {
@@ -254,6 +261,7 @@ impl AttachAgent {
                     self.ask(Request::Attach { connection: id, publisher, mode, level, incarnation, grant, receiver })?;
                 }
                 Message::Symbols(names) => self.ask(Request::Symbols { connection: id, names })?,
+                Message::Kind(layout) => self.ask(Request::Kind { connection: id, layout })?,
                 other => return Err(Error::invalid("request", format!("a publisher may not say {other:?} here"))),
             }
         }

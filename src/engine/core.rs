@@ -14,8 +14,9 @@ use crate::bus::BatchHeader;
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::manifest::{PublisherState, State};
-use crate::record::{self, Name};
+use crate::record::{self, Kind, Layout, Name};
 use crate::shm::control::{Control, Statistic};
+use crate::shm::kinds::KindsWriter;
 use crate::shm::symbols::SymbolsWriter;
 use crate::time::{Clock, Ts};
 use crate::wal::{self, Body, Chain, Fact, Frame, FrameBuilder, FrameType};
@@ -58,6 +59,7 @@ pub struct Core {
     symbols: SymbolsWriter,
     /// Names logged since the last MemTable was sealed.
     names: Vec<Name>,
+    kinds: Kinds,
     control: Control,
     frame: FrameBuilder,
     scratch: Vec<u64>,
@@ -70,7 +72,16 @@ pub struct Rebuilt {
     ids: HashMap<Name, InstrumentId>,
     symbols: SymbolsWriter,
     names: Vec<Name>,
+    kinds: Kinds,
     sealed: VecDeque<Box<Sealed>>,
+}
+
+/// The kinds that programs defined.
+struct Kinds {
+    known: HashMap<Kind, Layout>,
+    shown: KindsWriter,
+    /// Logged since the last MemTable was sealed.
+    new: Vec<Layout>,
 }
 
 impl Rebuilt {
@@ -78,13 +89,16 @@ impl Rebuilt {
     ///
     /// # Errors
     /// [`Error::Limit`] or [`Error::NoSharedMemory`] if the instruments do not fit.
-    pub fn new(memtables: MemTables, mut symbols: SymbolsWriter, checkpoint: &State) -> Result<Rebuilt> {
+    pub fn new(memtables: MemTables, mut symbols: SymbolsWriter, mut shown: KindsWriter, checkpoint: &State) -> Result<Rebuilt> {
         let publishers = checkpoint.publishers.iter().map(|(p, s)| (*p, *s)).collect();
         let mut ids = HashMap::with_capacity(checkpoint.names.len());
         for name in &checkpoint.names {
             ids.insert(*name, symbols.push(name)?);
         }
-        Ok(Rebuilt { memtables, publishers, ids, symbols, names: Vec::new(), sealed: VecDeque::new() })
+        checkpoint.kinds.iter().try_for_each(|layout| shown.push(layout))?;
+        let known = checkpoint.kinds.iter().map(|l| (l.kind(), l.clone())).collect();
+        let kinds = Kinds { known, shown, new: Vec::new() };
+        Ok(Rebuilt { memtables, publishers, ids, symbols, names: Vec::new(), kinds, sealed: VecDeque::new() })
     }
 
     /// Takes in the next frame of the log; what the MemTables cannot hold is filed.
@@ -121,7 +135,8 @@ impl Rebuilt {
                         ingest_ts: h.ingest_ts,
                     };
                     let publishers = self.publishers.iter().map(|(p, s)| (*p, *s)).collect();
-                    let mark = Mark { chain, publishers, names: std::mem::take(&mut self.names) };
+                    let (names, kinds) = (std::mem::take(&mut self.names), std::mem::take(&mut self.kinds.new));
+                    let mark = Mark { chain, publishers, names, kinds };
                     self.sealed.push_back(Box::new(self.memtables.seal(mark)));
                 }
                 self.memtables.apply(data.runs, data.records, frame.header.ingest_ts);
@@ -140,15 +155,20 @@ impl Rebuilt {
     }
 
     fn fact(&mut self, fact: &Fact) -> Result<()> {
-        match *fact {
-            Fact::Attach { publisher, epoch, incarnation } => {
+        match fact {
+            &Fact::Attach { publisher, epoch, incarnation } => {
                 self.publishers.insert(publisher, PublisherState { epoch, incarnation, ..PublisherState::default() });
             }
-            Fact::Symbol { instrument, name } => {
+            &Fact::Symbol { instrument, name } => {
                 let id = self.symbols.push(&name)?;
                 debug_assert_eq!(id, instrument);
                 self.ids.insert(name, id);
                 self.names.push(name);
+            }
+            Fact::Kind(layout) => {
+                self.kinds.shown.push(layout)?;
+                self.kinds.known.insert(layout.kind(), layout.clone());
+                self.kinds.new.push(layout.clone());
             }
         }
         Ok(())
@@ -156,11 +176,12 @@ impl Rebuilt {
 
     /// The state, with the log it came from, and the MemTables that are to be filed.
     pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
-        let Rebuilt { memtables, publishers, ids, symbols, names, sealed } = self;
+        let Rebuilt { memtables, publishers, ids, symbols, names, kinds, sealed } = self;
         symbols.publish();
+        kinds.shown.publish();
         control.set_statistic(Statistic::Instruments, symbols.count());
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (Core { writer, memtables, publishers, ids, symbols, names, control, frame, scratch }, sealed)
+        (Core { writer, memtables, publishers, ids, symbols, names, kinds, control, frame, scratch }, sealed)
     }
 }
 
@@ -294,7 +315,8 @@ impl Core {
             }
         }
         let publishers = publishers.into_iter().collect();
-        self.memtables.seal(Mark { chain: *self.writer.chain(), publishers, names: std::mem::take(&mut self.names) })
+        let (names, kinds) = (std::mem::take(&mut self.names), std::mem::take(&mut self.kinds.new));
+        self.memtables.seal(Mark { chain: *self.writer.chain(), publishers, names, kinds })
     }
 
     fn count(&mut self, appended: &wal::Appended) {
@@ -338,6 +360,31 @@ impl Core {
         let state = PublisherState { epoch, incarnation, ..PublisherState::default() };
         self.publishers.insert(publisher, state);
         Ok((state, appended))
+    }
+
+    /// Makes `layout` a kind of the store, if it is not one; the frame is appended if it was new.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Invalid`] if the store has another layout under its number;
+    /// [`crate::error::Error::Halted`]; [`crate::error::Error::NoSharedMemory`].
+    pub fn kind(&mut self, layout: &Layout, now: Ts) -> Result<Option<wal::Appended>> {
+        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        let known = self.kinds.known.get(&layout.kind());
+        if known == Some(layout) {
+            return Ok(None);
+        }
+        // Also refuses what contradicts a kind that is known here.
+        layout.register()?;
+        self.kinds.shown.push(layout)?;
+        let mut frame = FrameBuilder::new();
+        frame.push_fact(|words| Fact::Kind(layout.clone()).encode(words));
+        let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        self.count(&appended);
+        self.kinds.known.insert(layout.kind(), layout.clone());
+        self.kinds.new.push(layout.clone());
+        self.kinds.shown.publish();
+        Ok(Some(appended))
     }
 
     /// The instruments called `names`, registering those that are new; as many as fit in a frame are

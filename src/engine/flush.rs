@@ -152,6 +152,7 @@ impl Filer {
             checkpoint: Some(sealed.mark.chain),
             publishers,
             names: sealed.mark.names.clone(),
+            kinds: sealed.mark.kinds.clone(),
         };
         if let Err(error) = self.manifest.edit(edit) {
             let names: Vec<PathBuf> = made.iter().flat_map(|f| self.names_of(f)).collect();

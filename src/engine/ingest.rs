@@ -20,7 +20,7 @@ use crate::bus::{Batch, Receiver};
 use crate::error::{Error, Result};
 use crate::lsn::{Level, Lsn, Position, PubSeq, PublisherId};
 use crate::manifest::PublisherState;
-use crate::record::Name;
+use crate::record::{Layout, Name};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
 use crate::time::Clock;
@@ -327,6 +327,7 @@ impl IngestAgent {
                 }
             }
             Request::Symbols { connection, names } => self.symbols(connection, &names),
+            Request::Kind { connection, layout } => self.kind(connection, &layout),
             Request::Gone { connection } => {
                 self.lanes.iter_mut().filter(|l| l.connection == connection).for_each(|l| l.gone = true);
                 Ok(())
@@ -441,6 +442,23 @@ impl IngestAgent {
             }
         }
         self.say(connection, Message::Ids(ids))
+    }
+
+    fn kind(&mut self, connection: u64, layout: &Layout) -> Result<()> {
+        self.wait_for_log()?;
+        if !self.core.writer.ready()? {
+            return self.say(connection, Message::Refused("storage is stopping".to_owned()));
+        }
+        match self.core.kind(layout, self.clock.wall()) {
+            Ok(Some(appended)) => {
+                tracing::info!(kind = layout.kind().0, name = layout.name(), "a program's kind is registered");
+                self.appended(appended)?;
+            }
+            Ok(None) => {}
+            Err(e @ Error::Halted { .. }) => return Err(e),
+            Err(e) => return self.say(connection, Message::Refused(e.to_string())),
+        }
+        self.say(connection, Message::Known)
     }
 
     /// Lets go of the publishers that have ended and of which nothing is left to take in.

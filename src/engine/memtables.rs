@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Lsn, PubSeq, PublisherId};
 use crate::manifest::PublisherState;
 use crate::memtable::{Origin, Writer};
-use crate::record::{self, Name};
+use crate::record::{self, Layout, Name};
 use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
 use crate::time::Ts;
@@ -60,6 +60,8 @@ pub struct Mark {
     pub publishers: Vec<(PublisherId, PublisherState)>,
     /// Instrument names since the mark before.
     pub names: Vec<Name>,
+    /// Kinds that programs defined since the mark before.
+    pub kinds: Vec<Layout>,
 }
 
 /// A table into which nothing more is put.

@@ -46,6 +46,7 @@ use crate::lsn::{Level, Lsn};
 use crate::manifest::Manifest;
 use crate::shm::bell::Bells;
 use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
+use crate::shm::kinds::KindsWriter;
 use crate::shm::run_dir::{ROOT_DEFAULT, RunDir};
 use crate::shm::symbols::SymbolsWriter;
 use crate::time::Clock;
@@ -240,7 +241,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
     let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
-    let mut rebuilt = Rebuilt::new(memtables, symbols, manifest.state())?;
+    let mut rebuilt = Rebuilt::new(memtables, symbols, KindsWriter::create(&run_dir.kinds(instance))?, manifest.state())?;
     let mut filer = Filer::new(flush::Parts {
         disk: disk.clone(),
         dir: dir.clone(),

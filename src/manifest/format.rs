@@ -9,6 +9,7 @@
 //! 32  store id u128
 //! 48  next file number u64 · 0 u64
 //! 64  rkyv archive of `Record`
+//! version 1 has no kinds that programs defined in its records; it is read, and version 2 written
 //! types  1 snapshot (the first frame of a file, and only that) · 2 edit
 //! ```
 //!
@@ -19,7 +20,7 @@ use super::{Edit, PublisherState};
 pub use crate::error::Bad;
 use crate::error::demand;
 use crate::lsn::{Epoch, FrameIndex, Lsn, Position, PubSeq, PublisherId, Term};
-use crate::record::{Kind, Name};
+use crate::record::{Kind, Layout, Name};
 use crate::sstable::{FileMeta, Window};
 use crate::time::Ts;
 use crate::wal::Chain;
@@ -29,8 +30,9 @@ use crate::wal::fact::{NAME_WORDS, name_words, parse_name};
 pub const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "manifest-";
 const MAGIC: u32 = u32::from_le_bytes(*b"tman");
-/// Version of the format.
-pub const VERSION: u8 = 1;
+/// Version of the format that is written, and the earliest that is read.
+pub const VERSION: u8 = 2;
+const VERSION_FIRST: u8 = 1;
 /// Bytes of a header, and the alignment of frames.
 pub const HEADER_LEN: usize = 64;
 /// Bytes of a payload at most: four million names and a million files are half of it.
@@ -80,6 +82,24 @@ struct Record {
     checkpoint: Option<ChainRecord>,
     publishers: Vec<PublisherRecord>,
     names: Vec<[u64; NAME_WORDS]>,
+    kinds: Vec<Vec<u64>>,
+}
+
+/// The payload of a frame of version 1.
+#[derive(Clone, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct RecordV1 {
+    added: Vec<FileRecord>,
+    removed: Vec<u64>,
+    checkpoint: Option<ChainRecord>,
+    publishers: Vec<PublisherRecord>,
+    names: Vec<[u64; NAME_WORDS]>,
+}
+
+impl From<RecordV1> for Record {
+    fn from(record: RecordV1) -> Record {
+        let RecordV1 { added, removed, checkpoint, publishers, names } = record;
+        Record { added, removed, checkpoint, publishers, names, kinds: Vec::new() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -146,7 +166,9 @@ impl Header {
         let mut sealed = header;
         sealed.seal();
         demand("manifest frame header CRC", u64::from(sealed.header_crc), u64::from(header.header_crc))?;
-        demand("manifest version", u64::from(VERSION), u64::from(header.version))?;
+        if !(VERSION_FIRST..=VERSION).contains(&header.version) {
+            return Err(Bad { what: "manifest version", expected: u64::from(VERSION), found: u64::from(header.version) });
+        }
         let store = expected.store_id as u64 ^ (expected.store_id >> 64) as u64;
         demand("store id", store, header.store_id.iter().fold(0, |a, b| a ^ b))?;
         let (kind, prev_crc) = match expected.previous {
@@ -201,6 +223,7 @@ pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit:
             })
             .collect(),
         names: edit.names.iter().map(name_words).collect(),
+        kinds: edit.kinds.iter().map(Layout::encode).collect(),
     };
     let payload = match rkyv::to_bytes::<rkyv::rancor::Error>(&record) {
         Ok(payload) => payload,
@@ -239,7 +262,12 @@ pub fn decode(header: &Header, payload: &[u8]) -> Result<Edit, Bad> {
     let mut aligned = rkyv::util::AlignedVec::<16>::with_capacity(payload.len());
     aligned.extend_from_slice(payload);
     let bad = Bad { what: "manifest payload", expected: u64::from(header.len), found: payload.len() as u64 };
-    let record = rkyv::from_bytes::<Record, rkyv::rancor::Error>(&aligned).map_err(|_| bad)?;
+    let record = match header.version {
+        VERSION_FIRST => rkyv::from_bytes::<RecordV1, rkyv::rancor::Error>(&aligned).map(Record::from),
+        _ => rkyv::from_bytes::<Record, rkyv::rancor::Error>(&aligned),
+    };
+    let record = record.map_err(|_| bad)?;
+    let kinds: Option<Vec<Layout>> = record.kinds.iter().map(|words| Layout::parse(words)).collect();
     let names: Option<Vec<Name>> = record.names.iter().map(|words| parse_name(words)).collect();
     Ok(Edit {
         added: record.added.iter().map(FileRecord::meta).collect::<Option<_>>().ok_or(bad)?,
@@ -260,6 +288,7 @@ pub fn decode(header: &Header, payload: &[u8]) -> Result<Edit, Bad> {
             })
             .collect(),
         names: names.ok_or(bad)?,
+        kinds: kinds.ok_or(bad)?,
     })
 }
 
@@ -298,4 +327,27 @@ pub fn parse_current(contents: &[u8]) -> Option<u64> {
     let name = std::str::from_utf8(contents).ok()?.split(' ').next()?;
     let number = file_number(name)?;
     (current(number).as_bytes() == contents).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_of_the_first_version_is_read() {
+        let name: Name = "A:B".parse().unwrap();
+        let record = RecordV1 { names: vec![name_words(&name)], removed: vec![7], ..RecordV1::default() };
+        let payload = rkyv::to_bytes::<rkyv::rancor::Error>(&record).unwrap();
+        let expected = Expected { store_id: 9, previous: None };
+        let (mut header, _) = encode(FrameType::Snapshot, 1, 1, expected, &Edit::default());
+        (header.version, header.len, header.payload_crc) = (1, payload.len() as u32, crc32c::crc32c(&payload));
+        header.seal();
+        let header = Header::parse(bytemuck::bytes_of(&header), expected).unwrap();
+        let edit = decode(&header, &payload).unwrap();
+        assert_eq!(edit, Edit { names: vec![name], removed: vec![7], ..Edit::default() });
+        let mut later = header;
+        later.version = VERSION + 1;
+        later.seal();
+        assert_eq!(Header::parse(bytemuck::bytes_of(&later), expected).unwrap_err().what, "manifest version");
+    }
 }

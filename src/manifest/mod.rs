@@ -16,7 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
-use crate::record::Name;
+use crate::record::{Layout, Name};
 use crate::sstable::FileMeta;
 use crate::wal::Chain;
 
@@ -49,6 +49,8 @@ pub struct Edit {
     pub publishers: Vec<(PublisherId, PublisherState)>,
     /// Instrument names as of the checkpoint, those that are new, in the order of their ids.
     pub names: Vec<Name>,
+    /// Kinds that programs defined as of the checkpoint, those that are new.
+    pub kinds: Vec<Layout>,
 }
 
 /// What all edits together say.
@@ -66,6 +68,8 @@ pub struct State {
     pub publishers: BTreeMap<PublisherId, PublisherState>,
     /// Instrument names as of the checkpoint, by id from 1.
     pub names: Vec<Name>,
+    /// Kinds that programs defined as of the checkpoint.
+    pub kinds: Vec<Layout>,
 }
 
 impl State {
@@ -78,6 +82,7 @@ impl State {
             checkpoint: Chain::begin(store_id),
             publishers: BTreeMap::new(),
             names: Vec::new(),
+            kinds: Vec::new(),
         }
     }
 
@@ -101,6 +106,7 @@ impl State {
         }
         self.publishers.extend(edit.publishers);
         self.names.extend(edit.names);
+        self.kinds.extend(edit.kinds);
     }
 
     /// The edit that makes all this of a store without history.
@@ -111,6 +117,7 @@ impl State {
             checkpoint: Some(self.checkpoint),
             publishers: self.publishers.iter().map(|(p, s)| (*p, *s)).collect(),
             names: self.names.clone(),
+            kinds: self.kinds.clone(),
         }
     }
 }

@@ -165,6 +165,10 @@ impl Follower {
             Ok(edit) => edit,
             Err(bad) => return Ok(Step::Torn(bad)),
         };
+        // Files of these kinds are read from here on.
+        for layout in &edit.kinds {
+            layout.register()?;
+        }
         visit(&header, &edit);
         if self.previous.is_none() {
             self.snapshot_len = header.total_len();

@@ -45,6 +45,7 @@ fn edit(manifest: &mut Manifest, n: u64) -> Result<()> {
     };
     let state = PublisherState { epoch: Epoch(1), last: PubSeq(n), lsn: Lsn(n), incarnation: 3 };
     manifest.edit(Edit {
+        kinds: if n == 1 { vec![crate::record::example_layout()] } else { Vec::new() },
         added: vec![file(id)],
         removed: if n % 3 == 2 { manifest.state().files.keys().next().copied().into_iter().collect() } else { Vec::new() },
         checkpoint: Some(checkpoint),
@@ -71,7 +72,8 @@ fn manifest(edits: u64) -> (SimDisk, Vec<State>) {
 
 /// What survives a restart: all but numbers that were taken and not used.
 fn same(a: &State, b: &State) -> bool {
-    (a.seq, &a.files, &a.checkpoint, &a.publishers, &a.names) == (b.seq, &b.files, &b.checkpoint, &b.publishers, &b.names)
+    let all = |s: &State| (s.seq, s.files.clone(), s.checkpoint, s.publishers.clone(), s.names.clone(), s.kinds.clone());
+    all(a) == all(b)
 }
 
 #[test]

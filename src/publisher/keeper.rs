@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::link::{self, Link, connect};
-use super::{Fatal, KEEPER_BATCHES, Options, State, lock};
+use super::{Fatal, KEEPER_BATCHES, Options, State, lock, register};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
@@ -89,7 +89,13 @@ impl Keeper {
 
     fn reattach(&mut self, epoch: Epoch) -> Duration {
         let attempt = RunDir::find(&self.options.store).and_then(|run_dir| {
-            let ask = |mode| attach(&self.options, self.incarnation, &run_dir, mode);
+            let kinds = lock(&self.state).kinds.clone();
+            let ask = |mode| {
+                let (mut stream, link, grant) = attach(&self.options, self.incarnation, &run_dir, mode)?;
+                // Their registration may be lost with the log's end; what is held is of these kinds.
+                kinds.iter().try_for_each(|k| register(&mut stream, &self.options.store, k))?;
+                Ok((stream, link, grant))
+            };
             let (stream, link, grant) = ask(Mode::Resume(epoch))?;
             if !lock(&self.state).misses(&grant) {
                 return Ok((stream, link, grant));

@@ -26,9 +26,10 @@ use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
-use crate::record::{Gap, Kind, Name, Record, RecordRef};
+use crate::record::{Gap, Kind, Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
 use crate::shm::control::{SlotState, SlotView, Statistic};
+use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::time::{Clock, HostClock};
 
@@ -140,6 +141,8 @@ struct State {
     /// sending them again.
     moved: (PubSeq, Instant),
     held_back: u64,
+    /// The kinds that programs defined that the store is known to have.
+    kinds: Vec<Layout>,
 }
 
 #[derive(Clone, Debug)]
@@ -189,6 +192,9 @@ impl Publisher {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
+        let mut stored = Kinds::open(&run_dir.kinds(grant.instance))?;
+        stored.refresh()?;
+        let kinds = stored.schemas().iter().map(|s| Layout::of(s)).collect::<Result<_>>()?;
         let ring = Ring::new(options.ring_bytes, PubSeq(grant.pub_seq.0 + 1));
         let state = Arc::new(Mutex::new(State {
             publisher: options.publisher,
@@ -202,6 +208,7 @@ impl Publisher {
             since_reap: 0,
             moved: (PubSeq(0), Instant::now()),
             held_back: 0,
+            kinds,
         }));
         let stop = Stop::default();
         let keeper = Keeper {
@@ -244,6 +251,24 @@ impl Publisher {
         id.ok_or(Error::Refused { request: "to register instruments", reason: "an empty answer".into() })
     }
 
+    /// Makes `R`, which the program defined by `#[derive(Record)]`, a kind of the store, durably; to be called
+    /// before its records are published.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if its layout cannot be; [`Error::Refused`] if the store has another layout under
+    /// its number; [`Error::StorageDown`] if storage does not answer.
+    pub fn kind<R: Record>(&mut self) -> Result<()> {
+        let layout = Layout::of(R::SCHEMA_REF)?;
+        layout.register()?;
+        if lock(&self.state).kinds.contains(&layout) {
+            return Ok(());
+        }
+        let mut stream = connect(&self.run_dir, &self.options.store, ANSWER_TIMEOUT)?;
+        register(&mut stream, &self.options.store, &layout)?;
+        lock(&self.state).kinds.push(layout);
+        Ok(())
+    }
+
     /// Takes a record and sends it, with all that were staged before it.
     ///
     /// # Errors
@@ -281,6 +306,10 @@ impl Publisher {
     /// Puts a record in the ring, waiting for room if need be.
     fn take(&self, record: RecordRef<'_>) -> Result<MutexGuard<'_, State>, PublishError> {
         let mut state = lock(&self.state);
+        if record.kind().is_user() && !state.kinds.iter().any(|k| k.kind() == record.kind()) {
+            let reason = format!("'{}' is no kind of this store yet: call Publisher::kind first", record.schema().name);
+            return Err(Error::invalid("kind", reason).into());
+        }
         state.since_reap += 1;
         if state.since_reap >= REAP_EVERY {
             state.reap();
@@ -371,6 +400,17 @@ impl Publisher {
     /// What was lost since the last call; see [`Lost`].
     pub fn take_lost(&mut self) -> Vec<Lost> {
         std::mem::take(&mut lock(&self.state).lost)
+    }
+}
+
+/// Asks storage at the other end of `stream` to make `layout` a kind of the store.
+fn register(stream: &mut std::os::unix::net::UnixStream, store: &std::path::Path, layout: &Layout) -> Result<()> {
+    const REQUEST: &str = "to register a kind";
+    let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "it does not answer" };
+    match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
+        Message::Known => Ok(()),
+        Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
+        _ => Err(Error::Refused { request: REQUEST, reason: "a meaningless answer".into() }),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::lsn::{InstrumentId, Lsn, Timeline};
 use crate::record::{Kind, Name, schema};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
+use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::Symbols;
 use crate::time::{Clock, HostClock, Ts};
@@ -87,6 +88,7 @@ pub struct Reader {
     bells: Bells,
     versions: Versions,
     symbols: Option<(u64, Symbols)>,
+    kinds: Option<(u64, Kinds)>,
 }
 
 impl Reader {
@@ -107,7 +109,7 @@ impl Reader {
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open_or_create(&run_dir.bells())?;
         let versions = Versions::new(disk, store, control.store_id());
-        Ok(Reader { store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None })
+        Ok(Reader { store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None, kinds: None })
     }
 
     /// The control page: watermarks and counters.
@@ -133,6 +135,8 @@ impl Reader {
     pub fn snapshot(&mut self, at: At) -> Result<Snapshot> {
         let timeline = self.control.timeline();
         let view = self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?;
+        // After the watermark: a kind is published before the first record of it.
+        self.kinds()?;
         if view.tables.is_empty() && view.history.files().is_empty() {
             return Err(Error::StorageDown { dir: self.store.clone(), why: "it has stopped" });
         }
@@ -157,6 +161,21 @@ impl Reader {
             },
         };
         Ok(&mut self.symbols.insert((instance, symbols)).1)
+    }
+
+    /// Makes the kinds that programs defined in the store known to this process; see
+    /// [`crate::record::user_kinds`]. Every [`Reader::snapshot`] does it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if this process knows another layout under a number; [`Error::Io`].
+    pub fn kinds(&mut self) -> Result<()> {
+        let instance = self.control.instance() & !1;
+        if self.kinds.as_ref().is_none_or(|(known, _)| *known != instance) {
+            // Of a store that has stopped the manifest, which has been read, has told them.
+            let Ok(kinds) = Kinds::open(&self.run_dir.kinds(instance)) else { return Ok(()) };
+            self.kinds = Some((instance, kinds));
+        }
+        self.kinds.as_mut().map_or(Ok(()), |(_, kinds)| kinds.refresh())
     }
 
     /// The instrument called `name`.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Price, Size, Volume};
+use super::{Char, Price, Size, Volume};
 use crate::error::{Error, Result};
 use crate::time::Ts;
 
@@ -43,6 +43,50 @@ pub enum ColumnType {
 }
 
 impl ColumnType {
+    /// The number by which it is known in files.
+    pub const fn code(self) -> u8 {
+        match self {
+            ColumnType::U8 => 1,
+            ColumnType::I8 => 2,
+            ColumnType::U16 => 3,
+            ColumnType::I16 => 4,
+            ColumnType::U32 => 5,
+            ColumnType::I32 => 6,
+            ColumnType::U64 => 7,
+            ColumnType::I64 => 8,
+            ColumnType::Price => 9,
+            ColumnType::Size => 10,
+            ColumnType::Ts => 11,
+            ColumnType::Char => 12,
+            ColumnType::Text(_) => 13,
+            ColumnType::Reserved(_) => 14,
+            ColumnType::Volume => 15,
+        }
+    }
+
+    /// The type of the number `code` with values of `size` bytes; `None` if there is none.
+    pub fn from_code(code: u8, size: usize) -> Option<ColumnType> {
+        let of = match code {
+            1 => ColumnType::U8,
+            2 => ColumnType::I8,
+            3 => ColumnType::U16,
+            4 => ColumnType::I16,
+            5 => ColumnType::U32,
+            6 => ColumnType::I32,
+            7 => ColumnType::U64,
+            8 => ColumnType::I64,
+            9 => ColumnType::Price,
+            10 => ColumnType::Size,
+            11 => ColumnType::Ts,
+            12 => ColumnType::Char,
+            13 => ColumnType::Text(size),
+            14 => ColumnType::Reserved(size),
+            15 => ColumnType::Volume,
+            _ => return None,
+        };
+        (of.size() == size).then_some(of)
+    }
+
     /// Bytes of a value.
     pub const fn size(self) -> usize {
         match self {
@@ -54,6 +98,30 @@ impl ColumnType {
             ColumnType::Text(n) | ColumnType::Reserved(n) => n,
         }
     }
+}
+
+/// A type that a field of a record may have, or an array of these. `[u8; N]` is text, or, if the field is called
+/// `reserved` or `reserved_...`, bytes without meaning.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a field of a record",
+    label = "not a column",
+    note = "fields are u8 to u64, i8 to i64, Price, Size, Volume, Ts, Char, [u8; N], or arrays of these"
+)]
+pub trait Field: bytemuck::Pod {
+    /// What a column of it holds.
+    const OF: ColumnType;
+}
+
+macro_rules! fields {
+    ($($type:ty: $of:ident,)*) => { $( impl Field for $type { const OF: ColumnType = ColumnType::$of; } )* };
+}
+fields! {
+    u8: U8, i8: I8, u16: U16, i16: I16, u32: U32, i32: I32, u64: U64, i64: I64,
+    Price: Price, Size: Size, Volume: Volume, Ts: Ts, Char: Char,
+}
+
+impl<const N: usize> Field for [u8; N] {
+    const OF: ColumnType = ColumnType::Text(N);
 }
 
 /// One field of a kind.

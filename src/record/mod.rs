@@ -4,7 +4,7 @@
 //! begins with the same 16 bytes (kind, source, instrument, `ts_event`), and its rkyv archive has the
 //! size of its memory. A kind id names one layout for ever. Fields and meanings follow Databento's
 //! DBN version 3 (crate `dbn`), with 64-bit sizes. Adding a kind: one file with a `record!` block, and
-//! one line in [`SCHEMAS`].
+//! one line in [`SCHEMAS`]. Programs define kinds of their own by a derive.
 
 pub mod fixed;
 pub mod name;
@@ -23,6 +23,7 @@ mod statistic;
 mod status;
 mod stored;
 mod trade;
+mod user;
 
 use crate::error::{Error, Result};
 use crate::lsn::InstrumentId;
@@ -31,7 +32,7 @@ use crate::time::Ts;
 pub use bar::{Bar1d, Bar1h, Bar1m, Bar1s};
 pub use book_order::BookOrder;
 pub use bust::{Bust, Correct};
-pub use column::{Column, ColumnType, Value};
+pub use column::{Column, ColumnType, Field, Value};
 pub use definition::Definition;
 pub use depth10::{Depth10, LEVELS, Level};
 pub use fixed::{Price, Size, Volume};
@@ -43,7 +44,11 @@ pub use quote::Quote;
 pub use statistic::Statistic;
 pub use status::Status;
 pub use stored::{Arrival, Row, Series, TimeRange};
+pub use tapestore_derive::Record;
 pub use trade::Trade;
+#[cfg(test)]
+pub(crate) use user::example_layout;
+pub use user::{COLUMNS_MAX, KIND_NAME_MAX, LAYOUT_WORDS_MAX, Layout, USER_FIRST, USER_MAX, user_kinds};
 
 /// Which layout a record has.
 #[derive(
@@ -194,10 +199,13 @@ impl Schema {
     }
 }
 
-/// A record type: `repr(C)`, no padding, beginning with the [`Header`].
+/// A record type: `repr(C)`, no padding, beginning with the [`Header`]. Programs define their own by
+/// `#[derive(Record)]`; see the [crate's documentation](crate).
 pub trait Record: bytemuck::Pod {
     /// The kind's layout.
     const SCHEMA: Schema;
+    /// The same, to keep.
+    const SCHEMA_REF: &'static Schema = &Self::SCHEMA;
     /// The kind.
     const KIND: Kind = Self::SCHEMA.kind;
 
@@ -294,12 +302,20 @@ pub static SCHEMAS: [Schema; 16] = [
 /// The schema of `kind`, if it is known.
 pub fn schema(kind: Kind) -> Option<&'static Schema> {
     // Kinds are dense from 1 and stand in that order; a test holds it.
-    SCHEMAS.get(usize::from(kind.0).wrapping_sub(1))
+    match SCHEMAS.get(usize::from(kind.0).wrapping_sub(1)) {
+        Some(schema) => Some(schema),
+        None => user::known(kind),
+    }
 }
 
-/// The schema called `name`, if there is one.
+/// The built-in kind called `name`, or the newest of those that programs defined under that name.
 pub fn schema_by_name(name: &str) -> Option<&'static Schema> {
-    SCHEMAS.iter().find(|s| s.name == name)
+    schemas_by_name(name).last()
+}
+
+/// Every kind called `name`: a layout that a program changed is a kind of its own under the same name.
+pub fn schemas_by_name(name: &str) -> impl Iterator<Item = &'static Schema> {
+    SCHEMAS.iter().chain(user_kinds()).filter(move |s| s.name == name)
 }
 
 /// A checked view of one record: of a known kind, and exactly as long as that kind is.
@@ -338,11 +354,10 @@ impl<'a> RecordRef<'a> {
     /// The view of `record`.
     pub fn of<R: Record>(record: &'a R) -> RecordRef<'a> {
         let words = record.words();
-        match RecordRef::first(words) {
-            Ok(this) if this.schema.kind == R::KIND => this,
-            // A field `kind` that contradicts its type is the caller's programming error.
-            _ => panic!("a {} whose kind field is {}", R::SCHEMA.name, words.first().copied().unwrap_or(0) & 0xffff),
-        }
+        let head = words.first().copied().unwrap_or(0);
+        // A field `kind` that contradicts its type is the caller's programming error.
+        assert!(head as u16 == R::KIND.0, "a {} whose kind field is {}", R::SCHEMA.name, head as u16);
+        RecordRef { schema: R::SCHEMA_REF, words }
     }
 
     /// The kind's layout.

@@ -8,6 +8,7 @@
 
 pub mod bell;
 pub mod control;
+pub mod kinds;
 pub mod run_dir;
 pub mod symbols;
 

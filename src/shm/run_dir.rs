@@ -5,6 +5,7 @@
 //!                control       control page: same inode for as long as the host is up
 //!                bells         futexes
 //!                symbols-N     instrument names of instance N
+//!                kinds-N       kinds that programs defined, of instance N
 //!                memtable-N-M  MemTable M of instance N
 //!                attach.sock   where publishers ask to be let in
 //!                iox2-N/       bus files of instance N; its segments are /dev/shm/tape<id><inode>i<N>_*
@@ -92,6 +93,11 @@ impl RunDir {
         self.path.join(format!("symbols-{instance}"))
     }
 
+    /// The kinds that programs defined, of `instance`.
+    pub fn kinds(&self, instance: u64) -> PathBuf {
+        self.path.join(format!("kinds-{instance}"))
+    }
+
     /// MemTable `id` of `instance`.
     pub fn memtable(&self, instance: u64, id: u64) -> PathBuf {
         self.path.join(format!("memtable-{instance}-{id}"))
@@ -121,7 +127,8 @@ impl RunDir {
         let mut removed = 0;
         let kept = |rest: &str| keep.is_some_and(|k| rest.split('-').next() == Some(k.to_string().as_str()));
         for name in names(&self.path)? {
-            let stale = ["symbols-", "memtable-", "iox2-"].iter().any(|p| name.strip_prefix(p).is_some_and(|r| !kept(r)));
+            let stale =
+                ["symbols-", "kinds-", "memtable-", "iox2-"].iter().any(|p| name.strip_prefix(p).is_some_and(|r| !kept(r)));
             if !stale {
                 continue;
             }

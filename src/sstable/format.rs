@@ -267,31 +267,10 @@ const _: () = {
     assert!(BLOCK_ROWS == 1 << PLACE_ROW_BITS);
 };
 
-/// The number by which a column type is known in files.
-fn type_code(of: ColumnType) -> u32 {
-    match of {
-        ColumnType::U8 => 1,
-        ColumnType::I8 => 2,
-        ColumnType::U16 => 3,
-        ColumnType::I16 => 4,
-        ColumnType::U32 => 5,
-        ColumnType::I32 => 6,
-        ColumnType::U64 => 7,
-        ColumnType::I64 => 8,
-        ColumnType::Price => 9,
-        ColumnType::Size => 10,
-        ColumnType::Ts => 11,
-        ColumnType::Char => 12,
-        ColumnType::Text(_) => 13,
-        ColumnType::Reserved(_) => 14,
-        ColumnType::Volume => 15,
-    }
-}
-
 impl FileSchema {
     /// The layout of `schema`.
     pub fn of(schema: &Schema) -> FileSchema {
-        let column = |c: &Column| (c.name.to_owned(), c.offset as u32, type_code(c.of), c.of.size() as u32);
+        let column = |c: &Column| (c.name.to_owned(), c.offset as u32, u32::from(c.of.code()), c.of.size() as u32);
         FileSchema {
             kind: schema.kind.0,
             words: schema.words as u32,

@@ -1,22 +1,28 @@
-//! Owns: facts, what a control frame carries: who is attached, which name an instrument has.
+//! Owns: facts, what a control frame carries: who is attached, which name an instrument has, which layout
+//! a kind that a program defined.
 //!
 //! ```text
 //! attach  16 B   type u16 = 1 · bytes u16 · publisher u16 · 0 u16 · epoch u32 · incarnation u32
 //! symbol  80 B   type u16 = 2 · bytes u16 · instrument u32 · length u8 · name 71 B
+//! kind    any    type u16 = 3 · bytes u16 · 0 u32 · the layout (`record::Layout`)
 //! ```
 
 use super::format::{Bad, Header};
 use crate::lsn::{Epoch, InstrumentId, PublisherId};
-use crate::record::Name;
+use crate::record::{LAYOUT_WORDS_MAX, Layout, Name};
 
 const ATTACH: u16 = 1;
 const ATTACH_LEN: usize = 16;
 const SYMBOL: u16 = 2;
 /// Bytes of a symbol fact.
 pub const SYMBOL_LEN: usize = 80;
+const KIND: u16 = 3;
+
+// A frame of its own holds the longest layout.
+const _: () = assert!((LAYOUT_WORDS_MAX + 1) * 8 < super::format::FRAME_PAYLOAD_MAX);
 
 /// Something that holds from here on in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
     /// The publisher writes in this epoch; lower ones are fenced.
     Attach {
@@ -35,6 +41,8 @@ pub enum Fact {
         /// Its name.
         name: Name,
     },
+    /// Records of this kind have this layout.
+    Kind(Layout),
 }
 
 impl Fact {
@@ -48,6 +56,11 @@ impl Fact {
             Fact::Symbol { instrument, name } => {
                 words.push(u64::from(SYMBOL) | (SYMBOL_LEN as u64) << 16 | u64::from(instrument.0) << 32);
                 words.extend(name_words(name));
+            }
+            Fact::Kind(layout) => {
+                let layout = layout.encode();
+                words.push(u64::from(KIND) | ((layout.len() as u64 + 1) * 8) << 16);
+                words.extend(layout);
             }
         }
     }
@@ -83,6 +96,7 @@ impl Fact {
             (SYMBOL, SYMBOL_LEN) => {
                 Some(Fact::Symbol { instrument: InstrumentId((head >> 32) as u32), name: parse_name(words.get(1..)?)? })
             }
+            (KIND, _) => Layout::parse(words.get(1..)?).filter(|l| l.encode().len() + 1 == words.len()).map(Fact::Kind),
             _ => None,
         }
     }
@@ -123,12 +137,13 @@ mod tests {
         let facts = [
             Fact::Attach { publisher: PublisherId(7), epoch: Epoch(3), incarnation: 0xdead_beef },
             Fact::Symbol { instrument: InstrumentId(9), name: "BINANCE:BTCUSDT".parse().unwrap() },
+            Fact::Kind(crate::record::example_layout()),
         ];
         let mut words = Vec::new();
         facts.iter().for_each(|f| f.encode(&mut words));
-        assert_eq!(Fact::parse_all(&header(2), &words).unwrap(), facts);
-        assert!(Fact::parse_all(&header(3), &words).is_err());
-        assert!(Fact::parse_all(&header(2), &words[..words.len() - 1]).is_err());
+        assert_eq!(Fact::parse_all(&header(3), &words).unwrap(), facts);
+        assert!(Fact::parse_all(&header(4), &words).is_err());
+        assert!(Fact::parse_all(&header(3), &words[..words.len() - 1]).is_err());
     }
 
     proptest! {

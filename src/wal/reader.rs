@@ -216,7 +216,20 @@ fn next_frame<'w>(window: &'w mut Window<'_>, offset: u64, room: u64, chain: &Ch
         return Ok(Ok(Frame { header, body: Body::Empty }));
     }
     let words = window.get(offset, total as usize)?;
-    Ok(body(&header, words).map(|body| Frame { header, body }).map_err(|bad| (bad, true)))
+    match body(&header, words) {
+        Ok(body) => {
+            // Records of these kinds come in the frames behind this one.
+            if let Body::Control(facts) = &body {
+                for fact in facts {
+                    if let Fact::Kind(layout) = fact {
+                        layout.register()?;
+                    }
+                }
+            }
+            Ok(Ok(Frame { header, body }))
+        }
+        Err(bad) => Ok(Err((bad, true))),
+    }
 }
 
 /// The checked body of the frame whose header and payload are `words`.

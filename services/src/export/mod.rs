@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tapestore::reader::{Row, Series, Snapshot};
-use tapestore::record::{Column, Kind, Name, Schema, schema};
+use tapestore::record::{Column, Kind, Name, Schema, schema, schemas_by_name};
 use tapestore::shm::symbols::Symbols;
 
 use crate::exit::{DATA, Failure, IO, NOT_FOUND, Outcome, USAGE};
@@ -190,6 +190,11 @@ struct Export<'a> {
     left: u64,
 }
 
+/// What the file of a kind in a directory is called; layouts of one name have files of their own.
+fn stem(kind: &Schema) -> String {
+    if schemas_by_name(kind.name).count() > 1 { format!("{}-{:04x}", kind.name, kind.kind.0) } else { kind.name.to_owned() }
+}
+
 impl Export<'_> {
     fn path(&self, stem: &str) -> PathBuf {
         if self.is_dir { self.args.out.join(format!("{stem}.{}", self.format.extension())) } else { self.args.out.clone() }
@@ -222,7 +227,7 @@ impl Export<'_> {
     fn kind(&mut self, kind: Kind, series: &[Series]) -> Outcome {
         let Some(schema) = schema(kind) else { return Ok(()) };
         let (format, decimal) = (self.format, self.args.decimal);
-        let mut file = Pending::create(self.path(schema.name), schema, self.args.force, |file| {
+        let mut file = Pending::create(self.path(&stem(schema)), schema, self.args.force, |file| {
             Ok(match format {
                 Format::Parquet => Box::new(tables::Parquet::new(file, schema, decimal)?),
                 Format::Arrow => Box::new(tables::Arrow::new(file, schema, decimal)?),

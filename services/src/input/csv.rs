@@ -7,7 +7,7 @@ use std::path::Path;
 use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Name, Schema};
 use tapestore::time::Ts;
 
-use super::{LineInput, LineParser, Lines, Message, Names, Options, kind_named};
+use super::{LineInput, LineParser, Lines, Message, Names, Options, kind_with};
 use crate::columnar::unknown_column;
 use crate::exit::{DATA, Failure, Outcome};
 
@@ -15,6 +15,8 @@ use crate::exit::{DATA, Failure, Outcome};
 pub struct Csv {
     header: Vec<String>,
     kind: Option<&'static Schema>,
+    /// The kind of the row before.
+    known: Option<&'static Schema>,
     source: Option<u16>,
     names: Names,
 }
@@ -41,14 +43,14 @@ impl Csv {
             None => Err("the file is empty".to_owned()),
         };
         let header: Vec<String> = header.map_err(|e| lines.fail(&e))?.iter().map(|h| options.renamed(h.trim())).collect();
-        let kind = options.kind.as_deref().map(kind_named).transpose().map_err(|e| Failure::new(DATA, e))?;
+        let kind = options.kind.as_deref().map(|name| kind_with(name, &header)).transpose().map_err(|e| Failure::new(DATA, e))?;
         if !header.iter().any(|h| h == "instrument") {
             return Err(lines.fail("the header has no column 'instrument'; is this a CSV file with a header?"));
         }
         if kind.is_none() && !header.iter().any(|h| h == "kind") {
             return Err(lines.fail("the header has no column 'kind'; name the kind with --kind"));
         }
-        let parser = Csv { header, kind, source: options.source, names: Names::default() };
+        let parser = Csv { header, kind, known: None, source: options.source, names: Names::default() };
         Ok(LineInput { lines, parser })
     }
 }
@@ -68,9 +70,13 @@ impl LineParser for Csv {
         let of = |name: &str| self.header.iter().position(|h| h == name).and_then(|i| values.get(i));
         let schema = match (self.kind, of("kind")) {
             (Some(schema), _) => schema,
-            (None, Some(name)) => kind_named(name.trim())?,
+            (None, Some(name)) => match self.known {
+                Some(known) if known.name == name.trim() => known,
+                _ => kind_with(name.trim(), &self.header)?,
+            },
             (None, None) => return Err("no kind".to_owned()),
         };
+        self.known = Some(schema);
         let mut bytes = vec![0u8; schema.words * 8];
         bytes.iter_mut().zip(schema.kind.0.to_le_bytes()).for_each(|(to, from)| *to = from);
         for column in schema.columns.iter().filter(|c| c.of == ColumnType::Ts) {

@@ -20,7 +20,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use tapestore::record::{Name, Record, SCHEMAS, Schema, schema_by_name};
+use tapestore::record::{ADDED_COLUMNS, Name, Record, SCHEMAS, Schema, schema_by_name, schemas_by_name, user_kinds};
 use tapestore::time::Ts;
 
 use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
@@ -108,9 +108,16 @@ impl Options {
     }
 }
 
-/// The kind called `name`.
+/// The kind called `name`: of several layouts the newest that has all of `columns`, or the newest.
+fn kind_with(name: &str, columns: &[String]) -> Result<&'static Schema, String> {
+    let newest = kind_named(name)?;
+    let has = |s: &&Schema, c: &String| c.is_empty() || ADDED_COLUMNS.contains(&c.as_str()) || s.column(c).is_some();
+    Ok(schemas_by_name(name).filter(|s| columns.iter().all(|c| has(s, c))).last().unwrap_or(newest))
+}
+
+/// The kind called `name`, the newest if there are several.
 fn kind_named(name: &str) -> Result<&'static Schema, String> {
-    let known = || SCHEMAS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ");
+    let known = || SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect::<Vec<_>>().join(", ");
     schema_by_name(name).ok_or_else(|| format!("kind '{name}' is none of: {}", known()))
 }
 

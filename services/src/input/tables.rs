@@ -15,7 +15,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tapestore::record::{ADDED_COLUMNS, Name, Schema};
 use tapestore::time::Ts;
 
-use super::{Input, Message, Names, Options, kind_named};
+use super::{Input, Message, Names, Options, kind_with};
 use crate::columnar::{BATCH_ROWS, KIND, Scatter};
 use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
 
@@ -177,7 +177,8 @@ fn kind_of(schema: &SchemaRef, options: &Options) -> Result<&'static Schema, Str
             columns.collect::<Vec<_>>().join(", ")
         )
     })?;
-    kind_named(name)
+    let columns: Vec<String> = schema.fields().iter().map(|f| options.renamed(f.name())).collect();
+    kind_with(name, &columns)
 }
 
 impl Input for Table {

@@ -11,3 +11,4 @@ mod kills;
 mod pairs;
 mod roles;
 mod tool;
+mod user_kinds;

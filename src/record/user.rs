@@ -1,0 +1,333 @@
+//! Owns: the kinds that programs define: their layouts as bytes, and the one table of them in a process.
+//!
+//! ```text
+//! 0   kind u16 · words u16 · index word u16 · columns u16
+//! 8   name length u8 · 0 u8 · 0 u16 · 0 u32
+//! 16  name 32 B
+//! 48  a column, 48 B each: offset u16 · size u16 · type u8 · name length u8 · place in find, from 1, u8 · 0 u8 · name 40 B
+//! ```
+//!
+//! What must hold: a kind is one layout for ever: what a store has registered under a number, and what this
+//! process knows under it, never changes. A layout is checked before it is known: its columns cover the
+//! record without overlap, and begin with those that every kind has.
+
+use std::sync::OnceLock;
+
+use super::{ADDED_COLUMNS, Column, ColumnType, FIND_MAX, Kind, SCHEMAS, Schema, WORDS_MAX};
+use crate::error::{Error, Result};
+
+/// The first number of a kind that a program defines.
+pub const USER_FIRST: u16 = 0x8000;
+/// How many numbers there are for kinds that programs define.
+pub const USER_MAX: usize = 256;
+/// Longest name of a kind and of a column, in bytes.
+pub const KIND_NAME_MAX: usize = 32;
+const COLUMN_NAME_MAX: usize = 40;
+/// Columns of a kind at most.
+pub const COLUMNS_MAX: usize = 512;
+
+const HEAD_WORDS: usize = 6;
+const COLUMN_WORDS: usize = 6;
+/// Words of the longest layout.
+pub const LAYOUT_WORDS_MAX: usize = HEAD_WORDS + COLUMNS_MAX * COLUMN_WORDS;
+
+const _: () = assert!(HEAD_WORDS * 8 == 16 + KIND_NAME_MAX && COLUMN_WORDS * 8 == 8 + COLUMN_NAME_MAX);
+// A fact in the log gives its length in 16 bits.
+const _: () = assert!((LAYOUT_WORDS_MAX + 1) * 8 < u16::MAX as usize);
+
+/// The layouts of this process, by number; a place is filled once.
+static KNOWN: [OnceLock<&'static Schema>; USER_MAX] = [const { OnceLock::new() }; USER_MAX];
+
+impl Kind {
+    /// Whether a program defined it.
+    pub const fn is_user(self) -> bool {
+        self.0 >= USER_FIRST
+    }
+}
+
+/// The layout of a kind that a program defined, if this process knows it.
+pub(super) fn known(kind: Kind) -> Option<&'static Schema> {
+    KNOWN.get(usize::from(kind.0.checked_sub(USER_FIRST)?))?.get().copied()
+}
+
+/// All layouts of kinds that programs defined that this process knows.
+pub fn user_kinds() -> impl Iterator<Item = &'static Schema> {
+    KNOWN.iter().filter_map(|place| place.get().copied())
+}
+
+/// A checked layout of a kind that a program defines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    kind: Kind,
+    words: u16,
+    index_word: u16,
+    name: String,
+    columns: Vec<(String, usize, ColumnType)>,
+    find: Vec<String>,
+}
+
+fn is_name(name: &str, max: usize, more: &[u8]) -> bool {
+    let allowed = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || more.contains(b);
+    name.len() <= max && name.as_bytes().first().is_some_and(u8::is_ascii_lowercase) && name.as_bytes().iter().all(allowed)
+}
+
+impl Layout {
+    /// The layout of `schema`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], saying what of it cannot be.
+    pub fn of(schema: &Schema) -> Result<Layout> {
+        let narrow = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+        let layout = Layout {
+            kind: schema.kind,
+            words: narrow(schema.words),
+            index_word: narrow(schema.index_word),
+            name: schema.name.to_owned(),
+            columns: schema.columns.iter().map(|c| (c.name.to_owned(), c.offset, c.of)).collect(),
+            find: schema.find.iter().map(|f| (*f).to_owned()).collect(),
+        };
+        layout.check().map_err(|reason| Error::invalid("kind", format!("'{}': {reason}", schema.name)))?;
+        Ok(layout)
+    }
+
+    /// Its number.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let last = USER_FIRST as usize + USER_MAX - 1;
+        if !(usize::from(USER_FIRST)..=last).contains(&usize::from(self.kind.0)) {
+            return Err(format!("its number {} is not from {USER_FIRST} to {last}", self.kind.0));
+        }
+        if !is_name(&self.name, KIND_NAME_MAX, b"-") || SCHEMAS.iter().any(|s| s.name == self.name) {
+            return Err(format!("a name is 1 to {KIND_NAME_MAX} of a-z 0-9 -, begins with a letter, and is no built-in kind's"));
+        }
+        if self.columns.len() > COLUMNS_MAX || usize::from(self.words) > WORDS_MAX {
+            return Err(format!("it has more than {COLUMNS_MAX} columns or {} bytes", WORDS_MAX * 8));
+        }
+        let begin = [("source", 2, ColumnType::U16), ("instrument", 4, ColumnType::U32), ("ts_event", 8, ColumnType::Ts)];
+        let begins = begin.iter().zip(&self.columns).filter(|(a, b)| (a.0, a.1, a.2) == (b.0.as_str(), b.1, b.2));
+        if begins.count() != begin.len() {
+            return Err("its columns do not begin with source, instrument and ts_event".to_owned());
+        }
+        let mut end = 2;
+        for (i, (name, offset, of)) in self.columns.iter().enumerate() {
+            if !is_name(name, COLUMN_NAME_MAX, b"_") || ADDED_COLUMNS.contains(&name.as_str()) {
+                return Err(format!(
+                    "'{name}' is no name of a column: 1 to {COLUMN_NAME_MAX} of a-z 0-9 _, not lsn, index_time or kind"
+                ));
+            }
+            if self.columns.iter().take(i).any(|c| c.0 == *name) {
+                return Err(format!("two columns are called '{name}'"));
+            }
+            if *offset != end || of.size() == 0 {
+                return Err(format!("column '{name}' is at byte {offset}, the one before it ends at {end}"));
+            }
+            end += of.size();
+        }
+        if end != usize::from(self.words) * 8 {
+            return Err(format!("its columns end at byte {end} of {}", usize::from(self.words) * 8));
+        }
+        let index = self.columns.iter().find(|c| c.1 == usize::from(self.index_word) * 8);
+        if index.is_none_or(|c| c.2 != ColumnType::Ts) {
+            return Err("the time that sorts its records is not a column of times".to_owned());
+        }
+        let is_id = |f: &String| self.columns.iter().any(|c| c.0 == *f && c.2 == ColumnType::U64 && c.1.is_multiple_of(8));
+        if self.find.len() > FIND_MAX || !self.find.iter().all(is_id) {
+            return Err(format!("the columns to find by are at most {FIND_MAX} of type u64"));
+        }
+        Ok(())
+    }
+
+    /// Its bytes, as words.
+    pub fn encode(&self) -> Vec<u64> {
+        let mut bytes = Vec::with_capacity((HEAD_WORDS + self.columns.len() * COLUMN_WORDS) * 8);
+        for n in [self.kind.0, self.words, self.index_word, self.columns.len() as u16] {
+            bytes.extend(n.to_le_bytes());
+        }
+        bytes.push(self.name.len() as u8);
+        bytes.resize(16, 0);
+        bytes.extend(self.name.as_bytes());
+        bytes.resize(HEAD_WORDS * 8, 0);
+        for (name, offset, of) in &self.columns {
+            let end = bytes.len() + COLUMN_WORDS * 8;
+            bytes.extend((*offset as u16).to_le_bytes());
+            bytes.extend((of.size() as u16).to_le_bytes());
+            let find = self.find.iter().position(|f| f == name).map_or(0, |place| place as u8 + 1);
+            bytes.extend([of.code(), name.len() as u8, find, 0]);
+            bytes.extend(name.as_bytes());
+            bytes.resize(end, 0);
+        }
+        let word = |b: &[u8; 8]| u64::from_le_bytes(*b);
+        bytes.as_chunks::<8>().0.iter().map(word).collect()
+    }
+
+    /// The layout at the beginning of `words`, which are not trusted; `None` if there is none.
+    pub fn parse(words: &[u64]) -> Option<Layout> {
+        let (head, rest) = words.split_first_chunk::<HEAD_WORDS>()?;
+        let [first, second, ..] = *head;
+        let part = |n: u64, i: u32| (n >> (16 * i)) as u16;
+        let text = |words: &[u64], len: u64| {
+            let bytes: &[u8] = bytemuck::cast_slice(words);
+            std::str::from_utf8(bytes.get(..len as usize)?).ok().map(str::to_owned)
+        };
+        let name = text(head.get(2..)?, second & 0xff)?;
+        let count = usize::from(part(first, 3));
+        let mut columns = Vec::new();
+        let mut find: Vec<(u8, String)> = Vec::new();
+        for column in rest.get(..count.checked_mul(COLUMN_WORDS)?)?.chunks_exact(COLUMN_WORDS) {
+            let (&head, name) = column.split_first()?;
+            let [of, len, place, _] = ((head >> 32) as u32).to_le_bytes();
+            let name = text(name, u64::from(len))?;
+            if place > 0 {
+                find.push((place, name.clone()));
+            }
+            columns.push((name, usize::from(part(head, 0)), ColumnType::from_code(of, usize::from(part(head, 1)))?));
+        }
+        find.sort();
+        let find = find.into_iter().map(|(_, name)| name).collect();
+        let (words, index_word) = (part(first, 1), part(first, 2));
+        let layout = Layout { kind: Kind(part(first, 0)), words, index_word, name, columns, find };
+        layout.check().ok().map(|()| layout)
+    }
+
+    /// Whether it says what `schema` says.
+    fn is(&self, schema: &Schema) -> bool {
+        let columns = schema.columns.iter().map(|c| (c.name, c.offset, c.of));
+        let same = self.columns.iter().map(|c| (c.0.as_str(), c.1, c.2)).eq(columns);
+        let find = self.find.iter().map(String::as_str).eq(schema.find.iter().copied());
+        same && find
+            && (self.kind, self.name.as_str()) == (schema.kind, schema.name)
+            && (usize::from(self.words), usize::from(self.index_word)) == (schema.words, schema.index_word)
+    }
+
+    /// Makes this process know it, for ever.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the process knows another layout under the number.
+    pub fn register(&self) -> Result<&'static Schema> {
+        let place = KNOWN.get(usize::from(self.kind.0.wrapping_sub(USER_FIRST)));
+        let place = place.ok_or_else(|| Error::invalid("kind", format!("there is no number {}", self.kind.0)))?;
+        let schema = place.get_or_init(|| self.leak());
+        if self.is(schema) {
+            return Ok(schema);
+        }
+        let reason = format!(
+            "number {} is '{}' here and '{}' there, with other columns; a changed layout needs a number of its own",
+            self.kind.0, schema.name, self.name
+        );
+        Err(Error::invalid("kind", reason))
+    }
+
+    /// The layout as it is used everywhere. A process knows few, and never forgets one.
+    fn leak(&self) -> &'static Schema {
+        let text = |s: &String| -> &'static str { Box::leak(s.clone().into_boxed_str()) };
+        let columns: Vec<Column> =
+            self.columns.iter().map(|(name, offset, of)| Column { name: text(name), offset: *offset, of: *of }).collect();
+        let find: Vec<&'static str> = self.find.iter().map(text).collect();
+        Box::leak(Box::new(Schema {
+            kind: self.kind,
+            name: text(&self.name),
+            words: usize::from(self.words),
+            index_word: usize::from(self.index_word),
+            columns: Vec::leak(columns),
+            find: Vec::leak(find),
+        }))
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn example_layout() -> Layout {
+    Layout::of(&<tests::Signal as super::Record>::SCHEMA).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::{Price, Record, RecordRef};
+    use crate::time::Ts;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Record)]
+    #[repr(C)]
+    #[record(kind = 0x8042, name = "test-signal", index = ts_recv, find(order_id, parent))]
+    pub(super) struct Signal {
+        kind: Kind,
+        source: u16,
+        instrument: crate::lsn::InstrumentId,
+        ts_event: Ts,
+        ts_recv: Ts,
+        order_id: u64,
+        parent: u64,
+        strength: [Price; 2],
+        tag: [u8; 5],
+        side: crate::record::Char,
+        reserved: [u8; 2],
+    }
+
+    #[test]
+    fn a_derived_layout_comes_back_from_its_bytes_and_is_known_once() {
+        let layout = Layout::of(&Signal::SCHEMA).unwrap();
+        assert_eq!(Layout::parse(&layout.encode()), Some(layout.clone()));
+        let names: Vec<&str> = Signal::SCHEMA.columns.iter().map(|c| c.name).collect();
+        let expected = ["source", "instrument", "ts_event", "ts_recv", "order_id", "parent", "strength_0", "strength_1"];
+        assert_eq!(names[..8], expected);
+        assert!(Signal::SCHEMA.columns[10].is_reserved() && Signal::SCHEMA.columns[8].of == ColumnType::Text(5));
+        let schema = layout.register().unwrap();
+        assert!(std::ptr::eq(schema, layout.register().unwrap()));
+        assert!(std::ptr::eq(crate::record::schema(Kind(0x8042)).unwrap(), schema));
+        let signal = Signal { strength: [Price(1), Price(2)], ..Signal::default() };
+        let record = RecordRef::of(&signal);
+        assert_eq!(RecordRef::first(record.words()).unwrap().get::<Signal>(), Some(&signal));
+        let other = Layout { columns: layout.columns.iter().cloned().rev().collect(), ..layout.clone() };
+        assert!(other.check().is_err(), "columns in another order overlap");
+        let mut other = layout.clone();
+        other.columns[4].0 = "client_id".to_owned();
+        other.find[0] = "client_id".to_owned();
+        assert!(other.register().unwrap_err().to_string().contains("a number of its own"));
+    }
+
+    #[test]
+    fn a_layout_that_cannot_be_is_refused_with_the_reason() {
+        let good = Layout::of(&Signal::SCHEMA).unwrap();
+        type Case = (&'static str, fn(&mut Layout));
+        let cases: [Case; 8] = [
+            ("not from", |l| l.kind = Kind(3)),
+            ("built-in", |l| l.name = "trade".to_owned()),
+            ("no name of a column", |l| l.columns[4].0 = "lsn".to_owned()),
+            ("no name of a column", |l| l.columns[4].0 = "Order".to_owned()),
+            ("two columns", |l| l.columns[5].0 = "order_id".to_owned()),
+            ("the one before it ends", |l| l.columns[6].2 = ColumnType::U32),
+            ("sorts", |l| l.index_word = 3),
+            ("find by", |l| l.find[0] = "strength_0".to_owned()),
+        ];
+        for (why, spoil) in cases {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            let reason = bad.check().unwrap_err();
+            assert!(reason.contains(why), "{reason}");
+            assert_eq!(Layout::parse(&bad.encode()), None, "{why}");
+        }
+        let text = Layout::of(&crate::record::Trade::SCHEMA).unwrap_err().to_string();
+        assert!(text.contains("'trade'"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_is_total(mut words in proptest::collection::vec(any::<u64>(), 0..40), at in 0usize..400, flip: u8) {
+            drop(Layout::parse(&words));
+            words = Layout::of(&Signal::SCHEMA).unwrap().encode();
+            if let Some(byte) = bytemuck::cast_slice_mut::<u64, u8>(&mut words).get_mut(at) { *byte ^= flip; }
+            if let Some(layout) = Layout::parse(&words) {
+                prop_assert!(layout.check().is_ok());
+            }
+        }
+    }
+}

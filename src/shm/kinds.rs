@@ -1,0 +1,132 @@
+//! Owns: the kinds that programs defined in a store, in shared memory: storage appends, everybody reads.
+//!
+//! ```text
+//! 0    magic u64 · version u64 · words published u64
+//! 64   a kind after the other: words of its layout u64 · the layout
+//! ```
+//!
+//! What must hold: a layout is written before the published words cover it, and never again; it is published
+//! before the first record of its kind is.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use super::{Growing, Mapping};
+use crate::error::{Error, Result};
+use crate::record::{LAYOUT_WORDS_MAX, Layout, Schema, USER_MAX};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"TAPEKIND");
+const VERSION: u64 = 1;
+const PUBLISHED: u64 = 16;
+const HEAD_LEN: u64 = 64;
+const LEN_MAX: u64 = HEAD_LEN + (USER_MAX * (1 + LAYOUT_WORDS_MAX) * 8) as u64;
+
+/// Storage's end.
+#[derive(Debug)]
+pub struct KindsWriter {
+    file: Growing,
+    words: u64,
+}
+
+impl KindsWriter {
+    /// Creates the file `path`.
+    ///
+    /// # Errors
+    /// As [`Growing::create`].
+    pub fn create(path: &Path) -> Result<KindsWriter> {
+        let mut file = Growing::create(path, LEN_MAX)?;
+        file.reserve(HEAD_LEN)?;
+        file.map().u64(8).store(VERSION, Ordering::Relaxed);
+        file.map().u64(0).store(MAGIC, Ordering::Release);
+        Ok(KindsWriter { file, words: 0 })
+    }
+
+    /// Appends a layout; readers do not see it before [`KindsWriter::publish`].
+    ///
+    /// # Errors
+    /// [`Error::NoSharedMemory`].
+    pub fn push(&mut self, layout: &Layout) -> Result<()> {
+        let layout = layout.encode();
+        let at = HEAD_LEN + self.words * 8;
+        self.file.reserve(at + (layout.len() as u64 + 1) * 8)?;
+        self.file.map().write_words(at, &[layout.len() as u64]);
+        self.file.map().write_words(at + 8, &layout);
+        self.words += layout.len() as u64 + 1;
+        Ok(())
+    }
+
+    /// Shows readers what has been appended: to be called once the log has it.
+    pub fn publish(&self) {
+        // SYNC: pairs with the load in `Kinds::refresh`.
+        self.file.map().u64(PUBLISHED).store(self.words, Ordering::Release);
+    }
+}
+
+/// A reader's end.
+#[derive(Debug)]
+pub struct Kinds {
+    map: Mapping,
+    words: u64,
+    schemas: Vec<&'static Schema>,
+}
+
+impl Kinds {
+    /// Maps the file `path`.
+    ///
+    /// # Errors
+    /// [`Error::Foreign`] if it is not such a file; [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Kinds> {
+        let map = Mapping::open(path, false)?;
+        let magic = if map.len() < HEAD_LEN { 0 } else { map.u64(0).load(Ordering::Acquire) };
+        if magic != MAGIC || map.u64(8).load(Ordering::Relaxed) != VERSION {
+            return Err(Error::Foreign { path: path.to_path_buf(), what: "table of kinds", found: magic });
+        }
+        Ok(Kinds { map, words: 0, schemas: Vec::new() })
+    }
+
+    /// Makes what storage has added known to this process. An idle call is a load.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if this process knows another layout under a number.
+    pub fn refresh(&mut self) -> Result<()> {
+        // SYNC: pairs with the store in `KindsWriter::publish`.
+        let published = self.map.u64(PUBLISHED).load(Ordering::Acquire);
+        while self.words < published {
+            let at = HEAD_LEN + self.words * 8;
+            let foreign = || Error::Foreign { path: self.map.path().to_path_buf(), what: "table of kinds", found: at };
+            let len = self.map.words(at, 1).and_then(|w| w.first().copied()).ok_or_else(foreign)?;
+            let layout = usize::try_from(len).ok().and_then(|len| self.map.words(at + 8, len));
+            let layout = layout.and_then(Layout::parse).ok_or_else(foreign)?;
+            self.schemas.push(layout.register()?);
+            self.words += 1 + len;
+        }
+        Ok(())
+    }
+
+    /// The kinds of the store, as of the last refresh.
+    pub fn schemas(&self) -> &[&'static Schema] {
+        &self.schemas
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_known_to_readers_once_it_is_published() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("kinds");
+        let mut writer = KindsWriter::create(&path).unwrap();
+        let mut reader = Kinds::open(&path).unwrap();
+        let layout = crate::record::example_layout();
+        writer.push(&layout).unwrap();
+        reader.refresh().unwrap();
+        assert!(reader.schemas().is_empty());
+        writer.publish();
+        reader.refresh().unwrap();
+        assert!(reader.schemas().len() == 1 && reader.schemas()[0].name == "test-signal");
+        std::fs::write(&path, [0; 64]).unwrap();
+        assert!(matches!(Kinds::open(&path), Err(Error::Foreign { .. })));
+    }
+}

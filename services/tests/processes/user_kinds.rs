@@ -147,7 +147,7 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
     let kinds = json(&store.tape_ok(&["kinds", "--json"]));
     assert_eq!(kinds.iter().filter(|k| k["kind"] == "signal").count(), 2);
     assert_eq!(store.tape(&["scan", "X:Y", "whale"]).status.code(), Some(2));
-    // Out, and into another store whose storage has never heard of it.
+    // Out, and into another store.
     let dir = tempfile::tempdir().unwrap();
     for format in ["parquet", "csv"] {
         let out = dir.path().join(format);
@@ -160,8 +160,12 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
     let kinds = json(&store.tape_ok(&["kinds", "--json"]));
     assert!(kinds.iter().any(|k| k["number"] == 0x8001), "what is filed is read while nobody serves the store");
     drop(publisher);
+    import(&dir.path().join("parquet/signal-8001.parquet"), count);
+}
+
+/// Into another store, whose storage has never heard of the kind.
+fn import(file: &std::path::Path, count: u64) {
     let other = Store::serve();
-    let file = dir.path().join("parquet/signal-8001.parquet");
     let refused = other.tape(&["import", file.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(65), "a kind that the store does not have is named");
     let mut publisher = other.publisher(2, Level::Fsync);

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use tapestore::book::{Book, Oddities, PriceLevel, is_undone};
 use tapestore::lsn::{InstrumentId, Lsn};
-use tapestore::reader::{Series, Snapshot, TimeRange};
+use tapestore::reader::{At, Series, Snapshot, TimeRange};
 use tapestore::record::{BookOrder, Depth10, Name, Price, Record, Volume, action, side};
-use tapestore::time::Ts;
+use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts};
 
 use crate::exit::{Failure, NOT_FOUND, Outcome};
 use crate::output::{Format, table};
-use crate::query::{self, Watermark};
+use crate::query;
 use crate::terminal;
 
 /// `tape book`.
@@ -18,25 +18,76 @@ use crate::terminal;
 pub struct Args {
     /// The instrument's name
     instrument: Name,
-    /// The time: changes up to it count
-    #[arg(long = "time", value_parser = query::time, default_value = "now")]
-    time: Ts,
+    /// The time up to which changes count, or up to which record: committed, durable, appended; may be given twice
+    #[arg(long, default_values = ["now", "committed"], alias = "time")]
+    at: Vec<When>,
     /// Levels to show of each side
     #[arg(long, default_value_t = 10)]
     levels: usize,
-    #[command(flatten)]
-    watermark: Watermark,
 }
 
-/// The book of `instrument` as of `time`: from the changes since the last clear before it, in LSN order; from
-/// ten levels if there are no changes.
+/// A moment, or a watermark.
+#[derive(Clone, Copy, Debug)]
+enum When {
+    Time(Ts),
+    Record(At),
+}
+
+impl std::str::FromStr for When {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<When, String> {
+        text.parse().map(When::Record).or_else(|_| query::time(text).map(When::Time))
+    }
+}
+
+impl Args {
+    fn time(&self) -> Ts {
+        let mut times = self.at.iter().rev().filter_map(|w| if let When::Time(time) = w { Some(*time) } else { None });
+        times.next().unwrap_or_else(|| HostClock.wall())
+    }
+
+    fn watermark(&self) -> At {
+        let mut marks = self.at.iter().rev().filter_map(|w| if let When::Record(at) = w { Some(*at) } else { None });
+        marks.next().unwrap_or(At::Committed)
+    }
+}
+
+/// How far back the last clear is looked for at first.
+const LOOK_BACK_NS: u64 = 3600 * NANOS_PER_SECOND;
+
+/// Where the changes begin that make the book of `time`: at the last clear of both sides, and an hour before it,
+/// because a snapshot may arrive after changes that are newer than it.
+fn beginning(snapshot: &Snapshot, series: Series, time: Ts) -> Outcome<Ts> {
+    let (mut to, mut length) = (time, LOOK_BACK_NS);
+    loop {
+        let from = Ts(to.0.saturating_sub(length));
+        let (mut scan, mut clear) = (snapshot.scan(series, TimeRange { from, to }), None);
+        while let Some(row) = scan.next()? {
+            let change = row.record.get::<BookOrder>();
+            if change.is_some_and(|c| c.action == action::CLEAR && c.side == side::NONE) {
+                clear = Some(row.index_time);
+            }
+        }
+        match clear {
+            Some(at) => return Ok(Ts(at.0.saturating_sub(LOOK_BACK_NS))),
+            None if from.0 == 0 => return Ok(Ts(0)),
+            None => (to, length) = (Ts(from.0 - 1), length.saturating_mul(2)),
+        }
+    }
+}
+
+/// The book of `instrument` as of `time`: from the changes since the last clear before it, in LSN order (one that
+/// was received more than an hour before that clear and stored after it is not among them); from ten levels if there
+/// are no changes.
 ///
 /// # Errors
 /// Of the store's files.
 pub fn book_at(snapshot: &mut Snapshot, instrument: InstrumentId, time: Ts) -> Outcome<Option<Book>> {
-    let range = TimeRange { from: Ts(0), to: time };
+    let series = Series { instrument, kind: BookOrder::KIND };
+    let range = TimeRange { from: beginning(snapshot, series, time)?, to: time };
     let mut changes: Vec<(Lsn, BookOrder)> = Vec::new();
-    let mut scan = snapshot.scan(Series { instrument, kind: BookOrder::KIND }, range);
+    let mut scan = snapshot.scan(series, range);
     let bar = terminal::progress(0, false, "reading changes");
     while let Some(row) = scan.next()? {
         let Some(change) = row.record.get::<BookOrder>() else { continue };
@@ -66,10 +117,11 @@ pub fn book_at(snapshot: &mut Snapshot, instrument: InstrumentId, time: Ts) -> O
 /// # Errors
 /// That there is none (exit code 3).
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
-    let (mut reader, mut snapshot) = query::open(store, args.watermark.at)?;
+    let (mut reader, mut snapshot) = query::open(store, args.watermark())?;
+    let time = args.time();
     let instrument = reader.instrument(&args.instrument)?;
-    let Some(book) = book_at(&mut snapshot, instrument, args.time)? else {
-        return Err(Failure::new(NOT_FOUND, format!("there is no book of {} up to {}", args.instrument, args.time)));
+    let Some(book) = book_at(&mut snapshot, instrument, time)? else {
+        return Err(Failure::new(NOT_FOUND, format!("there is no book of {} up to {}", args.instrument, time)));
     };
     let bids: Vec<(Price, PriceLevel)> = book.bids().take(args.levels).collect();
     let asks: Vec<(Price, PriceLevel)> = book.asks().take(args.levels).collect();
@@ -87,7 +139,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
             levels.iter().map(level).collect()
         };
         let object = serde_json::json!({
-            "instrument": args.instrument.as_str(), "time": args.time.to_string(), "changes": book.changes(),
+            "instrument": args.instrument.as_str(), "time": time.to_string(), "changes": book.changes(),
             "bids": side(&bids), "asks": side(&asks), "unknown_orders": unknown_orders, "repeated_orders": repeated_orders,
             "malformed": malformed, "crossed": crossed,
         });

@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{bars, book, demo, export, import, inspect, publish, query, status, storage, terminal, verify};
+use crate::{bars, book, demo, export, import, inspect, publish, query, status, storage, symbols, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -60,11 +60,8 @@ enum Command {
     Book(book::Args),
     /// Kinds of records, built in and defined by programs, with their columns
     Kinds,
-    /// Instrument names
-    Symbols {
-        /// Only names that contain this
-        pattern: Option<String>,
-    },
+    /// Instrument names, and their definitions as of a time
+    Symbols(symbols::Args),
     /// What the storage process does: watermarks, counters, history, publishers
     Status,
     /// Look into the store's files
@@ -120,8 +117,8 @@ impl Tape {
             Command::Book(args) => book::run(&store, &args, format),
             Command::Find(args) => query::find(&store, &args, format),
             Command::Replay(args) => query::replay(&store, &args, format),
-            Command::Kinds => query::kinds(&store, format),
-            Command::Symbols { pattern } => query::symbols(&store, pattern.as_deref(), format),
+            Command::Kinds => symbols::kinds(&store, format),
+            Command::Symbols(args) => symbols::symbols(&store, &args, format),
             Command::Status => status::status(&store, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
             Command::Inspect(Inspect::Sst(args)) => inspect::inspect_sst(&store, &args, format),

@@ -15,6 +15,7 @@ pub mod publish;
 pub mod query;
 pub mod status;
 pub mod storage;
+pub mod symbols;
 pub mod tally;
 pub mod terminal;
 pub mod verify;

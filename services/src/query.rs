@@ -1,5 +1,4 @@
-//! Owns: the commands that read a store: `tail`, `follow`, `get`, `find`, `asof`, `scan`, `replay`,
-//! `symbols`.
+//! Owns: the commands that read a store: `tail`, `follow`, `get`, `find`, `asof`, `scan`, `replay`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +6,7 @@ use std::time::Duration;
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
-use tapestore::record::{Column, Name, SCHEMAS, Schema, schema, schemas_by_name, user_kinds};
+use tapestore::record::{Name, SCHEMAS, Schema, schema, schemas_by_name, user_kinds};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -251,7 +250,11 @@ fn print_scan(format: Format, reader: &mut Reader, mut rows: Rowset<'_>, limit: 
     Ok(out.printed())
 }
 
-fn found(printed: u64, what: &str) -> Outcome {
+/// Success if anything was printed.
+///
+/// # Errors
+/// That there is no `what` (exit code 3).
+pub fn found(printed: u64, what: &str) -> Outcome {
     if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
 }
 
@@ -520,66 +523,4 @@ fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &m
         }
     }
     Ok(())
-}
-
-/// `tape kinds`: what kinds of records the store has, with their columns.
-///
-/// # Errors
-/// That the store cannot be read.
-pub fn kinds(store: &Path, format: Format) -> Outcome {
-    Reader::open(store)?.snapshot(At::Appended)?;
-    let mut table = crate::output::table(&["kind", "number", "bytes", "sorted by", "found by", "columns"]);
-    for schema in SCHEMAS.iter().chain(user_kinds()) {
-        let columns: Vec<&Column> = schema.columns.iter().filter(|c| !c.is_reserved()).collect();
-        let index = schema.columns.iter().find(|c| c.offset == schema.index_word * 8).map_or("", |c| c.name);
-        if format.json {
-            let columns: Vec<serde_json::Value> = columns
-                .iter()
-                .map(|c| serde_json::json!({ "name": c.name, "type": format!("{:?}", c.of), "offset": c.offset }))
-                .collect();
-            let object = serde_json::json!({
-                "kind": schema.name, "number": schema.kind.0, "bytes": schema.words * 8, "sorted_by": index,
-                "found_by": schema.find, "columns": columns,
-            });
-            println!("{object}");
-            continue;
-        }
-        let names: Vec<&str> = columns.iter().map(|c| c.name).collect();
-        let (number, bytes) = (schema.kind.0.to_string(), (schema.words * 8).to_string());
-        table.add_row([schema.name, &number, &bytes, index, &schema.find.join(" "), &names.join(" ")]);
-    }
-    if !format.json {
-        println!("{table}");
-    }
-    Ok(())
-}
-
-/// `tape symbols`.
-///
-/// # Errors
-/// That no storage process serves the store; that nothing matches (exit code 3).
-pub fn symbols(store: &Path, pattern: Option<&str>, format: Format) -> Outcome {
-    use std::io::Write;
-    let mut reader = Reader::open(store)?;
-    let symbols = reader.symbols()?;
-    symbols.refresh();
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let pattern = pattern.map(str::to_lowercase);
-    let mut shown = 0;
-    if format.csv {
-        writeln!(out, "id,instrument")?;
-    }
-    for (id, name) in (1u32..).zip(symbols.names()) {
-        if pattern.as_ref().is_some_and(|p| !name.as_str().to_lowercase().contains(p.as_str())) {
-            continue;
-        }
-        shown += 1;
-        match (format.json, format.csv) {
-            (true, _) => writeln!(out, "{}", serde_json::json!({ "id": id, "instrument": name.as_str() }))?,
-            (_, true) => writeln!(out, "{id},{name}")?,
-            _ => writeln!(out, "{id:>8}  {name}")?,
-        }
-    }
-    out.flush()?;
-    found(shown, "such instrument")
 }

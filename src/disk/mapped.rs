@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
 
@@ -60,6 +60,17 @@ impl Mapped {
         match &self.bytes {
             Bytes::Map(map) => map,
             Bytes::Copy(words, len) => bytemuck::cast_slice(words).get(..*len).unwrap_or(&[]),
+        }
+    }
+
+    /// Gives the memory of its pages back; a page that is touched again is read again.
+    pub fn release(&self) {
+        let Bytes::Map(map) = &self.bytes else { return };
+        // SAFETY: a shared mapping of a file that nobody changes: what is read again is what was there, so slices
+        // of it stay as they are.
+        let released = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+        if let Err(error) = released {
+            tracing::debug!(%error, path = %self.path.display(), "pages are not given back");
         }
     }
 

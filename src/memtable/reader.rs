@@ -75,6 +75,11 @@ impl Table {
         Ok(Table { layout: Layout::new(len), map, id, base })
     }
 
+    /// Takes its pages out of this process's memory; see [`Mapping::release`].
+    pub fn release(&self) {
+        self.map.release();
+    }
+
     /// Number of the table.
     pub fn id(&self) -> u64 {
         self.id

@@ -77,6 +77,17 @@ impl Mapping {
         Ok(Mapping { map, writable, path: path.to_path_buf() })
     }
 
+    /// Takes its pages out of this process's memory, where they count; they stay in shared memory, and come back when
+    /// they are touched.
+    pub fn release(&self) {
+        // SAFETY: a shared mapping: the pages are those of the file in shared memory, with what is in them, whoever
+        // maps them when.
+        let released = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        if let Err(error) = released {
+            tracing::debug!(%error, path = %self.path.display(), "pages are not given back");
+        }
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> u64 {
         self.map.len() as u64

@@ -141,6 +141,11 @@ impl Table {
         Ok(&self.parts()?.trailer)
     }
 
+    /// Gives the memory of its pages back; see [`Mapped::release`].
+    pub fn release(&self) {
+        self.map.release();
+    }
+
     /// The kind's layout.
     pub fn schema(&self) -> Result<&'static Schema> {
         Ok(self.parts()?.schema)

@@ -13,9 +13,12 @@ use super::Sink;
 use crate::exit::{Failure, IO, Outcome};
 use crate::output::{csv_header, csv_row};
 
+/// A level at which the compression, not the text, sets the pace, and only just.
+const GZIP_LEVEL: u32 = 3;
+
 enum Out {
     Plain(File),
-    Gz(GzEncoder<File>),
+    Gz(Box<GzEncoder<File>>),
 }
 
 impl Write for Out {
@@ -43,7 +46,8 @@ pub(super) struct Csv {
 
 impl Csv {
     pub(super) fn new(file: File, kind: &'static Schema, compressed: bool) -> Outcome<Csv> {
-        let out = if compressed { Out::Gz(GzEncoder::new(file, Compression::default())) } else { Out::Plain(file) };
+        let out =
+            if compressed { Out::Gz(Box::new(GzEncoder::new(file, Compression::new(GZIP_LEVEL)))) } else { Out::Plain(file) };
         let mut out = BufWriter::with_capacity(1 << 20, out);
         csv_header(&mut out, kind)?;
         Ok(Csv { out, odd: 0 })

@@ -176,6 +176,9 @@ impl Drop for Pending {
     }
 }
 
+/// Rows between two times at which the memory of what has been read is given back.
+const RELEASE_ROWS: u64 = 1 << 19;
+
 /// One export: where to, and what.
 struct Export<'a> {
     args: &'a Args,
@@ -210,6 +213,9 @@ impl Export<'_> {
 
     fn tick(&self) -> Outcome {
         let rows = self.total.records;
+        if rows.is_multiple_of(RELEASE_ROWS) {
+            self.snapshot.release();
+        }
         if rows.is_multiple_of(4096) {
             self.bar.set_position(rows);
             if terminal::is_raised(&self.stop) {

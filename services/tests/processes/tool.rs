@@ -48,6 +48,10 @@ fn every_reading_command_finds_what_was_published() {
     assert_eq!(json(&store.tape_ok(&["tail", "-n", "7", "--limit", "7", "--json"])).len(), 7);
     assert_eq!(store.tape_ok(&["symbols"]).lines().count(), 20);
     assert_eq!(store.tape_ok(&["symbols", "sim:00007"]).split_whitespace().collect::<Vec<_>>(), ["8", "SIM:00007"]);
+    let defined = json(&store.tape_ok(&["symbols", "00007", "--at", "now", "--json"]));
+    let definition = json(&store.tape_ok(&["asof", "SIM:00007", "definition", "--json"]));
+    assert!(defined.len() == 1 && defined[0]["min_price_increment"] == definition[0]["min_price_increment"], "{defined:?}");
+    assert!(json(&store.tape_ok(&["symbols", "00007", "--at", "1", "--json"]))[0]["since"] == "", "nothing was defined then");
     let status = &json(&store.tape_ok(&["status", "--json"]))[0];
     assert_eq!((status["state"].as_str(), status["durable"].as_u64()), (Some("serving"), Some(5000)));
     let log = &json(&store.tape_ok(&["inspect", "wal", "--json"]))[0];
@@ -67,9 +71,9 @@ fn a_book_is_shown_as_of_a_time_and_its_absence_is_an_exit_code() {
     let changes = json(&store.tape_ok(&["scan", "SIM:00000", "book", "--json"]));
     assert_eq!(book["changes"], changes.len());
     let first = changes[0]["index_time"].as_str().unwrap();
-    let early = &json(&store.tape_ok(&["book", "SIM:00000", "--time", first, "--json"]))[0];
+    let early = &json(&store.tape_ok(&["book", "SIM:00000", "--at", first, "--at", "appended", "--json"]))[0];
     assert!(early["changes"].as_u64().unwrap() < changes.len() as u64 && early["time"] == first, "{early}");
-    let (exit, message) = code(&store, &["book", "SIM:00000", "--time", "2000-01-01T00:00:00Z"]);
+    let (exit, message) = code(&store, &["book", "SIM:00000", "--at", "2000-01-01T00:00:00Z"]);
     assert!(exit == 3 && message.contains("no book of SIM:00000"), "{message}");
 }
 

@@ -331,7 +331,8 @@ pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
     let mut publisher = Publisher::open(Options { level: args.level, ..Options::new(store, PublisherId(1)) })?;
     let began = Instant::now();
     let mut tally = Tally::default();
-    let mut pump = Pump { input: input.as_mut(), publisher: &mut publisher, rate: args.rate, batch: 256, stop: &|| false };
+    let mut pump =
+        Pump { input: input.as_mut(), publisher: &mut publisher, rate: args.rate, batch: 256, timed: true, stop: &|| false };
     let (done, outcome) = pump.run(&mut |n, due, words| {
         tally.add(Lsn(n + 1), words);
         if n.is_multiple_of(SAMPLE_EVERY) && n / SAMPLE_EVERY < SAMPLES_MAX {

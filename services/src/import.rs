@@ -42,7 +42,7 @@ fn file(path: &Path, args: &Args, publisher: &mut Publisher, stop: &dyn Fn() -> 
     let began = Instant::now();
     let mut input = input::open(path, &args.options)?;
     let bytes = std::fs::metadata(path)?.len();
-    let mut pump = Pump { input: input.as_mut(), publisher, rate: Rate::Max, batch: 256, stop };
+    let mut pump = Pump { input: input.as_mut(), publisher, rate: Rate::Max, batch: 256, timed: false, stop };
     let (done, mut outcome) = pump.run(&mut |_, _, _| {});
     if outcome.is_ok() {
         outcome = publisher.flush(args.level, FLUSH_TIMEOUT).map(drop).map_err(Failure::from);

@@ -126,6 +126,8 @@ pub struct Pump<'a> {
     pub rate: Rate,
     /// At most so many records together, at rate max.
     pub batch: u32,
+    /// Whether each call is timed.
+    pub timed: bool,
     /// Ends early when this says so.
     pub stop: &'a dyn Fn() -> bool,
 }
@@ -149,7 +151,7 @@ impl Pump<'_> {
         // Of the instruments' names, by the store's ids.
         let mut hashes: Vec<u64> = Vec::new();
         let mut clock: Option<(Instant, u64)> = None;
-        let mut staged = 0;
+        let (mut staged, start) = (0, Instant::now());
         while !(self.stop)() && self.input.next(&mut message)? {
             if ids.len() < self.input.names().len() {
                 let new = self.input.names().get(ids.len()..).unwrap_or(&[]);
@@ -160,6 +162,7 @@ impl Pump<'_> {
                 }
             }
             let due = match self.rate {
+                Rate::Max if !self.timed => start,
                 Rate::Max => Instant::now(),
                 // What has no time of its own goes with what comes next.
                 Rate::Times(_) if message.at.is_null() => Instant::now(),
@@ -178,9 +181,10 @@ impl Pump<'_> {
             for record in split(&message.words) {
                 let record = record?;
                 on_record(done.tally.records, due, record.words());
-                let began = Instant::now();
+                let began = self.timed.then(Instant::now);
                 self.stage(record)?;
-                done.longest_call_ns = done.longest_call_ns.max(began.elapsed().as_nanos() as u64);
+                let took = began.map_or(0, |b| b.elapsed().as_nanos() as u64);
+                done.longest_call_ns = done.longest_call_ns.max(took);
                 let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(0);
                 done.tally.add(name, record.words());
                 *done.kinds.entry(record.kind()).or_default() += 1;
@@ -200,12 +204,13 @@ impl Pump<'_> {
     }
 
     fn stage(&mut self, record: tapestore::record::RecordRef<'_>) -> Outcome {
-        let began = Instant::now();
+        let mut began: Option<Instant> = None;
         loop {
             match self.publisher.stage(record) {
                 Ok(_) => return Ok(()),
                 // The ring is the buffer; a file can wait for room in it.
-                Err(PublishError::Full { .. }) if began.elapsed() < FULL_TIMEOUT && !(self.stop)() => {}
+                Err(PublishError::Full { .. })
+                    if began.get_or_insert_with(Instant::now).elapsed() < FULL_TIMEOUT && !(self.stop)() => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -262,6 +267,7 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
         publisher: &mut publisher,
         rate: args.rate,
         batch: args.batch,
+        timed: false,
         stop: &|| terminal::is_raised(&stop),
     };
     let (done, outcome) = pump.run(&mut |_, _, _| {});

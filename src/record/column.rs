@@ -167,11 +167,13 @@ impl Column {
     /// The value in the record `bytes`. A record too short for the column gives zero.
     pub fn value<'a>(&self, bytes: &'a [u8]) -> Value<'a> {
         let raw = bytes.get(self.offset..self.offset + self.of.size()).unwrap_or(&[]);
-        let mut wide = [0u8; 16];
-        for (to, from) in wide.iter_mut().zip(raw) {
-            *to = *from;
-        }
-        let word = u128::from_le_bytes(wide) as u64;
+        let word = match *raw {
+            [a] => u64::from(a),
+            [a, b] => u64::from(u16::from_le_bytes([a, b])),
+            [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => 0,
+        };
         match self.of {
             ColumnType::U8 | ColumnType::U16 | ColumnType::U32 | ColumnType::U64 => Value::Unsigned(word),
             ColumnType::I8 => Value::Signed(i64::from(word as u8 as i8)),
@@ -180,7 +182,7 @@ impl Column {
             ColumnType::I64 => Value::Signed(word as i64),
             ColumnType::Price => Value::Price(Price(word as i64)),
             ColumnType::Size => Value::Size(Size(word)),
-            ColumnType::Volume => Value::Volume(Volume::new(u128::from_le_bytes(wide))),
+            ColumnType::Volume => Value::Volume(Volume::new(raw.first_chunk().map_or(0, |chunk| u128::from_le_bytes(*chunk)))),
             ColumnType::Ts => Value::Ts(Ts(word)),
             ColumnType::Char => Value::Char(word as u8),
             ColumnType::Text(_) => Value::Text(raw.split(|&b| b == 0).next().unwrap_or(&[])),

@@ -127,17 +127,37 @@ impl Size {
 }
 
 fn print(f: &mut fmt::Formatter<'_>, negative: bool, units: u64) -> fmt::Result {
-    let sign = if negative { "-" } else { "" };
-    let (whole, mut part) = (units / ONE, units % ONE);
-    if part == 0 {
-        return f.pad(&format!("{sign}{whole}"));
+    // Digits from the last to the first: at most a sign, eleven, a point, nine.
+    let mut text = [0u8; 24];
+    let mut at = text.len();
+    let mut put = |c: u8| {
+        at -= 1;
+        text.iter_mut().skip(at).take(1).for_each(|to| *to = c);
+    };
+    let (mut whole, mut part) = (units / ONE, units % ONE);
+    if part != 0 {
+        let mut places = 9;
+        while part % 10 == 0 {
+            part /= 10;
+            places -= 1;
+        }
+        for _ in 0..places {
+            put(b'0' + (part % 10) as u8);
+            part /= 10;
+        }
+        put(b'.');
     }
-    let mut places = 9;
-    while part % 10 == 0 {
-        part /= 10;
-        places -= 1;
+    loop {
+        put(b'0' + (whole % 10) as u8);
+        whole /= 10;
+        if whole == 0 {
+            break;
+        }
     }
-    f.pad(&format!("{sign}{whole}.{part:0places$}"))
+    if negative {
+        put(b'-');
+    }
+    f.pad(text.get(at..).and_then(|t| std::str::from_utf8(t).ok()).unwrap_or(""))
 }
 
 impl fmt::Display for Price {

@@ -7,7 +7,7 @@ use std::io::{BufWriter, Write};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tapestore::reader::Row;
-use tapestore::record::{Name, Schema, Value};
+use tapestore::record::{Column, ColumnType, Name, Schema, Value};
 
 use super::Sink;
 use crate::exit::{Failure, IO, Outcome};
@@ -40,6 +40,8 @@ impl Write for Out {
 /// A CSV file.
 pub(super) struct Csv {
     out: BufWriter<Out>,
+    /// The columns whose text may be odd.
+    texts: Vec<&'static Column>,
     /// Rows with text that is not printable ASCII.
     odd: u64,
 }
@@ -50,7 +52,8 @@ impl Csv {
             if compressed { Out::Gz(Box::new(GzEncoder::new(file, Compression::new(GZIP_LEVEL)))) } else { Out::Plain(file) };
         let mut out = BufWriter::with_capacity(1 << 20, out);
         csv_header(&mut out, kind)?;
-        Ok(Csv { out, odd: 0 })
+        let is_text = |c: &&Column| matches!(c.of, ColumnType::Char | ColumnType::Text(_));
+        Ok(Csv { out, texts: kind.columns.iter().filter(is_text).collect(), odd: 0 })
     }
 }
 
@@ -65,7 +68,8 @@ fn is_odd(value: &Value<'_>) -> bool {
 
 impl Sink for Csv {
     fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool> {
-        self.odd += u64::from(row.record.values().any(|(_, value)| is_odd(&value)));
+        let bytes = row.record.bytes();
+        self.odd += u64::from(self.texts.iter().any(|c| is_odd(&c.value(bytes))));
         csv_row(&mut self.out, row, name.as_str()).map(|()| true)
     }
 

@@ -1,33 +1,66 @@
-//! Owns: CSV with a header, as `tape scan --csv` writes it: `kind` and `instrument` (a name) and the
-//! columns of the kind, in any order. Columns that are absent are zero, times null; columns that the
+//! Owns: CSV with a header, as `tape scan --csv` and `tape export` write it: `kind` and `instrument` (a name)
+//! and the columns of the kind, in any order. Columns that are absent are zero, times null; columns that the
 //! tool adds for people (`lsn`, `index_time`) are passed over; others are refused.
 
-use std::path::Path;
+use std::cell::Cell;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
+use csv::ByteRecord;
 use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Name, Schema};
 use tapestore::time::Ts;
 
-use super::{LineInput, LineParser, Lines, Message, Names, Options, kind_with};
+use super::{Input, Message, Names, Options, Text, kind_with, open_text};
 use crate::columnar::unknown_column;
 use crate::exit::{DATA, Failure, Outcome};
 
+/// Longest row in bytes, give or take what is read ahead.
+const ROW_MAX: u64 = 16 << 20;
+/// Bytes that are read together.
+const CHUNK: usize = 1 << 20;
+
 /// A CSV file.
 pub struct Csv {
+    path: PathBuf,
+    reader: csv::Reader<Limited>,
+    row: ByteRecord,
     header: Vec<String>,
+    kind_at: Option<usize>,
+    instrument_at: usize,
+    /// The kind of every row, if it was asked for.
     kind: Option<&'static Schema>,
-    /// The kind of the row before.
-    known: Option<&'static Schema>,
+    /// Of the row before: its kind, where its fields go, and a record as rows without a field leave it.
+    plan: Option<Plan>,
     source: Option<u16>,
     names: Names,
+    read: Rc<Cell<u64>>,
+    len: u64,
+    /// Bytes read since the last row.
+    since: Rc<Cell<u64>>,
 }
 
-/// The fields of one CSV line.
-fn fields(line: &[u8]) -> Result<Vec<String>, String> {
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line);
-    let mut record = csv::StringRecord::new();
-    match reader.read_record(&mut record) {
-        Ok(_) => Ok(record.iter().map(str::to_owned).collect()),
-        Err(e) => Err(e.to_string()),
+struct Plan {
+    schema: &'static Schema,
+    /// For each field of a row, its column; `None` for those that are none.
+    columns: Vec<Option<&'static Column>>,
+    template: Vec<u64>,
+}
+
+/// A reader that fails when a row has no end: it would be kept in memory.
+struct Limited {
+    inner: Box<dyn Read>,
+    since: Rc<Cell<u64>>,
+}
+
+impl Read for Limited {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        if self.since.get() > ROW_MAX {
+            return Err(std::io::Error::other("the row is longer than 16 MiB"));
+        }
+        let n = self.inner.read(buf)?;
+        self.since.set(self.since.get() + n as u64);
+        Ok(n)
     }
 }
 
@@ -36,23 +69,109 @@ impl Csv {
     ///
     /// # Errors
     /// That it cannot be read, or its header is not one.
-    pub fn open(path: &Path, options: &Options) -> Outcome<LineInput<Csv>> {
-        let mut lines = Lines::open(path)?;
-        let header = match lines.read()? {
-            Some(line) => fields(line),
-            None => Err("the file is empty".to_owned()),
-        };
-        let header: Vec<String> = header.map_err(|e| lines.fail(&e))?.iter().map(|h| options.renamed(h.trim())).collect();
-        let kind = options.kind.as_deref().map(|name| kind_with(name, &header)).transpose().map_err(|e| Failure::new(DATA, e))?;
-        if !header.iter().any(|h| h == "instrument") {
-            return Err(lines.fail("the header has no column 'instrument'; is this a CSV file with a header?"));
+    pub fn open(path: &Path, options: &Options) -> Outcome<Csv> {
+        let Text { reader: inner, read, len } = open_text(path)?;
+        let since = Rc::new(Cell::new(0));
+        let inner = Limited { inner, since: since.clone() };
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).buffer_capacity(CHUNK).from_reader(inner);
+        let bad = |why: &str| Failure::new(DATA, format!("{} line 1: {why}", path.display()));
+        let mut row = ByteRecord::new();
+        match reader.read_byte_record(&mut row) {
+            Ok(true) => {}
+            Ok(false) => return Err(bad("the file is empty")),
+            Err(e) => return Err(bad(&e.to_string())),
         }
-        if kind.is_none() && !header.iter().any(|h| h == "kind") {
-            return Err(lines.fail("the header has no column 'kind'; name the kind with --kind"));
+        let header: Vec<String> = row.iter().map(|h| options.renamed(String::from_utf8_lossy(h).trim())).collect();
+        let at = |name: &str| header.iter().position(|h| h == name);
+        let kind = options.kind.as_deref().map(|name| kind_with(name, &header)).transpose();
+        let kind = kind.map_err(|e| Failure::new(DATA, e))?;
+        let missing = "the header has no column 'instrument'; is this a CSV file with a header?";
+        let instrument_at = at("instrument").ok_or_else(|| bad(missing))?;
+        let kind_at = at("kind");
+        if kind.is_none() && kind_at.is_none() {
+            return Err(bad("the header has no column 'kind'; name the kind with --kind"));
         }
-        let parser = Csv { header, kind, known: None, source: options.source, names: Names::default() };
-        Ok(LineInput { lines, parser })
+        if let Some(twice) = header.iter().enumerate().find(|(i, h)| !h.is_empty() && at(h) != Some(*i)) {
+            return Err(bad(&format!("two columns are called '{}'", twice.1)));
+        }
+        Ok(Csv {
+            path: path.to_path_buf(),
+            reader,
+            row,
+            header,
+            kind_at,
+            instrument_at,
+            kind,
+            plan: None,
+            source: options.source,
+            names: Names::default(),
+            read,
+            len,
+            since,
+        })
     }
+
+    fn fail(&self, line: u64, reason: &str) -> Failure {
+        Failure::new(DATA, format!("{} line {line}: {reason}", self.path.display()))
+    }
+
+    /// Where the fields of rows of `schema` go.
+    fn plan(&self, schema: &'static Schema) -> Result<Plan, String> {
+        let mut columns = Vec::with_capacity(self.header.len());
+        for name in &self.header {
+            let passed = name.is_empty() || name == "instrument" || ADDED_COLUMNS.contains(&name.as_str());
+            let known = schema.column(name).filter(|c| !c.is_reserved());
+            if !passed && known.is_none() {
+                return Err(unknown_column(schema, name));
+            }
+            columns.push(known.filter(|_| !passed));
+        }
+        let mut template = vec![0u64; schema.words];
+        let bytes = bytemuck::cast_slice_mut::<u64, u8>(&mut template);
+        bytes.iter_mut().zip(schema.kind.0.to_le_bytes()).for_each(|(to, from)| *to = from);
+        for column in schema.columns.iter().filter(|c| c.of == ColumnType::Ts) {
+            put(column, "null", bytes)?;
+        }
+        if let (Some(source), Some(column)) = (self.source, schema.column("source")) {
+            put(column, &source.to_string(), bytes)?;
+        }
+        Ok(Plan { schema, columns, template })
+    }
+
+    /// Puts the record of the row that was read last into the empty `message`.
+    fn convert(&mut self, message: &mut Message) -> Result<(), String> {
+        if self.row.len() != self.header.len() {
+            return Err(format!("{} fields, the header has {}", self.row.len(), self.header.len()));
+        }
+        let name = self.kind_at.filter(|_| self.kind.is_none()).and_then(|at| self.row.get(at));
+        let is_known = self.plan.as_ref().is_some_and(|p| name.is_none_or(|n| n.trim_ascii() == p.schema.name.as_bytes()));
+        if !is_known {
+            let schema = match (self.kind, name) {
+                (Some(kind), _) => kind,
+                (None, name) => kind_with(text(name.unwrap_or(b""))?.trim(), &self.header)?,
+            };
+            self.plan = Some(self.plan(schema)?);
+        }
+        let Some(plan) = &self.plan else { return Err("no kind".to_owned()) };
+        message.words.extend_from_slice(&plan.template);
+        let bytes = bytemuck::cast_slice_mut::<u64, u8>(&mut message.words);
+        for (field, column) in self.row.iter().zip(&plan.columns) {
+            if let Some(column) = column {
+                put(column, text(field)?, bytes)?;
+            }
+        }
+        let number = self.names.number(text(self.row.get(self.instrument_at).unwrap_or(b""))?.trim())?;
+        if let Some(head) = message.words.first_mut() {
+            *head = *head & 0xffff_ffff | u64::from(number) << 32;
+        }
+        message.records = 1;
+        message.at = Ts(message.words.get(plan.schema.index_word).copied().unwrap_or(0));
+        Ok(())
+    }
+}
+
+fn text(field: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(field).map_err(|_| "the row is not UTF-8".to_owned())
 }
 
 fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), String> {
@@ -61,52 +180,40 @@ fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), String> {
     column.parse(text, bytes).map_err(|e| e.to_string())
 }
 
-impl LineParser for Csv {
-    fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), String> {
-        let values = fields(line)?;
-        if values.len() != self.header.len() {
-            return Err(format!("{} fields, the header has {}", values.len(), self.header.len()));
-        }
-        let of = |name: &str| self.header.iter().position(|h| h == name).and_then(|i| values.get(i));
-        let schema = match (self.kind, of("kind")) {
-            (Some(schema), _) => schema,
-            (None, Some(name)) => match self.known {
-                Some(known) if known.name == name.trim() => known,
-                _ => kind_with(name.trim(), &self.header)?,
-            },
-            (None, None) => return Err("no kind".to_owned()),
-        };
-        self.known = Some(schema);
-        let mut bytes = vec![0u8; schema.words * 8];
-        bytes.iter_mut().zip(schema.kind.0.to_le_bytes()).for_each(|(to, from)| *to = from);
-        for column in schema.columns.iter().filter(|c| c.of == ColumnType::Ts) {
-            put(column, "null", &mut bytes)?;
-        }
-        if let (Some(source), Some(column)) = (self.source, schema.column("source")) {
-            put(column, &source.to_string(), &mut bytes)?;
-        }
-        for (name, value) in self.header.iter().zip(&values) {
-            match name.as_str() {
-                "" | "instrument" => {}
-                name if ADDED_COLUMNS.contains(&name) => {}
-                name => {
-                    let column = schema.column(name).ok_or_else(|| unknown_column(schema, name))?;
-                    put(column, value, &mut bytes)?;
-                }
+impl Input for Csv {
+    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
+        message.clear();
+        match self.reader.read_byte_record(&mut self.row) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(e) => {
+                let line = self.reader.position().line();
+                let reason = match e.into_kind() {
+                    csv::ErrorKind::Io(e) => e.to_string(),
+                    other => format!("{other:?}"),
+                };
+                return Err(self.fail(line, &reason));
             }
         }
-        let index = self.names.number(of("instrument").map_or("", |n| n.trim()))?;
-        if let Some(column) = schema.column("instrument") {
-            put(column, &index.to_string(), &mut bytes)?;
-        }
-        message.words.extend(bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0u64, |w, &b| w << 8 | u64::from(b))));
-        message.records = 1;
-        message.at = Ts(message.words.get(schema.index_word).copied().unwrap_or(0));
-        Ok(())
+        // What is read ahead counts for the rows to come.
+        self.since.set(0);
+        let converted = self.convert(message);
+        converted.map(|()| true).map_err(|reason| {
+            message.clear();
+            self.fail(self.row.position().map_or(0, csv::Position::line), &reason)
+        })
     }
 
     fn names(&self) -> &[Name] {
         self.names.all()
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        (self.read.get(), self.len)
+    }
+
+    fn is_bytes(&self) -> bool {
+        true
     }
 }
 

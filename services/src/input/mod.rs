@@ -172,6 +172,31 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
+/// A text file, compressed with gzip or not.
+struct Text {
+    /// Its text.
+    reader: Box<dyn Read>,
+    /// Bytes of the file read.
+    read: std::rc::Rc<std::cell::Cell<u64>>,
+    /// Bytes of the file.
+    len: u64,
+}
+
+fn open_text(path: &Path) -> Outcome<Text> {
+    let fail = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
+    let mut file = File::open(path).map_err(fail)?;
+    let len = file.metadata().map_err(fail)?.len();
+    let mut magic = Vec::new();
+    Read::by_ref(&mut file).take(2).read_to_end(&mut magic).map_err(fail)?;
+    let read = std::rc::Rc::new(std::cell::Cell::new(magic.len() as u64));
+    let rest = Counted { inner: file, read: read.clone() };
+    let is_gzip = magic == [0x1f, 0x8b];
+    let whole = std::io::Cursor::new(magic).chain(rest);
+    let reader: Box<dyn Read> =
+        if is_gzip { Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, whole))) } else { Box::new(whole) };
+    Ok(Text { reader, read, len })
+}
+
 /// Longest line: a depth snapshot of ten thousand levels is some 300 kB.
 const LINE_MAX: u64 = 16 << 20;
 
@@ -181,16 +206,7 @@ impl Lines {
     /// # Errors
     /// That it cannot be read.
     pub fn open(path: &Path) -> Outcome<Lines> {
-        let fail = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
-        let mut file = File::open(path).map_err(fail)?;
-        let len = file.metadata().map_err(fail)?.len();
-        let mut magic = Vec::new();
-        Read::by_ref(&mut file).take(2).read_to_end(&mut magic).map_err(fail)?;
-        let read = std::rc::Rc::new(std::cell::Cell::new(magic.len() as u64));
-        let rest = Counted { inner: file, read: read.clone() };
-        let is_gzip = magic == [0x1f, 0x8b];
-        let whole = std::io::Cursor::new(magic).chain(rest);
-        let reader: Box<dyn Read> = if is_gzip { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
+        let Text { reader, read, len } = open_text(path)?;
         let reader = BufReader::with_capacity(1 << 20, reader);
         Ok(Lines { path: path.to_path_buf(), reader, line: Vec::new(), number: 0, read, len })
     }

@@ -76,6 +76,10 @@ fn fields(input: &DeriveInput) -> Result<Vec<&Field>> {
         },
         _ => None,
     };
+    let packed = |a: &&syn::Attribute| a.path().is_ident("repr") && !is_c(a);
+    if let Some(repr) = input.attrs.iter().find(packed) {
+        return Err(Error::new(repr.span(), "a record has the plain layout of C: #[repr(C)] with nothing else in it"));
+    }
     let named = named.ok_or_else(|| Error::new(input.ident.span(), "a record is a struct with named fields"))?;
     let begins = named.iter().zip(HEADER).filter(|(f, name)| f.ident.as_ref().is_some_and(|i| i == name)).count();
     if begins != HEADER.len() {
@@ -88,17 +92,19 @@ fn fields(input: &DeriveInput) -> Result<Vec<&Field>> {
     Ok(named)
 }
 
-fn is_repr_c(input: &DeriveInput) -> bool {
-    input.attrs.iter().filter(|a| a.path().is_ident("repr")).any(|a| {
-        let mut found = false;
-        let mut only = true;
-        let parsed = a.parse_nested_meta(|meta| {
-            found |= meta.path.is_ident("C");
-            only &= meta.path.is_ident("C");
-            Ok(())
-        });
-        parsed.is_ok() && found && only
-    })
+/// Whether `repr` says the layout of C, and nothing else.
+fn is_c(repr: &syn::Attribute) -> bool {
+    let (mut found, mut only) = (false, true);
+    let parsed = repr.parse_nested_meta(|meta| {
+        found |= meta.path.is_ident("C");
+        only &= meta.path.is_ident("C");
+        Ok(())
+    });
+    parsed.is_ok() && found && only
+}
+
+fn is_u8(of: &Type) -> bool {
+    matches!(of, Type::Path(p) if p.path.is_ident("u8"))
 }
 
 /// The columns of a field: one, or one for each element of an array that is no text.
@@ -109,7 +115,6 @@ fn columns(owner: &Ident, field: &Field) -> Result<Vec<Tokens>> {
     let offset = quote!(::core::mem::offset_of!(#owner, #ident));
     let column =
         |name: String, offset: Tokens, of: Tokens| quote!(::tapestore::record::Column { name: #name, offset: #offset, of: #of });
-    let is_u8 = |of: &Type| matches!(of, Type::Path(p) if p.path.is_ident("u8"));
     let spanned = |of: &Type| quote_spanned!(of.span()=> <#of as ::tapestore::record::Field>::OF);
     match of {
         Type::Array(array) if is_u8(&array.elem) => {
@@ -148,7 +153,7 @@ fn columns(owner: &Ident, field: &Field) -> Result<Vec<Tokens>> {
 fn expand(input: &DeriveInput) -> Result<Tokens> {
     let owner = &input.ident;
     let fields = fields(input)?;
-    if !is_repr_c(input) {
+    if !input.attrs.iter().any(|a| a.path().is_ident("repr")) {
         return Err(Error::new(owner.span(), "a record has the layout of C: write #[repr(C)] above it"));
     }
     let Says { kind, name, index, find } = says(input)?;
@@ -166,18 +171,25 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
     for field in fields.iter().skip(HEADER.len()) {
         list.extend(columns(owner, field)?);
     }
-    let find_names: Vec<String> = find.iter().map(Ident::to_string).collect();
-    let is_pod = types.iter().map(|t| quote_spanned!(t.span()=> is_pod::<#t>();));
+    let find_names: Vec<String> = find.iter().map(|id| id.to_string().trim_start_matches("r#").to_owned()).collect();
+    // The shared header is checked by its types; what follows, and the elements of arrays, are columns.
+    let is_field = types.iter().skip(HEADER.len()).map(|of| {
+        let of = match of {
+            Type::Array(array) if !is_u8(&array.elem) => &*array.elem,
+            of => *of,
+        };
+        quote_spanned!(of.span()=> is_field::<#of>();)
+    });
     Ok(quote! {
         const _: () = {
-            const fn is_pod<T: ::tapestore::bytemuck::Pod>() {}
+            const fn is_field<T: ::tapestore::record::Field>() {}
             const fn header(record: &#owner) -> (&::tapestore::record::Kind, &u16, &::tapestore::lsn::InstrumentId, &::tapestore::time::Ts) {
                 (&record.kind, &record.source, &record.instrument, &record.ts_event)
             }
             const fn sorts(record: &#owner) -> &::tapestore::time::Ts { &record.#index }
             #( const _: fn(&#owner) -> &u64 = |record| &record.#find; )*
             let _ = (header as fn(_) -> _, sorts as fn(_) -> _);
-            #( #is_pod )*
+            #( #is_field )*
             assert!(
                 0 #( + ::core::mem::size_of::<#types>() )* == ::core::mem::size_of::<#owner>(),
                 "the record has padding: put larger fields first, and fill the rest with a field reserved: [u8; N]"
@@ -197,7 +209,7 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
             #( assert!(::core::mem::offset_of!(#owner, #find) % 8 == 0, "an id to find by is aligned to 8 bytes"); )*
         };
 
-        // SAFETY: all bits zero is a value of every field, because each is `Pod`; the assertions above hold that.
+        // SAFETY: all bits zero is a value of every field, because each is `Pod` (a `Field` is); the assertions above hold that.
         unsafe impl ::tapestore::bytemuck::Zeroable for #owner {}
         // SAFETY: `repr(C)`, every field is `Pod`, and there is no padding; the assertions above hold that.
         unsafe impl ::tapestore::bytemuck::Pod for #owner {}
@@ -209,14 +221,49 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
         }
 
         impl ::tapestore::record::Record for #owner {
-            const SCHEMA: ::tapestore::record::Schema = ::tapestore::record::Schema {
-                kind: ::tapestore::record::Kind(#kind),
-                name: #name,
-                words: ::core::mem::size_of::<#owner>() / 8,
-                index_word: ::core::mem::offset_of!(#owner, #index) / 8,
-                columns: &[ #(#list),* ],
-                find: &[ #(#find_names),* ],
-            };
+            const SCHEMA: ::tapestore::record::Schema = ::tapestore::record::Schema::new(
+                ::tapestore::record::Kind(#kind),
+                #name,
+                ::core::mem::size_of::<#owner>() / 8,
+                ::core::mem::offset_of!(#owner, #index) / 8,
+                &[ #(#list),* ],
+                &[ #(#find_names),* ],
+            );
         }
+
+        const _: () = ::tapestore::record::assert_layout(&<#owner as ::tapestore::record::Record>::SCHEMA);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> String {
+        let input: DeriveInput = syn::parse_str(text).unwrap_or_else(|e| panic!("{e}"));
+        expand(&input).map_or_else(|e| e.to_string(), |_| "it is one".to_owned())
+    }
+
+    #[test]
+    fn what_cannot_be_a_record_is_told_why() {
+        let header = "kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts";
+        let says = "#[record(kind = 0x8001, name = \"s\")]";
+        let good = format!("#[repr(C)] {says} struct S {{ {header}, a: u64 }}");
+        assert_eq!(message(&good), "it is one");
+        for (text, why) in [
+            (format!("{says} struct S {{ {header} }}"), "write #[repr(C)]"),
+            (format!("#[repr(C, packed)] {says} struct S {{ {header} }}"), "nothing else in it"),
+            (format!("#[repr(C)] struct S {{ {header} }}"), "a record says what it is"),
+            (format!("#[repr(C)] #[record(name = \"s\")] struct S {{ {header} }}"), "kind is missing"),
+            (format!("#[repr(C)] #[record(kind = 1, name = \"s\", colour = 2)] struct S {{ {header} }}"), "write #[record("),
+            (format!("#[repr(C)] #[record(kind = 1, name = \"s\", find(b))] struct S {{ {header} }}"), "no field 'b'"),
+            (format!("#[repr(C)] {says} struct S {{ a: u64 }}"), "begins with the fields"),
+            (format!("#[repr(C)] {says} struct S<T> {{ {header}, a: T }}"), "cannot be generic"),
+            (format!("#[repr(C)] {says} struct S {{ {header}, a: [u64; N] }}"), "as a number"),
+            (format!("#[repr(C)] {says} enum S {{ A }}"), "a struct with named fields"),
+        ] {
+            let found = message(&text);
+            assert!(found.contains(why), "{text}: {found}");
+        }
+    }
 }

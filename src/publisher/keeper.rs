@@ -93,7 +93,7 @@ impl Keeper {
             let ask = |mode| {
                 let (mut stream, link, grant) = attach(&self.options, self.incarnation, &run_dir, mode)?;
                 // Their registration may be lost with the log's end; what is held is of these kinds.
-                kinds.iter().try_for_each(|k| register(&mut stream, &self.options.store, k))?;
+                kinds.iter().try_for_each(|k| register(&mut stream, &self.options.store, &k.1))?;
                 Ok((stream, link, grant))
             };
             let (stream, link, grant) = ask(Mode::Resume(epoch))?;

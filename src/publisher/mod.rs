@@ -141,8 +141,8 @@ struct State {
     /// sending them again.
     moved: (PubSeq, Instant),
     held_back: u64,
-    /// The kinds that programs defined that the store is known to have.
-    kinds: Vec<Layout>,
+    /// The kinds that programs defined that the store is known to have, by their hashes.
+    kinds: Vec<(u64, Layout)>,
 }
 
 #[derive(Clone, Debug)]
@@ -194,7 +194,7 @@ impl Publisher {
         };
         let mut stored = Kinds::open(&run_dir.kinds(grant.instance))?;
         stored.refresh()?;
-        let kinds = stored.schemas().iter().map(|s| Layout::of(s)).collect::<Result<_>>()?;
+        let kinds = stored.schemas().iter().map(|s| Ok((s.hash, Layout::of(s)?))).collect::<Result<_>>()?;
         let ring = Ring::new(options.ring_bytes, PubSeq(grant.pub_seq.0 + 1));
         let state = Arc::new(Mutex::new(State {
             publisher: options.publisher,
@@ -260,12 +260,13 @@ impl Publisher {
     pub fn kind<R: Record>(&mut self) -> Result<()> {
         let layout = Layout::of(R::SCHEMA_REF)?;
         layout.register()?;
-        if lock(&self.state).kinds.contains(&layout) {
+        let hash = R::SCHEMA_REF.hash;
+        if lock(&self.state).kinds.iter().any(|k| k.0 == hash) {
             return Ok(());
         }
         let mut stream = connect(&self.run_dir, &self.options.store, ANSWER_TIMEOUT)?;
         register(&mut stream, &self.options.store, &layout)?;
-        lock(&self.state).kinds.push(layout);
+        lock(&self.state).kinds.push((hash, layout));
         Ok(())
     }
 
@@ -306,8 +307,11 @@ impl Publisher {
     /// Puts a record in the ring, waiting for room if need be.
     fn take(&self, record: RecordRef<'_>) -> Result<MutexGuard<'_, State>, PublishError> {
         let mut state = lock(&self.state);
-        if record.kind().is_user() && !state.kinds.iter().any(|k| k.kind() == record.kind()) {
-            let reason = format!("'{}' is no kind of this store yet: call Publisher::kind first", record.schema().name);
+        if record.kind().is_user() && !state.kinds.iter().any(|k| k.0 == record.schema().hash) {
+            let reason = format!(
+                "'{}', as this program lays it out, is no kind of this store: call Publisher::kind first",
+                record.schema().name
+            );
             return Err(Error::invalid("kind", reason).into());
         }
         state.since_reap += 1;

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn, Timeline};
-use crate::record::{Kind, Name, schema};
+use crate::record::{Kind, Name, Record, schema};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
 use crate::shm::kinds::Kinds;
@@ -171,11 +171,24 @@ impl Reader {
     pub fn kinds(&mut self) -> Result<()> {
         let instance = self.control.instance() & !1;
         if self.kinds.as_ref().is_none_or(|(known, _)| *known != instance) {
-            // Of a store that has stopped the manifest, which has been read, has told them.
-            let Ok(kinds) = Kinds::open(&self.run_dir.kinds(instance)) else { return Ok(()) };
-            self.kinds = Some((instance, kinds));
+            match Kinds::open(&self.run_dir.kinds(instance)) {
+                Ok(kinds) => self.kinds = Some((instance, kinds)),
+                // Of a store that has stopped the manifest, which has been read, has told them.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(e),
+            }
         }
         self.kinds.as_mut().map_or(Ok(()), |(_, kinds)| kinds.refresh())
+    }
+
+    /// Checks that records of `R`'s kind, which the program defined, are in this store as `R` lays them out. Without
+    /// it, records of another layout are no `R`s: [`crate::record::RecordRef::get`] gives none.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if they are not, saying how the two differ; as [`Reader::kinds`].
+    pub fn kind<R: Record>(&mut self) -> Result<()> {
+        self.kinds()?;
+        crate::record::Layout::of(R::SCHEMA_REF)?.register().map(drop)
     }
 
     /// The instrument called `name`.

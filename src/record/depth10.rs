@@ -114,12 +114,12 @@ macro_rules! columns {
 }
 
 impl Record for Depth10 {
-    const SCHEMA: Schema = Schema {
-        kind: Kind(6),
-        name: "depth10",
-        words: BYTES / 8,
-        index_word: 2,
-        columns: columns!(0 "00", 1 "01", 2 "02", 3 "03", 4 "04", 5 "05", 6 "06", 7 "07", 8 "08", 9 "09"),
-        find: &[],
-    };
+    const SCHEMA: Schema = Schema::new(
+        Kind(6),
+        "depth10",
+        BYTES / 8,
+        2,
+        columns!(0 "00", 1 "01", 2 "02", 3 "03", 4 "04", 5 "05", 6 "06", 7 "07", 8 "08", 9 "09"),
+        &[],
+    );
 }

@@ -48,7 +48,7 @@ pub use tapestore_derive::Record;
 pub use trade::Trade;
 #[cfg(test)]
 pub(crate) use user::example_layout;
-pub use user::{COLUMNS_MAX, KIND_NAME_MAX, LAYOUT_WORDS_MAX, Layout, USER_FIRST, USER_MAX, user_kinds};
+pub use user::{COLUMNS_MAX, KIND_NAME_MAX, LAYOUT_WORDS_MAX, Layout, USER_FIRST, USER_MAX, assert_layout, user_kinds};
 
 /// Which layout a record has.
 #[derive(
@@ -174,6 +174,8 @@ pub struct Schema {
     pub columns: &'static [Column],
     /// Names of the 64-bit id columns by which records are found.
     pub find: &'static [&'static str],
+    /// A hash of all that: two layouts with the same hash are the same.
+    pub hash: u64,
 }
 
 /// What tables of rows show beside a kind's own columns, which have other names.
@@ -182,7 +184,47 @@ pub const ADDED_COLUMNS: [&str; 3] = ["lsn", "index_time", "kind"];
 /// Id columns of a kind at most.
 pub const FIND_MAX: usize = 4;
 
+/// FNV-1a, which the compiler can compute.
+const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
+    let mut rest = bytes;
+    while let Some((&byte, tail)) = rest.split_first() {
+        hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        rest = tail;
+    }
+    // An end that no byte is, so that names do not run into each other.
+    (hash ^ 0x100).wrapping_mul(0x0000_0100_0000_01b3)
+}
+
 impl Schema {
+    /// The layout of `kind`, called `name`, of `words` words, sorted by word `index_word`.
+    pub const fn new(
+        kind: Kind,
+        name: &'static str,
+        words: usize,
+        index_word: usize,
+        columns: &'static [Column],
+        find: &'static [&'static str],
+    ) -> Schema {
+        let mut hash = fnv(0xcbf2_9ce4_8422_2325, name.as_bytes());
+        hash = fnv(hash, &kind.0.to_le_bytes());
+        hash = fnv(hash, &(words as u64).to_le_bytes());
+        hash = fnv(hash, &(index_word as u64).to_le_bytes());
+        let mut rest = columns;
+        while let Some((column, tail)) = rest.split_first() {
+            hash = fnv(hash, column.name.as_bytes());
+            hash = fnv(hash, &(column.offset as u64).to_le_bytes());
+            hash = fnv(hash, &[column.of.code()]);
+            hash = fnv(hash, &(column.of.size() as u64).to_le_bytes());
+            rest = tail;
+        }
+        let mut rest = find;
+        while let Some((name, tail)) = rest.split_first() {
+            hash = fnv(hash, name.as_bytes());
+            rest = tail;
+        }
+        Schema { kind, name, words, index_word, columns, find, hash }
+    }
+
     /// Columns that carry no meaning, and should be zero.
     pub fn reserved(&self) -> impl Iterator<Item = &Column> {
         self.columns.iter().filter(|c| c.is_reserved())
@@ -257,12 +299,12 @@ macro_rules! record {
         }
 
         impl $crate::record::Record for $name {
-            const SCHEMA: $crate::record::Schema = $crate::record::Schema {
-                kind: $crate::record::Kind($kind),
-                name: $text,
-                words: $size / 8,
-                index_word: std::mem::offset_of!($name, $index) / 8,
-                columns: &[
+            const SCHEMA: $crate::record::Schema = $crate::record::Schema::new(
+                $crate::record::Kind($kind),
+                $text,
+                $size / 8,
+                std::mem::offset_of!($name, $index) / 8,
+                &[
                     $crate::record::Column { name: "source", offset: 2, of: $crate::record::ColumnType::U16 },
                     $crate::record::Column { name: "instrument", offset: 4, of: $crate::record::ColumnType::U32 },
                     $crate::record::Column { name: "ts_event", offset: 8, of: $crate::record::ColumnType::Ts },
@@ -272,8 +314,8 @@ macro_rules! record {
                         of: $column,
                     }, )*
                 ],
-                find: &[$(stringify!($find)),*],
-            };
+                &[$(stringify!($find)),*],
+            );
         }
     };
 }
@@ -308,7 +350,7 @@ pub fn schema(kind: Kind) -> Option<&'static Schema> {
     }
 }
 
-/// The built-in kind called `name`, or the newest of those that programs defined under that name.
+/// The built-in kind called `name`, or the one with the greatest number of those that programs defined under it.
 pub fn schema_by_name(name: &str) -> Option<&'static Schema> {
     schemas_by_name(name).last()
 }
@@ -391,9 +433,12 @@ impl<'a> RecordRef<'a> {
         bytemuck::cast_slice(self.words)
     }
 
-    /// The record as its type, if it is an `R`.
+    /// The record as its type, if it is an `R`: of its kind, and of the very layout.
     pub fn get<R: Record>(&self) -> Option<&'a R> {
-        (self.kind() == R::KIND).then(|| bytemuck::from_bytes(self.bytes()))
+        if self.schema.hash != R::SCHEMA_REF.hash {
+            return None;
+        }
+        bytemuck::try_from_bytes(self.bytes()).ok()
     }
 
     /// The time that the record itself gives for sorting; may be null.

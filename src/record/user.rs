@@ -66,9 +66,130 @@ pub struct Layout {
     find: Vec<String>,
 }
 
-fn is_name(name: &str, max: usize, more: &[u8]) -> bool {
-    let allowed = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || more.contains(b);
-    name.len() <= max && name.as_bytes().first().is_some_and(u8::is_ascii_lowercase) && name.as_bytes().iter().all(allowed)
+const fn is_name(name: &str, max: usize, more: u8) -> bool {
+    let bytes = name.as_bytes();
+    let mut rest = bytes;
+    while let Some((&b, tail)) = rest.split_first() {
+        if !(b.is_ascii_lowercase() || b.is_ascii_digit() || b == more) {
+            return false;
+        }
+        rest = tail;
+    }
+    matches!(bytes.first(), Some(b) if b.is_ascii_lowercase()) && bytes.len() <= max
+}
+
+const fn same(a: &str, b: &str) -> bool {
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    loop {
+        match (a.split_first(), b.split_first()) {
+            (None, None) => return true,
+            (Some((x, a_tail)), Some((y, b_tail))) if *x == *y => (a, b) = (a_tail, b_tail),
+            _ => return false,
+        }
+    }
+}
+
+const fn is_one_of(name: &str, names: &[&str]) -> bool {
+    let mut rest = names;
+    while let Some((one, tail)) = rest.split_first() {
+        if same(one, name) {
+            return true;
+        }
+        rest = tail;
+    }
+    false
+}
+
+/// Names of the built-in kinds, where the compiler can see them; a test holds them to [`SCHEMAS`].
+const BUILT_IN: [&str; 16] = [
+    "trade",
+    "quote",
+    "book",
+    "definition",
+    "gap",
+    "depth10",
+    "bar-1s",
+    "bar-1m",
+    "bar-1h",
+    "bar-1d",
+    "status",
+    "imbalance",
+    "statistic",
+    "bust",
+    "correct",
+    "mapping",
+];
+
+/// Columns with which every kind begins: name, offset, code of the type.
+const BEGIN: [(&str, usize, u8); 3] =
+    [("source", 2, ColumnType::U16.code()), ("instrument", 4, ColumnType::U32.code()), ("ts_event", 8, ColumnType::Ts.code())];
+
+/// Why `schema` cannot be a kind that a program defines; `None` if it can.
+pub(super) const fn fault(schema: &Schema) -> Option<&'static str> {
+    if schema.kind.0 < USER_FIRST || schema.kind.0 - USER_FIRST >= USER_MAX as u16 {
+        return Some("the number of a kind that a program defines is from 0x8000 to 0x80ff");
+    }
+    if !is_name(schema.name, KIND_NAME_MAX, b'-') || is_one_of(schema.name, &BUILT_IN) {
+        return Some("a kind's name is 1 to 32 of a-z 0-9 -, begins with a letter, and is no built-in kind's");
+    }
+    if schema.columns.len() > COLUMNS_MAX || schema.words > WORDS_MAX {
+        return Some("a record has at most 512 columns and 1024 bytes");
+    }
+    let (mut begin, mut rest, mut end, mut sorts) = (BEGIN.as_slice(), schema.columns, 2, false);
+    while let Some((column, tail)) = rest.split_first() {
+        if let Some((expected, others)) = begin.split_first() {
+            if !same(column.name, expected.0) || column.offset != expected.1 || column.of.code() != expected.2 {
+                return Some("a record's columns begin with source, instrument and ts_event");
+            }
+            begin = others;
+        }
+        if !is_name(column.name, COLUMN_NAME_MAX, b'_') || is_one_of(column.name, &ADDED_COLUMNS) {
+            return Some("a field's name is 1 to 40 of a-z 0-9 _, begins with a letter, and is not lsn, index_time or kind");
+        }
+        let mut others = tail;
+        while let Some((other, more)) = others.split_first() {
+            if same(other.name, column.name) {
+                return Some("two columns have the same name; the elements of an array a are called a_0, a_1, ...");
+            }
+            others = more;
+        }
+        if column.of.size() == 0 || column.offset != end {
+            return Some("a record's columns follow each other without a gap, and none is empty");
+        }
+        end += column.of.size();
+        sorts |= column.offset == schema.index_word * 8 && matches!(column.of, ColumnType::Ts);
+        rest = tail;
+    }
+    if !begin.is_empty() || end != schema.words * 8 {
+        return Some("a record's columns are all of its bytes");
+    }
+    if !sorts {
+        return Some("the field that sorts a kind's records is a Ts");
+    }
+    let mut rest = schema.find;
+    if rest.len() > FIND_MAX {
+        return Some("records are found by at most 4 fields");
+    }
+    while let Some((name, tail)) = rest.split_first() {
+        let (mut columns, mut is_id) = (schema.columns, false);
+        while let Some((column, more)) = columns.split_first() {
+            is_id |= same(column.name, name) && matches!(column.of, ColumnType::U64) && column.offset % 8 == 0;
+            columns = more;
+        }
+        if !is_id || is_one_of(name, tail) {
+            return Some("a field to find records by is a u64, and named once");
+        }
+        rest = tail;
+    }
+    None
+}
+
+/// Stops the compiler if `schema` cannot be a kind; for `derive(Record)`.
+#[doc(hidden)]
+pub const fn assert_layout(schema: &Schema) {
+    if let Some(fault) = fault(schema) {
+        panic!("{}", fault);
+    }
 }
 
 impl Layout {
@@ -100,12 +221,13 @@ impl Layout {
         &self.name
     }
 
+    /// Why it cannot be: the same rules as [`fault`]'s, for names that are not known to the compiler.
     fn check(&self) -> Result<(), String> {
         let last = USER_FIRST as usize + USER_MAX - 1;
         if !(usize::from(USER_FIRST)..=last).contains(&usize::from(self.kind.0)) {
             return Err(format!("its number {} is not from {USER_FIRST} to {last}", self.kind.0));
         }
-        if !is_name(&self.name, KIND_NAME_MAX, b"-") || SCHEMAS.iter().any(|s| s.name == self.name) {
+        if !is_name(&self.name, KIND_NAME_MAX, b'-') || SCHEMAS.iter().any(|s| s.name == self.name) {
             return Err(format!("a name is 1 to {KIND_NAME_MAX} of a-z 0-9 -, begins with a letter, and is no built-in kind's"));
         }
         if self.columns.len() > COLUMNS_MAX || usize::from(self.words) > WORDS_MAX {
@@ -118,7 +240,7 @@ impl Layout {
         }
         let mut end = 2;
         for (i, (name, offset, of)) in self.columns.iter().enumerate() {
-            if !is_name(name, COLUMN_NAME_MAX, b"_") || ADDED_COLUMNS.contains(&name.as_str()) {
+            if !is_name(name, COLUMN_NAME_MAX, b'_') || ADDED_COLUMNS.contains(&name.as_str()) {
                 return Err(format!(
                     "'{name}' is no name of a column: 1 to {COLUMN_NAME_MAX} of a-z 0-9 _, not lsn, index_time or kind"
                 ));
@@ -139,8 +261,9 @@ impl Layout {
             return Err("the time that sorts its records is not a column of times".to_owned());
         }
         let is_id = |f: &String| self.columns.iter().any(|c| c.0 == *f && c.2 == ColumnType::U64 && c.1.is_multiple_of(8));
-        if self.find.len() > FIND_MAX || !self.find.iter().all(is_id) {
-            return Err(format!("the columns to find by are at most {FIND_MAX} of type u64"));
+        let is_once = |(i, f): (usize, &String)| !self.find.iter().take(i).any(|g| g == f);
+        if self.find.len() > FIND_MAX || !self.find.iter().all(is_id) || !self.find.iter().enumerate().all(is_once) {
+            return Err(format!("the columns to find by are at most {FIND_MAX} of type u64, each once"));
         }
         Ok(())
     }
@@ -231,14 +354,8 @@ impl Layout {
         let columns: Vec<Column> =
             self.columns.iter().map(|(name, offset, of)| Column { name: text(name), offset: *offset, of: *of }).collect();
         let find: Vec<&'static str> = self.find.iter().map(text).collect();
-        Box::leak(Box::new(Schema {
-            kind: self.kind,
-            name: text(&self.name),
-            words: usize::from(self.words),
-            index_word: usize::from(self.index_word),
-            columns: Vec::leak(columns),
-            find: Vec::leak(find),
-        }))
+        let (words, index_word) = (usize::from(self.words), usize::from(self.index_word));
+        Box::leak(Box::new(Schema::new(self.kind, text(&self.name), words, index_word, Vec::leak(columns), Vec::leak(find))))
     }
 }
 
@@ -298,7 +415,7 @@ mod tests {
     fn a_layout_that_cannot_be_is_refused_with_the_reason() {
         let good = Layout::of(&Signal::SCHEMA).unwrap();
         type Case = (&'static str, fn(&mut Layout));
-        let cases: [Case; 8] = [
+        let cases: [Case; 9] = [
             ("not from", |l| l.kind = Kind(3)),
             ("built-in", |l| l.name = "trade".to_owned()),
             ("no name of a column", |l| l.columns[4].0 = "lsn".to_owned()),
@@ -307,13 +424,18 @@ mod tests {
             ("the one before it ends", |l| l.columns[6].2 = ColumnType::U32),
             ("sorts", |l| l.index_word = 3),
             ("find by", |l| l.find[0] = "strength_0".to_owned()),
+            ("each once", |l| l.find[1] = l.find[0].clone()),
         ];
+        assert_eq!((fault(good.leak()), good.check()), (None, Ok(())));
+        assert!(BUILT_IN.iter().eq(SCHEMAS.iter().map(|s| &s.name)), "the compiler knows the built-in names");
         for (why, spoil) in cases {
             let mut bad = good.clone();
             spoil(&mut bad);
             let reason = bad.check().unwrap_err();
             assert!(reason.contains(why), "{reason}");
-            assert_eq!(Layout::parse(&bad.encode()), None, "{why}");
+            assert!(fault(bad.leak()).is_some(), "the compiler has the same rules: {why}");
+            // A name that is there twice has one place in the bytes.
+            assert!(Layout::parse(&bad.encode()).is_none() || why == "each once", "{why}");
         }
         let text = Layout::of(&crate::record::Trade::SCHEMA).unwrap_err().to_string();
         assert!(text.contains("'trade'"), "{text}");

@@ -53,6 +53,24 @@ struct Impostor {
     ts_event: Ts,
 }
 
+/// The first kind, changed under its old number.
+#[derive(Clone, Copy, Debug, PartialEq, Record)]
+#[repr(C)]
+#[record(kind = 0x8001, name = "signal", index = ts_recv, find(order_id))]
+struct Changed {
+    kind: Kind,
+    source: u16,
+    instrument: InstrumentId,
+    ts_event: Ts,
+    ts_recv: Ts,
+    order_id: u64,
+    depth: [u32; 3],
+    model: [u8; 9],
+    side: tapestore::record::Char,
+    score: i16,
+    fair: [Price; 2],
+}
+
 fn signal(instrument: InstrumentId, i: u64) -> Signal {
     Signal {
         instrument,
@@ -182,6 +200,17 @@ fn a_program_that_knows_another_layout_under_a_number_is_told() {
     let mut publisher = store.publisher(1, Level::Fsync);
     publisher.kind::<Signal>().unwrap();
     assert!(matches!(publisher.kind::<Impostor>(), Err(Error::Invalid { .. })));
+    // A changed struct is neither published under the old number nor read as what it was.
+    let changed = publisher.publish(&Changed { instrument: InstrumentId(1), ..Changed::default() }).unwrap_err();
+    assert!(matches!(&changed, PublishError::Record(e) if e.to_string().contains("as this program lays it out")), "{changed}");
+    publisher.publish(&signal(InstrumentId(1), 1)).unwrap();
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let mut reader = store.reader();
+    let mut snapshot = reader.snapshot(At::Durable).unwrap();
+    let row = snapshot.get(Lsn(1)).unwrap().unwrap();
+    assert!(row.record.get::<Changed>().is_none() && row.record.get::<Signal>().is_some());
+    reader.kind::<Signal>().unwrap();
+    assert!(reader.kind::<Changed>().unwrap_err().to_string().contains("a number of its own"));
     // Storage refuses it too, whoever asks.
     let layout = tapestore::record::Layout::of(&Impostor::SCHEMA).unwrap();
     let mut stream = std::os::unix::net::UnixStream::connect(store.run_dir().attach_socket()).unwrap();

@@ -65,10 +65,13 @@
 //! # assert!(tapestore::record::Layout::of(&Signal::SCHEMA).is_ok());
 //! ```
 //!
-//! What cannot be a record does not compile, and the message says why: `record has padding`, `is no multiple of
-//! 8 bytes`, `bool cannot be a field of a record`, `there is no field`.
+//! What cannot be a record does not compile, and the message says why: "the record has padding: put larger fields
+//! first", "`bool` cannot be a field of a record", "the number of a kind that a program defines is from 0x8000 to
+//! 0x80ff", "write #[repr(C)] above it".
 //!
-//! ```compile_fail
+//! A process knows one layout under a number: it can use several stores at once as long as their kinds agree.
+//!
+//! ```compile_fail,E0080
 //! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
 //! #[derive(Clone, Copy, Record)]
 //! #[repr(C)]
@@ -76,7 +79,7 @@
 //! struct Padded { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts, small: u8, large: u64 }
 //! ```
 //!
-//! ```compile_fail
+//! ```compile_fail,E0277
 //! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
 //! #[derive(Clone, Copy, Record)]
 //! #[repr(C)]
@@ -84,7 +87,7 @@
 //! struct Flagged { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts, flag: bool, reserved: [u8; 7] }
 //! ```
 //!
-//! ```compile_fail
+//! ```compile_fail,E0080
 //! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
 //! #[derive(Clone, Copy, Record)]
 //! #[repr(C)]
@@ -99,7 +102,7 @@
 //! struct OfRust { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts }
 //! ```
 //!
-//! ```compile_fail
+//! ```compile_fail,E0308
 //! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
 //! #[derive(Clone, Copy, Record)]
 //! #[repr(C)]

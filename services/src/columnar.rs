@@ -11,7 +11,7 @@
 //! | text | Utf8 without the zeros at its end | |
 //! | reserved | not there | |
 //!
-//! `instrument` is the name. `lsn` and `index_time` come first, for people; on the way in they are passed
+//! `instrument` is the name, null for records of no instrument. `lsn` and `index_time` come first, for people; on the way in they are passed
 //! over. A byte of a character or text is the code point of the same number, so that any bytes come back.
 //!
 //! What must hold: a record that leaves by this schema comes back bit for bit, its reserved bytes aside,
@@ -29,11 +29,21 @@ use arrow_array::{Array, ArrayRef, PrimitiveArray, RecordBatch, StringArray};
 use arrow_buffer::NullBuffer;
 use arrow_cast::{CastOptions, cast_with_options};
 use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit};
+use tapestore::lsn::InstrumentId;
 use tapestore::reader::Row;
 use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Schema};
 
-/// Key of the kind's name in a file's metadata.
+/// Keys of a file's metadata: the kind's name, its number, the hash of its layout, how many records the file has,
+/// and their [`crate::tally::Tally`].
 pub const KIND: &str = "tapestore.kind";
+/// See [`KIND`].
+pub const NUMBER: &str = "tapestore.kind_number";
+/// See [`KIND`].
+pub const LAYOUT: &str = "tapestore.layout";
+/// See [`KIND`].
+pub const RECORDS: &str = "tapestore.records";
+/// See [`KIND`].
+pub const CHECKSUM: &str = "tapestore.checksum";
 /// Decimal places of prices, sizes and volumes.
 const SCALE: i8 = 9;
 const UNITS: i128 = 1_000_000_000;
@@ -73,17 +83,22 @@ fn field(column: &Column, decimal: bool) -> Option<Field> {
     })
 }
 
+/// What a file says of its kind, before its rows are known.
+pub fn metadata(kind: &Schema) -> [(&'static str, String); 3] {
+    [(KIND, kind.name.to_owned()), (NUMBER, kind.kind.0.to_string()), (LAYOUT, format!("{:016x}", kind.hash))]
+}
+
 /// The Arrow schema of `kind`; prices and sizes as decimals if `decimal`.
 pub fn arrow_schema(kind: &Schema, decimal: bool) -> SchemaRef {
     let mut fields = vec![Field::new("lsn", DataType::UInt64, false), Field::new("index_time", utc_ns(), false)];
     for column in kind.columns {
         if column.name == INSTRUMENT {
-            fields.push(Field::new(INSTRUMENT, DataType::Utf8, false));
+            fields.push(Field::new(INSTRUMENT, DataType::Utf8, true));
         } else {
             fields.extend(field(column, decimal));
         }
     }
-    let metadata = HashMap::from([(KIND.to_owned(), kind.name.to_owned())]);
+    let metadata = metadata(kind).into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
     Arc::new(ArrowSchema::new_with_metadata(fields, metadata))
 }
 
@@ -115,7 +130,11 @@ impl Batcher {
     pub fn push(&mut self, row: &Row<'_>, name: &str) -> bool {
         self.lsns.push(row.lsn.0);
         self.times.push(row.index_time.0 as i64);
-        self.names.append_value(name);
+        if row.record.instrument() == InstrumentId::NULL {
+            self.names.append_null();
+        } else {
+            self.names.append_value(name);
+        }
         self.words.extend_from_slice(row.record.words());
         self.lsns.len() >= BATCH_ROWS
     }
@@ -213,16 +232,21 @@ pub struct Scatter {
     /// For each column of the batch, the kind's; `None`: passed over.
     columns: Vec<Option<&'static Column>>,
     instrument: usize,
+    /// Whether the file says that it is of this schema: then what wrapped round wraps back.
+    is_ours: bool,
 }
 
 impl Scatter {
-    /// Finds the columns called `names` in `kind`.
+    /// Finds the columns called `names` in `kind`; `is_ours` if the file says that it is of this schema.
     ///
     /// # Errors
-    /// Which is unknown, or that none names the instrument.
-    pub fn new(kind: &'static Schema, names: &[String]) -> Result<Scatter, String> {
+    /// Which is unknown or there twice, or that none names the instrument.
+    pub fn new(kind: &'static Schema, names: &[String], is_ours: bool) -> Result<Scatter, String> {
         let mut columns = Vec::new();
-        for name in names {
+        for (i, name) in names.iter().enumerate() {
+            if !name.is_empty() && names.iter().take(i).any(|n| n == name) {
+                return Err(format!("two columns are called '{name}'"));
+            }
             let passed = ADDED_COLUMNS.contains(&name.as_str()) || name == INSTRUMENT || name.is_empty();
             let known = kind.column(name).filter(|c| !c.is_reserved());
             if !passed && known.is_none() {
@@ -231,7 +255,7 @@ impl Scatter {
             columns.push(known.filter(|_| !passed));
         }
         let instrument = names.iter().position(|n| n == INSTRUMENT).ok_or("there is no column 'instrument' with names")?;
-        Ok(Scatter { kind, columns, instrument })
+        Ok(Scatter { kind, columns, instrument, is_ours })
     }
 
     /// Puts `batch` into the empty `words`, records one after the other whose instrument is 0, and gives the
@@ -252,9 +276,13 @@ impl Scatter {
         for ((column, array), theirs) in self.columns.iter().zip(batch.columns()).zip(batch.schema_ref().fields()) {
             let Some(column) = column else { continue };
             let is_raw = theirs.metadata().get("scale").is_some_and(|s| *s == SCALE.to_string());
-            put(column, array, is_raw, bytes, stride).map_err(|e| format!("column '{}': {e}", column.name))?;
+            put(column, array, Form { is_raw, is_ours: self.is_ours }, bytes, stride)
+                .map_err(|e| format!("column '{}': {e}", column.name))?;
         }
         let names = batch.columns().get(self.instrument).ok_or("the batch has no column of names")?;
+        if !is_text(names.data_type()) {
+            return Err(format!("column 'instrument': {} is no text; it holds the names of instruments", names.data_type()));
+        }
         strings(names)
     }
 }
@@ -267,6 +295,19 @@ pub fn unknown_column(kind: &Schema, name: &str) -> String {
         kind.name,
         known.join(", ")
     )
+}
+
+/// How a file writes numbers.
+#[derive(Clone, Copy)]
+struct Form {
+    /// Prices and sizes are whole numbers of 1e-9.
+    is_raw: bool,
+    /// Negative times and volumes have wrapped round.
+    is_ours: bool,
+}
+
+fn is_text(of: &DataType) -> bool {
+    matches!(of, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..))
 }
 
 fn each(bytes: &mut [u8], stride: usize, column: &Column, mut with: impl FnMut(&mut [u8], usize)) {
@@ -288,11 +329,19 @@ fn strings(array: &dyn Array) -> Result<StringArray, String> {
     array.as_any().downcast_ref::<StringArray>().cloned().ok_or_else(|| "it is not text".to_owned())
 }
 
-/// The values of `array` as `T`; a null is `null`.
-fn numbers<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType, null: T::Native) -> Result<Vec<T::Native>, String> {
+/// The values of `array` as `T`.
+fn options<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType) -> Result<Vec<Option<T::Native>>, String> {
     let array = cast(array, of)?;
     let array = array.as_any().downcast_ref::<PrimitiveArray<T>>().ok_or("it is of another type")?;
-    Ok(array.iter().map(|v| v.unwrap_or(null)).collect())
+    Ok(array.iter().collect())
+}
+
+/// The values of `array` as `T`; a null is `null`, if it may be one.
+fn numbers<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType, null: Option<T::Native>) -> Result<Vec<T::Native>, String> {
+    if null.is_none() && array.null_count() > 0 {
+        return Err("it has nulls, and no number that stands for one".to_owned());
+    }
+    Ok(options::<T>(array, of)?.into_iter().map(|v| v.or(null).unwrap_or_default()).collect())
 }
 
 /// Whole numbers of 1e-9: `None` is null.
@@ -346,17 +395,15 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, String> {
 }
 
 /// Puts the values of `array` where `column` lies in each record.
-fn put(column: &Column, array: &ArrayRef, is_raw: bool, bytes: &mut [u8], stride: usize) -> Result<(), String> {
+fn put(column: &Column, array: &ArrayRef, form: Form, bytes: &mut [u8], stride: usize) -> Result<(), String> {
     macro_rules! integers {
         ($t:ty, $of:expr) => {{
-            let values = numbers::<$t>(array, &$of, <$t as ArrowPrimitiveType>::Native::MAX)?;
+            let values = numbers::<$t>(array, &$of, None)?;
             each(bytes, stride, column, |raw, i| raw.copy_from_slice(&values.get(i).copied().unwrap_or(0).to_le_bytes()));
             return Ok(());
         }};
     }
-    let is_text =
-        matches!(array.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Dictionary(..));
-    if is_text && !matches!(column.of, ColumnType::Char | ColumnType::Text(_)) {
+    if is_text(array.data_type()) && !matches!(column.of, ColumnType::Char | ColumnType::Text(_)) {
         let (values, mut bad) = (strings(array)?, None);
         for (row, value) in bytes.chunks_exact_mut(stride).zip(values.iter()) {
             bad = bad.or(column.parse(value.unwrap_or("null"), row).err());
@@ -374,21 +421,24 @@ fn put(column: &Column, array: &ArrayRef, is_raw: bool, bytes: &mut [u8], stride
         ColumnType::I64 => integers!(Int64Type, DataType::Int64),
         ColumnType::Ts => {
             let values = match array.data_type() {
-                DataType::UInt64 => numbers::<UInt64Type>(array, &DataType::UInt64, u64::MAX)?,
-                of if of.is_integer() => as_times(numbers::<Int64Type>(array, &DataType::Int64, -1)?),
-                _ => as_times(numbers::<TimestampNanosecondType>(array, &DataType::Timestamp(TimeUnit::Nanosecond, None), -1)?),
+                DataType::UInt64 => numbers::<UInt64Type>(array, &DataType::UInt64, Some(u64::MAX))?,
+                of if of.is_integer() => as_times(options::<Int64Type>(array, &DataType::Int64)?, form)?,
+                _ => {
+                    as_times(options::<TimestampNanosecondType>(array, &DataType::Timestamp(TimeUnit::Nanosecond, None))?, form)?
+                }
             };
             each(bytes, stride, column, |raw, i| raw.copy_from_slice(&values.get(i).copied().unwrap_or(u64::MAX).to_le_bytes()));
         }
         ColumnType::Price | ColumnType::Size | ColumnType::Volume => {
             let mut bad = false;
-            let values = fixed(array, is_raw)?;
+            let values = fixed(array, form.is_raw)?;
             each(bytes, stride, column, |raw, i| {
                 let value = values.get(i).copied().flatten();
                 let (min, max) = match column.of {
                     ColumnType::Price => (i128::from(i64::MIN), i128::from(i64::MAX)),
                     ColumnType::Size => (0, i128::from(u64::MAX)),
-                    _ => (i128::MIN, i128::MAX),
+                    _ if form.is_ours => (i128::MIN, i128::MAX),
+                    _ => (0, i128::MAX),
                 };
                 bad |= value.is_some_and(|v| v < min || v > max);
                 let null = if column.of == ColumnType::Price { max } else { -1 };
@@ -404,13 +454,18 @@ fn put(column: &Column, array: &ArrayRef, is_raw: bool, bytes: &mut [u8], stride
     Ok(())
 }
 
-fn as_times(values: Vec<i64>) -> Vec<u64> {
-    values.into_iter().map(|v| v as u64).collect()
+fn as_times(values: Vec<Option<i64>>, form: Form) -> Result<Vec<u64>, String> {
+    let time = |v: Option<i64>| match v {
+        None => Ok(u64::MAX),
+        Some(v) if v < 0 && !form.is_ours => Err("a time is before 1970".to_owned()),
+        Some(v) => Ok(v as u64),
+    };
+    values.into_iter().map(time).collect()
 }
 
 fn put_text(column: &Column, array: &ArrayRef, bytes: &mut [u8], stride: usize) -> Result<(), String> {
     if array.data_type().is_integer() && column.of == ColumnType::Char {
-        let values = numbers::<UInt8Type>(array, &DataType::UInt8, 0)?;
+        let values = numbers::<UInt8Type>(array, &DataType::UInt8, Some(0))?;
         each(bytes, stride, column, |raw, i| raw.fill(values.get(i).copied().unwrap_or(0)));
         return Ok(());
     }
@@ -457,7 +512,7 @@ mod tests {
             let batch = batcher.take().unwrap().unwrap();
             let names: Vec<String> = batch.schema_ref().fields().iter().map(|f| f.name().clone()).collect();
             let mut back = Vec::new();
-            let instruments = Scatter::new(kind, &names).unwrap().records(&batch, &mut back).unwrap();
+            let instruments = Scatter::new(kind, &names, true).unwrap().records(&batch, &mut back).unwrap();
             prop_assert_eq!(instruments.value(2), "A:B");
             prop_assert_eq!(back, records.concat());
         }
@@ -473,7 +528,7 @@ mod tests {
             ]);
             let batch = RecordBatch::try_new(Arc::new(schema), vec![array, Arc::new(StringArray::from(vec!["A"]))]).unwrap();
             let mut words = Vec::new();
-            Scatter::new(kind, &["price".to_owned(), "instrument".to_owned()])?.records(&batch, &mut words)?;
+            Scatter::new(kind, &["price".to_owned(), "instrument".to_owned()], false)?.records(&batch, &mut words)?;
             assert_eq!(words[1], u64::MAX, "a time that is absent is null");
             Ok(RecordRef::first(&words).unwrap().get::<tapestore::record::Trade>().unwrap().price.0)
         };
@@ -488,5 +543,9 @@ mod tests {
         assert!(price(decimal(1, 12)).unwrap_err().contains("nine decimal places"));
         assert!(price(Arc::new(arrow_array::Int64Array::from(vec![61_800_200_000_000]))).unwrap_err().contains("whole units"));
         assert!(price(Arc::new(StringArray::from(vec!["x"]))).is_err());
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        assert!(Scatter::new(kind, &names(&["price", "instrument", "price"]), false).is_err_and(|e| e.contains("two columns")));
+        assert_eq!(as_times(vec![None, Some(5)], Form { is_raw: false, is_ours: false }), Ok(vec![u64::MAX, 5]));
+        assert!(as_times(vec![Some(-1)], Form { is_raw: false, is_ours: false }).is_err(), "no time is before 1970");
     }
 }

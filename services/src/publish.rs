@@ -11,7 +11,7 @@ use tapestore::record::{Kind, schema, split};
 use crate::exit::{Failure, LATER, Outcome, USAGE};
 use crate::input::{self, Input, Market, Message, Sim};
 use crate::output::Format;
-use crate::tally::{Tally, name_hash};
+use crate::tally::{Tally, name_hash, text_hash};
 use crate::terminal;
 
 /// How fast to publish.
@@ -149,7 +149,7 @@ impl Pump<'_> {
         let mut message = Message::default();
         let mut ids: Vec<InstrumentId> = Vec::new();
         // Of the instruments' names, by the store's ids.
-        let mut hashes: Vec<u64> = Vec::new();
+        let (mut hashes, no_name): (Vec<u64>, u64) = (Vec::new(), text_hash(input::NO_NAME));
         let mut clock: Option<(Instant, u64)> = None;
         let (mut staged, start) = (0, Instant::now());
         while !(self.stop)() && self.input.next(&mut message)? {
@@ -185,7 +185,7 @@ impl Pump<'_> {
                 self.stage(record)?;
                 let took = began.map_or(0, |b| b.elapsed().as_nanos() as u64);
                 done.longest_call_ns = done.longest_call_ns.max(took);
-                let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(0);
+                let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(no_name);
                 done.tally.add(name, record.words());
                 *done.kinds.entry(record.kind()).or_default() += 1;
             }
@@ -224,7 +224,9 @@ fn number(words: &mut [u64], ids: &[InstrumentId]) -> Outcome {
         let rest = words.get(at..).unwrap_or(&[]);
         let record = tapestore::record::RecordRef::first(rest)?;
         let (len, local) = (record.words().len(), record.instrument().0);
-        let id = ids.get(local as usize).ok_or_else(|| Failure::new(USAGE, "an input numbers an instrument it has not named"))?;
+        // What is of no instrument stays so.
+        let id = if local == input::NO_INSTRUMENT { Some(&InstrumentId::NULL) } else { ids.get(local as usize) };
+        let id = id.ok_or_else(|| Failure::new(USAGE, "an input numbers an instrument it has not named"))?;
         if let Some(head) = words.get_mut(at) {
             *head = (*head & 0xffff_ffff) | u64::from(id.0) << 32;
         }

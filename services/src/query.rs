@@ -6,7 +6,7 @@ use std::time::Duration;
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
-use tapestore::record::{Name, SCHEMAS, Schema, schema, schemas_by_name, user_kinds};
+use tapestore::record::{Name, SCHEMAS, Schema, schema, schemas_named, user_kinds};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -32,7 +32,7 @@ impl KindName {
     /// # Errors
     /// That there is none, naming those there are.
     pub fn schemas(&self) -> Outcome<Vec<&'static Schema>> {
-        let schemas: Vec<&Schema> = schemas_by_name(&self.0).collect();
+        let schemas = schemas_named(&self.0);
         if schemas.is_empty() {
             let known: Vec<&str> = SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect();
             return Err(Failure::new(USAGE, format!("kind '{}' is none of: {}", self.0, known.join(", "))));
@@ -157,7 +157,8 @@ pub struct Filter {
 impl Filter {
     /// Whether it lets the kind of `schema` through.
     fn has(&self, schema: &Schema) -> bool {
-        self.kind.is_empty() || self.kind.iter().any(|k| k.0 == schema.name)
+        self.kind.is_empty()
+            || self.kind.iter().any(|k| k.0 == schema.name || k.0 == format!("{}-{:04x}", schema.name, schema.kind.0))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Owns: a count and a checksum of records that do not depend on their order, on the numbers of their
-//! instruments or on the store: what an export says and the import of its file says are compared by it.
+//! instruments or on the store: what an export says and the import of its file says are equal. (Of DBN the
+//! import counts the mappings too, which the export puts into the metadata.)
 
 use tapestore::record::Name;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -15,7 +16,12 @@ pub struct Tally {
 
 /// The hash of a name, which [`Tally::add`] takes.
 pub fn name_hash(name: &Name) -> u64 {
-    xxh3_64(name.as_str().as_bytes())
+    text_hash(name.as_str())
+}
+
+/// The hash of the name `text`.
+pub fn text_hash(text: &str) -> u64 {
+    xxh3_64(text.as_bytes())
 }
 
 impl Tally {

@@ -196,17 +196,6 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
             );
             assert!(::core::mem::size_of::<#owner>() % 8 == 0, "a record is a multiple of 8 bytes: add a field reserved: [u8; N]");
             assert!(::core::mem::align_of::<#owner>() == 8, "a record is aligned to 8 bytes");
-            assert!(
-                ::core::mem::size_of::<#owner>() <= ::tapestore::record::WORDS_MAX * 8,
-                "a record has at most 1024 bytes"
-            );
-            assert!(
-                #kind >= ::tapestore::record::USER_FIRST
-                    && (#kind - ::tapestore::record::USER_FIRST) < ::tapestore::record::USER_MAX as u16,
-                "the number of a kind that a program defines is from 0x8000 to 0x80ff"
-            );
-            assert!(::core::mem::offset_of!(#owner, #index) % 8 == 0, "the time that sorts is aligned to 8 bytes");
-            #( assert!(::core::mem::offset_of!(#owner, #find) % 8 == 0, "an id to find by is aligned to 8 bytes"); )*
         };
 
         // SAFETY: all bits zero is a value of every field, because each is `Pod` (a `Field` is); the assertions above hold that.

@@ -350,14 +350,20 @@ pub fn schema(kind: Kind) -> Option<&'static Schema> {
     }
 }
 
-/// The built-in kind called `name`, or the one with the greatest number of those that programs defined under it.
-pub fn schema_by_name(name: &str) -> Option<&'static Schema> {
-    schemas_by_name(name).last()
-}
-
 /// Every kind called `name`: a layout that a program changed is a kind of its own under the same name.
 pub fn schemas_by_name(name: &str) -> impl Iterator<Item = &'static Schema> {
     SCHEMAS.iter().chain(user_kinds()).filter(move |s| s.name == name)
+}
+
+/// Every kind called `name`, or, with its number behind it as in `signal-8001`, the one that has both.
+pub fn schemas_named(name: &str) -> Vec<&'static Schema> {
+    let found: Vec<&Schema> = schemas_by_name(name).collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let Some((name, number)) = name.rsplit_once('-') else { return found };
+    let number = u16::from_str_radix(number, 16).ok();
+    schemas_by_name(name).filter(|s| s.kind.is_user() && Some(s.kind.0) == number).collect()
 }
 
 /// A checked view of one record: of a known kind, and exactly as long as that kind is.
@@ -490,7 +496,7 @@ mod tests {
         for (i, s) in SCHEMAS.iter().enumerate() {
             assert_eq!(usize::from(s.kind.0), i + 1);
             assert!(std::ptr::eq(schema(s.kind).unwrap(), s));
-            assert!(std::ptr::eq(schema_by_name(s.name).unwrap(), s));
+            assert!(schemas_by_name(s.name).map(|s| s.kind).eq([s.kind]));
         }
         assert!(schema(Kind(0)).is_none() && schema(Kind(999)).is_none());
     }

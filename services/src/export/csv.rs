@@ -12,6 +12,7 @@ use tapestore::record::{Column, ColumnType, Name, Schema, Value};
 use super::Sink;
 use crate::exit::{Failure, IO, Outcome};
 use crate::output::{csv_header, csv_row};
+use crate::tally::Tally;
 
 /// A level at which the compression, not the text, sets the pace, and only just.
 const GZIP_LEVEL: u32 = 3;
@@ -73,7 +74,7 @@ impl Sink for Csv {
         csv_row(&mut self.out, row, name.as_str()).map(|()| true)
     }
 
-    fn finish(self: Box<Self>) -> Outcome<File> {
+    fn finish(self: Box<Self>, _: &Tally) -> Outcome<File> {
         let fail = |e: std::io::Error| Failure::new(IO, format!("cannot write CSV: {e}"));
         match self.out.into_inner().map_err(|e| fail(e.into_error()))? {
             Out::Plain(file) => Ok(file),

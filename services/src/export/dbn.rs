@@ -1,9 +1,11 @@
 //! Owns: DBN files (version 3) of a store's rows: a file a data set and schema, all instruments in the order
 //! of (index time, LSN), numbered and named as the mappings say that came with them.
 //!
-//! An instrument without a mapping has the first free number and the name behind its data set's. A record
-//! whose size is no whole number that DBN can hold is left in the store; so are kinds that DBN does not
-//! have. What DBN has no field for (ids of trades, the store's own sizes of definitions) is counted.
+//! Mappings of whole days are in the metadata, others among the records, where they came. An instrument
+//! without one has its number in the store and the name behind its data set's. A record whose size is no
+//! whole number that DBN can hold is left in the store; so are records at times for which mappings say no
+//! number, and kinds that DBN does not have. What DBN has no field for (ids of trades, the store's own
+//! sizes of definitions) is counted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::c_char;
@@ -12,7 +14,7 @@ use std::io::{BufWriter, Write};
 
 use dbn::encode::dbn::MetadataEncoder;
 use dbn::{BidAskPair, FlagSet, MappingInterval, Metadata, RecordHeader, RecordRef, SType, SymbolMapping, rtype};
-use tapestore::lsn::InstrumentId;
+use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{Row, Series, TimeRange};
 use tapestore::record::{
     Bar1d, Bar1h, Bar1m, Bar1s, BookOrder, Definition, Depth10, Imbalance, Kind, Mapping, Name, Quote, Record, Schema, Size,
@@ -22,7 +24,7 @@ use tapestore::time::{NANOS_PER_SECOND, Ts};
 
 use super::{Export, Format, Pending, Sink};
 use crate::exit::{Failure, IO, Outcome, USAGE};
-use crate::tally::name_hash;
+use crate::tally::{Tally, name_hash};
 
 /// Level of zstd, Databento's own.
 const ZSTD_LEVEL: i32 = 0;
@@ -32,18 +34,30 @@ const ONE_FILE: &str = "a DBN file holds one schema of one data set; choose with
 const STYPE_NONE: u8 = 255;
 const ONE: u64 = 1_000_000_000;
 
-/// Numbers of one instrument: from when until when which.
+/// Numbers of one instrument: from when until when which, by when they begin.
 #[derive(Clone, Debug, Default)]
-struct Numbers {
-    spans: Vec<(Ts, Ts, u32)>,
-    otherwise: u32,
-}
+struct Numbers(Vec<(Ts, Ts, u32)>);
 
 impl Numbers {
-    fn at(&self, time: Ts) -> u32 {
+    /// The number at `time`: the last that has begun and has not ended; of one that has had a single number, that.
+    fn at(&self, time: Ts) -> Option<u32> {
         let holds = |(from, to, _): &&(Ts, Ts, u32)| *from <= time && (time < *to || to.is_null());
-        self.spans.iter().rev().find(holds).or(self.spans.last()).map_or(self.otherwise, |(_, _, id)| *id)
+        let single = || self.0.first().filter(|(_, _, id)| self.0.iter().all(|s| s.2 == *id));
+        self.0.iter().rev().find(holds).or_else(single).map(|(_, _, id)| *id)
     }
+}
+
+const DAY_NS: u64 = 86_400 * NANOS_PER_SECOND;
+
+/// Whether a mapping is of whole days and known when they begin: as metadata says them.
+fn is_dated(m: &Mapping) -> bool {
+    let days = [m.start_ts, m.end_ts].iter().all(|t| !t.is_null() && t.0.is_multiple_of(DAY_NS));
+    days && m.start_ts < m.end_ts && m.ts_event == m.start_ts
+}
+
+/// Whether a mapping came among the records.
+fn is_message(m: &Mapping) -> bool {
+    !is_dated(m) && m.stype_out_symbol != [0; 71]
 }
 
 /// What a data set's files say of its instruments.
@@ -51,7 +65,9 @@ impl Numbers {
 struct Dataset {
     instruments: BTreeSet<InstrumentId>,
     mappings: Vec<Mapping>,
+    /// Those that have mappings, and those that have none.
     numbers: HashMap<InstrumentId, Numbers>,
+    unmapped: BTreeMap<InstrumentId, u32>,
 }
 
 /// The schemas of a kind's records.
@@ -89,18 +105,19 @@ fn split(name: &Name) -> (&str, &str) {
     }
 }
 
-/// All that mappings say of the instruments of `series`, by data set.
+/// All that mappings say of the instruments of `kinds`, by data set.
 fn datasets(export: &mut Export<'_>, kinds: &BTreeMap<Kind, Vec<Series>>) -> Outcome<BTreeMap<String, Dataset>> {
     let instruments: BTreeSet<InstrumentId> = kinds.values().flatten().map(|s| s.instrument).collect();
     let mut datasets: BTreeMap<String, Dataset> = BTreeMap::new();
     for instrument in instruments {
-        let name = export.name(Series { instrument, kind: Mapping::KIND })?;
+        let series = Series { instrument, kind: Mapping::KIND };
+        let name = export.name(series)?;
         let mut mappings: Vec<Mapping> = Vec::new();
-        let mut scan = export.snapshot.scan(Series { instrument, kind: Mapping::KIND }, TimeRange::ALL);
+        let mut scan = export.snapshot.scan(series, TimeRange::ALL);
         while let Some(row) = scan.next()? {
             let Some(mapping) = row.record.get::<Mapping>() else { continue };
             // Said again, by a second file, it says nothing new.
-            let mapping = Mapping { source: 0, ts_event: Ts(0), ..*mapping };
+            let mapping = Mapping { source: 0, ..*mapping };
             if !mappings.contains(&mapping) {
                 mappings.push(mapping);
             }
@@ -108,16 +125,22 @@ fn datasets(export: &mut Export<'_>, kinds: &BTreeMap<Kind, Vec<Series>>) -> Out
         let said = mappings.last().map(|m| text(&m.dataset)).filter(|d| !d.is_empty());
         let dataset = datasets.entry(said.unwrap_or_else(|| split(&name).0.to_owned())).or_default();
         dataset.instruments.insert(instrument);
+        let begin = |m: &Mapping| if is_dated(m) { m.start_ts } else { m.ts_event };
+        let mut spans: Vec<(Ts, Ts, u32)> = mappings.iter().map(|m| (begin(m), m.end_ts, m.raw_id as u32)).collect();
+        spans.sort_by_key(|span| span.0);
+        if spans.is_empty() {
+            dataset.unmapped.insert(instrument, instrument.0);
+        }
+        dataset.numbers.insert(instrument, Numbers(spans));
         dataset.mappings.extend(mappings);
     }
     for dataset in datasets.values_mut() {
         let taken: BTreeSet<u32> = dataset.mappings.iter().map(|m| m.raw_id as u32).collect();
-        let mut free = (1..u32::MAX).filter(|id| !taken.contains(id));
-        for &instrument in &dataset.instruments {
-            let of = dataset.mappings.iter().filter(|m| m.instrument == instrument);
-            let spans: Vec<(Ts, Ts, u32)> = of.map(|m| (m.start_ts, m.end_ts, m.raw_id as u32)).collect();
-            let otherwise = if spans.is_empty() { free.next().unwrap_or(0) } else { 0 };
-            dataset.numbers.insert(instrument, Numbers { spans, otherwise });
+        for (instrument, number) in &mut dataset.unmapped {
+            if taken.contains(number) {
+                *number |= 1 << 31;
+            }
+            dataset.numbers.insert(*instrument, Numbers(vec![(Ts(0), Ts::NULL, *number)]));
         }
     }
     Ok(datasets)
@@ -126,6 +149,24 @@ fn datasets(export: &mut Export<'_>, kinds: &BTreeMap<Kind, Vec<Series>>) -> Out
 fn date(at: Ts) -> time::Date {
     let seconds = i64::try_from(at.0 / NANOS_PER_SECOND).unwrap_or(0);
     time::OffsetDateTime::from_unix_timestamp(seconds).map_or(time::Date::MIN, time::OffsetDateTime::date)
+}
+
+/// Symbols with their intervals, in the order in which they come.
+#[derive(Default)]
+struct Symbols {
+    mappings: Vec<SymbolMapping>,
+    at: HashMap<String, usize>,
+}
+
+impl Symbols {
+    fn add(&mut self, raw_symbol: String, interval: MappingInterval) {
+        let next = self.mappings.len();
+        let at = *self.at.entry(raw_symbol.clone()).or_insert(next);
+        match self.mappings.get_mut(at) {
+            Some(mapping) => mapping.intervals.push(interval),
+            None => self.mappings.push(SymbolMapping { raw_symbol, intervals: vec![interval] }),
+        }
+    }
 }
 
 /// The metadata of a file of `dataset` whose rows are of `schema` and begin at `start`.
@@ -137,16 +178,12 @@ fn metadata(
     start: Ts,
     kind: Kind,
 ) -> Outcome<Metadata> {
-    let typed = dataset.mappings.iter().filter(|m| m.stype_in != STYPE_NONE || m.stype_out != STYPE_NONE);
+    // One that says a number alone names nothing, but what types the source had.
+    let typed = dataset.mappings.iter().filter(|m| !is_message(m) && (m.stype_in != STYPE_NONE || m.stype_out != STYPE_NONE));
     let types: BTreeSet<(u8, u8)> = typed.clone().map(|m| (m.stype_in, m.stype_out)).collect();
     let is_number = |t: u8| t == SType::InstrumentId as u8;
     let one = types.first().copied().filter(|t| types.len() == 1 && (is_number(t.0) || is_number(t.1)));
-    let mut mappings: Vec<SymbolMapping> = Vec::new();
-    let mut add = |raw_symbol: String, interval: MappingInterval| match mappings.iter_mut().find(|m| m.raw_symbol == raw_symbol) {
-        Some(mapping) => mapping.intervals.push(interval),
-        None => mappings.push(SymbolMapping { raw_symbol, intervals: vec![interval] }),
-    };
-    // One that says a number alone names nothing.
+    let mut symbols = Symbols::default();
     for m in typed.filter(|m| m.stype_out_symbol != [0; 71]) {
         let (start_date, end_date) = (date(m.start_ts), date(m.end_ts));
         let (raw_symbol, symbol) = match one {
@@ -155,26 +192,35 @@ fn metadata(
             None if is_number(m.stype_out) => (text(&m.stype_in_symbol), m.raw_id.to_string()),
             None => (text(&m.stype_out_symbol), m.raw_id.to_string()),
         };
-        add(raw_symbol, MappingInterval { start_date, end_date, symbol });
+        symbols.add(raw_symbol, MappingInterval { start_date, end_date, symbol });
     }
-    let unnamed = dataset.numbers.iter().filter(|(_, n)| n.spans.is_empty());
-    let unnamed: BTreeMap<InstrumentId, u32> = unnamed.map(|(i, n)| (*i, n.otherwise)).collect();
-    for (instrument, number) in unnamed {
+    for (&instrument, number) in &dataset.unmapped {
         let series = Series { instrument, kind };
         let mut snapshot = export.snapshot.clone();
         let Some(last) = snapshot.as_of(series, Ts(u64::MAX))?.map(|row| row.index_time) else { continue };
         let first = snapshot.scan(series, TimeRange::ALL).next()?.map_or(last, |row| row.index_time);
         let name = export.name(series)?;
-        let day_after = date(last).next_day().unwrap_or(time::Date::MAX);
-        let symbol = number.to_string();
-        add(split(&name).1.to_owned(), MappingInterval { start_date: date(first), end_date: day_after, symbol });
+        let end_date = date(last).next_day().unwrap_or(time::Date::MAX);
+        let interval = MappingInterval { start_date: date(first), end_date, symbol: number.to_string() };
+        symbols.add(split(&name).1.to_owned(), interval);
     }
-    let symbols: Vec<String> = mappings.iter().map(|m| m.raw_symbol.clone()).collect();
     let stype = |t: Option<u8>, otherwise: SType| t.and_then(|t| SType::try_from(t).ok()).unwrap_or(otherwise);
     let (stype_in, stype_out) = (stype(one.map(|o| o.0), SType::RawSymbol), stype(one.map(|o| o.1), SType::InstrumentId));
-    let builder = Metadata::builder().dataset(code).schema(Some(schema)).start(export.args.span.from.unwrap_or(start).0);
-    let builder = builder.stype_in(Some(stype_in)).stype_out(stype_out).symbols(symbols).mappings(mappings);
+    // With mappings among its records a file is of more than one schema.
+    let is_mixed = dataset.mappings.iter().any(is_message);
+    let builder = Metadata::builder().dataset(code).schema(Some(schema).filter(|_| !is_mixed));
+    let builder = builder.start(export.args.span.from.unwrap_or(start).0);
+    let builder = builder.stype_in(Some(stype_in).filter(|_| !is_mixed)).stype_out(stype_out);
+    let builder = builder.symbols(symbols.mappings.iter().map(|m| m.raw_symbol.clone()).collect());
+    let builder = builder.mappings(symbols.mappings);
     Ok(builder.end(export.args.span.to.and_then(|to| std::num::NonZeroU64::new(to.0))).build())
+}
+
+/// `code` as part of a file's name.
+fn as_file(code: &str) -> String {
+    let clean = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = code.chars().map(clean).collect();
+    if name.starts_with('.') { format!("_{name}") } else { name }
 }
 
 /// Writes DBN files of `kinds`.
@@ -183,29 +229,51 @@ pub(super) fn export(export: &mut Export<'_>, kinds: &BTreeMap<Kind, Vec<Series>
     if !export.is_dir && (datasets.len() > 1 || kinds.keys().filter(|k| **k != Mapping::KIND).count() > 1) {
         return Err(Failure::new(USAGE, ONE_FILE));
     }
-    for (kind, series) in kinds {
-        // Mappings are in the metadata of every file.
-        let Some(of) = schema(*kind).filter(|s| s.kind != Mapping::KIND) else { continue };
-        for (code, dataset) in &datasets {
+    for (code, dataset) in &datasets {
+        let mut files = 0;
+        for (kind, series) in kinds {
+            // Mappings go with every file.
+            let Some(of) = schema(*kind).filter(|s| s.kind != Mapping::KIND) else { continue };
             let series: Vec<Series> = series.iter().filter(|s| dataset.instruments.contains(&s.instrument)).copied().collect();
-            self::kind(export, of, code, dataset, &series)?;
+            files += self::kind(export, of, code, dataset, &series)?;
+        }
+        if files == 0 && kinds.contains_key(&Mapping::KIND) && !dataset.mappings.is_empty() {
+            let what = format!("mappings of {code}, which go with records, and there are none");
+            export.leave(&what, dataset.mappings.len() as u64);
         }
     }
     Ok(())
 }
 
-fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Dataset, series: &[Series]) -> Outcome {
+/// Files of one kind of one data set; how many there are.
+fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Dataset, series: &[Series]) -> Outcome<usize> {
     let mut files: BTreeMap<dbn::Schema, Pending> = BTreeMap::new();
     let mut names: HashMap<InstrumentId, (Name, u64)> = HashMap::new();
+    let mut all = series.to_vec();
     for &one in series {
         let name = export.name(one)?;
         names.insert(one.instrument, (name, name_hash(&name)));
+        if dataset.mappings.iter().any(is_message) {
+            all.push(Series { kind: Mapping::KIND, ..one });
+        }
     }
     let (mut unknown, force) = (0u64, export.args.force);
-    let mut rows = export.snapshot.replay(series, export.args.span.range());
+    // Mappings among the records, as far as they have come: every file begins with them.
+    let mut said: Vec<(Lsn, Ts, Mapping)> = Vec::new();
+    let mut rows = export.snapshot.replay(&all, export.args.span.range());
     while !export.is_full()
         && let Some(row) = rows.next()?
     {
+        let Some((name, hash)) = names.get(&row.record.instrument()) else { continue };
+        if let Some(mapping) = row.record.get::<Mapping>() {
+            if is_message(mapping) {
+                said.push((row.lsn, row.index_time, *mapping));
+                for file in files.values_mut() {
+                    export.total.records += u64::from(file.push(&row, name, *hash)?);
+                }
+            }
+            continue;
+        }
         let Some(schema) = schema_of(&row) else {
             unknown += 1;
             continue;
@@ -216,11 +284,18 @@ fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Data
             }
             let metadata = metadata(export, code, dataset, schema, row.index_time, of.kind)?;
             let (numbers, compressed) = (dataset.numbers.clone(), export.format == Format::DbnZst);
-            let path = export.path(&format!("{code}.{}", schema.as_str()));
+            let path = export.path(&format!("{}.{}", as_file(code), schema.as_str()))?;
             let open = |file| Ok(Box::new(Dbn::new(file, &metadata, numbers, schema, compressed)?) as Box<dyn Sink>);
-            files.insert(schema, Pending::create(path, of, force, open)?);
+            let mut file = Pending::create(path, of, force, open)?;
+            for (lsn, index_time, mapping) in &said {
+                let record = tapestore::record::RecordRef::of(mapping);
+                let Some((name, hash)) = names.get(&mapping.instrument) else { continue };
+                let row = Row { lsn: *lsn, index_time: *index_time, record };
+                export.total.records += u64::from(file.push(&row, name, *hash)?);
+            }
+            files.insert(schema, file);
         }
-        let (Some(file), Some((name, hash))) = (files.get_mut(&schema), names.get(&row.record.instrument())) else { continue };
+        let Some(file) = files.get_mut(&schema) else { continue };
         export.total.records += u64::from(file.push(&row, name, *hash)?);
         export.tick()?;
     }
@@ -230,7 +305,7 @@ fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Data
     if unknown > 0 {
         export.leave(&format!("{} records, a kind that DBN does not have", of.name), unknown);
     }
-    Ok(())
+    Ok(files.len())
 }
 
 enum Out {
@@ -262,6 +337,7 @@ struct Dbn {
     left: BTreeMap<&'static str, u64>,
 }
 
+const NO_NUMBER: &str = "records at times for which mappings say no number";
 const NO_SIZE: &str = "records whose size is no whole number below 4294967295";
 const NO_VOLUME: &str = "bars whose volume is no whole number below 18446744073709551615";
 
@@ -326,7 +402,10 @@ impl Dbn {
     fn write(&mut self, row: &Row<'_>) -> Result<Outcome, &'static str> {
         let record = row.record;
         let head = record.header();
-        let id = self.numbers.get(&head.instrument).map_or(0, |n| n.at(row.index_time));
+        if let Some(m) = record.get::<Mapping>() {
+            return Ok(self.write_mapping(m));
+        }
+        let id = self.numbers.get(&head.instrument).and_then(|n| n.at(row.index_time)).ok_or(NO_NUMBER)?;
         macro_rules! hd {
             ($to:ident, $rtype:expr) => {
                 RecordHeader::new::<dbn::$to>($rtype, head.source, id, head.ts_event.0)
@@ -381,6 +460,20 @@ impl Dbn {
             return Ok(self.write_definition(m, id));
         }
         Err("records of a kind that DBN does not have")
+    }
+
+    fn write_mapping(&mut self, m: &Mapping) -> Outcome {
+        let char = |b: u8| b as c_char;
+        let hd = RecordHeader::new::<dbn::SymbolMappingMsg>(rtype::SYMBOL_MAPPING, m.source, m.raw_id as u32, m.ts_event.0);
+        self.put(&dbn::SymbolMappingMsg {
+            hd,
+            stype_in: m.stype_in,
+            stype_in_symbol: m.stype_in_symbol.map(char),
+            stype_out: m.stype_out,
+            stype_out_symbol: m.stype_out_symbol.map(char),
+            start_ts: m.start_ts.0,
+            end_ts: m.end_ts.0,
+        })
     }
 
     /// Writes the record of `row` if it is a bar.
@@ -467,7 +560,7 @@ impl Sink for Dbn {
         Ok(true)
     }
 
-    fn finish(self: Box<Self>) -> Outcome<File> {
+    fn finish(self: Box<Self>, _: &Tally) -> Outcome<File> {
         let fail = |e: std::io::Error| Failure::new(IO, format!("cannot write DBN: {e}"));
         let out = match self.out {
             Out::Plain(out) => out,

@@ -8,7 +8,7 @@ mod csv;
 mod dbn;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -92,8 +92,8 @@ trait Sink {
     /// Takes the next row; `false` if it is left in the store, counted.
     fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool>;
 
-    /// Writes out what is held back, and gives the file.
-    fn finish(self: Box<Self>) -> Outcome<File>;
+    /// Writes out what is held back, and gives the file. Where the format has a place for it, the file says `tally`.
+    fn finish(self: Box<Self>, tally: &Tally) -> Outcome<File>;
 
     /// What the format could not hold, and how often.
     fn left(&self) -> BTreeMap<String, u64> {
@@ -155,7 +155,7 @@ impl Pending {
             left.insert("reserved fields of records that are not zero".to_owned(), self.reserved);
         }
         let fail = |e: std::io::Error| Failure::new(IO, format!("cannot write {}: {e}", self.path.display()));
-        sink.finish()?.sync_all().map_err(fail)?;
+        sink.finish(&self.tally)?.sync_all().map_err(fail)?;
         name(&self.temporary, &self.path).map_err(fail)?;
         Ok(left)
     }
@@ -188,6 +188,8 @@ struct Export<'a> {
     bar: indicatif::ProgressBar,
     stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
     is_dir: bool,
+    /// The files of this export.
+    made: BTreeSet<PathBuf>,
     output: Output,
     total: Tally,
     left: u64,
@@ -199,14 +201,23 @@ fn stem(kind: &Schema) -> String {
 }
 
 impl Export<'_> {
-    fn path(&self, stem: &str) -> PathBuf {
-        if self.is_dir { self.args.out.join(format!("{stem}.{}", self.format.extension())) } else { self.args.out.clone() }
+    /// Where the file called `stem` goes.
+    ///
+    /// # Errors
+    /// That another of this export has gone there.
+    fn path(&mut self, stem: &str) -> Outcome<PathBuf> {
+        let file = format!("{stem}.{}", self.format.extension());
+        let path = if self.is_dir { self.args.out.join(file) } else { self.args.out.clone() };
+        if self.made.insert(path.clone()) {
+            return Ok(path);
+        }
+        Err(Failure::new(USAGE, format!("two files would be called {}; choose with --kind and --instrument", path.display())))
     }
 
     fn name(&mut self, series: Series) -> Outcome<Name> {
         let unknown = || Failure::new(DATA, format!("instrument {} has no name in this store", series.instrument));
         if series.instrument == tapestore::lsn::InstrumentId::NULL {
-            return Ok("-".parse()?);
+            return Ok(crate::input::NO_NAME.parse()?);
         }
         self.symbols.name(series.instrument).ok_or_else(unknown)
     }
@@ -233,7 +244,8 @@ impl Export<'_> {
     fn kind(&mut self, kind: Kind, series: &[Series]) -> Outcome {
         let Some(schema) = schema(kind) else { return Ok(()) };
         let (format, decimal) = (self.format, self.args.decimal);
-        let mut file = Pending::create(self.path(&stem(schema)), schema, self.args.force, |file| {
+        let path = self.path(&stem(schema))?;
+        let mut file = Pending::create(path, schema, self.args.force, |file| {
             Ok(match format {
                 Format::Parquet => Box::new(tables::Parquet::new(file, schema, decimal)?),
                 Format::Arrow => Box::new(tables::Arrow::new(file, schema, decimal)?),
@@ -325,8 +337,19 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
     let bar = terminal::progress(total, false, "exporting");
     let symbols = reader.symbols()?;
     symbols.refresh();
-    let mut export =
-        Export { args, format, symbols, snapshot: &snapshot, bar, stop, is_dir, output, total: Tally::default(), left: 0 };
+    let mut export = Export {
+        args,
+        format,
+        symbols,
+        snapshot: &snapshot,
+        bar,
+        stop,
+        is_dir,
+        made: BTreeSet::new(),
+        output,
+        total: Tally::default(),
+        left: 0,
+    };
     if format.is_dbn() {
         dbn::export(&mut export, &kinds)?;
     } else {

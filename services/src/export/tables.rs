@@ -16,8 +16,9 @@ use tapestore::reader::Row;
 use tapestore::record::{ColumnType, Name, Schema};
 
 use super::Sink;
-use crate::columnar::{Batcher, INSTRUMENT, KIND};
+use crate::columnar::{Batcher, CHECKSUM, INSTRUMENT, RECORDS, metadata};
 use crate::exit::{Failure, IO, Outcome};
+use crate::tally::Tally;
 
 /// Rows of a row group, and bytes that one may hold in memory, encoded.
 const GROUP_ROWS: usize = 1 << 20;
@@ -32,6 +33,11 @@ fn parquet_failed(e: &ParquetError) -> Failure {
 
 fn arrow_failed(e: &ArrowError) -> Failure {
     Failure::new(IO, format!("cannot write Arrow: {e}"))
+}
+
+/// What a file says of its records.
+fn sums(tally: &Tally) -> [(&'static str, String); 2] {
+    [(RECORDS, tally.records.to_string()), (CHECKSUM, format!("{:016x}", tally.checksum))]
 }
 
 /// A Parquet file.
@@ -69,7 +75,7 @@ fn properties(kind: &Schema, decimal: bool) -> Outcome<WriterProperties> {
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_dictionary_enabled(false)
         .set_created_by(format!("tapestore {}", env!("CARGO_PKG_VERSION")))
-        .set_key_value_metadata(Some(vec![KeyValue::new(KIND.to_owned(), kind.name.to_owned())]));
+        .set_key_value_metadata(Some(metadata(kind).into_iter().map(|(k, v)| KeyValue::new(k.to_owned(), v)).collect()));
     let names = ["lsn", "index_time"].into_iter().map(|n| (n, true));
     let columns = kind.columns.iter().filter(|c| !c.is_reserved()).map(|c| {
         let is_text = c.name == INSTRUMENT || matches!(c.of, ColumnType::Char | ColumnType::Text(_));
@@ -98,8 +104,11 @@ impl Sink for Parquet {
         Ok(true)
     }
 
-    fn finish(mut self: Box<Self>) -> Outcome<File> {
+    fn finish(mut self: Box<Self>, tally: &Tally) -> Outcome<File> {
         self.write()?;
+        for (key, value) in sums(tally) {
+            self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+        }
         self.writer.into_inner().map_err(|e| parquet_failed(&e))
     }
 }
@@ -134,8 +143,11 @@ impl Sink for Arrow {
         Ok(true)
     }
 
-    fn finish(mut self: Box<Self>) -> Outcome<File> {
+    fn finish(mut self: Box<Self>, tally: &Tally) -> Outcome<File> {
         self.write()?;
+        for (key, value) in sums(tally) {
+            self.writer.write_metadata(key, value);
+        }
         self.writer.finish().map_err(|e| arrow_failed(&e))?;
         let mut file = self.writer.into_inner().map_err(|e| arrow_failed(&e))?;
         file.flush()?;
@@ -165,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_damaged_anywhere_is_refused_or_read_and_never_stops_the_program() {
+    fn a_file_that_is_cut_or_damaged_anywhere_is_refused_or_read_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let name: Name = "A:B".parse().unwrap();
         for format in ["parquet", "arrow"] {
@@ -175,26 +187,31 @@ mod tests {
                 "parquet" => Box::new(Parquet::new(file, &Trade::SCHEMA, false).unwrap()),
                 _ => Box::new(Arrow::new(file, &Trade::SCHEMA, true).unwrap()),
             };
+            let mut tally = Tally::default();
             for i in 0..20 {
                 let trade = Trade { trade_id: i, ts_recv: Ts(i), ..Trade::default() };
                 sink.push(&Row { lsn: Lsn(i), index_time: Ts(i), record: RecordRef::of(&trade) }, &name).unwrap();
+                tally.add(crate::tally::name_hash(&name), trade.words());
             }
-            sink.finish().unwrap();
-            assert_eq!(read(&path).unwrap().len(), 20);
+            sink.finish(&tally).unwrap();
+            let whole = read(&path).unwrap();
+            assert_eq!(whole.len(), 20);
             let bytes = std::fs::read(&path).unwrap();
-            let (mut refused, mut len) = (0, 0);
-            while len < bytes.len() {
+            for len in (0..bytes.len()).step_by(7) {
                 std::fs::write(&path, &bytes[..len]).unwrap();
-                assert!(read(&path).is_err() || format == "arrow", "cut at {len}");
-                len += 7;
+                assert!(read(&path).is_err(), "{format} cut at {len}");
             }
+            let mut refused = 0;
             for at in 0..bytes.len() {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= [0xff, 0x01, 0x80][at % 3];
                 std::fs::write(&path, &damaged).unwrap();
-                refused += usize::from(read(&path).is_err());
+                match read(&path) {
+                    Ok(records) => assert!(records == whole, "{format}: byte {at}"),
+                    Err(_) => refused += 1,
+                }
             }
-            assert!(refused > 100, "{format}: {refused} of {}", bytes.len());
+            assert!(refused > bytes.len() / 4, "{format}: {refused} of {}", bytes.len());
         }
     }
 }

@@ -11,7 +11,7 @@ use csv::ByteRecord;
 use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Name, Schema};
 use tapestore::time::Ts;
 
-use super::{Input, Message, Names, Options, Text, kind_with, open_text};
+use super::{Input, Message, NO_INSTRUMENT, NO_NAME, Names, Options, Text, kind_with, open_text};
 use crate::columnar::unknown_column;
 use crate::exit::{DATA, Failure, Outcome};
 
@@ -132,9 +132,6 @@ impl Csv {
         for column in schema.columns.iter().filter(|c| c.of == ColumnType::Ts) {
             put(column, "null", bytes)?;
         }
-        if let (Some(source), Some(column)) = (self.source, schema.column("source")) {
-            put(column, &source.to_string(), bytes)?;
-        }
         Ok(Plan { schema, columns, template })
     }
 
@@ -160,9 +157,13 @@ impl Csv {
                 put(column, text(field)?, bytes)?;
             }
         }
-        let number = self.names.number(text(self.row.get(self.instrument_at).unwrap_or(b""))?.trim())?;
+        let number = match text(self.row.get(self.instrument_at).unwrap_or(b""))?.trim() {
+            NO_NAME => NO_INSTRUMENT,
+            name => self.names.number(name)?,
+        };
         if let Some(head) = message.words.first_mut() {
-            *head = *head & 0xffff_ffff | u64::from(number) << 32;
+            let source = self.source.map_or(*head >> 16 & 0xffff, u64::from);
+            *head = *head & 0xffff | source << 16 | u64::from(number) << 32;
         }
         message.records = 1;
         message.at = Ts(message.words.get(plan.schema.index_word).copied().unwrap_or(0));

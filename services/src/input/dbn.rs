@@ -1,12 +1,12 @@
 //! Owns: DBN files (`dbn` crate, versions 1 to 3, plain or zstd, whole or fragments) as input.
 //!
-//! An instrument is named `DATASET:SYMBOL` by the file's symbol mappings; one without a mapping, or whose
-//! symbol is no name, `DATASET:id/NUMBER`. The mappings become records too, so that an export can give the
-//! numbers back. Sizes become multiples of 1e-9. What no record here can hold is counted by its name and
+//! An instrument is named `DATASET:SYMBOL` by the file's symbol mappings, one without a mapping
+//! `DATASET:id/NUMBER`. What a name cannot have is `_` for a space and `/` with two hexadecimal digits for
+//! other bytes. The mappings become records too, so that an export can give numbers and symbols back. Sizes become multiples of 1e-9. What no record here can hold is counted by its name and
 //! left in the source; a file that is cut ends the input.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -47,6 +47,8 @@ pub struct Dbn {
     /// Symbology types, in and out, as the metadata says them.
     stypes: (u8, u8),
     symbols: TsSymbolMap,
+    /// By number: the symbol that a mapping among the records said last.
+    streamed: HashMap<u32, String>,
     instruments: Instruments,
     mappings: VecDeque<Mapping>,
     source: Option<u16>,
@@ -115,6 +117,7 @@ impl Dbn {
             schema: None,
             stypes: (STYPE_NONE, STYPE_NONE),
             symbols: TsSymbolMap::new(),
+            streamed: HashMap::new(),
             instruments: Instruments::default(),
             mappings: VecDeque::new(),
             source: options.source,
@@ -167,6 +170,9 @@ impl Dbn {
         self.stypes = (metadata.stype_in.map_or(STYPE_NONE, |s| s as u8), metadata.stype_out as u8);
         // Mappings that are not to numbers do not name the records of this file.
         self.symbols = metadata.symbol_map().unwrap_or_default();
+        if self.symbols.is_empty() && !metadata.mappings.is_empty() {
+            self.leave("tables of mappings that contradict themselves, so that records are named by number".to_owned());
+        }
         for (what, list) in [("symbols that were not found", &metadata.not_found), ("symbols found in part", &metadata.partial)] {
             if !list.is_empty() {
                 self.left.insert(format!("{what}, named in the metadata"), list.len() as u64);
@@ -183,7 +189,11 @@ impl Dbn {
                     self.leave("mappings of a symbol to no instrument number".to_owned());
                     continue;
                 };
-                let Ok(number) = self.instruments.name(&metadata.dataset, Some(symbol), id) else { continue };
+                let Ok(number) = self.instruments.name(&metadata.dataset, Some(symbol), id) else {
+                    self.leave("mappings of a data set whose code is no name".to_owned());
+                    continue;
+                };
+                self.instruments.mapped.insert((number, id));
                 let at = |ns: i128| Ts(u64::try_from(ns).unwrap_or(0));
                 let start_ts = at(interval.start_date.midnight().assume_utc().unix_timestamp_nanos());
                 let end_ts = at(interval.end_date.midnight().assume_utc().unix_timestamp_nanos());
@@ -206,10 +216,13 @@ impl Dbn {
 
     /// A mapping that came among the records.
     fn learn(&mut self, mapping: &dbn::SymbolMappingMsg, message: &mut Message) -> Result<(), String> {
-        self.symbols.on_symbol_mapping(mapping).map_err(|e| e.to_string())?;
         let symbol = mapping.stype_out_symbol().map_err(|e| e.to_string())?.to_owned();
         let dataset = dataset_of(self.dataset.as_deref(), mapping.hd.publisher_id);
-        let number = self.instruments.name(dataset, Some(&symbol), mapping.hd.instrument_id)?;
+        let id = mapping.hd.instrument_id;
+        let number = self.instruments.name(dataset, Some(&symbol), id)?;
+        // In force from here on, whatever the interval says: of a stream the newest word counts.
+        self.streamed.insert(id, symbol);
+        self.instruments.mapped.insert((number, id));
         message.at = Ts::NULL;
         message.push(&Mapping {
             source: self.source.unwrap_or(mapping.hd.publisher_id),
@@ -233,15 +246,21 @@ impl Dbn {
         let Some(record) = self.fsm.last_record() else { return Ok(false) };
         if let Some(mapping) = record.get::<dbn::SymbolMappingMsg>() {
             let mapping = mapping.clone();
-            return self.learn(&mapping, message).map(|()| true);
+            return match self.learn(&mapping, message) {
+                Ok(()) => Ok(true),
+                Err(_) => {
+                    self.leave("mappings among the records that name nothing".to_owned());
+                    Ok(false)
+                }
+            };
         }
         let (id, publisher) = (record.header().instrument_id, record.header().publisher_id);
         let dataset = dataset_of(self.dataset.as_deref(), publisher);
         let source = self.source.unwrap_or(publisher);
         message.at = Ts(record.raw_index_ts());
-        let symbol = self.symbols.get_for_ts(message.at.0, id);
-        let (number, is_new) = self.instruments.number(dataset, symbol, id)?;
-        if is_new && symbol.is_none() {
+        let symbol = self.streamed.get(&id).or_else(|| self.symbols.get_for_ts(message.at.0, id)).map(String::as_str);
+        let number = self.instruments.number(dataset, publisher, symbol, id)?;
+        if self.instruments.mapped.insert((number, id)) {
             message.push(&Mapping {
                 source,
                 instrument: InstrumentId(number),
@@ -251,6 +270,7 @@ impl Dbn {
                 stype_in: self.stypes.0,
                 stype_out: self.stypes.1,
                 dataset: text(dataset.as_bytes()),
+                stype_out_symbol: text(symbol.unwrap_or("").as_bytes()),
                 ..Mapping::default()
             });
         }
@@ -284,30 +304,52 @@ fn text<const N: usize>(from: &[u8]) -> [u8; N] {
 /// Numbers of the instruments met.
 #[derive(Default)]
 struct Instruments {
-    /// By DBN's number: the symbol it had last, and its number here.
-    last: HashMap<u32, (Option<String>, u32)>,
+    /// By publisher and DBN's number: the symbol it had last, and its number here.
+    last: HashMap<(u16, u32), (Option<String>, u32)>,
+    /// Which instrument has a mapping to which number of DBN's.
+    mapped: HashSet<(u32, u32)>,
+    /// The symbol that each name stands for.
+    symbols: HashMap<String, String>,
     names: Names,
+}
+
+/// `symbol` in the characters of a name.
+fn as_name(symbol: &str) -> String {
+    let mut name = String::with_capacity(symbol.len());
+    for byte in symbol.bytes() {
+        match byte {
+            b' ' => name.push('_'),
+            b if b.is_ascii_alphanumeric() || b"._:/-".contains(&b) => name.push(char::from(b)),
+            b => name.push_str(&format!("/{b:02x}")),
+        }
+    }
+    name
 }
 
 impl Instruments {
     /// The number here of the instrument that `symbol`, or DBN's number `id`, names.
-    fn name(&mut self, dataset: &str, symbol: Option<&String>, id: u32) -> Result<u32, String> {
-        if let Some(number) = symbol.and_then(|s| self.names.number(&format!("{dataset}:{s}")).ok()) {
-            return Ok(number);
+    fn name(&mut self, dataset: &str, symbol: Option<&str>, id: u32) -> Result<u32, String> {
+        if let Some(symbol) = symbol.filter(|s| !s.is_empty()) {
+            let name = format!("{dataset}:{}", as_name(symbol));
+            // Two symbols that come to one name do not become one instrument.
+            let is_its = self.symbols.entry(name.clone()).or_insert_with(|| symbol.to_owned()) == symbol;
+            if let (true, Ok(number)) = (is_its, self.names.number(&name)) {
+                return Ok(number);
+            }
         }
         self.names.number(&format!("{dataset}:id/{id}"))
     }
 
-    /// The number of `id`, whose symbol the mappings say, and whether it was not asked for before.
-    fn number(&mut self, dataset: &str, symbol: Option<&String>, id: u32) -> Result<(u32, bool), String> {
-        if let Some((known, number)) = self.last.get(&id)
-            && known.as_ref() == symbol
+    /// The number here of DBN's `id` of `publisher`, whose symbol the mappings say.
+    fn number(&mut self, dataset: &str, publisher: u16, symbol: Option<&str>, id: u32) -> Result<u32, String> {
+        if let Some((known, number)) = self.last.get(&(publisher, id))
+            && known.as_deref() == symbol
         {
-            return Ok((*number, false));
+            return Ok(*number);
         }
         let number = self.name(dataset, symbol, id)?;
-        self.last.insert(id, (symbol.cloned(), number));
-        Ok((number, true))
+        self.last.insert((publisher, id), (symbol.map(str::to_owned), number));
+        Ok(number)
     }
 }
 

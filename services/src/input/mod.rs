@@ -14,13 +14,14 @@ mod dbn;
 mod sim;
 mod tables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use tapestore::record::{ADDED_COLUMNS, Name, Record, SCHEMAS, Schema, schema_by_name, schemas_by_name, user_kinds};
+use tapestore::lsn::InstrumentId;
+use tapestore::record::{ADDED_COLUMNS, Name, Record, SCHEMAS, Schema, schemas_named, user_kinds};
 use tapestore::time::Ts;
 
 use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
@@ -108,18 +109,28 @@ impl Options {
     }
 }
 
-/// The kind called `name`: of several layouts the newest that has all of `columns`, or the newest.
+/// The kind called `name`, or `name` and its number as in `signal-8001`: of several layouts of one name the one that
+/// has exactly the columns `columns`.
 fn kind_with(name: &str, columns: &[String]) -> Result<&'static Schema, String> {
-    let newest = kind_named(name)?;
-    let has = |s: &&Schema, c: &String| c.is_empty() || ADDED_COLUMNS.contains(&c.as_str()) || s.column(c).is_some();
-    Ok(schemas_by_name(name).filter(|s| columns.iter().all(|c| has(s, c))).last().unwrap_or(newest))
+    let mut named = schemas_named(name);
+    if named.len() > 1 {
+        let is_own = |c: &&String| !c.is_empty() && !ADDED_COLUMNS.contains(&c.as_str());
+        let theirs: BTreeSet<&str> = columns.iter().filter(is_own).map(String::as_str).collect();
+        named.retain(|s| s.columns.iter().filter(|c| !c.is_reserved()).map(|c| c.name).collect::<BTreeSet<_>>() == theirs);
+        if named.len() != 1 {
+            return Err(format!(
+                "kind '{name}' has several layouts (tape kinds): name one with its number, as --kind {name}-8001"
+            ));
+        }
+    }
+    let known = || SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect::<Vec<_>>().join(", ");
+    named.first().copied().ok_or_else(|| format!("kind '{name}' is none of: {}", known()))
 }
 
-/// The kind called `name`, the newest if there are several.
-fn kind_named(name: &str) -> Result<&'static Schema, String> {
-    let known = || SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect::<Vec<_>>().join(", ");
-    schema_by_name(name).ok_or_else(|| format!("kind '{name}' is none of: {}", known()))
-}
+/// The number by which an input calls the instrument of records that have none.
+pub const NO_INSTRUMENT: u32 = InstrumentId::NULL.0;
+/// How text names it.
+pub const NO_NAME: &str = "-";
 
 /// The instruments of an input, numbered from 0 in the order in which they are met.
 #[derive(Default)]

@@ -12,17 +12,21 @@ use arrow_array::{Array, RecordBatch, StringArray};
 use arrow_ipc::reader::FileReaderBuilder;
 use arrow_schema::{ArrowError, SchemaRef};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use tapestore::record::{ADDED_COLUMNS, Name, Schema};
+use tapestore::record::{Kind, Name, Schema, schema};
 use tapestore::time::Ts;
 
-use super::{Input, Message, Names, Options, kind_with};
-use crate::columnar::{BATCH_ROWS, KIND, Scatter};
+use super::{Input, Message, NO_INSTRUMENT, NO_NAME, Names, Options, kind_with};
+use crate::columnar::{BATCH_ROWS, CHECKSUM, KIND, LAYOUT, NUMBER, RECORDS, Scatter};
 use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
+use crate::tally::{Tally, text_hash};
+use crate::terminal;
 
 const PARQUET: &[u8] = b"PAR1";
 const ARROW: &[u8] = b"ARROW1";
-/// How a stream, which has no head and no end that tells damage, begins.
+/// How a message, and so a stream, which has no head and no end that tells damage, begins.
 const STREAM: &[u8] = &[0xff; 4];
+/// Bytes of a buffer of a batch at most, as it says before it is decompressed.
+const BUFFER_MAX: i64 = 1 << 30;
 /// Bytes of the length of an Arrow file's footer, and of the magic behind it.
 const ARROW_TAIL: u64 = 10;
 
@@ -80,43 +84,94 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     outcome.map_err(|_| "the file is damaged: its parts contradict each other".to_owned())
 }
 
+/// A file whose batches are to be read.
+struct Opened {
+    schema: SchemaRef,
+    metadata: HashMap<String, String>,
+    batches: Batches,
+    /// Rows, or bytes if `at` counts them.
+    len: u64,
+    at: Option<Rc<Cell<u64>>>,
+}
+
+fn open_file(path: &Path) -> Outcome<Opened> {
+    let fail = |e: &dyn std::fmt::Display| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
+    let lost = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
+    let mut file = File::open(path).map_err(lost)?;
+    let bytes = file.metadata().map_err(lost)?.len();
+    let mut start = Vec::new();
+    Read::by_ref(&mut file).take(8).read_to_end(&mut start).map_err(lost)?;
+    file.rewind().map_err(lost)?;
+    if start.starts_with(PARQUET) {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(&e))?;
+        let schema = builder.schema().clone();
+        let rows = builder.metadata().file_metadata().num_rows().max(0) as u64;
+        let mut metadata = schema.metadata().clone();
+        let pairs = builder.metadata().file_metadata().key_value_metadata().into_iter().flatten();
+        metadata.extend(pairs.filter_map(|kv| Some((kv.key.clone(), kv.value.clone()?))));
+        let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| fail(&e))?;
+        return Ok(Opened { schema, metadata, batches: Box::new(reader), len: rows, at: None });
+    }
+    if !start.starts_with(ARROW) {
+        return Err(fail(&"it is an Arrow stream; only Arrow IPC files are read"));
+    }
+    check_blocks(&mut file, bytes).map_err(|e| fail(&e))?;
+    file.rewind().map_err(lost)?;
+    let at = Rc::new(Cell::new(0));
+    let file = Progress { file: BufReader::new(file), at: at.clone() };
+    let reader = FileReaderBuilder::new().build(file).map_err(|e| fail(&e))?;
+    let schema = reader.schema();
+    let mut metadata = schema.metadata().clone();
+    metadata.extend(reader.custom_metadata().iter().map(|(k, v)| (k.clone(), v.clone())));
+    Ok(Opened { schema, metadata, batches: Box::new(reader), len: bytes, at: Some(at) })
+}
+
+/// Reads the file `opened` to its end and compares its records with what it says of them, if it says it: nothing of a
+/// damaged file is taken.
+fn verify(mut opened: Opened, kind: &'static Schema) -> Result<(), String> {
+    let of = |key: &str| opened.metadata.get(key);
+    let (Some(records), Some(checksum)) = (of(RECORDS).cloned(), of(CHECKSUM).cloned()) else { return Ok(()) };
+    let names: Vec<String> = opened.schema.fields().iter().map(|f| f.name().clone()).collect();
+    let scatter = Scatter::new(kind, &names, true)?;
+    let bar = terminal::progress(opened.len, opened.at.is_some(), "checking");
+    let (mut tally, mut words, mut known) = (Tally::default(), Vec::new(), (String::new(), text_hash("")));
+    for batch in &mut opened.batches {
+        let instruments = scatter.records(&batch.map_err(|e| e.to_string())?, &mut words)?;
+        for (name, record) in instruments.iter().zip(words.chunks_exact(kind.words)) {
+            let name = name.unwrap_or(NO_NAME);
+            if known.0 != name {
+                known = (name.to_owned(), text_hash(name));
+            }
+            tally.add(known.1, record);
+        }
+        bar.set_position(opened.at.as_ref().map_or(tally.records, |at| at.get()));
+    }
+    bar.finish_and_clear();
+    if (tally.records.to_string(), format!("{:016x}", tally.checksum)) != (records.clone(), checksum) {
+        return Err(format!("the file is damaged: it says that it has {records} other records; nothing of it is taken"));
+    }
+    Ok(())
+}
+
 impl Table {
-    /// Opens the file `path`.
+    /// Opens the file `path`. One that `tape export` wrote is read once for its checksum first.
     ///
     /// # Errors
-    /// That it cannot be read, or its columns are not those of a kind.
+    /// That it cannot be read, is damaged, or its columns are not those of a kind.
     pub fn open(path: &Path, options: &Options) -> Outcome<Table> {
         let fail = |e: String| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
         guarded(|| Table::open_trusting(path, options)).map_err(fail)?
     }
 
     fn open_trusting(path: &Path, options: &Options) -> Outcome<Table> {
-        let fail = |e: &dyn std::fmt::Display| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
-        let lost = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
-        let mut file = File::open(path).map_err(lost)?;
-        let bytes = file.metadata().map_err(lost)?.len();
-        let mut start = Vec::new();
-        Read::by_ref(&mut file).take(8).read_to_end(&mut start).map_err(lost)?;
-        file.rewind().map_err(lost)?;
-        let at = Rc::new(Cell::new(0));
-        let (schema, batches, len, at): (SchemaRef, Batches, u64, _) = if start.starts_with(PARQUET) {
-            let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(&e))?;
-            let schema = builder.schema().clone();
-            let rows = builder.metadata().file_metadata().num_rows().max(0) as u64;
-            let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| fail(&e))?;
-            (schema, Box::new(reader), rows, None)
-        } else if start.starts_with(ARROW) {
-            check_blocks(&mut file, bytes).map_err(|e| fail(&e))?;
-            file.rewind().map_err(lost)?;
-            let file = Progress { file: BufReader::new(file), at: at.clone() };
-            let reader = FileReaderBuilder::new().build(file).map_err(|e| fail(&e))?;
-            (reader.schema(), Box::new(reader), bytes, Some(at))
-        } else {
-            return Err(fail(&"it is an Arrow stream; only Arrow IPC files are read"));
-        };
-        let kind = kind_of(&schema, options).map_err(|e| fail(&e))?;
-        let names: Vec<String> = schema.fields().iter().map(|f| options.renamed(f.name())).collect();
-        let scatter = Scatter::new(kind, &names).map_err(|e| fail(&e))?;
+        let fail = |e: String| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
+        let opened = open_file(path)?;
+        let is_ours = opened.metadata.contains_key(KIND);
+        let kind = kind_of(&opened, options).map_err(fail)?;
+        let names: Vec<String> = opened.schema.fields().iter().map(|f| options.renamed(f.name())).collect();
+        let scatter = Scatter::new(kind, &names, is_ours).map_err(fail)?;
+        verify(opened, kind).map_err(fail)?;
+        let Opened { batches, len, at, .. } = open_file(path)?;
         Ok(Table {
             path: path.to_path_buf(),
             kind,
@@ -163,22 +218,52 @@ fn check_blocks(file: &mut File, len: u64) -> Result<(), String> {
         let sum = parts.into_iter().try_fold(0u64, |sum, part| sum.checked_add(part.ok()?));
         sum.is_some_and(|sum| sum <= len)
     };
-    let mut blocks = blocks.copied();
-    if blocks.all(|b| lies_in(&b)) { Ok(()) } else { Err(damaged("a block lies outside of it")) }
+    for block in blocks {
+        if !lies_in(block) {
+            return Err(damaged("a block lies outside of it"));
+        }
+        let meta = read(file, block.offset() as u64, block.metaDataLength() as u64)?;
+        // A mark and a length come first, in files of before 2019 a length alone.
+        let message = if meta.starts_with(STREAM) { meta.get(8..) } else { meta.get(4..) };
+        let message = arrow_ipc::root_as_message(message.unwrap_or(&[])).map_err(|e| damaged(&e.to_string()))?;
+        let Some(batch) = message.header_as_record_batch().filter(|b| b.compression().is_some()) else { continue };
+        let body = block.offset() as u64 + block.metaDataLength() as u64;
+        for buffer in batch.buffers().into_iter().flatten().filter(|b| b.length() > 0) {
+            let at = body.saturating_add(u64::try_from(buffer.offset()).map_err(|_| damaged("a buffer lies outside of it"))?);
+            let head = read(file, at, 8)?;
+            let says = head.first_chunk().map_or(i64::MAX, |b| i64::from_le_bytes(*b));
+            if says > BUFFER_MAX {
+                return Err(damaged("a compressed buffer says that it is longer than 1 GiB"));
+            }
+        }
+    }
+    Ok(())
 }
 
-fn kind_of(schema: &SchemaRef, options: &Options) -> Result<&'static Schema, String> {
-    let metadata: &HashMap<String, String> = schema.metadata();
-    let known = options.kind.as_ref().or_else(|| metadata.get(KIND));
-    let columns = schema.fields().iter().filter(|f| !ADDED_COLUMNS.contains(&f.name().as_str())).map(|f| f.name().as_str());
-    let name = known.ok_or_else(|| {
+/// The kind of the rows of a file: the very layout that it says, or the one that was asked for.
+fn kind_of(opened: &Opened, options: &Options) -> Result<&'static Schema, String> {
+    let of = |key: &str| opened.metadata.get(key);
+    let columns: Vec<String> = opened.schema.fields().iter().map(|f| options.renamed(f.name())).collect();
+    let asked = options.kind.as_deref();
+    let Some(name) = of(KIND) else {
+        let name = asked.ok_or_else(|| {
+            let columns = columns.join(", ");
+            format!("the file does not say of which kind its rows are; name it with --kind (columns: {columns})")
+        })?;
+        return kind_with(name, &columns);
+    };
+    if asked.is_some_and(|asked| asked != name) {
+        return Err(format!("its rows are of kind '{name}', not what --kind says"));
+    }
+    let number = of(NUMBER).and_then(|n| n.parse().ok()).map(Kind);
+    let kind = number.and_then(schema).filter(|s| s.name == name && of(LAYOUT).is_some_and(|l| *l == format!("{:016x}", s.hash)));
+    kind.ok_or_else(|| {
+        let number = of(NUMBER).map_or("", String::as_str);
         format!(
-            "the file does not say of which kind its rows are; name it with --kind (columns: {})",
-            columns.collect::<Vec<_>>().join(", ")
+            "its kind '{name}' (number {number}) is not in this store with that layout; the program that defines it makes it one \
+             with Publisher::kind"
         )
-    })?;
-    let columns: Vec<String> = schema.fields().iter().map(|f| options.renamed(f.name())).collect();
-    kind_with(name, &columns)
+    })
 }
 
 impl Input for Table {
@@ -194,8 +279,12 @@ impl Input for Table {
             self.instruments = records.map_err(|e| self.fail(&format!("of {} rows: {e}", batch.num_rows())))?;
             self.next = 0;
         }
-        let name = if self.instruments.is_null(self.next) { "" } else { self.instruments.value(self.next) };
-        let number = match self.names.number(name) {
+        let named = if self.instruments.is_null(self.next) {
+            Ok(NO_INSTRUMENT)
+        } else {
+            self.names.number(self.instruments.value(self.next))
+        };
+        let number = match named {
             Ok(number) => number,
             Err(e) => return Err(self.fail(&e)),
         };

@@ -217,3 +217,99 @@ fn every_dbn_file_goes_in_and_comes_out_field_equal_with_its_numbers_and_symbols
     println!("{equal} files of records equal, {empty} without records");
     assert_eq!(equal + empty, 65);
 }
+
+/// A file of DBN records, with a header or, if it is called a fragment, without.
+fn write_dbn(path: &Path, dataset: &str, mappings: Vec<dbn::SymbolMapping>, records: &[Vec<u8>]) {
+    let metadata = Metadata::builder().dataset(dataset).schema(None).start(1).stype_in(Some(dbn::SType::RawSymbol));
+    let metadata = metadata.stype_out(dbn::SType::InstrumentId).mappings(mappings).build();
+    let mut bytes = Vec::new();
+    if !arg(path).ends_with(".frag") {
+        dbn::encode::dbn::MetadataEncoder::new(&mut bytes).encode(&metadata).unwrap();
+    }
+    records.iter().for_each(|r| bytes.extend(r));
+    std::fs::write(path, bytes).unwrap();
+}
+
+const DAY: u64 = 86_400_000_000_000;
+
+fn trade(publisher: u16, id: u32, at: u64, price: i64) -> Vec<u8> {
+    let hd = dbn::RecordHeader::new::<dbn::TradeMsg>(dbn::rtype::MBP_0, publisher, id, at);
+    dbn::RecordRef::from(&dbn::TradeMsg { hd, price, size: 1, ts_recv: at, ..Default::default() }).as_ref().to_vec()
+}
+
+fn mapping(publisher: u16, id: u32, at: u64, symbol: &str) -> Vec<u8> {
+    let hd = dbn::RecordHeader::new::<dbn::SymbolMappingMsg>(dbn::rtype::SYMBOL_MAPPING, publisher, id, at);
+    let mut text = [0; 71];
+    text.iter_mut().zip(symbol.bytes()).for_each(|(to, from)| *to = from as std::ffi::c_char);
+    let (start_ts, end_ts) = (u64::MAX, u64::MAX);
+    let m =
+        dbn::SymbolMappingMsg { hd, stype_in: 4, stype_in_symbol: text, stype_out: 1, stype_out_symbol: text, start_ts, end_ts };
+    dbn::RecordRef::from(&m).as_ref().to_vec()
+}
+
+/// The records of `records` after they went through a store; the names there.
+fn through(name: &str, dataset: &str, mappings: Vec<dbn::SymbolMapping>, records: &[Vec<u8>]) -> (Vec<Vec<u8>>, String) {
+    let (store, dir) = (Store::serve(), tempfile::tempdir().unwrap());
+    let file = dir.path().join(name);
+    write_dbn(&file, dataset, mappings, records);
+    store.tape_ok(&["import", arg(&file)]);
+    let out = dir.path().join("out");
+    // A mapping without records is named, with exit code 65.
+    let exported = store.tape(&["export", arg(&out), "--format", "dbn", "--json"]);
+    assert!(matches!(exported.status.code(), Some(0 | 65)), "{}", String::from_utf8_lossy(&exported.stderr));
+    let exported = json(std::str::from_utf8(&exported.stdout).unwrap());
+    let mut back = Vec::new();
+    for file in exported.iter().filter(|e| e["file"].is_string()) {
+        let path = Path::new(file["file"].as_str().unwrap());
+        assert_eq!(path.parent(), Some(&*out), "nothing is written elsewhere");
+        back.extend(decode(path).1);
+    }
+    (back, store.tape_ok(&["symbols"]))
+}
+
+#[test]
+fn numbers_that_change_hands_among_the_records_come_back_with_the_records() {
+    // A and B exchange their numbers in the middle of a stream that says no intervals.
+    let t = 19_700 * DAY + 5;
+    let records = [
+        mapping(1, 1, t, "A"),
+        mapping(1, 2, t, "B"),
+        trade(1, 1, t + 1, 100),
+        trade(1, 2, t + 2, 200),
+        mapping(1, 2, t + 3, "A"),
+        mapping(1, 1, t + 3, "B"),
+        trade(1, 2, t + 4, 101),
+        trade(1, 1, t + 5, 201),
+    ];
+    let (back, names) = through("live.dbn", "GLBX.MDP3", Vec::new(), &records);
+    assert!(back == records, "{back:?}");
+    assert_eq!(names.lines().count(), 2, "{names}");
+}
+
+#[test]
+fn fragments_keep_one_number_of_two_venues_apart_and_symbols_their_numbers() {
+    let t = 19_700 * DAY + 5;
+    let records = [trade(1, 5, t, 1), trade(2, 5, t + 1, 2), trade(1, 5, t + 2, 3)];
+    let (mut back, names) = through("x.frag", "", Vec::new(), &records);
+    back.sort();
+    let mut expected = records.to_vec();
+    expected.sort();
+    assert!(back == expected && names.contains("GLBX.MDP3:id/5") && names.contains("XNAS.ITCH:id/5"), "{names}");
+    // The stream's own mapping has no venue; the record behind it keeps its number all the same.
+    let (back, names) = through("y.frag", "", Vec::new(), &[mapping(0, 77, t, "ESH4"), trade(1, 77, t + 1, 1)]);
+    assert!(back.contains(&trade(1, 77, t + 1, 1)) && names.contains("GLBX.MDP3:ESH4"), "{names}");
+}
+
+#[test]
+fn symbols_with_spaces_are_instruments_of_their_own_though_their_number_is_one() {
+    let date = |days: i32| time::Date::from_julian_day(2_440_588 + days).unwrap();
+    let of = |raw_symbol: &str, day: i32| dbn::SymbolMapping {
+        raw_symbol: raw_symbol.to_owned(),
+        intervals: vec![dbn::MappingInterval { start_date: date(day), end_date: date(day + 1), symbol: "9".to_owned() }],
+    };
+    let mappings = vec![of("AAPL  240119C00100000", 19_700), of("MSFT  240119C00100000", 19_701)];
+    let records = [trade(1, 9, 19_700 * DAY + 7, 1), trade(1, 9, 19_701 * DAY + 7, 2)];
+    let (back, names) = through("opra.dbn", "../OPRA.PILLAR", mappings, &records);
+    assert!(back == records, "{back:?}");
+    assert!(names.contains(":AAPL__240119C00100000") && names.contains(":MSFT__240119C00100000"), "{names}");
+}

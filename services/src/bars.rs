@@ -284,13 +284,14 @@ impl Feed<'_> {
 
 /// Says on standard error which trades are in no bar.
 fn note(taken: u64, oddities: &Oddities) {
-    let Oddities { late, outside, priceless, sizeless, untimed, unvalued } = *oddities;
+    let Oddities { late, outside, priceless, sizeless, untimed, ahead, unvalued } = *oddities;
     let why = [
         (late, "came when their bar was closed (--grace)"),
         (outside, "outside the session"),
         (priceless, "without a price"),
         (sizeless, "without a size or of size zero"),
         (untimed, "without a time"),
+        (ahead, "with a venue's time more than a minute after they were received"),
     ];
     let why: Vec<String> = why.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     if !why.is_empty() {

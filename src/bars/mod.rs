@@ -34,6 +34,9 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
+/// How far a venue's clock may be ahead of the clock by which trades were received, ns.
+const AHEAD_MAX: u64 = MINUTE;
+
 /// What closes a bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
@@ -239,6 +242,9 @@ pub struct Oddities {
     pub sizeless: u64,
     /// Without the time that counts.
     pub untimed: u64,
+    /// With a venue's time more than a minute after they were received: a broken clock, which must not close the bars
+    /// of all that follow.
+    pub ahead: u64,
     /// Bars whose value did not fit. Their trades are in them.
     pub unvalued: u64,
 }
@@ -246,7 +252,7 @@ pub struct Oddities {
 impl Oddities {
     /// Trades that are in no bar.
     pub fn left_out(&self) -> u64 {
-        self.late + self.outside + self.priceless + self.sizeless + self.untimed
+        self.late + self.outside + self.priceless + self.sizeless + self.untimed + self.ahead
     }
 }
 
@@ -394,6 +400,10 @@ impl Builder {
         let time = self.options.by.time(index_time, trade);
         if time.is_null() {
             self.oddities.untimed += 1;
+            return;
+        }
+        if !index_time.is_null() && time.0 > index_time.0.saturating_add(AHEAD_MAX) {
+            self.oddities.ahead += 1;
             return;
         }
         if trade.price == Price::NULL {
@@ -571,6 +581,17 @@ mod tests {
         );
         assert_eq!((bars[1].first_lsn, bars[1].last_lsn), (Lsn(8), Lsn(4)), "by time, not by arrival");
         assert_eq!(oddities, Oddities { late: 3, ..Oddities::default() });
+    }
+
+    #[test]
+    fn a_venue_clock_that_is_broken_for_one_trade_does_not_close_the_bars_of_the_others() {
+        let mut trades: Vec<(Ts, Trade)> = (0..4).map(|i| (Ts(i * MINUTE), trade("10", "1"))).collect();
+        for (at, trade) in &mut trades {
+            trade.ts_event = *at;
+        }
+        trades[1].1.ts_event = ts("2100-01-01T00:00:00Z");
+        let (bars, oddities) = build(Options { by: By::Event, ..timed(MINUTE, 0) }, trades);
+        assert_eq!((bars.len(), oddities), (3, Oddities { ahead: 1, ..Oddities::default() }));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::terminal;
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Directory of the store; created if it is not there [default: tapestore-data]
-    #[arg(long)]
+    #[arg(long, env = "TAPE_STORE")]
     pub store: Option<PathBuf>,
     /// Configuration file; flags win over it
     #[arg(long)]

@@ -264,6 +264,7 @@ fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Data
     while !export.is_full()
         && let Some(row) = rows.next()?
     {
+        export.tick()?;
         let Some((name, hash)) = names.get(&row.record.instrument()) else { continue };
         if let Some(mapping) = row.record.get::<Mapping>() {
             if is_message(mapping) {
@@ -297,7 +298,6 @@ fn kind(export: &mut Export<'_>, of: &'static Schema, code: &str, dataset: &Data
         }
         let Some(file) = files.get_mut(&schema) else { continue };
         export.total.records += u64::from(file.push(&row, name, *hash)?);
-        export.tick()?;
     }
     for file in files.values_mut() {
         export.finish(file)?;

@@ -119,9 +119,7 @@ impl Pending {
         force: bool,
         open: impl FnOnce(File) -> Outcome<Box<dyn Sink>>,
     ) -> Outcome<Pending> {
-        if path.exists() && !force {
-            return Err(Failure::new(USAGE, format!("{} is there already; --force replaces it", path.display())));
-        }
+        check_free(&path, force)?;
         let mut temporary = path.clone().into_os_string();
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = PathBuf::from(temporary);
@@ -161,6 +159,16 @@ impl Pending {
     }
 }
 
+/// Whether a file may be made at `path`.
+fn check_free(path: &Path, force: bool) -> Outcome {
+    match path.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(there) if !there.is_file() => Err(Failure::new(USAGE, format!("{} is there and no file", path.display()))),
+        Ok(_) if force => Ok(()),
+        Ok(_) => Err(Failure::new(USAGE, format!("{} is there already; --force replaces it", path.display()))),
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "the file is not one of the store")]
 fn name(temporary: &Path, path: &Path) -> std::io::Result<()> {
     std::fs::rename(temporary, path)?;
@@ -191,6 +199,8 @@ struct Export<'a> {
     /// The files of this export.
     made: BTreeSet<PathBuf>,
     output: Output,
+    /// Rows looked at.
+    rows: u64,
     total: Tally,
     left: u64,
 }
@@ -222,8 +232,10 @@ impl Export<'_> {
         self.symbols.name(series.instrument).ok_or_else(unknown)
     }
 
-    fn tick(&self) -> Outcome {
-        let rows = self.total.records;
+    /// To be called for each row that was looked at.
+    fn tick(&mut self) -> Outcome {
+        self.rows += 1;
+        let rows = self.rows;
         if rows.is_multiple_of(RELEASE_ROWS) {
             self.snapshot.release();
         }
@@ -347,12 +359,19 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
         is_dir,
         made: BTreeSet::new(),
         output,
+        rows: 0,
         total: Tally::default(),
         left: 0,
     };
     if format.is_dbn() {
         dbn::export(&mut export, &kinds)?;
     } else {
+        // All of them before the first is written.
+        for schema in kinds.keys().filter_map(|k| schema(*k)) {
+            let path = export.path(&stem(schema))?;
+            check_free(&path, args.force)?;
+        }
+        export.made.clear();
         for (kind, series) in &kinds {
             export.kind(*kind, series)?;
         }

@@ -31,6 +31,7 @@ const DBZ: &[u8] = b"DBZ";
 const DBZ_AT: usize = 8;
 const NO_HEADER: &str = "the file has no DBN header; a fragment without one is read if it is called *.frag or *.frag.zst";
 const NANO: u64 = 1_000_000_000;
+const DAY_NS: u64 = 86_400 * NANO;
 /// No symbology type.
 const STYPE_NONE: u8 = 255;
 /// Mappings that are given together.
@@ -222,6 +223,7 @@ impl Dbn {
         let number = self.instruments.name(dataset, Some(&symbol), id)?;
         // In force from here on, whatever the interval says: of a stream the newest word counts.
         self.streamed.insert(id, symbol);
+        self.instruments.last.clear();
         self.instruments.mapped.insert((number, id));
         message.at = Ts::NULL;
         message.push(&Mapping {
@@ -258,22 +260,31 @@ impl Dbn {
         let dataset = dataset_of(self.dataset.as_deref(), publisher);
         let source = self.source.unwrap_or(publisher);
         message.at = Ts(record.raw_index_ts());
-        let symbol = self.streamed.get(&id).or_else(|| self.symbols.get_for_ts(message.at.0, id)).map(String::as_str);
-        let number = self.instruments.number(dataset, publisher, symbol, id)?;
-        if self.instruments.mapped.insert((number, id)) {
-            message.push(&Mapping {
-                source,
-                instrument: InstrumentId(number),
-                ts_event: message.at,
-                end_ts: Ts::NULL,
-                raw_id: u64::from(id),
-                stype_in: self.stypes.0,
-                stype_out: self.stypes.1,
-                dataset: text(dataset.as_bytes()),
-                stype_out_symbol: text(symbol.unwrap_or("").as_bytes()),
-                ..Mapping::default()
-            });
-        }
+        // Metadata maps by days, and a mapping among the records forgets what was known.
+        let day = message.at.0 / DAY_NS;
+        let number = match self.instruments.last.get(&(publisher, id)) {
+            Some((known, number)) if *known == day => *number,
+            _ => {
+                let symbol = self.streamed.get(&id).or_else(|| self.symbols.get_for_ts(message.at.0, id)).map(String::as_str);
+                let number = self.instruments.name(dataset, symbol, id)?;
+                if self.instruments.mapped.insert((number, id)) {
+                    message.push(&Mapping {
+                        source,
+                        instrument: InstrumentId(number),
+                        ts_event: message.at,
+                        end_ts: Ts::NULL,
+                        raw_id: u64::from(id),
+                        stype_in: self.stypes.0,
+                        stype_out: self.stypes.1,
+                        dataset: text(dataset.as_bytes()),
+                        stype_out_symbol: text(symbol.unwrap_or("").as_bytes()),
+                        ..Mapping::default()
+                    });
+                }
+                self.instruments.last.insert((publisher, id), (day, number));
+                number
+            }
+        };
         if let Err(what) = add(record, self.schema, source, InstrumentId(number), message) {
             *self.left.entry(what).or_default() += 1;
             return Ok(!message.words.is_empty());
@@ -304,8 +315,8 @@ fn text<const N: usize>(from: &[u8]) -> [u8; N] {
 /// Numbers of the instruments met.
 #[derive(Default)]
 struct Instruments {
-    /// By publisher and DBN's number: the symbol it had last, and its number here.
-    last: HashMap<(u16, u32), (Option<String>, u32)>,
+    /// By publisher and DBN's number: the day on which it was met last, and its number here.
+    last: HashMap<(u16, u32), (u64, u32), foldhash::fast::RandomState>,
     /// Which instrument has a mapping to which number of DBN's.
     mapped: HashSet<(u32, u32)>,
     /// The symbol that each name stands for.
@@ -338,18 +349,6 @@ impl Instruments {
             }
         }
         self.names.number(&format!("{dataset}:id/{id}"))
-    }
-
-    /// The number here of DBN's `id` of `publisher`, whose symbol the mappings say.
-    fn number(&mut self, dataset: &str, publisher: u16, symbol: Option<&str>, id: u32) -> Result<u32, String> {
-        if let Some((known, number)) = self.last.get(&(publisher, id))
-            && known.as_deref() == symbol
-        {
-            return Ok(*number);
-        }
-        let number = self.name(dataset, symbol, id)?;
-        self.last.insert((publisher, id), (symbol.map(str::to_owned), number));
-        Ok(number)
     }
 }
 

@@ -281,7 +281,8 @@ impl Scatter {
         }
         let names = batch.columns().get(self.instrument).ok_or("the batch has no column of names")?;
         if !is_text(names.data_type()) {
-            return Err(format!("column 'instrument': {} is no text; it holds the names of instruments", names.data_type()));
+            let what = "it holds the names of instruments (files of a store's history have numbers; tape export names them)";
+            return Err(format!("column 'instrument': {} is no text; {what}", names.data_type()));
         }
         strings(names)
     }

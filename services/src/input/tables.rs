@@ -255,6 +255,10 @@ fn kind_of(opened: &Opened, options: &Options) -> Result<&'static Schema, String
     if asked.is_some_and(|asked| asked != name) {
         return Err(format!("its rows are of kind '{name}', not what --kind says"));
     }
+    if of(NUMBER).is_none() {
+        // A file of history, or one of before files said it.
+        return kind_with(name, &columns);
+    }
     let number = of(NUMBER).and_then(|n| n.parse().ok()).map(Kind);
     let kind = number.and_then(schema).filter(|s| s.name == name && of(LAYOUT).is_some_and(|l| *l == format!("{:016x}", s.hash)));
     kind.ok_or_else(|| {

@@ -275,6 +275,14 @@ impl Feed<'_> {
         let Feed { builder, mut printer, .. } = self;
         let taken = builder.trades();
         let oddities = builder.finish(&mut |bar| printer.closed.push(bar));
+        if matches!(printer.sink, Sink::Records(_)) {
+            // What is stored as a bar stays one: it must not be of an interval that is not over.
+            let now = HostClock.wall();
+            let open = printer.closed.extract_if(.., |bar| bar.end > now).count();
+            if open > 0 {
+                eprintln!("note: the bar of now is not over, and no record yet");
+            }
+        }
         printer.print()?;
         printer.sink.flush()?;
         note(taken, &oddities);

@@ -9,7 +9,7 @@ use tapestore::disk::sim::SimRng;
 use tapestore::lsn::{InstrumentId, Level};
 use tapestore::publisher::Publisher;
 use tapestore::record::{Price, Size, Trade, Volume};
-use tapestore::time::Ts;
+use tapestore::time::{Clock, HostClock, Ts};
 
 use crate::fixture::{PATIENCE, Store, eventually, finish, signal};
 
@@ -106,6 +106,22 @@ fn bars_of_the_simulated_market_are_those_recomputed_from_its_trades() {
     }
     let (exit, message) = code(&["--session", "00:00-00:01", "--zone", "UTC"]);
     assert!(exit == 3 && message.contains("outside the session"), "{message}");
+}
+
+#[test]
+fn a_bar_whose_interval_is_not_over_is_no_record() {
+    let store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
+    let (now, hour) = (HostClock.wall().0, 3_600_000_000_000);
+    for at in [now - 48 * hour, now + hour] {
+        let (price, size) = ("1".parse().unwrap(), "1".parse().unwrap());
+        publisher.publish(&Trade { instrument, ts_recv: Ts(at), price, size, ..Trade::default() }).unwrap();
+    }
+    publisher.close(PATIENCE).unwrap();
+    assert_eq!(json(&store.tape_ok(&["bars", "X:Y", "--every", "1d", "--json"])).len(), 2);
+    let records = json(&store.tape_ok(&["bars", "X:Y", "--every", "1d", "--records", "--json"]));
+    assert!(records.len() == 1 && records[0]["kind"] == "bar-1d", "{records:?}");
 }
 
 #[test]

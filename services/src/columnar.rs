@@ -33,6 +33,8 @@ use tapestore::lsn::InstrumentId;
 use tapestore::reader::Row;
 use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Schema};
 
+use crate::input::Units;
+
 /// Keys of a file's metadata: the kind's name, its number, the hash of its layout, how many records the file has,
 /// and their [`crate::tally::Tally`].
 pub const KIND: &str = "tapestore.kind";
@@ -234,6 +236,8 @@ pub struct Scatter {
     instrument: usize,
     /// Whether the file says that it is of this schema: then what wrapped round wraps back.
     is_ours: bool,
+    /// What integers are in columns of prices and sizes whose metadata says nothing.
+    units: Option<Units>,
 }
 
 impl Scatter {
@@ -241,7 +245,7 @@ impl Scatter {
     ///
     /// # Errors
     /// Which is unknown or there twice, or that none names the instrument.
-    pub fn new(kind: &'static Schema, names: &[String], is_ours: bool) -> Result<Scatter, String> {
+    pub fn new(kind: &'static Schema, names: &[String], is_ours: bool, units: Option<Units>) -> Result<Scatter, String> {
         let mut columns = Vec::new();
         for (i, name) in names.iter().enumerate() {
             if !name.is_empty() && names.iter().take(i).any(|n| n == name) {
@@ -255,7 +259,10 @@ impl Scatter {
             columns.push(known.filter(|_| !passed));
         }
         let instrument = names.iter().position(|n| n == INSTRUMENT).ok_or("there is no column 'instrument' with names")?;
-        Ok(Scatter { kind, columns, instrument, is_ours })
+        // A file that another program made of ours may have lost what its integers are.
+        let looks_ours = !is_ours && ["lsn", "index_time"].iter().all(|added| names.iter().any(|n| n == added));
+        let units = units.or(if looks_ours { None } else { Some(Units::Whole) });
+        Ok(Scatter { kind, columns, instrument, is_ours, units })
     }
 
     /// Puts `batch` into the empty `words`, records one after the other whose instrument is 0, and gives the
@@ -275,7 +282,15 @@ impl Scatter {
         }
         for ((column, array), theirs) in self.columns.iter().zip(batch.columns()).zip(batch.schema_ref().fields()) {
             let Some(column) = column else { continue };
-            let is_raw = theirs.metadata().get("scale").is_some_and(|s| *s == SCALE.to_string());
+            let says = theirs.metadata().get("scale").is_some_and(|s| *s == SCALE.to_string());
+            let is_fixed = matches!(column.of, ColumnType::Price | ColumnType::Size | ColumnType::Volume);
+            if is_fixed && !says && self.units.is_none() && array.data_type().is_integer() {
+                return Err(format!(
+                    "column '{}': its integers have lost the metadata that says what they are; say --units nano or --units whole",
+                    column.name
+                ));
+            }
+            let is_raw = says || self.units == Some(Units::Nano);
             put(column, array, Form { is_raw, is_ours: self.is_ours }, bytes, stride)
                 .map_err(|e| format!("column '{}': {e}", column.name))?;
         }
@@ -513,7 +528,7 @@ mod tests {
             let batch = batcher.take().unwrap().unwrap();
             let names: Vec<String> = batch.schema_ref().fields().iter().map(|f| f.name().clone()).collect();
             let mut back = Vec::new();
-            let instruments = Scatter::new(kind, &names, true).unwrap().records(&batch, &mut back).unwrap();
+            let instruments = Scatter::new(kind, &names, true, None).unwrap().records(&batch, &mut back).unwrap();
             prop_assert_eq!(instruments.value(2), "A:B");
             prop_assert_eq!(back, records.concat());
         }
@@ -529,7 +544,7 @@ mod tests {
             ]);
             let batch = RecordBatch::try_new(Arc::new(schema), vec![array, Arc::new(StringArray::from(vec!["A"]))]).unwrap();
             let mut words = Vec::new();
-            Scatter::new(kind, &["price".to_owned(), "instrument".to_owned()], false)?.records(&batch, &mut words)?;
+            Scatter::new(kind, &["price".to_owned(), "instrument".to_owned()], false, None)?.records(&batch, &mut words)?;
             assert_eq!(words[1], u64::MAX, "a time that is absent is null");
             Ok(RecordRef::first(&words).unwrap().get::<tapestore::record::Trade>().unwrap().price.0)
         };
@@ -545,7 +560,11 @@ mod tests {
         assert!(price(Arc::new(arrow_array::Int64Array::from(vec![61_800_200_000_000]))).unwrap_err().contains("whole units"));
         assert!(price(Arc::new(StringArray::from(vec!["x"]))).is_err());
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        assert!(Scatter::new(kind, &names(&["price", "instrument", "price"]), false).is_err_and(|e| e.contains("two columns")));
+        assert!(
+            Scatter::new(kind, &names(&["price", "instrument", "price"]), false, None).is_err_and(|e| e.contains("two columns"))
+        );
+        let lost = Scatter::new(kind, &names(&["lsn", "index_time", "price", "instrument"]), false, None).unwrap();
+        assert!(lost.units.is_none(), "a file of ours that has lost its metadata has to be asked about");
         assert_eq!(as_times(vec![None, Some(5)], Form { is_raw: false, is_ours: false }), Ok(vec![u64::MAX, 5]));
         assert!(as_times(vec![Some(-1)], Form { is_raw: false, is_ours: false }).is_err(), "no time is before 1970");
     }

@@ -64,21 +64,25 @@ fn report(path: &Path, imported: &Imported, format: Format) {
             "file": path.display().to_string(), "records": done.tally.records, "checksum": checksum, "kinds": kinds,
             "left": left, "seconds": seconds, "bytes": bytes,
         });
-        println!("{object}");
+        terminal::say(object);
         return;
     }
     let kinds: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
     let rate = |n: f64| n / seconds.max(1e-9) / 1e6;
-    println!(
+    terminal::say(format_args!(
         "{}: {} records ({}), checksum {checksum}, in {seconds:.2} s: {:.2} M records/s, {:.0} MB/s of the file",
         path.display(),
         terminal::thousands(done.tally.records),
         kinds.join(", "),
         rate(done.tally.records as f64),
         rate(*bytes as f64)
-    );
+    ));
+    if done.untimed > 0 {
+        let n = terminal::thousands(done.untimed);
+        terminal::say(format_args!("  {n} records have no ts_recv (bars: ts_event), so they sort by their arrival here, now"));
+    }
     for (what, n) in left {
-        println!("  left in the source: {} {what}", terminal::thousands(*n));
+        terminal::say(format_args!("  left in the source: {} {what}", terminal::thousands(*n)));
     }
 }
 
@@ -96,8 +100,11 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
         let imported = file(path, args, &mut publisher, &|| terminal::is_raised(&stop))?;
         report(path, &imported, format);
         if let Err(failure) = imported.outcome {
-            let kept = terminal::thousands(imported.done.tally.records);
-            return Err(Failure::new(failure.code, format!("{failure}. The {kept} records of it before are published and kept")));
+            let kept = match imported.done.tally.records {
+                0 => "Nothing of it is published".to_owned(),
+                n => format!("The {} records of it before are published and kept", terminal::thousands(n)),
+            };
+            return Err(Failure::new(failure.code, format!("{failure}. {kept}")));
         }
         if terminal::is_raised(&stop) {
             return Err(Failure::new(crate::exit::LATER, "interrupted: what is reported above is published and kept"));

@@ -5,8 +5,9 @@ use std::io::{BufWriter, StdoutLock, Write};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value as Json};
 use tapestore::reader::Row;
-use tapestore::record::{ColumnType, Kind, Schema, Value};
+use tapestore::record::{ColumnType, Kind, Price, Schema, Size, Value, Volume};
 use tapestore::shm::symbols::Symbols;
+use tapestore::time::Ts;
 
 use crate::exit::{Failure, Outcome, USAGE};
 
@@ -177,6 +178,9 @@ fn json(row: &Row<'_>, name: &str) -> Json {
     object.insert("instrument".into(), name.into());
     for (column, value) in row.record.values().filter(|(c, _)| !c.is_reserved() && c.name != "instrument") {
         let value = match (column.of, value) {
+            (_, Value::Price(Price::NULL) | Value::Size(Size::NULL) | Value::Volume(Volume::NULL) | Value::Ts(Ts::NULL)) => {
+                Json::Null
+            }
             (ColumnType::U64 | ColumnType::I64, v) => v.to_string().into(),
             (_, Value::Unsigned(v)) => v.into(),
             (_, Value::Signed(v)) => v.into(),

@@ -105,6 +105,8 @@ pub struct Pumped {
     pub kinds: BTreeMap<Kind, u64>,
     /// Records, and their checksum.
     pub tally: Tally,
+    /// Records without the time that sorts them.
+    pub untimed: u64,
     /// The longest that one call took, ns.
     pub longest_call_ns: u64,
 }
@@ -187,6 +189,7 @@ impl Pump<'_> {
                 done.longest_call_ns = done.longest_call_ns.max(took);
                 let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(no_name);
                 done.tally.add(name, record.words());
+                done.untimed += u64::from(record.own_index_time().is_null());
                 *done.kinds.entry(record.kind()).or_default() += 1;
             }
             staged += message.records;

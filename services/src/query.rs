@@ -259,6 +259,18 @@ pub fn found(printed: u64, what: &str) -> Outcome {
     if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
 }
 
+/// How many records the log holds that `snapshot` does not show, because storage has stopped and they are not filed.
+pub fn missing(reader: &mut Reader, snapshot: &Snapshot) -> u64 {
+    let control = reader.control();
+    if control.server().is_some() { 0 } else { control.durable().0.saturating_sub(snapshot.last().0) }
+}
+
+/// That `n` records are not shown.
+pub fn not_shown(n: u64) -> String {
+    let n = terminal::thousands(n);
+    format!("storage has stopped, and {n} newer records are in the log alone: start tape-storage to see them")
+}
+
 /// A reader of `store`, and what it shows up to `at`.
 ///
 /// # Errors
@@ -266,8 +278,10 @@ pub fn found(printed: u64, what: &str) -> Outcome {
 pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
     let mut reader = Reader::open(store)?;
     let snapshot = reader.snapshot(at)?;
-    if !reader.is_storage_alive() {
-        eprintln!("note: storage is down; these are the records it held when it ended");
+    match missing(&mut reader, &snapshot) {
+        0 if reader.is_storage_alive() => {}
+        0 => eprintln!("note: storage is down; these are the records it held when it ended"),
+        n => eprintln!("note: {}", not_shown(n)),
     }
     Ok((reader, snapshot))
 }

@@ -73,6 +73,12 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_shl(shift).filter(|n| n >> shift == number).ok_or_else(|| format!("'{text}' is too large"))
 }
 
+/// Prints `text` as a line. That nobody reads it does not end what it tells of.
+pub fn say(text: impl std::fmt::Display) {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{text}").ok();
+}
+
 /// A number with thousands separated.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

@@ -17,7 +17,7 @@ use tapestore::reader::{Row, Series, Snapshot};
 use tapestore::record::{Column, Kind, Name, Schema, schema, schemas_by_name};
 use tapestore::shm::symbols::Symbols;
 
-use crate::exit::{DATA, Failure, IO, NOT_FOUND, Outcome, USAGE};
+use crate::exit::{DATA, Failure, IO, NO_INPUT, NOT_FOUND, Outcome, UNAVAILABLE, USAGE};
 use crate::output::Format as Output;
 use crate::query::{self, Filter, Span, Watermark};
 use crate::tally::{Tally, name_hash};
@@ -124,7 +124,10 @@ impl Pending {
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = PathBuf::from(temporary);
         let file = File::create(&temporary);
-        let file = file.map_err(|e| Failure::new(IO, format!("cannot create {}: {e}", temporary.display())))?;
+        let file = file.map_err(|e| {
+            let code = if e.kind() == std::io::ErrorKind::NotFound { NO_INPUT } else { IO };
+            Failure::new(code, format!("cannot create {}: {e}", path.display()))
+        })?;
         let mut pending = Pending { path, temporary, sink: None, tally: Tally::default(), kind, reserved: 0 };
         pending.sink = Some(open(file)?);
         Ok(pending)
@@ -242,7 +245,10 @@ impl Export<'_> {
         if rows.is_multiple_of(4096) {
             self.bar.set_position(rows);
             if terminal::is_raised(&self.stop) {
-                return Err(Failure::new(crate::exit::LATER, "interrupted: nothing is left of the file that was being written"));
+                return Err(Failure::new(
+                    crate::exit::LATER,
+                    "interrupted: nothing is left of the file that was being written; files named above are whole",
+                ));
             }
         }
         Ok(())
@@ -284,9 +290,9 @@ impl Export<'_> {
     fn leave(&mut self, what: &str, n: u64) {
         self.left += n;
         if self.output.json {
-            println!("{}", serde_json::json!({ "left": { what: n } }));
+            terminal::say(serde_json::json!({ "left": { what: n } }));
         } else {
-            println!("left in the store: {} {what}", terminal::thousands(n));
+            terminal::say(format_args!("left in the store: {} {what}", terminal::thousands(n)));
         }
     }
 
@@ -301,15 +307,36 @@ impl Export<'_> {
                 "file": path.to_string(), "kind": file.kind.name, "records": records, "checksum": format!("{checksum:016x}"),
                 "bytes": bytes, "left": left,
             });
-            println!("{object}");
+            terminal::say(object);
             return Ok(());
         }
         let rows = terminal::thousands(records);
-        println!("{path}: {rows} {} records, checksum {checksum:016x}, {} bytes", file.kind.name, terminal::thousands(bytes));
+        terminal::say(format_args!(
+            "{path}: {rows} {} records, checksum {checksum:016x}, {} bytes",
+            file.kind.name,
+            terminal::thousands(bytes)
+        ));
         for (what, n) in left {
-            println!("  left in the store: {} {what}", terminal::thousands(n));
+            terminal::say(format_args!("  left in the store: {} {what}", terminal::thousands(n)));
         }
         Ok(())
+    }
+}
+
+/// Whether the export goes into a directory, and what its files are.
+fn target(args: &Args) -> Outcome<(bool, Format)> {
+    let is_dir = args.out.is_dir() || Format::of(&args.out).is_none();
+    let has_slash = args.out.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if is_dir && !args.out.is_dir() && !has_slash && args.out.extension().is_some() && args.format.is_none() {
+        let known: Vec<&str> = Format::ALL.iter().map(|(_, e)| *e).collect();
+        let what = format!("{} is not called *.{}; a directory ends in /", args.out.display(), known.join(", *."));
+        return Err(Failure::new(USAGE, what));
+    }
+    match (Format::of(&args.out).filter(|_| !is_dir), args.format) {
+        (Some(a), Some(b)) if a != b => {
+            Err(Failure::new(USAGE, format!("{} is not called as --format says", args.out.display())))
+        }
+        (a, b) => Ok((is_dir, a.or(b).unwrap_or(Format::Parquet))),
     }
 }
 
@@ -321,14 +348,13 @@ impl Export<'_> {
 pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
     let began = Instant::now();
     let stop = terminal::stop_flag()?;
-    let is_dir = args.out.is_dir() || Format::of(&args.out).is_none();
-    let format = match (Format::of(&args.out).filter(|_| !is_dir), args.format) {
-        (Some(a), Some(b)) if a != b => {
-            return Err(Failure::new(USAGE, format!("{} is not called as --format says", args.out.display())));
-        }
-        (a, b) => a.or(b).unwrap_or(Format::Parquet),
-    };
+    let (is_dir, format) = target(args)?;
     let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
+    let missing = query::missing(&mut reader, &snapshot);
+    if missing > 0 && args.span.to.is_none() {
+        // A file that lacks the newest records would pass for a whole one.
+        return Err(Failure::new(UNAVAILABLE, query::not_shown(missing)));
+    }
     let mut kinds: BTreeMap<Kind, Vec<Series>> = BTreeMap::new();
     for series in query::series(&args.filter, &mut reader, &snapshot)? {
         kinds.entry(series.kind).or_default().push(series);
@@ -381,7 +407,10 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
     let seconds = began.elapsed().as_secs_f64();
     if !output.json {
         let rate = records as f64 / seconds.max(1e-9) / 1e6;
-        println!("{} records, checksum {checksum:016x}, in {seconds:.2} s: {rate:.2} M records/s", terminal::thousands(records));
+        terminal::say(format_args!(
+            "{} records, checksum {checksum:016x}, in {seconds:.2} s: {rate:.2} M records/s",
+            terminal::thousands(records)
+        ));
     }
     if left > 0 {
         return Err(Failure::new(DATA, format!("{left} things have no place in {}; they are named above", format.extension())));

@@ -92,9 +92,21 @@ pub struct Options {
     /// The file's column THEIRS is our column OURS; with no OURS it is left out; may be given again
     #[arg(long = "column", value_name = "THEIRS=OURS", value_parser = rename)]
     pub columns: Vec<(String, String)>,
+    /// What integers in columns of prices and sizes are, in a file that does not say it with its fields' metadata
+    #[arg(long)]
+    pub units: Option<Units>,
     /// First part of the names of instruments of DBN fragments [default: the data set of the record's publisher]
     #[arg(long)]
     pub dataset: Option<String>,
+}
+
+/// What integers in columns of prices and sizes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Units {
+    /// Whole units
+    Whole,
+    /// Billionths, as tape export writes them
+    Nano,
 }
 
 fn rename(text: &str) -> Result<(String, String), String> {

@@ -42,6 +42,7 @@ pub struct Table {
     path: PathBuf,
     kind: &'static Schema,
     source: Option<u16>,
+    is_ours: bool,
     scatter: Scatter,
     batches: Batches,
     /// The records of a batch, and which is next.
@@ -132,7 +133,7 @@ fn verify(mut opened: Opened, kind: &'static Schema) -> Result<(), String> {
     let of = |key: &str| opened.metadata.get(key);
     let (Some(records), Some(checksum)) = (of(RECORDS).cloned(), of(CHECKSUM).cloned()) else { return Ok(()) };
     let names: Vec<String> = opened.schema.fields().iter().map(|f| f.name().clone()).collect();
-    let scatter = Scatter::new(kind, &names, true)?;
+    let scatter = Scatter::new(kind, &names, true, None)?;
     let bar = terminal::progress(opened.len, opened.at.is_some(), "checking");
     let (mut tally, mut words, mut known) = (Tally::default(), Vec::new(), (String::new(), text_hash("")));
     for batch in &mut opened.batches {
@@ -169,13 +170,14 @@ impl Table {
         let is_ours = opened.metadata.contains_key(KIND);
         let kind = kind_of(&opened, options).map_err(fail)?;
         let names: Vec<String> = opened.schema.fields().iter().map(|f| options.renamed(f.name())).collect();
-        let scatter = Scatter::new(kind, &names, is_ours).map_err(fail)?;
+        let scatter = Scatter::new(kind, &names, is_ours, options.units).map_err(fail)?;
         verify(opened, kind).map_err(fail)?;
         let Opened { batches, len, at, .. } = open_file(path)?;
         Ok(Table {
             path: path.to_path_buf(),
             kind,
             source: options.source,
+            is_ours,
             scatter,
             batches,
             words: Vec::new(),
@@ -283,7 +285,9 @@ impl Input for Table {
             self.instruments = records.map_err(|e| self.fail(&format!("of {} rows: {e}", batch.num_rows())))?;
             self.next = 0;
         }
-        let named = if self.instruments.is_null(self.next) {
+        let named = if self.instruments.is_null(self.next) && !self.is_ours {
+            Err("it has no instrument".to_owned())
+        } else if self.instruments.is_null(self.next) {
             Ok(NO_INSTRUMENT)
         } else {
             self.names.number(self.instruments.value(self.next))

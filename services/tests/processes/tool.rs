@@ -78,6 +78,20 @@ fn a_book_is_shown_as_of_a_time_and_its_absence_is_an_exit_code() {
 }
 
 #[test]
+fn a_pipe_that_nobody_reads_ends_a_command_quietly() {
+    let store = market();
+    for arguments in [&["kinds"][..], &["kinds", "--json"], &["status"], &["verify"], &["scan", "SIM:00000", "quote", "--csv"]] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tape"));
+        command.args(arguments).arg("--store").arg(&store.path);
+        let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(0) && !text.contains("panicked"), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
 fn csv_comes_back_in_as_the_same_records() {
     let store = market();
     for kind in ["trade", "quote", "book", "definition"] {

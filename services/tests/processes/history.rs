@@ -182,7 +182,7 @@ fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
     let read = store.tape_ok(&["follow", "--once", "--tally"]);
     assert!(read.contains("\"first\":1,"), "history is read while nobody serves it: {read}");
     // What is in the log alone is not passed over in silence.
-    let out = store.path.with_extension("out");
+    let out = store.path.with_file_name("exported");
     let refused = store.tape(&["export", out.to_str().unwrap(), "--kind", "trade"]);
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(69) && why.contains("in the log alone") && !out.exists(), "{why}");

@@ -433,7 +433,8 @@ impl<'t> Scan<'t> {
             }
             let aim = (streams * STREAM_ROWS).clamp(*STRIPE_ROWS.start(), *STRIPE_ROWS.end());
             self.width = match self.taken.heads.len() as u64 {
-                n if n < aim / 2 => (self.width * 2).max(1),
+                // Stripes that the next file ends stay small, however many follow each other.
+                n if n < aim / 2 => self.width.saturating_mul(2).max(1),
                 n if n > aim * 2 => self.width / 2,
                 _ => self.width,
             };

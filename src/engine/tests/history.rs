@@ -321,3 +321,41 @@ fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_repla
         while file_one(&mut store).unwrap() {}
     }
 }
+
+#[test]
+fn a_replay_over_very_many_small_files_goes_on_in_order() {
+    let run = Run::new(1);
+    let mut store = run.recover().unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
+    // The next file ends each stripe after two rows; what a stripe aims at is never reached.
+    let files = 80;
+    for i in 0..=files {
+        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        let at = |n: u32| Ts(BASE + i * HOUR + u64::from(n));
+        let trade = |n| Trade { instrument: InstrumentId(n), ts_recv: at(n), ..Trade::default() };
+        let words = [trade(1).words().to_vec(), trade(2).words().to_vec()].concat();
+        let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(i * 2 + 1), 2);
+        assert_eq!(store.core.offer(header, &words), Offer::Accepted);
+        let committed = store.core.commit(Ts(BASE + 200 * HOUR)).unwrap().unwrap();
+        if let Some(opened) = committed.appended.opened {
+            store.syncer.opened(opened);
+        }
+        store.sealed.extend(committed.sealed);
+        let end = store.core.writer.end();
+        store.syncer.sync(end).unwrap();
+        store.control.set_durable(end.lsn, end.position);
+        store.core.memtables.seal_soon();
+        while file_one(&mut store).unwrap() {}
+    }
+    store.control.set_instance(store.started.instance);
+    let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
+    let snapshot = reader.snapshot(At::Appended).unwrap();
+    assert!(snapshot.history().files().len() as u64 >= files);
+    let all = snapshot.series().unwrap();
+    let (mut replay, mut rows) = (snapshot.replay(&all, TimeRange::ALL), 0);
+    while let Some(row) = replay.next().unwrap() {
+        rows += 1;
+        assert_eq!(row.lsn, Lsn(rows));
+    }
+    assert_eq!(rows, (files + 1) * 2);
+}

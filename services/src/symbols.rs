@@ -12,13 +12,15 @@ use crate::exit::Outcome;
 use crate::output::{Format, table};
 use crate::query::{found, time};
 
+/// Characters of a line of columns.
+const LINE: usize = 100;
+
 /// `tape kinds`: what kinds of records the store has, with their columns.
 ///
 /// # Errors
 /// That the store cannot be read.
 pub fn kinds(store: &Path, format: Format) -> Outcome {
     Reader::open(store)?.snapshot(At::Appended)?;
-    let mut shown_table = table(&["kind", "number", "bytes", "sorted by", "found by", "columns"]);
     for schema in SCHEMAS.iter().chain(user_kinds()) {
         let columns: Vec<&Column> = schema.columns.iter().filter(|c| !c.is_reserved()).collect();
         let index = schema.columns.iter().find(|c| c.offset == schema.index_word * 8).map_or("", |c| c.name);
@@ -34,12 +36,18 @@ pub fn kinds(store: &Path, format: Format) -> Outcome {
             println!("{object}");
             continue;
         }
-        let names: Vec<&str> = columns.iter().map(|c| c.name).collect();
-        let (number, bytes) = (schema.kind.0.to_string(), (schema.words * 8).to_string());
-        shown_table.add_row([schema.name, &number, &bytes, index, &schema.find.join(" "), &names.join(" ")]);
-    }
-    if !format.json {
-        println!("{shown_table}");
+        let found = if schema.find.is_empty() { String::new() } else { format!(", found by {}", schema.find.join(", ")) };
+        println!("{} (number {}): {} bytes, sorted by {index}{found}", schema.name, schema.kind.0, schema.words * 8);
+        let mut line = String::new();
+        for column in columns {
+            if line.len() + column.name.len() > LINE {
+                println!("   {line}");
+                line.clear();
+            }
+            line.push(' ');
+            line.push_str(column.name);
+        }
+        println!("   {line}");
     }
     Ok(())
 }

@@ -321,3 +321,41 @@ impl Input for Table {
         self.at.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::UInt64Array;
+    use arrow_ipc::CompressionType;
+    use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
+
+    use super::*;
+
+    #[test]
+    fn a_compressed_buffer_that_claims_to_be_vast_is_refused_before_it_is_allocated() {
+        const ROWS: u64 = 5000;
+        let ids = Arc::new(UInt64Array::from_iter_values(0..ROWS));
+        let names = Arc::new(StringArray::from_iter_values((0..ROWS).map(|_| "A:B")));
+        let batch = RecordBatch::try_from_iter([("trade_id", ids as Arc<dyn Array>), ("instrument", names)]).unwrap();
+        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME)).unwrap();
+        let mut writer = FileWriter::try_new_with_options(Vec::new(), &batch.schema(), options).unwrap();
+        writer.write(&batch).unwrap();
+        let mut bytes = writer.into_inner().unwrap();
+        let (file, options) = (tempfile::NamedTempFile::new().unwrap(), Options::default());
+        let options = Options { kind: Some("trade".to_owned()), ..options };
+        std::fs::write(file.path(), &bytes).unwrap();
+        let (mut table, mut message, mut rows) = (Table::open(file.path(), &options).unwrap(), Message::default(), 0);
+        while table.next(&mut message).unwrap() {
+            rows += 1;
+        }
+        assert_eq!(rows, ROWS);
+        // The length before compression stands in front of the buffer.
+        let says = (ROWS * 8).to_le_bytes();
+        let at = bytes.windows(8).position(|w| w == says).unwrap();
+        bytes[at..at + 8].copy_from_slice(&(1u64 << 46).to_le_bytes());
+        std::fs::write(file.path(), &bytes).unwrap();
+        let refused = Table::open(file.path(), &options).err().unwrap();
+        assert!(refused.message.contains("longer than 1 GiB"), "{refused}");
+    }
+}

@@ -33,14 +33,15 @@ fn contents(store: &Store) -> Contents {
     let snapshot: Snapshot = reader.snapshot(At::Committed).unwrap();
     let mut all = BTreeMap::new();
     for series in snapshot.series().unwrap() {
-        let Some(name) = reader.symbols().unwrap().name(series.instrument) else { continue };
+        let named = reader.symbols().unwrap().name(series.instrument);
+        let name = named.map_or_else(|| format!("no name: {}", series.instrument.0), |n| n.to_string());
         let (mut scan, mut rows) = (snapshot.scan(series, TimeRange::ALL), Vec::new());
         while let Some(row) = scan.next().unwrap() {
             let mut words = row.record.words().to_vec();
             words[0] &= 0xffff_ffff;
             rows.push((row.index_time, words));
         }
-        all.insert((name.to_string(), schema(series.kind).unwrap().name), rows);
+        all.insert((name, schema(series.kind).unwrap().name), rows);
     }
     all
 }
@@ -68,6 +69,8 @@ fn whole_market() -> Store {
             .publish(&Trade { instrument, price, size, ts_event, ts_recv: Ts(i), trade_id: u64::MAX - i, ..Trade::default() })
             .unwrap();
         publisher.publish(&Bust { instrument, ts_recv: Ts(i), trade_lsn: tapestore::lsn::Lsn(i), ..Bust::default() }).unwrap();
+        // Of an instrument, and of none.
+        let instrument = if i % 2 == 0 { instrument } else { tapestore::lsn::InstrumentId::NULL };
         publisher.publish(&Gap { instrument, ts_event: Ts(i), ..Gap::default() }).unwrap();
     }
     publisher.close(crate::fixture::PATIENCE).unwrap();

@@ -40,6 +40,13 @@ impl KindName {
         Ok(schemas)
     }
 
+    /// Whether it names `schema`, by its name alone or with its number, as in `signal-8001`; asked of every record.
+    fn names(&self, schema: &Schema) -> bool {
+        let Some(rest) = self.0.strip_prefix(schema.name) else { return false };
+        let number = || u16::from_str_radix(rest.strip_prefix('-')?, 16).ok();
+        rest.is_empty() || schema.kind.is_user() && number() == Some(schema.kind.0)
+    }
+
     /// The series of these kinds and `instrument`.
     fn series(&self, instrument: InstrumentId) -> Outcome<Vec<Series>> {
         Ok(self.schemas()?.iter().map(|s| Series { instrument, kind: s.kind }).collect())
@@ -157,8 +164,7 @@ pub struct Filter {
 impl Filter {
     /// Whether it lets the kind of `schema` through.
     fn has(&self, schema: &Schema) -> bool {
-        self.kind.is_empty()
-            || self.kind.iter().any(|k| k.0 == schema.name || k.0 == format!("{}-{:04x}", schema.name, schema.kind.0))
+        self.kind.is_empty() || self.kind.iter().any(|k| k.names(schema))
     }
 }
 

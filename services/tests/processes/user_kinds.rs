@@ -162,6 +162,9 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
         "0.000000005",
         "sorted by time"
     );
+    let one = ["follow", "--once", "--kind", "signal-8002", "--json"];
+    assert_eq!(json(&store.tape_ok(&one)).len(), 1, "one layout, by its number");
+    assert_eq!(json(&store.tape_ok(&["scan", "X:Y", "signal-8002", "--json"])).len(), 1);
     let kinds = json(&store.tape_ok(&["kinds", "--json"]));
     assert_eq!(kinds.iter().filter(|k| k["kind"] == "signal").count(), 2);
     assert_eq!(store.tape(&["scan", "X:Y", "whale"]).status.code(), Some(2));

@@ -131,6 +131,7 @@ pub mod memtable;
 pub mod publisher;
 pub mod reader;
 pub mod record;
+pub mod sabotage;
 pub mod shm;
 pub mod sstable;
 pub mod subscriber;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each module; a module uses only lower ones. (The lowest floor of the design, `lsn`,
 /// `error`, `time`, is three steps.)
-const FLOORS: [(&str, u32); 21] = [
+const FLOORS: [(&str, u32); 22] = [
     ("lsn", 0),
+    ("sabotage", 0),
     ("error", 1),
     ("time", 2),
     ("record", 10),

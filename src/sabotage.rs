@@ -1,0 +1,71 @@
+//! Owns: the faults that the store can be told to have, so that the fault campaigns are proved: each must be
+//! caught by one of them (`faults sabotage` in `bench`).
+//!
+//! What must hold: they exist only under the feature `sabotage`, which does not compile without debug
+//! assertions; in every other build [`is`] is the constant `false` and costs nothing.
+
+#[cfg(all(feature = "sabotage", not(debug_assertions)))]
+compile_error!("the feature `sabotage` makes the store lose data on request: it exists in debug builds alone");
+
+/// The environment variable that names the fault of a process.
+pub const VARIABLE: &str = "TAPE_SABOTAGE";
+
+macro_rules! sabotages {
+    ($($variant:ident $name:literal $what:literal,)*) => {
+        /// A rule that is broken on purpose.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Sabotage {
+            $(#[doc = $what] $variant,)*
+        }
+
+        impl Sabotage {
+            /// All of them.
+            pub const ALL: &[Sabotage] = &[$(Sabotage::$variant,)*];
+
+            /// Its name, as [`VARIABLE`] has it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Sabotage::$variant => $name,)* }
+            }
+
+            /// What it breaks.
+            pub const fn what(self) -> &'static str {
+                match self { $(Sabotage::$variant => $what,)* }
+            }
+        }
+    };
+}
+
+sabotages! {
+    SkipLogSync "skip-log-sync" "the log is said to be durable and is not synced",
+    SkipFileSync "skip-file-sync" "a file of history gets its name without being synced",
+    SkipDirSync "skip-dir-sync" "directories are not synced",
+    SkipEditSync "skip-edit-sync" "an edit of the manifest is not synced",
+    AckEarly "ack-early" "records are acknowledged as durable when they are appended",
+    SkipFrameCrc "skip-frame-crc" "the payload of a frame of the log is not compared with its CRC",
+    SkipBlockCrc "skip-block-crc" "a block of a file is not compared with its CRC",
+    SkipEditCrc "skip-edit-crc" "the payload of an edit of the manifest is not compared with its CRC",
+    ForgetPublishers "forget-publishers" "what publishers have sent is not known after a restart",
+    AcceptTwice "accept-twice" "a record that was accepted before is accepted again",
+    ServeTornTail "serve-torn-tail" "what lies behind a torn frame is taken as the log",
+    IgnoreEvidence "ignore-evidence" "damage below what is known to be durable is cut like a torn tail",
+    RecycleEarly "recycle-early" "a segment of the log is given up before the checkpoint has passed it",
+    UnlinkEarly "unlink-early" "what a compaction replaces is removed before the edit that replaces it",
+    OverwriteLive "overwrite-live" "a compaction writes over a file that is in use",
+    LoseRow "lose-row" "a compaction leaves a record out",
+    RetrySync "retry-sync" "a sync that has failed is tried again and then believed",
+    IgnoreFull "ignore-full" "a write for which there is no room is said to have succeeded",
+}
+
+/// Whether this process has the fault `which`.
+#[cfg(feature = "sabotage")]
+pub fn is(which: Sabotage) -> bool {
+    static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    CHOSEN.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref() == Some(which.name())
+}
+
+/// Whether this process has the fault `which`: no.
+#[cfg(not(feature = "sabotage"))]
+#[inline(always)]
+pub const fn is(_which: Sabotage) -> bool {
+    false
+}

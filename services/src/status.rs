@@ -47,6 +47,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("flushed_bytes", counted(Statistic::FlushedBytes)),
         ("flush_ms", counted(Statistic::FlushNs) / 1_000_000),
         ("flush_failures", counted(Statistic::FlushFailures)),
+        ("merging", counted(Statistic::Merging)),
         ("merges", counted(Statistic::Merges)),
         ("merged_bytes", counted(Statistic::MergedBytes)),
         ("merge_ms", counted(Statistic::MergeNs) / 1_000_000),

@@ -133,6 +133,8 @@ pub enum Statistic {
     MergeFailures = 27,
     /// Records that are held no longer, because they have lived long enough: of the store, not since the start.
     Expired = 28,
+    /// Whether files are being merged now: 1, else 0.
+    Merging = 29,
 }
 
 /// What a slot's publisher may do.

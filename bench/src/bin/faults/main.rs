@@ -2,13 +2,23 @@
 //!
 //! What must hold: everything random follows from the seed that is printed; a campaign that tried nothing has failed.
 
-#![expect(clippy::unwrap_used, reason = "a campaign that cannot be run ends the program")]
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
+)]
 
+mod model;
+mod powerloss;
 mod report;
+mod scratch;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use report::Report;
 
 /// Fault campaigns against the store.
 #[derive(Parser, Debug)]
@@ -24,11 +34,21 @@ struct Args {
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Campaign {}
+enum Campaign {
+    /// Simulated loss of power, kills and failing calls against a model
+    Powerloss,
+}
+
+fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
+    match which {
+        Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
+    }
+}
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");
-    match args.campaign {}
+    let passed = campaign(args.campaign, args.n, seed).finish();
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

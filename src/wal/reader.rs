@@ -87,9 +87,7 @@ fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) ->
             continue;
         }
         let file: Arc<dyn DiskFile> = Arc::from(disk.open(&path, how)?);
-        let mut head = vec![0u8; SEGMENT_HEAD_LEN as usize];
-        file.read_at(&mut head, 0)?;
-        let header = SegmentHeader::new(meta.store_id, first, meta.segment_size).check(&head);
+        let (head, header) = read_head(file.as_ref(), meta, first)?;
         if header.is_ok() {
             let slots = EVIDENCE_OFFSETS.iter().filter_map(|&at| head.get(at as usize..at as usize + EVIDENCE_LEN));
             evidence = slots.filter_map(Evidence::parse).fold(evidence, |a, b| if b.position > a.position { b } else { a });
@@ -97,6 +95,14 @@ fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) ->
         segments.push(Segment { first, path, file, header });
     }
     Ok((segments, evidence, passed))
+}
+
+/// The first page of the segment that begins at `first`, and whether it is its head.
+fn read_head(file: &dyn DiskFile, meta: &Meta, first: Position) -> Result<(Vec<u8>, Result<(), BadSegment>)> {
+    let mut head = vec![0u8; SEGMENT_HEAD_LEN as usize];
+    file.read_at(&mut head, 0)?;
+    let header = SegmentHeader::new(meta.store_id, first, meta.segment_size).check(&head);
+    Ok((head, header))
 }
 
 fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
@@ -132,10 +138,16 @@ pub fn scan(
     }
     let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };
     let mut is_begun = from.position.0 % meta.segment_size == SEGMENT_HEAD_LEN;
-    for segment in segments {
+    for mut segment in segments {
         if end.tail.is_some() || segment.first.0 != end.chain.position.0 / meta.segment_size * meta.segment_size {
             end.beyond.push(segment.path);
             continue;
+        }
+        if how == Open::Write && segment.first.0 + meta.segment_size > evidence.position.0 {
+            segment.file.sync()?;
+            segment.file.drop_cache()?;
+            // The head too may have been in the cache alone.
+            segment.header = read_head(segment.file.as_ref(), meta, segment.first)?.1;
         }
         if let Err(bad) = &segment.header {
             if segment.first.0 + SEGMENT_HEAD_LEN < evidence.position.0 {
@@ -144,10 +156,6 @@ pub fn scan(
             // Its head never became durable: the roll to it did not happen.
             end.beyond.push(segment.path);
             continue;
-        }
-        if how == Open::Write && segment.first.0 + meta.segment_size > evidence.position.0 {
-            segment.file.sync()?;
-            segment.file.drop_cache()?;
         }
         is_begun = true;
         end.tail = read_segment(&segment, meta, &mut end.chain, &mut visit)?;

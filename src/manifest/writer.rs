@@ -37,6 +37,8 @@ impl Manifest {
     /// # Errors
     /// [`Error::Missing`], [`Error::Corrupt`], [`Error::Io`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Result<Manifest> {
+        // A start before may have failed when the name was there and not durable yet.
+        disk.sync_dir(dir)?;
         let numbers = disk.list(dir)?.iter().filter_map(|n| file_number(n.trim_end_matches(".tmp"))).max().unwrap_or(0);
         let mut this = Manifest {
             disk,

@@ -10,7 +10,9 @@
 )]
 
 mod model;
+mod nth;
 mod powerloss;
+mod proof;
 mod report;
 mod scratch;
 
@@ -37,11 +39,30 @@ struct Args {
 enum Campaign {
     /// Simulated loss of power, kills and failing calls against a model
     Powerloss,
+    /// Each disk call of a script fails, once and for ever
+    NthFault,
+    /// Rules are broken on purpose: a campaign must notice each
+    Sabotage,
+    /// The short form of all simulated campaigns
+    Short,
 }
+
+/// The simulated campaigns, with the trials of a short run.
+const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 10_000), (Campaign::NthFault, 3_000)];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {
         Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
+        Campaign::NthFault => nth::run(n.unwrap_or(3_000), seed),
+        Campaign::Sabotage => proof::run(seed),
+        Campaign::Short => {
+            let mut report = Report::new("short");
+            for &(which, n) in SHORT {
+                let outcome = if campaign(which, Some(n), seed).finish() { Ok(()) } else { Err(format!("{which:?}")) };
+                report.add(outcome, format!("cargo run -p bench --bin faults -- {which:?} --n {n} --seed {seed}"));
+            }
+            report
+        }
     }
 }
 

@@ -29,7 +29,17 @@ mod tests {
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/storage.toml")).unwrap();
         assert_eq!(parse(&text).unwrap(), Options::default());
         let defaults: toml::Table = toml::from_str(&toml::to_string(&Options::default()).unwrap()).unwrap();
-        for key in defaults.keys().map(String::as_str).chain(["ingest-core", "sync-core"]) {
+        let mut keys = vec!["ingest-core".to_owned(), "sync-core".to_owned()];
+        for (key, value) in &defaults {
+            match value {
+                toml::Value::Table(table) => {
+                    assert!(text.contains(&format!("[{key}]")), "[{key}] is not in config/storage.toml");
+                    keys.extend(table.keys().cloned());
+                }
+                _ => keys.push(key.clone()),
+            }
+        }
+        for key in keys {
             assert!(text.contains(&format!("{key} =")), "{key} is not in config/storage.toml");
         }
     }

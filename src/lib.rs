@@ -121,6 +121,7 @@ pub mod agent;
 pub mod bars;
 pub mod book;
 pub mod bus;
+pub mod compaction;
 pub mod config;
 pub mod disk;
 pub mod engine;

@@ -72,6 +72,24 @@ impl FromStr for Ts {
     }
 }
 
+/// The length of time `text` says, like `90s`, `15m`, `36h` or `30d`, in nanoseconds.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn parse_duration(text: &str) -> Result<u64> {
+    let unit = |c| match c {
+        's' => Some(NANOS_PER_SECOND),
+        'm' => Some(60 * NANOS_PER_SECOND),
+        'h' => Some(3_600 * NANOS_PER_SECOND),
+        'd' => Some(86_400 * NANOS_PER_SECOND),
+        _ => None,
+    };
+    let number = text.get(..text.len().saturating_sub(1)).filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
+    let parsed = number.and_then(|n| n.parse::<u64>().ok()).zip(text.chars().last().and_then(unit));
+    let length = parsed.and_then(|(n, unit)| n.checked_mul(unit));
+    length.ok_or_else(|| Error::invalid("length of time", format!("'{text}' is not like 90s, 15m, 36h or 30d")))
+}
+
 /// Where the present comes from.
 pub trait Clock: Send + Sync {
     /// The wall clock; may jump.
@@ -140,5 +158,13 @@ mod tests {
         assert_eq!("null".parse::<Ts>().unwrap(), Ts::NULL);
         assert!("yesterday".parse::<Ts>().is_err());
         assert!("99999999999999999999999".parse::<Ts>().is_err());
+    }
+
+    #[test]
+    fn a_length_of_time_has_a_unit() {
+        assert_eq!((parse_duration("90s").unwrap(), parse_duration("2d").unwrap()), (90_000_000_000, 172_800_000_000_000));
+        for bad in ["", "d", "30", "1.5h", "-1d", "30 d", "9999999999999d", "1\u{b5}"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -9,24 +9,29 @@
 //! again with new files, and leaves none behind; memory is one block, at most 60 bytes a row of a file, four
 //! a row of the table, and the rows of one series.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::compact::Outcome;
+use super::history::History;
 use super::memtables::Sealed;
 use crate::agent::Stop;
+use crate::compaction::merge::{Job, Merged, Unpaced};
+use crate::compaction::retention::Rules;
+use crate::compaction::{Options, newest};
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Position};
 use crate::manifest::{Edit, Manifest};
 use crate::memtable::Table;
 use crate::record::{Arrival, Kind, Row, Schema, Series, TimeRange, schema};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, Statistic};
+use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
 use crate::sstable::{self, FileMeta, Spec, Window};
 use crate::time::Clock;
@@ -41,12 +46,10 @@ pub struct Filer {
     dir: PathBuf,
     store_id: u128,
     segment_size: u64,
-    manifest: Manifest,
+    history: History,
     run_dir: RunDir,
     instance: u64,
     control: Control,
-    /// Files of an edit of which it is not known whether it was made; removed after the next one.
-    doubtful: Vec<PathBuf>,
 }
 
 /// A table whose records are in files.
@@ -74,7 +77,8 @@ impl Filer {
     /// A filer; the manifest is what the disk says.
     pub(super) fn new(parts: Parts) -> Filer {
         let Parts { disk, dir, store_id, segment_size, manifest, run_dir, instance, control } = parts;
-        let this = Filer { disk, dir, store_id, segment_size, manifest, run_dir, instance, control, doubtful: Vec::new() };
+        let history = History::new(disk.clone(), dir.clone(), store_id, manifest);
+        let this = Filer { disk, dir, store_id, segment_size, history, run_dir, instance, control };
         this.show();
         this
     }
@@ -84,50 +88,74 @@ impl Filer {
     /// # Errors
     /// [`crate::error::Error::Io`].
     pub fn skip_known_ids(&mut self) -> Result<()> {
-        for id in self.disk.list(&self.files_dir())?.iter().filter_map(|n| sstable::file_id(n)) {
-            self.manifest.skip_ids(id + 1);
-        }
-        Ok(())
+        self.history.skip_known_ids()
     }
 
     /// What the manifest says.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
-    }
-
-    fn files_dir(&self) -> PathBuf {
-        self.dir.join(sstable::DIR)
+        &self.history.manifest
     }
 
     /// Tells what there is.
     fn show(&self) {
-        let state = self.manifest.state();
+        let state = self.history.manifest.state();
+        self.control.set_statistic(Statistic::Expired, state.expired);
         self.control.set_statistic(Statistic::Files, state.files.len() as u64);
         self.control.set_statistic(Statistic::HistoryBytes, state.files.values().map(|f| f.len).sum());
         self.control.set_statistic(Statistic::Covered, state.covered().0);
         self.control.set_statistic(Statistic::CheckpointPosition, state.checkpoint.position.0);
     }
 
-    /// Removes files that no edit names: a filing was cut short. To be called when the log behind the
+    /// Removes files that no edit names: a filing or a merge was cut short. To be called when the log behind the
     /// checkpoint has been found whole.
     ///
     /// # Errors
     /// [`crate::error::Error::Io`].
     pub fn sweep(&mut self) -> Result<usize> {
-        let mut removed = 0;
-        let dir = self.files_dir();
-        for name in self.disk.list(&dir)? {
-            let Some(id) = sstable::file_id(&name) else { continue };
-            let live = self.manifest.state().files.get(&id);
-            if live.is_none_or(|f| sstable::file_name(f.kind, id) != name) {
-                self.disk.remove(&dir.join(name))?;
-                removed += 1;
-            }
+        self.history.sweep()
+    }
+
+    /// Merges files once, if that is due, on the calling thread; whether it was. A running store does it on a
+    /// thread of its own.
+    ///
+    /// # Errors
+    /// Of a file, named; nothing has changed then.
+    pub fn compact_one(&mut self, options: &Options, rules: &Rules) -> Result<bool> {
+        let now = newest(self.history.manifest.state());
+        let merged = self.history.compact_one(options, rules, now, &mut Unpaced)?;
+        if let Some(merged) = &merged {
+            self.count(merged, 0);
         }
-        if removed > 0 {
-            self.disk.sync_dir(&dir)?;
+        Ok(merged.is_some())
+    }
+
+    /// Puts what a merge that took `ns` has made in the place of its files.
+    fn replace(&mut self, merged: &Merged, ns: u64) -> Result<u64> {
+        self.history.replace(merged)?;
+        self.count(merged, ns);
+        Ok(self.history.manifest.state().seq)
+    }
+
+    fn count(&self, merged: &Merged, ns: u64) {
+        self.control.add(Statistic::Merges, 1);
+        self.control.add(Statistic::MergedBytes, merged.bytes());
+        self.control.add(Statistic::MergeNs, ns);
+        self.show();
+    }
+
+    /// Lets go of the files that have lived long enough; gives the edit, if there were any.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`]: it is then unknown whether they are gone, and all of them stay.
+    pub fn expire(&mut self, rules: &Rules) -> Result<Option<u64>> {
+        let dropped = self.history.expire(rules)?;
+        if dropped.is_empty() {
+            return Ok(None);
         }
-        Ok(removed)
+        let (rows, bytes) = dropped.iter().fold((0, 0), |(r, b), f| (r + f.rows, b + f.len));
+        tracing::info!(files = dropped.len(), rows, bytes, "files have lived long enough and are gone");
+        self.show();
+        Ok(Some(self.history.manifest.state().seq))
     }
 
     /// Files `sealed`, whose records are durable in the log.
@@ -138,14 +166,14 @@ impl Filer {
         let began = clock.monotonic();
         let mut made = Vec::new();
         let written = self.write_files(sealed, &mut made);
-        let synced = written.and_then(|()| if made.is_empty() { Ok(()) } else { self.disk.sync_dir(&self.files_dir()) });
+        let synced = written.and_then(|()| if made.is_empty() { Ok(()) } else { self.disk.sync_dir(&self.history.files_dir()) });
         if let Err(error) = synced {
-            self.remove(made.iter().flat_map(|f| self.names_of(f)).collect());
+            self.history.remove(made.iter().flat_map(|f| self.history.names_of(f)).collect());
             return Err(error);
         }
         let (rows, bytes) = (made.iter().map(|f| f.rows).sum::<u64>(), made.iter().map(|f| f.len).sum());
         assert!(rows == sealed.last.0 + 1 - sealed.base.0, "{rows} of the records {} to {} filed", sealed.base, sealed.last);
-        let known = &self.manifest.state().publishers;
+        let known = &self.history.manifest.state().publishers;
         let publishers = sealed.mark.publishers.iter().filter(|(p, s)| known.get(p) != Some(s)).copied().collect();
         let edit = Edit {
             added: made.clone(),
@@ -154,14 +182,9 @@ impl Filer {
             publishers,
             names: sealed.mark.names.clone(),
             kinds: sealed.mark.kinds.clone(),
+            expired: 0,
         };
-        if let Err(error) = self.manifest.edit(edit) {
-            let names: Vec<PathBuf> = made.iter().flat_map(|f| self.names_of(f)).collect();
-            self.doubtful.extend(names);
-            return Err(error);
-        }
-        let doubtful = std::mem::take(&mut self.doubtful);
-        self.remove(doubtful);
+        self.history.edit(edit)?;
         self.show();
         let ns = clock.monotonic() - began;
         self.control.add(Statistic::Flushes, 1);
@@ -169,21 +192,7 @@ impl Filer {
         self.control.add(Statistic::FlushedBytes, bytes);
         self.control.add(Statistic::FlushNs, ns);
         tracing::debug!(table = sealed.id, rows, bytes, files = made.len(), ms = ns / 1_000_000, "filed a MemTable");
-        Ok(Filed { table: sealed.id, seq: self.manifest.state().seq })
-    }
-
-    fn names_of(&self, file: &FileMeta) -> [PathBuf; 2] {
-        let path = self.files_dir().join(sstable::file_name(file.kind, file.id));
-        [path.with_extension("tmp"), path]
-    }
-
-    fn remove(&self, paths: Vec<PathBuf>) {
-        for path in paths {
-            let gone = self.disk.exists(&path).and_then(|there| if there { self.disk.remove(&path) } else { Ok(()) });
-            if let Err(error) = gone {
-                tracing::warn!(%error, "a file that is not in use stays until the next start");
-            }
-        }
+        Ok(Filed { table: sealed.id, seq: self.history.manifest.state().seq })
     }
 
     fn write_files(&mut self, sealed: &Sealed, made: &mut Vec<FileMeta>) -> Result<()> {
@@ -200,18 +209,18 @@ impl Filer {
             series.sort_unstable();
             let Some(schema) = schema(kind) else { continue };
             for window in source.windows(&series) {
-                let id = self.manifest.take_id();
+                let id = self.history.manifest.take_id();
                 let mut spec = Spec { store_id: self.store_id, id, schema, window, stores_reserved: false };
                 // Known from here on: whatever of it is on the disk is removed if this fails.
                 let place = made.len();
                 made.push(unfinished(&spec));
-                let mut meta = source.write(self.disk.as_ref(), &self.files_dir(), spec, &series)?;
+                let mut meta = source.write(self.disk.as_ref(), &self.history.files_dir(), spec, &series)?;
                 if meta.is_none() {
                     // Bytes that should be zero are not: the file is made again with them.
-                    spec = Spec { id: self.manifest.take_id(), stores_reserved: true, ..spec };
-                    self.remove(made.pop().iter().flat_map(|f| self.names_of(f)).collect());
+                    spec = Spec { id: self.history.manifest.take_id(), stores_reserved: true, ..spec };
+                    self.history.remove(made.pop().iter().flat_map(|f| self.history.names_of(f)).collect());
                     made.push(unfinished(&spec));
-                    meta = source.write(self.disk.as_ref(), &self.files_dir(), spec, &series)?;
+                    meta = source.write(self.disk.as_ref(), &self.history.files_dir(), spec, &series)?;
                 }
                 if let (Some(at), Some(meta)) = (made.get_mut(place), meta) {
                     *at = meta;
@@ -226,7 +235,7 @@ impl Filer {
     /// # Errors
     /// [`crate::error::Error::Io`].
     pub fn passed_segments(&self) -> Result<Vec<Position>> {
-        let Position(mut end) = self.manifest.state().checkpoint.position;
+        let Position(mut end) = self.history.manifest.state().checkpoint.position;
         if sabotage::is(Sabotage::RecycleEarly) {
             end += self.segment_size;
         }
@@ -369,6 +378,8 @@ pub(super) enum FlushItem {
 
 /// How long after a failure it tries again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long after a failed merge another is tried.
+const MERGE_RETRY: Duration = Duration::from_secs(10);
 /// How often it looks whether the log is durable, or whether it is to end.
 const TURN: Duration = Duration::from_millis(5);
 
@@ -379,10 +390,40 @@ pub(super) struct FlushAgent {
     pub(super) items: Receiver<FlushItem>,
     /// Tables that recovery has sealed.
     pub(super) waiting: VecDeque<Box<Sealed>>,
-    pub(super) filed: Sender<Filed>,
+    pub(super) told: Sender<Told>,
     pub(super) spares: Sender<Spare>,
     pub(super) bells: Bells,
     pub(super) stop: Stop,
+    pub(super) tending: Tending,
+}
+
+/// What ingest is told, to show it to readers.
+pub(super) enum Told {
+    /// A table's records are in files.
+    Filed(Filed),
+    /// There is a newer edit of the manifest.
+    Edited(u64),
+}
+
+/// Edits of which ingest need not be told at once wait up to here.
+const EDITED_MAX: usize = 4;
+/// What ingest may not have taken notice of.
+pub(super) const TOLD_MAX: usize = TABLES_MAX + EDITED_MAX;
+
+/// What the flush agent knows of merging and of what has lived long enough.
+pub(super) struct Tending {
+    pub(super) options: Options,
+    pub(super) rules: Rules,
+    pub(super) jobs: Sender<Job>,
+    pub(super) done: Receiver<Outcome>,
+    /// Whether a merge is being carried out: its files must stay.
+    pub(super) is_merging: bool,
+    /// Whether the version has changed since it was looked at.
+    pub(super) is_new: bool,
+    /// Not before this moment of the monotonic clock, after a failure.
+    pub(super) after: u64,
+    /// Files that cannot be merged: they are damaged.
+    pub(super) skip: BTreeSet<u64>,
 }
 
 impl FlushAgent {
@@ -399,8 +440,76 @@ impl FlushAgent {
             if self.waiting.front().is_some_and(|s| self.is_durable(s)) {
                 self.file();
             }
+            if let Ok(outcome) = self.tending.done.try_recv() {
+                self.tending.is_merging = false;
+                self.merged(outcome);
+            }
+            if !self.tending.is_merging && self.tending.is_new && self.clock.monotonic() >= self.tending.after {
+                self.tend();
+            }
         }
         self.filer
+    }
+
+    /// Lets go of what has lived long enough, and has the next merge be carried out.
+    fn tend(&mut self) {
+        self.tending.is_new = false;
+        match self.filer.expire(&self.tending.rules) {
+            Ok(Some(seq)) => self.edited(seq),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%error, "files that have lived long enough cannot be let go; trying again");
+                return self.hold_off();
+            }
+        }
+        let Tending { options, rules, skip, .. } = &self.tending;
+        if !options.enabled {
+            return;
+        }
+        let now = newest(self.filer.manifest().state());
+        if let Some(job) = self.filer.history.next_job(options, rules, now, skip) {
+            tracing::debug!(files = job.merge.inputs.len(), bytes = job.merge.bytes(), why = ?job.merge.why, "merging files");
+            self.tending.is_merging = self.tending.jobs.try_send(job).is_ok();
+        }
+    }
+
+    fn hold_off(&mut self) {
+        self.tending.is_new = true;
+        self.tending.after = self.clock.monotonic() + MERGE_RETRY.as_nanos() as u64;
+    }
+
+    /// A merge has come to `outcome`.
+    fn merged(&mut self, Outcome { job, result, took }: Outcome) {
+        let replaced = match result {
+            Ok(Some(merged)) => self.filer.replace(&merged, took.as_nanos() as u64),
+            // It was stopped, and so is this.
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        match replaced {
+            Ok(seq) => {
+                self.tending.is_new = true;
+                self.edited(seq);
+            }
+            Err(error) => {
+                self.filer.control.add(Statistic::MergeFailures, 1);
+                if let Error::Corrupt { .. } | Error::Missing { .. } | Error::Version { .. } = error {
+                    tracing::error!(%error, "files cannot be merged because one is damaged: `tape verify` and `tape repair` say more");
+                    self.tending.skip.extend(job.merge.inputs.iter().map(|f| f.id));
+                    self.tending.is_new = true;
+                } else {
+                    tracing::error!(%error, "files cannot be merged; trying again");
+                    self.hold_off();
+                }
+            }
+        }
+    }
+
+    /// Has readers be shown the edit `seq`; if ingest is behind, they see it with the next filing.
+    fn edited(&self, seq: u64) {
+        if self.told.len() < EDITED_MAX && self.told.try_send(Told::Edited(seq)).is_ok() {
+            self.bells.ring(Bell::Ingest);
+        }
     }
 
     fn is_durable(&self, sealed: &Sealed) -> bool {
@@ -416,9 +525,10 @@ impl FlushAgent {
             Ok(filed) => {
                 self.waiting.pop_front();
                 // One place for each table there is; ingest may have ended.
-                if self.filed.try_send(filed).is_ok() {
+                if self.told.try_send(Told::Filed(filed)).is_ok() {
                     self.bells.ring(Bell::Ingest);
                 }
+                self.tending.is_new = true;
                 self.recycle();
             }
             Err(error) => {

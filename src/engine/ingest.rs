@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
 use super::attach::{Answer, Request};
 use super::core::{Core, Offer, Readiness};
-use super::flush::{Filed, FlushItem};
+use super::flush::{Filed, FlushItem, Told};
 use super::sync::{SYNC_QUEUE, SyncItem};
 use crate::agent::{Idle, Stop, Wait};
 use crate::bus::attach::{Grant, Message, Mode};
@@ -79,7 +79,7 @@ pub(super) struct IngestAgent {
     pub(super) sync: Post<SyncItem>,
     pub(super) freed: Queue<usize>,
     pub(super) flush: Post<FlushItem>,
-    pub(super) filed: Queue<Filed>,
+    pub(super) told: Queue<Told>,
     pub(super) instance: u64,
     pub(super) unsynced_max: u64,
     pub(super) level_min: Level,
@@ -130,7 +130,7 @@ impl IngestAgent {
         }
         self.bells.sleep(Bell::Ingest, PARK, || {
             !self.requests.is_empty()
-                || !self.filed.is_empty()
+                || !self.told.is_empty()
                 || self.stop.is_stopped()
                 || self.lanes.iter().any(|l| l.receiver.has_batches())
         });
@@ -146,9 +146,14 @@ impl IngestAgent {
         while let Ok(slot) = self.freed.try_recv() {
             self.slots.push(slot);
         }
-        while let Ok(Filed { table, seq }) = self.filed.try_recv() {
-            self.core.memtables.filed(table, seq);
-            self.pass_on(FlushItem::Retired(table));
+        while let Ok(told) = self.told.try_recv() {
+            match told {
+                Told::Filed(Filed { table, seq }) => {
+                    self.core.memtables.filed(table, seq);
+                    self.pass_on(FlushItem::Retired(table));
+                }
+                Told::Edited(seq) => self.core.memtables.edited(seq),
+            }
             worked = true;
         }
         let mut room = self.has_room(now)?;

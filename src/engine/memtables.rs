@@ -224,6 +224,12 @@ impl MemTables {
         self.control.set_tables(&self.live, manifest);
     }
 
+    /// The manifest's edit `manifest` has changed the files, and not which records they hold: readers are shown it.
+    pub fn edited(&mut self, manifest: u64) {
+        self.manifest = self.manifest.max(manifest);
+        self.control.set_tables(&self.live, self.manifest);
+    }
+
     /// Puts in the records of one frame. Nothing is visible before the caller moves `applied`.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 //! ```text
 //! attach (socket, janitor) ── requests ──▶ ingest (batches → log → MemTable) ── items ──▶ sync (fdatasync, acks)
 //!      ▲ answers, when durable ────────────────────────────────────────────────────────────┘
-//! prepare (segments, MemTables ahead of need) ──▶ ingest ── sealed MemTables ──▶ flush (files, manifest)
+//! prepare (segments, MemTables ahead of need) ──▶ ingest ── sealed MemTables ──▶ flush (files, manifest) ◀─▶ compact
 //!      ▲ segments to use again ──────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -12,9 +12,11 @@
 
 pub mod core;
 pub mod flush;
+pub mod history;
 pub mod memtables;
 
 mod attach;
+mod compact;
 mod ingest;
 mod prepare;
 mod sync;
@@ -22,6 +24,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -32,14 +35,17 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, Waker, listen};
+use self::compact::CompactAgent;
 use self::core::{Core, Rebuilt};
-use self::flush::{Filer, FlushAgent};
+use self::flush::{Filer, FlushAgent, Tending};
 use self::ingest::IngestAgent;
 use self::memtables::{Maker, MemTables, Sealed, Source};
 use self::prepare::PrepareAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use crate::agent::{Stop, Wait, spawn};
 use crate::bus::Bus;
+use crate::compaction;
+use crate::compaction::retention::{Rule, Rules};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lsn::{Level, Lsn};
@@ -88,6 +94,10 @@ pub struct Options {
     pub ingest_core: Option<usize>,
     /// Core of the sync thread.
     pub sync_core: Option<usize>,
+    /// When and how files of history are merged.
+    pub compaction: compaction::Options,
+    /// How long records are kept; without a rule, for ever.
+    pub retention: Vec<Rule>,
 }
 
 impl Default for Options {
@@ -107,6 +117,8 @@ impl Default for Options {
             wait: Wait::Adaptive,
             ingest_core: None,
             sync_core: None,
+            compaction: compaction::Options::default(),
+            retention: Vec::new(),
         }
     }
 }
@@ -145,6 +157,8 @@ impl Options {
                 "they are above 0, and unsynced-max is at least sync-bytes".into(),
             );
         }
+        self.compaction.check()?;
+        Rules::new(&self.retention)?;
         if self.instruments_max == 0 || self.instruments_max >= u64::from(u32::MAX) {
             return bad("instruments-max", format!("{} is not from 1 to 4294967294", self.instruments_max));
         }
@@ -345,7 +359,9 @@ impl Storage {
         let (spare_in, spare_out) = bounded(1);
         let (recycled_in, recycled_out) = bounded(RECYCLED_MAX);
         let (flush_in, flush_out) = bounded(2 * TABLES_MAX);
-        let (filed_in, filed_out) = bounded(TABLES_MAX);
+        let (told_in, told_out) = bounded(flush::TOLD_MAX);
+        let (job_in, job_out) = bounded(1);
+        let (done_in, done_out) = bounded(1);
         let (table_request_in, table_request_out) = bounded(1);
         let (table_in, table_out) = bounded(1);
         core.writer.set_spares(Spares::Ahead(spare_out));
@@ -367,9 +383,28 @@ impl Storage {
             clock: world.clock.clone(),
             items: flush_out,
             waiting: sealed,
-            filed: filed_in,
+            told: told_in,
             spares: recycled_in,
             bells: bells.clone(),
+            stop: late_stop.clone(),
+            tending: Tending {
+                rules: Rules::new(&options.retention)?,
+                options: options.compaction.clone(),
+                jobs: job_in,
+                done: done_out,
+                is_merging: false,
+                is_new: true,
+                after: 0,
+                skip: BTreeSet::new(),
+            },
+        };
+        let compact = CompactAgent {
+            disk: world.disk.clone(),
+            dir: options.store.join(crate::sstable::DIR),
+            jobs: job_out,
+            done: done_in,
+            bytes_per_second: options.compaction.bytes_per_second,
+            control: control.clone(),
             stop: late_stop.clone(),
         };
         let sync = SyncAgent {
@@ -411,7 +446,7 @@ impl Storage {
             sync: item_in,
             freed: freed_out,
             flush: flush_in,
-            filed: filed_out,
+            told: told_out,
             instance,
             unsynced_max: options.unsynced_max,
             level_min: options.level_min,
@@ -430,6 +465,7 @@ impl Storage {
         let others = vec![
             spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
             spawn("tape-attach", None, move || attach.run()).map_err(io)?,
+            spawn("tape-compact", None, move || compact.run()).map_err(io)?,
         ];
         let flush = spawn("tape-flush", None, move || flush.run()).map_err(io)?;
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;

@@ -134,6 +134,7 @@ impl Run {
                 client.acked = client.sent;
             }
             while self.rng.below(4) > 0 && file_one(store)? {}
+            while self.rng.below(3) > 0 && compact_one(store)? {}
         }
         Ok(())
     }
@@ -187,6 +188,14 @@ fn file_one(store: &mut Recovered) -> Result<bool> {
     store.filer.unlink(filed.table);
     store.filer.recycle_all()?;
     Ok(true)
+}
+
+/// Merges files once, if there are more than two runs of a window; whether there were.
+fn compact_one(store: &mut Recovered) -> Result<bool> {
+    let options = compaction::Options { runs_max: 2, rows_max: 100, ..compaction::Options::default() };
+    let merged = store.filer.compact_one(&options, &Rules::default())?;
+    store.core.memtables.edited(store.filer.manifest().state().seq);
+    Ok(merged)
 }
 
 /// How the record `lsn` came, and its words, wherever it is.
@@ -258,6 +267,60 @@ fn power_loss_at_every_call_of_a_filing_loses_nothing_and_no_name_is_used_twice(
                 }
                 let highest = store.filer.manifest().state().files.keys().last().copied().unwrap_or(0);
                 assert!(store.filer.manifest().state().next_id > highest);
+            }
+        }
+    }
+}
+
+#[test]
+fn power_loss_or_a_failed_call_anywhere_in_a_merge_loses_nothing() {
+    let prepared = |seed| {
+        let mut run = Run::new(seed);
+        let mut store = run.recover().unwrap();
+        let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+        store.syncer.sync(appended.end).unwrap();
+        for first in [1, 61, 121, 181, 241] {
+            let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 60);
+            assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 60)), Offer::Accepted);
+            if first > 1 {
+                store.core.memtables.seal_soon();
+                assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            }
+            let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+            store.syncer.sync(committed.appended.end).unwrap();
+            store.sealed.extend(committed.sealed);
+            while file_one(&mut store).unwrap() {}
+        }
+        run.clients[0] = Client { epoch: state.epoch, sent: 300, acked: 300 };
+        (run, store)
+    };
+    let calls = {
+        let (run, mut store) = prepared(1);
+        let (before, files) = (run.disk.calls(), store.filer.manifest().state().files.len());
+        assert!(compact_one(&mut store).unwrap() && files == 4);
+        run.verify_now(&store, 300);
+        assert!(store.filer.manifest().state().files.len() < files);
+        run.disk.calls() - before
+    };
+    assert!(calls >= 10, "files, syncs, renames, directory, edit, sync, removals: {calls}");
+    for fault in [Fault::PowerLoss, Fault::Once(ErrorKind::StorageFull), Fault::Forever(ErrorKind::Other)] {
+        for call in 1..=calls {
+            for seed in 0..if fault == Fault::PowerLoss { 2 } else { 1 } {
+                let (mut run, mut store) = prepared(seed);
+                run.disk.set_fault(run.disk.calls() + call, fault);
+                let outcome = compact_one(&mut store);
+                if let (Fault::Once(_), Err(_)) = (fault, &outcome) {
+                    run.verify_now(&store, 300);
+                    compact_one(&mut store).unwrap();
+                    run.verify_now(&store, 300);
+                }
+                run.disk.set_fault(u64::MAX, Fault::PowerLoss);
+                run.disk = run.disk.power_loss(seed);
+                drop(store);
+                let mut store = run.recover().unwrap_or_else(|e| panic!("{fault:?} at call {call}, seed {seed}: {e}"));
+                assert_eq!(store.started.records, 300);
+                run.verify(&mut store);
             }
         }
     }

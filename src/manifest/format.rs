@@ -9,7 +9,8 @@
 //! 32  store id u128
 //! 48  next file number u64 · 0 u64
 //! 64  rkyv archive of `Record`
-//! version 1 has no kinds that programs defined in its records; it is read, and version 2 written
+//! version 1 has no kinds that programs defined in its records, version 2 no count of expired records; they are
+//! read, and version 3 is written
 //! types  1 snapshot (the first frame of a file, and only that) · 2 edit
 //! ```
 //!
@@ -32,8 +33,9 @@ pub const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "manifest-";
 const MAGIC: u32 = u32::from_le_bytes(*b"tman");
 /// Version of the format that is written, and the earliest that is read.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 const VERSION_FIRST: u8 = 1;
+const VERSION_KINDS: u8 = 2;
 /// Bytes of a header, and the alignment of frames.
 pub const HEADER_LEN: usize = 64;
 /// Bytes of a payload at most: four million names and a million files are half of it.
@@ -84,6 +86,25 @@ struct Record {
     publishers: Vec<PublisherRecord>,
     names: Vec<[u64; NAME_WORDS]>,
     kinds: Vec<Vec<u64>>,
+    expired: u64,
+}
+
+/// The payload of a frame of version 2.
+#[derive(Clone, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+struct RecordV2 {
+    added: Vec<FileRecord>,
+    removed: Vec<u64>,
+    checkpoint: Option<ChainRecord>,
+    publishers: Vec<PublisherRecord>,
+    names: Vec<[u64; NAME_WORDS]>,
+    kinds: Vec<Vec<u64>>,
+}
+
+impl From<RecordV2> for Record {
+    fn from(record: RecordV2) -> Record {
+        let RecordV2 { added, removed, checkpoint, publishers, names, kinds } = record;
+        Record { added, removed, checkpoint, publishers, names, kinds, expired: 0 }
+    }
 }
 
 /// The payload of a frame of version 1.
@@ -99,7 +120,7 @@ struct RecordV1 {
 impl From<RecordV1> for Record {
     fn from(record: RecordV1) -> Record {
         let RecordV1 { added, removed, checkpoint, publishers, names } = record;
-        Record { added, removed, checkpoint, publishers, names, kinds: Vec::new() }
+        Record { added, removed, checkpoint, publishers, names, kinds: Vec::new(), expired: 0 }
     }
 }
 
@@ -225,6 +246,7 @@ pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit:
             .collect(),
         names: edit.names.iter().map(name_words).collect(),
         kinds: edit.kinds.iter().map(Layout::encode).collect(),
+        expired: edit.expired,
     };
     let payload = match rkyv::to_bytes::<rkyv::rancor::Error>(&record) {
         Ok(payload) => payload,
@@ -267,6 +289,7 @@ pub fn decode(header: &Header, payload: &[u8]) -> Result<Edit, Bad> {
     let bad = Bad { what: "manifest payload", expected: u64::from(header.len), found: payload.len() as u64 };
     let record = match header.version {
         VERSION_FIRST => rkyv::from_bytes::<RecordV1, rkyv::rancor::Error>(&aligned).map(Record::from),
+        VERSION_KINDS => rkyv::from_bytes::<RecordV2, rkyv::rancor::Error>(&aligned).map(Record::from),
         _ => rkyv::from_bytes::<Record, rkyv::rancor::Error>(&aligned),
     };
     let record = record.map_err(|_| bad)?;
@@ -292,6 +315,7 @@ pub fn decode(header: &Header, payload: &[u8]) -> Result<Edit, Bad> {
             .collect(),
         names: names.ok_or(bad)?,
         kinds: kinds.ok_or(bad)?,
+        expired: record.expired,
     })
 }
 
@@ -337,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_of_the_first_version_is_read() {
+    fn frames_of_earlier_versions_are_read() {
         let name: Name = "A:B".parse().unwrap();
         let record = RecordV1 { names: vec![name_words(&name)], removed: vec![7], ..RecordV1::default() };
         let payload = rkyv::to_bytes::<rkyv::rancor::Error>(&record).unwrap();
@@ -348,6 +372,12 @@ mod tests {
         let header = Header::parse(bytemuck::bytes_of(&header), expected).unwrap();
         let edit = decode(&header, &payload).unwrap();
         assert_eq!(edit, Edit { names: vec![name], removed: vec![7], ..Edit::default() });
+        let record = RecordV2 { names: vec![name_words(&name)], removed: vec![8], ..RecordV2::default() };
+        let payload = rkyv::to_bytes::<rkyv::rancor::Error>(&record).unwrap();
+        let mut second = header;
+        (second.version, second.len, second.payload_crc) = (2, payload.len() as u32, crc32c::crc32c(&payload));
+        second.seal();
+        assert_eq!(decode(&second, &payload).unwrap(), Edit { names: vec![name], removed: vec![8], ..Edit::default() });
         let mut later = header;
         later.version = VERSION + 1;
         later.seal();

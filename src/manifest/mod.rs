@@ -51,6 +51,8 @@ pub struct Edit {
     pub names: Vec<Name>,
     /// Kinds that programs defined as of the checkpoint, those that are new.
     pub kinds: Vec<Layout>,
+    /// Records that are held no longer: they were in files that were removed, and are in none that was added.
+    pub expired: u64,
 }
 
 /// What all edits together say.
@@ -70,6 +72,9 @@ pub struct State {
     pub names: Vec<Name>,
     /// Kinds that programs defined as of the checkpoint.
     pub kinds: Vec<Layout>,
+    /// Records up to the checkpoint that are held no longer, because they have lived long enough: the rows of all
+    /// files and these are the records up to the checkpoint.
+    pub expired: u64,
 }
 
 impl State {
@@ -83,6 +88,7 @@ impl State {
             publishers: BTreeMap::new(),
             names: Vec::new(),
             kinds: Vec::new(),
+            expired: 0,
         }
     }
 
@@ -107,6 +113,7 @@ impl State {
         self.publishers.extend(edit.publishers);
         self.names.extend(edit.names);
         self.kinds.extend(edit.kinds);
+        self.expired += edit.expired;
     }
 
     /// The edit that makes all this of a store without history.
@@ -118,6 +125,7 @@ impl State {
             publishers: self.publishers.iter().map(|(p, s)| (*p, *s)).collect(),
             names: self.names.clone(),
             kinds: self.kinds.clone(),
+            expired: self.expired,
         }
     }
 }

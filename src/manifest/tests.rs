@@ -51,6 +51,7 @@ fn edit(manifest: &mut Manifest, n: u64) -> Result<()> {
         checkpoint: Some(checkpoint),
         publishers: vec![(PublisherId(n as u16 % 4), state)],
         names: vec![format!("N:{n}").parse().unwrap()],
+        expired: n % 5,
     })
 }
 
@@ -72,7 +73,8 @@ fn manifest(edits: u64) -> (SimDisk, Vec<State>) {
 
 /// What survives a restart: all but numbers that were taken and not used.
 fn same(a: &State, b: &State) -> bool {
-    let all = |s: &State| (s.seq, s.files.clone(), s.checkpoint, s.publishers.clone(), s.names.clone(), s.kinds.clone());
+    let all =
+        |s: &State| (s.seq, s.files.clone(), s.checkpoint, s.publishers.clone(), s.names.clone(), (s.kinds.clone(), s.expired));
     all(a) == all(b)
 }
 

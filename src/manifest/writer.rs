@@ -120,6 +120,13 @@ impl Manifest {
         id
     }
 
+    /// The first of `count` numbers that no file has had.
+    pub fn take_ids(&mut self, count: u64) -> u64 {
+        let id = self.state.next_id;
+        self.state.next_id += count;
+        id
+    }
+
     /// Numbers below `id` are taken, by files that the manifest does not know.
     pub fn skip_ids(&mut self, id: u64) {
         self.state.next_id = self.state.next_id.max(id);

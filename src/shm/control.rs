@@ -123,6 +123,16 @@ pub enum Statistic {
     Covered = 22,
     /// Where the log goes on behind what the files hold.
     CheckpointPosition = 23,
+    /// Merges of files of history.
+    Merges = 24,
+    /// Bytes of files that merges have written.
+    MergedBytes = 25,
+    /// Nanoseconds spent on merges.
+    MergeNs = 26,
+    /// Merges that failed.
+    MergeFailures = 27,
+    /// Records that are held no longer, because they have lived long enough: of the store, not since the start.
+    Expired = 28,
 }
 
 /// What a slot's publisher may do.

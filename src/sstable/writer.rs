@@ -123,6 +123,29 @@ impl<'d> Writer<'d> {
         })
     }
 
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        self.at
+    }
+
+    /// Whether nothing has been written: never, a file begins with its head.
+    pub fn is_empty(&self) -> bool {
+        self.at == 0
+    }
+
+    /// Rows of the announced series that have not come yet.
+    pub fn owed(&self) -> u32 {
+        self.owed
+    }
+
+    /// Makes what has been written so far durable, so that the end has less to do.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn settle(&self) -> Result<()> {
+        self.file.sync()
+    }
+
     /// Announces `rows` rows of `instrument`, which come next.
     ///
     /// # Errors

@@ -1,0 +1,105 @@
+//! Owns: the compaction agent: it carries out merges off all other threads and hands what it has made to the
+//! flush agent, which owns the manifest.
+//!
+//! What must hold: nothing here waits for the disk while the log's owner does; it writes no faster than it is
+//! told, gives way while publishers are held back, and stops within a fraction of a second.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use crate::agent::Stop;
+use crate::compaction::merge::{Job, Merged, Pace, run};
+use crate::disk::Disk;
+use crate::error::Result;
+use crate::shm::control::{Control, Statistic};
+
+/// How often it looks whether it is to end.
+const TURN: Duration = Duration::from_millis(20);
+/// How long it gives way at most, each time it has written something.
+const GIVE_WAY: Duration = Duration::from_millis(100);
+/// What it has not used of its rate is lost after this long.
+const CREDIT: Duration = Duration::from_secs(1);
+/// How much it stands back for other threads when there are more threads than cores.
+const NICE: i32 = 10;
+
+/// What a merge came to, and how long it took.
+pub(super) struct Outcome {
+    pub(super) job: Job,
+    pub(super) result: Result<Option<Merged>>,
+    pub(super) took: Duration,
+}
+
+/// The compaction agent.
+pub(super) struct CompactAgent {
+    pub(super) disk: Arc<dyn Disk>,
+    /// Where the files lie.
+    pub(super) dir: PathBuf,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) done: Sender<Outcome>,
+    pub(super) bytes_per_second: u64,
+    pub(super) control: Control,
+    pub(super) stop: Stop,
+}
+
+impl CompactAgent {
+    /// Runs until it is told to stop.
+    pub(super) fn run(self) {
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "the compaction thread keeps its priority");
+        }
+        while !self.stop.is_stopped() {
+            let job = match self.jobs.recv_timeout(TURN) {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let began = Instant::now();
+            let mut throttle =
+                Throttle { stop: &self.stop, control: &self.control, bytes_per_second: self.bytes_per_second, due: began };
+            let result = run(self.disk.as_ref(), &self.dir, &job, &mut throttle);
+            // The flush agent gives one job at a time, so there is room; it may have ended.
+            if self.done.try_send(Outcome { job, result, took: began.elapsed() }).is_err() {
+                tracing::debug!("a merge was made that nobody takes");
+            }
+        }
+    }
+}
+
+/// Writes so many bytes a second.
+struct Throttle<'a> {
+    stop: &'a Stop,
+    control: &'a Control,
+    bytes_per_second: u64,
+    /// When what has been written was due.
+    due: Instant,
+}
+
+impl Throttle<'_> {
+    fn wait(&self, until: Instant, go_on: impl Fn() -> bool) {
+        while !self.stop.is_stopped() && go_on() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(TURN));
+        }
+    }
+}
+
+impl Pace for Throttle<'_> {
+    fn written(&mut self, bytes: u64) -> bool {
+        let now = Instant::now();
+        if self.bytes_per_second > 0 {
+            let earliest = now.checked_sub(CREDIT).unwrap_or(now);
+            let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+            self.due = self.due.max(earliest) + takes;
+            self.wait(self.due, || true);
+        }
+        // What is held back waits for the disk too.
+        self.wait(now + GIVE_WAY, || self.control.statistic(Statistic::HeldBack) != 0);
+        !self.stop.is_stopped()
+    }
+}

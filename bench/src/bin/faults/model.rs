@@ -3,7 +3,7 @@
 //! What must hold: what a start finds is what the first so many frames say, no fewer than were known durable and no
 //! more than were written: each record once, in order, byte for byte; numbers, names and epochs as of the same frame.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tapestore::disk::Disk;
@@ -12,6 +12,7 @@ use tapestore::engine::Recovered;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
+use tapestore::sstable::{FileMeta, Table};
 use tapestore::record::{Kind, Name, Price, Record, Schema, schema};
 use tapestore::time::Ts;
 
@@ -167,12 +168,14 @@ pub struct Model {
     pub durable: usize,
     /// A frame whose writing failed: it may be there or not.
     pub doubtful: Option<Frame>,
+    /// Records that were let go of because of their age, surely or perhaps.
+    pub gone: BTreeSet<u64>,
 }
 
 impl Model {
     /// Of an empty store.
     pub fn new(recipe: Recipe) -> Model {
-        Model { recipe, base: State::default(), frames: Vec::new(), durable: 0, doubtful: None }
+        Model { recipe, base: State::default(), frames: Vec::new(), durable: 0, doubtful: None, gone: BTreeSet::new() }
     }
 
     /// As of all frames.
@@ -180,6 +183,16 @@ impl Model {
         let mut state = self.base.clone();
         self.frames.iter().for_each(|f| state.apply(f));
         state
+    }
+
+    /// Notes that `file` is let go of.
+    pub fn may_go(&mut self, disk: &dyn Disk, store: &Path, file: FileMeta) {
+        let table = Table::open(disk, &store.join(tapestore::sstable::DIR), file).unwrap();
+        let rows = table.verify(|block| {
+            self.gone.extend(block.lsns());
+            Ok(())
+        });
+        assert_eq!(rows.unwrap(), file.rows);
     }
 
     /// How many records were written, surely or perhaps.
@@ -267,14 +280,17 @@ impl Found {
 ///
 /// # Panics
 /// If one is not.
-pub fn compare(snapshot: &mut Snapshot, recipe: &Recipe, state: &State) {
+pub fn compare(snapshot: &mut Snapshot, model: &Model, state: &State) {
     assert_eq!(snapshot.last(), Lsn(state.log.len() as u64));
     let mut words = Vec::new();
     for (i, sent) in state.log.iter().enumerate() {
         let lsn = Lsn(i as u64 + 1);
         words.clear();
-        recipe.words(*sent, &mut words);
-        let row = snapshot.get(lsn).unwrap().unwrap_or_else(|| panic!("record {lsn} is not there"));
+        let Some(row) = snapshot.get(lsn).unwrap() else {
+            assert!(model.gone.contains(&lsn.0), "record {lsn} is not there");
+            continue;
+        };
+        model.recipe.words(*sent, &mut words);
         assert!(row.record.words() == words, "record {lsn} is not what {sent:?} was");
         let arrival = snapshot.arrival(lsn).unwrap().unwrap_or_else(|| panic!("record {lsn} has no origin"));
         let from = (arrival.publisher, arrival.epoch, arrival.pub_seq);
@@ -296,12 +312,13 @@ pub fn compare_files(snapshot: &Snapshot, disk: &dyn Disk, store: &Path) {
     assert!(!disk.list(store).unwrap().iter().any(half_made), "half-made files stay behind");
 }
 
-/// The series of `snapshot` together hold each record once, sorted; the files are whole.
+/// The series of `snapshot` together hold each record once, sorted; the files are whole, and the manifest counts what
+/// is gone.
 ///
 /// # Panics
 /// If not.
-pub fn compare_series(snapshot: &mut Snapshot, records: u64) {
-    let mut seen = vec![false; records as usize];
+pub fn compare_series(snapshot: &mut Snapshot, model: &Model, manifest: &tapestore::manifest::State) {
+    let mut seen = vec![false; snapshot.last().0 as usize];
     for series in snapshot.series().unwrap() {
         let (mut scan, mut last) = (snapshot.scan(series, TimeRange::ALL), (Ts(0), Lsn(0)));
         while let Some(row) = scan.next().unwrap() {
@@ -315,10 +332,11 @@ pub fn compare_series(snapshot: &mut Snapshot, records: u64) {
             assert_eq!(row.map(|r| (r.index_time, r.lsn)), Some(last), "{series:?}");
         }
     }
-    let missing = seen.iter().filter(|s| !**s).count();
-    assert_eq!(missing, 0, "records are in no series");
+    let missing = || (1u64..).zip(&seen).filter(|(_, s)| !**s).map(|(lsn, _)| lsn);
+    assert!(missing().all(|lsn| model.gone.contains(&lsn)), "records are in no series");
+    assert_eq!(missing().count() as u64, manifest.expired, "records of too great an age are counted");
     let rows: u64 = snapshot.history().files().iter().map(|f| f.verify(|_| Ok(())).unwrap()).sum();
-    assert_eq!(rows, snapshot.history().covered().0, "each record is filed once");
+    assert_eq!(rows + manifest.expired, snapshot.history().covered().0, "each record is filed once");
 }
 
 /// What `reader` shows now.

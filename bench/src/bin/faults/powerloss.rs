@@ -13,6 +13,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use tapestore::bus::BatchHeader;
+use tapestore::compaction::retention::{Rule, Rules};
+use tapestore::compaction;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
 use tapestore::engine::core::{Offer, Readiness};
 use tapestore::engine::{self, Options, Recovered, World};
@@ -75,6 +77,8 @@ pub struct Counts {
     records: AtomicU64,
     lost: AtomicU64,
     filed: AtomicU64,
+    merged: AtomicU64,
+    dropped: AtomicU64,
     cut: AtomicU64,
     reused: AtomicU64,
 }
@@ -88,7 +92,7 @@ impl Counts {
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         format!(
             "{} starts; lives ended by loss of power {}, by a kill {}, in order {}; with a failed call {}; {} records sent, \
-             {} of them never durable and lost; {} MemTables filed; {} torn tails cut; {} log segments used again",
+             {} of them never durable and lost; {} MemTables filed; {} merges; {} files dropped for their age; {} torn tails cut; {} log segments used again",
             get(&self.starts),
             get(&self.power),
             get(&self.killed),
@@ -97,6 +101,8 @@ impl Counts {
             get(&self.records),
             get(&self.lost),
             get(&self.filed),
+            get(&self.merged),
+            get(&self.dropped),
             get(&self.cut),
             get(&self.reused)
         )
@@ -157,6 +163,17 @@ struct Client {
     sent: u64,
 }
 
+/// What lives long enough, in some trials.
+fn rules(rng: &mut SimRng) -> Rules {
+    let rule = |keep: Option<&str>, bytes| Rule { kind: "*".into(), instruments: None, keep: keep.map(str::to_owned), bytes };
+    let rules = match rng.below(8) {
+        0 => vec![rule(Some("2h"), None)],
+        1 => vec![rule(None, Some(20_000))],
+        _ => Vec::new(),
+    };
+    Rules::new(&rules).unwrap()
+}
+
 /// A store and what is known of it.
 pub struct Trial<'a> {
     pub rng: SimRng,
@@ -175,6 +192,10 @@ pub struct Trial<'a> {
     pub may_have_lost: bool,
     /// Whether a fault is one after which the disk forgets.
     is_forgetful: bool,
+    /// How files are merged.
+    compaction: compaction::Options,
+    /// What lives long enough.
+    rules: Rules,
     /// Whether what happens is printed: one trial is run again.
     is_told: bool,
 }
@@ -215,6 +236,8 @@ impl<'a> Trial<'a> {
             may_have_lost: false,
             is_forgetful: false,
             is_told,
+            compaction: compaction::Options { runs_max: 2, rows_max: 1 + rng.below(200), ..compaction::Options::default() },
+            rules: rules(&mut rng),
             rng,
         }
     }
@@ -328,7 +351,7 @@ impl<'a> Trial<'a> {
         self.model.settle(&found, !self.may_have_lost);
         self.may_have_lost = false;
         let mut snapshot = model::snapshot(&mut reader);
-        model::compare(&mut snapshot, &self.model.recipe, &self.model.base);
+        model::compare(&mut snapshot, &self.model, &self.model.base);
         model::compare_files(&snapshot, disk.as_ref(), &self.store);
         Ok(())
     }
@@ -526,6 +549,27 @@ impl<'a> Trial<'a> {
             count(&self.counts.filed, 1);
             store.recycle(&self.disk, &self.store);
         }
+        self.compact(store);
+    }
+
+    /// Merges files and lets go of old ones, as the flush agent has it done: a failure is no end.
+    fn compact(&mut self, store: &mut Store) {
+        while self.rng.below(4) > 0 {
+            let merged = store.at.filer.compact_one(&self.compaction, &self.rules).unwrap_or(false);
+            store.at.core.memtables.edited(store.at.filer.manifest().state().seq);
+            if !merged {
+                break;
+            }
+            count(&self.counts.merged, 1);
+        }
+        if !self.rules.is_empty() {
+            let drops = self.rules.drops(store.at.filer.manifest().state());
+            drops.iter().for_each(|d| self.model.may_go(&self.disk.copy(), &self.store, d.file));
+            if let Ok(Some(seq)) = store.at.filer.expire(&self.rules) {
+                count(&self.counts.dropped, drops.len() as u64);
+                store.at.core.memtables.edited(seq);
+            }
+        }
     }
 
     /// Stops in order, as the process does.
@@ -554,8 +598,8 @@ impl<'a> Trial<'a> {
         let state = self.model.state();
         let mut reader = Reader::open_on(Arc::new(self.disk.clone()), &self.store).unwrap();
         let mut snapshot = model::snapshot(&mut reader);
-        model::compare(&mut snapshot, &self.model.recipe, &state);
-        model::compare_series(&mut snapshot, state.log.len() as u64);
+        model::compare(&mut snapshot, &self.model, &state);
+        model::compare_series(&mut snapshot, &self.model, store.at.filer.manifest().state());
     }
 }
 

@@ -23,6 +23,9 @@ const TABLE: &[(Sabotage, &str, u64)] = &[
     (Sabotage::ServeTornTail, "powerloss", 600),
     (Sabotage::RecycleEarly, "powerloss", 300),
     (Sabotage::RetrySync, "powerloss", 600),
+    (Sabotage::UnlinkEarly, "powerloss", 600),
+    (Sabotage::OverwriteLive, "powerloss", 600),
+    (Sabotage::LoseRow, "powerloss", 300),
     (Sabotage::IgnoreFull, "nth-fault", 400),
     (Sabotage::RetrySync, "nth-fault", 4000),
 ];

@@ -9,6 +9,8 @@
     reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
 )]
 
+mod corrupt;
+mod guard;
 mod model;
 mod nth;
 mod powerloss;
@@ -21,6 +23,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use report::Report;
+
+#[global_allocator]
+static ALLOCATOR: guard::Counting = guard::Counting;
 
 /// Fault campaigns against the store.
 #[derive(Parser, Debug)]
@@ -41,6 +46,8 @@ enum Campaign {
     Powerloss,
     /// Each disk call of a script fails, once and for ever
     NthFault,
+    /// Each byte of each kind of file changed, each length cut
+    Corrupt,
     /// Rules are broken on purpose: a campaign must notice each
     Sabotage,
     /// The short form of all simulated campaigns
@@ -48,12 +55,13 @@ enum Campaign {
 }
 
 /// The simulated campaigns, with the trials of a short run.
-const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 10_000), (Campaign::NthFault, 3_000)];
+const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 10_000), (Campaign::NthFault, 3_000), (Campaign::Corrupt, 6_000)];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {
         Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
         Campaign::NthFault => nth::run(n.unwrap_or(3_000), seed),
+        Campaign::Corrupt => corrupt::run(n.unwrap_or(12_000), seed),
         Campaign::Sabotage => proof::run(seed),
         Campaign::Short => {
             let mut report = Report::new("short");
@@ -70,6 +78,9 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");
-    let passed = campaign(args.campaign, args.n, seed).finish();
-    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let Ok(report) = std::panic::catch_unwind(|| campaign(args.campaign, args.n, seed)) else {
+        println!("FAILED: the campaign itself: {}", scratch::said());
+        return ExitCode::FAILURE;
+    };
+    if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

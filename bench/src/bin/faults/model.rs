@@ -267,7 +267,8 @@ impl Found {
         Found { records: store.started.records, names: names.len(), publishers: (1..=publishers).filter_map(state).collect() }
     }
 
-    fn is(&self, state: &State) -> bool {
+    /// Whether it is what `state` says.
+    pub fn is(&self, state: &State) -> bool {
         self.records == state.log.len() as u64 && self.names == state.names && self.publishers == state.publishers
     }
 

@@ -177,7 +177,7 @@ fn rules(rng: &mut SimRng) -> Rules {
 /// A store and what is known of it.
 pub struct Trial<'a> {
     pub rng: SimRng,
-    store: PathBuf,
+    pub store: PathBuf,
     pub disk: SimDisk,
     clock: Arc<JumpClock>,
     options: Options,
@@ -240,6 +240,12 @@ impl<'a> Trial<'a> {
             rules: rules(&mut rng),
             rng,
         }
+    }
+
+    /// No file is merged or let go of.
+    pub fn keep_all(&mut self) {
+        self.compaction.runs_max = 64;
+        self.rules = Rules::default();
     }
 
     /// Arranges that something goes wrong.

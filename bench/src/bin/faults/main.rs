@@ -55,12 +55,12 @@ enum Campaign {
 }
 
 /// The simulated campaigns, with the trials of a short run.
-const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 10_000), (Campaign::NthFault, 3_000), (Campaign::Corrupt, 6_000)];
+const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000)];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {
         Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
-        Campaign::NthFault => nth::run(n.unwrap_or(3_000), seed),
+        Campaign::NthFault => nth::run(n.unwrap_or(400), seed),
         Campaign::Corrupt => corrupt::run(n.unwrap_or(12_000), seed),
         Campaign::Sabotage => proof::run(seed),
         Campaign::Short => {

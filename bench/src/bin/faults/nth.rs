@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tapestore::disk::sim::Fault;
+use tapestore::disk::sim::{Fault, SimRng};
 use tapestore::engine::core::Readiness;
 use tapestore::error::{Error, Result};
 use tapestore::record::{Depth10, Record};
@@ -29,7 +29,7 @@ enum Failing {
 /// How they fail: `Other` is what EIO and EMFILE are to the store.
 const KINDS: [ErrorKind; 3] = [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::Interrupted];
 
-/// Tries every case, or, if that are more than `n`, every so many.
+/// Tries every case, or, if that are more than `n`, so many of them.
 pub fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("nth-fault");
     let counts = Counts::default();
@@ -39,10 +39,11 @@ pub fn run(n: u64, seed: u64) -> Report {
         script(&mut trial).unwrap();
         (trial.disk.calls(), trial.disk.looks())
     };
-    let cases = cases(calls, looks);
-    let stride = (cases.len() as u64).div_ceil(n.max(1)).max(1) as usize;
-    // From another place on in each run, so that many short runs are a long one.
-    let chosen: Vec<Failing> = cases.iter().skip(seed as usize % stride).step_by(stride).copied().collect();
+    let mut cases = cases(calls, looks);
+    // Another choice with each seed, so that many short runs are a long one.
+    let mut rng = SimRng::new(seed);
+    (1..cases.len()).rev().for_each(|i| cases.swap(i, rng.below(i as u64 + 1) as usize));
+    let chosen: Vec<Failing> = cases.iter().take(n as usize).copied().collect();
     let (next, failures) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..worker_count() {

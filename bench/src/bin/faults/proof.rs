@@ -26,12 +26,16 @@ const TABLE: &[(Sabotage, &str, u64)] = &[
     (Sabotage::UnlinkEarly, "powerloss", 600),
     (Sabotage::OverwriteLive, "powerloss", 600),
     (Sabotage::LoseRow, "powerloss", 300),
-    (Sabotage::IgnoreFull, "nth-fault", 400),
-    (Sabotage::RetrySync, "nth-fault", 4000),
+    (Sabotage::IgnoreFull, "powerloss", 600),
+    (Sabotage::IgnoreFull, "nth-fault", 300),
+    (Sabotage::SkipFrameCrc, "corrupt", 3000),
+    (Sabotage::SkipBlockCrc, "corrupt", 1000),
+    (Sabotage::SkipEditCrc, "corrupt", 3000),
+    (Sabotage::IgnoreEvidence, "corrupt", 1000),
 ];
 
 /// The campaigns without a broken rule.
-const CONTROLS: &[(&str, u64)] = &[("powerloss", 600), ("nth-fault", 400)];
+const CONTROLS: &[(&str, u64)] = &[("powerloss", 600), ("nth-fault", 100), ("corrupt", 500)];
 
 /// Builds the programs that can break rules, and runs the table with seeds from `seed` on.
 pub fn run(seed: u64) -> Report {

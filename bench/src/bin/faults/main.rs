@@ -10,14 +10,17 @@
 )]
 
 mod corrupt;
+mod fuzz;
 mod guard;
 mod model;
+mod mutate;
 mod nth;
 mod powerloss;
 mod proof;
 mod report;
 mod scratch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -38,6 +41,12 @@ struct Args {
     /// Everything random follows from it [default: the time]
     #[arg(long)]
     seed: Option<u64>,
+    /// Of fuzz: this target alone
+    #[arg(long)]
+    only: Option<String>,
+    /// Of fuzz: the input in this file, once
+    #[arg(long)]
+    input: Option<PathBuf>,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +57,8 @@ enum Campaign {
     NthFault,
     /// Each byte of each kind of file changed, each length cut
     Corrupt,
+    /// Bad inputs for every parser
+    Fuzz,
     /// Rules are broken on purpose: a campaign must notice each
     Sabotage,
     /// The short form of all simulated campaigns
@@ -55,13 +66,14 @@ enum Campaign {
 }
 
 /// The simulated campaigns, with the trials of a short run.
-const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000)];
+const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {
         Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
         Campaign::NthFault => nth::run(n.unwrap_or(400), seed),
         Campaign::Corrupt => corrupt::run(n.unwrap_or(12_000), seed),
+        Campaign::Fuzz => fuzz::run(n.unwrap_or(2_000), seed, None, None),
         Campaign::Sabotage => proof::run(seed),
         Campaign::Short => {
             let mut report = Report::new("short");
@@ -78,7 +90,12 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");
-    let Ok(report) = std::panic::catch_unwind(|| campaign(args.campaign, args.n, seed)) else {
+    let only = (args.campaign, args.only.as_deref(), args.input.as_deref());
+    let run = || match only {
+        (Campaign::Fuzz, Some(_), _) | (Campaign::Fuzz, _, Some(_)) => fuzz::run(args.n.unwrap_or(2_000), seed, only.1, only.2),
+        (which, ..) => campaign(which, args.n, seed),
+    };
+    let Ok(report) = std::panic::catch_unwind(run) else {
         println!("FAILED: the campaign itself: {}", scratch::said());
         return ExitCode::FAILURE;
     };

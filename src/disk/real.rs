@@ -10,6 +10,7 @@ use rustix::fs::{Advice, FlockOperation};
 
 use super::{Disk, DiskFile, Mapped, Open};
 use crate::error::{Error, Result};
+use crate::sabotage::{self, Sabotage};
 
 /// The host's file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +65,9 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> Result<()> {
+        if sabotage::is(Sabotage::SkipDirSync) {
+            return Ok(());
+        }
         let dir = File::open(path).map_err(|e| Error::io("open", path, e))?;
         dir.sync_all().map_err(|e| Error::io("sync directory", path, e))
     }
@@ -100,7 +104,10 @@ impl DiskFile for RealFile {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(buf, offset).map_err(|e| Error::io("write", &self.path, e))
+        match self.file.write_all_at(buf, offset) {
+            Err(e) if e.kind() == ErrorKind::StorageFull && sabotage::is(Sabotage::IgnoreFull) => Ok(()),
+            other => other.map_err(|e| Error::io("write", &self.path, e)),
+        }
     }
 
     fn sync(&self) -> Result<()> {

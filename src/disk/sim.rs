@@ -1,17 +1,20 @@
 //! Owns: a file system in memory that crashes, tears, forgets and fails the n-th call.
 //!
-//! Model: a write lands in the cache and is durable when its file is synced; names are durable when
-//! their directory is synced. At [`SimDisk::power_loss`] each unsynced write survives whole, torn at a
-//! 512-byte sector, or not at all, independently of the others; each unsynced name change of a
-//! directory survives up to a random point. Everything follows from one seed.
+//! Model: a write lands in the cache and is durable when its file is synced; names, of files and of directories,
+//! are durable when their directory is synced. At [`SimDisk::power_loss`] each unsynced write survives whole, torn
+//! at a 512-byte sector, or not at all, independently of the others; the unsynced name changes of a directory
+//! survive up to a random point, of all of them or of each file by itself. A sync that fails may forget what it
+//! could not write: it is clean then, and read from the cache until that is dropped. Everything follows from one
+//! seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Disk, DiskFile, Mapped, Open};
 use crate::error::{Error, Result};
+use crate::sabotage::{self, Sabotage};
 
 const SECTOR: usize = 512;
 
@@ -50,6 +53,11 @@ pub enum Fault {
     Once(ErrorKind),
     /// The call and all later ones that write or sync fail with this kind of error.
     Forever(ErrorKind),
+    /// The first write from the call on lands in part and fails with this kind of error.
+    Short(ErrorKind),
+    /// The first sync of a file from the call on fails with this kind of error, and what it could not write is
+    /// forgotten: later syncs succeed.
+    Forget(ErrorKind),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -62,23 +70,46 @@ struct Inode {
 #[derive(Clone, Debug)]
 enum NameChange {
     Add(PathBuf, usize),
-    Remove(PathBuf),
+    AddDir(PathBuf),
+    Remove(PathBuf, usize),
     Rename { from: PathBuf, to: PathBuf, inode: usize },
 }
 
+#[derive(Clone, Debug, Default)]
+struct Names {
+    files: BTreeMap<PathBuf, usize>,
+    dirs: BTreeSet<PathBuf>,
+}
+
 impl NameChange {
-    fn apply(self, names: &mut BTreeMap<PathBuf, usize>) {
+    fn apply(self, names: &mut Names) {
+        let files = &mut names.files;
         match self {
             NameChange::Add(path, inode) => {
-                names.insert(path, inode);
+                files.insert(path, inode);
             }
-            NameChange::Remove(path) => {
-                names.remove(&path);
+            NameChange::AddDir(path) => {
+                names.dirs.insert(path);
+            }
+            NameChange::Remove(path, inode) => {
+                if files.get(&path) == Some(&inode) {
+                    files.remove(&path);
+                }
             }
             NameChange::Rename { from, to, inode } => {
-                names.remove(&from);
-                names.insert(to, inode);
+                if files.get(&from) == Some(&inode) {
+                    files.remove(&from);
+                }
+                files.insert(to, inode);
             }
+        }
+    }
+
+    /// Which file it is about; directories stand for themselves.
+    fn inode(&self) -> usize {
+        match self {
+            NameChange::Add(_, inode) | NameChange::Remove(_, inode) | NameChange::Rename { inode, .. } => *inode,
+            NameChange::AddDir(_) => usize::MAX,
         }
     }
 }
@@ -86,13 +117,17 @@ impl NameChange {
 #[derive(Debug, Default)]
 struct State {
     inodes: Vec<Inode>,
-    names: BTreeMap<PathBuf, usize>,
-    synced_names: BTreeMap<PathBuf, usize>,
+    names: Names,
+    synced_names: Names,
     unsynced_names: BTreeMap<PathBuf, Vec<NameChange>>,
-    dirs: Vec<PathBuf>,
+    /// Directories that went with the power.
+    lost: BTreeSet<PathBuf>,
     locked: bool,
     calls: u64,
     fault: Option<(u64, Fault)>,
+    looks: u64,
+    /// The look that fails, how, and whether all later ones do.
+    look_fault: Option<(u64, ErrorKind, bool)>,
     dead: bool,
 }
 
@@ -125,9 +160,31 @@ impl SimDisk {
         self.state().calls
     }
 
+    /// Calls made so far that only look.
+    pub fn looks(&self) -> u64 {
+        self.state().looks
+    }
+
     /// Arranges `fault` at the `call`-th changing call from the beginning (the first is 1).
     pub fn set_fault(&self, call: u64, fault: Fault) {
         self.state().fault = Some((call, fault));
+    }
+
+    /// Arranges that the `look`-th call that only looks fails with this `kind` of error, and, if `forever`, all later
+    /// ones.
+    pub fn set_look_fault(&self, look: u64, kind: ErrorKind, forever: bool) {
+        self.state().look_fault = Some((look, kind, forever));
+    }
+
+    /// Whether the power is off.
+    pub fn is_off(&self) -> bool {
+        self.state().dead
+    }
+
+    /// From now on nothing fails.
+    pub fn clear_faults(&self) {
+        let mut state = self.state();
+        (state.fault, state.look_fault) = (None, None);
     }
 
     /// The file system as the next start finds it: what was synced, and of the rest what `seed` says.
@@ -138,60 +195,109 @@ impl SimDisk {
         state.dead = true;
         let mut names = state.synced_names.clone();
         for changes in state.unsynced_names.values() {
-            let kept = rng.below(changes.len() as u64 + 1) as usize;
-            for change in changes.iter().take(kept) {
-                change.clone().apply(&mut names);
+            survive(changes, &mut names, &mut rng);
+        }
+        let lost: BTreeSet<PathBuf> = state.names.dirs.union(&state.lost).filter(|d| !names.dirs.contains(*d)).cloned().collect();
+        let is_lost = |path: &Path| path.ancestors().skip(1).any(|dir| lost.contains(dir));
+        names.files.retain(|path, _| !is_lost(path));
+        names.dirs.retain(|path| !is_lost(path));
+        // Files that have no name any more are gone; the others are numbered anew.
+        let mut inodes = Vec::new();
+        for place in names.files.values_mut() {
+            if let Some(inode) = state.inodes.get(*place) {
+                inodes.push(survivor(inode, &mut rng));
+                *place = inodes.len() - 1;
             }
         }
-        let inodes = state.inodes.iter().map(|inode| survivor(inode, &mut rng)).collect();
-        SimDisk(Arc::new(Mutex::new(State {
-            inodes,
-            synced_names: names.clone(),
-            names,
-            dirs: state.dirs.clone(),
-            ..State::default()
-        })))
+        SimDisk(Arc::new(Mutex::new(State { inodes, synced_names: names.clone(), names, lost, ..State::default() })))
     }
 
     /// The contents of `path`, as a program would read them now.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state();
-        let inode = *state.names.get(path)?;
+        let inode = *state.names.files.get(path)?;
         state.inodes.get(inode).map(|i| i.live.clone())
     }
 
     /// Replaces the contents of `path`, durably: damage done behind the program's back.
     pub fn overwrite(&self, path: &Path, bytes: Vec<u8>) {
         let mut state = self.state();
-        let Some(&inode) = state.names.get(path) else { return };
+        let Some(&inode) = state.names.files.get(path) else { return };
         if let Some(inode) = state.inodes.get_mut(inode) {
             *inode = Inode { live: bytes.clone(), synced: bytes, unsynced: Vec::new() };
+        }
+    }
+
+    /// Replaces the byte `at` of `path`, durably; gives the one that was there.
+    pub fn patch(&self, path: &Path, at: usize, byte: u8) -> Option<u8> {
+        let mut state = self.state();
+        let inode = *state.names.files.get(path)?;
+        let inode = state.inodes.get_mut(inode)?;
+        if let Some(place) = inode.synced.get_mut(at) {
+            *place = byte;
+        }
+        inode.live.get_mut(at).map(|place| std::mem::replace(place, byte))
+    }
+
+    /// The files there are.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.state().names.files.keys().cloned().collect()
+    }
+
+    /// A copy of it that goes its own way, without faults and locks.
+    #[must_use]
+    pub fn copy(&self) -> SimDisk {
+        let s = self.state();
+        let (inodes, names, synced_names) = (s.inodes.clone(), s.names.clone(), s.synced_names.clone());
+        let (unsynced_names, lost) = (s.unsynced_names.clone(), s.lost.clone());
+        SimDisk(Arc::new(Mutex::new(State { inodes, names, synced_names, unsynced_names, lost, ..State::default() })))
+    }
+}
+
+/// Applies those of the unsynced `changes` of a directory that survive.
+fn survive(changes: &[NameChange], names: &mut Names, rng: &mut SimRng) {
+    let by_file = rng.below(2) == 0;
+    let kept = rng.below(changes.len() as u64 + 1) as usize;
+    let mut gone: BTreeSet<usize> = BTreeSet::new();
+    for (i, change) in changes.iter().enumerate() {
+        // A journal keeps the order of all changes; without one only what happens to one file has an order.
+        let survives = if by_file { !gone.contains(&change.inode()) && rng.below(2) == 0 } else { i < kept };
+        if survives {
+            change.clone().apply(names);
+        } else {
+            gone.insert(change.inode());
         }
     }
 }
 
 fn put(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    if bytes.len() < offset + data.len() {
-        bytes.resize(offset + data.len(), 0);
+    let end = offset + data.len();
+    if bytes.len() < end {
+        bytes.resize(end, 0);
     }
-    for (to, from) in bytes.iter_mut().skip(offset).zip(data) {
-        *to = *from;
+    if let Some(to) = bytes.get_mut(offset..end) {
+        to.copy_from_slice(data);
+    }
+}
+
+/// How much of a write survives that was not synced.
+fn kept_of(offset: usize, data: &[u8], rng: &mut SimRng) -> usize {
+    match rng.below(3) {
+        0 => 0,
+        1 => data.len(),
+        _ => {
+            // Torn: what lies before a sector boundary of the file survives.
+            let sectors = (data.len() / SECTOR) as u64 + 1;
+            let end = (offset / SECTOR + 1 + rng.below(sectors) as usize) * SECTOR;
+            end.saturating_sub(offset).min(data.len())
+        }
     }
 }
 
 fn survivor(inode: &Inode, rng: &mut SimRng) -> Inode {
     let mut bytes = inode.synced.clone();
     for (offset, data) in &inode.unsynced {
-        let kept = match rng.below(3) {
-            0 => 0,
-            1 => data.len(),
-            _ => {
-                // Torn: what lies before a sector boundary of the file survives.
-                let sectors = (data.len() / SECTOR) as u64 + 1;
-                let end = (offset / SECTOR + 1 + rng.below(sectors) as usize) * SECTOR;
-                end.saturating_sub(*offset).min(data.len())
-            }
-        };
+        let kept = kept_of(*offset, data, rng);
         put(&mut bytes, *offset, data.get(..kept).unwrap_or(&[]));
     }
     Inode { live: bytes.clone(), synced: bytes, unsynced: Vec::new() }
@@ -203,14 +309,32 @@ impl State {
         self.calls += 1;
         let due = self.fault.filter(|&(call, fault)| match fault {
             Fault::Once(_) => self.calls == call,
+            Fault::Short(_) => self.calls >= call && op == "write",
+            Fault::Forget(_) => self.calls >= call && op == "sync",
             _ => self.calls >= call,
         });
         match due {
             Some((_, Fault::PowerLoss)) => self.dead = true,
-            Some((_, Fault::Once(kind) | Fault::Forever(kind))) => return Err(Error::io(op, path, IoError::from(kind))),
+            Some((_, fault @ (Fault::Once(kind) | Fault::Forever(kind) | Fault::Short(kind) | Fault::Forget(kind)))) => {
+                if matches!(fault, Fault::Short(_) | Fault::Forget(_)) {
+                    self.fault = None;
+                }
+                return Err(Error::io(op, path, IoError::from(kind)));
+            }
             None => {}
         }
         self.alive(op, path)
+    }
+
+    /// Counts a call that only looks and fails it if its turn has come.
+    fn look(&mut self, op: &'static str, path: &Path) -> Result<()> {
+        self.looks += 1;
+        match self.look_fault {
+            Some((look, kind, forever)) if self.looks == look || (forever && self.looks > look) => {
+                Err(Error::io(op, path, IoError::from(kind)))
+            }
+            _ => self.alive(op, path),
+        }
     }
 
     fn alive(&self, op: &'static str, path: &Path) -> Result<()> {
@@ -218,13 +342,20 @@ impl State {
     }
 
     fn change(&mut self, change: NameChange) {
-        let (NameChange::Add(path, _) | NameChange::Remove(path) | NameChange::Rename { to: path, .. }) = &change;
+        let (NameChange::Add(path, _)
+        | NameChange::AddDir(path)
+        | NameChange::Remove(path, _)
+        | NameChange::Rename { to: path, .. }) = &change;
         self.unsynced_names.entry(parent(path)).or_default().push(change.clone());
         change.apply(&mut self.names);
     }
 
     fn find(&self, op: &'static str, path: &Path) -> Result<usize> {
-        self.names.get(path).copied().ok_or_else(|| Error::io(op, path, IoError::from(ErrorKind::NotFound)))
+        self.names.files.get(path).copied().ok_or_else(|| Error::io(op, path, IoError::from(ErrorKind::NotFound)))
+    }
+
+    fn is_there(&self, op: &'static str, dir: &Path) -> Result<()> {
+        if self.lost.contains(dir) { Err(Error::io(op, dir, IoError::from(ErrorKind::NotFound))) } else { Ok(()) }
     }
 }
 
@@ -233,7 +364,8 @@ impl Disk for SimDisk {
         let mut state = self.state();
         let inode = if how == Open::CreateNew {
             state.step("create", path)?;
-            if state.names.contains_key(path) {
+            state.is_there("create", &parent(path))?;
+            if state.names.files.contains_key(path) {
                 return Err(Error::io("create", path, IoError::from(ErrorKind::AlreadyExists)));
             }
             state.inodes.push(Inode::default());
@@ -241,38 +373,40 @@ impl Disk for SimDisk {
             state.change(NameChange::Add(path.to_path_buf(), inode));
             inode
         } else {
-            state.alive("open", path)?;
+            state.look("open", path)?;
             state.find("open", path)?
         };
         Ok(Box::new(SimFile { disk: self.clone(), inode, path: path.to_path_buf() }))
     }
 
     fn map(&self, path: &Path) -> Result<Mapped> {
-        let state = self.state();
-        state.alive("map", path)?;
+        let mut state = self.state();
+        state.look("map", path)?;
         let inode = state.find("map", path)?;
         Ok(Mapped::copy(path, state.inodes.get(inode).map_or(&[], |i| &i.live)))
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {
-        let state = self.state();
-        state.alive("look for", path)?;
-        Ok(state.names.contains_key(path) || state.dirs.iter().any(|d| d == path))
+        let mut state = self.state();
+        state.look("look for", path)?;
+        Ok(state.names.files.contains_key(path) || state.names.dirs.contains(path))
     }
 
     fn create_dir(&self, path: &Path) -> Result<()> {
         let mut state = self.state();
         state.step("create directory", path)?;
-        if !state.dirs.iter().any(|d| d == path) {
-            state.dirs.push(path.to_path_buf());
+        state.lost.remove(path);
+        if !state.names.dirs.contains(path) {
+            state.change(NameChange::AddDir(path.to_path_buf()));
         }
         Ok(())
     }
 
     fn list(&self, path: &Path) -> Result<Vec<String>> {
-        let state = self.state();
-        state.alive("list", path)?;
-        let within = state.names.keys().filter(|p| p.parent() == Some(path));
+        let mut state = self.state();
+        state.look("list", path)?;
+        state.is_there("list", path)?;
+        let within = state.names.files.keys().filter(|p| p.parent() == Some(path));
         Ok(within.filter_map(|p| p.file_name()).map(|n| n.to_string_lossy().into_owned()).collect())
     }
 
@@ -287,14 +421,17 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> Result<()> {
         let mut state = self.state();
         state.step("remove", path)?;
-        state.find("remove", path)?;
-        state.change(NameChange::Remove(path.to_path_buf()));
+        let inode = state.find("remove", path)?;
+        state.change(NameChange::Remove(path.to_path_buf(), inode));
         Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let mut state = self.state();
         state.step("sync directory", path)?;
+        if sabotage::is(Sabotage::SkipDirSync) {
+            return Ok(());
+        }
         for change in state.unsynced_names.remove(path).unwrap_or_default() {
             change.apply(&mut state.synced_names);
         }
@@ -303,7 +440,7 @@ impl Disk for SimDisk {
 
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>> {
         let mut state = self.state();
-        state.alive("lock", path)?;
+        state.look("lock", path)?;
         if std::mem::replace(&mut state.locked, true) {
             return Ok(None);
         }
@@ -320,49 +457,87 @@ impl Drop for SimLock {
     }
 }
 
+impl SimFile {
+    /// The first `kept` bytes of a write reach the cache.
+    fn land(&self, state: &mut State, buf: &[u8], offset: u64, kept: usize) {
+        let Some(inode) = state.inodes.get_mut(self.inode) else { return };
+        let data = buf.get(..kept).unwrap_or(buf);
+        put(&mut inode.live, offset as usize, data);
+        inode.unsynced.push((offset as usize, data.to_vec()));
+    }
+}
+
 impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let state = self.disk.state();
-        state.alive("read", &self.path)?;
+        let mut state = self.disk.state();
+        state.look("read", &self.path)?;
         let live = state.inodes.get(self.inode).map_or(&[][..], |i| &i.live);
         let from = live.get(offset as usize..).unwrap_or(&[]);
-        for (to, from) in buf.iter_mut().zip(from) {
-            *to = *from;
+        let len = from.len().min(buf.len());
+        if let (Some(to), Some(from)) = (buf.get_mut(..len), from.get(..len)) {
+            to.copy_from_slice(from);
         }
-        Ok(from.len().min(buf.len()))
+        Ok(len)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let mut state = self.disk.state();
+        let planned = state.fault;
         let went = state.step("write", &self.path);
-        if let Some(inode) = state.inodes.get_mut(self.inode) {
+        match &went {
+            Ok(()) => self.land(&mut state, buf, offset, buf.len()),
             // The write during which the power goes may have reached the cache's way to the disk.
-            if went.is_ok() {
-                put(&mut inode.live, offset as usize, buf);
+            Err(_) if state.dead => {
+                if let Some(inode) = state.inodes.get_mut(self.inode) {
+                    inode.unsynced.push((offset as usize, buf.to_vec()));
+                }
             }
-            inode.unsynced.push((offset as usize, buf.to_vec()));
+            Err(_) if matches!(planned, Some((_, Fault::Short(_)))) && state.fault.is_none() => {
+                let kept = SimRng::new(state.calls).below(buf.len() as u64 + 1) as usize;
+                self.land(&mut state, buf, offset, kept);
+            }
+            Err(Error::Io { source, .. })
+                if source.kind() == ErrorKind::StorageFull && sabotage::is(Sabotage::IgnoreFull) =>
+            {
+                return Ok(());
+            }
+            Err(_) => {}
         }
         went
     }
 
     fn sync(&self) -> Result<()> {
         let mut state = self.disk.state();
-        state.step("sync", &self.path)?;
-        if let Some(inode) = state.inodes.get_mut(self.inode) {
+        let planned = state.fault;
+        let went = state.step("sync", &self.path);
+        let forgets = matches!(planned, Some((_, Fault::Forget(_)))) && state.fault.is_none();
+        let mut rng = SimRng::new(state.calls);
+        if (went.is_ok() || forgets)
+            && let Some(inode) = state.inodes.get_mut(self.inode)
+        {
             for (offset, data) in std::mem::take(&mut inode.unsynced) {
-                put(&mut inode.synced, offset, &data);
+                let kept = if forgets { kept_of(offset, &data, &mut rng) } else { data.len() };
+                put(&mut inode.synced, offset, data.get(..kept).unwrap_or(&[]));
             }
         }
-        Ok(())
+        went
     }
 
     fn len(&self) -> Result<u64> {
-        let state = self.disk.state();
-        state.alive("stat", &self.path)?;
+        let mut state = self.disk.state();
+        state.look("stat", &self.path)?;
         Ok(state.inodes.get(self.inode).map_or(0, |i| i.live.len() as u64))
     }
 
     fn drop_cache(&self) -> Result<()> {
+        let mut state = self.disk.state();
+        state.alive("advise", &self.path)?;
+        if let Some(inode) = state.inodes.get_mut(self.inode) {
+            // What has not been written yet stays.
+            let mut bytes = inode.synced.clone();
+            inode.unsynced.iter().for_each(|(offset, data)| put(&mut bytes, *offset, data));
+            inode.live = bytes;
+        }
         Ok(())
     }
 }
@@ -402,5 +577,45 @@ mod tests {
         disk.set_fault(4, Fault::Forever(ErrorKind::Other));
         assert!(f.sync().is_err());
         assert!(f.sync().is_err());
+    }
+
+    #[test]
+    fn what_a_failed_sync_forgot_is_read_until_the_cache_is_dropped_and_a_short_write_lands_in_part() {
+        let mut forgotten = 0;
+        for call in 3..40 {
+            let disk = SimDisk::new();
+            let f = disk.open(Path::new("/f"), Open::CreateNew).unwrap();
+            (0..call).for_each(|i| f.write_at(&[7; 512], i * 512).unwrap());
+            disk.set_fault(2, Fault::Forget(ErrorKind::Other));
+            assert!(f.sync().is_err() && f.sync().is_ok());
+            assert_eq!(disk.contents(Path::new("/f")).unwrap(), vec![7; call as usize * 512]);
+            f.drop_cache().unwrap();
+            forgotten += usize::from(disk.contents(Path::new("/f")).unwrap() != vec![7; call as usize * 512]);
+        }
+        assert!(forgotten > 30, "{forgotten}");
+        let disk = SimDisk::new();
+        let f = disk.open(Path::new("/f"), Open::CreateNew).unwrap();
+        disk.set_fault(2, Fault::Short(ErrorKind::StorageFull));
+        assert!(f.write_at(&[1; 4096], 0).is_err() && f.is_empty().is_ok_and(|e| !e));
+        disk.set_look_fault(disk.looks() + 1, ErrorKind::Other, false);
+        assert!(f.read_at(&mut [0; 8], 0).is_err() && f.read_at(&mut [0; 8], 0).is_ok());
+    }
+
+    #[test]
+    fn a_directory_whose_parent_was_not_synced_may_go_with_all_in_it() {
+        let mut lost = 0;
+        for seed in 0..32 {
+            let disk = SimDisk::new();
+            disk.create_dir(Path::new("/d")).unwrap();
+            let f = disk.open(Path::new("/d/f"), Open::CreateNew).unwrap();
+            f.sync().unwrap();
+            disk.sync_dir(Path::new("/d")).unwrap();
+            let after = disk.power_loss(seed);
+            let there = after.exists(Path::new("/d/f")).unwrap();
+            assert_eq!(there, after.exists(Path::new("/d")).unwrap());
+            assert!(there || after.list(Path::new("/d")).is_err());
+            lost += u32::from(!there);
+        }
+        assert!(lost > 0 && lost < 32, "{lost}");
     }
 }

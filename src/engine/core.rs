@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::manifest::{PublisherState, State};
 use crate::record::{self, Kind, Layout, Name};
+use crate::sabotage::{self, Sabotage};
 use crate::shm::control::{Control, Statistic};
 use crate::shm::kinds::KindsWriter;
 use crate::shm::symbols::SymbolsWriter;
@@ -176,7 +177,10 @@ impl Rebuilt {
 
     /// The state, with the log it came from, and the MemTables that are to be filed.
     pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
-        let Rebuilt { memtables, publishers, ids, symbols, names, kinds, sealed } = self;
+        let Rebuilt { memtables, mut publishers, ids, symbols, names, kinds, sealed } = self;
+        if sabotage::is(Sabotage::ForgetPublishers) {
+            publishers.clear();
+        }
         symbols.publish();
         kinds.shown.publish();
         control.set_statistic(Statistic::Instruments, symbols.count());
@@ -216,7 +220,7 @@ impl Core {
         if header.epoch() != state.epoch || count == 0 || first.0 == 0 || !fits_a_frame {
             return Offer::Malformed;
         }
-        if end <= state.last.0 + 1 {
+        if end <= state.last.0 + 1 && !sabotage::is(Sabotage::AcceptTwice) {
             self.control.add(Statistic::Duplicates, count);
             return Offer::Duplicate;
         }
@@ -226,7 +230,7 @@ impl Core {
         if !self.frame.is_empty() && !self.frame.fits(words.len(), header.count()) {
             return Offer::FrameFull;
         }
-        let skip = state.last.0 + 1 - first.0;
+        let skip = if sabotage::is(Sabotage::AcceptTwice) { 0 } else { state.last.0 + 1 - first.0 };
         let pushed = if skip == 0 { self.push_whole(&header, words) } else { self.push_tail(&header, words, skip) };
         if !pushed {
             return Offer::Malformed;
@@ -287,6 +291,9 @@ impl Core {
         self.control.set_appended(appended.end.lsn, appended.end.position);
         self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
         self.control.set_applied(appended.end.lsn);
+        if sabotage::is(Sabotage::AckEarly) {
+            self.control.set_durable(appended.end.lsn, appended.end.position);
+        }
         let mut accepted: Vec<(PublisherId, PubSeq, Lsn)> = Vec::with_capacity(self.frame.runs().len());
         for run in self.frame.runs() {
             lsn = lsn.plus(u64::from(run.count));

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Level, Lsn, Position, PubSeq, PublisherId};
 use crate::manifest::PublisherState;
 use crate::record::{Layout, Name};
+use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
 use crate::time::Clock;
@@ -261,6 +262,9 @@ impl IngestAgent {
         for (publisher, pub_seq, lsn) in committed.accepted {
             if let Some(lane) = self.lanes.iter().rev().find(|l| l.publisher == publisher && !l.fenced) {
                 lane.slot.accept(pub_seq, lsn);
+                if sabotage::is(Sabotage::AckEarly) {
+                    lane.slot.ack_durable(pub_seq, lsn);
+                }
                 self.untold.urgent |= lane.level >= Level::Fsync;
                 self.untold.ack(lane.slot_index, pub_seq, lsn);
             }

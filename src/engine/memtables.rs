@@ -27,6 +27,8 @@ pub struct Maker {
     pub store_id: u128,
     /// Bytes of each.
     pub len: u64,
+    /// Whether their memory is allocated when it is touched.
+    pub is_sparse: bool,
 }
 
 impl Maker {
@@ -35,7 +37,9 @@ impl Maker {
     /// # Errors
     /// [`Error::NoSharedMemory`]; [`Error::Io`].
     pub fn make(&self, id: u64) -> Result<Writer> {
-        Writer::create(&self.run_dir.memtable(self.instance, id), self.store_id, id, self.len)
+        let path = self.run_dir.memtable(self.instance, id);
+        let make = if self.is_sparse { Writer::create_sparse } else { Writer::create };
+        make(&path, self.store_id, id, self.len)
     }
 }
 
@@ -137,8 +141,8 @@ impl MemTables {
     }
 
     /// Makes the next frame seal the active table, as if the log had become long.
-    #[cfg(test)]
-    pub(super) fn seal_soon(&mut self) {
+    /// For simulations.
+    pub fn seal_soon(&mut self) {
         self.logged = u64::MAX / 2;
     }
 

@@ -74,6 +74,10 @@ pub struct Options {
     pub memtable_size: u64,
     /// MemTables at most: the active one and sealed ones.
     pub memtables_max: usize,
+    /// Whether MemTables are allocated as they fill: for simulations, which make thousands of them and put little into
+    /// each. A memory file system that is full is a signal then.
+    #[serde(skip)]
+    pub sparse_memtables: bool,
     /// Instruments at most.
     pub instruments_max: u64,
     /// What nobody waits for is durable after this many milliseconds,
@@ -104,6 +108,7 @@ impl Default for Options {
             segment_size: 64 << 20,
             memtable_size: 0,
             memtables_max: 3,
+            sparse_memtables: false,
             instruments_max: 4_000_000,
             sync_interval_ms: 50,
             sync_bytes: 4 << 20,
@@ -251,7 +256,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     run_dir.sweep(None)?;
     control.reset();
     let options = options.check()?;
-    let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size };
+    let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size, is_sparse: options.sparse_memtables };
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
     let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;

@@ -302,3 +302,20 @@ fn damage_to_an_edit_that_others_follow_is_refused_and_nothing_is_changed() {
         }
     }
 }
+
+#[test]
+fn a_name_that_a_start_before_could_not_make_durable_is_made_so_before_it_is_built_upon() {
+    for call in 1..=8 {
+        let disk = SimDisk::new();
+        disk.set_fault(call, Fault::Once(std::io::ErrorKind::Other));
+        let first = open(&disk);
+        disk.clear_faults();
+        drop(first);
+        // Killed, and started again: the names are there, in the cache at least.
+        let mut manifest = open(&disk).unwrap();
+        edit(&mut manifest, 1).unwrap();
+        for seed in 0..8 {
+            assert!(same(open(&disk.copy().power_loss(seed)).unwrap().state(), manifest.state()), "call {call}, seed {seed}");
+        }
+    }
+}

@@ -55,8 +55,20 @@ impl Writer {
     /// # Errors
     /// [`crate::error::Error::NoSharedMemory`] if there is not enough; [`crate::error::Error::Io`].
     pub fn create(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
+        Ok(Writer::new(Mapping::create(path, len)?, store_id, id))
+    }
+
+    /// The same, allocated as it fills; see [`Mapping::create_sparse`].
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`].
+    pub fn create_sparse(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
+        Ok(Writer::new(Mapping::create_sparse(path, len)?, store_id, id))
+    }
+
+    fn new(map: Mapping, store_id: u128, id: u64) -> Writer {
+        let len = map.len();
         let layout = Layout::new(len);
-        let map = Mapping::create(path, len)?;
         let put = |at: u64, value: u64| map.u64(at).store(value, Ordering::Relaxed);
         put(8, VERSION);
         put(STORE_ID, store_id as u64);
@@ -72,7 +84,7 @@ impl Writer {
         put(ARENA, layout.arena);
         let tails = vec![Tail::default(); layout.series_capacity as usize];
         let (used, base) = (layout.arena, Lsn(1));
-        Ok(Writer { map, layout, base, next: base, used, runs: 0, tails, series: 0 })
+        Writer { map, layout, base, next: base, used, runs: 0, tails, series: 0 }
     }
 
     /// Sets the LSN of the first record. To be called once, before the table is named to readers.

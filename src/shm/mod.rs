@@ -46,6 +46,17 @@ impl Mapping {
         Mapping::map(&file, path, true, false)
     }
 
+    /// Creates `path` of `len` bytes, all zero, of which memory is allocated when they are touched: a full memory file
+    /// system is a signal then. For simulations.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create_sparse(path: &Path, len: u64) -> Result<Mapping> {
+        let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
+        file.set_len(len).map_err(|e| Error::io("size", path, e))?;
+        Mapping::map(&file, path, true, true)
+    }
+
     /// Opens `path`, or creates it of `len` bytes, and maps it for writing.
     ///
     /// # Errors

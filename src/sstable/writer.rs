@@ -15,6 +15,7 @@ use crate::disk::{Disk, DiskFile, Open};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{Schema, index_time};
+use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
 
 /// What a file is to be.
@@ -318,7 +319,9 @@ impl<'d> Writer<'d> {
         end.extend_from_slice(bytemuck::bytes_of(&self.trailer));
         end.extend_from_slice(&tail);
         self.file.write_at(&end, base)?;
-        self.file.sync()?;
+        if !sabotage::is(Sabotage::SkipFileSync) {
+            self.file.sync()?;
+        }
         self.disk.rename(&self.temporary, &self.path)?;
         Ok(FileMeta {
             id: self.spec.id,

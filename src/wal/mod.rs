@@ -84,6 +84,8 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
     if disk.list(&wal)?.iter().any(|n| format::segment_first(n).is_some()) {
         return Err(Error::Missing { path: dir.join(meta::NAME), what: "the directory holds a log" });
     }
+    // `store.meta` must not be there without it.
+    disk.sync_dir(dir)?;
     if let Some(parent) = dir.parent() {
         disk.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
     }

@@ -129,7 +129,8 @@ impl<'a> Window<'a> {
     pub(super) fn get(&mut self, offset: u64, len: usize) -> Result<&[u64]> {
         debug_assert!(offset.is_multiple_of(8) && len.is_multiple_of(8));
         if offset < self.start || offset + len as u64 > self.start + self.filled as u64 {
-            self.words.resize(len.max(WINDOW) / 8, 0);
+            let left = self.file.len()?.saturating_sub(offset).min(WINDOW as u64) as usize;
+            self.words.resize(len.max(left).div_ceil(8), 0);
             let read = self.file.read_at(bytemuck::cast_slice_mut(&mut self.words), offset)?;
             self.start = offset;
             self.filled = read / 8 * 8;

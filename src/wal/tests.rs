@@ -425,3 +425,23 @@ fn a_segment_used_again_shows_nothing_of_what_it_held() {
 fn old_segment(n: u64) -> Vec<u8> {
     long().0.contents(&segment_path(n)).unwrap()
 }
+
+#[test]
+fn a_segments_head_that_only_the_cache_has_is_not_believed() {
+    for seed in 0..40 {
+        let disk = SimDisk::new();
+        (0..seed).for_each(|_| disk.create_dir(std::path::Path::new("/x")).unwrap());
+        let (mut log, _) = open_log(&disk).unwrap();
+        begin(&mut log).unwrap();
+        disk.set_fault(disk.calls() + 1, Fault::Forget(ErrorKind::Other));
+        assert!(log.syncer.sync(log.writer.end()).is_err());
+        drop(log);
+        // Killed, and started again, with what the failed sync forgot still in the cache.
+        let (mut log, _) = open_log(&disk).unwrap();
+        begin(&mut log).unwrap();
+        append(&mut log, FrameType::Data, &mut trades(0, 3)).unwrap();
+        log.syncer.sync(log.writer.end()).unwrap();
+        let found = open_log(&disk.power_loss(seed)).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!(found.1, 3, "seed {seed}");
+    }
+}

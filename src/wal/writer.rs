@@ -16,6 +16,7 @@ use super::segment::{Spare, Spares};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Position, Term};
+use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
 
 /// The first failure of a writer or syncer, which every later call repeats.
@@ -203,6 +204,14 @@ impl Writer {
     }
 }
 
+fn sync_file(file: &dyn DiskFile) -> Result<()> {
+    if sabotage::is(Sabotage::SkipLogSync) {
+        return Ok(());
+    }
+    let synced = file.sync();
+    if sabotage::is(Sabotage::RetrySync) { synced.or_else(|_| file.sync()) } else { synced }
+}
+
 /// Makes the log durable.
 pub struct Syncer {
     disk: Arc<dyn Disk>,
@@ -242,12 +251,12 @@ impl Syncer {
         self.latch.check()?;
         assert!(target.position >= self.durable.position, "durable never falls");
         for file in std::mem::take(&mut self.earlier) {
-            let synced = file.sync();
+            let synced = sync_file(file.as_ref());
             self.latch.guard("sync of the log", synced)?;
         }
         if let Some(file) = self.segment.clone() {
             self.write_evidence(file.as_ref())?;
-            let synced = file.sync();
+            let synced = sync_file(file.as_ref());
             self.latch.guard("sync of the log", synced)?;
         }
         if std::mem::take(&mut self.names_changed) {

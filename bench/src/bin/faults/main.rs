@@ -2,13 +2,33 @@
 //!
 //! What must hold: everything random follows from the seed that is printed; a campaign that tried nothing has failed.
 
-#![expect(clippy::unwrap_used, reason = "a campaign that cannot be run ends the program")]
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
+)]
 
+mod corrupt;
+mod fuzz;
+mod guard;
+mod model;
+mod mutate;
+mod nth;
+mod powerloss;
+mod proof;
 mod report;
+mod scratch;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+use report::Report;
+
+#[global_allocator]
+static ALLOCATOR: guard::Counting = guard::Counting;
 
 /// Fault campaigns against the store.
 #[derive(Parser, Debug)]
@@ -21,14 +41,63 @@ struct Args {
     /// Everything random follows from it [default: the time]
     #[arg(long)]
     seed: Option<u64>,
+    /// Of fuzz: this target alone
+    #[arg(long)]
+    only: Option<String>,
+    /// Of fuzz: the input in this file, once
+    #[arg(long)]
+    input: Option<PathBuf>,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Campaign {}
+enum Campaign {
+    /// Simulated loss of power, kills and failing calls against a model
+    Powerloss,
+    /// Each disk call of a script fails, once and for ever
+    NthFault,
+    /// Each byte of each kind of file changed, each length cut
+    Corrupt,
+    /// Bad inputs for every parser
+    Fuzz,
+    /// Rules are broken on purpose: a campaign must notice each
+    Sabotage,
+    /// The short form of all simulated campaigns
+    Short,
+}
+
+/// The simulated campaigns, with the trials of a short run.
+const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
+
+fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
+    match which {
+        Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
+        Campaign::NthFault => nth::run(n.unwrap_or(400), seed),
+        Campaign::Corrupt => corrupt::run(n.unwrap_or(12_000), seed),
+        Campaign::Fuzz => fuzz::run(n.unwrap_or(2_000), seed, None, None),
+        Campaign::Sabotage => proof::run(seed),
+        Campaign::Short => {
+            let mut report = Report::new("short");
+            for &(which, n) in SHORT {
+                let outcome = if campaign(which, Some(n), seed).finish() { Ok(()) } else { Err(format!("{which:?}")) };
+                report.add(outcome, format!("cargo run -p bench --bin faults -- {which:?} --n {n} --seed {seed}"));
+            }
+            report
+        }
+    }
+}
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");
-    match args.campaign {}
+    let only = (args.campaign, args.only.as_deref(), args.input.as_deref());
+    let run = || match only {
+        (Campaign::Fuzz, Some(_), _) | (Campaign::Fuzz, _, Some(_)) => fuzz::run(args.n.unwrap_or(2_000), seed, only.1, only.2),
+        (which, ..) => campaign(which, args.n, seed),
+    };
+    let Ok(report) = std::panic::catch_unwind(run) else {
+        println!("FAILED: the campaign itself: {}", scratch::said());
+        return ExitCode::FAILURE;
+    };
+    if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

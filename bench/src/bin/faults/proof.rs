@@ -1,0 +1,91 @@
+//! Owns: the proof of the campaigns: rules of the store are broken one after the other, and each time a campaign that is
+//! said to notice must fail.
+//!
+//! What must hold: without a broken rule the same runs pass; a broken rule is noticed by a failed trial, which is not a
+//! campaign that cannot run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tapestore::sabotage::{Sabotage, VARIABLE};
+
+use crate::report::Report;
+
+/// Which campaign notices which broken rule, within how many trials.
+const TABLE: &[(Sabotage, &str, u64)] = &[
+    (Sabotage::SkipLogSync, "powerloss", 100),
+    (Sabotage::SkipFileSync, "powerloss", 300),
+    (Sabotage::SkipDirSync, "powerloss", 100),
+    (Sabotage::SkipEditSync, "powerloss", 300),
+    (Sabotage::AckEarly, "powerloss", 100),
+    (Sabotage::ForgetPublishers, "powerloss", 100),
+    (Sabotage::AcceptTwice, "powerloss", 100),
+    (Sabotage::ServeTornTail, "powerloss", 600),
+    (Sabotage::RecycleEarly, "powerloss", 300),
+    (Sabotage::RetrySync, "powerloss", 600),
+    (Sabotage::UnlinkEarly, "powerloss", 600),
+    (Sabotage::OverwriteLive, "powerloss", 600),
+    (Sabotage::LoseRow, "powerloss", 300),
+    (Sabotage::IgnoreFull, "powerloss", 600),
+    (Sabotage::IgnoreFull, "nth-fault", 300),
+    (Sabotage::SkipFrameCrc, "corrupt", 3000),
+    (Sabotage::SkipBlockCrc, "corrupt", 1000),
+    (Sabotage::SkipEditCrc, "corrupt", 3000),
+    (Sabotage::IgnoreEvidence, "corrupt", 1000),
+];
+
+/// The campaigns without a broken rule.
+const CONTROLS: &[(&str, u64)] = &[("powerloss", 600), ("nth-fault", 100), ("corrupt", 500)];
+
+/// Builds the programs that can break rules, and runs the table with seeds from `seed` on.
+pub fn run(seed: u64) -> Report {
+    let mut report = Report::new("sabotage");
+    let Some(faults) = build() else {
+        report.fail("the programs cannot be built", "cargo build -p bench --bin faults --features sabotage");
+        return report;
+    };
+    for &(campaign, n) in CONTROLS {
+        let (code, out) = campaign_with(&faults, campaign, n, seed, None);
+        let outcome = if code == Some(0) { Ok(()) } else { Err(format!("fails without a broken rule:\n{out}")) };
+        println!("{:<20} {campaign:<12} {}", "(none)", if outcome.is_ok() { "passes" } else { "FAILS" });
+        report.add(outcome, format!("{} {campaign} --n {n} --seed {seed}", faults.display()));
+    }
+    for &(which, campaign, n) in TABLE {
+        let (code, out) = campaign_with(&faults, campaign, n, seed, Some(which));
+        let caught = code == Some(1) && out.contains("FAILED");
+        println!("{:<20} {campaign:<12} {}: {}", which.name(), if caught { "caught" } else { "NOT CAUGHT" }, which.what());
+        let outcome = if caught { Ok(()) } else { Err(format!("{}: not noticed ({code:?})", which.name())) };
+        let again = format!("{VARIABLE}={} {} {campaign} --n {n} --seed {seed}", which.name(), faults.display());
+        report.add(outcome, again);
+    }
+    let open: Vec<&str> = Sabotage::ALL.iter().filter(|s| !TABLE.iter().any(|t| t.0 == **s)).map(|s| s.name()).collect();
+    if !open.is_empty() {
+        report.fact(format!("without a campaign here: {}", open.join(", ")));
+    }
+    report
+}
+
+fn campaign_with(faults: &Path, campaign: &str, n: u64, seed: u64, which: Option<Sabotage>) -> (Option<i32>, String) {
+    let mut command = Command::new(faults);
+    command.args([campaign, "--n", &n.to_string(), "--seed", &seed.to_string()]).env_remove(VARIABLE);
+    if let Some(which) = which {
+        command.env(VARIABLE, which.name());
+    }
+    let out = command.output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Builds beside the other builds, so that those stay clean; the campaigns' program.
+fn build() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let target = root.join("target/sabotage");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    for (package, program) in [("bench", "faults"), ("tape-services", "tape-storage")] {
+        let mut command = Command::new(&cargo);
+        command.current_dir(root).args(["build", "-q", "-p", package, "--bin", program, "--features", "sabotage"]);
+        if !command.arg("--target-dir").arg(&target).status().ok()?.success() {
+            return None;
+        }
+    }
+    Some(target.join("debug/faults"))
+}

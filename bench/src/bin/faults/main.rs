@@ -66,7 +66,8 @@ enum Campaign {
 }
 
 /// The simulated campaigns, with the trials of a short run.
-const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
+const SHORT: &[(Campaign, u64)] =
+    &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {

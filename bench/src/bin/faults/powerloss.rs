@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use tapestore::bus::BatchHeader;
-use tapestore::compaction::retention::{Rule, Rules};
 use tapestore::compaction;
+use tapestore::compaction::retention::{Rule, Rules};
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
 use tapestore::engine::core::{Offer, Readiness};
 use tapestore::engine::{self, Options, Recovered, World};

@@ -26,9 +26,10 @@ use tapestore::wal::{self, Body};
 
 use crate::guard::guarded;
 use crate::model::{self, Found, Signal, State};
-use crate::powerloss::{Counts, JumpClock, Store, Trial};
+use crate::powerloss::{Store, Trial};
 use crate::report::Report;
 use crate::scratch::Scratch;
+use crate::tally::{Counts, JumpClock};
 
 /// Bytes of a file that are changed at most.
 const SAMPLE: usize = 64 << 10;

@@ -21,9 +21,10 @@ use tapestore::{bars, compaction, config, manifest, reader, record, wal};
 use crate::guard::guarded;
 use crate::model::{self, Signal};
 use crate::mutate::{fix_manifest, fix_meta, fix_nothing, fix_segment, fix_table, mutated, trailer_crc};
-use crate::powerloss::{Counts, Store, Trial};
+use crate::powerloss::{Store, Trial};
 use crate::report::Report;
 use crate::scratch::Scratch;
+use crate::tally::Counts;
 
 /// A parser, what it is tried on, and how.
 struct Target<'a> {

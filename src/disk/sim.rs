@@ -496,9 +496,7 @@ impl DiskFile for SimFile {
                 let kept = SimRng::new(state.calls).below(buf.len() as u64 + 1) as usize;
                 self.land(&mut state, buf, offset, kept);
             }
-            Err(Error::Io { source, .. })
-                if source.kind() == ErrorKind::StorageFull && sabotage::is(Sabotage::IgnoreFull) =>
-            {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::StorageFull && sabotage::is(Sabotage::IgnoreFull) => {
                 return Ok(());
             }
             Err(_) => {}

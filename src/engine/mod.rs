@@ -256,7 +256,8 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     run_dir.sweep(None)?;
     control.reset();
     let options = options.check()?;
-    let maker = Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size, is_sparse: options.sparse_memtables };
+    let maker =
+        Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size, is_sparse: options.sparse_memtables };
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
     let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;

@@ -196,7 +196,7 @@ impl Header {
         let (kind, prev_crc) = match expected.previous {
             None => (FrameType::Snapshot, 0),
             Some((seq, crc)) => {
-                demand("manifest edit number", seq + 1, header.seq)?;
+                demand("manifest edit number", seq.wrapping_add(1), header.seq)?;
                 (FrameType::Edit, crc)
             }
         };

@@ -189,7 +189,10 @@ impl Table {
             Section::Series => {
                 let series: &[SeriesEntry] = self.cast(extent);
                 let total: u64 = series.iter().map(|s| u64::from(s.rows)).sum();
-                total == rows && len == series.len() as u64 * 32 && series.is_sorted_by(|a, b| a.instrument < b.instrument)
+                let blocks = parts.trailer.section(Section::Blocks).len / size_of::<Block>() as u64;
+                let is_in = |s: &SeriesEntry| (s.row as usize) < BLOCK_ROWS && u64::from(s.block) < blocks;
+                let is_sorted = series.is_sorted_by(|a, b| a.instrument < b.instrument);
+                total == rows && len == series.len() as u64 * 32 && is_sorted && series.iter().all(is_in)
             }
             Section::Runs => {
                 let runs: &[RunEntry] = self.cast(extent);
@@ -214,7 +217,7 @@ impl Table {
                     "{} holds {} records of {} bytes, which are laid out otherwise than this program's",
                     self.map.path().display(),
                     found.name,
-                    found.words * 8
+                    u64::from(found.words) * 8
                 ),
             )),
             Err(_) => Err(self.corrupt(extent.offset, "schema", extent.len, 0)),
@@ -286,7 +289,11 @@ impl Table {
         let len = u64::from(entry.meta_len) + entry.body_len;
         self.map.populate(entry.offset, len)?;
         let crc = crc32c::crc32c(self.bytes(entry.offset, len).unwrap_or(&[]));
-        if crc == entry.crc || sabotage::is(Sabotage::SkipBlockCrc) { Ok(()) } else { Err(self.corrupt(entry.offset, "block CRC", u64::from(entry.crc), u64::from(crc))) }
+        if crc == entry.crc || sabotage::is(Sabotage::SkipBlockCrc) {
+            Ok(())
+        } else {
+            Err(self.corrupt(entry.offset, "block CRC", u64::from(entry.crc), u64::from(crc)))
+        }
     }
 
     /// The series of `instrument`, if the file has it.

@@ -110,6 +110,10 @@ impl Dbn {
             fsm = builder.build().map_err(|e| Failure::new(DATA, format!("cannot read {}: {e}", path.display())))?;
             reader = Box::new(std::io::Cursor::new(start).chain(reader));
         }
+        let mut head = Vec::new();
+        Read::by_ref(&mut reader).take(8).read_to_end(&mut head).map_err(fail)?;
+        check_metadata_len(&head, len, is_zstd).map_err(|e| Failure::new(DATA, format!("{} {e}", path.display())))?;
+        reader = Box::new(std::io::Cursor::new(head).chain(reader));
         let mut input = Dbn {
             path: path.to_path_buf(),
             reader,
@@ -142,7 +146,10 @@ impl Dbn {
     }
 
     fn step(&mut self) -> Outcome<Step> {
-        match self.fsm.process() {
+        // Of some records that are shorter than their type the decoder makes a panic before they can be looked at.
+        let processed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.fsm.process()));
+        let Ok(processed) = processed else { return Err(self.fail("its length is not that of its type")) };
+        match processed {
             ProcessResult::Record(()) => return Ok(Step::Record),
             ProcessResult::Err(e) if self.fsm.has_decoded_metadata() => return Err(self.fail(&e.to_string())),
             ProcessResult::Err(e) => return Err(self.fail(&format!("{NO_HEADER}: {e}"))),
@@ -246,6 +253,9 @@ impl Dbn {
     /// Adds what the record decoded last says to `message`; `false` if no record here can hold it.
     fn convert(&mut self, message: &mut Message) -> Result<bool, String> {
         let Some(record) = self.fsm.last_record() else { return Ok(false) };
+        if is_malformed(&record) {
+            return Err("its length is not that of its type".to_owned());
+        }
         if let Some(mapping) = record.get::<dbn::SymbolMappingMsg>() {
             let mapping = mapping.clone();
             return match self.learn(&mapping, message) {
@@ -385,6 +395,41 @@ fn variant(schema: Option<dbn::Schema>, rtype: u8) -> u8 {
         _ => dbn::Schema::Mbp1,
     };
     schema.unwrap_or(of_record) as u8
+}
+
+/// The decoder makes room for as much metadata as the first eight bytes, `head`, of a file of `len` bytes say, so they
+/// are believed as far as the file can be.
+fn check_metadata_len(head: &[u8], len: u64, is_compressed: bool) -> Result<(), String> {
+    const RATIO: u64 = 64;
+    let Some(&[d, b, n, _, size @ ..]) = head.first_chunk::<8>() else { return Ok(()) };
+    let (size, most) = (u64::from(u32::from_le_bytes(size)), if is_compressed { len.saturating_mul(RATIO) } else { len });
+    if [d, b, n] == *DBN && size > most {
+        return Err(format!("is damaged: its header says that it is {size} bytes long, of a file of {len}"));
+    }
+    Ok(())
+}
+
+/// Whether `record` is shorter than its type, or the next one would not be aligned: the decoder panics then.
+fn is_malformed(record: &RecordRef<'_>) -> bool {
+    fn is_short<T: dbn::HasRType<Header = dbn::RecordHeader>>(record: &RecordRef<'_>) -> bool {
+        record.has::<T>() && record.try_get::<T>().is_err()
+    }
+    !record.header().record_size().is_multiple_of(8)
+        || is_short::<dbn::MboMsg>(record)
+        || is_short::<dbn::TradeMsg>(record)
+        || is_short::<dbn::Mbp1Msg>(record)
+        || is_short::<dbn::BboMsg>(record)
+        || is_short::<dbn::Cmbp1Msg>(record)
+        || is_short::<dbn::CbboMsg>(record)
+        || is_short::<dbn::ErrorMsg>(record)
+        || is_short::<dbn::SystemMsg>(record)
+        || is_short::<dbn::Mbp10Msg>(record)
+        || is_short::<dbn::OhlcvMsg>(record)
+        || is_short::<dbn::StatusMsg>(record)
+        || is_short::<dbn::ImbalanceMsg>(record)
+        || is_short::<dbn::StatMsg>(record)
+        || is_short::<dbn::InstrumentDefMsg>(record)
+        || is_short::<dbn::SymbolMappingMsg>(record)
 }
 
 /// Adds what `record` says to `message`; what it is called if no record here can hold it.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tapestore::config;
-use tapestore::disk::sim::SimDisk;
 use tapestore::disk::Open;
+use tapestore::disk::sim::SimDisk;
 use tapestore::engine::core::Readiness;
 use tapestore::engine::{self, World};
 use tapestore::error::Error;
@@ -26,9 +26,10 @@ use tapestore::wal::{self, Body};
 
 use crate::guard::guarded;
 use crate::model::{self, Found, Signal, State};
-use crate::powerloss::{Counts, JumpClock, Store, Trial};
+use crate::powerloss::{Store, Trial};
 use crate::report::Report;
 use crate::scratch::Scratch;
+use crate::tally::{Counts, JumpClock};
 
 /// Bytes of a file that are changed at most.
 const SAMPLE: usize = 64 << 10;
@@ -240,7 +241,9 @@ impl<'a> Subject<'a> {
 
     fn tables(&self, report: &mut Report, n: u64) {
         for kind in [Trade::KIND, Signal::KIND] {
-            let Some(meta) = self.manifest.files.values().filter(|f| f.kind == kind).max_by_key(|f| f.rows) else { panic!("no file of kind {}", kind.0) };
+            let Some(meta) = self.manifest.files.values().filter(|f| f.kind == kind).max_by_key(|f| f.rows) else {
+                panic!("no file of kind {}", kind.0)
+            };
             let dir = self.store.join(sstable::DIR);
             let path = dir.join(sstable::file_name(meta.kind, meta.id));
             let (mut words, mut lsns) = (Vec::new(), BTreeSet::new());
@@ -250,12 +253,12 @@ impl<'a> Subject<'a> {
                 Ok(())
             });
             assert!(rows.unwrap() >= 20, "{meta:?}");
-            self.each(report, n / 2, &format!("SSTable of kind {}", kind.0), &path, &mut || {
-                match self.read_table(&dir, *meta, &lsns, &mut words) {
-                    Ok(true) => Shown::Same,
-                    Ok(false) => Shown::Other,
-                    Err(_) => Shown::Refused,
-                }
+            self.each(report, n / 2, &format!("SSTable of kind {}", kind.0), &path, &mut || match self
+                .read_table(&dir, *meta, &lsns, &mut words)
+            {
+                Ok(true) => Shown::Same,
+                Ok(false) => Shown::Other,
+                Err(_) => Shown::Refused,
             });
         }
     }
@@ -319,7 +322,10 @@ impl<'a> Subject<'a> {
     }
 
     fn meta(&self, report: &mut Report, n: u64) {
-        self.each(report, n, "store.meta", &self.store.join(wal::meta::NAME), &mut || match wal::meta::read(&self.disk, &self.store) {
+        self.each(report, n, "store.meta", &self.store.join(wal::meta::NAME), &mut || match wal::meta::read(
+            &self.disk,
+            &self.store,
+        ) {
             Ok(Some(meta)) if meta == self.meta => Shown::Same,
             Ok(_) => self.whole(),
             Err(_) => Shown::Refused,
@@ -335,7 +341,8 @@ impl<'a> Subject<'a> {
 fn shared(report: &mut Report, n: u64, trial: &Trial<'_>) {
     let run_dir = RunDir::find(&trial.store).unwrap();
     let state = trial.model.state();
-    let mut names: Vec<String> = std::fs::read_dir(run_dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        std::fs::read_dir(run_dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     for what in ["control", "symbols-", "kinds-", "memtable-"] {
         let name = names.iter().rfind(|n| n.starts_with(what)).unwrap_or_else(|| panic!("no {what} in {names:?}"));
@@ -412,12 +419,14 @@ fn configuration(report: &mut Report, n: u64, scratch: &Scratch) {
             Damage::Bit(at) | Damage::Byte(at) => bytes[at] = damaged(damage, bytes[at]),
         }
         std::fs::write(&path, &bytes).unwrap();
-        let outcome = guarded(|| format!("configuration: {damage:?}"), text.len(), || {
-            match config::storage(&path).and_then(|options| options.check()) {
+        let outcome = guarded(
+            || format!("configuration: {damage:?}"),
+            text.len(),
+            || match config::storage(&path).and_then(|options| options.check()) {
                 Ok(_) => Shown::Same,
                 Err(_) => Shown::Refused,
-            }
-        });
+            },
+        );
         tally.note(report, "configuration", damage, outcome, true);
     }
     tally.tell(report, "configuration", text.len());

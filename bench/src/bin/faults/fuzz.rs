@@ -21,9 +21,10 @@ use tapestore::{bars, compaction, config, manifest, reader, record, wal};
 use crate::guard::guarded;
 use crate::model::{self, Signal};
 use crate::mutate::{fix_manifest, fix_meta, fix_nothing, fix_segment, fix_table, mutated, trailer_crc};
-use crate::powerloss::{Counts, Store, Trial};
+use crate::powerloss::{Store, Trial};
 use crate::report::Report;
 use crate::scratch::Scratch;
+use crate::tally::Counts;
 
 /// A parser, what it is tried on, and how.
 struct Target<'a> {
@@ -79,7 +80,7 @@ fn attempt(report: &mut Report, target: &mut Target<'_>, bytes: Vec<u8>, i: u64)
         Err(said) => {
             let path = std::env::temp_dir().join(format!("fuzz-{}-{:08x}", target.name, crc32c::crc32c(&bytes)));
             std::fs::write(&path, &bytes).unwrap();
-            let again = format!("faults fuzz --only {} --input {}", target.name, path.display());
+            let again = format!("faults -- fuzz --only {} --input {}", target.name, path.display());
             report.fail(format!("{}: {said}", target.name), format!("cargo run -p bench --bin {again}"));
         }
     }
@@ -121,14 +122,13 @@ impl Files {
         let (disk, dir) = (&trial.disk, &trial.store);
         let meta = wal::meta::read(disk, dir).unwrap().unwrap();
         let end = store.at.core.writer.end().position.0 as usize;
-        let mut segment = disk.contents(&dir.join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)))).unwrap();
+        let mut segment =
+            disk.contents(&dir.join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)))).unwrap();
         segment.truncate(end.next_multiple_of(4096));
         let named = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("manifest-"));
         let path = disk.files().into_iter().find(named).unwrap();
         let state = store.at.filer.manifest().state();
-        let table = |f: &FileMeta| {
-            (*f, disk.contents(&dir.join(sstable::DIR).join(sstable::file_name(f.kind, f.id))).unwrap())
-        };
+        let table = |f: &FileMeta| (*f, disk.contents(&dir.join(sstable::DIR).join(sstable::file_name(f.kind, f.id))).unwrap());
         Files {
             store_id: meta.store_id,
             meta,
@@ -169,7 +169,7 @@ fn of_files(files: &Files) -> Vec<Target<'_>> {
         put(&disk, &meta_dir.join(wal::meta::NAME), bytes);
         drop(wal::MetaFile::open(&disk, &meta_dir));
     });
-    let current = |bytes: &[u8]| drop(manifest::format::parse_current(bytes));
+    let current = |bytes: &[u8]| assert!(manifest::format::parse_current(bytes).is_none_or(|n| n < 1 << 48));
     let known = files.tables.iter().map(|t| t.0).collect::<Vec<_>>();
     let table = Box::new(move |bytes: &[u8]| {
         let disk = SimDisk::new();
@@ -187,7 +187,12 @@ fn of_files(files: &Files) -> Vec<Target<'_>> {
         Target { name: "log", seeds: vec![files.segment.clone()], fix: fix_segment, run: log },
         Target { name: "manifest", seeds: vec![files.manifest.clone()], fix: fix_manifest, run: edits },
         Target { name: "meta", seeds: vec![files.meta_bytes.clone()], fix: fix_meta, run: store_meta },
-        Target { name: "current", seeds: vec![manifest::format::current(1).into_bytes()], fix: fix_nothing, run: Box::new(current) },
+        Target {
+            name: "current",
+            seeds: vec![manifest::format::current(1).into_bytes()],
+            fix: fix_nothing,
+            run: Box::new(current),
+        },
         Target { name: "sstable", seeds: tables, fix: fix_table, run: table },
     ]
 }
@@ -250,7 +255,7 @@ fn of_messages<'a>(scratch: &'a Scratch, counts: &'a Counts) -> Vec<Target<'a>> 
                 let words = words_of(bytes);
                 let header = wal::Header { count: 3, ..bytemuck::Zeroable::zeroed() };
                 drop(Fact::parse_all(&header, &words));
-                drop(fact::parse_name(&words));
+                assert!(fact::parse_name(&words).is_none_or(|n| !n.as_str().is_empty()));
                 drop(Layout::parse(&words));
             }),
         },
@@ -294,8 +299,11 @@ impl Offers<'_> {
         let Some((trial, store, offers)) = &mut self.running else { return };
         *offers += 1;
         assert!(trial.can_log(store).unwrap() && store.at.core.is_ready().is_ok());
-        let field = |i: usize| u64::from(bytes.get(2 * i).copied().unwrap_or(0)) | u64::from(bytes.get(2 * i + 1).copied().unwrap_or(0)) << 8;
-        let first = if field(1) & 0x80 == 0 { store.at.core.publisher(PublisherId(1)).last.0 + field(2) } else { u64::MAX - field(2) };
+        let field = |i: usize| {
+            u64::from(bytes.get(2 * i).copied().unwrap_or(0)) | u64::from(bytes.get(2 * i + 1).copied().unwrap_or(0)) << 8
+        };
+        let first =
+            if field(1) & 0x80 == 0 { store.at.core.publisher(PublisherId(1)).last.0 + field(2) } else { u64::MAX - field(2) };
         let header = BatchHeader::new(PublisherId(field(0) as u16), Epoch(field(1) as u32 | 1), PubSeq(first), field(3) as u32);
         store.at.core.offer(header, &words_of(bytes.get(8..).unwrap_or(&[])));
         drop(store.at.core.commit(Ts(model::BEGIN)).unwrap());
@@ -328,7 +336,9 @@ fn of_inputs<'a>(scratch: &'a Scratch, files: &Files) -> Vec<Target<'a>> {
     vec![
         target("dbn", "a.dbn", dbn_seeds(), |p, o| Dbn::open(p, o).map(|i| Box::new(i) as Box<dyn input::Input>)),
         target("csv", "a.csv", csv_seeds(), |p, o| Csv::open(p, o).map(|i| Box::new(i) as Box<dyn input::Input>)),
-        target("binance", "a.txt", binance_seeds(), |p, o| Binance::open(p, o.source).map(|i| Box::new(i) as Box<dyn input::Input>)),
+        target("binance", "a.txt", binance_seeds(), |p, o| {
+            Binance::open(p, o.source).map(|i| Box::new(i) as Box<dyn input::Input>)
+        }),
         target("arrow", "a.arrow", files.tables.iter().map(|t| t.1.clone()).collect(), |p, o| {
             Rows::open(p, o).map(|i| Box::new(i) as Box<dyn input::Input>)
         }),
@@ -370,7 +380,7 @@ fn binance_seeds() -> Vec<Vec<u8>> {
 }
 
 fn parquet_seeds() -> Vec<Vec<u8>> {
-    let mut batcher = tape_services::columnar::Batcher::new(&Trade::SCHEMA_REF, false);
+    let mut batcher = tape_services::columnar::Batcher::new(Trade::SCHEMA_REF, false);
     let trade = Trade { ts_recv: Ts(model::BEGIN), price: Price(5), ..Trade::default() };
     for lsn in 1..20 {
         let record = record::RecordRef::of(&trade);
@@ -390,11 +400,24 @@ fn of_text(scratch: &Scratch) -> Vec<Target<'static>> {
         std::fs::write(&path, bytes).unwrap();
         drop(config::storage(&path).and_then(|options| options.check()));
     });
-    let seeds = ["2024-08-08T23:54:15.030314667Z", "1723161255030314667", "-0.000000001", "189.98", "64M", "30d", "09:30-16:00", "X:A*", "fsync"];
+    let seeds = [
+        "2024-08-08T23:54:15.030314667Z",
+        "1723161255030314667",
+        "-0.000000001",
+        "189.98",
+        "64M",
+        "30d",
+        "09:30-16:00",
+        "X:A*",
+        "fsync",
+    ];
     vec![
         Target {
             name: "config",
-            seeds: vec![include_bytes!("../../../../config/storage.toml").to_vec(), b"memtable-size = 7\n[compaction]\nruns-max = 3\n".to_vec()],
+            seeds: vec![
+                include_bytes!("../../../../config/storage.toml").to_vec(),
+                b"memtable-size = 7\n[compaction]\nruns-max = 3\n".to_vec(),
+            ],
             fix: fix_nothing,
             run: configuration,
         },

@@ -19,11 +19,12 @@ mod powerloss;
 mod proof;
 mod report;
 mod scratch;
+mod tally;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
 use report::Report;
 
@@ -66,7 +67,8 @@ enum Campaign {
 }
 
 /// The simulated campaigns, with the trials of a short run.
-const SHORT: &[(Campaign, u64)] = &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
+const SHORT: &[(Campaign, u64)] =
+    &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {
@@ -78,8 +80,11 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Short => {
             let mut report = Report::new("short");
             for &(which, n) in SHORT {
-                let outcome = if campaign(which, Some(n), seed).finish() { Ok(()) } else { Err(format!("{which:?}")) };
-                report.add(outcome, format!("cargo run -p bench --bin faults -- {which:?} --n {n} --seed {seed}"));
+                let run = campaign(which, Some(n), seed);
+                let (name, trials) = (which.to_possible_value().unwrap().get_name().to_owned(), run.trials());
+                let outcome = if run.finish() { Ok(()) } else { Err(format!("{name} has failed")) };
+                report.fact(format!("{name}: {trials} trials"));
+                report.add(outcome, format!("cargo run -p bench --bin faults -- {name} --n {n} --seed {seed}"));
             }
             report
         }

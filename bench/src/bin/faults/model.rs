@@ -12,8 +12,8 @@ use tapestore::engine::Recovered;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
-use tapestore::sstable::{FileMeta, Table};
 use tapestore::record::{Kind, Name, Price, Record, Schema, schema};
+use tapestore::sstable::{FileMeta, Table};
 use tapestore::time::Ts;
 
 /// Simulated time begins here.

@@ -8,7 +8,22 @@ const NUMBERS: [u64; 12] =
     [0, 1, 7, 63, 64, 255, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, 0xffff_ffff_ffff_ffff];
 /// Pieces of text that parsers stumble over.
 const PIECES: [&str; 16] = [
-    "-", ",", "\"", "\n", "\0", "e309", "NaN", "1e-400", "99999999999999999999", "..", "[[", "}", "=", "\u{e9}", "null", "-0.0000000001",
+    "-",
+    ",",
+    "\"",
+    "\n",
+    "\0",
+    "e309",
+    "NaN",
+    "1e-400",
+    "99999999999999999999",
+    "..",
+    "[[",
+    "}",
+    "=",
+    "\u{e9}",
+    "null",
+    "-0.0000000001",
 ];
 
 /// `good` with one to four things done to it; `other` lends a piece.

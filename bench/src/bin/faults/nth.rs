@@ -13,9 +13,10 @@ use tapestore::engine::core::Readiness;
 use tapestore::error::{Error, Result};
 use tapestore::record::{Depth10, Record};
 
-use crate::powerloss::{Counts, Store, Trial};
+use crate::powerloss::{Store, Trial};
 use crate::report::Report;
 use crate::scratch::{Scratch, said, worker_count};
+use crate::tally::Counts;
 
 /// What fails.
 #[derive(Clone, Copy, Debug)]

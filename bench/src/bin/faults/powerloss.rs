@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use tapestore::bus::BatchHeader;
-use tapestore::compaction::retention::{Rule, Rules};
 use tapestore::compaction;
+use tapestore::compaction::retention::{Rule, Rules};
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
 use tapestore::engine::core::{Offer, Readiness};
 use tapestore::engine::{self, Options, Recovered, World};
@@ -23,12 +23,13 @@ use tapestore::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use tapestore::reader::Reader;
 use tapestore::record::{Depth10, Layout, Record};
 use tapestore::shm::run_dir::RunDir;
-use tapestore::time::{Clock, Ts};
+use tapestore::time::Clock;
 use tapestore::wal::{self, Appended, Spare, Spares};
 
-use crate::model::{self, BEGIN, Found, Frame, Model, Recipe, Sent, Signal};
+use crate::model::{self, Found, Frame, Model, Recipe, Sent, Signal};
 use crate::report::Report;
 use crate::scratch::{Scratch, said, worker_count};
+use crate::tally::{Counts, JumpClock, count};
 
 /// Seeds that failed once: they are tried first.
 /// - 166: a segment's head that a failed sync had forgotten was believed because the cache still had it.
@@ -64,83 +65,6 @@ pub fn run(n: u64, seed: u64) -> Report {
     report.fact(format!("{:.0} trials/s", seeds.len() as f64 / began.elapsed().as_secs_f64()));
     report.fact(counts.summary());
     report
-}
-
-/// What happened in all trials.
-#[derive(Debug, Default)]
-pub struct Counts {
-    starts: AtomicU64,
-    power: AtomicU64,
-    killed: AtomicU64,
-    stopped: AtomicU64,
-    failed: AtomicU64,
-    records: AtomicU64,
-    lost: AtomicU64,
-    filed: AtomicU64,
-    merged: AtomicU64,
-    dropped: AtomicU64,
-    cut: AtomicU64,
-    reused: AtomicU64,
-}
-
-fn count(counter: &AtomicU64, more: u64) {
-    counter.fetch_add(more, Ordering::Relaxed);
-}
-
-impl Counts {
-    fn summary(&self) -> String {
-        let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
-        format!(
-            "{} starts; lives ended by loss of power {}, by a kill {}, in order {}; with a failed call {}; {} records sent, \
-             {} of them never durable and lost; {} MemTables filed; {} merges; {} files dropped for their age; {} torn tails cut; {} log segments used again",
-            get(&self.starts),
-            get(&self.power),
-            get(&self.killed),
-            get(&self.stopped),
-            get(&self.failed),
-            get(&self.records),
-            get(&self.lost),
-            get(&self.filed),
-            get(&self.merged),
-            get(&self.dropped),
-            get(&self.cut),
-            get(&self.reused)
-        )
-    }
-}
-
-/// A clock whose wall time jumps.
-#[derive(Debug)]
-pub struct JumpClock {
-    wall: AtomicU64,
-    monotonic: AtomicU64,
-}
-
-impl Clock for JumpClock {
-    fn wall(&self) -> Ts {
-        Ts(self.wall.load(Ordering::Relaxed))
-    }
-
-    fn monotonic(&self) -> u64 {
-        self.monotonic.load(Ordering::Relaxed)
-    }
-}
-
-impl JumpClock {
-    /// At the beginning of simulated time.
-    pub fn new() -> JumpClock {
-        JumpClock { wall: AtomicU64::new(BEGIN), monotonic: AtomicU64::new(1) }
-    }
-
-    fn turn(&self, rng: &mut SimRng) {
-        self.monotonic.fetch_add(rng.below(10_000_000), Ordering::Relaxed);
-        let hour = 3_600_000_000_000;
-        match rng.below(40) {
-            0 => self.wall.fetch_add(rng.below(2 * hour), Ordering::Relaxed),
-            1 => self.wall.fetch_sub(rng.below(hour), Ordering::Relaxed),
-            _ => self.wall.fetch_add(rng.below(1_000_000_000), Ordering::Relaxed),
-        };
-    }
 }
 
 fn trial(seed: u64, scratch: &Scratch, counts: &Counts, is_told: bool) -> std::result::Result<(), String> {

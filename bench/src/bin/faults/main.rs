@@ -2,9 +2,18 @@
 //!
 //! What must hold: everything random follows from the seed that is printed; a campaign that tried nothing has failed.
 
-#![expect(clippy::unwrap_used, reason = "a campaign that cannot be run ends the program")]
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
+)]
 
+mod kill;
 mod report;
+mod roles;
+mod rows;
+mod site;
 
 use std::process::ExitCode;
 
@@ -24,11 +33,20 @@ struct Args {
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Campaign {}
+enum Campaign {
+    /// Storage is killed at random moments, under publishers and readers
+    Kill,
+}
 
 fn main() -> ExitCode {
+    if let Some(code) = roles::play() {
+        return code;
+    }
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");
-    match args.campaign {}
+    let report = match args.campaign {
+        Campaign::Kill => kill::run(args.n.unwrap_or(100), seed),
+    };
+    if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{bars, book, demo, export, import, inspect, publish, query, status, storage, symbols, terminal, verify};
+use crate::{bars, book, compact, demo, export, import, inspect, publish, query, status, storage, symbols, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -69,6 +69,10 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of the store's files and log, and what is served against them
     Verify,
+    /// Merge files of history: what storage does by itself; by hand for a store that nobody serves
+    Compact(compact::Compact),
+    /// What has lived long enough by the rules: what would go, or for a store that nobody serves let it go
+    Retention(compact::Retention),
     /// The storage process; the same as tape-storage
     #[command(hide = true)]
     Storage(storage::Args),
@@ -125,6 +129,8 @@ impl Tape {
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),
             Command::Inspect(Inspect::Memtable) => inspect::inspect_memtable(&store, format),
             Command::Verify => verify::verify(&store, format),
+            Command::Compact(args) => compact::compact(&store, &args, format),
+            Command::Retention(args) => compact::retention(&store, &args, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
         }

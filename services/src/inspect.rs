@@ -45,6 +45,25 @@ pub fn read_manifest(store: &Path, meta: &Meta) -> Outcome<(State, Option<&'stat
     Ok((follower.state().clone(), torn.map(|t| t.what)))
 }
 
+/// Looks again this often when files are merged meanwhile.
+const TRIES: u32 = 50;
+
+/// The store's history as of one version, its files open: they stay readable when storage has merged them.
+///
+/// # Errors
+/// Damage; a file that is missing.
+pub fn open_history(store: &Path, meta: &Meta) -> Outcome<(State, Vec<Table>)> {
+    let mut tries = 0;
+    loop {
+        let (state, _) = read_manifest(store, meta)?;
+        let open = |file: &FileMeta| Table::open(&RealDisk, &store.join(sstable::DIR), *file);
+        match state.files.values().map(open).collect::<Result<Vec<_>, _>>() {
+            Err(Error::Missing { .. }) if tries < TRIES => tries += 1,
+            other => return Ok((state, other?)),
+        }
+    }
+}
+
 /// What a log holds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sums {
@@ -286,7 +305,7 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         let object = serde_json::json!({
             "edit": state.seq, "files": state.files.values().map(file_json).collect::<Vec<_>>(), "records": rows, "bytes": bytes,
             "covered": state.covered().0, "checkpoint": state.checkpoint.position.0, "next_file": state.next_id,
-            "publishers": state.publishers.len(), "names": state.names.len(), "torn": torn,
+            "publishers": state.publishers.len(), "names": state.names.len(), "torn": torn, "expired": state.expired,
         });
         println!("{object}");
         return Ok(());
@@ -300,8 +319,9 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         thousands(bytes)
     );
     println!(
-        "  checkpoint: records up to {}, the log goes on at position {}; {} publishers, {} instrument names",
+        "  checkpoint: records up to {} of which {} are expired, the log goes on at position {}; {} publishers, {} instrument names",
         state.covered(),
+        thousands(state.expired),
         state.checkpoint.position,
         state.publishers.len(),
         thousands(state.names.len() as u64)
@@ -331,7 +351,7 @@ pub struct Sst {
 /// # Errors
 /// Damage; that there is no such file.
 pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
-    let (state, _) = read_manifest(store, &read_meta(store)?)?;
+    let (state, opened) = open_history(store, &read_meta(store)?)?;
     let Some(wanted) = &args.file else {
         if format.json {
             state.files.values().for_each(|f| println!("{}", file_json(f)));
@@ -341,10 +361,10 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
         return Ok(());
     };
     let is_wanted = |f: &&FileMeta| wanted.parse() == Ok(f.id) || sstable::file_name(f.kind, f.id) == *wanted;
-    let Some(file) = state.files.values().find(is_wanted) else {
+    let opened = opened.iter().find(|t| is_wanted(&t.meta()));
+    let Some((file, opened)) = opened.map(|t| (t.meta(), t)) else {
         return Err(Failure::new(USAGE, format!("'{wanted}' is no file of this store; `tape inspect sst` lists them")));
     };
-    let opened = Table::open(&RealDisk, &store.join(sstable::DIR), *file)?;
     let (blocks, series) = (opened.blocks()?, opened.series()?);
     if format.json {
         let mut object = file_json(file);

@@ -4,6 +4,7 @@ pub mod bars;
 pub mod book;
 pub mod cli;
 pub mod columnar;
+pub mod compact;
 pub mod demo;
 pub mod exit;
 pub mod export;

@@ -46,9 +46,20 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("flushed_bytes", counted(Statistic::FlushedBytes)),
         ("flush_ms", counted(Statistic::FlushNs) / 1_000_000),
         ("flush_failures", counted(Statistic::FlushFailures)),
+        ("merges", counted(Statistic::Merges)),
+        ("merged_bytes", counted(Statistic::MergedBytes)),
+        ("merge_ms", counted(Statistic::MergeNs) / 1_000_000),
+        ("merge_failures", counted(Statistic::MergeFailures)),
+        ("expired_records", counted(Statistic::Expired)),
         ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),
         ("swept", counted(Statistic::Swept)),
     ]
+}
+
+/// Bytes of files that filing and merging have written, for each byte that filing has.
+fn amplification(control: &Control) -> Option<f64> {
+    let (filed, merged) = (control.statistic(Statistic::FlushedBytes), control.statistic(Statistic::MergedBytes));
+    (filed > 0).then(|| (filed + merged) as f64 / filed as f64)
 }
 
 /// Why publishers are held back, as [`Statistic::HeldBack`] numbers it.
@@ -87,6 +98,7 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         object.insert("pid".into(), control.server().into());
         object.insert("held_back".into(), held.into());
         object.insert("publishers".into(), list.collect());
+        object.insert("write_amplification".into(), amplification(control).into());
         println!("{}", serde_json::Value::Object(object));
     } else {
         println!("store {} is {state}", store.display());
@@ -97,6 +109,9 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         println!("  run directory {}", reader.run_dir().path().display());
         for (name, value) in numbers(control) {
             println!("  {name:<18}{:>20}", thousands(value));
+        }
+        if let Some(amplification) = amplification(control) {
+            println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte filed)");
         }
         println!("  publishers held back: {held}");
         let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);

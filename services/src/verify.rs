@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use tapestore::disk::RealDisk;
 use tapestore::lsn::Lsn;
 use tapestore::manifest::State;
 use tapestore::reader::{At, Reader, Snapshot};
@@ -12,7 +11,7 @@ use tapestore::sstable::{self, Table};
 use tapestore::wal::Body;
 
 use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
-use crate::inspect::{Sums, read_log, read_manifest, read_meta};
+use crate::inspect::{Sums, open_history, read_log, read_meta};
 use crate::output::Format;
 use crate::terminal::{self, thousands};
 
@@ -25,6 +24,7 @@ struct Checked {
     bytes: u64,
     compared: u64,
     orphans: u64,
+    expired: u64,
 }
 
 /// LSNs of which it is remembered at a time which were seen.
@@ -37,10 +37,10 @@ const SEEN: u64 = 128 << 20;
 pub fn verify(store: &Path, format: Format) -> Outcome {
     let meta = read_meta(store)?;
     let mut served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
-    let (state, _) = read_manifest(store, &meta)?;
-    let mut checked = Checked { edit: state.seq, ..Checked::default() };
-    let files = verify_files(store, &state, &mut checked)?;
-    verify_density(&files, state.covered())?;
+    let (state, files) = open_history(store, &meta)?;
+    let mut checked = Checked { edit: state.seq, expired: state.expired, ..Checked::default() };
+    verify_files(&files, &mut checked)?;
+    verify_density(&files, state.covered(), state.expired)?;
     checked.orphans = orphans(store, &state)?;
     let mut different: Option<Lsn> = None;
     let (_, sums, end, from) = read_log(store, |frame| {
@@ -68,26 +68,24 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
 }
 
 /// Reads every byte of every file.
-fn verify_files(store: &Path, state: &State, checked: &mut Checked) -> Outcome<Vec<Table>> {
-    let bar = terminal::progress(state.files.values().map(|f| f.len).sum(), true, "reading files");
-    let mut files = Vec::with_capacity(state.files.len());
-    for meta in state.files.values() {
-        let table = Table::open(&RealDisk, &store.join(sstable::DIR), *meta)?;
+fn verify_files(files: &[Table], checked: &mut Checked) -> Outcome {
+    let bar = terminal::progress(files.iter().map(|f| f.meta().len).sum(), true, "reading files");
+    for table in files {
         checked.filed += table.verify(|block| {
             bar.inc(block.entry.body_len);
             Ok(())
         })?;
+        table.release();
         checked.files += 1;
-        checked.bytes += meta.len;
-        files.push(table);
+        checked.bytes += table.meta().len;
     }
     bar.finish_and_clear();
-    Ok(files)
+    Ok(())
 }
 
-/// Every record up to `covered` is in one file, and in one only.
-fn verify_density(files: &[Table], covered: Lsn) -> Outcome {
-    let mut first = 1;
+/// Every record up to `covered` is in one file, and in one only, but for `expired` that are in none.
+fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
+    let (mut first, mut absent, mut example) = (1, 0, None);
     while first <= covered.0 {
         let last = covered.0.min(first + SEEN - 1);
         let mut seen = vec![0u64; ((last - first) / 64 + 1) as usize];
@@ -106,15 +104,22 @@ fn verify_density(files: &[Table], covered: Lsn) -> Outcome {
                 }
             }
         }
-        let absent =
-            (first..=last).find(|l| seen.get((l - first) as usize / 64).is_none_or(|w| w >> ((l - first) % 64) & 1 == 0));
-        if let Some(lsn) = absent {
-            return Err(Failure::new(
-                DATA,
-                format!("record {lsn} is in no file, though the manifest says that records up to {covered} are"),
-            ));
+        let is_seen = |l: u64| seen.get((l - first) as usize / 64).is_some_and(|w| w >> ((l - first) % 64) & 1 == 1);
+        let here = (last + 1 - first) - seen.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+        if here > 0 {
+            absent += here;
+            example = example.or_else(|| (first..=last).find(|l| !is_seen(*l)));
         }
         first = last + 1;
+    }
+    if absent != expired {
+        let example = example.map_or_else(String::new, |l| format!("; record {l} is in none"));
+        return Err(Failure::new(
+            DATA,
+            format!(
+                "{absent} of the records up to {covered} are in no file, and {expired} have expired by the manifest{example}"
+            ),
+        ));
     }
     Ok(())
 }
@@ -135,7 +140,7 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
     if format.json {
         let object = serde_json::json!({
             "files": checked.files, "filed_records": checked.filed, "file_bytes": checked.bytes, "manifest_edit": checked.edit,
-            "orphans": checked.orphans, "frames": frames, "records": sums.tally.count, "bytes": sums.bytes,
+            "orphans": checked.orphans, "expired": checked.expired, "frames": frames, "records": sums.tally.count, "bytes": sums.bytes,
             "checksum": format!("{:08x}", sums.tally.checksum), "compared_with_memory": checked.compared, "end": end,
         });
         println!("{object}");
@@ -148,6 +153,9 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
         thousands(checked.bytes),
         checked.edit
     );
+    if checked.expired > 0 {
+        println!("         {} records have lived long enough and are in no file", thousands(checked.expired));
+    }
     if checked.orphans > 0 {
         println!("         {} files that are being written, or were left by a kill and go at the next start", checked.orphans);
     }

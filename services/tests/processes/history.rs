@@ -20,7 +20,7 @@ const INSTRUMENTS: u64 = 300;
 const BASE: u64 = 1_700_000_000_000_000_000;
 
 /// Record number `seq` of the test's feed: everything about it follows from the number.
-fn record(seq: u64) -> ([u64; 12], usize) {
+pub(crate) fn record(seq: u64) -> ([u64; 12], usize) {
     let r = seq.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
     // A few busy instruments, many quiet ones; some records come late.
     let instrument =
@@ -46,7 +46,7 @@ fn small() -> Store {
     store
 }
 
-fn publish(publisher: &mut Publisher, from: u64, to: u64) {
+pub(crate) fn publish(publisher: &mut Publisher, from: u64, to: u64) {
     let deadline = Instant::now() + PATIENCE * 4;
     for seq in from..=to {
         let (words, len) = record(seq);
@@ -62,7 +62,7 @@ fn publish(publisher: &mut Publisher, from: u64, to: u64) {
 }
 
 /// What a reader that runs beside everything has seen.
-fn watch(store: &Store, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+pub(crate) fn watch(store: &Store, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
     let path = store.path.clone();
     std::thread::spawn(move || {
         let mut reader = Reader::open(&path).unwrap();
@@ -96,7 +96,7 @@ fn watch(store: &Store, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
 }
 
 /// Every access path of `snapshot` against what the numbers say.
-fn compare(snapshot: &mut Snapshot, last: u64) {
+pub(crate) fn compare(snapshot: &mut Snapshot, last: u64) {
     assert_eq!(snapshot.last(), Lsn(last));
     let mut by_series: HashMap<Series, Vec<(Ts, Lsn)>> = HashMap::new();
     for seq in 1..=last {

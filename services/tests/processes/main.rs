@@ -4,6 +4,7 @@
 
 mod bars;
 mod books;
+mod compaction;
 mod fixture;
 mod formats;
 mod history;

@@ -1,0 +1,301 @@
+//! Owns: `tape compact` and `tape retention`: what storage does by itself with the files of history, shown
+//! before it is done, and done by hand for a store that nobody serves.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tapestore::compaction::merge::Pace;
+use tapestore::compaction::retention::{Rule, Rules};
+use tapestore::compaction::{self, Merge, Options};
+use tapestore::disk::{Disk, RealDisk};
+use tapestore::engine::history::Offline;
+use tapestore::error::Error;
+use tapestore::manifest::State;
+use tapestore::reader::Reader;
+use tapestore::record::schema;
+use tapestore::shm::control::Statistic;
+use tapestore::sstable::FileMeta;
+use tapestore::time::Ts;
+
+use crate::exit::{Failure, LATER, Outcome};
+use crate::inspect::{read_manifest, read_meta};
+use crate::output::{Format, table};
+use crate::terminal::{self, thousands};
+
+/// `tape compact`.
+#[derive(clap::Args, Debug)]
+pub struct Compact {
+    /// Say what would be merged, and merge nothing
+    #[arg(long)]
+    plan: bool,
+    /// Treat every day as over, so that each becomes one run
+    #[arg(long)]
+    all: bool,
+    /// The storage process's configuration file, for its limits and rules
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+/// `tape retention`.
+#[derive(clap::Args, Debug)]
+pub struct Retention {
+    /// Say what would go, and let nothing go
+    #[arg(long)]
+    dry_run: bool,
+    /// The storage process's configuration file, with the rules
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The kind that --keep and --bytes are about, instead of a configuration's rules; `*` is every kind
+    #[arg(long, conflicts_with = "config")]
+    kind: Option<String>,
+    /// The age up to which records are kept, like 30d
+    #[arg(long, requires = "kind")]
+    keep: Option<String>,
+    /// Bytes that the kind's files may have, like 100G
+    #[arg(long, requires = "kind", value_parser = terminal::size)]
+    bytes: Option<u64>,
+}
+
+fn configured(config: Option<&Path>) -> Outcome<tapestore::engine::Options> {
+    Ok(match config {
+        Some(path) => tapestore::config::storage(path)?,
+        None => tapestore::engine::Options::default(),
+    })
+}
+
+fn name(file: &FileMeta) -> String {
+    tapestore::sstable::file_name(file.kind, file.id)
+}
+
+fn kind_name(kind: tapestore::record::Kind) -> String {
+    schema(kind).map_or_else(|| kind.0.to_string(), |s| s.name.to_owned())
+}
+
+/// `tape compact`.
+///
+/// # Errors
+/// A damaged file; that storage serves the store and does not merge (exit code 75).
+pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
+    let configured = configured(args.config.as_deref())?;
+    let (options, rules) = (configured.compaction, Rules::new(&configured.retention)?);
+    options.check()?;
+    let moment = |state: &State| if args.all { Ts(u64::MAX) } else { compaction::newest(state) };
+    if args.plan {
+        let (state, _) = read_manifest(store, &read_meta(store)?)?;
+        print_plan(&state, &compaction::plan(&state, &options, moment(&state), &Default::default()), format);
+        return Ok(());
+    }
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let mut offline = match Offline::open(&disk, store) {
+        Err(Error::Locked { .. }) if !args.all => return wait_for_storage(store, &options, format),
+        Err(Error::Locked { .. }) => {
+            return Err(Failure::new(
+                LATER,
+                format!(
+                    "{} is served: storage merges its days when they are over; stop it to merge them all now",
+                    store.display()
+                ),
+            ));
+        }
+        other => other?,
+    };
+    let stop = terminal::stop_flag()?;
+    let before = offline.manifest().state().clone();
+    let (mut merges, mut written) = (0u64, 0u64);
+    loop {
+        let state = offline.manifest().state();
+        let now = moment(state);
+        let plan = compaction::plan(state, &options, now, &Default::default());
+        let Some(next) = plan.first() else { break };
+        let what = format!("{} files of {}, {} merges left", next.inputs.len(), kind_name(next.kind), plan.len());
+        let bar = terminal::progress(next.bytes(), true, &what);
+        let Some(merged) = offline.compact_one(&options, &rules, now, &mut Shown { bar: &bar, stop: &stop })? else { break };
+        bar.finish_and_clear();
+        merges += 1;
+        written += merged.bytes();
+    }
+    let after = offline.manifest().state();
+    if format.json {
+        println!(
+            "{}",
+            serde_json::json!({ "merges": merges, "bytes_written": written, "files_before": before.files.len(),
+                "files": after.files.len(), "bytes": bytes(after), "expired": after.expired - before.expired })
+        );
+    } else {
+        terminal::say(format_args!(
+            "{} merges, {} bytes written: {} files are {} now ({} bytes before, {} now); {} records expired",
+            thousands(merges),
+            thousands(written),
+            thousands(before.files.len() as u64),
+            thousands(after.files.len() as u64),
+            thousands(bytes(&before)),
+            thousands(bytes(after)),
+            thousands(after.expired - before.expired)
+        ));
+    }
+    Ok(())
+}
+
+fn bytes(state: &State) -> u64 {
+    state.files.values().map(|f| f.len).sum()
+}
+
+/// Shows how far a merge is, and stops it when the process is to end.
+struct Shown<'a> {
+    bar: &'a indicatif::ProgressBar,
+    stop: &'a AtomicBool,
+}
+
+impl Pace for Shown<'_> {
+    fn written(&mut self, bytes: u64) -> bool {
+        self.bar.inc(bytes);
+        !terminal::is_raised(self.stop)
+    }
+}
+
+/// Waits until the storage process, which merges by itself, has nothing left to merge.
+fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome {
+    let reader = Reader::open(store)?;
+    let stop = terminal::stop_flag()?;
+    let due = || -> Outcome<usize> {
+        let (state, _) = read_manifest(store, &read_meta(store)?)?;
+        Ok(compaction::plan(&state, options, compaction::newest(&state), &Default::default()).len())
+    };
+    let merges = |reader: &Reader| reader.control().statistic(Statistic::Merges);
+    let (began, mut left, mut turns) = (merges(&reader), due()?, 0);
+    let bar = terminal::progress(left as u64, false, "storage is merging");
+    let mut seen = began;
+    while left > 0 {
+        if terminal::is_raised(&stop) || !reader.is_storage_alive() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        turns += 1;
+        if merges(&reader) != seen {
+            (seen, turns, left) = (merges(&reader), 0, due()?);
+            bar.set_position(seen - began);
+        }
+        if turns > 600 {
+            let why = "no merge has ended for a minute: its configuration may say that it is not to, or a file is damaged (see its log)";
+            return Err(Failure::new(LATER, format!("{}: {left} merges are due and {why}", store.display())));
+        }
+    }
+    bar.finish_and_clear();
+    if format.json {
+        println!("{}", serde_json::json!({ "merges": seen - began, "due": left }));
+    } else {
+        terminal::say(format_args!(
+            "storage serves {} and merges by itself: {} merges meanwhile, {} are due",
+            store.display(),
+            thousands(seen - began),
+            thousands(left as u64)
+        ));
+    }
+    Ok(())
+}
+
+fn print_plan(state: &State, merges: &[Merge], format: Format) {
+    if format.json {
+        for merge in merges {
+            println!(
+                "{}",
+                serde_json::json!({ "kind": kind_name(merge.kind), "from": merge.window.from.to_string(),
+                    "hours": merge.window.len / 3_600_000_000_000, "why": merge.why, "rows": merge.rows(), "bytes": merge.bytes(),
+                    "files": merge.inputs.iter().map(name).collect::<Vec<_>>() })
+            );
+        }
+        return;
+    }
+    let mut t = table(&["kind", "window from", "hours", "files", "rows", "bytes", "why"]);
+    for merge in merges {
+        t.add_row([
+            kind_name(merge.kind),
+            merge.window.from.to_string(),
+            if merge.window.len == u64::MAX { "all".into() } else { thousands(merge.window.len / 3_600_000_000_000) },
+            thousands(merge.inputs.len() as u64),
+            thousands(merge.rows()),
+            thousands(merge.bytes()),
+            format!("{:?}", merge.why).to_lowercase(),
+        ]);
+    }
+    let (due, all) = (merges.iter().map(Merge::bytes).sum(), bytes(state));
+    if !merges.is_empty() {
+        terminal::say(t);
+    }
+    terminal::say(format_args!(
+        "edit {}: {} of {} files would be merged by {} merges, {} of {} bytes",
+        state.seq,
+        thousands(merges.iter().map(|m| m.inputs.len() as u64).sum()),
+        thousands(state.files.len() as u64),
+        thousands(merges.len() as u64),
+        thousands(due),
+        thousands(all)
+    ));
+}
+
+/// `tape retention`.
+///
+/// # Errors
+/// That there are no rules; that storage serves the store (exit code 75).
+pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
+    let rules = match &args.kind {
+        Some(kind) => {
+            vec![Rule { kind: kind.clone(), keep: args.keep.clone(), bytes: args.bytes, ..Rule::default() }]
+        }
+        None => configured(args.config.as_deref())?.retention,
+    };
+    let rules = Rules::new(&rules)?;
+    if rules.is_empty() {
+        let hint = "name the configuration with --config, or give --kind with --keep or --bytes";
+        return Err(Failure::new(crate::exit::USAGE, format!("there are no rules, so everything is kept: {hint}")));
+    }
+    if args.dry_run {
+        let (state, _) = read_manifest(store, &read_meta(store)?)?;
+        let drops = rules.drops(&state);
+        let files: Vec<FileMeta> = drops.iter().map(|d| d.file).collect();
+        print_drops(&files, &|i| drops.get(i).is_some_and(|d| d.by_age), "would go", format);
+        return Ok(());
+    }
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let mut offline = match Offline::open(&disk, store) {
+        Err(Error::Locked { .. }) => {
+            let what = "is served: storage keeps to the rules of its configuration by itself; --dry-run says what would go";
+            return Err(Failure::new(LATER, format!("{} {what}", store.display())));
+        }
+        other => other?,
+    };
+    let by_age: Vec<bool> = rules.drops(offline.manifest().state()).iter().map(|d| d.by_age).collect();
+    let gone = offline.expire(&rules)?;
+    print_drops(&gone, &|i| by_age.get(i).copied().unwrap_or_default(), "are gone", format);
+    Ok(())
+}
+
+fn print_drops(files: &[FileMeta], by_age: &dyn Fn(usize) -> bool, what: &str, format: Format) {
+    let (rows, bytes) = files.iter().fold((0, 0), |(r, b), f| (r + f.rows, b + f.len));
+    if format.json {
+        for (i, file) in files.iter().enumerate() {
+            println!(
+                "{}",
+                serde_json::json!({ "file": name(file), "kind": kind_name(file.kind), "newest": file.time.1.to_string(),
+                    "rows": file.rows, "bytes": file.len, "by": if by_age(i) { "age" } else { "bytes" } })
+            );
+        }
+        return;
+    }
+    let mut t = table(&["file", "newest record", "rows", "bytes", "by"]);
+    for (i, file) in files.iter().enumerate() {
+        let by = if by_age(i) { "age" } else { "bytes" };
+        t.add_row([name(file), file.time.1.to_string(), thousands(file.rows), thousands(file.len), by.to_owned()]);
+    }
+    if !files.is_empty() {
+        terminal::say(t);
+    }
+    terminal::say(format_args!(
+        "{} files {what}, {} records, {} bytes",
+        thousands(files.len() as u64),
+        thousands(rows),
+        thousands(bytes)
+    ));
+}

@@ -1,0 +1,123 @@
+//! Files of history are merged and let go, beside readers, by hand and by storage.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tapestore::error::Error;
+use tapestore::lsn::{Level, Lsn};
+use tapestore::reader::At;
+use tapestore::shm::control::Statistic;
+
+use crate::fixture::{Store, eventually};
+use crate::history::{compare, publish, record, watch};
+
+fn number(json: &str, key: &str) -> u64 {
+    let object: serde_json::Value = serde_json::from_str(json).unwrap();
+    object[key].as_u64().unwrap_or_else(|| panic!("{key} in {json}"))
+}
+
+/// A store that files often and keeps two runs a window, with `more` in its configuration.
+fn configured(more: &str) -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("storage.toml");
+    let text =
+        format!("memtable-size = 16777216\nsegment-size = 1048576\n{more}\n[compaction]\nruns-max = 2\nrows-max = 100000\n");
+    std::fs::write(&config, text).unwrap();
+    let mut store = Store::new(&["--config", config.to_str().unwrap()]);
+    store.start();
+    (dir, store)
+}
+
+#[test]
+fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
+    let (_dir, mut store) = configured("");
+    let mut publisher = store.publisher(1, Level::Os);
+    publish(&mut publisher, 1, 200_000);
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = watch(&store, stop.clone());
+    let mut reader = store.reader();
+    let covered = |store: &Store| store.reader().control().statistic(Statistic::Covered);
+    eventually("a filing", || (covered(&store) > 0).then_some(()));
+    let mut held = eventually("a snapshot", || reader.snapshot(At::Durable).ok().filter(|s| !s.history().files().is_empty()));
+    let (held_last, held_files) = (held.last().0, held.history().files().len());
+    publish(&mut publisher, 200_001, 900_000);
+    assert!(publisher.close(std::time::Duration::from_secs(60)).is_ok());
+    let plan = || store.tape_ok(&["compact", "--plan", "--json"]);
+    eventually("the end of merging", || {
+        let merges = reader.control().statistic(Statistic::Merges);
+        (merges >= 3 && plan().is_empty()).then_some(())
+    });
+    stop.store(true, Ordering::Release);
+    assert!(watcher.join().unwrap() > 0);
+    // What was held shows what it showed, though its files are gone.
+    compare(&mut held, held_last);
+    let gone = held.history().files().iter().filter(|f| !f.path().exists()).count();
+    assert!(gone > 0, "none of {held_files} files was merged");
+    drop(held);
+    let mut snapshot = reader.snapshot(At::Appended).unwrap();
+    assert!(snapshot.history().files().iter().all(|f| f.path().exists()), "a new snapshot shows the merged files");
+    compare(&mut snapshot, 900_000);
+    drop(snapshot);
+    store.tape_ok(&["verify"]);
+    assert!(store.tape_ok(&["compact"]).contains("merges by itself"));
+    assert!(store.terminate().success());
+    let before = number(&store.tape_ok(&["verify", "--json"]), "files");
+    let done = store.tape_ok(&["compact", "--all", "--json"]);
+    assert!(number(&done, "merges") > 0 && number(&done, "files") < before, "{done}");
+    assert!(store.tape_ok(&["compact", "--plan", "--all", "--json"]).is_empty());
+    store.tape_ok(&["verify"]);
+    store.start();
+    compare(&mut store.reader().snapshot(At::Appended).unwrap(), 900_000);
+}
+
+#[test]
+fn what_has_lived_long_enough_goes_and_is_said_to_have_gone() {
+    let (_dir, mut store) = configured("retention = [{ kind = \"trade\", bytes = 3000000 }]");
+    let mut publisher = store.publisher(1, Level::Os);
+    publish(&mut publisher, 1, 600_000);
+    assert!(publisher.close(std::time::Duration::from_secs(60)).is_ok());
+    let mut reader = store.reader();
+    eventually("records that expire", || (reader.control().statistic(Statistic::Expired) > 0).then_some(()));
+    eventually("the end of merging", || store.tape_ok(&["compact", "--plan", "--json"]).is_empty().then_some(()));
+    let mut snapshot = eventually("a snapshot of it", || {
+        let snapshot = reader.snapshot(At::Appended).ok()?;
+        snapshot.history().files().iter().all(|f| f.path().exists()).then_some(snapshot)
+    });
+    let mut kept = 0;
+    for lsn in (1..=600_000).map(Lsn) {
+        let (words, len) = record(lsn.0);
+        match snapshot.get(lsn).unwrap() {
+            Some(row) => assert_eq!(row.record.words(), &words[..len]),
+            None => assert_eq!(words[0] as u16, 1, "{lsn} is no trade"),
+        }
+        kept += u64::from(snapshot.get(lsn).unwrap().is_some());
+    }
+    let mut follow = store.reader().follow(Lsn(1), At::Appended);
+    let (mut read, mut gone) = (0, 0);
+    while read + gone < 600_000 {
+        match follow.poll() {
+            Ok(Some(row)) => {
+                assert_eq!(row.lsn.0, read + gone + 1);
+                read += 1;
+            }
+            Err(Error::Expired { first, last }) => {
+                assert_eq!(first.0, read + gone + 1);
+                gone += last.0 + 1 - first.0;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(gone > 0 && read >= kept, "{read} read, {kept} kept, {gone} gone");
+    drop(snapshot);
+    store.tape_ok(&["verify"]);
+    let refused = store.tape(&["retention", "--kind", "quote", "--bytes", "1M"]);
+    assert_eq!(refused.status.code(), Some(75), "storage keeps its own rules");
+    assert!(store.terminate().success());
+    let quotes = ["retention", "--kind", "quote", "--bytes", "1M"];
+    let dry = store.tape_ok(&[&quotes[..], &["--dry-run", "--json"]].concat());
+    assert!(dry.lines().count() > 0 && dry.lines().all(|l| l.contains("quote-")), "{dry}");
+    store.tape_ok(&["verify"]);
+    assert_eq!(store.tape_ok(&[&quotes[..], &["--json"]].concat()), dry);
+    assert!(store.tape_ok(&["verify", "--json"]).contains("\"expired\""));
+    assert_eq!(store.tape(&["retention"]).status.code(), Some(2), "no rules");
+}

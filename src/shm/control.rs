@@ -93,7 +93,7 @@ pub enum Statistic {
     Syncs = 7,
     /// Nanoseconds in which ingest was held back: full MemTable or too much unsynced.
     HeldBackNs = 8,
-    /// Why ingest is held back now: 0 it is not, 1 MemTable full, 2 disk too slow, 3 halted.
+    /// Why ingest is held back now: 0 it is not, 1 MemTable full, 2 disk too slow, 3 halted, 4 disk full ([`NO_SPACE`]).
     HeldBack = 9,
     /// Publishers attached.
     Publishers = 10,
@@ -133,7 +133,16 @@ pub enum Statistic {
     MergeFailures = 27,
     /// Records that are held no longer, because they have lived long enough: of the store, not since the start.
     Expired = 28,
+    /// Times that records began to be refused because the disk is full.
+    NoSpace = 29,
+    /// Bytes free on the store's file system.
+    FreeBytes = 30,
+    /// Bytes of it that are kept free.
+    KeptFree = 31,
 }
+
+/// Of [`Statistic::HeldBack`]: the disk is full.
+pub const NO_SPACE: u64 = 4;
 
 /// What a slot's publisher may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -62,7 +62,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
     let mut tracker = Tracker::new(site.base);
     let mut reader = site.reader()?;
     for cycle in 1..=n {
-        wait(&reader, &mut rng, hits);
+        wait(&reader, &mut rng);
         let control = reader.control();
         hits.edits = control.tables().map_or(hits.edits, |t| t.manifest);
         hits.merges += control.statistic(Statistic::Merges);
@@ -115,15 +115,19 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
     Ok(tracker)
 }
 
-/// Waits for a moment to kill at: any, or one at which a MemTable is being filed.
-fn wait(reader: &tapestore::reader::Reader, rng: &mut SimRng, hits: &Hits) {
-    // The rarer a filing was hit so far, the longer one is waited for.
-    let patience = if hits.in_filing == 0 { 2_000 } else { 200 };
-    if rng.below(4) == 0 {
-        let until = Instant::now() + Duration::from_millis(patience);
-        while Instant::now() < until && reader.control().tables().is_none_or(|t| t.count < 2) {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+/// Waits for a moment to kill at: any, one at which a MemTable is being filed, or one just after an edit of the
+/// manifest.
+fn wait(reader: &tapestore::reader::Reader, rng: &mut SimRng) {
+    let tables = || reader.control().tables().map_or((0, 0), |t| (t.count, t.manifest));
+    let edit = tables().1;
+    let (until, patience) = match rng.below(16) {
+        0..3 => (1, 500),
+        3 => (2, 4_000),
+        _ => (0, 0),
+    };
+    let end = Instant::now() + Duration::from_millis(patience);
+    while Instant::now() < end && !((until == 1 && tables().0 > 1) || (until == 2 && tables().1 > edit)) {
+        std::thread::sleep(Duration::from_micros(200));
     }
-    std::thread::sleep(Duration::from_micros(rng.below(80_000)));
+    std::thread::sleep(Duration::from_micros(rng.below(if until == 1 { 400_000 } else { 80_000 })));
 }

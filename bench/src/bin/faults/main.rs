@@ -10,10 +10,12 @@
 )]
 
 mod kill;
+mod nospace;
 mod report;
 mod roles;
 mod rows;
 mod site;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,8 @@ struct Args {
 enum Campaign {
     /// Storage is killed at random moments, under publishers and readers
     Kill,
+    /// The disk is filled, and has room again
+    Nospace,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");
     let report = match args.campaign {
+        Campaign::Nospace => nospace::run(args.n.unwrap_or(8), seed),
         Campaign::Kill => kill::run(args.n.unwrap_or(100), seed),
     };
     if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -78,8 +78,7 @@ fn end() -> Arc<AtomicBool> {
 
 fn note(account: &mut Account, publisher: &mut Publisher, file: &File) {
     let progress = publisher.progress();
-    (account.epoch, account.accepted, account.durable) =
-        (u64::from(progress.epoch.0), progress.accepted.0, progress.durable.0);
+    (account.epoch, account.accepted, account.durable) = (u64::from(progress.epoch.0), progress.accepted.0, progress.durable.0);
     account.reattached = progress.reattached;
     account.lost += publisher.take_lost().iter().map(|l| l.last.0 + 1 - l.first.0).sum::<u64>();
     account.write(file);
@@ -97,7 +96,8 @@ fn publish(
     tape_services::terminal::log("warn");
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
-    let options = Options { level, open_timeout: PATIENCE, ..Options::new(store, PublisherId(id)) };
+    // Small, so that it fills up.
+    let options = Options { level, open_timeout: PATIENCE, ring_bytes: 2 << 20, ..Options::new(store, PublisherId(id)) };
     let mut publisher = match Publisher::open(options) {
         Ok(publisher) => publisher,
         Err(e) => {
@@ -116,6 +116,7 @@ fn publish(
             match staged {
                 Ok(_) => account.published += 1,
                 Err(PublishError::Full { .. }) => account.full += 1,
+                Err(PublishError::NoSpace { .. }) => account.no_space += 1,
                 Err(e) => {
                     eprintln!("publisher {id}: {e}");
                     note(&mut account, &mut publisher, &file);

@@ -56,11 +56,8 @@ pub(crate) fn words(identity: Identity, base: u64) -> Vec<u64> {
         1 => base - 3_600_000_000_000 * (1 + rng.below(5)) + ahead % 1_000_000_000,
         _ => base - 1_000_000_000 + ahead % 3_600_000_000_000 + rng.below(100_000),
     };
-    let fixed = [
-        (0, u64::from(schema.kind.0) | rng.below(1 << 16) << 16 | instrument << 32),
-        (1, identity.0),
-        (schema.index_word, time),
-    ];
+    let fixed =
+        [(0, u64::from(schema.kind.0) | rng.below(1 << 16) << 16 | instrument << 32), (1, identity.0), (schema.index_word, time)];
     for (at, word) in fixed {
         if let Some(to) = words.get_mut(at) {
             *to = word;

@@ -183,6 +183,11 @@ impl Site {
         }
     }
 
+    /// Gives back the shared memory, while the store's directory is still there.
+    pub(crate) fn forget(&mut self) {
+        self.clean();
+    }
+
     /// Gives back everything but the directory.
     fn clean(&mut self) {
         self.kill();
@@ -325,8 +330,7 @@ impl Feed {
         let log = File::options().create(true).append(true).open(site.dir().join("publishers.log")).unwrap();
         let mut command = role("publisher");
         command.arg(&site.store).arg(&path);
-        let numbers =
-            [u64::from(plan.publisher), u64::from(process), site.base, plan.batch, plan.rate].map(|n| n.to_string());
+        let numbers = [u64::from(plan.publisher), u64::from(process), site.base, plan.batch, plan.rate].map(|n| n.to_string());
         command.arg(plan.level).args(numbers).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         Feed { plan, child: command.spawn().unwrap(), path, acked: BTreeMap::new() }
     }

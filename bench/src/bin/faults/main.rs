@@ -9,12 +9,17 @@
     reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
 )]
 
+mod fsyncgate;
 mod kill;
 mod nospace;
+mod powerloss_real;
+mod publisher_kill;
+mod readers;
 mod report;
 mod roles;
 mod rows;
 mod site;
+mod soak;
 mod volumes;
 
 use std::process::ExitCode;
@@ -40,6 +45,16 @@ enum Campaign {
     Kill,
     /// The disk is filled, and has room again
     Nospace,
+    /// Publishers are killed, stopped and continued at random moments
+    PublisherKill,
+    /// A real file system forgets what was not synced
+    PowerlossReal,
+    /// Written pages cannot be written back: a sync fails
+    Fsyncgate,
+    /// Readers check every row, through everything; --n is seconds
+    Readers,
+    /// What is held of the host over minutes; --n is minutes
+    Soak,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +66,11 @@ fn main() -> ExitCode {
     println!("seed {seed}");
     let report = match args.campaign {
         Campaign::Nospace => nospace::run(args.n.unwrap_or(8), seed),
+        Campaign::PublisherKill => publisher_kill::run(args.n.unwrap_or(40), seed),
+        Campaign::PowerlossReal => powerloss_real::run(args.n.unwrap_or(30), seed),
+        Campaign::Fsyncgate => fsyncgate::run(args.n.unwrap_or(3), seed),
+        Campaign::Readers => readers::run(args.n.unwrap_or(40), seed),
+        Campaign::Soak => soak::run(args.n.unwrap_or(1), seed),
         Campaign::Kill => kill::run(args.n.unwrap_or(100), seed),
     };
     if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -17,10 +17,8 @@ use crate::volumes::{self, Volume};
 const FILLER: &str = "filler";
 const BYTES: u64 = 1 << 30;
 
-const PLANS: [Plan; 2] = [
-    Plan { publisher: 1, level: "fsync", batch: 16, rate: 4_000 },
-    Plan { publisher: 2, level: "os", batch: 128, rate: 16_000 },
-];
+const PLANS: [Plan; 2] =
+    [Plan { publisher: 1, level: "fsync", batch: 16, rate: 4_000 }, Plan { publisher: 2, level: "os", batch: 128, rate: 16_000 }];
 
 /// `n` rounds.
 pub(crate) fn run(n: u64, seed: u64) -> Report {

@@ -159,6 +159,7 @@ fn read(store: &Path, how: &str, base: u64, seed: u64) -> Result<String, String>
     };
     match how {
         "follow" => follow(reader, base, &end),
+        "bad" => bad(reader, base, &end),
         "random" => Random { base, rng: SimRng::new(seed), held: VecDeque::new(), did: BTreeMap::new() }.run(reader, &end),
         other => Err(format!("{other} is no way to read")),
     }
@@ -199,6 +200,53 @@ fn follow(reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String>
         }
     }
     Ok(format!("follow: {count} records, {expired} expired, storage down {down} times"))
+}
+
+/// Reads a store of which parts cannot be read: what can is right, and what cannot is an error that says so.
+fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String> {
+    let (mut good, mut errors) = (0u64, BTreeMap::<&str, u64>::new());
+    let mut note = |e: Error| {
+        let what = match e {
+            Error::Io { .. } => "unreadable",
+            Error::Corrupt { .. } => "damaged",
+            Error::Missing { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::StorageDown { .. } => "absent",
+            other => return Err(format!("bad pages: {other}")),
+        };
+        *errors.entry(what).or_insert(0) += 1;
+        Ok(())
+    };
+    while !end.load(Ordering::Acquire) {
+        let mut snapshot = match reader.snapshot(At::Committed) {
+            Ok(snapshot) => snapshot,
+            Err(e) => {
+                note(e)?;
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+        };
+        for lsn in (1..=snapshot.last().0).step_by(97) {
+            match snapshot.get(Lsn(lsn)) {
+                Ok(Some(row)) => good += u64::from(rows::check(row.record, base)?.is_some()),
+                Ok(None) => return Err(format!("bad pages: record {lsn} is not there, and no error")),
+                Err(e) => note(e)?,
+            }
+        }
+        for number in 0..INSTRUMENTS {
+            let mut scan = snapshot.scan(rows::series(number), TimeRange::ALL);
+            loop {
+                match scan.next() {
+                    Ok(Some(row)) => good += u64::from(rows::check(row.record, base)?.is_some()),
+                    Ok(None) => break,
+                    Err(e) => {
+                        note(e)?;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    let all: u64 = errors.values().sum();
+    Ok(format!("bad pages: {good} rows right, {all} errors {errors:?}, no signal"))
 }
 
 /// A snapshot that is held while files are merged and unlinked.

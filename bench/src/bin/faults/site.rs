@@ -343,6 +343,11 @@ impl Feed {
         Some(account)
     }
 
+    /// What was acknowledged before has been looked for, and is not looked for again: its epoch may have ended.
+    pub(crate) fn forget(&mut self) {
+        self.acked.clear();
+    }
+
     /// Takes in what it has been told.
     pub(crate) fn listen(&mut self) {
         self.account();

@@ -89,6 +89,22 @@ impl Volume {
         done.map_err(|e| format!("the file system cannot be shut down: {e}"))
     }
 
+    /// The blocks of the image that hold zeros are given back, as a thin volume does.
+    pub(crate) fn thin(&self) -> Result<(), String> {
+        let Some(image) = &self.image else { return Err("there is no image".into()) };
+        command("sync", &["-f".as_ref(), self.path.as_ref()])?;
+        command("fallocate", &["--dig-holes".as_ref(), image.as_ref()])
+    }
+
+    /// Everything behind the first half of what its image takes up is gone from the image.
+    pub(crate) fn spoil(&self) -> Result<(), String> {
+        let Some(image) = &self.image else { return Err("there is no image".into()) };
+        command("sync", &["-f".as_ref(), self.path.as_ref()])?;
+        let file = File::options().write(true).open(image).map_err(|e| e.to_string())?;
+        let len = file.metadata().map_err(|e| e.to_string())?.len();
+        file.set_len(len / 4).map_err(|e| e.to_string())
+    }
+
     /// Bytes free.
     pub(crate) fn free(&self) -> u64 {
         rustix::fs::statvfs(&self.path).map_or(0, |s| s.f_bavail * s.f_frsize)

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tapestore::disk::sim::SimRng;
 
 use crate::report::Report;
@@ -28,7 +29,9 @@ pub(crate) fn run(n: u64, seed: u64) -> Report {
         let dir = std::env::temp_dir().join(format!("faults-fsync-{seed}-{trial}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let outcome = try_one(&dir, seed + trial, &mut report);
-        std::fs::remove_dir_all(&dir).ok();
+        if outcome.is_ok() {
+            std::fs::remove_dir_all(&dir).ok();
+        }
         report.add(outcome, format!("faults fsyncgate --n 1 --seed {}", seed + trial));
     }
     report
@@ -44,8 +47,13 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     let mut feeds: Vec<Feed> = PLANS.iter().map(|p| Feed::start(&site, *p, 1)).collect();
     std::thread::sleep(Duration::from_millis(500 + rng.below(1_000)));
     // A thin volume does not keep blocks of zeros: those of prepared segments are taken when they are written.
-    volume.thin()?;
+    // Nobody writes meanwhile, or a block would be given back that has just been filled.
+    let pause = |with| site.child().map_or((), |c| site::signal(c, with));
+    pause(Signal::STOP);
+    let thinned = volume.thin();
     below.fill(FILLER, 0);
+    pause(Signal::CONT);
+    thinned?;
     let status = eventually("storage's end", || site.ended())?;
     if status.code() != Some(i32::from(tape_services::exit::IO)) {
         return Err(format!("storage ended with {status} after a failed sync"));

@@ -1,5 +1,5 @@
-//! Owns: the campaign `fsyncgate`: the volume below the file system runs out of blocks, so that what was written to
-//! the cache cannot be written back: a sync fails, and the next would say that all is well.
+//! Owns: the campaign `fsyncgate`: the disk below the file system becomes too short, so that what was written to the
+//! cache cannot be written back: a sync fails, and the next would say that all is well.
 //!
 //! What must hold: storage ends with 74 at the first failed sync of the log and has acknowledged nothing that is not
 //! on the disk; started again on a sound volume it serves what is durable.
@@ -16,7 +16,6 @@ use crate::volumes::{self, Volume};
 
 const PLANS: [Plan; 2] =
     [Plan { publisher: 1, level: "fsync", batch: 16, rate: 4_000 }, Plan { publisher: 2, level: "os", batch: 64, rate: 8_000 }];
-const FILLER: &str = "filler";
 
 /// `n` volumes.
 pub(crate) fn run(n: u64, seed: u64) -> Report {
@@ -39,28 +38,26 @@ pub(crate) fn run(n: u64, seed: u64) -> Report {
 
 fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), String> {
     let mut rng = SimRng::new(seed);
-    let below = Volume::tmpfs(&dir.join("below"), 128 << 20)?;
-    let mut volume = Volume::ext4(&dir.join("volume"), &below.path.join("image"), 256 << 20)?;
+    let mut volume = Volume::ext4(&dir.join("volume"), &dir.join("image"), 256 << 20)?;
     let mut site = Site::at(dir.to_path_buf(), volume.path.join("store"), "memtable-size = 16777216\nsegment-size = 4194304\n");
     site.keep = true;
     site.start()?;
     let mut feeds: Vec<Feed> = PLANS.iter().map(|p| Feed::start(&site, *p, 1)).collect();
     std::thread::sleep(Duration::from_millis(500 + rng.below(1_000)));
     // A thin volume does not keep blocks of zeros: those of prepared segments are taken when they are written.
-    // Nobody writes meanwhile, or a block would be given back that has just been filled.
+    // Nobody writes while what is on the disk is put aside.
     let pause = |with| site.child().map_or((), |c| site::signal(c, with));
     pause(Signal::STOP);
-    let thinned = volume.thin();
-    below.fill(FILLER, 0);
+    let shrunk = volume.shrink();
     pause(Signal::CONT);
-    thinned?;
+    let cut = shrunk?;
     let status = eventually("storage's end", || site.ended())?;
     if status.code() != Some(i32::from(tape_services::exit::IO)) {
         return Err(format!("storage ended with {status} after a failed sync"));
     }
     feeds.iter_mut().for_each(Feed::listen);
-    below.empty(FILLER);
     volume.unmount()?;
+    volume.restore(cut)?;
     volume.mount()?;
     site.start()?;
     let mut tracker = Tracker::new(site.base);
@@ -80,6 +77,5 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     site.forget();
     drop(feeds);
     drop(volume);
-    drop(below);
     Ok(())
 }

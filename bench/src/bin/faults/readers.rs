@@ -117,12 +117,10 @@ fn bad_page(dir: &std::path::Path, number: u64, seed: u64) -> Result<String, Str
     if number == 0 {
         volume.spoil()?;
     }
-    let mut watcher = Watcher::start(&site, "bad", 0, seed);
     if number > 0 {
-        // It has the files open by then, and has not read all of them.
-        std::thread::sleep(Duration::from_millis(60));
         volume.shutdown()?;
     }
+    let mut watcher = Watcher::start(&site, "bad", 0, seed);
     std::thread::sleep(Duration::from_secs(3));
     watcher.demand_alive()?;
     let said = watcher.finish()?;

@@ -89,11 +89,37 @@ impl Volume {
         done.map_err(|e| format!("the file system cannot be shut down: {e}"))
     }
 
-    /// The blocks of the image that hold zeros are given back, as a thin volume does.
-    pub(crate) fn thin(&self) -> Result<(), String> {
+    /// The disk ends after an eighth of it: whatever is written behind that fails from now on, whole. (A thin volume
+    /// that is full would do, but a loop device takes a write that was cut short for a success: Linux 6.18.)
+    pub(crate) fn shrink(&self) -> Result<u64, String> {
         let Some(image) = &self.image else { return Err("there is no image".into()) };
         command("sync", &["-f".as_ref(), self.path.as_ref()])?;
-        command("fallocate", &["--dig-holes".as_ref(), image.as_ref()])
+        command("cp", &["--sparse=always".as_ref(), image.as_ref(), image.with_extension("aside").as_ref()])?;
+        let file = File::options().write(true).open(image).map_err(|e| e.to_string())?;
+        let cut = file.metadata().map_err(|e| e.to_string())?.len() / 8;
+        file.set_len(cut).map_err(|e| e.to_string())?;
+        let output = Command::new("losetup").arg("-j").arg(image).args(["-n", "-O", "NAME"]).output();
+        let device = String::from_utf8(output.map_err(|e| e.to_string())?.stdout).map_err(|e| e.to_string())?;
+        command("losetup", &["-c".as_ref(), device.trim().as_ref()])?;
+        Ok(cut)
+    }
+
+    /// The disk is whole again, behind `cut` as it was when it was made too short.
+    pub(crate) fn restore(&self, cut: u64) -> Result<(), String> {
+        let Some(image) = &self.image else { return Err("there is no image".into()) };
+        let aside = image.with_extension("aside");
+        let from = File::open(&aside).map_err(|e| e.to_string())?;
+        let to = File::options().write(true).open(image).map_err(|e| e.to_string())?;
+        let len = from.metadata().map_err(|e| e.to_string())?.len();
+        to.set_len(len).map_err(|e| e.to_string())?;
+        let mut bytes = vec![0u8; 1 << 20];
+        for at in (cut..len).step_by(bytes.len()) {
+            let read = from.read_at(&mut bytes, at).map_err(|e| e.to_string())?;
+            if bytes[..read].iter().any(|b| *b != 0) {
+                to.write_all_at(&bytes[..read], at).map_err(|e| e.to_string())?;
+            }
+        }
+        std::fs::remove_file(aside).map_err(|e| e.to_string())
     }
 
     /// Everything behind the first eighth is gone from the image: what lies there reads as zeros.

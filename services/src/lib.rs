@@ -12,6 +12,7 @@ pub mod import;
 pub mod input;
 pub mod inspect;
 pub mod output;
+pub mod pins;
 pub mod publish;
 pub mod query;
 pub mod status;

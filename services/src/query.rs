@@ -6,7 +6,7 @@ use std::time::Duration;
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
-use tapestore::record::{Name, SCHEMAS, Schema, schema, schemas_named, user_kinds};
+use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, schema, schemas_named, user_kinds};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -148,6 +148,10 @@ pub struct Scan {
     span: Span,
     #[command(flatten)]
     watermark: Watermark,
+    /// Trades as they were known when the record of this LSN was the newest: without those that had been declared
+    /// void by then, with the prices and sizes that had been corrected
+    #[arg(long, value_name = "LSN")]
+    as_known_at: Option<u64>,
 }
 
 /// Which instruments and kinds.
@@ -418,8 +422,28 @@ pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
 pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
-    let rows = snapshot.replay(&args.one.kind.series(instrument)?, args.span.range());
-    print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
+    let series = args.one.kind.series(instrument)?;
+    let Some(lsn) = args.as_known_at else {
+        let rows = snapshot.replay(&series, args.span.range());
+        return print_scan(format, &mut reader, rows, args.span.limit()).map(drop);
+    };
+    if series.iter().any(|s| s.kind != Trade::KIND) {
+        return Err(Failure::new(USAGE, "--as-known-at is about trades: busts and corrections say nothing of other kinds"));
+    }
+    let mut trades = snapshot.as_known_at(Lsn(lsn)).trades(instrument, args.span.range())?;
+    let mut out = Rows::new(format, reader.symbols()?);
+    while out.printed() < args.span.limit()
+        && let Some(known) = trades.next()?
+    {
+        let record = RecordRef::first(known.trade.words())?;
+        out.push(&Row { lsn: known.lsn, index_time: known.index_time, record })?;
+    }
+    out.flush()?;
+    if trades.unmatched() > 0 {
+        let n = terminal::thousands(trades.unmatched());
+        tracing::warn!("{n} busts or corrections are about trades that the store does not have");
+    }
+    Ok(())
 }
 
 /// The instruments that `filter` names; its kinds are checked too.

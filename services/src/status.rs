@@ -9,6 +9,7 @@ use tapestore::time::{Clock, HostClock};
 
 use crate::exit::{Failure, Outcome, UNAVAILABLE};
 use crate::output::{Format, table};
+use crate::pins;
 use crate::terminal::{self, thousands};
 
 /// The numbers of a status, by name.
@@ -46,6 +47,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("flushed_bytes", counted(Statistic::FlushedBytes)),
         ("flush_ms", counted(Statistic::FlushNs) / 1_000_000),
         ("flush_failures", counted(Statistic::FlushFailures)),
+        ("merging", counted(Statistic::Merging)),
         ("merges", counted(Statistic::Merges)),
         ("merged_bytes", counted(Statistic::MergedBytes)),
         ("merge_ms", counted(Statistic::MergeNs) / 1_000_000),
@@ -96,6 +98,7 @@ pub fn status(store: &Path, format: Format) -> Outcome {
             Some((publisher, epoch, slot.view(grant)?))
         })
         .collect();
+    let pins = pins::of(&[&store.join(tapestore::sstable::DIR), reader.run_dir().path()]);
     if format.json {
         let mut object: serde_json::Map<String, serde_json::Value> =
             numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
@@ -106,6 +109,8 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         object.insert("pid".into(), control.server().into());
         object.insert("held_back".into(), held.into());
         object.insert("publishers".into(), list.collect());
+        object.insert("pinned_bytes".into(), pins.iter().map(|p| p.bytes).sum::<u64>().into());
+        object.insert("pins".into(), pins.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
         object.insert("write_amplification".into(), amplification(control).into());
         println!("{}", serde_json::Value::Object(object));
     } else {
@@ -120,6 +125,9 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         }
         if let Some(amplification) = amplification(control) {
             println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte filed)");
+        }
+        for pin in &pins {
+            println!("  process {} keeps {} bytes of files and MemTables that are gone", pin.pid, thousands(pin.bytes));
         }
         println!("  publishers held back: {held}");
         let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);

@@ -441,7 +441,7 @@ impl FlushAgent {
                 self.file();
             }
             if let Ok(outcome) = self.tending.done.try_recv() {
-                self.tending.is_merging = false;
+                self.set_merging(false);
                 self.merged(outcome);
             }
             if !self.tending.is_merging && self.tending.is_new && self.clock.monotonic() >= self.tending.after {
@@ -474,8 +474,16 @@ impl FlushAgent {
                 return self.hold_off();
             }
             tracing::debug!(files = job.merge.inputs.len(), bytes = job.merge.bytes(), why = ?job.merge.why, "merging files");
-            self.tending.is_merging = self.tending.jobs.try_send(job).is_ok();
+            self.set_merging(true);
+            if self.tending.jobs.try_send(job).is_err() {
+                self.set_merging(false);
+            }
         }
+    }
+
+    fn set_merging(&mut self, is_merging: bool) {
+        self.tending.is_merging = is_merging;
+        self.filer.control.set_statistic(Statistic::Merging, u64::from(is_merging));
     }
 
     fn hold_off(&mut self) {

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
 use crate::record::{Arrival, Row};
 use crate::sstable::Run;
+use crate::sstable::format::unplace;
 use crate::version::{File, View};
 
 /// What has been read: for comparing two ends.
@@ -45,6 +46,8 @@ impl Tally {
 const STRIPE_LSNS: u64 = 256 << 10;
 /// Bytes of records of a stripe at most, unless one LSN's record is longer.
 const STRIPE_BYTES: u64 = 32 << 20;
+/// Blocks with this many rows for each row of the stripe are not searched, but asked for its rows.
+const SPARSE: u64 = 3;
 
 /// Records of history in LSN order.
 #[derive(Debug, Default)]
@@ -105,9 +108,40 @@ impl Stripe {
         Ok(())
     }
 
+    /// The same as [`Stripe::take`], for rows that lie far apart: those of a merged file, whose blocks hold few of
+    /// any stripe.
+    fn take_places<'f>(&mut self, file: &'f File, places: &[u32], first: u64) -> Result<(Vec<Run<'f>>, Vec<u32>)> {
+        let words = file.schema()?.words as u32;
+        let (mut runs, mut slots): (Vec<Run<'f>>, Vec<u32>) = (Vec::new(), Vec::with_capacity(places.len()));
+        let mut places = places.to_vec();
+        places.sort_unstable();
+        for mine in places.chunk_by(|a, b| unplace(*a).0 == unplace(*b).0) {
+            let block = file.block(mine.first().map_or(0, |p| unplace(*p).0))?;
+            let (lsns, times) = (block.lsns(), block.times());
+            for run in mine.chunk_by(|a, b| a + 1 == *b) {
+                let from = run.first().map_or(0, |p| unplace(*p).1 as usize);
+                let rows = run.len().min(lsns.len().saturating_sub(from));
+                for (&lsn, row) in lsns.iter().skip(from).take(rows).zip(from..) {
+                    let slot = lsn.wrapping_sub(first) as u32;
+                    slots.push(slot);
+                    if let Some(head) = self.batch.heads.get_mut(slot as usize) {
+                        *head = Head { time: times.get(row).0, lsn, at: 0, words };
+                    }
+                }
+                runs.push(Run { body: block.body, from, rows });
+            }
+        }
+        Ok((runs, slots))
+    }
+
     /// Notes the rows from `first` to `last` of `file` in their slots; gives the runs in which they lie, and
     /// the slot of each.
     fn take<'f>(&mut self, file: &'f File, first: u64, last: u64) -> Result<(Vec<Run<'f>>, Vec<u32>)> {
+        let spanned = file.blocks()?.iter().filter(|e| e.lsn.max >= first && e.lsn.min <= last).map(|e| u64::from(e.rows));
+        let places = file.places(Lsn(first), Lsn(last))?;
+        if spanned.sum::<u64>() > SPARSE * places.len() as u64 {
+            return self.take_places(file, places, first);
+        }
         let words = file.schema()?.words as u32;
         let (mut runs, mut slots) = (Vec::new(), Vec::new());
         for (index, entry) in (0u32..).zip(file.blocks()?) {

@@ -8,6 +8,7 @@
 mod batch;
 mod columns;
 mod follow;
+mod known;
 mod scan;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use crate::record::{Arrival, Row, Series, TimeRange};
 pub use batch::RowBatch;
 pub use columns::{ColumnBatch, Columns};
 pub use follow::{Follow, Tally};
+pub use known::{KnownAt, KnownTrade, KnownTrades, Standing};
 pub use scan::Scan;
 
 /// Up to which watermark to read.

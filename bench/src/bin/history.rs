@@ -191,6 +191,7 @@ fn main() {
     let early = served.restart(wait, arguments.memtable);
     let early_files = served.reader().control().statistic(Statistic::Files);
     send(&served, &mut sim, &mut model, arguments.records);
+    settle(&served, &model);
     let late = served.restart(wait, arguments.memtable);
     let late_files = served.reader().control().statistic(Statistic::Files);
     println!(
@@ -261,6 +262,34 @@ fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
         counted(Statistic::FlushedBytes) as f64 / counted(Statistic::FlushNs) as f64 * 1e3,
         own >> 20,
         shared >> 20
+    );
+}
+
+/// Waits until nothing is left to be merged; says what filing and merging have written, and what history takes.
+fn settle(served: &Served, model: &Model) {
+    let control = served.reader().control().clone();
+    let began = Instant::now();
+    let mut quiet = Instant::now();
+    let mut merges = control.statistic(Statistic::Merges);
+    while quiet.elapsed() < Duration::from_secs(2) {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = control.statistic(Statistic::Merges);
+        if control.statistic(Statistic::Merging) > 0 || now != merges {
+            (quiet, merges) = (Instant::now(), now);
+        }
+    }
+    let counted = |s| control.statistic(s) as f64;
+    let covered = counted(Statistic::Covered) as usize;
+    let bytes: u64 = model.kinds.iter().zip(&SCHEMAS).map(|(rows, schema)| rows * schema.words as u64 * 8).sum::<u64>()
+        * covered as u64
+        / model.crc.len() as u64;
+    println!(
+        "merging: {merges} merges, {:.0} MB/s while one runs, over {:.1} s after the last record; {} files; write amplification {:.2} of files (and the log once); history takes {:.2} times its records' bytes",
+        counted(Statistic::MergedBytes) / counted(Statistic::MergeNs) * 1e3,
+        began.elapsed().as_secs_f64() - 2.0,
+        counted(Statistic::Files),
+        (counted(Statistic::FlushedBytes) + counted(Statistic::MergedBytes)) / counted(Statistic::FlushedBytes),
+        counted(Statistic::HistoryBytes) / bytes as f64
     );
 }
 

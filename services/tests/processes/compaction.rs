@@ -53,6 +53,9 @@ fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
     compare(&mut held, held_last);
     let gone = held.history().files().iter().filter(|f| !f.path().exists()).count();
     assert!(gone > 0, "none of {held_files} files was merged");
+    let status: serde_json::Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
+    let mine = u64::from(std::process::id());
+    assert!(status["pins"].as_array().unwrap().iter().any(|p| p["pid"] == mine && p["bytes"].as_u64() > Some(0)), "{status}");
     drop(held);
     let mut snapshot = reader.snapshot(At::Appended).unwrap();
     assert!(snapshot.history().files().iter().all(|f| f.path().exists()), "a new snapshot shows the merged files");

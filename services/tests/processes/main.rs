@@ -4,6 +4,7 @@
 
 mod bars;
 mod books;
+mod busts;
 mod compaction;
 mod fixture;
 mod formats;

@@ -1,7 +1,7 @@
 //! One view over files, sealed MemTables and the active one, against a plain model: every access path, at
-//! every stage of filing.
+//! every stage of filing and merging.
 
-use super::{Run, file_one};
+use super::{Run, compact_one, file_one};
 use crate::bus::BatchHeader;
 use crate::disk::Disk;
 use crate::disk::sim::SimRng;
@@ -200,6 +200,7 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
             for _ in 0..rng.below(3) + u64::from(store.sealed.len() > 1) {
                 file_one(&mut store).unwrap();
             }
+            while rng.below(3) > 0 && compact_one(&mut store).unwrap() {}
             let mut snapshot = reader.snapshot(At::Appended).unwrap();
             assert_eq!(snapshot.last().0, model.0.len() as u64);
             compare(&mut snapshot, &model, &mut rng);
@@ -221,8 +222,12 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
         while follow.poll().unwrap().is_some() {}
         put(&mut store, &mut model, &mut rng, state.epoch, 100);
         while file_one(&mut store).unwrap() {}
+        while compact_one(&mut store).unwrap() {}
         while follow.poll().unwrap().is_some() {}
         assert_eq!(follow.tally().count, model.0.len() as u64);
+        let mut merged = open().snapshot(At::Appended).unwrap();
+        compare(&mut merged, &model, &mut rng);
+        compare_follow(open(), Lsn(1), &model, merged.last());
     }
 }
 

@@ -1,0 +1,119 @@
+//! What merging costs those who publish: records at a fixed rate, the time from when a batch was due until it was
+//! acknowledged, with a merge under way and without, of the same run.
+//! `cargo run --release -p bench --bin compaction`
+
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bench::store::{Served, serve};
+use bench::{at_rate, histogram, print_head, print_line, show};
+use clap::{Parser, Subcommand};
+use tape_services::input::{Input, Market, Message, Sim};
+use tapestore::agent::Wait;
+use tapestore::lsn::{InstrumentId, Level, PublisherId};
+use tapestore::publisher::{Options, PublishError, Publisher};
+use tapestore::record::RecordRef;
+use tapestore::shm::control::Statistic;
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Option<Role>,
+    #[arg(long, global = true)]
+    store: Option<PathBuf>,
+    #[arg(long, global = true, default_value = "adaptive")]
+    wait: Wait,
+    /// Seconds
+    #[arg(long, default_value_t = 120)]
+    seconds: u64,
+    /// Records a second
+    #[arg(long, default_value_t = 200_000)]
+    rate: u64,
+    /// Instruments
+    #[arg(long, default_value_t = 4000)]
+    instruments: u32,
+    /// Bytes of a MemTable
+    #[arg(long, default_value_t = 16 << 20)]
+    memtable: u64,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    #[command(hide = true)]
+    Storage {
+        #[arg(long)]
+        memtable_size: u64,
+    },
+}
+
+/// Records that are sent together and waited for.
+const BATCH: u64 = 100;
+
+fn main() {
+    let arguments = Arguments::parse();
+    if let (Some(Role::Storage { memtable_size }), Some(store)) = (&arguments.role, &arguments.store) {
+        return serve(store, arguments.wait, *memtable_size);
+    }
+    let served = Served::start("adaptive", arguments.memtable);
+    let control = served.reader().control().clone();
+    let mut publisher = Publisher::open(Options { level: Level::Os, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
+    let records = arguments.seconds * arguments.rate;
+    let mut sim = Sim::new(Market { seed: 1, records: records + BATCH, instruments: arguments.instruments }).unwrap();
+    let ids: Vec<InstrumentId> = sim.names().to_vec().iter().map(|n| publisher.instrument(n).unwrap()).collect();
+    let (mut message, mut ready) = (Message::default(), Vec::<Vec<u64>>::new());
+    let (mut quiet, mut merging, mut both) = (histogram(), histogram(), histogram());
+    let began = Instant::now();
+    at_rate(arguments.rate / BATCH, records / BATCH, |_, due| {
+        while (ready.len() as u64) < BATCH && sim.next(&mut message).unwrap() {
+            for record in tapestore::record::split(&message.words).flatten() {
+                let mut words = record.words().to_vec();
+                let id = ids.get(record.instrument().0 as usize).map_or(0, |i| i.0);
+                if let Some(head) = words.first_mut() {
+                    *head = *head & 0xffff_ffff | u64::from(id) << 32;
+                }
+                ready.push(words);
+            }
+        }
+        let before = control.statistic(Statistic::Merging);
+        for words in ready.drain(..) {
+            while let Err(e) = publisher.stage(RecordRef::first(&words).unwrap()) {
+                assert!(matches!(e, PublishError::Full { .. }), "{e}");
+            }
+        }
+        publisher.send();
+        publisher.flush(Level::Os, Duration::from_secs(60)).unwrap();
+        let ns = due.elapsed().as_nanos() as u64;
+        let which = match (before, control.statistic(Statistic::Merging)) {
+            (0, 0) => &mut quiet,
+            (1, 1) => &mut merging,
+            _ => &mut both,
+        };
+        which.record(ns.max(1)).unwrap();
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{records} records of {} instruments at {} records/s for {seconds:.0} s, batches of {BATCH}, level os; {} CPUs",
+        arguments.instruments,
+        arguments.rate,
+        std::thread::available_parallelism().unwrap()
+    );
+    let counted = |s| control.statistic(s);
+    println!(
+        "{} filings, {} merges that ran for {:.0} s together and wrote {} MB; {} files; write amplification {:.2}",
+        counted(Statistic::Flushes),
+        counted(Statistic::Merges),
+        counted(Statistic::MergeNs) as f64 / 1e9,
+        counted(Statistic::MergedBytes) / 1_000_000,
+        counted(Statistic::Files),
+        (counted(Statistic::FlushedBytes) + counted(Statistic::MergedBytes)) as f64 / counted(Statistic::FlushedBytes) as f64
+    );
+    println!("from when a batch was due until it was acknowledged:");
+    print_head();
+    print_line("no merge under way", &quiet);
+    print_line("a merge under way", &merging);
+    print_line("one began or ended", &both);
+    let (with, without) = (merging.value_at_quantile(0.99), quiet.value_at_quantile(0.99));
+    println!("p99 with a merge: {} = {:.2} times {} without", show(with), with as f64 / without as f64, show(without));
+}

@@ -1,0 +1,98 @@
+//! Trades that are taken back or corrected: as they were known at each moment, from memory and from files.
+
+use tapestore::lsn::{Level, Lsn};
+use tapestore::reader::{At, Snapshot, Standing, TimeRange};
+use tapestore::record::{Bust, Correct, Price, Record, Size, Trade};
+use tapestore::shm::control::Statistic;
+use tapestore::time::Ts;
+
+use crate::fixture::{Store, eventually};
+
+/// (trade id, price, whether corrected) of the trades known at `at`.
+fn known(snapshot: &Snapshot, at: u64) -> (Vec<(u64, i64, bool)>, u64) {
+    let instrument = snapshot.series().unwrap()[0].instrument;
+    let mut trades = snapshot.as_known_at(Lsn(at)).trades(instrument, TimeRange::ALL).unwrap();
+    let mut all = Vec::new();
+    while let Some(known) = trades.next().unwrap() {
+        all.push((known.trade.trade_id, known.trade.price.0, known.standing != Standing::AsReported));
+    }
+    (all, trades.unmatched())
+}
+
+#[test]
+fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
+    store.start();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
+    let trade = |id: u64, price| Trade {
+        instrument,
+        source: 3,
+        ts_recv: Ts(1_000 + id),
+        trade_id: id,
+        price: Price(price),
+        size: Size(5),
+        ..Trade::default()
+    };
+    let correct = |trade_lsn, trade_id, price| Correct {
+        instrument,
+        source: 3,
+        ts_recv: Ts(5_000),
+        trade_lsn: Lsn(trade_lsn),
+        trade_id,
+        price: Price(price),
+        size: Size(7),
+        ..Correct::default()
+    };
+    let bust = |trade_lsn, trade_id, source| Bust {
+        instrument,
+        source,
+        ts_recv: Ts(5_000),
+        trade_lsn: Lsn(trade_lsn),
+        trade_id,
+        ..Bust::default()
+    };
+    // 1 to 3: trades; 4: an id that is used again.
+    for (id, price) in [(7, 10), (8, 20), (9, 30), (7, 40)] {
+        publisher.publish(&trade(id, price)).unwrap();
+    }
+    publisher.publish(&bust(0, 7, 3)).unwrap();
+    publisher.publish(&correct(2, 0, 21)).unwrap();
+    publisher.publish(&correct(0, 8, 22)).unwrap();
+    publisher.publish(&bust(0, 9, 4)).unwrap();
+    publisher.publish(&bust(3, 0, 3)).unwrap();
+    publisher.publish(&correct(3, 0, 33)).unwrap();
+    publisher.flush(Level::Fsync, std::time::Duration::from_secs(20)).unwrap();
+    let mut reader = store.reader();
+    let check = |snapshot: &Snapshot| {
+        let first = [(7, 10, false), (7, 40, false), (8, 20, false), (9, 30, false)];
+        assert_eq!(known(snapshot, 4), (first.to_vec(), 0));
+        assert_eq!(known(snapshot, 2).0, vec![(7, 10, false), (8, 20, false)]);
+        // The newest trade with the id is void, not its namesake.
+        assert_eq!(known(snapshot, 5).0, vec![(7, 10, false), (8, 20, false), (9, 30, false)]);
+        assert_eq!(known(snapshot, 6).0[1], (8, 21, true));
+        assert_eq!(known(snapshot, 7).0[1], (8, 22, true), "of two corrections the newer counts");
+        assert_eq!(known(snapshot, 8), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1), "another source's id");
+        assert_eq!(known(snapshot, 9).0, vec![(7, 10, false), (8, 22, true)]);
+        assert_eq!(known(snapshot, u64::MAX).0, vec![(7, 10, false), (8, 22, true), (9, 33, true)]);
+    };
+    check(&reader.snapshot(At::Durable).unwrap());
+    let shown = store.tape_ok(&["scan", "X:A", "trade", "--as-known-at", "9", "--json"]);
+    assert_eq!(shown.lines().count(), 2, "{shown}");
+    assert_eq!(store.tape_ok(&["scan", "X:A", "trade", "--json"]).lines().count(), 4);
+    assert_eq!(store.tape(&["scan", "X:A", "quote", "--as-known-at", "9"]).status.code(), Some(2));
+    // The same from files.
+    let mut id = 1_000;
+    eventually("a filing", || {
+        for _ in 0..20_000 {
+            id += 1;
+            let other = Trade { instrument: tapestore::lsn::InstrumentId(99), ts_recv: Ts(id), ..Trade::default() };
+            while publisher.publish(&other).is_err() {}
+        }
+        (reader.control().statistic(Statistic::Covered) > 20).then_some(())
+    });
+    let snapshot =
+        eventually("a snapshot with files", || reader.snapshot(At::Appended).ok().filter(|s| s.history().covered() > Lsn(20)));
+    check(&snapshot);
+    assert_eq!(Trade::KIND, snapshot.series().unwrap()[0].kind);
+}

@@ -1,0 +1,134 @@
+//! Owns: trades as they were known at a moment: with the busts and corrections applied that had come by then.
+//!
+//! What must hold: what is stored stays as it is; a statement is about the trade whose LSN it names, or else
+//! about the newest trade before it that has its id and source; of several about one trade the newest counts.
+
+use std::collections::HashMap;
+
+use super::{Scan, Series, Snapshot, TimeRange};
+use crate::error::Result;
+use crate::lsn::{InstrumentId, Lsn};
+use crate::record::{Bust, Correct, Record, Row, Trade};
+use crate::time::Ts;
+
+/// What is said of a trade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing: it is as it was.
+    AsReported,
+    /// Its price and size were another; the record of that number says so.
+    Corrected(Lsn),
+}
+
+/// A trade that was known to have taken place.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownTrade {
+    /// Its LSN.
+    pub lsn: Lsn,
+    /// Its index time.
+    pub index_time: Ts,
+    /// The trade; where it was corrected, with the newest price and size.
+    pub trade: Trade,
+    /// Whether that is what was reported first.
+    pub standing: Standing,
+}
+
+#[derive(Clone, Copy)]
+enum Said {
+    Void,
+    Correct(Correct),
+}
+
+/// The store as it was known when record `at` was its newest.
+#[derive(Debug)]
+pub struct KnownAt<'s> {
+    snapshot: &'s Snapshot,
+    at: Lsn,
+}
+
+/// The trades of an instrument, in (index time, LSN) order.
+pub struct KnownTrades<'s> {
+    scan: Scan<'s>,
+    at: Lsn,
+    said: HashMap<Lsn, (Lsn, Said)>,
+    unmatched: u64,
+}
+
+impl Snapshot {
+    /// The store as it was known when record `at` was its newest: later records are not looked at.
+    pub fn as_known_at(&self, at: Lsn) -> KnownAt<'_> {
+        KnownAt { snapshot: self, at: at.min(self.last()) }
+    }
+}
+
+impl<'s> KnownAt<'s> {
+    /// The trades of `instrument` in `range` that were known to have taken place.
+    ///
+    /// # Errors
+    /// Of a file.
+    pub fn trades(&self, instrument: InstrumentId, range: TimeRange) -> Result<KnownTrades<'s>> {
+        let statements = [Bust::KIND, Correct::KIND].map(|kind| Series { instrument, kind });
+        let (mut said, mut unmatched) = (HashMap::new(), 0);
+        let mut scan = self.snapshot.replay(&statements, TimeRange::ALL);
+        while let Some(row) = scan.next()? {
+            if row.lsn > self.at {
+                continue;
+            }
+            let (trade_lsn, trade_id, source, what) = match (row.record.get::<Bust>(), row.record.get::<Correct>()) {
+                (Some(bust), _) => (bust.trade_lsn, bust.trade_id, bust.source, Said::Void),
+                (None, Some(correct)) => (correct.trade_lsn, correct.trade_id, correct.source, Said::Correct(*correct)),
+                (None, None) => continue,
+            };
+            let about = if trade_lsn > Lsn(0) { Some(trade_lsn) } else { self.newest(instrument, trade_id, source, row.lsn)? };
+            match about {
+                // Statements come by time; the newest is the one that came in last.
+                Some(lsn) if said.get(&lsn).is_none_or(|(before, _)| *before < row.lsn) => {
+                    said.insert(lsn, (row.lsn, what));
+                }
+                Some(_) => {}
+                None => unmatched += 1,
+            }
+        }
+        let trades = Series { instrument, kind: Trade::KIND };
+        Ok(KnownTrades { scan: self.snapshot.scan(trades, range), at: self.at, said, unmatched })
+    }
+
+    /// The newest trade before `lsn` with this id from this source.
+    fn newest(&self, instrument: InstrumentId, trade_id: u64, source: u16, lsn: Lsn) -> Result<Option<Lsn>> {
+        let found = self.snapshot.find(Series { instrument, kind: Trade::KIND }, "trade_id", trade_id)?;
+        let same = |row: &Row<'_>| row.lsn < lsn && row.record.get::<Trade>().is_some_and(|t| t.source == source);
+        Ok((0..found.len()).filter_map(|i| found.get(i)).filter(same).map(|row| row.lsn).max())
+    }
+}
+
+impl KnownTrades<'_> {
+    /// The next trade.
+    ///
+    /// # Errors
+    /// Of a file.
+    #[expect(clippy::should_implement_trait, reason = "a call can fail")]
+    pub fn next(&mut self) -> Result<Option<KnownTrade>> {
+        while let Some(row) = self.scan.next()? {
+            if row.lsn > self.at {
+                continue;
+            }
+            let Some(trade) = row.record.get::<Trade>() else { continue };
+            let (mut trade, mut standing) = (*trade, Standing::AsReported);
+            match self.said.get(&row.lsn) {
+                Some((_, Said::Void)) => continue,
+                Some((lsn, Said::Correct(correct))) => {
+                    (trade.price, trade.size) = (correct.price, correct.size);
+                    standing = Standing::Corrected(*lsn);
+                }
+                None => {}
+            }
+            return Ok(Some(KnownTrade { lsn: row.lsn, index_time: row.index_time, trade, standing }));
+        }
+        Ok(None)
+    }
+
+    /// Statements about trades that are not in the store, or are held no longer.
+    pub fn unmatched(&self) -> u64 {
+        self.unmatched
+    }
+}

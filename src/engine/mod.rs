@@ -226,6 +226,8 @@ pub struct Recovered {
 
 /// What the store in `dir` is, and its manifest; both are made if there is no store.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
+    let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
+    space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
     let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
     wal::create_if_absent(disk.as_ref(), dir, create)?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
@@ -244,8 +246,6 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let (disk, dir) = (&world.disk, &options.store.clone());
     disk.create_dir(dir)?;
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
-    let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
-    space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
     let run_dir = RunDir::create(dir, store_id, &options.run_root)?;

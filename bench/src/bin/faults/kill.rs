@@ -94,14 +94,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
         }
         report.pass();
     }
-    let mut longest = Duration::ZERO;
-    for feed in &mut feeds {
-        let account = feed.finish()?;
-        longest = longest.max(Duration::from_nanos(account.longest));
-        if account.lost > 0 || account.published != account.durable {
-            return Err(format!("publisher {} ends with {account:?}", feed.plan.publisher));
-        }
-    }
+    let longest = site::finish_all(&mut feeds)?;
     report.fact(format!("longest call of a publisher {longest:?}"));
     let mut snapshot = site.snapshot(&mut reader)?;
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;

@@ -105,12 +105,7 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
         report.pass();
     }
     began += reader.control().statistic(Statistic::NoSpace);
-    for feed in &mut feeds {
-        let account = feed.finish()?;
-        if account.lost > 0 || account.published != account.durable {
-            return Err(format!("publisher {} ends with {account:?}", feed.plan.publisher));
-        }
-    }
+    site::finish_all(&mut feeds)?;
     let mut snapshot = site.snapshot(&mut reader)?;
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
     site::check_all(&tracker, &mut snapshot)?;

@@ -55,6 +55,40 @@ fn left(site: &Site, reader: &Reader) -> Result<Left, String> {
     })
 }
 
+/// How publishers have ended.
+#[derive(Default)]
+struct Ends {
+    stopped: u64,
+    zombies: u64,
+}
+
+impl Ends {
+    /// Kills them all, one after the other.
+    fn bring(&mut self, mut feeds: Vec<Feed>, rng: &mut SimRng) -> Vec<Feed> {
+        let mut dead = Vec::new();
+        while !feeds.is_empty() {
+            let mut feed = feeds.swap_remove(rng.below(feeds.len() as u64) as usize);
+            if rng.below(3) == 0 {
+                site::signal(&feed.child, Signal::STOP);
+                std::thread::sleep(Duration::from_micros(rng.below(50_000)));
+                self.stopped += 1;
+                if rng.below(2) == 0 {
+                    site::signal(&feed.child, Signal::CONT);
+                }
+            }
+            feed.child.kill().unwrap();
+            if rng.below(2) == 0 {
+                feed.child.wait().unwrap();
+            } else {
+                self.zombies += 1;
+            }
+            std::thread::sleep(Duration::from_micros(rng.below(10_000)));
+            dead.push(feed);
+        }
+        dead
+    }
+}
+
 fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(), String> {
     let mut rng = SimRng::new(seed);
     site.start()?;
@@ -64,40 +98,18 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
     std::thread::sleep(Duration::from_millis(1_500));
     let before = left(site, &reader)?;
     let mut tracker = Tracker::new(site.base);
-    let (mut stopped, mut zombies, mut acknowledged) = (0, 0, 0);
-    let mut process = 0u16;
+    let (mut ends, mut acknowledged) = (Ends::default(), 0);
     for round in 1..=n.div_ceil(u64::from(TOGETHER)) {
-        process += 1;
         let at = |e| format!("round {round}: {e}");
-        let mut feeds: Vec<Feed> = (1..=TOGETHER)
+        let feeds: Vec<Feed> = (1..=TOGETHER)
             .map(|publisher| {
                 let level = LEVELS[rng.below(3) as usize];
                 let plan = Plan { publisher, level, batch: [1, 7, 100, 1000][rng.below(4) as usize], rate: 20_000 };
-                Feed::start(site, plan, process)
+                Feed::start(site, plan, round as u16)
             })
             .collect();
         std::thread::sleep(Duration::from_micros(rng.below(150_000)));
-        let mut dead = Vec::new();
-        while !feeds.is_empty() {
-            let mut feed = feeds.swap_remove(rng.below(feeds.len() as u64) as usize);
-            if rng.below(3) == 0 {
-                site::signal(&feed.child, Signal::STOP);
-                std::thread::sleep(Duration::from_micros(rng.below(50_000)));
-                stopped += 1;
-                if rng.below(2) == 0 {
-                    site::signal(&feed.child, Signal::CONT);
-                }
-            }
-            feed.child.kill().unwrap();
-            if rng.below(2) == 0 {
-                feed.child.wait().unwrap();
-            } else {
-                zombies += 1;
-            }
-            std::thread::sleep(Duration::from_micros(rng.below(10_000)));
-            dead.push(feed);
-            report.pass();
-        }
+        let mut dead = ends.bring(feeds, &mut rng);
         if let Some(status) = site.ended() {
             return Err(at(format!("storage ended with {status}")));
         }
@@ -113,6 +125,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
         eventually("its being durable", || (reader.control().durable() >= upto).then_some(())).map_err(at)?;
         let mut snapshot = site.snapshot(&mut reader).map_err(at)?;
         site::check(&mut tracker, &mut snapshot, 32, &mut rng).map_err(at)?;
+        dead.iter().for_each(|_| report.pass());
         dead.iter().filter(|f| f.plan.level != "none").try_for_each(|f| f.check(&tracker, false).map(drop)).map_err(at)?;
     }
     let mut last = before;
@@ -127,7 +140,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
     site::check_all(&tracker, &mut snapshot)?;
     site.tape(&["verify"])?;
     report.fact(format!("{} records of {} epochs, {acknowledged} acknowledged as durable", tracker.last(), tracker.epochs()));
-    report.fact(format!("{stopped} were stopped before, {zombies} were zombies for a while"));
+    report.fact(format!("{} were stopped before, {} were zombies for a while", ends.stopped, ends.zombies));
     report.fact(format!("left behind: {before:?} before, {last:?} after"));
     site.stop()
 }

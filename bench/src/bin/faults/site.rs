@@ -396,6 +396,19 @@ impl Drop for Feed {
     }
 }
 
+/// Has all publishers end; nothing that they published is lost.
+pub(crate) fn finish_all(feeds: &mut [Feed]) -> Result<Duration, String> {
+    let mut longest = 0;
+    for feed in feeds {
+        let account = feed.finish()?;
+        longest = longest.max(account.longest);
+        if account.lost > 0 || account.published != account.durable {
+            return Err(format!("publisher {} ends with {account:?}", feed.plan.publisher));
+        }
+    }
+    Ok(Duration::from_nanos(longest))
+}
+
 /// A reader's process.
 pub(crate) struct Watcher {
     child: Child,
@@ -411,11 +424,6 @@ impl Watcher {
         command.arg(&site.store).arg(how).args([site.base, seed].map(|n| n.to_string()));
         let child = command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Watcher { child, out }
-    }
-
-    /// The process.
-    pub(crate) fn child(&self) -> &Child {
-        &self.child
     }
 
     /// Fails if it has ended by itself.

@@ -101,6 +101,7 @@ fn live(site: &mut Site, minutes: u64, seed: u64, report: &mut Report) -> Result
         feeds.iter_mut().try_for_each(Feed::demand_alive)?;
         watcher.demand_alive()?;
     }
+    report.fact(format!("{} samples", report.trials()));
     let quarter = samples.len() / 4;
     let most = |some: &[Held], i: usize| some.iter().map(|h| h.numbers()[i]).max().unwrap_or(0);
     for (i, (what, more)) in MORE.into_iter().enumerate() {

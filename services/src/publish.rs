@@ -212,7 +212,7 @@ impl Pump<'_> {
             match self.publisher.stage(record) {
                 Ok(_) => return Ok(()),
                 // The ring is the buffer; a file can wait for room in it.
-                Err(PublishError::Full { .. })
+                Err(PublishError::Full { .. } | PublishError::NoSpace { .. })
                     if began.get_or_insert_with(Instant::now).elapsed() < FULL_TIMEOUT && !(self.stop)() => {}
                 Err(e) => return Err(e.into()),
             }

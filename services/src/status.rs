@@ -54,6 +54,9 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("merge_failures", counted(Statistic::MergeFailures)),
         ("expired_records", counted(Statistic::Expired)),
         ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),
+        ("no_space", counted(Statistic::NoSpace)),
+        ("free_bytes", counted(Statistic::FreeBytes)),
+        ("kept_free", counted(Statistic::KeptFree)),
         ("swept", counted(Statistic::Swept)),
     ]
 }
@@ -65,8 +68,13 @@ fn amplification(control: &Control) -> Option<f64> {
 }
 
 /// Why publishers are held back, as [`Statistic::HeldBack`] numbers it.
-const HELD_BACK: [&str; 3] =
-    ["no", "the MemTables are full: they cannot be filed as fast as records come", "the disk is too slow"];
+const HELD_BACK: [&str; 5] = [
+    "no",
+    "the MemTables are full: they cannot be filed as fast as records come",
+    "the disk is too slow",
+    "the log is stopped",
+    "the disk is full (NoSpace): it goes on by itself when there is room",
+];
 
 /// `tape status`.
 ///

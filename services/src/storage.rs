@@ -31,6 +31,9 @@ pub struct Args {
     /// Bytes of a log segment, for a new store [default: 64M]
     #[arg(long, value_parser = terminal::size)]
     pub segment_size: Option<u64>,
+    /// Bytes kept free on the disk; below, no records are taken in [default: 1G, or a twentieth of the volume]
+    #[arg(long, value_parser = terminal::size)]
+    pub space_min: Option<u64>,
     /// The least level that publishers get: none, os, fsync [default: none]
     #[arg(long)]
     pub level_min: Option<Level>,
@@ -67,6 +70,7 @@ impl Args {
         set(&mut options.memtable_size, &self.memtable_size);
         set(&mut options.memtables_max, &self.memtables_max);
         set(&mut options.segment_size, &self.segment_size);
+        set(&mut options.space_min, &self.space_min);
         set(&mut options.level_min, &self.level_min);
         set(&mut options.wait, &self.wait);
         options.ingest_core = self.ingest_core.or(options.ingest_core);

@@ -27,6 +27,15 @@ pub enum Open {
     CreateNew,
 }
 
+/// Room on a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that may be written.
+    pub free: u64,
+    /// Bytes that there are.
+    pub total: u64,
+}
+
 /// A file system.
 pub trait Disk: Send + Sync {
     /// Opens the file `path`.
@@ -48,6 +57,11 @@ pub trait Disk: Send + Sync {
     fn remove(&self, path: &Path) -> Result<()>;
     /// Makes the entries of the directory `path` durable.
     fn sync_dir(&self, path: &Path) -> Result<()>;
+    /// How much room there is where `path` is; without end unless the file system says otherwise.
+    fn space(&self, path: &Path) -> Result<Space> {
+        tracing::trace!(path = %path.display(), "this disk has no end");
+        Ok(Space { free: u64::MAX, total: u64::MAX })
+    }
     /// Takes the exclusive lock of `path`, creating it; `None` if another process holds it. The lock
     /// ends with the returned value or with the process.
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>>;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, FlockOperation};
 
-use super::{Disk, DiskFile, Mapped, Open};
+use super::{Disk, DiskFile, Mapped, Open, Space};
 use crate::error::{Error, Result};
 use crate::sabotage::{self, Sabotage};
 
@@ -70,6 +70,11 @@ impl Disk for RealDisk {
         }
         let dir = File::open(path).map_err(|e| Error::io("open", path, e))?;
         dir.sync_all().map_err(|e| Error::io("sync directory", path, e))
+    }
+
+    fn space(&self, path: &Path) -> Result<Space> {
+        let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("ask for the free space of", path, e))?;
+        Ok(Space { free: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
     }
 
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>> {

@@ -12,7 +12,7 @@ use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Disk, DiskFile, Mapped, Open};
+use super::{Disk, DiskFile, Mapped, Open, Space};
 use crate::error::{Error, Result};
 use crate::sabotage::{self, Sabotage};
 
@@ -123,6 +123,8 @@ struct State {
     /// Directories that went with the power.
     lost: BTreeSet<PathBuf>,
     locked: bool,
+    /// What is said to be free; `None`: without end.
+    free: Option<u64>,
     calls: u64,
     fault: Option<(u64, Fault)>,
     looks: u64,
@@ -163,6 +165,11 @@ impl SimDisk {
     /// Calls made so far that only look.
     pub fn looks(&self) -> u64 {
         self.state().looks
+    }
+
+    /// From now on says that `free` bytes are free; `None`: without end.
+    pub fn set_free(&self, free: Option<u64>) {
+        self.state().free = free;
     }
 
     /// Arranges `fault` at the `call`-th changing call from the beginning (the first is 1).
@@ -436,6 +443,12 @@ impl Disk for SimDisk {
             change.apply(&mut state.synced_names);
         }
         Ok(())
+    }
+
+    fn space(&self, path: &Path) -> Result<Space> {
+        let state = self.state();
+        state.alive("ask for the free space of", path)?;
+        Ok(Space { free: state.free.unwrap_or(u64::MAX), total: u64::MAX })
     }
 
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>> {

@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::compact::Outcome;
 use super::history::History;
 use super::memtables::Sealed;
+use super::space::Room;
 use crate::agent::Stop;
 use crate::compaction::merge::{Job, Merged, Unpaced};
 use crate::compaction::retention::Rules;
@@ -394,6 +395,9 @@ pub(super) struct FlushAgent {
     pub(super) spares: Sender<Spare>,
     pub(super) bells: Bells,
     pub(super) stop: Stop,
+    pub(super) room: Arc<Room>,
+    /// Whether it has been said that a MemTable cannot be filed.
+    pub(super) said: bool,
     pub(super) tending: Tending,
 }
 
@@ -468,6 +472,11 @@ impl FlushAgent {
         }
         let now = newest(self.filer.manifest().state());
         if let Some(job) = self.filer.history.next_job(options, rules, now, skip) {
+            if !self.room.has(job.merge.bytes() / 4 * 5) {
+                // What is free is for filing; that it is not merged costs reading, not records.
+                tracing::debug!(bytes = job.merge.bytes(), "no room to merge files");
+                return self.hold_off();
+            }
             tracing::debug!(files = job.merge.inputs.len(), bytes = job.merge.bytes(), why = ?job.merge.why, "merging files");
             self.set_merging(true);
             if self.tending.jobs.try_send(job).is_err() {
@@ -529,8 +538,11 @@ impl FlushAgent {
 
     fn file(&mut self) {
         let Some(sealed) = self.waiting.front() else { return };
-        match self.filer.file(sealed, self.clock.as_ref()) {
+        let filed = self.filer.file(sealed, self.clock.as_ref());
+        self.room.filing(filed.as_ref().err());
+        match filed {
             Ok(filed) => {
+                self.said = false;
                 self.waiting.pop_front();
                 // One place for each table there is; ingest may have ended.
                 if self.told.try_send(Told::Filed(filed)).is_ok() {
@@ -541,7 +553,9 @@ impl FlushAgent {
             }
             Err(error) => {
                 self.filer.control.add(Statistic::FlushFailures, 1);
-                tracing::error!(%error, "a MemTable cannot be filed into history; trying again in a second");
+                if !std::mem::replace(&mut self.said, true) {
+                    tracing::error!(%error, "a MemTable cannot be filed into history; trying again every second");
+                }
                 std::thread::sleep(RETRY);
             }
         }

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 use super::attach::{Answer, Request};
 use super::core::{Core, Offer, Readiness};
 use super::flush::{Filed, FlushItem, Told};
+use super::space::Room;
 use super::sync::{SYNC_QUEUE, SyncItem};
 use crate::agent::{Idle, Stop, Wait};
 use crate::bus::attach::{Grant, Message, Mode};
@@ -23,7 +24,7 @@ use crate::manifest::PublisherState;
 use crate::record::{Layout, Name};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
+use crate::shm::control::{Control, NO_SPACE, SLOTS_MAX, Slot, SlotState, Statistic};
 use crate::time::Clock;
 use crate::wal::{Appended, Evidence};
 
@@ -37,6 +38,10 @@ const STOP_NS: u64 = 500_000_000;
 const PARK: Duration = Duration::from_millis(100);
 /// Sleep while there is no room: it comes from other threads, which ring no bell.
 const HELD_BACK_PARK: Duration = Duration::from_micros(200);
+/// The same while the disk is full, which lasts.
+const NO_SPACE_PARK: Duration = Duration::from_millis(5);
+/// Why a request is refused meanwhile.
+const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` says how full. Try again when there is room";
 
 /// Frames of which the sync agent is told together, so that it is not woken for each.
 #[derive(Default)]
@@ -72,6 +77,7 @@ pub(super) struct Lane {
 /// The ingest agent.
 pub(super) struct IngestAgent {
     pub(super) core: Core,
+    pub(super) room: Arc<Room>,
     pub(super) control: Control,
     pub(super) bells: Bells,
     pub(super) clock: Arc<dyn Clock>,
@@ -126,7 +132,8 @@ impl IngestAgent {
 
     fn park(&self) {
         if self.held_since.is_some() {
-            return std::thread::sleep(HELD_BACK_PARK);
+            let lasts = self.control.statistic(Statistic::HeldBack) == NO_SPACE;
+            return std::thread::sleep(if lasts { NO_SPACE_PARK } else { HELD_BACK_PARK });
         }
         self.bells.sleep(Bell::Ingest, PARK, || {
             !self.requests.is_empty()
@@ -158,7 +165,7 @@ impl IngestAgent {
         }
         let mut room = self.has_room(now)?;
         // Facts need the log alone: they are taken while the MemTables are full.
-        if (room || self.core.writer.ready()?)
+        if (room || self.core.writer.ready()? || self.has_no_space())
             && let Ok(request) = self.requests.try_recv()
         {
             self.serve(request)?;
@@ -179,11 +186,16 @@ impl IngestAgent {
         }
         let unsynced = self.core.writer.chain().position.0.saturating_sub(self.control.durable_position().0);
         let why = match self.core.is_ready()? {
+            _ if self.room.is_low() => NO_SPACE,
+            Readiness::MemTableFull | Readiness::NoSegment if self.room.is_refused() => NO_SPACE,
             Readiness::MemTableFull => 1,
             Readiness::NoSegment => 2,
             Readiness::Ready if unsynced > self.unsynced_max || self.sync.len() > SYNC_ITEMS_MAX => 2,
             Readiness::Ready => 0,
         };
+        if why == NO_SPACE && self.control.statistic(Statistic::HeldBack) != NO_SPACE {
+            self.control.add(Statistic::NoSpace, 1);
+        }
         match (why, self.held_since) {
             (0, None) => {}
             (0, Some(since)) => {
@@ -199,9 +211,14 @@ impl IngestAgent {
                     tracing::warn!(%full, "publishers are held back");
                 }
             }
-            (_, Some(_)) => {}
+            (why, Some(_)) => self.control.set_statistic(Statistic::HeldBack, why),
         }
         Ok(why == 0)
+    }
+
+    /// Whether it may be long before the log can be written.
+    fn has_no_space(&self) -> bool {
+        self.room.is_low() || self.room.is_refused()
     }
 
     /// Fills a frame from the lanes, beginning with another one in each turn, and commits it.
@@ -357,7 +374,7 @@ impl IngestAgent {
 
     /// Waits until a frame can be appended, whatever the MemTables hold.
     fn wait_for_log(&mut self) -> Result<()> {
-        while !self.core.writer.ready()? && !self.stop.is_stopped() {
+        while !self.core.writer.ready()? && !self.stop.is_stopped() && !self.has_no_space() {
             self.control.beat(self.clock.monotonic());
             std::thread::sleep(HELD_BACK_PARK);
         }
@@ -378,13 +395,19 @@ impl IngestAgent {
             Mode::New => known.epoch,
         };
         if !self.core.writer.ready()? {
-            return Ok(Err(Message::Refused("storage is stopping".to_owned())));
+            return Ok(Err(self.not_now()));
         }
         match self.core.begin_epoch(publisher, incarnation, above, self.clock.wall()) {
             Ok((state, appended)) => self.appended(appended).map(|()| Ok(state)),
             Err(e @ Error::Halted { .. }) => Err(e),
             Err(e) => Ok(Err(Message::Refused(e.to_string()))),
         }
+    }
+
+    /// The answer to a request for which the log cannot be written.
+    fn not_now(&self) -> Message {
+        let reason = if self.has_no_space() { NO_SPACE_REASON } else { "storage is stopping" };
+        Message::Refused(reason.to_owned())
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a lane is made of")]
@@ -435,8 +458,8 @@ impl IngestAgent {
         let mut rest = names;
         while !rest.is_empty() {
             self.wait_for_log()?;
-            if !self.core.writer.ready()? {
-                return self.say(connection, Message::Refused("storage is stopping".to_owned()));
+            if self.room.is_low() || !self.core.writer.ready()? {
+                return self.say(connection, self.not_now());
             }
             match self.core.instruments(rest, self.clock.wall()) {
                 Ok((some, appended)) => {
@@ -455,8 +478,8 @@ impl IngestAgent {
 
     fn kind(&mut self, connection: u64, layout: &Layout) -> Result<()> {
         self.wait_for_log()?;
-        if !self.core.writer.ready()? {
-            return self.say(connection, Message::Refused("storage is stopping".to_owned()));
+        if self.room.is_low() || !self.core.writer.ready()? {
+            return self.say(connection, self.not_now());
         }
         match self.core.kind(layout, self.clock.wall()) {
             Ok(Some(appended)) => {

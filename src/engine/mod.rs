@@ -19,6 +19,7 @@ mod attach;
 mod compact;
 mod ingest;
 mod prepare;
+mod space;
 mod sync;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ use self::flush::{Filer, FlushAgent, Tending};
 use self::ingest::IngestAgent;
 use self::memtables::{Maker, MemTables, Sealed, Source};
 use self::prepare::PrepareAgent;
+use self::space::SpaceAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use crate::agent::{Stop, Wait, spawn};
 use crate::bus::Bus;
@@ -86,6 +88,9 @@ pub struct Options {
     pub sync_bytes: u64,
     /// Bytes appended and not durable at most; then publishers are held back.
     pub unsynced_max: u64,
+    /// Bytes kept free on the file system; below, no records are taken in. 0: 1 GiB, or a twentieth of the volume if
+    /// that is less, but room for two segments and the filing of a MemTable in any case.
+    pub space_min: u64,
     /// The least level that publishers get.
     pub level_min: Level,
     /// How ingest waits for work.
@@ -113,6 +118,7 @@ impl Default for Options {
             sync_interval_ms: 50,
             sync_bytes: 4 << 20,
             unsynced_max: 64 << 20,
+            space_min: 0,
             level_min: Level::None,
             wait: Wait::Adaptive,
             ingest_core: None,
@@ -225,6 +231,8 @@ pub struct Recovered {
 
 /// What the store in `dir` is, and its manifest; both are made if there is no store.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
+    let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
+    space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
     let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
     wal::create_if_absent(disk.as_ref(), dir, create)?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
@@ -367,7 +375,14 @@ impl Storage {
         let (table_in, table_out) = bounded(1);
         core.writer.set_spares(Spares::Ahead(spare_out));
         core.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out });
+        let (segment_size, table) = (meta.meta().segment_size, options.memtable_size);
+        let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
+        let disk = world.disk.clone();
+        let space = SpaceAgent::new(disk, &options.store, keep, segment_size, control.clone(), late_stop.clone())?;
+        let room = space.room();
         let prepare = PrepareAgent {
+            room: room.clone(),
+            said: false,
             disk: world.disk.clone(),
             dir: options.store.join(wal::DIR),
             segment_size: meta.meta().segment_size,
@@ -381,6 +396,8 @@ impl Storage {
         };
         let flush = FlushAgent {
             filer,
+            room: room.clone(),
+            said: false,
             clock: world.clock.clone(),
             items: flush_out,
             waiting: sealed,
@@ -440,6 +457,7 @@ impl Storage {
         };
         let ingest = IngestAgent {
             core,
+            room,
             control: control.clone(),
             bells: bells.clone(),
             clock: world.clock.clone(),
@@ -465,6 +483,7 @@ impl Storage {
         control.set_instance(instance);
         let others = vec![
             spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
+            spawn("tape-space", None, move || space.run()).map_err(io)?,
             spawn("tape-attach", None, move || attach.run()).map_err(io)?,
             spawn("tape-compact", None, move || compact.run()).map_err(io)?,
         ];

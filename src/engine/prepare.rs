@@ -11,6 +11,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::memtables::Maker;
+use super::space::Room;
 use crate::agent::Stop;
 use crate::disk::Disk;
 use crate::error::Result;
@@ -35,6 +36,9 @@ pub(super) struct PrepareAgent {
     pub(super) requests: Receiver<u64>,
     pub(super) tables: Sender<Result<Writer>>,
     pub(super) stop: Stop,
+    pub(super) room: Arc<Room>,
+    /// Whether it has been said that no segment can be made.
+    pub(super) said: bool,
 }
 
 impl PrepareAgent {
@@ -56,11 +60,22 @@ impl PrepareAgent {
         if let Ok(spare) = self.recycled.try_recv() {
             return Some(spare);
         }
+        if self.room.is_low() {
+            // What is left is for filing.
+            return None;
+        }
         self.next += 1;
-        match prepare(self.disk.as_ref(), &self.dir, self.next, self.segment_size) {
-            Ok(spare) => Some(spare),
+        let made = prepare(self.disk.as_ref(), &self.dir, self.next, self.segment_size);
+        self.room.segment(made.as_ref().err());
+        match made {
+            Ok(spare) => {
+                self.said = false;
+                Some(spare)
+            }
             Err(error) => {
-                tracing::error!(%error, "cannot prepare a log segment; trying again in a second");
+                if !std::mem::replace(&mut self.said, true) {
+                    tracing::error!(%error, "cannot prepare a log segment; trying again every second");
+                }
                 None
             }
         }

@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
 use crate::record::{Gap, Kind, Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
-use crate::shm::control::{SlotState, SlotView, Statistic};
+use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
 use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::time::{Clock, HostClock};
@@ -78,6 +78,13 @@ pub enum PublishError {
         unacknowledged: u64,
         /// What holds them back.
         why: &'static str,
+    },
+    /// The same, because storage takes nothing in: its disk is full. What is in the ring is kept, and sent when there
+    /// is room again.
+    #[error("storage's disk is full (NoSpace): {unacknowledged} records wait in the publisher's ring, which is full too")]
+    NoSpace {
+        /// Records in the ring.
+        unacknowledged: u64,
     },
     /// A newer process writes as this publisher. This one cannot go on.
     #[error("publisher {publisher} epoch {epoch} is fenced: a newer process writes as it")]
@@ -333,7 +340,7 @@ impl Publisher {
             }
             if Instant::now() >= deadline {
                 let unacknowledged = state.ring.next().0 - state.ring.first().0;
-                return Err(PublishError::Full { unacknowledged, why: state.why_full() });
+                return Err(state.full(unacknowledged));
             }
             drop(state);
             turns += 1;
@@ -371,7 +378,7 @@ impl Publisher {
             state.check()?;
             if Instant::now() >= deadline {
                 let unacknowledged = target.0 - reached.0;
-                return Err(PublishError::Full { unacknowledged, why: state.why_full() });
+                return Err(state.full(unacknowledged));
             }
             let bells = state.link.as_ref().map(|l| (l.bells.clone(), l.slot.clone(), l.grant));
             drop(state);
@@ -445,13 +452,16 @@ impl State {
         }
     }
 
-    fn why_full(&self) -> &'static str {
-        match (&self.link, self.held_back) {
+    /// Why there is no room: `unacknowledged` records are held back.
+    fn full(&self, unacknowledged: u64) -> PublishError {
+        let why = match (&self.link, self.held_back) {
             (None, _) => "storage is down",
+            (Some(_), NO_SPACE) => return PublishError::NoSpace { unacknowledged },
             (Some(_), 1) => "storage's MemTables are full and not yet filed (tape status says how filing goes)",
             (Some(_), 2) => "storage waits for its disk",
             (Some(_), _) => "storage does not keep up",
-        }
+        };
+        PublishError::Full { unacknowledged, why }
     }
 
     fn progress(&self) -> Progress {

@@ -12,7 +12,7 @@
 //!  640 applied: LSN
 //!  768 durable: LSN, position
 //!  896 committed: LSN
-//! 1024 statistics: 32 × u64
+//! 1024 statistics: 64 × u64
 //! 4096 slots: 256 × 256 B, one a granted publisher
 //!      +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
 //!      +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
@@ -52,7 +52,7 @@ const APPLIED: u64 = 640;
 const DURABLE: u64 = 768;
 const COMMITTED: u64 = 896;
 const STATISTICS: u64 = 1024;
-const STATISTICS_MAX: u64 = 32;
+const STATISTICS_MAX: u64 = 64;
 const SLOTS: u64 = 4096;
 const SLOT_LEN: u64 = 256;
 
@@ -93,7 +93,7 @@ pub enum Statistic {
     Syncs = 7,
     /// Nanoseconds in which ingest was held back: full MemTable or too much unsynced.
     HeldBackNs = 8,
-    /// Why ingest is held back now: 0 it is not, 1 MemTable full, 2 disk too slow, 3 halted.
+    /// Why ingest is held back now: 0 it is not, 1 MemTable full, 2 disk too slow, 3 halted, 4 disk full ([`NO_SPACE`]).
     HeldBack = 9,
     /// Publishers attached.
     Publishers = 10,
@@ -135,7 +135,16 @@ pub enum Statistic {
     Expired = 28,
     /// Whether files are being merged now: 1, else 0.
     Merging = 29,
+    /// Times that records began to be refused because the disk is full.
+    NoSpace = 32,
+    /// Bytes free on the store's file system.
+    FreeBytes = 33,
+    /// Bytes of it that are kept free.
+    KeptFree = 34,
 }
+
+/// Of [`Statistic::HeldBack`]: the disk is full.
+pub const NO_SPACE: u64 = 4;
 
 /// What a slot's publisher may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

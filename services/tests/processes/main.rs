@@ -10,6 +10,7 @@ mod fixture;
 mod formats;
 mod history;
 mod kills;
+mod nospace;
 mod pairs;
 mod roles;
 mod tool;

@@ -10,16 +10,27 @@
 )]
 
 mod corrupt;
+mod fsyncgate;
 mod fuzz;
 mod guard;
+mod kill;
 mod model;
 mod mutate;
+mod nospace;
 mod nth;
 mod powerloss;
+mod powerloss_real;
 mod proof;
+mod publisher_kill;
+mod readers;
 mod report;
+mod roles;
+mod rows;
 mod scratch;
+mod site;
+mod soak;
 mod tally;
+mod volumes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -52,6 +63,20 @@ struct Args {
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Campaign {
+    /// Storage is killed at random moments, under publishers and readers
+    Kill,
+    /// The disk is filled, and has room again
+    Nospace,
+    /// Publishers are killed, stopped and continued at random moments
+    PublisherKill,
+    /// A real file system forgets what was not synced
+    PowerlossReal,
+    /// Written pages cannot be written back: a sync fails
+    Fsyncgate,
+    /// Readers check every row, through everything; --n is seconds
+    Readers,
+    /// What is held of the host over minutes; --n is minutes
+    Soak,
     /// Simulated loss of power, kills and failing calls against a model
     Powerloss,
     /// Each disk call of a script fails, once and for ever
@@ -62,13 +87,24 @@ enum Campaign {
     Fuzz,
     /// Rules are broken on purpose: a campaign must notice each
     Sabotage,
-    /// The short form of all simulated campaigns
+    /// The short form of all campaigns
     Short,
 }
 
-/// The simulated campaigns, with the trials of a short run.
-const SHORT: &[(Campaign, u64)] =
-    &[(Campaign::Powerloss, 6_000), (Campaign::NthFault, 400), (Campaign::Corrupt, 3_000), (Campaign::Fuzz, 2_000)];
+/// All campaigns, with the trials of a short run.
+const SHORT: &[(Campaign, u64)] = &[
+    (Campaign::Powerloss, 6_000),
+    (Campaign::NthFault, 400),
+    (Campaign::Corrupt, 3_000),
+    (Campaign::Fuzz, 2_000),
+    (Campaign::Kill, 40),
+    (Campaign::PublisherKill, 20),
+    (Campaign::PowerlossReal, 15),
+    (Campaign::Fsyncgate, 1),
+    (Campaign::Nospace, 2),
+    (Campaign::Readers, 20),
+    (Campaign::Soak, 1),
+];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
     match which {
@@ -77,6 +113,13 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Corrupt => corrupt::run(n.unwrap_or(12_000), seed),
         Campaign::Fuzz => fuzz::run(n.unwrap_or(2_000), seed, None, None),
         Campaign::Sabotage => proof::run(seed),
+        Campaign::Kill => kill::run(n.unwrap_or(100), seed),
+        Campaign::PublisherKill => publisher_kill::run(n.unwrap_or(40), seed),
+        Campaign::PowerlossReal => powerloss_real::run(n.unwrap_or(30), seed),
+        Campaign::Fsyncgate => fsyncgate::run(n.unwrap_or(3), seed),
+        Campaign::Nospace => nospace::run(n.unwrap_or(8), seed),
+        Campaign::Readers => readers::run(n.unwrap_or(40), seed),
+        Campaign::Soak => soak::run(n.unwrap_or(1), seed),
         Campaign::Short => {
             let mut report = Report::new("short");
             for &(which, n) in SHORT {
@@ -92,6 +135,9 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = roles::play() {
+        return code;
+    }
     let args = Args::parse();
     let seed = args.seed.unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_nanos() as u64 >> 10));
     println!("seed {seed}");

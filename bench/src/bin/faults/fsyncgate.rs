@@ -1,0 +1,81 @@
+//! Owns: the campaign `fsyncgate`: the disk below the file system becomes too short, so that what was written to the
+//! cache cannot be written back: a sync fails, and the next would say that all is well.
+//!
+//! What must hold: storage ends with 74 at the first failed sync of the log and has acknowledged nothing that is not
+//! on the disk; started again on a sound volume it serves what is durable.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tapestore::disk::sim::SimRng;
+
+use crate::report::Report;
+use crate::rows::Tracker;
+use crate::site::{self, Feed, Plan, Site, eventually};
+use crate::volumes::{self, Volume};
+
+const PLANS: [Plan; 2] =
+    [Plan { publisher: 1, level: "fsync", batch: 16, rate: 4_000 }, Plan { publisher: 2, level: "os", batch: 64, rate: 8_000 }];
+
+/// `n` volumes.
+pub(crate) fn run(n: u64, seed: u64) -> Report {
+    let mut report = Report::new("fsyncgate");
+    if let Some(why) = volumes::why_not() {
+        report.skip(&why);
+        return report;
+    }
+    for trial in 0..n {
+        let dir = std::env::temp_dir().join(format!("faults-fsync-{seed}-{trial}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let outcome = try_one(&dir, seed + trial, &mut report);
+        if outcome.is_ok() {
+            std::fs::remove_dir_all(&dir).ok();
+        }
+        report.add(outcome, format!("faults fsyncgate --n 1 --seed {}", seed + trial));
+    }
+    report
+}
+
+fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), String> {
+    let mut rng = SimRng::new(seed);
+    let mut volume = Volume::ext4(&dir.join("volume"), &dir.join("image"), 256 << 20)?;
+    let mut site = Site::at(dir.to_path_buf(), volume.path.join("store"), "memtable-size = 16777216\nsegment-size = 4194304\n");
+    site.keep = true;
+    site.start()?;
+    let mut feeds: Vec<Feed> = PLANS.iter().map(|p| Feed::start(&site, *p, 1)).collect();
+    std::thread::sleep(Duration::from_millis(500 + rng.below(1_000)));
+    // A thin volume does not keep blocks of zeros: those of prepared segments are taken when they are written.
+    // Nobody writes while what is on the disk is put aside.
+    let pause = |with| site.child().map_or((), |c| site::signal(c, with));
+    pause(Signal::STOP);
+    let shrunk = volume.shrink();
+    pause(Signal::CONT);
+    let cut = shrunk?;
+    let status = eventually("storage's end", || site.ended())?;
+    if status.code() != Some(i32::from(tape_services::exit::IO)) {
+        return Err(format!("storage ended with {status} after a failed sync"));
+    }
+    feeds.iter_mut().for_each(Feed::listen);
+    volume.unmount()?;
+    volume.restore(cut)?;
+    volume.mount()?;
+    site.start()?;
+    let mut tracker = Tracker::new(site.base);
+    let mut reader = site.reader()?;
+    let mut snapshot = site.snapshot(&mut reader)?;
+    site::check(&mut tracker, &mut snapshot, 64, &mut rng)?;
+    let mut missing = 0;
+    for feed in &mut feeds {
+        missing += feed.check(&tracker, true)?;
+        feed.finish()?;
+    }
+    let mut snapshot = site.snapshot(&mut reader)?;
+    site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
+    site.tape(&["verify"])?;
+    report.fact(format!("{} records, 0 lost at fsync, {missing} at os", tracker.last()));
+    site.stop()?;
+    site.forget();
+    drop(feeds);
+    drop(volume);
+    Ok(())
+}

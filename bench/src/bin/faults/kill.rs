@@ -1,0 +1,126 @@
+//! Owns: the campaign `kill`: storage is killed at random moments under publishers and readers, also while it files,
+//! merges and recovers, and started again.
+//!
+//! What must hold: what was acknowledged at any level is there, once, in order, byte for byte; LSNs are dense;
+//! publishers and readers go on by themselves and see nothing wrong.
+
+use std::time::{Duration, Instant};
+
+use tapestore::disk::sim::SimRng;
+use tapestore::shm::control::Statistic;
+
+use crate::report::Report;
+use crate::rows::Tracker;
+use crate::site::{self, Feed, Plan, SMALL, Site, Watcher};
+
+/// The publishers: all levels with acknowledgements, single records and batches.
+pub(crate) const PLANS: [Plan; 4] = [
+    Plan { publisher: 1, level: "fsync", batch: 1, rate: 1_000 },
+    Plan { publisher: 2, level: "os", batch: 16, rate: 5_000 },
+    Plan { publisher: 3, level: "fsync", batch: 64, rate: 5_000 },
+    Plan { publisher: 4, level: "os", batch: 256, rate: 10_000 },
+];
+
+/// Cycles between two looks at everything.
+const ALL_EVERY: u64 = 100;
+
+/// What was hit.
+#[derive(Default)]
+struct Hits {
+    in_recovery: u64,
+    in_filing: u64,
+    edits: u64,
+    merges: u64,
+    checked: u64,
+}
+
+/// `n` kills.
+pub(crate) fn run(n: u64, seed: u64) -> Report {
+    let mut report = Report::new("kill");
+    let mut site = Site::new("kill", seed, SMALL);
+    let mut hits = Hits::default();
+    match campaign(&mut site, n, seed, &mut report, &mut hits) {
+        Ok(tracker) => {
+            report.fact(format!("{} records of {} epochs, {} looks at one", tracker.last(), tracker.epochs(), hits.checked));
+        }
+        Err(what) => {
+            let again = site.again("kill", n, seed);
+            report.fail(what, again);
+        }
+    }
+    report.fact(format!("{} kills while recovering, {} while filing", hits.in_recovery, hits.in_filing));
+    report.fact(format!("{} edits of the manifest, at the kills {} merges done", hits.edits, hits.merges));
+    report
+}
+
+fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut Hits) -> Result<Tracker, String> {
+    let mut rng = SimRng::new(seed);
+    site.start()?;
+    let mut feeds: Vec<Feed> = PLANS.iter().map(|p| Feed::start(site, *p, 1)).collect();
+    let mut watchers: Vec<Watcher> =
+        ["follow", "random"].iter().zip(0..).map(|(how, i)| Watcher::start(site, how, i, seed + i)).collect();
+    let mut tracker = Tracker::new(site.base);
+    let mut reader = site.reader()?;
+    for cycle in 1..=n {
+        wait(&reader, &mut rng);
+        let control = reader.control();
+        hits.edits = control.tables().map_or(hits.edits, |t| t.manifest);
+        hits.merges += control.statistic(Statistic::Merges);
+        hits.in_filing += u64::from(control.tables().is_some_and(|t| t.count > 1));
+        site.kill();
+        feeds.iter_mut().for_each(Feed::listen);
+        if rng.below(4) == 0 {
+            for _ in 0..=rng.below(3) {
+                site.spawn();
+                std::thread::sleep(Duration::from_micros(rng.below(60_000)));
+                let instance = reader.control().instance();
+                site.kill();
+                hits.in_recovery += instance % 2;
+                feeds.iter_mut().for_each(Feed::listen);
+            }
+        }
+        site.start()?;
+        let mut snapshot = site.snapshot(&mut reader)?;
+        let at = |e| format!("cycle {cycle}: {e}");
+        hits.checked += site::check(&mut tracker, &mut snapshot, 64, &mut rng).map_err(at)?;
+        for feed in &mut feeds {
+            feed.check(&tracker, false).map_err(at)?;
+            feed.demand_alive().map_err(at)?;
+        }
+        watchers.iter_mut().try_for_each(|w| w.demand_alive()).map_err(at)?;
+        if cycle % ALL_EVERY == 0 {
+            site::check_all(&tracker, &mut snapshot).map_err(at)?;
+            hits.checked += tracker.last().0;
+        }
+        report.pass();
+    }
+    let longest = site::finish_all(&mut feeds)?;
+    report.fact(format!("longest call of a publisher {longest:?}"));
+    let mut snapshot = site.snapshot(&mut reader)?;
+    site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
+    feeds.iter().try_for_each(|f| f.check(&tracker, false).map(drop))?;
+    site::check_all(&tracker, &mut snapshot)?;
+    for watcher in &mut watchers {
+        report.fact(watcher.finish()?);
+    }
+    site.tape(&["verify"])?;
+    site.stop()?;
+    Ok(tracker)
+}
+
+/// Waits for a moment to kill at: any, one at which a MemTable is being filed, or one just after an edit of the
+/// manifest.
+fn wait(reader: &tapestore::reader::Reader, rng: &mut SimRng) {
+    let tables = || reader.control().tables().map_or((0, 0), |t| (t.count, t.manifest));
+    let edit = tables().1;
+    let (until, patience) = match rng.below(16) {
+        0..3 => (1, 500),
+        3 => (2, 4_000),
+        _ => (0, 0),
+    };
+    let end = Instant::now() + Duration::from_millis(patience);
+    while Instant::now() < end && !((until == 1 && tables().0 > 1) || (until == 2 && tables().1 > edit)) {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    std::thread::sleep(Duration::from_micros(rng.below(if until == 1 { 400_000 } else { 80_000 })));
+}

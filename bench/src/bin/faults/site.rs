@@ -1,0 +1,454 @@
+//! Owns: a store in a directory of its own with a real storage process, and the publishers and readers of a
+//! campaign, each a process.
+//!
+//! What must hold: nothing is left behind, in whatever way a campaign ends, but the directory of a failure; no
+//! process is touched that was not started here.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use tapestore::disk::sim::SimRng;
+use tapestore::lsn::Lsn;
+use tapestore::reader::{At, Reader, Snapshot};
+use tapestore::shm::run_dir::RunDir;
+
+use crate::rows::Tracker;
+
+/// A guard against a hang, not a claim about speed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The hidden first argument of this program in another role.
+pub(crate) const ROLE: &str = "role";
+
+/// Small tables and segments, so that they turn over, and two runs a window, so that they are merged.
+pub(crate) const SMALL: &str = "memtable-size = 16777216\nsegment-size = 1048576\n[compaction]\nruns-max = 2\n";
+
+/// This program in another role.
+pub(crate) fn role(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([ROLE, name]);
+    command
+}
+
+/// Sends `signal` to a child.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Polls until `ready` gives something, or says what did not happen.
+pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T, String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = ready() {
+            return Ok(value);
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("{what} does not happen within {PATIENCE:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A store and its storage process.
+pub(crate) struct Site {
+    dir: PathBuf,
+    /// The store's directory.
+    pub(crate) store: PathBuf,
+    /// Times of records lie behind this.
+    pub(crate) base: u64,
+    child: Option<Child>,
+    /// Whether the directory stays.
+    pub(crate) keep: bool,
+}
+
+impl Site {
+    /// A store that is not served yet.
+    pub(crate) fn new(campaign: &str, seed: u64, config: &str) -> Site {
+        let dir = std::env::temp_dir().join(format!("faults-{campaign}-{seed}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let store = dir.join("store");
+        Site::at(dir, store, config)
+    }
+
+    /// The same, with the store somewhere else than the other files.
+    pub(crate) fn at(dir: PathBuf, store: PathBuf, config: &str) -> Site {
+        std::fs::write(dir.join("storage.toml"), config).unwrap();
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let base = now / 1_000_000_000 * 1_000_000_000;
+        Site { dir, store, base, child: None, keep: false }
+    }
+
+    /// Where the campaign's own files lie.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn instance(&self) -> u64 {
+        Reader::open(&self.store).map_or(0, |r| r.control().instance())
+    }
+
+    /// Starts storage, and does not wait.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.child.is_none());
+        let log = File::options().create(true).append(true).open(self.dir.join("storage.log")).unwrap();
+        let mut command = role("storage");
+        command.arg("--store").arg(&self.store).arg("--config").arg(self.dir.join("storage.toml"));
+        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or("warn".into()));
+        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    /// Starts storage and waits until it serves.
+    pub(crate) fn start(&mut self) -> Result<(), String> {
+        let before = self.instance();
+        self.spawn();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let instance = self.instance();
+            if instance > before && instance.is_multiple_of(2) {
+                return Ok(());
+            }
+            if let Some(status) = self.ended() {
+                return Err(format!("storage ended with {status} instead of serving; see {}", self.log().display()));
+            }
+            if Instant::now() >= deadline {
+                return Err(format!("storage does not serve within {PATIENCE:?}"));
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+
+    /// What storage has said.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("storage.log")
+    }
+
+    /// With which status storage has ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap()?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// The storage process.
+    pub(crate) fn child(&self) -> Option<&Child> {
+        self.child.as_ref()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM, and the end.
+    pub(crate) fn stop(&mut self) -> Result<(), String> {
+        let Some(child) = &self.child else { return Ok(()) };
+        signal(child, Signal::TERM);
+        let status = eventually("storage's end", || self.ended())?;
+        if status.success() { Ok(()) } else { Err(format!("storage ended with {status} when it was stopped")) }
+    }
+
+    /// A reader.
+    pub(crate) fn reader(&self) -> Result<Reader, String> {
+        Reader::open(&self.store).map_err(|e| e.to_string())
+    }
+
+    /// The run directory.
+    pub(crate) fn run_dir(&self) -> Result<RunDir, String> {
+        RunDir::find(&self.store).map_err(|e| e.to_string())
+    }
+
+    /// What is durable now.
+    pub(crate) fn snapshot(&self, reader: &mut Reader) -> Result<Snapshot, String> {
+        let mut last = String::new();
+        let found = eventually("a snapshot", || reader.snapshot(At::Durable).map_err(|e| last = e.to_string()).ok());
+        found.map_err(|e| format!("{e}: {last}"))
+    }
+
+    /// Runs `tape` with `arguments` on the store.
+    pub(crate) fn tape(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = role("tape").args(arguments).arg("--store").arg(&self.store).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(format!("tape {arguments:?} ended with {}: {}", output.status, text(&output.stderr))),
+        }
+    }
+
+    /// Gives back the shared memory, while the store's directory is still there.
+    pub(crate) fn forget(&mut self) {
+        self.clean();
+    }
+
+    /// Gives back everything but the directory.
+    fn clean(&mut self) {
+        self.kill();
+        if let Ok(run_dir) = RunDir::find(&self.store) {
+            run_dir.sweep(None).ok();
+            std::fs::remove_dir_all(run_dir.path()).ok();
+        }
+    }
+
+    /// To do it again after a failure, which leaves the directory.
+    pub(crate) fn again(&mut self, campaign: &str, n: u64, seed: u64) -> String {
+        self.keep = true;
+        format!("faults {campaign} --n {n} --seed {seed} (moments differ); kept: {}", self.dir.display())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.clean();
+        if !self.keep {
+            std::fs::remove_dir_all(&self.dir).ok();
+        }
+    }
+}
+
+/// Checks what `snapshot` holds beyond `tracker`, and `old` records of before at random.
+pub(crate) fn check(tracker: &mut Tracker, snapshot: &mut Snapshot, old: u64, rng: &mut SimRng) -> Result<u64, String> {
+    let known = tracker.last();
+    if snapshot.last() < known {
+        return Err(format!("{} is the last record, and {known} was durable before", snapshot.last()));
+    }
+    let (first, last) = (known.next(), snapshot.last());
+    for lsn in first.0..=last.0 {
+        let arrival = snapshot.arrival(Lsn(lsn)).map_err(|e| e.to_string())?;
+        let arrival = arrival.ok_or_else(|| format!("record {lsn} of {last} arrived from nowhere"))?;
+        let row = snapshot.get(Lsn(lsn)).map_err(|e| e.to_string())?;
+        tracker.see(&row.ok_or_else(|| format!("record {lsn} of {last} is missing"))?, &arrival)?;
+    }
+    for _ in 0..old {
+        let lsn = Lsn(1 + rng.below(last.0.max(1)));
+        if lsn <= last {
+            let row = snapshot.get(lsn).map_err(|e| e.to_string())?;
+            tracker.again(&row.ok_or_else(|| format!("record {lsn} of {last} is missing"))?)?;
+        }
+    }
+    Ok(last.0 + 1 - first.0)
+}
+
+/// Checks every record of `snapshot` against `tracker` once more.
+pub(crate) fn check_all(tracker: &Tracker, snapshot: &mut Snapshot) -> Result<(), String> {
+    for lsn in 1..=tracker.last().0 {
+        let row = snapshot.get(Lsn(lsn)).map_err(|e| e.to_string())?;
+        tracker.again(&row.ok_or_else(|| format!("record {lsn} is missing"))?)?;
+    }
+    Ok(())
+}
+
+/// Words of a publisher's account.
+const WORDS: usize = 12;
+
+/// What a publisher has been told, as its process writes it down.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Account {
+    /// Its process.
+    pub(crate) process: u64,
+    /// Its epoch, and how far that is acknowledged.
+    pub(crate) epoch: u64,
+    pub(crate) accepted: u64,
+    pub(crate) durable: u64,
+    /// Records published by this process.
+    pub(crate) published: u64,
+    /// Calls that were refused.
+    pub(crate) full: u64,
+    pub(crate) no_space: u64,
+    /// The longest call, ns.
+    pub(crate) longest: u64,
+    /// Records reported lost.
+    pub(crate) lost: u64,
+    pub(crate) reattached: u64,
+    /// Whether it has ended in order, with everything durable.
+    pub(crate) done: u64,
+}
+
+impl Account {
+    fn words(&self) -> [u64; WORDS - 1] {
+        let Account { process, epoch, accepted, durable, published, full, no_space, longest, lost, reattached, done } = *self;
+        [process, epoch, accepted, durable, published, full, no_space, longest, lost, reattached, done]
+    }
+
+    /// Writes it down.
+    pub(crate) fn write(&self, file: &File) {
+        let mut bytes: Vec<u8> = self.words().iter().flat_map(|w| w.to_le_bytes()).collect();
+        bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
+        file.write_all_at(&bytes, 0).unwrap();
+    }
+
+    /// What is written in `path`, if it is whole.
+    pub(crate) fn read(path: &Path) -> Option<Account> {
+        for _ in 0..100 {
+            let bytes = std::fs::read(path).ok()?;
+            let words: Vec<u64> = bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0, |w, b| w << 8 | u64::from(*b))).collect();
+            let body = bytes.get(..(WORDS - 1) * 8)?;
+            let [process, epoch, accepted, durable, published, full, no_space, longest, lost, reattached, done, crc] =
+                <[u64; WORDS]>::try_from(words).ok()?;
+            if crc == u64::from(crc32c::crc32c(body)) {
+                let account =
+                    Account { process, epoch, accepted, durable, published, full, no_space, longest, lost, reattached, done };
+                return Some(account);
+            }
+            std::thread::yield_now();
+        }
+        None
+    }
+}
+
+/// How a publisher is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) publisher: u16,
+    pub(crate) level: &'static str,
+    /// Records sent together.
+    pub(crate) batch: u64,
+    /// Records a second.
+    pub(crate) rate: u64,
+}
+
+/// A publisher's process.
+pub(crate) struct Feed {
+    pub(crate) plan: Plan,
+    pub(crate) child: Child,
+    path: PathBuf,
+    /// By epoch: accepted and durable, at most that.
+    acked: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Feed {
+    /// Starts the process number `process` of a publisher.
+    pub(crate) fn start(site: &Site, plan: Plan, process: u16) -> Feed {
+        let path = site.dir().join(format!("account-{}-{process}", plan.publisher));
+        let log = File::options().create(true).append(true).open(site.dir().join("publishers.log")).unwrap();
+        let mut command = role("publisher");
+        command.arg(&site.store).arg(&path);
+        let numbers = [u64::from(plan.publisher), u64::from(process), site.base, plan.batch, plan.rate].map(|n| n.to_string());
+        command.arg(plan.level).args(numbers).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        Feed { plan, child: command.spawn().unwrap(), path, acked: BTreeMap::new() }
+    }
+
+    /// What it says now.
+    pub(crate) fn account(&mut self) -> Option<Account> {
+        let account = Account::read(&self.path)?;
+        let known = self.acked.entry(account.epoch).or_default();
+        *known = (known.0.max(account.accepted), known.1.max(account.durable));
+        Some(account)
+    }
+
+    /// What was acknowledged before has been looked for, and is not looked for again: its epoch may have ended.
+    pub(crate) fn forget(&mut self) {
+        self.acked.clear();
+    }
+
+    /// Takes in what it has been told.
+    pub(crate) fn listen(&mut self) {
+        self.account();
+    }
+
+    /// Fails if it has ended by itself.
+    pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
+        match self.child.try_wait().unwrap() {
+            Some(status) => Err(format!("publisher {} ended with {status}", self.plan.publisher)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the store, as `tracker` saw it, holds what was acknowledged: as accepted unless power was lost; gives
+    /// how many of those records are missing all the same.
+    pub(crate) fn check(&self, tracker: &Tracker, power_lost: bool) -> Result<u64, String> {
+        let mut missing = 0;
+        for (&epoch, &(accepted, durable)) in &self.acked {
+            let reached = tracker.reached(self.plan.publisher, epoch as u32);
+            let promised = if power_lost { durable } else { accepted.max(durable) };
+            if reached < promised {
+                let who = format!("publisher {} epoch {epoch}", self.plan.publisher);
+                return Err(format!("{who}: {promised} acknowledged ({accepted} os, {durable} fsync), {reached} there"));
+            }
+            missing += accepted.saturating_sub(reached);
+        }
+        Ok(missing)
+    }
+
+    /// Has it publish no more, wait for everything to be durable, and end; its last account.
+    pub(crate) fn finish(&mut self) -> Result<Account, String> {
+        drop(self.child.stdin.take());
+        let status = eventually("a publisher's end", || self.child.try_wait().unwrap())?;
+        let account = self.account().ok_or("a publisher has left no account")?;
+        match status.success() && account.done == 1 {
+            true => Ok(account),
+            false => Err(format!("publisher {} ended with {status}: {account:?}", self.plan.publisher)),
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Has all publishers end; nothing that they published is lost.
+pub(crate) fn finish_all(feeds: &mut [Feed]) -> Result<Duration, String> {
+    let mut longest = 0;
+    for feed in feeds {
+        let account = feed.finish()?;
+        longest = longest.max(account.longest);
+        if account.lost > 0 || account.published != account.durable {
+            return Err(format!("publisher {} ends with {account:?}", feed.plan.publisher));
+        }
+    }
+    Ok(Duration::from_nanos(longest))
+}
+
+/// A reader's process.
+pub(crate) struct Watcher {
+    child: Child,
+    out: PathBuf,
+}
+
+impl Watcher {
+    /// Starts one that reads in the way `how`.
+    pub(crate) fn start(site: &Site, how: &str, number: u64, seed: u64) -> Watcher {
+        let out = site.dir().join(format!("reader-{number}"));
+        let log = File::create(&out).unwrap();
+        let mut command = role("reader");
+        command.arg(&site.store).arg(how).args([site.base, seed].map(|n| n.to_string()));
+        let child = command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        Watcher { child, out }
+    }
+
+    /// Fails if it has ended by itself.
+    pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
+        match self.child.try_wait().unwrap() {
+            Some(status) => Err(format!("a reader ended with {status}: {}", self.said())),
+            None => Ok(()),
+        }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.out).unwrap_or_default().trim().to_owned()
+    }
+
+    /// Has it end; what it says.
+    pub(crate) fn finish(&mut self) -> Result<String, String> {
+        drop(self.child.stdin.take());
+        let status = eventually("a reader's end", || self.child.try_wait().unwrap())?;
+        if status.success() { Ok(self.said()) } else { Err(format!("a reader ended with {status}: {}", self.said())) }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}

@@ -1,0 +1,119 @@
+//! Owns: the campaign `soak`: minutes of ordinary life: records, filing, merging, expiry, publishers and readers that
+//! come and go, storage that is stopped, killed and started; and what it holds of the host meanwhile.
+//!
+//! What must hold: memory, descriptors, threads, shared memory and files rise to a level and stay there.
+
+use std::time::{Duration, Instant};
+
+use tapestore::disk::sim::SimRng;
+
+use crate::readers::CHURN;
+use crate::report::Report;
+use crate::site::{Feed, Plan, Site, Watcher};
+
+/// What is held of the host.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// MiB of private memory, without the maps of files and shared memory.
+    memory: u64,
+    descriptors: u64,
+    threads: u64,
+    shared_files: u64,
+    store_files: u64,
+}
+
+/// By how much each may be more at the end than after the first half.
+const MORE: [(&str, u64); 5] =
+    [("MiB of memory", 48), ("descriptors", 12), ("threads", 2), ("files in shared memory", 12), ("files in the store", 160)];
+
+fn files(path: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(|e| e.ok());
+    entries.map(|e| if e.file_type().is_ok_and(|t| t.is_dir()) { files(&e.path()) } else { 1 }).sum()
+}
+
+fn held(site: &Site) -> Result<Held, String> {
+    let pid = site.child().map_or(0, |c| c.id());
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| e.to_string())?;
+    let number = |name: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let run_dir = site.run_dir()?;
+    Ok(Held {
+        memory: number("RssAnon:").unwrap_or(0) / 1024,
+        descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |d| d.count() as u64),
+        threads: number("Threads:").unwrap_or(0),
+        shared_files: files(run_dir.path()) + run_dir.bus_segments().map_err(|e| e.to_string())?.len() as u64,
+        store_files: files(&site.store),
+    })
+}
+
+impl Held {
+    fn numbers(&self) -> [u64; 5] {
+        [self.memory, self.descriptors, self.threads, self.shared_files, self.store_files]
+    }
+}
+
+/// `minutes` of it.
+pub(crate) fn run(minutes: u64, seed: u64) -> Report {
+    let mut report = Report::new("soak");
+    let mut site = Site::new("soak", seed, CHURN);
+    if let Err(what) = live(&mut site, minutes, seed, &mut report) {
+        let again = site.again("soak", minutes, seed);
+        report.fail(what, again);
+    }
+    report
+}
+
+fn live(site: &mut Site, minutes: u64, seed: u64, report: &mut Report) -> Result<(), String> {
+    let mut rng = SimRng::new(seed);
+    site.start()?;
+    let mut feeds: Vec<Feed> =
+        (1..=3).map(|publisher| Feed::start(site, Plan { publisher, level: "os", batch: 64, rate: 8_000 }, 1)).collect();
+    let mut watcher = Watcher::start(site, "random", 0, seed);
+    let mut samples: Vec<Held> = Vec::new();
+    let end = Instant::now() + Duration::from_secs(60 * minutes);
+    let (mut process, mut restarts, mut next) = (1u16, 0, Instant::now() + Duration::from_secs(15));
+    while Instant::now() < end {
+        // One comes and goes.
+        process += 1;
+        let mut guest = Feed::start(site, Plan { publisher: 9, level: "fsync", batch: 8, rate: 1_000 }, process);
+        std::thread::sleep(Duration::from_millis(700));
+        if rng.below(3) > 0 {
+            guest.finish()?;
+        }
+        drop(guest);
+        // The janitor looks once a second.
+        std::thread::sleep(Duration::from_millis(1_300));
+        samples.push(held(site)?);
+        report.pass();
+        if Instant::now() > next {
+            if rng.below(2) == 0 {
+                site.kill()
+            } else {
+                site.stop()?
+            }
+            site.start()?;
+            restarts += 1;
+            next = Instant::now() + Duration::from_secs(15 + rng.below(15));
+            std::thread::sleep(Duration::from_millis(1_500));
+        }
+        feeds.iter_mut().try_for_each(Feed::demand_alive)?;
+        watcher.demand_alive()?;
+    }
+    report.fact(format!("{} samples", report.trials()));
+    let quarter = samples.len() / 4;
+    let most = |some: &[Held], i: usize| some.iter().map(|h| h.numbers()[i]).max().unwrap_or(0);
+    for (i, (what, more)) in MORE.into_iter().enumerate() {
+        let (early, late) = (most(&samples[quarter..2 * quarter], i), most(&samples[3 * quarter..], i));
+        report.fact(format!("{what}: at most {early} in the second quarter, {late} in the last"));
+        if late > early + more {
+            return Err(format!("{what} grow from {early} to {late}"));
+        }
+    }
+    feeds.iter_mut().try_for_each(|f| f.finish().map(drop))?;
+    report.fact(watcher.finish()?);
+    report.fact(format!("{restarts} restarts, {process} processes of one publisher"));
+    site.tape(&["verify"])?;
+    site.stop()
+}

@@ -1,0 +1,63 @@
+//! A disk with less room than is to be kept free.
+
+use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::publisher::{Options, PublishError, Publisher};
+use tapestore::reader::At;
+use tapestore::record::{Name, Trade};
+use tapestore::shm::control::{NO_SPACE, Statistic};
+
+use crate::fixture::{PATIENCE, Store, eventually};
+
+const SMALL: [&str; 4] = ["--memtable-size", "64M", "--segment-size", "4M"];
+
+fn trade(id: u64) -> Trade {
+    Trade { trade_id: id, instrument: InstrumentId(1), ..Trade::default() }
+}
+
+#[test]
+fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes_on_by_itself() {
+    let mut store = Store::new(&SMALL);
+    store.start();
+    let ring_bytes = 1 << 20;
+    let options = Options { level: Level::Fsync, ring_bytes, ..Options::new(&store.path, PublisherId(1)) };
+    let mut publisher = Publisher::open(options).unwrap();
+    for id in 1..=100 {
+        publisher.publish(&trade(id)).unwrap();
+    }
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    assert!(store.terminate().success());
+    // More than any disk has.
+    let more = [&SMALL[..], &["--space-min", "1000000G"]].concat();
+    store.set_arguments(&more);
+    store.start();
+    let mut published = 100;
+    let refused = eventually("a refusal", || match publisher.publish(&trade(published + 1)) {
+        Ok(_) => {
+            published += 1;
+            None
+        }
+        Err(PublishError::NoSpace { unacknowledged }) => Some(unacknowledged),
+        // Storage has just started, or the publisher has not attached yet.
+        Err(PublishError::Full { .. }) => None,
+        Err(e) => panic!("{e}"),
+    });
+    assert_eq!(refused, published - 100);
+    let early = publisher.flush(Level::Os, std::time::Duration::from_millis(20)).unwrap_err();
+    assert!(matches!(early, PublishError::NoSpace { .. }), "{early}");
+    let names = publisher.instruments(&[Name::new(b"NEW").unwrap()]).unwrap_err().to_string();
+    assert!(names.contains("NoSpace"), "{names}");
+    let mut reader = store.reader();
+    let control = reader.control();
+    assert_eq!((control.statistic(Statistic::HeldBack), control.statistic(Statistic::NoSpace)), (NO_SPACE, 1));
+    let mut snapshot = reader.snapshot(At::Committed).unwrap();
+    assert_eq!(snapshot.last(), Lsn(100));
+    assert_eq!(snapshot.get(Lsn(100)).unwrap().unwrap().record.get::<Trade>().unwrap().trade_id, 100);
+    assert!(store.tape_ok(&["status"]).contains("NoSpace"));
+    // The room comes back, here with another start; the publisher does nothing for it.
+    store.kill();
+    store.set_arguments(&SMALL);
+    store.start();
+    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    assert_eq!(progress.durable.0, published);
+    assert_eq!(publisher.take_lost(), []);
+}

@@ -7,7 +7,7 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{bars, book, demo, export, import, inspect, publish, query, status, storage, symbols, terminal, verify};
+use crate::{backup, bars, book, demo, export, import, inspect, publish, query, repair, status, storage, symbols, terminal, verify};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -69,6 +69,12 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of the store's files and log, and what is served against them
     Verify,
+    /// A copy of the store that is a store itself, made while it is served, or brought up to date
+    Backup(backup::BackupArgs),
+    /// The store --store, which must not be there yet, from a backup
+    Restore(backup::RestoreArgs),
+    /// What is wrong with the store and the one command against it; put files back; end a damaged log
+    Repair(repair::Args),
     /// The storage process; the same as tape-storage
     #[command(hide = true)]
     Storage(storage::Args),
@@ -125,6 +131,9 @@ impl Tape {
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),
             Command::Inspect(Inspect::Memtable) => inspect::inspect_memtable(&store, format),
             Command::Verify => verify::verify(&store, format),
+            Command::Backup(args) => backup::backup(&store, &args, format),
+            Command::Restore(args) => backup::restore(&store, &args, format),
+            Command::Repair(args) => repair::run(&store, &args, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
         }

@@ -5,7 +5,7 @@
 //! 512-byte sector, or not at all, independently of the others; each unsynced name change of a
 //! directory survives up to a random point. Everything follows from one seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,6 +64,8 @@ enum NameChange {
     Add(PathBuf, usize),
     Remove(PathBuf),
     Rename { from: PathBuf, to: PathBuf, inode: usize },
+    /// Two directories, with all in them.
+    Swap(PathBuf, PathBuf),
 }
 
 impl NameChange {
@@ -79,6 +81,14 @@ impl NameChange {
                 names.remove(&from);
                 names.insert(to, inode);
             }
+            NameChange::Swap(a, b) => {
+                let moved = |path: PathBuf| match (path.strip_prefix(&a), path.strip_prefix(&b)) {
+                    (Ok(rest), _) => b.join(rest),
+                    (_, Ok(rest)) => a.join(rest),
+                    _ => path,
+                };
+                *names = std::mem::take(names).into_iter().map(|(path, inode)| (moved(path), inode)).collect();
+            }
         }
     }
 }
@@ -90,10 +100,11 @@ struct State {
     synced_names: BTreeMap<PathBuf, usize>,
     unsynced_names: BTreeMap<PathBuf, Vec<NameChange>>,
     dirs: Vec<PathBuf>,
-    locked: bool,
+    locked: BTreeSet<PathBuf>,
     calls: u64,
     fault: Option<(u64, Fault)>,
     dead: bool,
+    no_links: bool,
 }
 
 /// The simulated file system. Clones share it.
@@ -151,6 +162,11 @@ impl SimDisk {
             dirs: state.dirs.clone(),
             ..State::default()
         })))
+    }
+
+    /// From now on files cannot have a second name.
+    pub fn forbid_links(&self) {
+        self.state().no_links = true;
     }
 
     /// The contents of `path`, as a program would read them now.
@@ -218,7 +234,10 @@ impl State {
     }
 
     fn change(&mut self, change: NameChange) {
-        let (NameChange::Add(path, _) | NameChange::Remove(path) | NameChange::Rename { to: path, .. }) = &change;
+        let (NameChange::Add(path, _)
+        | NameChange::Remove(path)
+        | NameChange::Rename { to: path, .. }
+        | NameChange::Swap(_, path)) = &change;
         self.unsynced_names.entry(parent(path)).or_default().push(change.clone());
         change.apply(&mut self.names);
     }
@@ -292,6 +311,42 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> Result<bool> {
+        let mut state = self.state();
+        state.step("link", to)?;
+        let inode = state.find("link", from)?;
+        if state.no_links {
+            return Ok(false);
+        }
+        if state.names.contains_key(to) {
+            return Err(Error::io("link", to, IoError::from(ErrorKind::AlreadyExists)));
+        }
+        state.change(NameChange::Add(to.to_path_buf(), inode));
+        Ok(true)
+    }
+
+    fn swap_dirs(&self, fresh: &Path, name: &Path) -> Result<()> {
+        let mut state = self.state();
+        state.step("exchange directories with", name)?;
+        let within = |path: &PathBuf| path.starts_with(fresh) || path.starts_with(name);
+        assert!(!state.unsynced_names.keys().any(within), "directories are exchanged before their names are durable");
+        if !state.dirs.iter().any(|d| d == name) {
+            state.dirs.push(name.to_path_buf());
+        }
+        state.change(NameChange::Swap(fresh.to_path_buf(), name.to_path_buf()));
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> Result<()> {
+        let mut state = self.state();
+        state.step("remove directory", path)?;
+        if state.names.keys().any(|p| p.starts_with(path)) {
+            return Err(Error::io("remove directory", path, IoError::from(ErrorKind::DirectoryNotEmpty)));
+        }
+        state.dirs.retain(|d| d != path);
+        Ok(())
+    }
+
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let mut state = self.state();
         state.step("sync directory", path)?;
@@ -304,19 +359,19 @@ impl Disk for SimDisk {
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>> {
         let mut state = self.state();
         state.alive("lock", path)?;
-        if std::mem::replace(&mut state.locked, true) {
+        if !state.locked.insert(path.to_path_buf()) {
             return Ok(None);
         }
         drop(state);
-        Ok(Some(Box::new(SimLock(self.clone()))))
+        Ok(Some(Box::new(SimLock(self.clone(), path.to_path_buf()))))
     }
 }
 
-struct SimLock(SimDisk);
+struct SimLock(SimDisk, PathBuf);
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.0.state().locked = false;
+        self.0.state().locked.remove(&self.1);
     }
 }
 

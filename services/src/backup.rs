@@ -66,9 +66,9 @@ fn absolute(path: &Path) -> Outcome<PathBuf> {
         return Err(Failure::new(USAGE, format!("{} names no directory that can be made", path.display())));
     };
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let whole = parent.canonicalize().map_err(|e| {
-        Failure::new(USAGE, format!("{} cannot be made: {}: {e}", path.display(), parent.display()))
-    })?;
+    let whole = parent
+        .canonicalize()
+        .map_err(|e| Failure::new(USAGE, format!("{} cannot be made: {}: {e}", path.display(), parent.display())))?;
     Ok(whole.join(name))
 }
 
@@ -79,16 +79,12 @@ fn absolute(path: &Path) -> Outcome<PathBuf> {
 pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
     let (store, target) = (absolute(store)?, absolute(&args.dir)?);
     if store.starts_with(&target) || target.starts_with(&store) {
-        let text = format!("{} and the store {} lie within each other; choose another directory", target.display(), store.display());
+        let text =
+            format!("{} and the store {} lie within each other; choose another directory", target.display(), store.display());
         return Err(Failure::new(USAGE, text));
     }
-    let options = Options {
-        store: &store,
-        target: &target,
-        copies: args.copy,
-        trusts_earlier: args.trust_earlier,
-        now: HostClock.wall(),
-    };
+    let options =
+        Options { store: &store, target: &target, copies: args.copy, trusts_earlier: args.trust_earlier, now: HostClock.wall() };
     let mut bar = Bar::default();
     let done = backup::backup(&RealDisk, &options, &mut |p| bar.show(p));
     bar.clear();

@@ -7,7 +7,9 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{backup, bars, book, demo, export, import, inspect, publish, query, repair, status, storage, symbols, terminal, verify};
+use crate::{
+    backup, bars, book, demo, export, import, inspect, publish, query, repair, status, storage, symbols, terminal, verify,
+};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]

@@ -160,7 +160,8 @@ fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
     match (accepted, kept_in) {
         (false, _) => {
             let shown = store.display();
-            let text = format!("nothing was changed. To do it, run: tape repair --truncate-at {at} --i-accept-loss --store {shown}");
+            let text =
+                format!("nothing was changed. To do it, run: tape repair --truncate-at {at} --i-accept-loss --store {shown}");
             Err(Failure::new(USAGE, text))
         }
         (true, None) => {

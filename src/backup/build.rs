@@ -3,7 +3,7 @@
 //! What must hold: everything in the directory is durable, and has been read back, before [`build`] returns; if the
 //! store files or compacts meanwhile, so that something it had named goes away, the copy is of the newer manifest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::log::{copy_log, durable_end};
@@ -66,11 +66,11 @@ fn empty(disk: &dyn Disk, dir: &Path) -> Result<()> {
 /// # Errors
 /// As [`super::backup`].
 pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
-    let mut retries = 0;
+    let (mut retries, mut brought) = (0, BTreeMap::new());
     loop {
         let meta = meta_of(disk, job.source)?;
         let state = state_of(disk, job.source, meta.store_id)?;
-        match attempt(disk, job, &meta, &state, progress) {
+        match attempt(disk, job, (&meta, &state), &mut brought, progress) {
             Ok(summary) => return Ok(Summary { retries, ..summary }),
             // What goes away while it is read goes after an edit.
             Err(error) => {
@@ -88,12 +88,11 @@ pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Pro
 fn attempt(
     disk: &dyn Disk,
     job: &Job<'_>,
-    meta: &Meta,
-    state: &State,
+    (meta, state): (&Meta, &State),
+    brought: &mut BTreeMap<u64, How>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Summary> {
-    let mut summary = Summary { timeline: job.timeline, ..Summary::default() };
-    let trusted = bring_files(disk, job, state, &mut summary, progress)?;
+    bring_files(disk, job, state, brought, progress)?;
     let (source, log) = (job.source.join(wal::DIR), job.target.join(wal::DIR));
     let from = state.checkpoint;
     let end = durable_end(disk, job.source, meta, from)?;
@@ -110,7 +109,10 @@ fn attempt(
     let number = manifest::Follower::new(job.source, meta.store_id).number_now(disk)?.unwrap_or(0) + 1;
     manifest::create(disk, job.target, meta.store_id, number.max(job.number), state)?;
     disk.sync_dir(job.target)?;
-    verify(disk, job, state, end, |id| !trusted.contains(&id), progress)?;
+    verify(disk, job, state, end, |id| !job.trusts_earlier || brought.get(&id) != Some(&How::Earlier), progress)?;
+    let of = |how| state.files.keys().filter(|id| brought.get(id) == Some(&how)).count() as u64;
+    let mut summary = Summary { timeline: job.timeline, linked: of(How::Linked), copied: of(How::Copied), ..Summary::default() };
+    summary.reused = of(How::Earlier) + of(How::There);
     summary.filed = state.files.values().map(|f| f.rows).sum();
     summary.file_bytes = state.files.values().map(|f| f.len).sum();
     summary.logged = end.lsn.0 - from.lsn.0;
@@ -157,16 +159,26 @@ fn has(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> bool {
     Table::open(disk, dir, meta).is_ok_and(|table| table.trailer().is_ok())
 }
 
-/// Brings the files of `state`, durably, and removes others; gives those that need not be read back.
+/// How a file came into the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Linked,
+    Copied,
+    /// An earlier copy has it.
+    Earlier,
+    /// One that was cut short has left it.
+    There,
+}
+
+/// Brings the files of `state`, durably, and removes others; notes how in `brought`.
 fn bring_files(
     disk: &dyn Disk,
     job: &Job<'_>,
     state: &State,
-    summary: &mut Summary,
+    brought: &mut BTreeMap<u64, How>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<BTreeSet<u64>> {
+) -> Result<()> {
     let (to, total) = (job.target.join(sstable::DIR), state.files.values().map(|f| f.len).sum());
-    let mut trusted = BTreeSet::new();
     let names: BTreeSet<String> = state.files.values().map(|f| sstable::file_name(f.kind, f.id)).collect();
     for name in disk.list(&to)?.into_iter().filter(|n| !names.contains(n)) {
         disk.remove(&to.join(name))?;
@@ -177,7 +189,7 @@ fn bring_files(
         let mut tell = |more| progress(Progress { what: "bringing files", more, total });
         if disk.exists(&path)? {
             if has(disk, &to, *meta) {
-                summary.reused += 1;
+                brought.entry(meta.id).or_insert(How::There);
                 tell(meta.len);
                 continue;
             }
@@ -185,20 +197,20 @@ fn bring_files(
         }
         let earlier = job.earlier.map(|dir| dir.join(sstable::DIR)).filter(|dir| has(disk, dir, *meta));
         let from = earlier.clone().unwrap_or_else(|| job.source.join(sstable::DIR)).join(&name);
+        if !disk.exists(&from)? {
+            return Err(Error::Missing { path: from, what: "the manifest names it" });
+        }
         let linked = (!job.copies || earlier.is_some()) && disk.link(&from, &path)?;
         match linked {
             true => tell(meta.len),
             false => copy(disk, &from, &path, &mut tell)?,
         }
-        match (&earlier, linked) {
-            (Some(_), _) => summary.reused += 1,
-            (None, true) => summary.linked += 1,
-            (None, false) => summary.copied += 1,
-        }
-        if earlier.is_some() && job.trusts_earlier {
-            trusted.insert(meta.id);
-        }
+        let how = match (&earlier, linked) {
+            (Some(_), _) => How::Earlier,
+            (None, true) => How::Linked,
+            (None, false) => How::Copied,
+        };
+        brought.insert(meta.id, how);
     }
-    disk.sync_dir(&to)?;
-    Ok(trusted)
+    disk.sync_dir(&to)
 }

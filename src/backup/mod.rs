@@ -17,9 +17,10 @@ use self::build::{Job, build, prepare};
 use crate::disk::{Disk, Open, publish};
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
+use crate::manifest;
+use crate::sstable;
 use crate::time::{NANOS_PER_SECOND, Ts};
 use crate::wal::{self, Meta};
-use crate::{manifest, sstable};
 
 /// Name of the file that says of a store that a backup made it.
 pub const MARK: &str = "BACKUP";

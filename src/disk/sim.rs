@@ -63,7 +63,11 @@ struct Inode {
 enum NameChange {
     Add(PathBuf, usize),
     Remove(PathBuf),
-    Rename { from: PathBuf, to: PathBuf, inode: usize },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        inode: usize,
+    },
     /// Two directories, with all in them.
     Swap(PathBuf, PathBuf),
 }
@@ -93,7 +97,7 @@ impl NameChange {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     inodes: Vec<Inode>,
     names: BTreeMap<PathBuf, usize>,
@@ -162,6 +166,12 @@ impl SimDisk {
             dirs: state.dirs.clone(),
             ..State::default()
         })))
+    }
+
+    /// Another file system with the same contents, no fault and no locks.
+    #[must_use]
+    pub fn fork(&self) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(State { locked: BTreeSet::new(), fault: None, ..self.state().clone() })))
     }
 
     /// From now on files cannot have a second name.

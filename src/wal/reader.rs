@@ -157,7 +157,10 @@ pub fn examine(
     let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };
     let mut is_begun = from.position.0 % meta.segment_size == SEGMENT_HEAD_LEN;
     for segment in segments {
-        if damage.is_some() || end.tail.is_some() || segment.first.0 != end.chain.position.0 / meta.segment_size * meta.segment_size {
+        if damage.is_some()
+            || end.tail.is_some()
+            || segment.first.0 != end.chain.position.0 / meta.segment_size * meta.segment_size
+        {
             end.beyond.push(segment.path);
             continue;
         }

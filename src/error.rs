@@ -23,6 +23,15 @@ pub struct Bad {
     pub found: u64,
 }
 
+/// The store whose file `path` is.
+fn store_of(path: &Path) -> &Path {
+    let parent = path.parent().unwrap_or(path);
+    match parent.file_name().and_then(|n| n.to_str()) {
+        Some("wal" | "sst") => parent.parent().unwrap_or(parent),
+        _ => parent,
+    }
+}
+
 /// The check `what`.
 pub(crate) fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
     if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
@@ -45,8 +54,8 @@ pub enum Error {
     /// Bytes that were known durable are not what was written.
     #[error(
         "{path} is damaged at offset {offset} ({what}: expected {expected:#x}, found {found:#x}) before LSN {lsn}; \
-         nothing was changed. Restore the file from a backup or a standby host",
-        path = path.display()
+         nothing was changed. What can be done says: tape repair --store {store}",
+        path = path.display(), store = store_of(path).display()
     )]
     Corrupt {
         /// The damaged file.
@@ -63,7 +72,7 @@ pub enum Error {
         found: u64,
     },
     /// A file that this program did not write.
-    #[error("{path} is not a tapestore {what} (it begins with {found:#018x}); point --store at another directory or move the file away", path = path.display())]
+    #[error("{path} is not a tapestore {what} (it begins with {found:#018x}); if it should be one, what can be done says: tape repair --store {store}", path = path.display(), store = store_of(path).display())]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -73,7 +82,7 @@ pub enum Error {
         found: u64,
     },
     /// A file of another format version.
-    #[error("{path} has format version {found}, this program reads version {supported}; use the program version that wrote it", path = path.display())]
+    #[error("{path} has format version {found}, this program reads version {supported}; use the program version that wrote it: tape-storage --version", path = path.display())]
     Version {
         /// The file.
         path: PathBuf,
@@ -83,7 +92,10 @@ pub enum Error {
         supported: u32,
     },
     /// A file that must exist does not.
-    #[error("{path} is missing ({what}); restore it from a backup or a standby host", path = path.display())]
+    #[error(
+        "{path} is missing ({what}); nothing was changed. What can be done says: tape repair --store {store}",
+        path = path.display(), store = store_of(path).display()
+    )]
     Missing {
         /// The file.
         path: PathBuf,
@@ -91,7 +103,7 @@ pub enum Error {
         what: &'static str,
     },
     /// Another process owns the store.
-    #[error("the store {path} is served by another storage process; stop it first or use another --store", path = path.display())]
+    #[error("the store {path} is served by a storage process, or being backed up or repaired; that process says: tape status --store {path}", path = path.display())]
     Locked {
         /// The store directory.
         path: PathBuf,

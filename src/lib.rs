@@ -118,6 +118,7 @@
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
 
 pub mod agent;
+pub mod backup;
 pub mod bars;
 pub mod book;
 pub mod bus;
@@ -132,6 +133,7 @@ pub mod memtable;
 pub mod publisher;
 pub mod reader;
 pub mod record;
+pub mod repair;
 pub mod sabotage;
 pub mod shm;
 pub mod sstable;

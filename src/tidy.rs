@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each module; a module uses only lower ones. (The lowest floor of the design, `lsn`,
 /// `error`, `time`, is three steps.)
-const FLOORS: [(&str, u32); 23] = [
+const FLOORS: [(&str, u32); 25] = [
     ("lsn", 0),
     ("sabotage", 0),
     ("error", 1),
@@ -21,6 +21,8 @@ const FLOORS: [(&str, u32); 23] = [
     ("sstable", 30),
     ("manifest", 40),
     ("version", 45),
+    ("backup", 46),
+    ("repair", 47),
     ("compaction", 48),
     ("bars", 50),
     ("book", 50),

@@ -119,28 +119,38 @@ impl Clock for HostClock {
 
 /// A clock that stands still until it is moved; for simulation.
 #[derive(Clone, Debug)]
-pub struct SimClock(Arc<AtomicU64>);
+pub struct SimClock {
+    now: Arc<AtomicU64>,
+    /// How much later the wall clock is, modulo 2^64.
+    skew: Arc<AtomicU64>,
+}
 
 impl SimClock {
     /// A clock at `start`.
     pub fn new(start: Ts) -> Self {
-        SimClock(Arc::new(AtomicU64::new(start.0)))
+        SimClock { now: Arc::new(AtomicU64::new(start.0)), skew: Arc::default() }
     }
 
     /// Moves the clock on by `nanos`.
     pub fn advance(&self, nanos: u64) {
         // A single number that orders nothing else: relaxed.
-        self.0.fetch_add(nanos, Ordering::Relaxed);
+        self.now.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Sets the wall clock forward by `nanos`, or back.
+    pub fn jump(&self, nanos: i64) {
+        // As above.
+        self.skew.fetch_add(nanos.cast_unsigned(), Ordering::Relaxed);
     }
 }
 
 impl Clock for SimClock {
     fn wall(&self) -> Ts {
-        Ts(self.0.load(Ordering::Relaxed))
+        Ts(self.monotonic().wrapping_add(self.skew.load(Ordering::Relaxed)))
     }
 
     fn monotonic(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.now.load(Ordering::Relaxed)
     }
 }
 

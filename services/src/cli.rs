@@ -7,7 +7,10 @@ use tapestore::engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;
-use crate::{bars, book, compact, demo, export, import, inspect, publish, query, status, storage, symbols, terminal, verify};
+use crate::{
+    backup, bars, book, compact, demo, export, import, inspect, publish, query, repair, status, storage, symbols, terminal,
+    verify,
+};
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
 #[derive(Parser, Debug)]
@@ -73,6 +76,12 @@ enum Command {
     Compact(compact::Compact),
     /// What has lived long enough by the rules: what would go, or for a store that nobody serves let it go
     Retention(compact::Retention),
+    /// A copy of the store that is a store itself, made while it is served, or brought up to date
+    Backup(backup::BackupArgs),
+    /// The store --store, which must not be there yet, from a backup
+    Restore(backup::RestoreArgs),
+    /// What is wrong with the store and the one command against it; put files back; end a damaged log
+    Repair(repair::Args),
     /// The storage process; the same as tape-storage
     #[command(hide = true)]
     Storage(storage::Args),
@@ -131,6 +140,9 @@ impl Tape {
             Command::Verify => verify::verify(&store, format),
             Command::Compact(args) => compact::compact(&store, &args, format),
             Command::Retention(args) => compact::retention(&store, &args, format),
+            Command::Backup(args) => backup::backup(&store, &args, format),
+            Command::Restore(args) => backup::restore(&store, &args, format),
+            Command::Repair(args) => repair::run(&store, &args, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
         }

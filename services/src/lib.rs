@@ -1,5 +1,6 @@
 //! The processes of tapestore: `tape-storage` and the tool `tape`, and what every process does alike.
 
+pub mod backup;
 pub mod bars;
 pub mod book;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod output;
 pub mod pins;
 pub mod publish;
 pub mod query;
+pub mod repair;
 pub mod status;
 pub mod storage;
 pub mod symbols;

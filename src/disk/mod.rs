@@ -36,6 +36,9 @@ pub struct Space {
     pub total: u64,
 }
 
+/// Bytes copied at once.
+const COPY_CHUNK: usize = 1 << 20;
+
 /// A file system.
 pub trait Disk: Send + Sync {
     /// Opens the file `path`.
@@ -55,6 +58,14 @@ pub trait Disk: Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file. Not durable before [`Disk::sync_dir`].
     fn remove(&self, path: &Path) -> Result<()>;
+    /// Gives the file `from` a second name. `false`: the file system cannot, and nothing was done. Not durable
+    /// before [`Disk::sync_dir`].
+    fn link(&self, from: &Path, to: &Path) -> Result<bool>;
+    /// Puts the directory `fresh` in the place of the directory `name`, of the same parent, in one step; what was
+    /// there is called `fresh` afterwards, if anything was. Not durable before [`Disk::sync_dir`] of the parent.
+    fn swap_dirs(&self, fresh: &Path, name: &Path) -> Result<()>;
+    /// Removes an empty directory. Not durable before [`Disk::sync_dir`].
+    fn remove_dir(&self, path: &Path) -> Result<()>;
     /// Makes the entries of the directory `path` durable.
     fn sync_dir(&self, path: &Path) -> Result<()>;
     /// How much room there is where `path` is; without end unless the file system says otherwise.
@@ -83,6 +94,42 @@ pub trait DiskFile: Send + Sync {
     }
     /// Asks the system to read clean pages from the disk again instead of from its cache.
     fn drop_cache(&self) -> Result<()>;
+}
+
+/// Copies the file `from` to `to`, which appears whole and synced or not at all, and shows the bytes copied to
+/// `visit`. Not durable before the directory has been synced.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub fn copy(disk: &dyn Disk, from: &Path, to: &Path, visit: &mut dyn FnMut(u64)) -> Result<()> {
+    let temporary = to.with_extension("tmp");
+    if disk.exists(&temporary)? {
+        disk.remove(&temporary)?;
+    }
+    let source = disk.open(from, Open::Read)?;
+    let file = disk.open(&temporary, Open::CreateNew)?;
+    copy_range(source.as_ref(), file.as_ref(), 0, u64::MAX, visit)?;
+    file.sync()?;
+    disk.rename(&temporary, to)
+}
+
+/// Copies the bytes `from` to `to` of `source`, or to its end, to the same place in `file`.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub fn copy_range(source: &dyn DiskFile, file: &dyn DiskFile, from: u64, to: u64, visit: &mut dyn FnMut(u64)) -> Result<()> {
+    let (mut at, mut chunk) = (from, vec![0u8; COPY_CHUNK]);
+    while at < to {
+        let wanted = chunk.get_mut(..(to - at).min(COPY_CHUNK as u64) as usize).unwrap_or(&mut []);
+        let read = source.read_at(wanted, at)?;
+        file.write_at(chunk.get(..read).unwrap_or(&[]), at)?;
+        at += read as u64;
+        visit(read as u64);
+        if read < COPY_CHUNK {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Creates or replaces `path` with `bytes`, whole or not at all: temporary file, write, sync, rename,

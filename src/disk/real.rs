@@ -64,6 +64,26 @@ impl Disk for RealDisk {
         std::fs::remove_file(path).map_err(|e| Error::io("remove", path, e))
     }
 
+    fn link(&self, from: &Path, to: &Path) -> Result<bool> {
+        use rustix::io::Errno;
+        match rustix::fs::link(from, to) {
+            Ok(()) => Ok(true),
+            // Another file system, one without links, a file that has as many as it can, or one of another user.
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK | Errno::PERM) => Ok(false),
+            Err(e) => Err(Error::io("link", to, e)),
+        }
+    }
+
+    fn swap_dirs(&self, fresh: &Path, name: &Path) -> Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let flags = if self.exists(name)? { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        renameat_with(CWD, fresh, CWD, name, flags).map_err(|e| Error::io("exchange directories with", name, e))
+    }
+
+    fn remove_dir(&self, path: &Path) -> Result<()> {
+        std::fs::remove_dir(path).map_err(|e| Error::io("remove directory", path, e))
+    }
+
     fn sync_dir(&self, path: &Path) -> Result<()> {
         if sabotage::is(Sabotage::SkipDirSync) {
             return Ok(());

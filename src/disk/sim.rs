@@ -72,7 +72,13 @@ enum NameChange {
     Add(PathBuf, usize),
     AddDir(PathBuf),
     Remove(PathBuf, usize),
-    Rename { from: PathBuf, to: PathBuf, inode: usize },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        inode: usize,
+    },
+    /// Two directories, with all in them.
+    Swap(PathBuf, PathBuf),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -102,6 +108,16 @@ impl NameChange {
                 }
                 files.insert(to, inode);
             }
+            NameChange::Swap(a, b) => {
+                let moved = |path: PathBuf| match (path.strip_prefix(&a), path.strip_prefix(&b)) {
+                    (Ok(rest), _) => b.join(rest),
+                    (_, Ok(rest)) => a.join(rest),
+                    _ => path,
+                };
+                let Names { files, dirs } = std::mem::take(names);
+                names.files = files.into_iter().map(|(path, inode)| (moved(path), inode)).collect();
+                names.dirs = dirs.into_iter().map(moved).collect();
+            }
         }
     }
 
@@ -109,12 +125,13 @@ impl NameChange {
     fn inode(&self) -> usize {
         match self {
             NameChange::Add(_, inode) | NameChange::Remove(_, inode) | NameChange::Rename { inode, .. } => *inode,
-            NameChange::AddDir(_) => usize::MAX,
+            // An exchange comes after the directories that it exchanges.
+            NameChange::AddDir(_) | NameChange::Swap(..) => usize::MAX,
         }
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     inodes: Vec<Inode>,
     names: Names,
@@ -122,7 +139,7 @@ struct State {
     unsynced_names: BTreeMap<PathBuf, Vec<NameChange>>,
     /// Directories that went with the power.
     lost: BTreeSet<PathBuf>,
-    locked: bool,
+    locked: BTreeSet<PathBuf>,
     /// What is said to be free; `None`: without end.
     free: Option<u64>,
     calls: u64,
@@ -131,6 +148,7 @@ struct State {
     /// The look that fails, how, and whether all later ones do.
     look_fault: Option<(u64, ErrorKind, bool)>,
     dead: bool,
+    no_links: bool,
 }
 
 /// The simulated file system. Clones share it.
@@ -217,6 +235,17 @@ impl SimDisk {
             }
         }
         SimDisk(Arc::new(Mutex::new(State { inodes, synced_names: names.clone(), names, lost, ..State::default() })))
+    }
+
+    /// Another file system with the same contents, no fault and no locks.
+    #[must_use]
+    pub fn fork(&self) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(State { locked: BTreeSet::new(), fault: None, ..self.state().clone() })))
+    }
+
+    /// From now on files cannot have a second name.
+    pub fn forbid_links(&self) {
+        self.state().no_links = true;
     }
 
     /// The contents of `path`, as a program would read them now.
@@ -352,7 +381,8 @@ impl State {
         let (NameChange::Add(path, _)
         | NameChange::AddDir(path)
         | NameChange::Remove(path, _)
-        | NameChange::Rename { to: path, .. }) = &change;
+        | NameChange::Rename { to: path, .. }
+        | NameChange::Swap(_, path)) = &change;
         self.unsynced_names.entry(parent(path)).or_default().push(change.clone());
         change.apply(&mut self.names);
     }
@@ -433,6 +463,41 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn link(&self, from: &Path, to: &Path) -> Result<bool> {
+        let mut state = self.state();
+        state.step("link", to)?;
+        let inode = state.find("link", from)?;
+        if state.no_links {
+            return Ok(false);
+        }
+        if state.names.files.contains_key(to) {
+            return Err(Error::io("link", to, IoError::from(ErrorKind::AlreadyExists)));
+        }
+        state.change(NameChange::Add(to.to_path_buf(), inode));
+        Ok(true)
+    }
+
+    fn swap_dirs(&self, fresh: &Path, name: &Path) -> Result<()> {
+        let mut state = self.state();
+        state.step("exchange directories with", name)?;
+        let within = |path: &PathBuf| path.starts_with(fresh) || path.starts_with(name);
+        assert!(!state.unsynced_names.keys().any(within), "directories are exchanged before their names are durable");
+        state.lost.remove(name);
+        state.change(NameChange::Swap(fresh.to_path_buf(), name.to_path_buf()));
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> Result<()> {
+        let mut state = self.state();
+        state.step("remove directory", path)?;
+        if state.names.files.keys().any(|p| p.starts_with(path)) {
+            return Err(Error::io("remove directory", path, IoError::from(ErrorKind::DirectoryNotEmpty)));
+        }
+        state.names.dirs.remove(path);
+        state.synced_names.dirs.remove(path);
+        Ok(())
+    }
+
     fn sync_dir(&self, path: &Path) -> Result<()> {
         let mut state = self.state();
         state.step("sync directory", path)?;
@@ -454,19 +519,19 @@ impl Disk for SimDisk {
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>> {
         let mut state = self.state();
         state.look("lock", path)?;
-        if std::mem::replace(&mut state.locked, true) {
+        if !state.locked.insert(path.to_path_buf()) {
             return Ok(None);
         }
         drop(state);
-        Ok(Some(Box::new(SimLock(self.clone()))))
+        Ok(Some(Box::new(SimLock(self.clone(), path.to_path_buf()))))
     }
 }
 
-struct SimLock(SimDisk);
+struct SimLock(SimDisk, PathBuf);
 
 impl Drop for SimLock {
     fn drop(&mut self) {
-        self.0.state().locked = false;
+        self.0.state().locked.remove(&self.1);
     }
 }
 

@@ -385,10 +385,10 @@ impl IngestAgent {
     fn epoch_for(&mut self, publisher: PublisherId, mode: Mode, incarnation: u32) -> Result<Result<PublisherState, Message>> {
         let known = self.core.publisher(publisher);
         let above = match mode {
-            Mode::Resume(epoch) if epoch == known.epoch => return Ok(Ok(known)),
-            // Granted to this very process, which was not told of it: storage was killed meanwhile.
-            Mode::Resume(epoch) if epoch < known.epoch && incarnation == known.incarnation => return Ok(Ok(known)),
-            Mode::Resume(epoch) if epoch < known.epoch => return Ok(Err(Message::Fenced(known.epoch))),
+            // Granted to this very process, which may not have been told of it: storage was killed meanwhile.
+            Mode::Resume(epoch) if epoch <= known.epoch && incarnation == known.incarnation => return Ok(Ok(known)),
+            // The same epoch of another process: one of them had it before the store was restored.
+            Mode::Resume(epoch) if epoch <= known.epoch => return Ok(Err(Message::Fenced(known.epoch))),
             // The log does not know this epoch: it went with a torn tail. The publisher sees another
             // epoch than it asked for, and reports what it has lost.
             Mode::Resume(epoch) => epoch,

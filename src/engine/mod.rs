@@ -50,7 +50,7 @@ use crate::compaction;
 use crate::compaction::retention::{Rule, Rules};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::lsn::{Level, Lsn};
+use crate::lsn::{Level, Lsn, Timeline};
 use crate::manifest::Manifest;
 use crate::shm::bell::Bells;
 use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
@@ -242,6 +242,25 @@ fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World
     Ok((known, manifest))
 }
 
+/// Removes a `store.meta` that was never given its name.
+fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let unfinished = dir.join(wal::meta::NAME).with_extension("tmp");
+    if disk.exists(&unfinished)? { disk.remove(&unfinished) } else { Ok(()) }
+}
+
+/// The control page, made anew if what is there is none of this store: only this process writes it.
+fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
+    let path = run_dir.control();
+    match Control::open_or_create(&path, store_id) {
+        Err(error @ (Error::Foreign { .. } | Error::Version { .. })) => {
+            tracing::warn!(%error, "the control page in shared memory is made anew");
+            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            Control::open_or_create(&path, store_id)
+        }
+        other => other,
+    }
+}
+
 /// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
 /// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
 ///
@@ -253,10 +272,16 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    let run_dir = RunDir::create(dir, store_id, &options.run_root)?;
-    let control = Control::open_or_create(&run_dir.control(), store_id)?;
+    let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
+    let gone = RunDir::sweep_gone(&options.run_root)?;
+    if !gone.is_empty() {
+        tracing::info!(?gone, "shared memory of stores that are gone is given back");
+    }
+    let control = control_page(&run_dir, store_id)?;
     // The page is new when the host has been started since: what readers saw before is not known then.
-    let unknown = control.instance() == 0 && !known.clean;
+    let unknown = control.timeline() == Timeline(0) && !known.clean;
+    // That the timeline has risen is told below, whatever readers have seen.
+    let told = control.timeline() < known.timeline && control.timeline() > Timeline(0);
     let instance = (control.instance() + 1) | 1;
     control.set_instance(instance);
     control.set_server(None);
@@ -267,6 +292,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let maker =
         Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size, is_sparse: options.sparse_memtables };
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
+    remove_unfinished(disk.as_ref(), dir)?;
     let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
     let mut rebuilt = Rebuilt::new(memtables, symbols, KindsWriter::create(&run_dir.kinds(instance))?, manifest.state())?;
@@ -281,7 +307,11 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         control: control.clone(),
     });
     filer.skip_known_ids()?;
-    let seen = if unknown { Lsn(u64::MAX) } else { control.applied() };
+    let seen = match (told, unknown) {
+        (true, _) => Lsn::NONE,
+        (false, true) => Lsn(u64::MAX),
+        (false, false) => control.applied(),
+    };
     let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, seen, |frame| {
         let now = world.clock.monotonic();
@@ -320,6 +350,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
         memtable_size: options.memtable_size,
     };
+    let lock = Box::new((lock, held));
     Ok(Recovered { options, core, syncer, meta, control, filer, sealed, started, run_dir, maker, lock })
 }
 

@@ -1,6 +1,7 @@
 //! The engine on the simulated disk and simulated time, one thread, one seed: publishers that repeat,
 //! overlap and jump; crashes at any call; after each, what was acknowledged is there, once, in order.
 
+mod backup;
 mod history;
 
 use std::io::ErrorKind;
@@ -47,6 +48,8 @@ struct Run {
     dir: tempfile::TempDir,
     clients: [Client; 3],
     clock: SimClock,
+    /// Whether the wall clock jumps between turns.
+    jumps: bool,
 }
 
 impl Drop for Run {
@@ -67,7 +70,12 @@ impl Run {
             dir,
             clients: [Client::default(); 3],
             clock: SimClock::new(Ts(1_000)),
+            jumps: false,
         }
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        RunDir::find(&self.dir.path().join("s")).unwrap().path().to_path_buf()
     }
 
     fn recover(&self) -> Result<Recovered> {
@@ -96,6 +104,9 @@ impl Run {
         }
         for _ in 0..40 {
             self.clock.advance(self.rng.below(1000));
+            if self.jumps && self.rng.below(4) == 0 {
+                self.clock.jump(self.rng.below(7_200_000_000_000).cast_signed() - 3_600_000_000_000);
+            }
             self.turn(&mut store)?;
         }
         Ok(())

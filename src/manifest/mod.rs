@@ -21,7 +21,7 @@ use crate::sstable::FileMeta;
 use crate::wal::Chain;
 
 pub use reader::{Follower, read_all};
-pub use writer::Manifest;
+pub use writer::{Manifest, create};
 
 /// What is known of a publisher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -64,6 +64,14 @@ impl Follower {
         Follower { dir: dir.to_path_buf(), store_id, number: 0, end: 0, snapshot_len: 0, previous: None, state }
     }
 
+    /// The number of the manifest that is in use; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if `CURRENT` names none; [`Error::Io`].
+    pub fn number_now(&self, disk: &dyn Disk) -> Result<Option<u64>> {
+        current_number(disk, &self.dir)
+    }
+
     /// What has been read.
     pub fn state(&self) -> &State {
         &self.state

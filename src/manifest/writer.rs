@@ -28,6 +28,17 @@ pub struct Manifest {
     state: State,
 }
 
+/// Writes the manifest of a copy of the store `store_id` into `dir`: `state` as one snapshot, number `number`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn create(disk: &dyn Disk, dir: &Path, store_id: u128, number: u64, state: &State) -> Result<()> {
+    let expected = Expected { store_id, previous: None };
+    let (_, bytes) = encode(FrameType::Snapshot, state.seq, state.next_id, expected, &state.to_edit());
+    publish(disk, &dir.join(file_name(number)), &bytes)?;
+    publish(disk, &dir.join(CURRENT), current(number).as_bytes())
+}
+
 impl Manifest {
     /// Opens the manifest of the store in `dir`, creating an empty one if there is none and no history.
     ///

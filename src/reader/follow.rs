@@ -267,6 +267,7 @@ impl Follow {
     }
 
     fn refresh(&mut self) -> Result<bool> {
+        self.reader.reopen_if_silent();
         let control = &self.reader.control;
         let (timeline, cut) = loop {
             let (timeline, cut) = (control.timeline(), control.cut());

@@ -81,9 +81,20 @@ fn watermark(control: &Control, at: At) -> Lsn {
     limit.min(control.applied())
 }
 
+/// Where history is read from.
+#[derive(Clone)]
+struct Disks(Arc<dyn Disk>);
+
+impl std::fmt::Debug for Disks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Disk")
+    }
+}
+
 /// A process's access to a store.
 #[derive(Debug)]
 pub struct Reader {
+    disk: Disks,
     store: PathBuf,
     run_dir: RunDir,
     control: Control,
@@ -110,8 +121,22 @@ impl Reader {
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open_or_create(&run_dir.bells())?;
-        let versions = Versions::new(disk, store, control.store_id());
-        Ok(Reader { store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None, kinds: None })
+        let versions = Versions::new(disk.clone(), store, control.store_id());
+        let disk = Disks(disk);
+        Ok(Reader { disk, store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None, kinds: None })
+    }
+
+    /// Goes over to the control page that the store's directory leads to now, if storage is silent on this one: the
+    /// store has been restored from a backup, or lies elsewhere in shared memory. Another store is not gone over to.
+    fn reopen_if_silent(&mut self) {
+        if self.is_storage_alive() {
+            return;
+        }
+        let Ok(now) = Reader::open_on(self.disk.0.clone(), &self.store) else { return };
+        let page = |c: &Control| (c.instance(), c.started(), c.timeline());
+        if now.control.store_id() == self.control.store_id() && page(&now.control) != page(&self.control) {
+            *self = now;
+        }
     }
 
     /// The control page: watermarks and counters.
@@ -135,6 +160,7 @@ impl Reader {
     /// # Errors
     /// [`Error::StorageDown`] while storage recovers, or after it has stopped if nothing is filed.
     pub fn snapshot(&mut self, at: At) -> Result<Snapshot> {
+        self.reopen_if_silent();
         let timeline = self.control.timeline();
         let view = self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?;
         // After the watermark: a kind is published before the first record of it.

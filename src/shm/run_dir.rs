@@ -1,21 +1,29 @@
 //! Owns: the names in a store's run directory, in shared memory, and how it is found.
 //!
 //! ```text
-//! STORE/run -> /dev/shm/tapestore-<store id>-<inode>/
+//! STORE/run -> /dev/shm/tapestore-<store id><device>x<inode>/
+//!                store         link back to STORE
+//!                lock          held by the storage process, released by the kernel
 //!                control       control page: same inode for as long as the host is up
 //!                bells         futexes
 //!                symbols-N     instrument names of instance N
 //!                kinds-N       kinds that programs defined, of instance N
 //!                memtable-N-M  MemTable M of instance N
 //!                attach.sock   where publishers ask to be let in
-//!                iox2-N/       bus files of instance N; its segments are /dev/shm/tape<id><inode>i<N>_*
+//!                iox2-N/       bus files of instance N; its segments are /dev/shm/tape<id><device>x<inode>i<N>_*
 //! ```
 //!
 //! What must hold: what belongs to an instance carries its number and is swept when a later instance
-//! starts, so that nothing a killed process left behind outlives the next start.
+//! starts, so that nothing a killed process left behind outlives the next start. A copy of a store has the
+//! store's id and another directory, so the name holds that too. A run directory whose store is gone is removed by
+//! the next start of any store, unless it is another user's, or locked: then its process lives.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Result};
 
@@ -25,6 +33,19 @@ pub const ROOT_DEFAULT: &str = "/dev/shm";
 /// Name of the link in the store directory.
 pub const LINK: &str = "run";
 
+/// Name of the link back, in the run directory.
+const BACK: &str = "store";
+/// Name of the lock in the run directory.
+const LOCK: &str = "lock";
+const PREFIX: &str = "tapestore-";
+/// How often, and how long, the lock is asked for: a start of another store may just be looking at it.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// That a run directory is in use; for as long as this lives.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "what is held is the open file")] File);
+
 /// A store's run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
@@ -33,26 +54,19 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the run directory of the store in `store` under `root` and links to it.
+    /// Creates the run directory of the store in `store` under `root`, takes it and links to it.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn create(store: &Path, store_id: u128, root: &Path) -> Result<RunDir> {
-        let inode = store.metadata().map_err(|e| Error::io("stat", store, e))?.ino();
-        let tag = format!("{:08x}{inode:x}", (store_id >> 96) as u32);
-        let path = root.join(format!("tapestore-{tag}"));
-        match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create directory", &path, e)),
-            _ => {}
-        }
-        let link = store.join(LINK);
-        if std::fs::read_link(&link).ok().as_deref() != Some(&path) {
-            if link.symlink_metadata().is_ok() {
-                std::fs::remove_file(&link).map_err(|e| Error::io("remove", &link, e))?;
-            }
-            std::os::unix::fs::symlink(&path, &link).map_err(|e| Error::io("link", &link, e))?;
-        }
-        Ok(RunDir { path, tag })
+    /// [`Error::Locked`] if another process has it; [`Error::Io`].
+    pub fn create(store: &Path, store_id: u128, root: &Path) -> Result<(RunDir, Held)> {
+        let found = store.metadata().map_err(|e| Error::io("stat", store, e))?;
+        let tag = format!("{:08x}{:x}x{:x}", (store_id >> 96) as u32, found.dev(), found.ino());
+        let path = root.join(format!("{PREFIX}{tag}"));
+        let held = hold(&path)?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+        let whole = store.canonicalize().map_err(|e| Error::io("look for", store, e))?;
+        point(&path.join(BACK), &whole)?;
+        point(&store.join(LINK), &path)?;
+        Ok((RunDir { path, tag }, held))
     }
 
     /// The run directory of the store in `store`.
@@ -65,7 +79,7 @@ impl RunDir {
             return Err(down("the directory does not exist"));
         }
         let path = std::fs::read_link(store.join(LINK)).map_err(|_| down("no storage process has run here"))?;
-        let tag = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix("tapestore-"));
+        let tag = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
         let tag = tag.ok_or_else(|| down("its link 'run' is not a run directory"))?.to_owned();
         if !path.is_dir() {
             return Err(down("not since this host was started"));
@@ -152,6 +166,39 @@ impl RunDir {
         Ok(removed)
     }
 
+    /// Removes run directories under `root` of this user whose stores are gone, with what belongs to them; gives
+    /// their names. What cannot be removed stays.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if `root` cannot be listed.
+    pub fn sweep_gone(root: &Path) -> Result<Vec<String>> {
+        let mut gone = Vec::new();
+        for name in names(root)? {
+            let Some(tag) = name.strip_prefix(PREFIX) else { continue };
+            let this = RunDir { path: root.join(&name), tag: tag.to_owned() };
+            if !this.is_orphan() {
+                continue;
+            }
+            // Held while it goes: a start of its store at this moment waits, and makes a new one.
+            let Ok(file) = File::open(this.path.join(LOCK)) else { continue };
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !this.is_orphan() {
+                continue;
+            }
+            match this.sweep(None).map_err(|e| e.to_string()).and_then(|_| remove_tree(&this.path).map_err(|e| e.to_string())) {
+                Ok(()) => gone.push(name),
+                Err(error) => tracing::warn!(error, path = %this.path.display(), "a run directory without a store stays"),
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Whether it is this user's, says whose it is, and that store is gone or has another.
+    fn is_orphan(&self) -> bool {
+        let mine = self.path.symlink_metadata().is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw());
+        let back = std::fs::read_link(self.path.join(BACK));
+        mine && back.is_ok_and(|store| std::fs::read_link(store.join(LINK)).ok().as_deref() != Some(self.path.as_path()))
+    }
+
     /// Bus segments of any instance of this store that exist now.
     ///
     /// # Errors
@@ -160,6 +207,44 @@ impl RunDir {
         let ours = format!("tape{}i", self.tag);
         Ok(names(Path::new(ROOT_DEFAULT))?.into_iter().filter(|n| n.starts_with(&ours)).collect())
     }
+}
+
+/// Makes the directory `path` if it is not there, and takes its lock; `None` if another process has that.
+fn hold(path: &Path) -> Result<Option<Held>> {
+    for _ in 0..LOCK_TRIES {
+        match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create directory", path, e)),
+            _ => {}
+        }
+        let lock = path.join(LOCK);
+        let file = match File::options().read(true).write(true).create(true).truncate(false).open(&lock) {
+            // The directory has just been swept.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(|e| Error::io("open", &lock, e))?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                let inode = |m: std::io::Result<std::fs::Metadata>| m.map(|m| m.ino()).ok();
+                if inode(file.metadata()) == inode(lock.metadata()) {
+                    return Ok(Some(Held(file)));
+                }
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(e) => return Err(Error::io("lock", &lock, e)),
+        }
+    }
+    Ok(None)
+}
+
+/// Makes `link` a link to `to`.
+fn point(link: &Path, to: &Path) -> Result<()> {
+    if std::fs::read_link(link).ok().as_deref() != Some(to) {
+        if link.symlink_metadata().is_ok() {
+            std::fs::remove_file(link).map_err(|e| Error::io("remove", link, e))?;
+        }
+        std::os::unix::fs::symlink(to, link).map_err(|e| Error::io("link", link, e))?;
+    }
+    Ok(())
 }
 
 /// Removes a directory with all in it, into which a process that has not noticed yet may still write.

@@ -395,6 +395,18 @@ struct EvidenceSlot {
 }
 
 impl Evidence {
+    /// That everything before `chain` is durable.
+    pub fn of(chain: &Chain) -> Evidence {
+        let (index, lsn) = (FrameIndex(chain.index.0.saturating_sub(1)), Lsn(chain.lsn.0.saturating_sub(1)));
+        Evidence { seq: 0, position: chain.position, index, lsn }
+    }
+
+    /// This, or that everything before `chain` is durable if that is more.
+    #[must_use]
+    pub fn max_with(self, chain: Chain) -> Evidence {
+        if chain.position > self.position { Evidence { seq: self.seq, ..Evidence::of(&chain) } } else { self }
+    }
+
     /// The bytes of a slot.
     pub fn to_bytes(self) -> [u8; EVIDENCE_LEN] {
         let mut slot = EvidenceSlot {

@@ -29,7 +29,7 @@ pub use fact::Fact;
 pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
-pub use reader::{Body, End, Frame, Tail, scan};
+pub use reader::{Body, End, Frame, Tail, evidence, examine, leftovers, scan};
 pub use segment::{Spare, Spares, prepare, recycle};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 

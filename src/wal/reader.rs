@@ -16,7 +16,7 @@ use super::meta::Meta;
 use super::segment::Window;
 use crate::disk::{Disk, DiskFile, Open};
 use crate::error::{Error, Result};
-use crate::lsn::{FrameIndex, Lsn, Position};
+use crate::lsn::{Lsn, Position};
 use crate::sabotage::{self, Sabotage};
 
 /// A checked frame.
@@ -114,6 +114,15 @@ fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
     }
 }
 
+/// The best evidence of what is durable of the log in `dir` behind the checkpoint `from`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn evidence(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<Evidence> {
+    let (_, evidence, _) = open_all(disk, dir, meta, from, Open::Read)?;
+    Ok(evidence.max_with(from))
+}
+
 /// Reads the log in `dir` from `from` on, a checkpoint or its beginning, and shows each frame to `visit`.
 ///
 /// With `how` = [`Open::Write`] every segment above the evidence is first synced and its clean pages
@@ -128,18 +137,37 @@ pub fn scan(
     meta: &Meta,
     from: Chain,
     how: Open,
-    mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
+    visit: impl FnMut(&Frame<'_>) -> Result<()>,
 ) -> Result<End> {
-    let (segments, mut evidence, passed) = open_all(disk, dir, meta, from, how)?;
-    // A checkpoint is made of what is durable.
-    if from.position > evidence.position {
-        let (index, lsn) = (FrameIndex(from.index.0.saturating_sub(1)), Lsn(from.lsn.0.saturating_sub(1)));
-        evidence = Evidence { seq: evidence.seq, position: from.position, index, lsn };
+    match examine(disk, dir, meta, from, how, visit)? {
+        (_, Some(damage)) => Err(damage),
+        (end, None) => Ok(end),
     }
+}
+
+/// As [`scan`], and gives the end together with the damage that is at or below the evidence.
+///
+/// # Errors
+/// [`Error::Io`]; whatever `visit` returns.
+pub fn examine(
+    disk: &dyn Disk,
+    dir: &Path,
+    meta: &Meta,
+    from: Chain,
+    how: Open,
+    mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<(End, Option<Error>)> {
+    let (segments, evidence, passed) = open_all(disk, dir, meta, from, how)?;
+    // A checkpoint is made of what is durable.
+    let evidence = evidence.max_with(from);
+    let mut damage = None;
     let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };
     let mut is_begun = from.position.0 % meta.segment_size == SEGMENT_HEAD_LEN;
     for mut segment in segments {
-        if end.tail.is_some() || segment.first.0 != end.chain.position.0 / meta.segment_size * meta.segment_size {
+        if damage.is_some()
+            || end.tail.is_some()
+            || segment.first.0 != end.chain.position.0 / meta.segment_size * meta.segment_size
+        {
             end.beyond.push(segment.path);
             continue;
         }
@@ -151,7 +179,7 @@ pub fn scan(
         }
         if let Err(bad) = &segment.header {
             if segment.first.0 + SEGMENT_HEAD_LEN < evidence.position.0 {
-                return Err(segment_error(&segment.path, end.chain.lsn, bad));
+                damage = Some(segment_error(&segment.path, end.chain.lsn, bad));
             }
             // Its head never became durable: the roll to it did not happen.
             end.beyond.push(segment.path);
@@ -162,10 +190,54 @@ pub fn scan(
         let full = end.chain.position.0 >= segment.first.0 + meta.segment_size;
         end.segment = (!full).then(|| (segment.first, segment.file.clone()));
     }
-    if (end.chain.position < evidence.position || !is_begun) && !sabotage::is(Sabotage::IgnoreEvidence) {
-        return Err(below_evidence(dir, meta, &end));
+    let is_short = end.chain.position < evidence.position || !is_begun;
+    if damage.is_none() && is_short && !sabotage::is(Sabotage::IgnoreEvidence) {
+        damage = Some(below_evidence(dir, meta, &end));
     }
-    Ok(end)
+    Ok((end, damage))
+}
+
+/// Shows every frame that stands by itself at or behind `from` in the log in `dir` to `visit`: what lies behind
+/// damage, as far as it can be read. Frames of terms before `from`'s are leavings of earlier ends.
+///
+/// # Errors
+/// [`Error::Io`]; whatever `visit` returns.
+pub fn leftovers(
+    disk: &dyn Disk,
+    dir: &Path,
+    meta: &Meta,
+    from: Chain,
+    mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<()> {
+    for first in disk.list(dir)?.iter().filter_map(|n| segment_first(n)) {
+        let file = disk.open(&dir.join(segment_name(first)), Open::Read)?;
+        let mut window = Window::new(file.as_ref());
+        let mut offset = SEGMENT_HEAD_LEN.max(from.position.0.saturating_sub(first.0));
+        while offset < meta.segment_size {
+            let words = window.get(offset, HEADER_LEN as usize)?;
+            let header = Header::parse(bytemuck::cast_slice(words)).ok();
+            let Some(header) = header.filter(|h| h.position.0 == first.0 + offset && h.term >= from.term) else {
+                offset += HEADER_LEN;
+                continue;
+            };
+            let chain = Chain {
+                position: header.position,
+                index: header.index,
+                lsn: header.first_lsn,
+                prev_crc: header.prev_crc,
+                term: header.term,
+                ingest_ts: header.ingest_ts,
+            };
+            match next_frame(&mut window, offset, meta.segment_size - offset, &chain)? {
+                Ok(frame) => {
+                    visit(&frame)?;
+                    offset += header.total_len();
+                }
+                Err(_) => offset += HEADER_LEN,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The log ends before what is known durable.

@@ -1,0 +1,140 @@
+//! Owns: `tape backup` and `tape restore`: what is asked of people, progress, what came of it.
+
+use std::path::{Path, PathBuf};
+
+use tapestore::backup::{self, Options, Progress, Summary};
+use tapestore::disk::RealDisk;
+use tapestore::time::{Clock, HostClock};
+
+use crate::exit::{Failure, Outcome, USAGE};
+use crate::output::Format;
+use crate::terminal::{self, thousands};
+
+/// `tape backup`.
+#[derive(clap::Args, Debug)]
+pub struct BackupArgs {
+    /// Directory of the backup: new, or with an earlier backup of the store, which is brought up to date
+    dir: PathBuf,
+    /// Copy files even where they could be linked: a link takes no room, and does not outlive damage to the file
+    #[arg(long)]
+    copy: bool,
+    /// Do not read those files again that an earlier backup into DIR has read
+    #[arg(long)]
+    trust_earlier: bool,
+}
+
+/// `tape restore`.
+#[derive(clap::Args, Debug)]
+pub struct RestoreArgs {
+    /// Directory of the backup
+    backup: PathBuf,
+    /// Copy files even where they could be linked
+    #[arg(long)]
+    copy: bool,
+}
+
+/// Shows what is being done as a bar on a terminal.
+#[derive(Default)]
+pub struct Bar(Option<(&'static str, indicatif::ProgressBar)>);
+
+impl Bar {
+    /// The next step.
+    pub fn show(&mut self, progress: Progress) {
+        if self.0.as_ref().is_none_or(|(what, _)| *what != progress.what) {
+            self.clear();
+            self.0 = Some((progress.what, terminal::progress(progress.total, true, progress.what)));
+        }
+        if let Some((_, bar)) = &self.0 {
+            bar.inc(progress.more);
+        }
+    }
+
+    /// It is done.
+    pub fn clear(&mut self) {
+        if let Some((_, bar)) = self.0.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// `path` from the root on, so that what lies beside it can be named; its last part need not be there.
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    if let Ok(whole) = path.canonicalize() {
+        return Ok(whole);
+    }
+    let Some(name) = path.file_name() else {
+        return Err(Failure::new(USAGE, format!("{} names no directory that can be made", path.display())));
+    };
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let whole = parent
+        .canonicalize()
+        .map_err(|e| Failure::new(USAGE, format!("{} cannot be made: {}: {e}", path.display(), parent.display())))?;
+    Ok(whole.join(name))
+}
+
+/// `tape backup`.
+///
+/// # Errors
+/// As [`backup::backup`].
+pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
+    let (store, target) = (absolute(store)?, absolute(&args.dir)?);
+    if store.starts_with(&target) || target.starts_with(&store) {
+        let text =
+            format!("{} and the store {} lie within each other; choose another directory", target.display(), store.display());
+        return Err(Failure::new(USAGE, text));
+    }
+    let options =
+        Options { store: &store, target: &target, copies: args.copy, trusts_earlier: args.trust_earlier, now: HostClock.wall() };
+    let mut bar = Bar::default();
+    let done = backup::backup(&RealDisk, &options, &mut |p| bar.show(p));
+    bar.clear();
+    let summary = done?;
+    print("backup", &target, &summary, format);
+    Ok(())
+}
+
+/// `tape restore`.
+///
+/// # Errors
+/// As [`backup::restore`].
+pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
+    let (from, target) = (absolute(&args.backup)?, absolute(store)?);
+    let mut bar = Bar::default();
+    let done = backup::restore(&RealDisk, &from, &target, args.copy, HostClock.wall(), &mut |p| bar.show(p));
+    bar.clear();
+    let summary = done?;
+    print("restored", &target, &summary, format);
+    if !format.json {
+        println!("start it with: tape-storage --store {}", target.display());
+    }
+    Ok(())
+}
+
+fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
+    let Summary { linked, copied, reused, file_bytes, filed, log_bytes, logged, last, time, timeline, retries } = *summary;
+    if format.json {
+        let object = serde_json::json!({
+            "dir": dir, "linked": linked, "copied": copied, "reused": reused, "file_bytes": file_bytes, "filed_records": filed,
+            "log_bytes": log_bytes, "logged_records": logged, "last_lsn": last.0, "last_time": time.to_string(),
+            "timeline": timeline.0, "retries": retries,
+        });
+        println!("{object}");
+        return;
+    }
+    println!("{what}: {}, every byte read back", dir.display());
+    println!(
+        "  {} files of history: {} linked, {} copied, {} were there; {} bytes, {} records",
+        thousands(linked + copied + reused),
+        thousands(linked),
+        thousands(copied),
+        thousands(reused),
+        thousands(file_bytes),
+        thousands(filed)
+    );
+    println!("  log: {} bytes, {} records", thousands(log_bytes), thousands(logged));
+    if last.0 > 0 {
+        println!("  up to record {} (LSN), taken in {time}", thousands(last.0));
+    } else {
+        println!("  no records yet");
+    }
+}

@@ -1,0 +1,361 @@
+//! Backup, restore and repair with real processes, real files and real kills.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tapestore::disk::sim::SimRng;
+use tapestore::error::Error;
+use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
+use tapestore::publisher::{PublishError, Publisher};
+use tapestore::reader::At;
+use tapestore::record::{Gap, Trade};
+use tapestore::shm::run_dir::RunDir;
+use tapestore::time::Ts;
+
+use crate::fixture::{PATIENCE, Store, eventually, tape};
+use crate::kills::{count, seed};
+
+fn trade(id: u64) -> Trade {
+    Trade { trade_id: id, instrument: InstrumentId(1), ts_recv: Ts(id), ..Trade::default() }
+}
+
+/// Publishes trades `first` to `last`.
+fn publish(publisher: &mut Publisher, first: u64, last: u64) {
+    for id in first..=last {
+        while let Err(e) = publisher.publish(&trade(id)) {
+            assert!(matches!(e, PublishError::Full { .. }), "{e}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+}
+
+/// Every record of `store`, which is served: LSN, trade and number of the one publisher are the same.
+fn verify_all(store: &Store) -> u64 {
+    let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
+    for lsn in 1..=snapshot.last().0 {
+        let row = snapshot.get(Lsn(lsn)).unwrap().unwrap_or_else(|| panic!("record {lsn} is missing"));
+        assert_eq!(row.record.get::<Trade>().unwrap().trade_id, lsn);
+        let arrival = snapshot.arrival(Lsn(lsn)).unwrap().unwrap();
+        assert_eq!((arrival.pub_seq, arrival.epoch.0), (PubSeq(lsn), 1));
+    }
+    snapshot.last().0
+}
+
+fn json(output: &str) -> Value {
+    serde_json::from_str(output.lines().last().unwrap()).unwrap()
+}
+
+/// Runs `tape` on the store `path`; exit code, standard output, standard error.
+fn code(path: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = tape(path, arguments);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_restores_every_record() {
+    let mut rng = SimRng::new(seed());
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
+    store.start();
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("b");
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (their_stop, their_sent, mut publisher) = (stop.clone(), sent.clone(), store.publisher(1, Level::Os));
+    let thread = std::thread::spawn(move || {
+        let mut id = 0u64;
+        while !their_stop.load(Ordering::Acquire) {
+            match publisher.publish(&trade(id + 1)) {
+                Ok(_) => id += 1,
+                Err(PublishError::Full { .. }) => std::thread::sleep(Duration::from_millis(1)),
+                Err(e) => panic!("{e}"),
+            }
+            if id.is_multiple_of(256) {
+                their_sent.store(id, Ordering::Release);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        publisher.flush(Level::Fsync, PATIENCE).unwrap();
+        id
+    });
+    eventually("some records", || (sent.load(Ordering::Acquire) > 20_000).then_some(()));
+    let (mut killed, mut last, mut whole) = (0, 0, 0);
+    for round in 0..count("TAPE_BACKUP_KILLS", 24) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+        command.arg("backup").arg(&backup).arg("--store").arg(&store.path).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(rng.below(250_000)));
+        let over = child.try_wait().unwrap().is_some();
+        child.kill().ok();
+        child.wait().unwrap();
+        killed += u64::from(!over);
+        if backup.join("BACKUP").exists() {
+            whole += 1;
+            let (ended, out, error) = code(&backup, &["verify", "--json"]);
+            assert_eq!(ended, 0, "round {round}: {error}");
+            let found = json(&out);
+            let records = found["filed_records"].as_u64().unwrap() + found["records"].as_u64().unwrap();
+            assert!(records >= last, "round {round}: a backup of {last} records became one of {records}");
+            last = records;
+        } else {
+            let (ended, _, error) = code(&dir.path().join("r0"), &["restore", text(&backup)]);
+            assert!(ended == 2 && error.contains("backup"), "round {round}: {ended} {error}");
+        }
+    }
+    assert!(killed > 0);
+    // To the end: several, each of which reuses the files of the one before.
+    let mut reused = 0;
+    for _ in 0..3 {
+        let least = sent.load(Ordering::Acquire).saturating_sub(200_000);
+        let summary = json(&store.tape_ok(&["backup", text(&backup), "--json"]));
+        let made = summary["last_lsn"].as_u64().unwrap();
+        assert!(made >= last && made >= least.min(made), "{summary}");
+        (last, reused) = (made, reused.max(summary["reused"].as_u64().unwrap()));
+    }
+    stop.store(true, Ordering::Release);
+    let all = thread.join().unwrap();
+    let summary = json(&store.tape_ok(&["backup", text(&backup), "--json"]));
+    assert_eq!(summary["last_lsn"].as_u64(), Some(all), "everything that is durable");
+    assert!(summary["reused"].as_u64().unwrap() > 0 || reused > 0 || all < 150_000, "{summary}");
+    println!("{killed} kills, {whole} rounds with a whole backup; {all} records, {summary}");
+    assert!(!dir.path().join("b.unfinished").exists());
+    // The store and its copy live side by side.
+    let mut copy = Store::new(&["--memtable-size", "16M"]);
+    copy.tape_ok(&["restore", text(&backup)]);
+    copy.start();
+    assert_eq!((verify_all(&copy), verify_all(&store)), (all, all));
+    assert_ne!(copy.run_dir().path(), store.run_dir().path());
+    assert!(copy.reader().control().timeline() > store.reader().control().timeline());
+    let mut publisher = copy.publisher(1, Level::Fsync);
+    publish(&mut publisher, 1, 10);
+    assert_eq!(copy.reader().snapshot(At::Durable).unwrap().last(), Lsn(all + 10));
+    assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(all));
+    copy.tape_ok(&["verify"]);
+    // Of a stopped store, and never over anything.
+    assert!(store.terminate().success());
+    assert_eq!(json(&store.tape_ok(&["backup", text(&backup), "--json"]))["last_lsn"].as_u64(), Some(all));
+    let (ended, _, error) = code(&copy.path, &["restore", text(&backup)]);
+    assert!(ended == 2 && error.contains("not empty"), "{ended} {error}");
+    let (ended, _, error) = code(&copy.path, &["backup", text(&backup)]);
+    assert_eq!(ended, 0, "the restored store goes on with its backup: {error}");
+    let (ended, _, error) = code(&store.path, &["backup", text(&backup)]);
+    assert!(ended == 2 && error.contains("timeline"), "the earlier one does not take it back: {ended} {error}");
+}
+
+#[test]
+fn a_publisher_and_a_reader_that_are_ahead_of_a_restored_store_learn_of_it() {
+    let mut store = Store::serve();
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("b");
+    let mut publisher = store.publisher(1, Level::Fsync);
+    publish(&mut publisher, 1, 1000);
+    store.tape_ok(&["backup", text(&backup)]);
+    publish(&mut publisher, 1001, 1500);
+    let mut follow = store.reader().follow(Lsn(1), At::Appended);
+    for _ in 0..1500 {
+        eventually("a record", || follow.poll().unwrap().map(|r| r.lsn));
+    }
+    store.kill();
+    std::fs::remove_dir_all(&store.path).unwrap();
+    store.tape_ok(&["restore", text(&backup)]);
+    store.start();
+    publish(&mut publisher, 1501, 1600);
+    let lost = publisher.take_lost();
+    assert_eq!(lost.iter().map(|l| (l.epoch.0, l.first.0, l.last.0)).collect::<Vec<_>>(), [(1, 1001, 1500)]);
+    let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
+    let (mut ids, mut gaps) = (Vec::new(), 0);
+    for lsn in 1..=snapshot.last().0 {
+        let row = snapshot.get(Lsn(lsn)).unwrap().unwrap();
+        match (row.record.get::<Trade>(), row.record.get::<Gap>()) {
+            (Some(trade), _) => ids.push(trade.trade_id),
+            (None, Some(gap)) => {
+                assert_eq!((gap.first_pub_seq, gap.last_pub_seq), (PubSeq(1001), PubSeq(1500)));
+                gaps += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(ids.iter().copied().eq((1..=1000).chain(1501..=1600)) && gaps == 1, "{} records, {gaps} gaps", ids.len());
+    // Withdrawn once; then it reads from where it is told.
+    let first = eventually("the reader's being told", || match follow.poll() {
+        Err(Error::Withdrawn { first }) => Some(first),
+        Err(e) => {
+            assert!(crate::fixture::is_down(&e), "{e}");
+            None
+        }
+        Ok(row) => {
+            assert!(row.is_none(), "a record of the new timeline is shown before the old ones are withdrawn");
+            None
+        }
+    });
+    assert!(first <= Lsn(1001), "{first}");
+}
+
+/// Flips a byte in the frame of the log that begins with the record `lsn`, as `tape inspect wal` places it.
+fn damage_log(store: &Store, lsn: u64) -> PathBuf {
+    let frames = store.tape_ok(&["inspect", "wal", "--frames", "--json"]);
+    let frame = frames.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let frame = frame.into_iter().find(|f| f["type"] == "Data" && f["first_lsn"] == lsn).unwrap();
+    let (position, size) = (frame["position"].as_u64().unwrap(), 1u64 << 20);
+    let path = store.path.join("wal").join(format!("{:016x}.wal", position / size * size));
+    flip(&path, position % size + 120);
+    path
+}
+
+fn flip(path: &Path, at: u64) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[at as usize] ^= 1;
+    // Another file under the name: a backup's link to the old one is not touched.
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_named() {
+    let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "1M"]);
+    store.start();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    for batch in 0..40u64 {
+        publish(&mut publisher, batch * 1000 + 1, batch * 1000 + 1000);
+    }
+    drop(publisher);
+    store.kill();
+    damage_log(&store, 20_001);
+    let start = Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
+    let said = String::from_utf8_lossy(&start.stderr).into_owned();
+    assert_eq!(start.status.code(), Some(65), "{said}");
+    assert!(said.trim_end().ends_with(&format!("tape repair --store {}", text(&store.path))), "{said}");
+    let (ended, out, error) = code(&store.path, &["repair"]);
+    assert!(ended == 65 && out.contains("20001 to 40000"), "{ended} {out} {error}");
+    assert!(error.contains("tape repair --truncate-at 20001 --i-accept-loss"), "{error}");
+    let (ended, out, error) = code(&store.path, &["repair", "--truncate-at", "20001", "--json"]);
+    assert!(ended == 2 && error.contains("nothing was changed"), "{ended} {error}");
+    let loss = json(&out)["loss"].clone();
+    assert_eq!((loss["first_lsn"].as_u64(), loss["last_lsn"].as_u64()), (Some(20_001), Some(40_000)));
+    let start = Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
+    assert_eq!(start.status.code(), Some(65), "nothing was changed");
+    let (ended, out, error) = code(&store.path, &["repair", "--truncate-at", "20001", "--i-accept-loss", "--json"]);
+    assert_eq!(ended, 0, "{error}");
+    let done = json(&out);
+    assert_eq!(done["loss"], loss);
+    let publishers = done["loss"]["publishers"].as_array().unwrap();
+    assert_eq!((publishers.len(), publishers[0]["last"].as_u64()), (1, Some(40_000)));
+    assert!(Path::new(done["kept_in"].as_str().unwrap()).join("what.txt").exists());
+    store.start();
+    assert_eq!(verify_all(&store), 20_000);
+    let (ended, _, error) = code(&store.path, &["repair", "--truncate-at", "10001", "--i-accept-loss"]);
+    assert!(ended == 75 && error.contains("served"), "not while it is served: {ended} {error}");
+    assert_eq!(code(&store.path, &["repair"]).0, 0, "nothing is wrong now");
+    // It goes on, and the records after the cut are of a new epoch.
+    let mut publisher = store.publisher(1, Level::Fsync);
+    publish(&mut publisher, 1, 100);
+    assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(20_100));
+    store.tape_ok(&["verify"]);
+}
+
+#[test]
+fn files_of_history_are_put_back_from_a_backup_under_a_served_store() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
+    store.start();
+    let mut publisher = store.publisher(1, Level::Os);
+    let files = store.path.join("sst");
+    let mut last = 0;
+    while std::fs::read_dir(&files).unwrap().count() < 2 {
+        publish(&mut publisher, last + 1, last + 20_000);
+        last += 20_000;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("b");
+    let summary = json(&store.tape_ok(&["backup", text(&backup), "--copy", "--json"]));
+    assert!(summary["copied"].as_u64().unwrap() >= 2 && summary["linked"] == 0, "{summary}");
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(backup.join("sst")).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    let ours = |path: &PathBuf| files.join(path.file_name().unwrap());
+    flip(&ours(&paths[0]), 5000);
+    std::fs::remove_file(ours(&paths[1])).unwrap();
+    let (ended, out, error) = code(&store.path, &["repair"]);
+    assert!(ended == 65 && error.contains("tape repair --from BACKUP"), "{ended} {out} {error}");
+    let healed = json(&store.tape_ok(&["repair", "--from", text(&backup), "--json"]));
+    assert_eq!((healed["healed"].as_array().unwrap().len(), healed["left"].as_array().unwrap().len()), (2, 0));
+    assert_eq!(code(&store.path, &["repair"]).0, 0);
+    assert_eq!(std::fs::read_dir(store.path.join("lost")).unwrap().count(), 1);
+    assert_eq!(verify_all(&store), last);
+    assert!(store.terminate().success());
+    store.start();
+    assert_eq!(verify_all(&store), last);
+}
+
+#[test]
+fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_live_ones_is_not() {
+    let mut gone = Store::serve();
+    publish(&mut gone.publisher(1, Level::Fsync), 1, 100);
+    let run = gone.run_dir();
+    assert!(gone.terminate().success());
+    // Two that live: one as it should be, one whose directory has been deleted under it.
+    let live = Store::serve();
+    publish(&mut live.publisher(1, Level::Fsync), 1, 100);
+    let mut headless = Store::serve();
+    let theirs = headless.run_dir();
+    let stopped = {
+        let mut stopped = Store::serve();
+        publish(&mut stopped.publisher(1, Level::Fsync), 1, 100);
+        stopped.kill();
+        stopped
+    };
+    std::fs::remove_dir_all(&gone.path).unwrap();
+    std::fs::rename(&headless.path, headless.path.with_extension("moved")).unwrap();
+    assert!(run.path().exists());
+    let mut next = Store::serve();
+    assert!(!run.path().exists(), "{} outlives its store", run.path().display());
+    assert_eq!(run.bus_segments().unwrap(), Vec::<String>::new());
+    assert!(theirs.path().join("control").exists(), "a live store's memory is its own");
+    assert_eq!(verify_all(&live), 100);
+    publish(&mut live.publisher(2, Level::Fsync), 1, 5);
+    assert!(stopped.run_dir().path().exists(), "a killed store that is still there keeps its page");
+    std::fs::rename(headless.path.with_extension("moved"), &headless.path).unwrap();
+    headless.kill();
+    next.kill();
+    assert_eq!(RunDir::find(&headless.path).unwrap(), theirs);
+}
+
+#[test]
+fn a_process_that_had_an_epoch_before_the_restore_does_not_share_it_with_one_that_got_it_after() {
+    let mut store = Store::serve();
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("b");
+    store.tape_ok(&["backup", text(&backup)]);
+    let mut before = crate::fixture::role("publisher", &store.path, &[("TAPE_ROLE_PUBLISHER", "1".to_owned())]);
+    eventually("its records", || {
+        let found = store.reader().snapshot(At::Appended).ok()?;
+        (found.last().0 > 10).then_some(())
+    });
+    crate::fixture::signal(before.id(), rustix::process::Signal::STOP);
+    store.kill();
+    std::fs::remove_dir_all(&store.path).unwrap();
+    store.tape_ok(&["restore", text(&backup)]);
+    store.start();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    assert_eq!(publisher.progress().epoch.0, 1, "the restored store knows nothing of the other");
+    publish(&mut publisher, 1, 100);
+    crate::fixture::signal(before.id(), rustix::process::Signal::CONT);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let mut ended = None;
+    while ended.is_none() && std::time::Instant::now() < deadline {
+        ended = before.try_wait().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // It must not outlive a test that fails.
+    before.kill().ok();
+    before.wait().unwrap();
+    assert!(ended.is_some_and(|status| !status.success()), "the earlier process is not fenced");
+    publish(&mut publisher, 101, 200);
+    assert_eq!(verify_all(&store), 200);
+}

@@ -261,6 +261,12 @@ fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
     }
 }
 
+/// How MemTables are made.
+fn maker(run_dir: &RunDir, instance: u64, store_id: u128, options: &Options) -> Maker {
+    let (len, is_sparse) = (options.memtable_size, options.sparse_memtables);
+    Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse }
+}
+
 /// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
 /// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
 ///
@@ -289,8 +295,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     run_dir.sweep(None)?;
     control.reset();
     let options = options.check()?;
-    let maker =
-        Maker { run_dir: run_dir.clone(), instance, store_id, len: options.memtable_size, is_sparse: options.sparse_memtables };
+    let maker = maker(&run_dir, instance, store_id, &options);
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
     remove_unfinished(disk.as_ref(), dir)?;
     let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;

@@ -26,12 +26,14 @@ use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::tally::Counts;
 
+type Parse<'a> = Box<dyn FnMut(&[u8]) + 'a>;
+
 /// A parser, what it is tried on, and how.
 struct Target<'a> {
     name: &'static str,
     seeds: Vec<Vec<u8>>,
-    fix: fn(&mut Vec<u8>),
-    run: Box<dyn FnMut(&[u8]) + 'a>,
+    fix: fn(&mut [u8]),
+    run: Parse<'a>,
 }
 
 /// Tries `n` inputs of each target, or of `only`; or the one in the file `input`.
@@ -343,7 +345,7 @@ fn of_inputs<'a>(scratch: &'a Scratch, files: &Files) -> Vec<Target<'a>> {
             Rows::open(p, o).map(|i| Box::new(i) as Box<dyn input::Input>)
         }),
         target("parquet", "a.parquet", parquet_seeds(), |p, o| Rows::open(p, o).map(|i| Box::new(i) as Box<dyn input::Input>)),
-        target("any-file", "a.any", [dbn_seeds(), csv_seeds(), binance_seeds()].concat(), |p, o| input::open(p, o)),
+        target("any-file", "a.any", [dbn_seeds(), csv_seeds(), binance_seeds()].concat(), input::open),
     ]
 }
 

@@ -107,19 +107,19 @@ fn fix_frames(bytes: &mut [u8], mut at: usize, payload: usize, len: usize, prev:
 }
 
 /// A log segment.
-pub fn fix_segment(bytes: &mut Vec<u8>) {
+pub fn fix_segment(bytes: &mut [u8]) {
     let crc = crc_without(bytes, 12, 0, 64);
     put32(bytes, 12, crc);
     fix_frames(bytes, 4096, 16, 20, 12);
 }
 
 /// A manifest.
-pub fn fix_manifest(bytes: &mut Vec<u8>) {
+pub fn fix_manifest(bytes: &mut [u8]) {
     fix_frames(bytes, 0, 12, 16, 20);
 }
 
 /// `store.meta`.
-pub fn fix_meta(bytes: &mut Vec<u8>) {
+pub fn fix_meta(bytes: &mut [u8]) {
     for slot in [0, 4096] {
         let crc = crc_without(bytes, 12, slot, slot + 512);
         put32(bytes, slot + 12, crc);
@@ -127,7 +127,7 @@ pub fn fix_meta(bytes: &mut Vec<u8>) {
 }
 
 /// An SSTable; see [`trailer_crc`].
-pub fn fix_table(bytes: &mut Vec<u8>) {
+pub fn fix_table(bytes: &mut [u8]) {
     let Some(at) = trailer_at(bytes) else { return };
     let mut trailer: Trailer = bytemuck::pod_read_unaligned(&bytes[at..at + TRAILER_LEN]);
     let range = |offset: u64, len: u64| Some(offset as usize..usize::try_from(offset.checked_add(len)?).ok()?);
@@ -161,4 +161,4 @@ pub fn trailer_crc(bytes: &[u8]) -> u32 {
 }
 
 /// Nothing has a checksum.
-pub fn fix_nothing(_bytes: &mut Vec<u8>) {}
+pub fn fix_nothing(_bytes: &mut [u8]) {}

@@ -28,9 +28,9 @@ const TABLE: &[(Sabotage, &str, u64)] = &[
     (Sabotage::LoseRow, "powerloss", 300),
     (Sabotage::IgnoreFull, "powerloss", 600),
     (Sabotage::IgnoreFull, "nth-fault", 300),
-    (Sabotage::SkipFrameCrc, "corrupt", 3000),
+    (Sabotage::SkipFrameCrc, "corrupt", 1000),
     (Sabotage::SkipBlockCrc, "corrupt", 1000),
-    (Sabotage::SkipEditCrc, "corrupt", 3000),
+    (Sabotage::SkipEditCrc, "corrupt", 1000),
     (Sabotage::IgnoreEvidence, "corrupt", 1000),
 ];
 

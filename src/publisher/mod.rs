@@ -517,6 +517,10 @@ impl State {
 
     /// Sends what has not been sent, at most `batches` batches.
     fn pump(&mut self, batches: u32) {
+        if self.held_back == NO_SPACE {
+            // Nothing is taken in, and each try would wait; the keeper sees when that is over.
+            return;
+        }
         let Some(link) = &mut self.link else { return };
         let mut broken = false;
         let mut rang = false;

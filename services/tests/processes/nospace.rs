@@ -31,15 +31,16 @@ fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes
     store.set_arguments(&more);
     store.start();
     let mut published = 100;
-    let refused = eventually("a refusal", || match publisher.publish(&trade(published + 1)) {
-        Ok(_) => {
-            published += 1;
-            None
+    let refused = eventually("a refusal", || {
+        loop {
+            match publisher.publish(&trade(published + 1)) {
+                Ok(_) => published += 1,
+                Err(PublishError::NoSpace { unacknowledged }) => break Some(unacknowledged),
+                // The publisher has not attached yet, or does not know yet.
+                Err(PublishError::Full { .. }) => break None,
+                Err(e) => panic!("{e}"),
+            }
         }
-        Err(PublishError::NoSpace { unacknowledged }) => Some(unacknowledged),
-        // Storage has just started, or the publisher has not attached yet.
-        Err(PublishError::Full { .. }) => None,
-        Err(e) => panic!("{e}"),
     });
     assert_eq!(refused, published - 100);
     let early = publisher.flush(Level::Os, std::time::Duration::from_millis(20)).unwrap_err();

@@ -22,7 +22,7 @@ pub(crate) const PLANS: [Plan; 4] = [
 ];
 
 /// Cycles between two looks at everything.
-const ALL_EVERY: u64 = 100;
+const ALL_EVERY: u64 = 250;
 
 /// What was hit.
 #[derive(Default)]

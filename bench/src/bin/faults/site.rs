@@ -98,7 +98,7 @@ impl Site {
         assert!(self.child.is_none());
         let log = File::options().create(true).append(true).open(self.dir.join("storage.log")).unwrap();
         let mut command = role("storage");
-        command.arg("--store").arg(&self.store).arg("--config").arg(self.dir.join("storage.toml"));
+        command.arg("--with-parent").arg("--store").arg(&self.store).arg("--config").arg(self.dir.join("storage.toml"));
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or("warn".into()));
         self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }

@@ -267,6 +267,35 @@ fn maker(run_dir: &RunDir, instance: u64, store_id: u128, options: &Options) -> 
     Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse }
 }
 
+/// The run directory of the store in `dir`, and what holds it; shared memory of stores that are gone is given back.
+fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDir, Box<dyn Send + Sync>)> {
+    let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
+    let gone = RunDir::sweep_gone(&options.run_root)?;
+    if !gone.is_empty() {
+        tracing::info!(?gone, "shared memory of stores that are gone is given back");
+    }
+    Ok((run_dir, Box::new(held)))
+}
+
+/// Says on the page that another instance recovers, and removes what the one before has left; its number.
+fn begin_instance(control: &Control, run_dir: &RunDir) -> Result<u64> {
+    let recovering = (control.instance() + 1) | 1;
+    control.set_instance(recovering);
+    control.set_server(None);
+    run_dir.sweep(None)?;
+    control.reset();
+    Ok(recovering + 1)
+}
+
+/// Says now and then how far recovery is; `said` is when it last did.
+fn tell(frame: &wal::Frame<'_>, now: u64, control: &Control, said: &mut u64) {
+    control.beat(now);
+    if now.saturating_sub(*said) > SAY_EVERY_NS {
+        *said = now;
+        tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
+    }
+}
+
 /// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
 /// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
 ///
@@ -278,22 +307,13 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
-    let gone = RunDir::sweep_gone(&options.run_root)?;
-    if !gone.is_empty() {
-        tracing::info!(?gone, "shared memory of stores that are gone is given back");
-    }
+    let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
     // The page is new when the host has been started since: what readers saw before is not known then.
     let unknown = control.timeline() == Timeline(0) && !known.clean;
     // That the timeline has risen is told below, whatever readers have seen.
     let told = control.timeline() < known.timeline && control.timeline() > Timeline(0);
-    let instance = (control.instance() + 1) | 1;
-    control.set_instance(instance);
-    control.set_server(None);
-    let instance = instance + 1;
-    run_dir.sweep(None)?;
-    control.reset();
+    let instance = begin_instance(&control, &run_dir)?;
     let options = options.check()?;
     let maker = maker(&run_dir, instance, store_id, &options);
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
@@ -319,12 +339,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     };
     let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, seen, |frame| {
-        let now = world.clock.monotonic();
-        control.beat(now);
-        if now.saturating_sub(said) > SAY_EVERY_NS {
-            said = now;
-            tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
-        }
+        tell(frame, world.clock.monotonic(), &control, &mut said);
         rebuilt.visit(frame, &mut filer, world.clock.as_ref())
     })?;
     filer.sweep()?;

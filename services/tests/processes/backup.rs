@@ -62,6 +62,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story: each step needs what the one before has left")]
 fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_restores_every_record() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
@@ -294,6 +295,7 @@ fn files_of_history_are_put_back_from_a_backup_under_a_served_store() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a directory is moved away, not a file published")]
 fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_live_ones_is_not() {
     let mut gone = Store::serve();
     publish(&mut gone.publisher(1, Level::Fsync), 1, 100);

@@ -20,6 +20,7 @@ fn known(snapshot: &Snapshot, at: u64) -> (Vec<(u64, i64, bool)>, u64) {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one list of statements and what is known after each")]
 fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();

@@ -7,11 +7,14 @@
 //! could not write: it is clean then, and read from the cache until that is dropped. Everything follows from one
 //! seed.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::names::{NameChange, Names, survive};
 use super::{Disk, DiskFile, Mapped, Open, Space};
 use crate::error::{Error, Result};
 use crate::sabotage::{self, Sabotage};
@@ -65,70 +68,6 @@ struct Inode {
     live: Vec<u8>,
     synced: Vec<u8>,
     unsynced: Vec<(usize, Vec<u8>)>,
-}
-
-#[derive(Clone, Debug)]
-enum NameChange {
-    Add(PathBuf, usize),
-    AddDir(PathBuf),
-    Remove(PathBuf, usize),
-    Rename {
-        from: PathBuf,
-        to: PathBuf,
-        inode: usize,
-    },
-    /// Two directories, with all in them.
-    Swap(PathBuf, PathBuf),
-}
-
-#[derive(Clone, Debug, Default)]
-struct Names {
-    files: BTreeMap<PathBuf, usize>,
-    dirs: BTreeSet<PathBuf>,
-}
-
-impl NameChange {
-    fn apply(self, names: &mut Names) {
-        let files = &mut names.files;
-        match self {
-            NameChange::Add(path, inode) => {
-                files.insert(path, inode);
-            }
-            NameChange::AddDir(path) => {
-                names.dirs.insert(path);
-            }
-            NameChange::Remove(path, inode) => {
-                if files.get(&path) == Some(&inode) {
-                    files.remove(&path);
-                }
-            }
-            NameChange::Rename { from, to, inode } => {
-                if files.get(&from) == Some(&inode) {
-                    files.remove(&from);
-                }
-                files.insert(to, inode);
-            }
-            NameChange::Swap(a, b) => {
-                let moved = |path: PathBuf| match (path.strip_prefix(&a), path.strip_prefix(&b)) {
-                    (Ok(rest), _) => b.join(rest),
-                    (_, Ok(rest)) => a.join(rest),
-                    _ => path,
-                };
-                let Names { files, dirs } = std::mem::take(names);
-                names.files = files.into_iter().map(|(path, inode)| (moved(path), inode)).collect();
-                names.dirs = dirs.into_iter().map(moved).collect();
-            }
-        }
-    }
-
-    /// Which file it is about; directories stand for themselves.
-    fn inode(&self) -> usize {
-        match self {
-            NameChange::Add(_, inode) | NameChange::Remove(_, inode) | NameChange::Rename { inode, .. } => *inode,
-            // An exchange comes after the directories that it exchanges.
-            NameChange::AddDir(_) | NameChange::Swap(..) => usize::MAX,
-        }
-    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -287,22 +226,6 @@ impl SimDisk {
         let (inodes, names, synced_names) = (s.inodes.clone(), s.names.clone(), s.synced_names.clone());
         let (unsynced_names, lost) = (s.unsynced_names.clone(), s.lost.clone());
         SimDisk(Arc::new(Mutex::new(State { inodes, names, synced_names, unsynced_names, lost, ..State::default() })))
-    }
-}
-
-/// Applies those of the unsynced `changes` of a directory that survive.
-fn survive(changes: &[NameChange], names: &mut Names, rng: &mut SimRng) {
-    let by_file = rng.below(2) == 0;
-    let kept = rng.below(changes.len() as u64 + 1) as usize;
-    let mut gone: BTreeSet<usize> = BTreeSet::new();
-    for (i, change) in changes.iter().enumerate() {
-        // A journal keeps the order of all changes; without one only what happens to one file has an order.
-        let survives = if by_file { !gone.contains(&change.inode()) && rng.below(2) == 0 } else { i < kept };
-        if survives {
-            change.clone().apply(names);
-        } else {
-            gone.insert(change.inode());
-        }
     }
 }
 
@@ -482,7 +405,7 @@ impl Disk for SimDisk {
         state.step("exchange directories with", name)?;
         let within = |path: &PathBuf| path.starts_with(fresh) || path.starts_with(name);
         assert!(!state.unsynced_names.keys().any(within), "directories are exchanged before their names are durable");
-        state.lost.remove(name);
+        state.lost.retain(|path| !within(path));
         state.change(NameChange::Swap(fresh.to_path_buf(), name.to_path_buf()));
         Ok(())
     }

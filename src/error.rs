@@ -103,7 +103,7 @@ pub enum Error {
         what: &'static str,
     },
     /// Another process owns the store.
-    #[error("the store {path} is served by a storage process, or being backed up or repaired; that process says: tape status --store {path}", path = path.display())]
+    #[error("the store {path} is held by another process, which serves, backs up, merges or repairs it; stop that first or use another --store. Whether it is served says: tape status --store {path}", path = path.display())]
     Locked {
         /// The store directory.
         path: PathBuf,

@@ -110,7 +110,8 @@ fn what_has_lived_long_enough_goes_and_is_said_to_have_gone() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(gone > 0 && read >= kept, "{read} read, {kept} kept, {gone} gone");
+    // More may have gone since the snapshot.
+    assert!(gone > 0 && read > 0 && read <= kept, "{read} read, {kept} kept, {gone} gone");
     drop(snapshot);
     store.tape_ok(&["verify"]);
     let refused = store.tape(&["retention", "--kind", "quote", "--bytes", "1M"]);

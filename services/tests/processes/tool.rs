@@ -145,7 +145,7 @@ fn exit_codes_mean_something_and_messages_say_what_to_do() {
     // A second storage process is told so.
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
     assert_eq!(second.status.code(), Some(75));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another storage process"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("held by another process"));
     assert!(store.terminate().success(), "SIGTERM is a clean end");
     let (status, text) = code(&store, &["get", "1"]);
     assert!(status == 69 && text.contains("tape-storage --store"), "{text}");

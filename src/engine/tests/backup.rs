@@ -544,7 +544,7 @@ fn a_first_start_that_is_cut_short_after_the_hosts_does_not_make_the_unclean_sto
         let was_cut = run.recover().is_err();
         run.disk = run.disk.power_loss(2);
         reached += u32::from(was_cut && run_dir.path().join("control").exists());
-        assert_eq!(run.recover().unwrap().control.timeline().0, timeline.0 + 1, "call {call}");
+        assert!(run.recover().unwrap().control.timeline() > timeline, "call {call}");
     }
     assert!(reached > 0);
 }

@@ -134,6 +134,23 @@ impl Log {
 /// # Errors
 /// That `store.meta` or the manifest cannot be read; [`Error::Io`].
 pub fn examine(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Findings> {
+    let mut turns = 0;
+    loop {
+        let (found, seen) = examine_once(disk, store, progress)?;
+        turns += 1;
+        // What storage has merged, let go or used again meanwhile is no damage.
+        let is_sound = found.damaged.is_empty() && found.log.is_none();
+        if is_sound || turns >= TURNS || state_of(disk, store, meta_of(disk, store)?.store_id)?.seq == seen {
+            return Ok(found);
+        }
+    }
+}
+
+/// Looks at a store that changes meanwhile at most this often.
+const TURNS: u32 = 20;
+
+/// What is found, and the edit of the manifest that it is of.
+fn examine_once(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(Findings, u64)> {
     let log = Log::look(disk, store, |_, _| {})?;
     let total = log.state.files.values().map(|f| f.len).sum();
     let mut damaged = Vec::new();
@@ -147,14 +164,16 @@ pub fn examine(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress)
         Some(_) => Some(log.loss(disk, store, log.end)?),
         None => None,
     };
-    Ok(Findings {
+    let seen = log.state.seq;
+    let found = Findings {
         files: log.state.files.len() as u64,
         filed: log.state.files.values().map(|f| f.rows).sum(),
         last: Lsn(log.end.lsn.0 - 1),
         damaged,
         log: log.damage.zip(loss),
         torn: log.torn,
-    })
+    };
+    Ok((found, seen))
 }
 
 fn verify_file(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result<()> {
@@ -314,7 +333,7 @@ pub struct PutBack {
 pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress: &mut dyn FnMut(Progress)) -> Result<PutBack> {
     let lock = disk.lock(&store.join(LOCK))?;
     if lock.is_none() {
-        return Err(Error::invalid("repair", format!("a backup or repair of {} is going on; wait for it", store.display())));
+        return Err(Error::Locked { path: store.to_path_buf() });
     }
     let (meta, theirs) = (meta_of(disk, store)?, meta_of(disk, backup)?);
     if meta.store_id != theirs.store_id {
@@ -327,6 +346,10 @@ pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress:
     for file in state.files.values() {
         progress(Progress { what: "reading files", more: file.len, total });
         if verify_file(disk, &dir, *file).is_ok() {
+            continue;
+        }
+        if state_of(disk, store, meta.store_id)?.files.get(&file.id) != Some(file) {
+            // It has been merged or let go meanwhile.
             continue;
         }
         let path = dir.join(file_name(file.kind, file.id));

@@ -17,7 +17,7 @@ use tapestore::reader::Reader;
 use tapestore::record::schema;
 use tapestore::shm::control::Statistic;
 use tapestore::sstable::FileMeta;
-use tapestore::time::Ts;
+use tapestore::time::{Clock, HostClock, Ts};
 
 use crate::exit::{Failure, LATER, Outcome};
 use crate::inspect::{read_manifest, read_meta};
@@ -79,7 +79,7 @@ fn kind_name(kind: tapestore::record::Kind) -> String {
 /// A damaged file; that storage serves the store and does not merge (exit code 75).
 pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
     let configured = configured(args.config.as_deref())?;
-    let (options, rules) = (configured.compaction, Rules::new(&configured.retention)?);
+    let (options, rules) = (configured.compaction, Rules::new(&configured.retention)?.at(HostClock.wall()));
     options.check()?;
     let moment = |state: &State| if args.all { Ts(u64::MAX) } else { compaction::newest(state) };
     if args.plan {
@@ -177,7 +177,8 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
             (seen, turns, left) = (merges(&reader), 0, due()?);
             bar.set_position(seen - began);
         }
-        if turns > 600 {
+        let is_idle = reader.control().statistic(Statistic::Merging) == 0;
+        if turns > 600 && is_idle {
             let why = "no merge has ended for a minute: its configuration may say that it is not to, or a file is damaged (see its log)";
             return Err(Failure::new(LATER, format!("{}: {left} merges are due and {why}", store.display())));
         }
@@ -246,7 +247,7 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
         }
         None => configured(args.config.as_deref())?.retention,
     };
-    let rules = Rules::new(&rules)?;
+    let rules = Rules::new(&rules)?.at(HostClock.wall());
     if rules.is_empty() {
         let hint = "name the configuration with --config, or give --kind with --keep or --bytes";
         return Err(Failure::new(crate::exit::USAGE, format!("there are no rules, so everything is kept: {hint}")));

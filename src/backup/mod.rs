@@ -113,7 +113,7 @@ pub fn backup(disk: &dyn Disk, options: &Options<'_>, progress: &mut dyn FnMut(P
     let meta = meta_of(disk, store)?;
     let lock = disk.lock(&store.join(LOCK))?;
     if lock.is_none() {
-        return invalid("backup", format!("another backup or repair of {} is going on; wait for it", store.display()));
+        return Err(Error::Locked { path: store.to_path_buf() });
     }
     let (fresh, parent) = beside(target)?;
     let earlier = check_target(disk, target, &meta)?;
@@ -231,12 +231,17 @@ fn check_target(disk: &dyn Disk, target: &Path, meta: &Meta) -> Result<bool> {
         );
         return invalid("directory", why);
     }
+    // Storage makes it, and nothing else does.
+    if disk.exists(&target.join("run"))? {
+        let why = format!("{shown} has been served as a store and may hold records of its own; choose another");
+        return invalid("directory", why);
+    }
     let lock = target.join("LOCK");
     if disk.exists(&lock)? && disk.lock(&lock)?.is_none() {
         return Err(Error::Locked { path: target.to_path_buf() });
     }
     let known = |n: &String| {
-        let names = [MARK, LOCK, "LOCK", "run", wal::meta::NAME, manifest::format::CURRENT, wal::DIR, sstable::DIR];
+        let names = [MARK, LOCK, "LOCK", wal::meta::NAME, manifest::format::CURRENT, wal::DIR, sstable::DIR];
         names.contains(&n.as_str()) || manifest::format::file_number(n).is_some()
     };
     match disk.list(target)?.into_iter().find(|n| !known(n)) {

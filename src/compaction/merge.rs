@@ -130,19 +130,28 @@ fn write(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace, made: &mut
     let opened: Result<Vec<Table>> = job.merge.inputs.iter().map(|meta| Table::open(disk, dir, *meta)).collect();
     let tables = opened?;
     let mut stores_reserved = false;
-    let mut runs: Vec<RunEntry> = Vec::new();
     let mut instruments: Vec<InstrumentId> = Vec::new();
     for table in &tables {
         stores_reserved |= table.trailer()?.flags & STORES_RESERVED != 0;
-        runs.extend_from_slice(table.runs()?);
+        table.runs()?;
         instruments.extend(table.series()?.iter().map(|s| s.instrument));
     }
-    runs.sort_unstable_by_key(|r| (r.first, Reverse(r.last)));
     instruments.sort_unstable();
     instruments.dedup();
     let spec = Spec { store_id: job.store_id, id: job.first_id, schema, window: job.merge.window, stores_reserved };
-    let mut output =
-        Output { disk, dir, spec, rows_max: job.rows_max, runs, writer: None, room: 0, series: None, settled: 0, made };
+    let mut output = Output {
+        disk,
+        dir,
+        spec,
+        rows_max: job.rows_max,
+        tables: &tables,
+        writer: None,
+        room: 0,
+        series: None,
+        settled: 0,
+        finished: 0,
+        made,
+    };
     let mut streams: Vec<Stream<'_>> = Vec::new();
     let mut sabotaged = false;
     for instrument in instruments {
@@ -272,8 +281,8 @@ struct Output<'d> {
     dir: &'d Path,
     spec: Spec,
     rows_max: u64,
-    /// Where the rows came from, by LSN.
-    runs: Vec<RunEntry>,
+    /// The files that are merged, which know where their rows came from.
+    tables: &'d [Table],
     writer: Option<Writer<'d>>,
     /// Rows that the file has room for.
     room: u64,
@@ -281,13 +290,15 @@ struct Output<'d> {
     series: Option<(InstrumentId, u64)>,
     /// Bytes of the file that are durable.
     settled: u64,
+    /// Bytes of the files that are finished.
+    finished: u64,
     made: &'d mut Vec<FileMeta>,
 }
 
 impl Output<'_> {
     /// Bytes written.
     fn written(&self) -> u64 {
-        self.made.iter().map(|f| f.len).sum::<u64>() + self.writer.as_ref().map_or(0, Writer::len)
+        self.finished + self.writer.as_ref().map_or(0, Writer::len)
     }
 
     fn settle(&mut self) -> Result<()> {
@@ -320,10 +331,9 @@ impl Output<'_> {
     /// Ends the file being written, if there is one.
     fn finish(&mut self) -> Result<()> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
-        let (mut next, mut best, mut orphan) = (0, None::<RunEntry>, None);
-        let runs = &self.runs;
+        let (mut origins, mut orphan) = (Origins::new(self.tables)?, None);
         let meta = writer.finish(|lsn| {
-            origin(runs, &mut next, &mut best, lsn).unwrap_or_else(|| {
+            origins.of(lsn).unwrap_or_else(|| {
                 orphan = Some(lsn);
                 Origin::default()
             })
@@ -332,21 +342,48 @@ impl Output<'_> {
             let path = self.dir.join(sstable::file_name(meta.kind, meta.id));
             return Err(Error::Corrupt { path, offset: 0, lsn, what: "run of a record", expected: lsn.0, found: 0 });
         }
+        self.finished += meta.len;
         self.made.push(meta);
         self.spec.id += 1;
         Ok(())
     }
 }
 
-/// Where the row `lsn` came from; `lsn` rises from call to call. Runs that hold one LSN agree about it: a
-/// publisher's numbers are dense, so all LSNs between two of a run's rows are the run's own.
-fn origin(runs: &[RunEntry], next: &mut usize, best: &mut Option<RunEntry>, lsn: Lsn) -> Option<Origin> {
-    while let Some(run) = runs.get(*next).filter(|r| r.first <= lsn) {
-        if best.is_none_or(|b| b.last < run.last) {
-            *best = Some(*run);
-        }
-        *next += 1;
+/// Where rows came from, asked in LSN order. The runs stay in the mapped files. Runs that hold one LSN agree about
+/// it: a publisher's numbers are dense, so all LSNs between two of a run's rows are the run's own.
+struct Origins<'t> {
+    /// The runs of each file, those that are passed left out.
+    runs: Vec<&'t [RunEntry]>,
+    /// The file that knew the last row.
+    last: usize,
+}
+
+impl<'t> Origins<'t> {
+    fn new(tables: &'t [Table]) -> Result<Origins<'t>> {
+        Ok(Origins { runs: tables.iter().map(Table::runs).collect::<Result<_>>()?, last: 0 })
     }
-    let run = best.filter(|run| lsn <= run.last)?;
-    Some((run.publisher, run.epoch, PubSeq(run.first_pub_seq.0.wrapping_add(lsn.0 - run.first.0))))
+
+    fn of(&mut self, lsn: Lsn) -> Option<Origin> {
+        let count = self.runs.len();
+        // The file that knew the row before most often knows this one.
+        for file in (0..count).map(|i| (self.last + i) % count) {
+            if let Some(run) = self.runs.get_mut(file).and_then(|runs| run_of(runs, lsn)) {
+                self.last = file;
+                let pub_seq = PubSeq(run.first_pub_seq.0.wrapping_add(lsn.0 - run.first.0));
+                return Some((run.publisher, run.epoch, pub_seq));
+            }
+        }
+        None
+    }
+}
+
+/// The run among `runs` that holds `lsn`; those before it are left out from now on.
+fn run_of(runs: &mut &[RunEntry], lsn: Lsn) -> Option<RunEntry> {
+    while runs.first()?.last < lsn {
+        // By a search when much is passed: a file is asked only when others do not know.
+        let far = runs.get(8).is_some_and(|r| r.last < lsn);
+        let passed = if far { runs.partition_point(|r| r.last < lsn) } else { 1 };
+        *runs = runs.get(passed..).unwrap_or(&[]);
+    }
+    runs.first().filter(|r| r.first <= lsn).copied()
 }

@@ -106,9 +106,9 @@ impl Merge {
     }
 }
 
-/// The greatest index time of any file.
+/// The moment of the newest record: the greatest index time of any file, but not ahead of when records came.
 pub fn newest(state: &State) -> Ts {
-    state.files.values().map(|f| f.time.1).max().unwrap_or_default()
+    state.files.values().map(|f| f.time.1).max().unwrap_or_default().min(state.checkpoint.ingest_ts)
 }
 
 /// What is to be merged in `state`, the most urgent first; files in `skip` and their windows are left alone.
@@ -137,7 +137,7 @@ pub fn plan(state: &State, options: &Options, now: Ts, skip: &BTreeSet<u64>) -> 
         if files.iter().any(|f| skip.contains(&f.id)) {
             continue;
         }
-        let group = Group::new(window, files);
+        let group = Group::new(window, files, options.rows_max);
         if let Some((inputs, why)) = group.due(options.runs_max) {
             merges.push((group.runs(), Merge { kind, window, inputs, why }));
         }
@@ -150,8 +150,10 @@ pub fn plan(state: &State, options: &Options, now: Ts, skip: &BTreeSet<u64>) -> 
 struct Cluster {
     files: Vec<FileMeta>,
     bytes: u64,
-    /// How many runs it counts for.
+    /// How many runs it counts for: none if it is one full file, which no merge makes fewer of.
     runs: u64,
+    /// Whether files of shorter windows are in it.
+    is_unsettled: bool,
 }
 
 /// The files that belong in a window.
@@ -162,23 +164,28 @@ struct Group {
 }
 
 impl Group {
-    fn new(window: Window, mut files: Vec<FileMeta>) -> Group {
+    fn new(window: Window, mut files: Vec<FileMeta>, rows_max: u64) -> Group {
         files.sort_unstable_by_key(|f| (f.lsn, f.id));
         let is_over = files.iter().any(|f| f.window != window);
         let mut clusters: Vec<Cluster> = Vec::new();
         let mut last = Lsn(0);
         for file in files {
             // A run's own files overlap; those of shorter windows are runs each.
-            let settled = u64::from(file.window != window);
+            let is_unsettled = file.window != window;
             match clusters.last_mut() {
                 Some(cluster) if file.lsn.0 <= last => {
                     cluster.files.push(file);
                     cluster.bytes += file.len;
-                    cluster.runs += settled;
+                    cluster.runs += u64::from(is_unsettled);
+                    cluster.is_unsettled |= is_unsettled;
                 }
-                _ => clusters.push(Cluster { files: vec![file], bytes: file.len, runs: 1 }),
+                _ => clusters.push(Cluster { files: vec![file], bytes: file.len, runs: 1, is_unsettled }),
             }
             last = last.max(file.lsn.1);
+        }
+        // A run is cut into full files, which may lie beside each other in LSN too: a kind of one instrument.
+        for cluster in clusters.iter_mut().filter(|c| !c.is_unsettled && c.files.len() == 1) {
+            cluster.runs = u64::from(cluster.files.iter().all(|f| f.rows < rows_max));
         }
         Group { clusters, is_over }
     }
@@ -190,11 +197,10 @@ impl Group {
     /// What is to be merged now.
     fn due(&self, runs_max: usize) -> Option<(Vec<FileMeta>, Why)> {
         let files = |clusters: &[Cluster]| clusters.iter().flat_map(|c| c.files.iter().copied()).collect();
-        let (bytes, largest) = self.clusters.iter().fold((0, 0), |(b, l), c| (b + c.bytes, l.max(c.bytes)));
         let count: usize = self.clusters.iter().map(|c| c.files.len()).sum();
-        // One cluster of many files is worth it by itself: it is not one run yet.
-        let one = self.clusters.len() == 1;
-        if self.is_over && self.runs() > 1 && (one || (bytes - largest) * WORTH >= largest) && count <= INPUTS_MAX {
+        let settled: u64 = self.clusters.iter().filter(|c| !c.is_unsettled).map(|c| c.bytes).sum();
+        let added: u64 = self.clusters.iter().filter(|c| c.is_unsettled).map(|c| c.bytes).sum();
+        if self.is_over && count > 1 && self.runs() > 1 && added * WORTH >= settled && count <= INPUTS_MAX {
             return Some((files(&self.clusters), Why::Over));
         }
         if self.runs() <= runs_max as u64 {

@@ -1,8 +1,8 @@
 //! Owns: what has lived long enough: rules, and which files of a version they drop.
 //!
-//! What must hold: age is counted from the newest record, and never from a clock that is ahead of it: a clock
-//! that jumps drops nothing; a file goes only when all its rows are too old, or when its kind has more bytes
-//! than it may have, the oldest windows first.
+//! What must hold: age is counted from the newest record, and from when records last came or what the host's clock
+//! says if that is earlier; while the clock has jumped nothing goes by its age; a file goes only when all its rows
+//! are too old, or when its kind has more bytes than it may have, the oldest windows first.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,13 @@ pub struct Rule {
 
 /// Rules that have been checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules(Vec<Checked>);
+pub struct Rules {
+    rules: Vec<Checked>,
+    /// What the host's clock says; without it, what records say is believed.
+    wall: Option<Ts>,
+    /// Whether nothing goes by its age.
+    holds: bool,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Checked {
@@ -89,17 +95,29 @@ impl Rules {
                 bytes: rule.bytes,
             });
         }
-        Ok(Rules(checked))
+        Ok(Rules { rules: checked, ..Rules::default() })
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.rules.is_empty()
+    }
+
+    /// The same rules at the moment `wall` of the host's clock: nothing is older than it is by that.
+    #[must_use]
+    pub fn at(&self, wall: Ts) -> Rules {
+        Rules { wall: Some(wall), ..self.clone() }
+    }
+
+    /// The same rules, by which nothing goes by its age: the host's clock has jumped.
+    #[must_use]
+    pub fn held(&self) -> Rules {
+        Rules { holds: true, ..self.clone() }
     }
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Checked> {
         let name = schema(kind).map(|s| s.name);
-        self.0.iter().filter(move |rule| match &rule.kind {
+        self.rules.iter().filter(move |rule| match &rule.kind {
             Some(wanted) => name == Some(wanted.as_str()),
             // What says which trades count, what is missing and what names mean is kept unless it is named.
             None => !matches!(name, None | Some("bust" | "correct" | "gap" | "definition" | "mapping")),
@@ -108,7 +126,7 @@ impl Rules {
 
     /// The files of `state` that are to go, the oldest first.
     pub fn drops(&self, state: &State) -> Vec<Drop> {
-        let now = reference(state);
+        let now = self.reference(state);
         let mut kinds: BTreeMap<Kind, Vec<FileMeta>> = BTreeMap::new();
         state.files.values().for_each(|f| kinds.entry(f.kind).or_default().push(*f));
         let mut drops = Vec::new();
@@ -117,7 +135,7 @@ impl Rules {
             files.sort_unstable_by_key(|f| (f.window.last(), f.time.1, f.id));
             let mut left: u64 = files.iter().map(|f| f.len).sum();
             for file in files {
-                let by_age = rule.keep.is_some_and(|keep| file.time.1.0 < now.0.saturating_sub(keep));
+                let by_age = !self.holds && rule.keep.is_some_and(|keep| file.time.1.0 < now.0.saturating_sub(keep));
                 if by_age || rule.bytes.is_some_and(|max| left > max) {
                     left -= file.len;
                     drops.push(Drop { file, by_age });
@@ -127,11 +145,17 @@ impl Rules {
         drops
     }
 
+    /// The moment from which age is counted: of the newest record, but not ahead of when records came, nor of the
+    /// host's clock.
+    fn reference(&self, state: &State) -> Ts {
+        newest(state).min(self.wall.unwrap_or(Ts(u64::MAX)))
+    }
+
     /// The rows of `kind` that go when its files are merged; `names` are the instruments', by id from 1.
     pub fn cut(&self, kind: Kind, state: &State, names: &[Name]) -> Cut {
-        let now = reference(state);
+        let now = self.reference(state);
         let mut cut = Cut::default();
-        for rule in self.of(kind) {
+        for rule in self.of(kind).filter(|_| !self.holds) {
             let (Some(pattern), Some(keep)) = (&rule.instruments, rule.keep) else { continue };
             let before = Ts(now.0.saturating_sub(keep));
             for (id, _) in (1u32..).zip(names).filter(|(_, name)| matches(pattern, name.as_str())) {
@@ -140,11 +164,6 @@ impl Rules {
         }
         cut
     }
-}
-
-/// The moment from which age is counted: of the newest record, but not ahead of when records came.
-fn reference(state: &State) -> Ts {
-    newest(state).min(state.checkpoint.ingest_ts)
 }
 
 /// Whether `name` is like `pattern`, in which `*` stands for anything.

@@ -20,7 +20,9 @@ const START: u64 = 20_000 * DAY;
 const STORE: u128 = 9;
 
 fn state() -> State {
-    State::begin(STORE)
+    let mut state = State::begin(STORE);
+    state.checkpoint.ingest_ts = Ts(u64::MAX - 1);
+    state
 }
 
 fn put(state: &mut State, meta: FileMeta) {
@@ -38,7 +40,10 @@ fn hour(n: u64) -> Window {
 }
 
 /// Makes the merge as the manifest would, without files.
+///
+/// Its files lie beside each other in LSN, as those of one instrument do, or overlap.
 fn carry_out(state: &mut State, merge: &Merge, rows_max: u64) -> u64 {
+    let is_disjoint = merge.inputs.iter().map(|f| f.rows).sum::<u64>().is_multiple_of(2);
     let (mut left, first) = (merge.rows(), state.next_id);
     let lsn = (merge.inputs.iter().map(|f| f.lsn.0).min().unwrap(), merge.inputs.iter().map(|f| f.lsn.1).max().unwrap());
     let time = (merge.inputs.iter().map(|f| f.time.0).min().unwrap(), merge.inputs.iter().map(|f| f.time.1).max().unwrap());
@@ -49,7 +54,10 @@ fn carry_out(state: &mut State, merge: &Merge, rows_max: u64) -> u64 {
     for id in first..first + ids {
         let rows = left.min(rows_max);
         left -= rows;
-        put(state, FileMeta { time, ..filed(id, merge.window, rows, (lsn.0.0, lsn.1.0)) });
+        let span = (lsn.1.0 - lsn.0.0) / ids;
+        let part = (lsn.0.0 + (id - first) * span, lsn.0.0 + (id - first + 1) * span - 1);
+        let lsn = if is_disjoint && ids > 1 { part } else { (lsn.0.0, lsn.1.0) };
+        put(state, FileMeta { time, ..filed(id, merge.window, rows, lsn) });
     }
     merge.bytes()
 }
@@ -75,7 +83,7 @@ fn settle(state: &mut State, options: &Options) -> u64 {
 }
 
 fn runs_of(state: &State, window: Window) -> u64 {
-    Group::new(window, state.files.values().filter(|f| f.window == window).copied().collect()).runs()
+    Group::new(window, state.files.values().filter(|f| f.window == window).copied().collect(), 100_000).runs()
 }
 
 proptest! {
@@ -137,6 +145,37 @@ fn a_plan_depends_on_the_version_alone() {
 }
 
 #[test]
+fn files_of_one_instrument_that_are_full_are_not_merged_again() {
+    let mut version = state();
+    for i in 0..40u64 {
+        put(&mut version, filed(i + 1, hour(0), 60_000, (i * 60_000 + 1, (i + 1) * 60_000)));
+    }
+    let options = Options { rows_max: 100_000, ..Options::default() };
+    settle(&mut version, &options);
+    for i in 40..80u64 {
+        let id = version.next_id;
+        put(&mut version, filed(id, hour(0), 10_000, (i * 60_000 + 1, (i + 1) * 60_000)));
+        settle(&mut version, &options);
+    }
+    assert!(version.files.values().filter(|f| f.rows < 100_000).count() <= 8, "{:?}", version.files);
+}
+
+#[test]
+fn a_clock_that_is_ahead_drops_nothing_and_one_that_has_jumped_holds_everything() {
+    let mut version = state();
+    for i in 0..4u64 {
+        put(&mut version, filed(i + 1, hour(i), 100, (i * 100 + 1, i * 100 + 100)));
+    }
+    // A record of a clock that was 40 days ahead, and the time of its coming too.
+    put(&mut version, filed(9, hour(40 * 24), 1, (401, 401)));
+    version.checkpoint.ingest_ts = Ts(START + 40 * DAY);
+    let rules = Rules::new(&[rule("trade", None, Some("30d"), None), rule("trade", Some("*"), Some("30d"), None)]).unwrap();
+    assert_eq!(rules.drops(&version).len(), 4, "nobody says that the clock was wrong");
+    assert!(rules.at(Ts(START + DAY)).drops(&version).is_empty(), "it is right again");
+    assert!(rules.held().drops(&version).is_empty() && rules.held().cut(Trade::KIND, &version, &[]).before.is_empty());
+}
+
+#[test]
 fn a_late_record_does_not_have_its_day_written_anew() {
     let mut version = state();
     put(&mut version, filed(1, Window { from: Ts(START), len: DAY }, 1_000_000, (1, 1_000_000)));
@@ -149,7 +188,7 @@ fn a_late_record_does_not_have_its_day_written_anew() {
         assert!(version.files.contains_key(&1), "after {i} late files");
     }
     let day = Window { from: Ts(START), len: DAY };
-    let group = Group::new(day, version.files.values().filter(|f| f.window.from < Ts(START + DAY)).copied().collect());
+    let group = Group::new(day, version.files.values().filter(|f| f.window.from < Ts(START + DAY)).copied().collect(), 4 << 20);
     assert!(group.runs() <= 8, "{}", group.runs());
 }
 

@@ -77,7 +77,11 @@ impl Disk for RealDisk {
     fn swap_dirs(&self, fresh: &Path, name: &Path) -> Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let flags = if self.exists(name)? { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
-        renameat_with(CWD, fresh, CWD, name, flags).map_err(|e| Error::io("exchange directories with", name, e))
+        match renameat_with(CWD, fresh, CWD, name, flags) {
+            // Some file systems know no flags. Without a directory in the way, or an empty one, none is needed.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => self.rename(fresh, name),
+            other => other.map_err(|e| Error::io("exchange directories with", name, e)),
+        }
     }
 
     fn remove_dir(&self, path: &Path) -> Result<()> {

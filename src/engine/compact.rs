@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::space::Room;
 use crate::agent::Stop;
 use crate::compaction::merge::{Job, Merged, Pace, run};
 use crate::disk::Disk;
@@ -41,6 +42,7 @@ pub(super) struct CompactAgent {
     pub(super) done: Sender<Outcome>,
     pub(super) bytes_per_second: u64,
     pub(super) control: Control,
+    pub(super) room: Arc<Room>,
     pub(super) stop: Stop,
 }
 
@@ -57,8 +59,13 @@ impl CompactAgent {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let began = Instant::now();
-            let mut throttle =
-                Throttle { stop: &self.stop, control: &self.control, bytes_per_second: self.bytes_per_second, due: began };
+            let mut throttle = Throttle {
+                stop: &self.stop,
+                room: &self.room,
+                control: &self.control,
+                bytes_per_second: self.bytes_per_second,
+                due: began,
+            };
             let result = run(self.disk.as_ref(), &self.dir, &job, &mut throttle);
             // The flush agent gives one job at a time, so there is room; it may have ended.
             if self.done.try_send(Outcome { job, result, took: began.elapsed() }).is_err() {
@@ -71,6 +78,7 @@ impl CompactAgent {
 /// Writes so many bytes a second.
 struct Throttle<'a> {
     stop: &'a Stop,
+    room: &'a Room,
     control: &'a Control,
     bytes_per_second: u64,
     /// When what has been written was due.
@@ -100,6 +108,7 @@ impl Pace for Throttle<'_> {
         }
         // What is held back waits for the disk too.
         self.wait(now + GIVE_WAY, || self.control.statistic(Statistic::HeldBack) != 0);
-        !self.stop.is_stopped()
+        // What is left of the disk is for filing.
+        !self.stop.is_stopped() && !self.room.is_low()
     }
 }

@@ -17,29 +17,27 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::compact::Outcome;
-use super::history::History;
+use super::history::{History, Next};
 use super::memtables::Sealed;
+use super::rows::Rows;
 use super::space::Room;
 use crate::agent::Stop;
 use crate::compaction::merge::{Job, Merged, Unpaced};
-use crate::compaction::retention::Rules;
+use crate::compaction::retention::{Rule, Rules};
 use crate::compaction::{Options, newest};
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Position};
+use crate::error::Result;
+use crate::lsn::Position;
 use crate::manifest::{Edit, Manifest};
 use crate::memtable::Table;
-use crate::record::{Arrival, Kind, Row, Schema, Series, TimeRange, schema};
+use crate::record::{Kind, Series, schema};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
-use crate::sstable::{self, FileMeta, Spec, Window};
+use crate::sstable::{self, FileMeta, Spec};
 use crate::time::Clock;
 use crate::wal::{self, Spare};
-
-/// Files of a kind that one table becomes at most: if its rows lie in more windows, longer ones are used.
-const WINDOWS_MAX: usize = 16;
 
 /// Files MemTables.
 pub struct Filer {
@@ -165,6 +163,8 @@ impl Filer {
     /// [`crate::error::Error::Io`]: nothing is filed, and no file is left that no edit may name.
     pub fn file(&mut self, sealed: &Sealed, clock: &dyn Clock) -> Result<Filed> {
         let began = clock.monotonic();
+        // Files of an edit that failed would pile up while the manifest cannot be written.
+        self.history.resolve()?;
         let mut made = Vec::new();
         let written = self.write_files(sealed, &mut made);
         let synced = written.and_then(|()| if made.is_empty() { Ok(()) } else { self.disk.sync_dir(&self.history.files_dir()) });
@@ -201,7 +201,7 @@ impl Filer {
             return Ok(());
         }
         let table = Table::open(&self.run_dir.memtable(self.instance, sealed.id), self.store_id)?;
-        let source = Source::new(&table, sealed.last);
+        let source = Rows::new(&table, sealed.last);
         let mut kinds: BTreeMap<Kind, Vec<Series>> = BTreeMap::new();
         for series in table.series() {
             kinds.entry(series.kind).or_default().push(series);
@@ -275,100 +275,6 @@ fn unfinished(spec: &Spec) -> FileMeta {
     FileMeta { id, kind, window, rows: 0, len: 0, crc: 0, time: Default::default(), lsn: Default::default() }
 }
 
-/// A table with what every row of it is asked.
-struct Source<'t> {
-    table: &'t Table,
-    last: Lsn,
-    /// The run of each row.
-    run_of: Vec<u32>,
-    runs: Vec<(Lsn, Arrival)>,
-}
-
-impl<'t> Source<'t> {
-    fn new(table: &'t Table, last: Lsn) -> Source<'t> {
-        let rows = (last.0 + 1 - table.base().0) as usize;
-        let (mut run_of, mut runs) = (Vec::with_capacity(rows), Vec::new());
-        table.each_run(last, |first, count, arrival| {
-            run_of.resize(run_of.len() + count as usize, runs.len() as u32);
-            runs.push((first, arrival));
-        });
-        Source { table, last, run_of, runs }
-    }
-
-    fn arrival(&self, lsn: Lsn) -> Arrival {
-        let run = self.run_of.get((lsn.0 - self.table.base().0) as usize);
-        let Some((first, arrival)) = run.and_then(|&r| self.runs.get(r as usize)) else {
-            panic!("record {lsn} of a sealed MemTable belongs to no run")
-        };
-        Arrival { lsn, pub_seq: crate::lsn::PubSeq(arrival.pub_seq.0 + (lsn.0 - first.0)), ..*arrival }
-    }
-
-    /// The windows in which rows of `series` lie: of an hour, or longer if there are too many.
-    fn windows(&self, series: &[Series]) -> Vec<Window> {
-        let [hour, longer @ ..] = Window::LENGTHS;
-        let mut windows: Vec<Window> = Vec::new();
-        for &series in series {
-            let Some((min, max)) = self.table.span(series) else { continue };
-            if max <= Window::of(min, hour).last() {
-                windows.push(Window::of(min, hour));
-            } else {
-                let mut window: Option<Window> = None;
-                for row in self.table.rows(series, TimeRange::ALL, self.last) {
-                    if window.is_none_or(|w| row.index_time > w.last()) {
-                        window = Some(Window::of(row.index_time, hour));
-                        windows.extend(window);
-                    }
-                }
-            }
-            if windows.len() > 4096 {
-                windows.sort_unstable();
-                windows.dedup();
-            }
-        }
-        let mut longer = longer.into_iter();
-        loop {
-            windows.sort_unstable();
-            windows.dedup();
-            match longer.next() {
-                Some(len) if windows.len() > WINDOWS_MAX => windows.iter_mut().for_each(|w| *w = Window::of(w.from, len)),
-                _ => return windows,
-            }
-        }
-    }
-
-    /// Writes the rows of `series` in the window of `spec`. `None`, and no file, if a row has bytes that should
-    /// be zero and are not, which the file would not keep.
-    fn write(&self, disk: &dyn Disk, dir: &std::path::Path, spec: Spec, series: &[Series]) -> Result<Option<FileMeta>> {
-        let range = TimeRange { from: spec.window.from, to: spec.window.last() };
-        let mut writer = sstable::Writer::create(disk, dir, spec)?;
-        let mut rows: Vec<Row<'_>> = Vec::new();
-        for &one in series {
-            rows.clear();
-            rows.extend(self.table.rows(one, range, self.last));
-            if rows.is_empty() {
-                continue;
-            }
-            writer.begin_series(one.instrument, rows.len() as u32)?;
-            for row in &rows {
-                if !spec.stores_reserved && has_reserved(spec.schema, row) {
-                    return Ok(None);
-                }
-                writer.push(row.lsn, self.arrival(row.lsn).ingest_ts, row.record.words())?;
-            }
-        }
-        let finished = writer.finish(|lsn| {
-            let Arrival { publisher, epoch, pub_seq, .. } = self.arrival(lsn);
-            (publisher, epoch, pub_seq)
-        });
-        finished.map(Some)
-    }
-}
-
-fn has_reserved(schema: &Schema, row: &Row<'_>) -> bool {
-    let bytes = row.record.bytes();
-    schema.reserved().any(|c| bytes.get(c.offset..c.offset + c.of.size()).is_some_and(|b| b.iter().any(|&b| b != 0)))
-}
-
 /// What the flush agent is given.
 pub(super) enum FlushItem {
     /// A table to be filed.
@@ -426,9 +332,37 @@ pub(super) struct Tending {
     pub(super) is_new: bool,
     /// Not before this moment of the monotonic clock, after a failure.
     pub(super) after: u64,
-    /// Files that cannot be merged: they are damaged.
+    /// Files that could not be merged, and until when of the monotonic clock they are left alone.
     pub(super) skip: BTreeSet<u64>,
+    pub(super) skip_until: u64,
+    /// How far the wall clock was ahead of the monotonic one when storage began, and whether it has jumped since.
+    pub(super) wall_ahead: u64,
+    pub(super) has_jumped: bool,
 }
+
+impl Tending {
+    /// Nothing has been looked at yet.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Invalid`] for a rule that cannot be.
+    pub(super) fn new(
+        options: Options,
+        rules: &[Rule],
+        clock: &dyn Clock,
+        jobs: Sender<Job>,
+        done: Receiver<Outcome>,
+    ) -> Result<Tending> {
+        let wall_ahead = clock.wall().0.wrapping_sub(clock.monotonic());
+        let (rules, skip) = (Rules::new(rules)?, BTreeSet::new());
+        let (is_merging, is_new, has_jumped) = (false, true, false);
+        Ok(Tending { options, rules, jobs, done, is_merging, is_new, after: 0, skip, skip_until: 0, wall_ahead, has_jumped })
+    }
+}
+
+/// A wall clock that has moved against the monotonic one by this has jumped, ns.
+const JUMP: u64 = 3_600_000_000_000;
+/// Files that could not be merged are tried again after so long.
+const SKIP: Duration = Duration::from_secs(3600);
 
 impl FlushAgent {
     /// Runs until it is told to stop; gives back the filer.
@@ -458,7 +392,8 @@ impl FlushAgent {
     /// Lets go of what has lived long enough, and has the next merge be carried out.
     fn tend(&mut self) {
         self.tending.is_new = false;
-        match self.filer.expire(&self.tending.rules) {
+        let rules = self.rules_now();
+        match self.filer.expire(&rules) {
             Ok(Some(seq)) => self.edited(seq),
             Ok(None) => {}
             Err(error) => {
@@ -466,23 +401,45 @@ impl FlushAgent {
                 return self.hold_off();
             }
         }
-        let Tending { options, rules, skip, .. } = &self.tending;
-        if !options.enabled {
+        if !self.tending.options.enabled {
             return;
         }
-        let now = newest(self.filer.manifest().state());
-        if let Some(job) = self.filer.history.next_job(options, rules, now, skip) {
-            if !self.room.has(job.merge.bytes() / 4 * 5) {
-                // What is free is for filing; that it is not merged costs reading, not records.
-                tracing::debug!(bytes = job.merge.bytes(), "no room to merge files");
-                return self.hold_off();
-            }
-            tracing::debug!(files = job.merge.inputs.len(), bytes = job.merge.bytes(), why = ?job.merge.why, "merging files");
-            self.set_merging(true);
-            if self.tending.jobs.try_send(job).is_err() {
-                self.set_merging(false);
-            }
+        if self.clock.monotonic() >= self.tending.skip_until {
+            self.tending.skip.clear();
         }
+        let Tending { options, skip, .. } = &self.tending;
+        let now = newest(self.filer.manifest().state());
+        // What is free is for filing; that files are not merged costs reading, not records.
+        let fits = |bytes: u64| self.room.has(bytes / 4 * 5);
+        match self.filer.history.next_job(options, &rules, now, skip, &fits) {
+            Next::Job(job) => {
+                let (files, bytes) = (job.merge.inputs.len(), job.merge.bytes());
+                tracing::debug!(files, bytes, why = ?job.merge.why, "merging files");
+                self.set_merging(true);
+                if self.tending.jobs.try_send(*job).is_err() {
+                    self.set_merging(false);
+                }
+            }
+            Next::NoRoom => self.hold_off(),
+            Next::Nothing => {}
+        }
+    }
+
+    /// The rules as of now. When the wall clock has jumped since storage began, nothing goes by its age until it is
+    /// back or storage is started again.
+    fn rules_now(&mut self) -> Rules {
+        let (wall, ahead) = (self.clock.wall(), self.tending.wall_ahead);
+        let moved = wall.0.wrapping_sub(self.clock.monotonic()).abs_diff(ahead);
+        let rules = self.tending.rules.at(wall);
+        let has_jumped = moved > JUMP && !rules.is_empty();
+        if has_jumped && !self.tending.has_jumped {
+            tracing::error!(
+                seconds = moved / 1_000_000_000,
+                "the wall clock has jumped: nothing is let go by its age until it is back; if it is right now, start storage again"
+            );
+        }
+        self.tending.has_jumped = has_jumped;
+        if has_jumped { rules.held() } else { rules }
     }
 
     fn set_merging(&mut self, is_merging: bool) {
@@ -499,8 +456,8 @@ impl FlushAgent {
     fn merged(&mut self, Outcome { job, result, took }: Outcome) {
         let replaced = match result {
             Ok(Some(merged)) => self.filer.replace(&merged, took.as_nanos() as u64),
-            // It was stopped, and so is this.
-            Ok(None) => return,
+            // It was stopped: storage ends, or the disk became too full for it.
+            Ok(None) => return self.hold_off(),
             Err(error) => Err(error),
         };
         match replaced {
@@ -510,14 +467,10 @@ impl FlushAgent {
             }
             Err(error) => {
                 self.filer.control.add(Statistic::MergeFailures, 1);
-                if let Error::Corrupt { .. } | Error::Missing { .. } | Error::Version { .. } = error {
-                    tracing::error!(%error, "files cannot be merged because one is damaged: `tape verify` and `tape repair` say more");
-                    self.tending.skip.extend(job.merge.inputs.iter().map(|f| f.id));
-                    self.tending.is_new = true;
-                } else {
-                    tracing::error!(%error, "files cannot be merged; trying again");
-                    self.hold_off();
-                }
+                tracing::error!(%error, files = job.merge.inputs.len(), "files cannot be merged; they are left alone for an hour");
+                self.tending.skip.extend(job.merge.inputs.iter().map(|f| f.id));
+                self.tending.skip_until = self.clock.monotonic() + SKIP.as_nanos() as u64;
+                self.hold_off();
             }
         }
     }

@@ -88,6 +88,14 @@ impl History {
         Ok(())
     }
 
+    /// Makes an edit that changes nothing if it is not known of the last one whether it was made; then it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: it is still not known.
+    pub(super) fn resolve(&mut self) -> Result<()> {
+        if self.doubtful.is_empty() { Ok(()) } else { self.edit(Edit::default()) }
+    }
+
     /// The names that `file` has had or has.
     pub(super) fn names_of(&self, file: &FileMeta) -> [PathBuf; 2] {
         let path = self.files_dir().join(sstable::file_name(file.kind, file.id));
@@ -104,10 +112,21 @@ impl History {
         }
     }
 
-    /// The merge that is most urgent, if one is due; files in `skip` are left alone. `now` decides which days are
-    /// over; see [`compaction::plan`].
-    pub(super) fn next_job(&mut self, options: &Options, rules: &Rules, now: Ts, skip: &BTreeSet<u64>) -> Option<Job> {
-        let merge = compaction::plan(self.manifest.state(), options, now, skip).into_iter().next()?;
+    /// The merge that is most urgent of those for whose bytes there is room; files in `skip` are left alone. `now`
+    /// decides which days are over; see [`compaction::plan`].
+    pub(super) fn next_job(
+        &mut self,
+        options: &Options,
+        rules: &Rules,
+        now: Ts,
+        skip: &BTreeSet<u64>,
+        fits: &dyn Fn(u64) -> bool,
+    ) -> Next {
+        let plan = compaction::plan(self.manifest.state(), options, now, skip);
+        let is_empty = plan.is_empty();
+        let Some(merge) = plan.into_iter().find(|m| fits(m.bytes())) else {
+            return if is_empty { Next::Nothing } else { Next::NoRoom };
+        };
         let ids = Job::ids(&merge, options.rows_max);
         let first_id = self.manifest.take_ids(ids);
         let state = self.manifest.state();
@@ -117,12 +136,12 @@ impl History {
         {
             let path = self.files_dir().join(sstable::file_name(merge.kind, first_id));
             self.remove(vec![path.with_extension("tmp")]);
-            return Some(Job { store_id: self.store_id, merge, first_id, rows_max: u64::MAX, cut });
+            return Next::Job(Box::new(Job { store_id: self.store_id, merge, first_id, rows_max: u64::MAX, cut }));
         }
         if sabotage::is(Sabotage::UnlinkEarly) {
             self.remove(merge.inputs.iter().skip(1).flat_map(|f| self.names_of(f)).collect());
         }
-        Some(Job { store_id: self.store_id, merge, first_id, rows_max: options.rows_max, cut })
+        Next::Job(Box::new(Job { store_id: self.store_id, merge, first_id, rows_max: options.rows_max, cut }))
     }
 
     /// Puts what a merge has made in the place of its files.
@@ -165,11 +184,21 @@ impl History {
         now: Ts,
         pace: &mut dyn Pace,
     ) -> Result<Option<Merged>> {
-        let Some(job) = self.next_job(options, rules, now, &BTreeSet::new()) else { return Ok(None) };
+        let Next::Job(job) = self.next_job(options, rules, now, &BTreeSet::new(), &|_| true) else { return Ok(None) };
         let Some(merged) = merge::run(self.disk.as_ref(), &self.files_dir(), &job, pace)? else { return Ok(None) };
         self.replace(&merged)?;
         Ok(Some(merged))
     }
+}
+
+/// What is to be merged next.
+pub(super) enum Next {
+    /// This.
+    Job(Box<Job>),
+    /// Something, but there is no room on the disk for it.
+    NoRoom,
+    /// Nothing.
+    Nothing,
 }
 
 /// The history of a store that no storage process serves, to be worked on.

@@ -19,13 +19,13 @@ mod attach;
 mod compact;
 mod ingest;
 mod prepare;
+mod rows;
 mod space;
 mod sync;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -456,16 +456,7 @@ impl Storage {
             spares: recycled_in,
             bells: bells.clone(),
             stop: late_stop.clone(),
-            tending: Tending {
-                rules: Rules::new(&options.retention)?,
-                options: options.compaction.clone(),
-                jobs: job_in,
-                done: done_out,
-                is_merging: false,
-                is_new: true,
-                after: 0,
-                skip: BTreeSet::new(),
-            },
+            tending: Tending::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
         };
         let compact = CompactAgent {
             disk: world.disk.clone(),
@@ -474,6 +465,7 @@ impl Storage {
             done: done_in,
             bytes_per_second: options.compaction.bytes_per_second,
             control: control.clone(),
+            room: room.clone(),
             stop: late_stop.clone(),
         };
         let sync = SyncAgent {

@@ -58,6 +58,7 @@ impl PrepareAgent {
 
     fn segment(&mut self) -> Option<Spare> {
         if let Ok(spare) = self.recycled.try_recv() {
+            self.room.segment(None);
             return Some(spare);
         }
         if self.room.is_low() {

@@ -104,6 +104,7 @@ const SHORT: &[(Campaign, u64)] = &[
     (Campaign::Nospace, 2),
     (Campaign::Readers, 20),
     (Campaign::Soak, 1),
+    (Campaign::Sabotage, 1),
 ];
 
 fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
@@ -123,10 +124,11 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Short => {
             let mut report = Report::new("short");
             for &(which, n) in SHORT {
+                let began = std::time::Instant::now();
                 let run = campaign(which, Some(n), seed);
                 let (name, trials) = (which.to_possible_value().unwrap().get_name().to_owned(), run.trials());
                 let outcome = if run.finish() { Ok(()) } else { Err(format!("{name} has failed")) };
-                report.fact(format!("{name}: {trials} trials"));
+                report.fact(format!("{name}: {trials} trials in {} s", began.elapsed().as_secs()));
                 report.add(outcome, format!("cargo run -p bench --bin faults -- {name} --n {n} --seed {seed}"));
             }
             report

@@ -3,6 +3,7 @@
 //! What must hold: no failure is no proof: it is reported as the rate that 95 % of such runs would exclude.
 
 use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 
 /// The outcome of a campaign.
 #[derive(Debug)]
@@ -23,12 +24,22 @@ impl Report {
     /// A trial passed.
     pub fn pass(&mut self) {
         self.passed += 1;
+        self.show();
     }
 
     /// A trial failed: `what`, which `again` does once more.
     pub fn fail(&mut self, what: impl Display, again: impl Display) {
         self.failed += 1;
         println!("{}: FAILED: {what}\n    again: {again}", self.campaign);
+    }
+
+    /// Shows how many trials there were, on a terminal.
+    fn show(&self) {
+        let mut terminal = std::io::stderr();
+        if terminal.is_terminal() {
+            // Whoever watches loses nothing but this if it cannot be shown.
+            write!(terminal, "\r{}: {} trials, {} failed ", self.campaign, self.trials(), self.failed).ok();
+        }
     }
 
     /// Notes `outcome` of a trial.

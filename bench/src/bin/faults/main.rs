@@ -93,16 +93,16 @@ enum Campaign {
 
 /// All campaigns, with the trials of a short run.
 const SHORT: &[(Campaign, u64)] = &[
-    (Campaign::Powerloss, 6_000),
-    (Campaign::NthFault, 400),
+    (Campaign::Powerloss, 4_000),
+    (Campaign::NthFault, 300),
     (Campaign::Corrupt, 3_000),
-    (Campaign::Fuzz, 2_000),
-    (Campaign::Kill, 40),
-    (Campaign::PublisherKill, 20),
-    (Campaign::PowerlossReal, 15),
+    (Campaign::Fuzz, 1_000),
+    (Campaign::Kill, 30),
+    (Campaign::PublisherKill, 15),
+    (Campaign::PowerlossReal, 10),
     (Campaign::Fsyncgate, 1),
-    (Campaign::Nospace, 2),
-    (Campaign::Readers, 20),
+    (Campaign::Nospace, 1),
+    (Campaign::Readers, 15),
     (Campaign::Soak, 1),
     (Campaign::Sabotage, 1),
 ];

@@ -37,7 +37,10 @@ struct Target<'a> {
 }
 
 /// Tries `n` inputs of each target, or of `only`; or the one in the file `input`.
-pub fn run(n: u64, seed: u64, only: Option<&str>, input: Option<&Path>) -> Report {
+///
+/// The saved corpus is tried as it is, and its inputs are mutated as the generator's are; `saves` adds the generator's
+/// to it. An input that has failed once is put there by hand, and tried ever after.
+pub fn run(n: u64, seed: u64, only: Option<&str>, input: Option<&Path>, saves: bool) -> Report {
     let mut report = Report::new("fuzz");
     let (counts, scratch) = (Counts::default(), Scratch::new());
     let mut trial = Trial::new(1, &scratch, &counts, false);
@@ -50,12 +53,40 @@ pub fn run(n: u64, seed: u64, only: Option<&str>, input: Option<&Path>) -> Repor
     targets.extend(of_inputs(&scratch, &files));
     targets.extend(of_text(&scratch));
     for target in targets.iter_mut().filter(|t| only.is_none_or(|o| o == t.name)) {
+        if saves {
+            save(target);
+        }
+        target.seeds.extend(saved(target.name));
         match input {
             Some(path) => attempt(&mut report, target, std::fs::read(path).unwrap(), 0),
             None => many(&mut report, target, n, seed),
         }
     }
     report
+}
+
+/// Bytes of an input of the corpus at most, and inputs of a target that the generator saves.
+const SAVED_LEN: usize = 16 << 10;
+const SAVED_MAX: usize = 6;
+
+fn corpus(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target)
+}
+
+/// The saved inputs of `target`.
+fn saved(target: &str) -> Vec<Vec<u8>> {
+    let Ok(entries) = std::fs::read_dir(corpus(target)) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.map(|e| e.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|p| std::fs::read(p).unwrap()).collect()
+}
+
+fn save(target: &Target<'_>) {
+    let dir = corpus(target.name);
+    std::fs::create_dir_all(&dir).unwrap();
+    for bytes in target.seeds.iter().filter(|s| s.len() <= SAVED_LEN).take(SAVED_MAX) {
+        std::fs::write(dir.join(format!("{:08x}", crc32c::crc32c(bytes))), bytes).unwrap();
+    }
 }
 
 fn many(report: &mut Report, target: &mut Target<'_>, n: u64, seed: u64) {

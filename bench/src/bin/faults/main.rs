@@ -59,6 +59,9 @@ struct Args {
     /// Of fuzz: the input in this file, once
     #[arg(long)]
     input: Option<PathBuf>,
+    /// Of fuzz: add the generator's inputs to the saved corpus
+    #[arg(long)]
+    save: bool,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +115,7 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Powerloss => powerloss::run(n.unwrap_or(2_000), seed),
         Campaign::NthFault => nth::run(n.unwrap_or(400), seed),
         Campaign::Corrupt => corrupt::run(n.unwrap_or(12_000), seed),
-        Campaign::Fuzz => fuzz::run(n.unwrap_or(2_000), seed, None, None),
+        Campaign::Fuzz => fuzz::run(n.unwrap_or(2_000), seed, None, None, false),
         Campaign::Sabotage => proof::run(seed),
         Campaign::Kill => kill::run(n.unwrap_or(100), seed),
         Campaign::PublisherKill => publisher_kill::run(n.unwrap_or(40), seed),
@@ -145,7 +148,7 @@ fn main() -> ExitCode {
     println!("seed {seed}");
     let only = (args.campaign, args.only.as_deref(), args.input.as_deref());
     let run = || match only {
-        (Campaign::Fuzz, Some(_), _) | (Campaign::Fuzz, _, Some(_)) => fuzz::run(args.n.unwrap_or(2_000), seed, only.1, only.2),
+        (Campaign::Fuzz, ..) => fuzz::run(args.n.unwrap_or(2_000), seed, only.1, only.2, args.save),
         (which, ..) => campaign(which, args.n, seed),
     };
     let Ok(report) = std::panic::catch_unwind(run) else {

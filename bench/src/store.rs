@@ -1,5 +1,6 @@
 //! Owns: a storage process of this program's own, to be measured, and its helpers.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub fn serve(store: &Path, wait: Wait, memtable_size: u64) {
     let world =
         World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from(std::process::id()) << 96 | 1 };
     let storage = Storage::start(options, world).unwrap();
+    println!("{}", storage.started().log_bytes);
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
     storage.stop().unwrap();
@@ -53,6 +55,20 @@ impl Served {
     pub fn restart(&mut self, wait: &str, memtable_size: u64) -> Duration {
         drop(self.child.stdin.take());
         self.child.wait().unwrap();
+        self.start_again(wait, memtable_size)
+    }
+
+    /// Kills storage and starts it again; how long it took until it served, and how many bytes of log it read.
+    pub fn restart_killed(&mut self, wait: &str, memtable_size: u64) -> (Duration, u64) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let took = self.start_again(wait, memtable_size);
+        let mut line = String::new();
+        BufReader::new(self.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        (took, line.trim().parse().unwrap())
+    }
+
+    fn start_again(&mut self, wait: &str, memtable_size: u64) -> Duration {
         let before = self.reader().control().instance();
         let began = std::time::Instant::now();
         self.child = role(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], &self.path());

@@ -4,8 +4,9 @@
 //! from it only when files hold its records; at most `tables_max` exist, and when they are full nothing
 //! more is taken in. A table is sealed between two frames, so that the log can go on behind it.
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::agent::spawn;
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, PubSeq, PublisherId};
 use crate::manifest::PublisherState;
@@ -45,7 +46,7 @@ impl Maker {
 
 /// Where the next table comes from.
 pub enum Source {
-    /// Made when it is needed: at start-up, in simulation.
+    /// Made when it is needed: in simulation.
     Inline,
     /// Made ahead by another thread, on request.
     Ahead {
@@ -53,7 +54,28 @@ pub enum Source {
         request: Sender<u64>,
         /// Gives it.
         ready: Receiver<Result<Writer>>,
+        /// Whether one that is needed is waited for: at start-up.
+        waits: bool,
     },
+}
+
+impl Source {
+    /// A thread that makes tables with `maker` while the log is read, for as long as this is not dropped.
+    ///
+    /// # Errors
+    /// The system's, if there is no thread to be had.
+    pub fn beside(maker: Maker) -> std::io::Result<Source> {
+        let (request, requests) = bounded(1);
+        let (made, ready) = bounded(1);
+        spawn("tape-tables", None, move || {
+            while let Ok(id) = requests.recv() {
+                if made.send(maker.make(id)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Source::Ahead { request, ready, waits: true })
+    }
 }
 
 /// What must survive with the log, as of a place between two of its frames.
@@ -93,6 +115,8 @@ pub struct MemTables {
     manifest: u64,
     next: Option<Writer>,
     requested: bool,
+    /// Gives the table that was requested of the source before.
+    pending: Option<Receiver<Result<Writer>>>,
     tables_max: usize,
     /// Bytes of log since the active table began.
     logged: u64,
@@ -115,13 +139,15 @@ impl MemTables {
         let live = vec![(1, base)];
         control.set_tables(&live, manifest);
         control.set_statistic(Statistic::MemTableLen, maker.len);
-        let source = Source::Inline;
-        Ok(MemTables { maker, source, control, active, live, manifest, next: None, requested: false, tables_max, logged: 0 })
+        let (source, next, pending) = (Source::Inline, None, None);
+        Ok(MemTables { maker, source, control, active, live, manifest, next, requested: false, pending, tables_max, logged: 0 })
     }
 
     /// From now on takes tables from `source`.
     pub fn set_source(&mut self, source: Source) {
-        self.source = source;
+        if let (Source::Ahead { ready, .. }, true) = (std::mem::replace(&mut self.source, source), self.requested) {
+            self.pending = Some(ready);
+        }
     }
 
     /// Bytes used of the active table.
@@ -153,15 +179,16 @@ impl MemTables {
     /// Whether a frame of `records` records fits, in the active table or a next one.
     ///
     /// # Errors
-    /// [`Error::NoSharedMemory`] at start-up, if the table that is needed could not be made. Later that is
+    /// [`Error::NoSharedMemory`] at start-up and in simulation, if the table that is needed could not be made. Later that is
     /// no error but no room, until it can be.
     pub fn has_room(&mut self, records: u64) -> Result<bool> {
         // A next table is asked for early, so that it is there when it is needed.
         let soon = self.active.used() > self.active.len() / 2 || !self.active.has_room(2 * records) || self.is_log_long();
         if self.requested || soon {
-            let provided = self.provide();
+            let needed = !self.active.has_room(records);
+            let provided = self.provide(needed);
             if let Err(error) = provided {
-                if !self.active.has_room(records) && matches!(self.source, Source::Inline) {
+                if needed && matches!(self.source, Source::Inline | Source::Ahead { waits: true, .. }) {
                     return Err(error);
                 }
                 tracing::warn!(%error, "there is no next MemTable yet");
@@ -170,23 +197,24 @@ impl MemTables {
         Ok(self.next.is_some() || self.active.has_room(records))
     }
 
-    fn provide(&mut self) -> Result<()> {
+    /// Takes the next table if it is there, and asks for it before; waits for it if it is `needed` and the source waits.
+    fn provide(&mut self, needed: bool) -> Result<()> {
         if self.next.is_some() || self.live.len() >= self.tables_max {
             return Ok(());
         }
         let id = self.live.last().map_or(0, |(id, _)| *id) + 1;
         match &self.source {
             Source::Inline => self.next = Some(self.maker.make(id)?),
-            Source::Ahead { request, ready } => {
+            Source::Ahead { request, ready, waits } => {
                 if !self.requested && request.try_send(id).is_ok() {
                     self.requested = true;
                 }
-                match ready.try_recv() {
-                    Ok(made) => {
-                        self.requested = false;
-                        self.next = Some(made?);
-                    }
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => {}
+                let ready = self.pending.as_ref().unwrap_or(ready);
+                let made = if *waits && needed { ready.recv().ok() } else { ready.try_recv().ok() };
+                if let Some(made) = made {
+                    self.requested = false;
+                    self.pending = None;
+                    self.next = Some(made?);
                 }
             }
         }

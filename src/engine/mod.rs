@@ -267,6 +267,16 @@ fn maker(run_dir: &RunDir, instance: u64, store_id: u128, options: &Options) -> 
     Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse }
 }
 
+/// The MemTables of a start, of which the first begins at `base`; what follows it is made while the log is read.
+fn memtables(maker: &Maker, control: &Control, base: Lsn, edit: u64, options: &Options) -> Result<MemTables> {
+    let mut memtables = MemTables::new(maker.clone(), control.clone(), base, options.memtables_max, edit)?;
+    if !options.sparse_memtables {
+        let beside = Source::beside(maker.clone()).map_err(|e| Error::io("start a thread of", &options.store, e))?;
+        memtables.set_source(beside);
+    }
+    Ok(memtables)
+}
+
 /// The run directory of the store in `dir`, and what holds it; shared memory of stores that are gone is given back.
 fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDir, Box<dyn Send + Sync>)> {
     let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
@@ -318,7 +328,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let maker = maker(&run_dir, instance, store_id, &options);
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
     remove_unfinished(disk.as_ref(), dir)?;
-    let memtables = MemTables::new(maker.clone(), control.clone(), from.lsn, options.memtables_max, seq)?;
+    let memtables = memtables(&maker, &control, from.lsn, seq, &options)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
     let mut rebuilt = Rebuilt::new(memtables, symbols, KindsWriter::create(&run_dir.kinds(instance))?, manifest.state())?;
     let mut filer = Filer::new(flush::Parts {
@@ -425,7 +435,7 @@ impl Storage {
         let (table_request_in, table_request_out) = bounded(1);
         let (table_in, table_out) = bounded(1);
         core.writer.set_spares(Spares::Ahead(spare_out));
-        core.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out });
+        core.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out, waits: false });
         let (segment_size, table) = (meta.meta().segment_size, options.memtable_size);
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
         let disk = world.disk.clone();

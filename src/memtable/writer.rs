@@ -41,6 +41,9 @@ pub struct Writer {
     next: Lsn,
     used: u64,
     runs: u64,
+    /// For each slot of the series directory its tail's number in `tails`, plus one.
+    slots: Vec<u32>,
+    /// Side by side: among the slots, a table of many, each would have a page of its own.
     tails: Vec<Tail>,
     series: u64,
 }
@@ -82,9 +85,9 @@ impl Writer {
         put(RUN_DIR, layout.run_dir);
         put(SERIES_DIR, layout.series_dir);
         put(ARENA, layout.arena);
-        let tails = vec![Tail::default(); layout.series_capacity as usize];
+        let slots = vec![0; layout.series_capacity as usize];
         let (used, base) = (layout.arena, Lsn(1));
-        Writer { map, layout, base, next: base, used, runs: 0, tails, series: 0 }
+        Writer { map, layout, base, next: base, used, runs: 0, slots, tails: Vec::new(), series: 0 }
     }
 
     /// Sets the LSN of the first record. To be called once, before the table is named to readers.
@@ -185,34 +188,36 @@ impl Writer {
         let words = record.words().len() as u32;
         let Some(arrival) = self.entry(self.layout.arrival_dir, index, self.layout.arrival_block_rows, 4) else { return false };
         let series = Series { instrument: record.instrument(), kind: record.kind() };
-        let Some(slot) = self.find(series.key()) else { return false };
+        let Some((slot, at)) = self.find(series.key()) else { return false };
         let (time, by_ingest) = index_time(record.own_index_time(), ingest_ts);
         let delta = index as u32 | if by_ingest { BY_INGEST } else { 0 };
-        if !self.tail_has_room(slot) && !self.add_chunk(slot, series.key(), words, index as u32) {
+        if !self.tail_has_room(at) && !self.add_chunk(slot, at, series.key(), words, index as u32) {
             return false;
         }
-        let Some(address) = self.put_row(slot, record.words(), delta, time.0) else { return false };
+        let Some(address) = self.put_row(at, record.words(), delta, time.0) else { return false };
         self.map.u32(arrival).store((address / 8) as u32 | delta & BY_INGEST, Ordering::Relaxed);
         self.next = lsn.next();
         self.map.u64(ROWS).store(index + 1, Ordering::Relaxed);
         true
     }
 
-    /// The slot of `key` in the series directory; `None` if there is none and no more fit.
-    fn find(&self, key: u64) -> Option<usize> {
+    /// The slot of `key` in the series directory, and the number of its tail, which may be the next one; `None` if
+    /// there is none and no more fit.
+    fn find(&self, key: u64) -> Option<(u64, usize)> {
         let capacity = self.layout.series_capacity;
         let mut slot = home(key, capacity);
         loop {
-            match self.tails.get(slot as usize)?.key {
+            match *self.slots.get(slot as usize)? {
                 0 if self.series >= capacity * 7 / 8 => return None,
-                found if found == key || found == 0 => return Some(slot as usize),
+                0 => return Some((slot, self.tails.len())),
+                number if self.tails.get(number as usize - 1)?.key == key => return Some((slot, number as usize - 1)),
                 _ => slot = (slot + 1) & (capacity - 1),
             }
         }
     }
 
-    fn tail_has_room(&self, slot: usize) -> bool {
-        self.tails.get(slot).is_some_and(|t| t.layout.is_some_and(|l| t.len < l.capacity))
+    fn tail_has_room(&self, at: usize) -> bool {
+        self.tails.get(at).is_some_and(|t| t.layout.is_some_and(|l| t.len < l.capacity))
     }
 
     fn chunk_u32(&self, chunk: u64, offset: u64) -> u32 {
@@ -238,9 +243,9 @@ impl Writer {
         }
     }
 
-    /// Links a new tail chunk to the series in `slot`. `false`: no memory.
-    fn add_chunk(&mut self, slot: usize, key: u64, words: u32, first_delta: u32) -> bool {
-        let Some(&tail) = self.tails.get(slot) else { return false };
+    /// Links a new tail chunk to the series in `slot`, whose tail is number `number`. `false`: no memory.
+    fn add_chunk(&mut self, slot: u64, number: usize, key: u64, words: u32, first_delta: u32) -> bool {
+        let tail = self.tails.get(number).copied().unwrap_or_default();
         let scarce = self.used + SCARCE > self.layout.len;
         let size = if scarce || tail.chunk == 0 { CHUNK_MIN } else { (tail.size * 2).min(CHUNK_MAX) };
         let layout = ChunkLayout::within(size, words);
@@ -259,7 +264,7 @@ impl Writer {
             jump_min,
         ];
         self.map.write_words(chunk, &head);
-        let at = self.layout.series_dir + slot as u64 * SERIES_SLOT_LEN;
+        let at = self.layout.series_dir + slot * SERIES_SLOT_LEN;
         self.map.u32(at + 8).store((chunk / 64) as u32, Ordering::Release);
         self.map.u32(at + 12).store(tail.chunks + 1, Ordering::Relaxed);
         if tail.key == 0 {
@@ -268,17 +273,24 @@ impl Writer {
             // SYNC: stored last, so that whoever sees the key sees the chunk; pairs with `Table::tail`.
             self.map.u64(at).store(key, Ordering::Release);
         }
-        if let Some(t) = self.tails.get_mut(slot) {
-            let (chunks, last) = (tail.chunks + 1, tail.last);
-            let layout = Some(layout);
-            *t = Tail { key, chunk, layout, len: 0, words, size, chunks, min: u64::MAX, max: 0, prefix_max, last, sorted: true };
+        let (chunks, last) = (tail.chunks + 1, tail.last);
+        let layout = Some(layout);
+        let fresh =
+            Tail { key, chunk, layout, len: 0, words, size, chunks, min: u64::MAX, max: 0, prefix_max, last, sorted: true };
+        match (self.tails.get_mut(number), self.slots.get_mut(slot as usize)) {
+            (Some(tail), _) => *tail = fresh,
+            (None, Some(slot)) => {
+                self.tails.push(fresh);
+                *slot = self.tails.len() as u32;
+            }
+            (None, None) => {}
         }
         true
     }
 
-    /// Appends a row to the tail chunk of `slot`; gives the row's offset.
-    fn put_row(&mut self, slot: usize, words: &[u64], delta: u32, time: u64) -> Option<u64> {
-        let tail = self.tails.get_mut(slot)?;
+    /// Appends a row to the tail chunk of tail number `at`; gives the row's offset.
+    fn put_row(&mut self, at: usize, words: &[u64], delta: u32, time: u64) -> Option<u64> {
+        let tail = self.tails.get_mut(at)?;
         let layout = tail.layout?;
         let (chunk, row) = (tail.chunk, tail.len);
         let address = chunk + layout.rows + u64::from(row) * u64::from(tail.words) * 8;

@@ -77,14 +77,13 @@ impl Mapping {
     }
 
     fn map(file: &File, path: &Path, writable: bool, is_sparse: bool) -> Result<Mapping> {
-        let mut options = MmapOptions::new();
+        let options = MmapOptions::new();
         let len = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
-        if len <= POPULATE_MAX && !is_sparse {
-            // The page tables now, instead of a fault at the first touch of each page later.
-            options.populate();
-        }
         let map = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
         let map = map.map_err(|e| Error::io("map", path, e))?;
+        if len <= POPULATE_MAX && !is_sparse {
+            populate(&map, writable);
+        }
         Ok(Mapping { map, writable, path: path.to_path_buf() })
     }
 
@@ -174,6 +173,21 @@ impl Mapping {
 
 /// Mappings up to this length are populated at once: some 10 ms for 256 MiB.
 const POPULATE_MAX: u64 = 1 << 30;
+
+/// Fills the page tables now, instead of at a fault at the first touch of each page later. Piece by piece: for a whole
+/// table, every other thread of the process that wants to map or unmap memory would wait for half a second.
+fn populate(map: &MmapRaw, writable: bool) {
+    let advice = if writable { memmap2::Advice::PopulateWrite } else { memmap2::Advice::PopulateRead };
+    for at in (0..map.len()).step_by(POPULATE_PIECE) {
+        // Kernels before 5.14 do not know it: the faults come later then.
+        if map.advise_range(advice, at, POPULATE_PIECE.min(map.len() - at)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Bytes populated at once.
+const POPULATE_PIECE: usize = 4 << 20;
 
 /// Whether not every byte of `file` is allocated: populating it would allocate the rest.
 fn is_sparse(file: &File) -> bool {

@@ -185,10 +185,11 @@ impl MemTables {
         // A next table is asked for early, so that it is there when it is needed.
         let soon = self.active.used() > self.active.len() / 2 || !self.active.has_room(2 * records) || self.is_log_long();
         if self.requested || soon {
-            let needed = !self.active.has_room(records);
+            let waits = matches!(self.source, Source::Ahead { waits: true, .. });
+            let needed = !self.active.has_room(records) || (waits && self.is_log_long());
             let provided = self.provide(needed);
             if let Err(error) = provided {
-                if needed && matches!(self.source, Source::Inline | Source::Ahead { waits: true, .. }) {
+                if !self.active.has_room(records) && (waits || matches!(self.source, Source::Inline)) {
                     return Err(error);
                 }
                 tracing::warn!(%error, "there is no next MemTable yet");

@@ -19,6 +19,7 @@ mod attach;
 mod compact;
 mod ingest;
 mod prepare;
+mod recover;
 mod rows;
 mod space;
 mod sync;
@@ -26,7 +27,6 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,11 +37,11 @@ use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, Waker, listen};
 use self::compact::CompactAgent;
-use self::core::{Core, Rebuilt};
 use self::flush::{Filer, FlushAgent, Tending};
 use self::ingest::IngestAgent;
-use self::memtables::{Maker, MemTables, Sealed, Source};
+use self::memtables::Source;
 use self::prepare::PrepareAgent;
+pub use self::recover::{Recovered, Started, recover};
 use self::space::SpaceAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use crate::agent::{Stop, Wait, spawn};
@@ -50,15 +50,12 @@ use crate::compaction;
 use crate::compaction::retention::{Rule, Rules};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::lsn::{Level, Lsn, Timeline};
-use crate::manifest::Manifest;
+use crate::lsn::Level;
 use crate::shm::bell::Bells;
 use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
-use crate::shm::kinds::KindsWriter;
 use crate::shm::run_dir::{ROOT_DEFAULT, RunDir};
-use crate::shm::symbols::SymbolsWriter;
 use crate::time::Clock;
-use crate::wal::{self, Log, MetaFile, Spares};
+use crate::wal::{self, MetaFile, Spares};
 
 const _: () = assert!(crate::bus::attach::SLOTS_MAX == SLOTS_MAX);
 
@@ -132,9 +129,6 @@ impl Default for Options {
 /// Passed segments of the log that wait to be used again.
 const RECYCLED_MAX: usize = 2;
 
-/// How often a long recovery says how far it is.
-const SAY_EVERY_NS: u64 = 1_000_000_000;
-
 /// The largest MemTable that is made without being asked for.
 const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
 
@@ -181,207 +175,6 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// An identity for a store that is created: random.
     pub store_id: u128,
-}
-
-/// What a start found and made of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// The run directory.
-    pub run_dir: PathBuf,
-    /// Number of the start.
-    pub instance: u64,
-    /// Records of the store.
-    pub records: u64,
-    /// Of these, records in files of history.
-    pub filed: u64,
-    /// Files of history.
-    pub files: u64,
-    /// Bytes of log read, behind the checkpoint.
-    pub log_bytes: u64,
-    /// Whether the process before stopped in order.
-    pub was_clean: bool,
-    /// Torn bytes cut off above what was durable, and why.
-    pub cut: Option<String>,
-    /// Bytes of a MemTable.
-    pub memtable_size: u64,
-}
-
-/// A recovered store, before its agents run: what a simulation drives by hand.
-pub struct Recovered {
-    /// The options, checked.
-    pub options: Options,
-    /// The state.
-    pub core: Core,
-    /// Makes the log durable.
-    pub syncer: wal::Syncer,
-    /// The store's own file.
-    pub meta: MetaFile,
-    /// The control page.
-    pub control: Control,
-    /// Files MemTables.
-    pub filer: Filer,
-    /// MemTables that are to be filed, the oldest first.
-    pub sealed: VecDeque<Box<Sealed>>,
-    /// What was found.
-    pub started: Started,
-    run_dir: RunDir,
-    maker: Maker,
-    lock: Box<dyn Send + Sync>,
-}
-
-/// What the store in `dir` is, and its manifest; both are made if there is no store.
-fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
-    let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
-    space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
-    let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
-    wal::create_if_absent(disk.as_ref(), dir, create)?;
-    let known = wal::meta::read(disk.as_ref(), dir)?;
-    let Some(known) = known else { return Err(Error::Missing { path: dir.join(wal::meta::NAME), what: "it was there" }) };
-    flush::create_dir(disk.as_ref(), dir)?;
-    let manifest = Manifest::open(disk.clone(), dir, known.store_id)?;
-    Ok((known, manifest))
-}
-
-/// Removes a `store.meta` that was never given its name.
-fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    let unfinished = dir.join(wal::meta::NAME).with_extension("tmp");
-    if disk.exists(&unfinished)? { disk.remove(&unfinished) } else { Ok(()) }
-}
-
-/// The control page, made anew if what is there is none of this store: only this process writes it.
-fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
-    let path = run_dir.control();
-    match Control::open_or_create(&path, store_id) {
-        Err(error @ (Error::Foreign { .. } | Error::Version { .. })) => {
-            tracing::warn!(%error, "the control page in shared memory is made anew");
-            std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-            Control::open_or_create(&path, store_id)
-        }
-        other => other,
-    }
-}
-
-/// How MemTables are made.
-fn maker(run_dir: &RunDir, instance: u64, store_id: u128, options: &Options) -> Maker {
-    let (len, is_sparse) = (options.memtable_size, options.sparse_memtables);
-    Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse }
-}
-
-/// The MemTables of a start, of which the first begins at `base`; what follows it is made while the log is read.
-fn memtables(maker: &Maker, control: &Control, base: Lsn, edit: u64, options: &Options) -> Result<MemTables> {
-    let mut memtables = MemTables::new(maker.clone(), control.clone(), base, options.memtables_max, edit)?;
-    if !options.sparse_memtables {
-        let beside = Source::beside(maker.clone()).map_err(|e| Error::io("start a thread of", &options.store, e))?;
-        memtables.set_source(beside);
-    }
-    Ok(memtables)
-}
-
-/// The run directory of the store in `dir`, and what holds it; shared memory of stores that are gone is given back.
-fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDir, Box<dyn Send + Sync>)> {
-    let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
-    let gone = RunDir::sweep_gone(&options.run_root)?;
-    if !gone.is_empty() {
-        tracing::info!(?gone, "shared memory of stores that are gone is given back");
-    }
-    Ok((run_dir, Box::new(held)))
-}
-
-/// Says on the page that another instance recovers, and removes what the one before has left; its number.
-fn begin_instance(control: &Control, run_dir: &RunDir) -> Result<u64> {
-    let recovering = (control.instance() + 1) | 1;
-    control.set_instance(recovering);
-    control.set_server(None);
-    run_dir.sweep(None)?;
-    control.reset();
-    Ok(recovering + 1)
-}
-
-/// Says now and then how far recovery is; `said` is when it last did.
-fn tell(frame: &wal::Frame<'_>, now: u64, control: &Control, said: &mut u64) {
-    control.beat(now);
-    if now.saturating_sub(*said) > SAY_EVERY_NS {
-        *said = now;
-        tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
-    }
-}
-
-/// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
-/// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
-///
-/// # Errors
-/// [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
-pub fn recover(options: Options, world: &World) -> Result<Recovered> {
-    let (disk, dir) = (&world.disk, &options.store.clone());
-    disk.create_dir(dir)?;
-    let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
-    let (known, manifest) = open_files(disk, dir, &options, world)?;
-    let store_id = known.store_id;
-    let (run_dir, held) = run_directory(dir, store_id, &options)?;
-    let control = control_page(&run_dir, store_id)?;
-    // The page is new when the host has been started since: what readers saw before is not known then.
-    let unknown = control.timeline() == Timeline(0) && !known.clean;
-    // That the timeline has risen is told below, whatever readers have seen.
-    let told = control.timeline() < known.timeline && control.timeline() > Timeline(0);
-    let instance = begin_instance(&control, &run_dir)?;
-    let options = options.check()?;
-    let maker = maker(&run_dir, instance, store_id, &options);
-    let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
-    remove_unfinished(disk.as_ref(), dir)?;
-    let memtables = memtables(&maker, &control, from.lsn, seq, &options)?;
-    let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
-    let mut rebuilt = Rebuilt::new(memtables, symbols, KindsWriter::create(&run_dir.kinds(instance))?, manifest.state())?;
-    let mut filer = Filer::new(flush::Parts {
-        disk: disk.clone(),
-        dir: dir.clone(),
-        store_id,
-        segment_size: known.segment_size,
-        manifest,
-        run_dir: run_dir.clone(),
-        instance,
-        control: control.clone(),
-    });
-    filer.skip_known_ids()?;
-    let seen = match (told, unknown) {
-        (true, _) => Lsn::NONE,
-        (false, true) => Lsn(u64::MAX),
-        (false, false) => control.applied(),
-    };
-    let mut said = world.clock.monotonic();
-    let log = wal::open(disk.clone(), dir, from, seen, |frame| {
-        tell(frame, world.clock.monotonic(), &control, &mut said);
-        rebuilt.visit(frame, &mut filer, world.clock.as_ref())
-    })?;
-    filer.sweep()?;
-    let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
-    let end = writer.end();
-    // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
-    if meta.meta().timeline != control.timeline() {
-        control.set_timeline(meta.meta().timeline, end.lsn.next());
-    }
-    control.set_appended(end.lsn, end.position);
-    control.set_applied(end.lsn);
-    writer.ready()?;
-    let (mut core, sealed) = rebuilt.into_core(writer, control.clone());
-    let opened = core.open_term(world.clock.wall())?;
-    if let Some(segment) = opened.opened {
-        syncer.opened(segment);
-    }
-    syncer.sync(opened.end)?;
-    control.set_durable(opened.end.lsn, opened.end.position);
-    let started = Started {
-        run_dir: run_dir.path().to_path_buf(),
-        instance,
-        records: end.lsn.0,
-        filed: filer.manifest().state().covered().0,
-        files: filer.manifest().state().files.len() as u64,
-        log_bytes: end.position.0 - from.position.0.min(end.position.0),
-        was_clean,
-        cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
-        memtable_size: options.memtable_size,
-    };
-    let lock = Box::new((lock, held));
-    Ok(Recovered { options, core, syncer, meta, control, filer, sealed, started, run_dir, maker, lock })
 }
 
 /// A serving store.

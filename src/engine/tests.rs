@@ -11,7 +11,7 @@ use super::core::{Offer, Readiness};
 use super::*;
 use crate::bus::BatchHeader;
 use crate::disk::sim::{Fault, SimDisk, SimRng};
-use crate::lsn::{Epoch, PubSeq, PublisherId};
+use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::record::{Record, Trade};
 use crate::time::{SimClock, Ts};
 use crate::version::{Versions, View};

@@ -9,7 +9,9 @@ use std::time::Duration;
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
 use tapestore::engine::{Options, Storage, World};
+use tapestore::lsn::InstrumentId;
 use tapestore::reader::Reader;
+use tapestore::record::RecordRef;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::HostClock;
 
@@ -25,8 +27,40 @@ pub fn role(arguments: &[&str], store: &Path) -> Child {
     command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-/// The storage process's body: serves until its standard input ends.
-pub fn serve(store: &Path, wait: Wait, memtable_size: u64) {
+/// The command line by which [`Served`] starts this program as its storage process.
+#[derive(clap::Parser)]
+struct StorageArguments {
+    #[arg(long)]
+    store: PathBuf,
+    #[arg(long)]
+    wait: Wait,
+    #[arg(long)]
+    memtable_size: u64,
+}
+
+/// Serves, if this process was started as the storage process of a [`Served`]; whether it was. To be asked before a
+/// program reads its own command line.
+pub fn has_served() -> bool {
+    if std::env::args().nth(1).as_deref() != Some("storage") {
+        return false;
+    }
+    let StorageArguments { store, wait, memtable_size } = clap::Parser::parse_from(std::env::args().skip(1));
+    serve(&store, wait, memtable_size);
+    true
+}
+
+/// Copies `record` into `words`, with the number that the store has given its instrument: `ids`, by the number in `record`.
+pub fn renumber(record: RecordRef<'_>, ids: &[InstrumentId], words: &mut Vec<u64>) {
+    words.clear();
+    words.extend_from_slice(record.words());
+    let id = ids.get(record.instrument().0 as usize).map_or(0, |i| i.0);
+    if let Some(head) = words.first_mut() {
+        *head = *head & 0xffff_ffff | u64::from(id) << 32;
+    }
+}
+
+/// The storage process's body: says how many bytes of log it has read, and serves until its standard input ends.
+fn serve(store: &Path, wait: Wait, memtable_size: u64) {
     let options = Options { store: store.to_path_buf(), memtable_size, memtables_max: 3, wait, ..Options::default() };
     let world =
         World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from(std::process::id()) << 96 | 1 };

@@ -338,6 +338,49 @@ fn power_loss_or_a_failed_call_anywhere_in_a_merge_loses_nothing() {
 }
 
 #[test]
+fn a_memtable_that_was_asked_for_at_the_end_of_the_log_is_the_next_one_of_the_store_that_serves() {
+    let run = Run::new(1);
+    let mut options = options(&run.dir.path().join("s"));
+    options.segment_size = 64 << 20;
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let mut store = recover(options.clone(), &world).unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let mut first = 1;
+    let mut publish = |store: &mut Recovered| {
+        let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 400);
+        assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 400)), Offer::Accepted);
+        first += 400;
+        let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+        committed.appended.opened.into_iter().for_each(|segment| store.syncer.opened(segment));
+        committed.sealed.is_some()
+    };
+    // It is asked for when half of one is full: with the very last frame of the log.
+    while store.core.memtables.used() <= options.memtable_size / 2 {
+        assert!(!publish(&mut store));
+    }
+    assert!(!publish(&mut store));
+    store.syncer.sync(store.core.writer.end()).unwrap();
+    drop(store);
+    let mut store = recover(options, &world).unwrap();
+    let (request, requests) = bounded(1);
+    let (_nobody, ready) = bounded(1);
+    store.core.memtables.set_source(Source::Ahead { request, ready, waits: false });
+    let mut looks = 0;
+    loop {
+        if store.core.is_ready().unwrap() == Readiness::Ready {
+            if publish(&mut store) {
+                break;
+            }
+        } else {
+            looks += 1;
+            assert!(looks < 10_000, "the MemTable that was asked for never comes");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert!(requests.try_recv().is_err(), "none was asked for twice");
+}
+
+#[test]
 fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));

@@ -4,14 +4,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use bench::store::{Served, serve};
+use bench::store::{Served, has_served, renumber};
 use bench::{at_rate, histogram, print_head, print_line, show};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use tape_services::input::{Input, Market, Message, Sim};
-use tapestore::agent::Wait;
 use tapestore::lsn::{InstrumentId, Level, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::record::RecordRef;
@@ -19,12 +17,6 @@ use tapestore::shm::control::Statistic;
 
 #[derive(Parser)]
 struct Arguments {
-    #[command(subcommand)]
-    role: Option<Role>,
-    #[arg(long, global = true)]
-    store: Option<PathBuf>,
-    #[arg(long, global = true, default_value = "adaptive")]
-    wait: Wait,
     /// Seconds
     #[arg(long, default_value_t = 120)]
     seconds: u64,
@@ -39,23 +31,14 @@ struct Arguments {
     memtable: u64,
 }
 
-#[derive(Subcommand)]
-enum Role {
-    #[command(hide = true)]
-    Storage {
-        #[arg(long)]
-        memtable_size: u64,
-    },
-}
-
 /// Records that are sent together and waited for.
 const BATCH: u64 = 100;
 
 fn main() {
-    let arguments = Arguments::parse();
-    if let (Some(Role::Storage { memtable_size }), Some(store)) = (&arguments.role, &arguments.store) {
-        return serve(store, arguments.wait, *memtable_size);
+    if has_served() {
+        return;
     }
+    let arguments = Arguments::parse();
     let served = Served::start("adaptive", arguments.memtable);
     let control = served.reader().control().clone();
     let mut publisher = Publisher::open(Options { level: Level::Os, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
@@ -68,11 +51,8 @@ fn main() {
     at_rate(arguments.rate / BATCH, records / BATCH, |_, due| {
         while (ready.len() as u64) < BATCH && sim.next(&mut message).unwrap() {
             for record in tapestore::record::split(&message.words).flatten() {
-                let mut words = record.words().to_vec();
-                let id = ids.get(record.instrument().0 as usize).map_or(0, |i| i.0);
-                if let Some(head) = words.first_mut() {
-                    *head = *head & 0xffff_ffff | u64::from(id) << 32;
-                }
+                let mut words = Vec::new();
+                renumber(record, &ids, &mut words);
                 ready.push(words);
             }
         }

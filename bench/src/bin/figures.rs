@@ -8,7 +8,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use bench::limits::{self, BareDisk};
-use bench::store::{Served, role, serve};
+use bench::store::{Served, has_served, role};
 use bench::{at_rate, histogram, print_head, print_line};
 use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
@@ -44,21 +44,18 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Role {
     #[command(hide = true)]
-    Storage {
-        #[arg(long)]
-        memtable_size: u64,
-    },
-    #[command(hide = true)]
     Subscriber { count: u64 },
     #[command(hide = true)]
     Reader { count: u64 },
 }
 
 fn main() {
+    if has_served() {
+        return;
+    }
     let arguments = Arguments::parse();
     let wait = arguments.wait;
     match (arguments.role, arguments.store) {
-        (Some(Role::Storage { memtable_size }), Some(store)) => serve(&store, wait, memtable_size),
         (Some(Role::Subscriber { count }), Some(store)) => subscriber(&store, wait, count),
         (Some(Role::Reader { count }), Some(store)) => reader(&store, wait, count),
         _ => figures(arguments.wait, arguments.rate, arguments.records),

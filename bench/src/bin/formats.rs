@@ -4,26 +4,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bench::store::{Served, serve};
-use clap::{Parser, Subcommand};
+use bench::store::{Served, has_served};
+use clap::Parser;
 use dbn::decode::{DecodeRecordRef as _, DynDecoder};
 use serde_json::Value;
 use tape_services::cli::Tape;
 use tape_services::input::{self, Message, Options};
-use tapestore::agent::Wait;
 
 #[derive(Parser)]
 struct Arguments {
-    #[command(subcommand)]
-    role: Option<Role>,
-    #[arg(long, global = true)]
-    store: Option<PathBuf>,
-    #[arg(long, global = true, default_value = "adaptive")]
-    wait: Wait,
     /// Records
     #[arg(long, default_value_t = 10_000_000)]
     records: u64,
@@ -33,15 +26,6 @@ struct Arguments {
     /// Times that each decoding of a DBN file is measured, in turns
     #[arg(long, default_value_t = 3)]
     turns: u32,
-}
-
-#[derive(Subcommand)]
-enum Role {
-    #[command(hide = true)]
-    Storage {
-        #[arg(long)]
-        memtable_size: u64,
-    },
 }
 
 /// What a command of the tool said, how long it took, and its greatest memory: its own, and all that counts as its.
@@ -111,10 +95,10 @@ fn main() {
             |()| 0,
         ));
     }
-    let arguments = Arguments::parse();
-    if let (Some(Role::Storage { memtable_size }), Some(store)) = (&arguments.role, &arguments.store) {
-        return serve(store, arguments.wait, *memtable_size);
+    if has_served() {
+        return;
     }
+    let arguments = Arguments::parse();
     let (records, instruments) = (arguments.records.to_string(), arguments.instruments.to_string());
     println!("{records} records of {instruments} instruments, {} CPUs\n", std::thread::available_parallelism().unwrap());
     let served = Served::start("adaptive", 64 << 20);

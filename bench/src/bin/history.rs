@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bench::store::{Served, serve};
+use bench::store::{Served, has_served, renumber};
 use bench::{histogram, limits, print_head, print_line};
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use tape_services::input::{Input, Market, Message, Sim};
 use tapestore::agent::Wait;
 use tapestore::disk::sim::SimRng;
@@ -25,11 +25,8 @@ use tapestore::time::Ts;
 
 #[derive(Parser)]
 struct Arguments {
-    #[command(subcommand)]
-    role: Option<Role>,
-    #[arg(long, global = true)]
-    store: Option<PathBuf>,
-    #[arg(long, global = true, default_value = "adaptive")]
+    /// How storage waits: busy, adaptive, blocking
+    #[arg(long, default_value = "adaptive")]
     wait: Wait,
     /// Records
     #[arg(long, default_value_t = 50_000_000)]
@@ -43,15 +40,6 @@ struct Arguments {
     /// As-of questions and ids that are compared with the model
     #[arg(long, default_value_t = 100_000)]
     probes: u64,
-}
-
-#[derive(Subcommand)]
-enum Role {
-    #[command(hide = true)]
-    Storage {
-        #[arg(long)]
-        memtable_size: u64,
-    },
 }
 
 /// What was sent: of each record a checksum, of each series its times and LSNs, of some their ids.
@@ -167,10 +155,10 @@ impl Watch {
 }
 
 fn main() {
-    let arguments = Arguments::parse();
-    if let (Some(Role::Storage { memtable_size }), Some(store)) = (&arguments.role, &arguments.store) {
-        return serve(store, arguments.wait, *memtable_size);
+    if has_served() {
+        return;
     }
+    let arguments = Arguments::parse();
     let wait = match arguments.wait {
         Wait::Busy => "busy",
         Wait::Adaptive => "adaptive",
@@ -221,9 +209,7 @@ fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
     let mut staged = 0;
     while (model.crc.len() as u64) < upto && sim.next(&mut message).unwrap() {
         for record in tapestore::record::split(&message.words).flatten() {
-            words.clear();
-            words.extend_from_slice(record.words());
-            words[0] = words[0] & 0xffff_ffff | u64::from(ids[record.instrument().0 as usize].0) << 32;
+            renumber(record, &ids, &mut words);
             let record = RecordRef::first(&words).unwrap();
             let call = Instant::now();
             while let Err(e) = publisher.stage(record) {

@@ -8,22 +8,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use bench::store::{Served, serve};
-use clap::{Parser, Subcommand};
+use bench::store::{Served, has_served, renumber};
+use clap::Parser;
 use tape_services::input::{Input, Market, Message, Sim};
-use tapestore::agent::Wait;
 use tapestore::lsn::{InstrumentId, Level, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::record::RecordRef;
 
 #[derive(Parser)]
 struct Arguments {
-    #[command(subcommand)]
-    role: Option<Role>,
-    #[arg(long, global = true)]
-    store: Option<PathBuf>,
-    #[arg(long, global = true, default_value = "adaptive")]
-    wait: Wait,
     /// Records
     #[arg(long, default_value_t = 6_000_000)]
     records: u64,
@@ -38,29 +31,16 @@ struct Arguments {
     memtable: u64,
 }
 
-#[derive(Subcommand)]
-enum Role {
-    #[command(hide = true)]
-    Storage {
-        #[arg(long)]
-        memtable_size: u64,
-    },
-}
-
 const GIB: f64 = (1u64 << 30) as f64;
 
 fn publish(served: &Served, records: u64, instruments: u32) {
     let mut publisher = Publisher::open(Options { level: Level::Fsync, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
     let mut sim = Sim::new(Market { seed: 1, records, instruments }).unwrap();
     let ids: Vec<InstrumentId> = sim.names().to_vec().iter().map(|n| publisher.instrument(n).unwrap()).collect();
-    let mut message = Message::default();
+    let (mut message, mut words) = (Message::default(), Vec::new());
     while sim.next(&mut message).unwrap() {
         for record in tapestore::record::split(&message.words).flatten() {
-            let mut words = record.words().to_vec();
-            let id = ids.get(record.instrument().0 as usize).map_or(0, |i| i.0);
-            if let Some(head) = words.first_mut() {
-                *head = *head & 0xffff_ffff | u64::from(id) << 32;
-            }
+            renumber(record, &ids, &mut words);
             while let Err(e) = publisher.stage(RecordRef::first(&words).unwrap()) {
                 assert!(matches!(e, PublishError::Full { .. }), "{e}");
             }
@@ -98,10 +78,10 @@ fn median(times: &mut [f64]) -> f64 {
 }
 
 fn main() {
-    let arguments = Arguments::parse();
-    if let (Some(Role::Storage { memtable_size }), Some(store)) = (&arguments.role, &arguments.store) {
-        return serve(store, arguments.wait, *memtable_size);
+    if has_served() {
+        return;
     }
+    let arguments = Arguments::parse();
     let mut empty = Served::start("adaptive", arguments.memtable);
     let mut served = Served::start("adaptive", arguments.memtable);
     publish(&served, arguments.records, arguments.instruments);

@@ -1,3 +1,0 @@
-//! Owns: agreement between the hosts of a store.
-
-pub mod message;

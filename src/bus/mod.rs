@@ -15,8 +15,9 @@
 pub mod attach;
 
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use iceoryx2::node::NodeView;
 use iceoryx2::prelude::*;
 use iceoryx2::sample::Sample;
 
@@ -85,10 +86,23 @@ fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
     Error::Bus { op, service: service.to_owned(), cause: format!("{cause:?}") }
 }
 
+/// Removes from `dir`, of a dead process, the files that it has not finished: one that is finished cannot be written.
+fn remove_half_made(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.metadata().is_ok_and(|m| m.is_file() && !m.permissions().readonly())
+            && let Err(error) = std::fs::remove_file(entry.path())
+        {
+            tracing::debug!(%error, path = %entry.path().display(), "a half-made file of a dead process stays");
+        }
+    }
+}
+
 /// One process's access to the bus of one instance of a store.
 #[derive(Debug)]
 pub struct Bus {
     node: Node<Ipc>,
+    config: Config,
+    root: PathBuf,
 }
 
 /// What a clean-up found.
@@ -109,9 +123,14 @@ impl Bus {
         set_log_level_from_env_or(LogLevel::Fatal);
         let bad = |cause: &dyn Debug| bus_error("configure", prefix, cause);
         let mut config = Config::default();
-        let root = iceoryx2::prelude::Path::new(root.as_os_str().as_encoded_bytes()).map_err(|e| bad(&e))?;
-        config.global.set_root_path(&root);
+        let path = iceoryx2::prelude::Path::new(root.as_os_str().as_encoded_bytes()).map_err(|e| bad(&e))?;
+        config.global.set_root_path(&path);
         config.global.prefix = FileName::new(prefix.as_bytes()).map_err(|e| bad(&e))?;
+        // By default every process clears up after dead ones, when it joins, leaves and opens; one that is killed in the
+        // middle of that leaves files that nobody can clear up. Storage's janitor alone does it, by `sweep`.
+        config.global.node.cleanup_dead_nodes_on_creation = false;
+        config.global.node.cleanup_dead_nodes_on_destruction = false;
+        config.global.service.cleanup_dead_nodes_on_open = false;
         let name = NodeName::new(who).map_err(|e| bad(&e))?;
         let node = NodeBuilder::new()
             .name(&name)
@@ -119,11 +138,22 @@ impl Bus {
             .signal_handling_mode(SignalHandlingMode::Disabled)
             .create::<Ipc>()
             .map_err(|e| bus_error("join", prefix, e))?;
-        Ok(Bus { node })
+        Ok(Bus { node, config, root: root.to_path_buf() })
     }
 
     /// Removes what dead processes left on the bus.
     pub fn sweep(&self) -> Swept {
+        // Files that a process was killed in the making of: the bus's own clean-up does not see them, fails on the
+        // directory that they are in after it has removed what names the process, and can never try again.
+        let listed = Node::<Ipc>::list(&self.config, |state| {
+            if let NodeState::Dead(dead) = state {
+                remove_half_made(&self.root.join("nodes").join(dead.id().value().to_string()));
+            }
+            CallbackProgression::Continue
+        });
+        if let Err(error) = listed {
+            tracing::debug!(?error, "dead processes are looked for again in a second");
+        }
         let state = self.node.try_cleanup_dead_nodes();
         Swept { removed: state.cleanups, failed: state.failed_cleanups }
     }

@@ -151,6 +151,27 @@ fn publishers_killed_at_random_moments_leave_whole_records_and_nothing_in_shared
 }
 
 #[test]
+fn a_publisher_that_is_killed_while_it_makes_a_file_on_the_bus_leaves_nothing_either() {
+    let store = Store::serve();
+    let nodes = store.run_dir().bus_root(store.reader().control().instance()).join("nodes");
+    let processes = || -> Vec<std::path::PathBuf> {
+        std::fs::read_dir(&nodes).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect()
+    };
+    let before = processes();
+    let mut child = role("publisher", &store.path, &[("TAPE_ROLE_PUBLISHER", "1".to_owned())]);
+    eventually("records", || (store.reader().control().applied() > Lsn(100)).then_some(()));
+    let of_child = processes().into_iter().find(|p| !before.contains(p)).unwrap();
+    // As the bus begins a file: empty, and writable until it is whole.
+    let tag = std::fs::read_dir(&of_child).unwrap().map(|e| e.unwrap().path());
+    let tag = tag.into_iter().find(|p| p.extension().is_some_and(|e| e == "service_tag")).unwrap();
+    let name = tag.file_name().unwrap().to_str().unwrap().replace(['a', 'b', '1', '2'], "3");
+    std::fs::write(of_child.join(name), "").unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the janitor's work", || (processes() == before).then_some(()));
+}
+
+#[test]
 fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     let mut store = Store::serve();
     let feed = Feed::start(store.publisher(1, Level::Os));

@@ -124,6 +124,7 @@ pub mod book;
 pub mod bus;
 pub mod compaction;
 pub mod config;
+pub mod consensus;
 pub mod disk;
 pub mod engine;
 pub mod error;

@@ -57,6 +57,11 @@ number! {
     PubSeq(u64)
 }
 number! {
+    /// A host of a cluster; chosen by its operator, never used again for another. 0 means "none".
+    #[derive(serde::Serialize, serde::Deserialize)]
+    NodeId(u64)
+}
+number! {
     /// An instrument of this store; the first is 1.
     InstrumentId(u32)
 }

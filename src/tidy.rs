@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The floor of each module; a module uses only lower ones. (The lowest floor of the design, `lsn`,
 /// `error`, `time`, is three steps.)
-const FLOORS: [(&str, u32); 25] = [
+const FLOORS: [(&str, u32); 26] = [
     ("lsn", 0),
     ("sabotage", 0),
     ("error", 1),
@@ -26,6 +26,7 @@ const FLOORS: [(&str, u32); 25] = [
     ("compaction", 48),
     ("bars", 50),
     ("book", 50),
+    ("consensus", 50),
     ("publisher", 50),
     ("subscriber", 50),
     ("reader", 50),

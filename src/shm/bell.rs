@@ -33,6 +33,9 @@ const STRIDE: u64 = 128;
 const SLEEPERS: u64 = 64;
 const LEN: u64 = 4096;
 
+/// Word that counts what replication processes and tools have written for storage.
+const MAIL: u64 = 1024;
+
 /// The bells of a store; every process of the store's user may ring and sleep.
 #[derive(Clone, Debug)]
 pub struct Bells(Arc<Mapping>);
@@ -62,6 +65,20 @@ impl Bells {
             let woken = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
             debug_assert!(woken.is_ok(), "{woken:?}");
         }
+    }
+
+    /// Says that something has been written to storage's socket, and wakes it.
+    pub fn post(&self) {
+        // SYNC: pairs with the load in `mail`: what was written before is in the socket.
+        self.0.u32(MAIL).fetch_add(1, Ordering::Release);
+        self.ring(Bell::Ingest);
+    }
+
+    /// A number that changes when something has been written to storage's socket.
+    #[inline]
+    pub fn mail(&self) -> u32 {
+        // SYNC: pairs with `post`.
+        self.0.u32(MAIL).load(Ordering::Acquire)
     }
 
     /// Sleeps until the bell rings, `ready` says true beforehand, or `limit` has passed.

@@ -122,6 +122,11 @@ impl RunDir {
         self.path.join("attach.sock")
     }
 
+    /// The socket of the replication process and of operators' tools.
+    pub fn cluster_socket(&self) -> PathBuf {
+        self.path.join("cluster.sock")
+    }
+
     /// The bus files of `instance`.
     pub fn bus_root(&self, instance: u64) -> PathBuf {
         self.path.join(format!("iox2-{instance}"))

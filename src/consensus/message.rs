@@ -1,0 +1,315 @@
+//! Owns: what a storage process and its replication process say to each other, over a stream socket in the run
+//! directory.
+//!
+//! ```text
+//! length u32 (little-endian, of what follows) · a `Message` as postcard encodes it
+//! ```
+//!
+//! The connection is a session: what was not delivered when it ends is lost, and consensus sends it again. Whoever has
+//! written calls [`crate::shm::bell::Bells::post`], because storage looks at the socket only when it is told to.
+//!
+//! What must hold: decoding is total on any bytes and allocates no more than came; nothing here is trusted: a frame is
+//! checked against the log's chain by whoever appends it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::lsn::NodeId;
+
+/// Version of these messages; both ends are of one installation.
+pub const VERSION: u32 = 1;
+/// Most bytes of one message.
+pub const MESSAGE_MAX: usize = 16 << 20;
+/// Bytes before a message.
+const LENGTH: usize = 4;
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// The replication process, first: which version it speaks, and its process.
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+        /// Process id.
+        pid: u32,
+    },
+    /// Storage, in answer: who it is.
+    Welcome(Identity),
+    /// Storage: it will not talk; the connection ends.
+    Refused(String),
+    /// Storage, in answer to `Hello` and whenever they change: all members, this node too if it is one.
+    Members(Vec<Member>),
+    /// Storage, in answer to `Hello` and whenever role, term or leader change.
+    State(State),
+    /// Either way: a message of consensus. To be sent to `message.to`, or come from `message.from`.
+    Raft(Raft),
+    /// The replication process: what was sent to this node may not have arrived.
+    Unreachable(NodeId),
+    /// Either way: bytes of one storage process for another, which only these two understand; in order for as long as
+    /// the connection between two nodes lasts.
+    Relay {
+        /// To which node.
+        to: NodeId,
+        /// From which node.
+        from: NodeId,
+        /// What.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// The replication process, or an operator's tool: do this.
+    Command {
+        /// Comes back with the answer.
+        id: u64,
+        /// What.
+        command: Command,
+    },
+    /// Storage: what became of a command.
+    Answer {
+        /// The command's.
+        id: u64,
+        /// A report, or why it is refused.
+        result: std::result::Result<Report, String>,
+    },
+}
+
+/// Who a storage process is in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The cluster: its store's identity, the same on every host.
+    pub cluster: u128,
+    /// This host's number.
+    pub node: NodeId,
+    /// Which life of this node: a node that lost its files begins another.
+    pub incarnation: u64,
+    /// Rises at every forced promotion.
+    pub epoch: u64,
+    /// This start of storage.
+    pub session: u64,
+    /// Bytes of a log segment.
+    pub segment_size: u64,
+    /// Directory of the store; the log is in `wal` in it.
+    pub store: std::path::PathBuf,
+    /// Time between heartbeats, ms.
+    pub heartbeat_ms: u64,
+    /// Least time without heartbeats after which a follower stands for election, ms.
+    pub election_ms: u64,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its number.
+    pub node: NodeId,
+    /// Where its replication process listens: `host:port`.
+    pub address: String,
+    /// Whether it counts towards a majority.
+    pub is_voter: bool,
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(u64)]
+pub enum Role {
+    /// Takes records in and numbers them.
+    Leader = 1,
+    /// Holds the leader's log; stands for election when the leader is gone.
+    Follower = 2,
+    /// Stands for election.
+    Candidate = 3,
+    /// Holds the leader's log and does not vote.
+    Learner = 4,
+}
+
+/// How a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The newest term that it knows.
+    pub term: u64,
+    /// What it does in it.
+    pub role: Role,
+    /// Who leads, if it knows.
+    pub leader: Option<NodeId>,
+    /// Index of its last frame.
+    pub last: u64,
+    /// Index up to which its frames are committed.
+    pub committed: u64,
+}
+
+/// A frame that a message of consensus names: its bytes are at `position` in the log of whoever sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameHead {
+    /// 0 for an ordinary frame, 2 for a change of members: the number of raft's entry type.
+    pub kind: u8,
+    /// Term of the frame.
+    pub term: u64,
+    /// Index of the frame.
+    pub index: u64,
+    /// Where it lies in the log.
+    pub position: u64,
+    /// Bytes of it, with its header and the zeros behind it.
+    pub len: u32,
+    /// CRC of its header, which has the payload's CRC in it.
+    pub header_crc: u32,
+}
+
+/// A message of consensus: the fields of the raft library's own message, whose meaning is the raft paper's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Raft {
+    /// Number of the raft library's message type.
+    pub kind: u8,
+    /// To which node.
+    pub to: NodeId,
+    /// From which node.
+    pub from: NodeId,
+    /// Term.
+    pub term: u64,
+    /// Term of the frame at `index`.
+    pub log_term: u64,
+    /// Index.
+    pub index: u64,
+    /// Index up to which frames are committed.
+    pub commit: u64,
+    /// Term of the frame at `commit`.
+    pub commit_term: u64,
+    /// Whether a request is rejected.
+    pub reject: bool,
+    /// Where to try next.
+    pub reject_hint: u64,
+    /// Whether the follower asks for a snapshot, and from which index.
+    pub request_snapshot: u64,
+    /// Priority of a candidate.
+    pub priority: i64,
+    /// What the raft library put in for itself.
+    #[serde(with = "serde_bytes")]
+    pub context: Vec<u8>,
+    /// The frames that are to be appended.
+    pub heads: Vec<FrameHead>,
+    /// Their bytes, one behind the other; from storage to its replication process empty: that one reads them in the log.
+    #[serde(with = "serde_bytes")]
+    pub frames: Vec<u8>,
+}
+
+/// What an operator asks of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// How does it stand?
+    Status,
+    /// Make this node, which is to hold the log and not to vote, a member.
+    Add {
+        /// Its number: never one that was used.
+        node: NodeId,
+        /// Where its replication process listens.
+        address: String,
+    },
+    /// Let this learner vote.
+    Promote(NodeId),
+    /// Make this node a member no longer.
+    Remove(NodeId),
+    /// Let this node lead.
+    Transfer(NodeId),
+}
+
+/// How a leader sees a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Who.
+    pub node: NodeId,
+    /// Index up to which it is known to have the log, durably.
+    pub matched: u64,
+    /// Whether it has been heard of lately.
+    pub is_active: bool,
+    /// Records that it lacks.
+    pub lag_records: u64,
+    /// Bytes of log that it lacks.
+    pub lag_bytes: u64,
+    /// Nanoseconds between the leader's newest frame and the member's.
+    pub lag_ns: u64,
+}
+
+/// How a node stands, in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who it is.
+    pub node: NodeId,
+    /// How many forced promotions there have been.
+    pub epoch: u64,
+    /// How it stands.
+    pub state: State,
+    /// The members.
+    pub members: Vec<Member>,
+    /// The last record in its log, durable, committed.
+    pub records: [u64; 3],
+    /// How it sees the others, if it leads.
+    pub progress: Vec<Progress>,
+}
+
+impl Message {
+    /// The message as it is written, with its length.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if it is longer than [`MESSAGE_MAX`].
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let too_long =
+            Error::Limit { what: "the length of a message between storage and replication", limit: MESSAGE_MAX as u64 };
+        let encoded = postcard::to_extend(self, vec![0; LENGTH]);
+        let mut bytes = encoded.map_err(|e| Error::invalid("message", e.to_string()))?;
+        let len = bytes.len() - LENGTH;
+        if len > MESSAGE_MAX {
+            return Err(too_long);
+        }
+        for (to, from) in bytes.iter_mut().zip((len as u32).to_le_bytes()) {
+            *to = from;
+        }
+        Ok(bytes)
+    }
+
+    /// The first message in `bytes`, and how many bytes it takes up; `None` if it has not come whole.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if no such message exists.
+    pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>> {
+        let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let len = u32::from_le_bytes(*length) as usize;
+        if len > MESSAGE_MAX {
+            return Err(Error::invalid("message", format!("{len} bytes; {MESSAGE_MAX} at most")));
+        }
+        let Some(body) = rest.get(..len) else { return Ok(None) };
+        let message = postcard::from_bytes(body).map_err(|e| Error::invalid("message", e.to_string()))?;
+        Ok(Some((message, LENGTH + len)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            match Message::decode(&bytes) {
+                Ok(Some((message, len))) => {
+                    prop_assert!(len <= bytes.len());
+                    let again = message.encode().unwrap();
+                    prop_assert_eq!(Message::decode(&again).unwrap(), Some((message, again.len())));
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_comes_back_as_it_was_and_a_part_of_it_is_waited_for() {
+        let head = FrameHead { kind: 0, term: 3, index: 9, position: 4096, len: 128, header_crc: 77 };
+        let raft = Raft { kind: 3, to: NodeId(2), from: NodeId(1), heads: vec![head], frames: vec![7; 128], ..Raft::default() };
+        let message = Message::Raft(raft);
+        let bytes = message.encode().unwrap();
+        for len in 0..bytes.len() {
+            assert_eq!(Message::decode(&bytes[..len]).unwrap(), None);
+        }
+        assert_eq!(Message::decode(&bytes).unwrap(), Some((message, bytes.len())));
+        let long = (u32::MAX).to_le_bytes();
+        assert!(Message::decode(&long).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! Owns: agreement between the hosts of a store.
+
+pub mod message;

@@ -108,6 +108,14 @@ pub enum Error {
         /// The store directory.
         path: PathBuf,
     },
+    /// Hosts of a cluster do not agree, or cannot say what they ask of each other.
+    #[error("the cluster's log cannot {what}: {cause}")]
+    Consensus {
+        /// What was to be done.
+        what: &'static str,
+        /// Why it cannot be.
+        cause: String,
+    },
     /// The log stopped after an I/O error; nothing is acknowledged until the process restarts.
     #[error(
         "the log is stopped after a failed {op}: {cause}. Nothing more is acknowledged; check the disk, then restart tape-storage"

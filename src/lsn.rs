@@ -100,6 +100,9 @@ pub enum Level {
     /// Synced to the disk: survives the loss of power.
     #[default]
     Fsync = 2,
+    /// Synced to the disks of most hosts of the cluster: survives the loss of the others. Without a cluster the same as
+    /// `fsync`.
+    Quorum = 4,
 }
 
 impl Level {
@@ -109,6 +112,7 @@ impl Level {
             0 => Some(Level::None),
             1 => Some(Level::Os),
             2 => Some(Level::Fsync),
+            4 => Some(Level::Quorum),
             _ => None,
         }
     }
@@ -122,7 +126,8 @@ impl std::str::FromStr for Level {
             "none" => Ok(Level::None),
             "os" => Ok(Level::Os),
             "fsync" => Ok(Level::Fsync),
-            _ => Err(format!("'{text}' is none of: none, os, fsync")),
+            "quorum" => Ok(Level::Quorum),
+            _ => Err(format!("'{text}' is none of: none, os, fsync, quorum")),
         }
     }
 }
@@ -133,6 +138,7 @@ impl fmt::Display for Level {
             Level::None => "none",
             Level::Os => "os",
             Level::Fsync => "fsync",
+            Level::Quorum => "quorum",
         })
     }
 }

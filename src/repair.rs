@@ -69,7 +69,7 @@ impl Loss {
                     *gone = Gone { first: gone.first.min(first), last: gone.last.max(last), count: gone.count + count };
                 }
             }
-            Body::Empty => {}
+            Body::Empty | Body::Membership(_) => {}
         }
     }
 }

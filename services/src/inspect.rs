@@ -83,7 +83,7 @@ impl Sums {
         let kind = match header.kind() {
             FrameType::Data => 0,
             FrameType::Control => 1,
-            FrameType::NoOp => 2,
+            FrameType::NoOp | FrameType::Membership => 2,
             FrameType::Pad => 3,
         };
         if let Some(count) = self.frames.get_mut(kind) {
@@ -99,7 +99,7 @@ impl Sums {
                 }
             }
             Body::Control(facts) => self.facts += facts.len() as u64,
-            Body::Empty => {}
+            Body::Empty | Body::Membership(_) => {}
         }
         Ok(())
     }

@@ -6,21 +6,23 @@
 //! in a MemTable, and in a MemTable before `applied` covers it; nothing is told to anybody here that
 //! the log does not hold.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::flush::Filer;
-use super::memtables::{Mark, MemTables, Sealed};
+use super::known::Known;
+use super::memtables::{MemTables, Sealed};
 use crate::bus::BatchHeader;
+use crate::consensus::Change;
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId, Term};
 use crate::manifest::{PublisherState, State};
-use crate::record::{self, Kind, Layout, Name};
+use crate::record::{self, Layout, Name};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::control::{Control, Statistic};
 use crate::shm::kinds::KindsWriter;
 use crate::shm::symbols::SymbolsWriter;
 use crate::time::{Clock, Ts};
-use crate::wal::{self, Body, Chain, Fact, Frame, FrameBuilder, FrameType};
+use crate::wal::{self, Body, Fact, Frame, FrameBuilder, FrameType};
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,12 +57,7 @@ pub struct Core {
     pub writer: wal::Writer,
     /// The live MemTables.
     pub memtables: MemTables,
-    publishers: HashMap<PublisherId, PublisherState>,
-    ids: HashMap<Name, InstrumentId>,
-    symbols: SymbolsWriter,
-    /// Names logged since the last MemTable was sealed.
-    names: Vec<Name>,
-    kinds: Kinds,
+    known: Known,
     control: Control,
     frame: FrameBuilder,
     scratch: Vec<u64>,
@@ -69,37 +66,26 @@ pub struct Core {
 /// The state that is rebuilt from a checkpoint and the log behind it.
 pub struct Rebuilt {
     memtables: MemTables,
-    publishers: HashMap<PublisherId, PublisherState>,
-    ids: HashMap<Name, InstrumentId>,
-    symbols: SymbolsWriter,
-    names: Vec<Name>,
-    kinds: Kinds,
+    known: Known,
     sealed: VecDeque<Box<Sealed>>,
-}
-
-/// The kinds that programs defined.
-struct Kinds {
-    known: HashMap<Kind, Layout>,
-    shown: KindsWriter,
-    /// Logged since the last MemTable was sealed.
-    new: Vec<Layout>,
+    /// Frames up to here are known to be committed: what is above is not filed.
+    committed: u64,
 }
 
 impl Rebuilt {
-    /// The state as of a checkpoint.
+    /// The state as of a checkpoint; of the frames behind it those up to `committed` may be filed.
     ///
     /// # Errors
     /// [`Error::Limit`] or [`Error::NoSharedMemory`] if the instruments do not fit.
-    pub fn new(memtables: MemTables, mut symbols: SymbolsWriter, mut shown: KindsWriter, checkpoint: &State) -> Result<Rebuilt> {
-        let publishers = checkpoint.publishers.iter().map(|(p, s)| (*p, *s)).collect();
-        let mut ids = HashMap::with_capacity(checkpoint.names.len());
-        for name in &checkpoint.names {
-            ids.insert(*name, symbols.push(name)?);
-        }
-        checkpoint.kinds.iter().try_for_each(|layout| shown.push(layout))?;
-        let known = checkpoint.kinds.iter().map(|l| (l.kind(), l.clone())).collect();
-        let kinds = Kinds { known, shown, new: Vec::new() };
-        Ok(Rebuilt { memtables, publishers, ids, symbols, names: Vec::new(), kinds, sealed: VecDeque::new() })
+    pub fn new(
+        memtables: MemTables,
+        symbols: SymbolsWriter,
+        shown: KindsWriter,
+        checkpoint: &State,
+        committed: u64,
+    ) -> Result<Rebuilt> {
+        let known = Known::new(symbols, shown, checkpoint)?;
+        Ok(Rebuilt { memtables, known, sealed: VecDeque::new(), committed })
     }
 
     /// Takes in the next frame of the log; what the MemTables cannot hold is filed.
@@ -109,90 +95,53 @@ impl Rebuilt {
     pub fn visit(&mut self, frame: &Frame<'_>, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
         self.memtables.logged(frame.header.total_len());
         match &frame.body {
-            Body::Empty => {}
-            Body::Control(facts) => facts.iter().try_for_each(|f| self.fact(f))?,
+            Body::Empty | Body::Membership(_) => Ok(()),
+            Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f)),
             Body::Data(data) => {
                 let records = u64::from(frame.header.count);
-                loop {
-                    match self.memtables.has_room(records) {
-                        Ok(true) => break,
-                        // Readers may hold the memory of tables of before; a table that is filed makes room.
-                        Err(e) if !matches!(e, Error::NoSharedMemory { .. }) || self.sealed.is_empty() => return Err(e),
-                        Ok(false) | Err(_) => {}
-                    }
-                    let Some(oldest) = self.sealed.pop_front() else { return Err(self.memtables.full()) };
-                    let filed = filer.file(&oldest, clock)?;
-                    self.memtables.filed(filed.table, filed.seq);
-                    filer.unlink(filed.table);
-                }
+                self.make_room(records, filer, clock)?;
                 if self.memtables.must_seal(records) {
-                    let h = &frame.header;
-                    let chain = Chain {
-                        position: h.position,
-                        index: h.index,
-                        lsn: h.first_lsn,
-                        prev_crc: h.prev_crc,
-                        term: h.term,
-                        ingest_ts: h.ingest_ts,
-                    };
-                    let publishers = self.publishers.iter().map(|(p, s)| (*p, *s)).collect();
-                    let (names, kinds) = (std::mem::take(&mut self.names), std::mem::take(&mut self.kinds.new));
-                    let mark = Mark { chain, publishers, names, kinds };
+                    let mark = self.known.mark(frame.header.place());
                     self.sealed.push_back(Box::new(self.memtables.seal(mark)));
                 }
                 self.memtables.apply(data.runs, data.records, frame.header.ingest_ts);
-                let mut lsn = frame.header.first_lsn;
-                for run in data.runs {
-                    let count = u64::from(run.count);
-                    lsn = lsn.plus(count);
-                    let last = PubSeq(run.first_pub_seq.0 + count - 1);
-                    let state = self.publishers.entry(run.publisher).or_default();
-                    // The fact that began the epoch stands before its records.
-                    (state.epoch, state.last, state.lsn) = (run.epoch, last, Lsn(lsn.0 - 1));
-                }
+                self.known.runs(&frame.header, data.runs);
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    fn fact(&mut self, fact: &Fact) -> Result<()> {
-        match fact {
-            &Fact::Attach { publisher, epoch, incarnation } => {
-                self.publishers.insert(publisher, PublisherState { epoch, incarnation, ..PublisherState::default() });
+    /// Files tables until `records` more records have room.
+    fn make_room(&mut self, records: u64, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+        loop {
+            match self.memtables.has_room(records) {
+                Ok(true) => return Ok(()),
+                // Readers may hold the memory of tables of before; a table that is filed makes room.
+                Err(e) if !matches!(e, Error::NoSharedMemory { .. }) || self.sealed.is_empty() => return Err(e),
+                Ok(false) | Err(_) => {}
             }
-            &Fact::Symbol { instrument, name } => {
-                let id = self.symbols.push(&name)?;
-                debug_assert_eq!(id, instrument);
-                self.ids.insert(name, id);
-                self.names.push(name);
-            }
-            Fact::Kind(layout) => {
-                self.kinds.shown.push(layout)?;
-                self.kinds.known.insert(layout.kind(), layout.clone());
-                self.kinds.new.push(layout.clone());
-            }
+            let is_committed = |s: &Sealed| s.mark.chain.index.0 <= self.committed.saturating_add(1);
+            let Some(oldest) = self.sealed.pop_front_if(|s| is_committed(s)) else { return Err(self.memtables.full()) };
+            let filed = filer.file(&oldest, clock)?;
+            self.memtables.filed(filed.table, filed.seq);
+            filer.unlink(filed.table);
         }
-        Ok(())
     }
 
     /// The state, with the log it came from, and the MemTables that are to be filed.
     pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
-        let Rebuilt { memtables, mut publishers, ids, symbols, names, kinds, sealed } = self;
-        if sabotage::is(Sabotage::ForgetPublishers) {
-            publishers.clear();
-        }
-        symbols.publish();
-        kinds.shown.publish();
-        control.set_statistic(Statistic::Instruments, symbols.count());
+        let Rebuilt { memtables, mut known, sealed, .. } = self;
+        known.publish();
+        control.set_statistic(Statistic::Instruments, known.symbols.count());
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (Core { writer, memtables, publishers, ids, symbols, names, kinds, control, frame, scratch }, sealed)
+        (Core { writer, memtables, known, control, frame, scratch }, sealed)
     }
 }
 
 impl Core {
     /// What is known of `publisher`.
     pub fn publisher(&self, publisher: PublisherId) -> PublisherState {
-        self.publishers.get(&publisher).copied().unwrap_or_default()
+        self.known.publishers.get(&publisher).copied().unwrap_or_default()
     }
 
     /// Whether a frame can be appended and applied now.
@@ -237,7 +186,7 @@ impl Core {
         }
         self.control.add(Statistic::Duplicates, skip);
         let last = PubSeq(end - 1);
-        if let Some(state) = self.publishers.get_mut(&header.publisher()) {
+        if let Some(state) = self.known.publishers.get_mut(&header.publisher()) {
             state.last = last;
         }
         Offer::Accepted
@@ -287,25 +236,15 @@ impl Core {
         let seal = self.memtables.must_seal(u64::from(self.frame.count()));
         let sealed = if seal { Some(Box::new(self.seal())) } else { None };
         let appended = self.writer.append(&mut self.frame, FrameType::Data, now)?;
-        let (header, mut lsn) = (appended.header, appended.header.first_lsn);
+        let header = appended.header;
         self.control.set_appended(appended.end.lsn, appended.end.position);
         self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
         self.control.set_applied(appended.end.lsn);
         if sabotage::is(Sabotage::AckEarly) {
             self.control.set_durable(appended.end.lsn, appended.end.position);
+            self.control.set_committed(appended.end.lsn);
         }
-        let mut accepted: Vec<(PublisherId, PubSeq, Lsn)> = Vec::with_capacity(self.frame.runs().len());
-        for run in self.frame.runs() {
-            lsn = lsn.plus(u64::from(run.count));
-            let last = (run.publisher, PubSeq(run.first_pub_seq.0 + u64::from(run.count) - 1), Lsn(lsn.0 - 1));
-            match accepted.iter_mut().find(|a| a.0 == run.publisher) {
-                Some(known) => *known = last,
-                None => accepted.push(last),
-            }
-            if let Some(state) = self.publishers.get_mut(&run.publisher) {
-                state.lsn = last.2;
-            }
-        }
+        let accepted = self.known.runs(&header, self.frame.runs());
         self.count(&appended);
         self.control.add(Statistic::Records, u64::from(header.count));
         self.frame.clear();
@@ -314,16 +253,45 @@ impl Core {
 
     /// Seals the active MemTable between the last frame and the one that is being filled.
     fn seal(&mut self) -> Sealed {
-        let mut publishers = self.publishers.clone();
+        let mut mark = self.known.mark(*self.writer.chain());
         // What the frame that is being filled holds is not in the log yet.
         for run in self.frame.runs().iter().rev() {
-            if let Some(state) = publishers.get_mut(&run.publisher) {
+            if let Some((_, state)) = mark.publishers.iter_mut().find(|(p, _)| *p == run.publisher) {
                 state.last = PubSeq(run.first_pub_seq.0 - 1);
             }
         }
-        let publishers = publishers.into_iter().collect();
-        let (names, kinds) = (std::mem::take(&mut self.names), std::mem::take(&mut self.kinds.new));
-        self.memtables.seal(Mark { chain: *self.writer.chain(), publishers, names, kinds })
+        self.memtables.seal(mark)
+    }
+
+    /// Appends and applies a frame that another host has made, whose words are `words`. It continues the log, and
+    /// there is room for it in the log and in the MemTables.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]; [`Error::NoSharedMemory`] or [`Error::Limit`] if the instruments do not fit.
+    pub fn take(&mut self, frame: &Frame<'_>, words: &[u64]) -> Result<Committed> {
+        assert!(self.frame.is_empty(), "who takes frames of others in fills none");
+        let header = &frame.header;
+        let seals = header.records() > 0 && self.memtables.must_seal(header.records());
+        let sealed = seals.then(|| Box::new(self.seal()));
+        let appended = self.writer.append_as_is(header, words)?;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        let mut accepted = Vec::new();
+        match &frame.body {
+            Body::Empty | Body::Membership(_) => {}
+            Body::Control(facts) => {
+                facts.iter().try_for_each(|f| self.known.fact(f))?;
+                self.known.publish();
+                self.control.set_statistic(Statistic::Instruments, self.known.symbols.count());
+            }
+            Body::Data(data) => {
+                self.memtables.apply(data.runs, data.records, header.ingest_ts);
+                self.control.set_applied(appended.end.lsn);
+                accepted = self.known.runs(header, data.runs);
+                self.control.add(Statistic::Records, header.records());
+            }
+        }
+        self.count(&appended);
+        Ok(Committed { appended, accepted, sealed })
     }
 
     fn count(&mut self, appended: &wal::Appended) {
@@ -333,13 +301,29 @@ impl Core {
         self.control.set_statistic(Statistic::MemTableUsed, self.memtables.used());
     }
 
-    /// Appends the frame that opens a term.
+    /// Appends the frame that opens the term `term`, in which this process numbers records.
     ///
     /// # Errors
     /// [`crate::error::Error::Halted`].
-    pub fn open_term(&mut self, now: Ts) -> Result<wal::Appended> {
-        let appended = self.writer.append(&mut FrameBuilder::new(), FrameType::NoOp, now)?;
+    pub fn open_term(&mut self, term: Term, now: Ts) -> Result<wal::Appended> {
+        self.writer.set_term(term);
+        self.append_alone(&mut FrameBuilder::new(), FrameType::NoOp, now)
+    }
+
+    /// Appends a frame that changes the cluster's members.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`].
+    pub fn change_members(&mut self, change: &Change, now: Ts) -> Result<wal::Appended> {
+        let mut frame = FrameBuilder::new();
+        frame.push_fact(|words| change.encode(words));
+        self.append_alone(&mut frame, FrameType::Membership, now)
+    }
+
+    fn append_alone(&mut self, frame: &mut FrameBuilder, kind: FrameType, now: Ts) -> Result<wal::Appended> {
+        let appended = self.writer.append(frame, kind, now)?;
         self.control.set_appended(appended.end.lsn, appended.end.position);
+        self.count(&appended);
         Ok(appended)
     }
 
@@ -361,11 +345,9 @@ impl Core {
         let epoch = Epoch(next.ok_or(Error::Limit { what: "a publisher's epoch", limit: u64::from(u32::MAX) - 1 })?);
         let mut frame = FrameBuilder::new();
         frame.push_fact(|words| Fact::Attach { publisher, epoch, incarnation }.encode(words));
-        let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
-        self.control.set_appended(appended.end.lsn, appended.end.position);
-        self.count(&appended);
+        let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
         let state = PublisherState { epoch, incarnation, ..PublisherState::default() };
-        self.publishers.insert(publisher, state);
+        self.known.publishers.insert(publisher, state);
         Ok((state, appended))
     }
 
@@ -376,21 +358,19 @@ impl Core {
     /// [`crate::error::Error::Halted`]; [`crate::error::Error::NoSharedMemory`].
     pub fn kind(&mut self, layout: &Layout, now: Ts) -> Result<Option<wal::Appended>> {
         assert!(self.frame.is_empty(), "facts stand in frames of their own");
-        let known = self.kinds.known.get(&layout.kind());
+        let known = self.known.kinds.known.get(&layout.kind());
         if known == Some(layout) {
             return Ok(None);
         }
         // Also refuses what contradicts a kind that is known here.
         layout.register()?;
-        self.kinds.shown.push(layout)?;
+        self.known.kinds.shown.push(layout)?;
         let mut frame = FrameBuilder::new();
         frame.push_fact(|words| Fact::Kind(layout.clone()).encode(words));
-        let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
-        self.control.set_appended(appended.end.lsn, appended.end.position);
-        self.count(&appended);
-        self.kinds.known.insert(layout.kind(), layout.clone());
-        self.kinds.new.push(layout.clone());
-        self.kinds.shown.publish();
+        let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
+        self.known.kinds.known.insert(layout.kind(), layout.clone());
+        self.known.kinds.new.push(layout.clone());
+        self.known.kinds.shown.publish();
         Ok(Some(appended))
     }
 
@@ -407,18 +387,18 @@ impl Core {
         let mut ids = Vec::new();
         let mut failed = None;
         for name in names {
-            if let Some(&id) = self.ids.get(name) {
+            if let Some(&id) = self.known.ids.get(name) {
                 ids.push(id);
                 continue;
             }
             if !frame.fits(wal::fact::SYMBOL_LEN / 8, 1) {
                 break;
             }
-            match self.symbols.push(name) {
+            match self.known.symbols.push(name) {
                 Ok(id) => {
                     frame.push_fact(|words| Fact::Symbol { instrument: id, name: *name }.encode(words));
-                    self.ids.insert(*name, id);
-                    self.names.push(*name);
+                    self.known.ids.insert(*name, id);
+                    self.known.names.push(*name);
                     ids.push(id);
                 }
                 Err(e) => {
@@ -427,14 +407,12 @@ impl Core {
                 }
             }
         }
-        self.control.set_statistic(Statistic::Instruments, self.symbols.count());
+        self.control.set_statistic(Statistic::Instruments, self.known.symbols.count());
         let appended = if frame.is_empty() {
             None
         } else {
-            let appended = self.writer.append(&mut frame, FrameType::Control, now)?;
-            self.control.set_appended(appended.end.lsn, appended.end.position);
-            self.count(&appended);
-            self.symbols.publish();
+            let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
+            self.known.symbols.publish();
             Some(appended)
         };
         match failed {

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::cluster::Covered;
 use super::compact::Outcome;
 use super::history::{History, Next};
 use super::memtables::Sealed;
@@ -299,6 +300,8 @@ pub(super) struct FlushAgent {
     pub(super) waiting: VecDeque<Box<Sealed>>,
     pub(super) told: Sender<Told>,
     pub(super) spares: Sender<Spare>,
+    /// What is committed, and from where on other hosts may still ask for the log.
+    pub(super) covered: Arc<Covered>,
     pub(super) bells: Bells,
     pub(super) stop: Stop,
     pub(super) room: Arc<Room>,
@@ -485,7 +488,7 @@ impl FlushAgent {
     fn is_durable(&self, sealed: &Sealed) -> bool {
         let control = &self.filer.control;
         control.durable() >= sealed.last
-            && control.committed() >= sealed.last
+            && self.covered.committed() + 1 >= sealed.mark.chain.index.0
             && control.durable_position() >= sealed.mark.chain.position
     }
 
@@ -520,7 +523,8 @@ impl FlushAgent {
             Ok(passed) => passed,
             Err(error) => return tracing::warn!(%error, "cannot look for log segments that are not needed any more"),
         };
-        for first in passed {
+        let (size, Position(needed)) = (self.filer.segment_size, self.covered.needed());
+        for first in passed.into_iter().filter(|first| first.0 + size <= needed) {
             let outcome = self.filer.recycle(first).and_then(|spare| match self.spares.try_send(spare) {
                 Ok(()) => Ok(()),
                 Err(back) => self.filer.disk.remove(back.into_inner().path()),

@@ -10,23 +10,27 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
+use std::collections::VecDeque;
+
 use super::attach::{Answer, Request};
-use super::core::{Core, Offer, Readiness};
+use super::cluster::Cluster;
+use super::core::{Committed, Core, Offer, Readiness};
 use super::flush::{Filed, FlushItem, Told};
+use super::forward::{Forwarding, Passed};
 use super::space::Room;
 use super::sync::{SYNC_QUEUE, SyncItem};
 use crate::agent::{Idle, Stop, Wait};
 use crate::bus::attach::{Grant, Message, Mode};
 use crate::bus::{Batch, Receiver};
 use crate::error::{Error, Result};
-use crate::lsn::{Level, Lsn, Position, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Level, Lsn, Position, PubSeq, PublisherId};
 use crate::manifest::PublisherState;
 use crate::record::{Layout, Name};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, NO_SPACE, SLOTS_MAX, Slot, SlotState, Statistic};
 use crate::time::Clock;
-use crate::wal::{Appended, Evidence};
+use crate::wal::{Appended, Body, Evidence, Fact, Frame};
 
 /// Batches of one publisher in one turn.
 const QUOTA: usize = 64;
@@ -36,6 +40,8 @@ const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;
 const STOP_NS: u64 = 500_000_000;
 /// Longest sleep of a parked ingest agent: its heartbeat must stay young.
 const PARK: Duration = Duration::from_millis(100);
+/// The same while there are other hosts.
+const TICK: Duration = Duration::from_millis(crate::consensus::node::TICK_MS);
 /// Sleep while there is no room: it comes from other threads, which ring no bell.
 const HELD_BACK_PARK: Duration = Duration::from_micros(200);
 /// The same while the disk is full, which lasts.
@@ -59,16 +65,21 @@ const TELL_BYTES: u64 = 1 << 20;
 /// An attached publisher.
 pub(super) struct Lane {
     connection: u64,
-    publisher: PublisherId,
+    pub(super) publisher: PublisherId,
+    pub(super) epoch: Epoch,
     level: Level,
     slot_index: usize,
-    slot: Slot,
+    pub(super) slot: Slot,
     receiver: Receiver,
+    /// What is in the log and not committed.
+    uncommitted: VecDeque<(Lsn, PubSeq)>,
+    /// What of it has been passed on to the leader.
+    pub(super) passed: Passed,
     /// Taken from the queue, but did not fit in the frame.
     pending: Option<Batch>,
     /// Whether the publisher has been told of the gap that it is in.
     in_gap: bool,
-    fenced: bool,
+    pub(super) fenced: bool,
     gone: bool,
     /// Its queue cannot be read any more.
     failed: bool,
@@ -77,6 +88,8 @@ pub(super) struct Lane {
 /// The ingest agent.
 pub(super) struct IngestAgent {
     pub(super) core: Core,
+    pub(super) cluster: Cluster,
+    pub(super) forwarding: Forwarding,
     pub(super) room: Arc<Room>,
     pub(super) control: Control,
     pub(super) bells: Bells,
@@ -105,11 +118,12 @@ pub(super) struct IngestAgent {
 }
 
 impl IngestAgent {
-    /// Runs until it is told to stop; what waits then is still taken in.
+    /// Runs until it is told to stop; what waits then is still taken in. If it ends because the log is to be cut, it
+    /// gives the last frame that stays.
     ///
     /// # Errors
     /// [`crate::error::Error::Halted`]: a write failed.
-    pub(super) fn run(mut self) -> Result<()> {
+    pub(super) fn run(mut self) -> Result<Option<u64>> {
         let mut idle = Idle::new(self.wait);
         let mut end = None;
         loop {
@@ -117,11 +131,18 @@ impl IngestAgent {
             let worked = self.turn()?;
             // What publishers send after that stays in their rings.
             let over = stopping && self.clock.monotonic() >= *end.get_or_insert(self.clock.monotonic() + STOP_NS);
+            if self.cluster.cut.is_some() {
+                self.tell()?;
+                self.send(SyncItem::Stop)?;
+                return Ok(self.cluster.cut);
+            }
             if worked && !over {
                 idle.worked();
             } else if stopping {
                 self.tell()?;
-                return self.send(SyncItem::Stop);
+                self.send(SyncItem::Stop)?;
+                // Others need not wait for an election timeout.
+                return self.speak().map(|()| None);
             } else if idle.should_park() {
                 self.tell()?;
                 self.park();
@@ -135,9 +156,11 @@ impl IngestAgent {
             let lasts = self.control.statistic(Statistic::HeldBack) == NO_SPACE;
             return std::thread::sleep(if lasts { NO_SPACE_PARK } else { HELD_BACK_PARK });
         }
-        self.bells.sleep(Bell::Ingest, PARK, || {
+        let limit = if self.cluster.covered.is_alone() { PARK } else { TICK };
+        self.bells.sleep(Bell::Ingest, limit, || {
             !self.requests.is_empty()
                 || !self.told.is_empty()
+                || self.cluster.is_due(self.bells.mail())
                 || self.stop.is_stopped()
                 || self.lanes.iter().any(|l| l.receiver.has_batches())
         });
@@ -163,13 +186,24 @@ impl IngestAgent {
             }
             worked = true;
         }
-        let mut room = self.has_room(now)?;
+        worked |= self.take_part(now)?;
+        if self.cluster.cut.is_some() {
+            return Ok(true);
+        }
+        let leads = self.cluster.node.leads().is_some();
+        let mut room = leads && self.has_room(now)?;
         // Facts need the log alone: they are taken while the MemTables are full.
-        if (room || self.core.writer.ready()? || self.has_no_space())
-            && let Ok(request) = self.requests.try_recv()
+        if !leads {
+            worked |= self.forward(now)?;
+        } else if (room || self.core.writer.ready()? || self.has_no_space())
+            && let Some(request) = self.forwarding.own.pop_front().or_else(|| self.requests.try_recv().ok())
         {
             self.serve(request)?;
             worked = true;
+            room = self.has_room(now)?;
+        }
+        if room && self.has_relays() {
+            worked |= self.take_relays()?;
             room = self.has_room(now)?;
         }
         if room {
@@ -180,7 +214,7 @@ impl IngestAgent {
     }
 
     /// Whether a frame can be taken in; keeps count of the time in which none can.
-    fn has_room(&mut self, now: u64) -> Result<bool> {
+    pub(super) fn has_room(&mut self, now: u64) -> Result<bool> {
         if self.halted.is_stopped() {
             return Err(Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() });
         }
@@ -216,6 +250,18 @@ impl IngestAgent {
         Ok(why == 0)
     }
 
+    /// Publishers whose epoch `frame`, of another host, ends.
+    pub(super) fn fence_by(&mut self, frame: &Frame<'_>) {
+        let Body::Control(facts) = &frame.body else { return };
+        for fact in facts {
+            let &Fact::Attach { publisher, epoch, .. } = fact else { continue };
+            for lane in self.lanes.iter_mut().filter(|l| l.publisher == publisher && l.epoch < epoch) {
+                lane.fenced = true;
+                lane.slot.set_state(SlotState::Fenced);
+            }
+        }
+    }
+
     /// Whether it may be long before the log can be written.
     fn has_no_space(&self) -> bool {
         self.room.is_low() || self.room.is_refused()
@@ -234,19 +280,7 @@ impl IngestAgent {
             let index = (self.first + i) % count;
             let Some(lane) = self.lanes.get_mut(index) else { continue };
             for _ in 0..QUOTA {
-                let batch = match lane.pending.take() {
-                    Some(batch) => batch,
-                    None => match lane.receiver.receive() {
-                        Ok(Some(batch)) => batch,
-                        Ok(None) => break,
-                        Err(error) => {
-                            tracing::error!(%error, publisher = lane.publisher.0, "a publisher's service fails; it is let go");
-                            lane.slot.set_state(SlotState::Refused);
-                            (lane.gone, lane.failed) = (true, true);
-                            break;
-                        }
-                    },
-                };
+                let Some(batch) = lane.next_batch() else { break };
                 took = true;
                 if lane.take(batch, &mut self.core, &self.control) == Taken::FrameFull {
                     full = true;
@@ -261,8 +295,14 @@ impl IngestAgent {
         Ok(took)
     }
 
-    fn commit(&mut self) -> Result<()> {
+    pub(super) fn commit(&mut self) -> Result<()> {
         let Some(committed) = self.core.commit(self.clock.wall())? else { return Ok(()) };
+        self.propose(&committed.appended)?;
+        self.told_of(committed)
+    }
+
+    /// Passes on that a frame was appended and applied.
+    pub(super) fn told_of(&mut self, committed: Committed) -> Result<()> {
         if let Some(sealed) = committed.sealed {
             self.pass_on(FlushItem::Sealed(sealed));
         }
@@ -277,16 +317,20 @@ impl IngestAgent {
             self.send(SyncItem::Opened(opened))?;
         }
         for (publisher, pub_seq, lsn) in committed.accepted {
-            if let Some(lane) = self.lanes.iter().rev().find(|l| l.publisher == publisher && !l.fenced) {
+            if let Some(lane) = self.lanes.iter_mut().rev().find(|l| l.publisher == publisher && !l.fenced) {
                 lane.slot.accept(pub_seq, lsn);
+                lane.uncommitted.push_back((lsn, pub_seq));
                 if sabotage::is(Sabotage::AckEarly) {
                     lane.slot.ack_durable(pub_seq, lsn);
+                    lane.slot.ack_committed(pub_seq, lsn);
                 }
                 self.untold.urgent |= lane.level >= Level::Fsync;
                 self.untold.ack(lane.slot_index, pub_seq, lsn);
             }
         }
         self.bells.ring(Bell::Ack);
+        // Other hosts wait for this one, or this one for them.
+        self.untold.urgent |= !self.cluster.covered.is_alone();
         if self.untold.end.replace(end).is_none() {
             self.untold.since = self.clock.monotonic();
         }
@@ -297,7 +341,7 @@ impl IngestAgent {
     }
 
     /// Tells the sync agent what it has not been told yet.
-    fn tell(&mut self) -> Result<()> {
+    pub(super) fn tell(&mut self) -> Result<()> {
         let Some(end) = self.untold.end.take() else { return Ok(()) };
         let urgent = std::mem::take(&mut self.untold.urgent);
         self.send(SyncItem::Appended { end, urgent })?;
@@ -311,7 +355,7 @@ impl IngestAgent {
     ///
     /// # Errors
     /// [`Error::Halted`]: the sync agent has ended, so nothing will be durable any more.
-    fn send(&self, item: SyncItem) -> Result<()> {
+    pub(super) fn send(&self, item: SyncItem) -> Result<()> {
         let ended = |_| Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() };
         self.sync.send(item).map_err(ended)
     }
@@ -323,6 +367,12 @@ impl IngestAgent {
     }
 
     fn appended(&mut self, appended: Appended) -> Result<()> {
+        self.propose(&appended)?;
+        self.pass_to_sync(appended)
+    }
+
+    /// Lets the sync agent know of a frame that somebody waits for.
+    pub(super) fn pass_to_sync(&mut self, appended: Appended) -> Result<()> {
         self.tell()?;
         if let Some(opened) = appended.opened {
             self.send(SyncItem::Opened(opened))?;
@@ -330,7 +380,7 @@ impl IngestAgent {
         self.send(SyncItem::Appended { end: appended.end, urgent: true })
     }
 
-    fn serve(&mut self, request: Request) -> Result<()> {
+    pub(super) fn serve(&mut self, request: Request) -> Result<()> {
         match request {
             Request::Attach { connection, publisher, mode, level, incarnation, grant, receiver } => {
                 self.take_in_earlier(publisher)?;
@@ -352,8 +402,14 @@ impl IngestAgent {
                     (Ok(_), None) => Ok(()),
                 }
             }
-            Request::Symbols { connection, names } => self.symbols(connection, &names),
-            Request::Kind { connection, layout } => self.kind(connection, &layout),
+            Request::Symbols { connection, names } => {
+                let answer = self.symbols(&names)?.map_or_else(|refusal| refusal, Message::Ids);
+                self.say(connection, answer)
+            }
+            Request::Kind { connection, layout } => {
+                let answer = self.kind(&layout)?.map_or_else(|refusal| refusal, |()| Message::Known);
+                self.say(connection, answer)
+            }
             Request::Gone { connection } => {
                 self.lanes.iter_mut().filter(|l| l.connection == connection).for_each(|l| l.gone = true);
                 Ok(())
@@ -382,7 +438,12 @@ impl IngestAgent {
     }
 
     /// The state in which `publisher` goes on, or why it does not.
-    fn epoch_for(&mut self, publisher: PublisherId, mode: Mode, incarnation: u32) -> Result<Result<PublisherState, Message>> {
+    pub(super) fn epoch_for(
+        &mut self,
+        publisher: PublisherId,
+        mode: Mode,
+        incarnation: u32,
+    ) -> Result<Result<PublisherState, Message>> {
         let known = self.core.publisher(publisher);
         let above = match mode {
             // Granted to this very process, which may not have been told of it: storage was killed meanwhile.
@@ -411,7 +472,7 @@ impl IngestAgent {
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a lane is made of")]
-    fn let_in(
+    pub(super) fn let_in(
         &mut self,
         connection: u64,
         publisher: PublisherId,
@@ -432,10 +493,13 @@ impl IngestAgent {
         self.lanes.push(Lane {
             connection,
             publisher,
+            epoch: state.epoch,
             level,
             slot_index,
             slot,
             receiver,
+            uncommitted: VecDeque::new(),
+            passed: Passed::default(),
             pending: None,
             in_gap: false,
             fenced: false,
@@ -447,19 +511,19 @@ impl IngestAgent {
         Ok(())
     }
 
-    fn say(&mut self, connection: u64, message: Message) -> Result<()> {
-        // An answer means that everything before it is durable.
-        self.tell()?;
-        self.send(SyncItem::Answer(Answer::Say { connection, message }))
+    pub(super) fn say(&mut self, connection: u64, message: Message) -> Result<()> {
+        // An answer means that everything before it is durable, and on as many hosts as it takes.
+        self.say_committed(connection, message)
     }
 
-    fn symbols(&mut self, connection: u64, names: &[Name]) -> Result<()> {
+    /// The instruments called `names`, or why they are not to be had.
+    pub(super) fn symbols(&mut self, names: &[Name]) -> Result<Result<Vec<InstrumentId>, Message>> {
         let mut ids = Vec::with_capacity(names.len());
         let mut rest = names;
         while !rest.is_empty() {
             self.wait_for_log()?;
             if self.room.is_low() || !self.core.writer.ready()? {
-                return self.say(connection, self.not_now());
+                return Ok(Err(self.not_now()));
             }
             match self.core.instruments(rest, self.clock.wall()) {
                 Ok((some, appended)) => {
@@ -470,16 +534,17 @@ impl IngestAgent {
                     }
                 }
                 Err(e @ Error::Halted { .. }) => return Err(e),
-                Err(e) => return self.say(connection, Message::Refused(e.to_string())),
+                Err(e) => return Ok(Err(Message::Refused(e.to_string()))),
             }
         }
-        self.say(connection, Message::Ids(ids))
+        Ok(Ok(ids))
     }
 
-    fn kind(&mut self, connection: u64, layout: &Layout) -> Result<()> {
+    /// Makes `layout` a kind of the store, or says why it cannot be one.
+    pub(super) fn kind(&mut self, layout: &Layout) -> Result<Result<(), Message>> {
         self.wait_for_log()?;
         if self.room.is_low() || !self.core.writer.ready()? {
-            return self.say(connection, self.not_now());
+            return Ok(Err(self.not_now()));
         }
         match self.core.kind(layout, self.clock.wall()) {
             Ok(Some(appended)) => {
@@ -488,9 +553,9 @@ impl IngestAgent {
             }
             Ok(None) => {}
             Err(e @ Error::Halted { .. }) => return Err(e),
-            Err(e) => return self.say(connection, Message::Refused(e.to_string())),
+            Err(e) => return Ok(Err(Message::Refused(e.to_string()))),
         }
-        self.say(connection, Message::Known)
+        Ok(Ok(()))
     }
 
     /// Lets go of the publishers that have ended and of which nothing is left to take in.
@@ -533,6 +598,29 @@ impl Untold {
 }
 
 impl Lane {
+    /// The next batch that its publisher has sent.
+    pub(super) fn next_batch(&mut self) -> Option<Batch> {
+        if let Some(batch) = self.pending.take() {
+            return Some(batch);
+        }
+        match self.receiver.receive() {
+            Ok(batch) => batch,
+            Err(error) => {
+                tracing::error!(%error, publisher = self.publisher.0, "a publisher's service fails; it is let go");
+                self.slot.set_state(SlotState::Refused);
+                (self.gone, self.failed) = (true, true);
+                None
+            }
+        }
+    }
+
+    /// Records up to `lsn` are committed.
+    pub(super) fn committed(&mut self, lsn: Lsn) {
+        while let Some((lsn, pub_seq)) = self.uncommitted.pop_front_if(|u| u.0 <= lsn) {
+            self.slot.ack_committed(pub_seq, lsn);
+        }
+    }
+
     fn take(&mut self, batch: Batch, core: &mut Core, control: &Control) -> Taken {
         let header = batch.header();
         if header.publisher() != self.publisher {

@@ -16,8 +16,12 @@ pub mod history;
 pub mod memtables;
 
 mod attach;
+mod cluster;
 mod compact;
+mod forward;
 mod ingest;
+mod known;
+mod links;
 mod prepare;
 mod recover;
 mod rows;
@@ -36,9 +40,11 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, Waker, listen};
+use self::cluster::{Cluster, Covered};
 use self::compact::CompactAgent;
 use self::flush::{Filer, FlushAgent, Tending};
 use self::ingest::IngestAgent;
+use self::links::Links;
 use self::memtables::Source;
 use self::prepare::PrepareAgent;
 pub use self::recover::{Recovered, Started, recover};
@@ -48,6 +54,7 @@ use crate::agent::{Stop, Wait, spawn};
 use crate::bus::Bus;
 use crate::compaction;
 use crate::compaction::retention::{Rule, Rules};
+use crate::consensus::{self, message::Identity};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lsn::Level;
@@ -100,6 +107,8 @@ pub struct Options {
     pub compaction: compaction::Options,
     /// How long records are kept; without a rule, for ever.
     pub retention: Vec<Rule>,
+    /// Times of the cluster, of a store that is in one.
+    pub cluster: consensus::Options,
 }
 
 impl Default for Options {
@@ -122,6 +131,7 @@ impl Default for Options {
             sync_core: None,
             compaction: compaction::Options::default(),
             retention: Vec::new(),
+            cluster: consensus::Options::default(),
         }
     }
 }
@@ -158,6 +168,7 @@ impl Options {
             );
         }
         self.compaction.check()?;
+        self.cluster.check()?;
         Rules::new(&self.retention)?;
         if self.instruments_max == 0 || self.instruments_max >= u64::from(u32::MAX) {
             return bad("instruments-max", format!("{} is not from 1 to 4294967294", self.instruments_max));
@@ -185,7 +196,7 @@ pub struct Storage {
     meta: MetaFile,
     stop: Stop,
     late_stop: Stop,
-    ingest: JoinHandle<Result<()>>,
+    ingest: JoinHandle<Result<Option<u64>>>,
     sync: JoinHandle<Result<wal::Syncer>>,
     flush: JoinHandle<Filer>,
     others: Vec<JoinHandle<()>>,
@@ -203,14 +214,19 @@ impl Storage {
         let (run_dir, instance) = (&recovered.run_dir, recovered.started.instance);
         let bells = Bells::open_or_create(&run_dir.bells())?;
         let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "storage")?;
-        let listener = listen(&run_dir.attach_socket())?;
-        Storage::launch(world, recovered, bells, bus, listener)
+        let listeners = Listeners { attach: listen(&run_dir.attach_socket())?, cluster: listen(&run_dir.cluster_socket())? };
+        Storage::launch(world, recovered, bells, bus, listeners)
     }
 
     /// Starts the agents.
     #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
-    fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listener: UnixListener) -> Result<Storage> {
-        let Recovered { options, mut core, syncer, meta, control, filer, sealed, started, run_dir, maker, lock } = recovered;
+    fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listeners: Listeners) -> Result<Storage> {
+        let Recovered { options, mut core, syncer, meta, control, filer, sealed, node, started, run_dir, maker, lock } =
+            recovered;
+        let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
+        let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
+        let links = Links::new(listeners.cluster, run_dir.cluster_socket());
+        let cluster = Cluster::new(node, options.cluster.clone(), links, covered.clone(), identity);
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
         let waker = Waker::new().map_err(io)?;
@@ -257,6 +273,7 @@ impl Storage {
             waiting: sealed,
             told: told_in,
             spares: recycled_in,
+            covered: covered.clone(),
             bells: bells.clone(),
             stop: late_stop.clone(),
             tending: Tending::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
@@ -277,6 +294,7 @@ impl Storage {
             answers: answer_in,
             freed: freed_in,
             control: control.clone(),
+            covered,
             bells: bells.clone(),
             wake_attach: waker.clone(),
             pace: Pace {
@@ -289,7 +307,7 @@ impl Storage {
             halted: halted.clone(),
         };
         let attach = AttachAgent {
-            listener,
+            listener: listeners.attach,
             socket: run_dir.attach_socket(),
             bus,
             instance,
@@ -303,6 +321,8 @@ impl Storage {
         };
         let ingest = IngestAgent {
             core,
+            cluster,
+            forwarding: forward::Forwarding::default(),
             room,
             control: control.clone(),
             bells: bells.clone(),
@@ -355,11 +375,12 @@ impl Storage {
     }
 
     /// Takes in what waits, makes it durable, says so on the disk and ends. Shared memory is given
-    /// back, but for the control page.
+    /// back, but for the control page. If storage has ended by itself because its log and the leader's differ, this
+    /// gives the last frame that both have: the log is to be cut behind it ([`wal::cut`]) before the next start.
     ///
     /// # Errors
     /// [`Error::Halted`] if an agent has ended by one: what is durable is as it was last said.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(mut self) -> Result<Option<u64>> {
         self.stop.stop();
         self.bells.ring(crate::shm::bell::Bell::Ingest);
         let ingest = joined(self.ingest);
@@ -371,12 +392,35 @@ impl Storage {
             joined(other);
         }
         let filer = joined(self.flush);
-        let syncer = ingest.and(sync)?;
+        let cut = ingest?;
+        let syncer = sync?;
         let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };
         self.meta.update(meta)?;
         self.control.set_tables(&[], filer.manifest().state().seq);
         self.run_dir.sweep(None)?;
-        Ok(())
+        Ok(cut)
+    }
+}
+
+/// The sockets at which storage is asked.
+struct Listeners {
+    attach: UnixListener,
+    cluster: UnixListener,
+}
+
+/// Who this is, for the replication process.
+fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &Options) -> Identity {
+    let meta = node.meta();
+    Identity {
+        cluster: meta.store_id,
+        node: meta.node,
+        incarnation: meta.incarnation,
+        epoch: meta.epoch,
+        session,
+        segment_size,
+        store: std::path::absolute(&options.store).unwrap_or_else(|_| options.store.clone()),
+        heartbeat_ms: options.cluster.heartbeat_ms,
+        election_ms: options.cluster.election_ms,
     }
 }
 

@@ -3,7 +3,7 @@
 //! What must hold: one process a store, by a lock that the kernel releases; what is rebuilt is durable before anything
 //! is said about it; the timeline rises before a reader can see a watermark fall.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,8 @@ use super::core::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::{Options, World, space};
+use crate::consensus::frames::Frames;
+use crate::consensus::{self, Change, Node, Work};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
@@ -19,7 +21,7 @@ use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::SymbolsWriter;
-use crate::wal::{self, Log, MetaFile};
+use crate::wal::{self, Body, FrameType, Log, MetaFile};
 
 /// What a start found and made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct Recovered {
     pub filer: Filer,
     /// MemTables that are to be filed, the oldest first.
     pub sealed: VecDeque<Box<Sealed>>,
+    /// This host in its cluster.
+    pub node: Node,
     /// What was found.
     pub started: Started,
     pub(super) run_dir: RunDir,
@@ -147,8 +151,65 @@ fn tell(frame: &wal::Frame<'_>, now: u64, control: &Control, said: &mut u64) {
     }
 }
 
+/// What consensus has to remember of the store in `dir`; a store that has nothing is a cluster of one.
+fn raft_meta(disk: &dyn Disk, dir: &Path, known: &wal::Meta) -> Result<consensus::MetaFile> {
+    if !disk.exists(&dir.join(consensus::meta::NAME))? {
+        let alone = consensus::meta::Meta::alone(known.store_id, u64::from(known.term.0));
+        return consensus::MetaFile::create(disk, dir, &alone);
+    }
+    let file = consensus::MetaFile::open(disk, dir)?;
+    if file.meta().store_id != known.store_id {
+        let path = dir.join(consensus::meta::NAME);
+        return Err(Error::Foreign { path, what: "raft.meta of this store", found: file.meta().store_id as u64 });
+    }
+    Ok(file)
+}
+
+/// The frames behind a checkpoint as consensus sees them.
+struct Replicated {
+    frames: Frames,
+    changes: BTreeMap<u64, Change>,
+}
+
+impl Replicated {
+    fn visit(&mut self, frame: &wal::Frame<'_>) -> Result<()> {
+        if frame.header.kind() == FrameType::Pad {
+            return Ok(());
+        }
+        self.frames.push(&frame.header);
+        if let Body::Membership(words) = &frame.body {
+            let change = Change::parse(words).map_err(|bad| {
+                let reason = format!("frame {}: {}: {} where {} is due", frame.header.index, bad.what, bad.found, bad.expected);
+                Error::invalid("membership frame", reason)
+            })?;
+            self.changes.insert(frame.header.index.0, change);
+        }
+        Ok(())
+    }
+}
+
+/// A host that is alone opens its term at once: nobody else could.
+fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn crate::time::Clock) -> Result<()> {
+    node.campaign()?;
+    while let Some(work) = node.work() {
+        core.writer.ready()?;
+        let (appended, change) = match work {
+            Work::Open { term } => (core.open_term(super::cluster::term_of(term)?, clock.wall())?, None),
+            Work::Change { change, .. } => (core.change_members(&change, clock.wall())?, Some(change)),
+        };
+        let (header, end) = (appended.header, appended.end);
+        if let Some(segment) = appended.opened {
+            syncer.opened(segment);
+        }
+        node.written(&header, change)?;
+        syncer.sync(end)?;
+        node.persisted(end.index.0)?;
+    }
+    Ok(())
+}
+
 /// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
-/// behind it. Afterwards a new term has begun, and everything rebuilt is durable.
+/// behind it. Afterwards everything rebuilt is durable, and a host that is alone has begun a new term.
 ///
 /// # Errors
 /// [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
@@ -158,6 +219,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
+    let raft_meta = raft_meta(disk.as_ref(), dir, &known)?;
     let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
     // The page is new when the host has been started since: what readers saw before is not known then.
@@ -171,7 +233,11 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     remove_unfinished(disk.as_ref(), dir)?;
     let memtables = memtables(&maker, &control, from.lsn, seq, &options)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
-    let mut rebuilt = Rebuilt::new(memtables, symbols, KindsWriter::create(&run_dir.kinds(instance))?, manifest.state())?;
+    let kinds = KindsWriter::create(&run_dir.kinds(instance))?;
+    let alone = raft_meta.meta().is_alone();
+    let known_committed = if alone { u64::MAX } else { raft_meta.meta().commit };
+    let mut rebuilt = Rebuilt::new(memtables, symbols, kinds, manifest.state(), known_committed)?;
+    let mut replicated = Replicated { frames: Frames::new(&from), changes: BTreeMap::new() };
     let mut filer = Filer::new(flush::Parts {
         disk: disk.clone(),
         dir: dir.clone(),
@@ -191,6 +257,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, seen, |frame| {
         tell(frame, world.clock.monotonic(), &control, &mut said);
+        replicated.visit(frame)?;
         rebuilt.visit(frame, &mut filer, world.clock.as_ref())
     })?;
     filer.sweep()?;
@@ -204,12 +271,14 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     control.set_applied(end.lsn);
     writer.ready()?;
     let (mut core, sealed) = rebuilt.into_core(writer, control.clone());
-    let opened = core.open_term(world.clock.wall())?;
-    if let Some(segment) = opened.opened {
-        syncer.opened(segment);
+    let Replicated { frames, changes } = replicated;
+    let mut node = Node::new(&options.cluster, raft_meta, frames, changes, from.index.0 - 1)?;
+    if alone {
+        open_term(&mut core, &mut syncer, &mut node, world.clock.as_ref())?;
     }
-    syncer.sync(opened.end)?;
-    control.set_durable(opened.end.lsn, opened.end.position);
+    let end_now = core.writer.end();
+    control.set_durable(end_now.lsn, end_now.position);
+    control.reset_committed(node.frames().lsn(node.committed()));
     let started = Started {
         run_dir: run_dir.path().to_path_buf(),
         instance,
@@ -222,5 +291,5 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         memtable_size: options.memtable_size,
     };
     let lock = Box::new((lock, held));
-    Ok(Recovered { options, core, syncer, meta, control, filer, sealed, started, run_dir, maker, lock })
+    Ok(Recovered { options, core, syncer, meta, control, filer, sealed, node, started, run_dir, maker, lock })
 }

@@ -5,11 +5,13 @@
 //! for is durable within the interval or the byte limit, whichever comes first; after a pause the disk
 //! itself says how much of it is durable.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
 use super::attach::Answer;
+use super::cluster::Covered;
 use crate::agent::{Idle, Stop, Wait};
 use crate::error::Result as Outcome;
 use crate::lsn::{Lsn, Position, PubSeq};
@@ -70,6 +72,7 @@ pub(super) struct SyncAgent {
     pub(super) answers: Sender<Answer>,
     pub(super) freed: Sender<usize>,
     pub(super) control: Control,
+    pub(super) covered: Arc<Covered>,
     pub(super) bells: Bells,
     pub(super) wake_attach: super::attach::Waker,
     pub(super) pace: Pace,
@@ -176,11 +179,24 @@ impl SyncAgent {
             self.syncer.sync(end)?;
             self.control.add(Statistic::Syncs, 1);
             self.control.set_durable(end.lsn, end.position);
+            self.covered.set_durable(end.index.0);
+        }
+        let alone = self.covered.is_alone();
+        if alone {
+            self.control.set_committed(self.control.durable());
         }
         for (slot, pub_seq, lsn) in batch.acks.drain(..) {
-            self.control.slot(slot).ack_durable(pub_seq, lsn);
+            let slot = self.control.slot(slot);
+            slot.ack_durable(pub_seq, lsn);
+            if alone {
+                slot.ack_committed(pub_seq, lsn);
+            }
         }
         self.bells.ring(Bell::Ack);
+        if !alone {
+            // Others wait for the word that it is durable here.
+            self.bells.ring(Bell::Ingest);
+        }
         for slot in batch.freed.drain(..) {
             // The queue holds every slot there is; ingest may have ended before.
             let sent = self.freed.try_send(slot);

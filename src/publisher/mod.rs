@@ -124,6 +124,8 @@ pub struct Progress {
     pub accepted: PubSeq,
     /// The last durable record.
     pub durable: PubSeq,
+    /// The last committed record.
+    pub committed: PubSeq,
     /// LSN of the last record in the log file.
     pub accepted_lsn: Lsn,
     /// Batches sent.
@@ -371,6 +373,7 @@ impl Publisher {
                 Level::None => state.ring.sent(),
                 Level::Os => state.progress.accepted,
                 Level::Fsync => state.progress.durable,
+                Level::Quorum => state.progress.committed,
             };
             if reached >= target {
                 return Ok(state.progress());
@@ -384,9 +387,8 @@ impl Publisher {
             drop(state);
             match bells {
                 _ if !idle.should_park() => {}
-                Some((bells, slot, grant)) => bells.sleep(Bell::Ack, Duration::from_millis(2), || {
-                    slot.view(grant).is_none_or(|v| if level == Level::Fsync { v.durable } else { v.accepted } >= target)
-                }),
+                Some((bells, slot, grant)) => bells
+                    .sleep(Bell::Ack, Duration::from_millis(2), || slot.view(grant).is_none_or(|v| v.reached(level) >= target)),
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
         }
@@ -495,11 +497,11 @@ impl State {
         self.progress.accepted = view.accepted;
         self.progress.accepted_lsn = view.accepted_lsn;
         self.progress.durable = view.durable;
+        self.progress.committed = view.committed;
         let upto = match self.level {
             // The record of a gap is kept until it is in the log, at any level.
             Level::None if !self.ring.begins_with_gap() => self.ring.sent(),
-            Level::None | Level::Os => view.accepted,
-            Level::Fsync => view.durable,
+            level => view.reached(level),
         };
         self.ring.release(upto);
     }
@@ -567,6 +569,7 @@ impl State {
             self.epoch = grant.epoch;
             self.progress.accepted = PubSeq(0);
             self.progress.durable = PubSeq(0);
+            self.progress.committed = PubSeq(0);
         } else {
             self.ring.release(grant.pub_seq);
             self.ring.rewind(PubSeq(grant.pub_seq.0 + 1));

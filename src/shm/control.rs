@@ -5,6 +5,7 @@
 //!    0 magic u64 · 8 version u64 · 16 store id u128
 //!   64 instance u64 (odd while recovering) · 72 timeline u64 · 80 term u64 · 88 role u64 (0 down, 1 leader)
 //!   96 pid u64 · 104 started ts · 112 cut LSN: first LSN withdrawn by the newest timeline
+//!  192 part in the cluster u64 (0 none yet, else as in `consensus::message::Role`) · 200 leader u64 (0 unknown)
 //!  128 heartbeat u64 (ns of CLOCK_MONOTONIC)
 //!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64, first LSN u64 } × 4
 //!  336 manifest edit u64: the files of which stand for the MemTables that are no longer listed
@@ -17,6 +18,7 @@
 //!      +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
 //!      +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
 //!      +128 durable pub_seq · 136 its LSN                              written by sync
+//!      +192 committed pub_seq · 200 its LSN                            rising, by sync alone or by ingest in a cluster
 //! ```
 //!
 //! What must hold: a watermark is stored, with release, after everything it covers; a slot's numbers
@@ -29,7 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::Mapping;
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Lsn, Position, PubSeq, PublisherId, Term, Timeline};
+use crate::lsn::{Epoch, Level, Lsn, Position, PubSeq, PublisherId, Term, Timeline};
 use crate::time::Ts;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TAPECTRL");
@@ -43,6 +45,8 @@ const PID: u64 = 96;
 const STARTED: u64 = 104;
 const CUT: u64 = 112;
 const HEARTBEAT: u64 = 128;
+const PART: u64 = 192;
+const LEADER: u64 = 200;
 const TABLE_VERSION: u64 = 256;
 const TABLE_COUNT: u64 = 264;
 const TABLES: u64 = 272;
@@ -190,10 +194,25 @@ pub struct SlotView {
     pub durable: PubSeq,
     /// LSN of `durable`.
     pub durable_lsn: Lsn,
+    /// Committed: everything up to here.
+    pub committed: PubSeq,
+    /// LSN of `committed`.
+    pub committed_lsn: Lsn,
     /// Rises whenever storage sees a jump; `gap_expected` then says what it waits for.
     pub gap_count: u64,
     /// What storage expects next, as of the newest gap.
     pub gap_expected: PubSeq,
+}
+
+impl SlotView {
+    /// How far the publisher has come at `level`; [`Level::None`] promises nothing, and gives what is in the log.
+    pub fn reached(&self, level: Level) -> PubSeq {
+        match level {
+            Level::None | Level::Os => self.accepted,
+            Level::Fsync => self.durable,
+            Level::Quorum => self.committed,
+        }
+    }
 }
 
 impl Control {
@@ -314,6 +333,8 @@ impl Control {
             self.word(PID).store(pid, Ordering::Relaxed);
             self.word(TERM).store(u64::from(term.0), Ordering::Relaxed);
             self.word(STARTED).store(started.0, Ordering::Relaxed);
+        } else {
+            self.set_role(self.word(TERM).load(Ordering::Relaxed), 0, 0);
         }
         // SYNC: pairs with `server`.
         self.word(ROLE).store(u64::from(server.is_some()), Ordering::Release);
@@ -426,18 +447,40 @@ impl Control {
         Position(self.word(DURABLE + 8).load(Ordering::Relaxed))
     }
 
-    /// Moves `durable`, and with it `committed`: standalone they are the same.
+    /// Moves `durable`.
     pub fn set_durable(&self, lsn: Lsn, position: Position) {
         self.word(DURABLE + 8).store(position.0, Ordering::Relaxed);
         // SYNC: pairs with `durable`.
         self.word(DURABLE).store(lsn.0, Ordering::Release);
+    }
+
+    /// Moves `committed` up.
+    pub fn set_committed(&self, lsn: Lsn) {
+        // SYNC: pairs with `committed`.
+        self.word(COMMITTED).fetch_max(lsn.0, Ordering::Release);
+    }
+
+    /// Sets `committed` for a start: it falls only if the timeline has risen.
+    pub fn reset_committed(&self, lsn: Lsn) {
         // SYNC: pairs with `committed`.
         self.word(COMMITTED).store(lsn.0, Ordering::Release);
     }
 
+    /// Says which part this host has in the cluster in `term`, and who leads; 0: unknown.
+    pub fn set_role(&self, term: u64, part: u64, leader: u64) {
+        self.word(TERM).store(term, Ordering::Relaxed);
+        self.word(LEADER).store(leader, Ordering::Relaxed);
+        self.word(PART).store(part, Ordering::Relaxed);
+    }
+
+    /// Which part this host has in the cluster, as a number of `consensus::message::Role`, and who leads; 0: unknown.
+    pub fn role(&self) -> (u64, u64) {
+        (self.word(PART).load(Ordering::Relaxed), self.word(LEADER).load(Ordering::Relaxed))
+    }
+
     /// The last committed record.
     pub fn committed(&self) -> Lsn {
-        // SYNC: pairs with `set_durable`.
+        // SYNC: pairs with `set_committed`.
         Lsn(self.word(COMMITTED).load(Ordering::Acquire))
     }
 
@@ -503,6 +546,8 @@ impl Slot {
         self.word(64).store(0, Ordering::Relaxed);
         self.accept(accepted, lsn);
         self.ack_durable(accepted, lsn);
+        self.word(192).store(accepted.0, Ordering::Relaxed);
+        self.word(200).store(lsn.0, Ordering::Relaxed);
         // SYNC: pairs with the first load in `view`.
         self.word(0).store(grant, Ordering::Release);
     }
@@ -533,6 +578,13 @@ impl Slot {
         self.word(128).store(pub_seq.0, Ordering::Release);
     }
 
+    /// Everything up to `pub_seq`, of LSN `lsn`, is committed.
+    pub fn ack_committed(&self, pub_seq: PubSeq, lsn: Lsn) {
+        self.word(200).fetch_max(lsn.0, Ordering::Relaxed);
+        // SYNC: pairs with `view`.
+        self.word(192).fetch_max(pub_seq.0, Ordering::Release);
+    }
+
     /// Storage waits for `expected`.
     pub fn gap(&self, expected: PubSeq) {
         self.word(56).store(expected.0, Ordering::Relaxed);
@@ -560,6 +612,8 @@ impl Slot {
             accepted_lsn: Lsn(self.word(40).load(Ordering::Relaxed)),
             durable: PubSeq(self.word(128).load(Ordering::Acquire)),
             durable_lsn: Lsn(self.word(136).load(Ordering::Relaxed)),
+            committed: PubSeq(self.word(192).load(Ordering::Acquire)),
+            committed_lsn: Lsn(self.word(200).load(Ordering::Relaxed)),
             gap_count,
             gap_expected: PubSeq(self.word(56).load(Ordering::Relaxed)),
         };

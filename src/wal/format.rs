@@ -77,6 +77,8 @@ pub enum FrameType {
     Control = 2,
     /// Nothing: opens a term.
     NoOp = 3,
+    /// A change of the cluster's members (`consensus::format`). No LSN.
+    Membership = 4,
     /// Fills a segment to its end; no index.
     Pad = 5,
 }
@@ -87,6 +89,7 @@ impl FrameType {
             1 => Ok(FrameType::Data),
             2 => Ok(FrameType::Control),
             3 => Ok(FrameType::NoOp),
+            4 => Ok(FrameType::Membership),
             5 => Ok(FrameType::Pad),
             other => Err(Bad { what: "frame type", expected: 1, found: u64::from(other) }),
         }
@@ -162,6 +165,12 @@ impl Header {
     /// Bytes of the whole frame.
     pub fn total_len(&self) -> u64 {
         (HEADER_LEN + u64::from(self.len)).next_multiple_of(HEADER_LEN)
+    }
+
+    /// The log just before the frame.
+    pub fn place(&self) -> Chain {
+        let Header { position, index, first_lsn: lsn, prev_crc, term, ingest_ts, .. } = *self;
+        Chain { position, index, lsn, prev_crc, term, ingest_ts }
     }
 
     /// Records in the frame: 0 unless it carries data.

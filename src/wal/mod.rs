@@ -29,7 +29,7 @@ pub use fact::Fact;
 pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
-pub use reader::{Body, End, Frame, Tail, evidence, examine, leftovers, scan};
+pub use reader::{Body, End, Frame, Tail, evidence, examine, leftovers, parse, scan};
 pub use segment::{Spare, Spares, prepare, recycle};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 
@@ -104,8 +104,8 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
 /// Opens the log of the store in `dir` and shows every frame it keeps from `from` on, a checkpoint or the
 /// log's beginning, to `visit`. `seen` is the last record that readers may have seen.
 ///
-/// Afterwards everything visited is durable, the term is new and durable, and the timeline has risen
-/// if a record up to `seen` is gone. The caller appends a no-op next.
+/// Afterwards everything visited is durable, and the timeline has risen if a record up to `seen` is gone. The writer has
+/// no term of its own yet: [`Writer::set_term`].
 ///
 /// # Errors
 /// As [`scan`], and [`Error::Io`]. Nothing is changed before the whole log has been read.
@@ -129,7 +129,7 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, from: Chain, seen: Lsn, visit: impl
     };
     let withdrawn = durable.lsn < seen;
     meta_file.update(Meta {
-        term: Term(meta.term.0.max(end.chain.term.0) + 1),
+        term: meta.term.max(end.chain.term),
         clean: false,
         timeline: Timeline(meta.timeline.0 + u64::from(withdrawn)),
         durable,
@@ -141,7 +141,6 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, from: Chain, seen: Lsn, visit: impl
         store_id: meta.store_id,
         segment_size: meta.segment_size,
         chain: end.chain,
-        term: meta_file.meta().term,
         segment: end.segment.clone(),
     };
     Ok(Log {

@@ -35,6 +35,8 @@ pub enum Body<'a> {
     Data(Data<'a>),
     /// Facts.
     Control(Vec<Fact>),
+    /// A change of the cluster's members, as `consensus` writes it.
+    Membership(&'a [u64]),
     /// Nothing.
     Empty,
 }
@@ -220,14 +222,7 @@ pub fn leftovers(
                 offset += HEADER_LEN;
                 continue;
             };
-            let chain = Chain {
-                position: header.position,
-                index: header.index,
-                lsn: header.first_lsn,
-                prev_crc: header.prev_crc,
-                term: header.term,
-                ingest_ts: header.ingest_ts,
-            };
+            let chain = header.place();
             match next_frame(&mut window, offset, meta.segment_size - offset, &chain)? {
                 Ok(frame) => {
                     visit(&frame)?;
@@ -299,19 +294,40 @@ fn next_frame<'w>(window: &'w mut Window<'_>, offset: u64, room: u64, chain: &Ch
     let words = window.get(offset, total as usize)?;
     match body(&header, words) {
         Ok(body) => {
-            // Records of these kinds come in the frames behind this one.
-            if let Body::Control(facts) = &body {
-                for fact in facts {
-                    if let Fact::Kind(layout) = fact {
-                        layout.register()?;
-                    }
-                }
-            }
+            register(&body)?;
             Ok(Ok(Frame { header, body }))
         }
         Err(_) if sabotage::is(Sabotage::ServeTornTail) => Ok(Ok(Frame { header, body: Body::Empty })),
         Err(bad) => Ok(Err((bad, true))),
     }
+}
+
+/// Makes the kinds known that `body` defines: records of them come in the frames behind it.
+fn register(body: &Body<'_>) -> Result<()> {
+    let Body::Control(facts) = body else { return Ok(()) };
+    facts.iter().try_for_each(|fact| match fact {
+        Fact::Kind(layout) => layout.register().map(drop),
+        _ => Ok(()),
+    })
+}
+
+/// The frame whose header, payload and zeros are `words`, which came from another host; whether it continues a log is
+/// for whoever appends it to see.
+///
+/// # Errors
+/// [`Error::Invalid`], naming what contradicts itself.
+pub fn parse(words: &[u64]) -> Result<Frame<'_>> {
+    let bad = |Bad { what, expected, found }: Bad| {
+        Error::invalid("frame of another host", format!("{what}: {found} where {expected} is due"))
+    };
+    let header = Header::parse(bytemuck::cast_slice(words)).map_err(bad)?;
+    if header.total_len() != words.len() as u64 * 8 || header.kind() == FrameType::Pad {
+        let (expected, found) = (header.total_len(), words.len() as u64 * 8);
+        return Err(bad(Bad { what: "frame length", expected, found }));
+    }
+    let body = body(&header, words).map_err(bad)?;
+    register(&body)?;
+    Ok(Frame { header, body })
 }
 
 /// The checked body of the frame whose header and payload are `words`.
@@ -336,6 +352,7 @@ fn body<'w>(header: &Header, words: &'w [u64]) -> Result<Body<'w>, Bad> {
     Ok(match header.kind() {
         FrameType::Data => Body::Data(Data::parse(header, payload)?),
         FrameType::Control => Body::Control(Fact::parse_all(header, payload)?),
+        FrameType::Membership => Body::Membership(payload),
         FrameType::NoOp | FrameType::Pad => Body::Empty,
     })
 }

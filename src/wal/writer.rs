@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{
-    Chain, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
+    Bad, Chain, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
 };
 use super::frame::FrameBuilder;
 use super::segment::{Spare, Spares};
@@ -85,14 +85,13 @@ pub(super) struct Parts {
     pub(super) store_id: u128,
     pub(super) segment_size: u64,
     pub(super) chain: Chain,
-    pub(super) term: Term,
     pub(super) segment: Option<(Position, Arc<dyn DiskFile>)>,
 }
 
 impl Writer {
     pub(super) fn new(parts: Parts) -> Writer {
-        let Parts { disk, dir, store_id, segment_size, chain, term, segment } = parts;
-        assert!(term > chain.term || chain.index == FrameIndex(1), "a start has a term of its own");
+        let Parts { disk, dir, store_id, segment_size, chain, segment } = parts;
+        let term = chain.term;
         let spares = Spares::Inline { next: 0 };
         Writer { disk, dir, store_id, segment_size, chain, term, segment, spares, next: None, latch: Latch::default() }
     }
@@ -112,6 +111,15 @@ impl Writer {
         self.term
     }
 
+    /// From now on frames are of `term`, in which this process alone numbers frames.
+    ///
+    /// # Panics
+    /// If the term falls.
+    pub fn set_term(&mut self, term: Term) {
+        assert!(term >= self.term, "terms never fall: {term:?} behind {:?}", self.term);
+        self.term = term;
+    }
+
     fn room(&self) -> u64 {
         match &self.segment {
             // A frame that filled the segment to its last byte has left the position in the next one.
@@ -126,8 +134,15 @@ impl Writer {
     /// # Errors
     /// [`Error::Halted`]; [`Error::Io`] if a segment had to be made and could not be (not final).
     pub fn ready(&mut self) -> Result<bool> {
+        self.ready_for(READY_FRAMES * (2 * HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64))
+    }
+
+    /// Whether frames of `most` bytes, pads aside, can be appended now; no more than the smallest segment holds.
+    ///
+    /// # Errors
+    /// As [`Writer::ready`].
+    pub fn ready_for(&mut self, most: u64) -> Result<bool> {
         self.latch.check()?;
-        let most = READY_FRAMES * (2 * HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64);
         if self.room() < most && self.next.is_none() {
             self.next = self.spares.take(self.disk.as_ref(), &self.dir, self.segment_size)?;
             return Ok(self.next.is_some());
@@ -145,7 +160,7 @@ impl Writer {
     pub fn append(&mut self, frame: &mut FrameBuilder, kind: FrameType, ingest_ts: Ts) -> Result<Appended> {
         self.latch.check()?;
         let ingest_ts = ingest_ts.max(self.chain.ingest_ts);
-        let opened = if frame.total_len() > self.room() { Some(self.roll(ingest_ts)?) } else { None };
+        let opened = if frame.total_len() > self.room() { Some(self.roll(self.term, ingest_ts)?) } else { None };
         let (header, words) = frame.seal(kind, &self.chain, self.term, ingest_ts);
         let (first, file) = match &self.segment {
             Some((first, file)) => (*first, file),
@@ -159,6 +174,50 @@ impl Writer {
         Ok(Appended { header, end: self.end(), opened })
     }
 
+    /// What a frame of `header` must say to be appended as it is: where the log stands, behind the pad that goes before
+    /// it if it begins a segment.
+    fn next_chain(&self, header: &Header) -> Chain {
+        let mut chain = self.chain;
+        let room = self.room();
+        if header.total_len() > room {
+            let at = chain.position.0 + room;
+            chain.position = if room > 0 { Position(at + SEGMENT_HEAD_LEN) } else { chain.position };
+        }
+        chain
+    }
+
+    /// Whether the frame of `header`, which another host has made, continues this log.
+    ///
+    /// # Errors
+    /// What does not continue.
+    pub fn check(&self, header: &Header) -> std::result::Result<(), Bad> {
+        self.next_chain(header).check(header)
+    }
+
+    /// Appends a frame that another host has made, byte for byte. It has been parsed, and [`Writer::check`] accepts it.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: a write failed, now or before.
+    ///
+    /// # Panics
+    /// If the frame does not continue the log, or [`Writer::ready_for`] has not said that there is room.
+    pub fn append_as_is(&mut self, header: &Header, words: &[u64]) -> Result<Appended> {
+        self.latch.check()?;
+        let continues = self.check(header);
+        assert!(continues.is_ok() && words.len() as u64 * 8 == header.total_len(), "{continues:?}");
+        // The leader's pad is of the term and time of the frame that did not fit.
+        let opened = if header.total_len() > self.room() { Some(self.roll(header.term, header.ingest_ts)?) } else { None };
+        let (first, file) = match &self.segment {
+            Some((first, file)) => (*first, file),
+            None => panic!("a log without a segment after rolling"),
+        };
+        let written = file.write_at(bytemuck::cast_slice(words), self.chain.position.0 - first.0);
+        self.latch.guard("write of the log", written)?;
+        self.chain.advance(header, self.segment_size);
+        self.term = self.term.max(header.term);
+        Ok(Appended { header: *header, end: self.end(), opened })
+    }
+
     /// The end of the log.
     pub fn end(&self) -> Evidence {
         Evidence {
@@ -170,7 +229,7 @@ impl Writer {
     }
 
     /// Fills the segment with a pad and begins the next.
-    fn roll(&mut self, ingest_ts: Ts) -> Result<Opened> {
+    fn roll(&mut self, term: Term, ingest_ts: Ts) -> Result<Opened> {
         let room = self.room();
         if let (Some((first, file)), true) = (&self.segment, room > 0) {
             let mut pad = Header {
@@ -179,7 +238,7 @@ impl Writer {
                 frame_type: FrameType::Pad as u8,
                 prev_crc: self.chain.prev_crc,
                 len: (room - HEADER_LEN) as u32,
-                term: self.term,
+                term,
                 index: self.chain.index,
                 first_lsn: self.chain.lsn,
                 position: self.chain.position,

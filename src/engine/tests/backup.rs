@@ -460,11 +460,13 @@ fn a_backup_says_of_itself_what_is_durable_and_holds_nothing_behind_it() {
     assert_eq!(store.core.offer(header, &trades(1, run.clients[0].epoch, 241, 60)), Offer::Accepted);
     store.core.commit(Ts(9)).unwrap().unwrap();
     store.control.set_durable(Lsn(240), store.syncer.durable().position);
+    store.control.set_committed(Lsn(240));
     let target = run.dir.path().join("b");
     assert_eq!(back_up(&run, &target, false).unwrap().last, Lsn(240));
     assert_eq!(records(&run.disk, &target).unwrap().len(), 240);
     store.syncer.sync(store.core.writer.end()).unwrap();
     store.control.set_durable(Lsn(300), store.syncer.durable().position);
+    store.control.set_committed(Lsn(300));
     assert_eq!(back_up(&run, &target, false).unwrap().last, Lsn(300));
     // A flipped byte of the copied log is damage, not a torn tail.
     let segment = target.join(wal::DIR).join(run.disk.list(&target.join(wal::DIR)).unwrap().last().unwrap());

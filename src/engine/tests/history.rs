@@ -172,6 +172,7 @@ fn put(store: &mut Recovered, model: &mut Model, rng: &mut SimRng, epoch: Epoch,
     store.syncer.sync(store.core.writer.end()).unwrap();
     let end = store.core.writer.end();
     store.control.set_durable(end.lsn, end.position);
+    store.control.set_committed(end.lsn);
 }
 
 #[test]
@@ -311,6 +312,7 @@ fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_repla
     let end = store.core.writer.end();
     store.syncer.sync(end).unwrap();
     store.control.set_durable(end.lsn, end.position);
+    store.control.set_committed(end.lsn);
     for _ in 0..2 {
         store.control.set_instance(store.started.instance);
         let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
@@ -349,6 +351,7 @@ fn a_replay_over_very_many_small_files_goes_on_in_order() {
         let end = store.core.writer.end();
         store.syncer.sync(end).unwrap();
         store.control.set_durable(end.lsn, end.position);
+        store.control.set_committed(end.lsn);
         store.core.memtables.seal_soon();
         while file_one(&mut store).unwrap() {}
     }

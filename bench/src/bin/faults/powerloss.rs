@@ -373,6 +373,7 @@ impl<'a> Trial<'a> {
         let end = store.at.core.writer.end();
         store.at.syncer.sync(end)?;
         store.at.control.set_durable(end.lsn, end.position);
+        store.at.control.set_committed(end.lsn);
         self.model.durable = self.model.frames.len();
         Ok(())
     }

@@ -1,0 +1,674 @@
+//! Owns: [`Node`], the raft crate's state machine over the log's frames, with the term and vote in `raft.meta`.
+//!
+//! ```text
+//! tick, step ──▶ raft ──▶ messages (those that promise something: once the log is durable as far as they say)
+//!                 │  ├──▶ work: frames that raft has put in its log and the log's owner has to write
+//!                 │  └──▶ committed: an index that only rises
+//! written, proposed (frames in the log) ─┘ persisted (durable up to an index) ─┘
+//! ```
+//!
+//! What must hold: term and vote are durable before a message of that term leaves; an acceptance of frames, or a request
+//! for votes, leaves after every frame that it speaks of is durable; frames are in the log before raft hears of them, but
+//! for those that raft itself begins.
+//!
+//! Sources: the raft paper and thesis (10.2.1 for sending before the own disk is done); the raft crate's documentation
+//! of asynchronous readies.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType};
+use raft::eraftpb::{HardState, Message as RaftMessage, MessageType};
+use raft::{Config, RawNode, StateRole};
+
+use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, Seat, Transition, VOTER};
+use super::frames::Frames;
+use super::message::{FrameHead, Member, Progress, Raft, Role, State};
+use super::meta::{Meta, MetaFile};
+use crate::error::{Error, Result};
+use crate::lsn::{NodeId, Position};
+use crate::wal::Header;
+
+/// Milliseconds of a tick.
+pub const TICK_MS: u64 = 10;
+/// Bytes of entries, as the raft crate counts them, in one message: so many that their frames fit in four MiB.
+const MESSAGE_ENTRY_BYTES: u64 = 64 * 12;
+/// Messages with frames that are on the way to a member at once.
+const INFLIGHT_MAX: usize = 256;
+
+/// Times of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Options {
+    /// Time between heartbeats of a leader, ms.
+    pub heartbeat_ms: u64,
+    /// Least time without a heartbeat after which a follower stands for election, ms,
+    pub election_ms: u64,
+    /// and how much longer it may wait, so that not all stand at once, ms.
+    pub election_spread_ms: u64,
+    /// Bytes of log kept for members that lag behind, at most.
+    pub retain_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { heartbeat_ms: 100, election_ms: 300, election_spread_ms: 150, retain_bytes: 8 << 30 }
+    }
+}
+
+impl Options {
+    /// Checks them against each other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the option and its bounds.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what, reason: String| Err(Error::Invalid { what, reason });
+        if self.heartbeat_ms < TICK_MS || self.heartbeat_ms > 60_000 {
+            return bad("heartbeat-ms", format!("{} is not from {TICK_MS} to 60000", self.heartbeat_ms));
+        }
+        if self.election_ms < 2 * self.heartbeat_ms || self.election_ms > 600_000 {
+            return bad("election-ms", format!("{} is not from twice heartbeat-ms to 600000", self.election_ms));
+        }
+        if self.election_spread_ms < TICK_MS || self.election_spread_ms > 600_000 {
+            return bad("election-spread-ms", format!("{} is not from {TICK_MS} to 600000", self.election_spread_ms));
+        }
+        Ok(())
+    }
+
+    fn config(&self, id: NodeId, applied: u64) -> Config {
+        let ticks = |ms: u64| (ms / TICK_MS).max(1) as usize;
+        let (least, spread) = (ticks(self.election_ms), ticks(self.election_spread_ms));
+        Config {
+            id: id.0,
+            applied,
+            heartbeat_tick: ticks(self.heartbeat_ms),
+            election_tick: least,
+            min_election_tick: least,
+            max_election_tick: least + spread,
+            max_size_per_msg: MESSAGE_ENTRY_BYTES,
+            max_inflight_msgs: INFLIGHT_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            ..Config::default()
+        }
+    }
+}
+
+/// What is to be done with a message that carries frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing of it is for the log: step it as it is.
+    Pass,
+    /// The first so many of its frames are in the log; the rest continue it.
+    Append(usize),
+    /// The log behind the frame of this index is not the leader's; nothing of that is committed.
+    Cut(u64),
+    /// It denies this frame, which is committed here: one of the two hosts has lost its memory.
+    Denies(u64),
+}
+
+/// A frame that raft has put in its log, and that the log's owner has to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The frame without contents that opens the term.
+    Open {
+        /// The term.
+        term: u64,
+    },
+    /// A change of members.
+    Change {
+        /// The term.
+        term: u64,
+        /// The change.
+        change: Change,
+    },
+}
+
+/// A ready of raft whose frames are not durable yet.
+struct Unpersisted {
+    number: u64,
+    /// The last frame that must be durable.
+    index: u64,
+    messages: Vec<RaftMessage>,
+}
+
+/// This host in its cluster.
+pub struct Node {
+    raw: RawNode<Frames>,
+    meta: MetaFile,
+    /// Changes of members in the log, above the one that `meta` is as of.
+    changes: BTreeMap<u64, Change>,
+    /// The change that is proposed and not written yet.
+    proposed: Option<Change>,
+    unpersisted: VecDeque<Unpersisted>,
+    outbox: Vec<RaftMessage>,
+    /// Durable up to this frame.
+    durable: u64,
+    /// Whether members have changed since [`Node::take_members`].
+    members_changed: bool,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("state", &self.state()).field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(raft::Error) -> Error {
+    move |cause| Error::Consensus { what, cause: cause.to_string() }
+}
+
+impl Node {
+    /// The node of a recovered log: `frames` are in it and durable, `changes` are the membership frames among them.
+    /// Everything up to `committed`, a checkpoint, is known to be committed.
+    ///
+    /// # Errors
+    /// [`Error::Consensus`] if `meta` and the log contradict each other.
+    pub fn new(
+        options: &Options,
+        meta: MetaFile,
+        mut frames: Frames,
+        changes: BTreeMap<u64, Change>,
+        committed: u64,
+    ) -> Result<Node> {
+        let m = meta.meta();
+        let (id, last) = (m.node, frames.last());
+        let applied = m.membership.max(frames.first() - 1);
+        let commit = m.commit.max(committed).max(applied);
+        if commit > last {
+            let cause = format!("frame {commit} is committed, and the log ends with {last}");
+            return Err(Error::Consensus { what: "the log is shorter than what is committed", cause });
+        }
+        let term = m.term.max(frames.term_of(last).unwrap_or(0));
+        let vote = if term == m.term { m.vote } else { 0 };
+        frames.hard_state = HardState { term, vote, commit, ..HardState::default() };
+        frames.conf_state = conf_state(m);
+        let config = options.config(id, applied);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&config, frames, &logger).map_err(failed("start"))?;
+        let changes = changes.into_iter().filter(|c| c.0 > applied).collect();
+        let mut node = Node {
+            raw,
+            meta,
+            changes,
+            proposed: None,
+            unpersisted: VecDeque::new(),
+            outbox: Vec::new(),
+            durable: last,
+            members_changed: true,
+        };
+        node.pump()?;
+        Ok(node)
+    }
+
+    /// Who this is.
+    pub fn meta(&self) -> &Meta {
+        self.meta.meta()
+    }
+
+    /// The frames.
+    pub fn frames(&self) -> &Frames {
+        self.raw.store()
+    }
+
+    /// Forgets frames before `position`, as far as raft is done with them.
+    pub fn forget(&mut self, position: Position) {
+        let next = self.raw.raft.raft_log.applied + 1;
+        let done = self.frames().place(next).map_or(position, |p| p.position);
+        self.raw.mut_store().forget(position.min(done));
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> State {
+        let raft = &self.raw.raft;
+        let learns = !raft.prs().conf().voters().contains(raft.id);
+        let role = match raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if learns => Role::Learner,
+            StateRole::Follower => Role::Follower,
+        };
+        let leader = (raft.leader_id != 0).then_some(NodeId(raft.leader_id));
+        State { term: raft.term, role, leader, last: self.frames().last(), committed: raft.raft_log.committed }
+    }
+
+    /// Index up to which frames are committed.
+    #[inline]
+    pub fn committed(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// The term, if this node may number records in it now.
+    #[inline]
+    pub fn leads(&self) -> Option<u64> {
+        let raft = &self.raw.raft;
+        let opened = raft.raft_log.last_index() == self.raw.store().last();
+        (raft.state == StateRole::Leader && raft.lead_transferee.is_none() && opened).then_some(raft.term)
+    }
+
+    /// Whether nobody else is to hold the log: what is durable here is committed.
+    pub fn is_alone(&self) -> bool {
+        self.meta.meta().is_alone()
+    }
+
+    /// A tick of [`TICK_MS`] has passed.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: `raft.meta` cannot be written.
+    pub fn tick(&mut self) -> Result<()> {
+        // The raft crate takes it that a winner's frames are durable; a sole voter wins without asking anybody.
+        if !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader && self.votes_alone() {
+            return Ok(());
+        }
+        self.raw.tick();
+        self.pump()
+    }
+
+    fn votes_alone(&self) -> bool {
+        let voters = self.raw.raft.prs().conf().voters();
+        voters.ids().iter().all(|id| id == self.raw.raft.id)
+    }
+
+    /// Stands for election now.
+    ///
+    /// # Errors
+    /// As [`Node::tick`].
+    pub fn campaign(&mut self) -> Result<()> {
+        self.raw.campaign().map_err(failed("stand for election"))?;
+        self.pump()
+    }
+
+    /// What to do with `message`, which came from another host.
+    pub fn judge(&self, message: &Raft) -> Verdict {
+        let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
+        let carries = message.kind == MessageType::MsgAppend as u8 && !message.heads.is_empty();
+        let is_next = message.index >= log.committed && log.match_term(message.index, message.log_term);
+        if !carries || message.term < raft.term || !is_next {
+            return Verdict::Pass;
+        }
+        for (known, head) in message.heads.iter().enumerate() {
+            if head.index > log.last_index() {
+                return Verdict::Append(known);
+            }
+            if !log.match_term(head.index, head.term) {
+                let is_committed = head.index <= log.committed;
+                return if is_committed { Verdict::Denies(head.index) } else { Verdict::Cut(head.index - 1) };
+            }
+        }
+        Verdict::Pass
+    }
+
+    /// Takes in `message`. The frames that it carries and the log does not have are written next, and told of by
+    /// [`Node::written`], if this says so: it gives how many raft took.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: `raft.meta` cannot be written; [`Error::Consensus`]: the message makes no sense, and nothing was
+    /// done.
+    pub fn step(&mut self, message: &Raft) -> Result<u64> {
+        let before = self.raw.raft.raft_log.last_index();
+        if message.kind == MessageType::MsgHeartbeat as u8 && message.commit > before {
+            // Raft takes it for granted that this cannot be.
+            let cause = format!("frame {} is committed, and this log ends with {before}", message.commit);
+            return Err(Error::Consensus { what: "hear a leader", cause });
+        }
+        let message = from_wire(message)?;
+        match self.raw.step(message) {
+            Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
+            Err(error) => return Err(failed("take in a message")(error)),
+        }
+        let took = self.raw.raft.raft_log.last_index().saturating_sub(before);
+        self.pump()?;
+        Ok(took)
+    }
+
+    /// What was sent to `node` may not have arrived.
+    ///
+    /// # Errors
+    /// As [`Node::tick`].
+    pub fn unreachable(&mut self, node: NodeId) -> Result<()> {
+        self.raw.report_unreachable(node.0);
+        self.pump()
+    }
+
+    /// The frame that raft waits for, if there is one.
+    pub fn work(&mut self) -> Option<Work> {
+        let (log, last) = (&self.raw.raft.raft_log, self.raw.store().last());
+        if log.last_index() <= last || self.raw.raft.state != StateRole::Leader {
+            return None;
+        }
+        let entry = log.unstable_entries().iter().find(|e| e.index == last + 1)?;
+        let term = entry.term;
+        if entry.get_entry_type() == EntryType::EntryNormal {
+            return Some(Work::Open { term });
+        }
+        let leave = Change { transition: Transition::Leave, seats: Vec::new() };
+        Some(Work::Change { term, change: self.proposed.clone().unwrap_or(leave) })
+    }
+
+    /// A frame that raft knows of, by [`Node::work`] or by [`Node::step`], has been written; `change` is what it says if
+    /// it changes members.
+    ///
+    /// # Errors
+    /// As [`Node::tick`].
+    pub fn written(&mut self, header: &Header, change: Option<Change>) -> Result<()> {
+        self.raw.mut_store().push(header);
+        self.proposed = None;
+        if let Some(change) = change {
+            self.changes.insert(header.index.0, change);
+        }
+        self.pump()
+    }
+
+    /// A frame of this leader has been written; [`Node::leads`] has given its term. Others hear of it by
+    /// [`Node::pump`].
+    ///
+    /// # Errors
+    /// [`Error::Consensus`].
+    pub fn proposed(&mut self, header: &Header) -> Result<()> {
+        assert!(self.leads() == Some(u64::from(header.term.0)), "frame {} was not for this node to number", header.index);
+        self.raw.propose(Vec::new(), Vec::new()).map_err(failed("propose a frame"))?;
+        self.raw.mut_store().push(header);
+        Ok(())
+    }
+
+    /// Frames up to `index` are durable.
+    ///
+    /// # Errors
+    /// As [`Node::tick`].
+    pub fn persisted(&mut self, index: u64) -> Result<()> {
+        self.durable = self.durable.max(index);
+        self.pump()
+    }
+
+    /// Changes the members.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: why not now; nothing has changed.
+    pub fn change(&mut self, change: Change) -> Result<()> {
+        let refused = |reason: &str| Err(Error::invalid("change of members", reason));
+        if self.leads().is_none() {
+            return refused("this node does not lead");
+        }
+        let raft = &self.raw.raft;
+        if raft.pending_conf_index > raft.raft_log.applied || self.meta.meta().auto_leave {
+            return refused("another change is not finished; try again in a second");
+        }
+        self.raw.propose_conf_change(Vec::new(), conf_change(&change)).map_err(failed("propose a change of members"))?;
+        self.proposed = Some(change);
+        Ok(())
+    }
+
+    /// Hands the lead over to `node`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: why not.
+    pub fn transfer(&mut self, node: NodeId) -> Result<()> {
+        let refused = |reason: String| Err(Error::invalid("transfer", reason));
+        if self.raw.raft.state != StateRole::Leader {
+            return refused("this node does not lead".to_owned());
+        }
+        if !self.raw.raft.prs().conf().voters().contains(node.0) {
+            return refused(format!("node {node} does not vote"));
+        }
+        if node != self.meta.meta().node {
+            self.raw.transfer_leader(node.0);
+        }
+        self.pump()
+    }
+
+    /// Messages for other hosts, in order; of those that carry frames only the heads.
+    pub fn take_messages(&mut self) -> Vec<Raft> {
+        let messages = std::mem::take(&mut self.outbox);
+        messages.into_iter().filter_map(|m| to_wire(&m, self.raw.store())).collect()
+    }
+
+    /// Whether there are messages to take.
+    #[inline]
+    pub fn has_messages(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// The members, if they have changed since this was last asked.
+    pub fn take_members(&mut self) -> Option<Vec<Member>> {
+        std::mem::take(&mut self.members_changed).then(|| self.meta.meta().seats.iter().map(Seat::member).collect())
+    }
+
+    /// How this leader sees the other members; of a node that does not lead, nothing.
+    pub fn progress(&self) -> Vec<Progress> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let frames = self.frames();
+        let newest = frames.place(frames.last()).copied();
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        let seen = others.map(|(&id, p)| {
+            let theirs = frames.place(p.matched);
+            let lag = |of: fn(&super::Place) -> u64| match (&newest, theirs) {
+                (Some(newest), Some(theirs)) => of(newest).saturating_sub(of(theirs)),
+                (Some(newest), None) => of(newest),
+                (None, _) => 0,
+            };
+            Progress {
+                node: NodeId(id),
+                matched: p.matched,
+                is_active: p.recent_active,
+                lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
+                lag_bytes: lag(|p| p.end().0),
+                lag_ns: if p.matched == frames.last() { 0 } else { lag(|p| p.ingest_ts.0) },
+            }
+        });
+        let mut seen: Vec<_> = seen.collect();
+        seen.sort_by_key(|p| p.node);
+        seen
+    }
+
+    /// The first frame that a member may still ask for.
+    pub fn needed(&self) -> u64 {
+        let least = self.progress().iter().map(|p| p.matched).min();
+        least.unwrap_or(self.committed()) + 1
+    }
+
+    /// Writes down durably that frames up to here are committed, so that a start knows it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn record(&mut self) -> Result<()> {
+        let commit = self.committed().min(self.durable);
+        if commit <= self.meta.meta().commit {
+            return Ok(());
+        }
+        self.meta.update(Meta { commit, ..self.meta.meta().clone() })
+    }
+
+    /// Sets after how many ticks without a leader it stands for election next: for simulations.
+    pub fn set_election_ticks(&mut self, ticks: usize) {
+        self.raw.raft.set_randomized_election_timeout(ticks);
+    }
+
+    /// Deals with whatever raft has ready.
+    ///
+    /// # Errors
+    /// As [`Node::tick`].
+    pub fn pump(&mut self) -> Result<()> {
+        loop {
+            self.release();
+            // What raft has begun itself must be in the log before raft may think so.
+            if self.raw.raft.raft_log.last_index() > self.raw.store().last() || !self.raw.has_ready() {
+                return Ok(());
+            }
+            let mut ready = self.raw.ready();
+            if let Some(hard) = ready.hs() {
+                self.save(&hard.clone())?;
+            }
+            self.outbox.append(&mut ready.take_messages());
+            let index = ready.entries().last().map_or(0, |e| e.index);
+            let (promises, others) = ready.take_persisted_messages().into_iter().partition(is_promise);
+            self.outbox.extend::<Vec<_>>(others);
+            let committed = ready.take_committed_entries();
+            let number = ready.number();
+            self.raw.advance_append_async(ready);
+            self.unpersisted.push_back(Unpersisted { number, index, messages: promises });
+            if let Some(last) = committed.last().map(|e| e.index) {
+                self.apply(&committed)?;
+                self.raw.advance_apply_to(last);
+            }
+        }
+    }
+
+    /// Lets go what waited for frames that are durable now.
+    fn release(&mut self) {
+        while let Some(first) = self.unpersisted.pop_front_if(|u| u.index <= self.durable) {
+            self.raw.on_persist_ready(first.number);
+            self.outbox.extend(first.messages);
+        }
+    }
+
+    fn save(&mut self, hard: &HardState) -> Result<()> {
+        self.raw.mut_store().hard_state = hard.clone();
+        let meta = self.meta.meta();
+        if (hard.term, hard.vote) == (meta.term, meta.vote) {
+            return Ok(());
+        }
+        let commit = meta.commit.max(hard.commit.min(self.durable));
+        self.meta.update(Meta { term: hard.term, vote: hard.vote, commit, ..meta.clone() })
+    }
+
+    /// Members change with the frame that says so, once it is committed.
+    fn apply(&mut self, committed: &[Entry]) -> Result<()> {
+        for entry in committed.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal) {
+            let Some(change) = self.changes.remove(&entry.index) else { continue };
+            let state = self.raw.apply_conf_change(&conf_change(&change)).map_err(failed("change the members"))?;
+            let meta = self.meta.meta();
+            let seats = seats(&state, &meta.seats, &change);
+            let commit = meta.commit.max(entry.index);
+            let (membership, auto_leave) = (entry.index, state.auto_leave);
+            self.raw.mut_store().conf_state = state;
+            self.meta.update(Meta { seats, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
+            self.members_changed = true;
+        }
+        Ok(())
+    }
+}
+
+/// Whether `message` says something that holds only once the frames before it are durable.
+fn is_promise(message: &RaftMessage) -> bool {
+    match message.get_msg_type() {
+        MessageType::MsgAppendResponse => !message.reject,
+        MessageType::MsgRequestVote => true,
+        _ => false,
+    }
+}
+
+fn conf_state(meta: &Meta) -> ConfState {
+    let of = |part: u32| meta.seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
+    let mut state = ConfState::default();
+    state.set_voters(of(VOTER));
+    state.set_learners(of(LEARNER));
+    state.set_voters_outgoing(of(OUTGOING));
+    state.set_learners_next(of(LEARNER_NEXT));
+    state.auto_leave = meta.auto_leave;
+    state
+}
+
+/// The members of `state`, with the addresses that they had or that `change` gives them.
+fn seats(state: &ConfState, before: &[Seat], change: &Change) -> Vec<Seat> {
+    let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
+    for (ids, part) in [
+        (&state.voters, VOTER),
+        (&state.learners, LEARNER),
+        (&state.voters_outgoing, OUTGOING),
+        (&state.learners_next, LEARNER_NEXT),
+    ] {
+        ids.iter().for_each(|id| *parts.entry(*id).or_default() |= part);
+    }
+    let address = |id: u64| {
+        let newer = change.seats.iter().find(|s| s.node.0 == id && !s.address.is_empty());
+        newer.or_else(|| before.iter().find(|s| s.node.0 == id)).map_or_else(String::new, |s| s.address.clone())
+    };
+    parts.into_iter().map(|(id, part)| Seat { node: NodeId(id), part, address: address(id) }).collect()
+}
+
+fn conf_change(change: &Change) -> ConfChangeV2 {
+    let mut v2 = ConfChangeV2::default();
+    if change.transition == Transition::Leave {
+        return v2;
+    }
+    v2.set_transition(ConfChangeTransition::Auto);
+    let single = change.seats.iter().map(|seat| {
+        let mut single = ConfChangeSingle::default();
+        single.node_id = seat.node.0;
+        single.set_change_type(match seat.part {
+            0 => ConfChangeType::RemoveNode,
+            part if part & VOTER != 0 => ConfChangeType::AddNode,
+            _ => ConfChangeType::AddLearnerNode,
+        });
+        single
+    });
+    v2.set_changes(single.collect::<Vec<_>>().into());
+    v2
+}
+
+/// Message types that hosts send each other.
+const KINDS: [MessageType; 11] = [
+    MessageType::MsgAppend,
+    MessageType::MsgAppendResponse,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestVoteResponse,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgHeartbeatResponse,
+    MessageType::MsgTransferLeader,
+    MessageType::MsgTimeoutNow,
+    MessageType::MsgReadIndexResp,
+    MessageType::MsgRequestPreVote,
+    MessageType::MsgRequestPreVoteResponse,
+];
+
+fn to_wire(message: &RaftMessage, frames: &Frames) -> Option<Raft> {
+    let heads = message.entries.iter().map(|e| frames.head(e.index).filter(|h| h.term == e.term));
+    // A frame that is gone meanwhile is asked for again, or is not.
+    let heads = heads.collect::<Option<Vec<FrameHead>>>()?;
+    Some(Raft {
+        kind: message.get_msg_type() as u8,
+        to: NodeId(message.to),
+        from: NodeId(message.from),
+        term: message.term,
+        log_term: message.log_term,
+        index: message.index,
+        commit: message.commit,
+        commit_term: message.commit_term,
+        reject: message.reject,
+        reject_hint: message.reject_hint,
+        request_snapshot: message.request_snapshot,
+        priority: message.priority,
+        context: message.context.to_vec(),
+        heads,
+        frames: Vec::new(),
+    })
+}
+
+fn from_wire(message: &Raft) -> Result<RaftMessage> {
+    let bad = |cause: String| Error::Consensus { what: "take in a message", cause };
+    let kind = KINDS.into_iter().find(|k| *k as u8 == message.kind);
+    let kind = kind.ok_or_else(|| bad(format!("its kind is {}", message.kind)))?;
+    let mut out = RaftMessage::default();
+    out.set_msg_type(kind);
+    (out.to, out.from, out.term, out.log_term) = (message.to.0, message.from.0, message.term, message.log_term);
+    (out.index, out.commit, out.commit_term) = (message.index, message.commit, message.commit_term);
+    (out.reject, out.reject_hint, out.request_snapshot) = (message.reject, message.reject_hint, message.request_snapshot);
+    (out.priority, out.context) = (message.priority, message.context.clone().into());
+    let mut entries = Vec::with_capacity(message.heads.len());
+    let mut before = (message.index, message.log_term);
+    for head in &message.heads {
+        if head.index != before.0 + 1 || head.term < before.1 || head.term > message.term {
+            return Err(bad(format!("frame {} of term {} follows {} of term {}", head.index, head.term, before.0, before.1)));
+        }
+        before = (head.index, head.term);
+        let mut entry = Entry { index: head.index, term: head.term, ..Entry::default() };
+        if head.kind == EntryType::EntryConfChangeV2 as u8 {
+            entry.set_entry_type(EntryType::EntryConfChangeV2);
+        }
+        entries.push(entry);
+    }
+    out.set_entries(entries.into());
+    Ok(out)
+}

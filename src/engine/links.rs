@@ -1,0 +1,167 @@
+//! Owns: the socket at which the replication process and operators' tools talk to storage, and the connections.
+//!
+//! What must hold: nothing here waits: what cannot be read or written now is left for the next look; a connection whose
+//! other end does not read, or says what is no message, is closed; memory for it is bounded.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use crate::consensus::message::{MESSAGE_MAX, Message};
+
+/// Connections at once.
+const LINKS_MAX: usize = 16;
+/// Bytes that one connection has not taken yet, at most.
+const UNSENT_MAX: usize = 32 << 20;
+/// Bytes read from one connection in one look, at most.
+const LOOK_BYTES: usize = 8 << 20;
+
+/// One connection.
+struct Link {
+    number: u64,
+    stream: UnixStream,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    is_replication: bool,
+    is_over: bool,
+}
+
+/// The connections.
+pub(super) struct Links {
+    listener: UnixListener,
+    path: PathBuf,
+    links: Vec<Link>,
+    next: u64,
+}
+
+impl Links {
+    pub(super) fn new(listener: UnixListener, path: PathBuf) -> Links {
+        Links { listener, path, links: Vec::new(), next: 1 }
+    }
+
+    /// Lets in who has knocked, and gives all messages that have come, with the number of their connection. The second
+    /// says whether the replication process has gone.
+    pub(super) fn look(&mut self) -> (Vec<(u64, Message)>, bool) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.links.len() >= LINKS_MAX || stream.set_nonblocking(true).is_err() {
+                tracing::warn!(path = %self.path.display(), "more connections than {LINKS_MAX}: one is refused");
+                continue;
+            }
+            let number = self.next;
+            self.next += 1;
+            let (received, unsent) = (Vec::new(), Vec::new());
+            self.links.push(Link { number, stream, received, unsent, is_replication: false, is_over: false });
+        }
+        let mut messages = Vec::new();
+        for link in &mut self.links {
+            link.read(&mut messages);
+        }
+        (messages, self.drop_over())
+    }
+
+    /// Takes out what is over; whether the replication process is.
+    fn drop_over(&mut self) -> bool {
+        let over = self.links.extract_if(.., |l| l.is_over).filter(|l| l.is_replication);
+        let gone = over.count() > 0;
+        gone && !self.links.iter().any(|l| l.is_replication)
+    }
+
+    /// Connection `number` is the replication process from now on; another one before it is closed.
+    pub(super) fn is_replication(&mut self, number: u64) {
+        for link in &mut self.links {
+            link.is_over |= link.is_replication && link.number != number;
+            link.is_replication = link.number == number;
+        }
+    }
+
+    /// Whether the replication process is there.
+    pub(super) fn has_replication(&self) -> bool {
+        self.links.iter().any(|l| l.is_replication)
+    }
+
+    /// Says `message` on connection `number`, if it is still there.
+    pub(super) fn say(&mut self, number: u64, message: &Message) {
+        self.links.iter_mut().filter(|l| l.number == number).for_each(|l| l.write(message));
+    }
+
+    /// Says `message` to the replication process, if it is there.
+    pub(super) fn tell(&mut self, message: &Message) {
+        self.links.iter_mut().filter(|l| l.is_replication).for_each(|l| l.write(message));
+    }
+
+    /// Goes on with what could not be written before; whether the replication process has gone.
+    pub(super) fn flush(&mut self) -> bool {
+        self.links.iter_mut().filter(|l| !l.unsent.is_empty()).for_each(Link::flush);
+        self.drop_over()
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        // It may be another process's by now only if somebody removed the directory.
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "the socket is gone already");
+        }
+    }
+}
+
+impl Link {
+    fn read(&mut self, messages: &mut Vec<(u64, Message)>) {
+        let mut chunk = [0u8; 64 << 10];
+        let mut budget = LOOK_BYTES;
+        while budget > 0 && !self.is_over {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => self.is_over = true,
+                Ok(n) => {
+                    self.received.extend_from_slice(chunk.get(..n).unwrap_or(&[]));
+                    budget = budget.saturating_sub(n);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.is_over = true,
+            }
+        }
+        let mut at = 0;
+        loop {
+            match Message::decode(self.received.get(at..).unwrap_or(&[])) {
+                Ok(Some((message, len))) => {
+                    messages.push((self.number, message));
+                    at += len;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection to storage is closed");
+                    self.is_over = true;
+                    break;
+                }
+            }
+        }
+        self.received.drain(..at);
+        debug_assert!(self.received.len() <= MESSAGE_MAX + LOOK_BYTES + chunk.len());
+    }
+
+    fn write(&mut self, message: &Message) {
+        match message.encode() {
+            Ok(bytes) if self.unsent.len() + bytes.len() <= UNSENT_MAX => self.unsent.extend(bytes),
+            Ok(_) => {
+                tracing::warn!("a process does not read what storage says to it; its connection is closed");
+                self.is_over = true;
+            }
+            Err(error) => tracing::error!(%error, "a message stays unsaid"),
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let mut sent = 0;
+        while let Some(rest) = self.unsent.get(sent..).filter(|r| !r.is_empty() && !self.is_over) {
+            match self.stream.write(rest) {
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.is_over = true,
+            }
+        }
+        self.unsent.drain(..sent);
+    }
+}

@@ -10,6 +10,9 @@ pub mod message;
 pub mod meta;
 pub mod node;
 
+mod members;
+mod wire;
+
 pub use format::{Change, Seat, Transition};
 pub use frames::Place;
 pub use meta::MetaFile;

@@ -16,14 +16,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType};
-use raft::eraftpb::{HardState, Message as RaftMessage, MessageType};
+use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
 use raft::{Config, RawNode, StateRole};
 
-use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, Seat, Transition, VOTER};
+use super::format::{Change, Seat, Transition};
 use super::frames::Frames;
-use super::message::{FrameHead, Member, Progress, Raft, Role, State};
+use super::members::{conf_change, conf_state, seats};
+use super::message::{Member, Progress, Raft, Role, State};
 use super::meta::{Meta, MetaFile};
+use super::wire::{from_wire, to_wire};
 use crate::error::{Error, Result};
 use crate::lsn::{NodeId, Position};
 use crate::wal::Header;
@@ -557,118 +558,4 @@ fn is_promise(message: &RaftMessage) -> bool {
         MessageType::MsgRequestVote => true,
         _ => false,
     }
-}
-
-fn conf_state(meta: &Meta) -> ConfState {
-    let of = |part: u32| meta.seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
-    let mut state = ConfState::default();
-    state.set_voters(of(VOTER));
-    state.set_learners(of(LEARNER));
-    state.set_voters_outgoing(of(OUTGOING));
-    state.set_learners_next(of(LEARNER_NEXT));
-    state.auto_leave = meta.auto_leave;
-    state
-}
-
-/// The members of `state`, with the addresses that they had or that `change` gives them.
-fn seats(state: &ConfState, before: &[Seat], change: &Change) -> Vec<Seat> {
-    let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
-    for (ids, part) in [
-        (&state.voters, VOTER),
-        (&state.learners, LEARNER),
-        (&state.voters_outgoing, OUTGOING),
-        (&state.learners_next, LEARNER_NEXT),
-    ] {
-        ids.iter().for_each(|id| *parts.entry(*id).or_default() |= part);
-    }
-    let address = |id: u64| {
-        let newer = change.seats.iter().find(|s| s.node.0 == id && !s.address.is_empty());
-        newer.or_else(|| before.iter().find(|s| s.node.0 == id)).map_or_else(String::new, |s| s.address.clone())
-    };
-    parts.into_iter().map(|(id, part)| Seat { node: NodeId(id), part, address: address(id) }).collect()
-}
-
-fn conf_change(change: &Change) -> ConfChangeV2 {
-    let mut v2 = ConfChangeV2::default();
-    if change.transition == Transition::Leave {
-        return v2;
-    }
-    v2.set_transition(ConfChangeTransition::Auto);
-    let single = change.seats.iter().map(|seat| {
-        let mut single = ConfChangeSingle::default();
-        single.node_id = seat.node.0;
-        single.set_change_type(match seat.part {
-            0 => ConfChangeType::RemoveNode,
-            part if part & VOTER != 0 => ConfChangeType::AddNode,
-            _ => ConfChangeType::AddLearnerNode,
-        });
-        single
-    });
-    v2.set_changes(single.collect::<Vec<_>>().into());
-    v2
-}
-
-/// Message types that hosts send each other.
-const KINDS: [MessageType; 11] = [
-    MessageType::MsgAppend,
-    MessageType::MsgAppendResponse,
-    MessageType::MsgRequestVote,
-    MessageType::MsgRequestVoteResponse,
-    MessageType::MsgHeartbeat,
-    MessageType::MsgHeartbeatResponse,
-    MessageType::MsgTransferLeader,
-    MessageType::MsgTimeoutNow,
-    MessageType::MsgReadIndexResp,
-    MessageType::MsgRequestPreVote,
-    MessageType::MsgRequestPreVoteResponse,
-];
-
-fn to_wire(message: &RaftMessage, frames: &Frames) -> Option<Raft> {
-    let heads = message.entries.iter().map(|e| frames.head(e.index).filter(|h| h.term == e.term));
-    // A frame that is gone meanwhile is asked for again, or is not.
-    let heads = heads.collect::<Option<Vec<FrameHead>>>()?;
-    Some(Raft {
-        kind: message.get_msg_type() as u8,
-        to: NodeId(message.to),
-        from: NodeId(message.from),
-        term: message.term,
-        log_term: message.log_term,
-        index: message.index,
-        commit: message.commit,
-        commit_term: message.commit_term,
-        reject: message.reject,
-        reject_hint: message.reject_hint,
-        request_snapshot: message.request_snapshot,
-        priority: message.priority,
-        context: message.context.to_vec(),
-        heads,
-        frames: Vec::new(),
-    })
-}
-
-fn from_wire(message: &Raft) -> Result<RaftMessage> {
-    let bad = |cause: String| Error::Consensus { what: "take in a message", cause };
-    let kind = KINDS.into_iter().find(|k| *k as u8 == message.kind);
-    let kind = kind.ok_or_else(|| bad(format!("its kind is {}", message.kind)))?;
-    let mut out = RaftMessage::default();
-    out.set_msg_type(kind);
-    (out.to, out.from, out.term, out.log_term) = (message.to.0, message.from.0, message.term, message.log_term);
-    (out.index, out.commit, out.commit_term) = (message.index, message.commit, message.commit_term);
-    (out.reject, out.reject_hint, out.request_snapshot) = (message.reject, message.reject_hint, message.request_snapshot);
-    (out.priority, out.context) = (message.priority, message.context.clone().into());
-    let mut entries = Vec::with_capacity(message.heads.len());
-    let mut before = (message.index, message.log_term);
-    for head in &message.heads {
-        if head.index != before.0 + 1 || head.term < before.1 || head.term > message.term {
-            return Err(bad(format!("frame {} of term {} follows {} of term {}", head.index, head.term, before.0, before.1)));
-        }
-        before = (head.index, head.term);
-        let mut entry = Entry { index: head.index, term: head.term, ..Entry::default() };
-        if head.kind == EntryType::EntryConfChangeV2 as u8 {
-            entry.set_entry_type(EntryType::EntryConfChangeV2);
-        }
-        entries.push(entry);
-    }
-    out.set_entries(entries.into());
-    Ok(out)
 }

@@ -129,7 +129,7 @@ impl Cluster {
 
     /// Whether there is something to do without anybody having rung.
     pub(super) fn is_due(&self, mail: u32) -> bool {
-        mail != self.mail || self.covered.durable() != self.durable
+        mail != self.mail || self.covered.durable() != self.durable || self.links.has_part()
     }
 
     /// Who leads, if this host knows.
@@ -149,13 +149,15 @@ impl IngestAgent {
             worked = true;
         }
         let mail = self.bells.mail();
-        if mail != self.cluster.mail {
+        let is_tick = now.saturating_sub(self.cluster.ticked) >= TICK_MS * 1_000_000;
+        // Who writes more than the socket holds rings when all is written.
+        let in_part = self.cluster.links.has_part() || (is_tick && !self.cluster.covered.is_alone());
+        if mail != self.cluster.mail || in_part {
             self.cluster.mail = mail;
-            self.hear()?;
-            worked = true;
+            worked |= self.hear()?;
         }
         worked |= self.take_frames()?;
-        if now.saturating_sub(self.cluster.ticked) >= TICK_MS * 1_000_000 {
+        if is_tick {
             // One tick however long it was: after a pause nothing is overdue.
             self.cluster.ticked = now;
             self.cluster.node.tick()?;
@@ -171,8 +173,9 @@ impl IngestAgent {
     }
 
     /// Takes in what has come over the sockets, but for frames.
-    fn hear(&mut self) -> Result<()> {
+    fn hear(&mut self) -> Result<bool> {
         let (messages, gone) = self.cluster.links.look();
+        let heard = !messages.is_empty();
         for (link, message) in messages {
             match message {
                 Message::Hello { version, pid } => self.greet(link, version, pid),
@@ -188,7 +191,10 @@ impl IngestAgent {
                 }
             }
         }
-        if gone { self.replication_gone() } else { Ok(()) }
+        if gone {
+            self.replication_gone()?;
+        }
+        Ok(heard)
     }
 
     fn greet(&mut self, link: u64, version: u32, pid: u32) {

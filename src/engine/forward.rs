@@ -140,7 +140,9 @@ impl IngestAgent {
         let Some(leader) = self.cluster.leader().filter(|l| *l != self.cluster.identity.node) else { return Ok(worked) };
         for (publisher, ticket) in self.forwarding.unasked(now) {
             // What the publisher's earlier self has sent counts: it goes first.
-            publisher.into_iter().for_each(|p| drop(self.forward_lanes(now, leader, Some(p))));
+            if publisher.is_some() {
+                self.forward_lanes(now, leader, publisher);
+            }
             let Some(pending) = self.forwarding.pending.get_mut(&ticket) else { continue };
             pending.asked = now;
             let ask = Relay::Ask(ticket, ask(&pending.request));

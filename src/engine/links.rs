@@ -74,9 +74,9 @@ impl Links {
         }
     }
 
-    /// Whether the replication process is there.
-    pub(super) fn has_replication(&self) -> bool {
-        self.links.iter().any(|l| l.is_replication)
+    /// Whether a message has come in part: the rest is on its way, and nobody rings for it.
+    pub(super) fn has_part(&self) -> bool {
+        self.links.iter().any(|l| !l.received.is_empty())
     }
 
     /// Says `message` on connection `number`, if it is still there.

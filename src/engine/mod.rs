@@ -19,6 +19,7 @@ mod attach;
 mod cluster;
 mod compact;
 mod forward;
+pub mod found;
 mod ingest;
 mod known;
 mod links;

@@ -3,6 +3,7 @@
 
 mod backup;
 mod history;
+mod replicas;
 
 use std::io::ErrorKind;
 use std::path::Path;

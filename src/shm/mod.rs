@@ -10,6 +10,7 @@ pub mod bell;
 pub mod control;
 pub mod kinds;
 pub mod run_dir;
+pub mod slot;
 pub mod symbols;
 
 use std::fs::{File, OpenOptions};

@@ -1,0 +1,315 @@
+//! Three hosts in one process, with real agents on the real disk; the test carries what their replication processes
+//! would: it reads frames in the log of one and hands them to another.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::super::found::{Founding, found, store_id};
+use super::*;
+use crate::consensus::message::{Command, Member, Message, Progress, Raft, Report, Role, VERSION};
+use crate::disk::RealDisk;
+use crate::lsn::{NodeId, Position};
+use crate::publisher::{self, Publisher};
+use crate::time::HostClock;
+use crate::wal::format::segment_name;
+
+const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
+
+/// The hosts, and which of them hear each other.
+struct Hosts {
+    dir: tempfile::TempDir,
+    storages: Vec<Option<Storage>>,
+    carriers: Vec<Option<std::thread::JoinHandle<()>>>,
+    net: Arc<Net>,
+}
+
+/// Where each host's socket is, and which hosts are cut off.
+#[derive(Default)]
+struct Net {
+    ends: Mutex<std::collections::HashMap<u64, (UnixStream, Bells)>>,
+    cut_off: Mutex<std::collections::HashSet<u64>>,
+    over: AtomicBool,
+}
+
+impl Net {
+    fn hand(&self, from: NodeId, to: NodeId, message: &Message) {
+        let cut_off = self.cut_off.lock().unwrap();
+        if cut_off.contains(&from.0) || cut_off.contains(&to.0) {
+            return;
+        }
+        drop(cut_off);
+        let mut ends = self.ends.lock().unwrap();
+        if let Some((stream, bells)) = ends.get_mut(&to.0)
+            && stream.write_all(&message.encode().unwrap()).is_ok()
+        {
+            bells.post();
+        }
+    }
+}
+
+impl Hosts {
+    fn new(count: u64) -> Hosts {
+        let dir = tempfile::tempdir().unwrap();
+        let mut hosts = Hosts { dir, storages: Vec::new(), carriers: Vec::new(), net: Arc::default() };
+        let members: Vec<_> =
+            (1..=count).map(|n| Member { node: NodeId(n), address: format!("127.0.0.{n}:1"), is_voter: true }).collect();
+        for n in 1..=count {
+            let founding =
+                Founding { cluster: "test".to_owned(), node: NodeId(n), members: members.clone(), segment_size: SEGMENT };
+            assert_eq!(found(&RealDisk, &hosts.store(n), &founding, Ts(1)).unwrap(), store_id("test"));
+            hosts.storages.push(None);
+            hosts.carriers.push(None);
+            hosts.start(n);
+        }
+        hosts
+    }
+
+    fn store(&self, n: u64) -> PathBuf {
+        self.dir.path().join(format!("host-{n}"))
+    }
+
+    fn start(&mut self, n: u64) {
+        let mut options = options(&self.store(n));
+        // Hosts of one store on one machine: each has shared memory of its own.
+        options.run_root = self.dir.path().join(format!("run-{n}"));
+        std::fs::create_dir_all(&options.run_root).unwrap();
+        options.space_min = 1 << 20;
+        options.segment_size = SEGMENT;
+        options.cluster =
+            consensus::Options { heartbeat_ms: 50, election_ms: 250, election_spread_ms: 150, ..Default::default() };
+        let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
+        let storage = Storage::start(options, world).unwrap();
+        self.storages[n as usize - 1] = Some(storage);
+        self.carry(n);
+    }
+
+    /// Begins to carry the messages of host `n`.
+    fn carry(&mut self, n: u64) {
+        let run_dir = RunDir::find(&self.store(n)).unwrap();
+        let bells = Bells::open_or_create(&run_dir.bells()).unwrap();
+        let mut stream = UnixStream::connect(run_dir.cluster_socket()).unwrap();
+        stream.write_all(&Message::Hello { version: VERSION, pid: 1 }.encode().unwrap()).unwrap();
+        bells.post();
+        self.net.ends.lock().unwrap().insert(n, (stream.try_clone().unwrap(), bells));
+        let (net, wal_dir) = (self.net.clone(), self.store(n).join(wal::DIR));
+        self.carriers[n as usize - 1] = Some(std::thread::spawn(move || {
+            let mut received = Vec::new();
+            let mut chunk = [0; 1 << 16];
+            while let Ok(len) = stream.read(&mut chunk) {
+                if len == 0 || net.over.load(Ordering::Relaxed) {
+                    return;
+                }
+                received.extend_from_slice(&chunk[..len]);
+                while let Some((message, used)) = Message::decode(&received).unwrap() {
+                    received.drain(..used);
+                    match message {
+                        Message::Raft(raft) => {
+                            let (from, to) = (raft.from, raft.to);
+                            net.hand(from, to, &Message::Raft(with_frames(&wal_dir, raft)));
+                        }
+                        Message::Relay { from, to, .. } => net.hand(from, to, &message),
+                        Message::Welcome(_) | Message::Members(_) | Message::State(_) => {}
+                        other => panic!("storage says {other:?}"),
+                    }
+                }
+            }
+        }));
+    }
+
+    fn running(&self) -> impl Iterator<Item = (u64, &Storage)> {
+        (1..).zip(&self.storages).filter_map(|(n, s)| s.as_ref().map(|s| (n, s)))
+    }
+
+    fn control(&self, n: u64) -> &Control {
+        self.storages[n as usize - 1].as_ref().unwrap().control()
+    }
+
+    /// Who leads, once one host does and it is not `not`.
+    fn leader(&self, not: u64) -> u64 {
+        eventually("a leader", || {
+            self.running().find(|(n, s)| *n != not && s.control().role().0 == Role::Leader as u64).map(|(n, _)| n)
+        })
+    }
+
+    /// Ends host `n` at once, as far as that can be done in one process: cut off from the others, nothing it does counts.
+    fn stop(&mut self, n: u64) -> Option<u64> {
+        let storage = self.storages[n as usize - 1].take().unwrap();
+        let cut = storage.stop().unwrap();
+        self.net.ends.lock().unwrap().remove(&n);
+        self.carriers[n as usize - 1].take().unwrap().join().unwrap();
+        cut
+    }
+
+    fn publisher(&self, n: u64, id: u16, level: Level) -> Publisher {
+        let mut options = publisher::Options::new(self.store(n), PublisherId(id));
+        options.level = level;
+        Publisher::open(options).unwrap()
+    }
+
+    fn ask(&self, n: u64, command: Command) -> Result<Report, String> {
+        let run_dir = RunDir::find(&self.store(n)).unwrap();
+        let mut stream = UnixStream::connect(run_dir.cluster_socket()).unwrap();
+        stream.write_all(&Message::Command { id: 7, command }.encode().unwrap()).unwrap();
+        Bells::open_or_create(&run_dir.bells()).unwrap().post();
+        let mut received = Vec::new();
+        loop {
+            let mut chunk = [0; 4096];
+            let len = stream.read(&mut chunk).unwrap();
+            assert!(len > 0, "storage hangs up");
+            received.extend_from_slice(&chunk[..len]);
+            if let Some((Message::Answer { id: 7, result }, _)) = Message::decode(&received).unwrap() {
+                return result;
+            }
+        }
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.net.over.store(true, Ordering::Relaxed);
+        for storage in self.storages.drain(..).flatten() {
+            let stopped = storage.stop();
+            assert!(std::thread::panicking() || stopped.is_ok(), "{stopped:?}");
+        }
+    }
+}
+
+fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30), "{what} never comes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// `raft` with the bytes of its frames, read in the log.
+fn with_frames(wal_dir: &Path, mut raft: Raft) -> Raft {
+    for head in &raft.heads {
+        let first = Position(head.position / SEGMENT * SEGMENT);
+        let file = std::fs::File::open(wal_dir.join(segment_name(first))).unwrap();
+        let mut bytes = vec![0; head.len as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, head.position - first.0).unwrap();
+        raft.frames.extend(bytes);
+    }
+    raft
+}
+
+/// Publishes trades `from..to` and waits until they are committed.
+fn publish(publisher: &mut Publisher, from: u64, to: u64) {
+    for seq in from..to {
+        let trade = Trade { trade_id: seq, instrument: crate::lsn::InstrumentId(1), ..Trade::default() };
+        while publisher.publish(&trade).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    publisher.flush(Level::Quorum, Duration::from_secs(20)).unwrap();
+}
+
+/// The trades in the log of the stopped host with the store `dir`.
+fn trades_in(dir: &Path) -> Vec<u64> {
+    let meta = wal::meta::read(&RealDisk, dir).unwrap().unwrap();
+    let from = wal::Chain::begin(meta.store_id);
+    let mut ids = Vec::new();
+    let visit = |frame: &wal::Frame<'_>| {
+        if let wal::Body::Data(data) = &frame.body {
+            ids.extend(crate::record::split(data.records).map(|r| r.unwrap().get::<Trade>().unwrap().trade_id));
+        }
+        Ok(())
+    };
+    wal::scan(&RealDisk, &dir.join(wal::DIR), &meta, from, crate::disk::Open::Read, visit).unwrap();
+    ids
+}
+
+/// Bytes of the log of a stopped host, up to its end.
+fn log_of(dir: &Path) -> Vec<u8> {
+    let meta = wal::meta::read(&RealDisk, dir).unwrap().unwrap();
+    let mut bytes = Vec::new();
+    let wal_dir = dir.join(wal::DIR);
+    let visit = |frame: &wal::Frame<'_>| {
+        let header = frame.header;
+        let first = Position(header.position.0 / SEGMENT * SEGMENT);
+        let len = if header.kind() == wal::FrameType::Pad { 64 } else { header.total_len() };
+        let file = std::fs::File::open(wal_dir.join(segment_name(first))).unwrap();
+        let mut frame = vec![0; len as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut frame, header.position.0 - first.0).unwrap();
+        bytes.extend(frame);
+        Ok(())
+    };
+    wal::scan(&RealDisk, &wal_dir, &meta, wal::Chain::begin(meta.store_id), crate::disk::Open::Read, visit).unwrap();
+    bytes
+}
+
+#[test]
+fn three_hosts_agree_and_a_publisher_of_any_of_them_is_served_and_outlives_the_leader() {
+    let mut hosts = Hosts::new(3);
+    let first = hosts.leader(0);
+    let elsewhere = first % 3 + 1;
+    let mut at_leader = hosts.publisher(first, 1, Level::Quorum);
+    let mut at_follower = hosts.publisher(elsewhere, 2, Level::Quorum);
+    publish(&mut at_leader, 0, 5_000);
+    publish(&mut at_follower, 10_000, 15_000);
+    for n in 1..=3 {
+        eventually("all records on each host", || (hosts.control(n).committed() >= Lsn(10_000)).then_some(()));
+    }
+    // The leader is gone: its publisher with it, and the other one goes on without noticing.
+    hosts.net.cut_off.lock().unwrap().insert(first);
+    drop(at_leader);
+    let second = hosts.leader(first);
+    publish(&mut at_follower, 15_000, 20_000);
+    assert_eq!(at_follower.progress().reattached, 0, "it has never attached again");
+    hosts.stop(first);
+    hosts.net.cut_off.lock().unwrap().clear();
+    hosts.start(first);
+    eventually("the old leader to catch up", || (hosts.control(first).committed() >= Lsn(15_000)).then_some(()));
+    publish(&mut at_follower, 20_000, 21_000);
+    let report = hosts.ask(second, Command::Status).unwrap();
+    assert_eq!((report.node, report.state.role, report.members.len()), (NodeId(second), Role::Leader, 3));
+    eventually("the others to have what the leader has", || {
+        let report = hosts.ask(second, Command::Status).unwrap();
+        let level = |p: &Progress| p.matched == report.state.last && p.is_active && p.lag_records == 0;
+        (report.progress.len() == 2 && report.progress.iter().all(level)).then_some(())
+    });
+    drop(at_follower);
+    let stores: Vec<_> = (1..=3).map(|n| hosts.store(n)).collect();
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), None));
+    let expected: Vec<u64> = (10_000..21_000).collect();
+    for store in &stores {
+        let ids = trades_in(store);
+        assert_eq!(ids.iter().copied().filter(|i| *i >= 10_000).collect::<Vec<_>>(), expected);
+        assert_eq!(ids.iter().copied().filter(|i| *i < 10_000).collect::<Vec<_>>(), (0..5_000).collect::<Vec<_>>());
+    }
+    let shortest = stores.iter().map(|s| log_of(s).len()).min().unwrap();
+    let [a, b, c] = [0, 1, 2].map(|i| log_of(&stores[i])[..shortest].to_vec());
+    assert!(a == b && b == c, "frames are the same bytes on each host");
+}
+
+#[test]
+fn an_operator_hands_the_lead_over_and_changes_the_members() {
+    let hosts = Hosts::new(3);
+    let first = hosts.leader(0);
+    let next = first % 3 + 1;
+    let refusal = hosts.ask(next, Command::Transfer(NodeId(next))).unwrap_err();
+    assert!(refusal.contains("does not lead"), "{refusal}");
+    hosts.ask(first, Command::Transfer(NodeId(next))).unwrap();
+    assert_eq!(hosts.leader(first), next);
+    hosts.ask(next, Command::Remove(NodeId(first))).unwrap();
+    eventually("two members", || {
+        hosts.ask(next, Command::Status).ok().filter(|r| r.members.len() == 2 && r.state.role == Role::Leader)
+    });
+    hosts.ask(next, Command::Add { node: NodeId(first), address: "127.0.0.9:1".to_owned() }).unwrap();
+    eventually("three members", || hosts.ask(next, Command::Status).ok().filter(|r| r.members.len() == 3));
+    assert!(hosts.ask(next, Command::Add { node: NodeId(first), address: "x:1".to_owned() }).is_err());
+    eventually("the learner to vote", || {
+        hosts.ask(next, Command::Promote(NodeId(first))).ok();
+        hosts.ask(next, Command::Status).ok().filter(|r| r.members.iter().all(|m| m.is_voter))
+    });
+    let mut publisher = hosts.publisher(next, 1, Level::Quorum);
+    publish(&mut publisher, 0, 10);
+    assert!(hosts.ask(next, Command::Remove(NodeId(77))).unwrap_err().contains("no member"));
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore::engine::{Options, Started, Storage, World};
+use tapestore::engine::{Options, Started, Storage, World, rejoin};
 use tapestore::lsn::Level;
 use tapestore::time::HostClock;
 
@@ -100,22 +100,30 @@ pub fn run(args: &Args) -> Outcome {
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
     let options = args.options()?;
-    let store = options.store.clone();
-    let storage = Storage::start(options, world()?)?;
-    announce(&store, storage.started());
-    while !terminal::is_raised(&stop) && !storage.has_failed() {
-        std::thread::sleep(Duration::from_millis(20));
-        if args.with_parent && rustix::process::getppid() != parent {
-            break;
+    let world = world()?;
+    let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
+    loop {
+        let storage = Storage::start(options.clone(), world.clone())?;
+        announce(&options.store, storage.started());
+        while !is_over() && !storage.has_failed() {
+            std::thread::sleep(Duration::from_millis(20));
         }
+        if !storage.has_failed() {
+            tracing::info!("stopping");
+        }
+        let last = storage.control().appended();
+        let Some(last_kept) = storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? else {
+            tracing::info!(records = last.0, "stopped; everything is durable");
+            return Ok(());
+        };
+        // The leader's log goes on otherwise: what only this host has was never committed.
+        let cut = rejoin::cut(&options, &world, last_kept)?;
+        let kept_in = cut.kept_in.as_deref().unwrap_or(&options.store);
+        tracing::warn!(
+            frames = cut.frames, records = cut.records, first_lsn = cut.first_lsn.0, kept_in = %kept_in.display(),
+            "this host had records that the cluster did not commit; they are cut off the log and kept aside"
+        );
     }
-    if !storage.has_failed() {
-        tracing::info!("stopping");
-    }
-    let last = storage.control().appended();
-    storage.stop().map_err(|e| Failure::new(IO, e.to_string()))?;
-    tracing::info!(records = last.0, "stopped; everything is durable");
-    Ok(())
 }
 
 fn ignore_file_size_signal() {

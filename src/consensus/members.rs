@@ -46,8 +46,7 @@ pub(super) fn conf_change(change: &Change) -> ConfChangeV2 {
     }
     v2.set_transition(ConfChangeTransition::Auto);
     let single = change.seats.iter().map(|seat| {
-        let mut single = ConfChangeSingle::default();
-        single.node_id = seat.node.0;
+        let mut single = ConfChangeSingle { node_id: seat.node.0, ..ConfChangeSingle::default() };
         single.set_change_type(match seat.part {
             0 => ConfChangeType::RemoveNode,
             part if part & VOTER != 0 => ConfChangeType::AddNode,

@@ -527,7 +527,7 @@ const _: () = assert!(HEADER_WORDS as u64 * 8 == wal::format::HEADER_LEN);
 fn words_of(bytes: &[u8], offset: usize, len: usize) -> Vec<u64> {
     let part = bytes.get(offset..).unwrap_or(&[]);
     let part = part.get(..len).unwrap_or(part);
-    part.chunks_exact(8).map(|w| bytemuck::pod_read_unaligned(w)).collect()
+    part.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect()
 }
 
 /// The term of consensus as frames carry it.

@@ -223,7 +223,7 @@ impl IngestAgent {
                 }
             }
             Relay::Gap { publisher, epoch, expected } => {
-                let of = |l: &&mut super::ingest::Lane| l.publisher.0 == publisher && l.epoch.0 == epoch && !l.fenced;
+                let of = |l: &&mut super::lane::Lane| l.publisher.0 == publisher && l.epoch.0 == epoch && !l.fenced;
                 for lane in self.lanes.iter_mut().filter(of) {
                     lane.passed.forget();
                     lane.slot.gap(PubSeq(expected));

@@ -10,25 +10,20 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
-use std::collections::VecDeque;
-
 use super::attach::{Answer, Request};
 use super::cluster::Cluster;
-use super::core::{Committed, Core, Offer, Readiness};
+use super::core::{Committed, Core, Readiness};
 use super::flush::{Filed, FlushItem, Told};
-use super::forward::{Forwarding, Passed};
+use super::forward::Forwarding;
+use super::lane::{Lane, Taken};
 use super::space::Room;
 use super::sync::{SYNC_QUEUE, SyncItem};
 use crate::agent::{Idle, Stop, Wait};
-use crate::bus::attach::{Grant, Message, Mode};
-use crate::bus::{Batch, Receiver};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Level, Lsn, Position, PubSeq, PublisherId};
-use crate::manifest::PublisherState;
-use crate::record::{Layout, Name};
+use crate::lsn::{Level, Lsn, Position, PubSeq};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, NO_SPACE, SLOTS_MAX, Slot, SlotState, Statistic};
+use crate::shm::control::{Control, NO_SPACE, SlotState, Statistic};
 use crate::time::Clock;
 use crate::wal::{Appended, Body, Evidence, Fact, Frame};
 
@@ -43,11 +38,9 @@ const PARK: Duration = Duration::from_millis(100);
 /// The same while there are other hosts.
 const TICK: Duration = Duration::from_millis(crate::consensus::node::TICK_MS);
 /// Sleep while there is no room: it comes from other threads, which ring no bell.
-const HELD_BACK_PARK: Duration = Duration::from_micros(200);
+pub(super) const HELD_BACK_PARK: Duration = Duration::from_micros(200);
 /// The same while the disk is full, which lasts.
 const NO_SPACE_PARK: Duration = Duration::from_millis(5);
-/// Why a request is refused meanwhile.
-const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` says how full. Try again when there is room";
 
 /// Frames of which the sync agent is told together, so that it is not woken for each.
 #[derive(Default)]
@@ -61,29 +54,6 @@ pub(super) struct Untold {
 /// The sync agent is told after this long at the latest, and of this many bytes at most.
 pub(super) const TELL_AFTER: Duration = Duration::from_millis(2);
 const TELL_BYTES: u64 = 1 << 20;
-
-/// An attached publisher.
-pub(super) struct Lane {
-    connection: u64,
-    pub(super) publisher: PublisherId,
-    pub(super) epoch: Epoch,
-    level: Level,
-    slot_index: usize,
-    pub(super) slot: Slot,
-    receiver: Receiver,
-    /// What is in the log and not committed.
-    uncommitted: VecDeque<(Lsn, PubSeq)>,
-    /// What of it has been passed on to the leader.
-    pub(super) passed: Passed,
-    /// Taken from the queue, but did not fit in the frame.
-    pending: Option<Batch>,
-    /// Whether the publisher has been told of the gap that it is in.
-    in_gap: bool,
-    pub(super) fenced: bool,
-    gone: bool,
-    /// Its queue cannot be read any more.
-    failed: bool,
-}
 
 /// The ingest agent.
 pub(super) struct IngestAgent {
@@ -263,12 +233,12 @@ impl IngestAgent {
     }
 
     /// Whether it may be long before the log can be written.
-    fn has_no_space(&self) -> bool {
+    pub(super) fn has_no_space(&self) -> bool {
         self.room.is_low() || self.room.is_refused()
     }
 
     /// Fills a frame from the lanes, beginning with another one in each turn, and commits it.
-    fn drain(&mut self) -> Result<bool> {
+    pub(super) fn drain(&mut self) -> Result<bool> {
         let count = self.lanes.len();
         if count == 0 {
             return Ok(false);
@@ -366,7 +336,7 @@ impl IngestAgent {
         assert!(!matches!(sent, Err(TrySendError::Full(_))), "more MemTables than there can be");
     }
 
-    fn appended(&mut self, appended: Appended) -> Result<()> {
+    pub(super) fn appended(&mut self, appended: Appended) -> Result<()> {
         self.propose(&appended)?;
         self.pass_to_sync(appended)
     }
@@ -378,184 +348,6 @@ impl IngestAgent {
             self.send(SyncItem::Opened(opened))?;
         }
         self.send(SyncItem::Appended { end: appended.end, urgent: true })
-    }
-
-    pub(super) fn serve(&mut self, request: Request) -> Result<()> {
-        match request {
-            Request::Attach { connection, publisher, mode, level, incarnation, grant, receiver } => {
-                self.take_in_earlier(publisher)?;
-                let slot_index = self.slots.pop();
-                let granted = match slot_index {
-                    None => Err(Message::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"))),
-                    Some(_) => self.epoch_for(publisher, mode, incarnation)?,
-                };
-                match (granted, slot_index) {
-                    (Ok(state), Some(slot_index)) => {
-                        let level = level.max(self.level_min);
-                        self.let_in(connection, publisher, level, grant, receiver, slot_index, state)
-                    }
-                    (Err(refusal), slot_index) => {
-                        self.slots.extend(slot_index);
-                        self.say(connection, refusal)?;
-                        self.send(SyncItem::Answer(Answer::Retired(receiver)))
-                    }
-                    (Ok(_), None) => Ok(()),
-                }
-            }
-            Request::Symbols { connection, names } => {
-                let answer = self.symbols(&names)?.map_or_else(|refusal| refusal, Message::Ids);
-                self.say(connection, answer)
-            }
-            Request::Kind { connection, layout } => {
-                let answer = self.kind(&layout)?.map_or_else(|refusal| refusal, |()| Message::Known);
-                self.say(connection, answer)
-            }
-            Request::Gone { connection } => {
-                self.lanes.iter_mut().filter(|l| l.connection == connection).for_each(|l| l.gone = true);
-                Ok(())
-            }
-        }
-    }
-
-    /// What the publisher's earlier self has sent counts: it is taken in first, as far as there is room.
-    fn take_in_earlier(&mut self, publisher: PublisherId) -> Result<()> {
-        let waits = |l: &Lane| l.publisher == publisher && (l.pending.is_some() || l.receiver.has_batches());
-        while self.lanes.iter().any(waits) && self.has_room(self.clock.monotonic())? {
-            if !self.drain()? {
-                break;
-            }
-        }
-        self.wait_for_log()
-    }
-
-    /// Waits until a frame can be appended, whatever the MemTables hold.
-    fn wait_for_log(&mut self) -> Result<()> {
-        while !self.core.writer.ready()? && !self.stop.is_stopped() && !self.has_no_space() {
-            self.control.beat(self.clock.monotonic());
-            std::thread::sleep(HELD_BACK_PARK);
-        }
-        Ok(())
-    }
-
-    /// The state in which `publisher` goes on, or why it does not.
-    pub(super) fn epoch_for(
-        &mut self,
-        publisher: PublisherId,
-        mode: Mode,
-        incarnation: u32,
-    ) -> Result<Result<PublisherState, Message>> {
-        let known = self.core.publisher(publisher);
-        let above = match mode {
-            // Granted to this very process, which may not have been told of it: storage was killed meanwhile.
-            Mode::Resume(epoch) if epoch <= known.epoch && incarnation == known.incarnation => return Ok(Ok(known)),
-            // The same epoch of another process: one of them had it before the store was restored.
-            Mode::Resume(epoch) if epoch <= known.epoch => return Ok(Err(Message::Fenced(known.epoch))),
-            // The log does not know this epoch: it went with a torn tail. The publisher sees another
-            // epoch than it asked for, and reports what it has lost.
-            Mode::Resume(epoch) => epoch,
-            Mode::New => known.epoch,
-        };
-        if !self.core.writer.ready()? {
-            return Ok(Err(self.not_now()));
-        }
-        match self.core.begin_epoch(publisher, incarnation, above, self.clock.wall()) {
-            Ok((state, appended)) => self.appended(appended).map(|()| Ok(state)),
-            Err(e @ Error::Halted { .. }) => Err(e),
-            Err(e) => Ok(Err(Message::Refused(e.to_string()))),
-        }
-    }
-
-    /// The answer to a request for which the log cannot be written.
-    fn not_now(&self) -> Message {
-        let reason = if self.has_no_space() { NO_SPACE_REASON } else { "storage is stopping" };
-        Message::Refused(reason.to_owned())
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "what a lane is made of")]
-    pub(super) fn let_in(
-        &mut self,
-        connection: u64,
-        publisher: PublisherId,
-        level: Level,
-        grant: u64,
-        receiver: Receiver,
-        slot_index: usize,
-        state: PublisherState,
-    ) -> Result<()> {
-        for lane in self.lanes.iter_mut().filter(|l| l.publisher == publisher) {
-            lane.fenced = true;
-            lane.slot.set_state(SlotState::Fenced);
-        }
-        let slot = self.control.slot(slot_index);
-        slot.grant(grant, publisher, state.epoch, state.last, state.lsn);
-        let (epoch, pub_seq, lsn, instance) = (state.epoch, state.last, state.lsn, self.instance);
-        self.say(connection, Message::Attached(Grant { grant, slot: slot_index, epoch, pub_seq, lsn, instance, level }))?;
-        self.lanes.push(Lane {
-            connection,
-            publisher,
-            epoch: state.epoch,
-            level,
-            slot_index,
-            slot,
-            receiver,
-            uncommitted: VecDeque::new(),
-            passed: Passed::default(),
-            pending: None,
-            in_gap: false,
-            fenced: false,
-            gone: false,
-            failed: false,
-        });
-        self.control.set_statistic(Statistic::Publishers, self.lanes.len() as u64);
-        tracing::info!(publisher = publisher.0, epoch = epoch.0, pub_seq = pub_seq.0, %level, "publisher attached");
-        Ok(())
-    }
-
-    pub(super) fn say(&mut self, connection: u64, message: Message) -> Result<()> {
-        // An answer means that everything before it is durable, and on as many hosts as it takes.
-        self.say_committed(connection, message)
-    }
-
-    /// The instruments called `names`, or why they are not to be had.
-    pub(super) fn symbols(&mut self, names: &[Name]) -> Result<Result<Vec<InstrumentId>, Message>> {
-        let mut ids = Vec::with_capacity(names.len());
-        let mut rest = names;
-        while !rest.is_empty() {
-            self.wait_for_log()?;
-            if self.room.is_low() || !self.core.writer.ready()? {
-                return Ok(Err(self.not_now()));
-            }
-            match self.core.instruments(rest, self.clock.wall()) {
-                Ok((some, appended)) => {
-                    rest = rest.get(some.len()..).unwrap_or(&[]);
-                    ids.extend(some);
-                    if let Some(appended) = appended {
-                        self.appended(appended)?;
-                    }
-                }
-                Err(e @ Error::Halted { .. }) => return Err(e),
-                Err(e) => return Ok(Err(Message::Refused(e.to_string()))),
-            }
-        }
-        Ok(Ok(ids))
-    }
-
-    /// Makes `layout` a kind of the store, or says why it cannot be one.
-    pub(super) fn kind(&mut self, layout: &Layout) -> Result<Result<(), Message>> {
-        self.wait_for_log()?;
-        if self.room.is_low() || !self.core.writer.ready()? {
-            return Ok(Err(self.not_now()));
-        }
-        match self.core.kind(layout, self.clock.wall()) {
-            Ok(Some(appended)) => {
-                tracing::info!(kind = layout.kind().0, name = layout.name(), "a program's kind is registered");
-                self.appended(appended)?;
-            }
-            Ok(None) => {}
-            Err(e @ Error::Halted { .. }) => return Err(e),
-            Err(e) => return Ok(Err(Message::Refused(e.to_string()))),
-        }
-        Ok(Ok(()))
     }
 
     /// Lets go of the publishers that have ended and of which nothing is left to take in.
@@ -576,12 +368,6 @@ impl IngestAgent {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Taken {
-    Done,
-    FrameFull,
-}
-
 impl Untold {
     fn is_due(&self, now: u64, durable: Position) -> bool {
         let Some(end) = self.end else { return false };
@@ -594,63 +380,5 @@ impl Untold {
             Some(known) => *known = (slot, pub_seq, lsn),
             None => self.acks.push((slot, pub_seq, lsn)),
         }
-    }
-}
-
-impl Lane {
-    /// The next batch that its publisher has sent.
-    pub(super) fn next_batch(&mut self) -> Option<Batch> {
-        if let Some(batch) = self.pending.take() {
-            return Some(batch);
-        }
-        match self.receiver.receive() {
-            Ok(batch) => batch,
-            Err(error) => {
-                tracing::error!(%error, publisher = self.publisher.0, "a publisher's service fails; it is let go");
-                self.slot.set_state(SlotState::Refused);
-                (self.gone, self.failed) = (true, true);
-                None
-            }
-        }
-    }
-
-    /// Records up to `lsn` are committed.
-    pub(super) fn committed(&mut self, lsn: Lsn) {
-        while let Some((lsn, pub_seq)) = self.uncommitted.pop_front_if(|u| u.0 <= lsn) {
-            self.slot.ack_committed(pub_seq, lsn);
-        }
-    }
-
-    fn take(&mut self, batch: Batch, core: &mut Core, control: &Control) -> Taken {
-        let header = batch.header();
-        if header.publisher() != self.publisher {
-            control.add(Statistic::Malformed, 1);
-            self.slot.set_state(SlotState::Refused);
-            return Taken::Done;
-        }
-        match core.offer(header, batch.words()) {
-            Offer::Accepted => self.in_gap = false,
-            Offer::Duplicate => {}
-            Offer::Gap(expected) => {
-                control.add(Statistic::Gaps, 1);
-                if !std::mem::replace(&mut self.in_gap, true) {
-                    self.slot.gap(expected);
-                }
-            }
-            Offer::Fenced => {
-                control.add(Statistic::Fenced, 1);
-                self.slot.set_state(SlotState::Fenced);
-            }
-            Offer::Malformed => {
-                control.add(Statistic::Malformed, 1);
-                self.slot.set_state(SlotState::Refused);
-                tracing::error!(publisher = self.publisher.0, ?header, "a publisher sent a malformed batch; it is refused");
-            }
-            Offer::FrameFull => {
-                self.pending = Some(batch);
-                return Taken::FrameFull;
-            }
-        }
-        Taken::Done
     }
 }

@@ -22,10 +22,13 @@ mod forward;
 pub mod found;
 mod ingest;
 mod known;
+mod lane;
 mod links;
 mod prepare;
 mod recover;
+pub mod rejoin;
 mod rows;
+mod serve;
 mod space;
 mod sync;
 
@@ -377,7 +380,7 @@ impl Storage {
 
     /// Takes in what waits, makes it durable, says so on the disk and ends. Shared memory is given
     /// back, but for the control page. If storage has ended by itself because its log and the leader's differ, this
-    /// gives the last frame that both have: the log is to be cut behind it ([`wal::cut`]) before the next start.
+    /// gives the last frame that both have: the log is to be cut behind it ([`rejoin::cut`]) before the next start.
     ///
     /// # Errors
     /// [`Error::Halted`] if an agent has ended by one: what is durable is as it was last said.

@@ -21,7 +21,7 @@ use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::SymbolsWriter;
-use crate::wal::{self, Body, FrameType, Log, MetaFile};
+use crate::wal::{self, Body, Evidence, FrameType, Log, MetaFile};
 
 /// What a start found and made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +139,23 @@ fn begin_instance(control: &Control, run_dir: &RunDir) -> Result<u64> {
     Ok(recovering + 1)
 }
 
+/// Shows readers that the log ends at `end`, on `timeline`.
+fn show_end(control: &Control, timeline: Timeline, end: Evidence) {
+    // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
+    if timeline != control.timeline() {
+        control.set_timeline(timeline, end.lsn.next());
+    }
+    control.set_appended(end.lsn, end.position);
+    control.set_applied(end.lsn);
+}
+
+/// Shows readers that everything up to `end` is durable, and what is known to be committed: what they have been told
+/// before, in this life of the host, is not taken back.
+fn show_durable(control: &Control, end: Evidence, committed: Lsn) {
+    control.set_durable(end.lsn, end.position);
+    control.reset_committed(control.committed().min(end.lsn).max(committed));
+}
+
 /// How often a long recovery says how far it is.
 const SAY_EVERY_NS: u64 = 1_000_000_000;
 
@@ -163,6 +180,13 @@ fn raft_meta(disk: &dyn Disk, dir: &Path, known: &wal::Meta) -> Result<consensus
         return Err(Error::Foreign { path, what: "raft.meta of this store", found: file.meta().store_id as u64 });
     }
     Ok(file)
+}
+
+/// Files MemTables while the log is read, and afterwards; numbers of files that lie about are not given again.
+fn filer(parts: flush::Parts) -> Result<Filer> {
+    let mut filer = Filer::new(parts);
+    filer.skip_known_ids()?;
+    Ok(filer)
 }
 
 /// The frames behind a checkpoint as consensus sees them.
@@ -238,7 +262,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let known_committed = if alone { u64::MAX } else { raft_meta.meta().commit };
     let mut rebuilt = Rebuilt::new(memtables, symbols, kinds, manifest.state(), known_committed)?;
     let mut replicated = Replicated { frames: Frames::new(&from), changes: BTreeMap::new() };
-    let mut filer = Filer::new(flush::Parts {
+    let parts = flush::Parts {
         disk: disk.clone(),
         dir: dir.clone(),
         store_id,
@@ -247,12 +271,12 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         run_dir: run_dir.clone(),
         instance,
         control: control.clone(),
-    });
-    filer.skip_known_ids()?;
-    let seen = match (told, unknown) {
-        (true, _) => Lsn::NONE,
-        (false, true) => Lsn(u64::MAX),
-        (false, false) => control.applied(),
+    };
+    let mut filer = filer(parts)?;
+    let seen = match unknown {
+        _ if told => Lsn::NONE,
+        true => Lsn(u64::MAX),
+        false => control.applied(),
     };
     let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, seen, |frame| {
@@ -263,12 +287,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     filer.sweep()?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
-    // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
-    if meta.meta().timeline != control.timeline() {
-        control.set_timeline(meta.meta().timeline, end.lsn.next());
-    }
-    control.set_appended(end.lsn, end.position);
-    control.set_applied(end.lsn);
+    show_end(&control, meta.meta().timeline, end);
     writer.ready()?;
     let (mut core, sealed) = rebuilt.into_core(writer, control.clone());
     let Replicated { frames, changes } = replicated;
@@ -276,9 +295,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     if alone {
         open_term(&mut core, &mut syncer, &mut node, world.clock.as_ref())?;
     }
-    let end_now = core.writer.end();
-    control.set_durable(end_now.lsn, end_now.position);
-    control.reset_committed(node.frames().lsn(node.committed()));
+    show_durable(&control, core.writer.end(), node.frames().lsn(node.committed()));
     let started = Started {
         run_dir: run_dir.path().to_path_buf(),
         instance,

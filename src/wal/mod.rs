@@ -5,6 +5,7 @@
 //! idempotent, keeps every frame that was known durable or refuses, and syncs what it keeps before
 //! anything is said about it.
 
+pub mod cut;
 pub mod fact;
 pub mod format;
 pub mod frame;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Position, Term, Timeline};
 use crate::time::Ts;
 
+pub use cut::{Cut, cut};
 pub use fact::Fact;
 pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
 pub use frame::FrameBuilder;

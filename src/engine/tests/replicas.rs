@@ -218,7 +218,7 @@ fn trades_in(dir: &Path) -> Vec<u64> {
     let mut ids = Vec::new();
     let visit = |frame: &wal::Frame<'_>| {
         if let wal::Body::Data(data) = &frame.body {
-            ids.extend(crate::record::split(data.records).map(|r| r.unwrap().get::<Trade>().unwrap().trade_id));
+            ids.extend(crate::record::split(data.records).filter_map(|r| Some(r.unwrap().get::<Trade>()?.trade_id)));
         }
         Ok(())
     };
@@ -312,4 +312,48 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     let mut publisher = hosts.publisher(next, 1, Level::Quorum);
     publish(&mut publisher, 0, 10);
     assert!(hosts.ask(next, Command::Remove(NodeId(77))).unwrap_err().contains("no member"));
+}
+
+#[test]
+fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_named_as_lost() {
+    let mut hosts = Hosts::new(3);
+    let old = hosts.leader(0);
+    let mut publisher = hosts.publisher(old, 1, Level::Os);
+    publish(&mut publisher, 0, 1_000);
+    let timeline = hosts.control(old).timeline();
+    hosts.net.cut_off.lock().unwrap().insert(old);
+    for seq in 50_000..50_500 {
+        publisher.publish(&Trade { trade_id: seq, ..Trade::default() }).unwrap();
+    }
+    publisher.flush(Level::Os, Duration::from_secs(5)).unwrap();
+    assert_eq!(hosts.control(old).committed(), Lsn(1_000), "nothing is committed by one of three");
+    let new = hosts.leader(old);
+    let mut other = hosts.publisher(new, 2, Level::Quorum);
+    publish(&mut other, 1_000, 2_000);
+    hosts.net.cut_off.lock().unwrap().clear();
+    eventually("the old leader to see that its log differs", || {
+        hosts.storages[old as usize - 1].as_ref().unwrap().has_failed().then_some(())
+    });
+    let last_kept = hosts.stop(old).unwrap();
+    let mut options = options(&hosts.store(old));
+    options.segment_size = SEGMENT;
+    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
+    let cut = rejoin::cut(&options, &world, last_kept).unwrap();
+    assert_eq!((cut.records, cut.first_lsn), (500, Lsn(1_001)));
+    assert!(cut.kept_in.unwrap().starts_with(hosts.store(old).join(wal::cut::DIVERGENT)));
+    hosts.start(old);
+    eventually("the old leader to have what was committed", || (hosts.control(old).committed() >= Lsn(2_000)).then_some(()));
+    assert!(hosts.control(old).timeline() > timeline && hosts.control(old).cut() == Lsn(1_001), "readers are told");
+    // The publisher had given up what was in the log of its host: it learns that it is gone.
+    let lost = eventually("the publisher to learn of it", || Some(publisher.take_lost()).filter(|l| !l.is_empty()));
+    assert_eq!((lost.len(), lost[0].first, lost[0].last), (1, PubSeq(1_001), PubSeq(1_500)));
+    publish(&mut publisher, 2_000, 2_100);
+    drop((publisher, other));
+    let stores: Vec<_> = (1..=3).map(|n| hosts.store(n)).collect();
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), None));
+    for store in &stores {
+        let ids = trades_in(store);
+        assert!(ids.iter().all(|id| *id < 2_100), "what was withdrawn is nowhere");
+        assert!(ids.len() >= 2_000, "{}", ids.len());
+    }
 }

@@ -8,8 +8,8 @@ use tapestore::engine::store_dir;
 use crate::exit::Outcome;
 use crate::output::Format;
 use crate::{
-    backup, bars, book, compact, demo, export, import, inspect, publish, query, repair, status, storage, symbols, terminal,
-    verify,
+    backup, bars, book, cluster, compact, demo, export, import, inspect, publish, query, repair, status, storage, symbols,
+    terminal, verify,
 };
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
@@ -82,6 +82,9 @@ enum Command {
     Restore(backup::RestoreArgs),
     /// What is wrong with the store and the one command against it; put files back; end a damaged log
     Repair(repair::Args),
+    /// A store on several hosts: found a cluster, see how it stands, change it
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
     /// The storage process; the same as tape-storage
     #[command(hide = true)]
     Storage(storage::Args),
@@ -143,6 +146,7 @@ impl Tape {
             Command::Backup(args) => backup::backup(&store, &args, format),
             Command::Restore(args) => backup::restore(&store, &args, format),
             Command::Repair(args) => repair::run(&store, &args, format),
+            Command::Cluster(command) => cluster::run(&store, &command, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
         }

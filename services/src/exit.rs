@@ -18,6 +18,8 @@ pub const DATA: u8 = 65;
 pub const NO_INPUT: u8 = 66;
 /// No storage process serves the store.
 pub const UNAVAILABLE: u8 = 69;
+/// A part of this program ended that never should.
+pub const INTERNAL: u8 = 70;
 /// The disk or shared memory failed.
 pub const IO: u8 = 74;
 /// It may work later: a lock is held, a ring is full.

@@ -1,9 +1,10 @@
-//! The processes of tapestore: `tape-storage` and the tool `tape`, and what every process does alike.
+//! The processes of tapestore: `tape-storage`, `tape-replication` and the tool `tape`, and what every process does alike.
 
 pub mod backup;
 pub mod bars;
 pub mod book;
 pub mod cli;
+pub mod cluster;
 pub mod columnar;
 pub mod compact;
 pub mod demo;
@@ -17,6 +18,7 @@ pub mod pins;
 pub mod publish;
 pub mod query;
 pub mod repair;
+pub mod replication;
 pub mod status;
 pub mod storage;
 pub mod symbols;

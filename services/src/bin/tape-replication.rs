@@ -1,0 +1,17 @@
+//! The replication process.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Carries a store's log to its other hosts, and theirs to it.
+#[derive(Parser)]
+#[command(name = "tape-replication", version)]
+struct Command {
+    #[command(flatten)]
+    args: tape_services::replication::Args,
+}
+
+fn main() -> ExitCode {
+    tape_services::exit::code(tape_services::replication::run(&Command::parse().args))
+}

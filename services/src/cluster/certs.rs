@@ -1,0 +1,117 @@
+//! Owns: `tape cluster certs`: an authority of its own and certificates, for trials. Who runs a cluster for real has an
+//! authority already.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use tapestore::disk::RealDisk;
+use tapestore::engine::found::store_id;
+use tapestore::lsn::NodeId;
+
+use crate::exit::{Failure, INTERNAL, Outcome, USAGE};
+use crate::replication::tls::{node_name, operator_name};
+use crate::terminal::say;
+
+/// Options of `tape cluster certs`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Directory for the files; those that are there already are not touched
+    #[arg(long)]
+    dir: PathBuf,
+    /// Name of the cluster [default: the cluster of --store]
+    #[arg(long)]
+    cluster: Option<String>,
+    /// Numbers of the hosts, in a list with commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    nodes: Vec<u64>,
+}
+
+/// Makes `ca.pem`, and for each host and an operator a certificate and a key.
+///
+/// # Errors
+/// A file cannot be made; the store is in no cluster.
+pub fn run(store: &Path, args: &Args) -> Outcome {
+    let cluster = match &args.cluster {
+        Some(name) => store_id(name),
+        None => {
+            let known = tapestore::wal::meta::read(&RealDisk, store)?;
+            let known = known.ok_or_else(|| Failure::new(USAGE, format!("{} is no store: give --cluster", store.display())))?;
+            known.store_id
+        }
+    };
+    std::fs::create_dir_all(&args.dir)?;
+    let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("a certificate cannot be made: {e}"));
+    let issuer = authority(&args.dir).map_err(|e| e.unwrap_or_else(failed))?;
+    let mut names: Vec<(String, String)> =
+        args.nodes.iter().map(|n| (format!("node-{n}"), node_name(NodeId(*n), cluster))).collect();
+    names.push(("operator".to_owned(), operator_name(cluster)));
+    for (file, name) in names {
+        let (cert_path, key_path) = (args.dir.join(format!("{file}.pem")), args.dir.join(format!("{file}.key")));
+        if cert_path.exists() || key_path.exists() {
+            say(format!("{} is there already", cert_path.display()));
+            continue;
+        }
+        let mut params = CertificateParams::new(vec![name.clone()]).map_err(failed)?;
+        params.distinguished_name.push(DnType::CommonName, name.clone());
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().map_err(failed)?;
+        let cert = params.signed_by(&key, &issuer).map_err(failed)?;
+        create(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+        create(&cert_path, cert.pem().as_bytes(), 0o644)?;
+        say(format!("{} for {name}", cert_path.display()));
+    }
+    say(format!("start tape-replication with --tls-cert, --tls-key and --tls-ca {}", args.dir.join("ca.pem").display()));
+    Ok(())
+}
+
+/// The authority in `dir`, made if there is none.
+fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
+    let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
+    if cert_path.exists() && key_path.exists() {
+        let key = KeyPair::from_pem(&std::fs::read_to_string(&key_path)?)?;
+        return Ok(Issuer::from_ca_cert_pem(&std::fs::read_to_string(&cert_path)?, key)?);
+    }
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(DnType::CommonName, "tapestore trial authority");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate()?;
+    let cert = params.self_signed(&key)?;
+    create(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
+    create(&cert_path, cert.pem().as_bytes(), 0o644)?;
+    say(format!("{} and its key: whoever has the key can join", cert_path.display()));
+    Ok(Issuer::new(params, key))
+}
+
+/// Why there is no authority.
+enum FailureOr {
+    Failure(Failure),
+    Certificate(rcgen::Error),
+}
+
+impl FailureOr {
+    fn unwrap_or_else(self, failed: impl FnOnce(rcgen::Error) -> Failure) -> Failure {
+        match self {
+            FailureOr::Failure(failure) => failure,
+            FailureOr::Certificate(error) => failed(error),
+        }
+    }
+}
+
+impl From<rcgen::Error> for FailureOr {
+    fn from(error: rcgen::Error) -> FailureOr {
+        FailureOr::Certificate(error)
+    }
+}
+
+impl From<std::io::Error> for FailureOr {
+    fn from(error: std::io::Error) -> FailureOr {
+        FailureOr::Failure(error.into())
+    }
+}
+
+fn create(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(bytes)
+}

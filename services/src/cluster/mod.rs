@@ -1,0 +1,259 @@
+//! Owns: `tape cluster`: founding a cluster, asking its hosts, changing it.
+
+pub mod ask;
+pub mod certs;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Subcommand;
+use tapestore::consensus::message::{Command as Asked, Member, Report, Role};
+use tapestore::disk::RealDisk;
+use tapestore::engine::found::{Founding, found};
+use tapestore::lsn::NodeId;
+use tapestore::time::{Clock, HostClock};
+
+use crate::exit::{Failure, LATER, Outcome, USAGE};
+use crate::output::{Format, table};
+use crate::terminal::{self, duration, say, thousands};
+
+/// Keeps a store on several hosts.
+#[derive(Subcommand, Debug)]
+pub enum Cluster {
+    /// Make the store a host of a cluster: once on each host, with the same name and members, before storage starts
+    Init(Init),
+    /// How this host, or another one, stands: role, term, leader, watermarks, how far the others are
+    Status(Far),
+    /// Make a host a member that holds the log and does not vote; to be asked of the leader
+    Add(Add),
+    /// Let a member that has caught up vote
+    Promote(Node),
+    /// Make a host a member no longer
+    Remove(Node),
+    /// Hand the lead over
+    Transfer(Node),
+    /// Status again and again
+    Watch(Watch),
+    /// A certificate authority and certificates for trials
+    Certs(certs::Args),
+}
+
+/// Which host is asked.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Far {
+    /// Ask the host whose replication process listens here, host:port, instead of the one with --store
+    #[arg(long)]
+    at: Option<String>,
+    /// An operator's certificate, PEM
+    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long)]
+    tls_key: Option<PathBuf>,
+    /// The authority that signs the hosts' certificates, PEM
+    #[arg(long)]
+    tls_ca: Option<PathBuf>,
+}
+
+/// `tape cluster init`.
+#[derive(clap::Args, Debug)]
+pub struct Init {
+    /// Name of the cluster: the same on each host
+    #[arg(long)]
+    cluster: String,
+    /// This host's number, above 0; never used again for another host
+    #[arg(long)]
+    node: u64,
+    /// All hosts, this one too, as number=host:port of their replication processes, in a list with commas
+    #[arg(long, value_delimiter = ',', required = true, value_parser = member)]
+    members: Vec<Member>,
+    /// Bytes of a log segment, the same on each host
+    #[arg(long, value_parser = terminal::size, default_value = "64M")]
+    segment_size: u64,
+}
+
+/// `tape cluster add`.
+#[derive(clap::Args, Debug)]
+pub struct Add {
+    /// The host, as number=host:port of its replication process
+    #[arg(value_parser = member)]
+    member: Member,
+    #[command(flatten)]
+    far: Far,
+}
+
+/// A command that names a host.
+#[derive(clap::Args, Debug)]
+pub struct Node {
+    /// The host's number
+    node: u64,
+    #[command(flatten)]
+    far: Far,
+}
+
+/// `tape cluster watch`.
+#[derive(clap::Args, Debug)]
+pub struct Watch {
+    /// Pause between two looks, ms
+    #[arg(long, default_value_t = 1000)]
+    every_ms: u64,
+    /// End after so many looks
+    #[arg(long)]
+    count: Option<u64>,
+    #[command(flatten)]
+    far: Far,
+}
+
+/// How long a change of members is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn member(text: &str) -> Result<Member, String> {
+    let what = || format!("'{text}' is not number=host:port");
+    let (node, address) = text.split_once('=').ok_or_else(what)?;
+    let node = node.parse::<u64>().ok().filter(|n| *n > 0).ok_or_else(what)?;
+    let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
+    if port.is_none() {
+        return Err(what());
+    }
+    Ok(Member { node: NodeId(node), address: address.to_owned(), is_voter: true })
+}
+
+/// Runs the command on `store`.
+///
+/// # Errors
+/// Why it failed.
+pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
+    match command {
+        Cluster::Init(args) => init(store, args),
+        Cluster::Status(far) => show(&ask::ask(store, far, Asked::Status)?, format),
+        Cluster::Add(args) => {
+            let Member { node, address, .. } = args.member.clone();
+            change(store, &args.far, Asked::Add { node, address }, format, |r| r.members.iter().any(|m| m.node == node))
+        }
+        Cluster::Promote(args) => {
+            let votes = |r: &Report| r.members.iter().any(|m| m.node.0 == args.node && m.is_voter);
+            change(store, &args.far, Asked::Promote(NodeId(args.node)), format, votes)
+        }
+        Cluster::Remove(args) => {
+            let is_gone = |r: &Report| r.members.iter().all(|m| m.node.0 != args.node);
+            change(store, &args.far, Asked::Remove(NodeId(args.node)), format, is_gone)
+        }
+        Cluster::Transfer(args) => {
+            let leads = |r: &Report| r.state.leader == Some(NodeId(args.node));
+            change(store, &args.far, Asked::Transfer(NodeId(args.node)), format, leads)
+        }
+        Cluster::Watch(args) => watch(store, args, format),
+        Cluster::Certs(args) => certs::run(store, args),
+    }
+}
+
+fn init(store: &Path, args: &Init) -> Outcome {
+    let founding = Founding {
+        cluster: args.cluster.clone(),
+        node: NodeId(args.node),
+        members: args.members.clone(),
+        segment_size: args.segment_size,
+    };
+    let id = found(&RealDisk, store, &founding, HostClock.wall())?;
+    say(format!("{} is node {} of cluster '{}', identity {id:032x}", store.display(), args.node, args.cluster));
+    let own = args.members.iter().find(|m| m.node.0 == args.node).map_or("", |m| m.address.as_str());
+    say("next, on this host:".to_owned());
+    say(format!("  tape-storage --store {}", store.display()));
+    say(format!("  tape-replication --store {}   # listens at {own}", store.display()));
+    Ok(())
+}
+
+/// Asks for a change, and waits until `is_done` says that it is.
+fn change(store: &Path, far: &Far, command: Asked, format: Format, is_done: impl Fn(&Report) -> bool) -> Outcome {
+    let began = std::time::Instant::now();
+    let mut report = ask::ask(store, far, command)?;
+    while !is_done(&report) {
+        if began.elapsed() > PATIENCE {
+            let message = "it was asked for and is not done: a majority of the hosts may be away. `tape cluster status` shows it";
+            return Err(Failure::new(LATER, message));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        report = ask::ask(store, far, Asked::Status)?;
+    }
+    show(&report, format)
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Learner => "learner",
+    }
+}
+
+fn show(report: &Report, format: Format) -> Outcome {
+    let [appended, durable, committed] = report.records;
+    let state = &report.state;
+    if format.json {
+        let members = report.members.iter().map(|m| {
+            let progress = report.progress.iter().find(|p| p.node == m.node);
+            serde_json::json!({
+                "node": m.node.0, "address": m.address, "votes": m.is_voter,
+                "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
+                "lag_records": progress.map(|p| p.lag_records), "lag_bytes": progress.map(|p| p.lag_bytes),
+                "lag_ms": progress.map(|p| p.lag_ns as f64 / 1e6),
+            })
+        });
+        let object = serde_json::json!({
+            "node": report.node.0, "role": role(state.role), "term": state.term, "epoch": report.epoch,
+            "leader": state.leader.map(|l| l.0), "last_frame": state.last, "committed_frame": state.committed,
+            "appended": appended, "durable": durable, "committed": committed, "members": members.collect::<Vec<_>>(),
+        });
+        say(object);
+        return Ok(());
+    }
+    let leader = state.leader.map_or_else(|| "nobody that it knows".to_owned(), |l| format!("node {l}"));
+    say(format!("node {} is {} in term {}, epoch {}; {leader} leads", report.node, role(state.role), state.term, report.epoch));
+    say(format!(
+        "  records: {} appended, {} durable here, {} committed; frames: {} of {} committed",
+        thousands(appended),
+        thousands(durable),
+        thousands(committed),
+        thousands(state.committed),
+        thousands(state.last)
+    ));
+    let mut t = table(&["node", "address", "votes", "heard of", "lag records", "lag bytes", "lag"]);
+    for m in &report.members {
+        let progress = report.progress.iter().find(|p| p.node == m.node);
+        let of = |f: &dyn Fn(&tapestore::consensus::message::Progress) -> String| progress.map_or_else(String::new, f);
+        t.add_row([
+            m.node.to_string(),
+            m.address.clone(),
+            if m.is_voter { "yes" } else { "no" }.to_owned(),
+            of(&|p| if p.is_active { "yes" } else { "no" }.to_owned()),
+            of(&|p| thousands(p.lag_records)),
+            of(&|p| thousands(p.lag_bytes)),
+            of(&|p| duration(p.lag_ns)),
+        ]);
+    }
+    say(t);
+    if report.progress.is_empty() && state.role != Role::Leader {
+        say("  how far the others are is known to the leader: ask there".to_owned());
+    }
+    Ok(())
+}
+
+fn watch(store: &Path, args: &Watch, format: Format) -> Outcome {
+    if args.every_ms == 0 {
+        return Err(Failure::new(USAGE, "--every-ms is above 0"));
+    }
+    let mut looks = 0;
+    loop {
+        match ask::ask(store, &args.far, Asked::Status) {
+            Ok(report) => show(&report, format)?,
+            // A host that is away is what one watches for.
+            Err(failure) => say(failure),
+        }
+        looks += 1;
+        if args.count.is_some_and(|count| looks >= count) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(args.every_ms));
+    }
+}

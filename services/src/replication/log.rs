@@ -1,0 +1,80 @@
+//! Owns: reading frames of this host's log, to send them.
+//!
+//! What must hold: what is sent is what storage named: a segment may be used again, or its end cut, while it is read, so
+//! every frame is checked after it has been copied. Files are read, not mapped: none of them is ever shortened, but a
+//! page that the disk cannot read would be a signal here.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use tapestore::consensus::message::FrameHead;
+use tapestore::lsn::Position;
+use tapestore::wal::format::segment_name;
+use tapestore::wal::{self};
+
+/// Segments that are kept open.
+const OPEN_MAX: usize = 8;
+
+/// Reads frames.
+#[derive(Debug)]
+pub struct LogReader {
+    dir: PathBuf,
+    segment_size: u64,
+    open: VecDeque<(u64, File)>,
+}
+
+impl LogReader {
+    /// Reads the log in `dir`, of segments of `segment_size` bytes.
+    pub fn new(dir: PathBuf, segment_size: u64) -> LogReader {
+        LogReader { dir, segment_size, open: VecDeque::new() }
+    }
+
+    /// The bytes of the frames `heads`, one behind the other; `None` if one of them is not there any more.
+    pub fn read(&mut self, heads: &[FrameHead]) -> Option<Vec<u8>> {
+        let total: usize = heads.iter().map(|h| h.len as usize).sum();
+        if total > super::wire::FRAMES_MAX {
+            return None;
+        }
+        let mut bytes = vec![0; total];
+        let mut at = 0;
+        for head in heads {
+            let frame = bytes.get_mut(at..at + head.len as usize)?;
+            // The name of a segment that is open may be another file's by now.
+            if !self.read_one(head, frame) {
+                self.open.clear();
+                if !self.read_one(head, frame) {
+                    return None;
+                }
+            }
+            at += head.len as usize;
+        }
+        Some(bytes)
+    }
+
+    fn read_one(&mut self, head: &FrameHead, to: &mut [u8]) -> bool {
+        let first = head.position / self.segment_size * self.segment_size;
+        let Some(file) = self.segment(first) else { return false };
+        if file.read_exact_at(to, head.position - first).is_err() {
+            return false;
+        }
+        let Ok(header) = wal::Header::parse(to) else { return false };
+        let payload = to.get(wal::format::HEADER_LEN as usize..).and_then(|p| p.get(..header.len as usize));
+        header.header_crc == head.header_crc
+            && header.total_len() == u64::from(head.len)
+            && payload.is_some_and(|p| crc32c::crc32c(p) == header.payload_crc)
+    }
+
+    fn segment(&mut self, first: u64) -> Option<&File> {
+        if let Some(at) = self.open.iter().position(|s| s.0 == first) {
+            return self.open.get(at).map(|s| &s.1);
+        }
+        let file = File::open(self.dir.join(segment_name(Position(first)))).ok()?;
+        if self.open.len() == OPEN_MAX {
+            self.open.pop_front();
+        }
+        self.open.push_back((first, file));
+        self.open.back().map(|s| &s.1)
+    }
+}

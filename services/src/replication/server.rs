@@ -1,0 +1,241 @@
+//! Owns: what other hosts say to this one, and what operators ask from afar.
+//!
+//! What must hold: nobody is heard who has not said who it is, of this cluster and in a version that is spoken, and under
+//! TLS proved it; what is malformed ends its stream with a status and never reaches storage; a host is read no faster
+//! than storage takes in.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tapestore::consensus::message::Message;
+use tapestore::lsn::NodeId;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::peer::VERSION;
+use super::proto::admin_server::{Admin, AdminServer};
+use super::proto::peer_server::{Peer, PeerServer};
+use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
+use super::session::Known;
+use super::{Counters, count, tls, wire};
+use crate::exit::{Failure, IO, Outcome};
+
+/// Hosts that have said who they are, at most.
+const TICKETS_MAX: usize = 64;
+/// Bytes of what one storage says to another, of one message, at most.
+const RELAY_MAX: usize = 4 << 20;
+const STREAMS_MAX: u32 = 64;
+const REQUESTS_MAX: usize = 32;
+/// Streams that were reset and not yet forgotten, at most: a flood of resets ends the connection.
+const RESETS_MAX: usize = 20;
+
+/// What answers other hosts.
+#[derive(Clone)]
+struct Host {
+    known: watch::Receiver<Option<Known>>,
+    counters: Arc<Counters>,
+    tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
+    uses_tls: bool,
+}
+
+type Receipts = Pin<Box<dyn Stream<Item = Result<Receipt, Status>> + Send>>;
+
+/// Serves until the listener fails.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: Option<tls::Acceptor>,
+    known: watch::Receiver<Option<Known>>,
+    counters: Arc<Counters>,
+) -> Outcome {
+    let host = Host { known, counters, tickets: Arc::default(), uses_tls: acceptor.is_some() };
+    let limit = wire::MESSAGE_MAX;
+    let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
+    let admin = AdminServer::new(host).max_decoding_message_size(1 << 16);
+    let router = Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_concurrent_streams(STREAMS_MAX)
+        .concurrency_limit_per_connection(REQUESTS_MAX)
+        .http2_keepalive_interval(Some(Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .add_service(peer)
+        .add_service(admin);
+    let connections = TcpListenerStream::new(listener);
+    let ended = match acceptor {
+        None => {
+            let nodelay = connections.map(|c| c.inspect(|c| drop(c.set_nodelay(true))));
+            router.serve_with_incoming(nodelay).await
+        }
+        Some(acceptor) => router.serve_with_incoming(acceptor.accept(connections)).await,
+    };
+    ended.map_err(|e| Failure::new(IO, format!("the server for other hosts has ended: {e}")))
+}
+
+impl Host {
+    /// What storage has said, if it is there.
+    fn known(&self) -> Result<Known, Status> {
+        self.known.borrow().clone().ok_or_else(|| Status::unavailable("the storage process of this host is not there"))
+    }
+
+    fn refuse(&self, status: Status) -> Status {
+        count(&self.counters.refused, 1);
+        tracing::warn!(code = ?status.code(), why = status.message(), "another host is refused");
+        status
+    }
+
+    /// Whether the certificate of `request` is one for `name`; always, without TLS.
+    fn proves<T>(&self, request: &Request<T>, name: &str) -> Result<(), Status> {
+        if !self.uses_tls {
+            return Ok(());
+        }
+        let names = request.peer_certs().and_then(|c| c.first().map(|c| tls::names(c))).unwrap_or_default();
+        if names.iter().any(|n| n == name) {
+            return Ok(());
+        }
+        Err(self.refuse(Status::permission_denied(format!("the certificate is for {names:?}, not for {name}"))))
+    }
+
+    /// Who sends on the stream `request`.
+    fn sender<T>(&self, request: &Request<T>) -> Result<(Known, NodeId), Status> {
+        let known = self.known()?;
+        let number = |key| request.metadata().get(key).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let (node, ticket) = (number("tape-node"), number("tape-ticket"));
+        let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = node.map(NodeId).filter(|n| ticket.is_some() && tickets.get(n).copied() == ticket);
+        drop(tickets);
+        let node = node.ok_or_else(|| self.refuse(Status::unauthenticated("no ticket of this connection: say Hello first")))?;
+        self.proves(request, &tls::node_name(node, known.identity.cluster))?;
+        Ok((known, node))
+    }
+
+    fn greet(&self, known: &Known, hello: &HelloRequest) -> Result<HelloReply, Status> {
+        let own = &known.identity;
+        if hello.cluster[..] != own.cluster.to_be_bytes() {
+            return Err(Status::failed_precondition("this host is of another cluster"));
+        }
+        if hello.to != own.node.0 || hello.node == own.node.0 || hello.node == 0 {
+            let why = format!("this host is node {}, and was taken for node {} by node {}", own.node, hello.to, hello.node);
+            return Err(Status::failed_precondition(why));
+        }
+        if !(hello.version_min..=hello.version_max).contains(&VERSION) {
+            let why = format!("this host speaks version {VERSION}, not {} to {}", hello.version_min, hello.version_max);
+            return Err(Status::failed_precondition(why));
+        }
+        if hello.segment_size != own.segment_size {
+            let why = format!("log segments have {} bytes here, not {}", own.segment_size, hello.segment_size);
+            return Err(Status::failed_precondition(why));
+        }
+        if hello.epoch < own.epoch {
+            let why = format!("epoch {} is over, it is {} now: that host has to rejoin", hello.epoch, own.epoch);
+            return Err(Status::failed_precondition(why));
+        }
+        let ticket = fastrand::u64(1..1 << 62);
+        let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        if tickets.len() >= TICKETS_MAX && !tickets.contains_key(&NodeId(hello.node)) {
+            return Err(Status::resource_exhausted("too many hosts"));
+        }
+        tickets.insert(NodeId(hello.node), ticket);
+        Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch })
+    }
+
+    /// Passes what comes on a stream on to storage.
+    fn take(&self, request: Request<Streaming<Envelope>>, is_bulk: bool) -> Result<Response<Receipts>, Status> {
+        let (known, node) = self.sender(&request)?;
+        let mut messages = request.into_inner();
+        let (receipts, out) = mpsc::channel(16);
+        let host = self.clone();
+        tokio::spawn(async move {
+            let ended = host.pass_on(&mut messages, &known, node, is_bulk, &receipts).await;
+            if let Err(status) = ended {
+                // The other end may be gone.
+                receipts.send(Err(status)).await.ok();
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+
+    async fn pass_on(
+        &self,
+        messages: &mut Streaming<Envelope>,
+        known: &Known,
+        from: NodeId,
+        is_bulk: bool,
+        receipts: &mpsc::Sender<Result<Receipt, Status>>,
+    ) -> Result<(), Status> {
+        let (mut total, to) = (0, known.identity.node);
+        while let Some(envelope) = messages.message().await? {
+            if self.known()?.identity.session != known.identity.session {
+                return Err(Status::unavailable("the storage process of this host has been started again"));
+            }
+            let bad = |why: String| self.refuse(Status::invalid_argument(why));
+            let (message, len) = match envelope.message {
+                Some(envelope::Message::Raft(raft)) => {
+                    let len = raft.frames.len();
+                    (Message::Raft(wire::from_proto(raft, from, to).map_err(bad)?), len)
+                }
+                Some(envelope::Message::Relay(bytes)) if bytes.len() <= RELAY_MAX && is_bulk => {
+                    let len = bytes.len();
+                    (Message::Relay { to, from, bytes: bytes.into() }, len)
+                }
+                Some(envelope::Message::Relay(bytes)) => return Err(bad(format!("{} bytes for storage", bytes.len()))),
+                None => return Err(bad("an empty message".to_owned())),
+            };
+            count(&self.counters.received, 1);
+            count(&self.counters.received_bytes, len as u64);
+            let passed = if is_bulk { known.storage.bulk(&message).await } else { known.storage.control(&message).await };
+            passed.map_err(Status::unavailable)?;
+            total += len as u64;
+            if is_bulk && receipts.send(Ok(Receipt { bytes: total })).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for Host {
+    type ControlStream = Receipts;
+    type AppendStream = Receipts;
+    type RelayStream = Receipts;
+
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let known = self.known()?;
+        self.proves(&request, &tls::node_name(NodeId(request.get_ref().node), known.identity.cluster))?;
+        self.greet(&known, request.get_ref()).map(Response::new).map_err(|s| self.refuse(s))
+    }
+
+    async fn control(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {
+        self.take(request, false)
+    }
+
+    async fn append(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {
+        self.take(request, true)
+    }
+
+    async fn relay(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {
+        self.take(request, true)
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Host {
+    async fn ask(&self, request: Request<proto::Command>) -> Result<Response<proto::Report>, Status> {
+        let known = self.known()?;
+        self.proves(&request, &tls::operator_name(known.identity.cluster))?;
+        let command = wire::command(request.into_inner()).ok_or_else(|| Status::invalid_argument("no command"))?;
+        let report = known.storage.ask(command).await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(wire::report(&report)))
+    }
+}

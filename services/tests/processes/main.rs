@@ -6,6 +6,7 @@ mod backup;
 mod bars;
 mod books;
 mod busts;
+mod cluster;
 mod compaction;
 mod fixture;
 mod formats;

@@ -1,0 +1,413 @@
+//! A store on three hosts: each a storage and a replication process of its own, on loopback.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use tape_services::replication::proto::peer_client::PeerClient;
+use tape_services::replication::proto::{Envelope, HelloRequest, Raft, envelope};
+use tape_services::replication::wire;
+use tapestore::disk::{Open, RealDisk};
+use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::publisher::{Options, Publisher};
+use tapestore::reader::Reader;
+use tapestore::record::{Trade, split};
+use tapestore::shm::run_dir::RunDir;
+use tapestore::wal::{self, Body, Chain};
+
+use crate::fixture::{PATIENCE, eventually, signal};
+
+/// Times for a machine that is shared.
+const TIMES: &str = "[cluster]\nheartbeat-ms = 100\nelection-ms = 1000\nelection-spread-ms = 500\n";
+
+struct Host {
+    store: PathBuf,
+    storage: Option<Child>,
+    replication: Option<Child>,
+}
+
+struct Hosts {
+    dir: tempfile::TempDir,
+    hosts: Vec<Host>,
+    addresses: Vec<String>,
+    has_tls: bool,
+}
+
+fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn end(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        child.kill().ok();
+        child.wait().ok();
+    }
+}
+
+impl Hosts {
+    /// Three hosts that serve.
+    fn new(has_tls: bool) -> Hosts {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("storage.toml"), TIMES).unwrap();
+        // Ports that were free a moment ago.
+        let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses: Vec<_> = ports.iter().map(|p| p.local_addr().unwrap().to_string()).collect();
+        drop(ports);
+        let members: Vec<_> = (1..).zip(&addresses).map(|(n, a)| format!("{n}={a}")).collect();
+        let mut this = Hosts { dir, hosts: Vec::new(), addresses, has_tls };
+        for n in 1..=3 {
+            let store = this.dir.path().join(format!("host-{n}"));
+            this.hosts.push(Host { store, storage: None, replication: None });
+            let node = n.to_string();
+            let init = ["cluster", "init", "--cluster", "test", "--node", &node, "--segment-size", "4M", "--members"];
+            ok(&this.tape(n, &[&init[..], &[&members.join(",")]].concat()));
+        }
+        if has_tls {
+            let certs = this.certs();
+            let args = ["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", certs.to_str().unwrap()];
+            ok(&this.tape(1, &args));
+        }
+        (1..=3).for_each(|n| this.start(n));
+        this
+    }
+
+    fn certs(&self) -> PathBuf {
+        self.dir.path().join("certs")
+    }
+
+    fn store(&self, n: usize) -> &Path {
+        &self.hosts[n - 1].store
+    }
+
+    fn start(&mut self, n: usize) {
+        self.start_storage(n);
+        self.start_replication(n);
+    }
+
+    fn start_storage(&mut self, n: usize) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape-storage"));
+        command.arg("--config").arg(self.dir.path().join("storage.toml"));
+        command.arg("--store").arg(self.store(n)).args(["--memtable-size", "64M"]);
+        command.env("RUST_LOG", "error").stdin(Stdio::null());
+        self.hosts[n - 1].storage = Some(command.spawn().unwrap());
+    }
+
+    fn start_replication(&mut self, n: usize) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape-replication"));
+        command.arg("--store").arg(self.store(n)).env("RUST_LOG", "off").stdin(Stdio::null());
+        if self.has_tls {
+            let certs = self.certs();
+            command.arg("--tls-cert").arg(certs.join(format!("node-{n}.pem")));
+            command.arg("--tls-key").arg(certs.join(format!("node-{n}.key")));
+            command.arg("--tls-ca").arg(certs.join("ca.pem"));
+        }
+        self.hosts[n - 1].replication = Some(command.spawn().unwrap());
+    }
+
+    /// SIGKILL of everything on host `n`.
+    fn kill(&mut self, n: usize) {
+        end(&mut self.hosts[n - 1].storage);
+        end(&mut self.hosts[n - 1].replication);
+    }
+
+    fn tape(&self, n: usize, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_tape")).args(arguments).arg("--store").arg(self.store(n)).output().unwrap()
+    }
+
+    fn status(&self, n: usize) -> Option<serde_json::Value> {
+        let output = self.tape(n, &["cluster", "status", "--json"]);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// Who leads by its own word.
+    fn leader(&self) -> usize {
+        eventually("a leader", || {
+            let leads = |n: &usize| self.hosts[n - 1].storage.is_some() && self.status(*n).is_some_and(|s| s["role"] == "leader");
+            (1..=3).find(leads)
+        })
+    }
+
+    fn publisher(&self, n: usize, id: u16) -> Publisher {
+        let options = Options::new(self.store(n), PublisherId(id));
+        Publisher::open(Options { level: Level::Quorum, open_timeout: PATIENCE, ..options }).unwrap()
+    }
+
+    fn committed(&self, n: usize) -> Lsn {
+        Reader::open(self.store(n)).map_or(Lsn(0), |r| r.control().committed())
+    }
+
+    /// Stops all hosts in order, and gives the trades in each log.
+    fn stop(&mut self) -> Vec<Vec<u64>> {
+        for host in &mut self.hosts {
+            for child in [&mut host.replication, &mut host.storage] {
+                if let Some(child) = child {
+                    signal(child.id(), rustix::process::Signal::TERM);
+                    assert!(eventually("an end", || child.try_wait().unwrap()).success());
+                }
+                *child = None;
+            }
+        }
+        self.hosts.iter().map(|h| trades_in(&h.store)).collect()
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in &mut self.hosts {
+            end(&mut host.storage);
+            end(&mut host.replication);
+            if let Ok(run_dir) = RunDir::find(&host.store) {
+                run_dir.sweep(None).ok();
+                std::fs::remove_dir_all(run_dir.path()).ok();
+            }
+        }
+    }
+}
+
+fn trades_in(store: &Path) -> Vec<u64> {
+    let meta = wal::meta::read(&RealDisk, store).unwrap().unwrap();
+    let mut ids = Vec::new();
+    let visit = |frame: &wal::Frame<'_>| {
+        if let Body::Data(data) = &frame.body {
+            ids.extend(split(data.records).map(|r| r.unwrap().get::<Trade>().unwrap().trade_id));
+        }
+        Ok(())
+    };
+    wal::scan(&RealDisk, &store.join(wal::DIR), &meta, Chain::begin(meta.store_id), Open::Read, visit).unwrap();
+    ids
+}
+
+fn publish(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
+    for id in ids {
+        let trade = Trade { trade_id: id, ..Trade::default() };
+        while publisher.publish(&trade).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_publisher_outlives_the_leader_and_the_leader_after_that_and_each_record_is_stored_once() {
+    let mut hosts = Hosts::new(false);
+    let first = hosts.leader();
+    let own = first % 3 + 1;
+    let mut publisher = hosts.publisher(own, 1);
+    publish(&mut publisher, 0..2_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publish(&mut publisher, 2_000..4_000);
+    hosts.kill(first);
+    publish(&mut publisher, 4_000..6_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    hosts.start(first);
+    let mut second = hosts.leader();
+    if second == own {
+        // Its own host may not die: the one that is back leads from here on.
+        eventually("the lead to be handed over", || {
+            hosts.tape(own, &["cluster", "transfer", &first.to_string()]).status.success().then_some(())
+        });
+        second = first;
+    }
+    publish(&mut publisher, 6_000..8_000);
+    hosts.kill(second);
+    publish(&mut publisher, 8_000..10_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    assert!(publisher.take_lost().is_empty() && publisher.progress().reattached == 0);
+    hosts.start(second);
+    for n in 1..=3 {
+        eventually("all records on each host", || (hosts.committed(n) >= Lsn(10_000)).then_some(()));
+    }
+    drop(publisher);
+    let expected: Vec<u64> = (0..10_000).collect();
+    assert!(hosts.stop().iter().all(|ids| *ids == expected), "each record once and in order, on each host");
+}
+
+#[test]
+fn killed_replication_processes_are_found_again_and_what_they_missed_is_made_good() {
+    let mut hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let mut publisher = hosts.publisher(leader, 1);
+    let mut next = 0;
+    for round in 0..3 {
+        // A follower's, then the leader's own, then two at once: without a majority nothing is committed.
+        let gone: Vec<usize> = match round {
+            0 => vec![leader % 3 + 1],
+            1 => vec![leader],
+            _ => (1..=3).filter(|n| *n != leader).collect(),
+        };
+        gone.iter().for_each(|n| end(&mut hosts.hosts[n - 1].replication));
+        publish(&mut publisher, next..next + 1_000);
+        next += 1_000;
+        gone.iter().for_each(|n| hosts.start_replication(*n));
+        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        for n in 1..=3 {
+            eventually("all records on each host", || (hosts.committed(n) >= Lsn(next)).then_some(()));
+        }
+    }
+    drop(publisher);
+    assert!(hosts.stop().iter().all(|ids| ids.len() as u64 == next && ids.is_sorted()));
+}
+
+#[test]
+fn the_tool_shows_the_cluster_hands_the_lead_over_and_changes_the_members() {
+    let hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let next = leader % 3 + 1;
+    let shown = ok(&hosts.tape(leader, &["cluster", "status"]));
+    assert!(shown.contains(&format!("node {leader} is leader in term")), "{shown}");
+    let far = ok(&hosts.tape(next, &["cluster", "status", "--json", "--at", &hosts.addresses[leader - 1]]));
+    let far: serde_json::Value = serde_json::from_str(&far).unwrap();
+    assert_eq!((&far["node"], &far["role"]), (&leader.into(), &"leader".into()));
+    ok(&hosts.tape(leader, &["cluster", "transfer", &next.to_string()]));
+    assert_eq!(hosts.leader(), next);
+    let refused = hosts.tape(leader, &["cluster", "remove", &next.to_string()]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("does not lead") && !refused.status.success());
+    ok(&hosts.tape(next, &["cluster", "remove", &leader.to_string()]));
+    let address = &hosts.addresses[leader - 1];
+    ok(&hosts.tape(next, &["cluster", "add", &format!("{leader}={address}")]));
+    let votes = |s: &serde_json::Value| -> BTreeMap<u64, bool> {
+        let members = s["members"].as_array().unwrap();
+        members.iter().map(|m| (m["node"].as_u64().unwrap(), m["votes"].as_bool().unwrap())).collect()
+    };
+    assert_eq!(votes(&hosts.status(next).unwrap()).get(&(leader as u64)), Some(&false));
+    ok(&hosts.tape(next, &["cluster", "promote", &leader.to_string()]));
+    assert!(votes(&hosts.status(next).unwrap()).values().all(|v| *v));
+    let again = hosts.tape(next, &["cluster", "init", "--cluster", "x", "--node", "1", "--members", "1=127.0.0.1:1"]);
+    assert!(!again.status.success(), "a store that is in a cluster stays in it");
+}
+
+#[test]
+fn under_tls_only_certificates_of_the_cluster_are_heard_and_changed_files_are_used() {
+    let mut hosts = Hosts::new(true);
+    let leader = hosts.leader();
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 0..1_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    let certs = hosts.certs();
+    let follower = leader % 3 + 1;
+    let at = hosts.addresses[leader - 1].clone();
+    let asked = |name: &str, ca: &Path| {
+        let file = |end: &str| certs.join(format!("{name}.{end}")).to_str().unwrap().to_owned();
+        let (cert, key) = (file("pem"), file("key"));
+        let ca = ca.to_str().unwrap();
+        let tls = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", ca];
+        hosts.tape(follower, &[&["cluster", "status", "--at", &at][..], &tls].concat())
+    };
+    ok(&asked("operator", &certs.join("ca.pem")));
+    let refused = asked("node-2", &certs.join("ca.pem"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("operator"), "a host is no operator");
+    assert!(!hosts.tape(follower, &["cluster", "status", "--at", &at]).status.success(), "nor is who shows no certificate");
+    // Another authority's certificates, with the right names.
+    let other = hosts.dir.path().join("other");
+    ok(&hosts.tape(1, &["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", other.to_str().unwrap()]));
+    for end in ["pem", "key"] {
+        std::fs::copy(other.join(format!("operator.{end}")), certs.join(format!("forged.{end}"))).unwrap();
+    }
+    assert!(!asked("forged", &certs.join("ca.pem")).status.success());
+    // All hosts go over to the other authority, one after the other, and none is started again.
+    for name in ["ca.pem", "node-1.pem", "node-1.key", "node-2.pem", "node-2.key", "node-3.pem", "node-3.key"] {
+        std::fs::copy(other.join(name), certs.join(name)).unwrap();
+    }
+    let storages: Vec<usize> = (1..=3).filter(|n| *n != leader).collect();
+    for n in storages {
+        end(&mut hosts.hosts[n - 1].replication);
+        hosts.start_replication(n);
+    }
+    publish(&mut publisher, 1_000..2_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    drop(publisher);
+    assert!(hosts.stop().iter().any(|ids| ids.len() == 2_000));
+}
+
+#[test]
+fn without_certificates_nothing_but_loopback_is_used() {
+    let hosts = Hosts::new(false);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tape-replication"));
+    let output = command.arg("--store").arg(hosts.store(1)).args(["--listen", "0.0.0.0:0"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("tape cluster certs"), "{said}");
+}
+
+fn hello(node: u64, to: u64) -> HelloRequest {
+    HelloRequest {
+        cluster: tapestore::engine::found::store_id("test").to_be_bytes().to_vec().into(),
+        node,
+        to,
+        incarnation: 1,
+        epoch: 0,
+        version_min: 1,
+        version_max: 1,
+        segment_size: 4 << 20,
+    }
+}
+
+#[test]
+fn hostile_hosts_get_a_status_and_change_nothing() {
+    let hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let follower = leader % 3 + 1;
+    let before = hosts.status(follower).unwrap();
+    let to = format!("http://{}", hosts.addresses[follower - 1]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connect = || async { PeerClient::connect(to.clone()).await.unwrap().max_encoding_message_size(64 << 20) };
+        let mut client = connect().await;
+        let to_follower = follower as u64;
+        // Another cluster, another node, another version, another shape of log, nobody.
+        let wrong: [fn(&mut HelloRequest); 6] = [
+            |h| h.cluster = vec![7; 16].into(),
+            |h| h.cluster = Vec::new().into(),
+            |h| h.to = 9,
+            |h| (h.version_min, h.version_max) = (2, 3),
+            |h| h.segment_size = 4096,
+            |h| h.node = 0,
+        ];
+        for spoil in wrong {
+            let mut request = hello(9, to_follower);
+            spoil(&mut request);
+            assert_eq!(client.hello(request).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+        }
+        let ticket = client.hello(hello(9, to_follower)).await.unwrap().into_inner().ticket;
+        // A vote for a term of its own, under no ticket and under a made-up one.
+        let vote = Raft { kind: 5, term: 1 << 40, index: 1 << 40, log_term: 1 << 40, ..Raft::default() };
+        let envelope = |raft: Raft| Envelope { message: Some(envelope::Message::Raft(raft)) };
+        for (node, ticket) in [(None, None), (Some(9), Some(ticket ^ 1)), (Some(leader as u64), Some(ticket))] {
+            let mut request = tonic::Request::new(tokio_stream::iter([envelope(vote.clone())]));
+            node.map(|n: u64| request.metadata_mut().insert("tape-node", n.into()));
+            ticket.map(|t: u64| request.metadata_mut().insert("tape-ticket", t.into()));
+            assert_eq!(client.control(request).await.unwrap_err().code(), tonic::Code::Unauthenticated);
+        }
+        let send = |messages: Vec<Envelope>| {
+            let mut request = tonic::Request::new(tokio_stream::iter(messages));
+            request.metadata_mut().insert("tape-node", 9.into());
+            request.metadata_mut().insert("tape-ticket", ticket.into());
+            request
+        };
+        // Nothing, kinds that are none, lengths that lie, more than a message may be.
+        let head = tape_services::replication::proto::FrameHead { len: 640, ..Default::default() };
+        let lies = Raft { kind: 3, heads: vec![head], frames: vec![0; 64].into(), ..Raft::default() };
+        let long = Raft { kind: 3, frames: vec![0; wire::FRAMES_MAX + 1].into(), ..Raft::default() };
+        for bad in [Envelope { message: None }, envelope(Raft { kind: 999, ..Raft::default() }), envelope(lies), envelope(long)] {
+            let mut receipts = client.append(send(vec![bad])).await.unwrap().into_inner();
+            assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
+        }
+        let vast = Raft { kind: 3, frames: vec![0; 2 * wire::MESSAGE_MAX].into(), ..Raft::default() };
+        let mut receipts = client.append(send(vec![envelope(vast)])).await.unwrap().into_inner();
+        assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::OutOfRange);
+        // Garbage instead of HTTP, and streams that are begun and dropped.
+        for _ in 0..200 {
+            drop(client.append(send(Vec::new())).await);
+        }
+        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096]] {
+            let mut stream = tokio::net::TcpStream::connect(&hosts.addresses[follower - 1]).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut stream, garbage).await.unwrap();
+        }
+        connect().await.hello(hello(9, to_follower)).await.unwrap();
+    });
+    let after = hosts.status(follower).unwrap();
+    assert_eq!((&before["term"], &before["leader"]), (&after["term"], &after["leader"]));
+    let mut publisher = hosts.publisher(follower, 1);
+    publish(&mut publisher, 0..100);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+}

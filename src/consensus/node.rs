@@ -173,7 +173,7 @@ impl Node {
     ) -> Result<Node> {
         let m = meta.meta();
         let (id, last) = (m.node, frames.last());
-        let applied = m.membership.max(frames.first() - 1);
+        let applied = m.membership.max(committed).max(frames.first() - 1);
         let commit = m.commit.max(committed).max(applied);
         if commit > last {
             let cause = format!("frame {commit} is committed, and the log ends with {last}");

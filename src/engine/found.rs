@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::consensus::MetaFile;
-use crate::consensus::format::{Seat, VOTER};
+use crate::consensus::format::{LEARNER, Seat, VOTER};
 use crate::consensus::message::Member;
 use crate::consensus::meta::{self, Meta};
 use crate::disk::Disk;
@@ -26,6 +26,9 @@ pub struct Founding {
     pub members: Vec<Member>,
     /// Bytes of a log segment, for a new store; the same on each.
     pub segment_size: u64,
+    /// Whether the cluster is there already, and this host joins it: it holds the log and does not vote until it is told
+    /// otherwise. Its store is new, or restored from a backup of another host's.
+    pub joins: bool,
 }
 
 /// The identity of the store of the cluster called `name`.
@@ -53,13 +56,14 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     if raft.as_ref().is_some_and(|m| !m.is_alone() || !m.seats.iter().all(|s| s.address.is_empty())) {
         return invalid(format!("{} is in a cluster already; `tape cluster status` shows it", dir.display()));
     }
-    if known.is_some() && founding.members.len() > 1 {
-        let reason = "holds a store already: make it the first host of the cluster, with itself as the only member, and add the others when it serves";
+    if known.is_some() && founding.members.len() > 1 && !founding.joins {
+        let reason = "holds a store already: make it the first host of the cluster, with itself as the only member, and add the others when it serves; or, if it is restored from a backup of another host of the cluster, say that it joins";
         return invalid(format!("{} {reason}", dir.display()));
     }
     let id = known.map_or_else(|| store_id(&founding.cluster), |k| k.store_id);
     wal::create_if_absent(disk, dir, wal::Create { store_id: id, segment_size: founding.segment_size, now })?;
-    let seat = |m: &Member| Seat { node: m.node, part: VOTER, address: m.address.clone() };
+    let part = |m: &Member| if founding.joins && m.node == founding.node { LEARNER } else { VOTER };
+    let seat = |m: &Member| Seat { node: m.node, part: part(m), address: m.address.clone() };
     let seats = founding.members.iter().map(seat).collect();
     match raft {
         None => {

@@ -195,7 +195,20 @@ struct Replicated {
     changes: BTreeMap<u64, Change>,
 }
 
+/// Bytes of log before the checkpoint that a start looks through for hosts that lag behind, at most.
+const KEPT_MAX: u64 = 1 << 30;
+
 impl Replicated {
+    /// The frames before the checkpoint `from`, in the last `keep` bytes and as far as they are still there.
+    fn before(disk: &dyn Disk, dir: &Path, known: &wal::Meta, from: wal::Chain, keep: u64) -> Result<Replicated> {
+        let passed = if keep == 0 { Vec::new() } else { wal::passed(disk, &dir.join(wal::DIR), known, from)? };
+        let reaches = |h: &wal::Header| h.position.0 / known.segment_size * known.segment_size + known.segment_size + keep;
+        let mut kept = passed.iter().filter(|h| reaches(h) > from.position.0).peekable();
+        let mut frames = Frames::new(&kept.peek().map_or(from, |h| h.place()));
+        kept.filter(|h| h.kind() != FrameType::Pad).for_each(|h| frames.push(h));
+        Ok(Replicated { frames, changes: BTreeMap::new() })
+    }
+
     fn visit(&mut self, frame: &wal::Frame<'_>) -> Result<()> {
         if frame.header.kind() == FrameType::Pad {
             return Ok(());
@@ -261,7 +274,8 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let alone = raft_meta.meta().is_alone();
     let known_committed = if alone { u64::MAX } else { raft_meta.meta().commit };
     let mut rebuilt = Rebuilt::new(memtables, symbols, kinds, manifest.state(), known_committed)?;
-    let mut replicated = Replicated { frames: Frames::new(&from), changes: BTreeMap::new() };
+    let keep = if alone { 0 } else { options.cluster.retain_bytes.min(KEPT_MAX) };
+    let mut replicated = Replicated::before(disk.as_ref(), dir, &known, from, keep)?;
     let parts = flush::Parts {
         disk: disk.clone(),
         dir: dir.clone(),
@@ -279,7 +293,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         false => control.applied(),
     };
     let mut said = world.clock.monotonic();
-    let log = wal::open(disk.clone(), dir, from, seen, |frame| {
+    let log = wal::open(disk.clone(), dir, from, keep, seen, |frame| {
         tell(frame, world.clock.monotonic(), &control, &mut said);
         replicated.visit(frame)?;
         rebuilt.visit(frame, &mut filer, world.clock.as_ref())

@@ -198,7 +198,7 @@ mod tests {
     /// Appends frames of `counts` trades in `term` and syncs them; how many frames the log has then.
     fn extend(disk: &SimDisk, term: u32, counts: &[u64]) -> Result<u64> {
         create_if_absent(disk, Path::new(DIR), CREATE)?;
-        let mut log = open(Arc::new(disk.clone()), Path::new(DIR), Chain::begin(77), Lsn(0), |_| Ok(()))?;
+        let mut log = open(Arc::new(disk.clone()), Path::new(DIR), Chain::begin(77), 0, Lsn(0), |_| Ok(()))?;
         log.writer.set_term(Term(term));
         for count in counts {
             assert!(log.writer.ready()?);
@@ -214,7 +214,7 @@ mod tests {
     /// Index and CRC of each frame that a start finds.
     fn frames(disk: &SimDisk) -> Result<Vec<(u64, u32)>> {
         let mut found = Vec::new();
-        open(Arc::new(disk.clone()), Path::new(DIR), Chain::begin(77), Lsn(0), |frame| {
+        open(Arc::new(disk.clone()), Path::new(DIR), Chain::begin(77), 0, Lsn(0), |frame| {
             if frame.header.kind() != FrameType::Pad {
                 found.push((frame.header.index.0, frame.header.header_crc));
             }

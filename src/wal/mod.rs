@@ -31,7 +31,7 @@ pub use fact::Fact;
 pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
-pub use reader::{Body, End, Frame, Tail, evidence, examine, leftovers, parse, scan};
+pub use reader::{Body, End, Frame, Tail, evidence, examine, leftovers, parse, passed, scan};
 pub use segment::{Spare, Spares, prepare, recycle};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 
@@ -107,11 +107,19 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
 /// log's beginning, to `visit`. `seen` is the last record that readers may have seen.
 ///
 /// Afterwards everything visited is durable, and the timeline has risen if a record up to `seen` is gone. The writer has
-/// no term of its own yet: [`Writer::set_term`].
+/// no term of its own yet: [`Writer::set_term`]. Of the segments before `from` those stay that reach into the last `keep`
+/// bytes.
 ///
 /// # Errors
 /// As [`scan`], and [`Error::Io`]. Nothing is changed before the whole log has been read.
-pub fn open(disk: Arc<dyn Disk>, dir: &Path, from: Chain, seen: Lsn, visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<Log> {
+pub fn open(
+    disk: Arc<dyn Disk>,
+    dir: &Path,
+    from: Chain,
+    keep: u64,
+    seen: Lsn,
+    visit: impl FnMut(&Frame<'_>) -> Result<()>,
+) -> Result<Log> {
     let mut meta_file = MetaFile::open(disk.as_ref(), dir)?;
     let meta = *meta_file.meta();
     let wal = dir.join(DIR);
@@ -119,7 +127,9 @@ pub fn open(disk: Arc<dyn Disk>, dir: &Path, from: Chain, seen: Lsn, visit: impl
     // What is visited may be filed at once: the names of its segments must be durable too.
     disk.sync_dir(&wal)?;
     let end = scan(disk.as_ref(), &wal, &meta, from, Open::Write, visit)?;
-    for path in end.beyond.iter().chain(&end.passed) {
+    let is_kept = |first: Position| first.0 + meta.segment_size + keep > from.position.0;
+    let passed = end.passed.iter().filter(|(first, _)| !is_kept(*first)).map(|(_, path)| path);
+    for path in end.beyond.iter().chain(passed) {
         disk.remove(path)?;
     }
     disk.sync_dir(&wal)?;

@@ -67,7 +67,7 @@ pub struct End {
     /// Segments that begin at or after the end.
     pub(super) beyond: Vec<PathBuf>,
     /// Segments before the checkpoint.
-    pub(super) passed: Vec<PathBuf>,
+    pub(super) passed: Vec<(Position, PathBuf)>,
 }
 
 struct Segment {
@@ -77,15 +77,18 @@ struct Segment {
     header: Result<(), BadSegment>,
 }
 
+/// Segments before the checkpoint.
+type Passed = Vec<(Position, PathBuf)>;
+
 /// The segments of the log in `dir` that reach beyond `from`, in order, the best evidence among them,
 /// and the other segments.
-fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) -> Result<(Vec<Segment>, Evidence, Vec<PathBuf>)> {
+fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) -> Result<(Vec<Segment>, Evidence, Passed)> {
     let (mut segments, mut passed) = (Vec::new(), Vec::new());
     let mut evidence = meta.durable;
     for first in disk.list(dir)?.iter().filter_map(|n| segment_first(n)) {
         let path = dir.join(segment_name(first));
         if first.0 + meta.segment_size <= from.position.0 {
-            passed.push(path);
+            passed.push((first, path));
             continue;
         }
         let file: Arc<dyn DiskFile> = Arc::from(disk.open(&path, how)?);
@@ -197,6 +200,41 @@ pub fn examine(
         damage = Some(below_evidence(dir, meta, &end));
     }
     Ok((end, damage))
+}
+
+/// Headers of the frames before `until`, a checkpoint, as far back as segments are still there one behind the other: for
+/// hosts that lag behind. Payloads are not looked at: whoever sends a frame checks it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn passed(disk: &dyn Disk, dir: &Path, meta: &Meta, until: Chain) -> Result<Vec<Header>> {
+    let size = meta.segment_size;
+    let mut firsts: Vec<_> = disk.list(dir)?.iter().filter_map(|n| segment_first(n)).collect();
+    firsts.retain(|first| first.0 < until.position.0);
+    firsts.sort_unstable();
+    let mut kept: Vec<Header> = Vec::new();
+    let mut chain: Option<Chain> = None;
+    for first in firsts {
+        let file = disk.open(&dir.join(segment_name(first)), Open::Read)?;
+        let mut offset = SEGMENT_HEAD_LEN;
+        while offset < size && first.0 + offset < until.position.0 {
+            let mut bytes = [0; HEADER_LEN as usize];
+            file.read_at(&mut bytes, offset)?;
+            let header = Header::parse(&bytes).ok().filter(|h| h.position.0 == first.0 + offset);
+            let Some(header) = header else { break };
+            if chain.is_none_or(|c| c.check(&header).is_err()) {
+                kept.clear();
+                chain = Some(header.place());
+            }
+            if let Some(chain) = &mut chain {
+                chain.advance(&header, size);
+            }
+            offset += header.total_len();
+            kept.push(header);
+        }
+    }
+    let meets = chain.is_some_and(|c| (c.position, c.index, c.prev_crc) == (until.position, until.index, until.prev_crc));
+    Ok(if meets { kept } else { Vec::new() })
 }
 
 /// Shows every frame that stands by itself at or behind `from` in the log in `dir` to `visit`: what lies behind

@@ -24,7 +24,7 @@ const CREATE: Create = Create { store_id: 77, segment_size: SEGMENT, now: Ts(5) 
 /// Opens the log at `from`, or creates it.
 fn open_from(disk: &SimDisk, create: Create, from: Chain, seen: Lsn, visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<Log> {
     create_if_absent(disk, &store(), create)?;
-    open(Arc::new(disk.clone()), &store(), from, seen, visit)
+    open(Arc::new(disk.clone()), &store(), from, 0, seen, visit)
 }
 
 /// Opens the log; the ids of the trades found, which must be dense from 0, are returned.

@@ -67,6 +67,10 @@ pub struct Init {
     /// All hosts, this one too, as number=host:port of their replication processes, in a list with commas
     #[arg(long, value_delimiter = ',', required = true, value_parser = member)]
     members: Vec<Member>,
+    /// The cluster is there already, and this host joins it: its store is new, or restored from a backup of another
+    /// host's; then `tape cluster add` on the leader makes it a member
+    #[arg(long)]
+    join: bool,
     /// Bytes of a log segment, the same on each host
     #[arg(long, value_parser = terminal::size, default_value = "64M")]
     segment_size: u64,
@@ -153,6 +157,7 @@ fn init(store: &Path, args: &Init) -> Outcome {
         node: NodeId(args.node),
         members: args.members.clone(),
         segment_size: args.segment_size,
+        joins: args.join,
     };
     let id = found(&RealDisk, store, &founding, HostClock.wall())?;
     say(format!("{} is node {} of cluster '{}', identity {id:032x}", store.display(), args.node, args.cluster));

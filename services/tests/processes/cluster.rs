@@ -278,6 +278,46 @@ fn the_tool_shows_the_cluster_hands_the_lead_over_and_changes_the_members() {
 }
 
 #[test]
+fn a_host_joins_with_an_empty_store_and_another_with_a_backup_and_both_have_everything() {
+    let mut hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 0..20_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    let members: Vec<_> = (1..).zip(&hosts.addresses).map(|(n, a)| format!("{n}={a}")).collect();
+    for n in [4, 5] {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let store = hosts.dir.path().join(format!("host-{n}"));
+        hosts.hosts.push(Host { store, storage: None, replication: None });
+        hosts.addresses.push(port.to_string());
+        let itself = format!("{n}={port}");
+        let backup = hosts.dir.path().join("backup");
+        if n == 5 {
+            ok(&hosts.tape(leader, &["backup", backup.to_str().unwrap()]));
+            ok(&hosts.tape(n, &["restore", backup.to_str().unwrap()]));
+        }
+        let all = format!("{},{itself}", members.join(","));
+        let node = n.to_string();
+        let init = ["cluster", "init", "--join", "--cluster", "test", "--segment-size", "4M", "--node", &node, "--members", &all];
+        ok(&hosts.tape(n, &init));
+        hosts.start(n);
+        ok(&hosts.tape(leader, &["cluster", "add", &itself]));
+        publish(&mut publisher, n as u64 * 10_000..n as u64 * 10_000 + 1_000);
+        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        let end = hosts.committed(leader);
+        eventually("all records on the new host", || (hosts.committed(n) >= end).then_some(()));
+        ok(&hosts.tape(leader, &["cluster", "promote", &node]));
+    }
+    drop(publisher);
+    let stored = hosts.stop();
+    assert!(
+        stored.iter().all(|ids| ids.len() == 22_000 && ids == &stored[0]),
+        "{:?}",
+        stored.iter().map(Vec::len).collect::<Vec<_>>()
+    );
+}
+
+#[test]
 fn under_tls_only_certificates_of_the_cluster_are_heard_and_changed_files_are_used() {
     let mut hosts = Hosts::new(true);
     let leader = hosts.leader();

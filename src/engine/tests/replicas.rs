@@ -57,8 +57,13 @@ impl Hosts {
         let members: Vec<_> =
             (1..=count).map(|n| Member { node: NodeId(n), address: format!("127.0.0.{n}:1"), is_voter: true }).collect();
         for n in 1..=count {
-            let founding =
-                Founding { cluster: "test".to_owned(), node: NodeId(n), members: members.clone(), segment_size: SEGMENT };
+            let founding = Founding {
+                cluster: "test".to_owned(),
+                node: NodeId(n),
+                members: members.clone(),
+                segment_size: SEGMENT,
+                joins: false,
+            };
             assert_eq!(found(&RealDisk, &hosts.store(n), &founding, Ts(1)).unwrap(), store_id("test"));
             hosts.storages.push(None);
             hosts.carriers.push(None);

@@ -13,6 +13,9 @@ pub mod node;
 mod members;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 pub use format::{Change, Seat, Transition};
 pub use frames::Place;
 pub use meta::MetaFile;

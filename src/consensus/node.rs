@@ -443,11 +443,11 @@ impl Node {
         let newest = frames.place(frames.last()).copied();
         let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
         let seen = others.map(|(&id, p)| {
-            let theirs = frames.place(p.matched);
+            // Of a member whose place is forgotten the first one that is known stands for it.
+            let theirs = frames.place(p.matched.max(frames.first()));
             let lag = |of: fn(&super::Place) -> u64| match (&newest, theirs) {
-                (Some(newest), Some(theirs)) => of(newest).saturating_sub(of(theirs)),
-                (Some(newest), None) => of(newest),
-                (None, _) => 0,
+                (Some(newest), Some(theirs)) if p.matched < frames.last() => of(newest).saturating_sub(of(theirs)),
+                _ => 0,
             };
             Progress {
                 node: NodeId(id),
@@ -455,7 +455,7 @@ impl Node {
                 is_active: p.recent_active,
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
-                lag_ns: if p.matched == frames.last() { 0 } else { lag(|p| p.ingest_ts.0) },
+                lag_ns: lag(|p| p.ingest_ts.0),
             }
         });
         let mut seen: Vec<_> = seen.collect();
@@ -463,10 +463,15 @@ impl Node {
         seen
     }
 
-    /// The first frame that a member may still ask for.
+    /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
+    /// that there is: should it lead, others may be far behind.
     pub fn needed(&self) -> u64 {
-        let least = self.progress().iter().map(|p| p.matched).min();
-        least.unwrap_or(self.committed()) + 1
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return self.frames().first();
+        }
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        others.map(|(_, p)| p.matched).min().unwrap_or(raft.raft_log.committed) + 1
     }
 
     /// Writes down durably that frames up to here are committed, so that a start knows it.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::attach::Answer;
 use super::ingest::IngestAgent;
 use super::links::Links;
+use super::recover::KEPT_MAX;
 use super::sync::SyncItem;
 use crate::bus::attach::Message as Said;
 use crate::consensus::format::{LEARNER, VOTER};
@@ -470,9 +471,16 @@ impl IngestAgent {
     fn show_needed(&mut self) {
         let cluster = &mut self.cluster;
         let end = self.core.writer.chain().position.0;
-        let frames = cluster.node.frames();
-        let of_others = frames.place(cluster.node.needed()).map_or(end, |p| p.position.0);
-        let needed = if cluster.node.is_alone() { end } else { of_others.max(end.saturating_sub(cluster.options.retain_bytes)) };
+        let needed = if cluster.node.is_alone() {
+            end
+        } else {
+            let frames = cluster.node.frames();
+            let first = cluster.node.needed().max(frames.first());
+            let of_others = frames.place(first).map_or(end, |p| p.position.0);
+            let most = cluster.options.retain_bytes;
+            let leads = cluster.node.state().role == Role::Leader;
+            of_others.max(end.saturating_sub(if leads { most } else { most.min(KEPT_MAX) }))
+        };
         cluster.covered.needed.store(needed, Ordering::Relaxed);
         let filed = self.control.statistic(Statistic::CheckpointPosition);
         cluster.node.forget(Position(needed.min(filed)));

@@ -195,8 +195,9 @@ struct Replicated {
     changes: BTreeMap<u64, Change>,
 }
 
-/// Bytes of log before the checkpoint that a start looks through for hosts that lag behind, at most.
-const KEPT_MAX: u64 = 1 << 30;
+/// Bytes of log before the checkpoint that a start looks through for hosts that lag behind, at most, and that a host keeps
+/// that does not know how far the others are.
+pub(super) const KEPT_MAX: u64 = 1 << 30;
 
 impl Replicated {
     /// The frames before the checkpoint `from`, in the last `keep` bytes and as far as they are still there.

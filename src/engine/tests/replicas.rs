@@ -13,6 +13,7 @@ use crate::consensus::message::{Command, Member, Message, Progress, Raft, Report
 use crate::disk::RealDisk;
 use crate::lsn::{NodeId, Position};
 use crate::publisher::{self, Publisher};
+use crate::shm::control::Statistic;
 use crate::time::HostClock;
 use crate::wal::format::segment_name;
 
@@ -361,4 +362,28 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
         assert!(ids.iter().all(|id| *id < 2_100), "what was withdrawn is nowhere");
         assert!(ids.len() >= 2_000, "{}", ids.len());
     }
+}
+
+#[test]
+fn a_host_that_lags_behind_the_checkpoint_catches_up_from_a_leader_that_was_started_again() {
+    let mut hosts = Hosts::new(3);
+    let leader = hosts.leader(0);
+    let behind = leader % 3 + 1;
+    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    publish(&mut publisher, 0, 100);
+    eventually("the follower to have some", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
+    hosts.net.cut_off.lock().unwrap().insert(behind);
+    let mut next = 100;
+    let filed = |hosts: &Hosts, n| hosts.control(n).statistic(Statistic::CheckpointPosition);
+    while filed(&hosts, leader) < 4 * SEGMENT {
+        publish(&mut publisher, next, next + 2_000);
+        next += 2_000;
+    }
+    drop(publisher);
+    for n in (1..=3).filter(|n| *n != behind) {
+        hosts.stop(n);
+        hosts.start(n);
+    }
+    hosts.net.cut_off.lock().unwrap().clear();
+    eventually("the host that was behind", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
 }

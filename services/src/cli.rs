@@ -8,8 +8,8 @@ use tapestore::engine::store_dir;
 use crate::exit::Outcome;
 use crate::output::Format;
 use crate::{
-    backup, bars, book, cluster, compact, demo, export, import, inspect, publish, query, repair, status, storage, symbols,
-    terminal, verify,
+    backup, bars, book, cluster, compact, demo, export, import, inspect, publish, query, repair, replication, status, storage,
+    symbols, terminal, verify,
 };
 
 /// A shared-memory market-data store: publish, read, follow, inspect.
@@ -89,6 +89,8 @@ enum Command {
     #[command(hide = true)]
     Storage(storage::Args),
     #[command(hide = true)]
+    Replication(replication::Args),
+    #[command(hide = true)]
     DemoPublisher(demo::PublisherArgs),
     #[command(hide = true)]
     DemoReader(demo::ReaderArgs),
@@ -116,6 +118,9 @@ impl Tape {
         let store = store_dir(self.store.as_deref());
         match self.command {
             Command::Storage(args) => return storage::run(&storage::Args { store: args.store.clone().or(self.store), ..args }),
+            Command::Replication(args) => {
+                return replication::run(&replication::Args { store: args.store.clone().or(self.store), ..args });
+            }
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
             _ => terminal::log("warn"),
         }
@@ -148,7 +153,7 @@ impl Tape {
             Command::Repair(args) => repair::run(&store, &args, format),
             Command::Cluster(command) => cluster::run(&store, &command, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
-            Command::Storage(_) | Command::DemoPublisher(_) => Ok(()),
+            Command::Storage(_) | Command::Replication(_) | Command::DemoPublisher(_) => Ok(()),
         }
     }
 }

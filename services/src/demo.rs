@@ -31,11 +31,14 @@ use crate::terminal::{self, duration, thousands};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
+    pub(crate) source: Source,
+    /// So many hosts on loopback addresses instead: the leader is killed in the middle, and another takes over
+    #[arg(long)]
+    cluster: Option<u64>,
     /// realtime, max, or x2, x100, ...: by the records' own times [default: realtime for the simulated
     /// market, x100 for a file]
     #[arg(long)]
-    rate: Option<Rate>,
+    pub(crate) rate: Option<Rate>,
     /// Keep the store and say where it is
     #[arg(long)]
     keep: bool,
@@ -77,18 +80,19 @@ struct Report {
 }
 
 /// A process that ends with this one.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     what: &'static str,
 }
 
 impl Process {
-    fn start(what: &'static str, arguments: &[&str], store: &Path) -> Outcome<Process> {
+    /// Starts it; it logs at the level `log` unless `RUST_LOG` says another.
+    pub(crate) fn start(what: &'static str, log: &str, arguments: &[&str], store: &Path) -> Outcome<Process> {
         let mut command = Command::new(terminal::this_program()?);
         command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped());
         // What goes right is said here, once.
         if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", "warn");
+            command.env("RUST_LOG", log);
         }
         let child = command.spawn().map_err(|e| Failure::new(IO, format!("cannot start the {what} process: {e}")))?;
         Ok(Process { child, what })
@@ -117,7 +121,7 @@ impl Process {
     }
 
     /// Ends it in order.
-    fn stop(&mut self) -> Outcome {
+    pub(crate) fn stop(&mut self) -> Outcome {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(std::io::Error::from)?;
         }
@@ -147,6 +151,9 @@ impl Drop for Process {
 /// A difference between what was published, read and stored (exit code 1); whatever keeps a process
 /// from running.
 pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
+    if let Some(hosts) = args.cluster {
+        return crate::cluster::demo::run(args, hosts, format);
+    }
     let temporary = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
     let store = store.unwrap_or_else(|| temporary.path().join("store"));
     if store.join("store.meta").exists() {
@@ -162,15 +169,15 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     };
     say(format!("store    {} (temporary: {})", store.display(), !args.keep));
     let memtable = ["storage", "--with-parent", "--memtable-size", "256M"];
-    let mut storage = Process::start("storage", &memtable, &store)?;
+    let mut storage = Process::start("storage", "warn", &memtable, &store)?;
     wait_for_storage(&mut storage, &store)?;
     let times = temporary.path().join("times");
     drop(Mapping::open_or_create(&times, SAMPLES_MAX * 8)?);
     let times = times.to_string_lossy().into_owned();
-    let mut reader = Process::start("reader", &["demo-reader", "--times", &times], &store)?;
+    let mut reader = Process::start("reader", "warn", &["demo-reader", "--times", &times], &store)?;
     let arguments = publisher_arguments(args, &times);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut publisher = Process::start("publisher", &arguments, &store)?;
+    let mut publisher = Process::start("publisher", "warn", &arguments, &store)?;
     say(format!(
         "started  storage (pid {}), reader ({}), publisher ({})",
         storage.child.id(),
@@ -201,7 +208,7 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
 }
 
 /// What the store holds on the disk: files of history, and the log behind them.
-fn stored(store: &Path) -> Outcome<Tally> {
+pub(crate) fn stored(store: &Path) -> Outcome<Tally> {
     let mut follow = Reader::open(store)?.follow(Lsn(1), At::Committed);
     loop {
         match follow.poll() {
@@ -257,7 +264,7 @@ fn publisher_arguments(args: &Args, times: &str) -> Vec<String> {
     arguments
 }
 
-fn wait_for_storage(storage: &mut Process, store: &Path) -> Outcome {
+pub(crate) fn wait_for_storage(storage: &mut Process, store: &Path) -> Outcome {
     let deadline = Instant::now() + START_TIMEOUT;
     while !Reader::open(store).is_ok_and(|r| r.is_storage_alive() && r.control().instance().is_multiple_of(2)) {
         if let Some(status) = storage.child.try_wait()? {

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod certs;
+pub mod demo;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

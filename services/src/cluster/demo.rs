@@ -1,0 +1,211 @@
+//! Owns: `tape demo --cluster`: three hosts' worth of processes on loopback addresses, a publisher on one of them, and the
+//! death of the leader.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tapestore::consensus::message::Member;
+use tapestore::disk::RealDisk;
+use tapestore::engine::found::{Founding, found};
+use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
+use tapestore::publisher::{Options, Publisher};
+use tapestore::reader::{Reader, Tally};
+use tapestore::shm::run_dir::RunDir;
+use tapestore::time::{Clock, HostClock};
+
+use crate::demo::{Args, Process, stored, wait_for_storage};
+use crate::exit::{DIFFERENCE, Failure, LATER, Outcome, USAGE};
+use crate::output::Format;
+use crate::publish::{Pump, Rate};
+use crate::terminal::{duration, say, thousands};
+
+/// How long anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PUBLISHER: PublisherId = PublisherId(1);
+
+/// A host: its store and its processes.
+struct Host {
+    store: PathBuf,
+    storage: Option<Process>,
+    replication: Option<Process>,
+}
+
+impl Host {
+    fn start(&mut self) -> Outcome {
+        let memtable = ["storage", "--with-parent", "--memtable-size", "256M"];
+        let mut storage = Process::start("storage", "error", &memtable, &self.store)?;
+        wait_for_storage(&mut storage, &self.store)?;
+        self.storage = Some(storage);
+        self.replication = Some(Process::start("replication", "error", &["replication", "--with-parent"], &self.store)?);
+        Ok(())
+    }
+
+    /// SIGKILL of both processes.
+    fn die(&mut self) {
+        (self.storage, self.replication) = (None, None);
+    }
+
+    fn control(&self) -> Outcome<Reader> {
+        Ok(Reader::open(&self.store)?)
+    }
+}
+
+/// What the demonstration has seen.
+struct Seen {
+    published: Tally,
+    takeover: Duration,
+    lost: usize,
+    reattached: u64,
+}
+
+/// Runs the demonstration with `count` hosts.
+///
+/// # Errors
+/// A difference between what was acknowledged and what the hosts hold (exit code 1); whatever keeps a process from
+/// running.
+pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
+    if !(3..=7).contains(&count) {
+        return Err(Failure::new(USAGE, "--cluster is from 3 to 7 hosts: with fewer the death of one stops the rest"));
+    }
+    let tell = |text: String| {
+        if !format.json {
+            say(text);
+        }
+    };
+    let dir = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
+    let mut hosts = make(dir.path(), count)?;
+    hosts.iter_mut().try_for_each(Host::start)?;
+    let leader = eventually("a leader", || leader_of(&hosts, None))?;
+    tell(format!("hosts    {count}, each a storage and a replication process; node {} leads", leader + 1));
+    let at = (leader + 1) % hosts.len();
+    tell(format!("publish  on node {}, which passes on to the leader; acknowledged at quorum", at + 1));
+    let seen = publish(args, &mut hosts, leader, at, &tell)?;
+    eventually("the hosts to be level", || {
+        let level = |h: &Host| h.control().is_ok_and(|r| r.control().committed() >= Lsn(seen.published.count));
+        hosts.iter().all(level).then_some(())
+    })?;
+    for host in &mut hosts {
+        host.replication.as_mut().map_or(Ok(()), Process::stop)?;
+        host.storage.as_mut().map_or(Ok(()), Process::stop)?;
+    }
+    let mut equal = seen.lost == 0;
+    for (n, host) in (1..).zip(&hosts) {
+        let tally = stored(&host.store)?;
+        equal &= (tally.count, tally.checksum) == (seen.published.count, seen.published.checksum);
+        tell(format!("node {n}   {:>12} records, checksum {:08x}", thousands(tally.count), tally.checksum));
+        if let Ok(run_dir) = RunDir::find(&host.store) {
+            std::fs::remove_dir_all(run_dir.path())?;
+        }
+    }
+    if format.json {
+        say(serde_json::json!({
+            "hosts": count, "published": seen.published.count, "equal": equal, "lost": seen.lost,
+            "takeover_ms": seen.takeover.as_secs_f64() * 1e3, "reattached": seen.reattached,
+        }));
+    }
+    tell(format!(
+        "acknowledged {} records, checksum {:08x}; {} lost; the publisher attached again {} times",
+        thousands(seen.published.count),
+        seen.published.checksum,
+        seen.lost,
+        seen.reattached
+    ));
+    tell(format!("equal    {}", if equal { "yes: every host holds what was acknowledged, once, in order" } else { "NO" }));
+    if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "what was acknowledged and what the hosts hold is not the same")) }
+}
+
+/// Founds a cluster of `count` hosts in `dir`.
+fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
+    let ports = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    let addresses = ports.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+    let member = |(n, a): (u64, &std::net::SocketAddr)| Member { node: NodeId(n), address: a.to_string(), is_voter: true };
+    let members: Vec<Member> = (1..).zip(&addresses).map(member).collect();
+    let mut hosts = Vec::new();
+    for n in 1..=count {
+        let store = dir.join(format!("node-{n}"));
+        let founding = Founding {
+            cluster: dir.to_string_lossy().into_owned(),
+            node: NodeId(n),
+            members: members.clone(),
+            segment_size: 64 << 20,
+            joins: false,
+        };
+        found(&RealDisk, &store, &founding, HostClock.wall())?;
+        hosts.push(Host { store, storage: None, replication: None });
+    }
+    Ok(hosts)
+}
+
+/// Publishes, and kills the leader in the middle of it.
+fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn Fn(String)) -> Outcome<Seen> {
+    let source = args.source.clone();
+    let store = hosts.get(at).map(|h| h.store.clone()).unwrap_or_default();
+    let options = Options { level: Level::Quorum, open_timeout: PATIENCE, ..Options::new(&store, PUBLISHER) };
+    let mut publisher = Publisher::open(options)?;
+    let rate = args.rate.unwrap_or(Rate::Times(1.0));
+    let total = args.source.records.max(1);
+    let mut tally = Tally::default();
+    let count = std::sync::atomic::AtomicU64::new(0);
+    let order = std::sync::atomic::Ordering::Relaxed;
+    let takeover = std::thread::scope(|scope| -> Outcome<Duration> {
+        let tally = &mut tally;
+        let (publisher, sent) = (&mut publisher, &count);
+        let sender = scope.spawn(move || -> Outcome {
+            let mut input = source.open()?;
+            let mut pump = Pump { input: input.as_mut(), publisher, rate, batch: 256, timed: true, stop: &|| false };
+            let (_, outcome) = pump.run(&mut |n, _, words| {
+                tally.add(Lsn(n + 1), words);
+                sent.store(n + 1, order);
+            });
+            outcome.map(drop)
+        });
+        while count.load(order) < total / 3 && !sender.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let began = Instant::now();
+        hosts.get_mut(leader).into_iter().for_each(Host::die);
+        tell(format!("killed   node {}, which led, after {} records", leader + 1, thousands(count.load(order))));
+        let next = eventually("another leader", || leader_of(hosts, Some(leader)))?;
+        let elected = began.elapsed();
+        let reader = Reader::open(&store)?;
+        let before = reader.control().committed();
+        eventually("a record that the new leader commits", || (reader.control().committed() > before).then_some(()))?;
+        let takeover = began.elapsed();
+        tell(format!(
+            "takeover node {} leads after {}, and its first record is committed after {}",
+            next + 1,
+            duration(elected.as_nanos() as u64),
+            duration(takeover.as_nanos() as u64)
+        ));
+        if let Some(host) = hosts.get_mut(leader) {
+            host.start()?;
+            tell(format!("back     node {} is started again", leader + 1));
+        }
+        let ended = sender.join().map_err(|_| Failure::new(DIFFERENCE, "the publisher panicked"))?;
+        ended.map(|()| takeover)
+    })?;
+    publisher.flush(Level::Quorum, PATIENCE)?;
+    let progress = publisher.progress();
+    let lost = publisher.take_lost().len();
+    Ok(Seen { published: tally, takeover, lost, reattached: progress.reattached })
+}
+
+/// Who leads by its own word, but for `not`.
+fn leader_of(hosts: &[Host], not: Option<usize>) -> Option<usize> {
+    let leads = |h: &Host| h.storage.is_some() && h.control().is_ok_and(|r| r.control().role().0 == 1);
+    hosts.iter().enumerate().find(|(n, h)| Some(*n) != not && leads(h)).map(|(n, _)| n)
+}
+
+fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome<T> {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(Failure::new(LATER, format!("{what} does not come")));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}

@@ -100,6 +100,9 @@ pub enum Level {
     /// Synced to the disk: survives the loss of power.
     #[default]
     Fsync = 2,
+    /// Committed, and on the disk of a host that holds the log without a vote: for a pair. Where there is no such host the
+    /// same as `quorum`.
+    Standby = 3,
     /// Synced to the disks of most hosts of the cluster: survives the loss of the others. Without a cluster the same as
     /// `fsync`.
     Quorum = 4,
@@ -112,6 +115,7 @@ impl Level {
             0 => Some(Level::None),
             1 => Some(Level::Os),
             2 => Some(Level::Fsync),
+            3 => Some(Level::Standby),
             4 => Some(Level::Quorum),
             _ => None,
         }
@@ -126,8 +130,9 @@ impl std::str::FromStr for Level {
             "none" => Ok(Level::None),
             "os" => Ok(Level::Os),
             "fsync" => Ok(Level::Fsync),
+            "standby" => Ok(Level::Standby),
             "quorum" => Ok(Level::Quorum),
-            _ => Err(format!("'{text}' is none of: none, os, fsync, quorum")),
+            _ => Err(format!("'{text}' is none of: none, os, fsync, standby, quorum")),
         }
     }
 }
@@ -138,6 +143,7 @@ impl fmt::Display for Level {
             Level::None => "none",
             Level::Os => "os",
             Level::Fsync => "fsync",
+            Level::Standby => "standby",
             Level::Quorum => "quorum",
         })
     }

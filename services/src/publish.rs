@@ -84,7 +84,7 @@ pub struct Args {
     /// Who publishes; at most one process writes as a publisher
     #[arg(long, default_value_t = 1)]
     publisher: u16,
-    /// Until when records are kept for sending again: none, os, fsync, quorum
+    /// Until when records are kept for sending again: none, os, fsync, standby, quorum
     #[arg(long, default_value = "fsync")]
     level: Level,
     /// realtime, max, or x2, x100, ...: by the records' own times

@@ -40,6 +40,9 @@ pub struct Args {
     /// How ingest waits for work: busy, adaptive, blocking [default: adaptive]
     #[arg(long)]
     pub wait: Option<Wait>,
+    /// Of a pair: lead without having heard of the other host. Only if it is certain that it was not promoted
+    #[arg(long)]
+    pub start_as_leader: bool,
     /// Core to pin the ingest thread to
     #[arg(long)]
     pub ingest_core: Option<usize>,
@@ -73,6 +76,7 @@ impl Args {
         set(&mut options.space_min, &self.space_min);
         set(&mut options.level_min, &self.level_min);
         set(&mut options.wait, &self.wait);
+        options.start_as_leader = self.start_as_leader;
         options.ingest_core = self.ingest_core.or(options.ingest_core);
         options.sync_core = self.sync_core.or(options.sync_core);
         Ok(options)

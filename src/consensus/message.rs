@@ -45,6 +45,13 @@ pub enum Message {
     Raft(Raft),
     /// The replication process: what was sent to this node may not have arrived.
     Unreachable(NodeId),
+    /// The replication process: it has spoken to this node, which is of this epoch.
+    Reached {
+        /// Which.
+        node: NodeId,
+        /// Forced promotions that it knows of.
+        epoch: u64,
+    },
     /// Either way: bytes of one storage process for another, which only these two understand; in order for as long as
     /// the connection between two nodes lasts.
     Relay {

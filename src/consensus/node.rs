@@ -269,6 +269,19 @@ impl Node {
         voters.ids().iter().all(|id| id == self.raw.raft.id)
     }
 
+    /// Whether this node alone elects itself, and others hold its log: a pair. Nothing in raft keeps it from leading while
+    /// another has been promoted by force.
+    pub fn is_pair(&self) -> bool {
+        self.votes_alone() && self.meta.meta().seats.len() > 1
+    }
+
+    /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
+    pub fn standby_matched(&self) -> Option<u64> {
+        let raft = &self.raw.raft;
+        let learners = raft.prs().iter().filter(|(id, _)| raft.prs().conf().learners().contains(id));
+        learners.map(|(_, p)| p.matched).max()
+    }
+
     /// Stands for election now.
     ///
     /// # Errors

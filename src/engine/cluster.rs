@@ -20,7 +20,7 @@ use crate::consensus::message::{Command, Identity, Message, Raft, Report, Role, 
 use crate::consensus::node::TICK_MS;
 use crate::consensus::{Change, Node, Options, Seat, Transition, Verdict, Work};
 use crate::error::{Error, Result};
-use crate::lsn::{NodeId, Position};
+use crate::lsn::{Level, NodeId, Position};
 use crate::shm::bell::Bell;
 use crate::shm::control::Statistic;
 use crate::wal::{self, Appended, Body, FrameType};
@@ -103,6 +103,12 @@ pub(super) struct Cluster {
     shown: Option<State>,
     committed: u64,
     durable: u64,
+    /// Whether this host, of a pair, has heard of the other, and that nobody was promoted by force.
+    pub(super) may_lead: bool,
+    /// Whether it has been said that another was.
+    is_fenced: bool,
+    /// The last frame that a standby has, as last seen.
+    standby: Option<u64>,
     /// The log behind this frame is to be cut; storage ends for that.
     pub(super) cut: Option<u64>,
 }
@@ -124,6 +130,9 @@ impl Cluster {
             shown: None,
             committed: 0,
             durable,
+            may_lead: false,
+            is_fenced: false,
+            standby: None,
             cut: None,
         }
     }
@@ -161,7 +170,11 @@ impl IngestAgent {
         if is_tick {
             // One tick however long it was: after a pause nothing is overdue.
             self.cluster.ticked = now;
-            self.cluster.node.tick()?;
+            // One that elects itself asks nobody: it waits until it knows that nobody was promoted in its place.
+            let leads = self.cluster.node.state().role == Role::Leader;
+            if leads || self.cluster.may_lead || !self.cluster.node.is_pair() {
+                self.cluster.node.tick()?;
+            }
             if self.cluster.links.flush() {
                 self.replication_gone()?;
             }
@@ -187,6 +200,7 @@ impl IngestAgent {
                     self.cluster.links.say(link, &Message::Answer { id, result });
                 }
                 Message::Relay { from, bytes, .. } => self.relayed(from, &bytes)?,
+                Message::Reached { node, epoch } => self.reached(node, epoch)?,
                 Message::Welcome(_) | Message::Refused(_) | Message::Members(_) | Message::State(_) | Message::Answer { .. } => {
                     tracing::warn!(?message, "a process says to storage what only storage says");
                 }
@@ -219,6 +233,27 @@ impl IngestAgent {
         let own = self.cluster.node.meta().node;
         let others: Vec<_> = self.cluster.node.meta().seats.iter().map(|s| s.node).filter(|n| *n != own).collect();
         others.into_iter().try_for_each(|node| self.cluster.node.unreachable(node))
+    }
+
+    /// The replication process has spoken to `node`, of `epoch`.
+    fn reached(&mut self, node: NodeId, epoch: u64) -> Result<()> {
+        let own = self.cluster.node.meta().epoch;
+        self.cluster.may_lead |= epoch <= own;
+        if epoch <= own {
+            return Ok(());
+        }
+        self.cluster.may_lead = false;
+        let cause = format!(
+            "node {node} was promoted by force: epoch {epoch}, and this host is of epoch {own}; what only this host has taken in \
+             since is not part of the store. Stop it, and let it rejoin: tape cluster rejoin --epoch {epoch} --leader {node}=HOST:PORT"
+        );
+        if self.cluster.node.state().role == Role::Leader {
+            return Err(Error::Consensus { what: "go on here", cause });
+        }
+        if !std::mem::replace(&mut self.cluster.is_fenced, true) {
+            tracing::error!(%cause, "this host does not lead");
+        }
+        Ok(())
     }
 
     fn hear_raft(&mut self, raft: Raft) -> Result<()> {
@@ -419,7 +454,10 @@ impl IngestAgent {
             self.role_changed(role)?;
             self.cluster.shown = Some(state);
         }
-        if state.committed != self.cluster.committed {
+        let standby =
+            if self.lanes.iter().any(|l| l.level == Level::Standby) { self.cluster.node.standby_matched() } else { None };
+        if state.committed != self.cluster.committed || standby != self.cluster.standby {
+            self.cluster.standby = standby;
             self.cluster.committed = state.committed;
             self.cluster.covered.committed.store(state.committed, Ordering::Release);
             self.committed()?;
@@ -439,8 +477,9 @@ impl IngestAgent {
             self.control.set_committed(lsn);
             self.bells.ring(Bell::Applied);
         }
+        let at_standby = self.cluster.standby.map_or(lsn, |matched| self.cluster.node.frames().lsn(matched).min(lsn));
         for lane in &mut self.lanes {
-            lane.committed(lsn);
+            lane.committed(if lane.level == Level::Standby { at_standby } else { lsn });
         }
         self.bells.ring(Bell::Ack);
         self.release(index)

@@ -1,4 +1,4 @@
-//! Owns: how a store comes to be in a cluster.
+//! Owns: how a store comes to be in a cluster, and what an operator decides for a host of one by hand.
 //!
 //! What must hold: the hosts of a cluster that is founded have the same store identity and segment size, and know the
 //! same members, or do not start: they would never agree.
@@ -78,4 +78,61 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     }
     disk.sync_dir(dir)?;
     Ok(id)
+}
+
+/// `raft.meta` of the store in `dir`, which nobody serves, after `change`; what it says then.
+fn changed(disk: &dyn Disk, dir: &Path, change: impl FnOnce(&Meta) -> Result<Meta>) -> Result<Meta> {
+    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    let Some(before) = meta::read(disk, dir)? else {
+        return Err(Error::invalid("cluster", format!("{} is in none", dir.display())));
+    };
+    let after = change(&before)?;
+    after.check()?;
+    MetaFile::open(disk, dir)?.update(after.clone())?;
+    Ok(after)
+}
+
+/// Terms that a forced promotion leaves to the leader before: it cannot have got that far unnoticed.
+const TERMS_SKIPPED: u64 = 1000;
+
+/// Makes the host with the store in `dir`, which nobody serves, a cluster of one, whatever the others have: for a pair
+/// whose leader is gone for good or cut off from its publishers. What the leader had and this host does not is lost.
+/// `epoch` is the one that the operator takes it to be of; it rises by one, and hosts of the one before are not heard.
+///
+/// # Errors
+/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if it is of another epoch or in no cluster.
+pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
+    changed(disk, dir, |before| {
+        if before.epoch != epoch {
+            return Err(Error::invalid("epoch", format!("this host is of epoch {}, not {epoch}", before.epoch)));
+        }
+        let own = before.seats.iter().filter(|s| s.node == before.node);
+        let seats = own.map(|s| Seat { part: VOTER, ..s.clone() }).collect();
+        let (term, epoch) = (before.term + TERMS_SKIPPED, before.epoch + 1);
+        Ok(Meta { term, vote: 0, epoch, seats, auto_leave: false, ..before.clone() })
+    })
+}
+
+/// Makes the host with the store in `dir`, which nobody serves, a standby of `leader` in `epoch`, which has begun without
+/// it. When it serves again, what it has and the leader does not is cut off its log and kept aside; if files of history
+/// hold it, it does not take part, and its store has to be made anew from a backup of the leader's.
+///
+/// # Errors
+/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if that epoch is not later than its own.
+pub fn rejoin(disk: &dyn Disk, dir: &Path, epoch: u64, leader: &Member) -> Result<Meta> {
+    changed(disk, dir, |before| {
+        if before.epoch >= epoch || leader.node == before.node {
+            let reason =
+                format!("this host is node {} of epoch {}: it rejoins another in a later one", before.node, before.epoch);
+            return Err(Error::invalid("epoch", reason));
+        }
+        let own = before.seats.iter().find(|s| s.node == before.node).map_or_else(String::new, |s| s.address.clone());
+        let seats = vec![
+            Seat { node: leader.node, part: VOTER, address: leader.address.clone() },
+            Seat { node: before.node, part: LEARNER, address: own },
+        ];
+        let incarnation = before.incarnation + 1;
+        // Changes of members that it has carried out are not carried out again.
+        Ok(Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, ..before.clone() })
+    })
 }

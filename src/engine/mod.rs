@@ -111,6 +111,9 @@ pub struct Options {
     pub compaction: compaction::Options,
     /// How long records are kept; without a rule, for ever.
     pub retention: Vec<Rule>,
+    /// Of a pair: whether this host leads without having heard of the other.
+    #[serde(skip)]
+    pub start_as_leader: bool,
     /// Times of the cluster, of a store that is in one.
     pub cluster: consensus::Options,
 }
@@ -135,6 +138,7 @@ impl Default for Options {
             sync_core: None,
             compaction: compaction::Options::default(),
             retention: Vec::new(),
+            start_as_leader: false,
             cluster: consensus::Options::default(),
         }
     }
@@ -230,9 +234,10 @@ impl Storage {
         let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
         let links = Links::new(listeners.cluster, run_dir.cluster_socket());
-        let cluster = Cluster::new(node, options.cluster.clone(), links, covered.clone(), identity);
+        let mut cluster = Cluster::new(node, options.cluster.clone(), links, covered.clone(), identity);
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
+        cluster.may_lead = options.start_as_leader;
         let waker = Waker::new().map_err(io)?;
         let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());
         let (request_in, request_out) = bounded(attach::REQUESTS_MAX);

@@ -373,7 +373,7 @@ impl Publisher {
                 Level::None => state.ring.sent(),
                 Level::Os => state.progress.accepted,
                 Level::Fsync => state.progress.durable,
-                Level::Quorum => state.progress.committed,
+                Level::Standby | Level::Quorum => state.progress.committed,
             };
             if reached >= target {
                 return Ok(state.progress());

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use tapestore::consensus::message::{Command as Asked, Member, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore::engine::found::{Founding, found};
+use tapestore::engine::found::{Founding, force_promote, found, rejoin};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 
@@ -33,6 +33,11 @@ pub enum Cluster {
     Remove(Node),
     /// Hand the lead over
     Transfer(Node),
+    /// Of a pair whose leader is gone: make this host, whose storage is stopped, the one that leads. What only the old
+    /// leader had is lost; if it still runs somewhere, stop it first, or both take records in
+    ForcePromote(ForcePromote),
+    /// Make this host, whose storage is stopped, a standby of the one that was promoted in its place
+    Rejoin(Rejoin),
     /// Status again and again
     Watch(Watch),
     /// A certificate authority and certificates for trials
@@ -96,6 +101,28 @@ pub struct Node {
     far: Far,
 }
 
+/// `tape cluster force-promote`.
+#[derive(clap::Args, Debug)]
+pub struct ForcePromote {
+    /// The epoch that this host is of, as `tape cluster status` showed it last: 0 if nobody was promoted by force yet
+    #[arg(long)]
+    epoch: u64,
+    /// The old leader is stopped or cannot be reached by any publisher
+    #[arg(long, required = true)]
+    the_leader_is_gone: bool,
+}
+
+/// `tape cluster rejoin`.
+#[derive(clap::Args, Debug)]
+pub struct Rejoin {
+    /// The epoch of the host that leads now
+    #[arg(long)]
+    epoch: u64,
+    /// That host, as number=host:port of its replication process
+    #[arg(long, value_parser = member)]
+    leader: Member,
+}
+
 /// `tape cluster watch`.
 #[derive(clap::Args, Debug)]
 pub struct Watch {
@@ -146,6 +173,24 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
         Cluster::Transfer(args) => {
             let leads = |r: &Report| r.state.leader == Some(NodeId(args.node));
             change(store, &args.far, Asked::Transfer(NodeId(args.node)), format, leads)
+        }
+        Cluster::ForcePromote(args) => {
+            let meta = force_promote(&RealDisk, store, args.epoch)?;
+            say(format!("node {} leads alone when it is started: epoch {}, term {}", meta.node, meta.epoch, meta.term));
+            say("the old leader rejoins, while its storage is stopped, by:".to_owned());
+            say(format!("  tape cluster rejoin --epoch {} --leader {}=HOST:PORT   # there", meta.epoch, meta.node));
+            say("  tape cluster add NUMBER=HOST:PORT   # here".to_owned());
+            Ok(())
+        }
+        Cluster::Rejoin(args) => {
+            let meta = rejoin(&RealDisk, store, args.epoch, &args.leader)?;
+            let leader = args.leader.node;
+            say(format!("node {} is a standby of node {leader} when it is started: epoch {}", meta.node, meta.epoch));
+            say(format!(
+                "if node {leader} does not count it among its members yet, there: tape cluster add {}=HOST:PORT",
+                meta.node
+            ));
+            Ok(())
         }
         Cluster::Watch(args) => watch(store, args, format),
         Cluster::Certs(args) => certs::run(store, args),

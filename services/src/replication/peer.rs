@@ -185,7 +185,18 @@ impl Peer {
             segment_size: known.identity.segment_size,
         };
         let hello = tokio::time::timeout(CONNECT_TIMEOUT, client.clone().hello(hello)).await;
-        let ticket = hello.map_err(|_| "it does not answer")?.map_err(|s| s.message().to_owned())?.into_inner().ticket;
+        let reply = match hello.map_err(|_| "it does not answer")? {
+            Ok(reply) => reply.into_inner(),
+            Err(status) => {
+                // Storage has to know of another epoch, most of all if it leads in one that is over.
+                if let Some(epoch) = status.metadata().get("tape-epoch").and_then(|v| v.to_str().ok()?.parse().ok()) {
+                    self.storage.control(&Message::Reached { node: self.member.node, epoch }).await?;
+                }
+                return Err(status.message().to_owned().into());
+            }
+        };
+        let ticket = reply.ticket;
+        self.storage.control(&Message::Reached { node: self.member.node, epoch: reply.epoch }).await?;
         let (control, control_out) = mpsc::channel(64);
         let (append, append_out) = mpsc::channel(4);
         let (relay, relay_out) = mpsc::channel(64);

@@ -136,9 +136,11 @@ impl Host {
             let why = format!("log segments have {} bytes here, not {}", own.segment_size, hello.segment_size);
             return Err(Status::failed_precondition(why));
         }
-        if hello.epoch < own.epoch {
-            let why = format!("epoch {} is over, it is {} now: that host has to rejoin", hello.epoch, own.epoch);
-            return Err(Status::failed_precondition(why));
+        if hello.epoch != own.epoch {
+            let why = format!("epoch {} there and {} here: the host with the lower one has to rejoin", hello.epoch, own.epoch);
+            let mut status = Status::failed_precondition(why);
+            status.metadata_mut().insert("tape-epoch", own.epoch.into());
+            return Err(status);
         }
         let ticket = fastrand::u64(1..1 << 62);
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);

@@ -207,7 +207,7 @@ impl Session {
                         tell.send(result).ok();
                     }
                 }
-                Message::Hello { .. } | Message::Unreachable(_) | Message::Command { .. } => {}
+                Message::Hello { .. } | Message::Unreachable(_) | Message::Command { .. } | Message::Reached { .. } => {}
             }
         }
         received.drain(..at);

@@ -47,19 +47,24 @@ fn end(child: &mut Option<Child>) {
 }
 
 impl Hosts {
-    /// Three hosts that serve.
-    fn new(has_tls: bool) -> Hosts {
+    /// `count` hosts that are not founded yet.
+    fn bare(count: usize, has_tls: bool) -> (Hosts, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("storage.toml"), TIMES).unwrap();
         // Ports that were free a moment ago.
-        let ports: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = ports.iter().map(|p| p.local_addr().unwrap().to_string()).collect();
         drop(ports);
-        let members: Vec<_> = (1..).zip(&addresses).map(|(n, a)| format!("{n}={a}")).collect();
-        let mut this = Hosts { dir, hosts: Vec::new(), addresses, has_tls };
+        let members = (1..).zip(&addresses).map(|(n, a)| format!("{n}={a}")).collect();
+        let store = |n| dir.path().join(format!("host-{n}"));
+        let hosts = (1..=count).map(|n| Host { store: store(n), storage: None, replication: None }).collect();
+        (Hosts { dir, hosts, addresses, has_tls }, members)
+    }
+
+    /// Three hosts that serve.
+    fn new(has_tls: bool) -> Hosts {
+        let (mut this, members) = Hosts::bare(3, has_tls);
         for n in 1..=3 {
-            let store = this.dir.path().join(format!("host-{n}"));
-            this.hosts.push(Host { store, storage: None, replication: None });
             let node = n.to_string();
             let init = ["cluster", "init", "--cluster", "test", "--node", &node, "--segment-size", "4M", "--members"];
             ok(&this.tape(n, &[&init[..], &[&members.join(",")]].concat()));
@@ -125,7 +130,7 @@ impl Hosts {
     fn leader(&self) -> usize {
         eventually("a leader", || {
             let leads = |n: &usize| self.hosts[n - 1].storage.is_some() && self.status(*n).is_some_and(|s| s["role"] == "leader");
-            (1..=3).find(leads)
+            (1..=self.hosts.len()).find(leads)
         })
     }
 
@@ -450,4 +455,66 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
     let mut publisher = hosts.publisher(follower, 1);
     publish(&mut publisher, 0..100);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
+}
+
+#[test]
+fn a_standby_is_promoted_by_force_and_the_old_leader_does_not_lead_and_rejoins_without_what_only_it_had() {
+    let (mut hosts, members) = Hosts::bare(2, false);
+    let init = ["cluster", "init", "--cluster", "test", "--segment-size", "4M"];
+    ok(&hosts.tape(1, &[&init[..], &["--node", "1", "--members", &members[0]]].concat()));
+    ok(&hosts.tape(2, &[&init[..], &["--join", "--node", "2", "--members", &members.join(",")]].concat()));
+    hosts.start(1);
+    hosts.start(2);
+    assert_eq!(hosts.leader(), 1);
+    ok(&hosts.tape(1, &["cluster", "add", &members[1]]));
+    let options = Options::new(hosts.store(1), PublisherId(1));
+    let mut publisher = Publisher::open(Options { level: Level::Standby, ..options }).unwrap();
+    publish(&mut publisher, 0..1_000);
+    publisher.flush(Level::Standby, PATIENCE).unwrap();
+    drop(publisher);
+    // What the standby never gets, acknowledged as on the leader's own disk.
+    end(&mut hosts.hosts[1].replication);
+    let mut publisher = Publisher::open(Options::new(hosts.store(1), PublisherId(2))).unwrap();
+    publish(&mut publisher, 50_000..50_200);
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    drop(publisher);
+    hosts.kill(1);
+    signal(hosts.hosts[1].storage.as_ref().unwrap().id(), rustix::process::Signal::TERM);
+    eventually("its end", || hosts.hosts[1].storage.as_mut().unwrap().try_wait().unwrap());
+    let wrong = hosts.tape(2, &["cluster", "force-promote", "--epoch", "3", "--the-leader-is-gone"]);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("epoch 0, not 3"));
+    ok(&hosts.tape(2, &["cluster", "force-promote", "--epoch", "0", "--the-leader-is-gone"]));
+    hosts.hosts[1].storage = None;
+    hosts.start(2);
+    let mut publisher = hosts.publisher(2, 3);
+    publish(&mut publisher, 1_000..1_500);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    // The old leader comes back: it votes alone in its own eyes, and does not lead.
+    hosts.start(1);
+    let follows = |hosts: &Hosts| hosts.status(1).is_some_and(|s| s["role"] == "follower" && s["leader"].is_null());
+    for _ in 0..20 {
+        eventually("the old leader's answer", || hosts.status(1).map(|_| ()));
+        assert!(follows(&hosts), "{:?}", hosts.status(1));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let refused = hosts.tape(1, &["cluster", "rejoin", "--epoch", "1", "--leader", &members[1]]);
+    assert!(!refused.status.success(), "not while it is served");
+    hosts.kill(1);
+    ok(&hosts.tape(1, &["cluster", "rejoin", "--epoch", "1", "--leader", &members[1]]));
+    hosts.start(1);
+    ok(&hosts.tape(2, &["cluster", "add", &members[0]]));
+    eventually("the old leader to have everything", || (hosts.committed(1) >= Lsn(1_500)).then_some(()));
+    let kept = std::fs::read_dir(hosts.store(1).join(wal::cut::DIVERGENT)).unwrap().count();
+    assert_eq!(kept, 1, "what only the old leader had is kept aside");
+    drop(publisher);
+    let expected: Vec<u64> = (0..1_500).collect();
+    assert!(hosts.stop().iter().all(|ids| *ids == expected));
+}
+
+#[test]
+fn the_demonstration_kills_a_leader_and_loses_nothing() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+    let said = ok(&command.args(["demo", "--cluster", "3", "--records", "60000", "--json"]).output().unwrap());
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["equal"], &said["lost"], &said["published"]), (&true.into(), &0.into(), &60_000.into()));
 }

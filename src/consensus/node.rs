@@ -140,6 +140,8 @@ pub struct Node {
     changes: BTreeMap<u64, Change>,
     /// The change that is proposed and not written yet.
     proposed: Option<Change>,
+    /// Frames of this leader that raft has not heard of: it hears of many at once.
+    unheard: Vec<Header>,
     unpersisted: VecDeque<Unpersisted>,
     outbox: Vec<RaftMessage>,
     /// Durable up to this frame.
@@ -192,6 +194,7 @@ impl Node {
             meta,
             changes,
             proposed: None,
+            unheard: Vec::new(),
             unpersisted: VecDeque::new(),
             outbox: Vec::new(),
             durable: last,
@@ -229,7 +232,8 @@ impl Node {
             StateRole::Follower => Role::Follower,
         };
         let leader = (raft.leader_id != 0).then_some(NodeId(raft.leader_id));
-        State { term: raft.term, role, leader, last: self.frames().last(), committed: raft.raft_log.committed }
+        let last = self.frames().last() + self.unheard.len() as u64;
+        State { term: raft.term, role, leader, last, committed: raft.raft_log.committed }
     }
 
     /// Index up to which frames are committed.
@@ -260,6 +264,8 @@ impl Node {
         if !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader && self.votes_alone() {
             return Ok(());
         }
+        // Before raft may decide that this node leads no longer.
+        self.propose()?;
         self.raw.tick();
         self.pump()
     }
@@ -325,6 +331,8 @@ impl Node {
             return Err(Error::Consensus { what: "hear a leader", cause });
         }
         let message = from_wire(message)?;
+        self.propose()?;
+        let before = self.raw.raft.raft_log.last_index();
         match self.raw.step(message) {
             Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
             Err(error) => return Err(failed("take in a message")(error)),
@@ -339,6 +347,7 @@ impl Node {
     /// # Errors
     /// As [`Node::tick`].
     pub fn unreachable(&mut self, node: NodeId) -> Result<()> {
+        self.propose()?;
         self.raw.report_unreachable(node.0);
         self.pump()
     }
@@ -364,6 +373,7 @@ impl Node {
     /// # Errors
     /// As [`Node::tick`].
     pub fn written(&mut self, header: &Header, change: Option<Change>) -> Result<()> {
+        debug_assert!(self.unheard.is_empty(), "what raft begins comes behind what it has heard of");
         self.raw.mut_store().push(header);
         self.proposed = None;
         if let Some(change) = change {
@@ -372,15 +382,30 @@ impl Node {
         self.pump()
     }
 
-    /// A frame of this leader has been written; [`Node::leads`] has given its term. Others hear of it by
+    /// A frame of this leader has been written; [`Node::leads`] has given its term. Raft and others hear of it by
     /// [`Node::pump`].
     ///
-    /// # Errors
-    /// [`Error::Consensus`].
-    pub fn proposed(&mut self, header: &Header) -> Result<()> {
+    /// # Panics
+    /// If this node does not lead in the frame's term.
+    #[inline]
+    pub fn proposed(&mut self, header: &Header) {
         assert!(self.leads() == Some(u64::from(header.term.0)), "frame {} was not for this node to number", header.index);
-        self.raw.propose(Vec::new(), Vec::new()).map_err(failed("propose a frame"))?;
-        self.raw.mut_store().push(header);
+        self.unheard.push(*header);
+    }
+
+    /// Lets raft hear of the frames that have been written.
+    fn propose(&mut self) -> Result<()> {
+        if self.unheard.is_empty() {
+            return Ok(());
+        }
+        let mut message = RaftMessage::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.raw.raft.id;
+        message.set_entries(vec![Entry::default(); self.unheard.len()].into());
+        self.raw.raft.step(message).map_err(failed("propose frames"))?;
+        for header in self.unheard.drain(..) {
+            self.raw.mut_store().push(&header);
+        }
         Ok(())
     }
 
@@ -402,6 +427,7 @@ impl Node {
         if self.leads().is_none() {
             return refused("this node does not lead");
         }
+        self.propose()?;
         let raft = &self.raw.raft;
         if raft.pending_conf_index > raft.raft_log.applied || self.meta.meta().auto_leave {
             return refused("another change is not finished; try again in a second");
@@ -423,6 +449,7 @@ impl Node {
         if !self.raw.raft.prs().conf().voters().contains(node.0) {
             return refused(format!("node {node} does not vote"));
         }
+        self.propose()?;
         if node != self.meta.meta().node {
             self.raw.transfer_leader(node.0);
         }
@@ -509,6 +536,7 @@ impl Node {
     /// # Errors
     /// As [`Node::tick`].
     pub fn pump(&mut self) -> Result<()> {
+        self.propose()?;
         loop {
             self.release();
             // What raft has begun itself must be in the log before raft may think so.

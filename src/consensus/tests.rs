@@ -329,14 +329,23 @@ impl Cluster {
             if self.hosts[n].live.is_none() {
                 self.hosts[n].live = Some(start(&self.hosts[n].disk).unwrap());
             }
+            let vote = |h: &Host| h.live.as_ref().map(|l| (l.node.meta().term, l.node.meta().vote));
+            let before = vote(&self.hosts[n]);
             self.turn(n);
             self.clients(n);
+            // A rule about votes is broken where one has just been given.
+            if self.mutant == Some(Mutant::ForgottenVote) && vote(&self.hosts[n]) != before && self.rng.below(2) == 0 {
+                self.ends(n, false);
+                self.hosts[n].back_at = self.now + 1;
+            }
         }
     }
 
     /// One turn of a host.
     fn turn(&mut self, n: usize) {
-        let election = 30 + (self.rng.below(15)) as usize;
+        // Close to each other, if two are to stand in one term.
+        let spread = if self.mutant == Some(Mutant::ForgottenVote) { 2 } else { 15 };
+        let election = 30 + self.rng.below(spread) as usize;
         let (now, mutant) = (self.now, self.mutant);
         let host = &mut self.hosts[n];
         let Some(live) = host.live.as_mut() else { return };
@@ -410,7 +419,7 @@ impl Cluster {
                 }
                 let appended = live.writer.append(&mut frame, FrameType::Data, Ts(self.now)).unwrap();
                 let header = live.opened(appended);
-                live.node.proposed(&header).unwrap();
+                live.node.proposed(&header);
                 self.sent.push(Sent { id, host: n, index: header.index.0, term, after: last_acked });
                 self.tally.proposed += 1;
             }

@@ -419,7 +419,7 @@ impl IngestAgent {
     /// Tells raft of a frame that this leader has written, and if there are others, them.
     pub(super) fn propose(&mut self, appended: &Appended) -> Result<()> {
         debug_assert!(appended.header.kind() != FrameType::Pad);
-        self.cluster.node.proposed(&appended.header)?;
+        self.cluster.node.proposed(&appended.header);
         if self.cluster.covered.is_alone() {
             return Ok(());
         }

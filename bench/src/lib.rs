@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
 
+pub mod hosts;
 pub mod limits;
 pub mod store;
 

@@ -208,7 +208,10 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
 }
 
 /// What the store holds on the disk: files of history, and the log behind them.
-pub(crate) fn stored(store: &Path) -> Outcome<Tally> {
+///
+/// # Errors
+/// That a file cannot be read, or is damaged.
+pub fn stored(store: &Path) -> Outcome<Tally> {
     let mut follow = Reader::open(store)?.follow(Lsn(1), At::Committed);
     loop {
         match follow.poll() {

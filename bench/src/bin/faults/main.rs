@@ -9,6 +9,7 @@
     reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
 )]
 
+mod cluster;
 mod corrupt;
 mod fsyncgate;
 mod fuzz;
@@ -82,6 +83,12 @@ enum Campaign {
     Soak,
     /// Simulated loss of power, kills and failing calls against a model
     Powerloss,
+    /// The leader's host of three is killed
+    Failover,
+    /// Links between three hosts break, both ways and one way
+    Partition,
+    /// Files of one host of three are damaged
+    MinorityCorrupt,
     /// Each disk call of a script fails, once and for ever
     NthFault,
     /// Each byte of each kind of file changed, each length cut
@@ -107,6 +114,9 @@ const SHORT: &[(Campaign, u64)] = &[
     (Campaign::Nospace, 1),
     (Campaign::Readers, 15),
     (Campaign::Soak, 1),
+    (Campaign::Failover, 5),
+    (Campaign::Partition, 5),
+    (Campaign::MinorityCorrupt, 3),
     (Campaign::Sabotage, 1),
 ];
 
@@ -123,6 +133,9 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Fsyncgate => fsyncgate::run(n.unwrap_or(3), seed),
         Campaign::Nospace => nospace::run(n.unwrap_or(8), seed),
         Campaign::Readers => readers::run(n.unwrap_or(40), seed),
+        Campaign::Failover => cluster::failover(n.unwrap_or(50), seed),
+        Campaign::Partition => cluster::partition(n.unwrap_or(50), seed),
+        Campaign::MinorityCorrupt => cluster::minority_corrupt(n.unwrap_or(50), seed),
         Campaign::Soak => soak::run(n.unwrap_or(1), seed),
         Campaign::Short => {
             let mut report = Report::new("short");
@@ -140,7 +153,7 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
 }
 
 fn main() -> ExitCode {
-    if let Some(code) = roles::play() {
+    if let Some(code) = roles::play().or_else(bench::hosts::play) {
         return code;
     }
     let args = Args::parse();

@@ -204,6 +204,11 @@ impl Hosts {
         }
     }
 
+    /// Numbers of all processes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.hosts.iter().flat_map(|h| [&h.storage, &h.replication]).flatten().map(Child::id).collect()
+    }
+
     /// Whether the host's storage process runs, as far as is known.
     pub fn is_up(&self, node: u64) -> bool {
         self.host(node).storage.is_some()

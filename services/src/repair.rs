@@ -101,6 +101,7 @@ fn advice(store: &Path, found: &Findings) -> Option<String> {
     let shown = store.display();
     match (&found.log, found.damaged.is_empty()) {
         (None, true) => None,
+        (Some(_), _) if is_of_a_cluster(store) => Some(format!("tape cluster remove NODE on the leader; {REPLACE}")),
         (_, false) => Some(format!("tape repair --from BACKUP --store {shown}")),
         (Some((_, loss)), true) => Some(format!(
             "tape repair --truncate-at {} --i-accept-loss --store {shown} (or lose less, if a backup goes further: tape restore \
@@ -147,7 +148,20 @@ fn say_loss(loss: &Loss) {
     }
 }
 
+/// How a host of a cluster that has lost what it promised to keep is made good.
+const REPLACE: &str = "then make this host anew, under another number: tape restore BACKUP of another host, tape cluster init \
+                       --join, tape cluster add. It must not vote with a log that lacks what it has acknowledged";
+
+/// Whether other hosts count on what this store has acknowledged.
+fn is_of_a_cluster(store: &Path) -> bool {
+    tapestore::consensus::meta::read(&RealDisk, store).is_ok_and(|m| m.is_some_and(|m| !m.is_alone()))
+}
+
 fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
+    if accepted && is_of_a_cluster(store) {
+        let shown = store.display();
+        return Err(Failure::new(USAGE, format!("{shown} is one host of a cluster: its log is not cut. Remove it, {REPLACE}")));
+    }
     let (loss, kept_in) = match accepted {
         true => repair::truncate(&RealDisk, store, at, HostClock.wall())?,
         false => (repair::loss(&RealDisk, store, at)?, None),

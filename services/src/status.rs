@@ -19,6 +19,8 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("instance", control.instance()),
         ("timeline", control.timeline().0),
         ("term", u64::from(control.term().0)),
+        ("part", control.role().0),
+        ("leader", control.role().1),
         ("appended", control.appended().0),
         ("applied", control.applied().0),
         ("durable", control.durable().0),

@@ -518,3 +518,23 @@ fn the_demonstration_kills_a_leader_and_loses_nothing() {
     let said: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&said["equal"], &said["lost"], &said["published"]), (&true.into(), &0.into(), &60_000.into()));
 }
+
+#[test]
+fn the_log_of_one_host_of_a_cluster_is_not_cut_by_a_repair() {
+    let mut hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 0..500);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    drop(publisher);
+    hosts.stop();
+    let segment = hosts.store(leader).join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)));
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[5000] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let advice = hosts.tape(leader, &["repair"]);
+    let said = format!("{}{}", String::from_utf8_lossy(&advice.stdout), String::from_utf8_lossy(&advice.stderr));
+    assert!(said.contains("tape cluster remove"), "{said}");
+    let refused = hosts.tape(leader, &["repair", "--truncate-at", "1", "--i-accept-loss"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("must not vote"));
+}

@@ -348,7 +348,7 @@ fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
     from.set_nodelay(true).ok();
     to.set_nodelay(true).ok();
     from.set_read_timeout(Some(Duration::from_millis(20))).ok();
-    let (send, receive) = mpsc::channel::<(Instant, Vec<u8>)>();
+    let (send, receive) = mpsc::sync_channel::<(Instant, Vec<u8>)>(1024);
     let end = to.try_clone().unwrap();
     let writer = std::thread::spawn(move || {
         while let Ok((due, bytes)) = receive.recv() {

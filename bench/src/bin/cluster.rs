@@ -73,7 +73,7 @@ fn limits(arguments: &Arguments) {
         stream.set_nodelay(true).unwrap();
         let mut bytes = [0; 256];
         while let Ok(n @ 1..) = stream.read(&mut bytes) {
-            stream.write_all(&bytes[..n]).unwrap();
+            stream.write_all(bytes.get(..n).unwrap()).unwrap();
         }
     });
     let mut stream = TcpStream::connect(address).unwrap();

@@ -29,7 +29,13 @@ use crate::exit::{Failure, Outcome, USAGE};
 use crate::terminal;
 
 /// The messages between hosts.
-#[expect(missing_docs, clippy::all, reason = "made from services/proto/replication.proto, where the comments are")]
+#[expect(
+    missing_docs,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    reason = "made from services/proto"
+)]
 pub mod proto {
     tonic::include_proto!("tapestore.replication.v1");
 }

@@ -175,7 +175,7 @@ impl Peer {
         count(&self.counters.connects, 1);
         let client = PeerClient::new(channel).max_decoding_message_size(wire::MESSAGE_MAX);
         let hello = HelloRequest {
-            cluster: known.identity.cluster.to_be_bytes().to_vec().into(),
+            cluster: known.identity.cluster.to_le_bytes().to_vec().into(),
             node: known.identity.node.0,
             to: self.member.node.0,
             incarnation: known.identity.incarnation,

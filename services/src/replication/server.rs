@@ -121,7 +121,7 @@ impl Host {
 
     fn greet(&self, known: &Known, hello: &HelloRequest) -> Result<HelloReply, Status> {
         let own = &known.identity;
-        if hello.cluster[..] != own.cluster.to_be_bytes() {
+        if hello.cluster[..] != own.cluster.to_le_bytes() {
             return Err(Status::failed_precondition("this host is of another cluster"));
         }
         if hello.to != own.node.0 || hello.node == own.node.0 || hello.node == 0 {

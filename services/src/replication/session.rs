@@ -44,13 +44,16 @@ impl Known {
     }
 }
 
+/// Who waits for an answer.
+type Asked = oneshot::Sender<Result<Report, String>>;
+
 /// The way to storage.
 #[derive(Clone, Debug)]
 pub struct ToStorage {
     control: mpsc::Sender<Vec<u8>>,
     bulk: mpsc::UnboundedSender<(Vec<u8>, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
-    waiting: Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Report, String>>>>>,
+    waiting: Arc<Mutex<HashMap<u64, Asked>>>,
 }
 
 impl ToStorage {

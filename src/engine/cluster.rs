@@ -139,7 +139,7 @@ impl Cluster {
 
     /// Whether there is something to do without anybody having rung.
     pub(super) fn is_due(&self, mail: u32) -> bool {
-        mail != self.mail || self.covered.durable() != self.durable || self.links.has_part()
+        mail != self.mail || self.covered.durable() != self.durable
     }
 
     /// Who leads, if this host knows.
@@ -191,6 +191,12 @@ impl IngestAgent {
         let (messages, gone) = self.cluster.links.look();
         let heard = !messages.is_empty();
         for (link, message) in messages {
+            let for_replication =
+                matches!(message, Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. });
+            if for_replication && !self.cluster.links.is_from_replication(link) {
+                tracing::warn!("a process that is not the replication process speaks for other hosts; it is not heard");
+                continue;
+            }
             match message {
                 Message::Hello { version, pid } => self.greet(link, version, pid),
                 Message::Raft(raft) => self.hear_raft(raft)?,
@@ -281,6 +287,30 @@ impl IngestAgent {
             }
             other => other,
         }
+    }
+
+    /// Storage ends: another host is asked to lead, so that nobody waits for an election.
+    pub(super) fn hand_over(&mut self) -> Result<()> {
+        let node = &mut self.cluster.node;
+        let mut others: Vec<_> = node.progress().into_iter().filter(|p| p.is_active).collect();
+        others.sort_by_key(|p| std::cmp::Reverse(p.matched));
+        for other in others {
+            match node.transfer(other.node) {
+                Ok(()) => {
+                    tracing::info!(to = other.node.0, "handing the lead over");
+                    return self.speak();
+                }
+                // It does not vote.
+                Err(Error::Invalid { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this host still leads others.
+    pub(super) fn leads_others(&self) -> bool {
+        self.cluster.node.state().role == Role::Leader && !self.cluster.covered.is_alone()
     }
 
     /// Takes in frames of the leader, for which there is room.

@@ -33,6 +33,8 @@ const QUOTA: usize = 64;
 const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;
 /// A stopping agent takes in what comes for so long at most.
 const STOP_NS: u64 = 500_000_000;
+/// A leader that stops waits so long at most for another to lead.
+const HAND_OVER_NS: u64 = 300_000_000;
 /// Longest sleep of a parked ingest agent: its heartbeat must stay young.
 const PARK: Duration = Duration::from_millis(100);
 /// The same while there are other hosts.
@@ -96,8 +98,14 @@ impl IngestAgent {
     pub(super) fn run(mut self) -> Result<Option<u64>> {
         let mut idle = Idle::new(self.wait);
         let mut end = None;
+        let mut hands_over_until = None;
         loop {
             let stopping = self.stop.is_stopped();
+            if stopping && hands_over_until.is_none() {
+                hands_over_until = Some(self.clock.monotonic() + HAND_OVER_NS);
+                self.hand_over()?;
+            }
+            let hands_over = self.leads_others() && hands_over_until.is_some_and(|until| self.clock.monotonic() < until);
             let worked = self.turn()?;
             // What publishers send after that stays in their rings.
             let over = stopping && self.clock.monotonic() >= *end.get_or_insert(self.clock.monotonic() + STOP_NS);
@@ -108,7 +116,7 @@ impl IngestAgent {
             }
             if worked && !over {
                 idle.worked();
-            } else if stopping {
+            } else if stopping && !hands_over {
                 self.tell()?;
                 self.send(SyncItem::Stop)?;
                 // Others need not wait for an election timeout.

@@ -79,6 +79,11 @@ impl Links {
         self.links.iter().any(|l| !l.received.is_empty())
     }
 
+    /// Whether connection `number` is the replication process.
+    pub(super) fn is_from_replication(&self, number: u64) -> bool {
+        self.links.iter().any(|l| l.number == number && l.is_replication)
+    }
+
     /// Says `message` on connection `number`, if it is still there.
     pub(super) fn say(&mut self, number: u64, message: &Message) {
         self.links.iter_mut().filter(|l| l.number == number).for_each(|l| l.write(message));

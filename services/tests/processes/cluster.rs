@@ -229,6 +229,35 @@ fn a_publisher_outlives_the_leader_and_the_leader_after_that_and_each_record_is_
 }
 
 #[test]
+fn three_hosts_are_started_anew_one_after_the_other_and_a_publisher_notices_nothing() {
+    let mut hosts = Hosts::new(false);
+    let at = hosts.leader();
+    let mut publisher = hosts.publisher(at, 1);
+    let mut next = 0;
+    // The others first, then whoever leads; the publisher's own host stays.
+    for n in (1..=3).filter(|n| *n != at) {
+        publish(&mut publisher, next..next + 500);
+        next += 500;
+        if hosts.leader() == at {
+            ok(&hosts.tape(at, &["cluster", "transfer", &n.to_string()]));
+        }
+        for child in [&mut hosts.hosts[n - 1].storage, &mut hosts.hosts[n - 1].replication] {
+            signal(child.as_ref().unwrap().id(), rustix::process::Signal::TERM);
+            assert!(eventually("its end", || child.as_mut().unwrap().try_wait().unwrap()).success());
+        }
+        publish(&mut publisher, next..next + 500);
+        next += 500;
+        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        hosts.start(n);
+        eventually("the host to be level", || (hosts.committed(n) >= Lsn(next)).then_some(()));
+    }
+    assert!(publisher.take_lost().is_empty() && publisher.progress().reattached == 0);
+    drop(publisher);
+    let expected: Vec<u64> = (0..next).collect();
+    assert!(hosts.stop().iter().all(|ids| *ids == expected));
+}
+
+#[test]
 fn killed_replication_processes_are_found_again_and_what_they_missed_is_made_good() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();

@@ -9,6 +9,7 @@ pub mod frames;
 pub mod message;
 pub mod meta;
 pub mod node;
+pub mod options;
 
 mod members;
 mod wire;
@@ -19,4 +20,5 @@ mod tests;
 pub use format::{Change, Seat, Transition};
 pub use frames::Place;
 pub use meta::MetaFile;
-pub use node::{Node, Options, Verdict, Work};
+pub use node::{Node, Verdict, Work};
+pub use options::Options;

@@ -17,82 +17,18 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
-use raft::{Config, RawNode, StateRole};
+use raft::{RawNode, StateRole};
 
 use super::format::{Change, Seat, Transition};
 use super::frames::Frames;
 use super::members::{conf_change, conf_state, seats};
 use super::message::{Member, Progress, Raft, Role, State};
 use super::meta::{Meta, MetaFile};
+use super::options::Options;
 use super::wire::{from_wire, to_wire};
 use crate::error::{Error, Result};
 use crate::lsn::{NodeId, Position};
 use crate::wal::Header;
-
-/// Milliseconds of a tick.
-pub const TICK_MS: u64 = 10;
-/// Bytes of entries, as the raft crate counts them, in one message: so many that their frames fit in four MiB.
-const MESSAGE_ENTRY_BYTES: u64 = 64 * 12;
-/// Messages with frames that are on the way to a member at once.
-const INFLIGHT_MAX: usize = 256;
-
-/// Times of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct Options {
-    /// Time between heartbeats of a leader, ms.
-    pub heartbeat_ms: u64,
-    /// Least time without a heartbeat after which a follower stands for election, ms,
-    pub election_ms: u64,
-    /// and how much longer it may wait, so that not all stand at once, ms.
-    pub election_spread_ms: u64,
-    /// Bytes of log kept for members that lag behind, at most.
-    pub retain_bytes: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { heartbeat_ms: 100, election_ms: 300, election_spread_ms: 150, retain_bytes: 8 << 30 }
-    }
-}
-
-impl Options {
-    /// Checks them against each other.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`], naming the option and its bounds.
-    pub fn check(&self) -> Result<()> {
-        let bad = |what, reason: String| Err(Error::Invalid { what, reason });
-        if self.heartbeat_ms < TICK_MS || self.heartbeat_ms > 60_000 {
-            return bad("heartbeat-ms", format!("{} is not from {TICK_MS} to 60000", self.heartbeat_ms));
-        }
-        if self.election_ms < 2 * self.heartbeat_ms || self.election_ms > 600_000 {
-            return bad("election-ms", format!("{} is not from twice heartbeat-ms to 600000", self.election_ms));
-        }
-        if self.election_spread_ms < TICK_MS || self.election_spread_ms > 600_000 {
-            return bad("election-spread-ms", format!("{} is not from {TICK_MS} to 600000", self.election_spread_ms));
-        }
-        Ok(())
-    }
-
-    fn config(&self, id: NodeId, applied: u64) -> Config {
-        let ticks = |ms: u64| (ms / TICK_MS).max(1) as usize;
-        let (least, spread) = (ticks(self.election_ms), ticks(self.election_spread_ms));
-        Config {
-            id: id.0,
-            applied,
-            heartbeat_tick: ticks(self.heartbeat_ms),
-            election_tick: least,
-            min_election_tick: least,
-            max_election_tick: least + spread,
-            max_size_per_msg: MESSAGE_ENTRY_BYTES,
-            max_inflight_msgs: INFLIGHT_MAX,
-            check_quorum: true,
-            pre_vote: true,
-            ..Config::default()
-        }
-    }
-}
 
 /// What is to be done with a message that carries frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

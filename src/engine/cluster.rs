@@ -7,9 +7,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::attach::Answer;
+use super::covered::Covered;
 use super::ingest::IngestAgent;
 use super::links::Links;
 use super::recover::KEPT_MAX;
@@ -17,7 +17,7 @@ use super::sync::SyncItem;
 use crate::bus::attach::Message as Said;
 use crate::consensus::format::{LEARNER, VOTER};
 use crate::consensus::message::{Command, Identity, Message, Raft, Report, Role, State, VERSION};
-use crate::consensus::node::TICK_MS;
+use crate::consensus::options::TICK_MS;
 use crate::consensus::{Change, Node, Options, Seat, Transition, Verdict, Work};
 use crate::error::{Error, Result};
 use crate::lsn::{Level, NodeId, Position};
@@ -31,57 +31,6 @@ const FRAMES_A_TURN: usize = 64;
 const WAITING_MAX: u64 = 64 << 20;
 /// Words of a frame's header.
 const HEADER_WORDS: usize = 8;
-
-/// What the ingest, sync and flush agents tell each other by single numbers.
-#[derive(Debug)]
-pub(super) struct Covered {
-    durable: AtomicU64,
-    committed: AtomicU64,
-    needed: AtomicU64,
-    alone: AtomicBool,
-}
-
-impl Covered {
-    pub(super) fn new(durable: u64, alone: bool) -> Covered {
-        let (committed, needed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Covered { durable: AtomicU64::new(durable), committed, needed, alone: AtomicBool::new(alone) }
-    }
-
-    /// Frames up to this index are committed, as far as the ingest agent has heard.
-    pub(super) fn committed(&self) -> u64 {
-        // SYNC: pairs with the store in `show`; a number that only rises.
-        self.committed.load(Ordering::Acquire)
-    }
-
-    /// From this position on the log is kept, whatever the checkpoint: another host may still ask for it.
-    pub(super) fn needed(&self) -> Position {
-        // A lone number: relaxed.
-        Position(self.needed.load(Ordering::Relaxed))
-    }
-
-    /// Frames up to this index are durable.
-    pub(super) fn durable(&self) -> u64 {
-        // SYNC: pairs with `set_durable`: the sync has returned.
-        self.durable.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_durable(&self, index: u64) {
-        // SYNC: pairs with `durable`.
-        self.durable.store(index, Ordering::Release);
-    }
-
-    /// Whether what is durable here is committed. Whoever asks has taken the frames in question from the queue before:
-    /// that orders them behind the change to a cluster of more.
-    pub(super) fn is_alone(&self) -> bool {
-        // SYNC: pairs with `set_alone`.
-        self.alone.load(Ordering::Acquire)
-    }
-
-    fn set_alone(&self, alone: bool) {
-        // SYNC: pairs with `is_alone`.
-        self.alone.store(alone, Ordering::Release);
-    }
-}
 
 /// The ingest agent's part in the cluster.
 pub(super) struct Cluster {
@@ -489,7 +438,7 @@ impl IngestAgent {
         if state.committed != self.cluster.committed || standby != self.cluster.standby {
             self.cluster.standby = standby;
             self.cluster.committed = state.committed;
-            self.cluster.covered.committed.store(state.committed, Ordering::Release);
+            self.cluster.covered.set_committed(state.committed);
             self.committed()?;
         }
         Ok(())
@@ -550,7 +499,7 @@ impl IngestAgent {
             let leads = cluster.node.state().role == Role::Leader;
             of_others.max(end.saturating_sub(if leads { most } else { most.min(KEPT_MAX) }))
         };
-        cluster.covered.needed.store(needed, Ordering::Relaxed);
+        cluster.covered.set_needed(Position(needed));
         let filed = self.control.statistic(Statistic::CheckpointPosition);
         cluster.node.forget(Position(needed.min(filed)));
     }

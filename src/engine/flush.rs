@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::cluster::Covered;
 use super::compact::Outcome;
+use super::covered::Covered;
 use super::history::{History, Next};
 use super::memtables::Sealed;
 use super::rows::Rows;

@@ -38,7 +38,7 @@ const HAND_OVER_NS: u64 = 300_000_000;
 /// Longest sleep of a parked ingest agent: its heartbeat must stay young.
 const PARK: Duration = Duration::from_millis(100);
 /// The same while there are other hosts.
-const TICK: Duration = Duration::from_millis(crate::consensus::node::TICK_MS);
+const TICK: Duration = Duration::from_millis(crate::consensus::options::TICK_MS);
 /// Sleep while there is no room: it comes from other threads, which ring no bell.
 pub(super) const HELD_BACK_PARK: Duration = Duration::from_micros(200);
 /// The same while the disk is full, which lasts.

@@ -18,6 +18,7 @@ pub mod memtables;
 mod attach;
 mod cluster;
 mod compact;
+mod covered;
 mod forward;
 pub mod found;
 mod ingest;
@@ -44,8 +45,9 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, Waker, listen};
-use self::cluster::{Cluster, Covered};
+use self::cluster::Cluster;
 use self::compact::CompactAgent;
+use self::covered::Covered;
 use self::flush::{Filer, FlushAgent, Tending};
 use self::ingest::IngestAgent;
 use self::links::Links;

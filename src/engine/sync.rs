@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
 use super::attach::Answer;
-use super::cluster::Covered;
+use super::covered::Covered;
 use crate::agent::{Idle, Stop, Wait};
 use crate::error::Result as Outcome;
 use crate::lsn::{Lsn, Position, PubSeq};

@@ -600,7 +600,7 @@ fn sync_agent(
         answers,
         freed,
         control: control.clone(),
-        covered: std::sync::Arc::new(super::cluster::Covered::new(0, true)),
+        covered: std::sync::Arc::new(super::covered::Covered::new(0, true)),
         bells: Bells::open_or_create(&store.run_dir.bells()).unwrap(),
         wake_attach: Waker::new().unwrap(),
         pace: Pace { interval: Duration::from_millis(5), bytes: 1 << 20 },

@@ -22,10 +22,10 @@ use tapestore::record::{RecordRef, Trade};
 #[derive(Parser)]
 struct Arguments {
     /// Records a second of the latency measurement
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 500)]
     rate: u64,
     /// Records of the latency measurement
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 5_000)]
     count: u64,
     /// Records of the throughput measurement
     #[arg(long, default_value_t = 3_000_000)]

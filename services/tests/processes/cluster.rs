@@ -241,7 +241,8 @@ fn three_hosts_are_started_anew_one_after_the_other_and_a_publisher_notices_noth
         if hosts.leader() == at {
             ok(&hosts.tape(at, &["cluster", "transfer", &n.to_string()]));
         }
-        for child in [&mut hosts.hosts[n - 1].storage, &mut hosts.hosts[n - 1].replication] {
+        let host = &mut hosts.hosts[n - 1];
+        for child in [&mut host.storage, &mut host.replication] {
             signal(child.as_ref().unwrap().id(), rustix::process::Signal::TERM);
             assert!(eventually("its end", || child.as_mut().unwrap().try_wait().unwrap()).success());
         }

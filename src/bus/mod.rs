@@ -14,8 +14,10 @@
 
 pub mod attach;
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use iceoryx2::node::NodeView;
 use iceoryx2::prelude::*;
@@ -86,6 +88,9 @@ fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
     Error::Bus { op, service: service.to_owned(), cause: format!("{cause:?}") }
 }
 
+/// What no living process is known by is left alone for so long: a process may be joining.
+const ORPHAN_AGE: Duration = Duration::from_secs(5);
+
 /// Removes from `dir`, of a dead process, the files that it has not finished: one that is finished cannot be written.
 fn remove_half_made(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -141,20 +146,50 @@ impl Bus {
         Ok(Bus { node, config, root: root.to_path_buf() })
     }
 
+    fn nodes(&self) -> PathBuf {
+        self.root.join("nodes")
+    }
+
+    /// Removes what is of none of the processes that live, and was last touched long ago: of a process that was killed
+    /// while it joined, the bus cannot tell that it was one.
+    fn remove_orphans(&self, living: &HashSet<u128>) {
+        for entry in std::fs::read_dir(self.nodes()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let stem = name.to_str().and_then(|n| n.split('.').next()).unwrap_or_default();
+            let id = stem.rsplit('_').next().and_then(|id| id.parse::<u128>().ok());
+            let touched = entry.metadata().and_then(|m| m.modified()).ok();
+            let is_old = touched.and_then(|t| t.elapsed().ok()).is_some_and(|age| age > ORPHAN_AGE);
+            if !is_old || id.is_none_or(|id| living.contains(&id)) {
+                continue;
+            }
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Ok(()) => tracing::debug!(path = %path.display(), "what a dead process left half made is removed"),
+                Err(error) => tracing::debug!(%error, path = %path.display(), "what a dead process left stays"),
+            }
+        }
+    }
+
     /// Removes what dead processes left on the bus.
     pub fn sweep(&self) -> Swept {
         // Files that a process was killed in the making of: the bus's own clean-up does not see them, fails on the
         // directory that they are in after it has removed what names the process, and can never try again.
+        let mut living = HashSet::new();
         let listed = Node::<Ipc>::list(&self.config, |state| {
-            if let NodeState::Dead(dead) = state {
-                remove_half_made(&self.root.join("nodes").join(dead.id().value().to_string()));
+            match state {
+                NodeState::Dead(dead) => remove_half_made(&self.nodes().join(dead.id().value().to_string())),
+                NodeState::Alive(node) => drop(living.insert(node.id().value())),
+                NodeState::Inaccessible(id) => drop(living.insert(id.value())),
+                NodeState::Undefined(_) => {}
             }
             CallbackProgression::Continue
         });
-        if let Err(error) = listed {
-            tracing::debug!(?error, "dead processes are looked for again in a second");
-        }
         let state = self.node.try_cleanup_dead_nodes();
+        match listed {
+            Ok(()) => self.remove_orphans(&living),
+            Err(error) => tracing::debug!(?error, "dead processes are looked for again in a second"),
+        }
         Swept { removed: state.cleanups, failed: state.failed_cleanups }
     }
 

@@ -172,6 +172,34 @@ fn a_publisher_that_is_killed_while_it_makes_a_file_on_the_bus_leaves_nothing_ei
 }
 
 #[test]
+fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
+    let store = Store::serve();
+    let reader = store.reader();
+    let nodes = store.run_dir().bus_root(reader.control().instance()).join("nodes");
+    let all = || {
+        let mut names: Vec<_> = std::fs::read_dir(&nodes).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = all();
+    // As a process leaves it that is killed between its first file and the lock by which it is seen to live.
+    let of_storage = before.iter().filter_map(|n| n.to_str()).find(|n| n.ends_with(".node_monitor")).unwrap();
+    let (prefix, _) = of_storage.rsplit_once('_').and_then(|(head, _)| head.rsplit_once('_')).unwrap();
+    let id = "79228574063502928140459582465";
+    std::fs::create_dir(nodes.join(id)).unwrap();
+    let half_made = nodes.join(format!("{prefix}_{id}.node_monitor_context"));
+    std::fs::write(&half_made, "").unwrap();
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1);
+    for path in [&nodes.join(id), &half_made] {
+        std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    eventually("the janitor's work", || (all() == before).then_some(()));
+    let mut publisher = store.publisher(1, Level::Fsync);
+    publisher.publish(&Trade::default()).unwrap();
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+}
+
+#[test]
 fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     let mut store = Store::serve();
     let feed = Feed::start(store.publisher(1, Level::Os));

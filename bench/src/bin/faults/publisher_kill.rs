@@ -44,6 +44,25 @@ fn files_below(path: &std::path::Path) -> usize {
     entries.map(|e| if e.path().is_dir() { files_below(&e.path()) } else { 1 }).sum()
 }
 
+/// The files on the bus, with sizes and who may what.
+fn listed(site: &Site, reader: &Reader) -> String {
+    let Ok(run_dir) = site.run_dir() else { return String::new() };
+    let root = run_dir.bus_root(reader.control().instance());
+    let mut text = String::new();
+    let mut dirs = vec![root.clone()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let (path, meta) = (entry.path(), entry.metadata());
+            if path.is_dir() {
+                dirs.push(path.clone());
+            }
+            let (len, mode) = meta.map_or((0, 0), |m| (m.len(), std::os::unix::fs::MetadataExt::mode(&m)));
+            text.push_str(&format!("\n      {mode:o} {len} {}", path.strip_prefix(&root).unwrap_or(&path).display()));
+        }
+    }
+    text
+}
+
 fn left(site: &Site, reader: &Reader) -> Result<Left, String> {
     let run_dir = site.run_dir()?;
     let pid = site.child().map_or(0, |c| c.id());
@@ -134,7 +153,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
         let same = last.segments <= before.segments && last.bus_files <= before.bus_files && last.slots == 0;
         (same && last.descriptors <= before.descriptors + 4).then_some(())
     });
-    clean.map_err(|e| format!("{e}: {before:?} before, {last:?} after"))?;
+    clean.map_err(|e| format!("{e}: {before:?} before, {last:?} after; on the bus:{}", listed(site, &reader)))?;
     let mut snapshot = site.snapshot(&mut reader)?;
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
     site::check_all(&tracker, &mut snapshot)?;

@@ -225,6 +225,8 @@ pub struct Progress {
     pub matched: u64,
     /// Whether it has been heard of lately.
     pub is_active: bool,
+    /// Whether the leader's log does not reach back to what it lacks: it has to begin from a backup.
+    pub is_stranded: bool,
     /// Records that it lacks.
     pub lag_records: u64,
     /// Bytes of log that it lacks.

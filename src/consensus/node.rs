@@ -429,6 +429,7 @@ impl Node {
                 node: NodeId(id),
                 matched: p.matched,
                 is_active: p.recent_active,
+                is_stranded: p.recent_active && p.matched + 1 < frames.first(),
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
                 lag_ns: lag(|p| p.ingest_ts.0),

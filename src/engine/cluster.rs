@@ -56,6 +56,8 @@ pub(super) struct Cluster {
     pub(super) may_lead: bool,
     /// Whether it has been said that another was.
     is_fenced: bool,
+    /// Members that need more log than there is.
+    stranded: Vec<NodeId>,
     /// The last frame that a standby has, as last seen.
     standby: Option<u64>,
     /// The log behind this frame is to be cut; storage ends for that.
@@ -81,6 +83,7 @@ impl Cluster {
             durable,
             may_lead: false,
             is_fenced: false,
+            stranded: Vec::new(),
             standby: None,
             cut: None,
         }
@@ -128,6 +131,7 @@ impl IngestAgent {
                 self.replication_gone()?;
             }
             self.show_needed();
+            self.say_stranded();
         }
         self.do_work()?;
         self.speak()?;
@@ -483,6 +487,19 @@ impl IngestAgent {
         }
         self.cluster.held.push_back((last, connection, message));
         Ok(())
+    }
+
+    /// Says which members the log does not reach back to.
+    fn say_stranded(&mut self) {
+        let progress = self.cluster.node.progress();
+        let stranded: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
+        for node in stranded.iter().filter(|n| !self.cluster.stranded.contains(n)) {
+            tracing::error!(
+                node = node.0,
+                "this host's log does not reach back to what that member lacks: make it anew from a backup of another host"
+            );
+        }
+        self.cluster.stranded = stranded;
     }
 
     /// Shows how much of the log other hosts may still ask for, and forgets the rest.

@@ -19,6 +19,25 @@ use crate::replication::tls;
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What the host that listens at `address` has of the records `first` to `last`, stripe after stripe.
+///
+/// # Errors
+/// That it is not there, or cannot read them.
+pub fn read(store: &Path, far: &Far, address: &str, first: u64, last: u64) -> Outcome<Vec<proto::Digest>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let channel = tokio::time::timeout(PATIENCE, connect(store, far, address)).await;
+        let channel = channel.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))??;
+        let refused = |s: tonic::Status| Failure::new(DATA, format!("{address}: {}", s.message()));
+        let mut parts = AdminClient::new(channel).read(proto::Range { first, last }).await.map_err(refused)?.into_inner();
+        let mut digests = Vec::new();
+        while let Some(part) = parts.message().await.map_err(refused)? {
+            digests.push(part);
+        }
+        Ok(digests)
+    })
+}
+
 /// Asks the host that `far` names, or the one with `store`.
 ///
 /// # Errors
@@ -108,6 +127,7 @@ fn from_proto(report: proto::Report) -> Option<Report> {
         lag_records: p.lag_records,
         lag_bytes: p.lag_bytes,
         lag_ns: p.lag_ns,
+        is_stranded: p.is_stranded,
     };
     Some(Report {
         node: NodeId(report.node),

@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod certs;
 pub mod demo;
+pub mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub enum Cluster {
     ForcePromote(ForcePromote),
     /// Make this host, whose storage is stopped, a standby of the one that was promoted in its place
     Rejoin(Rejoin),
+    /// Read all records on every host and compare them
+    Scrub(Scrub),
     /// Status again and again
     Watch(Watch),
     /// A certificate authority and certificates for trials
@@ -123,6 +126,16 @@ pub struct Rejoin {
     leader: Member,
 }
 
+/// `tape cluster scrub`.
+#[derive(clap::Args, Debug)]
+pub struct Scrub {
+    /// From this record on
+    #[arg(long, default_value_t = 1)]
+    from_lsn: u64,
+    #[command(flatten)]
+    far: Far,
+}
+
 /// `tape cluster watch`.
 #[derive(clap::Args, Debug)]
 pub struct Watch {
@@ -192,6 +205,7 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
             ));
             Ok(())
         }
+        Cluster::Scrub(args) => scrub::run(store, args, format),
         Cluster::Watch(args) => watch(store, args, format),
         Cluster::Certs(args) => certs::run(store, args),
     }
@@ -246,7 +260,7 @@ fn show(report: &Report, format: Format) -> Outcome {
             let progress = report.progress.iter().find(|p| p.node == m.node);
             serde_json::json!({
                 "node": m.node.0, "address": m.address, "votes": m.is_voter,
-                "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
+                "stranded": progress.map(|p| p.is_stranded), "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
                 "lag_records": progress.map(|p| p.lag_records), "lag_bytes": progress.map(|p| p.lag_bytes),
                 "lag_ms": progress.map(|p| p.lag_ns as f64 / 1e6),
             })
@@ -277,7 +291,11 @@ fn show(report: &Report, format: Format) -> Outcome {
             m.node.to_string(),
             m.address.clone(),
             if m.is_voter { "yes" } else { "no" }.to_owned(),
-            of(&|p| if p.is_active { "yes" } else { "no" }.to_owned()),
+            of(&|p| match (p.is_active, p.is_stranded) {
+                (_, true) => "needs a backup".to_owned(),
+                (true, _) => "yes".to_owned(),
+                (false, _) => "no".to_owned(),
+            }),
             of(&|p| thousands(p.lag_records)),
             of(&|p| thousands(p.lag_bytes)),
             of(&|p| duration(p.lag_ns)),

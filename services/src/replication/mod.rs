@@ -10,6 +10,7 @@
 //! What must hold: it knows nothing that must survive: killed, it is started again and storage goes on; control never
 //! waits behind frames; memory is bounded by queues, windows and permits; what may have been lost is said to storage.
 
+pub mod digest;
 pub mod log;
 pub mod peer;
 pub mod server;

@@ -23,7 +23,7 @@ use super::proto::admin_server::{Admin, AdminServer};
 use super::proto::peer_server::{Peer, PeerServer};
 use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
 use super::session::Known;
-use super::{Counters, count, tls, wire};
+use super::{Counters, count, digest, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
 /// Hosts that have said who they are, at most.
@@ -239,5 +239,19 @@ impl Admin for Host {
         let command = wire::command(request.into_inner()).ok_or_else(|| Status::invalid_argument("no command"))?;
         let report = known.storage.ask(command).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(wire::report(&report)))
+    }
+
+    type ReadStream = Pin<Box<dyn Stream<Item = Result<proto::Digest, Status>> + Send>>;
+
+    async fn read(&self, request: Request<proto::Range>) -> Result<Response<Self::ReadStream>, Status> {
+        let known = self.known()?;
+        self.proves(&request, &tls::operator_name(known.identity.cluster))?;
+        let proto::Range { first, last } = request.into_inner();
+        if first == 0 || first > last {
+            return Err(Status::invalid_argument(format!("records {first} to {last}")));
+        }
+        let (parts, out) = mpsc::channel(16);
+        tokio::task::spawn_blocking(move || digest::read(&known.identity.store, first, last, &parts));
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
 }

@@ -118,6 +118,7 @@ pub fn report(report: &Report) -> proto::Report {
                 lag_records: p.lag_records,
                 lag_bytes: p.lag_bytes,
                 lag_ns: p.lag_ns,
+                is_stranded: p.is_stranded,
             })
             .collect(),
     }

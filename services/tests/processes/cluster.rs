@@ -550,6 +550,39 @@ fn the_demonstration_kills_a_leader_and_loses_nothing() {
 }
 
 #[test]
+fn a_scrub_finds_what_one_host_has_otherwise() {
+    let mut hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 0..3_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    drop(publisher);
+    for n in 1..=3 {
+        eventually("all records on each host", || (hosts.committed(n) >= Lsn(3_000)).then_some(()));
+    }
+    let same = ok(&hosts.tape(leader, &["cluster", "scrub"]));
+    assert!(same.contains("equal    3 hosts, records 1 to 3,000"), "{same}");
+    // One record on one host, as if its memory had failed: shared memory has no checksums.
+    let other = leader % 3 + 1;
+    let run_dir = RunDir::find(hosts.store(other)).unwrap();
+    let instance = Reader::open(hosts.store(other)).unwrap().control().instance();
+    let path = run_dir.memtable(instance, 1);
+    let bytes = std::fs::read(&path).unwrap();
+    let id = 1_234u64.to_le_bytes();
+    let trade = Trade { trade_id: 1_234, ..Trade::default() };
+    let record: &[u8] = bytemuck::cast_slice(tapestore::record::RecordRef::of(&trade).words());
+    let at = bytes.windows(record.len()).position(|w| w == record).unwrap();
+    let within = record.windows(8).position(|w| w == id).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff], (at + within) as u64).unwrap();
+    let differs = hosts.tape(leader, &["cluster", "scrub", "--json"]);
+    assert_eq!(differs.status.code(), Some(1));
+    let said: serde_json::Value = serde_json::from_slice(&differs.stdout).unwrap();
+    assert_eq!(said["differ"].as_array().unwrap().len(), 1, "{said}");
+    hosts.stop();
+}
+
+#[test]
 fn the_log_of_one_host_of_a_cluster_is_not_cut_by_a_repair() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();

@@ -1,0 +1,78 @@
+//! Owns: `tape cluster scrub`: every host reads all its records, from files of history and from memory, and their
+//! checksums are compared. The hosts' files differ, because each files when its memory is full; their records may not.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tapestore::consensus::message::Command;
+
+use super::{Far, Scrub, ask};
+use crate::exit::{DIFFERENCE, Failure, Outcome};
+use crate::output::Format;
+use crate::terminal::{say, thousands};
+
+/// What a host has of a stripe: count and checksum.
+type Has = (u64, u32);
+
+/// Compares the hosts.
+///
+/// # Errors
+/// A difference (exit code 1), naming hosts and records; a host that is not there or cannot read what it has.
+pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
+    let members = ask::ask(store, &args.far, Command::Status)?.members;
+    let mut last = u64::MAX;
+    for member in &members {
+        let far = Far { at: Some(member.address.clone()), ..args.far.clone() };
+        let [_, _, committed] = ask::ask(store, &far, Command::Status)?.records;
+        last = last.min(committed);
+    }
+    let mut stripes: BTreeMap<(u64, u64), BTreeMap<u64, Has>> = BTreeMap::new();
+    for member in &members {
+        for part in ask::read(store, &args.far, &member.address, args.from_lsn, last)? {
+            let has = (part.count, part.checksum);
+            stripes.entry((part.first, part.last)).or_default().insert(member.node.0, has);
+        }
+        if !format.json {
+            say(format!("node {} has read its records up to {}", member.node, thousands(last)));
+        }
+    }
+    let differing: Vec<_> = stripes.iter().filter(|(_, hosts)| differ(hosts, members.len())).collect();
+    if format.json {
+        let list = differing.iter().map(|((first, last), hosts)| {
+            let hosts =
+                hosts.iter().map(|(node, (count, sum))| serde_json::json!({ "node": node, "count": count, "checksum": sum }));
+            serde_json::json!({ "first": first, "last": last, "hosts": hosts.collect::<Vec<_>>() })
+        });
+        say(serde_json::json!({ "hosts": members.len(), "last": last, "differ": list.collect::<Vec<_>>() }));
+    } else {
+        for ((first, last), hosts) in &differing {
+            let shown = hosts.iter().map(|(node, (count, sum))| format!("node {node}: {count} records, checksum {sum:08x}"));
+            say(format!("records {first} to {last} differ: {}", shown.collect::<Vec<_>>().join("; ")));
+        }
+    }
+    if differing.is_empty() {
+        if !format.json {
+            say(format!("equal    {} hosts, records {} to {}", members.len(), args.from_lsn, thousands(last)));
+        }
+        return Ok(());
+    }
+    let advice = "the host that is alone with what it has is to be made anew from a backup of another: remove it, restore, init --join, add";
+    Err(Failure::new(DIFFERENCE, format!("the hosts differ in {} stripes of records; {advice}", differing.len())))
+}
+
+fn differ(hosts: &BTreeMap<u64, Has>, count: usize) -> bool {
+    let first = hosts.values().next();
+    hosts.len() != count || hosts.values().any(|has| Some(has) != first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_differ_if_one_lacks_a_stripe_or_has_another_checksum() {
+        let same = BTreeMap::from([(1, (10, 7)), (2, (10, 7)), (3, (10, 7))]);
+        assert!(!differ(&same, 3) && differ(&same, 4));
+        assert!(differ(&BTreeMap::from([(1, (10, 7)), (2, (10, 8)), (3, (10, 7))]), 3));
+    }
+}

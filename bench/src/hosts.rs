@@ -249,9 +249,10 @@ impl Hosts {
         eventually("a leader", || self.leader_now(None))
     }
 
-    /// Records that are committed by the word of `node`.
+    /// Records that are committed by the word of `node`, while it serves; 0 of one that does not.
     pub fn committed(&self, node: u64) -> Lsn {
-        Reader::open(&self.host(node).store).map_or(Lsn(0), |r| r.control().committed())
+        let reader = Reader::open(&self.host(node).store).ok().filter(Reader::is_storage_alive);
+        reader.map_or(Lsn(0), |r| r.control().committed())
     }
 
     /// A publisher on `node`.

@@ -310,9 +310,16 @@ fn read_segment(
     Ok(None)
 }
 
-type Rejected = (Bad, bool);
+/// Why a frame is not accepted, and whether the bytes look like one.
+pub(super) type Rejected = (Bad, bool);
 
-fn next_frame<'w>(window: &'w mut Window<'_>, offset: u64, room: u64, chain: &Chain) -> Result<Result<Frame<'w>, Rejected>> {
+/// The frame at `offset` of the file of `window`, of which `room` bytes may be its, if it is the next one of `chain`.
+pub(super) fn next_frame<'w>(
+    window: &'w mut Window<'_>,
+    offset: u64,
+    room: u64,
+    chain: &Chain,
+) -> Result<Result<Frame<'w>, Rejected>> {
     let header = match Header::parse(bytemuck::cast_slice(window.get(offset, HEADER_LEN as usize)?)) {
         Ok(header) => header,
         Err(bad) => return Ok(Err((bad, bad.what != "frame magic"))),

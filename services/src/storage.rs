@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore::engine::{Options, Started, Storage, World, rejoin};
+use tapestore::engine::{Ended, Options, Started, Storage, World, fill, rejoin};
+use tapestore::error::Error;
 use tapestore::lsn::Level;
 use tapestore::time::HostClock;
 
@@ -116,18 +117,39 @@ pub fn run(args: &Args) -> Outcome {
             tracing::info!("stopping");
         }
         let last = storage.control().appended();
-        let Some(last_kept) = storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? else {
-            tracing::info!(records = last.0, "stopped; everything is durable");
-            return Ok(());
-        };
-        // The leader's log goes on otherwise: what only this host has was never committed.
-        let cut = rejoin::cut(&options, &world, last_kept)?;
-        let kept_in = cut.kept_in.as_deref().unwrap_or(&options.store);
-        tracing::warn!(
-            frames = cut.frames, records = cut.records, first_lsn = cut.first_lsn.0, kept_in = %kept_in.display(),
-            "this host had records that the cluster did not commit; they are cut off the log and kept aside"
-        );
+        match storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? {
+            Ended::Stopped => {
+                tracing::info!(records = last.0, "stopped; everything is durable");
+                return Ok(());
+            }
+            Ended::Cut(last_kept) => cut(&options, &world, last_kept)?,
+            Ended::Fill => fill(&options, &world)?,
+        }
     }
+}
+
+/// The leader's log goes on otherwise: what only this host has was never committed.
+fn cut(options: &Options, world: &World, last_kept: u64) -> Outcome {
+    let cut = rejoin::cut(options, world, last_kept)?;
+    let kept_in = cut.kept_in.as_deref().unwrap_or(&options.store);
+    tracing::warn!(
+        frames = cut.frames, records = cut.records, first_lsn = cut.first_lsn.0, kept_in = %kept_in.display(),
+        "this host had records that the cluster did not commit; they are cut off the log and kept aside"
+    );
+    Ok(())
+}
+
+/// The leader's log does not reach back to what this host lacks: a copy of the leader's store takes the place of this one.
+fn fill(options: &Options, world: &World) -> Outcome {
+    match fill::install(options, world, false) {
+        Ok(filled) => tracing::info!(files = filled.files, records = filled.last.0, "filled with a copy of the leader's store"),
+        Err(error @ (Error::Consensus { .. } | Error::Missing { .. })) => {
+            tracing::warn!(%error, "a copy that was fetched is not used; what was here is served on");
+            fill::discard(world.disk.as_ref(), &options.store)?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 fn ignore_file_size_signal() {

@@ -30,6 +30,8 @@ pub(super) struct Job<'a> {
     pub(super) copies: bool,
     /// Files of the earlier copy are not read again.
     pub(super) trusts_earlier: bool,
+    /// No file of history is read: whoever gets the copy does.
+    pub(super) reads_nothing: bool,
     /// The log's last segment is filled with zeros.
     pub(super) fills: bool,
     /// Its timeline.
@@ -61,17 +63,17 @@ fn empty(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.list(dir)?.iter().try_for_each(|name| disk.remove(&dir.join(name)))
 }
 
-/// Builds the copy.
+/// Builds the copy; what it came to, and where its log ends.
 ///
 /// # Errors
 /// As [`super::backup`].
-pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
+pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<(Summary, Chain)> {
     let (mut retries, mut brought) = (0, BTreeMap::new());
     loop {
         let meta = meta_of(disk, job.source)?;
         let state = state_of(disk, job.source, meta.store_id)?;
         match attempt(disk, job, (&meta, &state), &mut brought, progress) {
-            Ok(summary) => return Ok(Summary { retries, ..summary }),
+            Ok((summary, end)) => return Ok((Summary { retries, ..summary }, end)),
             // What goes away while it is read goes after an edit.
             Err(error) => {
                 let moved = state_of(disk, job.source, meta.store_id).is_ok_and(|now| now.seq != state.seq);
@@ -91,7 +93,7 @@ fn attempt(
     (meta, state): (&Meta, &State),
     brought: &mut BTreeMap<u64, How>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Summary> {
+) -> Result<(Summary, Chain)> {
     bring_files(disk, job, state, brought, progress)?;
     let (source, log) = (job.source.join(wal::DIR), job.target.join(wal::DIR));
     let from = state.checkpoint;
@@ -109,7 +111,8 @@ fn attempt(
     let number = manifest::Follower::new(job.source, meta.store_id).number_now(disk)?.unwrap_or(0) + 1;
     manifest::create(disk, job.target, meta.store_id, number.max(job.number), state)?;
     disk.sync_dir(job.target)?;
-    verify(disk, job, state, end, |id| !job.trusts_earlier || brought.get(&id) != Some(&How::Earlier), progress)?;
+    let is_read = |id| !job.reads_nothing && !(job.trusts_earlier && brought.get(&id) == Some(&How::Earlier));
+    verify(disk, job, state, end, is_read, progress)?;
     let of = |how| state.files.keys().filter(|id| brought.get(id) == Some(&how)).count() as u64;
     let mut summary = Summary { timeline: job.timeline, linked: of(How::Linked), copied: of(How::Copied), ..Summary::default() };
     summary.reused = of(How::Earlier) + of(How::There);
@@ -117,7 +120,7 @@ fn attempt(
     summary.file_bytes = state.files.values().map(|f| f.len).sum();
     summary.logged = end.lsn.0 - from.lsn.0;
     (summary.log_bytes, summary.last, summary.time) = (copied, durable.lsn, end.ingest_ts);
-    Ok(summary)
+    Ok((summary, end))
 }
 
 /// Reads back what has been built: it says what it should, and every byte of it is sound.

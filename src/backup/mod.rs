@@ -10,10 +10,12 @@
 
 mod build;
 mod log;
+mod offer;
 
 use std::path::{Path, PathBuf};
 
 use self::build::{Job, build, prepare};
+pub use self::offer::{Offer, is_file_name, offer, withdraw};
 use crate::disk::{Disk, Open, publish};
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
@@ -123,13 +125,14 @@ pub fn backup(disk: &dyn Disk, options: &Options<'_>, progress: &mut dyn FnMut(P
         earlier: earlier.then_some(target),
         copies,
         trusts_earlier,
+        reads_nothing: false,
         fills: false,
         timeline: meta.timeline,
         clean: false,
         number: 0,
     };
     prepare(disk, &job)?;
-    let summary = build(disk, &job, progress)?;
+    let (summary, _) = build(disk, &job, progress)?;
     let mark = format!("backup of {}\nmade {now}\nlast record {} taken in {}\n", store.display(), summary.last, summary.time);
     publish(disk, &fresh.join(MARK), mark.as_bytes())?;
     put_in_place(disk, &fresh, target, &parent)?;
@@ -171,13 +174,14 @@ pub fn restore(
         earlier: None,
         copies,
         trusts_earlier: false,
+        reads_nothing: false,
         fills: true,
         timeline: Timeline((meta.timeline.0 + 1).max(unused)),
         clean: true,
         number: unused,
     };
     prepare(disk, &job)?;
-    let summary = build(disk, &job, progress)?;
+    let (summary, _) = build(disk, &job, progress)?;
     put_in_place(disk, &fresh, target, &parent)?;
     Ok(summary)
 }
@@ -202,6 +206,7 @@ fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
             for name in disk.list(&within)? {
                 disk.remove(&within.join(name))?;
             }
+            disk.sync_dir(&within)?;
             disk.remove_dir(&within)?;
         }
     }

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::lsn::NodeId;
 
 /// Version of these messages; both ends are of one installation.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most bytes of one message.
 pub const MESSAGE_MAX: usize = 16 << 20;
 /// Bytes before a message.
@@ -51,7 +51,13 @@ pub enum Message {
         node: NodeId,
         /// Forced promotions that it knows of.
         epoch: u64,
+        /// The last frame of its log, when its storage last said so.
+        last: u64,
     },
+    /// Storage that leads: its log does not reach back to what this node lacks, which is to fetch a copy of the store.
+    Stranded(NodeId),
+    /// The replication process: a copy of another host's store has come, and all of it has been read.
+    Filled,
     /// Either way: bytes of one storage process for another, which only these two understand; in order for as long as
     /// the connection between two nodes lasts.
     Relay {
@@ -225,7 +231,7 @@ pub struct Progress {
     pub matched: u64,
     /// Whether it has been heard of lately.
     pub is_active: bool,
-    /// Whether the leader's log does not reach back to what it lacks: it has to begin from a backup.
+    /// Whether the leader's log does not reach back to what it lacks: it fetches a copy of the store.
     pub is_stranded: bool,
     /// Records that it lacks.
     pub lag_records: u64,

@@ -224,6 +224,20 @@ impl Node {
         learners.map(|(_, p)| p.matched).max()
     }
 
+    /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
+    /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
+    pub fn reached(&mut self, node: NodeId, last: u64) {
+        let (first, own) = (self.frames().first(), self.frames().last());
+        if self.raw.raft.state != StateRole::Leader || last + 1 < first || last > own {
+            return;
+        }
+        let progress = self.raw.raft.mut_prs().get_mut(node.0);
+        if let Some(progress) = progress.filter(|p| p.matched + 1 < first && p.next_idx <= last) {
+            progress.become_probe();
+            progress.next_idx = last + 1;
+        }
+    }
+
     /// Stands for election now.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::attach::Answer;
+use super::Ended;
 use super::covered::Covered;
 use super::ingest::IngestAgent;
 use super::links::Links;
@@ -29,6 +30,8 @@ use crate::wal::{self, Appended, Body, FrameType};
 const FRAMES_A_TURN: usize = 64;
 /// Bytes of frames that wait to be taken in, at most; what comes on top is dropped, and sent again.
 const WAITING_MAX: u64 = 64 << 20;
+/// How often a member hears that the log does not reach back to what it lacks.
+const STRANDED_NS: u64 = 1_000_000_000;
 /// Words of a frame's header.
 const HEADER_WORDS: usize = 8;
 
@@ -56,12 +59,13 @@ pub(super) struct Cluster {
     pub(super) may_lead: bool,
     /// Whether it has been said that another was.
     is_fenced: bool,
-    /// Members that need more log than there is.
+    /// Members that need more log than there is, and when they were last told.
     stranded: Vec<NodeId>,
+    said_stranded: u64,
     /// The last frame that a standby has, as last seen.
     standby: Option<u64>,
-    /// The log behind this frame is to be cut; storage ends for that.
-    pub(super) cut: Option<u64>,
+    /// Storage ends, for this.
+    pub(super) ended: Option<Ended>,
 }
 
 impl Cluster {
@@ -84,8 +88,9 @@ impl Cluster {
             may_lead: false,
             is_fenced: false,
             stranded: Vec::new(),
+            said_stranded: 0,
             standby: None,
-            cut: None,
+            ended: None,
         }
     }
 
@@ -131,7 +136,7 @@ impl IngestAgent {
                 self.replication_gone()?;
             }
             self.show_needed();
-            self.say_stranded();
+            self.say_stranded(now);
         }
         self.do_work()?;
         self.speak()?;
@@ -145,7 +150,7 @@ impl IngestAgent {
         let heard = !messages.is_empty();
         for (link, message) in messages {
             let for_replication =
-                matches!(message, Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. });
+                matches!(message, Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. } | Message::Filled);
             if for_replication && !self.cluster.links.is_from_replication(link) {
                 tracing::warn!("a process that is not the replication process speaks for other hosts; it is not heard");
                 continue;
@@ -159,8 +164,14 @@ impl IngestAgent {
                     self.cluster.links.say(link, &Message::Answer { id, result });
                 }
                 Message::Relay { from, bytes, .. } => self.relayed(from, &bytes)?,
-                Message::Reached { node, epoch } => self.reached(node, epoch)?,
-                Message::Welcome(_) | Message::Refused(_) | Message::Members(_) | Message::State(_) | Message::Answer { .. } => {
+                Message::Reached { node, epoch, last } => self.reached(node, epoch, last)?,
+                Message::Filled => self.filled(),
+                Message::Welcome(_)
+                | Message::Refused(_)
+                | Message::Members(_)
+                | Message::State(_)
+                | Message::Stranded(_)
+                | Message::Answer { .. } => {
                     tracing::warn!(?message, "a process says to storage what only storage says");
                 }
             }
@@ -194,8 +205,9 @@ impl IngestAgent {
         others.into_iter().try_for_each(|node| self.cluster.node.unreachable(node))
     }
 
-    /// The replication process has spoken to `node`, of `epoch`.
-    fn reached(&mut self, node: NodeId, epoch: u64) -> Result<()> {
+    /// The replication process has spoken to `node`, of `epoch`, whose log ends with frame `last`.
+    fn reached(&mut self, node: NodeId, epoch: u64, last: u64) -> Result<()> {
+        self.cluster.node.reached(node, last);
         let own = self.cluster.node.meta().epoch;
         self.cluster.may_lead |= epoch <= own;
         if epoch <= own {
@@ -213,6 +225,15 @@ impl IngestAgent {
             tracing::error!(%cause, "this host does not lead");
         }
         Ok(())
+    }
+
+    /// A copy of another host's store is there, and has been read: it is put in the place of this one while nobody serves it.
+    fn filled(&mut self) {
+        if self.cluster.node.state().role == Role::Leader {
+            tracing::warn!("a host that leads is not filled from another one");
+        } else {
+            self.cluster.ended = Some(Ended::Fill);
+        }
     }
 
     fn hear_raft(&mut self, raft: Raft) -> Result<()> {
@@ -280,7 +301,7 @@ impl IngestAgent {
                     }
                 }
                 Verdict::Cut(index) => {
-                    self.cluster.cut = Some(index);
+                    self.cluster.ended = Some(Ended::Cut(index));
                     return Ok(true);
                 }
                 Verdict::Denies(index) => {
@@ -489,15 +510,16 @@ impl IngestAgent {
         Ok(())
     }
 
-    /// Says which members the log does not reach back to.
-    fn say_stranded(&mut self) {
+    /// Says which members the log does not reach back to: they are to fetch a copy of the store.
+    fn say_stranded(&mut self, now: u64) {
         let progress = self.cluster.node.progress();
         let stranded: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
         for node in stranded.iter().filter(|n| !self.cluster.stranded.contains(n)) {
-            tracing::error!(
-                node = node.0,
-                "this host's log does not reach back to what that member lacks: make it anew from a backup of another host"
-            );
+            tracing::warn!(node = node.0, "the log does not reach back to what that member lacks: it is to fetch a copy of the store");
+        }
+        if !stranded.is_empty() && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS {
+            self.cluster.said_stranded = now;
+            stranded.iter().for_each(|node| self.cluster.links.tell(&Message::Stranded(*node)));
         }
         self.cluster.stranded = stranded;
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
+use super::Ended;
 use super::attach::{Answer, Request};
 use super::cluster::Cluster;
 use super::core::{Committed, Core, Readiness};
@@ -90,12 +91,11 @@ pub(super) struct IngestAgent {
 }
 
 impl IngestAgent {
-    /// Runs until it is told to stop; what waits then is still taken in. If it ends because the log is to be cut, it
-    /// gives the last frame that stays.
+    /// Runs until it is told to stop, when what waits is still taken in, or the store is to be changed.
     ///
     /// # Errors
     /// [`crate::error::Error::Halted`]: a write failed.
-    pub(super) fn run(mut self) -> Result<Option<u64>> {
+    pub(super) fn run(mut self) -> Result<Ended> {
         let mut idle = Idle::new(self.wait);
         let mut end = None;
         let mut hands_over_until = None;
@@ -109,10 +109,10 @@ impl IngestAgent {
             let worked = self.turn()?;
             // What publishers send after that stays in their rings.
             let over = stopping && self.clock.monotonic() >= *end.get_or_insert(self.clock.monotonic() + STOP_NS);
-            if self.cluster.cut.is_some() {
+            if let Some(ended) = self.cluster.ended {
                 self.tell()?;
                 self.send(SyncItem::Stop)?;
-                return Ok(self.cluster.cut);
+                return Ok(ended);
             }
             if worked && !over {
                 idle.worked();
@@ -120,7 +120,7 @@ impl IngestAgent {
                 self.tell()?;
                 self.send(SyncItem::Stop)?;
                 // Others need not wait for an election timeout.
-                return self.speak().map(|()| None);
+                return self.speak().map(|()| Ended::Stopped);
             } else if idle.should_park() {
                 self.tell()?;
                 self.park();
@@ -165,7 +165,7 @@ impl IngestAgent {
             worked = true;
         }
         worked |= self.take_part(now)?;
-        if self.cluster.cut.is_some() {
+        if self.cluster.ended.is_some() {
             return Ok(true);
         }
         let leads = self.cluster.node.leads().is_some();

@@ -11,6 +11,7 @@
 //! bounded; whatever ends an agent ends the process, with nothing acknowledged that is not so.
 
 pub mod core;
+pub mod fill;
 pub mod flush;
 pub mod history;
 pub mod memtables;
@@ -198,6 +199,17 @@ pub struct World {
     pub store_id: u128,
 }
 
+/// Why storage has ended, and what is to be done before the next start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// Its log and the leader's differ: the log is to be cut behind this frame, the last that both have ([`rejoin::cut`]).
+    Cut(u64),
+    /// The copy of another host's store has come, and is to take the place of this one ([`fill::install`]).
+    Fill,
+}
+
 /// A serving store.
 pub struct Storage {
     started: Started,
@@ -206,7 +218,7 @@ pub struct Storage {
     meta: MetaFile,
     stop: Stop,
     late_stop: Stop,
-    ingest: JoinHandle<Result<Option<u64>>>,
+    ingest: JoinHandle<Result<Ended>>,
     sync: JoinHandle<Result<wal::Syncer>>,
     flush: JoinHandle<Filer>,
     others: Vec<JoinHandle<()>>,
@@ -386,12 +398,11 @@ impl Storage {
     }
 
     /// Takes in what waits, makes it durable, says so on the disk and ends. Shared memory is given
-    /// back, but for the control page. If storage has ended by itself because its log and the leader's differ, this
-    /// gives the last frame that both have: the log is to be cut behind it ([`rejoin::cut`]) before the next start.
+    /// back, but for the control page.
     ///
     /// # Errors
     /// [`Error::Halted`] if an agent has ended by one: what is durable is as it was last said.
-    pub fn stop(mut self) -> Result<Option<u64>> {
+    pub fn stop(mut self) -> Result<Ended> {
         self.stop.stop();
         self.bells.ring(crate::shm::bell::Bell::Ingest);
         let ingest = joined(self.ingest);
@@ -403,13 +414,13 @@ impl Storage {
             joined(other);
         }
         let filer = joined(self.flush);
-        let cut = ingest?;
+        let ended = ingest?;
         let syncer = sync?;
         let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };
         self.meta.update(meta)?;
         self.control.set_tables(&[], filer.manifest().state().seq);
         self.run_dir.sweep(None)?;
-        Ok(cut)
+        Ok(ended)
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::core::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
-use super::{Options, World, space};
+use super::{Options, World, fill, space};
 use crate::consensus::frames::Frames;
 use crate::consensus::{self, Change, Node, Work};
 use crate::disk::Disk;
@@ -255,6 +255,9 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let (disk, dir) = (&world.disk, &options.store.clone());
     disk.create_dir(dir)?;
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
+    if fill::finish(disk.as_ref(), dir)? {
+        tracing::info!("an exchange of the store for the copy of another host's, which had begun, is done");
+    }
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
     let raft_meta = raft_meta(disk.as_ref(), dir, &known)?;

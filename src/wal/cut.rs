@@ -179,6 +179,18 @@ pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> R
     Ok(Cut { frames, records, first_lsn: at.lsn, last_lsn: Lsn(at.lsn.0 + records - 1), kept_in })
 }
 
+/// Keeps what is behind frame `last_kept` of the log of the store in `dir` as [`cut`] does, and cuts nothing: for a log that
+/// another is to take the place of. Gives the file, if there are frames.
+///
+/// # Errors
+/// As [`cut`].
+pub fn keep_tail(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Option<PathBuf>> {
+    let meta = MetaFile::open(disk, dir)?;
+    let wal = dir.join(super::DIR);
+    let tail = read_tail(disk, &wal, meta.meta(), from, last_kept)?;
+    keep(disk, dir, meta.meta(), &wal, &tail.headers)
+}
+
 /// That there was nothing to cut; the next record will be `next`.
 fn nothing(next: Lsn) -> Cut {
     Cut { frames: 0, records: 0, first_lsn: next, last_lsn: Lsn(next.0 - 1), kept_in: None }

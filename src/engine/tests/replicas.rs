@@ -20,23 +20,27 @@ use crate::wal::format::segment_name;
 const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
 
 /// The hosts, and which of them hear each other.
-struct Hosts {
+pub(super) struct Hosts {
     dir: tempfile::TempDir,
-    storages: Vec<Option<Storage>>,
+    pub(super) storages: Vec<Option<Storage>>,
     carriers: Vec<Option<std::thread::JoinHandle<()>>>,
-    net: Arc<Net>,
+    /// Bytes of log that a leader keeps for hosts that lag behind.
+    pub(super) retain: u64,
+    pub(super) net: Arc<Net>,
 }
 
 /// Where each host's socket is, and which hosts are cut off.
 #[derive(Default)]
-struct Net {
+pub(super) struct Net {
     ends: Mutex<std::collections::HashMap<u64, (UnixStream, Bells)>>,
-    cut_off: Mutex<std::collections::HashSet<u64>>,
+    pub(super) cut_off: Mutex<std::collections::HashSet<u64>>,
+    /// Hosts that are to fetch a copy.
+    pub(super) stranded: Mutex<std::collections::HashSet<u64>>,
     over: AtomicBool,
 }
 
 impl Net {
-    fn hand(&self, from: NodeId, to: NodeId, message: &Message) {
+    pub(super) fn hand(&self, from: NodeId, to: NodeId, message: &Message) {
         let cut_off = self.cut_off.lock().unwrap();
         if cut_off.contains(&from.0) || cut_off.contains(&to.0) {
             return;
@@ -52,9 +56,9 @@ impl Net {
 }
 
 impl Hosts {
-    fn new(count: u64) -> Hosts {
+    pub(super) fn new(count: u64) -> Hosts {
         let dir = tempfile::tempdir().unwrap();
-        let mut hosts = Hosts { dir, storages: Vec::new(), carriers: Vec::new(), net: Arc::default() };
+        let mut hosts = Hosts { dir, storages: Vec::new(), carriers: Vec::new(), retain: consensus::Options::default().retain_bytes, net: Arc::default() };
         let members: Vec<_> =
             (1..=count).map(|n| Member { node: NodeId(n), address: format!("127.0.0.{n}:1"), is_voter: true }).collect();
         for n in 1..=count {
@@ -73,19 +77,25 @@ impl Hosts {
         hosts
     }
 
-    fn store(&self, n: u64) -> PathBuf {
+    pub(super) fn store(&self, n: u64) -> PathBuf {
         self.dir.path().join(format!("host-{n}"))
     }
 
-    fn start(&mut self, n: u64) {
+    pub(super) fn options(&self, n: u64) -> Options {
         let mut options = options(&self.store(n));
         // Hosts of one store on one machine: each has shared memory of its own.
         options.run_root = self.dir.path().join(format!("run-{n}"));
-        std::fs::create_dir_all(&options.run_root).unwrap();
         options.space_min = 1 << 20;
         options.segment_size = SEGMENT;
         options.cluster =
             consensus::Options { heartbeat_ms: 50, election_ms: 250, election_spread_ms: 150, ..Default::default() };
+        options.cluster.retain_bytes = self.retain;
+        options
+    }
+
+    pub(super) fn start(&mut self, n: u64) {
+        let options = self.options(n);
+        std::fs::create_dir_all(&options.run_root).unwrap();
         let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
         let storage = Storage::start(options, world).unwrap();
         self.storages[n as usize - 1] = Some(storage);
@@ -117,7 +127,12 @@ impl Hosts {
                             net.hand(from, to, &Message::Raft(with_frames(&wal_dir, raft)));
                         }
                         Message::Relay { from, to, .. } => net.hand(from, to, &message),
-                        Message::Welcome(_) | Message::Members(_) | Message::State(_) => {}
+                        Message::State(state) => {
+                            let last = state.last;
+                            (1..=9).for_each(|to| net.hand(NodeId(n), NodeId(to), &Message::Reached { node: NodeId(n), epoch: 0, last }));
+                        }
+                        Message::Stranded(node) => drop(net.stranded.lock().unwrap().insert(node.0)),
+                        Message::Welcome(_) | Message::Members(_) => {}
                         other => panic!("storage says {other:?}"),
                     }
                 }
@@ -129,33 +144,33 @@ impl Hosts {
         (1..).zip(&self.storages).filter_map(|(n, s)| s.as_ref().map(|s| (n, s)))
     }
 
-    fn control(&self, n: u64) -> &Control {
+    pub(super) fn control(&self, n: u64) -> &Control {
         self.storages[n as usize - 1].as_ref().unwrap().control()
     }
 
     /// Who leads, once one host does and it is not `not`.
-    fn leader(&self, not: u64) -> u64 {
+    pub(super) fn leader(&self, not: u64) -> u64 {
         eventually("a leader", || {
             self.running().find(|(n, s)| *n != not && s.control().role().0 == Role::Leader as u64).map(|(n, _)| n)
         })
     }
 
     /// Ends host `n` at once, as far as that can be done in one process: cut off from the others, nothing it does counts.
-    fn stop(&mut self, n: u64) -> Option<u64> {
+    pub(super) fn stop(&mut self, n: u64) -> Ended {
         let storage = self.storages[n as usize - 1].take().unwrap();
-        let cut = storage.stop().unwrap();
+        let ended = storage.stop().unwrap();
         self.net.ends.lock().unwrap().remove(&n);
         self.carriers[n as usize - 1].take().unwrap().join().unwrap();
-        cut
+        ended
     }
 
-    fn publisher(&self, n: u64, id: u16, level: Level) -> Publisher {
+    pub(super) fn publisher(&self, n: u64, id: u16, level: Level) -> Publisher {
         let mut options = publisher::Options::new(self.store(n), PublisherId(id));
         options.level = level;
         Publisher::open(options).unwrap()
     }
 
-    fn ask(&self, n: u64, command: Command) -> Result<Report, String> {
+    pub(super) fn ask(&self, n: u64, command: Command) -> Result<Report, String> {
         let run_dir = RunDir::find(&self.store(n)).unwrap();
         let mut stream = UnixStream::connect(run_dir.cluster_socket()).unwrap();
         stream.write_all(&Message::Command { id: 7, command }.encode().unwrap()).unwrap();
@@ -183,7 +198,7 @@ impl Drop for Hosts {
     }
 }
 
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(super) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -207,7 +222,7 @@ fn with_frames(wal_dir: &Path, mut raft: Raft) -> Raft {
 }
 
 /// Publishes trades `from..to` and waits until they are committed.
-fn publish(publisher: &mut Publisher, from: u64, to: u64) {
+pub(super) fn publish(publisher: &mut Publisher, from: u64, to: u64) {
     for seq in from..to {
         let trade = Trade { trade_id: seq, instrument: crate::lsn::InstrumentId(1), ..Trade::default() };
         while publisher.publish(&trade).is_err() {
@@ -283,7 +298,7 @@ fn three_hosts_agree_and_a_publisher_of_any_of_them_is_served_and_outlives_the_l
     });
     drop(at_follower);
     let stores: Vec<_> = (1..=3).map(|n| hosts.store(n)).collect();
-    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), None));
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     let expected: Vec<u64> = (10_000..21_000).collect();
     for store in &stores {
         let ids = trades_in(store);
@@ -340,7 +355,7 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     eventually("the old leader to see that its log differs", || {
         hosts.storages[old as usize - 1].as_ref().unwrap().has_failed().then_some(())
     });
-    let last_kept = hosts.stop(old).unwrap();
+    let Ended::Cut(last_kept) = hosts.stop(old) else { panic!("its log is not to be cut") };
     let mut options = options(&hosts.store(old));
     options.segment_size = SEGMENT;
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
@@ -356,7 +371,7 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     publish(&mut publisher, 2_000, 2_100);
     drop((publisher, other));
     let stores: Vec<_> = (1..=3).map(|n| hosts.store(n)).collect();
-    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), None));
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     for store in &stores {
         let ids = trades_in(store);
         assert!(ids.iter().all(|id| *id < 2_100), "what was withdrawn is nowhere");

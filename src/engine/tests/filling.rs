@@ -1,0 +1,245 @@
+//! A host that the leader's log does not reach back to is filled with a copy of the leader's store.
+
+use super::replicas::{Hosts, eventually, publish};
+use super::*;
+use crate::backup;
+use crate::consensus::format::VOTER;
+use crate::consensus::message::Message;
+use crate::consensus::{MetaFile as RaftFile, Seat, meta as raft_meta};
+use crate::disk::{Disk, Open, RealDisk, copy};
+use crate::lsn::NodeId;
+use crate::reader::{At, Reader};
+use crate::shm::control::Statistic;
+use crate::sstable;
+use crate::time::HostClock;
+
+/// What a replication process does: brings the copy `offer`, which is in `from`, into the store `to`.
+fn bring(disk: &dyn Disk, offer: &backup::Offer, from: &Path, to: &Path) {
+    fill::begin(disk, to).unwrap();
+    for (name, len) in &offer.files {
+        assert!(backup::is_file_name(name), "{name}");
+        let target = to.join(fill::INCOMING).join(name);
+        if disk.exists(&target).unwrap() {
+            disk.remove(&target).unwrap();
+        }
+        copy(disk, &from.join(name), &target, &mut |_| {}).unwrap();
+        assert_eq!(disk.open(&target, Open::Read).unwrap().len().unwrap(), *len);
+    }
+}
+
+fn digest(store: &Path, last: u64) -> crate::reader::Tally {
+    let mut follow = Reader::open(store).unwrap().follow(Lsn(1), At::Committed);
+    let mut tally = crate::reader::Tally::default();
+    while tally.count < last {
+        let Some(row) = follow.poll().unwrap() else { continue };
+        tally.add(row.lsn, row.record.words());
+    }
+    tally
+}
+
+#[test]
+fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_leaders_log() {
+    let mut hosts = Hosts::new(3);
+    hosts.retain = 1;
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
+    (1..=3).for_each(|n| hosts.start(n));
+    let leader = hosts.leader(0);
+    let behind = leader % 3 + 1;
+    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    publish(&mut publisher, 0, 100);
+    eventually("the follower to have some", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
+    let mut follow = Reader::open(&hosts.store(behind)).unwrap().follow(Lsn(1), At::Committed);
+    hosts.net.cut_off.lock().unwrap().insert(behind);
+    let (mut next, segment) = (100, wal::format::SEGMENT_SIZE_MIN);
+    while hosts.control(leader).statistic(Statistic::CheckpointPosition) < 4 * segment {
+        publish(&mut publisher, next, next + 2_000);
+        next += 2_000;
+    }
+    hosts.net.cut_off.lock().unwrap().clear();
+    eventually("the leader to see it", || hosts.net.stranded.lock().unwrap().contains(&behind).then_some(()));
+    let (to, made_in) = (hosts.store(behind), hosts.store(leader).join("offers"));
+    RealDisk.create_dir(&made_in).unwrap();
+    let made_in = made_in.join("1");
+    let offer = backup::offer(&RealDisk, &hosts.store(leader), &made_in, HostClock.wall()).unwrap();
+    publish(&mut publisher, next, next + 500);
+    next += 500;
+    bring(&RealDisk, &offer, &made_in, &to);
+    fill::check(&RealDisk, &to, &mut |_| {}).unwrap();
+    backup::withdraw(&RealDisk, &made_in).unwrap();
+    hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
+    eventually("its storage to end", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
+    assert_eq!(hosts.stop(behind), Ended::Fill);
+    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
+    let filled = fill::install(&hosts.options(behind), &world, false).unwrap();
+    assert!(filled.files > 0 && filled.last.0 >= next - 500 && filled.kept_in.is_none(), "{filled:?}");
+    assert!(!to.join(fill::INCOMING).exists());
+    hosts.start(behind);
+    eventually("it to have all", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
+    publish(&mut publisher, next, next + 500);
+    next += 500;
+    eventually("it to follow", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
+    assert_eq!(digest(&to, next), digest(&hosts.store(leader), next));
+    // Whoever read there before goes on to read, and sees each record once.
+    let mut seen = 0;
+    while seen < next {
+        if let Some(row) = follow.poll().unwrap() {
+            seen += 1;
+            assert_eq!(row.lsn, Lsn(seen));
+        }
+    }
+    // It votes and can lead.
+    drop(publisher);
+    hosts.ask(leader, crate::consensus::message::Command::Transfer(NodeId(behind))).unwrap();
+    assert_eq!(hosts.leader(leader), behind);
+}
+
+/// A store `s` with records, of node 1, and a store `t`, of node 2, that has fewer of them; a copy of `s` is in `t`.
+fn scene(seed: u64) -> (Run, PathBuf, backup::Offer) {
+    let mut run = Run::new(seed);
+    let (from, to) = (run.dir.path().join("s"), run.dir.path().join("t"));
+    std::fs::create_dir(&to).unwrap();
+    run.live().unwrap();
+    let seat = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
+    for within in ["", sstable::DIR, wal::DIR] {
+        run.disk.create_dir(&to.join(within)).unwrap();
+        for name in run.disk.list(&from.join(within)).unwrap() {
+            if ![sstable::DIR, wal::DIR, "LOCK"].contains(&name.as_str()) {
+                copy(&run.disk, &from.join(within).join(&name), &to.join(within).join(&name), &mut |_| {}).unwrap();
+            }
+        }
+        run.disk.sync_dir(&to.join(within)).unwrap();
+    }
+    run.disk.sync_dir(&to).unwrap();
+    run.disk.sync_dir(run.dir.path()).unwrap();
+    for (dir, node, vote) in [(&from, 1, 0), (&to, 2, 7)] {
+        let mut file = RaftFile::open(&run.disk, dir).unwrap();
+        let commit = if node == 1 { 0 } else { file.meta().commit };
+        let meta = raft_meta::Meta { node: NodeId(node), vote, commit, incarnation: 3, ..file.meta().clone() };
+        file.update(meta).unwrap();
+    }
+    for _ in 0..2 {
+        run.live().unwrap();
+    }
+    let mut file = RaftFile::open(&run.disk, &from).unwrap();
+    file.update(raft_meta::Meta { seats: vec![seat(1), seat(2)], ..file.meta().clone() }).unwrap();
+    let made_in = from.join("offers");
+    let offer = backup::offer(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
+    bring(&run.disk, &offer, &made_in, &to);
+    fill::check(&run.disk, &to, &mut |_| {}).unwrap();
+    (run, to, offer)
+}
+
+fn world(disk: &SimDisk) -> World {
+    World { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::new(Ts(5_000_000_000))), store_id: 5 }
+}
+
+/// Records, term and members of the store `dir` as it starts.
+fn opened(disk: &SimDisk, dir: &Path) -> (u64, raft_meta::Meta) {
+    let store = recover(options(dir), &world(disk)).unwrap();
+    (store.started.records, store.node.meta().clone())
+}
+
+#[test]
+fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or_the_other_whole() {
+    for (seed, is_damaged) in [(1, false), (2, true), (3, false)] {
+        let (run, to, offer) = scene(seed);
+        let before = opened(&run.disk.copy(), &to);
+        let after = {
+            let disk = run.disk.copy();
+            let filled = fill::install(&options(&to), &world(&disk), is_damaged).unwrap();
+            assert_eq!(filled.kept_in.is_some(), is_damaged);
+            let found = opened(&disk, &to);
+            assert_eq!((filled.last.0, found.1.seats.len(), found.1.node), (found.0, 2, NodeId(2)));
+            assert!(found.0 > before.0 && found.1.term >= u64::from(offer.term.0) && found.1.incarnation == 3);
+            found
+        };
+        let (mut call, mut counts) = (1, [0, 0]);
+        loop {
+            let disk = run.disk.copy();
+            disk.set_fault(disk.calls() + call, Fault::PowerLoss);
+            let is_over = fill::install(&options(&to), &world(&disk), is_damaged).is_ok();
+            disk.clear_faults();
+            let disk = disk.power_loss(seed * 1000 + call);
+            let found = opened(&disk, &to);
+            let context = format!("seed {seed} call {call}");
+            counts[usize::from(found.0 == after.0)] += 1;
+            if found.0 == after.0 {
+                assert_eq!((&found.1.seats, found.1.vote), (&after.1.seats, after.1.vote), "{context}");
+                assert!(!disk.exists(&to.join(fill::INCOMING)).unwrap(), "{context}: nothing of it is left");
+            } else {
+                assert!(!is_over && found.0 == before.0, "{context}: {} records of {} or {}", found.0, before.0, after.0);
+                // What was fetched is still there.
+                fill::install(&options(&to), &world(&disk), is_damaged).unwrap();
+                assert_eq!(opened(&disk, &to).0, after.0, "{context}");
+            }
+            if is_over {
+                break;
+            }
+            call += 1;
+        }
+        assert!(counts.iter().all(|n| *n > 5), "{counts:?}");
+    }
+}
+
+#[test]
+fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() {
+    let (run, to, offer) = scene(4);
+    let refused = |change: &dyn Fn(&mut raft_meta::Meta)| {
+        let disk = run.disk.copy();
+        let mut file = RaftFile::open(&disk, &to).unwrap();
+        let mut meta = file.meta().clone();
+        change(&mut meta);
+        file.update(meta).unwrap();
+        let error = fill::install(&options(&to), &world(&disk), true).unwrap_err();
+        assert!(matches!(error, Error::Consensus { .. }), "{error}");
+        assert!(!disk.exists(&to.join("FILLING")).unwrap());
+    };
+    let term = u64::from(offer.term.0);
+    refused(&|m| m.term = term + 1);
+    refused(&|m| m.commit = offer.last.0 + 1);
+    refused(&|m| m.epoch = 1);
+    // A later epoch has begun anew, whatever was acknowledged before; what was here is kept.
+    let disk = run.disk.copy();
+    for (dir, epoch) in [(to.join(fill::INCOMING), 2), (to.clone(), 1)] {
+        let mut file = RaftFile::open(&disk, &dir).unwrap();
+        let later = if epoch == 1 { term + 5 } else { 0 };
+        file.update(raft_meta::Meta { epoch, term: file.meta().term.max(later), ..file.meta().clone() }).unwrap();
+    }
+    let filled = fill::install(&options(&to), &world(&disk), false).unwrap();
+    let kept = filled.kept_in.unwrap();
+    assert!(disk.exists(&kept.join(wal::meta::NAME)).unwrap());
+    assert_eq!(opened(&disk, &to).1.epoch, 2);
+    let meta = backup::meta_of(&disk, &kept).unwrap();
+    let from = backup::state_of(&disk, &kept, 5).unwrap().checkpoint;
+    backup::verify_log(&disk, &kept, &meta, from).unwrap();
+}
+
+#[test]
+fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is_fetched_again() {
+    let (run, to, offer) = scene(5);
+    let incoming = to.join(fill::INCOMING);
+    for (name, len) in offer.files.iter().filter(|f| f.1 > 0) {
+        let disk = run.disk.copy();
+        fill::begin(&disk, &to).unwrap();
+        // `raft.meta` and `store.meta` say everything twice; a manifest and a log end where they are torn.
+        if !name.starts_with(sstable::DIR) {
+            continue;
+        }
+        disk.patch(&incoming.join(name), (len / 2) as usize, 0x55).unwrap();
+        let error = fill::check(&disk, &to, &mut |_| {}).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { .. }), "{name}: {error}");
+        assert!(!disk.exists(&incoming.join(name)).unwrap());
+        let missing = fill::install(&options(&to), &world(&disk), false).unwrap_err();
+        assert!(matches!(missing, Error::Missing { .. }), "{missing}");
+    }
+}
+
+#[test]
+fn names_that_are_no_stores_files_are_refused() {
+    for name in ["store.meta", "raft.meta", "CURRENT", "MANIFEST-0000000000000001", "sst/a-1.sst", "wal/0000.wal"] {
+        assert!(backup::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
+    }
+    for name in ["", "/etc/passwd", "../x", "sst/../x", "sst/", "sst/a/b", "wal/.hidden", "LOCK", "BACKUP", "run", "other/x", "sst/a\0"] {
+        assert!(!backup::is_file_name(name), "{name}");
+    }
+}

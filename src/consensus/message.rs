@@ -54,8 +54,13 @@ pub enum Message {
         /// The last frame of its log, when its storage last said so.
         last: u64,
     },
-    /// Storage that leads: its log does not reach back to what this node lacks, which is to fetch a copy of the store.
-    Stranded(NodeId),
+    /// Storage that leads: its log does not reach back to what a node lacks, which is to fetch a copy of the store.
+    Stranded {
+        /// Which.
+        node: NodeId,
+        /// The first frame that there is.
+        first: u64,
+    },
     /// The replication process: a copy of another host's store has come, and all of it has been read.
     Filled,
     /// Either way: bytes of one storage process for another, which only these two understand; in order for as long as

@@ -232,7 +232,7 @@ impl Node {
             return;
         }
         let progress = self.raw.raft.mut_prs().get_mut(node.0);
-        if let Some(progress) = progress.filter(|p| p.matched + 1 < first && p.next_idx <= last) {
+        if let Some(progress) = progress.filter(|p| p.next_idx < first) {
             progress.become_probe();
             progress.next_idx = last + 1;
         }
@@ -443,7 +443,7 @@ impl Node {
                 node: NodeId(id),
                 matched: p.matched,
                 is_active: p.recent_active,
-                is_stranded: p.recent_active && p.matched + 1 < frames.first(),
+                is_stranded: p.recent_active && p.next_idx < frames.first(),
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
                 lag_ns: lag(|p| p.ingest_ts.0),

@@ -170,7 +170,7 @@ impl IngestAgent {
                 | Message::Refused(_)
                 | Message::Members(_)
                 | Message::State(_)
-                | Message::Stranded(_)
+                | Message::Stranded { .. }
                 | Message::Answer { .. } => {
                     tracing::warn!(?message, "a process says to storage what only storage says");
                 }
@@ -519,7 +519,8 @@ impl IngestAgent {
         }
         if !stranded.is_empty() && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS {
             self.cluster.said_stranded = now;
-            stranded.iter().for_each(|node| self.cluster.links.tell(&Message::Stranded(*node)));
+            let first = self.cluster.node.frames().first();
+            stranded.iter().for_each(|&node| self.cluster.links.tell(&Message::Stranded { node, first }));
         }
         self.cluster.stranded = stranded;
     }

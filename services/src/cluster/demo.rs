@@ -130,6 +130,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
             members: members.clone(),
             segment_size: 64 << 20,
             joins: false,
+            epoch: 0,
         };
         found(&RealDisk, &store, &founding, HostClock.wall())?;
         hosts.push(Host { store, storage: None, replication: None });

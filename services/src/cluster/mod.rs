@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod certs;
 pub mod demo;
+pub mod fill;
 pub mod scrub;
 
 use std::path::{Path, PathBuf};
@@ -39,6 +40,9 @@ pub enum Cluster {
     ForcePromote(ForcePromote),
     /// Make this host, whose storage is stopped, a standby of the one that was promoted in its place
     Rejoin(Rejoin),
+    /// Fill this host, whose storage is stopped, with a copy of the leader's store: when its own files are damaged. What is
+    /// here is kept aside. A host that only lags behind is filled by itself, while it serves
+    Fill(fill::Args),
     /// Read all records on every host and compare them
     Scrub(Scrub),
     /// Status again and again
@@ -80,6 +84,9 @@ pub struct Init {
     /// host's; then `tape cluster add` on the leader makes it a member
     #[arg(long)]
     join: bool,
+    /// With --join: how many forced promotions there were, as `tape cluster status` shows it on the leader
+    #[arg(long, default_value_t = 0, requires = "join")]
+    epoch: u64,
     /// Bytes of a log segment, the same on each host
     #[arg(long, value_parser = terminal::size, default_value = "64M")]
     segment_size: u64,
@@ -205,6 +212,7 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
             ));
             Ok(())
         }
+        Cluster::Fill(args) => fill::run(store, args),
         Cluster::Scrub(args) => scrub::run(store, args, format),
         Cluster::Watch(args) => watch(store, args, format),
         Cluster::Certs(args) => certs::run(store, args),
@@ -218,6 +226,7 @@ fn init(store: &Path, args: &Init) -> Outcome {
         members: args.members.clone(),
         segment_size: args.segment_size,
         joins: args.join,
+        epoch: args.epoch,
     };
     let id = found(&RealDisk, store, &founding, HostClock.wall())?;
     say(format!("{} is node {} of cluster '{}', identity {id:032x}", store.display(), args.node, args.cluster));
@@ -292,7 +301,7 @@ fn show(report: &Report, format: Format) -> Outcome {
             m.address.clone(),
             if m.is_voter { "yes" } else { "no" }.to_owned(),
             of(&|p| match (p.is_active, p.is_stranded) {
-                (_, true) => "needs a backup".to_owned(),
+                (_, true) => "is being filled".to_owned(),
                 (true, _) => "yes".to_owned(),
                 (false, _) => "no".to_owned(),
             }),

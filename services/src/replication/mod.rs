@@ -11,10 +11,12 @@
 //! waits behind frames; memory is bounded by queues, windows and permits; what may have been lost is said to storage.
 
 pub mod digest;
+pub mod fill;
 pub mod log;
 pub mod peer;
 pub mod server;
 pub mod session;
+pub mod supply;
 pub mod tls;
 pub mod wire;
 
@@ -55,12 +57,14 @@ pub struct Options {
     pub queue_bytes: u64,
     /// Bytes on the way to one host that it has not handed to its storage, at most.
     pub window_bytes: u64,
+    /// Bytes a second of a copy of the store that another host fetches, at most; 0: as fast as it goes.
+    pub copy_bytes_per_second: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let store = tapestore::engine::Options::default().store;
-        Options { store, listen: String::new(), tls: None, queue_bytes: 32 << 20, window_bytes: 16 << 20 }
+        Options { store, listen: String::new(), tls: None, queue_bytes: 32 << 20, window_bytes: 16 << 20, copy_bytes_per_second: 128 << 20 }
     }
 }
 
@@ -170,7 +174,11 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         let at = listener.local_addr()?;
         tracing::info!(%at, tls = options.tls.is_some(), store = %options.store.display(), "replicating; stop with SIGTERM");
         tokio::spawn(tell(counters.clone()));
-        server::serve(listener, acceptor, identity.clone(), counters).await
+        let copies = supply::Copies::new(&options);
+        tokio::spawn(copies.clone().tend());
+        let (stranded_by, stranded) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(fill::run(options.clone(), identity.clone(), stranded));
+        server::serve(listener, acceptor, identity.clone(), counters, (copies, stranded_by)).await
     };
     let parent = rustix::process::getppid();
     tokio::select! {
@@ -244,7 +252,7 @@ mod tests {
         let read = read_options(Path::new(path)).map_err(|e| e.to_string()).unwrap();
         assert_eq!(read, Options::default());
         let text = std::fs::read_to_string(path).unwrap();
-        for key in ["store", "listen", "tls", "queue-bytes", "window-bytes"] {
+        for key in ["store", "listen", "tls", "queue-bytes", "window-bytes", "copy-bytes-per-second"] {
             assert!(text.contains(&format!("{key} =")), "{key} is not in config/replication.toml");
         }
     }

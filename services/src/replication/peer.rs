@@ -22,7 +22,7 @@ use super::session::{Known, ToStorage};
 use super::{Counters, Options, count, tls, wire};
 
 /// The version of the protocol between hosts.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Control messages that wait at most; consensus says again what is lost.
 const CONTROL_MAX: usize = 1024;
 /// Bytes of publishers' batches that wait for a host at most: what is dropped, its publisher sends again.
@@ -63,7 +63,7 @@ impl Bounded {
 /// Where messages for a host are put.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    control: mpsc::Sender<Raft>,
+    control: mpsc::Sender<Envelope>,
     append: mpsc::UnboundedSender<Raft>,
     append_bytes: Arc<Bounded>,
     relay: mpsc::UnboundedSender<Vec<u8>>,
@@ -82,9 +82,15 @@ impl Outbox {
             return false;
         }
         if raft.heads.is_empty() {
-            return self.control.try_send(raft).is_ok();
+            return self.control.try_send(wire::to_proto(raft, Vec::new())).is_ok();
         }
         self.append_bytes.take(bytes_of(&raft)) && self.append.send(raft).is_ok()
+    }
+
+    /// Puts in that this host's log begins with frame `first`, behind what that host lacks.
+    pub fn stranded(&self, first: u64) -> bool {
+        let is_connected = self.is_connected.load(Ordering::Relaxed);
+        is_connected && self.control.try_send(Envelope { message: Some(envelope::Message::Stranded(first)) }).is_ok()
     }
 
     /// Puts in what one storage process says to another.
@@ -101,7 +107,7 @@ pub struct Peer {
     known: watch::Receiver<Option<Known>>,
     storage: ToStorage,
     counters: Arc<Counters>,
-    control: mpsc::Receiver<Raft>,
+    control: mpsc::Receiver<Envelope>,
     append: mpsc::UnboundedReceiver<Raft>,
     relay: mpsc::UnboundedReceiver<Vec<u8>>,
     outbox: Outbox,
@@ -190,13 +196,13 @@ impl Peer {
             Err(status) => {
                 // Storage has to know of another epoch, most of all if it leads in one that is over.
                 if let Some(epoch) = status.metadata().get("tape-epoch").and_then(|v| v.to_str().ok()?.parse().ok()) {
-                    self.storage.control(&Message::Reached { node: self.member.node, epoch }).await?;
+                    self.storage.control(&Message::Reached { node: self.member.node, epoch, last: 0 }).await?;
                 }
                 return Err(status.message().to_owned().into());
             }
         };
         let ticket = reply.ticket;
-        self.storage.control(&Message::Reached { node: self.member.node, epoch: reply.epoch }).await?;
+        self.storage.control(&Message::Reached { node: self.member.node, epoch: reply.epoch, last: reply.last }).await?;
         let (control, control_out) = mpsc::channel(64);
         let (append, append_out) = mpsc::channel(4);
         let (relay, relay_out) = mpsc::channel(64);
@@ -281,9 +287,13 @@ fn with_ticket(out: mpsc::Receiver<Envelope>, node: u64, ticket: u64) -> Request
     request
 }
 
-async fn send_control(from: &mut mpsc::Receiver<Raft>, to: mpsc::Sender<Envelope>, counters: &Counters) -> Result<(), Broken> {
-    while let Some(raft) = from.recv().await {
-        to.send(wire::to_proto(raft, Vec::new())).await?;
+async fn send_control(
+    from: &mut mpsc::Receiver<Envelope>,
+    to: mpsc::Sender<Envelope>,
+    counters: &Counters,
+) -> Result<(), Broken> {
+    while let Some(envelope) = from.recv().await {
+        to.send(envelope).await?;
         count(&counters.sent, 1);
     }
     Ok(())

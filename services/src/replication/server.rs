@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapestore::consensus::message::Message;
+use tapestore::consensus::message::{Command, Message};
 use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -21,8 +21,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::peer::VERSION;
 use super::proto::admin_server::{Admin, AdminServer};
 use super::proto::peer_server::{Peer, PeerServer};
+use super::proto::supply_server::SupplyServer;
 use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
 use super::session::Known;
+use super::supply::Copies;
 use super::{Counters, count, digest, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
@@ -37,9 +39,13 @@ const RESETS_MAX: usize = 20;
 
 /// What answers other hosts.
 #[derive(Clone)]
-struct Host {
-    known: watch::Receiver<Option<Known>>,
+pub(super) struct Host {
+    pub(super) known: watch::Receiver<Option<Known>>,
     counters: Arc<Counters>,
+    /// Copies that other hosts fetch.
+    pub(super) copies: Arc<Copies>,
+    /// Leaders whose log does not reach back to what this host lacks.
+    stranded_by: mpsc::Sender<(NodeId, u64)>,
     tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
     uses_tls: bool,
 }
@@ -55,11 +61,13 @@ pub async fn serve(
     acceptor: Option<tls::Acceptor>,
     known: watch::Receiver<Option<Known>>,
     counters: Arc<Counters>,
+    (copies, stranded_by): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>),
 ) -> Outcome {
-    let host = Host { known, counters, tickets: Arc::default(), uses_tls: acceptor.is_some() };
+    let host = Host { known, counters, copies, stranded_by, tickets: Arc::default(), uses_tls: acceptor.is_some() };
     let limit = wire::MESSAGE_MAX;
     let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
-    let admin = AdminServer::new(host).max_decoding_message_size(1 << 16);
+    let admin = AdminServer::new(host.clone()).max_decoding_message_size(1 << 16);
+    let supply = SupplyServer::new(host).max_decoding_message_size(1 << 16);
     let router = Server::builder()
         .tcp_nodelay(true)
         .initial_stream_window_size(4 << 20)
@@ -70,7 +78,8 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(2)))
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
         .add_service(peer)
-        .add_service(admin);
+        .add_service(admin)
+        .add_service(supply);
     let connections = TcpListenerStream::new(listener);
     let ended = match acceptor {
         None => {
@@ -84,18 +93,18 @@ pub async fn serve(
 
 impl Host {
     /// What storage has said, if it is there.
-    fn known(&self) -> Result<Known, Status> {
+    pub(super) fn known(&self) -> Result<Known, Status> {
         self.known.borrow().clone().ok_or_else(|| Status::unavailable("the storage process of this host is not there"))
     }
 
-    fn refuse(&self, status: Status) -> Status {
+    pub(super) fn refuse(&self, status: Status) -> Status {
         count(&self.counters.refused, 1);
         tracing::warn!(code = ?status.code(), why = status.message(), "another host is refused");
         status
     }
 
     /// Whether the certificate of `request` is one for `name`; always, without TLS.
-    fn proves<T>(&self, request: &Request<T>, name: &str) -> Result<(), Status> {
+    pub(super) fn proves<T>(&self, request: &Request<T>, name: &str) -> Result<(), Status> {
         if !self.uses_tls {
             return Ok(());
         }
@@ -148,7 +157,7 @@ impl Host {
             return Err(Status::resource_exhausted("too many hosts"));
         }
         tickets.insert(NodeId(hello.node), ticket);
-        Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch })
+        Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch, last: 0 })
     }
 
     /// Passes what comes on a stream on to storage.
@@ -191,6 +200,11 @@ impl Host {
                     (Message::Relay { to, from, bytes: bytes.into() }, len)
                 }
                 Some(envelope::Message::Relay(bytes)) => return Err(bad(format!("{} bytes for storage", bytes.len()))),
+                Some(envelope::Message::Stranded(first)) => {
+                    // Said again as long as it holds.
+                    self.stranded_by.try_send((from, first)).ok();
+                    continue;
+                }
                 None => return Err(bad("an empty message".to_owned())),
             };
             count(&self.counters.received, 1);
@@ -215,7 +229,10 @@ impl Peer for Host {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let known = self.known()?;
         self.proves(&request, &tls::node_name(NodeId(request.get_ref().node), known.identity.cluster))?;
-        self.greet(&known, request.get_ref()).map(Response::new).map_err(|s| self.refuse(s))
+        let reply = self.greet(&known, request.get_ref()).map_err(|s| self.refuse(s))?;
+        // Where it is not known the other host finds out as it does else.
+        let last = known.storage.ask(Command::Status).await.map_or(0, |report| report.state.last);
+        Ok(Response::new(HelloReply { last, ..reply }))
     }
 
     async fn control(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {

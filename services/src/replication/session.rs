@@ -204,13 +204,22 @@ impl Session {
                         count(&self.counters.dropped, 1);
                     }
                 }
+                Message::Stranded { node, first } => {
+                    if !self.peers.get(&node).is_some_and(|p| p.0.stranded(first)) {
+                        count(&self.counters.dropped, 1);
+                    }
+                }
                 Message::Answer { id, result } => {
                     if let Some(tell) = self.storage.waiting.lock().await.remove(&id) {
                         // Who has asked may have gone.
                         tell.send(result).ok();
                     }
                 }
-                Message::Hello { .. } | Message::Unreachable(_) | Message::Command { .. } | Message::Reached { .. } => {}
+                Message::Hello { .. }
+                | Message::Unreachable(_)
+                | Message::Command { .. }
+                | Message::Reached { .. }
+                | Message::Filled => {}
             }
         }
         received.drain(..at);

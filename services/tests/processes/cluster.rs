@@ -19,27 +19,28 @@ use tapestore::wal::{self, Body, Chain};
 use crate::fixture::{PATIENCE, eventually, signal};
 
 /// Times for a machine that is shared.
-const TIMES: &str = "[cluster]\nheartbeat-ms = 100\nelection-ms = 1000\nelection-spread-ms = 500\n";
+pub(crate) const TIMES: &str = "[cluster]\nheartbeat-ms = 100\nelection-ms = 1000\nelection-spread-ms = 500\n";
 
-struct Host {
-    store: PathBuf,
-    storage: Option<Child>,
-    replication: Option<Child>,
+pub(crate) struct Host {
+    pub(crate) store: PathBuf,
+    pub(crate) storage: Option<Child>,
+    pub(crate) replication: Option<Child>,
 }
 
-struct Hosts {
-    dir: tempfile::TempDir,
-    hosts: Vec<Host>,
-    addresses: Vec<String>,
+pub(crate) struct Hosts {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) addresses: Vec<String>,
     has_tls: bool,
+    pub(crate) memtable: &'static str,
 }
 
-fn ok(output: &Output) -> String {
+pub(crate) fn ok(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn end(child: &mut Option<Child>) {
+pub(crate) fn end(child: &mut Option<Child>) {
     if let Some(mut child) = child.take() {
         child.kill().ok();
         child.wait().ok();
@@ -48,7 +49,7 @@ fn end(child: &mut Option<Child>) {
 
 impl Hosts {
     /// `count` hosts that are not founded yet.
-    fn bare(count: usize, has_tls: bool) -> (Hosts, Vec<String>) {
+    pub(crate) fn bare(count: usize, has_tls: bool) -> (Hosts, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("storage.toml"), TIMES).unwrap();
         // Ports that were free a moment ago.
@@ -58,11 +59,11 @@ impl Hosts {
         let members = (1..).zip(&addresses).map(|(n, a)| format!("{n}={a}")).collect();
         let store = |n| dir.path().join(format!("host-{n}"));
         let hosts = (1..=count).map(|n| Host { store: store(n), storage: None, replication: None }).collect();
-        (Hosts { dir, hosts, addresses, has_tls }, members)
+        (Hosts { dir, hosts, addresses, has_tls, memtable: "64M" }, members)
     }
 
     /// Three hosts that serve.
-    fn new(has_tls: bool) -> Hosts {
+    pub(crate) fn new(has_tls: bool) -> Hosts {
         let (mut this, members) = Hosts::bare(3, has_tls);
         for n in 1..=3 {
             let node = n.to_string();
@@ -78,30 +79,34 @@ impl Hosts {
         this
     }
 
-    fn certs(&self) -> PathBuf {
+    pub(crate) fn certs(&self) -> PathBuf {
         self.dir.path().join("certs")
     }
 
-    fn store(&self, n: usize) -> &Path {
+    pub(crate) fn store(&self, n: usize) -> &Path {
         &self.hosts[n - 1].store
     }
 
-    fn start(&mut self, n: usize) {
+    pub(crate) fn start(&mut self, n: usize) {
         self.start_storage(n);
         self.start_replication(n);
     }
 
-    fn start_storage(&mut self, n: usize) {
+    pub(crate) fn start_storage(&mut self, n: usize) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape-storage"));
         command.arg("--config").arg(self.dir.path().join("storage.toml"));
-        command.arg("--store").arg(self.store(n)).args(["--memtable-size", "64M"]);
+        command.arg("--store").arg(self.store(n)).args(["--memtable-size", self.memtable]);
         command.env("RUST_LOG", "error").stdin(Stdio::null());
         self.hosts[n - 1].storage = Some(command.spawn().unwrap());
     }
 
-    fn start_replication(&mut self, n: usize) {
+    pub(crate) fn start_replication(&mut self, n: usize) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape-replication"));
         command.arg("--store").arg(self.store(n)).env("RUST_LOG", "off").stdin(Stdio::null());
+        let config = self.dir.path().join("replication.toml");
+        if config.exists() {
+            command.arg("--config").arg(config);
+        }
         if self.has_tls {
             let certs = self.certs();
             command.arg("--tls-cert").arg(certs.join(format!("node-{n}.pem")));
@@ -112,34 +117,34 @@ impl Hosts {
     }
 
     /// SIGKILL of everything on host `n`.
-    fn kill(&mut self, n: usize) {
+    pub(crate) fn kill(&mut self, n: usize) {
         end(&mut self.hosts[n - 1].storage);
         end(&mut self.hosts[n - 1].replication);
     }
 
-    fn tape(&self, n: usize, arguments: &[&str]) -> Output {
+    pub(crate) fn tape(&self, n: usize, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_tape")).args(arguments).arg("--store").arg(self.store(n)).output().unwrap()
     }
 
-    fn status(&self, n: usize) -> Option<serde_json::Value> {
+    pub(crate) fn status(&self, n: usize) -> Option<serde_json::Value> {
         let output = self.tape(n, &["cluster", "status", "--json"]);
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
     /// Who leads by its own word.
-    fn leader(&self) -> usize {
+    pub(crate) fn leader(&self) -> usize {
         eventually("a leader", || {
             let leads = |n: &usize| self.hosts[n - 1].storage.is_some() && self.status(*n).is_some_and(|s| s["role"] == "leader");
             (1..=self.hosts.len()).find(leads)
         })
     }
 
-    fn publisher(&self, n: usize, id: u16) -> Publisher {
+    pub(crate) fn publisher(&self, n: usize, id: u16) -> Publisher {
         let options = Options::new(self.store(n), PublisherId(id));
         Publisher::open(Options { level: Level::Quorum, open_timeout: PATIENCE, ..options }).unwrap()
     }
 
-    fn committed(&self, n: usize) -> Lsn {
+    pub(crate) fn committed(&self, n: usize) -> Lsn {
         Reader::open(self.store(n)).map_or(Lsn(0), |r| r.control().committed())
     }
 
@@ -184,7 +189,7 @@ fn trades_in(store: &Path) -> Vec<u64> {
     ids
 }
 
-fn publish(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
+pub(crate) fn publish(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
     for id in ids {
         let trade = Trade { trade_id: id, ..Trade::default() };
         while publisher.publish(&trade).is_err() {

@@ -8,6 +8,7 @@ mod books;
 mod busts;
 mod cluster;
 mod compaction;
+mod filling;
 mod fixture;
 mod formats;
 mod history;

@@ -68,6 +68,7 @@ impl Hosts {
                 members: members.clone(),
                 segment_size: SEGMENT,
                 joins: false,
+                epoch: 0,
             };
             assert_eq!(found(&RealDisk, &hosts.store(n), &founding, Ts(1)).unwrap(), store_id("test"));
             hosts.storages.push(None);
@@ -131,7 +132,7 @@ impl Hosts {
                             let last = state.last;
                             (1..=9).for_each(|to| net.hand(NodeId(n), NodeId(to), &Message::Reached { node: NodeId(n), epoch: 0, last }));
                         }
-                        Message::Stranded(node) => drop(net.stranded.lock().unwrap().insert(node.0)),
+                        Message::Stranded { node, .. } => drop(net.stranded.lock().unwrap().insert(node.0)),
                         Message::Welcome(_) | Message::Members(_) => {}
                         other => panic!("storage says {other:?}"),
                     }

@@ -1,0 +1,257 @@
+//! Owns: fetching a copy of the leader's store, when its log does not reach back to what this host lacks, or this host's
+//! files are damaged.
+//!
+//! What must hold: what is fetched goes on where it stopped, file by file; every chunk is checked on the way, and all of
+//! the copy is read before storage is told; nothing but files of a store, under their own names, is ever written.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tapestore::backup::{Progress, is_file_name};
+use tapestore::consensus::message::{Command, Member, Message};
+use tapestore::disk::{Disk, RealDisk};
+use tapestore::engine::fill;
+use tapestore::lsn::NodeId;
+use tapestore::{sstable, wal};
+use tokio::sync::{mpsc, watch};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::proto::supply_client::SupplyClient;
+use super::proto::{Chunk, CopyFile, CopyOffer, CopyRequest, FetchRequest};
+use super::session::Known;
+use super::{Options, supply, tls};
+
+/// Bytes of what names the files of a copy, at most.
+const OFFER_MAX: usize = 128 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A copy is made before the answer comes.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long nothing may come before a file is asked for again, and how often without anything having come.
+const QUIET: Duration = Duration::from_secs(10);
+const TRIES: u32 = 20;
+/// How long a leader says it until it is believed, whatever is here.
+const INSISTS: Duration = Duration::from_secs(15);
+/// Between two copies that came to nothing.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Bytes that stay free on the disk.
+const SPARE: u64 = 64 << 20;
+/// In the copy's directory: of which host it is.
+const SOURCE: &str = "SOURCE";
+
+/// Which store is to be filled, and from where.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// Its identity.
+    pub cluster: u128,
+    /// This host.
+    pub node: NodeId,
+    /// The host that leads.
+    pub leader: Member,
+    /// Certificates.
+    pub tls: Option<tls::Files>,
+}
+
+/// Fetches copies whenever a leader says that its log does not reach back far enough, for ever.
+pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut stranded: mpsc::Receiver<(NodeId, u64)>) {
+    let (mut since, mut heard) = (Instant::now(), Instant::now());
+    while let Some((leader, first)) = stranded.recv().await {
+        if heard.elapsed() > 3 * PAUSE {
+            since = Instant::now();
+        }
+        heard = Instant::now();
+        let now = known.borrow().clone();
+        let Some(now) = now else { continue };
+        // It may have been said before the leader knew what is here. If it does not stop saying it, the logs differ from a
+        // frame on that the leader does not have any more.
+        let last = now.storage.ask(Command::Status).await.map_or(u64::MAX, |r| r.state.last);
+        let is_due = last.saturating_add(1) < first || since.elapsed() > INSISTS;
+        let Some(leader) = now.members.iter().find(|m| m.node == leader).filter(|_| is_due) else { continue };
+        tracing::info!(leader = leader.node.0, first, last, "the leader's log does not reach back to what this host lacks; fetching a copy of its store");
+        let wanted = Wanted {
+            store: now.identity.store.clone(),
+            cluster: now.identity.cluster,
+            node: now.identity.node,
+            leader: leader.clone(),
+            tls: options.tls.clone(),
+        };
+        let mut said = Instant::now();
+        let mut done = 0;
+        let mut tell = |progress: Progress| {
+            done += progress.more;
+            if said.elapsed() > Duration::from_secs(1) {
+                said = Instant::now();
+                tracing::info!(what = progress.what, done, total = progress.total, "filling");
+            }
+        };
+        match fetch(&wanted, &mut tell).await {
+            // Storage ends, puts the copy in the place of what is here, and is there again.
+            Ok(()) => drop(now.storage.control(&Message::Filled).await),
+            Err(why) => tracing::warn!(%why, "no copy of the leader's store could be fetched; it is tried again"),
+        }
+        tokio::time::sleep(PAUSE).await;
+        while stranded.try_recv().is_ok() {}
+    }
+}
+
+/// Fetches a copy of the leader's store into the directory for it, and reads all of it.
+///
+/// # Errors
+/// What went wrong; what has been fetched stays, and is not fetched again.
+pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), String> {
+    let told = |e: &dyn std::fmt::Display| e.to_string();
+    let client = connect(wanted).await?;
+    let request = CopyRequest { cluster: wanted.cluster.to_le_bytes().to_vec().into(), node: wanted.node.0 };
+    let answer = tokio::time::timeout(OPEN_TIMEOUT, client.clone().open(request)).await;
+    let answer = answer.map_err(|_| format!("{} makes no copy", wanted.leader.address))?;
+    let offer = answer.map_err(|s| format!("{} refuses: {}", wanted.leader.address, s.message()))?.into_inner();
+    let incoming = wanted.store.join(fill::INCOMING);
+    prepare(wanted, &offer, &incoming).map_err(|e| told(&e))?;
+    let total = offer.files.iter().map(|f| f.len).sum();
+    for file in &offer.files {
+        let mut tell = |more| progress(Progress { what: "fetching a copy", more, total });
+        fetch_file(&client, wanted, offer.copy, file, &incoming, &mut tell).await?;
+    }
+    let store = wanted.store.clone();
+    let (tell, mut told_of) = mpsc::channel(64);
+    let reading = tokio::task::spawn_blocking(move || {
+        // Whoever watches may be slow: then a step is not shown.
+        fill::check(&RealDisk, &store, &mut |p| tell.try_send(p).unwrap_or(()))
+    });
+    while let Some(step) = told_of.recv().await {
+        progress(step);
+    }
+    reading.await.map_err(|e| told(&e))?.map_err(|e| told(&e))?;
+    let over = FetchRequest { node: wanted.node.0, copy: offer.copy, ..FetchRequest::default() };
+    // It is given up there by itself, else.
+    tokio::time::timeout(CONNECT_TIMEOUT, client.clone().close(over)).await.ok();
+    Ok(())
+}
+
+async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, String> {
+    let address = &wanted.leader.address;
+    tls::check_plain(address, wanted.tls.is_some()).map_err(|e| e.to_string())?;
+    let scheme = if wanted.tls.is_some() { "https" } else { "http" };
+    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| e.to_string())?;
+    endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    if let Some(files) = &wanted.tls {
+        let name = tls::node_name(wanted.leader.node, wanted.cluster);
+        let config = files.client(&name).map_err(|e| e.to_string())?;
+        endpoint = endpoint.tls_config(config).map_err(|e| e.to_string())?;
+    }
+    let channel = endpoint.connect().await.map_err(|e| format!("{address}: {e}"))?;
+    Ok(SupplyClient::new(channel).max_decoding_message_size(OFFER_MAX))
+}
+
+/// Makes room for the copy `offer` in `incoming`: what is there of another one, or of another host's, goes.
+fn prepare(wanted: &Wanted, offer: &CopyOffer, incoming: &Path) -> std::io::Result<()> {
+    let other = |e: tapestore::error::Error| std::io::Error::other(e);
+    if let Some(bad) = offer.files.iter().find(|f| !is_file_name(&f.name)) {
+        return Err(std::io::Error::other(format!("the copy has a file {:?}, which no store has", bad.name)));
+    }
+    let source = incoming.join(SOURCE);
+    let is_same = std::fs::read_to_string(&source).is_ok_and(|s| s == offer.node.to_string());
+    if !is_same {
+        fill::discard(&RealDisk, &wanted.store).map_err(other)?;
+    }
+    fill::begin(&RealDisk, &wanted.store).map_err(other)?;
+    std::fs::write(&source, offer.node.to_string())?;
+    let history = incoming.join(sstable::DIR);
+    for dir in [incoming, &history, &incoming.join(wal::DIR)] {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            // Files of history never change: what is there of one that is still offered stays.
+            let stays = path.is_dir() || path == source || (dir == history && is_offered(&path, offer));
+            if !stays {
+                std::fs::remove_file(path)?;
+            }
+        }
+    }
+    let has = |f: &CopyFile| incoming.join(&f.name).metadata().map_or(0, |m| m.len());
+    let missing: u64 = offer.files.iter().map(|f| f.len.saturating_sub(has(f))).sum();
+    let free = RealDisk.space(&wanted.store).map_err(other)?.free;
+    if missing + SPARE > free {
+        return Err(std::io::Error::other(format!("{missing} bytes are to be fetched, and {free} are free at {}", wanted.store.display())));
+    }
+    Ok(())
+}
+
+fn is_offered(path: &Path, offer: &CopyOffer) -> bool {
+    let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return false };
+    let name = format!("{}/{}", sstable::DIR, name.trim_end_matches(".part"));
+    let len = path.metadata().map_or(u64::MAX, |m| m.len());
+    offer.files.iter().any(|f| f.name == name && len <= f.len)
+}
+
+/// Fetches `file` of the copy, from where it is.
+async fn fetch_file(
+    client: &SupplyClient<Channel>,
+    wanted: &Wanted,
+    copy: u64,
+    file: &CopyFile,
+    incoming: &Path,
+    tell: &mut (dyn FnMut(u64) + Send),
+) -> Result<(), String> {
+    let path = incoming.join(&file.name);
+    if path.metadata().is_ok_and(|m| m.len() == file.len) {
+        tell(file.len);
+        return Ok(());
+    }
+    let part = incoming.join(format!("{}.part", file.name));
+    let told = |e: std::io::Error| format!("{}: {e}", part.display());
+    let to = OpenOptions::new().create(true).truncate(false).write(true).open(&part).map_err(told)?;
+    let mut at = to.metadata().map_err(told)?.len();
+    tell(at);
+    let mut tries = 0;
+    while at < file.len {
+        let before = at;
+        let request = FetchRequest { node: wanted.node.0, copy, name: file.name.clone(), offset: at };
+        let ended = fetch_rest(client.clone(), request, file.len, &to, &mut at).await;
+        tell(at - before);
+        tries = if at > before { 0 } else { tries + 1 };
+        match ended {
+            Ok(()) => {}
+            Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) || tries > TRIES => {
+                return Err(format!("{}: {}", file.name, status.message()));
+            }
+            Err(status) => {
+                tracing::debug!(file = file.name, at, why = status.message(), "it is asked for again");
+                tokio::time::sleep(Duration::from_millis(50 << tries.min(5))).await;
+            }
+        }
+    }
+    drop(to);
+    std::fs::rename(&part, &path).map_err(told)
+}
+
+async fn fetch_rest(
+    mut client: SupplyClient<Channel>,
+    request: FetchRequest,
+    len: u64,
+    to: &File,
+    at: &mut u64,
+) -> Result<(), Status> {
+    let quiet = || Status::deadline_exceeded("nothing comes");
+    let opened = tokio::time::timeout(QUIET, client.fetch(request)).await.map_err(|_| quiet())?;
+    let mut chunks = opened?.into_inner();
+    while let Some(chunk) = tokio::time::timeout(QUIET, chunks.message()).await.map_err(|_| quiet())?? {
+        let more = write(to, &chunk, *at, len).map_err(|why| Status::data_loss(format!("at {at}: {why}")))?;
+        *at += more;
+    }
+    if *at < len { Err(Status::data_loss(format!("it ends at {at} of {len}"))) } else { Ok(()) }
+}
+
+/// Writes `chunk`, which is to be of offset `at` in a file of `len` bytes; its bytes.
+fn write(to: &File, chunk: &Chunk, at: u64, len: u64) -> Result<u64, String> {
+    let more = if chunk.data.is_empty() { chunk.zeros } else { chunk.data.len() as u64 };
+    let is_due = chunk.offset == at && more > 0 && more <= supply::CHUNK as u64 && more <= len - at;
+    if !is_due || (!chunk.data.is_empty() && crc32c::crc32c(&chunk.data) != chunk.crc) {
+        return Err(format!("a chunk of {more} bytes for offset {} is not the next one, or damaged", chunk.offset));
+    }
+    let written = if chunk.data.is_empty() { to.set_len(at + more) } else { to.write_all_at(&chunk.data, at) };
+    written.map(|()| more).map_err(|e| e.to_string())
+}

@@ -1,0 +1,258 @@
+//! Owns: copies of this host's store that other hosts fetch because the log does not reach back to what they lack.
+//!
+//! What must hold: only a host that leads makes one, and it holds every frame that the leader had when it was asked; one
+//! copy a host, kept while it is fetched from and [`KEPT`] after that, in a directory that is emptied at every start;
+//! nothing but the files of the copy is ever read for another host, and no faster than is allowed.
+
+use std::collections::HashMap;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tapestore::backup::{self, Offer};
+use tapestore::consensus::message::{Command, Role, State};
+use tapestore::disk::RealDisk;
+use tapestore::lsn::NodeId;
+use tapestore::time::{Clock, HostClock};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::proto::supply_server::Supply;
+use super::proto::{Chunk, Closed, CopyFile, CopyOffer, CopyRequest, FetchRequest};
+use super::server::Host;
+use super::session::Known;
+use super::{Options, tls};
+
+/// Directory of the copies in the store directory.
+pub const DIR: &str = "offers";
+/// Bytes of one chunk.
+pub const CHUNK: usize = 1 << 20;
+/// How long a copy is kept that nobody fetches from.
+const KEPT: Duration = Duration::from_secs(60);
+/// How long the frames that the leader has are waited for until they are committed, and how often that is looked at.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(20));
+/// Copies of this host's log end with what is durable: how often one is made until that is far enough.
+const TRIES: u32 = 50;
+
+/// A copy that is being fetched.
+struct Copy {
+    number: u64,
+    dir: PathBuf,
+    files: HashMap<String, u64>,
+    touched: Instant,
+}
+
+/// The copies.
+pub struct Copies {
+    dir: PathBuf,
+    bytes_per_second: u64,
+    copies: Mutex<HashMap<NodeId, Copy>>,
+    /// One is made at a time.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Copies {
+    /// No copies of the store that `options` name.
+    pub fn new(options: &Options) -> Arc<Copies> {
+        let dir = options.store.join(DIR);
+        let bytes_per_second = options.copy_bytes_per_second;
+        Arc::new(Copies { dir, bytes_per_second, copies: Mutex::default(), making: tokio::sync::Mutex::default() })
+    }
+
+    /// Removes what an earlier process has left, and from then on, what is not fetched from.
+    pub async fn tend(self: Arc<Copies>) {
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || {
+            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+                remove(&entry.path());
+            }
+        })
+        .await
+        .ok();
+        loop {
+            tokio::time::sleep(KEPT / 10).await;
+            let is_old = |_: &NodeId, copy: &mut Copy| copy.touched.elapsed() > KEPT;
+            let old: Vec<_> = self.lock().extract_if(is_old).map(|(node, copy)| (node, copy.dir)).collect();
+            for (node, dir) in old {
+                tracing::info!(node = node.0, "a copy that is not fetched from is given up");
+                tokio::task::spawn_blocking(move || remove(&dir)).await.ok();
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Copy>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file that is asked for, of a copy that is kept for longer by that.
+    fn find(&self, request: &FetchRequest) -> Result<(PathBuf, u64), Status> {
+        let mut copies = self.lock();
+        let copy = copies.get_mut(&NodeId(request.node)).filter(|c| c.number == request.copy);
+        let copy = copy.ok_or_else(|| Status::not_found("there is no such copy, or not any more"))?;
+        copy.touched = Instant::now();
+        let len = copy.files.get(&request.name).copied();
+        let len = len.ok_or_else(|| Status::invalid_argument(format!("the copy has no file {:?}", request.name)))?;
+        Ok((copy.dir.join(&request.name), len))
+    }
+}
+
+fn remove(dir: &Path) {
+    if let Err(error) = backup::withdraw(&RealDisk, dir) {
+        tracing::warn!(%error, dir = %dir.display(), "a copy for another host is not removed");
+    }
+}
+
+impl Host {
+    /// How this host stands, if it leads.
+    async fn leading(&self, known: &Known) -> Result<State, Status> {
+        let report = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?;
+        if report.state.role == Role::Leader {
+            return Ok(report.state);
+        }
+        let leader = report.state.leader.map_or_else(|| "nobody that it knows".to_owned(), |l| format!("node {l}"));
+        Err(Status::failed_precondition(format!("this host does not lead; {leader} does: a copy is made there")))
+    }
+
+    /// Makes a copy of the store for `node`: it holds every frame that this leader has now.
+    async fn make(&self, known: &Known, node: NodeId) -> Result<(u64, Offer), Status> {
+        let _one = self.copies.making.lock().await;
+        let asked = self.leading(known).await?;
+        let began = Instant::now();
+        loop {
+            let now = self.leading(known).await?;
+            if now.term != asked.term {
+                return Err(Status::unavailable("another term has begun"));
+            }
+            if now.committed >= asked.last {
+                break;
+            }
+            if began.elapsed() > PATIENCE.0 {
+                return Err(Status::unavailable("what this leader has is not committed"));
+            }
+            tokio::time::sleep(PATIENCE.1).await;
+        }
+        let dir = self.copies.dir.join(node.to_string());
+        self.copies.lock().remove(&node);
+        for _ in 0..TRIES {
+            let (store, target) = (known.identity.store.clone(), dir.clone());
+            let made = tokio::task::spawn_blocking(move || {
+                std::fs::create_dir_all(target.parent().unwrap_or(&target))?;
+                backup::offer(&RealDisk, &store, &target, HostClock.wall()).map_err(std::io::Error::other)
+            });
+            let made = made.await.map_err(|e| Status::internal(e.to_string()))?;
+            let offer = made.map_err(|e| Status::data_loss(format!("a copy cannot be made: {e}")))?;
+            if offer.last.0 >= asked.last && u64::from(offer.term.0) >= asked.term {
+                let number = fastrand::u64(1..1 << 62);
+                let files = offer.files.iter().cloned().collect();
+                self.copies.lock().insert(node, Copy { number, dir, files, touched: Instant::now() });
+                return Ok((number, offer));
+            }
+            tokio::time::sleep(PATIENCE.1).await;
+        }
+        Err(Status::unavailable("this leader's own disk is behind"))
+    }
+
+    /// Whether whoever asks may have a copy for `node`.
+    fn may_have<T>(&self, known: &Known, request: &Request<T>, node: u64) -> Result<(), Status> {
+        self.proves(request, &tls::node_name(NodeId(node), known.identity.cluster))?;
+        if known.members.iter().any(|m| m.node.0 == node) && known.identity.node.0 != node {
+            return Ok(());
+        }
+        Err(self.refuse(Status::permission_denied(format!("node {node} is no other member: tape cluster add makes it one"))))
+    }
+}
+
+#[tonic::async_trait]
+impl Supply for Host {
+    async fn open(&self, request: Request<CopyRequest>) -> Result<Response<CopyOffer>, Status> {
+        let known = self.known()?;
+        let CopyRequest { cluster, node } = request.get_ref();
+        let node = *node;
+        if cluster[..] != known.identity.cluster.to_le_bytes() {
+            return Err(self.refuse(Status::failed_precondition("this host is of another cluster")));
+        }
+        self.may_have(&known, &request, node)?;
+        let (copy, offer) = self.make(&known, NodeId(node)).await?;
+        tracing::info!(node, last = offer.last.0, files = offer.files.len(), "a copy of the store is there for another host");
+        let files = offer.files.into_iter().map(|(name, len)| CopyFile { name, len }).collect();
+        let (last, term) = (offer.last.0, u64::from(offer.term.0));
+        Ok(Response::new(CopyOffer { copy, last, term, node: known.identity.node.0, files }))
+    }
+
+    type FetchStream = Pin<Box<dyn Stream<Item = Result<Chunk, Status>> + Send>>;
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let known = self.known()?;
+        self.may_have(&known, &request, request.get_ref().node)?;
+        let request = request.into_inner();
+        let (path, len) = self.copies.find(&request)?;
+        if request.offset > len {
+            return Err(Status::invalid_argument(format!("offset {} of {len}", request.offset)));
+        }
+        let (chunks, out) = mpsc::channel(4);
+        let copies = self.copies.clone();
+        tokio::spawn(async move {
+            if let Err(status) = send(&copies, &request, &path, len, &chunks).await {
+                // Whoever asked may be gone.
+                chunks.send(Err(status)).await.ok();
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+
+    async fn close(&self, request: Request<FetchRequest>) -> Result<Response<Closed>, Status> {
+        let known = self.known()?;
+        let FetchRequest { node, copy, .. } = *request.get_ref();
+        self.may_have(&known, &request, node)?;
+        let over = self.copies.lock().extract_if(|n, c| n.0 == node && c.number == copy).next();
+        if let Some((_, copy)) = over {
+            tracing::info!(node, "another host has fetched its copy of the store");
+            tokio::task::spawn_blocking(move || remove(&copy.dir)).await.ok();
+        }
+        Ok(Response::new(Closed {}))
+    }
+}
+
+/// Sends the file `path` of `len` bytes, chunk after chunk, no faster than is allowed.
+async fn send(
+    copies: &Copies,
+    request: &FetchRequest,
+    path: &Path,
+    len: u64,
+    to: &mpsc::Sender<Result<Chunk, Status>>,
+) -> Result<(), Status> {
+    let failed = |e: std::io::Error| Status::data_loss(format!("{}: {e}", path.display()));
+    let file = Arc::new(std::fs::File::open(path).map_err(failed)?);
+    let mut at = request.offset;
+    while at < len {
+        let began = Instant::now();
+        let wanted = (len - at).min(CHUNK as u64) as usize;
+        let from = file.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut data = vec![0; wanted];
+            from.read_exact_at(&mut data, at).map(|()| data)
+        });
+        let data = read.await.map_err(|e| Status::internal(e.to_string()))?.map_err(failed)?;
+        let chunk = if data.iter().all(|b| *b == 0) {
+            Chunk { offset: at, data: Bytes::new(), crc: 0, zeros: wanted as u64 }
+        } else {
+            Chunk { offset: at, crc: crc32c::crc32c(&data), data: data.into(), zeros: 0 }
+        };
+        let sent = chunk.data.len() as u64;
+        if to.send(Ok(chunk)).await.is_err() {
+            return Ok(());
+        }
+        copies.find(request)?;
+        at += wanted as u64;
+        if copies.bytes_per_second > 0 {
+            let least = Duration::from_secs_f64(sent as f64 / copies.bytes_per_second as f64);
+            tokio::time::sleep(least.saturating_sub(began.elapsed())).await;
+        }
+    }
+    Ok(())
+}

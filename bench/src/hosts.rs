@@ -133,7 +133,7 @@ impl Hosts {
             members.push(Member { node: NodeId(other), address, is_voter: true });
         }
         let segment_size = self.shape.sizes[1];
-        let founding = Founding { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins };
+        let founding = Founding { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, epoch: 0 };
         found(&RealDisk, &self.host(node).store, &founding, HostClock.wall()).unwrap();
     }
 

@@ -111,7 +111,7 @@ fn attempt(
     let number = manifest::Follower::new(job.source, meta.store_id).number_now(disk)?.unwrap_or(0) + 1;
     manifest::create(disk, job.target, meta.store_id, number.max(job.number), state)?;
     disk.sync_dir(job.target)?;
-    let is_read = |id| !job.reads_nothing && !(job.trusts_earlier && brought.get(&id) == Some(&How::Earlier));
+    let is_read = |id| !(job.reads_nothing || job.trusts_earlier && brought.get(&id) == Some(&How::Earlier));
     verify(disk, job, state, end, is_read, progress)?;
     let of = |how| state.files.keys().filter(|id| brought.get(id) == Some(&how)).count() as u64;
     let mut summary = Summary { timeline: job.timeline, linked: of(How::Linked), copied: of(How::Copied), ..Summary::default() };

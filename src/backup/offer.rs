@@ -34,7 +34,12 @@ pub struct Offer {
 
 /// Whether `name` is one that a file of a copy may have: nothing else is ever read or written for another host.
 pub fn is_file_name(name: &str) -> bool {
-    let plain = |n: &str| !n.is_empty() && n.len() < 64 && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && !n.starts_with('.');
+    let plain = |n: &str| {
+        !n.is_empty()
+            && n.len() < 64
+            && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && !n.starts_with('.')
+    };
     match name.split_once('/') {
         Some((dir, rest)) => (dir == sstable::DIR || dir == wal::DIR) && plain(rest),
         None => name == wal::meta::NAME || name == raft_meta::NAME || name == CURRENT || file_number(name).is_some(),

@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::attach::Answer;
 use super::Ended;
+use super::attach::Answer;
 use super::covered::Covered;
 use super::ingest::IngestAgent;
 use super::links::Links;
@@ -149,8 +149,10 @@ impl IngestAgent {
         let (messages, gone) = self.cluster.links.look();
         let heard = !messages.is_empty();
         for (link, message) in messages {
-            let for_replication =
-                matches!(message, Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. } | Message::Filled);
+            let for_replication = matches!(
+                message,
+                Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. } | Message::Filled
+            );
             if for_replication && !self.cluster.links.is_from_replication(link) {
                 tracing::warn!("a process that is not the replication process speaks for other hosts; it is not heard");
                 continue;
@@ -515,7 +517,10 @@ impl IngestAgent {
         let progress = self.cluster.node.progress();
         let stranded: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
         for node in stranded.iter().filter(|n| !self.cluster.stranded.contains(n)) {
-            tracing::warn!(node = node.0, "the log does not reach back to what that member lacks: it is to fetch a copy of the store");
+            tracing::warn!(
+                node = node.0,
+                "the log does not reach back to what that member lacks: it is to fetch a copy of the store"
+            );
         }
         if !stranded.is_empty() && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS {
             self.cluster.said_stranded = now;

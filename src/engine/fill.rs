@@ -26,9 +26,9 @@ use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Timeline};
 use crate::manifest::format::{CURRENT, file_number};
 use crate::manifest::{Manifest, State};
+use crate::sstable;
 use crate::time::NANOS_PER_SECOND;
 use crate::wal::{self, Chain};
-use crate::sstable;
 
 /// Directory of the copy while it is fetched, in the store directory.
 pub const INCOMING: &str = "incoming";
@@ -69,7 +69,14 @@ fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     let raft = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
     if raft.store_id != meta.store_id || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
         let (path, found) = (dir.join(raft_meta::NAME), raft.commit.max(raft.membership));
-        return Err(Error::Corrupt { path, offset: 0, lsn: end.lsn, what: "frame that it knows of", expected: end.index.0 - 1, found });
+        return Err(Error::Corrupt {
+            path,
+            offset: 0,
+            lsn: end.lsn,
+            what: "frame that it knows of",
+            expected: end.index.0 - 1,
+            found,
+        });
     }
     Ok(Found { meta, state, end, raft })
 }
@@ -286,7 +293,9 @@ impl Mark {
             (Some(step), Some(timeline), Some(keep)) if keep.as_ref().is_none_or(|k| !k.contains('/')) => {
                 Ok(Some(Mark { step, timeline, keep }))
             }
-            _ => Err(Error::Corrupt { path, offset: 0, lsn: Lsn::NONE, what: "words of a mark", expected: 3, found: read as u64 }),
+            _ => {
+                Err(Error::Corrupt { path, offset: 0, lsn: Lsn::NONE, what: "words of a mark", expected: 3, found: read as u64 })
+            }
         }
     }
 }
@@ -315,6 +324,7 @@ pub fn finish(disk: &dyn Disk, dir: &Path) -> Result<bool> {
     discard(disk, dir)?;
     disk.remove(&dir.join(FILLING))?;
     disk.sync_dir(dir)?;
+    tracing::info!(store = %dir.display(), "the copy of another host's store is in the place of what was here");
     Ok(true)
 }
 

@@ -71,8 +71,10 @@ pub struct Recovered {
     pub(super) lock: Box<dyn Send + Sync>,
 }
 
-/// What the store in `dir` is, and its manifest; both are made if there is no store.
+/// What the store in `dir` is, and its manifest; both are made if there is no store, and put in place if the copy of another
+/// host's had begun to take it.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
+    fill::finish(disk.as_ref(), dir)?;
     let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
     space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
     let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
@@ -255,9 +257,6 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let (disk, dir) = (&world.disk, &options.store.clone());
     disk.create_dir(dir)?;
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
-    if fill::finish(disk.as_ref(), dir)? {
-        tracing::info!("an exchange of the store for the copy of another host's, which had begun, is done");
-    }
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
     let raft_meta = raft_meta(disk.as_ref(), dir, &known)?;

@@ -47,7 +47,10 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     let known = own.seats.iter().find(|s| s.address == args.from && s.node != own.node);
     let leader = known.ok_or_else(|| {
         let others = own.seats.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
-        Failure::new(USAGE, format!("no other member has the address {}; there are {}", args.from, others.collect::<Vec<_>>().join(", ")))
+        Failure::new(
+            USAGE,
+            format!("no other member has the address {}; there are {}", args.from, others.collect::<Vec<_>>().join(", ")),
+        )
     })?;
     let leader = Member { node: leader.node, address: leader.address.clone(), is_voter: true };
     let wanted = copy::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, tls };
@@ -61,7 +64,11 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     let options = Options { store: store.to_path_buf(), ..Options::default() };
     let filled = fill::install(&options, &crate::storage::world()?, true)?;
     let (files, last) = (filled.files, thousands(filled.last.0));
-    say(format!("{} holds {files} files of history and records up to {last}, as node {} has them", store.display(), wanted.leader.node));
+    say(format!(
+        "{} holds {files} files of history and records up to {last}, as node {} has them",
+        store.display(),
+        wanted.leader.node
+    ));
     if let Some(kept) = filled.kept_in {
         say(format!("what was here is in {}: remove it when it is not needed any more", kept.display()));
     }

@@ -71,7 +71,12 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
         let last = now.storage.ask(Command::Status).await.map_or(u64::MAX, |r| r.state.last);
         let is_due = last.saturating_add(1) < first || since.elapsed() > INSISTS;
         let Some(leader) = now.members.iter().find(|m| m.node == leader).filter(|_| is_due) else { continue };
-        tracing::info!(leader = leader.node.0, first, last, "the leader's log does not reach back to what this host lacks; fetching a copy of its store");
+        tracing::info!(
+            leader = leader.node.0,
+            first,
+            last,
+            "the leader's log does not reach back to what this host lacks; fetching a copy of its store"
+        );
         let wanted = Wanted {
             store: now.identity.store.clone(),
             cluster: now.identity.cluster,
@@ -94,6 +99,7 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
             Err(why) => tracing::warn!(%why, "no copy of the leader's store could be fetched; it is tried again"),
         }
         tokio::time::sleep(PAUSE).await;
+        since = Instant::now();
         while stranded.try_recv().is_ok() {}
     }
 }
@@ -127,8 +133,10 @@ pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send))
     }
     reading.await.map_err(|e| told(&e))?.map_err(|e| told(&e))?;
     let over = FetchRequest { node: wanted.node.0, copy: offer.copy, ..FetchRequest::default() };
-    // It is given up there by itself, else.
-    tokio::time::timeout(CONNECT_TIMEOUT, client.clone().close(over)).await.ok();
+    let closed = tokio::time::timeout(QUIET, client.clone().close(over)).await;
+    if let Some(why) = closed.map_or_else(|_| Some("no answer".to_owned()), |c| c.err().map(|s| s.message().to_owned())) {
+        tracing::info!(why, "the leader does not hear that its copy has been fetched; it gives it up by itself");
+    }
     Ok(())
 }
 
@@ -175,7 +183,10 @@ fn prepare(wanted: &Wanted, offer: &CopyOffer, incoming: &Path) -> std::io::Resu
     let missing: u64 = offer.files.iter().map(|f| f.len.saturating_sub(has(f))).sum();
     let free = RealDisk.space(&wanted.store).map_err(other)?.free;
     if missing + SPARE > free {
-        return Err(std::io::Error::other(format!("{missing} bytes are to be fetched, and {free} are free at {}", wanted.store.display())));
+        return Err(std::io::Error::other(format!(
+            "{missing} bytes are to be fetched, and {free} are free at {}",
+            wanted.store.display()
+        )));
     }
     Ok(())
 }
@@ -225,7 +236,7 @@ async fn fetch_file(
         }
     }
     drop(to);
-    std::fs::rename(&part, &path).map_err(told)
+    RealDisk.rename(&part, &path).map_err(|e| e.to_string())
 }
 
 async fn fetch_rest(

@@ -64,7 +64,14 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let store = tapestore::engine::Options::default().store;
-        Options { store, listen: String::new(), tls: None, queue_bytes: 32 << 20, window_bytes: 16 << 20, copy_bytes_per_second: 128 << 20 }
+        Options {
+            store,
+            listen: String::new(),
+            tls: None,
+            queue_bytes: 32 << 20,
+            window_bytes: 16 << 20,
+            copy_bytes_per_second: 128 << 20,
+        }
     }
 }
 

@@ -34,10 +34,10 @@ pub const DIR: &str = "offers";
 pub const CHUNK: usize = 1 << 20;
 /// How long a copy is kept that nobody fetches from.
 const KEPT: Duration = Duration::from_secs(60);
-/// How long the frames that the leader has are waited for until they are committed, and how often that is looked at.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(20));
-/// Copies of this host's log end with what is durable: how often one is made until that is far enough.
+/// A copy of the log ends with what is durable here, which need not be committed: how often one is made until that is far
+/// enough, and how long that is waited for in between.
 const TRIES: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A copy that is being fetched.
 struct Copy {
@@ -122,20 +122,6 @@ impl Host {
     async fn make(&self, known: &Known, node: NodeId) -> Result<(u64, Offer), Status> {
         let _one = self.copies.making.lock().await;
         let asked = self.leading(known).await?;
-        let began = Instant::now();
-        loop {
-            let now = self.leading(known).await?;
-            if now.term != asked.term {
-                return Err(Status::unavailable("another term has begun"));
-            }
-            if now.committed >= asked.last {
-                break;
-            }
-            if began.elapsed() > PATIENCE.0 {
-                return Err(Status::unavailable("what this leader has is not committed"));
-            }
-            tokio::time::sleep(PATIENCE.1).await;
-        }
         let dir = self.copies.dir.join(node.to_string());
         self.copies.lock().remove(&node);
         for _ in 0..TRIES {
@@ -152,7 +138,7 @@ impl Host {
                 self.copies.lock().insert(node, Copy { number, dir, files, touched: Instant::now() });
                 return Ok((number, offer));
             }
-            tokio::time::sleep(PATIENCE.1).await;
+            tokio::time::sleep(PAUSE).await;
         }
         Err(Status::unavailable("this leader's own disk is behind"))
     }

@@ -102,7 +102,11 @@ impl Hosts {
 
     pub(crate) fn start_replication(&mut self, n: usize) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape-replication"));
-        command.arg("--store").arg(self.store(n)).env("RUST_LOG", "off").stdin(Stdio::null());
+        command
+            .arg("--store")
+            .arg(self.store(n))
+            .env("RUST_LOG", std::env::var("TAPE_TEST_LOG").unwrap_or_else(|_| "off".into()))
+            .stdin(Stdio::null());
         let config = self.dir.path().join("replication.toml");
         if config.exists() {
             command.arg("--config").arg(config);

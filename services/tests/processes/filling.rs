@@ -21,8 +21,6 @@ use crate::fixture::{PATIENCE, eventually};
 fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usize, u64) {
     let mut hosts = Hosts::new(has_tls);
     (1..=3).for_each(|n| hosts.kill(n));
-    std::fs::write(hosts.dir.path().join("storage.toml"), format!("{TIMES}retain-bytes = 1\n")).unwrap();
-    std::fs::write(hosts.dir.path().join("replication.toml"), format!("copy-bytes-per-second = {bytes_per_second}\n")).unwrap();
     hosts.memtable = "16M";
     (1..=3).for_each(|n| hosts.start(n));
     let leader = hosts.leader();
@@ -36,6 +34,15 @@ fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usiz
         publisher.flush(Level::Quorum, PATIENCE).unwrap();
         next += 20_000;
     }
+    drop(publisher);
+    (1..=3).for_each(|n| eventually("all records on each host", || (hosts.committed(n) >= Lsn(next)).then_some(())));
+    // From now on hardly more log is kept than a start needs.
+    (1..=3).for_each(|n| hosts.kill(n));
+    std::fs::write(hosts.dir.path().join("storage.toml"), format!("{TIMES}retain-bytes = 1048576\n")).unwrap();
+    std::fs::write(hosts.dir.path().join("replication.toml"), format!("copy-bytes-per-second = {bytes_per_second}\n")).unwrap();
+    (1..=3).for_each(|n| hosts.start(n));
+    let leader = hosts.leader();
+    let publisher = hosts.publisher(leader, 1);
     (hosts, publisher, leader, next)
 }
 
@@ -130,7 +137,14 @@ fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_i
     assert_eq!(std::fs::read(kept.join(wal::DIR).join(log.file_name().unwrap())).unwrap()[4096..4160], [0xaa; 64]);
     hosts.start(broken);
     eventually("it to have all", || (hosts.committed(broken) >= Lsn(next)).then_some(()));
-    let operator = ["--tls-cert", &file("operator.pem".to_owned()), "--tls-key", &file("operator.key".to_owned()), "--tls-ca", &file("ca.pem".to_owned())];
+    let operator = [
+        "--tls-cert",
+        &file("operator.pem".to_owned()),
+        "--tls-key",
+        &file("operator.key".to_owned()),
+        "--tls-ca",
+        &file("ca.pem".to_owned()),
+    ];
     let same = ok(&hosts.tape(leader, &[&["cluster", "scrub"][..], &operator].concat()));
     assert!(same.contains("equal    3 hosts"), "{same}");
     // It can lead: nothing that it had promised is forgotten.

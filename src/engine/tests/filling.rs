@@ -239,7 +239,9 @@ fn names_that_are_no_stores_files_are_refused() {
     for name in ["store.meta", "raft.meta", "CURRENT", "MANIFEST-0000000000000001", "sst/a-1.sst", "wal/0000.wal"] {
         assert!(backup::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
     }
-    for name in ["", "/etc/passwd", "../x", "sst/../x", "sst/", "sst/a/b", "wal/.hidden", "LOCK", "BACKUP", "run", "other/x", "sst/a\0"] {
+    for name in
+        ["", "/etc/passwd", "../x", "sst/../x", "sst/", "sst/a/b", "wal/.hidden", "LOCK", "BACKUP", "run", "other/x", "sst/a\0"]
+    {
         assert!(!backup::is_file_name(name), "{name}");
     }
 }

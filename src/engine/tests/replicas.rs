@@ -58,7 +58,13 @@ impl Net {
 impl Hosts {
     pub(super) fn new(count: u64) -> Hosts {
         let dir = tempfile::tempdir().unwrap();
-        let mut hosts = Hosts { dir, storages: Vec::new(), carriers: Vec::new(), retain: consensus::Options::default().retain_bytes, net: Arc::default() };
+        let mut hosts = Hosts {
+            dir,
+            storages: Vec::new(),
+            carriers: Vec::new(),
+            retain: consensus::Options::default().retain_bytes,
+            net: Arc::default(),
+        };
         let members: Vec<_> =
             (1..=count).map(|n| Member { node: NodeId(n), address: format!("127.0.0.{n}:1"), is_voter: true }).collect();
         for n in 1..=count {
@@ -130,7 +136,9 @@ impl Hosts {
                         Message::Relay { from, to, .. } => net.hand(from, to, &message),
                         Message::State(state) => {
                             let last = state.last;
-                            (1..=9).for_each(|to| net.hand(NodeId(n), NodeId(to), &Message::Reached { node: NodeId(n), epoch: 0, last }));
+                            (1..=9).for_each(|to| {
+                                net.hand(NodeId(n), NodeId(to), &Message::Reached { node: NodeId(n), epoch: 0, last })
+                            });
                         }
                         Message::Stranded { node, .. } => drop(net.stranded.lock().unwrap().insert(node.0)),
                         Message::Welcome(_) | Message::Members(_) => {}

@@ -101,7 +101,7 @@ fn advice(store: &Path, found: &Findings) -> Option<String> {
     let shown = store.display();
     match (&found.log, found.damaged.is_empty()) {
         (None, true) => None,
-        (Some(_), _) if is_of_a_cluster(store) => Some(format!("tape cluster remove NODE on the leader; {REPLACE}")),
+        (Some(_), _) if is_of_a_cluster(store) => Some(format!("tape cluster fill --from HOST:PORT --store {shown}, of the {REPLACE}")),
         (_, false) => Some(format!("tape repair --from BACKUP --store {shown}")),
         (Some((_, loss)), true) => Some(format!(
             "tape repair --truncate-at {} --i-accept-loss --store {shown} (or lose less, if a backup goes further: tape restore \
@@ -149,8 +149,8 @@ fn say_loss(loss: &Loss) {
 }
 
 /// How a host of a cluster that has lost what it promised to keep is made good.
-const REPLACE: &str = "then make this host anew, under another number: tape restore BACKUP of another host, tape cluster init \
-                       --join, tape cluster add. It must not vote with a log that lacks what it has acknowledged";
+const REPLACE: &str = "replication process of the host that leads: a copy of its store takes the place of this one, which is \
+                       kept. A host must not vote with a log that lacks what it has acknowledged";
 
 /// Whether other hosts count on what this store has acknowledged.
 fn is_of_a_cluster(store: &Path) -> bool {
@@ -160,7 +160,7 @@ fn is_of_a_cluster(store: &Path) -> bool {
 fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
     if accepted && is_of_a_cluster(store) {
         let shown = store.display();
-        return Err(Failure::new(USAGE, format!("{shown} is one host of a cluster: its log is not cut. Remove it, {REPLACE}")));
+        return Err(Failure::new(USAGE, format!("{shown} is one host of a cluster: its log is not cut. Instead: tape cluster fill --from HOST:PORT, of the {REPLACE}")));
     }
     let (loss, kept_in) = match accepted {
         true => repair::truncate(&RealDisk, store, at, HostClock.wall())?,

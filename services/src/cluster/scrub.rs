@@ -56,7 +56,7 @@ pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
         }
         return Ok(());
     }
-    let advice = "the host that is alone with what it has is to be made anew from a backup of another: remove it, restore, init --join, add";
+    let advice = "the host that is alone with what it has gets a copy of the leader's store: stop its storage, tape cluster fill there; if it leads, tape cluster transfer first";
     Err(Failure::new(DIFFERENCE, format!("the hosts differ in {} stripes of records; {advice}", differing.len())))
 }
 

@@ -31,8 +31,18 @@ impl LogReader {
         LogReader { dir, segment_size, open: VecDeque::new() }
     }
 
-    /// The bytes of the frames `heads`, one behind the other; `None` if one of them is not there any more.
+    /// The bytes of the frames `heads`, one behind the other; `None` if one of them is not there any more. This may wait for
+    /// the disk.
     pub fn read(&mut self, heads: &[FrameHead]) -> Option<Vec<u8>> {
+        self.read_how(heads, false)
+    }
+
+    /// As [`LogReader::read`], and `None` too if the disk would have to be waited for.
+    pub fn read_cached(&mut self, heads: &[FrameHead]) -> Option<Vec<u8>> {
+        self.read_how(heads, true)
+    }
+
+    fn read_how(&mut self, heads: &[FrameHead], only_cached: bool) -> Option<Vec<u8>> {
         let total: usize = heads.iter().map(|h| h.len as usize).sum();
         if total > super::wire::FRAMES_MAX {
             return None;
@@ -42,9 +52,12 @@ impl LogReader {
         for head in heads {
             let frame = bytes.get_mut(at..at + head.len as usize)?;
             // The name of a segment that is open may be another file's by now.
-            if !self.read_one(head, frame) {
+            if !self.read_one(head, frame, only_cached) {
+                if only_cached {
+                    return None;
+                }
                 self.open.clear();
-                if !self.read_one(head, frame) {
+                if !self.read_one(head, frame, false) {
                     return None;
                 }
             }
@@ -53,10 +66,18 @@ impl LogReader {
         Some(bytes)
     }
 
-    fn read_one(&mut self, head: &FrameHead, to: &mut [u8]) -> bool {
+    fn read_one(&mut self, head: &FrameHead, to: &mut [u8], only_cached: bool) -> bool {
         let first = head.position / self.segment_size * self.segment_size;
         let Some(file) = self.segment(first) else { return false };
-        if file.read_exact_at(to, head.position - first).is_err() {
+        let offset = head.position - first;
+        let is_read = if only_cached {
+            let flags = rustix::io::ReadWriteFlags::NOWAIT;
+            let read = rustix::io::preadv2(file, &mut [std::io::IoSliceMut::new(to)], offset, flags);
+            read.is_ok_and(|n| n == head.len as usize)
+        } else {
+            file.read_exact_at(to, offset).is_ok()
+        };
+        if !is_read {
             return false;
         }
         let Ok(header) = wal::Header::parse(to) else { return false };

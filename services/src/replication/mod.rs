@@ -159,7 +159,7 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 pub fn run(args: &Args) -> Outcome {
     terminal::log("info");
     let options = args.options()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let served = runtime.block_on(serve(options, args.with_parent));
     runtime.shutdown_timeout(Duration::from_millis(200));
     served

@@ -312,8 +312,9 @@ async fn send_frames(
         let len = bytes_of(&raft);
         outbox.append_bytes.give_back(len);
         credit.take(len).await;
-        // A segment that is not in memory is read from the disk: that is no work for the loop of messages.
-        let read = tokio::task::block_in_place(|| log.read(&raft.heads));
+        // What has just been written is in memory. What is not is read from the disk: that is no work for the loop of messages.
+        let cached = log.read_cached(&raft.heads);
+        let read = cached.or_else(|| tokio::task::block_in_place(|| log.read(&raft.heads)));
         let Some(frames) = read else {
             count(&counters.stale_frames, 1);
             credit.done(credit.done.load(Ordering::Relaxed) + len);

@@ -606,7 +606,7 @@ fn the_log_of_one_host_of_a_cluster_is_not_cut_by_a_repair() {
     std::fs::write(&segment, bytes).unwrap();
     let advice = hosts.tape(leader, &["repair"]);
     let said = format!("{}{}", String::from_utf8_lossy(&advice.stdout), String::from_utf8_lossy(&advice.stderr));
-    assert!(said.contains("tape cluster remove"), "{said}");
+    assert!(said.contains("tape cluster fill"), "{said}");
     let refused = hosts.tape(leader, &["repair", "--truncate-at", "1", "--i-accept-loss"]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("must not vote"));
 }

@@ -101,7 +101,9 @@ fn advice(store: &Path, found: &Findings) -> Option<String> {
     let shown = store.display();
     match (&found.log, found.damaged.is_empty()) {
         (None, true) => None,
-        (Some(_), _) if is_of_a_cluster(store) => Some(format!("tape cluster fill --from HOST:PORT --store {shown}, of the {REPLACE}")),
+        (Some(_), _) if is_of_a_cluster(store) => {
+            Some(format!("tape cluster fill --from HOST:PORT --store {shown}, of the {REPLACE}"))
+        }
         (_, false) => Some(format!("tape repair --from BACKUP --store {shown}")),
         (Some((_, loss)), true) => Some(format!(
             "tape repair --truncate-at {} --i-accept-loss --store {shown} (or lose less, if a backup goes further: tape restore \
@@ -160,7 +162,12 @@ fn is_of_a_cluster(store: &Path) -> bool {
 fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
     if accepted && is_of_a_cluster(store) {
         let shown = store.display();
-        return Err(Failure::new(USAGE, format!("{shown} is one host of a cluster: its log is not cut. Instead: tape cluster fill --from HOST:PORT, of the {REPLACE}")));
+        return Err(Failure::new(
+            USAGE,
+            format!(
+                "{shown} is one host of a cluster: its log is not cut. Instead: tape cluster fill --from HOST:PORT, of the {REPLACE}"
+            ),
+        ));
     }
     let (loss, kept_in) = match accepted {
         true => repair::truncate(&RealDisk, store, at, HostClock.wall())?,

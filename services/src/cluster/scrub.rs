@@ -7,7 +7,7 @@ use std::path::Path;
 use tapestore::consensus::message::Command;
 
 use super::{Far, Scrub, ask};
-use crate::exit::{DIFFERENCE, Failure, Outcome};
+use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
 use crate::output::Format;
 use crate::terminal::{say, thousands};
 
@@ -17,7 +17,7 @@ type Has = (u64, u32);
 /// Compares the hosts.
 ///
 /// # Errors
-/// A difference (exit code 1), naming hosts and records; a host that is not there or cannot read what it has.
+/// A difference (exit code 1), naming hosts and records, or hosts that cannot read what they have; a host that is not there.
 pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
     let members = ask::ask(store, &args.far, Command::Status)?.members;
     let mut last = u64::MAX;
@@ -27,8 +27,18 @@ pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
         last = last.min(committed);
     }
     let mut stripes: BTreeMap<(u64, u64), BTreeMap<u64, Has>> = BTreeMap::new();
+    let mut unreadable: BTreeMap<u64, String> = BTreeMap::new();
     for member in &members {
-        for part in ask::read(store, &args.far, &member.address, args.from_lsn, last)? {
+        let parts = match ask::read(store, &args.far, &member.address, args.from_lsn, last) {
+            Ok(parts) => parts,
+            // What the others have is still compared.
+            Err(failure) if failure.code == DATA => {
+                unreadable.insert(member.node.0, failure.to_string());
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        for part in parts {
             let has = (part.count, part.checksum);
             stripes.entry((part.first, part.last)).or_default().insert(member.node.0, has);
         }
@@ -36,28 +46,41 @@ pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
             say(format!("node {} has read its records up to {}", member.node, thousands(last)));
         }
     }
-    let differing: Vec<_> = stripes.iter().filter(|(_, hosts)| differ(hosts, members.len())).collect();
+    let readable = members.len() - unreadable.len();
+    let differing: Vec<_> = stripes.iter().filter(|(_, hosts)| differ(hosts, readable)).collect();
     if format.json {
         let list = differing.iter().map(|((first, last), hosts)| {
             let hosts =
                 hosts.iter().map(|(node, (count, sum))| serde_json::json!({ "node": node, "count": count, "checksum": sum }));
             serde_json::json!({ "first": first, "last": last, "hosts": hosts.collect::<Vec<_>>() })
         });
-        say(serde_json::json!({ "hosts": members.len(), "last": last, "differ": list.collect::<Vec<_>>() }));
+        say(serde_json::json!({
+            "hosts": members.len(), "last": last, "differ": list.collect::<Vec<_>>(), "unreadable": unreadable,
+        }));
     } else {
         for ((first, last), hosts) in &differing {
             let shown = hosts.iter().map(|(node, (count, sum))| format!("node {node}: {count} records, checksum {sum:08x}"));
             say(format!("records {first} to {last} differ: {}", shown.collect::<Vec<_>>().join("; ")));
         }
     }
-    if differing.is_empty() {
+    if !format.json {
+        unreadable.iter().for_each(|(node, why)| say(format!("node {node} cannot read what it has: {why}")));
+    }
+    if differing.is_empty() && unreadable.is_empty() {
         if !format.json {
             say(format!("equal    {} hosts, records {} to {}", members.len(), args.from_lsn, thousands(last)));
         }
         return Ok(());
     }
     let advice = "the host that is alone with what it has gets a copy of the leader's store: stop its storage, tape cluster fill there; if it leads, tape cluster transfer first";
-    Err(Failure::new(DIFFERENCE, format!("the hosts differ in {} stripes of records; {advice}", differing.len())))
+    Err(Failure::new(
+        DIFFERENCE,
+        format!(
+            "the hosts differ in {} stripes of records, and {} cannot read what they have; {advice}",
+            differing.len(),
+            unreadable.len()
+        ),
+    ))
 }
 
 fn differ(hosts: &BTreeMap<u64, Has>, count: usize) -> bool {

@@ -102,13 +102,23 @@ fn a_new_host_is_filled_by_itself_while_records_come_in_and_goes_on_where_it_was
 fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_it_had_is_kept() {
     let (mut hosts, mut publisher, leader, mut next) = with_history(true, 0);
     let broken = leader % 3 + 1;
-    hosts.kill(broken);
-    // History, and the log below what was durable.
+    // History, and when it is stopped the log below what was durable.
     let table = files(&hosts.store(broken).join(sstable::DIR)).into_iter().next().unwrap().1;
     let mut bytes = std::fs::read(&table).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
-    std::fs::write(&table, bytes).unwrap();
+    // In place: storage and readers have it mapped.
+    let damaged = std::fs::OpenOptions::new().write(true).open(&table).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&damaged, &bytes[middle..=middle], middle as u64).unwrap();
+    let certs = hosts.certs();
+    let file = |name: String| certs.join(name).to_str().unwrap().to_owned();
+    let (cert, key, ca) = (file("operator.pem".into()), file("operator.key".into()), file("ca.pem".into()));
+    let operator = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", &ca];
+    let scrub = |hosts: &Hosts| hosts.tape(leader, &[&["cluster", "scrub"][..], &operator].concat());
+    let found = scrub(&hosts);
+    let said = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(found.status.code() == Some(1) && said.contains(&format!("node {broken} cannot read")), "{said}");
+    hosts.kill(broken);
     let logs: Vec<_> = files(&hosts.store(broken).join(wal::DIR)).into_iter().map(|f| f.1).collect();
     let log = logs.iter().max().unwrap();
     let mut bytes = std::fs::read(log).unwrap();
@@ -117,8 +127,6 @@ fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_i
     publish(&mut publisher, next..next + 5_000);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     next += 5_000;
-    let certs = hosts.certs();
-    let file = |name: String| certs.join(name).to_str().unwrap().to_owned();
     let fill = |from: &str, node: usize| {
         let (cert, key, ca) = (file(format!("node-{node}.pem")), file(format!("node-{node}.key")), file("ca.pem".to_owned()));
         let tls = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", &ca];

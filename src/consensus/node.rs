@@ -529,8 +529,24 @@ impl Node {
             self.raw.mut_store().conf_state = state;
             self.meta.update(Meta { seats, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
             self.members_changed = true;
+            self.resign();
         }
         Ok(())
+    }
+
+    /// A leader that has lost its vote leads no longer: raft leaves that to its owner, and takes it that a leader is a
+    /// member. Who has most of the log is asked to lead in its place.
+    fn resign(&mut self) {
+        let raft = &self.raw.raft;
+        let (id, term, voters) = (raft.id, raft.term, raft.prs().conf().voters());
+        if raft.state != StateRole::Leader || voters.contains(id) {
+            return;
+        }
+        let best = raft.prs().iter().filter(|(other, _)| voters.contains(**other)).max_by_key(|(_, p)| p.matched);
+        if let Some(heir) = best.map(|(other, _)| *other) {
+            self.raw.transfer_leader(heir);
+        }
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
     }
 }
 

@@ -68,7 +68,26 @@ impl Cluster {
                 self.operator();
             }
             Aim::KilledThenPower => self.plan_a_kill(),
-            Aim::TornCut => {}
+            Aim::TornCut => {
+                self.tear_again();
+                self.plan_a_trap();
+            }
+        }
+    }
+
+    fn is_at_peace(&self) -> bool {
+        self.script.is_empty() && self.blocked.values().all(|until| *until <= self.now)
+    }
+
+    /// Has another lead, once all hosts are there: [`Cluster::trap`] waits for it.
+    fn plan_a_trap(&mut self) {
+        let all = self.hosts.iter().all(|h| h.live.is_some() && h.back_at <= self.now);
+        let Some(leader) = self.leader().filter(|_| all && self.is_at_peace() && self.rng.below(20) == 0) else { return };
+        let heir = (leader + 1 + self.rng.below(2) as usize) % 3;
+        if let Some(live) = self.hosts[leader].live.as_mut()
+            && live.node.transfer(NodeId(heir as u64 + 1)).is_ok()
+        {
+            self.tally.up("transfers");
         }
     }
 
@@ -122,7 +141,7 @@ impl Cluster {
     /// The leader's follower acknowledges what only its cache has, if a start does not see to it; then it forgets it, and
     /// elects another together with the one that never had it.
     fn plan_a_kill(&mut self) {
-        let Some(leader) = self.leader().filter(|_| self.script.is_empty() && self.rng.below(30) == 0) else { return };
+        let Some(leader) = self.leader().filter(|_| self.is_at_peace() && self.rng.below(30) == 0) else { return };
         let first = (leader + 1 + self.rng.below(2) as usize) % 3;
         let last = 3 - leader - first;
         let kill = self.now + 2 + self.rng.below(5);
@@ -142,7 +161,7 @@ impl Cluster {
             return;
         }
         let term = self.hosts[n].live.as_ref().map_or(0, |l| l.node.state().term);
-        if term > self.trapped && self.blocked.values().all(|until| *until <= self.now) {
+        if term > self.trapped && self.is_at_peace() {
             self.trapped = term;
             if self.rng.below(4) > 0 {
                 let until = self.now + 70 + self.rng.below(30);
@@ -151,14 +170,24 @@ impl Cluster {
         }
     }
 
-    /// The power of host `n` has gone while it cut its log, or right after it.
-    pub(super) fn after_cut(&mut self, n: usize) {
+    /// The power of host `n` has gone while it cut its log behind frame `last_kept`, or right after it.
+    pub(super) fn after_cut(&mut self, n: usize, last_kept: u64) {
         if self.aim == Aim::TornCut {
             let host = &mut self.hosts[n];
             host.back_at = self.now + 1;
-            host.stalls_until = self.now + 20;
-            let at = self.now + 2 + self.rng.below(10);
-            self.script.push_back((at, Act::PowerLoss(n)));
+            host.stalls_until = self.now + 60;
+            host.torn_behind = Some(last_kept);
+        }
+    }
+
+    /// The power goes again as soon as another's frames have been written where the log was cut.
+    fn tear_again(&mut self) {
+        for n in 0..self.hosts.len() {
+            let host = &mut self.hosts[n];
+            let end = host.live.as_ref().map_or(0, |l| l.writer.end().index.0);
+            if host.torn_behind.take_if(|kept| end > *kept).is_some() {
+                self.script.push_back((self.now + self.rng.below(3), Act::PowerLoss(n)));
+            }
         }
     }
 

@@ -58,6 +58,9 @@ pub(super) struct Pace {
 /// Steps of 10 ms, for what goes wrong.
 pub(super) const COARSE: Pace = Pace { tick: 1, disk: (0, 2), hop: (2, 3), loss: 50 };
 
+/// Steps of a millisecond, for how long it takes: disks of 1 to 6 ms, hops of 1 to 2 ms.
+pub(super) const FINE: Pace = Pace { tick: 10, disk: (1, 6), hop: (2, 4), loss: 0 };
+
 /// A running process.
 pub(super) struct Live {
     pub(super) writer: wal::Writer,
@@ -83,6 +86,8 @@ pub(super) struct Host {
     pub(super) inbox: Vec<Raft>,
     /// What an operator asks of it.
     pub(super) asked: Option<Change>,
+    /// Behind which frame its log has been cut, and its power is to go once it has others there.
+    pub(super) torn_behind: Option<u64>,
     /// Up to which frame what it says is committed has been compared.
     compared: u64,
 }
@@ -269,7 +274,17 @@ impl Host {
         MetaFile::create(&disk, dir, &Meta { node: NodeId(node), seats, ..Meta::alone(STORE, 0) }).unwrap();
         let first_meta = disk.contents(&dir.join(meta::NAME)).unwrap();
         let live = Some(start(&disk, None).unwrap());
-        Host { disk, live, back_at: 0, stalls_until: 0, first_meta, inbox: Vec::new(), asked: None, compared: 0 }
+        Host {
+            disk,
+            live,
+            back_at: 0,
+            stalls_until: 0,
+            first_meta,
+            inbox: Vec::new(),
+            asked: None,
+            torn_behind: None,
+            compared: 0,
+        }
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -424,7 +439,7 @@ impl Cluster {
         let loses_power = !self.is_well() && self.rng.below(often) == 0;
         let host = &mut self.hosts[n];
         if loses_power {
-            host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(40), crate::disk::sim::Fault::PowerLoss);
+            host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(60), crate::disk::sim::Fault::PowerLoss);
         }
         match wal::cut(&host.disk, Path::new(DIR), Chain::begin(STORE), FrameIndex(last_kept)) {
             Ok(_) => host.disk.clear_faults(),
@@ -433,7 +448,7 @@ impl Cluster {
         }
         if host.disk.is_off() || self.aim == Aim::TornCut {
             self.ends(n, true);
-            self.after_cut(n);
+            self.after_cut(n, last_kept);
         } else {
             host.live = Some(start(&host.disk, self.mutant).unwrap());
         }

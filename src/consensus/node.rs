@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
 use raft::{RawNode, StateRole};
 
-use super::format::{Change, Seat, Transition};
+use super::format::{Change, Seat, Transition, VOTER};
 use super::frames::Frames;
 use super::members::{conf_change, conf_state, seats};
 use super::message::{Member, Progress, Raft, Role, State};
@@ -288,10 +288,11 @@ impl Node {
         self.pump()
     }
 
-    /// The frame that raft waits for, if there is one.
+    /// The frame that raft waits for, if there is one. Until it is written this node says nothing: it is written even if
+    /// the node that has begun it leads no longer, in the term in which it did.
     pub fn work(&mut self) -> Option<Work> {
         let (log, last) = (&self.raw.raft.raft_log, self.raw.store().last());
-        if log.last_index() <= last || self.raw.raft.state != StateRole::Leader {
+        if log.last_index() <= last {
             return None;
         }
         let entry = log.unstable_entries().iter().find(|e| e.index == last + 1)?;
@@ -362,6 +363,11 @@ impl Node {
         let refused = |reason: &str| Err(Error::invalid("change of members", reason));
         if self.leads().is_none() {
             return refused("this node does not lead");
+        }
+        let own = self.meta.meta().node;
+        if change.seats.iter().any(|s| s.node == own && s.part & VOTER == 0) {
+            // Others might not learn that it has happened, and wait for the vote of a host that is gone.
+            return refused("this node leads; hand the lead over first, and ask the next one");
         }
         self.propose()?;
         let raft = &self.raw.raft;
@@ -534,19 +540,14 @@ impl Node {
         Ok(())
     }
 
-    /// A leader that has lost its vote leads no longer: raft leaves that to its owner, and takes it that a leader is a
-    /// member. Who has most of the log is asked to lead in its place.
+    /// A leader that has lost its vote tells the others so and leads no longer: raft leaves that to its owner, and takes it
+    /// that a leader is a member.
     fn resign(&mut self) {
-        let raft = &self.raw.raft;
-        let (id, term, voters) = (raft.id, raft.term, raft.prs().conf().voters());
-        if raft.state != StateRole::Leader || voters.contains(id) {
-            return;
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.prs().conf().voters().contains(raft.id) {
+            raft.bcast_append();
+            raft.become_follower(raft.term, raft::INVALID_ID);
         }
-        let best = raft.prs().iter().filter(|(other, _)| voters.contains(**other)).max_by_key(|(_, p)| p.matched);
-        if let Some(heir) = best.map(|(other, _)| *other) {
-            self.raw.transfer_leader(heir);
-        }
-        self.raw.raft.become_follower(term, raft::INVALID_ID);
     }
 }
 

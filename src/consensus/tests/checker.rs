@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::super::message::State;
 use super::super::*;
-use super::world::{COARSE, Cluster, DIR, Pace, STORE};
+use super::world::{COARSE, Cluster, DIR, Live, Pace, STORE};
 use crate::disk::sim::SimDisk;
 use crate::record::{Trade, split};
 use crate::wal::{self, Body, Chain, FrameType};
@@ -36,6 +36,15 @@ impl Cluster {
         all && of_leader.last == of_leader.committed && of_leader.committed > 0
     }
 
+    /// How each host stands, and which part it takes each to have.
+    fn standing(&self) -> String {
+        let host = |n: usize| {
+            let seats = |l: &Live| l.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
+            self.hosts[n].live.as_ref().map(|l| (l.node.state(), seats(l), l.node.progress()))
+        };
+        (0..self.hosts.len()).map(|n| format!("\n{} {:?}", n + 1, host(n))).collect()
+    }
+
     /// All is well again: the hosts have to agree, on all that was acknowledged.
     pub(super) fn check(&mut self) -> std::result::Result<(), String> {
         self.blocked.clear();
@@ -51,8 +60,7 @@ impl Cluster {
         while !self.agrees() {
             self.step(false);
             if self.now > deadline {
-                let states: Vec<_> = (0..self.hosts.len()).map(|n| self.state(n)).collect();
-                return Err(format!("the hosts do not agree: {states:?}, members {:?}", self.members()));
+                return Err(format!("the hosts do not agree: {}", self.standing()));
             }
         }
         self.check_members()?;
@@ -71,7 +79,8 @@ impl Cluster {
             }
         }
         if self.acked.len() < acked + CALM as usize / 2 {
-            return Err(format!("{} records were acknowledged in {CALM} ticks in which all was well", self.acked.len() - acked));
+            let acked = self.acked.len() - acked;
+            return Err(format!("{acked} records were acknowledged in {CALM} ticks in which all was well: {}", self.standing()));
         }
         Ok(())
     }

@@ -13,6 +13,10 @@ const END: u64 = 20_000;
 fn times(seed: u64) -> Vec<u64> {
     let mut cluster = Cluster::new(seed, Aim::Members, None);
     cluster.pace = FINE;
+    for n in 0..3 {
+        let phase = cluster.rng.below(FINE.tick);
+        cluster.hosts[n].live.as_mut().unwrap().phase = phase;
+    }
     let settle = |cluster: &mut Cluster, ms: u64| (0..ms).for_each(|_| cluster.tick());
     let mut times = Vec::new();
     settle(&mut cluster, 2_000);

@@ -5,6 +5,7 @@
 //! A failing seed is printed; `TAPE_SIM_SEED=n` runs it alone, `TAPE_SIM_SEEDS=n` runs so many.
 
 mod checker;
+mod directed;
 mod failover;
 mod mutants;
 mod nemesis;

@@ -202,9 +202,10 @@ impl Cluster {
         let Some((what, change)) = self.choose(&seats) else { return };
         self.gone.extend(change.iter().filter(|s| s.part == 0).map(|s| s.node.0));
         self.tally.up(what);
-        if change.iter().any(|s| s.part == 0 && s.node.0 == leader as u64 + 1) {
-            self.tally.up("removals of who leads");
-        }
+        // One that is to go leads when it goes, now and then; who leads is not asked to go.
+        let loser =
+            change.iter().find(|s| s.part != format::VOTER && seats.iter().any(|b| b.node == s.node && b.part == format::VOTER));
+        self.hosts[leader].hands_to = loser.map(|s| s.node).filter(|_| self.rng.below(3) == 0);
         self.hosts[leader].asked = Some(Change { transition: Transition::Auto, seats: change });
     }
 

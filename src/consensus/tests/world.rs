@@ -73,6 +73,8 @@ pub(super) struct Live {
     patience_of: Option<(u64, Role, Option<NodeId>)>,
     /// Ticks without a leader after which it stands for election.
     patience: usize,
+    /// Where in a tick its ticks are: it was started some time.
+    pub(super) phase: u64,
 }
 
 pub(super) struct Host {
@@ -86,6 +88,8 @@ pub(super) struct Host {
     pub(super) inbox: Vec<Raft>,
     /// What an operator asks of it.
     pub(super) asked: Option<Change>,
+    /// To whom it is asked to hand the lead then.
+    pub(super) hands_to: Option<NodeId>,
     /// Behind which frame its log has been cut, and its power is to go once it has others there.
     pub(super) torn_behind: Option<u64>,
     /// Up to which frame what it says is committed has been compared.
@@ -158,7 +162,7 @@ pub(super) fn start(disk: &SimDisk, mutant: Option<Mutant>) -> Result<Live> {
     lazy.inspect(Lazy::wakes);
     let node = Node::new(&Options::default(), MetaFile::open(disk, dir)?, frames, changes, 0)?;
     let waiting = VecDeque::new();
-    Ok(Live { writer: log.writer, syncer: log.syncer, node, syncing: None, waiting, patience_of: None, patience: 0 })
+    Ok(Live { writer: log.writer, syncer: log.syncer, node, syncing: None, waiting, patience_of: None, patience: 0, phase: 0 })
 }
 
 /// `raft` with the bytes of its frames out of the log on `disk`; `None` if they are not there.
@@ -282,6 +286,7 @@ impl Host {
             first_meta,
             inbox: Vec::new(),
             asked: None,
+            hands_to: None,
             torn_behind: None,
             compared: 0,
         }
@@ -369,7 +374,7 @@ impl Cluster {
         match start(&host.disk, self.mutant) {
             Ok(live) => {
                 host.disk.clear_faults();
-                host.live = Some(live);
+                host.live = Some(Live { phase: self.rng.below(self.pace.tick), ..live });
                 true
             }
             Err(_) if host.disk.is_off() => {
@@ -390,10 +395,14 @@ impl Cluster {
         let Some(live) = host.live.as_mut() else { return };
         let promised = |live: &Live| (live.node.meta().term, live.node.meta().vote, live.node.meta().membership);
         let before = promised(live);
+        let voted = |live: &Live| live.node.meta().seats.iter().any(|s| s.node.0 == n as u64 + 1 && s.part & format::VOTER != 0);
+        let led = live.node.state().role == Role::Leader && voted(live);
+        let heir = host.hands_to.take();
         if let Some(change) = host.asked.take()
             && live.node.change(change).is_ok()
         {
             self.tally.up("changes");
+            heir.into_iter().for_each(|heir| live.node.transfer(heir).unwrap());
         }
         for raft in std::mem::take(&mut host.inbox) {
             if raft.heads.is_empty() {
@@ -407,7 +416,7 @@ impl Cluster {
             return self.cut(n, last_kept);
         }
         live.wait_for_leader(&mut self.rng, spread);
-        if (now + n as u64 * 3).is_multiple_of(pace.tick) {
+        if (now + live.phase).is_multiple_of(pace.tick) {
             live.node.tick().unwrap();
         }
         live.wait_for_leader(&mut self.rng, spread);
@@ -423,6 +432,9 @@ impl Cluster {
         if live.syncing.is_none() && end.index > live.syncer.durable().index {
             let takes = pace.disk.0 + self.rng.below(pace.disk.1);
             live.syncing = Some((end, if host.stalls_until > now { host.stalls_until } else { now + takes }));
+        }
+        if led && !voted(live) {
+            self.tally.up("leaders that lost their vote");
         }
         if promised(live) != before && pace.tick > 1 {
             // Both slots are synced before anything else is done or said.

@@ -112,7 +112,10 @@ impl Node {
         let m = meta.meta();
         let (id, last) = (m.node, frames.last());
         let applied = m.membership.max(committed).max(frames.first() - 1);
-        let commit = m.commit.max(committed).max(applied);
+        // A change is begun only once the one before it has been carried out, so all but the last are committed, and a host
+        // that has the last must know it: by members of two changes ago it would be elected by hosts that have nothing.
+        let carried_out = changes.keys().rev().nth(1).copied().unwrap_or(0);
+        let commit = m.commit.max(committed).max(applied).max(carried_out);
         if commit > last {
             let cause = format!("frame {commit} is committed, and the log ends with {last}");
             return Err(Error::Consensus { what: "the log is shorter than what is committed", cause });

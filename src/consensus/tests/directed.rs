@@ -1,8 +1,10 @@
 //! Owns: what seeds have shown, each by itself: what happens when a leader ceases to lead in the middle of something.
 
+use std::path::Path;
+
 use super::super::*;
 use super::nemesis::Aim;
-use super::world::{COARSE, Cluster, Pace, seat};
+use super::world::{COARSE, Cluster, DIR, Live, Pace, seat, start};
 use crate::consensus::message::{Raft, Role};
 use crate::lsn::NodeId;
 use raft::eraftpb::MessageType;
@@ -36,6 +38,24 @@ fn a_leader_that_loses_the_lead_before_it_has_written_what_it_began_is_heard_aga
     (0..300).for_each(|_| cluster.tick());
     assert!(cluster.acked.len() > acked + 100, "the two that are there go on: {} acknowledged", cluster.acked.len() - acked);
     cluster.check().unwrap();
+}
+
+#[test]
+fn a_host_that_has_two_changes_of_members_in_its_log_knows_the_first_to_be_committed() {
+    let (mut cluster, leader) = led();
+    let other = (leader + 1) % 3;
+    for part in [format::LEARNER, format::VOTER] {
+        cluster.hosts[leader].asked = Some(change(other as u64 + 1, part));
+        (0..20).for_each(|_| cluster.step(false));
+    }
+    let third = &cluster.hosts[3 - leader - other];
+    let seats = |live: &Live| live.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
+    assert!(seats(third.live.as_ref().unwrap()).iter().all(|s| s.1 == format::VOTER));
+    // It was killed before it wrote down that either had been carried out.
+    let disk = third.disk.copy();
+    disk.overwrite(&Path::new(DIR).join(meta::NAME), third.first_meta.clone());
+    let live = start(&disk, None).unwrap();
+    assert!(seats(&live).contains(&(other as u64 + 1, format::LEARNER)), "{:?}", seats(&live));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
 use raft::{RawNode, StateRole};
 
-use super::format::{Change, Seat, Transition};
+use super::format::{Change, Seat, Transition, VOTER};
 use super::frames::Frames;
 use super::members::{conf_change, conf_state, seats};
 use super::message::{Member, Progress, Raft, Role, State};
@@ -112,7 +112,10 @@ impl Node {
         let m = meta.meta();
         let (id, last) = (m.node, frames.last());
         let applied = m.membership.max(committed).max(frames.first() - 1);
-        let commit = m.commit.max(committed).max(applied);
+        // A change is begun only once the one before it has been carried out, so all but the last are committed, and a host
+        // that has the last must know it: by members of two changes ago it would be elected by hosts that have nothing.
+        let carried_out = changes.keys().rev().nth(1).copied().unwrap_or(0);
+        let commit = m.commit.max(committed).max(applied).max(carried_out);
         if commit > last {
             let cause = format!("frame {commit} is committed, and the log ends with {last}");
             return Err(Error::Consensus { what: "the log is shorter than what is committed", cause });
@@ -302,10 +305,11 @@ impl Node {
         self.pump()
     }
 
-    /// The frame that raft waits for, if there is one.
+    /// The frame that raft waits for, if there is one. Until it is written this node says nothing: it is written even if
+    /// the node that has begun it leads no longer, in the term in which it did.
     pub fn work(&mut self) -> Option<Work> {
         let (log, last) = (&self.raw.raft.raft_log, self.raw.store().last());
-        if log.last_index() <= last || self.raw.raft.state != StateRole::Leader {
+        if log.last_index() <= last {
             return None;
         }
         let entry = log.unstable_entries().iter().find(|e| e.index == last + 1)?;
@@ -376,6 +380,11 @@ impl Node {
         let refused = |reason: &str| Err(Error::invalid("change of members", reason));
         if self.leads().is_none() {
             return refused("this node does not lead");
+        }
+        let own = self.meta.meta().node;
+        if change.seats.iter().any(|s| s.node == own && s.part & VOTER == 0) {
+            // Others might not learn that it has happened, and wait for the vote of a host that is gone.
+            return refused("this node leads; hand the lead over first, and ask the next one");
         }
         self.propose()?;
         let raft = &self.raw.raft;
@@ -543,8 +552,19 @@ impl Node {
             self.raw.mut_store().conf_state = state;
             self.meta.update(Meta { seats, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
             self.members_changed = true;
+            self.resign();
         }
         Ok(())
+    }
+
+    /// A leader that has lost its vote tells the others so and leads no longer: raft leaves that to its owner, and takes it
+    /// that a leader is a member.
+    fn resign(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.prs().conf().voters().contains(raft.id) {
+            raft.bcast_append();
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
     }
 }
 

@@ -554,7 +554,7 @@ mod tests {
         }
         let mut meta = MetaFile::open(&disk, Path::new(DIR)).unwrap();
         meta.update(Meta { durable: Evidence::default(), ..*meta.meta() }).unwrap();
-        assert_ne!(frames(&disk).unwrap().1.position, place.position);
+        assert_eq!(spot(frames(&disk.copy()).unwrap().1), spot(place), "a start takes it away too");
         let done = cut_behind(&disk, behind).unwrap();
         assert_eq!((done.frames, done.records, done.kept_in), (0, 0, None));
         assert_eq!(spot(frames(&disk).unwrap().1), spot(place));
@@ -664,6 +664,36 @@ mod tests {
             rotten.patch(&Path::new(DIR).join(meta::NAME), slot + 20, 0xee).unwrap();
             assert_eq!(frames(&rotten).unwrap().0.len(), 1, "slot at {slot}");
         }
+    }
+
+    #[test]
+    fn a_frame_that_an_interrupted_cut_has_left_does_not_follow_another_of_its_size_and_term() {
+        let (mut left, mut call, mut is_over) = (0, 0, false);
+        while !is_over {
+            call += 1;
+            for seed in 0..8 {
+                let broken = scene(&[5; 6], 6);
+                broken.set_fault(broken.calls() + call, Fault::PowerLoss);
+                is_over = cut_behind(&broken, 2).is_ok();
+                let disk = broken.power_loss(seed);
+                let mut log = reopen(&disk, Lsn(0), |_| Ok(())).unwrap();
+                if log.writer.end().index.0 != 2 {
+                    continue;
+                }
+                // Another's frame, where the first was that is gone.
+                assert!(log.writer.ready().unwrap());
+                log.writer.append(&mut trades(1_000, 5), FrameType::Data, Ts(1)).unwrap();
+                let end = *log.writer.chain();
+                assert_eq!(spot(frames(&disk).unwrap().1), spot(end), "call {call} seed {seed}");
+                let meta = meta::read(&disk, Path::new(DIR)).unwrap().unwrap();
+                let visit = |frame: &Frame<'_>| {
+                    left += u64::from(frame.header.position == end.position);
+                    Ok(())
+                };
+                leftovers(&disk, &Path::new(DIR).join("wal"), &meta, end, visit).unwrap();
+            }
+        }
+        assert!(left > 5, "{left} times the chain alone kept it out");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, Open};
 use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Position, Term, Timeline};
+use crate::lsn::{FrameIndex, Lsn, Position, Term, Timeline};
 use crate::time::Ts;
 
 pub use cut::{Cut, cut};
@@ -106,7 +106,8 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
 /// Opens the log of the store in `dir` and shows every frame it keeps from `from` on, a checkpoint or the
 /// log's beginning, to `visit`. `seen` is the last record that readers may have seen.
 ///
-/// Afterwards everything visited is durable, and the timeline has risen if a record up to `seen` is gone. The writer has
+/// Afterwards everything visited is durable, and the timeline has risen if a record up to `seen` is gone. A pad behind
+/// which there is nothing is gone too: hosts would not agree where the next frame lies. The writer has
 /// no term of its own yet: [`Writer::set_term`]. Of the segments before `from` those stay that reach into the last `keep`
 /// bytes.
 ///
@@ -118,15 +119,28 @@ pub fn open(
     from: Chain,
     keep: u64,
     seen: Lsn,
-    visit: impl FnMut(&Frame<'_>) -> Result<()>,
+    mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
 ) -> Result<Log> {
     let mut meta_file = MetaFile::open(disk.as_ref(), dir)?;
-    let meta = *meta_file.meta();
+    let mut meta = *meta_file.meta();
     let wal = dir.join(DIR);
     segment::remove_spares(disk.as_ref(), &wal)?;
     // What is visited may be filed at once: the names of its segments must be durable too.
     disk.sync_dir(&wal)?;
-    let end = scan(disk.as_ref(), &wal, &meta, from, Open::Write, visit)?;
+    let (was_clean, mut chain, mut before_pad) = (meta.clean, from, None);
+    let mut end = scan(disk.as_ref(), &wal, &meta, from, Open::Write, |frame| {
+        before_pad = (frame.header.kind() == FrameType::Pad).then_some(chain);
+        chain.advance(&frame.header, meta.segment_size);
+        visit(frame)
+    })?;
+    if let Some(at) = before_pad {
+        cut(disk.as_ref(), dir, from, FrameIndex(at.index.0 - 1))?;
+        meta_file = MetaFile::open(disk.as_ref(), dir)?;
+        meta = *meta_file.meta();
+        let tail = end.tail.take();
+        end = scan(disk.as_ref(), &wal, &meta, at, Open::Write, |_| Ok(()))?;
+        end.tail = tail;
+    }
     let is_kept = |first: Position| first.0 + meta.segment_size + keep > from.position.0;
     let passed = end.passed.iter().filter(|(first, _)| !is_kept(*first)).map(|(_, path)| path);
     for path in end.beyond.iter().chain(passed) {
@@ -136,7 +150,7 @@ pub fn open(
     let durable = Evidence {
         seq: end.evidence.seq,
         position: end.chain.position,
-        index: crate::lsn::FrameIndex(end.chain.index.0 - 1),
+        index: FrameIndex(end.chain.index.0 - 1),
         lsn: Lsn(end.chain.lsn.0 - 1),
     };
     let withdrawn = durable.lsn < seen;
@@ -160,7 +174,7 @@ pub fn open(
         syncer: Syncer::new(disk, wal, end.segment.map(|(_, file)| file), durable),
         meta: meta_file,
         cut: end.tail.filter(|t| t.is_frame),
-        was_clean: meta.clean,
+        was_clean,
     })
 }
 

@@ -1,0 +1,87 @@
+//! Owns: what seeds have shown, each by itself: what happens when a leader ceases to lead in the middle of something.
+
+use std::path::Path;
+
+use super::super::*;
+use super::nemesis::Aim;
+use super::world::{COARSE, Cluster, DIR, Live, Pace, seat, start};
+use crate::consensus::message::{Raft, Role};
+use crate::lsn::NodeId;
+use raft::eraftpb::MessageType;
+
+/// A cluster of three in which nothing goes wrong, and who leads it.
+fn led() -> (Cluster, usize) {
+    let mut cluster = Cluster::new(7, Aim::Members, None);
+    cluster.pace = Pace { loss: 0, ..COARSE };
+    (0..150).for_each(|_| cluster.tick());
+    let leader = cluster.leader().unwrap();
+    (cluster, leader)
+}
+
+fn change(node: u64, part: u32) -> Change {
+    Change { transition: Transition::Auto, seats: vec![seat(node, part)] }
+}
+
+#[test]
+fn a_leader_that_loses_the_lead_before_it_has_written_what_it_began_is_heard_again() {
+    let (mut cluster, leader) = led();
+    let node = &mut cluster.hosts[leader].live.as_mut().unwrap().node;
+    let (own, term) = (node.meta().node, node.state().term);
+    let from = NodeId(own.0 % 3 + 1);
+    node.change(change(from.0, format::VOTER)).unwrap();
+    node.step(&Raft { kind: MessageType::MsgHeartbeat as u8, to: own, from, term: term + 1, ..Raft::default() }).unwrap();
+    assert_eq!(node.state().role, Role::Follower);
+    // The other two elect nobody without it: one of them is not there.
+    let absent = (0..3).find(|n| *n != leader && *n as u64 + 1 != from.0).unwrap();
+    cluster.hosts[absent].back_at = u64::MAX;
+    let acked = cluster.acked.len();
+    (0..300).for_each(|_| cluster.tick());
+    assert!(cluster.acked.len() > acked + 100, "the two that are there go on: {} acknowledged", cluster.acked.len() - acked);
+    cluster.check().unwrap();
+}
+
+#[test]
+fn a_host_that_has_two_changes_of_members_in_its_log_knows_the_first_to_be_committed() {
+    let (mut cluster, leader) = led();
+    let other = (leader + 1) % 3;
+    for part in [format::LEARNER, format::VOTER] {
+        cluster.hosts[leader].asked = Some(change(other as u64 + 1, part));
+        (0..20).for_each(|_| cluster.step(false));
+    }
+    let third = &cluster.hosts[3 - leader - other];
+    let seats = |live: &Live| live.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
+    assert!(seats(third.live.as_ref().unwrap()).iter().all(|s| s.1 == format::VOTER));
+    // It was killed before it wrote down that either had been carried out.
+    let disk = third.disk.copy();
+    disk.overwrite(&Path::new(DIR).join(meta::NAME), third.first_meta.clone());
+    let live = start(&disk, None).unwrap();
+    assert!(seats(&live).contains(&(other as u64 + 1, format::LEARNER)), "{:?}", seats(&live));
+}
+
+#[test]
+fn a_leader_whose_own_removal_is_committed_leads_no_longer_and_is_not_missed() {
+    let (mut cluster, first) = led();
+    let next = (first + 1) % 3;
+    let node = |n: usize| NodeId(n as u64 + 1);
+    let of_first = &mut cluster.hosts[first].live.as_mut().unwrap().node;
+    let refused = of_first.change(change(node(first).0, 0)).unwrap_err();
+    assert!(refused.to_string().contains("hand the lead over first"), "{refused}");
+    // Nothing else is on the way, and the third is slow: the lead is handed over with that frame.
+    (0..20).for_each(|_| cluster.step(false));
+    cluster.hosts[3 - first - next].stalls_until = cluster.now + 20;
+    cluster.hosts[first].asked = Some(change(node(next).0, 0));
+    cluster.hosts[first].hands_to = Some(node(next));
+    let (mut led, acked) = (false, cluster.acked.len());
+    for n in 0..150 {
+        cluster.step(n > 50);
+        led |= cluster.hosts[next].leads();
+    }
+    let state = cluster.hosts[next].live.as_ref().unwrap().node.state();
+    assert!(led && state.role == Role::Learner, "it led when it was removed: {led}, {state:?}");
+    // Nor when it is switched off.
+    cluster.hosts[next].live = None;
+    cluster.hosts[next].back_at = u64::MAX;
+    (0..100).for_each(|_| cluster.tick());
+    assert!(cluster.acked.len() > acked + 100);
+    cluster.check().unwrap();
+}

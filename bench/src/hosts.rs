@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tapestore::consensus::message::{Command as Asked, Member, Message, Report, Role};
+use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
 use tapestore::engine::found::{Founding, found};
 use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
@@ -54,11 +55,16 @@ pub struct Shape {
     pub times: [u64; 3],
     /// Bytes of a MemTable and of a log segment.
     pub sizes: [u64; 2],
+    /// Whether hosts reach each other through links that can be cut: not where times are measured, because each link is a
+    /// process's two threads more on the way.
+    pub has_links: bool,
+    /// How storage waits for work.
+    pub wait: Wait,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { count: 3, times: [100, 300, 150], sizes: [64 << 20, 16 << 20] }
+        Shape { count: 3, times: [100, 300, 150], sizes: [64 << 20, 16 << 20], has_links: true, wait: Wait::Adaptive }
     }
 }
 
@@ -109,7 +115,12 @@ impl Hosts {
     pub fn start(shape: Shape) -> Hosts {
         let dir = tempfile::tempdir().unwrap();
         let [heartbeat, election, spread] = shape.times;
-        let text = format!("[cluster]\nheartbeat-ms = {heartbeat}\nelection-ms = {election}\nelection-spread-ms = {spread}\n");
+        let wait = match shape.wait {
+            Wait::Busy => "busy",
+            Wait::Adaptive => "adaptive",
+            Wait::Blocking => "blocking",
+        };
+        let text = format!("wait = \"{wait}\"\n[cluster]\nheartbeat-ms = {heartbeat}\nelection-ms = {election}\nelection-spread-ms = {spread}\n");
         std::fs::write(dir.path().join("storage.toml"), text).unwrap();
         let mut this = Hosts { dir, shape, hosts: Vec::new(), links: std::collections::BTreeMap::new() };
         let addresses: Vec<String> = (0..shape.count).map(|_| free_address()).collect();
@@ -129,7 +140,7 @@ impl Hosts {
         let own: Vec<(u64, String)> = self.hosts.iter().map(|h| (h.node, h.address.clone())).collect();
         let mut members = Vec::new();
         for (other, address) in own {
-            let address = if other == node { address } else { self.link(node, other, address) };
+            let address = if other == node || !self.shape.has_links { address } else { self.link(node, other, address) };
             members.push(Member { node: NodeId(other), address, is_voter: true });
         }
         let segment_size = self.shape.sizes[1];

@@ -30,6 +30,9 @@ struct Arguments {
     /// Records of the throughput measurement
     #[arg(long, default_value_t = 3_000_000)]
     records: u64,
+    /// How storage waits for work: busy, adaptive, blocking
+    #[arg(long, default_value = "adaptive")]
+    wait: Wait,
     /// Times that the lead is handed over
     #[arg(long, default_value_t = 20)]
     transfers: u64,
@@ -47,6 +50,10 @@ fn main() -> ExitCode {
     transfers(&arguments);
     throughput(&arguments);
     ExitCode::SUCCESS
+}
+
+fn shape(arguments: &Arguments) -> Shape {
+    Shape { has_links: false, wait: arguments.wait, ..Shape::default() }
 }
 
 fn trade(id: u64) -> Trade {
@@ -117,13 +124,13 @@ fn paced(publisher: &mut Publisher, arguments: &Arguments, level: Level, first: 
 }
 
 fn latency(arguments: &Arguments) {
-    let alone = Hosts::start(Shape { count: 1, ..Shape::default() });
+    let alone = Hosts::start(Shape { count: 1, ..shape(arguments) });
     alone.leader().unwrap();
     let mut publisher = alone.publisher(1, 1, Level::Fsync).unwrap();
     print_line("one host: fsync acknowledged", &paced(&mut publisher, arguments, Level::Fsync, 0));
     drop(publisher);
     drop(alone);
-    let hosts = Hosts::start(Shape::default());
+    let hosts = Hosts::start(shape(arguments));
     let leader = hosts.leader().unwrap();
     let mut publisher = hosts.publisher(leader, 1, Level::Quorum).unwrap();
     paced(&mut publisher, &Arguments { count: arguments.rate, ..*arguments }, Level::Quorum, 0);
@@ -135,7 +142,7 @@ fn latency(arguments: &Arguments) {
 
 /// The lead is handed over under load.
 fn transfers(arguments: &Arguments) {
-    let hosts = Hosts::start(Shape::default());
+    let hosts = Hosts::start(shape(arguments));
     let mut leader = hosts.leader().unwrap();
     let at = leader;
     let mut publisher = hosts.publisher(at, 1, Level::Quorum).unwrap();
@@ -174,7 +181,7 @@ fn cpu(hosts: &Hosts) -> Duration {
 
 fn throughput(arguments: &Arguments) {
     for count in [2, 3] {
-        let shape = Shape { count, sizes: [256 << 20, 64 << 20], ..Shape::default() };
+        let shape = Shape { count, sizes: [256 << 20, 64 << 20], ..shape(arguments) };
         let hosts = Hosts::start(shape);
         let leader = hosts.leader().unwrap();
         let mut publisher = hosts.publisher(leader, 1, Level::Quorum).unwrap();

@@ -19,34 +19,34 @@ use crate::wal::{self, Chain, Evidence, Meta, MetaFile};
 const TRIES: u64 = 50;
 
 /// What is to be built.
-pub(super) struct Job<'a> {
+pub(crate) struct Job<'a> {
     /// Of this store,
-    pub(super) source: &'a Path,
+    pub(crate) source: &'a Path,
     /// in this directory,
-    pub(super) target: &'a Path,
+    pub(crate) target: &'a Path,
     /// with files of this earlier copy.
-    pub(super) earlier: Option<&'a Path>,
+    pub(crate) earlier: Option<&'a Path>,
     /// Nothing is linked.
-    pub(super) copies: bool,
+    pub(crate) copies: bool,
     /// Files of the earlier copy are not read again.
-    pub(super) trusts_earlier: bool,
+    pub(crate) trusts_earlier: bool,
     /// No file of history is read: whoever gets the copy does.
-    pub(super) reads_nothing: bool,
+    pub(crate) reads_nothing: bool,
     /// The log's last segment is filled with zeros.
-    pub(super) fills: bool,
+    pub(crate) fills: bool,
     /// Its timeline.
-    pub(super) timeline: Timeline,
+    pub(crate) timeline: Timeline,
     /// Whether it is as if storage had stopped in order.
-    pub(super) clean: bool,
+    pub(crate) clean: bool,
     /// Least number of its manifest.
-    pub(super) number: u64,
+    pub(crate) number: u64,
 }
 
 /// Makes the directories, and removes what a copy that was cut short left there, but for whole files of history.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub(super) fn prepare(disk: &dyn Disk, job: &Job<'_>) -> Result<()> {
+pub(crate) fn prepare(disk: &dyn Disk, job: &Job<'_>) -> Result<()> {
     let (files, log) = (job.target.join(sstable::DIR), job.target.join(wal::DIR));
     for dir in [job.target, &files, &log] {
         disk.create_dir(dir)?;
@@ -67,7 +67,7 @@ fn empty(disk: &dyn Disk, dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// As [`super::backup`].
-pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<(Summary, Chain)> {
+pub(crate) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<(Summary, Chain)> {
     let (mut retries, mut brought) = (0, BTreeMap::new());
     loop {
         let meta = meta_of(disk, job.source)?;

@@ -10,12 +10,10 @@
 
 mod build;
 mod log;
-mod offer;
 
 use std::path::{Path, PathBuf};
 
-use self::build::{Job, build, prepare};
-pub use self::offer::{Offer, is_file_name, offer, withdraw};
+pub(crate) use self::build::{Job, build, prepare};
 use crate::disk::{Disk, Open, publish};
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Timeline};
@@ -200,7 +198,7 @@ fn put_in_place(disk: &dyn Disk, fresh: &Path, target: &Path, parent: &Path) -> 
 }
 
 /// Removes the copy in `dir`.
-fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
+pub(crate) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
     for within in [sstable::DIR, wal::DIR].map(|d| dir.join(d)) {
         if disk.exists(&within)? {
             for name in disk.list(&within)? {

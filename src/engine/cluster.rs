@@ -13,25 +13,20 @@ use super::attach::Answer;
 use super::covered::Covered;
 use super::ingest::IngestAgent;
 use super::links::Links;
-use super::recover::KEPT_MAX;
 use super::sync::SyncItem;
 use crate::bus::attach::Message as Said;
-use crate::consensus::format::{LEARNER, VOTER};
-use crate::consensus::message::{Command, Identity, Message, Raft, Report, Role, State, VERSION};
+use crate::consensus::message::{Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
-use crate::consensus::{Change, Node, Options, Seat, Transition, Verdict, Work};
+use crate::consensus::{Change, Node, Options, Seat, Verdict, Work};
 use crate::error::{Error, Result};
-use crate::lsn::{Level, NodeId, Position};
+use crate::lsn::{Level, NodeId};
 use crate::shm::bell::Bell;
-use crate::shm::control::Statistic;
 use crate::wal::{self, Appended, Body, FrameType};
 
 /// Frames of one message that are taken in before others get their turn.
 const FRAMES_A_TURN: usize = 64;
 /// Bytes of frames that wait to be taken in, at most; what comes on top is dropped, and sent again.
 const WAITING_MAX: u64 = 64 << 20;
-/// How often a member hears that the log does not reach back to what it lacks.
-const STRANDED_NS: u64 = 1_000_000_000;
 /// Words of a frame's header.
 const HEADER_WORDS: usize = 8;
 
@@ -60,8 +55,8 @@ pub(super) struct Cluster {
     /// Whether it has been said that another was.
     is_fenced: bool,
     /// Members that need more log than there is, and when they were last told.
-    stranded: Vec<NodeId>,
-    said_stranded: u64,
+    pub(super) stranded: Vec<NodeId>,
+    pub(super) said_stranded: u64,
     /// The last frame that a standby has, as last seen.
     standby: Option<u64>,
     /// Storage ends, for this.
@@ -510,80 +505,6 @@ impl IngestAgent {
         }
         self.cluster.held.push_back((last, connection, message));
         Ok(())
-    }
-
-    /// Says which members the log does not reach back to: they are to fetch a copy of the store.
-    fn say_stranded(&mut self, now: u64) {
-        let progress = self.cluster.node.progress();
-        let stranded: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
-        for node in stranded.iter().filter(|n| !self.cluster.stranded.contains(n)) {
-            tracing::warn!(
-                node = node.0,
-                "the log does not reach back to what that member lacks: it is to fetch a copy of the store"
-            );
-        }
-        if !stranded.is_empty() && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS {
-            self.cluster.said_stranded = now;
-            let first = self.cluster.node.frames().first();
-            stranded.iter().for_each(|&node| self.cluster.links.tell(&Message::Stranded { node, first }));
-        }
-        self.cluster.stranded = stranded;
-    }
-
-    /// Shows how much of the log other hosts may still ask for, and forgets the rest.
-    fn show_needed(&mut self) {
-        let cluster = &mut self.cluster;
-        let end = self.core.writer.chain().position.0;
-        let needed = if cluster.node.is_alone() {
-            end
-        } else {
-            let frames = cluster.node.frames();
-            let first = cluster.node.needed().max(frames.first());
-            let of_others = frames.place(first).map_or(end, |p| p.position.0);
-            let most = cluster.options.retain_bytes;
-            let leads = cluster.node.state().role == Role::Leader;
-            of_others.max(end.saturating_sub(if leads { most } else { most.min(KEPT_MAX) }))
-        };
-        cluster.covered.set_needed(Position(needed));
-        let filed = self.control.statistic(Statistic::CheckpointPosition);
-        cluster.node.forget(Position(needed.min(filed)));
-    }
-
-    fn command(&mut self, command: Command) -> Result<Report> {
-        let of = |node, part, address| Change { transition: Transition::Auto, seats: vec![Seat { node, part, address }] };
-        let node = &mut self.cluster.node;
-        let known =
-            node.meta().seats.iter().find(|s| matches!(&command, Command::Promote(n) | Command::Remove(n) if *n == s.node));
-        let address = known.map(|s| s.address.clone());
-        let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` says who is"));
-        match command {
-            Command::Status => {}
-            Command::Add { node: new, address } => {
-                if address.is_empty() || address.len() > crate::consensus::format::ADDRESS_MAX || new == NodeId(0) {
-                    return Err(Error::invalid("member", "its number is above 0, and its address host:port"));
-                }
-                if node.meta().seats.iter().any(|s| s.node == new) {
-                    return Err(Error::invalid("member", format!("node {new} is one already")));
-                }
-                node.change(of(new, LEARNER, address))?;
-            }
-            Command::Promote(n) => node.change(of(n, VOTER, address.ok_or_else(|| missing(n))?))?,
-            Command::Remove(n) => node.change(of(n, 0, address.ok_or_else(|| missing(n))?))?,
-            Command::Transfer(n) => node.transfer(n)?,
-        }
-        Ok(self.report())
-    }
-
-    fn report(&self) -> Report {
-        let node = &self.cluster.node;
-        Report {
-            node: node.meta().node,
-            epoch: node.meta().epoch,
-            state: node.state(),
-            members: node.meta().seats.iter().map(Seat::member).collect(),
-            records: [self.control.appended().0, self.control.durable().0, self.control.committed().0],
-            progress: node.progress(),
-        }
     }
 }
 

@@ -134,7 +134,7 @@ pub fn discard(disk: &dyn Disk, dir: &Path) -> Result<()> {
     }
     remove_if_there(disk, &incoming.join(WHOLE))?;
     disk.sync_dir(&incoming)?;
-    backup::withdraw(disk, &incoming)?;
+    backup::remove(disk, &incoming)?;
     disk.sync_dir(dir)
 }
 

@@ -26,6 +26,8 @@ mod ingest;
 mod known;
 mod lane;
 mod links;
+mod members;
+pub mod offer;
 mod prepare;
 mod recover;
 pub mod rejoin;

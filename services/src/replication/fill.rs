@@ -9,10 +9,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tapestore::backup::{Progress, is_file_name};
+use tapestore::backup::Progress;
 use tapestore::consensus::message::{Command, Member, Message};
 use tapestore::disk::{Disk, RealDisk};
 use tapestore::engine::fill;
+use tapestore::engine::offer::is_file_name;
 use tapestore::lsn::NodeId;
 use tapestore::{sstable, wal};
 use tokio::sync::{mpsc, watch};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tapestore::backup::{self, Offer};
+use tapestore::engine::offer::{self, Offer};
 use tapestore::consensus::message::{Command, Role, State};
 use tapestore::disk::RealDisk;
 use tapestore::lsn::NodeId;
@@ -102,7 +102,7 @@ impl Copies {
 }
 
 fn remove(dir: &Path) {
-    if let Err(error) = backup::withdraw(&RealDisk, dir) {
+    if let Err(error) = offer::withdraw(&RealDisk, dir) {
         tracing::warn!(%error, dir = %dir.display(), "a copy for another host is not removed");
     }
 }
@@ -128,7 +128,7 @@ impl Host {
             let (store, target) = (known.identity.store.clone(), dir.clone());
             let made = tokio::task::spawn_blocking(move || {
                 std::fs::create_dir_all(target.parent().unwrap_or(&target))?;
-                backup::offer(&RealDisk, &store, &target, HostClock.wall()).map_err(std::io::Error::other)
+                offer::offer(&RealDisk, &store, &target, HostClock.wall()).map_err(std::io::Error::other)
             });
             let made = made.await.map_err(|e| Status::internal(e.to_string()))?;
             let offer = made.map_err(|e| Status::data_loss(format!("a copy cannot be made: {e}")))?;

@@ -14,10 +14,10 @@ use crate::sstable;
 use crate::time::HostClock;
 
 /// What a replication process does: brings the copy `offer`, which is in `from`, into the store `to`.
-fn bring(disk: &dyn Disk, offer: &backup::Offer, from: &Path, to: &Path) {
+fn bring(disk: &dyn Disk, offer: &offer::Offer, from: &Path, to: &Path) {
     fill::begin(disk, to).unwrap();
     for (name, len) in &offer.files {
-        assert!(backup::is_file_name(name), "{name}");
+        assert!(offer::is_file_name(name), "{name}");
         let target = to.join(fill::INCOMING).join(name);
         if disk.exists(&target).unwrap() {
             disk.remove(&target).unwrap();
@@ -60,12 +60,12 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     let (to, made_in) = (hosts.store(behind), hosts.store(leader).join("offers"));
     RealDisk.create_dir(&made_in).unwrap();
     let made_in = made_in.join("1");
-    let offer = backup::offer(&RealDisk, &hosts.store(leader), &made_in, HostClock.wall()).unwrap();
+    let offer = offer::offer(&RealDisk, &hosts.store(leader), &made_in, HostClock.wall()).unwrap();
     publish(&mut publisher, next, next + 500);
     next += 500;
     bring(&RealDisk, &offer, &made_in, &to);
     fill::check(&RealDisk, &to, &mut |_| {}).unwrap();
-    backup::withdraw(&RealDisk, &made_in).unwrap();
+    offer::withdraw(&RealDisk, &made_in).unwrap();
     hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
     eventually("its storage to end", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
     assert_eq!(hosts.stop(behind), Ended::Fill);
@@ -94,7 +94,7 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
 }
 
 /// A store `s` with records, of node 1, and a store `t`, of node 2, that has fewer of them; a copy of `s` is in `t`.
-fn scene(seed: u64) -> (Run, PathBuf, backup::Offer) {
+fn scene(seed: u64) -> (Run, PathBuf, offer::Offer) {
     let mut run = Run::new(seed);
     let (from, to) = (run.dir.path().join("s"), run.dir.path().join("t"));
     std::fs::create_dir(&to).unwrap();
@@ -123,7 +123,7 @@ fn scene(seed: u64) -> (Run, PathBuf, backup::Offer) {
     let mut file = RaftFile::open(&run.disk, &from).unwrap();
     file.update(raft_meta::Meta { seats: vec![seat(1), seat(2)], ..file.meta().clone() }).unwrap();
     let made_in = from.join("offers");
-    let offer = backup::offer(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
+    let offer = offer::offer(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
     bring(&run.disk, &offer, &made_in, &to);
     fill::check(&run.disk, &to, &mut |_| {}).unwrap();
     (run, to, offer)
@@ -237,11 +237,11 @@ fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is
 #[test]
 fn names_that_are_no_stores_files_are_refused() {
     for name in ["store.meta", "raft.meta", "CURRENT", "MANIFEST-0000000000000001", "sst/a-1.sst", "wal/0000.wal"] {
-        assert!(backup::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
+        assert!(offer::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
     }
     for name in
         ["", "/etc/passwd", "../x", "sst/../x", "sst/", "sst/a/b", "wal/.hidden", "LOCK", "BACKUP", "run", "other/x", "sst/a\0"]
     {
-        assert!(!backup::is_file_name(name), "{name}");
+        assert!(!offer::is_file_name(name), "{name}");
     }
 }

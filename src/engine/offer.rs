@@ -7,8 +7,7 @@
 
 use std::path::Path;
 
-use super::build::{Job, build, prepare};
-use super::{meta_of, remove};
+use crate::backup::{Job, build, meta_of, prepare, remove};
 use crate::consensus::MetaFile;
 use crate::consensus::meta::{self as raft_meta, Meta};
 use crate::disk::{Disk, Open};

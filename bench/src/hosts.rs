@@ -18,8 +18,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tapestore::consensus::message::{Command as Asked, Member, Message, Report, Role};
 use tapestore::agent::Wait;
+use tapestore::consensus::message::{Command as Asked, Member, Message, Report, Role};
 use tapestore::disk::RealDisk;
 use tapestore::engine::found::{Founding, found};
 use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
@@ -120,7 +120,9 @@ impl Hosts {
             Wait::Adaptive => "adaptive",
             Wait::Blocking => "blocking",
         };
-        let text = format!("wait = \"{wait}\"\n[cluster]\nheartbeat-ms = {heartbeat}\nelection-ms = {election}\nelection-spread-ms = {spread}\n");
+        let text = format!(
+            "wait = \"{wait}\"\n[cluster]\nheartbeat-ms = {heartbeat}\nelection-ms = {election}\nelection-spread-ms = {spread}\n"
+        );
         std::fs::write(dir.path().join("storage.toml"), text).unwrap();
         let mut this = Hosts { dir, shape, hosts: Vec::new(), links: std::collections::BTreeMap::new() };
         let addresses: Vec<String> = (0..shape.count).map(|_| free_address()).collect();

@@ -4,7 +4,7 @@
 //! raft.meta: two slots of 4 KiB, the valid one with the higher seq is the truth
 //! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
 //! 40    node u64 · incarnation u64 · epoch u64
-//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · 0 u64
+//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64
 //! 104   auto leave u32 · members u32 · 32 members of 88 B
 //!
 //! member 88 B            node u64 · part u32 · length u32 · address 72 B
@@ -57,7 +57,7 @@ pub(super) struct Slot {
     pub(super) vote: u64,
     pub(super) commit: u64,
     pub(super) membership: u64,
-    pub(super) zero: u64,
+    pub(super) joins: u64,
     pub(super) auto_leave: u32,
     pub(super) count: u32,
     pub(super) members: [RawMember; MEMBERS_MAX],

@@ -61,6 +61,11 @@ pub enum Message {
         /// The first frame that there is.
         first: u64,
     },
+    /// Storage that joins a cluster: it is to get a copy of this leader's store.
+    Lacks {
+        /// Who leads.
+        leader: NodeId,
+    },
     /// The replication process: a copy of another host's store has come, and all of it has been read.
     Filled,
     /// Either way: bytes of one storage process for another, which only these two understand; in order for as long as

@@ -35,6 +35,9 @@ pub struct Meta {
     pub membership: u64,
     /// Whether the leader ends a time of two majorities by itself.
     pub auto_leave: bool,
+    /// Whether it has yet to get a copy of another host's store: until then it knows neither the members as of a frame nor
+    /// what their changes in the log are to be applied to, and takes no frames.
+    pub joins: bool,
     /// The members.
     pub seats: Vec<Seat>,
 }
@@ -44,7 +47,19 @@ impl Meta {
     pub fn alone(store_id: u128, term: u64) -> Meta {
         let node = NodeId(1);
         let seats = vec![Seat { node, part: VOTER, address: String::new() }];
-        Meta { store_id, node, incarnation: 1, epoch: 0, term, vote: 0, commit: 0, membership: 0, auto_leave: false, seats }
+        Meta {
+            store_id,
+            node,
+            incarnation: 1,
+            epoch: 0,
+            term,
+            vote: 0,
+            commit: 0,
+            membership: 0,
+            auto_leave: false,
+            joins: false,
+            seats,
+        }
     }
 
     /// Whether this node is the one voter and nobody else holds the log.
@@ -81,6 +96,7 @@ impl Meta {
         slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
         (slot.node, slot.incarnation, slot.epoch) = (self.node.0, self.incarnation, self.epoch);
         (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
+        slot.joins = u64::from(self.joins);
         (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.seats.len() as u32);
         for (to, from) in slot.members.iter_mut().zip(&self.seats) {
             *to = from.raw();
@@ -135,6 +151,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         commit: slot.commit,
         membership: slot.membership,
         auto_leave: slot.auto_leave != 0,
+        joins: slot.joins != 0,
         seats,
     };
     Parsed::Valid(slot.seq, Box::new(meta))

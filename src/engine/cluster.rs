@@ -132,6 +132,7 @@ impl IngestAgent {
             }
             self.show_needed();
             self.say_stranded(now);
+            self.say_lacks(now);
         }
         self.do_work()?;
         self.speak()?;
@@ -168,6 +169,7 @@ impl IngestAgent {
                 | Message::Members(_)
                 | Message::State(_)
                 | Message::Stranded { .. }
+                | Message::Lacks { .. }
                 | Message::Answer { .. } => {
                     tracing::warn!(?message, "a process says to storage what only storage says");
                 }
@@ -240,6 +242,10 @@ impl IngestAgent {
         }
         if raft.heads.is_empty() {
             return self.step(&raft).map(drop);
+        }
+        if self.cluster.node.meta().joins {
+            // It does not know yet what they follow.
+            return Ok(());
         }
         let bytes = raft.frames.len() as u64;
         if self.cluster.waiting_bytes + bytes <= WAITING_MAX {

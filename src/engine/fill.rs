@@ -67,7 +67,7 @@ fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     let end = backup::verify_log(disk, dir, &meta, state.checkpoint)?;
     let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who the members are" };
     let raft = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
-    if raft.store_id != meta.store_id || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
+    if raft.store_id != meta.store_id || raft.joins || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
         let (path, found) = (dir.join(raft_meta::NAME), raft.commit.max(raft.membership));
         return Err(Error::Corrupt {
             path,
@@ -93,6 +93,32 @@ pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<()> {
     remove_if_there(disk, &incoming.join(WHOLE))?;
     disk.sync_dir(&incoming)?;
     disk.sync_dir(dir)
+}
+
+/// Gives the copy in the store `dir`, of which the manifest has come, those files of history that the store has already, by a
+/// second name: they are the very same, and have been read. Gives their bytes.
+///
+/// # Errors
+/// As [`check`].
+pub fn reuse(disk: &dyn Disk, dir: &Path) -> Result<u64> {
+    let (incoming, own) = (incoming(dir), dir.join(sstable::DIR));
+    let meta = backup::meta_of(disk, &incoming)?;
+    let state = backup::state_of(disk, &incoming, meta.store_id)?;
+    let mut bytes = 0;
+    for meta in state.files.values() {
+        let name = sstable::file_name(meta.kind, meta.id);
+        let to = incoming.join(sstable::DIR).join(&name);
+        let is_same = || {
+            let table = sstable::Table::open(disk, &own, *meta)?;
+            table.verify(|_| Ok(()))?;
+            table.release();
+            Ok::<(), Error>(())
+        };
+        if !disk.exists(&to)? && is_same().is_ok() && disk.link(&own.join(&name), &to)? {
+            bytes += meta.len;
+        }
+    }
+    Ok(bytes)
 }
 
 /// Reads every byte of the copy in the store `dir`, and says of it that it is whole if it is sound. A file of history that
@@ -345,6 +371,7 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
         commit: theirs.raft.commit,
         membership: theirs.raft.membership,
         auto_leave: theirs.raft.auto_leave,
+        joins: false,
         seats: theirs.raft.seats,
         ..before
     };

@@ -26,8 +26,8 @@ pub struct Founding {
     pub members: Vec<Member>,
     /// Bytes of a log segment, for a new store; the same on each.
     pub segment_size: u64,
-    /// Whether the cluster is there already, and this host joins it: it holds the log and does not vote until it is told
-    /// otherwise. Its store is new, or restored from a backup of another host's.
+    /// Whether the cluster is there already, and this host joins it: it gets a copy of the leader's store, holds the log and
+    /// does not vote until it is told otherwise. Its store is new, or restored from a backup of another host's.
     pub joins: bool,
     /// Forced promotions that there have been, of a cluster that it joins; 0 else.
     pub epoch: u64,
@@ -70,10 +70,15 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     match raft {
         None => {
             let term = known.map_or(0, |k| u64::from(k.term.0));
-            MetaFile::create(disk, dir, &Meta { node: founding.node, seats, epoch: founding.epoch, ..Meta::alone(id, term) })?;
+            MetaFile::create(
+                disk,
+                dir,
+                &Meta { node: founding.node, seats, epoch: founding.epoch, joins: founding.joins, ..Meta::alone(id, term) },
+            )?;
         }
         Some(before) => {
-            let changed = Meta { node: founding.node, seats, epoch: before.epoch.max(founding.epoch), ..before };
+            let changed =
+                Meta { node: founding.node, seats, epoch: before.epoch.max(founding.epoch), joins: founding.joins, ..before };
             changed.check()?;
             MetaFile::open(disk, dir)?.update(changed)?;
         }

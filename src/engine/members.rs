@@ -34,6 +34,15 @@ impl IngestAgent {
         self.cluster.stranded = stranded;
     }
 
+    /// A host that joins asks for a copy of the leader's store, as soon as it knows who leads.
+    pub(super) fn say_lacks(&mut self, now: u64) {
+        let is_due = self.cluster.node.meta().joins && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS;
+        if let Some(leader) = self.cluster.leader().filter(|_| is_due) {
+            self.cluster.said_stranded = now;
+            self.cluster.links.tell(&Message::Lacks { leader });
+        }
+    }
+
     /// Shows how much of the log other hosts may still ask for, and forgets the rest.
     pub(super) fn show_needed(&mut self) {
         let cluster = &mut self.cluster;

@@ -119,7 +119,14 @@ pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send))
     let incoming = wanted.store.join(fill::INCOMING);
     prepare(wanted, &offer, &incoming).map_err(|e| told(&e))?;
     let total = offer.files.iter().map(|f| f.len).sum();
-    for file in &offer.files {
+    // What names the others comes first: this host may have some of them.
+    let (others, first): (Vec<_>, Vec<_>) = offer.files.iter().partition(|f| f.name.contains('/'));
+    for (at, file) in first.iter().chain(&others).enumerate() {
+        if at == first.len() {
+            let store = wanted.store.clone();
+            let reused = tokio::task::spawn_blocking(move || fill::reuse(&RealDisk, &store)).await.map_err(|e| told(&e))?;
+            tracing::info!(bytes = reused.map_err(|e| told(&e))?, "files of history that are here already are not fetched");
+        }
         let mut tell = |more| progress(Progress { what: "fetching a copy", more, total });
         fetch_file(&client, wanted, offer.copy, file, &incoming, &mut tell).await?;
     }

@@ -167,7 +167,8 @@ pub fn run(args: &Args) -> Outcome {
 
 async fn serve(options: Options, with_parent: bool) -> Outcome {
     let counters = Arc::new(Counters::default());
-    let (session, ends) = session::new(options.clone(), counters.clone());
+    let (stranded_by, stranded) = tokio::sync::mpsc::channel(1);
+    let (session, ends) = session::new(options.clone(), counters.clone(), stranded_by.clone());
     let identity = session.identity();
     tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
     let session = tokio::spawn(session.run(ends));
@@ -183,7 +184,6 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         tokio::spawn(tell(counters.clone()));
         let copies = supply::Copies::new(&options);
         tokio::spawn(copies.clone().tend());
-        let (stranded_by, stranded) = tokio::sync::mpsc::channel(1);
         tokio::spawn(fill::run(options.clone(), identity.clone(), stranded));
         server::serve(listener, acceptor, identity.clone(), counters, (copies, stranded_by)).await
     };

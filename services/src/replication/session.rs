@@ -102,6 +102,8 @@ pub struct Session {
     counters: Arc<Counters>,
     known: watch::Sender<Option<Known>>,
     storage: ToStorage,
+    /// Who is to give this host a copy of its store, and the first frame of its log.
+    lacks: mpsc::Sender<(NodeId, u64)>,
     peers: HashMap<NodeId, (Outbox, String, tokio::task::JoinHandle<()>)>,
 }
 
@@ -112,12 +114,12 @@ pub struct Ends {
 }
 
 /// A session that has not begun.
-pub fn new(options: Options, counters: Arc<Counters>) -> (Session, Ends) {
+pub fn new(options: Options, counters: Arc<Counters>, lacks: mpsc::Sender<(NodeId, u64)>) -> (Session, Ends) {
     let (control_in, control) = mpsc::channel(CONTROL_MAX);
     let (bulk_in, bulk) = mpsc::unbounded_channel();
     let (room, waiting) = (Arc::new(Semaphore::new(BULK_MAX)), Arc::default());
     let storage = ToStorage { control: control_in, bulk: bulk_in, room, waiting };
-    let session = Session { options, counters, known: watch::Sender::new(None), storage, peers: HashMap::new() };
+    let session = Session { options, counters, known: watch::Sender::new(None), storage, lacks, peers: HashMap::new() };
     (session, Ends { control, bulk })
 }
 
@@ -208,6 +210,10 @@ impl Session {
                     if !self.peers.get(&node).is_some_and(|p| p.0.stranded(first)) {
                         count(&self.counters.dropped, 1);
                     }
+                }
+                Message::Lacks { leader } => {
+                    // Said again as long as it holds.
+                    self.lacks.try_send((leader, u64::MAX)).ok();
                 }
                 Message::Answer { id, result } => {
                     if let Some(tell) = self.storage.waiting.lock().await.remove(&id) {

@@ -12,9 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tapestore::engine::offer::{self, Offer};
 use tapestore::consensus::message::{Command, Role, State};
 use tapestore::disk::RealDisk;
+use tapestore::engine::offer::{self, Offer};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 use tokio::sync::mpsc;

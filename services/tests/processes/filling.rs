@@ -46,13 +46,13 @@ fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usiz
     (hosts, publisher, leader, next)
 }
 
-/// Adds a host with an empty store.
-fn join(hosts: &mut Hosts, n: usize) -> String {
+/// Adds a host with an empty store, which is told of itself and `others`.
+fn join(hosts: &mut Hosts, n: usize, others: std::ops::RangeInclusive<usize>) -> String {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let store = hosts.dir.path().join(format!("host-{n}"));
     hosts.hosts.push(Host { store, storage: None, replication: None });
     hosts.addresses.push(port.to_string());
-    let all: Vec<_> = (1..).zip(&hosts.addresses).map(|(n, a)| format!("{n}={a}")).collect();
+    let all: Vec<_> = others.chain([n]).map(|n| format!("{n}={}", hosts.addresses[n - 1])).collect();
     let init = ["cluster", "init", "--join", "--cluster", "test", "--segment-size", "4M", "--node", &n.to_string(), "--members"];
     ok(&hosts.tape(n, &[&init[..], &[&all.join(",")]].concat()));
     hosts.start(n);
@@ -69,7 +69,7 @@ fn files(dir: &Path) -> BTreeSet<(u64, PathBuf)> {
 #[test]
 fn a_new_host_is_filled_by_itself_while_records_come_in_and_goes_on_where_it_was_killed() {
     let (mut hosts, mut publisher, leader, mut next) = with_history(false, 4 << 20);
-    let itself = join(&mut hosts, 4);
+    let itself = join(&mut hosts, 4, 1..=3);
     ok(&hosts.tape(leader, &["cluster", "add", &itself]));
     let incoming = hosts.store(4).join(INCOMING);
     let history = incoming.join(sstable::DIR);
@@ -161,6 +161,46 @@ fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_i
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     let served = hosts.tape(broken, &["cluster", "fill", "--from", &hosts.addresses[leader - 1]]);
     assert!(!served.status.success(), "a store that is served is not filled");
+}
+
+#[test]
+fn a_host_joins_when_none_of_the_founders_is_a_member_any_more() {
+    let mut hosts = Hosts::new(false);
+    let mut leader = hosts.leader();
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 0..1_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    drop(publisher);
+    let asked = |hosts: &Hosts, leader: usize, what: &[&str]| {
+        eventually("a change of members", || {
+            hosts.tape(leader, &[&["cluster"][..], what].concat()).status.success().then_some(())
+        });
+    };
+    // All are added before the first of them votes: who began with the present members could not make sense of the log.
+    for n in 4..=6 {
+        let itself = join(&mut hosts, n, 1..=3);
+        asked(&hosts, leader, &["add", &itself]);
+    }
+    for n in 4..=6 {
+        eventually("all records on the new host", || (hosts.committed(n) >= Lsn(1_000)).then_some(()));
+        asked(&hosts, leader, &["promote", &n.to_string()]);
+    }
+    asked(&hosts, leader, &["transfer", "4"]);
+    leader = 4;
+    eventually("the next leader", || hosts.status(4).filter(|s| s["role"] == "leader"));
+    for n in 1..=3 {
+        asked(&hosts, leader, &["remove", &n.to_string()]);
+        hosts.kill(n);
+    }
+    let itself = join(&mut hosts, 7, 4..=6);
+    asked(&hosts, leader, &["add", &itself]);
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 1_000..2_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    eventually("all records on the new host", || (hosts.committed(7) >= Lsn(2_000)).then_some(()));
+    asked(&hosts, leader, &["promote", "7"]);
+    let members = hosts.status(7).unwrap()["members"].as_array().unwrap().len();
+    assert_eq!(members, 4);
 }
 
 #[test]

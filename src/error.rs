@@ -174,6 +174,14 @@ pub enum Error {
         /// How this was noticed.
         why: &'static str,
     },
+    /// This host of the store does not lead, and passes nothing on to the one that does.
+    #[error("the store in {} does not lead{}; attach where the leader's storage runs, or set `forward = true` under [cluster]", dir.display(), leader.map_or_else(String::new, |l| format!(", node {l} does")))]
+    NotLeader {
+        /// Directory of the store.
+        dir: PathBuf,
+        /// Who leads, if it is known.
+        leader: Option<crate::lsn::NodeId>,
+    },
     /// The storage process refused a request.
     #[error("storage refused {request}: {reason}")]
     Refused {

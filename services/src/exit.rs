@@ -57,7 +57,7 @@ impl From<Error> for Failure {
             Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::Missing { .. } => DATA,
             Error::Invalid { .. } | Error::Limit { .. } => USAGE,
             Error::StorageDown { .. } => UNAVAILABLE,
-            Error::Locked { .. } | Error::Refused { .. } | Error::Fenced { .. } => LATER,
+            Error::Locked { .. } | Error::NotLeader { .. } | Error::Refused { .. } | Error::Fenced { .. } => LATER,
             Error::Expired { .. } | Error::Withdrawn { .. } => NOT_FOUND,
             _ => IO,
         };

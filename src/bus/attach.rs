@@ -71,6 +71,8 @@ pub enum Message {
     Kind(Box<Layout>),
     /// It is one.
     Known,
+    /// No: this node leads, and this host passes nothing on; 0: nobody is known to lead.
+    NotLeader(u64),
 }
 
 /// What a publisher is granted.
@@ -160,6 +162,10 @@ impl Message {
                 7
             }
             Message::Known => 8,
+            Message::NotLeader(node) => {
+                out.extend(node.to_le_bytes());
+                9
+            }
         };
         (kind, out)
     }
@@ -259,6 +265,7 @@ impl Message {
                 Message::Kind(Box::new(layout))
             }
             8 => Message::Known,
+            9 => Message::NotLeader(fields.u64()?),
             _ => return None,
         };
         fields.0.is_empty().then_some(message)
@@ -312,6 +319,7 @@ mod tests {
             Message::Symbols(vec!["A".parse().unwrap(), "B:C".parse().unwrap()]),
             Message::Ids(vec![InstrumentId(1), InstrumentId(2)]),
             Message::Refused("because".into()),
+            Message::NotLeader(3),
             Message::Fenced(Epoch(3)),
             Message::Kind(Box::new(crate::record::example_layout())),
             Message::Known,

@@ -24,11 +24,13 @@ pub struct Options {
     pub election_spread_ms: u64,
     /// Bytes of log kept for members that lag behind, at most.
     pub retain_bytes: u64,
+    /// Whether a host that does not lead passes on what its publishers send; else it refuses them.
+    pub forward: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { heartbeat_ms: 100, election_ms: 300, election_spread_ms: 150, retain_bytes: 8 << 30 }
+        Options { heartbeat_ms: 100, election_ms: 300, election_spread_ms: 150, retain_bytes: 8 << 30, forward: true }
     }
 }
 

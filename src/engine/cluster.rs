@@ -59,6 +59,8 @@ pub(super) struct Cluster {
     pub(super) said_stranded: u64,
     /// The last frame that a standby has, as last seen.
     standby: Option<u64>,
+    /// Who has denied which committed frame, as last said.
+    denied: Option<(NodeId, u64)>,
     /// Storage ends, for this.
     pub(super) ended: Option<Ended>,
 }
@@ -85,6 +87,7 @@ impl Cluster {
             stranded: Vec::new(),
             said_stranded: 0,
             standby: None,
+            denied: None,
             ended: None,
         }
     }
@@ -307,7 +310,9 @@ impl IngestAgent {
                     self.cluster.ended = Some(Ended::Cut(index));
                     return Ok(true);
                 }
+                Verdict::Denies(index) if self.cluster.denied == Some((raft.from, index)) => {}
                 Verdict::Denies(index) => {
+                    self.cluster.denied = Some((raft.from, index));
                     tracing::error!(
                         index,
                         from = raft.from.0,

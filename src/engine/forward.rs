@@ -62,6 +62,7 @@ enum Outcome {
     Known,
     Fenced(u32),
     Refused(String),
+    NotLeader(u64),
 }
 
 /// Bytes of a publisher's batches that are passed on and not back in the log, at most.
@@ -130,6 +131,10 @@ impl IngestAgent {
             worked = true;
             match request {
                 Request::Gone { .. } => self.serve(request)?,
+                request if !self.cluster.options.forward => {
+                    let leader = self.cluster.leader().map_or(0, |l| l.0);
+                    self.answer(request, Outcome::NotLeader(leader))?;
+                }
                 request => {
                     let ticket = self.forwarding.next;
                     self.forwarding.next += 1;
@@ -137,7 +142,8 @@ impl IngestAgent {
                 }
             }
         }
-        let Some(leader) = self.cluster.leader().filter(|l| *l != self.cluster.identity.node) else { return Ok(worked) };
+        let leads_elsewhere = |l: &NodeId| *l != self.cluster.identity.node && self.cluster.options.forward;
+        let Some(leader) = self.cluster.leader().filter(leads_elsewhere) else { return Ok(worked) };
         for (publisher, ticket) in self.forwarding.unasked(now) {
             // What the publisher's earlier self has sent counts: it goes first.
             if publisher.is_some() {
@@ -365,6 +371,7 @@ impl IngestAgent {
             Outcome::Ids(ids) => Said::Ids(ids.into_iter().map(InstrumentId).collect()),
             Outcome::Fenced(epoch) => Said::Fenced(Epoch(epoch)),
             Outcome::Refused(reason) => Said::Refused(reason),
+            Outcome::NotLeader(leader) => Said::NotLeader(leader),
         };
         match request {
             Request::Attach { connection, publisher, level, grant, receiver, .. } => {

@@ -14,8 +14,9 @@ use crate::disk::{Disk, Open};
 use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Term};
 use crate::manifest::format::{CURRENT, file_number};
+use crate::sstable;
 use crate::time::{NANOS_PER_SECOND, Ts};
-use crate::{sstable, wal};
+use crate::wal;
 
 /// How often members may change while a copy is made.
 const TRIES: u32 = 5;

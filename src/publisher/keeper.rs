@@ -9,7 +9,7 @@ use super::{Fatal, KEEPER_BATCHES, Options, State, lock, register};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Level, PubSeq};
+use crate::lsn::{Epoch, Level, NodeId, PubSeq};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 
@@ -38,6 +38,9 @@ pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode
             Ok((stream, link, grant))
         }
         Message::Refused(reason) => Err(Error::Refused { request: "to attach a publisher", reason }),
+        Message::NotLeader(node) => {
+            Err(Error::NotLeader { dir: options.store.clone(), leader: (node != 0).then_some(NodeId(node)) })
+        }
         Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
         _ => Err(down("its answer is meaningless")),
     }
@@ -119,7 +122,7 @@ impl Keeper {
                 lock(&self.state).fatal = Some(Fatal::Fenced);
                 IDLE
             }
-            Err(error @ Error::Refused { .. }) => {
+            Err(error @ (Error::Refused { .. } | Error::NotLeader { .. })) => {
                 tracing::warn!(%error, "trying again");
                 REFUSED
             }

@@ -26,6 +26,7 @@ pub(super) struct Hosts {
     carriers: Vec<Option<std::thread::JoinHandle<()>>>,
     /// Bytes of log that a leader keeps for hosts that lag behind.
     pub(super) retain: u64,
+    forwards: bool,
     pub(super) net: Arc<Net>,
 }
 
@@ -63,6 +64,7 @@ impl Hosts {
             storages: Vec::new(),
             carriers: Vec::new(),
             retain: consensus::Options::default().retain_bytes,
+            forwards: true,
             net: Arc::default(),
         };
         let members: Vec<_> =
@@ -97,6 +99,7 @@ impl Hosts {
         options.cluster =
             consensus::Options { heartbeat_ms: 50, election_ms: 250, election_spread_ms: 150, ..Default::default() };
         options.cluster.retain_bytes = self.retain;
+        options.cluster.forward = self.forwards;
         options
     }
 
@@ -386,6 +389,27 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
         assert!(ids.iter().all(|id| *id < 2_100), "what was withdrawn is nowhere");
         assert!(ids.len() >= 2_000, "{}", ids.len());
     }
+}
+
+#[test]
+fn a_follower_that_forwards_nothing_names_the_leader() {
+    let mut hosts = Hosts::new(3);
+    let leader = hosts.leader(0);
+    let other = leader % 3 + 1;
+    hosts.forwards = false;
+    hosts.stop(other);
+    hosts.start(other);
+    let options = publisher::Options::new(hosts.store(other), PublisherId(1));
+    let error = eventually("the follower to know who leads", || match Publisher::open(options.clone()) {
+        Err(error @ Error::NotLeader { .. }) => Some(error),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it is let in"),
+    });
+    assert!(matches!(error, Error::NotLeader { leader: Some(named), .. } if named == NodeId(leader)), "{error}");
+    assert!(error.to_string().contains(&format!("node {leader} does")), "{error}");
+    // Where the leader is, all is as ever.
+    let mut at_leader = hosts.publisher(leader, 1, Level::Quorum);
+    publish(&mut at_leader, 0, 100);
 }
 
 #[test]

@@ -143,9 +143,9 @@ fn cut(options: &Options, world: &World, last_kept: u64) -> Outcome {
 fn fill(options: &Options, world: &World) -> Outcome {
     match fill::install(options, world, false) {
         Ok(filled) => tracing::info!(files = filled.files, records = filled.last.0, "filled with a copy of the leader's store"),
-        Err(error @ (Error::Consensus { .. } | Error::Missing { .. })) => {
+        Err(error @ (Error::Consensus { .. } | Error::Missing { .. } | Error::Corrupt { .. } | Error::Locked { .. })) => {
             tracing::warn!(%error, "a copy that was fetched is not used; what was here is served on");
-            fill::discard(world.disk.as_ref(), &options.store)?;
+            fill::refuse(world.disk.as_ref(), &options.store)?;
         }
         Err(error) => return Err(error.into()),
     }

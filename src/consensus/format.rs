@@ -4,7 +4,7 @@
 //! raft.meta: two slots of 4 KiB, the valid one with the higher seq is the truth
 //! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
 //! 40    node u64 · incarnation u64 · epoch u64
-//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64
+//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2)
 //! 104   auto leave u32 · members u32 · 32 members of 88 B
 //!
 //! member 88 B            node u64 · part u32 · length u32 · address 72 B

@@ -38,6 +38,8 @@ pub struct Meta {
     /// Whether it has yet to get a copy of another host's store: until then it knows neither the members as of a frame nor
     /// what their changes in the log are to be applied to, and takes no frames.
     pub joins: bool,
+    /// Whether it has been told to rejoin after a forced promotion: it may hold what nobody else has.
+    pub rejoins: bool,
     /// The members.
     pub seats: Vec<Seat>,
 }
@@ -58,6 +60,7 @@ impl Meta {
             membership: 0,
             auto_leave: false,
             joins: false,
+            rejoins: false,
             seats,
         }
     }
@@ -96,7 +99,7 @@ impl Meta {
         slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
         (slot.node, slot.incarnation, slot.epoch) = (self.node.0, self.incarnation, self.epoch);
         (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
-        slot.joins = u64::from(self.joins);
+        slot.joins = u64::from(self.joins) | u64::from(self.rejoins) << 1;
         (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.seats.len() as u32);
         for (to, from) in slot.members.iter_mut().zip(&self.seats) {
             *to = from.raw();
@@ -151,7 +154,8 @@ fn parse(bytes: &[u8]) -> Parsed {
         commit: slot.commit,
         membership: slot.membership,
         auto_leave: slot.auto_leave != 0,
-        joins: slot.joins != 0,
+        joins: slot.joins & 1 != 0,
+        rejoins: slot.joins & 2 != 0,
         seats,
     };
     Parsed::Valid(slot.seq, Box::new(meta))

@@ -104,12 +104,12 @@ impl Node {
     /// [`Error::Consensus`] if `meta` and the log contradict each other.
     pub fn new(
         options: &Options,
-        meta: MetaFile,
+        mut meta: MetaFile,
         mut frames: Frames,
         changes: BTreeMap<u64, Change>,
         committed: u64,
     ) -> Result<Node> {
-        let m = meta.meta();
+        let m = meta.meta().clone();
         let (id, last) = (m.node, frames.last());
         let applied = m.membership.max(committed).max(frames.first() - 1);
         // A change is begun only once the one before it has been carried out, so all but the last are committed, and a host
@@ -122,8 +122,12 @@ impl Node {
         }
         let term = m.term.max(frames.term_of(last).unwrap_or(0));
         let vote = if term == m.term { m.vote } else { 0 };
+        if term > m.term {
+            // The log is ahead of it if the process died between the two: nothing is said in that term before it is there.
+            meta.update(Meta { term, vote, ..m.clone() })?;
+        }
         frames.hard_state = HardState { term, vote, commit, ..HardState::default() };
-        frames.conf_state = conf_state(m);
+        frames.conf_state = conf_state(&m);
         let config = options.config(id, applied);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&config, frames, &logger).map_err(failed("start"))?;

@@ -4,6 +4,7 @@
 //! ```text
 //! STORE/incoming/…        the copy, as it is fetched: the files of a store, and raft.meta of the host that made it
 //! STORE/incoming/WHOLE    every byte of it has been read and is sound
+//! STORE/LOCK.incoming     held by whoever changes `incoming`
 //! STORE/FILLING           the copy takes the place of what was here: `clear`, `place` or `done`, timeline, where to keep what was
 //! ```
 //!
@@ -16,6 +17,7 @@
 //! host's own term is at most T, and its log does not go beyond the copy's in term T, everything that it has helped to
 //! commit is in the copy.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{Options, World};
@@ -26,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Timeline};
 use crate::manifest::format::{CURRENT, file_number};
 use crate::manifest::{Manifest, State};
-use crate::sstable;
+use crate::sstable::{self, FileMeta};
 use crate::time::NANOS_PER_SECOND;
 use crate::wal::{self, Chain};
 
@@ -34,6 +36,8 @@ use crate::wal::{self, Chain};
 pub const INCOMING: &str = "incoming";
 /// Says of a copy that all of it has been read.
 const WHOLE: &str = "WHOLE";
+/// Held by whoever changes the copy.
+const LOCK: &str = "LOCK.incoming";
 /// Says of a store that a copy takes its place.
 const FILLING: &str = "FILLING";
 
@@ -96,7 +100,8 @@ pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<()> {
 }
 
 /// Gives the copy in the store `dir`, of which the manifest has come, those files of history that the store has already, by a
-/// second name: they are the very same, and have been read. Gives their bytes.
+/// second name: they are the very same, and have been read. What is in the copy by their names and is another's is removed.
+/// Gives their bytes.
 ///
 /// # Errors
 /// As [`check`].
@@ -108,45 +113,74 @@ pub fn reuse(disk: &dyn Disk, dir: &Path) -> Result<u64> {
     for meta in state.files.values() {
         let name = sstable::file_name(meta.kind, meta.id);
         let to = incoming.join(sstable::DIR).join(&name);
-        let is_same = || {
-            let table = sstable::Table::open(disk, &own, *meta)?;
-            table.verify(|_| Ok(()))?;
-            table.release();
-            Ok::<(), Error>(())
-        };
-        if !disk.exists(&to)? && is_same().is_ok() && disk.link(&own.join(&name), &to)? {
+        if disk.exists(&to)? {
+            if sstable::Table::open(disk, &incoming.join(sstable::DIR), *meta).and_then(|t| t.trailer().map(drop)).is_err() {
+                disk.remove(&to)?;
+            }
+            continue;
+        }
+        if read_table(disk, &own, *meta).is_ok() && disk.link(&own.join(&name), &to)? {
             bytes += meta.len;
         }
     }
     Ok(bytes)
 }
 
-/// Reads every byte of the copy in the store `dir`, and says of it that it is whole if it is sound. A file of history that
-/// is damaged is removed, so that it is fetched again.
+/// Reads every byte of the file of history of `meta` in `dir`.
+fn read_table(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result<()> {
+    let table = sstable::Table::open(disk, dir, meta)?;
+    table.verify(|_| Ok(()))?;
+    table.release();
+    Ok(())
+}
+
+/// Reads every byte of the copy in the store `dir`, but for files of history that are in `read`, and says of it that it is
+/// whole if it is sound. A file of history that is damaged is removed, so that it is fetched again; the others come to be in
+/// `read`.
 ///
 /// # Errors
 /// [`Error::Corrupt`], [`Error::Missing`] for what is wrong with it; [`Error::Io`].
-pub fn check(disk: &dyn Disk, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+pub fn check(disk: &dyn Disk, dir: &Path, read: &mut BTreeMap<u64, FileMeta>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
     let incoming = incoming(dir);
     let Found { state, end, .. } = found(disk, &incoming)?;
     let total = state.files.values().map(|f| f.len).sum();
     for meta in state.files.values() {
-        let name = sstable::file_name(meta.kind, meta.id);
-        let read = sstable::Table::open(disk, &incoming.join(sstable::DIR), *meta).and_then(|table| {
-            table.verify(|_| Ok(()))?;
-            table.release();
-            Ok(())
-        });
-        if let Err(error) = read {
-            if !matches!(error, Error::Missing { .. }) {
-                remove_if_there(disk, &incoming.join(sstable::DIR).join(name))?;
+        let history = incoming.join(sstable::DIR);
+        if read.get(&meta.id) != Some(meta) {
+            if let Err(error) = read_table(disk, &history, *meta) {
+                if matches!(error, Error::Corrupt { .. }) {
+                    remove_if_there(disk, &history.join(sstable::file_name(meta.kind, meta.id)))?;
+                }
+                return Err(error);
             }
-            return Err(error);
+            read.insert(meta.id, *meta);
         }
         progress(Progress { what: "reading what was fetched", more: meta.len, total });
     }
     sync_all(disk, &incoming)?;
     publish(disk, &incoming.join(WHOLE), format!("a store up to frame {} of term {}\n", end.index.0 - 1, end.term).as_bytes())
+}
+
+/// Says of the copy in the store `dir` that it is not whole. Files of history in it stay, for the next one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn refuse(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let incoming = incoming(dir);
+    if !disk.exists(&incoming)? {
+        return Ok(());
+    }
+    remove_if_there(disk, &incoming.join(WHOLE))?;
+    disk.sync_dir(&incoming)
+}
+
+/// Who may change the copy in the store `dir`, for as long as what this gives lives.
+///
+/// # Errors
+/// [`Error::Locked`] if another one does, or a copy is taking the store's place; [`Error::Io`].
+pub fn hold(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>> {
+    let held = disk.lock(&dir.join(LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    if disk.exists(&dir.join(FILLING))? { Err(Error::Locked { path: dir.to_path_buf() }) } else { Ok(held) }
 }
 
 /// Removes the copy in the store `dir`: it is of no use.
@@ -197,17 +231,32 @@ fn store_files(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
 /// there is no whole copy; [`Error::Corrupt`] if what is here is damaged and that was not said; [`Error::Io`].
 pub fn install(options: &Options, world: &World, is_damaged: bool) -> Result<Filled> {
     let (disk, dir) = (world.disk.as_ref(), &options.store);
-    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
+    let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
+    install_held(options, world, is_damaged, lock.as_ref())
+}
+
+/// As [`install`], with the lock of the store that the caller holds.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_held(options: &Options, world: &World, is_damaged: bool, _lock: &(dyn Send + Sync)) -> Result<Filled> {
+    let (disk, dir) = (world.disk.as_ref(), &options.store);
+    let _held = hold(disk, dir)?;
     let incoming = incoming(dir);
     if !disk.exists(&incoming.join(WHOLE))? {
         return Err(Error::Missing { path: incoming.join(WHOLE), what: "the copy of another host has been read" });
     }
     let copy = found(disk, &incoming)?;
+    for meta in copy.state.files.values() {
+        sstable::Table::open(disk, &incoming.join(sstable::DIR), *meta)?.trailer().map(|_| ())?;
+    }
     let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who this host is" };
     let own = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
     let log = own_log(world, dir, is_damaged)?;
     admit(&own, log.as_ref().map(|l| &l.1), &copy)?;
-    let is_new_epoch = copy.raft.epoch > own.epoch;
+    // What the host had in an epoch that is over may be nowhere else.
+    let is_new_epoch = copy.raft.epoch > own.epoch || own.rejoins;
+    let mut is_prefix = log.is_some() && !is_new_epoch;
     if let Some((begin, end)) = log
         && !is_new_epoch
         && end.term < copy.end.term
@@ -216,11 +265,18 @@ pub fn install(options: &Options, world: &World, is_damaged: bool) -> Result<Fil
         // It stays in the log until the copy is in its place: this host has acknowledged it.
         let last_kept = FrameIndex(own.commit.max(begin.index.0 - 1));
         if let Some(path) = wal::cut::keep_tail(disk, dir, begin, last_kept)? {
+            is_prefix = false;
             tracing::info!(path = %path.display(), "frames that may not be committed are kept aside");
         }
     }
-    let timeline = wal::meta::read(disk, dir).ok().flatten().map_or(copy.meta.timeline, |m| Timeline(m.timeline.0 + 1));
-    let keep = (is_damaged || is_new_epoch).then(|| format!("replaced-{}", world.clock.wall().0 / NANOS_PER_SECOND));
+    let now = world.clock.wall().0 / NANOS_PER_SECOND;
+    let timeline = match wal::meta::read(disk, dir) {
+        // By one, readers go on behind the end of the copy; by more, everything that they have read may be otherwise now.
+        Ok(Some(own)) => Timeline(own.timeline.0 + if is_prefix { 1 } else { 2 }),
+        // No store that goes on by itself comes to this.
+        _ => Timeline((copy.meta.timeline.0 + 2).max(now)),
+    };
+    let keep = (is_damaged || is_new_epoch).then(|| format!("replaced-{now}"));
     Mark { step: Step::Clear, timeline, keep: keep.clone() }.write(disk, dir)?;
     finish(disk, dir)?;
     let kept_in = keep.map(|k| dir.join(k));
@@ -262,6 +318,9 @@ fn admit(own: &raft_meta::Meta, log: Option<&Chain>, copy: &Found) -> Result<()>
         ));
     }
     match log {
+        Some(end) if copy.raft.epoch == own.epoch && end.term > copy.end.term => {
+            refuse(format!("the copy ends in term {term}, and the log here in term {}", end.term))
+        }
         Some(end) if end.term == copy.end.term && end.index > copy.end.index => {
             refuse(format!("the copy ends with frame {last} of term {term}, and the log here with frame {}", end.index.0 - 1))
         }
@@ -368,10 +427,11 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
         epoch: theirs.raft.epoch.max(before.epoch),
         term,
         vote: if term == before.term { before.vote } else { 0 },
-        commit: theirs.raft.commit,
+        commit: if before.epoch == theirs.raft.epoch { before.commit.max(theirs.raft.commit) } else { theirs.raft.commit },
         membership: theirs.raft.membership,
         auto_leave: theirs.raft.auto_leave,
         joins: false,
+        rejoins: false,
         seats: theirs.raft.seats,
         ..before
     };

@@ -90,6 +90,8 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
 /// `raft.meta` of the store in `dir`, which nobody serves, after `change`; what it says then.
 fn changed(disk: &dyn Disk, dir: &Path, change: impl FnOnce(&Meta) -> Result<Meta>) -> Result<Meta> {
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    // What is decided is decided of the store that the next start would find.
+    super::fill::finish(disk, dir)?;
     let Some(before) = meta::read(disk, dir)? else {
         return Err(Error::invalid("cluster", format!("{} is in none", dir.display())));
     };
@@ -140,6 +142,6 @@ pub fn rejoin(disk: &dyn Disk, dir: &Path, epoch: u64, leader: &Member) -> Resul
         ];
         let incarnation = before.incarnation + 1;
         // Changes of members that it has carried out are not carried out again.
-        Ok(Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, ..before.clone() })
+        Ok(Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() })
     })
 }

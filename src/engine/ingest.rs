@@ -110,6 +110,7 @@ impl IngestAgent {
             // What publishers send after that stays in their rings.
             let over = stopping && self.clock.monotonic() >= *end.get_or_insert(self.clock.monotonic() + STOP_NS);
             if let Some(ended) = self.cluster.ended {
+                self.cluster.node.record()?;
                 self.tell()?;
                 self.send(SyncItem::Stop)?;
                 return Ok(ended);
@@ -119,6 +120,7 @@ impl IngestAgent {
             } else if stopping && !hands_over {
                 self.tell()?;
                 self.send(SyncItem::Stop)?;
+                self.cluster.node.record()?;
                 // Others need not wait for an election timeout.
                 return self.speak().map(|()| Ended::Stopped);
             } else if idle.should_park() {

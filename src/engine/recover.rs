@@ -74,9 +74,9 @@ pub struct Recovered {
 /// What the store in `dir` is, and its manifest; both are made if there is no store, and put in place if the copy of another
 /// host's had begun to take it.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
-    fill::finish(disk.as_ref(), dir)?;
     let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
     space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
+    fill::finish(disk.as_ref(), dir)?;
     let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
     wal::create_if_absent(disk.as_ref(), dir, create)?;
     let known = wal::meta::read(disk.as_ref(), dir)?;

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use tapestore::consensus::message::Member;
 use tapestore::consensus::meta;
 use tapestore::disk::{Disk, RealDisk};
 use tapestore::engine::{Options, fill};
@@ -16,7 +15,8 @@ use crate::terminal::{say, thousands};
 /// `tape cluster fill`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Where the replication process of the host that leads listens, host:port
+    /// Where the replication process of the host that leads listens, host:port; with its number, number=host:port, if it
+    /// is no member that this host knows of
     #[arg(long)]
     from: String,
     /// This host's certificate, PEM
@@ -44,15 +44,16 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
         _ => None,
     };
     // Its name is in the certificate of that host.
+    let named = super::member(&args.from).ok();
     let known = own.seats.iter().find(|s| s.address == args.from && s.node != own.node);
+    let known = named.or_else(|| known.map(tapestore::consensus::Seat::member));
     let leader = known.ok_or_else(|| {
         let others = own.seats.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
         Failure::new(
             USAGE,
-            format!("no other member has the address {}; there are {}", args.from, others.collect::<Vec<_>>().join(", ")),
+            format!("no other member has the address {}; there are {}. The number of one that is not known here goes before it: N=HOST:PORT", args.from, others.collect::<Vec<_>>().join(", ")),
         )
     })?;
-    let leader = Member { node: leader.node, address: leader.address.clone(), is_voter: true };
     let wanted = copy::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, tls };
     // Nothing is acknowledged here from before the leader is asked until its copy is in place.
     let lock = RealDisk.lock(&store.join("LOCK"))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
@@ -60,9 +61,8 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     let mut bar = Bar::default();
     let fetched = runtime.block_on(copy::fetch(&wanted, &mut |progress| bar.show(progress)));
     fetched.map_err(|why| Failure::new(UNAVAILABLE, format!("{why}. What has been fetched stays; run the command again")))?;
-    drop(lock);
     let options = Options { store: store.to_path_buf(), ..Options::default() };
-    let filled = fill::install(&options, &crate::storage::world()?, true)?;
+    let filled = fill::install_held(&options, &crate::storage::world()?, true, lock.as_ref())?;
     let (files, last) = (filled.files, thousands(filled.last.0));
     say(format!(
         "{} holds {files} files of history and records up to {last}, as node {} has them",

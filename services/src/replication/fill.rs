@@ -4,6 +4,7 @@
 //! What must hold: what is fetched goes on where it stopped, file by file; every chunk is checked on the way, and all of
 //! the copy is read before storage is told; nothing but files of a store, under their own names, is ever written.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,8 @@ use tapestore::disk::{Disk, RealDisk};
 use tapestore::engine::fill;
 use tapestore::engine::offer::is_file_name;
 use tapestore::lsn::NodeId;
-use tapestore::{sstable, wal};
+use tapestore::sstable::{self, FileMeta};
+use tapestore::wal;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -35,12 +37,14 @@ const QUIET: Duration = Duration::from_secs(10);
 const TRIES: u32 = 20;
 /// How long a leader says it until it is believed, whatever is here.
 const INSISTS: Duration = Duration::from_secs(15);
-/// Between two copies that came to nothing.
+/// Between two copies that came to nothing: at first, and when that does not help.
 const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Bytes that stay free on the disk.
 const SPARE: u64 = 64 << 20;
-/// In the copy's directory: of which host it is.
-const SOURCE: &str = "SOURCE";
+/// A copy that took longer is behind: what has come to the leader since is fetched too, so often at most.
+const FRESH: Duration = Duration::from_secs(10);
+const ROUNDS: u32 = 20;
 
 /// Which store is to be filled, and from where.
 #[derive(Clone, Debug)]
@@ -59,7 +63,7 @@ pub struct Wanted {
 
 /// Fetches copies whenever a leader says that its log does not reach back far enough, for ever.
 pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut stranded: mpsc::Receiver<(NodeId, u64)>) {
-    let (mut since, mut heard) = (Instant::now(), Instant::now());
+    let (mut since, mut heard, mut pause) = (Instant::now(), Instant::now(), PAUSE);
     while let Some((leader, first)) = stranded.recv().await {
         if heard.elapsed() > 3 * PAUSE {
             since = Instant::now();
@@ -71,7 +75,16 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
         // frame on that the leader does not have any more.
         let last = now.storage.ask(Command::Status).await.map_or(u64::MAX, |r| r.state.last);
         let is_due = last.saturating_add(1) < first || since.elapsed() > INSISTS;
-        let Some(leader) = now.members.iter().find(|m| m.node == leader).filter(|_| is_due) else { continue };
+        if !is_due {
+            continue;
+        }
+        let Some(leader) = now.members.iter().chain(&now.strangers).find(|m| m.node == leader) else {
+            tracing::warn!(
+                leader = leader.0,
+                "a leader that is no member that this host knows is to give it a copy of its store: hand the lead to one that it knows, or run tape cluster fill here"
+            );
+            continue;
+        };
         tracing::info!(
             leader = leader.node.0,
             first,
@@ -96,8 +109,16 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
         };
         match fetch(&wanted, &mut tell).await {
             // Storage ends, puts the copy in the place of what is here, and is there again.
-            Ok(()) => drop(now.storage.control(&Message::Filled).await),
-            Err(why) => tracing::warn!(%why, "no copy of the leader's store could be fetched; it is tried again"),
+            Ok(()) => {
+                pause = PAUSE;
+                // Storage may have ended meanwhile, and hears it when it is there again.
+                now.storage.control(&Message::Filled).await.ok();
+            }
+            Err(why) => {
+                tracing::warn!(%why, again_in = ?pause, "no copy of the leader's store could be fetched");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
         tokio::time::sleep(PAUSE).await;
         since = Instant::now();
@@ -105,11 +126,30 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
     }
 }
 
-/// Fetches a copy of the leader's store into the directory for it, and reads all of it.
+/// Fetches a copy of the leader's store into the directory for it, and reads all of it. If that took long, what has come
+/// to the leader since is fetched too, so that the log there still goes on from the copy's end.
 ///
 /// # Errors
 /// What went wrong; what has been fetched stays, and is not fetched again.
 pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), String> {
+    let _held = fill::hold(&RealDisk, &wanted.store).map_err(|e| e.to_string())?;
+    let mut read = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        fetch_once(wanted, &mut read, progress).await?;
+        if began.elapsed() < FRESH {
+            return Ok(());
+        }
+    }
+    Err("records come in at the leader faster than they can be fetched".to_owned())
+}
+
+/// One copy; of history, what is in `read` has been read before.
+async fn fetch_once(
+    wanted: &Wanted,
+    read: &mut BTreeMap<u64, FileMeta>,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<(), String> {
     let told = |e: &dyn std::fmt::Display| e.to_string();
     let client = connect(wanted).await?;
     let request = CopyRequest { cluster: wanted.cluster.to_le_bytes().to_vec().into(), node: wanted.node.0 };
@@ -118,7 +158,7 @@ pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send))
     let offer = answer.map_err(|s| format!("{} refuses: {}", wanted.leader.address, s.message()))?.into_inner();
     let incoming = wanted.store.join(fill::INCOMING);
     prepare(wanted, &offer, &incoming).map_err(|e| told(&e))?;
-    let total = offer.files.iter().map(|f| f.len).sum();
+    let total = offer.files.iter().fold(0u64, |sum, f| sum.saturating_add(f.len));
     // What names the others comes first: this host may have some of them.
     let (others, first): (Vec<_>, Vec<_>) = offer.files.iter().partition(|f| f.name.contains('/'));
     for (at, file) in first.iter().chain(&others).enumerate() {
@@ -130,16 +170,19 @@ pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send))
         let mut tell = |more| progress(Progress { what: "fetching a copy", more, total });
         fetch_file(&client, wanted, offer.copy, file, &incoming, &mut tell).await?;
     }
-    let store = wanted.store.clone();
+    let (store, mut known) = (wanted.store.clone(), std::mem::take(read));
     let (tell, mut told_of) = mpsc::channel(64);
     let reading = tokio::task::spawn_blocking(move || {
         // Whoever watches may be slow: then a step is not shown.
-        fill::check(&RealDisk, &store, &mut |p| tell.try_send(p).unwrap_or(()))
+        let checked = fill::check(&RealDisk, &store, &mut known, &mut |p| tell.try_send(p).unwrap_or(()));
+        (checked, known)
     });
     while let Some(step) = told_of.recv().await {
         progress(step);
     }
-    reading.await.map_err(|e| told(&e))?.map_err(|e| told(&e))?;
+    let (checked, known) = reading.await.map_err(|e| told(&e))?;
+    *read = known;
+    checked.map_err(|e| format!("what node {} gives is damaged, and is so there if it comes again: {e}", offer.node))?;
     let over = FetchRequest { node: wanted.node.0, copy: offer.copy, ..FetchRequest::default() };
     let closed = tokio::time::timeout(QUIET, client.clone().close(over)).await;
     if let Some(why) = closed.map_or_else(|_| Some("no answer".to_owned()), |c| c.err().map(|s| s.message().to_owned())) {
@@ -169,28 +212,26 @@ fn prepare(wanted: &Wanted, offer: &CopyOffer, incoming: &Path) -> std::io::Resu
     if let Some(bad) = offer.files.iter().find(|f| !is_file_name(&f.name)) {
         return Err(std::io::Error::other(format!("the copy has a file {:?}, which no store has", bad.name)));
     }
-    let source = incoming.join(SOURCE);
-    let is_same = std::fs::read_to_string(&source).is_ok_and(|s| s == offer.node.to_string());
-    if !is_same {
-        fill::discard(&RealDisk, &wanted.store).map_err(other)?;
-    }
     fill::begin(&RealDisk, &wanted.store).map_err(other)?;
-    std::fs::write(&source, offer.node.to_string())?;
     let history = incoming.join(sstable::DIR);
     for dir in [incoming, &history, &incoming.join(wal::DIR)] {
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
-            // Files of history never change: what is there of one that is still offered stays.
-            let stays = path.is_dir() || path == source || (dir == history && is_offered(&path, offer));
+            // Files of history never change: what is there by the name of one that is offered stays, and is looked at when
+            // the manifest is there.
+            let stays = path.is_dir() || (dir == history && is_offered(&path, offer));
             if !stays {
                 std::fs::remove_file(path)?;
             }
         }
     }
     let has = |f: &CopyFile| incoming.join(&f.name).metadata().map_or(0, |m| m.len());
-    let missing: u64 = offer.files.iter().map(|f| f.len.saturating_sub(has(f))).sum();
+    let missing = offer.files.iter().fold(0u64, |sum, f| sum.saturating_add(f.len.saturating_sub(has(f))));
+    // The log is there twice for a moment.
+    let log = offer.files.iter().filter(|f| f.name.starts_with(wal::DIR)).fold(0u64, |sum, f| sum.saturating_add(f.len));
+    let missing = missing.saturating_add(log);
     let free = RealDisk.space(&wanted.store).map_err(other)?.free;
-    if missing + SPARE > free {
+    if missing.saturating_add(SPARE) > free {
         return Err(std::io::Error::other(format!(
             "{missing} bytes are to be fetched, and {free} are free at {}",
             wanted.store.display()

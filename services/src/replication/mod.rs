@@ -168,7 +168,8 @@ pub fn run(args: &Args) -> Outcome {
 async fn serve(options: Options, with_parent: bool) -> Outcome {
     let counters = Arc::new(Counters::default());
     let (stranded_by, stranded) = tokio::sync::mpsc::channel(1);
-    let (session, ends) = session::new(options.clone(), counters.clone(), stranded_by.clone());
+    let (strangers_in, strangers) = tokio::sync::mpsc::channel(16);
+    let (session, ends) = session::new(options.clone(), counters.clone(), stranded_by.clone(), strangers);
     let identity = session.identity();
     tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
     let session = tokio::spawn(session.run(ends));
@@ -185,7 +186,7 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         let copies = supply::Copies::new(&options);
         tokio::spawn(copies.clone().tend());
         tokio::spawn(fill::run(options.clone(), identity.clone(), stranded));
-        server::serve(listener, acceptor, identity.clone(), counters, (copies, stranded_by)).await
+        server::serve(listener, acceptor, identity.clone(), counters, (copies, stranded_by, strangers_in)).await
     };
     let parent = rustix::process::getppid();
     tokio::select! {

@@ -189,6 +189,7 @@ impl Peer {
             version_min: VERSION,
             version_max: VERSION,
             segment_size: known.identity.segment_size,
+            address: known.own_address().unwrap_or_default(),
         };
         let hello = tokio::time::timeout(CONNECT_TIMEOUT, client.clone().hello(hello)).await;
         let reply = match hello.map_err(|_| "it does not answer")? {

@@ -9,7 +9,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapestore::consensus::message::{Command, Message};
+use tapestore::consensus::format::ADDRESS_MAX;
+use tapestore::consensus::message::{Command, Member, Message};
 use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -46,6 +47,8 @@ pub(super) struct Host {
     pub(super) copies: Arc<Copies>,
     /// Leaders whose log does not reach back to what this host lacks.
     stranded_by: mpsc::Sender<(NodeId, u64)>,
+    /// Hosts of the cluster that are no members as far as this one knows.
+    strangers: mpsc::Sender<Member>,
     tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
     uses_tls: bool,
 }
@@ -61,9 +64,9 @@ pub async fn serve(
     acceptor: Option<tls::Acceptor>,
     known: watch::Receiver<Option<Known>>,
     counters: Arc<Counters>,
-    (copies, stranded_by): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>),
+    (copies, stranded_by, strangers): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
 ) -> Outcome {
-    let host = Host { known, counters, copies, stranded_by, tickets: Arc::default(), uses_tls: acceptor.is_some() };
+    let host = Host { known, counters, copies, stranded_by, strangers, tickets: Arc::default(), uses_tls: acceptor.is_some() };
     let limit = wire::MESSAGE_MAX;
     let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
     let admin = AdminServer::new(host.clone()).max_decoding_message_size(1 << 16);
@@ -157,6 +160,13 @@ impl Host {
             return Err(Status::resource_exhausted("too many hosts"));
         }
         tickets.insert(NodeId(hello.node), ticket);
+        drop(tickets);
+        let (node, address) = (NodeId(hello.node), hello.address.clone());
+        let is_stranger = known.members.iter().all(|m| m.node != node);
+        if is_stranger && (1..=ADDRESS_MAX).contains(&address.len()) {
+            // It says so again when it dials again.
+            self.strangers.try_send(Member { node, address, is_voter: false }).ok();
+        }
         Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch, last: 0 })
     }
 
@@ -230,8 +240,8 @@ impl Peer for Host {
         let known = self.known()?;
         self.proves(&request, &tls::node_name(NodeId(request.get_ref().node), known.identity.cluster))?;
         let reply = self.greet(&known, request.get_ref()).map_err(|s| self.refuse(s))?;
-        // Where it is not known the other host finds out as it does else.
-        let last = known.storage.ask(Command::Status).await.map_or(0, |report| report.state.last);
+        // A leader whose log does not reach back far enough learns only here that it does by now.
+        let last = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?.state.last;
         Ok(Response::new(HelloReply { last, ..reply }))
     }
 

@@ -22,6 +22,8 @@ use crate::exit::Outcome;
 const CONTROL_MAX: usize = 4096;
 /// Bytes for storage that wait at most: above, other hosts are not read.
 const BULK_MAX: usize = 64 << 20;
+/// Hosts that are dialled without being known as members, at most.
+const STRANGERS_MAX: usize = 8;
 /// How often storage is looked for while it is away.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -32,6 +34,9 @@ pub struct Known {
     pub identity: Identity,
     /// The members.
     pub members: Vec<Member>,
+    /// Hosts that are no members as far as this one knows, and have said who they are: this host may have been away when
+    /// they became some.
+    pub strangers: Vec<Member>,
     /// What is for it goes here.
     pub storage: ToStorage,
 }
@@ -111,16 +116,23 @@ pub struct Session {
 pub struct Ends {
     control: mpsc::Receiver<Vec<u8>>,
     bulk: mpsc::UnboundedReceiver<(Vec<u8>, OwnedSemaphorePermit)>,
+    strangers: mpsc::Receiver<Member>,
 }
 
 /// A session that has not begun.
-pub fn new(options: Options, counters: Arc<Counters>, lacks: mpsc::Sender<(NodeId, u64)>) -> (Session, Ends) {
+/// What comes from other hosts goes in by `strangers`; what storage says of a copy that it is to get goes out by `lacks`.
+pub fn new(
+    options: Options,
+    counters: Arc<Counters>,
+    lacks: mpsc::Sender<(NodeId, u64)>,
+    strangers: mpsc::Receiver<Member>,
+) -> (Session, Ends) {
     let (control_in, control) = mpsc::channel(CONTROL_MAX);
     let (bulk_in, bulk) = mpsc::unbounded_channel();
     let (room, waiting) = (Arc::new(Semaphore::new(BULK_MAX)), Arc::default());
     let storage = ToStorage { control: control_in, bulk: bulk_in, room, waiting };
     let session = Session { options, counters, known: watch::Sender::new(None), storage, lacks, peers: HashMap::new() };
-    (session, Ends { control, bulk })
+    (session, Ends { control, bulk, strangers })
 }
 
 /// Why a session ended.
@@ -170,6 +182,7 @@ impl Session {
                         return Ok(Some(refusal));
                     }
                 }
+                Some(stranger) = ends.strangers.recv() => self.meet_stranger(stranger),
                 Some((bytes, permit)) = ends.bulk.recv() => {
                     write(&stream, &bells, &bytes).await?;
                     drop(permit);
@@ -185,7 +198,7 @@ impl Session {
             match message {
                 Message::Welcome(identity) => {
                     tracing::info!(node = identity.node.0, session = identity.session, "storage is there");
-                    let known = Known { identity, members: Vec::new(), storage: self.storage.clone() };
+                    let known = Known { identity, members: Vec::new(), strangers: Vec::new(), storage: self.storage.clone() };
                     self.known.send_replace(Some(known));
                 }
                 Message::Refused(reason) => return Ok(Some(reason)),
@@ -242,11 +255,31 @@ impl Session {
 
     /// The members are these: peers that are new are dialled, those that are none any more are let go.
     fn meet(&mut self, members: Vec<Member>) {
-        let mut known = self.known.borrow().clone();
-        let Some(now) = &mut known else { return };
-        now.members.clone_from(&members);
-        let identity = now.identity.clone();
-        self.known.send_replace(known);
+        self.known.send_if_modified(|known| {
+            let Some(now) = known.as_mut() else { return false };
+            now.strangers.retain(|s| members.iter().all(|m| m.node != s.node));
+            now.members = members;
+            true
+        });
+        self.dial();
+    }
+
+    /// A host that is no member as far as this one knows is dialled too: it may lead.
+    fn meet_stranger(&mut self, stranger: Member) {
+        self.known.send_if_modified(|known| {
+            let Some(now) = known.as_mut().filter(|k| !k.strangers.contains(&stranger)) else { return false };
+            now.strangers.retain(|s| s.node != stranger.node);
+            now.strangers.truncate(STRANGERS_MAX - 1);
+            now.strangers.insert(0, stranger);
+            true
+        });
+        self.dial();
+    }
+
+    /// Each other host has its peer.
+    fn dial(&mut self) {
+        let Some(known) = self.known.borrow().clone() else { return };
+        let (identity, members) = (known.identity, [known.members, known.strangers].concat());
         let is_other = |m: &&Member| m.node != identity.node && !m.address.is_empty();
         self.peers.retain(|node, (_, address, task)| {
             let stays = members.iter().any(|m| m.node == *node && m.address == *address) && !task.is_finished();

@@ -52,8 +52,8 @@ pub struct Copies {
     dir: PathBuf,
     bytes_per_second: u64,
     copies: Mutex<HashMap<NodeId, Copy>>,
-    /// One is made at a time.
-    making: tokio::sync::Mutex<()>,
+    /// Held by whoever makes or removes one.
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Copies {
@@ -61,28 +61,33 @@ impl Copies {
     pub fn new(options: &Options) -> Arc<Copies> {
         let dir = options.store.join(DIR);
         let bytes_per_second = options.copy_bytes_per_second;
-        Arc::new(Copies { dir, bytes_per_second, copies: Mutex::default(), making: tokio::sync::Mutex::default() })
+        Arc::new(Copies { dir, bytes_per_second, copies: Mutex::default(), making: Arc::default() })
     }
 
     /// Removes what an earlier process has left, and from then on, what is not fetched from.
     pub async fn tend(self: Arc<Copies>) {
-        let dir = self.dir.clone();
-        tokio::task::spawn_blocking(move || {
-            for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-                remove(&entry.path());
-            }
-        })
-        .await
-        .ok();
         loop {
+            self.lock().retain(|_, copy| copy.touched.elapsed() <= KEPT);
+            self.remove_others().await;
             tokio::time::sleep(KEPT / 10).await;
-            let is_old = |_: &NodeId, copy: &mut Copy| copy.touched.elapsed() > KEPT;
-            let old: Vec<_> = self.lock().extract_if(is_old).map(|(node, copy)| (node, copy.dir)).collect();
-            for (node, dir) in old {
-                tracing::info!(node = node.0, "a copy that is not fetched from is given up");
-                tokio::task::spawn_blocking(move || remove(&dir)).await.ok();
-            }
         }
+    }
+
+    /// Removes the directories that are no copy's.
+    async fn remove_others(self: &Arc<Copies>) {
+        let making = self.making.clone().lock_owned().await;
+        let copies = self.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            let kept: Vec<PathBuf> = copies.lock().values().map(|c| c.dir.clone()).collect();
+            for entry in std::fs::read_dir(&copies.dir).into_iter().flatten().flatten() {
+                if !kept.contains(&entry.path()) {
+                    remove(&entry.path());
+                }
+            }
+            drop(making);
+        });
+        // It ends by itself when this process does.
+        removed.await.ok();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Copy>> {
@@ -120,23 +125,28 @@ impl Host {
 
     /// Makes a copy of the store for `node`: it holds every frame that this leader has now.
     async fn make(&self, known: &Known, node: NodeId) -> Result<(u64, Offer), Status> {
-        let _one = self.copies.making.lock().await;
         let asked = self.leading(known).await?;
-        let dir = self.copies.dir.join(node.to_string());
         self.copies.lock().remove(&node);
         for _ in 0..TRIES {
-            let (store, target) = (known.identity.store.clone(), dir.clone());
+            let making = self.copies.making.clone().lock_owned().await;
+            let (store, copies) = (known.identity.store.clone(), self.copies.clone());
+            // Whoever asked may be gone before it is done: then it is a copy that nobody fetches from.
             let made = tokio::task::spawn_blocking(move || {
-                std::fs::create_dir_all(target.parent().unwrap_or(&target))?;
-                offer::offer(&RealDisk, &store, &target, HostClock.wall()).map_err(std::io::Error::other)
+                let dir = copies.dir.join(node.to_string());
+                std::fs::create_dir_all(&copies.dir)?;
+                let offer = offer::offer(&RealDisk, &store, &dir, HostClock.wall()).map_err(std::io::Error::other)?;
+                let is_whole = offer.last.0 >= asked.last && u64::from(offer.term.0) >= asked.term;
+                let number = fastrand::u64(1..1 << 62);
+                if is_whole {
+                    let files = offer.files.iter().cloned().collect();
+                    copies.lock().insert(node, Copy { number, dir, files, touched: Instant::now() });
+                }
+                drop(making);
+                Ok::<_, std::io::Error>(is_whole.then_some((number, offer)))
             });
             let made = made.await.map_err(|e| Status::internal(e.to_string()))?;
-            let offer = made.map_err(|e| Status::data_loss(format!("a copy cannot be made: {e}")))?;
-            if offer.last.0 >= asked.last && u64::from(offer.term.0) >= asked.term {
-                let number = fastrand::u64(1..1 << 62);
-                let files = offer.files.iter().cloned().collect();
-                self.copies.lock().insert(node, Copy { number, dir, files, touched: Instant::now() });
-                return Ok((number, offer));
+            if let Some(made) = made.map_err(|e| Status::data_loss(format!("a copy cannot be made: {e}")))? {
+                return Ok(made);
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -196,9 +206,9 @@ impl Supply for Host {
         let FetchRequest { node, copy, .. } = *request.get_ref();
         self.may_have(&known, &request, node)?;
         let over = self.copies.lock().extract_if(|n, c| n.0 == node && c.number == copy).next();
-        if let Some((_, copy)) = over {
+        if over.is_some() {
             tracing::info!(node, "another host has fetched its copy of the store");
-            tokio::task::spawn_blocking(move || remove(&copy.dir)).await.ok();
+            self.copies.remove_others().await;
         }
         Ok(Response::new(Closed {}))
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use tape_services::replication::peer::VERSION;
 use tape_services::replication::proto::peer_client::PeerClient;
 use tape_services::replication::proto::{Envelope, HelloRequest, Raft, envelope};
 use tape_services::replication::wire;
@@ -420,9 +421,10 @@ fn hello(node: u64, to: u64) -> HelloRequest {
         to,
         incarnation: 1,
         epoch: 0,
-        version_min: 1,
-        version_max: 1,
+        version_min: VERSION,
+        version_max: VERSION,
         segment_size: 4 << 20,
+        address: String::new(),
     }
 }
 
@@ -443,7 +445,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
             |h| h.cluster = vec![7; 16].into(),
             |h| h.cluster = Vec::new().into(),
             |h| h.to = 9,
-            |h| (h.version_min, h.version_max) = (2, 3),
+            |h| (h.version_min, h.version_max) = (VERSION + 1, VERSION + 2),
             |h| h.segment_size = 4096,
             |h| h.node = 0,
         ];

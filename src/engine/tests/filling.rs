@@ -1,5 +1,7 @@
 //! A host that the leader's log does not reach back to is filled with a copy of the leader's store.
 
+use std::collections::BTreeMap;
+
 use super::replicas::{Hosts, eventually, publish};
 use super::*;
 use crate::backup;
@@ -64,7 +66,7 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     publish(&mut publisher, next, next + 500);
     next += 500;
     bring(&RealDisk, &offer, &made_in, &to);
-    fill::check(&RealDisk, &to, &mut |_| {}).unwrap();
+    fill::check(&RealDisk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
     offer::withdraw(&RealDisk, &made_in).unwrap();
     hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
     eventually("its storage to end", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
@@ -125,7 +127,7 @@ fn scene(seed: u64) -> (Run, PathBuf, offer::Offer) {
     let made_in = from.join("offers");
     let offer = offer::offer(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
     bring(&run.disk, &offer, &made_in, &to);
-    fill::check(&run.disk, &to, &mut |_| {}).unwrap();
+    fill::check(&run.disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
     (run, to, offer)
 }
 
@@ -226,7 +228,7 @@ fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is
             continue;
         }
         disk.patch(&incoming.join(name), (len / 2) as usize, 0x55).unwrap();
-        let error = fill::check(&disk, &to, &mut |_| {}).unwrap_err();
+        let error = fill::check(&disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap_err();
         assert!(matches!(error, Error::Corrupt { .. }), "{name}: {error}");
         assert!(!disk.exists(&incoming.join(name)).unwrap());
         let missing = fill::install(&options(&to), &world(&disk), false).unwrap_err();

@@ -204,6 +204,27 @@ fn a_host_joins_when_none_of_the_founders_is_a_member_any_more() {
 }
 
 #[test]
+fn a_host_that_was_away_hears_a_leader_that_became_a_member_meanwhile() {
+    let mut hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let away = leader % 3 + 1;
+    hosts.kill(away);
+    let itself = join(&mut hosts, 4, 1..=3);
+    for what in [["add", &itself], ["promote", "4"], ["transfer", "4"]] {
+        let asked = || hosts.tape(leader, &[&["cluster"][..], &what].concat()).status.success().then_some(());
+        eventually("a change of members", asked);
+        eventually("the new host to have what the leader has", || (hosts.committed(4) >= hosts.committed(leader)).then_some(()));
+    }
+    eventually("the next leader", || hosts.status(4).filter(|s| s["role"] == "leader"));
+    let mut publisher = hosts.publisher(4, 1);
+    publish(&mut publisher, 0..1_000);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    // It knows nothing of node 4, whose frames tell of it.
+    hosts.start(away);
+    eventually("all records on the host that was away", || (hosts.committed(away) >= Lsn(1_000)).then_some(()));
+}
+
+#[test]
 fn copies_are_for_members_and_nothing_but_their_files_is_read() {
     let (hosts, publisher, leader, _) = with_history(false, 0);
     drop(publisher);

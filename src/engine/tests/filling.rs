@@ -116,7 +116,8 @@ fn scene(seed: u64) -> (Run, PathBuf, offer::Offer) {
     for (dir, node, vote) in [(&from, 1, 0), (&to, 2, 7)] {
         let mut file = RaftFile::open(&run.disk, dir).unwrap();
         let commit = if node == 1 { 0 } else { file.meta().commit };
-        let meta = raft_meta::Meta { node: NodeId(node), vote, commit, incarnation: 3, ..file.meta().clone() };
+        let seats = if node == 1 { file.meta().seats.clone() } else { vec![seat(1), seat(2)] };
+        let meta = raft_meta::Meta { node: NodeId(node), vote, commit, incarnation: 3, seats, ..file.meta().clone() };
         file.update(meta).unwrap();
     }
     for _ in 0..2 {
@@ -214,6 +215,77 @@ fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() 
     let meta = backup::meta_of(&disk, &kept).unwrap();
     let from = backup::state_of(&disk, &kept, 5).unwrap().checkpoint;
     backup::verify_log(&disk, &kept, &meta, from).unwrap();
+}
+
+#[test]
+fn a_copy_that_ends_in_an_earlier_term_than_the_log_does_not_take_its_place_whatever_raft_meta_says() {
+    let (run, to, offer) = scene(6);
+    // The process died between the frames of a new term and the term in `raft.meta`.
+    let disk = run.disk.copy();
+    let mut file = RaftFile::open(&disk, &to).unwrap();
+    let own = file.meta().clone();
+    file.update(raft_meta::Meta { term: u64::from(offer.term.0), ..own.clone() }).unwrap();
+    let mut log =
+        wal::open(Arc::new(disk.clone()), &to, backup::state_of(&disk, &to, 5).unwrap().checkpoint, 0, Lsn(0), |_| Ok(()))
+            .unwrap();
+    log.writer.set_term(crate::lsn::Term(offer.term.0 + 1));
+    assert!(log.writer.ready().unwrap());
+    let mut builder = wal::FrameBuilder::new();
+    let appended = log.writer.append(&mut builder, wal::FrameType::NoOp, Ts(10_000_000_000)).unwrap();
+    log.syncer.sync(appended.end).unwrap();
+    drop(log);
+    let error = fill::install(&options(&to), &world(&disk), false).unwrap_err();
+    assert!(error.to_string().contains("in term"), "{error}");
+    // And such a host says nothing in that term before it is in `raft.meta`.
+    drop(recover(options(&to), &world(&disk)).unwrap());
+    assert!(RaftFile::open(&disk, &to).unwrap().meta().term > u64::from(offer.term.0));
+}
+
+#[test]
+fn what_a_host_that_rejoins_had_is_kept_and_whoever_read_it_is_told() {
+    let (run, to, _) = scene(7);
+    let timeline = |disk: &SimDisk| wal::meta::read(disk, &to).unwrap().unwrap().timeline;
+    for rejoins in [false, true] {
+        let disk = run.disk.copy();
+        let mut file = RaftFile::open(&disk, &to).unwrap();
+        // All that it has is committed: its log is the leader's, as far as it goes.
+        let last = file.meta().commit.max(recover(options(&to), &world(&run.disk.copy())).unwrap().node.frames().last());
+        file.update(raft_meta::Meta { rejoins, commit: last, ..file.meta().clone() }).unwrap();
+        let before = timeline(&disk);
+        let filled = fill::install(&options(&to), &world(&disk), false).unwrap();
+        assert_eq!(filled.kept_in.is_some(), rejoins);
+        assert_eq!(timeline(&disk).0 - before.0, 1 + u64::from(rejoins), "readers go on, or read again");
+        assert!(!RaftFile::open(&disk, &to).unwrap().meta().rejoins);
+    }
+}
+
+#[test]
+fn a_promotion_by_force_ends_an_exchange_first_and_one_process_changes_a_copy() {
+    let (run, to, offer) = scene(8);
+    let mut is_over = false;
+    for call in (1..).step_by(3) {
+        let disk = run.disk.copy();
+        disk.set_fault(disk.calls() + call, Fault::PowerLoss);
+        is_over |= fill::install(&options(&to), &world(&disk), false).is_ok();
+        disk.clear_faults();
+        let disk = disk.power_loss(call);
+        let promoted = super::super::found::force_promote(&disk, &to, 0).unwrap();
+        assert_eq!((promoted.epoch, promoted.seats.len()), (1, 1), "call {call}");
+        let (_, meta) = opened(&disk, &to);
+        assert_eq!((meta.epoch, meta.seats), (1, promoted.seats), "call {call}: nothing undoes it");
+        if is_over {
+            break;
+        }
+    }
+    let held = fill::hold(&run.disk, &to).unwrap();
+    assert!(matches!(fill::hold(&run.disk, &to), Err(Error::Locked { .. })));
+    assert!(matches!(fill::install(&options(&to), &world(&run.disk), false), Err(Error::Locked { .. })));
+    drop(held);
+    // What lacks a file is not whole, whatever it says.
+    let table = offer.files.iter().find(|f| f.0.starts_with(sstable::DIR)).unwrap();
+    run.disk.remove(&to.join(fill::INCOMING).join(&table.0)).unwrap();
+    assert!(fill::install(&options(&to), &world(&run.disk), false).is_err());
+    assert!(!run.disk.exists(&to.join("FILLING")).unwrap());
 }
 
 #[test]

@@ -303,6 +303,21 @@ impl Hosts {
         }
     }
 
+    /// Puts a copy of the store of `from`, which leads, in the place of what `node` has, and starts that.
+    ///
+    /// # Errors
+    /// That it cannot be.
+    pub fn fill(&mut self, node: u64, from: u64) -> Result<(), String> {
+        self.kill(node);
+        let leader = format!("{from}={}", self.host(from).address);
+        let status = spawn(&["cluster", "fill", "--from", &leader], &self.host(node).store.clone()).wait().unwrap();
+        if !status.success() {
+            return Err(format!("filling node {node} ended with {status}"));
+        }
+        self.start_host(node);
+        Ok(())
+    }
+
     /// Takes `node` out of the cluster for good, and a host with another number in, whose store comes from a backup of
     /// `from`.
     ///

@@ -14,10 +14,11 @@
 
 pub mod attach;
 
+mod orphans;
+
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use iceoryx2::node::NodeView;
 use iceoryx2::prelude::*;
@@ -88,19 +89,8 @@ fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
     Error::Bus { op, service: service.to_owned(), cause: format!("{cause:?}") }
 }
 
-/// What no living process is known by is left alone for so long: a process may be joining.
-const ORPHAN_AGE: Duration = Duration::from_secs(5);
-
-/// Removes from `dir`, of a dead process, the files that it has not finished: one that is finished cannot be written.
-fn remove_half_made(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.metadata().is_ok_and(|m| m.is_file() && !m.permissions().readonly())
-            && let Err(error) = std::fs::remove_file(entry.path())
-        {
-            tracing::debug!(%error, path = %entry.path().display(), "a half-made file of a dead process stays");
-        }
-    }
-}
+/// Where the bus has its segments.
+const SEGMENTS: &str = "/dev/shm";
 
 /// One process's access to the bus of one instance of a store.
 #[derive(Debug)]
@@ -108,6 +98,7 @@ pub struct Bus {
     node: Node<Ipc>,
     config: Config,
     root: PathBuf,
+    prefix: String,
 }
 
 /// What a clean-up found.
@@ -143,32 +134,11 @@ impl Bus {
             .signal_handling_mode(SignalHandlingMode::Disabled)
             .create::<Ipc>()
             .map_err(|e| bus_error("join", prefix, e))?;
-        Ok(Bus { node, config, root: root.to_path_buf() })
+        Ok(Bus { node, config, root: root.to_path_buf(), prefix: prefix.to_owned() })
     }
 
     fn nodes(&self) -> PathBuf {
         self.root.join("nodes")
-    }
-
-    /// Removes what is of none of the processes that live, and was last touched long ago: of a process that was killed
-    /// while it joined, the bus cannot tell that it was one.
-    fn remove_orphans(&self, living: &HashSet<u128>) {
-        for entry in std::fs::read_dir(self.nodes()).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let stem = name.to_str().and_then(|n| n.split('.').next()).unwrap_or_default();
-            let id = stem.rsplit('_').next().and_then(|id| id.parse::<u128>().ok());
-            let touched = entry.metadata().and_then(|m| m.modified()).ok();
-            let is_old = touched.and_then(|t| t.elapsed().ok()).is_some_and(|age| age > ORPHAN_AGE);
-            if !is_old || id.is_none_or(|id| living.contains(&id)) {
-                continue;
-            }
-            let path = entry.path();
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match removed {
-                Ok(()) => tracing::debug!(path = %path.display(), "what a dead process left half made is removed"),
-                Err(error) => tracing::debug!(%error, path = %path.display(), "what a dead process left stays"),
-            }
-        }
     }
 
     /// Removes what dead processes left on the bus.
@@ -178,7 +148,7 @@ impl Bus {
         let mut living = HashSet::new();
         let listed = Node::<Ipc>::list(&self.config, |state| {
             match state {
-                NodeState::Dead(dead) => remove_half_made(&self.nodes().join(dead.id().value().to_string())),
+                NodeState::Dead(dead) => orphans::remove_half_made(&self.nodes().join(dead.id().value().to_string())),
                 NodeState::Alive(node) => drop(living.insert(node.id().value())),
                 NodeState::Inaccessible(id) => drop(living.insert(id.value())),
                 NodeState::Undefined(_) => {}
@@ -187,7 +157,10 @@ impl Bus {
         });
         let state = self.node.try_cleanup_dead_nodes();
         match listed {
-            Ok(()) => self.remove_orphans(&living),
+            Ok(()) => {
+                orphans::remove(&self.nodes(), &living);
+                orphans::remove_segments(Path::new(SEGMENTS), &self.prefix, &self.nodes(), &living);
+            }
             Err(error) => tracing::debug!(?error, "dead processes are looked for again in a second"),
         }
         Swept { removed: state.cleanups, failed: state.failed_cleanups }

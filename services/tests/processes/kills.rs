@@ -200,6 +200,31 @@ fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
 }
 
 #[test]
+fn a_segment_of_a_publisher_that_is_killed_before_it_says_that_it_has_one_is_removed_and_others_stay() {
+    let store = Store::serve();
+    let (run_dir, instance) = (store.run_dir(), store.reader().control().instance());
+    let mut publisher = store.publisher(1, Level::Fsync);
+    publisher.publish(&Trade::default()).unwrap();
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1);
+    let segments = || run_dir.bus_segments().unwrap().into_iter().filter(|s| s.starts_with(&run_dir.bus_prefix(instance)));
+    let path = |name: &str| std::path::Path::new("/dev/shm").join(name);
+    let before: Vec<_> = segments().collect();
+    // What the living have stays, however old it is.
+    before.iter().for_each(|s| std::fs::File::open(path(s)).unwrap().set_modified(long_ago).unwrap());
+    let of_living = before.iter().find(|s| s.ends_with(".data")).unwrap();
+    let (head, _) = of_living.rsplit_once('_').unwrap();
+    let of_dead = format!("{head}_{}.data", (1u128 << 96) + (u128::from(u32::MAX - 1) << 64) + 5);
+    std::fs::write(path(&of_dead), "").unwrap();
+    std::fs::File::open(path(&of_dead)).unwrap().set_modified(long_ago).unwrap();
+    eventually("the janitor's work", || (!path(&of_dead).exists()).then_some(()));
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(segments().collect::<Vec<_>>(), before);
+    publisher.publish(&Trade::default()).unwrap();
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+}
+
+#[test]
 fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     let mut store = Store::serve();
     let feed = Feed::start(store.publisher(1, Level::Os));

@@ -5,6 +5,7 @@ mod backup;
 mod filling;
 mod history;
 mod replicas;
+mod stall;
 
 use std::io::ErrorKind;
 use std::path::Path;

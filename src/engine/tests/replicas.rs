@@ -27,6 +27,10 @@ pub(super) struct Hosts {
     /// Bytes of log that a leader keeps for hosts that lag behind.
     pub(super) retain: u64,
     forwards: bool,
+    /// Whose syncs stall.
+    pub(super) stalled: super::stall::Stalled,
+    /// Least time until an election.
+    pub(super) election_ms: u64,
     pub(super) net: Arc<Net>,
 }
 
@@ -65,6 +69,8 @@ impl Hosts {
             carriers: Vec::new(),
             retain: consensus::Options::default().retain_bytes,
             forwards: true,
+            stalled: super::stall::Stalled::default(),
+            election_ms: 250,
             net: Arc::default(),
         };
         let members: Vec<_> =
@@ -97,7 +103,7 @@ impl Hosts {
         options.space_min = 1 << 20;
         options.segment_size = SEGMENT;
         options.cluster =
-            consensus::Options { heartbeat_ms: 50, election_ms: 250, election_spread_ms: 150, ..Default::default() };
+            consensus::Options { heartbeat_ms: 50, election_ms: self.election_ms, election_spread_ms: 150, ..Default::default() };
         options.cluster.retain_bytes = self.retain;
         options.cluster.forward = self.forwards;
         options
@@ -106,7 +112,8 @@ impl Hosts {
     pub(super) fn start(&mut self, n: u64) {
         let options = self.options(n);
         std::fs::create_dir_all(&options.run_root).unwrap();
-        let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
+        let disk = super::stall::StallingDisk::new(n, self.stalled.clone());
+        let world = World { disk: Arc::new(disk), clock: Arc::new(HostClock), store_id: 0 };
         let storage = Storage::start(options, world).unwrap();
         self.storages[n as usize - 1] = Some(storage);
         self.carry(n);

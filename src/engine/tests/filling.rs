@@ -309,6 +309,26 @@ fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is
 }
 
 #[test]
+fn files_that_a_store_has_already_are_not_fetched_and_what_is_anothers_is_not_taken() {
+    let (run, to, _) = scene(9);
+    let (own, history) = (to.join(sstable::DIR), to.join(fill::INCOMING).join(sstable::DIR));
+    let name = run.disk.list(&own).unwrap().into_iter().find(|n| run.disk.exists(&history.join(n)).unwrap()).unwrap();
+    run.disk.remove(&history.join(&name)).unwrap();
+    let has = |disk: &SimDisk| disk.exists(&history.join(&name)).unwrap();
+    let disk = run.disk.copy();
+    assert!(fill::reuse(&disk, &to).unwrap() > 0 && has(&disk));
+    fill::check(&disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
+    let disk = run.disk.copy();
+    let middle = disk.contents(&own.join(&name)).unwrap().len() / 2;
+    disk.patch(&own.join(&name), middle, 0x55).unwrap();
+    assert!(fill::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "a damaged file is none");
+    // By the name of an offered file, something else.
+    let disk = run.disk.copy();
+    disk.open(&history.join(&name), Open::CreateNew).unwrap().write_at(&[7; 4096], 0).unwrap();
+    assert!(fill::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "it is fetched again");
+}
+
+#[test]
 fn names_that_are_no_stores_files_are_refused() {
     for name in ["store.meta", "raft.meta", "CURRENT", "MANIFEST-0000000000000001", "sst/a-1.sst", "wal/0000.wal"] {
         assert!(offer::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");

@@ -88,7 +88,7 @@ fn from_afar(store: &Path, far: &Far, address: &str, command: Command) -> Outcom
 
 async fn connect(store: &Path, far: &Far, address: &str) -> Outcome<Channel> {
     let bad = |e: &dyn std::fmt::Display| Failure::new(USAGE, format!("{address}: {e}"));
-    let Some(files) = far.tls.files() else {
+    let (Some(cert), Some(key), Some(ca)) = (&far.tls_cert, &far.tls_key, &far.tls_ca) else {
         tls::check_plain(address, false)?;
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
         return endpoint.connect().await.map_err(|e| Failure::new(UNAVAILABLE, format!("{address}: {e}")));
@@ -98,6 +98,7 @@ async fn connect(store: &Path, far: &Far, address: &str) -> Outcome<Channel> {
     let node = known.members.iter().find(|m| m.address == address).map(|m| m.node);
     let node = node.ok_or_else(|| bad(&"no member of the cluster that this store is in has this address"))?;
     let id = tapestore::wal::meta::read(&tapestore::disk::RealDisk, store)?.map_or(0, |m| m.store_id);
+    let files = tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
     let config = files.client(&tls::node_name(node, id))?;
     let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|e| e.tls_config(config)).map_err(|e| bad(&e))?;
     endpoint.connect().await.map_err(|e| Failure::new(UNAVAILABLE, format!("{address}: {e}")))

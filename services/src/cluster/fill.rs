@@ -1,6 +1,6 @@
 //! Owns: `tape cluster fill`: a host whose files are damaged gets a copy of the leader's store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tapestore::consensus::meta;
 use tapestore::disk::{Disk, RealDisk};
@@ -19,9 +19,15 @@ pub struct Args {
     /// is no member that this host knows of
     #[arg(long)]
     from: String,
-    /// Certificates
-    #[command(flatten)]
-    tls: tls::Args,
+    /// This host's certificate, PEM
+    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long)]
+    tls_key: Option<PathBuf>,
+    /// The authority that signs the hosts' certificates, PEM
+    #[arg(long)]
+    tls_ca: Option<PathBuf>,
 }
 
 /// Runs the command on `store`.
@@ -33,7 +39,10 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
         let reason = "is no host of a cluster: `tape cluster init --join` makes a new one, which is filled by itself";
         Failure::new(USAGE, format!("{} {reason}", store.display()))
     })?;
-    let tls = args.tls.files();
+    let tls = match (&args.tls_cert, &args.tls_key, &args.tls_ca) {
+        (Some(cert), Some(key), Some(ca)) => Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() }),
+        _ => None,
+    };
     // Its name is in the certificate of that host.
     let named = super::member(&args.from).ok();
     let known = own.seats.iter().find(|s| s.address == args.from && s.node != own.node);

@@ -6,7 +6,7 @@ pub mod demo;
 pub mod fill;
 pub mod scrub;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -57,9 +57,15 @@ pub struct Far {
     /// Ask the host whose replication process listens here, host:port, instead of the one with --store
     #[arg(long)]
     at: Option<String>,
-    /// Certificates
-    #[command(flatten)]
-    tls: crate::replication::tls::Args,
+    /// An operator's certificate, PEM
+    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long)]
+    tls_key: Option<PathBuf>,
+    /// The authority that signs the hosts' certificates, PEM
+    #[arg(long)]
+    tls_ca: Option<PathBuf>,
 }
 
 /// `tape cluster init`.

@@ -87,9 +87,15 @@ pub struct Args {
     /// Where to listen, host:port [default: the address that the cluster's members know this host by]
     #[arg(long)]
     pub listen: Option<String>,
-    /// Certificates
-    #[command(flatten)]
-    pub tls: tls::Args,
+    /// This host's certificate, PEM
+    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long)]
+    pub tls_key: Option<PathBuf>,
+    /// The authority that signs the hosts' certificates, PEM
+    #[arg(long)]
+    pub tls_ca: Option<PathBuf>,
     /// End when the process that started this one has ended
     #[arg(long, hide = true)]
     pub with_parent: bool,
@@ -113,7 +119,9 @@ impl Args {
         if let Some(listen) = &self.listen {
             options.listen.clone_from(listen);
         }
-        options.tls = self.tls.files().or(options.tls);
+        if let (Some(cert), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) {
+            options.tls = Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() });
+        }
         Ok(options)
     }
 }

@@ -38,28 +38,6 @@ pub struct Files {
     pub ca: PathBuf,
 }
 
-/// Which certificate is shown, and who signs the others'.
-#[derive(clap::Args, Clone, Debug)]
-pub struct Args {
-    /// Certificate, PEM: this host's, or to ask another host an operator's
-    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
-    tls_cert: Option<PathBuf>,
-    /// Its key, PEM
-    #[arg(long)]
-    tls_key: Option<PathBuf>,
-    /// The authority that signs the hosts' certificates, PEM
-    #[arg(long)]
-    tls_ca: Option<PathBuf>,
-}
-
-impl Args {
-    /// The files, if they are given.
-    pub fn files(&self) -> Option<Files> {
-        let (Some(cert), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) else { return None };
-        Some(Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() })
-    }
-}
-
 /// The name in the certificate of host `node` of the cluster `cluster`.
 pub fn node_name(node: NodeId, cluster: u128) -> String {
     format!("node-{node}.{cluster:032x}")

@@ -88,9 +88,9 @@ impl InstrumentId {
     pub const NULL: InstrumentId = InstrumentId(u32::MAX);
 }
 
-/// How far a record must have come before its publisher is told, in rising order.
+/// How far a record must have come before its publisher is told, in rising order; `quorum-os` stands apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Level {
     /// Nothing is promised; every loss is counted.
@@ -106,7 +106,14 @@ pub enum Level {
     /// Synced to the disks of most hosts of the cluster: survives the loss of the others. Without a cluster the same as
     /// `fsync`.
     Quorum = 4,
+    /// In the memory of most hosts of a cluster that is kept with `flush = "interval"`, and in their log files: survives the
+    /// death of any process and the loss of a few hosts, but **is lost** if most of them lose power within the interval.
+    /// In every other store the same as `quorum`.
+    QuorumOs = 5,
 }
+
+/// Why a store refuses a level that it cannot hold.
+pub const NO_SUCH_LEVEL: &str = "this cluster is kept with flush = \"interval\": its hosts have a record in memory when they say that they have it. Ask for the level `quorum-os`, which says so, or for `fsync`, the disk of the host that leads";
 
 impl Level {
     /// The level of number `raw`, if there is one.
@@ -117,7 +124,25 @@ impl Level {
             2 => Some(Level::Fsync),
             3 => Some(Level::Standby),
             4 => Some(Level::Quorum),
+            5 => Some(Level::QuorumOs),
             _ => None,
+        }
+    }
+
+    /// Whether its publishers wait for a disk.
+    pub const fn waits_for_disk(self) -> bool {
+        matches!(self, Level::Fsync | Level::Standby | Level::Quorum)
+    }
+
+    /// What who asks for this level gets of a store whose least level is `least`; `is_lossy`: other hosts say that they have
+    /// a record before it is on their disks. `None`: this store has no such level.
+    pub fn granted(self, least: Level, is_lossy: bool) -> Option<Level> {
+        match (self, is_lossy) {
+            (Level::Standby | Level::Quorum, true) => None,
+            // Of a lossy store the least level is `none` or `os`: neither of the two above it holds what the other does.
+            (Level::Fsync | Level::QuorumOs, true) => Some(self),
+            (Level::QuorumOs, false) => Some(Level::Quorum),
+            _ => Some(self.max(least)),
         }
     }
 }
@@ -132,7 +157,8 @@ impl std::str::FromStr for Level {
             "fsync" => Ok(Level::Fsync),
             "standby" => Ok(Level::Standby),
             "quorum" => Ok(Level::Quorum),
-            _ => Err(format!("'{text}' is none of: none, os, fsync, standby, quorum")),
+            "quorum-os" => Ok(Level::QuorumOs),
+            _ => Err(format!("'{text}' is none of: none, os, fsync, standby, quorum, quorum-os")),
         }
     }
 }
@@ -145,6 +171,7 @@ impl fmt::Display for Level {
             Level::Fsync => "fsync",
             Level::Standby => "standby",
             Level::Quorum => "quorum",
+            Level::QuorumOs => "quorum-os",
         })
     }
 }

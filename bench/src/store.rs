@@ -62,8 +62,12 @@ pub fn renumber(record: RecordRef<'_>, ids: &[InstrumentId], words: &mut Vec<u64
 /// The storage process's body: says how many bytes of log it has read, and serves until its standard input ends.
 fn serve(store: &Path, wait: Wait, memtable_size: u64) {
     let options = Options { store: store.to_path_buf(), memtable_size, memtables_max: 3, wait, ..Options::default() };
-    let world =
-        World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from(std::process::id()) << 96 | 1 };
+    let world = World {
+        disk: Arc::new(RealDisk),
+        clock: Arc::new(HostClock),
+        store_id: u128::from(std::process::id()) << 96 | 1,
+        boot: 1,
+    };
     let storage = Storage::start(options, world).unwrap();
     println!("{}", storage.started().log_bytes);
     let mut line = String::new();

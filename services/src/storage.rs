@@ -35,7 +35,7 @@ pub struct Args {
     /// Bytes kept free on the disk; below, no records are taken in [default: 1G, or a twentieth of the volume]
     #[arg(long, value_parser = terminal::size)]
     pub space_min: Option<u64>,
-    /// The least level that publishers get: none, os, fsync [default: none]
+    /// The least level that publishers get: none, os, fsync, standby, quorum [default: none]
     #[arg(long)]
     pub level_min: Option<Level>,
     /// How ingest waits for work: busy, adaptive, blocking [default: adaptive]
@@ -91,7 +91,13 @@ impl Args {
 pub fn world() -> Outcome<World> {
     let mut id = [0u8; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
-    Ok(World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from_le_bytes(id) })
+    Ok(World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from_le_bytes(id), boot: boot() })
+}
+
+/// Which life of the system's this is; 0 if it does not say.
+fn boot() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -110,6 +116,11 @@ pub fn run(args: &Args) -> Outcome {
     loop {
         let storage = Storage::start(options.clone(), world.clone())?;
         announce(&options.store, storage.started());
+        if options.cluster.is_lossy() {
+            tracing::warn!(
+                "flush = \"interval\": what this cluster commits can be lost if most of its hosts lose power within the sync interval; publishers get the level quorum-os, not quorum"
+            );
+        }
         while !is_over() && !storage.has_failed() {
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -4,8 +4,9 @@
 //! raft.meta: two slots of 4 KiB, the valid one with the higher seq is the truth
 //! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
 //! 40    node u64 · incarnation u64 · epoch u64
-//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2)
+//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2), has forgotten (4)
 //! 104   auto leave u32 · members u32 · 32 members of 88 B
+//! 2928  boot u128: of the host, since when it may hold frames in memory only of which it has told others; 0: none
 //!
 //! member 88 B            node u64 · part u32 · length u32 · address 72 B
 //! membership frame       transition u32 · changes u32 · changes: members whose part is what they become, 0: gone
@@ -61,12 +62,14 @@ pub(super) struct Slot {
     pub(super) auto_leave: u32,
     pub(super) count: u32,
     pub(super) members: [RawMember; MEMBERS_MAX],
-    pub(super) reserved: [u64; 146],
+    pub(super) boot: [u64; 2],
+    pub(super) reserved: [u64; 144],
 }
 
 const _: () = {
     assert!(size_of::<Slot>() == SLOT_LEN && size_of::<RawMember>() == 88);
     assert!(std::mem::offset_of!(Slot, term) == 64 && std::mem::offset_of!(Slot, members) == 112);
+    assert!(std::mem::offset_of!(Slot, boot) == 2928);
 };
 
 /// A member, and which part it has.

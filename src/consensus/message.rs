@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::lsn::NodeId;
 
 /// Version of these messages; both ends are of one installation.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Most bytes of one message.
 pub const MESSAGE_MAX: usize = 16 << 20;
 /// Bytes before a message.
@@ -116,6 +116,8 @@ pub struct Identity {
     pub heartbeat_ms: u64,
     /// Least time without heartbeats after which a follower stands for election, ms.
     pub election_ms: u64,
+    /// Whether it says that it has a frame before that is on its disk.
+    pub is_lossy: bool,
 }
 
 /// A member of the cluster.
@@ -251,6 +253,16 @@ pub struct Progress {
     pub lag_ns: u64,
 }
 
+/// A member that lacks more of the log does not get a vote.
+const LAG_MAX_NS: u64 = 1_000_000_000;
+
+impl Progress {
+    /// Whether it has so much of the log that a majority need not wait for it; one that has nothing yet has not.
+    pub fn has_caught_up(&self) -> bool {
+        !self.is_stranded && self.matched > 0 && self.lag_ns < LAG_MAX_NS
+    }
+}
+
 /// How a node stands, in full.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -266,6 +278,10 @@ pub struct Report {
     pub records: [u64; 3],
     /// How it sees the others, if it leads.
     pub progress: Vec<Progress>,
+    /// Whether hosts say that they have a frame before it is on their disks.
+    pub is_lossy: bool,
+    /// Whether it waits for a copy of the leader's store, and does not vote until it has it.
+    pub lacks_copy: bool,
 }
 
 impl Message {

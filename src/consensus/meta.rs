@@ -36,10 +36,15 @@ pub struct Meta {
     /// Whether the leader ends a time of two majorities by itself.
     pub auto_leave: bool,
     /// Whether it has yet to get a copy of another host's store: until then it knows neither the members as of a frame nor
-    /// what their changes in the log are to be applied to, and takes no frames.
+    /// what their changes in the log are to be applied to, and takes no frames. It votes: it has promised nothing yet.
     pub joins: bool,
     /// Whether it has been told to rejoin after a forced promotion: it may hold what nobody else has.
     pub rejoins: bool,
+    /// Whether it may have forgotten frames that others count on: until it has a copy of a leader's store it takes no frames
+    /// and does not vote.
+    pub has_forgotten: bool,
+    /// The boot of the host since when it may have told others of frames that are not on its disk; 0: it has not.
+    pub boot: u128,
     /// The members.
     pub seats: Vec<Seat>,
 }
@@ -61,7 +66,74 @@ impl Meta {
             auto_leave: false,
             joins: false,
             rejoins: false,
+            has_forgotten: false,
+            boot: 0,
             seats,
+        }
+    }
+
+    /// Whether the frames that this host has in memory may have gone with a life of the system's that ended otherwise than
+    /// in order: it is in `boot` now, and others may count on frames that were not on its disk. One that nobody else counts
+    /// on has told nobody.
+    pub fn may_have_forgotten(&self, boot: u128, was_clean: bool) -> bool {
+        self.boot != 0 && self.boot != boot && !was_clean && !self.is_alone()
+    }
+
+    /// Whether it waits for a copy of a leader's store.
+    pub fn lacks_copy(&self) -> bool {
+        self.joins || self.has_forgotten
+    }
+
+    /// Whether the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends with frame `last` of `term`, holds
+    /// everything that this host has acknowledged; its own log ends with the frame and the term `log`, if that can be read.
+    /// A host that may have forgotten frames had them of a leader, and has its copy from one that it has asked since.
+    ///
+    /// # Errors
+    /// [`Error::Consensus`]: why it does not.
+    pub fn admit(&self, log: Option<(u64, u64)>, copy: &Meta, (last, term): (u64, u64)) -> Result<()> {
+        let refuse = |cause: String| Err(Error::Consensus { what: "be filled", cause });
+        if self.store_id != copy.store_id {
+            return refuse(format!("the copy is of another store, {:032x}", copy.store_id));
+        }
+        if copy.epoch < self.epoch {
+            return refuse(format!("the copy is of epoch {}, and this host of epoch {}", copy.epoch, self.epoch));
+        }
+        // A promotion by force begins anew, whatever was acknowledged before.
+        if copy.epoch == self.epoch && (term < self.term || last < self.commit) {
+            return refuse(format!(
+                "the copy ends with frame {last} of term {term}; this host is in term {}, and frames up to {} are committed",
+                self.term, self.commit
+            ));
+        }
+        match log {
+            Some((_, own_term)) if copy.epoch == self.epoch && own_term > term => {
+                refuse(format!("the copy ends in term {term}, and the log here in term {own_term}"))
+            }
+            Some((own_last, own_term)) if own_term == term && own_last > last => {
+                refuse(format!("the copy ends with frame {last} of term {term}, and the log here with frame {own_last}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What this host is once it has the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends in `term`:
+    /// its number, its votes and its term are its own.
+    pub fn filled(self, copy: Meta, term: u64) -> Meta {
+        let newest = self.term.max(term);
+        Meta {
+            epoch: copy.epoch.max(self.epoch),
+            term: newest,
+            vote: if newest == self.term { self.vote } else { 0 },
+            commit: if self.epoch == copy.epoch { self.commit.max(copy.commit) } else { copy.commit },
+            membership: copy.membership,
+            auto_leave: copy.auto_leave,
+            joins: false,
+            rejoins: false,
+            has_forgotten: false,
+            // All of it is on the disk.
+            boot: 0,
+            seats: copy.seats,
+            ..self
         }
     }
 
@@ -99,7 +171,8 @@ impl Meta {
         slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
         (slot.node, slot.incarnation, slot.epoch) = (self.node.0, self.incarnation, self.epoch);
         (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
-        slot.joins = u64::from(self.joins) | u64::from(self.rejoins) << 1;
+        slot.joins = u64::from(self.joins) | u64::from(self.rejoins) << 1 | u64::from(self.has_forgotten) << 2;
+        slot.boot = [self.boot as u64, (self.boot >> 64) as u64];
         (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.seats.len() as u32);
         for (to, from) in slot.members.iter_mut().zip(&self.seats) {
             *to = from.raw();
@@ -143,7 +216,7 @@ fn parse(bytes: &[u8]) -> Parsed {
             Err(error) => return bad(error.what, error.found),
         }
     }
-    let [low, high] = slot.store_id;
+    let ([low, high], [boot_low, boot_high]) = (slot.store_id, slot.boot);
     let meta = Meta {
         store_id: u128::from(low) | u128::from(high) << 64,
         node: NodeId(slot.node),
@@ -156,6 +229,8 @@ fn parse(bytes: &[u8]) -> Parsed {
         auto_leave: slot.auto_leave != 0,
         joins: slot.joins & 1 != 0,
         rejoins: slot.joins & 2 != 0,
+        has_forgotten: slot.joins & 4 != 0,
+        boot: u128::from(boot_low) | u128::from(boot_high) << 64,
         seats,
     };
     Parsed::Valid(slot.seq, Box::new(meta))
@@ -243,6 +318,21 @@ impl MetaFile {
     /// What the file says.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// A start in the boot `boot` of the host, before anything is said to anybody; `was_clean`: the life before ended in
+    /// order. Whether this host may have forgotten frames of which it has told others: then it waits for a copy, and does
+    /// not vote.
+    ///
+    /// # Errors
+    /// As [`MetaFile::update`].
+    pub fn begin_life(&mut self, boot: u128, is_lossy: bool, was_clean: bool) -> Result<bool> {
+        let forgets = self.meta.may_have_forgotten(boot, was_clean);
+        let (has_forgotten, boot) = (self.meta.has_forgotten || forgets, if is_lossy { boot } else { self.meta.boot });
+        if (has_forgotten, boot) != (self.meta.has_forgotten, self.meta.boot) {
+            self.update(Meta { has_forgotten, boot, ..self.meta.clone() })?;
+        }
+        Ok(forgets)
     }
 
     /// Makes `meta` the truth, durably.

@@ -10,6 +10,7 @@ pub mod message;
 pub mod meta;
 pub mod node;
 pub mod options;
+mod progress;
 
 mod members;
 mod wire;

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! What must hold: term and vote are durable before a message of that term leaves; an acceptance of frames, or a request
-//! for votes, leaves after every frame that it speaks of is durable; frames are in the log before raft hears of them, but
-//! for those that raft itself begins.
+//! for votes, leaves after every frame that it speaks of is durable (with `flush = "interval"`: after it is written, but for
+//! changes of members); frames are in the log before raft hears of them, but for those that raft itself begins; who may have
+//! forgotten frames gives no vote.
 //!
 //! Sources: the raft paper and thesis (10.2.1 for sending before the own disk is done); the raft crate's documentation
 //! of asynchronous readies.
@@ -22,7 +23,7 @@ use raft::{RawNode, StateRole};
 use super::format::{Change, Seat, Transition, VOTER};
 use super::frames::Frames;
 use super::members::{conf_change, conf_state, seats};
-use super::message::{Member, Progress, Raft, Role, State};
+use super::message::{Member, Raft, Role, State};
 use super::meta::{Meta, MetaFile};
 use super::options::Options;
 use super::wire::{from_wire, to_wire};
@@ -70,7 +71,7 @@ struct Unpersisted {
 
 /// This host in its cluster.
 pub struct Node {
-    raw: RawNode<Frames>,
+    pub(super) raw: RawNode<Frames>,
     meta: MetaFile,
     /// Changes of members in the log, above the one that `meta` is as of.
     changes: BTreeMap<u64, Change>,
@@ -82,6 +83,8 @@ pub struct Node {
     outbox: Vec<RaftMessage>,
     /// Durable up to this frame.
     durable: u64,
+    /// Whether a frame counts once it is written: what is durable is then known only from `durable`.
+    is_lossy: bool,
     /// Whether members have changed since [`Node::take_members`].
     members_changed: bool,
 }
@@ -141,6 +144,7 @@ impl Node {
             unpersisted: VecDeque::new(),
             outbox: Vec::new(),
             durable: last,
+            is_lossy: options.is_lossy(),
             members_changed: true,
         };
         node.pump()?;
@@ -207,10 +211,18 @@ impl Node {
         if !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader && self.votes_alone() {
             return Ok(());
         }
+        if self.is_mute() {
+            return Ok(());
+        }
         // Before raft may decide that this node leads no longer.
         self.propose()?;
         self.raw.tick();
         self.pump()
+    }
+
+    /// Whether it neither votes nor stands for election: what it has helped to commit may not be in its log.
+    fn is_mute(&self) -> bool {
+        self.meta.meta().has_forgotten
     }
 
     fn votes_alone(&self) -> bool {
@@ -222,27 +234,6 @@ impl Node {
     /// another has been promoted by force.
     pub fn is_pair(&self) -> bool {
         self.votes_alone() && self.meta.meta().seats.len() > 1
-    }
-
-    /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
-    pub fn standby_matched(&self) -> Option<u64> {
-        let raft = &self.raw.raft;
-        let learners = raft.prs().iter().filter(|(id, _)| raft.prs().conf().learners().contains(id));
-        learners.map(|(_, p)| p.matched).max()
-    }
-
-    /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
-    /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
-    pub fn reached(&mut self, node: NodeId, last: u64) {
-        let (first, own) = (self.frames().first(), self.frames().last());
-        if self.raw.raft.state != StateRole::Leader || last + 1 < first || last > own {
-            return;
-        }
-        let progress = self.raw.raft.mut_prs().get_mut(node.0);
-        if let Some(progress) = progress.filter(|p| p.next_idx < first) {
-            progress.become_probe();
-            progress.next_idx = last + 1;
-        }
     }
 
     /// Stands for election now.
@@ -282,12 +273,24 @@ impl Node {
     /// done.
     pub fn step(&mut self, message: &Raft) -> Result<u64> {
         let before = self.raw.raft.raft_log.last_index();
-        if message.kind == MessageType::MsgHeartbeat as u8 && message.commit > before {
+        let is_ahead = message.kind == MessageType::MsgHeartbeat as u8 && message.commit > before;
+        if is_ahead && !self.is_mute() {
             // Raft takes it for granted that this cannot be.
             let cause = format!("frame {} is committed, and this log ends with {before}", message.commit);
             return Err(Error::Consensus { what: "hear a leader", cause });
         }
-        let message = from_wire(message)?;
+        let mut message = from_wire(message)?;
+        if is_ahead {
+            // The leader counts on frames that have been forgotten here; those before them it has found to be its own.
+            message.commit = before;
+        }
+        let is_of_election = matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote | MessageType::MsgTimeoutNow
+        );
+        if is_of_election && self.is_mute() {
+            return Ok(0);
+        }
         self.propose()?;
         let before = self.raw.raft.raft_log.last_index();
         match self.raw.step(message) {
@@ -436,48 +439,6 @@ impl Node {
         std::mem::take(&mut self.members_changed).then(|| self.meta.meta().seats.iter().map(Seat::member).collect())
     }
 
-    /// How this leader sees the other members; of a node that does not lead, nothing.
-    pub fn progress(&self) -> Vec<Progress> {
-        let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader {
-            return Vec::new();
-        }
-        let frames = self.frames();
-        let newest = frames.place(frames.last()).copied();
-        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
-        let seen = others.map(|(&id, p)| {
-            // Of a member whose place is forgotten the first one that is known stands for it.
-            let theirs = frames.place(p.matched.max(frames.first()));
-            let lag = |of: fn(&super::Place) -> u64| match (&newest, theirs) {
-                (Some(newest), Some(theirs)) if p.matched < frames.last() => of(newest).saturating_sub(of(theirs)),
-                _ => 0,
-            };
-            Progress {
-                node: NodeId(id),
-                matched: p.matched,
-                is_active: p.recent_active,
-                is_stranded: p.recent_active && p.next_idx < frames.first(),
-                lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
-                lag_bytes: lag(|p| p.end().0),
-                lag_ns: lag(|p| p.ingest_ts.0),
-            }
-        });
-        let mut seen: Vec<_> = seen.collect();
-        seen.sort_by_key(|p| p.node);
-        seen
-    }
-
-    /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
-    /// that there is: should it lead, others may be far behind.
-    pub fn needed(&self) -> u64 {
-        let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader {
-            return self.frames().first();
-        }
-        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
-        others.map(|(_, p)| p.matched).min().unwrap_or(raft.raft_log.committed) + 1
-    }
-
     /// Writes down durably that frames up to here are committed, so that a start knows it.
     ///
     /// # Errors
@@ -526,9 +487,20 @@ impl Node {
         }
     }
 
+    /// Up to which frame this host says that it has them.
+    fn counts(&self) -> u64 {
+        if !self.is_lossy {
+            return self.durable;
+        }
+        // Members are as of a frame that a start will find: `raft.meta` says so durably.
+        let change = self.changes.range(self.durable + 1..).next();
+        change.map_or(self.raw.store().last(), |(index, _)| index - 1)
+    }
+
     /// Lets go what waited for frames that are durable now.
     fn release(&mut self) {
-        while let Some(first) = self.unpersisted.pop_front_if(|u| u.index <= self.durable) {
+        let counts = self.counts();
+        while let Some(first) = self.unpersisted.pop_front_if(|u| u.index <= counts) {
             self.raw.on_persist_ready(first.number);
             self.outbox.extend(first.messages);
         }

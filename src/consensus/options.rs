@@ -1,4 +1,5 @@
-//! Owns: the times of a cluster, as an operator gives them and as the raft crate counts them.
+//! Owns: the times of a cluster, as an operator gives them and as the raft crate counts them; when its hosts say that they
+//! have a frame.
 
 use raft::Config;
 
@@ -11,6 +12,19 @@ pub const TICK_MS: u64 = 10;
 const MESSAGE_ENTRY_BYTES: u64 = 64 * 12;
 /// Messages with frames that are on the way to a member at once.
 const INFLIGHT_MAX: usize = 256;
+
+/// When a host says to others that it has a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flush {
+    /// Once it is on its disk.
+    #[default]
+    Always,
+    /// Once it is in its log file; it comes to the disk within the sync interval. **Lossy**: what most hosts had only in
+    /// memory when they lost power is gone, whatever was said of it. A host that may have lost something does not vote
+    /// until it has a copy of the leader's store.
+    Interval,
+}
 
 /// Times of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -26,11 +40,20 @@ pub struct Options {
     pub retain_bytes: u64,
     /// Whether a host that does not lead passes on what its publishers send; else it refuses them.
     pub forward: bool,
+    /// When a host says that it has a frame; the same on all hosts.
+    pub flush: Flush,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { heartbeat_ms: 100, election_ms: 300, election_spread_ms: 150, retain_bytes: 8 << 30, forward: true }
+        Options {
+            heartbeat_ms: 100,
+            election_ms: 300,
+            election_spread_ms: 150,
+            retain_bytes: 8 << 30,
+            forward: true,
+            flush: Flush::Always,
+        }
     }
 }
 
@@ -51,6 +74,11 @@ impl Options {
             return bad("election-spread-ms", format!("{} is not from {TICK_MS} to 600000", self.election_spread_ms));
         }
         Ok(())
+    }
+
+    /// Whether what is said to be on most hosts may be in their memories only.
+    pub fn is_lossy(&self) -> bool {
+        self.flush == Flush::Interval
     }
 
     /// As the raft crate takes them, for node `id`, which has carried out changes of members up to frame `applied`.

@@ -246,7 +246,7 @@ impl IngestAgent {
         if raft.heads.is_empty() {
             return self.step(&raft).map(drop);
         }
-        if self.cluster.node.meta().joins {
+        if self.cluster.node.meta().lacks_copy() {
             // It does not know yet what they follow.
             return Ok(());
         }
@@ -405,6 +405,8 @@ impl IngestAgent {
             _ => None,
         };
         self.fence_by(frame);
+        // Members are as of a frame that is durable.
+        self.untold.urgent |= change.is_some();
         let header = committed.appended.header;
         self.told_of(committed)?;
         self.cluster.node.written(&header, change)

@@ -71,7 +71,7 @@ fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     let end = backup::verify_log(disk, dir, &meta, state.checkpoint)?;
     let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who the members are" };
     let raft = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
-    if raft.store_id != meta.store_id || raft.joins || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
+    if raft.store_id != meta.store_id || raft.lacks_copy() || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
         let (path, found) = (dir.join(raft_meta::NAME), raft.commit.max(raft.membership));
         return Err(Error::Corrupt {
             path,
@@ -253,7 +253,8 @@ pub fn install_held(options: &Options, world: &World, is_damaged: bool, _lock: &
     let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who this host is" };
     let own = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
     let log = own_log(world, dir, is_damaged)?;
-    admit(&own, log.as_ref().map(|l| &l.1), &copy)?;
+    let end = |chain: &Chain| (chain.index.0 - 1, u64::from(chain.term.0));
+    own.admit(log.as_ref().map(|l| end(&l.1)), &copy.raft, end(&copy.end))?;
     // What the host had in an epoch that is over may be nowhere else.
     let is_new_epoch = copy.raft.epoch > own.epoch || own.rejoins;
     let mut is_prefix = log.is_some() && !is_new_epoch;
@@ -297,34 +298,6 @@ fn own_log(world: &World, dir: &Path, is_damaged: bool) -> Result<Option<(Chain,
             Ok(None)
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Whether the copy holds everything that this host has acknowledged: see the head of this file.
-fn admit(own: &raft_meta::Meta, log: Option<&Chain>, copy: &Found) -> Result<()> {
-    let refuse = |cause: String| Err(Error::Consensus { what: "be filled", cause });
-    let (term, last) = (u64::from(copy.end.term.0), copy.end.index.0 - 1);
-    if own.store_id != copy.meta.store_id {
-        return refuse(format!("the copy is of another store, {:032x}", copy.meta.store_id));
-    }
-    if copy.raft.epoch < own.epoch {
-        return refuse(format!("the copy is of epoch {}, and this host of epoch {}", copy.raft.epoch, own.epoch));
-    }
-    // A promotion by force begins anew, whatever was acknowledged before.
-    if copy.raft.epoch == own.epoch && (term < own.term || last < own.commit) {
-        return refuse(format!(
-            "the copy ends with frame {last} of term {term}; this host is in term {}, and frames up to {} are committed",
-            own.term, own.commit
-        ));
-    }
-    match log {
-        Some(end) if copy.raft.epoch == own.epoch && end.term > copy.end.term => {
-            refuse(format!("the copy ends in term {term}, and the log here in term {}", end.term))
-        }
-        Some(end) if end.term == copy.end.term && end.index > copy.end.index => {
-            refuse(format!("the copy ends with frame {last} of term {term}, and the log here with frame {}", end.index.0 - 1))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -421,20 +394,7 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
     }
     let theirs = found(disk, &incoming(dir))?;
     let mut own = consensus::MetaFile::open(disk, dir)?;
-    let before = own.meta().clone();
-    let term = before.term.max(u64::from(theirs.end.term.0));
-    let after = raft_meta::Meta {
-        epoch: theirs.raft.epoch.max(before.epoch),
-        term,
-        vote: if term == before.term { before.vote } else { 0 },
-        commit: if before.epoch == theirs.raft.epoch { before.commit.max(theirs.raft.commit) } else { theirs.raft.commit },
-        membership: theirs.raft.membership,
-        auto_leave: theirs.raft.auto_leave,
-        joins: false,
-        rejoins: false,
-        seats: theirs.raft.seats,
-        ..before
-    };
+    let after = own.meta().clone().filled(theirs.raft, u64::from(theirs.end.term.0));
     own.update(after)
 }
 

@@ -131,6 +131,9 @@ impl IngestAgent {
             worked = true;
             match request {
                 Request::Gone { .. } => self.serve(request)?,
+                Request::Attach { connection, level, receiver, .. } if self.level_for(level).is_none() => {
+                    self.refuse_level(connection, receiver)?;
+                }
                 request if !self.cluster.options.forward => {
                     let leader = self.cluster.leader().map_or(0, |l| l.0);
                     self.answer(request, Outcome::NotLeader(leader))?;
@@ -379,7 +382,8 @@ impl IngestAgent {
                 match slot {
                     Some(slot) => {
                         let state = self.core.publisher(publisher);
-                        self.let_in(connection, publisher, level.max(self.level_min), grant, receiver, slot, state)
+                        let level = self.level_for(level).unwrap_or(level);
+                        self.let_in(connection, publisher, level, grant, receiver, slot, state)
                     }
                     None => {
                         let limit = || Said::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"));

@@ -50,7 +50,7 @@ const NO_SPACE_PARK: Duration = Duration::from_millis(5);
 pub(super) struct Untold {
     end: Option<Evidence>,
     since: u64,
-    urgent: bool,
+    pub(super) urgent: bool,
     acks: Vec<(usize, PubSeq, Lsn)>,
 }
 
@@ -75,6 +75,8 @@ pub(super) struct IngestAgent {
     pub(super) instance: u64,
     pub(super) unsynced_max: u64,
     pub(super) level_min: Level,
+    /// Whether others are told of frames before they are durable.
+    pub(super) is_lossy: bool,
     pub(super) wait: Wait,
     pub(super) stop: Stop,
     /// Raised by the sync agent when a sync has failed.
@@ -304,13 +306,13 @@ impl IngestAgent {
                     lane.slot.ack_durable(pub_seq, lsn);
                     lane.slot.ack_committed(pub_seq, lsn);
                 }
-                self.untold.urgent |= lane.level >= Level::Fsync;
+                self.untold.urgent |= lane.level.waits_for_disk();
                 self.untold.ack(lane.slot_index, pub_seq, lsn);
             }
         }
         self.bells.ring(Bell::Ack);
         // Other hosts wait for this one, or this one for them.
-        self.untold.urgent |= !self.cluster.covered.is_alone();
+        self.untold.urgent |= !self.cluster.covered.is_alone() && !self.is_lossy;
         if self.untold.end.replace(end).is_none() {
             self.untold.since = self.clock.monotonic();
         }

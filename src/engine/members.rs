@@ -34,9 +34,9 @@ impl IngestAgent {
         self.cluster.stranded = stranded;
     }
 
-    /// A host that joins asks for a copy of the leader's store, as soon as it knows who leads.
+    /// A host that joins or may have forgotten frames asks for a copy of the leader's store, as soon as it knows who leads.
     pub(super) fn say_lacks(&mut self, now: u64) {
-        let is_due = self.cluster.node.meta().joins && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS;
+        let is_due = self.cluster.node.meta().lacks_copy() && now.saturating_sub(self.cluster.said_stranded) >= STRANDED_NS;
         if let Some(leader) = self.cluster.leader().filter(|_| is_due) {
             self.cluster.said_stranded = now;
             self.cluster.links.tell(&Message::Lacks { leader });
@@ -80,6 +80,10 @@ impl IngestAgent {
                 }
                 node.change(of(new, LEARNER, address))?;
             }
+            Command::Promote(n) if node.progress().iter().any(|p| p.node == n && !p.has_caught_up()) => {
+                let reason = "it lacks a second or more of the log, and a majority might have to wait for it. Try again when `tape cluster status` shows less";
+                return Err(Error::invalid("promotion", format!("node {n}: {reason}")));
+            }
             Command::Promote(n) => node.change(of(n, VOTER, address.ok_or_else(|| missing(n))?))?,
             Command::Remove(n) => node.change(of(n, 0, address.ok_or_else(|| missing(n))?))?,
             Command::Transfer(n) => node.transfer(n)?,
@@ -96,6 +100,8 @@ impl IngestAgent {
             members: node.meta().seats.iter().map(Seat::member).collect(),
             records: [self.control.appended().0, self.control.durable().0, self.control.committed().0],
             progress: node.progress(),
+            is_lossy: self.is_lossy,
+            lacks_copy: node.meta().lacks_copy(),
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod found;
 mod ingest;
 mod known;
 mod lane;
+mod life;
 mod links;
 mod members;
 pub mod offer;
@@ -182,6 +183,15 @@ impl Options {
         }
         self.compaction.check()?;
         self.cluster.check()?;
+        if self.cluster.is_lossy() && self.level_min > Level::Os {
+            return bad(
+                "level-min",
+                format!(
+                    "{}: with flush = \"interval\" it is none or os, and each publisher chooses fsync or quorum-os",
+                    self.level_min
+                ),
+            );
+        }
         Rules::new(&self.retention)?;
         if self.instruments_max == 0 || self.instruments_max >= u64::from(u32::MAX) {
             return bad("instruments-max", format!("{} is not from 1 to 4294967294", self.instruments_max));
@@ -199,6 +209,8 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// An identity for a store that is created: random.
     pub store_id: u128,
+    /// Which life of the system's this is, since when its memory has been kept; 0: not known.
+    pub boot: u128,
 }
 
 /// Why storage has ended, and what is to be done before the next start.
@@ -360,6 +372,7 @@ impl Storage {
             instance,
             unsynced_max: options.unsynced_max,
             level_min: options.level_min,
+            is_lossy: options.cluster.is_lossy(),
             wait: options.wait,
             stop: stop.clone(),
             halted,
@@ -371,6 +384,7 @@ impl Storage {
         };
         control.set_server(Some((u64::from(std::process::id()), meta.meta().term, world.clock.wall())));
         control.beat(world.clock.monotonic());
+        control.set_lossy(options.cluster.is_lossy());
         control.set_instance(instance);
         let others = vec![
             spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
@@ -445,6 +459,7 @@ fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &O
         store: std::path::absolute(&options.store).unwrap_or_else(|_| options.store.clone()),
         heartbeat_ms: options.cluster.heartbeat_ms,
         election_ms: options.cluster.election_ms,
+        is_lossy: options.cluster.is_lossy(),
     }
 }
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use super::core::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
-use super::{Options, World, fill, space};
+use super::{Options, World, fill, life, space};
 use crate::consensus::frames::Frames;
-use crate::consensus::{self, Change, Node, Work};
+use crate::consensus::{Change, Node, Work};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Timeline};
+use crate::lsn::{Lsn, Position, Timeline};
 use crate::manifest::Manifest;
 use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
@@ -131,6 +131,17 @@ fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDi
     Ok((run_dir, Box::new(held)))
 }
 
+/// Up to which record readers may have seen the log of the life before.
+fn seen_before(control: &Control, known: &wal::Meta) -> Lsn {
+    match control.timeline() {
+        // The page is new when the host has been started since: what readers saw before is not known then.
+        Timeline(0) if !known.clean => Lsn(u64::MAX),
+        // That the timeline has risen is told by the start, whatever readers have seen.
+        shown if shown > Timeline(0) && shown < known.timeline => Lsn::NONE,
+        _ => control.applied(),
+    }
+}
+
 /// Says on the page that another instance recovers, and removes what the one before has left; its number.
 fn begin_instance(control: &Control, run_dir: &RunDir) -> Result<u64> {
     let recovering = (control.instance() + 1) | 1;
@@ -168,20 +179,6 @@ fn tell(frame: &wal::Frame<'_>, now: u64, control: &Control, said: &mut u64) {
         *said = now;
         tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
     }
-}
-
-/// What consensus has to remember of the store in `dir`; a store that has nothing is a cluster of one.
-fn raft_meta(disk: &dyn Disk, dir: &Path, known: &wal::Meta) -> Result<consensus::MetaFile> {
-    if !disk.exists(&dir.join(consensus::meta::NAME))? {
-        let alone = consensus::meta::Meta::alone(known.store_id, u64::from(known.term.0));
-        return consensus::MetaFile::create(disk, dir, &alone);
-    }
-    let file = consensus::MetaFile::open(disk, dir)?;
-    if file.meta().store_id != known.store_id {
-        let path = dir.join(consensus::meta::NAME);
-        return Err(Error::Foreign { path, what: "raft.meta of this store", found: file.meta().store_id as u64 });
-    }
-    Ok(file)
 }
 
 /// Files MemTables while the log is read, and afterwards; numbers of files that lie about are not given again.
@@ -259,13 +256,11 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    let raft_meta = raft_meta(disk.as_ref(), dir, &known)?;
+    let mut raft_meta = life::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
     let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
-    // The page is new when the host has been started since: what readers saw before is not known then.
-    let unknown = control.timeline() == Timeline(0) && !known.clean;
-    // That the timeline has risen is told below, whatever readers have seen.
-    let told = control.timeline() < known.timeline && control.timeline() > Timeline(0);
+    let seen = seen_before(&control, &known);
+    let written = control.appended_position();
     let instance = begin_instance(&control, &run_dir)?;
     let options = options.check()?;
     let maker = maker(&run_dir, instance, store_id, &options);
@@ -290,11 +285,6 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         control: control.clone(),
     };
     let mut filer = filer(parts)?;
-    let seen = match unknown {
-        _ if told => Lsn::NONE,
-        true => Lsn(u64::MAX),
-        false => control.applied(),
-    };
     let mut said = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, keep, seen, |frame| {
         tell(frame, world.clock.monotonic(), &control, &mut said);
@@ -304,6 +294,9 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     filer.sweep()?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
+    // What was cut off on purpose is not missed.
+    let written = if was_clean { Position(0) } else { written };
+    life::end(disk.as_ref(), dir, options.cluster.is_lossy(), &mut raft_meta, end.position, written)?;
     show_end(&control, meta.meta().timeline, end);
     writer.ready()?;
     let (mut core, sealed) = rebuilt.into_core(writer, control.clone());

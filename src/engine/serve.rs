@@ -13,7 +13,7 @@ use super::sync::SyncItem;
 use crate::bus::Receiver;
 use crate::bus::attach::{Grant, Message, Mode};
 use crate::error::{Error, Result};
-use crate::lsn::{InstrumentId, Level, PublisherId};
+use crate::lsn::{InstrumentId, Level, NO_SUCH_LEVEL, PublisherId};
 use crate::manifest::PublisherState;
 use crate::record::{Layout, Name};
 use crate::shm::control::{SLOTS_MAX, SlotState, Statistic};
@@ -24,6 +24,9 @@ const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` s
 impl IngestAgent {
     pub(super) fn serve(&mut self, request: Request) -> Result<()> {
         match request {
+            Request::Attach { connection, level, receiver, .. } if self.level_for(level).is_none() => {
+                self.refuse_level(connection, receiver)
+            }
             Request::Attach { connection, publisher, mode, level, incarnation, grant, receiver } => {
                 self.take_in_earlier(publisher)?;
                 let slot_index = self.slots.pop();
@@ -33,7 +36,7 @@ impl IngestAgent {
                 };
                 match (granted, slot_index) {
                     (Ok(state), Some(slot_index)) => {
-                        let level = level.max(self.level_min);
+                        let level = self.level_for(level).unwrap_or(level);
                         self.let_in(connection, publisher, level, grant, receiver, slot_index, state)
                     }
                     (Err(refusal), slot_index) => {
@@ -57,6 +60,20 @@ impl IngestAgent {
                 Ok(())
             }
         }
+    }
+
+    /// The level that who asks for `level` gets, if this store has it.
+    pub(super) fn level_for(&self, level: Level) -> Option<Level> {
+        level.granted(self.level_min, self.is_lossy)
+    }
+
+    /// Tells a publisher that the store does not have the level that it asks for.
+    pub(super) fn refuse_level(&mut self, connection: u64, receiver: Receiver) -> Result<()> {
+        // It rests on nothing that others would have to have.
+        self.tell()?;
+        let message = Message::Refused(NO_SUCH_LEVEL.to_owned());
+        self.send(SyncItem::Answer(Answer::Say { connection, message }))?;
+        self.send(SyncItem::Answer(Answer::Retired(receiver)))
     }
 
     /// What the publisher's earlier self has sent counts: it is taken in first, as far as there is room.

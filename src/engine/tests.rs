@@ -4,6 +4,7 @@
 mod backup;
 mod filling;
 mod history;
+mod memory;
 mod replicas;
 mod stall;
 
@@ -82,7 +83,7 @@ impl Run {
     }
 
     fn recover(&self) -> Result<Recovered> {
-        let world = World { disk: Arc::new(self.disk.clone()), clock: Arc::new(self.clock.clone()), store_id: 5 };
+        let world = World { disk: Arc::new(self.disk.clone()), clock: Arc::new(self.clock.clone()), store_id: 5, boot: 1 };
         recover(options(&self.dir.path().join("s")), &world)
     }
 
@@ -345,7 +346,7 @@ fn a_memtable_that_was_asked_for_at_the_end_of_the_log_is_the_next_one_of_the_st
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     options.segment_size = 64 << 20;
-    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut first = 1;
@@ -388,7 +389,7 @@ fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     (options.memtables_max, options.segment_size, options.memtable_size) = (4, 64 << 20, 64 << 20);
-    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let (mut first, mut tables) = (1, 1);
@@ -506,7 +507,7 @@ fn a_million_instruments_are_registered_and_come_back_after_a_restart() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     (options.instruments_max, options.segment_size) = (1_000_000, 64 << 20);
-    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
     let name = |i: u32| -> crate::record::Name { format!("V:{i}").parse().unwrap() };
     let names: Vec<_> = (0..1_000_000).map(name).collect();
@@ -559,7 +560,7 @@ fn every_memtable_is_used_before_publishers_are_held_back_however_many_series_th
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     (options.memtables_max, options.segment_size) = (3, 64 << 20);
-    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options, &world).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut seq = 0;

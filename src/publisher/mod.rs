@@ -10,6 +10,7 @@
 //! thread for a slice every few milliseconds, to take in acknowledgements, to send what did not fit,
 //! and to attach again.
 
+mod error;
 mod keeper;
 mod link;
 mod ring;
@@ -19,13 +20,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use self::error::PublishError;
 use self::keeper::{ANSWER_TIMEOUT, Keeper, attach};
 use self::link::{Link, connect};
 use self::ring::Ring;
 use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Level, Lsn, NO_SUCH_LEVEL, PubSeq, PublisherId};
 use crate::record::{Gap, Kind, Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
 use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
@@ -65,41 +67,6 @@ impl Options {
             live: true,
         }
     }
-}
-
-/// Why a record was not taken.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PublishError {
-    /// The ring stayed full for `send_timeout`; nothing was taken. Try again later.
-    #[error("the publisher's ring is full: {unacknowledged} records are not acknowledged, because {why}")]
-    Full {
-        /// Records in the ring.
-        unacknowledged: u64,
-        /// What holds them back.
-        why: &'static str,
-    },
-    /// The same, because storage takes nothing in: its disk is full. What is in the ring is kept, and sent when there
-    /// is room again.
-    #[error("storage's disk is full (NoSpace): {unacknowledged} records wait in the publisher's ring, which is full too")]
-    NoSpace {
-        /// Records in the ring.
-        unacknowledged: u64,
-    },
-    /// A newer process writes as this publisher. This one cannot go on.
-    #[error("publisher {publisher} epoch {epoch} is fenced: a newer process writes as it")]
-    Fenced {
-        /// Who.
-        publisher: PublisherId,
-        /// In which epoch this one wrote.
-        epoch: Epoch,
-    },
-    /// Storage refuses this publisher for good.
-    #[error("storage refuses the publisher: {0}")]
-    Refused(String),
-    /// The record itself cannot be.
-    #[error(transparent)]
-    Record(#[from] Error),
 }
 
 /// Records that are neither in the ring nor in the store.
@@ -360,7 +327,12 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError::Full`] if it has not within `limit`; what was taken is still kept and sent.
+    /// [`PublishError::Refused`]: the store has no such level.
     pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
+        let is_lossy = lock(&self.state).link.as_ref().is_some_and(|l| l.control.is_lossy());
+        if level.granted(Level::None, is_lossy).is_none() {
+            return Err(PublishError::Refused(NO_SUCH_LEVEL.to_owned()));
+        }
         let deadline = Instant::now() + limit;
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
         let mut idle = Idle::new(Wait::Adaptive);
@@ -374,7 +346,7 @@ impl Publisher {
                 Level::None => state.ring.sent(),
                 Level::Os => state.progress.accepted,
                 Level::Fsync => state.progress.durable,
-                Level::Standby | Level::Quorum => state.progress.committed,
+                Level::Standby | Level::Quorum | Level::QuorumOs => state.progress.committed,
             };
             if reached >= target {
                 return Ok(state.progress());
@@ -402,6 +374,11 @@ impl Publisher {
     pub fn close(mut self, limit: Duration) -> Result<Progress, PublishError> {
         let level = lock(&self.state).level;
         self.flush(level, limit)
+    }
+
+    /// The level in force: the one asked for, or a higher one.
+    pub fn level(&self) -> Level {
+        lock(&self.state).level
     }
 
     /// How far it has come, by what has been acknowledged up to now.

@@ -6,6 +6,7 @@
 //!   64 instance u64 (odd while recovering) · 72 timeline u64 · 80 term u64 · 88 role u64 (0 down, 1 leader)
 //!   96 pid u64 · 104 started ts · 112 cut LSN: first LSN withdrawn by the newest timeline
 //!  192 part in the cluster u64 (0 none yet, else as in `consensus::message::Role`) · 200 leader u64 (0 unknown)
+//!  208 flush u64 (0: what is committed is on the disks of most hosts, 1: it may be in their memories only)
 //!  128 heartbeat u64 (ns of CLOCK_MONOTONIC)
 //!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64, first LSN u64 } × 4
 //!  336 manifest edit u64: the files of which stand for the MemTables that are no longer listed
@@ -43,6 +44,7 @@ const CUT: u64 = 112;
 const HEARTBEAT: u64 = 128;
 const PART: u64 = 192;
 const LEADER: u64 = 200;
+const FLUSH: u64 = 208;
 const TABLE_VERSION: u64 = 256;
 const TABLE_COUNT: u64 = 264;
 const TABLES: u64 = 272;
@@ -418,6 +420,17 @@ impl Control {
         self.word(TERM).store(term, Ordering::Relaxed);
         self.word(LEADER).store(leader, Ordering::Relaxed);
         self.word(PART).store(part, Ordering::Relaxed);
+    }
+
+    /// Whether what is committed may be in the memories of most hosts only.
+    pub fn is_lossy(&self) -> bool {
+        // A lone number, set before the instance is even: relaxed.
+        self.word(FLUSH).load(Ordering::Relaxed) == 1
+    }
+
+    /// Says whether it may.
+    pub fn set_lossy(&self, is_lossy: bool) {
+        self.word(FLUSH).store(u64::from(is_lossy), Ordering::Relaxed);
     }
 
     /// Which part this host has in the cluster, as a number of `consensus::message::Role`, and who leads; 0: unknown.

@@ -62,7 +62,7 @@ impl SlotView {
         match level {
             Level::None | Level::Os => self.accepted,
             Level::Fsync => self.durable,
-            Level::Standby | Level::Quorum => self.committed,
+            Level::Standby | Level::Quorum | Level::QuorumOs => self.committed,
         }
     }
 }

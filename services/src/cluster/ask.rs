@@ -136,5 +136,7 @@ fn from_proto(report: proto::Report) -> Option<Report> {
         members: report.members.into_iter().map(member).collect(),
         records: [report.appended_lsn, report.durable_lsn, report.committed_lsn],
         progress: report.progress.into_iter().map(progress).collect(),
+        is_lossy: report.is_lossy,
+        lacks_copy: report.lacks_copy,
     })
 }

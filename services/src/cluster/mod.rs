@@ -183,6 +183,7 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
             change(store, &args.far, Asked::Add { node, address }, format, |r| r.members.iter().any(|m| m.node == node))
         }
         Cluster::Promote(args) => {
+            wait_for(store, &args.far, NodeId(args.node))?;
             let votes = |r: &Report| r.members.iter().any(|m| m.node.0 == args.node && m.is_voter);
             change(store, &args.far, Asked::Promote(NodeId(args.node)), format, votes)
         }
@@ -237,6 +238,20 @@ fn init(store: &Path, args: &Init) -> Outcome {
     Ok(())
 }
 
+/// Waits until `node` has nearly all of the log: sooner the leader gives it no vote. Who asks a host that does not lead, or
+/// of a node that is no member, hears it from the change itself.
+fn wait_for(store: &Path, far: &Far, node: NodeId) -> Outcome {
+    let began = std::time::Instant::now();
+    loop {
+        let report = ask::ask(store, far, Asked::Status)?;
+        let is_behind = report.progress.iter().any(|p| p.node == node && !p.has_caught_up());
+        if !is_behind || began.elapsed() > PATIENCE {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Asks for a change, and waits until `is_done` says that it is.
 fn change(store: &Path, far: &Far, command: Asked, format: Format, is_done: impl Fn(&Report) -> bool) -> Outcome {
     let began = std::time::Instant::now();
@@ -277,6 +292,7 @@ fn show(report: &Report, format: Format) -> Outcome {
         let object = serde_json::json!({
             "node": report.node.0, "role": role(state.role), "term": state.term, "epoch": report.epoch,
             "leader": state.leader.map(|l| l.0), "last_frame": state.last, "committed_frame": state.committed,
+            "flush": if report.is_lossy { "interval" } else { "always" }, "lacks_copy": report.lacks_copy,
             "appended": appended, "durable": durable, "committed": committed, "members": members.collect::<Vec<_>>(),
         });
         say(object);
@@ -292,6 +308,13 @@ fn show(report: &Report, format: Format) -> Outcome {
         thousands(state.committed),
         thousands(state.last)
     ));
+    if report.is_lossy {
+        say("  flush = \"interval\", lossy: what is committed is in the memory of most hosts, and on their disks a moment later"
+            .to_owned());
+    }
+    if report.lacks_copy {
+        say("  it waits for a copy of the leader's store, and does not vote until it has it".to_owned());
+    }
     let mut t = table(&["node", "address", "votes", "heard of", "lag records", "lag bytes", "lag"]);
     for m in &report.members {
         let progress = report.progress.iter().find(|p| p.node == m.node);

@@ -22,7 +22,7 @@ use super::session::{Known, ToStorage};
 use super::{Counters, Options, count, tls, wire};
 
 /// The version of the protocol between hosts.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Control messages that wait at most; consensus says again what is lost.
 const CONTROL_MAX: usize = 1024;
 /// Bytes of publishers' batches that wait for a host at most: what is dropped, its publisher sends again.
@@ -189,6 +189,7 @@ impl Peer {
             version_min: VERSION,
             version_max: VERSION,
             segment_size: known.identity.segment_size,
+            is_lossy: known.identity.is_lossy,
             address: known.own_address().unwrap_or_default(),
         };
         let hello = tokio::time::timeout(CONNECT_TIMEOUT, client.clone().hello(hello)).await;

@@ -148,6 +148,12 @@ impl Host {
             let why = format!("log segments have {} bytes here, not {}", own.segment_size, hello.segment_size);
             return Err(Status::failed_precondition(why));
         }
+        if hello.is_lossy != own.is_lossy {
+            let word = |is_lossy| if is_lossy { "interval" } else { "always" };
+            let (theirs, ours) = (word(hello.is_lossy), word(own.is_lossy));
+            let why = format!("flush is \"{theirs}\" there and \"{ours}\" here: it is the same on all hosts of a cluster");
+            return Err(Status::failed_precondition(why));
+        }
         if hello.epoch != own.epoch {
             let why = format!("epoch {} there and {} here: the host with the lower one has to rejoin", hello.epoch, own.epoch);
             let mut status = Status::failed_precondition(why);

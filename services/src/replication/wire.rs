@@ -121,5 +121,7 @@ pub fn report(report: &Report) -> proto::Report {
                 is_stranded: p.is_stranded,
             })
             .collect(),
+        is_lossy: report.is_lossy,
+        lacks_copy: report.lacks_copy,
     }
 }

@@ -154,7 +154,7 @@ impl Hosts {
     }
 
     /// Stops all hosts in order, and gives the trades in each log.
-    fn stop(&mut self) -> Vec<Vec<u64>> {
+    pub(crate) fn stop(&mut self) -> Vec<Vec<u64>> {
         for host in &mut self.hosts {
             for child in [&mut host.replication, &mut host.storage] {
                 if let Some(child) = child {
@@ -416,6 +416,7 @@ fn without_certificates_nothing_but_loopback_is_used() {
 
 fn hello(node: u64, to: u64) -> HelloRequest {
     HelloRequest {
+        is_lossy: false,
         cluster: tapestore::engine::found::store_id("test").to_le_bytes().to_vec().into(),
         node,
         to,
@@ -440,13 +441,15 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         let connect = || async { PeerClient::connect(to.clone()).await.unwrap().max_encoding_message_size(64 << 20) };
         let mut client = connect().await;
         let to_follower = follower as u64;
-        // Another cluster, another node, another version, another shape of log, nobody.
-        let wrong: [fn(&mut HelloRequest); 6] = [
+        // Another cluster, another node, another version, another shape of log, another idea of what it is to have a frame,
+        // nobody.
+        let wrong: [fn(&mut HelloRequest); 7] = [
             |h| h.cluster = vec![7; 16].into(),
             |h| h.cluster = Vec::new().into(),
             |h| h.to = 9,
             |h| (h.version_min, h.version_max) = (VERSION + 1, VERSION + 2),
             |h| h.segment_size = 4096,
+            |h| h.is_lossy = true,
             |h| h.node = 0,
         ];
         for spoil in wrong {

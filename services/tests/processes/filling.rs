@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use tape_services::replication::proto::supply_client::SupplyClient;
 use tape_services::replication::proto::{CopyRequest, FetchRequest};
+use tapestore::consensus::MetaFile;
+use tapestore::consensus::meta::Meta;
+use tapestore::disk::RealDisk;
 use tapestore::engine::fill::INCOMING;
-use tapestore::lsn::{Level, Lsn};
-use tapestore::publisher::Publisher;
+use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::publisher::{Options, Publisher};
 use tapestore::shm::control::Statistic;
 use tapestore::{reader::Reader, sstable, wal};
 use tonic::Code;
@@ -273,4 +276,45 @@ fn copies_are_for_members_and_nothing_but_their_files_is_read() {
     });
     std::thread::sleep(Duration::from_millis(10));
     assert!(std::fs::read_dir(hosts.store(leader).join("offers")).unwrap().next().is_none());
+}
+
+#[test]
+fn a_host_that_may_have_forgotten_frames_is_filled_by_itself_and_votes_again() {
+    let mut hosts = Hosts::new(false);
+    (1..=3).for_each(|n| hosts.kill(n));
+    std::fs::write(hosts.dir.path().join("storage.toml"), format!("{TIMES}flush = \"interval\"\n")).unwrap();
+    (1..=3).for_each(|n| hosts.start(n));
+    let leader = hosts.leader();
+    let (forgetful, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let open = |hosts: &Hosts, n| {
+        let options = Options::new(hosts.store(n), PublisherId(1));
+        Publisher::open(Options { level: Level::QuorumOs, open_timeout: PATIENCE, ..options }).unwrap()
+    };
+    let mut publisher = open(&hosts, third);
+    publish(&mut publisher, 0..2_000);
+    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    hosts.kill(forgetful);
+    // As if it had been switched off: this is another life of the system's.
+    let mut meta = MetaFile::open(&RealDisk, hosts.store(forgetful)).unwrap();
+    assert!(meta.meta().boot > 0);
+    meta.update(Meta { boot: 5, ..meta.meta().clone() }).unwrap();
+    publish(&mut publisher, 2_000..3_000);
+    hosts.start_storage(forgetful);
+    let says = |hosts: &Hosts, what: &str| {
+        let output = hosts.tape(forgetful, &["cluster", "status"]);
+        String::from_utf8_lossy(&output.stdout).contains(what).then_some(())
+    };
+    eventually("it to say so", || says(&hosts, "waits for a copy of the leader's store, and does not vote"));
+    assert!(says(&hosts, "lossy").is_some());
+    hosts.start_replication(forgetful);
+    eventually("a copy", || hosts.status(forgetful).filter(|s| s["lacks_copy"] == false));
+    eventually("all records", || (hosts.committed(forgetful) >= Lsn(3_000)).then_some(()));
+    hosts.kill(leader);
+    publish(&mut publisher, 3_000..4_000);
+    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    drop(publisher);
+    hosts.start(leader);
+    (1..=3).for_each(|n| eventually("all records on each host", || (hosts.committed(n) >= Lsn(4_000)).then_some(())));
+    let expected: Vec<u64> = (0..4_000).collect();
+    assert!(hosts.stop().iter().all(|ids| ids.ends_with(&expected[3_000..])));
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::*;
 use super::nemesis::Aim;
-use super::world::{COARSE, Cluster, DIR, Live, Pace, seat, start};
+use super::world::{COARSE, Cluster, DIR, How, Live, Pace, seat, start};
 use crate::consensus::message::{Raft, Role};
 use crate::lsn::NodeId;
 use raft::eraftpb::MessageType;
@@ -54,7 +54,7 @@ fn a_host_that_has_two_changes_of_members_in_its_log_knows_the_first_to_be_commi
     // It was killed before it wrote down that either had been carried out.
     let disk = third.disk.copy();
     disk.overwrite(&Path::new(DIR).join(meta::NAME), third.first_meta.clone());
-    let live = start(&disk, None).unwrap();
+    let live = start(&disk, How { mutant: None, is_lossy: false, boot: 1 }).unwrap();
     assert!(seats(&live).contains(&(other as u64 + 1, format::LEARNER)), "{:?}", seats(&live));
 }
 
@@ -83,5 +83,77 @@ fn a_leader_whose_own_removal_is_committed_leads_no_longer_and_is_not_missed() {
     cluster.hosts[next].back_at = u64::MAX;
     (0..100).for_each(|_| cluster.tick());
     assert!(cluster.acked.len() > acked + 100);
+    cluster.check().unwrap();
+}
+
+/// The same with hosts that say that they have what they have in memory.
+fn led_in_memory() -> (Cluster, usize) {
+    let mut cluster = Cluster::new(7, Aim::Memory, None);
+    cluster.pace = Pace { loss: 0, ..COARSE };
+    (0..150).for_each(|_| cluster.tick());
+    let leader = cluster.leader().unwrap();
+    (cluster, leader)
+}
+
+#[test]
+fn what_is_in_the_memory_of_most_hosts_is_committed_but_a_change_of_members_waits_for_the_disks() {
+    let (mut cluster, leader) = led_in_memory();
+    let stalled = cluster.now + 100;
+    cluster.hosts.iter_mut().for_each(|h| h.stalls_until = stalled);
+    (0..5).for_each(|_| cluster.tick());
+    let other = (leader + 1) % 3;
+    let parts = |cluster: &Cluster| {
+        let live = cluster.hosts[leader].live.as_ref().unwrap();
+        live.node.meta().seats.iter().filter(|s| s.part == format::LEARNER).count()
+    };
+    cluster.hosts[leader].asked = Some(change(other as u64 + 1, format::LEARNER));
+    let acked = cluster.acked.len();
+    (0..3).for_each(|_| cluster.step(false));
+    let index = cluster.hosts[leader].live.as_ref().unwrap().node.frames().last();
+    (0..40).for_each(|_| cluster.tick());
+    assert!(cluster.acked.len() > acked, "frames before it are committed");
+    let node = &cluster.hosts[leader].live.as_ref().unwrap().node;
+    assert!(node.committed() < index && parts(&cluster) == 0, "{} of {index}", node.committed());
+    (0..150).for_each(|_| cluster.tick());
+    assert_eq!(parts(&cluster), 1);
+    assert!(cluster.acked.len() > acked + 100);
+    cluster.check().unwrap();
+}
+
+#[test]
+fn a_host_that_has_forgotten_what_the_leader_counts_on_hears_it_and_is_filled() {
+    let (mut cluster, leader) = led_in_memory();
+    let other = (leader + 1) % 3;
+    cluster.hosts[other].stalls_until = cluster.now + 60;
+    (0..40).for_each(|_| cluster.tick());
+    let last = |cluster: &Cluster, n: usize| cluster.hosts[n].live.as_ref().map(|l| l.node.frames().last());
+    let had = last(&cluster, other);
+    cluster.ends(other, true);
+    cluster.hosts[other].back_at = cluster.now + 1;
+    // The leader does not think of it again as of a host of which it knows nothing.
+    cluster.step(false);
+    assert!(last(&cluster, other) < had, "{:?} of {had:?}", last(&cluster, other));
+    let is_mute = |cluster: &Cluster| cluster.hosts[other].live.as_ref().is_some_and(|l| l.node.meta().has_forgotten);
+    assert!(is_mute(&cluster));
+    let vote = Raft {
+        kind: MessageType::MsgRequestVote as u8,
+        to: NodeId(other as u64 + 1),
+        from: NodeId((3 - leader - other) as u64 + 1),
+        term: 90,
+        log_term: 89,
+        index: 1 << 40,
+        ..Raft::default()
+    };
+    let node = &mut cluster.hosts[other].live.as_mut().unwrap().node;
+    node.step(&vote).unwrap();
+    assert!(node.take_messages().is_empty() && node.meta().term < 90, "it does not vote");
+    (0..100).for_each(|_| cluster.tick());
+    assert!(!is_mute(&cluster) && cluster.tally.of("copies") == 1, "{:?}", cluster.tally);
+    // Without it there is no majority then.
+    let acked = cluster.acked.len();
+    cluster.ends(leader, false);
+    cluster.hosts[leader].back_at = u64::MAX;
+    (0..200).for_each(|_| cluster.tick());
+    assert!(cluster.acked.len() > acked + 50, "it votes again");
     cluster.check().unwrap();
 }

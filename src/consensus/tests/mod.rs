@@ -7,6 +7,7 @@
 mod checker;
 mod directed;
 mod failover;
+mod filling;
 mod mutants;
 mod nemesis;
 mod world;
@@ -84,7 +85,7 @@ fn aim_of(seed: u64) -> Aim {
 fn five_hundred_seeds_of_crashes_partitions_stalls_and_new_members_lose_nothing_that_was_acknowledged() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500);
     let sum = run_all(count, aim_of);
-    for what in ["cuts", "power losses", "partitions", "promotions", "removals", "swaps"] {
+    for what in ["cuts", "power losses", "partitions", "promotions", "removals", "swaps", "copies"] {
         assert!(sum.of(what) >= count / 5 || number("TAPE_SIM_SEED").is_some(), "hardly any {what}: {sum:?}");
     }
 }
@@ -94,6 +95,14 @@ fn what_is_aimed_at_starts_and_cuts_loses_nothing_that_was_acknowledged() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
     let sum = run_all(count, |seed| if seed % 2 == 0 { Aim::KilledThenPower } else { Aim::TornCut });
     let enough = sum.of("power losses in a cut") >= count / 5 && sum.of("kills") >= count / 2;
+    assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
+}
+
+#[test]
+fn hosts_that_have_frames_in_memory_lose_nothing_that_was_acknowledged_while_most_keep_their_power() {
+    let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 2;
+    let sum = run_all(count, |seed| if seed % 5 == 4 { Aim::Forgotten } else { Aim::Memory });
+    let enough = sum.of("power losses") >= count && sum.of("copies") >= count;
     assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
 }
 

@@ -23,6 +23,10 @@ pub(super) enum Mutant {
     NeverCut,
     /// A start does not make durable what it finds.
     RecoveredUnsynced,
+    /// A host that has lost power goes on as if it had all that it had in memory.
+    Forgetful,
+    /// A copy of a leader's store need not hold all that the leader had when it was asked.
+    OldCopy,
     /// A frame does not say which one it follows, nor must its term be as high.
     Unchained,
 }
@@ -130,6 +134,8 @@ fn rules_that_are_broken_on_purpose_are_noticed() {
         (Mutant::NeverCut, Aim::Anything),
         (Mutant::RecoveredUnsynced, Aim::KilledThenPower),
         (Mutant::Unchained, Aim::TornCut),
+        (Mutant::Forgetful, Aim::Memory),
+        (Mutant::OldCopy, Aim::Forgotten),
     ] {
         let caught = (0..400).find_map(|seed| run(seed, aim, Some(mutant)).err());
         println!("{mutant:?}: {caught:?}");

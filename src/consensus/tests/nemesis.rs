@@ -14,6 +14,11 @@ pub(super) enum Aim {
     Anything,
     /// The same, and members come and go.
     Members,
+    /// Whatever can go wrong with hosts that say that they have what they have in memory, and of which the fewer lose power.
+    Memory,
+    /// One of them loses power while the leader counts on what it has in memory, gets a copy, and is to elect another
+    /// together with a host that never had that.
+    Forgotten,
     /// A host is killed before its disk is done, and loses power right after it is back.
     KilledThenPower,
     /// Power goes while a tail is cut, and again while others' frames are written in its place.
@@ -34,7 +39,11 @@ impl Cluster {
         self.tally.up(if power { "power losses" } else { "kills" });
         let back = self.now + 5 + self.rng.below(60);
         let seed = self.rng.next_u64();
+        let is_lossy = self.is_lossy();
         let host = &mut self.hosts[n];
+        host.boot += u128::from(power);
+        host.is_forgetful |= power && is_lossy;
+        host.fetching = None;
         host.live = None;
         host.asked = None;
         host.inbox.clear();
@@ -62,12 +71,13 @@ impl Cluster {
             self.act(act);
         }
         match self.aim {
-            Aim::Anything => self.anything(),
+            Aim::Anything | Aim::Memory => self.anything(),
             Aim::Members => {
                 self.anything();
                 self.operator();
             }
             Aim::KilledThenPower => self.plan_a_kill(),
+            Aim::Forgotten => self.plan_a_loss(),
             Aim::TornCut => {
                 self.tear_again();
                 self.plan_a_trap();
@@ -106,7 +116,7 @@ impl Cluster {
         let n = self.rng.below(self.hosts.len() as u64) as usize;
         match self.rng.below(220) {
             0 if self.hosts[n].live.is_some() => self.ends(n, false),
-            1 if self.hosts[n].live.is_some() => self.ends(n, true),
+            1 if self.hosts[n].live.is_some() => self.ends(n, self.may_lose_power(n)),
             2 => {
                 self.hosts[n].back_at = self.hosts[n].back_at.max(self.now + self.rng.below(80));
                 self.tally.up("pauses");
@@ -130,10 +140,12 @@ impl Cluster {
             7 if self.rng.below(8) == 0 => {
                 for n in 0..self.hosts.len() {
                     if self.hosts[n].live.is_some() {
-                        self.ends(n, true);
+                        self.ends(n, self.may_lose_power(n));
                     }
                 }
             }
+            // There is a checkpoint, and the log before it goes.
+            8 | 9 if matches!(self.aim, Aim::Members | Aim::Memory) => self.forget(n),
             _ => {}
         }
     }
@@ -153,6 +165,20 @@ impl Cluster {
         self.script.push_back((power, Act::Isolate(leader, 90)));
         // Until they have chosen, and what was cut off is well again.
         self.script.push_back((power + 180, Act::Isolate(last, 0)));
+    }
+
+    fn plan_a_loss(&mut self) {
+        let Some(leader) = self.leader().filter(|_| self.is_at_peace() && self.rng.below(30) == 0) else { return };
+        let first = (leader + 1 + self.rng.below(2) as usize) % 3;
+        let last = 3 - leader - first;
+        let power = self.now + 2 + self.rng.below(8);
+        // Until the copy is there.
+        let filled = power + 45;
+        self.hosts[first].stalls_until = self.now + 30;
+        self.isolate(last, filled, true);
+        self.script.push_back((power, Act::PowerLoss(first)));
+        self.script.push_back((filled, Act::Isolate(leader, 90)));
+        self.script.push_back((filled + 180, Act::Isolate(last, 0)));
     }
 
     /// Cuts a leader off before it has said anything, so that another opens a term where it has.
@@ -240,7 +266,7 @@ impl Cluster {
             return None;
         }
         let others = seats.iter().map(|s| seat(s.node.0, format::VOTER));
-        let host = Host::new(new, others.chain([seat(new, format::LEARNER)]).collect());
+        let host = Host::new(new, others.chain([seat(new, format::LEARNER)]).collect(), self.is_lossy(), true);
         self.hosts.push(host);
         Some(new)
     }

@@ -11,6 +11,7 @@ use super::super::frames::Frames;
 use super::super::message::{Raft, Role};
 use super::super::meta::{self, Meta};
 use super::super::*;
+use super::filling::Fetching;
 use super::mutants::{Lazy, Mutant};
 use super::nemesis::{Act, Aim};
 use crate::disk::sim::{SimDisk, SimRng};
@@ -94,6 +95,13 @@ pub(super) struct Host {
     pub(super) torn_behind: Option<u64>,
     /// Up to which frame what it says is committed has been compared.
     compared: u64,
+    /// Which life of the host's this is, since when its memory has been kept.
+    pub(super) boot: u128,
+    /// Whether others may count on frames that it had in memory when its power went, and it has had no copy since.
+    pub(super) is_forgetful: bool,
+    pub(super) fetching: Option<Fetching>,
+    /// Whether its replication process has yet to tell a leader's of it, since it was started.
+    pub(super) greets: bool,
 }
 
 /// A record that a client has sent and that is not acknowledged.
@@ -138,16 +146,26 @@ pub(super) struct Cluster {
     pub(super) tally: Tally,
 }
 
+/// How a host is started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub(super) mutant: Option<Mutant>,
+    pub(super) is_lossy: bool,
+    pub(super) boot: u128,
+}
+
 pub(super) fn seat(node: u64, part: u32) -> Seat {
     Seat { node: NodeId(node), part, address: format!("127.0.0.1:{node}") }
 }
 
 /// Starts the process of a host, as storage starts.
-pub(super) fn start(disk: &SimDisk, mutant: Option<Mutant>) -> Result<Live> {
-    let dir = Path::new(DIR);
+pub(super) fn start(disk: &SimDisk, how: How) -> Result<Live> {
+    let (dir, How { mutant, is_lossy, boot }) = (Path::new(DIR), how);
     wal::create_if_absent(disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) })?;
     let from = Chain::begin(STORE);
     let (mut frames, mut changes) = (Frames::new(&from), BTreeMap::new());
+    let mut meta = MetaFile::open(disk, dir)?;
+    meta.begin_life(if mutant == Some(Mutant::Forgetful) { 1 } else { boot }, is_lossy, false)?;
     let lazy = (mutant == Some(Mutant::RecoveredUnsynced)).then(|| Lazy::new(disk.clone()));
     let of_log: Arc<dyn Disk> = lazy.as_ref().map_or_else(|| Arc::new(disk.clone()) as Arc<dyn Disk>, |l| Arc::new(l.clone()));
     let log = wal::open(of_log, dir, from, 0, Lsn(0), |frame| {
@@ -160,7 +178,8 @@ pub(super) fn start(disk: &SimDisk, mutant: Option<Mutant>) -> Result<Live> {
         Ok(())
     })?;
     lazy.inspect(Lazy::wakes);
-    let node = Node::new(&Options::default(), MetaFile::open(disk, dir)?, frames, changes, 0)?;
+    let flush = if is_lossy { options::Flush::Interval } else { options::Flush::Always };
+    let node = Node::new(&Options { flush, ..Options::default() }, meta, frames, changes, 0)?;
     let waiting = VecDeque::new();
     Ok(Live { writer: log.writer, syncer: log.syncer, node, syncing: None, waiting, patience_of: None, patience: 0, phase: 0 })
 }
@@ -272,12 +291,12 @@ impl Live {
 }
 
 impl Host {
-    pub(super) fn new(node: u64, seats: Vec<Seat>) -> Host {
+    pub(super) fn new(node: u64, seats: Vec<Seat>, is_lossy: bool, joins: bool) -> Host {
         let (disk, dir) = (SimDisk::new(), Path::new(DIR));
         wal::create_if_absent(&disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) }).unwrap();
-        MetaFile::create(&disk, dir, &Meta { node: NodeId(node), seats, ..Meta::alone(STORE, 0) }).unwrap();
+        MetaFile::create(&disk, dir, &Meta { node: NodeId(node), seats, joins, ..Meta::alone(STORE, 0) }).unwrap();
         let first_meta = disk.contents(&dir.join(meta::NAME)).unwrap();
-        let live = Some(start(&disk, None).unwrap());
+        let live = Some(start(&disk, How { mutant: None, is_lossy, boot: 1 }).unwrap());
         Host {
             disk,
             live,
@@ -289,6 +308,10 @@ impl Host {
             hands_to: None,
             torn_behind: None,
             compared: 0,
+            boot: 1,
+            is_forgetful: false,
+            fetching: None,
+            greets: true,
         }
     }
 
@@ -309,7 +332,9 @@ impl Cluster {
             now: 0,
             pace: COARSE,
             aim,
-            hosts: (1..=count as u64).map(|n| Host::new(n, seats.clone())).collect(),
+            hosts: (1..=count as u64)
+                .map(|n| Host::new(n, seats.clone(), matches!(aim, Aim::Memory | Aim::Forgotten), false))
+                .collect(),
             net: Vec::new(),
             blocked: BTreeMap::new(),
             script: VecDeque::new(),
@@ -325,6 +350,22 @@ impl Cluster {
             mutant,
             tally: Tally::default(),
         }
+    }
+
+    /// How host `n` is started.
+    pub(super) fn how(&self, n: usize) -> How {
+        How { mutant: self.mutant, is_lossy: self.is_lossy(), boot: self.hosts[n].boot }
+    }
+
+    /// Whether hosts say that they have what they have in memory.
+    pub(super) fn is_lossy(&self) -> bool {
+        matches!(self.aim, Aim::Memory | Aim::Forgotten)
+    }
+
+    /// Whether nothing that was acknowledged may be lost by it if host `n` loses power: most hosts keep their memory.
+    pub(super) fn may_lose_power(&self, n: usize) -> bool {
+        let others = self.hosts.iter().enumerate().filter(|(m, h)| *m != n && h.is_forgetful).count();
+        !self.is_lossy() || others < (self.hosts.len() - 1) / 2
     }
 
     /// The host that leads, as far as anybody is led.
@@ -353,6 +394,8 @@ impl Cluster {
             let vote = |h: &Host| h.live.as_ref().map(|l| (l.node.meta().term, l.node.meta().vote));
             let before = vote(&self.hosts[n]);
             self.turn(n);
+            self.greet(n);
+            self.fill(n);
             if with_clients {
                 self.clients(n);
             }
@@ -366,15 +409,17 @@ impl Cluster {
 
     /// Whether host `n` could be started: the power may go.
     fn starts(&mut self, n: usize) -> bool {
-        let loses_power = !self.is_well() && self.rng.below(8) == 0;
+        let loses_power = !self.is_well() && self.rng.below(8) == 0 && self.may_lose_power(n);
+        let how = self.how(n);
         let host = &mut self.hosts[n];
         if loses_power {
             host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(12), crate::disk::sim::Fault::PowerLoss);
         }
-        match start(&host.disk, self.mutant) {
+        match start(&host.disk, how) {
             Ok(live) => {
                 host.disk.clear_faults();
                 host.live = Some(Live { phase: self.rng.below(self.pace.tick), ..live });
+                host.greets = true;
                 true
             }
             Err(_) if host.disk.is_off() => {
@@ -407,7 +452,7 @@ impl Cluster {
         for raft in std::mem::take(&mut host.inbox) {
             if raft.heads.is_empty() {
                 live.step(&raft).unwrap();
-            } else {
+            } else if !live.node.meta().lacks_copy() {
                 live.waiting.push_back(raft);
             }
         }
@@ -448,7 +493,8 @@ impl Cluster {
     fn cut(&mut self, n: usize, last_kept: u64) {
         self.tally.up("cuts");
         let often = if self.aim == Aim::TornCut { 1 } else { 4 };
-        let loses_power = !self.is_well() && self.rng.below(often) == 0;
+        let loses_power = !self.is_well() && self.rng.below(often) == 0 && self.may_lose_power(n);
+        let how = self.how(n);
         let host = &mut self.hosts[n];
         if loses_power {
             host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(60), crate::disk::sim::Fault::PowerLoss);
@@ -462,7 +508,8 @@ impl Cluster {
             self.ends(n, true);
             self.after_cut(n, last_kept);
         } else {
-            host.live = Some(start(&host.disk, self.mutant).unwrap());
+            host.live = Some(start(&host.disk, how).unwrap());
+            host.greets = true;
         }
     }
 
@@ -488,7 +535,7 @@ impl Cluster {
     }
 
     /// What host `n` says is committed is what every other has said.
-    fn compare(&mut self, n: usize) {
+    pub(super) fn compare(&mut self, n: usize) {
         let host = &mut self.hosts[n];
         let Some(live) = host.live.as_ref() else { return };
         for index in host.compared + 1..=live.node.committed().min(live.node.frames().last()) {

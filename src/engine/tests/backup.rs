@@ -137,7 +137,7 @@ fn a_backup_cut_short_at_any_call_leaves_the_earlier_one_or_the_new_and_the_stor
 
 /// The store that is restored as `r`, opened.
 fn recover_at(run: &Run, dir: &Path) -> Result<Recovered> {
-    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5 };
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     recover(options(dir), &world)
 }
 

@@ -71,7 +71,7 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
     eventually("its storage to end", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
     assert_eq!(hosts.stop(behind), Ended::Fill);
-    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
+    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
     let filled = fill::install(&hosts.options(behind), &world, false).unwrap();
     assert!(filled.files > 0 && filled.last.0 >= next - 500 && filled.kept_in.is_none(), "{filled:?}");
     assert!(!to.join(fill::INCOMING).exists());
@@ -133,7 +133,7 @@ fn scene(seed: u64) -> (Run, PathBuf, offer::Offer) {
 }
 
 fn world(disk: &SimDisk) -> World {
-    World { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::new(Ts(5_000_000_000))), store_id: 5 }
+    World { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::new(Ts(5_000_000_000))), store_id: 5, boot: 1 }
 }
 
 /// Records, term and members of the store `dir` as it starts.

@@ -182,8 +182,12 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
         let mut rng = SimRng::new(seed ^ 0xabcd);
         let store_dir = run.dir.path().join("s");
         let options = Options { memtables_max: 4, ..super::options(&store_dir) };
-        let world =
-            World { disk: std::sync::Arc::new(run.disk.clone()), clock: std::sync::Arc::new(run.clock.clone()), store_id: 5 };
+        let world = World {
+            disk: std::sync::Arc::new(run.disk.clone()),
+            clock: std::sync::Arc::new(run.clock.clone()),
+            store_id: 5,
+            boot: 1,
+        };
         let mut store = recover(options.clone(), &world).unwrap();
         let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
         store.control.set_instance(store.started.instance);

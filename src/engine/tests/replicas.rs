@@ -27,6 +27,7 @@ pub(super) struct Hosts {
     /// Bytes of log that a leader keeps for hosts that lag behind.
     pub(super) retain: u64,
     forwards: bool,
+    pub(super) flush: consensus::options::Flush,
     /// Whose syncs stall.
     pub(super) stalled: super::stall::Stalled,
     /// Least time until an election.
@@ -69,6 +70,7 @@ impl Hosts {
             carriers: Vec::new(),
             retain: consensus::Options::default().retain_bytes,
             forwards: true,
+            flush: consensus::options::Flush::Always,
             stalled: super::stall::Stalled::default(),
             election_ms: 250,
             net: Arc::default(),
@@ -106,6 +108,7 @@ impl Hosts {
             consensus::Options { heartbeat_ms: 50, election_ms: self.election_ms, election_spread_ms: 150, ..Default::default() };
         options.cluster.retain_bytes = self.retain;
         options.cluster.forward = self.forwards;
+        options.cluster.flush = self.flush;
         options
     }
 
@@ -113,7 +116,7 @@ impl Hosts {
         let options = self.options(n);
         std::fs::create_dir_all(&options.run_root).unwrap();
         let disk = super::stall::StallingDisk::new(n, self.stalled.clone());
-        let world = World { disk: Arc::new(disk), clock: Arc::new(HostClock), store_id: 0 };
+        let world = World { disk: Arc::new(disk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
         let storage = Storage::start(options, world).unwrap();
         self.storages[n as usize - 1] = Some(storage);
         self.carry(n);
@@ -151,7 +154,7 @@ impl Hosts {
                             });
                         }
                         Message::Stranded { node, .. } => drop(net.stranded.lock().unwrap().insert(node.0)),
-                        Message::Welcome(_) | Message::Members(_) => {}
+                        Message::Welcome(_) | Message::Members(_) | Message::Lacks { .. } => {}
                         other => panic!("storage says {other:?}"),
                     }
                 }
@@ -377,7 +380,7 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     let Ended::Cut(last_kept) = hosts.stop(old) else { panic!("its log is not to be cut") };
     let mut options = options(&hosts.store(old));
     options.segment_size = SEGMENT;
-    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0 };
+    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
     let cut = rejoin::cut(&options, &world, last_kept).unwrap();
     assert_eq!((cut.records, cut.first_lsn), (500, Lsn(1_001)));
     assert!(cut.kept_in.unwrap().starts_with(hosts.store(old).join(wal::cut::DIVERGENT)));

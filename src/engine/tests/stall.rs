@@ -7,8 +7,10 @@ use super::*;
 use crate::consensus::message::{Command, Role};
 use crate::disk::{Disk, DiskFile, Mapped, Open, RealDisk, Space};
 
-/// The host whose syncs stall; 0: none.
+/// The host whose syncs stall; 0: none; [`ALL`].
 pub(super) type Stalled = Arc<AtomicU64>;
+/// The syncs of each of them.
+pub(super) const ALL: u64 = u64::MAX;
 
 pub(super) struct StallingDisk {
     host: u64,
@@ -92,7 +94,7 @@ impl DiskFile for StallingFile {
     }
 
     fn sync(&self) -> Result<()> {
-        if self.stalled.load(Ordering::Relaxed) == self.host {
+        if [self.host, ALL].contains(&self.stalled.load(Ordering::Relaxed)) {
             std::thread::sleep(Duration::from_secs(2));
         }
         self.file.sync()

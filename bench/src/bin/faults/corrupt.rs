@@ -195,7 +195,7 @@ impl<'a> Subject<'a> {
     fn whole(&self) -> Shown {
         self.scratch.clear();
         let disk = Arc::new(self.disk.copy());
-        let world = World { disk: disk.clone(), clock: Arc::new(JumpClock::new()), store_id: self.meta.store_id };
+        let world = World { disk: disk.clone(), clock: Arc::new(JumpClock::new()), store_id: self.meta.store_id, boot: 1 };
         let at = match engine::recover(self.scratch.options(), &world) {
             Ok(at) => at,
             Err(Error::Halted { .. } | Error::Io { .. }) => panic!("damage is no failure of a call"),

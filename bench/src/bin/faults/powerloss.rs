@@ -251,7 +251,7 @@ impl<'a> Trial<'a> {
     fn recover(&self) -> Result<Recovered> {
         let disk = Arc::new(self.disk.clone());
         count(&self.counts.starts, 1);
-        engine::recover(self.options.clone(), &World { disk, clock: self.clock.clone(), store_id: 5 })
+        engine::recover(self.options.clone(), &World { disk, clock: self.clock.clone(), store_id: 5, boot: 1 })
     }
 
     /// Starts the store, compares it with the model and lets it serve.

@@ -1,0 +1,74 @@
+//! Owns: how a leader sees the other members: how far they are, and what of the log they may still ask for.
+//!
+//! What must hold: nothing is counted as a member's that it has not said to have, in this term.
+
+use raft::StateRole;
+
+use super::message::Progress;
+use super::node::Node;
+use crate::lsn::NodeId;
+
+impl Node {
+    /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
+    pub fn standby_matched(&self) -> Option<u64> {
+        let raft = &self.raw.raft;
+        let learners = raft.prs().iter().filter(|(id, _)| raft.prs().conf().learners().contains(id));
+        learners.map(|(_, p)| p.matched).max()
+    }
+
+    /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
+    /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
+    pub fn reached(&mut self, node: NodeId, last: u64) {
+        let (first, own) = (self.frames().first(), self.frames().last());
+        if self.raw.raft.state != StateRole::Leader || last + 1 < first || last > own {
+            return;
+        }
+        let progress = self.raw.raft.mut_prs().get_mut(node.0);
+        if let Some(progress) = progress.filter(|p| p.next_idx < first) {
+            progress.become_probe();
+            progress.next_idx = last + 1;
+        }
+    }
+
+    /// How this leader sees the other members; of a node that does not lead, nothing.
+    pub fn progress(&self) -> Vec<Progress> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let frames = self.frames();
+        let newest = frames.place(frames.last()).copied();
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        let seen = others.map(|(&id, p)| {
+            // Of a member whose place is forgotten the first one that is known stands for it.
+            let theirs = frames.place(p.matched.max(frames.first()));
+            let lag = |of: fn(&super::Place) -> u64| match (&newest, theirs) {
+                (Some(newest), Some(theirs)) if p.matched < frames.last() => of(newest).saturating_sub(of(theirs)),
+                _ => 0,
+            };
+            Progress {
+                node: NodeId(id),
+                matched: p.matched,
+                is_active: p.recent_active,
+                is_stranded: p.recent_active && p.next_idx < frames.first(),
+                lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
+                lag_bytes: lag(|p| p.end().0),
+                lag_ns: lag(|p| p.ingest_ts.0),
+            }
+        });
+        let mut seen: Vec<_> = seen.collect();
+        seen.sort_by_key(|p| p.node);
+        seen
+    }
+
+    /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
+    /// that there is: should it lead, others may be far behind.
+    pub fn needed(&self) -> u64 {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return self.frames().first();
+        }
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        others.map(|(_, p)| p.matched).min().unwrap_or(raft.raft_log.committed) + 1
+    }
+}

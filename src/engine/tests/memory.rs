@@ -1,0 +1,152 @@
+//! Hosts that say that they have a frame before it is on their disks (`flush = "interval"`).
+
+use std::sync::atomic::Ordering;
+
+use super::replicas::{Hosts, eventually};
+use super::stall::ALL;
+use super::*;
+use crate::consensus::message::Command;
+use crate::consensus::options::Flush;
+use crate::disk::RealDisk;
+use crate::engine::found::{Founding, force_promote, found};
+use crate::lsn::NodeId;
+use crate::publisher::{self, PublishError, Publisher};
+use crate::time::HostClock;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn what_most_hosts_have_in_memory_is_committed_before_any_disk_has_it_and_is_not_called_quorum() {
+    let mut hosts = Hosts::new(3);
+    hosts.flush = Flush::Interval;
+    hosts.election_ms = 800;
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
+    (1..=3).for_each(|n| hosts.start(n));
+    let leader = hosts.leader(0);
+    let elsewhere = leader % 3 + 1;
+    let mut at_leader = hosts.publisher(leader, 1, Level::QuorumOs);
+    let mut at_follower = hosts.publisher(elsewhere, 2, Level::QuorumOs);
+    hosts.stalled.store(ALL, Ordering::Relaxed);
+    let mut was_ahead = false;
+    for seq in 0..2_000 {
+        for publisher in [&mut at_leader, &mut at_follower] {
+            publisher.publish(&Trade { trade_id: seq, ..Trade::default() }).unwrap();
+            if seq % 100 == 0 {
+                publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+                let control = hosts.control(leader);
+                was_ahead |= (1..=3).all(|n| control.committed() > hosts.control(n).durable());
+            }
+        }
+    }
+    assert!(was_ahead, "it was committed before any disk had it");
+    let refused = at_leader.flush(Level::Quorum, PATIENCE).unwrap_err();
+    assert!(matches!(&refused, PublishError::Refused(why) if why.contains("quorum-os")), "{refused}");
+    hosts.stalled.store(0, Ordering::Relaxed);
+    at_leader.flush(Level::Fsync, PATIENCE).unwrap();
+    for (n, level) in [(leader, Level::Quorum), (elsewhere, Level::Quorum), (leader, Level::Standby)] {
+        let mut options = publisher::Options::new(hosts.store(n), PublisherId(9));
+        options.level = level;
+        let Err(refused) = Publisher::open(options) else { panic!("{level} is granted") };
+        assert!(refused.to_string().contains("quorum-os"), "{refused}");
+    }
+    let report = hosts.ask(leader, Command::Status).unwrap();
+    assert!(report.is_lossy && !report.lacks_copy);
+    for publisher in [at_leader, at_follower] {
+        publisher.close(PATIENCE).unwrap();
+    }
+    for n in 1..=3 {
+        eventually("all of it on each disk", || (hosts.control(n).durable() >= Lsn(4_000)).then_some(()));
+    }
+}
+
+#[test]
+fn where_frames_are_on_disks_before_hosts_say_so_quorum_os_is_quorum() {
+    let hosts = Hosts::new(3);
+    let leader = hosts.leader(0);
+    let mut publisher = hosts.publisher(leader, 1, Level::QuorumOs);
+    publisher.publish(&Trade::default()).unwrap();
+    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    assert!(hosts.control(leader).durable() >= Lsn(1) || (1..=3).filter(|n| hosts.control(*n).durable() >= Lsn(1)).count() > 1);
+    assert_eq!(publisher.level(), Level::Quorum);
+}
+
+/// A host of two, its options, and what it starts in.
+fn one_of_two(dir: &Path, flush: Flush) -> (Options, World) {
+    let mut options = options(&dir.join("s"));
+    options.cluster.flush = flush;
+    options.run_root = dir.to_path_buf();
+    options.space_min = 1 << 20;
+    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 5, boot: 1 };
+    (options, world)
+}
+
+fn member(n: u64) -> crate::consensus::message::Member {
+    crate::consensus::message::Member { node: NodeId(n), address: format!("127.0.0.1:{n}"), is_voter: true }
+}
+
+#[test]
+fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (options, world) = one_of_two(dir.path(), Flush::Interval);
+    let founding = Founding {
+        cluster: "test".to_owned(),
+        node: NodeId(1),
+        members: vec![member(1), member(2)],
+        segment_size: options.segment_size,
+        joins: false,
+        epoch: 0,
+    };
+    found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
+    let start = |flush, boot| {
+        let mut options = options.clone();
+        options.cluster.flush = flush;
+        let recovered = recover(options, &World { boot, ..world.clone() })?;
+        let meta = recovered.node.meta().clone();
+        Ok::<_, Error>((recovered, meta))
+    };
+    // Each of these ends as if the process had been killed.
+    let (recovered, meta) = start(Flush::Interval, 1).unwrap();
+    assert_eq!((meta.has_forgotten, meta.boot), (false, 1));
+    drop(recovered);
+    assert_eq!(start(Flush::Interval, 1).unwrap().1, meta, "the process was killed, and what it had written is there");
+    let mut file = wal::MetaFile::open(&RealDisk, &options.store).unwrap();
+    file.update(wal::Meta { clean: true, ..*file.meta() }).unwrap();
+    assert_eq!(start(Flush::Interval, 2).unwrap().1, crate::consensus::meta::Meta { boot: 2, ..meta.clone() }, "a clean stop");
+    assert!(start(Flush::Interval, 0).is_err(), "a system that does not say which boot it is");
+    assert_eq!(start(Flush::Always, 2).unwrap().1.boot, 0, "all of it is durable, and nothing else will be told");
+    assert!(!start(Flush::Always, 3).unwrap().1.has_forgotten);
+
+    let (recovered, meta) = start(Flush::Interval, 3).unwrap();
+    assert!(!meta.has_forgotten);
+    drop(recovered);
+    let incoming = options.store.join(fill::INCOMING);
+    fill::begin(&RealDisk, &options.store).unwrap();
+    assert!(start(Flush::Always, 4).unwrap().1.has_forgotten, "the power was gone, however it is kept now");
+    assert!(!incoming.exists(), "a copy of before is of no use");
+    assert!(start(Flush::Interval, 4).unwrap().1.has_forgotten, "until there is a copy");
+    let meta = force_promote(&RealDisk, &options.store, 0).unwrap();
+    assert!(!meta.has_forgotten && meta.boot == 0, "or an operator has decided");
+}
+
+#[test]
+fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
+    for (flush, waits) in [(Flush::Interval, true), (Flush::Always, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (options, world) = one_of_two(dir.path(), flush);
+        let founding = Founding {
+            cluster: "test".to_owned(),
+            node: NodeId(1),
+            members: vec![member(1), member(2)],
+            segment_size: options.segment_size,
+            joins: false,
+            epoch: 0,
+        };
+        found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
+        let recovered = recover(options.clone(), &world).unwrap();
+        // A frame that the system had and the disk refused.
+        let end = recovered.core.writer.end();
+        recovered.control.set_appended(end.lsn, crate::lsn::Position(end.position.0 + 64));
+        drop(recovered);
+        assert_eq!(recover(options, &world).unwrap().node.meta().has_forgotten, waits, "{flush:?}");
+    }
+}

@@ -77,6 +77,8 @@ pub struct Link {
     pub cut: AtomicBool,
     /// How long everything takes, us.
     pub delay_us: AtomicU64,
+    /// How much gets through in a second; 0: as much as there is.
+    pub bytes_per_second: AtomicU64,
 }
 
 /// One host.
@@ -237,6 +239,7 @@ impl Hosts {
         for link in self.links.values() {
             link.frozen.store(false, Ordering::Relaxed);
             link.cut.store(false, Ordering::Relaxed);
+            link.bytes_per_second.store(0, Ordering::Relaxed);
         }
     }
 
@@ -372,6 +375,9 @@ impl Drop for Hosts {
     }
 }
 
+/// How long bytes wait in a slow link at most.
+const BUFFERED: Duration = Duration::from_millis(50);
+
 /// Carries bytes from one end to the other as `link` lets them.
 fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
     from.set_nodelay(true).ok();
@@ -388,6 +394,7 @@ fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
         }
     });
     let mut chunk = vec![0; 64 << 10];
+    let mut free_at = Instant::now();
     while !link.cut.load(Ordering::Relaxed) && !writer.is_finished() {
         if link.frozen.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
@@ -396,7 +403,13 @@ fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
         match from.read(&mut chunk) {
             Ok(0) => break,
             Ok(n) => {
-                let due = Instant::now() + Duration::from_micros(link.delay_us.load(Ordering::Relaxed));
+                let rate = link.bytes_per_second.load(Ordering::Relaxed);
+                if rate > 0 {
+                    free_at = free_at.max(Instant::now()) + Duration::from_secs_f64(n as f64 / rate as f64);
+                    // What waits longer stays in the sockets, whose ends hold their writers back.
+                    std::thread::sleep(free_at.saturating_duration_since(Instant::now() + BUFFERED));
+                }
+                let due = Instant::now().max(free_at) + Duration::from_micros(link.delay_us.load(Ordering::Relaxed));
                 if send.send((due, chunk.get(..n).unwrap_or(&[]).to_vec())).is_err() {
                     break;
                 }

@@ -1,56 +1,25 @@
 //! Owns: the campaigns `failover`, `partition` and `minority-corrupt`: a store on three hosts, of which the leader dies,
-//! links break and files of one are damaged, while a publisher goes on.
+//! links break or become slow and files of one are damaged, while publishers go on.
 //!
-//! What must hold: what was acknowledged at `quorum` is in the end on every host, once and in order; the hosts are level
-//! within ten seconds after everything is well again.
+//! What must hold: what `checker` says of what was acknowledged at `quorum`; the hosts are level within ten seconds after
+//! everything is well again.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bench::hosts::{Hosts, Shape, eventually};
 use bench::{histogram, show};
 use hdrhistogram::Histogram;
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Level, Lsn};
-use tapestore::publisher::Publisher;
-use tapestore::reader::Tally;
-use tapestore::record::{RecordRef, Trade};
+use tapestore::lsn::{Level, Lsn};
 
+use crate::checker;
 use crate::report::Report;
 
 /// What the hosts have to be level within, once all is well.
 const CONVERGED: Duration = Duration::from_secs(10);
-
-/// A publisher that never stops: what it has sent.
-struct Stream<'a> {
-    over: &'a AtomicBool,
-    sent: &'a AtomicU64,
-}
-
-impl Stream<'_> {
-    /// Publishes until it is over, and waits until everything is committed.
-    fn run(&self, publisher: &mut Publisher) -> Result<Tally, String> {
-        let mut tally = Tally::default();
-        let mut id = 0;
-        while !self.over.load(Ordering::Relaxed) {
-            let trade = Trade { trade_id: id, instrument: InstrumentId(1), ..Trade::default() };
-            let record = RecordRef::of(&trade);
-            if publisher.publish_ref(record).is_ok() {
-                id += 1;
-                tally.add(Lsn(id), record.words());
-                self.sent.store(id, Ordering::Relaxed);
-            }
-            if id.is_multiple_of(16) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        publisher.flush(Level::Quorum, Duration::from_secs(60)).map_err(|e| e.to_string())?;
-        if !publisher.take_lost().is_empty() {
-            return Err("the publisher was told of lost records".to_owned());
-        }
-        Ok(tally)
-    }
-}
+/// Bytes that a slow link carries in a second: some tenth of what is published.
+const SLOW: u64 = 200 << 10;
 
 /// Waits until all hosts that run have `records`; how long that took.
 fn level(hosts: &Hosts, records: u64) -> Result<Duration, String> {
@@ -60,7 +29,7 @@ fn level(hosts: &Hosts, records: u64) -> Result<Duration, String> {
     Ok(began.elapsed())
 }
 
-/// Runs `rounds` of `round` beside a publisher on host `at`, and compares all hosts in the end.
+/// Runs `rounds` of `round` beside two publishers on host `at`, and checks what all hosts hold in the end.
 fn beside(
     hosts: &mut Hosts,
     rounds: u64,
@@ -70,34 +39,28 @@ fn beside(
 ) -> Result<(), String> {
     let leader = hosts.leader()?;
     let at = leader % hosts.hosts.len() as u64 + 1;
-    let mut publisher = hosts.publisher(at, 1, Level::Quorum)?;
-    let (over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
-    let stream = Stream { over: &over, sent: &sent };
-    let tally = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| stream.run(&mut publisher));
+    let mut publishers = [hosts.publisher(at, 1, Level::Quorum)?, hosts.publisher(at, 2, Level::Quorum)?];
+    let over = AtomicBool::new(false);
+    let sources = std::thread::scope(|scope| {
+        let over = &over;
+        let sources = (0..).zip(&mut publishers);
+        let sources: Vec<_> = sources.map(|(n, p)| scope.spawn(move || checker::publish(p, n, over))).collect();
         for n in 0..rounds {
             report.add(round(hosts, n, at), again);
         }
         over.store(true, Ordering::Relaxed);
-        sender.join().map_err(|_| "the publisher panicked".to_owned())?
+        let joined = sources.into_iter().map(|s| s.join().map_err(|_| "a publisher panicked".to_owned())?);
+        joined.collect::<Result<Vec<_>, String>>()
     })?;
-    drop(publisher);
-    let took = level(hosts, tally.count)?;
+    drop(publishers);
+    let took = level(hosts, checker::total(&sources))?;
     if took > CONVERGED {
         return Err(format!("the hosts are level only after {took:?}"));
     }
     let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).collect();
-    for node in nodes {
-        hosts.stop(node);
-        let held = tape_services::demo::stored(&hosts.host(node).store).map_err(|e| e.to_string())?;
-        if (held.count, held.checksum) != (tally.count, tally.checksum) {
-            return Err(format!(
-                "node {node} holds {} records, checksum {:08x}; acknowledged were {}, checksum {:08x}",
-                held.count, held.checksum, tally.count, tally.checksum
-            ));
-        }
-    }
-    report.fact(format!("{} records, each once and in order on every host", tally.count));
+    nodes.iter().for_each(|node| hosts.stop(*node));
+    let stores: Vec<_> = hosts.hosts.iter().map(|h| h.store.clone()).collect();
+    report.fact(checker::check(&stores, &sources)?);
     Ok(())
 }
 
@@ -149,14 +112,15 @@ pub(crate) fn partition(n: u64, seed: u64) -> Report {
     let mut hosts = Hosts::start(Shape::default());
     let mut times = histogram();
     let again = format!("cargo run --release -p bench --bin faults -- partition --n {n} --seed {seed}");
-    let mut kinds = [0u64; 4];
+    let mut kinds = [0u64; 5];
     let outcome = beside(&mut hosts, n, &mut report, &again, |hosts, _, at| {
         let leader = hosts.leader()?;
         let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).collect();
-        let kind = rng.below(4) as usize;
+        let kind = rng.below(5) as usize;
         kinds[kind] += 1;
-        // The leader alone, or a follower; both ways, one way or the other.
-        let victim = if kind < 3 { leader } else { leader % nodes.len() as u64 + 1 };
+        // The leader alone, or a follower; both ways, one way or the other; or nothing is lost, and all of the leader's takes
+        // long.
+        let victim = if kind != 3 { leader } else { leader % nodes.len() as u64 + 1 };
         let is_cut = rng.below(2) == 0;
         for other in nodes.iter().filter(|o| **o != victim) {
             let mut links = Vec::new();
@@ -166,7 +130,13 @@ pub(crate) fn partition(n: u64, seed: u64) -> Report {
             if kind != 1 {
                 links.push(hosts.speaks(*other, victim));
             }
-            links.iter().for_each(|l| if is_cut { &l.cut } else { &l.frozen }.store(true, Ordering::Relaxed));
+            for link in links {
+                match kind {
+                    4 => link.bytes_per_second.store(SLOW, Ordering::Relaxed),
+                    _ if is_cut => link.cut.store(true, Ordering::Relaxed),
+                    _ => link.frozen.store(true, Ordering::Relaxed),
+                }
+            }
         }
         std::thread::sleep(Duration::from_millis(200 + rng.below(1_500)));
         hosts.heal();
@@ -182,8 +152,10 @@ pub(crate) fn partition(n: u64, seed: u64) -> Report {
     if let Err(what) = outcome {
         report.fail(what, &again);
     }
-    let [both, from, to, follower] = kinds;
-    report.fact(format!("leader cut off {both}, not heard {from}, deaf {to}; follower cut off {follower} times"));
+    let [both, from, to, follower, slow] = kinds;
+    report.fact(format!(
+        "leader cut off {both}, not heard {from}, deaf {to}, on slow links {slow}; follower cut off {follower} times"
+    ));
     print_times(&mut report, "until all were level again", &times);
     report
 }

@@ -9,6 +9,7 @@
     reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
 )]
 
+mod checker;
 mod cluster;
 mod corrupt;
 mod fsyncgate;

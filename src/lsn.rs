@@ -113,7 +113,7 @@ pub enum Level {
 }
 
 /// Why a store refuses a level that it cannot hold.
-pub const NO_SUCH_LEVEL: &str = "this cluster is kept with flush = \"interval\": its hosts have a record in memory when they say that they have it. Ask for the level `quorum-os`, which says so, or for `fsync`, the disk of the host that leads";
+pub const NO_SUCH_LEVEL: &str = "this store is kept with flush = \"interval\": its hosts have a record in memory when they say that they have it. Ask for the level `quorum-os`, which says so, or for `fsync`, the disk of the publisher's own host";
 
 impl Level {
     /// The level of number `raw`, if there is one.

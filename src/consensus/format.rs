@@ -23,7 +23,8 @@ pub const ADDRESS_MAX: usize = 72;
 /// Bytes of a slot of `raft.meta`.
 pub const SLOT_LEN: usize = 4096;
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"TAPERAFT");
-pub(super) const VERSION: u32 = 1;
+/// Version 1 did not have `boot`, and nothing of it was forgotten.
+pub(super) const VERSION: u32 = 2;
 
 /// Counts towards a majority.
 pub const VOTER: u32 = 1;

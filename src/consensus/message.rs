@@ -53,6 +53,8 @@ pub enum Message {
         epoch: u64,
         /// The last frame of its log, when its storage last said so.
         last: u64,
+        /// Whether it waits for a copy of the leader's store.
+        lacks_copy: bool,
     },
     /// Storage that leads: its log does not reach back to what a node lacks, which is to fetch a copy of the store.
     Stranded {
@@ -156,6 +158,8 @@ pub struct State {
     pub leader: Option<NodeId>,
     /// Index of its last frame.
     pub last: u64,
+    /// That frame's term: of two logs the one that ends in the higher term, and of those the longer one, has more.
+    pub last_term: u64,
     /// Index up to which its frames are committed.
     pub committed: u64,
 }
@@ -239,7 +243,7 @@ pub enum Command {
 pub struct Progress {
     /// Who.
     pub node: NodeId,
-    /// Index up to which it is known to have the log, durably.
+    /// Index up to which it has said to have the log.
     pub matched: u64,
     /// Whether it has been heard of lately.
     pub is_active: bool,
@@ -249,17 +253,21 @@ pub struct Progress {
     pub lag_records: u64,
     /// Bytes of log that it lacks.
     pub lag_bytes: u64,
-    /// Nanoseconds between the leader's newest frame and the member's.
+    /// Nanoseconds between the leader's newest frame and the member's; [`u64::MAX`] if the leader does not know the member's.
     pub lag_ns: u64,
+    /// Whether it waits for a copy of the leader's store, by its own word.
+    pub lacks_copy: bool,
 }
 
 /// A member that lacks more of the log does not get a vote.
 const LAG_MAX_NS: u64 = 1_000_000_000;
+const LAG_MAX_BYTES: u64 = 256 << 20;
 
 impl Progress {
-    /// Whether it has so much of the log that a majority need not wait for it; one that has nothing yet has not.
+    /// Whether it is there and has so much of the log that a majority need not wait for it; one that has nothing yet has not.
     pub fn has_caught_up(&self) -> bool {
-        !self.is_stranded && self.matched > 0 && self.lag_ns < LAG_MAX_NS
+        let is_there = self.is_active && !self.is_stranded && !self.lacks_copy && self.matched > 0;
+        is_there && self.lag_ns < LAG_MAX_NS && self.lag_bytes < LAG_MAX_BYTES
     }
 }
 
@@ -280,8 +288,10 @@ pub struct Report {
     pub progress: Vec<Progress>,
     /// Whether hosts say that they have a frame before it is on their disks.
     pub is_lossy: bool,
-    /// Whether it waits for a copy of the leader's store, and does not vote until it has it.
+    /// Whether it waits for a copy of the leader's store.
     pub lacks_copy: bool,
+    /// Whether it does not vote until it has it: it may have forgotten frames.
+    pub is_mute: bool,
 }
 
 impl Message {

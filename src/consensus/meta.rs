@@ -201,7 +201,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     if crc != slot.crc {
         return Parsed::Damaged { what: "raft.meta CRC", expected: u64::from(crc), found: u64::from(slot.crc) };
     }
-    if slot.version != VERSION {
+    if !(1..=VERSION).contains(&slot.version) {
         return Parsed::Version(slot.version);
     }
     let bad = |what, found| Parsed::Damaged { what, expected: 1, found };

@@ -9,13 +9,13 @@
 //!
 //! What must hold: term and vote are durable before a message of that term leaves; an acceptance of frames, or a request
 //! for votes, leaves after every frame that it speaks of is durable (with `flush = "interval"`: after it is written, but for
-//! changes of members); frames are in the log before raft hears of them, but for those that raft itself begins; who may have
+//! changes of members and facts); frames are in the log before raft hears of them, but for those that raft itself begins; who may have
 //! forgotten frames gives no vote.
 //!
 //! Sources: the raft paper and thesis (10.2.1 for sending before the own disk is done); the raft crate's documentation
 //! of asynchronous readies.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
 use raft::{RawNode, StateRole};
@@ -26,10 +26,11 @@ use super::members::{conf_change, conf_state, seats};
 use super::message::{Member, Raft, Role, State};
 use super::meta::{Meta, MetaFile};
 use super::options::Options;
+use super::progress::Others;
 use super::wire::{from_wire, to_wire};
 use crate::error::{Error, Result};
 use crate::lsn::{NodeId, Position};
-use crate::wal::Header;
+use crate::wal::{FrameType, Header};
 
 /// What is to be done with a message that carries frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +86,9 @@ pub struct Node {
     durable: u64,
     /// Whether a frame counts once it is written: what is durable is then known only from `durable`.
     is_lossy: bool,
+    /// Frames that count once they are durable in any case: changes of members, facts.
+    weighty: BTreeSet<u64>,
+    pub(super) others: Others,
     /// Whether members have changed since [`Node::take_members`].
     members_changed: bool,
 }
@@ -145,6 +149,8 @@ impl Node {
             outbox: Vec::new(),
             durable: last,
             is_lossy: options.is_lossy(),
+            weighty: BTreeSet::new(),
+            others: Others::default(),
             members_changed: true,
         };
         node.pump()?;
@@ -180,7 +186,8 @@ impl Node {
         };
         let leader = (raft.leader_id != 0).then_some(NodeId(raft.leader_id));
         let last = self.frames().last() + self.unheard.len() as u64;
-        State { term: raft.term, role, leader, last, committed: raft.raft_log.committed }
+        let last_term = self.unheard.last().map(|h| u64::from(h.term.0)).or_else(|| self.frames().term_of(self.frames().last()));
+        State { term: raft.term, role, leader, last, last_term: last_term.unwrap_or(0), committed: raft.raft_log.committed }
     }
 
     /// Index up to which frames are committed.
@@ -216,6 +223,7 @@ impl Node {
         }
         // Before raft may decide that this node leads no longer.
         self.propose()?;
+        self.listen();
         self.raw.tick();
         self.pump()
     }
@@ -335,6 +343,7 @@ impl Node {
     /// As [`Node::tick`].
     pub fn written(&mut self, header: &Header, change: Option<Change>) -> Result<()> {
         debug_assert!(self.unheard.is_empty(), "what raft begins comes behind what it has heard of");
+        self.weigh(header);
         self.raw.mut_store().push(header);
         self.proposed = None;
         if let Some(change) = change {
@@ -351,7 +360,15 @@ impl Node {
     #[inline]
     pub fn proposed(&mut self, header: &Header) {
         assert!(self.leads() == Some(u64::from(header.term.0)), "frame {} was not for this node to number", header.index);
+        self.weigh(header);
         self.unheard.push(*header);
+    }
+
+    /// Notes a frame that is to be durable before this host says that it has it, however it is kept.
+    fn weigh(&mut self, header: &Header) {
+        if self.is_lossy && matches!(header.kind(), FrameType::Control | FrameType::Membership) {
+            self.weighty.insert(header.index.0);
+        }
     }
 
     /// Lets raft hear of the frames that have been written.
@@ -376,6 +393,7 @@ impl Node {
     /// As [`Node::tick`].
     pub fn persisted(&mut self, index: u64) -> Result<()> {
         self.durable = self.durable.max(index);
+        self.weighty = self.weighty.split_off(&(self.durable + 1));
         self.pump()
     }
 
@@ -492,9 +510,9 @@ impl Node {
         if !self.is_lossy {
             return self.durable;
         }
-        // Members are as of a frame that a start will find: `raft.meta` says so durably.
-        let change = self.changes.range(self.durable + 1..).next();
-        change.map_or(self.raw.store().last(), |(index, _)| index - 1)
+        // Members are as of a frame that a start will find, `raft.meta` says so durably; and a number that has been given to a
+        // name is not given to another.
+        self.weighty.first().map_or(self.raw.store().last(), |index| index - 1)
     }
 
     /// Lets go what waited for frames that are durable now.

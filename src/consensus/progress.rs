@@ -2,13 +2,39 @@
 //!
 //! What must hold: nothing is counted as a member's that it has not said to have, in this term.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use raft::StateRole;
 
 use super::message::Progress;
 use super::node::Node;
 use crate::lsn::NodeId;
 
+/// What is known of the other members besides what raft keeps.
+#[derive(Debug, Default)]
+pub(super) struct Others {
+    /// Those that wait for a copy of the leader's store, by their own word.
+    lacking: BTreeSet<u64>,
+    /// Ticks of this leader in which each was not heard of: raft itself forgets at every look at its majority.
+    quiet: BTreeMap<u64, u64>,
+}
+
+/// Who is not heard of for longer is taken to be away: twice the default time until an election.
+const QUIET_MAX: u64 = 600 / super::options::TICK_MS;
+
 impl Node {
+    /// Counts for how long each member has not been heard of; before a tick, which may have raft forget it.
+    pub(super) fn listen(&mut self) {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return self.others.quiet.clear();
+        }
+        for (id, progress) in raft.prs().iter() {
+            let quiet = self.others.quiet.entry(*id).or_insert(QUIET_MAX);
+            *quiet = if progress.recent_active { 0 } else { *quiet + 1 };
+        }
+    }
+
     /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
     pub fn standby_matched(&self) -> Option<u64> {
         let raft = &self.raw.raft;
@@ -18,7 +44,13 @@ impl Node {
 
     /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
     /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
-    pub fn reached(&mut self, node: NodeId, last: u64) {
+    /// `lacks_copy`: it waits for a copy of the leader's store.
+    pub fn reached(&mut self, node: NodeId, last: u64, lacks_copy: bool) {
+        if lacks_copy {
+            self.others.lacking.insert(node.0);
+        } else {
+            self.others.lacking.remove(&node.0);
+        }
         let (first, own) = (self.frames().first(), self.frames().last());
         if self.raw.raft.state != StateRole::Leader || last + 1 < first || last > own {
             return;
@@ -42,6 +74,7 @@ impl Node {
         let seen = others.map(|(&id, p)| {
             // Of a member whose place is forgotten the first one that is known stands for it.
             let theirs = frames.place(p.matched.max(frames.first()));
+            let is_active = p.recent_active || self.others.quiet.get(&id).is_some_and(|q| *q < QUIET_MAX);
             let lag = |of: fn(&super::Place) -> u64| match (&newest, theirs) {
                 (Some(newest), Some(theirs)) if p.matched < frames.last() => of(newest).saturating_sub(of(theirs)),
                 _ => 0,
@@ -49,11 +82,12 @@ impl Node {
             Progress {
                 node: NodeId(id),
                 matched: p.matched,
-                is_active: p.recent_active,
-                is_stranded: p.recent_active && p.next_idx < frames.first(),
+                is_active,
+                is_stranded: is_active && p.next_idx < frames.first(),
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
-                lag_ns: lag(|p| p.ingest_ts.0),
+                lag_ns: if p.matched + 1 < frames.first() { u64::MAX } else { lag(|p| p.ingest_ts.0) },
+                lacks_copy: self.others.lacking.contains(&id),
             }
         });
         let mut seen: Vec<_> = seen.collect();

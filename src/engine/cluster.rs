@@ -165,7 +165,10 @@ impl IngestAgent {
                     self.cluster.links.say(link, &Message::Answer { id, result });
                 }
                 Message::Relay { from, bytes, .. } => self.relayed(from, &bytes)?,
-                Message::Reached { node, epoch, last } => self.reached(node, epoch, last)?,
+                Message::Reached { node, epoch, last, lacks_copy } => {
+                    self.cluster.node.reached(node, last, lacks_copy);
+                    self.reached(node, epoch)?;
+                }
                 Message::Filled => self.filled(),
                 Message::Welcome(_)
                 | Message::Refused(_)
@@ -207,9 +210,8 @@ impl IngestAgent {
         others.into_iter().try_for_each(|node| self.cluster.node.unreachable(node))
     }
 
-    /// The replication process has spoken to `node`, of `epoch`, whose log ends with frame `last`.
-    fn reached(&mut self, node: NodeId, epoch: u64, last: u64) -> Result<()> {
-        self.cluster.node.reached(node, last);
+    /// The replication process has spoken to `node`, of `epoch`.
+    fn reached(&mut self, node: NodeId, epoch: u64) -> Result<()> {
         let own = self.cluster.node.meta().epoch;
         self.cluster.may_lead |= epoch <= own;
         if epoch <= own {
@@ -272,7 +274,7 @@ impl IngestAgent {
     /// Storage ends: another host is asked to lead, so that nobody waits for an election.
     pub(super) fn hand_over(&mut self) -> Result<()> {
         let node = &mut self.cluster.node;
-        let mut others: Vec<_> = node.progress().into_iter().filter(|p| p.is_active).collect();
+        let mut others: Vec<_> = node.progress().into_iter().filter(|p| p.is_active && !p.lacks_copy).collect();
         others.sort_by_key(|p| std::cmp::Reverse(p.matched));
         for other in others {
             match node.transfer(other.node) {
@@ -405,8 +407,8 @@ impl IngestAgent {
             _ => None,
         };
         self.fence_by(frame);
-        // Members are as of a frame that is durable.
-        self.untold.urgent |= change.is_some();
+        // These count once they are durable, however the log is kept.
+        self.untold.urgent |= matches!(frame.body, Body::Membership(_) | Body::Control(_));
         let header = committed.appended.header;
         self.told_of(committed)?;
         self.cluster.node.written(&header, change)

@@ -123,6 +123,9 @@ impl Passed {
     }
 }
 
+/// Why a host takes in nothing.
+const LACKS_COPY: &str = "this host waits for a copy of the leader's store (`tape cluster status`), and takes nothing in before it has it; attach on another host, or later";
+
 impl IngestAgent {
     /// A follower's turn: passes on what its publishers ask and send. Whether there was something.
     pub(super) fn forward(&mut self, now: u64) -> Result<bool> {
@@ -134,6 +137,9 @@ impl IngestAgent {
                 Request::Attach { connection, level, receiver, .. } if self.level_for(level).is_none() => {
                     self.refuse_level(connection, receiver)?;
                 }
+                request if self.cluster.node.meta().lacks_copy() => {
+                    self.answer(request, Outcome::Refused(LACKS_COPY.to_owned()))?;
+                }
                 request if !self.cluster.options.forward => {
                     let leader = self.cluster.leader().map_or(0, |l| l.0);
                     self.answer(request, Outcome::NotLeader(leader))?;
@@ -144,6 +150,10 @@ impl IngestAgent {
                     self.forwarding.pending.insert(ticket, Pending { request, asked: 0 });
                 }
             }
+        }
+        if self.cluster.node.meta().lacks_copy() {
+            // What it passed on would be stored, and not come back before there is a copy.
+            return Ok(worked);
         }
         let leads_elsewhere = |l: &NodeId| *l != self.cluster.identity.node && self.cluster.options.forward;
         let Some(leader) = self.cluster.leader().filter(leads_elsewhere) else { return Ok(worked) };

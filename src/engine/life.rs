@@ -13,60 +13,66 @@ use crate::error::{Error, Result};
 use crate::lsn::Position;
 use crate::wal;
 
+/// What a start knows of the life before it.
+pub(super) struct Life {
+    /// `raft.meta`.
+    pub(super) file: consensus::MetaFile,
+    /// Whether that life may have told others of frames that were not on the disk when it ended.
+    has_told: bool,
+}
+
 /// `raft.meta` of the store in `dir`, made if there is none: a store that has nothing is a cluster of one. What this start
 /// must not forget of the life before, in the boot `boot` of the system's, stands in it before anything is said to anybody.
 ///
 /// # Errors
 /// [`Error::Foreign`] if it is another store's; [`Error::Invalid`] if the system does not say which boot this is, and that
 /// matters; as [`consensus::MetaFile::open`].
-pub(super) fn begin(disk: &dyn Disk, dir: &Path, known: &wal::Meta, is_lossy: bool, boot: u128) -> Result<consensus::MetaFile> {
+pub(super) fn begin(disk: &dyn Disk, dir: &Path, known: &wal::Meta, is_lossy: bool, boot: u128) -> Result<Life> {
     if boot == 0 && is_lossy {
-        return Err(Error::invalid(
-            "flush",
-            "the system does not say which boot this is, without which \"interval\" is not safe",
-        ));
+        let reason = "the system does not say which boot this is, without which \"interval\" is not safe";
+        return Err(Error::invalid("flush", reason));
     }
     let mut file = raft_meta(disk, dir, known)?;
+    let has_told = file.meta().boot != 0 && !known.clean && !file.meta().is_alone();
     if file.meta().may_have_forgotten(boot, known.clean) {
         // A copy that was asked for before may be without them too.
         fill::discard(disk, dir)?;
     }
-    if file.begin_life(boot, is_lossy, known.clean)? {
-        say_forgotten();
-    }
-    Ok(file)
+    file.begin_life(boot, is_lossy, known.clean)?;
+    Ok(Life { file, has_told })
 }
 
-fn say_forgotten() {
-    tracing::error!(
-        "this host may have lost frames that it had in memory, and that others count on (flush = \"interval\"): it does not vote until it has a copy of the leader's store. If no host leads, choose the one with the most frames (`tape cluster status` on each): stop it, `tape cluster force-promote` there, and let the others rejoin"
-    );
-}
-
-/// The log ends at `end`, and all of it is durable; the process before had written up to `written`.
-///
-/// # Errors
-/// [`Error::Io`].
-pub(super) fn end(
-    disk: &dyn Disk,
-    dir: &Path,
-    is_lossy: bool,
-    file: &mut consensus::MetaFile,
-    end: Position,
-    written: Position,
-) -> Result<()> {
-    let before = file.meta().clone();
-    let has_lost = before.boot != 0 && !before.is_alone() && end < written;
-    if has_lost {
-        // The disk has failed: what it did not take is not in the system's memory any more.
-        fill::discard(disk, dir)?;
-        say_forgotten();
+impl Life {
+    /// The log ends at `end`, and all of it is durable; the process before had written up to `written`, if that is known.
+    /// Gives `raft.meta`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn recovered(
+        mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        is_lossy: bool,
+        end: Position,
+        written: Option<Position>,
+    ) -> Result<consensus::MetaFile> {
+        let before = self.file.meta().clone();
+        // If the disk has failed, what it did not take is not in the system's memory any more.
+        let has_lost = self.has_told && written.is_none_or(|written| end < written);
+        if has_lost {
+            fill::discard(disk, dir)?;
+        }
+        let (has_forgotten, boot) = (before.has_forgotten || has_lost, if is_lossy { before.boot } else { 0 });
+        if (has_forgotten, boot) != (before.has_forgotten, before.boot) {
+            self.file.update(consensus::meta::Meta { has_forgotten, boot, ..before })?;
+        }
+        if has_forgotten {
+            tracing::error!(
+                "this host may have lost frames that it had in memory, and that others count on (flush = \"interval\"): it does not vote until it has a copy of the leader's store, which it fetches by itself. If no host leads, find the one whose last frame has the highest term, and of those the one with the most frames (`tape cluster status` on each): stop it, `tape cluster force-promote` there, and let the others rejoin"
+            );
+        }
+        Ok(self.file)
     }
-    let (has_forgotten, boot) = (before.has_forgotten || has_lost, if is_lossy { before.boot } else { 0 });
-    if (has_forgotten, boot) == (before.has_forgotten, before.boot) {
-        return Ok(());
-    }
-    file.update(consensus::meta::Meta { has_forgotten, boot, ..before })
 }
 
 fn raft_meta(disk: &dyn Disk, dir: &Path, known: &wal::Meta) -> Result<consensus::MetaFile> {

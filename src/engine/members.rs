@@ -86,6 +86,9 @@ impl IngestAgent {
             }
             Command::Promote(n) => node.change(of(n, VOTER, address.ok_or_else(|| missing(n))?))?,
             Command::Remove(n) => node.change(of(n, 0, address.ok_or_else(|| missing(n))?))?,
+            Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && p.lacks_copy) => {
+                return Err(Error::invalid("transfer", format!("node {n} waits for a copy of this store")));
+            }
             Command::Transfer(n) => node.transfer(n)?,
         }
         Ok(self.report())
@@ -102,6 +105,7 @@ impl IngestAgent {
             progress: node.progress(),
             is_lossy: self.is_lossy,
             lacks_copy: node.meta().lacks_copy(),
+            is_mute: node.meta().has_forgotten,
         }
     }
 }

@@ -183,6 +183,9 @@ impl Options {
         }
         self.compaction.check()?;
         self.cluster.check()?;
+        if self.level_min == Level::QuorumOs && !self.cluster.is_lossy() {
+            self.level_min = Level::Quorum;
+        }
         if self.cluster.is_lossy() && self.level_min > Level::Os {
             return bad(
                 "level-min",
@@ -265,6 +268,11 @@ impl Storage {
         let mut cluster = Cluster::new(node, options.cluster.clone(), links, covered.clone(), identity);
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
+        if options.start_as_leader && cluster.node.meta().has_forgotten {
+            let reason =
+                "this host may have forgotten frames that the other has; `tape cluster force-promote` where more is left";
+            return Err(Error::invalid("start-as-leader", reason));
+        }
         cluster.may_lead = options.start_as_leader;
         let waker = Waker::new().map_err(io)?;
         let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());

@@ -15,7 +15,7 @@ use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Position, Timeline};
+use crate::lsn::{Lsn, Timeline};
 use crate::manifest::Manifest;
 use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
@@ -256,11 +256,12 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    let mut raft_meta = life::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
+    let life = life::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
     let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
     let seen = seen_before(&control, &known);
-    let written = control.appended_position();
+    // A page that is new does not know.
+    let written = (control.timeline() > Timeline(0)).then(|| control.appended_position());
     let instance = begin_instance(&control, &run_dir)?;
     let options = options.check()?;
     let maker = maker(&run_dir, instance, store_id, &options);
@@ -269,8 +270,8 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let memtables = memtables(&maker, &control, from.lsn, seq, &options)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
     let kinds = KindsWriter::create(&run_dir.kinds(instance))?;
-    let alone = raft_meta.meta().is_alone();
-    let known_committed = if alone { u64::MAX } else { raft_meta.meta().commit };
+    let alone = life.file.meta().is_alone();
+    let known_committed = if alone { u64::MAX } else { life.file.meta().commit };
     let mut rebuilt = Rebuilt::new(memtables, symbols, kinds, manifest.state(), known_committed)?;
     let keep = if alone { 0 } else { options.cluster.retain_bytes.min(KEPT_MAX) };
     let mut replicated = Replicated::before(disk.as_ref(), dir, &known, from, keep)?;
@@ -294,9 +295,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     filer.sweep()?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
-    // What was cut off on purpose is not missed.
-    let written = if was_clean { Position(0) } else { written };
-    life::end(disk.as_ref(), dir, options.cluster.is_lossy(), &mut raft_meta, end.position, written)?;
+    let raft_meta = life.recovered(disk.as_ref(), dir, options.cluster.is_lossy(), end.position, written)?;
     show_end(&control, meta.meta().timeline, end);
     writer.ready()?;
     let (mut core, sealed) = rebuilt.into_core(writer, control.clone());

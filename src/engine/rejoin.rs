@@ -3,7 +3,8 @@
 //! What must hold: nothing that is committed is given up; the store is not served meanwhile.
 
 use super::{Options, World};
-use crate::consensus::meta;
+use crate::consensus::MetaFile;
+use crate::consensus::meta::{self, Meta};
 use crate::error::{Error, Result};
 use crate::lsn::FrameIndex;
 use crate::manifest::Manifest;
@@ -22,6 +23,11 @@ pub fn cut(options: &Options, world: &World, last_kept: u64) -> Result<Cut> {
     if last_kept < committed {
         let cause = format!("frame {} is not the leader's, and frames up to {committed} are committed", last_kept + 1);
         return Err(Error::Consensus { what: "be cut", cause });
+    }
+    if known.clean && meta::read(disk.as_ref(), dir)?.is_some_and(|m| m.boot != 0) {
+        // All of it is durable, and what is cut off on purpose is not missed by the next start.
+        let mut file = MetaFile::open(disk.as_ref(), dir)?;
+        file.update(Meta { boot: 0, ..file.meta().clone() })?;
     }
     let from = Manifest::open(disk.clone(), dir, known.store_id)?.state().checkpoint;
     wal::cut(disk.as_ref(), dir, from, FrameIndex(last_kept))

@@ -9,7 +9,7 @@ use super::{Fatal, KEEPER_BATCHES, Options, State, lock, register};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Level, NodeId, PubSeq};
+use crate::lsn::{Epoch, Level, NO_SUCH_LEVEL, NodeId, PubSeq};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 
@@ -120,6 +120,11 @@ impl Keeper {
             }
             Err(Error::Fenced { .. }) => {
                 lock(&self.state).fatal = Some(Fatal::Fenced);
+                IDLE
+            }
+            Err(Error::Refused { reason, .. }) if reason == NO_SUCH_LEVEL => {
+                // It will not have it before it is kept otherwise, and started again.
+                lock(&self.state).fatal = Some(Fatal::Refused(reason));
                 IDLE
             }
             Err(error @ (Error::Refused { .. } | Error::NotLeader { .. })) => {

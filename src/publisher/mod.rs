@@ -117,6 +117,8 @@ struct State {
     /// sending them again.
     moved: (PubSeq, Instant),
     held_back: u64,
+    /// Whether the store may lose what it has committed, as of the newest link.
+    is_lossy: bool,
     /// The kinds that programs defined that the store is known to have, by their hashes.
     kinds: Vec<(u64, Layout)>,
 }
@@ -176,6 +178,7 @@ impl Publisher {
         let state = Arc::new(Mutex::new(State {
             publisher: options.publisher,
             level: grant.level,
+            is_lossy: link.control.is_lossy(),
             ring,
             epoch: grant.epoch,
             link: Some(link),
@@ -329,10 +332,6 @@ impl Publisher {
     /// [`PublishError::Full`] if it has not within `limit`; what was taken is still kept and sent.
     /// [`PublishError::Refused`]: the store has no such level.
     pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
-        let is_lossy = lock(&self.state).link.as_ref().is_some_and(|l| l.control.is_lossy());
-        if level.granted(Level::None, is_lossy).is_none() {
-            return Err(PublishError::Refused(NO_SUCH_LEVEL.to_owned()));
-        }
         let deadline = Instant::now() + limit;
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
         let mut idle = Idle::new(Wait::Adaptive);
@@ -340,6 +339,9 @@ impl Publisher {
             let mut state = lock(&self.state);
             state.pump(KEEPER_BATCHES);
             state.reap();
+            if level.granted(Level::None, state.is_lossy).is_none() {
+                return Err(PublishError::Refused(NO_SUCH_LEVEL.to_owned()));
+            }
             // A lost epoch has renumbered what is held: then all of that is the target.
             let target = target.min(PubSeq(state.ring.next().0 - 1));
             let reached = match level {
@@ -552,6 +554,7 @@ impl State {
             self.ring.release(grant.pub_seq);
             self.ring.rewind(PubSeq(grant.pub_seq.0 + 1));
         }
+        self.is_lossy = link.control.is_lossy();
         self.link = Some(link);
     }
 

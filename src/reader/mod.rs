@@ -3,7 +3,8 @@
 //!
 //! What must hold: a [`Snapshot`] never changes: it shows the records up to its watermark, for as long
 //! as it is held, whatever storage does; a reader that is told a record at [`At::Committed`] is never
-//! told otherwise later; at the other watermarks a withdrawal is announced.
+//! told otherwise later, unless hosts are said to have what they have in memory only (`flush = "interval"`); there, and at the
+//! other watermarks, a withdrawal is announced.
 
 mod batch;
 mod columns;
@@ -44,7 +45,8 @@ pub enum At {
     Appended,
     /// What is durable on this host.
     Durable,
-    /// What can never be withdrawn.
+    /// What can never be withdrawn; of a cluster with `flush = "interval"`, what is in the memory of most hosts, which can be
+    /// if they lose power.
     Committed,
 }
 

@@ -73,6 +73,7 @@ fn limits(arguments: &Arguments) {
         synced.record(began.elapsed().as_nanos() as u64).unwrap();
     });
     print_line("limit: pwrite of 192 B and fdatasync", &synced);
+    print_line("limit: three files synced at once, the second", &second_of_three(arguments));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let echo = std::thread::spawn(move || {
@@ -95,6 +96,36 @@ fn limits(arguments: &Arguments) {
     drop(stream);
     echo.join().unwrap();
     print_line("limit: 256 B over loopback and back", &trips);
+}
+
+/// How long it takes until two of three files are synced that are written at once: the hosts of this program share a disk.
+fn second_of_three(arguments: &Arguments) -> Histogram<u64> {
+    let rounds = arguments.count.min(3_000);
+    let period = Duration::from_nanos(1_000_000_000 / arguments.rate.clamp(1, 1_000));
+    let start = std::sync::Barrier::new(3);
+    let one = || {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().write_all_at(&vec![0; 16 << 20], 0).unwrap();
+        file.as_file().sync_all().unwrap();
+        let mut took = Vec::new();
+        for i in 0..rounds {
+            start.wait();
+            let began = Instant::now();
+            file.as_file().write_all_at(&[7; 192], i * 192 % (16 << 20)).unwrap();
+            file.as_file().sync_data().unwrap();
+            took.push(began.elapsed().as_nanos() as u64);
+            std::thread::sleep(period.saturating_sub(began.elapsed()));
+        }
+        took
+    };
+    let [a, b, c] = std::thread::scope(|scope| [(); 3].map(|()| scope.spawn(one)).map(|t| t.join().unwrap()));
+    let mut h = histogram();
+    for ((a, b), c) in a.into_iter().zip(b).zip(c) {
+        let mut took = [a, b, c];
+        took.sort_unstable();
+        h.record(took[1]).unwrap();
+    }
+    h
 }
 
 /// Waits until `publisher` has reached `seq` at `level`.

@@ -128,15 +128,24 @@ fn from_proto(report: proto::Report) -> Option<Report> {
         lag_bytes: p.lag_bytes,
         lag_ns: p.lag_ns,
         is_stranded: p.is_stranded,
+        lacks_copy: p.lacks_copy,
     };
     Some(Report {
         node: NodeId(report.node),
         epoch: report.epoch,
-        state: State { term: report.term, role, leader, last: report.last, committed: report.committed },
+        state: State {
+            term: report.term,
+            role,
+            leader,
+            last: report.last,
+            last_term: report.last_term,
+            committed: report.committed,
+        },
         members: report.members.into_iter().map(member).collect(),
         records: [report.appended_lsn, report.durable_lsn, report.committed_lsn],
         progress: report.progress.into_iter().map(progress).collect(),
         is_lossy: report.is_lossy,
         lacks_copy: report.lacks_copy,
+        is_mute: report.is_mute,
     })
 }

@@ -286,13 +286,13 @@ fn show(report: &Report, format: Format) -> Outcome {
                 "node": m.node.0, "address": m.address, "votes": m.is_voter,
                 "stranded": progress.map(|p| p.is_stranded), "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
                 "lag_records": progress.map(|p| p.lag_records), "lag_bytes": progress.map(|p| p.lag_bytes),
-                "lag_ms": progress.map(|p| p.lag_ns as f64 / 1e6),
+                "lag_ms": progress.filter(|p| p.lag_ns < u64::MAX).map(|p| p.lag_ns as f64 / 1e6),
             })
         });
         let object = serde_json::json!({
             "node": report.node.0, "role": role(state.role), "term": state.term, "epoch": report.epoch,
             "leader": state.leader.map(|l| l.0), "last_frame": state.last, "committed_frame": state.committed,
-            "flush": if report.is_lossy { "interval" } else { "always" }, "lacks_copy": report.lacks_copy,
+            "flush": if report.is_lossy { "interval" } else { "always" }, "lacks_copy": report.lacks_copy, "votes_again_later": report.is_mute, "last_term": state.last_term,
             "appended": appended, "durable": durable, "committed": committed, "members": members.collect::<Vec<_>>(),
         });
         say(object);
@@ -301,19 +301,21 @@ fn show(report: &Report, format: Format) -> Outcome {
     let leader = state.leader.map_or_else(|| "nobody that it knows".to_owned(), |l| format!("node {l}"));
     say(format!("node {} is {} in term {}, epoch {}; {leader} leads", report.node, role(state.role), state.term, report.epoch));
     say(format!(
-        "  records: {} appended, {} durable here, {} committed; frames: {} of {} committed",
+        "  records: {} appended, {} durable here, {} committed; frames: {} of {} committed, the last of term {}",
         thousands(appended),
         thousands(durable),
         thousands(committed),
         thousands(state.committed),
-        thousands(state.last)
+        thousands(state.last),
+        state.last_term
     ));
     if report.is_lossy {
         say("  flush = \"interval\", lossy: what is committed is in the memory of most hosts, and on their disks a moment later"
             .to_owned());
     }
     if report.lacks_copy {
-        say("  it waits for a copy of the leader's store, and does not vote until it has it".to_owned());
+        let until = if report.is_mute { ", and does not vote until it has it: it may have forgotten frames" } else { "" };
+        say(format!("  it waits for a copy of the leader's store{until}"));
     }
     let mut t = table(&["node", "address", "votes", "heard of", "lag records", "lag bytes", "lag"]);
     for m in &report.members {
@@ -323,14 +325,14 @@ fn show(report: &Report, format: Format) -> Outcome {
             m.node.to_string(),
             m.address.clone(),
             if m.is_voter { "yes" } else { "no" }.to_owned(),
-            of(&|p| match (p.is_active, p.is_stranded) {
+            of(&|p| match (p.is_active, p.is_stranded || p.lacks_copy) {
                 (_, true) => "is being filled".to_owned(),
                 (true, _) => "yes".to_owned(),
                 (false, _) => "no".to_owned(),
             }),
             of(&|p| thousands(p.lag_records)),
             of(&|p| thousands(p.lag_bytes)),
-            of(&|p| duration(p.lag_ns)),
+            of(&|p| if p.lag_ns == u64::MAX { "long".to_owned() } else { duration(p.lag_ns) }),
         ]);
     }
     say(t);

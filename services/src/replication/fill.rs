@@ -109,6 +109,10 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
         };
         match fetch(&wanted, &mut tell).await {
             // Storage ends, puts the copy in the place of what is here, and is there again.
+            Ok(()) if known.borrow().as_ref().is_none_or(|k| k.identity.session != now.identity.session) => {
+                // What it promised between that it asked and that it ended need not be in it.
+                tracing::info!("storage has been started again meanwhile: the copy is brought up to date");
+            }
             Ok(()) => {
                 pause = PAUSE;
                 // Storage may have ended meanwhile, and hears it when it is there again.
@@ -116,14 +120,27 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
             }
             Err(why) => {
                 tracing::warn!(%why, again_in = ?pause, "no copy of the leader's store could be fetched");
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                let is_same = |other: NodeId| other == leader.node;
+                pause = if rest(pause, &mut stranded, is_same).await { (pause * 2).min(PAUSE_MAX) } else { PAUSE };
             }
         }
         tokio::time::sleep(PAUSE).await;
         since = Instant::now();
         while stranded.try_recv().is_ok() {}
     }
+}
+
+/// Lets `pause` pass, or less if another host leads meanwhile; whether it passed.
+async fn rest(pause: Duration, stranded: &mut mpsc::Receiver<(NodeId, u64)>, is_same: impl Fn(NodeId) -> bool) -> bool {
+    let until = tokio::time::Instant::now() + pause;
+    while let Ok(Some((leader, _))) = tokio::time::timeout_at(until, stranded.recv()).await {
+        if !is_same(leader) {
+            return false;
+        }
+    }
+    // A sender that is gone says nothing more.
+    tokio::time::sleep_until(until).await;
+    true
 }
 
 /// Fetches a copy of the leader's store into the directory for it, and reads all of it. If that took long, what has come

@@ -198,13 +198,14 @@ impl Peer {
             Err(status) => {
                 // Storage has to know of another epoch, most of all if it leads in one that is over.
                 if let Some(epoch) = status.metadata().get("tape-epoch").and_then(|v| v.to_str().ok()?.parse().ok()) {
-                    self.storage.control(&Message::Reached { node: self.member.node, epoch, last: 0 }).await?;
+                    self.storage.control(&Message::Reached { node: self.member.node, epoch, last: 0, lacks_copy: false }).await?;
                 }
                 return Err(status.message().to_owned().into());
             }
         };
         let ticket = reply.ticket;
-        self.storage.control(&Message::Reached { node: self.member.node, epoch: reply.epoch, last: reply.last }).await?;
+        let (node, lacks_copy) = (self.member.node, reply.lacks_copy);
+        self.storage.control(&Message::Reached { node, epoch: reply.epoch, last: reply.last, lacks_copy }).await?;
         let (control, control_out) = mpsc::channel(64);
         let (append, append_out) = mpsc::channel(4);
         let (relay, relay_out) = mpsc::channel(64);

@@ -29,6 +29,10 @@ use super::supply::Copies;
 use super::{Counters, count, digest, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
+/// Bytes after which a receipt is sent, and how long after what came last it is in any case: one for each message would
+/// cost both hosts more than the message.
+const RECEIPT_BYTES: u64 = 256 << 10;
+const RECEIPT_AFTER: Duration = Duration::from_millis(10);
 /// Hosts that have said who they are, at most.
 const TICKETS_MAX: usize = 64;
 /// Bytes of what one storage says to another, of one message, at most.
@@ -173,7 +177,7 @@ impl Host {
             // It says so again when it dials again.
             self.strangers.try_send(Member { node, address, is_voter: false }).ok();
         }
-        Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch, last: 0 })
+        Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch, last: 0, lacks_copy: false })
     }
 
     /// Passes what comes on a stream on to storage.
@@ -200,8 +204,22 @@ impl Host {
         is_bulk: bool,
         receipts: &mpsc::Sender<Result<Receipt, Status>>,
     ) -> Result<(), Status> {
-        let (mut total, to) = (0, known.identity.node);
-        while let Some(envelope) = messages.message().await? {
+        let (mut total, mut told, to) = (0, 0, known.identity.node);
+        loop {
+            let next = if total > told {
+                // What is not told yet is told once nothing has come for a moment.
+                tokio::time::timeout(RECEIPT_AFTER, messages.message()).await.ok()
+            } else {
+                Some(messages.message().await)
+            };
+            let Some(next) = next else {
+                if receipts.send(Ok(Receipt { bytes: total })).await.is_err() {
+                    break;
+                }
+                told = total;
+                continue;
+            };
+            let Some(envelope) = next? else { break };
             if self.known()?.identity.session != known.identity.session {
                 return Err(Status::unavailable("the storage process of this host has been started again"));
             }
@@ -228,8 +246,13 @@ impl Host {
             let passed = if is_bulk { known.storage.bulk(&message).await } else { known.storage.control(&message).await };
             passed.map_err(Status::unavailable)?;
             total += len as u64;
-            if is_bulk && receipts.send(Ok(Receipt { bytes: total })).await.is_err() {
-                break;
+            if !is_bulk {
+                told = total;
+            } else if total - told >= RECEIPT_BYTES {
+                told = total;
+                if receipts.send(Ok(Receipt { bytes: total })).await.is_err() {
+                    break;
+                }
             }
         }
         Ok(())
@@ -247,8 +270,8 @@ impl Peer for Host {
         self.proves(&request, &tls::node_name(NodeId(request.get_ref().node), known.identity.cluster))?;
         let reply = self.greet(&known, request.get_ref()).map_err(|s| self.refuse(s))?;
         // A leader whose log does not reach back far enough learns only here that it does by now.
-        let last = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?.state.last;
-        Ok(Response::new(HelloReply { last, ..reply }))
+        let report = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?;
+        Ok(Response::new(HelloReply { last: report.state.last, lacks_copy: report.lacks_copy, ..reply }))
     }
 
     async fn control(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {

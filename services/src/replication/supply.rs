@@ -135,7 +135,8 @@ impl Host {
                 let dir = copies.dir.join(node.to_string());
                 std::fs::create_dir_all(&copies.dir)?;
                 let offer = offer::offer(&RealDisk, &store, &dir, HostClock.wall()).map_err(std::io::Error::other)?;
-                let is_whole = offer.last.0 >= asked.last && u64::from(offer.term.0) >= asked.term;
+                // In a later term this host leads no more, and what it has is not what that leader had.
+                let is_whole = offer.last.0 >= asked.last && u64::from(offer.term.0) == asked.term;
                 let number = fastrand::u64(1..1 << 62);
                 if is_whole {
                     let files = offer.files.iter().cloned().collect();

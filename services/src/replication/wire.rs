@@ -119,9 +119,12 @@ pub fn report(report: &Report) -> proto::Report {
                 lag_bytes: p.lag_bytes,
                 lag_ns: p.lag_ns,
                 is_stranded: p.is_stranded,
+                lacks_copy: p.lacks_copy,
             })
             .collect(),
         is_lossy: report.is_lossy,
         lacks_copy: report.lacks_copy,
+        is_mute: report.is_mute,
+        last_term: report.state.last_term,
     }
 }

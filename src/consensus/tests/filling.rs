@@ -49,13 +49,14 @@ impl Cluster {
 
     /// Whoever leads hears of host `n`, which has been started.
     pub(super) fn greet(&mut self, n: usize) {
-        let Some(last) = self.hosts[n].live.as_ref().map(|l| l.node.frames().last()) else { return };
+        let told = self.hosts[n].live.as_ref().map(|l| (l.node.frames().last(), l.node.meta().lacks_copy()));
+        let Some((last, lacks)) = told else { return };
         for other in (0..self.hosts.len()).filter(|m| *m != n) {
             if !self.hosts[n].greets || !self.hosts[other].leads() || self.is_cut_off(n, other) {
                 continue;
             }
             if let Some(live) = self.hosts[other].live.as_mut() {
-                live.node.reached(NodeId(n as u64 + 1), last);
+                live.node.reached(NodeId(n as u64 + 1), last, lacks);
                 self.hosts[n].greets = false;
             }
         }

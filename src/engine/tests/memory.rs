@@ -131,22 +131,59 @@ fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
 #[test]
 fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
     for (flush, waits) in [(Flush::Interval, true), (Flush::Always, false)] {
-        let dir = tempfile::tempdir().unwrap();
-        let (options, world) = one_of_two(dir.path(), flush);
-        let founding = Founding {
-            cluster: "test".to_owned(),
-            node: NodeId(1),
-            members: vec![member(1), member(2)],
-            segment_size: options.segment_size,
-            joins: false,
-            epoch: 0,
-        };
-        found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
-        let recovered = recover(options.clone(), &world).unwrap();
-        // A frame that the system had and the disk refused.
-        let end = recovered.core.writer.end();
-        recovered.control.set_appended(end.lsn, crate::lsn::Position(end.position.0 + 64));
-        drop(recovered);
-        assert_eq!(recover(options, &world).unwrap().node.meta().has_forgotten, waits, "{flush:?}");
+        // The page says that there was more, or is gone itself.
+        for is_gone in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let (options, world) = one_of_two(dir.path(), flush);
+            let founding = Founding {
+                cluster: "test".to_owned(),
+                node: NodeId(1),
+                members: vec![member(1), member(2)],
+                segment_size: options.segment_size,
+                joins: false,
+                epoch: 0,
+            };
+            found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
+            let recovered = recover(options.clone(), &world).unwrap();
+            // A frame that the system had and the disk refused.
+            let end = recovered.core.writer.end();
+            recovered.control.set_appended(end.lsn, crate::lsn::Position(end.position.0 + 64));
+            let run_dir = recovered.started.run_dir.clone();
+            drop(recovered);
+            if is_gone {
+                std::fs::remove_dir_all(run_dir).unwrap();
+            }
+            assert_eq!(recover(options, &world).unwrap().node.meta().has_forgotten, waits, "{flush:?}");
+        }
     }
+}
+
+#[test]
+fn what_is_cut_off_on_purpose_is_not_taken_for_lost() {
+    let mut hosts = Hosts::new(3);
+    hosts.flush = Flush::Interval;
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
+    (1..=3).for_each(|n| hosts.start(n));
+    let leader = hosts.leader(0);
+    let mut alone = hosts.publisher(leader, 1, Level::Os);
+    hosts.net.cut_off.lock().unwrap().insert(leader);
+    for seq in 0..500 {
+        alone.publish(&Trade { trade_id: seq, ..Trade::default() }).unwrap();
+    }
+    alone.flush(Level::Os, PATIENCE).unwrap();
+    let next = hosts.leader(leader);
+    let mut publisher = hosts.publisher(next, 2, Level::QuorumOs);
+    publisher.publish(&Trade::default()).unwrap();
+    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    hosts.net.cut_off.lock().unwrap().clear();
+    eventually("the old leader to end", || hosts.storages[leader as usize - 1].as_ref().unwrap().has_failed().then_some(()));
+    let Ended::Cut(last_kept) = hosts.stop(leader) else { panic!("its log is not the leader's") };
+    let options = hosts.options(leader);
+    let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
+    let cut = crate::engine::rejoin::cut(&options, &world, last_kept).unwrap();
+    assert!(cut.records > 0, "{cut:?}");
+    hosts.start(leader);
+    let report = hosts.ask(leader, Command::Status).unwrap();
+    assert!(!report.lacks_copy && !report.is_mute, "{report:?}");
+    eventually("it to follow", || (hosts.control(leader).committed() >= hosts.control(next).committed()).then_some(()));
 }

@@ -150,7 +150,11 @@ impl Hosts {
                         Message::State(state) => {
                             let last = state.last;
                             (1..=9).for_each(|to| {
-                                net.hand(NodeId(n), NodeId(to), &Message::Reached { node: NodeId(n), epoch: 0, last })
+                                net.hand(
+                                    NodeId(n),
+                                    NodeId(to),
+                                    &Message::Reached { node: NodeId(n), epoch: 0, last, lacks_copy: false },
+                                )
                             });
                         }
                         Message::Stranded { node, .. } => drop(net.stranded.lock().unwrap().insert(node.0)),

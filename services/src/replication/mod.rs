@@ -10,6 +10,7 @@
 //! What must hold: it knows nothing that must survive: killed, it is started again and storage goes on; control never
 //! waits behind frames; memory is bounded by queues, windows and permits; what may have been lost is said to storage.
 
+mod awake;
 pub mod digest;
 pub mod fill;
 pub mod log;
@@ -159,7 +160,8 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 pub fn run(args: &Args) -> Outcome {
     terminal::log("info");
     let options = args.options()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).event_interval(awake::TURNS).enable_all().build()?;
     let served = runtime.block_on(serve(options, args.with_parent));
     runtime.shutdown_timeout(Duration::from_millis(200));
     served
@@ -172,6 +174,8 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
     let (session, ends) = session::new(options.clone(), counters.clone(), stranded_by.clone(), strangers);
     let identity = session.identity();
     tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
+    let awake = session.awake();
+    tokio::spawn(async move { awake.keep().await });
     let session = tokio::spawn(session.run(ends));
     let work = async {
         let listen = listen_address(&options, &identity).await?;

@@ -220,6 +220,7 @@ impl Host {
                 continue;
             };
             let Some(envelope) = next? else { break };
+            known.storage.awake.stir();
             if self.known()?.identity.session != known.identity.session {
                 return Err(Status::unavailable("the storage process of this host has been started again"));
             }

@@ -14,6 +14,7 @@ use tapestore::shm::run_dir::RunDir;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::awake::Awake;
 use super::peer::{Outbox, Peer};
 use super::{Counters, Options, count};
 use crate::exit::Outcome;
@@ -59,6 +60,8 @@ pub struct ToStorage {
     bulk: mpsc::UnboundedSender<(Vec<u8>, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     waiting: Arc<Mutex<HashMap<u64, Asked>>>,
+    /// Stirred by every message from storage or for it.
+    pub(super) awake: Arc<Awake>,
 }
 
 impl ToStorage {
@@ -130,7 +133,7 @@ pub fn new(
     let (control_in, control) = mpsc::channel(CONTROL_MAX);
     let (bulk_in, bulk) = mpsc::unbounded_channel();
     let (room, waiting) = (Arc::new(Semaphore::new(BULK_MAX)), Arc::default());
-    let storage = ToStorage { control: control_in, bulk: bulk_in, room, waiting };
+    let storage = ToStorage { control: control_in, bulk: bulk_in, room, waiting, awake: Arc::default() };
     let session = Session { options, counters, known: watch::Sender::new(None), storage, lacks, peers: HashMap::new() };
     (session, Ends { control, bulk, strangers })
 }
@@ -142,6 +145,11 @@ impl Session {
     /// What storage says of itself, while it is there.
     pub fn identity(&self) -> watch::Receiver<Option<Known>> {
         self.known.subscribe()
+    }
+
+    /// What keeps the loop awake after a message.
+    pub(super) fn awake(&self) -> Arc<Awake> {
+        self.storage.awake.clone()
     }
 
     /// Runs for ever.
@@ -207,6 +215,7 @@ impl Session {
                     tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "this host");
                 }
                 Message::Raft(raft) => {
+                    self.storage.awake.stir();
                     let to = raft.to;
                     let has_frames = !raft.heads.is_empty();
                     let sent = self.peers.get(&to).is_some_and(|p| p.0.raft(raft));

@@ -6,16 +6,27 @@ use super::super::*;
 use super::nemesis::Aim;
 use super::world::{COARSE, Cluster, DIR, How, Live, Pace, seat, start};
 use crate::consensus::message::{Raft, Role};
-use crate::lsn::NodeId;
+use crate::lsn::{Epoch, NodeId, PublisherId};
+use crate::time::Ts;
+use crate::wal::{Fact, FrameBuilder, FrameType};
 use raft::eraftpb::MessageType;
 
 /// A cluster of three in which nothing goes wrong, and who leads it.
-fn led() -> (Cluster, usize) {
-    let mut cluster = Cluster::new(7, Aim::Members, None);
+fn led_of(aim: Aim) -> (Cluster, usize) {
+    let mut cluster = Cluster::new(7, aim, None);
     cluster.pace = Pace { loss: 0, ..COARSE };
     (0..150).for_each(|_| cluster.tick());
     let leader = cluster.leader().unwrap();
     (cluster, leader)
+}
+
+fn led() -> (Cluster, usize) {
+    led_of(Aim::Members)
+}
+
+/// The same with hosts that say that they have what they have in memory.
+fn led_in_memory() -> (Cluster, usize) {
+    led_of(Aim::Memory)
 }
 
 fn change(node: u64, part: u32) -> Change {
@@ -86,15 +97,6 @@ fn a_leader_whose_own_removal_is_committed_leads_no_longer_and_is_not_missed() {
     cluster.check().unwrap();
 }
 
-/// The same with hosts that say that they have what they have in memory.
-fn led_in_memory() -> (Cluster, usize) {
-    let mut cluster = Cluster::new(7, Aim::Memory, None);
-    cluster.pace = Pace { loss: 0, ..COARSE };
-    (0..150).for_each(|_| cluster.tick());
-    let leader = cluster.leader().unwrap();
-    (cluster, leader)
-}
-
 #[test]
 fn what_is_in_the_memory_of_most_hosts_is_committed_but_a_change_of_members_waits_for_the_disks() {
     let (mut cluster, leader) = led_in_memory();
@@ -155,5 +157,28 @@ fn a_host_that_has_forgotten_what_the_leader_counts_on_hears_it_and_is_filled() 
     cluster.hosts[leader].back_at = u64::MAX;
     (0..200).for_each(|_| cluster.tick());
     assert!(cluster.acked.len() > acked + 50, "it votes again");
+    cluster.check().unwrap();
+}
+
+#[test]
+fn a_fact_waits_for_the_disks_where_records_do_not() {
+    let (mut cluster, leader) = led_in_memory();
+    let stalled = cluster.now + 100;
+    cluster.hosts.iter_mut().for_each(|h| h.stalls_until = stalled);
+    (0..5).for_each(|_| cluster.tick());
+    let live = cluster.hosts[leader].live.as_mut().unwrap();
+    let mut frame = FrameBuilder::new();
+    frame.push_fact(|words| Fact::Attach { publisher: PublisherId(2), epoch: Epoch(1), incarnation: 1 }.encode(words));
+    live.writer.ready().unwrap();
+    let appended = live.writer.append(&mut frame, FrameType::Control, Ts(1)).unwrap();
+    appended.opened.into_iter().for_each(|segment| live.syncer.opened(segment));
+    live.node.proposed(&appended.header);
+    live.node.pump().unwrap();
+    let index = appended.header.index.0;
+    let committed = |cluster: &Cluster| cluster.hosts[leader].live.as_ref().unwrap().node.committed();
+    (0..40).for_each(|_| cluster.tick());
+    assert_eq!(committed(&cluster), index - 1, "what is before it is committed from memory");
+    (0..100).for_each(|_| cluster.tick());
+    assert!(committed(&cluster) > index);
     cluster.check().unwrap();
 }

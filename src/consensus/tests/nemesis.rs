@@ -25,6 +25,13 @@ pub(super) enum Aim {
     TornCut,
 }
 
+impl Aim {
+    /// Whether hosts say that they have what they have in memory.
+    pub(super) fn is_lossy(self) -> bool {
+        matches!(self, Aim::Memory | Aim::Forgotten)
+    }
+}
+
 /// What the nemesis does later.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {

@@ -332,9 +332,7 @@ impl Cluster {
             now: 0,
             pace: COARSE,
             aim,
-            hosts: (1..=count as u64)
-                .map(|n| Host::new(n, seats.clone(), matches!(aim, Aim::Memory | Aim::Forgotten), false))
-                .collect(),
+            hosts: (1..=count as u64).map(|n| Host::new(n, seats.clone(), aim.is_lossy(), false)).collect(),
             net: Vec::new(),
             blocked: BTreeMap::new(),
             script: VecDeque::new(),
@@ -359,7 +357,7 @@ impl Cluster {
 
     /// Whether hosts say that they have what they have in memory.
     pub(super) fn is_lossy(&self) -> bool {
-        matches!(self.aim, Aim::Memory | Aim::Forgotten)
+        self.aim.is_lossy()
     }
 
     /// Whether nothing that was acknowledged may be lost by it if host `n` loses power: most hosts keep their memory.

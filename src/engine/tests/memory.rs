@@ -70,12 +70,21 @@ fn where_frames_are_on_disks_before_hosts_say_so_quorum_os_is_quorum() {
     assert_eq!(publisher.level(), Level::Quorum);
 }
 
-/// A host of two, its options, and what it starts in.
+/// A host of two that is founded, its options, and what it starts in.
 fn one_of_two(dir: &Path, flush: Flush) -> (Options, World) {
     let mut options = options(&dir.join("s"));
     options.cluster.flush = flush;
     options.run_root = dir.to_path_buf();
     options.space_min = 1 << 20;
+    let founding = Founding {
+        cluster: "test".to_owned(),
+        node: NodeId(1),
+        members: vec![member(1), member(2)],
+        segment_size: options.segment_size,
+        joins: false,
+        epoch: 0,
+    };
+    found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 5, boot: 1 };
     (options, world)
 }
@@ -88,15 +97,6 @@ fn member(n: u64) -> crate::consensus::message::Member {
 fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
     let dir = tempfile::tempdir().unwrap();
     let (options, world) = one_of_two(dir.path(), Flush::Interval);
-    let founding = Founding {
-        cluster: "test".to_owned(),
-        node: NodeId(1),
-        members: vec![member(1), member(2)],
-        segment_size: options.segment_size,
-        joins: false,
-        epoch: 0,
-    };
-    found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
     let start = |flush, boot| {
         let mut options = options.clone();
         options.cluster.flush = flush;
@@ -135,15 +135,6 @@ fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
         for is_gone in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             let (options, world) = one_of_two(dir.path(), flush);
-            let founding = Founding {
-                cluster: "test".to_owned(),
-                node: NodeId(1),
-                members: vec![member(1), member(2)],
-                segment_size: options.segment_size,
-                joins: false,
-                epoch: 0,
-            };
-            found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
             let recovered = recover(options.clone(), &world).unwrap();
             // A frame that the system had and the disk refused.
             let end = recovered.core.writer.end();

@@ -138,8 +138,9 @@ impl IngestAgent {
             self.say_lacks(now);
         }
         self.do_work()?;
-        self.speak()?;
+        // Who waits for a commit hears of it before the other hosts do.
         self.show()?;
+        self.speak()?;
         Ok(worked)
     }
 
@@ -446,9 +447,8 @@ impl IngestAgent {
     /// Sends what raft has to say.
     pub(super) fn speak(&mut self) -> Result<()> {
         if self.cluster.node.has_messages() {
-            for raft in self.cluster.node.take_messages() {
-                self.cluster.links.tell(&Message::Raft(raft));
-            }
+            let messages: Vec<_> = self.cluster.node.take_messages().into_iter().map(Message::Raft).collect();
+            self.cluster.links.tell_all(&messages);
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ const LINKS_MAX: usize = 16;
 const UNSENT_MAX: usize = 32 << 20;
 /// Bytes read from one connection in one look, at most.
 const LOOK_BYTES: usize = 8 << 20;
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
 
 /// One connection.
 struct Link {
@@ -32,11 +34,13 @@ pub(super) struct Links {
     path: PathBuf,
     links: Vec<Link>,
     next: u64,
+    /// What is read goes here first.
+    chunk: Box<[u8]>,
 }
 
 impl Links {
     pub(super) fn new(listener: UnixListener, path: PathBuf) -> Links {
-        Links { listener, path, links: Vec::new(), next: 1 }
+        Links { listener, path, links: Vec::new(), next: 1, chunk: vec![0; CHUNK].into_boxed_slice() }
     }
 
     /// Lets in who has knocked, and gives all messages that have come, with the number of their connection. The second
@@ -54,7 +58,7 @@ impl Links {
         }
         let mut messages = Vec::new();
         for link in &mut self.links {
-            link.read(&mut messages);
+            link.read(&mut self.chunk, &mut messages);
         }
         (messages, self.drop_over())
     }
@@ -94,6 +98,14 @@ impl Links {
         self.links.iter_mut().filter(|l| l.is_replication).for_each(|l| l.write(message));
     }
 
+    /// Says all `messages` to the replication process at once, if it is there.
+    pub(super) fn tell_all(&mut self, messages: &[Message]) {
+        for link in self.links.iter_mut().filter(|l| l.is_replication) {
+            messages.iter().for_each(|m| link.add(m));
+            link.flush();
+        }
+    }
+
     /// Goes on with what could not be written before; whether the replication process has gone.
     pub(super) fn flush(&mut self) -> bool {
         self.links.iter_mut().filter(|l| !l.unsent.is_empty()).for_each(Link::flush);
@@ -111,15 +123,18 @@ impl Drop for Links {
 }
 
 impl Link {
-    fn read(&mut self, messages: &mut Vec<(u64, Message)>) {
-        let mut chunk = [0u8; 64 << 10];
+    fn read(&mut self, chunk: &mut [u8], messages: &mut Vec<(u64, Message)>) {
         let mut budget = LOOK_BYTES;
         while budget > 0 && !self.is_over {
-            match self.stream.read(&mut chunk) {
+            match self.stream.read(chunk) {
                 Ok(0) => self.is_over = true,
                 Ok(n) => {
                     self.received.extend_from_slice(chunk.get(..n).unwrap_or(&[]));
                     budget = budget.saturating_sub(n);
+                    if n < chunk.len() {
+                        // That was all; whoever writes more rings again.
+                        break;
+                    }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -142,10 +157,16 @@ impl Link {
             }
         }
         self.received.drain(..at);
-        debug_assert!(self.received.len() <= MESSAGE_MAX + LOOK_BYTES + chunk.len());
+        debug_assert!(self.received.len() <= MESSAGE_MAX + LOOK_BYTES + CHUNK);
     }
 
     fn write(&mut self, message: &Message) {
+        self.add(message);
+        self.flush();
+    }
+
+    /// Puts `message` behind what is to be written.
+    fn add(&mut self, message: &Message) {
         match message.encode() {
             Ok(bytes) if self.unsent.len() + bytes.len() <= UNSENT_MAX => self.unsent.extend(bytes),
             Ok(_) => {
@@ -154,7 +175,6 @@ impl Link {
             }
             Err(error) => tracing::error!(%error, "a message stays unsaid"),
         }
-        self.flush();
     }
 
     fn flush(&mut self) {

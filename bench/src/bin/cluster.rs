@@ -3,30 +3,36 @@
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use bench::hosts::{Hosts, Shape, eventually};
 use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
 use hdrhistogram::Histogram;
-use tapestore::agent::{Idle, Wait};
+use tapestore::agent::Wait;
 use tapestore::consensus::message::Command;
 use tapestore::lsn::{InstrumentId, Level, Lsn, NodeId, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::record::{RecordRef, Trade};
+use tempfile::NamedTempFile;
 
 #[derive(Parser)]
 struct Arguments {
     /// Records a second of the latency measurement
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1_000)]
     rate: u64,
     /// Records of the latency measurement
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 10_000)]
     count: u64,
+    /// Other rates at which `quorum` at the leader is measured too, for four seconds each; 0: none
+    #[arg(long, value_delimiter = ',', default_value = "5000,20000")]
+    rates: Vec<u64>,
     /// Records of the throughput measurement
     #[arg(long, default_value_t = 3_000_000)]
     records: u64,
@@ -45,8 +51,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     println!("three hosts, each a storage and a replication process, on loopback; 2 cores are shared by all of them");
     print_head();
-    limits(&arguments);
-    latency(&arguments);
+    latency(&arguments, 2);
+    latency(&arguments, 3);
     transfers(&arguments);
     throughput(&arguments);
     ExitCode::SUCCESS
@@ -60,23 +66,31 @@ fn trade(id: u64) -> Trade {
     Trade { trade_id: id, instrument: InstrumentId(1), ..Trade::default() }
 }
 
-/// What one sync and one round trip cost here and now.
-fn limits(arguments: &Arguments) {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().write_all_at(&vec![0; 16 << 20], 0).unwrap();
+/// Bytes of the file that is synced.
+const FILE_BYTES: u64 = 16 << 20;
+/// Records of one turn: each thing that is measured has its turn, again and again, as the machine is not the same for long.
+const A_TURN: u64 = 500;
+
+fn written() -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    file.as_file().write_all_at(&vec![0; FILE_BYTES as usize], 0).unwrap();
     file.as_file().sync_all().unwrap();
-    let mut synced = histogram();
-    at_rate(arguments.rate.min(1_000), arguments.count.min(3_000), |i, _| {
-        let began = Instant::now();
-        file.as_file().write_all_at(&[7; 192], i * 192 % (16 << 20)).unwrap();
-        file.as_file().sync_data().unwrap();
-        synced.record(began.elapsed().as_nanos() as u64).unwrap();
-    });
-    print_line("limit: pwrite of 192 B and fdatasync", &synced);
-    print_line("limit: three files synced at once, the second", &second_of_three(arguments));
+    file
+}
+
+/// What one write and sync of `file` takes, ns.
+fn sync_once(file: &NamedTempFile, i: u64) -> u64 {
+    let began = Instant::now();
+    file.as_file().write_all_at(&[7; 192], i * 192 % FILE_BYTES).unwrap();
+    file.as_file().sync_data().unwrap();
+    began.elapsed().as_nanos() as u64
+}
+
+/// A connection that says again what it is told.
+fn echo() -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let echo = std::thread::spawn(move || {
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream.set_nodelay(true).unwrap();
         let mut bytes = [0; 256];
@@ -84,91 +98,112 @@ fn limits(arguments: &Arguments) {
             stream.write_all(bytes.get(..n).unwrap()).unwrap();
         }
     });
-    let mut stream = TcpStream::connect(address).unwrap();
     stream.set_nodelay(true).unwrap();
-    let mut trips = histogram();
-    at_rate(arguments.rate, arguments.count.min(5_000), |_, _| {
-        let began = Instant::now();
-        stream.write_all(&[1; 256]).unwrap();
-        stream.read_exact(&mut [0; 256]).unwrap();
-        trips.record(began.elapsed().as_nanos() as u64).unwrap();
-    });
-    drop(stream);
-    echo.join().unwrap();
-    print_line("limit: 256 B over loopback and back", &trips);
+    stream
 }
 
-/// How long it takes until two of three files are synced that are written at once: the hosts of this program share a disk.
-fn second_of_three(arguments: &Arguments) -> Histogram<u64> {
-    let rounds = arguments.count.min(3_000);
-    let period = Duration::from_nanos(1_000_000_000 / arguments.rate.clamp(1, 1_000));
-    let start = std::sync::Barrier::new(3);
-    let one = || {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().write_all_at(&vec![0; 16 << 20], 0).unwrap();
-        file.as_file().sync_all().unwrap();
+/// How long it takes until a majority of `files` is synced that are written at once: the hosts of this program share a disk.
+fn majority_synced(files: &[NamedTempFile], rate: u64, h: &mut Histogram<u64>) {
+    let period = Duration::from_nanos(1_000_000_000 / rate.max(1));
+    let start = Barrier::new(files.len());
+    let each = |file| {
         let mut took = Vec::new();
-        for i in 0..rounds {
+        for i in 0..A_TURN {
             start.wait();
             let began = Instant::now();
-            file.as_file().write_all_at(&[7; 192], i * 192 % (16 << 20)).unwrap();
-            file.as_file().sync_data().unwrap();
-            took.push(began.elapsed().as_nanos() as u64);
+            took.push(sync_once(file, i));
             std::thread::sleep(period.saturating_sub(began.elapsed()));
         }
         took
     };
-    let [a, b, c] = std::thread::scope(|scope| [(); 3].map(|()| scope.spawn(one)).map(|t| t.join().unwrap()));
-    let mut h = histogram();
-    for ((a, b), c) in a.into_iter().zip(b).zip(c) {
-        let mut took = [a, b, c];
-        took.sort_unstable();
-        h.record(took[1]).unwrap();
+    let all: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let each = &each;
+        let threads: Vec<_> = files.iter().map(|f| scope.spawn(move || each(f))).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    for i in 0..A_TURN as usize {
+        let mut took: Vec<u64> = all.iter().filter_map(|t| t.get(i).copied()).collect();
+        h.record(*took.select_nth_unstable(files.len() / 2).1).unwrap();
     }
-    h
 }
 
-/// Waits until `publisher` has reached `seq` at `level`.
-fn wait_for(publisher: &mut Publisher, seq: PubSeq, level: Level, idle: &mut Idle) {
-    loop {
-        let progress = publisher.progress();
-        let reached = if level == Level::Quorum { progress.committed } else { progress.durable };
-        if reached >= seq {
-            return;
-        }
-        if idle.should_park() {
+/// How far `publisher` has come at `level`.
+fn reached(publisher: &Publisher, level: Level) -> PubSeq {
+    let progress = publisher.progress();
+    if level == Level::Quorum { progress.committed } else { progress.durable }
+}
+
+/// Publishing at a fixed rate, no record waited for before the next is due: from when it was due until it is seen to have
+/// reached `level`.
+fn paced(publisher: &mut Publisher, (rate, count): (u64, u64), level: Level, next_id: &mut u64, h: &mut Histogram<u64>) {
+    let mut on_the_way: VecDeque<(PubSeq, Instant)> = VecDeque::new();
+    let (start, mut sent) = (Instant::now(), 0);
+    while sent < count || !on_the_way.is_empty() {
+        let due = start + Duration::from_nanos(sent * 1_000_000_000 / rate);
+        if sent < count && Instant::now() >= due {
+            let seq = publisher.publish_ref(RecordRef::of(&trade(*next_id))).unwrap();
+            on_the_way.push_back((seq, due));
+            (sent, *next_id) = (sent + 1, *next_id + 1);
+        } else {
+            // A strategy that shares its core: it gives it away while it has nothing to do.
             std::thread::yield_now();
         }
+        let reached = reached(publisher, level);
+        while let Some((_, due)) = on_the_way.pop_front_if(|(seq, _)| *seq <= reached) {
+            h.record(due.elapsed().as_nanos() as u64).unwrap();
+        }
     }
 }
 
-/// Publishing at a fixed rate, each record waited for.
-fn paced(publisher: &mut Publisher, arguments: &Arguments, level: Level, first: u64) -> Histogram<u64> {
-    let mut h = histogram();
-    let mut idle = Idle::new(Wait::Adaptive);
-    at_rate(arguments.rate, arguments.count, |i, due| {
-        let seq = publisher.publish_ref(RecordRef::of(&trade(first + i))).unwrap();
-        wait_for(publisher, seq, level, &mut idle);
-        h.record(due.elapsed().as_nanos() as u64).unwrap();
-    });
-    h
-}
-
-fn latency(arguments: &Arguments) {
+/// What a commit on `count` hosts takes, and in turns with it its limits: syncs, and a round trip.
+fn latency(arguments: &Arguments, count: u64) {
+    let (rate, mut next_id) = (arguments.rate, 0);
+    let (file, mut echo) = (written(), echo());
+    let files: Vec<_> = (0..count).map(|_| written()).collect();
     let alone = Hosts::start(Shape { count: 1, ..shape(arguments) });
     alone.leader().unwrap();
-    let mut publisher = alone.publisher(1, 1, Level::Fsync).unwrap();
-    print_line("one host: fsync acknowledged", &paced(&mut publisher, arguments, Level::Fsync, 0));
-    drop(publisher);
-    drop(alone);
-    let hosts = Hosts::start(shape(arguments));
+    let mut of_one = alone.publisher(1, 1, Level::Fsync).unwrap();
+    let hosts = Hosts::start(Shape { count, ..shape(arguments) });
     let leader = hosts.leader().unwrap();
-    let mut publisher = hosts.publisher(leader, 1, Level::Quorum).unwrap();
-    paced(&mut publisher, &Arguments { count: arguments.rate, ..*arguments }, Level::Quorum, 0);
-    print_line("three hosts, at the leader: quorum", &paced(&mut publisher, arguments, Level::Quorum, 0));
-    let other = leader % 3 + 1;
-    let mut publisher = hosts.publisher(other, 2, Level::Quorum).unwrap();
-    print_line("three hosts, at a follower: quorum", &paced(&mut publisher, arguments, Level::Quorum, 0));
+    let mut at_leader = hosts.publisher(leader, 1, Level::Quorum).unwrap();
+    let mut at_follower = hosts.publisher(leader % count + 1, 2, Level::Quorum).unwrap();
+    let [mut synced, mut majority, mut trips, mut one, mut quorum, mut forwarded] = [(); 6].map(|()| histogram());
+    for turn in 0..=arguments.count.div_ceil(A_TURN) {
+        at_rate(rate, A_TURN, |i, _| synced.record(sync_once(&file, i)).unwrap());
+        majority_synced(&files, rate, &mut majority);
+        at_rate(rate, A_TURN, |_, _| {
+            let began = Instant::now();
+            echo.write_all(&[1; 256]).unwrap();
+            echo.read_exact(&mut [0; 256]).unwrap();
+            trips.record(began.elapsed().as_nanos() as u64).unwrap();
+        });
+        paced(&mut of_one, (rate, A_TURN), Level::Fsync, &mut next_id, &mut one);
+        paced(&mut at_leader, (rate, A_TURN), Level::Quorum, &mut next_id, &mut quorum);
+        paced(&mut at_follower, (rate, A_TURN), Level::Quorum, &mut next_id, &mut forwarded);
+        if turn == 0 {
+            // Everything has begun by now.
+            for h in [&mut synced, &mut majority, &mut trips, &mut one, &mut quorum, &mut forwarded] {
+                h.reset();
+            }
+        }
+    }
+    print_line("limit: pwrite of 192 B and fdatasync", &synced);
+    print_line(&format!("limit: {count} files synced at once, a majority"), &majority);
+    print_line("limit: 256 B over loopback and back", &trips);
+    print_line("one host: fsync acknowledged", &one);
+    print_line(&format!("{count} hosts, at the leader: quorum"), &quorum);
+    print_line(&format!("{count} hosts, at a follower: quorum"), &forwarded);
+    let [synced, majority, trips, quorum] = [&synced, &majority, &trips, &quorum].map(|h| h.value_at_quantile(0.5) as f64);
+    println!(
+        "{count} hosts, at the leader, p50: {:.2} times a round trip and a sync of the shared disk, {:.2} times one of a disk of its own",
+        quorum / (trips + majority),
+        quorum / (trips + synced)
+    );
+    for rate in arguments.rates.iter().copied().filter(|rate| *rate > 0) {
+        let mut h = histogram();
+        paced(&mut at_leader, (rate, rate * 4), Level::Quorum, &mut next_id, &mut h);
+        print_line(&format!("{count} hosts, at the leader: {rate} a second"), &h);
+    }
 }
 
 /// The lead is handed over under load.
@@ -191,7 +226,9 @@ fn transfers(arguments: &Arguments) {
         eventually("the lead to be handed over", || (hosts.leader_now(Some(leader)) == Some(next)).then_some(())).unwrap();
         let seq = publisher.publish_ref(RecordRef::of(&trade(next_id))).unwrap();
         next_id += 1;
-        wait_for(&mut publisher, seq, Level::Quorum, &mut Idle::new(Wait::Adaptive));
+        while reached(&publisher, Level::Quorum) < seq {
+            std::thread::yield_now();
+        }
         taken.record(began.elapsed().as_nanos() as u64).unwrap();
         leader = next;
     }

@@ -332,3 +332,24 @@ fn write(to: &File, chunk: &Chunk, at: u64, len: u64) -> Result<u64, String> {
     let written = if chunk.data.is_empty() { to.set_len(at + more) } else { to.write_all_at(&chunk.data, at) };
     written.map(|()| more).map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_is_over_when_another_host_leads_and_not_before() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let is_same = |n: NodeId| n == NodeId(1);
+        let (say, mut stranded) = mpsc::channel(4);
+        for leader in [1, 1, 2] {
+            say.send((NodeId(leader), 5)).await.unwrap();
+        }
+        let rested = tokio::time::timeout(Duration::from_secs(60), rest(LONG, &mut stranded, is_same)).await;
+        assert_eq!(rested, Ok(false), "node 2 may have a copy that node 1 had not");
+        say.send((NodeId(1), 5)).await.unwrap();
+        assert!(rest(Duration::from_millis(5), &mut stranded, is_same).await, "the same one says it again and again");
+        drop(say);
+        assert!(rest(Duration::from_millis(5), &mut stranded, is_same).await, "nobody says anything any more");
+    }
+}

@@ -25,6 +25,8 @@ const CONTROL_MAX: usize = 4096;
 const BULK_MAX: usize = 64 << 20;
 /// Hosts that are dialled without being known as members, at most.
 const STRANGERS_MAX: usize = 8;
+/// Bytes read from storage at once.
+const CHUNK: usize = 64 << 10;
 /// How often storage is looked for while it is away.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -175,7 +177,7 @@ impl Session {
         let bells = Bells::open_or_create(&run_dir.bells()).map_err(std::io::Error::other)?;
         let hello = Message::Hello { version: VERSION, pid: std::process::id() };
         write(&stream, &bells, &hello.encode().map_err(std::io::Error::other)?).await?;
-        let mut received = Vec::new();
+        let (mut received, mut chunk) = (Vec::new(), vec![0; CHUNK]);
         loop {
             tokio::select! {
                 // Control first, then what storage says, then bulk.
@@ -183,7 +185,7 @@ impl Session {
                 Some(bytes) = ends.control.recv() => write(&stream, &bells, &bytes).await?,
                 ready = stream.readable() => {
                     ready?;
-                    if !read(&stream, &mut received)? {
+                    if !read(&stream, &mut chunk, &mut received)? {
                         return Ok(None);
                     }
                     if let Some(refusal) = self.hear(&mut received).await? {
@@ -331,9 +333,8 @@ async fn write(stream: &UnixStream, bells: &Bells, bytes: &[u8]) -> Result<(), E
 }
 
 /// Reads what is there; `false` if the other end has closed.
-fn read(stream: &UnixStream, received: &mut Vec<u8>) -> Result<bool, Ended> {
-    let mut chunk = [0; 64 << 10];
-    match stream.try_read(&mut chunk) {
+fn read(stream: &UnixStream, chunk: &mut [u8], received: &mut Vec<u8>) -> Result<bool, Ended> {
+    match stream.try_read(chunk) {
         Ok(0) => Ok(false),
         Ok(n) => {
             received.extend_from_slice(chunk.get(..n).unwrap_or(&[]));

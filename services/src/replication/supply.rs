@@ -112,6 +112,12 @@ fn remove(dir: &Path) {
     }
 }
 
+/// Whether `offer` has every frame that the leader had when it stood as `asked`. In a later term it leads no more, and what
+/// it has is not what that leader had.
+fn holds_all(offer: &Offer, asked: &State) -> bool {
+    offer.last.0 >= asked.last && u64::from(offer.term.0) == asked.term
+}
+
 impl Host {
     /// How this host stands, if it leads.
     async fn leading(&self, known: &Known) -> Result<State, Status> {
@@ -135,8 +141,7 @@ impl Host {
                 let dir = copies.dir.join(node.to_string());
                 std::fs::create_dir_all(&copies.dir)?;
                 let offer = offer::offer(&RealDisk, &store, &dir, HostClock.wall()).map_err(std::io::Error::other)?;
-                // In a later term this host leads no more, and what it has is not what that leader had.
-                let is_whole = offer.last.0 >= asked.last && u64::from(offer.term.0) == asked.term;
+                let is_whole = holds_all(&offer, &asked);
                 let number = fastrand::u64(1..1 << 62);
                 if is_whole {
                     let files = offer.files.iter().cloned().collect();
@@ -252,4 +257,21 @@ async fn send(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tapestore::lsn::{FrameIndex, Term};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_given_only_if_it_has_all_that_the_leader_had_and_is_of_its_term() {
+        let asked = State { term: 3, role: Role::Leader, leader: Some(NodeId(1)), last: 10, last_term: 3, committed: 9 };
+        let of = |last, term| Offer { last: FrameIndex(last), term: Term(term), files: Vec::new() };
+        assert!(holds_all(&of(10, 3), &asked) && holds_all(&of(11, 3), &asked));
+        assert!(!holds_all(&of(9, 3), &asked), "its own disk is behind");
+        assert!(!holds_all(&of(12, 4), &asked), "another has led since");
+        assert!(!holds_all(&of(12, 2), &asked), "the term's own first frame is not there yet");
+    }
 }

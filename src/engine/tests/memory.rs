@@ -129,6 +129,37 @@ fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
 }
 
 #[test]
+fn a_host_that_may_have_forgotten_is_not_made_leader_by_its_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (options, world) = one_of_two(dir.path(), Flush::Interval);
+    let start =
+        |start_as_leader, boot| Storage::start(Options { start_as_leader, ..options.clone() }, World { boot, ..world.clone() });
+    assert_eq!(start(true, 1).unwrap().stop().unwrap(), Ended::Stopped, "it has forgotten nothing");
+    // As if the process had been killed, and then the power gone.
+    drop(recover(options.clone(), &world).unwrap());
+    let Err(refused) = start(true, 2) else { panic!("it leads without what it has forgotten") };
+    assert!(refused.to_string().contains("force-promote"), "{refused}");
+    assert_eq!(start(false, 2).unwrap().stop().unwrap(), Ended::Stopped, "it waits for a copy");
+}
+
+#[test]
+fn a_publisher_that_comes_back_to_a_store_without_its_level_is_told_and_told_what_to_ask_for() {
+    let mut hosts = Hosts::new(3);
+    let leader = hosts.leader(0);
+    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    publisher.publish(&Trade::default()).unwrap();
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
+    hosts.flush = Flush::Interval;
+    (1..=3).for_each(|n| hosts.start(n));
+    let why = eventually("the publisher to be told", || match publisher.publish(&Trade::default()) {
+        Err(PublishError::Refused(why)) => Some(why),
+        _ => None,
+    });
+    assert!(why.contains("quorum-os"), "{why}");
+}
+
+#[test]
 fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
     for (flush, waits) in [(Flush::Interval, true), (Flush::Always, false)] {
         // The page says that there was more, or is gone itself.

@@ -13,13 +13,17 @@ use crossbeam_channel::{Receiver, Sender};
 use super::memtables::Maker;
 use super::space::Room;
 use crate::agent::Stop;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::error::Result;
 use crate::memtable::Writer;
 use crate::wal::{Spare, prepare};
 
 /// How long after a failure it tries again.
 const RETRY: Duration = Duration::from_secs(1);
+/// After each MiB of a segment that is made ahead. Beside one that is written at once and then synced, 64 MiB in 75 ms, a write
+/// and sync took 47 ms at p99 (1,000 a second, ext4 on a virtual disk); beside one with a sync and this pause after each MiB,
+/// 230 ms, it took 4 ms; with the sync alone, 15 ms.
+const PAUSE: Duration = Duration::from_millis(2);
 /// How often it looks whether it is to end.
 const TURN: Duration = Duration::from_millis(100);
 
@@ -66,7 +70,15 @@ impl PrepareAgent {
             return None;
         }
         self.next += 1;
-        let made = prepare(self.disk.as_ref(), &self.dir, self.next, self.segment_size);
+        // While nobody waits for it or for a MemTable, the log's syncs come first: they wait for what the disk was given before.
+        let mut pause = |file: &dyn DiskFile| {
+            if !self.spares.is_empty() && self.requests.is_empty() && !self.stop.is_stopped() {
+                file.sync()?;
+                std::thread::sleep(PAUSE);
+            }
+            Ok(())
+        };
+        let made = prepare(self.disk.as_ref(), &self.dir, self.next, self.segment_size, &mut pause);
         self.room.segment(made.as_ref().err());
         match made {
             Ok(spare) => {

@@ -1,4 +1,4 @@
-//! Figures of a store on three hosts, on one machine: each beside its limit of the same run.
+//! Figures of a store on two and on three hosts, on one machine: each in turns with its limits.
 //! `cargo run --release -p bench --bin cluster`
 
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
@@ -49,7 +49,10 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments = Arguments::parse();
-    println!("three hosts, each a storage and a replication process, on loopback; 2 cores are shared by all of them");
+    println!(
+        "two and three hosts, each a storage and a replication process, on loopback: one disk and {} cores are shared by all of them",
+        std::thread::available_parallelism().map_or(0, std::num::NonZero::get)
+    );
     print_head();
     latency(&arguments, 2);
     latency(&arguments, 3);
@@ -167,6 +170,8 @@ fn latency(arguments: &Arguments, count: u64) {
     let leader = hosts.leader().unwrap();
     let mut at_leader = hosts.publisher(leader, 1, Level::Quorum).unwrap();
     let mut at_follower = hosts.publisher(leader % count + 1, 2, Level::Quorum).unwrap();
+    let term = || hosts.ask(leader, Command::Status).unwrap().state.term;
+    let began = term();
     let [mut synced, mut majority, mut trips, mut one, mut quorum, mut forwarded] = [(); 6].map(|()| histogram());
     for turn in 0..=arguments.count.div_ceil(A_TURN) {
         at_rate(rate, A_TURN, |i, _| synced.record(sync_once(&file, i)).unwrap());
@@ -204,6 +209,7 @@ fn latency(arguments: &Arguments, count: u64) {
         paced(&mut at_leader, (rate, rate * 4), Level::Quorum, &mut next_id, &mut h);
         print_line(&format!("{count} hosts, at the leader: {rate} a second"), &h);
     }
+    println!("{count} hosts: {} elections meanwhile", term() - began);
 }
 
 /// The lead is handed over under load.

@@ -546,7 +546,9 @@ impl Store {
                 None => {
                     self.prepared += 1;
                     let size = self.at.meta.meta().segment_size;
-                    let Ok(spare) = wal::prepare(disk, &dir.join(wal::DIR), self.prepared, size) else { return };
+                    let Ok(spare) = wal::prepare(disk, &dir.join(wal::DIR), self.prepared, size, &mut |f| f.sync()) else {
+                        return;
+                    };
                     spare
                 }
             };

@@ -53,18 +53,42 @@ sabotages! {
     OverwriteLive "overwrite-live" "a compaction writes over a file that is in use",
     LoseRow "lose-row" "a compaction leaves a record out",
     RetrySync "retry-sync" "a sync that has failed is tried again and then believed",
+    AnswerByIndex "answer-by-index" "an answer to a forwarded request is given when any frame of its index commits",
+    ServeTheDead "serve-the-dead" "a publisher that ended while its request waited is attached later",
+    KeepSlot "keep-slot" "the slot of a publisher that has detached is not given again",
+    KeepUncommitted "keep-uncommitted" "what a session has in the log is kept though nobody takes it out again",
+    CheckpointEarly "checkpoint-early" "a checkpoint waits for what is committed, not for what is carried out",
+    TickLate "tick-late" "no time passes for consensus while a request is carried out",
+    StrandRequests "strand-requests" "what a host meant to forward stays where it is when the host leads itself",
     IgnoreFull "ignore-full" "a write for which there is no room is said to have succeeded",
 }
 
+#[cfg(test)]
+std::thread_local! {
+    static BROKEN: std::cell::Cell<Option<Sabotage>> = const { std::cell::Cell::new(None) };
+}
+
+/// Breaks the rule `which`, or none, on this thread from now on: for simulations.
+#[cfg(test)]
+pub fn break_rule(which: Option<Sabotage>) {
+    BROKEN.set(which);
+}
+
+/// Whether this thread, or this process, breaks the rule `which`.
+#[cfg(test)]
+pub fn is(which: Sabotage) -> bool {
+    BROKEN.get() == Some(which)
+}
+
 /// Whether this process has the fault `which`.
-#[cfg(feature = "sabotage")]
+#[cfg(all(feature = "sabotage", not(test)))]
 pub fn is(which: Sabotage) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     CHOSEN.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref() == Some(which.name())
 }
 
 /// Whether this process has the fault `which`: no.
-#[cfg(not(feature = "sabotage"))]
+#[cfg(not(any(feature = "sabotage", test)))]
 #[inline(always)]
 pub const fn is(_which: Sabotage) -> bool {
     false

@@ -196,6 +196,12 @@ impl Node {
         self.raw.raft.raft_log.committed
     }
 
+    /// Index up to which changes of members are carried out: committed, and in `raft.meta`.
+    #[inline]
+    pub fn applied(&self) -> u64 {
+        self.raw.raft.raft_log.applied
+    }
+
     /// The term, if this node may number records in it now.
     #[inline]
     pub fn leads(&self) -> Option<u64> {

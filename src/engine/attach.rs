@@ -7,110 +7,39 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Queue, Sender as Post};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 
+use super::requests::{Attach, Request};
+use super::sync::Answer;
+use super::waker::Waker;
 use crate::agent::Stop;
 use crate::bus::attach::{MESSAGE_MAX, Message, Mode};
 use crate::bus::{Bus, Receiver};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Level, PublisherId};
-use crate::record::{Layout, Name};
+use crate::lsn::Epoch;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic};
 use crate::time::Clock;
 
-/// What the attach agent asks of ingest.
-pub(super) enum Request {
-    /// Let a publisher in.
-    Attach {
-        /// On which connection.
-        connection: u64,
-        /// Who.
-        publisher: PublisherId,
-        /// How.
-        mode: Mode,
-        /// At which level.
-        level: Level,
-        /// Which process.
-        incarnation: u32,
-        /// Number of the grant.
-        grant: u64,
-        /// Where its batches come out.
-        receiver: Receiver,
-    },
-    /// Which instruments have these names?
-    Symbols {
-        /// On which connection.
-        connection: u64,
-        /// The names.
-        names: Vec<Name>,
-    },
-    /// Make this a kind of the store.
-    Kind {
-        /// On which connection.
-        connection: u64,
-        /// Its layout.
-        layout: Box<Layout>,
-    },
-    /// The connection has ended.
-    Gone {
-        /// Which.
-        connection: u64,
-    },
-}
-
-/// What ingest, by way of the sync agent, answers.
-pub(super) enum Answer {
-    /// Say this.
-    Say {
-        /// On which connection.
-        connection: u64,
-        /// What.
-        message: Message,
-    },
-    /// The receiver is no longer used.
-    Retired(Receiver),
-}
-
-/// Wakes the attach agent.
-#[derive(Clone)]
-pub(super) struct Waker(Arc<OwnedFd>);
-
-impl Waker {
-    /// A waker.
-    ///
-    /// # Errors
-    /// The system's, if it has no descriptors left.
-    pub(super) fn new() -> std::io::Result<Waker> {
-        Ok(Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
-    }
-
-    /// Wakes it.
-    pub(super) fn wake(&self) {
-        // Full means that it is awake already.
-        match rustix::io::write(&self.0, &1u64.to_le_bytes()) {
-            Ok(_) | Err(_) => {}
-        }
-    }
-
-    fn drain(&self) {
-        match rustix::io::read(&self.0, &mut [0u8; 8]) {
-            Ok(_) | Err(_) => {}
-        }
-    }
+/// What the attach agent posts to ingest.
+pub(super) struct Posted {
+    pub(super) request: Request,
+    /// Of one that wants to attach: where its batches come out.
+    pub(super) receiver: Option<Receiver>,
 }
 
 struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
     attached: bool,
+    /// Whether it has asked anything of ingest, which is then notified of its end.
+    has_asked: bool,
 }
 
 /// Requests that wait for ingest at most.
@@ -130,7 +59,7 @@ pub(super) struct AttachAgent {
     pub(super) socket: PathBuf,
     pub(super) bus: Bus,
     pub(super) instance: u64,
-    pub(super) requests: Post<Request>,
+    pub(super) requests: Post<Posted>,
     pub(super) answers: Queue<Answer>,
     pub(super) waker: Waker,
     pub(super) bells: Bells,
@@ -182,8 +111,7 @@ impl AttachAgent {
 
     fn wait(&self, connections: &HashMap<u64, Connection>) -> Vec<Ready> {
         let mut who = vec![Ready::Listener, Ready::Answers];
-        let mut fds =
-            vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::from_borrowed_fd(self.waker.0.as_fd(), PollFlags::IN)];
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::from_borrowed_fd(self.waker.fd(), PollFlags::IN)];
         for (&id, connection) in connections {
             who.push(Ready::Connection(id));
             fds.push(PollFd::new(&connection.stream, PollFlags::IN));
@@ -210,7 +138,7 @@ impl AttachAgent {
                 continue;
             }
             *next += 1;
-            connections.insert(*next, Connection { stream, received: Vec::new(), attached: false });
+            connections.insert(*next, Connection { stream, received: Vec::new(), attached: false, has_asked: false });
         }
     }
 
@@ -236,10 +164,10 @@ impl AttachAgent {
             say(connection, &Message::Refused(error.to_string()));
         }
         if !open || served.is_err() {
-            let attached = connection.attached;
+            let has_asked = connection.has_asked;
             connections.remove(&id);
-            if attached {
-                self.post(Request::Gone { connection: id });
+            if has_asked {
+                self.post(Request::Gone { connection: id }, None);
             }
         }
     }
@@ -257,11 +185,18 @@ impl AttachAgent {
                     // Never the same in another instance, so that a stale grant is told from a live one.
                     let grant = self.instance << 32 | *grants;
                     let receiver = self.bus.receive_ingest(grant)?;
-                    connection.attached = true;
-                    self.ask(Request::Attach { connection: id, publisher, mode, level, incarnation, grant, receiver })?;
+                    (connection.attached, connection.has_asked) = (true, true);
+                    let attach = Attach { connection: id, publisher, mode, level, incarnation, grant };
+                    self.ask(Request::Attach(attach), Some(receiver))?;
                 }
-                Message::Symbols(names) => self.ask(Request::Symbols { connection: id, names })?,
-                Message::Kind(layout) => self.ask(Request::Kind { connection: id, layout })?,
+                Message::Symbols(names) => {
+                    connection.has_asked = true;
+                    self.ask(Request::Symbols { connection: id, names }, None)?;
+                }
+                Message::Kind(layout) => {
+                    connection.has_asked = true;
+                    self.ask(Request::Kind { connection: id, layout }, None)?;
+                }
                 other => return Err(Error::invalid("request", format!("a publisher may not say {other:?} here"))),
             }
         }
@@ -269,18 +204,18 @@ impl AttachAgent {
     }
 
     /// Passes a publisher's request on, unless too many wait.
-    fn ask(&self, request: Request) -> Result<()> {
+    fn ask(&self, request: Request, receiver: Option<Receiver>) -> Result<()> {
         // Room is left for what must not be refused.
         if self.requests.len() >= REQUESTS_MAX / 2 {
             return Err(Error::Limit { what: "the number of waiting requests", limit: REQUESTS_MAX as u64 / 2 });
         }
-        self.post(request);
+        self.post(request, receiver);
         Ok(())
     }
 
-    fn post(&self, request: Request) {
+    fn post(&self, request: Request, receiver: Option<Receiver>) {
         // Ingest takes requests whenever it can append; when it has ended, so will this agent.
-        if self.requests.send(request).is_err() {
+        if self.requests.send(Posted { request, receiver }).is_err() {
             tracing::debug!("ingest has ended");
         }
         self.bells.ring(Bell::Ingest);

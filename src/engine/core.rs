@@ -432,6 +432,12 @@ fn count_records(words: &[u64]) -> Option<u64> {
     Some(count)
 }
 
+/// The term of consensus as frames carry it.
+pub(super) fn term_of(term: u64) -> Result<Term> {
+    let fits = u32::try_from(term).map(Term);
+    fits.map_err(|_| Error::Limit { what: "the term", limit: u64::from(u32::MAX) })
+}
+
 /// Whether a frame can be appended now, and if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {

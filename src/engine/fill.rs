@@ -20,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Options, World};
+use super::options::{Options, World};
 use crate::backup::{self, Progress};
 use crate::consensus::{self, meta as raft_meta};
 use crate::disk::{Disk, Open, copy, publish};

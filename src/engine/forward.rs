@@ -1,39 +1,40 @@
-//! Owns: what the ingest agent of a follower does for the publishers of its own host: it passes on what they ask and send
-//! to the leader, whose log takes it in once; and what the leader's does with that.
+//! Owns: what the host of a follower does for its own publishers: it passes on what they ask and send to the leader, whose
+//! log accepts it once; and what the leader's host does with that.
 //!
 //! ```text
-//! follower: request ─ Ask(ticket) ─▶ leader: the log says so, frame i ─ Told(ticket, i) ─▶ held until i is committed here
+//! follower: request ─ Ask(ticket) ─▶ leader: in the log, frame (i, t) ─ Told(ticket, i, t) ─▶ held until (i, t) is committed here
 //! follower: batch ──── Batch ──────▶ leader: offered to a frame ──(replication)──▶ the frame is in this log: acknowledged
 //! ```
 //!
-//! What must hold: an acknowledgement or an answer is given here only when this host's own log holds what it says; what
-//! was passed on and lost is asked again, or sent again by its publisher, and is in the log once; memory is bounded by a
-//! window a publisher.
+//! What must hold: an acknowledgement or an answer is given here only when this host's own log holds what it says, in the
+//! very frame that the leader named: a frame of that index may be another leader's. What was passed on and lost is asked
+//! again, or sent again by its publisher, and is in the log once; who has ended is asked for no more; memory is bounded by
+//! a window a publisher, and by a number of requests.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::attach::{Answer, Request};
 use super::core::Offer;
-use super::ingest::IngestAgent;
-use super::sync::SyncItem;
+use super::effect::{Effect, Moment};
+use super::log::{At, Fate, Log};
+use super::requests::{Ask, Done, Outcome, Request, Requests};
+use super::sessions::Sessions;
 use crate::bus::BatchHeader;
-use crate::bus::attach::{Message as Said, Mode};
-use crate::consensus::message::{Message, Role};
+use crate::consensus::message::Message;
 use crate::error::Result;
-use crate::lsn::{Epoch, InstrumentId, NodeId, PubSeq, PublisherId};
-use crate::record::{Layout, Name};
-use crate::shm::control::{SLOTS_MAX, SlotState, Statistic};
+use crate::lsn::{Epoch, NodeId, PubSeq, PublisherId};
+use crate::sabotage::{self, Sabotage};
+use crate::shm::control::Statistic;
 
-/// What one storage process says to another by way of their replication processes.
+/// What one storage process sends to another by way of their replication processes.
 #[derive(Debug, Serialize, Deserialize)]
 enum Relay {
-    /// A follower: do this, and say so under this ticket.
+    /// A follower: do this, and answer under this ticket.
     Ask(u64, Ask),
-    /// The leader: it is done with the frame of this index, with this outcome.
-    Told(u64, u64, Outcome),
-    /// A follower: take these records in.
+    /// The leader: it is done, with this outcome, which rests on the frame of this index and this term.
+    Told(u64, u64, u64, Outcome),
+    /// A follower: accept these records.
     Batch {
         publisher: u16,
         epoch: u32,
@@ -44,413 +45,312 @@ enum Relay {
     },
     /// The leader: records before these are missing; it expects this one.
     Gap { publisher: u16, epoch: u32, expected: u64 },
-    /// The leader: records of this epoch are not taken in, because it is over or they made no sense.
+    /// The leader: records of this epoch are not accepted, because it is over or they made no sense.
     Closed { publisher: u16, epoch: u32, fenced: bool },
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-enum Ask {
-    Attach { publisher: u16, resume: Option<u32>, incarnation: u32 },
-    Symbols(Vec<String>),
-    Kind(Vec<u64>),
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-enum Outcome {
-    Attached,
-    Ids(Vec<u32>),
-    Known,
-    Fenced(u32),
-    Refused(String),
-    NotLeader(u64),
-}
-
-/// Bytes of a publisher's batches that are passed on and not back in the log, at most.
-const WINDOW: u64 = 4 << 20;
-/// Batches of other hosts that wait to be taken in, bytes at most; what comes on top is sent again by its publisher.
+/// Requests that wait for the leader at most.
+const PENDING_MAX: usize = 2048;
+/// Batches of other hosts that wait to be accepted, bytes at most; what comes on top is sent again by its publisher.
 const WAITING_MAX: u64 = 64 << 20;
 /// A request that the leader has not answered is asked again after this long.
 const ASK_AGAIN_NS: u64 = 500_000_000;
-/// A publisher whose records do not come back for so long has its window opened again.
-const STALLED_NS: u64 = 500_000_000;
 /// Batches of other hosts in one turn.
 const QUOTA: usize = 256;
-/// Batches of one publisher in one turn.
-const LANE_QUOTA: usize = 64;
+
+/// Why a host accepts nothing.
+const LACKS_COPY: &str = "this host waits for a copy of the leader's store (`tape cluster status`), and takes nothing in before it has it; attach on another host, or later";
 
 /// A request of this host's that the leader is asked.
 struct Pending {
     request: Request,
-    /// When it was last asked; 0: never.
-    asked: u64,
+    ask: Ask,
+    /// When it was last asked; `None`: never, or in vain.
+    asked: Option<u64>,
+    /// Whether the sessions before it were asked for what they still have.
+    has_called: bool,
+    /// What the leader has answered, and on which frame that rests.
+    arriving: Option<(At, Outcome)>,
 }
 
-/// What is passed on, and what others pass on to this host.
-#[derive(Default)]
-pub(super) struct Forwarding {
+/// What a follower passes on.
+pub(super) struct Forwards {
+    own: NodeId,
+    /// Whether publishers are served at all while another host leads.
+    is_on: bool,
+    /// The next ticket. Tickets of two processes of a host are never the same: each begins at random.
     next: u64,
     pending: BTreeMap<u64, Pending>,
-    /// Outcomes that hold here once the frame of an index is committed.
-    arriving: Vec<(u64, u64, Outcome)>,
-    /// Requests that this host serves itself, because it leads now.
-    pub(super) own: VecDeque<Request>,
-    waiting: VecDeque<(NodeId, Relay)>,
+}
+
+impl Forwards {
+    /// Nothing is passed on yet; tickets begin with `first_ticket`.
+    pub(super) fn new(own: NodeId, is_on: bool, first_ticket: u64) -> Forwards {
+        Forwards { own, is_on, next: first_ticket, pending: BTreeMap::new() }
+    }
+
+    /// A follower's turn: what its publishers ask goes to the leader. Whether there was something; and whom batches are
+    /// passed on to.
+    pub(super) fn turn(
+        &mut self,
+        requests: &mut Requests,
+        log: &mut Log,
+        sessions: &mut Sessions,
+        leader: Option<NodeId>,
+        at: Moment,
+    ) -> Result<(bool, Option<NodeId>)> {
+        let mut worked = false;
+        let lacks_copy = log.node().meta().lacks_copy();
+        let elsewhere = leader.filter(|l| *l != self.own);
+        for request in requests.interrupt().into_iter().chain(requests.take_waiting()) {
+            worked = true;
+            if lacks_copy {
+                Requests::refuse(request, Outcome::Refused(LACKS_COPY.to_owned()), log);
+            } else if !self.is_on && leader != Some(self.own) {
+                Requests::refuse(request, Outcome::NotLeader(elsewhere.map_or(0, |l| l.0)), log);
+            } else {
+                self.push(request, log);
+            }
+        }
+        let Some(leader) = elsewhere.filter(|_| self.is_on && !lacks_copy) else { return Ok((worked, None)) };
+        for (ticket, pending) in &mut self.pending {
+            let is_due = pending.asked.is_none_or(|asked| at.now.saturating_sub(asked) > ASK_AGAIN_NS);
+            if pending.arriving.is_some() || !is_due {
+                continue;
+            }
+            // What the publisher's earlier self has sent counts: it goes first.
+            if let Ask::Attach { publisher, .. } = pending.ask {
+                let publisher = PublisherId(publisher);
+                if !std::mem::replace(&mut pending.has_called, true) {
+                    sessions.call_last(publisher);
+                }
+                if !log.is_low() && sessions.is_called(publisher) {
+                    continue;
+                }
+            }
+            pending.asked = Some(at.now);
+            worked = true;
+            relay(log, self.own, leader, &Relay::Ask(*ticket, pending.ask.clone()));
+        }
+        Ok((worked, (!log.is_low()).then_some(leader)))
+    }
+
+    /// The leader is to be asked what `request` asks.
+    fn push(&mut self, request: Request, log: &mut Log) {
+        if self.pending.len() >= PENDING_MAX {
+            let reason = format!("{PENDING_MAX} requests wait for the leader already; try again later");
+            return Requests::refuse(request, Outcome::Refused(reason), log);
+        }
+        let Some(ask) = Ask::of(&request) else { return };
+        let ticket = self.next;
+        self.next = self.next.wrapping_add(1);
+        self.pending.insert(ticket, Pending { request, ask, asked: None, has_called: false, arriving: None });
+    }
+
+    /// A publisher of this host has ended: what it asked is not waited for.
+    pub(super) fn drop_of(&mut self, connection: u64, log: &mut Log) {
+        if sabotage::is(Sabotage::ServeTheDead) {
+            return;
+        }
+        for (_, pending) in self.pending.extract_if(.., |_, p| p.request.connection() == connection) {
+            if let Request::Attach(attach) = pending.request {
+                log.ask(Effect::Detached { connection: attach.connection });
+            }
+        }
+    }
+
+    /// This host numbers records now: it carries out what it would have passed on, in the order in which it was asked.
+    pub(super) fn take_back(&mut self, requests: &mut Requests, log: &mut Log, sessions: &mut Sessions) {
+        if sabotage::is(Sabotage::StrandRequests) {
+            return;
+        }
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            requests.push(pending.request, log, sessions);
+        }
+    }
+
+    /// Whether anything waits for a leader.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Another host leads, or it is not known who: everything is asked again, but for what a leader has answered.
+    pub(super) fn ask_again(&mut self) {
+        self.pending.values_mut().for_each(|p| p.asked = None);
+    }
+
+    /// The leader has answered under `ticket`.
+    fn told(&mut self, ticket: u64, at: At, outcome: Outcome) {
+        if let Some(pending) = self.pending.get_mut(&ticket) {
+            pending.arriving = Some((at, outcome));
+        }
+    }
+
+    /// Answers those whose frames are committed here; asks again for those whose frames are lost.
+    pub(super) fn arrive(&mut self, requests: &mut Requests, log: &mut Log, sessions: &mut Sessions) {
+        let fate = |p: &Pending| p.arriving.as_ref().map_or(Fate::Open, |(at, _)| log.fate(*at));
+        let fates: Vec<(u64, Fate)> = self.pending.iter().map(|(t, p)| (*t, fate(p))).filter(|(_, f)| *f != Fate::Open).collect();
+        for (ticket, fate) in fates {
+            if fate == Fate::Lost {
+                if let Some(pending) = self.pending.get_mut(&ticket) {
+                    (pending.arriving, pending.asked) = (None, None);
+                }
+                continue;
+            }
+            let Some(Pending { request, arriving: Some((_, outcome)), .. }) = self.pending.remove(&ticket) else { continue };
+            requests.arrived(request, outcome, log, sessions);
+        }
+    }
+
+    /// Passes a batch on to `leader`, unless this log has it already.
+    pub(super) fn pass_on(
+        &self,
+        (slot, header, words): (usize, BatchHeader, &[u64]),
+        leader: NodeId,
+        log: &mut Log,
+        sessions: &mut Sessions,
+        now: u64,
+    ) {
+        let last = log.core().publisher(header.publisher()).last;
+        if !sessions.pass_on(slot, header, words.len() as u64 * 8, last, now) {
+            return;
+        }
+        // Its sender can still change it: the leader checks its own copy.
+        let bytes = bytemuck::cast_slice(words).to_vec();
+        let (publisher, epoch, first) = (header.publisher().0, header.epoch().0, header.first_pub_seq().0);
+        relay(log, self.own, leader, &Relay::Batch { publisher, epoch, first, count: header.count(), bytes });
+    }
+}
+
+fn relay(log: &mut Log, from: NodeId, to: NodeId, relay: &Relay) {
+    match postcard::to_allocvec(relay) {
+        Ok(bytes) => log.tell(Message::Relay { to, from, bytes }),
+        Err(error) => tracing::error!(%error, "a message to another host's storage cannot be encoded and is not sent"),
+    }
+}
+
+/// What other hosts have passed on to this one.
+pub(super) struct Relays {
+    own: NodeId,
+    waiting: VecDeque<(NodeId, Relay, u64)>,
     waiting_bytes: u64,
-    /// Publishers of other hosts that have been told of the gap they are in.
+    /// Publishers of other hosts that were notified of the gap they are in.
     in_gap: HashSet<(NodeId, PublisherId)>,
 }
 
-/// What a lane has passed on.
-#[derive(Default)]
-pub(super) struct Passed {
-    batches: VecDeque<(PubSeq, u64)>,
-    bytes: u64,
-    since: u64,
-}
-
-impl Passed {
-    /// The log holds records up to `pub_seq`.
-    pub(super) fn arrived(&mut self, pub_seq: PubSeq, now: u64) {
-        while let Some((_, bytes)) = self.batches.pop_front_if(|b| b.0 <= pub_seq) {
-            self.bytes -= bytes;
-            self.since = now;
-        }
+impl Relays {
+    pub(super) fn new(own: NodeId) -> Relays {
+        Relays { own, waiting: VecDeque::new(), waiting_bytes: 0, in_gap: HashSet::new() }
     }
 
-    /// Whatever was passed on may be lost.
-    pub(super) fn forget(&mut self) {
-        *self = Passed::default();
-    }
-}
-
-/// Why a host takes in nothing.
-const LACKS_COPY: &str = "this host waits for a copy of the leader's store (`tape cluster status`), and takes nothing in before it has it; attach on another host, or later";
-
-impl IngestAgent {
-    /// A follower's turn: passes on what its publishers ask and send. Whether there was something.
-    pub(super) fn forward(&mut self, now: u64) -> Result<bool> {
-        let mut worked = false;
-        while let Ok(request) = self.requests.try_recv() {
-            worked = true;
-            match request {
-                Request::Gone { .. } => self.serve(request)?,
-                Request::Attach { connection, level, receiver, .. } if self.level_for(level).is_none() => {
-                    self.refuse_level(connection, receiver)?;
-                }
-                request if self.cluster.node.meta().lacks_copy() => {
-                    self.answer(request, Outcome::Refused(LACKS_COPY.to_owned()))?;
-                }
-                request if !self.cluster.options.forward => {
-                    let leader = self.cluster.leader().map_or(0, |l| l.0);
-                    self.answer(request, Outcome::NotLeader(leader))?;
-                }
-                request => {
-                    let ticket = self.forwarding.next;
-                    self.forwarding.next += 1;
-                    self.forwarding.pending.insert(ticket, Pending { request, asked: 0 });
-                }
-            }
-        }
-        if self.cluster.node.meta().lacks_copy() {
-            // What it passed on would be stored, and not come back before there is a copy.
-            return Ok(worked);
-        }
-        let leads_elsewhere = |l: &NodeId| *l != self.cluster.identity.node && self.cluster.options.forward;
-        let Some(leader) = self.cluster.leader().filter(leads_elsewhere) else { return Ok(worked) };
-        for (publisher, ticket) in self.forwarding.unasked(now) {
-            // What the publisher's earlier self has sent counts: it goes first.
-            if publisher.is_some() {
-                self.forward_lanes(now, leader, publisher);
-            }
-            let Some(pending) = self.forwarding.pending.get_mut(&ticket) else { continue };
-            pending.asked = now;
-            let ask = Relay::Ask(ticket, ask(&pending.request));
-            self.relay(leader, &ask);
-        }
-        let is_low = self.room.is_low();
-        Ok(worked | (!is_low && self.forward_lanes(now, leader, None)))
-    }
-
-    /// Passes on batches of all publishers, or of one.
-    fn forward_lanes(&mut self, now: u64, leader: NodeId, of: Option<PublisherId>) -> bool {
-        let mut worked = false;
-        let mut relays = Vec::new();
-        for lane in self.lanes.iter_mut().filter(|l| of.is_none_or(|p| p == l.publisher)) {
-            let last = self.core.publisher(lane.publisher).last;
-            lane.passed.arrived(last, now);
-            if lane.passed.bytes >= WINDOW && now.saturating_sub(lane.passed.since) > STALLED_NS {
-                lane.passed.forget();
-            }
-            for _ in 0..LANE_QUOTA {
-                if lane.passed.bytes >= WINDOW {
-                    break;
-                }
-                let Some(batch) = lane.next_batch() else { break };
-                worked = true;
-                let header = batch.header();
-                let end = PubSeq(header.first_pub_seq().0.saturating_add(u64::from(header.count())).saturating_sub(1));
-                if header.publisher() != lane.publisher {
-                    lane.slot.set_state(SlotState::Refused);
-                    continue;
-                }
-                if header.epoch() == lane.epoch && end <= last {
-                    self.control.add(Statistic::Duplicates, u64::from(header.count()));
-                    continue;
-                }
-                let bytes: Vec<u8> = bytemuck::cast_slice(batch.words()).to_vec();
-                if lane.passed.bytes == 0 {
-                    lane.passed.since = now;
-                }
-                lane.passed.bytes += bytes.len() as u64;
-                lane.passed.batches.push_back((end, bytes.len() as u64));
-                let (publisher, epoch, first) = (header.publisher().0, header.epoch().0, header.first_pub_seq().0);
-                relays.push(Relay::Batch { publisher, epoch, first, count: header.count(), bytes });
-            }
-        }
-        relays.iter().for_each(|relay| self.relay(leader, relay));
-        worked
-    }
-
-    fn relay(&mut self, to: NodeId, relay: &Relay) {
-        match postcard::to_allocvec(relay) {
-            Ok(bytes) => self.cluster.links.tell(&Message::Relay { to, from: self.cluster.identity.node, bytes }),
-            Err(error) => tracing::error!(%error, "a message to another host's storage stays unsaid"),
-        }
-    }
-
-    /// Another host's storage has said `bytes`.
-    pub(super) fn relayed(&mut self, from: NodeId, bytes: &[u8]) -> Result<()> {
+    /// Another host's storage has sent `bytes`. What it asks and passes on waits; what it answers is for `forwards`.
+    pub(super) fn received(&mut self, from: NodeId, bytes: &[u8], forwards: &mut Forwards, sessions: &mut Sessions) {
         let relay: Relay = match postcard::from_bytes(bytes) {
             Ok(relay) => relay,
             Err(error) => {
-                tracing::warn!(%error, from = from.0, "another host's storage said what is no message; it is dropped");
-                return Ok(());
+                return tracing::warn!(%error, from = from.0, "a message of another host's storage cannot be read and is dropped");
             }
         };
         match relay {
             Relay::Ask(..) | Relay::Batch { .. } => {
                 let more = bytes.len() as u64;
-                if self.forwarding.waiting_bytes + more <= WAITING_MAX {
-                    self.forwarding.waiting_bytes += more;
-                    self.forwarding.waiting.push_back((from, relay));
+                if self.waiting_bytes + more <= WAITING_MAX {
+                    self.waiting_bytes += more;
+                    self.waiting.push_back((from, relay, more));
                 }
             }
-            Relay::Told(ticket, index, outcome) => {
-                if self.forwarding.pending.contains_key(&ticket) {
-                    self.forwarding.arriving.push((index, ticket, outcome));
-                    return self.arrive();
-                }
-            }
-            Relay::Gap { publisher, epoch, expected } => {
-                let of = |l: &&mut super::lane::Lane| l.publisher.0 == publisher && l.epoch.0 == epoch && !l.fenced;
-                for lane in self.lanes.iter_mut().filter(of) {
-                    lane.passed.forget();
-                    lane.slot.gap(PubSeq(expected));
-                }
-            }
-            Relay::Closed { publisher, epoch, fenced } => {
-                let state = if fenced { SlotState::Fenced } else { SlotState::Refused };
-                for lane in self.lanes.iter_mut().filter(|l| l.publisher.0 == publisher && l.epoch.0 == epoch) {
-                    lane.fenced |= fenced;
-                    lane.slot.set_state(state);
-                }
-            }
+            Relay::Told(ticket, index, term, outcome) => forwards.told(ticket, At { index, term }, outcome),
+            Relay::Gap { publisher, epoch, expected } => sessions.gap(PublisherId(publisher), Epoch(epoch), PubSeq(expected)),
+            Relay::Closed { publisher, epoch, fenced } => sessions.closed(PublisherId(publisher), Epoch(epoch), fenced),
         }
-        Ok(())
     }
 
     /// Whether other hosts have passed something on.
-    pub(super) fn has_relays(&self) -> bool {
-        !self.forwarding.waiting.is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
-    /// The leader's turn: takes in what other hosts have passed on. There is room for a frame.
-    pub(super) fn take_relays(&mut self) -> Result<bool> {
+    /// This host does not lead any more: what others have passed on they pass on again.
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+    }
+
+    /// Another host leads, or this one from now on.
+    pub(super) fn forget_gaps(&mut self) {
+        self.in_gap.clear();
+    }
+
+    /// The leader's turn: accepts what other hosts have passed on. There is room for a frame. Whether there was something.
+    ///
+    /// # Errors
+    /// As [`Requests::turn`].
+    pub(super) fn turn(&mut self, requests: &mut Requests, log: &mut Log, sessions: &mut Sessions, at: Moment) -> Result<bool> {
         let mut worked = false;
         for _ in 0..QUOTA {
-            let Some((from, relay)) = self.forwarding.waiting.pop_front() else {
-                self.forwarding.waiting_bytes = 0;
+            if requests.is_busy() && self.waiting.front().is_some_and(|(_, relay, _)| matches!(relay, Relay::Ask(..))) {
                 break;
-            };
+            }
+            let Some((from, relay, bytes)) = self.waiting.pop_front() else { break };
             worked = true;
             match relay {
                 Relay::Ask(ticket, ask) => {
-                    self.commit()?;
-                    if !self.core.writer.ready()? {
-                        self.forwarding.waiting.push_front((from, Relay::Ask(ticket, ask)));
-                        break;
+                    self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+                    log.commit(at, sessions)?;
+                    if let Some(done) = requests.ask((from, ticket, ask), log, sessions, at)? {
+                        self.answer(done, log);
                     }
-                    let outcome = self.serve_ask(ask)?;
-                    let index = self.cluster.node.frames().last();
-                    self.relay(from, &Relay::Told(ticket, index, outcome));
                 }
-                Relay::Batch { publisher, epoch, first, count, bytes } => {
-                    let more = bytes.len() as u64;
-                    let words: Vec<u64> = bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+                Relay::Batch { publisher, epoch, first, count, bytes: records } => {
+                    let words: Vec<u64> = records.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
                     let (publisher, epoch) = (PublisherId(publisher), Epoch(epoch));
                     let header = BatchHeader::new(publisher, epoch, PubSeq(first), count);
-                    let offer = if words.len() * 8 == bytes.len() { self.core.offer(header, &words) } else { Offer::Malformed };
+                    let is_whole = words.len() * 8 == records.len();
+                    let offer = if is_whole { log.core().offer(header, &words) } else { Offer::Malformed };
                     if offer == Offer::FrameFull {
                         let (publisher, epoch) = (publisher.0, epoch.0);
-                        self.forwarding.waiting.push_front((from, Relay::Batch { publisher, epoch, first, count, bytes }));
+                        let again = Relay::Batch { publisher, epoch, first, count, bytes: records };
+                        self.waiting.push_front((from, again, bytes));
                         break;
                     }
-                    self.forwarding.waiting_bytes = self.forwarding.waiting_bytes.saturating_sub(more);
-                    self.offered(from, publisher, epoch, offer);
+                    self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+                    self.offered(from, header, offer, log);
                 }
                 Relay::Told(..) | Relay::Gap { .. } | Relay::Closed { .. } => {}
             }
         }
-        self.commit()?;
+        log.commit(at, sessions)?;
         Ok(worked)
     }
 
-    /// Tells `from` what became of a batch, if that is not what its log will say.
-    fn offered(&mut self, from: NodeId, publisher: PublisherId, epoch: Epoch, offer: Offer) {
+    /// Sends the host that has asked what became of it: its log will hold the frame that is the last one here.
+    pub(super) fn answer(&self, done: Done, log: &mut Log) {
+        let at = log.last();
+        relay(log, self.own, done.to, &Relay::Told(done.ticket, at.index, at.term, done.outcome));
+    }
+
+    /// Notifies `from` of what became of a batch, if its log will not show it.
+    fn offered(&mut self, from: NodeId, header: BatchHeader, offer: Offer, log: &mut Log) {
+        let (publisher, epoch) = (header.publisher(), header.epoch());
         match offer {
-            Offer::Accepted => drop(self.forwarding.in_gap.remove(&(from, publisher))),
+            Offer::Accepted => drop(self.in_gap.remove(&(from, publisher))),
             Offer::Duplicate | Offer::FrameFull => {}
             Offer::Gap(expected) => {
-                self.control.add(Statistic::Gaps, 1);
-                if self.forwarding.in_gap.insert((from, publisher)) {
-                    self.relay(from, &Relay::Gap { publisher: publisher.0, epoch: epoch.0, expected: expected.0 });
+                log.control().add(Statistic::Gaps, 1);
+                if self.in_gap.insert((from, publisher)) {
+                    let gap = Relay::Gap { publisher: publisher.0, epoch: epoch.0, expected: expected.0 };
+                    relay(log, self.own, from, &gap);
                 }
             }
             Offer::Fenced => {
-                self.control.add(Statistic::Fenced, 1);
-                self.relay(from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: true });
+                log.control().add(Statistic::Fenced, 1);
+                relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: true });
             }
             Offer::Malformed => {
-                self.control.add(Statistic::Malformed, 1);
+                log.control().add(Statistic::Malformed, 1);
                 tracing::error!(publisher = publisher.0, from = from.0, "a publisher of another host sent a malformed batch");
-                self.relay(from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: false });
+                relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: false });
             }
         }
-    }
-
-    fn serve_ask(&mut self, ask: Ask) -> Result<Outcome> {
-        let refusal = |said: Said| match said {
-            Said::Fenced(epoch) => Outcome::Fenced(epoch.0),
-            Said::Refused(reason) => Outcome::Refused(reason),
-            other => Outcome::Refused(format!("{other:?}")),
-        };
-        match ask {
-            Ask::Attach { publisher, resume, incarnation } => {
-                let mode = resume.map_or(Mode::New, |epoch| Mode::Resume(Epoch(epoch)));
-                let publisher = PublisherId(publisher);
-                let known = self.core.publisher(publisher);
-                if known.incarnation == incarnation && known.epoch > Epoch(0) && known.last == PubSeq(0) {
-                    // Asked a second time, because the answer was lost: in its epoch nothing has been written.
-                    return Ok(Outcome::Attached);
-                }
-                Ok(match self.epoch_for(publisher, mode, incarnation)? {
-                    Ok(state) => {
-                        for lane in self.lanes.iter_mut().filter(|l| l.publisher == publisher && l.epoch < state.epoch) {
-                            lane.fenced = true;
-                            lane.slot.set_state(SlotState::Fenced);
-                        }
-                        Outcome::Attached
-                    }
-                    Err(said) => refusal(said),
-                })
-            }
-            Ask::Symbols(names) => {
-                let names: Option<Vec<Name>> = names.iter().map(|n| Name::new(n.as_bytes()).ok()).collect();
-                let Some(names) = names else { return Ok(Outcome::Refused("a name is none".to_owned())) };
-                let ids = self.symbols(&names)?;
-                Ok(ids.map_or_else(refusal, |ids| Outcome::Ids(ids.iter().map(|i| i.0).collect())))
-            }
-            Ask::Kind(words) => {
-                let Some(layout) = Layout::parse(&words) else { return Ok(Outcome::Refused("a layout is none".to_owned())) };
-                Ok(self.kind(&layout)?.map_or_else(refusal, |()| Outcome::Known))
-            }
-        }
-    }
-
-    /// Deals with the outcomes that hold here now.
-    pub(super) fn arrive(&mut self) -> Result<()> {
-        let committed = self.cluster.node.committed().min(self.cluster.node.frames().last());
-        let ready: Vec<_> = self.forwarding.arriving.extract_if(.., |a| a.0 <= committed).collect();
-        for (_, ticket, outcome) in ready {
-            let Some(Pending { request, .. }) = self.forwarding.pending.remove(&ticket) else { continue };
-            self.answer(request, outcome)?;
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, request: Request, outcome: Outcome) -> Result<()> {
-        let message = match outcome {
-            Outcome::Attached | Outcome::Known => Said::Known,
-            Outcome::Ids(ids) => Said::Ids(ids.into_iter().map(InstrumentId).collect()),
-            Outcome::Fenced(epoch) => Said::Fenced(Epoch(epoch)),
-            Outcome::Refused(reason) => Said::Refused(reason),
-            Outcome::NotLeader(leader) => Said::NotLeader(leader),
-        };
-        match request {
-            Request::Attach { connection, publisher, level, grant, receiver, .. } => {
-                let slot = if message == Said::Known { self.slots.pop() } else { None };
-                match slot {
-                    Some(slot) => {
-                        let state = self.core.publisher(publisher);
-                        let level = self.level_for(level).unwrap_or(level);
-                        self.let_in(connection, publisher, level, grant, receiver, slot, state)
-                    }
-                    None => {
-                        let limit = || Said::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"));
-                        let refusal = if message == Said::Known { limit() } else { message };
-                        self.say(connection, refusal)?;
-                        self.send(SyncItem::Answer(Answer::Retired(receiver)))
-                    }
-                }
-            }
-            Request::Symbols { connection, .. } | Request::Kind { connection, .. } => self.say(connection, message),
-            Request::Gone { .. } => Ok(()),
-        }
-    }
-
-    /// This host leads from now on, or another one does, or it is not known who.
-    pub(super) fn role_changed(&mut self, role: Option<Role>) -> Result<()> {
-        for lane in &mut self.lanes {
-            lane.passed.forget();
-        }
-        self.forwarding.in_gap.clear();
-        if role == Some(Role::Leader) {
-            // What the leader before was asked, this one serves; an outcome that is on its way counts.
-            for (_, pending) in std::mem::take(&mut self.forwarding.pending) {
-                self.forwarding.own.push_back(pending.request);
-            }
-            self.forwarding.arriving.clear();
-        } else {
-            self.forwarding.waiting.clear();
-            self.forwarding.waiting_bytes = 0;
-            self.forwarding.pending.values_mut().for_each(|p| p.asked = 0);
-        }
-        Ok(())
-    }
-}
-
-impl Forwarding {
-    /// Tickets that are to be asked, or asked again, and whose attaching they are.
-    fn unasked(&self, now: u64) -> Vec<(Option<PublisherId>, u64)> {
-        let arriving = |ticket: &u64| self.arriving.iter().any(|a| a.1 == *ticket);
-        let is_due = |p: &Pending| p.asked == 0 || now.saturating_sub(p.asked) > ASK_AGAIN_NS;
-        let due = self.pending.iter().filter(|(ticket, p)| is_due(p) && !arriving(ticket));
-        let of = |request: &Request| match request {
-            Request::Attach { publisher, .. } => Some(*publisher),
-            _ => None,
-        };
-        due.map(|(ticket, p)| (of(&p.request), *ticket)).collect()
-    }
-}
-
-fn ask(request: &Request) -> Ask {
-    match request {
-        Request::Attach { publisher, mode, incarnation, .. } => {
-            let resume = if let Mode::Resume(epoch) = mode { Some(epoch.0) } else { None };
-            Ask::Attach { publisher: publisher.0, resume, incarnation: *incarnation }
-        }
-        Request::Symbols { names, .. } => Ask::Symbols(names.iter().map(|n| n.as_str().to_owned()).collect()),
-        Request::Kind { layout, .. } => Ask::Kind(layout.encode()),
-        Request::Gone { .. } => Ask::Symbols(Vec::new()),
     }
 }

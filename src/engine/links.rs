@@ -93,11 +93,6 @@ impl Links {
         self.links.iter_mut().filter(|l| l.number == number).for_each(|l| l.write(message));
     }
 
-    /// Says `message` to the replication process, if it is there.
-    pub(super) fn tell(&mut self, message: &Message) {
-        self.links.iter_mut().filter(|l| l.is_replication).for_each(|l| l.write(message));
-    }
-
     /// Says all `messages` to the replication process at once, if it is there.
     pub(super) fn tell_all(&mut self, messages: &[Message]) {
         for link in self.links.iter_mut().filter(|l| l.is_replication) {

@@ -17,25 +17,32 @@ pub mod history;
 pub mod memtables;
 
 mod attach;
-mod cluster;
 mod compact;
 mod covered;
+mod effect;
+mod ended;
 mod forward;
 pub mod found;
+mod host;
 mod ingest;
 mod known;
-mod lane;
 mod life;
 mod links;
+mod log;
 mod members;
 pub mod offer;
+mod options;
+mod ports;
 mod prepare;
 mod recover;
 pub mod rejoin;
+mod replica;
+mod requests;
 mod rows;
-mod serve;
+mod sessions;
 mod space;
 mod sync;
+mod waker;
 
 #[cfg(test)]
 mod tests;
@@ -48,184 +55,37 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use self::attach::{AttachAgent, Waker, listen};
-use self::cluster::Cluster;
+use self::attach::{AttachAgent, listen};
 use self::compact::CompactAgent;
 use self::covered::Covered;
+pub use self::ended::Ended;
 use self::flush::{Filer, FlushAgent, Tending};
+use self::host::{Host, HostParts};
 use self::ingest::IngestAgent;
 use self::links::Links;
+use self::log::{LogParts, TELL_AFTER};
 use self::memtables::Source;
+pub use self::options::{Options, World};
+use self::ports::Ports;
 use self::prepare::PrepareAgent;
 pub use self::recover::{Recovered, Started, recover};
+use self::requests::Levels;
 use self::space::SpaceAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
+use self::waker::Waker;
 use crate::agent::{Stop, Wait, spawn};
 use crate::bus::Bus;
-use crate::compaction;
-use crate::compaction::retention::{Rule, Rules};
 use crate::consensus::{self, message::Identity};
-use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::lsn::Level;
 use crate::shm::bell::Bells;
 use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
-use crate::shm::run_dir::{ROOT_DEFAULT, RunDir};
-use crate::time::Clock;
+use crate::shm::run_dir::RunDir;
 use crate::wal::{self, MetaFile, Spares};
 
 const _: () = assert!(crate::bus::attach::SLOTS_MAX == SLOTS_MAX);
 
-/// How a store is kept.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct Options {
-    /// Directory of the store.
-    pub store: PathBuf,
-    /// Where its run directory is made: a memory file system.
-    pub run_root: PathBuf,
-    /// Bytes of a log segment, for a new store.
-    pub segment_size: u64,
-    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less.
-    pub memtable_size: u64,
-    /// MemTables at most: the active one and sealed ones.
-    pub memtables_max: usize,
-    /// Whether MemTables are allocated as they fill: for simulations, which make thousands of them and put little into
-    /// each. A memory file system that is full is a signal then.
-    #[serde(skip)]
-    pub sparse_memtables: bool,
-    /// Instruments at most.
-    pub instruments_max: u64,
-    /// What nobody waits for is durable after this many milliseconds,
-    pub sync_interval_ms: u64,
-    /// or this many bytes.
-    pub sync_bytes: u64,
-    /// Bytes appended and not durable at most; then publishers are held back.
-    pub unsynced_max: u64,
-    /// Bytes kept free on the file system; below, no records are taken in. 0: 1 GiB, or a twentieth of the volume if
-    /// that is less, but room for two segments and the filing of a MemTable in any case.
-    pub space_min: u64,
-    /// The least level that publishers get.
-    pub level_min: Level,
-    /// How ingest waits for work.
-    pub wait: Wait,
-    /// Core of the ingest thread.
-    pub ingest_core: Option<usize>,
-    /// Core of the sync thread.
-    pub sync_core: Option<usize>,
-    /// When and how files of history are merged.
-    pub compaction: compaction::Options,
-    /// How long records are kept; without a rule, for ever.
-    pub retention: Vec<Rule>,
-    /// Of a pair: whether this host leads without having heard of the other.
-    #[serde(skip)]
-    pub start_as_leader: bool,
-    /// Times of the cluster, of a store that is in one.
-    pub cluster: consensus::Options,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            store: PathBuf::from("tapestore-data"),
-            run_root: PathBuf::from(ROOT_DEFAULT),
-            segment_size: 64 << 20,
-            memtable_size: 0,
-            memtables_max: 3,
-            sparse_memtables: false,
-            instruments_max: 4_000_000,
-            sync_interval_ms: 50,
-            sync_bytes: 4 << 20,
-            unsynced_max: 64 << 20,
-            space_min: 0,
-            level_min: Level::None,
-            wait: Wait::Adaptive,
-            ingest_core: None,
-            sync_core: None,
-            compaction: compaction::Options::default(),
-            retention: Vec::new(),
-            start_as_leader: false,
-            cluster: consensus::Options::default(),
-        }
-    }
-}
-
 /// Passed segments of the log that wait to be used again.
 const RECYCLED_MAX: usize = 2;
-
-/// The largest MemTable that is made without being asked for.
-const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
-
-impl Options {
-    /// Checks the options against each other and fills in what depends on the host, as it is now: what
-    /// an earlier instance held of its memory has to be given back before.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`], naming the option and its bounds.
-    pub fn check(mut self) -> Result<Options> {
-        let bad = |what, reason: String| Err(Error::Invalid { what, reason });
-        let (min, max) = (crate::memtable::format::LEN_MIN, crate::memtable::format::LEN_MAX);
-        if self.memtable_size == 0 {
-            let quarter = crate::shm::free_bytes(&self.run_root) / 4 / 4096 * 4096;
-            self.memtable_size = MEMTABLE_SIZE_DEFAULT.min(quarter.max(min));
-        }
-        if !(min..=max).contains(&self.memtable_size) || !self.memtable_size.is_multiple_of(4096) {
-            return bad("memtable-size", format!("{} is not a multiple of 4096 from {min} to {max}", self.memtable_size));
-        }
-        if !(2..=TABLES_MAX).contains(&self.memtables_max) {
-            return bad("memtables-max", format!("{} is not from 2 to {TABLES_MAX}", self.memtables_max));
-        }
-        if self.sync_interval_ms == 0 || self.sync_bytes == 0 || self.unsynced_max < self.sync_bytes {
-            return bad(
-                "sync-interval-ms, sync-bytes, unsynced-max",
-                "they are above 0, and unsynced-max is at least sync-bytes".into(),
-            );
-        }
-        self.compaction.check()?;
-        self.cluster.check()?;
-        if self.level_min == Level::QuorumOs && !self.cluster.is_lossy() {
-            self.level_min = Level::Quorum;
-        }
-        if self.cluster.is_lossy() && self.level_min > Level::Os {
-            return bad(
-                "level-min",
-                format!(
-                    "{}: with flush = \"interval\" it is none or os, and each publisher chooses fsync or quorum-os",
-                    self.level_min
-                ),
-            );
-        }
-        Rules::new(&self.retention)?;
-        if self.instruments_max == 0 || self.instruments_max >= u64::from(u32::MAX) {
-            return bad("instruments-max", format!("{} is not from 1 to 4294967294", self.instruments_max));
-        }
-        Ok(self)
-    }
-}
-
-/// What a store needs of the world.
-#[derive(Clone)]
-pub struct World {
-    /// The disk.
-    pub disk: Arc<dyn Disk>,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-    /// An identity for a store that is created: random.
-    pub store_id: u128,
-    /// Which life of the system's this is, since when its memory has been kept; 0: not known.
-    pub boot: u128,
-}
-
-/// Why storage has ended, and what is to be done before the next start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// It was told to.
-    Stopped,
-    /// Its log and the leader's differ: the log is to be cut behind this frame, the last that both have ([`rejoin::cut`]).
-    Cut(u64),
-    /// The copy of another host's store has come, and is to take the place of this one ([`fill::install`]).
-    Fill,
-}
 
 /// A serving store.
 pub struct Storage {
@@ -265,15 +125,13 @@ impl Storage {
         let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
         let links = Links::new(listeners.cluster, run_dir.cluster_socket());
-        let mut cluster = Cluster::new(node, options.cluster.clone(), links, covered.clone(), identity);
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
-        if options.start_as_leader && cluster.node.meta().has_forgotten {
+        if options.start_as_leader && node.meta().has_forgotten {
             let reason =
                 "this host may have forgotten frames that the other has; `tape cluster force-promote` where more is left";
             return Err(Error::invalid("start-as-leader", reason));
         }
-        cluster.may_lead = options.start_as_leader;
         let waker = Waker::new().map_err(io)?;
         let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());
         let (request_in, request_out) = bounded(attach::REQUESTS_MAX);
@@ -339,11 +197,11 @@ impl Storage {
             answers: answer_in,
             freed: freed_in,
             control: control.clone(),
-            covered,
+            covered: covered.clone(),
             bells: bells.clone(),
             wake_attach: waker.clone(),
             pace: Pace {
-                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(ingest::TELL_AFTER),
+                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(TELL_AFTER),
                 bytes: options.sync_bytes,
             },
             // A core is kept busy for ingest alone: for the disk an adaptive wait is enough.
@@ -364,11 +222,21 @@ impl Storage {
             clock: world.clock.clone(),
             stop: late_stop.clone(),
         };
+        let is_lossy = options.cluster.is_lossy();
+        let (control_of_log, unsynced_max) = (control.clone(), options.unsynced_max);
+        let host = Host::new(HostParts {
+            log: LogParts { core, node, covered, control: control_of_log, room, halted, unsynced_max, is_lossy },
+            options: options.cluster.clone(),
+            identity,
+            levels: Levels { least: options.level_min, is_lossy },
+            instance,
+            may_lead: options.start_as_leader,
+            first_ticket: random().map_err(io)?,
+        });
         let ingest = IngestAgent {
-            core,
-            cluster,
-            forwarding: forward::Forwarding::default(),
-            room,
+            host,
+            ports: Ports::default(),
+            links,
             control: control.clone(),
             bells: bells.clone(),
             clock: world.clock.clone(),
@@ -377,18 +245,10 @@ impl Storage {
             freed: freed_out,
             flush: flush_in,
             told: told_out,
-            instance,
-            unsynced_max: options.unsynced_max,
-            level_min: options.level_min,
-            is_lossy: options.cluster.is_lossy(),
             wait: options.wait,
             stop: stop.clone(),
-            halted,
-            lanes: Vec::new(),
-            first: 0,
-            slots: (0..SLOTS_MAX).rev().collect(),
-            untold: ingest::Untold::default(),
-            held_since: None,
+            mail: u32::MAX,
+            effects: Vec::new(),
         };
         control.set_server(Some((u64::from(std::process::id()), meta.meta().term, world.clock.wall())));
         control.beat(world.clock.monotonic());
@@ -469,6 +329,15 @@ fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &O
         election_ms: options.cluster.election_ms,
         is_lossy: options.cluster.is_lossy(),
     }
+}
+
+/// A number that no process before has begun with.
+fn random() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    debug_assert_eq!(filled, bytes.len(), "so few bytes come at once");
+    // Room for as many tickets as there will ever be.
+    Ok(u64::from_le_bytes(bytes) >> 1)
 }
 
 fn joined<T>(thread: JoinHandle<T>) -> T {

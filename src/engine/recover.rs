@@ -10,7 +10,8 @@ use std::sync::Arc;
 use super::core::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
-use super::{Options, World, fill, life, space};
+use super::options::{Options, World};
+use super::{fill, life, space};
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
 use crate::disk::Disk;
@@ -231,7 +232,7 @@ fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: 
     while let Some(work) = node.work() {
         core.writer.ready()?;
         let (appended, change) = match work {
-            Work::Open { term } => (core.open_term(super::cluster::term_of(term)?, clock.wall())?, None),
+            Work::Open { term } => (core.open_term(super::core::term_of(term)?, clock.wall())?, None),
             Work::Change { change, .. } => (core.change_members(&change, clock.wall())?, Some(change)),
         };
         let (header, end) = (appended.header, appended.end);

@@ -2,7 +2,7 @@
 //!
 //! What must hold: nothing that is committed is given up; the store is not served meanwhile.
 
-use super::{Options, World};
+use super::options::{Options, World};
 use crate::consensus::MetaFile;
 use crate::consensus::meta::{self, Meta};
 use crate::error::{Error, Result};

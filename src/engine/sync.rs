@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
-use super::attach::Answer;
 use super::covered::Covered;
+use super::waker::Waker;
 use crate::agent::{Idle, Stop, Wait};
+use crate::bus::Receiver as BusReceiver;
+use crate::bus::attach::Message;
 use crate::error::Result as Outcome;
 use crate::lsn::{Lsn, Position, PubSeq};
 use crate::shm::bell::{Bell, Bells};
@@ -47,6 +49,19 @@ pub(super) enum SyncItem {
     Stop,
 }
 
+/// What ingest, by way of the sync agent, answers.
+pub(super) enum Answer {
+    /// Say this.
+    Say {
+        /// On which connection.
+        connection: u64,
+        /// What.
+        message: Message,
+    },
+    /// The receiver is no longer used.
+    Retired(BusReceiver),
+}
+
 /// Items that wait for the sync agent at most.
 pub(super) const SYNC_QUEUE: usize = 64 << 10;
 
@@ -74,7 +89,7 @@ pub(super) struct SyncAgent {
     pub(super) control: Control,
     pub(super) covered: Arc<Covered>,
     pub(super) bells: Bells,
-    pub(super) wake_attach: super::attach::Waker,
+    pub(super) wake_attach: Waker,
     pub(super) pace: Pace,
     pub(super) wait: Wait,
     /// Whether somebody waited for the last sync.

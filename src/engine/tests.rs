@@ -9,15 +9,19 @@ mod replicas;
 mod stall;
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::core::{Offer, Readiness};
 use super::*;
 use crate::bus::BatchHeader;
+use crate::compaction;
+use crate::compaction::retention::Rules;
+use crate::disk::Disk;
 use crate::disk::sim::{Fault, SimDisk, SimRng};
-use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
 use crate::record::{Record, Trade};
-use crate::time::{SimClock, Ts};
+use crate::time::{Clock, SimClock, Ts};
 use crate::version::{Versions, View};
 
 fn options(store: &Path) -> Options {

@@ -1,0 +1,355 @@
+//! Owns: the state machine of one host: publisher sessions, requests, what is forwarded and relayed, the log, its part in the
+//! cluster. Events come in by the functions below; what is to be done comes out as [`Effect`]s, in order.
+//!
+//! ```text
+//! requests, batches ─▶ ┌──────────────────── Host ────────────────────┐ ─▶ sync agent   (appended, acknowledgements, answers)
+//! messages of hosts ─▶ │ sessions · requests · forwards · relays       │ ─▶ flush agent  (sealed MemTables)
+//! durable, flushed  ─▶ │      └── log (store, raft, answers held) ──┘  │ ─▶ replication  (messages, relays)
+//! a moment          ─▶ └───────────────────────────────────────────────┘ ─▶ bells, connections
+//! ```
+//!
+//! What must hold: it has no thread, clock or socket, and never waits: what cannot be done now is gone on with in a later
+//! turn, so ticks, votes and acknowledgements go on whatever a publisher asks; this host numbers records only while it
+//! leads. A thread drives it ([`super::ingest`]), and so does the simulation of whole hosts.
+
+use super::effect::{Effect, Moment};
+use super::ended::Ended;
+use super::flush::Told;
+use super::forward::{Forwards, Relays};
+use super::log::{Log, LogParts};
+use super::members;
+use super::replica::{Replica, Shown};
+use super::requests::{Levels, Request, Requests};
+use super::sessions::{Sessions, Taken};
+use crate::bus::BatchHeader;
+use crate::consensus::Options;
+use crate::consensus::message::{Identity, Message};
+use crate::error::Result;
+use crate::lsn::NodeId;
+use crate::sabotage::{self, Sabotage};
+
+/// What a host is made of.
+pub(super) struct HostParts {
+    pub(super) log: LogParts,
+    pub(super) options: Options,
+    pub(super) identity: Identity,
+    pub(super) levels: Levels,
+    /// Number of the start of storage.
+    pub(super) instance: u64,
+    /// Of a pair: whether it leads without having been in touch with the other.
+    pub(super) may_lead: bool,
+    /// Where the tickets of this process begin: random, so that no answer to an earlier process is taken for one to this.
+    pub(super) first_ticket: u64,
+}
+
+/// What becomes of batches in this turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// They stay where they are.
+    Hold,
+    /// This host numbers them.
+    Number,
+    /// They are passed on to the leader.
+    PassOn(NodeId),
+}
+
+/// One host.
+pub(super) struct Host {
+    log: Log,
+    replica: Replica,
+    sessions: Sessions,
+    requests: Requests,
+    forwards: Forwards,
+    relays: Relays,
+    flow: Flow,
+}
+
+impl Host {
+    pub(super) fn new(parts: HostParts) -> Host {
+        let HostParts { log, options, identity, levels, instance, may_lead, first_ticket } = parts;
+        let own = identity.node;
+        let sessions = Sessions::new(log.control.clone());
+        let durable = log.covered.durable();
+        let forwards = Forwards::new(own, options.forward, first_ticket);
+        Host {
+            log: Log::new(log),
+            replica: Replica::new(options, identity, durable, may_lead),
+            sessions,
+            requests: Requests::new(instance, levels),
+            forwards,
+            relays: Relays::new(own),
+            flow: Flow::Hold,
+        }
+    }
+
+    /// Exchanges `effects`, which is empty, for what is to be done, in order.
+    pub(super) fn swap_effects(&mut self, effects: &mut Vec<Effect>) {
+        self.log.swap_effects(effects);
+    }
+
+    /// Whether anything is to be done.
+    #[inline]
+    pub(super) fn has_effects(&self) -> bool {
+        self.log.has_effects()
+    }
+
+    /// For what storage is to end.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.replica.ended()
+    }
+
+    /// Whether it is time for a tick.
+    pub(super) fn is_tick_due(&self, now: u64) -> bool {
+        self.replica.is_tick_due(now)
+    }
+
+    /// Whether there is news of the sync agent.
+    pub(super) fn is_due(&self) -> bool {
+        self.log.covered().durable() != self.replica.durable()
+    }
+
+    /// Whether no other host is to hold the log.
+    pub(super) fn is_alone(&self) -> bool {
+        self.log.is_alone()
+    }
+
+    /// Whether this host leads others.
+    pub(super) fn leads_others(&self) -> bool {
+        self.log.leads_others()
+    }
+
+    /// Whether nothing can be accepted, and whether that may last.
+    pub(super) fn back_pressure(&self) -> Option<bool> {
+        self.log.back_pressure()
+    }
+
+    /// A publisher of this host asks something, or has ended.
+    pub(super) fn request(&mut self, request: Request) {
+        if let Request::Gone { connection } = request {
+            self.forwards.drop_of(connection, &mut self.log);
+        }
+        self.requests.push(request, &mut self.log, &mut self.sessions);
+    }
+
+    /// How many requests wait that were not begun.
+    pub(super) fn waiting(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Nobody writes to slot `slot` any more.
+    pub(super) fn freed(&mut self, slot: usize) {
+        self.sessions.freed(slot);
+    }
+
+    /// The flush agent is done with something.
+    pub(super) fn flushed(&mut self, told: Told) {
+        self.log.flushed(told);
+    }
+
+    /// The replication process has ended.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn replication_gone(&mut self) -> Result<()> {
+        self.replica.replication_gone(&mut self.log)
+    }
+
+    /// A message on connection `link`; `is_replication`: that of the replication process.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`]; [`crate::error::Error::Consensus`]: another host was promoted in the place of
+    /// this one, which leads.
+    pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
+        let for_replication = matches!(
+            message,
+            Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. } | Message::Filled
+        );
+        if for_replication && !is_replication {
+            tracing::warn!("a process that is not the replication process sends for other hosts; its message is dropped");
+            return Ok(());
+        }
+        let log = &mut self.log;
+        match message {
+            Message::Hello { version, pid } => self.replica.greet(link, version, pid, log),
+            Message::Raft(raft) => self.replica.receive(raft, log)?,
+            Message::Unreachable(node) => log.node_mut().unreachable(node)?,
+            Message::Command { id, command } => {
+                let result = members::command(log, command).map_err(|e| e.to_string());
+                log.ask(Effect::Say(link, Message::Answer { id, result }));
+            }
+            Message::Relay { from, bytes, .. } => self.relays.received(from, &bytes, &mut self.forwards, &mut self.sessions),
+            Message::Reached { node, epoch, last, lacks_copy } => {
+                log.node_mut().reached(node, last, lacks_copy);
+                self.replica.reached(node, epoch, log)?;
+            }
+            Message::Filled => self.replica.filled(log),
+            Message::Welcome(_)
+            | Message::Refused(_)
+            | Message::Members(_)
+            | Message::State(_)
+            | Message::Stranded { .. }
+            | Message::Lacks { .. }
+            | Message::Answer { .. } => {
+                tracing::warn!(?message, "a process sends to storage what only storage sends; its message is dropped");
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn; batches are offered after it, and [`Host::commit`] ends it. `backlog` items wait for the sync agent.
+    /// Whether there was something to do.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
+    pub(super) fn turn(&mut self, at: Moment, backlog: usize) -> Result<bool> {
+        self.flow = Flow::Hold;
+        self.log.notify_sync_if_due(at.now);
+        let mut worked = self.take_part(at, backlog)?;
+        if self.ended().is_some() {
+            return Ok(true);
+        }
+        if !self.log.numbers() {
+            let leader = self.replica.leader();
+            let Host { log, sessions, requests, forwards, .. } = self;
+            let (more, to) = forwards.turn(requests, log, sessions, leader, at)?;
+            self.flow = to.map_or(Flow::Hold, Flow::PassOn);
+            return Ok(worked | more);
+        }
+        if !self.forwards.is_empty() {
+            self.forwards.take_back(&mut self.requests, &mut self.log, &mut self.sessions);
+        }
+        let mut room = self.log.has_room(at.now, backlog)?;
+        let Host { log, sessions, requests, relays, .. } = self;
+        // Control entries need the log alone: they are accepted while the MemTables are full.
+        if requests.is_busy() || requests.len() > 0 {
+            let (did, done) = requests.turn(log, sessions, at, room)?;
+            if let Some(done) = done {
+                relays.answer(done, log);
+            }
+            worked |= did;
+            room = log.has_room(at.now, backlog)?;
+        }
+        if room && !relays.is_empty() {
+            worked |= relays.turn(requests, log, sessions, at)?;
+            room = log.has_room(at.now, backlog)?;
+        }
+        if room {
+            self.flow = Flow::Number;
+        }
+        Ok(worked)
+    }
+
+    /// Everything that the cluster asks. Whether there was something to do.
+    fn take_part(&mut self, at: Moment, backlog: usize) -> Result<bool> {
+        let Host { log, sessions, replica, .. } = self;
+        let durable = log.covered().durable();
+        let mut worked = replica.persisted(durable, log)?;
+        worked |= replica.take_frames(log, sessions, at, backlog)?;
+        let is_kept_waiting = sabotage::is(Sabotage::TickLate) && (self.requests.is_busy() || !self.forwards.is_empty());
+        if replica.is_tick_due(at.now) && !is_kept_waiting {
+            replica.tick(log, at.now)?;
+        }
+        replica.do_work(log, at)?;
+        // Who waits for a commit is notified before the other hosts are.
+        if let Shown::Role { leads } = replica.show(log, sessions) {
+            sessions.forget_passed();
+            self.relays.forget_gaps();
+            if !leads {
+                self.relays.clear();
+                self.forwards.ask_again();
+            }
+        }
+        if !self.forwards.is_empty() {
+            self.forwards.arrive(&mut self.requests, &mut self.log, &mut self.sessions);
+        }
+        self.log.release();
+        self.log.send();
+        Ok(worked)
+    }
+
+    /// Whether a batch of the session in `slot` is accepted now.
+    #[inline]
+    pub(super) fn wants(&mut self, slot: usize, now: u64) -> bool {
+        match self.flow {
+            Flow::Number => true,
+            Flow::Hold => false,
+            Flow::PassOn(_) => {
+                let core = self.log.core();
+                self.sessions.has_window(slot, |publisher| core.publisher(publisher).last, now)
+            }
+        }
+    }
+
+    /// Whether batches are accepted in this turn.
+    #[inline]
+    pub(super) fn accepts(&self) -> bool {
+        self.flow != Flow::Hold
+    }
+
+    /// A batch of the session in `slot`; `words` may change meanwhile: they are copied before they are looked at.
+    #[inline]
+    pub(super) fn batch(&mut self, slot: usize, header: BatchHeader, words: &[u64], now: u64) -> Taken {
+        match self.flow {
+            Flow::PassOn(leader) => {
+                let Host { log, sessions, forwards, .. } = self;
+                forwards.pass_on((slot, header, words), leader, log, sessions, now);
+                Taken::Done
+            }
+            Flow::Number => self.sessions.take(slot, header, words, self.log.core()),
+            Flow::Hold => Taken::FrameFull,
+        }
+    }
+
+    /// The queue of `slot` is empty.
+    #[inline]
+    pub(super) fn is_empty(&mut self, slot: usize) {
+        self.sessions.is_empty(slot);
+    }
+
+    /// The queue of `slot` cannot be read any more.
+    pub(super) fn has_failed(&mut self, slot: usize) {
+        self.sessions.refuse(slot);
+    }
+
+    /// The publisher of `slot` has ended, and nothing of it is left to be accepted.
+    pub(super) fn detach(&mut self, slot: usize) {
+        self.log.notify_sync();
+        let Some(connection) = self.sessions.close(slot) else { return };
+        self.log.ask(Effect::Sync(super::sync::SyncItem::Freed(slot)));
+        self.log.ask(Effect::Detached { connection });
+    }
+
+    /// Ends the turn: what was accepted is appended as one frame.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
+    pub(super) fn commit(&mut self, at: Moment) -> Result<()> {
+        if self.flow == Flow::Number { self.log.commit(at, &mut self.sessions) } else { Ok(()) }
+    }
+
+    /// The sync agent is to know of everything: it is quiet, or storage ends.
+    pub(super) fn notify_sync(&mut self) {
+        self.log.notify_sync();
+    }
+
+    /// Writes down durably which frames are committed, so that a start knows it.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`].
+    pub(super) fn record(&mut self) -> Result<()> {
+        self.log.node_mut().record()
+    }
+
+    /// Storage ends: another host is asked to lead.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn hand_over(&mut self) -> Result<()> {
+        self.replica.hand_over(&mut self.log)
+    }
+
+    /// Sends what raft has to send.
+    pub(super) fn send(&mut self) {
+        self.log.send();
+    }
+}

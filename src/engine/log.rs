@@ -1,0 +1,414 @@
+//! Owns: the log as a host's state machine has it: the store's state, raft's node over its frames, what the sync agent has
+//! not been notified of, answers that wait until a frame is committed, and the effects that all of that asks for.
+//!
+//! What must hold: a frame is in the log before raft, the sync agent or a publisher learns of it; an answer leaves after
+//! the frame that it rests on is committed, that very frame and not another of its index; after a failed sync nothing
+//! more is acknowledged.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::{Committed, Core, Readiness};
+use super::covered::Covered;
+use super::effect::{Effect, Moment};
+use super::flush::{FlushItem, Told};
+use super::sessions::Sessions;
+use super::space::Room;
+use super::sync::{Answer, SYNC_QUEUE, SyncItem};
+use crate::agent::Stop;
+use crate::bus::attach::Message as Said;
+use crate::consensus::Node;
+use crate::consensus::message::{Message, Role};
+use crate::error::{Error, Result};
+use crate::lsn::{Lsn, Position, PubSeq};
+use crate::sabotage::{self, Sabotage};
+use crate::shm::bell::Bell;
+use crate::shm::control::{Control, NO_SPACE, Statistic};
+use crate::wal::{Appended, Evidence, FrameType};
+
+/// Items that wait for the sync agent before publishers are under back-pressure.
+const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;
+/// The sync agent is notified after this long at the latest, and of this many bytes at most.
+pub(super) const TELL_AFTER: Duration = Duration::from_millis(2);
+const TELL_BYTES: u64 = 1 << 20;
+
+/// Frames of which the sync agent is notified together, so that it is not woken for each.
+#[derive(Default)]
+struct Unsent {
+    end: Option<Evidence>,
+    since: u64,
+    is_urgent: bool,
+    acks: Vec<(usize, PubSeq, Lsn)>,
+}
+
+impl Unsent {
+    fn is_due(&self, now: u64, durable: Position) -> bool {
+        let Some(end) = self.end else { return false };
+        now.saturating_sub(self.since) > TELL_AFTER.as_nanos() as u64 || end.position.0.saturating_sub(durable.0) > TELL_BYTES
+    }
+
+    /// An acknowledgement covers the ones before it.
+    fn ack(&mut self, slot: usize, pub_seq: PubSeq, lsn: Lsn) {
+        match self.acks.iter_mut().find(|a| a.0 == slot) {
+            Some(known) => *known = (slot, pub_seq, lsn),
+            None => self.acks.push((slot, pub_seq, lsn)),
+        }
+    }
+}
+
+/// The place of a frame in the log of a cluster: two logs that have it are the same up to there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    /// Its index.
+    pub(super) index: u64,
+    /// Its term.
+    pub(super) term: u64,
+}
+
+/// What has become of a frame that something waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is not committed here yet.
+    Open,
+    /// It is in this log, and committed.
+    Committed,
+    /// Another frame has its index, or it is not known any more which had.
+    Lost,
+}
+
+/// What a log is made of.
+pub(super) struct LogParts {
+    pub(super) core: Core,
+    pub(super) node: Node,
+    pub(super) covered: Arc<Covered>,
+    pub(super) control: Control,
+    pub(super) room: Arc<Room>,
+    pub(super) halted: Stop,
+    pub(super) unsynced_max: u64,
+    pub(super) is_lossy: bool,
+}
+
+/// The log of a host.
+pub(super) struct Log {
+    parts: LogParts,
+    unsent: Unsent,
+    /// Answers that hold once a frame is committed.
+    held: VecDeque<(At, u64, Said)>,
+    /// Since when nothing can be accepted.
+    held_since: Option<u64>,
+    effects: Vec<Effect>,
+}
+
+impl Log {
+    pub(super) fn new(parts: LogParts) -> Log {
+        Log { parts, unsent: Unsent::default(), held: VecDeque::new(), held_since: None, effects: Vec::new() }
+    }
+
+    /// Exchanges `effects`, which is empty, for what is to be done, in order.
+    pub(super) fn swap_effects(&mut self, effects: &mut Vec<Effect>) {
+        debug_assert!(effects.is_empty(), "what was asked for is carried out first");
+        std::mem::swap(&mut self.effects, effects);
+    }
+
+    /// Whether anything is to be done.
+    #[inline]
+    pub(super) fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
+    /// Asks for `effect`.
+    pub(super) fn ask(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Sends `message` to the replication process.
+    pub(super) fn tell(&mut self, message: Message) {
+        self.effects.push(Effect::Tell(message));
+    }
+
+    /// The store's state.
+    pub(super) fn core(&mut self) -> &mut Core {
+        &mut self.parts.core
+    }
+
+    /// Raft's node.
+    pub(super) fn node(&self) -> &Node {
+        &self.parts.node
+    }
+
+    /// Raft's node, to be stepped.
+    pub(super) fn node_mut(&mut self) -> &mut Node {
+        &mut self.parts.node
+    }
+
+    /// The control page.
+    pub(super) fn control(&self) -> &Control {
+        &self.parts.control
+    }
+
+    /// The single numbers that the agents share.
+    pub(super) fn covered(&self) -> &Covered {
+        &self.parts.covered
+    }
+
+    /// Whether no other host is to hold the log.
+    pub(super) fn is_alone(&self) -> bool {
+        self.parts.covered.is_alone()
+    }
+
+    /// Whether others receive acknowledgements of frames before they are durable.
+    pub(super) fn is_lossy(&self) -> bool {
+        self.parts.is_lossy
+    }
+
+    /// Whether this host numbers records now.
+    pub(super) fn numbers(&self) -> bool {
+        self.parts.node.leads().is_some()
+    }
+
+    /// Whether this host leads others.
+    pub(super) fn leads_others(&self) -> bool {
+        self.parts.node.state().role == Role::Leader && !self.is_alone()
+    }
+
+    /// The log's end.
+    pub(super) fn end(&self) -> Position {
+        self.parts.core.writer.chain().position
+    }
+
+    /// The last frame.
+    pub(super) fn last(&self) -> At {
+        let frames = self.parts.node.frames();
+        let index = frames.last();
+        At { index, term: frames.term_of(index).unwrap_or(0) }
+    }
+
+    /// What has become of the frame `at`.
+    pub(super) fn fate(&self, at: At) -> Fate {
+        let (frames, node) = (self.parts.node.frames(), &self.parts.node);
+        if at.index > node.committed().min(frames.last()) {
+            return Fate::Open;
+        }
+        let is_same = frames.term_of(at.index) == Some(at.term) || sabotage::is(Sabotage::AnswerByIndex);
+        if is_same { Fate::Committed } else { Fate::Lost }
+    }
+
+    /// Whether a frame can be appended now, whatever the MemTables hold.
+    ///
+    /// # Errors
+    /// [`Error::Halted`].
+    pub(super) fn is_writable(&mut self) -> Result<bool> {
+        self.parts.core.writer.ready()
+    }
+
+    /// Whether it may be long before the log can be written.
+    pub(super) fn has_no_space(&self) -> bool {
+        self.parts.room.is_low() || self.parts.room.is_refused()
+    }
+
+    /// Whether so little of the disk is free that nothing is accepted.
+    pub(super) fn is_low(&self) -> bool {
+        self.parts.room.is_low()
+    }
+
+    /// Whether nothing can be accepted, and whether that may last.
+    pub(super) fn back_pressure(&self) -> Option<bool> {
+        self.held_since.map(|_| self.parts.control.statistic(Statistic::HeldBack) == NO_SPACE)
+    }
+
+    /// A failed sync ends everything.
+    fn check_halted(&self) -> Result<()> {
+        if self.parts.halted.is_stopped() {
+            return Err(Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether a frame can be accepted while `backlog` items wait for the sync agent; counts the time in which none can.
+    ///
+    /// # Errors
+    /// [`Error::Halted`].
+    pub(super) fn has_room(&mut self, now: u64, backlog: usize) -> Result<bool> {
+        self.check_halted()?;
+        let LogParts { core, room, control, unsynced_max, .. } = &mut self.parts;
+        let unsynced = core.writer.chain().position.0.saturating_sub(control.durable_position().0);
+        let why = match core.is_ready()? {
+            _ if room.is_low() => NO_SPACE,
+            Readiness::MemTableFull | Readiness::NoSegment if room.is_refused() => NO_SPACE,
+            Readiness::MemTableFull => 1,
+            Readiness::NoSegment => 2,
+            Readiness::Ready if unsynced > *unsynced_max || backlog > SYNC_ITEMS_MAX => 2,
+            Readiness::Ready => 0,
+        };
+        if why == NO_SPACE && control.statistic(Statistic::HeldBack) != NO_SPACE {
+            control.add(Statistic::NoSpace, 1);
+        }
+        match (why, self.held_since) {
+            (0, None) => {}
+            (0, Some(since)) => {
+                self.held_since = None;
+                control.add(Statistic::HeldBackNs, now.saturating_sub(since));
+                control.set_statistic(Statistic::HeldBack, 0);
+            }
+            (why, None) => {
+                self.held_since = Some(now);
+                control.set_statistic(Statistic::HeldBack, why);
+                if why == 1 {
+                    let full = core.memtables.full();
+                    tracing::warn!(%full, "publishers are under back-pressure");
+                }
+            }
+            (why, Some(_)) => control.set_statistic(Statistic::HeldBack, why),
+        }
+        Ok(why == 0)
+    }
+
+    /// Appends the frame that has been filled, if it holds anything, applies it and notifies everybody who waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Halted`].
+    pub(super) fn commit(&mut self, at: Moment, sessions: &mut Sessions) -> Result<()> {
+        let Some(committed) = self.parts.core.commit(at.wall)? else { return Ok(()) };
+        self.propose(&committed.appended)?;
+        self.note(committed, at.now, sessions)
+    }
+
+    /// A frame was appended and applied: whoever waits for it is notified.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]: a sync has failed meanwhile.
+    pub(super) fn note(&mut self, committed: Committed, now: u64, sessions: &mut Sessions) -> Result<()> {
+        if let Some(sealed) = committed.sealed {
+            self.effects.push(Effect::Flush(FlushItem::Sealed(sealed)));
+        }
+        self.effects.push(Effect::Ring(Bell::Applied));
+        // What the kernel holds of this frame may never reach the disk.
+        self.check_halted()?;
+        let Appended { end, opened, .. } = committed.appended;
+        if let Some(opened) = opened {
+            self.notify_sync();
+            self.effects.push(Effect::Sync(SyncItem::Opened(opened)));
+        }
+        let alone = self.is_alone();
+        for (publisher, pub_seq, lsn) in committed.accepted {
+            if let Some((slot, level)) = sessions.accepted(publisher, pub_seq, lsn, alone) {
+                self.unsent.is_urgent |= level.waits_for_disk();
+                self.unsent.ack(slot, pub_seq, lsn);
+            }
+        }
+        self.effects.push(Effect::Ring(Bell::Ack));
+        // Other hosts wait for this one, or this one for them.
+        self.unsent.is_urgent |= !alone && !self.parts.is_lossy;
+        if self.unsent.end.replace(end).is_none() {
+            self.unsent.since = now;
+        }
+        if self.unsent.is_urgent {
+            self.notify_sync();
+        }
+        Ok(())
+    }
+
+    /// The frame that was appended last counts once it is durable, however the log is kept.
+    pub(super) fn hurry(&mut self) {
+        self.unsent.is_urgent = true;
+    }
+
+    /// Notifies the sync agent of what it does not know yet.
+    pub(super) fn notify_sync(&mut self) {
+        let Some(end) = self.unsent.end.take() else { return };
+        let urgent = std::mem::take(&mut self.unsent.is_urgent);
+        self.effects.push(Effect::Sync(SyncItem::Appended { end, urgent }));
+        for (slot, pub_seq, lsn) in std::mem::take(&mut self.unsent.acks) {
+            self.effects.push(Effect::Sync(SyncItem::Ack { slot, pub_seq, lsn }));
+        }
+    }
+
+    /// The same, if it is time.
+    pub(super) fn notify_sync_if_due(&mut self, now: u64) {
+        if self.unsent.is_due(now, self.parts.control.durable_position()) {
+            self.notify_sync();
+        }
+    }
+
+    /// A control entry of this leader was appended.
+    ///
+    /// # Errors
+    /// As [`Node::tick`].
+    pub(super) fn appended(&mut self, appended: Appended) -> Result<()> {
+        self.propose(&appended)?;
+        self.pass_to_sync(appended);
+        Ok(())
+    }
+
+    /// Notifies the sync agent of a frame that somebody waits for.
+    pub(super) fn pass_to_sync(&mut self, appended: Appended) {
+        self.notify_sync();
+        if let Some(opened) = appended.opened {
+            self.effects.push(Effect::Sync(SyncItem::Opened(opened)));
+        }
+        self.effects.push(Effect::Sync(SyncItem::Appended { end: appended.end, urgent: true }));
+    }
+
+    /// Gives raft a frame that this leader has written, and sends it to the others, if there are any.
+    fn propose(&mut self, appended: &Appended) -> Result<()> {
+        debug_assert!(appended.header.kind() != FrameType::Pad);
+        self.parts.node.proposed(&appended.header);
+        if self.is_alone() {
+            return Ok(());
+        }
+        self.parts.node.pump()?;
+        self.send();
+        Ok(())
+    }
+
+    /// Sends what raft has to send.
+    pub(super) fn send(&mut self) {
+        if self.parts.node.has_messages() {
+            let messages = self.parts.node.take_messages();
+            self.effects.extend(messages.into_iter().map(|m| Effect::Tell(Message::Raft(m))));
+        }
+    }
+
+    /// Answers on `connection` once everything up to now is durable, and in a cluster committed.
+    pub(super) fn answer(&mut self, connection: u64, message: Said) {
+        let last = self.last();
+        if self.is_alone() || (self.held.is_empty() && self.fate(last) == Fate::Committed) {
+            return self.answer_now(connection, message);
+        }
+        self.held.push_back((last, connection, message));
+    }
+
+    /// Answers on `connection` something that rests on nothing that others would have to have.
+    pub(super) fn answer_now(&mut self, connection: u64, message: Said) {
+        self.notify_sync();
+        self.effects.push(Effect::Sync(SyncItem::Answer(Answer::Say { connection, message })));
+    }
+
+    /// Gives the answers that hold now.
+    pub(super) fn release(&mut self) {
+        let alone = self.is_alone();
+        while let Some((at, ..)) = self.held.front() {
+            let fate = if alone { Fate::Committed } else { self.fate(*at) };
+            if fate == Fate::Open {
+                return;
+            }
+            let Some((_, connection, message)) = self.held.pop_front() else { return };
+            // Of a frame that is lost the log is truncated, and this process starts anew: nobody is answered by it.
+            if fate == Fate::Committed {
+                self.answer_now(connection, message);
+            }
+        }
+    }
+
+    /// The flush agent is done with something.
+    pub(super) fn flushed(&mut self, told: Told) {
+        match told {
+            Told::Filed(done) => {
+                self.parts.core.memtables.filed(done.table, done.seq);
+                self.effects.push(Effect::Flush(FlushItem::Retired(done.table)));
+            }
+            Told::Edited(seq) => self.parts.core.memtables.edited(seq),
+        }
+    }
+}

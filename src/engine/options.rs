@@ -1,0 +1,154 @@
+//! Owns: how a store is kept, and what it needs of the world.
+//!
+//! What must hold: options that contradict each other are refused by name before anything is opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::agent::Wait;
+use crate::compaction;
+use crate::compaction::retention::{Rule, Rules};
+use crate::consensus;
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::lsn::Level;
+use crate::shm::control::TABLES_MAX;
+use crate::shm::run_dir::ROOT_DEFAULT;
+use crate::time::Clock;
+
+/// How a store is kept.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Options {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// Where its run directory is made: a memory file system.
+    pub run_root: PathBuf,
+    /// Bytes of a log segment, for a new store.
+    pub segment_size: u64,
+    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less.
+    pub memtable_size: u64,
+    /// MemTables at most: the active one and sealed ones.
+    pub memtables_max: usize,
+    /// Whether MemTables are allocated as they fill: for simulations, which make thousands of them and put little into
+    /// each. A memory file system that is full is a signal then.
+    #[serde(skip)]
+    pub sparse_memtables: bool,
+    /// Instruments at most.
+    pub instruments_max: u64,
+    /// What nobody waits for is durable after this many milliseconds,
+    pub sync_interval_ms: u64,
+    /// or this many bytes.
+    pub sync_bytes: u64,
+    /// Bytes appended and not durable at most; then publishers are held back.
+    pub unsynced_max: u64,
+    /// Bytes kept free on the file system; below, no records are taken in. 0: 1 GiB, or a twentieth of the volume if
+    /// that is less, but room for two segments and the filing of a MemTable in any case.
+    pub space_min: u64,
+    /// The least level that publishers get.
+    pub level_min: Level,
+    /// How ingest waits for work.
+    pub wait: Wait,
+    /// Core of the ingest thread.
+    pub ingest_core: Option<usize>,
+    /// Core of the sync thread.
+    pub sync_core: Option<usize>,
+    /// When and how files of history are merged.
+    pub compaction: compaction::Options,
+    /// How long records are kept; without a rule, for ever.
+    pub retention: Vec<Rule>,
+    /// Of a pair: whether this host leads without having heard of the other.
+    #[serde(skip)]
+    pub start_as_leader: bool,
+    /// Times of the cluster, of a store that is in one.
+    pub cluster: consensus::Options,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            store: PathBuf::from("tapestore-data"),
+            run_root: PathBuf::from(ROOT_DEFAULT),
+            segment_size: 64 << 20,
+            memtable_size: 0,
+            memtables_max: 3,
+            sparse_memtables: false,
+            instruments_max: 4_000_000,
+            sync_interval_ms: 50,
+            sync_bytes: 4 << 20,
+            unsynced_max: 64 << 20,
+            space_min: 0,
+            level_min: Level::None,
+            wait: Wait::Adaptive,
+            ingest_core: None,
+            sync_core: None,
+            compaction: compaction::Options::default(),
+            retention: Vec::new(),
+            start_as_leader: false,
+            cluster: consensus::Options::default(),
+        }
+    }
+}
+
+/// The largest MemTable that is made without being asked for.
+const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
+
+impl Options {
+    /// Checks the options against each other and fills in what depends on the host, as it is now: what
+    /// an earlier instance held of its memory has to be given back before.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the option and its bounds.
+    pub fn check(mut self) -> Result<Options> {
+        let bad = |what, reason: String| Err(Error::Invalid { what, reason });
+        let (min, max) = (crate::memtable::format::LEN_MIN, crate::memtable::format::LEN_MAX);
+        if self.memtable_size == 0 {
+            let quarter = crate::shm::free_bytes(&self.run_root) / 4 / 4096 * 4096;
+            self.memtable_size = MEMTABLE_SIZE_DEFAULT.min(quarter.max(min));
+        }
+        if !(min..=max).contains(&self.memtable_size) || !self.memtable_size.is_multiple_of(4096) {
+            return bad("memtable-size", format!("{} is not a multiple of 4096 from {min} to {max}", self.memtable_size));
+        }
+        if !(2..=TABLES_MAX).contains(&self.memtables_max) {
+            return bad("memtables-max", format!("{} is not from 2 to {TABLES_MAX}", self.memtables_max));
+        }
+        if self.sync_interval_ms == 0 || self.sync_bytes == 0 || self.unsynced_max < self.sync_bytes {
+            return bad(
+                "sync-interval-ms, sync-bytes, unsynced-max",
+                "they are above 0, and unsynced-max is at least sync-bytes".into(),
+            );
+        }
+        self.compaction.check()?;
+        self.cluster.check()?;
+        if self.level_min == Level::QuorumOs && !self.cluster.is_lossy() {
+            self.level_min = Level::Quorum;
+        }
+        if self.cluster.is_lossy() && self.level_min > Level::Os {
+            return bad(
+                "level-min",
+                format!(
+                    "{}: with flush = \"interval\" it is none or os, and each publisher chooses fsync or quorum-os",
+                    self.level_min
+                ),
+            );
+        }
+        Rules::new(&self.retention)?;
+        if self.instruments_max == 0 || self.instruments_max >= u64::from(u32::MAX) {
+            return bad("instruments-max", format!("{} is not from 1 to 4294967294", self.instruments_max));
+        }
+        Ok(self)
+    }
+}
+
+/// What a store needs of the world.
+#[derive(Clone)]
+pub struct World {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// An identity for a store that is created: random.
+    pub store_id: u128,
+    /// Which life of the system's this is, since when its memory has been kept; 0: not known.
+    pub boot: u128,
+}

@@ -1,0 +1,134 @@
+//! Owns: where the batches of publishers come out: a receiver a session, and those of publishers that wait to attach.
+//!
+//! What must hold: publishers are served round-robin with a quota, so that no busy one starves the rest; a batch that did
+//! not fit in a frame comes before what came after it; a receiver is given back when nothing of it is left to be accepted.
+
+use std::collections::HashMap;
+
+use super::host::Host;
+use super::sessions::Taken;
+use crate::bus::{Batch, Receiver};
+
+/// Batches of one publisher in one turn.
+const QUOTA: usize = 64;
+
+struct Port {
+    slot: usize,
+    receiver: Receiver,
+    /// Taken from the queue, but did not fit in the frame.
+    pending: Option<Batch>,
+    /// The publisher has ended.
+    is_ending: bool,
+    /// Its queue cannot be read any more.
+    has_failed: bool,
+}
+
+/// The receivers.
+#[derive(Default)]
+pub(super) struct Ports {
+    ports: Vec<Port>,
+    /// Of publishers that wait to attach, by connection.
+    waiting: HashMap<u64, Receiver>,
+    /// By connection, the slot of those that are attached.
+    slots: HashMap<u64, usize>,
+    /// The port that was served first in the last turn.
+    first: usize,
+    /// Whether any publisher has ended.
+    any_ends: bool,
+}
+
+impl Ports {
+    /// The publisher on `connection` wants to attach.
+    pub(super) fn add(&mut self, connection: u64, receiver: Receiver) {
+        self.waiting.insert(connection, receiver);
+    }
+
+    /// It is attached, in `slot`.
+    pub(super) fn attach(&mut self, connection: u64, slot: usize) {
+        let Some(receiver) = self.waiting.remove(&connection) else { return };
+        self.slots.insert(connection, slot);
+        self.ports.push(Port { slot, receiver, pending: None, is_ending: false, has_failed: false });
+    }
+
+    /// The publisher in `slot` has ended.
+    pub(super) fn end(&mut self, slot: usize) {
+        for port in self.ports.iter_mut().filter(|p| p.slot == slot) {
+            port.is_ending = true;
+            self.any_ends = true;
+        }
+    }
+
+    /// Gives back the receiver of `connection`.
+    pub(super) fn remove(&mut self, connection: u64) -> Option<Receiver> {
+        if let Some(receiver) = self.waiting.remove(&connection) {
+            return Some(receiver);
+        }
+        let slot = self.slots.remove(&connection)?;
+        let at = self.ports.iter().position(|p| p.slot == slot)?;
+        Some(self.ports.remove(at).receiver)
+    }
+
+    /// Whether a batch waits.
+    pub(super) fn has_batches(&self) -> bool {
+        self.ports.iter().any(|p| p.receiver.has_batches())
+    }
+
+    /// Offers batches to `host`, beginning with another publisher in each turn. Whether there was one.
+    pub(super) fn drain(&mut self, host: &mut Host, now: u64) -> bool {
+        let count = self.ports.len();
+        if count == 0 || !host.accepts() {
+            return false;
+        }
+        self.first = (self.first + 1) % count;
+        let mut took = false;
+        for i in 0..count {
+            let Some(port) = self.ports.get_mut((self.first + i) % count) else { continue };
+            for _ in 0..QUOTA {
+                if !host.wants(port.slot, now) {
+                    break;
+                }
+                let Some(batch) = port.next() else {
+                    if port.has_failed {
+                        host.has_failed(port.slot);
+                        self.any_ends = true;
+                    }
+                    host.is_empty(port.slot);
+                    break;
+                };
+                took = true;
+                if host.batch(port.slot, batch.header(), batch.words(), now) == Taken::FrameFull {
+                    port.pending = Some(batch);
+                    return took;
+                }
+            }
+        }
+        took
+    }
+
+    /// Ends the sessions of publishers that have ended and of which nothing is left.
+    pub(super) fn drop_ended(&mut self, host: &mut Host) {
+        if !self.any_ends {
+            return;
+        }
+        let is_over = |p: &Port| p.pending.is_none() && (p.has_failed || !p.receiver.has_batches());
+        let over = self.ports.iter().filter(|p| p.is_ending && is_over(p)).map(|p| p.slot).collect::<Vec<_>>();
+        over.iter().for_each(|slot| host.detach(*slot));
+        self.any_ends = self.ports.iter().any(|p| p.is_ending && !over.contains(&p.slot));
+    }
+}
+
+impl Port {
+    fn next(&mut self) -> Option<Batch> {
+        if let Some(batch) = self.pending.take() {
+            return Some(batch);
+        }
+        match self.receiver.receive() {
+            Ok(batch) => batch,
+            Err(error) => {
+                tracing::error!(%error, slot = self.slot, "a publisher's service fails; its session ends");
+                (self.is_ending, self.has_failed) = (true, true);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! Owns: this host's part in the cluster: what other hosts send, the leader's frames on their way into a follower's log,
+//! ticks, role and commit index as they are published.
+//!
+//! What must hold: a frame of another host is in the log byte for byte or not at all; what is published as committed is what
+//! consensus says is; a checkpoint waits for changes of members that are carried out, not for those that are committed;
+//! votes and heartbeats never wait behind frames for which there is no room.
+
+use std::collections::VecDeque;
+
+use super::core::term_of;
+use super::effect::{Effect, Moment};
+use super::ended::Ended;
+use super::log::Log;
+use super::members::{self, Needs};
+use super::sessions::Sessions;
+use crate::consensus::message::{Identity, Message, Raft, Role, State, VERSION};
+use crate::consensus::options::TICK_MS;
+use crate::consensus::{Change, Options, Seat, Verdict, Work};
+use crate::error::{Error, Result};
+use crate::lsn::NodeId;
+use crate::sabotage::{self, Sabotage};
+use crate::shm::bell::Bell;
+use crate::wal::{self, Body, Fact, Frame};
+
+/// Frames of one message that are accepted before others get their turn.
+const FRAMES_A_TURN: usize = 64;
+/// Bytes of frames that wait to be accepted, at most; what comes on top is dropped, and sent again.
+const WAITING_MAX: u64 = 64 << 20;
+/// Words of a frame's header.
+const HEADER_WORDS: usize = 8;
+/// Bytes of frames that are accepted at once: what [`wal::Writer::ready`] vouches for.
+const PART_BYTES: u64 = 2 * (wal::format::FRAME_PAYLOAD_MAX as u64 + wal::format::HEADER_LEN);
+/// A pad's header.
+const PAD: u64 = wal::format::HEADER_LEN;
+
+const _: () = assert!(HEADER_WORDS as u64 * 8 == wal::format::HEADER_LEN);
+
+/// This host's part in the cluster.
+pub(super) struct Replica {
+    options: Options,
+    identity: Identity,
+    /// When the last tick was, ns of the monotonic clock.
+    ticked: u64,
+    /// Messages that carry frames, and the frames of the first that are in the log.
+    waiting: VecDeque<Raft>,
+    waiting_bytes: u64,
+    /// As last published.
+    shown: Option<State>,
+    committed: u64,
+    durable: u64,
+    /// Whether this host, of a pair, has been in touch with the other, and nobody was promoted by force.
+    may_lead: bool,
+    /// Whether it has been logged that another was.
+    is_fenced: bool,
+    needs: Needs,
+    /// The last frame that a standby has, as last seen.
+    standby: Option<u64>,
+    /// Who has denied which committed frame, as last logged.
+    denied: Option<(NodeId, u64)>,
+    /// Storage ends, for this.
+    ended: Option<Ended>,
+}
+
+/// What has changed for those that depend on who leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// Nothing, or what is committed alone.
+    Same,
+    /// Another term, role or leader; whether this host leads and numbers records.
+    Role {
+        /// Whether it does.
+        leads: bool,
+    },
+}
+
+impl Replica {
+    pub(super) fn new(options: Options, identity: Identity, durable: u64, may_lead: bool) -> Replica {
+        Replica {
+            options,
+            identity,
+            ticked: 0,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            shown: None,
+            committed: 0,
+            durable,
+            may_lead,
+            is_fenced: false,
+            needs: Needs::default(),
+            standby: None,
+            denied: None,
+            ended: None,
+        }
+    }
+
+    /// Who leads, if this host knows.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        self.shown.as_ref().and_then(|s| s.leader)
+    }
+
+    /// For what storage is to end.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        self.ended
+    }
+
+    /// Up to which frame the sync agent was last seen to be.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// Whether it is time for a tick.
+    pub(super) fn is_tick_due(&self, now: u64) -> bool {
+        now.saturating_sub(self.ticked) >= TICK_MS * 1_000_000
+    }
+
+    /// Frames up to `index` are durable. Whether that is news.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn persisted(&mut self, index: u64, log: &mut Log) -> Result<bool> {
+        if index == self.durable {
+            return Ok(false);
+        }
+        self.durable = index;
+        log.node_mut().persisted(index)?;
+        Ok(true)
+    }
+
+    /// A tick of [`TICK_MS`] has passed.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn tick(&mut self, log: &mut Log, now: u64) -> Result<()> {
+        // One tick however long it was: after a pause nothing is overdue.
+        self.ticked = now;
+        // One that elects itself asks nobody: it waits until it knows that nobody was promoted in its place.
+        let leads = log.node().state().role == Role::Leader;
+        if leads || self.may_lead || !log.node().is_pair() {
+            log.node_mut().tick()?;
+        }
+        members::show_needed(log, self.options.retain_bytes);
+        self.needs.say(log, self.leader(), now);
+        Ok(())
+    }
+
+    /// The replication process, or an operator's tool, greets on connection `link`.
+    pub(super) fn greet(&mut self, link: u64, version: u32, pid: u32, log: &mut Log) {
+        if version != VERSION {
+            let refusal =
+                format!("storage speaks version {VERSION} of this protocol, not {version}; install both from one release");
+            return log.ask(Effect::Say(link, Message::Refused(refusal)));
+        }
+        tracing::info!(pid, "the replication process is there");
+        log.ask(Effect::Replication(link));
+        log.ask(Effect::Say(link, Message::Welcome(self.identity.clone())));
+        let seats = log.node().meta().seats.iter().map(Seat::member).collect();
+        log.ask(Effect::Say(link, Message::Members(seats)));
+        let state = log.node().state();
+        log.ask(Effect::Say(link, Message::State(state)));
+    }
+
+    /// The replication process has ended: what was sent by way of it may be lost.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn replication_gone(&mut self, log: &mut Log) -> Result<()> {
+        tracing::warn!("the replication process is gone: no other host is in touch until it is back");
+        let own = log.node().meta().node;
+        let others: Vec<_> = log.node().meta().seats.iter().map(|s| s.node).filter(|n| *n != own).collect();
+        others.into_iter().try_for_each(|node| log.node_mut().unreachable(node))
+    }
+
+    /// The replication process is in touch with `node`, of `epoch`.
+    ///
+    /// # Errors
+    /// [`Error::Consensus`]: this host leads, and another was promoted in its place.
+    pub(super) fn reached(&mut self, node: NodeId, epoch: u64, log: &Log) -> Result<()> {
+        let own = log.node().meta().epoch;
+        self.may_lead |= epoch <= own;
+        if epoch <= own {
+            return Ok(());
+        }
+        self.may_lead = false;
+        let cause = format!(
+            "node {node} was promoted by force: epoch {epoch}, and this host is of epoch {own}; what only this host has taken in \
+             since is not part of the store. Stop it, and let it rejoin: tape cluster rejoin --epoch {epoch} --leader {node}=HOST:PORT"
+        );
+        if log.node().state().role == Role::Leader {
+            return Err(Error::Consensus { what: "go on here", cause });
+        }
+        if !std::mem::replace(&mut self.is_fenced, true) {
+            tracing::error!(%cause, "this host does not lead");
+        }
+        Ok(())
+    }
+
+    /// A copy of another host's store is there, and has been read: it takes the place of this one while nobody serves it.
+    pub(super) fn filled(&mut self, log: &Log) {
+        if log.node().state().role == Role::Leader {
+            tracing::warn!("a host that leads does not take the copy of another host's store");
+        } else {
+            self.ended = Some(Ended::Fill);
+        }
+    }
+
+    /// A message of another host's.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn receive(&mut self, raft: Raft, log: &mut Log) -> Result<()> {
+        if raft.to != log.node().meta().node {
+            tracing::warn!(to = raft.to.0, "a message for another host is dropped");
+            return Ok(());
+        }
+        if raft.heads.is_empty() {
+            return step(log, &raft).map(drop);
+        }
+        if log.node().meta().lacks_copy() {
+            // It does not know yet what they follow.
+            return Ok(());
+        }
+        let bytes = raft.frames.len() as u64;
+        if self.waiting_bytes + bytes <= WAITING_MAX {
+            self.waiting_bytes += bytes;
+            self.waiting.push_back(raft);
+        }
+        Ok(())
+    }
+
+    /// Accepts frames of the leader, for which there is room. Whether there was something.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`]; [`Error::Halted`].
+    pub(super) fn take_frames(&mut self, log: &mut Log, sessions: &mut Sessions, at: Moment, backlog: usize) -> Result<bool> {
+        let mut worked = false;
+        while let Some(raft) = self.waiting.pop_front() {
+            let bytes = raft.frames.len() as u64;
+            match log.node().judge(&raft) {
+                Verdict::Pass => drop(step(log, &Raft { frames: Vec::new(), ..raft })?),
+                Verdict::Append(known) => {
+                    if let Some(rest) = take_message(raft, known, log, sessions, (at, backlog))? {
+                        self.waiting.push_front(rest);
+                        return Ok(worked);
+                    }
+                }
+                Verdict::Cut(index) => {
+                    self.ended = Some(Ended::Cut(index));
+                    return Ok(true);
+                }
+                Verdict::Denies(index) if self.denied == Some((raft.from, index)) => {}
+                Verdict::Denies(index) => {
+                    self.denied = Some((raft.from, index));
+                    tracing::error!(
+                        index,
+                        from = raft.from.0,
+                        "another host denies a frame that is committed here: one of the two has lost what it promised to keep. The message is dropped; compare the hosts by `tape cluster scrub`, and each by `tape verify`"
+                    );
+                }
+            }
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+            worked = true;
+        }
+        Ok(worked)
+    }
+
+    /// Writes the frames that raft itself has begun.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]; as [`crate::consensus::Node::tick`].
+    pub(super) fn do_work(&mut self, log: &mut Log, at: Moment) -> Result<()> {
+        while let Some(work) = log.node_mut().work() {
+            if log.is_low() || !log.is_writable()? {
+                return Ok(());
+            }
+            let (appended, change) = match work {
+                Work::Open { term } => (log.core().open_term(term_of(term)?, at.wall)?, None),
+                Work::Change { change, .. } => (log.core().change_members(&change, at.wall)?, Some(change)),
+            };
+            let header = appended.header;
+            log.pass_to_sync(appended);
+            log.node_mut().written(&header, change)?;
+        }
+        Ok(())
+    }
+
+    /// Publishes how it stands: on the control page, to the replication process, to those who wait for a commit.
+    pub(super) fn show(&mut self, log: &mut Log, sessions: &mut Sessions) -> Shown {
+        if let Some(members) = log.node_mut().take_members() {
+            let alone = log.node().is_alone();
+            log.covered().set_alone(alone);
+            log.tell(Message::Members(members));
+        }
+        let state = log.node().state();
+        let mut shown = Shown::Same;
+        let changed = |s: &State| (s.term, s.role, s.leader) != (state.term, state.role, state.leader);
+        if self.shown.as_ref().is_none_or(changed) {
+            tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "the cluster stands so");
+            log.control().set_role(state.term, state.role as u64, state.leader.map_or(0, |l| l.0));
+            log.tell(Message::State(state));
+            shown = Shown::Role { leads: state.role == Role::Leader && log.numbers() };
+            self.shown = Some(state);
+        }
+        let standby = if sessions.wait_for_standby() { log.node().standby_matched() } else { None };
+        log.covered().set_committed(self.may_be_checkpointed(log));
+        if state.committed != self.committed || standby != self.standby {
+            self.standby = standby;
+            self.committed = state.committed;
+            self.publish_committed(log, sessions);
+        }
+        shown
+    }
+
+    /// Up to which frame a checkpoint may go: a change of members that is committed and not carried out stands in the log
+    /// alone, which a start reads from the checkpoint on.
+    fn may_be_checkpointed(&self, log: &Log) -> u64 {
+        let node = log.node();
+        if sabotage::is(Sabotage::CheckpointEarly) { node.committed() } else { node.applied() }
+    }
+
+    /// What consensus says is committed has risen.
+    fn publish_committed(&self, log: &mut Log, sessions: &mut Sessions) {
+        if log.is_alone() {
+            // The sync agent publishes it.
+            return;
+        }
+        let frames = log.node().frames();
+        let lsn = frames.lsn(self.committed);
+        let at_standby = self.standby.map_or(lsn, |matched| frames.lsn(matched).min(lsn));
+        if lsn > log.control().committed() {
+            log.control().set_committed(lsn);
+            log.ask(Effect::Ring(Bell::Applied));
+        }
+        sessions.committed(lsn, at_standby);
+        log.ask(Effect::Ring(Bell::Ack));
+    }
+
+    /// Storage ends: another host is asked to lead, so that nobody waits for an election.
+    ///
+    /// # Errors
+    /// As [`crate::consensus::Node::tick`].
+    pub(super) fn hand_over(&mut self, log: &mut Log) -> Result<()> {
+        let mut others: Vec<_> = log.node().progress().into_iter().filter(|p| p.is_active && !p.lacks_copy).collect();
+        others.sort_by_key(|p| std::cmp::Reverse(p.matched));
+        for other in others {
+            match log.node_mut().transfer(other.node) {
+                Ok(()) => {
+                    tracing::info!(to = other.node.0, "handing the lead over");
+                    log.send();
+                    return Ok(());
+                }
+                // It does not vote.
+                Err(Error::Invalid { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Steps `raft`; a message that makes no sense is reported and changes nothing.
+fn step(log: &mut Log, raft: &Raft) -> Result<u64> {
+    match log.node_mut().step(raft) {
+        Err(error @ Error::Consensus { .. }) => {
+            tracing::warn!(%error, from = raft.from.0, "a message of another host is dropped");
+            Ok(0)
+        }
+        other => other,
+    }
+}
+
+/// Accepts the frames of `raft` but for the first `known`, a part at a time; gives it back if there is no room for
+/// the rest now.
+fn take_message(
+    raft: Raft,
+    known: usize,
+    log: &mut Log,
+    sessions: &mut Sessions,
+    (at, backlog): (Moment, usize),
+) -> Result<Option<Raft>> {
+    let mut offset: usize = raft.heads.iter().take(known).map(|h| h.len as usize).sum();
+    let mut next = known;
+    while next < raft.heads.len() {
+        let part: Vec<_> = raft.heads.iter().skip(next).take(FRAMES_A_TURN).copied().collect();
+        let words: Vec<u64> = words_of(&raft.frames, offset, part.iter().map(|h| h.len as usize).sum());
+        let mut good = Vec::new();
+        let mut rest = &words[..];
+        let (mut bytes, mut records) = (0, 0);
+        for head in &part {
+            let Some((mine, after)) = rest.split_at_checked(head.len as usize / 8) else { break };
+            let parsed = wal::parse(mine);
+            let is_named = |f: &Frame<'_>| {
+                (f.header.header_crc, f.header.index.0, f.header.position.0) == (head.header_crc, head.index, head.position)
+                    && u64::from(f.header.term.0) == head.term
+                    && f.header.total_len() <= PART_BYTES
+                    && f.header.records() <= u64::from(wal::format::FRAME_RECORDS_MAX)
+            };
+            let Some(frame) = parsed.ok().filter(is_named) else {
+                tracing::warn!(index = head.index, from = raft.from.0, "a frame came damaged and is dropped");
+                break;
+            };
+            let (more, count) = (frame.header.total_len(), frame.header.records());
+            let fits = bytes + more <= PART_BYTES && records + count <= u64::from(wal::format::FRAME_RECORDS_MAX);
+            if !fits && !good.is_empty() {
+                break;
+            }
+            (bytes, records, rest) = (bytes + more, records + count, after);
+            good.push((*head, mine, frame));
+        }
+        if good.is_empty() {
+            return Ok(None);
+        }
+        let has_room = log.has_room(at.now, backlog)?
+            && log.core().writer.ready_for(bytes + 2 * PAD)?
+            && log.core().memtables.has_room(records)?;
+        if !has_room {
+            return Ok(Some(raft));
+        }
+        let (index, log_term) = match next.checked_sub(1).and_then(|i| raft.heads.get(i)) {
+            Some(before) => (before.index, before.term),
+            None => (raft.index, raft.log_term),
+        };
+        let heads = good.iter().map(|g| g.0).collect();
+        let sub = Raft { index, log_term, heads, frames: Vec::new(), context: raft.context.clone(), ..raft };
+        if good.first().is_some_and(|(_, _, f)| log.core().writer.check(&f.header).is_err()) {
+            tracing::error!(
+                index = sub.index + 1,
+                from = raft.from.0,
+                "a frame of the leader does not continue the log, and is dropped"
+            );
+            return Ok(None);
+        }
+        if step(log, &sub)? != good.len() as u64 {
+            return Ok(None);
+        }
+        for (_, words, frame) in &good {
+            take_frame(frame, words, log, sessions, at.now)?;
+        }
+        next += good.len();
+        offset += bytes as usize;
+    }
+    Ok(None)
+}
+
+/// Writes a frame of the leader that raft has taken.
+fn take_frame(frame: &Frame<'_>, words: &[u64], log: &mut Log, sessions: &mut Sessions, now: u64) -> Result<()> {
+    let committed = log.core().take(frame, words)?;
+    let change = match &frame.body {
+        Body::Membership(words) => Some(Change::parse(words).map_err(|bad| {
+            Error::invalid("membership frame", format!("{}: {} where {} is due", bad.what, bad.found, bad.expected))
+        })?),
+        _ => None,
+    };
+    if let Body::Control(facts) = &frame.body {
+        for fact in facts {
+            let &Fact::Attach { publisher, epoch, .. } = fact else { continue };
+            sessions.fence(publisher, Some(epoch));
+        }
+    }
+    if matches!(frame.body, Body::Membership(_) | Body::Control(_)) {
+        log.hurry();
+    }
+    let header = committed.appended.header;
+    log.note(committed, now, sessions)?;
+    log.node_mut().written(&header, change)
+}
+
+/// `len` bytes of `bytes` from `offset` on, as words: fewer if there are not so many.
+fn words_of(bytes: &[u8], offset: usize, len: usize) -> Vec<u64> {
+    let part = bytes.get(offset..).unwrap_or(&[]);
+    let part = part.get(..len).unwrap_or(part);
+    part.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect()
+}

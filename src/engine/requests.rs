@@ -1,0 +1,547 @@
+//! Owns: what the publishers of this host, and other hosts for theirs, ask of the host that leads: a session, the numbers of
+//! instruments, a kind of a program's. One request is carried out at a time, and as much of it in a turn as the log has
+//! room for.
+//!
+//! What must hold: nothing here waits: a request for which the log has no room is gone on with in a later turn; whoever has
+//! ended is not served; an answer rests on frames, and says on which one.
+
+use std::collections::{HashMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::effect::{Effect, Moment};
+use super::log::Log;
+use super::sessions::{Opening, Sessions};
+use crate::bus::attach::{Grant, Message as Said, Mode};
+use crate::error::{Error, Result};
+use crate::lsn::{Epoch, InstrumentId, Level, NO_SUCH_LEVEL, NodeId, PublisherId};
+use crate::manifest::PublisherState;
+use crate::record::{Layout, Name};
+use crate::sabotage::{self, Sabotage};
+use crate::shm::control::SLOTS_MAX;
+
+/// Why a request is refused meanwhile.
+const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` says how full. Try again when there is room";
+/// Requests of this host's that wait at most.
+const WAITING_MAX: usize = 2048;
+
+/// What a publisher of this host asks.
+#[derive(Clone, Debug)]
+pub(super) enum Request {
+    /// Let it attach.
+    Attach(Attach),
+    /// Which instruments have these names?
+    Symbols {
+        /// On which connection.
+        connection: u64,
+        /// The names.
+        names: Vec<Name>,
+    },
+    /// Make this a kind of the store.
+    Kind {
+        /// On which connection.
+        connection: u64,
+        /// Its layout.
+        layout: Box<Layout>,
+    },
+    /// The connection has ended.
+    Gone {
+        /// Which.
+        connection: u64,
+    },
+}
+
+/// A publisher that wants to attach.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attach {
+    pub(super) connection: u64,
+    pub(super) publisher: PublisherId,
+    pub(super) mode: Mode,
+    pub(super) level: Level,
+    /// Which process.
+    pub(super) incarnation: u32,
+    /// Number of the grant.
+    pub(super) grant: u64,
+}
+
+impl Request {
+    /// On which connection.
+    pub(super) fn connection(&self) -> u64 {
+        match self {
+            Request::Attach(attach) => attach.connection,
+            Request::Symbols { connection, .. } | Request::Kind { connection, .. } | Request::Gone { connection } => *connection,
+        }
+    }
+}
+
+/// What the leader is asked, by whichever host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Ask {
+    Attach { publisher: u16, resume: Option<u32>, incarnation: u32 },
+    Symbols(Vec<String>),
+    Kind(Vec<u64>),
+}
+
+impl Ask {
+    /// What `request` asks of the leader; `None` if nothing.
+    pub(super) fn of(request: &Request) -> Option<Ask> {
+        Some(match request {
+            Request::Attach(attach) => {
+                let resume = if let Mode::Resume(epoch) = attach.mode { Some(epoch.0) } else { None };
+                Ask::Attach { publisher: attach.publisher.0, resume, incarnation: attach.incarnation }
+            }
+            Request::Symbols { names, .. } => Ask::Symbols(names.iter().map(|n| n.as_str().to_owned()).collect()),
+            Request::Kind { layout, .. } => Ask::Kind(layout.encode()),
+            Request::Gone { .. } => return None,
+        })
+    }
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Outcome {
+    Attached,
+    Ids(Vec<u32>),
+    Known,
+    Fenced(u32),
+    Refused(String),
+    NotLeader(u64),
+}
+
+/// Who asks.
+enum Asker {
+    /// A publisher of this host.
+    Here(Request),
+    /// Another host, under this ticket.
+    There(NodeId, u64, Ask),
+}
+
+/// What of a request has been done.
+struct Job {
+    asker: Asker,
+    names: Vec<Name>,
+    ids: Vec<InstrumentId>,
+    /// Whether the sessions before it were asked for what they still have.
+    has_called: bool,
+}
+
+/// An outcome that another host is to be sent.
+pub(super) struct Done {
+    pub(super) to: NodeId,
+    pub(super) ticket: u64,
+    pub(super) outcome: Outcome,
+}
+
+/// How a step of a request ended.
+enum Step<T> {
+    /// It is done.
+    Done(T),
+    /// The log has no room now.
+    Later,
+}
+
+/// Which levels publishers get.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Levels {
+    pub(super) least: Level,
+    pub(super) is_lossy: bool,
+}
+
+/// The requests of a host.
+pub(super) struct Requests {
+    /// Number of the start of storage, which publishers are given.
+    instance: u64,
+    levels: Levels,
+    waiting: VecDeque<Request>,
+    current: Option<Job>,
+    /// The newest ticket of a host under which a publisher was attached: what comes late, of before, is not served.
+    tickets: HashMap<(NodeId, PublisherId), u64>,
+}
+
+impl Requests {
+    pub(super) fn new(instance: u64, levels: Levels) -> Requests {
+        Requests { instance, levels, waiting: VecDeque::new(), current: None, tickets: HashMap::new() }
+    }
+
+    /// Whether a request is being carried out.
+    pub(super) fn is_busy(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// A publisher of this host asks something; or it has ended, and what it asked is dropped.
+    pub(super) fn push(&mut self, request: Request, log: &mut Log, sessions: &mut Sessions) {
+        match request {
+            Request::Gone { connection } => {
+                if !sabotage::is(Sabotage::ServeTheDead) {
+                    self.drop_of(connection, log);
+                }
+                end_session(connection, log, sessions);
+            }
+            Request::Attach(attach) if self.level_for(attach.level).is_none() => {
+                log.answer_now(attach.connection, Said::Refused(NO_SUCH_LEVEL.to_owned()));
+                log.ask(Effect::Detached { connection: attach.connection });
+            }
+            request if self.waiting.len() >= WAITING_MAX => refuse_many(request, log),
+            request => self.waiting.push_back(request),
+        }
+    }
+
+    /// The level that who asks for `level` gets, if this store has it.
+    fn level_for(&self, level: Level) -> Option<Level> {
+        level.granted(self.levels.least, self.levels.is_lossy)
+    }
+
+    /// Requests of `connection`, which has ended, are dropped.
+    fn drop_of(&mut self, connection: u64, log: &mut Log) {
+        let is_of = |r: &Request| r.connection() == connection;
+        let is_current = self.current.as_ref().is_some_and(|job| matches!(&job.asker, Asker::Here(r) if is_of(r)));
+        let current = self.current.take_if(|_| is_current).and_then(|job| match job.asker {
+            Asker::Here(request) => Some(request),
+            Asker::There(..) => None,
+        });
+        let mut kept = VecDeque::with_capacity(self.waiting.len());
+        let mut dropped: Vec<Request> = current.into_iter().collect();
+        for request in self.waiting.drain(..) {
+            if is_of(&request) { dropped.push(request) } else { kept.push_back(request) }
+        }
+        self.waiting = kept;
+        for request in dropped {
+            if let Request::Attach(attach) = request {
+                log.ask(Effect::Detached { connection: attach.connection });
+            }
+        }
+    }
+
+    /// Takes out all that wait: another host leads, and is asked.
+    pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Request> + use<> {
+        std::mem::take(&mut self.waiting).into_iter()
+    }
+
+    /// This host does not number records any more: what it has begun for itself is asked of whoever does, what it has begun
+    /// for others they ask again.
+    pub(super) fn interrupt(&mut self) -> Option<Request> {
+        self.tickets.clear();
+        match self.current.take()?.asker {
+            Asker::Here(request) => Some(request),
+            Asker::There(..) => None,
+        }
+    }
+
+    /// The leader's turn: goes on with what it has begun, or with what one of its own publishers asks. Whether there was
+    /// something. `room` says whether the MemTables have room too.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]; as [`crate::consensus::Node::tick`].
+    pub(super) fn turn(
+        &mut self,
+        log: &mut Log,
+        sessions: &mut Sessions,
+        at: Moment,
+        room: bool,
+    ) -> Result<(bool, Option<Done>)> {
+        if self.current.is_none() {
+            let Some(request) = self.waiting.pop_front() else { return Ok((false, None)) };
+            self.begin(Asker::Here(request));
+        }
+        self.go_on(log, sessions, at, room)
+    }
+
+    /// Another host asks something, under this ticket; no request is being carried out. An outcome if it is done.
+    ///
+    /// # Errors
+    /// As [`Requests::turn`].
+    pub(super) fn ask(
+        &mut self,
+        (from, ticket, ask): (NodeId, u64, Ask),
+        log: &mut Log,
+        sessions: &mut Sessions,
+        at: Moment,
+    ) -> Result<Option<Done>> {
+        debug_assert!(self.current.is_none(), "one request at a time");
+        self.begin(Asker::There(from, ticket, ask));
+        Ok(self.go_on(log, sessions, at, true)?.1)
+    }
+
+    fn begin(&mut self, asker: Asker) {
+        let names = match &asker {
+            Asker::Here(Request::Symbols { names, .. }) => names.clone(),
+            Asker::There(_, _, Ask::Symbols(names)) => names.iter().filter_map(|n| Name::new(n.as_bytes()).ok()).collect(),
+            _ => Vec::new(),
+        };
+        self.current = Some(Job { asker, names, ids: Vec::new(), has_called: false });
+    }
+
+    fn go_on(&mut self, log: &mut Log, sessions: &mut Sessions, at: Moment, room: bool) -> Result<(bool, Option<Done>)> {
+        let Some(mut job) = self.current.take() else { return Ok((false, None)) };
+        // What the publisher's earlier self has sent counts: it comes first, as far as there is room.
+        if let Asker::Here(Request::Attach(attach)) = &job.asker {
+            if !std::mem::replace(&mut job.has_called, true) {
+                sessions.call_last(attach.publisher);
+            }
+            if room && sessions.is_called(attach.publisher) {
+                self.current = Some(job);
+                return Ok((false, None));
+            }
+        }
+        match self.step(&mut job, log, sessions, at)? {
+            Step::Later => {
+                self.current = Some(job);
+                Ok((false, None))
+            }
+            Step::Done(done) => Ok((true, done)),
+        }
+    }
+
+    fn step(&mut self, job: &mut Job, log: &mut Log, sessions: &mut Sessions, at: Moment) -> Result<Step<Option<Done>>> {
+        match &job.asker {
+            Asker::Here(request) => match request {
+                Request::Attach(attach) => {
+                    let (attach, granted) = (*attach, self.epoch(attach, log, sessions, at)?);
+                    let Step::Done(granted) = granted else { return Ok(Step::Later) };
+                    match granted {
+                        Ok(state) => self.open(attach, state, log, sessions),
+                        Err(refusal) => refuse(attach.connection, refusal, log),
+                    }
+                }
+                Request::Symbols { connection, .. } => {
+                    let connection = *connection;
+                    match symbols(job, log, at)? {
+                        Step::Later => return Ok(Step::Later),
+                        Step::Done(Ok(ids)) => log.answer(connection, Said::Ids(ids)),
+                        Step::Done(Err(refusal)) => log.answer(connection, refusal),
+                    }
+                }
+                Request::Kind { connection, layout } => match kind(layout, log, at)? {
+                    Step::Later => return Ok(Step::Later),
+                    Step::Done(Ok(())) => log.answer(*connection, Said::Known),
+                    Step::Done(Err(refusal)) => log.answer(*connection, refusal),
+                },
+                Request::Gone { .. } => {}
+            },
+            Asker::There(to, ticket, _) => {
+                let (to, ticket) = (*to, *ticket);
+                let Step::Done(outcome) = self.serve(job, log, sessions, at)? else { return Ok(Step::Later) };
+                return Ok(Step::Done(Some(Done { to, ticket, outcome })));
+            }
+        }
+        Ok(Step::Done(None))
+    }
+
+    /// The epoch in which a publisher of this host goes on, or why it does not.
+    fn epoch(
+        &mut self,
+        attach: &Attach,
+        log: &mut Log,
+        sessions: &Sessions,
+        at: Moment,
+    ) -> Result<Step<std::result::Result<PublisherState, Said>>> {
+        if !sessions.has_free() {
+            return Ok(Step::Done(Err(full())));
+        }
+        epoch_for((attach.publisher, attach.mode, attach.incarnation), log, at)
+    }
+
+    /// Opens the session of a publisher of this host whose epoch is in the log.
+    fn open(&mut self, attach: Attach, state: PublisherState, log: &mut Log, sessions: &mut Sessions) {
+        let Attach { connection, publisher, grant, .. } = attach;
+        let level = self.level_for(attach.level).unwrap_or(attach.level);
+        let Some(slot) = sessions.open(Opening { connection, publisher, level, grant, state }) else {
+            return refuse(connection, full(), log);
+        };
+        let PublisherState { epoch, last: pub_seq, lsn, .. } = state;
+        log.ask(Effect::Attached { connection, slot });
+        log.answer(connection, Said::Attached(Grant { grant, slot, epoch, pub_seq, lsn, instance: self.instance, level }));
+        tracing::info!(publisher = publisher.0, epoch = epoch.0, pub_seq = pub_seq.0, %level, "publisher attached");
+    }
+
+    /// What another host has asked.
+    fn serve(&mut self, job: &mut Job, log: &mut Log, sessions: &mut Sessions, at: Moment) -> Result<Step<Outcome>> {
+        let refused = |reason: &str| Ok(Step::Done(Outcome::Refused(reason.to_owned())));
+        let Asker::There(from, ticket, ask) = &job.asker else { return refused("it is this host's own") };
+        match ask {
+            &Ask::Attach { publisher, resume, incarnation } => {
+                let mode = resume.map_or(Mode::New, |epoch| Mode::Resume(Epoch(epoch)));
+                let publisher = PublisherId(publisher);
+                let newest = self.tickets.entry((*from, publisher)).or_insert(*ticket);
+                if *ticket < *newest && !sabotage::is(Sabotage::ServeTheDead) {
+                    return refused("a later process of this publisher has asked since");
+                }
+                *newest = *ticket;
+                let known = log.core().publisher(publisher);
+                if known.incarnation == incarnation && known.epoch > Epoch(0) && known.last.0 == 0 {
+                    // Asked a second time, because the answer was lost: in its epoch nothing has been written.
+                    return Ok(Step::Done(Outcome::Attached));
+                }
+                let Step::Done(granted) = epoch_for((publisher, mode, incarnation), log, at)? else { return Ok(Step::Later) };
+                Ok(Step::Done(match granted {
+                    Ok(state) => {
+                        sessions.fence(publisher, Some(state.epoch));
+                        Outcome::Attached
+                    }
+                    Err(said) => outcome(said),
+                }))
+            }
+            Ask::Symbols(names) if job.names.len() + job.ids.len() < names.len() => refused("a name is none"),
+            Ask::Symbols(_) => Ok(match symbols(job, log, at)? {
+                Step::Later => Step::Later,
+                Step::Done(Ok(ids)) => Step::Done(Outcome::Ids(ids.iter().map(|i| i.0).collect())),
+                Step::Done(Err(said)) => Step::Done(outcome(said)),
+            }),
+            Ask::Kind(words) => {
+                let Some(layout) = Layout::parse(words) else { return refused("a layout is none") };
+                Ok(match kind(&layout, log, at)? {
+                    Step::Later => Step::Later,
+                    Step::Done(Ok(())) => Step::Done(Outcome::Known),
+                    Step::Done(Err(said)) => Step::Done(outcome(said)),
+                })
+            }
+        }
+    }
+
+    /// The leader's outcome of what this host has asked for a publisher of its own, whose frame is committed here.
+    pub(super) fn arrived(&mut self, request: Request, outcome: Outcome, log: &mut Log, sessions: &mut Sessions) {
+        match request {
+            Request::Attach(attach) => match outcome {
+                Outcome::Attached => {
+                    let state = log.core().publisher(attach.publisher);
+                    // Another process of this publisher may have begun an epoch since.
+                    if state.incarnation == attach.incarnation || sabotage::is(Sabotage::AnswerByIndex) {
+                        self.open(attach, state, log, sessions);
+                    } else {
+                        refuse(attach.connection, Said::Fenced(state.epoch), log);
+                    }
+                }
+                other => refuse(attach.connection, said(other), log),
+            },
+            Request::Symbols { connection, .. } | Request::Kind { connection, .. } => log.answer(connection, said(outcome)),
+            Request::Gone { .. } => {}
+        }
+    }
+
+    /// Refuses what a publisher of this host has asked.
+    pub(super) fn refuse(request: Request, outcome: Outcome, log: &mut Log) {
+        match request {
+            Request::Attach(attach) => refuse(attach.connection, said(outcome), log),
+            other => log.answer(other.connection(), said(outcome)),
+        }
+    }
+}
+
+/// The session on `connection` ends, if there is one.
+fn end_session(connection: u64, log: &mut Log, sessions: &mut Sessions) {
+    if let Some(slot) = sessions.of(connection) {
+        log.ask(Effect::Ending { slot });
+    }
+}
+
+fn refuse(connection: u64, refusal: Said, log: &mut Log) {
+    log.answer(connection, refusal);
+    log.ask(Effect::Detached { connection });
+}
+
+fn refuse_many(request: Request, log: &mut Log) {
+    let reason = format!("{WAITING_MAX} requests of publishers wait already; try again later");
+    Requests::refuse(request, Outcome::Refused(reason), log);
+}
+
+fn full() -> Said {
+    Said::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"))
+}
+
+fn outcome(said: Said) -> Outcome {
+    match said {
+        Said::Fenced(epoch) => Outcome::Fenced(epoch.0),
+        Said::Refused(reason) => Outcome::Refused(reason),
+        other => Outcome::Refused(format!("{other:?}")),
+    }
+}
+
+fn said(outcome: Outcome) -> Said {
+    match outcome {
+        Outcome::Attached | Outcome::Known => Said::Known,
+        Outcome::Ids(ids) => Said::Ids(ids.into_iter().map(InstrumentId).collect()),
+        Outcome::Fenced(epoch) => Said::Fenced(Epoch(epoch)),
+        Outcome::Refused(reason) => Said::Refused(reason),
+        Outcome::NotLeader(leader) => Said::NotLeader(leader),
+    }
+}
+
+/// The state in which a publisher goes on, or why it does not.
+fn epoch_for(
+    (publisher, mode, incarnation): (PublisherId, Mode, u32),
+    log: &mut Log,
+    at: Moment,
+) -> Result<Step<std::result::Result<PublisherState, Said>>> {
+    let known = log.core().publisher(publisher);
+    let above = match mode {
+        // Granted to this very process, which may not have received the answer: storage was killed meanwhile.
+        Mode::Resume(epoch) if epoch <= known.epoch && incarnation == known.incarnation => return Ok(Step::Done(Ok(known))),
+        // The same epoch of another process: one of them had it before the store was restored.
+        Mode::Resume(epoch) if epoch <= known.epoch => return Ok(Step::Done(Err(Said::Fenced(known.epoch)))),
+        // The log does not have this epoch: it went with a torn tail. The publisher sees another
+        // epoch than it asked for, and reports what it has lost.
+        Mode::Resume(epoch) => epoch,
+        Mode::New => known.epoch,
+    };
+    if !log.is_writable()? {
+        return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });
+    }
+    match log.core().begin_epoch(publisher, incarnation, above, at.wall) {
+        Ok((state, appended)) => log.appended(appended).map(|()| Step::Done(Ok(state))),
+        Err(e @ Error::Halted { .. }) => Err(e),
+        Err(e) => Ok(Step::Done(Err(Said::Refused(e.to_string())))),
+    }
+}
+
+fn no_space() -> Said {
+    Said::Refused(NO_SPACE_REASON.to_owned())
+}
+
+/// The instruments that `job` names, registered as far as they are new; or why they are not to be had.
+fn symbols(job: &mut Job, log: &mut Log, at: Moment) -> Result<Step<std::result::Result<Vec<InstrumentId>, Said>>> {
+    while !job.names.is_empty() {
+        if log.is_low() {
+            return Ok(Step::Done(Err(no_space())));
+        }
+        if !log.is_writable()? {
+            return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });
+        }
+        match log.core().instruments(&job.names, at.wall) {
+            Ok((some, appended)) => {
+                job.names.drain(..some.len().min(job.names.len()));
+                job.ids.extend(some);
+                if let Some(appended) = appended {
+                    log.appended(appended)?;
+                }
+            }
+            Err(e @ Error::Halted { .. }) => return Err(e),
+            Err(e) => return Ok(Step::Done(Err(Said::Refused(e.to_string())))),
+        }
+    }
+    Ok(Step::Done(Ok(std::mem::take(&mut job.ids))))
+}
+
+/// Makes `layout` a kind of the store, or says why it cannot be one.
+fn kind(layout: &Layout, log: &mut Log, at: Moment) -> Result<Step<std::result::Result<(), Said>>> {
+    if log.is_low() {
+        return Ok(Step::Done(Err(no_space())));
+    }
+    if !log.is_writable()? {
+        return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });
+    }
+    match log.core().kind(layout, at.wall) {
+        Ok(Some(appended)) => {
+            tracing::info!(kind = layout.kind().0, name = layout.name(), "a program's kind is registered");
+            log.appended(appended)?;
+        }
+        Ok(None) => {}
+        Err(e @ Error::Halted { .. }) => return Err(e),
+        Err(e) => return Ok(Step::Done(Err(Said::Refused(e.to_string())))),
+    }
+    Ok(Step::Done(Ok(())))
+}

@@ -1,0 +1,325 @@
+//! Owns: the publisher sessions of this host: who is attached in which slot, in which epoch, what of it is in the log and
+//! not committed, what of it was passed on to the leader.
+//!
+//! What must hold: a slot has one session; a session that was fenced is never acknowledged again; what is kept of a session
+//! is bounded: by what is not committed, and by the window of what was passed on.
+
+use std::collections::VecDeque;
+
+use super::core::{Core, Offer};
+use crate::bus::BatchHeader;
+use crate::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
+use crate::manifest::PublisherState;
+use crate::sabotage::{self, Sabotage};
+use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
+
+/// Bytes of a publisher's batches that are passed on and not back in the log, at most.
+const WINDOW: u64 = 4 << 20;
+/// A publisher whose records do not come back for so long has its window opened again.
+const STALLED_NS: u64 = 500_000_000;
+/// A successor waits for so many batches of the session before it at most: more than the bus holds.
+const LAST_CALL: u32 = 1024;
+
+/// One attached publisher.
+struct Session {
+    connection: u64,
+    publisher: PublisherId,
+    epoch: Epoch,
+    level: Level,
+    slot: Slot,
+    /// What is in the log and not committed.
+    uncommitted: VecDeque<(Lsn, PubSeq)>,
+    passed: Passed,
+    /// Whether the publisher was notified of the gap that it is in.
+    in_gap: bool,
+    fenced: bool,
+    /// Batches that a successor still waits for; `None`: nobody waits, or all have come.
+    last_call: Option<u32>,
+}
+
+/// What a session has passed on to the leader.
+#[derive(Default)]
+struct Passed {
+    batches: VecDeque<(PubSeq, u64)>,
+    bytes: u64,
+    since: u64,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It was dealt with.
+    Done,
+    /// It is to be offered again, for the next frame.
+    FrameFull,
+}
+
+/// A session to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    pub(super) connection: u64,
+    pub(super) publisher: PublisherId,
+    pub(super) level: Level,
+    pub(super) grant: u64,
+    pub(super) state: PublisherState,
+}
+
+/// The sessions of a host.
+pub(super) struct Sessions {
+    control: Control,
+    by_slot: Vec<Option<Session>>,
+    /// Slots with a session, in the order in which they were attached.
+    order: Vec<usize>,
+    /// Slots without one.
+    free: Vec<usize>,
+}
+
+impl Passed {
+    /// The log holds records up to `pub_seq`.
+    fn arrived(&mut self, pub_seq: PubSeq, now: u64) {
+        while let Some((_, bytes)) = self.batches.pop_front_if(|b| b.0 <= pub_seq) {
+            self.bytes -= bytes;
+            self.since = now;
+        }
+    }
+
+    /// Whatever was passed on may be lost.
+    fn forget(&mut self) {
+        *self = Passed::default();
+    }
+}
+
+impl Session {
+    fn end(&mut self, state: SlotState) {
+        self.fenced |= state == SlotState::Fenced;
+        self.slot.set_state(state);
+    }
+}
+
+impl Sessions {
+    /// No session.
+    pub(super) fn new(control: Control) -> Sessions {
+        let by_slot = (0..SLOTS_MAX).map(|_| None).collect();
+        Sessions { control, by_slot, order: Vec::new(), free: (0..SLOTS_MAX).rev().collect() }
+    }
+
+    /// Whether one more can be opened.
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Opens a session, which fences the earlier ones of its publisher; its slot, if there was one.
+    pub(super) fn open(&mut self, opening: Opening) -> Option<usize> {
+        let Opening { connection, publisher, level, grant, state } = opening;
+        let index = self.free.pop()?;
+        self.fence(publisher, None);
+        let slot = self.control.slot(index);
+        slot.grant(grant, publisher, state.epoch, state.last, state.lsn);
+        let session = Session {
+            connection,
+            publisher,
+            epoch: state.epoch,
+            level,
+            slot,
+            uncommitted: VecDeque::new(),
+            passed: Passed::default(),
+            in_gap: false,
+            fenced: false,
+            last_call: None,
+        };
+        *self.by_slot.get_mut(index)? = Some(session);
+        self.order.push(index);
+        self.control.set_statistic(Statistic::Publishers, self.order.len() as u64);
+        Some(index)
+    }
+
+    /// The session on `connection`, if there is one.
+    pub(super) fn of(&self, connection: u64) -> Option<usize> {
+        self.order.iter().copied().find(|s| self.session(*s).is_some_and(|s| s.connection == connection))
+    }
+
+    fn session(&self, slot: usize) -> Option<&Session> {
+        self.by_slot.get(slot)?.as_ref()
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Session> {
+        self.by_slot.iter_mut().flatten()
+    }
+
+    /// Ends the session in `slot`; the connection that it was on. The slot is given again after [`Sessions::freed`].
+    pub(super) fn close(&mut self, slot: usize) -> Option<u64> {
+        let session = self.by_slot.get_mut(slot)?.take()?;
+        self.order.retain(|s| *s != slot);
+        session.slot.free();
+        self.control.set_statistic(Statistic::Publishers, self.order.len() as u64);
+        tracing::info!(publisher = session.publisher.0, "publisher detached");
+        Some(session.connection)
+    }
+
+    /// Nobody writes to `slot` any more.
+    pub(super) fn freed(&mut self, slot: usize) {
+        if !sabotage::is(Sabotage::KeepSlot) {
+            self.free.push(slot);
+        }
+    }
+
+    /// Another epoch of `publisher` has begun: sessions of epochs below `epoch`, or all, are fenced.
+    pub(super) fn fence(&mut self, publisher: PublisherId, below: Option<Epoch>) {
+        let of = |s: &&mut Session| s.publisher == publisher && below.is_none_or(|epoch| s.epoch < epoch);
+        self.all().filter(of).for_each(|s| s.end(SlotState::Fenced));
+    }
+
+    /// What `slot` sends is not accepted any more.
+    pub(super) fn refuse(&mut self, slot: usize) {
+        if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
+            session.end(SlotState::Refused);
+        }
+    }
+
+    /// A leader does not accept what `publisher` sends in `epoch` any more.
+    pub(super) fn closed(&mut self, publisher: PublisherId, epoch: Epoch, is_fenced: bool) {
+        let state = if is_fenced { SlotState::Fenced } else { SlotState::Refused };
+        self.all().filter(|s| s.publisher == publisher && s.epoch == epoch).for_each(|s| s.end(state));
+    }
+
+    /// A leader misses records of `publisher` before those that it was sent.
+    pub(super) fn gap(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) {
+        for session in self.all().filter(|s| s.publisher == publisher && s.epoch == epoch && !s.fenced) {
+            session.passed.forget();
+            session.slot.gap(expected);
+        }
+    }
+
+    /// A successor of `publisher` waits for what was sent before it.
+    pub(super) fn call_last(&mut self, publisher: PublisherId) {
+        self.all().filter(|s| s.publisher == publisher).for_each(|s| s.last_call = Some(LAST_CALL));
+    }
+
+    /// Whether a successor of `publisher` still waits for what was sent before it.
+    pub(super) fn is_called(&self, publisher: PublisherId) -> bool {
+        let is_open = |s: &Session| s.last_call.is_some() && s.passed.bytes < WINDOW;
+        self.by_slot.iter().flatten().any(|s| s.publisher == publisher && is_open(s))
+    }
+
+    /// The queue of `slot` is empty.
+    pub(super) fn is_empty(&mut self, slot: usize) {
+        if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
+            session.last_call = None;
+        }
+    }
+
+    /// The log holds records of `publisher` up to `pub_seq`; gives the slot, the level and whether it is to be remembered
+    /// until they are committed.
+    pub(super) fn accepted(&mut self, publisher: PublisherId, pub_seq: PubSeq, lsn: Lsn, alone: bool) -> Option<(usize, Level)> {
+        let slots = self.order.iter().rev().copied();
+        let slot = slots.into_iter().find(|s| self.session(*s).is_some_and(|s| s.publisher == publisher && !s.fenced))?;
+        let session = self.by_slot.get_mut(slot)?.as_mut()?;
+        session.slot.accept(pub_seq, lsn);
+        // On a host that is alone the sync agent acknowledges: nobody would take it out again.
+        if !alone || sabotage::is(Sabotage::KeepUncommitted) {
+            session.uncommitted.push_back((lsn, pub_seq));
+        }
+        if sabotage::is(Sabotage::AckEarly) {
+            session.slot.ack_durable(pub_seq, lsn);
+            session.slot.ack_committed(pub_seq, lsn);
+        }
+        Some((slot, session.level))
+    }
+
+    /// Records up to `lsn` are committed; those that a standby has, up to `at_standby`.
+    pub(super) fn committed(&mut self, lsn: Lsn, at_standby: Lsn) {
+        for session in self.all() {
+            let upto = if session.level == Level::Standby { at_standby } else { lsn };
+            while let Some((lsn, pub_seq)) = session.uncommitted.pop_front_if(|u| u.0 <= upto) {
+                session.slot.ack_committed(pub_seq, lsn);
+            }
+        }
+    }
+
+    /// Whether any session waits for a standby.
+    pub(super) fn wait_for_standby(&self) -> bool {
+        self.by_slot.iter().flatten().any(|s| s.level == Level::Standby)
+    }
+
+    /// Whatever was passed on may be lost.
+    pub(super) fn forget_passed(&mut self) {
+        self.all().for_each(|s| s.passed.forget());
+    }
+
+    /// Offers a batch of `slot` to the frame that is being filled.
+    pub(super) fn take(&mut self, slot: usize, header: BatchHeader, words: &[u64], core: &mut Core) -> Taken {
+        let control = &self.control;
+        let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) else { return Taken::Done };
+        if header.publisher() != session.publisher {
+            control.add(Statistic::Malformed, 1);
+            session.end(SlotState::Refused);
+            return Taken::Done;
+        }
+        match core.offer(header, words) {
+            Offer::Accepted => session.in_gap = false,
+            Offer::Duplicate => {}
+            Offer::Gap(expected) => {
+                control.add(Statistic::Gaps, 1);
+                if !std::mem::replace(&mut session.in_gap, true) {
+                    session.slot.gap(expected);
+                }
+            }
+            Offer::Fenced => {
+                control.add(Statistic::Fenced, 1);
+                session.end(SlotState::Fenced);
+            }
+            Offer::Malformed => {
+                control.add(Statistic::Malformed, 1);
+                session.end(SlotState::Refused);
+                tracing::error!(publisher = session.publisher.0, ?header, "a publisher sent a malformed batch; it is refused");
+            }
+            Offer::FrameFull => return Taken::FrameFull,
+        }
+        session.count_last();
+        Taken::Done
+    }
+
+    /// Whether the window of `slot` has room for one more batch to be passed on, when the log holds its publisher's
+    /// records up to `last`.
+    pub(super) fn has_window(&mut self, slot: usize, last: impl FnOnce(PublisherId) -> PubSeq, now: u64) -> bool {
+        let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) else { return false };
+        if session.passed.bytes == 0 {
+            return true;
+        }
+        session.passed.arrived(last(session.publisher), now);
+        if session.passed.bytes >= WINDOW && now.saturating_sub(session.passed.since) > STALLED_NS {
+            session.passed.forget();
+        }
+        session.passed.bytes < WINDOW
+    }
+
+    /// Whether a batch of `slot` with this header, and so many bytes, is to be passed on to the leader; then it counts
+    /// as passed on. `last` is up to where the log has its publisher's records.
+    pub(super) fn pass_on(&mut self, slot: usize, header: BatchHeader, bytes: u64, last: PubSeq, now: u64) -> bool {
+        let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) else { return false };
+        session.count_last();
+        if header.publisher() != session.publisher {
+            self.control.add(Statistic::Malformed, 1);
+            session.end(SlotState::Refused);
+            return false;
+        }
+        let end = PubSeq(header.first_pub_seq().0.saturating_add(u64::from(header.count())).saturating_sub(1));
+        if header.epoch() == session.epoch && end <= last {
+            self.control.add(Statistic::Duplicates, u64::from(header.count()));
+            return false;
+        }
+        if session.passed.bytes == 0 {
+            session.passed.since = now;
+        }
+        session.passed.bytes += bytes;
+        session.passed.batches.push_back((end, bytes));
+        true
+    }
+}
+
+impl Session {
+    /// One batch more of those that a successor waits for has come.
+    fn count_last(&mut self) {
+        self.last_call = self.last_call.and_then(|left| left.checked_sub(1)).filter(|left| *left > 0);
+    }
+}

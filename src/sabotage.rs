@@ -60,6 +60,8 @@ sabotages! {
     CheckpointEarly "checkpoint-early" "a checkpoint waits for what is committed, not for what is carried out",
     TickLate "tick-late" "no time passes for consensus while a request is carried out",
     StrandRequests "strand-requests" "what a host meant to forward stays where it is when the host leads itself",
+    AskOnce "ask-once" "a forwarded request that was lost is not asked again",
+    AnswerEarly "answer-early" "a request is answered before its frame is committed",
     IgnoreFull "ignore-full" "a write for which there is no room is said to have succeeded",
 }
 

@@ -263,6 +263,15 @@ impl Filer {
         Ok(())
     }
 
+    /// Takes those passed segments out of the log that nobody may still ask for, and removes them.
+    #[cfg(test)]
+    pub(super) fn recycle_before(&self, needed: Position) -> Result<()> {
+        for first in self.passed_segments()?.into_iter().filter(|first| first.0 + self.segment_size <= needed.0) {
+            self.disk.remove(self.recycle(first)?.path())?;
+        }
+        Ok(())
+    }
+
     /// Takes the segment that begins at `first` out of the log, to be used again.
     fn recycle(&self, first: Position) -> Result<Spare> {
         let dir = self.dir.join(wal::DIR);

@@ -114,7 +114,8 @@ impl Forwards {
         }
         let Some(leader) = elsewhere.filter(|_| self.is_on && !lacks_copy) else { return Ok((worked, None)) };
         for (ticket, pending) in &mut self.pending {
-            let is_due = pending.asked.is_none_or(|asked| at.now.saturating_sub(asked) > ASK_AGAIN_NS);
+            let again = |asked| at.now.saturating_sub(asked) > ASK_AGAIN_NS && !sabotage::is(Sabotage::AskOnce);
+            let is_due = pending.asked.is_none_or(again);
             if pending.arriving.is_some() || !is_due {
                 continue;
             }
@@ -176,7 +177,9 @@ impl Forwards {
 
     /// Another host leads, or it is not known who: everything is asked again, but for what a leader has answered.
     pub(super) fn ask_again(&mut self) {
-        self.pending.values_mut().for_each(|p| p.asked = None);
+        if !sabotage::is(Sabotage::AskOnce) {
+            self.pending.values_mut().for_each(|p| p.asked = None);
+        }
     }
 
     /// The leader has answered under `ticket`.

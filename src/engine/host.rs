@@ -353,3 +353,24 @@ impl Host {
         self.log.send();
     }
 }
+
+/// What a simulation looks at.
+#[cfg(test)]
+impl Host {
+    pub(super) fn node(&self) -> &crate::consensus::Node {
+        self.log.node()
+    }
+
+    pub(super) fn node_mut(&mut self) -> &mut crate::consensus::Node {
+        self.log.node_mut()
+    }
+
+    pub(super) fn core(&mut self) -> &mut super::core::Core {
+        self.log.core()
+    }
+
+    /// Records that sessions have in the log and remember, and slots without a session.
+    pub(super) fn kept(&self) -> (usize, usize) {
+        self.sessions.kept()
+    }
+}

@@ -235,7 +235,7 @@ impl Storage {
         });
         let ingest = IngestAgent {
             host,
-            ports: Ports::default(),
+            ports: Ports::new(),
             links,
             control: control.clone(),
             bells: bells.clone(),

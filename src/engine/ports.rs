@@ -7,16 +7,66 @@ use std::collections::HashMap;
 
 use super::host::Host;
 use super::sessions::Taken;
-use crate::bus::{Batch, Receiver};
+use crate::bus::{Batch, BatchHeader, Receiver};
+use crate::error::Result;
 
 /// Batches of one publisher in one turn.
 const QUOTA: usize = 64;
 
-struct Port {
+/// Where one publisher's batches come out: the bus, or a simulated one.
+pub(super) trait Queue {
+    /// A batch.
+    type Batch: Words;
+
+    /// The next batch, if there is one.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Bus`]: the queue cannot be read any more.
+    fn next(&mut self) -> Result<Option<Self::Batch>>;
+
+    /// Whether a batch waits.
+    fn has_batches(&self) -> bool;
+}
+
+/// A batch as it lies in its queue; its sender can still change it.
+pub(super) trait Words {
+    /// What stands before it.
+    fn header(&self) -> BatchHeader;
+
+    /// The records, unchecked.
+    fn words(&self) -> &[u64];
+}
+
+impl Queue for Receiver {
+    type Batch = Batch;
+
+    #[inline]
+    fn next(&mut self) -> Result<Option<Batch>> {
+        self.receive()
+    }
+
+    fn has_batches(&self) -> bool {
+        Receiver::has_batches(self)
+    }
+}
+
+impl Words for Batch {
+    #[inline]
+    fn header(&self) -> BatchHeader {
+        Batch::header(self)
+    }
+
+    #[inline]
+    fn words(&self) -> &[u64] {
+        Batch::words(self)
+    }
+}
+
+struct Port<Q: Queue> {
     slot: usize,
-    receiver: Receiver,
+    receiver: Q,
     /// Taken from the queue, but did not fit in the frame.
-    pending: Option<Batch>,
+    pending: Option<Q::Batch>,
     /// The publisher has ended.
     is_ending: bool,
     /// Its queue cannot be read any more.
@@ -24,11 +74,10 @@ struct Port {
 }
 
 /// The receivers.
-#[derive(Default)]
-pub(super) struct Ports {
-    ports: Vec<Port>,
+pub(super) struct Ports<Q: Queue = Receiver> {
+    ports: Vec<Port<Q>>,
     /// Of publishers that wait to attach, by connection.
-    waiting: HashMap<u64, Receiver>,
+    waiting: HashMap<u64, Q>,
     /// By connection, the slot of those that are attached.
     slots: HashMap<u64, usize>,
     /// The port that was served first in the last turn.
@@ -37,9 +86,14 @@ pub(super) struct Ports {
     any_ends: bool,
 }
 
-impl Ports {
+impl<Q: Queue> Ports<Q> {
+    /// No publisher.
+    pub(super) fn new() -> Ports<Q> {
+        Ports { ports: Vec::new(), waiting: HashMap::new(), slots: HashMap::new(), first: 0, any_ends: false }
+    }
+
     /// The publisher on `connection` wants to attach.
-    pub(super) fn add(&mut self, connection: u64, receiver: Receiver) {
+    pub(super) fn add(&mut self, connection: u64, receiver: Q) {
         self.waiting.insert(connection, receiver);
     }
 
@@ -59,7 +113,7 @@ impl Ports {
     }
 
     /// Gives back the receiver of `connection`.
-    pub(super) fn remove(&mut self, connection: u64) -> Option<Receiver> {
+    pub(super) fn remove(&mut self, connection: u64) -> Option<Q> {
         if let Some(receiver) = self.waiting.remove(&connection) {
             return Some(receiver);
         }
@@ -110,19 +164,19 @@ impl Ports {
         if !self.any_ends {
             return;
         }
-        let is_over = |p: &Port| p.pending.is_none() && (p.has_failed || !p.receiver.has_batches());
+        let is_over = |p: &Port<Q>| p.pending.is_none() && (p.has_failed || !p.receiver.has_batches());
         let over = self.ports.iter().filter(|p| p.is_ending && is_over(p)).map(|p| p.slot).collect::<Vec<_>>();
         over.iter().for_each(|slot| host.detach(*slot));
         self.any_ends = self.ports.iter().any(|p| p.is_ending && !over.contains(&p.slot));
     }
 }
 
-impl Port {
-    fn next(&mut self) -> Option<Batch> {
+impl<Q: Queue> Port<Q> {
+    fn next(&mut self) -> Option<Q::Batch> {
         if let Some(batch) = self.pending.take() {
             return Some(batch);
         }
-        match self.receiver.receive() {
+        match self.receiver.next() {
             Ok(batch) => batch,
             Err(error) => {
                 tracing::error!(%error, slot = self.slot, "a publisher's service fails; its session ends");

@@ -317,6 +317,13 @@ impl Sessions {
     }
 }
 
+#[cfg(test)]
+impl Sessions {
+    pub(super) fn kept(&self) -> (usize, usize) {
+        (self.by_slot.iter().flatten().map(|s| s.uncommitted.len()).sum(), self.free.len())
+    }
+}
+
 impl Session {
     /// One batch more of those that a successor waits for has come.
     fn count_last(&mut self) {

@@ -7,6 +7,7 @@ mod history;
 mod memory;
 mod replicas;
 mod stall;
+mod whole;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

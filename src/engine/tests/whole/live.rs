@@ -1,0 +1,392 @@
+//! Owns: one running storage process of a simulated host: the real state machine, recovery, log and files, on a simulated
+//! disk; the sync, flush and prepare agents in virtual time.
+//!
+//! What must hold: what the agents do here is what they do on threads: an acknowledgement or an answer after the sync that
+//! covers it, a checkpoint after what it covers is durable and may be checkpointed.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::super::super::covered::Covered;
+use super::super::super::effect::{Effect, Moment};
+use super::super::super::flush::{FlushItem, Told};
+use super::super::super::host::{Host, HostParts};
+use super::super::super::log::LogParts;
+use super::super::super::memtables::Sealed;
+use super::super::super::options::{Options, World};
+use super::super::super::ports::{Ports, Queue, Words};
+use super::super::super::requests::{Levels, Request};
+use super::super::super::space::Room;
+use super::super::super::sync::{Answer, SyncItem};
+use super::super::super::{Ended, Recovered, identity, recover};
+use super::super::*;
+use crate::agent::Stop;
+use crate::bus::attach::Message as Said;
+use crate::consensus::message::{Message, Role, State};
+use crate::lsn::{Level, NodeId};
+use crate::shm::control::Control;
+use crate::wal::{Evidence, Spare, Spares};
+
+/// Nanoseconds of a step.
+pub(super) const STEP_NS: u64 = 5_000_000;
+
+/// Batches of a simulated publisher, as they lie in its queue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SimQueue(pub(super) std::rc::Rc<std::cell::RefCell<VecDeque<SimBatch>>>);
+
+#[derive(Clone, Debug)]
+pub(super) struct SimBatch(pub(super) BatchHeader, pub(super) Vec<u64>);
+
+impl Queue for SimQueue {
+    type Batch = SimBatch;
+
+    fn next(&mut self) -> Result<Option<SimBatch>> {
+        Ok(self.0.borrow_mut().pop_front())
+    }
+
+    fn has_batches(&self) -> bool {
+        !self.0.borrow().is_empty()
+    }
+}
+
+impl Words for SimBatch {
+    fn header(&self) -> BatchHeader {
+        self.0
+    }
+
+    fn words(&self) -> &[u64] {
+        &self.1
+    }
+}
+
+/// What the sync agent has taken and not dealt with.
+#[derive(Default)]
+struct Taken {
+    end: Option<Evidence>,
+    is_urgent: bool,
+    since: u64,
+    acks: Vec<(usize, PubSeq, Lsn)>,
+    answers: Vec<(u64, Said)>,
+    freed: Vec<usize>,
+}
+
+/// How long the parts of a host take, in steps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    /// A sync takes up to so many.
+    pub(super) sync: u64,
+    /// A flush begins up to so many after it may.
+    pub(super) flush: u64,
+    /// A log segment is made in up to so many.
+    pub(super) segment: u64,
+}
+
+/// A running storage process.
+pub(super) struct Live {
+    pub(super) host: Host,
+    pub(super) ports: Ports<SimQueue>,
+    pub(super) control: Control,
+    covered: Arc<Covered>,
+    syncer: wal::Syncer,
+    items: VecDeque<SyncItem>,
+    taken: Taken,
+    /// Until when the sync in flight lasts.
+    syncing: Option<u64>,
+    filer: Filer,
+    sealed: VecDeque<Box<Sealed>>,
+    flush_at: Option<u64>,
+    spare_in: Sender<Spare>,
+    spare_at: Option<u64>,
+    spares: u64,
+    clock: SimClock,
+    disk: SimDisk,
+    store: PathBuf,
+    pub(super) run_dir: RunDir,
+    pub(super) instance: u64,
+    /// Answers to publishers.
+    pub(super) answers: Vec<(u64, Said)>,
+    /// Messages for the replication process.
+    pub(super) outbox: Vec<Message>,
+    /// As it was last told.
+    pub(super) state: Option<State>,
+    /// Since when it numbers records without a break.
+    pub(super) numbers_since: Option<u64>,
+    /// What the flush agent has done.
+    pub(super) flushes: u64,
+    /// What its patience with a leader was drawn for, and in how many ticks it ends.
+    patience: (Option<(u64, Role, Option<NodeId>)>, usize),
+    freed: Vec<usize>,
+    effects: Vec<Effect>,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl Live {
+    /// Starts storage on the store of `options`.
+    pub(super) fn start(options: Options, disk: &SimDisk, clock: &SimClock, boot: u128, first_ticket: u64) -> Result<Live> {
+        let world = World { disk: Arc::new(disk.clone()), clock: Arc::new(clock.clone()), store_id: 5, boot };
+        let recovered = recover(options, &world)?;
+        let Recovered { options, mut core, syncer, meta, control, filer, sealed, node, started, run_dir, lock, .. } = recovered;
+        let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
+        let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
+        let (spare_in, spare_out) = bounded(1);
+        core.writer.set_spares(Spares::Ahead(spare_out));
+        control.set_instance(started.instance);
+        let host = Host::new(HostParts {
+            log: LogParts {
+                core,
+                node,
+                covered: covered.clone(),
+                control: control.clone(),
+                room: Arc::new(Room::default()),
+                halted: Stop::default(),
+                unsynced_max: options.unsynced_max,
+                is_lossy: false,
+            },
+            options: options.cluster.clone(),
+            identity,
+            levels: Levels { least: Level::None, is_lossy: false },
+            instance: started.instance,
+            may_lead: options.start_as_leader,
+            first_ticket,
+        });
+        Ok(Live {
+            host,
+            ports: Ports::new(),
+            control,
+            covered,
+            syncer,
+            items: VecDeque::new(),
+            taken: Taken::default(),
+            syncing: None,
+            filer,
+            sealed,
+            flush_at: None,
+            spare_in,
+            spare_at: None,
+            spares: 0,
+            clock: clock.clone(),
+            disk: disk.clone(),
+            store: options.store.clone(),
+            run_dir,
+            instance: started.instance,
+            answers: Vec::new(),
+            outbox: Vec::new(),
+            state: None,
+            numbers_since: None,
+            flushes: 0,
+            patience: (None, 0),
+            freed: Vec::new(),
+            effects: Vec::new(),
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn request(&mut self, request: Request, queue: Option<SimQueue>) {
+        if let Some(queue) = queue {
+            self.ports.add(request.connection(), queue);
+        }
+        self.host.request(request);
+        self.carry_out();
+    }
+
+    pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
+        self.host.message(link, is_replication, message)?;
+        self.carry_out();
+        Ok(())
+    }
+
+    /// One step of all its agents. For what it ended, if it did.
+    pub(super) fn step(&mut self, step: u64, rng: &mut SimRng, pace: Pace, stalls: bool) -> Result<Option<Ended>> {
+        for slot in std::mem::take(&mut self.freed) {
+            self.host.freed(slot);
+        }
+        let at = Moment { now: self.clock.monotonic(), wall: self.clock.wall() };
+        for _ in 0..8 {
+            self.wait_for_leader(rng);
+            let mut worked = self.host.turn(at, self.items.len())?;
+            self.carry_out();
+            if let Some(ended) = self.host.ended() {
+                return Ok(Some(ended));
+            }
+            worked |= self.ports.drain(&mut self.host, at.now);
+            self.host.commit(at)?;
+            self.carry_out();
+            self.ports.drop_ended(&mut self.host);
+            self.carry_out();
+            if !worked {
+                break;
+            }
+        }
+        self.host.notify_sync();
+        self.carry_out();
+        self.sync(step, rng, pace, stalls)?;
+        self.flush(step, rng, pace)?;
+        self.prepare(step, rng, pace)?;
+        let numbers = self.host.node().leads().is_some();
+        self.numbers_since = if numbers { self.numbers_since.or(Some(step)) } else { None };
+        Ok(None)
+    }
+
+    /// Sets how long it waits for a leader: drawn anew where raft draws it, from the seed.
+    fn wait_for_leader(&mut self, rng: &mut SimRng) {
+        let state = self.host.node().state();
+        let now = Some((state.term, state.role, state.leader));
+        if self.patience.0 != now {
+            self.patience = (now, 30 + rng.below(15) as usize);
+        }
+        if state.role != Role::Leader {
+            self.host.node_mut().set_election_ticks(self.patience.1);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.host.swap_effects(&mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Sync(item) => self.items.push_back(item),
+                Effect::Flush(FlushItem::Sealed(sealed)) => self.sealed.push_back(sealed),
+                Effect::Flush(FlushItem::Retired(table)) => self.filer.unlink(table),
+                Effect::Ring(_) | Effect::Replication(_) => {}
+                Effect::Tell(message) => {
+                    if let Message::State(state) = &message {
+                        self.state = Some(*state);
+                    }
+                    self.outbox.push(message);
+                }
+                Effect::Say(link, message) => {
+                    assert!(link < 3, "{message:?}");
+                    if let Message::State(state) = &message {
+                        self.state = Some(*state);
+                    }
+                }
+                Effect::Attached { connection, slot } => self.ports.attach(connection, slot),
+                Effect::Ending { slot } => self.ports.end(slot),
+                Effect::Detached { connection } => drop(self.ports.remove(connection)),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn sync(&mut self, step: u64, rng: &mut SimRng, pace: Pace, stalls: bool) -> Result<()> {
+        if let Some(until) = self.syncing {
+            if until > step || stalls {
+                return Ok(());
+            }
+            self.syncing = None;
+            self.synced()?;
+        }
+        while let Some(item) = self.items.pop_front() {
+            match item {
+                SyncItem::Opened(opened) => self.syncer.opened(opened),
+                SyncItem::Appended { end, urgent } => {
+                    if self.taken.end.replace(end).is_none() {
+                        self.taken.since = step;
+                    }
+                    self.taken.is_urgent |= urgent;
+                }
+                SyncItem::Ack { slot, pub_seq, lsn } => self.taken.acks.push((slot, pub_seq, lsn)),
+                SyncItem::Answer(Answer::Say { connection, message }) => {
+                    self.taken.answers.push((connection, message));
+                    self.taken.is_urgent = true;
+                }
+                SyncItem::Answer(Answer::Retired(_)) | SyncItem::Stop => {}
+                SyncItem::Freed(slot) => self.taken.freed.push(slot),
+            }
+        }
+        let taken = &self.taken;
+        let waits = !(taken.acks.is_empty() && taken.answers.is_empty() && taken.freed.is_empty());
+        let is_due = taken.end.map_or(waits, |_| taken.is_urgent || step - taken.since >= 10);
+        if is_due {
+            let lasts = rng.below(pace.sync + 1);
+            if lasts == 0 && !stalls {
+                return self.synced();
+            }
+            self.syncing = Some(step + lasts);
+        }
+        Ok(())
+    }
+
+    /// The sync has returned.
+    fn synced(&mut self) -> Result<()> {
+        let Taken { end, acks, answers, freed, .. } = std::mem::take(&mut self.taken);
+        if let Some(end) = end {
+            self.syncer.sync(end)?;
+            self.control.set_durable(end.lsn, end.position);
+            self.covered.set_durable(end.index.0);
+        }
+        let alone = self.covered.is_alone();
+        if alone {
+            self.control.set_committed(self.control.durable());
+        }
+        for (slot, pub_seq, lsn) in acks {
+            let slot = self.control.slot(slot);
+            slot.ack_durable(pub_seq, lsn);
+            if alone {
+                slot.ack_committed(pub_seq, lsn);
+            }
+        }
+        self.answers.extend(answers);
+        self.freed.extend(freed);
+        Ok(())
+    }
+
+    fn may_flush(&self, sealed: &Sealed) -> bool {
+        self.control.durable() >= sealed.last
+            && self.covered.committed() + 1 >= sealed.mark.chain.index.0
+            && self.control.durable_position() >= sealed.mark.chain.position
+    }
+
+    fn flush(&mut self, step: u64, rng: &mut SimRng, pace: Pace) -> Result<()> {
+        if self.sealed.front().is_none_or(|s| !self.may_flush(s)) {
+            return Ok(());
+        }
+        let at = *self.flush_at.get_or_insert(step + rng.below(pace.flush + 1));
+        let Some(sealed) = self.sealed.front().filter(|_| at <= step) else { return Ok(()) };
+        self.flush_at = None;
+        let done = self.filer.file(sealed, &self.clock)?;
+        self.sealed.pop_front();
+        self.flushes += 1;
+        self.host.flushed(Told::Filed(done));
+        self.carry_out();
+        self.filer.recycle_before(self.covered.needed())?;
+        if rng.below(4) == 0 {
+            let options = compaction::Options { runs_max: 2, rows_max: 400, ..compaction::Options::default() };
+            if self.filer.compact_one(&options, &Rules::default())? {
+                self.host.flushed(Told::Edited(self.filer.manifest().state().seq));
+                self.carry_out();
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, step: u64, rng: &mut SimRng, pace: Pace) -> Result<()> {
+        if !self.spare_in.is_empty() {
+            return Ok(());
+        }
+        let at = *self.spare_at.get_or_insert(step + rng.below(pace.segment + 1));
+        if at > step {
+            return Ok(());
+        }
+        self.spare_at = None;
+        self.spares += 1;
+        let dir = self.store.join(wal::DIR);
+        let spare = wal::prepare(&self.disk, &dir, self.spares, wal::format::SEGMENT_SIZE_MIN, &mut |_| Ok(()))?;
+        assert!(self.spare_in.try_send(spare).is_ok(), "there was room");
+        Ok(())
+    }
+
+    /// What a reader sees up to `watermark`.
+    pub(super) fn view(&self, watermark: impl Fn(&Control) -> Lsn) -> Option<View> {
+        let store_id = self.control.store_id();
+        let mut versions = Versions::new(Arc::new(self.disk.clone()), &self.store, store_id);
+        versions.view(&self.run_dir, &self.control, watermark).ok()
+    }
+}
+
+/// Where the hosts' files are.
+pub(super) fn store_of(root: &Path, n: usize) -> PathBuf {
+    root.join(format!("host-{}", n + 1))
+}

@@ -1,0 +1,270 @@
+//! Whole hosts in one simulation: the state machine of each, its store on a simulated disk, recovery, checkpoints, copies;
+//! publishers that attach, register names and send; readers; hosts that forward and relay; members that come and go.
+//! Everything follows from a seed: `TAPE_WHOLE_SEED=n` runs one, `TAPE_WHOLE_SEEDS=n` so many.
+
+mod client;
+mod live;
+mod nemesis;
+mod world;
+
+use super::*;
+use crate::sabotage::{self, Sabotage};
+use nemesis::Aim;
+use world::{Tally, Verdict, World};
+
+/// Steps in which things go wrong, of 5 ms each.
+const TROUBLE: u64 = 3_000;
+/// Steps in which all is well again before anything is asked of the hosts.
+const HEALING: u64 = 1_500;
+/// Steps in which nobody may be disturbed.
+const CALM: u64 = 500;
+
+impl World {
+    fn flushes(&self) -> Vec<u64> {
+        self.machines.iter().map(|m| m.live.as_ref().map_or(u64::MAX, |l| l.flushes)).collect()
+    }
+
+    /// Things go wrong, then nothing does; then it must be as it was told.
+    fn run(&mut self) -> Verdict {
+        if self.aim == Aim::SlowLog {
+            (self.pace.segment, self.loss) = (240, 0);
+        }
+        for _ in 0..TROUBLE {
+            self.nemesis()?;
+            let before = self.flushes();
+            self.step()?;
+            self.after_flush(&before);
+            self.check_kept()?;
+        }
+        self.check_elections()?;
+        self.blocked.clear();
+        self.script.clear();
+        self.loss = 0;
+        for machine in &mut self.machines {
+            (machine.back_at, machine.paused_until, machine.stalls_until, machine.replication_at) = (0, 0, 0, 0);
+        }
+        for _ in 0..HEALING {
+            self.step()?;
+        }
+        let acked = self.claims.acked.len();
+        for _ in 0..CALM {
+            self.step()?;
+            self.check_kept()?;
+        }
+        if self.claims.acked.len() < acked + 20 {
+            return Err(format!("{} records were acknowledged while all was well", self.claims.acked.len() - acked));
+        }
+        self.check_sessions()?;
+        self.settle()?;
+        self.check_members()?;
+        self.check_records()
+    }
+
+    /// On a host that is alone nothing is kept of what is in the log: nobody would take it out.
+    fn check_kept(&self) -> Verdict {
+        let kept = |m: &world::Machine| m.live.as_ref().map_or(0, |l| l.host.kept().0);
+        if self.aim == Aim::Alone && kept(&self.machines[0]) > 0 {
+            return Err(format!("{} records are kept by sessions of a host that is alone", kept(&self.machines[0])));
+        }
+        Ok(())
+    }
+
+    /// Where nothing went wrong, who leads goes on to lead.
+    fn check_elections(&self) -> Verdict {
+        let terms = self.machines.iter().filter_map(|m| m.live.as_ref()).map(|l| l.host.node().state().term);
+        let highest = terms.max().unwrap_or(0);
+        if self.aim == Aim::SlowLog && highest > 2 {
+            return Err(format!("term {highest} without anything that went wrong"));
+        }
+        Ok(())
+    }
+
+    /// Whoever is attached has a session, and nobody else has; all are.
+    fn check_sessions(&self) -> Verdict {
+        for (n, machine) in self.machines.iter().enumerate() {
+            let Some(live) = machine.live.as_ref() else { return Err(format!("host {} is not there", n + 1)) };
+            let here = |c: &&client::Client| c.host == n && c.attached().is_some();
+            let attached = self.clients.iter().filter(here).count() as u64;
+            let sessions = live.control.statistic(crate::shm::control::Statistic::Publishers);
+            let free = live.host.kept().1 as u64;
+            if sessions != attached || free + sessions != SLOTS_MAX as u64 {
+                return Err(format!("host {}: {sessions} sessions, {free} free, of {attached} publishers", n + 1));
+            }
+        }
+        // A host that is not, or not yet, a member has no leader.
+        let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
+        let members = self.seats(leader);
+        let is_served = |c: &&client::Client| {
+            let lacks_copy = self.machines[c.host].live.as_ref().is_none_or(|l| l.host.node().meta().lacks_copy());
+            !lacks_copy && members.iter().any(|s| s.node.0 == c.host as u64 + 1)
+        };
+        match self.clients.iter().filter(is_served).find(|c| c.attached().is_none()) {
+            Some(client) => Err(format!("publisher {} of host {} is not attached", client.publisher, client.host + 1)),
+            None => Ok(()),
+        }
+    }
+
+    /// Publishers rest until the hosts agree.
+    fn settle(&mut self) -> Verdict {
+        self.clients.iter_mut().for_each(|c| c.rests_until = u64::MAX);
+        let deadline = self.now + 3_000;
+        loop {
+            for _ in 0..100 {
+                self.step()?;
+            }
+            let Some(leader) = self.leader() else { continue };
+            let members = self.seats(leader);
+            let of = |n: usize| self.machines[n].live.as_ref().map(|l| l.host.node().state());
+            let stands = |n: usize| of(n).map(|s| (s.term, s.last, s.committed));
+            let ours = |n: usize| n < self.machines.len() && stands(n) == stands(leader);
+            if members.iter().all(|s| ours(s.node.0 as usize - 1)) && of(leader).is_some_and(|s| s.last == s.committed) {
+                return Ok(());
+            }
+            if self.now > deadline {
+                let all: Vec<_> = (0..self.machines.len()).map(|n| (n + 1, of(n), self.seats(n))).collect();
+                return Err(format!("the hosts do not agree: {all:?}"));
+            }
+        }
+    }
+
+    fn check_members(&self) -> Verdict {
+        let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
+        let members = self.seats(leader);
+        for member in &members {
+            let theirs = self.seats(member.node.0 as usize - 1);
+            if theirs != members {
+                return Err(format!("node {} takes {theirs:?} for the members, who leads {members:?}", member.node));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every member has every record that was acknowledged, once, in its publisher's order; and every reader has seen
+    /// what is there.
+    fn check_records(&mut self) -> Verdict {
+        let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
+        for seat in self.seats(leader) {
+            let n = seat.node.0 as usize - 1;
+            let Some(live) = self.machines[n].live.as_ref() else { continue };
+            let Some(view) = live.view(Control::committed) else { return Err(format!("host {} cannot be read", n + 1)) };
+            let mut last: std::collections::HashMap<(u16, u32), u64> = std::collections::HashMap::new();
+            for lsn in 1..=view.upto.0 {
+                self.claims.see(&view, lsn).map_err(|why| format!("host {}: {why}", n + 1))?;
+                let Some((publisher, epoch, seq, _)) = self.claims.seen.get(&lsn).copied() else { continue };
+                let before = last.insert((publisher, epoch), seq).unwrap_or(0);
+                if seq != before + 1 {
+                    return Err(format!("host {}: record {seq} of publisher {publisher} behind {before}", n + 1));
+                }
+            }
+            if self.claims.seen.last_key_value().is_some_and(|(lsn, _)| *lsn > view.upto.0) {
+                return Err(format!("host {} ends with record {}, and a reader has seen more", n + 1, view.upto));
+            }
+            let there: std::collections::BTreeSet<_> = self.claims.seen.values().copied().collect();
+            for ((publisher, epoch, seq), id) in &self.claims.acked {
+                if !there.contains(&(*publisher, *epoch, *seq, *id)) {
+                    return Err(format!("record {seq} of publisher {publisher}, epoch {epoch}, was acknowledged and is lost"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The run of `seed` with this aim and, if given, a broken rule.
+fn run(seed: u64, aim: Aim, broken: Option<Sabotage>) -> std::result::Result<Tally, String> {
+    sabotage::break_rule(broken);
+    let mut world = World::new(seed, aim);
+    let verdict = world.run();
+    sabotage::break_rule(None);
+    verdict
+        .map(|()| world.claims.tally.clone())
+        .map_err(|why| format!("seed {} ({aim:?}), step {}: {why}", world.seed, world.now))
+}
+
+fn aim_of(seed: u64) -> Aim {
+    match seed % 10 {
+        0..=2 => Aim::Anything,
+        3..=5 => Aim::Streams,
+        6..=7 => Aim::Members,
+        8 => Aim::Alone,
+        _ => Aim::SlowLog,
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Seeds from `from` on, by two threads; what happened in them.
+fn run_all(from: u64, count: u64) -> Tally {
+    let next = std::sync::atomic::AtomicU64::new(from);
+    let sum = std::sync::Mutex::new(Tally::default());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if seed >= from + count {
+                        return;
+                    }
+                    let tally = run(seed, aim_of(seed), None);
+                    let tally = tally.unwrap_or_else(|why| panic!("{why}; TAPE_WHOLE_SEED={seed} runs it alone"));
+                    sum.lock().unwrap().add(&tally);
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap()
+}
+
+#[test]
+fn seeds_of_whole_hosts_keep_every_promise_that_publishers_and_readers_can_check() {
+    if let Some(seed) = number("TAPE_WHOLE_SEED") {
+        println!("{:?}", run(seed, aim_of(seed), None).unwrap());
+        return;
+    }
+    let count = number("TAPE_WHOLE_SEEDS").unwrap_or(500);
+    let sum = run_all(number("TAPE_WHOLE_FROM").unwrap_or(0), count);
+    println!("{count} seeds: {:?}", sum.0);
+    for what in ["kills", "power losses", "streams cut", "truncations", "copies", "attached", "symbols", "transfers"] {
+        assert!(sum.of(what) >= count / 10, "hardly any {what}: {sum:?}");
+    }
+}
+
+#[test]
+fn a_seed_of_whole_hosts_gives_the_same_run_twice() {
+    for seed in 0..10 {
+        let of = || format!("{:?}", run(seed, aim_of(seed), None));
+        assert_eq!(of(), of());
+    }
+}
+
+/// The first seed from `from` on that notices that `broken` is broken.
+fn found_by(broken: Sabotage, aim: Aim, from: u64, tries: u64) -> Option<(u64, String)> {
+    (from..from + tries).find_map(|seed| Some((seed, run(seed, aim, Some(broken)).err()?)))
+}
+
+#[test]
+fn every_broken_rule_of_the_state_machine_is_noticed() {
+    let rules = [
+        (Sabotage::AnswerByIndex, Aim::Streams, 0),
+        (Sabotage::ServeTheDead, Aim::Anything, 0),
+        (Sabotage::CheckpointEarly, Aim::Members, 0),
+        (Sabotage::StrandRequests, Aim::Anything, 0),
+        (Sabotage::TickLate, Aim::SlowLog, 0),
+        (Sabotage::KeepSlot, Aim::Anything, 0),
+        (Sabotage::KeepUncommitted, Aim::Alone, 0),
+        (Sabotage::AskOnce, Aim::Streams, 0),
+        (Sabotage::AnswerEarly, Aim::Streams, 0),
+        (Sabotage::AcceptTwice, Aim::Anything, 0),
+    ];
+    let tries = number("TAPE_WHOLE_TRIES").unwrap_or(100);
+    let mut missed = Vec::new();
+    for (broken, aim, from) in rules {
+        match found_by(broken, aim, from, tries) {
+            Some((_, why)) => println!("{}: {why}", broken.name()),
+            None => missed.push(broken.name()),
+        }
+    }
+    assert!(missed.is_empty(), "broken, and not noticed: {missed:?}");
+}

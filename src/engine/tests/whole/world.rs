@@ -1,0 +1,532 @@
+//! Owns: the simulated hosts, their disks and shared memory, the network between their replication processes, copies of stores,
+//! virtual time, and what publishers and readers were told.
+//!
+//! What must hold: everything follows from the seed, and what was told to anybody outside is checked when it is told.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+
+use super::super::super::found::{Founding, found};
+use super::super::super::options::Options;
+use super::super::super::{Ended, World as Surroundings, fill, offer, rejoin};
+use super::super::*;
+use super::client::Client;
+use super::live::{Live, Pace, STEP_NS, store_of};
+use super::nemesis::Aim;
+use crate::consensus::message::{Member, Message, Raft, Role, VERSION};
+use crate::consensus::{self, Seat};
+use crate::disk::{Disk, Open};
+use crate::lsn::{InstrumentId, NodeId, Position};
+use crate::wal::format::{SEGMENT_SIZE_MIN, segment_name};
+
+/// What happened.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally(pub(super) BTreeMap<&'static str, u64>);
+
+impl Tally {
+    pub(super) fn up(&mut self, what: &'static str) {
+        *self.0.entry(what).or_default() += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Tally) {
+        other.0.iter().for_each(|(what, n)| *self.0.entry(what).or_default() += n);
+    }
+
+    pub(super) fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+}
+
+/// What publishers and readers were told.
+#[derive(Default)]
+pub(super) struct Claims {
+    pub(super) names: BTreeMap<u64, InstrumentId>,
+    pub(super) ids: BTreeMap<u32, u64>,
+    pub(super) epochs: BTreeMap<(u16, u32), u32>,
+    /// (publisher, epoch, number) of each record that was acknowledged at `quorum`.
+    pub(super) acked: BTreeMap<(u16, u32, u64), u64>,
+    /// What any reader has seen as committed, by LSN.
+    pub(super) seen: BTreeMap<u64, (u16, u32, u64, u64)>,
+    pub(super) tally: Tally,
+}
+
+/// Which of the streams between two replication processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stream {
+    Control,
+    Append,
+    Relay,
+}
+
+pub(super) const STREAMS: [Stream; 3] = [Stream::Control, Stream::Append, Stream::Relay];
+
+/// A host.
+pub(super) struct Machine {
+    pub(super) disk: SimDisk,
+    pub(super) live: Option<Live>,
+    pub(super) back_at: u64,
+    /// Until when it does not run, or its disk does not.
+    pub(super) paused_until: u64,
+    pub(super) stalls_until: u64,
+    pub(super) boot: u128,
+    /// Which start of storage this is.
+    pub(super) generation: u64,
+    pub(super) clock: SimClock,
+    pub(super) options: Options,
+    /// Whether its replication process is there, from this step on.
+    pub(super) replication_at: u64,
+    greeted: bool,
+    /// When a copy of the store of another host is there, and whose.
+    copy: Option<(usize, u64)>,
+    /// Up to which record a reader here has compared, on which start.
+    read: (u64, u64),
+}
+
+/// The world.
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) rng: SimRng,
+    pub(super) now: u64,
+    pub(super) aim: Aim,
+    pub(super) pace: Pace,
+    pub(super) loss: u64,
+    pub(super) machines: Vec<Machine>,
+    pub(super) clients: Vec<Client>,
+    pub(super) claims: Claims,
+    /// When a message arrives, by stream.
+    net: BTreeMap<(usize, usize, Stream), VecDeque<(u64, Message)>>,
+    /// Until when nothing comes through.
+    pub(super) blocked: BTreeMap<(usize, usize, Stream), u64>,
+    pub(super) script: VecDeque<(u64, super::nemesis::Act)>,
+    connections: u64,
+    dir: tempfile::TempDir,
+}
+
+pub(super) type Verdict = std::result::Result<(), String>;
+
+fn member(n: usize) -> Member {
+    Member { node: NodeId(n as u64 + 1), address: format!("127.0.0.{}:1", n + 1), is_voter: true }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, aim: Aim) -> World {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut rng = SimRng::new(seed);
+        let count = if aim == Aim::Alone { 1 } else { 3 };
+        let members: Vec<Member> = (0..count).map(member).collect();
+        let mut world = World {
+            seed,
+            now: 0,
+            aim,
+            pace: Pace { sync: 2, flush: 8, segment: 20 },
+            loss: 60,
+            machines: Vec::new(),
+            clients: Vec::new(),
+            claims: Claims::default(),
+            net: BTreeMap::new(),
+            blocked: BTreeMap::new(),
+            script: VecDeque::new(),
+            connections: 0,
+            dir,
+            rng: rng.clone(),
+        };
+        for n in 0..count {
+            world.add_machine(n, &members, false);
+        }
+        for publisher in 1..=4u16 {
+            world.clients.push(Client::new(publisher, rng.below(count as u64) as usize));
+        }
+        world.rng = rng;
+        world
+    }
+
+    fn options(&self, n: usize) -> Options {
+        let mut options = super::super::options(&store_of(self.dir.path(), n));
+        options.run_root = self.dir.path().join(format!("run-{}", n + 1));
+        options.sparse_memtables = true;
+        options.space_min = 1;
+        options.cluster.retain_bytes = if self.aim == Aim::Members { 1 } else { consensus::Options::default().retain_bytes };
+        options
+    }
+
+    /// A new host; of a cluster that is there already if `joins`.
+    pub(super) fn add_machine(&mut self, n: usize, members: &[Member], joins: bool) {
+        let (disk, options) = (SimDisk::new(), self.options(n));
+        std::fs::create_dir_all(&options.store).unwrap();
+        std::fs::create_dir_all(&options.run_root).unwrap();
+        if self.aim != Aim::Alone {
+            let founding = Founding {
+                cluster: "simulated".to_owned(),
+                node: NodeId(n as u64 + 1),
+                members: members.to_vec(),
+                segment_size: SEGMENT_SIZE_MIN,
+                joins,
+                epoch: 0,
+            };
+            found(&disk, &options.store, &founding, Ts(1)).unwrap();
+        }
+        let clock = SimClock::new(Ts(1_700_000_000_000_000_000));
+        clock.advance(self.now * STEP_NS);
+        self.machines.push(Machine {
+            disk,
+            live: None,
+            back_at: 0,
+            paused_until: 0,
+            stalls_until: 0,
+            boot: 1,
+            generation: 0,
+            clock,
+            options,
+            replication_at: 0,
+            greeted: false,
+            copy: None,
+            read: (0, 0),
+        });
+    }
+
+    /// Who leads, by what the hosts say; of two the one with the higher term.
+    pub(super) fn leader(&self) -> Option<usize> {
+        let state = |m: &Machine| m.live.as_ref().map(|l| l.host.node().state());
+        let leads = |n: &usize| state(&self.machines[*n]).is_some_and(|s| s.role == Role::Leader);
+        (0..self.machines.len()).filter(leads).max_by_key(|n| state(&self.machines[*n]).map(|s| s.term))
+    }
+
+    /// The process of host `n` is killed, or its power goes.
+    pub(super) fn kill(&mut self, n: usize, power: bool, back_in: u64) {
+        self.claims.tally.up(if power { "power losses" } else { "kills" });
+        let seed = self.rng.next_u64();
+        let machine = &mut self.machines[n];
+        machine.live = None;
+        machine.copy = None;
+        machine.back_at = self.now + back_in;
+        if power {
+            machine.boot += 1;
+            std::fs::remove_dir_all(&machine.options.run_root).unwrap();
+            std::fs::create_dir_all(&machine.options.run_root).unwrap();
+            machine.disk = machine.disk.power_loss(seed);
+        } else {
+            machine.disk = machine.disk.copy();
+        }
+        self.restart_replication(n, back_in);
+    }
+
+    /// The replication process of host `n` is killed: what is on the way from and to it is lost.
+    pub(super) fn restart_replication(&mut self, n: usize, back_in: u64) {
+        self.net.retain(|(from, to, _), _| *from != n && *to != n);
+        let machine = &mut self.machines[n];
+        machine.replication_at = self.now + back_in;
+        machine.greeted = false;
+    }
+
+    /// Starts storage of host `n`.
+    fn start(&mut self, n: usize) -> Verdict {
+        let ticket = self.rng.next_u64() >> 1;
+        let machine = &mut self.machines[n];
+        let started = Live::start(machine.options.clone(), &machine.disk, &machine.clock, machine.boot, ticket);
+        machine.live = Some(started.map_err(|e| format!("host {} does not start: {e}", n + 1))?);
+        machine.generation += 1;
+        machine.greeted = false;
+        self.claims.tally.up("starts");
+        Ok(())
+    }
+
+    fn surroundings(&self, n: usize) -> Surroundings {
+        let machine = &self.machines[n];
+        Surroundings {
+            disk: Arc::new(machine.disk.clone()),
+            clock: Arc::new(machine.clock.clone()),
+            store_id: 5,
+            boot: machine.boot,
+        }
+    }
+
+    /// Storage of host `n` has ended for this, and starts anew in the same process.
+    fn again(&mut self, n: usize, ended: Ended) -> Verdict {
+        let surroundings = self.surroundings(n);
+        self.machines[n].live = None;
+        let options = self.machines[n].options.clone();
+        let done = match ended {
+            Ended::Stopped => Ok(()),
+            Ended::Cut(index) => {
+                self.claims.tally.up("truncations");
+                rejoin::cut(&options, &surroundings, index).map(drop)
+            }
+            Ended::Fill => {
+                self.claims.tally.up("copies");
+                match fill::install(&options, &surroundings, false) {
+                    // It was behind what this host has acknowledged since.
+                    Err(Error::Consensus { .. }) => Ok(()),
+                    other => other.map(drop),
+                }
+            }
+        };
+        done.map_err(|e| format!("host {} ends with {ended:?}: {e}", n + 1))?;
+        self.start(n)
+    }
+
+    /// One step of everything.
+    pub(super) fn step(&mut self) -> Verdict {
+        self.now += 1;
+        self.deliver()?;
+        for n in 0..self.machines.len() {
+            let machine = &mut self.machines[n];
+            machine.clock.advance(STEP_NS);
+            if machine.live.is_none() && machine.back_at <= self.now {
+                self.start(n)?;
+            }
+            let machine = &mut self.machines[n];
+            if machine.paused_until > self.now {
+                continue;
+            }
+            let stalls = machine.stalls_until > self.now;
+            let Some(live) = machine.live.as_mut() else { continue };
+            match live.step(self.now, &mut self.rng, self.pace, stalls) {
+                Ok(None) => {}
+                Ok(Some(ended)) => {
+                    self.again(n, ended)?;
+                    continue;
+                }
+                Err(error) => return Err(format!("host {} fails: {error}", n + 1)),
+            }
+            self.answer(n)?;
+            self.replicate(n);
+            self.read(n)?;
+        }
+        self.copies()?;
+        for at in 0..self.clients.len() {
+            let client = &mut self.clients[at];
+            let machine = &mut self.machines[client.host];
+            let generation = machine.generation << 8 | client.host as u64;
+            if machine.paused_until > self.now {
+                continue;
+            }
+            let Some(live) = machine.live.as_mut() else { continue };
+            let (rng, connections) = (&mut self.rng, &mut self.connections);
+            client.step(live, generation, self.now, rng, connections, &mut self.claims)?;
+        }
+        self.check_requests()
+    }
+
+    /// Answers that have left host `n` reach those who have asked.
+    fn answer(&mut self, n: usize) -> Verdict {
+        let machine = &mut self.machines[n];
+        let generation = machine.generation << 8 | n as u64;
+        let Some(live) = machine.live.as_mut() else { return Ok(()) };
+        for (connection, said) in std::mem::take(&mut live.answers) {
+            let of = |c: &&mut Client| c.connection() == Some((generation, connection));
+            if let Some(client) = self.clients.iter_mut().find(of) {
+                client.answer(said, self.now, &mut self.claims)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a host's replication process does with what storage tells it.
+    fn replicate(&mut self, n: usize) {
+        let machine = &mut self.machines[n];
+        let Some(live) = machine.live.as_mut() else { return };
+        let messages = std::mem::take(&mut live.outbox);
+        let is_there = machine.replication_at <= self.now;
+        if !machine.greeted && is_there {
+            machine.greeted = true;
+            let hello = Message::Hello { version: VERSION, pid: 1 };
+            if live.message(1, true, hello).is_err() {
+                return;
+            }
+        }
+        let store = machine.options.store.clone();
+        let disk = machine.disk.clone();
+        for message in messages.into_iter().filter(|_| is_there) {
+            match message {
+                Message::Raft(raft) => {
+                    let to = raft.to.0 as usize - 1;
+                    let stream = if raft.heads.is_empty() { Stream::Control } else { Stream::Append };
+                    if let Some(raft) = with_frames(&disk, &store, raft) {
+                        self.post(n, to, stream, Message::Raft(raft));
+                    }
+                }
+                Message::Relay { to, .. } => self.post(n, to.0 as usize - 1, Stream::Relay, message),
+                Message::Stranded { node, .. } => self.fetch(node.0 as usize - 1, n),
+                Message::Lacks { leader } => self.fetch(n, leader.0 as usize - 1),
+                _ => {}
+            }
+        }
+        if self.now.is_multiple_of(20) {
+            self.reach(n);
+        }
+    }
+
+    /// Host `n` is in touch with the others.
+    fn reach(&mut self, n: usize) {
+        let Some(live) = self.machines[n].live.as_ref() else { return };
+        let Some(state) = live.state else { return };
+        let (node, lacks_copy) = (NodeId(n as u64 + 1), live.host.node().meta().lacks_copy());
+        let reached = Message::Reached { node, epoch: 0, last: state.last, lacks_copy };
+        for to in (0..self.machines.len()).filter(|to| *to != n) {
+            self.post(n, to, Stream::Control, reached.clone());
+        }
+    }
+
+    fn post(&mut self, from: usize, to: usize, stream: Stream, message: Message) {
+        let is_blocked = self.blocked.get(&(from, to, stream)).is_some_and(|until| *until > self.now);
+        if to >= self.machines.len() || is_blocked || (self.loss > 0 && self.rng.below(self.loss) == 0) {
+            return self.claims.tally.up("messages lost");
+        }
+        let queue = self.net.entry((from, to, stream)).or_default();
+        let after = queue.back().map_or(0, |(at, _)| *at);
+        queue.push_back(((self.now + 1 + self.rng.below(3)).max(after), message));
+    }
+
+    fn deliver(&mut self) -> Verdict {
+        let keys: Vec<_> = self.net.keys().copied().collect();
+        for key in keys {
+            let to = key.1;
+            while let Some((_, message)) = self.net.get_mut(&key).and_then(|q| q.pop_front_if(|(at, _)| *at <= self.now)) {
+                let machine = &mut self.machines[to];
+                let Some(live) = machine.live.as_mut().filter(|_| machine.replication_at <= self.now) else { continue };
+                live.message(1, true, message).map_err(|e| format!("host {} fails: {e}", to + 1))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Host `n` is to fetch a copy of the store of host `from`.
+    fn fetch(&mut self, n: usize, from: usize) {
+        if n < self.machines.len() && self.machines[n].copy.is_none() && n != from {
+            let ready = self.now + 5 + self.rng.below(60);
+            self.machines[n].copy = Some((from, ready));
+        }
+    }
+
+    /// Copies that have come are put in place.
+    fn copies(&mut self) -> Verdict {
+        for n in 0..self.machines.len() {
+            let Some((from, ready)) = self.machines[n].copy else { continue };
+            let is_cut_off = [(n, from), (from, n)]
+                .iter()
+                .any(|(a, b)| self.blocked.get(&(*a, *b, Stream::Append)).is_some_and(|until| *until > self.now));
+            if ready > self.now || is_cut_off || self.machines[n].live.is_none() {
+                continue;
+            }
+            self.machines[n].copy = None;
+            let leads = |l: &Live| l.host.node().state().role == Role::Leader;
+            if !self.machines[from].live.as_ref().is_some_and(leads) {
+                continue;
+            }
+            let (theirs, own) = (&self.machines[from], &self.machines[n]);
+            let made_in = theirs.options.store.join("offers");
+            let copied = (|| {
+                theirs.disk.create_dir(&made_in)?;
+                let made_in = made_in.join(format!("{n}"));
+                let made = offer::offer(&theirs.disk, &theirs.options.store, &made_in, theirs.clock.wall())?;
+                bring(&theirs.disk, &made, &made_in, &own.disk, &own.options.store)?;
+                offer::withdraw(&theirs.disk, &made_in)?;
+                fill::check(&own.disk, &own.options.store, &mut BTreeMap::new(), &mut |_| {})
+            })();
+            copied.map_err(|e| format!("a copy of host {} for host {}: {e}", from + 1, n + 1))?;
+            if let Some(live) = self.machines[n].live.as_mut() {
+                live.message(1, true, Message::Filled).map_err(|e| e.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A reader on host `n` looks at what is committed: what it sees has been, and will be, what everybody sees.
+    fn read(&mut self, n: usize) -> Verdict {
+        if !(self.now + n as u64 * 13).is_multiple_of(97) {
+            return Ok(());
+        }
+        let machine = &mut self.machines[n];
+        let Some(live) = machine.live.as_ref() else { return Ok(()) };
+        if machine.read.0 != machine.generation {
+            machine.read = (machine.generation, machine.read.1.saturating_sub(20));
+        }
+        let Some(view) = live.view(Control::committed) else { return Ok(()) };
+        let upto = view.upto.0;
+        let from = (machine.read.1 + 1).max(upto.saturating_sub(400) + 1);
+        for lsn in from..=upto {
+            self.claims.see(&view, lsn).map_err(|why| format!("a reader on host {}: {why}", n + 1))?;
+        }
+        machine.read.1 = upto;
+        Ok(())
+    }
+
+    /// Nobody waits for an answer of a host that has numbered records all the while.
+    fn check_requests(&self) -> Verdict {
+        const LONG: u64 = 600;
+        for client in &self.clients {
+            let machine = &self.machines[client.host];
+            let numbers = machine.live.as_ref().and_then(|l| l.numbers_since).is_some_and(|since| self.now - since > LONG);
+            let is_quiet = machine.paused_until <= self.now && machine.stalls_until + LONG < self.now;
+            let waits = client.waits_since().is_some_and(|since| self.now - since > LONG);
+            if numbers && is_quiet && waits {
+                return Err(format!(
+                    "publisher {} waits for host {}, which leads, for three seconds",
+                    client.publisher,
+                    client.host + 1
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The members as a host has them.
+    pub(super) fn seats(&self, n: usize) -> Vec<Seat> {
+        self.machines[n].live.as_ref().map_or_else(Vec::new, |l| l.host.node().meta().seats.clone())
+    }
+
+    /// A new host's list of members.
+    pub(super) fn members_with(&self, n: usize, seats: &[Seat]) -> Vec<Member> {
+        seats.iter().map(Seat::member).map(|m| Member { is_voter: true, ..m }).chain([member(n)]).collect()
+    }
+}
+
+impl Claims {
+    /// A reader sees record `lsn`.
+    pub(super) fn see(&mut self, view: &View, lsn: u64) -> Verdict {
+        let (arrival, words) = super::super::stored(view, Lsn(lsn));
+        let record = crate::record::RecordRef::first(&words).map_err(|e| e.to_string())?;
+        let trade: &Trade = record.get::<Trade>().ok_or("a record of another kind")?;
+        let now = (arrival.publisher.0, arrival.epoch.0, arrival.pub_seq.0, trade.trade_id);
+        let before = *self.seen.entry(lsn).or_insert(now);
+        if before != now {
+            return Err(format!("record {lsn} is {now:?}, and was {before:?}"));
+        }
+        let name = trade.price.0 as u64;
+        if self.names.get(&name).is_some_and(|id| *id != trade.instrument) {
+            return Err(format!("record {lsn} is of name {name}, and has number {}", trade.instrument));
+        }
+        Ok(())
+    }
+}
+
+/// `raft` with the bytes of its frames, read in the log; `None` if they are not there any more.
+fn with_frames(disk: &SimDisk, store: &Path, mut raft: Raft) -> Option<Raft> {
+    for head in &raft.heads {
+        let first = Position(head.position / SEGMENT_SIZE_MIN * SEGMENT_SIZE_MIN);
+        let file = disk.open(&store.join(wal::DIR).join(segment_name(first)), Open::Read).ok()?;
+        let mut bytes = vec![0; head.len as usize];
+        file.read_at(&mut bytes, head.position - first.0).ok()?;
+        raft.frames.extend(bytes);
+    }
+    Some(raft)
+}
+
+/// Brings the copy `offer`, which is in `made_in` on one disk, into the store `store` on another.
+fn bring(from: &SimDisk, offer: &offer::Offer, made_in: &Path, to: &SimDisk, store: &Path) -> Result<()> {
+    fill::begin(to, store)?;
+    for (name, _) in &offer.files {
+        let target: PathBuf = store.join(fill::INCOMING).join(name);
+        if to.exists(&target)? {
+            to.remove(&target)?;
+        }
+        let bytes = from.contents(&made_in.join(name)).unwrap_or_default();
+        let file = to.open(&target, Open::CreateNew)?;
+        file.write_at(&bytes, 0)?;
+        file.sync()?;
+    }
+    for within in [crate::sstable::DIR, wal::DIR] {
+        to.sync_dir(&store.join(fill::INCOMING).join(within))?;
+    }
+    to.sync_dir(&store.join(fill::INCOMING))
+}

@@ -231,7 +231,7 @@ impl Storage {
             levels: Levels { least: options.level_min, is_lossy },
             instance,
             may_lead: options.start_as_leader,
-            first_ticket: random().map_err(io)?,
+            first_ticket: requests::first_ticket(random().map_err(io)?),
         });
         let ingest = IngestAgent {
             host,
@@ -336,8 +336,7 @@ fn random() -> std::io::Result<u64> {
     let mut bytes = [0; 8];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     debug_assert_eq!(filled, bytes.len(), "so few bytes come at once");
-    // Room for as many tickets as there will ever be.
-    Ok(u64::from_le_bytes(bytes) >> 1)
+    Ok(u64::from_le_bytes(bytes))
 }
 
 fn joined<T>(thread: JoinHandle<T>) -> T {

@@ -368,7 +368,8 @@ impl Requests {
                 let mode = resume.map_or(Mode::New, |epoch| Mode::Resume(Epoch(epoch)));
                 let publisher = PublisherId(publisher);
                 let newest = self.tickets.entry((*from, publisher)).or_insert(*ticket);
-                if *ticket < *newest && !sabotage::is(Sabotage::ServeTheDead) {
+                let is_late = is_of_one_process(*ticket, *newest) && *ticket < *newest;
+                if is_late && !sabotage::is(Sabotage::ServeTheDead) {
                     return refused("a later process of this publisher has asked since");
                 }
                 *newest = *ticket;
@@ -430,6 +431,19 @@ impl Requests {
             other => log.answer(other.connection(), said(outcome)),
         }
     }
+}
+
+/// Bits of a ticket that count; those above are of the process that gives it.
+const TICKET_BITS: u32 = 32;
+
+/// The first ticket of a process, from a random number: no answer to an earlier process is taken for one to this.
+pub(super) fn first_ticket(random: u64) -> u64 {
+    random << TICKET_BITS
+}
+
+/// Whether one process has given both tickets.
+fn is_of_one_process(a: u64, b: u64) -> bool {
+    a >> TICKET_BITS == b >> TICKET_BITS
 }
 
 /// The session on `connection` ends, if there is one.

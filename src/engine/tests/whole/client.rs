@@ -115,6 +115,12 @@ impl Client {
         (self.phase != Phase::Away).then_some((self.generation, self.connection))
     }
 
+    /// How it stands.
+    pub(super) fn stands(&self) -> String {
+        let Client { phase, asked, epoch, rests_until, incarnation, .. } = self;
+        format!("{phase:?}, has asked {asked:?}, epoch {epoch:?}, rests until {rests_until}, process {incarnation}")
+    }
+
     /// Since when the oldest of what it has asked waits.
     pub(super) fn waits_since(&self) -> Option<u64> {
         self.asked.iter().map(|a| a.1).min()

@@ -99,7 +99,9 @@ impl World {
             !lacks_copy && members.iter().any(|s| s.node.0 == c.host as u64 + 1)
         };
         match self.clients.iter().filter(is_served).find(|c| c.attached().is_none()) {
-            Some(client) => Err(format!("publisher {} of host {} is not attached", client.publisher, client.host + 1)),
+            Some(client) => {
+                Err(format!("publisher {} of host {} is not attached: {}", client.publisher, client.host + 1, client.stands()))
+            }
             None => Ok(()),
         }
     }

@@ -220,7 +220,7 @@ impl World {
 
     /// Starts storage of host `n`.
     fn start(&mut self, n: usize) -> Verdict {
-        let ticket = self.rng.next_u64() >> 1;
+        let ticket = super::super::super::requests::first_ticket(self.rng.next_u64());
         let machine = &mut self.machines[n];
         let started = Live::start(machine.options.clone(), &machine.disk, &machine.clock, machine.boot, ticket);
         machine.live = Some(started.map_err(|e| format!("host {} does not start: {e}", n + 1))?);

@@ -225,6 +225,15 @@ impl Forwards {
     }
 }
 
+#[cfg(test)]
+impl Forwards {
+    pub(super) fn stands(&self) -> String {
+        let of =
+            |(t, p): (&u64, &Pending)| format!("{t}: {:?} asked {:?} called {} {:?}", p.ask, p.asked, p.has_called, p.arriving);
+        self.pending.iter().map(of).collect::<Vec<_>>().join(", ")
+    }
+}
+
 fn relay(log: &mut Log, from: NodeId, to: NodeId, relay: &Relay) {
     match postcard::to_allocvec(relay) {
         Ok(bytes) => log.tell(Message::Relay { to, from, bytes }),

@@ -369,6 +369,12 @@ impl Host {
         self.log.core()
     }
 
+    /// What waits in it.
+    pub(super) fn stands(&self) -> String {
+        let (waiting, is_busy, flow) = (self.requests.len(), self.requests.is_busy(), self.flow);
+        format!("{flow:?}, {waiting} requests wait, busy: {is_busy}; forwarded: {}", self.forwards.stands())
+    }
+
     /// Records that sessions have in the log and remember, and slots without a session.
     pub(super) fn kept(&self) -> (usize, usize) {
         self.sessions.kept()

@@ -137,7 +137,7 @@ impl IngestAgent {
         worked |= self.ports.drain(&mut self.host, at.now);
         self.host.commit(Moment { wall: self.clock.wall(), ..at })?;
         self.carry_out()?;
-        self.ports.drop_ended(&mut self.host);
+        self.ports.drop_ended(&mut self.host, at.now);
         self.carry_out()?;
         Ok(worked)
     }

@@ -13,6 +13,10 @@ use crate::error::Result;
 /// Batches of one publisher in one turn.
 const QUOTA: usize = 64;
 
+/// What a publisher that has ended has left in its queue is dropped when it could not be accepted for so long: its slot is
+/// needed, and nobody waits for it.
+const LEFT_NS: u64 = 5_000_000_000;
+
 /// Where one publisher's batches come out: the bus, or a simulated one.
 pub(super) trait Queue {
     /// A batch.
@@ -67,8 +71,8 @@ struct Port<Q: Queue> {
     receiver: Q,
     /// Taken from the queue, but did not fit in the frame.
     pending: Option<Q::Batch>,
-    /// The publisher has ended.
-    is_ending: bool,
+    /// When the publisher has ended; 0 before the first look at it.
+    ending: Option<u64>,
     /// Its queue cannot be read any more.
     has_failed: bool,
 }
@@ -101,13 +105,13 @@ impl<Q: Queue> Ports<Q> {
     pub(super) fn attach(&mut self, connection: u64, slot: usize) {
         let Some(receiver) = self.waiting.remove(&connection) else { return };
         self.slots.insert(connection, slot);
-        self.ports.push(Port { slot, receiver, pending: None, is_ending: false, has_failed: false });
+        self.ports.push(Port { slot, receiver, pending: None, ending: None, has_failed: false });
     }
 
     /// The publisher in `slot` has ended.
     pub(super) fn end(&mut self, slot: usize) {
         for port in self.ports.iter_mut().filter(|p| p.slot == slot) {
-            port.is_ending = true;
+            port.ending = port.ending.or(Some(0));
             self.any_ends = true;
         }
     }
@@ -160,14 +164,18 @@ impl<Q: Queue> Ports<Q> {
     }
 
     /// Ends the sessions of publishers that have ended and of which nothing is left.
-    pub(super) fn drop_ended(&mut self, host: &mut Host) {
+    pub(super) fn drop_ended(&mut self, host: &mut Host, now: u64) {
         if !self.any_ends {
             return;
         }
-        let is_over = |p: &Port<Q>| p.pending.is_none() && (p.has_failed || !p.receiver.has_batches());
-        let over = self.ports.iter().filter(|p| p.is_ending && is_over(p)).map(|p| p.slot).collect::<Vec<_>>();
+        for since in self.ports.iter_mut().filter_map(|p| p.ending.as_mut()).filter(|since| **since == 0) {
+            *since = now;
+        }
+        let is_left = |p: &Port<Q>| p.pending.is_some() || (!p.has_failed && p.receiver.has_batches());
+        let is_over = |p: &Port<Q>| p.ending.is_some_and(|since| !is_left(p) || now.saturating_sub(since) > LEFT_NS);
+        let over = self.ports.iter().filter(|p| is_over(p)).map(|p| p.slot).collect::<Vec<_>>();
         over.iter().for_each(|slot| host.detach(*slot));
-        self.any_ends = self.ports.iter().any(|p| p.is_ending && !over.contains(&p.slot));
+        self.any_ends = self.ports.iter().any(|p| p.ending.is_some() && !over.contains(&p.slot));
     }
 }
 
@@ -180,7 +188,7 @@ impl<Q: Queue> Port<Q> {
             Ok(batch) => batch,
             Err(error) => {
                 tracing::error!(%error, slot = self.slot, "a publisher's service fails; its session ends");
-                (self.is_ending, self.has_failed) = (true, true);
+                (self.ending, self.has_failed) = (self.ending.or(Some(0)), true);
                 None
             }
         }

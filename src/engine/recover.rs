@@ -16,7 +16,7 @@ use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Timeline};
+use crate::lsn::{FrameIndex, Lsn, Timeline};
 use crate::manifest::Manifest;
 use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
@@ -204,9 +204,21 @@ impl Replicated {
     fn before(disk: &dyn Disk, dir: &Path, known: &wal::Meta, from: wal::Chain, keep: u64) -> Result<Replicated> {
         let passed = if keep == 0 { Vec::new() } else { wal::passed(disk, &dir.join(wal::DIR), known, from)? };
         let reaches = |h: &wal::Header| h.position.0 / known.segment_size * known.segment_size + known.segment_size + keep;
-        let mut kept = passed.iter().filter(|h| reaches(h) > from.position.0).peekable();
-        let mut frames = Frames::new(&kept.peek().map_or(from, |h| h.place()));
-        kept.filter(|h| h.kind() != FrameType::Pad).for_each(|h| frames.push(h));
+        let kept = passed.iter().filter(|h| reaches(h) > from.position.0 && h.kind() != FrameType::Pad);
+        let mut kept = kept.peekable();
+        let begin = match kept.peek() {
+            None => from,
+            // There is nothing before the first frame of all.
+            Some(first) if first.index.0 == 1 => wal::Chain { term: crate::lsn::Term(0), ..first.place() },
+            // Of which term the frame before it is, is not known: the frames that others can be sent begin behind it.
+            Some(_) => kept.next().map_or(from, |h| wal::Chain {
+                index: FrameIndex(h.index.0 + 1),
+                lsn: Lsn(h.first_lsn.0 + h.records()),
+                ..h.place()
+            }),
+        };
+        let mut frames = Frames::new(&begin);
+        kept.for_each(|h| frames.push(h));
         Ok(Replicated { frames, changes: BTreeMap::new() })
     }
 

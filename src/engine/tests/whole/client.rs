@@ -69,6 +69,10 @@ pub(super) struct Client {
     asked: Vec<(Asked, u64)>,
     known: Vec<(u64, InstrumentId)>,
     pub(super) next_id: u64,
+    /// Why it was last without a session, and when.
+    lately: (u64, String),
+    /// Records that it publishes at once, at most.
+    pub(super) burst: u64,
     /// Until when it does nothing.
     pub(super) rests_until: u64,
     /// Whether an earlier process of this publisher asked on another host shortly before.
@@ -101,6 +105,8 @@ impl Client {
             asked: Vec::new(),
             known: Vec::new(),
             next_id: 1,
+            lately: (0, String::new()),
+            burst: 6,
             rests_until: 0,
             moved_at: None,
         }
@@ -117,8 +123,10 @@ impl Client {
 
     /// How it stands.
     pub(super) fn stands(&self) -> String {
-        let Client { phase, asked, epoch, rests_until, incarnation, .. } = self;
-        format!("{phase:?}, has asked {asked:?}, epoch {epoch:?}, rests until {rests_until}, process {incarnation}")
+        let Client { phase, asked, epoch, rests_until, incarnation, lately, .. } = self;
+        format!(
+            "{phase:?}, has asked {asked:?}, epoch {epoch:?}, rests until {rests_until}, process {incarnation}; lately: {lately:?}"
+        )
     }
 
     /// Since when the oldest of what it has asked waits.
@@ -164,6 +172,7 @@ impl Client {
         }
         if self.waits_since().is_some_and(|since| now - since > PATIENCE) {
             claims.tally.up("impatience");
+            self.lately = (now, "patience".to_owned());
             self.hang_up(live);
             self.rests_until = now + 10;
             return Ok(());
@@ -256,6 +265,7 @@ impl Client {
                     return Err(format!("publisher {}: {reason}", self.publisher));
                 }
                 self.disconnect();
+                self.lately = (now, reason);
                 self.rests_until = now + 20;
             }
             other => return Err(format!("an answer {other:?}")),
@@ -266,6 +276,7 @@ impl Client {
     /// Another process of its publisher is attached, it is told: there is none, unless one before it asked elsewhere.
     fn fenced(&mut self, now: u64, claims: &mut Claims) -> std::result::Result<(), String> {
         claims.tally.up("fenced");
+        self.lately = (now, "fenced".to_owned());
         if self.moved_at.is_none_or(|at| now - at > 2 * PATIENCE) {
             return Err(format!("publisher {} is fenced, and is the only process of its number", self.publisher));
         }
@@ -303,7 +314,7 @@ impl Client {
             claims.tally.up("sent again");
         }
         if !self.known.is_empty() && self.ring.len() < RING && rng.below(3) == 0 {
-            for _ in 0..1 + rng.below(6) {
+            for _ in 0..1 + rng.below(self.burst) {
                 let (n, id) = self.known[rng.below(self.known.len() as u64) as usize];
                 self.publish(n, id);
             }

@@ -213,7 +213,7 @@ impl Live {
             worked |= self.ports.drain(&mut self.host, at.now);
             self.host.commit(at)?;
             self.carry_out();
-            self.ports.drop_ended(&mut self.host);
+            self.ports.drop_ended(&mut self.host, at.now);
             self.carry_out();
             if !worked {
                 break;

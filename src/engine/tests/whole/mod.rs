@@ -26,8 +26,13 @@ impl World {
 
     /// Things go wrong, then nothing does; then it must be as it was told.
     fn run(&mut self) -> Verdict {
-        if self.aim == Aim::SlowLog {
-            (self.pace.segment, self.loss) = (240, 0);
+        match self.aim {
+            Aim::SlowLog => {
+                (self.pace.segment, self.loss) = (400, 0);
+                self.clients.iter_mut().for_each(|c| c.burst = 40);
+            }
+            Aim::Lossy => (self.loss, self.relay_loss) = (0, 6),
+            _ => {}
         }
         for _ in 0..TROUBLE {
             self.nemesis()?;
@@ -39,7 +44,7 @@ impl World {
         self.check_elections()?;
         self.blocked.clear();
         self.script.clear();
-        self.loss = 0;
+        (self.loss, self.relay_loss) = (0, 0);
         for machine in &mut self.machines {
             (machine.back_at, machine.paused_until, machine.stalls_until, machine.replication_at) = (0, 0, 0, 0);
         }
@@ -73,7 +78,7 @@ impl World {
     fn check_elections(&self) -> Verdict {
         let terms = self.machines.iter().filter_map(|m| m.live.as_ref()).map(|l| l.host.node().state().term);
         let highest = terms.max().unwrap_or(0);
-        if self.aim == Aim::SlowLog && highest > 2 {
+        if matches!(self.aim, Aim::SlowLog | Aim::Lossy) && highest > 2 {
             return Err(format!("term {highest} without anything that went wrong"));
         }
         Ok(())
@@ -184,11 +189,12 @@ fn run(seed: u64, aim: Aim, broken: Option<Sabotage>) -> std::result::Result<Tal
 }
 
 fn aim_of(seed: u64) -> Aim {
-    match seed % 10 {
+    match seed % 12 {
         0..=2 => Aim::Anything,
         3..=5 => Aim::Streams,
-        6..=7 => Aim::Members,
-        8 => Aim::Alone,
+        6..=8 => Aim::Members,
+        9 => Aim::Alone,
+        10 => Aim::Lossy,
         _ => Aim::SlowLog,
     }
 }
@@ -241,30 +247,54 @@ fn a_seed_of_whole_hosts_gives_the_same_run_twice() {
     }
 }
 
-/// The first seed from `from` on that notices that `broken` is broken.
-fn found_by(broken: Sabotage, aim: Aim, from: u64, tries: u64) -> Option<(u64, String)> {
-    (from..from + tries).find_map(|seed| Some((seed, run(seed, aim, Some(broken)).err()?)))
+#[test]
+fn a_host_that_has_nothing_is_sent_the_log_by_a_leader_that_was_started_again_behind_a_checkpoint() {
+    let mut world = World::new(1, Aim::Lossy);
+    world.machines[2].back_at = u64::MAX;
+    let steps = |world: &mut World, count: u64| (0..count).for_each(|_| world.step().unwrap());
+    for _ in 0..6 {
+        steps(&mut world, 200);
+        for machine in &mut world.machines {
+            machine.live.iter_mut().for_each(|l| l.host.core().memtables.seal_soon());
+        }
+    }
+    assert!(world.flushes()[..2].iter().all(|flushes| *flushes > 0), "{:?}", world.flushes());
+    (0..2).for_each(|n| world.kill(n, false, 5));
+    world.machines[2].back_at = 0;
+    steps(&mut world, 1_000);
+    let committed = |n: usize| world.machines[n].live.as_ref().unwrap().control.committed();
+    let leader = world.leader().unwrap();
+    assert!(committed(2).0 + 200 > committed(leader).0 && committed(2).0 > 500, "{} of {}", committed(2), committed(leader));
+}
+
+/// The first seed that notices that `broken` is broken, and finds nothing where it is not.
+fn found_by(broken: Sabotage, aim: Aim, tries: u64) -> Option<String> {
+    let why = |seed| run(seed, aim, Some(broken)).err().filter(|_| run(seed, aim, None).is_ok());
+    (0..tries).find_map(why)
 }
 
 #[test]
 fn every_broken_rule_of_the_state_machine_is_noticed() {
     let rules = [
-        (Sabotage::AnswerByIndex, Aim::Streams, 0),
-        (Sabotage::ServeTheDead, Aim::Anything, 0),
-        (Sabotage::CheckpointEarly, Aim::Members, 0),
-        (Sabotage::StrandRequests, Aim::Anything, 0),
-        (Sabotage::TickLate, Aim::SlowLog, 0),
-        (Sabotage::KeepSlot, Aim::Anything, 0),
-        (Sabotage::KeepUncommitted, Aim::Alone, 0),
-        (Sabotage::AskOnce, Aim::Streams, 0),
-        (Sabotage::AnswerEarly, Aim::Streams, 0),
-        (Sabotage::AcceptTwice, Aim::Anything, 0),
+        // What the code before the state machine did: an answer of a leader whose frame is lost, a dead process that is
+        // attached later, a checkpoint that passes a change of members, requests that stay where they are.
+        (Sabotage::AnswerByIndex, Aim::Streams),
+        (Sabotage::ServeTheDead, Aim::Anything),
+        (Sabotage::CheckpointEarly, Aim::Members),
+        (Sabotage::StrandRequests, Aim::Anything),
+        (Sabotage::TickLate, Aim::SlowLog),
+        (Sabotage::KeepUncommitted, Aim::Alone),
+        // Others.
+        (Sabotage::KeepSlot, Aim::Anything),
+        (Sabotage::AskOnce, Aim::Lossy),
+        (Sabotage::AnswerEarly, Aim::Streams),
+        (Sabotage::AcceptTwice, Aim::Anything),
     ];
-    let tries = number("TAPE_WHOLE_TRIES").unwrap_or(100);
+    let tries = number("TAPE_WHOLE_TRIES").unwrap_or(60);
     let mut missed = Vec::new();
-    for (broken, aim, from) in rules {
-        match found_by(broken, aim, from, tries) {
-            Some((_, why)) => println!("{}: {why}", broken.name()),
+    for (broken, aim) in rules {
+        match found_by(broken, aim, tries) {
+            Some(why) => println!("{}: {why}", broken.name()),
             None => missed.push(broken.name()),
         }
     }

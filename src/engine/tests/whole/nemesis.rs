@@ -19,6 +19,8 @@ pub(super) enum Aim {
     Alone,
     /// Nothing goes wrong, but log segments come late.
     SlowLog,
+    /// Nothing goes wrong, but what hosts forward gets lost.
+    Lossy,
 }
 
 /// What is done later.
@@ -44,7 +46,7 @@ impl World {
             }
         }
         match self.aim {
-            Aim::SlowLog => {}
+            Aim::SlowLog | Aim::Lossy => {}
             Aim::Alone => self.one(),
             Aim::Anything => self.anything(),
             Aim::Streams => {

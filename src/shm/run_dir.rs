@@ -1,7 +1,7 @@
 //! Owns: the names in a store's run directory, in shared memory, and how it is found.
 //!
 //! ```text
-//! STORE/run -> /dev/shm/tapestore-<store id><device>x<inode>/
+//! STORE/run -> /dev/shm/tapestore-<tag>/    tag: 8 digits of the store's id, 16 of which directory it is
 //!                store         link back to STORE
 //!                lock          held by the storage process, released by the kernel
 //!                control       control page: same inode for as long as the host is up
@@ -10,15 +10,17 @@
 //!                kinds-N       kinds that programs defined, of instance N
 //!                memtable-N-M  MemTable M of instance N
 //!                attach.sock   where publishers ask to be let in
-//!                iox2-N/       bus files of instance N; its segments are /dev/shm/tape<id><device>x<inode>i<N>_*
+//!                iox2-N/       bus files of instance N; its segments are /dev/shm/tape<tag>i<N>_*
 //! ```
 //!
 //! What must hold: what belongs to an instance carries its number and is swept when a later instance
-//! starts, so that nothing a killed process left behind outlives the next start. A copy of a store has the
-//! store's id and another directory, so the name holds that too. A run directory whose store is gone is removed by
-//! the next start of any store, unless it is another user's, or locked: then its process lives.
+//! starts, so that nothing a killed process left behind outlives the next start. A run directory belongs to one directory on
+//! the disk, told by device, inode and when it was made: a copy of a store has the store's id and its link, and is another
+//! directory, so the link is believed only where the tag says that it is of this one. A run directory whose store is gone is
+//! removed by the next start of any store, unless it is another user's, or locked: then its process lives.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,9 +44,14 @@ const PREFIX: &str = "tapestore-";
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// That a run directory is in use; for as long as this lives.
+/// Digits of a tag that say which store it is, and which directory.
+const ID_DIGITS: usize = 8;
+const DIR_DIGITS: usize = 16;
+
+/// That a run directory is in use; for as long as this lives. The store's directory is held open with it, so that its inode
+/// cannot become another's.
 #[derive(Debug)]
-pub struct Held(#[expect(dead_code, reason = "what is held is the open file")] File);
+pub struct Held(#[expect(dead_code, reason = "what is held are the open files")] [File; 2]);
 
 /// A store's run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +66,12 @@ impl RunDir {
     /// # Errors
     /// [`Error::Locked`] if another process has it; [`Error::Io`].
     pub fn create(store: &Path, store_id: u128, root: &Path) -> Result<(RunDir, Held)> {
-        let found = store.metadata().map_err(|e| Error::io("stat", store, e))?;
-        let tag = format!("{:08x}{:x}x{:x}", (store_id >> 96) as u32, found.dev(), found.ino());
+        let dir = File::open(store).map_err(|e| Error::io("open", store, e))?;
+        let found = dir.metadata().map_err(|e| Error::io("stat", store, e))?;
+        let tag = format!("{:08x}{}", (store_id >> 96) as u32, which(&found));
         let path = root.join(format!("{PREFIX}{tag}"));
-        let held = hold(&path)?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+        let lock = hold(&path)?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+        let held = Held([lock, dir]);
         let whole = store.canonicalize().map_err(|e| Error::io("look for", store, e))?;
         point(&path.join(BACK), &whole)?;
         point(&store.join(LINK), &path)?;
@@ -72,15 +81,21 @@ impl RunDir {
     /// The run directory of the store in `store`.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if there is none.
+    /// [`Error::StorageDown`] if there is none, or the one that the link leads to is another directory's; [`Error::Io`] if it
+    /// cannot be looked at.
     pub fn find(store: &Path) -> Result<RunDir> {
         let down = |why| Error::StorageDown { dir: store.to_path_buf(), why };
-        if !store.is_dir() {
-            return Err(down("the directory does not exist"));
-        }
+        let found = match store.metadata() {
+            Ok(found) => found,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(down("the directory does not exist")),
+            Err(e) => return Err(Error::io("look for", store, e)),
+        };
         let path = std::fs::read_link(store.join(LINK)).map_err(|_| down("no storage process has run here"))?;
         let tag = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
         let tag = tag.ok_or_else(|| down("its link 'run' is not a run directory"))?.to_owned();
+        if !is_of(&tag, &found) {
+            return Err(down("it is a copy, or was moved: its link 'run' is of another directory"));
+        }
         if !path.is_dir() {
             return Err(down("not since this host was started"));
         }
@@ -197,11 +212,12 @@ impl RunDir {
         Ok(gone)
     }
 
-    /// Whether it is this user's, says whose it is, and that store is gone or has another.
+    /// Whether it is this user's, says whose it is, and that store is gone, is another or has another.
     fn is_orphan(&self) -> bool {
         let mine = self.path.symlink_metadata().is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw());
-        let back = std::fs::read_link(self.path.join(BACK));
-        mine && back.is_ok_and(|store| std::fs::read_link(store.join(LINK)).ok().as_deref() != Some(self.path.as_path()))
+        let leads_here = |store: &Path| std::fs::read_link(store.join(LINK)).ok().as_deref() == Some(self.path.as_path());
+        let is_there = |store: &Path| store.metadata().is_ok_and(|m| is_of(&self.tag, &m)) && leads_here(store);
+        mine && std::fs::read_link(self.path.join(BACK)).is_ok_and(|store| !is_there(&store))
     }
 
     /// Bus segments of any instance of this store that exist now.
@@ -214,8 +230,21 @@ impl RunDir {
     }
 }
 
+/// Which directory `found` is of, in [`DIR_DIGITS`] digits: no other on this host has them, nor one that gets its inode once it
+/// is gone, if the file system says when a directory was made.
+fn which(found: &Metadata) -> String {
+    let made = found.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |t| t.as_nanos());
+    let words = [found.dev(), found.ino(), made as u64];
+    format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&words)))
+}
+
+/// Whether a run directory with `tag` is of the directory `found`.
+fn is_of(tag: &str, found: &Metadata) -> bool {
+    tag.get(ID_DIGITS..ID_DIGITS + DIR_DIGITS) == Some(which(found).as_str())
+}
+
 /// Makes the directory `path` if it is not there, and takes its lock; `None` if another process has that.
-fn hold(path: &Path) -> Result<Option<Held>> {
+fn hold(path: &Path) -> Result<Option<File>> {
     for _ in 0..LOCK_TRIES {
         match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(path) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create directory", path, e)),
@@ -231,7 +260,7 @@ fn hold(path: &Path) -> Result<Option<Held>> {
             Ok(()) => {
                 let inode = |m: std::io::Result<std::fs::Metadata>| m.map(|m| m.ino()).ok();
                 if inode(file.metadata()) == inode(lock.metadata()) {
-                    return Ok(Some(Held(file)));
+                    return Ok(Some(file));
                 }
             }
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),

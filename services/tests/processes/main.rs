@@ -8,6 +8,7 @@ mod books;
 mod busts;
 mod cluster;
 mod compaction;
+mod copies;
 mod filling;
 mod fixture;
 mod formats;

@@ -1,0 +1,99 @@
+//! Copies of a store's directory, and stores that lie elsewhere now: each has a run directory of its own.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tapestore::error::Error;
+use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::publisher::{Options, Publisher};
+use tapestore::reader::{At, Reader};
+use tapestore::record::Trade;
+use tapestore::shm::run_dir::RunDir;
+use tapestore::subscriber::Subscriber;
+
+use crate::fixture::{PATIENCE, Store, is_down, tape};
+
+fn publish(publisher: &mut Publisher, count: u64) {
+    for trade_id in 1..=count {
+        publisher.publish(&Trade { trade_id, instrument: tapestore::lsn::InstrumentId(1), ..Trade::default() }).unwrap();
+    }
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+}
+
+fn stored(store: &Path) -> u64 {
+    Reader::open(store).unwrap().snapshot(At::Durable).unwrap().last().0
+}
+
+/// Copies the directory as an operator would: with its links, its times and its owner.
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+/// Every way into the store at `path` says that no storage process serves it.
+fn nobody_serves(path: &Path) {
+    let options = Options { open_timeout: Duration::ZERO, ..Options::new(path, PublisherId(7)) };
+    for error in [
+        Publisher::open(options).map(|_| ()).unwrap_err(),
+        Reader::open(path).map(|_| ()).unwrap_err(),
+        Subscriber::open(path).map(|_| ()).unwrap_err(),
+        RunDir::find(path).map(|_| ()).unwrap_err(),
+    ] {
+        assert!(is_down(&error) && error.to_string().contains("another directory"), "{error}");
+    }
+    for arguments in [&["status"][..], &["tail", "--idle-ms", "1"], &["publish", "--sim", "--records", "777"]] {
+        let output = tape(path, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(69) && said.contains("no storage process serves"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
+    let original = Store::serve();
+    let mut publisher = original.publisher(1, Level::Fsync);
+    publish(&mut publisher, 100);
+    let mut second = Store::new(&["--memtable-size", "16M"]);
+    copy(&original.path, &second.path);
+    nobody_serves(&second.path);
+    let verified = second.tape_ok(&["verify"]);
+    assert!(verified.contains("no storage process serves the store"), "{verified}");
+    assert_eq!(stored(&original.path), 100, "what was published to the copy is not in the original");
+    second.start();
+    assert_ne!(second.run_dir().path(), original.run_dir().path());
+    publish(&mut second.publisher(1, Level::Fsync), 11);
+    publish(&mut publisher, 5);
+    assert_eq!((stored(&original.path), stored(&second.path)), (105, 111));
+    second.tape_ok(&["verify"]);
+    original.tape_ok(&["verify"]);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "directories are moved, not files published")]
+fn a_store_that_is_moved_or_put_back_from_a_copy_is_served_when_storage_has_started_there() {
+    let mut store = Store::serve();
+    publish(&mut store.publisher(1, Level::Fsync), 100);
+    assert!(store.terminate().success());
+    let run_dir = store.run_dir();
+    // To another name: it is the same directory, and has the same place in shared memory.
+    let elsewhere = store.path.with_extension("moved");
+    std::fs::rename(&store.path, &elsewhere).unwrap();
+    assert_eq!(RunDir::find(&elsewhere).unwrap(), run_dir);
+    // To another file system, or back from a copy: it is not.
+    copy(&elsewhere, &store.path);
+    std::fs::remove_dir_all(&elsewhere).unwrap();
+    nobody_serves(&store.path);
+    store.start();
+    assert_ne!(store.run_dir(), run_dir);
+    assert_eq!(stored(&store.path), 100);
+    publish(&mut store.publisher(2, Level::Fsync), 10);
+    assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(110));
+    assert!(!run_dir.path().exists(), "what the moved store had in shared memory is given back");
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_said_to_be_absent() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = Reader::open(&file.path().join("store")).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+}

@@ -174,6 +174,16 @@ pub enum Error {
         /// How this was noticed.
         why: &'static str,
     },
+    /// This process's user may not use the store as it asks.
+    #[error("a process of {user} may not use the store {dir} so: {owner} serves it; run this as {owner}", dir = dir.display())]
+    Denied {
+        /// The store directory.
+        dir: PathBuf,
+        /// Who serves the store.
+        owner: String,
+        /// Who asks.
+        user: String,
+    },
     /// This host of the store does not lead, and passes nothing on to the one that does.
     #[error("the store in {} does not lead{}; attach where the leader's storage runs, or set `forward = true` under [cluster]", dir.display(), leader.map_or_else(String::new, |l| format!(", node {l} does")))]
     NotLeader {

@@ -144,7 +144,7 @@ impl Subscriber {
     pub fn open(store: &Path) -> Result<Subscriber> {
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
-        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let bells = Bells::open(&run_dir.bells())?;
         let versions = Versions::new(Arc::new(RealDisk), store, control.store_id());
         // What is missing came after this moment.
         let after = control.applied();

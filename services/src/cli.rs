@@ -26,7 +26,8 @@ pub struct Tape {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 65 malformed or damaged data, \
-66 no such file, 69 no storage process serves the store, 74 disk or shared memory failed, 75 try again later.";
+66 no such file, 69 no storage process serves the store, 74 disk or shared memory failed, 75 try again later, \
+77 another user serves the store.";
 
 #[derive(Subcommand, Debug)]
 enum Command {

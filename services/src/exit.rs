@@ -22,6 +22,8 @@ pub const UNAVAILABLE: u8 = 69;
 pub const INTERNAL: u8 = 70;
 /// The disk or shared memory failed.
 pub const IO: u8 = 74;
+/// It is another user's.
+pub const NO_PERMISSION: u8 = 77;
 /// It may work later: a lock is held, a ring is full.
 pub const LATER: u8 = 75;
 
@@ -57,6 +59,7 @@ impl From<Error> for Failure {
             Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::Missing { .. } => DATA,
             Error::Invalid { .. } | Error::Limit { .. } => USAGE,
             Error::StorageDown { .. } => UNAVAILABLE,
+            Error::Denied { .. } => NO_PERMISSION,
             Error::Locked { .. } | Error::NotLeader { .. } | Error::Refused { .. } | Error::Fenced { .. } => LATER,
             Error::Expired { .. } | Error::Withdrawn { .. } => NOT_FOUND,
             _ => IO,

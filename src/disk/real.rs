@@ -1,9 +1,10 @@
 //! Owns: the host's file system behind [`Disk`]. Descriptors close on exec; writes are `pwrite`, so a
-//! full disk is an error and never a signal.
+//! full disk is an error and never a signal. Files and directories are their user's to write and their group's to read, whatever
+//! the umask.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, FlockOperation};
@@ -16,6 +17,18 @@ use crate::sabotage::{self, Sabotage};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
+const FILE_MODE: u32 = 0o640;
+const DIR_MODE: u32 = 0o750;
+
+/// Gives what has just been made at `path` its mode, of which the umask has taken something away.
+fn set_mode(path: &Path, mode: u32) {
+    let is_due = path.metadata().is_ok_and(|m| m.permissions().mode() & 0o777 != mode);
+    // Some file systems have one mode for everything.
+    if is_due && let Err(error) = std::fs::set_permissions(path, Permissions::from_mode(mode)) {
+        tracing::debug!(%error, path = %path.display(), "its mode stays as the file system has it");
+    }
+}
+
 struct RealFile {
     file: File,
     path: PathBuf,
@@ -24,9 +37,12 @@ struct RealFile {
 impl Disk for RealDisk {
     fn open(&self, path: &Path, how: Open) -> Result<Box<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(how != Open::Read).create_new(how == Open::CreateNew);
+        options.read(true).write(how != Open::Read).create_new(how == Open::CreateNew).mode(FILE_MODE);
         let op = if how == Open::CreateNew { "create" } else { "open" };
         let file = options.open(path).map_err(|e| Error::io(op, path, e))?;
+        if how == Open::CreateNew {
+            set_mode(path, FILE_MODE);
+        }
         Ok(Box::new(RealFile { file, path: path.to_path_buf() }))
     }
 
@@ -39,9 +55,13 @@ impl Disk for RealDisk {
     }
 
     fn create_dir(&self, path: &Path) -> Result<()> {
-        match std::fs::create_dir(path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(Error::io("create directory", path, e)),
-            _ => Ok(()),
+        match DirBuilder::new().mode(DIR_MODE).create(path) {
+            Ok(()) => {
+                set_mode(path, DIR_MODE);
+                Ok(())
+            }
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(e) => Err(Error::io("create directory", path, e)),
         }
     }
 
@@ -107,8 +127,10 @@ impl Disk for RealDisk {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(FILE_MODE)
             .open(path)
             .map_err(|e| Error::io("open", path, e))?;
+        set_mode(path, FILE_MODE);
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

@@ -3,7 +3,8 @@
 //!
 //! What must hold: a connection is a publisher's life line: when the kernel closes it, the publisher
 //! is gone, and ingest is told after everything the publisher asked before; a grant's service exists
-//! before the publisher hears of the grant; malformed input ends the connection and nothing else.
+//! before the publisher hears of the grant; malformed input ends the connection and nothing else. Only processes of storage's
+//! own user are let in: it could not read what others put on the bus.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::lsn::Epoch;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic};
+use crate::shm::user;
 use crate::time::Clock;
 
 /// What the attach agent posts to ingest.
@@ -40,6 +42,8 @@ struct Connection {
     attached: bool,
     /// Whether it has asked anything of ingest, which is then notified of its end.
     has_asked: bool,
+    /// Why nothing is done for it: it is another user's.
+    refused: Option<Error>,
 }
 
 /// Requests that wait for ingest at most.
@@ -55,6 +59,7 @@ const SWEEP_NS: u64 = 1_000_000_000;
 
 /// The attach agent.
 pub(super) struct AttachAgent {
+    pub(super) store: PathBuf,
     pub(super) listener: UnixListener,
     pub(super) socket: PathBuf,
     pub(super) bus: Bus,
@@ -77,9 +82,7 @@ pub(super) fn listen(path: &std::path::Path) -> Result<UnixListener> {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(|e| Error::io("listen at", path, e))?;
-    listener.set_nonblocking(true).map_err(|e| Error::io("listen at", path, e))?;
-    Ok(listener)
+    user::listen(path)
 }
 
 impl AttachAgent {
@@ -138,7 +141,8 @@ impl AttachAgent {
                 continue;
             }
             *next += 1;
-            connections.insert(*next, Connection { stream, received: Vec::new(), attached: false, has_asked: false });
+            let refused = user::check_peer(&stream, &self.store).err();
+            connections.insert(*next, Connection { stream, received: Vec::new(), attached: false, has_asked: false, refused });
         }
     }
 
@@ -176,6 +180,9 @@ impl AttachAgent {
     fn serve(&self, id: u64, connection: &mut Connection, grants: &mut u64) -> Result<()> {
         while let Some((message, len)) = Message::decode(&connection.received)? {
             connection.received.drain(..len);
+            if let Some(error) = connection.refused.take() {
+                return Err(error);
+            }
             match message {
                 Message::Attach { mode: Mode::Resume(Epoch(0)), .. } => {
                     return Err(Error::invalid("request", "there is no epoch 0"));

@@ -210,6 +210,7 @@ impl Storage {
             halted: halted.clone(),
         };
         let attach = AttachAgent {
+            store: options.store.clone(),
             listener: listeners.attach,
             socket: run_dir.attach_socket(),
             bus,

@@ -18,6 +18,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Timeline};
 use crate::manifest::Manifest;
+use crate::shm::bell::Bells;
 use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
 use crate::shm::run_dir::RunDir;
@@ -125,6 +126,8 @@ fn memtables(maker: &Maker, control: &Control, base: Lsn, edit: u64, options: &O
 /// The run directory of the store in `dir`, and what holds it; shared memory of stores that are gone is given back.
 fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDir, Box<dyn Send + Sync>)> {
     let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
+    // Before the control page: whoever finds that finds these.
+    Bells::open_or_create(&run_dir.bells())?;
     let gone = RunDir::sweep_gone(&options.run_root)?;
     if !gone.is_empty() {
         tracing::info!(?gone, "shared memory of stores that are gone is given back");
@@ -145,12 +148,13 @@ fn seen_before(control: &Control, known: &wal::Meta) -> Lsn {
 
 /// Says on the page that another instance recovers, and removes what the one before has left; its number.
 fn begin_instance(control: &Control, run_dir: &RunDir) -> Result<u64> {
-    let recovering = (control.instance() + 1) | 1;
-    control.set_instance(recovering);
+    control.set_instance((control.instance() + 1) | 1);
     control.set_server(None);
     run_dir.sweep(None)?;
+    let instance = run_dir.free_instance(control.instance() + 1)?;
+    control.set_instance(instance - 1);
     control.reset();
-    Ok(recovering + 1)
+    Ok(instance)
 }
 
 /// Shows readers that the log ends at `end`, on `timeline`.

@@ -37,7 +37,7 @@ impl Link {
     /// [`Error::Bus`] if storage has ended meanwhile; [`Error::Io`].
     pub(super) fn open(run_dir: &RunDir, control: Control, grant: &Grant, live: bool) -> Result<Link> {
         let instance = grant.instance;
-        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let bells = Bells::open(&run_dir.bells())?;
         let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "publisher")?;
         let ingest = bus.send_ingest(grant.grant)?;
         // Without it subscribers still see what they missed: they heal it from the store.
@@ -98,9 +98,10 @@ fn send_live(live: &Sender, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<
 /// Connects to storage's attach socket.
 ///
 /// # Errors
-/// [`Error::StorageDown`] if nobody listens.
+/// [`Error::StorageDown`] if nobody listens; [`Error::Denied`] if that is another user.
 pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result<UnixStream> {
     let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "nobody answers at its socket" };
+    run_dir.check_user(store)?;
     let stream = UnixStream::connect(run_dir.attach_socket()).map_err(down)?;
     stream.set_read_timeout(Some(limit)).map_err(down)?;
     stream.set_write_timeout(Some(limit)).map_err(down)?;

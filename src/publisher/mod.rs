@@ -154,8 +154,8 @@ impl Publisher {
     /// Attaches as a new writer: whoever wrote as this publisher before is fenced.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Refused`]; [`Error::NotLeader`] where
-    /// forwarding is switched off.
+    /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the
+    /// store; [`Error::Refused`]; [`Error::NotLeader`] where forwarding is switched off.
     pub fn open(options: Options) -> Result<Publisher> {
         let deadline = Instant::now() + options.open_timeout;
         let incarnation = incarnation().map_err(|e| Error::io("draw a number for", &options.store, e))?;
@@ -166,7 +166,9 @@ impl Publisher {
             });
             match attempt {
                 Ok(all) => break all,
-                Err(e @ (Error::Refused { .. } | Error::NotLeader { leader: Some(_), .. })) => return Err(e),
+                Err(e @ (Error::Denied { .. } | Error::Refused { .. } | Error::NotLeader { leader: Some(_), .. })) => {
+                    return Err(e);
+                }
                 Err(e) if Instant::now() >= deadline => return Err(e),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }

@@ -122,7 +122,7 @@ impl Reader {
     pub fn open_on(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
-        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let bells = Bells::open(&run_dir.bells())?;
         let versions = Versions::new(disk.clone(), store, control.store_id());
         let disk = Disks(disk);
         Ok(Reader { disk, store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None, kinds: None })

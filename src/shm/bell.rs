@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::thread::futex;
 
 use super::Mapping;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Which bell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,11 @@ const LEN: u64 = 4096;
 /// Word that counts what replication processes and tools have written for storage.
 const MAIL: u64 = 1024;
 
-/// The bells of a store; every process of the store's user may ring and sleep.
+/// How long a process that may not write here sleeps at most: nobody knows that it does.
+const UNANNOUNCED: Duration = Duration::from_millis(2);
+
+/// The bells of a store; every process of the store's user may ring and sleep. Who may only read the store cannot ring, and
+/// wakes by itself.
 #[derive(Clone, Debug)]
 pub struct Bells(Arc<Mapping>);
 
@@ -49,9 +53,27 @@ impl Bells {
         Ok(Bells(Arc::new(Mapping::open_or_create(path, LEN)?)))
     }
 
-    /// Wakes everybody who sleeps at `bell`; a load if nobody does.
+    /// Maps the bells in the file `path`, which storage has made.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Bells> {
+        let map = match Mapping::open(path, true) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => Mapping::open(path, false)?,
+            other => other?,
+        };
+        if map.len() < LEN {
+            return Err(Error::Foreign { path: path.to_path_buf(), what: "file of bells", found: map.len() });
+        }
+        Ok(Bells(Arc::new(map)))
+    }
+
+    /// Wakes everybody who sleeps at `bell`; a load if nobody does. Nothing happens if this process may only read the store.
     #[inline]
     pub fn ring(&self, bell: Bell) {
+        if !self.0.is_writable() {
+            return;
+        }
         let base = bell as u64 * STRIDE;
         // SYNC: pairs with the fence in `sleep`: this thread's work is visible before it looks.
         fence(Ordering::SeqCst);
@@ -69,6 +91,9 @@ impl Bells {
 
     /// Says that something has been written to storage's socket, and wakes it.
     pub fn post(&self) {
+        if !self.0.is_writable() {
+            return;
+        }
         // SYNC: pairs with the load in `mail`: what was written before is in the socket.
         self.0.u32(MAIL).fetch_add(1, Ordering::Release);
         self.ring(Bell::Ingest);
@@ -83,6 +108,12 @@ impl Bells {
 
     /// Sleeps until the bell rings, `ready` says true beforehand, or `limit` has passed.
     pub fn sleep(&self, bell: Bell, limit: Duration, ready: impl FnOnce() -> bool) {
+        if !self.0.is_writable() {
+            if !ready() {
+                std::thread::sleep(limit.min(UNANNOUNCED));
+            }
+            return;
+        }
         let base = bell as u64 * STRIDE;
         let word = self.0.u32(base);
         // SYNC: pairs with `fetch_add` in `ring`.

@@ -1,5 +1,5 @@
 //! Owns: shared memory. [`Mapping`] is a file in a memory file system, mapped by many processes;
-//! [`control`] is the store's control page, [`bell`] wakes sleepers, [`run_dir`] names it all.
+//! [`control`] is the store's control page, [`bell`] wakes sleepers, [`run_dir`] names it all, [`user`] says whose it is.
 //!
 //! What must hold: every byte of a mapping is backed by allocated memory before it is mapped (a full
 //! memory file system is an error here, not a signal later); each word has one writing thread; a
@@ -12,14 +12,15 @@ pub mod kinds;
 pub mod run_dir;
 pub mod slot;
 pub mod symbols;
+pub mod user;
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 
 use crate::error::{Error, Result};
 
@@ -63,9 +64,19 @@ impl Mapping {
     /// # Errors
     /// As [`Mapping::create`].
     pub fn open_or_create(path: &Path, len: u64) -> Result<Mapping> {
-        let file = open(OpenOptions::new().read(true).write(true).create(true).truncate(false), "open", path)?;
+        let file = match open(OpenOptions::new().read(true).write(true).create_new(true), "create", path) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                open(OpenOptions::new().read(true).write(true), "open", path)?
+            }
+            other => other?,
+        };
         allocate(&file, path, 0, len)?;
         Mapping::map(&file, path, true, false)
+    }
+
+    /// Whether it is mapped for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Maps the existing `path`, for writing if `writable`.
@@ -195,8 +206,16 @@ fn is_sparse(file: &File) -> bool {
     file.metadata().map_or(true, |m| m.blocks() * 512 < m.len())
 }
 
+/// Who may read the store by its group may read what is in shared memory, whatever the umask: the run directory decides.
+const MODE: u32 = 0o640;
+
 fn open(options: &mut OpenOptions, op: &'static str, path: &Path) -> Result<File> {
-    options.open(path).map_err(|e| Error::io(op, path, e))
+    let file = options.mode(MODE).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path);
+    let file = file.map_err(|e| Error::io(op, path, e))?;
+    if op == "create" {
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(MODE)).map_err(|e| Error::io("set the mode of", path, e))?;
+    }
+    Ok(file)
 }
 
 /// Allocates the bytes from `offset` on of `file`, so that no later store can fail.

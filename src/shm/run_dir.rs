@@ -18,15 +18,21 @@
 //! the disk, told by device, inode and when it was made: a copy of a store has the store's id and its link, and is another
 //! directory, so the link is believed only where the tag says that it is of this one. A run directory whose store is gone is
 //! removed by the next start of any store, unless it is another user's, or locked: then its process lives.
+//!
+//! Shared memory is everybody's, and every user can take a name in it first. So a run directory is used only if it is a
+//! directory itself, the storage process's user has made it, and nobody else can write in it; what is another's is passed over,
+//! and the tag then has a random end. Who may read the store's directory by its group may read what is in shared memory;
+//! publishing is its user's alone.
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::user;
 use crate::error::{Error, Result};
 
 /// Where run directories live unless told otherwise.
@@ -43,6 +49,17 @@ const PREFIX: &str = "tapestore-";
 /// How often, and how long, the lock is asked for: a start of another store may just be looking at it.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Names that are tried beside the tag alone, if other users have taken that.
+const OTHER_NAMES: usize = 8;
+
+/// Who may write in a run directory besides its user: nobody.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// What a group has to be allowed in the store's directory, to be allowed to read what is in shared memory.
+const READABLE_BY_GROUP: u32 = 0o050;
+const MODE_PRIVATE: u32 = 0o700;
+/// What is made in it has its group.
+const MODE_SHARED: u32 = 0o2750;
 
 /// Digits of a tag that say which store it is, and which directory.
 const ID_DIGITS: usize = 8;
@@ -69,8 +86,22 @@ impl RunDir {
         let dir = File::open(store).map_err(|e| Error::io("open", store, e))?;
         let found = dir.metadata().map_err(|e| Error::io("stat", store, e))?;
         let tag = format!("{:08x}{}", (store_id >> 96) as u32, which(&found));
-        let path = root.join(format!("{PREFIX}{tag}"));
-        let lock = hold(&path)?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+        let linked = std::fs::read_link(store.join(LINK)).ok();
+        let linked = linked.filter(|p| p.parent() == Some(root) && tag_of(p).is_some_and(|t| t.starts_with(&tag)));
+        let mut others = 0..OTHER_NAMES;
+        let mut next = linked.or_else(|| Some(root.join(format!("{PREFIX}{tag}"))));
+        let (path, lock) = loop {
+            let Some(path) = next else { return Err(Error::Locked { path: store.to_path_buf() }) };
+            match take(&path, &found)? {
+                Taken::Held(lock) => break (path, lock),
+                Taken::Busy => return Err(Error::Locked { path: store.to_path_buf() }),
+                Taken::Foreign => {
+                    tracing::warn!(path = %path.display(), "this name in shared memory is another's; one more is tried")
+                }
+            }
+            next = others.next().map(|_| random()).transpose()?.map(|end| root.join(format!("{PREFIX}{tag}x{end:08x}")));
+        };
+        let tag = tag_of(&path).unwrap_or_default().to_owned();
         let held = Held([lock, dir]);
         let whole = store.canonicalize().map_err(|e| Error::io("look for", store, e))?;
         point(&path.join(BACK), &whole)?;
@@ -81,8 +112,8 @@ impl RunDir {
     /// The run directory of the store in `store`.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if there is none, or the one that the link leads to is another directory's; [`Error::Io`] if it
-    /// cannot be looked at.
+    /// [`Error::StorageDown`] if there is none, or the one that the link leads to is another directory's; [`Error::Denied`] if
+    /// this process's user may not use it; [`Error::Io`] if it cannot be looked at.
     pub fn find(store: &Path) -> Result<RunDir> {
         let down = |why| Error::StorageDown { dir: store.to_path_buf(), why };
         let found = match store.metadata() {
@@ -90,14 +121,24 @@ impl RunDir {
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(down("the directory does not exist")),
             Err(e) => return Err(Error::io("look for", store, e)),
         };
-        let path = std::fs::read_link(store.join(LINK)).map_err(|_| down("no storage process has run here"))?;
-        let tag = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_prefix(PREFIX));
-        let tag = tag.ok_or_else(|| down("its link 'run' is not a run directory"))?.to_owned();
+        let link = store.join(LINK);
+        let path = match std::fs::read_link(&link) {
+            Ok(path) => path,
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(user::denied(store, found.uid(), user::own())),
+            Err(_) => return Err(down("no storage process has run here")),
+        };
+        let tag = tag_of(&path).ok_or_else(|| down("its link 'run' is not a run directory"))?.to_owned();
         if !is_of(&tag, &found) {
             return Err(down("it is a copy, or was moved: its link 'run' is of another directory"));
         }
-        if !path.is_dir() {
-            return Err(down("not since this host was started"));
+        let Ok(there) = path.symlink_metadata() else { return Err(down("not since this host was started")) };
+        // The link is made by the storage process: what it leads to is another's if somebody has put it there since.
+        let owner = link.symlink_metadata().map_err(|e| Error::io("look for", &link, e))?.uid();
+        if !there.is_dir() || there.uid() != owner || there.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Err(down("what its link 'run' leads to was not made by its storage process"));
+        }
+        if rustix::fs::access(&path, rustix::fs::Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS) {
+            return Err(user::denied(store, owner, user::own()));
         }
         Ok(RunDir { path, tag })
     }
@@ -105,6 +146,16 @@ impl RunDir {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Checks that this process is of the user that serves the store in `store`: only that one may publish, or change it.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if it is not; [`Error::StorageDown`] if the run directory is gone.
+    pub fn check_user(&self, store: &Path) -> Result<()> {
+        let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "its shared memory is gone" };
+        let owner = self.path.symlink_metadata().map_err(down)?.uid();
+        if owner == user::own() { Ok(()) } else { Err(user::denied(store, owner, user::own())) }
     }
 
     /// The control page.
@@ -169,7 +220,7 @@ impl RunDir {
             let path = self.path.join(&name);
             let gone = if name.starts_with("iox2-") { remove_tree(&path) } else { std::fs::remove_file(&path) };
             match gone {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
+                Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
                 _ => removed += 1,
             }
         }
@@ -178,12 +229,25 @@ impl RunDir {
         for name in names(shm)? {
             if name.starts_with(&ours) && !current.as_ref().is_some_and(|c| name.starts_with(c)) {
                 match std::fs::remove_file(shm.join(&name)) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &shm.join(name), e)),
-                    _ => removed += 1,
+                    Ok(()) => removed += 1,
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    // Another user has put it there.
+                    Err(error) => tracing::warn!(%error, name, "a name of the bus in shared memory cannot be removed"),
                 }
             }
         }
         Ok(removed)
+    }
+
+    /// The first of the instances `first`, `first + 2`, ... of which nothing lies in shared memory: of those that nobody has
+    /// begun yet, others may have taken the names.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn free_instance(&self, first: u64) -> Result<u64> {
+        let taken = self.bus_segments()?;
+        let is_free = |instance: u64| !taken.iter().any(|name| name.starts_with(&self.bus_prefix(instance)));
+        Ok((first..).step_by(2).find(|i| is_free(*i)).unwrap_or(first))
     }
 
     /// Removes run directories under `root` of this user whose stores are gone, with what belongs to them; gives
@@ -243,31 +307,87 @@ fn is_of(tag: &str, found: &Metadata) -> bool {
     tag.get(ID_DIGITS..ID_DIGITS + DIR_DIGITS) == Some(which(found).as_str())
 }
 
-/// Makes the directory `path` if it is not there, and takes its lock; `None` if another process has that.
-fn hold(path: &Path) -> Result<Option<File>> {
+/// The tag in the name of the run directory `path`.
+fn tag_of(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()?.strip_prefix(PREFIX)
+}
+
+fn random() -> Result<u32> {
+    let mut bytes = [0u8; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::io("draw a name in", Path::new(ROOT_DEFAULT), e))?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// What came of asking for a run directory.
+enum Taken {
+    /// It is this process's, by this lock.
+    Held(File),
+    /// Another process has it.
+    Busy,
+    /// It is another user's, or others can write in it.
+    Foreign,
+}
+
+/// Makes the directory `path` of the store's directory `store` if it is not there, and takes its lock.
+fn take(path: &Path, store: &Metadata) -> Result<Taken> {
+    use rustix::io::Errno;
     for _ in 0..LOCK_TRIES {
-        match std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io("create directory", path, e)),
+        match std::fs::DirBuilder::new().mode(MODE_PRIVATE).create(path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(Error::io("create directory", path, e)),
             _ => {}
         }
-        let lock = path.join(LOCK);
-        let file = match File::options().read(true).write(true).create(true).truncate(false).open(&lock) {
-            // The directory has just been swept.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.map_err(|e| Error::io("open", &lock, e))?,
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = match rustix::fs::open(path, flags, Mode::empty()) {
+            Ok(dir) => File::from(dir),
+            // It has just been swept.
+            Err(Errno::NOENT) => continue,
+            Err(Errno::LOOP | Errno::NOTDIR | Errno::ACCESS) => return Ok(Taken::Foreign),
+            Err(e) => return Err(Error::io("open", path, e)),
+        };
+        let found = dir.metadata().map_err(|e| Error::io("stat", path, e))?;
+        if found.uid() != user::own() || found.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Ok(Taken::Foreign);
+        }
+        let (lock, flags) = (path.join(LOCK), OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC);
+        let file = match rustix::fs::openat(&dir, LOCK, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(Error::io("open", &lock, e)),
         };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
-                let inode = |m: std::io::Result<std::fs::Metadata>| m.map(|m| m.ino()).ok();
+                let inode = |m: std::io::Result<Metadata>| m.map(|m| m.ino()).ok();
                 if inode(file.metadata()) == inode(lock.metadata()) {
-                    return Ok(Some(file));
+                    share(path, &dir, store)?;
+                    return Ok(Taken::Held(file));
                 }
             }
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
             Err(e) => return Err(Error::io("lock", &lock, e)),
         }
     }
-    Ok(None)
+    Ok(Taken::Busy)
+}
+
+/// Lets the group of the store's directory read in the run directory `path`, which is open as `dir`, as far as it may read in
+/// the store's.
+fn share(path: &Path, dir: &File, store: &Metadata) -> Result<()> {
+    use rustix::fs::{AtFlags, Gid, chownat, fchmod, fchown};
+    let failed = |e| Error::io("set the mode of", path, e);
+    let group = Some(Gid::from_raw(store.gid()));
+    let has_group = |m: &Metadata| m.gid() == store.gid();
+    // A user can give what is its own to the groups that it is in only.
+    let is_given = |m: &Metadata| has_group(m) || fchown(dir, None, group).is_ok();
+    let found = dir.metadata().map_err(|e| Error::io("stat", path, e))?;
+    if store.mode() & READABLE_BY_GROUP != READABLE_BY_GROUP || !is_given(&found) {
+        return fchmod(dir, Mode::from_raw_mode(MODE_PRIVATE)).map_err(failed);
+    }
+    if !has_group(&found) {
+        // What is there already has the group from before.
+        names(path)?.iter().try_for_each(|n| chownat(dir, n, None, group, AtFlags::SYMLINK_NOFOLLOW)).map_err(failed)?;
+    }
+    fchmod(dir, Mode::from_raw_mode(MODE_SHARED)).map_err(failed)
 }
 
 /// Makes `link` a link to `to`.
@@ -285,7 +405,7 @@ fn point(link: &Path, to: &Path) -> Result<()> {
 fn remove_tree(path: &Path) -> std::io::Result<()> {
     for _ in 0..10 {
         match std::fs::remove_dir_all(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => std::thread::yield_now(),
+            Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => std::thread::yield_now(),
             other => return other,
         }
     }

@@ -57,7 +57,7 @@ fn here(store: &Path, command: Command) -> Outcome<Report> {
     let run_dir = RunDir::find(store)?;
     let mut stream = UnixStream::connect(run_dir.cluster_socket()).map_err(|e| unavailable(store, &e))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let bells = Bells::open_or_create(&run_dir.bells())?;
+    let bells = Bells::open(&run_dir.bells())?;
     stream.write_all(&Message::Command { id: 1, command }.encode()?)?;
     bells.post();
     let mut received = Vec::new();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tapestore::backup::Progress;
 use tapestore::consensus::message::{Command, Member, Message};
-use tapestore::disk::{Disk, RealDisk};
+use tapestore::disk::{Disk, Open, RealDisk};
 use tapestore::engine::fill;
 use tapestore::engine::offer::is_file_name;
 use tapestore::lsn::NodeId;
@@ -280,7 +280,11 @@ async fn fetch_file(
     }
     let part = incoming.join(format!("{}.part", file.name));
     let told = |e: std::io::Error| format!("{}: {e}", part.display());
-    let to = OpenOptions::new().create(true).truncate(false).write(true).open(&part).map_err(told)?;
+    if !part.exists() {
+        // As a file of the store, which it is to be.
+        RealDisk.open(&part, Open::CreateNew).map_err(|e| e.to_string())?;
+    }
+    let to = OpenOptions::new().write(true).open(&part).map_err(told)?;
     let mut at = to.metadata().map_err(told)?.len();
     tell(at);
     let mut tries = 0;

@@ -174,7 +174,7 @@ impl Session {
     async fn hold(&mut self, ends: &mut Ends) -> Result<Option<String>, Ended> {
         let run_dir = RunDir::find(&self.options.store).map_err(std::io::Error::other)?;
         let stream = UnixStream::connect(run_dir.cluster_socket()).await?;
-        let bells = Bells::open_or_create(&run_dir.bells()).map_err(std::io::Error::other)?;
+        let bells = Bells::open(&run_dir.bells()).map_err(std::io::Error::other)?;
         let hello = Message::Hello { version: VERSION, pid: std::process::id() };
         write(&stream, &bells, &hello.encode().map_err(std::io::Error::other)?).await?;
         let (mut received, mut chunk) = (Vec::new(), vec![0; CHUNK]);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tapestore::consensus::message::{Command, Role, State};
-use tapestore::disk::RealDisk;
+use tapestore::disk::{Disk, RealDisk};
 use tapestore::engine::offer::{self, Offer};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
@@ -139,7 +139,7 @@ impl Host {
             // Whoever asked may be gone before it is done: then it is a copy that nobody fetches from.
             let made = tokio::task::spawn_blocking(move || {
                 let dir = copies.dir.join(node.to_string());
-                std::fs::create_dir_all(&copies.dir)?;
+                RealDisk.create_dir(&copies.dir).map_err(std::io::Error::other)?;
                 let offer = offer::offer(&RealDisk, &store, &dir, HostClock.wall()).map_err(std::io::Error::other)?;
                 let is_whole = holds_all(&offer, &asked);
                 let number = fastrand::u64(1..1 << 62);

@@ -53,7 +53,7 @@ fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
     let original = Store::serve();
     let mut publisher = original.publisher(1, Level::Fsync);
     publish(&mut publisher, 100);
-    let mut second = Store::new(&["--memtable-size", "16M"]);
+    let mut second = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     copy(&original.path, &second.path);
     nobody_serves(&second.path);
     let verified = second.tape_ok(&["verify"]);

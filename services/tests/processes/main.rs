@@ -19,3 +19,4 @@ mod pairs;
 mod roles;
 mod tool;
 mod user_kinds;
+mod users;

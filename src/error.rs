@@ -184,6 +184,14 @@ pub enum Error {
         /// Who asks.
         user: String,
     },
+    /// It is another process's, from which this one was forked.
+    #[error("this {what} is process {pid}'s, from which this one was forked, and cannot be used here; open one of its own")]
+    Forked {
+        /// What was used.
+        what: &'static str,
+        /// Who opened it.
+        pid: u32,
+    },
     /// This host of the store does not lead, and passes nothing on to the one that does.
     #[error("the store in {} does not lead{}; attach where the leader's storage runs, or set `forward = true` under [cluster]", dir.display(), leader.map_or_else(String::new, |l| format!(", node {l} does")))]
     NotLeader {

@@ -2,7 +2,9 @@
 //!
 //! What must hold: each publisher's records come in its order, each once; what the bus dropped is
 //! fetched from the store, in its place; what is not to be had within `heal_timeout` is reported as
-//! [`Event::Gap`], never passed over in silence. A subscriber never holds a publisher up.
+//! [`Event::Gap`], never passed over in silence. A subscriber never holds a publisher up. When storage is silent, it looks where
+//! the store's directory leads now, and says [`Event::Reopened`] when that is elsewhere. In a process that was forked off the one
+//! that opened it, it is refused: both would take from one queue.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,14 +12,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bus::{Bus, Receiver};
-use crate::disk::RealDisk;
+use crate::disk::{RealDisk, absolute};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId, Timeline};
 use crate::record::RecordRef;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
 use crate::shm::kinds::Kinds;
+use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
+use crate::time::{Clock, HostClock};
 use crate::version::{Versions, View};
 
 /// What a subscriber is told.
@@ -46,6 +50,14 @@ pub enum Event<'a> {
         first: PubSeq,
         /// The last; the greatest number if the epoch ended and nobody can say how many there were.
         last: PubSeq,
+    },
+    /// The store is served from elsewhere than before: it was moved, or restored from a backup.
+    Reopened {
+        /// The timeline that it is on.
+        timeline: Timeline,
+        /// Whether it goes on where it was: what was missed meanwhile comes as healed. If not, it is another copy of the store,
+        /// which may hold less than came before, or other records; what comes next begins where publishers are now.
+        continues: bool,
     },
 }
 
@@ -131,10 +143,17 @@ pub struct Subscriber {
     healed: u64,
     stored: Stored,
     looked: Instant,
+    timeline: Timeline,
+    reopened: Option<(Timeline, bool)>,
+    reopen_tried: Instant,
+    origin: Origin,
 }
 
 /// How often an idle subscriber looks whether storage has been restarted.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// How often it looks where the store's directory leads, while storage is silent.
+const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
 impl Subscriber {
     /// Subscribes to the store in the directory `store`.
@@ -142,6 +161,7 @@ impl Subscriber {
     /// # Errors
     /// [`Error::StorageDown`] if no storage process serves it; [`Error::Bus`].
     pub fn open(store: &Path) -> Result<Subscriber> {
+        let store = &absolute(store)?;
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open(&run_dir.bells())?;
@@ -163,9 +183,13 @@ impl Subscriber {
             healed: 0,
             stored: Stored { after, ..Stored::default() },
             looked: Instant::now(),
+            timeline: Timeline(0),
+            reopened: None,
+            reopen_tried: Instant::now(),
+            origin: Origin::here(),
         };
         if !this.relink()? {
-            return Err(Error::StorageDown { dir: this.store, why: "it is recovering" });
+            return Err(Error::StorageDown { dir: this.store.clone(), why: "it is recovering" });
         }
         Ok(this)
     }
@@ -173,6 +197,41 @@ impl Subscriber {
     /// Records that were fetched from the store.
     pub fn healed(&self) -> u64 {
         self.healed
+    }
+
+    /// Whether storage has turned its loop within the last second. If not, nothing comes until it is started again, here or where
+    /// the store's directory leads by then.
+    pub fn is_storage_alive(&self) -> bool {
+        self.control.is_alive(HostClock.monotonic())
+    }
+
+    /// Goes over to the control page that the store's directory leads to now, if storage is silent on this one and serves on
+    /// that. Another store is not gone over to.
+    fn reopen_if_silent(&mut self) -> Result<()> {
+        if self.reopen_tried.elapsed() < REOPEN_EVERY || self.is_storage_alive() {
+            return Ok(());
+        }
+        self.reopen_tried = Instant::now();
+        let Ok(run_dir) = RunDir::find(&self.store) else { return Ok(()) };
+        let Ok(now) = Control::open(&run_dir.control()) else { return Ok(()) };
+        let page = |c: &Control| (c.instance(), c.started(), c.timeline());
+        let is_served = now.server().is_some() && now.instance().is_multiple_of(2);
+        if !is_served || now.store_id() != self.control.store_id() || page(&now) == page(&self.control) {
+            return Ok(());
+        }
+        let (timeline, continues) = (now.timeline(), now.timeline() == self.timeline);
+        if !continues {
+            // Its numbers are another copy's: none of them says anything of those that were seen.
+            self.cursors.clear();
+            self.stored = Stored { after: now.applied(), ..Stored::default() };
+        }
+        self.bells = Bells::open(&run_dir.bells())?;
+        self.versions = Versions::new(Arc::new(RealDisk), &self.store, now.store_id());
+        (self.view, self.link, self.kinds) = (None, None, None);
+        (self.run_dir, self.control) = (run_dir, now);
+        self.reopened = Some((timeline, continues));
+        tracing::warn!(store = %self.store.display(), %timeline, continues, "the store is served from elsewhere now");
+        self.relink().map(drop)
     }
 
     /// Joins the bus of the instance that serves now. `false`: none does.
@@ -190,14 +249,19 @@ impl Subscriber {
         kinds.refresh()?;
         self.kinds = Some(kinds);
         self.link = Some((instance, receiver, bus));
+        self.timeline = self.control.timeline();
         Ok(true)
     }
 
     /// The next event, if there is one.
     ///
     /// # Errors
-    /// [`Error::Bus`]; malformed batches are passed over, and their records come as healed or as a gap.
+    /// [`Error::Bus`]; malformed batches are passed over, and their records come as healed or as a gap. [`Error::Forked`].
     pub fn poll(&mut self) -> Result<Option<Event<'_>>> {
+        self.origin.check("subscriber")?;
+        if let Some((timeline, continues)) = self.reopened.take() {
+            return Ok(Some(Event::Reopened { timeline, continues }));
+        }
         if self.batch.left == 0 && !self.next_batch()? {
             return Ok(None);
         }
@@ -266,7 +330,7 @@ impl Subscriber {
     fn look(&mut self) -> Result<bool> {
         if self.looked.elapsed() >= LOOK_EVERY {
             self.looked = Instant::now();
-            match self.relink() {
+            match self.reopen_if_silent().and_then(|()| self.relink()) {
                 Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "cannot join the bus yet"),
             }
@@ -277,6 +341,9 @@ impl Subscriber {
     /// Looks at the store as it is now.
     fn look_at_store(&mut self) -> Result<()> {
         self.healing_since.get_or_insert_with(Instant::now);
+        if let Err(error) = self.reopen_if_silent() {
+            tracing::debug!(%error, "cannot join the bus yet");
+        }
         match self.versions.view(&self.run_dir, &self.control, Control::applied) {
             Ok(view) => {
                 self.view = Some(view);
@@ -348,5 +415,14 @@ impl Subscriber {
         }
         let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
         self.bells.sleep(Bell::Live, limit.min(Duration::from_millis(100)), || receiver.has_batches());
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        if !self.origin.is_here() {
+            // The ends of the bus are those of the process from which this one was forked: to close them would close its.
+            Box::leak(Box::new(self.link.take()));
+        }
     }
 }

@@ -534,6 +534,10 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
             Some(Event::Gap { publisher, first, last, .. }) => {
                 eprintln!("gap: records {first} to {last} of publisher {publisher} did not arrive");
             }
+            Some(Event::Reopened { continues: true, .. }) => eprintln!("note: the store is served from elsewhere now"),
+            Some(Event::Reopened { timeline, .. }) => {
+                eprintln!("note: the store was restored: it is on timeline {timeline} now, and may lack what came before");
+            }
             None => {
                 out.flush()?;
                 subscriber.wait(Duration::from_millis(50));

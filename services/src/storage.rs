@@ -71,6 +71,7 @@ impl Args {
             }
         }
         set(&mut options.store, &self.store);
+        options.store = tapestore::disk::absolute(&options.store)?;
         set(&mut options.memtable_size, &self.memtable_size);
         set(&mut options.memtables_max, &self.memtables_max);
         set(&mut options.segment_size, &self.segment_size);

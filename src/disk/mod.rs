@@ -9,9 +9,9 @@ mod mapped;
 mod real;
 pub mod sim;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use mapped::Mapped;
 pub use real::RealDisk;
@@ -36,6 +36,17 @@ pub struct Space {
     pub total: u64,
 }
 
+/// `path` from the root on: what is kept open for long names files by it, and the program may go to another directory.
+///
+/// # Errors
+/// [`Error::Io`] if the working directory cannot be told, [`Error::Invalid`] if `path` is empty.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    match std::path::absolute(path) {
+        Err(_) if path.as_os_str().is_empty() => Err(Error::invalid("directory", "its name is empty")),
+        whole => whole.map_err(|e| Error::io("tell the working directory for", path, e)),
+    }
+}
+
 /// Bytes copied at once.
 const COPY_CHUNK: usize = 1 << 20;
 
@@ -44,7 +55,7 @@ pub trait Disk: Send + Sync {
     /// Opens the file `path`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`], as for every call of this trait.
+    /// [`Error::Io`], as for every call of this trait.
     fn open(&self, path: &Path, how: Open) -> Result<Box<dyn DiskFile>>;
     /// Maps the file `path`, which is complete and never written again.
     fn map(&self, path: &Path) -> Result<Mapped>;
@@ -100,7 +111,7 @@ pub trait DiskFile: Send + Sync {
 /// `visit`. Not durable before the directory has been synced.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`].
+/// [`Error::Io`].
 pub fn copy(disk: &dyn Disk, from: &Path, to: &Path, visit: &mut dyn FnMut(u64)) -> Result<()> {
     let temporary = to.with_extension("tmp");
     if disk.exists(&temporary)? {
@@ -116,7 +127,7 @@ pub fn copy(disk: &dyn Disk, from: &Path, to: &Path, visit: &mut dyn FnMut(u64))
 /// Copies the bytes `from` to `to` of `source`, or to its end, to the same place in `file`.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`].
+/// [`Error::Io`].
 pub fn copy_range(source: &dyn DiskFile, file: &dyn DiskFile, from: u64, to: u64, visit: &mut dyn FnMut(u64)) -> Result<()> {
     let (mut at, mut chunk) = (from, vec![0u8; COPY_CHUNK]);
     while at < to {
@@ -136,7 +147,7 @@ pub fn copy_range(source: &dyn DiskFile, file: &dyn DiskFile, from: u64, to: u64
 /// sync of the directory.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`]; `path` then has its old contents or the new.
+/// [`Error::Io`]; `path` then has its old contents or the new.
 pub fn publish(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
     if disk.exists(&temporary)? {

@@ -325,7 +325,7 @@ fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &O
         epoch: meta.epoch,
         session,
         segment_size,
-        store: std::path::absolute(&options.store).unwrap_or_else(|_| options.store.clone()),
+        store: options.store.clone(),
         heartbeat_ms: options.cluster.heartbeat_ms,
         election_ms: options.cluster.election_ms,
         is_lossy: options.cluster.is_lossy(),

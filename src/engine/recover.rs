@@ -14,7 +14,7 @@ use super::options::{Options, World};
 use super::{fill, life, space};
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
-use crate::disk::Disk;
+use crate::disk::{Disk, absolute};
 use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Timeline};
 use crate::manifest::Manifest;
@@ -268,6 +268,7 @@ fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: 
 /// # Errors
 /// [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
 pub fn recover(options: Options, world: &World) -> Result<Recovered> {
+    let options = Options { store: absolute(&options.store)?, run_root: absolute(&options.run_root)?, ..options };
     let (disk, dir) = (&world.disk, &options.store.clone());
     disk.create_dir(dir)?;
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;

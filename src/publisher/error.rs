@@ -33,6 +33,15 @@ pub enum PublishError {
     /// Storage refuses this publisher for good.
     #[error("storage refuses the publisher: {0}")]
     Refused(String),
+    /// This process was forked from process `pid`, which publishes as `publisher`: here it would give the same numbers to
+    /// other records. Open a publisher of this process's own, with another number.
+    #[error("publisher {publisher} is process {pid}'s, from which this one was forked; open one of its own, with another number")]
+    Forked {
+        /// Who.
+        publisher: PublisherId,
+        /// Who opened it.
+        pid: u32,
+    },
     /// The record itself cannot be.
     #[error(transparent)]
     Record(#[from] Error),

@@ -4,8 +4,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::link::{self, Link, connect};
-use super::{Fatal, KEEPER_BATCHES, Options, State, lock, register};
+use super::link::{self, Link, connect, register};
+use super::{Fatal, KEEPER_BATCHES, Options, State, lock};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
@@ -137,4 +137,11 @@ impl Keeper {
             }
         }
     }
+}
+
+/// A number by which storage knows this process again.
+pub(super) fn incarnation() -> std::io::Result<u32> {
+    let mut bytes = [0u8; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u32::from_le_bytes(bytes))
 }

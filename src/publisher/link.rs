@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::ring::Chunk;
-use crate::bus::attach::Grant;
+use crate::bus::attach::{Grant, Message, ask};
 use crate::bus::{BatchHeader, Bus, LIVE_WORDS_MAX, Sender};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, PubSeq, PublisherId};
-use crate::record;
+use crate::record::{self, Layout};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Slot};
 use crate::shm::run_dir::RunDir;
@@ -106,6 +106,17 @@ pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result
     stream.set_read_timeout(Some(limit)).map_err(down)?;
     stream.set_write_timeout(Some(limit)).map_err(down)?;
     Ok(stream)
+}
+
+/// Asks storage at the other end of `stream` to make `layout` a kind of the store.
+pub(super) fn register(stream: &mut UnixStream, store: &Path, layout: &Layout) -> Result<()> {
+    const REQUEST: &str = "to register a kind";
+    let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "it does not answer" };
+    match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
+        Message::Known => Ok(()),
+        Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
+        _ => Err(Error::Refused { request: REQUEST, reason: "a meaningless answer".into() }),
+    }
 }
 
 /// Whether the other end of `stream` is still there.

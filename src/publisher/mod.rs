@@ -4,7 +4,8 @@
 //! What must hold: a call never blocks longer than `send_timeout` (and the time in which the keeper
 //! sends a slice of a backlog); success means that the record is in the ring and will be stored, in
 //! the order of the calls, once, unless this process dies; what is lost all the same is reported and
-//! stored as a [`Gap`] record.
+//! stored as a [`crate::record::Gap`] record; in a process that was forked off the one that opened it, every call is refused before it takes
+//! the lock, which the keeper, that is not there, may hold.
 //!
 //! One lock guards the ring and the bus's ports: the caller holds it while it publishes, the keeper
 //! thread for a slice every few milliseconds, to take in acknowledgements, to send what did not fit,
@@ -13,27 +14,32 @@
 mod error;
 mod keeper;
 mod link;
+mod lost;
 mod ring;
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use self::error::PublishError;
-use self::keeper::{ANSWER_TIMEOUT, Keeper, attach};
-use self::link::{Link, connect};
+use self::keeper::{ANSWER_TIMEOUT, Keeper, attach, incarnation};
+use self::link::{Link, connect, register};
+pub use self::lost::Lost;
+use self::lost::gap_record;
 use self::ring::Ring;
 use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
+use crate::disk::absolute;
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, InstrumentId, Level, Lsn, NO_SUCH_LEVEL, PubSeq, PublisherId};
-use crate::record::{Gap, Kind, Layout, Name, Record, RecordRef};
+use crate::record::{Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
 use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
 use crate::shm::kinds::Kinds;
+use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
-use crate::time::{Clock, HostClock};
 
 /// How a publisher is to be.
 #[derive(Clone, Debug)]
@@ -67,17 +73,6 @@ impl Options {
             live: true,
         }
     }
-}
-
-/// Records that are neither in the ring nor in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lost {
-    /// In which epoch they were numbered.
-    pub epoch: Epoch,
-    /// The first.
-    pub first: PubSeq,
-    /// The last.
-    pub last: PubSeq,
 }
 
 /// How far a publisher has come.
@@ -133,11 +128,13 @@ enum Fatal {
 pub struct Publisher {
     state: Arc<Mutex<State>>,
     options: Options,
-    run_dir: RunDir,
+    origin: Origin,
     stop: Stop,
     keeper: Option<JoinHandle<()>>,
 }
 
+/// What an error calls it.
+const WHAT: &str = "publisher";
 /// Publishes between two looks at the acknowledgements.
 const REAP_EVERY: u32 = 64;
 /// Batches that one call, or the keeper while it holds the lock, sends: the rest of a backlog follows.
@@ -157,6 +154,7 @@ impl Publisher {
     /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the
     /// store; [`Error::Refused`]; [`Error::NotLeader`] where forwarding is switched off.
     pub fn open(options: Options) -> Result<Publisher> {
+        let options = Options { store: absolute(&options.store)?, ..options };
         let deadline = Instant::now() + options.open_timeout;
         let incarnation = incarnation().map_err(|e| Error::io("draw a number for", &options.store, e))?;
         let (run_dir, stream, link, grant) = loop {
@@ -203,7 +201,18 @@ impl Publisher {
         };
         let keeper = spawn("tape-publisher", None, move || keeper.run())
             .map_err(|e| Error::io("start a thread for", &options.store, e))?;
-        Ok(Publisher { state, options, run_dir, stop, keeper: Some(keeper) })
+        Ok(Publisher { state, options, origin: Origin::here(), stop, keeper: Some(keeper) })
+    }
+
+    /// Connects to whoever serves the store now, which may lie elsewhere than when this was opened.
+    fn ask(&self) -> Result<UnixStream> {
+        self.origin.check(WHAT)?;
+        connect(&RunDir::find(&self.options.store)?, &self.options.store, ANSWER_TIMEOUT)
+    }
+
+    fn check_process(&self) -> Result<(), PublishError> {
+        let forked = |_| PublishError::Forked { publisher: self.options.publisher, pid: self.origin.pid() };
+        self.origin.check(WHAT).map_err(forked)
     }
 
     /// The instruments called `names`, in their order; those that are new are registered, durably.
@@ -213,7 +222,7 @@ impl Publisher {
     pub fn instruments(&self, names: &[Name]) -> Result<Vec<InstrumentId>> {
         let down = |_| Error::StorageDown { dir: self.options.store.clone(), why: "it does not answer" };
         let mut ids = Vec::with_capacity(names.len());
-        let mut stream = connect(&self.run_dir, &self.options.store, ANSWER_TIMEOUT)?;
+        let mut stream = self.ask()?;
         for some in names.chunks(NAMES_MAX) {
             match ask(&mut stream, &Message::Symbols(some.to_vec())).map_err(down)? {
                 Message::Ids(more) if more.len() == some.len() => ids.extend(more),
@@ -242,11 +251,12 @@ impl Publisher {
     pub fn kind<R: Record>(&mut self) -> Result<()> {
         let layout = Layout::of(R::SCHEMA_REF)?;
         layout.register()?;
+        self.origin.check(WHAT)?;
         let hash = R::SCHEMA_REF.hash;
         if lock(&self.state).kinds.iter().any(|k| k.0 == hash) {
             return Ok(());
         }
-        let mut stream = connect(&self.run_dir, &self.options.store, ANSWER_TIMEOUT)?;
+        let mut stream = self.ask()?;
         register(&mut stream, &self.options.store, &layout)?;
         lock(&self.state).kinds.push((hash, layout));
         Ok(())
@@ -281,13 +291,17 @@ impl Publisher {
         Ok(PubSeq(state.ring.next().0 - 1))
     }
 
-    /// Sends what has been staged.
+    /// Sends what has been staged; nothing, in a forked process.
     pub fn send(&mut self) {
+        if !self.origin.is_here() {
+            return;
+        }
         lock(&self.state).pump(KEEPER_BATCHES);
     }
 
     /// Puts a record in the ring, waiting for room if need be.
     fn take(&self, record: RecordRef<'_>) -> Result<MutexGuard<'_, State>, PublishError> {
+        self.check_process()?;
         let mut state = lock(&self.state);
         if record.kind().is_user() && !state.kinds.iter().any(|k| k.0 == record.schema().hash) {
             let reason = format!(
@@ -332,8 +346,9 @@ impl Publisher {
     ///
     /// # Errors
     /// [`PublishError::Full`] if it has not within `limit`; what was taken is still kept and sent.
-    /// [`PublishError::Refused`]: the store has no such level.
+    /// [`PublishError::Refused`]: the store has no such level. [`PublishError::Forked`].
     pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
+        self.check_process()?;
         let deadline = Instant::now() + limit;
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
         let mut idle = Idle::new(Wait::Adaptive);
@@ -376,17 +391,24 @@ impl Publisher {
     /// # Errors
     /// As [`Publisher::flush`].
     pub fn close(mut self, limit: Duration) -> Result<Progress, PublishError> {
+        self.check_process()?;
         let level = lock(&self.state).level;
         self.flush(level, limit)
     }
 
-    /// The level in force: the one asked for, or a higher one.
+    /// The level in force: the one asked for, or a higher one; in a forked process, the one asked for.
     pub fn level(&self) -> Level {
+        if !self.origin.is_here() {
+            return self.options.level;
+        }
         lock(&self.state).level
     }
 
-    /// How far it has come, by what has been acknowledged up to now.
+    /// How far it has come, by what has been acknowledged up to now; nowhere, in a forked process.
     pub fn progress(&self) -> Progress {
+        if !self.origin.is_here() {
+            return Progress::default();
+        }
         let mut state = lock(&self.state);
         state.reap();
         state.progress()
@@ -394,30 +416,21 @@ impl Publisher {
 
     /// What was lost since the last call; see [`Lost`].
     pub fn take_lost(&mut self) -> Vec<Lost> {
+        if !self.origin.is_here() {
+            return Vec::new();
+        }
         std::mem::take(&mut lock(&self.state).lost)
     }
 }
 
-/// Asks storage at the other end of `stream` to make `layout` a kind of the store.
-fn register(stream: &mut std::os::unix::net::UnixStream, store: &std::path::Path, layout: &Layout) -> Result<()> {
-    const REQUEST: &str = "to register a kind";
-    let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "it does not answer" };
-    match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
-        Message::Known => Ok(()),
-        Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
-        _ => Err(Error::Refused { request: REQUEST, reason: "a meaningless answer".into() }),
-    }
-}
-
-/// A number by which storage knows this process again.
-fn incarnation() -> std::io::Result<u32> {
-    let mut bytes = [0u8; 4];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u32::from_le_bytes(bytes))
-}
-
 impl Drop for Publisher {
     fn drop(&mut self) {
+        if !self.origin.is_here() {
+            // The keeper is no thread of this process, so it cannot be joined, and its handle may be another thread's by now.
+            // The ring and the ends of the bus stay as they are: the keeper's part of them is never let go.
+            Box::leak(Box::new(self.keeper.take()));
+            return;
+        }
         self.stop.stop();
         if let Some(keeper) = self.keeper.take()
             && keeper.join().is_err()
@@ -563,19 +576,5 @@ impl State {
     /// Whether the ring misses what storage, at `pub_seq`, expects next: then a new epoch is needed.
     fn misses(&self, grant: &Grant) -> bool {
         grant.epoch == self.epoch && grant.pub_seq.0 + 1 < self.ring.first().0
-    }
-}
-
-fn gap_record(publisher: PublisherId, lost: &Lost) -> Gap {
-    Gap {
-        kind: Kind(Gap::KIND.0),
-        instrument: InstrumentId::NULL,
-        ts_event: HostClock.wall(),
-        publisher,
-        reason: Gap::LEFT_RING,
-        epoch: lost.epoch,
-        first_pub_seq: lost.first,
-        last_pub_seq: lost.last,
-        ..Gap::default()
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, absolute};
 use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn, Timeline};
 use crate::record::{Kind, Name, Record, schema};
@@ -93,7 +93,7 @@ impl std::fmt::Debug for Disks {
     }
 }
 
-/// A process's access to a store.
+/// A process's access to a store. It may be used in a process that was forked off too: it only reads what is mapped.
 #[derive(Debug)]
 pub struct Reader {
     disk: Disks,
@@ -120,6 +120,7 @@ impl Reader {
     /// # Errors
     /// As [`Reader::open`].
     pub fn open_on(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
+        let store = &absolute(store)?;
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open(&run_dir.bells())?;

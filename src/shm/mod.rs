@@ -9,6 +9,7 @@
 pub mod bell;
 pub mod control;
 pub mod kinds;
+pub mod origin;
 pub mod run_dir;
 pub mod slot;
 pub mod symbols;
@@ -86,6 +87,21 @@ impl Mapping {
     pub fn open(path: &Path, writable: bool) -> Result<Mapping> {
         let file = open(OpenOptions::new().read(true).write(writable), "open", path)?;
         Mapping::map(&file, path, writable, is_sparse(&file))
+    }
+
+    /// A page of this process alone, which is zero in a process that is forked off it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the kernel knows no such pages.
+    pub(crate) fn wiped_on_fork() -> Result<Mapping> {
+        let path = Path::new("a page of this process");
+        let map = MmapOptions::new().len(4096).map_anon().map_err(|e| Error::io("map", path, e))?;
+        let map = MmapRaw::from(map);
+        let advice = rustix::mm::Advice::LinuxWipeOnFork;
+        // SAFETY: the range is this mapping, private and not a file's, which nobody but `Mapping` will look into, by atomics.
+        let wiped = unsafe { rustix::mm::madvise(map.as_mut_ptr().cast(), map.len(), advice) };
+        wiped.map_err(|e| Error::io("advise", path, e))?;
+        Ok(Mapping { map, writable: true, path: path.to_path_buf() })
     }
 
     fn map(file: &File, path: &Path, writable: bool, is_sparse: bool) -> Result<Mapping> {

@@ -113,7 +113,7 @@ fn subscriber(store: &Path, wait: Wait, count: u64) {
                 h.record(late(&record)).unwrap();
                 idle.worked();
             }
-            Some(Event::Gap { .. }) => {}
+            Some(Event::Gap { .. } | Event::Reopened { .. }) => {}
             None if idle.should_park() => subscriber.wait(Duration::from_millis(20)),
             None => {}
         }

@@ -10,9 +10,9 @@ use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
 use tapestore::shm::run_dir::RunDir;
-use tapestore::subscriber::Subscriber;
+use tapestore::subscriber::{Event, Subscriber};
 
-use crate::fixture::{PATIENCE, Store, is_down, tape};
+use crate::fixture::{PATIENCE, Store, eventually, finish, is_down, role, tape};
 
 fn publish(publisher: &mut Publisher, count: u64) {
     for trade_id in 1..=count {
@@ -96,4 +96,84 @@ fn what_cannot_be_looked_at_is_not_said_to_be_absent() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = Reader::open(&file.path().join("store")).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
+}
+
+#[test]
+fn a_subscriber_and_a_publisher_go_over_to_where_the_store_is_served_now_and_the_subscriber_says_so() {
+    let mut store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut subscriber = Subscriber::open(&store.path).unwrap();
+    publish(&mut publisher, 100);
+    records(&mut subscriber, 100);
+    let dir = tempfile::tempdir().unwrap();
+    let (backup, aside) = (dir.path().join("b"), dir.path().join("aside"));
+    store.tape_ok(&["backup", backup.to_str().unwrap()]);
+    // Moved: the same records on the same timeline.
+    assert!(store.terminate().success());
+    copy(&store.path, &aside);
+    std::fs::remove_dir_all(&store.path).unwrap();
+    copy(&aside, &store.path);
+    store.start();
+    // Before the subscriber has looked, and after.
+    publish(&mut publisher, 25);
+    assert!(reopened(&mut subscriber), "it goes on where it was");
+    publish(&mut publisher, 25);
+    assert!(records(&mut subscriber, 50) >= 25, "what it has missed is fetched");
+    assert!(subscriber.is_storage_alive());
+    assert!(publisher.instruments(&["A".parse().unwrap()]).is_ok(), "it asks where the store is served now");
+    // Restored: less than there was, on another timeline.
+    store.kill();
+    std::fs::remove_dir_all(&store.path).unwrap();
+    store.tape_ok(&["restore", backup.to_str().unwrap()]);
+    store.start();
+    assert!(!reopened(&mut subscriber), "it is another copy of the store");
+    publish(&mut publisher, 20);
+    assert_eq!(records(&mut subscriber, 20), 0);
+}
+
+/// Polls until the store is said to be served from elsewhere; whether it goes on where it was.
+fn reopened(subscriber: &mut Subscriber) -> bool {
+    eventually("that it is said", || match subscriber.poll().unwrap() {
+        Some(Event::Reopened { continues, .. }) => Some(continues),
+        Some(other) => panic!("{other:?}"),
+        None => None,
+    })
+}
+
+/// Polls until `count` records have come; how many were fetched from the store.
+fn records(subscriber: &mut Subscriber, count: u64) -> u64 {
+    let mut fetched = 0;
+    for _ in 0..count {
+        fetched += eventually("a record", || match subscriber.poll().unwrap() {
+            Some(Event::Record { healed, .. }) => Some(u64::from(healed)),
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        });
+    }
+    fetched
+}
+
+#[test]
+fn a_program_that_goes_to_another_directory_keeps_its_store_and_one_that_is_forked_off_is_refused() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
+    store.start();
+    let dir = tempfile::tempdir().unwrap();
+    let ready = dir.path().join("ready");
+    let wanderer = role("wanderer", &store.path, &[("TAPE_ROLE_READY", ready.to_str().unwrap().to_owned())]);
+    eventually("its first records", || ready.exists().then_some(()));
+    store.kill();
+    store.start();
+    finish(wanderer, "the program that goes elsewhere");
+    let forker = role("forker", &store.path, &[]);
+    finish(forker, "the program that forks");
+    // Each record once, of the parent and of the child's own publisher.
+    let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
+    let mut seen = std::collections::BTreeMap::<u16, Vec<u64>>::new();
+    for lsn in 1..=snapshot.last().0 {
+        let publisher = snapshot.arrival(Lsn(lsn)).unwrap().unwrap().publisher.0;
+        let id = snapshot.get(Lsn(lsn)).unwrap().unwrap().record.get::<Trade>().unwrap().trade_id;
+        seen.entry(publisher).or_default().push(id);
+    }
+    assert_eq!(seen[&21], (1..=300).collect::<Vec<_>>(), "the parent's");
+    assert_eq!(seen[&22], (1..=100).collect::<Vec<_>>(), "the child's own");
 }

@@ -58,6 +58,8 @@ fn play() {
         "reader" => reader(&store),
         "subscriber" => subscriber(&store),
         "publisher" => publisher(&store),
+        "wanderer" => wanderer(&store),
+        "forker" => forker(&store),
         other => panic!("{other}"),
     }
 }
@@ -118,7 +120,7 @@ fn subscriber(store: &std::path::Path) {
                     std::thread::sleep(Duration::from_millis(400));
                 }
             }
-            Some(Event::Gap { .. }) => report.gaps += 1,
+            Some(Event::Gap { .. } | Event::Reopened { .. }) => report.gaps += 1,
             None => {
                 assert!(Instant::now() < deadline, "{total} of {target} came");
                 subscriber.wait(Duration::from_millis(20));
@@ -145,4 +147,113 @@ fn publisher(store: &std::path::Path) {
             std::thread::sleep(Duration::from_micros(200));
         }
     }
+}
+
+fn trade(trade_id: u64) -> Trade {
+    Trade { trade_id, instrument: InstrumentId(1), ts_recv: HostClock.wall(), ..Trade::default() }
+}
+
+fn publish(publisher: &mut Publisher, ids: std::ops::RangeInclusive<u64>) {
+    for id in ids {
+        publisher.publish(&trade(id)).unwrap();
+    }
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+}
+
+/// Opens the store by a relative name, goes to another directory, and goes on while storage is killed and started again.
+fn wanderer(store: &std::path::Path) {
+    std::env::set_current_dir(store.parent().unwrap()).unwrap();
+    let relative = PathBuf::from(store.file_name().unwrap());
+    let mut publisher = Publisher::open(Options::new(&relative, PublisherId(20))).unwrap();
+    let mut reader = Reader::open(&relative).unwrap();
+    let mut subscriber = Subscriber::open(&relative).unwrap();
+    std::env::set_current_dir("/").unwrap();
+    publish(&mut publisher, 1..=100);
+    assert_eq!(reader.snapshot(At::Durable).unwrap().last(), Lsn(100));
+    std::fs::write(variable("TAPE_ROLE_READY"), "").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while publisher.progress().reattached == 0 {
+        assert!(Instant::now() < deadline, "it does not attach again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    publish(&mut publisher, 101..=200);
+    publisher.instrument(&"A".parse().unwrap()).unwrap();
+    // Whoever has joined the bus again sees by a record that there are some that it has missed.
+    let (mut came, mut last) = (0, 200);
+    while came < last {
+        assert!(Instant::now() < deadline, "{came} of {last} came");
+        match subscriber.poll().unwrap() {
+            Some(Event::Record { .. }) => came += 1,
+            Some(other) => panic!("{other:?}"),
+            None if came <= 200 && last < 300 => {
+                std::thread::sleep(Duration::from_millis(50));
+                last += 1;
+                publish(&mut publisher, last..=last);
+            }
+            None => std::thread::yield_now(),
+        }
+    }
+    loop {
+        match reader.snapshot(At::Durable) {
+            Ok(snapshot) if snapshot.last() == Lsn(last) => break,
+            Ok(_) | Err(tapestore::error::Error::StorageDown { .. }) => assert!(Instant::now() < deadline),
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// Forks while it publishes: the child is refused what it has inherited, may read, and opens what it needs itself.
+fn forker(store: &std::path::Path) {
+    let mut publisher = Publisher::open(Options::new(store, PublisherId(21))).unwrap();
+    let mut subscriber = Subscriber::open(store).unwrap();
+    let mut reader = Reader::open(store).unwrap();
+    publish(&mut publisher, 1..=100);
+    // SAFETY: the child goes on with its one thread, which holds no lock.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forked(store, publisher, subscriber, reader)));
+        // SAFETY: the process ends here, without what its parent would do at its end.
+        unsafe { libc::_exit(i32::from(outcome.is_err())) };
+    }
+    publish(&mut publisher, 101..=200);
+    let mut status = 0;
+    // SAFETY: it is this process's child, and the place for its status is this function's.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "the child's end");
+    // What the child has let go of was not the parent's.
+    publish(&mut publisher, 201..=300);
+    assert_eq!(publisher.progress().reattached, 0);
+    let (deadline, mut came) = (Instant::now() + PATIENCE, 0);
+    while came < 400 {
+        assert!(Instant::now() < deadline, "{came} of 400 came");
+        match subscriber.poll().unwrap() {
+            Some(Event::Record { .. }) => came += 1,
+            Some(other) => panic!("{other:?}"),
+            None => std::thread::yield_now(),
+        }
+    }
+    assert_eq!(reader.snapshot(At::Durable).unwrap().last().0 % 100, 0);
+}
+
+fn forked(store: &std::path::Path, mut publisher: Publisher, mut subscriber: Subscriber, mut reader: Reader) {
+    use tapestore::error::Error;
+    use tapestore::publisher::PublishError;
+
+    let parent = std::os::unix::process::parent_id();
+    let is_forked = |e: &Error| matches!(e, Error::Forked { pid, .. } if *pid == parent);
+    for _ in 0..10 {
+        assert!(matches!(publisher.publish(&trade(101)), Err(PublishError::Forked { pid, .. }) if pid == parent));
+    }
+    assert!(matches!(publisher.flush(Level::Fsync, PATIENCE), Err(PublishError::Forked { .. })));
+    assert!(is_forked(&publisher.instrument(&"B".parse().unwrap()).unwrap_err()));
+    publisher.send();
+    assert_eq!((publisher.progress(), publisher.take_lost()), Default::default());
+    assert!(is_forked(&subscriber.poll().unwrap_err()));
+    subscriber.wait(Duration::from_millis(1));
+    assert!(reader.snapshot(At::Durable).unwrap().last() >= Lsn(100), "it only reads");
+    let mut own = Publisher::open(Options::new(store, PublisherId(22))).unwrap();
+    publish(&mut own, 1..=100);
+    assert!(matches!(publisher.close(PATIENCE), Err(PublishError::Forked { .. })));
+    drop((subscriber, reader));
+    own.close(PATIENCE).unwrap();
 }

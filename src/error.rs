@@ -174,6 +174,12 @@ pub enum Error {
         /// How this was noticed.
         why: &'static str,
     },
+    /// It is a backup, which is not served and not changed.
+    #[error("{} is a backup and stays one: no storage process serves it, and only tape backup changes it. A store is made of it by: tape restore {} --store DIRECTORY", dir.display(), dir.display())]
+    Backup {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// This process's user may not use the store as it asks.
     #[error("a process of {user} may not use the store {dir} so: {owner} serves it; run this as {owner}", dir = dir.display())]
     Denied {

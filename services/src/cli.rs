@@ -77,7 +77,7 @@ enum Command {
     Compact(compact::Compact),
     /// What has lived long enough by the rules: what would go, or for a store that nobody serves let it go
     Retention(compact::Retention),
-    /// A copy of the store that is a store itself, made while it is served, or brought up to date
+    /// A copy of the store, made while it is served, or brought up to date
     Backup(backup::BackupArgs),
     /// The store --store, which must not be there yet, from a backup
     Restore(backup::RestoreArgs),

@@ -57,7 +57,7 @@ impl From<Error> for Failure {
         let code = match &error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NO_INPUT,
             Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::Missing { .. } => DATA,
-            Error::Invalid { .. } | Error::Limit { .. } => USAGE,
+            Error::Invalid { .. } | Error::Limit { .. } | Error::Backup { .. } => USAGE,
             Error::StorageDown { .. } => UNAVAILABLE,
             Error::Denied { .. } => NO_PERMISSION,
             Error::Locked { .. } | Error::NotLeader { .. } | Error::Refused { .. } | Error::Fenced { .. } => LATER,

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tapestore::backup;
 use tapestore::disk::RealDisk;
 use tapestore::lsn::Lsn;
 use tapestore::repair::{self, Findings, Loss};
@@ -35,6 +36,9 @@ pub struct Args {
 /// That something is wrong (exit code 65), with the command to run; that consent is missing (2); as
 /// [`repair::truncate`], [`repair::put_back`].
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    if args.truncate_at.is_some() || args.from.is_some() {
+        backup::refuse(&RealDisk, store)?;
+    }
     match (args.truncate_at, &args.from) {
         (Some(at), _) => truncate(store, Lsn(at), args.i_accept_loss, format),
         (None, Some(backup)) => put_back(store, backup, format),
@@ -101,6 +105,12 @@ fn advice(store: &Path, found: &Findings) -> Option<String> {
     let shown = store.display();
     match (&found.log, found.damaged.is_empty()) {
         (None, true) => None,
+        // The next backup would be refused where something else has changed the one before.
+        _ if backup::refuse(&RealDisk, store).is_err() => Some(format!(
+            "tape backup DIRECTORY, another one, on the store of which {shown} is a backup; or, if that is gone, on a copy that \
+             is no backup: cp -a {shown} COPY; rm COPY/{}; tape repair --store COPY",
+            backup::MARK
+        )),
         (Some(_), _) if is_of_a_cluster(store) => {
             Some(format!("tape cluster fill --from HOST:PORT --store {shown}, of the {REPLACE}"))
         }

@@ -22,8 +22,7 @@ use crate::sstable;
 use crate::time::{NANOS_PER_SECOND, Ts};
 use crate::wal::{self, Meta};
 
-/// Name of the file that says of a store that a backup made it.
-pub const MARK: &str = "BACKUP";
+pub use crate::shm::run_dir::BACKUP as MARK;
 /// Held while a store is backed up or repaired.
 pub const LOCK: &str = "LOCK.backup";
 
@@ -78,6 +77,14 @@ pub struct Summary {
     pub timeline: Timeline,
     /// How often it was begun again because the store had filed or compacted meanwhile.
     pub retries: u64,
+}
+
+/// Checks that `dir` is no backup: a backup holds what its store held then, and nothing but the next backup changes it.
+///
+/// # Errors
+/// [`Error::Backup`] if it is one; [`Error::Io`].
+pub fn refuse(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    if disk.exists(&dir.join(MARK))? { Err(Error::Backup { dir: dir.to_path_buf() }) } else { Ok(()) }
 }
 
 fn invalid<T>(what: &'static str, reason: String) -> Result<T> {

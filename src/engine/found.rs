@@ -46,6 +46,7 @@ pub fn store_id(name: &str) -> u128 {
 pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Result<u128> {
     let invalid = |reason: String| Err(Error::invalid("cluster", reason));
     disk.create_dir(dir)?;
+    crate::backup::refuse(disk, dir)?;
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     if founding.cluster.is_empty() || founding.members.iter().all(|m| m.node != founding.node) {
         return invalid(format!("it has a name, and node {} is among the members", founding.node));

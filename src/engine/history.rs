@@ -214,6 +214,7 @@ impl Offline {
     /// [`Error::Locked`] if a storage process serves it; [`Error::Missing`] if there is no store; as
     /// [`Manifest::open`].
     pub fn open(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Offline> {
+        crate::backup::refuse(disk.as_ref(), dir)?;
         let missing = || Error::Missing { path: dir.join(wal::meta::NAME), what: "it says that a directory is a store" };
         if !disk.exists(&dir.join(wal::meta::NAME))? {
             return Err(missing());

@@ -12,6 +12,7 @@ use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
 use super::{fill, life, space};
+use crate::backup;
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
 use crate::disk::{Disk, absolute};
@@ -266,11 +267,12 @@ fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: 
 /// behind it. Afterwards everything rebuilt is durable, and a host that is alone has begun a new term.
 ///
 /// # Errors
-/// [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
+/// [`Error::Backup`] of a backup; [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
 pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let options = Options { store: absolute(&options.store)?, run_root: absolute(&options.run_root)?, ..options };
     let (disk, dir) = (&world.disk, &options.store.clone());
     disk.create_dir(dir)?;
+    backup::refuse(disk.as_ref(), dir)?;
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;

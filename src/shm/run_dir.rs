@@ -41,6 +41,9 @@ pub const ROOT_DEFAULT: &str = "/dev/shm";
 /// Name of the link in the store directory.
 pub const LINK: &str = "run";
 
+/// Name of the file that says of a directory that it is a backup, which is never served.
+pub const BACKUP: &str = "BACKUP";
+
 /// Name of the link back, in the run directory.
 const BACK: &str = "store";
 /// Name of the lock in the run directory.
@@ -112,7 +115,7 @@ impl RunDir {
     /// The run directory of the store in `store`.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if there is none, or the one that the link leads to is another directory's; [`Error::Denied`] if
+    /// [`Error::Backup`] of a backup; [`Error::StorageDown`] if there is none, or the one that the link leads to is another directory's; [`Error::Denied`] if
     /// this process's user may not use it; [`Error::Io`] if it cannot be looked at.
     pub fn find(store: &Path) -> Result<RunDir> {
         let down = |why| Error::StorageDown { dir: store.to_path_buf(), why };
@@ -121,6 +124,9 @@ impl RunDir {
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(down("the directory does not exist")),
             Err(e) => return Err(Error::io("look for", store, e)),
         };
+        if store.join(BACKUP).exists() {
+            return Err(Error::Backup { dir: store.to_path_buf() });
+        }
         let link = store.join(LINK);
         let path = match std::fs::read_link(&link) {
             Ok(path) => path,

@@ -99,6 +99,54 @@ fn what_cannot_be_looked_at_is_not_said_to_be_absent() {
 }
 
 #[test]
+fn a_backup_stays_one_and_every_command_says_how_a_store_is_made_of_it() {
+    let mut store = Store::serve();
+    publish(&mut store.publisher(1, Level::Fsync), 100);
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("b");
+    let name = backup.to_str().unwrap();
+    store.tape_ok(&["backup", name]);
+    for arguments in [
+        &["symbols"][..],
+        &["kinds"],
+        &["status"],
+        &["tail"],
+        &["follow"],
+        &["get", "1"],
+        &["bars", "A", "--every", "1m"],
+        &["publish", "--sim", "--records", "1"],
+        &["compact"],
+        &["retention", "--kind", "trades", "--keep", "1d"],
+        &["repair", "--from", name],
+        &["repair", "--truncate-at", "50", "--i-accept-loss"],
+        &["cluster", "init", "--cluster", "c", "--node", "1", "--members", "1=127.0.0.1:1"],
+        &["cluster", "status"],
+        &["storage"],
+    ] {
+        let output = tape(&backup, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        let is_right = said.contains(&format!("tape restore {name} --store")) && !said.contains("tape-storage");
+        assert!(is_right, "{arguments:?}: {said}");
+    }
+    // What only looks works, and none of it has kept the next backup from being made.
+    for arguments in [&["verify"][..], &["repair"], &["inspect", "wal"], &["inspect", "manifest"]] {
+        let output = tape(&backup, arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+    publish(&mut store.publisher(1, Level::Fsync), 10);
+    store.tape_ok(&["backup", name]);
+    // A damaged one is not repaired where it lies.
+    let segment = std::fs::read_dir(backup.join("wal")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[4096 + 200] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let said = String::from_utf8_lossy(&tape(&backup, &["repair"]).stderr).into_owned();
+    assert!(said.contains("tape backup DIRECTORY") && said.contains("rm COPY/BACKUP"), "{said}");
+    assert!(store.terminate().success());
+}
+
+#[test]
 fn a_subscriber_and_a_publisher_go_over_to_where_the_store_is_served_now_and_the_subscriber_says_so() {
     let mut store = Store::serve();
     let mut publisher = store.publisher(1, Level::Fsync);

@@ -1,6 +1,6 @@
 //! Owns: the rules of the sources that no compiler checks: floors, first lines, lengths, ASCII.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -89,6 +89,133 @@ fn a_module_uses_only_lower_floors() {
         }
     }
     assert_eq!(met.len() + 1, FLOORS.len(), "a floor is listed for a module that is not there");
+}
+
+/// Circles of files that are left, by one file of each: they are to go.
+const CIRCLES_LEFT: [&str; 4] = ["backup/build", "consensus/progress", "disk/sim/names", "publisher/keeper"];
+
+/// The code of a file, without comments and without its tests.
+fn code_of(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
+    code.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// What the paths behind `root` in `text` begin with, each with the names in braces that it ends with.
+fn paths<'a>(text: &'a str, root: &str) -> Vec<(Vec<&'a str>, Vec<&'a str>)> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices(root) {
+        if text[..at].ends_with(|c: char| is_name(c) || c == ':') {
+            continue;
+        }
+        let (mut rest, mut parts, mut last) = (&text[at + root.len()..], Vec::new(), Vec::new());
+        loop {
+            if let Some(inner) = rest.strip_prefix('{') {
+                let names = inner.split('}').next().unwrap_or("").split(',');
+                last = names.map(|n| n.trim().split(|c| !is_name(c)).next().unwrap_or("")).collect();
+                break;
+            }
+            let (name, after) = rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len()));
+            match after.strip_prefix("::") {
+                Some(after) => {
+                    parts.push(name);
+                    rest = after;
+                }
+                None => {
+                    last.push(name);
+                    break;
+                }
+            }
+        }
+        found.push((parts, last));
+    }
+    found
+}
+
+/// Which files of `module` each of its files uses, and which types it has `impl` blocks of its own for. Files are named by
+/// their modules, `mod.rs` by its directory.
+fn uses(module: &Path) -> BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> {
+    let src = root().join("src");
+    let mut files = Vec::new();
+    sources(module, &mut files);
+    let name_of = |path: &Path| {
+        let name = path.strip_prefix(&src).unwrap().with_extension("").to_str().unwrap().to_owned();
+        name.strip_suffix("/mod").map_or(name.clone(), str::to_owned)
+    };
+    let files: BTreeMap<String, String> =
+        files.iter().map(|p| (name_of(p), code_of(p))).filter(|(n, _)| !n.contains("/tests")).collect();
+    let resolve = |base: &str, parts: &[&str]| {
+        let mut at = base.to_owned();
+        for part in parts {
+            let next = format!("{at}/{part}");
+            if !files.contains_key(&next) {
+                break;
+            }
+            at = next;
+        }
+        at
+    };
+    let top = module.file_name().unwrap().to_str().unwrap().to_owned();
+    let up = |name: &str| name.rsplit_once('/').map_or(top.clone(), |(dir, _)| dir.to_owned());
+    let mut all = BTreeMap::new();
+    for (name, text) in &files {
+        let mut used = BTreeSet::new();
+        let roots = [
+            ("self::", name.clone()),
+            ("super::super::", up(&up(name))),
+            ("super::", up(name)),
+            (&format!("crate::{top}::"), top.clone()),
+        ];
+        for (root, base) in roots {
+            for (parts, last) in paths(text, root) {
+                for last in last {
+                    used.insert(resolve(&base, &[&parts[..], &[last]].concat()));
+                }
+            }
+        }
+        used.remove(name);
+        let blocks = text.lines().filter_map(|l| l.strip_prefix("impl ")).filter(|l| !l.contains(" for "));
+        let own = blocks.map(|l| l.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("").to_owned()).collect();
+        all.insert(name.clone(), (used, own));
+    }
+    all
+}
+
+#[test]
+fn files_of_a_module_make_no_circle_and_a_type_has_its_functions_in_one_file() {
+    let src = root().join("src");
+    let modules = fs::read_dir(&src).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir() && !p.ends_with("derive"));
+    let (mut circles, mut spread, mut links) = (Vec::new(), Vec::new(), 0);
+    for module in modules {
+        let all = uses(&module);
+        let mut homes: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (name, (used, own)) in &all {
+            links += used.len();
+            own.iter().for_each(|of| homes.entry(of).or_default().push(name));
+            // Everything that it uses, however many files on.
+            let (mut reached, mut left) = (BTreeSet::new(), used.iter().collect::<Vec<_>>());
+            while let Some(next) = left.pop() {
+                if reached.insert(next) {
+                    left.extend(all.get(next).iter().flat_map(|(used, _)| used));
+                }
+            }
+            if reached.contains(name) {
+                circles.push(name.clone());
+            }
+        }
+        let (module, split) = (module.file_name().unwrap().to_str().unwrap().to_owned(), homes.iter().filter(|h| h.1.len() > 1));
+        spread.extend(split.map(|(of, files)| format!("{module}: {of} in {files:?}")));
+    }
+    assert!(links > 100, "hardly any file uses another: the check does not see them ({links})");
+    let is_left = |name: &String| {
+        CIRCLES_LEFT.iter().any(|left| name == left || left.rsplit_once('/').is_some_and(|(dir, _)| dir == name))
+            || name == "consensus/node"
+    };
+    circles.retain(|name| !is_left(name));
+    assert!(circles.is_empty(), "files that use each other, however far around: {circles:?}");
+    spread.retain(|of| !of.starts_with("consensus: Node") && !of.starts_with("reader: Snapshot"));
+    assert!(spread.is_empty(), "types with functions in several files: {spread:?}");
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl Rebuilt {
         self.memtables.logged(frame.header.total_len());
         match &frame.body {
             Body::Empty | Body::Membership(_) => Ok(()),
-            Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f)),
+            Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f, frame.header.index.0)),
             Body::Data(data) => {
                 let records = u64::from(frame.header.count);
                 self.make_room(records, filer, clock)?;
@@ -219,6 +219,11 @@ impl Core {
         good
     }
 
+    /// The log is to be truncated behind frame `index`: this process forgets the kinds that came behind it.
+    pub fn forget_behind(&self, index: u64) {
+        self.known.forget_behind(index);
+    }
+
     /// Whether the frame that is being filled holds anything.
     pub fn has_frame(&self) -> bool {
         !self.frame.is_empty()
@@ -279,7 +284,7 @@ impl Core {
         match &frame.body {
             Body::Empty | Body::Membership(_) => {}
             Body::Control(facts) => {
-                facts.iter().try_for_each(|f| self.known.fact(f))?;
+                facts.iter().try_for_each(|f| self.known.fact(f, header.index.0))?;
                 self.known.publish();
                 self.control.set_statistic(Statistic::Instruments, self.known.symbols.count());
             }
@@ -368,6 +373,7 @@ impl Core {
         let mut frame = FrameBuilder::new();
         frame.push_fact(|words| Fact::Kind(layout.clone()).encode(words));
         let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
+        self.known.kinds.logged.push((appended.header.index.0, layout.kind()));
         self.known.kinds.known.insert(layout.kind(), layout.clone());
         self.known.kinds.new.push(layout.clone());
         self.known.kinds.shown.publish();

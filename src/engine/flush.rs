@@ -36,7 +36,7 @@ use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
-use crate::sstable::{self, FileMeta, Spec};
+use crate::sstable::{FileMeta, Spec};
 use crate::time::Clock;
 use crate::wal::{self, Spare};
 
@@ -543,17 +543,4 @@ impl FlushAgent {
             }
         }
     }
-}
-
-/// Makes the directory of history if there is none.
-///
-/// # Errors
-/// [`crate::error::Error::Io`].
-pub(super) fn create_dir(disk: &dyn Disk, dir: &std::path::Path) -> Result<()> {
-    let files = dir.join(sstable::DIR);
-    if !disk.exists(&files)? {
-        disk.create_dir(&files)?;
-        disk.sync_dir(dir)?;
-    }
-    Ok(())
 }

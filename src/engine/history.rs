@@ -221,7 +221,7 @@ impl Offline {
         }
         let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
         let meta = wal::meta::read(disk.as_ref(), dir)?.ok_or_else(missing)?;
-        super::flush::create_dir(disk.as_ref(), dir)?;
+        create_dir(disk.as_ref(), dir)?;
         let manifest = Manifest::open(disk.clone(), dir, meta.store_id)?;
         let mut history = History::new(disk.clone(), dir.to_path_buf(), meta.store_id, manifest);
         history.skip_known_ids()?;
@@ -248,4 +248,17 @@ impl Offline {
     pub fn expire(&mut self, rules: &Rules) -> Result<Vec<FileMeta>> {
         self.history.expire(rules)
     }
+}
+
+/// Makes the directory of history if there is none.
+///
+/// # Errors
+/// [`crate::error::Error::Io`].
+pub(super) fn create_dir(disk: &dyn Disk, dir: &std::path::Path) -> Result<()> {
+    let files = dir.join(sstable::DIR);
+    if !disk.exists(&files)? {
+        disk.create_dir(&files)?;
+        disk.sync_dir(dir)?;
+    }
+    Ok(())
 }

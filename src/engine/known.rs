@@ -9,7 +9,7 @@ use super::memtables::Mark;
 use crate::error::Result;
 use crate::lsn::{InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::manifest::{PublisherState, State};
-use crate::record::{Kind, Layout, Name};
+use crate::record::{self, Kind, Layout, Name};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::kinds::KindsWriter;
 use crate::shm::symbols::SymbolsWriter;
@@ -31,6 +31,8 @@ pub(super) struct Kinds {
     pub(super) shown: KindsWriter,
     /// Logged since the last MemTable was sealed.
     pub(super) new: Vec<Layout>,
+    /// By which frame behind the checkpoint each came.
+    pub(super) logged: Vec<(u64, Kind)>,
 }
 
 impl Known {
@@ -46,15 +48,20 @@ impl Known {
         }
         checkpoint.kinds.iter().try_for_each(|layout| shown.push(layout))?;
         let known = checkpoint.kinds.iter().map(|l| (l.kind(), l.clone())).collect();
-        let kinds = Kinds { known, shown, new: Vec::new() };
+        let kinds = Kinds { known, shown, new: Vec::new(), logged: Vec::new() };
         Ok(Known { publishers, ids, symbols, names: Vec::new(), kinds })
     }
 
-    /// Takes in a fact of the log.
+    /// This process forgets the kinds that came by frames behind `index`, which are no part of the log any more.
+    pub(super) fn forget_behind(&self, index: u64) {
+        self.kinds.logged.iter().filter(|(frame, _)| *frame > index).for_each(|(_, kind)| record::forget(*kind));
+    }
+
+    /// Takes in a control entry of frame `index` of the log.
     ///
     /// # Errors
     /// As [`Known::new`].
-    pub(super) fn fact(&mut self, fact: &Fact) -> Result<()> {
+    pub(super) fn fact(&mut self, fact: &Fact, index: u64) -> Result<()> {
         match fact {
             &Fact::Attach { publisher, epoch, incarnation } => {
                 self.publishers.insert(publisher, PublisherState { epoch, incarnation, ..PublisherState::default() });
@@ -66,6 +73,8 @@ impl Known {
                 self.names.push(name);
             }
             Fact::Kind(layout) => {
+                layout.register()?;
+                self.kinds.logged.push((index, layout.kind()));
                 self.kinds.shown.push(layout)?;
                 self.kinds.known.insert(layout.kind(), layout.clone());
                 self.kinds.new.push(layout.clone());

@@ -11,7 +11,7 @@ use super::core::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
-use super::{fill, life, space};
+use super::{fill, history, life, space};
 use crate::backup;
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
@@ -84,7 +84,7 @@ fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World
     wal::create_if_absent(disk.as_ref(), dir, create)?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
     let Some(known) = known else { return Err(Error::Missing { path: dir.join(wal::meta::NAME), what: "it was there" }) };
-    flush::create_dir(disk.as_ref(), dir)?;
+    history::create_dir(disk.as_ref(), dir)?;
     let manifest = Manifest::open(disk.clone(), dir, known.store_id)?;
     Ok((known, manifest))
 }

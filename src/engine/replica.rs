@@ -244,6 +244,7 @@ impl Replica {
                     }
                 }
                 Verdict::Cut(index) => {
+                    log.core().forget_behind(index);
                     self.ended = Some(Ended::Cut(index));
                     return Ok(true);
                 }
@@ -404,7 +405,12 @@ fn take_message(
                 break;
             }
             (bytes, records, rest) = (bytes + more, records + count, after);
+            // Records of a kind can be read once the frame that defines it is in the log.
+            let defines = matches!(&frame.body, Body::Control(facts) if facts.iter().any(|f| matches!(f, Fact::Kind(_))));
             good.push((*head, mine, frame));
+            if defines {
+                break;
+            }
         }
         if good.is_empty() {
             return Ok(None);

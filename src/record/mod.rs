@@ -48,6 +48,7 @@ pub use tapestore_derive::Record;
 pub use trade::Trade;
 #[cfg(test)]
 pub(crate) use user::example_layout;
+pub(crate) use user::forget;
 pub use user::{COLUMNS_MAX, KIND_NAME_MAX, LAYOUT_WORDS_MAX, Layout, USER_FIRST, USER_MAX, assert_layout, user_kinds};
 
 /// Which layout a record has.

@@ -11,7 +11,9 @@
 //! process knows under it, never changes. A layout is checked before it is known: its columns cover the
 //! record without overlap, and begin with those that every kind has.
 
-use std::sync::OnceLock;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use super::{ADDED_COLUMNS, Column, ColumnType, FIND_MAX, Kind, SCHEMAS, Schema, WORDS_MAX};
 use crate::error::{Error, Result};
@@ -37,6 +39,26 @@ const _: () = assert!((LAYOUT_WORDS_MAX + 1) * 8 < u16::MAX as usize);
 
 /// The layouts of this process, by number; a place is filled once.
 static KNOWN: [OnceLock<&'static Schema>; USER_MAX] = [const { OnceLock::new() }; USER_MAX];
+/// Numbers whose place does not count any more, a bit each: their layout went with the tail of a log that was truncated.
+static FORGOTTEN: [AtomicU64; USER_MAX / 64] = [const { AtomicU64::new(0) }; USER_MAX / 64];
+/// The layouts of those numbers since then.
+static AGAIN: RwLock<BTreeMap<u16, Option<&'static Schema>>> = RwLock::new(BTreeMap::new());
+
+/// Whether the place of number `index` does not count any more.
+fn is_forgotten(index: usize) -> bool {
+    // SYNC: pairs with `forget`, which has entered the number in `AGAIN` before.
+    FORGOTTEN.get(index / 64).is_some_and(|word| word.load(Ordering::Acquire) >> (index % 64) & 1 == 1)
+}
+
+/// This process forgets the layout of `kind`, which no log has any more: the number is free for another.
+pub(crate) fn forget(kind: Kind) {
+    let Some(index) = kind.0.checked_sub(USER_FIRST) else { return };
+    AGAIN.write().unwrap_or_else(PoisonError::into_inner).insert(index, None);
+    if let Some(word) = FORGOTTEN.get(usize::from(index) / 64) {
+        // SYNC: pairs with `is_forgotten`.
+        word.fetch_or(1 << (index % 64), Ordering::Release);
+    }
+}
 
 impl Kind {
     /// Whether a program defined it.
@@ -47,12 +69,16 @@ impl Kind {
 
 /// The layout of a kind that a program defined, if this process knows it.
 pub(super) fn known(kind: Kind) -> Option<&'static Schema> {
-    KNOWN.get(usize::from(kind.0.checked_sub(USER_FIRST)?))?.get().copied()
+    let index = kind.0.checked_sub(USER_FIRST)?;
+    if is_forgotten(usize::from(index)) {
+        return AGAIN.read().unwrap_or_else(PoisonError::into_inner).get(&index).copied().flatten();
+    }
+    KNOWN.get(usize::from(index))?.get().copied()
 }
 
 /// All layouts of kinds that programs defined that this process knows.
 pub fn user_kinds() -> impl Iterator<Item = &'static Schema> {
-    KNOWN.iter().filter_map(|place| place.get().copied())
+    (USER_FIRST..USER_FIRST + USER_MAX as u16).filter_map(|kind| known(Kind(kind)))
 }
 
 /// A checked layout of a kind that a program defines.
@@ -330,14 +356,20 @@ impl Layout {
             && (usize::from(self.words), usize::from(self.index_word)) == (schema.words, schema.index_word)
     }
 
-    /// Makes this process know it, for ever.
+    /// Makes this process know it, for as long as a log has it.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the process knows another layout under the number.
     pub fn register(&self) -> Result<&'static Schema> {
         let place = KNOWN.get(usize::from(self.kind.0.wrapping_sub(USER_FIRST)));
         let place = place.ok_or_else(|| Error::invalid("kind", format!("there is no number {}", self.kind.0)))?;
-        let schema = place.get_or_init(|| self.leak());
+        let index = self.kind.0.wrapping_sub(USER_FIRST);
+        let schema = if is_forgotten(usize::from(index)) {
+            let mut again = AGAIN.write().unwrap_or_else(PoisonError::into_inner);
+            *again.entry(index).or_default().get_or_insert_with(|| self.leak())
+        } else {
+            place.get_or_init(|| self.leak())
+        };
         if self.is(schema) {
             return Ok(schema);
         }
@@ -409,6 +441,24 @@ mod tests {
         other.columns[4].0 = "client_id".to_owned();
         other.find[0] = "client_id".to_owned();
         assert!(other.register().unwrap_err().to_string().contains("a number of its own"));
+    }
+
+    #[test]
+    fn a_number_whose_layout_went_with_a_truncated_log_is_free_for_another_layout() {
+        let mut first = Layout::of(&Signal::SCHEMA).unwrap();
+        first.kind = Kind(0x8077);
+        let mut second = first.clone();
+        second.name.push('x');
+        let schema = first.register().unwrap();
+        assert!(second.register().is_err() && known(first.kind).is_some_and(|s| std::ptr::eq(s, schema)));
+        forget(first.kind);
+        assert!(known(first.kind).is_none());
+        let schema = second.register().unwrap();
+        assert_eq!(schema.name, second.name);
+        assert!(first.register().is_err() && known(first.kind).is_some_and(|s| std::ptr::eq(s, schema)));
+        assert!(user_kinds().any(|s| std::ptr::eq(s, schema)));
+        forget(first.kind);
+        assert_eq!(first.register().unwrap().name, first.name);
     }
 
     #[test]

@@ -357,7 +357,7 @@ fn register(body: &Body<'_>) -> Result<()> {
 }
 
 /// The frame whose header, payload and zeros are `words`, which came from another host; whether it continues a log is
-/// for whoever appends it to see.
+/// for whoever appends it to see. Kinds that it defines are not known by that: it may never be appended.
 ///
 /// # Errors
 /// [`Error::Invalid`], naming what contradicts itself.
@@ -371,7 +371,6 @@ pub fn parse(words: &[u64]) -> Result<Frame<'_>> {
         return Err(bad(Bad { what: "frame length", expected, found }));
     }
     let body = body(&header, words).map_err(bad)?;
-    register(&body)?;
     Ok(Frame { header, body })
 }
 

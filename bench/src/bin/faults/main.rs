@@ -31,6 +31,7 @@ mod rows;
 mod scratch;
 mod site;
 mod soak;
+mod steady;
 mod tally;
 mod volumes;
 
@@ -82,6 +83,8 @@ enum Campaign {
     Readers,
     /// What is held of the host over minutes; --n is minutes
     Soak,
+    /// Private memory by frames of the log, without a restart; --n is thousands of frames
+    Steady,
     /// Simulated loss of power, kills and failing calls against a model
     Powerloss,
     /// The leader's host of three is killed
@@ -115,6 +118,7 @@ const SHORT: &[(Campaign, u64)] = &[
     (Campaign::Nospace, 1),
     (Campaign::Readers, 15),
     (Campaign::Soak, 1),
+    (Campaign::Steady, 200),
     (Campaign::Failover, 5),
     (Campaign::Partition, 5),
     (Campaign::MinorityCorrupt, 3),
@@ -138,6 +142,7 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Partition => cluster::partition(n.unwrap_or(50), seed),
         Campaign::MinorityCorrupt => cluster::minority_corrupt(n.unwrap_or(50), seed),
         Campaign::Soak => soak::run(n.unwrap_or(1), seed),
+        Campaign::Steady => steady::run(n.unwrap_or(1_000), seed),
         Campaign::Short => {
             let mut report = Report::new("short");
             for &(which, n) in SHORT {

@@ -426,6 +426,11 @@ impl Watcher {
         Watcher { child, out }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails if it has ended by itself.
     pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
         match self.child.try_wait().unwrap() {

@@ -1,0 +1,76 @@
+//! Owns: the campaign `steady`: one storage process that is never restarted, publishers and a reader that go on all the
+//! while; what each of them holds of private memory, by frames of the log.
+//!
+//! What must hold: private memory is flat: no process keeps anything of a frame that has been dealt with.
+
+use std::time::{Duration, Instant};
+
+use tapestore::shm::control::{Control, Statistic};
+
+use crate::report::Report;
+use crate::site::{Feed, Plan, SMALL, Site, Watcher};
+
+/// KiB by which private memory may be more in the last quarter than in the second.
+const MORE_KIB: u64 = 1024;
+/// A guard against a hang.
+const PATIENCE: Duration = Duration::from_secs(1200);
+
+/// KiB of private memory of process `pid`, without the maps of files and shared memory.
+fn private(pid: u32) -> Result<u64, String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| format!("process {pid}: {e}"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).ok_or_else(|| format!("process {pid} has no RssAnon"))
+}
+
+/// `thousands` of frames.
+pub(crate) fn run(thousands: u64, seed: u64) -> Report {
+    let mut report = Report::new("steady");
+    let mut site = Site::new("steady", seed, SMALL);
+    if let Err(what) = live(&mut site, thousands * 1_000, seed, &mut report) {
+        let again = site.again("steady", thousands, seed);
+        report.fail(what, again);
+    }
+    report
+}
+
+fn live(site: &mut Site, frames: u64, seed: u64, report: &mut Report) -> Result<(), String> {
+    site.start()?;
+    let plan = |publisher, level| Plan { publisher, level, batch: 1, rate: 20_000 };
+    let plans = [plan(1, "os"), plan(2, "os"), plan(3, "fsync")];
+    let mut feeds: Vec<Feed> = plans.into_iter().map(|plan| Feed::start(site, plan, 1)).collect();
+    let mut watcher = Watcher::start(site, "follow", 0, seed);
+    let control = Control::open(&site.run_dir()?.control()).map_err(|e| e.to_string())?;
+    let storage = site.child().map_or(0, std::process::Child::id);
+    let who = [("storage", storage), ("a publisher at os", feeds[0].child.id()), ("a publisher at fsync", feeds[2].child.id())];
+    let who: Vec<(&str, u32)> = who.into_iter().chain([("a reader", watcher.pid())]).collect();
+    let mut samples: Vec<Vec<u64>> = Vec::new();
+    let (began, first) = (Instant::now(), control.statistic(Statistic::Frames));
+    let done = || control.statistic(Statistic::Frames) - first;
+    while done() < frames {
+        if began.elapsed() > PATIENCE {
+            return Err(format!("{} of {frames} frames in {PATIENCE:?}", done()));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        samples.push(who.iter().map(|(_, pid)| private(*pid)).collect::<Result<_, _>>()?);
+        feeds.iter_mut().try_for_each(Feed::demand_alive)?;
+        watcher.demand_alive()?;
+        report.pass();
+    }
+    report.fact(format!("{} frames in {} s", done(), began.elapsed().as_secs()));
+    let quarter = samples.len() / 4;
+    let most = |some: &[Vec<u64>], i: usize| some.iter().map(|s| s[i]).max().unwrap_or(0);
+    let mut grown = Vec::new();
+    for (i, (name, _)) in who.iter().enumerate() {
+        let (early, late) = (most(&samples[quarter..2 * quarter], i), most(&samples[3 * quarter..], i));
+        report.fact(format!("{name}: at most {early} KiB in the second quarter, {late} in the last"));
+        if late > early + MORE_KIB {
+            grown.push(format!("{name}: {early} to {late} KiB"));
+        }
+    }
+    if !grown.is_empty() {
+        return Err(format!("private memory grows: {}", grown.join("; ")));
+    }
+    feeds.iter_mut().try_for_each(|f| f.finish().map(drop))?;
+    report.fact(watcher.finish()?);
+    site.stop()
+}

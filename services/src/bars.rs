@@ -237,8 +237,8 @@ struct Feed<'s> {
     last: Lsn,
     /// Time and LSN of the trade with the greatest time.
     newest: (Ts, Lsn),
-    /// The time of that trade, and when storage took it in.
-    clock: Option<(Ts, Ts)>,
+    /// The clock of the trades as of a moment of the monotonic one.
+    clock: Option<(Ts, u64)>,
 }
 
 impl Feed<'_> {
@@ -262,8 +262,8 @@ impl Feed<'_> {
     /// Closes what is over by now. The clock of the trades may be another than the host's, or of another day: it says
     /// what the newest trade said, and since storage took that in it goes on as the host's does.
     fn pass_time(&mut self) -> Outcome {
-        if let Some((time, taken_in)) = self.clock {
-            let passed = HostClock.wall().0.saturating_sub(taken_in.0);
+        if let Some((time, since)) = self.clock {
+            let passed = HostClock.monotonic().saturating_sub(since);
             let closed = &mut self.printer.closed;
             self.builder.advance(Ts(time.0.saturating_add(passed)), &mut |bar| closed.push(bar));
         }
@@ -310,6 +310,14 @@ fn note(taken: u64, oddities: &Oddities) {
     }
 }
 
+/// The clock of trades of which the newest is of `time` and was taken in at `taken_in`, and the moment of the monotonic
+/// clock. The host's clock may have been set since: what has passed by it takes the trades' clock no further than to itself.
+fn clock_of(time: Ts, taken_in: Ts, clock: &impl Clock) -> (Ts, u64) {
+    let (wall, now) = (clock.wall(), clock.monotonic());
+    let passed = wall.0.saturating_sub(taken_in.0);
+    (Ts(time.0.saturating_add(passed)).min(wall.max(time)), now)
+}
+
 /// `range` made wider, so that the time bars in which it begins and ends are whole.
 fn whole(builder: &mut Builder, range: TimeRange) -> TimeRange {
     let first = builder.interval(range.from).map_or(range.from, |(start, _)| start);
@@ -334,7 +342,7 @@ fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &Atom
     }
     progress.finish_and_clear();
     let (time, lsn) = feed.newest;
-    feed.clock = snapshot.arrival(lsn)?.map(|arrival| (time, arrival.ingest_ts));
+    feed.clock = snapshot.arrival(lsn)?.map(|arrival| clock_of(time, arrival.ingest_ts, &HostClock));
     Ok(())
 }
 
@@ -347,7 +355,7 @@ fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, st
                 let trade = row.record.get::<Trade>().filter(|t| t.instrument == instrument);
                 let Some((lsn, index_time, trade)) = trade.map(|t| (row.lsn, row.index_time, *t)) else { continue };
                 if feed.push(lsn, index_time, &trade)? {
-                    feed.clock = follow.arrival()?.map(|arrival| (feed.newest.0, arrival.ingest_ts));
+                    feed.clock = follow.arrival()?.map(|arrival| clock_of(feed.newest.0, arrival.ingest_ts, &HostClock));
                 }
             }
             Ok(None) => {

@@ -60,6 +60,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("free_bytes", counted(Statistic::FreeBytes)),
         ("kept_free", counted(Statistic::KeptFree)),
         ("swept", counted(Statistic::Swept)),
+        ("clock_steps", counted(Statistic::ClockSteps)),
     ]
 }
 
@@ -77,6 +78,16 @@ const HELD_BACK: [&str; 5] = [
     "the log is stopped",
     "the disk is full (NoSpace): it goes on by itself when there is room",
 ];
+
+/// How the host's clock was last found to have been set since storage began, if it was.
+fn clock_step(control: &Control) -> Option<String> {
+    let (count, step) = (control.statistic(Statistic::ClockSteps), control.statistic(Statistic::ClockStep).cast_signed());
+    let way = if step < 0 { "back" } else { "ahead" };
+    let by = terminal::duration(step.unsigned_abs());
+    (count > 0).then(|| {
+        format!("host's clock: found set or wrong {count} times, last {way} by {by}; records without a time of their own are dated by it")
+    })
+}
 
 /// `tape status`.
 ///
@@ -113,6 +124,7 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         object.insert("publishers".into(), list.collect());
         object.insert("pinned_bytes".into(), pins.iter().map(|p| p.bytes).sum::<u64>().into());
         object.insert("pins".into(), pins.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
+        object.insert("clock_step".into(), clock_step(control).into());
         object.insert("write_amplification".into(), amplification(control).into());
         println!("{}", serde_json::Value::Object(object));
     } else {
@@ -130,6 +142,9 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         }
         for pin in &pins {
             println!("  process {} keeps {} bytes of files and MemTables that are gone", pin.pid, thousands(pin.bytes));
+        }
+        if let Some(step) = clock_step(control) {
+            println!("  {step}");
         }
         println!("  publishers held back: {held}");
         let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);

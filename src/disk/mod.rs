@@ -12,6 +12,7 @@ pub mod sim;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::time::Ts;
 
 pub use mapped::Mapped;
 pub use real::RealDisk;
@@ -83,6 +84,11 @@ pub trait Disk: Send + Sync {
     fn space(&self, path: &Path) -> Result<Space> {
         tracing::trace!(path = %path.display(), "this disk has no end");
         Ok(Space { free: u64::MAX, total: u64::MAX })
+    }
+    /// When the file or directory `path` was last written to, by the host's clock of then; `None` if that is not known.
+    fn modified(&self, path: &Path) -> Result<Option<Ts>> {
+        tracing::trace!(path = %path.display(), "this disk keeps no times");
+        Ok(None)
     }
     /// Takes the exclusive lock of `path`, creating it; `None` if another process holds it. The lock
     /// ends with the returned value or with the process.

@@ -12,6 +12,7 @@ use rustix::fs::{Advice, FlockOperation};
 use super::{Disk, DiskFile, Mapped, Open, Space};
 use crate::error::{Error, Result};
 use crate::sabotage::{self, Sabotage};
+use crate::time::Ts;
 
 /// The host's file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,6 +53,12 @@ impl Disk for RealDisk {
 
     fn exists(&self, path: &Path) -> Result<bool> {
         path.try_exists().map_err(|e| Error::io("look for", path, e))
+    }
+
+    fn modified(&self, path: &Path) -> Result<Option<Ts>> {
+        let time = std::fs::metadata(path).and_then(|m| m.modified()).map_err(|e| Error::io("look at", path, e))?;
+        let since = time.duration_since(std::time::UNIX_EPOCH).ok();
+        Ok(since.and_then(|since| u64::try_from(since.as_nanos()).ok()).map(Ts))
     }
 
     fn create_dir(&self, path: &Path) -> Result<()> {

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 
+use super::clock::IngestTime;
 use super::flush::Filer;
 use super::known::Known;
 use super::memtables::{MemTables, Sealed};
@@ -59,6 +60,7 @@ pub struct Core {
     pub memtables: MemTables,
     known: Known,
     control: Control,
+    ingest_time: IngestTime,
     frame: FrameBuilder,
     scratch: Vec<u64>,
 }
@@ -68,6 +70,7 @@ pub struct Rebuilt {
     memtables: MemTables,
     known: Known,
     sealed: VecDeque<Box<Sealed>>,
+    ingest_time: IngestTime,
     /// Frames up to here are known to be committed: what is above is not filed.
     committed: u64,
 }
@@ -85,7 +88,8 @@ impl Rebuilt {
         committed: u64,
     ) -> Result<Rebuilt> {
         let known = Known::new(symbols, shown, checkpoint)?;
-        Ok(Rebuilt { memtables, known, sealed: VecDeque::new(), committed })
+        let ingest_time = IngestTime::new(checkpoint.checkpoint.ingest_ts);
+        Ok(Rebuilt { memtables, known, sealed: VecDeque::new(), ingest_time, committed })
     }
 
     /// Takes in the next frame of the log; what the MemTables cannot hold is filed.
@@ -94,6 +98,7 @@ impl Rebuilt {
     /// [`Error::Io`] if a file cannot be written; [`Error::NoSharedMemory`].
     pub fn visit(&mut self, frame: &Frame<'_>, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
         self.memtables.logged(frame.header.total_len());
+        self.ingest_time.seen(frame.header.ingest_ts);
         match &frame.body {
             Body::Empty | Body::Membership(_) => Ok(()),
             Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f, frame.header.index.0)),
@@ -130,11 +135,11 @@ impl Rebuilt {
 
     /// The state, with the log it came from, and the MemTables that are to be filed.
     pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
-        let Rebuilt { memtables, mut known, sealed, .. } = self;
+        let Rebuilt { memtables, mut known, sealed, ingest_time, .. } = self;
         known.publish();
         control.set_statistic(Statistic::Instruments, known.symbols.count());
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (Core { writer, memtables, known, control, frame, scratch }, sealed)
+        (Core { writer, memtables, known, control, ingest_time, frame, scratch }, sealed)
     }
 }
 
@@ -240,7 +245,9 @@ impl Core {
         }
         let seal = self.memtables.must_seal(u64::from(self.frame.count()));
         let sealed = if seal { Some(Box::new(self.seal())) } else { None };
-        let appended = self.writer.append(&mut self.frame, FrameType::Data, now)?;
+        let stamps = self.frame.firsts().map(|record| record.own_index_time());
+        let ingest_ts = self.ingest_time.next(now, self.writer.chain().ingest_ts, stamps);
+        let appended = self.writer.append(&mut self.frame, FrameType::Data, ingest_ts)?;
         let header = appended.header;
         self.control.set_appended(appended.end.lsn, appended.end.position);
         self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
@@ -301,6 +308,7 @@ impl Core {
 
     fn count(&mut self, appended: &wal::Appended) {
         self.memtables.logged(appended.header.total_len());
+        self.ingest_time.seen(appended.header.ingest_ts);
         self.control.add(Statistic::Frames, 1);
         self.control.add(Statistic::Bytes, appended.header.total_len());
         self.control.set_statistic(Statistic::MemTableUsed, self.memtables.used());
@@ -326,7 +334,8 @@ impl Core {
     }
 
     fn append_alone(&mut self, frame: &mut FrameBuilder, kind: FrameType, now: Ts) -> Result<wal::Appended> {
-        let appended = self.writer.append(frame, kind, now)?;
+        let ingest_ts = self.ingest_time.next(now, self.writer.chain().ingest_ts, std::iter::empty());
+        let appended = self.writer.append(frame, kind, ingest_ts)?;
         self.control.set_appended(appended.end.lsn, appended.end.position);
         self.count(&appended);
         Ok(appended)

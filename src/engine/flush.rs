@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use super::clock::Watch;
 use super::compact::Outcome;
 use super::covered::Covered;
 use super::history::{History, Next};
@@ -317,6 +318,8 @@ pub(super) struct FlushAgent {
     /// Whether it has been said that a MemTable cannot be filed.
     pub(super) said: bool,
     pub(super) tending: Tending,
+    /// Over the host's clock.
+    pub(super) watch: Watch,
 }
 
 /// What ingest is told, to show it to readers.
@@ -380,6 +383,7 @@ impl FlushAgent {
     /// Runs until it is told to stop; gives back the filer.
     pub(super) fn run(mut self) -> Filer {
         while !self.stop.is_stopped() {
+            self.watch.look(self.clock.as_ref(), &self.filer.control);
             match self.items.recv_timeout(if self.waiting.is_empty() { 20 * TURN } else { TURN }) {
                 Ok(FlushItem::Sealed(sealed)) => self.waiting.push_back(sealed),
                 Ok(FlushItem::Retired(id)) => self.filer.unlink(id),

@@ -17,6 +17,7 @@ pub mod history;
 pub mod memtables;
 
 mod attach;
+mod clock;
 mod compact;
 mod covered;
 mod effect;
@@ -180,6 +181,7 @@ impl Storage {
             bells: bells.clone(),
             stop: late_stop.clone(),
             tending: Tending::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
+            watch: clock::Watch::new(world.clock.as_ref()),
         };
         let compact = CompactAgent {
             disk: world.disk.clone(),

@@ -11,7 +11,7 @@ use super::core::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
-use super::{fill, history, life, space};
+use super::{clock, fill, history, life, space};
 use crate::backup;
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
@@ -271,6 +271,7 @@ fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: 
 pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let options = Options { store: absolute(&options.store)?, run_root: absolute(&options.run_root)?, ..options };
     let (disk, dir) = (&world.disk, &options.store.clone());
+    let written = clock::last_written(disk.as_ref(), dir)?;
     disk.create_dir(dir)?;
     backup::refuse(disk.as_ref(), dir)?;
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
@@ -281,7 +282,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let control = control_page(&run_dir, store_id)?;
     let seen = seen_before(&control, &known);
     // A page that is new does not know.
-    let written = (control.timeline() > Timeline(0)).then(|| control.appended_position());
+    let shown = (control.timeline() > Timeline(0)).then(|| control.appended_position());
     let instance = begin_instance(&control, &run_dir)?;
     let options = options.check()?;
     let maker = maker(&run_dir, instance, store_id, &options);
@@ -315,7 +316,8 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     filer.sweep()?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
-    let raft_meta = life.recovered(disk.as_ref(), dir, options.cluster.is_lossy(), end.position, written)?;
+    let raft_meta = life.recovered(disk.as_ref(), dir, options.cluster.is_lossy(), end.position, shown)?;
+    clock::check_start(world.clock.as_ref(), writer.chain().ingest_ts, written, &control);
     show_end(&control, meta.meta().timeline, end);
     writer.ready()?;
     let (mut core, sealed) = rebuilt.into_core(writer, control.clone());

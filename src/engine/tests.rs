@@ -2,6 +2,7 @@
 //! overlap and jump; crashes at any call; after each, what was acknowledged is there, once, in order.
 
 mod backup;
+mod clock;
 mod filling;
 mod history;
 mod memory;

@@ -142,6 +142,10 @@ pub enum Statistic {
     FreeBytes = 33,
     /// Bytes of it that are kept free.
     KeptFree = 34,
+    /// Times that the host's clock was found to have been set, or to be behind the store.
+    ClockSteps = 48,
+    /// By how much it was, the last time: ns, in two's complement.
+    ClockStep = 49,
 }
 
 /// Of [`Statistic::HeldBack`]: the disk is full.

@@ -22,7 +22,7 @@
 //!
 //! What must hold for a frame to be accepted: its CRCs, `position` is its own place, `index` is the
 //! previous one + 1, `first_lsn` continues, `prev_crc` is the previous header's CRC, `term` does not
-//! fall. Pads fill a segment to its end and take no part in the chain. CRC is CRC-32C over the header
+//! fall; `ingest_ts` falls only if `flags` says that the clock was set back. Pads fill a segment to its end and take no part in the chain. CRC is CRC-32C over the header
 //! with its own field zero, and over `len` bytes of payload.
 
 pub use crate::error::Bad;
@@ -39,6 +39,9 @@ pub const FRAME_VERSION: u8 = 1;
 pub const HEADER_LEN: u64 = 64;
 /// Bytes of a run.
 pub const RUN_LEN: usize = 24;
+/// Of a frame's `flags`: its ingest time is before that of the previous frame, because the clock was set back. No other
+/// frame's ingest time falls.
+pub const CLOCK_SET_BACK: u16 = 1;
 /// Most records in a frame.
 pub const FRAME_RECORDS_MAX: u32 = 4096;
 /// Most bytes of payload that a writer puts in a frame.
@@ -106,7 +109,7 @@ pub struct Header {
     pub version: u8,
     /// A [`FrameType`].
     pub frame_type: u8,
-    /// Zero.
+    /// [`CLOCK_SET_BACK`], or zero.
     pub flags: u16,
     /// CRC of the header with this field zero.
     pub header_crc: u32,
@@ -126,7 +129,7 @@ pub struct Header {
     pub first_lsn: Lsn,
     /// Where it lies.
     pub position: Position,
-    /// When it was made, by the leader's clock; never falls.
+    /// When it was made, by the leader's clock.
     pub ingest_ts: Ts,
 }
 
@@ -210,7 +213,7 @@ pub struct Chain {
     pub prev_crc: u32,
     /// The least term it may have.
     pub term: Term,
-    /// The least ingest time it may have.
+    /// The ingest time of the frame before: the next one's is not less, unless it says that the clock was set back.
     pub ingest_ts: Ts,
 }
 
@@ -243,7 +246,7 @@ impl Chain {
         if header.term < self.term {
             return Err(Bad { what: "term", expected: u64::from(self.term.0), found: u64::from(header.term.0) });
         }
-        if header.ingest_ts < self.ingest_ts {
+        if header.ingest_ts < self.ingest_ts && header.flags & CLOCK_SET_BACK == 0 {
             return Err(Bad { what: "ingest time", expected: self.ingest_ts.0, found: header.ingest_ts.0 });
         }
         Ok(())

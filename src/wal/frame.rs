@@ -9,9 +9,11 @@
 //! ```
 
 use super::format::{
-    Chain, FRAME_MAGIC, FRAME_PAYLOAD_MAX, FRAME_RECORDS_MAX, FRAME_VERSION, FrameType, HEADER_LEN, Header, RUN_LEN, Run,
+    CLOCK_SET_BACK, Chain, FRAME_MAGIC, FRAME_PAYLOAD_MAX, FRAME_RECORDS_MAX, FRAME_VERSION, FrameType, HEADER_LEN, Header,
+    RUN_LEN, Run,
 };
 use crate::lsn::{Epoch, PubSeq, PublisherId, Term};
+use crate::record::RecordRef;
 use crate::time::Ts;
 
 const RUN_WORDS: usize = RUN_LEN / 8;
@@ -77,6 +79,16 @@ impl FrameBuilder {
     /// The records put in.
     pub fn records(&self) -> &[u64] {
         self.words.get(RECORDS_AT..).unwrap_or(&[])
+    }
+
+    /// The first record of each run.
+    pub fn firsts(&self) -> impl Iterator<Item = RecordRef<'_>> {
+        let mut rest = self.records();
+        self.runs.iter().map_while(move |run| {
+            let (mine, after) = rest.split_at_checked(run.bytes as usize / 8)?;
+            rest = after;
+            RecordRef::first(mine).ok()
+        })
     }
 
     /// Whether `count` more records of `words` words fit, in a run of their own. An empty frame takes
@@ -153,7 +165,7 @@ impl FrameBuilder {
             magic: FRAME_MAGIC,
             version: FRAME_VERSION,
             frame_type: kind as u8,
-            flags: 0,
+            flags: if ingest_ts < chain.ingest_ts { CLOCK_SET_BACK } else { 0 },
             header_crc: 0,
             prev_crc: chain.prev_crc,
             payload_crc: crc32c::crc32c(bytemuck::cast_slice(payload.get(..payload_words).unwrap_or(&[]))),

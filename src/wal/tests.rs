@@ -449,3 +449,49 @@ fn a_segments_head_that_only_the_cache_has_is_not_believed() {
         assert_eq!(found.1, 3, "seed {seed}");
     }
 }
+
+#[test]
+fn ingest_time_falls_in_a_frame_that_says_that_the_clock_was_set_back_and_in_no_other_and_a_follower_has_the_same_bytes() {
+    let (leader, follower) = (SimDisk::new(), SimDisk::new());
+    let (mut log, _) = open_log(&leader).unwrap();
+    let (mut copy, _) = open_log(&follower).unwrap();
+    begin(&mut log).unwrap();
+    copy.meta.update(Meta { term: Term(1), ..*copy.meta.meta() }).unwrap();
+    let (mut sent, mut fell) = (1, 0);
+    let mut rng = SimRng::new(1);
+    // Past two segments' ends, so that pads stand before frames of all sorts.
+    while log.writer.chain().position.0 < 2 * SEGMENT + SEGMENT / 2 {
+        assert!(log.writer.ready().unwrap());
+        let (before, now) = (log.writer.chain().ingest_ts, Ts(1_000 + rng.below(500)));
+        let appended = log.writer.append(&mut trades(sent - 1, 200), FrameType::Data, now).unwrap();
+        if let Some(opened) = appended.opened {
+            log.syncer.opened(opened);
+        }
+        sent += 200;
+        let says_so = appended.header.flags == format::CLOCK_SET_BACK;
+        assert_eq!((appended.header.ingest_ts, says_so), (now, now < before));
+        let silent = format::Header { flags: 0, ..appended.header };
+        assert_eq!(Chain { ingest_ts: before, ..appended.header.place() }.check(&silent).is_err(), now < before);
+        fell += u64::from(says_so);
+    }
+    log.syncer.sync(log.writer.end()).unwrap();
+    log.syncer.record().unwrap();
+    let mut headers = Vec::new();
+    open_from(&leader, CREATE, Chain::begin(77), Lsn(0), |frame| Ok(headers.push(frame.header))).unwrap();
+    for header in headers.iter().filter(|h| h.kind() != FrameType::Pad) {
+        let segment = header.position.0 / SEGMENT;
+        let bytes = leader.contents(&segment_path(segment)).unwrap();
+        let at = (header.position.0 - segment * SEGMENT) as usize;
+        let frame = &bytes[at..at + header.total_len() as usize];
+        let words: Vec<u64> = frame.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+        assert!(copy.writer.ready().unwrap());
+        if let Some(opened) = copy.writer.append_as_is(header, &words).unwrap().opened {
+            copy.syncer.opened(opened);
+        }
+    }
+    copy.syncer.sync(copy.writer.end()).unwrap();
+    let mut theirs = Vec::new();
+    open_from(&follower, CREATE, Chain::begin(77), Lsn(0), |frame| Ok(theirs.push(frame.header))).unwrap();
+    assert_eq!((theirs.len(), fell > 20), (headers.len(), true), "{fell} frames fell");
+    assert!(theirs == headers, "pads too");
+}

@@ -150,7 +150,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// Appends what `frame` holds, in one write. On success `frame` still holds runs and records.
+    /// Appends what `frame` holds, in one write. On success `frame` still holds runs and records. An `ingest_ts` before
+    /// that of the last frame means that the clock was set back, and the frame says so.
     ///
     /// # Errors
     /// [`Error::Halted`]: a write failed, now or before.
@@ -159,7 +160,6 @@ impl Writer {
     /// If [`Writer::ready`] has not said that there is room.
     pub fn append(&mut self, frame: &mut FrameBuilder, kind: FrameType, ingest_ts: Ts) -> Result<Appended> {
         self.latch.check()?;
-        let ingest_ts = ingest_ts.max(self.chain.ingest_ts);
         let opened = if frame.total_len() > self.room() { Some(self.roll(self.term, ingest_ts)?) } else { None };
         let (header, words) = frame.seal(kind, &self.chain, self.term, ingest_ts);
         let (first, file) = match &self.segment {
@@ -242,7 +242,8 @@ impl Writer {
                 index: self.chain.index,
                 first_lsn: self.chain.lsn,
                 position: self.chain.position,
-                ingest_ts,
+                // The time of the frame behind it may have been set back; a pad is no place to say that.
+                ingest_ts: ingest_ts.max(self.chain.ingest_ts),
                 ..bytemuck::Zeroable::zeroed()
             };
             pad.seal();

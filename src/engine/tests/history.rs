@@ -151,7 +151,9 @@ fn put(store: &mut Recovered, model: &mut Model, rng: &mut SimRng, epoch: Epoch,
     while (model.0.len() as u64) < end {
         let first = model.0.len() as u64 + 1;
         let n = (1 + rng.below(60)).min(end + 1 - first);
-        let now = Ts(BASE + first * 1000);
+        // Now and then the clock has jumped ahead, and is back at the next frame.
+        let jump = if rng.below(4) == 0 { rng.below(30 * HOUR) } else { 0 };
+        let now = Ts(BASE + first * 1000 + jump);
         let words: Vec<Vec<u64>> = (0..n).map(|i| record(rng, first + i)).collect();
         assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
         let header = BatchHeader::new(PublisherId(1), epoch, PubSeq(first), n as u32);

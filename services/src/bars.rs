@@ -99,6 +99,11 @@ pub struct Args {
     /// Go on with the trades that come, until stopped; bars are shown as they close
     #[arg(long, conflicts_with = "to")]
     follow: bool,
+    /// Of the trades as they were known when the record of this LSN was the newest, as `tape scan` shows them: without
+    /// those that had been declared void by then, with the prices and sizes that had been corrected. Without it, bars are
+    /// of the trades as they were reported
+    #[arg(long, value_name = "LSN", conflicts_with = "follow")]
+    as_known_at: Option<u64>,
     /// How late a trade may come for its time bar
     #[arg(long, value_parser = interval, default_value = "1s")]
     grace: u64,
@@ -325,6 +330,20 @@ fn whole(builder: &mut Builder, range: TimeRange) -> TimeRange {
     TimeRange { from: first, to: last }
 }
 
+/// Builds bars of the trades that `snapshot` shows as they were known at record `lsn`.
+fn as_known_at(feed: &mut Feed<'_>, snapshot: &Snapshot, lsn: Lsn, instrument: InstrumentId, stop: &AtomicBool) -> Outcome {
+    let range = if feed.by == By::Recv { feed.range } else { TimeRange::ALL };
+    let mut trades = snapshot.as_known_at(lsn).trades(instrument, range)?;
+    while !feed.printer.is_full()
+        && !terminal::is_raised(stop)
+        && let Some(known) = trades.next()?
+    {
+        feed.push(known.lsn, known.index_time, &known.trade)?;
+    }
+    query::note_unmatched(trades.unmatched());
+    Ok(())
+}
+
 /// Builds bars of what `snapshot` shows.
 fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &AtomicBool) -> Outcome {
     // The store sorts by its index time alone; by the venue's a trade may stand anywhere.
@@ -432,7 +451,10 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         newest: (Ts(0), Lsn::NONE),
         clock: None,
     };
-    history(&mut feed, &snapshot, Series { instrument, kind: Trade::KIND }, &stop)?;
+    match args.as_known_at {
+        Some(lsn) => as_known_at(&mut feed, &snapshot, Lsn(lsn), instrument, &stop)?,
+        None => history(&mut feed, &snapshot, Series { instrument, kind: Trade::KIND }, &stop)?,
+    }
     if !args.follow {
         return match feed.finish()? {
             0 => {

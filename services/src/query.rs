@@ -149,7 +149,7 @@ pub struct Scan {
     #[command(flatten)]
     watermark: Watermark,
     /// Trades as they were known when the record of this LSN was the newest: without those that had been declared
-    /// void by then, with the prices and sizes that had been corrected
+    /// void by then, with the prices and sizes that had been corrected. A bust of a bust or of a correction takes it back
     #[arg(long, value_name = "LSN")]
     as_known_at: Option<u64>,
 }
@@ -439,11 +439,16 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
         out.push(&Row { lsn: known.lsn, index_time: known.index_time, record })?;
     }
     out.flush()?;
-    if trades.unmatched() > 0 {
-        let n = terminal::thousands(trades.unmatched());
-        tracing::warn!("{n} busts or corrections are about trades that the store does not have");
-    }
+    note_unmatched(trades.unmatched());
     Ok(())
+}
+
+/// Says how many statements were about nothing that the store has.
+pub fn note_unmatched(statements: u64) {
+    if statements > 0 {
+        let n = terminal::thousands(statements);
+        tracing::warn!("{n} busts or corrections change nothing: the store has no trade, bust or correction that they are about");
+    }
 }
 
 /// The instruments that `filter` names; its kinds are checked too.

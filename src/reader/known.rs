@@ -1,9 +1,11 @@
 //! Owns: trades as they were known at a moment: with the busts and corrections applied that had come by then.
 //!
-//! What must hold: what is stored stays as it is; a statement is about the trade whose LSN it names, or else
-//! about the newest trade before it that has its id and source; of several about one trade the newest counts.
+//! What must hold: what is stored stays as it is. A statement is about the trade whose LSN it names, or else about the
+//! newest trade before it that has its id and source; of several about one trade the newest counts. A bust that names the
+//! LSN of a bust or a correction takes that statement back, as if it had not been made; a correction that names the LSN of
+//! a correction is one of the same trade. A statement that is about nothing of this is counted, and changes nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Scan, Series, Snapshot, TimeRange};
 use crate::error::Result;
@@ -39,6 +41,13 @@ enum Said {
     Correct(Correct),
 }
 
+/// A bust or a correction.
+struct Statement {
+    /// The LSN of what it is about, which is before it; `None` if there is no such record.
+    about: Option<Lsn>,
+    said: Said,
+}
+
 /// The store as it was known when record `at` was its newest.
 #[derive(Debug)]
 pub struct KnownAt<'s> {
@@ -67,30 +76,54 @@ impl<'s> KnownAt<'s> {
     /// # Errors
     /// Of a file.
     pub fn trades(&self, instrument: InstrumentId, range: TimeRange) -> Result<KnownTrades<'s>> {
-        let statements = [Bust::KIND, Correct::KIND].map(|kind| Series { instrument, kind });
-        let (mut said, mut unmatched) = (HashMap::new(), 0);
-        let mut scan = self.snapshot.replay(&statements, TimeRange::ALL);
-        while let Some(row) = scan.next()? {
-            if row.lsn > self.at {
+        let statements = self.statements(instrument)?;
+        let (mut said, mut taken_back, mut unmatched) = (HashMap::new(), HashSet::new(), 0);
+        let mut snapshot = self.snapshot.clone();
+        // The newest first: what takes a statement back may have been taken back itself.
+        for (&lsn, statement) in statements.iter().rev() {
+            if taken_back.contains(&lsn) {
                 continue;
             }
-            let (trade_lsn, trade_id, source, what) = match (row.record.get::<Bust>(), row.record.get::<Correct>()) {
-                (Some(bust), _) => (bust.trade_lsn, bust.trade_id, bust.source, Said::Void),
-                (None, Some(correct)) => (correct.trade_lsn, correct.trade_id, correct.source, Said::Correct(*correct)),
-                (None, None) => continue,
+            let mut about = statement.about;
+            if let (Some(target), Said::Void) = (about, statement.said)
+                && statements.contains_key(&target)
+            {
+                taken_back.insert(target);
+                continue;
+            }
+            while let Some(Statement { about: further, said: Said::Correct(_) }) = about.and_then(|a| statements.get(&a)) {
+                about = *further;
+            }
+            let trade = match about {
+                Some(about) => snapshot.get(about)?.filter(|row| is_trade(row, instrument)).map(|row| row.lsn),
+                None => None,
             };
-            let about = if trade_lsn > Lsn(0) { Some(trade_lsn) } else { self.newest(instrument, trade_id, source, row.lsn)? };
-            match about {
-                // Statements come by time; the newest is the one that came in last.
-                Some(lsn) if said.get(&lsn).is_none_or(|(before, _)| *before < row.lsn) => {
-                    said.insert(lsn, (row.lsn, what));
-                }
-                Some(_) => {}
+            match trade {
+                Some(trade) => drop(said.entry(trade).or_insert((lsn, statement.said))),
                 None => unmatched += 1,
             }
         }
         let trades = Series { instrument, kind: Trade::KIND };
         Ok(KnownTrades { scan: self.snapshot.scan(trades, range), at: self.at, said, unmatched })
+    }
+
+    /// The statements about `instrument` that had been made, in the order in which they came.
+    fn statements(&self, instrument: InstrumentId) -> Result<BTreeMap<Lsn, Statement>> {
+        let mut statements = BTreeMap::new();
+        let mut scan = self.snapshot.replay(&[Bust::KIND, Correct::KIND].map(|kind| Series { instrument, kind }), TimeRange::ALL);
+        while let Some(row) = scan.next()? {
+            if row.lsn > self.at {
+                continue;
+            }
+            let (named, trade_id, source, said) = match (row.record.get::<Bust>(), row.record.get::<Correct>()) {
+                (Some(bust), _) => (bust.trade_lsn, bust.trade_id, bust.source, Said::Void),
+                (None, Some(correct)) => (correct.trade_lsn, correct.trade_id, correct.source, Said::Correct(*correct)),
+                (None, None) => continue,
+            };
+            let about = if named > Lsn(0) { Some(named) } else { self.newest(instrument, trade_id, source, row.lsn)? };
+            statements.insert(row.lsn, Statement { about: about.filter(|about| *about < row.lsn), said });
+        }
+        Ok(statements)
     }
 
     /// The newest trade before `lsn` with this id from this source.
@@ -99,6 +132,10 @@ impl<'s> KnownAt<'s> {
         let same = |row: &Row<'_>| row.lsn < lsn && row.record.get::<Trade>().is_some_and(|t| t.source == source);
         Ok((0..found.len()).filter_map(|i| found.get(i)).filter(same).map(|row| row.lsn).max())
     }
+}
+
+fn is_trade(row: &Row<'_>, instrument: InstrumentId) -> bool {
+    row.record.kind() == Trade::KIND && row.record.instrument() == instrument
 }
 
 impl KnownTrades<'_> {
@@ -127,7 +164,8 @@ impl KnownTrades<'_> {
         Ok(None)
     }
 
-    /// Statements about trades that are not in the store, or are held no longer.
+    /// Statements that are about no trade and no statement of this instrument that came before them, or about one that is
+    /// held no longer.
     pub fn unmatched(&self) -> u64 {
         self.unmatched
     }

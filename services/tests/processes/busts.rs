@@ -26,6 +26,7 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
     store.start();
     let mut publisher = store.publisher(1, Level::Fsync);
     let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
+    let elsewhere = publisher.instrument(&"X:B".parse().unwrap()).unwrap();
     let trade = |id: u64, price| Trade {
         instrument,
         source: 3,
@@ -63,6 +64,22 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
     publisher.publish(&bust(0, 9, 4)).unwrap();
     publisher.publish(&bust(3, 0, 3)).unwrap();
     publisher.publish(&correct(3, 0, 33)).unwrap();
+    // 11: the bust of 9 is taken back, which changes nothing of the correction after it; 12: that goes too.
+    publisher.publish(&bust(9, 0, 3)).unwrap();
+    publisher.publish(&bust(10, 0, 3)).unwrap();
+    // 13: the bust of 5 is taken back; 14: and that is taken back.
+    publisher.publish(&bust(5, 0, 3)).unwrap();
+    publisher.publish(&bust(13, 0, 3)).unwrap();
+    // 15: a correction of the correction of 7; 16: it is taken back.
+    publisher.publish(&correct(7, 0, 23)).unwrap();
+    publisher.publish(&bust(15, 0, 3)).unwrap();
+    // 17 to 20, about nothing: a correction of a bust, itself, a record to come, another instrument's trade.
+    publisher.publish(&correct(5, 0, 99)).unwrap();
+    publisher.publish(&bust(18, 0, 3)).unwrap();
+    publisher.publish(&bust(1_000, 0, 3)).unwrap();
+    publisher.publish(&correct(21, 0, 99)).unwrap();
+    publisher.publish(&Trade { instrument: elsewhere, ..trade(7, 1) }).unwrap();
+    publisher.publish(&bust(21, 0, 3)).unwrap();
     publisher.flush(Level::Fsync, std::time::Duration::from_secs(20)).unwrap();
     let mut reader = store.reader();
     let check = |snapshot: &Snapshot| {
@@ -75,11 +92,31 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
         assert_eq!(known(snapshot, 7).0[1], (8, 22, true), "of two corrections the newer counts");
         assert_eq!(known(snapshot, 8), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1), "another source's id");
         assert_eq!(known(snapshot, 9).0, vec![(7, 10, false), (8, 22, true)]);
-        assert_eq!(known(snapshot, u64::MAX).0, vec![(7, 10, false), (8, 22, true), (9, 33, true)]);
+        assert_eq!(known(snapshot, 10).0, vec![(7, 10, false), (8, 22, true), (9, 33, true)]);
+        assert_eq!(known(snapshot, 11), (vec![(7, 10, false), (8, 22, true), (9, 33, true)], 1));
+        assert_eq!(known(snapshot, 12).0[2], (9, 30, false), "nothing that stands is said of it");
+        let stands_again = vec![(7, 10, false), (7, 40, false), (8, 22, true), (9, 30, false)];
+        assert_eq!(known(snapshot, 13), (stands_again, 1), "a bust that is taken back is as if it had not been made");
+        assert_eq!(known(snapshot, 14).0, vec![(7, 10, false), (8, 22, true), (9, 30, false)]);
+        assert_eq!(known(snapshot, 15).0[1], (8, 23, true));
+        assert_eq!(known(snapshot, 16), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1));
+        for lsn in 17..=20 {
+            assert_eq!(known(snapshot, lsn), (known(snapshot, 16).0, lsn - 15), "what is about nothing is counted");
+        }
+        assert_eq!(known(snapshot, 22), (known(snapshot, 16).0, 6), "as is what is about another instrument");
+        assert_eq!(known(snapshot, u64::MAX), known(snapshot, 22));
     };
     check(&reader.snapshot(At::Durable).unwrap());
     let shown = store.tape_ok(&["scan", "X:A", "trade", "--as-known-at", "9", "--json"]);
     assert_eq!(shown.lines().count(), 2, "{shown}");
+    let bars = |more: &[&str]| {
+        let shown = store.tape_ok(&[&["bars", "X:A", "--ticks", "10", "--json"], more].concat());
+        let bar: serde_json::Value = serde_json::from_str(shown.lines().next().unwrap()).unwrap();
+        (bar["trades"].as_u64().unwrap(), bar["volume"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(bars(&["--as-known-at", "13"]).0, 4);
+    assert_eq!(bars(&["--as-known-at", "14"]).0, 3, "without the trade that is void");
+    assert_ne!(bars(&["--as-known-at", "14"]).1, bars(&[]).1, "with sizes as corrected");
     assert_eq!(store.tape_ok(&["scan", "X:A", "trade", "--json"]).lines().count(), 4);
     assert_eq!(store.tape(&["scan", "X:A", "quote", "--as-known-at", "9"]).status.code(), Some(2));
     // The same from files.
@@ -87,13 +124,13 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
     eventually("a filing", || {
         for _ in 0..20_000 {
             id += 1;
-            let other = Trade { instrument: tapestore::lsn::InstrumentId(99), ts_recv: Ts(id), ..Trade::default() };
+            let other = Trade { instrument: elsewhere, ts_recv: Ts(id), ..Trade::default() };
             while publisher.publish(&other).is_err() {}
         }
-        (reader.control().statistic(Statistic::Covered) > 20).then_some(())
+        (reader.control().statistic(Statistic::Covered) > 30).then_some(())
     });
     let snapshot =
-        eventually("a snapshot with files", || reader.snapshot(At::Appended).ok().filter(|s| s.history().covered() > Lsn(20)));
+        eventually("a snapshot with files", || reader.snapshot(At::Appended).ok().filter(|s| s.history().covered() > Lsn(30)));
     check(&snapshot);
     assert_eq!(Trade::KIND, snapshot.series().unwrap()[0].kind);
 }

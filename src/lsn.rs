@@ -88,6 +88,13 @@ impl InstrumentId {
     pub const NULL: InstrumentId = InstrumentId(u32::MAX);
 }
 
+/// How far above the newest epoch of a publisher in the log the epoch may be that it goes on from. It was granted before the
+/// store lost the end of its log, or was restored: each epoch is a start of the publisher, or a loss of what it held.
+pub const EPOCHS_LOST_MAX: u32 = 1024;
+
+/// Why a publisher that goes on from an epoch further above is refused for good.
+pub const NO_SUCH_EPOCH: &str = "the store has never granted that epoch to this publisher; start the publisher again";
+
 /// How far a record must have come before its publisher is told, in rising order; `quorum-os` stands apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -15,7 +15,7 @@ use super::memtables::{MemTables, Sealed};
 use crate::bus::BatchHeader;
 use crate::consensus::Change;
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId, Term};
+use crate::lsn::{EPOCHS_LOST_MAX, Epoch, InstrumentId, Lsn, NO_SUCH_EPOCH, PubSeq, PublisherId, Term};
 use crate::manifest::{PublisherState, State};
 use crate::record::{self, Layout, Name};
 use crate::sabotage::{self, Sabotage};
@@ -345,7 +345,8 @@ impl Core {
     /// on; gives its state.
     ///
     /// # Errors
-    /// [`crate::error::Error::Halted`]; [`crate::error::Error::Limit`] if there is no epoch above.
+    /// [`crate::error::Error::Halted`]; [`crate::error::Error::Limit`] if there is no epoch above;
+    /// [`crate::error::Error::Invalid`] if `above` is one that this publisher cannot have been granted.
     pub fn begin_epoch(
         &mut self,
         publisher: PublisherId,
@@ -354,7 +355,12 @@ impl Core {
         now: Ts,
     ) -> Result<(PublisherState, wal::Appended)> {
         assert!(self.frame.is_empty(), "facts stand in frames of their own");
-        let highest = self.publisher(publisher).epoch.max(above);
+        let known = self.publisher(publisher).epoch;
+        if above.0.saturating_sub(known.0) > EPOCHS_LOST_MAX {
+            // To begin above it would use up the publisher's epochs: the last of them retires it for good.
+            return Err(Error::invalid("epoch", format!("{above} where the newest is {known}: {NO_SUCH_EPOCH}")));
+        }
+        let highest = known.max(above);
         let next = highest.0.checked_add(1).filter(|e| *e < u32::MAX);
         let epoch = Epoch(next.ok_or(Error::Limit { what: "a publisher's epoch", limit: u64::from(u32::MAX) - 1 })?);
         let mut frame = FrameBuilder::new();

@@ -594,6 +594,31 @@ fn an_epoch_is_remembered_before_its_first_record() {
     assert_eq!(store.core.publisher(PublisherId(3)).incarnation, 77);
 }
 
+#[test]
+fn an_epoch_that_was_never_granted_is_refused_and_uses_up_none_of_the_publishers_epochs() {
+    use crate::bus::attach::{Message, Mode, ask};
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { run_root: dir.path().to_path_buf(), space_min: 1 << 20, ..options(&dir.path().join("s")) };
+    let world = World { disk: Arc::new(crate::disk::RealDisk), clock: Arc::new(crate::time::HostClock), store_id: 5, boot: 1 };
+    let storage = Storage::start(options, world).unwrap();
+    let attach = |mode| {
+        let socket = RunDir::find(&dir.path().join("s")).unwrap().attach_socket();
+        let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        let (publisher, level, incarnation) = (PublisherId(3), Level::Fsync, 7);
+        ask(&mut stream, &Message::Attach { publisher, mode, level, incarnation }).unwrap()
+    };
+    for never in [u32::MAX - 2, u32::MAX, crate::lsn::EPOCHS_LOST_MAX + 1] {
+        let Message::Refused(why) = attach(Mode::Resume(Epoch(never))) else { panic!("epoch {never} is gone on from") };
+        assert!(why.contains("never granted"), "{why}");
+    }
+    let Message::Attached(grant) = attach(Mode::New) else { panic!("it may begin") };
+    assert_eq!(grant.epoch, Epoch(1));
+    // What went with the end of a log, or in a restore, is gone on from.
+    let Message::Attached(grant) = attach(Mode::Resume(Epoch(9))) else { panic!("it may go on") };
+    assert_eq!(grant.epoch, Epoch(10));
+    storage.stop().unwrap();
+}
+
 /// A sync agent over `store`, with the ends of its queues.
 fn sync_agent(
     store: Recovered,

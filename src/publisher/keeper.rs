@@ -9,7 +9,7 @@ use super::{Fatal, KEEPER_BATCHES, Options, State, lock};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Level, NO_SUCH_LEVEL, NodeId, PubSeq};
+use crate::lsn::{Epoch, Level, NO_SUCH_EPOCH, NO_SUCH_LEVEL, NodeId, PubSeq};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 
@@ -122,8 +122,8 @@ impl Keeper {
                 lock(&self.state).fatal = Some(Fatal::Fenced);
                 IDLE
             }
-            Err(Error::Refused { reason, .. }) if reason == NO_SUCH_LEVEL => {
-                // It will not have it before it is kept otherwise, and started again.
+            Err(Error::Refused { reason, .. }) if reason == NO_SUCH_LEVEL || reason.ends_with(NO_SUCH_EPOCH) => {
+                // It will not have the level before it is kept otherwise, and started again; and never the epoch.
                 lock(&self.state).fatal = Some(Fatal::Refused(reason));
                 IDLE
             }

@@ -34,10 +34,13 @@ pub const BATCH_WORDS_MAX: usize = 4096;
 /// Most words of a batch on the live bus.
 pub const LIVE_WORDS_MAX: usize = 512;
 
-/// Batches that wait for storage at most.
-const INGEST_BUFFER: usize = 512;
-/// Batches that wait for a live subscriber before the oldest are dropped.
-const LIVE_BUFFER: usize = 1024;
+/// Batches that wait for storage, and for a live subscriber before the oldest are dropped. The first of a publisher take
+/// 17 MB of shared memory when they are all full, the second 4 MB.
+const BUFFERS: Buffers = Buffers { ingest: 512, live: 1024 };
+/// The same where shared memory is small, at least.
+const BUFFERS_MIN: Buffers = Buffers { ingest: 16, live: 32 };
+/// A publisher's batches take at most this part of shared memory.
+const SHARE: u64 = 32;
 /// Batches that a receiver holds at once.
 const BORROWED_MAX: usize = 2;
 /// Publishers of a store.
@@ -92,6 +95,24 @@ fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
 /// Where the bus has its segments.
 const SEGMENTS: &str = "/dev/shm";
 
+/// How many batches wait at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Buffers {
+    ingest: usize,
+    live: usize,
+}
+
+impl Buffers {
+    /// For a shared memory of `total` bytes: 64 MiB, the usual one of a container, has room for several publishers.
+    fn of(total: u64) -> Buffers {
+        let within = |words: usize| (total / SHARE / (words as u64 * 8)) as usize;
+        Buffers {
+            ingest: within(BATCH_WORDS_MAX).clamp(BUFFERS_MIN.ingest, BUFFERS.ingest),
+            live: (within(LIVE_WORDS_MAX) / 4).clamp(BUFFERS_MIN.live, BUFFERS.live),
+        }
+    }
+}
+
 /// One process's access to the bus of one instance of a store.
 #[derive(Debug)]
 pub struct Bus {
@@ -99,6 +120,7 @@ pub struct Bus {
     config: Config,
     root: PathBuf,
     prefix: String,
+    buffers: Buffers,
 }
 
 /// What a clean-up found.
@@ -134,7 +156,8 @@ impl Bus {
             .signal_handling_mode(SignalHandlingMode::Disabled)
             .create::<Ipc>()
             .map_err(|e| bus_error("join", prefix, e))?;
-        Ok(Bus { node, config, root: root.to_path_buf(), prefix: prefix.to_owned() })
+        let total = rustix::fs::statvfs(SEGMENTS).map_or(u64::MAX, |s| s.f_blocks * s.f_frsize);
+        Ok(Bus { node, config, root: root.to_path_buf(), prefix: prefix.to_owned(), buffers: Buffers::of(total) })
     }
 
     fn nodes(&self) -> PathBuf {
@@ -179,7 +202,7 @@ impl Bus {
             .publish_subscribe::<[u64]>()
             .user_header::<BatchHeader>()
             .enable_safe_overflow(false)
-            .subscriber_max_buffer_size(INGEST_BUFFER)
+            .subscriber_max_buffer_size(self.buffers.ingest)
             .subscriber_max_borrowed_samples(BORROWED_MAX)
             .history_size(0)
             .max_publishers(1)
@@ -187,8 +210,11 @@ impl Bus {
             .max_nodes(4)
             .create()
             .map_err(|e| bus_error("create", &name, e))?;
-        let subscriber =
-            service.subscriber_builder().buffer_size(INGEST_BUFFER).create().map_err(|e| bus_error("subscribe to", &name, e))?;
+        let subscriber = service
+            .subscriber_builder()
+            .buffer_size(self.buffers.ingest)
+            .create()
+            .map_err(|e| bus_error("subscribe to", &name, e))?;
         Ok(Receiver { subscriber, name })
     }
 
@@ -207,26 +233,34 @@ impl Bus {
             .open()
             .map_err(|e| bus_error("open", &name, e))?;
         let config = service.static_config();
-        if config.has_safe_overflow() || config.subscriber_max_buffer_size() != INGEST_BUFFER || config.max_publishers() != 1 {
+        // How many batches wait is storage's to say.
+        let buffers = BUFFERS_MIN.ingest..=BUFFERS.ingest;
+        if config.has_safe_overflow() || !buffers.contains(&config.subscriber_max_buffer_size()) || config.max_publishers() != 1 {
             return Err(bus_error("use", &name, "its settings are another version's"));
         }
         Sender::new(service, name, BATCH_WORDS_MAX)
     }
 
     fn live(&self) -> Result<LiveService> {
-        self.node
-            .service_builder(&LIVE_NAME.try_into().map_err(|e| bus_error("name", LIVE_NAME, e))?)
-            .publish_subscribe::<[u64]>()
-            .user_header::<BatchHeader>()
-            .enable_safe_overflow(true)
-            .subscriber_max_buffer_size(LIVE_BUFFER)
+        let name = || LIVE_NAME.try_into().map_err(|e| bus_error("name", LIVE_NAME, e));
+        let service = self.node.service_builder(&name()?).publish_subscribe::<[u64]>().user_header::<BatchHeader>();
+        let service = service.enable_safe_overflow(true);
+        let made = service
+            .subscriber_max_buffer_size(self.buffers.live)
             .subscriber_max_borrowed_samples(BORROWED_MAX)
             .history_size(0)
             .max_publishers(LIVE_PUBLISHERS_MAX)
             .max_subscribers(LIVE_SUBSCRIBERS_MAX)
             .max_nodes(LIVE_PUBLISHERS_MAX + LIVE_SUBSCRIBERS_MAX + 4)
-            .open_or_create()
-            .map_err(|e| bus_error("open", LIVE_NAME, e))
+            .open_or_create();
+        match made {
+            Ok(service) => Ok(service),
+            // Whoever made it may have found another size of shared memory.
+            Err(error) => {
+                let service = self.node.service_builder(&name()?).publish_subscribe::<[u64]>().user_header::<BatchHeader>();
+                service.enable_safe_overflow(true).open().map_err(|_| bus_error("open", LIVE_NAME, error))
+            }
+        }
     }
 
     /// The sending end of the live service.
@@ -245,7 +279,7 @@ impl Bus {
         let service = self.live()?;
         let subscriber = service
             .subscriber_builder()
-            .buffer_size(LIVE_BUFFER)
+            .buffer_size(service.static_config().subscriber_max_buffer_size())
             .create()
             .map_err(|e| bus_error("subscribe to", LIVE_NAME, e))?;
         Ok(Receiver { subscriber, name: LIVE_NAME.to_owned() })
@@ -368,6 +402,17 @@ mod tests {
     }
 
     #[test]
+    fn a_publishers_batches_take_a_small_part_of_a_small_shared_memory() {
+        assert_eq!(Buffers::of(24 << 30), BUFFERS);
+        assert_eq!(Buffers::of(1 << 30), BUFFERS);
+        for total in [64u64 << 20, 128 << 20, 256 << 20] {
+            let Buffers { ingest, live } = Buffers::of(total);
+            assert!(((ingest * BATCH_WORDS_MAX + live * LIVE_WORDS_MAX) * 8) as u64 <= total / 25, "{total}");
+        }
+        assert_eq!(Buffers::of(0), BUFFERS_MIN);
+    }
+
+    #[test]
     fn a_full_queue_refuses_at_once_and_loses_nothing_it_took() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (bus, _left) = join(dir.path(), 'a');
@@ -378,7 +423,7 @@ mod tests {
         while sender.send(header(sent), &[sent, 7]).unwrap() {
             sent += 1;
         }
-        assert!(sent >= INGEST_BUFFER as u64, "{sent}");
+        assert!(sent >= bus.buffers.ingest as u64, "{sent}");
         for i in 0..sent {
             let batch = receiver.receive().unwrap().unwrap();
             assert_eq!((batch.header(), batch.words()), (header(i), &[i, 7][..]));
@@ -396,11 +441,11 @@ mod tests {
         assert!(!sender.has_receivers());
         let receiver = bus.receive_live().unwrap();
         assert!(sender.has_receivers());
-        let count = LIVE_BUFFER as u64 * 2;
+        let count = bus.buffers.live as u64 * 2;
         for i in 0..count {
             sender.send(BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(i), 1), &[i]).unwrap();
         }
         let first = receiver.receive().unwrap().unwrap().header().first_pub_seq();
-        assert_eq!(first, PubSeq(count - LIVE_BUFFER as u64));
+        assert_eq!(first, PubSeq(count - bus.buffers.live as u64));
     }
 }

@@ -51,6 +51,16 @@ pub enum Error {
         /// The system's own words.
         source: std::io::Error,
     },
+    /// This process, or the host, has no more of what an operation on a file takes.
+    #[error("cannot {op} {path}: {what}", path = path.display())]
+    Exhausted {
+        /// Present-tense verb.
+        op: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What there is no more of, and how to raise it.
+        what: &'static str,
+    },
     /// Bytes that were known durable are not what was written.
     #[error(
         "{path} is damaged at offset {offset} ({what}: expected {expected:#x}, found {found:#x}) before LSN {lsn}; \
@@ -244,10 +254,30 @@ pub enum Error {
     },
 }
 
+/// What there is no more of, if that is why the system refused.
+fn exhausted(source: &std::io::Error) -> Option<&'static str> {
+    use rustix::io::Errno;
+    match Errno::from_io_error(source)? {
+        Errno::MFILE => {
+            Some("this process has as many files open as it may; raise that (ulimit -n, or LimitNOFILE= of a service)")
+        }
+        Errno::NFILE => Some("the host has as many files open as it may; raise that (sysctl fs.file-max)"),
+        Errno::NOMEM => Some(
+            "there is no memory for it: the address space of this process (ulimit -v), its maps (sysctl vm.max_map_count) or \
+             the memory of the host or of its container is used up; raise that",
+        ),
+        _ => None,
+    }
+}
+
 impl Error {
-    /// An [`Error::Io`] about `path`.
+    /// An [`Error::Io`] about `path`, or [`Error::Exhausted`] if a limit of the process or the host is behind it.
     pub fn io(op: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
-        Error::Io { op, path: path.to_path_buf(), source: source.into() }
+        let (path, source) = (path.to_path_buf(), source.into());
+        match exhausted(&source) {
+            Some(what) => Error::Exhausted { op, path, what },
+            None => Error::Io { op, path, source },
+        }
     }
 
     /// An [`Error::Invalid`].

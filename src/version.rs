@@ -239,7 +239,7 @@ impl Versions {
     /// alone.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] while storage recovers or after it was killed half-way.
+    /// [`Error::StorageDown`] while storage recovers or after it was killed half-way; [`Error::Exhausted`].
     pub fn view(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<View> {
         let mut failures = 0;
         for _ in 0..TRIES {
@@ -250,8 +250,12 @@ impl Versions {
             let Some(list) = control.tables() else { return self.down("it was killed while it changed its MemTables") };
             let known = instance == self.instance && list.version == self.version;
             let wanted = list.tables.get(..list.count).unwrap_or(&[]);
-            // Gone between the look at the list and the opening: look again.
-            let Ok(tables) = self.open_tables(run_dir, control.store_id(), instance, wanted) else { continue };
+            let tables = match self.open_tables(run_dir, control.store_id(), instance, wanted) {
+                Ok(tables) => tables,
+                Err(error @ Error::Exhausted { .. }) => return Err(error),
+                // Gone between the look at the list and the opening: look again.
+                Err(_) => continue,
+            };
             if !known {
                 if let Err(error) = self.refresh_history(list.manifest) {
                     failures += 1;

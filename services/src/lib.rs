@@ -13,6 +13,7 @@ pub mod export;
 pub mod import;
 pub mod input;
 pub mod inspect;
+pub mod limits;
 pub mod output;
 pub mod pins;
 pub mod publish;

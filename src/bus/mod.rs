@@ -19,8 +19,11 @@ mod orphans;
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use iceoryx2::node::NodeView;
+use iceoryx2::port::DegradationAction;
 use iceoryx2::prelude::*;
 use iceoryx2::sample::Sample;
 
@@ -210,12 +213,21 @@ impl Bus {
             .max_nodes(4)
             .create()
             .map_err(|e| bus_error("create", &name, e))?;
+        // By default a sender whose segments cannot be mapped (no descriptors, no memory) is passed over, in silence and for
+        // good.
+        let is_deaf = Arc::new(AtomicBool::new(false));
+        let raised = is_deaf.clone();
         let subscriber = service
             .subscriber_builder()
             .buffer_size(self.buffers.ingest)
+            .set_degradation_handler(move |_, _| {
+                // A lone flag: relaxed.
+                raised.store(true, Ordering::Relaxed);
+                DegradationAction::DegradeAndFail
+            })
             .create()
             .map_err(|e| bus_error("subscribe to", &name, e))?;
-        Ok(Receiver { subscriber, name })
+        Ok(Receiver { subscriber, name, is_deaf })
     }
 
     /// Opens the sending end of the ingest service of `grant`.
@@ -280,9 +292,17 @@ impl Bus {
         let subscriber = service
             .subscriber_builder()
             .buffer_size(service.static_config().subscriber_max_buffer_size())
+            .set_degradation_handler(|_, _| {
+                tracing::error!(
+                    "a publisher's live records cannot be received: this process is short of descriptors (ulimit -n), memory \
+                     maps or memory (ulimit -v), or the publisher has just ended; a subscriber that is opened again, or a \
+                     follower of the store, has them"
+                );
+                DegradationAction::Ignore
+            })
             .create()
             .map_err(|e| bus_error("subscribe to", LIVE_NAME, e))?;
-        Ok(Receiver { subscriber, name: LIVE_NAME.to_owned() })
+        Ok(Receiver { subscriber, name: LIVE_NAME.to_owned(), is_deaf: Arc::default() })
     }
 }
 
@@ -340,6 +360,8 @@ impl Sender {
 pub struct Receiver {
     subscriber: iceoryx2::port::subscriber::Subscriber<Ipc, [u64], BatchHeader>,
     name: String,
+    /// Whether what its sender sends cannot be mapped: the bus tries that once.
+    is_deaf: Arc<AtomicBool>,
 }
 
 /// A received batch, still in shared memory. Its sender can change it: copy before checking.
@@ -368,14 +390,18 @@ impl Receiver {
     #[inline]
     pub fn receive(&self) -> Result<Option<Batch>> {
         match self.subscriber.receive() {
+            Ok(None) if self.is_deaf.load(Ordering::Relaxed) => {
+                let cause = "no descriptors (ulimit -n), memory maps or memory (ulimit -v) are left for it, or it has just ended";
+                Err(Error::Bus { op: "receive from", service: self.name.clone(), cause: cause.to_owned() })
+            }
             Ok(sample) => Ok(sample.map(Batch)),
             Err(e) => Err(bus_error("receive from", &self.name, e)),
         }
     }
 
-    /// Whether a batch waits.
+    /// Whether a batch waits, or the error that [`Receiver::receive`] will give.
     pub fn has_batches(&self) -> bool {
-        self.subscriber.has_samples().unwrap_or(false)
+        self.subscriber.has_samples().unwrap_or(true)
     }
 }
 

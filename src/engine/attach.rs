@@ -16,6 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver as Queue, Sender as Post};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::budget::Budget;
 use super::requests::{Attach, Request};
 use super::sync::Answer;
 use super::waker::Waker;
@@ -91,13 +92,14 @@ impl AttachAgent {
         let mut connections: HashMap<u64, Connection> = HashMap::new();
         let mut next = 0u64;
         let mut grants = 0u64;
+        let mut budget = Budget::default();
         let mut swept = self.clock.monotonic();
         while !self.stop.is_stopped() {
             for ready in self.wait(&connections) {
                 match ready {
                     Ready::Listener => self.accept(&mut connections, &mut next),
                     Ready::Answers => self.waker.drain(),
-                    Ready::Connection(id) => self.read(id, &mut connections, &mut grants),
+                    Ready::Connection(id) => self.read(id, &mut connections, &mut grants, &mut budget),
                 }
             }
             self.answer(&mut connections);
@@ -146,7 +148,8 @@ impl AttachAgent {
         }
     }
 
-    fn read(&self, id: u64, connections: &mut HashMap<u64, Connection>, grants: &mut u64) {
+    fn read(&self, id: u64, connections: &mut HashMap<u64, Connection>, grants: &mut u64, budget: &mut Budget) {
+        let (attached, all) = (connections.values().filter(|c| c.attached).count() as u64, connections.len() as u64);
         let Some(connection) = connections.get_mut(&id) else { return };
         let mut chunk = [0u8; 64 << 10];
         let open = loop {
@@ -162,7 +165,7 @@ impl AttachAgent {
                 Err(_) => break false,
             }
         };
-        let served = self.serve(id, connection, grants);
+        let served = self.serve(id, connection, grants, || budget.refusal(attached, all));
         if let Err(error) = &served {
             tracing::warn!(%error, "a publisher's connection is closed");
             say(connection, &Message::Refused(error.to_string()));
@@ -177,7 +180,13 @@ impl AttachAgent {
     }
 
     /// Deals with the messages that have come whole.
-    fn serve(&self, id: u64, connection: &mut Connection, grants: &mut u64) -> Result<()> {
+    fn serve(
+        &self,
+        id: u64,
+        connection: &mut Connection,
+        grants: &mut u64,
+        mut refusal: impl FnMut() -> Option<String>,
+    ) -> Result<()> {
         while let Some((message, len)) = Message::decode(&connection.received)? {
             connection.received.drain(..len);
             if let Some(error) = connection.refused.take() {
@@ -188,6 +197,11 @@ impl AttachAgent {
                     return Err(Error::invalid("request", "there is no epoch 0"));
                 }
                 Message::Attach { publisher, mode, level, incarnation } if !connection.attached => {
+                    if let Some(reason) = refusal() {
+                        tracing::error!(publisher = publisher.0, reason, "a publisher is not attached");
+                        say(connection, &Message::Refused(reason));
+                        continue;
+                    }
                     *grants += 1;
                     // Never the same in another instance, so that a stale grant is told from a live one.
                     let grant = self.instance << 32 | *grants;

@@ -308,7 +308,7 @@ impl Host {
 
     /// The queue of `slot` cannot be read any more.
     pub(super) fn has_failed(&mut self, slot: usize) {
-        self.sessions.refuse(slot);
+        self.sessions.unreceived(slot);
     }
 
     /// The publisher of `slot` has ended, and nothing of it is left to be accepted.

@@ -17,6 +17,7 @@ pub mod history;
 pub mod memtables;
 
 mod attach;
+mod budget;
 mod clock;
 mod compact;
 mod covered;

@@ -169,10 +169,10 @@ impl Sessions {
         self.all().filter(of).for_each(|s| s.end(SlotState::Fenced));
     }
 
-    /// What `slot` sends is not accepted any more.
-    pub(super) fn refuse(&mut self, slot: usize) {
+    /// What `slot` sends cannot be received any more: its publisher is to attach again.
+    pub(super) fn unreceived(&mut self, slot: usize) {
         if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
-            session.end(SlotState::Refused);
+            session.end(SlotState::Unreceived);
         }
     }
 

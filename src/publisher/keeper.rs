@@ -129,10 +129,12 @@ impl Keeper {
             }
             Err(error @ (Error::Refused { .. } | Error::NotLeader { .. })) => {
                 tracing::warn!(%error, "trying again");
+                lock(&self.state).is_refused = true;
                 REFUSED
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot attach again yet");
+                lock(&self.state).is_refused = false;
                 IDLE
             }
         }

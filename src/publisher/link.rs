@@ -98,11 +98,15 @@ fn send_live(live: &Sender, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<
 /// Connects to storage's attach socket.
 ///
 /// # Errors
-/// [`Error::StorageDown`] if nobody listens; [`Error::Denied`] if that is another user.
+/// [`Error::StorageDown`] if nobody listens; [`Error::Denied`] if that is another user; [`Error::Exhausted`] if this process has no descriptor for it.
 pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result<UnixStream> {
-    let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "nobody answers at its socket" };
+    let socket = run_dir.attach_socket();
+    let down = |source: std::io::Error| match Error::io("connect to", &socket, source) {
+        error @ Error::Exhausted { .. } => error,
+        _ => Error::StorageDown { dir: store.to_path_buf(), why: "nobody answers at its socket" },
+    };
     run_dir.check_user(store)?;
-    let stream = UnixStream::connect(run_dir.attach_socket()).map_err(down)?;
+    let stream = UnixStream::connect(&socket).map_err(down)?;
     stream.set_read_timeout(Some(limit)).map_err(down)?;
     stream.set_write_timeout(Some(limit)).map_err(down)?;
     Ok(stream)

@@ -114,6 +114,8 @@ struct State {
     held_back: u64,
     /// Whether the store may lose what it has committed, as of the newest link.
     is_lossy: bool,
+    /// Whether storage answered that it does not attach it, when it was last asked.
+    is_refused: bool,
     /// The kinds that programs defined that the store is known to have, by their hashes.
     kinds: Vec<(u64, Layout)>,
 }
@@ -179,6 +181,7 @@ impl Publisher {
             publisher: options.publisher,
             level: grant.level,
             is_lossy: link.control.is_lossy(),
+            is_refused: false,
             ring,
             epoch: grant.epoch,
             link: Some(link),
@@ -452,6 +455,7 @@ impl State {
     /// Why there is no room: `unacknowledged` records are held back.
     fn full(&self, unacknowledged: u64) -> PublishError {
         let why = match (&self.link, self.held_back) {
+            (None, _) if self.is_refused => "storage refuses to attach it again, for now: the logs say why",
             (None, _) => "storage is down",
             (Some(_), NO_SPACE) => return PublishError::NoSpace { unacknowledged },
             (Some(_), 1) => "storage's MemTables are full and not yet filed (tape status says how filing goes)",
@@ -477,6 +481,14 @@ impl State {
         match view.state {
             SlotState::Fenced => self.fatal = Some(Fatal::Fenced),
             SlotState::Refused => self.fatal = Some(Fatal::Refused("a batch was malformed".into())),
+            SlotState::Unreceived => {
+                tracing::error!(
+                    publisher = self.publisher.0,
+                    "storage cannot receive from this publisher; its log says why. It attaches again"
+                );
+                self.link = None;
+                return self.acknowledge(&view);
+            }
             SlotState::Attached | SlotState::Free => {}
         }
         if view.gap_count != std::mem::replace(&mut link.gap_count, view.gap_count) {
@@ -570,6 +582,7 @@ impl State {
             self.ring.rewind(PubSeq(grant.pub_seq.0 + 1));
         }
         self.is_lossy = link.control.is_lossy();
+        self.is_refused = false;
         self.link = Some(link);
     }
 

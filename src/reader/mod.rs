@@ -184,6 +184,7 @@ impl Reader {
             Some((known, symbols)) if known == instance => symbols,
             _ => match Symbols::open(&self.run_dir.symbols(instance)) {
                 Ok(symbols) => symbols,
+                Err(error @ Error::Exhausted { .. }) => return Err(error),
                 Err(_) if self.control.server().is_none() => {
                     let down = || Error::StorageDown { dir: self.store.clone(), why: "it has stopped" };
                     Symbols::fixed(self.versions.names()?.ok_or_else(down)?)

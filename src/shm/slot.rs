@@ -31,6 +31,8 @@ pub enum SlotState {
     Fenced = 2,
     /// A batch was malformed; the grant is refused from then on.
     Refused = 3,
+    /// Storage cannot receive what it sends, for want of descriptors, maps or memory; to go on it attaches again.
+    Unreceived = 4,
 }
 
 /// What a publisher reads from its slot.
@@ -152,6 +154,7 @@ impl Slot {
                 1 => SlotState::Attached,
                 2 => SlotState::Fenced,
                 3 => SlotState::Refused,
+                4 => SlotState::Unreceived,
                 _ => return None,
             },
             accepted: PubSeq(self.word(32).load(Ordering::Acquire)),

@@ -13,5 +13,6 @@ struct Command {
 }
 
 fn main() -> ExitCode {
+    tape_services::limits::raise();
     tape_services::exit::code(tape_services::storage::run(&Command::parse().args))
 }

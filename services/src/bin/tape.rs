@@ -18,6 +18,7 @@ fn end_quietly_when_nobody_reads() {
 }
 
 fn main() -> ExitCode {
+    tape_services::limits::raise();
     end_quietly_when_nobody_reads();
     tape_services::exit::code(tape_services::cli::Tape::parse().run())
 }

@@ -18,6 +18,8 @@ pub(crate) struct Store {
     pub(crate) path: PathBuf,
     child: Option<Child>,
     arguments: Vec<String>,
+    /// What a shell does before it becomes the storage process.
+    limits: String,
 }
 
 impl Store {
@@ -25,7 +27,25 @@ impl Store {
     pub(crate) fn new(arguments: &[&str]) -> Store {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
-        Store { _dir: dir, path, child: None, arguments: arguments.iter().map(|a| (*a).to_owned()).collect() }
+        Store {
+            _dir: dir,
+            path,
+            child: None,
+            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
+            limits: String::new(),
+        }
+    }
+
+    /// A store whose storage runs under `limits`, as a shell sets them; not served yet.
+    pub(crate) fn limited(limits: &str, arguments: &[&str]) -> Store {
+        let mut store = Store::new(arguments);
+        store.limits = limits.to_owned();
+        store
+    }
+
+    /// The storage process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     /// A small store, served.
@@ -46,7 +66,8 @@ impl Store {
     /// Starts storage and waits until it serves.
     pub(crate) fn start(&mut self) {
         let before = self.instance();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tape-storage"));
+        let program = env!("CARGO_BIN_EXE_tape-storage");
+        let mut command = if self.limits.is_empty() { Command::new(program) } else { under(&self.limits, program) };
         command.arg("--store").arg(&self.path).args(&self.arguments).env("RUST_LOG", "warn").stdin(Stdio::null());
         self.child = Some(command.spawn().unwrap());
         let deadline = Instant::now() + PATIENCE;
@@ -165,4 +186,11 @@ pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) ->
 /// Whether `error` says that storage is down.
 pub(crate) fn is_down(error: &Error) -> bool {
     matches!(error, Error::StorageDown { .. })
+}
+
+/// `program` in the process of a shell that has set `limits`.
+pub(crate) fn under(limits: &str, program: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(program);
+    command
 }

@@ -14,6 +14,7 @@ mod fixture;
 mod formats;
 mod history;
 mod kills;
+mod limits;
 mod nospace;
 mod pairs;
 mod roles;

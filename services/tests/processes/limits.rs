@@ -1,0 +1,88 @@
+//! Limits of a process: descriptors and address space. Who cannot be served is told so, and what to raise.
+
+use std::path::Path;
+use std::process::Command;
+
+use tapestore::error::Error;
+use tapestore::lsn::{InstrumentId, Level, PublisherId};
+use tapestore::publisher::{Options, Publisher};
+use tapestore::record::Trade;
+use tapestore::shm::control::Statistic;
+
+use crate::fixture::{PATIENCE, Store, eventually, under};
+
+const SMALL: [&str; 4] = ["--memtable-size", "16M", "--segment-size", "1M"];
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn publishers_for_which_storage_has_no_descriptors_are_refused_and_those_that_are_attached_are_served() {
+    let mut store = Store::limited("ulimit -n 100", &SMALL);
+    store.start();
+    let open = |id| Publisher::open(Options::new(&store.path, PublisherId(id)));
+    let before = descriptors(store.pid());
+    let (mut attached, mut refused) = (Vec::new(), 0);
+    for id in 1..=24 {
+        match open(id) {
+            Ok(publisher) => attached.push(publisher),
+            Err(Error::Refused { reason, .. }) if reason.contains("files open") && reason.contains("ulimit -n") => refused += 1,
+            Err(other) => panic!("publisher {id}: {other}"),
+        }
+    }
+    assert!(attached.len() > 4 && attached.len() + refused == 24, "{} are attached", attached.len());
+    let instrument = attached[0].instrument(&"X:A".parse().unwrap()).unwrap();
+    for (n, publisher) in attached.iter_mut().enumerate() {
+        publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
+        let flushed = publisher.flush(Level::Fsync, PATIENCE);
+        assert!(flushed.is_ok(), "the publisher {n} that is attached is not served: {flushed:?}");
+    }
+    let more = descriptors(store.pid()) - before;
+    assert!(more <= attached.len() * 6 + 6, "{} publishers take {more} descriptors", attached.len());
+    assert_eq!(store.reader().control().statistic(Statistic::Records), attached.len() as u64);
+    // Where some have ended, others can come.
+    drop(attached);
+    let late = eventually("a place", || open(99).ok());
+    late.close(PATIENCE).unwrap();
+}
+
+/// The soft and the hard limit of open files of the process `pid`.
+fn limit(pid: u32) -> (String, String) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix("Max open files")).unwrap();
+    let mut fields = line.split_whitespace().map(str::to_owned);
+    (fields.next().unwrap(), fields.next().unwrap())
+}
+
+#[test]
+fn storage_raises_its_soft_limit_of_open_files_to_the_hard_one() {
+    let mut store = Store::limited("ulimit -S -n 64", &SMALL);
+    store.start();
+    let (soft, hard) = limit(store.pid());
+    assert_eq!(soft, hard);
+}
+
+/// The exit code and the message of `tape scan` on `store` with so many MiB of address space.
+fn scan_with(store: &Path, mib: u64) -> (Option<i32>, String) {
+    let mut command: Command = under(&format!("ulimit -v {}", mib << 10), env!("CARGO_BIN_EXE_tape"));
+    let output = command.args(["scan", "X:A", "trade", "--store"]).arg(store).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_reader_without_address_space_for_the_store_says_so_and_not_that_nobody_serves_it() {
+    let mut store = Store::new(&["--memtable-size", "128M", "--segment-size", "1M"]);
+    store.start();
+    let mut publisher = store.publisher(1, Level::Fsync);
+    let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
+    assert_eq!(instrument, InstrumentId(1));
+    publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
+    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    assert_eq!(scan_with(&store.path, 4096).0, Some(0));
+    // Down from where it has enough, to where a MemTable is too much for it, and no further.
+    let steps = (1..=20).map(|n| scan_with(&store.path, 512 - n * 16)).take_while(|(code, _)| code.is_some());
+    let failed = steps.filter(|(code, _)| *code != Some(0)).collect::<Vec<_>>();
+    assert!(failed.iter().any(|(_, message)| message.contains("ulimit -v")), "{failed:?}");
+    assert!(!failed.iter().any(|(_, message)| message.contains("no storage process")), "{failed:?}");
+}

@@ -277,7 +277,11 @@ impl Hosts {
     /// What storage says.
     pub fn publisher(&self, node: u64, id: u16, level: Level) -> Result<Publisher, String> {
         let options = Options::new(&self.host(node).store, PublisherId(id));
-        Publisher::open(Options { level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())
+        let publisher = Publisher::open(Options { level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())?;
+        // What is published is of the first instrument.
+        let name = "BENCH:1".parse().map_err(|e: tapestore::error::Error| e.to_string())?;
+        publisher.instrument(&name).map_err(|e| e.to_string())?;
+        Ok(publisher)
     }
 
     /// Asks the storage process of `node`.

@@ -38,6 +38,8 @@ pub enum Offer {
     Fenced,
     /// It contradicts itself; nothing of it was taken.
     Malformed,
+    /// A record of it is of an instrument that was never registered; nothing of it was taken.
+    Unregistered(InstrumentId),
     /// It does not fit in this frame any more; offer it for the next.
     FrameFull,
 }
@@ -186,8 +188,8 @@ impl Core {
         }
         let skip = if sabotage::is(Sabotage::AcceptTwice) { 0 } else { state.last.0 + 1 - first.0 };
         let pushed = if skip == 0 { self.push_whole(&header, words) } else { self.push_tail(&header, words, skip) };
-        if !pushed {
-            return Offer::Malformed;
+        if let Err(refused) = pushed {
+            return refused;
         }
         self.control.add(Statistic::Duplicates, skip);
         let last = PubSeq(end - 1);
@@ -197,31 +199,30 @@ impl Core {
         Offer::Accepted
     }
 
-    fn push_whole(&mut self, header: &BatchHeader, words: &[u64]) -> bool {
+    fn push_whole(&mut self, header: &BatchHeader, words: &[u64]) -> Result<(), Offer> {
         let mark = self.frame.mark();
         self.frame.push_records(header.publisher(), header.epoch(), header.first_pub_seq(), header.count(), words);
-        let copied = self.frame.records_since(&mark);
-        let good = count_records(copied) == Some(u64::from(header.count()));
-        if !good {
+        let checked = check_records(self.frame.records_since(&mark), header.count(), self.known.symbols.count());
+        if checked.is_err() {
             self.frame.rollback(mark);
         }
-        good
+        checked
     }
 
     /// Takes what follows the first `skip` records, which were accepted before.
-    fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> bool {
+    fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> Result<(), Offer> {
         let mut copy = std::mem::take(&mut self.scratch);
         copy.clear();
         copy.extend_from_slice(words);
-        let good = count_records(&copy) == Some(u64::from(header.count()));
-        if good {
+        let checked = check_records(&copy, header.count(), self.known.symbols.count());
+        if checked.is_ok() {
             let at: usize = record::split(&copy).take(skip as usize).flatten().map(|r| r.words().len()).sum();
             let first = PubSeq(header.first_pub_seq().0 + skip);
             let rest = copy.get(at..).unwrap_or(&[]);
             self.frame.push_records(header.publisher(), header.epoch(), first, header.count() - skip as u32, rest);
         }
         self.scratch = copy;
-        good
+        checked
     }
 
     /// The log is to be truncated behind frame `index`: this process forgets the kinds that came behind it.
@@ -443,14 +444,23 @@ impl Core {
     }
 }
 
-/// How many records `words` hold; `None` if they are not whole records.
-fn count_records(words: &[u64]) -> Option<u64> {
-    let mut count = 0;
+/// Whether `words` are `count` whole records, of no instruments but the `registered` first or none.
+fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), Offer> {
+    let mut found = 0;
+    let mut stranger = None;
     for record in record::split(words) {
-        record.ok()?;
-        count += 1;
+        let instrument = record.map_err(|_| Offer::Malformed)?.instrument();
+        // They are numbered from 1.
+        if u64::from(instrument.0).wrapping_sub(1) >= registered && instrument != InstrumentId::NULL {
+            stranger.get_or_insert(instrument);
+        }
+        found += 1;
     }
-    Some(count)
+    match stranger {
+        _ if found != count => Err(Offer::Malformed),
+        Some(instrument) => Err(Offer::Unregistered(instrument)),
+        None => Ok(()),
+    }
 }
 
 /// The term of consensus as frames carry it.

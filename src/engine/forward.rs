@@ -358,9 +358,9 @@ impl Relays {
                 log.control().add(Statistic::Fenced, 1);
                 relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: true });
             }
-            Offer::Malformed => {
+            Offer::Malformed | Offer::Unregistered(_) => {
                 log.control().add(Statistic::Malformed, 1);
-                tracing::error!(publisher = publisher.0, from = from.0, "a publisher of another host sent a malformed batch");
+                tracing::error!(publisher = publisher.0, from = from.0, ?offer, "a batch of another host's publisher is refused");
                 relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: false });
             }
         }

@@ -273,6 +273,12 @@ impl Sessions {
                 session.end(SlotState::Refused);
                 tracing::error!(publisher = session.publisher.0, ?header, "a publisher sent a malformed batch; it is refused");
             }
+            Offer::Unregistered(instrument) => {
+                control.add(Statistic::Malformed, 1);
+                session.slot.refuse_instrument(instrument);
+                let publisher = session.publisher.0;
+                tracing::error!(publisher, %instrument, "a publisher sent a record of no registered instrument; it is refused");
+            }
             Offer::FrameFull => return Taken::FrameFull,
         }
         session.count_last();

@@ -21,8 +21,8 @@ use crate::compaction;
 use crate::compaction::retention::Rules;
 use crate::disk::Disk;
 use crate::disk::sim::{Fault, SimDisk, SimRng};
-use crate::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
-use crate::record::{Record, Trade};
+use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use crate::record::{Name, Record, Trade};
 use crate::time::{Clock, SimClock, Ts};
 use crate::version::{Versions, View};
 
@@ -32,16 +32,34 @@ fn options(store: &Path) -> Options {
         segment_size: wal::format::SEGMENT_SIZE_MIN,
         ..Options::default()
     };
-    Options { store: store.to_path_buf(), memtables_max: 3, instruments_max: 1000, ..sizes }
+    Options { store: store.to_path_buf(), memtables_max: 3, instruments_max: 100_000, ..sizes }
 }
 
 fn trades(publisher: u16, epoch: Epoch, first: u64, count: u64) -> Vec<u64> {
     let one = |seq| Trade {
         trade_id: u64::from(publisher) << 56 | u64::from(epoch.0) << 40 | seq,
-        instrument: crate::lsn::InstrumentId(u32::from(publisher)),
+        instrument: InstrumentId(u32::from(publisher)),
         ..Trade::default()
     };
     (first..first + count).flat_map(|seq| one(seq).words().to_vec()).collect()
+}
+
+/// Instruments of a [`Run`].
+const INSTRUMENTS: u64 = 40;
+
+/// Registers the instruments of numbers 1 to `count`, called `X:1` and so on.
+fn register(store: &mut Recovered, count: u64, now: Ts) -> Result<()> {
+    let names: Vec<Name> = (1..=count).map(|i| format!("X:{i}").parse().unwrap()).collect();
+    let mut rest = &names[..];
+    while !rest.is_empty() {
+        assert!(store.core.writer.ready()?);
+        let (ids, appended) = store.core.instruments(rest, now)?;
+        rest = &rest[ids.len()..];
+        if let Some(opened) = appended.and_then(|a| a.opened) {
+            store.syncer.opened(opened);
+        }
+    }
+    Ok(())
 }
 
 /// One publisher as it remembers itself.
@@ -90,7 +108,9 @@ impl Run {
 
     fn recover(&self) -> Result<Recovered> {
         let world = World { disk: Arc::new(self.disk.clone()), clock: Arc::new(self.clock.clone()), store_id: 5, boot: 1 };
-        recover(options(&self.dir.path().join("s")), &world)
+        let mut store = recover(options(&self.dir.path().join("s")), &world)?;
+        register(&mut store, INSTRUMENTS, self.clock.wall())?;
+        Ok(store)
     }
 
     /// Attaches, sends, syncs until the power goes or the script ends.
@@ -571,15 +591,38 @@ fn every_memtable_is_used_before_publishers_are_held_back_however_many_series_th
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut seq = 0;
     while store.core.is_ready().unwrap() == Readiness::Ready {
+        register(&mut store, seq + 500, Ts(1)).unwrap();
         for _ in 0..500 {
             seq += 1;
-            let trade = Trade { instrument: crate::lsn::InstrumentId(seq as u32), ..Trade::default() };
+            let trade = Trade { instrument: InstrumentId(seq as u32), ..Trade::default() };
             let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(seq), 1);
             assert_eq!(store.core.offer(header, trade.words()), Offer::Accepted);
         }
         store.core.commit(Ts(1)).unwrap();
     }
     assert_eq!(store.control.tables().unwrap().count, 3, "{seq} series");
+}
+
+#[test]
+fn a_record_of_an_instrument_that_was_never_registered_is_refused_with_its_batch_and_none_of_it_is_taken() {
+    let run = Run::new(1);
+    let mut store = run.recover().unwrap();
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let trade = |instrument| Trade { instrument: InstrumentId(instrument), ..Trade::default() }.words().to_vec();
+    let header = |first, count| BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), count);
+    let last = INSTRUMENTS as u32;
+    for never in [0, last + 1, u32::MAX - 1] {
+        let batch = [trade(1), trade(never), trade(last)].concat();
+        assert_eq!(store.core.offer(header(1, 3), &batch), Offer::Unregistered(InstrumentId(never)));
+        assert!(store.core.commit(Ts(1)).unwrap().is_none());
+    }
+    // What concerns no single instrument is of none.
+    let good = [trade(1), trade(last), trade(u32::MAX)].concat();
+    assert_eq!(store.core.offer(header(1, 3), &good), Offer::Accepted);
+    // Of a repeat the rest is checked as ever, and one that is cut short is malformed in the first place.
+    let straddling = [&good[..], &trade(last + 1)].concat();
+    assert_eq!(store.core.offer(header(1, 4), &straddling), Offer::Unregistered(InstrumentId(last + 1)));
+    assert_eq!(store.core.offer(header(4, 2), &trade(last + 1)), Offer::Malformed);
 }
 
 #[test]

@@ -116,6 +116,8 @@ struct State {
     is_lossy: bool,
     /// Whether storage answered that it does not attach it, when it was last asked.
     is_refused: bool,
+    /// Instruments that are known to be registered: the first so many.
+    registered: u64,
     /// The kinds that programs defined that the store is known to have, by their hashes.
     kinds: Vec<(u64, Layout)>,
 }
@@ -191,6 +193,7 @@ impl Publisher {
             since_reap: 0,
             moved: (PubSeq(0), Instant::now()),
             held_back: 0,
+            registered: 0,
             kinds,
         }));
         let stop = Stop::default();
@@ -233,6 +236,9 @@ impl Publisher {
                 _ => return Err(Error::Refused { request: "to register instruments", reason: "a meaningless answer".into() }),
             }
         }
+        let mut state = lock(&self.state);
+        state.registered = ids.iter().map(|id| u64::from(id.0)).max().unwrap_or(0).max(state.registered);
+        drop(state);
         Ok(ids)
     }
 
@@ -312,6 +318,11 @@ impl Publisher {
                 record.schema().name
             );
             return Err(Error::invalid("kind", reason).into());
+        }
+        if !state.knows(record.instrument()) {
+            let id = record.instrument();
+            let reason = format!("{id} is not registered in this store: Publisher::instrument gives a name its number");
+            return Err(Error::invalid("instrument", reason).into());
         }
         state.since_reap += 1;
         if state.since_reap >= REAP_EVERY {
@@ -469,6 +480,19 @@ impl State {
         Progress { published: PubSeq(self.ring.next().0 - 1), epoch: self.epoch, ..self.progress }
     }
 
+    /// Whether `instrument` is registered, or that of records that concern none. While storage is away and it is not known,
+    /// storage will say.
+    #[inline]
+    fn knows(&mut self, instrument: InstrumentId) -> bool {
+        let is_known = |registered: u64| u64::from(instrument.0).wrapping_sub(1) < registered;
+        if is_known(self.registered) || instrument == InstrumentId::NULL {
+            return true;
+        }
+        let Some(link) = &self.link else { return instrument.0 != 0 };
+        self.registered = self.registered.max(link.control.statistic(Statistic::Instruments));
+        is_known(self.registered)
+    }
+
     /// Takes in what storage has acknowledged and what it misses.
     fn reap(&mut self) {
         self.since_reap = 0;
@@ -480,7 +504,11 @@ impl State {
         self.held_back = link.control.statistic(Statistic::HeldBack);
         match view.state {
             SlotState::Fenced => self.fatal = Some(Fatal::Fenced),
-            SlotState::Refused => self.fatal = Some(Fatal::Refused("a batch was malformed".into())),
+            SlotState::Refused => {
+                let unregistered = |i| format!("a record is of instrument {i}, which was never registered in this store");
+                let why = view.unregistered.map_or_else(|| "a batch was malformed".to_owned(), unregistered);
+                self.fatal = Some(Fatal::Refused(why));
+            }
             SlotState::Unreceived => {
                 tracing::error!(
                     publisher = self.publisher.0,

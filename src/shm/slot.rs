@@ -3,6 +3,7 @@
 //! ```text
 //! 256 B each   +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
 //!              +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
+//!              +72 the unregistered instrument for which it is refused, + 1; 0: for something else
 //!              +128 durable pub_seq · 136 its LSN                              written by sync
 //!              +192 committed pub_seq · 200 its LSN                            rising, by sync alone or by ingest in a cluster
 //! ```
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::Mapping;
-use crate::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
 
 /// Bytes of a slot.
 pub(super) const SLOT_LEN: u64 = 256;
@@ -56,6 +57,8 @@ pub struct SlotView {
     pub gap_count: u64,
     /// What storage expects next, as of the newest gap.
     pub gap_expected: PubSeq,
+    /// The instrument that was never registered and of which it sent a record: why it is refused, if it is for that.
+    pub unregistered: Option<InstrumentId>,
 }
 
 impl SlotView {
@@ -92,6 +95,7 @@ impl Slot {
         self.word(24).store(SlotState::Attached as u64, Ordering::Relaxed);
         self.word(48).store(0, Ordering::Relaxed);
         self.word(64).store(0, Ordering::Relaxed);
+        self.word(72).store(0, Ordering::Relaxed);
         self.accept(accepted, lsn);
         self.ack_durable(accepted, lsn);
         self.word(192).store(accepted.0, Ordering::Relaxed);
@@ -110,6 +114,12 @@ impl Slot {
     pub fn set_state(&self, state: SlotState) {
         // SYNC: pairs with `view`.
         self.word(24).store(state as u64, Ordering::Release);
+    }
+
+    /// Refuses its publisher for good: it sent a record of `instrument`, which was never registered.
+    pub fn refuse_instrument(&self, instrument: InstrumentId) {
+        self.word(72).store(u64::from(instrument.0) + 1, Ordering::Relaxed);
+        self.set_state(SlotState::Refused);
     }
 
     /// Everything up to `pub_seq`, of LSN `lsn`, is in the log file.
@@ -165,6 +175,7 @@ impl Slot {
             committed_lsn: Lsn(self.word(200).load(Ordering::Relaxed)),
             gap_count,
             gap_expected: PubSeq(self.word(56).load(Ordering::Relaxed)),
+            unregistered: self.word(72).load(Ordering::Relaxed).checked_sub(1).map(|i| InstrumentId(i as u32)),
         };
         // SYNC: orders the numbers before the second look at the grant; pairs with the fence in `grant`.
         fence(Ordering::Acquire);

@@ -70,8 +70,11 @@ fn name(wait: Wait) -> &'static str {
     }
 }
 
+/// Instruments that records are of.
+const INSTRUMENTS: u64 = 1000;
+
 fn trade(id: u64, ts_recv: Ts) -> Trade {
-    Trade { trade_id: id, ts_recv, instrument: InstrumentId(1 + (id % 1000) as u32), ..Trade::default() }
+    Trade { trade_id: id, ts_recv, instrument: InstrumentId(1 + (id % INSTRUMENTS) as u32), ..Trade::default() }
 }
 
 /// Says "ready", and at the end gives the histogram.
@@ -155,7 +158,10 @@ fn figures(wait: Wait, rate: u64, records: u64) {
 }
 
 fn open(served: &Served, level: Level) -> Publisher {
-    Publisher::open(Options { level, ..Options::new(served.path(), PublisherId(1)) }).unwrap()
+    let publisher = Publisher::open(Options { level, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
+    let names: Vec<_> = (1..=INSTRUMENTS).map(|i| format!("BENCH:{i}").parse().unwrap()).collect();
+    publisher.instruments(&names).unwrap();
+    publisher
 }
 
 /// Publish to subscriber, and to a reader's view, with iceoryx2 alone between.
@@ -265,7 +271,7 @@ fn timed(label: &str, batch: u64, mut call: impl FnMut(u64)) {
 fn query(served: &Served, limit: f64) {
     let mut snapshot = served.reader().snapshot(At::Appended).unwrap();
     let last = snapshot.last().0;
-    let series = |i: u64| Series { instrument: InstrumentId(1 + (i % 1000) as u32), kind: Trade::KIND };
+    let series = |i: u64| Series { instrument: InstrumentId(1 + (i % INSTRUMENTS) as u32), kind: Trade::KIND };
     let spread = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
     println!();
     print_head();

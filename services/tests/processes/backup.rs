@@ -70,7 +70,7 @@ fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_resto
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (their_stop, their_sent, mut publisher) = (stop.clone(), sent.clone(), store.publisher(1, Level::Os));
+    let (their_stop, their_sent, mut publisher) = (stop.clone(), sent.clone(), store.numbered_publisher(1, Level::Os));
     let thread = std::thread::spawn(move || {
         let mut id = 0u64;
         while !their_stop.load(Ordering::Acquire) {
@@ -135,7 +135,7 @@ fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_resto
     assert_eq!((verify_all(&copy), verify_all(&store)), (all, all));
     assert_ne!(copy.run_dir().path(), store.run_dir().path());
     assert!(copy.reader().control().timeline() > store.reader().control().timeline());
-    let mut publisher = copy.publisher(1, Level::Fsync);
+    let mut publisher = copy.numbered_publisher(1, Level::Fsync);
     publish(&mut publisher, 1, 10);
     assert_eq!(copy.reader().snapshot(At::Durable).unwrap().last(), Lsn(all + 10));
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(all));
@@ -156,7 +156,7 @@ fn a_publisher_and_a_reader_that_are_ahead_of_a_restored_store_learn_of_it() {
     let mut store = Store::serve();
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
     publish(&mut publisher, 1, 1000);
     store.tape_ok(&["backup", text(&backup)]);
     publish(&mut publisher, 1001, 1500);
@@ -223,7 +223,7 @@ fn flip(path: &Path, at: u64) {
 fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_named() {
     let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
     for batch in 0..40u64 {
         publish(&mut publisher, batch * 1000 + 1, batch * 1000 + 1000);
     }
@@ -256,7 +256,7 @@ fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_nam
     assert!(ended == 75 && error.contains("served"), "not while it is served: {ended} {error}");
     assert_eq!(code(&store.path, &["repair"]).0, 0, "nothing is wrong now");
     // It goes on, and the records after the cut are of a new epoch.
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
     publish(&mut publisher, 1, 100);
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(20_100));
     store.tape_ok(&["verify"]);
@@ -266,7 +266,7 @@ fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_nam
 fn files_of_history_are_put_back_from_a_backup_under_a_served_store() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     let files = store.path.join("sst");
     let mut last = 0;
     while std::fs::read_dir(&files).unwrap().count() < 2 {
@@ -298,17 +298,17 @@ fn files_of_history_are_put_back_from_a_backup_under_a_served_store() {
 #[expect(clippy::disallowed_methods, reason = "a directory is moved away, not a file published")]
 fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_live_ones_is_not() {
     let mut gone = Store::serve();
-    publish(&mut gone.publisher(1, Level::Fsync), 1, 100);
+    publish(&mut gone.numbered_publisher(1, Level::Fsync), 1, 100);
     let run = gone.run_dir();
     assert!(gone.terminate().success());
     // Two that live: one as it should be, one whose directory has been deleted under it.
     let live = Store::serve();
-    publish(&mut live.publisher(1, Level::Fsync), 1, 100);
+    publish(&mut live.numbered_publisher(1, Level::Fsync), 1, 100);
     let mut headless = Store::serve();
     let theirs = headless.run_dir();
     let stopped = {
         let mut stopped = Store::serve();
-        publish(&mut stopped.publisher(1, Level::Fsync), 1, 100);
+        publish(&mut stopped.numbered_publisher(1, Level::Fsync), 1, 100);
         stopped.kill();
         stopped
     };
@@ -320,7 +320,7 @@ fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_l
     assert_eq!(run.bus_segments().unwrap(), Vec::<String>::new());
     assert!(theirs.path().join("control").exists(), "a live store's memory is its own");
     assert_eq!(verify_all(&live), 100);
-    publish(&mut live.publisher(2, Level::Fsync), 1, 5);
+    publish(&mut live.numbered_publisher(2, Level::Fsync), 1, 5);
     assert!(stopped.run_dir().path().exists(), "a killed store that is still there keeps its page");
     std::fs::rename(headless.path.with_extension("moved"), &headless.path).unwrap();
     headless.kill();
@@ -344,7 +344,7 @@ fn a_process_that_had_an_epoch_before_the_restore_does_not_share_it_with_one_tha
     std::fs::remove_dir_all(&store.path).unwrap();
     store.tape_ok(&["restore", text(&backup)]);
     store.start();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
     assert_eq!(publisher.progress().epoch.0, 1, "the restored store knows nothing of the other");
     publish(&mut publisher, 1, 100);
     crate::fixture::signal(before.id(), rustix::process::Signal::CONT);

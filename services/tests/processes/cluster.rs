@@ -10,7 +10,7 @@ use tape_services::replication::proto::peer_client::PeerClient;
 use tape_services::replication::proto::{Envelope, HelloRequest, Raft, envelope};
 use tape_services::replication::wire;
 use tapestore::disk::{Open, RealDisk};
-use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::record::{Trade, split};
@@ -195,8 +195,10 @@ fn trades_in(store: &Path) -> Vec<u64> {
 }
 
 pub(crate) fn publish(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
+    let name = "X:1".parse().unwrap();
+    let instrument = eventually("the instrument", || publisher.instrument(&name).ok());
     for id in ids {
-        let trade = Trade { trade_id: id, ..Trade::default() };
+        let trade = Trade { trade_id: id, instrument, ..Trade::default() };
         while publisher.publish(&trade).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -583,7 +585,7 @@ fn a_scrub_finds_what_one_host_has_otherwise() {
     let path = run_dir.memtable(instance, 1);
     let bytes = std::fs::read(&path).unwrap();
     let id = 1_234u64.to_le_bytes();
-    let trade = Trade { trade_id: 1_234, ..Trade::default() };
+    let trade = Trade { trade_id: 1_234, instrument: InstrumentId(1), ..Trade::default() };
     let record: &[u8] = bytemuck::cast_slice(tapestore::record::RecordRef::of(&trade).words());
     let at = bytes.windows(record.len()).position(|w| w == record).unwrap();
     let within = record.windows(8).position(|w| w == id).unwrap();

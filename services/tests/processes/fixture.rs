@@ -8,10 +8,20 @@ use tapestore::error::Error;
 use tapestore::lsn::{Level, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
+use tapestore::record::Name;
 use tapestore::shm::run_dir::RunDir;
 
 /// A guard against a hang, not a claim about speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Instruments that [`register`] registers.
+pub(crate) const INSTRUMENTS: u64 = 300;
+
+/// Registers instruments, which in a store without others have the numbers 1 to [`INSTRUMENTS`].
+pub(crate) fn register(publisher: &Publisher) {
+    let names: Vec<Name> = (1..=INSTRUMENTS).map(|i| format!("X:{i}").parse().unwrap()).collect();
+    publisher.instruments(&names).unwrap();
+}
 
 pub(crate) struct Store {
     _dir: tempfile::TempDir,
@@ -106,6 +116,13 @@ impl Store {
 
     pub(crate) fn publisher(&self, id: u16, level: Level) -> Publisher {
         Publisher::open(Options { level, ..Options::new(&self.path, PublisherId(id)) }).unwrap()
+    }
+
+    /// The same, of a store with the instruments of numbers 1 to [`INSTRUMENTS`].
+    pub(crate) fn numbered_publisher(&self, id: u16, level: Level) -> Publisher {
+        let publisher = self.publisher(id, level);
+        register(&publisher);
+        publisher
     }
 
     pub(crate) fn run_dir(&self) -> RunDir {

@@ -13,10 +13,9 @@ use tapestore::record::{BookOrder, Quote, Record, RecordRef, Trade};
 use tapestore::shm::control::{Control, Statistic};
 use tapestore::time::Ts;
 
-use crate::fixture::{PATIENCE, Store, eventually, is_down};
+use crate::fixture::{INSTRUMENTS, PATIENCE, Store, eventually, is_down};
 use crate::kills::{count, seed};
 
-const INSTRUMENTS: u64 = 300;
 const BASE: u64 = 1_700_000_000_000_000_000;
 
 /// Record number `seq` of the test's feed: everything about it follows from the number.
@@ -159,7 +158,7 @@ fn follow(store: &Store, from: u64, last: u64) {
 fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
     let mut store = small();
     // Closing it waits for the sync of the last record, which the snapshots below are taken at.
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&store, stop.clone());
     let last = count("TAPE_HISTORY", 1_200_000);
@@ -197,7 +196,7 @@ fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
 fn storage_killed_while_it_files_loses_and_doubles_nothing() {
     let mut rng = SimRng::new(seed());
     let mut store = small();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     let (stop, published) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let theirs = (stop.clone(), published.clone());
     let feed = std::thread::spawn(move || {
@@ -257,7 +256,7 @@ fn storage_killed_while_it_files_loses_and_doubles_nothing() {
 #[test]
 fn the_tool_looks_into_history() {
     let mut store = small();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     for i in 0..INSTRUMENTS {
         publisher.instrument(&format!("T:{i}").parse().unwrap()).unwrap();
     }

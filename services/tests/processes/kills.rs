@@ -83,7 +83,7 @@ fn verify(reader: &mut Reader, from: u64) -> u64 {
 fn storage_killed_at_random_moments_loses_and_doubles_nothing_and_the_publisher_goes_on() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::serve();
-    let feed = Feed::start(store.publisher(1, Level::Fsync));
+    let feed = Feed::start(store.numbered_publisher(1, Level::Fsync));
     let mut reader = store.reader();
     let (kills, mut checked) = (count("TAPE_KILLS", 200), 0u64);
     for kill in 0..kills {
@@ -194,8 +194,8 @@ fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
         std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
     }
     eventually("the janitor's work", || (all() == before).then_some(()));
-    let mut publisher = store.publisher(1, Level::Fsync);
-    publisher.publish(&Trade::default()).unwrap();
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 
@@ -203,8 +203,8 @@ fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
 fn a_segment_of_a_publisher_that_is_killed_before_it_says_that_it_has_one_is_removed_and_others_stay() {
     let store = Store::serve();
     let (run_dir, instance) = (store.run_dir(), store.reader().control().instance());
-    let mut publisher = store.publisher(1, Level::Fsync);
-    publisher.publish(&Trade::default()).unwrap();
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
     let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1);
     let segments = || run_dir.bus_segments().unwrap().into_iter().filter(|s| s.starts_with(&run_dir.bus_prefix(instance)));
@@ -220,14 +220,14 @@ fn a_segment_of_a_publisher_that_is_killed_before_it_says_that_it_has_one_is_rem
     eventually("the janitor's work", || (!path(&of_dead).exists()).then_some(()));
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(segments().collect::<Vec<_>>(), before);
-    publisher.publish(&Trade::default()).unwrap();
+    publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 
 #[test]
 fn a_reader_outlives_storage_and_follows_across_its_restarts() {
     let mut store = Store::serve();
-    let feed = Feed::start(store.publisher(1, Level::Os));
+    let feed = Feed::start(store.numbered_publisher(1, Level::Os));
     let mut follow = store.reader().follow(Lsn(1), At::Appended);
     let mut held = store.reader().snapshot(At::Appended).unwrap();
     let (mut next, deadline) = (1u64, Instant::now() + PATIENCE);
@@ -258,7 +258,7 @@ fn a_reader_outlives_storage_and_follows_across_its_restarts() {
 fn at_level_none_every_record_is_stored_or_reported_lost_and_a_gap_is_stored() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::serve();
-    let mut publisher = store.publisher(1, Level::None);
+    let mut publisher = store.numbered_publisher(1, Level::None);
     let stop = Arc::new(AtomicBool::new(false));
     let theirs = stop.clone();
     let thread = std::thread::spawn(move || {

@@ -13,6 +13,7 @@ mod filling;
 mod fixture;
 mod formats;
 mod history;
+mod instruments;
 mod kills;
 mod limits;
 mod nospace;

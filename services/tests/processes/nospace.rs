@@ -6,7 +6,7 @@ use tapestore::reader::At;
 use tapestore::record::{Name, Trade};
 use tapestore::shm::control::{NO_SPACE, Statistic};
 
-use crate::fixture::{PATIENCE, Store, eventually};
+use crate::fixture::{PATIENCE, Store, eventually, register};
 
 const SMALL: [&str; 4] = ["--memtable-size", "64M", "--segment-size", "4M"];
 
@@ -21,6 +21,7 @@ fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes
     let ring_bytes = 1 << 20;
     let options = Options { level: Level::Fsync, ring_bytes, ..Options::new(&store.path, PublisherId(1)) };
     let mut publisher = Publisher::open(options).unwrap();
+    register(&publisher);
     for id in 1..=100 {
         publisher.publish(&trade(id)).unwrap();
     }

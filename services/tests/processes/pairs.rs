@@ -12,7 +12,7 @@ use tapestore::shm::control::Statistic;
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::Ts;
 
-use crate::fixture::{PATIENCE, Store, eventually, finish, role, signal};
+use crate::fixture::{PATIENCE, Store, eventually, finish, register, role, signal};
 use crate::roles;
 
 fn trade(id: u64) -> Trade {
@@ -89,7 +89,7 @@ fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
 #[test]
 fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
     let store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     let count = 60_000u64;
     let (out, ready) = (store.path.with_extension("out"), store.path.with_extension("ready"));
     let subscriber = role(
@@ -124,7 +124,7 @@ fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
 #[test]
 fn a_stopped_subscriber_and_a_stopped_reader_hold_nobody_up() {
     let store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     let path = |s: &str| store.path.with_extension(s).to_string_lossy().into_owned();
     let ready = store.path.with_extension("ready");
     let more = [
@@ -148,10 +148,10 @@ fn a_stopped_subscriber_and_a_stopped_reader_hold_nobody_up() {
 #[test]
 fn a_newer_publisher_of_the_same_id_fences_the_older_one() {
     let store = Store::serve();
-    let mut old = store.publisher(5, Level::Fsync);
+    let mut old = store.numbered_publisher(5, Level::Fsync);
     publish(&mut old, 1, 10);
     old.flush(Level::Fsync, PATIENCE).unwrap();
-    let mut new = store.publisher(5, Level::Fsync);
+    let mut new = store.numbered_publisher(5, Level::Fsync);
     publish(&mut new, 1, 3);
     let progress = new.flush(Level::Fsync, PATIENCE).unwrap();
     assert_eq!((progress.epoch.0, progress.durable), (2, PubSeq(3)));
@@ -177,6 +177,7 @@ fn a_disk_that_takes_no_files_holds_publishers_back_and_they_go_on_when_it_does(
     store.start();
     let options = Options { ring_bytes: 1 << 20, level: Level::Os, ..Options::new(&store.path, PublisherId(1)) };
     let mut publisher = Publisher::open(options).unwrap();
+    register(&publisher);
     let (files, away) = (store.path.join("sst"), store.path.join("away"));
     move_dir(&files, &away);
     let mut published = 0u64;
@@ -218,7 +219,7 @@ fn ids(snapshot: &Snapshot) -> Vec<u64> {
 #[test]
 fn a_log_that_smaller_memtables_cannot_hold_is_filed_at_the_start() {
     let mut store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 600_000);
     publisher.close(PATIENCE).unwrap();
     assert!(store.terminate().success());
@@ -234,7 +235,7 @@ fn a_log_that_smaller_memtables_cannot_hold_is_filed_at_the_start() {
 #[test]
 fn kinds_of_one_publisher_keep_the_order_in_which_they_were_sent() {
     let store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Level::Fsync);
     let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
     assert_eq!(publisher.instrument(&"X:Y".parse().unwrap()).unwrap(), instrument, "a name is one instrument");
     for i in 0..1000u64 {
@@ -265,7 +266,7 @@ fn kinds_of_one_publisher_keep_the_order_in_which_they_were_sent() {
 fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
     let store = Store::serve();
     let mut subscriber = Subscriber::open(&store.path).unwrap();
-    let mut first = store.publisher(1, Level::Os);
+    let mut first = store.numbered_publisher(1, Level::Os);
     publish(&mut first, 1, 10);
     let deadline = Instant::now() + PATIENCE;
     let mut next = |epoch: u32, from: u64, to: u64| {
@@ -287,7 +288,7 @@ fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
     // More than the bus keeps, so that nothing of epoch 1 is left on it.
     publish(&mut first, 11, 3000);
     first.close(PATIENCE).unwrap();
-    let mut second = store.publisher(1, Level::Os);
+    let mut second = store.numbered_publisher(1, Level::Os);
     publish(&mut second, 1, 3000);
     second.flush(Level::Os, PATIENCE).unwrap();
     next(1, 11, 3010);
@@ -321,7 +322,7 @@ fn every_way_of_waiting_and_pinned_cores_take_records_in() {
             ["--memtable-size", "16M", "--segment-size", "4M", "--wait", wait, "--ingest-core", "0", "--sync-core", "1"];
         let mut store = Store::new(&arguments);
         store.start();
-        let mut publisher = store.publisher(1, Level::Fsync);
+        let mut publisher = store.numbered_publisher(1, Level::Fsync);
         let mut follow = store.reader().follow(Lsn(1), At::Appended);
         for i in 1..=50u64 {
             publish(&mut publisher, i, 1);

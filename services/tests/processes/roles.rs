@@ -13,7 +13,7 @@ use tapestore::record::Trade;
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock};
 
-use crate::fixture::PATIENCE;
+use crate::fixture::{PATIENCE, register};
 
 /// What a following reader has seen of one publisher.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -134,6 +134,7 @@ fn subscriber(store: &std::path::Path) {
 fn publisher(store: &std::path::Path) {
     let id = number("TAPE_ROLE_PUBLISHER") as u16;
     let mut publisher = Publisher::open(Options { level: Level::Os, ..Options::new(store, PublisherId(id)) }).unwrap();
+    register(&publisher);
     let mut seq = 0u64;
     loop {
         seq += 1;

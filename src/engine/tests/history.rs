@@ -1,7 +1,7 @@
 //! One view over files, sealed MemTables and the active one, against a plain model: every access path, at
 //! every stage of filing and merging.
 
-use super::{Run, compact_one, file_one};
+use super::{INSTRUMENTS, Run, compact_one, file_one, register};
 use crate::bus::BatchHeader;
 use crate::disk::Disk;
 use crate::disk::sim::SimRng;
@@ -191,6 +191,7 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
             boot: 1,
         };
         let mut store = recover(options.clone(), &world).unwrap();
+        register(&mut store, INSTRUMENTS, Ts(BASE)).unwrap();
         let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
         store.control.set_instance(store.started.instance);
         let mut model = Model::default();
@@ -292,6 +293,7 @@ fn a_damaged_block_is_an_error_of_the_reads_that_need_it_and_of_no_others() {
 fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_replayed_in_order() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
+    register(&mut store, 3_000, Ts(BASE)).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
     let mut seq = 0;
     let mut put = |store: &mut Recovered, records: &[Trade]| {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::replicas::{Hosts, eventually};
+use super::replicas::{Hosts, eventually, trade};
 use super::stall::ALL;
 use super::*;
 use crate::consensus::message::Command;
@@ -30,7 +30,7 @@ fn what_most_hosts_have_in_memory_is_committed_before_any_disk_has_it_and_is_not
     let mut was_ahead = false;
     for seq in 0..2_000 {
         for publisher in [&mut at_leader, &mut at_follower] {
-            publisher.publish(&Trade { trade_id: seq, ..Trade::default() }).unwrap();
+            publisher.publish(&trade(seq)).unwrap();
             if seq % 100 == 0 {
                 publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
                 let control = hosts.control(leader);
@@ -64,7 +64,7 @@ fn where_frames_are_on_disks_before_hosts_say_so_quorum_os_is_quorum() {
     let hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let mut publisher = hosts.publisher(leader, 1, Level::QuorumOs);
-    publisher.publish(&Trade::default()).unwrap();
+    publisher.publish(&trade(0)).unwrap();
     publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
     assert!(hosts.control(leader).durable() >= Lsn(1) || (1..=3).filter(|n| hosts.control(*n).durable() >= Lsn(1)).count() > 1);
     assert_eq!(publisher.level(), Level::Quorum);
@@ -147,12 +147,12 @@ fn a_publisher_that_comes_back_to_a_store_without_its_level_is_told_and_told_wha
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
-    publisher.publish(&Trade::default()).unwrap();
+    publisher.publish(&trade(0)).unwrap();
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     hosts.flush = Flush::Interval;
     (1..=3).for_each(|n| hosts.start(n));
-    let why = eventually("the publisher to be told", || match publisher.publish(&Trade::default()) {
+    let why = eventually("the publisher to be told", || match publisher.publish(&trade(0)) {
         Err(PublishError::Refused(why)) => Some(why),
         _ => None,
     });
@@ -190,12 +190,12 @@ fn what_is_cut_off_on_purpose_is_not_taken_for_lost() {
     let mut alone = hosts.publisher(leader, 1, Level::Os);
     hosts.net.cut_off.lock().unwrap().insert(leader);
     for seq in 0..500 {
-        alone.publish(&Trade { trade_id: seq, ..Trade::default() }).unwrap();
+        alone.publish(&trade(seq)).unwrap();
     }
     alone.flush(Level::Os, PATIENCE).unwrap();
     let next = hosts.leader(leader);
     let mut publisher = hosts.publisher(next, 2, Level::QuorumOs);
-    publisher.publish(&Trade::default()).unwrap();
+    publisher.publish(&trade(0)).unwrap();
     publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
     hosts.net.cut_off.lock().unwrap().clear();
     eventually("the old leader to end", || hosts.storages[leader as usize - 1].as_ref().unwrap().has_failed().then_some(()));

@@ -193,7 +193,9 @@ impl Hosts {
     pub(super) fn publisher(&self, n: u64, id: u16, level: Level) -> Publisher {
         let mut options = publisher::Options::new(self.store(n), PublisherId(id));
         options.level = level;
-        Publisher::open(options).unwrap()
+        let publisher = Publisher::open(options).unwrap();
+        assert_eq!(publisher.instrument(&"X:1".parse().unwrap()).unwrap(), InstrumentId(1));
+        publisher
     }
 
     pub(super) fn ask(&self, n: u64, command: Command) -> Result<Report, String> {
@@ -247,11 +249,15 @@ fn with_frames(wal_dir: &Path, mut raft: Raft) -> Raft {
     raft
 }
 
+/// The trade that is called `id`.
+pub(super) fn trade(id: u64) -> Trade {
+    Trade { trade_id: id, instrument: InstrumentId(1), ..Trade::default() }
+}
+
 /// Publishes trades `from..to` and waits until they are committed.
 pub(super) fn publish(publisher: &mut Publisher, from: u64, to: u64) {
     for seq in from..to {
-        let trade = Trade { trade_id: seq, instrument: crate::lsn::InstrumentId(1), ..Trade::default() };
-        while publisher.publish(&trade).is_err() {
+        while publisher.publish(&trade(seq)).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -370,7 +376,7 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     let timeline = hosts.control(old).timeline();
     hosts.net.cut_off.lock().unwrap().insert(old);
     for seq in 50_000..50_500 {
-        publisher.publish(&Trade { trade_id: seq, ..Trade::default() }).unwrap();
+        publisher.publish(&trade(seq)).unwrap();
     }
     publisher.flush(Level::Os, Duration::from_secs(5)).unwrap();
     assert_eq!(hosts.control(old).committed(), Lsn(1_000), "nothing is committed by one of three");

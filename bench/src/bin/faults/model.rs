@@ -76,7 +76,7 @@ impl Recipe {
         let mut rng = SimRng::new(self.seed.wrapping_mul(0x9e37_79b9) ^ mix);
         let kind = self.kinds[rng.below(self.kinds.len() as u64) as usize];
         let Some(schema) = schema(kind) else { panic!("kind {} is not known", kind.0) };
-        let instrument = 1 + rng.below(5);
+        let instrument = 1 + rng.below(INSTRUMENTS as u64);
         let start = out.len();
         out.push(u64::from(kind.0) | rng.below(3) << 16 | instrument << 32);
         out.extend((1..schema.words).map(|_| rng.next_u64() >> 24));
@@ -149,6 +149,9 @@ impl State {
         }
     }
 }
+
+/// Instruments that records are of: the first so many, which each publisher finds registered.
+pub const INSTRUMENTS: usize = 5;
 
 /// The name of the `i`-th instrument.
 pub fn name(i: usize) -> Name {

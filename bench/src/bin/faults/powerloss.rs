@@ -329,6 +329,16 @@ impl<'a> Trial<'a> {
         if !self.can_log(store)? {
             return Ok(());
         }
+        let known = self.model.state().names;
+        if known < model::INSTRUMENTS {
+            let names: Vec<_> = (known..model::INSTRUMENTS).map(model::name).collect();
+            let made = store.at.core.instruments(&names, self.clock.wall());
+            let (_, appended) = self.logged(Frame::Names(names.len()), made)?;
+            appended.into_iter().for_each(|appended| self.appended(store, appended));
+        }
+        if !self.can_log(store)? {
+            return Ok(());
+        }
         let layout = Layout::of(Signal::SCHEMA_REF)?;
         let surely = self.model.state().has_kind;
         let made = store.at.core.kind(&layout, self.clock.wall());

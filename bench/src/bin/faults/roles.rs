@@ -105,6 +105,11 @@ fn publish(
             return ExitCode::from(tape_services::exit::UNAVAILABLE);
         }
     };
+    let names: Vec<_> = (1..=INSTRUMENTS).map(|i| format!("BENCH:{i}").parse().unwrap()).collect();
+    // Storage may have been killed meanwhile, or have no room.
+    while publisher.instruments(&names).is_err() && !end.load(Ordering::Acquire) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let mut account = Account { process: u64::from(process), ..Account::default() };
     let (began, mut offered) = (Instant::now(), 0u64);
     while !end.load(Ordering::Acquire) {

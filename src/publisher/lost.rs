@@ -1,6 +1,6 @@
-//! Owns: what is said of records that a publisher has lost, to its program and in the store.
+//! Owns: how far a publisher has come, and what is said of records that it has lost, to its program and in the store.
 
-use crate::lsn::{Epoch, InstrumentId, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{Gap, Kind, Record};
 use crate::time::{Clock, HostClock};
 
@@ -28,4 +28,27 @@ pub(super) fn gap_record(publisher: PublisherId, lost: &Lost) -> Gap {
         last_pub_seq: lost.last,
         ..Gap::default()
     }
+}
+
+/// How far a publisher has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The last record taken.
+    pub published: PubSeq,
+    /// The last record in the log file.
+    pub accepted: PubSeq,
+    /// The last durable record.
+    pub durable: PubSeq,
+    /// The last committed record.
+    pub committed: PubSeq,
+    /// LSN of the last record in the log file.
+    pub accepted_lsn: Lsn,
+    /// Batches sent.
+    pub batches: u64,
+    /// Times that it had to go back and send again.
+    pub rewinds: u64,
+    /// Times that it attached again.
+    pub reattached: u64,
 }

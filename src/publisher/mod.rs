@@ -26,14 +26,14 @@ use std::time::{Duration, Instant};
 pub use self::error::PublishError;
 use self::keeper::{ANSWER_TIMEOUT, Keeper, attach, incarnation};
 use self::link::{Link, connect, register};
-pub use self::lost::Lost;
 use self::lost::gap_record;
+pub use self::lost::{Lost, Progress};
 use self::ring::Ring;
 use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
 use crate::disk::absolute;
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Level, Lsn, NO_SUCH_LEVEL, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Level, NO_SUCH_LEVEL, PubSeq, PublisherId};
 use crate::record::{Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
 use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
@@ -73,29 +73,6 @@ impl Options {
             live: true,
         }
     }
-}
-
-/// How far a publisher has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Its epoch.
-    pub epoch: Epoch,
-    /// The last record taken.
-    pub published: PubSeq,
-    /// The last record in the log file.
-    pub accepted: PubSeq,
-    /// The last durable record.
-    pub durable: PubSeq,
-    /// The last committed record.
-    pub committed: PubSeq,
-    /// LSN of the last record in the log file.
-    pub accepted_lsn: Lsn,
-    /// Batches sent.
-    pub batches: u64,
-    /// Times that it had to go back and send again.
-    pub rewinds: u64,
-    /// Times that it attached again.
-    pub reattached: u64,
 }
 
 struct State {

@@ -15,8 +15,9 @@ use tapestore::subscriber::{Event, Subscriber};
 use crate::fixture::{PATIENCE, Store, eventually, finish, is_down, role, tape};
 
 fn publish(publisher: &mut Publisher, count: u64) {
+    let instrument = publisher.instrument(&"X:1".parse().unwrap()).unwrap();
     for trade_id in 1..=count {
-        publisher.publish(&Trade { trade_id, instrument: tapestore::lsn::InstrumentId(1), ..Trade::default() }).unwrap();
+        publisher.publish(&Trade { trade_id, instrument, ..Trade::default() }).unwrap();
     }
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }

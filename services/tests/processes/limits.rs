@@ -81,7 +81,7 @@ fn a_reader_without_address_space_for_the_store_says_so_and_not_that_nobody_serv
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
     assert_eq!(scan_with(&store.path, 4096).0, Some(0));
     // Down from where it has enough, to where a MemTable is too much for it, and no further.
-    let steps = (1..=20).map(|n| scan_with(&store.path, 512 - n * 16)).take_while(|(code, _)| code.is_some());
+    let steps = (1..=12).map(|n| scan_with(&store.path, 512 - n * 32)).take_while(|(code, _)| code.is_some());
     let failed = steps.filter(|(code, _)| *code != Some(0)).collect::<Vec<_>>();
     assert!(failed.iter().any(|(_, message)| message.contains("ulimit -v")), "{failed:?}");
     assert!(!failed.iter().any(|(_, message)| message.contains("no storage process")), "{failed:?}");

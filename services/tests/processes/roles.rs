@@ -166,6 +166,7 @@ fn wanderer(store: &std::path::Path) {
     std::env::set_current_dir(store.parent().unwrap()).unwrap();
     let relative = PathBuf::from(store.file_name().unwrap());
     let mut publisher = Publisher::open(Options::new(&relative, PublisherId(20))).unwrap();
+    register(&publisher);
     let mut reader = Reader::open(&relative).unwrap();
     let mut subscriber = Subscriber::open(&relative).unwrap();
     std::env::set_current_dir("/").unwrap();
@@ -206,6 +207,7 @@ fn wanderer(store: &std::path::Path) {
 /// Forks while it publishes: the child is refused what it has inherited, may read, and opens what it needs itself.
 fn forker(store: &std::path::Path) {
     let mut publisher = Publisher::open(Options::new(store, PublisherId(21))).unwrap();
+    register(&publisher);
     let mut subscriber = Subscriber::open(store).unwrap();
     let mut reader = Reader::open(store).unwrap();
     publish(&mut publisher, 1..=100);

@@ -38,7 +38,8 @@ fn other_does(program: &str, arguments: &[&str]) {
 
 fn publish(store: &Path) {
     let mut publisher = Publisher::open(Options { level: Level::Fsync, ..Options::new(store, PublisherId(1)) }).unwrap();
-    publisher.publish(&Trade { instrument: tapestore::lsn::InstrumentId(1), ..Trade::default() }).unwrap();
+    let instrument = publisher.instrument(&"X:1".parse().unwrap()).unwrap();
+    publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 

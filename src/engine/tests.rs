@@ -374,6 +374,7 @@ fn a_memtable_that_was_asked_for_at_the_end_of_the_log_is_the_next_one_of_the_st
     options.segment_size = 64 << 20;
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
+    register(&mut store, INSTRUMENTS, Ts(1)).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut first = 1;
     let mut publish = |store: &mut Recovered| {
@@ -417,6 +418,7 @@ fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
     (options.memtables_max, options.segment_size, options.memtable_size) = (4, 64 << 20, 64 << 20);
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
+    register(&mut store, INSTRUMENTS, Ts(1)).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let (mut first, mut tables) = (1, 1);
     while tables < 4 {

@@ -6,6 +6,7 @@
 
 pub mod format;
 
+mod order;
 mod reader;
 mod writer;
 

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::format::{
-    BASE, BY_INGEST, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN, STORE_ID, USED, VERSION,
-    ZONE_ROWS, home,
+    BASE, BY_INGEST, CHUNK_DELTAS, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN,
+    STORE_ID, USED, VERSION, ZONE_ROWS, home,
 };
+use super::order::{partition_point, rows_until};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::record::{Arrival, RecordRef, Row, Series, TimeRange, schema};
@@ -252,23 +253,8 @@ impl Table {
         if at + layout.len > self.map.len() {
             return None;
         }
-        let len = self.load32(at + 16)?.min(capacity);
-        let mut chunk = Chunk { table: self, at, layout, words, len, index_word };
-        let limit = upto.0.checked_sub(self.base.0);
-        let visible = |row: u32| limit.is_some_and(|limit| u64::from(chunk.delta(row) & !BY_INGEST) <= limit);
-        // Usually everything is visible, or a few rows are not.
-        let mut cut = len;
-        for _ in 0..4 {
-            match cut.checked_sub(1) {
-                Some(last) if !visible(last) => cut = last,
-                _ => break,
-            }
-        }
-        if cut > 0 && !visible(cut - 1) {
-            cut = partition_point(u64::from(cut), |row| visible(row as u32)) as u32;
-        }
-        chunk.len = cut;
-        Some(chunk)
+        let len = rows_until(&self.map, at, capacity, upto.0.checked_sub(self.base.0));
+        Some(Chunk { table: self, at, layout, words, len, index_word })
     }
 
     /// The row of `series` with the greatest (index time, LSN) not after `time`, up to `upto`.
@@ -341,25 +327,10 @@ impl Table {
     }
 }
 
-/// The first of `0..count` for which `before` is false, `before` being true up to it.
-#[inline]
-fn partition_point(count: u64, before: impl Fn(u64) -> bool) -> u64 {
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if before(middle) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low
-}
-
 impl<'t> Chunk<'t> {
     #[inline]
     fn delta(&self, row: u32) -> u32 {
-        self.table.load32(self.at + 64 + u64::from(row) * 4).unwrap_or(u32::MAX)
+        self.table.load32(self.at + CHUNK_DELTAS + u64::from(row) * 4).unwrap_or(u32::MAX)
     }
 
     #[inline]

@@ -9,6 +9,7 @@ use super::format::{
     RUN_BLOCK_RUNS, RUN_DIR, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_CAPACITY, SERIES_DIR, SERIES_SLOT_LEN, STORE_ID, USED,
     VERSION, ZONE_ROWS, home,
 };
+use super::order::append_row;
 use crate::error::Result;
 use crate::lsn::Lsn;
 use crate::record::{RecordRef, Series, index_time};
@@ -295,7 +296,6 @@ impl Writer {
         let (chunk, row) = (tail.chunk, tail.len);
         let address = chunk + layout.rows + u64::from(row) * u64::from(tail.words) * 8;
         self.map.write_words(address, words);
-        self.map.u32(chunk + 64 + u64::from(row) * 4).store(delta, Ordering::Relaxed);
         if row > 0 && time < tail.last && tail.sorted {
             tail.sorted = false;
             self.map.u32(chunk + 20).store(0, Ordering::Relaxed);
@@ -320,8 +320,7 @@ impl Writer {
         }
         tail.last = time;
         tail.len = row + 1;
-        // SYNC: all of these are ordered before `applied`, whose reader uses them.
-        self.map.u32(chunk + 16).store(tail.len, Ordering::Relaxed);
+        append_row(&self.map, chunk, row, delta);
         Some(address)
     }
 }

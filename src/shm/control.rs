@@ -22,11 +22,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Mapping;
 use super::slot::SLOT_LEN;
 pub use super::slot::{Slot, SlotState, SlotView};
+use super::words::Words;
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Position, Term, Timeline};
 use crate::time::Ts;
@@ -258,9 +259,7 @@ impl Control {
 
     /// Sets the timeline and the first LSN it withdrew.
     pub fn set_timeline(&self, timeline: Timeline, cut: Lsn) {
-        self.word(CUT).store(cut.0, Ordering::Relaxed);
-        // SYNC: pairs with `timeline`; `cut` is ordered before it.
-        self.word(TIMELINE).store(timeline.0, Ordering::Release);
+        raise_timeline(&*self.0, timeline, cut);
     }
 
     /// The term.
@@ -313,17 +312,7 @@ impl Control {
     /// in it.
     pub fn tables(&self) -> Option<TableList> {
         for turn in 0..TABLE_TURNS {
-            // SYNC: pairs with the second store in `set_tables`.
-            let version = self.word(TABLE_VERSION).load(Ordering::Acquire);
-            let mut list = TableList { version, tables: [(0, Lsn::NONE); TABLES_MAX], count: 0, manifest: 0 };
-            list.count = (self.word(TABLE_COUNT).load(Ordering::Relaxed) as usize).min(TABLES_MAX);
-            for (entry, at) in list.tables.iter_mut().zip((TABLES..).step_by(16)) {
-                *entry = (self.word(at).load(Ordering::Relaxed), Lsn(self.word(at + 8).load(Ordering::Relaxed)));
-            }
-            list.manifest = self.word(MANIFEST).load(Ordering::Relaxed);
-            // SYNC: orders the entries before the second look at the version (a sequence lock).
-            fence(Ordering::Acquire);
-            if version.is_multiple_of(2) && self.word(TABLE_VERSION).load(Ordering::Relaxed) == version {
+            if let Some(list) = look_at_tables(&*self.0) {
                 return Some(list);
             }
             if turn < 100 { std::hint::spin_loop() } else { std::thread::yield_now() }
@@ -343,19 +332,7 @@ impl Control {
     /// If there are more than [`TABLES_MAX`].
     pub fn set_tables(&self, tables: &[(u64, Lsn)], manifest: u64) {
         assert!(tables.len() <= TABLES_MAX);
-        // An odd version may be left by a process killed in here.
-        let version = self.word(TABLE_VERSION).load(Ordering::Relaxed) | 1;
-        self.word(TABLE_VERSION).store(version, Ordering::Relaxed);
-        // SYNC: orders the odd version before the entries (a sequence lock).
-        fence(Ordering::Release);
-        for (&(id, first), at) in tables.iter().zip((TABLES..).step_by(16)) {
-            self.word(at).store(id, Ordering::Relaxed);
-            self.word(at + 8).store(first.0, Ordering::Relaxed);
-        }
-        self.word(TABLE_COUNT).store(tables.len() as u64, Ordering::Relaxed);
-        self.word(MANIFEST).store(manifest, Ordering::Relaxed);
-        // SYNC: pairs with the load in `tables`.
-        self.word(TABLE_VERSION).store(version + 1, Ordering::Release);
+        change_tables(&*self.0, tables, manifest);
     }
 
     /// The last record in the log file.
@@ -487,10 +464,88 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
+/// Sets the timeline and the first LSN that it withdrew.
+fn raise_timeline(words: &impl Words, timeline: Timeline, cut: Lsn) {
+    words.store64(CUT, cut.0, Ordering::Relaxed);
+    // SYNC: pairs with `Control::timeline`; `cut` is ordered before it, and it before whatever watermark falls.
+    words.store64(TIMELINE, timeline.0, Ordering::Release);
+}
+
+/// Replaces the list of MemTables.
+fn change_tables(words: &impl Words, tables: &[(u64, Lsn)], manifest: u64) {
+    // An odd version may be left by a process killed in here.
+    let version = words.load64(TABLE_VERSION, Ordering::Relaxed) | 1;
+    words.store64(TABLE_VERSION, version, Ordering::Relaxed);
+    // SYNC: orders the odd version before the entries (a sequence lock); pairs with the fence in `look_at_tables`.
+    words.fence(Ordering::Release);
+    for (&(id, first), at) in tables.iter().zip((TABLES..).step_by(16)) {
+        words.store64(at, id, Ordering::Relaxed);
+        words.store64(at + 8, first.0, Ordering::Relaxed);
+    }
+    words.store64(TABLE_COUNT, tables.len() as u64, Ordering::Relaxed);
+    words.store64(MANIFEST, manifest, Ordering::Relaxed);
+    // SYNC: pairs with the first load in `look_at_tables`.
+    words.store64(TABLE_VERSION, version + 1, Ordering::Release);
+}
+
+/// The list of MemTables; `None` while it changes.
+fn look_at_tables(words: &impl Words) -> Option<TableList> {
+    // SYNC: pairs with the last store in `change_tables`.
+    let version = words.load64(TABLE_VERSION, Ordering::Acquire);
+    let mut list = TableList { version, tables: [(0, Lsn::NONE); TABLES_MAX], count: 0, manifest: 0 };
+    list.count = (words.load64(TABLE_COUNT, Ordering::Relaxed) as usize).min(TABLES_MAX);
+    for (entry, at) in list.tables.iter_mut().zip((TABLES..).step_by(16)).take(list.count) {
+        *entry = (words.load64(at, Ordering::Relaxed), Lsn(words.load64(at + 8, Ordering::Relaxed)));
+    }
+    list.manifest = words.load64(MANIFEST, Ordering::Relaxed);
+    // SYNC: orders the entries before the second look at the version; pairs with the fence in `change_tables`.
+    words.fence(Ordering::Acquire);
+    (version.is_multiple_of(2) && words.load64(TABLE_VERSION, Ordering::Relaxed) == version).then_some(list)
+}
+
     use super::*;
     use crate::lsn::{Epoch, PubSeq, PublisherId};
 
     fn page() -> (tempfile::TempDir, Control) {
+    use crate::shm::words::model::Modelled;
+
+    #[test]
+    fn a_list_of_tables_is_seen_whole_or_not_at_all_in_every_order_of_memory() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let words = [TABLE_VERSION, TABLE_COUNT, TABLES, TABLES + 8, MANIFEST];
+            let page = loom::sync::Arc::new(Modelled::new(&[], &words));
+            change_tables(&*page, &[(1, Lsn(10))], 100);
+            let theirs = page.clone();
+            let writer = loom::thread::spawn(move || change_tables(&*theirs, &[(2, Lsn(20))], 200));
+            if let Some(list) = look_at_tables(&*page) {
+                let whole = [(2, (1, Lsn(10)), 100), (4, (2, Lsn(20)), 200)];
+                assert!(whole.contains(&(list.version, list.tables[0], list.manifest)) && list.count == 1, "{list:?}");
+            }
+            writer.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_sees_a_watermark_fall_sees_that_the_timeline_has_risen_and_what_it_withdrew() {
+        loom::model(|| {
+            let page = loom::sync::Arc::new(Modelled::new(&[], &[CUT, TIMELINE, APPLIED]));
+            page.store64(APPLIED, 9, Ordering::Release);
+            raise_timeline(&*page, Timeline(1), Lsn::NONE);
+            let theirs = page.clone();
+            // The tail behind record 5 is cut off.
+            let writer = loom::thread::spawn(move || {
+                raise_timeline(&*theirs, Timeline(2), Lsn(6));
+                theirs.store64(APPLIED, 5, Ordering::Release);
+            });
+            if page.load64(APPLIED, Ordering::Acquire) == 5 {
+                assert_eq!(page.load64(TIMELINE, Ordering::Acquire), 2);
+                assert_eq!(page.load64(CUT, Ordering::Acquire), 6);
+            }
+            writer.join().unwrap();
+        });
+    }
         let dir = tempfile::tempdir().unwrap();
         let control = Control::open_or_create(&dir.path().join("control"), 7).unwrap();
         (dir, control)
@@ -544,6 +599,8 @@ mod tests {
                 writer.set_tables(&[(i, Lsn(i)), (i + 1, Lsn(i + 1))], i);
             }
         });
+                // As it is: changes are rare.
+                std::thread::yield_now();
         for _ in 0..20_000 {
             let list = control.tables().unwrap();
             if list.count == 2 {

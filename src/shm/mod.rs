@@ -14,6 +14,7 @@ pub mod run_dir;
 pub mod slot;
 pub mod symbols;
 pub mod user;
+pub mod words;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};

@@ -107,7 +107,8 @@ impl Slot {
     /// Takes the grant back.
     pub fn free(&self) {
         self.word(0).store(0, Ordering::Release);
-        self.word(24).store(SlotState::Free as u64, Ordering::Relaxed);
+        // SYNC: pairs with the load of the state in `view`: whoever sees it free finds the grant gone at its second look.
+        self.word(24).store(SlotState::Free as u64, Ordering::Release);
     }
 
     /// Changes what the publisher may do.

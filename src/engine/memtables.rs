@@ -10,12 +10,16 @@ use crate::agent::spawn;
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, PubSeq, PublisherId};
 use crate::manifest::PublisherState;
+use crate::memtable::format::FRAME_ROWS_MAX;
 use crate::memtable::{Origin, Writer};
 use crate::record::{self, Layout, Name};
 use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
 use crate::time::Ts;
+use crate::wal::format::FRAME_RECORDS_MAX;
 use crate::wal::{Chain, Run};
+
+const _: () = assert!(FRAME_ROWS_MAX == FRAME_RECORDS_MAX as u64);
 
 /// How tables are made.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ mod history;
 mod memory;
 mod replicas;
 mod stall;
+mod tables;
 mod whole;
 
 use std::io::ErrorKind;

@@ -26,15 +26,19 @@
 //! before `applied` is stored; a chunk's first delta, capacity, prev, jump, prefix max and jump min
 //! never change once it is linked.
 
+use crate::record::WORDS_MAX;
+
 /// First eight bytes.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMEM\0");
 /// Version of the format.
 pub const VERSION: u64 = 1;
 
-/// Smallest table: the largest frame, each of its records beginning a series, takes a third of it.
+/// Smallest table: the largest frame takes a third of it, [`Layout::frame_max`].
 pub const LEN_MIN: u64 = 16 << 20;
 /// Largest table: row addresses are 31 bits of 8-byte units.
 pub const LEN_MAX: u64 = 16 << 30;
+/// Rows of a frame at most.
+pub const FRAME_ROWS_MAX: u64 = 4096;
 
 pub(super) const STORE_ID: u64 = 16;
 pub(super) const ID: u64 = 32;
@@ -55,14 +59,20 @@ pub(super) const HEAD_LEN: u64 = 256;
 
 pub(super) const SERIES_SLOT_LEN: u64 = 16;
 pub(super) const RUN_ENTRY_WORDS: usize = 5;
+pub(super) const RUN_ENTRY_LEN: u64 = RUN_ENTRY_WORDS as u64 * 8;
 pub(super) const CHUNK_HEAD_LEN: u64 = 64;
 pub(super) const CHUNK_LENGTH: u64 = 16;
 pub(super) const CHUNK_DELTAS: u64 = CHUNK_HEAD_LEN;
 pub(super) const CHUNK_MIN: u64 = 1 << 10;
 pub(super) const CHUNK_MAX: u64 = 256 << 10;
+/// Bytes that one row takes at most while chunks do not grow: the chunk that it begins.
+pub(super) const ROW_LEN_MAX: u64 = ChunkLayout::of(1, WORDS_MAX as u32).len;
 pub(super) const ZONE_ROWS: u32 = 64;
 /// In an LSN delta or an arrival entry: the index time is the ingest time.
 pub(super) const BY_INGEST: u32 = 1 << 31;
+
+// A chunk within `CHUNK_MIN` is no longer than that, or holds one row.
+const _: () = assert!(ROW_LEN_MAX >= CHUNK_MIN);
 
 /// First slot to look at for `key` among `capacity` (a power of two).
 pub(super) fn home(key: u64, capacity: u64) -> u64 {
@@ -97,8 +107,29 @@ impl Layout {
         let run_dir = (arrival_dir + arrival_blocks * 4).next_multiple_of(64);
         let series_dir = (run_dir + run_blocks * 4).next_multiple_of(64);
         let arena = (series_dir + series_capacity * SERIES_SLOT_LEN).next_multiple_of(64);
-        assert!(arena < len / 4);
-        Layout { len, series_capacity, arrival_block_rows, run_block_runs, arrival_dir, run_dir, series_dir, arena }
+        let this = Layout { len, series_capacity, arrival_block_rows, run_block_runs, arrival_dir, run_dir, series_dir, arena };
+        assert!(arena < len / 4 && arena + this.frame_max() <= len && FRAME_ROWS_MAX < this.series_max());
+        this
+    }
+
+    /// Series at most: the directory stays sparse.
+    pub(super) fn series_max(&self) -> u64 {
+        self.series_capacity / 8 * 7
+    }
+
+    /// Bytes that `rows` more rows take at most, behind `filled` rows and `runs` runs, while chunks do not grow: each row
+    /// begins a chunk and a run. What two lots of rows take at most one after the other is what they take together.
+    pub(super) fn need(&self, filled: u64, runs: u64, rows: u64) -> u64 {
+        let blocks = |filled: u64, per: u64| (filled + rows).div_ceil(per) - filled.div_ceil(per);
+        let arrivals = blocks(filled, self.arrival_block_rows) * self.arrival_block_rows * 4;
+        rows * ROW_LEN_MAX + arrivals + blocks(runs, self.run_block_runs) * self.run_block_runs * RUN_ENTRY_LEN
+    }
+
+    /// Bytes that a frame takes at most, wherever it begins, while chunks do not grow.
+    pub(super) fn frame_max(&self) -> u64 {
+        let blocks = |per: u64| FRAME_ROWS_MAX.div_ceil(per) + 1;
+        let runs = blocks(self.run_block_runs) * self.run_block_runs * RUN_ENTRY_LEN;
+        FRAME_ROWS_MAX * ROW_LEN_MAX + blocks(self.arrival_block_rows) * self.arrival_block_rows * 4 + runs
     }
 }
 
@@ -113,10 +144,10 @@ pub(super) struct ChunkLayout {
 
 impl ChunkLayout {
     /// The layout of a chunk for `capacity` rows of `words` words.
-    pub(super) fn of(capacity: u32, words: u32) -> ChunkLayout {
-        let zones = (CHUNK_HEAD_LEN + u64::from(capacity) * 4).next_multiple_of(8);
-        let rows = zones + if capacity > ZONE_ROWS { u64::from(capacity.div_ceil(ZONE_ROWS)) * 16 } else { 0 };
-        let len = (rows + u64::from(capacity) * u64::from(words) * 8).next_multiple_of(64);
+    pub(super) const fn of(capacity: u32, words: u32) -> ChunkLayout {
+        let zones = (CHUNK_HEAD_LEN + capacity as u64 * 4).next_multiple_of(8);
+        let rows = zones + if capacity > ZONE_ROWS { capacity.div_ceil(ZONE_ROWS) as u64 * 16 } else { 0 };
+        let len = (rows + capacity as u64 * words as u64 * 8).next_multiple_of(64);
         ChunkLayout { capacity, zones, rows, len }
     }
 
@@ -135,15 +166,27 @@ impl ChunkLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::WORDS_MIN;
+
+    #[test]
+    fn an_empty_table_of_any_length_holds_the_largest_frame() {
+        for len in (LEN_MIN..=64 << 20).step_by(1 << 20).chain((26..=34).map(|bits| 1 << bits)) {
+            let layout = Layout::new(len);
+            for (filled, runs) in [(0, 0), (1, 1), (layout.arrival_block_rows - 1, layout.run_block_runs - 1)] {
+                assert!(layout.need(filled, runs, FRAME_ROWS_MAX) <= layout.frame_max());
+            }
+        }
+    }
 
     #[test]
     fn chunks_fill_their_size_and_hold_at_least_a_row() {
-        for words in [2u32, 5, 8, 12, 57, 67, 128] {
+        for words in WORDS_MIN as u32..=WORDS_MAX as u32 {
             for shift in 10..=18 {
                 let size = 1u64 << shift;
                 let chunk = ChunkLayout::within(size, words);
                 assert!(chunk.capacity == 1 || chunk.len <= size);
                 assert!(chunk.capacity == 1 || ChunkLayout::of(chunk.capacity + 1, words).len > size, "{words} {size}");
+                assert!(chunk.len <= size.max(ROW_LEN_MAX));
             }
         }
     }

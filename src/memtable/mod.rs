@@ -11,7 +11,7 @@ mod reader;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::lsn::{Epoch, PubSeq, PublisherId};
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::format::{
-    BASE, BY_INGEST, CHUNK_DELTAS, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN,
+    BASE, BY_INGEST, CHUNK_DELTAS, ChunkLayout, ID, Layout, MAGIC, RUN_ENTRY_LEN, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_SLOT_LEN,
     STORE_ID, USED, VERSION, ZONE_ROWS, home,
 };
 use super::order::{partition_point, rows_until};
@@ -157,7 +157,7 @@ impl Table {
 
     /// Run `index`: its first LSN, its records, and how the first of them came in.
     fn run(&self, index: u64) -> Option<(Lsn, u64, Arrival)> {
-        let at = self.entry(self.layout.run_dir, index, self.layout.run_block_runs, RUN_ENTRY_WORDS as u64 * 8)?;
+        let at = self.entry(self.layout.run_dir, index, self.layout.run_block_runs, RUN_ENTRY_LEN)?;
         let &[first, counted, epoch, pub_seq, ingest] = self.map.words(at, RUN_ENTRY_WORDS)? else { return None };
         let arrival = Arrival {
             lsn: Lsn(first),

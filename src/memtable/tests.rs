@@ -9,7 +9,7 @@ use super::format::LEN_MIN;
 use super::*;
 use crate::disk::sim::SimRng;
 use crate::lsn::{InstrumentId, Lsn};
-use crate::record::{BookOrder, Definition, Quote, Record, RecordRef, Series, TimeRange, Trade};
+use crate::record::{BookOrder, Definition, Quote, Record, RecordRef, Series, TimeRange, Trade, plain};
 use crate::time::Ts;
 
 const INGEST: Ts = Ts(1_700_000_000_000_000_000);
@@ -127,28 +127,94 @@ fn a_full_table_says_so_and_keeps_what_it_has() {
     assert!(f.table.get(Lsn(pushed + 2)).is_none());
 }
 
+/// Puts a frame of `records` in, in runs of `per_run` records.
+fn put_frame(writer: &mut Writer, records: &[Vec<u64>], per_run: usize) {
+    for run in records.chunks(per_run) {
+        assert!(writer.reserve_run(), "no room for a run at {} of {} bytes", writer.used(), writer.len());
+        for record in run {
+            let fits = writer.push(RecordRef::first(record).unwrap(), INGEST);
+            assert!(fits, "no room for a record at {} of {} bytes", writer.used(), writer.len());
+        }
+        let origin = Origin { publisher: PublisherId(1), epoch: Epoch(1), first_pub_seq: PubSeq(1) };
+        writer.push_run(origin, run.len() as u32, INGEST);
+    }
+}
+
+/// The longest frame of the shortest records.
+pub(crate) const LONGEST: u64 = 4093;
+
+/// Frames of records of the shortest kind, of which the last takes as much room as one can: the tails of a few series are
+/// full, and the largest that there are; each of its other records begins a series; and there is hardly room for it.
+pub(crate) fn worst_frames() -> Vec<Vec<Vec<u64>>> {
+    const HOT: u32 = 6;
+    let (mut f, mut frames, mut next) = (fixture(1), Vec::new(), HOT);
+    let put = |f: &mut Fixture, frames: &mut Vec<_>, instruments: Vec<u32>| {
+        let frame: Vec<_> = instruments.into_iter().map(|i| plain(2, i, 1)).collect();
+        put_frame(&mut f.writer, &frame, frame.len());
+        frames.push(frame);
+    };
+    loop {
+        let (left, size) = f.writer.first_tail();
+        if left == 0 && size == format::CHUNK_MAX {
+            break;
+        }
+        put(&mut f, &mut frames, (0..HOT * left.clamp(1, 500)).map(|i| 1 + i % HOT).collect());
+    }
+    while f.writer.has_room(LONGEST + 1) {
+        let count = if f.writer.has_room(2 * LONGEST) { 1000 } else { 1 };
+        put(&mut f, &mut frames, (next + 1..=next + count).collect());
+        next += count;
+    }
+    assert!(f.writer.has_room(LONGEST));
+    put(&mut f, &mut frames, (1..=HOT).chain(next + 1..=next + LONGEST as u32 - HOT).collect());
+    frames
+}
+
 #[test]
-fn a_frame_for_which_there_is_room_always_fits() {
-    for words in [5usize, 8, 12, 67] {
-        let mut f = fixture(1);
-        let per_frame = 1024u64;
-        let mut instrument = 0u32;
-        while f.writer.has_room(per_frame) {
-            for _ in 0..per_frame {
-                // The worst case: every record begins a series.
-                instrument += 1;
-                let mut record = words_of(0, instrument, 1, 1);
-                if words == 67 {
-                    record = words_of(3, instrument, 1, 1);
-                }
-                if words == 12 {
-                    record = words_of(1, instrument, 1, 1);
-                }
-                assert!(f.writer.reserve_run() && f.writer.push(RecordRef::first(&record).unwrap(), INGEST));
-                f.writer.push_run(Origin { publisher: PublisherId(1), epoch: Epoch(1), first_pub_seq: PubSeq(1) }, 1, INGEST);
+fn the_longest_frame_fits_where_chunks_grow_and_all_of_its_other_records_begin_series() {
+    assert_eq!(worst_frames().last().unwrap().len() as u64, LONGEST);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 12, ..Default::default() })]
+
+    /// Of any kinds, skew, lengths of frames and of runs, until there is no room.
+    #[test]
+    fn frames_for_which_there_is_room_fit(
+        seed: u64,
+        base in 1u64..1000,
+        words in proptest::collection::vec(2usize..=128, 1..4),
+        series in 1u32..6000,
+        skew in 0u64..3,
+        longest in 1u64..=format::FRAME_ROWS_MAX,
+        per_run in 1usize..5000,
+    ) {
+        let (mut rng, mut f) = (SimRng::new(seed), fixture(base));
+        let mut at = 0u32;
+        for _ in 0..100_000 {
+            // All of them at least a few times: at the end each row begins a chunk.
+            let rows = if rng.below(2) == 0 { longest } else { 1 + rng.below(longest) };
+            if !f.writer.has_room(rows) {
+                break;
+            }
+            let records: Vec<_> = (0..rows).map(|_| {
+                at += 1;
+                let most = 1 + rng.below(u64::from(series));
+                let instrument = match skew {
+                    0 => at % series,
+                    1 => rng.below(most) as u32,
+                    _ => at,
+                };
+                plain(words[at as usize % words.len()], 1 + instrument, rng.below(1 << 40))
+            }).collect();
+            // In one ask, and as several frames.
+            let (one, two) = records.split_at(rng.below(rows) as usize);
+            for part in [one, two].into_iter().filter(|p| !p.is_empty()) {
+                proptest::prop_assert!(f.writer.has_room(part.len() as u64), "a part of what there is room for");
+                put_frame(&mut f.writer, part, per_run);
             }
         }
-        assert!(instrument > 0);
+        proptest::prop_assert!(!f.writer.has_room(format::FRAME_ROWS_MAX) || f.writer.used() * 2 < f.writer.len());
     }
 }
 

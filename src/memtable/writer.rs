@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::Origin;
 use super::format::{
-    ARENA, ARRIVAL_BLOCK_ROWS, ARRIVAL_DIR, BASE, BY_INGEST, CHUNK_MAX, CHUNK_MIN, ChunkLayout, ID, LENGTH, Layout, MAGIC, ROWS,
-    RUN_BLOCK_RUNS, RUN_DIR, RUN_ENTRY_WORDS, RUNS, SERIES, SERIES_CAPACITY, SERIES_DIR, SERIES_SLOT_LEN, STORE_ID, USED,
-    VERSION, ZONE_ROWS, home,
+    ARENA, ARRIVAL_BLOCK_ROWS, ARRIVAL_DIR, BASE, BY_INGEST, CHUNK_MAX, CHUNK_MIN, ChunkLayout, ID, LENGTH, Layout, MAGIC,
+    ROW_LEN_MAX, ROWS, RUN_BLOCK_RUNS, RUN_DIR, RUN_ENTRY_LEN, RUNS, SERIES, SERIES_CAPACITY, SERIES_DIR, SERIES_SLOT_LEN,
+    STORE_ID, USED, VERSION, ZONE_ROWS, home,
 };
 use super::order::append_row;
 use crate::error::Result;
@@ -48,9 +48,6 @@ pub struct Writer {
     tails: Vec<Tail>,
     series: u64,
 }
-
-/// Bytes below which chunks are no longer made larger than they must be.
-const SCARCE: u64 = 4 << 20;
 
 impl Writer {
     /// Creates the table `id` of `len` bytes in the file `path`. Its first record is set by
@@ -126,11 +123,18 @@ impl Writer {
         self.next == self.base
     }
 
-    /// Whether a frame of `records` records surely fits, even if each begins a chunk or a series.
+    /// Whether frames of `records` records together surely fit, whatever their kinds and series: even if each record begins a
+    /// run, and a series or a chunk. At most [`super::format::FRAME_ROWS_MAX`] are asked for.
     pub fn has_room(&self, records: u64) -> bool {
-        let blocks = self.layout.arrival_block_rows * 4 + self.layout.run_block_runs * 40 + 256;
-        let chunks = records * (CHUNK_MIN + 128);
-        self.used + chunks + 2 * blocks <= self.layout.len && self.series + records < self.layout.series_capacity * 7 / 8
+        let need = self.layout.need(self.next.0 - self.base.0, self.runs, records);
+        self.used + need <= self.layout.len && self.series + records < self.layout.series_max()
+    }
+
+    /// Rows for which the newest chunk of the first series has room, and its size.
+    #[cfg(test)]
+    pub(super) fn first_tail(&self) -> (u32, u64) {
+        let tail = self.tails.first().copied().unwrap_or_default();
+        (tail.layout.map_or(0, |l| l.capacity) - tail.len, tail.size)
     }
 
     fn allocate(&mut self, len: u64) -> Option<u64> {
@@ -157,7 +161,7 @@ impl Writer {
     /// Makes room for the run that comes next. `false`: the table is full.
     #[must_use]
     pub fn reserve_run(&mut self) -> bool {
-        self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_WORDS as u64 * 8).is_some()
+        self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_LEN).is_some()
     }
 
     /// Notes that the last `count` records came as `origin` says. Room has been made by
@@ -166,7 +170,7 @@ impl Writer {
         if count == 0 {
             return;
         }
-        let at = self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_WORDS as u64 * 8);
+        let at = self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_LEN);
         let Some(at) = at else { panic!("no room was reserved for a run") };
         let words = [
             self.next.0 - u64::from(count),
@@ -209,7 +213,7 @@ impl Writer {
         let mut slot = home(key, capacity);
         loop {
             match *self.slots.get(slot as usize)? {
-                0 if self.series >= capacity * 7 / 8 => return None,
+                0 if self.series >= self.layout.series_max() => return None,
                 0 => return Some((slot, self.tails.len())),
                 number if self.tails.get(number as usize - 1)?.key == key => return Some((slot, number as usize - 1)),
                 _ => slot = (slot + 1) & (capacity - 1),
@@ -247,8 +251,11 @@ impl Writer {
     /// Links a new tail chunk to the series in `slot`, whose tail is number `number`. `false`: no memory.
     fn add_chunk(&mut self, slot: u64, number: usize, key: u64, words: u32, first_delta: u32) -> bool {
         let tail = self.tails.get(number).copied().unwrap_or_default();
-        let scarce = self.used + SCARCE > self.layout.len;
-        let size = if scarce || tail.chunk == 0 { CHUNK_MIN } else { (tail.size * 2).min(CHUNK_MAX) };
+        let grown = if tail.chunk == 0 { CHUNK_MIN } else { (tail.size * 2).min(CHUNK_MAX) };
+        // A chunk grows only where the largest frame still fits behind it: so `has_room` holds while chunks are small, and
+        // a frame in the middle of which the last one grew has room for the rest.
+        let fits = self.used + grown.max(ROW_LEN_MAX) + self.layout.frame_max() <= self.layout.len;
+        let size = if fits { grown } else { CHUNK_MIN };
         let layout = ChunkLayout::within(size, words);
         let Some(chunk) = self.allocate(layout.len) else { return false };
         let (jump, jump_min) = self.jump_after(tail.chunk);

@@ -396,6 +396,23 @@ pub(crate) fn example_layout() -> Layout {
     Layout::of(&<tests::Signal as super::Record>::SCHEMA).unwrap()
 }
 
+/// A record of `words` words, of a kind that this process knows from here on: header, and numbers.
+#[cfg(test)]
+pub(crate) fn plain(words: usize, instrument: u32, time: u64) -> Vec<u64> {
+    let kind = Kind(0x8060 + words as u16);
+    if super::schema(kind).is_none() {
+        let begin = [("source", 2, ColumnType::U16), ("instrument", 4, ColumnType::U32), ("ts_event", 8, ColumnType::Ts)];
+        let column = |(name, offset, of): (&str, usize, ColumnType)| (name.to_owned(), offset, of);
+        let numbers = (2..words).map(|at| (format!("c_{at}"), at * 8, ColumnType::U64));
+        let columns = begin.into_iter().map(column).chain(numbers).collect();
+        let name = format!("plain-{words}");
+        Layout { kind, words: words as u16, index_word: 1, name, columns, find: Vec::new() }.register().unwrap();
+    }
+    let mut record = vec![u64::from(kind.0) | u64::from(instrument) << 32, time];
+    record.resize(words, 7);
+    record
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

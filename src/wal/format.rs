@@ -287,6 +287,10 @@ impl<'a> Data<'a> {
     /// # Errors
     /// What contradicts itself: counts, lengths, kinds.
     pub fn parse(header: &Header, words: &'a [u64]) -> Result<Data<'a>, Bad> {
+        // No writer makes a longer one, and a MemTable has room for no more.
+        if header.count > FRAME_RECORDS_MAX {
+            return Err(Bad { what: "records of a frame", expected: FRAME_RECORDS_MAX.into(), found: header.count.into() });
+        }
         let mut counted = 0u64;
         let mut bytes = 0u64;
         let mut runs = 0usize;

@@ -32,6 +32,26 @@ fn store_of(path: &Path) -> &Path {
     }
 }
 
+/// Memory maps that a process can have at most; `None` if the system does not say.
+pub fn maps_max() -> Option<u64> {
+    std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()
+}
+
+/// Memory maps that this process has. Little memory is taken for it: there may be none.
+fn maps_now() -> std::io::Result<u64> {
+    let (mut file, mut chunk, mut lines) = (std::fs::File::open("/proc/self/maps")?, [0; 4096], 0);
+    loop {
+        let read = std::io::Read::read(&mut file, &mut chunk)?;
+        if read == 0 {
+            return Ok(lines);
+        }
+        lines += chunk.iter().take(read).filter(|b| **b == b'\n').count() as u64;
+    }
+}
+
+/// A process that is so near to the limit has reached it: the system shows some maps as one, and this look takes some.
+const MAPS_NEAR: u64 = 64;
+
 /// The check `what`.
 pub(crate) fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
     if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
@@ -158,6 +178,20 @@ pub enum Error {
         /// Bytes free.
         free: u64,
     },
+    /// The system gives this process no more memory maps.
+    #[error(
+        "cannot map {path}: this process has {maps} of the {limit} memory maps that the system gives one, and each SSTable and \
+         MemTable takes one. Let go of snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
+        path = path.display(), more = limit.saturating_mul(4)
+    )]
+    TooManyMaps {
+        /// The file that was to be mapped.
+        path: PathBuf,
+        /// Maps of this process.
+        maps: u64,
+        /// The most that it can have.
+        limit: u64,
+    },
     /// A value from outside breaks a rule.
     #[error("invalid {what}: {reason}")]
     Invalid {
@@ -278,6 +312,18 @@ impl Error {
             Some(what) => Error::Exhausted { op, path, what },
             None => Error::Io { op, path, source },
         }
+    }
+
+    /// That `path` cannot be mapped.
+    pub(crate) fn map(path: &Path, source: std::io::Error) -> Self {
+        // The system says the same of want of memory.
+        if source.kind() == std::io::ErrorKind::OutOfMemory
+            && let (Some(limit), Ok(maps)) = (maps_max(), maps_now())
+            && maps + MAPS_NEAR >= limit
+        {
+            return Error::TooManyMaps { path: path.to_path_buf(), maps, limit };
+        }
+        Error::io("map", path, source)
     }
 
     /// An [`Error::Invalid`].

@@ -252,9 +252,17 @@ impl Versions {
             let wanted = list.tables.get(..list.count).unwrap_or(&[]);
             let tables = match self.open_tables(run_dir, control.store_id(), instance, wanted) {
                 Ok(tables) => tables,
-                Err(error @ Error::Exhausted { .. }) => return Err(error),
+                Err(error @ (Error::Exhausted { .. } | Error::TooManyMaps { .. })) => return Err(error),
                 // Gone between the look at the list and the opening: look again.
-                Err(_) => continue,
+                Err(Error::StorageDown { .. }) => continue,
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    failures += 1;
+                    if failures > FAILURES_MAX {
+                        return Err(error);
+                    }
+                    continue;
+                }
             };
             if !known {
                 if let Err(error) = self.refresh_history(list.manifest) {

@@ -52,9 +52,31 @@ fn deleted(maps: &str, dirs: &[PathBuf]) -> u64 {
     parts.values().sum()
 }
 
+/// What is to be said of a history of so many files: each process that reads maps each of them, and the system allows it
+/// only so many maps. `None` if they are few.
+pub fn maps_warning(files: u64) -> Option<String> {
+    let limit = tapestore::error::maps_max()?;
+    // Snapshots that are held keep files of before, too.
+    (files > limit / 2).then(|| {
+        format!(
+            "history has {files} files, and a process that reads maps each of them: the system allows a process {limit} maps. \
+             Raise it (sysctl -w vm.max_map_count={}), or merge files (tape compact)",
+            limit.saturating_mul(4).max(files.saturating_mul(4))
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_history_of_half_as_many_files_as_a_process_can_map_is_said_before_it_is_too_many() {
+        let limit = tapestore::error::maps_max().unwrap();
+        assert_eq!(maps_warning(limit / 2), None);
+        let said = maps_warning(limit / 2 + 1).unwrap();
+        assert!(said.contains("vm.max_map_count") && said.contains(&limit.to_string()), "{said}");
+    }
 
     #[test]
     fn deleted_files_of_the_store_are_counted_once_and_no_others() {

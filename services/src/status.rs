@@ -140,6 +140,9 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         if let Some(amplification) = amplification(control) {
             println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte filed)");
         }
+        if let Some(warning) = pins::maps_warning(control.statistic(Statistic::Files)) {
+            println!("  {warning}");
+        }
         for pin in &pins {
             println!("  process {} keeps {} bytes of files and MemTables that are gone", pin.pid, thousands(pin.bytes));
         }

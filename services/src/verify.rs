@@ -38,6 +38,9 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
     let meta = read_meta(store)?;
     let mut served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
     let (state, files) = open_history(store, &meta)?;
+    if let Some(warning) = crate::pins::maps_warning(files.len() as u64) {
+        eprintln!("{warning}");
+    }
     let mut checked = Checked { edit: state.seq, expired: state.expired, ..Checked::default() };
     verify_files(&files, &mut checked)?;
     verify_density(&files, state.covered(), state.expired)?;

@@ -38,7 +38,7 @@ impl Mapped {
         }
         // SAFETY: by the rule of this file nobody changes the bytes or the length of a file that is
         // mapped here: its writer has finished it before it got its name.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::map(path, e))?;
         Ok(Mapped { path: path.to_path_buf(), bytes: Bytes::Map(map) })
     }
 

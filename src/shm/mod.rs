@@ -109,7 +109,7 @@ impl Mapping {
         let options = MmapOptions::new();
         let len = file.metadata().map_err(|e| Error::io("stat", path, e))?.len();
         let map = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
-        let map = map.map_err(|e| Error::io("map", path, e))?;
+        let map = map.map_err(|e| Error::map(path, e))?;
         if len <= POPULATE_MAX && !is_sparse {
             populate(&map, writable);
         }

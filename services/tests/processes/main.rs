@@ -16,6 +16,7 @@ mod history;
 mod instruments;
 mod kills;
 mod limits;
+mod maps;
 mod nospace;
 mod pairs;
 mod roles;

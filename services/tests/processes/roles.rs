@@ -60,6 +60,7 @@ fn play() {
         "publisher" => publisher(&store),
         "wanderer" => wanderer(&store),
         "forker" => forker(&store),
+        "crowded" => crate::maps::crowded(&store),
         other => panic!("{other}"),
     }
 }

@@ -1,0 +1,44 @@
+//! A reader whose process has no memory map left.
+
+use std::path::Path;
+
+use tapestore::error::Error;
+use tapestore::lsn::{Level, Lsn};
+use tapestore::reader::{At, Reader};
+use tapestore::record::Trade;
+
+use crate::fixture::{PATIENCE, Store, finish, role};
+
+/// Maps so much that hardly a map is left; a reader then says so, and reads when there is room again.
+pub(crate) fn crowded(store: &Path) {
+    // Neighbours that differ are not taken for one map.
+    let map = |i: usize| {
+        let map = memmap2::MmapOptions::new().len(4096).map_anon()?;
+        if i.is_multiple_of(2) { map.make_read_only().map(|map| (None, Some(map))) } else { Ok((Some(map), None)) }
+    };
+    let mut maps = Vec::with_capacity(1 << 20);
+    let mut reader = Reader::open(store).unwrap();
+    while let Ok(one) = map(maps.len()) {
+        maps.push(one);
+    }
+    let error = reader.snapshot(At::Appended).unwrap_err();
+    assert!(matches!(error, Error::TooManyMaps { .. }), "{error}");
+    assert!(error.to_string().contains("vm.max_map_count"), "{error}");
+    maps.truncate(1000);
+    assert_eq!(reader.snapshot(At::Appended).unwrap().last(), Lsn(10));
+}
+
+#[test]
+fn a_reader_that_has_no_memory_map_left_says_so_and_not_that_storage_is_down() {
+    let limit = tapestore::error::maps_max().unwrap();
+    if limit > 300_000 {
+        return println!("skipped: {limit} memory maps are too many to take");
+    }
+    let store = Store::serve();
+    let mut publisher = store.publisher(1, Level::Os);
+    for trade_id in 1..=10 {
+        publisher.publish(&Trade { trade_id, ..Trade::default() }).unwrap();
+    }
+    publisher.flush(Level::Os, PATIENCE).unwrap();
+    finish(role("crowded", &store.path, &[]), "a reader without maps");
+}

@@ -104,8 +104,15 @@ pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
     bar.clear();
     let summary = done?;
     print("restored", &target, &summary, format);
-    if !format.json {
-        println!("start it with: tape-storage --store {}", target.display());
+    let of_a_cluster = tapestore::wal::meta::read(&RealDisk, &target)?.is_some_and(|m| m.in_cluster);
+    match of_a_cluster {
+        _ if format.json => {}
+        false => println!("start it with: tape-storage --store {}", target.display()),
+        true => println!(
+            "it is of a host of a cluster. To make it one: tape cluster init --join --store {0} ...; to make it a store of its own: \
+             tape cluster detach --store {0}",
+            target.display()
+        ),
     }
     Ok(())
 }

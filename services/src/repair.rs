@@ -164,9 +164,9 @@ fn say_loss(loss: &Loss) {
 const REPLACE: &str = "replication process of the host that leads: a copy of its store takes the place of this one, which is \
                        kept. A host must not vote with a log that lacks what it has acknowledged";
 
-/// Whether other hosts count on what this store has acknowledged.
+/// Whether other hosts count on what this store has acknowledged; if that cannot be read, they may.
 fn is_of_a_cluster(store: &Path) -> bool {
-    tapestore::consensus::meta::read(&RealDisk, store).is_ok_and(|m| m.is_some_and(|m| !m.is_alone()))
+    tapestore::engine::found::is_counted_on(&RealDisk, store).unwrap_or(true)
 }
 
 fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {

@@ -142,6 +142,11 @@ impl Meta {
         matches!(&self.seats[..], [only] if only.node == self.node && only.part == VOTER)
     }
 
+    /// Whether it is of a cluster, if only of one host: not of a store that nobody has made a host of one.
+    pub fn is_clustered(&self) -> bool {
+        !self.is_alone() || self.seats.iter().any(|s| !s.address.is_empty())
+    }
+
     /// Checks what an operator has said of a cluster.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! Owns: how a store comes to be in a cluster, and what an operator decides for a host of one by hand.
 //!
 //! What must hold: the hosts of a cluster that is founded have the same store identity and segment size, and know the
-//! same members, or do not start: they would never agree.
+//! same members, or do not start: they would never agree; `store.meta` says that a store is of a cluster before `raft.meta`
+//! says of which hosts, so that the one is missed without the other.
 
 use std::path::Path;
 
@@ -59,12 +60,17 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     if raft.as_ref().is_some_and(|m| !m.is_alone() || !m.seats.iter().all(|s| s.address.is_empty())) {
         return invalid(format!("{} is in a cluster already; `tape cluster status` shows it", dir.display()));
     }
+    if known.is_some_and(|k| k.in_cluster) && raft.is_none() && !founding.joins {
+        let reason = "is the store of a host of a cluster, or a backup of one, and has no raft.meta: what it has promised to other hosts is not known. Say that it joins: tape cluster init --join; or, if no other host counts on it, make it a store of its own first: tape cluster detach. If nothing was ever stored in it, remove the directory";
+        return invalid(format!("{} {reason}", dir.display()));
+    }
     if known.is_some() && founding.members.len() > 1 && !founding.joins {
         let reason = "holds a store already: make it the first host of the cluster, with itself as the only member, and add the others when it serves; or, if it is restored from a backup of another host of the cluster, say that it joins";
         return invalid(format!("{} {reason}", dir.display()));
     }
     let id = known.map_or_else(|| store_id(&founding.cluster), |k| k.store_id);
     wal::create_if_absent(disk, dir, wal::Create { store_id: id, segment_size: founding.segment_size, now })?;
+    set_in_cluster(disk, dir, true)?;
     let part = |m: &Member| if founding.joins && m.node == founding.node { LEARNER } else { VOTER };
     let seat = |m: &Member| Seat { node: m.node, part: part(m), address: m.address.clone() };
     let seats = founding.members.iter().map(seat).collect();
@@ -86,6 +92,44 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     }
     disk.sync_dir(dir)?;
     Ok(id)
+}
+
+/// Makes `store.meta` say whether the store in `dir` is of a cluster.
+fn set_in_cluster(disk: &dyn Disk, dir: &Path, in_cluster: bool) -> Result<()> {
+    let mut meta = wal::MetaFile::open(disk, dir)?;
+    meta.update(wal::Meta { in_cluster, ..*meta.meta() })
+}
+
+/// Makes the store in `dir`, which nobody serves and which has no `raft.meta`, a store of its own: it was restored from a
+/// backup of a host of a cluster, or has lost the file, and no other host counts on it.
+///
+/// # Errors
+/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if it is a host of a cluster, or of none.
+pub fn detach(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    let known = wal::meta::read(disk, dir)?
+        .ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "it says what the store is" })?;
+    if disk.exists(&dir.join(meta::NAME))? {
+        let reason = "has its raft.meta: other hosts may count on it. `tape cluster remove`, on the leader, makes a host a member no longer; `tape cluster force-promote` makes it go on without the others";
+        return Err(Error::invalid("store", format!("{} {reason}", dir.display())));
+    }
+    if !known.in_cluster {
+        return Err(Error::invalid("store", format!("{} is a store of its own already", dir.display())));
+    }
+    set_in_cluster(disk, dir, false)
+}
+
+/// Whether other hosts may count on what the store in `dir` has acknowledged: it is one of several of a cluster, or has lost
+/// what says so.
+///
+/// # Errors
+/// `store.meta` cannot be read.
+pub fn is_counted_on(disk: &dyn Disk, dir: &Path) -> Result<bool> {
+    match meta::read(disk, dir) {
+        Ok(Some(meta)) => Ok(!meta.is_alone()),
+        // What cannot be read has said something once.
+        Ok(None) | Err(_) => Ok(wal::meta::read(disk, dir)?.is_some_and(|known| known.in_cluster)),
+    }
 }
 
 /// `raft.meta` of the store in `dir`, which nobody serves, after `change`; what it says then.

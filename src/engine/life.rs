@@ -2,7 +2,8 @@
 //! its disk yet (`flush = "interval"`).
 //!
 //! What must hold: a host that may have lost such a frame does not vote, whatever happens in its starts, until it has a copy
-//! of a leader's store; one that has lost nothing is not suspected of it after a kill of its process.
+//! of a leader's store; one that has lost nothing is not suspected of it after a kill of its process; the store of a host of
+//! a cluster is never served without its `raft.meta`, as if it were a cluster of one.
 
 use std::path::Path;
 
@@ -75,15 +76,37 @@ impl Life {
     }
 }
 
+/// `raft.meta` of the store in `dir`, and that `store.meta` says whether it is of a cluster.
 fn raft_meta(disk: &dyn Disk, dir: &Path, known: &wal::Meta) -> Result<consensus::MetaFile> {
-    if !disk.exists(&dir.join(consensus::meta::NAME))? {
+    let path = dir.join(consensus::meta::NAME);
+    if !disk.exists(&path)? {
+        if known.in_cluster {
+            return Err(without_raft_meta(dir));
+        }
         let alone = consensus::meta::Meta::alone(known.store_id, u64::from(known.term.0));
         return consensus::MetaFile::create(disk, dir, &alone);
     }
     let file = consensus::MetaFile::open(disk, dir)?;
     if file.meta().store_id != known.store_id {
-        let path = dir.join(consensus::meta::NAME);
         return Err(Error::Foreign { path, what: "raft.meta of this store", found: file.meta().store_id as u64 });
     }
+    if file.meta().is_clustered() && !known.in_cluster {
+        // A store of an earlier version, in which `store.meta` did not say so.
+        let mut meta = wal::MetaFile::open(disk, dir)?;
+        meta.update(wal::Meta { in_cluster: true, ..*meta.meta() })?;
+    }
     Ok(file)
+}
+
+/// Why the store in `dir`, which is of a cluster, is not served without `raft.meta`.
+fn without_raft_meta(dir: &Path) -> Error {
+    let store = dir.display();
+    let cause = format!(
+        "{store} is the store of a host of a cluster, or a backup of one, and has no raft.meta, which holds the host's term, \
+         vote and members: alone it would acknowledge what no other host has. To make it a host of its cluster again: \
+         tape cluster remove NODE, on the leader, if it was a member; tape cluster init --join --cluster NAME --node NODE \
+         --members LIST --store {store}, here; then tape cluster add NODE=HOST:PORT, on the leader. To make it a store of its \
+         own, which no other host counts on: tape cluster detach --store {store}"
+    );
+    Error::Consensus { what: "be served", cause }
 }

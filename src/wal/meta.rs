@@ -4,9 +4,11 @@
 //! 0     slot A 512 B   magic u64 · version u32 · crc u32 · seq u64 · store id u128 · segment size u64
 //!                      created u64 · term u32 · clean u32 · timeline u64
 //!                      durable position u64 · index u64 · lsn u64
-//!                      reserved for consensus: vote u64 · vote term u32 · 0 u32 · incarnation u64 · membership 128 B
+//!                      reserved u64 · reserved u32 · of a cluster u32 · reserved 136 B
 //! 4096  slot B
 //! ```
+//!
+//! Version 1 did not have `of a cluster`: such a store learns it at its next start, from `raft.meta`.
 //!
 //! What must hold: the slot with the higher `seq` is the truth; the other is overwritten next, so a
 //! torn write leaves the older one; a term is durable here before a frame carries it.
@@ -23,7 +25,7 @@ use crate::time::Ts;
 pub const NAME: &str = "store.meta";
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMETA");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SLOT_LEN: usize = 512;
 const SLOT_OFFSETS: [u64; 2] = [0, 4096];
 const FILE_LEN: usize = 8192;
@@ -44,15 +46,13 @@ struct Slot {
     durable_position: u64,
     durable_index: u64,
     durable_lsn: u64,
-    vote: u64,
-    vote_term: u32,
+    unused: u64,
     zero: u32,
-    incarnation: u64,
-    membership: [u64; 16],
-    reserved: [u64; 33],
+    in_cluster: u32,
+    reserved: [u64; 50],
 }
 
-const _: () = assert!(size_of::<Slot>() == SLOT_LEN);
+const _: () = assert!(size_of::<Slot>() == SLOT_LEN && std::mem::offset_of!(Slot, in_cluster) == 108);
 
 /// What `store.meta` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,8 @@ pub struct Meta {
     pub timeline: Timeline,
     /// What was durable at the newest start or orderly stop.
     pub durable: Evidence,
+    /// Whether the store is, or a backup of it was, of a host of a cluster: without `raft.meta` it is not served.
+    pub in_cluster: bool,
 }
 
 /// The open file.
@@ -94,6 +96,7 @@ fn encode(meta: &Meta, seq: u64) -> [u8; SLOT_LEN] {
     slot.durable_position = meta.durable.position.0;
     slot.durable_index = meta.durable.index.0;
     slot.durable_lsn = meta.durable.lsn.0;
+    slot.in_cluster = u32::from(meta.in_cluster);
     slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
     bytemuck::cast(slot)
 }
@@ -116,7 +119,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     if crc != slot.crc {
         return Parsed::Damaged { expected: u64::from(crc), found: u64::from(slot.crc) };
     }
-    if slot.version != VERSION {
+    if !(1..=VERSION).contains(&slot.version) {
         return Parsed::Version(slot.version);
     }
     if !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&slot.segment_size) {
@@ -137,6 +140,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         clean: slot.clean != 0,
         timeline: Timeline(slot.timeline),
         durable,
+        in_cluster: slot.in_cluster != 0,
     };
     Parsed::Valid(slot.seq, Box::new(meta))
 }
@@ -254,6 +258,7 @@ mod tests {
             clean: true,
             timeline: Timeline(1),
             durable: Evidence::default(),
+            in_cluster: true,
         }
     }
 
@@ -295,6 +300,22 @@ mod tests {
         slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
         disk.overwrite(&path, bytemuck::bytes_of(&slot).to_vec());
         assert!(matches!(read(&disk, Path::new(DIR)), Err(Error::Version { found: 9, .. })));
+    }
+
+    #[test]
+    fn a_store_of_version_1_opens_and_is_of_no_cluster_until_it_is_said() {
+        let disk = SimDisk::new();
+        let mut slot: Slot = bytemuck::pod_read_unaligned(&encode(&Meta { in_cluster: false, ..meta() }, 1));
+        (slot.version, slot.crc) = (1, 0);
+        slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
+        let mut bytes = bytemuck::bytes_of(&slot).to_vec();
+        bytes.resize(FILE_LEN, 0);
+        MetaFile::create(&disk, Path::new(DIR), meta()).unwrap();
+        disk.overwrite(&path_of(Path::new(DIR)), bytes);
+        let mut file = MetaFile::open(&disk, Path::new(DIR)).unwrap();
+        assert_eq!(*file.meta(), Meta { in_cluster: false, durable: file.meta().durable, ..meta() });
+        file.update(Meta { in_cluster: true, ..*file.meta() }).unwrap();
+        assert!(read(&disk, Path::new(DIR)).unwrap().unwrap().in_cluster);
     }
 
     #[test]

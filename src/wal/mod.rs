@@ -99,6 +99,7 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
         clean: true,
         timeline: Timeline(1),
         durable: Evidence::default(),
+        in_cluster: false,
     };
     MetaFile::create(disk, dir, first).map(drop)
 }

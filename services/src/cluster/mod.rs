@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use tapestore::consensus::message::{Command as Asked, Member, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore::engine::found::{Founding, force_promote, found, rejoin};
+use tapestore::engine::found::{Founding, detach, force_promote, found, rejoin};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 
@@ -43,6 +43,9 @@ pub enum Cluster {
     /// Fill this host, whose storage is stopped, with a copy of the leader's store: when its own files are damaged. What is
     /// here is kept aside. A host that only lags behind is filled by itself, while it serves
     Fill(fill::Args),
+    /// Make this store, which was restored from a backup of a host of a cluster or has lost its raft.meta, a store of its
+    /// own: storage serves it alone, and no other host counts on it
+    Detach,
     /// Read all records on every host and compare them
     Scrub(Scrub),
     /// Status again and again
@@ -214,6 +217,11 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
             Ok(())
         }
         Cluster::Fill(args) => fill::run(store, args),
+        Cluster::Detach => {
+            detach(&RealDisk, store)?;
+            say(format!("{} is a store of its own; next: tape-storage --store {0}", store.display()));
+            Ok(())
+        }
         Cluster::Scrub(args) => scrub::run(store, args, format),
         Cluster::Watch(args) => watch(store, args, format),
         Cluster::Certs(args) => certs::run(store, args),

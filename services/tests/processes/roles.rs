@@ -228,15 +228,15 @@ fn forker(store: &std::path::Path) {
     publish(&mut publisher, 201..=300);
     assert_eq!(publisher.progress().reattached, 0);
     let (deadline, mut came) = (Instant::now() + PATIENCE, 0);
-    while came < 400 {
-        assert!(Instant::now() < deadline, "{came} of 400 came");
+    while came < 300 {
+        assert!(Instant::now() < deadline, "{came} of 300 came");
         match subscriber.poll().unwrap() {
-            Some(Event::Record { .. }) => came += 1,
+            Some(Event::Record { publisher, .. }) => came += u64::from(publisher.0 == 21),
             Some(other) => panic!("{other:?}"),
             None => std::thread::yield_now(),
         }
     }
-    assert_eq!(reader.snapshot(At::Durable).unwrap().last().0 % 100, 0);
+    assert!(reader.snapshot(At::Durable).unwrap().last() >= Lsn(400));
 }
 
 fn forked(store: &std::path::Path, mut publisher: Publisher, mut subscriber: Subscriber, mut reader: Reader) {

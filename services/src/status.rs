@@ -4,7 +4,9 @@ use std::path::Path;
 
 use tapestore::lsn::{Epoch, PublisherId};
 use tapestore::reader::Reader;
+use tapestore::shm;
 use tapestore::shm::control::{Control, SLOTS_MAX, SlotView, Statistic};
+use tapestore::shm::spill::{self, SPILLED};
 use tapestore::time::{Clock, HostClock};
 
 use crate::exit::{Failure, Outcome, UNAVAILABLE};
@@ -39,6 +41,8 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("memtables", control.tables().map_or(0, |t| t.count) as u64),
         ("memtable_bytes", counted(Statistic::MemTableLen)),
         ("memtable_used", counted(Statistic::MemTableUsed)),
+        ("memtables_spilled", counted(Statistic::Spilled)),
+        ("memtables_spilled_now", spilled(control)),
         ("manifest_edit", control.tables().map_or(0, |t| t.manifest)),
         ("filed", counted(Statistic::Covered)),
         ("checkpoint_position", counted(Statistic::CheckpointPosition)),
@@ -62,6 +66,12 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("swept", counted(Statistic::Swept)),
         ("clock_steps", counted(Statistic::ClockSteps)),
     ]
+}
+
+/// MemTables that lie in the store's directory now, because shared memory is short.
+fn spilled(control: &Control) -> u64 {
+    let list = control.tables();
+    list.map_or(0, |list| list.tables.iter().take(list.count).filter(|(id, _)| id & SPILLED != 0).count() as u64)
 }
 
 /// Bytes of files that filing and merging have written, for each byte that filing has.
@@ -111,7 +121,7 @@ pub fn status(store: &Path, format: Format) -> Outcome {
             Some((publisher, epoch, slot.view(grant)?))
         })
         .collect();
-    let pins = pins::of(&[&store.join(tapestore::sstable::DIR), reader.run_dir().path()]);
+    let pins = pins::of(&[&store.join(tapestore::sstable::DIR), &store.join(spill::DIR), reader.run_dir().path()]);
     if format.json {
         let mut object: serde_json::Map<String, serde_json::Value> =
             numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
@@ -139,6 +149,14 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         }
         if let Some(amplification) = amplification(control) {
             println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte filed)");
+        }
+        if spilled(control) > 0 {
+            let (free, place) = (shm::free_bytes(reader.run_dir().path()), store.join(spill::DIR));
+            println!(
+                "  shared memory is short, {} bytes are free: MemTables lie in {}; stop processes that keep some (below), or make it larger",
+                thousands(free),
+                place.display()
+            );
         }
         if let Some(warning) = pins::maps_warning(control.statistic(Statistic::Files)) {
             println!("  {warning}");

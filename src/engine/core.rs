@@ -65,6 +65,8 @@ pub struct Core {
     ingest_time: IngestTime,
     frame: FrameBuilder,
     scratch: Vec<u64>,
+    /// A full table for which there was no next one, to be filed.
+    stuck: Option<Box<Sealed>>,
 }
 
 /// The state that is rebuilt from a checkpoint and the log behind it.
@@ -106,7 +108,7 @@ impl Rebuilt {
             Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f, frame.header.index.0)),
             Body::Data(data) => {
                 let records = u64::from(frame.header.count);
-                self.make_room(records, filer, clock)?;
+                self.make_room(records, frame.header.place(), filer, clock)?;
                 if self.memtables.must_seal(records) {
                     let mark = self.known.mark(frame.header.place());
                     self.sealed.push_back(Box::new(self.memtables.seal(mark)));
@@ -118,13 +120,18 @@ impl Rebuilt {
         }
     }
 
-    /// Files tables until `records` more records have room.
-    fn make_room(&mut self, records: u64, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+    /// Files tables until `records` more records have room; the log is read up to `chain`.
+    fn make_room(&mut self, records: u64, chain: wal::Chain, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
         loop {
-            match self.memtables.has_room(records) {
+            let asked = self.memtables.has_room(records);
+            // A table that is filed makes room: what it took is given back, and readers can hold only those of before.
+            if asked.is_err() && self.memtables.is_stuck(records) {
+                let mark = self.known.mark(chain);
+                self.sealed.push_back(Box::new(self.memtables.seal(mark)));
+            }
+            match asked {
                 Ok(true) => return Ok(()),
-                // Readers may hold the memory of tables of before; a table that is filed makes room.
-                Err(e) if !matches!(e, Error::NoSharedMemory { .. }) || self.sealed.is_empty() => return Err(e),
+                Err(e) if self.sealed.is_empty() => return Err(e),
                 Ok(false) | Err(_) => {}
             }
             let is_committed = |s: &Sealed| s.mark.chain.index.0 <= self.committed.saturating_add(1);
@@ -141,7 +148,7 @@ impl Rebuilt {
         known.publish();
         control.set_statistic(Statistic::Instruments, known.symbols.count());
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (Core { writer, memtables, known, control, ingest_time, frame, scratch }, sealed)
+        (Core { writer, memtables, known, control, ingest_time, frame, scratch, stuck: None }, sealed)
     }
 }
 
@@ -159,8 +166,17 @@ impl Core {
         if !self.writer.ready()? {
             return Ok(Readiness::NoSegment);
         }
-        let room = self.memtables.has_room(u64::from(wal::format::FRAME_RECORDS_MAX))?;
+        let most = u64::from(wal::format::FRAME_RECORDS_MAX);
+        let room = self.memtables.has_room(most)?;
+        if !room && self.frame.is_empty() && self.memtables.is_stuck(most) {
+            self.stuck = Some(Box::new(self.seal()));
+        }
         Ok(if room { Readiness::Ready } else { Readiness::MemTableFull })
+    }
+
+    /// The full table that [`Core::is_ready`] has sealed because there was no memory for a next one; to be filed.
+    pub fn take_stuck(&mut self) -> Option<Box<Sealed>> {
+        self.stuck.take()
     }
 
     /// Offers a batch to the frame that is being filled. `words` may change meanwhile: they are copied

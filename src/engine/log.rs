@@ -233,7 +233,11 @@ impl Log {
         self.check_halted()?;
         let LogParts { core, room, control, unsynced_max, .. } = &mut self.parts;
         let unsynced = core.writer.chain().position.0.saturating_sub(control.durable_position().0);
-        let why = match core.is_ready()? {
+        let ready = core.is_ready()?;
+        if let Some(stuck) = core.take_stuck() {
+            self.effects.push(Effect::Flush(FlushItem::Sealed(stuck)));
+        }
+        let why = match ready {
             _ if room.is_low() => NO_SPACE,
             Readiness::MemTableFull | Readiness::NoSegment if room.is_refused() => NO_SPACE,
             Readiness::MemTableFull => 1,

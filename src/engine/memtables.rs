@@ -2,7 +2,12 @@
 //!
 //! What must hold: a table is named on the control page before a record in it is applied, and dropped
 //! from it only when files hold its records; at most `tables_max` exist, and when they are full nothing
-//! more is taken in. A table is sealed between two frames, so that the log can go on behind it.
+//! more is taken in. A table is sealed between two frames, so that the log can go on behind it. Where shared
+//! memory is short, because of readers that hold tables of before or for any other reason, the next table is
+//! spilled; and a full one can be sealed, and flushed, though there is nowhere for a next one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -13,8 +18,10 @@ use crate::manifest::PublisherState;
 use crate::memtable::format::FRAME_ROWS_MAX;
 use crate::memtable::{Origin, Writer};
 use crate::record::{self, Layout, Name};
+use crate::shm;
 use crate::shm::control::{Control, Statistic, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
+use crate::shm::spill::{self, SPILLED};
 use crate::time::Ts;
 use crate::wal::format::FRAME_RECORDS_MAX;
 use crate::wal::{Chain, Run};
@@ -34,17 +41,43 @@ pub struct Maker {
     pub len: u64,
     /// Whether their memory is allocated when it is touched.
     pub is_sparse: bool,
+    /// Whether the last one was spilled.
+    pub spills: Arc<AtomicBool>,
 }
 
 impl Maker {
-    /// Makes table `id`.
+    /// Makes table `id`; in the store's directory if shared memory is short and it `may_spill`. Its number says which.
     ///
     /// # Errors
     /// [`Error::NoSharedMemory`]; [`Error::Io`].
-    pub fn make(&self, id: u64) -> Result<Writer> {
+    pub fn make(&self, id: u64, may_spill: bool) -> Result<Writer> {
         let path = self.run_dir.memtable(self.instance, id);
-        let make = if self.is_sparse { Writer::create_sparse } else { Writer::create };
-        make(&path, self.store_id, id, self.len)
+        if self.is_sparse {
+            return Writer::create_sparse(&path, self.store_id, id, self.len);
+        }
+        let short = if spill::fits(&path, self.len) {
+            match Writer::create(&path, self.store_id, id, self.len) {
+                Err(error @ Error::NoSharedMemory { .. }) => error,
+                other => {
+                    if other.is_ok() && self.spills.swap(false, Ordering::Relaxed) {
+                        tracing::info!("there is shared memory for MemTables again");
+                    }
+                    return other;
+                }
+            }
+        } else {
+            Error::NoSharedMemory { path: path.clone(), wanted: self.len, free: shm::free_bytes(self.run_dir.path()) }
+        };
+        if !may_spill {
+            return Err(short);
+        }
+        let spilled = Writer::create_spilled(&path, self.store_id, id | SPILLED, self.len)?;
+        // A lone flag, of whoever makes tables: relaxed.
+        if !self.spills.swap(true, Ordering::Relaxed) {
+            let place = spill::place(&path);
+            tracing::warn!(%short, place = %place.display(), "shared memory is short: MemTables lie in files of the store until there is more");
+        }
+        Ok(spilled)
     }
 }
 
@@ -73,7 +106,7 @@ impl Source {
         let (made, ready) = bounded(1);
         spawn("tape-tables", None, move || {
             while let Ok(id) = requests.recv() {
-                if made.send(maker.make(id)).is_err() {
+                if made.send(maker.make(id, true)).is_err() {
                     return;
                 }
             }
@@ -113,12 +146,19 @@ pub struct MemTables {
     maker: Maker,
     source: Source,
     control: Control,
-    active: Writer,
+    /// The one that is being filled; none after a full one for which there was no next.
+    active: Option<Writer>,
+    /// LSN of the first record that no sealed table holds.
+    sealed_to: Lsn,
     live: Vec<(u64, Lsn)>,
+    /// Tables that have been made, or asked for.
+    made: u64,
     /// The manifest's edit whose files hold what the live tables do not.
     manifest: u64,
     next: Option<Writer>,
     requested: bool,
+    /// Whether the last table that was asked for could not be made.
+    is_short: bool,
     /// Gives the table that was requested of the source before.
     pending: Option<Receiver<Result<Writer>>>,
     tables_max: usize,
@@ -138,13 +178,26 @@ impl MemTables {
     /// As [`Maker::make`].
     pub fn new(maker: Maker, control: Control, base: Lsn, tables_max: usize, manifest: u64) -> Result<MemTables> {
         assert!((2..=TABLES_MAX).contains(&tables_max));
-        let mut active = maker.make(1)?;
-        active.begin(base);
-        let live = vec![(1, base)];
-        control.set_tables(&live, manifest);
+        let next = Some(maker.make(1, true)?);
         control.set_statistic(Statistic::MemTableLen, maker.len);
-        let (source, next, pending) = (Source::Inline, None, None);
-        Ok(MemTables { maker, source, control, active, live, manifest, next, requested: false, pending, tables_max, logged: 0 })
+        let mut this = MemTables {
+            maker,
+            source: Source::Inline,
+            control,
+            active: None,
+            sealed_to: base,
+            live: Vec::with_capacity(TABLES_MAX),
+            made: 1,
+            manifest,
+            next,
+            requested: false,
+            is_short: false,
+            pending: None,
+            tables_max,
+            logged: 0,
+        };
+        this.begin_next();
+        Ok(this)
     }
 
     /// From now on takes tables from `source`.
@@ -156,12 +209,17 @@ impl MemTables {
 
     /// Bytes used of the active table.
     pub fn used(&self) -> u64 {
-        self.active.used()
+        self.active.as_ref().map_or(0, Writer::used)
+    }
+
+    /// LSN of the record that comes next.
+    fn next_lsn(&self) -> Lsn {
+        self.active.as_ref().map_or(self.sealed_to, Writer::next)
     }
 
     /// The error that says that there is no room.
     pub fn full(&self) -> Error {
-        let rows = self.live.first().map_or(0, |(_, first)| self.active.next().0 - first.0);
+        let rows = self.live.first().map_or(0, |(_, first)| self.next_lsn().0 - first.0);
         Error::MemTableFull { rows, bytes: self.maker.len, tables: self.live.len() }
     }
 
@@ -180,26 +238,36 @@ impl MemTables {
         self.logged > (self.maker.len * LOG_TIMES).max(LOG_MIN)
     }
 
-    /// Whether a frame of `records` records fits, in the active table or a next one.
+    /// Whether frames of `records` records together fit in the active table.
+    fn fits(&self, records: u64) -> bool {
+        self.active.as_ref().is_some_and(|active| active.has_room(records))
+    }
+
+    /// Whether frames of `records` records together fit, in the active table or a next one.
     ///
     /// # Errors
-    /// [`Error::NoSharedMemory`] at start-up and in simulation, if the table that is needed could not be made. Later that is
-    /// no error but no room, until it can be.
+    /// At start-up and in simulation as [`Maker::make`], if the table that is needed could not be made. Later that is no error
+    /// but no room, until it can be.
     pub fn has_room(&mut self, records: u64) -> Result<bool> {
         // A next table is asked for early, so that it is there when it is needed.
-        let soon = self.active.used() > self.active.len() / 2 || !self.active.has_room(2 * records) || self.is_log_long();
+        let soon = self.used() > self.maker.len / 2 || !self.fits(2 * records) || self.is_log_long();
         if self.requested || soon {
             let waits = matches!(self.source, Source::Ahead { waits: true, .. });
-            let needed = !self.active.has_room(records) || (waits && self.is_log_long());
-            let provided = self.provide(needed);
-            if let Err(error) = provided {
-                if !self.active.has_room(records) && (waits || matches!(self.source, Source::Inline)) {
+            let needed = !self.fits(records) || (waits && self.is_log_long());
+            let was_short = self.is_short;
+            if let Err(error) = self.provide(needed) {
+                if !self.fits(records) && (waits || matches!(self.source, Source::Inline)) {
                     return Err(error);
                 }
-                tracing::warn!(%error, "there is no next MemTable yet");
+                if !was_short {
+                    tracing::error!(%error, "there is no memory for the next MemTable; trying again every second");
+                }
             }
         }
-        Ok(self.next.is_some() || self.active.has_room(records))
+        if self.active.is_none() {
+            self.begin_next();
+        }
+        Ok(self.next.is_some() || self.fits(records))
     }
 
     /// Takes the next table if it is there, and asks for it before; waits for it if it is `needed` and the source waits.
@@ -207,51 +275,67 @@ impl MemTables {
         if self.next.is_some() || self.live.len() >= self.tables_max {
             return Ok(());
         }
-        let id = self.live.last().map_or(0, |(id, _)| *id) + 1;
-        match &self.source {
-            Source::Inline => self.next = Some(self.maker.make(id)?),
+        let id = self.made + 1;
+        let made = match &self.source {
+            Source::Inline => self.maker.make(id, true),
             Source::Ahead { request, ready, waits } => {
                 if !self.requested && request.try_send(id).is_ok() {
                     self.requested = true;
                 }
                 let ready = self.pending.as_ref().unwrap_or(ready);
                 let made = if *waits && needed { ready.recv().ok() } else { ready.try_recv().ok() };
-                if let Some(made) = made {
-                    self.requested = false;
-                    self.pending = None;
-                    self.next = Some(made?);
-                }
+                let Some(made) = made else { return Ok(()) };
+                self.requested = false;
+                self.pending = None;
+                made
             }
-        }
+        };
+        self.is_short = made.is_err();
+        self.next = Some(made?);
+        self.made = id;
         Ok(())
     }
 
     /// Whether the active table must be sealed before a frame of `records` records is put in.
     pub fn must_seal(&self, records: u64) -> bool {
-        !self.active.has_room(records) || (self.next.is_some() && self.is_log_long())
+        !self.fits(records) || (self.next.is_some() && self.is_log_long())
     }
 
-    /// Seals the active table and goes on in the next; `mark` is the log as of now.
+    /// Whether the active table has no room for frames of `records` records and a next one cannot be made: it is to be sealed,
+    /// so that its records can be flushed and its memory given back.
+    pub fn is_stuck(&self, records: u64) -> bool {
+        self.is_short && self.next.is_none() && self.active.as_ref().is_some_and(|a| !a.is_empty() && !a.has_room(records))
+    }
+
+    /// Seals the active table and goes on in the next, if there is one; `mark` is the log as of now.
     ///
     /// # Panics
-    /// If there is no next one: [`MemTables::has_room`] was not asked.
+    /// If there is no active one: [`MemTables::has_room`] was not asked.
     pub fn seal(&mut self, mark: Mark) -> Sealed {
-        let Some(mut next) = self.next.take() else { panic!("a full MemTable and no next one: `has_room` was not asked") };
-        let base = self.active.next();
-        assert!(mark.chain.lsn == base, "a table is sealed between two frames");
-        next.begin(base);
-        let id = self.live.last().map_or(0, |(id, _)| *id);
-        self.live.push((id + 1, base));
-        self.control.set_tables(&self.live, self.manifest);
-        tracing::debug!(table = id, last_lsn = base.0 - 1, used = self.active.used(), "sealed a MemTable");
+        let Some(active) = self.active.take() else { panic!("no MemTable to seal: `has_room` was not asked") };
+        self.sealed_to = active.next();
+        assert!(mark.chain.lsn == self.sealed_to, "a table is sealed between two frames");
         self.logged = 0;
-        let writer = std::mem::replace(&mut self.active, next);
-        Sealed { id, base: writer.base(), last: Lsn(base.0 - 1), mark, _writer: writer }
+        self.begin_next();
+        let (id, base, last) = (active.id(), active.base(), Lsn(self.sealed_to.0 - 1));
+        tracing::debug!(table = id & !SPILLED, last_lsn = last.0, used = active.used(), "sealed a MemTable");
+        Sealed { id, base, last, mark, _writer: active }
+    }
+
+    /// Begins to fill the next table, if it is there.
+    fn begin_next(&mut self) {
+        let Some(mut next) = self.next.take() else { return };
+        next.begin(self.sealed_to);
+        self.live.push((next.id(), self.sealed_to));
+        self.control.set_tables(&self.live, self.manifest);
+        self.control.add(Statistic::Spilled, next.id() >> 63);
+        self.active = Some(next);
     }
 
     /// The records of table `id` are in files since the edit `manifest`: the table is named no more.
     pub fn filed(&mut self, id: u64, manifest: u64) {
-        assert!(self.live.first().is_some_and(|(first, _)| *first == id) && self.live.len() > 1, "tables are filed in order");
+        assert!(self.live.first().is_some_and(|(first, _)| *first == id), "tables are filed in order");
+        assert!(self.active.as_ref().is_none_or(|active| active.id() != id), "what is being filled is not filed");
         self.live.remove(0);
         self.manifest = manifest;
         self.control.set_tables(&self.live, manifest);
@@ -268,16 +352,17 @@ impl MemTables {
     /// # Panics
     /// If [`MemTables::must_seal`] says that they may not fit, or the frame has not been checked.
     pub fn apply(&mut self, runs: &[Run], records: &[u64], ingest_ts: Ts) {
+        let Some(active) = &mut self.active else { panic!("no MemTable to fill: `has_room` was not asked") };
         let mut rest = records;
         for run in runs {
             let (mine, after) = rest.split_at_checked(run.bytes as usize / 8).unwrap_or((&[], &[]));
-            assert!(self.active.reserve_run(), "a table with room has room for a run");
+            assert!(active.reserve_run(), "a table with room has room for a run");
             for record in record::split(mine) {
                 let Ok(record) = record else { panic!("a checked frame holds whole records") };
-                assert!(self.active.push(record, ingest_ts), "a table with room has room for a record");
+                assert!(active.push(record, ingest_ts), "a table with room has room for a record");
             }
             let origin = Origin { publisher: run.publisher, epoch: run.epoch, first_pub_seq: PubSeq(run.first_pub_seq.0) };
-            self.active.push_run(origin, run.count, ingest_ts);
+            active.push_run(origin, run.count, ingest_ts);
             rest = after;
         }
         assert!(rest.is_empty(), "runs and records of a checked frame agree");

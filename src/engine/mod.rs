@@ -102,6 +102,7 @@ pub struct Storage {
     flush: JoinHandle<Filer>,
     others: Vec<JoinHandle<()>>,
     run_dir: RunDir,
+    store: PathBuf,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -267,7 +268,8 @@ impl Storage {
         let flush = spawn("tape-flush", None, move || flush.run()).map_err(io)?;
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
         let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
-        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, _lock: lock })
+        let store = options.store;
+        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, store, _lock: lock })
     }
 
     /// What the start found.
@@ -308,6 +310,7 @@ impl Storage {
         self.meta.update(meta)?;
         self.control.set_tables(&[], filer.manifest().state().seq);
         self.run_dir.sweep(None)?;
+        crate::shm::spill::sweep(&self.store)?;
         Ok(ended)
     }
 }

@@ -26,7 +26,8 @@ pub struct Options {
     pub run_root: PathBuf,
     /// Bytes of a log segment, for a new store.
     pub segment_size: u64,
-    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less.
+    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less. Where shared memory is short
+    /// the next one lies in the store's directory ([`crate::shm::spill`]).
     pub memtable_size: u64,
     /// MemTables at most: the active one and sealed ones.
     pub memtables_max: usize,

@@ -110,7 +110,8 @@ impl PrepareAgent {
     }
 
     fn table(&mut self, id: u64) {
-        let made = self.maker.make(id);
+        // What the disk has left beyond what is kept free is for it, and no more.
+        let made = self.maker.make(id, self.room.has(self.maker.len));
         if made.is_err() {
             // It is asked for again at once.
             std::thread::sleep(RETRY);

@@ -23,6 +23,7 @@ use crate::shm::bell::Bells;
 use crate::shm::control::Control;
 use crate::shm::kinds::KindsWriter;
 use crate::shm::run_dir::RunDir;
+use crate::shm::spill;
 use crate::shm::symbols::SymbolsWriter;
 use crate::wal::{self, Body, Evidence, FrameType, Log, MetaFile};
 
@@ -111,7 +112,7 @@ fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
 /// How MemTables are made.
 fn maker(run_dir: &RunDir, instance: u64, store_id: u128, options: &Options) -> Maker {
     let (len, is_sparse) = (options.memtable_size, options.sparse_memtables);
-    Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse }
+    Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse, spills: Arc::default() }
 }
 
 /// The MemTables of a start, of which the first begins at `base`; what follows it is made while the log is read.
@@ -148,10 +149,11 @@ fn seen_before(control: &Control, known: &wal::Meta) -> Lsn {
 }
 
 /// Says on the page that another instance recovers, and removes what the one before has left; its number.
-fn begin_instance(control: &Control, run_dir: &RunDir) -> Result<u64> {
+fn begin_instance(control: &Control, run_dir: &RunDir, dir: &Path) -> Result<u64> {
     control.set_instance((control.instance() + 1) | 1);
     control.set_server(None);
     run_dir.sweep(None)?;
+    spill::sweep(dir)?;
     let instance = run_dir.free_instance(control.instance() + 1)?;
     control.set_instance(instance - 1);
     control.reset();
@@ -283,7 +285,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let seen = seen_before(&control, &known);
     // A page that is new does not know.
     let shown = (control.timeline() > Timeline(0)).then(|| control.appended_position());
-    let instance = begin_instance(&control, &run_dir)?;
+    let instance = begin_instance(&control, &run_dir, dir)?;
     let options = options.check()?;
     let maker = maker(&run_dir, instance, store_id, &options);
     let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);

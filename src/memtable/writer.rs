@@ -38,6 +38,7 @@ struct Tail {
 pub struct Writer {
     map: Mapping,
     layout: Layout,
+    id: u64,
     base: Lsn,
     next: Lsn,
     used: u64,
@@ -57,6 +58,14 @@ impl Writer {
     /// [`crate::error::Error::NoSharedMemory`] if there is not enough; [`crate::error::Error::Io`].
     pub fn create(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
         Ok(Writer::new(Mapping::create(path, len)?, store_id, id))
+    }
+
+    /// The same in the store's directory; see [`Mapping::create_spilled`].
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`].
+    pub fn create_spilled(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
+        Ok(Writer::new(Mapping::create_spilled(path, len)?, store_id, id))
     }
 
     /// The same, allocated as it fills; see [`Mapping::create_sparse`].
@@ -85,7 +94,7 @@ impl Writer {
         put(ARENA, layout.arena);
         let slots = vec![0; layout.series_capacity as usize];
         let (used, base) = (layout.arena, Lsn(1));
-        Writer { map, layout, base, next: base, used, runs: 0, slots, tails: Vec::new(), series: 0 }
+        Writer { map, layout, id, base, next: base, used, runs: 0, slots, tails: Vec::new(), series: 0 }
     }
 
     /// Sets the LSN of the first record. To be called once, before the table is named to readers.
@@ -96,6 +105,11 @@ impl Writer {
         self.map.u64(BASE).store(base.0, Ordering::Relaxed);
         // SYNC: pairs with the load in `Table::open`.
         self.map.u64(0).store(MAGIC, Ordering::Release);
+    }
+
+    /// Number of the table.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// LSN of the first record.

@@ -8,7 +8,7 @@
 //!  192 part in the cluster u64 (0 none yet, else as in `consensus::message::Role`) · 200 leader u64 (0 unknown)
 //!  208 flush u64 (0: what is committed is on the disks of most hosts, 1: it may be in their memories only)
 //!  128 heartbeat u64 (ns of CLOCK_MONOTONIC)
-//!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64, first LSN u64 } × 4
+//!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64 (its top bit: spilled), first LSN u64 } × 4
 //!  336 manifest edit u64: the files of which stand for the MemTables that are no longer listed
 //!  512 appended: LSN u64, position u64        each hot watermark on its own 128 bytes
 //!  640 applied: LSN
@@ -143,6 +143,8 @@ pub enum Statistic {
     FreeBytes = 33,
     /// Bytes of it that are kept free.
     KeptFree = 34,
+    /// MemTables that lay in the store's directory, because shared memory was short.
+    Spilled = 40,
     /// Times that the host's clock was found to have been set, or to be behind the store.
     ClockSteps = 48,
     /// By how much it was, the last time: ns, in two's complement.
@@ -462,8 +464,6 @@ impl Control {
     }
 }
 
-#[cfg(test)]
-mod tests {
 /// Sets the timeline and the first LSN that it withdrew.
 fn raise_timeline(words: &impl Words, timeline: Timeline, cut: Lsn) {
     words.store64(CUT, cut.0, Ordering::Relaxed);
@@ -503,10 +503,10 @@ fn look_at_tables(words: &impl Words) -> Option<TableList> {
     (version.is_multiple_of(2) && words.load64(TABLE_VERSION, Ordering::Relaxed) == version).then_some(list)
 }
 
+#[cfg(test)]
+mod tests {
     use super::*;
     use crate::lsn::{Epoch, PubSeq, PublisherId};
-
-    fn page() -> (tempfile::TempDir, Control) {
     use crate::shm::words::model::Modelled;
 
     #[test]
@@ -546,6 +546,8 @@ fn look_at_tables(words: &impl Words) -> Option<TableList> {
             writer.join().unwrap();
         });
     }
+
+    fn page() -> (tempfile::TempDir, Control) {
         let dir = tempfile::tempdir().unwrap();
         let control = Control::open_or_create(&dir.path().join("control"), 7).unwrap();
         (dir, control)
@@ -597,10 +599,10 @@ fn look_at_tables(words: &impl Words) -> Option<TableList> {
             while !theirs.is_stopped() {
                 i += 1;
                 writer.set_tables(&[(i, Lsn(i)), (i + 1, Lsn(i + 1))], i);
-            }
-        });
                 // As it is: changes are rare.
                 std::thread::yield_now();
+            }
+        });
         for _ in 0..20_000 {
             let list = control.tables().unwrap();
             if list.count == 2 {

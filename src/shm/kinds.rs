@@ -1,7 +1,7 @@
 //! Owns: the kinds that programs defined in a store, in shared memory: storage appends, everybody reads.
 //!
 //! ```text
-//! 0    magic u64 · version u64 · words published u64
+//! 0    magic u64 · version u64 · words published u64 · moved u64
 //! 64   a kind after the other: words of its layout u64 · the layout
 //! ```
 //!
@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::{Growing, Mapping};
+use super::growing::{Growing, Grown, MOVED};
 use crate::error::{Error, Result};
 use crate::record::{LAYOUT_WORDS_MAX, Layout, Schema, USER_MAX};
 
@@ -19,6 +19,7 @@ const MAGIC: u64 = u64::from_le_bytes(*b"TAPEKIND");
 const VERSION: u64 = 1;
 const PUBLISHED: u64 = 16;
 const HEAD_LEN: u64 = 64;
+const _: () = assert!(PUBLISHED + 8 <= MOVED && MOVED + 8 <= HEAD_LEN);
 const LEN_MAX: u64 = HEAD_LEN + (USER_MAX * (1 + LAYOUT_WORDS_MAX) * 8) as u64;
 
 /// Storage's end.
@@ -44,7 +45,7 @@ impl KindsWriter {
     /// Appends a layout; readers do not see it before [`KindsWriter::publish`].
     ///
     /// # Errors
-    /// [`Error::NoSharedMemory`].
+    /// As [`Growing::reserve`].
     pub fn push(&mut self, layout: &Layout) -> Result<()> {
         let layout = layout.encode();
         let at = HEAD_LEN + self.words * 8;
@@ -65,7 +66,7 @@ impl KindsWriter {
 /// A reader's end.
 #[derive(Debug)]
 pub struct Kinds {
-    map: Mapping,
+    grown: Grown,
     words: u64,
     schemas: Vec<&'static Schema>,
 }
@@ -76,12 +77,13 @@ impl Kinds {
     /// # Errors
     /// [`Error::Foreign`] if it is not such a file; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Kinds> {
-        let map = Mapping::open(path, false)?;
+        let grown = Grown::open(path)?;
+        let map = grown.map();
         let magic = if map.len() < HEAD_LEN { 0 } else { map.u64(0).load(Ordering::Acquire) };
         if magic != MAGIC || map.u64(8).load(Ordering::Relaxed) != VERSION {
             return Err(Error::Foreign { path: path.to_path_buf(), what: "table of kinds", found: magic });
         }
-        Ok(Kinds { map, words: 0, schemas: Vec::new() })
+        Ok(Kinds { grown, words: 0, schemas: Vec::new() })
     }
 
     /// Makes what storage has added known to this process. An idle call is a load.
@@ -89,13 +91,15 @@ impl Kinds {
     /// # Errors
     /// [`Error::Invalid`] if this process knows another layout under a number.
     pub fn refresh(&mut self) -> Result<()> {
+        self.grown.refresh();
+        let map = self.grown.map();
         // SYNC: pairs with the store in `KindsWriter::publish`.
-        let published = self.map.u64(PUBLISHED).load(Ordering::Acquire);
+        let published = map.u64(PUBLISHED).load(Ordering::Acquire);
         while self.words < published {
             let at = HEAD_LEN + self.words * 8;
-            let foreign = || Error::Foreign { path: self.map.path().to_path_buf(), what: "table of kinds", found: at };
-            let len = self.map.words(at, 1).and_then(|w| w.first().copied()).ok_or_else(foreign)?;
-            let layout = usize::try_from(len).ok().and_then(|len| self.map.words(at + 8, len));
+            let foreign = || Error::Foreign { path: map.path().to_path_buf(), what: "table of kinds", found: at };
+            let len = map.words(at, 1).and_then(|w| w.first().copied()).ok_or_else(foreign)?;
+            let layout = usize::try_from(len).ok().and_then(|len| map.words(at + 8, len));
             let layout = layout.and_then(Layout::parse).ok_or_else(foreign)?;
             self.schemas.push(layout.register()?);
             self.words += 1 + len;

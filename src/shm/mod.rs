@@ -1,5 +1,6 @@
 //! Owns: shared memory. [`Mapping`] is a file in a memory file system, mapped by many processes;
-//! [`control`] is the store's control page, [`bell`] wakes sleepers, [`run_dir`] names it all, [`user`] says whose it is.
+//! [`control`] is the store's control page, [`bell`] wakes sleepers, [`run_dir`] names it all, [`user`] says whose it is,
+//! [`spill`] is where memory lies when that file system is short of it.
 //!
 //! What must hold: every byte of a mapping is backed by allocated memory before it is mapped (a full
 //! memory file system is an error here, not a signal later); each word has one writing thread; a
@@ -8,10 +9,12 @@
 
 pub mod bell;
 pub mod control;
+mod growing;
 pub mod kinds;
 pub mod origin;
 pub mod run_dir;
 pub mod slot;
+pub mod spill;
 pub mod symbols;
 pub mod user;
 pub mod words;
@@ -61,6 +64,22 @@ impl Mapping {
         Mapping::map(&file, path, true, true)
     }
 
+    /// The same in the store's directory instead of shared memory, where [`spill::place`] puts it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the disk has no room.
+    pub fn create_spilled(path: &Path, len: u64) -> Result<Mapping> {
+        let place = spill::prepare(path)?;
+        let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", &place)?;
+        if let Err(e) = spill::allocate(&file, &place, 0, len) {
+            if let Err(error) = std::fs::remove_file(&place) {
+                tracing::warn!(path = %place.display(), %error, "cannot remove a file that could not be allocated");
+            }
+            return Err(e);
+        }
+        Mapping::map(&file, &place, true, true)
+    }
+
     /// Opens `path`, or creates it of `len` bytes, and maps it for writing.
     ///
     /// # Errors
@@ -87,7 +106,7 @@ impl Mapping {
     /// [`Error::Io`] if it cannot be opened or mapped.
     pub fn open(path: &Path, writable: bool) -> Result<Mapping> {
         let file = open(OpenOptions::new().read(true).write(writable), "open", path)?;
-        Mapping::map(&file, path, writable, is_sparse(&file))
+        Mapping::map(&file, path, writable, is_sparse(&file) || !spill::is_memory(&file))
     }
 
     /// A page of this process alone, which is zero in a process that is forked off it.
@@ -251,45 +270,7 @@ pub fn free_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |s| s.f_bavail * s.f_frsize)
 }
 
-/// A file of shared memory that only grows: mapped once at its largest, allocated as it is used.
-#[derive(Debug)]
-pub struct Growing {
-    map: Mapping,
-    file: File,
-    allocated: u64,
-}
-
-/// Bytes by which a growing file is allocated.
-const GROW_STEP: u64 = 1 << 20;
-
-impl Growing {
-    /// Creates `path`, at most `len_max` bytes, nothing of it allocated.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn create(path: &Path, len_max: u64) -> Result<Growing> {
-        let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
-        file.set_len(len_max).map_err(|e| Error::io("size", path, e))?;
-        let map = Mapping::map(&file, path, true, true)?;
-        Ok(Growing { map, file, allocated: 0 })
-    }
-
-    /// Makes the bytes before `end` writable.
-    ///
-    /// # Errors
-    /// [`Error::NoSharedMemory`] if the memory is not to be had.
-    pub fn reserve(&mut self, end: u64) -> Result<()> {
-        assert!(end <= self.map.len(), "{end} bytes of {}", self.map.len());
-        if end > self.allocated {
-            let target = end.next_multiple_of(GROW_STEP).min(self.map.len());
-            allocate(&self.file, self.map.path(), self.allocated, target - self.allocated)?;
-            self.allocated = target;
-        }
-        Ok(())
-    }
-
-    /// The mapping; only reserved bytes may be touched.
-    pub fn map(&self) -> &Mapping {
-        &self.map
-    }
+/// Bytes of the file system that holds `path`; 0 if it cannot be told.
+pub fn total_bytes(path: &Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |s| s.f_blocks * s.f_frsize)
 }

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use super::spill::{self, SPILLED};
 use super::user;
 use crate::error::{Error, Result};
 
@@ -45,7 +46,7 @@ pub const LINK: &str = "run";
 pub const BACKUP: &str = "BACKUP";
 
 /// Name of the link back, in the run directory.
-const BACK: &str = "store";
+pub(super) const BACK: &str = "store";
 /// Name of the lock in the run directory.
 const LOCK: &str = "lock";
 const PREFIX: &str = "tapestore-";
@@ -184,9 +185,10 @@ impl RunDir {
         self.path.join(format!("kinds-{instance}"))
     }
 
-    /// MemTable `id` of `instance`.
+    /// MemTable `id` of `instance`: in the store's directory if it says that it is spilled.
     pub fn memtable(&self, instance: u64, id: u64) -> PathBuf {
-        self.path.join(format!("memtable-{instance}-{id}"))
+        let path = self.path.join(format!("memtable-{instance}-{}", id & !SPILLED));
+        if id & SPILLED == 0 { path } else { spill::place(&path) }
     }
 
     /// The socket at which publishers attach.

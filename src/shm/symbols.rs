@@ -1,7 +1,7 @@
 //! Owns: the instrument names of a store in shared memory: storage appends, everybody reads.
 //!
 //! ```text
-//! 0    magic u64 · version u64 · count u64
+//! 0    magic u64 · version u64 · count u64 · moved u64
 //! 64   80 B an instrument, in the order of ids from 1: id u64 · name length u8 · name 71 B
 //! ```
 //!
@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::{Growing, Mapping};
+use super::growing::{Growing, Grown, MOVED};
 use crate::error::{Error, Result};
 use crate::lsn::InstrumentId;
 use crate::record::Name;
@@ -20,13 +20,14 @@ const MAGIC: u64 = u64::from_le_bytes(*b"TAPESYMB");
 const VERSION: u64 = 1;
 const COUNT: u64 = 16;
 const HEAD_LEN: u64 = 64;
+const _: () = assert!(COUNT + 8 <= MOVED && MOVED + 8 <= HEAD_LEN);
 const ENTRY_WORDS: usize = 10;
 const ENTRY_LEN: u64 = ENTRY_WORDS as u64 * 8;
 
 /// Storage's end.
 #[derive(Debug)]
 pub struct SymbolsWriter {
-    file: Growing,
+    pub(super) file: Growing,
     count: u64,
     max: u64,
 }
@@ -63,7 +64,7 @@ impl SymbolsWriter {
     /// Appends the name of the next instrument; readers do not see it before [`SymbolsWriter::publish`].
     ///
     /// # Errors
-    /// [`Error::Limit`] if there are too many; [`Error::NoSharedMemory`].
+    /// [`Error::Limit`] if there are too many; as [`Growing::reserve`].
     pub fn push(&mut self, name: &Name) -> Result<InstrumentId> {
         if self.count == self.max {
             return Err(Error::Limit { what: "the number of instruments", limit: self.max });
@@ -87,7 +88,7 @@ impl SymbolsWriter {
 #[derive(Debug)]
 pub struct Symbols {
     /// Where more come from; `None` if these are all.
-    map: Option<Mapping>,
+    map: Option<Grown>,
     names: Vec<Name>,
     ids: HashMap<Name, InstrumentId>,
 }
@@ -98,12 +99,13 @@ impl Symbols {
     /// # Errors
     /// [`Error::Foreign`] if it is not such a file; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Symbols> {
-        let map = Mapping::open(path, false)?;
+        let grown = Grown::open(path)?;
+        let map = grown.map();
         let magic = if map.len() < HEAD_LEN { 0 } else { map.u64(0).load(Ordering::Acquire) };
         if magic != MAGIC || map.u64(8).load(Ordering::Relaxed) != VERSION {
             return Err(Error::Foreign { path: path.to_path_buf(), what: "instrument table", found: magic });
         }
-        Ok(Symbols { map: Some(map), names: Vec::new(), ids: HashMap::new() })
+        Ok(Symbols { map: Some(grown), names: Vec::new(), ids: HashMap::new() })
     }
 
     /// Exactly `names`, in the order of ids from 1.
@@ -114,7 +116,9 @@ impl Symbols {
 
     /// Takes in what storage has added.
     pub fn refresh(&mut self) {
-        let Some(map) = &self.map else { return };
+        let Some(grown) = &mut self.map else { return };
+        grown.refresh();
+        let map = grown.map();
         // SYNC: pairs with the store in `SymbolsWriter::publish`.
         let count = map.u64(COUNT).load(Ordering::Acquire);
         while (self.names.len() as u64) < count {

@@ -20,6 +20,7 @@ mod maps;
 mod nospace;
 mod pairs;
 mod roles;
+mod small_shm;
 mod tool;
 mod user_kinds;
 mod users;

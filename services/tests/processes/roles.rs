@@ -61,6 +61,7 @@ fn play() {
         "wanderer" => wanderer(&store),
         "forker" => forker(&store),
         "crowded" => crate::maps::crowded(&store),
+        "holder" => crate::small_shm::hold(&store),
         other => panic!("{other}"),
     }
 }

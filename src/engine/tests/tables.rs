@@ -35,3 +35,55 @@ fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_come
     store.core.memtables.filed(filed.table, filed.seq);
     assert!(store.filer.manifest().state().covered() == sealed.last && frames.last().unwrap().len() as u64 == LONGEST);
 }
+
+#[test]
+fn a_full_table_is_sealed_and_flushed_though_there_is_no_memory_for_a_next_one() {
+    let run = Run::new(1);
+    let mut options = options(&run.dir.path().join("s"));
+    options.segment_size = 64 << 20;
+    let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
+    let mut store = recover(options, &world).unwrap();
+    let (request, requests) = bounded(1);
+    let (made, ready) = bounded(1);
+    store.core.memtables.set_source(Source::Ahead { request, ready, waits: false });
+    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let mut count = 0;
+    let mut publish = |store: &mut Recovered| {
+        let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(count + 1), 400);
+        assert_eq!(store.core.offer(header, &trades(1, state.epoch, count + 1, 400)), Offer::Accepted);
+        count += 400;
+        store.core.commit(Ts(count)).unwrap().unwrap();
+        count
+    };
+    let short = || Error::NoSharedMemory { path: PathBuf::new(), wanted: 1, free: 0 };
+    let mut turns = 0;
+    let stuck = loop {
+        turns += 1;
+        assert!(turns < 1000, "the full table is not sealed");
+        while store.core.is_ready().unwrap() == Readiness::Ready {
+            publish(&mut store);
+        }
+        if let Some(stuck) = store.core.take_stuck() {
+            break stuck;
+        }
+        if requests.try_recv().is_ok() {
+            made.send(Err(short())).unwrap();
+        }
+    };
+    assert_eq!(store.core.is_ready().unwrap(), Readiness::MemTableFull);
+    let filed = store.filer.file(&stuck, &run.clock).unwrap();
+    store.core.memtables.filed(filed.table, filed.seq);
+    store.filer.unlink(filed.table);
+    drop(stuck);
+    let covered = store.filer.manifest().state().covered();
+    run.verify_now(&store, covered.0);
+    // There is memory again: what it was asked for once more.
+    while store.core.is_ready().unwrap() != Readiness::Ready {
+        if let Ok(id) = requests.try_recv() {
+            made.send(store.maker.make(id, true)).unwrap();
+        }
+    }
+    let count = publish(&mut store);
+    assert_eq!(covered.0, count - 400, "the one before held all of them");
+    run.verify_now(&store, count);
+}

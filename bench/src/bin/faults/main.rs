@@ -30,6 +30,7 @@ mod roles;
 mod rows;
 mod scratch;
 mod site;
+mod small_shm;
 mod soak;
 mod steady;
 mod tally;
@@ -81,6 +82,8 @@ enum Campaign {
     Fsyncgate,
     /// Readers check every row, through everything; --n is seconds
     Readers,
+    /// A small shared memory, all of it held by readers; --n is minutes
+    SmallShm,
     /// What is held of the host over minutes; --n is minutes
     Soak,
     /// Private memory by frames of the log, without a restart; --n is thousands of frames
@@ -141,6 +144,7 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
         Campaign::Failover => cluster::failover(n.unwrap_or(50), seed),
         Campaign::Partition => cluster::partition(n.unwrap_or(50), seed),
         Campaign::MinorityCorrupt => cluster::minority_corrupt(n.unwrap_or(50), seed),
+        Campaign::SmallShm => small_shm::run(n.unwrap_or(10), seed),
         Campaign::Soak => soak::run(n.unwrap_or(1), seed),
         Campaign::Steady => steady::run(n.unwrap_or(1_000), seed),
         Campaign::Short => {

@@ -60,6 +60,7 @@ pub(crate) fn play() -> Option<ExitCode> {
                 ExitCode::from(tape_services::exit::DIFFERENCE)
             }
         },
+        "small-shm" => crate::small_shm::play(number(0), number(1)),
         other => panic!("{other} is no role"),
     })
 }
@@ -165,6 +166,7 @@ fn read(store: &Path, how: &str, base: u64, seed: u64) -> Result<String, String>
     match how {
         "follow" => follow(reader, base, &end),
         "bad" => bad(reader, base, &end),
+        "hoard" => hoard(reader, base, &end),
         "random" => Random { base, rng: SimRng::new(seed), held: VecDeque::new(), did: BTreeMap::new() }.run(reader, &end),
         other => Err(format!("{other} is no way to read")),
     }
@@ -205,6 +207,37 @@ fn follow(reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String>
         }
     }
     Ok(format!("follow: {count} records, {expired} expired, storage down {down} times"))
+}
+
+/// Holds a snapshot of every version there is, and gives none back.
+fn hoard(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String> {
+    let (mut held, mut version, mut rng) = (Vec::new(), 0, SimRng::new(base));
+    while !end.load(Ordering::Acquire) {
+        let now = reader.control().table_version();
+        match reader.snapshot(At::Appended) {
+            Ok(mut snapshot) if now != version || held.is_empty() => {
+                let last = snapshot.last();
+                if let Some(row) = snapshot.get(last).map_err(said("hoard"))? {
+                    rows::check(row.record, base).map_err(|e| format!("hoard: record {last}: {e}"))?;
+                }
+                held.push(snapshot);
+                version = now;
+            }
+            Ok(_) | Err(Error::StorageDown { .. }) => {}
+            Err(e) => return Err(format!("hoard: {e}")),
+        }
+        // What is held is what it was.
+        if !held.is_empty() {
+            let at = rng.below(held.len() as u64) as usize;
+            let snapshot = &mut held[at];
+            let lsn = Lsn(snapshot.first().0 + rng.below((snapshot.last().0 + 1).saturating_sub(snapshot.first().0).max(1)));
+            if let Some(row) = snapshot.get(lsn).map_err(said("hoard"))? {
+                rows::check(row.record, base).map_err(|e| format!("hoard: record {lsn}: {e}"))?;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(format!("hoard: {} snapshots held", held.len()))
 }
 
 /// Reads a store of which parts cannot be read: what can is right, and what cannot is an error that says so.

@@ -439,6 +439,11 @@ impl Watcher {
         }
     }
 
+    /// Its process.
+    pub(crate) fn child(&self) -> &Child {
+        &self.child
+    }
+
     fn said(&self) -> String {
         std::fs::read_to_string(&self.out).unwrap_or_default().trim().to_owned()
     }

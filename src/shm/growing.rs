@@ -1,0 +1,172 @@
+//! Owns: [`Growing`], a file of shared memory that only grows, and [`Grown`], a reader's end of it. It is mapped once at its
+//! largest and allocated as it is used; when shared memory is short it moves to the store's directory.
+//!
+//! What must hold: bytes that readers have been shown are the same wherever the file is; a reader of the old place is told
+//! by a word of it that there is a new one, before anything is shown there alone.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use super::{Mapping, allocate, free_bytes, open, spill};
+use crate::error::{Error, Result};
+
+/// Bytes by which a growing file is allocated.
+const GROW_STEP: u64 = 1 << 20;
+/// Offset of a word of every growing file: 1 once it has moved to where it would be spilled.
+pub(super) const MOVED: u64 = 24;
+
+/// A file that only grows.
+#[derive(Debug)]
+pub(super) struct Growing {
+    map: Mapping,
+    file: File,
+    /// Where it is, or was, in shared memory.
+    path: PathBuf,
+    allocated: u64,
+    is_spilled: bool,
+}
+
+fn create(path: &Path, len_max: u64) -> Result<(File, Mapping)> {
+    let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
+    file.set_len(len_max).map_err(|e| Error::io("size", path, e))?;
+    let map = Mapping::map(&file, path, true, true)?;
+    Ok((file, map))
+}
+
+impl Growing {
+    /// Creates `path`, at most `len_max` bytes, nothing of it allocated.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn create(path: &Path, len_max: u64) -> Result<Growing> {
+        let (file, map) = create(path, len_max)?;
+        Ok(Growing { map, file, path: path.to_path_buf(), allocated: 0, is_spilled: false })
+    }
+
+    /// Makes the bytes before `end` writable.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if neither shared memory nor the disk has room.
+    pub(super) fn reserve(&mut self, end: u64) -> Result<()> {
+        assert!(end <= self.map.len(), "{end} bytes of {}", self.map.len());
+        if end <= self.allocated {
+            return Ok(());
+        }
+        let target = end.next_multiple_of(GROW_STEP).min(self.map.len());
+        let more = target - self.allocated;
+        if !self.is_spilled {
+            match allocate_beside_the_bus(&self.file, &self.path, self.allocated, more) {
+                Err(error @ Error::NoSharedMemory { .. }) => self.spill(&error)?,
+                other => {
+                    self.allocated = target;
+                    return other;
+                }
+            }
+        }
+        spill::allocate(&self.file, self.map.path(), self.allocated, more)?;
+        self.allocated = target;
+        Ok(())
+    }
+
+    /// Moves to the store's directory, with all that is there.
+    fn spill(&mut self, why: &Error) -> Result<()> {
+        let place = spill::prepare(&self.path)?;
+        let (file, map) = create(&place, self.map.len())?;
+        spill::allocate(&file, &place, 0, self.allocated)?;
+        if let Some(words) = self.map.words(0, self.allocated as usize / 8) {
+            map.write_words(0, words);
+        }
+        tracing::warn!(%why, place = %place.display(), "shared memory is short: names lie in a file of the store");
+        if self.allocated > 0 {
+            // SYNC: pairs with the load in `Grown::refresh`; all that the new place holds is ordered before it.
+            self.map.u64(MOVED).store(1, Ordering::Release);
+        }
+        std::fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, e))?;
+        (self.file, self.map, self.is_spilled) = (file, map, true);
+        Ok(())
+    }
+
+    /// The mapping; only reserved bytes may be touched.
+    pub(super) fn map(&self) -> &Mapping {
+        &self.map
+    }
+}
+
+/// Allocates, if enough is left for the bus.
+fn allocate_beside_the_bus(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
+    if !spill::fits(path, len) {
+        return Err(Error::NoSharedMemory { path: path.to_path_buf(), wanted: len, free: free_bytes(path) });
+    }
+    allocate(file, path, offset, len)
+}
+
+/// A reader's end of a growing file.
+#[derive(Debug)]
+pub(super) struct Grown(Mapping);
+
+impl Grown {
+    /// Maps `path`, or what has been spilled of that name.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn open(path: &Path) -> Result<Grown> {
+        match Mapping::open(path, false) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Mapping::open(&spill::place(path), false).map(Grown)
+            }
+            other => other.map(Grown),
+        }
+    }
+
+    /// Goes over to the new place of a file that has moved. If that is gone so is the instance of storage, and this stays.
+    pub(super) fn refresh(&mut self) {
+        // SYNC: pairs with the store in `Growing::spill`.
+        if self.0.len() > MOVED && self.0.u64(MOVED).load(Ordering::Acquire) != 0 {
+            match Mapping::open(&spill::place(self.0.path()), false) {
+                Ok(map) => self.0 = map,
+                Err(error) => tracing::debug!(%error, "a table of names has moved and is gone"),
+            }
+        }
+    }
+
+    /// The mapping.
+    pub(super) fn map(&self) -> &Mapping {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lsn::InstrumentId;
+    use crate::record::Name;
+    use crate::shm::symbols::{Symbols, SymbolsWriter};
+
+    #[test]
+    fn names_that_have_moved_to_the_store_are_found_by_readers_of_before_and_after() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(store.path(), dir.path().join(crate::shm::run_dir::BACK)).unwrap();
+        let path = dir.path().join("symbols-2");
+        let name = |i: u32| -> Name { format!("N:{i}").parse().unwrap() };
+        let mut writer = SymbolsWriter::create(&path, 1_000_000).unwrap();
+        writer.push(&name(1)).unwrap();
+        writer.publish();
+        let mut before = Symbols::open(&path).unwrap();
+        assert_eq!(before.id(&name(1)), Some(InstrumentId(1)));
+        writer.file.spill(&Error::invalid("test", "")).unwrap();
+        // More than is allocated at a time.
+        for i in 2..=50_000 {
+            writer.push(&name(i)).unwrap();
+        }
+        writer.publish();
+        assert!(!path.exists() && spill::place(&path).exists());
+        let mut after = Symbols::open(&path).unwrap();
+        for symbols in [&mut before, &mut after] {
+            for i in [1, 2, 50_000] {
+                assert_eq!((symbols.id(&name(i)), symbols.name(InstrumentId(i))), (Some(InstrumentId(i)), Some(name(i))));
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Owns: spilling: where memory that is shared lies when shared memory is short. A file of the store's directory is mapped
+//! the same way.
+//!
+//! ```text
+//! STORE/spill/memtable-N-M    as in the run directory
+//!             symbols-N
+//!             kinds-N
+//! ```
+//!
+//! What must hold: shared memory is left for the bus, which has nowhere else to be; readers can pin as much of it as they
+//! like, and what is made next has another place; what an instance has spilled goes with it, or at the next start.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
+
+use super::run_dir::BACK;
+use super::{free_bytes, total_bytes};
+use crate::error::{Error, Result};
+
+/// Name of the directory in the store's directory.
+pub const DIR: &str = "spill";
+
+/// Bytes of shared memory that are left for the bus at most, and at most this part of all.
+const LEFT_MAX: u64 = 64 << 20;
+const LEFT_PART: u64 = 5;
+
+/// In the number of a MemTable: it is spilled.
+pub const SPILLED: u64 = 1 << 63;
+
+/// Mode of the directory, as of any in a store.
+const MODE: u32 = 0o750;
+
+/// Bytes of zeros that are written at once, on a disk that cannot allocate.
+const ZEROS: usize = 64 << 10;
+
+/// Whether `len` more bytes of shared memory can be had in the file system of the file `path`, with enough left for the bus.
+pub fn fits(path: &Path, len: u64) -> bool {
+    let path = path.parent().unwrap_or(path);
+    let left = (total_bytes(path) / LEFT_PART).min(LEFT_MAX);
+    free_bytes(path) >= len.saturating_add(left)
+}
+
+/// Where the file that would be `path`, in a run directory, lies in the directory of its store.
+pub fn place(path: &Path) -> PathBuf {
+    let (run_dir, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
+    run_dir.join(BACK).join(DIR).join(name)
+}
+
+/// Whether `file` is in shared memory: the pages of another are made when they are touched.
+pub(super) fn is_memory(file: &File) -> bool {
+    const TMPFS: u64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|s| s.f_type.cast_unsigned() == TMPFS)
+}
+
+/// Allocates the bytes from `offset` on of `file` on the disk, so that no later store can fail for want of room.
+pub(super) fn allocate(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let failed = |e: std::io::Error| Error::io("allocate", path, e);
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
+        Err(rustix::io::Errno::OPNOTSUPP) => {
+            let zeros = [0; ZEROS];
+            for at in (offset..offset + len).step_by(ZEROS) {
+                let piece = zeros.get(..(offset + len - at).min(ZEROS as u64) as usize).unwrap_or(&zeros);
+                file.write_all_at(piece, at).map_err(failed)?;
+            }
+            Ok(())
+        }
+        other => other.map_err(|e| failed(e.into())),
+    }
+}
+
+/// Makes the directory in which [`place`] puts `path`; gives the place.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn prepare(path: &Path) -> Result<PathBuf> {
+    let place = place(path);
+    let dir = place.parent().unwrap_or(&place);
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(place),
+        Err(e) => Err(Error::io("create directory", dir, e)),
+        Ok(()) => {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(MODE);
+            std::fs::set_permissions(dir, mode).map_err(|e| Error::io("set the mode of", dir, e))?;
+            Ok(place)
+        }
+    }
+}
+
+/// Removes what earlier instances have spilled of the store in `store`, whose lock the caller holds. Live processes keep what
+/// they have mapped.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn sweep(store: &Path) -> Result<()> {
+    let dir = store.join(DIR);
+    match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &dir, e)),
+        _ => Ok(()),
+    }
+}

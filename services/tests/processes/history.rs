@@ -256,7 +256,7 @@ fn storage_killed_while_it_files_loses_and_doubles_nothing() {
 #[test]
 fn the_tool_looks_into_history() {
     let mut store = small();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.publisher(1, Level::Os);
     for i in 0..INSTRUMENTS {
         publisher.instrument(&format!("T:{i}").parse().unwrap()).unwrap();
     }

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
-use super::spill::{self, SPILLED};
+use super::spill::{self, BACK, SPILLED};
 use super::user;
 use crate::error::{Error, Result};
 
@@ -45,8 +45,6 @@ pub const LINK: &str = "run";
 /// Name of the file that says of a directory that it is a backup, which is never served.
 pub const BACKUP: &str = "BACKUP";
 
-/// Name of the link back, in the run directory.
-pub(super) const BACK: &str = "store";
 /// Name of the lock in the run directory.
 const LOCK: &str = "lock";
 const PREFIX: &str = "tapestore-";

@@ -16,9 +16,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 
-use super::run_dir::BACK;
 use super::{free_bytes, total_bytes};
 use crate::error::{Error, Result};
+
+/// Name of the link back, in the run directory.
+pub(super) const BACK: &str = "store";
 
 /// Name of the directory in the store's directory.
 pub const DIR: &str = "spill";

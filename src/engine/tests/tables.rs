@@ -8,11 +8,13 @@ use crate::memtable::tests::{LONGEST, worst_frames};
 fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_comes_up_and_flushes_it() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
-    options.segment_size = 64 << 20;
+    (options.segment_size, options.instruments_max) = (64 << 20, 1_000_000);
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let frames = worst_frames();
+    let of = |words: &Vec<u64>| crate::record::RecordRef::first(words).unwrap().instrument().0;
+    register(&mut store, frames.iter().flatten().map(of).max().unwrap_or(0).into(), Ts(1)).unwrap();
     let mut first = 1;
     for frame in frames.iter().chain(frames.last()) {
         assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
@@ -47,6 +49,7 @@ fn a_full_table_is_sealed_and_flushed_though_there_is_no_memory_for_a_next_one()
     let (made, ready) = bounded(1);
     store.core.memtables.set_source(Source::Ahead { request, ready, waits: false });
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    register(&mut store, 1, Ts(1)).unwrap();
     let mut count = 0;
     let mut publish = |store: &mut Recovered| {
         let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(count + 1), 400);

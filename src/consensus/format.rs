@@ -151,6 +151,9 @@ impl Change {
             other => return Err(Bad { what: "transition of members", expected: 1, found: u64::from(other) }),
         };
         let count = head >> 32;
+        if count > MEMBERS_MAX as u64 {
+            return Err(Bad { what: "members in a membership frame", expected: MEMBERS_MAX as u64, found: count });
+        }
         demand("members in a membership frame", count.saturating_mul(RAW_WORDS as u64), rest.len() as u64)?;
         let seats = rest.chunks_exact(RAW_WORDS).map(|raw| Seat::parse(&bytemuck::pod_read_unaligned(bytemuck::cast_slice(raw))));
         Ok(Change { transition, seats: seats.collect::<Result<_, _>>()? })

@@ -105,7 +105,7 @@ impl Frames {
 
     /// Term of frame `index`, or of the one before the first.
     pub fn term_of(&self, index: u64) -> Option<u64> {
-        if index + 1 == self.first {
+        if index == self.first - 1 {
             return Some(self.before.0);
         }
         self.place(index)?;

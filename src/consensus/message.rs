@@ -20,6 +20,14 @@ use crate::lsn::NodeId;
 pub const VERSION: u32 = 3;
 /// Most bytes of one message.
 pub const MESSAGE_MAX: usize = 16 << 20;
+/// Number of raft's message that frames come with.
+pub(super) const APPEND: u8 = 3;
+/// The last term: frames carry it in 32 bits.
+pub const TERM_MAX: u64 = u32::MAX as u64;
+/// The last epoch of forced promotions.
+pub const EPOCH_MAX: u64 = u32::MAX as u64;
+/// The last index of a frame: whoever adds to an index from outside does not overflow.
+pub const INDEX_MAX: u64 = 1 << 62;
 /// Bytes before a message.
 const LENGTH: usize = 4;
 
@@ -218,6 +226,44 @@ pub struct Raft {
     pub frames: Vec<u8>,
 }
 
+impl Raft {
+    /// Whether the numbers in it are some that hosts send each other: whatever is stored, narrowed or added to is in its
+    /// bounds, and the frames follow each other. Terms are rising numbers that every host takes over, so one above
+    /// [`TERM_MAX`] would end all elections to come, on every host and after every start.
+    ///
+    /// # Errors
+    /// [`Error::Consensus`]: what is out of bounds.
+    pub fn check(&self) -> Result<()> {
+        let bad = |cause: String| Err(Error::Consensus { what: "take in a message", cause });
+        if self.from == NodeId(0) || self.to == NodeId(0) || self.from == self.to {
+            return bad(format!("it is from node {} to node {}", self.from, self.to));
+        }
+        // The raft crate takes a message without a term for one of its own.
+        if self.term == 0 || [self.term, self.log_term, self.commit_term].iter().any(|t| *t > TERM_MAX) {
+            let terms = format!("{}, {} and {}", self.term, self.log_term, self.commit_term);
+            return bad(format!("its terms are {terms}: they are from 1 to {TERM_MAX}"));
+        }
+        if [self.index, self.commit, self.reject_hint].iter().any(|i| *i > INDEX_MAX) {
+            return bad(format!("it names frames {}, {} and {}", self.index, self.commit, self.reject_hint));
+        }
+        // The raft crate takes a frame behind the log's end to be of term 0, and finds that it has it.
+        if self.kind == APPEND && self.index > 0 && self.log_term == 0 {
+            return bad(format!("frame {} is of no term", self.index));
+        }
+        if self.request_snapshot != 0 {
+            return bad("it asks for a snapshot of raft's, and hosts fetch copies of a store otherwise".to_owned());
+        }
+        let mut before = (self.index, self.log_term);
+        for head in &self.heads {
+            if before.0.checked_add(1) != Some(head.index) || head.term < before.1 || head.term > self.term {
+                return bad(format!("frame {} of term {} follows {} of term {}", head.index, head.term, before.0, before.1));
+            }
+            before = (head.index, head.term);
+        }
+        Ok(())
+    }
+}
+
 /// What an operator asks of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
@@ -344,6 +390,39 @@ mod tests {
                 let again = message.encode().unwrap();
                 prop_assert_eq!(Message::decode(&again).unwrap(), Some((message, again.len())));
             }
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_their_bounds_are_refused_one_by_one() {
+        let head = |index, term| FrameHead { kind: 0, term, index, position: 4096, len: 64, header_crc: 1 };
+        let good = Raft { kind: 3, to: NodeId(2), from: NodeId(1), term: 7, log_term: 6, index: 9, ..Raft::default() };
+        let good = Raft { heads: vec![head(10, 6), head(11, 7)], ..good };
+        good.check().unwrap();
+        Raft { term: TERM_MAX, ..good.clone() }.check().unwrap();
+        let wrong: [fn(&mut Raft); 17] = [
+            |r| r.from = NodeId(0),
+            |r| r.to = NodeId(0),
+            |r| r.to = r.from,
+            |r| r.term = 0,
+            |r| r.term = TERM_MAX + 1,
+            |r| r.log_term = TERM_MAX + 1,
+            |r| r.commit_term = u64::MAX,
+            |r| (r.heads, r.index) = (Vec::new(), INDEX_MAX + 1),
+            |r| r.index = u64::MAX,
+            |r| r.commit = INDEX_MAX + 1,
+            |r| r.reject_hint = u64::MAX,
+            |r| r.request_snapshot = 1,
+            |r| (r.heads, r.log_term) = (Vec::new(), 0),
+            |r| r.heads[0].index += 1,
+            |r| r.heads[1].index += 1,
+            |r| r.heads[1].term = 5,
+            |r| r.heads[1].term = 8,
+        ];
+        for (n, spoil) in wrong.into_iter().enumerate() {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            assert!(matches!(bad.check(), Err(Error::Consensus { .. })), "{n}: {bad:?}");
         }
     }
 

@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use super::format::{ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, OUTGOING, SLOT_LEN, Seat, Slot, VERSION, VOTER};
+use super::message::{EPOCH_MAX, TERM_MAX};
 use crate::disk::{Disk, DiskFile, Open, publish};
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, NodeId};
@@ -166,6 +167,10 @@ impl Meta {
         }
         if !self.seats.iter().any(|s| s.part & VOTER != 0) {
             return bad("none of them votes".to_owned());
+        }
+        if self.term > TERM_MAX || self.epoch > EPOCH_MAX {
+            let most = format!("terms end with {TERM_MAX}, epochs with {EPOCH_MAX}");
+            return bad(format!("they are in term {} of epoch {}; {most}", self.term, self.epoch));
         }
         Ok(())
     }

@@ -23,11 +23,11 @@ use raft::{RawNode, StateRole};
 use super::format::{Change, Seat, Transition, VOTER};
 use super::frames::Frames;
 use super::members::{conf_change, conf_state, seats};
-use super::message::{Member, Raft, Role, State};
+use super::message::{Member, Raft, Role, State, TERM_MAX};
 use super::meta::{Meta, MetaFile};
 use super::options::Options;
 use super::progress::Others;
-use super::wire::{from_wire, to_wire};
+use super::wire::{check, from_wire, to_wire};
 use crate::error::{Error, Result};
 use crate::lsn::{NodeId, Position};
 use crate::wal::{FrameType, Header};
@@ -224,7 +224,8 @@ impl Node {
         if !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader && self.votes_alone() {
             return Ok(());
         }
-        if self.is_mute() {
+        // Frames have no room for a term behind the last one: who leads in it goes on, and nobody is elected any more.
+        if self.is_mute() || (self.raw.raft.term >= TERM_MAX && self.raw.raft.state != StateRole::Leader) {
             return Ok(());
         }
         // Before raft may decide that this node leads no longer.
@@ -253,8 +254,11 @@ impl Node {
     /// Stands for election now.
     ///
     /// # Errors
-    /// As [`Node::tick`].
+    /// [`Error::Limit`]: there are no more terms; as [`Node::tick`].
     pub fn campaign(&mut self) -> Result<()> {
+        if self.raw.raft.term >= TERM_MAX {
+            return Err(Error::Limit { what: "the term", limit: TERM_MAX });
+        }
         self.raw.campaign().map_err(failed("stand for election"))?;
         self.pump()
     }
@@ -287,6 +291,7 @@ impl Node {
     /// done.
     pub fn step(&mut self, message: &Raft) -> Result<u64> {
         let before = self.raw.raft.raft_log.last_index();
+        check(message, &self.raw.raft)?;
         let is_ahead = message.kind == MessageType::MsgHeartbeat as u8 && message.commit > before;
         if is_ahead && !self.is_mute() {
             // Raft takes it for granted that this cannot be.

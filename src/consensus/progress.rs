@@ -52,7 +52,7 @@ impl Node {
             self.others.lacking.remove(&node.0);
         }
         let (first, own) = (self.frames().first(), self.frames().last());
-        if self.raw.raft.state != StateRole::Leader || last + 1 < first || last > own {
+        if self.raw.raft.state != StateRole::Leader || last.saturating_add(1) < first || last > own {
             return;
         }
         let progress = self.raw.raft.mut_prs().get_mut(node.0);

@@ -14,7 +14,8 @@ use super::known::Known;
 use super::memtables::{MemTables, Sealed};
 use crate::bus::BatchHeader;
 use crate::consensus::Change;
-use crate::error::{Error, Result};
+use crate::consensus::message::FrameHead;
+use crate::error::{Bad, Error, Result};
 use crate::lsn::{EPOCHS_LOST_MAX, Epoch, InstrumentId, Lsn, NO_SUCH_EPOCH, PubSeq, PublisherId, Term};
 use crate::manifest::{PublisherState, State};
 use crate::record::{self, Layout, Name};
@@ -292,7 +293,15 @@ impl Core {
         self.memtables.seal(mark)
     }
 
-    /// Appends and applies a frame that another host has made, whose words are `words`. It continues the log, and
+    /// Whether `frames`, which another host has made, continue the store one behind the other.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn vet(&self, frames: &[(FrameHead, &Frame<'_>)]) -> std::result::Result<(), Bad> {
+        super::vet::vet(&self.writer, self.known.symbols.count(), frames)
+    }
+
+    /// Appends and applies a frame that another host has made, whose words are `words`. [`Core::vet`] has found nothing, and
     /// there is room for it in the log and in the MemTables.
     ///
     /// # Errors

@@ -162,7 +162,7 @@ pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
         }
         let own = before.seats.iter().filter(|s| s.node == before.node);
         let seats = own.map(|s| Seat { part: VOTER, ..s.clone() }).collect();
-        let (term, epoch) = (before.term + TERMS_SKIPPED, before.epoch + 1);
+        let (term, epoch) = (before.term.saturating_add(TERMS_SKIPPED), before.epoch.saturating_add(1));
         // What it may have forgotten is part of what is lost.
         Ok(Meta { term, vote: 0, epoch, seats, auto_leave: false, has_forgotten: false, boot: 0, ..before.clone() })
     })

@@ -44,6 +44,7 @@ mod rows;
 mod sessions;
 mod space;
 mod sync;
+mod vet;
 mod waker;
 
 #[cfg(test)]

@@ -13,10 +13,10 @@ use super::ended::Ended;
 use super::log::Log;
 use super::members::{self, Needs};
 use super::sessions::Sessions;
-use crate::consensus::message::{Identity, Message, Raft, Role, State, VERSION};
+use crate::consensus::message::{EPOCH_MAX, Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
 use crate::consensus::{Change, Options, Seat, Verdict, Work};
-use crate::error::{Error, Result};
+use crate::error::{Bad, Error, Result};
 use crate::lsn::NodeId;
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::Bell;
@@ -176,6 +176,10 @@ impl Replica {
     /// [`Error::Consensus`]: this host leads, and another was promoted in its place.
     pub(super) fn reached(&mut self, node: NodeId, epoch: u64, log: &Log) -> Result<()> {
         let own = log.node().meta().epoch;
+        if epoch > EPOCH_MAX {
+            tracing::warn!(node = node.0, epoch, "another host names an epoch that cannot be; it is not believed");
+            return Ok(());
+        }
         self.may_lead |= epoch <= own;
         if epoch <= own {
             return Ok(());
@@ -208,6 +212,10 @@ impl Replica {
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
     pub(super) fn receive(&mut self, raft: Raft, log: &mut Log) -> Result<()> {
+        if let Err(error) = raft.check() {
+            tracing::warn!(%error, from = raft.from.0, "a message of another host is dropped");
+            return Ok(());
+        }
         if raft.to != log.node().meta().node {
             tracing::warn!(to = raft.to.0, "a message for another host is dropped");
             return Ok(());
@@ -427,12 +435,10 @@ fn take_message(
         };
         let heads = good.iter().map(|g| g.0).collect();
         let sub = Raft { index, log_term, heads, frames: Vec::new(), context: raft.context.clone(), ..raft };
-        if good.first().is_some_and(|(_, _, f)| log.core().writer.check(&f.header).is_err()) {
-            tracing::error!(
-                index = sub.index + 1,
-                from = raft.from.0,
-                "a frame of the leader does not continue the log, and is dropped"
-            );
+        let frames: Vec<_> = good.iter().map(|(head, _, frame)| (*head, frame)).collect();
+        if let Err(Bad { what, expected, found }) = log.core().vet(&frames) {
+            let (first, from) = (sub.index + 1, raft.from.0);
+            tracing::error!(what, expected, found, first, from, "frames of the leader do not continue the log; they are dropped");
             return Ok(None);
         }
         if step(log, &sub)? != good.len() as u64 {

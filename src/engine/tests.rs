@@ -5,6 +5,7 @@ mod backup;
 mod clock;
 mod filling;
 mod history;
+mod hostile;
 mod memory;
 mod replicas;
 mod stall;

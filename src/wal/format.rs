@@ -302,6 +302,9 @@ impl<'a> Data<'a> {
             if run.count == 0 {
                 return Err(Bad { what: "records of a run", expected: 1, found: 0 });
             }
+            if run.first_pub_seq.0.checked_add(u64::from(run.count)).is_none() {
+                return Err(Bad { what: "number of a run's first record", expected: 1, found: run.first_pub_seq.0 });
+            }
             counted += u64::from(run.count);
             bytes += u64::from(run.bytes);
             runs += 1;

@@ -14,7 +14,7 @@ use super::format::{
 use super::frame::FrameBuilder;
 use super::segment::{Spare, Spares};
 use crate::disk::{Disk, DiskFile};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, demand};
 use crate::lsn::{FrameIndex, Lsn, Position, Term};
 use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
@@ -174,24 +174,33 @@ impl Writer {
         Ok(Appended { header, end: self.end(), opened })
     }
 
-    /// What a frame of `header` must say to be appended as it is: where the log stands, behind the pad that goes before
-    /// it if it begins a segment.
-    fn next_chain(&self, header: &Header) -> Chain {
-        let mut chain = self.chain;
-        let room = self.room();
-        if header.total_len() > room {
-            let at = chain.position.0 + room;
-            chain.position = if room > 0 { Position(at + SEGMENT_HEAD_LEN) } else { chain.position };
-        }
-        chain
-    }
-
     /// Whether the frame of `header`, which another host has made, continues this log.
     ///
     /// # Errors
     /// What does not continue.
     pub fn check(&self, header: &Header) -> std::result::Result<(), Bad> {
-        self.next_chain(header).check(header)
+        self.check_all(std::iter::once(header))
+    }
+
+    /// Whether the frames of `headers`, which another host has made, continue this log one behind the other. A pad, which
+    /// each host writes for itself, stands before one that begins a segment.
+    ///
+    /// # Errors
+    /// What does not continue, of the first that does not.
+    pub fn check_all<'a>(&self, headers: impl IntoIterator<Item = &'a Header>) -> std::result::Result<(), Bad> {
+        let (mut chain, mut room) = (self.chain, self.room());
+        for header in headers {
+            demand("a frame that has a number, and no pad", 0, u64::from(header.kind() == FrameType::Pad))?;
+            if header.total_len() > room {
+                let pad = if room > 0 { room + SEGMENT_HEAD_LEN } else { 0 };
+                chain.position = Position(chain.position.0 + pad);
+                room = self.segment_size - SEGMENT_HEAD_LEN;
+            }
+            chain.check(header)?;
+            chain.advance(header, self.segment_size);
+            room = room.saturating_sub(header.total_len());
+        }
+        Ok(())
     }
 
     /// Appends a frame that another host has made, byte for byte. It has been parsed, and [`Writer::check`] accepts it.

@@ -63,7 +63,7 @@ pub fn from_proto(raft: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, S
     if total != raft.frames.len() as u64 || heads.iter().any(|h| h.len < 64 || !h.len.is_multiple_of(64)) {
         return Err(format!("frames of {total} bytes in {}", raft.frames.len()));
     }
-    Ok(Raft {
+    let raft = Raft {
         kind,
         to,
         from,
@@ -79,7 +79,9 @@ pub fn from_proto(raft: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, S
         context: raft.context.to_vec(),
         heads,
         frames: raft.frames.to_vec(),
-    })
+    };
+    raft.check().map_err(|e| e.to_string())?;
+    Ok(raft)
 }
 
 /// What an operator asks.
@@ -126,5 +128,62 @@ pub fn report(report: &Report) -> proto::Report {
         lacks_copy: report.lacks_copy,
         is_mute: report.is_mute,
         last_term: report.state.last_term,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // As another host's: field 1 of an envelope, and as it is.
+            let mut wrapped = vec![0x0a, bytes.len() as u8 & 0x7f];
+            wrapped.extend(&bytes);
+            for bytes in [&bytes, &wrapped] {
+                let Ok(envelope) = proto::Envelope::decode(&bytes[..]) else { continue };
+                if let Some(proto::envelope::Message::Raft(raft)) = envelope.message
+                    && let Ok(raft) = from_proto(raft, NodeId(1), NodeId(2))
+                {
+                    prop_assert!(raft.check().is_ok());
+                }
+            }
+        }
+
+        #[test]
+        fn whatever_numbers_a_message_has_it_is_within_its_bounds_or_refused(
+            numbers in proptest::collection::vec(prop_oneof![0..9u64, any::<u64>(), (1 << 32) - 2..(1u64 << 32) + 2], 12),
+            kind in any::<u32>(), frames in 0..4usize, len in prop_oneof![Just(64u32), any::<u32>()],
+        ) {
+            let number = |n: usize| numbers.get(n).copied().unwrap_or(0);
+            let heads = (0..frames as u64).map(|n| proto::FrameHead {
+                kind,
+                term: number(7),
+                index: number(8).wrapping_add(n),
+                position: number(9),
+                len,
+                header_crc: 1,
+            });
+            let message = proto::Raft {
+                kind: kind % 40,
+                term: number(0),
+                log_term: number(1),
+                index: number(2),
+                commit: number(3),
+                commit_term: number(4),
+                reject_hint: number(5),
+                request_snapshot: number(6),
+                heads: heads.collect(),
+                frames: vec![0; frames * 64].into(),
+                ..proto::Raft::default()
+            };
+            if let Ok(raft) = from_proto(message, NodeId(1), NodeId(2)) {
+                prop_assert!((1..1 << 32).contains(&raft.term) && raft.index <= tapestore::consensus::message::INDEX_MAX);
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ mod checker;
 mod directed;
 mod failover;
 mod filling;
+mod hostile;
 mod mutants;
 mod nemesis;
 mod world;

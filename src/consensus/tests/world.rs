@@ -248,6 +248,24 @@ impl Live {
         }
     }
 
+    /// Whatever another host has sent, as storage deals with it; now and then time passes. Frames are not in the log before
+    /// they have been checked, and these have no bytes.
+    pub(super) fn hostile(&mut self, raft: &Raft, now: u64) -> Result<()> {
+        raft.check()?;
+        let verdict = self.node.judge(raft);
+        if raft.heads.is_empty() || verdict == Verdict::Pass {
+            self.node.step(raft)?;
+        }
+        if now % 7 == 0 {
+            self.node.tick()?;
+        }
+        self.work(now)?;
+        self.syncer.sync(self.writer.end())?;
+        self.node.persisted(self.writer.end().index.0)?;
+        self.node.take_messages();
+        Ok(())
+    }
+
     fn take_frames(&mut self, raft: &Raft, known: usize) -> Result<()> {
         let mut at: usize = raft.heads.iter().take(known).map(|h| h.len as usize).sum();
         for (i, head) in raft.heads.iter().enumerate().skip(known) {

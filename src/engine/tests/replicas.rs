@@ -52,6 +52,11 @@ impl Net {
             return;
         }
         drop(cut_off);
+        self.force(to, message);
+    }
+
+    /// Hands over `message` though the host is cut off.
+    pub(super) fn force(&self, to: NodeId, message: &Message) {
         let mut ends = self.ends.lock().unwrap();
         if let Some((stream, bells)) = ends.get_mut(&to.0)
             && stream.write_all(&message.encode().unwrap()).is_ok()

@@ -1,0 +1,153 @@
+//! What another host sends is refused or accepted, and never ends storage: frames that do not follow each other, numbers
+//! that cannot be.
+
+use super::replicas::{Hosts, eventually, publish};
+use super::*;
+use crate::consensus::message::{Command, FrameHead, Message, Raft, TERM_MAX};
+use crate::disk::RealDisk;
+use crate::lsn::{FrameIndex, InstrumentId, NodeId, Position};
+use crate::record::Name;
+use crate::wal::format::{FRAME_MAGIC, FRAME_VERSION, SEGMENT_HEAD_LEN};
+use crate::wal::{Chain, Fact, FrameType, Header};
+
+const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
+/// Raft's numbers.
+const APPEND: u8 = 3;
+const REQUEST_VOTE: u8 = 5;
+
+/// A frame that follows `chain`, with `facts`; without any it is empty.
+fn frame(chain: &Chain, facts: &[Fact]) -> Vec<u64> {
+    let mut payload = Vec::new();
+    facts.iter().for_each(|f| f.encode(&mut payload));
+    let kind = if facts.is_empty() { FrameType::NoOp } else { FrameType::Control };
+    let mut header = Header {
+        magic: FRAME_MAGIC,
+        version: FRAME_VERSION,
+        frame_type: kind as u8,
+        prev_crc: chain.prev_crc,
+        payload_crc: crc32c::crc32c(bytemuck::cast_slice(&payload)),
+        len: payload.len() as u32 * 8,
+        term: chain.term,
+        count: facts.len() as u32,
+        index: chain.index,
+        first_lsn: chain.lsn,
+        position: chain.position,
+        ingest_ts: chain.ingest_ts,
+        ..bytemuck::Zeroable::zeroed()
+    };
+    header.seal();
+    let mut words: Vec<u64> = bytemuck::cast::<Header, [u64; 8]>(header).to_vec();
+    words.extend(payload);
+    words.resize(words.len().next_multiple_of(8), 0);
+    words
+}
+
+fn head(words: &[u64]) -> FrameHead {
+    let h = wal::parse(words).unwrap().header;
+    let (term, index, position, len) = (u64::from(h.term.0), h.index.0, h.position.0, h.total_len() as u32);
+    FrameHead { kind: 0, term, index, position, len, header_crc: h.header_crc }
+}
+
+/// What follows the log of the running host with the store `dir`.
+fn end_of(dir: &Path) -> Chain {
+    let meta = wal::meta::read(&RealDisk, dir).unwrap().unwrap();
+    let mut chain = Chain::begin(meta.store_id);
+    let visit = |frame: &wal::Frame<'_>| {
+        chain.advance(&frame.header, SEGMENT);
+        Ok(())
+    };
+    wal::scan(&RealDisk, &dir.join(wal::DIR), &meta, Chain::begin(meta.store_id), crate::disk::Open::Read, visit).unwrap();
+    chain
+}
+
+#[test]
+fn frames_that_do_not_follow_each_other_and_terms_that_cannot_be_are_dropped_and_the_host_goes_on() {
+    let mut hosts = Hosts::new(3);
+    let leader = hosts.leader(0);
+    let victim = leader % 3 + 1;
+    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    publish(&mut publisher, 0, 100);
+    eventually("all records", || (hosts.control(victim).committed() >= Lsn(100)).then_some(()));
+    hosts.net.cut_off.lock().unwrap().insert(victim);
+    let state = hosts.ask(victim, Command::Status).unwrap().state;
+    let from = |kind| Raft { kind, from: NodeId(leader), to: NodeId(victim), term: state.term, ..Raft::default() };
+    let chain = end_of(&hosts.store(victim));
+    let good = frame(&chain, &[]);
+    let mut after = chain;
+    after.advance(&wal::parse(&good).unwrap().header, SEGMENT);
+    // The second names another frame before it; nothing else is wrong with it.
+    let bad = frame(&Chain { prev_crc: after.prev_crc ^ 1, ..after }, &[]);
+    let symbol = |id| Fact::Symbol { instrument: InstrumentId(id), name: Name::new(b"AAPL").unwrap() };
+    let far = frame(&after, &[symbol(77)]);
+    for second in [&bad, &far] {
+        let (heads, frames) = (vec![head(&good), head(second)], [bytemuck::cast_slice(&good), bytemuck::cast_slice(second)]);
+        let raft = Raft { index: state.last, log_term: state.last_term, heads, frames: frames.concat(), ..from(APPEND) };
+        hosts.net.force(NodeId(victim), &Message::Raft(raft));
+    }
+    for term in [TERM_MAX + 1, 1 << 40, u64::MAX] {
+        // As one to whom the lead is handed over.
+        let (index, context) = (1 << 40, b"CampaignTransfer".to_vec());
+        let vote = Raft { term, index, log_term: state.last_term, context, ..from(REQUEST_VOTE) };
+        hosts.net.force(NodeId(victim), &Message::Raft(vote));
+        hosts.net.force(NodeId(victim), &Message::Raft(Raft { term, ..from(APPEND) }));
+        hosts.net.force(NodeId(victim), &Message::Reached { node: NodeId(leader), epoch: term, last: term, lacks_copy: false });
+    }
+    for _ in 0..2 {
+        let now = hosts.ask(victim, Command::Status).unwrap();
+        assert!(now.state.last == state.last && now.state.term < 1000 && now.epoch == 0, "{now:?}");
+    }
+    // It is a host like the others: with it alone a majority is left.
+    hosts.net.cut_off.lock().unwrap().clear();
+    publish(&mut publisher, 100, 200);
+    drop(publisher);
+    hosts.stop(leader);
+    hosts.leader(leader);
+    let mut publisher = hosts.publisher(victim, 2, Level::Quorum);
+    publish(&mut publisher, 200, 300);
+}
+
+#[test]
+fn a_part_passes_exactly_if_its_frames_can_be_appended_one_behind_the_other() {
+    let (mut passed, mut refused) = (0, 0);
+    for seed in 0..60 {
+        let run = Run::new(seed);
+        let mut rng = SimRng::new(seed);
+        let mut store = run.recover().unwrap();
+        let (mut chain, mut words) = (*store.core.writer.chain(), Vec::new());
+        for _ in 0..=rng.below(8) {
+            let attach = |_| Fact::Attach { publisher: PublisherId(1), epoch: Epoch(1), incarnation: 1 };
+            let facts: Vec<_> = (0..rng.below(4000)).map(attach).collect();
+            let mut said = chain;
+            match rng.below(20) {
+                0 => said.prev_crc ^= 1,
+                1 => said.index = FrameIndex(said.index.0 + 1),
+                2 => said.lsn = Lsn(said.lsn.0 + 1),
+                3 => said.term.0 = said.term.0.wrapping_sub(1),
+                4 => said.position = Position(said.position.0 + 64),
+                _ => {}
+            }
+            let mut next = frame(&said, &facts);
+            let (len, end) = (next.len() as u64 * 8, (chain.position.0 / SEGMENT + 1) * SEGMENT);
+            if chain.position.0 + len > end {
+                said.position = Position(end + SEGMENT_HEAD_LEN);
+                next = frame(&said, &facts);
+            }
+            chain.advance(&wal::parse(&next).unwrap().header, SEGMENT);
+            words.push(next);
+        }
+        let frames: Vec<_> = words.iter().map(|w| (head(w), wal::parse(w).unwrap())).collect();
+        let vetted = store.core.vet(&frames.iter().map(|(h, f)| (*h, f)).collect::<Vec<_>>());
+        let one_by_one = frames.iter().zip(&words).all(|((_, frame), words)| {
+            store.core.writer.ready().unwrap();
+            let continues = store.core.writer.check(&frame.header).is_ok();
+            if continues {
+                let taken = store.core.take(frame, words).unwrap();
+                taken.appended.opened.into_iter().for_each(|o| store.syncer.opened(o));
+            }
+            continues
+        });
+        assert_eq!(vetted.is_ok(), one_by_one, "seed {seed}: {vetted:?}");
+        if one_by_one { passed += 1 } else { refused += 1 }
+    }
+    assert!(passed > 9 && refused > 9, "{passed} {refused}");
+}

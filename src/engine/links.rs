@@ -51,6 +51,10 @@ impl Links {
                 tracing::warn!(path = %self.path.display(), "more connections than {LINKS_MAX}: one is refused");
                 continue;
             }
+            if !is_trusted(&stream) {
+                tracing::warn!(path = %self.path.display(), "another user's process asks for what only this user's may; it is refused");
+                continue;
+            }
             let number = self.next;
             self.next += 1;
             let (received, unsent) = (Vec::new(), Vec::new());
@@ -106,6 +110,17 @@ impl Links {
         self.links.iter_mut().filter(|l| !l.unsent.is_empty()).for_each(Link::flush);
         self.drop_over()
     }
+}
+
+/// Whether the process at the other end is of the user that storage runs as, or root's: it speaks for other hosts, and for
+/// operators.
+fn is_trusted(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid();
+    rustix::net::sockopt::socket_peercred(stream).is_ok_and(|of| may_speak(of.uid, own))
+}
+
+fn may_speak(of: rustix::process::Uid, own: rustix::process::Uid) -> bool {
+    of == own || of.is_root()
 }
 
 impl Drop for Links {
@@ -183,5 +198,22 @@ impl Link {
             }
         }
         self.unsent.drain(..sent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Uid;
+
+    use super::*;
+
+    #[test]
+    fn only_the_user_of_storage_and_root_speak_for_other_hosts_and_operators() {
+        let of = Uid::from_raw;
+        for (other, own, may) in [(7, 7, true), (0, 7, true), (8, 7, false), (0, 0, true), (7, 0, false)] {
+            assert_eq!(may_speak(of(other), of(own)), may, "{other} to {own}");
+        }
+        let (here, _there) = UnixStream::pair().unwrap();
+        assert!(is_trusted(&here), "a process of this user");
     }
 }

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::Far;
 use crate::exit::{DATA, Failure, Outcome, UNAVAILABLE, USAGE};
 use crate::replication::proto::{self, admin_client::AdminClient};
-use crate::replication::tls;
+use crate::replication::{local, tls};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -88,20 +88,25 @@ fn from_afar(store: &Path, far: &Far, address: &str, command: Command) -> Outcom
 
 async fn connect(store: &Path, far: &Far, address: &str) -> Outcome<Channel> {
     let bad = |e: &dyn std::fmt::Display| Failure::new(USAGE, format!("{address}: {e}"));
+    let away = |e: tonic::transport::Error| Failure::new(UNAVAILABLE, format!("{address}: {}", tls::why(&e)));
+    let id = tapestore::wal::meta::read(&tapestore::disk::RealDisk, store)?.map_or(0, |m| m.store_id);
     let (Some(cert), Some(key), Some(ca)) = (&far.tls_cert, &far.tls_key, &far.tls_ca) else {
         tls::check_plain(address, false)?;
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
-        return endpoint.connect().await.map_err(|e| Failure::new(UNAVAILABLE, format!("{address}: {e}")));
+        // Which host that is, is known if this one knows the members; else whichever answers is asked.
+        let known = here(store, Command::Status).ok().and_then(|r| r.members.into_iter().find(|m| m.address == address));
+        let host = known.map(|m| local::Host { node: m.node, cluster: id });
+        let wanted = local::Wanted { host, store: store.to_path_buf() };
+        return local::connect(endpoint, address.to_owned(), wanted).await.map_err(away);
     };
     // Which host that is, is asked of the one here that knows the members.
     let known = here(store, Command::Status)?;
     let node = known.members.iter().find(|m| m.address == address).map(|m| m.node);
     let node = node.ok_or_else(|| bad(&"no member of the cluster that this store is in has this address"))?;
-    let id = tapestore::wal::meta::read(&tapestore::disk::RealDisk, store)?.map_or(0, |m| m.store_id);
     let files = tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
-    let config = files.client(&tls::node_name(node, id))?;
+    let config = files.client(node, id)?;
     let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|e| e.tls_config(config)).map_err(|e| bad(&e))?;
-    endpoint.connect().await.map_err(|e| Failure::new(UNAVAILABLE, format!("{address}: {e}")))
+    endpoint.connect().await.map_err(away)
 }
 
 fn to_proto(command: Command) -> proto::Command {

@@ -4,6 +4,7 @@
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tapestore::disk::RealDisk;
@@ -20,7 +21,8 @@ pub struct Args {
     /// Directory for the files; those that are there already are not touched
     #[arg(long)]
     dir: PathBuf,
-    /// Name of the cluster [default: the cluster of --store]
+    /// Name of the cluster, which stands in the certificates: node-N.CLUSTER, operator.CLUSTER [default: the identity of
+    /// the cluster of --store]
     #[arg(long)]
     cluster: Option<String>,
     /// Numbers of the hosts, in a list with commas
@@ -34,19 +36,21 @@ pub struct Args {
 /// A file cannot be made; the store is in no cluster.
 pub fn run(store: &Path, args: &Args) -> Outcome {
     let cluster = match &args.cluster {
-        Some(name) => store_id(name),
+        Some(name) if is_dns_name(name) => name.clone(),
+        // Its identity stands for a name that no certificate can have.
+        Some(name) => format!("{:032x}", store_id(name)),
         None => {
             let known = tapestore::wal::meta::read(&RealDisk, store)?;
             let known = known.ok_or_else(|| Failure::new(USAGE, format!("{} is no store: give --cluster", store.display())))?;
-            known.store_id
+            format!("{:032x}", known.store_id)
         }
     };
     std::fs::create_dir_all(&args.dir)?;
     let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("a certificate cannot be made: {e}"));
     let issuer = authority(&args.dir).map_err(|e| e.unwrap_or_else(failed))?;
     let mut names: Vec<(String, String)> =
-        args.nodes.iter().map(|n| (format!("node-{n}"), node_name(NodeId(*n), cluster))).collect();
-    names.push(("operator".to_owned(), operator_name(cluster)));
+        args.nodes.iter().map(|n| (format!("node-{n}"), node_name(NodeId(*n), &cluster))).collect();
+    names.push(("operator".to_owned(), operator_name(&cluster)));
     for (file, name) in names {
         let (cert_path, key_path) = (args.dir.join(format!("{file}.pem")), args.dir.join(format!("{file}.key")));
         if cert_path.exists() || key_path.exists() {
@@ -55,6 +59,7 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
         }
         let mut params = CertificateParams::new(vec![name.clone()]).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, name.clone());
+        live_a_year(&mut params);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().map_err(failed)?;
         let cert = params.signed_by(&key, &issuer).map_err(failed)?;
@@ -66,6 +71,22 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     Ok(())
 }
 
+/// Certificates for a trial do not live for ever: a year from now, and from yesterday on for hosts whose clocks are behind.
+fn live_a_year(params: &mut CertificateParams) {
+    let now = time::OffsetDateTime::from(SystemTime::now());
+    params.not_before = now - Duration::from_secs(24 * 3600);
+    params.not_after = now + Duration::from_secs(365 * 24 * 3600);
+}
+
+/// Whether `cluster` can stand behind the dot of a name in a certificate.
+fn is_dns_name(cluster: &str) -> bool {
+    let is_label = |l: &str| {
+        let is_fit = l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        (1..=63).contains(&l.len()) && is_fit && !l.starts_with('-') && !l.ends_with('-')
+    };
+    cluster.len() <= 200 && cluster.split('.').all(is_label)
+}
+
 /// The authority in `dir`, made if there is none.
 fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
     let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
@@ -75,6 +96,7 @@ fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
     }
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "tapestore trial authority");
+    live_a_year(&mut params);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate()?;

@@ -25,7 +25,7 @@ use tonic::{Code, Status};
 use super::proto::supply_client::SupplyClient;
 use super::proto::{Chunk, CopyFile, CopyOffer, CopyRequest, FetchRequest};
 use super::session::Known;
-use super::{Options, supply, tls};
+use super::{Options, local, supply, tls};
 
 /// Bytes of what names the files of a copy, at most.
 const OFFER_MAX: usize = 128 << 20;
@@ -212,14 +212,20 @@ async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, String> {
     let address = &wanted.leader.address;
     tls::check_plain(address, wanted.tls.is_some()).map_err(|e| e.to_string())?;
     let scheme = if wanted.tls.is_some() { "https" } else { "http" };
-    let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| e.to_string())?;
-    endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-    if let Some(files) = &wanted.tls {
-        let name = tls::node_name(wanted.leader.node, wanted.cluster);
-        let config = files.client(&name).map_err(|e| e.to_string())?;
-        endpoint = endpoint.tls_config(config).map_err(|e| e.to_string())?;
-    }
-    let channel = endpoint.connect().await.map_err(|e| format!("{address}: {e}"))?;
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| e.to_string())?;
+    let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let (node, cluster) = (wanted.leader.node, wanted.cluster);
+    let connected = match &wanted.tls {
+        Some(files) => {
+            let config = files.client(node, cluster).map_err(|e| e.to_string())?;
+            endpoint.tls_config(config).map_err(|e| e.to_string())?.connect().await
+        }
+        None => {
+            let local = local::Wanted { host: Some(local::Host { node, cluster }), store: wanted.store.clone() };
+            local::connect(endpoint, address.clone(), local).await
+        }
+    };
+    let channel = connected.map_err(|e| format!("{address}: {}", tls::why(&e)))?;
     Ok(SupplyClient::new(channel).max_decoding_message_size(OFFER_MAX))
 }
 

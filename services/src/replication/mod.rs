@@ -12,7 +12,9 @@
 
 mod awake;
 pub mod digest;
+pub mod door;
 pub mod fill;
+pub mod local;
 pub mod log;
 pub mod peer;
 pub mod server;
@@ -52,7 +54,8 @@ pub struct Options {
     pub store: PathBuf,
     /// Where to listen; empty: the address that the cluster's members know this host by.
     pub listen: String,
-    /// Certificate, key and authority, PEM files; all or none. Without them only loopback addresses are used.
+    /// Certificate, key and authority, PEM files; all or none. Without them only loopback addresses are used, and only by
+    /// processes of one user.
     pub tls: Option<tls::Files>,
     /// Bytes of frames that wait for one host at most.
     pub queue_bytes: u64,

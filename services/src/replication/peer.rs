@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tapestore::consensus::message::{Member, Message, Raft};
+use tapestore::consensus::message::{EPOCH_MAX, Member, Message, Raft};
 use tapestore::wal;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +19,7 @@ use super::log::LogReader;
 use super::proto::peer_client::PeerClient;
 use super::proto::{Envelope, HelloRequest, Receipt, envelope};
 use super::session::{Known, ToStorage};
-use super::{Counters, Options, count, tls, wire};
+use super::{Counters, Options, count, local, tls, wire};
 
 /// The version of the protocol between hosts.
 pub const VERSION: u32 = 3;
@@ -203,6 +203,9 @@ impl Peer {
                 return Err(status.message().to_owned().into());
             }
         };
+        if reply.epoch > EPOCH_MAX {
+            return Err(format!("it says that it is of epoch {}, which cannot be", reply.epoch).into());
+        }
         let ticket = reply.ticket;
         let (node, lacks_copy) = (self.member.node, reply.lacks_copy);
         self.storage.control(&Message::Reached { node, epoch: reply.epoch, last: reply.last, lacks_copy }).await?;
@@ -241,11 +244,20 @@ impl Peer {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(2 * KEEP_ALIVE)
             .keep_alive_while_idle(true);
-        if let Some(files) = &self.options.tls {
-            let name = tls::node_name(self.member.node, known.identity.cluster);
-            endpoint = endpoint.tls_config(files.client(&name)?)?;
-        }
-        Ok(endpoint.connect().await?)
+        let (node, cluster) = (self.member.node, known.identity.cluster);
+        let connected = match &self.options.tls {
+            Some(files) => {
+                let config = files.client(node, cluster).map_err(|e| e.to_string())?;
+                endpoint = endpoint.tls_config(config)?;
+                endpoint.connect().await
+            }
+            None => {
+                let endpoint = endpoint.connect_timeout(2 * CONNECT_TIMEOUT);
+                let wanted = local::Wanted { host: Some(local::Host { node, cluster }), store: self.options.store.clone() };
+                local::connect(endpoint, self.member.address.clone(), wanted).await
+            }
+        };
+        Ok(connected.map_err(|e| tls::why(&e))?)
     }
 }
 

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tapestore::consensus::format::ADDRESS_MAX;
-use tapestore::consensus::message::{Command, Member, Message};
+use tapestore::consensus::message::{Command, EPOCH_MAX, Member, Message};
 use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tokio_stream::{Stream, StreamExt};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -26,7 +26,7 @@ use super::proto::supply_server::SupplyServer;
 use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
 use super::session::Known;
 use super::supply::Copies;
-use super::{Counters, count, digest, tls, wire};
+use super::{Counters, count, digest, door, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
 /// Bytes after which a receipt is sent, and how long after what came last it is in any case: one for each message would
@@ -54,7 +54,7 @@ pub(super) struct Host {
     /// Hosts of the cluster that are no members as far as this one knows.
     strangers: mpsc::Sender<Member>,
     tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
-    uses_tls: bool,
+    tls: Option<tls::Files>,
 }
 
 type Receipts = Pin<Box<dyn Stream<Item = Result<Receipt, Status>> + Send>>;
@@ -70,7 +70,8 @@ pub async fn serve(
     counters: Arc<Counters>,
     (copies, stranded_by, strangers): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
 ) -> Outcome {
-    let host = Host { known, counters, copies, stranded_by, strangers, tickets: Arc::default(), uses_tls: acceptor.is_some() };
+    let tls = acceptor.as_ref().map(|a| a.files().clone());
+    let host = Host { known: known.clone(), counters, copies, stranded_by, strangers, tickets: Arc::default(), tls };
     let limit = wire::MESSAGE_MAX;
     let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
     let admin = AdminServer::new(host.clone()).max_decoding_message_size(1 << 16);
@@ -87,13 +88,12 @@ pub async fn serve(
         .add_service(peer)
         .add_service(admin)
         .add_service(supply);
-    let connections = TcpListenerStream::new(listener);
     let ended = match acceptor {
         None => {
-            let nodelay = connections.map(|c| c.inspect(|c| drop(c.set_nodelay(true))));
-            router.serve_with_incoming(nodelay).await
+            let proof = move |stream| tls::plain_proof(stream, known.borrow().as_ref().map(Known::as_local));
+            router.serve_with_incoming(door::accept(listener, proof)).await
         }
-        Some(acceptor) => router.serve_with_incoming(acceptor.accept(connections)).await,
+        Some(mut acceptor) => router.serve_with_incoming(door::accept(listener, move |stream| acceptor.proof(stream))).await,
     };
     ended.map_err(|e| Failure::new(IO, format!("the server for other hosts has ended: {e}")))
 }
@@ -110,16 +110,28 @@ impl Host {
         status
     }
 
-    /// Whether the certificate of `request` is one for `name`; always, without TLS.
-    pub(super) fn proves<T>(&self, request: &Request<T>, name: &str) -> Result<(), Status> {
-        if !self.uses_tls {
-            return Ok(());
-        }
+    /// Whether the certificate of `request` is one of host `node`; without TLS whoever is connected has proved all that is
+    /// asked.
+    pub(super) fn proves_host<T>(&self, request: &Request<T>, known: &Known, node: NodeId) -> Result<(), Status> {
+        self.proves(request, known, |cluster| tls::node_name(node, cluster))
+    }
+
+    /// Whether the certificate of `request` is an operator's; as [`Host::proves_host`].
+    fn proves_operator<T>(&self, request: &Request<T>, known: &Known) -> Result<(), Status> {
+        self.proves(request, known, tls::operator_name)
+    }
+
+    fn proves<T>(&self, request: &Request<T>, known: &Known, name: impl Fn(&str) -> String) -> Result<(), Status> {
+        let Some(files) = &self.tls else { return Ok(()) };
+        let clusters = files.clusters(known.identity.cluster);
+        let clusters = clusters.map_err(|e| self.refuse(Status::internal(format!("this host's own certificate: {e}"))))?;
         let names = request.peer_certs().and_then(|c| c.first().map(|c| tls::names(c))).unwrap_or_default();
-        if names.iter().any(|n| n == name) {
+        let wanted: Vec<String> = clusters.iter().map(|c| name(c)).collect();
+        if names.iter().any(|n| wanted.iter().any(|w| w.eq_ignore_ascii_case(n))) {
             return Ok(());
         }
-        Err(self.refuse(Status::permission_denied(format!("the certificate is for {names:?}, not for {name}"))))
+        let wanted = wanted.join(" or ");
+        Err(self.refuse(Status::permission_denied(format!("the certificate is for {names:?}, not for {wanted}"))))
     }
 
     /// Who sends on the stream `request`.
@@ -131,7 +143,7 @@ impl Host {
         let node = node.map(NodeId).filter(|n| ticket.is_some() && tickets.get(n).copied() == ticket);
         drop(tickets);
         let node = node.ok_or_else(|| self.refuse(Status::unauthenticated("no ticket of this connection: say Hello first")))?;
-        self.proves(request, &tls::node_name(node, known.identity.cluster))?;
+        self.proves_host(request, &known, node)?;
         Ok((known, node))
     }
 
@@ -143,6 +155,9 @@ impl Host {
         if hello.to != own.node.0 || hello.node == own.node.0 || hello.node == 0 {
             let why = format!("this host is node {}, and was taken for node {} by node {}", own.node, hello.to, hello.node);
             return Err(Status::failed_precondition(why));
+        }
+        if hello.epoch > EPOCH_MAX {
+            return Err(Status::failed_precondition(format!("epoch {} cannot be", hello.epoch)));
         }
         if !(hello.version_min..=hello.version_max).contains(&VERSION) {
             let why = format!("this host speaks version {VERSION}, not {} to {}", hello.version_min, hello.version_max);
@@ -268,7 +283,7 @@ impl Peer for Host {
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let known = self.known()?;
-        self.proves(&request, &tls::node_name(NodeId(request.get_ref().node), known.identity.cluster))?;
+        self.proves_host(&request, &known, NodeId(request.get_ref().node))?;
         let reply = self.greet(&known, request.get_ref()).map_err(|s| self.refuse(s))?;
         // A leader whose log does not reach back far enough learns only here that it does by now.
         let report = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?;
@@ -292,7 +307,7 @@ impl Peer for Host {
 impl Admin for Host {
     async fn ask(&self, request: Request<proto::Command>) -> Result<Response<proto::Report>, Status> {
         let known = self.known()?;
-        self.proves(&request, &tls::operator_name(known.identity.cluster))?;
+        self.proves_operator(&request, &known)?;
         let command = wire::command(request.into_inner()).ok_or_else(|| Status::invalid_argument("no command"))?;
         let report = known.storage.ask(command).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(wire::report(&report)))
@@ -302,7 +317,7 @@ impl Admin for Host {
 
     async fn read(&self, request: Request<proto::Range>) -> Result<Response<Self::ReadStream>, Status> {
         let known = self.known()?;
-        self.proves(&request, &tls::operator_name(known.identity.cluster))?;
+        self.proves_operator(&request, &known)?;
         let proto::Range { first, last } = request.into_inner();
         if first == 0 || first > last {
             return Err(Status::invalid_argument(format!("records {first} to {last}")));

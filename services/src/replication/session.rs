@@ -45,6 +45,12 @@ pub struct Known {
 }
 
 impl Known {
+    /// Who this host is, for others on this machine, and where its key is.
+    pub fn as_local(&self) -> (super::local::Host, std::path::PathBuf) {
+        let Identity { node, cluster, ref store, .. } = self.identity;
+        (super::local::Host { node, cluster }, store.clone())
+    }
+
     /// Where the members know this host to listen.
     pub fn own_address(&self) -> Option<String> {
         let own = self.members.iter().find(|m| m.node == self.identity.node);

@@ -22,11 +22,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::Options;
 use super::proto::supply_server::Supply;
 use super::proto::{Chunk, Closed, CopyFile, CopyOffer, CopyRequest, FetchRequest};
 use super::server::Host;
 use super::session::Known;
-use super::{Options, tls};
 
 /// Directory of the copies in the store directory.
 pub const DIR: &str = "offers";
@@ -161,7 +161,7 @@ impl Host {
 
     /// Whether whoever asks may have a copy for `node`.
     fn may_have<T>(&self, known: &Known, request: &Request<T>, node: u64) -> Result<(), Status> {
-        self.proves(request, &tls::node_name(NodeId(node), known.identity.cluster))?;
+        self.proves_host(request, known, NodeId(node))?;
         if known.members.iter().any(|m| m.node.0 == node) && known.identity.node.0 != node {
             return Ok(());
         }

@@ -1,13 +1,17 @@
 //! A store on three hosts: each a storage and a replication process of its own, on loopback.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tape_services::replication::local;
 use tape_services::replication::peer::VERSION;
+use tape_services::replication::proto::admin_client::AdminClient;
 use tape_services::replication::proto::peer_client::PeerClient;
-use tape_services::replication::proto::{Envelope, HelloRequest, Raft, envelope};
+use tape_services::replication::proto::{self, Envelope, HelloRequest, Raft, envelope};
 use tape_services::replication::wire;
 use tapestore::disk::{Open, RealDisk};
 use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
@@ -16,6 +20,9 @@ use tapestore::reader::Reader;
 use tapestore::record::{Trade, split};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::wal::{self, Body, Chain};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tonic::transport::Endpoint;
 
 use crate::fixture::{PATIENCE, eventually, signal};
 
@@ -63,14 +70,20 @@ impl Hosts {
         (Hosts { dir, hosts, addresses, has_tls, memtable: "64M" }, members)
     }
 
-    /// Three hosts that serve.
-    pub(crate) fn new(has_tls: bool) -> Hosts {
-        let (mut this, members) = Hosts::bare(3, has_tls);
+    /// Three hosts that are not started yet.
+    pub(crate) fn founded(has_tls: bool) -> Hosts {
+        let (this, members) = Hosts::bare(3, has_tls);
         for n in 1..=3 {
             let node = n.to_string();
             let init = ["cluster", "init", "--cluster", "test", "--node", &node, "--segment-size", "4M", "--members"];
             ok(&this.tape(n, &[&init[..], &[&members.join(",")]].concat()));
         }
+        this
+    }
+
+    /// Three hosts that serve.
+    pub(crate) fn new(has_tls: bool) -> Hosts {
+        let mut this = Hosts::founded(has_tls);
         if has_tls {
             let certs = this.certs();
             let args = ["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", certs.to_str().unwrap()];
@@ -384,7 +397,9 @@ fn under_tls_only_certificates_of_the_cluster_are_heard_and_changed_files_are_us
     ok(&asked("operator", &certs.join("ca.pem")));
     let refused = asked("node-2", &certs.join("ca.pem"));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("operator"), "a host is no operator");
-    assert!(!hosts.tape(follower, &["cluster", "status", "--at", &at]).status.success(), "nor is who shows no certificate");
+    let plain = hosts.tape(follower, &["cluster", "status", "--at", &at]);
+    let said = String::from_utf8_lossy(&plain.stderr);
+    assert!(!plain.status.success() && said.contains("wants TLS") && said.contains("--tls-cert"), "{said}");
     // Another authority's certificates, with the right names.
     let other = hosts.dir.path().join("other");
     ok(&hosts.tape(1, &["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", other.to_str().unwrap()]));
@@ -405,6 +420,159 @@ fn under_tls_only_certificates_of_the_cluster_are_heard_and_changed_files_are_us
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     drop(publisher);
     assert!(hosts.stop().iter().any(|ids| ids.len() == 2_000));
+}
+
+/// Runs openssl in `dir`; `false` if this machine has none.
+fn openssl(dir: &Path, arguments: &str) -> bool {
+    match Command::new("openssl").current_dir(dir).args(arguments.split(' ')).output() {
+        Ok(output) => !ok(&output).is_empty() || output.status.success(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            println!("skipped: openssl is not installed ({error})");
+            false
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A certificate and key of `file` for the DNS name `name`, by the authority `ca.pem` in `dir`.
+fn certify(dir: &Path, file: &str, name: &str) {
+    std::fs::write(dir.join("ext"), format!("subjectAltName=DNS:{name}\nextendedKeyUsage=serverAuth,clientAuth\n")).unwrap();
+    let key = format!("-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {file}.key");
+    assert!(openssl(dir, &format!("req {key} -out {file}.csr -subj /CN={file}")));
+    let by = "-CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile ext";
+    assert!(openssl(dir, &format!("x509 -req -in {file}.csr {by} -out {file}.pem")));
+}
+
+#[test]
+fn certificates_of_a_companys_own_authority_have_the_names_that_the_pages_say() {
+    let mut hosts = Hosts::founded(true);
+    let certs = hosts.certs();
+    std::fs::create_dir(&certs).unwrap();
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key";
+    if !openssl(&certs, &format!("req -x509 {key} -out ca.pem -days 30 -subj /CN=authority")) {
+        return;
+    }
+    for name in ["node-1", "node-2", "node-3", "operator"] {
+        certify(&certs, name, &format!("{name}.test"));
+    }
+    // The same authority signs for other clusters too.
+    certify(&certs, "stranger", "operator.other");
+    certify(&certs, "nobody", "www.example.org");
+    (1..=3).for_each(|n| hosts.start(n));
+    let leader = hosts.leader();
+    let follower = leader % 3 + 1;
+    let mut publisher = hosts.publisher(follower, 1);
+    publish(&mut publisher, 0..500);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    let asked = |name: &str| {
+        let file = |file: String| certs.join(file).to_str().unwrap().to_owned();
+        let (cert, key, ca) = (file(format!("{name}.pem")), file(format!("{name}.key")), file("ca.pem".to_owned()));
+        let at = &hosts.addresses[leader - 1];
+        let tls = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", &ca];
+        hosts.tape(follower, &[&["cluster", "status", "--at", at][..], &tls].concat())
+    };
+    ok(&asked("operator"));
+    let said = |output: Output| (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned());
+    let (is_heard, why) = said(asked("stranger"));
+    assert!(!is_heard && why.contains("certificate"), "{why}");
+    let (is_heard, why) = said(asked("nobody"));
+    assert!(!is_heard && why.contains("operator.CLUSTER") && why.contains("www.example.org"), "{why}");
+    let (is_heard, why) = said(asked(&format!("node-{follower}")));
+    assert!(!is_heard && why.contains("not for operator.test"), "{why}");
+    drop(publisher);
+    assert!(hosts.stop().iter().any(|ids| ids.len() == 500));
+}
+
+#[test]
+fn silent_connections_do_not_keep_a_host_from_joining_again() {
+    let mut hosts = Hosts::new(true);
+    let leader = hosts.leader();
+    let (back, away) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let mut publisher = hosts.publisher(leader, 1);
+    publish(&mut publisher, 0..100);
+    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    let (over, opened) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let to: SocketAddr = hosts.addresses[leader - 1].parse().unwrap();
+        let (over, opened) = (&over, &opened);
+        scope.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut silent = VecDeque::new();
+                while !over.load(Ordering::Relaxed) {
+                    for _ in 0..20 {
+                        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+                        // It may be that nobody accepts it: it is not waited for long.
+                        let connected = tokio::time::timeout(Duration::from_millis(50), socket.connect(to)).await;
+                        silent.extend(connected.into_iter().flatten());
+                    }
+                    // So many wait at once; of those the oldest go.
+                    silent.drain(..silent.len().saturating_sub(600));
+                    opened.store(silent.len() as u64, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            });
+        });
+        eventually("many silent connections", || (opened.load(Ordering::Relaxed) >= 600).then_some(()));
+        hosts.kill(away);
+        end(&mut hosts.hosts[back - 1].replication);
+        hosts.start_replication(back);
+        publish(&mut publisher, 100..200);
+        let flushed = publisher.flush(Level::Quorum, PATIENCE);
+        over.store(true, Ordering::Relaxed);
+        flushed.unwrap();
+    });
+}
+
+#[test]
+fn trial_certificates_live_a_year() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let certs = dir.path().join("certs");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+    command.args(["cluster", "certs", "--cluster", "prod", "--nodes", "7", "--dir"]).arg(&certs);
+    ok(&command.arg("--store").arg(&store).output().unwrap());
+    let day = 24 * 3600;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().cast_signed();
+    for (file, name) in [("ca", None), ("node-7", Some("node-7.prod")), ("operator", Some("operator.prod"))] {
+        let pem = std::fs::read(certs.join(format!("{file}.pem"))).unwrap();
+        let der = <CertificateDer<'_> as PemObject>::pem_slice_iter(&pem).next().unwrap().unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&der).unwrap();
+        let (from, to) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+        assert!(from < now && now < to && to < now + 367 * day, "{file}: {from} to {to}");
+        assert_eq!(tape_services::replication::tls::names(&der), name.map(str::to_owned).into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn without_certificates_another_users_process_is_not_heard() {
+    let hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let follower = leader % 3 + 1;
+    let key = hosts.store(leader).join(local::NAME);
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&key.metadata().unwrap().permissions()) & 0o777, 0o600);
+    let to = hosts.addresses[leader - 1].clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        // As everybody could before there were proofs.
+        let plain = AdminClient::connect(format!("http://{to}")).await;
+        let asked = match plain {
+            Ok(mut client) => client.ask(proto::Command::default()).await.map_err(|s| format!("{s:?}")).map(drop),
+            Err(error) => Err(format!("{error:?}")),
+        };
+        assert!(asked.is_err());
+        // Who has the key is heard.
+        let endpoint = || Endpoint::from_shared(format!("http://{to}")).unwrap();
+        local::connect(endpoint(), to.clone(), local::Wanted::default()).await.unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+        let refused = local::connect(endpoint(), to.clone(), local::Wanted::default()).await;
+        assert!(refused.is_err(), "a key that others may read is none");
+    });
+    let refused = hosts.tape(follower, &["cluster", "status", "--at", &to]);
+    assert!(!refused.status.success());
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    ok(&hosts.tape(follower, &["cluster", "status", "--at", &to]));
 }
 
 #[test]
@@ -440,7 +608,11 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
     let to = format!("http://{}", hosts.addresses[follower - 1]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let connect = || async { PeerClient::connect(to.clone()).await.unwrap().max_encoding_message_size(64 << 20) };
+        let connect = || async {
+            let (endpoint, wanted) = (Endpoint::from_shared(to.clone()).unwrap(), local::Wanted::default());
+            let channel = local::connect(endpoint, hosts.addresses[follower - 1].clone(), wanted).await.unwrap();
+            PeerClient::new(channel).max_encoding_message_size(64 << 20)
+        };
         let mut client = connect().await;
         let to_follower = follower as u64;
         // Another cluster, another node, another version, another shape of log, another idea of what it is to have a frame,
@@ -461,7 +633,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         }
         let ticket = client.hello(hello(9, to_follower)).await.unwrap().into_inner().ticket;
         // A vote for a term of its own, under no ticket and under a made-up one.
-        let vote = Raft { kind: 5, term: 1 << 40, index: 1 << 40, log_term: 1 << 40, ..Raft::default() };
+        let vote = Raft { kind: 5, term: 900, index: 1 << 40, log_term: 900, ..Raft::default() };
         let envelope = |raft: Raft| Envelope { message: Some(envelope::Message::Raft(raft)) };
         for (node, ticket) in [(None, None), (Some(9), Some(ticket ^ 1)), (Some(leader as u64), Some(ticket))] {
             let mut request = tonic::Request::new(tokio_stream::iter([envelope(vote.clone())]));
@@ -479,7 +651,10 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         let head = tape_services::replication::proto::FrameHead { len: 640, ..Default::default() };
         let lies = Raft { kind: 3, heads: vec![head], frames: vec![0; 64].into(), ..Raft::default() };
         let long = Raft { kind: 3, frames: vec![0; wire::FRAMES_MAX + 1].into(), ..Raft::default() };
-        for bad in [Envelope { message: None }, envelope(Raft { kind: 999, ..Raft::default() }), envelope(lies), envelope(long)] {
+        // Terms that no frame has room for: kept, they would end every later election.
+        let endless = |kind| Raft { kind, term: 1 << 32, context: b"CampaignTransfer".to_vec().into(), ..vote.clone() };
+        let none = [Envelope { message: None }, envelope(Raft { kind: 999, ..Raft::default() }), envelope(lies), envelope(long)];
+        for bad in none.into_iter().chain([3, 5, 8].map(|kind| envelope(endless(kind)))) {
             let mut receipts = client.append(send(vec![bad])).await.unwrap().into_inner();
             assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
         }

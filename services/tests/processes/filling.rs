@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tape_services::replication::local;
 use tape_services::replication::proto::supply_client::SupplyClient;
 use tape_services::replication::proto::{CopyRequest, FetchRequest};
 use tapestore::consensus::MetaFile;
@@ -16,6 +17,7 @@ use tapestore::publisher::{Options, Publisher};
 use tapestore::shm::control::Statistic;
 use tapestore::{reader::Reader, sstable, wal};
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use crate::cluster::{Host, Hosts, TIMES, end, ok, publish};
 use crate::fixture::{PATIENCE, eventually};
@@ -245,14 +247,19 @@ fn copies_are_for_members_and_nothing_but_their_files_is_read() {
     let id = wal::meta::read(&tapestore::disk::RealDisk, hosts.store(leader)).unwrap().unwrap().store_id;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let at = |n: usize| SupplyClient::connect(format!("http://{}", hosts.addresses[n - 1]));
-        let mut client = at(leader).await.unwrap();
+        let at = |n: usize| {
+            let address = hosts.addresses[n - 1].clone();
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            local::connect(endpoint, address, local::Wanted::default())
+        };
+        let mut client = SupplyClient::new(at(leader).await.unwrap());
         let request = |cluster: u128, node| CopyRequest { cluster: cluster.to_le_bytes().to_vec().into(), node };
         let mut refused = Vec::new();
         for bad in [request(id + 1, follower as u64), request(id, leader as u64), request(id, 77)] {
             refused.push(client.open(bad).await.unwrap_err().code());
         }
-        refused.push(at(follower).await.unwrap().open(request(id, leader as u64)).await.unwrap_err().code());
+        let mut other = SupplyClient::new(at(follower).await.unwrap());
+        refused.push(other.open(request(id, leader as u64)).await.unwrap_err().code());
         let (denied, failed) = (Code::PermissionDenied, Code::FailedPrecondition);
         assert_eq!(refused, [failed, denied, denied, failed]);
         let node = follower as u64;

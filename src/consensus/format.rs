@@ -4,9 +4,10 @@
 //! raft.meta: two slots of 4 KiB, the valid one with the higher seq is the truth
 //! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
 //! 40    node u64 · incarnation u64 · epoch u64
-//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2), has forgotten (4)
+//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2), has forgotten (4), fresh (8), remembers (16)
 //! 104   auto leave u32 · members u32 · 32 members of 88 B
 //! 2928  boot u128: of the host, since when it may hold frames in memory only of which it has told others; 0: none
+//! 2944  met u32 · name u32 (bytes) · name 64 B · 32 of node u64 · incarnation u64: whom it has met
 //!
 //! member 88 B            node u64 · part u32 · length u32 · address 72 B
 //! membership frame       transition u32 · changes u32 · changes: members whose part is what they become, 0: gone
@@ -23,8 +24,10 @@ pub const ADDRESS_MAX: usize = 72;
 /// Bytes of a slot of `raft.meta`.
 pub const SLOT_LEN: usize = 4096;
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"TAPERAFT");
-/// Version 1 did not have `boot`, and nothing of it was forgotten.
-pub(super) const VERSION: u32 = 2;
+/// Version 1 did not have `boot`, and nothing of it was forgotten; version 2 had met nobody, and nothing was fresh.
+pub(super) const VERSION: u32 = 3;
+/// Bytes of a cluster's name that are kept, at most.
+pub const NAME_MAX: usize = 64;
 
 /// Counts towards a majority.
 pub const VOTER: u32 = 1;
@@ -64,13 +67,17 @@ pub(super) struct Slot {
     pub(super) count: u32,
     pub(super) members: [RawMember; MEMBERS_MAX],
     pub(super) boot: [u64; 2],
-    pub(super) reserved: [u64; 144],
+    pub(super) met_count: u32,
+    pub(super) name_len: u32,
+    pub(super) name: [u8; NAME_MAX],
+    pub(super) met: [[u64; 2]; MEMBERS_MAX],
+    pub(super) reserved: [u64; 71],
 }
 
 const _: () = {
     assert!(size_of::<Slot>() == SLOT_LEN && size_of::<RawMember>() == 88);
     assert!(std::mem::offset_of!(Slot, term) == 64 && std::mem::offset_of!(Slot, members) == 112);
-    assert!(std::mem::offset_of!(Slot, boot) == 2928);
+    assert!(std::mem::offset_of!(Slot, boot) == 2928 && std::mem::offset_of!(Slot, met_count) == 2944);
 };
 
 /// A member, and which part it has.

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::lsn::NodeId;
 
 /// Version of these messages; both ends are of one installation.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Most bytes of one message.
 pub const MESSAGE_MAX: usize = 16 << 20;
 /// Number of raft's message that frames come with.
@@ -63,6 +63,13 @@ pub enum Message {
         last: u64,
         /// Whether it waits for a copy of the leader's store.
         lacks_copy: bool,
+    },
+    /// The replication process: this node does not hear this host, for this reason.
+    Unheard {
+        /// Which.
+        node: NodeId,
+        /// Its words.
+        reason: String,
     },
     /// Storage that leads: its log does not reach back to what a node lacks, which is to fetch a copy of the store.
     Stranded {
@@ -112,8 +119,8 @@ pub struct Identity {
     pub cluster: u128,
     /// This host's number.
     pub node: NodeId,
-    /// Which life of this node: a node that lost its files begins another.
-    pub incarnation: u64,
+    /// What it says of itself to hosts that it meets.
+    pub greeting: Greeting,
     /// Rises at every forced promotion.
     pub epoch: u64,
     /// This start of storage.
@@ -128,6 +135,19 @@ pub struct Identity {
     pub election_ms: u64,
     /// Whether it says that it has a frame before that is on its disk.
     pub is_lossy: bool,
+}
+
+/// What a host says of itself to another one that it meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// Its number.
+    pub node: NodeId,
+    /// Which life of this node: a node that lost its files begins another.
+    pub incarnation: u64,
+    /// Whether it has never voted yet.
+    pub is_fresh: bool,
+    /// The hosts that it was initialised with, as one number; 0: its members are as of something else.
+    pub founders: u64,
 }
 
 /// A member of the cluster.
@@ -269,6 +289,8 @@ impl Raft {
 pub enum Command {
     /// How does it stand?
     Status,
+    /// The replication process: another host has said who it is. Note it, or say why it is not heard.
+    Greet(Greeting),
     /// Make this node, which is to hold the log and not to vote, a member.
     Add {
         /// Its number: never one that was used.
@@ -336,8 +358,10 @@ pub struct Report {
     pub is_lossy: bool,
     /// Whether it waits for a copy of the leader's store.
     pub lacks_copy: bool,
-    /// Whether it does not vote until it has it: it may have forgotten frames.
+    /// Whether it does not vote: it may have voted before, or have had frames, and not know it.
     pub is_mute: bool,
+    /// What keeps it from voting or leading, if an operator has to know; else empty.
+    pub waits: String,
 }
 
 impl Message {

@@ -4,9 +4,12 @@
 //! the higher `seq` is the truth and the other is overwritten next, so a torn write leaves the older one; between changes
 //! both say the same, so that no damage to one brings an older vote back.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::format::{ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, OUTGOING, SLOT_LEN, Seat, Slot, VERSION, VOTER};
+use super::format::{
+    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, NAME_MAX, OUTGOING, SLOT_LEN, Seat, Slot, VERSION, VOTER,
+};
 use super::message::{EPOCH_MAX, TERM_MAX};
 use crate::disk::{Disk, DiskFile, Open, publish};
 use crate::error::{Error, Result};
@@ -22,7 +25,7 @@ pub struct Meta {
     pub store_id: u128,
     /// This host's number.
     pub node: NodeId,
-    /// Which life of this node.
+    /// Which life of this node: drawn when it was initialised.
     pub incarnation: u64,
     /// Forced promotions so far.
     pub epoch: u64,
@@ -37,7 +40,8 @@ pub struct Meta {
     /// Whether the leader ends a time of two majorities by itself.
     pub auto_leave: bool,
     /// Whether it has yet to get a copy of another host's store: until then it knows neither the members as of a frame nor
-    /// what their changes in the log are to be applied to, and takes no frames. It votes: it has promised nothing yet.
+    /// what their changes in the log are to be applied to, and takes no frames. Nor does it vote: its number may have been
+    /// used before.
     pub joins: bool,
     /// Whether it has been told to rejoin after a forced promotion: it may hold what nobody else has.
     pub rejoins: bool,
@@ -46,6 +50,14 @@ pub struct Meta {
     pub has_forgotten: bool,
     /// The boot of the host since when it may have told others of frames that are not on its disk; 0: it has not.
     pub boot: u128,
+    /// Whether it has yet to be met by enough of the other founders: until then it takes no frames and does not vote.
+    pub is_fresh: bool,
+    /// Whether it has noted whom it has met ever since it is in the cluster.
+    pub remembers: bool,
+    /// Name of the cluster, if it is known and not too long.
+    pub name: String,
+    /// Of each other member that it has met, the incarnation.
+    pub met: BTreeMap<NodeId, u64>,
     /// The members.
     pub seats: Vec<Seat>,
 }
@@ -69,6 +81,10 @@ impl Meta {
             rejoins: false,
             has_forgotten: false,
             boot: 0,
+            is_fresh: false,
+            remembers: false,
+            name: String::new(),
+            met: BTreeMap::new(),
             seats,
         }
     }
@@ -121,6 +137,10 @@ impl Meta {
     /// its number, its votes and its term are its own.
     pub fn filled(self, copy: Meta, term: u64) -> Meta {
         let newest = self.term.max(term);
+        let is_other_member = |node: &NodeId| *node != self.node && copy.seats.iter().any(|s| s.node == *node);
+        // Who leads knows of members that have gone and come back.
+        let known = self.met.iter().chain(&copy.met).map(|(node, incarnation)| (*node, *incarnation));
+        let met = known.filter(|(node, _)| is_other_member(node)).collect();
         Meta {
             epoch: copy.epoch.max(self.epoch),
             term: newest,
@@ -133,6 +153,7 @@ impl Meta {
             has_forgotten: false,
             // All of it is on the disk.
             boot: 0,
+            met,
             seats: copy.seats,
             ..self
         }
@@ -182,6 +203,11 @@ impl Meta {
         (slot.node, slot.incarnation, slot.epoch) = (self.node.0, self.incarnation, self.epoch);
         (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
         slot.joins = u64::from(self.joins) | u64::from(self.rejoins) << 1 | u64::from(self.has_forgotten) << 2;
+        slot.joins |= u64::from(self.is_fresh) << 3 | u64::from(self.remembers) << 4;
+        let name = self.name.as_bytes().get(..NAME_MAX.min(self.name.len())).unwrap_or(&[]);
+        (slot.met_count, slot.name_len) = (self.met.len().min(MEMBERS_MAX) as u32, name.len() as u32);
+        slot.name.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+        slot.met.iter_mut().zip(&self.met).for_each(|(to, (node, incarnation))| *to = [node.0, *incarnation]);
         slot.boot = [self.boot as u64, (self.boot >> 64) as u64];
         (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.seats.len() as u32);
         for (to, from) in slot.members.iter_mut().zip(&self.seats) {
@@ -227,6 +253,11 @@ fn parse(bytes: &[u8]) -> Parsed {
         }
     }
     let ([low, high], [boot_low, boot_high]) = (slot.store_id, slot.boot);
+    let Some(met) = slot.met.get(..slot.met_count as usize) else {
+        return bad("members met in raft.meta", u64::from(slot.met_count));
+    };
+    let name = slot.name.get(..slot.name_len as usize).and_then(|n| str::from_utf8(n).ok());
+    let Some(name) = name else { return bad("name in raft.meta", u64::from(slot.name_len)) };
     let meta = Meta {
         store_id: u128::from(low) | u128::from(high) << 64,
         node: NodeId(slot.node),
@@ -241,6 +272,10 @@ fn parse(bytes: &[u8]) -> Parsed {
         rejoins: slot.joins & 2 != 0,
         has_forgotten: slot.joins & 4 != 0,
         boot: u128::from(boot_low) | u128::from(boot_high) << 64,
+        is_fresh: slot.joins & 8 != 0,
+        remembers: slot.joins & 16 != 0,
+        name: name.to_owned(),
+        met: met.iter().map(|[node, incarnation]| (NodeId(*node), *incarnation)).collect(),
         seats,
     };
     Parsed::Valid(slot.seq, Box::new(meta))
@@ -393,6 +428,25 @@ mod tests {
                 other => panic!("{len}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read_and_what_this_one_adds_comes_back() {
+        let disk = SimDisk::new();
+        let path = Path::new(DIR).join(NAME);
+        MetaFile::create(&disk, Path::new(DIR), &Meta::alone(6, 1)).unwrap();
+        for version in 1..VERSION {
+            let mut slot: Slot = bytemuck::pod_read_unaligned(&Meta::alone(5, 1).encode(1));
+            (slot.version, slot.crc) = (version, 0);
+            slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
+            disk.overwrite(&path, bytemuck::bytes_of(&slot).to_vec());
+            assert_eq!(read(&disk, Path::new(DIR)).unwrap(), Some(Meta::alone(5, 1)));
+        }
+        let met = (2..=32).map(|n| (NodeId(n), n << 40)).collect();
+        let whole = Meta { is_fresh: true, remembers: true, name: "n".repeat(NAME_MAX), met, ..Meta::alone(5, 1) };
+        let mut file = MetaFile::open(&disk, Path::new(DIR)).unwrap();
+        file.update(whole.clone()).unwrap();
+        assert_eq!(read(&disk, Path::new(DIR)).unwrap(), Some(whole));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod format;
 pub mod frames;
+mod introduction;
 pub mod message;
 pub mod meta;
 pub mod node;

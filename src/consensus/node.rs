@@ -22,6 +22,7 @@ use raft::{RawNode, StateRole};
 
 use super::format::{Change, Seat, Transition, VOTER};
 use super::frames::Frames;
+use super::introduction::Meetings;
 use super::members::{conf_change, conf_state, seats};
 use super::message::{Member, Raft, Role, State, TERM_MAX};
 use super::meta::{Meta, MetaFile};
@@ -89,6 +90,7 @@ pub struct Node {
     /// Frames that count once they are durable in any case: changes of members, facts.
     weighty: BTreeSet<u64>,
     pub(super) others: Others,
+    pub(super) meetings: Meetings,
     /// Whether members have changed since [`Node::take_members`].
     members_changed: bool,
 }
@@ -151,6 +153,7 @@ impl Node {
             is_lossy: options.is_lossy(),
             weighty: BTreeSet::new(),
             others: Others::default(),
+            meetings: Meetings::default(),
             members_changed: true,
         };
         node.pump()?;
@@ -160,6 +163,11 @@ impl Node {
     /// Who this is.
     pub fn meta(&self) -> &Meta {
         self.meta.meta()
+    }
+
+    /// Makes `meta` the truth, durably.
+    pub(super) fn update_meta(&mut self, meta: Meta) -> Result<()> {
+        self.meta.update(meta)
     }
 
     /// The frames.
@@ -235,9 +243,8 @@ impl Node {
         self.pump()
     }
 
-    /// Whether it neither votes nor stands for election: what it has helped to commit may not be in its log.
     fn is_mute(&self) -> bool {
-        self.meta.meta().has_forgotten
+        self.meta.meta().is_mute()
     }
 
     fn votes_alone(&self) -> bool {
@@ -293,10 +300,8 @@ impl Node {
         let before = self.raw.raft.raft_log.last_index();
         check(message, &self.raw.raft)?;
         let is_ahead = message.kind == MessageType::MsgHeartbeat as u8 && message.commit > before;
-        if is_ahead && !self.is_mute() {
-            // Raft takes it for granted that this cannot be.
-            let cause = format!("frame {} is committed, and this log ends with {before}", message.commit);
-            return Err(Error::Consensus { what: "hear a leader", cause });
+        if is_ahead && !self.is_mute() && message.term >= self.raw.raft.term {
+            self.has_lost(message.commit, before)?;
         }
         let mut message = from_wire(message)?;
         if is_ahead {
@@ -319,6 +324,18 @@ impl Node {
         let took = self.raw.raft.raft_log.last_index().saturating_sub(before);
         self.pump()?;
         Ok(took)
+    }
+
+    /// The leader counts on this host for frame `index`, and the log ends with `last`: it has been put back to what it was
+    /// before, by whoever has. It takes nothing in and does not vote until it has a copy of the leader's store.
+    fn has_lost(&mut self, index: u64, last: u64) -> Result<()> {
+        tracing::error!(
+            index,
+            last,
+            "the leader has frames of this host's acknowledgement that are not in its log: the store has been put back to an earlier \
+             state. This host does not vote until it has a copy of the leader's store, which it fetches by itself"
+        );
+        self.meta.update(Meta { has_forgotten: true, ..self.meta.meta().clone() })
     }
 
     /// What was sent to `node` may not have arrived.
@@ -555,7 +572,10 @@ impl Node {
             let commit = meta.commit.max(entry.index);
             let (membership, auto_leave) = (entry.index, state.auto_leave);
             self.raw.mut_store().conf_state = state;
-            self.meta.update(Meta { seats, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
+            // A number that is no member's any more may come back with another store.
+            let mut met = meta.met.clone();
+            met.retain(|node, _| seats.iter().any(|s| s.node == *node));
+            self.meta.update(Meta { seats, met, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
             self.members_changed = true;
             self.resign();
         }

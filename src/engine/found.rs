@@ -4,10 +4,12 @@
 //! same members, or do not start: they would never agree; `store.meta` says that a store is of a cluster before `raft.meta`
 //! says of which hosts, so that the one is missed without the other.
 
+use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::path::Path;
 
 use crate::consensus::MetaFile;
-use crate::consensus::format::{LEARNER, Seat, VOTER};
+use crate::consensus::format::{LEARNER, NAME_MAX, Seat, VOTER};
 use crate::consensus::message::Member;
 use crate::consensus::meta::{self, Meta};
 use crate::disk::Disk;
@@ -74,24 +76,32 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     let part = |m: &Member| if founding.joins && m.node == founding.node { LEARNER } else { VOTER };
     let seat = |m: &Member| Seat { node: m.node, part: part(m), address: m.address.clone() };
     let seats = founding.members.iter().map(seat).collect();
+    let term = known.map_or(0, |k| u64::from(k.term.0));
+    let before = raft.clone().unwrap_or_else(|| Meta::alone(id, term));
+    let meta = Meta {
+        node: founding.node,
+        seats,
+        epoch: before.epoch.max(founding.epoch),
+        joins: founding.joins,
+        incarnation: drawn(now),
+        is_fresh: !founding.joins && founding.members.len() > 1,
+        remembers: true,
+        name: if founding.cluster.len() <= NAME_MAX { founding.cluster.clone() } else { String::new() },
+        ..before
+    };
+    meta.check()?;
     match raft {
-        None => {
-            let term = known.map_or(0, |k| u64::from(k.term.0));
-            MetaFile::create(
-                disk,
-                dir,
-                &Meta { node: founding.node, seats, epoch: founding.epoch, joins: founding.joins, ..Meta::alone(id, term) },
-            )?;
-        }
-        Some(before) => {
-            let changed =
-                Meta { node: founding.node, seats, epoch: before.epoch.max(founding.epoch), joins: founding.joins, ..before };
-            changed.check()?;
-            MetaFile::open(disk, dir)?.update(changed)?;
-        }
+        None => drop(MetaFile::create(disk, dir, &meta)?),
+        Some(_) => MetaFile::open(disk, dir)?.update(meta)?,
     }
     disk.sync_dir(dir)?;
     Ok(id)
+}
+
+/// A number that no other host that is initialised draws.
+fn drawn(now: Ts) -> u64 {
+    // Its keys are drawn by the system.
+    std::collections::hash_map::RandomState::new().hash_one(now.0).max(1)
 }
 
 /// Makes `store.meta` say whether the store in `dir` is of a cluster.
@@ -164,7 +174,18 @@ pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
         let seats = own.map(|s| Seat { part: VOTER, ..s.clone() }).collect();
         let (term, epoch) = (before.term.saturating_add(TERMS_SKIPPED), before.epoch.saturating_add(1));
         // What it may have forgotten is part of what is lost.
-        Ok(Meta { term, vote: 0, epoch, seats, auto_leave: false, has_forgotten: false, boot: 0, ..before.clone() })
+        Ok(Meta {
+            term,
+            vote: 0,
+            epoch,
+            seats,
+            auto_leave: false,
+            has_forgotten: false,
+            boot: 0,
+            is_fresh: false,
+            met: BTreeMap::new(),
+            ..before.clone()
+        })
     })
 }
 
@@ -186,8 +207,10 @@ pub fn rejoin(disk: &dyn Disk, dir: &Path, epoch: u64, leader: &Member) -> Resul
             Seat { node: leader.node, part: VOTER, address: leader.address.clone() },
             Seat { node: before.node, part: LEARNER, address: own },
         ];
-        let incarnation = before.incarnation + 1;
+        let incarnation = before.incarnation.wrapping_add(1).max(1);
         // Changes of members that it has carried out are not carried out again.
-        Ok(Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() })
+        let changed = Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() };
+        // Another epoch is another cluster: who was met in this one is met anew.
+        Ok(Meta { is_fresh: false, met: BTreeMap::new(), ..changed })
     })
 }

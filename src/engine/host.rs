@@ -23,7 +23,7 @@ use super::requests::{Levels, Request, Requests};
 use super::sessions::{Sessions, Taken};
 use crate::bus::BatchHeader;
 use crate::consensus::Options;
-use crate::consensus::message::{Identity, Message};
+use crate::consensus::message::{Command, Identity, Message};
 use crate::error::Result;
 use crate::lsn::NodeId;
 use crate::sabotage::{self, Sabotage};
@@ -162,7 +162,13 @@ impl Host {
     pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
         let for_replication = matches!(
             message,
-            Message::Raft(_) | Message::Unreachable(_) | Message::Relay { .. } | Message::Reached { .. } | Message::Filled
+            Message::Raft(_)
+                | Message::Unreachable(_)
+                | Message::Relay { .. }
+                | Message::Reached { .. }
+                | Message::Unheard { .. }
+                | Message::Filled
+                | Message::Command { command: Command::Greet(_), .. }
         );
         if for_replication && !is_replication {
             tracing::warn!("a process that is not the replication process sends for other hosts; its message is dropped");
@@ -182,6 +188,7 @@ impl Host {
                 log.node_mut().reached(node, last, lacks_copy);
                 self.replica.reached(node, epoch, log)?;
             }
+            Message::Unheard { node, reason } => log.node_mut().refused(node, reason),
             Message::Filled => self.replica.filled(log),
             Message::Welcome(_)
             | Message::Refused(_)

@@ -80,6 +80,7 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
     let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` says who is"));
     match command {
         Command::Status => {}
+        Command::Greet(greeting) => node.greet(&greeting)?,
         Command::Add { node: new, address } => {
             if address.is_empty() || address.len() > crate::consensus::format::ADDRESS_MAX || new == NodeId(0) {
                 return Err(Error::invalid("member", "its number is above 0, and its address host:port"));
@@ -115,6 +116,7 @@ fn report(log: &Log) -> Report {
         progress: node.progress(),
         is_lossy: log.is_lossy(),
         lacks_copy: node.meta().lacks_copy(),
-        is_mute: node.meta().has_forgotten,
+        is_mute: node.meta().is_mute(),
+        waits: node.waits().unwrap_or_default(),
     }
 }

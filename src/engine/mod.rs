@@ -328,7 +328,7 @@ fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &O
     Identity {
         cluster: meta.store_id,
         node: meta.node,
-        incarnation: meta.incarnation,
+        greeting: meta.greeting(),
         epoch: meta.epoch,
         session,
         segment_size,

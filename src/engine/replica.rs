@@ -48,7 +48,7 @@ pub(super) struct Replica {
     shown: Option<State>,
     committed: u64,
     durable: u64,
-    /// Whether this host, of a pair, has been in touch with the other, and nobody was promoted by force.
+    /// Whether this host, of a pair, leads without having been in touch with the other: an operator has said so.
     may_lead: bool,
     /// Whether it has been logged that another was.
     is_fenced: bool,
@@ -134,8 +134,7 @@ impl Replica {
         // One tick however long it was: after a pause nothing is overdue.
         self.ticked = now;
         // One that elects itself asks nobody: it waits until it knows that nobody was promoted in its place.
-        let leads = log.node().state().role == Role::Leader;
-        if leads || self.may_lead || !log.node().is_pair() {
+        if self.may_lead || log.node().may_elect_itself() {
             log.node_mut().tick()?;
         }
         members::show_needed(log, self.options.retain_bytes);
@@ -174,13 +173,13 @@ impl Replica {
     ///
     /// # Errors
     /// [`Error::Consensus`]: this host leads, and another was promoted in its place.
-    pub(super) fn reached(&mut self, node: NodeId, epoch: u64, log: &Log) -> Result<()> {
-        let own = log.node().meta().epoch;
+    pub(super) fn reached(&mut self, node: NodeId, epoch: u64, log: &mut Log) -> Result<()> {
         if epoch > EPOCH_MAX {
             tracing::warn!(node = node.0, epoch, "another host names an epoch that cannot be; it is not believed");
             return Ok(());
         }
-        self.may_lead |= epoch <= own;
+        log.node_mut().met(node, epoch)?;
+        let own = log.node().meta().epoch;
         if epoch <= own {
             return Ok(());
         }
@@ -223,8 +222,8 @@ impl Replica {
         if raft.heads.is_empty() {
             return step(log, &raft).map(drop);
         }
-        if log.node().meta().lacks_copy() {
-            // It does not know yet what they follow.
+        if log.node().meta().is_mute() {
+            // It does not know yet what they follow, or has had them before and does not know it.
             return Ok(());
         }
         let bytes = raft.frames.len() as u64;

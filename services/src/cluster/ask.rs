@@ -109,10 +109,11 @@ async fn connect(store: &Path, far: &Far, address: &str) -> Outcome<Channel> {
     endpoint.connect().await.map_err(away)
 }
 
+/// `command` as it is asked from afar; what only a replication process asks of its own storage is asked as status.
 fn to_proto(command: Command) -> proto::Command {
     use proto::command::Command as To;
     let command = match command {
-        Command::Status => To::Status(true),
+        Command::Status | Command::Greet(_) => To::Status(true),
         Command::Add { node, address } => To::Add(proto::Member { node: node.0, address, is_voter: false }),
         Command::Promote(node) => To::Promote(node.0),
         Command::Remove(node) => To::Remove(node.0),
@@ -152,5 +153,6 @@ fn from_proto(report: proto::Report) -> Option<Report> {
         is_lossy: report.is_lossy,
         lacks_copy: report.lacks_copy,
         is_mute: report.is_mute,
+        waits: report.waits,
     })
 }

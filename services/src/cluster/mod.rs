@@ -300,7 +300,7 @@ fn show(report: &Report, format: Format) -> Outcome {
         let object = serde_json::json!({
             "node": report.node.0, "role": role(state.role), "term": state.term, "epoch": report.epoch,
             "leader": state.leader.map(|l| l.0), "last_frame": state.last, "committed_frame": state.committed,
-            "flush": if report.is_lossy { "interval" } else { "always" }, "lacks_copy": report.lacks_copy, "votes_again_later": report.is_mute, "last_term": state.last_term,
+            "flush": if report.is_lossy { "interval" } else { "always" }, "lacks_copy": report.lacks_copy, "votes_again_later": report.is_mute, "waits": report.waits, "last_term": state.last_term,
             "appended": appended, "durable": durable, "committed": committed, "members": members.collect::<Vec<_>>(),
         });
         say(object);
@@ -322,8 +322,11 @@ fn show(report: &Report, format: Format) -> Outcome {
             .to_owned());
     }
     if report.lacks_copy {
-        let until = if report.is_mute { ", and does not vote until it has it: it may have forgotten frames" } else { "" };
+        let until = if report.is_mute { ", and does not vote until it has it" } else { "" };
         say(format!("  it waits for a copy of the leader's store{until}"));
+    }
+    if !report.waits.is_empty() {
+        say(format!("  {}", report.waits));
     }
     let mut t = table(&["node", "address", "votes", "heard of", "lag records", "lag bytes", "lag"]);
     for m in &report.members {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tapestore::consensus::message::{EPOCH_MAX, Member, Message, Raft};
+use tapestore::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Raft};
 use tapestore::wal;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,7 +22,9 @@ use super::session::{Known, ToStorage};
 use super::{Counters, Options, count, local, tls, wire};
 
 /// The version of the protocol between hosts.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
+/// Says in a status that this host's storage does not hear the other host's.
+pub const UNHEARD: &str = "tape-unheard";
 /// Control messages that wait at most; consensus says again what is lost.
 const CONTROL_MAX: usize = 1024;
 /// Bytes of publishers' batches that wait for a host at most: what is dropped, its publisher sends again.
@@ -184,7 +186,9 @@ impl Peer {
             cluster: known.identity.cluster.to_le_bytes().to_vec().into(),
             node: known.identity.node.0,
             to: self.member.node.0,
-            incarnation: known.identity.incarnation,
+            incarnation: known.identity.greeting.incarnation,
+            is_fresh: known.identity.greeting.is_fresh,
+            founders: known.identity.greeting.founders,
             epoch: known.identity.epoch,
             version_min: VERSION,
             version_max: VERSION,
@@ -200,12 +204,19 @@ impl Peer {
                 if let Some(epoch) = status.metadata().get("tape-epoch").and_then(|v| v.to_str().ok()?.parse().ok()) {
                     self.storage.control(&Message::Reached { node: self.member.node, epoch, last: 0, lacks_copy: false }).await?;
                 }
+                if status.metadata().contains_key(UNHEARD) {
+                    let reason = status.message().to_owned();
+                    self.storage.control(&Message::Unheard { node: self.member.node, reason }).await?;
+                }
                 return Err(status.message().to_owned().into());
             }
         };
         if reply.epoch > EPOCH_MAX {
             return Err(format!("it says that it is of epoch {}, which cannot be", reply.epoch).into());
         }
+        let (node, incarnation) = (self.member.node, reply.incarnation);
+        let greeting = Greeting { node, incarnation, is_fresh: reply.is_fresh, founders: reply.founders };
+        self.storage.ask(Command::Greet(greeting)).await?;
         let ticket = reply.ticket;
         let (node, lacks_copy) = (self.member.node, reply.lacks_copy);
         self.storage.control(&Message::Reached { node, epoch: reply.epoch, last: reply.last, lacks_copy }).await?;

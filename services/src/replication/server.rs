@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tapestore::consensus::format::ADDRESS_MAX;
-use tapestore::consensus::message::{Command, EPOCH_MAX, Member, Message};
+use tapestore::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Report};
 use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::peer::VERSION;
+use super::peer::{UNHEARD, VERSION};
 use super::proto::admin_server::{Admin, AdminServer};
 use super::proto::peer_server::{Peer, PeerServer};
 use super::proto::supply_server::SupplyServer;
@@ -147,7 +147,8 @@ impl Host {
         Ok((known, node))
     }
 
-    fn greet(&self, known: &Known, hello: &HelloRequest) -> Result<HelloReply, Status> {
+    /// Whether who says `hello` is of this cluster, and to be understood.
+    fn check(known: &Known, hello: &HelloRequest) -> Result<(), Status> {
         let own = &known.identity;
         if hello.cluster[..] != own.cluster.to_le_bytes() {
             return Err(Status::failed_precondition("this host is of another cluster"));
@@ -179,6 +180,26 @@ impl Host {
             status.metadata_mut().insert("tape-epoch", own.epoch.into());
             return Err(status);
         }
+        Ok(())
+    }
+
+    /// Storage notes who says `hello`, or says why that host is not heard.
+    async fn greet(&self, known: &Known, hello: &HelloRequest) -> Result<Report, Status> {
+        let HelloRequest { node, incarnation, is_fresh, founders, .. } = *hello;
+        let greeting = Greeting { node: NodeId(node), incarnation, is_fresh, founders };
+        known.storage.ask(Command::Greet(greeting)).await.map_err(|why| match why.strip_prefix("invalid host: ") {
+            Some(reason) => {
+                let mut status = Status::failed_precondition(reason);
+                status.metadata_mut().insert(UNHEARD, 1u32.into());
+                status
+            }
+            None => Status::unavailable(why),
+        })
+    }
+
+    /// Who says `hello` has a ticket from now on.
+    fn admit(&self, known: &Known, hello: &HelloRequest, report: &Report) -> Result<HelloReply, Status> {
+        let own = &known.identity;
         let ticket = fastrand::u64(1..1 << 62);
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         if tickets.len() >= TICKETS_MAX && !tickets.contains_key(&NodeId(hello.node)) {
@@ -192,7 +213,9 @@ impl Host {
             // It says so again when it dials again.
             self.strangers.try_send(Member { node, address, is_voter: false }).ok();
         }
-        Ok(HelloReply { ticket, version: VERSION, incarnation: own.incarnation, epoch: own.epoch, last: 0, lacks_copy: false })
+        let Greeting { incarnation, is_fresh, founders, .. } = own.greeting;
+        let (last, lacks_copy) = (report.state.last, report.lacks_copy);
+        Ok(HelloReply { ticket, version: VERSION, incarnation, epoch: own.epoch, last, lacks_copy, is_fresh, founders })
     }
 
     /// Passes what comes on a stream on to storage.
@@ -284,10 +307,11 @@ impl Peer for Host {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let known = self.known()?;
         self.proves_host(&request, &known, NodeId(request.get_ref().node))?;
-        let reply = self.greet(&known, request.get_ref()).map_err(|s| self.refuse(s))?;
+        let hello = request.get_ref();
+        Host::check(&known, hello).map_err(|s| self.refuse(s))?;
         // A leader whose log does not reach back far enough learns only here that it does by now.
-        let report = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?;
-        Ok(Response::new(HelloReply { last: report.state.last, lacks_copy: report.lacks_copy, ..reply }))
+        let report = self.greet(&known, hello).await.map_err(|s| self.refuse(s))?;
+        Ok(Response::new(self.admit(&known, hello, &report).map_err(|s| self.refuse(s))?))
     }
 
     async fn control(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {

@@ -255,6 +255,7 @@ impl Session {
                 | Message::Unreachable(_)
                 | Message::Command { .. }
                 | Message::Reached { .. }
+                | Message::Unheard { .. }
                 | Message::Filled => {}
             }
         }

@@ -128,6 +128,7 @@ pub fn report(report: &Report) -> proto::Report {
         lacks_copy: report.lacks_copy,
         is_mute: report.is_mute,
         last_term: report.state.last_term,
+        waits: report.waits.clone(),
     }
 }
 

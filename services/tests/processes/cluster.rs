@@ -595,6 +595,8 @@ fn hello(node: u64, to: u64) -> HelloRequest {
         version_min: VERSION,
         version_max: VERSION,
         segment_size: 4 << 20,
+        is_fresh: false,
+        founders: 0,
         address: String::new(),
     }
 }

@@ -24,3 +24,4 @@ mod small_shm;
 mod tool;
 mod user_kinds;
 mod users;
+mod wiped;

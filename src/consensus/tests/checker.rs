@@ -53,6 +53,7 @@ impl Cluster {
         self.hosts.iter_mut().for_each(|h| (h.back_at, h.stalls_until, h.asked) = (0, 0, None));
         let healed = self.now + HEALING / 2;
         while self.now < healed {
+            self.replace();
             self.tick();
         }
         self.check_calm()?;

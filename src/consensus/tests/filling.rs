@@ -42,7 +42,7 @@ impl Cluster {
     }
 
     /// Whether nothing comes from one of the hosts to the other.
-    fn is_cut_off(&self, one: usize, other: usize) -> bool {
+    pub(super) fn is_cut_off(&self, one: usize, other: usize) -> bool {
         let (one, other) = (one as u64 + 1, other as u64 + 1);
         [(one, other), (other, one)].iter().any(|way| self.blocked.get(way).is_some_and(|until| *until > self.now))
     }
@@ -52,7 +52,8 @@ impl Cluster {
         let told = self.hosts[n].live.as_ref().map(|l| (l.node.frames().last(), l.node.meta().lacks_copy()));
         let Some((last, lacks)) = told else { return };
         for other in (0..self.hosts.len()).filter(|m| *m != n) {
-            if !self.hosts[n].greets || !self.hosts[other].leads() || self.is_cut_off(n, other) {
+            if !self.hosts[n].greets || !self.hosts[other].leads() || self.is_cut_off(n, other) || !self.hear_each_other(n, other)
+            {
                 continue;
             }
             if let Some(live) = self.hosts[other].live.as_mut() {
@@ -133,6 +134,7 @@ impl Cluster {
         host.inbox.clear();
         host.live = Some(start(&disk, how).unwrap());
         host.greets = true;
+        host.unmet = (0..9).filter(|m| *m != n).collect();
         host.disk = disk;
         self.tally.up("copies");
     }

@@ -11,6 +11,7 @@ mod filling;
 mod hostile;
 mod mutants;
 mod nemesis;
+mod wiped;
 mod world;
 
 use self::mutants::Mutant;
@@ -104,6 +105,14 @@ fn hosts_that_have_frames_in_memory_lose_nothing_that_was_acknowledged_while_mos
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 2;
     let sum = run_all(count, |seed| if seed % 5 == 4 { Aim::Forgotten } else { Aim::Memory });
     let enough = sum.of("power losses") >= count && sum.of("copies") >= count;
+    assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
+}
+
+#[test]
+fn a_host_that_is_wiped_and_initialised_again_costs_nothing_that_was_acknowledged() {
+    let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
+    let sum = run_all(count, |_| Aim::Wiped);
+    let enough = sum.of("wipes") >= count / 2 && sum.of("hosts refused") >= count / 2;
     assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
 }
 

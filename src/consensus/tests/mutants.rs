@@ -27,6 +27,8 @@ pub(super) enum Mutant {
     Forgetful,
     /// A copy of a leader's store need not hold all that the leader had when it was asked.
     OldCopy,
+    /// A host whose store was made anew under its number votes as if it had been there all the time.
+    WipedVotes,
     /// A frame does not say which one it follows, nor must its term be as high.
     Unchained,
 }
@@ -136,6 +138,7 @@ fn rules_that_are_broken_on_purpose_are_noticed() {
         (Mutant::Unchained, Aim::TornCut),
         (Mutant::Forgetful, Aim::Memory),
         (Mutant::OldCopy, Aim::Forgotten),
+        (Mutant::WipedVotes, Aim::Wiped),
     ] {
         let caught = (0..400).find_map(|seed| run(seed, aim, Some(mutant)).err());
         println!("{mutant:?}: {caught:?}");

@@ -23,6 +23,8 @@ pub(super) enum Aim {
     KilledThenPower,
     /// Power goes while a tail is cut, and again while others' frames are written in its place.
     TornCut,
+    /// A host's store is removed and made anew under its number, while who has what it had is away.
+    Wiped,
 }
 
 impl Aim {
@@ -38,6 +40,8 @@ pub(super) enum Act {
     Kill(usize),
     PowerLoss(usize),
     Isolate(usize, u64),
+    Wipe(usize),
+    Away(usize, u64),
 }
 
 impl Cluster {
@@ -62,7 +66,7 @@ impl Cluster {
     }
 
     /// Host `n` is not heard by others until then, nor hears them if `both`.
-    fn isolate(&mut self, n: usize, until: u64, both: bool) {
+    pub(super) fn isolate(&mut self, n: usize, until: u64, both: bool) {
         self.tally.up("partitions");
         for other in (1..=self.hosts.len() as u64).filter(|o| *o != n as u64 + 1) {
             self.blocked.insert((n as u64 + 1, other), until);
@@ -89,10 +93,14 @@ impl Cluster {
                 self.tear_again();
                 self.plan_a_trap();
             }
+            Aim::Wiped => {
+                self.plan_a_wipe();
+                self.replace();
+            }
         }
     }
 
-    fn is_at_peace(&self) -> bool {
+    pub(super) fn is_at_peace(&self) -> bool {
         self.script.is_empty() && self.blocked.values().all(|until| *until <= self.now)
     }
 
@@ -113,6 +121,13 @@ impl Cluster {
             Act::Kill(n) | Act::PowerLoss(n) if self.hosts[n].live.is_some() => {
                 self.ends(n, matches!(act, Act::PowerLoss(_)));
                 self.hosts[n].back_at = self.now + 1 + self.rng.below(3);
+            }
+            Act::Wipe(n) => self.wipe(n),
+            Act::Away(n, ticks) => {
+                if self.hosts[n].live.is_some() {
+                    self.ends(n, false);
+                }
+                self.hosts[n].back_at = self.now + ticks;
             }
             Act::Isolate(n, ticks) => self.isolate(n, self.now + ticks, true),
             Act::Kill(_) | Act::PowerLoss(_) => {}
@@ -263,7 +278,7 @@ impl Cluster {
     }
 
     /// A host that is no member and never was: it is told who the members are, and that it joins.
-    fn outsider(&mut self, seats: &[Seat]) -> Option<u64> {
+    pub(super) fn outsider(&mut self, seats: &[Seat]) -> Option<u64> {
         let is_free = |n: &u64| !self.gone.contains(n) && seats.iter().all(|s| s.node.0 != *n);
         if let Some(free) = (1..=self.hosts.len() as u64).find(is_free) {
             return Some(free);

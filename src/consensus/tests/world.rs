@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use super::super::frames::Frames;
 use super::super::message::{Raft, Role};
-use super::super::meta::{self, Meta};
+use super::super::meta;
 use super::super::*;
 use super::filling::Fetching;
 use super::mutants::{Lazy, Mutant};
 use super::nemesis::{Act, Aim};
+use super::wiped::initialised;
 use crate::disk::sim::{SimDisk, SimRng};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, Result};
@@ -100,6 +101,10 @@ pub(super) struct Host {
     /// Whether others may count on frames that it had in memory when its power went, and it has had no copy since.
     pub(super) is_forgetful: bool,
     pub(super) fetching: Option<Fetching>,
+    /// Hosts that it has yet to meet, since it was started.
+    pub(super) unmet: Vec<usize>,
+    /// How often it has been initialised before.
+    pub(super) life: u64,
     /// Whether its replication process has yet to tell a leader's of it, since it was started.
     pub(super) greets: bool,
 }
@@ -130,6 +135,8 @@ pub(super) struct Cluster {
     pub(super) script: VecDeque<(u64, Act)>,
     /// The newest term whose leader has been cut off.
     pub(super) trapped: u64,
+    /// Which host was wiped.
+    pub(super) wiped: Option<usize>,
     /// Members that an operator has wanted to be gone.
     pub(super) gone: BTreeSet<u64>,
     pub(super) hosts_max: usize,
@@ -152,6 +159,11 @@ pub(super) struct How {
     pub(super) mutant: Option<Mutant>,
     pub(super) is_lossy: bool,
     pub(super) boot: u128,
+}
+
+/// All hosts that there can be, but for `node`.
+fn others(node: u64) -> Vec<usize> {
+    (0..9).filter(|n| *n as u64 + 1 != node).collect()
 }
 
 pub(super) fn seat(node: u64, part: u32) -> Seat {
@@ -310,10 +322,8 @@ impl Live {
 
 impl Host {
     pub(super) fn new(node: u64, seats: Vec<Seat>, is_lossy: bool, joins: bool) -> Host {
-        let (disk, dir) = (SimDisk::new(), Path::new(DIR));
-        wal::create_if_absent(&disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) }).unwrap();
-        MetaFile::create(&disk, dir, &Meta { node: NodeId(node), seats, joins, ..Meta::alone(STORE, 0) }).unwrap();
-        let first_meta = disk.contents(&dir.join(meta::NAME)).unwrap();
+        let disk = initialised(node, 0, seats, joins);
+        let first_meta = disk.contents(&Path::new(DIR).join(meta::NAME)).unwrap();
         let live = Some(start(&disk, How { mutant: None, is_lossy, boot: 1 }).unwrap());
         Host {
             disk,
@@ -329,8 +339,15 @@ impl Host {
             boot: 1,
             is_forgetful: false,
             fetching: None,
+            unmet: others(node),
+            life: 0,
             greets: true,
         }
+    }
+
+    /// What it says is committed is compared from the beginning.
+    pub(super) fn compares_anew(&mut self) {
+        self.compared = 0;
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -342,7 +359,11 @@ impl Cluster {
     pub(super) fn new(seed: u64, aim: Aim, mutant: Option<Mutant>) -> Cluster {
         let mut rng = SimRng::new(seed);
         let count = if aim == Aim::Anything && rng.below(4) == 0 { 5 } else { 3 };
-        let hosts_max = if aim == Aim::Members { count + 1 + rng.below(2) as usize } else { count };
+        let hosts_max = match aim {
+            Aim::Members => count + 1 + rng.below(2) as usize,
+            Aim::Wiped => count + 1,
+            _ => count,
+        };
         let seats: Vec<Seat> = (1..=count as u64).map(|n| seat(n, format::VOTER)).collect();
         Cluster {
             seed,
@@ -355,6 +376,7 @@ impl Cluster {
             blocked: BTreeMap::new(),
             script: VecDeque::new(),
             trapped: 0,
+            wiped: None,
             gone: BTreeSet::new(),
             hosts_max,
             sent: Vec::new(),
@@ -409,6 +431,7 @@ impl Cluster {
             }
             let vote = |h: &Host| h.live.as_ref().map(|l| (l.node.meta().term, l.node.meta().vote));
             let before = vote(&self.hosts[n]);
+            self.meet(n);
             self.turn(n);
             self.greet(n);
             self.fill(n);
@@ -436,6 +459,7 @@ impl Cluster {
                 host.disk.clear_faults();
                 host.live = Some(Live { phase: self.rng.below(self.pace.tick), ..live });
                 host.greets = true;
+                host.unmet = others(n as u64 + 1);
                 true
             }
             Err(_) if host.disk.is_off() => {
@@ -468,7 +492,7 @@ impl Cluster {
         for raft in std::mem::take(&mut host.inbox) {
             if raft.heads.is_empty() {
                 live.step(&raft).unwrap();
-            } else if !live.node.meta().lacks_copy() {
+            } else if !live.node.meta().is_mute() {
                 live.waiting.push_back(raft);
             }
         }
@@ -526,6 +550,7 @@ impl Cluster {
         } else {
             host.live = Some(start(&host.disk, how).unwrap());
             host.greets = true;
+            host.unmet = others(n as u64 + 1);
         }
     }
 
@@ -536,9 +561,13 @@ impl Cluster {
 
     fn speak(&mut self, n: usize) {
         self.trap(n);
+        let hears: Vec<bool> = (0..self.hosts.len()).map(|other| self.hear_each_other(n, other)).collect();
         let host = &mut self.hosts[n];
         let Some(live) = host.live.as_mut() else { return };
         for raft in live.node.take_messages() {
+            if !hears.get(raft.to.0 as usize - 1).copied().unwrap_or(true) {
+                continue;
+            }
             let blocked = self.blocked.get(&(raft.from.0, raft.to.0)).is_some_and(|until| *until > self.now);
             if blocked || (self.pace.loss > 0 && self.rng.below(self.pace.loss) == 0) {
                 continue;

@@ -135,6 +135,14 @@ impl Hosts {
         stream.write_all(&Message::Hello { version: VERSION, pid: 1 }.encode().unwrap()).unwrap();
         bells.post();
         self.net.ends.lock().unwrap().insert(n, (stream.try_clone().unwrap(), bells));
+        // Each other one has spoken to it, and it to them: they have noted each other.
+        let running: Vec<u64> = self.net.ends.lock().unwrap().keys().copied().filter(|m| *m != n).collect();
+        for m in running {
+            for (from, to) in [(n, m), (m, n)] {
+                let reached = Message::Reached { node: NodeId(from), epoch: 0, last: 0, lacks_copy: false };
+                self.net.hand(NodeId(from), NodeId(to), &reached);
+            }
+        }
         let (net, wal_dir) = (self.net.clone(), self.store(n).join(wal::DIR));
         self.carriers[n as usize - 1] = Some(std::thread::spawn(move || {
             let mut received = Vec::new();

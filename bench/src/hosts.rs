@@ -335,7 +335,7 @@ impl Hosts {
         self.kill(node);
         eventually("the old host to be no member", || {
             let leader = self.leader_now(None)?;
-            self.ask(leader, Asked::Remove(NodeId(node))).ok();
+            self.ask(leader, Asked::Remove { node: NodeId(node), force: false }).ok();
             self.ask(leader, Asked::Status).ok().filter(|r| r.members.iter().all(|m| m.node.0 != node))
         })?;
         if let Ok(run_dir) = RunDir::find(&self.host(node).store) {
@@ -354,7 +354,9 @@ impl Hosts {
         self.make(next, true);
         self.start_host(next);
         // The others dial it without a link between.
-        for (asked, done) in [(Asked::Add { node: NodeId(next), address }, false), (Asked::Promote(NodeId(next)), true)] {
+        for (asked, done) in
+            [(Asked::Add { node: NodeId(next), address }, false), (Asked::Promote { node: NodeId(next), force: false }, true)]
+        {
             eventually("the new host to be a member", || {
                 let leader = self.leader_now(None)?;
                 self.ask(leader, asked.clone()).ok();

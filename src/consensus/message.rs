@@ -299,9 +299,19 @@ pub enum Command {
         address: String,
     },
     /// Let this learner vote.
-    Promote(NodeId),
+    Promote {
+        /// Which.
+        node: NodeId,
+        /// Even if fewer voters than a majority are there then.
+        force: bool,
+    },
     /// Make this node a member no longer.
-    Remove(NodeId),
+    Remove {
+        /// Which.
+        node: NodeId,
+        /// As with [`Command::Promote`].
+        force: bool,
+    },
     /// Let this node lead.
     Transfer(NodeId),
 }

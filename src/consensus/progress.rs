@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raft::StateRole;
 
+use super::format::{Change, VOTER};
 use super::message::Progress;
 use super::node::Node;
 use crate::lsn::NodeId;
@@ -93,6 +94,32 @@ impl Node {
         let mut seen: Vec<_> = seen.collect();
         seen.sort_by_key(|p| p.node);
         seen
+    }
+
+    /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there.
+    pub fn would_stop(&self, change: &Change) -> Option<String> {
+        let raft = &self.raw.raft;
+        let mut voters: BTreeSet<u64> = raft.prs().conf().voters().ids().iter().collect();
+        for seat in &change.seats {
+            if seat.part & VOTER != 0 {
+                voters.insert(seat.node.0)
+            } else {
+                voters.remove(&seat.node.0)
+            };
+        }
+        let progress = self.progress();
+        let is_there = |id: &u64| *id == raft.id || progress.iter().any(|p| p.node.0 == *id && p.is_active);
+        let away: Vec<String> = voters.iter().filter(|id| !is_there(id)).map(u64::to_string).collect();
+        if voters.len() - away.len() > voters.len() / 2 {
+            return None;
+        }
+        let voters: Vec<String> = voters.iter().map(u64::to_string).collect();
+        Some(format!(
+            "of the voters that there would be ({}) too few are heard of: node {} is away. Without a majority nothing is acknowledged, \
+             and no member can be changed. Start what is away, or remove that first; --force does it all the same",
+            voters.join(", "),
+            away.join(", node ")
+        ))
     }
 
     /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first

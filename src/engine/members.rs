@@ -75,7 +75,8 @@ pub(super) fn show_needed(log: &mut Log, most: u64) {
 pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
     let of = |node, part, address| Change { transition: Transition::Auto, seats: vec![Seat { node, part, address }] };
     let node = log.node_mut();
-    let known = node.meta().seats.iter().find(|s| matches!(&command, Command::Promote(n) | Command::Remove(n) if *n == s.node));
+    let is_named = |of: NodeId| matches!(&command, Command::Promote { node, .. } | Command::Remove { node, .. } if *node == of);
+    let known = node.meta().seats.iter().find(|s| is_named(s.node));
     let address = known.map(|s| s.address.clone());
     let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` says who is"));
     match command {
@@ -90,12 +91,21 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
             }
             node.change(of(new, LEARNER, address))?;
         }
-        Command::Promote(n) if node.progress().iter().any(|p| p.node == n && !p.has_caught_up()) => {
+        Command::Promote { node: n, .. } if node.progress().iter().any(|p| p.node == n && !p.has_caught_up()) => {
             let reason = "it lacks a second or more of the log, and a majority might have to wait for it. Try again when `tape cluster status` shows less";
             return Err(Error::invalid("promotion", format!("node {n}: {reason}")));
         }
-        Command::Promote(n) => node.change(of(n, VOTER, address.ok_or_else(|| missing(n))?))?,
-        Command::Remove(n) => node.change(of(n, 0, address.ok_or_else(|| missing(n))?))?,
+        Command::Promote { node: n, force } | Command::Remove { node: n, force } => {
+            let part = if matches!(command, Command::Promote { .. }) { VOTER } else { 0 };
+            let change = of(n, part, address.ok_or_else(|| missing(n))?);
+            if let Some(reason) = node.would_stop(&change).filter(|_| !force) {
+                return Err(Error::invalid("change of members", reason));
+            }
+            node.change(change)?;
+        }
+        Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && !p.is_active) => {
+            return Err(Error::invalid("transfer", format!("node {n} is not heard of")));
+        }
         Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && p.lacks_copy) => {
             return Err(Error::invalid("transfer", format!("node {n} waits for a copy of this store")));
         }

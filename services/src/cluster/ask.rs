@@ -112,14 +112,15 @@ async fn connect(store: &Path, far: &Far, address: &str) -> Outcome<Channel> {
 /// `command` as it is asked from afar; what only a replication process asks of its own storage is asked as status.
 fn to_proto(command: Command) -> proto::Command {
     use proto::command::Command as To;
+    let force = matches!(command, Command::Promote { force: true, .. } | Command::Remove { force: true, .. });
     let command = match command {
         Command::Status | Command::Greet(_) => To::Status(true),
         Command::Add { node, address } => To::Add(proto::Member { node: node.0, address, is_voter: false }),
-        Command::Promote(node) => To::Promote(node.0),
-        Command::Remove(node) => To::Remove(node.0),
+        Command::Promote { node, .. } => To::Promote(node.0),
+        Command::Remove { node, .. } => To::Remove(node.0),
         Command::Transfer(node) => To::Transfer(node.0),
     };
-    proto::Command { command: Some(command) }
+    proto::Command { command: Some(command), force }
 }
 
 fn from_proto(report: proto::Report) -> Option<Report> {

@@ -30,9 +30,9 @@ pub enum Cluster {
     /// Make a host a member that holds the log and does not vote; to be asked of the leader
     Add(Add),
     /// Let a member that has caught up vote
-    Promote(Node),
+    Promote(Change),
     /// Make a host a member no longer
-    Remove(Node),
+    Remove(Change),
     /// Hand the lead over
     Transfer(Node),
     /// Of a pair whose leader is gone: make this host, whose storage is stopped, the one that leads. What only the old
@@ -114,6 +114,18 @@ pub struct Node {
     far: Far,
 }
 
+/// A command that changes which hosts vote.
+#[derive(clap::Args, Debug)]
+pub struct Change {
+    /// The host's number
+    node: u64,
+    /// Even if too few of the hosts that vote then are there: nothing is acknowledged until more of them are
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    far: Far,
+}
+
 /// `tape cluster force-promote`.
 #[derive(clap::Args, Debug)]
 pub struct ForcePromote {
@@ -188,11 +200,11 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
         Cluster::Promote(args) => {
             wait_for(store, &args.far, NodeId(args.node))?;
             let votes = |r: &Report| r.members.iter().any(|m| m.node.0 == args.node && m.is_voter);
-            change(store, &args.far, Asked::Promote(NodeId(args.node)), format, votes)
+            change(store, &args.far, Asked::Promote { node: NodeId(args.node), force: args.force }, format, votes)
         }
         Cluster::Remove(args) => {
             let is_gone = |r: &Report| r.members.iter().all(|m| m.node.0 != args.node);
-            change(store, &args.far, Asked::Remove(NodeId(args.node)), format, is_gone)
+            change(store, &args.far, Asked::Remove { node: NodeId(args.node), force: args.force }, format, is_gone)
         }
         Cluster::Transfer(args) => {
             let leads = |r: &Report| r.state.leader == Some(NodeId(args.node));

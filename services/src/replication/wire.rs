@@ -86,11 +86,12 @@ pub fn from_proto(raft: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, S
 
 /// What an operator asks.
 pub fn command(command: proto::Command) -> Option<Command> {
+    let force = command.force;
     Some(match command.command? {
         proto::command::Command::Status(_) => Command::Status,
         proto::command::Command::Add(m) => Command::Add { node: NodeId(m.node), address: m.address },
-        proto::command::Command::Promote(node) => Command::Promote(NodeId(node)),
-        proto::command::Command::Remove(node) => Command::Remove(NodeId(node)),
+        proto::command::Command::Promote(node) => Command::Promote { node: NodeId(node), force },
+        proto::command::Command::Remove(node) => Command::Remove { node: NodeId(node), force },
         proto::command::Command::Transfer(node) => Command::Transfer(NodeId(node)),
     })
 }

@@ -81,6 +81,13 @@ fn a_host_that_is_wiped_and_initialised_as_before_does_not_vote_what_was_acknowl
     publish(&mut publisher, 5_000..6_000);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     drop(publisher);
+    // Without the other that is there nothing would be acknowledged.
+    let leader = hosts.leader();
+    let is_away = |s: &serde_json::Value| s["members"].as_array().unwrap().iter().any(|m| m["node"] == 1 && m["active"] == false);
+    eventually("the leader to see it", || hosts.status(leader).filter(is_away));
+    let refused = hosts.tape(leader, &["cluster", "remove", &(5 - leader).to_string()]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("node 1 is away") && said.contains("--force"), "{said}");
     hosts.start(1);
     eventually("all records", || (hosts.committed(1) >= Lsn(6_000)).then_some(()));
     let expected: Vec<u64> = (0..6_000).collect();

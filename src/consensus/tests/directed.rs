@@ -182,3 +182,24 @@ fn a_fact_waits_for_the_disks_where_records_do_not() {
     assert!(committed(&cluster) > index);
     cluster.check().unwrap();
 }
+
+#[test]
+fn a_change_after_which_too_few_voters_are_there_is_named_as_such() {
+    let (mut cluster, leader) = led();
+    let (other, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    let stops = |cluster: &Cluster, n: usize, part: u32| {
+        cluster.hosts[leader].live.as_ref().unwrap().node.would_stop(&change(n as u64 + 1, part))
+    };
+    for n in [other, third] {
+        assert_eq!(stops(&cluster, n, 0), None, "all are there");
+    }
+    cluster.ends(other, false);
+    cluster.hosts[other].back_at = u64::MAX;
+    (0..100).for_each(|_| cluster.tick());
+    assert_eq!(cluster.leader(), Some(leader));
+    let reason = stops(&cluster, third, 0).unwrap();
+    assert!(reason.contains(&format!("node {} is away", other + 1)) && reason.contains("--force"), "{reason}");
+    assert!(stops(&cluster, third, format::LEARNER).is_some());
+    assert!(stops(&cluster, 3, format::VOTER).is_some(), "one that is not there would vote");
+    assert_eq!(stops(&cluster, other, 0), None, "what is gone may go");
+}

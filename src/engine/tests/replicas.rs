@@ -364,7 +364,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     assert!(refusal.contains("does not lead"), "{refusal}");
     hosts.ask(first, Command::Transfer(NodeId(next))).unwrap();
     assert_eq!(hosts.leader(first), next);
-    hosts.ask(next, Command::Remove(NodeId(first))).unwrap();
+    hosts.ask(next, Command::Remove { node: NodeId(first), force: false }).unwrap();
     eventually("two members", || {
         hosts.ask(next, Command::Status).ok().filter(|r| r.members.len() == 2 && r.state.role == Role::Leader)
     });
@@ -372,12 +372,12 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     eventually("three members", || hosts.ask(next, Command::Status).ok().filter(|r| r.members.len() == 3));
     assert!(hosts.ask(next, Command::Add { node: NodeId(first), address: "x:1".to_owned() }).is_err());
     eventually("the learner to vote", || {
-        hosts.ask(next, Command::Promote(NodeId(first))).ok();
+        hosts.ask(next, Command::Promote { node: NodeId(first), force: false }).ok();
         hosts.ask(next, Command::Status).ok().filter(|r| r.members.iter().all(|m| m.is_voter))
     });
     let mut publisher = hosts.publisher(next, 1, Level::Quorum);
     publish(&mut publisher, 0, 10);
-    assert!(hosts.ask(next, Command::Remove(NodeId(77))).unwrap_err().contains("no member"));
+    assert!(hosts.ask(next, Command::Remove { node: NodeId(77), force: false }).unwrap_err().contains("no member"));
 }
 
 #[test]

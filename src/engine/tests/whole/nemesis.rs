@@ -181,8 +181,10 @@ impl World {
                 let address = format!("127.0.0.{}:1", n + 1);
                 ("additions", Command::Add { node: NodeId(n as u64 + 1), address })
             }
-            1 if learner.is_some() => ("promotions", Command::Promote(learner.unwrap_or_default())),
-            2 if voters.len() > 3 => ("removals", Command::Remove(other[self.rng.below(other.len() as u64) as usize])),
+            1 if learner.is_some() => ("promotions", Command::Promote { node: learner.unwrap_or_default(), force: false }),
+            2 if voters.len() > 3 => {
+                ("removals", Command::Remove { node: other[self.rng.below(other.len() as u64) as usize], force: false })
+            }
             _ => return Ok(()),
         };
         self.claims.tally.up(what);

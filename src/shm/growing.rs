@@ -147,7 +147,7 @@ mod tests {
     fn names_that_have_moved_to_the_store_are_found_by_readers_of_before_and_after() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(store.path(), dir.path().join(crate::shm::run_dir::BACK)).unwrap();
+        std::os::unix::fs::symlink(store.path(), dir.path().join(crate::shm::spill::BACK)).unwrap();
         let path = dir.path().join("symbols-2");
         let name = |i: u32| -> Name { format!("N:{i}").parse().unwrap() };
         let mut writer = SymbolsWriter::create(&path, 1_000_000).unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::compaction::retention::Rules;
 use crate::engine::Options;
 use crate::error::{Error, Result};
 
@@ -11,7 +12,11 @@ use crate::error::{Error, Result};
 /// [`Error::Io`]; [`Error::Invalid`] with the line and what is wrong there.
 pub fn storage(path: &Path) -> Result<Options> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    parse(&text).map_err(|reason| Error::Invalid { what: "configuration", reason: format!("{}: {reason}", path.display()) })
+    let invalid = |reason: String| Error::invalid("configuration", format!("{}: {reason}", path.display()));
+    let options = parse(&text).map_err(invalid)?;
+    // The names in it, before anything is begun by it.
+    Rules::new(&options.retention).map_err(|e| invalid(e.to_string()))?;
+    Ok(options)
 }
 
 fn parse(text: &str) -> std::result::Result<Options, String> {

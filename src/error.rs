@@ -242,6 +242,27 @@ pub enum Error {
         /// Who opened it.
         pid: u32,
     },
+    /// A storage process serves the store, and has not answered in time.
+    #[error("storage of {dir} has not answered in time: {why}. What is wrong says: tape status --store {dir}", dir = dir.display())]
+    Unanswered {
+        /// The store directory.
+        dir: PathBuf,
+        /// What keeps it from answering.
+        why: &'static str,
+    },
+    /// No storage process serves the store, and what its log alone has is not to be read without one: an answer without
+    /// it would be a part.
+    #[error("{what} {first} to {last} of {dir} are in the log alone, and no storage process serves them; an answer without them would not be whole. Start one with: tape-storage --store {dir}", dir = dir.display())]
+    InLogAlone {
+        /// The store directory.
+        dir: PathBuf,
+        /// Of what: `"records"`, `"instruments"`, `"kinds"`.
+        what: &'static str,
+        /// The first that cannot be read: an LSN, an instrument's id, or the place in the order of definition.
+        first: u64,
+        /// The last.
+        last: u64,
+    },
     /// This host of the store does not lead, and passes nothing on to the one that does.
     #[error("the store in {} does not lead{}; attach where the leader's storage runs, or set `forward = true` under [cluster]", dir.display(), leader.map_or_else(String::new, |l| format!(", node {l} does")))]
     NotLeader {
@@ -261,6 +282,14 @@ pub enum Error {
     /// A newer process writes as this publisher.
     #[error("publisher {publisher} is fenced: a newer process writes as it")]
     Fenced {
+        /// Who.
+        publisher: crate::lsn::PublisherId,
+    },
+    /// A live process writes as this publisher.
+    #[error("publisher {publisher} of {dir} is attached: a live process writes as it, and would be fenced. Take another number, or take over from it: tape publish --publisher {publisher} --take-over, Options::take_over", dir = dir.display())]
+    Taken {
+        /// The store directory.
+        dir: PathBuf,
         /// Who.
         publisher: crate::lsn::PublisherId,
     },
@@ -324,6 +353,11 @@ impl Error {
             return Error::TooManyMaps { path: path.to_path_buf(), maps, limit };
         }
         Error::io("map", path, source)
+    }
+
+    /// Whether it is that no storage process serves the store, so that a call made again after one has started may succeed.
+    pub fn is_down(&self) -> bool {
+        matches!(self, Error::StorageDown { .. } | Error::InLogAlone { .. })
     }
 
     /// An [`Error::Invalid`].

@@ -344,8 +344,9 @@ impl Subscriber {
         if let Err(error) = self.reopen_if_silent() {
             tracing::debug!(%error, "cannot join the bus yet");
         }
-        match self.versions.view(&self.run_dir, &self.control, Control::applied) {
-            Ok(view) => {
+        // A record that is not found is waited for, and then reported: a part is enough to look in.
+        match self.versions.look(&self.run_dir, &self.control, Control::applied) {
+            Ok((view, _)) => {
                 self.view = Some(view);
                 self.kinds.as_mut().map_or(Ok(()), Kinds::refresh)?;
             }

@@ -6,7 +6,8 @@
 //! opened, the watermark is loaded, and the list is looked at once more: if it has not changed, all rows
 //! up to the watermark are there, because storage names a table before a row in it is applied, and the
 //! files that replace a table before it drops the table. What a view holds stays readable for as long as
-//! the view does, whatever is unlinked.
+//! the view does, whatever is unlinked. A view that would lack records because no storage process serves the
+//! store is refused here, so every reader of every process has that from here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::record::{Kind, Name, Series, TimeRange};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::sstable;
-use crate::time::Ts;
+use crate::time::{Clock, HostClock, Ts};
 
 /// A mapped file of history.
 pub type File = Arc<sstable::Table>;
@@ -235,12 +236,27 @@ impl Versions {
         }
     }
 
-    /// The store now, up to what `watermark` gives. After storage has stopped in order that is history
-    /// alone.
+    /// The store now, up to the record that `watermark` gives, or, while storage is about to apply that, up to the last
+    /// one applied.
+    ///
+    /// # Errors
+    /// As [`Versions::look`]; [`Error::InLogAlone`] if no storage process serves the store, and not all records up to
+    /// `watermark` are in files or in shared memory.
+    pub fn view(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<View> {
+        let (view, wanted) = self.look(run_dir, control, watermark)?;
+        if view.upto < wanted && !control.is_alive(HostClock.monotonic()) {
+            let (first, last) = (view.upto.next().0, wanted.0);
+            return Err(Error::InLogAlone { dir: self.dir.clone(), what: "records", first, last });
+        }
+        Ok(view)
+    }
+
+    /// What can be read of the store now, up to what `watermark` gives, and what that was: after storage has stopped in
+    /// order only files can be read.
     ///
     /// # Errors
     /// [`Error::StorageDown`] while storage recovers or after it was killed half-way; [`Error::Exhausted`].
-    pub fn view(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<View> {
+    pub fn look(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<(View, Lsn)> {
         let mut failures = 0;
         for _ in 0..TRIES {
             let instance = control.instance();
@@ -276,14 +292,15 @@ impl Versions {
                 self.active = tables.last().cloned();
                 (self.instance, self.version) = (instance, list.version);
             }
-            let upto = watermark(control);
+            let wanted = watermark(control);
+            let upto = wanted.min(control.applied());
             if control.table_version() == list.version && control.instance() == instance {
                 let covered = self.history.covered;
                 // A stopped storage process has given its tables back.
                 let upto = if tables.is_empty() { covered } else { upto };
                 // The tables that hold what the files do not.
                 let tables = tables.into_iter().filter(|t| t.base() > covered).collect();
-                return Ok(View { history: self.history.clone(), tables, upto });
+                return Ok((View { history: self.history.clone(), tables, upto }, wanted));
             }
         }
         self.down("its MemTables are gone")
@@ -297,6 +314,11 @@ impl Versions {
         self.manifest.refresh(self.disk.as_ref(), 0)?;
         let state = self.manifest.state();
         Ok((state.covered() > Lsn::NONE).then(|| state.names.clone()))
+    }
+
+    /// How many kinds programs had defined, of what has been read of the manifest.
+    pub fn kinds(&self) -> u64 {
+        self.manifest.state().kinds.len() as u64
     }
 
     fn down<T>(&self, why: &'static str) -> Result<T> {

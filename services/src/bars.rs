@@ -15,7 +15,8 @@ use tapestore::record::{Name, Record, Trade, Volume};
 use tapestore::shm::symbols::Symbols;
 use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts};
 
-use crate::exit::{Failure, LATER, NOT_FOUND, Outcome, USAGE};
+use crate::exit::{Failure, INTERRUPTED, LATER, NOT_FOUND, Outcome, USAGE};
+use crate::logging;
 use crate::output::{Format, Rows, table};
 use crate::query::{self, Span, Watermark};
 use crate::terminal;
@@ -285,7 +286,7 @@ impl Feed<'_> {
             let now = HostClock.wall();
             let open = printer.closed.extract_if(.., |bar| bar.end > now).count();
             if open > 0 {
-                eprintln!("note: the bar of now is not over, and no record yet");
+                logging::note(format_args!("note: the bar of now is not over, and no record yet"));
             }
         }
         printer.print()?;
@@ -308,10 +309,15 @@ fn note(taken: u64, oddities: &Oddities) {
     ];
     let why: Vec<String> = why.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     if !why.is_empty() {
-        eprintln!("note: of {} trades {} are in no bar: {}", taken + oddities.left_out(), oddities.left_out(), why.join(", "));
+        logging::note(format_args!(
+            "note: of {} trades {} are in no bar: {}",
+            taken + oddities.left_out(),
+            oddities.left_out(),
+            why.join(", ")
+        ));
     }
     if unvalued > 0 {
-        eprintln!("note: the value of {unvalued} bars does not fit and is null");
+        logging::note(format_args!("note: the value of {unvalued} bars does not fit and is null"));
     }
 }
 
@@ -360,6 +366,9 @@ fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &Atom
         progress.inc(1);
     }
     progress.finish_and_clear();
+    if terminal::is_raised(stop) {
+        return Err(Failure::new(INTERRUPTED, "interrupted while history was read: the bars above are not all of it"));
+    }
     let (time, lsn) = feed.newest;
     feed.clock = snapshot.arrival(lsn)?.map(|arrival| clock_of(time, arrival.ingest_ts, &HostClock));
     Ok(())
@@ -382,12 +391,12 @@ fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, st
                 feed.printer.sink.flush()?;
                 follow.wait(Duration::from_millis(50));
             }
-            Err(e @ Error::StorageDown { .. }) => {
+            Err(e) if e.is_down() => {
                 feed.printer.sink.flush()?;
                 query::wait_for_storage(follow, e)?;
             }
             Err(Error::Withdrawn { first }) if first <= feed.last => return Err(withdrawn(first)),
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => logging::note(format_args!("note: {e}")),
             Err(e) => return Err(e.into()),
         }
         if feed.printer.printed > before {
@@ -439,7 +448,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let stop = if args.follow { terminal::stop_flag()? } else { Arc::default() };
     let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.instrument)?;
-    let mut names = Reader::open(store)?;
+    let mut names = query::catalog(store, args.watermark.at)?;
     // A person sees each bar as it closes: JSON lines unless CSV is asked for.
     let format = if args.follow { Format { json: !format.csv, ..format } } else { format };
     let mut feed = Feed {

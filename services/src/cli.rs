@@ -25,7 +25,8 @@ pub struct Tape {
     format: Format,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 65 malformed or damaged data, \
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 4 interrupted, \
+5 records taken for publishing were lost with the process, 6 a store that is served has something wrong with it, 65 malformed or damaged data, \
 66 no such file, 69 no storage process serves the store, 74 disk or shared memory failed, 75 try again later, \
 77 another user serves the store.";
 
@@ -66,8 +67,8 @@ enum Command {
     Kinds,
     /// Instrument names, and their definitions as of a time
     Symbols(symbols::Args),
-    /// What the storage process does: watermarks, counters, history, publishers
-    Status,
+    /// What is wrong with the store, if anything; what its storage process does: watermarks, counters, history, publishers
+    Status(status::Args),
     /// Look into the store's files
     #[command(subcommand)]
     Inspect(Inspect),
@@ -123,7 +124,7 @@ impl Tape {
                 return replication::run(&replication::Args { store: args.store.clone().or(self.store), ..args });
             }
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
-            _ => terminal::log("warn"),
+            _ => terminal::log("warn", false),
         }
         match self.command {
             Command::Demo(args) => demo::run(self.store, &args, format),
@@ -141,7 +142,7 @@ impl Tape {
             Command::Replay(args) => query::replay(&store, &args, format),
             Command::Kinds => symbols::kinds(&store, format),
             Command::Symbols(args) => symbols::symbols(&store, &args, format),
-            Command::Status => status::status(&store, format),
+            Command::Status(args) => status::status(&store, &args, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
             Command::Inspect(Inspect::Sst(args)) => inspect::inspect_sst(&store, &args, format),
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),

@@ -19,8 +19,8 @@ use tapestore::shm::control::Statistic;
 use tapestore::sstable::FileMeta;
 use tapestore::time::{Clock, HostClock, Ts};
 
-use crate::exit::{Failure, LATER, Outcome};
-use crate::inspect::{read_manifest, read_meta};
+use crate::exit::{Failure, INTERRUPTED, LATER, Outcome};
+use crate::inspect::{read_log, read_manifest, read_meta};
 use crate::output::{Format, table};
 use crate::terminal::{self, thousands};
 
@@ -135,6 +135,12 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
             thousands(after.expired - before.expired)
         ));
     }
+    if terminal::is_raised(&stop) {
+        return Err(Failure::new(
+            INTERRUPTED,
+            "interrupted: the merges above are done, the rest were not begun or left no trace",
+        ));
+    }
     Ok(())
 }
 
@@ -194,6 +200,12 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
             thousands(left as u64)
         ));
     }
+    if left > 0 && terminal::is_raised(&stop) {
+        return Err(Failure::new(INTERRUPTED, "interrupted: storage goes on merging without this command"));
+    }
+    if left > 0 {
+        return Err(Error::StorageDown { dir: store.to_path_buf(), why: "it ended while it was merging" }.into());
+    }
     Ok(())
 }
 
@@ -239,7 +251,8 @@ fn print_plan(state: &State, merges: &[Merge], format: Format) {
 /// `tape retention`.
 ///
 /// # Errors
-/// That there are no rules; that storage serves the store (exit code 75).
+/// That there are no rules; that storage serves the store (exit code 75); that it does not, and rules by age cannot be
+/// applied to what is in the log alone (exit code 69).
 pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
     let rules = match &args.kind {
         Some(kind) => {
@@ -254,6 +267,10 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
     }
     if args.dry_run {
         let (state, _) = read_manifest(store, &read_meta(store)?)?;
+        demand_kind(args)?;
+        if !Reader::open(store).is_ok_and(|r| r.is_storage_alive()) {
+            demand_flushed(store, &rules, &state)?;
+        }
         let drops = rules.drops(&state);
         let files: Vec<FileMeta> = drops.iter().map(|d| d.file).collect();
         print_drops(&files, &|i| drops.get(i).is_some_and(|d| d.by_age), "would go", format);
@@ -267,9 +284,34 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
         }
         other => other?,
     };
+    demand_kind(args)?;
+    demand_flushed(store, &rules, offline.manifest().state())?;
     let by_age: Vec<bool> = rules.drops(offline.manifest().state()).iter().map(|d| d.by_age).collect();
     let gone = offline.expire(&rules)?;
     print_drops(&gone, &|i| by_age.get(i).copied().unwrap_or_default(), "are gone", format);
+    Ok(())
+}
+
+/// Refuses a rule of the command line for a kind that the store, whose manifest has been read, does not have.
+fn demand_kind(args: &Retention) -> Outcome {
+    match &args.kind {
+        Some(kind) if kind != "*" => crate::query::KindName::from(kind.as_str()).schemas().map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a store that nobody serves and whose newest records are in the log alone: they may be too old themselves, and
+/// what is too old is so by the newest of all.
+fn demand_flushed(store: &Path, rules: &Rules, state: &State) -> Outcome {
+    if !rules.is_by_age() {
+        return Ok(());
+    }
+    let (_, sums, ..) = read_log(store, |_| Ok(()))?;
+    let (covered, last) = (state.covered(), sums.tally.last);
+    if last > covered {
+        let (first, last) = (covered.next().0, last.0);
+        return Err(Error::InLogAlone { dir: store.to_path_buf(), what: "records", first, last }.into());
+    }
     Ok(())
 }
 

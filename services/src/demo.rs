@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use tapestore::error::Error;
 use tapestore::lsn::{Level, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, Tally};
@@ -212,11 +211,12 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
 /// # Errors
 /// That a file cannot be read, or is damaged.
 pub fn stored(store: &Path) -> Outcome<Tally> {
-    let mut follow = Reader::open(store)?.follow(Lsn(1), At::Committed);
+    let mut follow = Reader::open(store)?.follow(Lsn(1), At::Flushed);
     loop {
         match follow.poll() {
             Ok(Some(_)) => {}
-            Ok(None) | Err(Error::StorageDown { .. }) => break,
+            Ok(None) => break,
+            Err(e) if e.is_down() => break,
             Err(e) => return Err(e.into()),
         }
     }
@@ -335,7 +335,7 @@ pub struct PublisherArgs {
 /// # Errors
 /// What the input or storage says.
 pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
-    terminal::log("warn");
+    terminal::log("warn", false);
     let times = Mapping::open(&args.times, true)?;
     let mut input = args.source.open()?;
     let mut publisher = Publisher::open(Options { level: args.level, ..Options::new(store, PublisherId(1)) })?;

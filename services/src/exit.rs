@@ -6,12 +6,20 @@ use std::process::ExitCode;
 use tapestore::error::Error;
 use tapestore::publisher::PublishError;
 
+use crate::logging;
+
 /// What a command was asked to compare or verify is not so.
 pub const DIFFERENCE: u8 = 1;
 /// The command line, the configuration or a name is wrong.
 pub const USAGE: u8 = 2;
 /// There is no such record.
 pub const NOT_FOUND: u8 = 3;
+/// Interrupted by SIGTERM or SIGINT: what was done until then is said and holds, the rest was not begun.
+pub const INTERRUPTED: u8 = 4;
+/// Records that this process had taken are not stored at their level, and end with it; it says how many.
+pub const LOST: u8 = 5;
+/// A store is served, and something keeps it from taking records in or from showing what is new (`tape status --check`).
+pub const UNHEALTHY: u8 = 6;
 /// Input, or a file of the store, is malformed or damaged.
 pub const DATA: u8 = 65;
 /// A file is absent.
@@ -58,9 +66,14 @@ impl From<Error> for Failure {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NO_INPUT,
             Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::Missing { .. } => DATA,
             Error::Invalid { .. } | Error::Limit { .. } | Error::Backup { .. } => USAGE,
-            Error::StorageDown { .. } => UNAVAILABLE,
             Error::Denied { .. } => NO_PERMISSION,
-            Error::Locked { .. } | Error::NotLeader { .. } | Error::Refused { .. } | Error::Fenced { .. } => LATER,
+            Error::StorageDown { .. } | Error::InLogAlone { .. } => UNAVAILABLE,
+            Error::Unanswered { .. }
+            | Error::Taken { .. }
+            | Error::Locked { .. }
+            | Error::NotLeader { .. }
+            | Error::Refused { .. }
+            | Error::Fenced { .. } => LATER,
             Error::Expired { .. } | Error::Withdrawn { .. } => NOT_FOUND,
             _ => IO,
         };
@@ -87,11 +100,12 @@ impl From<std::io::Error> for Failure {
 
 /// Says why a command failed, and gives its exit code.
 pub fn code(outcome: Outcome) -> ExitCode {
+    logging::flush();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            logging::note(format_args!("error: {failure}"));
             ExitCode::from(failure.code)
         }
     }

@@ -7,10 +7,12 @@ use std::time::Instant;
 use tapestore::lsn::{Level, PublisherId};
 use tapestore::publisher::{self, Publisher};
 
-use crate::exit::{DATA, Failure, Outcome};
+use crate::balance::Balance;
+use crate::exit::{DATA, Failure, INTERRUPTED, Outcome};
+use crate::identity;
 use crate::input;
 use crate::output::Format;
-use crate::publish::{FLUSH_TIMEOUT, Pump, Pumped, Rate};
+use crate::publish::{self, Pump, Pumped, Rate};
 use crate::terminal;
 
 /// `tape import`.
@@ -21,9 +23,8 @@ pub struct Args {
     files: Vec<PathBuf>,
     #[command(flatten)]
     options: input::Options,
-    /// Who publishes; at most one process writes as a publisher
-    #[arg(long, default_value_t = 1)]
-    publisher: u16,
+    #[command(flatten)]
+    who: identity::Who,
     /// Until when records are kept for sending again: none, os, fsync
     #[arg(long, default_value = "fsync")]
     level: Level,
@@ -32,6 +33,7 @@ pub struct Args {
 /// What became of a file.
 struct Imported {
     done: Pumped,
+    balance: Balance,
     left: BTreeMap<String, u64>,
     seconds: f64,
     bytes: u64,
@@ -43,16 +45,11 @@ fn file(path: &Path, args: &Args, publisher: &mut Publisher, stop: &dyn Fn() -> 
     let mut input = input::open(path, &args.options)?;
     let bytes = std::fs::metadata(path)?.len();
     let mut pump = Pump { input: input.as_mut(), publisher, rate: Rate::Max, batch: 256, timed: false, stop };
-    let (done, mut outcome) = pump.run(&mut |_, _, _| {});
-    if outcome.is_ok() {
-        outcome = publisher.flush(args.level, FLUSH_TIMEOUT).map(drop).map_err(Failure::from);
-    }
-    let lost = publisher.take_lost();
-    if let (Ok(()), Some(l)) = (&outcome, lost.first()) {
-        let what = format!("records {} to {} of epoch {} were lost on the way; a gap is stored", l.first, l.last, l.epoch);
-        outcome = Err(Failure::new(crate::exit::LATER, what));
-    }
-    Ok(Imported { done, left: input.left(), seconds: began.elapsed().as_secs_f64(), bytes, outcome })
+    let (done, outcome) = pump.run(&mut |_, _, _| {});
+    let (balance, settled) = Balance::settle(publisher, done.tally.records, stop);
+    let interrupted = outcome.is_ok() && !done.is_whole;
+    let outcome = balance.conclude(outcome, settled, interrupted);
+    Ok(Imported { done, balance, left: input.left(), seconds: began.elapsed().as_secs_f64(), bytes, outcome })
 }
 
 fn report(path: &Path, imported: &Imported, format: Format) {
@@ -60,10 +57,14 @@ fn report(path: &Path, imported: &Imported, format: Format) {
     let checksum = format!("{:016x}", done.tally.checksum);
     if format.json {
         let kinds: serde_json::Map<String, serde_json::Value> = done.by_kind().map(|(s, n)| (s.to_owned(), n.into())).collect();
-        let object = serde_json::json!({
+        let mut object = serde_json::json!({
             "file": path.display().to_string(), "records": done.tally.records, "checksum": checksum, "kinds": kinds,
             "left": left, "seconds": seconds, "bytes": bytes,
+            "is_whole": done.is_whole,
         });
+        if let Some(object) = object.as_object_mut() {
+            object.extend(imported.balance.numbers().map(|(name, n)| (name.to_owned(), n.into())));
+        }
         terminal::say(object);
         return;
     }
@@ -89,25 +90,26 @@ fn report(path: &Path, imported: &Imported, format: Format) {
 /// `tape import`.
 ///
 /// # Errors
-/// What an input or storage says; what came before it is kept, and the message says how much. That something
+/// What an input or storage says; the message says what of the file is stored and what is not, as the exit code does. That something
 /// could not be held (exit code 65), after everything else has been taken.
 pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
+    let options = publisher::Options { level: args.level, ..publisher::Options::new(store, PublisherId(0)) };
+    // Until it is open a signal ends the process as any other: nothing has been taken.
+    let mut publisher = args.who.open(options)?;
     let stop = terminal::stop_flag()?;
-    let options = publisher::Options { level: args.level, ..publisher::Options::new(store, PublisherId(args.publisher)) };
-    let mut publisher = Publisher::open(options)?;
+    let is_over = || terminal::is_raised(&stop);
     let mut left = 0;
-    for path in &args.files {
-        let imported = file(path, args, &mut publisher, &|| terminal::is_raised(&stop))?;
+    for (number, path) in args.files.iter().enumerate() {
+        if is_over() {
+            let n = args.files.len() - number;
+            let text = format!("interrupted: what is reported above is stored, and nothing of the {n} files that follow");
+            return Err(Failure::new(INTERRUPTED, text));
+        }
+        let imported = file(path, args, &mut publisher, &is_over)?;
         report(path, &imported, format);
         if let Err(failure) = imported.outcome {
-            let kept = match imported.done.tally.records {
-                0 => "Nothing of it is published".to_owned(),
-                n => format!("The {} records of it before are published and kept", terminal::thousands(n)),
-            };
-            return Err(Failure::new(failure.code, format!("{failure}. {kept}")));
-        }
-        if terminal::is_raised(&stop) {
-            return Err(Failure::new(crate::exit::LATER, "interrupted: what is reported above is published and kept"));
+            publish::end(publisher, &imported.balance);
+            return Err(Failure::new(failure.code, format!("{}: {failure}", path.display())));
         }
         left += imported.left.values().sum::<u64>();
     }

@@ -1,6 +1,7 @@
 //! The processes of tapestore: `tape-storage`, `tape-replication` and the tool `tape`, and what every process does alike.
 
 pub mod backup;
+pub mod balance;
 pub mod bars;
 pub mod book;
 pub mod cli;
@@ -10,10 +11,12 @@ pub mod compact;
 pub mod demo;
 pub mod exit;
 pub mod export;
+pub mod identity;
 pub mod import;
 pub mod input;
 pub mod inspect;
 pub mod limits;
+pub mod logging;
 pub mod output;
 pub mod pins;
 pub mod publish;

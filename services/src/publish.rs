@@ -8,7 +8,9 @@ use tapestore::lsn::{InstrumentId, Level, PublisherId};
 use tapestore::publisher::{Options, Progress, PublishError, Publisher};
 use tapestore::record::{Kind, schema, split};
 
-use crate::exit::{Failure, LATER, Outcome, USAGE};
+use crate::balance::Balance;
+use crate::exit::{Failure, Outcome, USAGE};
+use crate::identity;
 use crate::input::{self, Input, Market, Message, Sim};
 use crate::output::Format;
 use crate::tally::{Tally, name_hash, text_hash};
@@ -81,9 +83,8 @@ impl Source {
 pub struct Args {
     #[command(flatten)]
     source: Source,
-    /// Who publishes; at most one process writes as a publisher
-    #[arg(long, default_value_t = 1)]
-    publisher: u16,
+    #[command(flatten)]
+    who: identity::Who,
     /// Until when records are kept for sending again: none, os, fsync, standby, quorum
     #[arg(long, default_value = "fsync")]
     level: Level,
@@ -109,6 +110,8 @@ pub struct Pumped {
     pub untimed: u64,
     /// The longest that one call took, ns.
     pub longest_call_ns: u64,
+    /// Whether the input was read to its end.
+    pub is_whole: bool,
 }
 
 impl Pumped {
@@ -154,7 +157,11 @@ impl Pump<'_> {
         let (mut hashes, no_name): (Vec<u64>, u64) = (Vec::new(), text_hash(input::NO_NAME));
         let mut clock: Option<(Instant, u64)> = None;
         let (mut staged, start) = (0, Instant::now());
-        while !(self.stop)() && self.input.next(&mut message)? {
+        'messages: while !(self.stop)() {
+            if !self.input.next(&mut message)? {
+                done.is_whole = true;
+                break;
+            }
             if ids.len() < self.input.names().len() {
                 let new = self.input.names().get(ids.len()..).unwrap_or(&[]);
                 for (id, name) in self.publisher.instruments(new)?.into_iter().zip(new) {
@@ -175,7 +182,9 @@ impl Pump<'_> {
                         self.publisher.send();
                         staged = 0;
                     }
-                    wait_until(due);
+                    if !wait_until(due, self.stop) {
+                        break;
+                    }
                     due
                 }
             };
@@ -184,7 +193,9 @@ impl Pump<'_> {
                 let record = record?;
                 on_record(done.tally.records, due, record.words());
                 let began = self.timed.then(Instant::now);
-                self.stage(record)?;
+                if !self.stage(record)? {
+                    break 'messages;
+                }
                 let took = began.map_or(0, |b| b.elapsed().as_nanos() as u64);
                 done.longest_call_ns = done.longest_call_ns.max(took);
                 let name = hashes.get(record.instrument().0 as usize).copied().unwrap_or(no_name);
@@ -206,14 +217,16 @@ impl Pump<'_> {
         Ok(())
     }
 
-    fn stage(&mut self, record: tapestore::record::RecordRef<'_>) -> Outcome {
+    /// Takes `record`; `false` if the command is to end before there is room for it.
+    fn stage(&mut self, record: tapestore::record::RecordRef<'_>) -> Outcome<bool> {
         let mut began: Option<Instant> = None;
         loop {
             match self.publisher.stage(record) {
-                Ok(_) => return Ok(()),
+                Ok(_) => return Ok(true),
+                Err(PublishError::Full { .. } | PublishError::NoSpace { .. }) if (self.stop)() => return Ok(false),
                 // The ring is the buffer; a file can wait for room in it.
                 Err(PublishError::Full { .. } | PublishError::NoSpace { .. })
-                    if began.get_or_insert_with(Instant::now).elapsed() < FULL_TIMEOUT && !(self.stop)() => {}
+                    if began.get_or_insert_with(Instant::now).elapsed() < FULL_TIMEOUT => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -238,20 +251,24 @@ fn number(words: &mut [u64], ids: &[InstrumentId]) -> Outcome {
     Ok(())
 }
 
-fn wait_until(due: Instant) {
+/// Waits until `due`; `false` if the command is to end before.
+fn wait_until(due: Instant, stop: &dyn Fn() -> bool) -> bool {
     loop {
         let left = due.saturating_duration_since(Instant::now());
         match left {
-            Duration::ZERO => return,
-            left if left > Duration::from_micros(200) => std::thread::sleep(left - Duration::from_micros(100)),
+            Duration::ZERO => return true,
+            _ if stop() => return false,
+            left if left > Duration::from_micros(200) => {
+                std::thread::sleep((left - Duration::from_micros(100)).min(STOP_LOOK));
+            }
             // Whoever is to receive the last record may be waiting for this core.
             _ => std::thread::yield_now(),
         }
     }
 }
 
-/// How long the last records are waited for.
-pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a wait for a record's time goes on after the command has been asked to end.
+const STOP_LOOK: Duration = Duration::from_millis(50);
 
 /// `tape publish`.
 ///
@@ -261,10 +278,12 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     if args.source.from.is_none() && !args.source.sim {
         return Err(Failure::new(USAGE, "name an input: --from FILE or --sim"));
     }
+    let options = Options { level: args.level, ..Options::new(store, PublisherId(0)) };
+    // First: it tells which kinds programs have defined in the store. Until it is open a signal ends the process as any
+    // other: nothing has been taken.
+    let mut publisher = args.who.open(options)?;
     let stop = terminal::stop_flag()?;
-    let options = Options { level: args.level, ..Options::new(store, PublisherId(args.publisher)) };
-    // First: it tells which kinds programs have defined in the store.
-    let mut publisher = Publisher::open(options)?;
+    let is_over = || terminal::is_raised(&stop);
     let mut input = args.source.open()?;
     let began = Instant::now();
     let mut pump = Pump {
@@ -273,44 +292,47 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
         rate: args.rate,
         batch: args.batch,
         timed: false,
-        stop: &|| terminal::is_raised(&stop),
+        stop: &is_over,
     };
     let (done, outcome) = pump.run(&mut |_, _, _| {});
-    let flushed = publisher.flush(args.level, FLUSH_TIMEOUT);
-    let lost = publisher.take_lost();
-    let seconds = began.elapsed().as_secs_f64();
-    let progress = publisher.progress();
-    report(&done, &progress, args.level, seconds, format);
-    if let Err(failure) = outcome {
-        let kept = terminal::thousands(done.tally.records);
-        return Err(Failure::new(failure.code, format!("{failure}. The {kept} records before it are published and kept")));
-    }
-    if let Some(l) = lost.first() {
-        let message = format!(
-            "records {} to {} of epoch {} were lost between this process and storage; a gap is stored",
-            l.first, l.last, l.epoch
-        );
-        return Err(Failure::new(LATER, message));
-    }
-    flushed?;
-    Ok(())
+    let (balance, settled) = Balance::settle(&mut publisher, done.tally.records, &is_over);
+    report(&done, &publisher.progress(), &balance, began.elapsed().as_secs_f64(), format);
+    end(publisher, &balance);
+    let interrupted = outcome.is_ok() && !done.is_whole;
+    balance.conclude(outcome, settled, interrupted)
 }
 
-fn report(done: &Pumped, progress: &Progress, level: Level, seconds: f64, format: Format) {
+/// Lets go of a publisher. One that cannot reach its level is not waited for: it may be asking storage for an answer.
+pub fn end(publisher: Publisher, balance: &Balance) {
+    if balance.outstanding.total() > 0 {
+        std::thread::Builder::new().spawn(move || drop(publisher)).ok();
+    }
+}
+
+fn report(done: &Pumped, progress: &Progress, balance: &Balance, seconds: f64, format: Format) {
+    let level = balance.level;
     if format.json {
         let by_kind: serde_json::Map<String, serde_json::Value> = done.by_kind().map(|(s, n)| (s.to_owned(), n.into())).collect();
-        let object = serde_json::json!({
-            "records": done.tally.records, "kinds": by_kind, "seconds": seconds, "level": level.to_string(),
+        let mut object = serde_json::json!({
+            "records": done.tally.records, "is_whole": done.is_whole, "kinds": by_kind, "seconds": seconds, "level": level.to_string(),
             "epoch": progress.epoch.0, "accepted": progress.accepted.0, "durable": progress.durable.0,
             "last_lsn": progress.accepted_lsn.0, "rewinds": progress.rewinds, "reattached": progress.reattached,
         });
-        println!("{object}");
+        if let Some(object) = object.as_object_mut() {
+            object.extend(balance.numbers().map(|(name, n)| (name.to_owned(), n.into())));
+        }
+        terminal::say(object);
         return;
     }
     let by_kind: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
-    println!("published {} records ({}) in {seconds:.2} s", terminal::thousands(done.tally.records), by_kind.join(", "));
-    println!(
-        "acknowledged up to {} in the log, {} durable (epoch {}, last LSN {})",
-        progress.accepted, progress.durable, progress.epoch, progress.accepted_lsn
-    );
+    terminal::say(format_args!(
+        "took {} records ({}) in {seconds:.2} s",
+        terminal::thousands(done.tally.records),
+        by_kind.join(", ")
+    ));
+    let [stored, in_log, unacknowledged, lost] = balance.numbers().map(|(_, n)| terminal::thousands(n));
+    terminal::say(format_args!(
+        "{stored} stored at level {level}, {in_log} more in the log, {unacknowledged} not acknowledged, {lost} lost (epoch {}, last LSN {})",
+        progress.epoch, progress.accepted_lsn
+    ));
 }

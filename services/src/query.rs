@@ -6,17 +6,24 @@ use std::time::Duration;
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
-use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, schema, schemas_named, user_kinds};
+use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, near_kind, schema, schemas_named, user_kinds};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
-use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE};
+use crate::exit::{Failure, INTERRUPTED, NOT_FOUND, Outcome, USAGE};
+use crate::logging::note;
 use crate::output::{Format, Rows};
 use crate::terminal;
 
 /// The name of a kind: a built-in one's, or one's that a program defined, which is known once the store is open.
 #[derive(Clone, Debug)]
 pub struct KindName(String);
+
+impl From<&str> for KindName {
+    fn from(text: &str) -> KindName {
+        KindName(text.to_owned())
+    }
+}
 
 impl std::str::FromStr for KindName {
     type Err = std::convert::Infallible;
@@ -35,7 +42,8 @@ impl KindName {
         let schemas = schemas_named(&self.0);
         if schemas.is_empty() {
             let known: Vec<&str> = SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect();
-            return Err(Failure::new(USAGE, format!("kind '{}' is none of: {}", self.0, known.join(", "))));
+            let meant = near_kind(&self.0).map_or_else(String::new, |kind| format!("did you mean '{kind}'? "));
+            return Err(Failure::new(USAGE, format!("kind '{}' is unknown: {meant}it is none of: {}", self.0, known.join(", "))));
         }
         Ok(schemas)
     }
@@ -77,7 +85,7 @@ pub struct One {
 /// Up to which record to read.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Watermark {
-    /// committed (can never be withdrawn), durable, or appended (the newest)
+    /// committed (can never be withdrawn), durable, appended (the newest), or flushed (what files of history hold)
     #[arg(long, default_value = "committed")]
     pub at: At,
 }
@@ -200,7 +208,7 @@ pub struct Tail {
     /// Receive from the publishers themselves, before the records are stored
     #[arg(long)]
     live: bool,
-    /// committed, durable or appended (the newest)
+    /// committed, durable, appended (the newest), or flushed (what files of history hold)
     #[arg(long, default_value = "appended")]
     at: At,
 }
@@ -236,7 +244,7 @@ pub struct FollowArgs {
     /// Print nothing but the first and last LSN, count and checksum of what was read
     #[arg(long)]
     tally: bool,
-    /// committed, durable or appended (the newest)
+    /// committed, durable, appended (the newest), or flushed (what files of history hold)
     #[arg(long, default_value = "appended")]
     at: At,
 }
@@ -269,29 +277,16 @@ pub fn found(printed: u64, what: &str) -> Outcome {
     if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
 }
 
-/// How many records the log holds that `snapshot` does not show, because storage has stopped and they are not filed.
-pub fn missing(reader: &mut Reader, snapshot: &Snapshot) -> u64 {
-    let control = reader.control();
-    if control.server().is_some() { 0 } else { control.durable().0.saturating_sub(snapshot.last().0) }
-}
-
-/// That `n` records are not shown.
-pub fn not_shown(n: u64) -> String {
-    let n = terminal::thousands(n);
-    format!("storage has stopped, and {n} newer records are in the log alone: start tape-storage to see them")
-}
-
 /// A reader of `store`, and what it shows up to `at`.
 ///
 /// # Errors
-/// That the store cannot be read.
+/// That the store cannot be read, or not all of it.
 pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
     let mut reader = Reader::open(store)?;
     let snapshot = reader.snapshot(at)?;
-    match missing(&mut reader, &snapshot) {
-        0 if reader.is_storage_alive() => {}
-        0 => eprintln!("note: storage is down; these are the records it held when it ended"),
-        n => eprintln!("note: {}", not_shown(n)),
+    reader.kinds()?;
+    if !reader.is_storage_alive() {
+        note(format_args!("note: no storage process serves the store; these are all records it had when the last one ended"));
     }
     Ok((reader, snapshot))
 }
@@ -356,10 +351,10 @@ pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
 /// That the store cannot be read.
 pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
-    let mut reader = Reader::open(store)?;
+    let mut reader = catalog(store, args.at)?;
     let wanted = instruments(&args.filter, &mut reader)?;
     let format = Format { json: !format.csv, ..format };
-    let mut names = Reader::open(store)?;
+    let mut names = catalog(store, args.at)?;
     let mut out = Rows::new(format, names.symbols()?);
     let mut follow = reader.follow(Lsn(args.from_lsn), args.at);
     let limit = args.limit.unwrap_or(u64::MAX);
@@ -382,24 +377,40 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
                 out.flush()?;
                 follow.wait(Duration::from_millis(50));
             }
-            // What is filed has been read; a store that has stopped has no more to give.
-            Err(Error::StorageDown { .. }) if args.once => break,
-            Err(e @ Error::StorageDown { .. }) => {
+            Err(e) if e.is_down() && args.once => {
+                if is_at_end(&mut follow, args.at) {
+                    break;
+                }
+                return Err(e.into());
+            }
+            Err(e) if e.is_down() => {
                 out.flush()?;
                 wait_for_storage(&mut follow, e)?;
             }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
             Err(e) => return Err(e.into()),
         }
     }
     bar.finish_and_clear();
     out.flush()?;
+    let is_cut = terminal::is_raised(&stop) && passed < limit && (args.once || args.limit.is_some());
     if args.tally {
         let t = follow.tally();
         let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
         println!("{object}");
     }
-    Ok(())
+    if is_cut { Err(interrupted()) } else { Ok(()) }
+}
+
+/// That a command was ended before it had given what it was asked for.
+fn interrupted() -> Failure {
+    Failure::new(INTERRUPTED, "interrupted: the records above are not all that were asked for")
+}
+
+/// Whether `follow` has read all that a store has which nobody serves.
+fn is_at_end(follow: &mut Follow, at: At) -> bool {
+    let next = follow.position();
+    follow.reader().snapshot(at).is_ok_and(|all| all.last() < next)
 }
 
 /// Waits a moment for storage to come back.
@@ -451,9 +462,20 @@ pub fn note_unmatched(statements: u64) {
     }
 }
 
+/// A reader of `store` whose names are those of the records up to `at`.
+pub(crate) fn catalog(store: &Path, at: At) -> Outcome<Reader> {
+    let mut reader = Reader::open(store)?;
+    if at == At::Flushed {
+        reader.snapshot(at)?;
+    }
+    Ok(reader)
+}
+
 /// The instruments that `filter` names; its kinds are checked too.
 fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId>> {
-    reader.kinds()?;
+    if !filter.kind.is_empty() {
+        reader.kinds()?;
+    }
     filter.kind.iter().try_for_each(|k| k.schemas().map(drop))?;
     filter.instrument.iter().map(|name| Ok(reader.instrument(name)?)).collect()
 }
@@ -509,11 +531,11 @@ impl End<'_> {
 /// That the store cannot be read.
 pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
-    let mut reader = Reader::open(store)?;
+    let mut reader = catalog(store, args.at)?;
     let wanted = instruments(&args.filter, &mut reader)?;
     // A person sees each row as it comes: JSON lines unless CSV is asked for.
     let format = Format { json: !format.csv, ..format };
-    let mut names = Reader::open(store)?;
+    let mut names = catalog(store, args.at)?;
     let mut out = Rows::new(format, names.symbols()?);
     let idle = args.idle_ms.map(Duration::from_millis);
     let mut end = End { stop: &stop, idle, quiet: std::time::Instant::now(), limit: args.limit.unwrap_or(u64::MAX) };
@@ -522,7 +544,11 @@ pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
     } else {
         tail_stored(reader, args, &wanted, &mut out, &mut end)?;
     }
-    out.flush()
+    out.flush()?;
+    if args.limit.is_some_and(|limit| out.printed() < limit) && terminal::is_raised(&stop) {
+        return Err(interrupted());
+    }
+    Ok(())
 }
 
 fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
@@ -537,11 +563,13 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
                 }
             }
             Some(Event::Gap { publisher, first, last, .. }) => {
-                eprintln!("gap: records {first} to {last} of publisher {publisher} did not arrive");
+                note(format_args!("gap: records {first} to {last} of publisher {publisher} did not arrive"));
             }
-            Some(Event::Reopened { continues: true, .. }) => eprintln!("note: the store is served from elsewhere now"),
+            Some(Event::Reopened { continues: true, .. }) => note("note: the store is served from elsewhere now"),
             Some(Event::Reopened { timeline, .. }) => {
-                eprintln!("note: the store was restored: it is on timeline {timeline} now, and may lack what came before");
+                note(format_args!(
+                    "note: the store was restored: it is on timeline {timeline} now, and may lack what came before"
+                ));
             }
             None => {
                 out.flush()?;
@@ -568,11 +596,11 @@ fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &m
                 out.flush()?;
                 follow.wait(Duration::from_millis(50));
             }
-            Err(e @ Error::StorageDown { .. }) => {
+            Err(e) if e.is_down() => {
                 out.flush()?;
                 wait_for_storage(&mut follow, e)?;
             }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => eprintln!("note: {e}"),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
             Err(e) => return Err(e.into()),
         }
     }

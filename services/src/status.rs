@@ -5,11 +5,12 @@ use std::path::Path;
 use tapestore::lsn::{Epoch, PublisherId};
 use tapestore::reader::Reader;
 use tapestore::shm;
-use tapestore::shm::control::{Control, SLOTS_MAX, SlotView, Statistic};
+use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotView, Statistic};
+use tapestore::shm::health::Trouble;
 use tapestore::shm::spill::{self, SPILLED};
-use tapestore::time::{Clock, HostClock};
+use tapestore::time::{Clock, HostClock, Ts};
 
-use crate::exit::{Failure, Outcome, UNAVAILABLE};
+use crate::exit::{Failure, Outcome, UNAVAILABLE, UNHEALTHY};
 use crate::output::{Format, table};
 use crate::pins;
 use crate::terminal::{self, thousands};
@@ -59,12 +60,13 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("merge_ms", counted(Statistic::MergeNs) / 1_000_000),
         ("merge_failures", counted(Statistic::MergeFailures)),
         ("expired_records", counted(Statistic::Expired)),
-        ("held_back_ms", counted(Statistic::HeldBackNs) / 1_000_000),
+        ("back_pressure_ms", counted(Statistic::HeldBackNs) / 1_000_000),
         ("no_space", counted(Statistic::NoSpace)),
         ("free_bytes", counted(Statistic::FreeBytes)),
         ("kept_free", counted(Statistic::KeptFree)),
         ("swept", counted(Statistic::Swept)),
         ("clock_steps", counted(Statistic::ClockSteps)),
+        ("log_lines_lost", counted(Statistic::LogLinesLost)),
     ]
 }
 
@@ -74,20 +76,62 @@ fn spilled(control: &Control) -> u64 {
     list.map_or(0, |list| list.tables.iter().take(list.count).filter(|(id, _)| id & SPILLED != 0).count() as u64)
 }
 
+fn pressure(why: BackPressure) -> &'static str {
+    match why {
+        BackPressure::MemTablesFull => "MemTables full",
+        BackPressure::DiskBehind => "disk behind",
+        BackPressure::Halted => "halted",
+        BackPressure::NoSpace => "no space (NoSpace)",
+    }
+}
+
 /// Bytes of files that filing and merging have written, for each byte that filing has.
 fn amplification(control: &Control) -> Option<f64> {
     let (filed, merged) = (control.statistic(Statistic::FlushedBytes), control.statistic(Statistic::MergedBytes));
     (filed > 0).then(|| (filed + merged) as f64 / filed as f64)
 }
 
-/// Why publishers are held back, as [`Statistic::HeldBack`] numbers it.
-const HELD_BACK: [&str; 5] = [
-    "no",
-    "the MemTables are full: they cannot be filed as fast as records come",
-    "the disk is too slow",
-    "the log is stopped",
-    "the disk is full (NoSpace): it goes on by itself when there is room",
-];
+/// `tape status`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Print one line, and exit with 0 if the store takes records in and shows them, else with 6 (it is served, and something
+    /// is wrong) or 69 (no storage process serves it)
+    #[arg(long)]
+    check: bool,
+}
+
+/// What is wrong with the store `dir`, as a sentence; and what to do.
+fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
+    let since = since.map_or_else(String::new, |ts| format!(", since {ts}"));
+    let advice = trouble.advice().replace("STORE", &dir.display().to_string());
+    format!("{trouble}{since}; {advice}")
+}
+
+/// The exit code and message of `trouble`.
+fn failure(dir: &Path, trouble: Trouble, since: Option<Ts>) -> Failure {
+    let code = if trouble.is_served() { UNHEALTHY } else { UNAVAILABLE };
+    Failure::new(code, format!("{}: {}", dir.display(), sentence(dir, trouble, since)))
+}
+
+/// What the storage process does, in a word.
+fn state(trouble: Option<Trouble>) -> &'static str {
+    match trouble {
+        Some(Trouble::Stopped | Trouble::Halted) => "stopped",
+        Some(Trouble::Recovering) => "recovering",
+        Some(Trouble::Silent) => "dead (no heartbeat)",
+        _ => "serving",
+    }
+}
+
+/// Who is attached, and how far each is.
+fn publishers(control: &Control) -> Vec<(PublisherId, Epoch, SlotView)> {
+    let attached = (0..SLOTS_MAX).filter_map(|i| {
+        let slot = control.slot(i);
+        let (grant, publisher, epoch) = slot.holder()?;
+        Some((publisher, epoch, slot.view(grant)?))
+    });
+    attached.collect()
+}
 
 /// How the host's clock was last found to have been set since storage began, if it was.
 fn clock_step(control: &Control) -> Option<String> {
@@ -102,25 +146,22 @@ fn clock_step(control: &Control) -> Option<String> {
 /// `tape status`.
 ///
 /// # Errors
-/// That no storage process serves the store (exit code 69), after printing what is known.
-pub fn status(store: &Path, format: Format) -> Outcome {
+/// That no storage process serves the store (exit code 69), after printing what is known; with `--check` also that something
+/// is wrong with a store that is served (exit code 6).
+pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
     let reader = Reader::open(store)?;
     let control = reader.control();
-    let alive = reader.is_storage_alive();
-    let state = match (control.server(), control.instance() % 2, alive) {
-        (_, 1, _) => "recovering",
-        (None, ..) => "stopped",
-        (Some(_), _, true) => "serving",
-        (Some(_), _, false) => "dead (no heartbeat)",
-    };
-    let held = HELD_BACK.get(control.statistic(Statistic::HeldBack) as usize).copied().unwrap_or("unknown");
-    let publishers: Vec<(PublisherId, Epoch, SlotView)> = (0..SLOTS_MAX)
-        .filter_map(|i| {
-            let slot = control.slot(i);
-            let (grant, publisher, epoch) = slot.holder()?;
-            Some((publisher, epoch, slot.view(grant)?))
-        })
-        .collect();
+    let trouble = control.trouble();
+    if args.check {
+        let Some((trouble, since)) = trouble else {
+            terminal::say(format_args!("{} is served, and nothing is wrong with it", store.display()));
+            return Ok(());
+        };
+        return Err(failure(store, trouble, since));
+    }
+    let state = state(trouble.map(|(trouble, _)| trouble));
+    let pressure = BackPressure::from_raw(control.statistic(Statistic::HeldBack)).map(pressure);
+    let publishers = publishers(control);
     let pins = pins::of(&[&store.join(tapestore::sstable::DIR), &store.join(spill::DIR), reader.run_dir().path()]);
     if format.json {
         let mut object: serde_json::Map<String, serde_json::Value> =
@@ -130,7 +171,10 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         });
         object.insert("state".into(), state.into());
         object.insert("pid".into(), control.server().into());
-        object.insert("held_back".into(), held.into());
+        object.insert("trouble".into(), trouble.map(|(t, _)| t.name()).into());
+        object.insert("trouble_reason".into(), trouble.map(|(t, _)| t.reason()).into());
+        object.insert("trouble_since".into(), trouble.and_then(|(_, since)| Some(since?.to_string())).into());
+        object.insert("back_pressure".into(), pressure.into());
         object.insert("publishers".into(), list.collect());
         object.insert("pinned_bytes".into(), pins.iter().map(|p| p.bytes).sum::<u64>().into());
         object.insert("pins".into(), pins.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
@@ -138,6 +182,9 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         object.insert("write_amplification".into(), amplification(control).into());
         println!("{}", serde_json::Value::Object(object));
     } else {
+        if let Some((trouble, since)) = trouble {
+            println!("WRONG: {}", sentence(store, trouble, since));
+        }
         println!("store {} is {state}", store.display());
         if let Some(pid) = control.server() {
             let age = HostClock.monotonic().saturating_sub(control.heartbeat());
@@ -167,7 +214,7 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         if let Some(step) = clock_step(control) {
             println!("  {step}");
         }
-        println!("  publishers held back: {held}");
+        println!("  back-pressure: {}", pressure.unwrap_or("none"));
         let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
         for (p, e, v) in &publishers {
             let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
@@ -175,5 +222,8 @@ pub fn status(store: &Path, format: Format) -> Outcome {
         }
         println!("{t}");
     }
-    if alive { Ok(()) } else { Err(Failure::new(UNAVAILABLE, format!("storage is {state}"))) }
+    match trouble {
+        Some((trouble, since)) if !trouble.is_served() => Err(failure(store, trouble, since)),
+        _ => Ok(()),
+    }
 }

@@ -9,9 +9,11 @@ use tapestore::disk::RealDisk;
 use tapestore::engine::{Ended, Options, Started, Storage, World, fill, rejoin};
 use tapestore::error::Error;
 use tapestore::lsn::Level;
+use tapestore::shm::control::Statistic;
 use tapestore::time::HostClock;
 
 use crate::exit::{Failure, IO, Outcome};
+use crate::logging;
 use crate::terminal;
 
 /// Keeps a store: takes in what publishers send, logs it, serves it to readers through shared memory.
@@ -106,7 +108,7 @@ fn boot() -> u128 {
 /// # Errors
 /// What kept it from starting, or ended it: exit 74 after a failed write or sync.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log("info");
+    terminal::log("info", true);
     let stop = terminal::stop_flag()?;
     // Full disks and limits are errors here, never signals.
     ignore_file_size_signal();
@@ -123,6 +125,7 @@ pub fn run(args: &Args) -> Outcome {
             );
         }
         while !is_over() && !storage.has_failed() {
+            storage.control().set_statistic(Statistic::LogLinesLost, logging::lost());
             std::thread::sleep(Duration::from_millis(20));
         }
         if !storage.has_failed() {

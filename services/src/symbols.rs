@@ -20,7 +20,7 @@ const LINE: usize = 100;
 /// # Errors
 /// That the store cannot be read.
 pub fn kinds(store: &Path, format: Format) -> Outcome {
-    Reader::open(store)?.snapshot(At::Appended)?;
+    Reader::open(store)?.kinds()?;
     for schema in SCHEMAS.iter().chain(user_kinds()) {
         let columns: Vec<&Column> = schema.columns.iter().filter(|c| !c.is_reserved()).collect();
         let index = schema.columns.iter().find(|c| c.offset == schema.index_word * 8).map_or("", |c| c.name);

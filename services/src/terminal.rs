@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::exit::{Failure, Outcome, USAGE};
+use crate::logging::{self, Direct, Queued};
 
-/// Logs to standard error; `RUST_LOG` chooses, `default` otherwise.
-pub fn log(default: &str) {
+/// Logs to standard error; `RUST_LOG` chooses, `default` otherwise. A process that `serves` waits for nobody who reads it.
+pub fn log(default: &str, serves: bool) {
+    let serves = serves && logging::start().is_ok();
+    let writer = move || -> Box<dyn std::io::Write> { if serves { Box::new(Queued) } else { Box::new(Direct) } };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .finish();
@@ -23,7 +26,8 @@ pub fn log(default: &str) {
     }
 }
 
-/// A flag that SIGTERM and SIGINT raise.
+/// A flag that SIGTERM and SIGINT raise, and the end of the terminal that the process was started from, unless it was
+/// started to outlive that (`nohup`).
 ///
 /// # Errors
 /// The system's, if handlers cannot be set.
@@ -32,7 +36,17 @@ pub fn stop_flag() -> Outcome<Arc<AtomicBool>> {
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, flag.clone())?;
     }
+    if !outlives_terminal() {
+        signal_hook::flag::register(signal_hook::consts::SIGHUP, flag.clone())?;
+    }
     Ok(flag)
+}
+
+/// Whether this process ignores SIGHUP.
+fn outlives_terminal() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).map(|mask| u64::from_str_radix(mask.trim(), 16));
+    ignored.is_some_and(|mask| mask.is_ok_and(|mask| mask >> (signal_hook::consts::SIGHUP - 1) & 1 == 1))
 }
 
 /// Whether `flag` has been raised.

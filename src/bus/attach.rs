@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! message   magic u32 · version u16 · type u16 · payload bytes u32 · 0 u32 · payload
-//! 1 attach    publisher u16 · mode u8 (0 new, 1 resume) · level u8 · epoch u32 (to resume) · incarnation u32
+//! 1 attach    publisher u16 · mode u8 (0 new, 1 resume, 2 new if nobody is live) · level u8 · epoch u32 (to resume) · incarnation u32
 //! 2 attached  grant u64 · slot u32 · epoch u32 · pub_seq u64 · lsn u64 · instance u64 · level u64
 //! 3 symbols   names of 72 bytes: length u8, 71 bytes
 //! 4 ids       u32 a name
@@ -13,6 +13,8 @@
 //! 6 fenced    epoch u32: the one in force
 //! 7 kind      the layout of a kind that the program defined (`record::Layout`)
 //! 8 known     nothing: it is a kind of the store
+//! 9 not leader  node u64
+//! 10 taken    nothing: a live process writes as this publisher
 //! ```
 //!
 //! What must hold: parsing is total, and lengths are checked before anything is allocated.
@@ -39,6 +41,8 @@ pub const NAMES_MAX: usize = 8192;
 pub enum Mode {
     /// As a new one: its epoch rises, and whoever wrote as this publisher before is fenced.
     New,
+    /// The same, unless a live process of this host writes as this publisher.
+    Free,
     /// As the one that wrote in this epoch: it has kept what was not acknowledged.
     Resume(Epoch),
 }
@@ -73,6 +77,8 @@ pub enum Message {
     Known,
     /// No: this node leads, and this host passes nothing on; 0: nobody is known to lead.
     NotLeader(u64),
+    /// No: a live process writes as this publisher, and would be fenced.
+    Taken,
 }
 
 /// What a publisher is granted.
@@ -119,6 +125,7 @@ impl Message {
             Message::Attach { publisher, mode, level, incarnation } => {
                 let (mode, epoch) = match mode {
                     Mode::New => (0u8, 0),
+                    Mode::Free => (2, 0),
                     Mode::Resume(epoch) => (1, epoch.0),
                 };
                 out.extend(publisher.0.to_le_bytes());
@@ -166,6 +173,7 @@ impl Message {
                 out.extend(node.to_le_bytes());
                 9
             }
+            Message::Taken => 10,
         };
         (kind, out)
     }
@@ -219,6 +227,7 @@ impl Message {
                 let mode = match mode {
                     0 => Mode::New,
                     1 => Mode::Resume(epoch),
+                    2 => Mode::Free,
                     _ => return None,
                 };
                 Message::Attach { publisher, mode, level: Level::from_raw(level)?, incarnation: fields.u32()? }
@@ -266,6 +275,7 @@ impl Message {
             }
             8 => Message::Known,
             9 => Message::NotLeader(fields.u64()?),
+            10 => Message::Taken,
             _ => return None,
         };
         fields.0.is_empty().then_some(message)
@@ -320,6 +330,8 @@ mod tests {
             Message::Ids(vec![InstrumentId(1), InstrumentId(2)]),
             Message::Refused("because".into()),
             Message::NotLeader(3),
+            Message::Taken,
+            Message::Attach { publisher: PublisherId(7), mode: Mode::Free, level: Level::Os, incarnation: 4 },
             Message::Fenced(Epoch(3)),
             Message::Kind(Box::new(crate::record::example_layout())),
             Message::Known,
@@ -335,7 +347,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_is_total(mut bytes in proptest::collection::vec(any::<u8>(), 16..200), kind in 0u16..10, len in 0u32..190) {
+        fn decoding_is_total(mut bytes in proptest::collection::vec(any::<u8>(), 16..200), kind in 0u16..11, len in 0u32..190) {
             let mut head = MAGIC.to_le_bytes().to_vec();
             head.extend(VERSION.to_le_bytes());
             head.extend(kind.to_le_bytes());

@@ -10,7 +10,7 @@ use super::newest;
 use crate::error::{Error, Result};
 use crate::lsn::InstrumentId;
 use crate::manifest::State;
-use crate::record::{Kind, Name, schema};
+use crate::record::{Kind, Name, near_kind, schema, schemas_named};
 use crate::sstable::FileMeta;
 use crate::time::{Ts, parse_duration};
 
@@ -78,6 +78,13 @@ impl Rules {
             if rule.kind.is_empty() {
                 return Err(bad("names no kind; '*' is every kind"));
             }
+            // A kind of a program may be called so; then its number says that it is meant.
+            if let (Some(meant), true) = (near_kind(&rule.kind), schemas_named(&rule.kind).is_empty()) {
+                return Err(bad(&format!(
+                    "names no kind of this program: did you mean '{meant}'? A kind that a program defines under that name is named with its number, as in '{}-8001'",
+                    rule.kind
+                )));
+            }
             if rule.keep.is_none() && rule.bytes.is_none() {
                 return Err(bad("says neither 'keep' nor 'bytes'"));
             }
@@ -98,9 +105,20 @@ impl Rules {
         Ok(Rules { rules: checked, ..Rules::default() })
     }
 
+    /// The kinds that rules name and this process has never met: their rules let nothing go before a program defines them.
+    pub fn unmet(&self) -> impl Iterator<Item = &str> {
+        let names = self.rules.iter().filter_map(|rule| rule.kind.as_deref());
+        names.filter(|name| schemas_named(name).is_empty())
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Whether something goes by its age, which is counted from the newest record.
+    pub fn is_by_age(&self) -> bool {
+        self.rules.iter().any(|r| r.keep.is_some())
     }
 
     /// The same rules at the moment `wall` of the host's clock: nothing is older than it is by that.
@@ -117,8 +135,11 @@ impl Rules {
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Checked> {
         let name = schema(kind).map(|s| s.name);
+        let is_meant = move |wanted: &str| {
+            name.is_some_and(|name| name == wanted || kind.is_user() && wanted == format!("{name}-{:04x}", kind.0))
+        };
         self.rules.iter().filter(move |rule| match &rule.kind {
-            Some(wanted) => name == Some(wanted.as_str()),
+            Some(wanted) => is_meant(wanted),
             // What says which trades count, what is missing and what names mean is kept unless it is named.
             None => !matches!(name, None | Some("bust" | "correct" | "gap" | "definition" | "mapping")),
         })

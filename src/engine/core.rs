@@ -147,7 +147,7 @@ impl Rebuilt {
     pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
         let Rebuilt { memtables, mut known, sealed, ingest_time, .. } = self;
         known.publish();
-        control.set_statistic(Statistic::Instruments, known.symbols.count());
+        known.count(&control);
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
         (Core { writer, memtables, known, control, ingest_time, frame, scratch, stuck: None }, sealed)
     }
@@ -319,7 +319,7 @@ impl Core {
             Body::Control(facts) => {
                 facts.iter().try_for_each(|f| self.known.fact(f, header.index.0))?;
                 self.known.publish();
-                self.control.set_statistic(Statistic::Instruments, self.known.symbols.count());
+                self.known.count(&self.control);
             }
             Body::Data(data) => {
                 self.memtables.apply(data.runs, data.records, header.ingest_ts);
@@ -418,6 +418,7 @@ impl Core {
         self.known.kinds.known.insert(layout.kind(), layout.clone());
         self.known.kinds.new.push(layout.clone());
         self.known.kinds.shown.publish();
+        self.known.count(&self.control);
         Ok(Some(appended))
     }
 
@@ -454,7 +455,7 @@ impl Core {
                 }
             }
         }
-        self.control.set_statistic(Statistic::Instruments, self.known.symbols.count());
+        self.known.count(&self.control);
         let appended = if frame.is_empty() {
             None
         } else {

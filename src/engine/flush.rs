@@ -369,6 +369,12 @@ impl Tending {
     ) -> Result<Tending> {
         let wall_ahead = clock.wall().0.wrapping_sub(clock.monotonic());
         let (rules, skip) = (Rules::new(rules)?, BTreeSet::new());
+        for kind in rules.unmet() {
+            tracing::warn!(
+                kind,
+                "a retention rule names a kind that the store does not have yet: it lets nothing go before then"
+            );
+        }
         let (is_merging, is_new, has_jumped) = (false, true, false);
         Ok(Tending { options, rules, jobs, done, is_merging, is_new, after: 0, skip, skip_until: 0, wall_ahead, has_jumped })
     }

@@ -258,7 +258,7 @@ impl Host {
         }
         replica.do_work(log, at)?;
         // Who waits for a commit is notified before the other hosts are.
-        if let Shown::Role { leads } = replica.show(log, sessions) {
+        if let Shown::Role { leads } = replica.show(log, sessions, at.now) {
             sessions.forget_passed();
             self.relays.forget_gaps();
             if !leads {

@@ -11,6 +11,7 @@ use crate::lsn::{InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::manifest::{PublisherState, State};
 use crate::record::{self, Kind, Layout, Name};
 use crate::sabotage::{self, Sabotage};
+use crate::shm::control::{Control, Statistic};
 use crate::shm::kinds::KindsWriter;
 use crate::shm::symbols::SymbolsWriter;
 use crate::wal::{Chain, Fact, Header, Run};
@@ -116,5 +117,12 @@ impl Known {
         }
         self.symbols.publish();
         self.kinds.shown.publish();
+    }
+
+    /// Publishes how many instruments and kinds there are: who reads the store after it has stopped finds by it whether
+    /// the checkpoint has them all.
+    pub(super) fn count(&self, control: &Control) {
+        control.set_statistic(Statistic::Instruments, self.symbols.count());
+        control.set_statistic(Statistic::Kinds, self.kinds.known.len() as u64);
     }
 }

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Position, PubSeq};
 use crate::sabotage::{self, Sabotage};
 use crate::shm::bell::Bell;
-use crate::shm::control::{Control, NO_SPACE, Statistic};
+use crate::shm::control::{BackPressure, Control, NO_SPACE, Statistic};
 use crate::wal::{Appended, Evidence, FrameType};
 
 /// Items that wait for the sync agent before publishers are under back-pressure.
@@ -253,11 +253,11 @@ impl Log {
             (0, Some(since)) => {
                 self.held_since = None;
                 control.add(Statistic::HeldBackNs, now.saturating_sub(since));
-                control.set_statistic(Statistic::HeldBack, 0);
+                control.hold_back(None, now);
             }
             (why, None) => {
                 self.held_since = Some(now);
-                control.set_statistic(Statistic::HeldBack, why);
+                control.hold_back(BackPressure::from_raw(why), now);
                 if why == 1 {
                     let full = core.memtables.full();
                     tracing::warn!(%full, "publishers are under back-pressure");

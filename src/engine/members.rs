@@ -42,6 +42,7 @@ impl Needs {
         }
         self.stranded = stranded;
         // A host that joins or may have forgotten frames asks for a copy of the leader's store, as soon as it knows who leads.
+        log.control().set_needs_snapshot(log.node().meta().lacks_copy(), now);
         let lacks = log.node().meta().lacks_copy() && now.saturating_sub(self.said) >= STRANDED_NS;
         if let Some(leader) = leader.filter(|_| lacks) {
             self.said = now;

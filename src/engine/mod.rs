@@ -81,7 +81,7 @@ use crate::bus::Bus;
 use crate::consensus::{self, message::Identity};
 use crate::error::{Error, Result};
 use crate::shm::bell::Bells;
-use crate::shm::control::{Control, SLOTS_MAX, TABLES_MAX};
+use crate::shm::control::{BackPressure, Control, SLOTS_MAX, TABLES_MAX};
 use crate::shm::run_dir::RunDir;
 use crate::wal::{self, MetaFile, Spares};
 
@@ -305,6 +305,9 @@ impl Storage {
             joined(other);
         }
         let filer = joined(self.flush);
+        if ingest.is_err() || sync.is_err() {
+            self.control.hold_back(Some(BackPressure::Halted), self.control.heartbeat());
+        }
         let ended = ingest?;
         let syncer = sync?;
         let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };

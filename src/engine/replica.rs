@@ -292,7 +292,7 @@ impl Replica {
     }
 
     /// Publishes how it stands: on the control page, to the replication process, to those who wait for a commit.
-    pub(super) fn show(&mut self, log: &mut Log, sessions: &mut Sessions) -> Shown {
+    pub(super) fn show(&mut self, log: &mut Log, sessions: &mut Sessions, now: u64) -> Shown {
         if let Some(members) = log.node_mut().take_members() {
             let alone = log.node().is_alone();
             log.covered().set_alone(alone);
@@ -303,7 +303,7 @@ impl Replica {
         let changed = |s: &State| (s.term, s.role, s.leader) != (state.term, state.role, state.leader);
         if self.shown.as_ref().is_none_or(changed) {
             tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "the cluster stands so");
-            log.control().set_role(state.term, state.role as u64, state.leader.map_or(0, |l| l.0));
+            log.control().set_role(state.term, state.role as u64, state.leader.map_or(0, |l| l.0), now);
             log.tell(Message::State(state));
             shown = Shown::Role { leads: state.role == Role::Leader && log.numbers() };
             self.shown = Some(state);

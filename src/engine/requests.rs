@@ -186,6 +186,10 @@ impl Requests {
                 log.answer_now(attach.connection, Said::Refused(NO_SUCH_LEVEL.to_owned()));
                 log.ask(Effect::Detached { connection: attach.connection });
             }
+            Request::Attach(attach) if is_taken(&attach, sessions) => {
+                log.answer_now(attach.connection, Said::Taken);
+                log.ask(Effect::Detached { connection: attach.connection });
+            }
             request if self.waiting.len() >= WAITING_MAX => refuse_many(request, log),
             request => self.waiting.push_back(request),
         }
@@ -340,6 +344,9 @@ impl Requests {
         sessions: &Sessions,
         at: Moment,
     ) -> Result<Step<std::result::Result<PublisherState, Said>>> {
+        if is_taken(attach, sessions) {
+            return Ok(Step::Done(Err(Said::Taken)));
+        }
         if !sessions.has_free() {
             return Ok(Step::Done(Err(full())));
         }
@@ -446,9 +453,15 @@ fn is_of_one_process(a: u64, b: u64) -> bool {
     a >> TICKET_BITS == b >> TICKET_BITS
 }
 
+/// Whether a publisher that does not ask to take over would fence a live process of this host.
+fn is_taken(attach: &Attach, sessions: &Sessions) -> bool {
+    attach.mode == Mode::Free && sessions.is_live(attach.publisher)
+}
+
 /// The session on `connection` ends, if there is one.
 fn end_session(connection: u64, log: &mut Log, sessions: &mut Sessions) {
     if let Some(slot) = sessions.of(connection) {
+        sessions.gone(slot);
         log.ask(Effect::Ending { slot });
     }
 }
@@ -500,7 +513,7 @@ fn epoch_for(
         // The log does not have this epoch: it went with a torn tail. The publisher sees another
         // epoch than it asked for, and reports what it has lost.
         Mode::Resume(epoch) => epoch,
-        Mode::New => known.epoch,
+        Mode::New | Mode::Free => known.epoch,
     };
     if !log.is_writable()? {
         return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });

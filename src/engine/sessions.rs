@@ -33,6 +33,8 @@ struct Session {
     /// Whether the publisher was notified of the gap that it is in.
     in_gap: bool,
     fenced: bool,
+    /// Whether its process has ended, and only what it has left in its queue is still to be accepted.
+    gone: bool,
     /// Batches that a successor still waits for; `None`: nobody waits, or all have come.
     last_call: Option<u32>,
 }
@@ -125,12 +127,25 @@ impl Sessions {
             passed: Passed::default(),
             in_gap: false,
             fenced: false,
+            gone: false,
             last_call: None,
         };
         *self.by_slot.get_mut(index)? = Some(session);
         self.order.push(index);
         self.control.set_statistic(Statistic::Publishers, self.order.len() as u64);
         Some(index)
+    }
+
+    /// Whether a live process of this host writes as `publisher`.
+    pub(super) fn is_live(&self, publisher: PublisherId) -> bool {
+        self.by_slot.iter().flatten().any(|s| s.publisher == publisher && !s.fenced && !s.gone)
+    }
+
+    /// The process of the session in `slot` has ended.
+    pub(super) fn gone(&mut self, slot: usize) {
+        if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
+            session.gone = true;
+        }
     }
 
     /// The session on `connection`, if there is one.

@@ -8,16 +8,16 @@ use crate::lsn::{Epoch, PublisherId};
 #[non_exhaustive]
 pub enum PublishError {
     /// The ring stayed full for `send_timeout`; nothing was taken. Try again later.
-    #[error("the publisher's ring is full: {unacknowledged} records are not acknowledged, because {why}")]
+    #[error("{unacknowledged} records wait in the publisher's ring and are not acknowledged: {why}")]
     Full {
         /// Records in the ring.
         unacknowledged: u64,
-        /// What holds them back.
+        /// What they wait for.
         why: &'static str,
     },
     /// The same, because storage takes nothing in: its disk is full. What is in the ring is kept, and sent when there
     /// is room again.
-    #[error("storage's disk is full (NoSpace): {unacknowledged} records wait in the publisher's ring, which is full too")]
+    #[error("storage's disk is full (NoSpace): {unacknowledged} records wait in the publisher's ring and are not acknowledged")]
     NoSpace {
         /// Records in the ring.
         unacknowledged: u64,

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::link::{self, Link, connect, register};
-use super::{Fatal, KEEPER_BATCHES, Options, State, lock};
+use super::unanswered::unanswered;
+use super::{Fatal, KEEPER_BATCHES, Options, STORAGE_DOWN, State, lock};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
@@ -32,7 +33,7 @@ pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode
     }
     let mut stream = connect(run_dir, &options.store, ANSWER_TIMEOUT)?;
     let request = Message::Attach { publisher: options.publisher, mode, level: options.level, incarnation };
-    match ask(&mut stream, &request).map_err(|_| down("it does not answer"))? {
+    match ask(&mut stream, &request).map_err(|_| unanswered(&options.store))? {
         Message::Attached(grant) => {
             let link = Link::open(run_dir, control, &grant, options.live)?;
             Ok((stream, link, grant))
@@ -41,6 +42,7 @@ pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode
         Message::NotLeader(node) => {
             Err(Error::NotLeader { dir: options.store.clone(), leader: (node != 0).then_some(NodeId(node)) })
         }
+        Message::Taken => Err(Error::Taken { dir: options.store.clone(), publisher: options.publisher }),
         Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
         _ => Err(down("its answer is meaningless")),
     }
@@ -62,6 +64,10 @@ impl Keeper {
         while !self.stop.is_stopped() {
             let pause = self.turn();
             std::thread::sleep(pause);
+        }
+        // Storage is to see the end at once, also if a process that is being started from this one has the socket too.
+        if let Some(Err(error)) = self.stream.map(|s| s.shutdown(std::net::Shutdown::Both)) {
+            tracing::debug!(%error, "the connection to storage had ended already");
         }
     }
 
@@ -109,6 +115,14 @@ impl Keeper {
             drop((stream, link));
             ask(Mode::New)
         });
+        if let Err(error) = &attempt {
+            lock(&self.state).away = match error {
+                Error::Unanswered { why, .. } => why,
+                Error::Refused { .. } => "storage refuses to attach it for now (its log says why)",
+                Error::NotLeader { .. } => "this host does not lead, and passes nothing on",
+                _ => STORAGE_DOWN,
+            };
+        }
         match attempt {
             Ok((stream, link, grant)) => {
                 let stored = self.stored.take().filter(|(of, _)| *of == epoch).map(|(_, pub_seq)| pub_seq);

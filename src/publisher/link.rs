@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::ring::Chunk;
+use super::unanswered::unanswered;
 use crate::bus::attach::{Grant, Message, ask};
 use crate::bus::{BatchHeader, Bus, LIVE_WORDS_MAX, Sender};
 use crate::error::{Error, Result};
@@ -115,7 +116,7 @@ pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result
 /// Asks storage at the other end of `stream` to make `layout` a kind of the store.
 pub(super) fn register(stream: &mut UnixStream, store: &Path, layout: &Layout) -> Result<()> {
     const REQUEST: &str = "to register a kind";
-    let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "it does not answer" };
+    let down = |_| unanswered(store);
     match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
         Message::Known => Ok(()),
         Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),

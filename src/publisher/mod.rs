@@ -15,10 +15,12 @@ mod error;
 mod keeper;
 mod link;
 mod lost;
+mod options;
+mod outstanding;
 mod ring;
+mod unanswered;
 
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,7 +30,10 @@ use self::keeper::{ANSWER_TIMEOUT, Keeper, attach, incarnation};
 use self::link::{Link, connect, register};
 use self::lost::gap_record;
 pub use self::lost::{Lost, Progress};
+pub use self::options::Options;
+pub use self::outstanding::Outstanding;
 use self::ring::Ring;
+use self::unanswered::unanswered;
 use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Grant, Message, Mode, NAMES_MAX, ask};
 use crate::disk::absolute;
@@ -40,40 +45,6 @@ use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
 use crate::shm::kinds::Kinds;
 use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
-
-/// How a publisher is to be.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The store.
-    pub store: PathBuf,
-    /// Who it is. At most one process writes as a publisher: the newest.
-    pub publisher: PublisherId,
-    /// Until when records are kept for sending again.
-    pub level: Level,
-    /// Bytes of the ring.
-    pub ring_bytes: usize,
-    /// How long a call waits for room in the ring.
-    pub send_timeout: Duration,
-    /// How long opening waits for storage.
-    pub open_timeout: Duration,
-    /// Whether to send to live subscribers.
-    pub live: bool,
-}
-
-impl Options {
-    /// The defaults: level `fsync`, 64 MiB, 5 ms, 10 s, live.
-    pub fn new(store: impl Into<PathBuf>, publisher: PublisherId) -> Options {
-        Options {
-            store: store.into(),
-            publisher,
-            level: Level::Fsync,
-            ring_bytes: 64 << 20,
-            send_timeout: Duration::from_millis(5),
-            open_timeout: Duration::from_secs(10),
-            live: true,
-        }
-    }
-}
 
 struct State {
     publisher: PublisherId,
@@ -89,6 +60,8 @@ struct State {
     /// sending them again.
     moved: (PubSeq, Instant),
     held_back: u64,
+    /// Why there is no link, if there is none.
+    away: &'static str,
     /// Whether the store may lose what it has committed, as of the newest link.
     is_lossy: bool,
     /// Whether storage answered that it does not attach it, when it was last asked.
@@ -116,6 +89,8 @@ pub struct Publisher {
 
 /// What an error calls it.
 const WHAT: &str = "publisher";
+/// Why a publisher has no link, unless storage says otherwise.
+const STORAGE_DOWN: &str = "storage is down";
 /// Publishes between two looks at the acknowledgements.
 const REAP_EVERY: u32 = 64;
 /// Batches that one call, or the keeper while it holds the lock, sends: the rest of a backlog follows.
@@ -132,20 +107,27 @@ impl Publisher {
     /// Attaches as a new writer: whoever wrote as this publisher before is fenced.
     ///
     /// # Errors
+    /// [`Error::Taken`] if a live process writes as it, unless [`Options::take_over`] says to fence it;
     /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the
     /// store; [`Error::Refused`]; [`Error::NotLeader`] where forwarding is switched off.
     pub fn open(options: Options) -> Result<Publisher> {
         let options = Options { store: absolute(&options.store)?, ..options };
         let deadline = Instant::now() + options.open_timeout;
         let incarnation = incarnation().map_err(|e| Error::io("draw a number for", &options.store, e))?;
+        let mode = if options.take_over { Mode::New } else { Mode::Free };
         let (run_dir, stream, link, grant) = loop {
             let attempt = RunDir::find(&options.store).and_then(|run_dir| {
-                let (stream, link, grant) = attach(&options, incarnation, &run_dir, Mode::New)?;
+                let (stream, link, grant) = attach(&options, incarnation, &run_dir, mode)?;
                 Ok((run_dir, stream, link, grant))
             });
             match attempt {
                 Ok(all) => break all,
-                Err(e @ (Error::Denied { .. } | Error::Refused { .. } | Error::NotLeader { leader: Some(_), .. })) => {
+                Err(
+                    e @ (Error::Denied { .. }
+                    | Error::Refused { .. }
+                    | Error::Taken { .. }
+                    | Error::NotLeader { leader: Some(_), .. }),
+                ) => {
                     return Err(e);
                 }
                 Err(e) if Instant::now() >= deadline => return Err(e),
@@ -171,6 +153,7 @@ impl Publisher {
             moved: (PubSeq(0), Instant::now()),
             held_back: 0,
             registered: 0,
+            away: STORAGE_DOWN,
             kinds,
         }));
         let stop = Stop::default();
@@ -203,7 +186,7 @@ impl Publisher {
     /// # Errors
     /// [`Error::StorageDown`] if storage does not answer; [`Error::Refused`] if there are too many.
     pub fn instruments(&self, names: &[Name]) -> Result<Vec<InstrumentId>> {
-        let down = |_| Error::StorageDown { dir: self.options.store.clone(), why: "it does not answer" };
+        let down = |_| unanswered(&self.options.store);
         let mut ids = Vec::with_capacity(names.len());
         let mut stream = self.ask()?;
         for some in names.chunks(NAMES_MAX) {
@@ -440,15 +423,18 @@ impl State {
         }
     }
 
-    /// Why there is no room: `unacknowledged` records are held back.
+    /// Why there is no room: `unacknowledged` records wait.
     fn full(&self, unacknowledged: u64) -> PublishError {
         let why = match (&self.link, self.held_back) {
             (None, _) if self.is_refused => "storage refuses to attach it again, for now: the logs say why",
-            (None, _) => "storage is down",
+            (None, _) => self.away,
             (Some(_), NO_SPACE) => return PublishError::NoSpace { unacknowledged },
-            (Some(_), 1) => "storage's MemTables are full and not yet filed (tape status says how filing goes)",
-            (Some(_), 2) => "storage waits for its disk",
-            (Some(_), _) => "storage does not keep up",
+            (Some(_), 1) => "storage's MemTables are full and not yet flushed (tape status says how far it is)",
+            (Some(_), 2) => "storage's disk is behind",
+            (Some(link), _) => match link.control.trouble() {
+                Some((trouble, _)) => trouble.reason(),
+                None => "storage does not keep up",
+            },
         };
         PublishError::Full { unacknowledged, why }
     }

@@ -60,6 +60,12 @@ impl Ring {
         self.entries.front().is_some_and(|e| e.0 == FRONT)
     }
 
+    /// How many of the records held with a number above `seq` tell of gaps.
+    pub(super) fn gaps_above(&self, seq: PubSeq) -> u64 {
+        let upto = (seq.0 + 1).saturating_sub(self.first.0) as usize;
+        self.entries.iter().skip(upto).filter(|e| e.0 == FRONT).count() as u64
+    }
+
     /// Where `len` words would go; `None` if there is no room.
     fn place(&self, len: usize) -> Option<usize> {
         let Some(tail) = self.entries.iter().find(|e| e.0 != FRONT).map(|e| e.0 as usize) else {

@@ -216,7 +216,8 @@ impl Follow {
     /// [`Error::Withdrawn`] once, if records from `first` on have been withdrawn that this had read: it
     /// then goes on from there; [`Error::Expired`] if the next records are no longer held: it then
     /// goes on after them; [`Error::StorageDown`] while storage recovers or after it has stopped and
-    /// everything filed has been read; [`Error::Corrupt`] and [`Error::Io`] of a file.
+    /// everything has been read; [`Error::InLogAlone`] if what comes next can be read only once it serves again;
+    /// [`Error::Corrupt`] and [`Error::Io`] of a file.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Row<'_>>> {
         if self.view.as_ref().is_none_or(|v| v.upto < self.next) && !self.refresh()? {
@@ -289,11 +290,15 @@ impl Follow {
         // The watermark alone does not say that storage still serves; an odd instance says that it
         // does not yet.
         let control = &self.reader.control;
-        if watermark(control, self.at) < self.next && control.instance().is_multiple_of(2) && control.server().is_some() {
+        if watermark(control, self.at).min(control.applied()) < self.next
+            && control.instance().is_multiple_of(2)
+            && control.server().is_some()
+        {
             return Ok(false);
         }
         let snapshot = self.reader.snapshot(self.at)?;
-        let (upto, has_stopped) = (snapshot.last(), snapshot.view.tables.is_empty());
+        let has_stopped = snapshot.view.tables.is_empty() && self.reader.control.server().is_none();
+        let upto = snapshot.last();
         self.view = Some(snapshot.view);
         self.table = 0;
         if self.next > upto && has_stopped {
@@ -307,7 +312,7 @@ impl Follow {
         match self.at {
             At::Appended => self.reader.wait_beyond(Lsn(self.next.0 - 1), limit),
             // No bell is rung for the other watermarks: they move when the disk answers.
-            At::Durable | At::Committed => std::thread::sleep(limit.min(Duration::from_millis(1))),
+            At::Durable | At::Committed | At::Flushed => std::thread::sleep(limit.min(Duration::from_millis(1))),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn, Timeline};
 use crate::record::{Kind, Name, Record, schema};
 use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::Control;
+use crate::shm::control::{Control, Statistic};
 use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::Symbols;
@@ -48,6 +48,8 @@ pub enum At {
     /// What can never be withdrawn; of a cluster with `flush = "interval"`, what is in the memory of most hosts, which can be
     /// if they lose power.
     Committed,
+    /// What is flushed to the files of history: a part of the store, for who asks for that part.
+    Flushed,
 }
 
 impl std::str::FromStr for At {
@@ -58,7 +60,8 @@ impl std::str::FromStr for At {
             "appended" => Ok(At::Appended),
             "durable" => Ok(At::Durable),
             "committed" => Ok(At::Committed),
-            _ => Err(Error::invalid("watermark", format!("'{text}' is none of: appended, durable, committed"))),
+            "flushed" => Ok(At::Flushed),
+            _ => Err(Error::invalid("watermark", format!("'{text}' is none of: appended, durable, committed, flushed"))),
         }
     }
 }
@@ -69,18 +72,19 @@ impl std::fmt::Display for At {
             At::Appended => "appended",
             At::Durable => "durable",
             At::Committed => "committed",
+            At::Flushed => "flushed",
         })
     }
 }
 
-/// The last record that a reader at `at` may see.
+/// The last record that the store has at `at`.
 fn watermark(control: &Control, at: At) -> Lsn {
-    let limit = match at {
+    match at {
         At::Appended => control.appended(),
         At::Durable => control.durable(),
         At::Committed => control.committed(),
-    };
-    limit.min(control.applied())
+        At::Flushed => Lsn(control.statistic(Statistic::Covered)),
+    }
 }
 
 /// Where history is read from.
@@ -104,6 +108,8 @@ pub struct Reader {
     versions: Versions,
     symbols: Option<(u64, Symbols)>,
     kinds: Option<(u64, Kinds)>,
+    /// Whether the part that is flushed was asked for last: then the catalog as of the checkpoint is enough for it.
+    is_part: bool,
 }
 
 impl Reader {
@@ -126,7 +132,17 @@ impl Reader {
         let bells = Bells::open(&run_dir.bells())?;
         let versions = Versions::new(disk.clone(), store, control.store_id());
         let disk = Disks(disk);
-        Ok(Reader { disk, store: store.to_path_buf(), run_dir, control, bells, versions, symbols: None, kinds: None })
+        Ok(Reader {
+            disk,
+            store: store.to_path_buf(),
+            run_dir,
+            control,
+            bells,
+            versions,
+            symbols: None,
+            kinds: None,
+            is_part: false,
+        })
     }
 
     /// Goes over to the control page that the store's directory leads to now, if storage is silent on this one: the
@@ -138,7 +154,7 @@ impl Reader {
         let Ok(now) = Reader::open_on(self.disk.0.clone(), &self.store) else { return };
         let page = |c: &Control| (c.instance(), c.started(), c.timeline());
         if now.control.store_id() == self.control.store_id() && page(&now.control) != page(&self.control) {
-            *self = now;
+            *self = Reader { is_part: self.is_part, ..now };
         }
     }
 
@@ -157,27 +173,36 @@ impl Reader {
         self.control.is_alive(HostClock.monotonic())
     }
 
-    /// The store as it is now, up to `at`. Serves what is in shared memory even after storage has been
-    /// killed, and what is filed after it has stopped in order.
+    /// The store as it is now, up to `at`: all of it. After storage has been killed or has stopped in order that is so if
+    /// files and shared memory hold all records up to `at`.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] while storage recovers, or after it has stopped if nothing is filed.
+    /// [`Error::StorageDown`] while storage recovers, or after it has stopped if nothing is flushed;
+    /// [`Error::InLogAlone`] after it has stopped or was killed, if records up to `at` are in the log alone.
     pub fn snapshot(&mut self, at: At) -> Result<Snapshot> {
         self.reopen_if_silent();
+        self.is_part = at == At::Flushed;
         let timeline = self.control.timeline();
-        let view = self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?;
+        let view = match at {
+            At::Flushed => {
+                let (view, _) = self.versions.look(&self.run_dir, &self.control, |_| Lsn::NONE)?;
+                View { upto: view.history.covered(), tables: Vec::new(), ..view }
+            }
+            _ => self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?,
+        };
         // After the watermark: a kind is published before the first record of it.
-        self.kinds()?;
-        if view.tables.is_empty() && view.history.files().is_empty() {
+        self.refresh_kinds()?;
+        if view.tables.is_empty() && view.history.files().is_empty() && self.control.server().is_none() {
             return Err(Error::StorageDown { dir: self.store.clone(), why: "it has stopped" });
         }
         Ok(Snapshot { view, timeline, scratch: Vec::new() })
     }
 
-    /// The instrument names; after storage has stopped in order, those as of the checkpoint.
+    /// The instrument names; of a store that has stopped, after a snapshot of what is flushed, those as of the checkpoint.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if there are none to be read.
+    /// [`Error::StorageDown`] if there are none to be read; [`Error::InLogAlone`] after storage has stopped, if
+    /// instruments were registered after the checkpoint.
     pub fn symbols(&mut self) -> Result<&mut Symbols> {
         let instance = self.control.instance() & !1;
         let symbols = match self.symbols.take() {
@@ -187,7 +212,9 @@ impl Reader {
                 Err(error @ Error::Exhausted { .. }) => return Err(error),
                 Err(_) if self.control.server().is_none() => {
                     let down = || Error::StorageDown { dir: self.store.clone(), why: "it has stopped" };
-                    Symbols::fixed(self.versions.names()?.ok_or_else(down)?)
+                    let names = self.versions.names()?.ok_or_else(down)?;
+                    self.demand_all("instruments", names.len() as u64, Statistic::Instruments)?;
+                    Symbols::fixed(names)
                 }
                 Err(_) => return Err(Error::StorageDown { dir: self.store.clone(), why: "its shared memory is gone" }),
             },
@@ -195,22 +222,49 @@ impl Reader {
         Ok(&mut self.symbols.insert((instance, symbols)).1)
     }
 
+    /// Whether the `held` things of the catalog that are to be read are as many as the storage process that has stopped
+    /// counted.
+    fn demand_all(&self, what: &'static str, held: u64, counted: Statistic) -> Result<()> {
+        let last = self.control.statistic(counted);
+        // A start counts anew, after it has said that it recovers.
+        if !self.control.instance().is_multiple_of(2) {
+            return Err(Error::StorageDown { dir: self.store.clone(), why: "it is recovering" });
+        }
+        match last {
+            last if held < last && !self.is_part => {
+                Err(Error::InLogAlone { dir: self.store.clone(), what, first: held + 1, last })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the kinds that programs defined in the store known to this process; see
     /// [`crate::record::user_kinds`]. Every [`Reader::snapshot`] does it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if this process knows another layout under a number; [`Error::Io`].
+    /// [`Error::Invalid`] if this process knows another layout under a number; [`Error::InLogAlone`] after storage has
+    /// stopped, if kinds were defined after the checkpoint; [`Error::Io`].
     pub fn kinds(&mut self) -> Result<()> {
+        if self.refresh_kinds()? {
+            return Ok(());
+        }
+        self.versions.names()?;
+        self.demand_all("kinds", self.versions.kinds(), Statistic::Kinds)
+    }
+
+    /// The same; `false` if there is only what the manifest has of them.
+    fn refresh_kinds(&mut self) -> Result<bool> {
         let instance = self.control.instance() & !1;
         if self.kinds.as_ref().is_none_or(|(known, _)| *known != instance) {
             match Kinds::open(&self.run_dir.kinds(instance)) {
                 Ok(kinds) => self.kinds = Some((instance, kinds)),
-                // Of a store that has stopped the manifest, which has been read, has told them.
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                // Of a store that has stopped the manifest has them.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                 Err(e) => return Err(e),
             }
         }
-        self.kinds.as_mut().map_or(Ok(()), |(_, kinds)| kinds.refresh())
+        self.kinds.as_mut().map_or(Ok(()), |(_, kinds)| kinds.refresh())?;
+        Ok(true)
     }
 
     /// Checks that records of `R`'s kind, which the program defined, are in this store as `R` lays them out. Without

@@ -8,6 +8,7 @@
 
 pub mod fixed;
 pub mod name;
+mod near;
 
 mod bar;
 mod book_order;
@@ -40,6 +41,7 @@ pub use gap::Gap;
 pub use imbalance::Imbalance;
 pub use mapping::Mapping;
 pub use name::Name;
+pub use near::near_kind;
 pub use quote::Quote;
 pub use statistic::Statistic;
 pub use status::Status;

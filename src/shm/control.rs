@@ -93,9 +93,9 @@ pub enum Statistic {
     Fenced = 6,
     /// Syncs of the log.
     Syncs = 7,
-    /// Nanoseconds in which ingest was held back: full MemTable or too much unsynced.
+    /// Nanoseconds of back-pressure: full MemTables, too much unsynced, or no space.
     HeldBackNs = 8,
-    /// Why ingest is held back now: 0 it is not, 1 MemTable full, 2 disk too slow, 3 halted, 4 disk full ([`NO_SPACE`]).
+    /// Why publishers are under back-pressure now: 0 they are not, else a [`BackPressure`].
     HeldBack = 9,
     /// Publishers attached.
     Publishers = 10,
@@ -143,6 +143,16 @@ pub enum Statistic {
     FreeBytes = 33,
     /// Bytes of it that are kept free.
     KeptFree = 34,
+    /// Kinds that programs defined.
+    Kinds = 35,
+    /// Since when publishers are under back-pressure, ns of the monotonic clock; 0: they are not.
+    HeldBackSince = 36,
+    /// Since when this host has the leader that it has, or none, ns of the monotonic clock.
+    LeaderSince = 37,
+    /// Since when this host waits for a snapshot of the leader's store, ns of the monotonic clock; 0: it does not.
+    NeedsSnapshotSince = 38,
+    /// Log lines of the storage process that could not be written.
+    LogLinesLost = 39,
     /// MemTables that lay in the store's directory, because shared memory was short.
     Spilled = 40,
     /// Times that the host's clock was found to have been set, or to be behind the store.
@@ -151,8 +161,31 @@ pub enum Statistic {
     ClockStep = 49,
 }
 
+/// Why publishers are under back-pressure, as [`Statistic::HeldBack`] numbers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum BackPressure {
+    /// The MemTables are full and not flushed yet.
+    MemTablesFull = 1,
+    /// The disk does not sync as fast as records come.
+    DiskBehind = 2,
+    /// The log is stopped after a failed write or sync.
+    Halted = 3,
+    /// The disk is full.
+    NoSpace = 4,
+}
+
+impl BackPressure {
+    /// The reason of number `raw`.
+    pub fn from_raw(raw: u64) -> Option<BackPressure> {
+        [BackPressure::MemTablesFull, BackPressure::DiskBehind, BackPressure::Halted, BackPressure::NoSpace]
+            .into_iter()
+            .find(|why| *why as u64 == raw)
+    }
+}
+
 /// Of [`Statistic::HeldBack`]: the disk is full.
-pub const NO_SPACE: u64 = 4;
+pub const NO_SPACE: u64 = BackPressure::NoSpace as u64;
 
 /// The control page.
 #[derive(Clone, Debug)]
@@ -288,7 +321,7 @@ impl Control {
             self.word(TERM).store(u64::from(term.0), Ordering::Relaxed);
             self.word(STARTED).store(started.0, Ordering::Relaxed);
         } else {
-            self.set_role(self.word(TERM).load(Ordering::Relaxed), 0, 0);
+            self.set_role(self.word(TERM).load(Ordering::Relaxed), 0, 0, 0);
         }
         // SYNC: pairs with `server`.
         self.word(ROLE).store(u64::from(server.is_some()), Ordering::Release);
@@ -398,8 +431,11 @@ impl Control {
         self.word(COMMITTED).store(lsn.0, Ordering::Release);
     }
 
-    /// Says which part this host has in the cluster in `term`, and who leads; 0: unknown.
-    pub fn set_role(&self, term: u64, part: u64, leader: u64) {
+    /// Publishes which part this host has in the cluster in `term`, and who leads, as of `now`; 0: unknown.
+    pub fn set_role(&self, term: u64, part: u64, leader: u64, now: u64) {
+        if leader != self.word(LEADER).load(Ordering::Relaxed) || self.statistic(Statistic::LeaderSince) == 0 {
+            self.set_statistic(Statistic::LeaderSince, now);
+        }
         self.word(TERM).store(term, Ordering::Relaxed);
         self.word(LEADER).store(leader, Ordering::Relaxed);
         self.word(PART).store(part, Ordering::Relaxed);
@@ -441,6 +477,24 @@ impl Control {
     /// Sets the counter `which`.
     pub fn set_statistic(&self, which: Statistic, value: u64) {
         self.word(STATISTICS + which as u64 * 8).store(value, Ordering::Relaxed);
+    }
+
+    /// Publishes why publishers are under back-pressure, as of `now`; `None`: they are not.
+    pub fn hold_back(&self, why: Option<BackPressure>, now: u64) {
+        self.set_since(Statistic::HeldBackSince, why.is_some(), now);
+        self.set_statistic(Statistic::HeldBack, why.map_or(0, |why| why as u64));
+    }
+
+    /// Publishes whether this host waits for a snapshot of the leader's store, as of `now`.
+    pub fn set_needs_snapshot(&self, needs: bool, now: u64) {
+        self.set_since(Statistic::NeedsSnapshotSince, needs, now);
+    }
+
+    /// Keeps in `which` since when it `is` so.
+    fn set_since(&self, which: Statistic, is: bool, now: u64) {
+        if !is || self.statistic(which) == 0 {
+            self.set_statistic(which, if is { now.max(1) } else { 0 });
+        }
     }
 
     /// The slot of number `index`.

@@ -10,6 +10,7 @@
 pub mod bell;
 pub mod control;
 mod growing;
+pub mod health;
 pub mod kinds;
 pub mod origin;
 pub mod run_dir;

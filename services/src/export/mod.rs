@@ -17,7 +17,7 @@ use tapestore::reader::{Row, Series, Snapshot};
 use tapestore::record::{Column, Kind, Name, Schema, schema, schemas_by_name};
 use tapestore::shm::symbols::Symbols;
 
-use crate::exit::{DATA, Failure, IO, NO_INPUT, NOT_FOUND, Outcome, UNAVAILABLE, USAGE};
+use crate::exit::{DATA, Failure, IO, NO_INPUT, NOT_FOUND, Outcome, USAGE};
 use crate::output::Format as Output;
 use crate::query::{self, Filter, Span, Watermark};
 use crate::tally::{Tally, name_hash};
@@ -246,7 +246,7 @@ impl Export<'_> {
             self.bar.set_position(rows);
             if terminal::is_raised(&self.stop) {
                 return Err(Failure::new(
-                    crate::exit::LATER,
+                    crate::exit::INTERRUPTED,
                     "interrupted: nothing is left of the file that was being written; files named above are whole",
                 ));
             }
@@ -350,11 +350,6 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
     let stop = terminal::stop_flag()?;
     let (is_dir, format) = target(args)?;
     let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
-    let missing = query::missing(&mut reader, &snapshot);
-    if missing > 0 && args.span.to.is_none() {
-        // A file that lacks the newest records would pass for a whole one.
-        return Err(Failure::new(UNAVAILABLE, query::not_shown(missing)));
-    }
     let mut kinds: BTreeMap<Kind, Vec<Series>> = BTreeMap::new();
     for series in query::series(&args.filter, &mut reader, &snapshot)? {
         kinds.entry(series.kind).or_default().push(series);

@@ -323,6 +323,10 @@ impl<P: LineParser> Input for LineInput<P> {
 /// That it cannot be read, or is none of these.
 pub fn open(path: &Path, options: &Options) -> Outcome<Box<dyn Input>> {
     let fail = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        // It is looked at more than once, and a wait for more could not be ended.
+        return Err(Failure::new(NO_INPUT, format!("{} is no file; write what comes from it into one first", path.display())));
+    }
     let mut start = Vec::new();
     File::open(path).map_err(fail)?.take(16).read_to_end(&mut start).map_err(fail)?;
     if dbn::is_dbn(&start) || dbn::is_fragment(path) {

@@ -161,7 +161,7 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 /// # Errors
 /// What kept it from starting.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log("info");
+    terminal::log("info", true);
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(awake::TURNS).enable_all().build()?;

@@ -202,7 +202,7 @@ pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) ->
 
 /// Whether `error` says that storage is down.
 pub(crate) fn is_down(error: &Error) -> bool {
-    matches!(error, Error::StorageDown { .. })
+    error.is_down()
 }
 
 /// `program` in the process of a shell that has set `limits`.

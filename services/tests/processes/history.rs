@@ -178,7 +178,7 @@ fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
     store.tape_ok(&["verify"]);
     // The same after a restart, which reads the log behind the checkpoint alone, and after it has stopped.
     assert!(store.terminate().success());
-    let read = store.tape_ok(&["follow", "--once", "--tally"]);
+    let read = store.tape_ok(&["follow", "--once", "--tally", "--at", "flushed"]);
     assert!(read.contains("\"first\":1,"), "history is read while nobody serves it: {read}");
     // What is in the log alone is not passed over in silence.
     let out = store.path.with_file_name("exported");

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tape_services::input::{Input, Market, Sim};
 use tapestore::bus::attach::{self, Message, Mode};
+use tapestore::error::Error;
 use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Series, Snapshot, TimeRange};
@@ -146,12 +147,16 @@ fn a_stopped_subscriber_and_a_stopped_reader_hold_nobody_up() {
 }
 
 #[test]
-fn a_newer_publisher_of_the_same_id_fences_the_older_one() {
+fn who_takes_over_from_a_live_publisher_fences_it_and_who_does_not_ask_to_is_refused() {
     let store = Store::serve();
     let mut old = store.numbered_publisher(5, Level::Fsync);
     publish(&mut old, 1, 10);
     old.flush(Level::Fsync, PATIENCE).unwrap();
-    let mut new = store.numbered_publisher(5, Level::Fsync);
+    let refused = Publisher::open(Options::new(&store.path, PublisherId(5))).err().unwrap();
+    assert!(matches!(refused, Error::Taken { publisher: PublisherId(5), .. }), "{refused}");
+    publish(&mut old, 11, 20);
+    old.flush(Level::Fsync, PATIENCE).unwrap();
+    let mut new = Publisher::open(Options { take_over: true, ..Options::new(&store.path, PublisherId(5)) }).unwrap();
     publish(&mut new, 1, 3);
     let progress = new.flush(Level::Fsync, PATIENCE).unwrap();
     assert_eq!((progress.epoch.0, progress.durable), (2, PubSeq(3)));
@@ -164,6 +169,9 @@ fn a_newer_publisher_of_the_same_id_fences_the_older_one() {
     let snapshot = store.reader().snapshot(At::Durable).unwrap();
     let epochs: Vec<u32> = (1..=snapshot.last().0).map(|l| snapshot.arrival(Lsn(l)).unwrap().unwrap().epoch.0).collect();
     assert!(epochs.is_sorted() && epochs.iter().filter(|e| **e == 2).count() == 3, "{epochs:?}");
+    // One that has ended is taken over from without a word.
+    new.close(PATIENCE).unwrap();
+    store.publisher(5, Level::Fsync).close(PATIENCE).unwrap();
 }
 
 #[expect(clippy::disallowed_methods, reason = "takes a directory from under storage")]

@@ -87,11 +87,12 @@ fn rows(store: &Path) -> Result<Vec<Trade>, String> {
         trades.push(*record.get::<Trade>().ok_or_else(|| format!("{}: record {lsn} is no trade", store.display()))?);
         Ok(())
     };
-    let mut follow = Reader::open(store).map_err(|e| e.to_string())?.follow(Lsn(1), At::Committed);
+    let mut follow = Reader::open(store).map_err(|e| e.to_string())?.follow(Lsn(1), At::Flushed);
     loop {
         match follow.poll() {
             Ok(Some(row)) => take(row.lsn, row.record)?,
-            Ok(None) | Err(Error::StorageDown { .. }) => break,
+            Ok(None) => break,
+            Err(e) if e.is_down() => break,
             Err(e) => return Err(e.to_string()),
         }
     }

@@ -195,7 +195,7 @@ fn follow(reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String>
                 }
             }
             Ok(None) => follow.wait(Duration::from_millis(5)),
-            Err(Error::StorageDown { .. }) => {
+            Err(e) if e.is_down() => {
                 down += 1;
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -247,7 +247,8 @@ fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String
         let what = match e {
             Error::Io { .. } => "unreadable",
             Error::Corrupt { .. } => "damaged",
-            Error::Missing { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::StorageDown { .. } => "absent",
+            Error::Missing { .. } | Error::Foreign { .. } | Error::Version { .. } => "absent",
+            e if e.is_down() => "absent",
             other => return Err(format!("bad pages: {other}")),
         };
         *errors.entry(what).or_insert(0) += 1;
@@ -318,7 +319,7 @@ impl Random {
             let at = at.get(self.rng.below(3) as usize).copied().unwrap_or(At::Committed);
             let mut snapshot = match reader.snapshot(at) {
                 Ok(snapshot) => snapshot,
-                Err(Error::StorageDown { .. }) => {
+                Err(e) if e.is_down() => {
                     self.count("storage down");
                     std::thread::sleep(Duration::from_millis(2));
                     continue;

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::reader::{At, Reader};

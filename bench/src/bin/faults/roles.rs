@@ -94,7 +94,7 @@ fn publish(
     base: u64,
     (batch, rate): (u64, u64),
 ) -> ExitCode {
-    tape_services::terminal::log("warn");
+    tape_services::terminal::log("warn", true);
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
     // Small, so that it fills up.

@@ -169,7 +169,7 @@ pub enum Error {
         tables: usize,
     },
     /// Shared memory cannot hold what was asked for.
-    #[error("{path}: shared memory has {free} bytes free, {wanted} are needed; free some of it (tape status names processes that keep some) or make it larger (of a container: --shm-size)", path = path.display())]
+    #[error("{path}: shared memory has {free} bytes free, {wanted} are needed; free some of it (df -h /dev/shm; du -sh /dev/shm/*; tape status names processes that keep some) or make it larger (of a container: --shm-size)", path = path.display())]
     NoSharedMemory {
         /// The file that could not be allocated.
         path: PathBuf,

@@ -131,6 +131,7 @@ pub mod error;
 pub mod lsn;
 pub mod manifest;
 pub mod memtable;
+pub mod pages;
 pub mod publisher;
 pub mod reader;
 pub mod record;
@@ -142,6 +143,8 @@ pub mod subscriber;
 pub mod time;
 pub mod version;
 pub mod wal;
+
+pub use pages::guard as guard_pages;
 
 // What `derive(Record)` names.
 #[doc(hidden)]

@@ -108,9 +108,14 @@ impl Stored {
         let Some(view) = view else { return Ok(None) };
         self.words.clear();
         let mut newest_first = view.tables.iter().rev();
-        if let Some(row) = newest_first.find_map(|t| t.find_published(publisher, epoch, pub_seq, after, view.upto)) {
+        let row = newest_first.find_map(|t| t.find_published(publisher, epoch, pub_seq, after, view.upto));
+        let lsn = row.map(|row| {
             self.words.extend_from_slice(row.record.words());
-            return Ok(Some(row.lsn));
+            row.lsn
+        });
+        view.check_tables()?;
+        if lsn.is_some() {
+            return Ok(lsn);
         }
         let asked = Some((view.history.edit(), publisher, epoch, pub_seq));
         if self.absent == asked {
@@ -140,6 +145,8 @@ pub struct Subscriber {
     cursors: HashMap<PublisherId, Cursor>,
     batch: Batch,
     healing_since: Option<Instant>,
+    /// When the store was looked at last, while it is held.
+    held: Option<Instant>,
     healed: u64,
     stored: Stored,
     looked: Instant,
@@ -148,6 +155,10 @@ pub struct Subscriber {
     reopen_tried: Instant,
     origin: Origin,
 }
+
+/// How long what healing has mapped of the store is kept for more of it: files that are merged and unlinked meanwhile take
+/// their bytes until it is given back.
+const HOLD: Duration = Duration::from_millis(500);
 
 /// How often an idle subscriber looks whether storage has been restarted.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -180,6 +191,7 @@ impl Subscriber {
             cursors: HashMap::new(),
             batch: Batch::default(),
             healing_since: None,
+            held: None,
             healed: 0,
             stored: Stored { after, ..Stored::default() },
             looked: Instant::now(),
@@ -262,6 +274,9 @@ impl Subscriber {
         if let Some((timeline, continues)) = self.reopened.take() {
             return Ok(Some(Event::Reopened { timeline, continues }));
         }
+        if self.held.is_some() {
+            self.let_go();
+        }
         if self.batch.left == 0 && !self.next_batch()? {
             return Ok(None);
         }
@@ -277,8 +292,7 @@ impl Subscriber {
         if expected < batch.next {
             return self.heal(publisher, epoch, expected);
         }
-        // What healing looked at is given back.
-        (self.healing_since, self.view) = (None, None);
+        self.healing_since = None;
         cursor.next = PubSeq(expected.0 + 1);
         let batch = &mut self.batch;
         let record = RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?;
@@ -338,8 +352,18 @@ impl Subscriber {
         Ok(false)
     }
 
+    /// Gives back what healing has looked at, unless it goes on.
+    #[cold]
+    fn let_go(&mut self) {
+        if self.healing_since.is_none() && self.held.is_some_and(|held| held.elapsed() >= HOLD) {
+            (self.held, self.view) = (None, None);
+            self.versions.let_go();
+        }
+    }
+
     /// Looks at the store as it is now.
     fn look_at_store(&mut self) -> Result<()> {
+        self.held = Some(Instant::now());
         self.healing_since.get_or_insert_with(Instant::now);
         if let Err(error) = self.reopen_if_silent() {
             tracing::debug!(%error, "cannot join the bus yet");

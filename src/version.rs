@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::manifest::Follower;
 use crate::memtable::Table;
+use crate::pages;
 use crate::record::{Kind, Name, Series, TimeRange};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
@@ -152,6 +153,7 @@ impl History {
                     return Ok(Some((file.clone(), place)));
                 }
             }
+            file.check()?;
         }
         Ok(None)
     }
@@ -178,6 +180,15 @@ impl View {
         self.tables.iter().rev().find(|t| t.base() <= lsn)
     }
 
+    /// Whether what has been read of the MemTables so far is what was written; see [`Table::check`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if not.
+    #[inline]
+    pub fn check_tables(&self) -> Result<()> {
+        self.tables.iter().try_for_each(|t| t.check())
+    }
+
     /// Every series that has a record, sorted.
     ///
     /// # Errors
@@ -187,7 +198,9 @@ impl View {
         for file in self.history.files() {
             let kind = file.meta().kind;
             all.extend(file.series()?.iter().map(|s| Series { instrument: s.instrument, kind }));
+            file.check()?;
         }
+        self.check_tables()?;
         all.sort_unstable();
         all.dedup();
         Ok(all)
@@ -207,6 +220,8 @@ pub struct Versions {
     tables: Vec<Weak<Table>>,
     /// The one that is being filled, which would be mapped again for every view.
     active: Option<Arc<Table>>,
+    /// [`pages::damaged`] when damaged mappings were looked for last.
+    damaged: u64,
 }
 
 impl std::fmt::Debug for Versions {
@@ -233,6 +248,7 @@ impl Versions {
             version: 0,
             tables: Vec::new(),
             active: None,
+            damaged: pages::damaged(),
         }
     }
 
@@ -258,13 +274,14 @@ impl Versions {
     /// [`Error::StorageDown`] while storage recovers or after it was killed half-way; [`Error::Exhausted`].
     pub fn look(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<(View, Lsn)> {
         let mut failures = 0;
+        let damaged = pages::damaged();
         for _ in 0..TRIES {
             let instance = control.instance();
             if instance % 2 == 1 {
                 return self.down("it is recovering");
             }
             let Some(list) = control.tables() else { return self.down("it was killed while it changed its MemTables") };
-            let known = instance == self.instance && list.version == self.version;
+            let known = instance == self.instance && list.version == self.version && damaged == self.damaged;
             let wanted = list.tables.get(..list.count).unwrap_or(&[]);
             let tables = match self.open_tables(run_dir, control.store_id(), instance, wanted) {
                 Ok(tables) => tables,
@@ -290,7 +307,7 @@ impl Versions {
                 }
                 self.tables = tables.iter().map(Arc::downgrade).collect();
                 self.active = tables.last().cloned();
-                (self.instance, self.version) = (instance, list.version);
+                (self.instance, self.version, self.damaged) = (instance, list.version, damaged);
             }
             let wanted = watermark(control);
             let upto = wanted.min(control.applied());
@@ -304,6 +321,21 @@ impl Versions {
             }
         }
         self.down("its MemTables are gone")
+    }
+
+    /// Whether the newest view is of the files and MemTables that storage names now.
+    #[inline]
+    pub fn is_current(&self, control: &Control) -> bool {
+        control.table_version() == self.version && control.instance() == self.instance
+    }
+
+    /// Gives back every file and MemTable that no view holds; the next view maps what it needs. What is kept for it
+    /// otherwise may be unlinked meanwhile, and its bytes are free only when nobody has it mapped.
+    pub fn let_go(&mut self) {
+        self.files.clear();
+        self.tables.clear();
+        (self.history, self.active) = (Arc::default(), None);
+        (self.instance, self.version) = (0, 0);
     }
 
     /// The instrument names as of the checkpoint, by id from 1; `None` if nothing is filed.
@@ -329,7 +361,8 @@ impl Versions {
     fn open_tables(&self, run_dir: &RunDir, store_id: u128, instance: u64, list: &[(u64, Lsn)]) -> Result<Vec<Arc<Table>>> {
         let mut open = Vec::with_capacity(list.len());
         for &(id, base) in list {
-            let known = self.tables.iter().filter_map(Weak::upgrade).find(|t| self.instance == instance && t.id() == id);
+            let mut known = self.tables.iter().filter_map(Weak::upgrade).filter(|t| t.check().is_ok());
+            let known = known.find(|t| self.instance == instance && t.id() == id);
             let table = match known {
                 Some(table) => table,
                 None => Arc::new(Table::open(&run_dir.memtable(instance, id), store_id)?),
@@ -346,8 +379,12 @@ impl Versions {
     fn refresh_history(&mut self, seq: u64) -> Result<()> {
         self.manifest.refresh(self.disk.as_ref(), seq)?;
         let state = self.manifest.state();
+        // A file of which a page could not be read is mapped anew: its disk may be well again.
+        let before = self.files.len();
+        self.files.retain(|_, file| !file.is_damaged());
         // Compared with what was opened, not with what was read: an opening may have failed in between.
-        if (self.history.number, self.history.seq) == (self.manifest.number(), state.seq) {
+        let is_whole = self.files.len() == before && self.files.len() == state.files.len();
+        if is_whole && (self.history.number, self.history.seq) == (self.manifest.number(), state.seq) {
             return Ok(());
         }
         // A number may have come to stand for another file, if an edit was withdrawn by a failed sync.

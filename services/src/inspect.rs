@@ -411,6 +411,7 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
         }
         println!("{t}");
     }
+    opened.check()?;
     Ok(())
 }
 

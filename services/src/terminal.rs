@@ -26,6 +26,13 @@ pub fn log(default: &str, serves: bool) {
     }
 }
 
+/// From now on a page of a store that cannot be read is an error of who reads it, and no SIGBUS. Every process begins with it.
+pub fn guard_pages() {
+    if let Err(error) = tapestore::guard_pages() {
+        eprintln!("a page that cannot be read will end this process: {error}");
+    }
+}
+
 /// A flag that SIGTERM and SIGINT raise, and the end of the terminal that the process was started from, unless it was
 /// started to outlive that (`nohup`).
 ///

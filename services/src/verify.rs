@@ -106,6 +106,7 @@ fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
                     *word |= bit;
                 }
             }
+            file.check()?;
         }
         let is_seen = |l: u64| seen.get((l - first) as usize / 64).is_some_and(|w| w >> ((l - first) % 64) & 1 == 1);
         let here = (last + 1 - first) - seen.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();

@@ -9,11 +9,14 @@
 //!   `RetryUntilDelivered` hangs for ever when storage dies;
 //! - a batch that reached nobody is not sent (`Ok(0)`): it stays in the publisher's ring;
 //! - chunks are allocated once (`Static`): a grown segment of a dead publisher can be lost;
+//! - all memory of a segment is allocated before the first send ([`memory`]): by itself it is when it is touched, and a full
+//!   `/dev/shm` is a signal then;
 //! - one service per publisher: a shared subscriber serves the first busy publisher and starves the
 //!   rest.
 
 pub mod attach;
 
+mod memory;
 mod orphans;
 
 use std::collections::HashSet;
@@ -50,6 +53,9 @@ const BORROWED_MAX: usize = 2;
 const LIVE_PUBLISHERS_MAX: usize = attach::SLOTS_MAX;
 /// Live subscribers of a store.
 const LIVE_SUBSCRIBERS_MAX: usize = 16;
+/// Batches that a sender has memory for beside those that wait and those that receivers look at: the one being sent, and
+/// those of a receiver that has just ended.
+const SPARE: usize = 32;
 
 /// What stands before a batch of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ZeroCopySend)]
@@ -94,9 +100,6 @@ impl BatchHeader {
 fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
     Error::Bus { op, service: service.to_owned(), cause: format!("{cause:?}") }
 }
-
-/// Where the bus has its segments.
-const SEGMENTS: &str = "/dev/shm";
 
 /// How many batches wait at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,14 +156,10 @@ impl Bus {
         config.global.node.cleanup_dead_nodes_on_destruction = false;
         config.global.service.cleanup_dead_nodes_on_open = false;
         let name = NodeName::new(who).map_err(|e| bad(&e))?;
-        let node = NodeBuilder::new()
-            .name(&name)
-            .config(&config)
-            .signal_handling_mode(SignalHandlingMode::Disabled)
-            .create::<Ipc>()
-            .map_err(|e| bus_error("join", prefix, e))?;
-        let total = rustix::fs::statvfs(SEGMENTS).map_or(u64::MAX, |s| s.f_blocks * s.f_frsize);
-        Ok(Bus { node, config, root: root.to_path_buf(), prefix: prefix.to_owned(), buffers: Buffers::of(total) })
+        let builder = NodeBuilder::new().name(&name).config(&config).signal_handling_mode(SignalHandlingMode::Disabled);
+        let node = memory::make(prefix, || builder.create::<Ipc>().map_err(|e| bus_error("join", prefix, e)))?;
+        let buffers = Buffers::of(memory::total());
+        Ok(Bus { node, config, root: root.to_path_buf(), prefix: prefix.to_owned(), buffers })
     }
 
     fn nodes(&self) -> PathBuf {
@@ -185,7 +184,7 @@ impl Bus {
         match listed {
             Ok(()) => {
                 orphans::remove(&self.nodes(), &living);
-                orphans::remove_segments(Path::new(SEGMENTS), &self.prefix, &self.nodes(), &living);
+                orphans::remove_segments(Path::new(memory::SEGMENTS), &self.prefix, &self.nodes(), &living);
             }
             Err(error) => tracing::debug!(?error, "dead processes are looked for again in a second"),
         }
@@ -196,8 +195,12 @@ impl Bus {
     /// is told of the grant.
     ///
     /// # Errors
-    /// [`Error::Bus`].
+    /// [`Error::Bus`]; [`Error::NoSharedMemory`].
     pub fn receive_ingest(&self, grant: u64) -> Result<Receiver> {
+        memory::make(&self.prefix, || self.make_receive_ingest(grant))
+    }
+
+    fn make_receive_ingest(&self, grant: u64) -> Result<Receiver> {
         let name = ingest_name(grant);
         let service = self
             .node
@@ -233,8 +236,14 @@ impl Bus {
     /// Opens the sending end of the ingest service of `grant`.
     ///
     /// # Errors
-    /// [`Error::Bus`] if it is not there or not as storage makes it.
+    /// [`Error::Bus`] if it is not there or not as storage makes it; [`Error::NoSharedMemory`].
     pub fn send_ingest(&self, grant: u64) -> Result<Sender> {
+        let sender = memory::make(&self.prefix, || self.make_send_ingest(grant))?;
+        sender.allocate()?;
+        Ok(sender)
+    }
+
+    fn make_send_ingest(&self, grant: u64) -> Result<Sender> {
         let name = ingest_name(grant);
         let service = self
             .node
@@ -250,7 +259,7 @@ impl Bus {
         if config.has_safe_overflow() || !buffers.contains(&config.subscriber_max_buffer_size()) || config.max_publishers() != 1 {
             return Err(bus_error("use", &name, "its settings are another version's"));
         }
-        Sender::new(service, name, BATCH_WORDS_MAX)
+        Sender::new(service, &self.prefix, name, BATCH_WORDS_MAX)
     }
 
     fn live(&self) -> Result<LiveService> {
@@ -275,19 +284,24 @@ impl Bus {
         }
     }
 
-    /// The sending end of the live service.
+    /// The sending end of the live service. Its memory is allocated by [`Sender::allocate`], before the first send: most
+    /// publishers have no live subscriber.
     ///
     /// # Errors
-    /// [`Error::Bus`].
+    /// [`Error::Bus`]; [`Error::NoSharedMemory`].
     pub fn send_live(&self) -> Result<Sender> {
-        Sender::new(self.live()?, LIVE_NAME.to_owned(), LIVE_WORDS_MAX)
+        memory::make(&self.prefix, || Sender::new(self.live()?, &self.prefix, LIVE_NAME.to_owned(), LIVE_WORDS_MAX))
     }
 
     /// A receiving end of the live service: what comes too fast for it is dropped, oldest first.
     ///
     /// # Errors
-    /// [`Error::Bus`].
+    /// [`Error::Bus`]; [`Error::NoSharedMemory`].
     pub fn receive_live(&self) -> Result<Receiver> {
+        memory::make(&self.prefix, || self.make_receive_live())
+    }
+
+    fn make_receive_live(&self) -> Result<Receiver> {
         let service = self.live()?;
         let subscriber = service
             .subscriber_builder()
@@ -320,29 +334,64 @@ pub struct Sender {
     service: LiveService,
     publisher: iceoryx2::port::publisher::Publisher<Ipc, [u64], BatchHeader>,
     name: String,
+    /// What batches lie in, and whether all of it is allocated.
+    data: PathBuf,
+    is_allocated: AtomicBool,
 }
 
 impl Sender {
-    fn new(service: LiveService, name: String, words: usize) -> Result<Sender> {
+    /// Of batches of at most `words` words.
+    fn new(service: LiveService, prefix: &str, name: String, words: usize) -> Result<Sender> {
+        // Every receiver's queue holds some of the last batches that were sent: a live one drops the oldest. So all together
+        // hold no more than one queue does, beside what they look at.
+        let config = service.static_config();
+        let batches = config.subscriber_max_buffer_size() + config.max_subscribers() * BORROWED_MAX + SPARE;
         let publisher = service
             .publisher_builder()
             .initial_max_slice_len(words)
             .max_loaned_samples(1)
             .allocation_strategy(AllocationStrategy::Static)
             .backpressure_strategy(BackpressureStrategy::DiscardData)
+            .override_sample_preallocation(move |worst| batches.min(worst))
             .create()
             .map_err(|e| bus_error("publish on", &name, e))?;
-        Ok(Sender { service, publisher, name })
+        let data = memory::data_segment(prefix, publisher.id().value())?;
+        Ok(Sender { service, publisher, name, data, is_allocated: AtomicBool::new(false) })
+    }
+
+    /// Allocates the memory of its batches, once.
+    ///
+    /// # Errors
+    /// [`Error::NoSharedMemory`]: nothing is to be sent then.
+    #[inline]
+    pub fn allocate(&self) -> Result<()> {
+        // A lone bit: relaxed.
+        if self.is_allocated.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        memory::allocate_data(&self.data)?;
+        self.is_allocated.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Copies `words` into shared memory and hands them over. `false`: the queue is full, or nobody
     /// has connected to it yet; nothing was sent.
     ///
     /// # Errors
-    /// [`Error::Bus`].
+    /// [`Error::Bus`]; [`Error::NoSharedMemory`].
     #[inline]
     pub fn send(&self, header: BatchHeader, words: &[u64]) -> Result<bool> {
-        let mut loan = self.publisher.loan_slice_uninit(words.len()).map_err(|e| bus_error("loan from", &self.name, e))?;
+        self.allocate()?;
+        memory::watched(&self.name, || self.hand_over(header, words))?
+    }
+
+    #[inline]
+    fn hand_over(&self, header: BatchHeader, words: &[u64]) -> Result<bool> {
+        let mut loan = match self.publisher.loan_slice_uninit(words.len()) {
+            // All batches that there is memory for are on their way.
+            Err(iceoryx2::port::LoanError::OutOfMemory) => return Ok(false),
+            other => other.map_err(|e| bus_error("loan from", &self.name, e))?,
+        };
         *loan.user_header_mut() = header;
         let sent = loan.write_from_slice(words).send().map_err(|e| bus_error("send to", &self.name, e))?;
         Ok(sent > 0)
@@ -386,10 +435,10 @@ impl Receiver {
     /// The next batch, if there is one.
     ///
     /// # Errors
-    /// [`Error::Bus`].
+    /// [`Error::Bus`]; [`Error::NoSharedMemory`].
     #[inline]
     pub fn receive(&self) -> Result<Option<Batch>> {
-        match self.subscriber.receive() {
+        match memory::watched(&self.name, || self.subscriber.receive())? {
             Ok(None) if self.is_deaf.load(Ordering::Relaxed) => {
                 let cause = "no descriptors (ulimit -n), memory maps or memory (ulimit -v) are left for it, or it has just ended";
                 Err(Error::Bus { op: "receive from", service: self.name.clone(), cause: cause.to_owned() })
@@ -401,7 +450,8 @@ impl Receiver {
 
     /// Whether a batch waits, or the error that [`Receiver::receive`] will give.
     pub fn has_batches(&self) -> bool {
-        self.subscriber.has_samples().unwrap_or(true)
+        // A page that is not there is found again by who receives.
+        crate::pages::watch(|| self.subscriber.has_samples().unwrap_or(true)).0
     }
 }
 
@@ -457,6 +507,32 @@ mod tests {
         assert!(receiver.receive().unwrap().is_none());
         assert!(sender.send(header(sent), &[0; BATCH_WORDS_MAX]).unwrap());
         assert!(sender.send(header(sent), &[0; BATCH_WORDS_MAX + 1]).is_err());
+    }
+
+    /// The segments of `prefix` of which not all memory is allocated.
+    fn sparse(prefix: &str) -> Vec<String> {
+        use std::os::unix::fs::MetadataExt;
+        let names = std::fs::read_dir(memory::SEGMENTS).unwrap().flatten();
+        let mine = names.filter(|e| e.file_name().to_string_lossy().starts_with(prefix));
+        let is_sparse = |e: &std::fs::DirEntry| e.metadata().is_ok_and(|m| m.blocks() * 512 < m.len());
+        mine.filter(is_sparse).map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn all_memory_that_a_send_touches_is_allocated_before_it() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (bus, left) = join(dir.path(), 'c');
+        let _receiver = bus.receive_ingest(1).unwrap();
+        let ingest = bus.send_ingest(1).unwrap();
+        let _subscriber = bus.receive_live().unwrap();
+        let live = bus.send_live().unwrap();
+        live.allocate().unwrap();
+        assert_eq!(sparse(&left.0), [""; 0]);
+        // It is as much as is promised, and no queue outgrows it.
+        let header = |i| BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(i), 1);
+        (0..3 * bus.buffers.live as u64).for_each(|i| assert!(live.send(header(i), &[i; LIVE_WORDS_MAX]).unwrap()));
+        while ingest.send(header(1), &[7; BATCH_WORDS_MAX]).unwrap() {}
+        assert_eq!(sparse(&left.0), [""; 0]);
     }
 
     #[test]

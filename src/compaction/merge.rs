@@ -18,7 +18,7 @@ use crate::lsn::{InstrumentId, Lsn, PubSeq};
 use crate::record::{Schema, TimeRange, schema};
 use crate::sabotage::{self, Sabotage};
 use crate::sstable::format::{RunEntry, STORES_RESERVED};
-use crate::sstable::{self, BlockView, FileMeta, Origin, Slice, Spec, Table, Writer};
+use crate::sstable::{self, FileMeta, Origin, Slice, Spec, Table, Writer};
 use crate::time::Ts;
 
 /// Rows of a file that are taken together.
@@ -135,6 +135,7 @@ fn write(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace, made: &mut
         stores_reserved |= table.trailer()?.flags & STORES_RESERVED != 0;
         table.runs()?;
         instruments.extend(table.series()?.iter().map(|s| s.instrument));
+        table.check()?;
     }
     instruments.sort_unstable();
     instruments.dedup();
@@ -214,9 +215,9 @@ struct Stream<'t> {
     table: &'t Table,
     words: usize,
     slice: Slice,
-    block: BlockView<'t>,
-    /// The rows that have been rebuilt: the first one's row in the block, and the records.
-    first: usize,
+    /// The rows that have been rebuilt: (index time, LSN, ingest time) of each, and the records. Copies, for which the file
+    /// has been checked.
+    heads: Vec<(u64, u64, u64)>,
     records: Vec<u64>,
     /// Which of them comes next.
     at: usize,
@@ -225,8 +226,8 @@ struct Stream<'t> {
 
 impl<'t> Stream<'t> {
     fn new(table: &'t Table, schema: &Schema, slice: Slice) -> Result<Stream<'t>> {
-        let block = table.block(slice.locate(slice.from).0)?;
-        let mut stream = Stream { table, words: schema.words, slice, block, first: 0, records: Vec::new(), at: 0, key: (0, 0) };
+        let (heads, records) = (Vec::new(), Vec::new());
+        let mut stream = Stream { table, words: schema.words, slice, heads, records, at: 0, key: (0, 0) };
         stream.fill()?;
         Ok(stream)
     }
@@ -234,18 +235,22 @@ impl<'t> Stream<'t> {
     /// Rebuilds the next rows.
     fn fill(&mut self) -> Result<()> {
         let (index, row) = self.slice.locate(self.slice.from);
-        self.block = self.table.block(index)?;
+        let block = self.table.block(index)?;
         let rows = self.slice.run(self.slice.from).min(ROWS);
         self.records.clear();
-        self.block.rows(row, row + rows, &mut self.records);
-        (self.first, self.at) = (row, 0);
+        block.rows(row, row + rows, &mut self.records);
+        let (times, lsns, ingest) = (block.times(), block.lsns(), block.ingest());
+        let of = |column: &[u64], i: usize| column.get(i).copied().unwrap_or(0);
+        self.heads.clear();
+        self.heads.extend((row..row + rows).map(|i| (times.get(i).0, of(lsns, i), of(ingest, i))));
+        self.table.check()?;
+        self.at = 0;
         self.set_key();
         Ok(())
     }
 
     fn set_key(&mut self) {
-        let row = self.first + self.at;
-        self.key = (self.block.times().get(row).0, self.block.lsns().get(row).copied().unwrap_or(0));
+        self.key = self.heads.get(self.at).map_or((0, 0), |&(time, lsn, _)| (time, lsn));
     }
 
     fn key(&self) -> (u64, u64) {
@@ -255,7 +260,7 @@ impl<'t> Stream<'t> {
     /// Puts the row that comes next into `output`.
     fn give(&self, output: &mut Output<'_>) -> Result<()> {
         let record = self.records.get(self.at * self.words..(self.at + 1) * self.words).unwrap_or(&[]);
-        let ingest = self.block.ingest().get(self.first + self.at).copied().unwrap_or(0);
+        let ingest = self.heads.get(self.at).map_or(0, |head| head.2);
         output.push(Lsn(self.key.1), Ts(ingest), record)
     }
 
@@ -338,6 +343,8 @@ impl Output<'_> {
                 Origin::default()
             })
         })?;
+        // The runs were read in place.
+        self.tables.iter().try_for_each(Table::check)?;
         if let Some(lsn) = orphan {
             let path = self.dir.join(sstable::file_name(meta.kind, meta.id));
             return Err(Error::Corrupt { path, offset: 0, lsn, what: "run of a record", expected: lsn.0, found: 0 });

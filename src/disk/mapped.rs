@@ -2,7 +2,8 @@
 //!
 //! What must hold: the file is never written, truncated or renamed over while it may be mapped: it is
 //! complete before it gets its name, and afterwards only unlinked. A page that cannot be read is an
-//! error of [`Mapped::populate`], which is asked before the first touch, and no signal.
+//! error of [`Mapped::populate`], which is asked before the first touch, and no signal. A page that goes bad after that is
+//! an error of [`Mapped::check`], which is asked after each use, where the process has asked for it ([`crate::pages`]).
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
+use crate::pages::{self, Guarded};
 
 /// The bytes of an immutable file.
 #[derive(Debug)]
@@ -20,7 +22,8 @@ pub struct Mapped {
 
 #[derive(Debug)]
 enum Bytes {
-    Map(Mmap),
+    /// The guard ends before the mapping does.
+    Map(Guarded, Mmap),
     /// Words, for their alignment, and how many bytes of them count.
     Copy(Vec<u64>, usize),
 }
@@ -39,7 +42,8 @@ impl Mapped {
         // SAFETY: by the rule of this file nobody changes the bytes or the length of a file that is
         // mapped here: its writer has finished it before it got its name.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::map(path, e))?;
-        Ok(Mapped { path: path.to_path_buf(), bytes: Bytes::Map(map) })
+        let guarded = Guarded::new(map.as_ptr(), map.len(), false);
+        Ok(Mapped { path: path.to_path_buf(), bytes: Bytes::Map(guarded, map) })
     }
 
     /// The file `path` as a copy of `bytes`.
@@ -58,14 +62,14 @@ impl Mapped {
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            Bytes::Map(map) => map,
+            Bytes::Map(_, map) => map,
             Bytes::Copy(words, len) => bytemuck::cast_slice(words).get(..*len).unwrap_or(&[]),
         }
     }
 
     /// Gives the memory of its pages back; a page that is touched again is read again.
     pub fn release(&self) {
-        let Bytes::Map(map) = &self.bytes else { return };
+        let Bytes::Map(_, map) = &self.bytes else { return };
         // SAFETY: a shared mapping of a file that nobody changes: what is read again is what was there, so slices
         // of it stay as they are.
         let released = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
@@ -79,7 +83,7 @@ impl Mapped {
     /// # Errors
     /// [`Error::Io`] if the disk cannot read one; touching it would have been a signal.
     pub fn populate(&self, offset: u64, len: u64) -> Result<()> {
-        let Bytes::Map(map) = &self.bytes else { return Ok(()) };
+        let Bytes::Map(_, map) = &self.bytes else { return Ok(()) };
         let from = (offset as usize).min(map.len());
         let len = (len as usize).min(map.len() - from);
         if len == 0 {
@@ -91,5 +95,35 @@ impl Mapped {
             Err(e) => Err(Error::io("read a page of", &self.path, e)),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Whether what has been read of it so far is the file's: every page was there, and its last byte still is `last`,
+    /// which is not 0 (a file that is cut short ends in zeros, or its last page is gone). To be asked after each use.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it is not: what was read is not to be used. Always sound in a process that is not guarded.
+    #[inline]
+    pub fn check(&self, last: u8) -> Result<()> {
+        let Bytes::Map(guarded, map) = &self.bytes else { return Ok(()) };
+        if !pages::is_guarded() {
+            return Ok(());
+        }
+        let ends_right = map.last().is_none_or(|byte| {
+            // SAFETY: the last byte of the mapping; read anew, because a file that is cut short changes under it.
+            last == unsafe { std::ptr::from_ref(byte).read_volatile() }
+        });
+        if ends_right && !guarded.is_damaged() { Ok(()) } else { Err(self.is_bad()) }
+    }
+
+    /// Whether a page of it could not be read when it was touched. It stays so; another mapping of the file may be sound.
+    pub fn is_damaged(&self) -> bool {
+        matches!(&self.bytes, Bytes::Map(guarded, _) if guarded.is_damaged())
+    }
+
+    #[cold]
+    fn is_bad(&self) -> Error {
+        let why = "the disk cannot read it again, or the file has been cut short since it was opened; \
+                   tape verify names every such file";
+        Error::io("read a page of", &self.path, std::io::Error::other(why))
     }
 }

@@ -106,6 +106,8 @@ impl<'t> Rows<'t> {
             let Arrival { publisher, epoch, pub_seq, .. } = self.arrival(lsn);
             (publisher, epoch, pub_seq)
         });
+        // A file of rows that could not be read is not one of the table's.
+        self.table.check()?;
         finished.map(Some)
     }
 }

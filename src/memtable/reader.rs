@@ -81,6 +81,15 @@ impl Table {
         self.map.release();
     }
 
+    /// Whether what has been read of it so far is what its writer wrote; see [`Mapping::check`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if not.
+    #[inline]
+    pub fn check(&self) -> Result<()> {
+        self.map.check()
+    }
+
     /// Number of the table.
     pub fn id(&self) -> u64 {
         self.id

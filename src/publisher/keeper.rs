@@ -141,7 +141,8 @@ impl Keeper {
                 lock(&self.state).fatal = Some(Fatal::Refused(reason));
                 IDLE
             }
-            Err(error @ (Error::Refused { .. } | Error::NotLeader { .. })) => {
+            Err(error @ (Error::Refused { .. } | Error::NotLeader { .. } | Error::NoSharedMemory { .. })) => {
+                lock(&self.state).no_memory = matches!(error, Error::NoSharedMemory { .. });
                 tracing::warn!(%error, "trying again");
                 lock(&self.state).is_refused = true;
                 REFUSED

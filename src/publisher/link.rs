@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::ring::Chunk;
 use super::unanswered::unanswered;
@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) gap_count: u64,
     ingest: Sender,
     live: Option<Sender>,
+    /// When there was no memory for what is sent live: it is not asked for with each batch.
+    no_live_memory: Option<Instant>,
     /// The last record that live subscribers were sent: what is sent again is not sent to them again.
     live_sent: PubSeq,
     _bus: Bus,
@@ -48,7 +50,8 @@ impl Link {
         });
         let slot = control.slot(grant.slot);
         let live_sent = PubSeq(0);
-        Ok(Link { grant: grant.grant, slot, control, bells, gap_count: 0, ingest, live, live_sent, _bus: bus })
+        let grant = grant.grant;
+        Ok(Link { grant, slot, control, bells, gap_count: 0, ingest, live, no_live_memory: None, live_sent, _bus: bus })
     }
 
     /// Sends `chunk` to storage and, the first time, to whoever listens live. `false`: storage's queue
@@ -63,12 +66,37 @@ impl Link {
         if let Some(live) = &self.live
             && live.has_receivers()
             && chunk.first > self.live_sent
+            && has_memory(live, &mut self.no_live_memory)
         {
             send_live(live, publisher, epoch, chunk);
             self.bells.ring(Bell::Live);
         }
         self.live_sent = self.live_sent.max(PubSeq(chunk.first.0 + u64::from(chunk.count) - 1));
         Ok(true)
+    }
+}
+
+/// How long nothing is sent live after there was no memory for it.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Whether `live` has its memory. Where it has not, subscribers fetch from the store what they miss.
+#[inline]
+fn has_memory(live: &Sender, since: &mut Option<Instant>) -> bool {
+    if since.is_some_and(|s| s.elapsed() < NO_MEMORY_PAUSE) {
+        return false;
+    }
+    match live.allocate() {
+        Ok(()) => {
+            *since = None;
+            true
+        }
+        Err(error) => {
+            if since.is_none() {
+                tracing::warn!(%error, "nothing is sent to live subscribers until there is memory for it");
+            }
+            *since = Some(Instant::now());
+            false
+        }
     }
 }
 

@@ -62,6 +62,8 @@ struct State {
     held_back: u64,
     /// Why there is no link, if there is none.
     away: &'static str,
+    /// Whether it cannot attach again because shared memory is full.
+    no_memory: bool,
     /// Whether the store may lose what it has committed, as of the newest link.
     is_lossy: bool,
     /// Whether storage answered that it does not attach it, when it was last asked.
@@ -109,7 +111,8 @@ impl Publisher {
     /// # Errors
     /// [`Error::Taken`] if a live process writes as it, unless [`Options::take_over`] says to fence it;
     /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the
-    /// store; [`Error::Refused`]; [`Error::NotLeader`] where forwarding is switched off.
+    /// store; [`Error::Refused`]; [`Error::NotLeader`] where forwarding is switched off; [`Error::NoSharedMemory`] if there is
+    /// none for what it sends.
     pub fn open(options: Options) -> Result<Publisher> {
         let options = Options { store: absolute(&options.store)?, ..options };
         let deadline = Instant::now() + options.open_timeout;
@@ -154,6 +157,7 @@ impl Publisher {
             held_back: 0,
             registered: 0,
             away: STORAGE_DOWN,
+            no_memory: false,
             kinds,
         }));
         let stop = Stop::default();
@@ -426,6 +430,9 @@ impl State {
     /// Why there is no room: `unacknowledged` records wait.
     fn full(&self, unacknowledged: u64) -> PublishError {
         let why = match (&self.link, self.held_back) {
+            (None, _) if self.no_memory => {
+                "shared memory is full (df -h /dev/shm; containers: --shm-size) and it cannot attach again"
+            }
             (None, _) if self.is_refused => "storage refuses to attach it again, for now: the logs say why",
             (None, _) => self.away,
             (Some(_), NO_SPACE) => return PublishError::NoSpace { unacknowledged },
@@ -574,6 +581,7 @@ impl State {
         }
         self.is_lossy = link.control.is_lossy();
         self.is_refused = false;
+        self.no_memory = false;
         self.link = Some(link);
     }
 

@@ -12,6 +12,10 @@ use crate::version::{File, View};
 
 /// Rows of a kind as columns. All rows of a batch lie in the range; a batch of a file is sorted by
 /// (instrument, index time, LSN). Batches come file by file, the earliest file first, MemTables last.
+///
+/// A batch is lent as it lies in its file. Should a page of it turn bad meanwhile, in a process that survives that
+/// ([`crate::guard_pages`]), the next call of [`Columns::next`] is an error, the one after the last batch too: what has been
+/// read of the batch before it is not to be used then.
 pub struct Columns<'t> {
     range: TimeRange,
     instrument: Option<InstrumentId>,
@@ -20,6 +24,9 @@ pub struct Columns<'t> {
     slices: Vec<Slice>,
     block: u32,
     rows: Vec<(&'t Table, TableRows<'t>)>,
+    view: &'t View,
+    /// The file of the batch that was lent last.
+    lent: Option<&'t File>,
     buffer: BatchBuffer,
     arrivals: Arrivals<'t>,
 }
@@ -125,6 +132,8 @@ impl<'t> Columns<'t> {
             slices: Vec::new(),
             block: 0,
             rows,
+            view,
+            lent: None,
             buffer: BatchBuffer::new(schema),
             arrivals: Arrivals::default(),
         })
@@ -136,10 +145,15 @@ impl<'t> Columns<'t> {
     /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
     #[expect(clippy::should_implement_trait, reason = "a batch is lent until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<ColumnBatch<'_>>> {
+        if let Some(file) = self.lent.take() {
+            file.check()?;
+        }
         while let Some(&file) = self.files.last() {
             if let Some((index, from, to)) = self.next_of(file)? {
+                self.lent = Some(file);
                 return Ok(Some(ColumnBatch(Columnar::Block { block: file.block(index)?, from, to })));
             }
+            file.check()?;
             self.files.pop();
             self.block = 0;
         }
@@ -159,6 +173,7 @@ impl<'t> Columns<'t> {
         if let Some((table, _)) = self.rows.last() {
             self.arrivals.tables.push((*table, self.buffer.lsns().len()));
         }
+        self.view.check_tables()?;
         Ok((!self.buffer.is_empty()).then_some(ColumnBatch(Columnar::Rows(&self.buffer, &self.arrivals))))
     }
 

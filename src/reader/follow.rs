@@ -86,7 +86,7 @@ impl Stripe {
         }
         self.batch.heads.resize((to.0 - first.0 + 1) as usize, EMPTY);
         let mut taken = Vec::with_capacity(files.len());
-        for file in files {
+        for &file in &files {
             taken.push((file.plan()?, self.take(file, first.0, to.0)?));
         }
         // Where each record goes follows from the lengths of those before it.
@@ -105,7 +105,7 @@ impl Stripe {
                 }
             });
         }
-        Ok(())
+        files.iter().try_for_each(|file| file.check())
     }
 
     /// The same as [`Stripe::take`], for rows that lie far apart: those of a merged file, whose blocks hold few of
@@ -230,7 +230,10 @@ impl Follow {
         while view.tables.get(self.table + 1).is_some_and(|t| t.base() <= self.next) {
             self.table += 1;
         }
-        let Some(row) = view.tables.get(self.table).and_then(|t| t.row(self.next)) else { return Ok(None) };
+        let Some(table) = view.tables.get(self.table) else { return Ok(None) };
+        let row = table.row(self.next);
+        table.check()?;
+        let Some(row) = row else { return Ok(None) };
         self.next = row.lsn.next();
         self.tally.add(row.lsn, row.record.words());
         Ok(Some(row))
@@ -241,8 +244,11 @@ impl Follow {
         let Some(view) = &self.view else { return Ok(None) };
         if !self.stripe.holds(self.next) {
             // Half filled it would pass for one with holes.
-            let filled = self.stripe.fill(view, self.next, view.history.covered());
-            filled.inspect_err(|_| self.stripe = Stripe::default())?;
+            if let Err(error) = self.stripe.fill(view, self.next, view.history.covered()) {
+                // The next call looks at the store anew: what could not be read may be in another file by then.
+                (self.stripe, self.view) = (Stripe::default(), None);
+                return Err(error);
+            }
         }
         let slot = (self.next.0 - self.stripe.first) as usize;
         let heads = &self.stripe.batch.heads;
@@ -294,6 +300,9 @@ impl Follow {
             && control.instance().is_multiple_of(2)
             && control.server().is_some()
         {
+            if self.view.is_some() && !self.reader.versions.is_current(control) {
+                self.renew();
+            }
             return Ok(false);
         }
         let snapshot = self.reader.snapshot(self.at)?;
@@ -305,6 +314,21 @@ impl Follow {
             return Err(Error::StorageDown { dir: self.reader.store.clone(), why: "it has stopped" });
         }
         Ok(self.next <= upto)
+    }
+
+    /// Takes a newer view though nothing new is in it: the files and MemTables of the one that has been read to its end are
+    /// being replaced and unlinked, and nothing may come for hours that would make it give them back.
+    #[cold]
+    fn renew(&mut self) {
+        self.stripe = Stripe::default();
+        match self.reader.snapshot(self.at) {
+            Ok(snapshot) => (self.view, self.table) = (Some(snapshot.view), 0),
+            Err(error) => {
+                tracing::debug!(%error, "a follower gives back what it has read");
+                self.view = None;
+                self.reader.let_go();
+            }
+        }
     }
 
     /// Sleeps until there may be something to read, or `limit` has passed.

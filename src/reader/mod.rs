@@ -192,10 +192,19 @@ impl Reader {
         };
         // After the watermark: a kind is published before the first record of it.
         self.refresh_kinds()?;
+        // Those of an instance that is gone.
+        let instance = self.control.instance() & !1;
+        self.symbols = self.symbols.take_if(|(known, _)| *known == instance);
         if view.tables.is_empty() && view.history.files().is_empty() && self.control.server().is_none() {
             return Err(Error::StorageDown { dir: self.store.clone(), why: "it has stopped" });
         }
         Ok(Snapshot { view, timeline, scratch: Vec::new() })
+    }
+
+    /// Gives back the files and MemTables that no [`Snapshot`] holds, which are kept mapped for the next one: for who will
+    /// not look again for long. What storage unlinks meanwhile takes its bytes until then otherwise.
+    pub fn let_go(&mut self) {
+        self.versions.let_go();
     }
 
     /// The instrument names; of a store that has stopped, after a snapshot of what is flushed, those as of the checkpoint.
@@ -300,7 +309,8 @@ impl Reader {
 /// How the record `lsn` came into the store that `view` shows.
 fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
     if lsn > view.history.covered() {
-        return Ok(view.table_of(lsn).and_then(|t| t.arrival(lsn)));
+        let found = view.table_of(lsn).and_then(|t| t.arrival(lsn));
+        return view.check_tables().map(|()| found);
     }
     for file in view.history.files_at(lsn) {
         if let Some(arrival) = file.arrival(lsn)? {
@@ -350,7 +360,9 @@ impl Snapshot {
     #[inline]
     pub fn get(&mut self, lsn: Lsn) -> Result<Option<Row<'_>>> {
         if lsn > self.view.history.covered() {
-            return Ok(self.view.table_of(lsn).and_then(|t| t.row(lsn)));
+            let Some(table) = self.view.table_of(lsn) else { return Ok(None) };
+            let row = table.row(lsn);
+            return table.check().map(|()| row);
         }
         self.scratch.clear();
         for file in self.view.history.files_at(lsn) {
@@ -378,6 +390,7 @@ impl Snapshot {
     pub fn as_of(&mut self, series: Series, time: Ts) -> Result<Option<Row<'_>>> {
         let each = self.view.tables.iter().filter_map(|t| t.as_of(series, time, self.view.upto));
         let newest = each.max_by_key(|row| (row.index_time, row.lsn));
+        self.view.check_tables()?;
         let mut best = newest.map(|row| (row.index_time, row.lsn));
         let mut filed = None;
         for (file, newest) in self.view.history.files_until(series.kind, time) {
@@ -446,6 +459,7 @@ impl Snapshot {
         if id != crate::sstable::format::ID_NULL {
             let tables = self.view.tables.iter();
             tables.flat_map(|t| t.rows_with(series, word, id, self.view.upto)).for_each(|row| batch.push(&row));
+            self.view.check_tables()?;
         }
         batch.heads.sort_unstable();
         Ok(batch)

@@ -10,7 +10,7 @@
 use super::batch::{Head, RowBatch};
 use crate::error::Result;
 use crate::lsn::{InstrumentId, Lsn};
-use crate::memtable::Rows as TableRows;
+use crate::memtable::{Rows as TableRows, Table};
 use crate::record::{Kind, Row, Series, TimeRange};
 use crate::sstable::{BlockView, Plan, Run, Slice};
 use crate::time::Ts;
@@ -46,7 +46,8 @@ struct FileRows<'t> {
 
 enum Source<'t> {
     File(FileRows<'t>),
-    Table(TableRows<'t>, Row<'t>),
+    /// Rows of a MemTable that have not been taken, the next one, and the table.
+    Table(TableRows<'t>, Row<'t>, &'t Table),
 }
 
 struct Stream<'t> {
@@ -93,7 +94,7 @@ impl<'t> FileRows<'t> {
     /// Notes the next `n` rows of the run in `taken`. `false`: there are no more.
     fn take(&mut self, n: usize, taken: &mut Taken<'t>) -> Result<bool> {
         let to = self.row + n;
-        taken.push(&self.block, self.row, to);
+        taken.push(self.file, &self.block, self.row, to);
         self.slice.from += n as u32;
         (self.row, self.run) = (to, self.run - n);
         if self.run > 0 {
@@ -113,6 +114,8 @@ impl<'t> FileRows<'t> {
 struct Taken<'t> {
     heads: Vec<Head>,
     runs: Vec<(&'t Plan, Run<'t>)>,
+    /// The files of the runs.
+    files: Vec<&'t File>,
     rows: u32,
     loose: Vec<Row<'t>>,
     /// For sorting, and where each row of a file goes.
@@ -124,8 +127,11 @@ struct Taken<'t> {
 const LOOSE: u32 = 1 << 31;
 
 impl<'t> Taken<'t> {
-    /// The rows `from..to` of `block`.
-    fn push(&mut self, block: &BlockView<'t>, from: usize, to: usize) {
+    /// The rows `from..to` of `block`, of `file`.
+    fn push(&mut self, file: &'t File, block: &BlockView<'t>, from: usize, to: usize) {
+        if self.files.last().is_none_or(|last| !std::ptr::eq(*last, file)) {
+            self.files.push(file);
+        }
         let (words, at) = (block.plan().words as u32, self.rows);
         let lsns = block.lsns().get(from..to).unwrap_or(&[]);
         let head = |i: usize, time: u64, lsn: u64| Head { time, lsn, at: at + i as u32, words };
@@ -156,7 +162,10 @@ impl<'t> Taken<'t> {
 
     /// Sorts everything, none of whose times is before `first`, and moves it into `batch`, in its order:
     /// whoever reads the batch then reads memory in its order too.
-    fn give(&mut self, first: u64, batch: &mut RowBatch) {
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Io`] if a page of a file has turned bad meanwhile.
+    fn give(&mut self, first: u64, batch: &mut RowBatch) -> Result<()> {
         sort(&mut self.heads, &mut self.spare, first);
         self.places.resize(self.rows as usize, 0);
         let mut end = 0;
@@ -187,6 +196,7 @@ impl<'t> Taken<'t> {
         self.heads.clear();
         self.runs.clear();
         self.rows = 0;
+        self.files.drain(..).try_for_each(|file| file.check())
     }
 
     /// Copies the rows of MemTables into `batch`, whose heads name them.
@@ -215,7 +225,7 @@ impl<'t> Stream<'t> {
                     left -= n;
                     if rows.take(n, taken)? { rows.key() } else { NEVER }
                 }
-                Source::Table(rows, head) => {
+                Source::Table(rows, head, _) => {
                     taken.push_loose(*head);
                     left -= 1;
                     match rows.next() {
@@ -258,6 +268,7 @@ impl Wanted {
 
 /// Rows in (index time, LSN) order.
 pub struct Scan<'t> {
+    view: &'t View,
     range: TimeRange,
     wanted: Wanted,
     /// Files that have not been reached, the next one last.
@@ -283,12 +294,23 @@ impl<'t> Scan<'t> {
                 for &instrument in instruments {
                     let mut rows = table.rows(Series { instrument, kind: *kind }, range, view.upto);
                     if let Some(head) = rows.next() {
-                        streams.push(Stream { next: (head.index_time.0, head.lsn.0), source: Source::Table(rows, head) });
+                        let source = Source::Table(rows, head, table);
+                        streams.push(Stream { next: (head.index_time.0, head.lsn.0), source });
                     }
                 }
             }
         }
-        Scan { range, wanted, ahead, streams, batch: RowBatch::default(), taken: Taken::default(), at: 0, width: WIDTH_FIRST }
+        Scan {
+            view,
+            range,
+            wanted,
+            ahead,
+            streams,
+            batch: RowBatch::default(),
+            taken: Taken::default(),
+            at: 0,
+            width: WIDTH_FIRST,
+        }
     }
 
     /// The next row.
@@ -301,11 +323,15 @@ impl<'t> Scan<'t> {
     pub fn next(&mut self) -> Result<Option<Row<'_>>> {
         if self.at >= self.batch.len() {
             // What is left is one series of one MemTable, which needs no batch.
-            if let ([Stream { next: next_key, source: Source::Table(rows, head) }], true) =
+            if let ([Stream { next: next_key, source: Source::Table(rows, head, table) }], true) =
                 (self.streams.as_mut_slice(), self.ahead.is_empty())
             {
-                let row = *head;
-                match rows.next() {
+                let (row, next) = (*head, rows.next());
+                if let Err(error) = table.check() {
+                    self.streams.clear();
+                    return Err(error);
+                }
+                match next {
                     Some(next) => (*next_key, *head) = ((next.index_time.0, next.lsn.0), next),
                     None => self.streams.clear(),
                 }
@@ -408,7 +434,8 @@ impl<'t> Scan<'t> {
             } else {
                 self.stripe(start)?;
             }
-            self.taken.give(start.0, &mut self.batch);
+            self.taken.give(start.0, &mut self.batch)?;
+            self.view.check_tables()?;
             self.streams.retain(|s| s.next != NEVER);
         }
         Ok(true)
@@ -447,7 +474,7 @@ impl<'t> Scan<'t> {
         let mut rows = 0;
         for stream in self.streams.iter().filter(|s| s.next <= end) {
             rows += match &stream.source {
-                Source::Table(table, _) => 1 + table.count_until(Ts(end.0)),
+                Source::Table(table, ..) => 1 + table.count_until(Ts(end.0)),
                 Source::File(file) => match file.ahead(end, file.run) {
                     n if n < file.run => n as u64,
                     _ => u64::from(file.file.count_until(&file.slice, Ts(end.0), Lsn(end.1))?),
@@ -465,8 +492,7 @@ impl<'t> Scan<'t> {
         while self.ahead.last().is_some_and(|(from, _)| *from <= time) {
             let Some((_, file)) = self.ahead.pop() else { break };
             let wanted = self.wanted.of(file.meta().kind);
-            let here = file.series()?;
-            let range = self.range;
+            let (here, range) = (file.series()?, self.range);
             let mut open = |instrument| -> Result<()> {
                 let Some(slice) = file.slice(instrument, range)? else { return Ok(()) };
                 let rows = FileRows::new(file, slice)?;
@@ -478,6 +504,7 @@ impl<'t> Scan<'t> {
             } else {
                 here.iter().map(|s| s.instrument).filter(|i| wanted.binary_search(i).is_ok()).try_for_each(&mut open)?;
             }
+            file.check()?;
         }
         Ok(())
     }

@@ -29,10 +29,13 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 
 use crate::error::{Error, Result};
+use crate::pages::Guarded;
 
 /// A mapped file of shared memory.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Ends before the mapping does.
+    guarded: Guarded,
     map: MmapRaw,
     writable: bool,
     path: PathBuf,
@@ -122,7 +125,8 @@ impl Mapping {
         // SAFETY: the range is this mapping, private and not a file's, which nobody but `Mapping` will look into, by atomics.
         let wiped = unsafe { rustix::mm::madvise(map.as_mut_ptr().cast(), map.len(), advice) };
         wiped.map_err(|e| Error::io("advise", path, e))?;
-        Ok(Mapping { map, writable: true, path: path.to_path_buf() })
+        let guarded = Guarded::new(map.as_ptr(), map.len(), true);
+        Ok(Mapping { guarded, map, writable: true, path: path.to_path_buf() })
     }
 
     fn map(file: &File, path: &Path, writable: bool, is_sparse: bool) -> Result<Mapping> {
@@ -133,7 +137,8 @@ impl Mapping {
         if len <= POPULATE_MAX && !is_sparse {
             populate(&map, writable);
         }
-        Ok(Mapping { map, writable, path: path.to_path_buf() })
+        let guarded = Guarded::new(map.as_ptr(), map.len(), writable);
+        Ok(Mapping { guarded, map, writable, path: path.to_path_buf() })
     }
 
     /// Takes its pages out of this process's memory, where they count; they stay in shared memory, and come back when
@@ -145,6 +150,23 @@ impl Mapping {
         if let Err(error) = released {
             tracing::debug!(%error, path = %self.path.display(), "pages are not given back");
         }
+    }
+
+    /// Whether every page that was touched so far was there. To be asked after the reads and writes that it is to vouch for;
+    /// see [`crate::pages`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one was not: what was read is not to be used, and what was written nobody else sees.
+    #[inline]
+    pub fn check(&self) -> Result<()> {
+        if self.guarded.is_damaged() { Err(self.is_bad()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn is_bad(&self) -> Error {
+        let why =
+            "its memory is gone: the file has been cut short, or the disk or memory under it fails; start tape-storage again";
+        Error::io("use a page of", &self.path, std::io::Error::other(why))
     }
 
     /// Length in bytes.

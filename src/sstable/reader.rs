@@ -4,6 +4,9 @@
 //! they are first used: pages are brought in ([`Mapped::populate`]), the CRC is compared, what indexes
 //! say of each other is compared, and the part is noted as sound. Every access is bounds-checked all the
 //! same, so that no contents can lead outside the file.
+//!
+//! What must hold: a call that gives values asks [`Table::check`] after its last look at the file, so that a page that has
+//! gone bad since is an error; who is lent parts of the file asks it after using them.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -12,8 +15,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::block::{BlockView, Slice, locate, partition_point};
 use super::bloom::{self, Line};
 use super::format::{
-    BLOCK_ROWS, BadTrailer, Block, Extent, FileSchema, ID_NULL, LSNS_DENSE, RunEntry, STORES_RESERVED, Section, SeriesEntry,
-    TAIL_LEN, TRAILER_LEN, Trailer, VERSION, column_offsets, find_hash, place, stored_columns, unplace,
+    ARROW_MAGIC, BLOCK_ROWS, BadTrailer, Block, Extent, FileSchema, ID_NULL, LSNS_DENSE, RunEntry, STORES_RESERVED, Section,
+    SeriesEntry, TAIL_LEN, TRAILER_LEN, Trailer, VERSION, column_offsets, find_hash, place, stored_columns, unplace,
 };
 use super::lookup::LsnIndex;
 use super::transpose::{Body, Plan};
@@ -142,6 +145,27 @@ impl Table {
         Ok(&self.parts()?.trailer)
     }
 
+    /// Whether what has been read of it so far is what was written; see [`Mapped::check`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a page has gone bad or the file was cut short.
+    #[inline]
+    pub fn check(&self) -> Result<()> {
+        let [.., last] = ARROW_MAGIC;
+        self.map.check(*last)
+    }
+
+    /// Whether this mapping of the file is of no use any more; another one may be.
+    pub fn is_damaged(&self) -> bool {
+        self.map.is_damaged()
+    }
+
+    /// `value`, which was read from the file.
+    #[inline]
+    fn checked<T>(&self, value: T) -> Result<T> {
+        self.check().map(|()| value)
+    }
+
     /// Gives the memory of its pages back; see [`Mapped::release`].
     pub fn release(&self) {
         self.map.release();
@@ -247,7 +271,7 @@ impl Table {
         }
     }
 
-    /// The block directory.
+    /// The block directory; as all that is lent, to be used before [`Table::check`] is asked.
     pub fn blocks(&self) -> Result<&[Block]> {
         self.section(Section::Blocks)
     }
@@ -299,6 +323,11 @@ impl Table {
     /// The series of `instrument`, if the file has it.
     #[inline]
     pub fn find_series(&self, instrument: InstrumentId) -> Result<Option<SeriesEntry>> {
+        self.checked(self.series_of(instrument)?)
+    }
+
+    #[inline]
+    fn series_of(&self, instrument: InstrumentId) -> Result<Option<SeriesEntry>> {
         let all = self.series()?;
         let at = all.partition_point(|s| s.instrument < instrument);
         Ok(all.get(at).filter(|s| s.instrument == instrument).copied())
@@ -346,7 +375,11 @@ impl Table {
 
     /// The rows of `instrument` in `range`.
     pub fn slice(&self, instrument: InstrumentId, range: TimeRange) -> Result<Option<Slice>> {
-        let Some(series) = self.find_series(instrument)? else { return Ok(None) };
+        self.checked(self.slice_of(instrument, range)?)
+    }
+
+    fn slice_of(&self, instrument: InstrumentId, range: TimeRange) -> Result<Option<Slice>> {
+        let Some(series) = self.series_of(instrument)? else { return Ok(None) };
         if !range.meets(Ts(series.time.min), Ts(series.time.max)) {
             return Ok(None);
         }
@@ -361,7 +394,7 @@ impl Table {
         let from = all.partition_point(|s| locate(s, s.rows.saturating_sub(1)).0 < index);
         let mut slices = Vec::new();
         for series in all.iter().skip(from).take_while(|s| s.block <= index) {
-            let Some(slice) = self.slice(series.instrument, range)? else { continue };
+            let Some(slice) = self.slice_of(series.instrument, range)? else { continue };
             let first = (u64::from(index - series.block) * BLOCK_ROWS as u64).saturating_sub(u64::from(series.row)) as u32;
             let after = (u64::from(index - series.block + 1) * BLOCK_ROWS as u64 - u64::from(series.row)) as u32;
             let (from, to) = (slice.from.max(first), slice.to.min(after));
@@ -370,7 +403,7 @@ impl Table {
             }
         }
         slices.reverse();
-        Ok(slices)
+        self.checked(slices)
     }
 
     /// How many of the rows of `slice` come before (`time`, `lsn`) or are it.
@@ -388,13 +421,18 @@ impl Table {
             }
             after -= 1;
         }
-        Ok(after.clamp(slice.from, slice.to) - slice.from)
+        self.checked(after.clamp(slice.from, slice.to) - slice.from)
     }
 
     /// The place of the greatest (index time, LSN) of `instrument` not after `time`, with both.
     #[inline]
     pub fn as_of(&self, instrument: InstrumentId, time: Ts) -> Result<Option<(Ts, Lsn, u32)>> {
-        let Some(series) = self.find_series(instrument)? else { return Ok(None) };
+        self.checked(self.newest_until(instrument, time)?)
+    }
+
+    #[inline]
+    fn newest_until(&self, instrument: InstrumentId, time: Ts) -> Result<Option<(Ts, Lsn, u32)>> {
+        let Some(series) = self.series_of(instrument)? else { return Ok(None) };
         if Ts(series.time.min) > time {
             return Ok(None);
         }
@@ -413,9 +451,9 @@ impl Table {
         let index = self.lsn_index(parts, self.section(Section::Lsns)?);
         let (rank, is_here) = index.rank(lsn.0);
         if !is_here {
-            return Ok(None);
+            return self.checked(None);
         }
-        Ok(self.section::<u32>(Section::Places)?.get(rank as usize).copied())
+        self.checked(self.section::<u32>(Section::Places)?.get(rank as usize).copied())
     }
 
     /// The places of the records `from` to `to`, in LSN order.
@@ -438,7 +476,7 @@ impl Table {
         let start = out.len();
         out.resize(start + block.plan.words, 0);
         block.plan.row(block.body, row, out.get_mut(start..).unwrap_or(&mut []));
-        Ok((Lsn(lsn), block.times().get(row)))
+        self.checked((Lsn(lsn), block.times().get(row)))
     }
 
     /// How record `lsn` came in, if it is in this file.
@@ -452,7 +490,7 @@ impl Table {
             return Err(self.corrupt(0, "run of a record", lsn.0, 0));
         };
         let pub_seq = PubSeq(run.first_pub_seq.0.wrapping_add(lsn.0 - run.first.0));
-        Ok(Some(Arrival { lsn, publisher: run.publisher, epoch: run.epoch, pub_seq, ingest_ts }))
+        self.checked(Some(Arrival { lsn, publisher: run.publisher, epoch: run.epoch, pub_seq, ingest_ts }))
     }
 
     /// Appends the places of the records of `instrument` whose column to find by `column` (its place
@@ -461,7 +499,7 @@ impl Table {
         let parts = self.parts()?;
         let hash = find_hash(instrument, column, id);
         if id == ID_NULL || !bloom::may_contain(self.section::<Line>(Section::FileBloom)?, hash) {
-            return Ok(());
+            return self.check();
         }
         let Some(series) = self.find_series(instrument)? else { return Ok(()) };
         let Some(of) = parts.schema.find_columns().nth(column as usize) else { return Ok(()) };
@@ -483,7 +521,7 @@ impl Table {
             let values = values.get(row..row + count).unwrap_or(&[]);
             found.extend(values.iter().enumerate().filter(|(_, v)| **v == id).map(|(i, _)| place(index, (row + i) as u32)));
         }
-        Ok(())
+        self.check()
     }
 
     /// Reads and checks every part of the file; gives the number of rows.
@@ -510,6 +548,6 @@ impl Table {
             }
             visit(block)?;
         }
-        Ok(places.len() as u64)
+        self.checked(places.len() as u64)
     }
 }

@@ -79,6 +79,43 @@ fn write(disk: &dyn Disk, dir: &Path, rows: &Rows, spec: Spec) -> Result<FileMet
     writer.finish(origin)
 }
 
+#[test]
+fn a_file_that_is_cut_short_while_it_is_mapped_is_an_error_of_what_is_read_and_never_a_wrong_value() {
+    crate::pages::guard().unwrap();
+    let rows = model(3, 12, 9_000, 1, 2);
+    let mut rng = SimRng::new(5);
+    for trial in 0..10 {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = write(&RealDisk, dir.path(), &rows, spec(1, false)).unwrap();
+        let table = Table::open(&RealDisk, dir.path(), meta).unwrap();
+        // Every part is read and found sound before.
+        table.verify(|_| Ok(())).unwrap();
+        let file = std::fs::File::options().write(true).open(table.path()).unwrap();
+        // In its last page too, which is then there and ends in zeros.
+        let len = if trial < 4 { meta.len - 1 - rng.below(100) } else { rng.below(meta.len) };
+        file.set_len(len).unwrap();
+        if trial % 2 == 0 {
+            table.release();
+        }
+        let (instrument, mut words) = (InstrumentId(1), Vec::new());
+        let results = [
+            compare(&table, &rows, trial),
+            table.row(0, &mut words).map(drop),
+            table.as_of(instrument, Ts(u64::MAX)).map(drop),
+            table.find_series(instrument).map(drop),
+            table.slice(instrument, TimeRange::ALL).map(drop),
+            table.place_of(meta.lsn.0).map(drop),
+            table.arrival(meta.lsn.1).map(drop),
+            table.find(instrument, 0, 7, &mut Vec::new()),
+            table.verify(|_| Ok(())).map(drop),
+        ];
+        for (call, result) in results.iter().enumerate() {
+            let is_told = matches!(result, Err(Error::Io { op: "read a page of", .. } | Error::Corrupt { .. }));
+            assert!(is_told, "trial {trial}, cut to {len} of {}, call {call}: {result:?}", meta.len);
+        }
+    }
+}
+
 fn row_at(table: &Table, place: u32) -> Result<(Lsn, Ts, Vec<u64>)> {
     let mut words = Vec::new();
     let (lsn, time) = table.row(place, &mut words)?;

@@ -24,6 +24,7 @@ fn end_when_nothing_can_be_printed() {
 
 fn main() -> ExitCode {
     tape_services::limits::raise();
+    tape_services::terminal::guard_pages();
     end_when_nothing_can_be_printed();
     exit::code(tape_services::cli::Tape::parse().run())
 }

@@ -53,11 +53,6 @@ impl Store {
         store
     }
 
-    /// The storage process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
-    }
-
     /// A small store, served.
     pub(crate) fn serve() -> Store {
         let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "4M"]);
@@ -92,6 +87,11 @@ impl Store {
             assert!(Instant::now() < deadline, "storage does not serve");
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// The storage process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
     }
 
     /// SIGKILL.

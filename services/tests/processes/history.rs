@@ -39,7 +39,7 @@ pub(crate) fn record(seq: u64) -> ([u64; 12], usize) {
     (words, len)
 }
 
-fn small() -> Store {
+pub(crate) fn small() -> Store {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
     store

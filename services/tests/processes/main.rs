@@ -20,6 +20,7 @@ mod kills;
 mod limits;
 mod maps;
 mod nospace;
+mod pages;
 mod pairs;
 mod roles;
 mod small_shm;

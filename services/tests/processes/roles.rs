@@ -62,6 +62,8 @@ fn play() {
         "forker" => forker(&store),
         "crowded" => crate::maps::crowded(&store),
         "holder" => crate::small_shm::hold(&store),
+        "cut-short" => crate::pages::cut_short(&store),
+        "small-memory" => crate::pages::small_memory(&store),
         other => panic!("{other}"),
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn play() -> Option<ExitCode> {
         return None;
     }
     let name = arguments.next().unwrap_or_default();
+    tape_services::terminal::guard_pages();
     let rest: Vec<String> = arguments.collect();
     let argument = |i: usize| rest.get(i).cloned().unwrap_or_else(|| panic!("{name}: argument {i} is not there"));
     let number = |i: usize| argument(i).parse::<u64>().unwrap();

@@ -96,9 +96,13 @@ impl Node {
         seen
     }
 
-    /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there.
+    /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there. Who
+    /// does not lead does not know.
     pub fn would_stop(&self, change: &Change) -> Option<String> {
         let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return None;
+        }
         let mut voters: BTreeSet<u64> = raft.prs().conf().voters().ids().iter().collect();
         for seat in &change.seats {
             if seat.part & VOTER != 0 {

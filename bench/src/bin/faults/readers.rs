@@ -2,7 +2,7 @@
 //! expire, is killed and stopped; and readers of files whose pages cannot be read.
 //!
 //! What must hold: no reader ends by a signal or sees a wrong row; the only errors are that storage is down and that
-//! records have expired; a page that cannot be read is an error that says so.
+//! records have expired; a page that cannot be read is an error that says so, also if it was readable before.
 
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,8 @@ fn churn(site: &mut Site, seconds: u64, seed: u64, report: &mut Report) -> Resul
 }
 
 fn bad_pages(seed: u64, report: &mut Report) {
-    for (bad, number) in ["truncated image", "shut down file system"].into_iter().zip(0..) {
+    let bad = ["truncated image", "shut down file system", "truncated image after reading", "files cut short after reading"];
+    for (bad, number) in bad.into_iter().zip(0..) {
         let dir = std::env::temp_dir().join(format!("faults-pages-{seed}-{number}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         match bad_page(&dir, number, seed) {
@@ -95,6 +96,19 @@ fn bad_pages(seed: u64, report: &mut Report) {
         }
         std::fs::remove_dir_all(&dir).ok();
     }
+}
+
+/// Files in `sst`, which a reader has read and maps, are cut short if `cut`, and what is cached of them is dropped.
+fn turn_bad(sst: &std::path::Path, cut: bool) -> Result<(), String> {
+    for entry in std::fs::read_dir(sst).map_err(|e| e.to_string())?.flatten() {
+        let file = std::fs::File::options().read(true).write(true).open(entry.path()).map_err(|e| e.to_string())?;
+        if cut {
+            let len = file.metadata().map_err(|e| e.to_string())?.len();
+            file.set_len(len / 2).map_err(|e| e.to_string())?;
+        }
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }
 
 /// A stopped store of which parts cannot be read.
@@ -114,14 +128,21 @@ fn bad_page(dir: &std::path::Path, number: u64, seed: u64) -> Result<String, Str
     drop(reader);
     volume.unmount()?;
     volume.mount()?;
-    if number == 0 {
-        volume.spoil()?;
-    }
-    if number > 0 {
-        volume.shutdown()?;
+    match number {
+        0 => volume.spoil()?,
+        1 => volume.shutdown()?,
+        _ => {}
     }
     let mut watcher = Watcher::start(&site, "bad", 0, seed);
     std::thread::sleep(Duration::from_secs(3));
+    if number > 1 {
+        watcher.demand_alive()?;
+        if number == 2 {
+            volume.spoil()?;
+        }
+        turn_bad(&site.store.join("sst"), number == 3)?;
+        std::thread::sleep(Duration::from_secs(3));
+    }
     watcher.demand_alive()?;
     let said = watcher.finish()?;
     site.forget();

@@ -284,6 +284,8 @@ fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String
                 }
             }
         }
+        // What has been read is read again from the disk.
+        snapshot.release();
     }
     let all: u64 = errors.values().sum();
     Ok(format!("bad pages: {good} rows right, {all} errors {errors:?}, no signal"))

@@ -4,12 +4,13 @@
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tapestore::disk::RealDisk;
 use tapestore::engine::found::store_id;
 use tapestore::lsn::NodeId;
+use tapestore::time::{Clock, HostClock};
 
 use crate::exit::{Failure, INTERNAL, Outcome, USAGE};
 use crate::replication::tls::{node_name, operator_name};
@@ -73,7 +74,7 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
 
 /// Certificates for a trial do not live for ever: a year from now, and from yesterday on for hosts whose clocks are behind.
 fn live_a_year(params: &mut CertificateParams) {
-    let now = time::OffsetDateTime::from(SystemTime::now());
+    let now = time::OffsetDateTime::UNIX_EPOCH + Duration::from_nanos(HostClock.wall().0);
     params.not_before = now - Duration::from_secs(24 * 3600);
     params.not_after = now + Duration::from_secs(365 * 24 * 3600);
 }

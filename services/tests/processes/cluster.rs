@@ -19,6 +19,7 @@ use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::record::{Trade, split};
 use tapestore::shm::run_dir::RunDir;
+use tapestore::time::{Clock, HostClock};
 use tapestore::wal::{self, Body, Chain};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -534,7 +535,7 @@ fn trial_certificates_live_a_year() {
     command.args(["cluster", "certs", "--cluster", "prod", "--nodes", "7", "--dir"]).arg(&certs);
     ok(&command.arg("--store").arg(&store).output().unwrap());
     let day = 24 * 3600;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().cast_signed();
+    let now = (HostClock.wall().0 / 1_000_000_000).cast_signed();
     for (file, name) in [("ca", None), ("node-7", Some("node-7.prod")), ("operator", Some("operator.prod"))] {
         let pem = std::fs::read(certs.join(format!("{file}.pem"))).unwrap();
         let der = <CertificateDer<'_> as PemObject>::pem_slice_iter(&pem).next().unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Owns: backups, directories that are stores themselves, and stores that are restored from them.
+//! Owns: backups, copies of a store's files that are never served themselves, and stores that are restored from them.
 //!
 //! A copy is built beside the place where it is to be, in `NAME.unfinished`: files of history linked or copied, the
 //! log from the checkpoint to what is durable, the manifest as one snapshot, `store.meta`. When every byte of it has

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tapestore::error::Error;
-use tapestore::lsn::{Level, Lsn};
+use tapestore::lsn::{InstrumentId, Level, Lsn};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
 
@@ -35,9 +35,9 @@ fn a_reader_that_has_no_memory_map_left_says_so_and_not_that_storage_is_down() {
         return println!("skipped: {limit} memory maps are too many to take");
     }
     let store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     for trade_id in 1..=10 {
-        publisher.publish(&Trade { trade_id, ..Trade::default() }).unwrap();
+        publisher.publish(&Trade { trade_id, instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     }
     publisher.flush(Level::Os, PATIENCE).unwrap();
     finish(role("crowded", &store.path, &[]), "a reader without maps");

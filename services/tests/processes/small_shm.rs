@@ -81,7 +81,7 @@ struct Load {
 
 impl Load {
     fn publish(&mut self) {
-        let instrument = InstrumentId(1 + (self.sent % 50) as u32);
+        let instrument = InstrumentId(1 + (self.sent % 10) as u32);
         // Long ones, of which few fill a table.
         let depth = Depth10 { instrument, sequence: self.sent as u32 + 1, ..Depth10::default() };
         let deadline = Instant::now() + PATIENCE;
@@ -122,9 +122,7 @@ fn readers_hold_everything() {
     // The sizes of memory are the defaults.
     let mut store = Store::new(&["--segment-size", "4M"]);
     store.start();
-    let mut load = Load { publisher: store.publisher(1, Level::Os), sent: 0 };
-    let names: Vec<_> = (0..50).map(|i| format!("N:{i}").parse().unwrap()).collect();
-    load.publisher.instruments(&names).unwrap();
+    let mut load = Load { publisher: store.numbered_publisher(1, Level::Os), sent: 0 };
     let mut reader = store.reader();
     let holders = Holders((0..3).map(|_| role("holder", &store.path, &[])).collect());
     load.until_flushed(&reader, 5);

@@ -117,7 +117,7 @@ fn a_backup_stays_one_and_every_command_says_how_a_store_is_made_of_it() {
         &["bars", "A", "--every", "1m"],
         &["publish", "--sim", "--records", "1"],
         &["compact"],
-        &["retention", "--kind", "trades", "--keep", "1d"],
+        &["retention", "--kind", "trade", "--keep", "1d"],
         &["repair", "--from", name],
         &["repair", "--truncate-at", "50", "--i-accept-loss"],
         &["cluster", "init", "--cluster", "c", "--node", "1", "--members", "1=127.0.0.1:1"],

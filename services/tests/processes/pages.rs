@@ -12,7 +12,7 @@ use tapestore::reader::{At, Reader, TimeRange};
 use tapestore::record::Trade;
 use tapestore::subscriber::{Event, Subscriber};
 
-use crate::fixture::{PATIENCE, Store, eventually, finish, is_down, role, signal};
+use crate::fixture::{PATIENCE, Store, eventually, finish, is_down, register, role, signal};
 use crate::history::{publish, record, small};
 
 fn trade(id: u64) -> Trade {
@@ -31,7 +31,7 @@ fn is_bad(error: &Error) -> bool {
 #[test]
 fn files_that_are_cut_short_under_a_reader_are_errors_and_no_signal() {
     let mut store = small();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 300_000);
     publisher.close(PATIENCE).unwrap();
     assert!(store.terminate().success());
@@ -196,7 +196,8 @@ pub(crate) fn small_memory(dir: &Path) {
     let mut subscriber = Subscriber::open(&store.path).unwrap();
     let open = |id: u16| {
         let timeout = Duration::from_millis(500);
-        Publisher::open(Options { level: Level::Os, open_timeout: timeout, ..Options::new(&store.path, PublisherId(id)) })
+        let options = Options { level: Level::Os, open_timeout: timeout, ..Options::new(&store.path, PublisherId(id)) };
+        Publisher::open(options).inspect(register)
     };
     let mut all: Vec<Publisher> = (1..=publishers).map(|id| open(id as u16).unwrap()).collect();
     let publish = |all: &mut [Publisher], from: u64, to: u64| {
@@ -238,7 +239,7 @@ fn gone(store: &Store) -> Vec<String> {
 #[test]
 fn a_follower_that_waits_gives_back_what_storage_has_unlinked() {
     let mut store = small();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 20_000);
     publisher.close(PATIENCE).unwrap();
     let mut follow = store.reader().follow(Lsn(1), At::Appended);
@@ -257,7 +258,7 @@ fn a_follower_that_waits_gives_back_what_storage_has_unlinked() {
         }
         gone(&store).is_empty().then_some(())
     });
-    let mut publisher = store.publisher(2, Level::Os);
+    let mut publisher = store.numbered_publisher(2, Level::Os);
     publish(&mut publisher, 1, 1);
     assert_eq!(eventually("the next record", || follow.poll().unwrap().map(|row| row.lsn)), Lsn(20_001));
 }
@@ -266,7 +267,7 @@ fn a_follower_that_waits_gives_back_what_storage_has_unlinked() {
 fn a_subscriber_that_has_healed_gives_back_what_it_looked_at() {
     let mut store = small();
     let mut subscriber = Subscriber::open(&store.path).unwrap();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     let mut receive = |upto: u64| {
         eventually("the record", || match subscriber.poll().unwrap() {
             Some(Event::Record { pub_seq, .. }) => (pub_seq.0 == upto).then_some(()),

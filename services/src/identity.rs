@@ -45,7 +45,7 @@ impl Who {
             let take_over = self.take_over;
             return Ok(Publisher::open(Options { publisher: PublisherId(number), take_over, ..options })?);
         }
-        let first = first_of(&options.store)?;
+        let first = first_of(&options.store);
         let attached = attached(&options.store);
         for number in (first..=first + (BLOCK - 1)).filter(|n| !attached.contains(n)) {
             match Publisher::open(Options { publisher: PublisherId(number), ..options.clone() }) {
@@ -60,9 +60,10 @@ impl Who {
 }
 
 /// The first number that commands on this host take for `store`.
-fn first_of(store: &Path) -> Outcome<u16> {
-    let node = meta::read(&RealDisk, store)?.map_or(0, |meta| meta.node.0);
-    Ok(FIRST + (node % u64::from(BLOCKS)) as u16 * BLOCK)
+fn first_of(store: &Path) -> u16 {
+    // Who may not read it may not publish either: storage says so.
+    let node = meta::read(&RealDisk, store).ok().flatten().map_or(0, |meta| meta.node.0);
+    FIRST + (node % u64::from(BLOCKS)) as u16 * BLOCK
 }
 
 /// The numbers that are attached on this host; none if that cannot be found out, which storage then does.

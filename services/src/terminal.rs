@@ -29,7 +29,7 @@ pub fn log(default: &str, serves: bool) {
 /// From now on a page of a store that cannot be read is an error of who reads it, and no SIGBUS. Every process begins with it.
 pub fn guard_pages() {
     if let Err(error) = tapestore::guard_pages() {
-        eprintln!("a page that cannot be read will end this process: {error}");
+        logging::note(format_args!("a page that cannot be read will end this process: {error}"));
     }
 }
 

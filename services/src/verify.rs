@@ -39,7 +39,7 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
     let mut served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
     let (state, files) = open_history(store, &meta)?;
     if let Some(warning) = crate::pins::maps_warning(files.len() as u64) {
-        eprintln!("{warning}");
+        crate::logging::note(warning);
     }
     let mut checked = Checked { edit: state.seq, expired: state.expired, ..Checked::default() };
     verify_files(&files, &mut checked)?;

@@ -224,7 +224,8 @@ fn hoard(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, Stri
                 held.push(snapshot);
                 version = now;
             }
-            Ok(_) | Err(Error::StorageDown { .. }) => {}
+            Ok(_) => {}
+            Err(e) if e.is_down() => {}
             Err(e) => return Err(format!("hoard: {e}")),
         }
         // What is held is what it was.

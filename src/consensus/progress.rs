@@ -22,6 +22,8 @@ pub(super) struct Others {
 
 /// Who is not heard of for longer is taken to be away: twice the default time until an election.
 const QUIET_MAX: u64 = 600 / super::options::TICK_MS;
+/// Ticks from which those count of whom this leader has never heard: one that has just begun to lead has heard of nobody yet.
+const NEVER: u64 = 1 << 32;
 
 impl Node {
     /// Counts for how long each member has not been heard of; before a tick, which may have raft forget it.
@@ -31,7 +33,7 @@ impl Node {
             return self.others.quiet.clear();
         }
         for (id, progress) in raft.prs().iter() {
-            let quiet = self.others.quiet.entry(*id).or_insert(QUIET_MAX);
+            let quiet = self.others.quiet.entry(*id).or_insert(NEVER);
             *quiet = if progress.recent_active { 0 } else { *quiet + 1 };
         }
     }
@@ -112,7 +114,9 @@ impl Node {
             };
         }
         let progress = self.progress();
-        let is_there = |id: &u64| *id == raft.id || progress.iter().any(|p| p.node.0 == *id && p.is_active);
+        let is_unknown = |id: &u64| self.others.quiet.get(id).is_some_and(|quiet| (NEVER..NEVER + QUIET_MAX).contains(quiet));
+        let is_heard = |id: &u64| progress.iter().any(|p| p.node.0 == *id && (p.is_active || self.others.quiet.is_empty()));
+        let is_there = |id: &u64| *id == raft.id || is_heard(id) || is_unknown(id);
         let away: Vec<String> = voters.iter().filter(|id| !is_there(id)).map(u64::to_string).collect();
         if voters.len() - away.len() > voters.len() / 2 {
             return None;

@@ -31,7 +31,7 @@ fn configured(more: &str) -> (tempfile::TempDir, Store) {
 #[test]
 fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
     let (_dir, mut store) = configured("");
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 200_000);
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&store, stop.clone());
@@ -76,7 +76,7 @@ fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
 #[test]
 fn what_has_lived_long_enough_goes_and_is_said_to_have_gone() {
     let (_dir, mut store) = configured("retention = [{ kind = \"trade\", bytes = 3000000 }]");
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 600_000);
     assert!(publisher.close(std::time::Duration::from_secs(60)).is_ok());
     let mut reader = store.reader();

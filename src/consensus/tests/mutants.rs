@@ -25,7 +25,8 @@ pub(super) enum Mutant {
     RecoveredUnsynced,
     /// A host that has lost power goes on as if it had all that it had in memory.
     Forgetful,
-    /// A copy of a leader's store need not hold all that the leader had when it was asked.
+    /// A copy of a leader's store need not hold all that the leader had when it was asked, and the host that has it does not
+    /// notice that the leader counts on more.
     OldCopy,
     /// A host whose store was made anew under its number votes as if it had been there all the time.
     WipedVotes,

@@ -195,7 +195,7 @@ impl Cluster {
         let last = 3 - leader - first;
         let power = self.now + 2 + self.rng.below(8);
         // Until the copy is there.
-        let filled = power + 45;
+        let filled = power + 90;
         self.hosts[first].stalls_until = self.now + 30;
         self.isolate(last, filled, true);
         self.script.push_back((power, Act::PowerLoss(first)));
@@ -260,7 +260,10 @@ impl Cluster {
     /// What the operator wants of a cluster of these members; at least two keep their votes.
     fn choose(&mut self, seats: &[Seat]) -> Option<(&'static str, Vec<Seat>)> {
         let of = |part: u32| seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
-        let (voters, learners) = (of(format::VOTER), of(format::LEARNER));
+        // One that waits for a copy of the leader's store gives no vote: it is not promoted before it has one.
+        let has_copy = |n: &u64| self.hosts[*n as usize - 1].live.as_ref().is_some_and(|l| !l.node.meta().is_mute());
+        let (voters, mut learners) = (of(format::VOTER), of(format::LEARNER));
+        learners.retain(has_copy);
         let pick = |rng: &mut SimRng, of: &[u64]| (!of.is_empty()).then(|| of[rng.below(of.len() as u64) as usize]);
         let (voter, learner) = (pick(&mut self.rng, &voters), pick(&mut self.rng, &learners));
         let removable = if voters.len() > 2 { voter } else { None };
@@ -272,7 +275,7 @@ impl Cluster {
             6 => Some(("swaps", vec![seat(learner?, format::VOTER), seat(voter?, format::LEARNER)])),
             _ => {
                 let (new, old) = (self.outsider(seats)?, removable?);
-                Some(("swaps", vec![seat(new, format::VOTER), seat(old, 0)]))
+                Some(("swaps", vec![seat(new, format::LEARNER), seat(old, 0)]))
             }
         }
     }

@@ -53,6 +53,11 @@ impl Store {
         store
     }
 
+    /// The storage process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// A small store, served.
     pub(crate) fn serve() -> Store {
         let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "4M"]);

@@ -195,7 +195,7 @@ impl Cluster {
         let last = 3 - leader - first;
         let power = self.now + 2 + self.rng.below(8);
         // Until the copy is there.
-        let filled = power + 90;
+        let filled = power + 45;
         self.hosts[first].stalls_until = self.now + 30;
         self.isolate(last, filled, true);
         self.script.push_back((power, Act::PowerLoss(first)));

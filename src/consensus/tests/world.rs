@@ -7,8 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
-use raft::eraftpb::MessageType;
-
 use super::super::frames::Frames;
 use super::super::message::{Raft, Role};
 use super::super::meta;
@@ -491,11 +489,7 @@ impl Cluster {
             self.tally.up("changes");
             heir.into_iter().for_each(|heir| live.node.transfer(heir).unwrap());
         }
-        for mut raft in std::mem::take(&mut host.inbox) {
-            if mutant == Some(Mutant::OldCopy) && raft.kind == MessageType::MsgHeartbeat as u8 {
-                // Nor is it noticed that the leader counts on more than the copy has.
-                raft.commit = raft.commit.min(live.node.frames().last());
-            }
+        for raft in std::mem::take(&mut host.inbox) {
             if raft.heads.is_empty() {
                 live.step(&raft).unwrap();
             } else if !live.node.meta().is_mute() {

@@ -213,8 +213,10 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the system gives a valid structure to a handler with SA_SIGINFO.
     let code = unsafe { (*info).si_code };
     if code == libc::BUS_ADRERR || code == libc::BUS_MCEERR_AR {
+        // SAFETY: the system gives a valid structure to a handler with SA_SIGINFO.
+        let info = unsafe { &*info };
         // SAFETY: of these codes the structure holds an address.
-        let address = unsafe { (*info).si_addr() };
+        let address = unsafe { info.si_addr() };
         if mend(address.addr()) {
             return;
         }
@@ -239,8 +241,9 @@ fn pass_on(signal: c_int, code: c_int, info: *mut libc::siginfo_t, context: *mut
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
         // What faulted does so again on return; what was sent has to be sent again.
         if is_sent {
+            let own = std::process::id().cast_signed();
             // SAFETY: a signal to this process.
-            unsafe { libc::kill(libc::getpid(), signal) };
+            unsafe { libc::kill(own, signal) };
         }
         return;
     }

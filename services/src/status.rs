@@ -143,6 +143,27 @@ fn clock_step(control: &Control) -> Option<String> {
     })
 }
 
+/// What shared memory that is short has done, if it is.
+fn shortage(store: &Path, reader: &Reader) -> Option<String> {
+    let (free, place) = (shm::free_bytes(reader.run_dir().path()), store.join(spill::DIR));
+    let (free, place) = (thousands(free), place.display());
+    (spilled(reader.control()) > 0).then(|| {
+        format!(
+            "shared memory is short, {free} bytes are free: MemTables lie in {place}; stop processes that keep some (below), or make it larger"
+        )
+    })
+}
+
+/// Prints the publishers that are attached.
+fn show(publishers: &[(PublisherId, Epoch, SlotView)]) {
+    let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
+    for (p, e, v) in publishers {
+        let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
+        t.add_row(cells.into_iter().chain([format!("{:?}", v.state)]));
+    }
+    println!("{t}");
+}
+
 /// `tape status`.
 ///
 /// # Errors
@@ -197,13 +218,8 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
         if let Some(amplification) = amplification(control) {
             println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte filed)");
         }
-        if spilled(control) > 0 {
-            let (free, place) = (shm::free_bytes(reader.run_dir().path()), store.join(spill::DIR));
-            println!(
-                "  shared memory is short, {} bytes are free: MemTables lie in {}; stop processes that keep some (below), or make it larger",
-                thousands(free),
-                place.display()
-            );
+        if let Some(short) = shortage(store, &reader) {
+            println!("  {short}");
         }
         if let Some(warning) = pins::maps_warning(control.statistic(Statistic::Files)) {
             println!("  {warning}");
@@ -215,12 +231,7 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
             println!("  {step}");
         }
         println!("  back-pressure: {}", pressure.unwrap_or("none"));
-        let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
-        for (p, e, v) in &publishers {
-            let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
-            t.add_row(cells.into_iter().chain([format!("{:?}", v.state)]));
-        }
-        println!("{t}");
+        show(&publishers);
     }
     match trouble {
         Some((trouble, since)) if !trouble.is_served() => Err(failure(store, trouble, since)),

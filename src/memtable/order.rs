@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_cuts_a_chunk_at_applied_finds_exactly_the_rows_up_to_it_in_every_order_of_memory() {
-        fill_and_cut(|words, chunk, row, delta| append_row(words, chunk, row, delta));
+        fill_and_cut(append_row);
     }
 
     #[test]

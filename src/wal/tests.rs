@@ -477,7 +477,11 @@ fn ingest_time_falls_in_a_frame_that_says_that_the_clock_was_set_back_and_in_no_
     log.syncer.sync(log.writer.end()).unwrap();
     log.syncer.record().unwrap();
     let mut headers = Vec::new();
-    open_from(&leader, CREATE, Chain::begin(77), Lsn(0), |frame| Ok(headers.push(frame.header))).unwrap();
+    open_from(&leader, CREATE, Chain::begin(77), Lsn(0), |frame| {
+        headers.push(frame.header);
+        Ok(())
+    })
+    .unwrap();
     for header in headers.iter().filter(|h| h.kind() != FrameType::Pad) {
         let segment = header.position.0 / SEGMENT;
         let bytes = leader.contents(&segment_path(segment)).unwrap();
@@ -491,7 +495,11 @@ fn ingest_time_falls_in_a_frame_that_says_that_the_clock_was_set_back_and_in_no_
     }
     copy.syncer.sync(copy.writer.end()).unwrap();
     let mut theirs = Vec::new();
-    open_from(&follower, CREATE, Chain::begin(77), Lsn(0), |frame| Ok(theirs.push(frame.header))).unwrap();
+    open_from(&follower, CREATE, Chain::begin(77), Lsn(0), |frame| {
+        theirs.push(frame.header);
+        Ok(())
+    })
+    .unwrap();
     assert_eq!((theirs.len(), fell > 20), (headers.len(), true), "{fell} frames fell");
     assert!(theirs == headers, "pads too");
 }

@@ -8,7 +8,6 @@ use tapestore::lsn::{Level, Lsn};
 use crate::cluster::{Hosts, ok, publish};
 use crate::fixture::{PATIENCE, eventually};
 
-#[expect(clippy::disallowed_methods, reason = "an operator removes the store of a host")]
 fn remove(dir: &Path) {
     std::fs::remove_dir_all(dir).unwrap();
 }

@@ -268,7 +268,7 @@ impl Live {
         if raft.heads.is_empty() || verdict == Verdict::Pass {
             self.node.step(raft)?;
         }
-        if now % 7 == 0 {
+        if now.is_multiple_of(7) {
             self.node.tick()?;
         }
         self.work(now)?;

@@ -207,8 +207,8 @@ impl World {
         if self.aim != Aim::Members {
             return;
         }
-        for n in 0..before.len() {
-            let flushed = self.machines[n].live.as_ref().is_some_and(|l| l.flushes > before[n]);
+        for (n, before) in before.iter().enumerate() {
+            let flushed = self.machines[n].live.as_ref().is_some_and(|l| l.flushes > *before);
             if flushed && self.rng.below(3) == 0 {
                 let back = 1 + self.rng.below(20);
                 let power = self.rng.below(2) == 0;

@@ -393,7 +393,7 @@ fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, st
             }
             Err(e) if e.is_down() => {
                 feed.printer.sink.flush()?;
-                query::wait_for_storage(follow, e)?;
+                crate::exit::wait_for_storage(follow, e)?;
             }
             Err(Error::Withdrawn { first }) if first <= feed.last => return Err(withdrawn(first)),
             Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => logging::note(format_args!("note: {e}")),

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tapestore::error::Error;
 use tapestore::publisher::PublishError;
+use tapestore::reader::Follow;
 
 use crate::logging;
 
@@ -96,6 +98,24 @@ impl From<std::io::Error> for Failure {
         let code = if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { IO };
         Failure::new(code, error.to_string())
     }
+}
+
+/// That a command was ended before it had given what it was asked for.
+pub(crate) fn interrupted() -> Failure {
+    Failure::new(INTERRUPTED, "interrupted: the records above are not all that were asked for")
+}
+
+/// Waits a moment for storage to come back.
+///
+/// # Errors
+/// `down`, if it has stopped in order.
+pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
+    let control = follow.reader().control();
+    if control.server().is_none() && control.instance().is_multiple_of(2) {
+        return Err(down.into());
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(())
 }
 
 /// Says why a command failed, and gives its exit code.

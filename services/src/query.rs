@@ -10,7 +10,7 @@ use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, near_ki
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
-use crate::exit::{Failure, INTERRUPTED, NOT_FOUND, Outcome, USAGE};
+use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE, interrupted, wait_for_storage};
 use crate::logging::note;
 use crate::output::{Format, Rows};
 use crate::terminal;
@@ -402,28 +402,10 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     if is_cut { Err(interrupted()) } else { Ok(()) }
 }
 
-/// That a command was ended before it had given what it was asked for.
-fn interrupted() -> Failure {
-    Failure::new(INTERRUPTED, "interrupted: the records above are not all that were asked for")
-}
-
 /// Whether `follow` has read all that a store has which nobody serves.
 fn is_at_end(follow: &mut Follow, at: At) -> bool {
     let next = follow.position();
     follow.reader().snapshot(at).is_ok_and(|all| all.last() < next)
-}
-
-/// Waits a moment for storage to come back.
-///
-/// # Errors
-/// `down`, if it has stopped in order.
-pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
-    let control = follow.reader().control();
-    if control.server().is_none() && control.instance().is_multiple_of(2) {
-        return Err(down.into());
-    }
-    std::thread::sleep(Duration::from_millis(20));
-    Ok(())
 }
 
 /// `tape scan`.

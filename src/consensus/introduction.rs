@@ -150,6 +150,18 @@ impl Node {
         Ok(())
     }
 
+    /// The leader counts on this host for frame `index`, and the log ends with `last`: it has been put back to what it was
+    /// before, by whoever has. It takes nothing in and does not vote until it has a copy of the leader's store.
+    pub(super) fn has_lost(&mut self, index: u64, last: u64) -> Result<()> {
+        tracing::error!(
+            index,
+            last,
+            "the leader has frames of this host's acknowledgement that are not in its log: the store has been put back to an earlier \
+             state. This host does not vote until it has a copy of the leader's store, which it fetches by itself"
+        );
+        self.update_meta(Meta { has_forgotten: true, ..self.meta().clone() })
+    }
+
     /// The host `node` does not hear this one, for `reason`.
     pub fn refused(&mut self, node: NodeId, mut reason: String) {
         reason.truncate(reason.floor_char_boundary(REASON_MAX));

@@ -326,18 +326,6 @@ impl Node {
         Ok(took)
     }
 
-    /// The leader counts on this host for frame `index`, and the log ends with `last`: it has been put back to what it was
-    /// before, by whoever has. It takes nothing in and does not vote until it has a copy of the leader's store.
-    fn has_lost(&mut self, index: u64, last: u64) -> Result<()> {
-        tracing::error!(
-            index,
-            last,
-            "the leader has frames of this host's acknowledgement that are not in its log: the store has been put back to an earlier \
-             state. This host does not vote until it has a copy of the leader's store, which it fetches by itself"
-        );
-        self.meta.update(Meta { has_forgotten: true, ..self.meta.meta().clone() })
-    }
-
     /// What was sent to `node` may not have arrived.
     ///
     /// # Errors

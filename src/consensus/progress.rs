@@ -38,6 +38,17 @@ impl Node {
         }
     }
 
+    /// Whether the member `node` has not been heard of for long. A leader that has just begun has heard of nobody yet.
+    pub fn is_away(&self, node: NodeId) -> bool {
+        let quiet = &self.others.quiet;
+        let is_unknown = quiet.get(&node.0).is_some_and(|quiet| (NEVER..NEVER + QUIET_MAX).contains(quiet));
+        let is_heard = |p: &Progress| p.node == node && (p.is_active || quiet.is_empty());
+        node.0 != self.raw.raft.id
+            && !is_unknown
+            && self.progress().iter().any(|p| p.node == node)
+            && !self.progress().iter().any(is_heard)
+    }
+
     /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
     pub fn standby_matched(&self) -> Option<u64> {
         let raft = &self.raw.raft;
@@ -113,10 +124,7 @@ impl Node {
                 voters.remove(&seat.node.0)
             };
         }
-        let progress = self.progress();
-        let is_unknown = |id: &u64| self.others.quiet.get(id).is_some_and(|quiet| (NEVER..NEVER + QUIET_MAX).contains(quiet));
-        let is_heard = |id: &u64| progress.iter().any(|p| p.node.0 == *id && (p.is_active || self.others.quiet.is_empty()));
-        let is_there = |id: &u64| *id == raft.id || is_heard(id) || is_unknown(id);
+        let is_there = |id: &u64| !self.is_away(NodeId(*id));
         let away: Vec<String> = voters.iter().filter(|id| !is_there(id)).map(u64::to_string).collect();
         if voters.len() - away.len() > voters.len() / 2 {
             return None;

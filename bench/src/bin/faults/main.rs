@@ -121,7 +121,6 @@ const SHORT: &[(Campaign, u64)] = &[
     (Campaign::Nospace, 1),
     (Campaign::Readers, 15),
     (Campaign::Soak, 1),
-    (Campaign::Steady, 200),
     (Campaign::Failover, 5),
     (Campaign::Partition, 5),
     (Campaign::MinorityCorrupt, 3),

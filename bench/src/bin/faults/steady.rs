@@ -10,7 +10,7 @@ use tapestore::shm::control::{Control, Statistic};
 use crate::report::Report;
 use crate::site::{Feed, Plan, SMALL, Site, Watcher};
 
-/// KiB by which private memory may be more in the last quarter than in the second.
+/// KiB by which the least private memory may be more in the last quarter than in the second.
 const MORE_KIB: u64 = 1024;
 /// A guard against a hang.
 const PATIENCE: Duration = Duration::from_secs(1200);
@@ -58,11 +58,12 @@ fn live(site: &mut Site, frames: u64, seed: u64, report: &mut Report) -> Result<
     }
     report.fact(format!("{} frames in {} s", done(), began.elapsed().as_secs()));
     let quarter = samples.len() / 4;
-    let most = |some: &[Vec<u64>], i: usize| some.iter().map(|s| s[i]).max().unwrap_or(0);
+    // Flushing and merging take memory for a while; what is kept raises the least there is.
+    let least = |some: &[Vec<u64>], i: usize| some.iter().map(|s| s[i]).min().unwrap_or(0);
     let mut grown = Vec::new();
     for (i, (name, _)) in who.iter().enumerate() {
-        let (early, late) = (most(&samples[quarter..2 * quarter], i), most(&samples[3 * quarter..], i));
-        report.fact(format!("{name}: at most {early} KiB in the second quarter, {late} in the last"));
+        let (early, late) = (least(&samples[quarter..2 * quarter], i), least(&samples[3 * quarter..], i));
+        report.fact(format!("{name}: at least {early} KiB in the second quarter, {late} in the last"));
         if late > early + MORE_KIB {
             grown.push(format!("{name}: {early} to {late} KiB"));
         }

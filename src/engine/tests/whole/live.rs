@@ -241,6 +241,18 @@ impl Live {
         }
     }
 
+    /// Up to which frame the flush agent may make a checkpoint.
+    pub(super) fn may_be_checkpointed(&self) -> u64 {
+        self.covered.committed()
+    }
+
+    /// How it stands in its cluster.
+    pub(super) fn stands(&self) -> String {
+        let node = self.host.node();
+        let seats: Vec<_> = node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect();
+        format!("{:?}, members {seats:?}, mute: {}, {:?}", node.state(), node.meta().is_mute(), node.waits())
+    }
+
     fn carry_out(&mut self) {
         let mut effects = std::mem::take(&mut self.effects);
         self.host.swap_effects(&mut effects);

@@ -38,15 +38,12 @@ impl Node {
         }
     }
 
-    /// Whether the member `node` has not been heard of for long. A leader that has just begun has heard of nobody yet.
+    /// Whether the host `node` has not been heard of for long, or is no member. A leader that has just begun has heard of nobody yet.
     pub fn is_away(&self, node: NodeId) -> bool {
         let quiet = &self.others.quiet;
         let is_unknown = quiet.get(&node.0).is_some_and(|quiet| (NEVER..NEVER + QUIET_MAX).contains(quiet));
         let is_heard = |p: &Progress| p.node == node && (p.is_active || quiet.is_empty());
-        node.0 != self.raw.raft.id
-            && !is_unknown
-            && self.progress().iter().any(|p| p.node == node)
-            && !self.progress().iter().any(is_heard)
+        node.0 != self.raw.raft.id && !is_unknown && !self.progress().iter().any(is_heard)
     }
 
     /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.

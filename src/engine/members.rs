@@ -104,7 +104,7 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
             }
             node.change(change)?;
         }
-        Command::Transfer(n) if node.is_away(n) => {
+        Command::Transfer(n) if node.progress().iter().any(|p| p.node == n) && node.is_away(n) => {
             return Err(Error::invalid("transfer", format!("node {n} is not heard of")));
         }
         Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && p.lacks_copy) => {

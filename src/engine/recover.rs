@@ -90,10 +90,15 @@ fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World
     Ok((known, manifest))
 }
 
-/// Removes a `store.meta` that was never given its name.
+/// Removes files that were never given their names, or have kept the one before beside it over a loss of power.
 fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    let unfinished = dir.join(wal::meta::NAME).with_extension("tmp");
-    if disk.exists(&unfinished)? { disk.remove(&unfinished) } else { Ok(()) }
+    for name in [wal::meta::NAME, crate::consensus::meta::NAME, crate::manifest::format::CURRENT] {
+        let unfinished = dir.join(name).with_extension("tmp");
+        if disk.exists(&unfinished)? {
+            disk.remove(&unfinished)?;
+        }
+    }
+    Ok(())
 }
 
 /// The control page, made anew if what is there is none of this store: only this process writes it.

@@ -313,7 +313,8 @@ pub fn compare_files(snapshot: &Snapshot, disk: &dyn Disk, store: &Path) {
     named.sort();
     assert_eq!(there, named, "files that no edit names, or no files");
     let half_made = |n: &String| n.ends_with(".tmp");
-    assert!(!disk.list(store).unwrap().iter().any(half_made), "half-made files stay behind");
+    let left: Vec<_> = disk.list(store).unwrap().into_iter().filter(half_made).collect();
+    assert!(left.is_empty(), "half-made files stay behind: {left:?}");
 }
 
 /// The series of `snapshot` together hold each record once, sorted; the files are whole, and the manifest counts what

@@ -463,7 +463,7 @@ mod tests {
     #[test]
     fn a_number_whose_layout_went_with_a_truncated_log_is_free_for_another_layout() {
         let mut first = Layout::of(&Signal::SCHEMA).unwrap();
-        first.kind = Kind(0x8077);
+        first.kind = Kind(0x80f7);
         let mut second = first.clone();
         second.name.push('x');
         let schema = first.register().unwrap();

@@ -53,7 +53,7 @@ fn maps_now() -> std::io::Result<u64> {
 const MAPS_NEAR: u64 = 64;
 
 /// The check `what`.
-pub(crate) fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
+pub fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
     if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
 }
 

@@ -118,15 +118,10 @@
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
 
 pub mod agent;
-pub mod backup;
 pub mod bars;
 pub mod book;
 pub mod bus;
-pub mod compaction;
-pub mod config;
-pub mod consensus;
 pub mod disk;
-pub mod engine;
 pub mod error;
 pub mod lsn;
 pub mod manifest;
@@ -135,7 +130,6 @@ pub mod pages;
 pub mod publisher;
 pub mod reader;
 pub mod record;
-pub mod repair;
 pub mod sabotage;
 pub mod shm;
 pub mod sstable;

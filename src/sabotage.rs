@@ -1,8 +1,8 @@
 //! Owns: the faults that the store can be told to have, so that the fault campaigns are proved: each must be
 //! caught by one of them (`faults sabotage` in `bench`).
 //!
-//! What must hold: they exist only under the feature `sabotage`, which does not compile without debug
-//! assertions; in every other build [`is`] is the constant `false` and costs nothing.
+//! What must hold: without debug assertions [`is`] is the constant `false` and costs nothing. With them a thread breaks a
+//! rule by [`break_rule`]; a whole process only under the feature `sabotage`, by [`VARIABLE`].
 
 #[cfg(all(feature = "sabotage", not(debug_assertions)))]
 compile_error!("the feature `sabotage` makes the store lose data on request: it exists in debug builds alone");
@@ -62,35 +62,41 @@ sabotages! {
     StrandRequests "strand-requests" "what a host meant to forward stays where it is when the host leads itself",
     AskOnce "ask-once" "a forwarded request that was lost is not asked again",
     AnswerEarly "answer-early" "a request is answered before its frame is committed",
+    AcceptUnchained "accept-unchained" "a frame is accepted though it does not follow the last one",
     IgnoreFull "ignore-full" "a write for which there is no room is said to have succeeded",
 }
 
-#[cfg(test)]
+#[cfg(debug_assertions)]
 std::thread_local! {
     static BROKEN: std::cell::Cell<Option<Sabotage>> = const { std::cell::Cell::new(None) };
 }
 
-/// Breaks the rule `which`, or none, on this thread from now on: for simulations.
-#[cfg(test)]
+/// Breaks the rule `which`, or none, on this thread from now on: for simulations, in builds with debug assertions.
+#[cfg(debug_assertions)]
 pub fn break_rule(which: Option<Sabotage>) {
     BROKEN.set(which);
 }
 
 /// Whether this thread, or this process, breaks the rule `which`.
-#[cfg(test)]
+#[cfg(debug_assertions)]
 pub fn is(which: Sabotage) -> bool {
-    BROKEN.get() == Some(which)
+    BROKEN.get() == Some(which) || is_chosen(which)
 }
 
-/// Whether this process has the fault `which`.
-#[cfg(all(feature = "sabotage", not(test)))]
-pub fn is(which: Sabotage) -> bool {
+/// Whether this process was started with the fault `which`.
+#[cfg(feature = "sabotage")]
+fn is_chosen(which: Sabotage) -> bool {
     static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     CHOSEN.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref() == Some(which.name())
 }
 
+#[cfg(all(debug_assertions, not(feature = "sabotage")))]
+const fn is_chosen(_which: Sabotage) -> bool {
+    false
+}
+
 /// Whether this process has the fault `which`: no.
-#[cfg(not(any(feature = "sabotage", test)))]
+#[cfg(not(debug_assertions))]
 #[inline(always)]
 pub const fn is(_which: Sabotage) -> bool {
     false

@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tapestore::agent::Wait;
-use tapestore::consensus::message::{Command as Asked, Member, Message, Report, Role};
+use tapestore_engine::consensus::message::{Command as Asked, Member, Message, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore::engine::found::{Founding, found};
+use tapestore_engine::cluster_admin::{Founding, found};
 use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore::engine::{Options, Storage, World};
+use tapestore_engine::{Options, Storage, World};
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Reader;
 use tapestore::record::RecordRef;

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use tapestore::backup::{self, Options, Progress, Summary};
+use tapestore_engine::snapshot::backup::{Options, backup as make};
+use tapestore_engine::snapshot::restore::restore as make_store;
+use tapestore_engine::snapshot::{Progress, Summary};
 use tapestore::disk::RealDisk;
 use tapestore::time::{Clock, HostClock};
 
@@ -86,7 +88,7 @@ pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
     let options =
         Options { store: &store, target: &target, copies: args.copy, trusts_earlier: args.trust_earlier, now: HostClock.wall() };
     let mut bar = Bar::default();
-    let done = backup::backup(&RealDisk, &options, &mut |p| bar.show(p));
+    let done = make(&RealDisk, &options, &mut |p| bar.show(p));
     bar.clear();
     let summary = done?;
     print("backup", &target, &summary, format);
@@ -100,7 +102,7 @@ pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
 pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
     let (from, target) = (absolute(&args.backup)?, absolute(store)?);
     let mut bar = Bar::default();
-    let done = backup::restore(&RealDisk, &from, &target, args.copy, HostClock.wall(), &mut |p| bar.show(p));
+    let done = make_store(&RealDisk, &from, &target, args.copy, HostClock.wall(), &mut |p| bar.show(p));
     bar.clear();
     let summary = done?;
     print("restored", &target, &summary, format);

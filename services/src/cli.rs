@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use tapestore::engine::store_dir;
+use tapestore_engine::store_dir;
 
 use crate::exit::Outcome;
 use crate::output::Format;

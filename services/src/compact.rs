@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tapestore::compaction::merge::Pace;
-use tapestore::compaction::retention::{Rule, Rules};
-use tapestore::compaction::{self, Merge, Options};
+use tapestore_engine::compaction::merge::Pace;
+use tapestore_engine::compaction::retention::{Rule, Rules};
+use tapestore_engine::compaction::{self, Merge, Options};
 use tapestore::disk::{Disk, RealDisk};
-use tapestore::engine::history::Offline;
+use tapestore_engine::history::Offline;
 use tapestore::error::Error;
 use tapestore::manifest::State;
 use tapestore::reader::Reader;
@@ -58,10 +58,10 @@ pub struct Retention {
     bytes: Option<u64>,
 }
 
-fn configured(config: Option<&Path>) -> Outcome<tapestore::engine::Options> {
+fn configured(config: Option<&Path>) -> Outcome<tapestore_engine::Options> {
     Ok(match config {
-        Some(path) => tapestore::config::storage(path)?,
-        None => tapestore::engine::Options::default(),
+        Some(path) => tapestore_engine::config::storage(path)?,
+        None => tapestore_engine::Options::default(),
     })
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use tapestore::consensus::meta;
+use tapestore_engine::consensus::meta;
 use tapestore::disk::RealDisk;
 use tapestore::error::Error;
 use tapestore::lsn::PublisherId;

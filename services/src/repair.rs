@@ -4,10 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use tapestore::backup;
+use tapestore_engine::snapshot;
 use tapestore::disk::RealDisk;
 use tapestore::lsn::Lsn;
-use tapestore::repair::{self, Findings, Loss};
+use tapestore_engine::repair::{self, Findings, Loss};
 use tapestore::sstable;
 use tapestore::time::{Clock, HostClock};
 
@@ -34,10 +34,10 @@ pub struct Args {
 ///
 /// # Errors
 /// That something is wrong (exit code 65), with the command to run; that consent is missing (2); as
-/// [`repair::truncate`], [`repair::put_back`].
+/// [`repair::truncate`], [`snapshot::restore::put_back`].
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     if args.truncate_at.is_some() || args.from.is_some() {
-        backup::refuse(&RealDisk, store)?;
+        snapshot::backup::refuse(&RealDisk, store)?;
     }
     match (args.truncate_at, &args.from) {
         (Some(at), _) => truncate(store, Lsn(at), args.i_accept_loss, format),
@@ -106,10 +106,10 @@ fn advice(store: &Path, found: &Findings) -> Option<String> {
     match (&found.log, found.damaged.is_empty()) {
         (None, true) => None,
         // The next backup would be refused where something else has changed the one before.
-        _ if backup::refuse(&RealDisk, store).is_err() => Some(format!(
+        _ if snapshot::backup::refuse(&RealDisk, store).is_err() => Some(format!(
             "tape backup DIRECTORY, another one, on the store of which {shown} is a backup; or, if that is gone, on a copy that \
              is no backup: cp -a {shown} COPY; rm COPY/{}; tape repair --store COPY",
-            backup::MARK
+            snapshot::backup::MARK
         )),
         (Some(_), _) if is_of_a_cluster(store) => {
             Some(format!("tape cluster fill --from HOST:PORT --store {shown}, of the {REPLACE}"))
@@ -166,7 +166,7 @@ const REPLACE: &str = "replication process of the host that leads: a copy of its
 
 /// Whether other hosts count on what this store has acknowledged; if that cannot be read, they may.
 fn is_of_a_cluster(store: &Path) -> bool {
-    tapestore::engine::found::is_counted_on(&RealDisk, store).unwrap_or(true)
+    tapestore_engine::cluster_admin::is_counted_on(&RealDisk, store).unwrap_or(true)
 }
 
 fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
@@ -211,7 +211,7 @@ fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
 
 fn put_back(store: &Path, backup: &Path, format: Format) -> Outcome {
     let mut bar = Bar::default();
-    let done = repair::put_back(&RealDisk, store, backup, HostClock.wall(), &mut |p| bar.show(p));
+    let done = snapshot::restore::put_back(&RealDisk, store, backup, HostClock.wall(), &mut |p| bar.show(p));
     bar.clear();
     let done = done?;
     if format.json {

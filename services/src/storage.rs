@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore::engine::{Ended, Options, Started, Storage, World, fill, rejoin};
+use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
+use tapestore_engine::snapshot::install;
 use tapestore::error::Error;
 use tapestore::lsn::Level;
 use tapestore::shm::control::Statistic;
@@ -64,7 +65,7 @@ impl Args {
     /// A bad file.
     pub fn options(&self) -> Outcome<Options> {
         let mut options = match &self.config {
-            Some(path) => tapestore::config::storage(path)?,
+            Some(path) => tapestore_engine::config::storage(path)?,
             None => Options::default(),
         };
         fn set<T: Clone>(to: &mut T, from: &Option<T>) {
@@ -145,7 +146,7 @@ pub fn run(args: &Args) -> Outcome {
 
 /// The leader's log goes on otherwise: what only this host has was never committed.
 fn cut(options: &Options, world: &World, last_kept: u64) -> Outcome {
-    let cut = rejoin::cut(options, world, last_kept)?;
+    let cut = divergence::cut(options, world, last_kept)?;
     let kept_in = cut.kept_in.as_deref().unwrap_or(&options.store);
     tracing::warn!(
         frames = cut.frames, records = cut.records, first_lsn = cut.first_lsn.0, kept_in = %kept_in.display(),
@@ -156,11 +157,11 @@ fn cut(options: &Options, world: &World, last_kept: u64) -> Outcome {
 
 /// The leader's log does not reach back to what this host lacks: a copy of the leader's store takes the place of this one.
 fn fill(options: &Options, world: &World) -> Outcome {
-    match fill::install(options, world, false) {
+    match install::install(&options.store, &world.disk, world.clock.wall(), false) {
         Ok(filled) => tracing::info!(files = filled.files, records = filled.last.0, "filled with a copy of the leader's store"),
         Err(error @ (Error::Consensus { .. } | Error::Missing { .. } | Error::Corrupt { .. } | Error::Locked { .. })) => {
             tracing::warn!(%error, "a copy that was fetched is not used; what was here is served on");
-            fill::refuse(world.disk.as_ref(), &options.store)?;
+            install::refuse(world.disk.as_ref(), &options.store)?;
         }
         Err(error) => return Err(error.into()),
     }

@@ -20,15 +20,15 @@ use super::budget::Budget;
 use super::requests::{Attach, Request};
 use super::sync::Answer;
 use super::waker::Waker;
-use crate::agent::Stop;
-use crate::bus::attach::{MESSAGE_MAX, Message, Mode};
-use crate::bus::{Bus, Receiver};
-use crate::error::{Error, Result};
-use crate::lsn::Epoch;
-use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, Statistic};
-use crate::shm::user;
-use crate::time::Clock;
+use tapestore::agent::Stop;
+use tapestore::bus::attach::{MESSAGE_MAX, Message, Mode};
+use tapestore::bus::{Bus, Receiver};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::Epoch;
+use tapestore::shm::bell::{Bell, Bells};
+use tapestore::shm::control::{Control, Statistic};
+use tapestore::shm::user;
+use tapestore::time::Clock;
 
 /// What the attach agent posts to ingest.
 pub(super) struct Posted {

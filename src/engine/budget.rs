@@ -64,7 +64,7 @@ impl Budget {
         {
             return Some(format!("storage has {mapped} bytes of its {limit} of address space in use: raise it (ulimit -v)"));
         }
-        let free = crate::shm::free_bytes(Path::new(SEGMENTS));
+        let free = tapestore::shm::free_bytes(Path::new(SEGMENTS));
         (free < SHARED).then(|| format!("{SEGMENTS} has {free} bytes free: make room there, or make it larger"))
     }
 }

@@ -7,12 +7,12 @@
 
 use std::path::Path;
 
-use crate::disk::Disk;
-use crate::error::Result;
-use crate::record::INDEX_TIME_AHEAD_MAX_NS;
-use crate::shm::control::{Control, Statistic};
-use crate::time::{Clock, NANOS_PER_SECOND, Ts};
-use crate::wal;
+use tapestore::disk::Disk;
+use tapestore::error::Result;
+use tapestore::record::INDEX_TIME_AHEAD_MAX_NS;
+use tapestore::shm::control::{Control, Statistic};
+use tapestore::time::{Clock, NANOS_PER_SECOND, Ts};
+use tapestore::wal;
 
 /// A clock that has moved by more than this against what it moved before was set. A clock that is set back by less is
 /// waited for.
@@ -63,7 +63,7 @@ impl IngestTime {
 /// When the store in `dir` was last written to, by its files; of a store that is not there, the directory around it.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`].
+/// [`tapestore::error::Error::Io`].
 pub(super) fn last_written(disk: &dyn Disk, dir: &Path) -> Result<Option<Ts>> {
     let meta = dir.join(wal::meta::NAME);
     if disk.exists(&meta)? {

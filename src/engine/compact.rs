@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::space::Room;
-use crate::agent::Stop;
+use tapestore::agent::Stop;
 use crate::compaction::merge::{Job, Merged, Pace, run};
-use crate::disk::Disk;
-use crate::error::Result;
-use crate::shm::control::{Control, Statistic};
+use tapestore::disk::Disk;
+use tapestore::error::Result;
+use tapestore::shm::control::{Control, Statistic};
 
 /// How often it looks whether it is to end.
 const TURN: Duration = Duration::from_millis(20);

@@ -7,7 +7,7 @@
 use super::flush::FlushItem;
 use super::sync::SyncItem;
 use crate::consensus::message::Message;
-use crate::shm::bell::Bell;
+use tapestore::shm::bell::Bell;
 
 /// One thing to be done.
 pub(super) enum Effect {
@@ -48,5 +48,5 @@ pub(super) struct Moment {
     /// Of the monotonic clock, ns.
     pub(super) now: u64,
     /// Of the wall clock.
-    pub(super) wall: crate::time::Ts,
+    pub(super) wall: tapestore::time::Ts,
 }

@@ -7,7 +7,7 @@
 pub enum Ended {
     /// It was told to.
     Stopped,
-    /// Its log and the leader's differ: the log is to be cut behind this frame, the last that both have ([`super::rejoin::cut`]).
+    /// Its log and the leader's differ: the log is to be cut behind this frame, the last that both have ([`super::divergence::cut`]).
     Cut(u64),
     /// The copy of another host's store has come, and is to take the place of this one ([`super::fill::install`]).
     Fill,

@@ -18,28 +18,28 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::clock::Watch;
 use super::compact::Outcome;
-use super::covered::Covered;
+use super::watermarks::Covered;
 use super::history::{History, Next};
 use super::memtables::Sealed;
-use super::rows::Rows;
+use super::flush_source::Rows;
 use super::space::Room;
-use crate::agent::Stop;
+use tapestore::agent::Stop;
 use crate::compaction::merge::{Job, Merged, Unpaced};
 use crate::compaction::retention::{Rule, Rules};
 use crate::compaction::{Options, newest};
-use crate::disk::Disk;
-use crate::error::Result;
-use crate::lsn::Position;
-use crate::manifest::{Edit, Manifest};
-use crate::memtable::Table;
-use crate::record::{Kind, Series, schema};
-use crate::sabotage::{self, Sabotage};
-use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, Statistic, TABLES_MAX};
-use crate::shm::run_dir::RunDir;
-use crate::sstable::{FileMeta, Spec};
-use crate::time::Clock;
-use crate::wal::{self, Spare};
+use tapestore::disk::Disk;
+use tapestore::error::Result;
+use tapestore::lsn::Position;
+use tapestore::manifest::{Edit, Manifest};
+use tapestore::memtable::Table;
+use tapestore::record::{Kind, Series, schema};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::bell::{Bell, Bells};
+use tapestore::shm::control::{Control, Statistic, TABLES_MAX};
+use tapestore::shm::run_dir::RunDir;
+use tapestore::sstable::{FileMeta, Spec};
+use tapestore::time::Clock;
+use tapestore::wal::{self, Spare};
 
 /// Files MemTables.
 pub struct Filer {
@@ -87,7 +87,7 @@ impl Filer {
     /// Takes note of the numbers of files that lie about, so that none is given again.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`].
     pub fn skip_known_ids(&mut self) -> Result<()> {
         self.history.skip_known_ids()
     }
@@ -111,7 +111,7 @@ impl Filer {
     /// checkpoint has been found whole.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`].
     pub fn sweep(&mut self) -> Result<usize> {
         self.history.sweep()
     }
@@ -147,7 +147,7 @@ impl Filer {
     /// Lets go of the files that have lived long enough; gives the edit, if there were any.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`]: it is then unknown whether they are gone, and all of them stay.
+    /// [`tapestore::error::Error::Io`]: it is then unknown whether they are gone, and all of them stay.
     pub fn expire(&mut self, rules: &Rules) -> Result<Option<u64>> {
         let dropped = self.history.expire(rules)?;
         if dropped.is_empty() {
@@ -162,7 +162,7 @@ impl Filer {
     /// Files `sealed`, whose records are durable in the log.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`]: nothing is filed, and no file is left that no edit may name.
+    /// [`tapestore::error::Error::Io`]: nothing is filed, and no file is left that no edit may name.
     pub fn file(&mut self, sealed: &Sealed, clock: &dyn Clock) -> Result<Filed> {
         let began = clock.monotonic();
         // Files of an edit that failed would pile up while the manifest cannot be written.
@@ -236,7 +236,7 @@ impl Filer {
     /// The log's segments that lie wholly before the checkpoint, the earliest first.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`].
     pub fn passed_segments(&self) -> Result<Vec<Position>> {
         let Position(mut end) = self.history.manifest.state().checkpoint.position;
         if sabotage::is(Sabotage::RecycleEarly) {
@@ -359,7 +359,7 @@ impl Tending {
     /// Nothing has been looked at yet.
     ///
     /// # Errors
-    /// [`crate::error::Error::Invalid`] for a rule that cannot be.
+    /// [`tapestore::error::Error::Invalid`] for a rule that cannot be.
     pub(super) fn new(
         options: Options,
         rules: &[Rule],

@@ -15,17 +15,17 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::core::Offer;
+use super::state::Offer;
 use super::effect::{Effect, Moment};
 use super::log::{At, Fate, Log};
 use super::requests::{Ask, Done, Outcome, Request, Requests};
 use super::sessions::Sessions;
-use crate::bus::BatchHeader;
+use tapestore::bus::BatchHeader;
 use crate::consensus::message::Message;
-use crate::error::Result;
-use crate::lsn::{Epoch, NodeId, PubSeq, PublisherId};
-use crate::sabotage::{self, Sabotage};
-use crate::shm::control::Statistic;
+use tapestore::error::Result;
+use tapestore::lsn::{Epoch, NodeId, PubSeq, PublisherId};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::control::Statistic;
 
 /// What one storage process sends to another by way of their replication processes.
 #[derive(Debug, Serialize, Deserialize)]

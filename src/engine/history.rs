@@ -12,13 +12,13 @@ use std::sync::Arc;
 use crate::compaction::merge::{self, Job, Merged, Pace};
 use crate::compaction::retention::Rules;
 use crate::compaction::{self, Options};
-use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::manifest::{Edit, Manifest};
-use crate::sabotage::{self, Sabotage};
-use crate::sstable::{self, FileMeta};
-use crate::time::Ts;
-use crate::wal;
+use tapestore::disk::Disk;
+use tapestore::error::{Error, Result};
+use tapestore::manifest::{Edit, Manifest};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::sstable::{self, FileMeta};
+use tapestore::time::Ts;
+use tapestore::wal;
 
 /// The files of a store.
 pub struct History {
@@ -214,7 +214,7 @@ impl Offline {
     /// [`Error::Locked`] if a storage process serves it; [`Error::Missing`] if there is no store; as
     /// [`Manifest::open`].
     pub fn open(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Offline> {
-        crate::backup::refuse(disk.as_ref(), dir)?;
+        crate::snapshot::backup::refuse(disk.as_ref(), dir)?;
         let missing = || Error::Missing { path: dir.join(wal::meta::NAME), what: "it says that a directory is a store" };
         if !disk.exists(&dir.join(wal::meta::NAME))? {
             return Err(missing());
@@ -253,7 +253,7 @@ impl Offline {
 /// Makes the directory of history if there is none.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`].
+/// [`tapestore::error::Error::Io`].
 pub(super) fn create_dir(disk: &dyn Disk, dir: &std::path::Path) -> Result<()> {
     let files = dir.join(sstable::DIR);
     if !disk.exists(&files)? {

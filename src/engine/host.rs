@@ -21,12 +21,12 @@ use super::members;
 use super::replica::{Replica, Shown};
 use super::requests::{Levels, Request, Requests};
 use super::sessions::{Sessions, Taken};
-use crate::bus::BatchHeader;
+use tapestore::bus::BatchHeader;
 use crate::consensus::Options;
 use crate::consensus::message::{Command, Identity, Message};
-use crate::error::Result;
-use crate::lsn::NodeId;
-use crate::sabotage::{self, Sabotage};
+use tapestore::error::Result;
+use tapestore::lsn::NodeId;
+use tapestore::sabotage::{self, Sabotage};
 
 /// What a host is made of.
 pub(super) struct HostParts {
@@ -157,7 +157,7 @@ impl Host {
     /// A message on connection `link`; `is_replication`: that of the replication process.
     ///
     /// # Errors
-    /// As [`crate::consensus::Node::tick`]; [`crate::error::Error::Consensus`]: another host was promoted in the place of
+    /// As [`crate::consensus::Node::tick`]; [`tapestore::error::Error::Consensus`]: another host was promoted in the place of
     /// this one, which leads.
     pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
         let for_replication = matches!(
@@ -207,7 +207,7 @@ impl Host {
     /// Whether there was something to do.
     ///
     /// # Errors
-    /// [`crate::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
+    /// [`tapestore::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
     pub(super) fn turn(&mut self, at: Moment, backlog: usize) -> Result<bool> {
         self.flow = Flow::Hold;
         self.log.notify_sync_if_due(at.now);
@@ -329,7 +329,7 @@ impl Host {
     /// Ends the turn: what was accepted is appended as one frame.
     ///
     /// # Errors
-    /// [`crate::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
+    /// [`tapestore::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
     pub(super) fn commit(&mut self, at: Moment) -> Result<()> {
         if self.flow == Flow::Number { self.log.commit(at, &mut self.sessions) } else { Ok(()) }
     }
@@ -342,7 +342,7 @@ impl Host {
     /// Writes down durably which frames are committed, so that a start knows it.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`].
     pub(super) fn record(&mut self) -> Result<()> {
         self.log.node_mut().record()
     }
@@ -372,7 +372,7 @@ impl Host {
         self.log.node_mut()
     }
 
-    pub(super) fn core(&mut self) -> &mut super::core::Core {
+    pub(super) fn core(&mut self) -> &mut super::state::Core {
         self.log.core()
     }
 

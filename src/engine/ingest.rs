@@ -13,14 +13,14 @@ use super::effect::{Effect, Moment};
 use super::ended::Ended;
 use super::flush::{FlushItem, Told};
 use super::host::Host;
-use super::links::Links;
+use super::cluster_socket::Links;
 use super::ports::Ports;
 use super::sync::{Answer, SyncItem};
-use crate::agent::{Idle, Stop, Wait};
-use crate::error::{Error, Result};
-use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::Control;
-use crate::time::Clock;
+use tapestore::agent::{Idle, Stop, Wait};
+use tapestore::error::{Error, Result};
+use tapestore::shm::bell::{Bell, Bells};
+use tapestore::shm::control::Control;
+use tapestore::time::Clock;
 
 /// A stopping agent accepts what comes for so long at most.
 const STOP_NS: u64 = 500_000_000;
@@ -62,7 +62,7 @@ impl IngestAgent {
     /// Runs until it is stopped, when what waits is still accepted, or the store is to be changed.
     ///
     /// # Errors
-    /// [`crate::error::Error::Halted`]: a write failed.
+    /// [`tapestore::error::Error::Halted`]: a write failed.
     pub(super) fn run(mut self) -> Result<Ended> {
         let mut idle = Idle::new(self.wait);
         let mut end = None;

@@ -9,23 +9,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::core::{Committed, Core, Readiness};
-use super::covered::Covered;
+use super::state::{Committed, Core, Readiness};
+use super::watermarks::Covered;
 use super::effect::{Effect, Moment};
 use super::flush::{FlushItem, Told};
 use super::sessions::Sessions;
 use super::space::Room;
 use super::sync::{Answer, SYNC_QUEUE, SyncItem};
-use crate::agent::Stop;
-use crate::bus::attach::Message as Said;
+use tapestore::agent::Stop;
+use tapestore::bus::attach::Message as Said;
 use crate::consensus::Node;
 use crate::consensus::message::{Message, Role};
-use crate::error::{Error, Result};
-use crate::lsn::{Lsn, Position, PubSeq};
-use crate::sabotage::{self, Sabotage};
-use crate::shm::bell::Bell;
-use crate::shm::control::{BackPressure, Control, NO_SPACE, Statistic};
-use crate::wal::{Appended, Evidence, FrameType};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{Lsn, Position, PubSeq};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::bell::Bell;
+use tapestore::shm::control::{BackPressure, Control, NO_SPACE, Statistic};
+use tapestore::wal::{Appended, Evidence, FrameType};
 
 /// Items that wait for the sync agent before publishers are under back-pressure.
 const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;

@@ -8,9 +8,9 @@ use super::recover::KEPT_MAX;
 use crate::consensus::format::{LEARNER, VOTER};
 use crate::consensus::message::{Command, Message, Report, Role};
 use crate::consensus::{Change, Seat, Transition};
-use crate::error::{Error, Result};
-use crate::lsn::{NodeId, Position};
-use crate::shm::control::Statistic;
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{NodeId, Position};
+use tapestore::shm::control::Statistic;
 
 /// How often a member receives that the log does not reach back to what it lacks.
 const STRANDED_NS: u64 = 1_000_000_000;

@@ -11,20 +11,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::agent::spawn;
-use crate::error::{Error, Result};
-use crate::lsn::{Lsn, PubSeq, PublisherId};
-use crate::manifest::PublisherState;
-use crate::memtable::format::FRAME_ROWS_MAX;
-use crate::memtable::{Origin, Writer};
-use crate::record::{self, Layout, Name};
-use crate::shm;
-use crate::shm::control::{Control, Statistic, TABLES_MAX};
-use crate::shm::run_dir::RunDir;
-use crate::shm::spill::{self, SPILLED};
-use crate::time::Ts;
-use crate::wal::format::FRAME_RECORDS_MAX;
-use crate::wal::{Chain, Run};
+use tapestore::agent::spawn;
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{Lsn, PubSeq, PublisherId};
+use tapestore::manifest::PublisherState;
+use tapestore::memtable::format::FRAME_ROWS_MAX;
+use tapestore::memtable::{Origin, Writer};
+use tapestore::record::{self, Layout, Name};
+use tapestore::shm;
+use tapestore::shm::control::{Control, Statistic, TABLES_MAX};
+use tapestore::shm::run_dir::RunDir;
+use tapestore::shm::spill::{self, SPILLED};
+use tapestore::time::Ts;
+use tapestore::wal::format::FRAME_RECORDS_MAX;
+use tapestore::wal::{Chain, Run};
 
 const _: () = assert!(FRAME_ROWS_MAX == FRAME_RECORDS_MAX as u64);
 

@@ -5,16 +5,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::agent::Wait;
+use tapestore::agent::Wait;
 use crate::compaction;
 use crate::compaction::retention::{Rule, Rules};
 use crate::consensus;
-use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::lsn::Level;
-use crate::shm::control::TABLES_MAX;
-use crate::shm::run_dir::ROOT_DEFAULT;
-use crate::time::Clock;
+use tapestore::disk::Disk;
+use tapestore::error::{Error, Result};
+use tapestore::lsn::Level;
+use tapestore::shm::control::TABLES_MAX;
+use tapestore::shm::run_dir::ROOT_DEFAULT;
+use tapestore::time::Clock;
 
 /// How a store is kept.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -27,7 +27,7 @@ pub struct Options {
     /// Bytes of a log segment, for a new store.
     pub segment_size: u64,
     /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less. Where shared memory is short
-    /// the next one lies in the store's directory ([`crate::shm::spill`]).
+    /// the next one lies in the store's directory ([`tapestore::shm::spill`]).
     pub memtable_size: u64,
     /// MemTables at most: the active one and sealed ones.
     pub memtables_max: usize,
@@ -102,9 +102,9 @@ impl Options {
     /// [`Error::Invalid`], naming the option and its bounds.
     pub fn check(mut self) -> Result<Options> {
         let bad = |what, reason: String| Err(Error::Invalid { what, reason });
-        let (min, max) = (crate::memtable::format::LEN_MIN, crate::memtable::format::LEN_MAX);
+        let (min, max) = (tapestore::memtable::format::LEN_MIN, tapestore::memtable::format::LEN_MAX);
         if self.memtable_size == 0 {
-            let quarter = crate::shm::free_bytes(&self.run_root) / 4 / 4096 * 4096;
+            let quarter = tapestore::shm::free_bytes(&self.run_root) / 4 / 4096 * 4096;
             self.memtable_size = MEMTABLE_SIZE_DEFAULT.min(quarter.max(min));
         }
         if !(min..=max).contains(&self.memtable_size) || !self.memtable_size.is_multiple_of(4096) {

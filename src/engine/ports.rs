@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use super::host::Host;
 use super::sessions::Taken;
-use crate::bus::{Batch, BatchHeader, Receiver};
-use crate::error::Result;
+use tapestore::bus::{Batch, BatchHeader, Receiver};
+use tapestore::error::Result;
 
 /// Batches of one publisher in one turn.
 const QUOTA: usize = 64;
@@ -25,7 +25,7 @@ pub(super) trait Queue {
     /// The next batch, if there is one.
     ///
     /// # Errors
-    /// [`crate::error::Error::Bus`]: the queue cannot be read any more.
+    /// [`tapestore::error::Error::Bus`]: the queue cannot be read any more.
     fn next(&mut self) -> Result<Option<Self::Batch>>;
 
     /// Whether a batch waits.

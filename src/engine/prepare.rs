@@ -12,11 +12,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::memtables::Maker;
 use super::space::Room;
-use crate::agent::Stop;
-use crate::disk::{Disk, DiskFile};
-use crate::error::Result;
-use crate::memtable::Writer;
-use crate::wal::{Spare, prepare};
+use tapestore::agent::Stop;
+use tapestore::disk::{Disk, DiskFile};
+use tapestore::error::Result;
+use tapestore::memtable::Writer;
+use tapestore::wal::{Spare, prepare};
 
 /// How long after a failure it tries again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -7,25 +7,25 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::core::{Core, Rebuilt};
+use super::state::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
-use super::{clock, fill, history, life, space};
-use crate::backup;
+use super::{boot_check, clock, history, space};
+use crate::snapshot::{backup, install};
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
-use crate::disk::{Disk, absolute};
-use crate::error::{Error, Result};
-use crate::lsn::{FrameIndex, Lsn, Timeline};
-use crate::manifest::Manifest;
-use crate::shm::bell::Bells;
-use crate::shm::control::Control;
-use crate::shm::kinds::KindsWriter;
-use crate::shm::run_dir::RunDir;
-use crate::shm::spill;
-use crate::shm::symbols::SymbolsWriter;
-use crate::wal::{self, Body, Evidence, FrameType, Log, MetaFile};
+use tapestore::disk::{Disk, absolute};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{FrameIndex, Lsn, Timeline};
+use tapestore::manifest::Manifest;
+use tapestore::shm::bell::Bells;
+use tapestore::shm::control::Control;
+use tapestore::shm::kinds::KindsWriter;
+use tapestore::shm::run_dir::RunDir;
+use tapestore::shm::spill;
+use tapestore::shm::symbols::SymbolsWriter;
+use tapestore::wal::{self, Body, Evidence, FrameType, Log, MetaFile};
 
 /// What a start found and made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ pub struct Recovered {
 /// What the store in `dir` is, and its manifest; both are made if there is no store, and put in place if the copy of another
 /// host's had begun to take it.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
-    let table = options.memtable_size.max(crate::memtable::format::LEN_MIN);
+    let table = options.memtable_size.max(tapestore::memtable::format::LEN_MIN);
     space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
-    fill::finish(disk.as_ref(), dir)?;
+    install::finish(disk.as_ref(), dir)?;
     let create = wal::Create { store_id: world.store_id, segment_size: options.segment_size, now: world.clock.wall() };
     wal::create_if_absent(disk.as_ref(), dir, create)?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
@@ -92,7 +92,7 @@ fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World
 
 /// Removes files that were never given their names, or have kept the one before beside it over a loss of power.
 fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    for name in [wal::meta::NAME, crate::consensus::meta::NAME, crate::manifest::format::CURRENT] {
+    for name in [wal::meta::NAME, crate::consensus::meta::NAME, tapestore::manifest::format::CURRENT] {
         let unfinished = dir.join(name).with_extension("tmp");
         if disk.exists(&unfinished)? {
             disk.remove(&unfinished)?;
@@ -221,7 +221,7 @@ impl Replicated {
         let begin = match kept.peek() {
             None => from,
             // There is nothing before the first frame of all.
-            Some(first) if first.index.0 == 1 => wal::Chain { term: crate::lsn::Term(0), ..first.place() },
+            Some(first) if first.index.0 == 1 => wal::Chain { term: tapestore::lsn::Term(0), ..first.place() },
             // Of which term the frame before it is, is not known: the frames that others can be sent begin behind it.
             Some(_) => kept.next().map_or(from, |h| wal::Chain {
                 index: FrameIndex(h.index.0 + 1),
@@ -251,12 +251,12 @@ impl Replicated {
 }
 
 /// A host that is alone opens its term at once: nobody else could.
-fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn crate::time::Clock) -> Result<()> {
+fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn tapestore::time::Clock) -> Result<()> {
     node.campaign()?;
     while let Some(work) = node.work() {
         core.writer.ready()?;
         let (appended, change) = match work {
-            Work::Open { term } => (core.open_term(super::core::term_of(term)?, clock.wall())?, None),
+            Work::Open { term } => (core.open_term(super::state::term_of(term)?, clock.wall())?, None),
             Work::Change { change, .. } => (core.change_members(&change, clock.wall())?, Some(change)),
         };
         let (header, end) = (appended.header, appended.end);
@@ -284,7 +284,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    let life = life::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
+    let life = boot_check::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
     let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
     let seen = seen_before(&control, &known);

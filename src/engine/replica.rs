@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::core::term_of;
+use super::state::term_of;
 use super::effect::{Effect, Moment};
 use super::ended::Ended;
 use super::log::Log;
@@ -16,11 +16,11 @@ use super::sessions::Sessions;
 use crate::consensus::message::{EPOCH_MAX, Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
 use crate::consensus::{Change, Options, Seat, Verdict, Work};
-use crate::error::{Bad, Error, Result};
-use crate::lsn::NodeId;
-use crate::sabotage::{self, Sabotage};
-use crate::shm::bell::Bell;
-use crate::wal::{self, Body, Fact, Frame};
+use tapestore::error::{Bad, Error, Result};
+use tapestore::lsn::NodeId;
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::bell::Bell;
+use tapestore::wal::{self, Body, Fact, Frame};
 
 /// Frames of one message that are accepted before others get their turn.
 const FRAMES_A_TURN: usize = 64;

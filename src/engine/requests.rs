@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::effect::{Effect, Moment};
 use super::log::Log;
 use super::sessions::{Opening, Sessions};
-use crate::bus::attach::{Grant, Message as Said, Mode};
-use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Level, NO_SUCH_LEVEL, NodeId, PublisherId};
-use crate::manifest::PublisherState;
-use crate::record::{Layout, Name};
-use crate::sabotage::{self, Sabotage};
-use crate::shm::control::SLOTS_MAX;
+use tapestore::bus::attach::{Grant, Message as Said, Mode};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{Epoch, InstrumentId, Level, NO_SUCH_LEVEL, NodeId, PublisherId};
+use tapestore::manifest::PublisherState;
+use tapestore::record::{Layout, Name};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::control::SLOTS_MAX;
 
 /// Why a request is refused meanwhile.
 const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` says how full. Try again when there is room";

@@ -6,12 +6,12 @@
 
 use std::collections::VecDeque;
 
-use super::core::{Core, Offer};
-use crate::bus::BatchHeader;
-use crate::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
-use crate::manifest::PublisherState;
-use crate::sabotage::{self, Sabotage};
-use crate::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
+use super::state::{Core, Offer};
+use tapestore::bus::BatchHeader;
+use tapestore::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
+use tapestore::manifest::PublisherState;
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
 
 /// Bytes of a publisher's batches that are passed on and not back in the log, at most.
 const WINDOW: u64 = 4 << 20;

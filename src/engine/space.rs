@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::agent::Stop;
-use crate::disk::{Disk, DiskFile, Open};
-use crate::error::{Error, Result};
-use crate::shm::control::{Control, Statistic};
+use tapestore::agent::Stop;
+use tapestore::disk::{Disk, DiskFile, Open};
+use tapestore::error::{Error, Result};
+use tapestore::shm::control::{Control, Statistic};
 
 /// The ballast's name in the store's directory.
 pub(super) const BALLAST: &str = "ballast";

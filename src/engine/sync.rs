@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
-use super::covered::Covered;
+use super::watermarks::Covered;
 use super::waker::Waker;
-use crate::agent::{Idle, Stop, Wait};
-use crate::bus::Receiver as BusReceiver;
-use crate::bus::attach::Message;
-use crate::error::Result as Outcome;
-use crate::lsn::{Lsn, Position, PubSeq};
-use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, Statistic};
-use crate::wal::{Evidence, Opened, Syncer};
+use tapestore::agent::{Idle, Stop, Wait};
+use tapestore::bus::Receiver as BusReceiver;
+use tapestore::bus::attach::Message;
+use tapestore::error::Result as Outcome;
+use tapestore::lsn::{Lsn, Position, PubSeq};
+use tapestore::shm::bell::{Bell, Bells};
+use tapestore::shm::control::{Control, Statistic};
+use tapestore::wal::{Evidence, Opened, Syncer};
 
 /// What the ingest agent passes on, in the order in which it happened.
 pub(super) enum SyncItem {
@@ -114,7 +114,7 @@ impl SyncAgent {
     /// Runs until it is told to stop.
     ///
     /// # Errors
-    /// [`crate::error::Error::Halted`]: a sync failed. Nothing more is acknowledged.
+    /// [`tapestore::error::Error::Halted`]: a sync failed. Nothing more is acknowledged.
     pub(super) fn run(self) -> Outcome<Syncer> {
         let halted = self.halted.clone();
         let ended = self.serve();

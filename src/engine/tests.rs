@@ -16,21 +16,21 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::core::{Offer, Readiness};
+use super::state::{Offer, Readiness};
 use super::*;
-use crate::bus::BatchHeader;
+use tapestore::bus::BatchHeader;
 use crate::compaction;
 use crate::compaction::retention::Rules;
-use crate::disk::Disk;
-use crate::disk::sim::{Fault, SimDisk, SimRng};
-use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
-use crate::record::{Name, Record, Trade};
-use crate::time::{Clock, SimClock, Ts};
-use crate::version::{Versions, View};
+use tapestore::disk::Disk;
+use tapestore::disk::sim::{Fault, SimDisk, SimRng};
+use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tapestore::record::{Name, Record, Trade};
+use tapestore::time::{Clock, SimClock, Ts};
+use tapestore::version::{Versions, View};
 
 fn options(store: &Path) -> Options {
     let sizes = Options {
-        memtable_size: crate::memtable::format::LEN_MIN,
+        memtable_size: tapestore::memtable::format::LEN_MIN,
         segment_size: wal::format::SEGMENT_SIZE_MIN,
         ..Options::default()
     };
@@ -210,7 +210,7 @@ impl Run {
         }
         let rows: u64 = view.history.files().iter().map(|f| f.verify(|_| Ok(())).unwrap()).sum();
         assert_eq!(rows, view.history.covered().0, "each record is filed once");
-        let there = self.disk.list(&self.dir.path().join("s").join(crate::sstable::DIR)).unwrap();
+        let there = self.disk.list(&self.dir.path().join("s").join(tapestore::sstable::DIR)).unwrap();
         let mut named: Vec<String> =
             view.history.files().iter().map(|f| f.path().file_name().unwrap().to_str().unwrap().to_owned()).collect();
         named.sort();
@@ -242,12 +242,12 @@ fn compact_one(store: &mut Recovered) -> Result<bool> {
 }
 
 /// How the record `lsn` came, and its words, wherever it is.
-fn stored(view: &View, lsn: Lsn) -> (crate::record::Arrival, Vec<u64>) {
+fn stored(view: &View, lsn: Lsn) -> (tapestore::record::Arrival, Vec<u64>) {
     if lsn > view.history.covered() {
         let table = view.table_of(lsn).unwrap();
         return (table.arrival(lsn).unwrap(), table.get(lsn).unwrap().words().to_vec());
     }
-    let holds = |f: &&crate::version::File| f.place_of(lsn).unwrap().is_some();
+    let holds = |f: &&tapestore::version::File| f.place_of(lsn).unwrap().is_some();
     let file = view.history.files_at(lsn).find(holds).unwrap_or_else(|| panic!("record {lsn} is in no file"));
     let mut words = Vec::new();
     file.row(file.place_of(lsn).unwrap().unwrap(), &mut words).unwrap();
@@ -447,7 +447,7 @@ fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
         assert_eq!((arrival.pub_seq, words), (PubSeq(lsn.0), trades(1, state.epoch, lsn.0, 1)));
     }
     assert_eq!(view.tables.len(), 2 - usize::from(view.tables.len() == 1));
-    let files = run.dir.path().join("s").join(crate::sstable::DIR);
+    let files = run.dir.path().join("s").join(tapestore::sstable::DIR);
     assert_eq!(run.disk.list(&files).unwrap().len() as u64, store.started.files);
 }
 
@@ -539,7 +539,7 @@ fn a_million_instruments_are_registered_and_come_back_after_a_restart() {
     (options.instruments_max, options.segment_size) = (1_000_000, 64 << 20);
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
-    let name = |i: u32| -> crate::record::Name { format!("V:{i}").parse().unwrap() };
+    let name = |i: u32| -> tapestore::record::Name { format!("V:{i}").parse().unwrap() };
     let names: Vec<_> = (0..1_000_000).map(name).collect();
     let mut rest = &names[..];
     while !rest.is_empty() {
@@ -643,10 +643,10 @@ fn an_epoch_is_remembered_before_its_first_record() {
 
 #[test]
 fn an_epoch_that_was_never_granted_is_refused_and_uses_up_none_of_the_publishers_epochs() {
-    use crate::bus::attach::{Message, Mode, ask};
+    use tapestore::bus::attach::{Message, Mode, ask};
     let dir = tempfile::tempdir().unwrap();
     let options = Options { run_root: dir.path().to_path_buf(), space_min: 1 << 20, ..options(&dir.path().join("s")) };
-    let world = World { disk: Arc::new(crate::disk::RealDisk), clock: Arc::new(crate::time::HostClock), store_id: 5, boot: 1 };
+    let world = World { disk: Arc::new(tapestore::disk::RealDisk), clock: Arc::new(tapestore::time::HostClock), store_id: 5, boot: 1 };
     let storage = Storage::start(options, world).unwrap();
     let attach = |mode| {
         let socket = RunDir::find(&dir.path().join("s")).unwrap().attach_socket();
@@ -654,7 +654,7 @@ fn an_epoch_that_was_never_granted_is_refused_and_uses_up_none_of_the_publishers
         let (publisher, level, incarnation) = (PublisherId(3), Level::Fsync, 7);
         ask(&mut stream, &Message::Attach { publisher, mode, level, incarnation }).unwrap()
     };
-    for never in [u32::MAX - 2, u32::MAX, crate::lsn::EPOCHS_LOST_MAX + 1] {
+    for never in [u32::MAX - 2, u32::MAX, tapestore::lsn::EPOCHS_LOST_MAX + 1] {
         let Message::Refused(why) = attach(Mode::Resume(Epoch(never))) else { panic!("epoch {never} is gone on from") };
         assert!(why.contains("never granted"), "{why}");
     }
@@ -681,7 +681,7 @@ fn sync_agent(
         answers,
         freed,
         control: control.clone(),
-        covered: std::sync::Arc::new(super::covered::Covered::new(0, true)),
+        covered: std::sync::Arc::new(super::watermarks::Covered::new(0, true)),
         bells: Bells::open_or_create(&store.run_dir.bells()).unwrap(),
         wake_attach: Waker::new().unwrap(),
         pace: Pace { interval: Duration::from_millis(5), bytes: 1 << 20 },

@@ -5,8 +5,8 @@
 
 use crate::consensus::Change;
 use crate::consensus::message::FrameHead;
-use crate::error::{Bad, demand};
-use crate::wal::{Body, Fact, Frame, Writer};
+use tapestore::error::{Bad, demand};
+use tapestore::wal::{Body, Fact, Frame, Writer};
 
 /// Numbers of raft's entry types, as [`FrameHead::kind`] has them.
 const ORDINARY: u64 = 0;

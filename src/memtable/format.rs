@@ -64,7 +64,8 @@ pub(super) const CHUNK_HEAD_LEN: u64 = 64;
 pub(super) const CHUNK_LENGTH: u64 = 16;
 pub(super) const CHUNK_DELTAS: u64 = CHUNK_HEAD_LEN;
 pub(super) const CHUNK_MIN: u64 = 1 << 10;
-pub(super) const CHUNK_MAX: u64 = 256 << 10;
+/// Rows of the largest chunk of a series, in bytes.
+pub const CHUNK_MAX: u64 = 256 << 10;
 /// Bytes that one row takes at most while chunks do not grow: the chunk that it begins.
 pub(super) const ROW_LEN_MAX: u64 = ChunkLayout::of(1, WORDS_MAX as u32).len;
 pub(super) const ZONE_ROWS: u32 = 64;

@@ -11,7 +11,7 @@ mod reader;
 mod writer;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use crate::lsn::{Epoch, PubSeq, PublisherId};
 

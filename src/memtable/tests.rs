@@ -140,41 +140,6 @@ fn put_frame(writer: &mut Writer, records: &[Vec<u64>], per_run: usize) {
     }
 }
 
-/// The longest frame of the shortest records.
-pub(crate) const LONGEST: u64 = 4093;
-
-/// Frames of records of the shortest kind, of which the last takes as much room as one can: the tails of a few series are
-/// full, and the largest that there are; each of its other records begins a series; and there is hardly room for it.
-pub(crate) fn worst_frames() -> Vec<Vec<Vec<u64>>> {
-    const HOT: u32 = 6;
-    let (mut f, mut frames, mut next) = (fixture(1), Vec::new(), HOT);
-    let put = |f: &mut Fixture, frames: &mut Vec<_>, instruments: Vec<u32>| {
-        let frame: Vec<_> = instruments.into_iter().map(|i| plain(2, i, 1)).collect();
-        put_frame(&mut f.writer, &frame, frame.len());
-        frames.push(frame);
-    };
-    loop {
-        let (left, size) = f.writer.first_tail();
-        if left == 0 && size == format::CHUNK_MAX {
-            break;
-        }
-        put(&mut f, &mut frames, (0..HOT * left.clamp(1, 500)).map(|i| 1 + i % HOT).collect());
-    }
-    while f.writer.has_room(LONGEST + 1) {
-        let count = if f.writer.has_room(2 * LONGEST) { 1000 } else { 1 };
-        put(&mut f, &mut frames, (next + 1..=next + count).collect());
-        next += count;
-    }
-    assert!(f.writer.has_room(LONGEST));
-    put(&mut f, &mut frames, (1..=HOT).chain(next + 1..=next + LONGEST as u32 - HOT).collect());
-    frames
-}
-
-#[test]
-fn the_longest_frame_fits_where_chunks_grow_and_all_of_its_other_records_begin_series() {
-    assert_eq!(worst_frames().last().unwrap().len() as u64, LONGEST);
-}
-
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 12, ..Default::default() })]
 

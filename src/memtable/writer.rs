@@ -145,8 +145,8 @@ impl Writer {
     }
 
     /// Rows for which the newest chunk of the first series has room, and its size.
-    #[cfg(test)]
-    pub(super) fn first_tail(&self) -> (u32, u64) {
+    #[doc(hidden)]
+    pub fn first_tail(&self) -> (u32, u64) {
         let tail = self.tails.first().copied().unwrap_or_default();
         (tail.layout.map_or(0, |l| l.capacity) - tail.len, tail.size)
     }

@@ -48,7 +48,7 @@ pub use status::Status;
 pub use stored::{Arrival, Row, Series, TimeRange};
 pub use tapestore_derive::Record;
 pub use trade::Trade;
-pub(crate) use user::forget;
+pub use user::forget;
 pub use user::{COLUMNS_MAX, KIND_NAME_MAX, LAYOUT_WORDS_MAX, Layout, USER_FIRST, USER_MAX, assert_layout, user_kinds};
 #[cfg(test)]
 pub(crate) use user::{example_layout, plain};

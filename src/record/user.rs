@@ -51,7 +51,7 @@ fn is_forgotten(index: usize) -> bool {
 }
 
 /// This process forgets the layout of `kind`, which no log has any more: the number is free for another.
-pub(crate) fn forget(kind: Kind) {
+pub fn forget(kind: Kind) {
     let Some(index) = kind.0.checked_sub(USER_FIRST) else { return };
     AGAIN.write().unwrap_or_else(PoisonError::into_inner).insert(index, None);
     if let Some(word) = FORGOTTEN.get(usize::from(index) / 64) {

@@ -16,7 +16,7 @@ use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use tapestore::agent::Wait;
-use tapestore::consensus::message::Command;
+use tapestore_engine::consensus::message::Command;
 use tapestore::lsn::{InstrumentId, Level, Lsn, NodeId, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::record::{RecordRef, Trade};

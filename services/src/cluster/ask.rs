@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use tapestore::consensus::message::{Command, Member, Message, Progress, Report, Role, State};
+use tapestore_engine::consensus::message::{Command, Member, Message, Progress, Report, Role, State};
 use tapestore::lsn::NodeId;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;

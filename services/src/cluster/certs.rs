@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tapestore::disk::RealDisk;
-use tapestore::engine::found::store_id;
+use tapestore_engine::cluster_admin::store_id;
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 

@@ -5,9 +5,9 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tapestore::consensus::message::Member;
+use tapestore_engine::consensus::message::Member;
 use tapestore::disk::RealDisk;
-use tapestore::engine::found::{Founding, found};
+use tapestore_engine::cluster_admin::{Founding, found};
 use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{Reader, Tally};

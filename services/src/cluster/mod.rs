@@ -3,16 +3,16 @@
 pub mod ask;
 pub mod certs;
 pub mod demo;
-pub mod fill;
+pub mod install;
 pub mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
-use tapestore::consensus::message::{Command as Asked, Member, Report, Role};
+use tapestore_engine::consensus::message::{Command as Asked, Member, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore::engine::found::{Founding, detach, force_promote, found, rejoin};
+use tapestore_engine::cluster_admin::{Founding, detach, force_promote, found, rejoin};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 
@@ -42,7 +42,7 @@ pub enum Cluster {
     Rejoin(Rejoin),
     /// Fill this host, whose storage is stopped, with a copy of the leader's store: when its own files are damaged. What is
     /// here is kept aside. A host that only lags behind is filled by itself, while it serves
-    Fill(fill::Args),
+    Fill(install::Args),
     /// Make this store, which was restored from a backup of a host of a cluster or has lost its raft.meta, a store of its
     /// own: storage serves it alone, and no other host counts on it
     Detach,
@@ -228,7 +228,7 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
             ));
             Ok(())
         }
-        Cluster::Fill(args) => fill::run(store, args),
+        Cluster::Fill(args) => install::run(store, args),
         Cluster::Detach => {
             detach(&RealDisk, store)?;
             say(format!("{} is a store of its own; next: tape-storage --store {0}", store.display()));
@@ -343,7 +343,7 @@ fn show(report: &Report, format: Format) -> Outcome {
     let mut t = table(&["node", "address", "votes", "heard of", "lag records", "lag bytes", "lag"]);
     for m in &report.members {
         let progress = report.progress.iter().find(|p| p.node == m.node);
-        let of = |f: &dyn Fn(&tapestore::consensus::message::Progress) -> String| progress.map_or_else(String::new, f);
+        let of = |f: &dyn Fn(&tapestore_engine::consensus::message::Progress) -> String| progress.map_or_else(String::new, f);
         t.add_row([
             m.node.to_string(),
             m.address.clone(),

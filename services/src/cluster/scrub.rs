@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use tapestore::consensus::message::Command;
+use tapestore_engine::consensus::message::Command;
 
 use super::{Far, Scrub, ask};
 use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};

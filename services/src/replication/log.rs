@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use tapestore::consensus::message::FrameHead;
+use tapestore_engine::consensus::message::FrameHead;
 use tapestore::lsn::Position;
 use tapestore::wal::format::segment_name;
 use tapestore::wal::{self};

@@ -13,13 +13,13 @@
 mod awake;
 pub mod digest;
 pub mod door;
-pub mod fill;
+pub mod install;
 pub mod local;
 pub mod log;
 pub mod peer;
 pub mod server;
 pub mod session;
-pub mod supply;
+pub mod send_snapshot;
 pub mod tls;
 pub mod wire;
 
@@ -67,7 +67,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let store = tapestore::engine::Options::default().store;
+        let store = tapestore_engine::Options::default().store;
         Options {
             store,
             listen: String::new(),
@@ -190,9 +190,9 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         let at = listener.local_addr()?;
         tracing::info!(%at, tls = options.tls.is_some(), store = %options.store.display(), "replicating; stop with SIGTERM");
         tokio::spawn(tell(counters.clone()));
-        let copies = supply::Copies::new(&options);
+        let copies = send_snapshot::Copies::new(&options);
         tokio::spawn(copies.clone().tend());
-        tokio::spawn(fill::run(options.clone(), identity.clone(), stranded));
+        tokio::spawn(install::run(options.clone(), identity.clone(), stranded));
         server::serve(listener, acceptor, identity.clone(), counters, (copies, stranded_by, strangers_in)).await
     };
     let parent = rustix::process::getppid();

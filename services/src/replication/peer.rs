@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tapestore::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Raft};
+use tapestore_engine::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Raft};
 use tapestore::wal;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;

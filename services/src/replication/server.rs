@@ -9,8 +9,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tapestore::consensus::format::ADDRESS_MAX;
-use tapestore::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Report};
+use tapestore_engine::consensus::format::ADDRESS_MAX;
+use tapestore_engine::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Report};
 use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -25,7 +25,7 @@ use super::proto::peer_server::{Peer, PeerServer};
 use super::proto::supply_server::SupplyServer;
 use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
 use super::session::Known;
-use super::supply::Copies;
+use super::send_snapshot::Copies;
 use super::{Counters, count, digest, door, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tapestore::consensus::message::{Command, Identity, Member, Message, Report, VERSION};
+use tapestore_engine::consensus::message::{Command, Identity, Member, Message, Report, VERSION};
 use tapestore::lsn::NodeId;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;

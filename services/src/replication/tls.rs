@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tapestore::engine::found::store_id;
+use tapestore_engine::cluster_admin::store_id;
 use tapestore::lsn::NodeId;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;

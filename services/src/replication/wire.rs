@@ -3,7 +3,7 @@
 //! What must hold: what another host says is not trusted: sizes are bounded and agree before anything is made of it.
 
 use bytes::Bytes;
-use tapestore::consensus::message::{Command, FrameHead, Raft, Report};
+use tapestore_engine::consensus::message::{Command, FrameHead, Raft, Report};
 use tapestore::lsn::NodeId;
 
 use super::proto;
@@ -184,7 +184,7 @@ mod tests {
                 ..proto::Raft::default()
             };
             if let Ok(raft) = from_proto(message, NodeId(1), NodeId(2)) {
-                prop_assert!((1..1 << 32).contains(&raft.term) && raft.index <= tapestore::consensus::message::INDEX_MAX);
+                prop_assert!((1..1 << 32).contains(&raft.term) && raft.index <= tapestore_engine::consensus::message::INDEX_MAX);
             }
         }
     }

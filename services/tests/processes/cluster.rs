@@ -588,7 +588,7 @@ fn without_certificates_nothing_but_loopback_is_used() {
 fn hello(node: u64, to: u64) -> HelloRequest {
     HelloRequest {
         is_lossy: false,
-        cluster: tapestore::engine::found::store_id("test").to_le_bytes().to_vec().into(),
+        cluster: tapestore_engine::cluster_admin::store_id("test").to_le_bytes().to_vec().into(),
         node,
         to,
         incarnation: 1,

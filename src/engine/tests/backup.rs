@@ -1,13 +1,15 @@
 //! Backup, restore and repair on the simulated disk: power loss and failed calls at every call.
 
 use super::*;
-use crate::backup::{self, MARK};
-use crate::disk::{Disk, Open};
-use crate::lsn::{Position, Timeline};
-use crate::manifest::read_all;
+use crate::snapshot::backup::{self as make, MARK};
+use crate::snapshot::restore::{put_back, restore};
+use crate::snapshot::{Summary, meta_of, state_of};
+use tapestore::disk::{Disk, Open};
+use tapestore::lsn::{Position, Timeline};
+use tapestore::manifest::read_all;
 use crate::repair;
-use crate::wal::format::{EVIDENCE_OFFSETS, segment_name};
-use crate::wal::{Body, scan};
+use tapestore::wal::format::{EVIDENCE_OFFSETS, segment_name};
+use tapestore::wal::{Body, scan};
 
 /// What a script sends, files and syncs: `batches` of 60 records of publisher 1, of which the first `filed` tables
 /// are filed.
@@ -47,11 +49,11 @@ fn started(seed: u64) -> (Run, Recovered) {
 
 /// All records of the store in `dir`, by reading its files and its log strictly.
 fn records(disk: &dyn Disk, dir: &Path) -> Result<Vec<Vec<u64>>> {
-    let meta = backup::meta_of(disk, dir)?;
+    let meta = meta_of(disk, dir)?;
     let (follower, _) = read_all(disk, dir, meta.store_id, &mut |_, _| {})?;
     let mut found: std::collections::BTreeMap<u64, Vec<u64>> = Default::default();
     for file in follower.state().files.values() {
-        let table = crate::sstable::Table::open(disk, &dir.join(crate::sstable::DIR), *file)?;
+        let table = tapestore::sstable::Table::open(disk, &dir.join(tapestore::sstable::DIR), *file)?;
         table.verify(|_| Ok(()))?;
         for lsn in file.lsn.0.0..=file.lsn.1.0 {
             if let Some(place) = table.place_of(Lsn(lsn))? {
@@ -63,7 +65,7 @@ fn records(disk: &dyn Disk, dir: &Path) -> Result<Vec<Vec<u64>>> {
     }
     scan(disk, &dir.join(wal::DIR), &meta, follower.state().checkpoint, Open::Read, |frame| {
         let Body::Data(data) = &frame.body else { return Ok(()) };
-        for (lsn, record) in (frame.header.first_lsn.0..).zip(crate::record::split(data.records)) {
+        for (lsn, record) in (frame.header.first_lsn.0..).zip(tapestore::record::split(data.records)) {
             assert!(found.insert(lsn, record?.words().to_vec()).is_none());
         }
         Ok(())
@@ -76,10 +78,10 @@ fn expected(epoch: Epoch, count: u64) -> Vec<Vec<u64>> {
     (1..=count).map(|seq| trades(1, epoch, seq, 1)).collect()
 }
 
-fn back_up(run: &Run, target: &Path, copies: bool) -> Result<backup::Summary> {
+fn back_up(run: &Run, target: &Path, copies: bool) -> Result<Summary> {
     let store = run.dir.path().join("s");
-    let options = backup::Options { store: &store, target, copies, trusts_earlier: false, now: run.clock.wall() };
-    backup::backup(&run.disk, &options, &mut |_| {})
+    let options = make::Options { store: &store, target, copies, trusts_earlier: false, now: run.clock.wall() };
+    make::backup(&run.disk, &options, &mut |_| {})
 }
 
 #[test]
@@ -117,7 +119,7 @@ fn a_backup_cut_short_at_any_call_leaves_the_earlier_one_or_the_new_and_the_stor
                     Ok(found) => assert!(found == expected(Epoch(1), 240) && earlier && outcome.is_err(), "{context}"),
                     Err(e) => {
                         assert!(!earlier && outcome.is_err(), "{context}: {e}");
-                        let again = backup::restore(&run.disk, &target, Path::new("/r"), false, Ts(1), &mut |_| {});
+                        let again = restore(&run.disk, &target, Path::new("/r"), false, Ts(1), &mut |_| {});
                         assert!(matches!(again, Err(Error::Invalid { what: "backup", .. })), "{context}: {again:?}");
                     }
                 }
@@ -150,23 +152,23 @@ fn a_restore_cut_short_at_any_call_is_not_there_or_opens_with_every_record_on_a_
     let base = run.disk.fork();
     std::fs::create_dir(&target).unwrap();
     let before = run.disk.calls();
-    backup::restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {}).unwrap();
+    restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {}).unwrap();
     let calls = run.disk.calls() - before;
     for fault in [Fault::PowerLoss, Fault::Once(ErrorKind::StorageFull)] {
         // Most calls fill the last segment with zeros: of those the first few stand for all.
         for (call, seed) in (1..=calls).filter(|c| *c < 30 || calls - c < 16).map(|c| (c, c)) {
             run.disk = base.fork();
             run.disk.set_fault(run.disk.calls() + call, fault);
-            let outcome = backup::restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {});
+            let outcome = restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {});
             run.disk.set_fault(u64::MAX, Fault::PowerLoss);
             run.disk = run.disk.power_loss(seed);
             let context = format!("{fault:?} at call {call}, seed {seed}: {outcome:?}");
             if !run.disk.exists(&target.join(wal::meta::NAME)).unwrap() {
                 assert!(outcome.is_err(), "{context}");
-                backup::restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {})
+                restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {})
                     .unwrap_or_else(|e| panic!("{context}: {e}"));
             }
-            let again = backup::restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {});
+            let again = restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {});
             assert!(matches!(again, Err(Error::Invalid { what: "store", .. })), "never over a store: {context}");
             assert_eq!(records(&run.disk, &target).unwrap(), expected(Epoch(1), 240), "{context}");
             if call % 4 > 0 {
@@ -190,8 +192,8 @@ fn two_restores_of_one_backup_are_on_timelines_of_their_own() {
     back_up(&run, &backup, false).unwrap();
     let restored = |name: &str, now| {
         let target = run.dir.path().join(name);
-        let summary = backup::restore(&run.disk, &backup, &target, false, Ts(now), &mut |_| {}).unwrap();
-        let mut follower = crate::manifest::Follower::new(&target, 5);
+        let summary = restore(&run.disk, &backup, &target, false, Ts(now), &mut |_| {}).unwrap();
+        let mut follower = tapestore::manifest::Follower::new(&target, 5);
         follower.refresh(&run.disk, 0).unwrap();
         (summary.timeline, follower.number())
     };
@@ -232,8 +234,8 @@ fn nothing_but_an_earlier_backup_of_the_store_is_replaced() {
 /// The place, within its file, of the frame of the record `lsn`, and the file's name.
 fn place_of(run: &Run, lsn: u64) -> (std::path::PathBuf, u64) {
     let store = run.dir.path().join("s");
-    let meta = backup::meta_of(&run.disk, &store).unwrap();
-    let state = backup::state_of(&run.disk, &store, meta.store_id).unwrap();
+    let meta = meta_of(&run.disk, &store).unwrap();
+    let state = state_of(&run.disk, &store, meta.store_id).unwrap();
     let mut found = None;
     scan(&run.disk, &store.join(wal::DIR), &meta, state.checkpoint, Open::Read, |frame| {
         if frame.header.records() > 0 && frame.header.first_lsn.0 == lsn {
@@ -357,7 +359,7 @@ fn a_repair_cut_short_at_any_call_refuses_as_before_or_is_done_and_what_was_cut_
             // Every segment from the cut on is in one of the directories that are kept.
             let kept: u64 = [5, 6]
                 .iter()
-                .map(|now| store.join(repair::LOST).join(format!("log-from-{at}-{now}")))
+                .map(|now| store.join(crate::snapshot::restore::LOST).join(format!("log-from-{at}-{now}")))
                 .map(|dir| run.disk.list(&dir).unwrap_or_default().iter().filter(|n| n.ends_with(".wal")).count() as u64)
                 .max()
                 .unwrap();
@@ -392,7 +394,7 @@ fn a_damaged_or_absent_file_is_put_back_from_a_backup_that_has_the_very_same() {
         let (run, store) = started(seed);
         drop(store);
         back_up(&run, &run.dir.path().join("b"), true).unwrap();
-        let files = run.dir.path().join("s").join(crate::sstable::DIR);
+        let files = run.dir.path().join("s").join(tapestore::sstable::DIR);
         let names = run.disk.list(&files).unwrap();
         let mut bytes = run.disk.contents(&files.join(&names[0])).unwrap();
         bytes[300] ^= 1;
@@ -420,28 +422,28 @@ fn a_damaged_or_absent_file_is_put_back_from_a_backup_that_has_the_very_same() {
     assert_eq!(records(&run.disk, &backup).unwrap(), expected(Epoch(1), 240));
     assert_eq!(repair::examine(&run.disk, &store, &mut |_| {}).unwrap().damaged.len(), 2);
     let before = run.disk.calls();
-    let done = repair::put_back(&run.disk, &store, &backup, Ts(9), &mut |_| {}).unwrap();
+    let done = put_back(&run.disk, &store, &backup, Ts(9), &mut |_| {}).unwrap();
     assert_eq!((done.healed.len(), done.left.len()), (2, 0));
     let calls = run.disk.calls() - before;
     for call in 1..=calls {
         run.disk = base.fork();
         run.disk.set_fault(run.disk.calls() + call, Fault::PowerLoss);
-        assert!(repair::put_back(&run.disk, &store, &backup, Ts(9), &mut |_| {}).is_err());
+        assert!(put_back(&run.disk, &store, &backup, Ts(9), &mut |_| {}).is_err());
         run.disk = run.disk.power_loss(call);
-        repair::put_back(&run.disk, &store, &backup, Ts(10), &mut |_| {}).unwrap();
+        put_back(&run.disk, &store, &backup, Ts(10), &mut |_| {}).unwrap();
         assert_eq!(records(&run.disk, &store).unwrap(), expected(Epoch(1), 240), "call {call}");
-        let lost = run.disk.list(&store.join(repair::LOST)).unwrap();
+        let lost = run.disk.list(&store.join(crate::snapshot::restore::LOST)).unwrap();
         assert!(lost.iter().any(|n| n.starts_with(&names[0])), "the damaged one is kept: {lost:?}");
         let mut opened = run.recover().unwrap();
         run.verify(&mut opened);
     }
     // One that is damaged in the backup too is left, and said.
     run.disk = base.fork();
-    let theirs = run.dir.path().join("b").join(crate::sstable::DIR).join(&names[0]);
+    let theirs = run.dir.path().join("b").join(tapestore::sstable::DIR).join(&names[0]);
     let mut bytes = run.disk.contents(&theirs).unwrap();
     bytes[300] ^= 1;
     run.disk.overwrite(&theirs, bytes);
-    let done = repair::put_back(&run.disk, &store_of(&run), &run.dir.path().join("b"), Ts(9), &mut |_| {}).unwrap();
+    let done = put_back(&run.disk, &store_of(&run), &run.dir.path().join("b"), Ts(9), &mut |_| {}).unwrap();
     assert_eq!((done.healed.len(), done.left.len()), (1, 1));
 }
 
@@ -487,7 +489,7 @@ fn what_a_crash_left_half_made_is_swept_by_the_next_start_and_nothing_else_is() 
     };
     let left = ["CURRENT.tmp", "manifest-0000000000aa", "manifest-0000000000ab.tmp", "store.tmp"].map(|n| dir.join(n));
     let left = left.into_iter().chain(["spare-7.new", "spare-repair.new"].map(|n| dir.join(wal::DIR).join(n)));
-    let sst = dir.join(crate::sstable::DIR);
+    let sst = dir.join(tapestore::sstable::DIR);
     let left: Vec<_> = left.chain(["trade-0000000000ff.tmp", "trade-0000000000fe.arrow"].map(|n| sst.join(n))).collect();
     left.iter().for_each(|path| put(path));
     let mine = dir.join("notes.txt");

@@ -1,14 +1,14 @@
 //! The host's clock jumps, and is wrong at a start: what is taken in then, and what comes after it.
 
 use super::{Run, file_one};
-use crate::bus::BatchHeader;
-use crate::engine::Recovered;
-use crate::engine::core::{Offer, Readiness};
-use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
-use crate::reader::{At, Reader, Series};
-use crate::record::{Kind, Record, Trade};
-use crate::shm::control::Statistic;
-use crate::time::{Clock, Ts};
+use tapestore::bus::BatchHeader;
+use crate::Recovered;
+use crate::state::{Offer, Readiness};
+use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
+use tapestore::reader::{At, Reader, Series};
+use tapestore::record::{Kind, Record, Trade};
+use tapestore::shm::control::Statistic;
+use tapestore::time::{Clock, Ts};
 
 const DAY: u64 = 86_400_000_000_000;
 const NOW: u64 = 20_000 * DAY;

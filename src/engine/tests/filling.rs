@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 
 use super::replicas::{Hosts, eventually, publish};
 use super::*;
-use crate::backup;
+use crate::snapshot::{install, meta_of, state_of, transfer, verify_log};
 use crate::consensus::format::VOTER;
 use crate::consensus::message::Message;
 use crate::consensus::{MetaFile as RaftFile, Seat, meta as raft_meta};
-use crate::disk::{Disk, Open, RealDisk, copy};
-use crate::lsn::NodeId;
-use crate::reader::{At, Reader};
-use crate::shm::control::Statistic;
-use crate::sstable;
-use crate::time::HostClock;
+use tapestore::disk::{Disk, Open, RealDisk, copy};
+use tapestore::lsn::NodeId;
+use tapestore::reader::{At, Reader};
+use tapestore::shm::control::Statistic;
+use tapestore::sstable;
+use tapestore::time::HostClock;
 
 /// What a replication process does: brings the copy `offer`, which is in `from`, into the store `to`.
-fn bring(disk: &dyn Disk, offer: &offer::Offer, from: &Path, to: &Path) {
-    fill::begin(disk, to).unwrap();
+fn bring(disk: &dyn Disk, offer: &transfer::HostSnapshot, from: &Path, to: &Path) {
+    install::begin(disk, to).unwrap();
     for (name, len) in &offer.files {
-        assert!(offer::is_file_name(name), "{name}");
-        let target = to.join(fill::INCOMING).join(name);
+        assert!(transfer::is_file_name(name), "{name}");
+        let target = to.join(install::INCOMING).join(name);
         if disk.exists(&target).unwrap() {
             disk.remove(&target).unwrap();
         }
@@ -29,9 +29,9 @@ fn bring(disk: &dyn Disk, offer: &offer::Offer, from: &Path, to: &Path) {
     }
 }
 
-fn digest(store: &Path, last: u64) -> crate::reader::Tally {
+fn digest(store: &Path, last: u64) -> tapestore::reader::Tally {
     let mut follow = Reader::open(store).unwrap().follow(Lsn(1), At::Committed);
-    let mut tally = crate::reader::Tally::default();
+    let mut tally = tapestore::reader::Tally::default();
     while tally.count < last {
         let Some(row) = follow.poll().unwrap() else { continue };
         tally.add(row.lsn, row.record.words());
@@ -62,19 +62,19 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     let (to, made_in) = (hosts.store(behind), hosts.store(leader).join("offers"));
     RealDisk.create_dir(&made_in).unwrap();
     let made_in = made_in.join("1");
-    let offer = offer::offer(&RealDisk, &hosts.store(leader), &made_in, HostClock.wall()).unwrap();
+    let offer = transfer::create(&RealDisk, &hosts.store(leader), &made_in, HostClock.wall()).unwrap();
     publish(&mut publisher, next, next + 500);
     next += 500;
     bring(&RealDisk, &offer, &made_in, &to);
-    fill::check(&RealDisk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
-    offer::withdraw(&RealDisk, &made_in).unwrap();
+    install::check(&RealDisk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
+    transfer::remove(&RealDisk, &made_in).unwrap();
     hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
     eventually("its storage to end", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
     assert_eq!(hosts.stop(behind), Ended::Fill);
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let filled = fill::install(&hosts.options(behind), &world, false).unwrap();
+    let filled = install::install(&hosts.options(behind).store, &world.disk, world.clock.wall(), false).unwrap();
     assert!(filled.files > 0 && filled.last.0 >= next - 500 && filled.kept_in.is_none(), "{filled:?}");
-    assert!(!to.join(fill::INCOMING).exists());
+    assert!(!to.join(install::INCOMING).exists());
     hosts.start(behind);
     eventually("it to have all", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
     publish(&mut publisher, next, next + 500);
@@ -96,7 +96,7 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
 }
 
 /// A store `s` with records, of node 1, and a store `t`, of node 2, that has fewer of them; a copy of `s` is in `t`.
-fn scene(seed: u64) -> (Run, PathBuf, offer::Offer) {
+fn scene(seed: u64) -> (Run, PathBuf, transfer::HostSnapshot) {
     let mut run = Run::new(seed);
     let (from, to) = (run.dir.path().join("s"), run.dir.path().join("t"));
     std::fs::create_dir(&to).unwrap();
@@ -126,14 +126,19 @@ fn scene(seed: u64) -> (Run, PathBuf, offer::Offer) {
     let mut file = RaftFile::open(&run.disk, &from).unwrap();
     file.update(raft_meta::Meta { seats: vec![seat(1), seat(2)], ..file.meta().clone() }).unwrap();
     let made_in = from.join("offers");
-    let offer = offer::offer(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
+    let offer = transfer::create(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
     bring(&run.disk, &offer, &made_in, &to);
-    fill::check(&run.disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
+    install::check(&run.disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
     (run, to, offer)
 }
 
 fn world(disk: &SimDisk) -> World {
     World { disk: Arc::new(disk.clone()), clock: Arc::new(SimClock::new(Ts(5_000_000_000))), store_id: 5, boot: 1 }
+}
+
+fn install_in(store: &Path, disk: &SimDisk, is_damaged: bool) -> Result<install::Installed> {
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    install::install(store, &disk, Ts(5_000_000_000), is_damaged)
 }
 
 /// Records, term and members of the store `dir` as it starts.
@@ -149,7 +154,7 @@ fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or
         let before = opened(&run.disk.copy(), &to);
         let after = {
             let disk = run.disk.copy();
-            let filled = fill::install(&options(&to), &world(&disk), is_damaged).unwrap();
+            let filled = install_in(&to, &disk, is_damaged).unwrap();
             assert_eq!(filled.kept_in.is_some(), is_damaged);
             let found = opened(&disk, &to);
             assert_eq!((filled.last.0, found.1.seats.len(), found.1.node), (found.0, 2, NodeId(2)));
@@ -160,7 +165,7 @@ fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or
         loop {
             let disk = run.disk.copy();
             disk.set_fault(disk.calls() + call, Fault::PowerLoss);
-            let is_over = fill::install(&options(&to), &world(&disk), is_damaged).is_ok();
+            let is_over = install_in(&to, &disk, is_damaged).is_ok();
             disk.clear_faults();
             let disk = disk.power_loss(seed * 1000 + call);
             let found = opened(&disk, &to);
@@ -168,11 +173,11 @@ fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or
             counts[usize::from(found.0 == after.0)] += 1;
             if found.0 == after.0 {
                 assert_eq!((&found.1.seats, found.1.vote), (&after.1.seats, after.1.vote), "{context}");
-                assert!(!disk.exists(&to.join(fill::INCOMING)).unwrap(), "{context}: nothing of it is left");
+                assert!(!disk.exists(&to.join(install::INCOMING)).unwrap(), "{context}: nothing of it is left");
             } else {
                 assert!(!is_over && found.0 == before.0, "{context}: {} records of {} or {}", found.0, before.0, after.0);
                 // What was fetched is still there.
-                fill::install(&options(&to), &world(&disk), is_damaged).unwrap();
+                install_in(&to, &disk, is_damaged).unwrap();
                 assert_eq!(opened(&disk, &to).0, after.0, "{context}");
             }
             if is_over {
@@ -193,7 +198,7 @@ fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() 
         let mut meta = file.meta().clone();
         change(&mut meta);
         file.update(meta).unwrap();
-        let error = fill::install(&options(&to), &world(&disk), true).unwrap_err();
+        let error = install_in(&to, &disk, true).unwrap_err();
         assert!(matches!(error, Error::Consensus { .. }), "{error}");
         assert!(!disk.exists(&to.join("FILLING")).unwrap());
     };
@@ -203,18 +208,18 @@ fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() 
     refused(&|m| m.epoch = 1);
     // A later epoch has begun anew, whatever was acknowledged before; what was here is kept.
     let disk = run.disk.copy();
-    for (dir, epoch) in [(to.join(fill::INCOMING), 2), (to.clone(), 1)] {
+    for (dir, epoch) in [(to.join(install::INCOMING), 2), (to.clone(), 1)] {
         let mut file = RaftFile::open(&disk, &dir).unwrap();
         let later = if epoch == 1 { term + 5 } else { 0 };
         file.update(raft_meta::Meta { epoch, term: file.meta().term.max(later), ..file.meta().clone() }).unwrap();
     }
-    let filled = fill::install(&options(&to), &world(&disk), false).unwrap();
+    let filled = install_in(&to, &disk, false).unwrap();
     let kept = filled.kept_in.unwrap();
     assert!(disk.exists(&kept.join(wal::meta::NAME)).unwrap());
     assert_eq!(opened(&disk, &to).1.epoch, 2);
-    let meta = backup::meta_of(&disk, &kept).unwrap();
-    let from = backup::state_of(&disk, &kept, 5).unwrap().checkpoint;
-    backup::verify_log(&disk, &kept, &meta, from).unwrap();
+    let meta = meta_of(&disk, &kept).unwrap();
+    let from = state_of(&disk, &kept, 5).unwrap().checkpoint;
+    verify_log(&disk, &kept, &meta, from).unwrap();
 }
 
 #[test]
@@ -226,15 +231,15 @@ fn a_copy_that_ends_in_an_earlier_term_than_the_log_does_not_take_its_place_what
     let own = file.meta().clone();
     file.update(raft_meta::Meta { term: u64::from(offer.term.0), ..own.clone() }).unwrap();
     let mut log =
-        wal::open(Arc::new(disk.clone()), &to, backup::state_of(&disk, &to, 5).unwrap().checkpoint, 0, Lsn(0), |_| Ok(()))
+        wal::open(Arc::new(disk.clone()), &to, state_of(&disk, &to, 5).unwrap().checkpoint, 0, Lsn(0), |_| Ok(()))
             .unwrap();
-    log.writer.set_term(crate::lsn::Term(offer.term.0 + 1));
+    log.writer.set_term(tapestore::lsn::Term(offer.term.0 + 1));
     assert!(log.writer.ready().unwrap());
     let mut builder = wal::FrameBuilder::new();
     let appended = log.writer.append(&mut builder, wal::FrameType::NoOp, Ts(10_000_000_000)).unwrap();
     log.syncer.sync(appended.end).unwrap();
     drop(log);
-    let error = fill::install(&options(&to), &world(&disk), false).unwrap_err();
+    let error = install_in(&to, &disk, false).unwrap_err();
     assert!(error.to_string().contains("in term"), "{error}");
     // And such a host says nothing in that term before it is in `raft.meta`.
     drop(recover(options(&to), &world(&disk)).unwrap());
@@ -252,7 +257,7 @@ fn what_a_host_that_rejoins_had_is_kept_and_whoever_read_it_is_told() {
         let last = file.meta().commit.max(recover(options(&to), &world(&run.disk.copy())).unwrap().node.frames().last());
         file.update(raft_meta::Meta { rejoins, commit: last, ..file.meta().clone() }).unwrap();
         let before = timeline(&disk);
-        let filled = fill::install(&options(&to), &world(&disk), false).unwrap();
+        let filled = install_in(&to, &disk, false).unwrap();
         assert_eq!(filled.kept_in.is_some(), rejoins);
         assert_eq!(timeline(&disk).0 - before.0, 1 + u64::from(rejoins), "readers go on, or read again");
         assert!(!RaftFile::open(&disk, &to).unwrap().meta().rejoins);
@@ -266,10 +271,10 @@ fn a_promotion_by_force_ends_an_exchange_first_and_one_process_changes_a_copy() 
     for call in (1..).step_by(3) {
         let disk = run.disk.copy();
         disk.set_fault(disk.calls() + call, Fault::PowerLoss);
-        is_over |= fill::install(&options(&to), &world(&disk), false).is_ok();
+        is_over |= install_in(&to, &disk, false).is_ok();
         disk.clear_faults();
         let disk = disk.power_loss(call);
-        let promoted = super::super::found::force_promote(&disk, &to, 0).unwrap();
+        let promoted = super::super::cluster_admin::force_promote(&disk, &to, 0).unwrap();
         assert_eq!((promoted.epoch, promoted.seats.len()), (1, 1), "call {call}");
         let (_, meta) = opened(&disk, &to);
         assert_eq!((meta.epoch, meta.seats), (1, promoted.seats), "call {call}: nothing undoes it");
@@ -277,33 +282,33 @@ fn a_promotion_by_force_ends_an_exchange_first_and_one_process_changes_a_copy() 
             break;
         }
     }
-    let held = fill::hold(&run.disk, &to).unwrap();
-    assert!(matches!(fill::hold(&run.disk, &to), Err(Error::Locked { .. })));
-    assert!(matches!(fill::install(&options(&to), &world(&run.disk), false), Err(Error::Locked { .. })));
+    let held = install::hold(&run.disk, &to).unwrap();
+    assert!(matches!(install::hold(&run.disk, &to), Err(Error::Locked { .. })));
+    assert!(matches!(install_in(&to, &run.disk, false), Err(Error::Locked { .. })));
     drop(held);
     // What lacks a file is not whole, whatever it says.
     let table = offer.files.iter().find(|f| f.0.starts_with(sstable::DIR)).unwrap();
-    run.disk.remove(&to.join(fill::INCOMING).join(&table.0)).unwrap();
-    assert!(fill::install(&options(&to), &world(&run.disk), false).is_err());
+    run.disk.remove(&to.join(install::INCOMING).join(&table.0)).unwrap();
+    assert!(install_in(&to, &run.disk, false).is_err());
     assert!(!run.disk.exists(&to.join("FILLING")).unwrap());
 }
 
 #[test]
 fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is_fetched_again() {
     let (run, to, offer) = scene(5);
-    let incoming = to.join(fill::INCOMING);
+    let incoming = to.join(install::INCOMING);
     for (name, len) in offer.files.iter().filter(|f| f.1 > 0) {
         let disk = run.disk.copy();
-        fill::begin(&disk, &to).unwrap();
+        install::begin(&disk, &to).unwrap();
         // `raft.meta` and `store.meta` say everything twice; a manifest and a log end where they are torn.
         if !name.starts_with(sstable::DIR) {
             continue;
         }
         disk.patch(&incoming.join(name), (len / 2) as usize, 0x55).unwrap();
-        let error = fill::check(&disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap_err();
+        let error = install::check(&disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap_err();
         assert!(matches!(error, Error::Corrupt { .. }), "{name}: {error}");
         assert!(!disk.exists(&incoming.join(name)).unwrap());
-        let missing = fill::install(&options(&to), &world(&disk), false).unwrap_err();
+        let missing = install_in(&to, &disk, false).unwrap_err();
         assert!(matches!(missing, Error::Missing { .. }), "{missing}");
     }
 }
@@ -311,31 +316,31 @@ fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is
 #[test]
 fn files_that_a_store_has_already_are_not_fetched_and_what_is_anothers_is_not_taken() {
     let (run, to, _) = scene(9);
-    let (own, history) = (to.join(sstable::DIR), to.join(fill::INCOMING).join(sstable::DIR));
+    let (own, history) = (to.join(sstable::DIR), to.join(install::INCOMING).join(sstable::DIR));
     let name = run.disk.list(&own).unwrap().into_iter().find(|n| run.disk.exists(&history.join(n)).unwrap()).unwrap();
     run.disk.remove(&history.join(&name)).unwrap();
     let has = |disk: &SimDisk| disk.exists(&history.join(&name)).unwrap();
     let disk = run.disk.copy();
-    assert!(fill::reuse(&disk, &to).unwrap() > 0 && has(&disk));
-    fill::check(&disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
+    assert!(install::reuse(&disk, &to).unwrap() > 0 && has(&disk));
+    install::check(&disk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
     let disk = run.disk.copy();
     let middle = disk.contents(&own.join(&name)).unwrap().len() / 2;
     disk.patch(&own.join(&name), middle, 0x55).unwrap();
-    assert!(fill::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "a damaged file is none");
+    assert!(install::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "a damaged file is none");
     // By the name of an offered file, something else.
     let disk = run.disk.copy();
     disk.open(&history.join(&name), Open::CreateNew).unwrap().write_at(&[7; 4096], 0).unwrap();
-    assert!(fill::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "it is fetched again");
+    assert!(install::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "it is fetched again");
 }
 
 #[test]
 fn names_that_are_no_stores_files_are_refused() {
     for name in ["store.meta", "raft.meta", "CURRENT", "MANIFEST-0000000000000001", "sst/a-1.sst", "wal/0000.wal"] {
-        assert!(offer::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
+        assert!(transfer::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
     }
     for name in
         ["", "/etc/passwd", "../x", "sst/../x", "sst/", "sst/a/b", "wal/.hidden", "LOCK", "BACKUP", "run", "other/x", "sst/a\0"]
     {
-        assert!(!offer::is_file_name(name), "{name}");
+        assert!(!transfer::is_file_name(name), "{name}");
     }
 }

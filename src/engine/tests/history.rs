@@ -2,16 +2,16 @@
 //! every stage of filing and merging.
 
 use super::{INSTRUMENTS, Run, compact_one, file_one, register};
-use crate::bus::BatchHeader;
-use crate::disk::Disk;
-use crate::disk::sim::SimRng;
-use crate::engine::core::{Offer, Readiness};
-use crate::engine::{Options, Recovered, World, recover};
-use crate::error::Error;
-use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
-use crate::reader::{At, Reader, Scan, Series, Snapshot, TimeRange};
-use crate::record::{BookOrder, Definition, Quote, Record, RecordRef, Trade, index_time};
-use crate::time::Ts;
+use tapestore::bus::BatchHeader;
+use tapestore::disk::Disk;
+use tapestore::disk::sim::SimRng;
+use crate::state::{Offer, Readiness};
+use crate::{Options, Recovered, World, recover};
+use tapestore::error::Error;
+use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
+use tapestore::reader::{At, Reader, Scan, Series, Snapshot, TimeRange};
+use tapestore::record::{BookOrder, Definition, Quote, Record, RecordRef, Trade, index_time};
+use tapestore::time::Ts;
 
 const HOUR: u64 = 3_600_000_000_000;
 const BASE: u64 = 480_000 * HOUR;
@@ -98,7 +98,7 @@ fn compare(snapshot: &mut Snapshot, model: &Model, rng: &mut SimRng) {
 }
 
 fn compare_find(snapshot: &Snapshot, series: Series, of: &[(Ts, Lsn, &[u64])], id: u64) {
-    let schema = crate::record::schema(series.kind).unwrap();
+    let schema = tapestore::record::schema(series.kind).unwrap();
     let Some(column) = schema.find_columns().next() else {
         assert!(matches!(snapshot.find(series, "trade_id", id), Err(Error::Invalid { .. })));
         return;
@@ -250,7 +250,7 @@ fn a_damaged_block_is_an_error_of_the_reads_that_need_it_and_of_no_others() {
     put(&mut store, &mut model, &mut rng, state.epoch, 10);
     assert!(file_one(&mut store).unwrap());
     store.control.set_instance(store.started.instance);
-    let dir = run.dir.path().join("s").join(crate::sstable::DIR);
+    let dir = run.dir.path().join("s").join(tapestore::sstable::DIR);
     let name = run.disk.list(&dir).unwrap().into_iter().find(|n| n.starts_with("trade")).unwrap();
     let mut bytes = run.disk.contents(&dir.join(&name)).unwrap();
     let at = bytes.len() / 3;

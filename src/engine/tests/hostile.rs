@@ -4,11 +4,11 @@
 use super::replicas::{Hosts, eventually, publish};
 use super::*;
 use crate::consensus::message::{Command, FrameHead, Message, Raft, TERM_MAX};
-use crate::disk::RealDisk;
-use crate::lsn::{FrameIndex, InstrumentId, NodeId, Position};
-use crate::record::Name;
-use crate::wal::format::{FRAME_MAGIC, FRAME_VERSION, SEGMENT_HEAD_LEN};
-use crate::wal::{Chain, Fact, FrameType, Header};
+use tapestore::disk::RealDisk;
+use tapestore::lsn::{FrameIndex, InstrumentId, NodeId, Position};
+use tapestore::record::Name;
+use tapestore::wal::format::{FRAME_MAGIC, FRAME_VERSION, SEGMENT_HEAD_LEN};
+use tapestore::wal::{Chain, Fact, FrameType, Header};
 
 const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
 /// Raft's numbers.
@@ -56,7 +56,7 @@ fn end_of(dir: &Path) -> Chain {
         chain.advance(&frame.header, SEGMENT);
         Ok(())
     };
-    wal::scan(&RealDisk, &dir.join(wal::DIR), &meta, Chain::begin(meta.store_id), crate::disk::Open::Read, visit).unwrap();
+    wal::scan(&RealDisk, &dir.join(wal::DIR), &meta, Chain::begin(meta.store_id), tapestore::disk::Open::Read, visit).unwrap();
     chain
 }
 

@@ -6,12 +6,13 @@ use super::replicas::{Hosts, eventually, trade};
 use super::stall::ALL;
 use super::*;
 use crate::consensus::message::Command;
+use crate::snapshot::install;
 use crate::consensus::options::Flush;
-use crate::disk::RealDisk;
-use crate::engine::found::{Founding, force_promote, found};
-use crate::lsn::NodeId;
-use crate::publisher::{self, PublishError, Publisher};
-use crate::time::HostClock;
+use tapestore::disk::RealDisk;
+use crate::cluster_admin::{Founding, force_promote, found};
+use tapestore::lsn::NodeId;
+use tapestore::publisher::{self, PublishError, Publisher};
+use tapestore::time::HostClock;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -119,8 +120,8 @@ fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
     let (recovered, meta) = start(Flush::Interval, 3).unwrap();
     assert!(!meta.has_forgotten);
     drop(recovered);
-    let incoming = options.store.join(fill::INCOMING);
-    fill::begin(&RealDisk, &options.store).unwrap();
+    let incoming = options.store.join(install::INCOMING);
+    install::begin(&RealDisk, &options.store).unwrap();
     assert!(start(Flush::Always, 4).unwrap().1.has_forgotten, "the power was gone, however it is kept now");
     assert!(!incoming.exists(), "a copy of before is of no use");
     assert!(start(Flush::Interval, 4).unwrap().1.has_forgotten, "until there is a copy");
@@ -169,7 +170,7 @@ fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
             let recovered = recover(options.clone(), &world).unwrap();
             // A frame that the system had and the disk refused.
             let end = recovered.core.writer.end();
-            recovered.control.set_appended(end.lsn, crate::lsn::Position(end.position.0 + 64));
+            recovered.control.set_appended(end.lsn, tapestore::lsn::Position(end.position.0 + 64));
             let run_dir = recovered.started.run_dir.clone();
             drop(recovered);
             if is_gone {
@@ -202,7 +203,7 @@ fn what_is_cut_off_on_purpose_is_not_taken_for_lost() {
     let Ended::Cut(last_kept) = hosts.stop(leader) else { panic!("its log is not the leader's") };
     let options = hosts.options(leader);
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let cut = crate::engine::rejoin::cut(&options, &world, last_kept).unwrap();
+    let cut = crate::divergence::cut(&options, &world, last_kept).unwrap();
     assert!(cut.records > 0, "{cut:?}");
     hosts.start(leader);
     let report = hosts.ask(leader, Command::Status).unwrap();

@@ -7,15 +7,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::super::found::{Founding, found, store_id};
+use super::super::cluster_admin::{Founding, found, store_id};
 use super::*;
 use crate::consensus::message::{Command, Member, Message, Progress, Raft, Report, Role, VERSION};
-use crate::disk::RealDisk;
-use crate::lsn::{NodeId, Position};
-use crate::publisher::{self, Publisher};
-use crate::shm::control::Statistic;
-use crate::time::HostClock;
-use crate::wal::format::segment_name;
+use tapestore::disk::RealDisk;
+use tapestore::lsn::{NodeId, Position};
+use tapestore::publisher::{self, Publisher};
+use tapestore::shm::control::Statistic;
+use tapestore::time::HostClock;
+use tapestore::wal::format::segment_name;
 
 const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
 
@@ -284,11 +284,11 @@ fn trades_in(dir: &Path) -> Vec<u64> {
     let mut ids = Vec::new();
     let visit = |frame: &wal::Frame<'_>| {
         if let wal::Body::Data(data) = &frame.body {
-            ids.extend(crate::record::split(data.records).filter_map(|r| Some(r.unwrap().get::<Trade>()?.trade_id)));
+            ids.extend(tapestore::record::split(data.records).filter_map(|r| Some(r.unwrap().get::<Trade>()?.trade_id)));
         }
         Ok(())
     };
-    wal::scan(&RealDisk, &dir.join(wal::DIR), &meta, from, crate::disk::Open::Read, visit).unwrap();
+    wal::scan(&RealDisk, &dir.join(wal::DIR), &meta, from, tapestore::disk::Open::Read, visit).unwrap();
     ids
 }
 
@@ -307,7 +307,7 @@ fn log_of(dir: &Path) -> Vec<u8> {
         bytes.extend(frame);
         Ok(())
     };
-    wal::scan(&RealDisk, &wal_dir, &meta, wal::Chain::begin(meta.store_id), crate::disk::Open::Read, visit).unwrap();
+    wal::scan(&RealDisk, &wal_dir, &meta, wal::Chain::begin(meta.store_id), tapestore::disk::Open::Read, visit).unwrap();
     bytes
 }
 
@@ -405,7 +405,7 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     let mut options = options(&hosts.store(old));
     options.segment_size = SEGMENT;
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let cut = rejoin::cut(&options, &world, last_kept).unwrap();
+    let cut = divergence::cut(&options, &world, last_kept).unwrap();
     assert_eq!((cut.records, cut.first_lsn), (500, Lsn(1_001)));
     assert!(cut.kept_in.unwrap().starts_with(hosts.store(old).join(wal::cut::DIVERGENT)));
     hosts.start(old);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::replicas::{Hosts, eventually, publish};
 use super::*;
 use crate::consensus::message::{Command, Role};
-use crate::disk::{Disk, DiskFile, Mapped, Open, RealDisk, Space};
+use tapestore::disk::{Disk, DiskFile, Mapped, Open, RealDisk, Space};
 
 /// The host whose syncs stall; 0: none; [`ALL`].
 pub(super) type Stalled = Arc<AtomicU64>;

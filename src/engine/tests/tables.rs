@@ -2,7 +2,66 @@
 
 use super::*;
 
-use crate::memtable::tests::{LONGEST, worst_frames};
+use tapestore::lsn::InstrumentId;
+use tapestore::memtable::format::{CHUNK_MAX, LEN_MIN};
+use tapestore::memtable::{Origin, Writer};
+use tapestore::record::{Kind, Record, RecordRef};
+
+/// The longest frame of the shortest records.
+const LONGEST: u64 = 4093;
+
+/// The shortest record.
+#[derive(Clone, Copy, Record)]
+#[repr(C)]
+#[record(kind = 0x80f2, name = "shortest")]
+struct Shortest {
+    kind: Kind,
+    source: u16,
+    instrument: InstrumentId,
+    ts_event: Ts,
+}
+
+fn put_frame(writer: &mut Writer, records: &[Vec<u64>]) {
+    assert!(writer.reserve_run(), "no room for a run at {} of {} bytes", writer.used(), writer.len());
+    for record in records {
+        let fits = writer.push(RecordRef::first(record).unwrap(), Ts(1));
+        assert!(fits, "no room for a record at {} of {} bytes", writer.used(), writer.len());
+    }
+    let origin = Origin { publisher: PublisherId(1), epoch: Epoch(1), first_pub_seq: PubSeq(1) };
+    writer.push_run(origin, records.len() as u32, Ts(1));
+}
+
+/// Frames of records of the shortest kind, of which the last takes as much room as one can: the tails of a few series are
+/// full, and the largest that there are; each of its other records begins a series; and there is hardly room for it.
+fn worst_frames() -> Vec<Vec<Vec<u64>>> {
+    const HOT: u32 = 6;
+    tapestore::record::Layout::of(&Shortest::SCHEMA).unwrap().register().unwrap();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut writer = Writer::create(&dir.path().join("m"), 9, 3, LEN_MIN).unwrap();
+    writer.begin(Lsn(1));
+    let (mut frames, mut next) = (Vec::new(), HOT);
+    let of = |i| Shortest { instrument: InstrumentId(i), ts_event: Ts(1), ..Shortest::default() }.words().to_vec();
+    let put = |writer: &mut Writer, frames: &mut Vec<_>, instruments: Vec<u32>| {
+        let frame: Vec<_> = instruments.into_iter().map(of).collect();
+        put_frame(writer, &frame);
+        frames.push(frame);
+    };
+    loop {
+        let (left, size) = writer.first_tail();
+        if left == 0 && size == CHUNK_MAX {
+            break;
+        }
+        put(&mut writer, &mut frames, (0..HOT * left.clamp(1, 500)).map(|i| 1 + i % HOT).collect());
+    }
+    while writer.has_room(LONGEST + 1) {
+        let count = if writer.has_room(2 * LONGEST) { 1000 } else { 1 };
+        put(&mut writer, &mut frames, (next + 1..=next + count).collect());
+        next += count;
+    }
+    assert!(writer.has_room(LONGEST));
+    put(&mut writer, &mut frames, (1..=HOT).chain(next + 1..=next + LONGEST as u32 - HOT).collect());
+    frames
+}
 
 #[test]
 fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_comes_up_and_flushes_it() {
@@ -13,7 +72,7 @@ fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_come
     let mut store = recover(options.clone(), &world).unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let frames = worst_frames();
-    let of = |words: &Vec<u64>| crate::record::RecordRef::first(words).unwrap().instrument().0;
+    let of = |words: &Vec<u64>| tapestore::record::RecordRef::first(words).unwrap().instrument().0;
     register(&mut store, frames.iter().flatten().map(of).max().unwrap_or(0).into(), Ts(1)).unwrap();
     let mut first = 1;
     for frame in frames.iter().chain(frames.last()) {

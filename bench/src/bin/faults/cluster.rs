@@ -81,7 +81,7 @@ pub(crate) fn failover(n: u64, seed: u64) -> Report {
             // The publisher's own host stays: another one leads, and dies.
             let next = at % hosts.hosts.len() as u64 + 1;
             eventually("the lead to be handed over", || {
-                let asked = tapestore::consensus::message::Command::Transfer(tapestore::lsn::NodeId(next));
+                let asked = tapestore_engine::consensus::message::Command::Transfer(tapestore::lsn::NodeId(next));
                 hosts.ask(at, asked).ok();
                 (hosts.leader_now(Some(at)) == Some(next)).then_some(())
             })?;

@@ -9,11 +9,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tapestore::config;
+use tapestore_engine::config;
 use tapestore::disk::Open;
 use tapestore::disk::sim::SimDisk;
-use tapestore::engine::core::Readiness;
-use tapestore::engine::{self, World};
+use tapestore_engine::state::Readiness;
+use tapestore_engine::{self, World};
 use tapestore::error::Error;
 use tapestore::lsn::{Lsn, PubSeq};
 use tapestore::manifest;
@@ -196,7 +196,7 @@ impl<'a> Subject<'a> {
         self.scratch.clear();
         let disk = Arc::new(self.disk.copy());
         let world = World { disk: disk.clone(), clock: Arc::new(JumpClock::new()), store_id: self.meta.store_id, boot: 1 };
-        let at = match engine::recover(self.scratch.options(), &world) {
+        let at = match tapestore_engine::recover(self.scratch.options(), &world) {
             Ok(at) => at,
             Err(Error::Halted { .. } | Error::Io { .. }) => panic!("damage is no failure of a call"),
             Err(_) => return Shown::Refused,

@@ -16,7 +16,8 @@ use tapestore::record::{Depth10, Layout, Name, Price, Quote, Record, Size, Trade
 use tapestore::sstable::{self, FileMeta};
 use tapestore::time::{Ts, parse_duration};
 use tapestore::wal::{Chain, Fact, fact};
-use tapestore::{bars, compaction, config, manifest, reader, record, wal};
+use tapestore::{bars, manifest, reader, record, wal};
+use tapestore_engine::{compaction, config};
 
 use crate::guard::guarded;
 use crate::model::{self, Signal};

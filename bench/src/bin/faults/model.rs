@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tapestore::disk::Disk;
 use tapestore::disk::sim::SimRng;
-use tapestore::engine::Recovered;
+use tapestore_engine::Recovered;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};

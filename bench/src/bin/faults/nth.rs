@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tapestore::disk::sim::{Fault, SimRng};
-use tapestore::engine::core::Readiness;
+use tapestore_engine::state::Readiness;
 use tapestore::error::{Error, Result};
 use tapestore::record::{Depth10, Record};
 

@@ -13,11 +13,11 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use tapestore::bus::BatchHeader;
-use tapestore::compaction;
-use tapestore::compaction::retention::{Rule, Rules};
+use tapestore_engine::compaction;
+use tapestore_engine::compaction::retention::{Rule, Rules};
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
-use tapestore::engine::core::{Offer, Readiness};
-use tapestore::engine::{self, Options, Recovered, World};
+use tapestore_engine::state::{Offer, Readiness};
+use tapestore_engine::{self, Options, Recovered, World};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use tapestore::reader::Reader;
@@ -251,7 +251,7 @@ impl<'a> Trial<'a> {
     fn recover(&self) -> Result<Recovered> {
         let disk = Arc::new(self.disk.clone());
         count(&self.counts.starts, 1);
-        engine::recover(self.options.clone(), &World { disk, clock: self.clock.clone(), store_id: 5, boot: 1 })
+        tapestore_engine::recover(self.options.clone(), &World { disk, clock: self.clock.clone(), store_id: 5, boot: 1 })
     }
 
     /// Starts the store, compares it with the model and lets it serve.

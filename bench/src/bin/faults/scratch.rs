@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 
-use tapestore::engine::Options;
+use tapestore_engine::Options;
 
 /// A directory in memory with a store directory and a place for its shared memory.
 pub struct Scratch(tempfile::TempDir);

@@ -10,10 +10,10 @@ use super::super::super::requests::{Attach, Request};
 use super::super::*;
 use super::live::{Live, SimBatch, SimQueue};
 use super::world::Claims;
-use crate::bus::attach::{Message as Said, Mode};
-use crate::lsn::{InstrumentId, Level};
-use crate::record::Name;
-use crate::shm::control::{SlotState, SlotView};
+use tapestore::bus::attach::{Message as Said, Mode};
+use tapestore::lsn::{InstrumentId, Level};
+use tapestore::record::Name;
+use tapestore::shm::control::{SlotState, SlotView};
 
 /// Names that publishers ask for.
 pub(super) const NAMES: u64 = 400;
@@ -329,8 +329,8 @@ impl Client {
         let trade = Trade {
             trade_id: id,
             instrument,
-            price: crate::record::Price(n as i64),
-            size: crate::record::Size(u64::from(self.incarnation)),
+            price: tapestore::record::Price(n as i64),
+            size: tapestore::record::Size(u64::from(self.incarnation)),
             ..Trade::default()
         };
         self.ring.push_back(Sent { seq: self.next_seq, id, words: trade.words().to_vec() });

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::super::super::covered::Covered;
+use super::super::super::watermarks::Covered;
 use super::super::super::effect::{Effect, Moment};
 use super::super::super::flush::{FlushItem, Told};
 use super::super::super::host::{Host, HostParts};
@@ -22,12 +22,12 @@ use super::super::super::space::Room;
 use super::super::super::sync::{Answer, SyncItem};
 use super::super::super::{Ended, Recovered, identity, recover};
 use super::super::*;
-use crate::agent::Stop;
-use crate::bus::attach::Message as Said;
+use tapestore::agent::Stop;
+use tapestore::bus::attach::Message as Said;
 use crate::consensus::message::{Message, Role, State};
-use crate::lsn::{Level, NodeId};
-use crate::shm::control::Control;
-use crate::wal::{Evidence, Spare, Spares};
+use tapestore::lsn::{Level, NodeId};
+use tapestore::shm::control::Control;
+use tapestore::wal::{Evidence, Spare, Spares};
 
 /// Nanoseconds of a step.
 pub(super) const STEP_NS: u64 = 5_000_000;

@@ -9,8 +9,8 @@ mod world;
 
 use super::*;
 use crate::consensus::message::{Command, Message};
-use crate::lsn::NodeId;
-use crate::sabotage::{self, Sabotage};
+use tapestore::lsn::NodeId;
+use tapestore::sabotage::{self, Sabotage};
 use nemesis::Aim;
 use world::{Tally, Verdict, World};
 
@@ -114,7 +114,7 @@ impl World {
             let Some(live) = machine.live.as_ref() else { return Err(format!("host {} is not there", n + 1)) };
             let here = |c: &&client::Client| c.host == n && c.attached().is_some();
             let attached = self.clients.iter().filter(here).count() as u64;
-            let sessions = live.control.statistic(crate::shm::control::Statistic::Publishers);
+            let sessions = live.control.statistic(tapestore::shm::control::Statistic::Publishers);
             let free = live.host.kept().1 as u64;
             if sessions != attached || free + sessions != SLOTS_MAX as u64 {
                 return Err(format!("host {}: {sessions} sessions, {free} free, of {attached} publishers", n + 1));

@@ -4,7 +4,7 @@ use super::client::Client;
 use super::world::{STREAMS, Stream, Verdict, World};
 use crate::consensus::format::{LEARNER, VOTER};
 use crate::consensus::message::{Command, Message};
-use crate::lsn::NodeId;
+use tapestore::lsn::NodeId;
 
 /// What a run is out for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

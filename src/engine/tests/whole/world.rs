@@ -6,18 +6,19 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use super::super::super::found::{Founding, found};
+use super::super::super::cluster_admin::{Founding, found};
 use super::super::super::options::Options;
-use super::super::super::{Ended, World as Surroundings, fill, offer, rejoin};
+use super::super::super::snapshot::{install, transfer};
+use super::super::super::{Ended, World as Surroundings, divergence};
 use super::super::*;
 use super::client::Client;
 use super::live::{Live, Pace, STEP_NS, store_of};
 use super::nemesis::Aim;
 use crate::consensus::message::{Member, Message, Raft, Role, VERSION};
 use crate::consensus::{self, Seat};
-use crate::disk::{Disk, Open};
-use crate::lsn::{InstrumentId, NodeId, Position};
-use crate::wal::format::{SEGMENT_SIZE_MIN, segment_name};
+use tapestore::disk::{Disk, Open};
+use tapestore::lsn::{InstrumentId, NodeId, Position};
+use tapestore::wal::format::{SEGMENT_SIZE_MIN, segment_name};
 
 /// What happened.
 #[derive(Clone, Debug, Default)]
@@ -254,11 +255,11 @@ impl World {
             Ended::Stopped => Ok(()),
             Ended::Cut(index) => {
                 self.claims.tally.up("truncations");
-                rejoin::cut(&options, &surroundings, index).map(drop)
+                divergence::cut(&options, &surroundings, index).map(drop)
             }
             Ended::Fill => {
                 self.claims.tally.up("copies");
-                match fill::install(&options, &surroundings, false) {
+                match install::install(&options.store, &surroundings.disk, surroundings.clock.wall(), false) {
                     // It was behind what this host has acknowledged since.
                     Err(Error::Consensus { .. }) => Ok(()),
                     other => other.map(drop),
@@ -425,10 +426,10 @@ impl World {
             let copied = (|| {
                 theirs.disk.create_dir(&made_in)?;
                 let made_in = made_in.join(format!("{n}"));
-                let made = offer::offer(&theirs.disk, &theirs.options.store, &made_in, theirs.clock.wall())?;
+                let made = transfer::create(&theirs.disk, &theirs.options.store, &made_in, theirs.clock.wall())?;
                 bring(&theirs.disk, &made, &made_in, &own.disk, &own.options.store)?;
-                offer::withdraw(&theirs.disk, &made_in)?;
-                fill::check(&own.disk, &own.options.store, &mut BTreeMap::new(), &mut |_| {})
+                transfer::remove(&theirs.disk, &made_in)?;
+                install::check(&own.disk, &own.options.store, &mut BTreeMap::new(), &mut |_| {})
             })();
             copied.map_err(|e| format!("a copy of host {} for host {}: {e}", from + 1, n + 1))?;
             if let Some(live) = self.machines[n].live.as_mut() {
@@ -508,7 +509,7 @@ impl Claims {
     /// A reader sees record `lsn`.
     pub(super) fn see(&mut self, view: &View, lsn: u64) -> Verdict {
         let (arrival, words) = super::super::stored(view, Lsn(lsn));
-        let record = crate::record::RecordRef::first(&words).map_err(|e| e.to_string())?;
+        let record = tapestore::record::RecordRef::first(&words).map_err(|e| e.to_string())?;
         let trade: &Trade = record.get::<Trade>().ok_or("a record of another kind")?;
         let now = (arrival.publisher.0, arrival.epoch.0, arrival.pub_seq.0, trade.trade_id);
         let before = *self.seen.entry(lsn).or_insert(now);
@@ -536,10 +537,10 @@ fn with_frames(disk: &SimDisk, store: &Path, mut raft: Raft) -> Option<Raft> {
 }
 
 /// Brings the copy `offer`, which is in `made_in` on one disk, into the store `store` on another.
-fn bring(from: &SimDisk, offer: &offer::Offer, made_in: &Path, to: &SimDisk, store: &Path) -> Result<()> {
-    fill::begin(to, store)?;
+fn bring(from: &SimDisk, offer: &transfer::HostSnapshot, made_in: &Path, to: &SimDisk, store: &Path) -> Result<()> {
+    install::begin(to, store)?;
     for (name, _) in &offer.files {
-        let target: PathBuf = store.join(fill::INCOMING).join(name);
+        let target: PathBuf = store.join(install::INCOMING).join(name);
         if to.exists(&target)? {
             to.remove(&target)?;
         }
@@ -548,8 +549,8 @@ fn bring(from: &SimDisk, offer: &offer::Offer, made_in: &Path, to: &SimDisk, sto
         file.write_at(&bytes, 0)?;
         file.sync()?;
     }
-    for within in [crate::sstable::DIR, wal::DIR] {
-        to.sync_dir(&store.join(fill::INCOMING).join(within))?;
+    for within in [tapestore::sstable::DIR, wal::DIR] {
+        to.sync_dir(&store.join(install::INCOMING).join(within))?;
     }
-    to.sync_dir(&store.join(fill::INCOMING))
+    to.sync_dir(&store.join(install::INCOMING))
 }

@@ -1,0 +1,128 @@
+//! Owns: what the log says besides records: which publishers write in which epoch up to which number, which instruments
+//! and kinds there are.
+//!
+//! What must hold: it is as of one frame of the log; what the shared memory shows of it is in the log.
+
+use std::collections::HashMap;
+
+use super::memtables::Mark;
+use tapestore::error::Result;
+use tapestore::lsn::{InstrumentId, Lsn, PubSeq, PublisherId};
+use tapestore::manifest::{PublisherState, State};
+use tapestore::record::{self, Kind, Layout, Name};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::control::{Control, Statistic};
+use tapestore::shm::kinds::KindsWriter;
+use tapestore::shm::symbols::SymbolsWriter;
+use tapestore::wal::{Chain, Fact, Header, Run};
+
+/// What is known as of a frame.
+pub(super) struct Known {
+    pub(super) publishers: HashMap<PublisherId, PublisherState>,
+    pub(super) ids: HashMap<Name, InstrumentId>,
+    pub(super) symbols: SymbolsWriter,
+    /// Names logged since the last MemTable was sealed.
+    pub(super) names: Vec<Name>,
+    pub(super) kinds: Kinds,
+}
+
+/// The kinds that programs defined.
+pub(super) struct Kinds {
+    pub(super) known: HashMap<Kind, Layout>,
+    pub(super) shown: KindsWriter,
+    /// Logged since the last MemTable was sealed.
+    pub(super) new: Vec<Layout>,
+    /// By which frame behind the checkpoint each came.
+    pub(super) logged: Vec<(u64, Kind)>,
+}
+
+impl Known {
+    /// What a checkpoint says.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Limit`] or [`tapestore::error::Error::NoSharedMemory`] if the instruments do not fit.
+    pub(super) fn new(mut symbols: SymbolsWriter, mut shown: KindsWriter, checkpoint: &State) -> Result<Known> {
+        let publishers = checkpoint.publishers.iter().map(|(p, s)| (*p, *s)).collect();
+        let mut ids = HashMap::with_capacity(checkpoint.names.len());
+        for name in &checkpoint.names {
+            ids.insert(*name, symbols.push(name)?);
+        }
+        checkpoint.kinds.iter().try_for_each(|layout| shown.push(layout))?;
+        let known = checkpoint.kinds.iter().map(|l| (l.kind(), l.clone())).collect();
+        let kinds = Kinds { known, shown, new: Vec::new(), logged: Vec::new() };
+        Ok(Known { publishers, ids, symbols, names: Vec::new(), kinds })
+    }
+
+    /// This process forgets the kinds that came by frames behind `index`, which are no part of the log any more.
+    pub(super) fn forget_behind(&self, index: u64) {
+        self.kinds.logged.iter().filter(|(frame, _)| *frame > index).for_each(|(_, kind)| record::forget(*kind));
+    }
+
+    /// Takes in a control entry of frame `index` of the log.
+    ///
+    /// # Errors
+    /// As [`Known::new`].
+    pub(super) fn fact(&mut self, fact: &Fact, index: u64) -> Result<()> {
+        match fact {
+            &Fact::Attach { publisher, epoch, incarnation } => {
+                self.publishers.insert(publisher, PublisherState { epoch, incarnation, ..PublisherState::default() });
+            }
+            &Fact::Symbol { instrument, name } => {
+                let id = self.symbols.push(&name)?;
+                debug_assert_eq!(id, instrument);
+                self.ids.insert(name, id);
+                self.names.push(name);
+            }
+            Fact::Kind(layout) => {
+                layout.register()?;
+                self.kinds.logged.push((index, layout.kind()));
+                self.kinds.shown.push(layout)?;
+                self.kinds.known.insert(layout.kind(), layout.clone());
+                self.kinds.new.push(layout.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in that the frame `header` holds `runs`; gives how far each publisher in it has come.
+    pub(super) fn runs(&mut self, header: &Header, runs: &[Run]) -> Vec<(PublisherId, PubSeq, Lsn)> {
+        let mut accepted: Vec<(PublisherId, PubSeq, Lsn)> = Vec::with_capacity(runs.len());
+        let mut lsn = header.first_lsn;
+        for run in runs {
+            let count = u64::from(run.count);
+            lsn = lsn.plus(count);
+            let last = (run.publisher, PubSeq(run.first_pub_seq.0 + count - 1), Lsn(lsn.0 - 1));
+            let state = self.publishers.entry(run.publisher).or_default();
+            // The fact that began the epoch stands before its records.
+            (state.epoch, state.last, state.lsn) = (run.epoch, last.1, last.2);
+            match accepted.iter_mut().find(|a| a.0 == run.publisher) {
+                Some(known) => *known = last,
+                None => accepted.push(last),
+            }
+        }
+        accepted
+    }
+
+    /// What must survive with the log up to `chain`.
+    pub(super) fn mark(&mut self, chain: Chain) -> Mark {
+        let publishers = self.publishers.iter().map(|(p, s)| (*p, *s)).collect();
+        let (names, kinds) = (std::mem::take(&mut self.names), std::mem::take(&mut self.kinds.new));
+        Mark { chain, publishers, names, kinds }
+    }
+
+    /// Shows what has been taken in.
+    pub(super) fn publish(&mut self) {
+        if sabotage::is(Sabotage::ForgetPublishers) {
+            self.publishers.clear();
+        }
+        self.symbols.publish();
+        self.kinds.shown.publish();
+    }
+
+    /// Publishes how many instruments and kinds there are: who reads the store after it has stopped finds by it whether
+    /// the checkpoint has them all.
+    pub(super) fn count(&self, control: &Control) {
+        control.set_statistic(Statistic::Instruments, self.symbols.count());
+        control.set_statistic(Statistic::Kinds, self.kinds.known.len() as u64);
+    }
+}

@@ -1,0 +1,396 @@
+//! Owns: carrying out a merge: files in, one run out, as a stream.
+//!
+//! Series by series, the rows of all files are merged by (index time, LSN): the file whose row comes next gives
+//! rows as long as none of another comes before them. The run is cut into files of at most so many rows.
+//!
+//! What must hold: every row of the files is in the run, once, or is counted as expired; what fails or is
+//! stopped leaves no file; memory is 512 rows of each file, and 60 bytes a row of the file being written.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::path::Path;
+
+use super::Merge;
+use super::retention::Cut;
+use tapestore::disk::Disk;
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{InstrumentId, Lsn, PubSeq};
+use tapestore::record::{Schema, TimeRange, schema};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::sstable::format::{RunEntry, STORES_RESERVED};
+use tapestore::sstable::{self, FileMeta, Origin, Slice, Spec, Table, Writer};
+use tapestore::time::Ts;
+
+/// Rows of a file that are taken together.
+const ROWS: usize = 512;
+/// Bytes after which what has been written is made durable, so that the end of a file is not one long sync.
+const SETTLE: u64 = 8 << 20;
+
+/// A merge that is to be carried out.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The store.
+    pub store_id: u128,
+    /// Which files.
+    pub merge: Merge,
+    /// The first of the numbers that its files may have; see [`Job::ids`].
+    pub first_id: u64,
+    /// Rows of a file at most.
+    pub rows_max: u64,
+    /// Rows that are left out.
+    pub cut: Cut,
+}
+
+impl Job {
+    /// Numbers of files that `merge` needs at most.
+    pub fn ids(merge: &Merge, rows_max: u64) -> u64 {
+        merge.rows().div_ceil(rows_max)
+    }
+}
+
+/// What a merge has made. Nothing of it counts before the manifest says so.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Merged {
+    /// The files of the run.
+    pub added: Vec<FileMeta>,
+    /// The files that they replace.
+    pub removed: Vec<FileMeta>,
+    /// Rows that were left out because they are too old.
+    pub expired: u64,
+}
+
+impl Merged {
+    /// Bytes written.
+    pub fn bytes(&self) -> u64 {
+        self.added.iter().map(|f| f.len).sum()
+    }
+}
+
+/// What the writing of a merge asks for now and then.
+pub trait Pace {
+    /// `bytes` more have been written; may wait. `false`: the merge is to stop.
+    fn written(&mut self, bytes: u64) -> bool;
+}
+
+/// As fast as it goes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unpaced;
+
+impl Pace for Unpaced {
+    fn written(&mut self, _bytes: u64) -> bool {
+        true
+    }
+}
+
+/// Carries out `job` on the files in `dir`. `None`: it was stopped.
+///
+/// # Errors
+/// Of a file, named; nothing is left of the run then.
+pub fn run(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace) -> Result<Option<Merged>> {
+    let mut made = Vec::new();
+    let outcome = write(disk, dir, job, pace, &mut made).and_then(|done| {
+        if done && !made.is_empty() && !sabotage::is(Sabotage::SkipDirSync) {
+            disk.sync_dir(dir)?;
+        }
+        Ok(done)
+    });
+    let (rows, had) = (made.iter().map(|f| f.rows).sum::<u64>(), job.merge.rows());
+    let is_whole = rows == had || (rows < had && !job.cut.before.is_empty()) || sabotage::is(Sabotage::LoseRow);
+    match outcome {
+        Ok(true) if !is_whole => {
+            remove(disk, dir, job);
+            let (what, path) = ("rows of merged files", dir.to_path_buf());
+            Err(Error::Corrupt { path, offset: 0, lsn: Lsn(0), what, expected: had, found: rows })
+        }
+        Ok(true) => Ok(Some(Merged { expired: had - rows, added: made, removed: job.merge.inputs.clone() })),
+        stopped_or_failed => {
+            remove(disk, dir, job);
+            stopped_or_failed.map(|_| None)
+        }
+    }
+}
+
+/// Removes whatever there is of the run of `job`.
+fn remove(disk: &dyn Disk, dir: &Path, job: &Job) {
+    for id in job.first_id..job.first_id + Job::ids(&job.merge, job.rows_max) {
+        let path = dir.join(sstable::file_name(job.merge.kind, id));
+        for path in [path.with_extension("tmp"), path] {
+            if let Err(error) = disk.exists(&path).and_then(|there| if there { disk.remove(&path) } else { Ok(()) }) {
+                tracing::warn!(%error, "a file that is not in use stays until the next start");
+            }
+        }
+    }
+}
+
+fn write(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace, made: &mut Vec<FileMeta>) -> Result<bool> {
+    let kind = job.merge.kind;
+    let Some(schema) = schema(kind) else {
+        return Err(Error::invalid("kind", format!("{} is unknown: its files cannot be merged", kind.0)));
+    };
+    let opened: Result<Vec<Table>> = job.merge.inputs.iter().map(|meta| Table::open(disk, dir, *meta)).collect();
+    let tables = opened?;
+    let mut stores_reserved = false;
+    let mut instruments: Vec<InstrumentId> = Vec::new();
+    for table in &tables {
+        stores_reserved |= table.trailer()?.flags & STORES_RESERVED != 0;
+        table.runs()?;
+        instruments.extend(table.series()?.iter().map(|s| s.instrument));
+        table.check()?;
+    }
+    instruments.sort_unstable();
+    instruments.dedup();
+    let spec = Spec { store_id: job.store_id, id: job.first_id, schema, window: job.merge.window, stores_reserved };
+    let mut output = Output {
+        disk,
+        dir,
+        spec,
+        rows_max: job.rows_max,
+        tables: &tables,
+        writer: None,
+        room: 0,
+        series: None,
+        settled: 0,
+        finished: 0,
+        made,
+    };
+    let mut streams: Vec<Stream<'_>> = Vec::new();
+    let mut sabotaged = false;
+    for instrument in instruments {
+        let from = job.cut.before.get(&instrument).copied().unwrap_or(Ts(0));
+        streams.clear();
+        for table in &tables {
+            let Some(slice) = table.slice(instrument, TimeRange { from, to: Ts(u64::MAX) })? else { continue };
+            streams.push(Stream::new(table, schema, slice)?);
+        }
+        let mut rows: u64 = streams.iter().map(|s| u64::from(s.slice.to - s.slice.from)).sum();
+        if sabotage::is(Sabotage::LoseRow) && rows > 1 && !std::mem::replace(&mut sabotaged, true) {
+            rows -= 1;
+        }
+        if rows > 0 {
+            output.series = Some((instrument, rows));
+            if !merge_series(&mut streams, rows, &mut output, pace)? {
+                return Ok(false);
+            }
+        }
+    }
+    output.finish()?;
+    Ok(true)
+}
+
+/// Puts `rows` rows of `streams` into `output`, in their order. `false`: the merge is to stop.
+fn merge_series(streams: &mut [Stream<'_>], mut rows: u64, output: &mut Output<'_>, pace: &mut dyn Pace) -> Result<bool> {
+    let mut heap: BinaryHeap<Reverse<((u64, u64), usize)>> =
+        streams.iter().enumerate().map(|(i, s)| Reverse((s.key(), i))).collect();
+    while let Some(Reverse((_, index))) = heap.pop() {
+        let next = heap.peek().map_or((u64::MAX, u64::MAX), |Reverse((key, _))| *key);
+        let Some(stream) = streams.get_mut(index) else { break };
+        loop {
+            if rows == 0 {
+                return Ok(true);
+            }
+            rows -= 1;
+            let before = output.written();
+            stream.give(output)?;
+            let written = output.written().saturating_sub(before);
+            if written > 0 {
+                output.settle()?;
+                if !pace.written(written) {
+                    return Ok(false);
+                }
+            }
+            if !stream.advance()? {
+                break;
+            }
+            if stream.key() > next {
+                heap.push(Reverse((stream.key(), index)));
+                break;
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// The rows of a series in one file.
+struct Stream<'t> {
+    table: &'t Table,
+    words: usize,
+    slice: Slice,
+    /// The rows that have been rebuilt: (index time, LSN, ingest time) of each, and the records. Copies, for which the file
+    /// has been checked.
+    heads: Vec<(u64, u64, u64)>,
+    records: Vec<u64>,
+    /// Which of them comes next.
+    at: usize,
+    key: (u64, u64),
+}
+
+impl<'t> Stream<'t> {
+    fn new(table: &'t Table, schema: &Schema, slice: Slice) -> Result<Stream<'t>> {
+        let (heads, records) = (Vec::new(), Vec::new());
+        let mut stream = Stream { table, words: schema.words, slice, heads, records, at: 0, key: (0, 0) };
+        stream.fill()?;
+        Ok(stream)
+    }
+
+    /// Rebuilds the next rows.
+    fn fill(&mut self) -> Result<()> {
+        let (index, row) = self.slice.locate(self.slice.from);
+        let block = self.table.block(index)?;
+        let rows = self.slice.run(self.slice.from).min(ROWS);
+        self.records.clear();
+        block.rows(row, row + rows, &mut self.records);
+        let (times, lsns, ingest) = (block.times(), block.lsns(), block.ingest());
+        let of = |column: &[u64], i: usize| column.get(i).copied().unwrap_or(0);
+        self.heads.clear();
+        self.heads.extend((row..row + rows).map(|i| (times.get(i).0, of(lsns, i), of(ingest, i))));
+        self.table.check()?;
+        self.at = 0;
+        self.set_key();
+        Ok(())
+    }
+
+    fn set_key(&mut self) {
+        self.key = self.heads.get(self.at).map_or((0, 0), |&(time, lsn, _)| (time, lsn));
+    }
+
+    fn key(&self) -> (u64, u64) {
+        self.key
+    }
+
+    /// Puts the row that comes next into `output`.
+    fn give(&self, output: &mut Output<'_>) -> Result<()> {
+        let record = self.records.get(self.at * self.words..(self.at + 1) * self.words).unwrap_or(&[]);
+        let ingest = self.heads.get(self.at).map_or(0, |head| head.2);
+        output.push(Lsn(self.key.1), Ts(ingest), record)
+    }
+
+    /// Goes on to the next row; `false` if there is none.
+    fn advance(&mut self) -> Result<bool> {
+        self.slice.from += 1;
+        self.at += 1;
+        if self.slice.from >= self.slice.to {
+            return Ok(false);
+        }
+        if self.at * self.words >= self.records.len() {
+            self.fill()?;
+        } else {
+            self.set_key();
+        }
+        Ok(true)
+    }
+}
+
+/// The files of the run.
+struct Output<'d> {
+    disk: &'d dyn Disk,
+    dir: &'d Path,
+    spec: Spec,
+    rows_max: u64,
+    /// The files that are merged, which know where their rows came from.
+    tables: &'d [Table],
+    writer: Option<Writer<'d>>,
+    /// Rows that the file has room for.
+    room: u64,
+    /// The series that has been begun, and how many rows of it are to come that are not announced.
+    series: Option<(InstrumentId, u64)>,
+    /// Bytes of the file that are durable.
+    settled: u64,
+    /// Bytes of the files that are finished.
+    finished: u64,
+    made: &'d mut Vec<FileMeta>,
+}
+
+impl Output<'_> {
+    /// Bytes written.
+    fn written(&self) -> u64 {
+        self.finished + self.writer.as_ref().map_or(0, Writer::len)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        if let Some(writer) = self.writer.as_ref().filter(|w| w.len() - self.settled >= SETTLE) {
+            writer.settle()?;
+            self.settled = writer.len();
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, lsn: Lsn, ingest_ts: Ts, record: &[u64]) -> Result<()> {
+        if self.writer.as_ref().is_some_and(|w| w.owed() == 0) && self.room == 0 {
+            self.finish()?;
+        }
+        if self.writer.is_none() {
+            self.writer = Some(Writer::create(self.disk, self.dir, self.spec)?);
+            (self.room, self.settled) = (self.rows_max, 0);
+        }
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        if writer.owed() == 0
+            && let Some((instrument, left)) = &mut self.series
+        {
+            let rows = (*left).min(self.room).min(u64::from(u32::MAX));
+            writer.begin_series(*instrument, rows as u32)?;
+            (*left, self.room) = (*left - rows, self.room - rows);
+        }
+        writer.push(lsn, ingest_ts, record)
+    }
+
+    /// Ends the file being written, if there is one.
+    fn finish(&mut self) -> Result<()> {
+        let Some(writer) = self.writer.take() else { return Ok(()) };
+        let (mut origins, mut orphan) = (Origins::new(self.tables)?, None);
+        let meta = writer.finish(|lsn| {
+            origins.of(lsn).unwrap_or_else(|| {
+                orphan = Some(lsn);
+                Origin::default()
+            })
+        })?;
+        // The runs were read in place.
+        self.tables.iter().try_for_each(Table::check)?;
+        if let Some(lsn) = orphan {
+            let path = self.dir.join(sstable::file_name(meta.kind, meta.id));
+            return Err(Error::Corrupt { path, offset: 0, lsn, what: "run of a record", expected: lsn.0, found: 0 });
+        }
+        self.finished += meta.len;
+        self.made.push(meta);
+        self.spec.id += 1;
+        Ok(())
+    }
+}
+
+/// Where rows came from, asked in LSN order. The runs stay in the mapped files. Runs that hold one LSN agree about
+/// it: a publisher's numbers are dense, so all LSNs between two of a run's rows are the run's own.
+struct Origins<'t> {
+    /// The runs of each file, those that are passed left out.
+    runs: Vec<&'t [RunEntry]>,
+    /// The file that knew the last row.
+    last: usize,
+}
+
+impl<'t> Origins<'t> {
+    fn new(tables: &'t [Table]) -> Result<Origins<'t>> {
+        Ok(Origins { runs: tables.iter().map(Table::runs).collect::<Result<_>>()?, last: 0 })
+    }
+
+    fn of(&mut self, lsn: Lsn) -> Option<Origin> {
+        let count = self.runs.len();
+        // The file that knew the row before most often knows this one.
+        for file in (0..count).map(|i| (self.last + i) % count) {
+            if let Some(run) = self.runs.get_mut(file).and_then(|runs| run_of(runs, lsn)) {
+                self.last = file;
+                let pub_seq = PubSeq(run.first_pub_seq.0.wrapping_add(lsn.0 - run.first.0));
+                return Some((run.publisher, run.epoch, pub_seq));
+            }
+        }
+        None
+    }
+}
+
+/// The run among `runs` that holds `lsn`; those before it are left out from now on.
+fn run_of(runs: &mut &[RunEntry], lsn: Lsn) -> Option<RunEntry> {
+    while runs.first()?.last < lsn {
+        // By a search when much is passed: a file is asked only when others do not know.
+        let far = runs.get(8).is_some_and(|r| r.last < lsn);
+        let passed = if far { runs.partition_point(|r| r.last < lsn) } else { 1 };
+        *runs = runs.get(passed..).unwrap_or(&[]);
+    }
+    runs.first().filter(|r| r.first <= lsn).copied()
+}

@@ -1,0 +1,198 @@
+//! Owns: the bytes of `raft.meta`, and what a membership frame carries.
+//!
+//! ```text
+//! raft.meta: two slots of 4 KiB, the valid one with the higher seq is the truth
+//! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
+//! 40    node u64 · incarnation u64 · epoch u64
+//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2), has forgotten (4), fresh (8), remembers (16)
+//! 104   auto leave u32 · members u32 · 32 members of 88 B
+//! 2928  boot u128: of the host, since when it may hold frames in memory only of which it has told others; 0: none
+//! 2944  met u32 · name u32 (bytes) · name 64 B · 32 of node u64 · incarnation u64: whom it has met
+//!
+//! member 88 B            node u64 · part u32 · length u32 · address 72 B
+//! membership frame       transition u32 · changes u32 · changes: members whose part is what they become, 0: gone
+//! ```
+
+use super::message::Member;
+use tapestore::error::{Bad, demand};
+use tapestore::lsn::NodeId;
+
+/// Members at most.
+pub const MEMBERS_MAX: usize = 32;
+/// Bytes of an address at most.
+pub const ADDRESS_MAX: usize = 72;
+/// Bytes of a slot of `raft.meta`.
+pub const SLOT_LEN: usize = 4096;
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"TAPERAFT");
+/// Version 1 did not have `boot`, and nothing of it was forgotten; version 2 had met nobody, and nothing was fresh.
+pub(super) const VERSION: u32 = 3;
+/// Bytes of a cluster's name that are kept, at most.
+pub const NAME_MAX: usize = 64;
+
+/// Counts towards a majority.
+pub const VOTER: u32 = 1;
+/// Holds the log.
+pub const LEARNER: u32 = 2;
+/// Counts towards the majority of before, while members change.
+pub const OUTGOING: u32 = 4;
+/// Will hold the log without a vote when the change is over.
+pub const LEARNER_NEXT: u32 = 8;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct RawMember {
+    pub(super) node: u64,
+    pub(super) part: u32,
+    pub(super) len: u32,
+    pub(super) address: [u8; ADDRESS_MAX],
+}
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct Slot {
+    pub(super) magic: u64,
+    pub(super) version: u32,
+    pub(super) crc: u32,
+    pub(super) seq: u64,
+    pub(super) store_id: [u64; 2],
+    pub(super) node: u64,
+    pub(super) incarnation: u64,
+    pub(super) epoch: u64,
+    pub(super) term: u64,
+    pub(super) vote: u64,
+    pub(super) commit: u64,
+    pub(super) membership: u64,
+    pub(super) joins: u64,
+    pub(super) auto_leave: u32,
+    pub(super) count: u32,
+    pub(super) members: [RawMember; MEMBERS_MAX],
+    pub(super) boot: [u64; 2],
+    pub(super) met_count: u32,
+    pub(super) name_len: u32,
+    pub(super) name: [u8; NAME_MAX],
+    pub(super) met: [[u64; 2]; MEMBERS_MAX],
+    pub(super) reserved: [u64; 71],
+}
+
+const _: () = {
+    assert!(size_of::<Slot>() == SLOT_LEN && size_of::<RawMember>() == 88);
+    assert!(std::mem::offset_of!(Slot, term) == 64 && std::mem::offset_of!(Slot, members) == 112);
+    assert!(std::mem::offset_of!(Slot, boot) == 2928 && std::mem::offset_of!(Slot, met_count) == 2944);
+};
+
+/// A member, and which part it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its number.
+    pub node: NodeId,
+    /// [`VOTER`], [`LEARNER`], [`OUTGOING`], [`LEARNER_NEXT`]: sums of them.
+    pub part: u32,
+    /// Where its replication process listens: `host:port`; empty in a cluster of one.
+    pub address: String,
+}
+
+impl Seat {
+    /// As others are told of it.
+    pub fn member(&self) -> Member {
+        Member { node: self.node, address: self.address.clone(), is_voter: self.part & VOTER != 0 }
+    }
+
+    /// The bytes of it.
+    pub(super) fn raw(&self) -> RawMember {
+        assert!(self.address.len() <= ADDRESS_MAX, "an address is checked before");
+        let mut address = [0; ADDRESS_MAX];
+        address.iter_mut().zip(self.address.bytes()).for_each(|(to, from)| *to = from);
+        RawMember { node: self.node.0, part: self.part, len: self.address.len() as u32, address }
+    }
+
+    pub(super) fn parse(raw: &RawMember) -> Result<Seat, Bad> {
+        let bad = Bad { what: "address of a member", expected: ADDRESS_MAX as u64, found: u64::from(raw.len) };
+        let bytes = raw.address.get(..raw.len as usize).ok_or(bad)?;
+        let address = str::from_utf8(bytes).map_err(|_| bad)?.to_owned();
+        if raw.node == 0 {
+            return Err(Bad { what: "number of a member", expected: 1, found: 0 });
+        }
+        Ok(Seat { node: NodeId(raw.node), part: raw.part, address })
+    }
+}
+
+/// How a change of members is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Transition {
+    /// At once if one member changes, else by way of both majorities, which ends by itself.
+    Auto = 0,
+    /// Ends the time of both majorities.
+    Leave = 1,
+}
+
+/// What a membership frame says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// How.
+    pub transition: Transition,
+    /// What each member becomes; part 0: no member any more.
+    pub seats: Vec<Seat>,
+}
+
+const RAW_WORDS: usize = size_of::<RawMember>() / 8;
+
+impl Change {
+    /// Appends the change to `words`.
+    pub fn encode(&self, words: &mut Vec<u64>) {
+        words.push(self.transition as u64 | (self.seats.len() as u64) << 32);
+        for seat in &self.seats {
+            words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(&seat.raw())));
+        }
+    }
+
+    /// The change in the payload `words` of a membership frame, which are not trusted.
+    ///
+    /// # Errors
+    /// What is malformed.
+    pub fn parse(words: &[u64]) -> Result<Change, Bad> {
+        let (head, rest) = words.split_first().ok_or(Bad { what: "membership frame bytes", expected: 8, found: 0 })?;
+        let transition = match *head as u32 {
+            0 => Transition::Auto,
+            1 => Transition::Leave,
+            other => return Err(Bad { what: "transition of members", expected: 1, found: u64::from(other) }),
+        };
+        let count = head >> 32;
+        if count > MEMBERS_MAX as u64 {
+            return Err(Bad { what: "members in a membership frame", expected: MEMBERS_MAX as u64, found: count });
+        }
+        demand("members in a membership frame", count.saturating_mul(RAW_WORDS as u64), rest.len() as u64)?;
+        let seats = rest.chunks_exact(RAW_WORDS).map(|raw| Seat::parse(&bytemuck::pod_read_unaligned(bytemuck::cast_slice(raw))));
+        Ok(Change { transition, seats: seats.collect::<Result<_, _>>()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_words_are_a_change_or_are_refused(words in proptest::collection::vec(any::<u64>(), 0..40)) {
+            if let Ok(change) = Change::parse(&words) {
+                let mut again = Vec::new();
+                change.encode(&mut again);
+                prop_assert_eq!(Change::parse(&again), Ok(change));
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_comes_back_as_it_was() {
+        let seat = |node, part, address: &str| Seat { node: NodeId(node), part, address: address.to_owned() };
+        let seats = vec![seat(1, VOTER, "127.0.0.1:7401"), seat(2, LEARNER, "host.example:7401"), seat(3, 0, "")];
+        let change = Change { transition: Transition::Auto, seats };
+        let mut words = Vec::new();
+        change.encode(&mut words);
+        assert_eq!(Change::parse(&words), Ok(change));
+        words.pop();
+        assert!(Change::parse(&words).is_err());
+    }
+}

@@ -1,0 +1,59 @@
+//! Owns: the members of the cluster as `raft.meta` has them, as the raft crate has them, and between the two.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
+
+use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, Seat, Transition, VOTER};
+use super::meta::Meta;
+use tapestore::lsn::NodeId;
+
+/// The members of `meta` as raft has them.
+pub(super) fn conf_state(meta: &Meta) -> ConfState {
+    let of = |part: u32| meta.seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
+    let mut state = ConfState::default();
+    state.set_voters(of(VOTER));
+    state.set_learners(of(LEARNER));
+    state.set_voters_outgoing(of(OUTGOING));
+    state.set_learners_next(of(LEARNER_NEXT));
+    state.auto_leave = meta.auto_leave;
+    state
+}
+
+/// The members of `state`, with the addresses that they had or that `change` gives them.
+pub(super) fn seats(state: &ConfState, before: &[Seat], change: &Change) -> Vec<Seat> {
+    let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
+    for (ids, part) in [
+        (&state.voters, VOTER),
+        (&state.learners, LEARNER),
+        (&state.voters_outgoing, OUTGOING),
+        (&state.learners_next, LEARNER_NEXT),
+    ] {
+        ids.iter().for_each(|id| *parts.entry(*id).or_default() |= part);
+    }
+    let address = |id: u64| {
+        let newer = change.seats.iter().find(|s| s.node.0 == id && !s.address.is_empty());
+        newer.or_else(|| before.iter().find(|s| s.node.0 == id)).map_or_else(String::new, |s| s.address.clone())
+    };
+    parts.into_iter().map(|(id, part)| Seat { node: NodeId(id), part, address: address(id) }).collect()
+}
+
+/// `change` as raft has it.
+pub(super) fn conf_change(change: &Change) -> ConfChangeV2 {
+    let mut v2 = ConfChangeV2::default();
+    if change.transition == Transition::Leave {
+        return v2;
+    }
+    v2.set_transition(ConfChangeTransition::Auto);
+    let single = change.seats.iter().map(|seat| {
+        let mut single = ConfChangeSingle { node_id: seat.node.0, ..ConfChangeSingle::default() };
+        single.set_change_type(match seat.part {
+            0 => ConfChangeType::RemoveNode,
+            part if part & VOTER != 0 => ConfChangeType::AddNode,
+            _ => ConfChangeType::AddLearnerNode,
+        });
+        single
+    });
+    v2.set_changes(single.collect::<Vec<_>>().into());
+    v2
+}

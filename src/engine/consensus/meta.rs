@@ -1,0 +1,465 @@
+//! Owns: `raft.meta`, what consensus must not forget: who this node is, its term and vote, the members.
+//!
+//! What must hold: a term or a vote is durable here before anything that depends on it is said to anybody; the slot with
+//! the higher `seq` is the truth and the other is overwritten next, so a torn write leaves the older one; between changes
+//! both say the same, so that no damage to one brings an older vote back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::format::{
+    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, NAME_MAX, OUTGOING, SLOT_LEN, Seat, Slot, VERSION, VOTER,
+};
+use super::message::{EPOCH_MAX, TERM_MAX};
+use tapestore::disk::{Disk, DiskFile, Open, publish};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{Lsn, NodeId};
+
+/// Name of the file in the store directory.
+pub const NAME: &str = "raft.meta";
+
+/// What `raft.meta` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// The store, of the whole cluster.
+    pub store_id: u128,
+    /// This host's number.
+    pub node: NodeId,
+    /// Which life of this node: drawn when it was initialised.
+    pub incarnation: u64,
+    /// Forced promotions so far.
+    pub epoch: u64,
+    /// The newest term that it knows.
+    pub term: u64,
+    /// For whom it voted in that term; 0: for nobody.
+    pub vote: u64,
+    /// A frame that is known to be committed, and all before it; there may be more.
+    pub commit: u64,
+    /// The frame that the members are as of; 0: they were there from the beginning.
+    pub membership: u64,
+    /// Whether the leader ends a time of two majorities by itself.
+    pub auto_leave: bool,
+    /// Whether it has yet to get a copy of another host's store: until then it knows neither the members as of a frame nor
+    /// what their changes in the log are to be applied to, and takes no frames. Nor does it vote: its number may have been
+    /// used before.
+    pub joins: bool,
+    /// Whether it has been told to rejoin after a forced promotion: it may hold what nobody else has.
+    pub rejoins: bool,
+    /// Whether it may have forgotten frames that others count on: until it has a copy of a leader's store it takes no frames
+    /// and does not vote.
+    pub has_forgotten: bool,
+    /// The boot of the host since when it may have told others of frames that are not on its disk; 0: it has not.
+    pub boot: u128,
+    /// Whether it has yet to be met by enough of the other founders: until then it takes no frames and does not vote.
+    pub is_fresh: bool,
+    /// Whether it has noted whom it has met ever since it is in the cluster.
+    pub remembers: bool,
+    /// Name of the cluster, if it is known and not too long.
+    pub name: String,
+    /// Of each other member that it has met, the incarnation.
+    pub met: BTreeMap<NodeId, u64>,
+    /// The members.
+    pub seats: Vec<Seat>,
+}
+
+impl Meta {
+    /// A cluster of one, of a store whose newest term is `term`.
+    pub fn alone(store_id: u128, term: u64) -> Meta {
+        let node = NodeId(1);
+        let seats = vec![Seat { node, part: VOTER, address: String::new() }];
+        Meta {
+            store_id,
+            node,
+            incarnation: 1,
+            epoch: 0,
+            term,
+            vote: 0,
+            commit: 0,
+            membership: 0,
+            auto_leave: false,
+            joins: false,
+            rejoins: false,
+            has_forgotten: false,
+            boot: 0,
+            is_fresh: false,
+            remembers: false,
+            name: String::new(),
+            met: BTreeMap::new(),
+            seats,
+        }
+    }
+
+    /// Whether the frames that this host has in memory may have gone with a life of the system's that ended otherwise than
+    /// in order: it is in `boot` now, and others may count on frames that were not on its disk. One that nobody else counts
+    /// on has told nobody.
+    pub fn may_have_forgotten(&self, boot: u128, was_clean: bool) -> bool {
+        self.boot != 0 && self.boot != boot && !was_clean && !self.is_alone()
+    }
+
+    /// Whether it waits for a copy of a leader's store.
+    pub fn lacks_copy(&self) -> bool {
+        self.joins || self.has_forgotten
+    }
+
+    /// Whether the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends with frame `last` of `term`, holds
+    /// everything that this host has acknowledged; its own log ends with the frame and the term `log`, if that can be read.
+    /// A host that may have forgotten frames had them of a leader, and has its copy from one that it has asked since.
+    ///
+    /// # Errors
+    /// [`Error::Consensus`]: why it does not.
+    pub fn admit(&self, log: Option<(u64, u64)>, copy: &Meta, (last, term): (u64, u64)) -> Result<()> {
+        let refuse = |cause: String| Err(Error::Consensus { what: "be filled", cause });
+        if self.store_id != copy.store_id {
+            return refuse(format!("the copy is of another store, {:032x}", copy.store_id));
+        }
+        if copy.epoch < self.epoch {
+            return refuse(format!("the copy is of epoch {}, and this host of epoch {}", copy.epoch, self.epoch));
+        }
+        // A promotion by force begins anew, whatever was acknowledged before.
+        if copy.epoch == self.epoch && (term < self.term || last < self.commit) {
+            return refuse(format!(
+                "the copy ends with frame {last} of term {term}; this host is in term {}, and frames up to {} are committed",
+                self.term, self.commit
+            ));
+        }
+        match log {
+            Some((_, own_term)) if copy.epoch == self.epoch && own_term > term => {
+                refuse(format!("the copy ends in term {term}, and the log here in term {own_term}"))
+            }
+            Some((own_last, own_term)) if own_term == term && own_last > last => {
+                refuse(format!("the copy ends with frame {last} of term {term}, and the log here with frame {own_last}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What this host is once it has the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends in `term`:
+    /// its number, its votes and its term are its own.
+    pub fn filled(self, copy: Meta, term: u64) -> Meta {
+        let newest = self.term.max(term);
+        let is_other_member = |node: &NodeId| *node != self.node && copy.seats.iter().any(|s| s.node == *node);
+        // Who leads knows of members that have gone and come back.
+        let known = self.met.iter().chain(&copy.met).map(|(node, incarnation)| (*node, *incarnation));
+        let met = known.filter(|(node, _)| is_other_member(node)).collect();
+        Meta {
+            epoch: copy.epoch.max(self.epoch),
+            term: newest,
+            vote: if newest == self.term { self.vote } else { 0 },
+            commit: if self.epoch == copy.epoch { self.commit.max(copy.commit) } else { copy.commit },
+            membership: copy.membership,
+            auto_leave: copy.auto_leave,
+            joins: false,
+            rejoins: false,
+            has_forgotten: false,
+            // All of it is on the disk.
+            boot: 0,
+            met,
+            seats: copy.seats,
+            ..self
+        }
+    }
+
+    /// Whether this node is the one voter and nobody else holds the log.
+    pub fn is_alone(&self) -> bool {
+        matches!(&self.seats[..], [only] if only.node == self.node && only.part == VOTER)
+    }
+
+    /// Whether it is of a cluster, if only of one host: not of a store that nobody has made a host of one.
+    pub fn is_clustered(&self) -> bool {
+        !self.is_alone() || self.seats.iter().any(|s| !s.address.is_empty())
+    }
+
+    /// Checks what an operator has said of a cluster.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming what cannot be.
+    pub fn check(&self) -> Result<()> {
+        let bad = |reason: String| Err(Error::invalid("members of the cluster", reason));
+        if self.seats.is_empty() || self.seats.len() > MEMBERS_MAX {
+            return bad(format!("{} of them; 1 to {MEMBERS_MAX} are possible", self.seats.len()));
+        }
+        for (i, seat) in self.seats.iter().enumerate() {
+            if seat.node == NodeId(0) || self.seats.iter().skip(i + 1).any(|s| s.node == seat.node) {
+                return bad(format!("node {}: numbers are above 0, and each is given once", seat.node));
+            }
+            if seat.address.len() > ADDRESS_MAX {
+                return bad(format!("the address of node {} is longer than {ADDRESS_MAX} bytes", seat.node));
+            }
+        }
+        if !self.seats.iter().any(|s| s.part & VOTER != 0) {
+            return bad("none of them votes".to_owned());
+        }
+        if self.term > TERM_MAX || self.epoch > EPOCH_MAX {
+            let most = format!("terms end with {TERM_MAX}, epochs with {EPOCH_MAX}");
+            return bad(format!("they are in term {} of epoch {}; {most}", self.term, self.epoch));
+        }
+        Ok(())
+    }
+
+    fn encode(&self, seq: u64) -> [u8; SLOT_LEN] {
+        let mut slot: Slot = bytemuck::Zeroable::zeroed();
+        (slot.magic, slot.version, slot.seq) = (MAGIC, VERSION, seq);
+        slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
+        (slot.node, slot.incarnation, slot.epoch) = (self.node.0, self.incarnation, self.epoch);
+        (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
+        slot.joins = u64::from(self.joins) | u64::from(self.rejoins) << 1 | u64::from(self.has_forgotten) << 2;
+        slot.joins |= u64::from(self.is_fresh) << 3 | u64::from(self.remembers) << 4;
+        let name = self.name.as_bytes().get(..NAME_MAX.min(self.name.len())).unwrap_or(&[]);
+        (slot.met_count, slot.name_len) = (self.met.len().min(MEMBERS_MAX) as u32, name.len() as u32);
+        slot.name.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+        slot.met.iter_mut().zip(&self.met).for_each(|(to, (node, incarnation))| *to = [node.0, *incarnation]);
+        slot.boot = [self.boot as u64, (self.boot >> 64) as u64];
+        (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.seats.len() as u32);
+        for (to, from) in slot.members.iter_mut().zip(&self.seats) {
+            *to = from.raw();
+        }
+        slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
+        bytemuck::cast(slot)
+    }
+}
+
+/// What a slot is.
+enum Parsed {
+    Valid(u64, Box<Meta>),
+    Version(u32),
+    Foreign(u64),
+    Damaged { what: &'static str, expected: u64, found: u64 },
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let Some(Ok(slot)) = bytes.get(..SLOT_LEN).map(bytemuck::try_pod_read_unaligned::<Slot>) else {
+        return Parsed::Foreign(bytes.len() as u64);
+    };
+    if slot.magic != MAGIC {
+        return Parsed::Foreign(slot.magic);
+    }
+    let crc = crc32c::crc32c(bytemuck::bytes_of(&Slot { crc: 0, ..slot }));
+    if crc != slot.crc {
+        return Parsed::Damaged { what: "raft.meta CRC", expected: u64::from(crc), found: u64::from(slot.crc) };
+    }
+    if !(1..=VERSION).contains(&slot.version) {
+        return Parsed::Version(slot.version);
+    }
+    let bad = |what, found| Parsed::Damaged { what, expected: 1, found };
+    let Some(raw) = slot.members.get(..slot.count as usize) else {
+        return bad("members in raft.meta", u64::from(slot.count));
+    };
+    let mut seats = Vec::with_capacity(raw.len());
+    for raw in raw {
+        match Seat::parse(raw) {
+            Ok(seat) if seat.part != 0 && seat.part <= VOTER | LEARNER | OUTGOING | LEARNER_NEXT => seats.push(seat),
+            Ok(seat) => return bad("part of a member in raft.meta", u64::from(seat.part)),
+            Err(error) => return bad(error.what, error.found),
+        }
+    }
+    let ([low, high], [boot_low, boot_high]) = (slot.store_id, slot.boot);
+    let Some(met) = slot.met.get(..slot.met_count as usize) else {
+        return bad("members met in raft.meta", u64::from(slot.met_count));
+    };
+    let name = slot.name.get(..slot.name_len as usize).and_then(|n| str::from_utf8(n).ok());
+    let Some(name) = name else { return bad("name in raft.meta", u64::from(slot.name_len)) };
+    let meta = Meta {
+        store_id: u128::from(low) | u128::from(high) << 64,
+        node: NodeId(slot.node),
+        incarnation: slot.incarnation,
+        epoch: slot.epoch,
+        term: slot.term,
+        vote: slot.vote,
+        commit: slot.commit,
+        membership: slot.membership,
+        auto_leave: slot.auto_leave != 0,
+        joins: slot.joins & 1 != 0,
+        rejoins: slot.joins & 2 != 0,
+        has_forgotten: slot.joins & 4 != 0,
+        boot: u128::from(boot_low) | u128::from(boot_high) << 64,
+        is_fresh: slot.joins & 8 != 0,
+        remembers: slot.joins & 16 != 0,
+        name: name.to_owned(),
+        met: met.iter().map(|[node, incarnation]| (NodeId(*node), *incarnation)).collect(),
+        seats,
+    };
+    Parsed::Valid(slot.seq, Box::new(meta))
+}
+
+/// What `raft.meta` in the store `dir` says; `None` if there is no such file.
+///
+/// # Errors
+/// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot can be trusted.
+pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
+    let path = dir.join(NAME);
+    if !disk.exists(&path)? {
+        return Ok(None);
+    }
+    let file = disk.open(&path, Open::Read)?;
+    newest(file.as_ref(), &path).map(|(_, meta)| Some(meta))
+}
+
+fn newest(file: &dyn DiskFile, path: &Path) -> Result<(u64, Meta)> {
+    let mut bytes = vec![0u8; 2 * SLOT_LEN];
+    file.read_at(&mut bytes, 0)?;
+    let mut best: Option<(u64, Meta)> = None;
+    let mut worst = None;
+    for (offset, slot) in (0u64..).step_by(SLOT_LEN).zip(bytes.chunks(SLOT_LEN)) {
+        let path = path.to_path_buf();
+        match parse(slot) {
+            Parsed::Valid(seq, meta) if best.as_ref().is_none_or(|(b, _)| seq > *b) => best = Some((seq, *meta)),
+            Parsed::Valid(..) => {}
+            Parsed::Version(found) => return Err(Error::Version { path, found, supported: VERSION }),
+            Parsed::Foreign(found) => worst = worst.or(Some(Error::Foreign { path, what: NAME, found })),
+            Parsed::Damaged { what, expected, found } => {
+                worst = Some(Error::Corrupt { path, offset, lsn: Lsn(1), what, expected, found });
+            }
+        }
+    }
+    match (best, worst) {
+        (Some(best), damaged) => {
+            if let Some(error) = damaged {
+                tracing::warn!(%error, "one slot of raft.meta is unreadable; the other is used");
+            }
+            Ok(best)
+        }
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::Missing { path: path.to_path_buf(), what: "it holds the node's term and vote" }),
+    }
+}
+
+/// The open file.
+pub struct MetaFile {
+    file: Box<dyn DiskFile>,
+    seq: u64,
+    meta: Meta,
+}
+
+impl std::fmt::Debug for MetaFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MetaFile").field("seq", &self.seq).field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+impl MetaFile {
+    /// Creates `raft.meta` in the store `dir`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]; [`Error::Io`].
+    pub fn create(disk: &dyn Disk, dir: &Path, meta: &Meta) -> Result<MetaFile> {
+        meta.check()?;
+        let mut bytes = meta.encode(1).to_vec();
+        bytes.extend(meta.encode(2));
+        publish(disk, &dir.join(NAME), &bytes)?;
+        MetaFile::open(disk, dir)
+    }
+
+    /// Opens the existing `raft.meta` in `dir`.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn open(disk: &dyn Disk, dir: &Path) -> Result<MetaFile> {
+        let path = dir.join(NAME);
+        let file = disk.open(&path, Open::Write)?;
+        let (seq, meta) = newest(file.as_ref(), &path)?;
+        Ok(MetaFile { file, seq, meta })
+    }
+
+    /// What the file says.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// A start in the boot `boot` of the host, before anything is said to anybody; `was_clean`: the life before ended in
+    /// order. Whether this host may have forgotten frames of which it has told others: then it waits for a copy, and does
+    /// not vote.
+    ///
+    /// # Errors
+    /// As [`MetaFile::update`].
+    pub fn begin_life(&mut self, boot: u128, is_lossy: bool, was_clean: bool) -> Result<bool> {
+        let forgets = self.meta.may_have_forgotten(boot, was_clean);
+        let (has_forgotten, boot) = (self.meta.has_forgotten || forgets, if is_lossy { boot } else { self.meta.boot });
+        if (has_forgotten, boot) != (self.meta.has_forgotten, self.meta.boot) {
+            self.update(Meta { has_forgotten, boot, ..self.meta.clone() })?;
+        }
+        Ok(forgets)
+    }
+
+    /// Makes `meta` the truth, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; the file then says the old or the new.
+    pub fn update(&mut self, meta: Meta) -> Result<()> {
+        assert!((meta.term, meta.epoch) >= (self.meta.term, 0) && meta.epoch >= self.meta.epoch, "terms and epochs never fall");
+        // Twice: were a slot to rot, an older one would let this node vote again in a term in which it has voted.
+        for _ in 0..2 {
+            self.seq += 1;
+            // The first slot holds odd numbers: the one that is not the newest is overwritten.
+            let at = if self.seq % 2 == 1 { 0 } else { SLOT_LEN as u64 };
+            self.file.write_at(&meta.encode(self.seq), at)?;
+            self.file.sync()?;
+        }
+        self.meta = meta;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tapestore::disk::sim::{Fault, SimDisk};
+
+    const DIR: &str = "/s";
+
+    #[test]
+    fn every_changed_byte_is_survived_by_the_other_slot_or_harmless() {
+        let disk = SimDisk::new();
+        let mut file = MetaFile::create(&disk, Path::new(DIR), &Meta::alone(1 << 99 | 5, 3)).unwrap();
+        file.update(Meta { term: 4, vote: 1, ..file.meta().clone() }).unwrap();
+        let path = Path::new(DIR).join(NAME);
+        let whole = disk.contents(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x40;
+            disk.overwrite(&path, bytes);
+            let found = read(&disk, Path::new(DIR)).unwrap().unwrap();
+            assert!(found.term == 4 && found.is_alone(), "byte {at}");
+        }
+        for len in (0..whole.len()).step_by(97) {
+            disk.overwrite(&path, whole[..len].to_vec());
+            match read(&disk, Path::new(DIR)) {
+                Ok(Some(found)) => assert_eq!(found.store_id, 1 << 99 | 5),
+                Err(Error::Foreign { .. } | Error::Corrupt { .. } | Error::Missing { .. }) => {}
+                other => panic!("{len}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read_and_what_this_one_adds_comes_back() {
+        let disk = SimDisk::new();
+        let path = Path::new(DIR).join(NAME);
+        MetaFile::create(&disk, Path::new(DIR), &Meta::alone(6, 1)).unwrap();
+        for version in 1..VERSION {
+            let mut slot: Slot = bytemuck::pod_read_unaligned(&Meta::alone(5, 1).encode(1));
+            (slot.version, slot.crc) = (version, 0);
+            slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
+            disk.overwrite(&path, bytemuck::bytes_of(&slot).to_vec());
+            assert_eq!(read(&disk, Path::new(DIR)).unwrap(), Some(Meta::alone(5, 1)));
+        }
+        let met = (2..=32).map(|n| (NodeId(n), n << 40)).collect();
+        let whole = Meta { is_fresh: true, remembers: true, name: "n".repeat(NAME_MAX), met, ..Meta::alone(5, 1) };
+        let mut file = MetaFile::open(&disk, Path::new(DIR)).unwrap();
+        file.update(whole.clone()).unwrap();
+        assert_eq!(read(&disk, Path::new(DIR)).unwrap(), Some(whole));
+    }
+
+    #[test]
+    fn power_loss_at_any_call_of_an_update_leaves_the_old_or_the_new() {
+        for call in 1..=4 {
+            for seed in 0..40 {
+                let disk = SimDisk::new();
+                let mut file = MetaFile::create(&disk, Path::new(DIR), &Meta::alone(5, 1)).unwrap();
+                disk.set_fault(disk.calls() + call, Fault::PowerLoss);
+                assert!(file.update(Meta { term: 2, ..Meta::alone(5, 2) }).is_err());
+                let after = read(&disk.power_loss(seed), Path::new(DIR)).unwrap().unwrap();
+                assert!([1, 2].contains(&after.term));
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A cluster in one thread, from one seed: real logs and `raft.meta` on simulated disks, virtual time, a network that
+//! delays, drops and parts, processes that are killed, paused and started again, power that goes, disks that stall, members
+//! that come and go. What was acknowledged must be in every log in the end, in order; the logs are the same, byte for byte.
+//!
+//! A failing seed is printed; `TAPE_SIM_SEED=n` runs it alone, `TAPE_SIM_SEEDS=n` runs so many.
+
+mod checker;
+mod directed;
+mod failover;
+mod filling;
+mod hostile;
+mod mutants;
+mod nemesis;
+mod wiped;
+mod world;
+
+use self::mutants::Mutant;
+use self::nemesis::Aim;
+use self::world::{Cluster, Tally};
+use tapestore::sabotage::{self, Sabotage};
+
+/// Ticks of 10 ms in which things go wrong.
+const TICKS: u64 = 600;
+
+/// One seed; what is wrong, if anything is.
+fn run(seed: u64, aim: Aim, mutant: Option<Mutant>) -> std::result::Result<Tally, String> {
+    sabotage::break_rule((mutant == Some(Mutant::Unchained)).then_some(Sabotage::AcceptUnchained));
+    let outcome = std::panic::catch_unwind(|| {
+        let mut cluster = Cluster::new(seed, aim, mutant);
+        for _ in 0..TICKS {
+            cluster.nemesis();
+            cluster.tick();
+        }
+        cluster.check().map(|()| {
+            let terms = cluster.hosts.iter().filter_map(|h| h.live.as_ref().map(|l| l.node.state().term)).max();
+            cluster.tally.0.insert("terms", terms.unwrap_or(0));
+            cluster.tally
+        })
+    });
+    sabotage::break_rule(None);
+    match outcome {
+        Ok(result) => result.map_err(|why| format!("seed {seed} of {aim:?}: {why}")),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default();
+            Err(format!("seed {seed} of {aim:?}: {text}"))
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Seeds up to `count`, each with its aim, by two threads; what happened in them.
+fn run_all(count: u64, aim: fn(u64) -> Aim) -> Tally {
+    if let Some(seed) = number("TAPE_SIM_SEED") {
+        return run(seed, aim(seed), None).unwrap();
+    }
+    let next = std::sync::atomic::AtomicU64::new(0);
+    let mut sum = Tally::default();
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut sum = Tally::default();
+            loop {
+                let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                if seed >= count {
+                    return sum;
+                }
+                let tally = run(seed, aim(seed), None);
+                sum.add(&tally.unwrap_or_else(|why| panic!("{why}; TAPE_SIM_SEED={seed} runs it alone")));
+            }
+        };
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().for_each(|t| sum.add(&t.join().unwrap()));
+    });
+    println!("{count} seeds: {:?}", sum.0);
+    sum
+}
+
+/// Of five seeds two change the members.
+fn aim_of(seed: u64) -> Aim {
+    if seed % 5 < 2 { Aim::Members } else { Aim::Anything }
+}
+
+#[test]
+fn five_hundred_seeds_of_crashes_partitions_stalls_and_new_members_lose_nothing_that_was_acknowledged() {
+    let count = number("TAPE_SIM_SEEDS").unwrap_or(500);
+    let sum = run_all(count, aim_of);
+    for what in ["cuts", "power losses", "partitions", "promotions", "removals", "swaps", "copies"] {
+        assert!(sum.of(what) >= count / 5 || number("TAPE_SIM_SEED").is_some(), "hardly any {what}: {sum:?}");
+    }
+}
+
+#[test]
+fn what_is_aimed_at_starts_and_cuts_loses_nothing_that_was_acknowledged() {
+    let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
+    let sum = run_all(count, |seed| if seed % 2 == 0 { Aim::KilledThenPower } else { Aim::TornCut });
+    let enough = sum.of("power losses in a cut") >= count / 5 && sum.of("kills") >= count / 2;
+    assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
+}
+
+#[test]
+fn hosts_that_have_frames_in_memory_lose_nothing_that_was_acknowledged_while_most_keep_their_power() {
+    let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 2;
+    let sum = run_all(count, |seed| if seed % 5 == 4 { Aim::Forgotten } else { Aim::Memory });
+    let enough = sum.of("power losses") >= count && sum.of("copies") >= count;
+    assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
+}
+
+#[test]
+fn a_host_that_is_wiped_and_initialised_again_costs_nothing_that_was_acknowledged() {
+    let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
+    let sum = run_all(count, |_| Aim::Wiped);
+    let enough = sum.of("wipes") >= count / 2 && sum.of("hosts refused") >= count / 2;
+    assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_run_twice() {
+    let of = |seed| format!("{:?}", run(seed, aim_of(seed), None).unwrap());
+    for seed in 0..5 {
+        assert_eq!(of(seed), of(seed));
+    }
+}

@@ -1,0 +1,650 @@
+//! Owns: the hosts of a simulated cluster, their disks, the network between them, virtual time, the clients.
+//!
+//! What must hold: everything follows from the seed; what is acknowledged, and by whom, is checked when it happens, and so
+//! is every frame that a host says is committed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::frames::Frames;
+use super::super::message::{Raft, Role};
+use super::super::meta;
+use super::super::*;
+use super::filling::Fetching;
+use super::mutants::{Lazy, Mutant};
+use super::nemesis::{Act, Aim};
+use super::wiped::initialised;
+use tapestore::disk::sim::{SimDisk, SimRng};
+use tapestore::disk::{Disk, Open};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{Epoch, FrameIndex, Lsn, NodeId, Position, PubSeq, PublisherId, Term};
+use tapestore::record::{RecordRef, Trade};
+use tapestore::time::Ts;
+use tapestore::wal::format::{SEGMENT_SIZE_MIN, segment_name};
+use tapestore::wal::{self, Body, Chain, Evidence, FrameBuilder, FrameType, Header};
+
+pub(super) const DIR: &str = "/s";
+pub(super) const STORE: u128 = 77;
+
+/// What happened in runs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tally(pub(super) BTreeMap<&'static str, u64>);
+
+impl Tally {
+    pub(super) fn up(&mut self, what: &'static str) {
+        *self.0.entry(what).or_default() += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Tally) {
+        other.0.iter().for_each(|(what, n)| *self.0.entry(what).or_default() += n);
+    }
+
+    pub(super) fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+}
+
+/// How time passes: in steps, of which so many are a tick of a host's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pub(super) tick: u64,
+    /// A disk takes the first, and up to the second more.
+    pub(super) disk: (u64, u64),
+    /// So does a message; it is counted in halves of a step.
+    pub(super) hop: (u64, u64),
+    /// One message of so many is lost; 0: none.
+    pub(super) loss: u64,
+}
+
+/// Steps of 10 ms, for what goes wrong.
+pub(super) const COARSE: Pace = Pace { tick: 1, disk: (0, 2), hop: (2, 3), loss: 50 };
+
+/// Steps of a millisecond, for how long it takes: disks of 1 to 6 ms, hops of 1 to 2 ms.
+pub(super) const FINE: Pace = Pace { tick: 10, disk: (1, 6), hop: (2, 4), loss: 0 };
+
+/// A running process.
+pub(super) struct Live {
+    pub(super) writer: wal::Writer,
+    pub(super) syncer: wal::Syncer,
+    pub(super) node: Node,
+    /// Frames on the way to the disk: up to where, and when the disk is done.
+    pub(super) syncing: Option<(Evidence, u64)>,
+    pub(super) waiting: VecDeque<Raft>,
+    /// What its patience was drawn for.
+    patience_of: Option<(u64, Role, Option<NodeId>)>,
+    /// Ticks without a leader after which it stands for election.
+    patience: usize,
+    /// Where in a tick its ticks are: it was started some time.
+    pub(super) phase: u64,
+}
+
+pub(super) struct Host {
+    pub(super) disk: SimDisk,
+    pub(super) live: Option<Live>,
+    /// When it is started again, or goes on.
+    pub(super) back_at: u64,
+    /// Until when its disk takes long.
+    pub(super) stalls_until: u64,
+    pub(super) first_meta: Vec<u8>,
+    pub(super) inbox: Vec<Raft>,
+    /// What an operator asks of it.
+    pub(super) asked: Option<Change>,
+    /// To whom it is asked to hand the lead then.
+    pub(super) hands_to: Option<NodeId>,
+    /// Behind which frame its log has been cut, and its power is to go once it has others there.
+    pub(super) torn_behind: Option<u64>,
+    /// Up to which frame what it says is committed has been compared.
+    compared: u64,
+    /// Which life of the host's this is, since when its memory has been kept.
+    pub(super) boot: u128,
+    /// Whether others may count on frames that it had in memory when its power went, and it has had no copy since.
+    pub(super) is_forgetful: bool,
+    pub(super) fetching: Option<Fetching>,
+    /// Hosts that it has yet to meet, since it was started.
+    pub(super) unmet: Vec<usize>,
+    /// How often it has been initialised before.
+    pub(super) life: u64,
+    /// Whether its replication process has yet to tell a leader's of it, since it was started.
+    pub(super) greets: bool,
+}
+
+/// A record that a client has sent and that is not acknowledged.
+#[derive(Clone, Copy)]
+struct Sent {
+    id: u64,
+    host: usize,
+    index: u64,
+    term: u64,
+    /// The highest index that had been acknowledged to anybody when it was sent.
+    after: u64,
+}
+
+pub(super) struct Cluster {
+    pub(super) seed: u64,
+    pub(super) rng: SimRng,
+    pub(super) now: u64,
+    pub(super) pace: Pace,
+    pub(super) aim: Aim,
+    pub(super) hosts: Vec<Host>,
+    /// When a message arrives, where.
+    pub(super) net: Vec<(u64, Raft)>,
+    /// Who does not hear whom, until when.
+    pub(super) blocked: BTreeMap<(u64, u64), u64>,
+    /// What the nemesis will do, and when.
+    pub(super) script: VecDeque<(u64, Act)>,
+    /// The newest term whose leader has been cut off.
+    pub(super) trapped: u64,
+    /// Which host was wiped.
+    pub(super) wiped: Option<usize>,
+    /// Members that an operator has wanted to be gone.
+    pub(super) gone: BTreeSet<u64>,
+    pub(super) hosts_max: usize,
+    sent: Vec<Sent>,
+    pub(super) acked: BTreeMap<u64, u64>,
+    /// The last frame that was acknowledged, and by which host.
+    pub(super) last_acked: (u64, usize),
+    /// Which host acknowledged in a term.
+    ackers: BTreeMap<u64, usize>,
+    /// The CRC of each frame that any host has said is committed; it covers all before it.
+    pub(super) committed: BTreeMap<u64, u32>,
+    next_id: u64,
+    pub(super) mutant: Option<Mutant>,
+    pub(super) tally: Tally,
+}
+
+/// How a host is started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    pub(super) mutant: Option<Mutant>,
+    pub(super) is_lossy: bool,
+    pub(super) boot: u128,
+}
+
+/// All hosts that there can be, but for `node`.
+fn others(node: u64) -> Vec<usize> {
+    (0..9).filter(|n| *n as u64 + 1 != node).collect()
+}
+
+pub(super) fn seat(node: u64, part: u32) -> Seat {
+    Seat { node: NodeId(node), part, address: format!("127.0.0.1:{node}") }
+}
+
+/// Starts the process of a host, as storage starts.
+pub(super) fn start(disk: &SimDisk, how: How) -> Result<Live> {
+    let (dir, How { mutant, is_lossy, boot }) = (Path::new(DIR), how);
+    wal::create_if_absent(disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) })?;
+    let from = Chain::begin(STORE);
+    let (mut frames, mut changes) = (Frames::new(&from), BTreeMap::new());
+    let mut meta = MetaFile::open(disk, dir)?;
+    meta.begin_life(if mutant == Some(Mutant::Forgetful) { 1 } else { boot }, is_lossy, false)?;
+    let lazy = (mutant == Some(Mutant::RecoveredUnsynced)).then(|| Lazy::new(disk.clone()));
+    let of_log: Arc<dyn Disk> = lazy.as_ref().map_or_else(|| Arc::new(disk.clone()) as Arc<dyn Disk>, |l| Arc::new(l.clone()));
+    let log = wal::open(of_log, dir, from, 0, Lsn(0), |frame| {
+        if frame.header.kind() != FrameType::Pad {
+            frames.push(&frame.header);
+        }
+        if let Body::Membership(words) = &frame.body {
+            changes.insert(frame.header.index.0, Change::parse(words).unwrap());
+        }
+        Ok(())
+    })?;
+    lazy.inspect(Lazy::wakes);
+    let flush = if is_lossy { options::Flush::Interval } else { options::Flush::Always };
+    let node = Node::new(&Options { flush, ..Options::default() }, meta, frames, changes, 0)?;
+    let waiting = VecDeque::new();
+    Ok(Live { writer: log.writer, syncer: log.syncer, node, syncing: None, waiting, patience_of: None, patience: 0, phase: 0 })
+}
+
+/// `raft` with the bytes of its frames out of the log on `disk`; `None` if they are not there.
+fn with_frames(disk: &SimDisk, mut raft: Raft) -> Option<Raft> {
+    for head in &raft.heads {
+        let first = Position(head.position / SEGMENT_SIZE_MIN * SEGMENT_SIZE_MIN);
+        let file = disk.open(&Path::new(DIR).join(wal::DIR).join(segment_name(first)), Open::Read).ok()?;
+        let mut bytes = vec![0; head.len as usize];
+        file.read_at(&mut bytes, head.position - first.0).ok()?;
+        if Header::parse(&bytes).ok()?.header_crc != head.header_crc {
+            return None;
+        }
+        raft.frames.extend(bytes);
+    }
+    Some(raft)
+}
+
+impl Live {
+    fn opened(&mut self, appended: wal::Appended) -> Header {
+        appended.opened.into_iter().for_each(|segment| self.syncer.opened(segment));
+        appended.header
+    }
+
+    /// Frames that raft itself has begun.
+    fn work(&mut self, now: u64) -> Result<()> {
+        while let Some(work) = self.node.work() {
+            self.writer.ready()?;
+            let (kind, mut frame, change) = match work {
+                Work::Open { term } => {
+                    self.writer.set_term(Term(term as u32));
+                    (FrameType::NoOp, FrameBuilder::new(), None)
+                }
+                Work::Change { change, .. } => {
+                    let mut frame = FrameBuilder::new();
+                    frame.push_fact(|words| change.encode(words));
+                    (FrameType::Membership, frame, Some(change))
+                }
+            };
+            let appended = self.writer.append(&mut frame, kind, Ts(now))?;
+            let header = self.opened(appended);
+            self.node.written(&header, change)?;
+        }
+        Ok(())
+    }
+
+    /// Frames of a leader; the index behind which the log is to be cut, if it is.
+    fn take(&mut self, mutant: Option<Mutant>) -> Result<Option<u64>> {
+        while let Some(raft) = self.waiting.pop_front() {
+            match self.node.judge(&raft) {
+                Verdict::Pass => self.step(&Raft { frames: Vec::new(), ..raft })?,
+                Verdict::Append(known) => self.take_frames(&raft, known)?,
+                Verdict::Cut(_) if mutant == Some(Mutant::NeverCut) => {}
+                Verdict::Cut(index) => return Ok(Some(index)),
+                Verdict::Denies(index) => panic!("frame {index} is committed here, and the leader has another"),
+            }
+        }
+        Ok(None)
+    }
+
+    fn step(&mut self, raft: &Raft) -> Result<()> {
+        match self.node.step(raft) {
+            Err(Error::Consensus { .. }) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Whatever another host has sent, as storage deals with it; now and then time passes. Frames are not in the log before
+    /// they have been checked, and these have no bytes.
+    pub(super) fn hostile(&mut self, raft: &Raft, now: u64) -> Result<()> {
+        raft.check()?;
+        let verdict = self.node.judge(raft);
+        if raft.heads.is_empty() || verdict == Verdict::Pass {
+            self.node.step(raft)?;
+        }
+        if now.is_multiple_of(7) {
+            self.node.tick()?;
+        }
+        self.work(now)?;
+        self.syncer.sync(self.writer.end())?;
+        self.node.persisted(self.writer.end().index.0)?;
+        self.node.take_messages();
+        Ok(())
+    }
+
+    fn take_frames(&mut self, raft: &Raft, known: usize) -> Result<()> {
+        let mut at: usize = raft.heads.iter().take(known).map(|h| h.len as usize).sum();
+        for (i, head) in raft.heads.iter().enumerate().skip(known) {
+            let words: Vec<u64> =
+                raft.frames[at..at + head.len as usize].chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+            at += head.len as usize;
+            let frame = wal::parse(&words)?;
+            self.writer.ready()?;
+            if self.writer.check(&frame.header).is_err() {
+                return Ok(());
+            }
+            let (index, log_term) =
+                i.checked_sub(1).map_or((raft.index, raft.log_term), |b| (raft.heads[b].index, raft.heads[b].term));
+            let sub = Raft { index, log_term, heads: vec![*head], frames: Vec::new(), context: Vec::new(), ..*raft };
+            if self.node.step(&sub)? != 1 {
+                return Ok(());
+            }
+            let change = match &frame.body {
+                Body::Membership(words) => Some(Change::parse(words).unwrap()),
+                _ => None,
+            };
+            let appended = self.writer.append_as_is(&frame.header, &words)?;
+            let header = self.opened(appended);
+            self.node.written(&header, change)?;
+        }
+        Ok(())
+    }
+
+    /// Sets how long it waits for a leader: drawn anew where raft draws it, from the seed.
+    fn wait_for_leader(&mut self, rng: &mut SimRng, spread: u64) {
+        let state = self.node.state();
+        let now = Some((state.term, state.role, state.leader));
+        if self.patience_of != now || spread < 10 {
+            self.patience_of = now;
+            self.patience = 30 + rng.below(spread) as usize;
+        }
+        if state.role != Role::Leader {
+            self.node.set_election_ticks(self.patience);
+        }
+    }
+}
+
+impl Host {
+    pub(super) fn new(node: u64, seats: Vec<Seat>, is_lossy: bool, joins: bool) -> Host {
+        let disk = initialised(node, 0, seats, joins);
+        let first_meta = disk.contents(&Path::new(DIR).join(meta::NAME)).unwrap();
+        let live = Some(start(&disk, How { mutant: None, is_lossy, boot: 1 }).unwrap());
+        Host {
+            disk,
+            live,
+            back_at: 0,
+            stalls_until: 0,
+            first_meta,
+            inbox: Vec::new(),
+            asked: None,
+            hands_to: None,
+            torn_behind: None,
+            compared: 0,
+            boot: 1,
+            is_forgetful: false,
+            fetching: None,
+            unmet: others(node),
+            life: 0,
+            greets: true,
+        }
+    }
+
+    /// What it says is committed is compared from the beginning.
+    pub(super) fn compares_anew(&mut self) {
+        self.compared = 0;
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.live.as_ref().is_some_and(|l| l.node.state().role == Role::Leader)
+    }
+}
+
+impl Cluster {
+    pub(super) fn new(seed: u64, aim: Aim, mutant: Option<Mutant>) -> Cluster {
+        let mut rng = SimRng::new(seed);
+        let count = if aim == Aim::Anything && rng.below(4) == 0 { 5 } else { 3 };
+        let hosts_max = match aim {
+            Aim::Members => count + 1 + rng.below(2) as usize,
+            Aim::Wiped => count + 1,
+            _ => count,
+        };
+        let seats: Vec<Seat> = (1..=count as u64).map(|n| seat(n, format::VOTER)).collect();
+        Cluster {
+            seed,
+            rng,
+            now: 0,
+            pace: COARSE,
+            aim,
+            hosts: (1..=count as u64).map(|n| Host::new(n, seats.clone(), aim.is_lossy(), false)).collect(),
+            net: Vec::new(),
+            blocked: BTreeMap::new(),
+            script: VecDeque::new(),
+            trapped: 0,
+            wiped: None,
+            gone: BTreeSet::new(),
+            hosts_max,
+            sent: Vec::new(),
+            acked: BTreeMap::new(),
+            last_acked: (0, 0),
+            ackers: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            next_id: 1,
+            mutant,
+            tally: Tally::default(),
+        }
+    }
+
+    /// How host `n` is started.
+    pub(super) fn how(&self, n: usize) -> How {
+        How { mutant: self.mutant, is_lossy: self.is_lossy(), boot: self.hosts[n].boot }
+    }
+
+    /// Whether hosts say that they have what they have in memory.
+    pub(super) fn is_lossy(&self) -> bool {
+        self.aim.is_lossy()
+    }
+
+    /// Whether nothing that was acknowledged may be lost by it if host `n` loses power: most hosts keep their memory.
+    pub(super) fn may_lose_power(&self, n: usize) -> bool {
+        let others = self.hosts.iter().enumerate().filter(|(m, h)| *m != n && h.is_forgetful).count();
+        !self.is_lossy() || others < (self.hosts.len() - 1) / 2
+    }
+
+    /// The host that leads, as far as anybody is led.
+    pub(super) fn leader(&self) -> Option<usize> {
+        let leaders = (0..self.hosts.len()).filter(|n| self.hosts[*n].leads());
+        leaders.max_by_key(|n| self.hosts[*n].live.as_ref().map(|l| l.node.state().term))
+    }
+
+    pub(super) fn tick(&mut self) {
+        self.step(true);
+    }
+
+    /// A step of time, in which clients send something or do not.
+    pub(super) fn step(&mut self, with_clients: bool) {
+        self.now += 1;
+        let ready: Vec<_> = self.net.extract_if(.., |m| m.0 <= self.now).collect();
+        for (_, raft) in ready {
+            if let Some(host) = self.hosts.get_mut(raft.to.0 as usize - 1).filter(|h| h.live.is_some()) {
+                host.inbox.push(raft);
+            }
+        }
+        for n in 0..self.hosts.len() {
+            if self.hosts[n].back_at > self.now || (self.hosts[n].live.is_none() && !self.starts(n)) {
+                continue;
+            }
+            let vote = |h: &Host| h.live.as_ref().map(|l| (l.node.meta().term, l.node.meta().vote));
+            let before = vote(&self.hosts[n]);
+            self.meet(n);
+            self.turn(n);
+            self.greet(n);
+            self.fill(n);
+            if with_clients {
+                self.clients(n);
+            }
+            // A rule about votes is broken where one has just been given.
+            if self.mutant == Some(Mutant::ForgottenVote) && vote(&self.hosts[n]) != before && self.rng.below(2) == 0 {
+                self.ends(n, false);
+                self.hosts[n].back_at = self.now + 1;
+            }
+        }
+    }
+
+    /// Whether host `n` could be started: the power may go.
+    fn starts(&mut self, n: usize) -> bool {
+        let loses_power = !self.is_well() && self.rng.below(8) == 0 && self.may_lose_power(n);
+        let how = self.how(n);
+        let host = &mut self.hosts[n];
+        if loses_power {
+            host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(12), tapestore::disk::sim::Fault::PowerLoss);
+        }
+        match start(&host.disk, how) {
+            Ok(live) => {
+                host.disk.clear_faults();
+                host.live = Some(Live { phase: self.rng.below(self.pace.tick), ..live });
+                host.greets = true;
+                host.unmet = others(n as u64 + 1);
+                true
+            }
+            Err(_) if host.disk.is_off() => {
+                self.tally.up("power losses in a start");
+                self.ends(n, true);
+                false
+            }
+            Err(error) => panic!("host {} does not start: {error}", n + 1),
+        }
+    }
+
+    /// One turn of a host.
+    fn turn(&mut self, n: usize) {
+        // Close to each other, if two are to stand in one term.
+        let spread = if self.mutant == Some(Mutant::ForgottenVote) { 2 } else { 15 };
+        let (now, mutant, pace) = (self.now, self.mutant, self.pace);
+        let host = &mut self.hosts[n];
+        let Some(live) = host.live.as_mut() else { return };
+        let promised = |live: &Live| (live.node.meta().term, live.node.meta().vote, live.node.meta().membership);
+        let before = promised(live);
+        let voted = |live: &Live| live.node.meta().seats.iter().any(|s| s.node.0 == n as u64 + 1 && s.part & format::VOTER != 0);
+        let led = live.node.state().role == Role::Leader && voted(live);
+        let heir = host.hands_to.take();
+        if let Some(change) = host.asked.take()
+            && live.node.change(change).is_ok()
+        {
+            self.tally.up("changes");
+            heir.into_iter().for_each(|heir| live.node.transfer(heir).unwrap());
+        }
+        for raft in std::mem::take(&mut host.inbox) {
+            if raft.heads.is_empty() {
+                live.step(&raft).unwrap();
+            } else if !live.node.meta().is_mute() {
+                live.waiting.push_back(raft);
+            }
+        }
+        if let Some(last_kept) = live.take(mutant).unwrap() {
+            host.live = None;
+            return self.cut(n, last_kept);
+        }
+        live.wait_for_leader(&mut self.rng, spread);
+        if (now + live.phase).is_multiple_of(pace.tick) {
+            live.node.tick().unwrap();
+        }
+        live.wait_for_leader(&mut self.rng, spread);
+        live.work(now).unwrap();
+        if let Some((end, _)) = live.syncing.take_if(|s| s.1 <= now) {
+            live.syncer.sync(end).unwrap();
+            live.node.persisted(end.index.0).unwrap();
+        }
+        let end = live.writer.end();
+        if mutant == Some(Mutant::PersistedEarly) {
+            live.node.persisted(end.index.0).unwrap();
+        }
+        if live.syncing.is_none() && end.index > live.syncer.durable().index {
+            let takes = pace.disk.0 + self.rng.below(pace.disk.1);
+            live.syncing = Some((end, if host.stalls_until > now { host.stalls_until } else { now + takes }));
+        }
+        if led && !voted(live) {
+            self.tally.up("leaders that lost their vote");
+        }
+        if promised(live) != before && pace.tick > 1 {
+            // Both slots are synced before anything else is done or said.
+            host.back_at = now + 2 * (pace.disk.0 + self.rng.below(pace.disk.1));
+        }
+        self.compare(n);
+        self.speak(n);
+    }
+
+    /// Cuts the log of host `n`, whose process has ended for that; the power may go.
+    fn cut(&mut self, n: usize, last_kept: u64) {
+        self.tally.up("cuts");
+        let often = if self.aim == Aim::TornCut { 1 } else { 4 };
+        let loses_power = !self.is_well() && self.rng.below(often) == 0 && self.may_lose_power(n);
+        let how = self.how(n);
+        let host = &mut self.hosts[n];
+        if loses_power {
+            host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(60), tapestore::disk::sim::Fault::PowerLoss);
+        }
+        match wal::cut(&host.disk, Path::new(DIR), Chain::begin(STORE), FrameIndex(last_kept)) {
+            Ok(_) => host.disk.clear_faults(),
+            Err(_) if host.disk.is_off() => self.tally.up("power losses in a cut"),
+            Err(error) => panic!("host {} cannot cut its log: {error}", n + 1),
+        }
+        if host.disk.is_off() || self.aim == Aim::TornCut {
+            self.ends(n, true);
+            self.after_cut(n, last_kept);
+        } else {
+            host.live = Some(start(&host.disk, how).unwrap());
+            host.greets = true;
+            host.unmet = others(n as u64 + 1);
+        }
+    }
+
+    /// Whether nothing goes wrong any more.
+    pub(super) fn is_well(&self) -> bool {
+        self.pace.loss == 0
+    }
+
+    fn speak(&mut self, n: usize) {
+        self.trap(n);
+        let hears: Vec<bool> = (0..self.hosts.len()).map(|other| self.hear_each_other(n, other)).collect();
+        let host = &mut self.hosts[n];
+        let Some(live) = host.live.as_mut() else { return };
+        for raft in live.node.take_messages() {
+            if !hears.get(raft.to.0 as usize - 1).copied().unwrap_or(true) {
+                continue;
+            }
+            let blocked = self.blocked.get(&(raft.from.0, raft.to.0)).is_some_and(|until| *until > self.now);
+            if blocked || (self.pace.loss > 0 && self.rng.below(self.pace.loss) == 0) {
+                continue;
+            }
+            let delay = (self.pace.hop.0 + self.rng.below(self.pace.hop.1)) / 2;
+            if let Some(raft) = with_frames(&host.disk, raft) {
+                self.net.push((self.now.max(host.back_at) + delay, raft));
+            }
+        }
+    }
+
+    /// What host `n` says is committed is what every other has said.
+    pub(super) fn compare(&mut self, n: usize) {
+        let host = &mut self.hosts[n];
+        let Some(live) = host.live.as_ref() else { return };
+        for index in host.compared + 1..=live.node.committed().min(live.node.frames().last()) {
+            let crc = live.node.frames().place(index).unwrap().header_crc;
+            let first = *self.committed.entry(index).or_insert(crc);
+            assert_eq!(crc, first, "seed {}: host {} has another frame {index}, and both are committed", self.seed, n + 1);
+            host.compared = index;
+        }
+    }
+
+    /// Frames that clients send in this step, and records in each.
+    fn demand(&mut self) -> (u64, u64) {
+        match self.aim {
+            _ if self.pace.tick > 1 => (u64::from(self.rng.below(5) == 0), 1 + self.rng.below(3)),
+            // Frames of one size, so that others may stand where they stood.
+            Aim::TornCut => (1, 20),
+            _ if self.rng.below(3) > 0 => (1 + self.rng.below(3), 40),
+            _ => (0, 0),
+        }
+    }
+
+    /// Clients send to who leads, and hear what is committed.
+    fn clients(&mut self, n: usize) {
+        let (frames, records) = self.demand();
+        let Some(live) = self.hosts[n].live.as_mut() else { return };
+        if let Some(term) = live.node.leads() {
+            for _ in 0..frames {
+                if live.node.leads() != Some(term) || !live.writer.ready().unwrap() {
+                    break;
+                }
+                let mut frame = FrameBuilder::new();
+                let count = if self.aim == Aim::TornCut { records } else { 1 + self.rng.below(records) };
+                let id = self.next_id;
+                self.next_id += count;
+                for id in id..id + count {
+                    let trade = Trade { trade_id: id, ..Trade::default() };
+                    frame.push_records(PublisherId(1), Epoch(1), PubSeq(id), 1, RecordRef::of(&trade).words());
+                }
+                let appended = live.writer.append(&mut frame, FrameType::Data, Ts(self.now)).unwrap();
+                let header = live.opened(appended);
+                live.node.proposed(&header);
+                self.sent.push(Sent { id, host: n, index: header.index.0, term, after: self.last_acked.0 });
+                self.tally.up("proposed");
+            }
+            live.node.pump().unwrap();
+        }
+        self.hear(n);
+        self.speak(n);
+    }
+
+    /// What clients of host `n` are told.
+    fn hear(&mut self, n: usize) {
+        let Some(live) = self.hosts[n].live.as_ref().filter(|l| l.node.state().role == Role::Leader) else { return };
+        let state = live.node.state();
+        let known = if self.mutant == Some(Mutant::AckedAlone) { live.syncer.durable().index.0 } else { state.committed };
+        let is_acked = |s: &mut Sent| s.host == n && s.term == state.term && s.index <= known;
+        for sent in self.sent.extract_if(.., is_acked).collect::<Vec<_>>() {
+            let acker = *self.ackers.entry(sent.term).or_insert(n);
+            assert_eq!(acker, n, "seed {}: two hosts acknowledge in term {}", self.seed, sent.term);
+            assert!(sent.index > sent.after, "seed {}: what was sent after an acknowledgement is stored before it", self.seed);
+            self.acked.insert(sent.id, sent.index);
+            self.last_acked = (sent.index.max(self.last_acked.0), n);
+            self.tally.up("acked");
+        }
+        self.sent.retain(|s| s.host != n || s.term >= state.term);
+    }
+}

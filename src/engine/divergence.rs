@@ -1,0 +1,34 @@
+//! Owns: what a host does whose log is not the leader's from some frame on: it gives that up, and keeps it aside.
+//!
+//! What must hold: nothing that is committed is given up; the store is not served meanwhile.
+
+use super::options::{Options, World};
+use crate::consensus::MetaFile;
+use crate::consensus::meta::{self, Meta};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::FrameIndex;
+use tapestore::manifest::Manifest;
+use tapestore::wal::{self, Cut};
+
+/// Cuts the log of the store behind frame `last_kept`, as [`super::Storage::stop`] has said.
+///
+/// # Errors
+/// [`Error::Locked`]; [`Error::Consensus`] if what is behind that frame is known to be committed; as [`wal::cut`].
+pub fn cut(options: &Options, world: &World, last_kept: u64) -> Result<Cut> {
+    let (disk, dir) = (&world.disk, &options.store);
+    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
+    let known = wal::meta::read(disk.as_ref(), dir)?;
+    let known = known.ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "a store was served here" })?;
+    let committed = meta::read(disk.as_ref(), dir)?.map_or(u64::MAX, |m| m.commit);
+    if last_kept < committed {
+        let cause = format!("frame {} is not the leader's, and frames up to {committed} are committed", last_kept + 1);
+        return Err(Error::Consensus { what: "be cut", cause });
+    }
+    if known.clean && meta::read(disk.as_ref(), dir)?.is_some_and(|m| m.boot != 0) {
+        // All of it is durable, and what is cut off on purpose is not missed by the next start.
+        let mut file = MetaFile::open(disk.as_ref(), dir)?;
+        file.update(Meta { boot: 0, ..file.meta().clone() })?;
+    }
+    let from = Manifest::open(disk.clone(), dir, known.store_id)?.state().checkpoint;
+    wal::cut(disk.as_ref(), dir, from, FrameIndex(last_kept))
+}

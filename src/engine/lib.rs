@@ -1,0 +1,367 @@
+//! Owns: the storage process: recovery, and the agents that keep the store.
+//!
+//! ```text
+//! attach (socket, janitor) ── requests ──▶ ingest (batches → log → MemTable) ── items ──▶ sync (fdatasync, acks)
+//!      ▲ answers, when durable ────────────────────────────────────────────────────────────┘
+//! prepare (segments, MemTables ahead of need) ──▶ ingest ── sealed MemTables ──▶ flush (files, manifest) ◀─▶ compact
+//!      ▲ segments to use again ──────────────────────────────────────────────────────┘
+//! ```
+//!
+//! What must hold: one process a store, by a lock that the kernel releases; queues between agents are
+//! bounded; whatever ends an agent ends the process, with nothing acknowledged that is not so.
+
+pub mod compaction;
+pub mod config;
+pub mod consensus;
+pub mod state;
+pub mod flush;
+pub mod history;
+pub mod memtables;
+
+mod attach;
+mod budget;
+mod clock;
+mod compact;
+mod watermarks;
+mod effect;
+mod ended;
+mod forward;
+pub mod cluster_admin;
+mod host;
+mod ingest;
+mod catalog;
+mod boot_check;
+mod cluster_socket;
+mod log;
+mod members;
+mod options;
+mod ports;
+mod prepare;
+mod recover;
+pub mod divergence;
+pub mod repair;
+mod replica;
+mod requests;
+mod flush_source;
+mod sessions;
+pub mod snapshot;
+mod space;
+mod sync;
+mod vet;
+mod waker;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use self::attach::{AttachAgent, listen};
+use self::compact::CompactAgent;
+use self::watermarks::Covered;
+pub use self::ended::Ended;
+use self::flush::{Filer, FlushAgent, Tending};
+use self::host::{Host, HostParts};
+use self::ingest::IngestAgent;
+use self::cluster_socket::Links;
+use self::log::{LogParts, TELL_AFTER};
+use self::memtables::Source;
+pub use self::options::{Options, World};
+use self::ports::Ports;
+use self::prepare::PrepareAgent;
+pub use self::recover::{Recovered, Started, recover};
+use self::requests::Levels;
+use self::space::SpaceAgent;
+use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
+use self::waker::Waker;
+use tapestore::agent::{Stop, Wait, spawn};
+use tapestore::bus::Bus;
+use self::consensus::message::Identity;
+use tapestore::error::{Error, Result};
+use tapestore::shm::bell::Bells;
+use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, TABLES_MAX};
+use tapestore::shm::run_dir::RunDir;
+use tapestore::wal::{self, MetaFile, Spares};
+
+const _: () = assert!(tapestore::bus::attach::SLOTS_MAX == SLOTS_MAX);
+
+/// Passed segments of the log that wait to be used again.
+const RECYCLED_MAX: usize = 2;
+
+/// A serving store.
+pub struct Storage {
+    started: Started,
+    control: Control,
+    bells: Bells,
+    meta: MetaFile,
+    stop: Stop,
+    late_stop: Stop,
+    ingest: JoinHandle<Result<Ended>>,
+    sync: JoinHandle<Result<wal::Syncer>>,
+    flush: JoinHandle<Filer>,
+    others: Vec<JoinHandle<()>>,
+    run_dir: RunDir,
+    store: PathBuf,
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl Storage {
+    /// Recovers the store and begins to serve it.
+    ///
+    /// # Errors
+    /// As [`recover`]; [`Error::Bus`]; [`Error::Invalid`] for options that cannot be.
+    pub fn start(options: Options, world: World) -> Result<Storage> {
+        let recovered = recover(options, &world)?;
+        let (run_dir, instance) = (&recovered.run_dir, recovered.started.instance);
+        let bells = Bells::open_or_create(&run_dir.bells())?;
+        let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "storage")?;
+        let listeners = Listeners { attach: listen(&run_dir.attach_socket())?, cluster: listen(&run_dir.cluster_socket())? };
+        Storage::launch(world, recovered, bells, bus, listeners)
+    }
+
+    /// Starts the agents.
+    #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
+    fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listeners: Listeners) -> Result<Storage> {
+        let Recovered { options, mut core, syncer, meta, control, filer, sealed, node, started, run_dir, maker, lock } =
+            recovered;
+        let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
+        let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
+        let links = Links::new(listeners.cluster, run_dir.cluster_socket());
+        let instance = started.instance;
+        let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
+        if options.start_as_leader && node.meta().has_forgotten {
+            let reason =
+                "this host may have forgotten frames that the other has; `tape cluster force-promote` where more is left";
+            return Err(Error::invalid("start-as-leader", reason));
+        }
+        let waker = Waker::new().map_err(io)?;
+        let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());
+        let (request_in, request_out) = bounded(attach::REQUESTS_MAX);
+        let (answer_in, answer_out) = bounded(4096);
+        let (item_in, item_out) = bounded::<SyncItem>(SYNC_QUEUE);
+        let (freed_in, freed_out) = bounded(SLOTS_MAX);
+        let (spare_in, spare_out) = bounded(1);
+        let (recycled_in, recycled_out) = bounded(RECYCLED_MAX);
+        let (flush_in, flush_out) = bounded(2 * TABLES_MAX);
+        let (told_in, told_out) = bounded(flush::TOLD_MAX);
+        let (job_in, job_out) = bounded(1);
+        let (done_in, done_out) = bounded(1);
+        let (table_request_in, table_request_out) = bounded(1);
+        let (table_in, table_out) = bounded(1);
+        core.writer.set_spares(Spares::Ahead(spare_out));
+        core.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out, waits: false });
+        let (segment_size, table) = (meta.meta().segment_size, options.memtable_size);
+        let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
+        let disk = world.disk.clone();
+        let space = SpaceAgent::new(disk, &options.store, keep, segment_size, control.clone(), late_stop.clone())?;
+        let room = space.room();
+        let prepare = PrepareAgent {
+            room: room.clone(),
+            said: false,
+            disk: world.disk.clone(),
+            dir: options.store.join(wal::DIR),
+            segment_size: meta.meta().segment_size,
+            next: 0,
+            spares: spare_in,
+            recycled: recycled_out,
+            maker,
+            requests: table_request_out,
+            tables: table_in,
+            stop: late_stop.clone(),
+        };
+        let flush = FlushAgent {
+            filer,
+            room: room.clone(),
+            said: false,
+            clock: world.clock.clone(),
+            items: flush_out,
+            waiting: sealed,
+            told: told_in,
+            spares: recycled_in,
+            covered: covered.clone(),
+            bells: bells.clone(),
+            stop: late_stop.clone(),
+            tending: Tending::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
+            watch: clock::Watch::new(world.clock.as_ref()),
+        };
+        let compact = CompactAgent {
+            disk: world.disk.clone(),
+            dir: options.store.join(tapestore::sstable::DIR),
+            jobs: job_out,
+            done: done_in,
+            bytes_per_second: options.compaction.bytes_per_second,
+            control: control.clone(),
+            room: room.clone(),
+            stop: late_stop.clone(),
+        };
+        let sync = SyncAgent {
+            syncer,
+            items: item_out,
+            answers: answer_in,
+            freed: freed_in,
+            control: control.clone(),
+            covered: covered.clone(),
+            bells: bells.clone(),
+            wake_attach: waker.clone(),
+            pace: Pace {
+                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(TELL_AFTER),
+                bytes: options.sync_bytes,
+            },
+            // A core is kept busy for ingest alone: for the disk an adaptive wait is enough.
+            wait: if options.wait == Wait::Busy { Wait::Adaptive } else { options.wait },
+            was_urgent: false,
+            halted: halted.clone(),
+        };
+        let attach = AttachAgent {
+            store: options.store.clone(),
+            listener: listeners.attach,
+            socket: run_dir.attach_socket(),
+            bus,
+            instance,
+            requests: request_in,
+            answers: answer_out,
+            waker,
+            bells: bells.clone(),
+            control: control.clone(),
+            clock: world.clock.clone(),
+            stop: late_stop.clone(),
+        };
+        let is_lossy = options.cluster.is_lossy();
+        let (control_of_log, unsynced_max) = (control.clone(), options.unsynced_max);
+        let host = Host::new(HostParts {
+            log: LogParts { core, node, covered, control: control_of_log, room, halted, unsynced_max, is_lossy },
+            options: options.cluster.clone(),
+            identity,
+            levels: Levels { least: options.level_min, is_lossy },
+            instance,
+            may_lead: options.start_as_leader,
+            first_ticket: requests::first_ticket(random().map_err(io)?),
+        });
+        let ingest = IngestAgent {
+            host,
+            ports: Ports::new(),
+            links,
+            control: control.clone(),
+            bells: bells.clone(),
+            clock: world.clock.clone(),
+            requests: request_out,
+            sync: item_in,
+            freed: freed_out,
+            flush: flush_in,
+            told: told_out,
+            wait: options.wait,
+            stop: stop.clone(),
+            mail: u32::MAX,
+            effects: Vec::new(),
+        };
+        control.set_server(Some((u64::from(std::process::id()), meta.meta().term, world.clock.wall())));
+        control.beat(world.clock.monotonic());
+        control.set_lossy(options.cluster.is_lossy());
+        control.set_instance(instance);
+        let others = vec![
+            spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
+            spawn("tape-space", None, move || space.run()).map_err(io)?,
+            spawn("tape-attach", None, move || attach.run()).map_err(io)?,
+            spawn("tape-compact", None, move || compact.run()).map_err(io)?,
+        ];
+        let flush = spawn("tape-flush", None, move || flush.run()).map_err(io)?;
+        let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
+        let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
+        let store = options.store;
+        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, store, _lock: lock })
+    }
+
+    /// What the start found.
+    pub fn started(&self) -> &Started {
+        &self.started
+    }
+
+    /// The control page.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Whether an agent has ended without being asked: [`Storage::stop`] then says why.
+    pub fn has_failed(&self) -> bool {
+        self.ingest.is_finished() || self.sync.is_finished()
+    }
+
+    /// Takes in what waits, makes it durable, says so on the disk and ends. Shared memory is given
+    /// back, but for the control page.
+    ///
+    /// # Errors
+    /// [`Error::Halted`] if an agent has ended by one: what is durable is as it was last said.
+    pub fn stop(mut self) -> Result<Ended> {
+        self.stop.stop();
+        self.bells.ring(tapestore::shm::bell::Bell::Ingest);
+        let ingest = joined(self.ingest);
+        // When ingest has failed its queue is closed, and the sync agent ends by that.
+        let sync = joined(self.sync);
+        self.control.set_server(None);
+        self.late_stop.stop();
+        for other in self.others {
+            joined(other);
+        }
+        let filer = joined(self.flush);
+        if ingest.is_err() || sync.is_err() {
+            self.control.hold_back(Some(BackPressure::Halted), self.control.heartbeat());
+        }
+        let ended = ingest?;
+        let syncer = sync?;
+        let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };
+        self.meta.update(meta)?;
+        self.control.set_tables(&[], filer.manifest().state().seq);
+        self.run_dir.sweep(None)?;
+        tapestore::shm::spill::sweep(&self.store)?;
+        Ok(ended)
+    }
+}
+
+/// The sockets at which storage is asked.
+struct Listeners {
+    attach: UnixListener,
+    cluster: UnixListener,
+}
+
+/// Who this is, for the replication process.
+fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &Options) -> Identity {
+    let meta = node.meta();
+    Identity {
+        cluster: meta.store_id,
+        node: meta.node,
+        greeting: meta.greeting(),
+        epoch: meta.epoch,
+        session,
+        segment_size,
+        store: options.store.clone(),
+        heartbeat_ms: options.cluster.heartbeat_ms,
+        election_ms: options.cluster.election_ms,
+        is_lossy: options.cluster.is_lossy(),
+    }
+}
+
+/// A number that no process before has begun with.
+fn random() -> std::io::Result<u64> {
+    let mut bytes = [0; 8];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    debug_assert_eq!(filled, bytes.len(), "so few bytes come at once");
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn joined<T>(thread: JoinHandle<T>) -> T {
+    match thread.join() {
+        Ok(value) => value,
+        // An agent that panics has ended the process before anybody could join it.
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The directory in which a program finds the store it is asked for: as given, or the default.
+pub fn store_dir(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(|| Options::default().store, Path::to_path_buf)
+}

@@ -1,0 +1,471 @@
+//! Owns: filling a host with the copy of another host's store, when the leader's log does not reach back to what this
+//! one lacks, or its own files are damaged.
+//!
+//! ```text
+//! STORE/incoming/…        the copy, as it is fetched: the files of a store, and raft.meta of the host that made it
+//! STORE/incoming/WHOLE    every byte of it has been read and is sound
+//! STORE/LOCK.incoming     held by whoever changes `incoming`
+//! STORE/FILLING           the copy takes the place of what was here: `clear`, `place` or `done`, timeline, where to keep what was
+//! ```
+//!
+//! What must hold: what is here stays until a copy that is whole, durable and not behind it has been read; from then on
+//! every start ends the exchange before anything else, and nothing is served in between; the term, the vote and the
+//! number of this host are its own and outlive it; readers learn of it by the timeline.
+//!
+//! Why a copy may take the place of a log from which this host has acknowledged frames: a log that ends with a frame of
+//! term T holds every frame that was committed in terms before T (raft, leader completeness and log matching). If this
+//! host's own term is at most T, and its log does not go beyond the copy's in term T, everything that it has helped to
+//! commit is in the copy.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::contents::{self, Progress};
+use crate::consensus::{self, meta as raft_meta};
+use tapestore::disk::{Disk, Open, copy, publish};
+use tapestore::error::{Error, Result};
+use tapestore::lsn::{FrameIndex, Lsn, Timeline};
+use tapestore::manifest::format::{CURRENT, file_number};
+use tapestore::manifest::{Manifest, State};
+use tapestore::sstable::{self, FileMeta};
+use tapestore::time::{NANOS_PER_SECOND, Ts};
+use tapestore::wal::{self, Chain};
+
+/// Directory of the copy while it is fetched, in the store directory.
+pub const INCOMING: &str = "incoming";
+/// Says of a copy that all of it has been read.
+const WHOLE: &str = "WHOLE";
+/// Held by whoever changes the copy.
+const LOCK: &str = "LOCK.incoming";
+/// Says of a store that a copy takes its place.
+const FILLING: &str = "FILLING";
+
+/// What a host was filled with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// Files of history.
+    pub files: u64,
+    /// The last record.
+    pub last: Lsn,
+    /// What was here before, if it was to be kept.
+    pub kept_in: Option<PathBuf>,
+}
+
+/// What the copy in `incoming` is.
+struct Found {
+    meta: wal::Meta,
+    state: State,
+    end: Chain,
+    raft: raft_meta::Meta,
+}
+
+fn incoming(dir: &Path) -> PathBuf {
+    dir.join(INCOMING)
+}
+
+/// The copy in `dir`, of which the log is read.
+fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
+    let meta = contents::meta_of(disk, dir)?;
+    let state = contents::state_of(disk, dir, meta.store_id)?;
+    let end = contents::verify_log(disk, dir, &meta, state.checkpoint)?;
+    let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who the members are" };
+    let raft = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
+    if raft.store_id != meta.store_id || raft.lacks_copy() || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
+        let (path, found) = (dir.join(raft_meta::NAME), raft.commit.max(raft.membership));
+        return Err(Error::Corrupt {
+            path,
+            offset: 0,
+            lsn: end.lsn,
+            what: "frame that it knows of",
+            expected: end.index.0 - 1,
+            found,
+        });
+    }
+    Ok(Found { meta, state, end, raft })
+}
+
+/// The copy in the store `dir` is about to be changed: it is not whole.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let incoming = incoming(dir);
+    for dir in [&incoming, &incoming.join(sstable::DIR), &incoming.join(wal::DIR)] {
+        disk.create_dir(dir)?;
+    }
+    remove_if_there(disk, &incoming.join(WHOLE))?;
+    disk.sync_dir(&incoming)?;
+    disk.sync_dir(dir)
+}
+
+/// Gives the copy in the store `dir`, of which the manifest has come, those files of history that the store has already, by a
+/// second name: they are the very same, and have been read. What is in the copy by their names and is another's is removed.
+/// Gives their bytes.
+///
+/// # Errors
+/// As [`check`].
+pub fn reuse(disk: &dyn Disk, dir: &Path) -> Result<u64> {
+    let (incoming, own) = (incoming(dir), dir.join(sstable::DIR));
+    let meta = contents::meta_of(disk, &incoming)?;
+    let state = contents::state_of(disk, &incoming, meta.store_id)?;
+    let mut bytes = 0;
+    for meta in state.files.values() {
+        let name = sstable::file_name(meta.kind, meta.id);
+        let to = incoming.join(sstable::DIR).join(&name);
+        if disk.exists(&to)? {
+            if sstable::Table::open(disk, &incoming.join(sstable::DIR), *meta).and_then(|t| t.trailer().map(drop)).is_err() {
+                disk.remove(&to)?;
+            }
+            continue;
+        }
+        if read_table(disk, &own, *meta).is_ok() && disk.link(&own.join(&name), &to)? {
+            bytes += meta.len;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads every byte of the file of history of `meta` in `dir`.
+fn read_table(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result<()> {
+    let table = sstable::Table::open(disk, dir, meta)?;
+    table.verify(|_| Ok(()))?;
+    table.release();
+    Ok(())
+}
+
+/// Reads every byte of the copy in the store `dir`, but for files of history that are in `read`, and says of it that it is
+/// whole if it is sound. A file of history that is damaged is removed, so that it is fetched again; the others come to be in
+/// `read`.
+///
+/// # Errors
+/// [`Error::Corrupt`], [`Error::Missing`] for what is wrong with it; [`Error::Io`].
+pub fn check(disk: &dyn Disk, dir: &Path, read: &mut BTreeMap<u64, FileMeta>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    let incoming = incoming(dir);
+    let Found { state, end, .. } = found(disk, &incoming)?;
+    let total = state.files.values().map(|f| f.len).sum();
+    for meta in state.files.values() {
+        let history = incoming.join(sstable::DIR);
+        if read.get(&meta.id) != Some(meta) {
+            if let Err(error) = read_table(disk, &history, *meta) {
+                if matches!(error, Error::Corrupt { .. }) {
+                    remove_if_there(disk, &history.join(sstable::file_name(meta.kind, meta.id)))?;
+                }
+                return Err(error);
+            }
+            read.insert(meta.id, *meta);
+        }
+        progress(Progress { what: "reading what was fetched", more: meta.len, total });
+    }
+    sync_all(disk, &incoming)?;
+    publish(disk, &incoming.join(WHOLE), format!("a store up to frame {} of term {}\n", end.index.0 - 1, end.term).as_bytes())
+}
+
+/// Says of the copy in the store `dir` that it is not whole. Files of history in it stay, for the next one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn refuse(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let incoming = incoming(dir);
+    if !disk.exists(&incoming)? {
+        return Ok(());
+    }
+    remove_if_there(disk, &incoming.join(WHOLE))?;
+    disk.sync_dir(&incoming)
+}
+
+/// Who may change the copy in the store `dir`, for as long as what this gives lives.
+///
+/// # Errors
+/// [`Error::Locked`] if another one does, or a copy is taking the store's place; [`Error::Io`].
+pub fn hold(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>> {
+    let held = disk.lock(&dir.join(LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    if disk.exists(&dir.join(FILLING))? { Err(Error::Locked { path: dir.to_path_buf() }) } else { Ok(held) }
+}
+
+/// Removes the copy in the store `dir`: it is of no use.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn discard(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    let incoming = incoming(dir);
+    if !disk.exists(&incoming)? {
+        return Ok(());
+    }
+    remove_if_there(disk, &incoming.join(WHOLE))?;
+    disk.sync_dir(&incoming)?;
+    contents::remove(disk, &incoming)?;
+    disk.sync_dir(dir)
+}
+
+fn remove_if_there(disk: &dyn Disk, path: &Path) -> Result<()> {
+    if disk.exists(path)? { disk.remove(path) } else { Ok(()) }
+}
+
+fn sync_all(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    for within in [sstable::DIR, wal::DIR] {
+        for name in disk.list(&dir.join(within))? {
+            disk.open(&dir.join(within).join(name), Open::Write)?.sync()?;
+        }
+        disk.sync_dir(&dir.join(within))?;
+    }
+    for name in store_files(disk, dir)?.iter().map(String::as_str).chain([raft_meta::NAME]) {
+        disk.open(&dir.join(name), Open::Write)?.sync()?;
+    }
+    disk.sync_dir(dir)
+}
+
+/// Files of a store that are not in a directory, but for `raft.meta`.
+fn store_files(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
+    let mut names = disk.list(dir)?;
+    names.retain(|n| n == wal::meta::NAME || n == CURRENT || file_number(n).is_some());
+    Ok(names)
+}
+
+/// Puts the copy in `incoming`, which is whole, in the place of the store. Nobody serves the store. With `is_damaged` what
+/// is here need not be readable, and is kept aside; the caller then vouches for it that the host that made the copy led,
+/// and had, when it was asked, every frame that it ever sent to this one.
+///
+/// # Errors
+/// [`Error::Locked`]; [`Error::Consensus`] if the copy is behind what this host has acknowledged; [`Error::Missing`] if
+/// there is no whole copy; [`Error::Corrupt`] if what is here is damaged and that was not said; [`Error::Io`].
+pub fn install(store: &Path, disk: &Arc<dyn Disk>, now: Ts, is_damaged: bool) -> Result<Installed> {
+    let lock = disk.lock(&store.join("LOCK"))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+    install_held(store, disk, now, is_damaged, lock.as_ref())
+}
+
+/// As [`install`], with the lock of the store that the caller holds.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_held(
+    dir: &Path,
+    real: &Arc<dyn Disk>,
+    now: Ts,
+    is_damaged: bool,
+    _lock: &(dyn Send + Sync),
+) -> Result<Installed> {
+    let disk = real.as_ref();
+    let _held = hold(disk, dir)?;
+    let incoming = incoming(dir);
+    if !disk.exists(&incoming.join(WHOLE))? {
+        return Err(Error::Missing { path: incoming.join(WHOLE), what: "the copy of another host has been read" });
+    }
+    let copy = found(disk, &incoming)?;
+    for meta in copy.state.files.values() {
+        sstable::Table::open(disk, &incoming.join(sstable::DIR), *meta)?.trailer().map(|_| ())?;
+    }
+    let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who this host is" };
+    let own = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
+    let log = own_log(real, dir, is_damaged)?;
+    let end = |chain: &Chain| (chain.index.0 - 1, u64::from(chain.term.0));
+    own.admit(log.as_ref().map(|l| end(&l.1)), &copy.raft, end(&copy.end))?;
+    // What the host had in an epoch that is over may be nowhere else.
+    let is_new_epoch = copy.raft.epoch > own.epoch || own.rejoins;
+    let mut is_prefix = log.is_some() && !is_new_epoch;
+    if let Some((begin, end)) = log
+        && !is_new_epoch
+        && end.term < copy.end.term
+    {
+        // What the leader may not have is kept, as it is when a log is cut.
+        // It stays in the log until the copy is in its place: this host has acknowledged it.
+        let last_kept = FrameIndex(own.commit.max(begin.index.0 - 1));
+        if let Some(path) = wal::cut::keep_tail(disk, dir, begin, last_kept)? {
+            is_prefix = false;
+            tracing::info!(path = %path.display(), "frames that may not be committed are kept aside");
+        }
+    }
+    let now = now.0 / NANOS_PER_SECOND;
+    let timeline = match wal::meta::read(disk, dir) {
+        // By one, readers go on behind the end of the copy; by more, everything that they have read may be otherwise now.
+        Ok(Some(own)) => Timeline(own.timeline.0 + if is_prefix { 1 } else { 2 }),
+        // No store that goes on by itself comes to this.
+        _ => Timeline((copy.meta.timeline.0 + 2).max(now)),
+    };
+    let keep = (is_damaged || is_new_epoch).then(|| format!("replaced-{now}"));
+    Mark { step: Step::Clear, timeline, keep: keep.clone() }.write(disk, dir)?;
+    finish(disk, dir)?;
+    let kept_in = keep.map(|k| dir.join(k));
+    Ok(Installed { files: copy.state.files.len() as u64, last: Lsn(copy.end.lsn.0 - 1), kept_in })
+}
+
+/// From where the log of the store in `dir` is kept, and where it ends; `None` if it cannot be read and that was said.
+fn own_log(disk: &Arc<dyn Disk>, dir: &Path, is_damaged: bool) -> Result<Option<(Chain, Chain)>> {
+    let read = || {
+        let meta = contents::meta_of(disk.as_ref(), dir)?;
+        let from = Manifest::open(disk.clone(), dir, meta.store_id)?.state().checkpoint;
+        Ok((from, contents::verify_log(disk.as_ref(), dir, &meta, from)?))
+    };
+    match read() {
+        Ok(log) => Ok(Some(log)),
+        Err(error) if is_damaged => {
+            tracing::warn!(%error, "what is here cannot be read, and is not asked for");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// How far an exchange is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// What was here is being removed.
+    Clear,
+    /// The copy is being put in its place.
+    Place,
+    /// What is left of the copy is being removed.
+    Done,
+}
+
+/// What `FILLING` says.
+struct Mark {
+    step: Step,
+    timeline: Timeline,
+    keep: Option<String>,
+}
+
+impl Mark {
+    fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<()> {
+        let step = match self.step {
+            Step::Clear => "clear",
+            Step::Place => "place",
+            Step::Done => "done",
+        };
+        let text = format!("{step} {} {}\n", self.timeline, self.keep.as_deref().unwrap_or("-"));
+        publish(disk, &dir.join(FILLING), text.as_bytes())
+    }
+
+    fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Mark>> {
+        let path = dir.join(FILLING);
+        if !disk.exists(&path)? {
+            return Ok(None);
+        }
+        let mut bytes = [0; 256];
+        let read = disk.open(&path, Open::Read)?.read_at(&mut bytes, 0)?;
+        let text = String::from_utf8_lossy(bytes.get(..read).unwrap_or(&[])).into_owned();
+        let mut words = text.split_whitespace();
+        let step = match words.next() {
+            Some("clear") => Some(Step::Clear),
+            Some("place") => Some(Step::Place),
+            Some("done") => Some(Step::Done),
+            _ => None,
+        };
+        let timeline = words.next().and_then(|w| w.parse().ok()).map(Timeline);
+        let keep = words.next().map(|w| (w != "-").then(|| w.to_owned()));
+        match (step, timeline, keep) {
+            (Some(step), Some(timeline), Some(keep)) if keep.as_ref().is_none_or(|k| !k.contains('/')) => {
+                Ok(Some(Mark { step, timeline, keep }))
+            }
+            _ => {
+                Err(Error::Corrupt { path, offset: 0, lsn: Lsn::NONE, what: "words of a mark", expected: 3, found: read as u64 })
+            }
+        }
+    }
+}
+
+/// Ends an exchange that has begun; whether one had. Nobody serves the store, and the caller holds its lock.
+///
+/// # Errors
+/// [`Error::Corrupt`] if the mark or the copy is damaged; [`Error::Io`].
+pub fn finish(disk: &dyn Disk, dir: &Path) -> Result<bool> {
+    let Some(mut mark) = Mark::read(disk, dir)? else { return Ok(false) };
+    let incoming = incoming(dir);
+    if mark.step == Step::Clear {
+        if let Some(name) = &mark.keep {
+            keep(disk, dir, &dir.join(name))?;
+        }
+        clear(disk, dir)?;
+        mark.step = Step::Place;
+        mark.write(disk, dir)?;
+    }
+    if mark.step == Step::Place {
+        place(disk, &incoming, dir)?;
+        become_own(disk, dir, mark.timeline)?;
+        mark.step = Step::Done;
+        mark.write(disk, dir)?;
+    }
+    discard(disk, dir)?;
+    disk.remove(&dir.join(FILLING))?;
+    disk.sync_dir(dir)?;
+    tracing::info!(store = %dir.display(), "the copy of another host's store is in the place of what was here");
+    Ok(true)
+}
+
+/// The store that has been put in `dir` becomes this host's: on the timeline `timeline`, with this host's term and vote.
+fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
+    let mut meta = wal::MetaFile::open(disk, dir)?;
+    if meta.meta().timeline < timeline {
+        meta.update(wal::Meta { timeline, ..*meta.meta() })?;
+    }
+    let theirs = found(disk, &incoming(dir))?;
+    let mut own = consensus::MetaFile::open(disk, dir)?;
+    let after = own.meta().clone().filled(theirs.raft, u64::from(theirs.end.term.0));
+    own.update(after)
+}
+
+/// Gives what is in the store `dir` names in `to` too.
+fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
+    disk.create_dir(to)?;
+    for within in [Path::new(""), Path::new(sstable::DIR), Path::new(wal::DIR)] {
+        let (from, to) = (dir.join(within), to.join(within));
+        if !disk.exists(&from)? {
+            continue;
+        }
+        disk.create_dir(&to)?;
+        let names = if within == Path::new("") { store_files(disk, &from)? } else { disk.list(&from)? };
+        for name in names {
+            take(disk, &from.join(&name), &to.join(&name))?;
+        }
+        disk.sync_dir(&to)?;
+    }
+    disk.sync_dir(dir)
+}
+
+/// `to` is the file `from`, by a link if that is possible.
+fn take(disk: &dyn Disk, from: &Path, to: &Path) -> Result<()> {
+    if disk.exists(to)? || disk.link(from, to)? {
+        return Ok(());
+    }
+    copy(disk, from, to, &mut |_| {})
+}
+
+/// Removes the files of the store `dir`: whoever has mapped one keeps it.
+fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
+    // Without its name nothing else of the store is taken for one.
+    for name in store_files(disk, dir)? {
+        disk.remove(&dir.join(name))?;
+    }
+    for within in [sstable::DIR, wal::DIR].map(|d| dir.join(d)) {
+        if disk.exists(&within)? {
+            disk.list(&within)?.iter().try_for_each(|name| disk.remove(&within.join(name)))?;
+            disk.sync_dir(&within)?;
+        }
+    }
+    disk.sync_dir(dir)
+}
+
+/// Puts the files of the copy `from` in the store `dir`.
+fn place(disk: &dyn Disk, from: &Path, dir: &Path) -> Result<()> {
+    for within in [sstable::DIR, wal::DIR] {
+        let (from, to) = (from.join(within), dir.join(within));
+        disk.create_dir(&to)?;
+        disk.list(&from)?.iter().try_for_each(|name| take_whole(disk, &from.join(name), &to.join(name), within == wal::DIR))?;
+        disk.sync_dir(&to)?;
+    }
+    for name in store_files(disk, from)? {
+        // These are written to, and are not to change under the copy.
+        let to = dir.join(&name);
+        if !disk.exists(&to)? {
+            copy(disk, &from.join(&name), &to, &mut |_| {})?;
+        }
+    }
+    disk.sync_dir(dir)
+}
+
+fn take_whole(disk: &dyn Disk, from: &Path, to: &Path, is_written: bool) -> Result<()> {
+    match disk.exists(to)? {
+        true => Ok(()),
+        false if is_written => copy(disk, from, to, &mut |_| {}),
+        false => take(disk, from, to),
+    }
+}

@@ -1,0 +1,89 @@
+//! Owns: copying the log's tail.
+//!
+//! What must hold: what is copied is read back through the chain of frames by whoever asked, so a segment that was
+//! used again meanwhile is noticed; the copy says of itself that it is durable up to its end, and holds no frame
+//! behind it.
+
+use std::path::Path;
+
+use tapestore::disk::{Disk, Open, copy_range};
+use tapestore::error::Result;
+use tapestore::lsn::Position;
+use tapestore::shm::control::Control;
+use tapestore::shm::run_dir::RunDir;
+use tapestore::wal::format::{EVIDENCE_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_name};
+use tapestore::wal::{self, Chain, Evidence, Meta};
+
+/// How far the store in `dir` says, in shared memory, that it is durable.
+fn said_durable(dir: &Path, store_id: u128) -> Option<Position> {
+    let control = Control::open(&RunDir::find(dir).ok()?.control()).ok()?;
+    (control.store_id() == store_id).then(|| control.durable_position())
+}
+
+/// The end of what is durable of the log of the store in `dir`, behind `from`.
+///
+/// # Errors
+/// As [`wal::scan`].
+pub(super) fn durable_end(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<Chain> {
+    let wal_dir = dir.join(wal::DIR);
+    let evidence = wal::evidence(disk, &wal_dir, meta, from)?.position;
+    let limit = said_durable(dir, meta.store_id).map_or(evidence, |said| said.max(evidence));
+    let mut durable = from;
+    wal::scan(disk, &wal_dir, meta, from, Open::Read, |frame| {
+        let mut next = durable;
+        next.advance(&frame.header, meta.segment_size);
+        if next.position <= limit {
+            durable = next;
+        }
+        Ok(())
+    })?;
+    Ok(durable)
+}
+
+/// Copies the log in `from_dir` from `from` to `end` into `to_dir`, which has none, durably. With `fills` the rest of
+/// the last segment is zeros on the disk, as the log's writer likes it; else it is a hole.
+///
+/// # Errors
+/// [`tapestore::error::Error::Io`].
+pub(crate) fn copy_log(
+    disk: &dyn Disk,
+    (from_dir, to_dir): (&Path, &Path),
+    meta: &Meta,
+    (from, end): (Chain, Chain),
+    fills: bool,
+    visit: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let size = meta.segment_size;
+    let mut first = from.position.0 / size * size;
+    while first + SEGMENT_HEAD_LEN < end.position.0 {
+        let name = segment_name(Position(first));
+        let file = disk.open(&to_dir.join(&name), Open::CreateNew)?;
+        file.write_at(bytemuck::bytes_of(&SegmentHeader::new(meta.store_id, Position(first), size)), 0)?;
+        let begin = from.position.0.saturating_sub(first).max(SEGMENT_HEAD_LEN);
+        let after = (end.position.0 - first).min(size);
+        if begin < after {
+            let source = disk.open(&from_dir.join(&name), Open::Read)?;
+            copy_range(source.as_ref(), file.as_ref(), begin, after, visit)?;
+        }
+        if first + size + SEGMENT_HEAD_LEN >= end.position.0 {
+            let evidence = Evidence { seq: 2, ..Evidence::of(&end) };
+            file.write_at(&evidence.to_bytes(), EVIDENCE_OFFSETS[0])?;
+        }
+        match after {
+            _ if after >= size => {}
+            _ if fills => {
+                let zeros = vec![0u8; 64 << 10];
+                let mut at = after;
+                while at < size {
+                    let chunk = zeros.get(..(size - at).min(zeros.len() as u64) as usize).unwrap_or(&zeros);
+                    file.write_at(chunk, at)?;
+                    at += chunk.len() as u64;
+                }
+            }
+            _ => file.write_at(&[0], size - 1)?,
+        }
+        file.sync()?;
+        first += size;
+    }
+    disk.sync_dir(to_dir)
+}

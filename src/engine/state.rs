@@ -1,0 +1,507 @@
+//! Owns: the store's state and its one order: which publishers write in which epoch up to which
+//! number, which instruments exist, the log's end and the MemTables. No thread, no bus, no clock of
+//! its own, so that a simulation drives the very code that a process runs.
+//!
+//! What must hold: a (publisher, epoch, number) is accepted once; a frame is in the log before it is
+//! in a MemTable, and in a MemTable before `applied` covers it; nothing is told to anybody here that
+//! the log does not hold.
+
+use std::collections::VecDeque;
+
+use super::clock::IngestTime;
+use super::flush::Filer;
+use super::catalog::Known;
+use super::memtables::{MemTables, Sealed};
+use tapestore::bus::BatchHeader;
+use crate::consensus::Change;
+use crate::consensus::message::FrameHead;
+use tapestore::error::{Bad, Error, Result};
+use tapestore::lsn::{EPOCHS_LOST_MAX, Epoch, InstrumentId, Lsn, NO_SUCH_EPOCH, PubSeq, PublisherId, Term};
+use tapestore::manifest::{PublisherState, State};
+use tapestore::record::{self, Layout, Name};
+use tapestore::sabotage::{self, Sabotage};
+use tapestore::shm::control::{Control, Statistic};
+use tapestore::shm::kinds::KindsWriter;
+use tapestore::shm::symbols::SymbolsWriter;
+use tapestore::time::{Clock, Ts};
+use tapestore::wal::{self, Body, Fact, Frame, FrameBuilder, FrameType};
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Some or all of it is in the frame that is being filled.
+    Accepted,
+    /// All of it was accepted before.
+    Duplicate,
+    /// Records before it are missing; this one is expected.
+    Gap(PubSeq),
+    /// Its epoch is fenced.
+    Fenced,
+    /// It contradicts itself; nothing of it was taken.
+    Malformed,
+    /// A record of it is of an instrument that was never registered; nothing of it was taken.
+    Unregistered(InstrumentId),
+    /// It does not fit in this frame any more; offer it for the next.
+    FrameFull,
+}
+
+/// A frame that was appended and applied.
+pub struct Committed {
+    /// What the log's writer says of it.
+    pub appended: wal::Appended,
+    /// How far each publisher in it has come.
+    pub accepted: Vec<(PublisherId, PubSeq, Lsn)>,
+    /// The MemTable that was sealed before it; to be filed.
+    pub sealed: Option<Box<Sealed>>,
+}
+
+/// The store's state.
+pub struct Core {
+    /// The log's end.
+    pub writer: wal::Writer,
+    /// The live MemTables.
+    pub memtables: MemTables,
+    known: Known,
+    control: Control,
+    ingest_time: IngestTime,
+    frame: FrameBuilder,
+    scratch: Vec<u64>,
+    /// A full table for which there was no next one, to be filed.
+    stuck: Option<Box<Sealed>>,
+}
+
+/// The state that is rebuilt from a checkpoint and the log behind it.
+pub struct Rebuilt {
+    memtables: MemTables,
+    known: Known,
+    sealed: VecDeque<Box<Sealed>>,
+    ingest_time: IngestTime,
+    /// Frames up to here are known to be committed: what is above is not filed.
+    committed: u64,
+}
+
+impl Rebuilt {
+    /// The state as of a checkpoint; of the frames behind it those up to `committed` may be filed.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] or [`Error::NoSharedMemory`] if the instruments do not fit.
+    pub fn new(
+        memtables: MemTables,
+        symbols: SymbolsWriter,
+        shown: KindsWriter,
+        checkpoint: &State,
+        committed: u64,
+    ) -> Result<Rebuilt> {
+        let known = Known::new(symbols, shown, checkpoint)?;
+        let ingest_time = IngestTime::new(checkpoint.checkpoint.ingest_ts);
+        Ok(Rebuilt { memtables, known, sealed: VecDeque::new(), ingest_time, committed })
+    }
+
+    /// Takes in the next frame of the log; what the MemTables cannot hold is filed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written; [`Error::NoSharedMemory`].
+    pub fn visit(&mut self, frame: &Frame<'_>, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+        self.memtables.logged(frame.header.total_len());
+        self.ingest_time.seen(frame.header.ingest_ts);
+        match &frame.body {
+            Body::Empty | Body::Membership(_) => Ok(()),
+            Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f, frame.header.index.0)),
+            Body::Data(data) => {
+                let records = u64::from(frame.header.count);
+                self.make_room(records, frame.header.place(), filer, clock)?;
+                if self.memtables.must_seal(records) {
+                    let mark = self.known.mark(frame.header.place());
+                    self.sealed.push_back(Box::new(self.memtables.seal(mark)));
+                }
+                self.memtables.apply(data.runs, data.records, frame.header.ingest_ts);
+                self.known.runs(&frame.header, data.runs);
+                Ok(())
+            }
+        }
+    }
+
+    /// Files tables until `records` more records have room; the log is read up to `chain`.
+    fn make_room(&mut self, records: u64, chain: wal::Chain, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+        loop {
+            let asked = self.memtables.has_room(records);
+            // A table that is filed makes room: what it took is given back, and readers can hold only those of before.
+            if asked.is_err() && self.memtables.is_stuck(records) {
+                let mark = self.known.mark(chain);
+                self.sealed.push_back(Box::new(self.memtables.seal(mark)));
+            }
+            match asked {
+                Ok(true) => return Ok(()),
+                Err(e) if self.sealed.is_empty() => return Err(e),
+                Ok(false) | Err(_) => {}
+            }
+            let is_committed = |s: &Sealed| s.mark.chain.index.0 <= self.committed.saturating_add(1);
+            let Some(oldest) = self.sealed.pop_front_if(|s| is_committed(s)) else { return Err(self.memtables.full()) };
+            let filed = filer.file(&oldest, clock)?;
+            self.memtables.filed(filed.table, filed.seq);
+            filer.unlink(filed.table);
+        }
+    }
+
+    /// The state, with the log it came from, and the MemTables that are to be filed.
+    pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
+        let Rebuilt { memtables, mut known, sealed, ingest_time, .. } = self;
+        known.publish();
+        known.count(&control);
+        let (frame, scratch) = (FrameBuilder::new(), Vec::new());
+        (Core { writer, memtables, known, control, ingest_time, frame, scratch, stuck: None }, sealed)
+    }
+}
+
+impl Core {
+    /// What is known of `publisher`.
+    pub fn publisher(&self, publisher: PublisherId) -> PublisherState {
+        self.known.publishers.get(&publisher).copied().unwrap_or_default()
+    }
+
+    /// Whether a frame can be appended and applied now.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Halted`].
+    pub fn is_ready(&mut self) -> Result<Readiness> {
+        if !self.writer.ready()? {
+            return Ok(Readiness::NoSegment);
+        }
+        let most = u64::from(wal::format::FRAME_RECORDS_MAX);
+        let room = self.memtables.has_room(most)?;
+        if !room && self.frame.is_empty() && self.memtables.is_stuck(most) {
+            self.stuck = Some(Box::new(self.seal()));
+        }
+        Ok(if room { Readiness::Ready } else { Readiness::MemTableFull })
+    }
+
+    /// The full table that [`Core::is_ready`] has sealed because there was no memory for a next one; to be filed.
+    pub fn take_stuck(&mut self) -> Option<Box<Sealed>> {
+        self.stuck.take()
+    }
+
+    /// Offers a batch to the frame that is being filled. `words` may change meanwhile: they are copied
+    /// before they are looked at.
+    pub fn offer(&mut self, header: BatchHeader, words: &[u64]) -> Offer {
+        let state = self.publisher(header.publisher());
+        let (first, count) = (header.first_pub_seq(), u64::from(header.count()));
+        if header.epoch() < state.epoch {
+            return Offer::Fenced;
+        }
+        let fits_a_frame = words.len() <= tapestore::bus::BATCH_WORDS_MAX && count <= u64::from(wal::format::FRAME_RECORDS_MAX);
+        let Some(end) = first.0.checked_add(count) else { return Offer::Malformed };
+        if header.epoch() != state.epoch || count == 0 || first.0 == 0 || !fits_a_frame {
+            return Offer::Malformed;
+        }
+        if end <= state.last.0 + 1 && !sabotage::is(Sabotage::AcceptTwice) {
+            self.control.add(Statistic::Duplicates, count);
+            return Offer::Duplicate;
+        }
+        if first.0 > state.last.0 + 1 {
+            return Offer::Gap(PubSeq(state.last.0 + 1));
+        }
+        if !self.frame.is_empty() && !self.frame.fits(words.len(), header.count()) {
+            return Offer::FrameFull;
+        }
+        let skip = if sabotage::is(Sabotage::AcceptTwice) { 0 } else { state.last.0 + 1 - first.0 };
+        let pushed = if skip == 0 { self.push_whole(&header, words) } else { self.push_tail(&header, words, skip) };
+        if let Err(refused) = pushed {
+            return refused;
+        }
+        self.control.add(Statistic::Duplicates, skip);
+        let last = PubSeq(end - 1);
+        if let Some(state) = self.known.publishers.get_mut(&header.publisher()) {
+            state.last = last;
+        }
+        Offer::Accepted
+    }
+
+    fn push_whole(&mut self, header: &BatchHeader, words: &[u64]) -> Result<(), Offer> {
+        let mark = self.frame.mark();
+        self.frame.push_records(header.publisher(), header.epoch(), header.first_pub_seq(), header.count(), words);
+        let checked = check_records(self.frame.records_since(&mark), header.count(), self.known.symbols.count());
+        if checked.is_err() {
+            self.frame.rollback(mark);
+        }
+        checked
+    }
+
+    /// Takes what follows the first `skip` records, which were accepted before.
+    fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> Result<(), Offer> {
+        let mut copy = std::mem::take(&mut self.scratch);
+        copy.clear();
+        copy.extend_from_slice(words);
+        let checked = check_records(&copy, header.count(), self.known.symbols.count());
+        if checked.is_ok() {
+            let at: usize = record::split(&copy).take(skip as usize).flatten().map(|r| r.words().len()).sum();
+            let first = PubSeq(header.first_pub_seq().0 + skip);
+            let rest = copy.get(at..).unwrap_or(&[]);
+            self.frame.push_records(header.publisher(), header.epoch(), first, header.count() - skip as u32, rest);
+        }
+        self.scratch = copy;
+        checked
+    }
+
+    /// The log is to be truncated behind frame `index`: this process forgets the kinds that came behind it.
+    pub fn forget_behind(&self, index: u64) {
+        self.known.forget_behind(index);
+    }
+
+    /// Whether the frame that is being filled holds anything.
+    pub fn has_frame(&self) -> bool {
+        !self.frame.is_empty()
+    }
+
+    /// Appends the frame that has been filled and applies it; `None` if it is empty. The caller has
+    /// asked [`Core::is_ready`].
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Halted`].
+    pub fn commit(&mut self, now: Ts) -> Result<Option<Committed>> {
+        if self.frame.is_empty() {
+            return Ok(None);
+        }
+        let seal = self.memtables.must_seal(u64::from(self.frame.count()));
+        let sealed = if seal { Some(Box::new(self.seal())) } else { None };
+        let stamps = self.frame.firsts().map(|record| record.own_index_time());
+        let ingest_ts = self.ingest_time.next(now, self.writer.chain().ingest_ts, stamps);
+        let appended = self.writer.append(&mut self.frame, FrameType::Data, ingest_ts)?;
+        let header = appended.header;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
+        self.control.set_applied(appended.end.lsn);
+        if sabotage::is(Sabotage::AckEarly) {
+            self.control.set_durable(appended.end.lsn, appended.end.position);
+            self.control.set_committed(appended.end.lsn);
+        }
+        let accepted = self.known.runs(&header, self.frame.runs());
+        self.count(&appended);
+        self.control.add(Statistic::Records, u64::from(header.count));
+        self.frame.clear();
+        Ok(Some(Committed { appended, accepted, sealed }))
+    }
+
+    /// Seals the active MemTable between the last frame and the one that is being filled.
+    fn seal(&mut self) -> Sealed {
+        let mut mark = self.known.mark(*self.writer.chain());
+        // What the frame that is being filled holds is not in the log yet.
+        for run in self.frame.runs().iter().rev() {
+            if let Some((_, state)) = mark.publishers.iter_mut().find(|(p, _)| *p == run.publisher) {
+                state.last = PubSeq(run.first_pub_seq.0 - 1);
+            }
+        }
+        self.memtables.seal(mark)
+    }
+
+    /// Whether `frames`, which another host has made, continue the store one behind the other.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn vet(&self, frames: &[(FrameHead, &Frame<'_>)]) -> std::result::Result<(), Bad> {
+        super::vet::vet(&self.writer, self.known.symbols.count(), frames)
+    }
+
+    /// Appends and applies a frame that another host has made, whose words are `words`. [`Core::vet`] has found nothing, and
+    /// there is room for it in the log and in the MemTables.
+    ///
+    /// # Errors
+    /// [`Error::Halted`]; [`Error::NoSharedMemory`] or [`Error::Limit`] if the instruments do not fit.
+    pub fn take(&mut self, frame: &Frame<'_>, words: &[u64]) -> Result<Committed> {
+        assert!(self.frame.is_empty(), "who takes frames of others in fills none");
+        let header = &frame.header;
+        let seals = header.records() > 0 && self.memtables.must_seal(header.records());
+        let sealed = seals.then(|| Box::new(self.seal()));
+        let appended = self.writer.append_as_is(header, words)?;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        let mut accepted = Vec::new();
+        match &frame.body {
+            Body::Empty | Body::Membership(_) => {}
+            Body::Control(facts) => {
+                facts.iter().try_for_each(|f| self.known.fact(f, header.index.0))?;
+                self.known.publish();
+                self.known.count(&self.control);
+            }
+            Body::Data(data) => {
+                self.memtables.apply(data.runs, data.records, header.ingest_ts);
+                self.control.set_applied(appended.end.lsn);
+                accepted = self.known.runs(header, data.runs);
+                self.control.add(Statistic::Records, header.records());
+            }
+        }
+        self.count(&appended);
+        Ok(Committed { appended, accepted, sealed })
+    }
+
+    fn count(&mut self, appended: &wal::Appended) {
+        self.memtables.logged(appended.header.total_len());
+        self.ingest_time.seen(appended.header.ingest_ts);
+        self.control.add(Statistic::Frames, 1);
+        self.control.add(Statistic::Bytes, appended.header.total_len());
+        self.control.set_statistic(Statistic::MemTableUsed, self.memtables.used());
+    }
+
+    /// Appends the frame that opens the term `term`, in which this process numbers records.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Halted`].
+    pub fn open_term(&mut self, term: Term, now: Ts) -> Result<wal::Appended> {
+        self.writer.set_term(term);
+        self.append_alone(&mut FrameBuilder::new(), FrameType::NoOp, now)
+    }
+
+    /// Appends a frame that changes the cluster's members.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Halted`].
+    pub fn change_members(&mut self, change: &Change, now: Ts) -> Result<wal::Appended> {
+        let mut frame = FrameBuilder::new();
+        frame.push_fact(|words| change.encode(words));
+        self.append_alone(&mut frame, FrameType::Membership, now)
+    }
+
+    fn append_alone(&mut self, frame: &mut FrameBuilder, kind: FrameType, now: Ts) -> Result<wal::Appended> {
+        let ingest_ts = self.ingest_time.next(now, self.writer.chain().ingest_ts, std::iter::empty());
+        let appended = self.writer.append(frame, kind, ingest_ts)?;
+        self.control.set_appended(appended.end.lsn, appended.end.position);
+        self.count(&appended);
+        Ok(appended)
+    }
+
+    /// Logs that the process `incarnation` of `publisher` writes in a new epoch, above `above`, from here
+    /// on; gives its state.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Halted`]; [`tapestore::error::Error::Limit`] if there is no epoch above;
+    /// [`tapestore::error::Error::Invalid`] if `above` is one that this publisher cannot have been granted.
+    pub fn begin_epoch(
+        &mut self,
+        publisher: PublisherId,
+        incarnation: u32,
+        above: Epoch,
+        now: Ts,
+    ) -> Result<(PublisherState, wal::Appended)> {
+        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        let known = self.publisher(publisher).epoch;
+        if above.0.saturating_sub(known.0) > EPOCHS_LOST_MAX {
+            // To begin above it would use up the publisher's epochs: the last of them retires it for good.
+            return Err(Error::invalid("epoch", format!("{above} where the newest is {known}: {NO_SUCH_EPOCH}")));
+        }
+        let highest = known.max(above);
+        let next = highest.0.checked_add(1).filter(|e| *e < u32::MAX);
+        let epoch = Epoch(next.ok_or(Error::Limit { what: "a publisher's epoch", limit: u64::from(u32::MAX) - 1 })?);
+        let mut frame = FrameBuilder::new();
+        frame.push_fact(|words| Fact::Attach { publisher, epoch, incarnation }.encode(words));
+        let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
+        let state = PublisherState { epoch, incarnation, ..PublisherState::default() };
+        self.known.publishers.insert(publisher, state);
+        Ok((state, appended))
+    }
+
+    /// Makes `layout` a kind of the store, if it is not one; the frame is appended if it was new.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Invalid`] if the store has another layout under its number;
+    /// [`tapestore::error::Error::Halted`]; [`tapestore::error::Error::NoSharedMemory`].
+    pub fn kind(&mut self, layout: &Layout, now: Ts) -> Result<Option<wal::Appended>> {
+        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        let known = self.known.kinds.known.get(&layout.kind());
+        if known == Some(layout) {
+            return Ok(None);
+        }
+        // Also refuses what contradicts a kind that is known here.
+        layout.register()?;
+        self.known.kinds.shown.push(layout)?;
+        let mut frame = FrameBuilder::new();
+        frame.push_fact(|words| Fact::Kind(layout.clone()).encode(words));
+        let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
+        self.known.kinds.logged.push((appended.header.index.0, layout.kind()));
+        self.known.kinds.known.insert(layout.kind(), layout.clone());
+        self.known.kinds.new.push(layout.clone());
+        self.known.kinds.shown.publish();
+        self.known.count(&self.control);
+        Ok(Some(appended))
+    }
+
+    /// The instruments called `names`, registering those that are new; as many as fit in a frame are
+    /// looked at, and the frame is appended if any was new.
+    ///
+    /// # Errors
+    /// [`tapestore::error::Error::Halted`]; [`tapestore::error::Error::Limit`] or
+    /// [`tapestore::error::Error::NoSharedMemory`] if no more can be registered: then nothing was logged of
+    /// the first that does not fit and those after it.
+    pub fn instruments(&mut self, names: &[Name], now: Ts) -> Result<(Vec<InstrumentId>, Option<wal::Appended>)> {
+        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        let mut frame = FrameBuilder::new();
+        let mut ids = Vec::new();
+        let mut failed = None;
+        for name in names {
+            if let Some(&id) = self.known.ids.get(name) {
+                ids.push(id);
+                continue;
+            }
+            if !frame.fits(wal::fact::SYMBOL_LEN / 8, 1) {
+                break;
+            }
+            match self.known.symbols.push(name) {
+                Ok(id) => {
+                    frame.push_fact(|words| Fact::Symbol { instrument: id, name: *name }.encode(words));
+                    self.known.ids.insert(*name, id);
+                    self.known.names.push(*name);
+                    ids.push(id);
+                }
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+        }
+        self.known.count(&self.control);
+        let appended = if frame.is_empty() {
+            None
+        } else {
+            let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
+            self.known.symbols.publish();
+            Some(appended)
+        };
+        match failed {
+            Some(e) if ids.is_empty() => Err(e),
+            _ => Ok((ids, appended)),
+        }
+    }
+}
+
+/// Whether `words` are `count` whole records, of no instruments but the `registered` first or none.
+fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), Offer> {
+    let mut found = 0;
+    let mut stranger = None;
+    for record in record::split(words) {
+        let instrument = record.map_err(|_| Offer::Malformed)?.instrument();
+        // They are numbered from 1.
+        if u64::from(instrument.0).wrapping_sub(1) >= registered && instrument != InstrumentId::NULL {
+            stranger.get_or_insert(instrument);
+        }
+        found += 1;
+    }
+    match stranger {
+        _ if found != count => Err(Offer::Malformed),
+        Some(instrument) => Err(Offer::Unregistered(instrument)),
+        None => Ok(()),
+    }
+}
+
+/// The term of consensus as frames carry it.
+pub(super) fn term_of(term: u64) -> Result<Term> {
+    let fits = u32::try_from(term).map(Term);
+    fits.map_err(|_| Error::Limit { what: "the term", limit: u64::from(u32::MAX) })
+}
+
+/// Whether a frame can be appended now, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It can.
+    Ready,
+    /// The next segment is not prepared yet.
+    NoSegment,
+    /// The MemTables are full.
+    MemTableFull,
+}

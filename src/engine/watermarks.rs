@@ -1,0 +1,68 @@
+//! Owns: what the agents tell each other by single numbers: how far the log is durable and committed, from where on it is
+//! needed.
+//!
+//! What must hold: each number has one thread that writes it: `durable` the sync agent, the others ingest.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tapestore::lsn::Position;
+
+/// What the ingest, sync and flush agents tell each other by single numbers.
+#[derive(Debug)]
+pub(super) struct Covered {
+    durable: AtomicU64,
+    committed: AtomicU64,
+    needed: AtomicU64,
+    alone: AtomicBool,
+}
+
+impl Covered {
+    pub(super) fn new(durable: u64, alone: bool) -> Covered {
+        let (committed, needed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Covered { durable: AtomicU64::new(durable), committed, needed, alone: AtomicBool::new(alone) }
+    }
+
+    /// Frames up to this index are committed, as far as the ingest agent has heard.
+    pub(super) fn committed(&self) -> u64 {
+        // SYNC: pairs with `set_committed`; a number that only rises.
+        self.committed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_committed(&self, index: u64) {
+        // SYNC: pairs with `committed`.
+        self.committed.store(index, Ordering::Release);
+    }
+
+    pub(super) fn set_needed(&self, position: Position) {
+        self.needed.store(position.0, Ordering::Relaxed);
+    }
+
+    /// From this position on the log is kept, whatever the checkpoint: another host may still ask for it.
+    pub(super) fn needed(&self) -> Position {
+        // A lone number: relaxed.
+        Position(self.needed.load(Ordering::Relaxed))
+    }
+
+    /// Frames up to this index are durable.
+    pub(super) fn durable(&self) -> u64 {
+        // SYNC: pairs with `set_durable`: the sync has returned.
+        self.durable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_durable(&self, index: u64) {
+        // SYNC: pairs with `durable`.
+        self.durable.store(index, Ordering::Release);
+    }
+
+    /// Whether what is durable here is committed. Whoever asks has taken the frames in question from the queue before:
+    /// that orders them behind the change to a cluster of more.
+    pub(super) fn is_alone(&self) -> bool {
+        // SYNC: pairs with `set_alone`.
+        self.alone.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_alone(&self, alone: bool) {
+        // SYNC: pairs with `is_alone`.
+        self.alone.store(alone, Ordering::Release);
+    }
+}

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::link::{self, Link, connect, register};
+use super::options::Options;
+use super::state::{Fatal, KEEPER_BATCHES, STORAGE_DOWN, State, lock};
 use super::unanswered::unanswered;
-use super::{Fatal, KEEPER_BATCHES, Options, STORAGE_DOWN, State, lock};
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};

@@ -63,14 +63,12 @@ pub struct KnownTrades<'s> {
     unmatched: u64,
 }
 
-impl Snapshot {
-    /// The store as it was known when record `at` was its newest: later records are not looked at.
-    pub fn as_known_at(&self, at: Lsn) -> KnownAt<'_> {
-        KnownAt { snapshot: self, at: at.min(self.last()) }
-    }
-}
-
 impl<'s> KnownAt<'s> {
+    /// The store that `snapshot` shows as it was known when record `at` was its newest.
+    pub(super) fn new(snapshot: &'s Snapshot, at: Lsn) -> KnownAt<'s> {
+        KnownAt { snapshot, at: at.min(snapshot.last()) }
+    }
+
     /// The trades of `instrument` in `range` that were known to have taken place.
     ///
     /// # Errors

@@ -465,6 +465,11 @@ impl Snapshot {
         Ok(batch)
     }
 
+    /// The store as it was known when record `at` was its newest: later records are not looked at.
+    pub fn as_known_at(&self, at: Lsn) -> KnownAt<'_> {
+        KnownAt::new(self, at)
+    }
+
     /// Every series that has a record, sorted.
     ///
     /// # Errors

@@ -25,12 +25,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Mapping;
+use super::health::Trouble;
 use super::slot::SLOT_LEN;
 pub use super::slot::{Slot, SlotState, SlotView};
+pub use super::statistic::{BackPressure, NO_SPACE, Statistic};
 use super::words::Words;
 use crate::error::{Error, Result};
 use crate::lsn::{Lsn, Position, Term, Timeline};
-use crate::time::Ts;
+use crate::time::{Clock, HostClock, Ts};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"TAPECTRL");
 const VERSION: u64 = 1;
@@ -72,120 +74,6 @@ pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
 
 const _: () =
     assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED && STATISTICS + STATISTICS_MAX * 8 <= SLOTS);
-
-/// Counters of the storage process, since its start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum Statistic {
-    /// Records accepted.
-    Records = 0,
-    /// Frames appended.
-    Frames = 1,
-    /// Bytes appended to the log.
-    Bytes = 2,
-    /// Records that came a second time and were dropped.
-    Duplicates = 3,
-    /// Batches refused because records before them are missing.
-    Gaps = 4,
-    /// Batches refused because they were malformed.
-    Malformed = 5,
-    /// Batches of a fenced epoch.
-    Fenced = 6,
-    /// Syncs of the log.
-    Syncs = 7,
-    /// Nanoseconds of back-pressure: full MemTables, too much unsynced, or no space.
-    HeldBackNs = 8,
-    /// Why publishers are under back-pressure now: 0 they are not, else a [`BackPressure`].
-    HeldBack = 9,
-    /// Publishers attached.
-    Publishers = 10,
-    /// Instruments registered.
-    Instruments = 11,
-    /// Bytes of one MemTable.
-    MemTableLen = 12,
-    /// Bytes used of the active MemTable.
-    MemTableUsed = 13,
-    /// Dead publishers whose bus files were swept.
-    Swept = 14,
-    /// MemTables filed into history.
-    Flushes = 15,
-    /// Records filed.
-    FlushedRecords = 16,
-    /// Bytes of files written.
-    FlushedBytes = 17,
-    /// Nanoseconds spent on filing, waiting for the log's syncs aside.
-    FlushNs = 18,
-    /// Filings that failed and are tried again.
-    FlushFailures = 19,
-    /// Files of history.
-    Files = 20,
-    /// Bytes of history.
-    HistoryBytes = 21,
-    /// The last record that files hold.
-    Covered = 22,
-    /// Where the log goes on behind what the files hold.
-    CheckpointPosition = 23,
-    /// Merges of files of history.
-    Merges = 24,
-    /// Bytes of files that merges have written.
-    MergedBytes = 25,
-    /// Nanoseconds spent on merges.
-    MergeNs = 26,
-    /// Merges that failed.
-    MergeFailures = 27,
-    /// Records that are held no longer, because they have lived long enough: of the store, not since the start.
-    Expired = 28,
-    /// Whether files are being merged now: 1, else 0.
-    Merging = 29,
-    /// Times that records began to be refused because the disk is full.
-    NoSpace = 32,
-    /// Bytes free on the store's file system.
-    FreeBytes = 33,
-    /// Bytes of it that are kept free.
-    KeptFree = 34,
-    /// Kinds that programs defined.
-    Kinds = 35,
-    /// Since when publishers are under back-pressure, ns of the monotonic clock; 0: they are not.
-    HeldBackSince = 36,
-    /// Since when this host has the leader that it has, or none, ns of the monotonic clock.
-    LeaderSince = 37,
-    /// Since when this host waits for a snapshot of the leader's store, ns of the monotonic clock; 0: it does not.
-    NeedsSnapshotSince = 38,
-    /// Log lines of the storage process that could not be written.
-    LogLinesLost = 39,
-    /// MemTables that lay in the store's directory, because shared memory was short.
-    Spilled = 40,
-    /// Times that the host's clock was found to have been set, or to be behind the store.
-    ClockSteps = 48,
-    /// By how much it was, the last time: ns, in two's complement.
-    ClockStep = 49,
-}
-
-/// Why publishers are under back-pressure, as [`Statistic::HeldBack`] numbers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum BackPressure {
-    /// The MemTables are full and not flushed yet.
-    MemTablesFull = 1,
-    /// The disk does not sync as fast as records come.
-    DiskBehind = 2,
-    /// The log is stopped after a failed write or sync.
-    Halted = 3,
-    /// The disk is full.
-    NoSpace = 4,
-}
-
-impl BackPressure {
-    /// The reason of number `raw`.
-    pub fn from_raw(raw: u64) -> Option<BackPressure> {
-        [BackPressure::MemTablesFull, BackPressure::DiskBehind, BackPressure::Halted, BackPressure::NoSpace]
-            .into_iter()
-            .find(|why| *why as u64 == raw)
-    }
-}
-
-/// Of [`Statistic::HeldBack`]: the disk is full.
-pub const NO_SPACE: u64 = BackPressure::NoSpace as u64;
 
 /// The control page.
 #[derive(Clone, Debug)]
@@ -341,6 +229,40 @@ impl Control {
     /// Whether storage serves and has turned its loop within a second before `monotonic`.
     pub fn is_alive(&self, monotonic: u64) -> bool {
         self.server().is_some() && monotonic.saturating_sub(self.heartbeat()) < HEARTBEAT_AGE_MAX_NS
+    }
+
+    /// What is wrong with the store now, and since when if that is known: one judgement for `tape status`, for its exit code,
+    /// and for a publisher that is not answered. Of several troubles the one is given that the others follow from.
+    pub fn trouble(&self) -> Option<(Trouble, Option<Ts>)> {
+        let (monotonic, wall) = (HostClock.monotonic(), HostClock.wall());
+        let at = |then: u64| Some(Ts(wall.0.saturating_sub(monotonic.saturating_sub(then)))).filter(|_| then > 0);
+        let since = |which| at(self.statistic(which));
+        let last_beat = at(self.heartbeat());
+        let pressure = BackPressure::from_raw(self.statistic(Statistic::HeldBack));
+        if !self.instance().is_multiple_of(2) {
+            return Some((Trouble::Recovering, None));
+        }
+        if self.server().is_none() {
+            let why = if pressure == Some(BackPressure::Halted) { Trouble::Halted } else { Trouble::Stopped };
+            return Some((why, last_beat));
+        }
+        if !self.is_alive(monotonic) {
+            return Some((Trouble::Silent, last_beat));
+        }
+        if self.statistic(Statistic::NeedsSnapshotSince) > 0 {
+            return Some((Trouble::NeedsSnapshot, since(Statistic::NeedsSnapshotSince)));
+        }
+        let (role, leader) = self.role();
+        if role > 0 && leader == 0 {
+            return Some((Trouble::NoLeader, since(Statistic::LeaderSince)));
+        }
+        let trouble = match pressure? {
+            BackPressure::MemTablesFull => Trouble::MemTablesFull,
+            BackPressure::DiskBehind => Trouble::DiskBehind,
+            BackPressure::Halted => Trouble::Halted,
+            BackPressure::NoSpace => Trouble::NoSpace,
+        };
+        Some((trouble, since(Statistic::HeldBackSince)))
     }
 
     /// The live MemTables; waits out a change in progress. `None` if it does not end: storage was killed
@@ -666,5 +588,43 @@ mod tests {
         }
         end.stop();
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_trouble_that_the_others_follow_from_is_given_with_its_time() {
+        let (_dir, control) = page();
+        let what = || control.trouble().map(|(trouble, _)| trouble);
+        // Since how many whole hours ago: the test takes less than one.
+        let hours = || {
+            let since = control.trouble().unwrap().1.unwrap();
+            (HostClock.wall().0 - since.0) / 3_600_000_000_000
+        };
+        let ago = |hours: u64| HostClock.monotonic().saturating_sub(hours * 3_600_000_000_000).max(1);
+        control.set_instance(1);
+        assert_eq!(what(), Some(Trouble::Recovering));
+        control.set_instance(2);
+        assert_eq!(control.trouble(), Some((Trouble::Stopped, None)));
+        control.set_server(Some((1, Term(1), Ts(5))));
+        assert_eq!(what(), Some(Trouble::Silent));
+        control.beat(HostClock.monotonic());
+        assert_eq!(what(), None, "it serves, and belongs to no cluster");
+        control.set_role(1, 2, 0, 10);
+        control.hold_back(Some(BackPressure::NoSpace), ago(0));
+        assert_eq!(what(), Some(Trouble::NoLeader));
+        let since = control.trouble().unwrap().1.unwrap();
+        control.set_role(2, 2, 0, ago(0));
+        let again = control.trouble().unwrap().1.unwrap();
+        assert!(again.0.abs_diff(since.0) < 1_000_000_000, "nobody leads since the time before");
+        control.set_role(2, 2, 3, ago(0));
+        control.hold_back(Some(BackPressure::DiskBehind), ago(0));
+        assert_eq!((what(), hours()), (Some(Trouble::DiskBehind), 0));
+        control.set_needs_snapshot(true, ago(0));
+        assert_eq!(what(), Some(Trouble::NeedsSnapshot));
+        control.set_needs_snapshot(false, ago(0));
+        control.hold_back(None, ago(0));
+        assert_eq!(what(), None);
+        control.hold_back(Some(BackPressure::Halted), ago(0));
+        control.set_server(None);
+        assert_eq!(what(), Some(Trouble::Halted));
     }
 }

@@ -1,12 +1,7 @@
-//! Owns: what keeps a store from taking records in or its readers from what is new, as the control page has it: one
-//! judgement for `tape status`, for its exit code, and for a publisher that is not answered.
-//!
-//! What must hold: of several troubles the one is given that the others follow from.
+//! Owns: what can keep a store from taking records in or its readers from what is new: what each trouble is called, what it
+//! means and what to do. Which of them a store has the control page says.
 
 use std::fmt;
-
-use super::control::{BackPressure, Control, Statistic};
-use crate::time::{Clock, HostClock, Ts};
 
 /// What is wrong with a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,85 +77,5 @@ impl Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.reason())
-    }
-}
-
-impl Control {
-    /// What is wrong with the store now, and since when if that is known.
-    pub fn trouble(&self) -> Option<(Trouble, Option<Ts>)> {
-        let (monotonic, wall) = (HostClock.monotonic(), HostClock.wall());
-        let at = |then: u64| Some(Ts(wall.0.saturating_sub(monotonic.saturating_sub(then)))).filter(|_| then > 0);
-        let since = |which| at(self.statistic(which));
-        let last_beat = at(self.heartbeat());
-        let pressure = BackPressure::from_raw(self.statistic(Statistic::HeldBack));
-        if !self.instance().is_multiple_of(2) {
-            return Some((Trouble::Recovering, None));
-        }
-        if self.server().is_none() {
-            let why = if pressure == Some(BackPressure::Halted) { Trouble::Halted } else { Trouble::Stopped };
-            return Some((why, last_beat));
-        }
-        if !self.is_alive(monotonic) {
-            return Some((Trouble::Silent, last_beat));
-        }
-        if self.statistic(Statistic::NeedsSnapshotSince) > 0 {
-            return Some((Trouble::NeedsSnapshot, since(Statistic::NeedsSnapshotSince)));
-        }
-        let (role, leader) = self.role();
-        if role > 0 && leader == 0 {
-            return Some((Trouble::NoLeader, since(Statistic::LeaderSince)));
-        }
-        let trouble = match pressure? {
-            BackPressure::MemTablesFull => Trouble::MemTablesFull,
-            BackPressure::DiskBehind => Trouble::DiskBehind,
-            BackPressure::Halted => Trouble::Halted,
-            BackPressure::NoSpace => Trouble::NoSpace,
-        };
-        Some((trouble, since(Statistic::HeldBackSince)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lsn::Term;
-
-    #[test]
-    fn the_trouble_that_the_others_follow_from_is_given_with_its_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let control = Control::open_or_create(&dir.path().join("control"), 7).unwrap();
-        let what = || control.trouble().map(|(trouble, _)| trouble);
-        // Since how many whole hours ago: the test takes less than one.
-        let hours = || {
-            let since = control.trouble().unwrap().1.unwrap();
-            (HostClock.wall().0 - since.0) / 3_600_000_000_000
-        };
-        let ago = |hours: u64| HostClock.monotonic().saturating_sub(hours * 3_600_000_000_000).max(1);
-        control.set_instance(1);
-        assert_eq!(what(), Some(Trouble::Recovering));
-        control.set_instance(2);
-        assert_eq!(control.trouble(), Some((Trouble::Stopped, None)));
-        control.set_server(Some((1, Term(1), Ts(5))));
-        assert_eq!(what(), Some(Trouble::Silent));
-        control.beat(HostClock.monotonic());
-        assert_eq!(what(), None, "it serves, and belongs to no cluster");
-        control.set_role(1, 2, 0, 10);
-        control.hold_back(Some(BackPressure::NoSpace), ago(0));
-        assert_eq!(what(), Some(Trouble::NoLeader));
-        let since = control.trouble().unwrap().1.unwrap();
-        control.set_role(2, 2, 0, ago(0));
-        let again = control.trouble().unwrap().1.unwrap();
-        assert!(again.0.abs_diff(since.0) < 1_000_000_000, "nobody leads since the time before");
-        control.set_role(2, 2, 3, ago(0));
-        control.hold_back(Some(BackPressure::DiskBehind), ago(0));
-        assert_eq!((what(), hours()), (Some(Trouble::DiskBehind), 0));
-        control.set_needs_snapshot(true, ago(0));
-        assert_eq!(what(), Some(Trouble::NeedsSnapshot));
-        control.set_needs_snapshot(false, ago(0));
-        control.hold_back(None, ago(0));
-        assert_eq!(what(), None);
-        control.hold_back(Some(BackPressure::Halted), ago(0));
-        control.set_server(None);
-        assert_eq!(what(), Some(Trouble::Halted));
     }
 }

@@ -16,6 +16,7 @@ pub mod origin;
 pub mod run_dir;
 pub mod slot;
 pub mod spill;
+mod statistic;
 pub mod symbols;
 pub mod user;
 pub mod words;

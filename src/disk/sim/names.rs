@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::SimRng;
+use super::rng::SimRng;
 
 #[derive(Clone, Debug)]
 pub(super) enum NameChange {

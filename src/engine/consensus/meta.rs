@@ -10,7 +10,7 @@ use std::path::Path;
 use super::format::{
     ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, NAME_MAX, OUTGOING, SLOT_LEN, Seat, Slot, VERSION, VOTER,
 };
-use super::message::{EPOCH_MAX, TERM_MAX};
+use super::message::{EPOCH_MAX, Greeting, TERM_MAX};
 use tapestore::disk::{Disk, DiskFile, Open, publish};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Lsn, NodeId};
@@ -101,6 +101,11 @@ impl Meta {
         self.joins || self.has_forgotten
     }
 
+    /// Whether it neither votes nor stands for election: it may have promised what it does not know of.
+    pub fn is_mute(&self) -> bool {
+        self.lacks_copy() || self.is_fresh
+    }
+
     /// Whether the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends with frame `last` of `term`, holds
     /// everything that this host has acknowledged; its own log ends with the frame and the term `log`, if that can be read.
     /// A host that may have forgotten frames had them of a leader, and has its copy from one that it has asked since.
@@ -167,6 +172,22 @@ impl Meta {
     /// Whether it is of a cluster, if only of one host: not of a store that nobody has made a host of one.
     pub fn is_clustered(&self) -> bool {
         !self.is_alone() || self.seats.iter().any(|s| !s.address.is_empty())
+    }
+
+    /// The numbers of the hosts that this one was initialised with, as one number; 0 if its members are as of anything else.
+    pub fn founders(&self) -> u64 {
+        let is_as_founded = self.membership == 0 && self.epoch == 0 && !self.joins && !self.rejoins;
+        if !is_as_founded || !self.is_clustered() {
+            return 0;
+        }
+        let mut numbers: Vec<u64> = self.seats.iter().map(|s| s.node.0).collect();
+        numbers.sort_unstable();
+        xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&numbers)).max(1)
+    }
+
+    /// What it says of itself to a host that it meets.
+    pub fn greeting(&self) -> Greeting {
+        Greeting { node: self.node, incarnation: self.incarnation, is_fresh: self.is_fresh, founders: self.founders() }
     }
 
     /// Checks what an operator has said of a cluster.
@@ -380,6 +401,21 @@ impl MetaFile {
         Ok(forgets)
     }
 
+    /// The leader counts on this host for frame `index`, and the log ends with `last`: it has been put back to what it was
+    /// before, by whoever has. It takes nothing in and does not vote until it has a copy of the leader's store.
+    ///
+    /// # Errors
+    /// As [`MetaFile::update`].
+    pub(super) fn has_lost(&mut self, index: u64, last: u64) -> Result<()> {
+        tracing::error!(
+            index,
+            last,
+            "the leader has frames of this host's acknowledgement that are not in its log: the store has been put back to an earlier \
+             state. This host does not vote until it has a copy of the leader's store, which it fetches by itself"
+        );
+        self.update(Meta { has_forgotten: true, ..self.meta.clone() })
+    }
+
     /// Makes `meta` the truth, durably.
     ///
     /// # Errors
@@ -460,6 +496,23 @@ mod tests {
                 let after = read(&disk.power_loss(seed), Path::new(DIR)).unwrap().unwrap();
                 assert!([1, 2].contains(&after.term));
             }
+        }
+    }
+
+    #[test]
+    fn hosts_that_joined_rejoined_or_have_changed_members_have_no_list_of_founders() {
+        let seat = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
+        let founded = |node| Meta { node: NodeId(node), seats: (1..=3).map(seat).collect(), is_fresh: true, ..Meta::alone(7, 0) };
+        assert_ne!(founded(1).founders(), 0);
+        assert_eq!(founded(1).founders(), founded(2).founders());
+        for meta in [
+            Meta { joins: true, ..founded(1) },
+            Meta { rejoins: true, ..founded(1) },
+            Meta { membership: 4, ..founded(1) },
+            Meta { epoch: 1, ..founded(1) },
+            Meta::alone(7, 0),
+        ] {
+            assert_eq!(meta.founders(), 0);
         }
     }
 }

@@ -15,6 +15,7 @@ mod progress;
 
 mod members;
 mod wire;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -22,5 +23,6 @@ mod tests;
 pub use format::{Change, Seat, Transition};
 pub use frames::Place;
 pub use meta::MetaFile;
-pub use node::{Node, Verdict, Work};
+pub use node::Node;
 pub use options::Options;
+pub use work::{Verdict, Work};

@@ -20,60 +20,23 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
 use raft::{RawNode, StateRole};
 
-use super::format::{Change, Seat, Transition, VOTER};
+use super::format::{Change, Seat, VOTER};
 use super::frames::Frames;
-use super::introduction::Meetings;
+use super::introduction::{Meetings, greet};
 use super::members::{conf_change, conf_state, seats};
-use super::message::{Member, Raft, Role, State, TERM_MAX};
+use super::message::{Greeting, Member, Progress, Raft, Role, State, TERM_MAX};
 use super::meta::{Meta, MetaFile};
 use super::options::Options;
-use super::progress::Others;
+use super::progress::{Others, needed, standby_matched};
 use super::wire::{check, from_wire, to_wire};
+use super::work::{Unpersisted, Verdict, Work, is_promise};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{NodeId, Position};
 use tapestore::wal::{FrameType, Header};
 
-/// What is to be done with a message that carries frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Nothing of it is for the log: step it as it is.
-    Pass,
-    /// The first so many of its frames are in the log; the rest continue it.
-    Append(usize),
-    /// The log behind the frame of this index is not the leader's; nothing of that is committed.
-    Cut(u64),
-    /// It denies this frame, which is committed here: one of the two hosts has lost its memory.
-    Denies(u64),
-}
-
-/// A frame that raft has put in its log, and that the log's owner has to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Work {
-    /// The frame without contents that opens the term.
-    Open {
-        /// The term.
-        term: u64,
-    },
-    /// A change of members.
-    Change {
-        /// The term.
-        term: u64,
-        /// The change.
-        change: Change,
-    },
-}
-
-/// A ready of raft whose frames are not durable yet.
-struct Unpersisted {
-    number: u64,
-    /// The last frame that must be durable.
-    index: u64,
-    messages: Vec<RaftMessage>,
-}
-
 /// This host in its cluster.
 pub struct Node {
-    pub(super) raw: RawNode<Frames>,
+    raw: RawNode<Frames>,
     meta: MetaFile,
     /// Changes of members in the log, above the one that `meta` is as of.
     changes: BTreeMap<u64, Change>,
@@ -89,8 +52,8 @@ pub struct Node {
     is_lossy: bool,
     /// Frames that count once they are durable in any case: changes of members, facts.
     weighty: BTreeSet<u64>,
-    pub(super) others: Others,
-    pub(super) meetings: Meetings,
+    others: Others,
+    meetings: Meetings,
     /// Whether members have changed since [`Node::take_members`].
     members_changed: bool,
 }
@@ -165,11 +128,6 @@ impl Node {
         self.meta.meta()
     }
 
-    /// Makes `meta` the truth, durably.
-    pub(super) fn update_meta(&mut self, meta: Meta) -> Result<()> {
-        self.meta.update(meta)
-    }
-
     /// The frames.
     pub fn frames(&self) -> &Frames {
         self.raw.store()
@@ -238,7 +196,7 @@ impl Node {
         }
         // Before raft may decide that this node leads no longer.
         self.propose()?;
-        self.listen();
+        self.others.listen(&self.raw);
         self.raw.tick();
         self.pump()
     }
@@ -272,22 +230,7 @@ impl Node {
 
     /// What to do with `message`, which came from another host.
     pub fn judge(&self, message: &Raft) -> Verdict {
-        let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
-        let carries = message.kind == MessageType::MsgAppend as u8 && !message.heads.is_empty();
-        let is_next = message.index >= log.committed && log.match_term(message.index, message.log_term);
-        if !carries || message.term < raft.term || !is_next {
-            return Verdict::Pass;
-        }
-        for (known, head) in message.heads.iter().enumerate() {
-            if head.index > log.last_index() {
-                return Verdict::Append(known);
-            }
-            if !log.match_term(head.index, head.term) {
-                let is_committed = head.index <= log.committed;
-                return if is_committed { Verdict::Denies(head.index) } else { Verdict::Cut(head.index - 1) };
-            }
-        }
-        Verdict::Pass
+        Verdict::of(&self.raw, message)
     }
 
     /// Takes in `message`. The frames that it carries and the log does not have are written next, and told of by
@@ -301,7 +244,7 @@ impl Node {
         check(message, &self.raw.raft)?;
         let is_ahead = message.kind == MessageType::MsgHeartbeat as u8 && message.commit > before;
         if is_ahead && !self.is_mute() && message.term >= self.raw.raft.term {
-            self.has_lost(message.commit, before)?;
+            self.meta.has_lost(message.commit, before)?;
         }
         let mut message = from_wire(message)?;
         if is_ahead {
@@ -339,17 +282,7 @@ impl Node {
     /// The frame that raft waits for, if there is one. Until it is written this node says nothing: it is written even if
     /// the node that has begun it leads no longer, in the term in which it did.
     pub fn work(&mut self) -> Option<Work> {
-        let (log, last) = (&self.raw.raft.raft_log, self.raw.store().last());
-        if log.last_index() <= last {
-            return None;
-        }
-        let entry = log.unstable_entries().iter().find(|e| e.index == last + 1)?;
-        let term = entry.term;
-        if entry.get_entry_type() == EntryType::EntryNormal {
-            return Some(Work::Open { term });
-        }
-        let leave = Change { transition: Transition::Leave, seats: Vec::new() };
-        Some(Work::Change { term, change: self.proposed.clone().unwrap_or(leave) })
+        Work::next(&self.raw, self.proposed.as_ref())
     }
 
     /// A frame that raft knows of, by [`Node::work`] or by [`Node::step`], has been written; `change` is what it says if
@@ -490,6 +423,73 @@ impl Node {
         self.raw.raft.set_randomized_election_timeout(ticks);
     }
 
+    /// Another host says who it is: it is noted, durably, before it is answered.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: why it is not heard; [`Error::Io`].
+    pub fn greet(&mut self, other: &Greeting) -> Result<()> {
+        let last = self.frames().last();
+        greet(&mut self.meta, last, other)
+    }
+
+    /// The host `node`, which is of `epoch`, has answered; if it is of this host's epoch, it has noted this host.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: `raft.meta` cannot be written.
+    pub fn met(&mut self, node: NodeId, epoch: u64) -> Result<()> {
+        self.meetings.met(&mut self.meta, node, epoch)
+    }
+
+    /// The host `node` does not hear this one, for `reason`.
+    pub fn refused(&mut self, node: NodeId, reason: String) {
+        self.meetings.refused(node, reason);
+    }
+
+    /// Whether it may elect itself: nothing in raft keeps the old leader of a pair from leading while another has been
+    /// promoted by force, so it has to hear first from each that can have been.
+    pub fn may_elect_itself(&self) -> bool {
+        self.state().role == Role::Leader || self.meetings.unasked(self.meta(), self.is_pair()).is_empty()
+    }
+
+    /// What keeps this host from voting or leading, and is for an operator to know.
+    pub fn waits(&self) -> Option<String> {
+        self.meetings.waits(self.meta(), self.is_pair(), self.state().role == Role::Leader)
+    }
+
+    /// Whether the host `node` has not been heard of for long, or is no member. A leader that has just begun has heard of nobody yet.
+    pub fn is_away(&self, node: NodeId) -> bool {
+        self.others.is_away(&self.raw, node)
+    }
+
+    /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
+    pub fn standby_matched(&self) -> Option<u64> {
+        standby_matched(&self.raw)
+    }
+
+    /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
+    /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
+    /// `lacks_copy`: it waits for a copy of the leader's store.
+    pub fn reached(&mut self, node: NodeId, last: u64, lacks_copy: bool) {
+        self.others.reached(&mut self.raw, node, last, lacks_copy);
+    }
+
+    /// How this leader sees the other members; of a node that does not lead, nothing.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.others.progress(&self.raw)
+    }
+
+    /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there. Who
+    /// does not lead does not know.
+    pub fn would_stop(&self, change: &Change) -> Option<String> {
+        self.others.would_stop(&self.raw, change)
+    }
+
+    /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
+    /// that there is: should it lead, others may be far behind.
+    pub fn needed(&self) -> u64 {
+        needed(&self.raw)
+    }
+
     /// Deals with whatever raft has ready.
     ///
     /// # Errors
@@ -578,14 +578,5 @@ impl Node {
             raft.bcast_append();
             raft.become_follower(raft.term, raft::INVALID_ID);
         }
-    }
-}
-
-/// Whether `message` says something that holds only once the frames before it are durable.
-fn is_promise(message: &RaftMessage) -> bool {
-    match message.get_msg_type() {
-        MessageType::MsgAppendResponse => !message.reject,
-        MessageType::MsgRequestVote => true,
-        _ => false,
     }
 }

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use raft::StateRole;
+use raft::{RawNode, StateRole};
 
 use super::format::{Change, VOTER};
+use super::frames::{Frames, Place};
 use super::message::Progress;
-use super::node::Node;
 use tapestore::lsn::NodeId;
 
 /// What is known of the other members besides what raft keeps.
@@ -25,48 +25,41 @@ const QUIET_MAX: u64 = 600 / super::options::TICK_MS;
 /// Ticks from which those count of whom this leader has never heard: one that has just begun to lead has heard of nobody yet.
 const NEVER: u64 = 1 << 32;
 
-impl Node {
+impl Others {
     /// Counts for how long each member has not been heard of; before a tick, which may have raft forget it.
-    pub(super) fn listen(&mut self) {
-        let raft = &self.raw.raft;
+    pub(super) fn listen(&mut self, raw: &RawNode<Frames>) {
+        let raft = &raw.raft;
         if raft.state != StateRole::Leader {
-            return self.others.quiet.clear();
+            return self.quiet.clear();
         }
         for (id, progress) in raft.prs().iter() {
-            let quiet = self.others.quiet.entry(*id).or_insert(NEVER);
+            let quiet = self.quiet.entry(*id).or_insert(NEVER);
             *quiet = if progress.recent_active { 0 } else { *quiet + 1 };
         }
     }
 
     /// Whether the host `node` has not been heard of for long, or is no member. A leader that has just begun has heard of nobody yet.
-    pub fn is_away(&self, node: NodeId) -> bool {
-        let quiet = &self.others.quiet;
+    pub(super) fn is_away(&self, raw: &RawNode<Frames>, node: NodeId) -> bool {
+        let quiet = &self.quiet;
         let is_unknown = quiet.get(&node.0).is_some_and(|quiet| (NEVER..NEVER + QUIET_MAX).contains(quiet));
         let is_heard = |p: &Progress| p.node == node && (p.is_active || quiet.is_empty());
-        node.0 != self.raw.raft.id && !is_unknown && !self.progress().iter().any(is_heard)
-    }
-
-    /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
-    pub fn standby_matched(&self) -> Option<u64> {
-        let raft = &self.raw.raft;
-        let learners = raft.prs().iter().filter(|(id, _)| raft.prs().conf().learners().contains(id));
-        learners.map(|(_, p)| p.matched).max()
+        node.0 != raw.raft.id && !is_unknown && !self.progress(raw).iter().any(is_heard)
     }
 
     /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
     /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
     /// `lacks_copy`: it waits for a copy of the leader's store.
-    pub fn reached(&mut self, node: NodeId, last: u64, lacks_copy: bool) {
+    pub(super) fn reached(&mut self, raw: &mut RawNode<Frames>, node: NodeId, last: u64, lacks_copy: bool) {
         if lacks_copy {
-            self.others.lacking.insert(node.0);
+            self.lacking.insert(node.0);
         } else {
-            self.others.lacking.remove(&node.0);
+            self.lacking.remove(&node.0);
         }
-        let (first, own) = (self.frames().first(), self.frames().last());
-        if self.raw.raft.state != StateRole::Leader || last.saturating_add(1) < first || last > own {
+        let (first, own) = (raw.store().first(), raw.store().last());
+        if raw.raft.state != StateRole::Leader || last.saturating_add(1) < first || last > own {
             return;
         }
-        let progress = self.raw.raft.mut_prs().get_mut(node.0);
+        let progress = raw.raft.mut_prs().get_mut(node.0);
         if let Some(progress) = progress.filter(|p| p.next_idx < first) {
             progress.become_probe();
             progress.next_idx = last + 1;
@@ -74,19 +67,19 @@ impl Node {
     }
 
     /// How this leader sees the other members; of a node that does not lead, nothing.
-    pub fn progress(&self) -> Vec<Progress> {
-        let raft = &self.raw.raft;
+    pub(super) fn progress(&self, raw: &RawNode<Frames>) -> Vec<Progress> {
+        let raft = &raw.raft;
         if raft.state != StateRole::Leader {
             return Vec::new();
         }
-        let frames = self.frames();
+        let frames = raw.store();
         let newest = frames.place(frames.last()).copied();
         let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
         let seen = others.map(|(&id, p)| {
             // Of a member whose place is forgotten the first one that is known stands for it.
             let theirs = frames.place(p.matched.max(frames.first()));
-            let is_active = p.recent_active || self.others.quiet.get(&id).is_some_and(|q| *q < QUIET_MAX);
-            let lag = |of: fn(&super::Place) -> u64| match (&newest, theirs) {
+            let is_active = p.recent_active || self.quiet.get(&id).is_some_and(|q| *q < QUIET_MAX);
+            let lag = |of: fn(&Place) -> u64| match (&newest, theirs) {
                 (Some(newest), Some(theirs)) if p.matched < frames.last() => of(newest).saturating_sub(of(theirs)),
                 _ => 0,
             };
@@ -98,7 +91,7 @@ impl Node {
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
                 lag_ns: if p.matched + 1 < frames.first() { u64::MAX } else { lag(|p| p.ingest_ts.0) },
-                lacks_copy: self.others.lacking.contains(&id),
+                lacks_copy: self.lacking.contains(&id),
             }
         });
         let mut seen: Vec<_> = seen.collect();
@@ -108,8 +101,8 @@ impl Node {
 
     /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there. Who
     /// does not lead does not know.
-    pub fn would_stop(&self, change: &Change) -> Option<String> {
-        let raft = &self.raw.raft;
+    pub(super) fn would_stop(&self, raw: &RawNode<Frames>, change: &Change) -> Option<String> {
+        let raft = &raw.raft;
         if raft.state != StateRole::Leader {
             return None;
         }
@@ -121,7 +114,7 @@ impl Node {
                 voters.remove(&seat.node.0)
             };
         }
-        let is_there = |id: &u64| !self.is_away(NodeId(*id));
+        let is_there = |id: &u64| !self.is_away(raw, NodeId(*id));
         let away: Vec<String> = voters.iter().filter(|id| !is_there(id)).map(u64::to_string).collect();
         if voters.len() - away.len() > voters.len() / 2 {
             return None;
@@ -134,15 +127,22 @@ impl Node {
             away.join(", node ")
         ))
     }
+}
 
-    /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
-    /// that there is: should it lead, others may be far behind.
-    pub fn needed(&self) -> u64 {
-        let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader {
-            return self.frames().first();
-        }
-        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
-        others.map(|(_, p)| p.matched).min().unwrap_or(raft.raft_log.committed) + 1
+/// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
+pub(super) fn standby_matched(raw: &RawNode<Frames>) -> Option<u64> {
+    let raft = &raw.raft;
+    let learners = raft.prs().iter().filter(|(id, _)| raft.prs().conf().learners().contains(id));
+    learners.map(|(_, p)| p.matched).max()
+}
+
+/// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
+/// that there is: should it lead, others may be far behind.
+pub(super) fn needed(raw: &RawNode<Frames>) -> u64 {
+    let raft = &raw.raft;
+    if raft.state != StateRole::Leader {
+        return raw.store().first();
     }
+    let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+    others.map(|(_, p)| p.matched).min().unwrap_or(raft.raft_log.committed) + 1
 }

@@ -1,0 +1,278 @@
+//! Owns: what a publisher's calls and its keeper share under the lock: the ring, the link, and how far the records have come.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::error::PublishError;
+use super::link::Link;
+use super::lost::{Lost, Progress, gap_record};
+use super::options::Options;
+use super::outstanding::Outstanding;
+use super::ring::Ring;
+use crate::bus::attach::Grant;
+use crate::lsn::{Epoch, InstrumentId, Level, PubSeq, PublisherId};
+use crate::record::{Layout, Record};
+use crate::shm::bell::Bell;
+use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
+
+/// Why a publisher has no link, unless storage says otherwise.
+pub(super) const STORAGE_DOWN: &str = "storage is down";
+/// Batches that one call, or the keeper while it holds the lock, sends: the rest of a backlog follows.
+pub(super) const KEEPER_BATCHES: u32 = 64;
+/// Records of a batch: no more than a frame holds.
+const RECORDS_MAX: u32 = crate::wal::format::FRAME_RECORDS_MAX;
+
+/// What the lock guards.
+pub(super) struct State {
+    publisher: PublisherId,
+    pub(super) level: Level,
+    pub(super) ring: Ring,
+    pub(super) epoch: Epoch,
+    pub(super) link: Option<Link>,
+    pub(super) progress: Progress,
+    pub(super) lost: Vec<Lost>,
+    pub(super) fatal: Option<Fatal>,
+    pub(super) since_reap: u32,
+    /// The last progress of `accepted`, and when: a silence with records outstanding is broken by
+    /// sending them again.
+    pub(super) moved: (PubSeq, Instant),
+    pub(super) held_back: u64,
+    /// Why there is no link, if there is none.
+    pub(super) away: &'static str,
+    /// Whether it cannot attach again because shared memory is full.
+    pub(super) no_memory: bool,
+    /// Whether the store may lose what it has committed, as of the newest link.
+    pub(super) is_lossy: bool,
+    /// Whether storage answered that it does not attach it, when it was last asked.
+    pub(super) is_refused: bool,
+    /// Instruments that are known to be registered: the first so many.
+    pub(super) registered: u64,
+    /// The kinds that programs defined that the store is known to have, by their hashes.
+    pub(super) kinds: Vec<(u64, Layout)>,
+}
+
+/// Why a publisher cannot go on.
+#[derive(Clone, Debug)]
+pub(super) enum Fatal {
+    /// A newer process writes as it.
+    Fenced,
+    /// Storage refuses it for good, for this reason.
+    Refused(String),
+}
+
+/// Takes the lock.
+pub(super) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A panic while publishing is the program's; the ring is consistent between calls.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// That of a publisher that storage has just let in, over `link`; `kinds` are known to be the store's.
+    pub(super) fn new(options: &Options, link: Link, grant: &Grant, kinds: Vec<(u64, Layout)>) -> State {
+        State {
+            publisher: options.publisher,
+            level: grant.level,
+            is_lossy: link.control.is_lossy(),
+            is_refused: false,
+            ring: Ring::new(options.ring_bytes, PubSeq(grant.pub_seq.0 + 1)),
+            epoch: grant.epoch,
+            link: Some(link),
+            progress: Progress { epoch: grant.epoch, ..Progress::default() },
+            lost: Vec::new(),
+            fatal: None,
+            since_reap: 0,
+            moved: (PubSeq(0), Instant::now()),
+            held_back: 0,
+            registered: 0,
+            away: STORAGE_DOWN,
+            no_memory: false,
+            kinds,
+        }
+    }
+
+    /// Whether it can go on.
+    pub(super) fn check(&self) -> Result<(), PublishError> {
+        match &self.fatal {
+            None => Ok(()),
+            Some(Fatal::Fenced) => Err(PublishError::Fenced { publisher: self.publisher, epoch: self.epoch }),
+            Some(Fatal::Refused(why)) => Err(PublishError::Refused(why.clone())),
+        }
+    }
+
+    /// Why there is no room: `unacknowledged` records wait.
+    pub(super) fn full(&self, unacknowledged: u64) -> PublishError {
+        let why = match (&self.link, self.held_back) {
+            (None, _) if self.no_memory => {
+                "shared memory is full (df -h /dev/shm; containers: --shm-size) and it cannot attach again"
+            }
+            (None, _) if self.is_refused => "storage refuses to attach it again, for now: the logs say why",
+            (None, _) => self.away,
+            (Some(_), NO_SPACE) => return PublishError::NoSpace { unacknowledged },
+            (Some(_), 1) => "storage's MemTables are full and not yet flushed (tape status says how far it is)",
+            (Some(_), 2) => "storage's disk is behind",
+            (Some(link), _) => match link.control.trouble() {
+                Some((trouble, _)) => trouble.reason(),
+                None => "storage does not keep up",
+            },
+        };
+        PublishError::Full { unacknowledged, why }
+    }
+
+    /// How far it has come, as of the last look.
+    pub(super) fn progress(&self) -> Progress {
+        Progress { published: PubSeq(self.ring.next().0 - 1), epoch: self.epoch, ..self.progress }
+    }
+
+    /// What is not acknowledged, or not at its level, as of the last look.
+    pub(super) fn outstanding(&self) -> Outstanding {
+        let reached = match self.level {
+            Level::None | Level::Os => self.progress.accepted,
+            Level::Fsync => self.progress.durable,
+            Level::Standby | Level::Quorum | Level::QuorumOs => self.progress.committed,
+        };
+        // The record of a gap is the publisher's own, not its caller's.
+        let above = |seq: PubSeq| (self.ring.next().0 - 1).saturating_sub(seq.0) - self.ring.gaps_above(seq);
+        let unacknowledged = above(self.progress.accepted);
+        Outstanding { in_log: above(reached).saturating_sub(unacknowledged), unacknowledged }
+    }
+
+    /// Whether `instrument` is registered, or that of records that concern none. While storage is away and it is not known,
+    /// storage will say.
+    #[inline]
+    pub(super) fn knows(&mut self, instrument: InstrumentId) -> bool {
+        let is_known = |registered: u64| u64::from(instrument.0).wrapping_sub(1) < registered;
+        if is_known(self.registered) || instrument == InstrumentId::NULL {
+            return true;
+        }
+        let Some(link) = &self.link else { return instrument.0 != 0 };
+        self.registered = self.registered.max(link.control.statistic(Statistic::Instruments));
+        is_known(self.registered)
+    }
+
+    /// Takes in what storage has acknowledged and what it misses.
+    pub(super) fn reap(&mut self) {
+        self.since_reap = 0;
+        let Some(link) = &mut self.link else { return };
+        let Some(view) = link.slot.view(link.grant) else {
+            self.link = None;
+            return;
+        };
+        self.held_back = link.control.statistic(Statistic::HeldBack);
+        match view.state {
+            SlotState::Fenced => self.fatal = Some(Fatal::Fenced),
+            SlotState::Refused => {
+                let unregistered = |i| format!("a record is of instrument {i}, which was never registered in this store");
+                let why = view.unregistered.map_or_else(|| "a batch was malformed".to_owned(), unregistered);
+                self.fatal = Some(Fatal::Refused(why));
+            }
+            SlotState::Unreceived => {
+                tracing::error!(
+                    publisher = self.publisher.0,
+                    "storage cannot receive from this publisher; its log says why. It attaches again"
+                );
+                self.link = None;
+                return self.acknowledge(&view);
+            }
+            SlotState::Attached | SlotState::Free => {}
+        }
+        if view.gap_count != std::mem::replace(&mut link.gap_count, view.gap_count) {
+            self.rewind(view.gap_expected);
+        }
+        self.acknowledge(&view);
+    }
+
+    fn acknowledge(&mut self, view: &SlotView) {
+        if view.accepted > self.moved.0 {
+            self.moved = (view.accepted, Instant::now());
+        }
+        self.progress.accepted = view.accepted;
+        self.progress.accepted_lsn = view.accepted_lsn;
+        self.progress.durable = view.durable;
+        self.progress.committed = view.committed;
+        let upto = match self.level {
+            // The record of a gap is kept until it is in the log, at any level.
+            Level::None if !self.ring.begins_with_gap() => self.ring.sent(),
+            level => view.reached(level),
+        };
+        self.ring.release(upto);
+    }
+
+    /// Goes back to `expected`. What has left the ring is missing for good: then the link ends, and
+    /// the keeper attaches in a new epoch and reports it.
+    pub(super) fn rewind(&mut self, expected: PubSeq) {
+        self.progress.rewinds += 1;
+        if expected < self.ring.first() {
+            self.link = None;
+        } else {
+            self.ring.rewind(expected);
+        }
+    }
+
+    /// Sends what has not been sent, at most `batches` batches.
+    pub(super) fn pump(&mut self, batches: u32) {
+        if self.held_back == NO_SPACE {
+            // Nothing is taken in, and each try would wait; the keeper sees when that is over.
+            return;
+        }
+        let Some(link) = &mut self.link else { return };
+        let mut broken = false;
+        let mut rang = false;
+        for _ in 0..batches {
+            let Some(chunk) = self.ring.unsent(crate::bus::BATCH_WORDS_MAX, RECORDS_MAX) else { break };
+            match link.send(self.publisher, self.epoch, &chunk) {
+                Ok(true) => {
+                    let count = chunk.count;
+                    self.ring.mark_sent(count);
+                    self.progress.batches += 1;
+                    rang = true;
+                }
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "a publisher's link fails");
+                    broken = true;
+                    break;
+                }
+            }
+        }
+        if rang {
+            link.bells.ring(Bell::Ingest);
+        }
+        if broken {
+            self.link = None;
+        }
+    }
+
+    /// The ring goes on over a new link. If that needed a new epoch because storage, which had everything
+    /// up to `stored`, expected what has left the ring, `stored` says so.
+    pub(super) fn relink(&mut self, link: Link, grant: &Grant, stored: Option<PubSeq>) {
+        self.progress.reattached += 1;
+        self.level = grant.level;
+        self.moved = (grant.pub_seq, Instant::now());
+        let missing = grant.epoch != self.epoch || grant.pub_seq.0 + 1 < self.ring.first().0;
+        if missing {
+            // Without an answer about the old epoch, what was acknowledged is the last that is known.
+            let known = stored.unwrap_or(self.progress.durable);
+            let (first, last) = (PubSeq(known.0 + 1), PubSeq(self.ring.first().0 - 1));
+            let lost = (first <= last).then_some(Lost { epoch: self.epoch, first, last });
+            let gap = lost.map(|l| gap_record(self.publisher, &l));
+            self.ring.renumber(gap.as_ref().map(|g| g.words()));
+            self.lost.extend(lost);
+            self.epoch = grant.epoch;
+            self.progress.accepted = PubSeq(0);
+            self.progress.durable = PubSeq(0);
+            self.progress.committed = PubSeq(0);
+        } else {
+            self.ring.release(grant.pub_seq);
+            self.ring.rewind(PubSeq(grant.pub_seq.0 + 1));
+        }
+        self.is_lossy = link.control.is_lossy();
+        self.is_refused = false;
+        self.no_memory = false;
+        self.link = Some(link);
+    }
+
+    /// Whether the ring misses what storage, at `pub_seq`, expects next: then a new epoch is needed.
+    pub(super) fn misses(&self, grant: &Grant) -> bool {
+        grant.epoch == self.epoch && grant.pub_seq.0 + 1 < self.ring.first().0
+    }
+}

@@ -1,7 +1,7 @@
-//! Owns: how loops run. An agent is one thread with one owner and one loop; [`Idle`] decides what it
-//! does when a turn of the loop found no work.
+//! Owns: agents. An agent is one thread with one owner and one loop; [`Idle`] decides how it waits after
+//! a turn that found no work.
 //!
-//! What must hold: an agent that panics ends its process. A storage process with a dead thread would
+//! What must hold: an agent that panics aborts its process. A storage process with a dead thread would
 //! accept records that it can no longer log.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Wait {
-    /// Never gives the core away: lowest latency, one whole core.
+    /// Never yields the core: lowest latency, one whole core.
     Busy,
     /// Spins, then yields, then sleeps until woken. Right for shared machines.
     #[default]
@@ -34,12 +34,12 @@ impl std::str::FromStr for Wait {
     }
 }
 
-/// Turns of an adaptive wait that spin (some 50 to 300 ns each), before it yields. Few: on a host with fewer
-/// cores than loops, whom it waits for may be waiting for its core.
+/// Turns of an adaptive wait that spin (some 50 to 300 ns each) before it yields. Few: on a host with fewer
+/// cores than loops, the thread with the work may be waiting for this core.
 const SPINS: u32 = 1;
-/// Turns of an adaptive wait that yield the core (some 0.5 us each), before it parks: longer than the
-/// pause between records of a feed that is not asleep, because waking a parked thread takes 30 to 60 us
-/// on a virtual machine.
+/// Turns of an adaptive wait that yield the core (some 0.5 us each) before it parks. Longer than the
+/// pause between records of an active feed, because waking a parked thread takes 30 to 60 us on a
+/// virtual machine.
 const YIELDS: u32 = 500;
 
 /// Counts the idle turns of one loop.
@@ -50,17 +50,17 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// An idle strategy that has just worked.
+    /// The counter of a loop that has just found work.
     pub fn new(wait: Wait) -> Self {
         Idle { wait, turns: 0 }
     }
 
-    /// To be called after a turn that found work.
+    /// Call after a turn that found work.
     pub fn worked(&mut self) {
         self.turns = 0;
     }
 
-    /// To be called after a turn that found none. `true` means: park until woken.
+    /// Call after a turn that found none. `true`: park until woken.
     #[must_use]
     pub fn should_park(&mut self) -> bool {
         match self.wait {
@@ -84,18 +84,18 @@ impl Idle {
     }
 }
 
-/// Tells agents to end. Clones share one flag.
+/// Signals agents to end. Clones share one flag.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// Asks every holder to end.
+    /// Signals every holder to end.
     pub fn stop(&self) {
         // SYNC: pairs with `is_stopped`.
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether the agents are to end.
+    /// Whether the agents must end.
     pub fn is_stopped(&self) -> bool {
         // SYNC: pairs with `stop`.
         self.0.load(Ordering::Acquire)
@@ -107,7 +107,7 @@ struct EndProcessOnPanic(&'static str);
 impl Drop for EndProcessOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!(agent = self.0, "an agent panicked; the process ends");
+            tracing::error!(agent = self.0, "an agent panicked; the process aborts");
             std::process::abort();
         }
     }
@@ -116,7 +116,7 @@ impl Drop for EndProcessOnPanic {
 /// Runs `body` on a thread called `name`, pinned to `core` if one is given.
 ///
 /// # Errors
-/// The system's error if no thread can be made.
+/// The system's error if the thread cannot be created.
 pub fn spawn<T: Send + 'static>(
     name: &'static str,
     core: Option<usize>,

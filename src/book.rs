@@ -1,16 +1,15 @@
 //! Owns: books, rebuilt from the changes of one instrument: orders, price levels, or ten levels at once.
 //!
 //! Changes are applied in LSN order, with DBN's meanings: an order is added, modified, cancelled by a
-//! size; trades and fills leave the book as it is; a clear empties it. Changes with
-//! [`flags::MBP`] are levels: each says what size the level has now. Changes with [`flags::TOB`] are a
-//! side's only level.
+//! size; trades and fills do not change the book; a clear empties it. A change with [`flags::MBP`] is a
+//! level and carries the level's new size. A change with [`flags::TOB`] is a side's only level.
 //!
-//! A snapshot of levels may arrive after changes that are newer than it (Binance's does: it is asked for
-//! while changes stream in). Both say the venue's sequence, so the newer word on each level stands,
-//! whichever came first.
+//! A snapshot of levels may arrive after changes that are newer than it (Binance's does: it is requested
+//! while changes stream in). Both carry the venue's sequence, so the newer change of each level wins in
+//! either order of arrival.
 //!
-//! What must hold: a level's size and count are those of its orders; what cannot be (an unknown order, a
-//! crossed book) is counted and never stops the rebuilding.
+//! What must hold: a level's size and count are those of its orders; an impossible state (an unknown
+//! order, a crossed book) is counted and never stops the rebuild.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,9 +18,9 @@ use crate::record::{BookOrder, Char, Depth10, Level, Price, Size, action, flags,
 /// The orders of one price.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PriceLevel {
-    /// Their size together, × 1e-9.
+    /// Their total size, × 1e-9.
     pub size: u128,
-    /// How many; 0 if only their size is known.
+    /// Their number; 0 if only the size is given.
     pub count: u32,
 }
 
@@ -32,12 +31,12 @@ struct Order {
     size: Size,
 }
 
-/// What was met that a sound feed does not have.
+/// Counts of events that a sound feed does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Oddities {
-    /// Changes of orders that were never added, or are gone.
+    /// Changes of orders that were never added, or were removed.
     pub unknown_orders: u64,
-    /// Orders added that were there: the newer one stands.
+    /// Orders added that were there already: the newer one replaces the older.
     pub repeated_orders: u64,
     /// Changes without a side or a price that their action needs.
     pub malformed: u64,
@@ -51,20 +50,20 @@ pub struct Book {
     bids: BTreeMap<Price, PriceLevel>,
     asks: BTreeMap<Price, PriceLevel>,
     orders: HashMap<u64, Order>,
-    /// Of levels that changed since the last snapshot: by which sequence, to what size.
+    /// Levels that changed since the last snapshot: the sequence of the change and the new size.
     changed: HashMap<(bool, Price), (u32, Size)>,
     changes: u64,
     oddities: Oddities,
 }
 
-/// Whether `clear`, a clear of both sides, undoes `change`, which came before it in LSN order. A snapshot does not
-/// undo levels that are newer than it.
+/// Whether `clear`, a clear of both sides, removes the effect of `change`, an earlier change in LSN order. A snapshot
+/// keeps levels that are newer than it.
 pub fn is_undone(change: &BookOrder, clear: &BookOrder) -> bool {
     let is_level = clear.flags & flags::SNAPSHOT != 0 && change.flags & flags::MBP != 0;
     !(is_level && is_newer(change.sequence, clear.sequence))
 }
 
-/// Whether sequence `a` is after `b`: the low 32 bits of what counts on, so the nearer way round decides.
+/// Whether sequence `a` is after `b`. They are the low 32 bits of a counter, so the shorter distance decides.
 fn is_newer(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) as i32 > 0
 }
@@ -80,7 +79,7 @@ impl Book {
         self.changes
     }
 
-    /// What was odd about them.
+    /// The oddities of the changes applied.
     pub fn oddities(&self) -> Oddities {
         self.oddities
     }
@@ -103,7 +102,7 @@ impl Book {
         }
     }
 
-    /// Forgets everything but the counts.
+    /// Empties the book; the counts stay.
     pub fn clear(&mut self) {
         self.bids.clear();
         self.asks.clear();
@@ -111,7 +110,7 @@ impl Book {
         self.changed.clear();
     }
 
-    /// Empties the book before a snapshot as of `sequence`: what is newer stays.
+    /// Empties the book before a snapshot as of `sequence`; newer levels stay.
     fn clear_before_snapshot(&mut self, sequence: u32) {
         let mut changed = std::mem::take(&mut self.changed);
         changed.retain(|_, (newer, _)| is_newer(*newer, sequence));
@@ -175,7 +174,7 @@ impl Book {
         self.changed.retain(|(of_bid, _), _| *of_bid != is_bid);
     }
 
-    /// The side consists of this level alone.
+    /// Makes this level the side's only one.
     fn top(&mut self, is_bid: bool, change: &BookOrder) {
         self.clear_side(is_bid);
         if change.price != Price::NULL {
@@ -183,7 +182,7 @@ impl Book {
         }
     }
 
-    /// The level has this size now, unless it is an old word on it.
+    /// Sets the level's size, unless the change is older than the last one.
     fn level(&mut self, is_bid: bool, change: &BookOrder) {
         let key = (is_bid, change.price);
         let size = if change.action == action::CANCEL { Size(0) } else { change.size };
@@ -211,7 +210,7 @@ impl Book {
     }
 
     fn modify(&mut self, id: u64, order: Order) {
-        // An unknown order stands from now on, as DBN has it.
+        // An unknown order is added, as in DBN.
         if self.take(id).is_none() {
             self.oddities.unknown_orders += 1;
         }
@@ -228,7 +227,7 @@ impl Book {
         }
     }
 
-    /// Puts an order in. Its level counts it.
+    /// Adds an order to the book and to its level.
     fn put(&mut self, id: u64, order: Order) {
         let level = self.levels(order.is_bid).entry(order.price).or_default();
         level.size += u128::from(order.size.0);
@@ -236,7 +235,7 @@ impl Book {
         self.orders.insert(id, order);
     }
 
-    /// Takes an order out.
+    /// Removes an order from the book and from its level.
     fn take(&mut self, id: u64) -> Option<Order> {
         let order = self.orders.remove(&id)?;
         let levels = self.levels(order.is_bid);
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn orders_are_added_modified_and_cancelled_by_a_size_and_trades_change_nothing() {
+    fn orders_are_added_modified_and_cancelled_and_trades_change_nothing() {
         let mut book = Book::new();
         for change in [
             order(action::ADD, side::BID, 1, 100, 10),
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_counted_and_does_not_stop_the_book() {
+    fn an_impossible_change_is_counted_and_does_not_stop_the_book() {
         let mut book = Book::new();
         book.apply(&order(action::CANCEL, side::BID, 9, 100, 1));
         book.apply(&order(action::MODIFY, side::BID, 8, 100, 1));
@@ -310,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_say_what_size_they_have_and_a_top_of_book_is_a_sides_only_level() {
+    fn a_level_carries_its_size_and_a_top_of_book_is_a_sides_only_level() {
         let mut book = Book::new();
         let level = |action, side, price, size| BookOrder { flags: flags::MBP, ..order(action, side, u64::MAX, price, size) };
         book.apply(&level(action::ADD, side::BID, 100, 5));
@@ -351,8 +350,8 @@ mod tests {
                     }
                     _ => {
                         book.apply(&order(action::CANCEL, side, id, price, size));
-                        if let Some(known) = model.get_mut(&id) {
-                            known.2 = known.2.saturating_sub(size);
+                        if let Some(left) = model.get_mut(&id) {
+                            left.2 = left.2.saturating_sub(size);
                         }
                         model.retain(|_, o| o.2 > 0);
                     }
@@ -371,22 +370,22 @@ mod tests {
     }
 
     #[test]
-    fn of_a_snapshot_and_changes_newer_than_it_the_newer_word_stands_whichever_came_first() {
-        let word =
+    fn the_newer_of_a_snapshot_and_a_change_wins_in_either_order_of_arrival() {
+        let change =
             |action, side, price, size, sequence, flags| BookOrder { sequence, flags, ..order(action, side, 0, price, size) };
         let (live, snapshot) = (flags::MBP | flags::LAST, flags::MBP | flags::SNAPSHOT);
-        // The sequence passes its end on the way: 2^32 - 1 is the snapshot's, 0 and 1 come after it.
+        // The sequence wraps: 2^32 - 1 is the snapshot's, 0 and 1 come after it.
         let changes = [
-            word(action::MODIFY, side::BID, 97, 9, u32::MAX - 1, live),
-            word(action::MODIFY, side::BID, 99, 5, 0, live),
-            word(action::CANCEL, side::ASK, 101, 0, 1, live),
+            change(action::MODIFY, side::BID, 97, 9, u32::MAX - 1, live),
+            change(action::MODIFY, side::BID, 99, 5, 0, live),
+            change(action::CANCEL, side::ASK, 101, 0, 1, live),
         ];
         let snapshot = [
-            word(action::CLEAR, side::NONE, 0, 0, u32::MAX, flags::SNAPSHOT),
-            word(action::ADD, side::BID, 99, 7, u32::MAX, snapshot),
-            word(action::ADD, side::BID, 98, 1, u32::MAX, snapshot),
-            word(action::ADD, side::ASK, 101, 3, u32::MAX, snapshot),
-            word(action::ADD, side::ASK, 102, 4, u32::MAX, snapshot),
+            change(action::CLEAR, side::NONE, 0, 0, u32::MAX, flags::SNAPSHOT),
+            change(action::ADD, side::BID, 99, 7, u32::MAX, snapshot),
+            change(action::ADD, side::BID, 98, 1, u32::MAX, snapshot),
+            change(action::ADD, side::ASK, 101, 3, u32::MAX, snapshot),
+            change(action::ADD, side::ASK, 102, 4, u32::MAX, snapshot),
         ];
         let (mut late, mut early) = (Book::new(), Book::new());
         changes.iter().chain(&snapshot).for_each(|c| late.apply(c));

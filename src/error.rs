@@ -1,9 +1,9 @@
-//! Owns: the library's one error type, and what a check of a format says before a path and an LSN are known.
+//! Owns: the library's one error type, and the result of a format check that has no path and no LSN yet.
 //!
-//! Every variant carries the facts an operator needs (path, offset, LSN, expected, found) and its
-//! message says what happened, to what, and what to do. No crate's type appears here: a cause from
-//! another library is kept as its text. Whoever consumes an error reports it; whoever passes it on
-//! does not.
+//! What must hold: every variant carries the values an operator needs (path, offset, LSN, expected,
+//! found), and its message states what happened, to what, and what to do. No other crate's type appears
+//! here: a cause from another library is kept as text. The code that handles an error reports it; code
+//! that returns it does not.
 
 use std::path::{Path, PathBuf};
 
@@ -12,18 +12,18 @@ use crate::lsn::Lsn;
 /// The result of every fallible call of the library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why bytes are not what they should be; whoever read them makes an [`Error`] of it.
+/// A failed check of some bytes; the code that read them turns it into an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bad {
     /// Which check failed.
     pub what: &'static str,
-    /// What it demands.
+    /// The value it requires.
     pub expected: u64,
-    /// What is there.
+    /// The value that was found.
     pub found: u64,
 }
 
-/// The store whose file `path` is.
+/// The store that the file `path` belongs to.
 fn store_of(path: &Path) -> &Path {
     let parent = path.parent().unwrap_or(path);
     match parent.file_name().and_then(|n| n.to_str()) {
@@ -32,12 +32,12 @@ fn store_of(path: &Path) -> &Path {
     }
 }
 
-/// Memory maps that a process can have at most; `None` if the system does not say.
+/// The most memory maps a process can have; `None` if the system does not report it.
 pub fn maps_max() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()
 }
 
-/// Memory maps that this process has. Little memory is taken for it: there may be none.
+/// Memory maps of this process. Allocates little: there may be no memory left.
 fn maps_now() -> std::io::Result<u64> {
     let (mut file, mut chunk, mut lines) = (std::fs::File::open("/proc/self/maps")?, [0; 4096], 0);
     loop {
@@ -49,15 +49,15 @@ fn maps_now() -> std::io::Result<u64> {
     }
 }
 
-/// A process that is so near to the limit has reached it: the system shows some maps as one, and this look takes some.
+/// A process this near to the limit has reached it: the system lists some maps as one, and counting takes some.
 const MAPS_NEAR: u64 = 64;
 
-/// The check `what`.
+/// Checks that `found` is `expected`; `what` names the check.
 pub fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
     if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
 }
 
-/// What went wrong, with the facts.
+/// Every error of the library.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -68,23 +68,23 @@ pub enum Error {
         op: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's own words.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// This process, or the host, has no more of what an operation on a file takes.
+    /// This process, or the host, has exhausted a resource that an operation on a file needs.
     #[error("cannot {op} {path}: {what}", path = path.display())]
     Exhausted {
         /// Present-tense verb.
         op: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// What there is no more of, and how to raise it.
+        /// Which resource is exhausted, and how to raise its limit.
         what: &'static str,
     },
-    /// Bytes that were known durable are not what was written.
+    /// Durable bytes are not those that were written.
     #[error(
         "{path} is damaged at offset {offset} ({what}: expected {expected:#x}, found {found:#x}) before LSN {lsn}; \
-         nothing was changed. What can be done says: tape repair --store {store}",
+         nothing was changed. To see the remedies, run: tape repair --store {store}",
         path = path.display(), store = store_of(path).display()
     )]
     Corrupt {
@@ -96,17 +96,17 @@ pub enum Error {
         lsn: Lsn,
         /// Which check failed.
         what: &'static str,
-        /// The value the check demands.
+        /// The value the check requires.
         expected: u64,
         /// The value in the file.
         found: u64,
     },
     /// A file that this program did not write.
-    #[error("{path} is not a tapestore {what} (it begins with {found:#018x}); if it should be one, what can be done says: tape repair --store {store}", path = path.display(), store = store_of(path).display())]
+    #[error("{path} is not a tapestore {what} (it begins with {found:#018x}); if it should be one, run: tape repair --store {store}", path = path.display(), store = store_of(path).display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What was looked for.
+        /// The kind of file that was expected.
         what: &'static str,
         /// Its first eight bytes, little-endian.
         found: u64,
@@ -123,27 +123,27 @@ pub enum Error {
     },
     /// A file that must exist does not.
     #[error(
-        "{path} is missing ({what}); nothing was changed. What can be done says: tape repair --store {store}",
+        "{path} is missing ({what}); nothing was changed. To see the remedies, run: tape repair --store {store}",
         path = path.display(), store = store_of(path).display()
     )]
     Missing {
         /// The file.
         path: PathBuf,
-        /// Why it must be there.
+        /// Why it must exist.
         what: &'static str,
     },
     /// Another process owns the store.
-    #[error("the store {path} is held by another process, which serves, backs up, merges or repairs it; stop that first or use another --store. Whether it is served says: tape status --store {path}", path = path.display())]
+    #[error("the store {path} is locked by another process, which serves, backs up, compacts or repairs it; stop that process first or use another --store. To see whether it is served, run: tape status --store {path}", path = path.display())]
     Locked {
         /// The store directory.
         path: PathBuf,
     },
-    /// Hosts of a cluster do not agree, or cannot say what they ask of each other.
+    /// The hosts of a cluster disagree, or one cannot do what another asks of it.
     #[error("the cluster's log cannot {what}: {cause}")]
     Consensus {
-        /// What was to be done.
+        /// The operation that failed.
         what: &'static str,
-        /// Why it cannot be.
+        /// Why it failed.
         cause: String,
     },
     /// The log stopped after an I/O error; nothing is acknowledged until the process restarts.
@@ -156,20 +156,20 @@ pub enum Error {
         /// The first failure's text.
         cause: String,
     },
-    /// The MemTables hold as much as they can until one of them is filed.
+    /// The MemTables are full until one of them is flushed.
     #[error(
-        "the MemTables are full: {rows} records in {tables} tables of {bytes} bytes wait to be filed into history; give the disk time or free space on it, or start tape-storage with a larger --memtable-size"
+        "the MemTables are full: {rows} records in {tables} tables of {bytes} bytes wait to be flushed; give the disk time or free space on it, or start tape-storage with a larger --memtable-size"
     )]
     MemTableFull {
-        /// Rows held.
+        /// Rows in all tables.
         rows: u64,
         /// Bytes of one table.
         bytes: u64,
         /// Tables in use.
         tables: usize,
     },
-    /// Shared memory cannot hold what was asked for.
-    #[error("{path}: shared memory has {free} bytes free, {wanted} are needed; free some of it (df -h /dev/shm; du -sh /dev/shm/*; tape status names processes that keep some) or make it larger (of a container: --shm-size)", path = path.display())]
+    /// Shared memory has too little room for an allocation.
+    #[error("{path}: shared memory has {free} bytes free, {wanted} are needed; free some of it (df -h /dev/shm; du -sh /dev/shm/*; tape status names processes that hold some) or enlarge it (for a container: --shm-size)", path = path.display())]
     NoSharedMemory {
         /// The file that could not be allocated.
         path: PathBuf,
@@ -178,10 +178,10 @@ pub enum Error {
         /// Bytes free.
         free: u64,
     },
-    /// The system gives this process no more memory maps.
+    /// This process has reached its limit of memory maps.
     #[error(
-        "cannot map {path}: this process has {maps} of the {limit} memory maps that the system gives one, and each SSTable and \
-         MemTable takes one. Let go of snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
+        "cannot map {path}: this process has {maps} of the {limit} memory maps that the system allows, and each SSTable and \
+         MemTable takes one. Drop snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
         path = path.display(), more = limit.saturating_mul(4)
     )]
     TooManyMaps {
@@ -189,25 +189,25 @@ pub enum Error {
         path: PathBuf,
         /// Maps of this process.
         maps: u64,
-        /// The most that it can have.
+        /// The most it can have.
         limit: u64,
     },
     /// A value from outside breaks a rule.
     #[error("invalid {what}: {reason}")]
     Invalid {
-        /// What was given.
+        /// The value's name.
         what: &'static str,
         /// Which rule it breaks.
         reason: String,
     },
-    /// The bus refused.
+    /// The bus failed an operation.
     #[error("bus: cannot {op} {service}: {cause}")]
     Bus {
         /// Present-tense verb.
         op: &'static str,
         /// The service's name.
         service: String,
-        /// The bus's own words.
+        /// The bus's error text.
         cause: String,
     },
     /// No storage process serves the store.
@@ -215,99 +215,100 @@ pub enum Error {
     StorageDown {
         /// The store directory.
         dir: PathBuf,
-        /// How this was noticed.
+        /// How it was detected.
         why: &'static str,
     },
-    /// It is a backup, which is not served and not changed.
-    #[error("{} is a backup and stays one: no storage process serves it, and only tape backup changes it. A store is made of it by: tape restore {} --store DIRECTORY", dir.display(), dir.display())]
+    /// The directory is a backup, which is neither served nor changed.
+    #[error("{} is a backup: no storage process serves it, and only tape backup changes it. To make a store of it, run: tape restore {} --store DIRECTORY", dir.display(), dir.display())]
     Backup {
         /// The directory.
         dir: PathBuf,
     },
-    /// This process's user may not use the store as it asks.
-    #[error("a process of {user} may not use the store {dir} so: {owner} serves it; run this as {owner}", dir = dir.display())]
+    /// This process's user may not use the store in this way.
+    #[error("a process of {user} may not use the store {dir} in this way: {owner} serves it; run this as {owner}", dir = dir.display())]
     Denied {
         /// The store directory.
         dir: PathBuf,
-        /// Who serves the store.
+        /// The user that serves the store.
         owner: String,
-        /// Who asks.
+        /// The user that was refused.
         user: String,
     },
-    /// It is another process's, from which this one was forked.
-    #[error("this {what} is process {pid}'s, from which this one was forked, and cannot be used here; open one of its own")]
+    /// The handle belongs to another process, from which this one was forked.
+    #[error(
+        "this {what} belongs to process {pid}, from which this one was forked, and cannot be used here; open one in this process"
+    )]
     Forked {
-        /// What was used.
+        /// The handle: `"reader"`, `"publisher"`, ...
         what: &'static str,
-        /// Who opened it.
+        /// The process that opened it.
         pid: u32,
     },
-    /// A storage process serves the store, and has not answered in time.
-    #[error("storage of {dir} has not answered in time: {why}. What is wrong says: tape status --store {dir}", dir = dir.display())]
+    /// A storage process serves the store but has not answered in time.
+    #[error("storage of {dir} has not answered in time: {why}. To see its state, run: tape status --store {dir}", dir = dir.display())]
     Unanswered {
         /// The store directory.
         dir: PathBuf,
-        /// What keeps it from answering.
+        /// Why it has not answered.
         why: &'static str,
     },
-    /// No storage process serves the store, and what its log alone has is not to be read without one: an answer without
-    /// it would be a part.
-    #[error("{what} {first} to {last} of {dir} are in the log alone, and no storage process serves them; an answer without them would not be whole. Start one with: tape-storage --store {dir}", dir = dir.display())]
+    /// No storage process serves the store, and some of the answer is only in its log, which cannot be read without one.
+    #[error("{what} {first} to {last} of {dir} are only in the log, and no storage process serves them; an answer without them would be incomplete. Start one with: tape-storage --store {dir}", dir = dir.display())]
     InLogAlone {
         /// The store directory.
         dir: PathBuf,
-        /// Of what: `"records"`, `"instruments"`, `"kinds"`.
+        /// Their name: `"records"`, `"instruments"`, `"kinds"`.
         what: &'static str,
-        /// The first that cannot be read: an LSN, an instrument's id, or the place in the order of definition.
+        /// The first that cannot be read: an LSN, an instrument's id, or the position in the order of definition.
         first: u64,
         /// The last.
         last: u64,
     },
-    /// This host of the store does not lead, and passes nothing on to the one that does.
-    #[error("the store in {} does not lead{}; attach where the leader's storage runs, or set `forward = true` under [cluster]", dir.display(), leader.map_or_else(String::new, |l| format!(", node {l} does")))]
+    /// This host is not the leader and forwards nothing to it.
+    #[error("the host of {} is not the leader{}; attach on the leader's host, or set `forward = true` under [cluster]", dir.display(), leader.map_or_else(String::new, |l| format!(", node {l} is")))]
     NotLeader {
         /// Directory of the store.
         dir: PathBuf,
-        /// Who leads, if it is known.
+        /// The leader, if there is one.
         leader: Option<crate::lsn::NodeId>,
     },
     /// The storage process refused a request.
     #[error("storage refused {request}: {reason}")]
     Refused {
-        /// What was asked.
+        /// The request.
         request: &'static str,
-        /// Why it was refused.
+        /// The reason.
         reason: String,
     },
-    /// A newer process writes as this publisher.
-    #[error("publisher {publisher} is fenced: a newer process writes as it")]
+    /// A newer process has attached as this publisher.
+    #[error("publisher {publisher} is fenced: a newer process publishes as it")]
     Fenced {
-        /// Who.
+        /// The publisher.
         publisher: crate::lsn::PublisherId,
     },
-    /// A live process writes as this publisher.
-    #[error("publisher {publisher} of {dir} is attached: a live process writes as it, and would be fenced. Take another number, or take over from it: tape publish --publisher {publisher} --take-over, Options::take_over", dir = dir.display())]
+    /// A live process is attached as this publisher.
+    #[error("publisher {publisher} of {dir} is attached already: a live process publishes as it and would be fenced. Use another number, or fence that process: tape publish --publisher {publisher} --take-over (in a program: Options::take_over)", dir = dir.display())]
     Taken {
         /// The store directory.
         dir: PathBuf,
-        /// Who.
+        /// The publisher.
         publisher: crate::lsn::PublisherId,
     },
     /// A limit of the store is reached.
     #[error("{what} is limited to {limit}")]
     Limit {
-        /// What is limited.
+        /// The limited quantity.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// A reader's position lies above a cut: the records from `first` on were withdrawn.
+    /// A reader's position lies in a truncated tail of the log: the records from `first` on were withdrawn.
     #[error("records from LSN {first} on were withdrawn after an unclean stop; re-read from there")]
     Withdrawn {
         /// First withdrawn LSN.
         first: Lsn,
     },
-    /// Records that are no longer held.
+    /// Records that the store no longer holds.
     #[error("records {first} to {last} are no longer held; the oldest held is {oldest}", oldest = last.next())]
     Expired {
         /// First LSN that is gone.
@@ -317,24 +318,24 @@ pub enum Error {
     },
 }
 
-/// What there is no more of, if that is why the system refused.
+/// Which resource is exhausted, if the system refused because of that.
 fn exhausted(source: &std::io::Error) -> Option<&'static str> {
     use rustix::io::Errno;
     match Errno::from_io_error(source)? {
         Errno::MFILE => {
-            Some("this process has as many files open as it may; raise that (ulimit -n, or LimitNOFILE= of a service)")
+            Some("this process has reached its limit of open files; raise it (ulimit -n, or LimitNOFILE= of a service)")
         }
-        Errno::NFILE => Some("the host has as many files open as it may; raise that (sysctl fs.file-max)"),
+        Errno::NFILE => Some("the host has reached its limit of open files; raise it (sysctl fs.file-max)"),
         Errno::NOMEM => Some(
             "there is no memory for it: the address space of this process (ulimit -v), its maps (sysctl vm.max_map_count) or \
-             the memory of the host or of its container is used up; raise that",
+             the memory of the host or its container is exhausted; raise that limit",
         ),
         _ => None,
     }
 }
 
 impl Error {
-    /// An [`Error::Io`] about `path`, or [`Error::Exhausted`] if a limit of the process or the host is behind it.
+    /// An [`Error::Io`] about `path`, or [`Error::Exhausted`] if a limit of the process or the host is the cause.
     pub fn io(op: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
         let (path, source) = (path.to_path_buf(), source.into());
         match exhausted(&source) {
@@ -343,9 +344,9 @@ impl Error {
         }
     }
 
-    /// That `path` cannot be mapped.
+    /// The error of a failed mapping of `path`.
     pub(crate) fn map(path: &Path, source: std::io::Error) -> Self {
-        // The system says the same of want of memory.
+        // The system returns the same error when memory is exhausted.
         if source.kind() == std::io::ErrorKind::OutOfMemory
             && let (Some(limit), Ok(maps)) = (maps_max(), maps_now())
             && maps + MAPS_NEAR >= limit
@@ -355,7 +356,7 @@ impl Error {
         Error::io("map", path, source)
     }
 
-    /// Whether it is that no storage process serves the store, so that a call made again after one has started may succeed.
+    /// Whether the cause is that no storage process serves the store: a retry may succeed after one has started.
     pub fn is_down(&self) -> bool {
         matches!(self, Error::StorageDown { .. } | Error::InLogAlone { .. })
     }

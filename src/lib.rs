@@ -23,8 +23,8 @@
 //! # }
 //! ```
 //!
-//! A program defines kinds of its own by a derive. A kind has a number from `0x8000` on that no other kind of
-//! the store has, and one layout for ever: when the struct changes, the number does, and the name may stay.
+//! A program defines its own kinds by a derive. A kind has a number from `0x8000` on, unique in the store, and one
+//! layout for ever: a changed struct needs a new number and may keep its name.
 //!
 //! ```
 //! use tapestore::lsn::InstrumentId;
@@ -65,11 +65,11 @@
 //! # assert!(tapestore::record::Layout::of(&Signal::SCHEMA).is_ok());
 //! ```
 //!
-//! What cannot be a record does not compile, and the message says why: "the record has padding: put larger fields
-//! first", "`bool` cannot be a field of a record", "the number of a kind that a program defines is from 0x8000 to
-//! 0x80ff", "write #[repr(C)] above it".
+//! A struct that cannot be a record does not compile, and the message gives the reason: "the record has padding: put
+//! larger fields first", "`bool` cannot be a field of a record", "the number of a kind that a program defines is from
+//! 0x8000 to 0x80ff", "write #[repr(C)] above it".
 //!
-//! A process knows one layout under a number: it can use several stores at once as long as their kinds agree.
+//! A process holds one layout per number: it can use several stores at once as long as their kinds agree.
 //!
 //! ```compile_fail,E0080
 //! # use tapestore::{lsn::InstrumentId, record::{Kind, Record}, time::Ts};
@@ -110,9 +110,9 @@
 //! struct Sorted { kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts, price: u64 }
 //! ```
 //!
-//! Modules stand on floors; a module uses only lower ones (`src/tidy.rs` keeps it):
-//! `lsn error time` / `record agent` / `disk shm bus` / `wal memtable sstable` / `manifest version` /
-//! `book bars publisher subscriber reader` / `engine` / `config`. There is no async code here.
+//! Modules are layered in floors; a module uses only lower ones (`src/tidy.rs` enforces it):
+//! `lsn sabotage error time` / `record agent pages` / `disk shm bus` / `wal memtable sstable` / `manifest` / `version` /
+//! `book bars publisher subscriber reader`. There is no async code here.
 
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64", target_os = "linux")))]
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
@@ -140,7 +140,7 @@ pub mod wal;
 
 pub use pages::guard as guard_pages;
 
-// What `derive(Record)` names.
+// Used by the code that `derive(Record)` generates.
 #[doc(hidden)]
 pub use bytemuck;
 extern crate self as tapestore;

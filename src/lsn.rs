@@ -1,7 +1,7 @@
-//! Owns: the numbers of the log and of its writers, each its own type.
+//! Owns: the numbers of the log and of its writers, each a type of its own.
 //!
-//! Watermarks obey `durable <= appended`, `applied <= appended`, `committed <= appended`; standalone,
-//! `committed = durable`. They fall only when [`Timeline`] rises.
+//! What must hold: `durable <= appended`, `applied <= appended`, `committed <= appended`; standalone,
+//! `committed = durable`. Watermarks fall only when [`Timeline`] rises.
 
 use std::fmt;
 
@@ -29,7 +29,7 @@ number! {
     Lsn(u64)
 }
 number! {
-    /// Byte position in the log, counted over all segments from its beginning.
+    /// Byte position in the log, counted from its start over all segments.
     Position(u64)
 }
 number! {
@@ -45,11 +45,11 @@ number! {
     Timeline(u64)
 }
 number! {
-    /// Who writes: a bus identity chosen by the publisher's owner.
+    /// A publisher's identity on the bus, chosen by its owner.
     PublisherId(u16)
 }
 number! {
-    /// One attachment of a publisher as `new`; a higher epoch fences the lower ones.
+    /// Rises each time a publisher attaches as new; a higher epoch fences the lower ones.
     Epoch(u32)
 }
 number! {
@@ -57,7 +57,7 @@ number! {
     PubSeq(u64)
 }
 number! {
-    /// A host of a cluster; chosen by its operator, never used again for another. 0 means "none".
+    /// A host of a cluster, numbered by its operator; a number is never reused for another host. 0 means "none".
     #[derive(serde::Serialize, serde::Deserialize)]
     NodeId(u64)
 }
@@ -84,46 +84,45 @@ impl Lsn {
 }
 
 impl InstrumentId {
-    /// The null instrument, of records that concern no single one.
+    /// The null instrument, for records that concern no single one.
     pub const NULL: InstrumentId = InstrumentId(u32::MAX);
 }
 
-/// How far above the newest epoch of a publisher in the log the epoch may be that it goes on from. It was granted before the
-/// store lost the end of its log, or was restored: each epoch is a start of the publisher, or a loss of what it held.
+/// How far a resumed epoch may lie above the publisher's newest epoch in the log. Such an epoch was granted before the store
+/// lost the end of its log, or was restored. Each start of a publisher, and each loss of its ring's records, takes one epoch.
 pub const EPOCHS_LOST_MAX: u32 = 1024;
 
-/// Why a publisher that goes on from an epoch further above is refused for good.
+/// Why storage refuses for good a publisher that resumes an epoch above that limit.
 pub const NO_SUCH_EPOCH: &str = "the store has never granted that epoch to this publisher; start the publisher again";
 
-/// How far a record must have come before its publisher is told, in rising order; `quorum-os` stands apart.
+/// How durable a record must be before storage acknowledges it, in rising order; `quorum-os` stands apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Level {
-    /// Nothing is promised; every loss is counted.
+    /// No guarantee; every loss is counted.
     None = 0,
     /// In the log file: survives the death of any process. Synced within 50 ms or 4 MiB.
     Os = 1,
     /// Synced to the disk: survives the loss of power.
     #[default]
     Fsync = 2,
-    /// Committed, and on the disk of a host that holds the log without a vote: for a pair. Where there is no such host the
-    /// same as `quorum`.
+    /// Committed, and on the disk of a learner: for a pair. Without a learner the same as `quorum`.
     Standby = 3,
-    /// Synced to the disks of most hosts of the cluster: survives the loss of the others. Without a cluster the same as
-    /// `fsync`.
+    /// Synced to the disks of a majority of the cluster's hosts: survives the loss of the others. Without a cluster the same
+    /// as `fsync`.
     Quorum = 4,
-    /// In the memory of most hosts of a cluster that is kept with `flush = "interval"`, and in their log files: survives the
-    /// death of any process and the loss of a few hosts, but **is lost** if most of them lose power within the interval.
+    /// In the memory and the log files of a majority of the hosts, in a cluster with `flush = "interval"`: survives the death
+    /// of any process and the loss of a minority of hosts, but **is lost** if a majority loses power within the interval.
     /// In every other store the same as `quorum`.
     QuorumOs = 5,
 }
 
-/// Why a store refuses a level that it cannot hold.
-pub const NO_SUCH_LEVEL: &str = "this store is kept with flush = \"interval\": its hosts have a record in memory when they say that they have it. Ask for the level `quorum-os`, which says so, or for `fsync`, the disk of the publisher's own host";
+/// Why a store refuses a level that it cannot guarantee.
+pub const NO_SUCH_LEVEL: &str = "this store runs with flush = \"interval\": its hosts acknowledge a record that is only in memory. Ask for the level `quorum-os`, which means that, or for `fsync`, the disk of the publisher's own host";
 
 impl Level {
-    /// The level of number `raw`, if there is one.
+    /// The level numbered `raw`, if there is one.
     pub const fn from_raw(raw: u8) -> Option<Level> {
         match raw {
             0 => Some(Level::None),
@@ -136,17 +135,17 @@ impl Level {
         }
     }
 
-    /// Whether its publishers wait for a disk.
+    /// Whether an acknowledgement at this level waits for a disk.
     pub const fn waits_for_disk(self) -> bool {
         matches!(self, Level::Fsync | Level::Standby | Level::Quorum)
     }
 
-    /// What who asks for this level gets of a store whose least level is `least`; `is_lossy`: other hosts say that they have
-    /// a record before it is on their disks. `None`: this store has no such level.
+    /// The level that a store grants to a publisher that asks for this one. `least`: the store's lowest level; `is_lossy`:
+    /// its other hosts acknowledge a record before it is on their disks. `None`: the store does not have this level.
     pub fn granted(self, least: Level, is_lossy: bool) -> Option<Level> {
         match (self, is_lossy) {
             (Level::Standby | Level::Quorum, true) => None,
-            // Of a lossy store the least level is `none` or `os`: neither of the two above it holds what the other does.
+            // The lowest level of a lossy store is `none` or `os`; of `fsync` and `quorum-os` neither includes the other.
             (Level::Fsync | Level::QuorumOs, true) => Some(self),
             (Level::QuorumOs, false) => Some(Level::Quorum),
             _ => Some(self.max(least)),

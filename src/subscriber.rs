@@ -1,10 +1,10 @@
 //! Owns: live subscription: records as publishers send them, before they are stored.
 //!
-//! What must hold: each publisher's records come in its order, each once; what the bus dropped is
-//! fetched from the store, in its place; what is not to be had within `heal_timeout` is reported as
-//! [`Event::Gap`], never passed over in silence. A subscriber never holds a publisher up. When storage is silent, it looks where
-//! the store's directory leads now, and says [`Event::Reopened`] when that is elsewhere. In a process that was forked off the one
-//! that opened it, it is refused: both would take from one queue.
+//! What must hold: each publisher's records arrive in its order, each once; records that the bus dropped
+//! are fetched from the store, in their place; a record that is not found within [`HEAL_TIMEOUT`] is
+//! reported as [`Event::Gap`], never skipped silently. A subscriber never blocks a publisher. When storage
+//! is silent, the subscriber follows the store's directory again, and returns [`Event::Reopened`] if it
+//! leads elsewhere. A forked process cannot use its parent's subscriber: both would take from one queue.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use crate::shm::run_dir::RunDir;
 use crate::time::{Clock, HostClock};
 use crate::version::{Versions, View};
 
-/// What a subscriber is told.
+/// An event that a subscriber receives.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event<'a> {
     /// A record.
     Record {
-        /// Who published it.
+        /// Its publisher.
         publisher: PublisherId,
-        /// In which epoch.
+        /// The publisher's epoch.
         epoch: Epoch,
         /// Its number in the epoch.
         pub_seq: PubSeq,
@@ -40,39 +40,39 @@ pub enum Event<'a> {
         /// Whether it was fetched from the store.
         healed: bool,
     },
-    /// Records that could not be had in time. They may yet be stored.
+    /// Records that were not found in time. They may still be stored later.
     Gap {
-        /// Whose.
+        /// Their publisher.
         publisher: PublisherId,
-        /// In which epoch.
+        /// The publisher's epoch.
         epoch: Epoch,
         /// The first.
         first: PubSeq,
-        /// The last; the greatest number if the epoch ended and nobody can say how many there were.
+        /// The last; the greatest number if the epoch ended and their count is unknown.
         last: PubSeq,
     },
-    /// The store is served from elsewhere than before: it was moved, or restored from a backup.
+    /// The store is now served from another place: it was moved, or restored from a backup.
     Reopened {
-        /// The timeline that it is on.
+        /// Its timeline.
         timeline: Timeline,
-        /// Whether it goes on where it was: what was missed meanwhile comes as healed. If not, it is another copy of the store,
-        /// which may hold less than came before, or other records; what comes next begins where publishers are now.
+        /// Whether the log continues: records missed meanwhile arrive as healed. If not, this is another copy of the store,
+        /// which may hold fewer or other records; the next events start at the publishers' current positions.
         continues: bool,
     },
 }
 
-/// How long a missing record is waited for.
+/// How long to wait for a missing record.
 pub const HEAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     epoch: Epoch,
     next: PubSeq,
-    /// Where the last record that was healed stands: the next one stands after it.
+    /// LSN of the last healed record; the next one has a higher LSN.
     healed: Lsn,
 }
 
-/// A batch, copied out of shared memory and cut into records one by one.
+/// A batch, copied out of shared memory and split into records one by one.
 #[derive(Debug, Default)]
 struct Batch {
     publisher: PublisherId,
@@ -86,17 +86,17 @@ struct Batch {
 /// Finds records in the store.
 #[derive(Debug, Default)]
 struct Stored {
-    /// Files are looked at for records above this.
+    /// SSTables are searched for records above this.
     after: Lsn,
-    /// What was not in the files, of this edit of the manifest: it is not looked for there again.
+    /// The record that the SSTables of this manifest edit do not have: they are not searched for it again.
     absent: Option<((u64, u64), PublisherId, Epoch, PubSeq)>,
-    /// The record that was found last.
+    /// The last record found.
     words: Vec<u64>,
 }
 
 impl Stored {
-    /// The record that `publisher` numbered `pub_seq` in `epoch`, if the store shows it above `after`: it
-    /// is copied to `words`, and its LSN given.
+    /// Finds the record that `publisher` numbered `pub_seq` in `epoch`, above `after`. Copies it to `words`
+    /// and returns its LSN.
     fn find(
         &mut self,
         view: Option<&View>,
@@ -145,7 +145,7 @@ pub struct Subscriber {
     cursors: HashMap<PublisherId, Cursor>,
     batch: Batch,
     healing_since: Option<Instant>,
-    /// When the store was looked at last, while it is held.
+    /// When the store was last read, while its files are mapped.
     held: Option<Instant>,
     healed: u64,
     stored: Stored,
@@ -156,14 +156,14 @@ pub struct Subscriber {
     origin: Origin,
 }
 
-/// How long what healing has mapped of the store is kept for more of it: files that are merged and unlinked meanwhile take
-/// their bytes until it is given back.
+/// How long files mapped for healing stay mapped for the next one. SSTables that are compacted and unlinked meanwhile take
+/// their bytes until they are unmapped.
 const HOLD: Duration = Duration::from_millis(500);
 
-/// How often an idle subscriber looks whether storage has been restarted.
+/// How often an idle subscriber checks for a restart of storage.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// How often it looks where the store's directory leads, while storage is silent.
+/// How often it follows the store's directory again, while storage is silent.
 const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
 impl Subscriber {
@@ -177,7 +177,7 @@ impl Subscriber {
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open(&run_dir.bells())?;
         let versions = Versions::new(Arc::new(RealDisk), store, control.store_id());
-        // What is missing came after this moment.
+        // Missing records are newer than this.
         let after = control.applied();
         let mut this = Subscriber {
             store: store.to_path_buf(),
@@ -206,19 +206,19 @@ impl Subscriber {
         Ok(this)
     }
 
-    /// Records that were fetched from the store.
+    /// Number of records fetched from the store.
     pub fn healed(&self) -> u64 {
         self.healed
     }
 
-    /// Whether storage has turned its loop within the last second. If not, nothing comes until it is started again, here or where
-    /// the store's directory leads by then.
+    /// Whether storage's loop has turned within the last second. If not, nothing arrives until storage is started again, here
+    /// or where the store's directory then leads.
     pub fn is_storage_alive(&self) -> bool {
         self.control.is_alive(HostClock.monotonic())
     }
 
-    /// Goes over to the control page that the store's directory leads to now, if storage is silent on this one and serves on
-    /// that. Another store is not gone over to.
+    /// Switches to the control page that the store's directory leads to now, if storage is silent on this page and serves on
+    /// that one. Never switches to another store.
     fn reopen_if_silent(&mut self) -> Result<()> {
         if self.reopen_tried.elapsed() < REOPEN_EVERY || self.is_storage_alive() {
             return Ok(());
@@ -233,7 +233,7 @@ impl Subscriber {
         }
         let (timeline, continues) = (now.timeline(), now.timeline() == self.timeline);
         if !continues {
-            // Its numbers are another copy's: none of them says anything of those that were seen.
+            // Another copy's sequence numbers cannot be compared with those received.
             self.cursors.clear();
             self.stored = Stored { after: now.applied(), ..Stored::default() };
         }
@@ -242,11 +242,11 @@ impl Subscriber {
         (self.view, self.link, self.kinds) = (None, None, None);
         (self.run_dir, self.control) = (run_dir, now);
         self.reopened = Some((timeline, continues));
-        tracing::warn!(store = %self.store.display(), %timeline, continues, "the store is served from elsewhere now");
+        tracing::warn!(store = %self.store.display(), %timeline, continues, "the store is now served from another place");
         self.relink().map(drop)
     }
 
-    /// Joins the bus of the instance that serves now. `false`: none does.
+    /// Joins the bus of the serving instance. `false`: none serves.
     fn relink(&mut self) -> Result<bool> {
         let instance = self.control.instance();
         if instance % 2 == 1 || self.control.server().is_none() {
@@ -268,7 +268,7 @@ impl Subscriber {
     /// The next event, if there is one.
     ///
     /// # Errors
-    /// [`Error::Bus`]; malformed batches are passed over, and their records come as healed or as a gap. [`Error::Forked`].
+    /// [`Error::Bus`]; [`Error::Forked`]. A malformed batch is skipped, and its records arrive as healed or as a gap.
     pub fn poll(&mut self) -> Result<Option<Event<'_>>> {
         self.origin.check("subscriber")?;
         if let Some((timeline, continues)) = self.reopened.take() {
@@ -285,7 +285,7 @@ impl Subscriber {
         let cursor = self.cursors.entry(publisher).or_insert(Cursor { epoch, next: batch.next, healed: Lsn::NONE });
         let expected = cursor.next;
         if cursor.epoch < epoch {
-            // What the bus dropped of the epoch before comes first.
+            // Records that the bus dropped from the earlier epoch come first.
             let ended = Cursor { ..*cursor };
             return self.end_epoch(publisher, ended, epoch);
         }
@@ -302,7 +302,7 @@ impl Subscriber {
         Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record, healed: false }))
     }
 
-    /// Takes the next batch with anything new in it.
+    /// Receives the next batch with a new record. `false`: there is none.
     fn next_batch(&mut self) -> Result<bool> {
         loop {
             let Some((_, receiver, _)) = &self.link else { return self.look() };
@@ -317,12 +317,12 @@ impl Subscriber {
             let count = |words: &[u64]| crate::record::split(words).try_fold(0u32, |n, r| r.map(|_| n + 1));
             let mut whole = count(&batch.words);
             if let (Err(_), Some(kinds)) = (&whole, &mut self.kinds) {
-                // Of a kind that has been defined meanwhile: the store knew it before its first record was sent.
+                // A kind may have been defined meanwhile: the store has it before its first record is sent.
                 kinds.refresh()?;
                 whole = count(&batch.words);
             }
             if whole.ok() != Some(header.count()) || header.count() == 0 {
-                tracing::warn!(publisher = batch.publisher.0, "a malformed live batch is passed over");
+                tracing::warn!(publisher = batch.publisher.0, "skipped a malformed live batch");
                 continue;
             }
             batch.left = header.count();
@@ -340,7 +340,7 @@ impl Subscriber {
         }
     }
 
-    /// Nothing has come: storage may have been restarted.
+    /// Checks for a restart of storage when nothing has arrived.
     fn look(&mut self) -> Result<bool> {
         if self.looked.elapsed() >= LOOK_EVERY {
             self.looked = Instant::now();
@@ -352,7 +352,7 @@ impl Subscriber {
         Ok(false)
     }
 
-    /// Gives back what healing has looked at, unless it goes on.
+    /// Unmaps the files read for healing, unless healing continues.
     #[cold]
     fn let_go(&mut self) {
         if self.healing_since.is_none() && self.held.is_some_and(|held| held.elapsed() >= HOLD) {
@@ -361,14 +361,14 @@ impl Subscriber {
         }
     }
 
-    /// Looks at the store as it is now.
+    /// Takes a view of the store as it is now.
     fn look_at_store(&mut self) -> Result<()> {
         self.held = Some(Instant::now());
         self.healing_since.get_or_insert_with(Instant::now);
         if let Err(error) = self.reopen_if_silent() {
             tracing::debug!(%error, "cannot join the bus yet");
         }
-        // A record that is not found is waited for, and then reported: a part is enough to look in.
+        // A partial view is enough: a record that it does not have is waited for and then reported.
         match self.versions.look(&self.run_dir, &self.control, Control::applied) {
             Ok((view, _)) => {
                 self.view = Some(view);
@@ -384,7 +384,7 @@ impl Subscriber {
         self.healing_since.is_some_and(|since| since.elapsed() >= HEAL_TIMEOUT)
     }
 
-    /// Fetches the record `expected` from the store, or waits for it, or gives it up.
+    /// Fetches the record `expected` from the store; waits for it until the timeout, then reports a gap.
     fn heal(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) -> Result<Option<Event<'_>>> {
         self.look_at_store()?;
         let waited = self.has_waited();
@@ -405,14 +405,14 @@ impl Subscriber {
         Ok(Some(Event::Gap { publisher, epoch, first: expected, last }))
     }
 
-    /// Fetches what is left of the epoch that `ended` stands in. It is over when the store has the first
-    /// record of the epoch `new`: storage takes in nothing of the old one after it.
+    /// Fetches the rest of the epoch of the cursor `ended`. The epoch is complete when the store has the first
+    /// record of the epoch `new`: storage accepts nothing of the old epoch after it.
     fn end_epoch(&mut self, publisher: PublisherId, ended: Cursor, new: Epoch) -> Result<Option<Event<'_>>> {
         self.look_at_store()?;
         let waited = self.has_waited();
         let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
         let Cursor { epoch, next, healed } = ended;
-        // The order of the two looks matters: the new epoch's first record ends the old one.
+        // This search comes first: once the new epoch's first record is stored, the old epoch is complete.
         let over = self.stored.find(self.view.as_ref(), publisher, new, PubSeq(1), healed)?.is_some();
         if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, next, healed)? {
             self.healing_since = None;
@@ -429,11 +429,11 @@ impl Subscriber {
         if over {
             return Ok(None);
         }
-        // Nobody can say how many there were.
+        // Their count is unknown.
         Ok(Some(Event::Gap { publisher, epoch, first: next, last: PubSeq(u64::MAX) }))
     }
 
-    /// Sleeps until there may be something new, or `limit` has passed.
+    /// Sleeps until there may be an event, at most for `limit`.
     pub fn wait(&self, limit: Duration) {
         if self.healing_since.is_some() {
             return self.bells.sleep(Bell::Applied, limit.min(Duration::from_millis(5)), || false);
@@ -446,7 +446,7 @@ impl Subscriber {
 impl Drop for Subscriber {
     fn drop(&mut self) {
         if !self.origin.is_here() {
-            // The ends of the bus are those of the process from which this one was forked: to close them would close its.
+            // The bus ports belong to the parent process: closing them here would close the parent's.
             Box::leak(Box::new(self.link.take()));
         }
     }

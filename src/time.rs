@@ -1,5 +1,5 @@
-//! Owns: time. [`Ts`] is a moment in nanoseconds since the epoch, UTC; [`Clock`] is the one place
-//! where the present comes from, so a simulation can supply its own.
+//! Owns: time. [`Ts`] is a moment in nanoseconds since the epoch, UTC; [`Clock`] is the one source of
+//! the current time, so a simulation can supply its own.
 
 use std::fmt;
 use std::str::FromStr;
@@ -32,10 +32,10 @@ pub const NANOS_PER_SECOND: u64 = 1_000_000_000;
 pub struct Ts(pub u64);
 
 impl Ts {
-    /// No time.
+    /// The null time.
     pub const NULL: Ts = Ts(u64::MAX);
 
-    /// Whether this is no time.
+    /// Whether this is the null time.
     pub const fn is_null(self) -> bool {
         self.0 == u64::MAX
     }
@@ -72,10 +72,10 @@ impl FromStr for Ts {
     }
 }
 
-/// The length of time `text` says, like `90s`, `15m`, `36h` or `30d`, in nanoseconds.
+/// Parses a duration like `90s`, `15m`, `36h` or `30d` into nanoseconds.
 ///
 /// # Errors
-/// [`Error::Invalid`].
+/// [`Error::Invalid`] if `text` is none, or too long for 64 bits.
 pub fn parse_duration(text: &str) -> Result<u64> {
     let unit = |c| match c {
         's' => Some(NANOS_PER_SECOND),
@@ -87,12 +87,12 @@ pub fn parse_duration(text: &str) -> Result<u64> {
     let number = text.get(..text.len().saturating_sub(1)).filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
     let parsed = number.and_then(|n| n.parse::<u64>().ok()).zip(text.chars().last().and_then(unit));
     let length = parsed.and_then(|(n, unit)| n.checked_mul(unit));
-    length.ok_or_else(|| Error::invalid("length of time", format!("'{text}' is not like 90s, 15m, 36h or 30d")))
+    length.ok_or_else(|| Error::invalid("duration", format!("'{text}' is not like 90s, 15m, 36h or 30d")))
 }
 
-/// Where the present comes from.
+/// The source of the current time.
 pub trait Clock: Send + Sync {
-    /// The wall clock; may jump.
+    /// Wall-clock time; may jump.
     fn wall(&self) -> Ts;
     /// Nanoseconds of a clock that never falls and is shared by all processes of the host.
     fn monotonic(&self) -> u64;
@@ -117,11 +117,11 @@ impl Clock for HostClock {
     }
 }
 
-/// A clock that stands still until it is moved; for simulation.
+/// A clock that moves only by its methods; for simulation.
 #[derive(Clone, Debug)]
 pub struct SimClock {
     now: Arc<AtomicU64>,
-    /// How much later the wall clock is, modulo 2^64.
+    /// Offset of the wall clock, modulo 2^64.
     skew: Arc<AtomicU64>,
 }
 
@@ -131,13 +131,13 @@ impl SimClock {
         SimClock { now: Arc::new(AtomicU64::new(start.0)), skew: Arc::default() }
     }
 
-    /// Moves the clock on by `nanos`.
+    /// Advances the clock by `nanos`.
     pub fn advance(&self, nanos: u64) {
         // A single number that orders nothing else: relaxed.
         self.now.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// Sets the wall clock forward by `nanos`, or back.
+    /// Moves the wall clock by `nanos`, forward or back.
     pub fn jump(&self, nanos: i64) {
         // As above.
         self.skew.fetch_add(nanos.cast_unsigned(), Ordering::Relaxed);
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_of_time_has_a_unit() {
+    fn a_duration_has_a_unit() {
         assert_eq!((parse_duration("90s").unwrap(), parse_duration("2d").unwrap()), (90_000_000_000, 172_800_000_000_000));
         for bad in ["", "d", "30", "1.5h", "-1d", "30 d", "9999999999999d", "1\u{b5}"] {
             assert!(parse_duration(bad).is_err(), "{bad}");

@@ -1,13 +1,12 @@
-//! Owns: versions, what a reading process has mapped of a store at one moment: the files of history and
-//! the MemTables.
+//! Owns: versions: the SSTables and MemTables that a reading process has mapped at one moment.
 //!
-//! What must hold: a view covers every row up to its watermark, each once. Files hold the records up to
-//! `covered`, MemTables those after it. The list of MemTables is read, then the manifest, what is new is
-//! opened, the watermark is loaded, and the list is looked at once more: if it has not changed, all rows
-//! up to the watermark are there, because storage names a table before a row in it is applied, and the
-//! files that replace a table before it drops the table. What a view holds stays readable for as long as
-//! the view does, whatever is unlinked. A view that would lack records because no storage process serves the
-//! store is refused here, so every reader of every process has that from here.
+//! What must hold: a view covers every row up to its watermark, each once. SSTables hold the records up to
+//! `covered`, MemTables those after it. A view is made in this order: read the list of MemTables and open
+//! them, read the manifest and open new SSTables, load the watermark, check the list again. If the list is
+//! unchanged, the view has all rows up to the watermark, because storage lists a MemTable before it applies
+//! a row in it, and the SSTables that replace a MemTable before it drops that one. Tables of a view stay
+//! readable for as long as the view exists, even when they are unlinked. A view that would miss records
+//! because no storage process serves the store is refused here, for the readers of every process.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,15 +24,15 @@ use crate::shm::run_dir::RunDir;
 use crate::sstable;
 use crate::time::{Clock, HostClock, Ts};
 
-/// A mapped file of history.
+/// A mapped SSTable.
 pub type File = Arc<sstable::Table>;
 
-/// Files by the beginnings of their spans.
+/// SSTables, sorted by the first key of their spans.
 #[derive(Clone, Debug, Default)]
 struct Spans {
-    /// First and last of each file's span, by first.
+    /// First and last of each SSTable's span, sorted by first.
     spans: Vec<(u64, u64)>,
-    /// The greatest last of a file and those before it.
+    /// The greatest last of each SSTable and those before it.
     last_max: Vec<u64>,
     files: Vec<File>,
 }
@@ -52,7 +51,7 @@ impl Spans {
         spans
     }
 
-    /// The files whose span begins at or before `to`, the latest first, as long as one of those left may
+    /// The SSTables whose spans meet `from` to `to`, the latest first; stops when none of the rest can
     /// reach `from`.
     #[inline]
     fn back_from(&self, from: u64, to: u64) -> impl Iterator<Item = &File> {
@@ -62,7 +61,7 @@ impl Spans {
     }
 }
 
-/// The files of one version of the manifest.
+/// The SSTables of one version of the manifest.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     covered: Lsn,
@@ -84,39 +83,39 @@ impl History {
         History { covered, number: 0, seq, by_lsn: Spans::new(by_lsn.collect()), by_time }
     }
 
-    /// The last record that the files hold.
+    /// The last record in the SSTables.
     pub fn covered(&self) -> Lsn {
         self.covered
     }
 
-    /// Numbers of the manifest and of its edit.
+    /// The numbers of the manifest and of its last edit.
     pub fn edit(&self) -> (u64, u64) {
         (self.number, self.seq)
     }
 
-    /// All files, by their first LSN.
+    /// All SSTables, sorted by first LSN.
     pub fn files(&self) -> &[File] {
         &self.by_lsn.files
     }
 
-    /// The kinds that have files.
+    /// The kinds that have SSTables.
     pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
         self.by_time.keys().copied()
     }
 
-    /// The files that may hold the record `lsn`.
+    /// The SSTables that may hold the record `lsn`.
     #[inline]
     pub fn files_at(&self, lsn: Lsn) -> impl Iterator<Item = &File> {
         self.by_lsn.back_from(lsn.0, lsn.0)
     }
 
-    /// The files that may hold records from `from` to `to`.
+    /// The SSTables that may hold records from `from` to `to`.
     pub fn files_between(&self, from: Lsn, to: Lsn) -> impl Iterator<Item = &File> {
         self.by_lsn.back_from(from.0, to.0)
     }
 
-    /// The files of `kind` with rows up to `time`, those that begin latest first, each with the greatest
-    /// index time of it and those that follow.
+    /// The SSTables of `kind` with rows up to `time`, the latest first, each with the greatest index time
+    /// of it and those that follow.
     #[inline]
     pub fn files_until(&self, kind: Kind, time: Ts) -> impl Iterator<Item = (&File, Ts)> {
         self.by_time.get(&kind).into_iter().flat_map(move |spans| {
@@ -125,16 +124,16 @@ impl History {
         })
     }
 
-    /// The files of `kind` with rows in `range`, those that begin latest first.
+    /// The SSTables of `kind` with rows in `range`, the latest first.
     #[inline]
     pub fn files_in(&self, kind: Kind, range: TimeRange) -> impl Iterator<Item = &File> {
         self.by_time.get(&kind).into_iter().flat_map(move |spans| spans.back_from(range.from.0, range.to.0))
     }
 
-    /// The record that `publisher` numbered `pub_seq` in `epoch`, if it is here above `after`.
+    /// Finds the record that `publisher` numbered `pub_seq` in `epoch`, above `after`.
     ///
     /// # Errors
-    /// As the files' reading.
+    /// Those of reading an SSTable.
     pub fn find_published(
         &self,
         publisher: PublisherId,
@@ -159,14 +158,14 @@ impl History {
     }
 }
 
-/// A store as of one moment.
+/// A store at one moment.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// Files: the records up to [`History::covered`].
+    /// SSTables: the records up to [`History::covered`].
     pub history: Arc<History>,
-    /// MemTables, oldest first: the records after.
+    /// MemTables, oldest first: the records after those.
     pub tables: Vec<Arc<Table>>,
-    /// The last row that may be looked at.
+    /// The last row that may be read.
     pub upto: Lsn,
 }
 
@@ -180,10 +179,10 @@ impl View {
         self.tables.iter().rev().find(|t| t.base() <= lsn)
     }
 
-    /// Whether what has been read of the MemTables so far is what was written; see [`Table::check`].
+    /// Checks that everything read from the MemTables so far is what was written; see [`Table::check`].
     ///
     /// # Errors
-    /// [`Error::Io`] if not.
+    /// [`Error::Io`] if it is not.
     #[inline]
     pub fn check_tables(&self) -> Result<()> {
         self.tables.iter().try_for_each(|t| t.check())
@@ -192,7 +191,7 @@ impl View {
     /// Every series that has a record, sorted.
     ///
     /// # Errors
-    /// As the files' reading.
+    /// Those of reading an SSTable.
     pub fn series(&self) -> Result<Vec<Series>> {
         let mut all: Vec<Series> = self.tables.iter().flat_map(|t| t.series()).collect();
         for file in self.history.files() {
@@ -207,7 +206,7 @@ impl View {
     }
 }
 
-/// What is mapped, kept from one view to the next.
+/// The mapped tables, kept from one view to the next.
 pub struct Versions {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -216,11 +215,11 @@ pub struct Versions {
     history: Arc<History>,
     instance: u64,
     version: u64,
-    /// The tables that views hold: one that has been filed is given back when the last view of it has ended.
+    /// MemTables of live views: one that has been flushed is unmapped when its last view ends.
     tables: Vec<Weak<Table>>,
-    /// The one that is being filled, which would be mapped again for every view.
+    /// The active MemTable, which would otherwise be mapped again for every view.
     active: Option<Arc<Table>>,
-    /// [`pages::damaged`] when damaged mappings were looked for last.
+    /// [`pages::damaged`] at the last search for damaged mappings.
     damaged: u64,
 }
 
@@ -230,13 +229,13 @@ impl std::fmt::Debug for Versions {
     }
 }
 
-/// Looks at the list again this often before it gives up: storage changes it once a table is full.
+/// Reads the list at most this often before it gives up: storage changes it only when a MemTable is full.
 const TRIES: u32 = 1000;
-/// Files that cannot be opened are an error after so many tries: one may have been replaced meanwhile.
+/// Returns the error of an SSTable or MemTable that cannot be opened after so many tries: it may have been replaced meanwhile.
 const FAILURES_MAX: u32 = 20;
 
 impl Versions {
-    /// Of the store `store_id` in the directory `dir`; nothing is mapped yet.
+    /// For the store `store_id` in the directory `dir`; maps nothing yet.
     pub fn new(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Versions {
         Versions {
             disk,
@@ -252,12 +251,12 @@ impl Versions {
         }
     }
 
-    /// The store now, up to the record that `watermark` gives, or, while storage is about to apply that, up to the last
-    /// one applied.
+    /// The store now, up to the record that `watermark` returns, or up to the last one applied while storage has yet to
+    /// apply that one.
     ///
     /// # Errors
-    /// As [`Versions::look`]; [`Error::InLogAlone`] if no storage process serves the store, and not all records up to
-    /// `watermark` are in files or in shared memory.
+    /// Those of [`Versions::look`]; [`Error::InLogAlone`] if no storage process serves the store and some records up to
+    /// `watermark` are in neither SSTables nor shared memory.
     pub fn view(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<View> {
         let (view, wanted) = self.look(run_dir, control, watermark)?;
         if view.upto < wanted && !control.is_alive(HostClock.monotonic()) {
@@ -267,11 +266,12 @@ impl Versions {
         Ok(view)
     }
 
-    /// What can be read of the store now, up to what `watermark` gives, and what that was: after storage has stopped in
-    /// order only files can be read.
+    /// The readable part of the store now, up to the record that `watermark` returns, and that record. After an orderly
+    /// stop of storage only SSTables are readable.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] while storage recovers or after it was killed half-way; [`Error::Exhausted`].
+    /// [`Error::StorageDown`] while storage recovers, or after it was killed during a change of its MemTables;
+    /// [`Error::Exhausted`]; [`Error::TooManyMaps`].
     pub fn look(&mut self, run_dir: &RunDir, control: &Control, watermark: impl Fn(&Control) -> Lsn) -> Result<(View, Lsn)> {
         let mut failures = 0;
         let damaged = pages::damaged();
@@ -281,12 +281,12 @@ impl Versions {
                 return self.down("it is recovering");
             }
             let Some(list) = control.tables() else { return self.down("it was killed while it changed its MemTables") };
-            let known = instance == self.instance && list.version == self.version && damaged == self.damaged;
+            let is_current = instance == self.instance && list.version == self.version && damaged == self.damaged;
             let wanted = list.tables.get(..list.count).unwrap_or(&[]);
             let tables = match self.open_tables(run_dir, control.store_id(), instance, wanted) {
                 Ok(tables) => tables,
                 Err(error @ (Error::Exhausted { .. } | Error::TooManyMaps { .. })) => return Err(error),
-                // Gone between the look at the list and the opening: look again.
+                // Removed after the list was read: read it again.
                 Err(Error::StorageDown { .. }) => continue,
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
                 Err(error) => {
@@ -297,7 +297,7 @@ impl Versions {
                     continue;
                 }
             };
-            if !known {
+            if !is_current {
                 if let Err(error) = self.refresh_history(list.manifest) {
                     failures += 1;
                     if failures > FAILURES_MAX {
@@ -313,9 +313,9 @@ impl Versions {
             let upto = wanted.min(control.applied());
             if control.table_version() == list.version && control.instance() == instance {
                 let covered = self.history.covered;
-                // A stopped storage process has given its tables back.
+                // A stopped storage process has removed its MemTables.
                 let upto = if tables.is_empty() { covered } else { upto };
-                // The tables that hold what the files do not.
+                // The MemTables with records that no SSTable has.
                 let tables = tables.into_iter().filter(|t| t.base() > covered).collect();
                 return Ok((View { history: self.history.clone(), tables, upto }, wanted));
             }
@@ -323,14 +323,14 @@ impl Versions {
         self.down("its MemTables are gone")
     }
 
-    /// Whether the newest view is of the files and MemTables that storage names now.
+    /// Whether the newest view has the SSTables and MemTables that storage lists now.
     #[inline]
     pub fn is_current(&self, control: &Control) -> bool {
         control.table_version() == self.version && control.instance() == self.instance
     }
 
-    /// Gives back every file and MemTable that no view holds; the next view maps what it needs. What is kept for it
-    /// otherwise may be unlinked meanwhile, and its bytes are free only when nobody has it mapped.
+    /// Unmaps every SSTable and MemTable that no view uses; the next view maps what it needs. Kept mappings may be of
+    /// unlinked files, whose bytes are freed only when no process maps them.
     pub fn let_go(&mut self) {
         self.files.clear();
         self.tables.clear();
@@ -338,17 +338,17 @@ impl Versions {
         (self.instance, self.version) = (0, 0);
     }
 
-    /// The instrument names as of the checkpoint, by id from 1; `None` if nothing is filed.
+    /// The instrument names as of the checkpoint, by id from 1; `None` if nothing has been flushed.
     ///
     /// # Errors
-    /// As [`Follower::refresh`].
+    /// Those of [`Follower::refresh`].
     pub fn names(&mut self) -> Result<Option<Vec<Name>>> {
         self.manifest.refresh(self.disk.as_ref(), 0)?;
         let state = self.manifest.state();
         Ok((state.covered() > Lsn::NONE).then(|| state.names.clone()))
     }
 
-    /// How many kinds programs had defined, of what has been read of the manifest.
+    /// Number of user-defined kinds in the part of the manifest read so far.
     pub fn kinds(&self) -> u64 {
         self.manifest.state().kinds.len() as u64
     }
@@ -357,18 +357,18 @@ impl Versions {
         Err(Error::StorageDown { dir: self.dir.clone(), why })
     }
 
-    /// The tables of `list`, those that a view still holds among them.
+    /// Opens the MemTables of `list`, reusing those that a view still has mapped.
     fn open_tables(&self, run_dir: &RunDir, store_id: u128, instance: u64, list: &[(u64, Lsn)]) -> Result<Vec<Arc<Table>>> {
         let mut open = Vec::with_capacity(list.len());
         for &(id, base) in list {
-            let mut known = self.tables.iter().filter_map(Weak::upgrade).filter(|t| t.check().is_ok());
-            let known = known.find(|t| self.instance == instance && t.id() == id);
-            let table = match known {
+            let mut mapped = self.tables.iter().filter_map(Weak::upgrade).filter(|t| t.check().is_ok());
+            let found = mapped.find(|t| self.instance == instance && t.id() == id);
+            let table = match found {
                 Some(table) => table,
                 None => Arc::new(Table::open(&run_dir.memtable(instance, id), store_id)?),
             };
             if table.base() != base {
-                // The list is of another instance by now.
+                // The list belongs to another instance by now.
                 return self.down("it has just been restarted");
             }
             open.push(table);
@@ -379,15 +379,15 @@ impl Versions {
     fn refresh_history(&mut self, seq: u64) -> Result<()> {
         self.manifest.refresh(self.disk.as_ref(), seq)?;
         let state = self.manifest.state();
-        // A file of which a page could not be read is mapped anew: its disk may be well again.
+        // An SSTable with an unreadable page is mapped again: its disk may have recovered.
         let before = self.files.len();
         self.files.retain(|_, file| !file.is_damaged());
-        // Compared with what was opened, not with what was read: an opening may have failed in between.
+        // Compares with the SSTables that are open, not with those listed: an open may have failed in between.
         let is_whole = self.files.len() == before && self.files.len() == state.files.len();
         if is_whole && (self.history.number, self.history.seq) == (self.manifest.number(), state.seq) {
             return Ok(());
         }
-        // A number may have come to stand for another file, if an edit was withdrawn by a failed sync.
+        // A number may name another SSTable now, if a failed sync withdrew an edit.
         self.files.retain(|id, file| state.files.get(id) == Some(file.meta()));
         for (id, meta) in &state.files {
             if !self.files.contains_key(id) {

@@ -1,12 +1,12 @@
-//! Owns: a cluster of this program's own, every host two processes of it, with a link between each two hosts that can be
-//! cut, frozen and slowed down.
+//! Owns: a cluster of processes of this program, two for each host, with a link between each two hosts that tests can cut,
+//! freeze and slow down.
 //!
 //! ```text
 //! host a's replication ──▶ link a→b (a port) ──▶ host b's replication
 //! ```
 //!
-//! What must hold: each host has a list of members of its own, in which the others are behind links; a link carries what
-//! one host says to the other, and the receipts for that.
+//! What must hold: each host has its own member list, with the links' addresses for the others; a link carries the
+//! messages from one host to the other, and their receipts.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,23 +19,23 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tapestore::agent::Wait;
-use tapestore_engine::consensus::message::{Command as Asked, Member, Message, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore_engine::cluster_admin::{Founding, found};
 use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
+use tapestore_engine::cluster_admin::{Founding, found};
+use tapestore_engine::consensus::message::{Command as Asked, Member, Message, Report, Role};
 
-/// First argument of a process that is a host's.
+/// First argument of a host's process.
 const ROLE: &str = "host-process";
 /// A guard against a hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Plays the part of a host's process, if this process was started as one. To be asked before a program reads its own
-/// command line.
+/// Runs as a host's process and returns its exit code if this process was started as one. Call it before the program
+/// parses its own command line.
 pub fn play() -> Option<ExitCode> {
     let mut arguments = std::env::args();
     let program = arguments.next()?;
@@ -46,17 +46,17 @@ pub fn play() -> Option<ExitCode> {
     Some(tape_services::exit::code(tape_services::cli::Tape::parse_from(line).run()))
 }
 
-/// How a cluster is made.
+/// Shape of a cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Hosts.
+    /// Number of hosts.
     pub count: u64,
-    /// Heartbeats, least and further time until an election, ms.
+    /// Heartbeat interval, election timeout and its random spread, ms.
     pub times: [u64; 3],
-    /// Bytes of a MemTable and of a log segment.
+    /// Size of a MemTable and of a log segment, bytes.
     pub sizes: [u64; 2],
-    /// Whether hosts reach each other through links that can be cut: not where times are measured, because each link is a
-    /// process's two threads more on the way.
+    /// Whether hosts connect through links that can be cut. Not for measured times: each link adds two threads to the
+    /// path.
     pub has_links: bool,
     /// How storage waits for work.
     pub wait: Wait,
@@ -68,32 +68,32 @@ impl Default for Shape {
     }
 }
 
-/// What one host says to another goes through here.
+/// The messages from one host to another pass through here.
 #[derive(Debug, Default)]
 pub struct Link {
-    /// Nothing gets through, connections stay.
+    /// No bytes pass; connections stay open.
     pub frozen: AtomicBool,
-    /// Connections are closed, and new ones at once.
+    /// Connections are closed; new ones are closed at once.
     pub cut: AtomicBool,
-    /// How long everything takes, us.
+    /// Delay of every byte, us.
     pub delay_us: AtomicU64,
-    /// How much gets through in a second; 0: as much as there is.
+    /// Bandwidth, bytes a second; 0: unlimited.
     pub bytes_per_second: AtomicU64,
 }
 
-/// One host.
+/// A host.
 pub struct Host {
-    /// Its number.
+    /// Node number.
     pub node: u64,
-    /// Its store.
+    /// Directory of its store.
     pub store: PathBuf,
-    /// Where its replication process listens.
+    /// Address of its replication process.
     pub address: String,
     storage: Option<Child>,
     replication: Option<Child>,
 }
 
-/// The cluster.
+/// A cluster.
 pub struct Hosts {
     dir: tempfile::TempDir,
     shape: Shape,
@@ -113,7 +113,7 @@ fn free_address() -> String {
 }
 
 impl Hosts {
-    /// A cluster that serves.
+    /// Starts a cluster.
     pub fn start(shape: Shape) -> Hosts {
         let dir = tempfile::tempdir().unwrap();
         let [heartbeat, election, spread] = shape.times;
@@ -139,7 +139,7 @@ impl Hosts {
         this
     }
 
-    /// Makes the store of `node`, with links to all others.
+    /// Initialises the store of `node`, with links to all others.
     fn make(&mut self, node: u64, joins: bool) {
         let own: Vec<(u64, String)> = self.hosts.iter().map(|h| (h.node, h.address.clone())).collect();
         let mut members = Vec::new();
@@ -148,11 +148,11 @@ impl Hosts {
             members.push(Member { node: NodeId(other), address, is_voter: true });
         }
         let segment_size = self.shape.sizes[1];
-        let founding = Founding { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, epoch: 0 };
-        found(&RealDisk, &self.host(node).store, &founding, HostClock.wall()).unwrap();
+        let new_cluster = Founding { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, epoch: 0 };
+        found(&RealDisk, &self.host(node).store, &new_cluster, HostClock.wall()).unwrap();
     }
 
-    /// A new link from `from` to `to`, which listens at `address`; where it is to be dialled.
+    /// Creates a link from `from` to `to`, which listens at `address`; returns the address to dial.
     fn link(&mut self, from: u64, to: u64, address: String) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap().to_string();
@@ -191,7 +191,7 @@ impl Hosts {
         host.replication = Some(spawn(&["replication", "--with-parent", "--listen", &host.address.clone()], &host.store));
     }
 
-    /// SIGKILL of both processes of `node`.
+    /// Kills both processes of `node` with SIGKILL.
     pub fn kill(&mut self, node: u64) {
         let host = self.host_mut(node);
         for child in [&mut host.storage, &mut host.replication] {
@@ -207,7 +207,7 @@ impl Hosts {
         self.host_mut(node).storage.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some())
     }
 
-    /// Ends both processes of `node` in order.
+    /// Stops both processes of `node` cleanly.
     pub fn stop(&mut self, node: u64) {
         let host = self.host_mut(node);
         for child in [&mut host.replication, &mut host.storage] {
@@ -219,22 +219,22 @@ impl Hosts {
         }
     }
 
-    /// Numbers of all processes.
+    /// Process ids of all processes.
     pub fn pids(&self) -> Vec<u32> {
         self.hosts.iter().flat_map(|h| [&h.storage, &h.replication]).flatten().map(Child::id).collect()
     }
 
-    /// Whether the host's storage process runs, as far as is known.
+    /// Whether the storage process of `node` was started and not stopped.
     pub fn is_up(&self, node: u64) -> bool {
         self.host(node).storage.is_some()
     }
 
-    /// The links on which `from` speaks to `to`.
-    pub fn speaks(&self, from: u64, to: u64) -> Arc<Link> {
+    /// The link for messages from `from` to `to`.
+    pub fn link_to(&self, from: u64, to: u64) -> Arc<Link> {
         self.links.get(&(from, to)).cloned().unwrap_or_default()
     }
 
-    /// All links are well.
+    /// Restores all links, except for the delay.
     pub fn heal(&self) {
         for link in self.links.values() {
             link.frozen.store(false, Ordering::Relaxed);
@@ -243,12 +243,12 @@ impl Hosts {
         }
     }
 
-    /// Everything takes `us` longer from host to host.
+    /// Sets the delay of all links to `us`.
     pub fn set_delay(&self, us: u64) {
         self.links.values().for_each(|l| l.delay_us.store(us, Ordering::Relaxed));
     }
 
-    /// Who leads by its own word, but for `not`.
+    /// The host whose control page reports the leader role, other than `not`.
     pub fn leader_now(&self, not: Option<u64>) -> Option<u64> {
         let leads = |h: &&Host| {
             let reader = (h.storage.is_some() && Some(h.node) != not).then(|| Reader::open(&h.store).ok()).flatten();
@@ -257,37 +257,37 @@ impl Hosts {
         self.hosts.iter().find(leads).map(|h| h.node)
     }
 
-    /// Who leads, once somebody does.
+    /// Waits for a leader and returns it.
     ///
     /// # Errors
-    /// That nobody does.
+    /// No leader within [`PATIENCE`].
     pub fn leader(&self) -> Result<u64, String> {
         eventually("a leader", || self.leader_now(None))
     }
 
-    /// Records that are committed by the word of `node`, while it serves; 0 of one that does not.
+    /// The committed LSN that `node` reports while it serves; otherwise 0.
     pub fn committed(&self, node: u64) -> Lsn {
         let reader = Reader::open(&self.host(node).store).ok().filter(Reader::is_storage_alive);
         reader.map_or(Lsn(0), |r| r.control().committed())
     }
 
-    /// A publisher on `node`.
+    /// Opens a publisher on `node`.
     ///
     /// # Errors
-    /// What storage says.
+    /// The error of storage.
     pub fn publisher(&self, node: u64, id: u16, level: Level) -> Result<Publisher, String> {
         let options = Options::new(&self.host(node).store, PublisherId(id));
         let publisher = Publisher::open(Options { level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())?;
-        // What is published is of the first instrument.
+        // Published records are of the first instrument.
         let name = "BENCH:1".parse().map_err(|e: tapestore::error::Error| e.to_string())?;
         publisher.instrument(&name).map_err(|e| e.to_string())?;
         Ok(publisher)
     }
 
-    /// Asks the storage process of `node`.
+    /// Sends `command` to the storage process of `node`.
     ///
     /// # Errors
-    /// Its refusal, or that it is not there.
+    /// The process is not reachable, or refuses.
     pub fn ask(&self, node: u64, command: Asked) -> Result<Report, String> {
         let store = &self.host(node).store;
         let run_dir = RunDir::find(store).map_err(|e| e.to_string())?;
@@ -301,7 +301,7 @@ impl Hosts {
             let mut chunk = [0; 4096];
             let len = stream.read(&mut chunk).map_err(|e| e.to_string())?;
             if len == 0 {
-                return Err("storage hangs up".to_owned());
+                return Err("storage closed the connection".to_owned());
             }
             received.extend_from_slice(chunk.get(..len).unwrap_or(&[]));
             if let Ok(Some((Message::Answer { result, .. }, _))) = Message::decode(&received) {
@@ -310,30 +310,29 @@ impl Hosts {
         }
     }
 
-    /// Puts a copy of the store of `from`, which leads, in the place of what `node` has, and starts that.
+    /// Installs a snapshot of the leader `from` on `node`, and starts it.
     ///
     /// # Errors
-    /// That it cannot be.
-    pub fn fill(&mut self, node: u64, from: u64) -> Result<(), String> {
+    /// The install failed.
+    pub fn install_snapshot(&mut self, node: u64, from: u64) -> Result<(), String> {
         self.kill(node);
         let leader = format!("{from}={}", self.host(from).address);
         let status = spawn(&["cluster", "fill", "--from", &leader], &self.host(node).store.clone()).wait().unwrap();
         if !status.success() {
-            return Err(format!("filling node {node} ended with {status}"));
+            return Err(format!("the snapshot install on node {node} ended with {status}"));
         }
         self.start_host(node);
         Ok(())
     }
 
-    /// Takes `node` out of the cluster for good, and a host with another number in, whose store comes from a backup of
-    /// `from`.
+    /// Removes `node` from the cluster for good and adds a host with another number, restored from a backup of `from`.
     ///
     /// # Errors
-    /// Which step fails.
+    /// Names the failed step.
     pub fn replace(&mut self, node: u64, from: u64) -> Result<u64, String> {
         let next = self.hosts.iter().map(|h| h.node).max().unwrap_or(0) + 1;
         self.kill(node);
-        eventually("the old host to be no member", || {
+        eventually("the removal of the old host", || {
             let leader = self.leader_now(None)?;
             self.ask(leader, Asked::Remove { node: NodeId(node), force: false }).ok();
             self.ask(leader, Asked::Status).ok().filter(|r| r.members.iter().all(|m| m.node.0 != node))
@@ -353,11 +352,11 @@ impl Hosts {
         self.hosts.push(Host { node: next, store, address: address.clone(), storage: None, replication: None });
         self.make(next, true);
         self.start_host(next);
-        // The others dial it without a link between.
+        // The others dial it directly, without a link.
         for (asked, done) in
             [(Asked::Add { node: NodeId(next), address }, false), (Asked::Promote { node: NodeId(next), force: false }, true)]
         {
-            eventually("the new host to be a member", || {
+            eventually("the new host's membership", || {
                 let leader = self.leader_now(None)?;
                 self.ask(leader, asked.clone()).ok();
                 let report = self.ask(leader, Asked::Status).ok()?;
@@ -381,10 +380,10 @@ impl Drop for Hosts {
     }
 }
 
-/// How long bytes wait in a slow link at most.
+/// How long bytes wait in a slow link, at most.
 const BUFFERED: Duration = Duration::from_millis(50);
 
-/// Carries bytes from one end to the other as `link` lets them.
+/// Copies bytes from one end to the other, with the faults of `link`.
 fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
     from.set_nodelay(true).ok();
     to.set_nodelay(true).ok();
@@ -412,7 +411,7 @@ fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
                 let rate = link.bytes_per_second.load(Ordering::Relaxed);
                 if rate > 0 {
                     free_at = free_at.max(Instant::now()) + Duration::from_secs_f64(n as f64 / rate as f64);
-                    // What waits longer stays in the sockets, whose ends hold their writers back.
+                    // More bytes stay in the sockets, whose flow control slows the senders.
                     std::thread::sleep(free_at.saturating_duration_since(Instant::now() + BUFFERED));
                 }
                 let due = Instant::now().max(free_at) + Duration::from_micros(link.delay_us.load(Ordering::Relaxed));
@@ -429,10 +428,10 @@ fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
     }
 }
 
-/// Polls until `ready` gives something.
+/// Polls until `ready` returns a value.
 ///
 /// # Errors
-/// That it does not.
+/// No value within [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -440,7 +439,7 @@ pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result
             return Ok(value);
         }
         if Instant::now() > deadline {
-            return Err(format!("{what} does not come"));
+            return Err(format!("{what} does not happen"));
         }
         std::thread::sleep(Duration::from_micros(200));
     }

@@ -1,10 +1,10 @@
-//! Measurements: histograms and their printing, the host's limits, a storage process to measure.
+//! Owns: measurements: histograms and their printing, the host's limits, a storage process to measure.
 //!
-//! What must hold: latency under load is taken from a fixed-rate schedule, from when a record was due
-//! and not from when its turn came (coordinated omission); each figure stands beside its limit from
-//! the same run, because this kind of machine changes its speed by the minute.
+//! What must hold: latency under load follows a fixed-rate schedule and counts from when a record was due, not from when
+//! it was sent (coordinated omission); each figure is printed with its limit from the same run, because the speed of this
+//! kind of machine changes by the minute.
 
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement ends the program")]
 
 pub mod hosts;
 pub mod limits;
@@ -19,7 +19,7 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new(3).unwrap()
 }
 
-/// Nanoseconds for people.
+/// Formats nanoseconds.
 pub fn show(ns: u64) -> String {
     match ns {
         0..1_000 => format!("{ns} ns"),
@@ -28,7 +28,7 @@ pub fn show(ns: u64) -> String {
     }
 }
 
-/// Prints the head of a table of latencies.
+/// Prints the header of a latency table.
 pub fn print_head() {
     println!("{:<44}{:>10}{:>11}{:>11}{:>11}{:>11}{:>11}", "", "samples", "p50", "p90", "p99", "p99.9", "max");
 }
@@ -39,13 +39,13 @@ pub fn print_line(what: &str, h: &Histogram<u64>) {
     println!("{what:<44}{:>10}{p50:>11}{p90:>11}{p99:>11}{p999:>11}{:>11}", h.len(), show(h.max()));
 }
 
-/// Calls `each` at a fixed rate, with the moment at which the call was due.
+/// Calls `each` at a fixed rate with its index and the time at which it was due.
 pub fn at_rate(per_second: u64, count: u64, mut each: impl FnMut(u64, Instant)) {
     let start = Instant::now();
     for i in 0..count {
         let due = start + Duration::from_nanos(i * 1_000_000_000 / per_second);
         while Instant::now() < due {
-            // A feed handler that shares its core: it gives it away while it has nothing to send.
+            // Yields its core while it has nothing to send, as a feed handler on a shared core does.
             std::thread::yield_now();
         }
         each(i, due);

@@ -1,4 +1,4 @@
-//! Owns: what the host can do: a cache line's way, memory, the bus alone, the disk alone.
+//! Owns: the host's limits: cache line transfer, memory bandwidth, iceoryx2 alone, the disk alone.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -45,7 +45,7 @@ pub fn line_round_trip() -> Histogram<u64> {
     h
 }
 
-/// Bytes a second that one thread sums from memory that no cache holds.
+/// Bytes a second that one thread reads from uncached memory.
 pub fn memory_read() -> f64 {
     let words = vec![1u64; (512 << 20) / 8];
     let mut best = 0f64;
@@ -58,7 +58,7 @@ pub fn memory_read() -> f64 {
     best
 }
 
-/// One-way latency of iceoryx2 alone: 64 bytes, busy polling, `per_second` by schedule.
+/// One-way latency of iceoryx2 alone: 64 bytes, busy polling, `per_second` samples by schedule.
 pub fn bus_one_way(per_second: u64, count: u64) -> Histogram<u64> {
     let name = format!("bench{}", std::process::id());
     let mut config = Config::default();
@@ -98,7 +98,7 @@ pub fn bus_one_way(per_second: u64, count: u64) -> Histogram<u64> {
     stop.store(true, Ordering::Release);
     let h = receiver.join().unwrap();
     drop((publisher, service, node));
-    // One small file of the bus outlives its nodes.
+    // iceoryx2 leaves one small file behind after its nodes are dropped.
     for entry in std::fs::read_dir("/dev/shm").unwrap().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&format!("{name}_")) {
             std::fs::remove_file(entry.path()).unwrap();
@@ -107,7 +107,7 @@ pub fn bus_one_way(per_second: u64, count: u64) -> Histogram<u64> {
     h
 }
 
-/// The disk alone: overwriting `len` bytes after `len` bytes of a prepared file.
+/// The disk alone: sequential overwrites of a prepared file.
 pub struct BareDisk {
     file: std::fs::File,
     at: u64,
@@ -125,7 +125,7 @@ impl BareDisk {
         BareDisk { file, at: 0, size }
     }
 
-    /// One write of `bytes`.
+    /// Writes `bytes` once.
     pub fn write(&mut self, bytes: &[u8]) {
         if self.at + bytes.len() as u64 > self.size {
             self.at = 0;
@@ -134,7 +134,7 @@ impl BareDisk {
         self.at += bytes.len() as u64;
     }
 
-    /// One `fdatasync`.
+    /// Calls `fdatasync` once.
     pub fn sync(&self) {
         self.file.sync_data().unwrap();
     }

@@ -1,4 +1,4 @@
-//! Owns: a storage process of this program's own, to be measured, and its helpers.
+//! Owns: a storage process to measure, started from this program, and its helpers.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore_engine::{Options, Storage, World};
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Reader;
 use tapestore::record::RecordRef;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::HostClock;
+use tapestore_engine::{Options, Storage, World};
 
 /// A served store in a temporary directory.
 pub struct Served {
@@ -21,13 +21,13 @@ pub struct Served {
     child: Child,
 }
 
-/// This program again, in another role.
+/// Starts this program in another role.
 pub fn role(arguments: &[&str], store: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-/// The command line by which [`Served`] starts this program as its storage process.
+/// The command line of the storage process of a [`Served`].
 #[derive(clap::Parser)]
 struct StorageArguments {
     #[arg(long)]
@@ -38,8 +38,8 @@ struct StorageArguments {
     memtable_size: u64,
 }
 
-/// Serves, if this process was started as the storage process of a [`Served`]; whether it was. To be asked before a
-/// program reads its own command line.
+/// Serves and returns `true` if this process was started as the storage process of a [`Served`]. Call it before the
+/// program parses its own command line.
 pub fn has_served() -> bool {
     if std::env::args().nth(1).as_deref() != Some("storage") {
         return false;
@@ -49,7 +49,7 @@ pub fn has_served() -> bool {
     true
 }
 
-/// Copies `record` into `words`, with the number that the store has given its instrument: `ids`, by the number in `record`.
+/// Copies `record` into `words` with the store's instrument id: `ids`, indexed by the id in `record`.
 pub fn renumber(record: RecordRef<'_>, ids: &[InstrumentId], words: &mut Vec<u64>) {
     words.clear();
     words.extend_from_slice(record.words());
@@ -59,7 +59,7 @@ pub fn renumber(record: RecordRef<'_>, ids: &[InstrumentId], words: &mut Vec<u64
     }
 }
 
-/// The storage process's body: says how many bytes of log it has read, and serves until its standard input ends.
+/// Runs storage until standard input ends; first prints how many bytes of log recovery read.
 fn serve(store: &Path, wait: Wait, memtable_size: u64) {
     let options = Options { store: store.to_path_buf(), memtable_size, memtables_max: 3, wait, ..Options::default() };
     let world = World {
@@ -76,7 +76,7 @@ fn serve(store: &Path, wait: Wait, memtable_size: u64) {
 }
 
 impl Served {
-    /// Starts storage.
+    /// Starts storage in a temporary directory and waits until it serves.
     pub fn start(wait: &str, memtable_size: u64) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let child = role(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], &dir.path().join("store"));
@@ -84,19 +84,19 @@ impl Served {
         while !Reader::open(&this.path()).is_ok_and(|r| r.is_storage_alive() && r.control().instance().is_multiple_of(2)) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        // The first spare segment is being made: let the disk come to rest.
+        // Storage writes its first spare segment now: wait until the disk is idle.
         std::thread::sleep(Duration::from_millis(500));
         this
     }
 
-    /// Stops storage and starts it again; how long it took until it served.
+    /// Restarts storage cleanly; returns the time from the start until it serves.
     pub fn restart(&mut self, wait: &str, memtable_size: u64) -> Duration {
         drop(self.child.stdin.take());
         self.child.wait().unwrap();
         self.start_again(wait, memtable_size)
     }
 
-    /// Kills storage and starts it again; how long it took until it served, and how many bytes of log it read.
+    /// Kills and restarts storage; returns the time from the start until it serves, and the bytes of log that it read.
     pub fn restart_killed(&mut self, wait: &str, memtable_size: u64) -> (Duration, u64) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -119,7 +119,7 @@ impl Served {
         began.elapsed()
     }
 
-    /// Number of the storage process.
+    /// Process id of storage.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -129,7 +129,7 @@ impl Served {
         self.dir.path().join("store")
     }
 
-    /// A reader of it.
+    /// Opens a reader of the store.
     pub fn reader(&self) -> Reader {
         Reader::open(&self.path()).unwrap()
     }

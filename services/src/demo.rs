@@ -21,8 +21,9 @@ use tapestore::wal::Body;
 
 use crate::exit::{DIFFERENCE, Failure, IO, LATER, Outcome, USAGE};
 use crate::inspect;
+use crate::load::Loader;
 use crate::output::Format;
-use crate::publish::{Pump, Rate, Source};
+use crate::source::{Rate, Source};
 use crate::terminal::{self, duration, thousands};
 
 /// Shows the whole path: real or simulated market data from a publisher process through shared memory
@@ -237,25 +238,7 @@ fn publisher_arguments(args: &Args, times: &str) -> Vec<String> {
     arguments.push(args.level.to_string());
     let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
     let source = &args.source;
-    if let Some(path) = &source.from {
-        add("--from", path.to_string_lossy().into_owned());
-    }
-    let options = &source.options;
-    if let Some(kind) = &options.kind {
-        add("--kind", kind.clone());
-    }
-    if let Some(number) = options.source {
-        add("--source", number.to_string());
-    }
-    if let Some(dataset) = &options.dataset {
-        add("--dataset", dataset.clone());
-    }
-    for (theirs, ours) in &options.columns {
-        add("--column", format!("{theirs}={ours}"));
-    }
-    add("--seed", source.seed.to_string());
-    add("--records", source.records.to_string());
-    add("--instruments", source.instruments.to_string());
+    source.arguments().into_iter().for_each(|(flag, value)| add(flag, value));
     let default = if source.from.is_some() { Rate::Times(100.0) } else { Rate::Times(1.0) };
     add(
         "--rate",
@@ -337,13 +320,12 @@ pub struct PublisherArgs {
 pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
     terminal::log("warn", false);
     let times = Mapping::open(&args.times, true)?;
-    let mut input = args.source.open()?;
+    let mut input = args.source.open(&|| false)?;
     let mut publisher = Publisher::open(Options { level: args.level, ..Options::new(store, PublisherId(1)) })?;
     let began = Instant::now();
     let mut tally = Tally::default();
-    let mut pump =
-        Pump { input: input.as_mut(), publisher: &mut publisher, rate: args.rate, batch: 256, timed: true, stop: &|| false };
-    let (done, outcome) = pump.run(&mut |n, due, words| {
+    let mut loader = Loader { rate: args.rate, timed: true, ..Loader::new(&mut publisher, &|| false) };
+    let (done, outcome) = loader.publish(input.as_mut(), &mut |n, due, words| {
         tally.add(Lsn(n + 1), words);
         if n.is_multiple_of(SAMPLE_EVERY) && n / SAMPLE_EVERY < SAMPLES_MAX {
             let due = HostClock.monotonic() - due.elapsed().as_nanos() as u64;

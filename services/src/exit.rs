@@ -83,6 +83,25 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<tapestore_formats::Error> for Failure {
+    fn from(error: tapestore_formats::Error) -> Failure {
+        use tapestore_formats::Error;
+        let code = match &error {
+            Error::Read { .. } | Error::NotAFile { .. } => NO_INPUT,
+            Error::Create { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NO_INPUT,
+            Error::Malformed { .. } | Error::NoName { .. } => DATA,
+            Error::Exists { .. } | Error::Occupied { .. } | Error::Usage(_) => USAGE,
+            Error::Nothing => NOT_FOUND,
+            Error::Interrupted { .. } => INTERRUPTED,
+            _ => IO,
+        };
+        match error {
+            Error::Store(error) => error.into(),
+            error => Failure::new(code, error.to_string()),
+        }
+    }
+}
+
 impl From<PublishError> for Failure {
     fn from(error: PublishError) -> Failure {
         match error {

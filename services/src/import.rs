@@ -1,18 +1,16 @@
 //! Owns: `tape import`: files into a store, as fast as it takes them, and what of them it could not hold.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tapestore::lsn::{Level, PublisherId};
 use tapestore::publisher::{self, Publisher};
 
-use crate::balance::Balance;
 use crate::exit::{DATA, Failure, INTERRUPTED, Outcome};
 use crate::identity;
-use crate::input;
+use crate::load::{Loaded, Loader, end, report_left};
 use crate::output::Format;
-use crate::publish::{self, Pump, Pumped, Rate};
+use crate::source::Reading;
 use crate::terminal;
 
 /// `tape import`.
@@ -22,7 +20,7 @@ pub struct Args {
     #[arg(required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
-    options: input::Options,
+    reading: Reading,
     #[command(flatten)]
     who: identity::Who,
     /// Until when records are kept for sending again: none, os, fsync
@@ -32,38 +30,32 @@ pub struct Args {
 
 /// What became of a file.
 struct Imported {
-    done: Pumped,
-    balance: Balance,
-    left: BTreeMap<String, u64>,
+    loaded: Loaded,
     seconds: f64,
     bytes: u64,
-    outcome: Outcome,
 }
 
 fn file(path: &Path, args: &Args, publisher: &mut Publisher, stop: &dyn Fn() -> bool) -> Outcome<Imported> {
     let began = Instant::now();
-    let mut input = input::open(path, &args.options)?;
+    let mut input = args.reading.open(path, stop)?;
     let bytes = std::fs::metadata(path)?.len();
-    let mut pump = Pump { input: input.as_mut(), publisher, rate: Rate::Max, batch: 256, timed: false, stop };
-    let (done, outcome) = pump.run(&mut |_, _, _| {});
-    let (balance, settled) = Balance::settle(publisher, done.tally.records, stop);
-    let interrupted = outcome.is_ok() && !done.is_whole;
-    let outcome = balance.conclude(outcome, settled, interrupted);
-    Ok(Imported { done, balance, left: input.left(), seconds: began.elapsed().as_secs_f64(), bytes, outcome })
+    let loaded = Loader::new(publisher, stop).load(input.as_mut());
+    Ok(Imported { loaded, seconds: began.elapsed().as_secs_f64(), bytes })
 }
 
 fn report(path: &Path, imported: &Imported, format: Format) {
-    let Imported { done, left, seconds, bytes, .. } = imported;
-    let checksum = format!("{:016x}", done.tally.checksum);
+    let Imported { loaded, seconds, bytes } = imported;
+    let done = &loaded.published;
+    let (records, checksum) = (done.checksum.records, done.checksum);
     if format.json {
         let kinds: serde_json::Map<String, serde_json::Value> = done.by_kind().map(|(s, n)| (s.to_owned(), n.into())).collect();
         let mut object = serde_json::json!({
-            "file": path.display().to_string(), "records": done.tally.records, "checksum": checksum, "kinds": kinds,
-            "left": left, "seconds": seconds, "bytes": bytes,
+            "file": path.display().to_string(), "records": records, "checksum": checksum.to_string(), "kinds": kinds,
+            "left": loaded.left, "seconds": seconds, "bytes": bytes,
             "is_whole": done.is_whole,
         });
         if let Some(object) = object.as_object_mut() {
-            object.extend(imported.balance.numbers().map(|(name, n)| (name.to_owned(), n.into())));
+            object.extend(loaded.balance.numbers().map(|(name, n)| (name.to_owned(), n.into())));
         }
         terminal::say(object);
         return;
@@ -73,18 +65,16 @@ fn report(path: &Path, imported: &Imported, format: Format) {
     terminal::say(format_args!(
         "{}: {} records ({}), checksum {checksum}, in {seconds:.2} s: {:.2} M records/s, {:.0} MB/s of the file",
         path.display(),
-        terminal::thousands(done.tally.records),
+        terminal::thousands(records),
         kinds.join(", "),
-        rate(done.tally.records as f64),
+        rate(records as f64),
         rate(*bytes as f64)
     ));
     if done.untimed > 0 {
         let n = terminal::thousands(done.untimed);
         terminal::say(format_args!("  {n} records have no ts_recv (bars: ts_event), so they sort by their arrival here, now"));
     }
-    for (what, n) in left {
-        terminal::say(format_args!("  left in the source: {} {what}", terminal::thousands(*n)));
-    }
+    report_left(loaded);
 }
 
 /// `tape import`.
@@ -107,11 +97,12 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
         }
         let imported = file(path, args, &mut publisher, &is_over)?;
         report(path, &imported, format);
-        if let Err(failure) = imported.outcome {
-            publish::end(publisher, &imported.balance);
+        let Loaded { balance, outcome, left: of_file, .. } = imported.loaded;
+        if let Err(failure) = outcome {
+            end(publisher, &balance);
             return Err(Failure::new(failure.code, format!("{}: {failure}", path.display())));
         }
-        left += imported.left.values().sum::<u64>();
+        left += of_file.values().sum::<u64>();
     }
     if left > 0 {
         return Err(Failure::new(

@@ -5,9 +5,10 @@ use std::io::{BufWriter, StdoutLock, Write};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value as Json};
 use tapestore::reader::Row;
-use tapestore::record::{ColumnType, Kind, Price, Schema, Size, Value, Volume};
+use tapestore::record::{ColumnType, Kind, Price, Size, Value, Volume};
 use tapestore::shm::symbols::Symbols;
 use tapestore::time::Ts;
+use tapestore_formats::export::{CsvRows, header};
 
 use crate::exit::{Failure, Outcome, USAGE};
 
@@ -22,6 +23,8 @@ pub struct Format {
     pub csv: bool,
 }
 
+/// Bytes of output that are written together.
+const BUFFER: usize = 1 << 16;
 /// Rows that a table shows before it is printed, so that its columns fit.
 const TABLE_ROWS: usize = 200;
 
@@ -30,6 +33,7 @@ pub struct Rows<'s> {
     format: Format,
     symbols: &'s mut Symbols,
     out: BufWriter<StdoutLock<'static>>,
+    csv: Option<Box<CsvRows<StdoutLock<'static>>>>,
     table: Vec<Vec<String>>,
     header: Vec<String>,
     kind: Option<Kind>,
@@ -39,8 +43,8 @@ pub struct Rows<'s> {
 impl<'s> Rows<'s> {
     /// Rows in `format`, with the names of `symbols`.
     pub fn new(format: Format, symbols: &'s mut Symbols) -> Rows<'s> {
-        let out = BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
-        Rows { format, symbols, out, table: Vec::new(), header: Vec::new(), kind: None, printed: 0 }
+        let out = BufWriter::with_capacity(BUFFER, std::io::stdout().lock());
+        Rows { format, symbols, out, csv: None, table: Vec::new(), header: Vec::new(), kind: None, printed: 0 }
     }
 
     /// Rows printed.
@@ -85,17 +89,15 @@ impl<'s> Rows<'s> {
     }
 
     fn push_csv(&mut self, row: &Row<'_>, name: &str) -> Outcome {
-        match self.kind {
-            None => {
-                self.kind = Some(row.record.kind());
-                csv_header(&mut self.out, row.record.schema())?;
-            }
-            Some(kind) if kind != row.record.kind() => {
+        let schema = row.record.schema();
+        let rows = match &mut self.csv {
+            Some(rows) if rows.kind().kind != schema.kind => {
                 return Err(Failure::new(USAGE, "CSV holds rows of one kind; choose it with --kind"));
             }
-            Some(_) => {}
-        }
-        csv_row(&mut self.out, row, name)
+            Some(rows) => rows,
+            None => self.csv.insert(Box::new(CsvRows::new(std::io::stdout().lock(), schema, BUFFER)?)),
+        };
+        Ok(rows.push(row, name)?)
     }
 
     fn flush_table(&mut self) -> Outcome {
@@ -112,12 +114,15 @@ impl<'s> Rows<'s> {
         Ok(writeln!(self.out, "{table}")?)
     }
 
-    /// Writes out what is held back.
+    /// Writes what is buffered.
     ///
     /// # Errors
     /// That the output is closed.
     pub fn flush(&mut self) -> Outcome {
         self.flush_table()?;
+        if let Some(rows) = &mut self.csv {
+            rows.flush()?;
+        }
         Ok(self.out.flush()?)
     }
 }
@@ -133,40 +138,6 @@ pub fn table<S: AsRef<str>>(header: &[S]) -> Table {
 fn shown<'a>(row: &Row<'a>) -> impl Iterator<Item = (&'static str, Value<'a>)> + use<'a> {
     let values = row.record.values().filter(|(c, _)| !c.is_reserved() && c.name != "instrument");
     values.map(|(c, v)| (c.name, v))
-}
-
-fn header(kind: &'static Schema) -> impl Iterator<Item = &'static str> {
-    let columns = kind.columns.iter().filter(|c| !c.is_reserved() && c.name != "instrument").map(|c| c.name);
-    ["lsn", "index_time", "kind", "instrument"].into_iter().chain(columns)
-}
-
-/// The first line of a CSV file of rows of `kind`.
-///
-/// # Errors
-/// That it cannot be written.
-pub fn csv_header(out: &mut impl Write, kind: &'static Schema) -> Outcome {
-    let names: Vec<&str> = header(kind).collect();
-    Ok(writeln!(out, "{}", names.join(","))?)
-}
-
-/// `row` as a line of CSV.
-///
-/// # Errors
-/// That it cannot be written.
-pub fn csv_row(out: &mut impl Write, row: &Row<'_>, name: &str) -> Outcome {
-    write!(out, "{},{},{},{name}", row.lsn, row.index_time, row.record.schema().name)?;
-    for (_, value) in shown(row) {
-        // Only text can hold what CSV means something by.
-        let quoted = match value {
-            Value::Text(_) | Value::Char(_) => Some(value.to_string()).filter(|t| t.contains([',', '"', '\n'])),
-            _ => None,
-        };
-        match quoted {
-            Some(text) => write!(out, ",\"{}\"", text.replace('"', "\"\""))?,
-            None => write!(out, ",{value}")?,
-        }
-    }
-    Ok(writeln!(out)?)
 }
 
 /// A row as a JSON object. Prices, sizes and times are text, because JSON's numbers are not exact.

@@ -1,10 +1,12 @@
 //! Owns: what every process does alike: logging, signals, progress, sizes as people write them.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tapestore_formats::progress::Progress;
 
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::logging::{self, Direct, Queued};
@@ -77,6 +79,36 @@ pub fn progress(total: u64, bytes: bool, what: &str) -> ProgressBar {
     }
     bar.set_message(what.to_owned());
     bar
+}
+
+/// A progress bar that appears with the first progress, and goes with this.
+pub struct Bar {
+    what: &'static str,
+    bar: Option<ProgressBar>,
+}
+
+impl Bar {
+    /// One that says `what` goes on.
+    pub fn new(what: &'static str) -> Bar {
+        Bar { what, bar: None }
+    }
+
+    /// Shows how far it has come.
+    pub fn set(&mut self, to: Progress) {
+        let bar = self.bar.get_or_insert_with(|| progress(to.total, to.is_bytes, self.what));
+        bar.set_position(to.done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+/// What a callback answers that is asked whether the work goes on.
+pub fn go_on(goes_on: bool) -> ControlFlow<()> {
+    if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
 /// A number of bytes: `4096`, `64K`, `256M`, `2G`.

@@ -1,7 +1,7 @@
-//! What the project depends on is what `.deny.toml` allows: versions without known faults, licences, sources; and the one
-//! fault that is there is out of the network's reach.
+//! Dependencies match `.deny.toml`: versions without known faults, allowed licences and sources. The one ignored advisory
+//! cannot be reached from the network.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets what it does not expect fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,7 @@ fn texts(value: &toml::Value) -> Vec<String> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
 }
 
-/// Name, version and source of what `Cargo.lock` holds.
+/// Name, version and source of each package in `Cargo.lock`.
 fn locked() -> Vec<(String, String, Option<String>)> {
     let text = |p: &toml::Value, key: &str| p.get(key).and_then(toml::Value::as_str).map(str::to_owned);
     let lock = table("Cargo.lock");
@@ -26,7 +26,7 @@ fn locked() -> Vec<(String, String, Option<String>)> {
     packages.map(|p| (text(p, "name").unwrap(), text(p, "version").unwrap(), text(p, "source"))).collect()
 }
 
-/// The numbers of `version`, without what a build adds.
+/// The numbers of `version`, without build metadata and pre-release.
 fn numbers(version: &str) -> Vec<u64> {
     version.split(['+', '-']).next().unwrap().split('.').map(|n| n.parse().unwrap()).collect()
 }
@@ -35,19 +35,19 @@ fn numbers(version: &str) -> Vec<u64> {
 fn no_version_with_a_known_fault_is_locked() {
     let deny = table(".deny.toml");
     let bans = deny["bans"]["deny"].as_array().unwrap();
-    assert!(bans.len() >= 17, "the table of versions is there: {}", bans.len());
+    assert!(bans.len() >= 17, "too few banned versions: {}", bans.len());
     for ban in bans {
         let (spec, why) = (ban["crate"].as_str().unwrap(), ban["reason"].as_str().unwrap());
         let (name, least) = spec.split_once(":<").map_or((spec, None), |(name, least)| (name, Some(least)));
         for (_, version, _) in locked().iter().filter(|p| p.0 == name) {
             let is_sound = least.is_some_and(|least| numbers(version) >= numbers(least));
-            assert!(is_sound, "{name} {version} is locked, and {spec} is not to be: {why}");
+            assert!(is_sound, "{name} {version} is locked, but {spec} is banned: {why}");
         }
     }
 }
 
 #[test]
-fn everything_comes_from_the_registry_that_is_allowed() {
+fn every_package_comes_from_an_allowed_registry() {
     let deny = table(".deny.toml");
     let allowed = texts(&deny["sources"]["allow-registry"]);
     for (name, version, source) in locked() {
@@ -60,7 +60,7 @@ fn everything_comes_from_the_registry_that_is_allowed() {
     }
 }
 
-/// Whether `licence`, as packages write it, leaves a choice that is `allowed`. `AND` binds before `OR`; `/` is `OR`.
+/// Whether `allowed` satisfies the licence expression of a package. `AND` binds before `OR`; `/` is `OR`.
 fn is_allowed(licence: &str, allowed: &[String]) -> bool {
     let spaced = licence.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let tokens: Vec<&str> = spaced.split_whitespace().collect();
@@ -106,7 +106,7 @@ fn one(tokens: &[&str], at: &mut usize, allowed: &[String]) -> bool {
 }
 
 #[test]
-fn every_licence_is_one_that_is_allowed() {
+fn every_licence_is_allowed() {
     let allowed = texts(&table(".deny.toml")["licenses"]["allow"]);
     let simple = ["MIT".to_owned(), "ISC".to_owned()];
     for (licence, is_fine) in [
@@ -145,15 +145,15 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// RUSTSEC-2024-0437. The raft crate parses what is in an entry of a proposal; whoever brings another version of it looks
-/// again.
+/// RUSTSEC-2024-0437. The raft crate parses the contents of proposed entries. Another version of the crate needs another
+/// review.
 #[test]
 fn nothing_here_parses_with_protobuf_2() {
     let of = |name: &str| locked().into_iter().filter(|p| p.0 == name).map(|p| p.1).collect::<Vec<_>>();
     assert_eq!((of("raft"), of("protobuf")), (vec!["0.7.0".to_owned()], vec!["2.28.0".to_owned()]));
     let ignored = table(".deny.toml")["advisories"]["ignore"].as_array().unwrap().clone();
     let ids: Vec<_> = ignored.iter().map(|i| i["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, ["RUSTSEC-2024-0437"], "what else is ignored has to have its reason, and its test");
+    assert_eq!(ids, ["RUSTSEC-2024-0437"], "another ignored advisory needs a reason and a test");
     let mut files = Vec::new();
     for dir in ["src", "services/src"] {
         sources(&root().join(dir), &mut files);
@@ -163,6 +163,6 @@ fn nothing_here_parses_with_protobuf_2() {
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
         let found = parsers.iter().find(|p| text.contains(**p));
-        assert_eq!(found, None, "{} may give bytes to a parser of protobuf 2", path.display());
+        assert_eq!(found, None, "{} may pass bytes to a parser of protobuf 2", path.display());
     }
 }

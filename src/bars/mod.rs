@@ -1,16 +1,16 @@
-//! Owns: bars, built from the trades of one instrument: by time, or by number, size or value traded.
+//! Owns: bars, built from the trades of one instrument: by time, number of trades, volume or traded value.
 //!
-//! A time bar holds the trades from its start up to, and without, its end; an interval without trades has no
-//! bar. A tick, volume or value bar closes with the trade that reaches or passes its threshold; that trade is
-//! whole in it, and the next bar begins with the next trade.
+//! A time bar holds the trades from its start (included) to its end (excluded). An interval without trades has no
+//! bar. A tick, volume or value bar closes with the trade that reaches or passes its threshold. That trade belongs
+//! whole to the bar; the next bar begins with the next trade.
 //!
-//! Trades may come late. Time goes on with the greatest time that was seen: a time bar is given when that is past its
-//! end by the grace, so a trade that is late by no more than the grace is always in its bar. Which trades open and
-//! close a time bar is decided by (time, LSN), so whatever the order of arrival, its bars are those of the sorted
-//! history. Bars by number, size or value are cut in the order of arrival: another order gives other bars.
+//! Trades may be late. The builder's clock is the greatest time seen. A time bar closes when the clock is past its
+//! end by the grace, so a trade that is late by at most the grace is always in its bar. (time, LSN) decides which
+//! trades open and close a time bar, so its bars equal those of sorted history, in any order of arrival. Tick, volume
+//! and value bars follow the order of arrival: another order gives other bars.
 //!
-//! What must hold: a trade is in one bar or in one counter of [`Oddities`]; a bar is given once; only bars that are
-//! open are kept: those of the grace. Numbers are exact: what does not fit is null and counted.
+//! What must hold: a trade is in one bar or in one counter of [`Oddities`]. A bar is emitted once. Only open bars are
+//! kept: those within the grace. Numbers are exact: a sum that does not fit is null and counted.
 
 mod session;
 mod value;
@@ -34,23 +34,23 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// How far a venue's clock may be ahead of the clock by which trades were received, ns.
+/// Maximum lead of a venue's clock over the time of reception, ns.
 const AHEAD_MAX: u64 = MINUTE;
 
 /// What closes a bar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// Its interval has passed.
+    /// The end of its interval.
     Time {
         /// ns.
         interval: u64,
     },
     /// Its n-th trade.
     Ticks(u64),
-    /// The trade with which its volume reaches or passes this.
+    /// The trade that brings its volume to this or more.
     Volume(Volume),
-    /// The trade with which its traded value reaches or passes this. A trade at a negative price counts with the
-    /// amount of its value.
+    /// The trade that brings its traded value to this or more. A trade at a negative price counts with the absolute
+    /// value.
     Value(Value),
 }
 
@@ -62,32 +62,33 @@ impl Rule {
             Rule::Volume(volume) => ("volume", volume.units() > 0 && volume != Volume::NULL),
             Rule::Value(value) => ("value", value.0 > 0 && value != Value::NULL),
         };
-        if is_good { Ok(()) } else { Err(Error::invalid(what, "a bar must hold more than nothing")) }
+        if is_good { Ok(()) } else { Err(Error::invalid(what, "it must be above zero and not null")) }
     }
 }
 
-/// From where intervals are counted.
+/// The origin of intervals.
 #[derive(Clone, Debug)]
 pub enum Align {
-    /// From 1970-01-01T00:00:00Z.
+    /// 1970-01-01T00:00:00Z.
     Utc,
-    /// From the start of each session. Trades outside it are left out and counted; its last bar ends with it; an
-    /// interval of a day is the session, however long. Bars by number, size or value begin anew with each session.
+    /// The start of each session. Trades outside a session are left out and counted. A session's last bar ends with
+    /// the session. An interval of a day is the session, however long. Tick, volume and value bars restart with each
+    /// session.
     Session(Session),
 }
 
-/// Which time of a trade counts.
+/// The time of a trade that decides its bar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum By {
-    /// The store's index time: when the trade was received, unless that is null.
+    /// The store's index time: the time of reception, unless that is null.
     #[default]
     Recv,
-    /// When it happened, by the venue's clock: `ts_event`.
+    /// The venue's time of the trade: `ts_event`.
     Event,
 }
 
 impl By {
-    /// The time of a `trade` whose index time is `index_time`.
+    /// The time of `trade`, whose index time is `index_time`.
     pub fn time(self, index_time: Ts, trade: &Trade) -> Ts {
         match self {
             By::Recv => index_time,
@@ -108,21 +109,21 @@ impl FromStr for By {
     }
 }
 
-/// How bars are built.
+/// Options of a builder.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// What closes a bar.
     pub rule: Rule,
-    /// From where intervals are counted.
+    /// The origin of intervals.
     pub align: Align,
-    /// Which time of a trade counts.
+    /// The time of a trade that decides its bar.
     pub by: By,
-    /// How late a trade may come, ns.
+    /// Maximum lateness of a trade, ns.
     pub grace: u64,
 }
 
 impl Options {
-    /// Bars by `rule`, in UTC, by index time, of trades that come in order.
+    /// Bars by `rule`, in UTC, by index time, of trades in order.
     pub fn new(rule: Rule) -> Options {
         Options { rule, align: Align::Utc, by: By::Recv, grace: 0 }
     }
@@ -133,11 +134,11 @@ impl Options {
 pub struct Bar {
     /// The instrument of its trades.
     pub instrument: InstrumentId,
-    /// The venue feed of its first trade.
+    /// The source of its first trade.
     pub source: Source,
-    /// A time bar's first moment; of others the least time of a trade.
+    /// First moment of a time bar; least time of a trade in other bars.
     pub start: Ts,
-    /// A time bar's end, the first moment after it; of others the greatest time of a trade.
+    /// End of a time bar, excluded; greatest time of a trade in other bars.
     pub end: Ts,
     /// Price of the first trade.
     pub open: Price,
@@ -147,11 +148,11 @@ pub struct Bar {
     pub low: Price,
     /// Price of the last trade.
     pub close: Price,
-    /// Size traded.
+    /// Total size.
     pub volume: Volume,
-    /// Sum of price times size; null if it does not fit, which takes 1.7e20.
+    /// Sum of price times size; null if it does not fit, above 1.7e20.
     pub value: Value,
-    /// Trades.
+    /// Number of trades.
     pub trades: u64,
     /// LSN of the first trade.
     pub first_lsn: Lsn,
@@ -160,8 +161,8 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// The mean price, weighted by size: value by volume, rounded to the nearest 1e-9, halves away from zero.
-    /// Null if the value is.
+    /// The volume-weighted average price: value by volume, rounded to the nearest 1e-9, halves away from zero. Null
+    /// if the value is null.
     pub fn vwap(&self) -> Price {
         let volume = self.volume.units();
         if self.value == Value::NULL || volume == 0 {
@@ -173,7 +174,7 @@ impl Bar {
         i64::try_from(mean).map_or(Price::NULL, Price)
     }
 
-    /// The bar as a record, if it is a whole second, minute, hour or day in UTC.
+    /// The bar as a record, if it spans a whole second, minute, hour or day in UTC.
     pub fn record(&self) -> Option<BarRecord> {
         macro_rules! record {
             ($of:ident, $bar:ident) => {
@@ -204,21 +205,21 @@ impl Bar {
     }
 }
 
-/// A bar as a record of the store. The start is its `ts_event`, by which it is sorted.
+/// A bar as a record of the store. Its `ts_event`, by which it is sorted, is the bar's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum BarRecord {
-    /// Of a second.
+    /// A one-second bar.
     Second(Bar1s),
-    /// Of a minute.
+    /// A one-minute bar.
     Minute(Bar1m),
-    /// Of an hour.
+    /// A one-hour bar.
     Hour(Bar1h),
-    /// Of a day.
+    /// A one-day bar.
     Day(Bar1d),
 }
 
 impl BarRecord {
-    /// The record, of whichever kind.
+    /// The record, of any of the kinds.
     pub fn as_ref(&self) -> RecordRef<'_> {
         match self {
             BarRecord::Second(bar) => RecordRef::of(bar),
@@ -229,34 +230,34 @@ impl BarRecord {
     }
 }
 
-/// Trades that are in no bar, by why, and sums that did not fit.
+/// Trades that are in no bar, by reason, and sums that did not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Oddities {
-    /// Came when their bar, or the session, had been closed.
+    /// Trades that arrived after their bar, or the session, had closed.
     pub late: u64,
-    /// Outside the session.
+    /// Trades outside the session.
     pub outside: u64,
-    /// Without a price.
+    /// Trades without a price.
     pub priceless: u64,
-    /// Without a size, or of size zero: nothing changed hands, so it must not set a high or a low.
+    /// Trades without a size or of size zero, which must not set a high or a low.
     pub sizeless: u64,
-    /// Without the time that counts.
+    /// Trades without the deciding time.
     pub untimed: u64,
-    /// With a venue's time more than a minute after they were received: a broken clock, which must not close the bars
-    /// of all that follow.
+    /// Trades with a venue time more than a minute after reception: such a clock must not close the bars of later
+    /// trades.
     pub ahead: u64,
-    /// Bars whose value did not fit. Their trades are in them.
+    /// Bars whose value did not fit. Their trades are in the bars.
     pub unvalued: u64,
 }
 
 impl Oddities {
-    /// Trades that are in no bar.
+    /// Number of trades that are in no bar.
     pub fn left_out(&self) -> u64 {
         self.late + self.outside + self.priceless + self.sizeless + self.untimed + self.ahead
     }
 }
 
-/// The span of trades that close together at the latest: a time bar, a session, or all of time.
+/// The span whose end closes its trades' bar at the latest: a time bar, a session, or all of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Slot {
     start: Ts,
@@ -269,15 +270,15 @@ impl Slot {
     }
 }
 
-/// A bar that is not closed.
+/// An open bar.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     bar: Bar,
     slot: Slot,
-    /// Which trade is the first and which the last: (time, LSN) in time bars, the order of arrival in others.
+    /// Order of the first and the last trade: (time, LSN) in time bars, order of arrival in others.
     first: (Ts, u64),
     last: (Ts, u64),
-    /// Sum of the amounts of the values, x 1e-18; it stays at the maximum.
+    /// Sum of the values' absolute amounts, x 1e-18; saturates.
     amount: u128,
 }
 
@@ -292,7 +293,7 @@ impl Open {
         }
         bar.high = bar.high.max(trade.price);
         bar.low = bar.low.min(trade.price);
-        // 2^64 trades of the greatest size fit.
+        // 2^64 trades of the maximum size fit.
         bar.volume = Volume::new(bar.volume.units().saturating_add(u128::from(trade.size.0)));
         let value = Value::of(trade.price, trade.size);
         bar.value = bar.value.plus(value);
@@ -316,9 +317,9 @@ pub struct Builder {
     options: Options,
     /// The greatest time seen.
     newest: Option<Ts>,
-    /// By the start of the slot.
+    /// Open bars, by the start of their slot.
     open: BTreeMap<Ts, Open>,
-    /// The stretch that was looked up last.
+    /// The stretch looked up last.
     stretch: Option<Stretch>,
     pushed: u64,
     trades: u64,
@@ -329,7 +330,7 @@ impl Builder {
     /// A builder without trades.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if a bar would hold nothing, or an interval is longer than a day and counted from sessions.
+    /// [`Error::Invalid`] if a bar would be empty, or if an interval aligned to sessions is longer than a day.
     pub fn new(options: Options) -> Result<Builder> {
         options.rule.check()?;
         if let (Rule::Time { interval }, Align::Session(_)) = (options.rule, &options.align)
@@ -351,13 +352,12 @@ impl Builder {
         self.trades
     }
 
-    /// Trades that are in none.
+    /// Trades that are in no bar.
     pub fn oddities(&self) -> Oddities {
         self.oddities
     }
 
-    /// Start and end of the time bar in which `time` lies; `None` outside the session, and of other bars than time
-    /// bars.
+    /// Start and end of the time bar that contains `time`; `None` outside a session, and for other rules.
     pub fn interval(&mut self, time: Ts) -> Option<(Ts, Ts)> {
         let Rule::Time { .. } = self.options.rule else { return None };
         self.slot(time).map(|slot| (slot.start, slot.end))
@@ -394,8 +394,8 @@ impl Builder {
         Some(Slot { start: ts(start), end: ts(end) })
     }
 
-    /// Takes in a trade, whose LSN and index time in the store are `lsn` and `index_time`, and gives to `emit` the
-    /// bars that are closed by it, the oldest first.
+    /// Adds a trade with its LSN and index time in the store, and calls `emit` for each bar that it closes, oldest
+    /// first.
     pub fn push(&mut self, lsn: Lsn, index_time: Ts, trade: &Trade, emit: &mut impl FnMut(Bar)) {
         let time = self.options.by.time(index_time, trade);
         if time.is_null() {
@@ -456,7 +456,7 @@ impl Builder {
         }
     }
 
-    /// Lets time go on to `now` without a trade, and gives the bars that are over.
+    /// Advances the clock to `now` without a trade, and emits the bars that this closes.
     pub fn advance(&mut self, now: Ts, emit: &mut impl FnMut(Bar)) {
         self.newest = self.newest.max(Some(now));
         while let Some(first) = self.open.first_entry() {
@@ -468,7 +468,7 @@ impl Builder {
         }
     }
 
-    /// Gives the bars that are still open, as they are, the oldest first. Says what is in no bar.
+    /// Emits the bars that are still open, oldest first. Returns the trades that are in no bar, by reason.
     pub fn finish(mut self, emit: &mut impl FnMut(Bar)) -> Oddities {
         while let Some((_, open)) = self.open.pop_first() {
             self.give(&open, emit);
@@ -500,7 +500,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The bars of `trades`, (time, trade) in the order of arrival, and what is in none.
+    /// The bars of `trades`, (time, trade) in the order of arrival, and the trades in none.
     fn build(options: Options, trades: impl IntoIterator<Item = (Ts, Trade)>) -> (Vec<Bar>, Oddities) {
         let mut builder = Builder::new(options).unwrap();
         let mut bars = Vec::new();
@@ -519,7 +519,7 @@ mod tests {
         Options { align: Align::Session(Session::parse(hours, zone).unwrap()), ..Options::new(rule) }
     }
 
-    /// A trade every `step` ns from `from` up to, and without, `to`.
+    /// A trade every `step` ns from `from` (included) to `to` (excluded).
     fn every(step: u64, from: &str, to: &str) -> Vec<(Ts, Trade)> {
         (ts(from).0..ts(to).0).step_by(step as usize).map(|t| (Ts(t), trade("10", "1"))).collect()
     }
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn known_trades_make_the_known_bars_and_an_interval_without_trades_has_none() {
+    fn known_trades_give_known_bars_and_an_empty_interval_gives_none() {
         let minute = ts("2024-08-09T13:30:00Z").0;
         let trades = [
             (minute, trade("10.5", "2")),
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trade_later_than_the_grace_is_counted_and_its_bar_is_not_given_again() {
+    fn a_trade_later_than_the_grace_is_counted_and_its_bar_stays_closed() {
         let seconds = |s: u64| Ts(s * SECOND);
         let at = |s| (seconds(s), trade("10", "1"));
         let mut builder = Builder::new(timed(10 * SECOND, 5 * SECOND)).unwrap();
@@ -569,7 +569,7 @@ mod tests {
         for (lsn, (time, trade)) in (1..).map(Lsn).zip([at(3), at(14), at(9), at(15), at(9), at(2), at(24), at(10), at(11)]) {
             builder.push(lsn, time, &trade, &mut |bar| bars.push(bar));
         }
-        // 9 came 5 s late and is in; after 15 the first bar is closed, after 24 the second is not.
+        // 9 is 5 s late and accepted; 15 closes the first bar, 24 does not close the second.
         assert_eq!(bars.iter().map(|b| (b.start, b.trades, b.last_lsn)).collect::<Vec<_>>(), [(seconds(0), 2, Lsn(3))]);
         assert_eq!((builder.oddities().late, builder.trades()), (2, 7));
         builder.advance(seconds(25), &mut |bar| bars.push(bar));
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn a_venue_clock_that_is_broken_for_one_trade_does_not_close_the_bars_of_the_others() {
+    fn a_trade_with_a_broken_venue_clock_does_not_close_the_bars_of_other_trades() {
         let mut trades: Vec<(Ts, Trade)> = (0..4).map(|i| (Ts(i * MINUTE), trade("10", "1"))).collect();
         for (at, trade) in &mut trades {
             trade.ts_event = *at;
@@ -611,20 +611,21 @@ mod tests {
         );
         let by_value = Rule::Value("6.000000000000000001".parse().unwrap());
         assert_eq!(volumes(by_value, &["3", "0.000000001", "4"]), own(&[("3.000000001", 2), ("4", 1)]));
-        // The order of arrival cuts, opens and closes them; their times are the least and the greatest.
+        // The order of arrival determines the bars, their opens and closes; their times are the least and the
+        // greatest.
         let late = [(Ts(9), trade("1", "1")), (Ts(4), trade("2", "1")), (Ts(8), trade("3", "1"))];
         let (bars, oddities) = build(Options::new(Rule::Ticks(3)), late);
         let b = bars[0];
         assert_eq!((b.start, b.end, b.open, b.close), (Ts(4), Ts(9), Price(1_000_000_000), Price(3_000_000_000)));
         assert_eq!((bars.len(), oddities.left_out()), (1, 0));
-        // An amount is an amount below zero too.
+        // Negative values count with their absolute amounts.
         let (bars, _) =
             build(Options::new(Rule::Value("1".parse().unwrap())), [(Ts(1), trade("-1", "1")), (Ts(2), trade("-1", "1"))]);
         assert_eq!(bars.iter().map(|b| b.value.to_string()).collect::<Vec<_>>(), ["-1", "-1"]);
     }
 
     #[test]
-    fn what_is_no_trade_is_left_out_and_counted() {
+    fn trades_without_price_size_or_time_are_left_out_and_counted() {
         let nothing = [
             (Ts(1), Trade { price: Price::NULL, ..trade("1", "1") }),
             (Ts(1), Trade { size: Size::NULL, ..trade("1", "1") }),
@@ -642,7 +643,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_are_exact_and_null_where_they_do_not_fit() {
+    fn sums_are_exact_and_null_on_overflow() {
         let extreme = Trade { price: Price(i64::MIN), size: Size(u64::MAX - 1), ..trade("1", "1") };
         let (bars, oddities) = build(timed(MINUTE, 0), [(Ts(1), extreme)]);
         assert_eq!((bars[0].value, bars[0].vwap()), (Value(i128::from(i64::MIN) * i128::from(u64::MAX - 1)), Price(i64::MIN)));
@@ -651,7 +652,7 @@ mod tests {
         assert_eq!((bars[0].value, bars[0].vwap(), bars[0].trades), (Value::NULL, Price::NULL, 3));
         assert_eq!(bars[0].volume.units(), 2 * u128::from(u64::MAX - 1) + 1_000_000_000);
         assert_eq!(oddities, Oddities { unvalued: 1, ..Oddities::default() });
-        // Halves go away from zero.
+        // Halves round away from zero.
         let near = |price, other| {
             let of = |p| Trade { price: Price(p), size: Size(1), ..trade("1", "1") };
             build(timed(MINUTE, 0), [(Ts(1), of(price)), (Ts(1), of(other))]).0[0].vwap()
@@ -660,7 +661,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_has_its_local_hours_on_either_side_of_a_change_of_clocks() {
+    fn a_session_keeps_its_local_hours_across_a_clock_change() {
         let day = Rule::Time { interval: DAY };
         for (before, after, opens) in
             [("2024-03-08", "2024-03-11", ["14:30", "13:30"]), ("2024-11-01", "2024-11-04", ["13:30", "14:30"])]
@@ -689,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_on_which_the_clocks_skip_the_session_has_none_and_those_after_it_do() {
+    fn a_day_whose_session_the_clocks_skip_has_no_bars_and_the_next_day_has() {
         let trades = every(MINUTE, "2024-03-09T00:00:00Z", "2024-03-12T00:00:00Z");
         let (bars, oddities) = build(session(Rule::Time { interval: HOUR }, "02:10-02:50", NEW_YORK), trades);
         assert_eq!(
@@ -700,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_that_passes_midnight_is_one_and_its_last_bar_ends_with_it() {
+    fn a_session_over_midnight_is_one_session_and_its_last_bar_ends_with_it() {
         let trades = every(30 * MINUTE, "2024-06-03T21:00:00Z", "2024-06-05T00:00:00Z");
         let hours = session(Rule::Time { interval: 7 * HOUR }, "18:00-17:00", NEW_YORK);
         let (bars, oddities) = build(hours.clone(), trades.clone());
@@ -713,14 +714,14 @@ mod tests {
         ];
         assert_eq!(spans(&bars), expected.map(|(a, b, n)| (a.to_owned(), b.to_owned(), n)));
         assert_eq!(oddities, Oddities { outside: 4, ..Oddities::default() });
-        // Other bars begin anew with it.
+        // Tick bars restart with each session.
         let (bars, _) = build(Options { rule: Rule::Ticks(20), ..hours }, trades);
         assert_eq!(bars.iter().map(|b| b.trades).collect::<Vec<_>>(), [20, 20, 6, 4]);
         assert_eq!(bars[3].start, ts("2024-06-04T22:00:00Z"));
     }
 
     #[test]
-    fn bars_of_whole_seconds_minutes_hours_and_days_are_records() {
+    fn bars_of_a_second_minute_hour_or_day_convert_to_records() {
         for (interval, kind) in [(SECOND, Bar1s::KIND), (MINUTE, Bar1m::KIND), (HOUR, Bar1h::KIND), (DAY, Bar1d::KIND)] {
             let (bars, _) = build(timed(interval, 0), [(Ts(interval * 7 + 5), trade("10.5", "2"))]);
             let record = bars[0].record().unwrap();
@@ -735,7 +736,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_hold_nothing_and_unknown_sessions_are_refused() {
+    fn empty_rules_and_invalid_sessions_are_refused() {
         let rules = [
             Rule::Time { interval: 0 },
             Rule::Ticks(0),
@@ -753,7 +754,7 @@ mod tests {
         }
     }
 
-    /// Trades of some seconds, with what is no trade among them, in an order in which none is later than `grace`.
+    /// Trades over some seconds, invalid ones among them, in an order in which none is later than `grace`.
     fn unordered(grace: u64) -> impl Strategy<Value = Vec<(Ts, Trade)>> {
         let one = (0u64..30_000, 0..=grace / 1_000_000, -50i64..50, 0u64..30);
         proptest::collection::vec(one, 0..200).prop_map(|mut all| {
@@ -785,7 +786,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn in_any_order_within_the_grace_time_bars_are_those_of_sorted_history(
+        fn in_any_order_within_the_grace_time_bars_equal_those_of_sorted_history(
             (grace, trades) in (0u64..6_000).prop_flat_map(|ms| (Just(ms * 1_000_000), unordered(ms * 1_000_000))),
             interval in 1u64..9_000,
             align in aligns(),
@@ -803,7 +804,7 @@ mod tests {
         }
 
         #[test]
-        fn a_trade_is_in_one_bar_or_in_one_counter_and_sums_are_those_of_the_trades(
+        fn a_trade_is_in_one_bar_or_in_one_counter_and_the_sums_match(
             trades in unordered(9_000_000_000), rule in rules(), align in aligns(), grace in 0u64..3_000,
         ) {
             let options = Options { grace: grace * 1_000_000, align, ..Options::new(rule) };
@@ -830,7 +831,7 @@ mod tests {
                 prop_assert!(bar.low <= vwap && vwap <= bar.high && bar.trades > 0 && bar.start <= bar.end);
             }
             if let Rule::Time { .. } = rule {
-                prop_assert!(bars.is_sorted_by(|a, b| a.end <= b.start), "each once, in order, apart");
+                prop_assert!(bars.is_sorted_by(|a, b| a.end <= b.start), "each once, in order, without overlap");
             }
         }
     }

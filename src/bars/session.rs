@@ -1,6 +1,6 @@
-//! Owns: [`Session`], the hours of a venue's day by the clocks of its zone, and where in them a moment lies.
+//! Owns: [`Session`], the trading hours of a venue in its time zone, and the lookup of a moment in them.
 //!
-//! What must hold: sessions do not overlap; every moment is in one, or between two.
+//! What must hold: sessions do not overlap; every moment is in one session or between two.
 
 use jiff::civil;
 use jiff::tz::{AmbiguousOffset, TimeZone};
@@ -8,15 +8,15 @@ use jiff::tz::{AmbiguousOffset, TimeZone};
 use crate::error::{Error, Result};
 use crate::time::Ts;
 
-/// The hours of each day in which a venue trades, by the clocks of its zone. The zones are part of this program: it
-/// does not look for those of the host.
+/// The trading hours of a venue, in its time zone. The zone rules are compiled into this program: the host's are
+/// not read.
 #[derive(Clone, Debug)]
 pub struct Session {
     /// The zone.
     pub zone: TimeZone,
-    /// When it starts. A time that the clocks skip is the moment of the skip; of one they show twice, the first.
+    /// Local start. A time that the clocks skip is the moment of the skip; of a repeated time, the first counts.
     pub start: civil::Time,
-    /// When it ends, likewise, and not included. If this is not after the start, it is of the next day.
+    /// Local end, excluded, resolved in the same way. If it is not after the start, it is on the next day.
     pub end: civil::Time,
 }
 
@@ -34,13 +34,13 @@ impl Session {
         Ok(Session { zone, start, end })
     }
 
-    /// The first moment at which the clocks show `local` or more.
+    /// The first moment at which the local clock shows `local` or later.
     fn moment(&self, local: civil::DateTime) -> Option<i128> {
         let ambiguous = self.zone.to_ambiguous_timestamp(local);
         let is_skipped = matches!(ambiguous.offset(), AmbiguousOffset::Gap { .. });
         let moment = ambiguous.compatible().ok()?;
         if is_skipped {
-            // That is as long after the skip as `local` is after its beginning.
+            // `moment` is as long after the skip as `local` is after the start of the skipped span.
             let after = moment.checked_add(jiff::SignedDuration::from_nanos(1)).ok()?;
             if let Some(skip) = self.zone.preceding(after).next() {
                 return Some(skip.timestamp().as_nanosecond());
@@ -56,7 +56,7 @@ impl Session {
         (start < end).then_some(Stretch { start, end, is_open: true })
     }
 
-    /// The session in which `time` lies, or the time between two.
+    /// The session that contains `time`, or the gap between two sessions that does.
     pub(super) fn stretch(&self, time: Ts) -> Option<Stretch> {
         let t = i128::from(time.0);
         let date = self.zone.to_datetime(jiff::Timestamp::from_nanosecond(t).ok()?).date();
@@ -69,14 +69,14 @@ impl Session {
                 None => {}
             }
         }
-        // A day without a session says nothing of what lies beyond it.
+        // If an adjacent day has no session, the gap's end there is unknown.
         let start = if between.start == i128::MIN { t } else { between.start };
         let end = if between.end == i128::MAX { t + 1 } else { between.end };
         Some(Stretch { start, end, is_open: false })
     }
 }
 
-/// A session, or what lies between two; ns since 1970. A session may begin before that.
+/// A session, or the gap between two; ns since 1970. A session may start before 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stretch {
     pub(super) start: i128,
@@ -98,7 +98,7 @@ mod tests {
     use crate::time::NANOS_PER_SECOND;
 
     #[test]
-    fn a_start_that_the_clocks_skip_is_the_skip_and_one_they_show_twice_is_the_first() {
+    fn a_skipped_start_is_the_skip_and_a_repeated_start_is_the_first() {
         let at = |hours, date: [i16; 3]| {
             let session = Session::parse(hours, "America/New_York").unwrap();
             let of = session.of(civil::date(date[0], date[1] as i8, date[2] as i8));

@@ -1,4 +1,4 @@
-//! Owns: [`Value`], what was paid in all: a decimal number with eighteen places in an integer, and its exact text.
+//! Owns: [`Value`], a traded value: an integer with 18 decimal places, and its exact text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,14 +13,14 @@ pub struct Value(pub i128);
 
 /// Decimal places of a [`Value`].
 const VALUE_PLACES: usize = 18;
-/// Units of a [`Value`] in one.
+/// Units of a [`Value`] of one.
 const VALUE_ONE: u128 = 1_000_000_000_000_000_000;
 
 impl Value {
-    /// A value that is not known.
+    /// Null: no value.
     pub const NULL: Value = Value(i128::MAX);
 
-    /// Price times size, exactly. It always fits.
+    /// Price times size, exact. It always fits.
     pub fn of(price: Price, size: Size) -> Value {
         Value(i128::from(price.0) * i128::from(size.0))
     }
@@ -51,7 +51,7 @@ impl fmt::Display for Value {
 impl FromStr for Value {
     type Err = Error;
 
-    /// A decimal of at most 18 places, or `null`; nothing is rounded.
+    /// Parses a decimal of at most 18 places, or `null`; never rounds.
     fn from_str(text: &str) -> Result<Self> {
         if text == "null" {
             return Ok(Value::NULL);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_exact_and_what_would_round_is_refused() {
+    fn values_are_exact_and_text_that_would_round_is_refused() {
         assert_eq!("-1.5".parse::<Value>().unwrap(), Value(-1_500_000_000_000_000_000));
         assert_eq!(Value(1).to_string(), "0.000000000000000001");
         for units in [0, 1, -1, i128::MIN, i128::MAX] {

@@ -1,20 +1,20 @@
-//! Owns: the messages by which a publisher is let in: a Unix socket in the run directory.
+//! Owns: the messages of a publisher's attach handshake, over a Unix socket in the run directory.
 //!
-//! A socket, because the kernel tells both ends at once when the other has died, whatever it died of,
-//! and who it was (a shared-memory request can do neither).
+//! A socket, because the kernel notifies each end at once of the other's death, by any cause, and reports
+//! the peer's identity (a shared-memory request can do neither).
 //!
 //! ```text
 //! message   magic u32 · version u16 · type u16 · payload bytes u32 · 0 u32 · payload
-//! 1 attach    publisher u16 · mode u8 (0 new, 1 resume, 2 new if nobody is live) · level u8 · epoch u32 (to resume) · incarnation u32
+//! 1 attach    publisher u16 · mode u8 (0 new, 1 resume, 2 new if none is live) · level u8 · epoch u32 (resume) · incarnation u32
 //! 2 attached  grant u64 · slot u32 · epoch u32 · pub_seq u64 · lsn u64 · instance u64 · level u64
 //! 3 symbols   names of 72 bytes: length u8, 71 bytes
 //! 4 ids       u32 a name
-//! 5 refused   text
+//! 5 refused   text: the reason
 //! 6 fenced    epoch u32: the one in force
 //! 7 kind      the layout of a kind that the program defined (`record::Layout`)
-//! 8 known     nothing: it is a kind of the store
+//! 8 known     nothing: the kind is in the catalog
 //! 9 not leader  node u64
-//! 10 taken    nothing: a live process writes as this publisher
+//! 10 taken    nothing: a live process is attached as this publisher
 //! ```
 //!
 //! What must hold: parsing is total, and lengths are checked before anything is allocated.
@@ -29,7 +29,7 @@ const MAGIC: u32 = u32::from_le_bytes(*b"tatt");
 const VERSION: u16 = 1;
 const HEAD_LEN: usize = 16;
 const PAYLOAD_MAX: usize = 1 << 20;
-/// Bytes of the longest message.
+/// Most bytes of a message.
 pub const MESSAGE_MAX: usize = HEAD_LEN + PAYLOAD_MAX;
 const NAME_LEN: usize = 72;
 
@@ -39,64 +39,64 @@ pub const NAMES_MAX: usize = 8192;
 /// How a publisher attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// As a new one: its epoch rises, and whoever wrote as this publisher before is fenced.
+    /// As new: the epoch rises, and the process attached before as this publisher is fenced.
     New,
-    /// The same, unless a live process of this host writes as this publisher.
+    /// As new, but only if no live process of this host is attached as this publisher.
     Free,
-    /// As the one that wrote in this epoch: it has kept what was not acknowledged.
+    /// Continues this epoch: the publisher has kept its unacknowledged records.
     Resume(Epoch),
 }
 
-/// What one end says to the other.
+/// A message of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Let me in.
+    /// Request to attach.
     Attach {
-        /// Who.
+        /// The publisher.
         publisher: PublisherId,
-        /// How.
+        /// How it attaches.
         mode: Mode,
-        /// The level it asks for.
+        /// The requested level.
         level: Level,
-        /// Which process it is: random.
+        /// Identifies the process: a random number.
         incarnation: u32,
     },
-    /// You are in. Everything up to `pub_seq` is durable.
+    /// The publisher is attached. Its records up to `pub_seq` are durable.
     Attached(Grant),
-    /// Which instruments have these names?
+    /// Request for the ids of these names.
     Symbols(Vec<Name>),
-    /// These, in the order of the names.
+    /// The ids, in the order of the names.
     Ids(Vec<InstrumentId>),
-    /// No.
+    /// The request was refused for this reason.
     Refused(String),
-    /// No: a newer process writes as this publisher, in this epoch.
+    /// Refused: a newer process is attached as this publisher, in this epoch.
     Fenced(Epoch),
-    /// Make this a kind of the store.
+    /// Request to add this kind to the catalog.
     Kind(Box<Layout>),
-    /// It is one.
+    /// The kind is in the catalog.
     Known,
-    /// No: this node leads, and this host passes nothing on; 0: nobody is known to lead.
+    /// Refused: this node is the leader, and this host does not forward; 0: the leader is unknown.
     NotLeader(u64),
-    /// No: a live process writes as this publisher, and would be fenced.
+    /// Refused: a live process is attached as this publisher and would be fenced.
     Taken,
 }
 
-/// What a publisher is granted.
+/// The grant that storage gives to a publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// Number of the grant, used once; names the ingest service.
+    /// Number of the grant, never reused; names the ingest service.
     pub grant: u64,
-    /// The slot with its acknowledgements.
+    /// The slot that carries its acknowledgements.
     pub slot: usize,
     /// The epoch it writes in.
     pub epoch: Epoch,
-    /// The last record storage has of it.
+    /// The last of its records that storage has.
     pub pub_seq: PubSeq,
-    /// That record's LSN, if known.
+    /// That record's LSN; 0 if unknown.
     pub lsn: Lsn,
-    /// The instance that grants.
+    /// The instance that granted it.
     pub instance: u64,
-    /// The level in force: the one asked for or a higher one.
+    /// The level in force: the requested one or a higher one.
     pub level: Level,
 }
 
@@ -178,7 +178,7 @@ impl Message {
         (kind, out)
     }
 
-    /// The message as bytes.
+    /// Encodes the message.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, payload) = self.payload();
         assert!(payload.len() <= PAYLOAD_MAX, "a message of {} bytes", payload.len());
@@ -192,10 +192,10 @@ impl Message {
         out
     }
 
-    /// The first message in `bytes` and its length; `None` if it is not whole yet.
+    /// The first message in `bytes` and its length; `None` if it is incomplete.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if it can never be one.
+    /// [`Error::Invalid`] if no further bytes can make it a message.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>> {
         let bad = |reason: &str| Error::invalid("attach message", reason);
         let mut head = Fields(bytes);
@@ -205,7 +205,7 @@ impl Message {
             return Ok(None);
         };
         if magic != MAGIC || version != VERSION {
-            return Err(bad("it is not of this version of the program"));
+            return Err(bad("its magic or version is not this program's"));
         }
         let (Some(len), Some(_)) = (head.u32(), head.u32()) else { return Ok(None) };
         let len = len as usize;
@@ -282,13 +282,13 @@ impl Message {
     }
 }
 
-/// Slots a grant can name; the control page has as many.
+/// Slots of the control page, one of which a grant names.
 pub const SLOTS_MAX: usize = 256;
 
 /// Sends `request` and waits for the answer, for as long as the stream's own limits allow.
 ///
 /// # Errors
-/// The stream's error; `InvalidData` for an answer that is none.
+/// The stream's error; `InvalidData` if the answer cannot be decoded.
 pub fn ask(stream: &mut (impl Read + Write), request: &Message) -> std::io::Result<Message> {
     stream.write_all(&request.encode())?;
     let mut bytes = Vec::new();
@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_message_comes_back_and_no_prefix_of_it_does() {
+    fn a_message_decodes_to_itself_and_its_prefixes_are_incomplete() {
         let grant =
             Grant { grant: 5, slot: 255, epoch: Epoch(2), pub_seq: PubSeq(3), lsn: Lsn(4), instance: 6, level: Level::Os };
         let messages = [

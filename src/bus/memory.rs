@@ -1,9 +1,9 @@
-//! Owns: the memory of the bus's segments. iceoryx2 makes them sparse: a page is allocated when it is first touched, and if
-//! shared memory is full by then, that is SIGBUS. So all memory of a segment is allocated once it is made, before it is used.
+//! Owns: the memory of the bus's segments. iceoryx2 creates them sparse: a page is allocated at its first touch, and raises
+//! SIGBUS if shared memory is full by then. So all memory of a segment is allocated after its creation, before its use.
 //!
-//! What must hold: who sends or receives has all memory that it touches; what is not to be had is
-//! [`Error::NoSharedMemory`] of the call that makes a port. The pages that iceoryx2 touches while it makes one are looked for
-//! before, and watched ([`crate::pages::watch`]), because another program may take them in between.
+//! What must hold: a send or a receive touches allocated memory only; if memory is short, the call that creates the port
+//! returns [`Error::NoSharedMemory`]. iceoryx2 touches pages while it creates a port: the free memory is checked before, and
+//! the creation is watched ([`crate::pages::watch`]), because another program may take the memory in between.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -15,19 +15,19 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::pages;
 
-/// Where the bus has its segments.
+/// The directory of the bus's segments.
 pub(super) const SEGMENTS: &str = "/dev/shm";
-/// Where a publisher's records lie until they are received: the one kind of segment that is large.
+/// Suffix of the segments with a publisher's records: the only large ones.
 const DATA: &str = ".data";
-/// Bytes that a port needs beside its data, generously: its connections, its service, where they are listed.
+/// Upper bound of a port's bytes beside its data: its connections, its service, their lists.
 const SMALL: u64 = 512 << 10;
 
-/// Bytes free in shared memory; without end where it has no size.
+/// Free bytes of shared memory; `u64::MAX` where it has no size.
 fn free() -> u64 {
     rustix::fs::statvfs(SEGMENTS).map_or(u64::MAX, |s| if s.f_blocks == 0 { u64::MAX } else { s.f_bavail * s.f_frsize })
 }
 
-/// Bytes of shared memory; without end where it has no size.
+/// Total bytes of shared memory; `u64::MAX` where it has no size.
 pub(super) fn total() -> u64 {
     rustix::fs::statvfs(SEGMENTS).map_or(u64::MAX, |s| if s.f_blocks == 0 { u64::MAX } else { s.f_blocks * s.f_frsize })
 }
@@ -36,8 +36,8 @@ fn none(path: &Path, wanted: u64) -> Error {
     Error::NoSharedMemory { path: path.to_path_buf(), wanted, free: free() }
 }
 
-/// Carries out `make`, which makes a port of the bus with segments of `prefix`, and allocates the small ones. The data of a
-/// sender is allocated by [`allocate_data`].
+/// Runs `make`, which creates a port with segments of `prefix`, and allocates the small segments. [`allocate_data`] allocates
+/// a sender's data.
 pub(super) fn make<T>(prefix: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
     let path = Path::new(SEGMENTS).join(prefix);
     if free() < SMALL {
@@ -51,26 +51,26 @@ pub(super) fn make<T>(prefix: &str, make: impl FnOnce() -> Result<T>) -> Result<
     match allocated {
         Ok(()) => made,
         Err(error) => {
-            // It may touch what is not there.
+            // The drop may touch pages that are missing.
             pages::watch(|| drop(made));
             Err(error)
         }
     }
 }
 
-/// The segment with the data of the sending port `port`, which has been made.
+/// The data segment of the sending port `port`.
 ///
 /// # Errors
 /// [`Error::Io`] if there is none.
 pub(super) fn data_segment(prefix: &str, port: u128) -> Result<PathBuf> {
     let (dir, end) = (Path::new(SEGMENTS), format!("{port}{DATA}"));
-    let is_its = |name: &str| name.starts_with(prefix) && name.ends_with(&end);
+    let is_data = |name: &str| name.starts_with(prefix) && name.ends_with(&end);
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))?;
-    let found = entries.flatten().find(|e| e.file_name().to_str().is_some_and(is_its));
+    let found = entries.flatten().find(|e| e.file_name().to_str().is_some_and(is_data));
     found.map(|e| e.path()).ok_or_else(|| Error::io("find", &dir.join(end), std::io::ErrorKind::NotFound))
 }
 
-/// Allocates all of the segment `path`.
+/// Allocates all memory of the segment `path`.
 ///
 /// # Errors
 /// [`Error::NoSharedMemory`]; [`Error::Io`].
@@ -82,8 +82,8 @@ fn open(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)
 }
 
-/// Allocates all segments of `prefix` but those with data: who made a connection or a service is not always who is the first
-/// to touch a page of it.
+/// Allocates all segments of `prefix` but those with data: the first process to touch a page of a connection or a service is
+/// not always its creator.
 fn allocate_small(prefix: &str) -> Result<()> {
     for entry in std::fs::read_dir(SEGMENTS).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -92,7 +92,7 @@ fn allocate_small(prefix: &str) -> Result<()> {
         if !is_small || !is_sparse() {
             continue;
         }
-        // One that is gone, or is being made by another process, is that one's.
+        // A segment that is gone, or that another process is creating, is left to that process.
         if let Ok(file) = open(&entry.path()) {
             allocate(&entry.path(), &file)?;
         }
@@ -105,16 +105,16 @@ fn allocate(path: &Path, file: &File) -> Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
         Ok(()) => Ok(()),
         Err(Errno::NOSPC | Errno::NOMEM) => Err(none(path, len)),
-        // Of no length yet: its maker has not come so far.
+        // Its creator has not set its length yet.
         Err(Errno::INVAL) => Ok(()),
         Err(e) => Err(Error::io("allocate", path, e)),
     }
 }
 
-/// Carries out `call` on a port that has been made.
+/// Runs `call` on an existing port.
 ///
 /// # Errors
-/// [`Error::NoSharedMemory`] if it touched memory that is not to be had: the port is of no use any more.
+/// [`Error::NoSharedMemory`] if it touched memory that could not be allocated: the port is unusable afterwards.
 #[inline]
 pub(super) fn watched<T>(name: &str, call: impl FnOnce() -> T) -> Result<T> {
     let (value, has_faulted) = pages::watch(call);

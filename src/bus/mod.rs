@@ -1,16 +1,16 @@
 //! Owns: iceoryx2. No other module names it.
 //!
 //! What must hold, each against a trap that was measured in 0.10:
-//! - every quality-of-service value is given; the defaults lose data in silence;
-//! - a store's instance has a root path and a prefix of its own, so nothing outlives it and no
-//!   configuration file of the working directory is read;
-//! - signal handlers stay the program's own;
-//! - a full queue returns at once (`DiscardData`): the wait is the publisher's, with a limit;
+//! - every quality-of-service value is set; the defaults lose data silently;
+//! - a store's instance has its own root path and prefix, so nothing outlives it and no configuration
+//!   file of the working directory is read;
+//! - the bus installs no signal handler;
+//! - a full queue returns at once (`DiscardData`): the publisher waits, with a limit;
 //!   `RetryUntilDelivered` hangs for ever when storage dies;
-//! - a batch that reached nobody is not sent (`Ok(0)`): it stays in the publisher's ring;
+//! - a batch that reached no receiver (`Ok(0)`) counts as not sent: it stays in the publisher's ring;
 //! - chunks are allocated once (`Static`): a grown segment of a dead publisher can be lost;
-//! - all memory of a segment is allocated before the first send ([`memory`]): by itself it is when it is touched, and a full
-//!   `/dev/shm` is a signal then;
+//! - all memory of a segment is allocated before the first send ([`memory`]): otherwise a page is
+//!   allocated at its first touch, and a full `/dev/shm` raises SIGBUS;
 //! - one service per publisher: a shared subscriber serves the first busy publisher and starves the
 //!   rest.
 
@@ -40,24 +40,24 @@ pub const BATCH_WORDS_MAX: usize = 4096;
 /// Most words of a batch on the live bus.
 pub const LIVE_WORDS_MAX: usize = 512;
 
-/// Batches that wait for storage, and for a live subscriber before the oldest are dropped. The first of a publisher take
-/// 17 MB of shared memory when they are all full, the second 4 MB.
+/// Batches queued for storage, and for a live subscriber before the oldest are dropped. A publisher's full ingest queue
+/// takes 17 MB of shared memory, its full live queue 4 MB.
 const BUFFERS: Buffers = Buffers { ingest: 512, live: 1024 };
-/// The same where shared memory is small, at least.
+/// The least of both where shared memory is small.
 const BUFFERS_MIN: Buffers = Buffers { ingest: 16, live: 32 };
-/// A publisher's batches take at most this part of shared memory.
+/// A publisher's ingest queue takes at most one part in this many of shared memory, its live queue a quarter of that.
 const SHARE: u64 = 32;
-/// Batches that a receiver holds at once.
+/// Most batches that a receiver borrows at once.
 const BORROWED_MAX: usize = 2;
-/// Publishers of a store.
+/// Most publishers of a store.
 const LIVE_PUBLISHERS_MAX: usize = attach::SLOTS_MAX;
-/// Live subscribers of a store.
+/// Most live subscribers of a store.
 const LIVE_SUBSCRIBERS_MAX: usize = 16;
-/// Batches that a sender has memory for beside those that wait and those that receivers look at: the one being sent, and
-/// those of a receiver that has just ended.
+/// Batches that a sender has memory for beside the queued and the borrowed ones: the one being sent, and those of a
+/// receiver that has just ended.
 const SPARE: usize = 32;
 
-/// What stands before a batch of records.
+/// The header of a batch of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ZeroCopySend)]
 #[type_name("tape.batch.v1")]
 #[repr(C)]
@@ -76,12 +76,12 @@ impl BatchHeader {
         BatchHeader { publisher: publisher.0, reserved: 0, epoch: epoch.0, first_pub_seq: first.0, count, reserved2: 0 }
     }
 
-    /// Who sent it.
+    /// The publisher that sent it.
     pub fn publisher(&self) -> PublisherId {
         PublisherId(self.publisher)
     }
 
-    /// In which epoch.
+    /// The publisher's epoch.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.epoch)
     }
@@ -91,7 +91,7 @@ impl BatchHeader {
         PubSeq(self.first_pub_seq)
     }
 
-    /// Records.
+    /// Number of records.
     pub fn count(&self) -> u32 {
         self.count
     }
@@ -101,7 +101,7 @@ fn bus_error(op: &'static str, service: &str, cause: impl Debug) -> Error {
     Error::Bus { op, service: service.to_owned(), cause: format!("{cause:?}") }
 }
 
-/// How many batches wait at most.
+/// Most queued batches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Buffers {
     ingest: usize,
@@ -109,7 +109,7 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// For a shared memory of `total` bytes: 64 MiB, the usual one of a container, has room for several publishers.
+    /// For a shared memory of `total` bytes: 64 MiB, the default of a container, has room for several publishers.
     fn of(total: u64) -> Buffers {
         let within = |words: usize| (total / SHARE / (words as u64 * 8)) as usize;
         Buffers {
@@ -129,12 +129,12 @@ pub struct Bus {
     buffers: Buffers,
 }
 
-/// What a clean-up found.
+/// The result of a clean-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Dead processes whose files were removed.
     pub removed: u64,
-    /// Dead processes whose files could not all be removed; they go with the instance.
+    /// Dead processes with files that could not be removed; those files are removed with the instance.
     pub failed: u64,
 }
 
@@ -150,8 +150,8 @@ impl Bus {
         let path = iceoryx2::prelude::Path::new(root.as_os_str().as_encoded_bytes()).map_err(|e| bad(&e))?;
         config.global.set_root_path(&path);
         config.global.prefix = FileName::new(prefix.as_bytes()).map_err(|e| bad(&e))?;
-        // By default every process clears up after dead ones, when it joins, leaves and opens; one that is killed in the
-        // middle of that leaves files that nobody can clear up. Storage's janitor alone does it, by `sweep`.
+        // By default every process cleans up after dead ones when it joins, leaves and opens. If it is killed during that,
+        // the files left can never be cleaned up. So only storage's janitor does it, by `sweep`.
         config.global.node.cleanup_dead_nodes_on_creation = false;
         config.global.node.cleanup_dead_nodes_on_destruction = false;
         config.global.service.cleanup_dead_nodes_on_open = false;
@@ -166,10 +166,10 @@ impl Bus {
         self.root.join("nodes")
     }
 
-    /// Removes what dead processes left on the bus.
+    /// Removes the files of dead processes from the bus.
     pub fn sweep(&self) -> Swept {
-        // Files that a process was killed in the making of: the bus's own clean-up does not see them, fails on the
-        // directory that they are in after it has removed what names the process, and can never try again.
+        // Unfinished files come first. The bus's own clean-up misses them: it removes the entry that names the process, then
+        // fails on the directory with such a file, and can never retry.
         let mut living = HashSet::new();
         let listed = Node::<Ipc>::list(&self.config, |state| {
             match state {
@@ -186,13 +186,13 @@ impl Bus {
                 orphans::remove(&self.nodes(), &living);
                 orphans::remove_segments(Path::new(memory::SEGMENTS), &self.prefix, &self.nodes(), &living);
             }
-            Err(error) => tracing::debug!(?error, "dead processes are looked for again in a second"),
+            Err(error) => tracing::debug!(?error, "cannot list the processes on the bus; retrying in a second"),
         }
         Swept { removed: state.cleanups, failed: state.failed_cleanups }
     }
 
-    /// Creates the ingest service of `grant` and its receiving end; to be called before the publisher
-    /// is told of the grant.
+    /// Creates the ingest service of `grant` and its receiving end; call it before the grant is sent to the
+    /// publisher.
     ///
     /// # Errors
     /// [`Error::Bus`]; [`Error::NoSharedMemory`].
@@ -216,10 +216,9 @@ impl Bus {
             .max_nodes(4)
             .create()
             .map_err(|e| bus_error("create", &name, e))?;
-        // By default a sender whose segments cannot be mapped (no descriptors, no memory) is passed over, in silence and for
-        // good.
-        let is_deaf = Arc::new(AtomicBool::new(false));
-        let raised = is_deaf.clone();
+        // By default a sender whose segments cannot be mapped (no descriptors, no memory) is skipped silently and for good.
+        let is_unmapped = Arc::new(AtomicBool::new(false));
+        let raised = is_unmapped.clone();
         let subscriber = service
             .subscriber_builder()
             .buffer_size(self.buffers.ingest)
@@ -230,13 +229,13 @@ impl Bus {
             })
             .create()
             .map_err(|e| bus_error("subscribe to", &name, e))?;
-        Ok(Receiver { subscriber, name, is_deaf })
+        Ok(Receiver { subscriber, name, is_unmapped })
     }
 
     /// Opens the sending end of the ingest service of `grant`.
     ///
     /// # Errors
-    /// [`Error::Bus`] if it is not there or not as storage makes it; [`Error::NoSharedMemory`].
+    /// [`Error::Bus`] if it does not exist or its settings differ from storage's; [`Error::NoSharedMemory`].
     pub fn send_ingest(&self, grant: u64) -> Result<Sender> {
         let sender = memory::make(&self.prefix, || self.make_send_ingest(grant))?;
         sender.allocate()?;
@@ -254,10 +253,10 @@ impl Bus {
             .open()
             .map_err(|e| bus_error("open", &name, e))?;
         let config = service.static_config();
-        // How many batches wait is storage's to say.
+        // Storage chooses the length of the queue.
         let buffers = BUFFERS_MIN.ingest..=BUFFERS.ingest;
         if config.has_safe_overflow() || !buffers.contains(&config.subscriber_max_buffer_size()) || config.max_publishers() != 1 {
-            return Err(bus_error("use", &name, "its settings are another version's"));
+            return Err(bus_error("use", &name, "another version of the program created it"));
         }
         Sender::new(service, &self.prefix, name, BATCH_WORDS_MAX)
     }
@@ -276,7 +275,7 @@ impl Bus {
             .open_or_create();
         match made {
             Ok(service) => Ok(service),
-            // Whoever made it may have found another size of shared memory.
+            // Its creator may have found another size of shared memory.
             Err(error) => {
                 let service = self.node.service_builder(&name()?).publish_subscribe::<[u64]>().user_header::<BatchHeader>();
                 service.enable_safe_overflow(true).open().map_err(|_| bus_error("open", LIVE_NAME, error))
@@ -293,7 +292,7 @@ impl Bus {
         memory::make(&self.prefix, || Sender::new(self.live()?, &self.prefix, LIVE_NAME.to_owned(), LIVE_WORDS_MAX))
     }
 
-    /// A receiving end of the live service: what comes too fast for it is dropped, oldest first.
+    /// A receiving end of the live service: a slow receiver loses the oldest batches.
     ///
     /// # Errors
     /// [`Error::Bus`]; [`Error::NoSharedMemory`].
@@ -308,15 +307,15 @@ impl Bus {
             .buffer_size(service.static_config().subscriber_max_buffer_size())
             .set_degradation_handler(|_, _| {
                 tracing::error!(
-                    "a publisher's live records cannot be received: this process is short of descriptors (ulimit -n), memory \
-                     maps or memory (ulimit -v), or the publisher has just ended; a subscriber that is opened again, or a \
-                     follower of the store, has them"
+                    "cannot receive a publisher's live records: this process is short of descriptors (ulimit -n), memory \
+                     maps or memory (ulimit -v), or the publisher has just ended; to get them, open the subscriber again \
+                     or follow the store"
                 );
                 DegradationAction::Ignore
             })
             .create()
             .map_err(|e| bus_error("subscribe to", LIVE_NAME, e))?;
-        Ok(Receiver { subscriber, name: LIVE_NAME.to_owned(), is_deaf: Arc::default() })
+        Ok(Receiver { subscriber, name: LIVE_NAME.to_owned(), is_unmapped: Arc::default() })
     }
 }
 
@@ -334,16 +333,16 @@ pub struct Sender {
     service: LiveService,
     publisher: iceoryx2::port::publisher::Publisher<Ipc, [u64], BatchHeader>,
     name: String,
-    /// What batches lie in, and whether all of it is allocated.
+    /// The segment of its batches, and whether all of it is allocated.
     data: PathBuf,
     is_allocated: AtomicBool,
 }
 
 impl Sender {
-    /// Of batches of at most `words` words.
+    /// A sender of batches of at most `words` words.
     fn new(service: LiveService, prefix: &str, name: String, words: usize) -> Result<Sender> {
-        // Every receiver's queue holds some of the last batches that were sent: a live one drops the oldest. So all together
-        // hold no more than one queue does, beside what they look at.
+        // Each receiver's queue holds some of the last batches sent, because a live queue drops the oldest. So all queues
+        // together hold no more batches than one, beside the borrowed ones.
         let config = service.static_config();
         let batches = config.subscriber_max_buffer_size() + config.max_subscribers() * BORROWED_MAX + SPARE;
         let publisher = service
@@ -362,7 +361,7 @@ impl Sender {
     /// Allocates the memory of its batches, once.
     ///
     /// # Errors
-    /// [`Error::NoSharedMemory`]: nothing is to be sent then.
+    /// [`Error::NoSharedMemory`]: send nothing then.
     #[inline]
     pub fn allocate(&self) -> Result<()> {
         // A lone bit: relaxed.
@@ -374,8 +373,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Copies `words` into shared memory and hands them over. `false`: the queue is full, or nobody
-    /// has connected to it yet; nothing was sent.
+    /// Copies `words` into shared memory and sends them. `false`: the queue is full or has no receiver
+    /// yet; nothing was sent.
     ///
     /// # Errors
     /// [`Error::Bus`]; [`Error::NoSharedMemory`].
@@ -388,7 +387,7 @@ impl Sender {
     #[inline]
     fn hand_over(&self, header: BatchHeader, words: &[u64]) -> Result<bool> {
         let mut loan = match self.publisher.loan_slice_uninit(words.len()) {
-            // All batches that there is memory for are on their way.
+            // All of the sender's batches are queued or borrowed.
             Err(iceoryx2::port::LoanError::OutOfMemory) => return Ok(false),
             other => other.map_err(|e| bus_error("loan from", &self.name, e))?,
         };
@@ -397,7 +396,7 @@ impl Sender {
         Ok(sent > 0)
     }
 
-    /// Whether anybody receives.
+    /// Whether there is a receiver.
     #[inline]
     pub fn has_receivers(&self) -> bool {
         self.service.dynamic_config().number_of_subscribers() > 0
@@ -409,16 +408,16 @@ impl Sender {
 pub struct Receiver {
     subscriber: iceoryx2::port::subscriber::Subscriber<Ipc, [u64], BatchHeader>,
     name: String,
-    /// Whether what its sender sends cannot be mapped: the bus tries that once.
-    is_deaf: Arc<AtomicBool>,
+    /// Whether the sender's segments could not be mapped: the bus tries that once.
+    is_unmapped: Arc<AtomicBool>,
 }
 
-/// A received batch, still in shared memory. Its sender can change it: copy before checking.
+/// A received batch, still in shared memory. Its sender can change it: copy it before checking it.
 #[derive(Debug)]
 pub struct Batch(Sample<Ipc, [u64], BatchHeader>);
 
 impl Batch {
-    /// What stands before it.
+    /// Its header.
     #[inline]
     pub fn header(&self) -> BatchHeader {
         *self.0.user_header()
@@ -439,8 +438,8 @@ impl Receiver {
     #[inline]
     pub fn receive(&self) -> Result<Option<Batch>> {
         match memory::watched(&self.name, || self.subscriber.receive())? {
-            Ok(None) if self.is_deaf.load(Ordering::Relaxed) => {
-                let cause = "no descriptors (ulimit -n), memory maps or memory (ulimit -v) are left for it, or it has just ended";
+            Ok(None) if self.is_unmapped.load(Ordering::Relaxed) => {
+                let cause = "no descriptors (ulimit -n), memory maps or memory (ulimit -v) are left, or the sender just ended";
                 Err(Error::Bus { op: "receive from", service: self.name.clone(), cause: cause.to_owned() })
             }
             Ok(sample) => Ok(sample.map(Batch)),
@@ -448,9 +447,9 @@ impl Receiver {
         }
     }
 
-    /// Whether a batch waits, or the error that [`Receiver::receive`] will give.
+    /// Whether a batch waits, or an error that [`Receiver::receive`] will return.
     pub fn has_batches(&self) -> bool {
-        // A page that is not there is found again by who receives.
+        // `receive` touches a missing page again and reports it.
         crate::pages::watch(|| self.subscriber.has_samples().unwrap_or(true)).0
     }
 }
@@ -459,7 +458,7 @@ impl Receiver {
 mod tests {
     use super::*;
 
-    /// A bus of its own, and what removes the file that it leaves behind.
+    /// A bus for one test, and a guard that removes the files it leaves behind.
     fn join(dir: &Path, letter: char) -> (Bus, Left) {
         let prefix = format!("tapetest{}{letter}_", std::process::id());
         (Bus::join(dir, &prefix, "test").unwrap(), Left(prefix))
@@ -478,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publishers_batches_take_a_small_part_of_a_small_shared_memory() {
+    fn a_publishers_queues_take_a_small_part_of_a_small_shared_memory() {
         assert_eq!(Buffers::of(24 << 30), BUFFERS);
         assert_eq!(Buffers::of(1 << 30), BUFFERS);
         for total in [64u64 << 20, 128 << 20, 256 << 20] {
@@ -489,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_at_once_and_loses_nothing_it_took() {
+    fn a_full_queue_refuses_at_once_and_loses_nothing_it_accepted() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (bus, _left) = join(dir.path(), 'a');
         let receiver = bus.receive_ingest(1).unwrap();
@@ -509,7 +508,7 @@ mod tests {
         assert!(sender.send(header(sent), &[0; BATCH_WORDS_MAX + 1]).is_err());
     }
 
-    /// The segments of `prefix` of which not all memory is allocated.
+    /// The segments of `prefix` that are not fully allocated.
     fn sparse(prefix: &str) -> Vec<String> {
         use std::os::unix::fs::MetadataExt;
         let names = std::fs::read_dir(memory::SEGMENTS).unwrap().flatten();
@@ -528,7 +527,7 @@ mod tests {
         let live = bus.send_live().unwrap();
         live.allocate().unwrap();
         assert_eq!(sparse(&left.0), [""; 0]);
-        // It is as much as is promised, and no queue outgrows it.
+        // Full queues fit in the allocated memory.
         let header = |i| BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(i), 1);
         (0..3 * bus.buffers.live as u64).for_each(|i| assert!(live.send(header(i), &[i; LIVE_WORDS_MAX]).unwrap()));
         while ingest.send(header(1), &[7; BATCH_WORDS_MAX]).unwrap() {}
@@ -536,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_receiver_that_is_slow_loses_the_oldest_and_never_stops_the_sender() {
+    fn a_slow_live_receiver_loses_the_oldest_batches_and_never_stops_the_sender() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let (bus, _left) = join(dir.path(), 'b');
         let sender = bus.send_live().unwrap();

@@ -1,30 +1,29 @@
-//! Owns: what processes leave on the bus that were killed in the middle of making it, and that the bus's own clean-up does
-//! not see.
+//! Owns: orphans on the bus: files of processes that were killed while creating them, which the bus's own clean-up misses.
 //!
 //! ```text
-//! ROOT/nodes/ID/                       of the process ID: a tag for each service and port that it has, PREFIX…PORT.port_tag
-//! ROOT/nodes/PREFIX…ID.node_monitor    by which it is seen to live
-//! /dev/shm/PREFIX…PORT.data            what a port sends from
-//! /dev/shm/PREFIX…PORT_PORT.connection what two ports share
+//! ROOT/nodes/ID/                       of the process ID: a tag for each of its services and ports, PREFIX…PORT.port_tag
+//! ROOT/nodes/PREFIX…ID.node_monitor    shows that the process lives
+//! /dev/shm/PREFIX…PORT.data            a port's send buffer
+//! /dev/shm/PREFIX…PORT_PORT.connection shared by two ports
 //! ```
 //!
-//! What must hold: nothing is removed of a process that lives, nor what was made a moment ago: a process may be joining.
+//! What must hold: files of a live process are never removed, nor are recent files: a process may be joining.
 
 use std::collections::HashSet;
 use std::fs::DirEntry;
 use std::path::Path;
 use std::time::Duration;
 
-/// What no living process is known by is left alone for so long.
+/// A file of no live process is kept this long.
 const AGE: Duration = Duration::from_secs(5);
 
-/// Removes from `dir`, of a dead process, the files that it has not finished: one that is finished cannot be written.
+/// Removes the unfinished files of a dead process from its directory `dir`: a finished file is read-only.
 pub(super) fn remove_half_made(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.metadata().is_ok_and(|m| m.is_file() && !m.permissions().readonly())
             && let Err(error) = std::fs::remove_file(entry.path())
         {
-            tracing::debug!(%error, path = %entry.path().display(), "a half-made file of a dead process stays");
+            tracing::debug!(%error, path = %entry.path().display(), "cannot remove an unfinished file of a dead process");
         }
     }
 }
@@ -37,13 +36,13 @@ fn is_old(entry: &DirEntry) -> bool {
 fn remove_one(path: &Path) {
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
-        Ok(()) => tracing::debug!(path = %path.display(), "what a dead process left half made is removed"),
-        Err(error) => tracing::debug!(%error, path = %path.display(), "what a dead process left stays"),
+        Ok(()) => tracing::debug!(path = %path.display(), "removed an orphan of a dead process"),
+        Err(error) => tracing::debug!(%error, path = %path.display(), "cannot remove an orphan of a dead process"),
     }
 }
 
-/// Removes from `nodes` what is of none of the processes `living`, and was last touched long ago: of a process that was
-/// killed while it joined, the bus cannot tell that it was one.
+/// Removes old entries of `nodes` that belong to none of the processes `living`: the bus does not recognise a process that
+/// was killed while it joined.
 pub(super) fn remove(nodes: &Path, living: &HashSet<u128>) {
     for entry in std::fs::read_dir(nodes).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -55,13 +54,13 @@ pub(super) fn remove(nodes: &Path, living: &HashSet<u128>) {
     }
 }
 
-/// The process that made the port or node `id`: the bus puts its number there.
+/// The process that created the port or node `id`: the bus puts its pid in the high half.
 fn pid(id: u128) -> u32 {
     (id >> 64) as u32
 }
 
-/// Removes segments of `prefix` in `dir` of ports that no tag in `nodes` names, and of which a process has made one that is
-/// none of `living`: it was killed between making the segment and saying so.
+/// Removes old segments of `prefix` in `dir` that have a port of a process outside `living` and no port with a tag in
+/// `nodes`: the process was killed between creating the segment and tagging it.
 pub(super) fn remove_segments(dir: &Path, prefix: &str, nodes: &Path, living: &HashSet<u128>) {
     let pids: HashSet<u32> = living.iter().map(|id| pid(*id)).collect();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -76,7 +75,7 @@ pub(super) fn remove_segments(dir: &Path, prefix: &str, nodes: &Path, living: &H
     }
 }
 
-/// Whether a process says that `port` is its own.
+/// Whether a process has tagged `port` as its own.
 fn is_tagged(nodes: &Path, prefix: &str, port: u128) -> bool {
     let tag = format!("{prefix}{port}.port_tag");
     std::fs::read_dir(nodes).into_iter().flatten().flatten().any(|node| node.path().join(&tag).exists())

@@ -1,7 +1,7 @@
-//! Owns: `#[derive(Record)]`, by which a program's `repr(C)` struct becomes a kind of record.
+//! Owns: `#[derive(Record)]`, which makes a program's `repr(C)` struct a kind of record.
 //!
-//! What must hold: whatever the store relies on (no padding, the shared header, columns of known types, a
-//! time to sort by, ids to find by) is checked when the program is compiled, and what is wrong is said there.
+//! What must hold: everything the store relies on (no padding, the shared header, columns of supported types, a
+//! time to sort by, ids to find by) is checked when the program is compiled, and the compiler reports the reason.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -13,17 +13,17 @@ use syn::{Data, DeriveInput, Error, Expr, Field, Fields, Ident, Lit, Result, Typ
 ///
 /// The struct derives `Clone` and `Copy`, and begins with `kind: Kind`, `source: u16`, `instrument:
 /// InstrumentId`, `ts_event: Ts`. The attribute `#[record(kind = 0x8001, name = "signal", index = ts_recv,
-/// find(order_id))]` gives the kind's number (from 0x8000 on), its name, the field of type `Ts` that sorts
-/// its records (`ts_event` if not said), and the fields of type `u64` by which records are found. The derive
-/// implements `Record`, `Default` (zero everywhere but in `kind`) and what `bytemuck` needs.
+/// find(order_id))]` sets the kind's number (from 0x8000 on), its name, the field of type `Ts` that sorts
+/// its records (default: `ts_event`), and the fields of type `u64` by which records are found. The derive
+/// implements `Record`, `Default` (zero in all fields but `kind`) and the traits of `bytemuck`.
 #[proc_macro_derive(Record, attributes(record))]
 pub fn record(input: TokenStream) -> TokenStream {
     let input = syn::parse_macro_input!(input as DeriveInput);
     expand(&input).unwrap_or_else(|e| e.to_compile_error()).into()
 }
 
-/// What `#[record(...)]` says.
-struct Says {
+/// The contents of `#[record(...)]`.
+struct Attributes {
     kind: Expr,
     name: Expr,
     index: Ident,
@@ -33,11 +33,11 @@ struct Says {
 const USAGE: &str =
     "write #[record(kind = 0x8001, name = \"signal\", index = ts_recv, find(order_id))]; index and find may be left out";
 
-fn says(input: &DeriveInput) -> Result<Says> {
+fn attributes(input: &DeriveInput) -> Result<Attributes> {
     let (mut kind, mut name, mut index, mut find) = (None, None, None, Vec::new());
-    let attributes: Vec<_> = input.attrs.iter().filter(|a| a.path().is_ident("record")).collect();
-    let [attribute] = attributes.as_slice() else {
-        return Err(Error::new(input.ident.span(), format!("a record says what it is: {USAGE}")));
+    let all: Vec<_> = input.attrs.iter().filter(|a| a.path().is_ident("record")).collect();
+    let [attribute] = all.as_slice() else {
+        return Err(Error::new(input.ident.span(), format!("a record needs one attribute #[record(...)]: {USAGE}")));
     };
     attribute.parse_nested_meta(|meta| {
         if meta.path.is_ident("kind") {
@@ -57,7 +57,7 @@ fn says(input: &DeriveInput) -> Result<Says> {
         Ok(())
     })?;
     let missing = |what: &str| Error::new(attribute.span(), format!("{what} is missing: {USAGE}"));
-    Ok(Says {
+    Ok(Attributes {
         kind: kind.ok_or_else(|| missing("kind"))?,
         name: name.ok_or_else(|| missing("name"))?,
         index: index.unwrap_or_else(|| format_ident!("ts_event")),
@@ -92,7 +92,7 @@ fn fields(input: &DeriveInput) -> Result<Vec<&Field>> {
     Ok(named)
 }
 
-/// Whether `repr` says the layout of C, and nothing else.
+/// Whether `repr` is `C` and nothing else.
 fn is_c(repr: &syn::Attribute) -> bool {
     let (mut found, mut only) = (false, true);
     let parsed = repr.parse_nested_meta(|meta| {
@@ -107,7 +107,7 @@ fn is_u8(of: &Type) -> bool {
     matches!(of, Type::Path(p) if p.path.is_ident("u8"))
 }
 
-/// The columns of a field: one, or one for each element of an array that is no text.
+/// The columns of a field: one, or one for each element of an array other than text.
 fn columns(owner: &Ident, field: &Field) -> Result<Vec<Tokens>> {
     let Some(ident) = &field.ident else { return Ok(Vec::new()) };
     let (name, of) = (ident.to_string(), &field.ty);
@@ -156,7 +156,7 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
     if !input.attrs.iter().any(|a| a.path().is_ident("repr")) {
         return Err(Error::new(owner.span(), "a record has the layout of C: write #[repr(C)] above it"));
     }
-    let Says { kind, name, index, find } = says(input)?;
+    let Attributes { kind, name, index, find } = attributes(input)?;
     for named in find.iter().chain([&index]) {
         if !fields.iter().any(|f| f.ident.as_ref() == Some(named)) {
             return Err(Error::new(named.span(), format!("there is no field '{named}'")));
@@ -172,7 +172,7 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
         list.extend(columns(owner, field)?);
     }
     let find_names: Vec<String> = find.iter().map(|id| id.to_string().trim_start_matches("r#").to_owned()).collect();
-    // The shared header is checked by its types; what follows, and the elements of arrays, are columns.
+    // The header is checked by its types; the other fields, and the elements of arrays, are columns.
     let is_field = types.iter().skip(HEADER.len()).map(|of| {
         let of = match of {
             Type::Array(array) if !is_u8(&array.elem) => &*array.elem,
@@ -198,9 +198,9 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
             assert!(::core::mem::align_of::<#owner>() == 8, "a record is aligned to 8 bytes");
         };
 
-        // SAFETY: all bits zero is a value of every field, because each is `Pod` (a `Field` is); the assertions above hold that.
+        // SAFETY: all zero bits are a value of every field, because each is `Pod` (a `Field` is); the assertions above check it.
         unsafe impl ::tapestore::bytemuck::Zeroable for #owner {}
-        // SAFETY: `repr(C)`, every field is `Pod`, and there is no padding; the assertions above hold that.
+        // SAFETY: `repr(C)`, every field is `Pod`, and there is no padding; the assertions above check it.
         unsafe impl ::tapestore::bytemuck::Pod for #owner {}
 
         impl ::core::default::Default for #owner {
@@ -230,26 +230,26 @@ mod tests {
 
     fn message(text: &str) -> String {
         let input: DeriveInput = syn::parse_str(text).unwrap_or_else(|e| panic!("{e}"));
-        expand(&input).map_or_else(|e| e.to_string(), |_| "it is one".to_owned())
+        expand(&input).map_or_else(|e| e.to_string(), |_| "accepted".to_owned())
     }
 
     #[test]
-    fn what_cannot_be_a_record_is_told_why() {
+    fn a_struct_that_cannot_be_a_record_is_refused_with_the_reason() {
         let header = "kind: Kind, source: u16, instrument: InstrumentId, ts_event: Ts";
-        let says = "#[record(kind = 0x8001, name = \"s\")]";
-        let good = format!("#[repr(C)] {says} struct S {{ {header}, a: u64 }}");
-        assert_eq!(message(&good), "it is one");
+        let attribute = "#[record(kind = 0x8001, name = \"s\")]";
+        let good = format!("#[repr(C)] {attribute} struct S {{ {header}, a: u64 }}");
+        assert_eq!(message(&good), "accepted");
         for (text, why) in [
-            (format!("{says} struct S {{ {header} }}"), "write #[repr(C)]"),
-            (format!("#[repr(C, packed)] {says} struct S {{ {header} }}"), "nothing else in it"),
-            (format!("#[repr(C)] struct S {{ {header} }}"), "a record says what it is"),
+            (format!("{attribute} struct S {{ {header} }}"), "write #[repr(C)]"),
+            (format!("#[repr(C, packed)] {attribute} struct S {{ {header} }}"), "nothing else in it"),
+            (format!("#[repr(C)] struct S {{ {header} }}"), "needs one attribute"),
             (format!("#[repr(C)] #[record(name = \"s\")] struct S {{ {header} }}"), "kind is missing"),
             (format!("#[repr(C)] #[record(kind = 1, name = \"s\", colour = 2)] struct S {{ {header} }}"), "write #[record("),
             (format!("#[repr(C)] #[record(kind = 1, name = \"s\", find(b))] struct S {{ {header} }}"), "no field 'b'"),
-            (format!("#[repr(C)] {says} struct S {{ a: u64 }}"), "begins with the fields"),
-            (format!("#[repr(C)] {says} struct S<T> {{ {header}, a: T }}"), "cannot be generic"),
-            (format!("#[repr(C)] {says} struct S {{ {header}, a: [u64; N] }}"), "as a number"),
-            (format!("#[repr(C)] {says} enum S {{ A }}"), "a struct with named fields"),
+            (format!("#[repr(C)] {attribute} struct S {{ a: u64 }}"), "begins with the fields"),
+            (format!("#[repr(C)] {attribute} struct S<T> {{ {header}, a: T }}"), "cannot be generic"),
+            (format!("#[repr(C)] {attribute} struct S {{ {header}, a: [u64; N] }}"), "as a number"),
+            (format!("#[repr(C)] {attribute} enum S {{ A }}"), "a struct with named fields"),
         ] {
             let found = message(&text);
             assert!(found.contains(why), "{text}: {found}");

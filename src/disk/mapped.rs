@@ -1,9 +1,10 @@
 //! Owns: an immutable file, mapped for reading; on the simulated disk, a copy of it.
 //!
 //! What must hold: the file is never written, truncated or renamed over while it may be mapped: it is
-//! complete before it gets its name, and afterwards only unlinked. A page that cannot be read is an
-//! error of [`Mapped::populate`], which is asked before the first touch, and no signal. A page that goes bad after that is
-//! an error of [`Mapped::check`], which is asked after each use, where the process has asked for it ([`crate::pages`]).
+//! complete before it gets its name, and afterwards only unlinked. An unreadable page is an error of
+//! [`Mapped::populate`], called before the first touch, and raises no signal. A page that goes bad after
+//! that is an error of [`Mapped::check`], called after each use, in a process with the handler of
+//! [`crate::pages`].
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,9 +23,9 @@ pub struct Mapped {
 
 #[derive(Debug)]
 enum Bytes {
-    /// The guard ends before the mapping does.
+    /// The guard is dropped before the mapping.
     Map(Guarded, Mmap),
-    /// Words, for their alignment, and how many bytes of them count.
+    /// Words, for alignment, and the number of valid bytes in them.
     Copy(Vec<u64>, usize),
 }
 
@@ -39,8 +40,8 @@ impl Mapped {
         if len == 0 {
             return Ok(Mapped::copy(path, &[]));
         }
-        // SAFETY: by the rule of this file nobody changes the bytes or the length of a file that is
-        // mapped here: its writer has finished it before it got its name.
+        // SAFETY: by the rule of this file no process changes the bytes or the length of a file that is
+        // mapped here: its writer completed it before it got its name.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::map(path, e))?;
         let guarded = Guarded::new(map.as_ptr(), map.len(), false);
         Ok(Mapped { path: path.to_path_buf(), bytes: Bytes::Map(guarded, map) })
@@ -58,7 +59,7 @@ impl Mapped {
         &self.path
     }
 
-    /// All its bytes; the first is aligned to 8.
+    /// All bytes of the file; the first is aligned to 8.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
@@ -67,21 +68,21 @@ impl Mapped {
         }
     }
 
-    /// Gives the memory of its pages back; a page that is touched again is read again.
+    /// Releases the memory of its pages; a touched page is read again.
     pub fn release(&self) {
         let Bytes::Map(_, map) = &self.bytes else { return };
-        // SAFETY: a shared mapping of a file that nobody changes: what is read again is what was there, so slices
-        // of it stay as they are.
+        // SAFETY: a shared mapping of a file that never changes: a page read again has the same bytes, so slices
+        // of it stay valid.
         let released = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         if let Err(error) = released {
-            tracing::debug!(%error, path = %self.path.display(), "pages are not given back");
+            tracing::debug!(%error, path = %self.path.display(), "cannot release the pages of a mapping");
         }
     }
 
     /// Brings the pages of `len` bytes from `offset` on into memory.
     ///
     /// # Errors
-    /// [`Error::Io`] if the disk cannot read one; touching it would have been a signal.
+    /// [`Error::Io`] if the disk cannot read one; touching it would have raised SIGBUS.
     pub fn populate(&self, offset: u64, len: u64) -> Result<()> {
         let Bytes::Map(_, map) = &self.bytes else { return Ok(()) };
         let from = (offset as usize).min(map.len());
@@ -90,18 +91,18 @@ impl Mapped {
             return Ok(());
         }
         match map.advise_range(Advice::PopulateRead, from, len) {
-            // Kernels before 5.14 do not know the advice.
+            // Kernels before 5.14 do not support this advice.
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
             Err(e) => Err(Error::io("read a page of", &self.path, e)),
             Ok(()) => Ok(()),
         }
     }
 
-    /// Whether what has been read of it so far is the file's: every page was there, and its last byte still is `last`,
-    /// which is not 0 (a file that is cut short ends in zeros, or its last page is gone). To be asked after each use.
+    /// Checks that all bytes read so far are the file's: every page was readable, and its last byte is still `last`,
+    /// which is not 0 (a truncated file ends in zeros, or its last page is gone). Call after each use.
     ///
     /// # Errors
-    /// [`Error::Io`] if it is not: what was read is not to be used. Always sound in a process that is not guarded.
+    /// [`Error::Io`] if they are not: discard what was read. Never, in a process without the handler.
     #[inline]
     pub fn check(&self, last: u8) -> Result<()> {
         let Bytes::Map(guarded, map) = &self.bytes else { return Ok(()) };
@@ -109,21 +110,21 @@ impl Mapped {
             return Ok(());
         }
         let ends_right = map.last().is_none_or(|byte| {
-            // SAFETY: the last byte of the mapping; read anew, because a file that is cut short changes under it.
+            // SAFETY: the last byte of the mapping; a volatile read, because truncation of the file changes it.
             last == unsafe { std::ptr::from_ref(byte).read_volatile() }
         });
         if ends_right && !guarded.is_damaged() { Ok(()) } else { Err(self.is_bad()) }
     }
 
-    /// Whether a page of it could not be read when it was touched. It stays so; another mapping of the file may be sound.
+    /// Whether a page was unreadable when it was touched. This is permanent; another mapping of the file may be sound.
     pub fn is_damaged(&self) -> bool {
         matches!(&self.bytes, Bytes::Map(guarded, _) if guarded.is_damaged())
     }
 
     #[cold]
     fn is_bad(&self) -> Error {
-        let why = "the disk cannot read it again, or the file has been cut short since it was opened; \
-                   tape verify names every such file";
+        let why = "the disk cannot read it again, or the file was truncated after it was opened; \
+                   to list every such file, run: tape verify";
         Error::io("read a page of", &self.path, std::io::Error::other(why))
     }
 }

@@ -1,9 +1,9 @@
-//! Owns: the one door to the disk. Everything durable goes through [`Disk`], so that [`sim::SimDisk`]
-//! can crash, tear, forget and fail in its place.
+//! Owns: all access to the disk. Everything durable goes through [`Disk`], so that [`sim::SimDisk`] can
+//! replace it and crash, tear writes, lose writes and fail calls.
 //!
 //! What must hold: a new file or directory is durable only when its parent has been synced; files
 //! appear under their final name in [`publish`] alone; after a failed sync the caller stops (the
-//! kernel marks the pages clean, and a second sync lies).
+//! kernel marks the pages clean, so a second sync succeeds without writing them).
 
 mod mapped;
 mod real;
@@ -28,23 +28,23 @@ pub enum Open {
     CreateNew,
 }
 
-/// Room on a file system.
+/// Space on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes that may be written.
+    /// Free bytes.
     pub free: u64,
-    /// Bytes that there are.
+    /// Total bytes.
     pub total: u64,
 }
 
-/// `path` from the root on: what is kept open for long names files by it, and the program may go to another directory.
+/// The absolute form of `path`, for objects that keep a path: the program may change its working directory.
 ///
 /// # Errors
-/// [`Error::Io`] if the working directory cannot be told, [`Error::Invalid`] if `path` is empty.
+/// [`Error::Io`] if the working directory cannot be determined, [`Error::Invalid`] if `path` is empty.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     match std::path::absolute(path) {
         Err(_) if path.as_os_str().is_empty() => Err(Error::invalid("directory", "its name is empty")),
-        whole => whole.map_err(|e| Error::io("tell the working directory for", path, e)),
+        whole => whole.map_err(|e| Error::io("determine the working directory for", path, e)),
     }
 }
 
@@ -58,7 +58,7 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// [`Error::Io`], as for every call of this trait.
     fn open(&self, path: &Path, how: Open) -> Result<Box<dyn DiskFile>>;
-    /// Maps the file `path`, which is complete and never written again.
+    /// Maps the file `path`, which must be complete and never written again.
     fn map(&self, path: &Path) -> Result<Mapped>;
     /// Whether `path` exists.
     fn exists(&self, path: &Path) -> Result<bool>;
@@ -70,34 +70,34 @@ pub trait Disk: Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file. Not durable before [`Disk::sync_dir`].
     fn remove(&self, path: &Path) -> Result<()>;
-    /// Gives the file `from` a second name. `false`: the file system cannot, and nothing was done. Not durable
+    /// Hard-links the file `from` as `to`. `false`: the file system cannot, and nothing was done. Not durable
     /// before [`Disk::sync_dir`].
     fn link(&self, from: &Path, to: &Path) -> Result<bool>;
-    /// Puts the directory `fresh` in the place of the directory `name`, of the same parent, in one step; what was
-    /// there is called `fresh` afterwards, if anything was. Not durable before [`Disk::sync_dir`] of the parent.
+    /// Atomically exchanges the directory `fresh` with the directory `name` of the same parent, or renames `fresh`
+    /// if `name` does not exist. Not durable before [`Disk::sync_dir`] of the parent.
     fn swap_dirs(&self, fresh: &Path, name: &Path) -> Result<()>;
     /// Removes an empty directory. Not durable before [`Disk::sync_dir`].
     fn remove_dir(&self, path: &Path) -> Result<()>;
     /// Makes the entries of the directory `path` durable.
     fn sync_dir(&self, path: &Path) -> Result<()>;
-    /// How much room there is where `path` is; without end unless the file system says otherwise.
+    /// Space of the file system of `path`; unlimited by default.
     fn space(&self, path: &Path) -> Result<Space> {
-        tracing::trace!(path = %path.display(), "this disk has no end");
+        tracing::trace!(path = %path.display(), "this disk is unlimited");
         Ok(Space { free: u64::MAX, total: u64::MAX })
     }
-    /// When the file or directory `path` was last written to, by the host's clock of then; `None` if that is not known.
+    /// When the file or directory `path` was last written, by the host's clock at that time; `None` if unknown.
     fn modified(&self, path: &Path) -> Result<Option<Ts>> {
         tracing::trace!(path = %path.display(), "this disk keeps no times");
         Ok(None)
     }
-    /// Takes the exclusive lock of `path`, creating it; `None` if another process holds it. The lock
+    /// Takes the exclusive lock of `path`, creating the file; `None` if another process holds it. The lock
     /// ends with the returned value or with the process.
     fn lock(&self, path: &Path) -> Result<Option<Box<dyn Send + Sync>>>;
 }
 
 /// An open file. Reads and writes are positional and loop over short counts.
 pub trait DiskFile: Send + Sync {
-    /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
+    /// Reads `buf.len()` bytes at `offset`; fewer only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
     /// Writes all of `buf` at `offset`.
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
@@ -109,12 +109,12 @@ pub trait DiskFile: Send + Sync {
     fn is_empty(&self) -> Result<bool> {
         Ok(self.len()? == 0)
     }
-    /// Asks the system to read clean pages from the disk again instead of from its cache.
+    /// Drops the file's clean pages from the system's cache, so that later reads go to the disk.
     fn drop_cache(&self) -> Result<()>;
 }
 
-/// Copies the file `from` to `to`, which appears whole and synced or not at all, and shows the bytes copied to
-/// `visit`. Not durable before the directory has been synced.
+/// Copies the file `from` to `to`, which appears whole and synced or not at all. Calls `visit` with the number of
+/// bytes of each chunk. Not durable before the directory has been synced.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -130,7 +130,7 @@ pub fn copy(disk: &dyn Disk, from: &Path, to: &Path, visit: &mut dyn FnMut(u64))
     disk.rename(&temporary, to)
 }
 
-/// Copies the bytes `from` to `to` of `source`, or to its end, to the same place in `file`.
+/// Copies the bytes `from` to `to` of `source`, or up to its end, to the same offsets of `file`.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -149,11 +149,11 @@ pub fn copy_range(source: &dyn DiskFile, file: &dyn DiskFile, from: u64, to: u64
     Ok(())
 }
 
-/// Creates or replaces `path` with `bytes`, whole or not at all: temporary file, write, sync, rename,
-/// sync of the directory.
+/// Creates or replaces `path` with `bytes`, atomically: temporary file, write, sync, rename, sync of the
+/// directory.
 ///
 /// # Errors
-/// [`Error::Io`]; `path` then has its old contents or the new.
+/// [`Error::Io`]; `path` then has its old or its new contents.
 pub fn publish(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
     if disk.exists(&temporary)? {

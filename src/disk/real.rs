@@ -1,6 +1,7 @@
-//! Owns: the host's file system behind [`Disk`]. Descriptors close on exec; writes are `pwrite`, so a
-//! full disk is an error and never a signal. Files and directories are their user's to write and their group's to read, whatever
-//! the umask.
+//! Owns: the host's file system behind [`Disk`].
+//!
+//! What must hold: descriptors close on exec; writes are `pwrite`, so a full disk is an error and never a
+//! signal; files and directories are writable by their user and readable by their group under any umask.
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::ErrorKind;
@@ -21,12 +22,12 @@ pub struct RealDisk;
 const FILE_MODE: u32 = 0o640;
 const DIR_MODE: u32 = 0o750;
 
-/// Gives what has just been made at `path` its mode, of which the umask has taken something away.
+/// Sets the mode of the new file or directory `path`, undoing the umask.
 fn set_mode(path: &Path, mode: u32) {
     let is_due = path.metadata().is_ok_and(|m| m.permissions().mode() & 0o777 != mode);
-    // Some file systems have one mode for everything.
+    // Some file systems have a single mode for all files.
     if is_due && let Err(error) = std::fs::set_permissions(path, Permissions::from_mode(mode)) {
-        tracing::debug!(%error, path = %path.display(), "its mode stays as the file system has it");
+        tracing::debug!(%error, path = %path.display(), "cannot set the mode; the file system's own stays");
     }
 }
 
@@ -95,7 +96,7 @@ impl Disk for RealDisk {
         use rustix::io::Errno;
         match rustix::fs::link(from, to) {
             Ok(()) => Ok(true),
-            // Another file system, one without links, a file that has as many as it can, or one of another user.
+            // Another file system, one without links, a file with the most links, or a file of another user.
             Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK | Errno::PERM) => Ok(false),
             Err(e) => Err(Error::io("link", to, e)),
         }
@@ -105,7 +106,7 @@ impl Disk for RealDisk {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let flags = if self.exists(name)? { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
         match renameat_with(CWD, fresh, CWD, name, flags) {
-            // Some file systems know no flags. Without a directory in the way, or an empty one, none is needed.
+            // Some file systems do not support the flags. A plain rename works if `name` is missing or empty.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => self.rename(fresh, name),
             other => other.map_err(|e| Error::io("exchange directories with", name, e)),
         }
@@ -124,7 +125,7 @@ impl Disk for RealDisk {
     }
 
     fn space(&self, path: &Path) -> Result<Space> {
-        let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("ask for the free space of", path, e))?;
+        let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("get the free space of", path, e))?;
         Ok(Space { free: stat.f_bavail * stat.f_frsize, total: stat.f_blocks * stat.f_frsize })
     }
 

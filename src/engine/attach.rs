@@ -1,10 +1,10 @@
-//! Owns: the attach agent: the socket at which publishers ask, the bus services they are granted, and
-//! the janitor that clears up after dead processes.
+//! Owns: the attach agent: the socket on which publishers send requests, the bus services granted to them, and the janitor
+//! that cleans up after dead processes.
 //!
-//! What must hold: a connection is a publisher's life line: when the kernel closes it, the publisher
-//! is gone, and ingest is told after everything the publisher asked before; a grant's service exists
-//! before the publisher hears of the grant; malformed input ends the connection and nothing else. Only processes of storage's
-//! own user are let in: it could not read what others put on the bus.
+//! What must hold: a connection lives as long as its publisher. When the kernel closes it, the publisher has ended, and
+//! ingest is notified after every request that came before. A grant's service exists before the publisher receives the
+//! grant. Malformed input ends its own connection and nothing else. Only processes of storage's own user attach: storage
+//! could not read what other users put on the bus.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -30,10 +30,10 @@ use tapestore::shm::control::{Control, Statistic};
 use tapestore::shm::user;
 use tapestore::time::Clock;
 
-/// What the attach agent posts to ingest.
+/// A request that the attach agent posts to ingest.
 pub(super) struct Posted {
     pub(super) request: Request,
-    /// Of one that wants to attach: where its batches come out.
+    /// For an attach request: the receiver of the publisher's batches.
     pub(super) receiver: Option<Receiver>,
 }
 
@@ -41,21 +41,21 @@ struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
     attached: bool,
-    /// Whether it has asked anything of ingest, which is then notified of its end.
+    /// Whether it has posted a request to ingest, which is then notified when the connection ends.
     has_asked: bool,
-    /// Why nothing is done for it: it is another user's.
+    /// Why its requests are refused: the process is another user's.
     refused: Option<Error>,
 }
 
-/// Requests that wait for ingest at most.
+/// Most requests that wait for ingest.
 pub(super) const REQUESTS_MAX: usize = 2048;
-/// Connections at once.
+/// Most connections open at once.
 const CONNECTIONS_MAX: usize = 512;
-/// How often it looks whether it is to end.
+/// Interval between checks of the stop flag.
 const TURN: Duration = Duration::from_millis(100);
-/// Pause after a failure to accept: it stays ready until it succeeds.
+/// Pause after a failed accept: the listener stays ready until an accept succeeds.
 const ACCEPT_RETRY: Duration = Duration::from_millis(10);
-/// How often the janitor looks.
+/// Interval between runs of the janitor.
 const SWEEP_NS: u64 = 1_000_000_000;
 
 /// The attach agent.
@@ -77,7 +77,7 @@ pub(super) struct AttachAgent {
 /// Opens the socket at `path`, in place of one that a dead process left.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`] if the old socket cannot be removed or the new one cannot be opened.
 pub(super) fn listen(path: &std::path::Path) -> Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
@@ -87,7 +87,7 @@ pub(super) fn listen(path: &std::path::Path) -> Result<UnixListener> {
 }
 
 impl AttachAgent {
-    /// Runs until it is told to stop.
+    /// Runs until it is stopped.
     pub(super) fn run(self) {
         let mut connections: HashMap<u64, Connection> = HashMap::new();
         let mut next = 0u64;
@@ -115,16 +115,16 @@ impl AttachAgent {
     }
 
     fn wait(&self, connections: &HashMap<u64, Connection>) -> Vec<Ready> {
-        let mut who = vec![Ready::Listener, Ready::Answers];
+        let mut sources = vec![Ready::Listener, Ready::Answers];
         let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::from_borrowed_fd(self.waker.fd(), PollFlags::IN)];
         for (&id, connection) in connections {
-            who.push(Ready::Connection(id));
+            sources.push(Ready::Connection(id));
             fds.push(PollFd::new(&connection.stream, PollFlags::IN));
         }
         let limit = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(TURN.subsec_nanos()) };
         match poll(&mut fds, Some(&limit)) {
             Ok(0) | Err(_) => Vec::new(),
-            Ok(_) => who.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(w, _)| w).collect(),
+            Ok(_) => sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(s, _)| s).collect(),
         }
     }
 
@@ -134,12 +134,12 @@ impl AttachAgent {
                 Ok((stream, _)) => stream,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    tracing::warn!(%error, "a publisher's connection is not accepted");
+                    tracing::warn!(%error, "cannot accept a publisher's connection; trying again");
                     return std::thread::sleep(ACCEPT_RETRY);
                 }
             };
             if connections.len() >= CONNECTIONS_MAX || stream.set_nonblocking(true).is_err() {
-                tracing::warn!(limit = CONNECTIONS_MAX, "a publisher's connection is refused: too many");
+                tracing::warn!(limit = CONNECTIONS_MAX, "a publisher's connection is refused: too many are open");
                 continue;
             }
             *next += 1;
@@ -154,7 +154,7 @@ impl AttachAgent {
         let mut chunk = [0u8; 64 << 10];
         let open = loop {
             if connection.received.len() > MESSAGE_MAX {
-                // A whole message is there; the rest is read in the next turn.
+                // A whole message has arrived; the rest is read in the next turn.
                 break true;
             }
             match connection.stream.read(&mut chunk) {
@@ -168,7 +168,7 @@ impl AttachAgent {
         let served = self.serve(id, connection, grants, || budget.refusal(attached, all));
         if let Err(error) = &served {
             tracing::warn!(%error, "a publisher's connection is closed");
-            say(connection, &Message::Refused(error.to_string()));
+            send(connection, &Message::Refused(error.to_string()));
         }
         if !open || served.is_err() {
             let has_asked = connection.has_asked;
@@ -179,7 +179,7 @@ impl AttachAgent {
         }
     }
 
-    /// Deals with the messages that have come whole.
+    /// Serves the messages that have arrived whole.
     fn serve(
         &self,
         id: u64,
@@ -199,11 +199,11 @@ impl AttachAgent {
                 Message::Attach { publisher, mode, level, incarnation } if !connection.attached => {
                     if let Some(reason) = refusal() {
                         tracing::error!(publisher = publisher.0, reason, "a publisher is not attached");
-                        say(connection, &Message::Refused(reason));
+                        send(connection, &Message::Refused(reason));
                         continue;
                     }
                     *grants += 1;
-                    // Never the same in another instance, so that a stale grant is told from a live one.
+                    // Differs from the grants of every other instance, so that a stale one is recognised.
                     let grant = self.instance << 32 | *grants;
                     let receiver = self.bus.receive_ingest(grant)?;
                     (connection.attached, connection.has_asked) = (true, true);
@@ -218,15 +218,15 @@ impl AttachAgent {
                     connection.has_asked = true;
                     self.ask(Request::Kind { connection: id, layout }, None)?;
                 }
-                other => return Err(Error::invalid("request", format!("a publisher may not say {other:?} here"))),
+                other => return Err(Error::invalid("request", format!("a publisher may not send {other:?} here"))),
             }
         }
         Ok(())
     }
 
-    /// Passes a publisher's request on, unless too many wait.
+    /// Passes a publisher's request to ingest, unless too many wait.
     fn ask(&self, request: Request, receiver: Option<Receiver>) -> Result<()> {
-        // Room is left for what must not be refused.
+        // The other half of the queue is for requests that must not be refused.
         if self.requests.len() >= REQUESTS_MAX / 2 {
             return Err(Error::Limit { what: "the number of waiting requests", limit: REQUESTS_MAX as u64 / 2 });
         }
@@ -235,7 +235,7 @@ impl AttachAgent {
     }
 
     fn post(&self, request: Request, receiver: Option<Receiver>) {
-        // Ingest takes requests whenever it can append; when it has ended, so will this agent.
+        // Ingest receives requests whenever it can append. When ingest has ended, this agent ends too.
         if self.requests.send(Posted { request, receiver }).is_err() {
             tracing::debug!("ingest has ended");
         }
@@ -248,7 +248,7 @@ impl AttachAgent {
                 Answer::Retired(receiver) => drop(receiver),
                 Answer::Say { connection: id, message } => {
                     if let Some(connection) = connections.get_mut(&id) {
-                        say(connection, &message);
+                        send(connection, &message);
                     }
                 }
             }
@@ -259,16 +259,15 @@ impl AttachAgent {
         let swept = self.bus.sweep();
         if swept.removed > 0 {
             self.control.add(Statistic::Swept, swept.removed);
-            tracing::info!(removed = swept.removed, "cleared up after dead processes");
+            tracing::info!(removed = swept.removed, "cleaned up after dead processes");
         }
     }
 }
 
-/// Writes `message`. A connection that does not take it at once is shut down: its end is then noticed as
-/// any other's.
-fn say(connection: &mut Connection, message: &Message) {
+/// Writes `message`. Shuts down a connection that does not accept it at once: its end is then noticed like any other.
+fn send(connection: &mut Connection, message: &Message) {
     if let Err(error) = connection.stream.write_all(&message.encode()) {
-        tracing::warn!(%error, "a publisher does not take its answer; its connection is closed");
+        tracing::warn!(%error, "a publisher does not read its answer; its connection is closed");
         match connection.stream.shutdown(std::net::Shutdown::Both) {
             Ok(()) | Err(_) => {}
         }

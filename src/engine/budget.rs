@@ -1,54 +1,55 @@
-//! Owns: whether one more publisher can be attached: what it takes of this process and of the host, against what is left.
+//! Owns: the check whether one more publisher can attach: what it takes of this process and of the host, against what is
+//! left.
 //!
-//! What must hold: whoever is told that it is attached can be received from. A publisher takes some of this after it has
-//! been told, so what those before it may still take is counted too.
+//! What must hold: storage can receive from every attached publisher. A publisher takes some resources only after its
+//! grant, so what earlier publishers may still take is counted too.
 
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
 /// Descriptors that a publisher takes here: its connection, and the files of its service on the bus. Measured; a test
-/// measures it again.
+/// repeats the measurement.
 pub(super) const DESCRIPTORS: u64 = 6;
-/// Descriptors that storage keeps for itself: for segments, files of history, requests.
+/// Descriptors reserved for storage: segments, SSTables, requests.
 const OWN_DESCRIPTORS: u64 = 16;
 /// Memory maps that a publisher takes here.
 const MAPS: u64 = 8;
-/// Memory maps that storage keeps for itself.
+/// Memory maps reserved for storage.
 const OWN_MAPS: u64 = 256;
 /// Bytes of address space that a publisher takes here: the chunks of its batches.
 const SPACE: u64 = 24 << 20;
-/// Bytes of address space that storage keeps for itself.
+/// Bytes of address space reserved for storage.
 const OWN_SPACE: u64 = 64 << 20;
-/// Bytes of shared memory below which nobody is attached.
+/// Bytes of shared memory that must be free for an attach.
 const SHARED: u64 = 1 << 20;
 
-/// Where the bus has its segments.
+/// Directory of the bus's segments.
 const SEGMENTS: &str = "/dev/shm";
 
-/// What this process has in use.
+/// Resources that this process uses.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Budget {
-    /// Descriptors, those of connections aside, when no publisher was attached.
+    /// Descriptors open when no publisher was attached, without those of connections.
     descriptors: u64,
 }
 
 impl Budget {
-    /// Why no publisher can be attached to `attached` others; `None` if one can. There are so many `connections`, its own
-    /// among them.
+    /// Returns why no publisher can attach to `attached` others, or `None` if one can. `connections` are open, its own
+    /// included.
     pub(super) fn refusal(&mut self, attached: u64, connections: u64) -> Option<String> {
         let open = count("/proc/self/fd");
-        // A connection is one of them.
+        // The connection is one of the descriptors.
         let services = attached * (DESCRIPTORS - 1);
         if attached == 0 || self.descriptors == 0 {
             self.descriptors = open.saturating_sub(connections + services);
         }
-        // The others may not have everything open yet.
+        // Earlier publishers may not have opened everything yet.
         let used = open.max(self.descriptors + connections + services);
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         if used + DESCRIPTORS - 1 + OWN_DESCRIPTORS > limit {
             return Some(format!(
-                "storage may have {limit} files open; {used} are, a publisher takes {DESCRIPTORS}, and {OWN_DESCRIPTORS} are \
+                "storage may have {limit} files open and has {used}; a publisher takes {DESCRIPTORS}, and {OWN_DESCRIPTORS} are \
                  kept for storage itself. Start it with a higher limit (ulimit -n, or LimitNOFILE= of its service)"
             ));
         }
@@ -56,20 +57,20 @@ impl Budget {
         if let (Some(maps), Some(most)) = (maps, most)
             && maps + MAPS + OWN_MAPS > most
         {
-            return Some(format!("storage has {maps} memory maps of {most}: raise them (sysctl vm.max_map_count)"));
+            return Some(format!("storage has {maps} of {most} memory maps: raise the limit (sysctl vm.max_map_count)"));
         }
         let limit = getrlimit(Resource::As).current.unwrap_or(u64::MAX);
         if let Some(mapped) = mapped()
             && mapped + SPACE + OWN_SPACE > limit
         {
-            return Some(format!("storage has {mapped} bytes of its {limit} of address space in use: raise it (ulimit -v)"));
+            return Some(format!("storage uses {mapped} of {limit} bytes of address space: raise the limit (ulimit -v)"));
         }
         let free = tapestore::shm::free_bytes(Path::new(SEGMENTS));
-        (free < SHARED).then(|| format!("{SEGMENTS} has {free} bytes free: make room there, or make it larger"))
+        (free < SHARED).then(|| format!("{SEGMENTS} has {free} bytes free: free some there, or make it larger"))
     }
 }
 
-/// Entries of the directory `path`.
+/// Counts the entries of the directory `path`.
 fn count(path: &str) -> u64 {
     std::fs::read_dir(path).map_or(0, |entries| entries.count() as u64)
 }
@@ -83,7 +84,7 @@ fn number(path: &str) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Bytes of address space that this process has in use.
+/// Bytes of address space that this process uses.
 fn mapped() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = text.split_whitespace().next()?.parse().ok()?;

@@ -1,7 +1,7 @@
-//! Owns: what the log says besides records: which publishers write in which epoch up to which number, which instruments
-//! and kinds there are.
+//! Owns: the catalog, which the log defines beside records: publishers with their epochs and last numbers, instruments,
+//! kinds.
 //!
-//! What must hold: it is as of one frame of the log; what the shared memory shows of it is in the log.
+//! What must hold: the catalog is as of one frame of the log; everything of it in shared memory is in the log.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use tapestore::shm::kinds::KindsWriter;
 use tapestore::shm::symbols::SymbolsWriter;
 use tapestore::wal::{Chain, Fact, Header, Run};
 
-/// What is known as of a frame.
+/// The catalog as of one frame.
 pub(super) struct Known {
     pub(super) publishers: HashMap<PublisherId, PublisherState>,
     pub(super) ids: HashMap<Name, InstrumentId>,
@@ -26,18 +26,18 @@ pub(super) struct Known {
     pub(super) kinds: Kinds,
 }
 
-/// The kinds that programs defined.
+/// The kinds that programs have defined.
 pub(super) struct Kinds {
     pub(super) known: HashMap<Kind, Layout>,
     pub(super) shown: KindsWriter,
     /// Logged since the last MemTable was sealed.
     pub(super) new: Vec<Layout>,
-    /// By which frame behind the checkpoint each came.
+    /// The frame behind the checkpoint that logged each.
     pub(super) logged: Vec<(u64, Kind)>,
 }
 
 impl Known {
-    /// What a checkpoint says.
+    /// Loads the catalog of a checkpoint.
     ///
     /// # Errors
     /// [`tapestore::error::Error::Limit`] or [`tapestore::error::Error::NoSharedMemory`] if the instruments do not fit.
@@ -53,12 +53,12 @@ impl Known {
         Ok(Known { publishers, ids, symbols, names: Vec::new(), kinds })
     }
 
-    /// This process forgets the kinds that came by frames behind `index`, which are no part of the log any more.
+    /// Removes from this process the kinds that frames behind `index` logged: these frames are no longer part of the log.
     pub(super) fn forget_behind(&self, index: u64) {
         self.kinds.logged.iter().filter(|(frame, _)| *frame > index).for_each(|(_, kind)| record::forget(*kind));
     }
 
-    /// Takes in a control entry of frame `index` of the log.
+    /// Applies a control entry of frame `index` of the log.
     ///
     /// # Errors
     /// As [`Known::new`].
@@ -84,7 +84,7 @@ impl Known {
         Ok(())
     }
 
-    /// Takes in that the frame `header` holds `runs`; gives how far each publisher in it has come.
+    /// Applies the `runs` of the frame `header`; returns the last number and LSN of each publisher in it.
     pub(super) fn runs(&mut self, header: &Header, runs: &[Run]) -> Vec<(PublisherId, PubSeq, Lsn)> {
         let mut accepted: Vec<(PublisherId, PubSeq, Lsn)> = Vec::with_capacity(runs.len());
         let mut lsn = header.first_lsn;
@@ -93,7 +93,7 @@ impl Known {
             lsn = lsn.plus(count);
             let last = (run.publisher, PubSeq(run.first_pub_seq.0 + count - 1), Lsn(lsn.0 - 1));
             let state = self.publishers.entry(run.publisher).or_default();
-            // The fact that began the epoch stands before its records.
+            // The control entry that began the epoch precedes its records.
             (state.epoch, state.last, state.lsn) = (run.epoch, last.1, last.2);
             match accepted.iter_mut().find(|a| a.0 == run.publisher) {
                 Some(known) => *known = last,
@@ -103,14 +103,14 @@ impl Known {
         accepted
     }
 
-    /// What must survive with the log up to `chain`.
+    /// Returns what must survive with the log up to `chain`.
     pub(super) fn mark(&mut self, chain: Chain) -> Mark {
         let publishers = self.publishers.iter().map(|(p, s)| (*p, *s)).collect();
         let (names, kinds) = (std::mem::take(&mut self.names), std::mem::take(&mut self.kinds.new));
         Mark { chain, publishers, names, kinds }
     }
 
-    /// Shows what has been taken in.
+    /// Publishes what has been applied.
     pub(super) fn publish(&mut self) {
         if sabotage::is(Sabotage::ForgetPublishers) {
             self.publishers.clear();
@@ -119,8 +119,8 @@ impl Known {
         self.kinds.shown.publish();
     }
 
-    /// Publishes how many instruments and kinds there are: who reads the store after it has stopped finds by it whether
-    /// the checkpoint has them all.
+    /// Publishes how many instruments and kinds there are: by it, a reader of the stopped store checks whether the
+    /// checkpoint has them all.
     pub(super) fn count(&self, control: &Control) {
         control.set_statistic(Statistic::Instruments, self.symbols.count());
         control.set_statistic(Statistic::Kinds, self.kinds.known.len() as u64);

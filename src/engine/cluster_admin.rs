@@ -1,8 +1,8 @@
-//! Owns: how a store comes to be in a cluster, and what an operator decides for a host of one by hand.
+//! Owns: how a store becomes a host of a cluster, and what an operator decides by hand for one.
 //!
-//! What must hold: the hosts of a cluster that is founded have the same store identity and segment size, and know the
-//! same members, or do not start: they would never agree; `store.meta` says that a store is of a cluster before `raft.meta`
-//! says of which hosts, so that the one is missed without the other.
+//! What must hold: the hosts of a new cluster have the same store identity, segment size and members, or do not start: they
+//! would never agree. `store.meta` records that a store is of a cluster before `raft.meta` records its members, so that a
+//! missing `raft.meta` is noticed.
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
@@ -18,44 +18,45 @@ use tapestore::lsn::NodeId;
 use tapestore::time::Ts;
 use tapestore::wal;
 
-/// What a host is told of the cluster that it is to be in.
+/// A cluster that a store is to be a host of.
 #[derive(Clone, Debug)]
 pub struct Founding {
-    /// Name of the cluster, from which the identity of its store follows.
+    /// Name of the cluster; the identity of its store is derived from it.
     pub cluster: String,
     /// This host's number.
     pub node: NodeId,
-    /// All hosts, this one too; the same list on each.
+    /// All hosts, this one included; the same list on each.
     pub members: Vec<Member>,
     /// Bytes of a log segment, for a new store; the same on each.
     pub segment_size: u64,
-    /// Whether the cluster is there already, and this host joins it: it gets a copy of the leader's store, holds the log and
-    /// does not vote until it is told otherwise. Its store is new, or restored from a backup of another host's.
+    /// Whether this host joins an existing cluster: it installs a snapshot of the leader's store and is a learner until it is
+    /// promoted. Its store is new, or restored from a backup of another host's.
     pub joins: bool,
-    /// Forced promotions that there have been, of a cluster that it joins; 0 else.
+    /// Forced promotions that the cluster has seen, if this host joins it; 0 otherwise.
     pub epoch: u64,
 }
 
-/// The identity of the store of the cluster called `name`.
+/// Returns the identity of the store of the cluster called `name`.
 pub fn store_id(name: &str) -> u128 {
     xxhash_rust::xxh3::xxh3_128(format!("tapestore cluster {name}").as_bytes())
 }
 
-/// Makes the store in `dir` a host of a cluster; the store's identity. A store that exists already, and is in no cluster,
-/// becomes the first host of one: it is then the only member, and others are added when it serves.
+/// Initialises the store in `dir` as a host of a cluster; returns the store's identity. A store that exists and is in no
+/// cluster becomes the first host: it is the only member, and others are added while it serves.
 ///
 /// # Errors
-/// [`Error::Locked`] while the store is served; [`Error::Invalid`]: what cannot be; [`Error::Io`].
+/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if the cluster's settings contradict each other or the
+/// store; [`Error::Io`].
 pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Result<u128> {
     let invalid = |reason: String| Err(Error::invalid("cluster", reason));
     disk.create_dir(dir)?;
     crate::snapshot::backup::refuse(disk, dir)?;
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     if founding.cluster.is_empty() || founding.members.iter().all(|m| m.node != founding.node) {
-        return invalid(format!("it has a name, and node {} is among the members", founding.node));
+        return invalid(format!("a cluster has a name, and node {} must be among the members", founding.node));
     }
     if founding.members.iter().any(|m| m.address.is_empty()) {
-        return invalid("each member has an address, host:port".to_owned());
+        return invalid("each member needs an address, host:port".to_owned());
     }
     let known = wal::meta::read(disk, dir)?;
     let raft = meta::read(disk, dir)?;
@@ -63,11 +64,11 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
         return invalid(format!("{} is in a cluster already; `tape cluster status` shows it", dir.display()));
     }
     if known.is_some_and(|k| k.in_cluster) && raft.is_none() && !founding.joins {
-        let reason = "is the store of a host of a cluster, or a backup of one, and has no raft.meta: what it has promised to other hosts is not known. Say that it joins: tape cluster init --join; or, if no other host counts on it, make it a store of its own first: tape cluster detach. If nothing was ever stored in it, remove the directory";
+        let reason = "is the store of a host of a cluster, or a backup of one, and has no raft.meta: its term and vote are unknown. To join the cluster: tape cluster init --join. To make it a store of its own, if no other host counts on it: tape cluster detach. If nothing was ever stored in it, remove the directory";
         return invalid(format!("{} {reason}", dir.display()));
     }
     if known.is_some() && founding.members.len() > 1 && !founding.joins {
-        let reason = "holds a store already: make it the first host of the cluster, with itself as the only member, and add the others when it serves; or, if it is restored from a backup of another host of the cluster, say that it joins";
+        let reason = "holds a store already: initialise it as the first host of the cluster, with itself as the only member, and add the others while it serves; or, if it is restored from a backup of another host of the cluster, use tape cluster init --join";
         return invalid(format!("{} {reason}", dir.display()));
     }
     let id = known.map_or_else(|| store_id(&founding.cluster), |k| k.store_id);
@@ -98,29 +99,30 @@ pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Resul
     Ok(id)
 }
 
-/// A number that no other host that is initialised draws.
+/// Draws a number that no other host draws.
 fn drawn(now: Ts) -> u64 {
-    // Its keys are drawn by the system.
+    // The system provides its random keys.
     std::collections::hash_map::RandomState::new().hash_one(now.0).max(1)
 }
 
-/// Makes `store.meta` say whether the store in `dir` is of a cluster.
+/// Records in `store.meta` whether the store in `dir` is of a cluster.
 fn set_in_cluster(disk: &dyn Disk, dir: &Path, in_cluster: bool) -> Result<()> {
     let mut meta = wal::MetaFile::open(disk, dir)?;
     meta.update(wal::Meta { in_cluster, ..*meta.meta() })
 }
 
-/// Makes the store in `dir`, which nobody serves and which has no `raft.meta`, a store of its own: it was restored from a
-/// backup of a host of a cluster, or has lost the file, and no other host counts on it.
+/// Makes the store in `dir`, which is not served and has no `raft.meta`, a store of its own. It was restored from a backup
+/// of a cluster's host, or has lost the file, and no other host counts on it.
 ///
 /// # Errors
-/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if it is a host of a cluster, or of none.
+/// [`Error::Locked`] while the store is served; [`Error::Missing`] if there is no store; [`Error::Invalid`] if it has its
+/// `raft.meta`, or is in no cluster.
 pub fn detach(disk: &dyn Disk, dir: &Path) -> Result<()> {
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     let known = wal::meta::read(disk, dir)?
-        .ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "it says what the store is" })?;
+        .ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "it identifies the store" })?;
     if disk.exists(&dir.join(meta::NAME))? {
-        let reason = "has its raft.meta: other hosts may count on it. `tape cluster remove`, on the leader, makes a host a member no longer; `tape cluster force-promote` makes it go on without the others";
+        let reason = "has its raft.meta: other hosts may count on it. To remove the host from its cluster: `tape cluster remove`, on the leader. To go on without the other hosts: `tape cluster force-promote`";
         return Err(Error::invalid("store", format!("{} {reason}", dir.display())));
     }
     if !known.in_cluster {
@@ -129,26 +131,26 @@ pub fn detach(disk: &dyn Disk, dir: &Path) -> Result<()> {
     set_in_cluster(disk, dir, false)
 }
 
-/// Whether other hosts may count on what the store in `dir` has acknowledged: it is one of several of a cluster, or has lost
-/// what says so.
+/// Whether other hosts may count on the acknowledgements of the store in `dir`: it is one of several hosts of a cluster, or
+/// has lost the file that records it.
 ///
 /// # Errors
-/// `store.meta` cannot be read.
+/// As [`wal::meta::read`].
 pub fn is_counted_on(disk: &dyn Disk, dir: &Path) -> Result<bool> {
     match meta::read(disk, dir) {
         Ok(Some(meta)) => Ok(!meta.is_alone()),
-        // What cannot be read has said something once.
+        // A `raft.meta` that cannot be read was valid once.
         Ok(None) | Err(_) => Ok(wal::meta::read(disk, dir)?.is_some_and(|known| known.in_cluster)),
     }
 }
 
-/// `raft.meta` of the store in `dir`, which nobody serves, after `change`; what it says then.
+/// Applies `change` to `raft.meta` of the store in `dir`, which is not served; returns the new contents.
 fn changed(disk: &dyn Disk, dir: &Path, change: impl FnOnce(&Meta) -> Result<Meta>) -> Result<Meta> {
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
-    // What is decided is decided of the store that the next start would find.
+    // The change applies to the store as the next start would find it.
     super::snapshot::install::finish(disk, dir)?;
     let Some(before) = meta::read(disk, dir)? else {
-        return Err(Error::invalid("cluster", format!("{} is in none", dir.display())));
+        return Err(Error::invalid("cluster", format!("{} is in no cluster", dir.display())));
     };
     let after = change(&before)?;
     after.check()?;
@@ -156,24 +158,24 @@ fn changed(disk: &dyn Disk, dir: &Path, change: impl FnOnce(&Meta) -> Result<Met
     Ok(after)
 }
 
-/// Terms that a forced promotion leaves to the leader before: it cannot have got that far unnoticed.
+/// Terms that a forced promotion skips: the previous leader cannot have used more unnoticed.
 const TERMS_SKIPPED: u64 = 1000;
 
-/// Makes the host with the store in `dir`, which nobody serves, a cluster of one, whatever the others have: for a pair
-/// whose leader is gone for good or cut off from its publishers. What the leader had and this host does not is lost.
-/// `epoch` is the one that the operator takes it to be of; it rises by one, and hosts of the one before are not heard.
+/// Makes the host with the store in `dir`, which is not served, a cluster of one, regardless of the other hosts: for a pair
+/// whose leader is gone for good or cut off from its publishers. What only the leader had is lost. `epoch` is the generation
+/// that the operator expects; it rises by one, and messages of hosts of the previous generation are rejected.
 ///
 /// # Errors
-/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if it is of another epoch or in no cluster.
+/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if it is of another generation or in no cluster.
 pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
     changed(disk, dir, |before| {
         if before.epoch != epoch {
-            return Err(Error::invalid("epoch", format!("this host is of epoch {}, not {epoch}", before.epoch)));
+            return Err(Error::invalid("generation", format!("this host is of generation {}, not {epoch}", before.epoch)));
         }
         let own = before.seats.iter().filter(|s| s.node == before.node);
         let seats = own.map(|s| Seat { part: VOTER, ..s.clone() }).collect();
         let (term, epoch) = (before.term.saturating_add(TERMS_SKIPPED), before.epoch.saturating_add(1));
-        // What it may have forgotten is part of what is lost.
+        // Frames that it may have forgotten are among the lost ones.
         Ok(Meta {
             term,
             vote: 0,
@@ -189,18 +191,19 @@ pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
     })
 }
 
-/// Makes the host with the store in `dir`, which nobody serves, a standby of `leader` in `epoch`, which has begun without
-/// it. When it serves again, what it has and the leader does not is cut off its log and kept aside; if files of history
-/// hold it, it does not take part, and its store has to be made anew from a backup of the leader's.
+/// Makes the host with the store in `dir`, which is not served, a standby of `leader` in the generation `epoch`, which began
+/// without it. When it serves again, the tail of its log that the leader does not have is truncated and kept aside. If
+/// SSTables hold such records, the host takes no part, and its store must be restored from a backup of the leader's.
 ///
 /// # Errors
-/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if that epoch is not later than its own.
+/// [`Error::Locked`] while the store is served; [`Error::Invalid`] if that generation is not later than its own, or `leader`
+/// is this host.
 pub fn rejoin(disk: &dyn Disk, dir: &Path, epoch: u64, leader: &Member) -> Result<Meta> {
     changed(disk, dir, |before| {
         if before.epoch >= epoch || leader.node == before.node {
             let reason =
-                format!("this host is node {} of epoch {}: it rejoins another in a later one", before.node, before.epoch);
-            return Err(Error::invalid("epoch", reason));
+                format!("this host is node {} of generation {}: it can rejoin another in a later one", before.node, before.epoch);
+            return Err(Error::invalid("generation", reason));
         }
         let own = before.seats.iter().find(|s| s.node == before.node).map_or_else(String::new, |s| s.address.clone());
         let seats = vec![
@@ -208,9 +211,9 @@ pub fn rejoin(disk: &dyn Disk, dir: &Path, epoch: u64, leader: &Member) -> Resul
             Seat { node: before.node, part: LEARNER, address: own },
         ];
         let incarnation = before.incarnation.wrapping_add(1).max(1);
-        // Changes of members that it has carried out are not carried out again.
+        // Membership changes that it has applied are not applied again.
         let changed = Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() };
-        // Another epoch is another cluster: who was met in this one is met anew.
+        // Another generation is another cluster: hosts met in this one do not count as met there.
         Ok(Meta { is_fresh: false, met: BTreeMap::new(), ..changed })
     })
 }

@@ -1,7 +1,7 @@
-//! Owns: the socket at which the replication process and operators' tools talk to storage, and the connections.
+//! Owns: the socket on which the replication process and operators' tools connect to storage, and its connections.
 //!
-//! What must hold: nothing here waits: what cannot be read or written now is left for the next look; a connection whose
-//! other end does not read, or says what is no message, is closed; memory for it is bounded.
+//! What must hold: nothing here waits: what cannot be read or written now is left for the next look. A connection is closed
+//! if its other end does not read, or sends bytes that are no message. Its memory is bounded.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 use crate::consensus::message::{MESSAGE_MAX, Message};
 
-/// Connections at once.
+/// Most connections open at once.
 const LINKS_MAX: usize = 16;
-/// Bytes that one connection has not taken yet, at most.
+/// Most bytes that wait to be written to one connection.
 const UNSENT_MAX: usize = 32 << 20;
-/// Bytes read from one connection in one look, at most.
+/// Most bytes read from one connection in one look.
 const LOOK_BYTES: usize = 8 << 20;
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
@@ -34,7 +34,7 @@ pub(super) struct Links {
     path: PathBuf,
     links: Vec<Link>,
     next: u64,
-    /// What is read goes here first.
+    /// Buffer that reads fill first.
     chunk: Box<[u8]>,
 }
 
@@ -43,16 +43,16 @@ impl Links {
         Links { listener, path, links: Vec::new(), next: 1, chunk: vec![0; CHUNK].into_boxed_slice() }
     }
 
-    /// Lets in who has knocked, and gives all messages that have come, with the number of their connection. The second
-    /// says whether the replication process has gone.
+    /// Accepts new connections and returns all messages that have arrived, each with the number of its connection, and
+    /// whether the replication process has gone.
     pub(super) fn look(&mut self) -> (Vec<(u64, Message)>, bool) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.links.len() >= LINKS_MAX || stream.set_nonblocking(true).is_err() {
-                tracing::warn!(path = %self.path.display(), "more connections than {LINKS_MAX}: one is refused");
+                tracing::warn!(path = %self.path.display(), "a connection is refused: {LINKS_MAX} are open already");
                 continue;
             }
             if !is_trusted(&stream) {
-                tracing::warn!(path = %self.path.display(), "another user's process asks for what only this user's may; it is refused");
+                tracing::warn!(path = %self.path.display(), "a connection of another user's process is refused; only this user's and root's are accepted");
                 continue;
             }
             let number = self.next;
@@ -67,14 +67,14 @@ impl Links {
         (messages, self.drop_over())
     }
 
-    /// Takes out what is over; whether the replication process is.
+    /// Removes closed connections; returns whether the replication process has gone.
     fn drop_over(&mut self) -> bool {
         let over = self.links.extract_if(.., |l| l.is_over).filter(|l| l.is_replication);
         let gone = over.count() > 0;
         gone && !self.links.iter().any(|l| l.is_replication)
     }
 
-    /// Connection `number` is the replication process from now on; another one before it is closed.
+    /// Marks connection `number` as the replication process; an earlier one is closed.
     pub(super) fn is_replication(&mut self, number: u64) {
         for link in &mut self.links {
             link.is_over |= link.is_replication && link.number != number;
@@ -82,7 +82,7 @@ impl Links {
         }
     }
 
-    /// Whether a message has come in part: the rest is on its way, and nobody rings for it.
+    /// Whether a message has arrived in part: the rest is on its way, and no bell rings for it.
     pub(super) fn has_part(&self) -> bool {
         self.links.iter().any(|l| !l.received.is_empty())
     }
@@ -92,12 +92,12 @@ impl Links {
         self.links.iter().any(|l| l.number == number && l.is_replication)
     }
 
-    /// Says `message` on connection `number`, if it is still there.
+    /// Sends `message` on connection `number`, if it is still open.
     pub(super) fn say(&mut self, number: u64, message: &Message) {
         self.links.iter_mut().filter(|l| l.number == number).for_each(|l| l.write(message));
     }
 
-    /// Says all `messages` to the replication process at once, if it is there.
+    /// Sends all `messages` to the replication process at once, if it is connected.
     pub(super) fn tell_all(&mut self, messages: &[Message]) {
         for link in self.links.iter_mut().filter(|l| l.is_replication) {
             messages.iter().for_each(|m| link.add(m));
@@ -105,29 +105,28 @@ impl Links {
         }
     }
 
-    /// Goes on with what could not be written before; whether the replication process has gone.
+    /// Writes what could not be written before; returns whether the replication process has gone.
     pub(super) fn flush(&mut self) -> bool {
         self.links.iter_mut().filter(|l| !l.unsent.is_empty()).for_each(Link::flush);
         self.drop_over()
     }
 }
 
-/// Whether the process at the other end is of the user that storage runs as, or root's: it speaks for other hosts, and for
-/// operators.
+/// Whether the process at the other end runs as storage's user or as root: it sends for other hosts and for operators.
 fn is_trusted(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid();
-    rustix::net::sockopt::socket_peercred(stream).is_ok_and(|of| may_speak(of.uid, own))
+    rustix::net::sockopt::socket_peercred(stream).is_ok_and(|of| may_send(of.uid, own))
 }
 
-fn may_speak(of: rustix::process::Uid, own: rustix::process::Uid) -> bool {
+fn may_send(of: rustix::process::Uid, own: rustix::process::Uid) -> bool {
     of == own || of.is_root()
 }
 
 impl Drop for Links {
     fn drop(&mut self) {
-        // It may be another process's by now only if somebody removed the directory.
+        // The path is another process's by now only if somebody removed the directory.
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "the socket is gone already");
+            tracing::debug!(path = %self.path.display(), %error, "the socket was removed already");
         }
     }
 }
@@ -142,7 +141,7 @@ impl Link {
                     self.received.extend_from_slice(chunk.get(..n).unwrap_or(&[]));
                     budget = budget.saturating_sub(n);
                     if n < chunk.len() {
-                        // That was all; whoever writes more rings again.
+                        // That was all; a process that writes more rings again.
                         break;
                     }
                 }
@@ -160,7 +159,7 @@ impl Link {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection to storage is closed");
+                    tracing::warn!(%error, "a connection to storage sent a malformed message; it is closed");
                     self.is_over = true;
                     break;
                 }
@@ -175,15 +174,15 @@ impl Link {
         self.flush();
     }
 
-    /// Puts `message` behind what is to be written.
+    /// Appends `message` to the bytes that wait to be written.
     fn add(&mut self, message: &Message) {
         match message.encode() {
             Ok(bytes) if self.unsent.len() + bytes.len() <= UNSENT_MAX => self.unsent.extend(bytes),
             Ok(_) => {
-                tracing::warn!("a process does not read what storage says to it; its connection is closed");
+                tracing::warn!("a process does not read what storage sends to it; its connection is closed");
                 self.is_over = true;
             }
-            Err(error) => tracing::error!(%error, "a message stays unsaid"),
+            Err(error) => tracing::error!(%error, "a message cannot be encoded and is not sent"),
         }
     }
 
@@ -208,10 +207,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_user_of_storage_and_root_speak_for_other_hosts_and_operators() {
+    fn only_storages_user_and_root_send_for_other_hosts_and_operators() {
         let of = Uid::from_raw;
         for (other, own, may) in [(7, 7, true), (0, 7, true), (8, 7, false), (0, 0, true), (7, 0, false)] {
-            assert_eq!(may_speak(of(other), of(own)), may, "{other} to {own}");
+            assert_eq!(may_send(of(other), of(own)), may, "{other} to {own}");
         }
         let (here, _there) = UnixStream::pair().unwrap();
         assert!(is_trusted(&here), "a process of this user");

@@ -1,8 +1,8 @@
-//! Owns: the compaction agent: it carries out merges off all other threads and hands what it has made to the
-//! flush agent, which owns the manifest.
+//! Owns: the compaction agent: it runs merges on its own thread and hands the results to the flush agent, which owns the
+//! manifest.
 //!
-//! What must hold: nothing here waits for the disk while the log's owner does; it writes no faster than it is
-//! told, gives way while publishers are held back, and stops within a fraction of a second.
+//! What must hold: the thread that owns the log never waits for the disk here. The agent writes no faster than its rate,
+//! gives way while publishers are under back-pressure, and stops within a fraction of a second.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::space::Room;
-use tapestore::agent::Stop;
 use crate::compaction::merge::{Job, Merged, Pace, run};
+use tapestore::agent::Stop;
 use tapestore::disk::Disk;
 use tapestore::error::Result;
 use tapestore::shm::control::{Control, Statistic};
 
-/// How often it looks whether it is to end.
+/// Interval between checks of the stop flag.
 const TURN: Duration = Duration::from_millis(20);
-/// How long it gives way at most, each time it has written something.
+/// Longest pause for publishers under back-pressure, after each write.
 const GIVE_WAY: Duration = Duration::from_millis(100);
-/// What it has not used of its rate is lost after this long.
+/// Rate that is not used is lost after this long.
 const CREDIT: Duration = Duration::from_secs(1);
-/// How much it stands back for other threads when there are more threads than cores.
+/// Niceness: other threads come first when there are more threads than cores.
 const NICE: i32 = 10;
 
-/// What a merge came to, and how long it took.
+/// Result of a merge, and how long it took.
 pub(super) struct Outcome {
     pub(super) job: Job,
     pub(super) result: Result<Option<Merged>>,
@@ -36,7 +36,7 @@ pub(super) struct Outcome {
 /// The compaction agent.
 pub(super) struct CompactAgent {
     pub(super) disk: Arc<dyn Disk>,
-    /// Where the files lie.
+    /// Directory of the SSTables.
     pub(super) dir: PathBuf,
     pub(super) jobs: Receiver<Job>,
     pub(super) done: Sender<Outcome>,
@@ -47,7 +47,7 @@ pub(super) struct CompactAgent {
 }
 
 impl CompactAgent {
-    /// Runs until it is told to stop.
+    /// Runs until it is stopped.
     pub(super) fn run(self) {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::debug!(%error, "the compaction thread keeps its priority");
@@ -67,21 +67,21 @@ impl CompactAgent {
                 due: began,
             };
             let result = run(self.disk.as_ref(), &self.dir, &job, &mut throttle);
-            // The flush agent gives one job at a time, so there is room; it may have ended.
+            // The flush agent gives one job at a time, so there is room. It may have ended.
             if self.done.try_send(Outcome { job, result, took: began.elapsed() }).is_err() {
-                tracing::debug!("a merge was made that nobody takes");
+                tracing::debug!("the flush agent has ended; the result of a merge is dropped");
             }
         }
     }
 }
 
-/// Writes so many bytes a second.
+/// Limits writing to a number of bytes a second.
 struct Throttle<'a> {
     stop: &'a Stop,
     room: &'a Room,
     control: &'a Control,
     bytes_per_second: u64,
-    /// When what has been written was due.
+    /// When the bytes written so far were due.
     due: Instant,
 }
 
@@ -106,9 +106,9 @@ impl Pace for Throttle<'_> {
             self.due = self.due.max(earliest) + takes;
             self.wait(self.due, || true);
         }
-        // What is held back waits for the disk too.
+        // Publishers under back-pressure wait for the disk too.
         self.wait(now + GIVE_WAY, || self.control.statistic(Statistic::HeldBack) != 0);
-        // What is left of the disk is for filing.
+        // What is left of the disk is for flushes.
         !self.stop.is_stopped() && !self.room.is_low()
     }
 }

@@ -1,20 +1,22 @@
-//! Owns: configuration files. Every process runs without one; a file with an unknown key is refused.
+//! Owns: configuration files.
+//!
+//! What must hold: every process runs without one; a file with an unknown key is refused.
 
 use std::path::Path;
 
-use crate::compaction::retention::Rules;
 use crate::Options;
+use crate::compaction::retention::Rules;
 use tapestore::error::{Error, Result};
 
-/// The storage process's options in the TOML file `path`; keys that are absent have their defaults.
+/// Reads the storage process's options from the TOML file `path`; absent keys have their defaults.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Invalid`] with the line and what is wrong there.
+/// [`Error::Io`] if it cannot be read; [`Error::Invalid`] with the line and the reason.
 pub fn storage(path: &Path) -> Result<Options> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     let invalid = |reason: String| Error::invalid("configuration", format!("{}: {reason}", path.display()));
     let options = parse(&text).map_err(invalid)?;
-    // The names in it, before anything is begun by it.
+    // Checks the names in it before anything starts with them.
     Rules::new(&options.retention).map_err(|e| invalid(e.to_string()))?;
     Ok(options)
 }
@@ -30,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_in_the_repository_is_complete_and_says_the_defaults() {
+    fn the_file_in_the_repository_is_complete_and_equal_to_the_defaults() {
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/storage.toml")).unwrap();
         assert_eq!(parse(&text).unwrap(), Options::default());
         let defaults: toml::Table = toml::from_str(&toml::to_string(&Options::default()).unwrap()).unwrap();

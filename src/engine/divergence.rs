@@ -1,6 +1,6 @@
-//! Owns: what a host does whose log is not the leader's from some frame on: it gives that up, and keeps it aside.
+//! Owns: the truncation of a log that diverges from the leader's: the tail is removed, and kept aside.
 //!
-//! What must hold: nothing that is committed is given up; the store is not served meanwhile.
+//! What must hold: no committed frame is removed; the store is not served meanwhile.
 
 use super::options::{Options, World};
 use crate::consensus::MetaFile;
@@ -10,10 +10,11 @@ use tapestore::lsn::FrameIndex;
 use tapestore::manifest::Manifest;
 use tapestore::wal::{self, Cut};
 
-/// Cuts the log of the store behind frame `last_kept`, as [`super::Storage::stop`] has said.
+/// Truncates the store's log behind frame `last_kept`, which [`super::Storage::stop`] has returned.
 ///
 /// # Errors
-/// [`Error::Locked`]; [`Error::Consensus`] if what is behind that frame is known to be committed; as [`wal::cut`].
+/// [`Error::Locked`] while the store is served; [`Error::Missing`] if there is no store; [`Error::Consensus`] if a frame
+/// behind `last_kept` is committed; as [`wal::cut`].
 pub fn cut(options: &Options, world: &World, last_kept: u64) -> Result<Cut> {
     let (disk, dir) = (&world.disk, &options.store);
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
@@ -22,10 +23,10 @@ pub fn cut(options: &Options, world: &World, last_kept: u64) -> Result<Cut> {
     let committed = meta::read(disk.as_ref(), dir)?.map_or(u64::MAX, |m| m.commit);
     if last_kept < committed {
         let cause = format!("frame {} is not the leader's, and frames up to {committed} are committed", last_kept + 1);
-        return Err(Error::Consensus { what: "be cut", cause });
+        return Err(Error::Consensus { what: "be truncated", cause });
     }
     if known.clean && meta::read(disk.as_ref(), dir)?.is_some_and(|m| m.boot != 0) {
-        // All of it is durable, and what is cut off on purpose is not missed by the next start.
+        // All of it is durable, and the next start must not count a tail truncated on purpose as lost.
         let mut file = MetaFile::open(disk.as_ref(), dir)?;
         file.update(Meta { boot: 0, ..file.meta().clone() })?;
     }

@@ -1,52 +1,52 @@
-//! Owns: what the state machine of a host asks of the world: each effect is carried out by the ingest thread, or by a
-//! simulation, in the order in which it was asked for.
+//! Owns: the effects that a host's state machine asks for. The ingest thread, or a simulation, carries them out in the order
+//! in which they were asked for.
 //!
-//! What must hold: the state machine itself never waits, reads no clock and holds no socket; what it wants done outside of
-//! the log and of shared memory stands here.
+//! What must hold: the state machine itself never waits, reads no clock and holds no socket. All that it needs done outside
+//! the log and shared memory is an effect.
 
 use super::flush::FlushItem;
 use super::sync::SyncItem;
 use crate::consensus::message::Message;
 use tapestore::shm::bell::Bell;
 
-/// One thing to be done.
+/// One action to carry out.
 pub(super) enum Effect {
-    /// Give this to the sync agent.
+    /// Send this to the sync agent.
     Sync(SyncItem),
-    /// Give this to the flush agent, which has room for it.
+    /// Send this to the flush agent, which has room for it.
     Flush(FlushItem),
-    /// Wake who sleeps at this bell.
+    /// Ring this bell.
     Ring(Bell),
-    /// Send this to the replication process, if it is there.
+    /// Send this to the replication process, if it is connected.
     Tell(Message),
     /// Send this on the connection of this number.
     Say(u64, Message),
-    /// The connection of this number is the replication process from now on.
+    /// Mark the connection of this number as the replication process.
     Replication(u64),
-    /// The batches of the publisher on this connection go to this session from now on.
+    /// Pass the batches of the publisher on this connection to this session.
     Attached {
         /// The connection.
         connection: u64,
         /// The session's slot.
         slot: usize,
     },
-    /// The publisher on this connection has ended: its session ends when its queue is empty.
+    /// End the session when its queue is empty: its publisher has ended.
     Ending {
         /// The session's slot.
         slot: usize,
     },
-    /// Nothing is received for this connection any more.
+    /// Stop receiving for this connection.
     Detached {
         /// The connection.
         connection: u64,
     },
 }
 
-/// A moment, as the ingest thread reads its clocks once a turn.
+/// The clocks, as the ingest thread reads them once a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moment {
-    /// Of the monotonic clock, ns.
+    /// The monotonic clock, ns.
     pub(super) now: u64,
-    /// Of the wall clock.
+    /// The wall clock.
     pub(super) wall: tapestore::time::Ts,
 }

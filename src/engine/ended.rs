@@ -1,14 +1,15 @@
 //! Owns: why storage has ended.
 //!
-//! What must hold: whoever starts it again does first what this says.
+//! What must hold: the caller carries out the reason before the next start.
 
-/// Why storage has ended, and what is to be done before the next start.
+/// Why storage has ended, and what must be done before the next start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It was told to.
+    /// It was stopped.
     Stopped,
-    /// Its log and the leader's differ: the log is to be cut behind this frame, the last that both have ([`super::divergence::cut`]).
+    /// Its log diverges from the leader's: truncate it behind this frame, the last that both have ([`super::divergence::cut`]).
     Cut(u64),
-    /// The copy of another host's store has come, and is to take the place of this one ([`super::fill::install`]).
+    /// A snapshot of another host's store has been fetched: install it in the place of this one
+    /// ([`super::snapshot::install::install`]).
     Fill,
 }

@@ -1,13 +1,12 @@
-//! Owns: filing sealed MemTables into history, and the flush agent that does it off the ingest thread.
+//! Owns: the flush of sealed MemTables to SSTables, and the flush agent, which does it off the ingest thread.
 //!
-//! A sealed table becomes one file per kind and window of index time, and one edit of the manifest that
-//! names them and the place from which the log goes on. Then the table is dropped from the control page
-//! and unlinked, and the log's segments before that place are used again.
+//! A sealed table becomes one SSTable per kind and window of index time, and one edit of the manifest that names them and
+//! the place from which the log goes on. Then the table is dropped from the control page and unlinked, and the log's
+//! segments before that place are recycled.
 //!
-//! What must hold: only what is durable in the log is filed; files and their names are durable before
-//! the edit, and the edit before anything that it replaces is given up; a filing that fails is tried
-//! again with new files, and leaves none behind; memory is one block, at most 60 bytes a row of a file, four
-//! a row of the table, and the rows of one series.
+//! What must hold: only records that are durable in the log are flushed. Files and their names are durable before the edit,
+//! and the edit before anything that it replaces is removed. A failed flush is tried again with new files, and leaves none
+//! behind. Memory is one block, at most 60 bytes a row of a file, four a row of the table, and the rows of one series.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -18,15 +17,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::clock::Watch;
 use super::compact::Outcome;
-use super::watermarks::Covered;
+use super::flush_source::Rows;
 use super::history::{History, Next};
 use super::memtables::Sealed;
-use super::flush_source::Rows;
 use super::space::Room;
-use tapestore::agent::Stop;
+use super::watermarks::Covered;
 use crate::compaction::merge::{Job, Merged, Unpaced};
 use crate::compaction::retention::{Rule, Rules};
 use crate::compaction::{Options, newest};
+use tapestore::agent::Stop;
 use tapestore::disk::Disk;
 use tapestore::error::Result;
 use tapestore::lsn::Position;
@@ -41,7 +40,7 @@ use tapestore::sstable::{FileMeta, Spec};
 use tapestore::time::Clock;
 use tapestore::wal::{self, Spare};
 
-/// Files MemTables.
+/// Flushes MemTables.
 pub struct Filer {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -53,7 +52,7 @@ pub struct Filer {
     control: Control,
 }
 
-/// A table whose records are in files.
+/// A table whose records are in SSTables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Filed {
     /// The table.
@@ -62,7 +61,7 @@ pub struct Filed {
     pub seq: u64,
 }
 
-/// What a filer works on.
+/// Parts of a flusher.
 pub(super) struct Parts {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
@@ -75,7 +74,7 @@ pub(super) struct Parts {
 }
 
 impl Filer {
-    /// A filer; the manifest is what the disk says.
+    /// A flusher over the manifest that is on the disk.
     pub(super) fn new(parts: Parts) -> Filer {
         let Parts { disk, dir, store_id, segment_size, manifest, run_dir, instance, control } = parts;
         let history = History::new(disk.clone(), dir.clone(), store_id, manifest);
@@ -84,20 +83,20 @@ impl Filer {
         this
     }
 
-    /// Takes note of the numbers of files that lie about, so that none is given again.
+    /// Skips the numbers of files in the directory, so that none is given again.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`] if the directory cannot be read.
     pub fn skip_known_ids(&mut self) -> Result<()> {
         self.history.skip_known_ids()
     }
 
-    /// What the manifest says.
+    /// The manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.history.manifest
     }
 
-    /// Tells what there is.
+    /// Publishes the state of the manifest on the control page.
     fn show(&self) {
         let state = self.history.manifest.state();
         self.control.set_statistic(Statistic::Expired, state.expired);
@@ -107,20 +106,20 @@ impl Filer {
         self.control.set_statistic(Statistic::CheckpointPosition, state.checkpoint.position.0);
     }
 
-    /// Removes files that no edit names: a filing or a merge was cut short. To be called when the log behind the
-    /// checkpoint has been found whole.
+    /// Removes files that no edit names, which an interrupted flush or merge has left. Call it after the log behind the
+    /// checkpoint has been read without damage.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`] if a file cannot be removed.
     pub fn sweep(&mut self) -> Result<usize> {
         self.history.sweep()
     }
 
-    /// Merges files once, if that is due, on the calling thread; whether it was. A running store does it on a
-    /// thread of its own.
+    /// Runs one merge on the calling thread, if one is due; returns whether it was. A running store merges on a thread of
+    /// its own.
     ///
     /// # Errors
-    /// Of a file, named; nothing has changed then.
+    /// The error of a file, with its name; nothing has changed then.
     pub fn compact_one(&mut self, options: &Options, rules: &Rules) -> Result<bool> {
         let now = newest(self.history.manifest.state());
         let merged = self.history.compact_one(options, rules, now, &mut Unpaced)?;
@@ -130,7 +129,7 @@ impl Filer {
         Ok(merged.is_some())
     }
 
-    /// Puts what a merge that took `ns` has made in the place of its files.
+    /// Replaces the inputs of a merge, which took `ns`, by its outputs.
     fn replace(&mut self, merged: &Merged, ns: u64) -> Result<u64> {
         self.history.replace(merged)?;
         self.count(merged, ns);
@@ -144,28 +143,28 @@ impl Filer {
         self.show();
     }
 
-    /// Lets go of the files that have lived long enough; gives the edit, if there were any.
+    /// Drops the files whose retention has ended; returns the edit, if there were any.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Io`]: it is then unknown whether they are gone, and all of them stay.
+    /// [`tapestore::error::Error::Io`]: it is then unknown whether the edit was made, and all files stay.
     pub fn expire(&mut self, rules: &Rules) -> Result<Option<u64>> {
         let dropped = self.history.expire(rules)?;
         if dropped.is_empty() {
             return Ok(None);
         }
         let (rows, bytes) = dropped.iter().fold((0, 0), |(r, b), f| (r + f.rows, b + f.len));
-        tracing::info!(files = dropped.len(), rows, bytes, "files have lived long enough and are gone");
+        tracing::info!(files = dropped.len(), rows, bytes, "SSTables are removed: their retention has ended");
         self.show();
         Ok(Some(self.history.manifest.state().seq))
     }
 
-    /// Files `sealed`, whose records are durable in the log.
+    /// Flushes `sealed`, whose records are durable in the log.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Io`]: nothing is filed, and no file is left that no edit may name.
+    /// [`tapestore::error::Error::Io`]: nothing is flushed, and no file is left that no edit may name.
     pub fn file(&mut self, sealed: &Sealed, clock: &dyn Clock) -> Result<Filed> {
         let began = clock.monotonic();
-        // Files of an edit that failed would pile up while the manifest cannot be written.
+        // Resolves a failed edit first: its files would pile up while the manifest cannot be written.
         self.history.resolve()?;
         let mut made = Vec::new();
         let written = self.write_files(sealed, &mut made);
@@ -175,7 +174,7 @@ impl Filer {
             return Err(error);
         }
         let (rows, bytes) = (made.iter().map(|f| f.rows).sum::<u64>(), made.iter().map(|f| f.len).sum());
-        assert!(rows == sealed.last.0 + 1 - sealed.base.0, "{rows} of the records {} to {} filed", sealed.base, sealed.last);
+        assert!(rows == sealed.last.0 + 1 - sealed.base.0, "{rows} of the records {} to {} flushed", sealed.base, sealed.last);
         let known = &self.history.manifest.state().publishers;
         let publishers = sealed.mark.publishers.iter().filter(|(p, s)| known.get(p) != Some(s)).copied().collect();
         let edit = Edit {
@@ -194,7 +193,7 @@ impl Filer {
         self.control.add(Statistic::FlushedRecords, rows);
         self.control.add(Statistic::FlushedBytes, bytes);
         self.control.add(Statistic::FlushNs, ns);
-        tracing::debug!(table = sealed.id, rows, bytes, files = made.len(), ms = ns / 1_000_000, "filed a MemTable");
+        tracing::debug!(table = sealed.id, rows, bytes, files = made.len(), ms = ns / 1_000_000, "flushed a MemTable");
         Ok(Filed { table: sealed.id, seq: self.history.manifest.state().seq })
     }
 
@@ -214,12 +213,12 @@ impl Filer {
             for window in source.windows(&series) {
                 let id = self.history.manifest.take_id();
                 let mut spec = Spec { store_id: self.store_id, id, schema, window, stores_reserved: false };
-                // Known from here on: whatever of it is on the disk is removed if this fails.
+                // Listed from here on: all of it that is on the disk is removed if this fails.
                 let place = made.len();
                 made.push(unfinished(&spec));
                 let mut meta = source.write(self.disk.as_ref(), &self.history.files_dir(), spec, &series)?;
                 if meta.is_none() {
-                    // Bytes that should be zero are not: the file is made again with them.
+                    // Reserved bytes are not zero: the file is made again with them.
                     spec = Spec { id: self.history.manifest.take_id(), stores_reserved: true, ..spec };
                     self.history.remove(made.pop().iter().flat_map(|f| self.history.names_of(f)).collect());
                     made.push(unfinished(&spec));
@@ -236,7 +235,7 @@ impl Filer {
     /// The log's segments that lie wholly before the checkpoint, the earliest first.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`] if the directory cannot be read.
     pub fn passed_segments(&self) -> Result<Vec<Position>> {
         let Position(mut end) = self.history.manifest.state().checkpoint.position;
         if sabotage::is(Sabotage::RecycleEarly) {
@@ -247,15 +246,15 @@ impl Filer {
         Ok(firsts.filter(|first| first.0 + self.segment_size <= end).collect())
     }
 
-    /// Gives back the shared memory of table `id`, which is named no more.
+    /// Unlinks the shared memory of table `id`, which no version names any more.
     pub fn unlink(&self, id: u64) {
         let path = self.run_dir.memtable(self.instance, id);
         if let Err(error) = std::fs::remove_file(&path) {
-            tracing::warn!(path = %path.display(), %error, "a MemTable that is not in use stays until the next start");
+            tracing::warn!(path = %path.display(), %error, "an unused MemTable cannot be removed; it stays until the next start");
         }
     }
 
-    /// Takes all passed segments out of the log and removes them.
+    /// Removes all passed segments from the log and from the disk.
     #[cfg(test)]
     pub(super) fn recycle_all(&self) -> Result<()> {
         for first in self.passed_segments()? {
@@ -264,7 +263,7 @@ impl Filer {
         Ok(())
     }
 
-    /// Takes those passed segments out of the log that nobody may still ask for, and removes them.
+    /// The same for passed segments that no other host may still ask for.
     #[cfg(test)]
     pub(super) fn recycle_before(&self, needed: Position) -> Result<()> {
         for first in self.passed_segments()?.into_iter().filter(|first| first.0 + self.segment_size <= needed.0) {
@@ -273,32 +272,32 @@ impl Filer {
         Ok(())
     }
 
-    /// Takes the segment that begins at `first` out of the log, to be used again.
+    /// Takes the segment that begins at `first` out of the log, to be recycled.
     fn recycle(&self, first: Position) -> Result<Spare> {
         let dir = self.dir.join(wal::DIR);
         wal::recycle(self.disk.as_ref(), &dir, first)
     }
 }
 
-/// What is known of a file before it is finished.
+/// Metadata of a file before it is finished.
 fn unfinished(spec: &Spec) -> FileMeta {
     let (id, kind, window) = (spec.id, spec.schema.kind, spec.window);
     FileMeta { id, kind, window, rows: 0, len: 0, crc: 0, time: Default::default(), lsn: Default::default() }
 }
 
-/// What the flush agent is given.
+/// Work for the flush agent.
 pub(super) enum FlushItem {
-    /// A table to be filed.
+    /// A table to flush.
     Sealed(Box<Sealed>),
-    /// A table that is named no more.
+    /// A table that no version names any more.
     Retired(u64),
 }
 
-/// How long after a failure it tries again.
+/// Pause after a failed flush.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long after a failed merge another is tried.
+/// Pause after a failed merge.
 const MERGE_RETRY: Duration = Duration::from_secs(10);
-/// How often it looks whether the log is durable, or whether it is to end.
+/// Interval between checks whether the log is durable, and of the stop flag.
 const TURN: Duration = Duration::from_millis(5);
 
 /// The flush agent.
@@ -306,48 +305,48 @@ pub(super) struct FlushAgent {
     pub(super) filer: Filer,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) items: Receiver<FlushItem>,
-    /// Tables that recovery has sealed.
+    /// Tables that recovery has sealed, and those that wait to be durable.
     pub(super) waiting: VecDeque<Box<Sealed>>,
-    pub(super) told: Sender<Told>,
+    pub(super) notices: Sender<Told>,
     pub(super) spares: Sender<Spare>,
-    /// What is committed, and from where on other hosts may still ask for the log.
+    /// Up to where the log is committed, and from where other hosts may still ask for it.
     pub(super) covered: Arc<Covered>,
     pub(super) bells: Bells,
     pub(super) stop: Stop,
     pub(super) room: Arc<Room>,
-    /// Whether it has been said that a MemTable cannot be filed.
-    pub(super) said: bool,
+    /// Whether the current series of failed flushes has been logged.
+    pub(super) is_failing: bool,
     pub(super) tending: Tending,
-    /// Over the host's clock.
+    /// Watches the host's clock.
     pub(super) watch: Watch,
 }
 
-/// What ingest is told, to show it to readers.
+/// A notice to ingest, which publishes it to readers.
 pub(super) enum Told {
-    /// A table's records are in files.
+    /// A table's records are in SSTables.
     Filed(Filed),
-    /// There is a newer edit of the manifest.
+    /// The manifest has a newer edit.
     Edited(u64),
 }
 
-/// Edits of which ingest need not be told at once wait up to here.
+/// Most notices of edits that wait: ingest does not need them at once.
 const EDITED_MAX: usize = 4;
-/// What ingest may not have taken notice of.
-pub(super) const TOLD_MAX: usize = TABLES_MAX + EDITED_MAX;
+/// Most notices that wait for ingest.
+pub(super) const NOTICES_MAX: usize = TABLES_MAX + EDITED_MAX;
 
-/// What the flush agent knows of merging and of what has lived long enough.
+/// The flush agent's schedule of merges and retention.
 pub(super) struct Tending {
     pub(super) options: Options,
     pub(super) rules: Rules,
     pub(super) jobs: Sender<Job>,
     pub(super) done: Receiver<Outcome>,
-    /// Whether a merge is being carried out: its files must stay.
+    /// Whether a merge is running: its files must stay.
     pub(super) is_merging: bool,
-    /// Whether the version has changed since it was looked at.
+    /// Whether the version has changed since the last look.
     pub(super) is_new: bool,
-    /// Not before this moment of the monotonic clock, after a failure.
+    /// After a failure: no earlier than this moment of the monotonic clock.
     pub(super) after: u64,
-    /// Files that could not be merged, and until when of the monotonic clock they are left alone.
+    /// Files that could not be merged; they are skipped until `skip_until` of the monotonic clock.
     pub(super) skip: BTreeSet<u64>,
     pub(super) skip_until: u64,
     /// How far the wall clock was ahead of the monotonic one when storage began, and whether it has jumped since.
@@ -359,7 +358,7 @@ impl Tending {
     /// Nothing has been looked at yet.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Invalid`] for a rule that cannot be.
+    /// [`tapestore::error::Error::Invalid`] if a rule is not valid.
     pub(super) fn new(
         options: Options,
         rules: &[Rule],
@@ -372,7 +371,7 @@ impl Tending {
         for kind in rules.unmet() {
             tracing::warn!(
                 kind,
-                "a retention rule names a kind that the store does not have yet: it lets nothing go before then"
+                "a retention rule names a kind that the store does not have yet: it removes nothing until the kind is defined"
             );
         }
         let (is_merging, is_new, has_jumped) = (false, true, false);
@@ -380,13 +379,13 @@ impl Tending {
     }
 }
 
-/// A wall clock that has moved against the monotonic one by this has jumped, ns.
+/// The wall clock has jumped if it moves against the monotonic one by this, ns.
 const JUMP: u64 = 3_600_000_000_000;
-/// Files that could not be merged are tried again after so long.
+/// Files that could not be merged are skipped for this long.
 const SKIP: Duration = Duration::from_secs(3600);
 
 impl FlushAgent {
-    /// Runs until it is told to stop; gives back the filer.
+    /// Runs until it is stopped; returns the flusher.
     pub(super) fn run(mut self) -> Filer {
         while !self.stop.is_stopped() {
             self.watch.look(self.clock.as_ref(), &self.filer.control);
@@ -394,7 +393,7 @@ impl FlushAgent {
                 Ok(FlushItem::Sealed(sealed)) => self.waiting.push_back(sealed),
                 Ok(FlushItem::Retired(id)) => self.filer.unlink(id),
                 Err(RecvTimeoutError::Timeout) => {}
-                // Ingest has ended: what is not filed stays in the log.
+                // Ingest has ended: what is not flushed stays in the log.
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TURN),
             }
             if self.waiting.front().is_some_and(|s| self.is_durable(s)) {
@@ -411,7 +410,7 @@ impl FlushAgent {
         self.filer
     }
 
-    /// Lets go of what has lived long enough, and has the next merge be carried out.
+    /// Drops files whose retention has ended, and starts the next merge.
     fn tend(&mut self) {
         self.tending.is_new = false;
         let rules = self.rules_now();
@@ -419,7 +418,7 @@ impl FlushAgent {
             Ok(Some(seq)) => self.edited(seq),
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(%error, "files that have lived long enough cannot be let go; trying again");
+                tracing::error!(%error, "cannot remove SSTables whose retention has ended; trying again every 10 seconds");
                 return self.hold_off();
             }
         }
@@ -431,7 +430,7 @@ impl FlushAgent {
         }
         let Tending { options, skip, .. } = &self.tending;
         let now = newest(self.filer.manifest().state());
-        // What is free is for filing; that files are not merged costs reading, not records.
+        // Free space is for flushes: skipping a merge makes reads slower, and loses no records.
         let fits = |bytes: u64| self.room.has(bytes / 4 * 5);
         match self.filer.history.next_job(options, &rules, now, skip, &fits) {
             Next::Job(job) => {
@@ -447,8 +446,8 @@ impl FlushAgent {
         }
     }
 
-    /// The rules as of now. When the wall clock has jumped since storage began, nothing goes by its age until it is
-    /// back or storage is started again.
+    /// The rules as of now. When the wall clock has jumped since storage began, no file is removed by its age until the clock
+    /// is back or storage is restarted.
     fn rules_now(&mut self) -> Rules {
         let (wall, ahead) = (self.clock.wall(), self.tending.wall_ahead);
         let moved = wall.0.wrapping_sub(self.clock.monotonic()).abs_diff(ahead);
@@ -457,7 +456,7 @@ impl FlushAgent {
         if has_jumped && !self.tending.has_jumped {
             tracing::error!(
                 seconds = moved / 1_000_000_000,
-                "the wall clock has jumped: nothing is let go by its age until it is back; if it is right now, start storage again"
+                "the wall clock has jumped: no SSTable is removed by its age until it is back; if it is right now, restart storage"
             );
         }
         self.tending.has_jumped = has_jumped;
@@ -474,11 +473,11 @@ impl FlushAgent {
         self.tending.after = self.clock.monotonic() + MERGE_RETRY.as_nanos() as u64;
     }
 
-    /// A merge has come to `outcome`.
+    /// Handles the outcome of a merge.
     fn merged(&mut self, Outcome { job, result, took }: Outcome) {
         let replaced = match result {
             Ok(Some(merged)) => self.filer.replace(&merged, took.as_nanos() as u64),
-            // It was stopped: storage ends, or the disk became too full for it.
+            // The merge was stopped: storage ends, or the disk is too full.
             Ok(None) => return self.hold_off(),
             Err(error) => Err(error),
         };
@@ -489,7 +488,7 @@ impl FlushAgent {
             }
             Err(error) => {
                 self.filer.control.add(Statistic::MergeFailures, 1);
-                tracing::error!(%error, files = job.merge.inputs.len(), "files cannot be merged; they are left alone for an hour");
+                tracing::error!(%error, files = job.merge.inputs.len(), "SSTables cannot be merged; they are skipped for an hour");
                 self.tending.skip.extend(job.merge.inputs.iter().map(|f| f.id));
                 self.tending.skip_until = self.clock.monotonic() + SKIP.as_nanos() as u64;
                 self.hold_off();
@@ -497,9 +496,9 @@ impl FlushAgent {
         }
     }
 
-    /// Has readers be shown the edit `seq`; if ingest is behind, they see it with the next filing.
+    /// Notifies ingest of the edit `seq`; if ingest is behind, readers get it with the next flush.
     fn edited(&self, seq: u64) {
-        if self.told.len() < EDITED_MAX && self.told.try_send(Told::Edited(seq)).is_ok() {
+        if self.notices.len() < EDITED_MAX && self.notices.try_send(Told::Edited(seq)).is_ok() {
             self.bells.ring(Bell::Ingest);
         }
     }
@@ -517,10 +516,10 @@ impl FlushAgent {
         self.room.filing(filed.as_ref().err());
         match filed {
             Ok(filed) => {
-                self.said = false;
+                self.is_failing = false;
                 self.waiting.pop_front();
-                // One place for each table there is; ingest may have ended.
-                if self.told.try_send(Told::Filed(filed)).is_ok() {
+                // The queue has a place for each table. Ingest may have ended.
+                if self.notices.try_send(Told::Filed(filed)).is_ok() {
                     self.bells.ring(Bell::Ingest);
                 }
                 self.tending.is_new = true;
@@ -528,19 +527,19 @@ impl FlushAgent {
             }
             Err(error) => {
                 self.filer.control.add(Statistic::FlushFailures, 1);
-                if !std::mem::replace(&mut self.said, true) {
-                    tracing::error!(%error, "a MemTable cannot be filed into history; trying again every second");
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    tracing::error!(%error, "cannot flush a MemTable to SSTables; trying again every second");
                 }
                 std::thread::sleep(RETRY);
             }
         }
     }
 
-    /// Gives the log's passed segments to those who make spares, or removes them if enough wait.
+    /// Gives the log's passed segments to the prepare agent, or removes them if enough wait.
     fn recycle(&self) {
         let passed = match self.filer.passed_segments() {
             Ok(passed) => passed,
-            Err(error) => return tracing::warn!(%error, "cannot look for log segments that are not needed any more"),
+            Err(error) => return tracing::warn!(%error, "cannot list the log segments that are no longer needed"),
         };
         let (size, Position(needed)) = (self.filer.segment_size, self.covered.needed());
         for first in passed.into_iter().filter(|first| first.0 + size <= needed) {
@@ -549,7 +548,7 @@ impl FlushAgent {
                 Err(back) => self.filer.disk.remove(back.into_inner().path()),
             });
             if let Err(error) = outcome {
-                tracing::warn!(%error, "a log segment that is not needed any more stays until the next start");
+                tracing::warn!(%error, "cannot recycle a log segment that is no longer needed; it stays until the next start");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Owns: reading a sealed MemTable for filing: which windows its rows lie in, where each row came from, and one file
-//! of a kind and window written from it.
+//! Owns: reading a sealed MemTable for a flush: the windows that its rows lie in, the run that each row came from, and one
+//! SSTable of a kind and window.
 //!
 //! What must hold: rows are written in (instrument, index time, LSN) order; memory is four bytes a row of the table and
 //! the rows of one series.
@@ -11,10 +11,10 @@ use tapestore::memtable::Table;
 use tapestore::record::{Arrival, Row, Schema, Series, TimeRange};
 use tapestore::sstable::{self, FileMeta, Spec, Window};
 
-/// Files of a kind that one table becomes at most: if its rows lie in more windows, longer ones are used.
+/// Most files of a kind that one table becomes: if its rows lie in more windows, longer ones are used.
 const WINDOWS_MAX: usize = 16;
 
-/// A table with what every row of it is asked.
+/// The rows of a table, each with its run.
 pub(super) struct Rows<'t> {
     table: &'t Table,
     last: Lsn,
@@ -76,8 +76,8 @@ impl<'t> Rows<'t> {
         }
     }
 
-    /// Writes the rows of `series` in the window of `spec`. `None`, and no file, if a row has bytes that should
-    /// be zero and are not, which the file would not keep.
+    /// Writes the rows of `series` in the window of `spec`. Returns `None`, and leaves no file, if a row has reserved bytes
+    /// that are not zero, which the file would not keep.
     pub(super) fn write(
         &self,
         disk: &dyn Disk,
@@ -106,7 +106,7 @@ impl<'t> Rows<'t> {
             let Arrival { publisher, epoch, pub_seq, .. } = self.arrival(lsn);
             (publisher, epoch, pub_seq)
         });
-        // A file of rows that could not be read is not one of the table's.
+        // Rows that could not be read must not become a file.
         self.table.check()?;
         finished.map(Some)
     }

@@ -1,40 +1,40 @@
-//! Owns: what the host of a follower does for its own publishers: it passes on what they ask and send to the leader, whose
-//! log accepts it once; and what the leader's host does with that.
+//! Owns: how a follower serves its own publishers: it forwards their requests and batches to the leader, whose log accepts
+//! each once; and how the leader's host handles them.
 //!
 //! ```text
-//! follower: request ─ Ask(ticket) ─▶ leader: in the log, frame (i, t) ─ Told(ticket, i, t) ─▶ held until (i, t) is committed here
-//! follower: batch ──── Batch ──────▶ leader: offered to a frame ──(replication)──▶ the frame is in this log: acknowledged
+//! follower: request ─ Ask(ticket) ─▶ leader: in the log, frame (i, t) ─ Told(ticket, i, t) ─▶ held until it is committed here
+//! follower: batch ──── Batch ──────▶ leader: accepted into a frame ─(replication)─▶ the frame is in this log: acknowledged
 //! ```
 //!
-//! What must hold: an acknowledgement or an answer is given here only when this host's own log holds what it says, in the
-//! very frame that the leader named: a frame of that index may be another leader's. What was passed on and lost is asked
-//! again, or sent again by its publisher, and is in the log once; who has ended is asked for no more; memory is bounded by
-//! a window a publisher, and by a number of requests.
+//! What must hold: this host acknowledges or answers only when its own log holds the very frame that the leader named: a
+//! frame of that index may be another leader's. A request that was forwarded and lost is asked again, a batch is sent again
+//! by its publisher, and each is in the log once. Requests of a publisher that has ended are dropped. Memory is bounded by a
+//! window a publisher, and by a number of requests.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::Offer;
 use super::effect::{Effect, Moment};
 use super::log::{At, Fate, Log};
 use super::requests::{Ask, Done, Outcome, Request, Requests};
 use super::sessions::Sessions;
-use tapestore::bus::BatchHeader;
+use super::state::Offer;
 use crate::consensus::message::Message;
+use tapestore::bus::BatchHeader;
 use tapestore::error::Result;
 use tapestore::lsn::{Epoch, NodeId, PubSeq, PublisherId};
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::Statistic;
 
-/// What one storage process sends to another by way of their replication processes.
+/// Messages between storage processes, which their replication processes carry.
 #[derive(Debug, Serialize, Deserialize)]
 enum Relay {
-    /// A follower: do this, and answer under this ticket.
+    /// From a follower: carry this out, and answer under this ticket.
     Ask(u64, Ask),
-    /// The leader: it is done, with this outcome, which rests on the frame of this index and this term.
+    /// From the leader: the outcome of this ticket, which rests on the frame of this index and this term.
     Told(u64, u64, u64, Outcome),
-    /// A follower: accept these records.
+    /// From a follower: accept these records.
     Batch {
         publisher: u16,
         epoch: u32,
@@ -43,54 +43,55 @@ enum Relay {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// The leader: records before these are missing; it expects this one.
+    /// From the leader: records before these are missing; it expects this one.
     Gap { publisher: u16, epoch: u32, expected: u64 },
-    /// The leader: records of this epoch are not accepted, because it is over or they made no sense.
+    /// From the leader: records of this epoch are not accepted, because it is over or they were malformed.
     Closed { publisher: u16, epoch: u32, fenced: bool },
 }
 
-/// Requests that wait for the leader at most.
+/// Most requests that wait for the leader.
 const PENDING_MAX: usize = 2048;
-/// Batches of other hosts that wait to be accepted, bytes at most; what comes on top is sent again by its publisher.
+/// Most bytes of other hosts' batches that wait to be accepted; a batch beyond that is dropped, and its publisher sends it
+/// again.
 const WAITING_MAX: u64 = 64 << 20;
-/// A request that the leader has not answered is asked again after this long.
+/// A request that the leader has not answered is sent again after this long.
 const ASK_AGAIN_NS: u64 = 500_000_000;
-/// Batches of other hosts in one turn.
+/// Most messages of other hosts that are handled in one turn.
 const QUOTA: usize = 256;
 
-/// Why a host accepts nothing.
-const LACKS_COPY: &str = "this host waits for a copy of the leader's store (`tape cluster status`), and takes nothing in before it has it; attach on another host, or later";
+/// Refusal of a host that needs a snapshot.
+const NEEDS_SNAPSHOT: &str = "this host waits for a snapshot of the leader's store (`tape cluster status`), and accepts nothing until it is installed; attach on another host, or later";
 
-/// A request of this host's that the leader is asked.
+/// A request of this host's that is forwarded to the leader.
 struct Pending {
     request: Request,
     ask: Ask,
-    /// When it was last asked; `None`: never, or in vain.
+    /// When it was last sent; `None` if never, or if it was lost.
     asked: Option<u64>,
-    /// Whether the sessions before it were asked for what they still have.
+    /// Whether earlier sessions of the publisher were called to send what they still have.
     has_called: bool,
-    /// What the leader has answered, and on which frame that rests.
+    /// The leader's answer, and the frame on which it rests.
     arriving: Option<(At, Outcome)>,
 }
 
-/// What a follower passes on.
+/// The requests that a follower forwards.
 pub(super) struct Forwards {
     own: NodeId,
     /// Whether publishers are served at all while another host leads.
     is_on: bool,
-    /// The next ticket. Tickets of two processes of a host are never the same: each begins at random.
+    /// The next ticket. Two processes of a host never use the same: each begins at random.
     next: u64,
     pending: BTreeMap<u64, Pending>,
 }
 
 impl Forwards {
-    /// Nothing is passed on yet; tickets begin with `first_ticket`.
+    /// Nothing is forwarded yet; tickets begin with `first_ticket`.
     pub(super) fn new(own: NodeId, is_on: bool, first_ticket: u64) -> Forwards {
         Forwards { own, is_on, next: first_ticket, pending: BTreeMap::new() }
     }
 
-    /// A follower's turn: what its publishers ask goes to the leader. Whether there was something; and whom batches are
-    /// passed on to.
+    /// A follower's turn: forwards its publishers' requests to the leader. Returns whether there was something to do, and the
+    /// leader to which batches are forwarded.
     pub(super) fn turn(
         &mut self,
         requests: &mut Requests,
@@ -105,7 +106,7 @@ impl Forwards {
         for request in requests.interrupt().into_iter().chain(requests.take_waiting()) {
             worked = true;
             if lacks_copy {
-                Requests::refuse(request, Outcome::Refused(LACKS_COPY.to_owned()), log);
+                Requests::refuse(request, Outcome::Refused(NEEDS_SNAPSHOT.to_owned()), log);
             } else if !self.is_on && leader != Some(self.own) {
                 Requests::refuse(request, Outcome::NotLeader(elsewhere.map_or(0, |l| l.0)), log);
             } else {
@@ -119,7 +120,7 @@ impl Forwards {
             if pending.arriving.is_some() || !is_due {
                 continue;
             }
-            // What the publisher's earlier self has sent counts: it goes first.
+            // Batches of the publisher's earlier process count: they go first.
             if let Ask::Attach { publisher, .. } = pending.ask {
                 let publisher = PublisherId(publisher);
                 if !std::mem::replace(&mut pending.has_called, true) {
@@ -136,7 +137,7 @@ impl Forwards {
         Ok((worked, (!log.is_low()).then_some(leader)))
     }
 
-    /// The leader is to be asked what `request` asks.
+    /// Queues `request` for the leader.
     fn push(&mut self, request: Request, log: &mut Log) {
         if self.pending.len() >= PENDING_MAX {
             let reason = format!("{PENDING_MAX} requests wait for the leader already; try again later");
@@ -148,7 +149,7 @@ impl Forwards {
         self.pending.insert(ticket, Pending { request, ask, asked: None, has_called: false, arriving: None });
     }
 
-    /// A publisher of this host has ended: what it asked is not waited for.
+    /// Drops the requests of `connection`: its publisher has ended.
     pub(super) fn drop_of(&mut self, connection: u64, log: &mut Log) {
         if sabotage::is(Sabotage::ServeTheDead) {
             return;
@@ -160,7 +161,7 @@ impl Forwards {
         }
     }
 
-    /// This host numbers records now: it carries out what it would have passed on, in the order in which it was asked.
+    /// Takes back the forwarded requests, in order: this host leads now and carries them out itself.
     pub(super) fn take_back(&mut self, requests: &mut Requests, log: &mut Log, sessions: &mut Sessions) {
         if sabotage::is(Sabotage::StrandRequests) {
             return;
@@ -170,26 +171,26 @@ impl Forwards {
         }
     }
 
-    /// Whether anything waits for a leader.
+    /// Whether no request waits for a leader.
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
 
-    /// Another host leads, or it is not known who: everything is asked again, but for what a leader has answered.
+    /// Sends every request again that no leader has answered: the leader has changed or is unknown.
     pub(super) fn ask_again(&mut self) {
         if !sabotage::is(Sabotage::AskOnce) {
             self.pending.values_mut().for_each(|p| p.asked = None);
         }
     }
 
-    /// The leader has answered under `ticket`.
-    fn told(&mut self, ticket: u64, at: At, outcome: Outcome) {
+    /// Notes the leader's answer under `ticket`.
+    fn answered(&mut self, ticket: u64, at: At, outcome: Outcome) {
         if let Some(pending) = self.pending.get_mut(&ticket) {
             pending.arriving = Some((at, outcome));
         }
     }
 
-    /// Answers those whose frames are committed here; asks again for those whose frames are lost.
+    /// Answers requests whose frames are committed here; sends those again whose frames are lost.
     pub(super) fn arrive(&mut self, requests: &mut Requests, log: &mut Log, sessions: &mut Sessions) {
         let fate = |p: &Pending| p.arriving.as_ref().map_or(Fate::Open, |(at, _)| log.fate(*at));
         let fates: Vec<(u64, Fate)> = self.pending.iter().map(|(t, p)| (*t, fate(p))).filter(|(_, f)| *f != Fate::Open).collect();
@@ -205,7 +206,7 @@ impl Forwards {
         }
     }
 
-    /// Passes a batch on to `leader`, unless this log has it already.
+    /// Forwards a batch to `leader`, unless this log has it already.
     pub(super) fn pass_on(
         &self,
         (slot, header, words): (usize, BatchHeader, &[u64]),
@@ -218,7 +219,7 @@ impl Forwards {
         if !sessions.pass_on(slot, header, words.len() as u64 * 8, last, now) {
             return;
         }
-        // Its sender can still change it: the leader checks its own copy.
+        // The publisher can still change the words: the leader checks its own copy.
         let bytes = bytemuck::cast_slice(words).to_vec();
         let (publisher, epoch, first) = (header.publisher().0, header.epoch().0, header.first_pub_seq().0);
         relay(log, self.own, leader, &Relay::Batch { publisher, epoch, first, count: header.count(), bytes });
@@ -241,12 +242,12 @@ fn relay(log: &mut Log, from: NodeId, to: NodeId, relay: &Relay) {
     }
 }
 
-/// What other hosts have passed on to this one.
+/// The messages that other hosts have forwarded to this one.
 pub(super) struct Relays {
     own: NodeId,
     waiting: VecDeque<(NodeId, Relay, u64)>,
     waiting_bytes: u64,
-    /// Publishers of other hosts that were notified of the gap they are in.
+    /// Publishers of other hosts that were notified of their gap.
     in_gap: HashSet<(NodeId, PublisherId)>,
 }
 
@@ -255,12 +256,12 @@ impl Relays {
         Relays { own, waiting: VecDeque::new(), waiting_bytes: 0, in_gap: HashSet::new() }
     }
 
-    /// Another host's storage has sent `bytes`. What it asks and passes on waits; what it answers is for `forwards`.
+    /// Handles a message of another host's storage: requests and batches wait, answers go to `forwards`.
     pub(super) fn received(&mut self, from: NodeId, bytes: &[u8], forwards: &mut Forwards, sessions: &mut Sessions) {
         let relay: Relay = match postcard::from_bytes(bytes) {
             Ok(relay) => relay,
             Err(error) => {
-                return tracing::warn!(%error, from = from.0, "a message of another host's storage cannot be read and is dropped");
+                return tracing::warn!(%error, from = from.0, "a message of another host's storage cannot be decoded and is dropped");
             }
         };
         match relay {
@@ -271,29 +272,30 @@ impl Relays {
                     self.waiting.push_back((from, relay, more));
                 }
             }
-            Relay::Told(ticket, index, term, outcome) => forwards.told(ticket, At { index, term }, outcome),
+            Relay::Told(ticket, index, term, outcome) => forwards.answered(ticket, At { index, term }, outcome),
             Relay::Gap { publisher, epoch, expected } => sessions.gap(PublisherId(publisher), Epoch(epoch), PubSeq(expected)),
             Relay::Closed { publisher, epoch, fenced } => sessions.closed(PublisherId(publisher), Epoch(epoch), fenced),
         }
     }
 
-    /// Whether other hosts have passed something on.
+    /// Whether nothing of other hosts waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// This host does not lead any more: what others have passed on they pass on again.
+    /// Drops what waits: this host no longer leads, and the other hosts send it to the next leader.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
         self.waiting_bytes = 0;
     }
 
-    /// Another host leads, or this one from now on.
+    /// Forgets which gaps were notified: the leader has changed.
     pub(super) fn forget_gaps(&mut self) {
         self.in_gap.clear();
     }
 
-    /// The leader's turn: accepts what other hosts have passed on. There is room for a frame. Whether there was something.
+    /// The leader's turn: accepts what other hosts have forwarded; there is room for a frame. Returns whether there was
+    /// something to do.
     ///
     /// # Errors
     /// As [`Requests::turn`].
@@ -335,13 +337,13 @@ impl Relays {
         Ok(worked)
     }
 
-    /// Sends the host that has asked what became of it: its log will hold the frame that is the last one here.
+    /// Sends the outcome to the host that asked; it rests on the last frame of this log.
     pub(super) fn answer(&self, done: Done, log: &mut Log) {
         let at = log.last();
         relay(log, self.own, done.to, &Relay::Told(done.ticket, at.index, at.term, done.outcome));
     }
 
-    /// Notifies `from` of what became of a batch, if its log will not show it.
+    /// Notifies `from` of the outcome of a batch, if its log will not show it.
     fn offered(&mut self, from: NodeId, header: BatchHeader, offer: Offer, log: &mut Log) {
         let (publisher, epoch) = (header.publisher(), header.epoch());
         match offer {

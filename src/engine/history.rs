@@ -1,9 +1,9 @@
-//! Owns: the files of history, for their one writer: which there are, replacing some by others, and letting
-//! go of those that have lived long enough.
+//! Owns: the set of SSTables, for their one writer: listing them, replacing some by others, and removing those whose
+//! retention has ended.
 //!
-//! What must hold: files and their names are durable before the edit that names them, and the edit before
-//! anything that it replaces is removed; after an edit of which it is not known whether it was made, no file
-//! that it names is removed before another has been made.
+//! What must hold: files and their names are durable before the edit that names them, and the edit before anything that it
+//! replaces is removed. After an edit with an unknown outcome, no file that it names is removed before another edit has been
+//! made.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,31 +20,31 @@ use tapestore::sstable::{self, FileMeta};
 use tapestore::time::Ts;
 use tapestore::wal;
 
-/// The files of a store.
+/// The SSTables of a store.
 pub struct History {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     store_id: u128,
     pub(super) manifest: Manifest,
-    /// Files of an edit of which it is not known whether it was made; removed after the next one.
+    /// Files of an edit with an unknown outcome; removed after the next edit.
     doubtful: Vec<PathBuf>,
 }
 
 impl History {
-    /// The files of the store `store_id` in `dir`; the manifest is what the disk says.
+    /// The SSTables of the store `store_id` in `dir`, with the manifest that is on the disk.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: u128, manifest: Manifest) -> History {
         History { disk, dir, store_id, manifest, doubtful: Vec::new() }
     }
 
-    /// Where they lie.
+    /// Their directory.
     pub(super) fn files_dir(&self) -> PathBuf {
         self.dir.join(sstable::DIR)
     }
 
-    /// Takes note of the numbers of files that lie about, so that none is given again.
+    /// Skips the numbers of files in the directory, so that none is given again.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if the directory cannot be read.
     pub(super) fn skip_known_ids(&mut self) -> Result<()> {
         for id in self.disk.list(&self.files_dir())?.iter().filter_map(|n| sstable::file_id(n)) {
             self.manifest.skip_ids(id + 1);
@@ -52,10 +52,10 @@ impl History {
         Ok(())
     }
 
-    /// Removes files that no edit names: a filing or a merge was cut short.
+    /// Removes files that no edit names, which an interrupted flush or merge has left.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] if a file cannot be removed.
     pub(super) fn sweep(&mut self) -> Result<usize> {
         let mut removed = 0;
         let dir = self.files_dir();
@@ -76,7 +76,7 @@ impl History {
     /// Makes `edit`, whose added files are durable.
     ///
     /// # Errors
-    /// [`Error::Io`]: it is then unknown whether it was made. What it adds stays until another one is.
+    /// [`Error::Io`]: it is then unknown whether the edit was made. Its added files stay until another edit is made.
     pub(super) fn edit(&mut self, edit: Edit) -> Result<()> {
         let added: Vec<PathBuf> = edit.added.iter().flat_map(|f| self.names_of(f)).collect();
         if let Err(error) = self.manifest.edit(edit) {
@@ -88,32 +88,32 @@ impl History {
         Ok(())
     }
 
-    /// Makes an edit that changes nothing if it is not known of the last one whether it was made; then it is.
+    /// If the outcome of the last edit is unknown, makes an edit that changes nothing, which decides it.
     ///
     /// # Errors
-    /// [`Error::Io`]: it is still not known.
+    /// [`Error::Io`]: the outcome is still unknown.
     pub(super) fn resolve(&mut self) -> Result<()> {
         if self.doubtful.is_empty() { Ok(()) } else { self.edit(Edit::default()) }
     }
 
-    /// The names that `file` has had or has.
+    /// The path of `file`, and the one that it had before it was finished.
     pub(super) fn names_of(&self, file: &FileMeta) -> [PathBuf; 2] {
         let path = self.files_dir().join(sstable::file_name(file.kind, file.id));
         [path.with_extension("tmp"), path]
     }
 
-    /// Removes what is there of `paths`.
+    /// Removes those of `paths` that exist.
     pub(super) fn remove(&self, paths: Vec<PathBuf>) {
         for path in paths {
             let gone = self.disk.exists(&path).and_then(|there| if there { self.disk.remove(&path) } else { Ok(()) });
             if let Err(error) = gone {
-                tracing::warn!(%error, "a file that is not in use stays until the next start");
+                tracing::warn!(%error, "cannot remove an unused SSTable; it stays until the next start");
             }
         }
     }
 
-    /// The merge that is most urgent of those for whose bytes there is room; files in `skip` are left alone. `now`
-    /// decides which days are over; see [`compaction::plan`].
+    /// The most urgent merge among those for whose bytes there is room; files in `skip` are left out. `now` decides which
+    /// days are over; see [`compaction::plan`].
     pub(super) fn next_job(
         &mut self,
         options: &Options,
@@ -144,10 +144,10 @@ impl History {
         Next::Job(Box::new(Job { store_id: self.store_id, merge, first_id, rows_max: options.rows_max, cut }))
     }
 
-    /// Puts what a merge has made in the place of its files.
+    /// Replaces the inputs of a merge by its outputs.
     ///
     /// # Errors
-    /// [`Error::Io`]: it is then unknown whether they were replaced, and all of them stay.
+    /// [`Error::Io`]: it is then unknown whether they were replaced, and all files stay.
     pub(super) fn replace(&mut self, merged: &Merged) -> Result<()> {
         self.edit(Edit {
             added: merged.added.clone(),
@@ -159,10 +159,10 @@ impl History {
         Ok(())
     }
 
-    /// Lets go of the files that have lived long enough; gives them.
+    /// Removes the files whose retention has ended; returns them.
     ///
     /// # Errors
-    /// [`Error::Io`]: it is then unknown whether they are gone, and all of them stay.
+    /// [`Error::Io`]: it is then unknown whether the edit was made, and all files stay.
     pub(super) fn expire(&mut self, rules: &Rules) -> Result<Vec<FileMeta>> {
         let dropped: Vec<FileMeta> = rules.drops(self.manifest.state()).into_iter().map(|d| d.file).collect();
         if !dropped.is_empty() {
@@ -173,7 +173,7 @@ impl History {
         Ok(dropped)
     }
 
-    /// Merges once, if that is due, on the calling thread; gives what it came to.
+    /// Runs one merge on the calling thread, if one is due; returns its result.
     ///
     /// # Errors
     /// As [`merge::run`] and [`History::replace`].
@@ -191,31 +191,31 @@ impl History {
     }
 }
 
-/// What is to be merged next.
+/// The next merge.
 pub(super) enum Next {
-    /// This.
+    /// This one.
     Job(Box<Job>),
-    /// Something, but there is no room on the disk for it.
+    /// One is due, but the disk has no room for it.
     NoRoom,
-    /// Nothing.
+    /// None is due.
     Nothing,
 }
 
-/// The history of a store that no storage process serves, to be worked on.
+/// The SSTables of a store that is not served, for maintenance.
 pub struct Offline {
     history: History,
     _lock: Box<dyn Send + Sync>,
 }
 
 impl Offline {
-    /// Opens the history of the store in `dir`.
+    /// Opens the SSTables of the store in `dir`.
     ///
     /// # Errors
-    /// [`Error::Locked`] if a storage process serves it; [`Error::Missing`] if there is no store; as
-    /// [`Manifest::open`].
+    /// [`Error::Backup`] if it is a backup; [`Error::Locked`] if the store is served; [`Error::Missing`] if there is no
+    /// store; as [`Manifest::open`].
     pub fn open(disk: &Arc<dyn Disk>, dir: &Path) -> Result<Offline> {
         crate::snapshot::backup::refuse(disk.as_ref(), dir)?;
-        let missing = || Error::Missing { path: dir.join(wal::meta::NAME), what: "it says that a directory is a store" };
+        let missing = || Error::Missing { path: dir.join(wal::meta::NAME), what: "it makes a directory a store" };
         if !disk.exists(&dir.join(wal::meta::NAME))? {
             return Err(missing());
         }
@@ -228,32 +228,32 @@ impl Offline {
         Ok(Offline { history, _lock: lock })
     }
 
-    /// What the manifest says.
+    /// The manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.history.manifest
     }
 
-    /// Merges once, if that is due; gives what it came to.
+    /// Runs one merge, if one is due; returns its result.
     ///
     /// # Errors
-    /// Of a file, named; it is not merged then, and everything is as it was.
+    /// The error of a file, with its name; nothing is merged then, and nothing has changed.
     pub fn compact_one(&mut self, options: &Options, rules: &Rules, now: Ts, pace: &mut dyn Pace) -> Result<Option<Merged>> {
         self.history.compact_one(options, rules, now, pace)
     }
 
-    /// Lets go of the files that have lived long enough; gives them.
+    /// Removes the files whose retention has ended; returns them.
     ///
     /// # Errors
-    /// [`Error::Io`]: it is then unknown whether they are gone, and all of them stay.
+    /// [`Error::Io`]: it is then unknown whether the edit was made, and all files stay.
     pub fn expire(&mut self, rules: &Rules) -> Result<Vec<FileMeta>> {
         self.history.expire(rules)
     }
 }
 
-/// Makes the directory of history if there is none.
+/// Creates the directory of SSTables if there is none.
 ///
 /// # Errors
-/// [`tapestore::error::Error::Io`].
+/// [`tapestore::error::Error::Io`] if it cannot be created.
 pub(super) fn create_dir(disk: &dyn Disk, dir: &std::path::Path) -> Result<()> {
     let files = dir.join(sstable::DIR);
     if !disk.exists(&files)? {

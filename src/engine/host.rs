@@ -1,5 +1,5 @@
-//! Owns: the state machine of one host: publisher sessions, requests, what is forwarded and relayed, the log, its part in the
-//! cluster. Events come in by the functions below; what is to be done comes out as [`Effect`]s, in order.
+//! Owns: the state machine of one host: publisher sessions, requests, forwards and relays, the log, its role in the cluster.
+//! Events come in by the functions below; the work to do comes out as [`Effect`]s, in order.
 //!
 //! ```text
 //! requests, batches ─▶ ┌──────────────────── Host ────────────────────┐ ─▶ sync agent   (appended, acknowledgements, answers)
@@ -8,8 +8,8 @@
 //! a moment          ─▶ └───────────────────────────────────────────────┘ ─▶ bells, connections
 //! ```
 //!
-//! What must hold: it has no thread, clock or socket, and never waits: what cannot be done now is gone on with in a later
-//! turn, so ticks, votes and acknowledgements go on whatever a publisher asks; this host numbers records only while it
+//! What must hold: the host has no thread, clock or socket, and never waits. Work that cannot be done now continues in a later
+//! turn, so that no request of a publisher delays ticks, votes and acknowledgements. This host numbers records only while it
 //! leads. A thread drives it ([`super::ingest`]), and so does the simulation of whole hosts.
 
 use super::effect::{Effect, Moment};
@@ -21,35 +21,35 @@ use super::members;
 use super::replica::{Replica, Shown};
 use super::requests::{Levels, Request, Requests};
 use super::sessions::{Sessions, Taken};
-use tapestore::bus::BatchHeader;
 use crate::consensus::Options;
 use crate::consensus::message::{Command, Identity, Message};
+use tapestore::bus::BatchHeader;
 use tapestore::error::Result;
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
 
-/// What a host is made of.
+/// Parts of a host.
 pub(super) struct HostParts {
     pub(super) log: LogParts,
     pub(super) options: Options,
     pub(super) identity: Identity,
     pub(super) levels: Levels,
-    /// Number of the start of storage.
+    /// Number of this start of storage.
     pub(super) instance: u64,
-    /// Of a pair: whether it leads without having been in touch with the other.
+    /// For a pair: whether this host leads before it was in touch with the other.
     pub(super) may_lead: bool,
-    /// Where the tickets of this process begin: random, so that no answer to an earlier process is taken for one to this.
+    /// First ticket of this process: random, so that an answer to an earlier process is not taken for one to this.
     pub(super) first_ticket: u64,
 }
 
-/// What becomes of batches in this turn.
+/// Where batches go in this turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
-    /// They stay where they are.
+    /// They stay in their queues.
     Hold,
     /// This host numbers them.
     Number,
-    /// They are passed on to the leader.
+    /// They are forwarded to the leader.
     PassOn(NodeId),
 }
 
@@ -82,48 +82,48 @@ impl Host {
         }
     }
 
-    /// Exchanges `effects`, which is empty, for what is to be done, in order.
+    /// Exchanges `effects`, which is empty, for the effects to carry out, in order.
     pub(super) fn swap_effects(&mut self, effects: &mut Vec<Effect>) {
         self.log.swap_effects(effects);
     }
 
-    /// Whether anything is to be done.
+    /// Whether there are effects to carry out.
     #[inline]
     pub(super) fn has_effects(&self) -> bool {
         self.log.has_effects()
     }
 
-    /// For what storage is to end.
+    /// Why storage is to end.
     pub(super) fn ended(&self) -> Option<Ended> {
         self.replica.ended()
     }
 
-    /// Whether it is time for a tick.
+    /// Whether a tick is due.
     pub(super) fn is_tick_due(&self, now: u64) -> bool {
         self.replica.is_tick_due(now)
     }
 
-    /// Whether there is news of the sync agent.
+    /// Whether the sync agent has made more durable since the last turn.
     pub(super) fn is_due(&self) -> bool {
         self.log.covered().durable() != self.replica.durable()
     }
 
-    /// Whether no other host is to hold the log.
+    /// Whether this host is the only one of its cluster.
     pub(super) fn is_alone(&self) -> bool {
         self.log.is_alone()
     }
 
-    /// Whether this host leads others.
+    /// Whether this host leads other hosts.
     pub(super) fn leads_others(&self) -> bool {
         self.log.leads_others()
     }
 
-    /// Whether nothing can be accepted, and whether that may last.
+    /// Whether the store is under back-pressure; `Some(true)` if that may last.
     pub(super) fn back_pressure(&self) -> Option<bool> {
         self.log.back_pressure()
     }
 
-    /// A publisher of this host asks something, or has ended.
+    /// A publisher of this host sends a request, or has ended.
     pub(super) fn request(&mut self, request: Request) {
         if let Request::Gone { connection } = request {
             self.forwards.drop_of(connection, &mut self.log);
@@ -131,19 +131,19 @@ impl Host {
         self.requests.push(request, &mut self.log, &mut self.sessions);
     }
 
-    /// How many requests wait that were not begun.
+    /// Number of requests that wait and were not begun.
     pub(super) fn waiting(&self) -> usize {
         self.requests.len()
     }
 
-    /// Nobody writes to slot `slot` any more.
+    /// No agent writes to slot `slot` any more.
     pub(super) fn freed(&mut self, slot: usize) {
         self.sessions.freed(slot);
     }
 
-    /// The flush agent is done with something.
-    pub(super) fn flushed(&mut self, told: Told) {
-        self.log.flushed(told);
+    /// The flush agent has finished something.
+    pub(super) fn flushed(&mut self, notice: Told) {
+        self.log.flushed(notice);
     }
 
     /// The replication process has ended.
@@ -154,11 +154,11 @@ impl Host {
         self.replica.replication_gone(&mut self.log)
     }
 
-    /// A message on connection `link`; `is_replication`: that of the replication process.
+    /// Handles a message on connection `link`; `is_replication`: the connection is the replication process's.
     ///
     /// # Errors
-    /// As [`crate::consensus::Node::tick`]; [`tapestore::error::Error::Consensus`]: another host was promoted in the place of
-    /// this one, which leads.
+    /// As [`crate::consensus::Node::tick`]; [`tapestore::error::Error::Consensus`] if this host leads and another was promoted
+    /// in its place.
     pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
         let for_replication = matches!(
             message,
@@ -197,17 +197,17 @@ impl Host {
             | Message::Stranded { .. }
             | Message::Lacks { .. }
             | Message::Answer { .. } => {
-                tracing::warn!(?message, "a process sends to storage what only storage sends; its message is dropped");
+                tracing::warn!(?message, "a process sends a message that only storage may send; it is dropped");
             }
         }
         Ok(())
     }
 
-    /// One turn; batches are offered after it, and [`Host::commit`] ends it. `backlog` items wait for the sync agent.
-    /// Whether there was something to do.
+    /// Runs one turn. The caller then offers batches and ends the turn with [`Host::commit`]. `backlog` items wait for the
+    /// sync agent. Returns whether there was something to do.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
+    /// [`tapestore::error::Error::Halted`] if the log has failed; as [`crate::consensus::Node::tick`].
     pub(super) fn turn(&mut self, at: Moment, backlog: usize) -> Result<bool> {
         self.flow = Flow::Hold;
         self.log.notify_sync_if_due(at.now);
@@ -227,7 +227,7 @@ impl Host {
         }
         let mut room = self.log.has_room(at.now, backlog)?;
         let Host { log, sessions, requests, relays, .. } = self;
-        // Control entries need the log alone: they are accepted while the MemTables are full.
+        // Control entries need room in the log alone: they are accepted while the MemTables are full.
         if requests.is_busy() || requests.len() > 0 {
             let (did, done) = requests.turn(log, sessions, at, room)?;
             if let Some(done) = done {
@@ -246,7 +246,7 @@ impl Host {
         Ok(worked)
     }
 
-    /// Everything that the cluster asks. Whether there was something to do.
+    /// Does all that the cluster needs of this host. Returns whether there was something to do.
     fn take_part(&mut self, at: Moment, backlog: usize) -> Result<bool> {
         let Host { log, sessions, replica, .. } = self;
         let durable = log.covered().durable();
@@ -257,7 +257,7 @@ impl Host {
             replica.tick(log, at.now)?;
         }
         replica.do_work(log, at)?;
-        // Who waits for a commit is notified before the other hosts are.
+        // Those who wait for a commit are notified before the other hosts are.
         if let Shown::Role { leads } = replica.show(log, sessions, at.now) {
             sessions.forget_passed();
             self.relays.forget_gaps();
@@ -293,7 +293,7 @@ impl Host {
         self.flow != Flow::Hold
     }
 
-    /// A batch of the session in `slot`; `words` may change meanwhile: they are copied before they are looked at.
+    /// Accepts a batch of the session in `slot`. `words` may change meanwhile: they are copied before they are checked.
     #[inline]
     pub(super) fn batch(&mut self, slot: usize, header: BatchHeader, words: &[u64], now: u64) -> Taken {
         match self.flow {
@@ -318,7 +318,7 @@ impl Host {
         self.sessions.unreceived(slot);
     }
 
-    /// The publisher of `slot` has ended, and nothing of it is left to be accepted.
+    /// Ends the session in `slot`: its publisher has ended, and nothing of it is left to accept.
     pub(super) fn detach(&mut self, slot: usize) {
         self.log.notify_sync();
         let Some(connection) = self.sessions.close(slot) else { return };
@@ -326,28 +326,28 @@ impl Host {
         self.log.ask(Effect::Detached { connection });
     }
 
-    /// Ends the turn: what was accepted is appended as one frame.
+    /// Ends the turn: appends the accepted records as one frame.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`]; as [`crate::consensus::Node::tick`].
+    /// [`tapestore::error::Error::Halted`] if the log has failed; as [`crate::consensus::Node::tick`].
     pub(super) fn commit(&mut self, at: Moment) -> Result<()> {
         if self.flow == Flow::Number { self.log.commit(at, &mut self.sessions) } else { Ok(()) }
     }
 
-    /// The sync agent is to know of everything: it is quiet, or storage ends.
+    /// Notifies the sync agent of everything appended: the turn was quiet, or storage ends.
     pub(super) fn notify_sync(&mut self) {
         self.log.notify_sync();
     }
 
-    /// Writes down durably which frames are committed, so that a start knows it.
+    /// Records durably which frames are committed, for the next start.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Io`].
+    /// [`tapestore::error::Error::Io`] if `raft.meta` cannot be written.
     pub(super) fn record(&mut self) -> Result<()> {
         self.log.node_mut().record()
     }
 
-    /// Storage ends: another host is asked to lead.
+    /// Storage ends: asks another host to lead.
     ///
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
@@ -355,13 +355,13 @@ impl Host {
         self.replica.hand_over(&mut self.log)
     }
 
-    /// Sends what raft has to send.
+    /// Sends raft's pending messages.
     pub(super) fn send(&mut self) {
         self.log.send();
     }
 }
 
-/// What a simulation looks at.
+/// Views for the simulation.
 #[cfg(test)]
 impl Host {
     pub(super) fn node(&self) -> &crate::consensus::Node {
@@ -376,13 +376,13 @@ impl Host {
         self.log.core()
     }
 
-    /// What waits in it.
+    /// Describes what waits, for a failure's message.
     pub(super) fn stands(&self) -> String {
         let (waiting, is_busy, flow) = (self.requests.len(), self.requests.is_busy(), self.flow);
         format!("{flow:?}, {waiting} requests wait, busy: {is_busy}; forwarded: {}", self.forwards.stands())
     }
 
-    /// Records that sessions have in the log and remember, and slots without a session.
+    /// Number of uncommitted records that sessions keep, and number of free slots.
     pub(super) fn kept(&self) -> (usize, usize) {
         self.sessions.kept()
     }

@@ -1,19 +1,19 @@
-//! Owns: the ingest thread: it brings the state machine of the host what comes (requests, batches, messages of other hosts,
-//! what the sync and flush agents have done), and carries out what that asks for.
+//! Owns: the ingest thread: it feeds the host's state machine (requests, batches, messages of other hosts, results of the sync
+//! and flush agents) and carries out the effects that the state machine asks for.
 //!
-//! What must hold: effects are carried out in order; a frame is whatever waits, never waited for; the thread sleeps only when
-//! a turn has found nothing, and its heartbeat stays young.
+//! What must hold: effects are carried out in order. A frame holds all that waits, and never waits for more. The thread sleeps
+//! only when a turn has found nothing, and its heartbeat stays young.
 
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
 use super::attach::Posted;
+use super::cluster_socket::Links;
 use super::effect::{Effect, Moment};
 use super::ended::Ended;
 use super::flush::{FlushItem, Told};
 use super::host::Host;
-use super::cluster_socket::Links;
 use super::ports::Ports;
 use super::sync::{Answer, SyncItem};
 use tapestore::agent::{Idle, Stop, Wait};
@@ -22,19 +22,19 @@ use tapestore::shm::bell::{Bell, Bells};
 use tapestore::shm::control::Control;
 use tapestore::time::Clock;
 
-/// A stopping agent accepts what comes for so long at most.
+/// Longest time in which a stopping agent still accepts what arrives.
 const STOP_NS: u64 = 500_000_000;
-/// A leader that stops waits so long at most for another to lead.
+/// Longest time that a stopping leader waits for another to lead.
 const HAND_OVER_NS: u64 = 300_000_000;
 /// Longest sleep of a parked ingest agent: its heartbeat must stay young.
 const PARK: Duration = Duration::from_millis(100);
-/// The same while there are other hosts.
+/// The same while the cluster has other hosts.
 const TICK: Duration = Duration::from_millis(crate::consensus::options::TICK_MS);
-/// Sleep while there is no room: it comes from other threads, which ring no bell.
+/// Sleep under back-pressure: room comes from other threads, which ring no bell.
 const BACK_PRESSURE_PARK: Duration = Duration::from_micros(200);
-/// The same while the disk is full, which lasts.
+/// The same while the disk is full, which lasts longer.
 const NO_SPACE_PARK: Duration = Duration::from_millis(5);
-/// Requests that the host has at once; the others stay in the queue.
+/// Most requests that the host holds at once; others stay in the queue.
 const REQUESTS_AT_ONCE: usize = 64;
 
 /// The ingest agent.
@@ -49,20 +49,20 @@ pub(super) struct IngestAgent {
     pub(super) sync: Post<SyncItem>,
     pub(super) freed: Queue<usize>,
     pub(super) flush: Post<FlushItem>,
-    pub(super) told: Queue<Told>,
+    pub(super) notices: Queue<Told>,
     pub(super) wait: Wait,
     pub(super) stop: Stop,
-    /// As of the last look at the socket.
+    /// The mail counter at the last look at the socket.
     pub(super) mail: u32,
-    /// Effects that are being carried out; empty in between.
+    /// Effects that are being carried out; empty otherwise.
     pub(super) effects: Vec<Effect>,
 }
 
 impl IngestAgent {
-    /// Runs until it is stopped, when what waits is still accepted, or the store is to be changed.
+    /// Runs until it is stopped, after accepting what waits, or until the host's state machine ends it.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`]: a write failed.
+    /// [`tapestore::error::Error::Halted`] if a write or a sync has failed.
     pub(super) fn run(mut self) -> Result<Ended> {
         let mut idle = Idle::new(self.wait);
         let mut end = None;
@@ -75,7 +75,7 @@ impl IngestAgent {
             }
             let hands_over = self.host.leads_others() && hands_over_until.is_some_and(|until| self.clock.monotonic() < until);
             let worked = self.turn()?;
-            // What publishers send after that stays in their rings.
+            // What publishers send after this stays in their rings.
             let over = stopping && self.clock.monotonic() >= *end.get_or_insert(self.clock.monotonic() + STOP_NS);
             if let Some(ended) = self.host.ended() {
                 self.host.record()?;
@@ -87,7 +87,7 @@ impl IngestAgent {
             } else if stopping && !hands_over {
                 self.host.record()?;
                 self.finish()?;
-                // Others need not wait for an election timeout.
+                // Sends the hand-over, so that the others need not wait for an election timeout.
                 self.host.send();
                 return self.carry_out().map(|()| Ended::Stopped);
             } else if idle.should_park() {
@@ -99,7 +99,7 @@ impl IngestAgent {
         }
     }
 
-    /// The sync agent ends when it has made everything durable.
+    /// Stops the sync agent, which first makes everything durable.
     fn finish(&mut self) -> Result<()> {
         self.host.notify_sync();
         self.carry_out()?;
@@ -113,7 +113,7 @@ impl IngestAgent {
         let limit = if self.host.is_alone() { PARK } else { TICK };
         self.bells.sleep(Bell::Ingest, limit, || {
             (!self.requests.is_empty() && self.host.waiting() < REQUESTS_AT_ONCE)
-                || !self.told.is_empty()
+                || !self.notices.is_empty()
                 || self.bells.mail() != self.mail
                 || self.host.is_due()
                 || self.stop.is_stopped()
@@ -142,14 +142,14 @@ impl IngestAgent {
         Ok(worked)
     }
 
-    /// Brings the host what has come, but for batches. Whether there was something.
+    /// Passes on to the host what has arrived, except batches. Returns whether there was something.
     fn bring(&mut self, at: Moment) -> Result<bool> {
         let mut worked = false;
         while let Ok(slot) = self.freed.try_recv() {
             self.host.freed(slot);
         }
-        while let Ok(told) = self.told.try_recv() {
-            self.host.flushed(told);
+        while let Ok(notice) = self.notices.try_recv() {
+            self.host.flushed(notice);
             worked = true;
         }
         while self.host.waiting() < REQUESTS_AT_ONCE
@@ -163,16 +163,16 @@ impl IngestAgent {
         }
         let mail = self.bells.mail();
         let is_tick = self.host.is_tick_due(at.now);
-        // Who writes more than the socket holds rings when all is written.
-        let in_part = self.links.has_part() || (is_tick && !self.host.is_alone());
-        if mail != self.mail || in_part {
+        // A process that writes more than the socket holds rings only when all is written.
+        let has_part = self.links.has_part() || (is_tick && !self.host.is_alone());
+        if mail != self.mail || has_part {
             self.mail = mail;
             let (messages, gone) = self.links.look();
             worked |= !messages.is_empty();
             for (link, message) in messages {
                 let is_replication = self.links.is_from_replication(link);
                 self.host.message(link, is_replication, message)?;
-                // A greeting changes who the next message is from.
+                // A greeting decides which process the next message is from.
                 self.carry_out()?;
             }
             if gone {
@@ -185,10 +185,10 @@ impl IngestAgent {
         Ok(worked)
     }
 
-    /// Carries out what the host asks for.
+    /// Carries out the host's effects.
     ///
     /// # Errors
-    /// [`Error::Halted`]: the sync agent has ended, so nothing will be durable any more.
+    /// [`Error::Halted`] if the sync agent has ended: nothing more will be durable.
     fn carry_out(&mut self) -> Result<()> {
         if !self.host.has_effects() {
             return Ok(());
@@ -197,7 +197,7 @@ impl IngestAgent {
         self.host.swap_effects(&mut effects);
         let mut messages = Vec::new();
         for effect in effects.drain(..) {
-            // Messages for the replication process that follow each other are written at once.
+            // Consecutive messages for the replication process are written at once.
             if let Effect::Tell(message) = effect {
                 messages.push(message);
                 continue;
@@ -228,13 +228,13 @@ impl IngestAgent {
         Ok(())
     }
 
-    /// Passes `item` on.
+    /// Sends `item` to the sync agent.
     fn send(&self, item: SyncItem) -> Result<()> {
-        let ended = |_| Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() };
+        let ended = |_| Error::Halted { op: "sync of the log", cause: "the sync agent has logged the cause".to_owned() };
         self.sync.send(item).map_err(ended)
     }
 
-    /// Gives the flush agent something to do. It has a place for each table, twice.
+    /// Sends `item` to the flush agent, whose queue has two places for each table.
     fn pass_on(&self, item: FlushItem) {
         let sent = self.flush.try_send(item);
         assert!(!matches!(sent, Err(TrySendError::Full(_))), "more MemTables than there can be");

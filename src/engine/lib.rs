@@ -1,4 +1,4 @@
-//! Owns: the storage process: recovery, and the agents that keep the store.
+//! Owns: the storage process: recovery, and the agents that run the store.
 //!
 //! ```text
 //! attach (socket, janitor) ── requests ──▶ ingest (batches → log → MemTable) ── items ──▶ sync (fdatasync, acks)
@@ -7,48 +7,48 @@
 //!      ▲ segments to use again ──────────────────────────────────────────────────────┘
 //! ```
 //!
-//! What must hold: one process a store, by a lock that the kernel releases; queues between agents are
-//! bounded; whatever ends an agent ends the process, with nothing acknowledged that is not so.
+//! What must hold: one process per store, by a lock that the kernel releases. Queues between agents are bounded. The end of
+//! an agent, for any reason, ends the process, and no acknowledgement was given that does not hold.
 
 pub mod compaction;
 pub mod config;
 pub mod consensus;
-pub mod state;
 pub mod flush;
 pub mod history;
 pub mod memtables;
+pub mod state;
 
 mod attach;
+mod boot_check;
 mod budget;
+mod catalog;
 mod clock;
+pub mod cluster_admin;
+mod cluster_socket;
 mod compact;
-mod watermarks;
+pub mod divergence;
 mod effect;
 mod ended;
+mod flush_source;
 mod forward;
-pub mod cluster_admin;
 mod host;
 mod ingest;
-mod catalog;
-mod boot_check;
-mod cluster_socket;
 mod log;
 mod members;
 mod options;
 mod ports;
 mod prepare;
 mod recover;
-pub mod divergence;
 pub mod repair;
 mod replica;
 mod requests;
-mod flush_source;
 mod sessions;
 pub mod snapshot;
 mod space;
 mod sync;
 mod vet;
 mod waker;
+mod watermarks;
 
 #[cfg(test)]
 mod tests;
@@ -62,14 +62,14 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, listen};
+use self::cluster_socket::Links;
 use self::compact::CompactAgent;
-use self::watermarks::Covered;
+use self::consensus::message::Identity;
 pub use self::ended::Ended;
 use self::flush::{Filer, FlushAgent, Tending};
 use self::host::{Host, HostParts};
 use self::ingest::IngestAgent;
-use self::cluster_socket::Links;
-use self::log::{LogParts, TELL_AFTER};
+use self::log::{LogParts, NOTIFY_AFTER};
 use self::memtables::Source;
 pub use self::options::{Options, World};
 use self::ports::Ports;
@@ -79,9 +79,9 @@ use self::requests::Levels;
 use self::space::SpaceAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use self::waker::Waker;
+use self::watermarks::Covered;
 use tapestore::agent::{Stop, Wait, spawn};
 use tapestore::bus::Bus;
-use self::consensus::message::Identity;
 use tapestore::error::{Error, Result};
 use tapestore::shm::bell::Bells;
 use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, TABLES_MAX};
@@ -90,10 +90,10 @@ use tapestore::wal::{self, MetaFile, Spares};
 
 const _: () = assert!(tapestore::bus::attach::SLOTS_MAX == SLOTS_MAX);
 
-/// Passed segments of the log that wait to be used again.
+/// Most recycled segments of the log that wait to be used again.
 const RECYCLED_MAX: usize = 2;
 
-/// A serving store.
+/// A store that is served.
 pub struct Storage {
     started: Started,
     control: Control,
@@ -114,7 +114,7 @@ impl Storage {
     /// Recovers the store and begins to serve it.
     ///
     /// # Errors
-    /// As [`recover`]; [`Error::Bus`]; [`Error::Invalid`] for options that cannot be.
+    /// As [`recover`]; [`Error::Bus`] if the bus cannot be joined; [`Error::Invalid`] if options are not valid.
     pub fn start(options: Options, world: World) -> Result<Storage> {
         let recovered = recover(options, &world)?;
         let (run_dir, instance) = (&recovered.run_dir, recovered.started.instance);
@@ -136,7 +136,7 @@ impl Storage {
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
         if options.start_as_leader && node.meta().has_forgotten {
             let reason =
-                "this host may have forgotten frames that the other has; `tape cluster force-promote` where more is left";
+                "this host may have lost frames that the other has; run `tape cluster force-promote` on the host that has more";
             return Err(Error::invalid("start-as-leader", reason));
         }
         let waker = Waker::new().map_err(io)?;
@@ -148,7 +148,7 @@ impl Storage {
         let (spare_in, spare_out) = bounded(1);
         let (recycled_in, recycled_out) = bounded(RECYCLED_MAX);
         let (flush_in, flush_out) = bounded(2 * TABLES_MAX);
-        let (told_in, told_out) = bounded(flush::TOLD_MAX);
+        let (notice_in, notice_out) = bounded(flush::NOTICES_MAX);
         let (job_in, job_out) = bounded(1);
         let (done_in, done_out) = bounded(1);
         let (table_request_in, table_request_out) = bounded(1);
@@ -162,7 +162,7 @@ impl Storage {
         let room = space.room();
         let prepare = PrepareAgent {
             room: room.clone(),
-            said: false,
+            is_failing: false,
             disk: world.disk.clone(),
             dir: options.store.join(wal::DIR),
             segment_size: meta.meta().segment_size,
@@ -177,11 +177,11 @@ impl Storage {
         let flush = FlushAgent {
             filer,
             room: room.clone(),
-            said: false,
+            is_failing: false,
             clock: world.clock.clone(),
             items: flush_out,
             waiting: sealed,
-            told: told_in,
+            notices: notice_in,
             spares: recycled_in,
             covered: covered.clone(),
             bells: bells.clone(),
@@ -209,10 +209,10 @@ impl Storage {
             bells: bells.clone(),
             wake_attach: waker.clone(),
             pace: Pace {
-                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(TELL_AFTER),
+                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(NOTIFY_AFTER),
                 bytes: options.sync_bytes,
             },
-            // A core is kept busy for ingest alone: for the disk an adaptive wait is enough.
+            // Busy waiting is for ingest's core alone: an adaptive wait is enough for the disk.
             wait: if options.wait == Wait::Busy { Wait::Adaptive } else { options.wait },
             was_urgent: false,
             halted: halted.clone(),
@@ -253,7 +253,7 @@ impl Storage {
             sync: item_in,
             freed: freed_out,
             flush: flush_in,
-            told: told_out,
+            notices: notice_out,
             wait: options.wait,
             stop: stop.clone(),
             mail: u32::MAX,
@@ -276,7 +276,7 @@ impl Storage {
         Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, store, _lock: lock })
     }
 
-    /// What the start found.
+    /// The result of the start.
     pub fn started(&self) -> &Started {
         &self.started
     }
@@ -286,21 +286,21 @@ impl Storage {
         &self.control
     }
 
-    /// Whether an agent has ended without being asked: [`Storage::stop`] then says why.
+    /// Whether an agent has ended by itself: [`Storage::stop`] then returns why.
     pub fn has_failed(&self) -> bool {
         self.ingest.is_finished() || self.sync.is_finished()
     }
 
-    /// Takes in what waits, makes it durable, says so on the disk and ends. Shared memory is given
-    /// back, but for the control page.
+    /// Accepts what waits, makes it durable, records a clean stop and ends. Shared memory is released, except the control
+    /// page.
     ///
     /// # Errors
-    /// [`Error::Halted`] if an agent has ended by one: what is durable is as it was last said.
+    /// [`Error::Halted`] if an agent has failed: the durable watermark stays as it was last published.
     pub fn stop(mut self) -> Result<Ended> {
         self.stop.stop();
         self.bells.ring(tapestore::shm::bell::Bell::Ingest);
         let ingest = joined(self.ingest);
-        // When ingest has failed its queue is closed, and the sync agent ends by that.
+        // When ingest has failed its queue is closed, which ends the sync agent.
         let sync = joined(self.sync);
         self.control.set_server(None);
         self.late_stop.stop();
@@ -322,13 +322,13 @@ impl Storage {
     }
 }
 
-/// The sockets at which storage is asked.
+/// The sockets on which storage is asked.
 struct Listeners {
     attach: UnixListener,
     cluster: UnixListener,
 }
 
-/// Who this is, for the replication process.
+/// The identity that the replication process receives.
 fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &Options) -> Identity {
     let meta = node.meta();
     Identity {
@@ -345,23 +345,23 @@ fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &O
     }
 }
 
-/// A number that no process before has begun with.
+/// A random number, which no earlier process has begun with.
 fn random() -> std::io::Result<u64> {
     let mut bytes = [0; 8];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    debug_assert_eq!(filled, bytes.len(), "so few bytes come at once");
+    debug_assert_eq!(filled, bytes.len(), "so few bytes come in one call");
     Ok(u64::from_le_bytes(bytes))
 }
 
 fn joined<T>(thread: JoinHandle<T>) -> T {
     match thread.join() {
         Ok(value) => value,
-        // An agent that panics has ended the process before anybody could join it.
+        // A panicking agent aborts the process before anybody can join it.
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-/// The directory in which a program finds the store it is asked for: as given, or the default.
+/// The store directory of a program: as given, or the default.
 pub fn store_dir(given: Option<&Path>) -> PathBuf {
     given.map_or_else(|| Options::default().store, Path::to_path_buf)
 }

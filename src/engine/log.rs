@@ -1,25 +1,25 @@
-//! Owns: the log as a host's state machine has it: the store's state, raft's node over its frames, what the sync agent has
-//! not been notified of, answers that wait until a frame is committed, and the effects that all of that asks for.
+//! Owns: the log as a host's state machine uses it: the store's state, raft's node over its frames, frames that the sync agent
+//! was not notified of, answers that wait for a commit, and the effects to carry out.
 //!
-//! What must hold: a frame is in the log before raft, the sync agent or a publisher learns of it; an answer leaves after
-//! the frame that it rests on is committed, that very frame and not another of its index; after a failed sync nothing
-//! more is acknowledged.
+//! What must hold: a frame is in the log before raft, the sync agent or a publisher is notified of it. An answer is sent after
+//! the very frame that it rests on is committed, not another frame of the same index. After a failed sync nothing more is
+//! acknowledged.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::state::{Committed, Core, Readiness};
-use super::watermarks::Covered;
 use super::effect::{Effect, Moment};
 use super::flush::{FlushItem, Told};
 use super::sessions::Sessions;
 use super::space::Room;
+use super::state::{Committed, Core, Readiness};
 use super::sync::{Answer, SYNC_QUEUE, SyncItem};
-use tapestore::agent::Stop;
-use tapestore::bus::attach::Message as Said;
+use super::watermarks::Covered;
 use crate::consensus::Node;
 use crate::consensus::message::{Message, Role};
+use tapestore::agent::Stop;
+use tapestore::bus::attach::Message as Reply;
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Lsn, Position, PubSeq};
 use tapestore::sabotage::{self, Sabotage};
@@ -27,11 +27,11 @@ use tapestore::shm::bell::Bell;
 use tapestore::shm::control::{BackPressure, Control, NO_SPACE, Statistic};
 use tapestore::wal::{Appended, Evidence, FrameType};
 
-/// Items that wait for the sync agent before publishers are under back-pressure.
+/// Items that wait for the sync agent before publishers are put under back-pressure.
 const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;
-/// The sync agent is notified after this long at the latest, and of this many bytes at most.
-pub(super) const TELL_AFTER: Duration = Duration::from_millis(2);
-const TELL_BYTES: u64 = 1 << 20;
+/// The sync agent is notified after this long at the latest, or after this many bytes.
+pub(super) const NOTIFY_AFTER: Duration = Duration::from_millis(2);
+const NOTIFY_BYTES: u64 = 1 << 20;
 
 /// Frames of which the sync agent is notified together, so that it is not woken for each.
 #[derive(Default)]
@@ -45,19 +45,19 @@ struct Unsent {
 impl Unsent {
     fn is_due(&self, now: u64, durable: Position) -> bool {
         let Some(end) = self.end else { return false };
-        now.saturating_sub(self.since) > TELL_AFTER.as_nanos() as u64 || end.position.0.saturating_sub(durable.0) > TELL_BYTES
+        now.saturating_sub(self.since) > NOTIFY_AFTER.as_nanos() as u64 || end.position.0.saturating_sub(durable.0) > NOTIFY_BYTES
     }
 
-    /// An acknowledgement covers the ones before it.
+    /// Adds an acknowledgement, which covers the slot's earlier ones.
     fn ack(&mut self, slot: usize, pub_seq: PubSeq, lsn: Lsn) {
         match self.acks.iter_mut().find(|a| a.0 == slot) {
-            Some(known) => *known = (slot, pub_seq, lsn),
+            Some(earlier) => *earlier = (slot, pub_seq, lsn),
             None => self.acks.push((slot, pub_seq, lsn)),
         }
     }
 }
 
-/// The place of a frame in the log of a cluster: two logs that have it are the same up to there.
+/// Identifies a frame in a cluster's log: two logs that both have it are identical up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct At {
     /// Its index.
@@ -66,18 +66,18 @@ pub(super) struct At {
     pub(super) term: u64,
 }
 
-/// What has become of a frame that something waits for.
+/// State of a frame that something waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It is not committed here yet.
     Open,
     /// It is in this log, and committed.
     Committed,
-    /// Another frame has its index, or it is not known any more which had.
+    /// Another frame has its index, or the term of that index is no longer known.
     Lost,
 }
 
-/// What a log is made of.
+/// Parts of a log.
 pub(super) struct LogParts {
     pub(super) core: Core,
     pub(super) node: Node,
@@ -93,9 +93,9 @@ pub(super) struct LogParts {
 pub(super) struct Log {
     parts: LogParts,
     unsent: Unsent,
-    /// Answers that hold once a frame is committed.
-    held: VecDeque<(At, u64, Said)>,
-    /// Since when nothing can be accepted.
+    /// Answers that wait until a frame is committed.
+    held: VecDeque<(At, u64, Reply)>,
+    /// Since when back-pressure is on.
     held_since: Option<u64>,
     effects: Vec<Effect>,
 }
@@ -105,19 +105,19 @@ impl Log {
         Log { parts, unsent: Unsent::default(), held: VecDeque::new(), held_since: None, effects: Vec::new() }
     }
 
-    /// Exchanges `effects`, which is empty, for what is to be done, in order.
+    /// Exchanges `effects`, which is empty, for the effects to carry out, in order.
     pub(super) fn swap_effects(&mut self, effects: &mut Vec<Effect>) {
-        debug_assert!(effects.is_empty(), "what was asked for is carried out first");
+        debug_assert!(effects.is_empty(), "earlier effects are carried out first");
         std::mem::swap(&mut self.effects, effects);
     }
 
-    /// Whether anything is to be done.
+    /// Whether there are effects to carry out.
     #[inline]
     pub(super) fn has_effects(&self) -> bool {
         !self.effects.is_empty()
     }
 
-    /// Asks for `effect`.
+    /// Adds `effect` to the effects to carry out.
     pub(super) fn ask(&mut self, effect: Effect) {
         self.effects.push(effect);
     }
@@ -137,7 +137,7 @@ impl Log {
         &self.parts.node
     }
 
-    /// Raft's node, to be stepped.
+    /// Raft's node, to step it.
     pub(super) fn node_mut(&mut self) -> &mut Node {
         &mut self.parts.node
     }
@@ -147,17 +147,17 @@ impl Log {
         &self.parts.control
     }
 
-    /// The single numbers that the agents share.
+    /// The numbers that the agents share.
     pub(super) fn covered(&self) -> &Covered {
         &self.parts.covered
     }
 
-    /// Whether no other host is to hold the log.
+    /// Whether this host is the only one of its cluster.
     pub(super) fn is_alone(&self) -> bool {
         self.parts.covered.is_alone()
     }
 
-    /// Whether others receive acknowledgements of frames before they are durable.
+    /// Whether other hosts receive acknowledgements of frames before they are durable here.
     pub(super) fn is_lossy(&self) -> bool {
         self.parts.is_lossy
     }
@@ -167,7 +167,7 @@ impl Log {
         self.parts.node.leads().is_some()
     }
 
-    /// Whether this host leads others.
+    /// Whether this host leads other hosts.
     pub(super) fn leads_others(&self) -> bool {
         self.parts.node.state().role == Role::Leader && !self.is_alone()
     }
@@ -184,7 +184,7 @@ impl Log {
         At { index, term: frames.term_of(index).unwrap_or(0) }
     }
 
-    /// What has become of the frame `at`.
+    /// The state of the frame `at`.
     pub(super) fn fate(&self, at: At) -> Fate {
         let (frames, node) = (self.parts.node.frames(), &self.parts.node);
         if at.index > node.committed().min(frames.last()) {
@@ -194,41 +194,41 @@ impl Log {
         if is_same { Fate::Committed } else { Fate::Lost }
     }
 
-    /// Whether a frame can be appended now, whatever the MemTables hold.
+    /// Whether the log has room for a frame, regardless of the MemTables.
     ///
     /// # Errors
-    /// [`Error::Halted`].
+    /// [`Error::Halted`] if a write has failed.
     pub(super) fn is_writable(&mut self) -> Result<bool> {
         self.parts.core.writer.ready()
     }
 
-    /// Whether it may be long before the log can be written.
+    /// Whether the disk is short of space, so that it may be long before the log can be written.
     pub(super) fn has_no_space(&self) -> bool {
         self.parts.room.is_low() || self.parts.room.is_refused()
     }
 
-    /// Whether so little of the disk is free that nothing is accepted.
+    /// Whether the disk is so nearly full that no records are accepted.
     pub(super) fn is_low(&self) -> bool {
         self.parts.room.is_low()
     }
 
-    /// Whether nothing can be accepted, and whether that may last.
+    /// Whether back-pressure is on; `Some(true)` if it may last.
     pub(super) fn back_pressure(&self) -> Option<bool> {
         self.held_since.map(|_| self.parts.control.statistic(Statistic::HeldBack) == NO_SPACE)
     }
 
-    /// A failed sync ends everything.
+    /// Returns an error after a failed sync: nothing goes on then.
     fn check_halted(&self) -> Result<()> {
         if self.parts.halted.is_stopped() {
-            return Err(Error::Halted { op: "sync of the log", cause: "the sync agent has said why".to_owned() });
+            return Err(Error::Halted { op: "sync of the log", cause: "the sync agent has logged the cause".to_owned() });
         }
         Ok(())
     }
 
-    /// Whether a frame can be accepted while `backlog` items wait for the sync agent; counts the time in which none can.
+    /// Whether a frame can be accepted while `backlog` items wait for the sync agent. Sets back-pressure, and counts its time.
     ///
     /// # Errors
-    /// [`Error::Halted`].
+    /// [`Error::Halted`] if a write or a sync has failed.
     pub(super) fn has_room(&mut self, now: u64, backlog: usize) -> Result<bool> {
         self.check_halted()?;
         let LogParts { core, room, control, unsynced_max, .. } = &mut self.parts;
@@ -268,26 +268,26 @@ impl Log {
         Ok(why == 0)
     }
 
-    /// Appends the frame that has been filled, if it holds anything, applies it and notifies everybody who waits for it.
+    /// Appends the frame that has been filled, if it holds anything, applies it and notifies all that wait for it.
     ///
     /// # Errors
-    /// [`Error::Halted`].
+    /// [`Error::Halted`] if a write or a sync has failed.
     pub(super) fn commit(&mut self, at: Moment, sessions: &mut Sessions) -> Result<()> {
         let Some(committed) = self.parts.core.commit(at.wall)? else { return Ok(()) };
         self.propose(&committed.appended)?;
         self.note(committed, at.now, sessions)
     }
 
-    /// A frame was appended and applied: whoever waits for it is notified.
+    /// Notifies all that wait for a frame, which was appended and applied.
     ///
     /// # Errors
-    /// [`Error::Halted`]: a sync has failed meanwhile.
+    /// [`Error::Halted`] if a sync has failed meanwhile.
     pub(super) fn note(&mut self, committed: Committed, now: u64, sessions: &mut Sessions) -> Result<()> {
         if let Some(sealed) = committed.sealed {
             self.effects.push(Effect::Flush(FlushItem::Sealed(sealed)));
         }
         self.effects.push(Effect::Ring(Bell::Applied));
-        // What the kernel holds of this frame may never reach the disk.
+        // After a failed sync, a frame in the page cache may never reach the disk.
         self.check_halted()?;
         let Appended { end, opened, .. } = committed.appended;
         if let Some(opened) = opened {
@@ -302,7 +302,7 @@ impl Log {
             }
         }
         self.effects.push(Effect::Ring(Bell::Ack));
-        // Other hosts wait for this one, or this one for them.
+        // Other hosts wait for this one, or it waits for them.
         self.unsent.is_urgent |= !alone && !self.parts.is_lossy;
         if self.unsent.end.replace(end).is_none() {
             self.unsent.since = now;
@@ -313,12 +313,12 @@ impl Log {
         Ok(())
     }
 
-    /// The frame that was appended last counts once it is durable, however the log is kept.
+    /// Makes the frame appended last urgent: it counts once it is durable, regardless of the sync interval.
     pub(super) fn hurry(&mut self) {
         self.unsent.is_urgent = true;
     }
 
-    /// Notifies the sync agent of what it does not know yet.
+    /// Notifies the sync agent of the frames appended since the last notice.
     pub(super) fn notify_sync(&mut self) {
         let Some(end) = self.unsent.end.take() else { return };
         let urgent = std::mem::take(&mut self.unsent.is_urgent);
@@ -335,7 +335,7 @@ impl Log {
         }
     }
 
-    /// A control entry of this leader was appended.
+    /// Proposes a control entry that this leader has appended.
     ///
     /// # Errors
     /// As [`Node::tick`].
@@ -354,7 +354,7 @@ impl Log {
         self.effects.push(Effect::Sync(SyncItem::Appended { end: appended.end, urgent: true }));
     }
 
-    /// Gives raft a frame that this leader has written, and sends it to the others, if there are any.
+    /// Proposes a frame that this leader has appended to raft, and sends it to the other hosts, if there are any.
     fn propose(&mut self, appended: &Appended) -> Result<()> {
         debug_assert!(appended.header.kind() != FrameType::Pad);
         self.parts.node.proposed(&appended.header);
@@ -366,7 +366,7 @@ impl Log {
         Ok(())
     }
 
-    /// Sends what raft has to send.
+    /// Sends raft's pending messages.
     pub(super) fn send(&mut self) {
         if self.parts.node.has_messages() {
             let messages = self.parts.node.take_messages();
@@ -375,7 +375,7 @@ impl Log {
     }
 
     /// Answers on `connection` once everything up to now is durable, and in a cluster committed.
-    pub(super) fn answer(&mut self, connection: u64, message: Said) {
+    pub(super) fn answer(&mut self, connection: u64, message: Reply) {
         let last = self.last();
         if self.is_alone() || sabotage::is(Sabotage::AnswerEarly) || (self.held.is_empty() && self.fate(last) == Fate::Committed)
         {
@@ -384,13 +384,13 @@ impl Log {
         self.held.push_back((last, connection, message));
     }
 
-    /// Answers on `connection` something that rests on nothing that others would have to have.
-    pub(super) fn answer_now(&mut self, connection: u64, message: Said) {
+    /// Answers on `connection` at once: the answer rests on no frame that other hosts must have.
+    pub(super) fn answer_now(&mut self, connection: u64, message: Reply) {
         self.notify_sync();
         self.effects.push(Effect::Sync(SyncItem::Answer(Answer::Say { connection, message })));
     }
 
-    /// Gives the answers that hold now.
+    /// Sends the answers whose frames are committed.
     pub(super) fn release(&mut self) {
         let alone = self.is_alone();
         while let Some((at, ..)) = self.held.front() {
@@ -399,16 +399,16 @@ impl Log {
                 return;
             }
             let Some((_, connection, message)) = self.held.pop_front() else { return };
-            // Of a frame that is lost the log is truncated, and this process starts anew: nobody is answered by it.
+            // When the frame is lost, the log is truncated and this process restarts: no answer is sent for it.
             if fate == Fate::Committed {
                 self.answer_now(connection, message);
             }
         }
     }
 
-    /// The flush agent is done with something.
-    pub(super) fn flushed(&mut self, told: Told) {
-        match told {
+    /// Handles a notice of the flush agent.
+    pub(super) fn flushed(&mut self, notice: Told) {
+        match notice {
             Told::Filed(done) => {
                 self.parts.core.memtables.filed(done.table, done.seq);
                 self.effects.push(Effect::Flush(FlushItem::Retired(done.table)));

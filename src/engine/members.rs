@@ -1,7 +1,7 @@
-//! Owns: what a leader does for the other members: how much log it keeps for them, which of them it does not reach back
-//! to, and what operators ask of it.
+//! Owns: a leader's duties to the other members: how much log it keeps for them, which of them need a snapshot because the log
+//! does not reach back far enough, and operators' commands.
 //!
-//! What must hold: log that a member may still ask for is kept, up to the bound that was set.
+//! What must hold: log that a member may still ask for is kept, up to the configured bound.
 
 use super::log::Log;
 use super::recover::KEPT_MAX;
@@ -12,46 +12,48 @@ use tapestore::error::{Error, Result};
 use tapestore::lsn::{NodeId, Position};
 use tapestore::shm::control::Statistic;
 
-/// How often a member receives that the log does not reach back to what it lacks.
-const STRANDED_NS: u64 = 1_000_000_000;
+/// Interval between notices that a snapshot is needed.
+const NOTIFY_NS: u64 = 1_000_000_000;
 
-/// Who needs a copy of the leader's store.
+/// The members that need a snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Needs {
-    /// Members that need more log than there is, and when they were last notified.
-    stranded: Vec<NodeId>,
-    said: u64,
+    /// Members that need more log than there is, as of the last look.
+    behind: Vec<NodeId>,
+    /// When the last notice was sent.
+    notified: u64,
 }
 
 impl Needs {
-    /// Notifies the members that the log does not reach back to; or, if this host lacks a copy, `leader`.
+    /// Notifies the members that the log does not reach back to; or `leader`, if this host needs a snapshot.
     pub(super) fn say(&mut self, log: &mut Log, leader: Option<NodeId>, now: u64) {
         let progress = log.node().progress();
-        let stranded: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
-        for node in stranded.iter().filter(|n| !self.stranded.contains(n)) {
+        let behind: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
+        for node in behind.iter().filter(|n| !self.behind.contains(n)) {
             tracing::warn!(
                 node = node.0,
-                "the log does not reach back to what that member lacks: it is to fetch a copy of the store"
+                "the log does not reach back to the frames that this member needs: it must fetch a snapshot of the store"
             );
         }
-        let is_due = now.saturating_sub(self.said) >= STRANDED_NS;
-        if !stranded.is_empty() && is_due {
-            self.said = now;
+        let is_due = now.saturating_sub(self.notified) >= NOTIFY_NS;
+        if !behind.is_empty() && is_due {
+            self.notified = now;
             let first = log.node().frames().first();
-            stranded.iter().for_each(|&node| log.tell(Message::Stranded { node, first }));
+            behind.iter().for_each(|&node| log.tell(Message::Stranded { node, first }));
         }
-        self.stranded = stranded;
-        // A host that joins or may have forgotten frames asks for a copy of the leader's store, as soon as it knows who leads.
+        self.behind = behind;
+        // A host that joins, or may have lost frames, asks for a snapshot as soon as there is a leader.
         log.control().set_needs_snapshot(log.node().meta().lacks_copy(), now);
-        let lacks = log.node().meta().lacks_copy() && now.saturating_sub(self.said) >= STRANDED_NS;
-        if let Some(leader) = leader.filter(|_| lacks) {
-            self.said = now;
+        let asks = log.node().meta().lacks_copy() && now.saturating_sub(self.notified) >= NOTIFY_NS;
+        if let Some(leader) = leader.filter(|_| asks) {
+            self.notified = now;
             log.tell(Message::Lacks { leader });
         }
     }
 }
 
-/// Publishes how much of the log other hosts may still ask for, and forgets the rest; at most `most` bytes are kept for them.
+/// Publishes from where other hosts may still ask for the log, and drops the index of what lies before; keeps at most `most`
+/// bytes for them.
 pub(super) fn show_needed(log: &mut Log, most: u64) {
     let end = log.end().0;
     let node = log.node();
@@ -69,17 +71,17 @@ pub(super) fn show_needed(log: &mut Log, most: u64) {
     log.node_mut().forget(Position(needed.min(flushed)));
 }
 
-/// Does what an operator asks; how the host stands then.
+/// Carries out an operator's command; returns the state of this host afterwards.
 ///
 /// # Errors
-/// [`Error::Invalid`]: why not; nothing has changed.
+/// [`Error::Invalid`] with the reason; nothing has changed then.
 pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
     let of = |node, part, address| Change { transition: Transition::Auto, seats: vec![Seat { node, part, address }] };
     let node = log.node_mut();
     let is_named = |of: NodeId| matches!(&command, Command::Promote { node, .. } | Command::Remove { node, .. } if *node == of);
     let known = node.meta().seats.iter().find(|s| is_named(s.node));
     let address = known.map(|s| s.address.clone());
-    let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` says who is"));
+    let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` lists the members"));
     match command {
         Command::Status => {}
         Command::Greet(greeting) => node.greet(&greeting)?,
@@ -88,12 +90,12 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
                 return Err(Error::invalid("member", "its number is above 0, and its address host:port"));
             }
             if node.meta().seats.iter().any(|s| s.node == new) {
-                return Err(Error::invalid("member", format!("node {new} is one already")));
+                return Err(Error::invalid("member", format!("node {new} is a member already")));
             }
             node.change(of(new, LEARNER, address))?;
         }
         Command::Promote { node: n, .. } if node.progress().iter().any(|p| p.node == n && !p.has_caught_up()) => {
-            let reason = "it lacks a second or more of the log, and a majority might have to wait for it. Try again when `tape cluster status` shows less";
+            let reason = "it is a second or more of log behind, and a majority might have to wait for it. Try again when `tape cluster status` shows less";
             return Err(Error::invalid("promotion", format!("node {n}: {reason}")));
         }
         Command::Promote { node: n, force } | Command::Remove { node: n, force } => {
@@ -105,17 +107,17 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
             node.change(change)?;
         }
         Command::Transfer(n) if node.progress().iter().any(|p| p.node == n) && node.is_away(n) => {
-            return Err(Error::invalid("transfer", format!("node {n} is not heard of")));
+            return Err(Error::invalid("transfer", format!("node {n} is out of touch")));
         }
         Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && p.lacks_copy) => {
-            return Err(Error::invalid("transfer", format!("node {n} waits for a copy of this store")));
+            return Err(Error::invalid("transfer", format!("node {n} waits for a snapshot of this store")));
         }
         Command::Transfer(n) => node.transfer(n)?,
     }
     Ok(report(log))
 }
 
-/// How this host stands.
+/// The state of this host.
 fn report(log: &Log) -> Report {
     let (node, control) = (log.node(), log.control());
     Report {

@@ -1,10 +1,10 @@
 //! Owns: the MemTables of the storage process: the active one, the sealed ones, the next one.
 //!
-//! What must hold: a table is named on the control page before a record in it is applied, and dropped
-//! from it only when files hold its records; at most `tables_max` exist, and when they are full nothing
-//! more is taken in. A table is sealed between two frames, so that the log can go on behind it. Where shared
-//! memory is short, because of readers that hold tables of before or for any other reason, the next table is
-//! spilled; and a full one can be sealed, and flushed, though there is nowhere for a next one.
+//! What must hold: a table is named on the control page before a record in it is applied, and dropped from it only when
+//! SSTables hold its records. At most `tables_max` exist; when they are full, no more records are accepted. A table is
+//! sealed between two frames, so that the log can go on behind it. Where shared memory is short, because readers keep
+//! earlier tables or for any other reason, the next table is spilled; and a full table can be sealed and flushed even if no
+//! next one can be made.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,14 +28,14 @@ use tapestore::wal::{Chain, Run};
 
 const _: () = assert!(FRAME_ROWS_MAX == FRAME_RECORDS_MAX as u64);
 
-/// How tables are made.
+/// Makes tables.
 #[derive(Clone, Debug)]
 pub struct Maker {
-    /// Where.
+    /// The run directory that holds them.
     pub run_dir: RunDir,
-    /// For which instance.
+    /// The instance that they are for.
     pub instance: u64,
-    /// Of which store.
+    /// The store that they are of.
     pub store_id: u128,
     /// Bytes of each.
     pub len: u64,
@@ -46,7 +46,7 @@ pub struct Maker {
 }
 
 impl Maker {
-    /// Makes table `id`; in the store's directory if shared memory is short and it `may_spill`. Its number says which.
+    /// Makes table `id`, in the store's directory if shared memory is short and it `may_spill`; its number records which.
     ///
     /// # Errors
     /// [`Error::NoSharedMemory`]; [`Error::Io`].
@@ -60,7 +60,7 @@ impl Maker {
                 Err(error @ Error::NoSharedMemory { .. }) => error,
                 other => {
                     if other.is_ok() && self.spills.swap(false, Ordering::Relaxed) {
-                        tracing::info!("there is shared memory for MemTables again");
+                        tracing::info!("shared memory is free again: MemTables are no longer spilled");
                     }
                     return other;
                 }
@@ -72,35 +72,35 @@ impl Maker {
             return Err(short);
         }
         let spilled = Writer::create_spilled(&path, self.store_id, id | SPILLED, self.len)?;
-        // A lone flag, of whoever makes tables: relaxed.
+        // A flag on its own, which orders nothing: relaxed.
         if !self.spills.swap(true, Ordering::Relaxed) {
             let place = spill::place(&path);
-            tracing::warn!(%short, place = %place.display(), "shared memory is short: MemTables lie in files of the store until there is more");
+            tracing::warn!(%short, place = %place.display(), "shared memory is short: MemTables are spilled to files of the store until there is more");
         }
         Ok(spilled)
     }
 }
 
-/// Where the next table comes from.
+/// Source of the next table.
 pub enum Source {
-    /// Made when it is needed: in simulation.
+    /// Made when needed, for simulation.
     Inline,
     /// Made ahead by another thread, on request.
     Ahead {
-        /// Asks for the table of this number.
+        /// Requests the table of this number.
         request: Sender<u64>,
-        /// Gives it.
+        /// Delivers it.
         ready: Receiver<Result<Writer>>,
-        /// Whether one that is needed is waited for: at start-up.
+        /// Whether a table that is needed is waited for, as at start-up.
         waits: bool,
     },
 }
 
 impl Source {
-    /// A thread that makes tables with `maker` while the log is read, for as long as this is not dropped.
+    /// Starts a thread that makes tables with `maker` while the log is read, until this is dropped.
     ///
     /// # Errors
-    /// The system's, if there is no thread to be had.
+    /// The system's, if no thread can be started.
     pub fn beside(maker: Maker) -> std::io::Result<Source> {
         let (request, requests) = bounded(1);
         let (made, ready) = bounded(1);
@@ -115,19 +115,19 @@ impl Source {
     }
 }
 
-/// What must survive with the log, as of a place between two of its frames.
+/// The state that must survive with the log, as of a place between two frames.
 pub struct Mark {
     /// The place.
     pub chain: Chain,
     /// Publishers.
     pub publishers: Vec<(PublisherId, PublisherState)>,
-    /// Instrument names since the mark before.
+    /// Instrument names since the previous mark.
     pub names: Vec<Name>,
-    /// Kinds that programs defined since the mark before.
+    /// Kinds that programs have defined since the previous mark.
     pub kinds: Vec<Layout>,
 }
 
-/// A table into which nothing more is put.
+/// A table that accepts no more records.
 pub struct Sealed {
     /// Its number.
     pub id: u64,
@@ -137,7 +137,7 @@ pub struct Sealed {
     pub last: Lsn,
     /// The log behind it.
     pub mark: Mark,
-    /// The writer's mapping, given back by whoever drops this: that takes milliseconds.
+    /// The writer's mapping, unmapped when this is dropped, which takes milliseconds.
     _writer: Writer,
 }
 
@@ -146,28 +146,28 @@ pub struct MemTables {
     maker: Maker,
     source: Source,
     control: Control,
-    /// The one that is being filled; none after a full one for which there was no next.
+    /// The table that is being filled; `None` after a full one without a successor.
     active: Option<Writer>,
     /// LSN of the first record that no sealed table holds.
     sealed_to: Lsn,
     live: Vec<(u64, Lsn)>,
-    /// Tables that have been made, or asked for.
+    /// Tables that were made or requested.
     made: u64,
     /// The manifest's edit whose files hold what the live tables do not.
     manifest: u64,
     next: Option<Writer>,
     requested: bool,
-    /// Whether the last table that was asked for could not be made.
+    /// Whether the last requested table could not be made.
     is_short: bool,
-    /// Gives the table that was requested of the source before.
+    /// Delivers the table that was requested of the previous source.
     pending: Option<Receiver<Result<Writer>>>,
     tables_max: usize,
     /// Bytes of log since the active table began.
     logged: u64,
 }
 
-/// A table is sealed when the log behind its beginning has become so many times longer than it is, or
-/// longer than this: frames of facts fill the log alone.
+/// A table is sealed when the log behind its beginning is this many times longer than the table, and longer than this
+/// minimum: frames of control entries fill the log alone.
 const LOG_TIMES: u64 = 4;
 const LOG_MIN: u64 = 1 << 30;
 
@@ -200,7 +200,7 @@ impl MemTables {
         Ok(this)
     }
 
-    /// From now on takes tables from `source`.
+    /// Takes tables from `source` from now on.
     pub fn set_source(&mut self, source: Source) {
         if let (Source::Ahead { ready, .. }, true) = (std::mem::replace(&mut self.source, source), self.requested) {
             self.pending = Some(ready);
@@ -217,7 +217,7 @@ impl MemTables {
         self.active.as_ref().map_or(self.sealed_to, Writer::next)
     }
 
-    /// The error that says that there is no room.
+    /// The error for full MemTables.
     pub fn full(&self) -> Error {
         let rows = self.live.first().map_or(0, |(_, first)| self.next_lsn().0 - first.0);
         Error::MemTableFull { rows, bytes: self.maker.len, tables: self.live.len() }
@@ -228,8 +228,7 @@ impl MemTables {
         self.logged += bytes;
     }
 
-    /// Makes the next frame seal the active table, as if the log had become long.
-    /// For simulations.
+    /// Makes the next frame seal the active table, as if the log had become long. For simulations.
     pub fn seal_soon(&mut self) {
         self.logged = u64::MAX / 2;
     }
@@ -246,10 +245,10 @@ impl MemTables {
     /// Whether frames of `records` records together fit, in the active table or a next one.
     ///
     /// # Errors
-    /// At start-up and in simulation as [`Maker::make`], if the table that is needed could not be made. Later that is no error
-    /// but no room, until it can be.
+    /// At start-up and in simulation, as [`Maker::make`], if a needed table could not be made. A serving store has no room
+    /// until the table can be made, and returns no error.
     pub fn has_room(&mut self, records: u64) -> Result<bool> {
-        // A next table is asked for early, so that it is there when it is needed.
+        // A next table is requested early, so that it is ready when it is needed.
         let soon = self.used() > self.maker.len / 2 || !self.fits(2 * records) || self.is_log_long();
         if self.requested || soon {
             let waits = matches!(self.source, Source::Ahead { waits: true, .. });
@@ -260,7 +259,7 @@ impl MemTables {
                     return Err(error);
                 }
                 if !was_short {
-                    tracing::error!(%error, "there is no memory for the next MemTable; trying again every second");
+                    tracing::error!(%error, "cannot make the next MemTable; trying again every second");
                 }
             }
         }
@@ -270,7 +269,7 @@ impl MemTables {
         Ok(self.next.is_some() || self.fits(records))
     }
 
-    /// Takes the next table if it is there, and asks for it before; waits for it if it is `needed` and the source waits.
+    /// Takes the next table if it is ready, and requests it first; waits for it if it is `needed` and the source waits.
     fn provide(&mut self, needed: bool) -> Result<()> {
         if self.next.is_some() || self.live.len() >= self.tables_max {
             return Ok(());
@@ -296,13 +295,13 @@ impl MemTables {
         Ok(())
     }
 
-    /// Whether the active table must be sealed before a frame of `records` records is put in.
+    /// Whether the active table must be sealed before a frame of `records` records is applied.
     pub fn must_seal(&self, records: u64) -> bool {
         !self.fits(records) || (self.next.is_some() && self.is_log_long())
     }
 
-    /// Whether the active table has no room for frames of `records` records and a next one cannot be made: it is to be sealed,
-    /// so that its records can be flushed and its memory given back.
+    /// Whether the active table has no room for frames of `records` records and no next one can be made. It must then be
+    /// sealed, so that its records can be flushed and its memory released.
     pub fn is_stuck(&self, records: u64) -> bool {
         self.is_short && self.next.is_none() && self.active.as_ref().is_some_and(|a| !a.is_empty() && !a.has_room(records))
     }
@@ -310,9 +309,9 @@ impl MemTables {
     /// Seals the active table and goes on in the next, if there is one; `mark` is the log as of now.
     ///
     /// # Panics
-    /// If there is no active one: [`MemTables::has_room`] was not asked.
+    /// If there is no active table: the caller has not called [`MemTables::has_room`].
     pub fn seal(&mut self, mark: Mark) -> Sealed {
-        let Some(active) = self.active.take() else { panic!("no MemTable to seal: `has_room` was not asked") };
+        let Some(active) = self.active.take() else { panic!("no MemTable to seal: `has_room` was not called") };
         self.sealed_to = active.next();
         assert!(mark.chain.lsn == self.sealed_to, "a table is sealed between two frames");
         self.logged = 0;
@@ -322,7 +321,7 @@ impl MemTables {
         Sealed { id, base, last, mark, _writer: active }
     }
 
-    /// Begins to fill the next table, if it is there.
+    /// Begins to fill the next table, if it is ready.
     fn begin_next(&mut self) {
         let Some(mut next) = self.next.take() else { return };
         next.begin(self.sealed_to);
@@ -332,27 +331,27 @@ impl MemTables {
         self.active = Some(next);
     }
 
-    /// The records of table `id` are in files since the edit `manifest`: the table is named no more.
+    /// Drops table `id` from the control page: SSTables hold its records since the edit `manifest`.
     pub fn filed(&mut self, id: u64, manifest: u64) {
-        assert!(self.live.first().is_some_and(|(first, _)| *first == id), "tables are filed in order");
-        assert!(self.active.as_ref().is_none_or(|active| active.id() != id), "what is being filled is not filed");
+        assert!(self.live.first().is_some_and(|(first, _)| *first == id), "tables are flushed in order");
+        assert!(self.active.as_ref().is_none_or(|active| active.id() != id), "the active table is not flushed");
         self.live.remove(0);
         self.manifest = manifest;
         self.control.set_tables(&self.live, manifest);
     }
 
-    /// The manifest's edit `manifest` has changed the files, and not which records they hold: readers are shown it.
+    /// Publishes the edit `manifest`, which has changed the SSTables and not the records that they hold.
     pub fn edited(&mut self, manifest: u64) {
         self.manifest = self.manifest.max(manifest);
         self.control.set_tables(&self.live, self.manifest);
     }
 
-    /// Puts in the records of one frame. Nothing is visible before the caller moves `applied`.
+    /// Applies the records of one frame. Readers see nothing of it before the caller raises `applied`.
     ///
     /// # Panics
-    /// If [`MemTables::must_seal`] says that they may not fit, or the frame has not been checked.
+    /// If [`MemTables::must_seal`] holds for the frame, or the frame has not been checked.
     pub fn apply(&mut self, runs: &[Run], records: &[u64], ingest_ts: Ts) {
-        let Some(active) = &mut self.active else { panic!("no MemTable to fill: `has_room` was not asked") };
+        let Some(active) = &mut self.active else { panic!("no MemTable to fill: `has_room` was not called") };
         let mut rest = records;
         for run in runs {
             let (mine, after) = rest.split_at_checked(run.bytes as usize / 8).unwrap_or((&[], &[]));

@@ -1,14 +1,14 @@
-//! Owns: how a store is kept, and what it needs of the world.
+//! Owns: the options of a store, and the outside that it depends on.
 //!
 //! What must hold: options that contradict each other are refused by name before anything is opened.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tapestore::agent::Wait;
 use crate::compaction;
 use crate::compaction::retention::{Rule, Rules};
 use crate::consensus;
+use tapestore::agent::Wait;
 use tapestore::disk::Disk;
 use tapestore::error::{Error, Result};
 use tapestore::lsn::Level;
@@ -16,37 +16,37 @@ use tapestore::shm::control::TABLES_MAX;
 use tapestore::shm::run_dir::ROOT_DEFAULT;
 use tapestore::time::Clock;
 
-/// How a store is kept.
+/// Options of a store.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Options {
     /// Directory of the store.
     pub store: PathBuf,
-    /// Where its run directory is made: a memory file system.
+    /// Directory, on a memory file system, in which the store's run directory is made.
     pub run_root: PathBuf,
     /// Bytes of a log segment, for a new store.
     pub segment_size: u64,
-    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less. Where shared memory is short
-    /// the next one lies in the store's directory ([`tapestore::shm::spill`]).
+    /// Bytes of a MemTable; 0 is 256 MiB, or a quarter of the free shared memory if that is less. Where shared memory is
+    /// short, the next table lies in the store's directory ([`tapestore::shm::spill`]).
     pub memtable_size: u64,
-    /// MemTables at most: the active one and sealed ones.
+    /// Most MemTables: the active one and sealed ones.
     pub memtables_max: usize,
     /// Whether MemTables are allocated as they fill: for simulations, which make thousands of them and put little into
-    /// each. A memory file system that is full is a signal then.
+    /// each. On a full memory file system the process gets a signal then.
     #[serde(skip)]
     pub sparse_memtables: bool,
-    /// Instruments at most.
+    /// Most instruments.
     pub instruments_max: u64,
-    /// What nobody waits for is durable after this many milliseconds,
+    /// Records that no publisher waits for are durable after this many milliseconds,
     pub sync_interval_ms: u64,
     /// or this many bytes.
     pub sync_bytes: u64,
-    /// Bytes appended and not durable at most; then publishers are held back.
+    /// Most bytes that are appended and not durable; beyond, publishers are under back-pressure.
     pub unsynced_max: u64,
-    /// Bytes kept free on the file system; below, no records are taken in. 0: 1 GiB, or a twentieth of the volume if
-    /// that is less, but room for two segments and the filing of a MemTable in any case.
+    /// Bytes kept free on the file system; below, no records are accepted. 0: 1 GiB, or a twentieth of the volume if that is
+    /// less, but at least room for two segments and the flush of a MemTable.
     pub space_min: u64,
-    /// The least level that publishers get.
+    /// The lowest level that publishers get.
     pub level_min: Level,
     /// How ingest waits for work.
     pub wait: Wait,
@@ -54,14 +54,14 @@ pub struct Options {
     pub ingest_core: Option<usize>,
     /// Core of the sync thread.
     pub sync_core: Option<usize>,
-    /// When and how files of history are merged.
+    /// When and how SSTables are merged.
     pub compaction: compaction::Options,
     /// How long records are kept; without a rule, for ever.
     pub retention: Vec<Rule>,
-    /// Of a pair: whether this host leads without having heard of the other.
+    /// For a pair: whether this host leads before it was in touch with the other.
     #[serde(skip)]
     pub start_as_leader: bool,
-    /// Times of the cluster, of a store that is in one.
+    /// Timing of the cluster, for a store that is in one.
     pub cluster: consensus::Options,
 }
 
@@ -91,12 +91,12 @@ impl Default for Options {
     }
 }
 
-/// The largest MemTable that is made without being asked for.
+/// The largest default size of a MemTable.
 const MEMTABLE_SIZE_DEFAULT: u64 = 256 << 20;
 
 impl Options {
-    /// Checks the options against each other and fills in what depends on the host, as it is now: what
-    /// an earlier instance held of its memory has to be given back before.
+    /// Checks the options against each other and fills in those that depend on the host as it is now. Call it after the
+    /// memory of an earlier instance was released.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming the option and its bounds.
@@ -116,7 +116,7 @@ impl Options {
         if self.sync_interval_ms == 0 || self.sync_bytes == 0 || self.unsynced_max < self.sync_bytes {
             return bad(
                 "sync-interval-ms, sync-bytes, unsynced-max",
-                "they are above 0, and unsynced-max is at least sync-bytes".into(),
+                "both sync options must be above 0, and unsynced-max at least sync-bytes".into(),
             );
         }
         self.compaction.check()?;
@@ -141,7 +141,7 @@ impl Options {
     }
 }
 
-/// What a store needs of the world.
+/// The outside that a store depends on.
 #[derive(Clone)]
 pub struct World {
     /// The disk.
@@ -150,6 +150,6 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     /// An identity for a store that is created: random.
     pub store_id: u128,
-    /// Which life of the system's this is, since when its memory has been kept; 0: not known.
+    /// The system's boot id, since when its memory has been kept; 0 if unknown.
     pub boot: u128,
 }

@@ -1,7 +1,7 @@
-//! Owns: where the batches of publishers come out: a receiver a session, and those of publishers that wait to attach.
+//! Owns: the queues of publishers' batches: a receiver per session, and those of publishers that wait to attach.
 //!
-//! What must hold: publishers are served round-robin with a quota, so that no busy one starves the rest; a batch that did
-//! not fit in a frame comes before what came after it; a receiver is given back when nothing of it is left to be accepted.
+//! What must hold: publishers are served round-robin with a quota, so that no busy one starves the rest. A batch that did not
+//! fit in a frame comes before later ones. A receiver is given back when nothing of it is left to accept.
 
 use std::collections::HashMap;
 
@@ -10,22 +10,22 @@ use super::sessions::Taken;
 use tapestore::bus::{Batch, BatchHeader, Receiver};
 use tapestore::error::Result;
 
-/// Batches of one publisher in one turn.
+/// Most batches of one publisher in one turn.
 const QUOTA: usize = 64;
 
-/// What a publisher that has ended has left in its queue is dropped when it could not be accepted for so long: its slot is
-/// needed, and nobody waits for it.
+/// Batches that an ended publisher has left in its queue are dropped after this long without being accepted: its slot is
+/// needed, and nobody waits for them.
 const LEFT_NS: u64 = 5_000_000_000;
 
-/// Where one publisher's batches come out: the bus, or a simulated one.
+/// The queue of one publisher's batches: the bus, or a simulated one.
 pub(super) trait Queue {
     /// A batch.
     type Batch: Words;
 
-    /// The next batch, if there is one.
+    /// Takes the next batch, if there is one.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Bus`]: the queue cannot be read any more.
+    /// [`tapestore::error::Error::Bus`] if the queue can no longer be read.
     fn next(&mut self) -> Result<Option<Self::Batch>>;
 
     /// Whether a batch waits.
@@ -34,7 +34,7 @@ pub(super) trait Queue {
 
 /// A batch as it lies in its queue; its sender can still change it.
 pub(super) trait Words {
-    /// What stands before it.
+    /// Its header.
     fn header(&self) -> BatchHeader;
 
     /// The records, unchecked.
@@ -69,20 +69,20 @@ impl Words for Batch {
 struct Port<Q: Queue> {
     slot: usize,
     receiver: Q,
-    /// Taken from the queue, but did not fit in the frame.
+    /// A batch that was taken from the queue and did not fit in the frame.
     pending: Option<Q::Batch>,
-    /// When the publisher has ended; 0 before the first look at it.
+    /// When the publisher ended; 0 before the first look at it.
     ending: Option<u64>,
-    /// Its queue cannot be read any more.
+    /// Whether the queue can no longer be read.
     has_failed: bool,
 }
 
 /// The receivers.
 pub(super) struct Ports<Q: Queue = Receiver> {
     ports: Vec<Port<Q>>,
-    /// Of publishers that wait to attach, by connection.
+    /// Receivers of publishers that wait to attach, by connection.
     waiting: HashMap<u64, Q>,
-    /// By connection, the slot of those that are attached.
+    /// Slots of attached publishers, by connection.
     slots: HashMap<u64, usize>,
     /// The port that was served first in the last turn.
     first: usize,
@@ -96,19 +96,19 @@ impl<Q: Queue> Ports<Q> {
         Ports { ports: Vec::new(), waiting: HashMap::new(), slots: HashMap::new(), first: 0, any_ends: false }
     }
 
-    /// The publisher on `connection` wants to attach.
+    /// Adds the receiver of a publisher that waits to attach on `connection`.
     pub(super) fn add(&mut self, connection: u64, receiver: Q) {
         self.waiting.insert(connection, receiver);
     }
 
-    /// It is attached, in `slot`.
+    /// Attaches the publisher on `connection` to `slot`.
     pub(super) fn attach(&mut self, connection: u64, slot: usize) {
         let Some(receiver) = self.waiting.remove(&connection) else { return };
         self.slots.insert(connection, slot);
         self.ports.push(Port { slot, receiver, pending: None, ending: None, has_failed: false });
     }
 
-    /// The publisher in `slot` has ended.
+    /// Notes that the publisher in `slot` has ended.
     pub(super) fn end(&mut self, slot: usize) {
         for port in self.ports.iter_mut().filter(|p| p.slot == slot) {
             port.ending = port.ending.or(Some(0));
@@ -116,7 +116,7 @@ impl<Q: Queue> Ports<Q> {
         }
     }
 
-    /// Gives back the receiver of `connection`.
+    /// Removes and returns the receiver of `connection`.
     pub(super) fn remove(&mut self, connection: u64) -> Option<Q> {
         if let Some(receiver) = self.waiting.remove(&connection) {
             return Some(receiver);
@@ -131,7 +131,7 @@ impl<Q: Queue> Ports<Q> {
         self.ports.iter().any(|p| p.receiver.has_batches())
     }
 
-    /// Offers batches to `host`, beginning with another publisher in each turn. Whether there was one.
+    /// Offers batches to `host`, starting with another publisher in each turn. Returns whether there was one.
     pub(super) fn drain(&mut self, host: &mut Host, now: u64) -> bool {
         let count = self.ports.len();
         if count == 0 || !host.accepts() {
@@ -163,7 +163,7 @@ impl<Q: Queue> Ports<Q> {
         took
     }
 
-    /// Ends the sessions of publishers that have ended and of which nothing is left.
+    /// Ends the sessions of publishers that have ended and have nothing left to accept.
     pub(super) fn drop_ended(&mut self, host: &mut Host, now: u64) {
         if !self.any_ends {
             return;
@@ -187,7 +187,7 @@ impl<Q: Queue> Port<Q> {
         match self.receiver.next() {
             Ok(batch) => batch,
             Err(error) => {
-                tracing::error!(%error, slot = self.slot, "a publisher's service fails; its session ends");
+                tracing::error!(%error, slot = self.slot, "cannot receive from a publisher; its session ends");
                 (self.ending, self.has_failed) = (self.ending.or(Some(0)), true);
                 None
             }

@@ -1,8 +1,8 @@
-//! Owns: the prepare agent: it makes log segments and MemTables before they are needed, because both
-//! take tens of milliseconds. Segments that the log does not need any more are used first.
+//! Owns: the prepare agent: it makes log segments and MemTables before they are needed, because both take tens of
+//! milliseconds. Recycled segments are used first.
 //!
-//! What must hold: it never holds more than it has been asked for: one spare segment waits in the
-//! queue, one in its hand, and one MemTable on request.
+//! What must hold: the agent holds no more than it was asked for: one spare segment in the queue, one in its hand, and one
+//! MemTable on request.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use tapestore::error::Result;
 use tapestore::memtable::Writer;
 use tapestore::wal::{Spare, prepare};
 
-/// How long after a failure it tries again.
+/// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(1);
-/// After each MiB of a segment that is made ahead. Beside one that is written at once and then synced, 64 MiB in 75 ms, a write
-/// and sync took 47 ms at p99 (1,000 a second, ext4 on a virtual disk); beside one with a sync and this pause after each MiB,
-/// 230 ms, it took 4 ms; with the sync alone, 15 ms.
+/// Pause after each MiB of a segment that is made ahead. With 64 MiB written at once and then synced (75 ms), a write and
+/// sync of the log beside it took 47 ms at p99 (1,000 a second, ext4 on a virtual disk); with a sync and this pause after
+/// each MiB (230 ms), 4 ms; with the sync alone, 15 ms.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How often it looks whether it is to end.
+/// Longest wait for the queue, and interval between checks of the stop flag.
 const TURN: Duration = Duration::from_millis(100);
 
 /// The prepare agent.
@@ -34,19 +34,19 @@ pub(super) struct PrepareAgent {
     pub(super) segment_size: u64,
     pub(super) next: u64,
     pub(super) spares: Sender<Spare>,
-    /// Segments that the log does not need any more.
+    /// Recycled segments of the log.
     pub(super) recycled: Receiver<Spare>,
     pub(super) maker: Maker,
     pub(super) requests: Receiver<u64>,
     pub(super) tables: Sender<Result<Writer>>,
     pub(super) stop: Stop,
     pub(super) room: Arc<Room>,
-    /// Whether it has been said that no segment can be made.
-    pub(super) said: bool,
+    /// Whether the current series of failures to make a segment has been logged.
+    pub(super) is_failing: bool,
 }
 
 impl PrepareAgent {
-    /// Runs until it is told to stop.
+    /// Runs until it is stopped.
     pub(super) fn run(mut self) {
         let mut hand = None;
         while !self.stop.is_stopped() {
@@ -66,11 +66,12 @@ impl PrepareAgent {
             return Some(spare);
         }
         if self.room.is_low() {
-            // What is left is for filing.
+            // What is left of the disk is for flushes.
             return None;
         }
         self.next += 1;
-        // While nobody waits for it or for a MemTable, the log's syncs come first: they wait for what the disk was given before.
+        // While nobody waits for this segment or for a MemTable, the log's syncs go first: a sync waits for all that the disk
+        // was given before.
         let mut pause = |file: &dyn DiskFile| {
             if !self.spares.is_empty() && self.requests.is_empty() && !self.stop.is_stopped() {
                 file.sync()?;
@@ -82,11 +83,11 @@ impl PrepareAgent {
         self.room.segment(made.as_ref().err());
         match made {
             Ok(spare) => {
-                self.said = false;
+                self.is_failing = false;
                 Some(spare)
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.said, true) {
+                if !std::mem::replace(&mut self.is_failing, true) {
                     tracing::error!(%error, "cannot prepare a log segment; trying again every second");
                 }
                 None
@@ -94,7 +95,7 @@ impl PrepareAgent {
         }
     }
 
-    /// Offers `spare` for one turn; gives it back if it was not taken.
+    /// Offers `spare` for one turn; returns it if it was not taken.
     fn offer(&mut self, spare: Spare) -> Option<Spare> {
         let back = self.spares.try_send(spare).err().map(|e| e.into_inner());
         if back.is_some() {
@@ -110,15 +111,15 @@ impl PrepareAgent {
     }
 
     fn table(&mut self, id: u64) {
-        // What the disk has left beyond what is kept free is for it, and no more.
+        // A spilled table may use what the disk has beyond the space kept free, and no more.
         let made = self.maker.make(id, self.room.has(self.maker.len));
         if made.is_err() {
-            // It is asked for again at once.
+            // The table is requested again at once.
             std::thread::sleep(RETRY);
         }
-        // One is asked for at a time, so there is room; nobody listens any more when storage stops.
+        // One table is requested at a time, so there is room. The receiver is gone when storage stops.
         if self.tables.try_send(made).is_err() {
-            tracing::debug!("a MemTable was made that nobody takes");
+            tracing::debug!("storage has stopped; a MemTable that was made ahead is dropped");
         }
     }
 }

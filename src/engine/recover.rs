@@ -1,20 +1,20 @@
-//! Owns: recovery: a store's directory becomes the state that agents keep, or a refusal that says what to do.
+//! Owns: recovery: it rebuilds the state that the agents run from a store's directory, or refuses with the next command.
 //!
-//! What must hold: one process a store, by a lock that the kernel releases; what is rebuilt is durable before anything
-//! is said about it; the timeline rises before a reader can see a watermark fall.
+//! What must hold: one process per store, by a lock that the kernel releases. Everything rebuilt is durable before a
+//! watermark covers it. The timeline rises before a reader can see a watermark fall.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::state::{Core, Rebuilt};
 use super::flush::{self, Filer};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
+use super::state::{Core, Rebuilt};
 use super::{boot_check, clock, history, space};
-use crate::snapshot::{backup, install};
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
+use crate::snapshot::{backup, install};
 use tapestore::disk::{Disk, absolute};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{FrameIndex, Lsn, Timeline};
@@ -27,7 +27,7 @@ use tapestore::shm::spill;
 use tapestore::shm::symbols::SymbolsWriter;
 use tapestore::wal::{self, Body, Evidence, FrameType, Log, MetaFile};
 
-/// What a start found and made of it.
+/// The result of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// The run directory.
@@ -36,47 +36,47 @@ pub struct Started {
     pub instance: u64,
     /// Records of the store.
     pub records: u64,
-    /// Of these, records in files of history.
+    /// Of these, records in SSTables.
     pub filed: u64,
-    /// Files of history.
+    /// SSTables.
     pub files: u64,
-    /// Bytes of log read, behind the checkpoint.
+    /// Bytes of log that were read behind the checkpoint.
     pub log_bytes: u64,
-    /// Whether the process before stopped in order.
+    /// Whether the previous process stopped cleanly.
     pub was_clean: bool,
-    /// Torn bytes cut off above what was durable, and why.
+    /// The torn tail that was truncated above the durable log, and why; `None` if there was none.
     pub cut: Option<String>,
     /// Bytes of a MemTable.
     pub memtable_size: u64,
 }
 
-/// A recovered store, before its agents run: what a simulation drives by hand.
+/// A recovered store, before its agents run. A simulation drives it by hand.
 pub struct Recovered {
     /// The options, checked.
     pub options: Options,
     /// The state.
     pub core: Core,
-    /// Makes the log durable.
+    /// Syncs the log.
     pub syncer: wal::Syncer,
-    /// The store's own file.
+    /// `store.meta`.
     pub meta: MetaFile,
     /// The control page.
     pub control: Control,
-    /// Files MemTables.
+    /// Flushes MemTables.
     pub filer: Filer,
-    /// MemTables that are to be filed, the oldest first.
+    /// MemTables that wait for a flush, the oldest first.
     pub sealed: VecDeque<Box<Sealed>>,
     /// This host in its cluster.
     pub node: Node,
-    /// What was found.
+    /// The result of the start.
     pub started: Started,
     pub(super) run_dir: RunDir,
     pub(super) maker: Maker,
     pub(super) lock: Box<dyn Send + Sync>,
 }
 
-/// What the store in `dir` is, and its manifest; both are made if there is no store, and put in place if the copy of another
-/// host's had begun to take it.
+/// Opens `store.meta` and the manifest of the store in `dir`. Creates both if there is no store; finishes the install of
+/// another host's snapshot if one had begun.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {
     let table = options.memtable_size.max(tapestore::memtable::format::LEN_MIN);
     space::make_room(disk.as_ref(), dir, |total| space::keep_free(options.space_min, total, options.segment_size, table))?;
@@ -90,7 +90,7 @@ fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World
     Ok((known, manifest))
 }
 
-/// Removes files that were never given their names, or have kept the one before beside it over a loss of power.
+/// Removes files that were never renamed to their names, or that remain beside the renamed file after a loss of power.
 fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<()> {
     for name in [wal::meta::NAME, crate::consensus::meta::NAME, tapestore::manifest::format::CURRENT] {
         let unfinished = dir.join(name).with_extension("tmp");
@@ -101,12 +101,12 @@ fn remove_unfinished(disk: &dyn Disk, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The control page, made anew if what is there is none of this store: only this process writes it.
+/// Opens the control page; creates it again if it is not one of this store: only this process writes it.
 fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
     let path = run_dir.control();
     match Control::open_or_create(&path, store_id) {
         Err(error @ (Error::Foreign { .. } | Error::Version { .. })) => {
-            tracing::warn!(%error, "the control page in shared memory is made anew");
+            tracing::warn!(%error, "the control page in shared memory cannot be used; it is created again");
             std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
             Control::open_or_create(&path, store_id)
         }
@@ -114,13 +114,13 @@ fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
     }
 }
 
-/// How MemTables are made.
+/// Settings for making MemTables.
 fn maker(run_dir: &RunDir, instance: u64, store_id: u128, options: &Options) -> Maker {
     let (len, is_sparse) = (options.memtable_size, options.sparse_memtables);
     Maker { run_dir: run_dir.clone(), instance, store_id, len, is_sparse, spills: Arc::default() }
 }
 
-/// The MemTables of a start, of which the first begins at `base`; what follows it is made while the log is read.
+/// The MemTables of a start, the first of which begins at `base`; the next ones are made while the log is read.
 fn memtables(maker: &Maker, control: &Control, base: Lsn, edit: u64, options: &Options) -> Result<MemTables> {
     let mut memtables = MemTables::new(maker.clone(), control.clone(), base, options.memtables_max, edit)?;
     if !options.sparse_memtables {
@@ -130,30 +130,30 @@ fn memtables(maker: &Maker, control: &Control, base: Lsn, edit: u64, options: &O
     Ok(memtables)
 }
 
-/// The run directory of the store in `dir`, and what holds it; shared memory of stores that are gone is given back.
+/// The run directory of the store in `dir`, and its lock. Also removes the shared memory of stores that are gone.
 fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDir, Box<dyn Send + Sync>)> {
     let (run_dir, held) = RunDir::create(dir, store_id, &options.run_root)?;
-    // Before the control page: whoever finds that finds these.
+    // Before the control page: a process that finds the page must find the bells.
     Bells::open_or_create(&run_dir.bells())?;
     let gone = RunDir::sweep_gone(&options.run_root)?;
     if !gone.is_empty() {
-        tracing::info!(?gone, "shared memory of stores that are gone is given back");
+        tracing::info!(?gone, "removed the shared memory of stores that are gone");
     }
     Ok((run_dir, Box::new(held)))
 }
 
-/// Up to which record readers may have seen the log of the life before.
+/// Up to which record readers may have seen the log of the previous run.
 fn seen_before(control: &Control, known: &wal::Meta) -> Lsn {
     match control.timeline() {
-        // The page is new when the host has been started since: what readers saw before is not known then.
+        // The page is new after a restart of the host: what readers saw before is unknown.
         Timeline(0) if !known.clean => Lsn(u64::MAX),
-        // That the timeline has risen is told by the start, whatever readers have seen.
+        // The start publishes a timeline that has risen, regardless of what readers have seen.
         shown if shown > Timeline(0) && shown < known.timeline => Lsn::NONE,
         _ => control.applied(),
     }
 }
 
-/// Says on the page that another instance recovers, and removes what the one before has left; its number.
+/// Marks the page as recovering, and removes what the previous instance has left; returns the number of the new instance.
 fn begin_instance(control: &Control, run_dir: &RunDir, dir: &Path) -> Result<u64> {
     control.set_instance((control.instance() + 1) | 1);
     control.set_server(None);
@@ -165,7 +165,7 @@ fn begin_instance(control: &Control, run_dir: &RunDir, dir: &Path) -> Result<u64
     Ok(instance)
 }
 
-/// Shows readers that the log ends at `end`, on `timeline`.
+/// Publishes that the log ends at `end`, on `timeline`.
 fn show_end(control: &Control, timeline: Timeline, end: Evidence) {
     // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
     if timeline != control.timeline() {
@@ -175,44 +175,44 @@ fn show_end(control: &Control, timeline: Timeline, end: Evidence) {
     control.set_applied(end.lsn);
 }
 
-/// Shows readers that everything up to `end` is durable, and what is known to be committed: what they have been told
-/// before, in this life of the host, is not taken back.
+/// Publishes that everything up to `end` is durable, and what is known to be committed. What was published as committed
+/// since the host was started is not withdrawn.
 fn show_durable(control: &Control, end: Evidence, committed: Lsn) {
     control.set_durable(end.lsn, end.position);
     control.reset_committed(control.committed().min(end.lsn).max(committed));
 }
 
-/// How often a long recovery says how far it is.
-const SAY_EVERY_NS: u64 = 1_000_000_000;
+/// Interval between reports of a long recovery.
+const REPORT_NS: u64 = 1_000_000_000;
 
-/// Says now and then how far recovery is; `said` is when it last did.
-fn tell(frame: &wal::Frame<'_>, now: u64, control: &Control, said: &mut u64) {
+/// Logs at intervals how far recovery is; `reported` is when it last did.
+fn report(frame: &wal::Frame<'_>, now: u64, control: &Control, reported: &mut u64) {
     control.beat(now);
-    if now.saturating_sub(*said) > SAY_EVERY_NS {
-        *said = now;
+    if now.saturating_sub(*reported) > REPORT_NS {
+        *reported = now;
         tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
     }
 }
 
-/// Files MemTables while the log is read, and afterwards; numbers of files that lie about are not given again.
+/// The flusher for recovery and the store that serves; it skips the numbers of files in the directory.
 fn filer(parts: flush::Parts) -> Result<Filer> {
     let mut filer = Filer::new(parts);
     filer.skip_known_ids()?;
     Ok(filer)
 }
 
-/// The frames behind a checkpoint as consensus sees them.
+/// The frames behind a checkpoint, for consensus.
 struct Replicated {
     frames: Frames,
     changes: BTreeMap<u64, Change>,
 }
 
-/// Bytes of log before the checkpoint that a start looks through for hosts that lag behind, at most, and that a host keeps
-/// that does not know how far the others are.
+/// Most bytes of log before the checkpoint that a start reads for hosts that lag behind, and that a host keeps while the
+/// progress of the others is unknown.
 pub(super) const KEPT_MAX: u64 = 1 << 30;
 
 impl Replicated {
-    /// The frames before the checkpoint `from`, in the last `keep` bytes and as far as they are still there.
+    /// The frames in the last `keep` bytes before the checkpoint `from`, as far as they are still there.
     fn before(disk: &dyn Disk, dir: &Path, known: &wal::Meta, from: wal::Chain, keep: u64) -> Result<Replicated> {
         let passed = if keep == 0 { Vec::new() } else { wal::passed(disk, &dir.join(wal::DIR), known, from)? };
         let reaches = |h: &wal::Header| h.position.0 / known.segment_size * known.segment_size + known.segment_size + keep;
@@ -220,9 +220,9 @@ impl Replicated {
         let mut kept = kept.peekable();
         let begin = match kept.peek() {
             None => from,
-            // There is nothing before the first frame of all.
+            // The first frame of all has no predecessor.
             Some(first) if first.index.0 == 1 => wal::Chain { term: tapestore::lsn::Term(0), ..first.place() },
-            // Of which term the frame before it is, is not known: the frames that others can be sent begin behind it.
+            // The term of the preceding frame is unknown: the frames that can be sent to others begin behind this one.
             Some(_) => kept.next().map_or(from, |h| wal::Chain {
                 index: FrameIndex(h.index.0 + 1),
                 lsn: Lsn(h.first_lsn.0 + h.records()),
@@ -250,7 +250,7 @@ impl Replicated {
     }
 }
 
-/// A host that is alone opens its term at once: nobody else could.
+/// Opens the term of a host that is alone, at once: no other host could.
 fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn tapestore::time::Clock) -> Result<()> {
     node.campaign()?;
     while let Some(work) = node.work() {
@@ -270,11 +270,12 @@ fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: 
     Ok(())
 }
 
-/// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log
-/// behind it. Afterwards everything rebuilt is durable, and a host that is alone has begun a new term.
+/// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log behind it.
+/// Afterwards everything rebuilt is durable, and a host that is alone has begun a new term.
 ///
 /// # Errors
-/// [`Error::Backup`] of a backup; [`Error::Locked`] if another process has it; as [`Manifest::open`] and [`wal::open`].
+/// [`Error::Backup`] if it is a backup; [`Error::Locked`] if another process has it; as [`Manifest::open`] and
+/// [`wal::open`].
 pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let options = Options { store: absolute(&options.store)?, run_root: absolute(&options.run_root)?, ..options };
     let (disk, dir) = (&world.disk, &options.store.clone());
@@ -288,7 +289,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
     let seen = seen_before(&control, &known);
-    // A page that is new does not know.
+    // Unknown from a page that is new.
     let shown = (control.timeline() > Timeline(0)).then(|| control.appended_position());
     let instance = begin_instance(&control, &run_dir, dir)?;
     let options = options.check()?;
@@ -314,9 +315,9 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         control: control.clone(),
     };
     let mut filer = filer(parts)?;
-    let mut said = world.clock.monotonic();
+    let mut reported = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, keep, seen, |frame| {
-        tell(frame, world.clock.monotonic(), &control, &mut said);
+        report(frame, world.clock.monotonic(), &control, &mut reported);
         replicated.visit(frame)?;
         rebuilt.visit(frame, &mut filer, world.clock.as_ref())
     })?;

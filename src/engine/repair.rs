@@ -1,8 +1,8 @@
-//! Owns: examining a store that is damaged, the one way of giving records up, and putting files of history back.
+//! Owns: the examination of a damaged store, the one way to give up records, and the return of SSTables to a store.
 //!
-//! What must hold: nothing is changed before what will be gone is copied to `STORE/lost` and durable there; the
-//! timeline has risen, durably, before the shorter log can be opened; killed at any point the store is refused as
-//! before, and the same command goes on, or it is done; a file of history is put back only if it is the very same.
+//! What must hold: nothing is changed before what will be lost is copied to `STORE/lost` and durable there. The timeline has
+//! risen, durably, before the shorter log can be opened. Killed at any point, the store is refused as before, and the same
+//! command continues; or the work is done. An SSTable is put back only if it is identical to the lost one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,36 +19,36 @@ use tapestore::time::Ts;
 use tapestore::wal::format::{EVIDENCE_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_first, segment_name};
 use tapestore::wal::{self, Body, Chain, Evidence, Frame, Meta, MetaFile, Tail};
 
-/// What one epoch of a publisher would lose, as far as it can be read.
+/// Records of one publisher's epoch that would be lost, as far as they can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone {
-    /// Its first number that would be lost.
+    /// First number that would be lost.
     pub first: PubSeq,
-    /// Its last.
+    /// Last number that would be lost.
     pub last: PubSeq,
-    /// Records.
+    /// Number of records.
     pub count: u64,
 }
 
-/// What the log would lose.
+/// Records that the log would lose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
-    /// The first record; `last` is less if there is none.
+    /// The first lost record; `last` is less if there is none.
     pub first: Lsn,
-    /// The last record that is known to have been there.
+    /// The last record that is known to have existed.
     pub last: Lsn,
     /// Of these, records that can still be read.
     pub readable: u64,
-    /// By publisher and epoch, what can be read.
+    /// Readable records, by publisher and epoch.
     pub publishers: BTreeMap<(PublisherId, Epoch), Gone>,
-    /// Facts that can be read: attached publishers, names, kinds.
+    /// Readable control entries: attached publishers, names, kinds.
     pub facts: u64,
-    /// When what can be read was taken in, from and to.
+    /// First and last ingest time of what is readable.
     pub taken_in: Option<(Ts, Ts)>,
 }
 
 impl Loss {
-    /// Records.
+    /// Number of records.
     pub fn count(&self) -> u64 {
         (self.last.0 + 1).saturating_sub(self.first.0)
     }
@@ -73,28 +73,28 @@ impl Loss {
     }
 }
 
-/// What is the matter with a store.
+/// Result of an examination.
 #[derive(Debug)]
 pub struct Findings {
-    /// Files of history.
+    /// Number of SSTables.
     pub files: u64,
-    /// Records in them, and in the log.
+    /// Records in them.
     pub filed: u64,
-    /// The last record that the log still gives.
+    /// The last record that can be read from the log.
     pub last: Lsn,
-    /// Files that are damaged or absent, and how.
+    /// SSTables that are damaged or missing, with the error.
     pub damaged: Vec<(FileMeta, Error)>,
-    /// Damage at or below what is known to be durable of the log, and what it would cost to cut there.
+    /// Damage in the part of the log that was durable, and the loss if the log is truncated there.
     pub log: Option<(Error, Loss)>,
-    /// A torn tail above that, which the next start cuts by itself.
+    /// A torn tail above that part, which the next start truncates by itself.
     pub torn: Option<Tail>,
 }
 
-/// The log of a store, looked at.
+/// The examined log of a store.
 struct Log {
     meta: Meta,
     state: State,
-    /// Where it can be read up to.
+    /// Up to where it can be read.
     end: Chain,
     evidence: Evidence,
     damage: Option<Error>,
@@ -102,7 +102,7 @@ struct Log {
 }
 
 impl Log {
-    /// Looks at the log of `store` and shows each frame that the chain gives to `visit`, with the chain before it.
+    /// Reads the log of `store` and passes each valid frame to `visit`, with the chain before it.
     fn look(disk: &dyn Disk, store: &Path, mut visit: impl FnMut(&Chain, &Frame<'_>)) -> Result<Log> {
         let meta = meta_of(disk, store)?;
         let state = state_of(disk, store, meta.store_id)?;
@@ -116,10 +116,10 @@ impl Log {
         Ok(Log { meta, state, end: end.chain, evidence: end.evidence, damage, torn })
     }
 
-    /// What is lost when the log ends at `cut`.
-    fn loss(&self, disk: &dyn Disk, store: &Path, cut: Chain) -> Result<Loss> {
-        let mut loss = Loss { first: cut.lsn, last: Lsn(cut.lsn.0.saturating_sub(1)), ..Loss::default() };
-        wal::leftovers(disk, &store.join(wal::DIR), &self.meta, cut, |frame| {
+    /// The loss if the log ends at `point`.
+    fn loss(&self, disk: &dyn Disk, store: &Path, point: Chain) -> Result<Loss> {
+        let mut loss = Loss { first: point.lsn, last: Lsn(point.lsn.0.saturating_sub(1)), ..Loss::default() };
+        wal::leftovers(disk, &store.join(wal::DIR), &self.meta, point, |frame| {
             loss.add(frame);
             Ok(())
         })?;
@@ -128,16 +128,16 @@ impl Log {
     }
 }
 
-/// Examines the store `store`, which may be served: every byte of its files and log.
+/// Examines every byte of the SSTables and the log of `store`, which may be served.
 ///
 /// # Errors
-/// That `store.meta` or the manifest cannot be read; [`Error::Io`].
+/// [`Error::Io`]; the error of `store.meta` or the manifest if it cannot be read.
 pub fn examine(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Findings> {
     let mut turns = 0;
     loop {
         let (found, seen) = examine_once(disk, store, progress)?;
         turns += 1;
-        // What storage has merged, let go or used again meanwhile is no damage.
+        // A file that storage has merged, dropped or recycled meanwhile is no damage.
         let is_sound = found.damaged.is_empty() && found.log.is_none();
         if is_sound || turns >= TURNS || state_of(disk, store, meta_of(disk, store)?.store_id)?.seq == seen {
             return Ok(found);
@@ -145,10 +145,10 @@ pub fn examine(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress)
     }
 }
 
-/// Looks at a store that changes meanwhile at most this often.
+/// Most attempts at a store that changes meanwhile.
 const TURNS: u32 = 20;
 
-/// What is found, and the edit of the manifest that it is of.
+/// Examines once; also returns the manifest's edit that was examined.
 fn examine_once(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(Findings, u64)> {
     let log = Log::look(disk, store, |_, _| {})?;
     let total = log.state.files.values().map(|f| f.len).sum();
@@ -180,12 +180,12 @@ fn invalid<T>(reason: String) -> Result<T> {
 }
 
 /// The place at which the log ends before the record `at`.
-fn cut_at(disk: &dyn Disk, store: &Path, at: Lsn) -> Result<(Log, Chain)> {
-    let (mut cut, mut within) = (None, None);
+fn truncation_point(disk: &dyn Disk, store: &Path, at: Lsn) -> Result<(Log, Chain)> {
+    let (mut point, mut within) = (None, None);
     let log = Log::look(disk, store, |chain, frame| {
         let (first, records) = (frame.header.first_lsn.0, frame.header.records());
-        if records > 0 && first == at.0 && cut.is_none() {
-            cut = Some(*chain);
+        if records > 0 && first == at.0 && point.is_none() {
+            point = Some(*chain);
         }
         if first < at.0 && at.0 < first + records {
             within = Some((first, first + records));
@@ -194,39 +194,39 @@ fn cut_at(disk: &dyn Disk, store: &Path, at: Lsn) -> Result<(Log, Chain)> {
     let covered = log.state.covered();
     if at <= covered {
         return invalid(format!(
-            "records up to {covered} are in files of history and are not cut off: restore a backup instead, with \
+            "records up to {covered} are in SSTables and are not truncated: restore a backup instead, with \
              tape restore BACKUP --store NEW-DIRECTORY"
         ));
     }
     if let Some((first, next)) = within {
         return invalid(format!(
-            "record {at} stands within a frame, which is kept or cut as one: name {first} or {next} instead"
+            "record {at} lies within a frame, which is kept or removed as one: give {first} or {next} instead"
         ));
     }
-    match cut {
-        Some(cut) => Ok((log, cut)),
+    match point {
+        Some(point) => Ok((log, point)),
         None if at == log.end.lsn => {
             let end = log.end;
             Ok((log, end))
         }
         None => {
             let (last, end) = (Lsn(log.end.lsn.0 - 1), log.end.lsn);
-            invalid(format!("the log gives records up to {last}: {end} is the most that can be named"))
+            invalid(format!("the log holds records up to {last}: {end} is the highest that can be given"))
         }
     }
 }
 
-/// What would be lost if the log of `store` ended before the record `at`.
+/// The loss if the log of `store` ended before the record `at`.
 ///
 /// # Errors
-/// [`Error::Invalid`] if it cannot end there, saying where it can; as [`examine`].
+/// [`Error::Invalid`] if it cannot end there, with the places where it can; as [`examine`].
 pub fn loss(disk: &dyn Disk, store: &Path, at: Lsn) -> Result<Loss> {
-    let (log, cut) = cut_at(disk, store, at)?;
-    log.loss(disk, store, cut)
+    let (log, point) = truncation_point(disk, store, at)?;
+    log.loss(disk, store, point)
 }
 
-/// Ends the log of `store` before the record `at`; gives what was lost, and the directory in which it is kept, if
-/// there was anything to cut.
+/// Truncates the log of `store` before the record `at`. Returns the loss, and the directory that keeps the removed
+/// segments, if there was anything to remove.
 ///
 /// # Errors
 /// [`Error::Locked`] while the store is served; as [`loss`].
@@ -235,37 +235,37 @@ pub fn truncate(disk: &dyn Disk, store: &Path, at: Lsn, now: Ts) -> Result<(Loss
     if locks.0.is_none() || locks.1.is_none() {
         return Err(Error::Locked { path: store.to_path_buf() });
     }
-    let (log, cut) = cut_at(disk, store, at)?;
-    let loss = log.loss(disk, store, cut)?;
+    let (log, point) = truncation_point(disk, store, at)?;
+    let loss = log.loss(disk, store, point)?;
     if log.damage.is_none() && loss.count() == 0 {
         return Ok((loss, None));
     }
     let wal_dir = store.join(wal::DIR);
     let size = log.meta.segment_size;
     let firsts = disk.list(&wal_dir)?.iter().filter_map(|n| segment_first(n)).collect::<Vec<_>>();
-    let from = cut.position.0 / size * size;
+    let from = point.position.0 / size * size;
     let gone: Vec<Position> = firsts.into_iter().filter(|first| first.0 >= from).collect();
     let kept_in = keep(disk, store, &gone, &loss, now)?;
-    // From here on a log that ends at the cut is on a later timeline, and no evidence of `store.meta` is behind it.
+    // From here on a log that ends at this place is on a later timeline, and no durable mark of `store.meta` is behind it.
     let mut meta = MetaFile::open(disk, store)?;
     let timeline = Timeline(log.meta.timeline.0 + 1);
-    meta.update(Meta { timeline, clean: false, durable: Evidence::of(&cut), ..log.meta })?;
-    for first in gone.iter().filter(|first| first.0 > from || cut.position.0 == from + SEGMENT_HEAD_LEN) {
+    meta.update(Meta { timeline, clean: false, durable: Evidence::of(&point), ..log.meta })?;
+    for first in gone.iter().filter(|first| first.0 > from || point.position.0 == from + SEGMENT_HEAD_LEN) {
         disk.remove(&wal_dir.join(segment_name(*first)))?;
     }
     disk.sync_dir(&wal_dir)?;
-    if cut.position.0 > from + SEGMENT_HEAD_LEN {
-        shorten(disk, &wal_dir, &log.meta, Position(from), cut)?;
+    if point.position.0 > from + SEGMENT_HEAD_LEN {
+        shorten(disk, &wal_dir, &log.meta, Position(from), point)?;
     }
     let end = verify_log(disk, store, meta.meta(), log.state.checkpoint)?;
-    if end != cut {
-        let (path, what) = (wal_dir, "end of the log that was cut");
-        return Err(Error::Corrupt { path, offset: 0, lsn: at, what, expected: cut.position.0, found: end.position.0 });
+    if end != point {
+        let (path, what) = (wal_dir, "end of the truncated log");
+        return Err(Error::Corrupt { path, offset: 0, lsn: at, what, expected: point.position.0, found: end.position.0 });
     }
     Ok((loss, Some(kept_in)))
 }
 
-/// Copies the segments `gone`, and what is known of them, to a directory of their own, durably.
+/// Copies the segments `gone` and the description of `loss` to a directory of their own, durably.
 fn keep(disk: &dyn Disk, store: &Path, gone: &[Position], loss: &Loss, now: Ts) -> Result<PathBuf> {
     let lost = store.join(LOST);
     disk.create_dir(&lost)?;
@@ -286,21 +286,21 @@ fn keep(disk: &dyn Disk, store: &Path, gone: &[Position], loss: &Loss, now: Ts) 
     Ok(dir)
 }
 
-/// Puts a segment that ends at `cut` in the place of the one that begins at `first`.
-fn shorten(disk: &dyn Disk, dir: &Path, meta: &Meta, first: Position, cut: Chain) -> Result<()> {
+/// Replaces the segment that begins at `first` by one that ends at `point`.
+fn shorten(disk: &dyn Disk, dir: &Path, meta: &Meta, first: Position, point: Chain) -> Result<()> {
     let path = dir.join(segment_name(first));
-    // The name of a spare: one that is left over goes at the next start.
+    // Named like a spare, so that the next start removes one that is left over.
     let fresh = dir.join("spare-repair.new");
     if disk.exists(&fresh)? {
         disk.remove(&fresh)?;
     }
     let file = disk.open(&fresh, Open::CreateNew)?;
     file.write_at(bytemuck::bytes_of(&SegmentHeader::new(meta.store_id, first, meta.segment_size)), 0)?;
-    file.write_at(&Evidence { seq: 2, ..Evidence::of(&cut) }.to_bytes(), EVIDENCE_OFFSETS[0])?;
-    // Without it the log ends at the checkpoint, before which nothing is read.
+    file.write_at(&Evidence { seq: 2, ..Evidence::of(&point) }.to_bytes(), EVIDENCE_OFFSETS[0])?;
+    // Without the segment the log ends at the checkpoint, before which nothing is read.
     if disk.exists(&path)? {
         let source = disk.open(&path, Open::Read)?;
-        copy_range(source.as_ref(), file.as_ref(), SEGMENT_HEAD_LEN, cut.position.0 - first.0, &mut |_| {})?;
+        copy_range(source.as_ref(), file.as_ref(), SEGMENT_HEAD_LEN, point.position.0 - first.0, &mut |_| {})?;
     }
     file.write_at(&[0], meta.segment_size - 1)?;
     file.sync()?;

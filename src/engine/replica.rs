@@ -1,18 +1,18 @@
-//! Owns: this host's part in the cluster: what other hosts send, the leader's frames on their way into a follower's log,
-//! ticks, role and commit index as they are published.
+//! Owns: this host's role in the cluster: messages of other hosts, the leader's frames on their way into a follower's log,
+//! ticks, and publishing the role and the commit index.
 //!
-//! What must hold: a frame of another host is in the log byte for byte or not at all; what is published as committed is what
-//! consensus says is; a checkpoint waits for changes of members that are carried out, not for those that are committed;
-//! votes and heartbeats never wait behind frames for which there is no room.
+//! What must hold: a frame of another host is in the log byte for byte or not at all. The published commit index is the one
+//! of consensus. A checkpoint waits until membership changes are applied, not only committed. Votes and heartbeats never wait
+//! behind frames for which there is no room.
 
 use std::collections::VecDeque;
 
-use super::state::term_of;
 use super::effect::{Effect, Moment};
 use super::ended::Ended;
 use super::log::Log;
 use super::members::{self, Needs};
 use super::sessions::Sessions;
+use super::state::term_of;
 use crate::consensus::message::{EPOCH_MAX, Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
 use crate::consensus::{Change, Options, Seat, Verdict, Work};
@@ -22,53 +22,53 @@ use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::bell::Bell;
 use tapestore::wal::{self, Body, Fact, Frame};
 
-/// Frames of one message that are accepted before others get their turn.
+/// Most frames of one message that are accepted before other work gets its turn.
 const FRAMES_A_TURN: usize = 64;
-/// Bytes of frames that wait to be accepted, at most; what comes on top is dropped, and sent again.
+/// Most bytes of frames that wait to be accepted; a frame beyond that is dropped, and sent again.
 const WAITING_MAX: u64 = 64 << 20;
 /// Words of a frame's header.
 const HEADER_WORDS: usize = 8;
-/// Bytes of frames that are accepted at once: what [`wal::Writer::ready`] vouches for.
+/// Most bytes of frames that are accepted at once: the room that [`wal::Writer::ready`] guarantees.
 const PART_BYTES: u64 = 2 * (wal::format::FRAME_PAYLOAD_MAX as u64 + wal::format::HEADER_LEN);
-/// A pad's header.
+/// Bytes of a pad's header.
 const PAD: u64 = wal::format::HEADER_LEN;
 
 const _: () = assert!(HEADER_WORDS as u64 * 8 == wal::format::HEADER_LEN);
 
-/// This host's part in the cluster.
+/// This host's role in the cluster.
 pub(super) struct Replica {
     options: Options,
     identity: Identity,
     /// When the last tick was, ns of the monotonic clock.
     ticked: u64,
-    /// Messages that carry frames, and the frames of the first that are in the log.
+    /// Messages that carry frames. Of the first, some frames may be in the log already.
     waiting: VecDeque<Raft>,
     waiting_bytes: u64,
-    /// As last published.
+    /// The state as last published.
     shown: Option<State>,
     committed: u64,
     durable: u64,
-    /// Whether this host, of a pair, leads without having been in touch with the other: an operator has said so.
+    /// Whether this host of a pair leads before it was in touch with the other, by an operator's option.
     may_lead: bool,
-    /// Whether it has been logged that another was.
+    /// Whether it has been logged that another host was promoted.
     is_fenced: bool,
     needs: Needs,
-    /// The last frame that a standby has, as last seen.
+    /// The standby's last frame, as last seen.
     standby: Option<u64>,
-    /// Who has denied which committed frame, as last logged.
+    /// The host and the committed frame that it rejects, as last logged.
     denied: Option<(NodeId, u64)>,
-    /// Storage ends, for this.
+    /// Why storage is to end.
     ended: Option<Ended>,
 }
 
-/// What has changed for those that depend on who leads.
+/// What has changed for those that depend on the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// Nothing, or what is committed alone.
+    /// Nothing, or the commit index alone.
     Same,
-    /// Another term, role or leader; whether this host leads and numbers records.
+    /// The term, the role or the leader.
     Role {
-        /// Whether it does.
+        /// Whether this host leads and numbers records.
         leads: bool,
     },
 }
@@ -93,27 +93,27 @@ impl Replica {
         }
     }
 
-    /// Who leads, if this host knows.
+    /// The leader, if one is known.
     pub(super) fn leader(&self) -> Option<NodeId> {
         self.shown.as_ref().and_then(|s| s.leader)
     }
 
-    /// For what storage is to end.
+    /// Why storage is to end.
     pub(super) fn ended(&self) -> Option<Ended> {
         self.ended
     }
 
-    /// Up to which frame the sync agent was last seen to be.
+    /// Up to which frame the log was durable at the last look.
     pub(super) fn durable(&self) -> u64 {
         self.durable
     }
 
-    /// Whether it is time for a tick.
+    /// Whether a tick is due.
     pub(super) fn is_tick_due(&self, now: u64) -> bool {
         now.saturating_sub(self.ticked) >= TICK_MS * 1_000_000
     }
 
-    /// Frames up to `index` are durable. Whether that is news.
+    /// Notes that frames up to `index` are durable; returns whether that is new.
     ///
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
@@ -126,14 +126,14 @@ impl Replica {
         Ok(true)
     }
 
-    /// A tick of [`TICK_MS`] has passed.
+    /// Runs a tick of [`TICK_MS`].
     ///
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
     pub(super) fn tick(&mut self, log: &mut Log, now: u64) -> Result<()> {
-        // One tick however long it was: after a pause nothing is overdue.
+        // One tick, however long the time since the last: after a pause no timer has expired.
         self.ticked = now;
-        // One that elects itself asks nobody: it waits until it knows that nobody was promoted in its place.
+        // A host that elects itself asks no other: it waits until no other can have been promoted in its place.
         if self.may_lead || log.node().may_elect_itself() {
             log.node_mut().tick()?;
         }
@@ -142,14 +142,14 @@ impl Replica {
         Ok(())
     }
 
-    /// The replication process, or an operator's tool, greets on connection `link`.
+    /// Handles the greeting of the replication process, or of an operator's tool, on connection `link`.
     pub(super) fn greet(&mut self, link: u64, version: u32, pid: u32, log: &mut Log) {
         if version != VERSION {
             let refusal =
-                format!("storage speaks version {VERSION} of this protocol, not {version}; install both from one release");
+                format!("storage uses version {VERSION} of this protocol, not {version}; install both from one release");
             return log.ask(Effect::Say(link, Message::Refused(refusal)));
         }
-        tracing::info!(pid, "the replication process is there");
+        tracing::info!(pid, "the replication process is connected");
         log.ask(Effect::Replication(link));
         log.ask(Effect::Say(link, Message::Welcome(self.identity.clone())));
         let seats = log.node().meta().seats.iter().map(Seat::member).collect();
@@ -158,24 +158,24 @@ impl Replica {
         log.ask(Effect::Say(link, Message::State(state)));
     }
 
-    /// The replication process has ended: what was sent by way of it may be lost.
+    /// Handles the end of the replication process: messages on their way may be lost.
     ///
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
     pub(super) fn replication_gone(&mut self, log: &mut Log) -> Result<()> {
-        tracing::warn!("the replication process is gone: no other host is in touch until it is back");
+        tracing::warn!("the replication process has ended: no other host can be reached until it is back");
         let own = log.node().meta().node;
         let others: Vec<_> = log.node().meta().seats.iter().map(|s| s.node).filter(|n| *n != own).collect();
         others.into_iter().try_for_each(|node| log.node_mut().unreachable(node))
     }
 
-    /// The replication process is in touch with `node`, of `epoch`.
+    /// Notes that the replication process is in touch with `node`, of generation `epoch`.
     ///
     /// # Errors
-    /// [`Error::Consensus`]: this host leads, and another was promoted in its place.
+    /// [`Error::Consensus`] if this host leads and another was promoted in its place.
     pub(super) fn reached(&mut self, node: NodeId, epoch: u64, log: &mut Log) -> Result<()> {
         if epoch > EPOCH_MAX {
-            tracing::warn!(node = node.0, epoch, "another host names an epoch that cannot be; it is not believed");
+            tracing::warn!(node = node.0, epoch, "another host reports an impossible generation; it is ignored");
             return Ok(());
         }
         log.node_mut().met(node, epoch)?;
@@ -185,8 +185,9 @@ impl Replica {
         }
         self.may_lead = false;
         let cause = format!(
-            "node {node} was promoted by force: epoch {epoch}, and this host is of epoch {own}; what only this host has taken in \
-             since is not part of the store. Stop it, and let it rejoin: tape cluster rejoin --epoch {epoch} --leader {node}=HOST:PORT"
+            "node {node} was promoted by force: generation {epoch}, and this host is of generation {own}; records that only \
+             this host has accepted since are not part of the store. Stop it, and let it rejoin: \
+             tape cluster rejoin --epoch {epoch} --leader {node}=HOST:PORT"
         );
         if log.node().state().role == Role::Leader {
             return Err(Error::Consensus { what: "go on here", cause });
@@ -197,16 +198,16 @@ impl Replica {
         Ok(())
     }
 
-    /// A copy of another host's store is there, and has been read: it takes the place of this one while nobody serves it.
+    /// Ends storage to install a snapshot of another host's store, which has been fetched and checked.
     pub(super) fn filled(&mut self, log: &Log) {
         if log.node().state().role == Role::Leader {
-            tracing::warn!("a host that leads does not take the copy of another host's store");
+            tracing::warn!("a snapshot of another host's store is not installed: this host leads");
         } else {
             self.ended = Some(Ended::Fill);
         }
     }
 
-    /// A message of another host's.
+    /// Handles a message of another host.
     ///
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
@@ -223,7 +224,7 @@ impl Replica {
             return step(log, &raft).map(drop);
         }
         if log.node().meta().is_mute() {
-            // It does not know yet what they follow, or has had them before and does not know it.
+            // A mute host accepts no frames: it is new or has lost some, so their predecessors may be missing from its log.
             return Ok(());
         }
         let bytes = raft.frames.len() as u64;
@@ -234,10 +235,10 @@ impl Replica {
         Ok(())
     }
 
-    /// Accepts frames of the leader, for which there is room. Whether there was something.
+    /// Accepts frames of the leader, as far as there is room. Returns whether there was something to do.
     ///
     /// # Errors
-    /// As [`crate::consensus::Node::tick`]; [`Error::Halted`].
+    /// As [`crate::consensus::Node::tick`]; [`Error::Halted`] if the log has failed.
     pub(super) fn take_frames(&mut self, log: &mut Log, sessions: &mut Sessions, at: Moment, backlog: usize) -> Result<bool> {
         let mut worked = false;
         while let Some(raft) = self.waiting.pop_front() {
@@ -261,7 +262,7 @@ impl Replica {
                     tracing::error!(
                         index,
                         from = raft.from.0,
-                        "another host denies a frame that is committed here: one of the two has lost what it promised to keep. The message is dropped; compare the hosts by `tape cluster scrub`, and each by `tape verify`"
+                        "another host rejects a frame that is committed here: one of the two has lost acknowledged frames. The message is dropped; compare the hosts with `tape cluster scrub`, and check each with `tape verify`"
                     );
                 }
             }
@@ -271,10 +272,10 @@ impl Replica {
         Ok(worked)
     }
 
-    /// Writes the frames that raft itself has begun.
+    /// Appends the frames that raft itself has begun.
     ///
     /// # Errors
-    /// [`Error::Halted`]; as [`crate::consensus::Node::tick`].
+    /// [`Error::Halted`] if the log has failed; as [`crate::consensus::Node::tick`].
     pub(super) fn do_work(&mut self, log: &mut Log, at: Moment) -> Result<()> {
         while let Some(work) = log.node_mut().work() {
             if log.is_low() || !log.is_writable()? {
@@ -291,7 +292,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Publishes how it stands: on the control page, to the replication process, to those who wait for a commit.
+    /// Publishes the state: on the control page, to the replication process, to those who wait for a commit.
     pub(super) fn show(&mut self, log: &mut Log, sessions: &mut Sessions, now: u64) -> Shown {
         if let Some(members) = log.node_mut().take_members() {
             let alone = log.node().is_alone();
@@ -302,7 +303,7 @@ impl Replica {
         let mut shown = Shown::Same;
         let changed = |s: &State| (s.term, s.role, s.leader) != (state.term, state.role, state.leader);
         if self.shown.as_ref().is_none_or(changed) {
-            tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "the cluster stands so");
+            tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "term, role or leader changed");
             log.control().set_role(state.term, state.role as u64, state.leader.map_or(0, |l| l.0), now);
             log.tell(Message::State(state));
             shown = Shown::Role { leads: state.role == Role::Leader && log.numbers() };
@@ -318,17 +319,17 @@ impl Replica {
         shown
     }
 
-    /// Up to which frame a checkpoint may go: a change of members that is committed and not carried out stands in the log
-    /// alone, which a start reads from the checkpoint on.
+    /// Up to which frame a checkpoint may go: a membership change that is committed and not applied is in the log alone,
+    /// which a start reads from the checkpoint on.
     fn may_be_checkpointed(&self, log: &Log) -> u64 {
         let node = log.node();
         if sabotage::is(Sabotage::CheckpointEarly) { node.committed() } else { node.applied() }
     }
 
-    /// What consensus says is committed has risen.
+    /// Publishes a commit index that has risen.
     fn publish_committed(&self, log: &mut Log, sessions: &mut Sessions) {
         if log.is_alone() {
-            // The sync agent publishes it.
+            // The sync agent publishes it, as the durable one.
             return;
         }
         let frames = log.node().frames();
@@ -342,7 +343,7 @@ impl Replica {
         log.ask(Effect::Ring(Bell::Ack));
     }
 
-    /// Storage ends: another host is asked to lead, so that nobody waits for an election.
+    /// Storage ends: asks another host to lead, so that nobody waits for an election.
     ///
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
@@ -352,11 +353,11 @@ impl Replica {
         for other in others {
             match log.node_mut().transfer(other.node) {
                 Ok(()) => {
-                    tracing::info!(to = other.node.0, "handing the lead over");
+                    tracing::info!(to = other.node.0, "handing leadership over");
                     log.send();
                     return Ok(());
                 }
-                // It does not vote.
+                // It is a learner.
                 Err(Error::Invalid { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -365,7 +366,7 @@ impl Replica {
     }
 }
 
-/// Steps `raft`; a message that makes no sense is reported and changes nothing.
+/// Steps `raft`; a message that is not valid is logged and changes nothing.
 fn step(log: &mut Log, raft: &Raft) -> Result<u64> {
     match log.node_mut().step(raft) {
         Err(error @ Error::Consensus { .. }) => {
@@ -376,8 +377,8 @@ fn step(log: &mut Log, raft: &Raft) -> Result<u64> {
     }
 }
 
-/// Accepts the frames of `raft` but for the first `known`, a part at a time; gives it back if there is no room for
-/// the rest now.
+/// Accepts the frames of `raft` after the first `known`, a part at a time; returns the message if there is no room for the
+/// rest now.
 fn take_message(
     raft: Raft,
     known: usize,
@@ -403,7 +404,7 @@ fn take_message(
                     && f.header.records() <= u64::from(wal::format::FRAME_RECORDS_MAX)
             };
             let Some(frame) = parsed.ok().filter(is_named) else {
-                tracing::warn!(index = head.index, from = raft.from.0, "a frame came damaged and is dropped");
+                tracing::warn!(index = head.index, from = raft.from.0, "a damaged frame was received and is dropped");
                 break;
             };
             let (more, count) = (frame.header.total_len(), frame.header.records());
@@ -452,7 +453,7 @@ fn take_message(
     Ok(None)
 }
 
-/// Writes a frame of the leader that raft has taken.
+/// Appends a frame of the leader that raft has accepted.
 fn take_frame(frame: &Frame<'_>, words: &[u64], log: &mut Log, sessions: &mut Sessions, now: u64) -> Result<()> {
     let committed = log.core().take(frame, words)?;
     let change = match &frame.body {
@@ -475,7 +476,7 @@ fn take_frame(frame: &Frame<'_>, words: &[u64], log: &mut Log, sessions: &mut Se
     log.node_mut().written(&header, change)
 }
 
-/// `len` bytes of `bytes` from `offset` on, as words: fewer if there are not so many.
+/// `len` bytes of `bytes` from `offset` on, as words; fewer if `bytes` is shorter.
 fn words_of(bytes: &[u8], offset: usize, len: usize) -> Vec<u64> {
     let part = bytes.get(offset..).unwrap_or(&[]);
     let part = part.get(..len).unwrap_or(part);

@@ -1,9 +1,9 @@
-//! Owns: what the publishers of this host, and other hosts for theirs, ask of the host that leads: a session, the numbers of
-//! instruments, a kind of a program's. One request is carried out at a time, and as much of it in a turn as the log has
+//! Owns: requests to the leading host, from publishers of this host and, through their hosts, from others: a session, the
+//! numbers of instruments, a kind of a program. One request is carried out at a time, as much of it in a turn as the log has
 //! room for.
 //!
-//! What must hold: nothing here waits: a request for which the log has no room is gone on with in a later turn; whoever has
-//! ended is not served; an answer rests on frames, and says on which one.
+//! What must hold: nothing here waits: a request for which the log has no room continues in a later turn. A request of a
+//! publisher that has ended is not served. An answer rests on a frame, and names it.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::effect::{Effect, Moment};
 use super::log::Log;
 use super::sessions::{Opening, Sessions};
-use tapestore::bus::attach::{Grant, Message as Said, Mode};
+use tapestore::bus::attach::{Grant, Message as Reply, Mode};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Epoch, InstrumentId, Level, NO_SUCH_LEVEL, NodeId, PublisherId};
 use tapestore::manifest::PublisherState;
@@ -20,52 +20,54 @@ use tapestore::record::{Layout, Name};
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::SLOTS_MAX;
 
-/// Why a request is refused meanwhile.
-const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` says how full. Try again when there is room";
-/// Requests of this host's that wait at most.
+/// Refusal while the disk is nearly full.
+const NO_SPACE_REASON: &str = "NoSpace: the disk is nearly full; `tape status` shows how full. Try again when there is room";
+/// Most requests of this host's publishers that wait.
 const WAITING_MAX: usize = 2048;
 
-/// What a publisher of this host asks.
+/// A request of a publisher of this host.
 #[derive(Clone, Debug)]
 pub(super) enum Request {
-    /// Let it attach.
+    /// Attach this publisher.
     Attach(Attach),
-    /// Which instruments have these names?
+    /// Return the instruments of these names.
     Symbols {
-        /// On which connection.
+        /// The connection.
         connection: u64,
+        /// The names.
         /// The names.
         names: Vec<Name>,
     },
     /// Make this a kind of the store.
     Kind {
-        /// On which connection.
+        /// The connection.
         connection: u64,
+        /// Its layout.
         /// Its layout.
         layout: Box<Layout>,
     },
     /// The connection has ended.
     Gone {
-        /// Which.
+        /// The connection.
         connection: u64,
     },
 }
 
-/// A publisher that wants to attach.
+/// A request to attach.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attach {
     pub(super) connection: u64,
     pub(super) publisher: PublisherId,
     pub(super) mode: Mode,
     pub(super) level: Level,
-    /// Which process.
+    /// Identifies the publisher's process.
     pub(super) incarnation: u32,
     /// Number of the grant.
     pub(super) grant: u64,
 }
 
 impl Request {
-    /// On which connection.
+    /// The connection that the request came on.
     pub(super) fn connection(&self) -> u64 {
         match self {
             Request::Attach(attach) => attach.connection,
@@ -74,7 +76,7 @@ impl Request {
     }
 }
 
-/// What the leader is asked, by whichever host.
+/// A request to the leader, from any host.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Ask {
     Attach { publisher: u16, resume: Option<u32>, incarnation: u32 },
@@ -97,7 +99,7 @@ impl Ask {
     }
 }
 
-/// What became of it.
+/// Outcome of a request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Outcome {
     Attached,
@@ -108,7 +110,7 @@ pub(super) enum Outcome {
     NotLeader(u64),
 }
 
-/// Who asks.
+/// Where a request came from.
 enum Asker {
     /// A publisher of this host.
     Here(Request),
@@ -116,31 +118,31 @@ enum Asker {
     There(NodeId, u64, Ask),
 }
 
-/// What of a request has been done.
+/// A request that is being carried out.
 struct Job {
     asker: Asker,
     names: Vec<Name>,
     ids: Vec<InstrumentId>,
-    /// Whether the sessions before it were asked for what they still have.
+    /// Whether earlier sessions of the publisher were called to send what they still have.
     has_called: bool,
 }
 
-/// An outcome that another host is to be sent.
+/// An outcome to send to another host.
 pub(super) struct Done {
     pub(super) to: NodeId,
     pub(super) ticket: u64,
     pub(super) outcome: Outcome,
 }
 
-/// How a step of a request ended.
+/// Result of a step of a request.
 enum Step<T> {
-    /// It is done.
+    /// The request is done.
     Done(T),
     /// The log has no room now.
     Later,
 }
 
-/// Which levels publishers get.
+/// Rules for the levels that publishers get.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Levels {
     pub(super) least: Level,
@@ -149,12 +151,12 @@ pub(super) struct Levels {
 
 /// The requests of a host.
 pub(super) struct Requests {
-    /// Number of the start of storage, which publishers are given.
+    /// Number of this start of storage, which publishers receive.
     instance: u64,
     levels: Levels,
     waiting: VecDeque<Request>,
     current: Option<Job>,
-    /// The newest ticket of a host under which a publisher was attached: what comes late, of before, is not served.
+    /// The newest ticket of a host under which a publisher was attached: a request that arrives late is not served.
     tickets: HashMap<(NodeId, PublisherId), u64>,
 }
 
@@ -168,12 +170,12 @@ impl Requests {
         self.current.is_some()
     }
 
-    /// How many wait.
+    /// Number of requests that wait.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// A publisher of this host asks something; or it has ended, and what it asked is dropped.
+    /// Queues a request of a publisher of this host; if the publisher has ended, drops its requests.
     pub(super) fn push(&mut self, request: Request, log: &mut Log, sessions: &mut Sessions) {
         match request {
             Request::Gone { connection } => {
@@ -183,11 +185,11 @@ impl Requests {
                 end_session(connection, log, sessions);
             }
             Request::Attach(attach) if self.level_for(attach.level).is_none() => {
-                log.answer_now(attach.connection, Said::Refused(NO_SUCH_LEVEL.to_owned()));
+                log.answer_now(attach.connection, Reply::Refused(NO_SUCH_LEVEL.to_owned()));
                 log.ask(Effect::Detached { connection: attach.connection });
             }
             Request::Attach(attach) if is_taken(&attach, sessions) => {
-                log.answer_now(attach.connection, Said::Taken);
+                log.answer_now(attach.connection, Reply::Taken);
                 log.ask(Effect::Detached { connection: attach.connection });
             }
             request if self.waiting.len() >= WAITING_MAX => refuse_many(request, log),
@@ -195,12 +197,12 @@ impl Requests {
         }
     }
 
-    /// The level that who asks for `level` gets, if this store has it.
+    /// The level granted to a publisher that asks for `level`, if this store has it.
     fn level_for(&self, level: Level) -> Option<Level> {
         level.granted(self.levels.least, self.levels.is_lossy)
     }
 
-    /// Requests of `connection`, which has ended, are dropped.
+    /// Drops the requests of `connection`, which has ended.
     fn drop_of(&mut self, connection: u64, log: &mut Log) {
         let is_of = |r: &Request| r.connection() == connection;
         let is_current = self.current.as_ref().is_some_and(|job| matches!(&job.asker, Asker::Here(r) if is_of(r)));
@@ -221,13 +223,13 @@ impl Requests {
         }
     }
 
-    /// Takes out all that wait: another host leads, and is asked.
+    /// Removes and returns all that wait: another host leads, and receives them.
     pub(super) fn take_waiting(&mut self) -> impl Iterator<Item = Request> + use<> {
         std::mem::take(&mut self.waiting).into_iter()
     }
 
-    /// This host does not number records any more: what it has begun for itself is asked of whoever does, what it has begun
-    /// for others they ask again.
+    /// Stops the current request: this host no longer numbers records. Returns the request if it is this host's own; a host
+    /// whose request it was sends it again.
     pub(super) fn interrupt(&mut self) -> Option<Request> {
         self.tickets.clear();
         match self.current.take()?.asker {
@@ -236,11 +238,11 @@ impl Requests {
         }
     }
 
-    /// The leader's turn: goes on with what it has begun, or with what one of its own publishers asks. Whether there was
-    /// something. `room` says whether the MemTables have room too.
+    /// The leader's turn: continues the current request, or begins one of its own publishers'. Returns whether there was
+    /// something to do. `room`: the MemTables have room too.
     ///
     /// # Errors
-    /// [`Error::Halted`]; as [`crate::consensus::Node::tick`].
+    /// [`Error::Halted`] if the log has failed; as [`crate::consensus::Node::tick`].
     pub(super) fn turn(
         &mut self,
         log: &mut Log,
@@ -255,7 +257,7 @@ impl Requests {
         self.go_on(log, sessions, at, room)
     }
 
-    /// Another host asks something, under this ticket; no request is being carried out. An outcome if it is done.
+    /// Begins a request of another host, under this ticket; no other is current. Returns the outcome if it is done.
     ///
     /// # Errors
     /// As [`Requests::turn`].
@@ -282,7 +284,7 @@ impl Requests {
 
     fn go_on(&mut self, log: &mut Log, sessions: &mut Sessions, at: Moment, room: bool) -> Result<(bool, Option<Done>)> {
         let Some(mut job) = self.current.take() else { return Ok((false, None)) };
-        // What the publisher's earlier self has sent counts: it comes first, as far as there is room.
+        // Batches of the publisher's earlier process count: they come first, as far as there is room.
         if let Asker::Here(Request::Attach(attach)) = &job.asker {
             if !std::mem::replace(&mut job.has_called, true) {
                 sessions.call_last(attach.publisher);
@@ -316,13 +318,13 @@ impl Requests {
                     let connection = *connection;
                     match symbols(job, log, at)? {
                         Step::Later => return Ok(Step::Later),
-                        Step::Done(Ok(ids)) => log.answer(connection, Said::Ids(ids)),
+                        Step::Done(Ok(ids)) => log.answer(connection, Reply::Ids(ids)),
                         Step::Done(Err(refusal)) => log.answer(connection, refusal),
                     }
                 }
                 Request::Kind { connection, layout } => match kind(layout, log, at)? {
                     Step::Later => return Ok(Step::Later),
-                    Step::Done(Ok(())) => log.answer(*connection, Said::Known),
+                    Step::Done(Ok(())) => log.answer(*connection, Reply::Known),
                     Step::Done(Err(refusal)) => log.answer(*connection, refusal),
                 },
                 Request::Gone { .. } => {}
@@ -336,16 +338,16 @@ impl Requests {
         Ok(Step::Done(None))
     }
 
-    /// The epoch in which a publisher of this host goes on, or why it does not.
+    /// The epoch that a publisher of this host gets, or the refusal.
     fn epoch(
         &mut self,
         attach: &Attach,
         log: &mut Log,
         sessions: &Sessions,
         at: Moment,
-    ) -> Result<Step<std::result::Result<PublisherState, Said>>> {
+    ) -> Result<Step<std::result::Result<PublisherState, Reply>>> {
         if is_taken(attach, sessions) {
-            return Ok(Step::Done(Err(Said::Taken)));
+            return Ok(Step::Done(Err(Reply::Taken)));
         }
         if !sessions.has_free() {
             return Ok(Step::Done(Err(full())));
@@ -362,14 +364,14 @@ impl Requests {
         };
         let PublisherState { epoch, last: pub_seq, lsn, .. } = state;
         log.ask(Effect::Attached { connection, slot });
-        log.answer(connection, Said::Attached(Grant { grant, slot, epoch, pub_seq, lsn, instance: self.instance, level }));
+        log.answer(connection, Reply::Attached(Grant { grant, slot, epoch, pub_seq, lsn, instance: self.instance, level }));
         tracing::info!(publisher = publisher.0, epoch = epoch.0, pub_seq = pub_seq.0, %level, "publisher attached");
     }
 
-    /// What another host has asked.
+    /// Serves a request of another host.
     fn serve(&mut self, job: &mut Job, log: &mut Log, sessions: &mut Sessions, at: Moment) -> Result<Step<Outcome>> {
         let refused = |reason: &str| Ok(Step::Done(Outcome::Refused(reason.to_owned())));
-        let Asker::There(from, ticket, ask) = &job.asker else { return refused("it is this host's own") };
+        let Asker::There(from, ticket, ask) = &job.asker else { return refused("the request is this host's own") };
         match ask {
             &Ask::Attach { publisher, resume, incarnation } => {
                 let mode = resume.map_or(Mode::New, |epoch| Mode::Resume(Epoch(epoch)));
@@ -377,12 +379,12 @@ impl Requests {
                 let newest = self.tickets.entry((*from, publisher)).or_insert(*ticket);
                 let is_late = is_of_one_process(*ticket, *newest) && *ticket < *newest;
                 if is_late && !sabotage::is(Sabotage::ServeTheDead) {
-                    return refused("a later process of this publisher has asked since");
+                    return refused("a later process of this publisher has asked to attach since");
                 }
                 *newest = *ticket;
                 let known = log.core().publisher(publisher);
                 if known.incarnation == incarnation && known.epoch > Epoch(0) && known.last.0 == 0 {
-                    // Asked a second time, because the answer was lost: in its epoch nothing has been written.
+                    // Asked a second time, because the answer was lost: nothing has been written in the epoch.
                     return Ok(Step::Done(Outcome::Attached));
                 }
                 let Step::Done(granted) = epoch_for((publisher, mode, incarnation), log, at)? else { return Ok(Step::Later) };
@@ -391,27 +393,27 @@ impl Requests {
                         sessions.fence(publisher, Some(state.epoch));
                         Outcome::Attached
                     }
-                    Err(said) => outcome(said),
+                    Err(refusal) => outcome(refusal),
                 }))
             }
-            Ask::Symbols(names) if job.names.len() + job.ids.len() < names.len() => refused("a name is none"),
+            Ask::Symbols(names) if job.names.len() + job.ids.len() < names.len() => refused("a name is not valid"),
             Ask::Symbols(_) => Ok(match symbols(job, log, at)? {
                 Step::Later => Step::Later,
                 Step::Done(Ok(ids)) => Step::Done(Outcome::Ids(ids.iter().map(|i| i.0).collect())),
-                Step::Done(Err(said)) => Step::Done(outcome(said)),
+                Step::Done(Err(refusal)) => Step::Done(outcome(refusal)),
             }),
             Ask::Kind(words) => {
-                let Some(layout) = Layout::parse(words) else { return refused("a layout is none") };
+                let Some(layout) = Layout::parse(words) else { return refused("a layout is not valid") };
                 Ok(match kind(&layout, log, at)? {
                     Step::Later => Step::Later,
                     Step::Done(Ok(())) => Step::Done(Outcome::Known),
-                    Step::Done(Err(said)) => Step::Done(outcome(said)),
+                    Step::Done(Err(refusal)) => Step::Done(outcome(refusal)),
                 })
             }
         }
     }
 
-    /// The leader's outcome of what this host has asked for a publisher of its own, whose frame is committed here.
+    /// Handles the leader's outcome of a request of this host, whose frame is committed here.
     pub(super) fn arrived(&mut self, request: Request, outcome: Outcome, log: &mut Log, sessions: &mut Sessions) {
         match request {
             Request::Attach(attach) => match outcome {
@@ -421,44 +423,44 @@ impl Requests {
                     if state.incarnation == attach.incarnation || sabotage::is(Sabotage::AnswerByIndex) {
                         self.open(attach, state, log, sessions);
                     } else {
-                        refuse(attach.connection, Said::Fenced(state.epoch), log);
+                        refuse(attach.connection, Reply::Fenced(state.epoch), log);
                     }
                 }
-                other => refuse(attach.connection, said(other), log),
+                other => refuse(attach.connection, reply(other), log),
             },
-            Request::Symbols { connection, .. } | Request::Kind { connection, .. } => log.answer(connection, said(outcome)),
+            Request::Symbols { connection, .. } | Request::Kind { connection, .. } => log.answer(connection, reply(outcome)),
             Request::Gone { .. } => {}
         }
     }
 
-    /// Refuses what a publisher of this host has asked.
+    /// Refuses a request of a publisher of this host.
     pub(super) fn refuse(request: Request, outcome: Outcome, log: &mut Log) {
         match request {
-            Request::Attach(attach) => refuse(attach.connection, said(outcome), log),
-            other => log.answer(other.connection(), said(outcome)),
+            Request::Attach(attach) => refuse(attach.connection, reply(outcome), log),
+            other => log.answer(other.connection(), reply(outcome)),
         }
     }
 }
 
-/// Bits of a ticket that count; those above are of the process that gives it.
+/// Low bits of a ticket, which count; those above identify the process that issues it.
 const TICKET_BITS: u32 = 32;
 
-/// The first ticket of a process, from a random number: no answer to an earlier process is taken for one to this.
+/// The first ticket of a process, from a random number: an answer to an earlier process is not taken for one to this.
 pub(super) fn first_ticket(random: u64) -> u64 {
     random << TICKET_BITS
 }
 
-/// Whether one process has given both tickets.
+/// Whether one process has issued both tickets.
 fn is_of_one_process(a: u64, b: u64) -> bool {
     a >> TICKET_BITS == b >> TICKET_BITS
 }
 
-/// Whether a publisher that does not ask to take over would fence a live process of this host.
+/// Whether the request, which does not ask to take over, would fence a live process of this host.
 fn is_taken(attach: &Attach, sessions: &Sessions) -> bool {
     attach.mode == Mode::Free && sessions.is_live(attach.publisher)
 }
 
-/// The session on `connection` ends, if there is one.
+/// Ends the session on `connection`, if there is one.
 fn end_session(connection: u64, log: &mut Log, sessions: &mut Sessions) {
     if let Some(slot) = sessions.of(connection) {
         sessions.gone(slot);
@@ -466,7 +468,7 @@ fn end_session(connection: u64, log: &mut Log, sessions: &mut Sessions) {
     }
 }
 
-fn refuse(connection: u64, refusal: Said, log: &mut Log) {
+fn refuse(connection: u64, refusal: Reply, log: &mut Log) {
     log.answer(connection, refusal);
     log.ask(Effect::Detached { connection });
 }
@@ -476,42 +478,42 @@ fn refuse_many(request: Request, log: &mut Log) {
     Requests::refuse(request, Outcome::Refused(reason), log);
 }
 
-fn full() -> Said {
-    Said::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"))
+fn full() -> Reply {
+    Reply::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"))
 }
 
-fn outcome(said: Said) -> Outcome {
-    match said {
-        Said::Fenced(epoch) => Outcome::Fenced(epoch.0),
-        Said::Refused(reason) => Outcome::Refused(reason),
+fn outcome(refusal: Reply) -> Outcome {
+    match refusal {
+        Reply::Fenced(epoch) => Outcome::Fenced(epoch.0),
+        Reply::Refused(reason) => Outcome::Refused(reason),
         other => Outcome::Refused(format!("{other:?}")),
     }
 }
 
-fn said(outcome: Outcome) -> Said {
+fn reply(outcome: Outcome) -> Reply {
     match outcome {
-        Outcome::Attached | Outcome::Known => Said::Known,
-        Outcome::Ids(ids) => Said::Ids(ids.into_iter().map(InstrumentId).collect()),
-        Outcome::Fenced(epoch) => Said::Fenced(Epoch(epoch)),
-        Outcome::Refused(reason) => Said::Refused(reason),
-        Outcome::NotLeader(leader) => Said::NotLeader(leader),
+        Outcome::Attached | Outcome::Known => Reply::Known,
+        Outcome::Ids(ids) => Reply::Ids(ids.into_iter().map(InstrumentId).collect()),
+        Outcome::Fenced(epoch) => Reply::Fenced(Epoch(epoch)),
+        Outcome::Refused(reason) => Reply::Refused(reason),
+        Outcome::NotLeader(leader) => Reply::NotLeader(leader),
     }
 }
 
-/// The state in which a publisher goes on, or why it does not.
+/// The state in which a publisher goes on, or the refusal.
 fn epoch_for(
     (publisher, mode, incarnation): (PublisherId, Mode, u32),
     log: &mut Log,
     at: Moment,
-) -> Result<Step<std::result::Result<PublisherState, Said>>> {
+) -> Result<Step<std::result::Result<PublisherState, Reply>>> {
     let known = log.core().publisher(publisher);
     let above = match mode {
-        // Granted to this very process, which may not have received the answer: storage was killed meanwhile.
+        // Granted to this same process, which may not have received the answer: storage was killed meanwhile.
         Mode::Resume(epoch) if epoch <= known.epoch && incarnation == known.incarnation => return Ok(Step::Done(Ok(known))),
-        // The same epoch of another process: one of them had it before the store was restored.
-        Mode::Resume(epoch) if epoch <= known.epoch => return Ok(Step::Done(Err(Said::Fenced(known.epoch)))),
-        // The log does not have this epoch: it went with a torn tail. The publisher sees another
-        // epoch than it asked for, and reports what it has lost.
+        // The same epoch of another process: one of the two had it before the store was restored.
+        Mode::Resume(epoch) if epoch <= known.epoch => return Ok(Step::Done(Err(Reply::Fenced(known.epoch)))),
+        // The log does not have this epoch: it was lost with a torn tail. The publisher receives another epoch than it asked
+        // for, and reports its loss.
         Mode::Resume(epoch) => epoch,
         Mode::New | Mode::Free => known.epoch,
     };
@@ -521,16 +523,16 @@ fn epoch_for(
     match log.core().begin_epoch(publisher, incarnation, above, at.wall) {
         Ok((state, appended)) => log.appended(appended).map(|()| Step::Done(Ok(state))),
         Err(e @ Error::Halted { .. }) => Err(e),
-        Err(e) => Ok(Step::Done(Err(Said::Refused(e.to_string())))),
+        Err(e) => Ok(Step::Done(Err(Reply::Refused(e.to_string())))),
     }
 }
 
-fn no_space() -> Said {
-    Said::Refused(NO_SPACE_REASON.to_owned())
+fn no_space() -> Reply {
+    Reply::Refused(NO_SPACE_REASON.to_owned())
 }
 
-/// The instruments that `job` names, registered as far as they are new; or why they are not to be had.
-fn symbols(job: &mut Job, log: &mut Log, at: Moment) -> Result<Step<std::result::Result<Vec<InstrumentId>, Said>>> {
+/// The instruments that `job` names, after registering those that are new; or the refusal.
+fn symbols(job: &mut Job, log: &mut Log, at: Moment) -> Result<Step<std::result::Result<Vec<InstrumentId>, Reply>>> {
     while !job.names.is_empty() {
         if log.is_low() {
             return Ok(Step::Done(Err(no_space())));
@@ -547,14 +549,14 @@ fn symbols(job: &mut Job, log: &mut Log, at: Moment) -> Result<Step<std::result:
                 }
             }
             Err(e @ Error::Halted { .. }) => return Err(e),
-            Err(e) => return Ok(Step::Done(Err(Said::Refused(e.to_string())))),
+            Err(e) => return Ok(Step::Done(Err(Reply::Refused(e.to_string())))),
         }
     }
     Ok(Step::Done(Ok(std::mem::take(&mut job.ids))))
 }
 
-/// Makes `layout` a kind of the store, or says why it cannot be one.
-fn kind(layout: &Layout, log: &mut Log, at: Moment) -> Result<Step<std::result::Result<(), Said>>> {
+/// Makes `layout` a kind of the store, or returns the refusal.
+fn kind(layout: &Layout, log: &mut Log, at: Moment) -> Result<Step<std::result::Result<(), Reply>>> {
     if log.is_low() {
         return Ok(Step::Done(Err(no_space())));
     }
@@ -568,7 +570,7 @@ fn kind(layout: &Layout, log: &mut Log, at: Moment) -> Result<Step<std::result::
         }
         Ok(None) => {}
         Err(e @ Error::Halted { .. }) => return Err(e),
-        Err(e) => return Ok(Step::Done(Err(Said::Refused(e.to_string())))),
+        Err(e) => return Ok(Step::Done(Err(Reply::Refused(e.to_string())))),
     }
     Ok(Step::Done(Ok(())))
 }

@@ -1,8 +1,8 @@
-//! Owns: the publisher sessions of this host: who is attached in which slot, in which epoch, what of it is in the log and
-//! not committed, what of it was passed on to the leader.
+//! Owns: the publisher sessions of this host: the publisher and epoch in each slot, its records that are in the log and not
+//! committed, and its batches that were forwarded to the leader.
 //!
-//! What must hold: a slot has one session; a session that was fenced is never acknowledged again; what is kept of a session
-//! is bounded: by what is not committed, and by the window of what was passed on.
+//! What must hold: a slot has one session. A session that was fenced is never acknowledged again. The state of a session is
+//! bounded: by the uncommitted records, and by the window of forwarded batches.
 
 use std::collections::VecDeque;
 
@@ -13,11 +13,11 @@ use tapestore::manifest::PublisherState;
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
 
-/// Bytes of a publisher's batches that are passed on and not back in the log, at most.
+/// Most bytes of a publisher's batches that are forwarded and not back in the log.
 const WINDOW: u64 = 4 << 20;
-/// A publisher whose records do not come back for so long has its window opened again.
+/// A publisher's window is opened again if its records do not come back for this long.
 const STALLED_NS: u64 = 500_000_000;
-/// A successor waits for so many batches of the session before it at most: more than the bus holds.
+/// Most batches of an earlier session that a successor waits for: more than the bus holds.
 const LAST_CALL: u32 = 1024;
 
 /// One attached publisher.
@@ -27,19 +27,19 @@ struct Session {
     epoch: Epoch,
     level: Level,
     slot: Slot,
-    /// What is in the log and not committed.
+    /// Records that are in the log and not committed.
     uncommitted: VecDeque<(Lsn, PubSeq)>,
     passed: Passed,
-    /// Whether the publisher was notified of the gap that it is in.
+    /// Whether the publisher was notified of its gap.
     in_gap: bool,
     fenced: bool,
-    /// Whether its process has ended, and only what it has left in its queue is still to be accepted.
+    /// Whether its process has ended: only the batches left in its queue are still accepted.
     gone: bool,
-    /// Batches that a successor still waits for; `None`: nobody waits, or all have come.
+    /// Batches that a successor still waits for; `None` if no successor waits, or all have come.
     last_call: Option<u32>,
 }
 
-/// What a session has passed on to the leader.
+/// Batches of a session that were forwarded to the leader.
 #[derive(Default)]
 struct Passed {
     batches: VecDeque<(PubSeq, u64)>,
@@ -47,16 +47,16 @@ struct Passed {
     since: u64,
 }
 
-/// What became of a batch.
+/// Outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It was dealt with.
+    /// It was handled.
     Done,
-    /// It is to be offered again, for the next frame.
+    /// It must be offered again, for the next frame.
     FrameFull,
 }
 
-/// A session to be opened.
+/// A session to open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opening {
     pub(super) connection: u64,
@@ -70,14 +70,14 @@ pub(super) struct Opening {
 pub(super) struct Sessions {
     control: Control,
     by_slot: Vec<Option<Session>>,
-    /// Slots with a session, in the order in which they were attached.
+    /// Slots with a session, in the order of their attach.
     order: Vec<usize>,
-    /// Slots without one.
+    /// Slots without a session.
     free: Vec<usize>,
 }
 
 impl Passed {
-    /// The log holds records up to `pub_seq`.
+    /// Removes the batches up to `pub_seq`: the log holds them.
     fn arrived(&mut self, pub_seq: PubSeq, now: u64) {
         while let Some((_, bytes)) = self.batches.pop_front_if(|b| b.0 <= pub_seq) {
             self.bytes -= bytes;
@@ -85,7 +85,7 @@ impl Passed {
         }
     }
 
-    /// Whatever was passed on may be lost.
+    /// Forgets all batches: any may be lost.
     fn forget(&mut self) {
         *self = Passed::default();
     }
@@ -105,12 +105,12 @@ impl Sessions {
         Sessions { control, by_slot, order: Vec::new(), free: (0..SLOTS_MAX).rev().collect() }
     }
 
-    /// Whether one more can be opened.
+    /// Whether one more session can be opened.
     pub(super) fn has_free(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Opens a session, which fences the earlier ones of its publisher; its slot, if there was one.
+    /// Opens a session and fences the earlier ones of its publisher; returns its slot, or `None` if no slot is free.
     pub(super) fn open(&mut self, opening: Opening) -> Option<usize> {
         let Opening { connection, publisher, level, grant, state } = opening;
         let index = self.free.pop()?;
@@ -136,12 +136,12 @@ impl Sessions {
         Some(index)
     }
 
-    /// Whether a live process of this host writes as `publisher`.
+    /// Whether a live process of this host publishes as `publisher`.
     pub(super) fn is_live(&self, publisher: PublisherId) -> bool {
         self.by_slot.iter().flatten().any(|s| s.publisher == publisher && !s.fenced && !s.gone)
     }
 
-    /// The process of the session in `slot` has ended.
+    /// Notes that the process of the session in `slot` has ended.
     pub(super) fn gone(&mut self, slot: usize) {
         if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
             session.gone = true;
@@ -161,7 +161,7 @@ impl Sessions {
         self.by_slot.iter_mut().flatten()
     }
 
-    /// Ends the session in `slot`; the connection that it was on. The slot is given again after [`Sessions::freed`].
+    /// Ends the session in `slot`; returns its connection. The slot can be used again after [`Sessions::freed`].
     pub(super) fn close(&mut self, slot: usize) -> Option<u64> {
         let session = self.by_slot.get_mut(slot)?.take()?;
         self.order.retain(|s| *s != slot);
@@ -171,33 +171,33 @@ impl Sessions {
         Some(session.connection)
     }
 
-    /// Nobody writes to `slot` any more.
+    /// Frees `slot`: no agent writes to it any more.
     pub(super) fn freed(&mut self, slot: usize) {
         if !sabotage::is(Sabotage::KeepSlot) {
             self.free.push(slot);
         }
     }
 
-    /// Another epoch of `publisher` has begun: sessions of epochs below `epoch`, or all, are fenced.
+    /// Fences the sessions of `publisher` in epochs below `epoch`, or all of them: another epoch has begun.
     pub(super) fn fence(&mut self, publisher: PublisherId, below: Option<Epoch>) {
         let of = |s: &&mut Session| s.publisher == publisher && below.is_none_or(|epoch| s.epoch < epoch);
         self.all().filter(of).for_each(|s| s.end(SlotState::Fenced));
     }
 
-    /// What `slot` sends cannot be received any more: its publisher is to attach again.
+    /// Ends the session in `slot`, whose batches can no longer be received: its publisher must attach again.
     pub(super) fn unreceived(&mut self, slot: usize) {
         if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
             session.end(SlotState::Unreceived);
         }
     }
 
-    /// A leader does not accept what `publisher` sends in `epoch` any more.
+    /// Ends the sessions of `publisher` in `epoch`, which the leader no longer accepts.
     pub(super) fn closed(&mut self, publisher: PublisherId, epoch: Epoch, is_fenced: bool) {
         let state = if is_fenced { SlotState::Fenced } else { SlotState::Refused };
         self.all().filter(|s| s.publisher == publisher && s.epoch == epoch).for_each(|s| s.end(state));
     }
 
-    /// A leader misses records of `publisher` before those that it was sent.
+    /// Notifies `publisher` of a gap: the leader expects an earlier record than those it received.
     pub(super) fn gap(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) {
         for session in self.all().filter(|s| s.publisher == publisher && s.epoch == epoch && !s.fenced) {
             session.passed.forget();
@@ -205,32 +205,32 @@ impl Sessions {
         }
     }
 
-    /// A successor of `publisher` waits for what was sent before it.
+    /// Starts waiting for the batches of earlier sessions of `publisher`, for a successor.
     pub(super) fn call_last(&mut self, publisher: PublisherId) {
         self.all().filter(|s| s.publisher == publisher).for_each(|s| s.last_call = Some(LAST_CALL));
     }
 
-    /// Whether a successor of `publisher` still waits for what was sent before it.
+    /// Whether a successor of `publisher` still waits for batches of earlier sessions.
     pub(super) fn is_called(&self, publisher: PublisherId) -> bool {
         let is_open = |s: &Session| s.last_call.is_some() && s.passed.bytes < WINDOW;
         self.by_slot.iter().flatten().any(|s| s.publisher == publisher && is_open(s))
     }
 
-    /// The queue of `slot` is empty.
+    /// Notes that the queue of `slot` is empty.
     pub(super) fn is_empty(&mut self, slot: usize) {
         if let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) {
             session.last_call = None;
         }
     }
 
-    /// The log holds records of `publisher` up to `pub_seq`; gives the slot, the level and whether it is to be remembered
-    /// until they are committed.
+    /// Notes that the log holds records of `publisher` up to `pub_seq`, and remembers them until they are committed. Returns
+    /// the slot and the level.
     pub(super) fn accepted(&mut self, publisher: PublisherId, pub_seq: PubSeq, lsn: Lsn, alone: bool) -> Option<(usize, Level)> {
         let slots = self.order.iter().rev().copied();
         let slot = slots.into_iter().find(|s| self.session(*s).is_some_and(|s| s.publisher == publisher && !s.fenced))?;
         let session = self.by_slot.get_mut(slot)?.as_mut()?;
         session.slot.accept(pub_seq, lsn);
-        // On a host that is alone the sync agent acknowledges: nobody would take it out again.
+        // On a host that is alone the sync agent acknowledges: no other host could truncate the record.
         if !alone || sabotage::is(Sabotage::KeepUncommitted) {
             session.uncommitted.push_back((lsn, pub_seq));
         }
@@ -241,7 +241,7 @@ impl Sessions {
         Some((slot, session.level))
     }
 
-    /// Records up to `lsn` are committed; those that a standby has, up to `at_standby`.
+    /// Acknowledges committed records: up to `lsn`, or up to `at_standby` for sessions of level `standby`.
     pub(super) fn committed(&mut self, lsn: Lsn, at_standby: Lsn) {
         for session in self.all() {
             let upto = if session.level == Level::Standby { at_standby } else { lsn };
@@ -251,12 +251,12 @@ impl Sessions {
         }
     }
 
-    /// Whether any session waits for a standby.
+    /// Whether any session needs a standby's acknowledgement.
     pub(super) fn wait_for_standby(&self) -> bool {
         self.by_slot.iter().flatten().any(|s| s.level == Level::Standby)
     }
 
-    /// Whatever was passed on may be lost.
+    /// Forgets the forwarded batches of all sessions: any may be lost.
     pub(super) fn forget_passed(&mut self) {
         self.all().for_each(|s| s.passed.forget());
     }
@@ -300,8 +300,8 @@ impl Sessions {
         Taken::Done
     }
 
-    /// Whether the window of `slot` has room for one more batch to be passed on, when the log holds its publisher's
-    /// records up to `last`.
+    /// Whether the window of `slot` has room to forward one more batch. `last` returns up to where the log holds a
+    /// publisher's records.
     pub(super) fn has_window(&mut self, slot: usize, last: impl FnOnce(PublisherId) -> PubSeq, now: u64) -> bool {
         let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) else { return false };
         if session.passed.bytes == 0 {
@@ -314,8 +314,8 @@ impl Sessions {
         session.passed.bytes < WINDOW
     }
 
-    /// Whether a batch of `slot` with this header, and so many bytes, is to be passed on to the leader; then it counts
-    /// as passed on. `last` is up to where the log has its publisher's records.
+    /// Whether a batch of `slot` with this header and this many bytes must be forwarded to the leader; it then counts as
+    /// forwarded. The log holds its publisher's records up to `last`.
     pub(super) fn pass_on(&mut self, slot: usize, header: BatchHeader, bytes: u64, last: PubSeq, now: u64) -> bool {
         let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) else { return false };
         session.count_last();
@@ -346,7 +346,7 @@ impl Sessions {
 }
 
 impl Session {
-    /// One batch more of those that a successor waits for has come.
+    /// Counts a batch of those that a successor waits for.
     fn count_last(&mut self) {
         self.last_call = self.last_call.and_then(|left| left.checked_sub(1)).filter(|left| *left > 0);
     }

@@ -1,20 +1,19 @@
-//! Owns: the store's state and its one order: which publishers write in which epoch up to which
-//! number, which instruments exist, the log's end and the MemTables. No thread, no bus, no clock of
-//! its own, so that a simulation drives the very code that a process runs.
+//! Owns: the store's state and its one order: the catalog (publishers with epochs and last numbers, instruments, kinds), the
+//! log's end and the MemTables. It has no thread, no bus and no clock of its own, so that a simulation drives the same code
+//! as a process.
 //!
-//! What must hold: a (publisher, epoch, number) is accepted once; a frame is in the log before it is
-//! in a MemTable, and in a MemTable before `applied` covers it; nothing is told to anybody here that
-//! the log does not hold.
+//! What must hold: a (publisher, epoch, number) is accepted once. A frame is in the log before it is in a MemTable, and in a
+//! MemTable before `applied` covers it. Nothing is published here that the log does not hold.
 
 use std::collections::VecDeque;
 
+use super::catalog::Known;
 use super::clock::IngestTime;
 use super::flush::Filer;
-use super::catalog::Known;
 use super::memtables::{MemTables, Sealed};
-use tapestore::bus::BatchHeader;
 use crate::consensus::Change;
 use crate::consensus::message::FrameHead;
+use tapestore::bus::BatchHeader;
 use tapestore::error::{Bad, Error, Result};
 use tapestore::lsn::{EPOCHS_LOST_MAX, Epoch, InstrumentId, Lsn, NO_SUCH_EPOCH, PubSeq, PublisherId, Term};
 use tapestore::manifest::{PublisherState, State};
@@ -26,7 +25,7 @@ use tapestore::shm::symbols::SymbolsWriter;
 use tapestore::time::{Clock, Ts};
 use tapestore::wal::{self, Body, Fact, Frame, FrameBuilder, FrameType};
 
-/// What became of a batch.
+/// Outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer {
     /// Some or all of it is in the frame that is being filled.
@@ -37,21 +36,21 @@ pub enum Offer {
     Gap(PubSeq),
     /// Its epoch is fenced.
     Fenced,
-    /// It contradicts itself; nothing of it was taken.
+    /// It is malformed; none of it was accepted.
     Malformed,
-    /// A record of it is of an instrument that was never registered; nothing of it was taken.
+    /// One of its records is of an instrument that was never registered; none of it was accepted.
     Unregistered(InstrumentId),
-    /// It does not fit in this frame any more; offer it for the next.
+    /// It does not fit in this frame; offer it for the next.
     FrameFull,
 }
 
 /// A frame that was appended and applied.
 pub struct Committed {
-    /// What the log's writer says of it.
+    /// The result of the append.
     pub appended: wal::Appended,
-    /// How far each publisher in it has come.
+    /// The last number and LSN of each publisher in it.
     pub accepted: Vec<(PublisherId, PubSeq, Lsn)>,
-    /// The MemTable that was sealed before it; to be filed.
+    /// The MemTable that was sealed before it, which must be flushed.
     pub sealed: Option<Box<Sealed>>,
 }
 
@@ -66,22 +65,22 @@ pub struct Core {
     ingest_time: IngestTime,
     frame: FrameBuilder,
     scratch: Vec<u64>,
-    /// A full table for which there was no next one, to be filed.
+    /// A full table without a successor, which must be flushed.
     stuck: Option<Box<Sealed>>,
 }
 
-/// The state that is rebuilt from a checkpoint and the log behind it.
+/// The state while it is rebuilt from a checkpoint and the log behind it.
 pub struct Rebuilt {
     memtables: MemTables,
     known: Known,
     sealed: VecDeque<Box<Sealed>>,
     ingest_time: IngestTime,
-    /// Frames up to here are known to be committed: what is above is not filed.
+    /// Frames up to here are known to be committed: later ones are not flushed.
     committed: u64,
 }
 
 impl Rebuilt {
-    /// The state as of a checkpoint; of the frames behind it those up to `committed` may be filed.
+    /// The state as of a checkpoint; frames behind it up to `committed` may be flushed.
     ///
     /// # Errors
     /// [`Error::Limit`] or [`Error::NoSharedMemory`] if the instruments do not fit.
@@ -97,10 +96,10 @@ impl Rebuilt {
         Ok(Rebuilt { memtables, known, sealed: VecDeque::new(), ingest_time, committed })
     }
 
-    /// Takes in the next frame of the log; what the MemTables cannot hold is filed.
+    /// Applies the next frame of the log; flushes when the MemTables are full.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written; [`Error::NoSharedMemory`].
+    /// [`Error::Io`] if a file cannot be written; [`Error::NoSharedMemory`] if a table cannot be made.
     pub fn visit(&mut self, frame: &Frame<'_>, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
         self.memtables.logged(frame.header.total_len());
         self.ingest_time.seen(frame.header.ingest_ts);
@@ -121,11 +120,11 @@ impl Rebuilt {
         }
     }
 
-    /// Files tables until `records` more records have room; the log is read up to `chain`.
+    /// Flushes tables until `records` more records have room; the log is read up to `chain`.
     fn make_room(&mut self, records: u64, chain: wal::Chain, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
         loop {
             let asked = self.memtables.has_room(records);
-            // A table that is filed makes room: what it took is given back, and readers can hold only those of before.
+            // A flush makes room: it releases the table's memory, since readers can hold only tables of earlier instances.
             if asked.is_err() && self.memtables.is_stuck(records) {
                 let mark = self.known.mark(chain);
                 self.sealed.push_back(Box::new(self.memtables.seal(mark)));
@@ -143,7 +142,7 @@ impl Rebuilt {
         }
     }
 
-    /// The state, with the log it came from, and the MemTables that are to be filed.
+    /// The state, with the log that it came from, and the MemTables that wait for a flush.
     pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
         let Rebuilt { memtables, mut known, sealed, ingest_time, .. } = self;
         known.publish();
@@ -154,7 +153,7 @@ impl Rebuilt {
 }
 
 impl Core {
-    /// What is known of `publisher`.
+    /// The catalog's state of `publisher`.
     pub fn publisher(&self, publisher: PublisherId) -> PublisherState {
         self.known.publishers.get(&publisher).copied().unwrap_or_default()
     }
@@ -162,7 +161,7 @@ impl Core {
     /// Whether a frame can be appended and applied now.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`].
+    /// [`tapestore::error::Error::Halted`] if a write has failed.
     pub fn is_ready(&mut self) -> Result<Readiness> {
         if !self.writer.ready()? {
             return Ok(Readiness::NoSegment);
@@ -175,13 +174,13 @@ impl Core {
         Ok(if room { Readiness::Ready } else { Readiness::MemTableFull })
     }
 
-    /// The full table that [`Core::is_ready`] has sealed because there was no memory for a next one; to be filed.
+    /// Takes the full table that [`Core::is_ready`] has sealed because no next one could be made; it must be flushed.
     pub fn take_stuck(&mut self) -> Option<Box<Sealed>> {
         self.stuck.take()
     }
 
-    /// Offers a batch to the frame that is being filled. `words` may change meanwhile: they are copied
-    /// before they are looked at.
+    /// Offers a batch to the frame that is being filled. `words` may change meanwhile: they are copied before they are
+    /// checked.
     pub fn offer(&mut self, header: BatchHeader, words: &[u64]) -> Offer {
         let state = self.publisher(header.publisher());
         let (first, count) = (header.first_pub_seq(), u64::from(header.count()));
@@ -226,7 +225,7 @@ impl Core {
         checked
     }
 
-    /// Takes what follows the first `skip` records, which were accepted before.
+    /// Accepts the records after the first `skip`, which were accepted before.
     fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> Result<(), Offer> {
         let mut copy = std::mem::take(&mut self.scratch);
         copy.clear();
@@ -242,7 +241,7 @@ impl Core {
         checked
     }
 
-    /// The log is to be truncated behind frame `index`: this process forgets the kinds that came behind it.
+    /// Removes from this process the kinds logged behind frame `index`, where the log is about to be truncated.
     pub fn forget_behind(&self, index: u64) {
         self.known.forget_behind(index);
     }
@@ -252,11 +251,11 @@ impl Core {
         !self.frame.is_empty()
     }
 
-    /// Appends the frame that has been filled and applies it; `None` if it is empty. The caller has
-    /// asked [`Core::is_ready`].
+    /// Appends the frame that has been filled and applies it; `None` if it is empty. The caller has called
+    /// [`Core::is_ready`].
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`].
+    /// [`tapestore::error::Error::Halted`] if a write has failed.
     pub fn commit(&mut self, now: Ts) -> Result<Option<Committed>> {
         if self.frame.is_empty() {
             return Ok(None);
@@ -284,7 +283,7 @@ impl Core {
     /// Seals the active MemTable between the last frame and the one that is being filled.
     fn seal(&mut self) -> Sealed {
         let mut mark = self.known.mark(*self.writer.chain());
-        // What the frame that is being filled holds is not in the log yet.
+        // The records of the frame that is being filled are not in the log yet.
         for run in self.frame.runs().iter().rev() {
             if let Some((_, state)) = mark.publishers.iter_mut().find(|(p, _)| *p == run.publisher) {
                 state.last = PubSeq(run.first_pub_seq.0 - 1);
@@ -293,21 +292,21 @@ impl Core {
         self.memtables.seal(mark)
     }
 
-    /// Whether `frames`, which another host has made, continue the store one behind the other.
+    /// Checks that `frames`, which another host has made, continue the store one after the other.
     ///
     /// # Errors
-    /// What does not fit.
+    /// The first mismatch.
     pub fn vet(&self, frames: &[(FrameHead, &Frame<'_>)]) -> std::result::Result<(), Bad> {
         super::vet::vet(&self.writer, self.known.symbols.count(), frames)
     }
 
-    /// Appends and applies a frame that another host has made, whose words are `words`. [`Core::vet`] has found nothing, and
+    /// Appends and applies a frame that another host has made, whose words are `words`. [`Core::vet`] has accepted it, and
     /// there is room for it in the log and in the MemTables.
     ///
     /// # Errors
-    /// [`Error::Halted`]; [`Error::NoSharedMemory`] or [`Error::Limit`] if the instruments do not fit.
+    /// [`Error::Halted`] if a write has failed; [`Error::NoSharedMemory`] or [`Error::Limit`] if the instruments do not fit.
     pub fn take(&mut self, frame: &Frame<'_>, words: &[u64]) -> Result<Committed> {
-        assert!(self.frame.is_empty(), "who takes frames of others in fills none");
+        assert!(self.frame.is_empty(), "a host that appends another's frames fills none");
         let header = &frame.header;
         let seals = header.records() > 0 && self.memtables.must_seal(header.records());
         let sealed = seals.then(|| Box::new(self.seal()));
@@ -343,7 +342,7 @@ impl Core {
     /// Appends the frame that opens the term `term`, in which this process numbers records.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`].
+    /// [`tapestore::error::Error::Halted`] if a write has failed.
     pub fn open_term(&mut self, term: Term, now: Ts) -> Result<wal::Appended> {
         self.writer.set_term(term);
         self.append_alone(&mut FrameBuilder::new(), FrameType::NoOp, now)
@@ -352,7 +351,7 @@ impl Core {
     /// Appends a frame that changes the cluster's members.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`].
+    /// [`tapestore::error::Error::Halted`] if a write has failed.
     pub fn change_members(&mut self, change: &Change, now: Ts) -> Result<wal::Appended> {
         let mut frame = FrameBuilder::new();
         frame.push_fact(|words| change.encode(words));
@@ -367,12 +366,12 @@ impl Core {
         Ok(appended)
     }
 
-    /// Logs that the process `incarnation` of `publisher` writes in a new epoch, above `above`, from here
-    /// on; gives its state.
+    /// Logs that the process `incarnation` of `publisher` publishes in a new epoch, above `above`, from here on; returns its
+    /// state.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`]; [`tapestore::error::Error::Limit`] if there is no epoch above;
-    /// [`tapestore::error::Error::Invalid`] if `above` is one that this publisher cannot have been granted.
+    /// [`tapestore::error::Error::Halted`] if a write has failed; [`tapestore::error::Error::Limit`] if there is no higher
+    /// epoch; [`tapestore::error::Error::Invalid`] if this publisher cannot have been granted `above`.
     pub fn begin_epoch(
         &mut self,
         publisher: PublisherId,
@@ -380,10 +379,10 @@ impl Core {
         above: Epoch,
         now: Ts,
     ) -> Result<(PublisherState, wal::Appended)> {
-        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        assert!(self.frame.is_empty(), "control entries are in frames of their own");
         let known = self.publisher(publisher).epoch;
         if above.0.saturating_sub(known.0) > EPOCHS_LOST_MAX {
-            // To begin above it would use up the publisher's epochs: the last of them retires it for good.
+            // To begin above it would use up the publisher's epochs: the last one retires the publisher for good.
             return Err(Error::invalid("epoch", format!("{above} where the newest is {known}: {NO_SUCH_EPOCH}")));
         }
         let highest = known.max(above);
@@ -397,18 +396,18 @@ impl Core {
         Ok((state, appended))
     }
 
-    /// Makes `layout` a kind of the store, if it is not one; the frame is appended if it was new.
+    /// Makes `layout` a kind of the store; returns the appended frame, or `None` if the store has the kind already.
     ///
     /// # Errors
     /// [`tapestore::error::Error::Invalid`] if the store has another layout under its number;
-    /// [`tapestore::error::Error::Halted`]; [`tapestore::error::Error::NoSharedMemory`].
+    /// [`tapestore::error::Error::Halted`] if a write has failed; [`tapestore::error::Error::NoSharedMemory`].
     pub fn kind(&mut self, layout: &Layout, now: Ts) -> Result<Option<wal::Appended>> {
-        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        assert!(self.frame.is_empty(), "control entries are in frames of their own");
         let known = self.known.kinds.known.get(&layout.kind());
         if known == Some(layout) {
             return Ok(None);
         }
-        // Also refuses what contradicts a kind that is known here.
+        // Also refuses a layout that contradicts a registered kind.
         layout.register()?;
         self.known.kinds.shown.push(layout)?;
         let mut frame = FrameBuilder::new();
@@ -422,15 +421,15 @@ impl Core {
         Ok(Some(appended))
     }
 
-    /// The instruments called `names`, registering those that are new; as many as fit in a frame are
-    /// looked at, and the frame is appended if any was new.
+    /// Returns the instruments called `names`, and registers those that are new: as many as fit in a frame, which is appended
+    /// if any was new.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`]; [`tapestore::error::Error::Limit`] or
-    /// [`tapestore::error::Error::NoSharedMemory`] if no more can be registered: then nothing was logged of
-    /// the first that does not fit and those after it.
+    /// [`tapestore::error::Error::Halted`] if a write has failed; [`tapestore::error::Error::Limit`] or
+    /// [`tapestore::error::Error::NoSharedMemory`] if no more can be registered: neither the first that does not fit nor
+    /// those after it were logged then.
     pub fn instruments(&mut self, names: &[Name], now: Ts) -> Result<(Vec<InstrumentId>, Option<wal::Appended>)> {
-        assert!(self.frame.is_empty(), "facts stand in frames of their own");
+        assert!(self.frame.is_empty(), "control entries are in frames of their own");
         let mut frame = FrameBuilder::new();
         let mut ids = Vec::new();
         let mut failed = None;
@@ -470,13 +469,13 @@ impl Core {
     }
 }
 
-/// Whether `words` are `count` whole records, of no instruments but the `registered` first or none.
+/// Checks that `words` are `count` whole records, each of one of the `registered` first instruments or of none.
 fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), Offer> {
     let mut found = 0;
     let mut stranger = None;
     for record in record::split(words) {
         let instrument = record.map_err(|_| Offer::Malformed)?.instrument();
-        // They are numbered from 1.
+        // Instruments are numbered from 1.
         if u64::from(instrument.0).wrapping_sub(1) >= registered && instrument != InstrumentId::NULL {
             stranger.get_or_insert(instrument);
         }
@@ -489,13 +488,13 @@ fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), Offer
     }
 }
 
-/// The term of consensus as frames carry it.
+/// Consensus's term, as frames carry it.
 pub(super) fn term_of(term: u64) -> Result<Term> {
     let fits = u32::try_from(term).map(Term);
     fits.map_err(|_| Error::Limit { what: "the term", limit: u64::from(u32::MAX) })
 }
 
-/// Whether a frame can be appended now, and if not, why.
+/// Whether a frame can be appended now; if not, why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
     /// It can.

@@ -1,17 +1,16 @@
-//! Owns: the sync agent: it makes the log durable and says so.
+//! Owns: the sync agent: it makes the log durable and publishes how far.
 //!
-//! What must hold: an acknowledgement or an answer leaves here only after a sync has returned that
-//! covers it; one sync is in flight and covers everything appended before it began; what nobody waits
-//! for is durable within the interval or the byte limit, whichever comes first; after a pause the disk
-//! itself says how much of it is durable.
+//! What must hold: an acknowledgement or an answer is sent only after a sync that covers it has returned. One sync is in
+//! flight, and covers everything appended before it began. Records that nobody waits for are durable within the interval or
+//! the byte limit, whichever comes first. After a pause the disk itself holds a mark of how much of it is durable.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
-use super::watermarks::Covered;
 use super::waker::Waker;
+use super::watermarks::Covered;
 use tapestore::agent::{Idle, Stop, Wait};
 use tapestore::bus::Receiver as BusReceiver;
 use tapestore::bus::attach::Message;
@@ -21,7 +20,7 @@ use tapestore::shm::bell::{Bell, Bells};
 use tapestore::shm::control::{Control, Statistic};
 use tapestore::wal::{Evidence, Opened, Syncer};
 
-/// What the ingest agent passes on, in the order in which it happened.
+/// Items that the ingest agent passes on, in order.
 pub(super) enum SyncItem {
     /// The log has rolled.
     Opened(Opened),
@@ -29,43 +28,43 @@ pub(super) enum SyncItem {
     Appended {
         /// The end.
         end: Evidence,
-        /// Whether somebody waits for it to be durable.
+        /// Whether a publisher or host waits for it to be durable.
         urgent: bool,
     },
-    /// Once everything before is durable: the slot's publisher has come this far.
+    /// Once everything before is durable: acknowledge to the slot's publisher.
     Ack {
         /// The slot.
         slot: usize,
-        /// Up to here.
+        /// The last number.
         pub_seq: PubSeq,
-        /// Of this LSN.
+        /// Its LSN.
         lsn: Lsn,
     },
     /// Once everything before is durable: send this answer.
     Answer(Answer),
-    /// Once everything before has been dealt with: nobody holds the slot any more.
+    /// Once everything before has been handled: free this slot.
     Freed(usize),
     /// Make everything durable and end.
     Stop,
 }
 
-/// What ingest, by way of the sync agent, answers.
+/// An answer of ingest's, sent by way of the sync agent.
 pub(super) enum Answer {
-    /// Say this.
+    /// Send a message.
     Say {
-        /// On which connection.
+        /// The connection.
         connection: u64,
-        /// What.
+        /// The message.
         message: Message,
     },
     /// The receiver is no longer used.
     Retired(BusReceiver),
 }
 
-/// Items that wait for the sync agent at most.
+/// Most items that wait for the sync agent.
 pub(super) const SYNC_QUEUE: usize = 64 << 10;
 
-/// When to sync what nobody waits for.
+/// When to sync records that nobody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
     /// After this long.
@@ -74,10 +73,10 @@ pub(super) struct Pace {
     pub bytes: u64,
 }
 
-/// A pause this long is used to record how much is durable.
+/// After a pause this long, a mark of how much is durable is recorded.
 const RECORD_AFTER: Duration = Duration::from_millis(10);
 
-/// How long it sleeps when there is nothing to do at all.
+/// Longest sleep when there is nothing to do.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The sync agent.
@@ -92,13 +91,13 @@ pub(super) struct SyncAgent {
     pub(super) wake_attach: Waker,
     pub(super) pace: Pace,
     pub(super) wait: Wait,
-    /// Whether somebody waited for the last sync.
+    /// Whether a publisher or host waited for the last sync.
     pub(super) was_urgent: bool,
-    /// Raised when a sync has failed, before anything else happens.
+    /// Set when a sync has failed, before anything else happens.
     pub(super) halted: Stop,
 }
 
-/// What has been taken from the queue and not yet been dealt with.
+/// Items that were taken from the queue and are not yet handled.
 #[derive(Default)]
 struct Batch {
     end: Option<Evidence>,
@@ -111,10 +110,10 @@ struct Batch {
 }
 
 impl SyncAgent {
-    /// Runs until it is told to stop.
+    /// Runs until it is stopped.
     ///
     /// # Errors
-    /// [`tapestore::error::Error::Halted`]: a sync failed. Nothing more is acknowledged.
+    /// [`tapestore::error::Error::Halted`] if a sync has failed. Nothing more is acknowledged then.
     pub(super) fn run(self) -> Outcome<Syncer> {
         let halted = self.halted.clone();
         let ended = self.serve();
@@ -139,13 +138,13 @@ impl SyncAgent {
     }
 
     fn is_due(&self, batch: &Batch) -> bool {
-        // Without an end what is there is durable already.
+        // Without a new end, everything is durable already.
         let Some(end) = batch.end else { return !(batch.acks.is_empty() && batch.answers.is_empty() && batch.freed.is_empty()) };
         let bytes = end.position.0.saturating_sub(self.syncer.durable().position.0);
         batch.urgent || bytes >= self.pace.bytes || batch.since.is_some_and(|s| s.elapsed() >= self.pace.interval)
     }
 
-    /// Waits for an item, or until something is due, and takes all that are there.
+    /// Waits for an item, or until a sync is due, and takes all items that are there.
     fn take(&mut self, batch: &mut Batch) {
         let limit = match batch.since {
             Some(since) => self.pace.interval.saturating_sub(since.elapsed()),
@@ -166,9 +165,9 @@ impl SyncAgent {
         }
     }
 
-    /// The next item, waited for as `wait` says and at most for `limit`.
+    /// The next item; waits for it as `wait` sets, at most for `limit`.
     fn first_item(&mut self, limit: Duration) -> Result<SyncItem, RecvTimeoutError> {
-        // Only while publishers wait for the disk is the next item worth a turn of the processor.
+        // Polling for the next item is worth its processor time only while publishers wait for the disk.
         let mut idle = Idle::new(if self.was_urgent { self.wait } else { Wait::Blocking });
         loop {
             match self.items.try_recv() {
@@ -180,10 +179,10 @@ impl SyncAgent {
         }
     }
 
-    /// Nothing has come for a while.
+    /// Handles a pause: records how much is durable.
     fn paused(&mut self, batch: &mut Batch) {
         if batch.end.is_none() && self.syncer.is_unrecorded() {
-            // The same as a sync of what is durable already; a failure is found by the next sync too.
+            // A sync of a log that is durable already, which records the mark. The next sync would find a failure too.
             batch.end = Some(self.syncer.durable());
             batch.urgent = true;
         }
@@ -209,18 +208,18 @@ impl SyncAgent {
         }
         self.bells.ring(Bell::Ack);
         if !alone {
-            // Others wait for the word that it is durable here.
+            // Other hosts wait until this host reports that it is durable here.
             self.bells.ring(Bell::Ingest);
         }
         for slot in batch.freed.drain(..) {
-            // The queue holds every slot there is; ingest may have ended before.
+            // The queue has room for every slot. Ingest may have ended before.
             let sent = self.freed.try_send(slot);
             assert!(!matches!(sent, Err(TrySendError::Full(_))), "more slots freed than exist");
         }
         if !batch.answers.is_empty() {
             for answer in batch.answers.drain(..) {
                 if self.answers.try_send(answer).is_err() {
-                    tracing::warn!("an answer to a publisher is dropped: the queue of answers is full; it will ask again");
+                    tracing::warn!("an answer to a publisher is dropped: the queue of answers is full; the publisher asks again");
                 }
             }
             self.wake_attach.wake();
@@ -242,7 +241,7 @@ impl Batch {
                 self.since.get_or_insert_with(Instant::now);
             }
             SyncItem::Ack { slot, pub_seq, lsn } => match self.acks.iter_mut().find(|a| a.0 == slot) {
-                Some(known) => *known = (slot, pub_seq, lsn),
+                Some(earlier) => *earlier = (slot, pub_seq, lsn),
                 None => self.acks.push((slot, pub_seq, lsn)),
             },
             SyncItem::Answer(answer) => {

@@ -1,5 +1,5 @@
-//! The engine on the simulated disk and simulated time, one thread, one seed: publishers that repeat,
-//! overlap and jump; crashes at any call; after each, what was acknowledged is there, once, in order.
+//! The engine on the simulated disk and simulated time, one thread, one seed: publishers repeat, overlap and jump; crashes
+//! hit any call; after each, every acknowledged record is there, once, in order.
 
 mod backup;
 mod clock;
@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 use super::state::{Offer, Readiness};
 use super::*;
-use tapestore::bus::BatchHeader;
 use crate::compaction;
 use crate::compaction::retention::Rules;
+use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
 use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
@@ -49,7 +49,7 @@ fn trades(publisher: u16, epoch: Epoch, first: u64, count: u64) -> Vec<u64> {
 /// Instruments of a [`Run`].
 const INSTRUMENTS: u64 = 40;
 
-/// Registers the instruments of numbers 1 to `count`, called `X:1` and so on.
+/// Registers the instruments with numbers 1 to `count`, called `X:1` and so on.
 fn register(store: &mut Recovered, count: u64, now: Ts) -> Result<()> {
     let names: Vec<Name> = (1..=count).map(|i| format!("X:{i}").parse().unwrap()).collect();
     let mut rest = &names[..];
@@ -64,7 +64,7 @@ fn register(store: &mut Recovered, count: u64, now: Ts) -> Result<()> {
     Ok(())
 }
 
-/// One publisher as it remembers itself.
+/// A publisher's own state.
 #[derive(Clone, Copy, Debug, Default)]
 struct Client {
     epoch: Epoch,
@@ -115,7 +115,7 @@ impl Run {
         Ok(store)
     }
 
-    /// Attaches, sends, syncs until the power goes or the script ends.
+    /// Attaches, sends and syncs until the power fails or the script ends.
     fn live(&mut self) -> Result<()> {
         let mut store = self.recover()?;
         self.verify(&mut store);
@@ -123,7 +123,7 @@ impl Run {
             let publisher = PublisherId(i as u16 + 1);
             let known = store.core.publisher(publisher);
             if known.epoch == self.clients[i].epoch && known.epoch.0 > 0 {
-                // Resumed: it goes on after what storage has.
+                // Resumed: the client goes on after the last record that storage has.
                 self.clients[i].sent = known.last.0;
                 continue;
             }
@@ -149,7 +149,7 @@ impl Run {
         for _ in 0..1 + self.rng.below(4) {
             let i = self.rng.below(3) as usize;
             let client = &mut self.clients[i];
-            // Mostly the next records; sometimes some that were sent before, sometimes a jump.
+            // Mostly the next records; sometimes some that were sent before, sometimes a jump ahead.
             let back = if self.rng.below(3) == 0 { self.rng.below(client.sent + 1) } else { 0 };
             let jump = if back == 0 && self.rng.below(10) == 0 { 1 + self.rng.below(5) } else { 0 };
             let (first, count) = (client.sent + 1 - back + jump, 1 + self.rng.below(60));
@@ -188,7 +188,7 @@ impl Run {
         versions.view(&store.run_dir, &store.control, Control::applied).unwrap()
     }
 
-    /// The running store shows `count` records of publisher 1, each once.
+    /// Asserts that the running store shows `count` records of publisher 1, each once.
     fn verify_now(&self, store: &Recovered, count: u64) {
         let view = self.view(store);
         for lsn in (1..=count).map(Lsn) {
@@ -196,8 +196,8 @@ impl Run {
         }
     }
 
-    /// Everything acknowledged is there, in files or in memory; each publisher's numbers are dense; nothing
-    /// is twice; no file lies about that the manifest does not name.
+    /// Asserts that every acknowledged record is there, in SSTables or in memory, that each publisher's numbers are dense,
+    /// that no record is there twice and that no file exists that the manifest does not name.
     fn verify(&self, store: &mut Recovered) {
         let view = self.view(store);
         assert_eq!(view.upto, Lsn(store.started.records));
@@ -209,7 +209,7 @@ impl Run {
             assert_eq!(words, trades(arrival.publisher.0, arrival.epoch, arrival.pub_seq.0, 1));
         }
         let rows: u64 = view.history.files().iter().map(|f| f.verify(|_| Ok(())).unwrap()).sum();
-        assert_eq!(rows, view.history.covered().0, "each record is filed once");
+        assert_eq!(rows, view.history.covered().0, "each record is flushed once");
         let there = self.disk.list(&self.dir.path().join("s").join(tapestore::sstable::DIR)).unwrap();
         let mut named: Vec<String> =
             view.history.files().iter().map(|f| f.path().file_name().unwrap().to_str().unwrap().to_owned()).collect();
@@ -222,7 +222,7 @@ impl Run {
     }
 }
 
-/// Files the oldest sealed MemTable, whose records are durable; whether there was one.
+/// Flushes the oldest sealed MemTable, whose records are durable; returns whether there was one.
 fn file_one(store: &mut Recovered) -> Result<bool> {
     let Some(oldest) = store.sealed.front() else { return Ok(false) };
     let filed = store.filer.file(oldest, &SimClock::new(Ts(1)))?;
@@ -233,7 +233,7 @@ fn file_one(store: &mut Recovered) -> Result<bool> {
     Ok(true)
 }
 
-/// Merges files once, if there are more than two runs of a window; whether there were.
+/// Runs one merge if a window has more than two runs; returns whether one had.
 fn compact_one(store: &mut Recovered) -> Result<bool> {
     let options = compaction::Options { runs_max: 2, rows_max: 100, ..compaction::Options::default() };
     let merged = store.filer.compact_one(&options, &Rules::default())?;
@@ -241,7 +241,7 @@ fn compact_one(store: &mut Recovered) -> Result<bool> {
     Ok(merged)
 }
 
-/// How the record `lsn` came, and its words, wherever it is.
+/// Returns how the record `lsn` arrived and its words, from an SSTable or a MemTable.
 fn stored(view: &View, lsn: Lsn) -> (tapestore::record::Arrival, Vec<u64>) {
     if lsn > view.history.covered() {
         let table = view.table_of(lsn).unwrap();
@@ -255,7 +255,7 @@ fn stored(view: &View, lsn: Lsn) -> (tapestore::record::Arrival, Vec<u64>) {
 }
 
 #[test]
-fn power_loss_at_every_call_of_a_filing_loses_nothing_and_no_name_is_used_twice() {
+fn power_loss_at_every_call_of_a_flush_loses_nothing_and_reuses_no_name() {
     let prepared = |seed| {
         let mut run = Run::new(seed);
         let mut store = run.recover().unwrap();
@@ -274,7 +274,7 @@ fn power_loss_at_every_call_of_a_filing_loses_nothing_and_no_name_is_used_twice(
             store.syncer.sync(committed.appended.end).unwrap();
         }
         run.clients[0] = Client { epoch: state.epoch, sent: 180, acked: 180 };
-        // The first table is filed; the filing of the second is what is cut short.
+        // The first table is flushed; the flush of the second is interrupted.
         assert!(file_one(&mut store).unwrap());
         (run, store)
     };
@@ -370,7 +370,7 @@ fn power_loss_or_a_failed_call_anywhere_in_a_merge_loses_nothing() {
 }
 
 #[test]
-fn a_memtable_that_was_asked_for_at_the_end_of_the_log_is_the_next_one_of_the_store_that_serves() {
+fn a_memtable_requested_at_the_end_of_recovery_is_the_next_one_of_the_serving_store() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     options.segment_size = 64 << 20;
@@ -387,7 +387,7 @@ fn a_memtable_that_was_asked_for_at_the_end_of_the_log_is_the_next_one_of_the_st
         committed.appended.opened.into_iter().for_each(|segment| store.syncer.opened(segment));
         committed.sealed.is_some()
     };
-    // It is asked for when half of one is full: with the very last frame of the log.
+    // A table is requested when half of the active one is full: with the very last frame of the log.
     while store.core.memtables.used() <= options.memtable_size / 2 {
         assert!(!publish(&mut store));
     }
@@ -406,15 +406,15 @@ fn a_memtable_that_was_asked_for_at_the_end_of_the_log_is_the_next_one_of_the_st
             }
         } else {
             looks += 1;
-            assert!(looks < 10_000, "the MemTable that was asked for never comes");
+            assert!(looks < 10_000, "the requested MemTable never comes");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    assert!(requests.try_recv().is_err(), "none was asked for twice");
+    assert!(requests.try_recv().is_err(), "none was requested twice");
 }
 
 #[test]
-fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
+fn a_log_longer_than_the_memtables_is_flushed_during_recovery() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     (options.memtables_max, options.segment_size, options.memtable_size) = (4, 64 << 20, 64 << 20);
@@ -452,7 +452,7 @@ fn a_log_longer_than_the_memtables_is_filed_while_it_is_recovered() {
 }
 
 #[test]
-fn what_a_frame_holds_that_is_not_logged_yet_is_not_in_the_checkpoint_before_it() {
+fn records_of_a_frame_not_yet_logged_are_not_in_the_checkpoint_before_it() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
@@ -470,8 +470,8 @@ fn what_a_frame_holds_that_is_not_logged_yet_is_not_in_the_checkpoint_before_it(
 }
 
 #[test]
-fn what_was_acknowledged_survives_every_crash_once_and_in_order() {
-    // One failing seed is replayed with TAPE_SEED.
+fn acknowledged_records_survive_every_crash_once_and_in_order() {
+    // TAPE_SEED replays one failing seed.
     let only = std::env::var("TAPE_SEED").ok().and_then(|s| s.parse().ok());
     for seed in only.map_or(0..60u64, |s: u64| s..s + 1) {
         let mut run = Run::new(seed);
@@ -567,7 +567,7 @@ fn three_of_the_largest_frames_fit_after_one_look() {
     let mut next = 0u32;
     for round in 0..60u64 {
         assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
-        // Facts, an epoch, records: what one turn of ingest may append.
+        // Control entries, an epoch, records: all that one turn of ingest may append.
         let names: Vec<_> = (next..next + 16).map(|i| format!("N:{i}").parse().unwrap()).collect();
         next += 16;
         store.core.instruments(&names, Ts(1)).unwrap();
@@ -586,7 +586,7 @@ fn three_of_the_largest_frames_fit_after_one_look() {
 }
 
 #[test]
-fn every_memtable_is_used_before_publishers_are_held_back_however_many_series_there_are() {
+fn every_memtable_is_used_before_back_pressure_however_many_series_there_are() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     (options.memtables_max, options.segment_size) = (3, 64 << 20);
@@ -608,7 +608,7 @@ fn every_memtable_is_used_before_publishers_are_held_back_however_many_series_th
 }
 
 #[test]
-fn a_record_of_an_instrument_that_was_never_registered_is_refused_with_its_batch_and_none_of_it_is_taken() {
+fn a_batch_with_a_record_of_an_unregistered_instrument_is_refused_whole() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
@@ -620,10 +620,10 @@ fn a_record_of_an_instrument_that_was_never_registered_is_refused_with_its_batch
         assert_eq!(store.core.offer(header(1, 3), &batch), Offer::Unregistered(InstrumentId(never)));
         assert!(store.core.commit(Ts(1)).unwrap().is_none());
     }
-    // What concerns no single instrument is of none.
+    // A record that concerns no single instrument has none.
     let good = [trade(1), trade(last), trade(u32::MAX)].concat();
     assert_eq!(store.core.offer(header(1, 3), &good), Offer::Accepted);
-    // Of a repeat the rest is checked as ever, and one that is cut short is malformed in the first place.
+    // The new part of a straddling batch is checked as ever; a truncated batch is malformed in the first place.
     let straddling = [&good[..], &trade(last + 1)].concat();
     assert_eq!(store.core.offer(header(1, 4), &straddling), Offer::Unregistered(InstrumentId(last + 1)));
     assert_eq!(store.core.offer(header(4, 2), &trade(last + 1)), Offer::Malformed);
@@ -646,7 +646,8 @@ fn an_epoch_that_was_never_granted_is_refused_and_uses_up_none_of_the_publishers
     use tapestore::bus::attach::{Message, Mode, ask};
     let dir = tempfile::tempdir().unwrap();
     let options = Options { run_root: dir.path().to_path_buf(), space_min: 1 << 20, ..options(&dir.path().join("s")) };
-    let world = World { disk: Arc::new(tapestore::disk::RealDisk), clock: Arc::new(tapestore::time::HostClock), store_id: 5, boot: 1 };
+    let world =
+        World { disk: Arc::new(tapestore::disk::RealDisk), clock: Arc::new(tapestore::time::HostClock), store_id: 5, boot: 1 };
     let storage = Storage::start(options, world).unwrap();
     let attach = |mode| {
         let socket = RunDir::find(&dir.path().join("s")).unwrap().attach_socket();
@@ -655,13 +656,13 @@ fn an_epoch_that_was_never_granted_is_refused_and_uses_up_none_of_the_publishers
         ask(&mut stream, &Message::Attach { publisher, mode, level, incarnation }).unwrap()
     };
     for never in [u32::MAX - 2, u32::MAX, tapestore::lsn::EPOCHS_LOST_MAX + 1] {
-        let Message::Refused(why) = attach(Mode::Resume(Epoch(never))) else { panic!("epoch {never} is gone on from") };
+        let Message::Refused(why) = attach(Mode::Resume(Epoch(never))) else { panic!("epoch {never} is resumed") };
         assert!(why.contains("never granted"), "{why}");
     }
-    let Message::Attached(grant) = attach(Mode::New) else { panic!("it may begin") };
+    let Message::Attached(grant) = attach(Mode::New) else { panic!("a new epoch may begin") };
     assert_eq!(grant.epoch, Epoch(1));
-    // What went with the end of a log, or in a restore, is gone on from.
-    let Message::Attached(grant) = attach(Mode::Resume(Epoch(9))) else { panic!("it may go on") };
+    // An epoch that was lost with a torn tail, or in a restore, is resumed above it.
+    let Message::Attached(grant) = attach(Mode::Resume(Epoch(9))) else { panic!("a lost epoch may be resumed") };
     assert_eq!(grant.epoch, Epoch(10));
     storage.stop().unwrap();
 }
@@ -693,7 +694,7 @@ fn sync_agent(
 }
 
 #[test]
-fn nothing_is_told_before_its_sync_and_after_a_failed_one_nothing_is_told_at_all() {
+fn nothing_is_acknowledged_before_its_sync_or_after_a_failed_one() {
     for fails in [false, true] {
         let run = Run::new(1);
         let mut store = run.recover().unwrap();
@@ -706,20 +707,20 @@ fn nothing_is_told_before_its_sync_and_after_a_failed_one_nothing_is_told_at_all
         let before = store.control.durable();
         let (agent, items, _freed, control, halted) = sync_agent(store);
         if fails {
-            // The evidence is written; the sync itself fails.
+            // The durable mark is written; the sync itself fails.
             run.disk.set_fault(run.disk.calls() + 2, Fault::Once(ErrorKind::Other));
         }
         items.send(SyncItem::Appended { end: committed.appended.end, urgent: true }).unwrap();
         items.send(SyncItem::Ack { slot: 0, pub_seq: PubSeq(3), lsn: Lsn(3) }).unwrap();
         items.send(SyncItem::Stop).unwrap();
         let ended = agent.run();
-        let told = (control.durable(), slot.view(9).unwrap().durable);
+        let published = (control.durable(), slot.view(9).unwrap().durable);
         if fails {
             assert!(matches!(ended.map(|_| ()), Err(Error::Halted { .. })) && halted.is_stopped());
-            assert_eq!(told, (before, PubSeq(0)));
+            assert_eq!(published, (before, PubSeq(0)));
         } else {
             assert!(ended.is_ok() && !halted.is_stopped());
-            assert_eq!(told, (Lsn(3), PubSeq(3)));
+            assert_eq!(published, (Lsn(3), PubSeq(3)));
         }
     }
 }
@@ -735,12 +736,12 @@ fn a_slot_that_is_freed_after_ingest_has_ended_does_no_harm() {
 }
 
 #[test]
-fn a_host_that_was_started_since_raises_the_timeline_after_an_unclean_stop() {
+fn a_restarted_host_raises_the_timeline_after_an_unclean_stop() {
     let run = Run::new(1);
     let store = run.recover().unwrap();
     let (timeline, run_dir) = (store.control.timeline(), store.run_dir.clone());
     drop(store);
-    assert_eq!(run.recover().unwrap().control.timeline(), timeline, "a kill loses nothing that was seen");
+    assert_eq!(run.recover().unwrap().control.timeline(), timeline, "a kill loses nothing that readers saw");
     std::fs::remove_dir_all(run_dir.path()).unwrap();
     assert_eq!(run.recover().unwrap().control.timeline().0, timeline.0 + 1);
 }

@@ -1,21 +1,21 @@
-//! Owns: whether frames that another host has made may be accepted.
+//! Owns: the check whether frames that another host has made may be accepted.
 //!
-//! What must hold: it is asked before raft hears of the frames, because what raft has accepted must be written; frames that
-//! pass here are appended and applied without any assertion failing, whatever host they come from.
+//! What must hold: frames are checked before raft receives them, because frames that raft has accepted must be appended.
+//! Frames that pass are appended and applied without a failing assertion, from any host.
 
 use crate::consensus::Change;
 use crate::consensus::message::FrameHead;
 use tapestore::error::{Bad, demand};
 use tapestore::wal::{Body, Fact, Frame, Writer};
 
-/// Numbers of raft's entry types, as [`FrameHead::kind`] has them.
+/// Raft's entry types, as [`FrameHead::kind`] has them.
 const ORDINARY: u64 = 0;
 const MEMBERSHIP: u64 = 2;
 
-/// Whether `frames`, one behind the other, continue the log of `writer`, in a store of `instruments` instruments.
+/// Checks that `frames`, one after the other, continue the log of `writer` in a store of `instruments` instruments.
 ///
 /// # Errors
-/// What does not fit, of the first frame that does not.
+/// The mismatch of the first frame that does not fit.
 pub(super) fn vet(writer: &Writer, instruments: u64, frames: &[(FrameHead, &Frame<'_>)]) -> Result<(), Bad> {
     writer.check_all(frames.iter().map(|f| &f.1.header))?;
     let mut instruments = instruments;

@@ -1,13 +1,12 @@
-//! Owns: what the agents tell each other by single numbers: how far the log is durable and committed, from where on it is
-//! needed.
+//! Owns: the numbers that the agents share: how far the log is durable and committed, and from where it is needed.
 //!
-//! What must hold: each number has one thread that writes it: `durable` the sync agent, the others ingest.
+//! What must hold: each number is written by one thread: `durable` by the sync agent, the others by ingest.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tapestore::lsn::Position;
 
-/// What the ingest, sync and flush agents tell each other by single numbers.
+/// The numbers that the ingest, sync and flush agents share.
 #[derive(Debug)]
 pub(super) struct Covered {
     durable: AtomicU64,
@@ -22,9 +21,9 @@ impl Covered {
         Covered { durable: AtomicU64::new(durable), committed, needed, alone: AtomicBool::new(alone) }
     }
 
-    /// Frames up to this index are committed, as far as the ingest agent has heard.
+    /// Frames up to this index are committed, as far as ingest has been notified.
     pub(super) fn committed(&self) -> u64 {
-        // SYNC: pairs with `set_committed`; a number that only rises.
+        // SYNC: pairs with `set_committed`; the number only rises.
         self.committed.load(Ordering::Acquire)
     }
 
@@ -37,9 +36,9 @@ impl Covered {
         self.needed.store(position.0, Ordering::Relaxed);
     }
 
-    /// From this position on the log is kept, whatever the checkpoint: another host may still ask for it.
+    /// The log is kept from this position on, regardless of the checkpoint: another host may still ask for it.
     pub(super) fn needed(&self) -> Position {
-        // A lone number: relaxed.
+        // A number on its own: relaxed.
         Position(self.needed.load(Ordering::Relaxed))
     }
 
@@ -54,8 +53,8 @@ impl Covered {
         self.durable.store(index, Ordering::Release);
     }
 
-    /// Whether what is durable here is committed. Whoever asks has taken the frames in question from the queue before:
-    /// that orders them behind the change to a cluster of more.
+    /// Whether frames that are durable here are committed. The caller has taken the frames in question from the queue before,
+    /// which orders them behind the change to a cluster of several hosts.
     pub(super) fn is_alone(&self) -> bool {
         // SYNC: pairs with `set_alone`.
         self.alone.load(Ordering::Acquire)

@@ -1,4 +1,4 @@
-//! Owns: the bytes of the manifest.
+//! Owns: the byte layout of the manifest.
 //!
 //! ```text
 //! STORE/CURRENT            "manifest-<number, 12 hex> <CRC of that name, 8 hex>\n"
@@ -9,13 +9,13 @@
 //! 32  store id u128
 //! 48  next file number u64 · 0 u64
 //! 64  rkyv archive of `Record`
-//! version 1 has no kinds that programs defined in its records, version 2 no count of expired records; they are
-//! read, and version 3 is written
+//! version 1 records no user kinds, version 2 no count of expired records; both are read, version 3 is written
 //! types  1 snapshot (the first frame of a file, and only that) · 2 edit
 //! ```
 //!
-//! What must hold: CRCs, the store, `seq` is the previous one + 1, `prev_crc` is the previous header's
-//! CRC. CRC is CRC-32C, over the header with its own field zero, and over `len` bytes of payload.
+//! What must hold: the CRCs and the store id match, `seq` is the previous `seq` + 1, and `prev_crc` is the
+//! previous header's CRC. CRC is CRC-32C, over the header with its own field zero, and over `len` bytes of
+//! payload.
 
 use super::{Edit, PublisherState};
 pub use crate::error::Bad;
@@ -28,17 +28,17 @@ use crate::time::Ts;
 use crate::wal::Chain;
 use crate::wal::fact::{NAME_WORDS, name_words, parse_name};
 
-/// The file that names the manifest.
+/// The file that names the current manifest.
 pub const CURRENT: &str = "CURRENT";
 const PREFIX: &str = "manifest-";
 const MAGIC: u32 = u32::from_le_bytes(*b"tman");
-/// Version of the format that is written, and the earliest that is read.
+/// Version of the format that is written; versions from `VERSION_FIRST` on are read.
 pub const VERSION: u8 = 3;
 const VERSION_FIRST: u8 = 1;
 const VERSION_KINDS: u8 = 2;
-/// Bytes of a header, and the alignment of frames.
+/// Bytes of a header, and alignment of frames.
 pub const HEADER_LEN: usize = 64;
-/// Bytes of a payload at most: four million names and a million files are half of it.
+/// Maximum bytes of a payload. Four million names and a million files take half of it.
 pub const PAYLOAD_MAX: u32 = 1 << 30;
 
 /// A frame's header.
@@ -55,29 +55,29 @@ pub struct Header {
     pub payload_crc: u32,
     /// Bytes of payload.
     pub len: u32,
-    /// `header_crc` of the frame before; 0 for a snapshot.
+    /// `header_crc` of the previous frame; 0 for a snapshot.
     pub prev_crc: u32,
-    /// Number of the edit.
+    /// Sequence number of the edit.
     pub seq: u64,
     store_id: [u64; 2],
-    /// Numbers from here on have never been a file's.
+    /// The first unused file number: no file has ever had it or a higher one.
     pub next_id: u64,
     zero: u64,
 }
 
 const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameType {
-    /// Everything.
+    /// The whole state.
     Snapshot = 1,
-    /// A change.
+    /// One change.
     Edit = 2,
 }
 
-/// The payload of a frame. Names are their length and bytes; times are ns.
+/// The payload of a frame. Names are stored as length and bytes; times are ns.
 #[derive(Clone, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 struct Record {
     added: Vec<FileRecord>,
@@ -89,7 +89,7 @@ struct Record {
     expired: u64,
 }
 
-/// The payload of a frame of version 2.
+/// The payload of a version 2 frame.
 #[derive(Clone, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 struct RecordV2 {
     added: Vec<FileRecord>,
@@ -107,7 +107,7 @@ impl From<RecordV2> for Record {
     }
 }
 
-/// The payload of a frame of version 1.
+/// The payload of a version 1 frame.
 #[derive(Clone, Debug, Default, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 struct RecordV1 {
     added: Vec<FileRecord>,
@@ -155,12 +155,12 @@ struct PublisherRecord {
     incarnation: u32,
 }
 
-/// What the next frame must say.
+/// Expected values in the next frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The store.
+    /// The store id.
     pub store_id: u128,
-    /// The number of the frame before and its CRC; `None` at the beginning of a file.
+    /// Sequence number and CRC of the previous frame; `None` at the start of a file.
     pub previous: Option<(u64, u32)>,
 }
 
@@ -176,10 +176,10 @@ impl Header {
         (HEADER_LEN as u64 + u64::from(self.len)).next_multiple_of(HEADER_LEN as u64)
     }
 
-    /// The header in `bytes`, which are not trusted.
+    /// Parses the header in `bytes`, which are not trusted.
     ///
     /// # Errors
-    /// What does not fit.
+    /// The first mismatch.
     pub fn parse(bytes: &[u8], expected: Expected) -> Result<Header, Bad> {
         let raw = bytes.get(..HEADER_LEN);
         let raw = raw.ok_or(Bad { what: "manifest frame bytes", expected: HEADER_LEN as u64, found: bytes.len() as u64 })?;
@@ -210,7 +210,7 @@ impl Header {
 }
 
 impl Header {
-    /// The number of the edit whose header `bytes` begin with, if they begin with one of the store `store_id`.
+    /// The sequence number of the header at the start of `bytes`, if it is a valid header of store `store_id`.
     pub fn seq_of(bytes: &[u8], store_id: u128) -> Option<u64> {
         let header: Header = bytemuck::try_pod_read_unaligned(bytes.get(..HEADER_LEN)?).ok()?;
         let mut sealed = header;
@@ -220,7 +220,7 @@ impl Header {
     }
 }
 
-/// The frame of `edit`, of number `seq`; gives the header too.
+/// Encodes `edit` as the frame of number `seq`; returns the header too.
 pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit: &Edit) -> (Header, Vec<u8>) {
     let record = Record {
         added: edit.added.iter().map(FileRecord::of).collect(),
@@ -250,7 +250,7 @@ pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit:
     };
     let payload = match rkyv::to_bytes::<rkyv::rancor::Error>(&record) {
         Ok(payload) => payload,
-        // Serialization into memory fails only when memory does.
+        // Serialization into memory fails only if an allocation fails.
         Err(e) => panic!("a manifest edit cannot be written to memory: {e}"),
     };
     assert!(payload.len() <= PAYLOAD_MAX as usize, "a manifest edit of {} bytes", payload.len());
@@ -275,10 +275,10 @@ pub fn encode(kind: FrameType, seq: u64, next_id: u64, expected: Expected, edit:
     (header, bytes)
 }
 
-/// The edit in `payload`, the checked header's `len` bytes.
+/// Decodes the edit in `payload`, the `len` bytes after the checked `header`.
 ///
 /// # Errors
-/// What does not fit.
+/// The first mismatch.
 pub fn decode(header: &Header, payload: &[u8]) -> Result<Edit, Bad> {
     let crc = crc32c::crc32c(payload);
     if !sabotage::is(Sabotage::SkipEditCrc) {
@@ -337,7 +337,7 @@ pub fn file_name(number: u64) -> String {
     format!("{PREFIX}{number:012x}")
 }
 
-/// The number of the manifest called `name`; `None` if it is no manifest's name.
+/// The number of the manifest called `name`; `None` if that is not a manifest's name.
 pub fn file_number(name: &str) -> Option<u64> {
     let hex = name.strip_prefix(PREFIX)?;
     u64::from_str_radix(hex, 16).ok().filter(|n| file_name(*n) == name)
@@ -349,7 +349,7 @@ pub fn current(number: u64) -> String {
     format!("{name} {:08x}\n", crc32c::crc32c(name.as_bytes()))
 }
 
-/// The manifest that `contents` of `CURRENT` name.
+/// The number of the manifest that the `contents` of `CURRENT` name; `None` if they are invalid.
 pub fn parse_current(contents: &[u8]) -> Option<u64> {
     let name = std::str::from_utf8(contents).ok()?.split(' ').next()?;
     let number = file_number(name)?;

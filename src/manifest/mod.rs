@@ -1,9 +1,9 @@
-//! Owns: the manifest, the one truth about which files of history live, and what else must survive
-//! with the log as of a checkpoint: publishers, instrument names, the log's chain.
+//! Owns: the manifest, the only record of which SSTables are live. It also holds the state as of the checkpoint
+//! that must survive with the log: publishers, instrument names, the log's chain.
 //!
-//! What must hold: an edit is durable before anything it replaces is given up (log segments,
-//! MemTables, files); names and numbers of files are never used again; a torn last edit is as if it had
-//! not been made, because nothing was given up for it yet.
+//! What must hold: an edit is durable before anything it replaces is removed (log segments, MemTables, SSTables).
+//! Names and numbers of files are never reused. A torn last edit is ignored: nothing has been removed because of
+//! it yet.
 
 pub mod format;
 
@@ -23,62 +23,62 @@ use crate::wal::Chain;
 pub use reader::{Follower, read_all};
 pub use writer::{Manifest, create};
 
-/// What is known of a publisher.
+/// A publisher's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PublisherState {
     /// Its epoch; 0 if it never attached.
     pub epoch: Epoch,
     /// The last number accepted in that epoch.
     pub last: PubSeq,
-    /// That record's LSN.
+    /// LSN of that record.
     pub lsn: Lsn,
-    /// Which process the epoch was granted to.
+    /// The process that was granted the epoch.
     pub incarnation: u32,
 }
 
-/// One change of the manifest.
+/// One edit of the manifest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Edit {
-    /// Files that live from now on.
+    /// Files that become live.
     pub added: Vec<FileMeta>,
-    /// Numbers of files that live no longer.
+    /// Numbers of files that are no longer live.
     pub removed: Vec<u64>,
-    /// Where the log goes on behind what the files hold.
+    /// Where the log continues after the records in SSTables.
     pub checkpoint: Option<Chain>,
-    /// Publishers as of the checkpoint, those that have changed.
+    /// Publishers as of the checkpoint: only those that changed.
     pub publishers: Vec<(PublisherId, PublisherState)>,
-    /// Instrument names as of the checkpoint, those that are new, in the order of their ids.
+    /// Instrument names as of the checkpoint: only new ones, in the order of their ids.
     pub names: Vec<Name>,
-    /// Kinds that programs defined as of the checkpoint, those that are new.
+    /// Kinds defined by programs, as of the checkpoint: only new ones.
     pub kinds: Vec<Layout>,
-    /// Records that are held no longer: they were in files that were removed, and are in none that was added.
+    /// Number of records that expired: they were in removed files and are in no added file.
     pub expired: u64,
 }
 
-/// What all edits together say.
+/// The state after all edits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// Number of the newest edit.
+    /// Sequence number of the newest edit.
     pub seq: u64,
-    /// Numbers from here on have never been a file's.
+    /// The first unused file number: no file has ever had it or a higher one.
     pub next_id: u64,
     /// The live files, by number.
     pub files: BTreeMap<u64, FileMeta>,
-    /// Where the log goes on behind what the files hold.
+    /// Where the log continues after the records in SSTables.
     pub checkpoint: Chain,
     /// Publishers as of the checkpoint.
     pub publishers: BTreeMap<PublisherId, PublisherState>,
-    /// Instrument names as of the checkpoint, by id from 1.
+    /// Instrument names as of the checkpoint, by id, starting at 1.
     pub names: Vec<Name>,
-    /// Kinds that programs defined as of the checkpoint.
+    /// Kinds defined by programs, as of the checkpoint.
     pub kinds: Vec<Layout>,
-    /// Records up to the checkpoint that are held no longer, because they have lived long enough: the rows of all
-    /// files and these are the records up to the checkpoint.
+    /// Number of records up to the checkpoint that have expired by retention. Together with the rows of all files
+    /// they are the records up to the checkpoint.
     pub expired: u64,
 }
 
 impl State {
-    /// Of a store without history.
+    /// The state of a store without history.
     pub fn begin(store_id: u128) -> State {
         State {
             seq: 0,
@@ -92,12 +92,12 @@ impl State {
         }
     }
 
-    /// The last record that the files hold.
+    /// The last record in SSTables.
     pub fn covered(&self) -> Lsn {
         Lsn(self.checkpoint.lsn.0.saturating_sub(1))
     }
 
-    /// Takes in an edit, of number `seq`.
+    /// Applies edit number `seq`.
     pub fn apply(&mut self, seq: u64, edit: Edit) {
         self.seq = seq;
         for id in edit.removed {
@@ -116,7 +116,7 @@ impl State {
         self.expired += edit.expired;
     }
 
-    /// The edit that makes all this of a store without history.
+    /// The edit that turns a store without history into this state.
     fn to_edit(&self) -> Edit {
         Edit {
             added: self.files.values().copied().collect(),

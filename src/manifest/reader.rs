@@ -1,5 +1,5 @@
-//! Owns: reading the manifest, by storage once and by readers again and again: a follower keeps what it
-//! has read and takes in only what has been added.
+//! Owns: reading the manifest, once by storage and repeatedly by readers. A follower keeps the state it
+//! has read and reads only the edits added since.
 
 use std::path::{Path, PathBuf};
 
@@ -9,37 +9,37 @@ use crate::disk::{Disk, DiskFile, Open};
 use crate::error::{Error, Result};
 use crate::lsn::Lsn;
 
-/// A manifest that is read on.
+/// A reader that follows the manifest.
 #[derive(Debug)]
 pub struct Follower {
     dir: PathBuf,
     store_id: u128,
     number: u64,
-    /// End of the last good frame.
+    /// End of the last valid frame.
     pub(super) end: u64,
-    /// Bytes of the first frame.
+    /// Bytes of the first frame, the snapshot.
     pub(super) snapshot_len: u64,
     pub(super) previous: Option<(u64, u32)>,
     state: State,
 }
 
-/// What reading came to.
+/// The result of reading on.
 pub(super) enum Step {
     /// Another frame.
     Frame,
     /// The file ends here.
     End,
-    /// The bytes here are not the next frame.
+    /// The bytes here are not a valid next frame.
     Torn(super::format::Bad),
 }
 
-/// Looks again this often when the manifest is replaced meanwhile.
+/// Number of attempts while the manifest is being replaced.
 const TRIES: u32 = 20;
 
-/// The number of the manifest of the store in `dir`; `None` if there is none.
+/// Number of the current manifest of the store in `dir`; `None` if there is none.
 ///
 /// # Errors
-/// [`Error::Corrupt`] if `CURRENT` names none.
+/// [`Error::Corrupt`] if `CURRENT` is invalid.
 pub(super) fn current_number(disk: &dyn Disk, dir: &Path) -> Result<Option<u64>> {
     let path = dir.join(CURRENT);
     if !disk.exists(&path)? {
@@ -58,31 +58,31 @@ pub(super) fn current_number(disk: &dyn Disk, dir: &Path) -> Result<Option<u64>>
 }
 
 impl Follower {
-    /// Of the store `store_id` in `dir`; nothing is read yet.
+    /// Follows the manifest of store `store_id` in `dir`; nothing is read yet.
     pub fn new(dir: &Path, store_id: u128) -> Follower {
         let state = State::begin(store_id);
         Follower { dir: dir.to_path_buf(), store_id, number: 0, end: 0, snapshot_len: 0, previous: None, state }
     }
 
-    /// The number of the manifest that is in use; `None` if there is none.
+    /// Number of the current manifest; `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if `CURRENT` names none; [`Error::Io`].
+    /// [`Error::Corrupt`] if `CURRENT` is invalid; [`Error::Io`].
     pub fn number_now(&self, disk: &dyn Disk) -> Result<Option<u64>> {
         current_number(disk, &self.dir)
     }
 
-    /// What has been read.
+    /// The state read so far.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// What has been read, for its owner.
+    /// The state read so far, by value.
     pub(super) fn into_state(self) -> State {
         self.state
     }
 
-    /// Number of the manifest that was read; 0 if none.
+    /// Number of the manifest that has been read; 0 if none.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -95,8 +95,8 @@ impl Follower {
         Expected { store_id: self.store_id, previous: self.previous }
     }
 
-    /// Reads on, at least to edit `seq`; whether anything has changed. An edit that is being written is
-    /// not an error.
+    /// Reads on, at least up to edit `seq`; returns whether anything has changed. An edit that is still
+    /// being written is not an error.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if `seq` cannot be reached; [`Error::Io`].
@@ -124,8 +124,7 @@ impl Follower {
         Error::Corrupt { path: self.path(), offset: self.end, lsn: self.state.checkpoint.lsn, what, expected, found }
     }
 
-    /// Reads the frames that have been added, or the new manifest from its beginning, and shows each to
-    /// `visit`.
+    /// Reads the added frames, or the new manifest from its start, and calls `visit` for each.
     pub(super) fn read_on(&mut self, disk: &dyn Disk, visit: &mut dyn FnMut(&Header, &Edit)) -> Result<Step> {
         let Some(number) = current_number(disk, &self.dir)? else { return Ok(Step::End) };
         if number != self.number {
@@ -173,7 +172,7 @@ impl Follower {
             Ok(edit) => edit,
             Err(bad) => return Ok(Step::Torn(bad)),
         };
-        // Files of these kinds are read from here on.
+        // Files of these kinds may be read from here on.
         for layout in &edit.kinds {
             layout.register()?;
         }
@@ -189,11 +188,11 @@ impl Follower {
     }
 }
 
-/// Shows every edit of the manifest of the store `store_id` in `dir` to `visit`; gives the state, and
-/// what follows the last good edit.
+/// Calls `visit` for every edit of the manifest of store `store_id` in `dir`. Returns the state, and
+/// the first mismatch after the last valid edit, if any.
 ///
 /// # Errors
-/// [`Error::Missing`] if there is no manifest; [`Error::Corrupt`] if it has no good beginning.
+/// [`Error::Missing`] if there is no manifest; [`Error::Corrupt`] if its first frame is invalid.
 pub fn read_all(
     disk: &dyn Disk,
     dir: &Path,

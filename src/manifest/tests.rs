@@ -1,5 +1,5 @@
 //! The manifest on the simulated disk: every flipped byte, every truncation, power loss at every call,
-//! followers beside the writer.
+//! followers that read while it is written.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ fn open(disk: &SimDisk) -> Result<Manifest> {
     Manifest::open(Arc::new(disk.clone()), &dir(), STORE)
 }
 
-/// A manifest of `edits` edits, and the state after each.
+/// A manifest with `edits` edits, and the state after each.
 fn manifest(edits: u64) -> (SimDisk, Vec<State>) {
     let disk = SimDisk::new();
     let mut manifest = open(&disk).unwrap();
@@ -71,7 +71,7 @@ fn manifest(edits: u64) -> (SimDisk, Vec<State>) {
     (disk, states)
 }
 
-/// What survives a restart: all but numbers that were taken and not used.
+/// Whether two states agree in everything that survives a restart: all but unused file numbers.
 fn same(a: &State, b: &State) -> bool {
     let all =
         |s: &State| (s.seq, s.files.clone(), s.checkpoint, s.publishers.clone(), s.names.clone(), (s.kinds.clone(), s.expired));
@@ -79,12 +79,12 @@ fn same(a: &State, b: &State) -> bool {
 }
 
 #[test]
-fn a_manifest_comes_back_as_it_was_and_numbers_are_never_used_again() {
+fn a_manifest_is_read_back_and_file_numbers_are_never_reused() {
     let (disk, states) = manifest(12);
     let again = open(&disk).unwrap();
     assert_eq!(again.state(), states.last().unwrap());
     assert_eq!(again.state().names.len(), 12);
-    assert!(!again.state().files.contains_key(&1), "a removed file is gone, and its number with it");
+    assert!(!again.state().files.contains_key(&1), "a removed file is not live and its number is not reused");
     assert_eq!(again.state().next_id, 13);
 }
 
@@ -103,9 +103,9 @@ fn every_flipped_byte_of_a_manifest_is_detected_or_ends_in_an_earlier_state() {
                 match read_all(&disk, &dir(), STORE, &mut |_, _| {}) {
                     Ok((follower, torn)) => {
                         let found = follower.state();
-                        assert!(states.iter().any(|s| same(s, found)), "byte {at}: a state that never was");
-                        // A last edit that is damaged looks torn. Its files are not lost: the log behind the
-                        // edit before is either there or missed by name.
+                        assert!(states.iter().any(|s| same(s, found)), "byte {at}: a state that never existed");
+                        // A damaged last edit looks torn. Its files are not lost: the log behind the edit
+                        // before it is either present or reported as missing.
                         assert!(torn.is_some() || same(found, states.last().unwrap()), "byte {at}");
                         earlier += u32::from(torn.is_some());
                     }
@@ -120,7 +120,7 @@ fn every_flipped_byte_of_a_manifest_is_detected_or_ends_in_an_earlier_state() {
 }
 
 #[test]
-fn every_truncation_of_a_manifest_ends_in_an_earlier_state_or_is_named() {
+fn every_truncation_of_a_manifest_ends_in_an_earlier_state_or_an_error() {
     let (disk, states) = manifest(5);
     let path = dir().join(file_name(1));
     let whole = disk.contents(&path).unwrap();
@@ -143,7 +143,7 @@ fn a_manifest_of_another_store_is_refused() {
 }
 
 #[test]
-fn power_loss_at_every_call_leaves_the_old_state_or_the_new_and_the_next_edit_goes_through() {
+fn power_loss_at_any_call_leaves_the_old_or_the_new_state_and_the_next_edit_succeeds() {
     let calls = manifest(4).0.calls();
     for call in 1..=calls {
         for seed in 0..8 {
@@ -161,7 +161,7 @@ fn power_loss_at_every_call_leaves_the_old_state_or_the_new_and_the_next_edit_go
             let after = disk.power_loss(seed);
             let mut manifest = open(&after).unwrap_or_else(|e| panic!("call {call}, seed {seed}: {e}"));
             let found = manifest.state().clone();
-            // The edit that was cut short may have been made.
+            // The interrupted edit may have become durable.
             assert!(found.seq == states.last().unwrap().seq || found.seq == states.last().unwrap().seq + 1);
             assert!(found.seq as usize >= states.len() || same(&found, states.last().unwrap()));
             let n = found.seq + 1;
@@ -172,13 +172,13 @@ fn power_loss_at_every_call_leaves_the_old_state_or_the_new_and_the_next_edit_go
 }
 
 #[test]
-fn an_edit_that_failed_is_made_again_whole_in_a_new_file() {
+fn after_a_failed_edit_the_next_one_rewrites_the_manifest() {
     for call in 1..=2 {
         let (disk, states) = manifest(3);
         let mut manifest = open(&disk).unwrap();
         disk.set_fault(disk.calls() + call, Fault::Once(std::io::ErrorKind::StorageFull));
         assert!(edit(&mut manifest, 4).is_err());
-        assert!(same(manifest.state(), &states[3]), "as if not made");
+        assert!(same(manifest.state(), &states[3]), "the failed edit has no effect");
         edit(&mut manifest, 5).unwrap();
         let after = open(&disk).unwrap();
         assert!(same(after.state(), manifest.state()));
@@ -188,14 +188,14 @@ fn an_edit_that_failed_is_made_again_whole_in_a_new_file() {
 }
 
 #[test]
-fn a_follower_takes_in_each_edit_once_also_when_the_manifest_is_written_anew() {
+fn a_follower_applies_each_edit_once_across_rewrites_of_the_manifest() {
     let disk = SimDisk::new();
     let mut writer = open(&disk).unwrap();
     let mut follower = Follower::new(&dir(), STORE);
     let first = follower.number();
     for n in 1..=300 {
         edit(&mut writer, n).unwrap();
-        // Names make the edits long enough for the manifest to be written anew.
+        // Names make the edits long enough for a rewrite of the manifest.
         if n % 50 == 0 {
             let names = (0..3000).map(|i| format!("M:{n}:{i}").parse().unwrap()).collect();
             writer.edit(Edit { names, ..Edit::default() }).unwrap();
@@ -206,12 +206,12 @@ fn a_follower_takes_in_each_edit_once_also_when_the_manifest_is_written_anew() {
             assert!(!follower.refresh(&disk, writer.state().seq).unwrap());
         }
     }
-    assert!(follower.number() > first + 1, "it was written anew");
+    assert!(follower.number() > first + 1, "it was rewritten");
     assert!(matches!(follower.refresh(&disk, writer.state().seq + 1), Err(Error::Corrupt { .. })), "an edit that is not there");
 }
 
 #[test]
-fn a_torn_edit_is_cut_and_the_manifest_goes_on_in_a_new_file() {
+fn a_torn_last_edit_is_ignored_and_the_next_edit_starts_a_new_file() {
     let (disk, states) = manifest(3);
     let path = dir().join(file_name(1));
     let mut bytes = disk.contents(&path).unwrap();
@@ -219,15 +219,15 @@ fn a_torn_edit_is_cut_and_the_manifest_goes_on_in_a_new_file() {
     disk.overwrite(&path, bytes);
     let mut manifest = open(&disk).unwrap();
     assert!(same(manifest.state(), &states[2]));
-    assert!(disk.exists(&path).unwrap(), "it is left until the next edit");
+    assert!(disk.exists(&path).unwrap(), "it stays until the next edit");
     edit(&mut manifest, 9).unwrap();
     assert!(same(open(&disk).unwrap().state(), manifest.state()));
     assert!(disk.open(&path, Open::Read).is_err());
 }
 
 #[test]
-fn an_edit_that_is_durable_is_made_whatever_becomes_of_writing_the_manifest_anew() {
-    // The edit that makes the manifest long enough, and the calls it takes.
+fn a_durable_edit_survives_any_failure_of_the_rewrite_after_it() {
+    // The edit that triggers a rewrite, and the number of calls it makes.
     let long = |disk: &SimDisk| {
         let mut manifest = open(disk).unwrap();
         let mut n = 0;
@@ -242,7 +242,7 @@ fn an_edit_that_is_durable_is_made_whatever_becomes_of_writing_the_manifest_anew
         }
     };
     let (rotating, calls) = long(&SimDisk::new());
-    assert!(calls > 8, "two calls of the edit, and the writing anew: {calls}");
+    assert!(calls > 8, "two calls of the edit, and those of the rewrite: {calls}");
     for fault in [Fault::Once(std::io::ErrorKind::StorageFull), Fault::Forever(std::io::ErrorKind::Other), Fault::PowerLoss] {
         for call in 1..=calls {
             let disk = SimDisk::new();
@@ -254,7 +254,7 @@ fn an_edit_that_is_durable_is_made_whatever_becomes_of_writing_the_manifest_anew
             let after = manifest.state().clone();
             disk.set_fault(u64::MAX, Fault::PowerLoss);
             if fault != Fault::PowerLoss {
-                // Later edits go where a start and the followers look for them.
+                // Later edits go to the manifest that a restart and the followers read.
                 edit(&mut manifest, rotating + 1).unwrap();
                 let mut follower = Follower::new(&dir(), STORE);
                 follower.refresh(&disk, manifest.state().seq).unwrap();
@@ -270,7 +270,7 @@ fn an_edit_that_is_durable_is_made_whatever_becomes_of_writing_the_manifest_anew
 }
 
 #[test]
-fn damage_to_an_edit_that_others_follow_is_refused_and_nothing_is_changed() {
+fn damage_before_the_last_edit_is_corruption_and_changes_nothing() {
     let (disk, states) = manifest(6);
     let path = dir().join(file_name(1));
     let whole = disk.contents(&path).unwrap();
@@ -293,7 +293,8 @@ fn damage_to_an_edit_that_others_follow_is_refused_and_nothing_is_changed() {
             bytes[at + byte.min(header.total_len() as usize - 1)] ^= 4;
             disk.overwrite(&path, bytes.clone());
             match open(&disk) {
-                // The last one may be torn: it is left until the log behind the one before is found whole.
+                // The last edit may be torn: it stays until the log behind the edit before it is found
+                // whole.
                 Ok(manifest) => assert!(i == 6 && same(manifest.state(), &states[5])),
                 Err(Error::Corrupt { path: named, .. }) => assert!(i < 6 && named == path),
                 Err(e) => panic!("{e}"),
@@ -304,14 +305,14 @@ fn damage_to_an_edit_that_others_follow_is_refused_and_nothing_is_changed() {
 }
 
 #[test]
-fn a_name_that_a_start_before_could_not_make_durable_is_made_so_before_it_is_built_upon() {
+fn a_start_syncs_the_names_that_an_earlier_start_failed_to_sync() {
     for call in 1..=8 {
         let disk = SimDisk::new();
         disk.set_fault(call, Fault::Once(std::io::ErrorKind::Other));
         let first = open(&disk);
         disk.clear_faults();
         drop(first);
-        // Killed, and started again: the names are there, in the cache at least.
+        // Killed and restarted: the names exist, at least in the page cache.
         let mut manifest = open(&disk).unwrap();
         edit(&mut manifest, 1).unwrap();
         for seed in 0..8 {

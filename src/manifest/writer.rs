@@ -1,4 +1,4 @@
-//! Owns: changing the manifest. One owner: the flush agent, or recovery before there is one.
+//! Owns: writing the manifest. One owner: the flush agent, or recovery before that runs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::disk::{Disk, DiskFile, Open, publish};
 use crate::error::{Error, Result};
 use crate::sabotage::{self, Sabotage};
 
-/// A manifest is written anew when its edits have become longer than this and than its snapshot.
+/// The manifest is rewritten when its edits are longer than this and than its snapshot.
 const EDITS_MAX: u64 = if cfg!(test) { 4 << 10 } else { 1 << 20 };
 
-/// The manifest, for its one writer.
+/// The manifest, held by its one writer.
 pub struct Manifest {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     store_id: u128,
-    /// The open file and where the next frame goes; `None` if it must not be written on, because an edit in
-    /// it failed or was torn: the next edit writes the manifest anew.
+    /// The open file and the offset of the next frame. `None` if the file must not be appended to, because an
+    /// edit in it failed or is torn: the next edit rewrites the manifest.
     file: Option<(Box<dyn DiskFile>, u64)>,
     number: u64,
     next_number: u64,
@@ -28,7 +28,8 @@ pub struct Manifest {
     state: State,
 }
 
-/// Writes the manifest of a copy of the store `store_id` into `dir`: `state` as one snapshot, number `number`.
+/// Writes the manifest of a copy of store `store_id` into `dir`: `state` as one snapshot, with number
+/// `number`.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -40,15 +41,16 @@ pub fn create(disk: &dyn Disk, dir: &Path, store_id: u128, number: u64, state: &
 }
 
 impl Manifest {
-    /// Opens the manifest of the store in `dir`, creating an empty one if there is none and no history.
+    /// Opens the manifest of the store in `dir`. Creates an empty one if there is neither a manifest nor an
+    /// SSTable.
     ///
-    /// Nothing but a torn last edit is passed over: it was never acted upon. What is read has been synced
-    /// first, and read from the disk.
+    /// Skips only a torn last edit, which nothing has acted on. Syncs the manifest and drops its cached pages
+    /// before reading it.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::Corrupt`], [`Error::Io`].
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Result<Manifest> {
-        // A start before may have failed when the name was there and not durable yet.
+        // An earlier start may have created the name and failed before it was durable.
         disk.sync_dir(dir)?;
         let numbers = disk.list(dir)?.iter().filter_map(|n| file_number(n.trim_end_matches(".tmp"))).max().unwrap_or(0);
         let mut this = Manifest {
@@ -65,15 +67,15 @@ impl Manifest {
         match current_number(this.disk.as_ref(), dir)? {
             None => {
                 let files = dir.join(crate::sstable::DIR);
-                let filed = |n: &String| crate::sstable::file_id(n).is_some() && !n.ends_with(".tmp");
-                if this.disk.exists(&files)? && this.disk.list(&files)?.iter().any(filed) {
-                    return Err(Error::Missing { path: dir.join(CURRENT), what: "there are files of history" });
+                let is_table = |n: &String| crate::sstable::file_id(n).is_some() && !n.ends_with(".tmp");
+                if this.disk.exists(&files)? && this.disk.list(&files)?.iter().any(is_table) {
+                    return Err(Error::Missing { path: dir.join(CURRENT), what: "SSTables exist" });
                 }
                 this.rotate()?;
             }
             Some(number) => this.read(number)?,
         }
-        // A manifest with a torn end is left as it is until the log behind it has been found whole.
+        // A manifest with a torn end stays until the log behind it is found whole.
         if this.file.is_some() {
             this.sweep()?;
         }
@@ -103,7 +105,7 @@ impl Manifest {
         self.state = follower.into_state();
         match torn {
             Some(bad) => {
-                // An edit is made only after the one before is durable: behind a torn one there is none.
+                // An edit is written only after the previous one is durable: none can follow a torn one.
                 let mut rest = vec![0u8; file.len()?.saturating_sub(end) as usize];
                 let read = file.read_at(&mut rest, end)?;
                 let frames = rest.get(..read).unwrap_or(&[]).chunks(super::format::HEADER_LEN).skip(1);
@@ -112,48 +114,48 @@ impl Manifest {
                     return Err(Error::Corrupt { path, offset: end, lsn, what, expected, found });
                 }
                 let (path, what) = (path.display(), bad.what);
-                tracing::warn!(%path, offset = end, what, "the manifest's last edit is torn; it is as if not made");
+                tracing::warn!(%path, offset = end, what, "a torn last edit is ignored; the next edit rewrites the manifest");
             }
             None => self.file = Some((file, end)),
         }
         Ok(())
     }
 
-    /// What it says.
+    /// The current state.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// A number that no file has had.
+    /// Returns a file number that was never used.
     pub fn take_id(&mut self) -> u64 {
         let id = self.state.next_id;
         self.state.next_id += 1;
         id
     }
 
-    /// The first of `count` numbers that no file has had.
+    /// Returns the first of `count` file numbers that were never used.
     pub fn take_ids(&mut self, count: u64) -> u64 {
         let id = self.state.next_id;
         self.state.next_id += count;
         id
     }
 
-    /// Numbers below `id` are taken, by files that the manifest does not know.
+    /// Marks numbers below `id` as used, by files that are not in the manifest.
     pub fn skip_ids(&mut self, id: u64) {
         self.state.next_id = self.state.next_id.max(id);
     }
 
-    /// Makes `edit`, durably.
+    /// Appends `edit` durably.
     ///
     /// # Errors
-    /// [`Error::Io`]: then it is unknown whether a restart would find it made, so nothing that it
-    /// replaces may be given up, and no file that it names be removed, before another edit has succeeded.
+    /// [`Error::Io`]: a restart may or may not find the edit. Until another edit has succeeded, remove nothing
+    /// that it replaces, and no file that it names.
     pub fn edit(&mut self, edit: Edit) -> Result<()> {
         let seq = self.state.seq + 1;
         let next_id = self.state.next_id;
         let expected = Expected { store_id: self.store_id, previous: self.previous };
         let (header, bytes) = encode(FrameType::Edit, seq, next_id, expected, &edit);
-        // Taken out: if a call fails, the file is not written on.
+        // Taken out of `self`: if a call fails, the file is not appended to again.
         if let Some((file, at)) = self.file.take() {
             file.write_at(&bytes, at)?;
             if !sabotage::is(Sabotage::SkipEditSync) {
@@ -165,8 +167,8 @@ impl Manifest {
             if end - self.snapshot_len <= EDITS_MAX.max(self.snapshot_len) {
                 self.file = Some((file, end));
             } else if let Err(error) = self.rotate() {
-                // The edit is made. The old file is not written on: it is unknown which one CURRENT names.
-                tracing::warn!(%error, "the manifest cannot be written anew yet; the next edit does it");
+                // The edit is durable. The old file is not appended to again: `CURRENT` may name either file.
+                tracing::warn!(%error, "the edit is durable, but the manifest cannot be rewritten now; the next edit retries");
             }
             return Ok(());
         }
@@ -175,7 +177,7 @@ impl Manifest {
         self.rotate().inspect_err(|_| self.state = before)
     }
 
-    /// Writes the manifest anew, as one snapshot, and makes that the one in use.
+    /// Rewrites the manifest as one snapshot in a new file and makes that the current one.
     fn rotate(&mut self) -> Result<()> {
         let number = self.next_number;
         self.next_number += 1;
@@ -190,12 +192,12 @@ impl Manifest {
         self.file = Some((file, header.total_len()));
         self.number = number;
         if let Err(error) = self.sweep() {
-            tracing::warn!(%error, "an earlier manifest stays until the next start");
+            tracing::warn!(%error, "an earlier manifest cannot be removed; the next start retries");
         }
         Ok(())
     }
 
-    /// Removes manifests that are not in use. Followers look at `CURRENT` again when theirs is gone.
+    /// Removes manifests that are not current. A follower reads `CURRENT` again when its manifest is gone.
     fn sweep(&self) -> Result<()> {
         for name in self.disk.list(&self.dir)? {
             let number = file_number(name.trim_end_matches(".tmp"));

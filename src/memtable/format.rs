@@ -1,4 +1,4 @@
-//! Owns: the bytes of a MemTable in shared memory. All offsets are here.
+//! Owns: the byte layout of a MemTable in shared memory, with every offset.
 //!
 //! ```text
 //! 0    magic u64 · version u64 · store id u128 · id u64 · base LSN u64 · length u64
@@ -18,26 +18,26 @@
 //!               words a row u32 · ordinal u32 · min u64 · max u64 · prefix max u64 · jump min u64
 //! ```
 //!
-//! An LSN delta is LSN - base; its top bit says that the row's index time is its ingest time. `prefix
-//! max` is the greatest index time of all earlier chunks of the series; `jump` skips back over chunks
-//! (Myers 1983: O(log n) to any), and `jump min` is the least index time of those it skips.
+//! An LSN delta is LSN - base; its top bit is set if the row's index time is its ingest time. `prefix max` is the
+//! greatest index time of all earlier chunks of the series. `jump` links to an earlier chunk (Myers 1983: O(log n) to
+//! any chunk), and `jump min` is the least index time of the chunks it skips.
 //!
-//! What must hold: one writer; everything a reader may look at for rows up to `applied` is written
-//! before `applied` is stored; a chunk's first delta, capacity, prev, jump, prefix max and jump min
-//! never change once it is linked.
+//! What must hold: there is one writer. Everything a reader may read for rows up to `applied` is written before
+//! `applied` is stored. A chunk's first delta, capacity, prev, jump, prefix max and jump min never change once the
+//! chunk is linked.
 
 use crate::record::WORDS_MAX;
 
-/// First eight bytes.
+/// The first eight bytes of a table.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMEM\0");
-/// Version of the format.
+/// Format version.
 pub const VERSION: u64 = 1;
 
-/// Smallest table: the largest frame takes a third of it, [`Layout::frame_max`].
+/// Bytes of the smallest table. The largest frame takes a third of it: [`Layout::frame_max`].
 pub const LEN_MIN: u64 = 16 << 20;
-/// Largest table: row addresses are 31 bits of 8-byte units.
+/// Bytes of the largest table: a row address is 31 bits, in units of 8 bytes.
 pub const LEN_MAX: u64 = 16 << 30;
-/// Rows of a frame at most.
+/// Maximum rows of a frame.
 pub const FRAME_ROWS_MAX: u64 = 4096;
 
 pub(super) const STORE_ID: u64 = 16;
@@ -64,24 +64,24 @@ pub(super) const CHUNK_HEAD_LEN: u64 = 64;
 pub(super) const CHUNK_LENGTH: u64 = 16;
 pub(super) const CHUNK_DELTAS: u64 = CHUNK_HEAD_LEN;
 pub(super) const CHUNK_MIN: u64 = 1 << 10;
-/// Rows of the largest chunk of a series, in bytes.
+/// Bytes of the largest chunk of a series.
 pub const CHUNK_MAX: u64 = 256 << 10;
-/// Bytes that one row takes at most while chunks do not grow: the chunk that it begins.
+/// Maximum bytes of one row while chunks do not grow: a chunk of its own.
 pub(super) const ROW_LEN_MAX: u64 = ChunkLayout::of(1, WORDS_MAX as u32).len;
 pub(super) const ZONE_ROWS: u32 = 64;
-/// In an LSN delta or an arrival entry: the index time is the ingest time.
+/// Flag in an LSN delta or an arrival entry: the index time is the ingest time.
 pub(super) const BY_INGEST: u32 = 1 << 31;
 
-// A chunk within `CHUNK_MIN` is no longer than that, or holds one row.
+// A chunk laid out within `CHUNK_MIN` fits in it, or holds one row.
 const _: () = assert!(ROW_LEN_MAX >= CHUNK_MIN);
 
-/// First slot to look at for `key` among `capacity` (a power of two).
+/// First slot to probe for `key` among `capacity` slots (a power of two).
 pub(super) fn home(key: u64, capacity: u64) -> u64 {
     // Fibonacci hashing (Knuth, TAOCP 6.4): the high bits of a product with 2^64 / golden ratio.
     key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - capacity.trailing_zeros())
 }
 
-/// Where the parts of a table of `len` bytes lie.
+/// Offsets of the parts of a table of `len` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) len: u64,
@@ -100,7 +100,7 @@ impl Layout {
         let scale = (len / 4096).next_power_of_two();
         let arrival_block_rows = scale.clamp(1024, 65_536);
         let run_block_runs = arrival_block_rows / 8;
-        // No more rows than fit in `len` (a row is at least 2 words), no more runs than that.
+        // At most as many rows as fit in `len` (a row is at least 2 words), and at most as many runs (40 B each).
         let arrival_blocks = len / 16 / arrival_block_rows + 1;
         let run_blocks = len / 40 / run_block_runs + 1;
         let series_capacity = (len / 2048).next_power_of_two().max(16_384);
@@ -113,20 +113,20 @@ impl Layout {
         this
     }
 
-    /// Series at most: the directory stays sparse.
+    /// Maximum number of series: the directory stays sparse.
     pub(super) fn series_max(&self) -> u64 {
         self.series_capacity / 8 * 7
     }
 
-    /// Bytes that `rows` more rows take at most, behind `filled` rows and `runs` runs, while chunks do not grow: each row
-    /// begins a chunk and a run. What two lots of rows take at most one after the other is what they take together.
+    /// Maximum bytes of `rows` more rows after `filled` rows and `runs` runs, while chunks do not grow: each row begins
+    /// a chunk and a run. Two batches in sequence need at most what they need together.
     pub(super) fn need(&self, filled: u64, runs: u64, rows: u64) -> u64 {
         let blocks = |filled: u64, per: u64| (filled + rows).div_ceil(per) - filled.div_ceil(per);
         let arrivals = blocks(filled, self.arrival_block_rows) * self.arrival_block_rows * 4;
         rows * ROW_LEN_MAX + arrivals + blocks(runs, self.run_block_runs) * self.run_block_runs * RUN_ENTRY_LEN
     }
 
-    /// Bytes that a frame takes at most, wherever it begins, while chunks do not grow.
+    /// Maximum bytes of a frame, at any start, while chunks do not grow.
     pub(super) fn frame_max(&self) -> u64 {
         let blocks = |per: u64| FRAME_ROWS_MAX.div_ceil(per) + 1;
         let runs = blocks(self.run_block_runs) * self.run_block_runs * RUN_ENTRY_LEN;
@@ -134,7 +134,7 @@ impl Layout {
     }
 }
 
-/// Where the parts of a chunk lie, from its beginning.
+/// Offsets of the parts of a chunk from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChunkLayout {
     pub(super) capacity: u32,
@@ -152,10 +152,10 @@ impl ChunkLayout {
         ChunkLayout { capacity, zones, rows, len }
     }
 
-    /// The largest chunk of at most `size` bytes; one row if none fits.
+    /// The largest chunk of at most `size` bytes, or a chunk of one row if none fits.
     pub(super) fn within(size: u64, words: u32) -> ChunkLayout {
         let row = 4 * 64 + 16 + 64 * 8 * u64::from(words);
-        // 64 rows need `row` bytes; what rounding takes is given back one row at a time.
+        // 64 rows need `row` bytes. Rounding may need more: the capacity is then lowered row by row.
         let mut capacity = (((size - CHUNK_HEAD_LEN) * 64 / row) as u32).max(1) + 1;
         while capacity > 1 && ChunkLayout::of(capacity, words).len > size {
             capacity -= 1;

@@ -1,8 +1,8 @@
-//! Owns: MemTables, the newest records in shared memory: their bytes ([`format`]), filling
-//! ([`Writer`]) and reading ([`Table`]).
+//! Owns: MemTables, which hold the newest records in shared memory: byte layout ([`format`]), writer
+//! ([`Writer`]), reader ([`Table`]).
 //!
-//! What must hold: one writer, any number of readers that never wait and never make it wait; a reader
-//! that has loaded `applied` sees every row up to it whole, in any process.
+//! What must hold: one writer, and any number of readers that never wait and never make it wait. A
+//! reader that has loaded `applied` sees every row up to it whole, in any process.
 
 pub mod format;
 
@@ -18,13 +18,13 @@ use crate::lsn::{Epoch, PubSeq, PublisherId};
 pub use reader::{Rows, Table};
 pub use writer::Writer;
 
-/// Where the records of a run come from.
+/// Publisher and first number of the records of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Who wrote them.
+    /// The publisher.
     pub publisher: PublisherId,
-    /// In which epoch.
+    /// Its epoch.
     pub epoch: Epoch,
-    /// Number of the first.
+    /// The publisher's number of the first record.
     pub first_pub_seq: PubSeq,
 }

@@ -1,8 +1,8 @@
 //! Owns: reading a MemTable that another process may be filling.
 //!
-//! Every read is bounded by a watermark (`upto`) that the caller loaded with acquire; rows above it
-//! are not looked at. Offsets found in the table are checked against the mapping, so that no contents
-//! can lead outside it; a chunk that leads nowhere ends the walk.
+//! Every read is bounded by a watermark (`upto`) that the caller loaded with acquire; rows above it are not
+//! read. Offsets read from the table are checked against the mapping, so no contents lead outside it. An
+//! invalid chunk link ends the walk.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -27,7 +27,7 @@ pub struct Table {
     base: Lsn,
 }
 
-/// A chunk of one series, cut at a watermark.
+/// A chunk of one series, limited to the rows up to a watermark.
 #[derive(Clone, Copy)]
 struct Chunk<'t> {
     table: &'t Table,
@@ -72,30 +72,30 @@ impl Table {
             return Err(Error::Version { path: path.to_path_buf(), found: word(8) as u32, supported: VERSION as u32 });
         }
         let (id, base) = (word(ID), Lsn(word(BASE)));
-        // The layout follows from the length alone; what the header says of it is for other readers.
+        // The length alone determines the layout; the header's copy is for other readers.
         Ok(Table { layout: Layout::new(len), map, id, base })
     }
 
-    /// Takes its pages out of this process's memory; see [`Mapping::release`].
+    /// Removes its pages from this process's memory; see [`Mapping::release`].
     pub fn release(&self) {
         self.map.release();
     }
 
-    /// Whether what has been read of it so far is what its writer wrote; see [`Mapping::check`].
+    /// Checks that everything read so far is what the writer wrote; see [`Mapping::check`].
     ///
     /// # Errors
-    /// [`Error::Io`] if not.
+    /// [`Error::Io`] if it is not.
     #[inline]
     pub fn check(&self) -> Result<()> {
         self.map.check()
     }
 
-    /// Number of the table.
+    /// The table's number.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// LSN of its first record.
+    /// LSN of the first record.
     pub fn base(&self) -> Lsn {
         self.base
     }
@@ -127,7 +127,7 @@ impl Table {
         RecordRef::first(self.map.words(at, words)?).ok()
     }
 
-    /// The arrival entry of `lsn`: the offset of its record, and whether it sorts by its ingest time.
+    /// The arrival entry of `lsn`: the offset of its record, and whether the record sorts by ingest time.
     #[inline]
     fn address(&self, lsn: Lsn) -> Option<(u64, bool)> {
         let index = lsn.0.checked_sub(self.base.0)?;
@@ -136,8 +136,7 @@ impl Table {
         (entry != 0).then_some((u64::from(entry & !BY_INGEST) * 8, entry & BY_INGEST != 0))
     }
 
-    /// The record of number `lsn`, which the caller knows to be applied; `None` if it is not in this
-    /// table.
+    /// The record at `lsn`, which the caller has found to be applied; `None` if it is not in this table.
     #[inline]
     pub fn get(&self, lsn: Lsn) -> Option<RecordRef<'_>> {
         self.record_at(self.address(lsn)?.0)
@@ -148,7 +147,7 @@ impl Table {
         self.map.u64(RUNS).load(Ordering::Acquire)
     }
 
-    /// How the record `lsn` came in; it is applied and in this table.
+    /// How record `lsn` arrived. The record is applied and in this table.
     pub fn arrival(&self, lsn: Lsn) -> Option<Arrival> {
         let (first, _, mut arrival) = self.run_of(lsn)?;
         arrival.lsn = lsn;
@@ -156,15 +155,15 @@ impl Table {
         Some(arrival)
     }
 
-    /// The run of the record `lsn`, which is applied and in this table: its first LSN, its records, how
-    /// the first came in.
+    /// The run of record `lsn`, which is applied and in this table: first LSN, number of records, arrival of
+    /// the first.
     pub fn run_of(&self, lsn: Lsn) -> Option<(Lsn, u64, Arrival)> {
         let after = partition_point(self.runs(), |i| self.run(i).is_some_and(|(first, ..)| first <= lsn));
         let run = self.run(after.checked_sub(1)?)?;
         (lsn.0 - run.0.0 < run.1).then_some(run)
     }
 
-    /// Run `index`: its first LSN, its records, and how the first of them came in.
+    /// Run `index`: first LSN, number of records, arrival of the first.
     fn run(&self, index: u64) -> Option<(Lsn, u64, Arrival)> {
         let at = self.entry(self.layout.run_dir, index, self.layout.run_block_runs, RUN_ENTRY_LEN)?;
         let &[first, counted, epoch, pub_seq, ingest] = self.map.words(at, RUN_ENTRY_WORDS)? else { return None };
@@ -178,15 +177,15 @@ impl Table {
         Some((Lsn(first), counted & 0xffff_ffff, arrival))
     }
 
-    /// Shows the runs of the records up to `upto`, in order: the first LSN, the number of records, and how
-    /// the first came in.
+    /// Calls `visit` for each run up to `upto`, in order, with its first LSN, number of records and arrival
+    /// of the first.
     pub fn each_run(&self, upto: Lsn, mut visit: impl FnMut(Lsn, u64, Arrival)) {
         let runs = (0..self.runs()).map_while(|i| self.run(i));
         runs.take_while(|(first, ..)| *first <= upto).for_each(|(first, count, arrival)| visit(first, count, arrival));
     }
 
-    /// The record that `publisher` numbered `pub_seq` in `epoch`, if it is here above `after` and up to
-    /// `upto`. Looks forward from `after`, or, if that is [`Lsn::NONE`], back from the newest.
+    /// The record that `publisher` numbered `pub_seq` in `epoch`, if it lies above `after` and up to `upto`
+    /// in this table. Searches forward from `after`, or back from the newest if `after` is [`Lsn::NONE`].
     pub fn find_published(
         &self,
         publisher: PublisherId,
@@ -210,7 +209,7 @@ impl Table {
         (from..runs).find_map(matches)
     }
 
-    /// The row of number `lsn`, which is applied; `None` if it is not in this table.
+    /// The row at `lsn`, which is applied; `None` if it is not in this table.
     #[inline]
     pub fn row(&self, lsn: Lsn) -> Option<Row<'_>> {
         let (address, by_ingest) = self.address(lsn)?;
@@ -219,7 +218,7 @@ impl Table {
         Some(Row { lsn, index_time, record })
     }
 
-    /// The series of the table.
+    /// All series of the table.
     pub fn series(&self) -> Vec<Series> {
         let mut all = Vec::with_capacity(self.load64(SERIES).unwrap_or(0).min(1 << 20) as usize);
         for slot in 0..self.layout.series_capacity {
@@ -241,7 +240,7 @@ impl Table {
             // SYNC: pairs with the last store in `Writer::add_chunk`.
             match self.map.u64(at).load(Ordering::Acquire) {
                 0 => return None,
-                // SYNC: pairs with the tail's store there.
+                // SYNC: pairs with the store of the tail in `Writer::add_chunk`.
                 found if found == key => return Some(u64::from(self.map.u32(at + 8).load(Ordering::Acquire)) * 64),
                 _ => slot = (slot + 1) & (capacity - 1),
             }
@@ -249,7 +248,7 @@ impl Table {
         None
     }
 
-    /// The chunk at `at`, cut at `upto`; `None` if that is no chunk.
+    /// The chunk at `at`, limited to the rows up to `upto`; `None` if there is no valid chunk.
     fn chunk(&self, at: u64, upto: Lsn, index_word: u64) -> Option<Chunk<'_>> {
         if at == 0 {
             return None;
@@ -284,7 +283,7 @@ impl Table {
         Some(Row { lsn, index_time, record: self.record_at(address)? })
     }
 
-    /// The least and the greatest index time of the rows of `series`, of a table that is not filled any more.
+    /// Least and greatest index time of the rows of `series`, in a sealed table.
     pub fn span(&self, series: Series) -> Option<(Ts, Ts)> {
         let index_word = schema(series.kind)?.index_word as u64;
         let mut span: Option<(Ts, Ts)> = None;
@@ -405,12 +404,12 @@ impl<'t> Chunk<'t> {
         (Ts(self.field(at)), Ts(self.field(at + 8)))
     }
 
-    /// The number of rows, of a sorted chunk, that `before` holds for.
+    /// Number of rows, in a sorted chunk, for which `before` holds.
     fn sorted_until(&self, before: impl Fn(Ts) -> bool) -> u32 {
         let zones = self.zones();
         let (from, to) = if zones > 1 {
-            // The boundary lies in the last zone whose first row is before it. The rows are looked at, not
-            // the zones' bounds: those may already count a row above the watermark.
+            // The boundary lies in the last zone whose first row is before it. This reads the rows, not the
+            // zones' bounds: the bounds may already include a row above the watermark.
             let first = |zone: u64| self.time(zone as u32 * ZONE_ROWS);
             let zone = (partition_point(u64::from(zones), |z| before(first(z))) as u32).saturating_sub(1);
             (zone * ZONE_ROWS, ((zone + 1) * ZONE_ROWS).min(self.len))
@@ -431,7 +430,7 @@ impl<'t> Chunk<'t> {
         best
     }
 
-    /// Shows the rows in `range` to `visit`, in LSN order, skipping zones that hold none.
+    /// Calls `visit` for each row in `range`, in LSN order, skipping zones without such rows.
     fn each_row(&self, range: TimeRange, mut visit: impl FnMut(u32)) {
         let mut row = 0;
         while row < self.len {
@@ -464,7 +463,7 @@ impl<'t> Rows<'t> {
         self.sorted.sort_unstable();
     }
 
-    /// How many of the rows that are left have an index time not after `time`.
+    /// Number of remaining rows whose index time is not after `time`.
     pub fn count_until(&self, time: Ts) -> u64 {
         if !self.in_place {
             let rest = self.sorted.get(self.chunk..).unwrap_or(&[]);

@@ -1,5 +1,5 @@
-//! The MemTable against a plain model: every access path, at every watermark, sorted and not, while
-//! another thread fills it.
+//! Compares the MemTable with a plain model: every access path, at every watermark, sorted and
+//! unsorted, and while another thread fills it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ fn push(writer: &mut Writer, words: &[u64]) {
 
 type Model = BTreeMap<Series, BTreeMap<(Ts, Lsn), Vec<u64>>>;
 
-/// Every access path of `table` against `model`, at the watermark `upto`.
+/// Compares every access path of `table` with `model`, at the watermark `upto`.
 fn compare(table: &Table, model: &Model, upto: Lsn, rng: &mut SimRng) {
     for (&series, rows) in model {
         let visible: Vec<_> = rows.iter().filter(|((_, lsn), _)| *lsn <= upto).collect();
@@ -87,7 +87,7 @@ fn every_access_path_agrees_with_a_model_at_every_watermark() {
                 1 => (i / 3).saturating_sub(if rng.below(10) == 0 { rng.below(40) } else { 0 }),
                 _ => rng.below(2000),
             };
-            // Now and then a record without a usable time, which sorts by its arrival.
+            // A few records have no usable time and sort by ingest time.
             let time = if rng.below(200) == 0 { u64::MAX } else { time };
             let words = words_of(kind, instrument, time, i);
             let record = RecordRef::first(&words).unwrap();
@@ -106,7 +106,7 @@ fn every_access_path_agrees_with_a_model_at_every_watermark() {
 }
 
 #[test]
-fn a_full_table_says_so_and_keeps_what_it_has() {
+fn a_full_table_refuses_records_and_keeps_those_it_has() {
     let mut f = fixture(1);
     let mut pushed = 0u64;
     loop {
@@ -127,7 +127,7 @@ fn a_full_table_says_so_and_keeps_what_it_has() {
     assert!(f.table.get(Lsn(pushed + 2)).is_none());
 }
 
-/// Puts a frame of `records` in, in runs of `per_run` records.
+/// Appends a frame of `records`, in runs of `per_run` records.
 fn put_frame(writer: &mut Writer, records: &[Vec<u64>], per_run: usize) {
     for run in records.chunks(per_run) {
         assert!(writer.reserve_run(), "no room for a run at {} of {} bytes", writer.used(), writer.len());
@@ -143,9 +143,9 @@ fn put_frame(writer: &mut Writer, records: &[Vec<u64>], per_run: usize) {
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 12, ..Default::default() })]
 
-    /// Of any kinds, skew, lengths of frames and of runs, until there is no room.
+    /// Any kinds, skew, frame lengths and run lengths, until there is no room.
     #[test]
-    fn frames_for_which_there_is_room_fit(
+    fn frames_fit_where_has_room_is_true(
         seed: u64,
         base in 1u64..1000,
         words in proptest::collection::vec(2usize..=128, 1..4),
@@ -157,7 +157,7 @@ proptest::proptest! {
         let (mut rng, mut f) = (SimRng::new(seed), fixture(base));
         let mut at = 0u32;
         for _ in 0..100_000 {
-            // All of them at least a few times: at the end each row begins a chunk.
+            // The longest frame often, shorter ones too: at the end each row begins a chunk.
             let rows = if rng.below(2) == 0 { longest } else { 1 + rng.below(longest) };
             if !f.writer.has_room(rows) {
                 break;
@@ -172,10 +172,10 @@ proptest::proptest! {
                 };
                 plain(words[at as usize % words.len()], 1 + instrument, rng.below(1 << 40))
             }).collect();
-            // In one ask, and as several frames.
+            // The room asked for at once also holds the records as two frames.
             let (one, two) = records.split_at(rng.below(rows) as usize);
             for part in [one, two].into_iter().filter(|p| !p.is_empty()) {
-                proptest::prop_assert!(f.writer.has_room(part.len() as u64), "a part of what there is room for");
+                proptest::prop_assert!(f.writer.has_room(part.len() as u64), "a part of a frame for which there was room");
                 put_frame(&mut f.writer, part, per_run);
             }
         }
@@ -184,7 +184,7 @@ proptest::proptest! {
 }
 
 #[test]
-fn records_are_found_by_their_publishers_number() {
+fn records_are_found_by_publisher_epoch_and_number() {
     let mut f = fixture(1);
     for publisher in [1u16, 2, 1, 2, 1] {
         let first = f.writer.next();
@@ -206,7 +206,7 @@ fn records_are_found_by_their_publishers_number() {
 }
 
 #[test]
-fn readers_beside_the_writer_see_whole_rows_up_to_applied_and_never_one_more() {
+fn concurrent_readers_see_whole_rows_up_to_applied_and_none_above() {
     let Fixture { _dir, mut writer, table } = fixture(1);
     let (applied, table) = (Arc::new(AtomicU64::new(0)), Arc::new(table));
     let readers: Vec<_> = (0..2)
@@ -249,7 +249,7 @@ fn readers_beside_the_writer_see_whole_rows_up_to_applied_and_never_one_more() {
 }
 
 #[test]
-fn a_file_that_is_no_table_of_the_store_is_refused() {
+fn a_file_that_is_not_a_table_of_the_store_is_refused() {
     let f = fixture(1);
     let path = f._dir.path().join("m");
     assert!(matches!(Table::open(&path, 10), Err(crate::error::Error::Foreign { .. })));

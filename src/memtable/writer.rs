@@ -1,4 +1,4 @@
-//! Owns: filling a MemTable. One thread; nothing is visible before the caller moves `applied`.
+//! Owns: writing a MemTable. One thread writes; nothing is visible before the caller advances `applied`.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ use crate::record::{RecordRef, Series, index_time};
 use crate::shm::Mapping;
 use crate::time::Ts;
 
-/// The writer's own notes on a series: what it would otherwise read back from shared memory.
+/// The writer's own state of a series, kept so that it need not be read back from shared memory.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tail {
     key: u64,
@@ -33,7 +33,7 @@ struct Tail {
     sorted: bool,
 }
 
-/// A MemTable being filled.
+/// A MemTable that is being written.
 #[derive(Debug)]
 pub struct Writer {
     map: Mapping,
@@ -43,24 +43,23 @@ pub struct Writer {
     next: Lsn,
     used: u64,
     runs: u64,
-    /// For each slot of the series directory its tail's number in `tails`, plus one.
+    /// Per slot of the series directory: the index of its tail in `tails`, plus one; 0 if the slot is free.
     slots: Vec<u32>,
-    /// Side by side: among the slots, a table of many, each would have a page of its own.
+    /// Dense: inside the sparse slots, each tail would occupy a page of its own.
     tails: Vec<Tail>,
     series: u64,
 }
 
 impl Writer {
-    /// Creates the table `id` of `len` bytes in the file `path`. Its first record is set by
-    /// [`Writer::begin`].
+    /// Creates table `id` of `len` bytes in the file `path`. [`Writer::begin`] sets its first LSN.
     ///
     /// # Errors
-    /// [`crate::error::Error::NoSharedMemory`] if there is not enough; [`crate::error::Error::Io`].
+    /// [`crate::error::Error::NoSharedMemory`] if shared memory is short; [`crate::error::Error::Io`].
     pub fn create(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
         Ok(Writer::new(Mapping::create(path, len)?, store_id, id))
     }
 
-    /// The same in the store's directory; see [`Mapping::create_spilled`].
+    /// Like [`Writer::create`], in the store's directory; see [`Mapping::create_spilled`].
     ///
     /// # Errors
     /// [`crate::error::Error::Io`].
@@ -68,7 +67,7 @@ impl Writer {
         Ok(Writer::new(Mapping::create_spilled(path, len)?, store_id, id))
     }
 
-    /// The same, allocated as it fills; see [`Mapping::create_sparse`].
+    /// Like [`Writer::create`], allocated as it fills; see [`Mapping::create_sparse`].
     ///
     /// # Errors
     /// [`crate::error::Error::Io`].
@@ -97,9 +96,9 @@ impl Writer {
         Writer { map, layout, id, base, next: base, used, runs: 0, slots, tails: Vec::new(), series: 0 }
     }
 
-    /// Sets the LSN of the first record. To be called once, before the table is named to readers.
+    /// Sets the LSN of the first record. Called once, before a version names the table to readers.
     pub fn begin(&mut self, base: Lsn) {
-        assert!(self.next == self.base, "a table begins once");
+        assert!(self.next == self.base, "begin is called once per table");
         self.base = base;
         self.next = base;
         self.map.u64(BASE).store(base.0, Ordering::Relaxed);
@@ -107,7 +106,7 @@ impl Writer {
         self.map.u64(0).store(MAGIC, Ordering::Release);
     }
 
-    /// Number of the table.
+    /// The table's number.
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -117,7 +116,7 @@ impl Writer {
         self.base
     }
 
-    /// LSN of the record that is put in next.
+    /// LSN of the next record.
     pub fn next(&self) -> Lsn {
         self.next
     }
@@ -127,24 +126,24 @@ impl Writer {
         self.used
     }
 
-    /// Bytes of the table.
+    /// Size of the table in bytes.
     pub fn len(&self) -> u64 {
         self.layout.len
     }
 
-    /// Whether no record has been put in.
+    /// Whether the table has no records.
     pub fn is_empty(&self) -> bool {
         self.next == self.base
     }
 
-    /// Whether frames of `records` records together surely fit, whatever their kinds and series: even if each record begins a
-    /// run, and a series or a chunk. At most [`super::format::FRAME_ROWS_MAX`] are asked for.
+    /// Whether frames of `records` records in total certainly fit, for any kinds and series: even if each record begins
+    /// a run and a series or chunk. `records` is at most [`super::format::FRAME_ROWS_MAX`].
     pub fn has_room(&self, records: u64) -> bool {
         let need = self.layout.need(self.next.0 - self.base.0, self.runs, records);
         self.used + need <= self.layout.len && self.series + records < self.layout.series_max()
     }
 
-    /// Rows for which the newest chunk of the first series has room, and its size.
+    /// Free rows in the newest chunk of the first series, and the chunk's size.
     #[doc(hidden)]
     pub fn first_tail(&self) -> (u32, u64) {
         let tail = self.tails.first().copied().unwrap_or_default();
@@ -161,7 +160,7 @@ impl Writer {
         })
     }
 
-    /// Offset of entry `index` in blocks of `per_block` entries of `entry` bytes, found in `directory`.
+    /// Offset of entry `index` in blocks of `per_block` entries of `entry` bytes, listed in `directory`.
     fn entry(&mut self, directory: u64, index: u64, per_block: u64, entry: u64) -> Option<u64> {
         let slot = directory + index / per_block * 4;
         let mut block = u64::from(self.map.u32(slot).load(Ordering::Relaxed)) * 64;
@@ -172,20 +171,19 @@ impl Writer {
         Some(block + index % per_block * entry)
     }
 
-    /// Makes room for the run that comes next. `false`: the table is full.
+    /// Reserves room for the next run. `false`: the table is full.
     #[must_use]
     pub fn reserve_run(&mut self) -> bool {
         self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_LEN).is_some()
     }
 
-    /// Notes that the last `count` records came as `origin` says. Room has been made by
-    /// [`Writer::reserve_run`].
+    /// Records that the last `count` records arrived as `origin`. [`Writer::reserve_run`] has reserved the room.
     pub fn push_run(&mut self, origin: Origin, count: u32, ingest_ts: Ts) {
         if count == 0 {
             return;
         }
         let at = self.entry(self.layout.run_dir, self.runs, self.layout.run_block_runs, RUN_ENTRY_LEN);
-        let Some(at) = at else { panic!("no room was reserved for a run") };
+        let Some(at) = at else { panic!("the room for a run was not reserved") };
         let words = [
             self.next.0 - u64::from(count),
             u64::from(count) | u64::from(origin.publisher.0) << 32,
@@ -195,11 +193,11 @@ impl Writer {
         ];
         self.map.write_words(at, &words);
         self.runs += 1;
-        // SYNC: pairs with the load in `Table::runs`: it may run ahead of `applied`.
+        // SYNC: pairs with the load in `Table::runs`. The count may be ahead of `applied`.
         self.map.u64(RUNS).store(self.runs, Ordering::Release);
     }
 
-    /// Puts in the record of LSN [`Writer::next`]. `false`: the table is full and unchanged.
+    /// Appends the record with LSN [`Writer::next`]. `false`: the table is full and unchanged.
     #[must_use]
     pub fn push(&mut self, record: RecordRef<'_>, ingest_ts: Ts) -> bool {
         let lsn = self.next;
@@ -220,8 +218,8 @@ impl Writer {
         true
     }
 
-    /// The slot of `key` in the series directory, and the number of its tail, which may be the next one; `None` if
-    /// there is none and no more fit.
+    /// The slot of `key` in the series directory and the index of its tail, which for a new series is the next one;
+    /// `None` if the series is new and no more fit.
     fn find(&self, key: u64) -> Option<(u64, usize)> {
         let capacity = self.layout.series_capacity;
         let mut slot = home(key, capacity);
@@ -243,8 +241,8 @@ impl Writer {
         self.map.u32(chunk + offset).load(Ordering::Relaxed)
     }
 
-    /// The jump of a chunk that follows `prev`, by the skew-binary rule, and the least index time of
-    /// the chunks between.
+    /// The jump link of a chunk that follows `prev`, by the skew-binary rule, and the least index time of the chunks it
+    /// skips.
     fn jump_after(&self, prev: u64) -> (u64, u64) {
         let jump_of = |c: u64| u64::from(self.chunk_u32(c, 4)) * 64;
         let ordinal = |c: u64| if c == 0 { 0 } else { self.chunk_u32(c, 28) };
@@ -262,12 +260,12 @@ impl Writer {
         }
     }
 
-    /// Links a new tail chunk to the series in `slot`, whose tail is number `number`. `false`: no memory.
+    /// Links a new tail chunk to the series in `slot`, whose tail has index `number`. `false`: no memory.
     fn add_chunk(&mut self, slot: u64, number: usize, key: u64, words: u32, first_delta: u32) -> bool {
         let tail = self.tails.get(number).copied().unwrap_or_default();
         let grown = if tail.chunk == 0 { CHUNK_MIN } else { (tail.size * 2).min(CHUNK_MAX) };
-        // A chunk grows only where the largest frame still fits behind it: so `has_room` holds while chunks are small, and
-        // a frame in the middle of which the last one grew has room for the rest.
+        // A chunk grows only where the largest frame still fits behind it. So `has_room` holds while chunks are small,
+        // and a frame during which the last chunk grew has room for its remaining records.
         let fits = self.used + grown.max(ROW_LEN_MAX) + self.layout.frame_max() <= self.layout.len;
         let size = if fits { grown } else { CHUNK_MIN };
         let layout = ChunkLayout::within(size, words);
@@ -292,7 +290,7 @@ impl Writer {
         if tail.key == 0 {
             self.series += 1;
             self.map.u64(SERIES).store(self.series, Ordering::Relaxed);
-            // SYNC: stored last, so that whoever sees the key sees the chunk; pairs with `Table::tail`.
+            // SYNC: the key is stored last, so a reader that sees the key sees the chunk; pairs with `Table::tail`.
             self.map.u64(at).store(key, Ordering::Release);
         }
         let (chunks, last) = (tail.chunks + 1, tail.last);
@@ -310,7 +308,7 @@ impl Writer {
         true
     }
 
-    /// Appends a row to the tail chunk of tail number `at`; gives the row's offset.
+    /// Appends a row to the tail chunk of tail `at`; returns the row's offset.
     fn put_row(&mut self, at: usize, words: &[u64], delta: u32, time: u64) -> Option<u64> {
         let tail = self.tails.get_mut(at)?;
         let layout = tail.layout?;

@@ -1,48 +1,58 @@
-//! Owns: why a publisher did not take a record.
+//! Owns: why a publisher does not accept a record.
 
 use crate::error::Error;
 use crate::lsn::{Epoch, PublisherId};
 
-/// Why a record was not taken.
+/// Why a record was not accepted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The ring stayed full for `send_timeout`; nothing was taken. Try again later.
-    #[error("{unacknowledged} records wait in the publisher's ring and are not acknowledged: {why}")]
+    /// The ring stayed full for `send_timeout` and the record was not accepted, or a flush reached its limit. Try again
+    /// later.
+    #[error("{unacknowledged} unacknowledged records wait in the publisher's ring: {why}")]
     Full {
         /// Records in the ring.
         unacknowledged: u64,
-        /// What they wait for.
+        /// The reason of the wait.
         why: &'static str,
     },
-    /// The same, because storage takes nothing in: its disk is full. What is in the ring is kept, and sent when there
-    /// is room again.
-    #[error("storage's disk is full (NoSpace): {unacknowledged} records wait in the publisher's ring and are not acknowledged")]
+    /// Like `Full`, with a full disk of storage as the reason. The ring keeps its records and sends them when there is
+    /// space again.
+    #[error(
+        "storage's disk is full (NoSpace): {unacknowledged} unacknowledged records wait in the publisher's ring; free space on \
+         the disk"
+    )]
     NoSpace {
         /// Records in the ring.
         unacknowledged: u64,
     },
-    /// A newer process writes as this publisher. This one cannot go on.
-    #[error("publisher {publisher} epoch {epoch} is fenced: a newer process writes as it")]
+    /// A newer process publishes as this publisher. This one cannot continue.
+    #[error(
+        "publisher {publisher} epoch {epoch} is fenced: a newer process publishes as it; stop that process or use another \
+         publisher number"
+    )]
     Fenced {
-        /// Who.
+        /// The publisher.
         publisher: PublisherId,
-        /// In which epoch this one wrote.
+        /// The epoch of this process.
         epoch: Epoch,
     },
     /// Storage refuses this publisher for good.
     #[error("storage refuses the publisher: {0}")]
     Refused(String),
-    /// This process was forked from process `pid`, which publishes as `publisher`: here it would give the same numbers to
-    /// other records. Open a publisher of this process's own, with another number.
-    #[error("publisher {publisher} is process {pid}'s, from which this one was forked; open one of its own, with another number")]
+    /// This process was forked from process `pid`, which publishes as `publisher`; it would give the same numbers to
+    /// other records. Open a publisher with another number in this process.
+    #[error(
+        "publisher {publisher} belongs to process {pid}, from which this one was forked; in this process, open one with another \
+         number"
+    )]
     Forked {
-        /// Who.
+        /// The publisher.
         publisher: PublisherId,
-        /// Who opened it.
+        /// The process that opened it.
         pid: u32,
     },
-    /// The record itself cannot be.
+    /// The record itself is invalid.
     #[error(transparent)]
     Record(#[from] Error),
 }

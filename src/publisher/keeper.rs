@@ -1,4 +1,4 @@
-//! Owns: attaching, and the thread that keeps a publisher going while its owner does something else.
+//! Owns: attaching, and the keeper thread, which serves a publisher between its owner's calls.
 
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -15,17 +15,17 @@ use crate::lsn::{Epoch, Level, NO_SUCH_EPOCH, NO_SUCH_LEVEL, NodeId, PubSeq};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 
-/// How often the keeper looks while something is outstanding, and otherwise.
+/// Interval of the keeper's turns, with and without outstanding records.
 const BUSY: Duration = Duration::from_millis(2);
 const IDLE: Duration = Duration::from_millis(10);
-/// Pause after a refusal: the reason may pass.
+/// Pause after a refusal whose reason may pass.
 const REFUSED: Duration = Duration::from_millis(200);
-/// Records outstanding without progress for this long are sent again.
+/// Without progress for this long, outstanding records are sent again.
 const SILENCE: Duration = Duration::from_millis(500);
-/// How long an answer is waited for.
+/// Timeout of a request to storage.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks storage to be let in.
+/// Attaches to storage.
 pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
     let down = |why| Error::StorageDown { dir: options.store.clone(), why };
     let control = Control::open(&run_dir.control())?;
@@ -45,16 +45,16 @@ pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode
         }
         Message::Taken => Err(Error::Taken { dir: options.store.clone(), publisher: options.publisher }),
         Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
-        _ => Err(down("its answer is meaningless")),
+        _ => Err(down("its answer is malformed")),
     }
 }
 
-/// The thread that keeps a publisher going while its owner does something else.
+/// The thread that serves a publisher between its owner's calls.
 pub(super) struct Keeper {
     pub(super) state: Arc<Mutex<State>>,
     pub(super) options: Options,
     pub(super) incarnation: u32,
-    /// What storage has of an epoch that is given up.
+    /// An abandoned epoch, and the last number of it that storage has accepted.
     pub(super) stored: Option<(Epoch, PubSeq)>,
     pub(super) stop: Stop,
     pub(super) stream: Option<UnixStream>,
@@ -66,9 +66,10 @@ impl Keeper {
             let pause = self.turn();
             std::thread::sleep(pause);
         }
-        // Storage is to see the end at once, also if a process that is being started from this one has the socket too.
+        // Shuts the socket down, so that storage sees the end at once, even if a child process being started has
+        // inherited the socket.
         if let Some(Err(error)) = self.stream.map(|s| s.shutdown(std::net::Shutdown::Both)) {
-            tracing::debug!(%error, "the connection to storage had ended already");
+            tracing::debug!(%error, "the connection to storage was already closed");
         }
     }
 
@@ -89,7 +90,7 @@ impl Keeper {
         }
         state.reap();
         let (accepted, since) = state.moved;
-        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.held_back == 0 && state.level > Level::None {
+        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.back_pressure == 0 && state.level > Level::None {
             state.moved.1 = Instant::now();
             state.rewind(PubSeq(accepted.0 + 1));
         }
@@ -102,7 +103,8 @@ impl Keeper {
             let kinds = lock(&self.state).kinds.clone();
             let ask = |mode| {
                 let (mut stream, link, grant) = attach(&self.options, self.incarnation, &run_dir, mode)?;
-                // Their registration may be lost with the log's end; what is held is of these kinds.
+                // Registers the kinds again, since a truncated log tail may have contained them and records in the
+                // ring are of these kinds.
                 kinds.iter().try_for_each(|k| register(&mut stream, &self.options.store, &k.1))?;
                 Ok((stream, link, grant))
             };
@@ -110,8 +112,8 @@ impl Keeper {
             if !lock(&self.state).misses(&grant) {
                 return Ok((stream, link, grant));
             }
-            // Storage expects what has left the ring: a new epoch, and a gap up to what is held. Should
-            // the answer be lost, the new epoch is found again by resuming the old one.
+            // Storage expects records that have left the ring: attach with a new epoch, and publish a gap record up to
+            // the oldest in the ring. If the answer is lost, a resume of the old epoch finds the new one.
             self.stored = Some((epoch, grant.pub_seq));
             drop((stream, link));
             ask(Mode::New)
@@ -119,8 +121,8 @@ impl Keeper {
         if let Err(error) = &attempt {
             lock(&self.state).away = match error {
                 Error::Unanswered { why, .. } => why,
-                Error::Refused { .. } => "storage refuses to attach it for now (its log says why)",
-                Error::NotLeader { .. } => "this host does not lead, and passes nothing on",
+                Error::Refused { .. } => "storage refuses to attach this publisher for now (its log has the reason)",
+                Error::NotLeader { .. } => "this host does not lead the cluster, and forwarding is off",
                 _ => STORAGE_DOWN,
             };
         }
@@ -138,18 +140,19 @@ impl Keeper {
                 IDLE
             }
             Err(Error::Refused { reason, .. }) if reason == NO_SUCH_LEVEL || reason.ends_with(NO_SUCH_EPOCH) => {
-                // It will not have the level before it is kept otherwise, and started again; and never the epoch.
+                // The level is refused until the store's configuration changes and storage restarts; the epoch is
+                // refused for good.
                 lock(&self.state).fatal = Some(Fatal::Refused(reason));
                 IDLE
             }
             Err(error @ (Error::Refused { .. } | Error::NotLeader { .. } | Error::NoSharedMemory { .. })) => {
                 lock(&self.state).no_memory = matches!(error, Error::NoSharedMemory { .. });
-                tracing::warn!(%error, "trying again");
+                tracing::warn!(%error, "storage refuses to attach this publisher; trying again");
                 lock(&self.state).is_refused = true;
                 REFUSED
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot attach again yet");
+                tracing::debug!(%error, "cannot reach storage to attach again; trying again");
                 lock(&self.state).is_refused = false;
                 IDLE
             }
@@ -157,7 +160,7 @@ impl Keeper {
     }
 }
 
-/// A number by which storage knows this process again.
+/// Draws a number by which storage recognises this process when it attaches again.
 pub(super) fn incarnation() -> std::io::Result<u32> {
     let mut bytes = [0u8; 4];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;

@@ -1,5 +1,5 @@
-//! Owns: a publisher's connection to one instance of storage: its ends of the bus, its slot, its
-//! socket. A link is never repaired; it is replaced.
+//! Owns: a publisher's connection to one instance of storage: bus ports, slot and socket. A link is never repaired; it
+//! is replaced.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -26,26 +26,26 @@ pub(super) struct Link {
     pub(super) gap_count: u64,
     ingest: Sender,
     live: Option<Sender>,
-    /// When there was no memory for what is sent live: it is not asked for with each batch.
+    /// Time of the last failed allocation of the live port's memory: not retried with each batch.
     no_live_memory: Option<Instant>,
-    /// The last record that live subscribers were sent: what is sent again is not sent to them again.
+    /// The last record sent to live subscribers. Records that are sent again are not sent live again.
     live_sent: PubSeq,
     _bus: Bus,
 }
 
 impl Link {
-    /// Opens what `grant` names.
+    /// Opens the ports and the slot named in `grant`.
     ///
     /// # Errors
-    /// [`Error::Bus`] if storage has ended meanwhile; [`Error::Io`].
+    /// [`Error::Bus`] if storage has stopped meanwhile; [`Error::Io`].
     pub(super) fn open(run_dir: &RunDir, control: Control, grant: &Grant, live: bool) -> Result<Link> {
         let instance = grant.instance;
         let bells = Bells::open(&run_dir.bells())?;
         let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "publisher")?;
         let ingest = bus.send_ingest(grant.grant)?;
-        // Without it subscribers still see what they missed: they heal it from the store.
+        // Without a live port, subscribers detect the gap and read it from the store.
         let live = live.then(|| bus.send_live()).transpose().unwrap_or_else(|error| {
-            tracing::warn!(%error, "this publisher is not live");
+            tracing::warn!(%error, "this publisher cannot send live: subscribers read its records from the store");
             None
         });
         let slot = control.slot(grant.slot);
@@ -54,8 +54,7 @@ impl Link {
         Ok(Link { grant, slot, control, bells, gap_count: 0, ingest, live, no_live_memory: None, live_sent, _bus: bus })
     }
 
-    /// Sends `chunk` to storage and, the first time, to whoever listens live. `false`: storage's queue
-    /// is full.
+    /// Sends `chunk` to storage and, the first time, to live subscribers. `false`: storage's queue is full.
     ///
     /// # Errors
     /// [`Error::Bus`].
@@ -76,10 +75,11 @@ impl Link {
     }
 }
 
-/// How long nothing is sent live after there was no memory for it.
+/// Pause of live sends after a failed allocation.
 const NO_MEMORY_PAUSE: Duration = Duration::from_millis(200);
 
-/// Whether `live` has its memory. Where it has not, subscribers fetch from the store what they miss.
+/// Allocates the memory of `live`; returns whether it has it. Without it, subscribers read missed records from the
+/// store.
 #[inline]
 fn has_memory(live: &Sender, since: &mut Option<Instant>) -> bool {
     if since.is_some_and(|s| s.elapsed() < NO_MEMORY_PAUSE) {
@@ -92,7 +92,7 @@ fn has_memory(live: &Sender, since: &mut Option<Instant>) -> bool {
         }
         Err(error) => {
             if since.is_none() {
-                tracing::warn!(%error, "nothing is sent to live subscribers until there is memory for it");
+                tracing::warn!(%error, "no memory for live batches: subscribers read from the store until there is");
             }
             *since = Some(Instant::now());
             false
@@ -100,12 +100,12 @@ fn has_memory(live: &Sender, since: &mut Option<Instant>) -> bool {
     }
 }
 
-/// Sends `chunk` in pieces that fit the live bus. What does not arrive is a gap that the subscriber
-/// sees and heals from the store.
+/// Sends `chunk` in pieces that fit the live bus. If a piece is lost, the subscriber detects the gap and reads it from
+/// the store.
 fn send_live(live: &Sender, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<'_>) {
     let piece = |first: u64, count: u32, words: &[u64]| {
         if let Err(error) = live.send(BatchHeader::new(publisher, epoch, PubSeq(first), count), words) {
-            tracing::debug!(%error, "a live batch is not sent");
+            tracing::debug!(%error, "cannot send a live batch; subscribers read it from the store");
         }
     };
     if chunk.words.len() <= LIVE_WORDS_MAX {
@@ -127,12 +127,13 @@ fn send_live(live: &Sender, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<
 /// Connects to storage's attach socket.
 ///
 /// # Errors
-/// [`Error::StorageDown`] if nobody listens; [`Error::Denied`] if that is another user; [`Error::Exhausted`] if this process has no descriptor for it.
+/// [`Error::StorageDown`] if no process accepts connections; [`Error::Denied`] if another user serves the store;
+/// [`Error::Exhausted`] if this process has no free descriptor.
 pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result<UnixStream> {
     let socket = run_dir.attach_socket();
     let down = |source: std::io::Error| match Error::io("connect to", &socket, source) {
         error @ Error::Exhausted { .. } => error,
-        _ => Error::StorageDown { dir: store.to_path_buf(), why: "nobody answers at its socket" },
+        _ => Error::StorageDown { dir: store.to_path_buf(), why: "no process accepts connections on its socket" },
     };
     run_dir.check_user(store)?;
     let stream = UnixStream::connect(&socket).map_err(down)?;
@@ -141,18 +142,18 @@ pub(super) fn connect(run_dir: &RunDir, store: &Path, limit: Duration) -> Result
     Ok(stream)
 }
 
-/// Asks storage at the other end of `stream` to make `layout` a kind of the store.
+/// Asks storage, over `stream`, to register `layout` as a kind of the store.
 pub(super) fn register(stream: &mut UnixStream, store: &Path, layout: &Layout) -> Result<()> {
     const REQUEST: &str = "to register a kind";
     let down = |_| unanswered(store);
     match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
         Message::Known => Ok(()),
         Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
-        _ => Err(Error::Refused { request: REQUEST, reason: "a meaningless answer".into() }),
+        _ => Err(Error::Refused { request: REQUEST, reason: "its answer is malformed".into() }),
     }
 }
 
-/// Whether the other end of `stream` is still there.
+/// Whether the other end of `stream` is still open.
 pub(super) fn is_open(stream: &UnixStream) -> bool {
     if stream.set_nonblocking(true).is_err() {
         return false;

@@ -1,4 +1,4 @@
-//! Owns: how far a publisher has come, and what is said of records that it has lost, to its program and in the store.
+//! Owns: a publisher's progress, and the report of lost records to its program and the store.
 
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{Gap, Kind, Record};
@@ -7,7 +7,7 @@ use crate::time::{Clock, HostClock};
 /// Records that are neither in the ring nor in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
-    /// In which epoch they were numbered.
+    /// Their epoch.
     pub epoch: Epoch,
     /// The first.
     pub first: PubSeq,
@@ -15,7 +15,7 @@ pub struct Lost {
     pub last: PubSeq,
 }
 
-/// The record that says in the store what `publisher` has lost.
+/// The record that reports in the store that `publisher` lost records.
 pub(super) fn gap_record(publisher: PublisherId, lost: &Lost) -> Gap {
     Gap {
         kind: Kind(Gap::KIND.0),
@@ -30,12 +30,12 @@ pub(super) fn gap_record(publisher: PublisherId, lost: &Lost) -> Gap {
     }
 }
 
-/// How far a publisher has come.
+/// A publisher's progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Its epoch.
     pub epoch: Epoch,
-    /// The last record taken.
+    /// The last record accepted into the ring.
     pub published: PubSeq,
     /// The last record in the log file.
     pub accepted: PubSeq,
@@ -47,8 +47,8 @@ pub struct Progress {
     pub accepted_lsn: Lsn,
     /// Batches sent.
     pub batches: u64,
-    /// Times that it had to go back and send again.
+    /// Number of rewinds, after which records are sent again.
     pub rewinds: u64,
-    /// Times that it attached again.
+    /// Number of times that it attached again.
     pub reattached: u64,
 }

@@ -1,15 +1,13 @@
-//! Owns: publishing. [`Publisher`] copies records into its ring, sends them over the bus, keeps them
-//! until storage has acknowledged them, and goes on by itself when storage dies and comes back.
+//! Owns: publishing. [`Publisher`] copies records into its ring, sends them over the bus, and keeps them until storage
+//! acknowledges them. It continues by itself when storage restarts.
 //!
-//! What must hold: a call never blocks longer than `send_timeout` (and the time in which the keeper
-//! sends a slice of a backlog); success means that the record is in the ring and will be stored, in
-//! the order of the calls, once, unless this process dies; what is lost all the same is reported and
-//! stored as a [`crate::record::Gap`] record; in a process that was forked off the one that opened it, every call is refused before it takes
-//! the lock, which the keeper, that is not there, may hold.
+//! What must hold: a call never blocks longer than `send_timeout`, plus the time in which the keeper sends a slice of a
+//! backlog. Success means that the record is in the ring and will be stored once, in the order of the calls, unless
+//! this process dies. Records that are lost even so are reported and stored as a [`crate::record::Gap`] record. In a
+//! forked child every call is refused before it takes the lock: the keeper does not exist there and may hold the lock.
 //!
-//! One lock guards the ring and the bus's ports: the caller holds it while it publishes, the keeper
-//! thread for a slice every few milliseconds, to take in acknowledgements, to send what did not fit,
-//! and to attach again.
+//! One lock guards the ring and the bus ports. The caller holds it while it publishes. The keeper thread holds it for a
+//! slice every few milliseconds, to read acknowledgements, to send records that did not fit, and to attach again.
 
 mod error;
 mod keeper;
@@ -45,7 +43,7 @@ use crate::shm::kinds::Kinds;
 use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
 
-/// A writer of records.
+/// Publishes records.
 pub struct Publisher {
     state: Arc<Mutex<State>>,
     options: Options,
@@ -54,19 +52,19 @@ pub struct Publisher {
     keeper: Option<JoinHandle<()>>,
 }
 
-/// What an error calls it.
+/// Its name in errors.
 const WHAT: &str = "publisher";
-/// Publishes between two looks at the acknowledgements.
+/// Number of publishes between two reads of the acknowledgements.
 const REAP_EVERY: u32 = 64;
 
 impl Publisher {
-    /// Attaches as a new writer: whoever wrote as this publisher before is fenced.
+    /// Attaches as a new writer and fences the previous one of this publisher.
     ///
     /// # Errors
-    /// [`Error::Taken`] if a live process writes as it, unless [`Options::take_over`] says to fence it;
-    /// [`Error::StorageDown`] if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the
-    /// store; [`Error::Refused`]; [`Error::NotLeader`] where forwarding is switched off; [`Error::NoSharedMemory`] if there is
-    /// none for what it sends.
+    /// [`Error::Taken`] if a live process publishes as it, unless [`Options::take_over`] is set; [`Error::StorageDown`]
+    /// if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the store;
+    /// [`Error::Refused`]; [`Error::NotLeader`] on a follower where forwarding is off; [`Error::NoSharedMemory`] if
+    /// there is none for its batches.
     pub fn open(options: Options) -> Result<Publisher> {
         let options = Options { store: absolute(&options.store)?, ..options };
         let deadline = Instant::now() + options.open_timeout;
@@ -109,7 +107,7 @@ impl Publisher {
         Ok(Publisher { state, options, origin: Origin::here(), stop, keeper: Some(keeper) })
     }
 
-    /// Connects to whoever serves the store now, which may lie elsewhere than when this was opened.
+    /// Connects to the process that serves the store now; its run directory may have moved since this was opened.
     fn ask(&self) -> Result<UnixStream> {
         self.origin.check(WHAT)?;
         connect(&RunDir::find(&self.options.store)?, &self.options.store, ANSWER_TIMEOUT)
@@ -120,7 +118,7 @@ impl Publisher {
         self.origin.check(WHAT).map_err(forked)
     }
 
-    /// The instruments called `names`, in their order; those that are new are registered, durably.
+    /// The instruments called `names`, in their order. Registers new ones durably.
     ///
     /// # Errors
     /// [`Error::StorageDown`] if storage does not answer; [`Error::Refused`] if there are too many.
@@ -132,7 +130,7 @@ impl Publisher {
             match ask(&mut stream, &Message::Symbols(some.to_vec())).map_err(down)? {
                 Message::Ids(more) if more.len() == some.len() => ids.extend(more),
                 Message::Refused(reason) => return Err(Error::Refused { request: "to register instruments", reason }),
-                _ => return Err(Error::Refused { request: "to register instruments", reason: "a meaningless answer".into() }),
+                _ => return Err(Error::Refused { request: "to register instruments", reason: "its answer is malformed".into() }),
             }
         }
         let mut state = lock(&self.state);
@@ -141,7 +139,7 @@ impl Publisher {
         Ok(ids)
     }
 
-    /// The instrument called `name`; registered if it is new.
+    /// The instrument called `name`. Registers it if it is new.
     ///
     /// # Errors
     /// As [`Publisher::instruments`].
@@ -150,12 +148,12 @@ impl Publisher {
         id.ok_or(Error::Refused { request: "to register instruments", reason: "an empty answer".into() })
     }
 
-    /// Makes `R`, which the program defined by `#[derive(Record)]`, a kind of the store, durably; to be called
-    /// before its records are published.
+    /// Registers `R`, which the program defined by `#[derive(Record)]`, as a kind of the store, durably. Call it before
+    /// publishing records of the kind.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if its layout cannot be; [`Error::Refused`] if the store has another layout under
-    /// its number; [`Error::StorageDown`] if storage does not answer.
+    /// [`Error::Invalid`] if its layout is not allowed; [`Error::Refused`] if the store has another layout under its
+    /// number; [`Error::StorageDown`] if storage does not answer.
     pub fn kind<R: Record>(&mut self) -> Result<()> {
         let layout = Layout::of(R::SCHEMA_REF)?;
         layout.register()?;
@@ -170,18 +168,18 @@ impl Publisher {
         Ok(())
     }
 
-    /// Takes a record and sends it, with all that were staged before it.
+    /// Accepts a record and sends it, with all records staged before it.
     ///
     /// # Errors
-    /// [`PublishError`]; the record was then not taken.
+    /// [`PublishError`]; the record was not accepted.
     pub fn publish<R: Record>(&mut self, record: &R) -> Result<PubSeq, PublishError> {
         self.publish_ref(RecordRef::of(record))
     }
 
-    /// Takes a record of any kind and sends it, with all that were staged before it.
+    /// Accepts a record of any kind and sends it, with all records staged before it.
     ///
     /// # Errors
-    /// [`PublishError`]; the record was then not taken.
+    /// [`PublishError`]; the record was not accepted.
     pub fn publish_ref(&mut self, record: RecordRef<'_>) -> Result<PubSeq, PublishError> {
         let mut state = self.take(record)?;
         let seq = PubSeq(state.ring.next().0 - 1);
@@ -189,17 +187,17 @@ impl Publisher {
         Ok(seq)
     }
 
-    /// Takes a record and sends it with those that follow, at the next [`Publisher::send`] or
-    /// [`Publisher::publish`]. A batch of a few hundred records costs little more than a single one.
+    /// Accepts a record that is sent with later ones, by the next [`Publisher::send`] or [`Publisher::publish`]. A
+    /// batch of a few hundred records costs little more than a single record.
     ///
     /// # Errors
-    /// [`PublishError`]; the record was then not taken.
+    /// [`PublishError`]; the record was not accepted.
     pub fn stage(&mut self, record: RecordRef<'_>) -> Result<PubSeq, PublishError> {
         let state = self.take(record)?;
         Ok(PubSeq(state.ring.next().0 - 1))
     }
 
-    /// Sends what has been staged; nothing, in a forked process.
+    /// Sends all staged records. Does nothing in a forked child.
     pub fn send(&mut self) {
         if !self.origin.is_here() {
             return;
@@ -207,20 +205,20 @@ impl Publisher {
         lock(&self.state).pump(KEEPER_BATCHES);
     }
 
-    /// Puts a record in the ring, waiting for room if need be.
+    /// Puts a record in the ring; waits for room if necessary.
     fn take(&self, record: RecordRef<'_>) -> Result<MutexGuard<'_, State>, PublishError> {
         self.check_process()?;
         let mut state = lock(&self.state);
         if record.kind().is_user() && !state.kinds.iter().any(|k| k.0 == record.schema().hash) {
             let reason = format!(
-                "'{}', as this program lays it out, is no kind of this store: call Publisher::kind first",
+                "'{}', as this program lays it out, is not a kind of this store: call Publisher::kind first",
                 record.schema().name
             );
             return Err(Error::invalid("kind", reason).into());
         }
         if !state.knows(record.instrument()) {
             let id = record.instrument();
-            let reason = format!("{id} is not registered in this store: Publisher::instrument gives a name its number");
+            let reason = format!("{id} is not registered in this store: register its name with Publisher::instrument");
             return Err(Error::invalid("instrument", reason).into());
         }
         state.since_reap += 1;
@@ -255,11 +253,11 @@ impl Publisher {
         }
     }
 
-    /// Waits until everything taken so far has reached `level`.
+    /// Waits until all records accepted so far have reached `level`.
     ///
     /// # Errors
-    /// [`PublishError::Full`] if it has not within `limit`; what was taken is still kept and sent.
-    /// [`PublishError::Refused`]: the store has no such level. [`PublishError::Forked`].
+    /// [`PublishError::Full`] if they have not within `limit`; the ring still keeps and sends them.
+    /// [`PublishError::Refused`] if the store has no such level. [`PublishError::Forked`].
     pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
         self.check_process()?;
         let deadline = Instant::now() + limit;
@@ -272,7 +270,7 @@ impl Publisher {
             if level.granted(Level::None, state.is_lossy).is_none() {
                 return Err(PublishError::Refused(NO_SUCH_LEVEL.to_owned()));
             }
-            // A lost epoch has renumbered what is held: then all of that is the target.
+            // A lost epoch has renumbered the ring: then all of the ring is the target.
             let target = target.min(PubSeq(state.ring.next().0 - 1));
             let reached = match level {
                 Level::None => state.ring.sent(),
@@ -299,7 +297,7 @@ impl Publisher {
         }
     }
 
-    /// Waits until everything taken has reached the publisher's own level, and detaches.
+    /// Waits until all accepted records have reached the publisher's own level, and detaches.
     ///
     /// # Errors
     /// As [`Publisher::flush`].
@@ -309,7 +307,7 @@ impl Publisher {
         self.flush(level, limit)
     }
 
-    /// The level in force: the one asked for, or a higher one; in a forked process, the one asked for.
+    /// The level in force: the requested one or a higher one. In a forked child, the requested one.
     pub fn level(&self) -> Level {
         if !self.origin.is_here() {
             return self.options.level;
@@ -317,7 +315,7 @@ impl Publisher {
         lock(&self.state).level
     }
 
-    /// How far it has come, by what has been acknowledged up to now; nowhere, in a forked process.
+    /// Progress by the acknowledgements up to now. In a forked child, the default.
     pub fn progress(&self) -> Progress {
         if !self.origin.is_here() {
             return Progress::default();
@@ -327,15 +325,15 @@ impl Publisher {
         state.progress()
     }
 
-    /// Records taken and not at the publisher's level yet; of [`Level::None`] those that are not in the log file. What
-    /// [`Publisher::take_lost`] gives is not among them.
+    /// Accepted records that have not reached the publisher's level; for [`Level::None`], those not in the log file.
+    /// Lost records ([`Publisher::take_lost`]) are not counted.
     pub fn outstanding(&self) -> Outstanding {
         let mut state = lock(&self.state);
         state.reap();
         state.outstanding()
     }
 
-    /// What was lost since the last call; see [`Lost`].
+    /// Takes the records lost since the last call; see [`Lost`].
     pub fn take_lost(&mut self) -> Vec<Lost> {
         if !self.origin.is_here() {
             return Vec::new();
@@ -347,8 +345,8 @@ impl Publisher {
 impl Drop for Publisher {
     fn drop(&mut self) {
         if !self.origin.is_here() {
-            // The keeper is no thread of this process, so it cannot be joined, and its handle may be another thread's by now.
-            // The ring and the ends of the bus stay as they are: the keeper's part of them is never let go.
+            // The keeper is not a thread of this process: it cannot be joined, and its handle may denote another
+            // thread. The handle, the ring and the bus ports are leaked.
             Box::leak(Box::new(self.keeper.take()));
             return;
         }

@@ -1,30 +1,29 @@
-//! Owns: how a publisher is to be, and the defaults.
+//! Owns: the options of a publisher and their defaults.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::lsn::{Level, PublisherId};
 
-/// How a publisher is to be.
+/// The options of a publisher.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The store.
     pub store: PathBuf,
-    /// Who it is. At most one process writes as a publisher.
+    /// The publisher's number. At most one process publishes under it.
     pub publisher: PublisherId,
-    /// Whether to fence a live process of this host that writes as this publisher, as the standby of a feed handler does
-    /// when that hangs. One whose process has ended is taken over from in any case, and on the hosts of a cluster so is
-    /// one that writes on another host.
+    /// Whether to fence a live process of this host that publishes as this publisher, for the standby of a feed handler
+    /// that hangs. A publisher whose process has ended is always taken over; so is, in a cluster, one on another host.
     pub take_over: bool,
-    /// Until when records are kept for sending again.
+    /// The level at which a record is released from the ring.
     pub level: Level,
-    /// Bytes of the ring.
+    /// Size of the ring, in bytes.
     pub ring_bytes: usize,
-    /// How long a call waits for room in the ring.
+    /// Maximum wait of a call for room in the ring.
     pub send_timeout: Duration,
-    /// How long opening waits for storage.
+    /// Maximum wait for storage when opening.
     pub open_timeout: Duration,
-    /// Whether to send to live subscribers.
+    /// Whether to send to live subscribers too.
     pub live: bool,
 }
 

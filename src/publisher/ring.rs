@@ -1,13 +1,13 @@
-//! Owns: the ring in which a publisher keeps its records until they are acknowledged.
+//! Owns: the ring that keeps a publisher's records until they are acknowledged.
 //!
-//! What must hold: a record is contiguous; numbers are dense from `first`; what has been released is
-//! never sent again, what has not been released always can be.
+//! What must hold: a record is contiguous. Numbers are dense from `first`. A released record is never
+//! sent again; every other record can be.
 
 use std::collections::VecDeque;
 
 use crate::lsn::PubSeq;
 
-/// Where an entry's words are when they are not in the ring: in `fronts`, under the entry's length.
+/// Offset that marks an entry whose words are in `fronts`, at the index in the entry's length.
 const FRONT: u32 = u32::MAX;
 
 /// The ring.
@@ -21,7 +21,7 @@ pub(super) struct Ring {
     sent: PubSeq,
 }
 
-/// Records that stand together, to be sent as one batch.
+/// Contiguous records, sent as one batch.
 pub(super) struct Chunk<'a> {
     pub(super) first: PubSeq,
     pub(super) count: u32,
@@ -29,13 +29,13 @@ pub(super) struct Chunk<'a> {
 }
 
 impl Ring {
-    /// A ring of `bytes` bytes, empty; the next record is `first`.
+    /// An empty ring of `bytes` bytes; the next record is number `first`.
     pub(super) fn new(bytes: usize, first: PubSeq) -> Ring {
         let words = vec![0; (bytes / 8).clamp(crate::record::WORDS_MAX * 4, FRONT as usize - 1)];
         Ring { words, entries: VecDeque::new(), fronts: Vec::new(), head: 0, first, sent: PubSeq(first.0 - 1) }
     }
 
-    /// Number of the oldest record held, or of the next one if none is.
+    /// Number of the oldest record in the ring, or of the next one if it is empty.
     pub(super) fn first(&self) -> PubSeq {
         self.first
     }
@@ -50,26 +50,26 @@ impl Ring {
         self.sent
     }
 
-    /// Whether nothing is held.
+    /// Whether it is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether the oldest record held tells of a gap.
+    /// Whether the oldest record is a gap record.
     pub(super) fn begins_with_gap(&self) -> bool {
         self.entries.front().is_some_and(|e| e.0 == FRONT)
     }
 
-    /// How many of the records held with a number above `seq` tell of gaps.
+    /// Number of gap records above number `seq`.
     pub(super) fn gaps_above(&self, seq: PubSeq) -> u64 {
         let upto = (seq.0 + 1).saturating_sub(self.first.0) as usize;
         self.entries.iter().skip(upto).filter(|e| e.0 == FRONT).count() as u64
     }
 
-    /// Where `len` words would go; `None` if there is no room.
+    /// Offset for a record of `len` words; `None` if there is no room.
     fn place(&self, len: usize) -> Option<usize> {
         let Some(tail) = self.entries.iter().find(|e| e.0 != FRONT).map(|e| e.0 as usize) else {
-            // Empty: from the beginning again, so that a publisher that is not behind stays in cache.
+            // Empty: restart at the beginning, so that a publisher without backlog stays in cache.
             return (len <= self.words.len()).then_some(0);
         };
         if self.head > tail {
@@ -81,7 +81,7 @@ impl Ring {
         (self.head + len < tail).then_some(self.head)
     }
 
-    /// Puts a record in; `false` if there is no room.
+    /// Appends a record; `false` if there is no room.
     #[must_use]
     pub(super) fn push(&mut self, record: &[u64]) -> bool {
         let Some(at) = self.place(record.len()) else { return false };
@@ -92,7 +92,7 @@ impl Ring {
         true
     }
 
-    /// The next records to be sent, at most `words_max` words and `count_max` records.
+    /// The next unsent records, at most `words_max` words and `count_max` records.
     pub(super) fn unsent(&self, words_max: usize, count_max: u32) -> Option<Chunk<'_>> {
         let from = (self.sent.0 + 1 - self.first.0) as usize;
         let &(at, len) = self.entries.get(from)?;
@@ -111,18 +111,18 @@ impl Ring {
         Some(Chunk { first, count, words: self.words.get(at as usize..end as usize)? })
     }
 
-    /// Notes that `count` more have been sent.
+    /// Marks the next `count` records as sent.
     pub(super) fn mark_sent(&mut self, count: u32) {
         self.sent.0 += u64::from(count);
         debug_assert!(self.sent < self.next());
     }
 
-    /// Sends again from `next` on, as far as it is held.
+    /// Marks the records from `next` on as unsent, as far as they are in the ring.
     pub(super) fn rewind(&mut self, next: PubSeq) {
         self.sent = PubSeq(next.0.clamp(self.first.0, self.next().0) - 1);
     }
 
-    /// Lets go of everything up to `upto`.
+    /// Releases the records up to `upto`.
     pub(super) fn release(&mut self, upto: PubSeq) {
         while self.first <= upto && self.entries.pop_front().is_some() {
             self.first.0 += 1;
@@ -130,7 +130,7 @@ impl Ring {
         self.sent = self.sent.max(PubSeq(self.first.0 - 1));
     }
 
-    /// Numbers what is held anew: `front` becomes record 1, the held records follow, all unsent.
+    /// Renumbers the ring: `front` becomes record 1, the other records follow, all unsent.
     pub(super) fn renumber(&mut self, front: Option<&[u64]>) {
         if let Some(words) = front {
             self.entries.push_front((FRONT, self.fronts.len() as u32));
@@ -147,7 +147,7 @@ mod tests {
     use crate::disk::sim::SimRng;
 
     #[test]
-    fn what_is_sent_is_what_was_put_in_whatever_the_order_of_sends_rewinds_and_releases() {
+    fn in_any_order_of_sends_rewinds_and_releases_the_records_sent_are_those_pushed() {
         for seed in 0..50 {
             let mut rng = SimRng::new(seed);
             let mut ring = Ring::new(0, PubSeq(1));
@@ -178,12 +178,12 @@ mod tests {
                 }
                 assert_eq!(ring.next(), PubSeq(put + 1));
             }
-            assert!(refused > 0 && put > 500, "{refused} refused, {put} put in");
+            assert!(refused > 0 && put > 500, "{refused} refused, {put} pushed");
         }
     }
 
     #[test]
-    fn renumbering_puts_the_gap_first() {
+    fn renumbering_puts_the_gap_record_first() {
         let mut ring = Ring::new(4096, PubSeq(1));
         (1..=5u64).for_each(|i| assert!(ring.push(&[i; 8])));
         ring.release(PubSeq(2));
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!((chunk.first, chunk.count, chunk.words[0]), (PubSeq(2), 3, 3));
         assert!(ring.push(&[6; 8]));
         assert_eq!(ring.next(), PubSeq(6));
-        // Once more, before the first gap was acknowledged: neither is lost.
+        // Renumbered before the first gap record was acknowledged: neither is lost.
         ring.renumber(Some(&[98; 5]));
         let mut seen = Vec::new();
         while let Some(chunk) = ring.unsent(100, 1) {

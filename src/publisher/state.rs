@@ -1,4 +1,4 @@
-//! Owns: what a publisher's calls and its keeper share under the lock: the ring, the link, and how far the records have come.
+//! Owns: the state that a publisher's calls and its keeper share under the lock: ring, link, progress.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -15,14 +15,15 @@ use crate::record::{Layout, Record};
 use crate::shm::bell::Bell;
 use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
 
-/// Why a publisher has no link, unless storage says otherwise.
+/// Default reason for a missing link.
 pub(super) const STORAGE_DOWN: &str = "storage is down";
-/// Batches that one call, or the keeper while it holds the lock, sends: the rest of a backlog follows.
+/// Maximum batches that one call, or the keeper in one turn, sends while it holds the lock; the rest of a backlog
+/// follows.
 pub(super) const KEEPER_BATCHES: u32 = 64;
-/// Records of a batch: no more than a frame holds.
+/// Maximum records of a batch: those of a frame.
 const RECORDS_MAX: u32 = crate::wal::format::FRAME_RECORDS_MAX;
 
-/// What the lock guards.
+/// The state under the lock.
 pub(super) struct State {
     publisher: PublisherId,
     pub(super) level: Level,
@@ -33,41 +34,40 @@ pub(super) struct State {
     pub(super) lost: Vec<Lost>,
     pub(super) fatal: Option<Fatal>,
     pub(super) since_reap: u32,
-    /// The last progress of `accepted`, and when: a silence with records outstanding is broken by
-    /// sending them again.
+    /// The last progress of `accepted`, and its time. Without progress, outstanding records are sent again.
     pub(super) moved: (PubSeq, Instant),
-    pub(super) held_back: u64,
-    /// Why there is no link, if there is none.
+    pub(super) back_pressure: u64,
+    /// Reason for a missing link.
     pub(super) away: &'static str,
     /// Whether it cannot attach again because shared memory is full.
     pub(super) no_memory: bool,
-    /// Whether the store may lose what it has committed, as of the newest link.
+    /// Whether the store may lose committed records, as of the newest link.
     pub(super) is_lossy: bool,
-    /// Whether storage answered that it does not attach it, when it was last asked.
+    /// Whether storage refused the last request to attach.
     pub(super) is_refused: bool,
-    /// Instruments that are known to be registered: the first so many.
+    /// Number of registered instruments that this process has seen: ids 1 to this.
     pub(super) registered: u64,
-    /// The kinds that programs defined that the store is known to have, by their hashes.
+    /// User kinds that are registered in the store, with their hashes.
     pub(super) kinds: Vec<(u64, Layout)>,
 }
 
-/// Why a publisher cannot go on.
+/// Why a publisher cannot continue.
 #[derive(Clone, Debug)]
 pub(super) enum Fatal {
-    /// A newer process writes as it.
+    /// A newer process publishes as it.
     Fenced,
-    /// Storage refuses it for good, for this reason.
+    /// Storage refuses it for good, with the reason.
     Refused(String),
 }
 
-/// Takes the lock.
+/// Locks the state.
 pub(super) fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // A panic while publishing is the program's; the ring is consistent between calls.
+    // A panic while publishing is the program's own; the ring is consistent between calls.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
-    /// That of a publisher that storage has just let in, over `link`; `kinds` are known to be the store's.
+    /// The state of a publisher that has just attached over `link`. `kinds` are registered in the store.
     pub(super) fn new(options: &Options, link: Link, grant: &Grant, kinds: Vec<(u64, Layout)>) -> State {
         State {
             publisher: options.publisher,
@@ -82,7 +82,7 @@ impl State {
             fatal: None,
             since_reap: 0,
             moved: (PubSeq(0), Instant::now()),
-            held_back: 0,
+            back_pressure: 0,
             registered: 0,
             away: STORAGE_DOWN,
             no_memory: false,
@@ -90,7 +90,7 @@ impl State {
         }
     }
 
-    /// Whether it can go on.
+    /// Whether it can continue.
     pub(super) fn check(&self) -> Result<(), PublishError> {
         match &self.fatal {
             None => Ok(()),
@@ -99,45 +99,44 @@ impl State {
         }
     }
 
-    /// Why there is no room: `unacknowledged` records wait.
+    /// The error for a full ring with `unacknowledged` records.
     pub(super) fn full(&self, unacknowledged: u64) -> PublishError {
-        let why = match (&self.link, self.held_back) {
+        let why = match (&self.link, self.back_pressure) {
             (None, _) if self.no_memory => {
-                "shared memory is full (df -h /dev/shm; containers: --shm-size) and it cannot attach again"
+                "shared memory is full, so this publisher cannot attach again (df -h /dev/shm; containers: --shm-size)"
             }
-            (None, _) if self.is_refused => "storage refuses to attach it again, for now: the logs say why",
+            (None, _) if self.is_refused => "storage refuses to attach this publisher for now (its log has the reason)",
             (None, _) => self.away,
             (Some(_), NO_SPACE) => return PublishError::NoSpace { unacknowledged },
-            (Some(_), 1) => "storage's MemTables are full and not yet flushed (tape status says how far it is)",
-            (Some(_), 2) => "storage's disk is behind",
+            (Some(_), 1) => "storage's MemTables are full and not flushed yet (progress: tape status)",
+            (Some(_), 2) => "storage's disk is behind: it syncs more slowly than records arrive",
             (Some(link), _) => match link.control.trouble() {
                 Some((trouble, _)) => trouble.reason(),
-                None => "storage does not keep up",
+                None => "storage accepts records more slowly than they are published",
             },
         };
         PublishError::Full { unacknowledged, why }
     }
 
-    /// How far it has come, as of the last look.
+    /// Progress as of the last [`State::reap`].
     pub(super) fn progress(&self) -> Progress {
         Progress { published: PubSeq(self.ring.next().0 - 1), epoch: self.epoch, ..self.progress }
     }
 
-    /// What is not acknowledged, or not at its level, as of the last look.
+    /// Accepted records below the level, as of the last [`State::reap`].
     pub(super) fn outstanding(&self) -> Outstanding {
         let reached = match self.level {
             Level::None | Level::Os => self.progress.accepted,
             Level::Fsync => self.progress.durable,
             Level::Standby | Level::Quorum | Level::QuorumOs => self.progress.committed,
         };
-        // The record of a gap is the publisher's own, not its caller's.
+        // Gap records are the publisher's own, not its caller's.
         let above = |seq: PubSeq| (self.ring.next().0 - 1).saturating_sub(seq.0) - self.ring.gaps_above(seq);
         let unacknowledged = above(self.progress.accepted);
         Outstanding { in_log: above(reached).saturating_sub(unacknowledged), unacknowledged }
     }
 
-    /// Whether `instrument` is registered, or that of records that concern none. While storage is away and it is not known,
-    /// storage will say.
+    /// Whether `instrument` is registered, or null. Without a link, an unseen id passes here and storage checks it.
     #[inline]
     pub(super) fn knows(&mut self, instrument: InstrumentId) -> bool {
         let is_known = |registered: u64| u64::from(instrument.0).wrapping_sub(1) < registered;
@@ -149,7 +148,7 @@ impl State {
         is_known(self.registered)
     }
 
-    /// Takes in what storage has acknowledged and what it misses.
+    /// Reads storage's acknowledgements and gaps from the slot.
     pub(super) fn reap(&mut self) {
         self.since_reap = 0;
         let Some(link) = &mut self.link else { return };
@@ -157,18 +156,18 @@ impl State {
             self.link = None;
             return;
         };
-        self.held_back = link.control.statistic(Statistic::HeldBack);
+        self.back_pressure = link.control.statistic(Statistic::HeldBack);
         match view.state {
             SlotState::Fenced => self.fatal = Some(Fatal::Fenced),
             SlotState::Refused => {
-                let unregistered = |i| format!("a record is of instrument {i}, which was never registered in this store");
+                let unregistered = |i| format!("a record is of instrument {i}, which is not registered in this store");
                 let why = view.unregistered.map_or_else(|| "a batch was malformed".to_owned(), unregistered);
                 self.fatal = Some(Fatal::Refused(why));
             }
             SlotState::Unreceived => {
                 tracing::error!(
                     publisher = self.publisher.0,
-                    "storage cannot receive from this publisher; its log says why. It attaches again"
+                    "storage cannot receive from this publisher (its log has the reason); attaching again"
                 );
                 self.link = None;
                 return self.acknowledge(&view);
@@ -190,15 +189,15 @@ impl State {
         self.progress.durable = view.durable;
         self.progress.committed = view.committed;
         let upto = match self.level {
-            // The record of a gap is kept until it is in the log, at any level.
+            // A gap record is kept until it is in the log, at any level.
             Level::None if !self.ring.begins_with_gap() => self.ring.sent(),
             level => view.reached(level),
         };
         self.ring.release(upto);
     }
 
-    /// Goes back to `expected`. What has left the ring is missing for good: then the link ends, and
-    /// the keeper attaches in a new epoch and reports it.
+    /// Rewinds to `expected`. If it has left the ring, those records are lost: the link ends, and the keeper attaches
+    /// with a new epoch and reports them.
     pub(super) fn rewind(&mut self, expected: PubSeq) {
         self.progress.rewinds += 1;
         if expected < self.ring.first() {
@@ -208,10 +207,10 @@ impl State {
         }
     }
 
-    /// Sends what has not been sent, at most `batches` batches.
+    /// Sends unsent records, at most `batches` batches.
     pub(super) fn pump(&mut self, batches: u32) {
-        if self.held_back == NO_SPACE {
-            // Nothing is taken in, and each try would wait; the keeper sees when that is over.
+        if self.back_pressure == NO_SPACE {
+            // Storage accepts nothing, and each try would wait. The keeper detects the end of this back-pressure.
             return;
         }
         let Some(link) = &mut self.link else { return };
@@ -228,7 +227,7 @@ impl State {
                 }
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "a publisher's link fails");
+                    tracing::warn!(%error, "a publisher cannot send to storage; attaching again");
                     broken = true;
                     break;
                 }
@@ -242,15 +241,15 @@ impl State {
         }
     }
 
-    /// The ring goes on over a new link. If that needed a new epoch because storage, which had everything
-    /// up to `stored`, expected what has left the ring, `stored` says so.
+    /// Continues over a new link. `stored` is the last number of the old epoch that storage had, if a new epoch was
+    /// needed because storage expected records that had left the ring.
     pub(super) fn relink(&mut self, link: Link, grant: &Grant, stored: Option<PubSeq>) {
         self.progress.reattached += 1;
         self.level = grant.level;
         self.moved = (grant.pub_seq, Instant::now());
         let missing = grant.epoch != self.epoch || grant.pub_seq.0 + 1 < self.ring.first().0;
         if missing {
-            // Without an answer about the old epoch, what was acknowledged is the last that is known.
+            // Without an answer about the old epoch, records above the last durable one count as lost.
             let known = stored.unwrap_or(self.progress.durable);
             let (first, last) = (PubSeq(known.0 + 1), PubSeq(self.ring.first().0 - 1));
             let lost = (first <= last).then_some(Lost { epoch: self.epoch, first, last });
@@ -271,7 +270,8 @@ impl State {
         self.link = Some(link);
     }
 
-    /// Whether the ring misses what storage, at `pub_seq`, expects next: then a new epoch is needed.
+    /// Whether the ring no longer has the record after `grant.pub_seq`, which storage expects next: then a new epoch is
+    /// needed.
     pub(super) fn misses(&self, grant: &Grant) -> bool {
         grant.epoch == self.epoch && grant.pub_seq.0 + 1 < self.ring.first().0
     }

@@ -1,10 +1,10 @@
-//! Owns: rows in a buffer of their own, many at a time.
+//! Owns: batches of rows, copied into a buffer.
 
 use crate::lsn::Lsn;
 use crate::record::{RecordRef, Row};
 use crate::time::Ts;
 
-/// Where a row of a batch lies.
+/// Location of a row in a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Head {
     pub(super) time: u64,
@@ -13,7 +13,7 @@ pub(super) struct Head {
     pub(super) words: u32,
 }
 
-/// Rows, copied out of files and shared memory.
+/// Rows copied from files and shared memory.
 #[derive(Clone, Debug, Default)]
 pub struct RowBatch {
     pub(super) heads: Vec<Head>,
@@ -21,17 +21,17 @@ pub struct RowBatch {
 }
 
 impl RowBatch {
-    /// Rows.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.heads.len()
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.heads.is_empty()
     }
 
-    /// The row of number `index`.
+    /// Row number `index`.
     #[inline]
     pub fn get(&self, index: usize) -> Option<Row<'_>> {
         let head = self.heads.get(index)?;
@@ -39,7 +39,7 @@ impl RowBatch {
         Some(Row { lsn: Lsn(head.lsn), index_time: Ts(head.time), record: RecordRef::first(words).ok()? })
     }
 
-    /// The rows, in their order.
+    /// The rows in order.
     pub fn iter(&self) -> impl Iterator<Item = Row<'_>> {
         (0..self.len()).filter_map(|i| self.get(i))
     }
@@ -49,14 +49,14 @@ impl RowBatch {
         self.words.clear();
     }
 
-    /// Makes room for words before `end`.
+    /// Extends the words to at least `end`.
     pub(super) fn reserve(&mut self, end: u32) {
         if self.words.len() < end as usize {
             self.words.resize(end as usize, 0);
         }
     }
 
-    /// Puts the words of a record at `at`, whose head is put in by itself.
+    /// Stores the words of a record at `at`. The caller adds the head.
     #[inline]
     pub(super) fn put(&mut self, at: u32, words: &[u64]) {
         let at = at as usize;
@@ -68,7 +68,7 @@ impl RowBatch {
         }
     }
 
-    /// Puts in a copy of `row`.
+    /// Appends a copy of `row`.
     #[inline]
     pub(super) fn push(&mut self, row: &Row<'_>) {
         let words = row.record.words();

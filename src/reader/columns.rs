@@ -1,5 +1,5 @@
-//! Owns: columns, a batch of rows at a time: borrowed from the mapped files as they are; of MemTables,
-//! whose records lie row by row, turned into a buffer.
+//! Owns: batches of columns: borrowed in place from mapped files, transposed into a buffer for MemTables, whose records
+//! are stored row by row.
 
 use std::cell::OnceCell;
 
@@ -10,22 +10,22 @@ use crate::record::{Kind, Schema, Series, TimeRange, schema};
 use crate::sstable::{BatchBuffer, BlockView, Slice};
 use crate::version::{File, View};
 
-/// Rows of a kind as columns. All rows of a batch lie in the range; a batch of a file is sorted by
-/// (instrument, index time, LSN). Batches come file by file, the earliest file first, MemTables last.
+/// Rows of a kind as columns. All rows of a batch lie in the range. A batch of a file is sorted by (instrument, index
+/// time, LSN). Batches come file by file, earliest file first, MemTables last.
 ///
-/// A batch is lent as it lies in its file. Should a page of it turn bad meanwhile, in a process that survives that
-/// ([`crate::guard_pages`]), the next call of [`Columns::next`] is an error, the one after the last batch too: what has been
-/// read of the batch before it is not to be used then.
+/// A batch of a file is borrowed in place. If a page of it goes bad meanwhile, in a process with
+/// [`crate::guard_pages`], the next call of [`Columns::next`] is an error, also after the last batch: values read from
+/// the previous batch must not be used then.
 pub struct Columns<'t> {
     range: TimeRange,
     instrument: Option<InstrumentId>,
     files: Vec<&'t File>,
-    /// Of the last of `files`: what is left, as series and block numbers.
+    /// For the last of `files`: its remaining slices, and the next block.
     slices: Vec<Slice>,
     block: u32,
     rows: Vec<(&'t Table, TableRows<'t>)>,
     view: &'t View,
-    /// The file of the batch that was lent last.
+    /// The file of the batch that was returned last.
     lent: Option<&'t File>,
     buffer: BatchBuffer,
     arrivals: Arrivals<'t>,
@@ -39,14 +39,14 @@ pub struct ColumnBatch<'a>(Columnar<'a>);
 enum Columnar<'a> {
     /// The rows `from..to` of a block of a file.
     Block { block: BlockView<'a>, from: usize, to: usize },
-    /// Rows of a MemTable, copied.
+    /// Rows of MemTables, copied.
     Rows(&'a BatchBuffer, &'a Arrivals<'a>),
 }
 
-/// The ingest times of rows of MemTables, looked up when they are asked for.
+/// The ingest times of MemTable rows, looked up on demand.
 #[derive(Default)]
 struct Arrivals<'t> {
-    /// The tables, and the number of the first row after those of each.
+    /// The tables, each with the number of the first row after its own.
     tables: Vec<(&'t Table, usize)>,
     times: OnceCell<Vec<u64>>,
 }
@@ -57,7 +57,7 @@ impl Arrivals<'_> {
             let (mut times, mut known) = (Vec::with_capacity(lsns.len()), (0, 0, 0));
             for (table, end) in &self.tables {
                 for &lsn in lsns.get(times.len()..*end).unwrap_or(&[]) {
-                    // Rows of a series come in runs of one arrival.
+                    // Rows of a series come in runs with one arrival.
                     if !(known.0..known.0 + known.1).contains(&lsn) {
                         known = table.run_of(Lsn(lsn)).map_or((0, 0, 0), |(f, n, a)| (f.0, n, a.ingest_ts.0));
                     }
@@ -70,7 +70,7 @@ impl Arrivals<'_> {
 }
 
 impl<'a> ColumnBatch<'a> {
-    /// Rows.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         match self.0 {
             Columnar::Block { from, to, .. } => to - from,
@@ -94,8 +94,8 @@ impl<'a> ColumnBatch<'a> {
         }
     }
 
-    /// The values of column `name`, their bytes one after the other; `None` if the kind has no such
-    /// column or it carries no meaning and is zero.
+    /// The values of column `name`, as consecutive bytes; `None` if the kind has no such column, or if it is a reserved
+    /// column of zeros.
     pub fn bytes(&self, name: &str) -> Option<&'a [u8]> {
         match self.0 {
             Columnar::Block { block, from, to } => {
@@ -106,8 +106,8 @@ impl<'a> ColumnBatch<'a> {
         }
     }
 
-    /// The values of column `name` as `T`, which is as wide as they are: `u64` for times, sizes and ids,
-    /// `i64` for prices.
+    /// The values of column `name` as `T`, which has the column's width: `u64` for times, sizes and ids, `i64` for
+    /// prices.
     pub fn values<T: bytemuck::AnyBitPattern>(&self, name: &str) -> Option<&'a [T]> {
         bytemuck::try_cast_slice(self.bytes(name)?).ok()
     }
@@ -143,7 +143,7 @@ impl<'t> Columns<'t> {
     ///
     /// # Errors
     /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
-    #[expect(clippy::should_implement_trait, reason = "a batch is lent until the next call, and a call can fail")]
+    #[expect(clippy::should_implement_trait, reason = "a batch is borrowed until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<ColumnBatch<'_>>> {
         if let Some(file) = self.lent.take() {
             file.check()?;
@@ -194,7 +194,7 @@ impl<'t> Columns<'t> {
             self.block += 1;
             let bounds = TimeRange { from: crate::time::Ts(entry.time.min), to: crate::time::Ts(entry.time.max) };
             if let Some(instrument) = self.instrument {
-                // One series: its slice says all, and the blocks are not walked.
+                // One series: its slice is complete, so the blocks are not walked.
                 self.block = u32::MAX;
                 self.slices.extend(file.slice(instrument, self.range)?);
             } else if self.range.contains(bounds.from) && self.range.contains(bounds.to) {

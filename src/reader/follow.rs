@@ -1,9 +1,7 @@
-//! Owns: following a store in LSN order, from any record on, through history and MemTables, and then as
-//! records come.
+//! Owns: following a store in LSN order, from any record on: through SSTables and MemTables, then as records arrive.
 //!
-//! History lies in the order of series, so it is put back into LSN order a stripe of LSNs at a time:
-//! each row of the stripe goes to the slot of its LSN. A slot that stays empty is a record that is no
-//! longer held.
+//! SSTables are sorted by series, so their rows are put back into LSN order, one stripe of LSNs at a time: each row of
+//! the stripe goes to the slot of its LSN. An empty slot is an expired record.
 
 use std::time::Duration;
 
@@ -16,21 +14,21 @@ use crate::sstable::Run;
 use crate::sstable::format::unplace;
 use crate::version::{File, View};
 
-/// What has been read: for comparing two ends.
+/// Summary of the records read, to compare two ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// The first LSN.
     pub first: Lsn,
-    /// The last.
+    /// The last LSN.
     pub last: Lsn,
-    /// Records.
+    /// Number of records.
     pub count: u64,
-    /// CRC-32C over the records' bytes in their order.
+    /// CRC-32C over the records' bytes, in order.
     pub checksum: u32,
 }
 
 impl Tally {
-    /// Counts one more record, of the words `words`.
+    /// Counts one more record, with the words `words`.
     #[inline]
     pub fn add(&mut self, lsn: Lsn, words: &[u64]) {
         if self.count == 0 {
@@ -42,14 +40,14 @@ impl Tally {
     }
 }
 
-/// LSNs of a stripe at most.
+/// Maximum LSNs of a stripe.
 const STRIPE_LSNS: u64 = 256 << 10;
-/// Bytes of records of a stripe at most, unless one LSN's record is longer.
+/// Maximum bytes of a stripe's records, unless a single LSN's record is longer.
 const STRIPE_BYTES: u64 = 32 << 20;
-/// Blocks with this many rows for each row of the stripe are not searched, but asked for its rows.
+/// With more rows than this in the blocks per row of the stripe, rows are looked up by place instead of searched.
 const SPARSE: u64 = 3;
 
-/// Records of history in LSN order.
+/// Records of SSTables in LSN order.
 #[derive(Debug, Default)]
 struct Stripe {
     first: u64,
@@ -59,7 +57,7 @@ struct Stripe {
 const EMPTY: Head = Head { time: 0, lsn: 0, at: 0, words: 0 };
 
 impl Stripe {
-    /// The LSN after its last; 0 if it is empty.
+    /// The LSN after the last; 0 if it is empty.
     fn end(&self) -> u64 {
         self.first + self.batch.len() as u64
     }
@@ -68,7 +66,7 @@ impl Stripe {
         self.first <= lsn.0 && lsn.0 < self.end()
     }
 
-    /// Fills it with the records from `first` on, none after `last`.
+    /// Fills the stripe with the records from `first` on, up to `last` at most.
     fn fill(&mut self, view: &View, first: Lsn, last: Lsn) -> Result<()> {
         self.batch.clear();
         self.first = first.0;
@@ -89,7 +87,7 @@ impl Stripe {
         for &file in &files {
             taken.push((file.plan()?, self.take(file, first.0, to.0)?));
         }
-        // Where each record goes follows from the lengths of those before it.
+        // The lengths of the records before it give each record's offset.
         let mut end = 0;
         for head in &mut self.batch.heads {
             head.at = end;
@@ -108,8 +106,8 @@ impl Stripe {
         files.iter().try_for_each(|file| file.check())
     }
 
-    /// The same as [`Stripe::take`], for rows that lie far apart: those of a merged file, whose blocks hold few of
-    /// any stripe.
+    /// Like [`Stripe::take`], for rows that lie far apart: those of a compacted file, whose blocks hold few rows of any
+    /// stripe.
     fn take_places<'f>(&mut self, file: &'f File, places: &[u32], first: u64) -> Result<(Vec<Run<'f>>, Vec<u32>)> {
         let words = file.schema()?.words as u32;
         let (mut runs, mut slots): (Vec<Run<'f>>, Vec<u32>) = (Vec::new(), Vec::with_capacity(places.len()));
@@ -134,8 +132,7 @@ impl Stripe {
         Ok((runs, slots))
     }
 
-    /// Notes the rows from `first` to `last` of `file` in their slots; gives the runs in which they lie, and
-    /// the slot of each.
+    /// Records the rows from `first` to `last` of `file` in their slots; returns their runs, and the slot of each row.
     fn take<'f>(&mut self, file: &'f File, first: u64, last: u64) -> Result<(Vec<Run<'f>>, Vec<u32>)> {
         let spanned = file.blocks()?.iter().filter(|e| e.lsn.max >= first && e.lsn.min <= last).map(|e| u64::from(e.rows));
         let places = file.places(Lsn(first), Lsn(last))?;
@@ -152,7 +149,7 @@ impl Stripe {
             let (lsns, times) = (block.lsns(), block.times());
             let inside = |lsn: &u64| first <= *lsn && *lsn <= last;
             let mut row = 0;
-            // Rows of a series rise by time and mostly by LSN too, so those inside stand together.
+            // Rows of a series ascend by time and mostly by LSN too, so those inside are adjacent.
             while row < lsns.len() {
                 let rest = lsns.get(row..).unwrap_or(&[]);
                 let skip = rest.iter().position(inside).unwrap_or(rest.len());
@@ -175,7 +172,7 @@ impl Stripe {
     }
 }
 
-/// A position in the store that moves on.
+/// A position in the store that advances.
 #[derive(Debug)]
 pub struct Follow {
     reader: Reader,
@@ -195,36 +192,35 @@ impl Follow {
         Follow { reader, at, next, timeline, view: None, table: 0, stripe: Stripe::default(), tally: Tally::default() }
     }
 
-    /// The LSN that comes next.
+    /// The next LSN.
     pub fn position(&self) -> Lsn {
         self.next
     }
 
-    /// What has been read so far.
+    /// Summary of the records read so far.
     pub fn tally(&self) -> Tally {
         self.tally
     }
 
-    /// The reader it follows with.
+    /// The underlying reader.
     pub fn reader(&mut self) -> &mut Reader {
         &mut self.reader
     }
 
-    /// The next record, if it is visible yet. An idle call is a load.
+    /// The next record, if it is visible. An idle call costs one load.
     ///
     /// # Errors
-    /// [`Error::Withdrawn`] once, if records from `first` on have been withdrawn that this had read: it
-    /// then goes on from there; [`Error::Expired`] if the next records are no longer held: it then
-    /// goes on after them; [`Error::StorageDown`] while storage recovers or after it has stopped and
-    /// everything has been read; [`Error::InLogAlone`] if what comes next can be read only once it serves again;
-    /// [`Error::Corrupt`] and [`Error::Io`] of a file.
+    /// [`Error::Withdrawn`] once, if records already read, from `first` on, were withdrawn: it continues from there.
+    /// [`Error::Expired`] if the next records have expired: it continues after them. [`Error::StorageDown`] while
+    /// storage recovers, or after it has stopped and everything has been read. [`Error::InLogAlone`] if the next
+    /// records are readable only once storage serves again. [`Error::Corrupt`] and [`Error::Io`] of a file.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Row<'_>>> {
         if self.view.as_ref().is_none_or(|v| v.upto < self.next) && !self.refresh()? {
             return Ok(None);
         }
         if self.view.as_ref().is_some_and(|v| self.next <= v.history.covered()) {
-            return self.filed();
+            return self.next_flushed();
         }
         let Some(view) = &self.view else { return Ok(None) };
         while view.tables.get(self.table + 1).is_some_and(|t| t.base() <= self.next) {
@@ -239,13 +235,13 @@ impl Follow {
         Ok(Some(row))
     }
 
-    /// The next record, which is in history.
-    fn filed(&mut self) -> Result<Option<Row<'_>>> {
+    /// The next record, which is in SSTables.
+    fn next_flushed(&mut self) -> Result<Option<Row<'_>>> {
         let Some(view) = &self.view else { return Ok(None) };
         if !self.stripe.holds(self.next) {
-            // Half filled it would pass for one with holes.
+            // A half-filled stripe would look like one with expired records.
             if let Err(error) = self.stripe.fill(view, self.next, view.history.covered()) {
-                // The next call looks at the store anew: what could not be read may be in another file by then.
+                // The next call takes a new snapshot: by then the unreadable records may be in another file.
                 (self.stripe, self.view) = (Stripe::default(), None);
                 return Err(error);
             }
@@ -264,10 +260,10 @@ impl Follow {
         Ok(Some(row))
     }
 
-    /// How the record that was read last came into the store.
+    /// How the last record arrived.
     ///
     /// # Errors
-    /// Of a file, as [`Follow::poll`].
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn arrival(&self) -> Result<Option<Arrival>> {
         let (Some(view), Some(lsn)) = (&self.view, self.next.0.checked_sub(1)) else { return Ok(None) };
         super::arrival_in(view, Lsn(lsn))
@@ -276,15 +272,15 @@ impl Follow {
     fn refresh(&mut self) -> Result<bool> {
         self.reader.reopen_if_silent();
         let control = &self.reader.control;
-        let (timeline, cut) = loop {
-            let (timeline, cut) = (control.timeline(), control.cut());
+        let (timeline, withdrawn_from) = loop {
+            let (timeline, withdrawn_from) = (control.timeline(), control.cut());
             if control.timeline() == timeline {
-                break (timeline, cut);
+                break (timeline, withdrawn_from);
             }
         };
         if timeline != self.timeline {
-            // Of several cuts only the newest is known; then everything is suspect.
-            let first = if timeline.0 == self.timeline.0 + 1 { cut } else { Lsn(1) };
+            // The control page has only the newest truncation: after several, everything may have changed.
+            let first = if timeline.0 == self.timeline.0 + 1 { withdrawn_from } else { Lsn(1) };
             self.timeline = timeline;
             self.view = None;
             self.stripe = Stripe::default();
@@ -293,8 +289,7 @@ impl Follow {
                 return Err(Error::Withdrawn { first });
             }
         }
-        // The watermark alone does not say that storage still serves; an odd instance says that it
-        // does not yet.
+        // The watermark alone does not show whether storage still serves. An odd instance means that it is recovering.
         let control = &self.reader.control;
         if watermark(control, self.at).min(control.applied()) < self.next
             && control.instance().is_multiple_of(2)
@@ -316,26 +311,26 @@ impl Follow {
         Ok(self.next <= upto)
     }
 
-    /// Takes a newer view though nothing new is in it: the files and MemTables of the one that has been read to its end are
-    /// being replaced and unlinked, and nothing may come for hours that would make it give them back.
+    /// Takes a newer snapshot although it has no new records: the files and MemTables of the current one are replaced
+    /// and unlinked, and it may be hours until a new record releases them.
     #[cold]
     fn renew(&mut self) {
         self.stripe = Stripe::default();
         match self.reader.snapshot(self.at) {
             Ok(snapshot) => (self.view, self.table) = (Some(snapshot.view), 0),
             Err(error) => {
-                tracing::debug!(%error, "a follower gives back what it has read");
+                tracing::debug!(%error, "a follower cannot take a newer snapshot and releases the one it has read");
                 self.view = None;
                 self.reader.let_go();
             }
         }
     }
 
-    /// Sleeps until there may be something to read, or `limit` has passed.
+    /// Sleeps until there may be a record to read, or for `limit`.
     pub fn wait(&self, limit: Duration) {
         match self.at {
             At::Appended => self.reader.wait_beyond(Lsn(self.next.0 - 1), limit),
-            // No bell is rung for the other watermarks: they move when the disk answers.
+            // No bell is rung for the other watermarks: they advance when the disk completes a sync.
             At::Durable | At::Committed | At::Flushed => std::thread::sleep(limit.min(Duration::from_millis(1))),
         }
     }

@@ -1,9 +1,10 @@
-//! Owns: trades as they were known at a moment: with the busts and corrections applied that had come by then.
+//! Owns: trades as of a moment: with the busts and corrections applied that had arrived by then.
 //!
-//! What must hold: what is stored stays as it is. A statement is about the trade whose LSN it names, or else about the
-//! newest trade before it that has its id and source; of several about one trade the newest counts. A bust that names the
-//! LSN of a bust or a correction takes that statement back, as if it had not been made; a correction that names the LSN of
-//! a correction is one of the same trade. A statement that is about nothing of this is counted, and changes nothing.
+//! What must hold: stored records do not change. A statement (a bust or a correction) refers to the trade whose LSN it
+//! names, or else to the newest earlier trade with its id and source. Of several statements about a trade the newest
+//! counts. A bust that names the LSN of a statement revokes that statement, as if it had not been made. A correction
+//! that names the LSN of a correction applies to the same trade. A statement that refers to neither is counted and has
+//! no effect.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,42 +14,42 @@ use crate::lsn::{InstrumentId, Lsn};
 use crate::record::{Bust, Correct, Record, Row, Trade};
 use crate::time::Ts;
 
-/// What is said of a trade.
+/// Whether a trade was corrected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Nothing: it is as it was.
+    /// No: it is as reported.
     AsReported,
-    /// Its price and size were another; the record of that number says so.
+    /// Yes: its price and size come from the record at this LSN.
     Corrected(Lsn),
 }
 
-/// A trade that was known to have taken place.
+/// A trade that was valid at the moment.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownTrade {
     /// Its LSN.
     pub lsn: Lsn,
     /// Its index time.
     pub index_time: Ts,
-    /// The trade; where it was corrected, with the newest price and size.
+    /// The trade; if corrected, with the newest price and size.
     pub trade: Trade,
-    /// Whether that is what was reported first.
+    /// Whether it was corrected.
     pub standing: Standing,
 }
 
 #[derive(Clone, Copy)]
-enum Said {
+enum Effect {
     Void,
     Correct(Correct),
 }
 
 /// A bust or a correction.
 struct Statement {
-    /// The LSN of what it is about, which is before it; `None` if there is no such record.
+    /// The LSN it refers to, which is before its own; `None` if there is no such record.
     about: Option<Lsn>,
-    said: Said,
+    effect: Effect,
 }
 
-/// The store as it was known when record `at` was its newest.
+/// The store as of the moment when record `at` was its newest.
 #[derive(Debug)]
 pub struct KnownAt<'s> {
     snapshot: &'s Snapshot,
@@ -59,37 +60,37 @@ pub struct KnownAt<'s> {
 pub struct KnownTrades<'s> {
     scan: Scan<'s>,
     at: Lsn,
-    said: HashMap<Lsn, (Lsn, Said)>,
+    effects: HashMap<Lsn, (Lsn, Effect)>,
     unmatched: u64,
 }
 
 impl<'s> KnownAt<'s> {
-    /// The store that `snapshot` shows as it was known when record `at` was its newest.
+    /// `snapshot` as of the moment when record `at` was its newest.
     pub(super) fn new(snapshot: &'s Snapshot, at: Lsn) -> KnownAt<'s> {
         KnownAt { snapshot, at: at.min(snapshot.last()) }
     }
 
-    /// The trades of `instrument` in `range` that were known to have taken place.
+    /// The trades of `instrument` in `range` that were valid at the moment.
     ///
     /// # Errors
-    /// Of a file.
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
     pub fn trades(&self, instrument: InstrumentId, range: TimeRange) -> Result<KnownTrades<'s>> {
         let statements = self.statements(instrument)?;
-        let (mut said, mut taken_back, mut unmatched) = (HashMap::new(), HashSet::new(), 0);
+        let (mut effects, mut revoked, mut unmatched) = (HashMap::new(), HashSet::new(), 0);
         let mut snapshot = self.snapshot.clone();
-        // The newest first: what takes a statement back may have been taken back itself.
+        // The newest first: a statement that revokes another may itself be revoked.
         for (&lsn, statement) in statements.iter().rev() {
-            if taken_back.contains(&lsn) {
+            if revoked.contains(&lsn) {
                 continue;
             }
             let mut about = statement.about;
-            if let (Some(target), Said::Void) = (about, statement.said)
+            if let (Some(target), Effect::Void) = (about, statement.effect)
                 && statements.contains_key(&target)
             {
-                taken_back.insert(target);
+                revoked.insert(target);
                 continue;
             }
-            while let Some(Statement { about: further, said: Said::Correct(_) }) = about.and_then(|a| statements.get(&a)) {
+            while let Some(Statement { about: further, effect: Effect::Correct(_) }) = about.and_then(|a| statements.get(&a)) {
                 about = *further;
             }
             let trade = match about {
@@ -97,15 +98,15 @@ impl<'s> KnownAt<'s> {
                 None => None,
             };
             match trade {
-                Some(trade) => drop(said.entry(trade).or_insert((lsn, statement.said))),
+                Some(trade) => drop(effects.entry(trade).or_insert((lsn, statement.effect))),
                 None => unmatched += 1,
             }
         }
         let trades = Series { instrument, kind: Trade::KIND };
-        Ok(KnownTrades { scan: self.snapshot.scan(trades, range), at: self.at, said, unmatched })
+        Ok(KnownTrades { scan: self.snapshot.scan(trades, range), at: self.at, effects, unmatched })
     }
 
-    /// The statements about `instrument` that had been made, in the order in which they came.
+    /// The statements about `instrument` up to the moment, in order of arrival.
     fn statements(&self, instrument: InstrumentId) -> Result<BTreeMap<Lsn, Statement>> {
         let mut statements = BTreeMap::new();
         let mut scan = self.snapshot.replay(&[Bust::KIND, Correct::KIND].map(|kind| Series { instrument, kind }), TimeRange::ALL);
@@ -113,18 +114,18 @@ impl<'s> KnownAt<'s> {
             if row.lsn > self.at {
                 continue;
             }
-            let (named, trade_id, source, said) = match (row.record.get::<Bust>(), row.record.get::<Correct>()) {
-                (Some(bust), _) => (bust.trade_lsn, bust.trade_id, bust.source, Said::Void),
-                (None, Some(correct)) => (correct.trade_lsn, correct.trade_id, correct.source, Said::Correct(*correct)),
+            let (named, trade_id, source, effect) = match (row.record.get::<Bust>(), row.record.get::<Correct>()) {
+                (Some(bust), _) => (bust.trade_lsn, bust.trade_id, bust.source, Effect::Void),
+                (None, Some(correct)) => (correct.trade_lsn, correct.trade_id, correct.source, Effect::Correct(*correct)),
                 (None, None) => continue,
             };
             let about = if named > Lsn(0) { Some(named) } else { self.newest(instrument, trade_id, source, row.lsn)? };
-            statements.insert(row.lsn, Statement { about: about.filter(|about| *about < row.lsn), said });
+            statements.insert(row.lsn, Statement { about: about.filter(|about| *about < row.lsn), effect });
         }
         Ok(statements)
     }
 
-    /// The newest trade before `lsn` with this id from this source.
+    /// The newest trade before `lsn` with this id and source.
     fn newest(&self, instrument: InstrumentId, trade_id: u64, source: u16, lsn: Lsn) -> Result<Option<Lsn>> {
         let found = self.snapshot.find(Series { instrument, kind: Trade::KIND }, "trade_id", trade_id)?;
         let same = |row: &Row<'_>| row.lsn < lsn && row.record.get::<Trade>().is_some_and(|t| t.source == source);
@@ -140,7 +141,7 @@ impl KnownTrades<'_> {
     /// The next trade.
     ///
     /// # Errors
-    /// Of a file.
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
     #[expect(clippy::should_implement_trait, reason = "a call can fail")]
     pub fn next(&mut self) -> Result<Option<KnownTrade>> {
         while let Some(row) = self.scan.next()? {
@@ -149,9 +150,9 @@ impl KnownTrades<'_> {
             }
             let Some(trade) = row.record.get::<Trade>() else { continue };
             let (mut trade, mut standing) = (*trade, Standing::AsReported);
-            match self.said.get(&row.lsn) {
-                Some((_, Said::Void)) => continue,
-                Some((lsn, Said::Correct(correct))) => {
+            match self.effects.get(&row.lsn) {
+                Some((_, Effect::Void)) => continue,
+                Some((lsn, Effect::Correct(correct))) => {
                     (trade.price, trade.size) = (correct.price, correct.size);
                     standing = Standing::Corrected(*lsn);
                 }
@@ -162,8 +163,7 @@ impl KnownTrades<'_> {
         Ok(None)
     }
 
-    /// Statements that are about no trade and no statement of this instrument that came before them, or about one that is
-    /// held no longer.
+    /// Number of statements that refer to no earlier trade or statement of this instrument, or to an expired one.
     pub fn unmatched(&self) -> u64 {
         self.unmatched
     }

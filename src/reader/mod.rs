@@ -1,10 +1,9 @@
-//! Owns: reading a store from another process, through memory maps alone: no lock, no message, no
-//! effect on the writer.
+//! Owns: reading a store from another process through memory maps: no lock, no message, no effect on the writer.
 //!
-//! What must hold: a [`Snapshot`] never changes: it shows the records up to its watermark, for as long
-//! as it is held, whatever storage does; a reader that is told a record at [`At::Committed`] is never
-//! told otherwise later, unless hosts are said to have what they have in memory only (`flush = "interval"`); there, and at the
-//! other watermarks, a withdrawal is announced.
+//! What must hold: a [`Snapshot`] never changes: it shows the records up to its watermark for as long as it is held,
+//! independently of storage. A record seen at [`At::Committed`] is never withdrawn, except in a cluster with
+//! `flush = "interval"`, whose hosts acknowledge records that are only in memory. There, and at the other watermarks, a
+//! withdrawal is reported.
 
 mod batch;
 mod columns;
@@ -38,17 +37,17 @@ pub use follow::{Follow, Tally};
 pub use known::{KnownAt, KnownTrade, KnownTrades, Standing};
 pub use scan::Scan;
 
-/// Up to which watermark to read.
+/// The watermark up to which to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
-    /// Everything that storage has taken in; a loss of power may withdraw the newest.
+    /// Everything that storage has appended; after a loss of power the newest records may be withdrawn.
     Appended,
-    /// What is durable on this host.
+    /// Records that are durable on this host.
     Durable,
-    /// What can never be withdrawn; of a cluster with `flush = "interval"`, what is in the memory of most hosts, which can be
-    /// if they lose power.
+    /// Records that are never withdrawn. In a cluster with `flush = "interval"` they are in the memory of a majority of
+    /// hosts, and withdrawn if those lose power.
     Committed,
-    /// What is flushed to the files of history: a part of the store, for who asks for that part.
+    /// Records that are flushed to SSTables: a part of the store, on explicit request.
     Flushed,
 }
 
@@ -77,7 +76,7 @@ impl std::fmt::Display for At {
     }
 }
 
-/// The last record that the store has at `at`.
+/// The last record of the store at `at`.
 fn watermark(control: &Control, at: At) -> Lsn {
     match at {
         At::Appended => control.appended(),
@@ -87,7 +86,7 @@ fn watermark(control: &Control, at: At) -> Lsn {
     }
 }
 
-/// Where history is read from.
+/// The disk from which SSTables are read.
 #[derive(Clone)]
 struct Disks(Arc<dyn Disk>);
 
@@ -97,7 +96,7 @@ impl std::fmt::Debug for Disks {
     }
 }
 
-/// A process's access to a store. It may be used in a process that was forked off too: it only reads what is mapped.
+/// A process's access to a store. A forked child may use it too: it only reads maps.
 #[derive(Debug)]
 pub struct Reader {
     disk: Disks,
@@ -108,7 +107,7 @@ pub struct Reader {
     versions: Versions,
     symbols: Option<(u64, Symbols)>,
     kinds: Option<(u64, Kinds)>,
-    /// Whether the part that is flushed was asked for last: then the catalog as of the checkpoint is enough for it.
+    /// Whether the last snapshot was of [`At::Flushed`]: the catalog as of the checkpoint is enough for that.
     is_part: bool,
 }
 
@@ -116,12 +115,12 @@ impl Reader {
     /// Opens the store in the directory `store`.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if no storage process has served it since the host was started.
+    /// [`Error::StorageDown`] if no storage process has served it since the host started.
     pub fn open(store: &Path) -> Result<Reader> {
         Reader::open_on(Arc::new(RealDisk), store)
     }
 
-    /// The same, with history read from `disk`.
+    /// Like [`Reader::open`], reading SSTables from `disk`.
     ///
     /// # Errors
     /// As [`Reader::open`].
@@ -145,8 +144,8 @@ impl Reader {
         })
     }
 
-    /// Goes over to the control page that the store's directory leads to now, if storage is silent on this one: the
-    /// store has been restored from a backup, or lies elsewhere in shared memory. Another store is not gone over to.
+    /// Switches to the control page that the store's directory leads to now, if storage sends no heartbeat on this one:
+    /// the store was restored from a backup, or its shared memory moved. Never switches to another store.
     fn reopen_if_silent(&mut self) {
         if self.is_storage_alive() {
             return;
@@ -168,17 +167,17 @@ impl Reader {
         &self.run_dir
     }
 
-    /// Whether storage has turned its loop within the last second.
+    /// Whether storage has sent a heartbeat within the last second.
     pub fn is_storage_alive(&self) -> bool {
         self.control.is_alive(HostClock.monotonic())
     }
 
-    /// The store as it is now, up to `at`: all of it. After storage has been killed or has stopped in order that is so if
-    /// files and shared memory hold all records up to `at`.
+    /// The whole store now, up to `at`. After storage was killed or has stopped in order, this requires that SSTables
+    /// and shared memory hold all records up to `at`.
     ///
     /// # Errors
     /// [`Error::StorageDown`] while storage recovers, or after it has stopped if nothing is flushed;
-    /// [`Error::InLogAlone`] after it has stopped or was killed, if records up to `at` are in the log alone.
+    /// [`Error::InLogAlone`] after it has stopped or was killed, if records up to `at` are only in the log.
     pub fn snapshot(&mut self, at: At) -> Result<Snapshot> {
         self.reopen_if_silent();
         self.is_part = at == At::Flushed;
@@ -190,9 +189,9 @@ impl Reader {
             }
             _ => self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?,
         };
-        // After the watermark: a kind is published before the first record of it.
+        // After the watermark is read: a kind is published before its first record.
         self.refresh_kinds()?;
-        // Those of an instance that is gone.
+        // Drops symbols of an earlier instance.
         let instance = self.control.instance() & !1;
         self.symbols = self.symbols.take_if(|(known, _)| *known == instance);
         if view.tables.is_empty() && view.history.files().is_empty() && self.control.server().is_none() {
@@ -201,17 +200,18 @@ impl Reader {
         Ok(Snapshot { view, timeline, scratch: Vec::new() })
     }
 
-    /// Gives back the files and MemTables that no [`Snapshot`] holds, which are kept mapped for the next one: for who will
-    /// not look again for long. What storage unlinks meanwhile takes its bytes until then otherwise.
+    /// Unmaps files and MemTables that are kept for the next snapshot and that no [`Snapshot`] uses. Call it before a
+    /// long idle time: a map keeps the bytes of an unlinked file allocated.
     pub fn let_go(&mut self) {
         self.versions.let_go();
     }
 
-    /// The instrument names; of a store that has stopped, after a snapshot of what is flushed, those as of the checkpoint.
+    /// The instrument names. If storage has stopped and the last snapshot was of [`At::Flushed`], those as of the
+    /// checkpoint.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if there are none to be read; [`Error::InLogAlone`] after storage has stopped, if
-    /// instruments were registered after the checkpoint.
+    /// [`Error::StorageDown`] if no names are readable; [`Error::InLogAlone`] after storage has stopped, if instruments
+    /// were registered after the checkpoint.
     pub fn symbols(&mut self) -> Result<&mut Symbols> {
         let instance = self.control.instance() & !1;
         let symbols = match self.symbols.take() {
@@ -231,11 +231,11 @@ impl Reader {
         Ok(&mut self.symbols.insert((instance, symbols)).1)
     }
 
-    /// Whether the `held` things of the catalog that are to be read are as many as the storage process that has stopped
+    /// Checks that `held`, the readable number of catalog entries, is the number that the stopped storage process
     /// counted.
     fn demand_all(&self, what: &'static str, held: u64, counted: Statistic) -> Result<()> {
         let last = self.control.statistic(counted);
-        // A start counts anew, after it has said that it recovers.
+        // A start resets the counters, after it has marked the instance as recovering.
         if !self.control.instance().is_multiple_of(2) {
             return Err(Error::StorageDown { dir: self.store.clone(), why: "it is recovering" });
         }
@@ -247,11 +247,11 @@ impl Reader {
         }
     }
 
-    /// Makes the kinds that programs defined in the store known to this process; see
-    /// [`crate::record::user_kinds`]. Every [`Reader::snapshot`] does it.
+    /// Registers the store's user kinds in this process; see [`crate::record::user_kinds`]. Every [`Reader::snapshot`]
+    /// does this.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if this process knows another layout under a number; [`Error::InLogAlone`] after storage has
+    /// [`Error::Invalid`] if this process has another layout under a number; [`Error::InLogAlone`] after storage has
     /// stopped, if kinds were defined after the checkpoint; [`Error::Io`].
     pub fn kinds(&mut self) -> Result<()> {
         if self.refresh_kinds()? {
@@ -261,13 +261,13 @@ impl Reader {
         self.demand_all("kinds", self.versions.kinds(), Statistic::Kinds)
     }
 
-    /// The same; `false` if there is only what the manifest has of them.
+    /// Like [`Reader::kinds`]; `false` if only the manifest has the kinds.
     fn refresh_kinds(&mut self) -> Result<bool> {
         let instance = self.control.instance() & !1;
         if self.kinds.as_ref().is_none_or(|(known, _)| *known != instance) {
             match Kinds::open(&self.run_dir.kinds(instance)) {
                 Ok(kinds) => self.kinds = Some((instance, kinds)),
-                // Of a store that has stopped the manifest has them.
+                // After storage has stopped, the manifest has them.
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                 Err(e) => return Err(e),
             }
@@ -276,11 +276,11 @@ impl Reader {
         Ok(true)
     }
 
-    /// Checks that records of `R`'s kind, which the program defined, are in this store as `R` lays them out. Without
-    /// it, records of another layout are no `R`s: [`crate::record::RecordRef::get`] gives none.
+    /// Checks that the store's records of `R`'s kind, which the program defined, have the layout of `R`.
+    /// [`crate::record::RecordRef::get`] returns no `R` for a record of another layout.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if they are not, saying how the two differ; as [`Reader::kinds`].
+    /// [`Error::Invalid`] if the layouts differ, with the difference; those of [`Reader::kinds`].
     pub fn kind<R: Record>(&mut self) -> Result<()> {
         self.kinds()?;
         crate::record::Layout::of(R::SCHEMA_REF)?.register().map(drop)
@@ -289,24 +289,26 @@ impl Reader {
     /// The instrument called `name`.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is none; as [`Reader::symbols`].
+    /// [`Error::Invalid`] if there is none; those of [`Reader::symbols`].
     pub fn instrument(&mut self, name: &Name) -> Result<InstrumentId> {
         let found = self.symbols()?.id(name);
-        found.ok_or_else(|| Error::invalid("instrument", format!("'{name}' is not in this store; `tape symbols` lists what is")))
+        found.ok_or_else(|| {
+            Error::invalid("instrument", format!("'{name}' is not in this store; to list its instruments, run: tape symbols"))
+        })
     }
 
-    /// Follows the store in LSN order from `next` on, up to `at`, and then as records come.
+    /// Follows the store in LSN order from `next` on, up to `at`, and continues as records arrive.
     pub fn follow(self, next: Lsn, at: At) -> Follow {
         Follow::new(self, next, at)
     }
 
-    /// Sleeps until a record above `lsn` is visible at [`At::Appended`], or `limit` has passed.
+    /// Sleeps until a record above `lsn` is visible at [`At::Appended`], or for `limit`.
     pub fn wait_beyond(&self, lsn: Lsn, limit: Duration) {
         self.bells.sleep(Bell::Applied, limit, || self.control.applied() > lsn);
     }
 }
 
-/// How the record `lsn` came into the store that `view` shows.
+/// How record `lsn` arrived in the store of `view`.
 fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
     if lsn > view.history.covered() {
         let found = view.table_of(lsn).and_then(|t| t.arrival(lsn));
@@ -320,43 +322,43 @@ fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
     Ok(None)
 }
 
-/// A store as of one moment. Cloning it is cheap; each thread has its own.
+/// A store as of one moment. A clone is cheap; use one per thread.
 ///
-/// A call that fails does so because of one file: [`Error::Corrupt`] or [`Error::Io`], naming it.
+/// A call fails because of one file, which the error names: [`Error::Corrupt`] or [`Error::Io`].
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     view: View,
     timeline: Timeline,
-    /// The record of history that was asked for last.
+    /// The last record read from an SSTable.
     scratch: Vec<u64>,
 }
 
 impl Snapshot {
-    /// The last record it shows; 0 if there is none.
+    /// The last record; 0 if there is none.
     pub fn last(&self) -> Lsn {
         self.view.upto
     }
 
-    /// The first record it shows, if it shows any.
+    /// The first record, if there is one.
     pub fn first(&self) -> Lsn {
-        let filed = self.view.history.files().first().map(|f| f.meta().lsn.0);
-        filed.or_else(|| self.view.tables.first().map(|t| t.base())).unwrap_or(Lsn(1))
+        let flushed = self.view.history.files().first().map(|f| f.meta().lsn.0);
+        flushed.or_else(|| self.view.tables.first().map(|t| t.base())).unwrap_or(Lsn(1))
     }
 
-    /// The timeline it belongs to.
+    /// Its timeline.
     pub fn timeline(&self) -> Timeline {
         self.timeline
     }
 
-    /// The files of history, and up to which record they go.
+    /// The SSTables, and the last record in them.
     pub fn history(&self) -> &History {
         &self.view.history
     }
 
-    /// The record of number `lsn`.
+    /// The record at `lsn`.
     ///
     /// # Errors
-    /// Of a file, as for every call below.
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file, as for every call below.
     #[inline]
     pub fn get(&mut self, lsn: Lsn) -> Result<Option<Row<'_>>> {
         if lsn > self.view.history.covered() {
@@ -374,10 +376,10 @@ impl Snapshot {
         Ok(None)
     }
 
-    /// How the record of number `lsn` came into the store.
+    /// How record `lsn` arrived in the store.
     ///
     /// # Errors
-    /// Of a file.
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn arrival(&self, lsn: Lsn) -> Result<Option<Arrival>> {
         arrival_in(&self.view, lsn)
     }
@@ -385,16 +387,16 @@ impl Snapshot {
     /// The record of `series` with the greatest (index time, LSN) not after `time`.
     ///
     /// # Errors
-    /// Of a file.
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     #[inline]
     pub fn as_of(&mut self, series: Series, time: Ts) -> Result<Option<Row<'_>>> {
         let each = self.view.tables.iter().filter_map(|t| t.as_of(series, time, self.view.upto));
         let newest = each.max_by_key(|row| (row.index_time, row.lsn));
         self.view.check_tables()?;
         let mut best = newest.map(|row| (row.index_time, row.lsn));
-        let mut filed = None;
+        let mut in_file = None;
         for (file, newest) in self.view.history.files_until(series.kind, time) {
-            // An older file can only be better if something in it is as new.
+            // Files come by descending newest index time: no later one has a better row.
             if best.is_some_and(|(t, _)| newest < t) {
                 break;
             }
@@ -402,10 +404,10 @@ impl Snapshot {
                 && best.is_none_or(|b| b < (t, lsn))
             {
                 best = Some((t, lsn));
-                filed = Some((file, place));
+                in_file = Some((file, place));
             }
         }
-        let Some((file, place)) = filed else { return Ok(newest) };
+        let Some((file, place)) = in_file else { return Ok(newest) };
         self.scratch.clear();
         let (lsn, index_time) = file.row(place, &mut self.scratch)?;
         row_of(lsn, index_time, &self.scratch).map(Some)
@@ -421,7 +423,7 @@ impl Snapshot {
         Scan::new(&self.view, &[series], range)
     }
 
-    /// The records of all the `series` in `range`, in (index time, LSN) order.
+    /// The records of all of `series` in `range`, in (index time, LSN) order.
     pub fn replay(&self, series: &[Series], range: TimeRange) -> Scan<'_> {
         Scan::new(&self.view, series, range)
     }
@@ -432,18 +434,17 @@ impl Snapshot {
         Columns::new(&self.view, kind, instrument, range)
     }
 
-    /// The records of `series` whose id `column`, one of the kind's [`crate::record::Schema::find`], is
-    /// `id`, in (index time, LSN) order. In files a miss costs a look at a filter each; MemTables are
-    /// searched row by row.
+    /// The records of `series` whose lookup column `column`, one of the kind's [`crate::record::Schema::find`], is
+    /// `id`, in (index time, LSN) order. A miss costs one filter lookup per file; MemTables are searched row by row.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the kind has no such column; of a file.
+    /// [`Error::Invalid`] if the kind has no such column; [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn find(&self, series: Series, column: &str, id: u64) -> Result<RowBatch> {
         let of = schema(series.kind).filter(|s| s.find.contains(&column)).and_then(|s| s.column(column));
         let index = schema(series.kind).and_then(|s| s.find.iter().position(|c| *c == column));
         let (Some(of), Some(index)) = (of, index) else {
             let known = schema(series.kind).map_or(&[][..], |s| s.find);
-            return Err(Error::invalid("column", format!("'{column}' is none of the columns to find by: {known:?}")));
+            return Err(Error::invalid("column", format!("'{column}' is not a lookup column of this kind; those are {known:?}")));
         };
         let (mut batch, mut places) = (RowBatch::default(), Vec::new());
         for file in self.view.history.files_in(series.kind, TimeRange::ALL) {
@@ -465,32 +466,32 @@ impl Snapshot {
         Ok(batch)
     }
 
-    /// The store as it was known when record `at` was its newest: later records are not looked at.
+    /// The store as of the moment when record `at` was its newest: later records are ignored.
     pub fn as_known_at(&self, at: Lsn) -> KnownAt<'_> {
         KnownAt::new(self, at)
     }
 
-    /// Every series that has a record, sorted.
+    /// All series that have a record, sorted.
     ///
     /// # Errors
-    /// Of a file.
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn series(&self) -> Result<Vec<Series>> {
         self.view.series()
     }
 
-    /// Bytes of shared memory that the MemTables fill, a table each.
+    /// Bytes used in shared memory, per MemTable.
     pub fn used(&self) -> Vec<u64> {
         self.view.tables.iter().map(|t| t.used()).collect()
     }
 
-    /// Gives the memory of what has been read back to the system, where mapped pages count as this process's. What is
-    /// read again comes from the page cache, the disk or shared memory. For who reads much and wants to stay small.
+    /// Returns the memory of everything read to the system, where mapped pages count as this process's. Later reads
+    /// come from the page cache, the disk or shared memory. For programs that read much and must stay small.
     pub fn release(&self) {
         self.view.history.files().iter().for_each(|f| f.release());
         self.view.tables.iter().for_each(|t| t.release());
     }
 
-    /// The MemTables it shows: number, first LSN, bytes used, series.
+    /// The MemTables: number, first LSN, bytes used, number of series.
     pub fn memtables(&self) -> Vec<(u64, Lsn, u64, usize)> {
         self.view.tables.iter().map(|t| (t.id(), t.base(), t.used(), t.series().len())).collect()
     }

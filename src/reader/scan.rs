@@ -1,11 +1,11 @@
-//! Owns: scanning and replaying: many sorted streams of rows, of files and MemTables, as one, in (index
-//! time, LSN) order.
+//! Owns: scan and replay: a merge of sorted streams of rows, from files and MemTables, in (index time, LSN)
+//! order.
 //!
-//! Rows are taken a stripe of time at a time: from every stream what lies in the stripe, sorted by their
-//! keys, and then rebuilt into one batch in their order. So no row passes through a heap, and whoever
-//! reads the batch reads memory in its order. A stream that has many rows before the next one's first is
-//! read alone. Files are opened up when the stripe reaches them. Memory: about 25 MiB a scan of records
-//! of many series, twice that at most.
+//! Rows are taken one stripe of time at a time: the rows of every stream that lie in the stripe, sorted by
+//! key, are rebuilt into one batch in that order. So no row passes through a heap, and reading the batch reads
+//! memory sequentially. A stream with many rows before the next stream's first row is read alone. A file is
+//! opened when a stripe reaches it. Memory: about 25 MiB for a scan of records of many series, at most twice
+//! that.
 
 use super::batch::{Head, RowBatch};
 use crate::error::Result;
@@ -16,37 +16,37 @@ use crate::sstable::{BlockView, Plan, Run, Slice};
 use crate::time::Ts;
 use crate::version::{File, View};
 
-/// Rows of a stripe that are aimed at: so many for each stream in it, that its rows in a file lie in many
-/// neighbouring cache lines, but few enough for the caches if there are few streams.
+/// Target rows of a stripe: this many per stream in it, so that a stream's rows in a file fill many adjacent
+/// cache lines. The range keeps stripes of few streams within the caches.
 const STREAM_ROWS: u64 = 64;
 const STRIPE_ROWS: std::ops::RangeInclusive<u64> = 16 << 10..=256 << 10;
-/// Rows of a stripe at most.
+/// Maximum rows of a stripe.
 const STRIPE_MAX: u64 = 512 << 10;
-/// A stream that has so many rows before the others' next is read alone,
+/// A stream with this many rows before the next row of the others is read alone,
 const ALONE_MIN: usize = 64;
-/// so many at a time.
+/// up to this many at a time.
 const ALONE_MAX: usize = 1024;
-/// The first stripe's length, ns.
+/// Length of the first stripe, ns.
 const WIDTH_FIRST: u64 = 1_000_000;
 
-/// (index time, LSN): what sorts.
+/// (index time, LSN): the sort key.
 type Key = (u64, u64);
-/// Comes after every row.
+/// Sorts after every row.
 const NEVER: Key = (u64::MAX, u64::MAX);
 
-/// Rows of one series in a file, from the current one on.
+/// Rows of one series in a file, starting with the current one.
 struct FileRows<'t> {
     file: &'t File,
     slice: Slice,
     block: BlockView<'t>,
-    /// The current row in the block, and how many rows from it on belong to the slice.
+    /// The current row in the block, and the number of rows of the slice from it on in this block.
     row: usize,
     run: usize,
 }
 
 enum Source<'t> {
     File(FileRows<'t>),
-    /// Rows of a MemTable that have not been taken, the next one, and the table.
+    /// The remaining rows of a MemTable, the next row, and the table.
     Table(TableRows<'t>, Row<'t>, &'t Table),
 }
 
@@ -65,8 +65,8 @@ impl<'t> FileRows<'t> {
         (self.block.times().get(self.row).0, self.block.lsns().get(self.row).copied().unwrap_or(u64::MAX))
     }
 
-    /// How many rows of the current run come before `end` or are it, but for more than `limit`. Looks on
-    /// in doubling steps: they are few as a rule.
+    /// Number of rows of the current run up to and including `end`, at most `limit`. Probes in doubling steps,
+    /// since they are usually few.
     fn ahead(&self, end: Key, limit: usize) -> usize {
         let (times, lsns) = (self.block.times(), self.block.lsns());
         let run = self.run.min(limit);
@@ -91,7 +91,7 @@ impl<'t> FileRows<'t> {
         low
     }
 
-    /// Notes the next `n` rows of the run in `taken`. `false`: there are no more.
+    /// Records the next `n` rows of the run in `taken`. `false`: there are no more.
     fn take(&mut self, n: usize, taken: &mut Taken<'t>) -> Result<bool> {
         let to = self.row + n;
         taken.push(self.file, &self.block, self.row, to);
@@ -108,8 +108,8 @@ impl<'t> FileRows<'t> {
     }
 }
 
-/// The rows of a stripe before they are put into a batch in their order. A head's place is the row's number
-/// among those of files, or, with [`LOOSE`], among those of MemTables.
+/// The rows of a stripe before they are put into a batch in order. A head's `at` is the row's number among
+/// file rows, or, with [`LOOSE`], among MemTable rows.
 #[derive(Default)]
 struct Taken<'t> {
     heads: Vec<Head>,
@@ -118,16 +118,16 @@ struct Taken<'t> {
     files: Vec<&'t File>,
     rows: u32,
     loose: Vec<Row<'t>>,
-    /// For sorting, and where each row of a file goes.
+    /// For sorting, and the offset of each file row in the batch.
     spare: Vec<Head>,
     places: Vec<u32>,
 }
 
-/// Of a head's place: the row is a MemTable's.
+/// Flag in a head's `at`: the row is a MemTable's.
 const LOOSE: u32 = 1 << 31;
 
 impl<'t> Taken<'t> {
-    /// The rows `from..to` of `block`, of `file`.
+    /// Adds the rows `from..to` of `block` of `file`.
     fn push(&mut self, file: &'t File, block: &BlockView<'t>, from: usize, to: usize) {
         if self.files.last().is_none_or(|last| !std::ptr::eq(*last, file)) {
             self.files.push(file);
@@ -145,7 +145,7 @@ impl<'t> Taken<'t> {
         }
         self.rows += (to - from) as u32;
         match self.runs.last_mut() {
-            // Goes on where the series before ended: one run.
+            // Continues where the previous series ended: the same run.
             Some((_, run)) if std::ptr::eq(run.body.bytes, block.body.bytes) && run.from + run.rows == from => {
                 run.rows += to - from
             }
@@ -153,24 +153,24 @@ impl<'t> Taken<'t> {
         }
     }
 
-    /// A row of a MemTable.
+    /// Adds a row of a MemTable.
     fn push_loose(&mut self, row: Row<'t>) {
         let (at, words) = (LOOSE | self.loose.len() as u32, row.record.words().len() as u32);
         self.heads.push(Head { time: row.index_time.0, lsn: row.lsn.0, at, words });
         self.loose.push(row);
     }
 
-    /// Sorts everything, none of whose times is before `first`, and moves it into `batch`, in its order:
-    /// whoever reads the batch then reads memory in its order too.
+    /// Sorts all rows and moves them into `batch` in that order, so that a reader of the batch reads memory
+    /// sequentially. No row's time is before `first`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Io`] if a page of a file has turned bad meanwhile.
+    /// [`crate::error::Error::Io`] if a page of a file went bad meanwhile.
     fn give(&mut self, first: u64, batch: &mut RowBatch) -> Result<()> {
         sort(&mut self.heads, &mut self.spare, first);
         self.places.resize(self.rows as usize, 0);
         let mut end = 0;
         for head in &mut self.heads {
-            // Rows of MemTables stay where they are.
+            // MemTable rows are not copied here.
             if head.at & LOOSE != 0 {
                 continue;
             }
@@ -199,7 +199,7 @@ impl<'t> Taken<'t> {
         self.files.drain(..).try_for_each(|file| file.check())
     }
 
-    /// Copies the rows of MemTables into `batch`, whose heads name them.
+    /// Copies the MemTable rows that `batch` refers to into it.
     fn settle(&mut self, batch: &mut RowBatch) {
         let mut end = batch.heads.iter().filter(|h| h.at & LOOSE == 0).map(|h| h.at + h.words).max().unwrap_or(0);
         for i in 0..batch.heads.len() {
@@ -215,7 +215,7 @@ impl<'t> Taken<'t> {
 }
 
 impl<'t> Stream<'t> {
-    /// Takes the rows up to `end`, and at most `limit`.
+    /// Takes the rows up to and including `end`, at most `limit`.
     fn take(&mut self, end: Key, limit: usize, taken: &mut Taken<'t>) -> Result<()> {
         let mut left = limit;
         while self.next <= end && self.next != NEVER && left > 0 {
@@ -242,7 +242,7 @@ impl<'t> Stream<'t> {
     }
 }
 
-/// Which series are wanted, by kind; instruments sorted.
+/// The requested series, by kind; instruments sorted.
 #[derive(Default)]
 struct Wanted(Vec<(Kind, Vec<InstrumentId>)>);
 
@@ -316,13 +316,13 @@ impl<'t> Scan<'t> {
     /// The next row.
     ///
     /// # Errors
-    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file; the scan has then ended,
-    /// though rows are left.
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file. The scan then ends, although
+    /// rows are left.
     #[inline]
-    #[expect(clippy::should_implement_trait, reason = "a row is lent until the next call, and a call can fail")]
+    #[expect(clippy::should_implement_trait, reason = "a row is borrowed until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<Row<'_>>> {
         if self.at >= self.batch.len() {
-            // What is left is one series of one MemTable, which needs no batch.
+            // One series of one MemTable is left: no batch is needed.
             if let ([Stream { next: next_key, source: Source::Table(rows, head, table) }], true) =
                 (self.streams.as_mut_slice(), self.ahead.is_empty())
             {
@@ -349,10 +349,10 @@ impl<'t> Scan<'t> {
         }
     }
 
-    /// The next rows together; what [`Scan::next`] has given already is not among them.
+    /// The next rows, as a batch, without those that [`Scan::next`] has returned.
     ///
     /// # Errors
-    /// As [`Scan::next`].
+    /// Those of [`Scan::next`].
     pub fn next_batch(&mut self) -> Result<Option<&RowBatch>> {
         if self.at > 0 && self.at < self.batch.len() {
             self.batch.heads.drain(..self.at);
@@ -364,10 +364,10 @@ impl<'t> Scan<'t> {
         Ok(Some(&self.batch))
     }
 
-    /// Counts the rows that are left.
+    /// Counts the remaining rows.
     ///
     /// # Errors
-    /// As [`Scan::next`].
+    /// Those of [`Scan::next`].
     pub fn count(mut self) -> Result<u64> {
         let mut count = 0;
         while let Some(batch) = self.next_batch()? {
@@ -376,7 +376,7 @@ impl<'t> Scan<'t> {
         Ok(count)
     }
 
-    /// The stream whose row comes next, and the key of the one after it.
+    /// The stream with the next row, that row's key, and the least key of the other streams.
     fn first(&self) -> Option<(usize, Key, Key)> {
         let (mut first, mut second, mut index) = (NEVER, NEVER, None);
         for (i, stream) in self.streams.iter().enumerate() {
@@ -389,7 +389,7 @@ impl<'t> Scan<'t> {
         index.map(|i| (i, first, second))
     }
 
-    /// Puts the next rows into the batch. `false`: there are none. After an error the scan has ended: going on
+    /// Fills the batch with the next rows. `false`: there are none. After an error the scan ends: continuing
     /// would leave rows out.
     fn refill(&mut self) -> Result<bool> {
         let filled = self.fill();
@@ -403,7 +403,7 @@ impl<'t> Scan<'t> {
     }
 
     fn fill(&mut self) -> Result<bool> {
-        // Its words are written over.
+        // Its words are overwritten.
         self.batch.heads.clear();
         self.taken.loose.clear();
         self.at = 0;
@@ -421,7 +421,7 @@ impl<'t> Scan<'t> {
                 }
                 (Some(first), _) => first,
             };
-            // Up to the next stream's or file's first row, excluded: no two rows have one key.
+            // Up to the first row of the next stream or file, excluded: keys are unique.
             let second = second.min(ahead.map_or(NEVER, |from| (from, 0)));
             let end = if second.1 > 0 { (second.0, second.1 - 1) } else { (second.0 - 1, u64::MAX) };
             if let Some(Stream { source: Source::File(rows), .. }) = self.streams.get(index)
@@ -444,10 +444,11 @@ impl<'t> Scan<'t> {
     /// Takes the stripe that begins at `start` from all streams.
     fn stripe(&mut self, start: Key) -> Result<()> {
         loop {
-            // A file that has not been reached ends the stripe: what is opened does not depend on the width.
+            // A file that is not reached ends the stripe: the stripe's width does not decide which files are
+            // opened.
             let limit = self.ahead.last().map_or(u64::MAX, |(from, _)| from.saturating_sub(1));
             let last = start.0.saturating_add(self.width).min(limit);
-            // At one moment LSNs bound the rows: they are dense.
+            // Within one moment LSNs bound the rows, since they are dense.
             let end = if self.width == 0 { (start.0, start.1.saturating_add(STRIPE_MAX)) } else { (last, u64::MAX) };
             if self.width > 0 && self.expected(end)? > STRIPE_MAX {
                 self.width /= 4;
@@ -460,7 +461,7 @@ impl<'t> Scan<'t> {
             }
             let aim = (streams * STREAM_ROWS).clamp(*STRIPE_ROWS.start(), *STRIPE_ROWS.end());
             self.width = match self.taken.heads.len() as u64 {
-                // Stripes that the next file ends stay small, however many follow each other.
+                // Stripes that end at the next file stay small, even if many follow each other.
                 n if n < aim / 2 => self.width.saturating_mul(2).max(1),
                 n if n > aim * 2 => self.width / 2,
                 _ => self.width,
@@ -469,7 +470,7 @@ impl<'t> Scan<'t> {
         }
     }
 
-    /// How many rows there are up to `end`; from [`STRIPE_MAX`] on it is not counted further.
+    /// Number of rows up to `end`; stops counting above [`STRIPE_MAX`].
     fn expected(&self, end: Key) -> Result<u64> {
         let mut rows = 0;
         for stream in self.streams.iter().filter(|s| s.next <= end) {
@@ -487,7 +488,7 @@ impl<'t> Scan<'t> {
         Ok(rows)
     }
 
-    /// Opens up the files whose first row is not after `time`.
+    /// Opens the files whose first row is not after `time`.
     fn reach(&mut self, time: u64) -> Result<()> {
         while self.ahead.last().is_some_and(|(from, _)| *from <= time) {
             let Some((_, file)) = self.ahead.pop() else { break };
@@ -510,17 +511,17 @@ impl<'t> Scan<'t> {
     }
 }
 
-/// Buckets into which a stripe is dealt first, at most; about one a row.
+/// Maximum number of buckets for a stripe; about one per row.
 const BUCKETS_MAX: usize = 1 << 15;
-/// Rows from which on buckets pay.
+/// Minimum number of rows for which buckets are faster.
 const BUCKETS_MIN: usize = 1 << 11;
 
-/// Sorts `heads`, none of whose times is before `first`, by (time, LSN). The times of a stripe are spread
-/// over it, so they are dealt into buckets of equal time, in one pass, and each bucket is sorted on its own.
+/// Sorts `heads` by (time, LSN). No time is before `first`. The times of a stripe are spread over it, so one
+/// pass distributes the heads to buckets of equal time spans, and each bucket is sorted on its own.
 fn sort(heads: &mut Vec<Head>, spare: &mut Vec<Head>, first: u64) {
     let last = heads.iter().fold(first, |max, h| max.max(h.time));
     if heads.len() < BUCKETS_MIN || last == first {
-        // The rows of one stream are sorted already, which this finds out in one pass.
+        // The rows of one stream are already sorted; the sort detects this in one pass.
         return heads.sort_unstable_by_key(|h| (h.time, h.lsn));
     }
     let buckets = heads.len().next_power_of_two().min(BUCKETS_MAX);
@@ -544,7 +545,7 @@ fn sort(heads: &mut Vec<Head>, spare: &mut Vec<Head>, first: u64) {
         }
         *place += 1;
     }
-    // Each bucket begins where the one before has ended.
+    // Each bucket begins where the previous one ends.
     let mut from = 0;
     for &to in &ends {
         if to - from > 1

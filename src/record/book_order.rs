@@ -23,7 +23,7 @@ record! {
     flags: u8 as ColumnType::U8,
     /// The venue's channel.
     channel_id: u8 as ColumnType::U8,
-    /// What happened.
+    /// The action.
     action: Char as ColumnType::Char,
     /// Side of the order or level.
     side: Char as ColumnType::Char,

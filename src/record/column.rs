@@ -1,5 +1,6 @@
-//! Owns: columns, a record's fields for programs that do not know its type: printing, parsing.
-//! A value that is not text is exact: what it prints parses back to the same bits.
+//! Owns: columns: printing and parsing of a record's fields without its type.
+//!
+//! What must hold: a printed value that is not text parses back to the same bits.
 
 use std::fmt;
 
@@ -7,7 +8,7 @@ use super::{Char, Price, Size, Volume};
 use crate::error::{Error, Result};
 use crate::time::Ts;
 
-/// What the bytes of a column mean.
+/// The type of a column's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColumnType {
     /// Unsigned, 1 byte.
@@ -43,7 +44,7 @@ pub enum ColumnType {
 }
 
 impl ColumnType {
-    /// The number by which it is known in files.
+    /// Its code in files.
     pub const fn code(self) -> u8 {
         match self {
             ColumnType::U8 => 1,
@@ -64,7 +65,7 @@ impl ColumnType {
         }
     }
 
-    /// The type of the number `code` with values of `size` bytes; `None` if there is none.
+    /// The type with this `code` and values of `size` bytes; `None` if there is none.
     pub fn from_code(code: u8, size: usize) -> Option<ColumnType> {
         let of = match code {
             1 => ColumnType::U8,
@@ -108,7 +109,7 @@ impl ColumnType {
     note = "fields are u8 to u64, i8 to i64, Price, Size, Volume, Ts, Char, [u8; N], or arrays of these"
 )]
 pub trait Field: bytemuck::Pod {
-    /// What a column of it holds.
+    /// The type of its column.
     const OF: ColumnType;
 }
 
@@ -131,7 +132,7 @@ pub struct Column {
     pub name: &'static str,
     /// Byte offset in the record.
     pub offset: usize,
-    /// What it holds.
+    /// The type of its values.
     pub of: ColumnType,
 }
 
@@ -154,12 +155,12 @@ pub enum Value<'a> {
     Char(u8),
     /// Text without its zeros.
     Text(&'a [u8]),
-    /// Nothing to show.
+    /// Empty.
     Reserved,
 }
 
 impl Column {
-    /// Whether the column carries meaning.
+    /// Whether the column has no meaning.
     pub fn is_reserved(&self) -> bool {
         matches!(self.of, ColumnType::Reserved(_))
     }
@@ -190,7 +191,7 @@ impl Column {
         }
     }
 
-    /// Writes the value that `text` stands for into the record `bytes`.
+    /// Parses `text` and writes the value into the record `bytes`.
     ///
     /// # Errors
     /// [`Error::Invalid`] if the text is not of the column's type or does not fit.

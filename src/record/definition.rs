@@ -1,5 +1,5 @@
 //! Owns: [`Definition`], an instrument's properties: DBN's `InstrumentDefMsg` (version 3) byte for byte
-//! after the shared header, and two 64-bit sizes of the store's own at its end.
+//! after the shared header, and the store's own two 64-bit sizes at its end.
 
 use super::{Char, ColumnType, Price, Size, record};
 use crate::time::Ts;

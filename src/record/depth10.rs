@@ -7,7 +7,7 @@ use crate::time::Ts;
 /// Levels of a [`Depth10`].
 pub const LEVELS: usize = 10;
 
-/// One level of both sides of a book. A level that is not there has null prices.
+/// One level of both sides of a book. A missing level has null prices.
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 #[rkyv(attr(repr(C)))]
 #[repr(C)]
@@ -37,7 +37,7 @@ pub struct Depth10 {
     pub source: Source,
     /// The instrument.
     pub instrument: InstrumentId,
-    /// When it happened, by the venue's clock.
+    /// Time of the event, by the venue's clock.
     pub ts_event: Ts,
     /// When it was received, by the capturing host's clock.
     pub ts_recv: Ts,
@@ -73,7 +73,7 @@ const _: () = {
 };
 
 impl Default for Depth10 {
-    /// Zero everywhere but in the kind.
+    /// Zero in all fields but the kind.
     fn default() -> Self {
         Self { kind: Kind(6), ..bytemuck::Zeroable::zeroed() }
     }

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn decimals_are_exact_and_what_would_round_is_refused() {
+    fn decimals_are_exact_and_a_text_that_would_round_is_refused() {
         assert_eq!("61800.20".parse::<Price>().unwrap(), Price(61_800_200_000_000));
         assert_eq!(Price(61_800_200_000_000).to_string(), "61800.2");
         assert_eq!("-0.000000001".parse::<Price>().unwrap(), Price(-1));

@@ -1,4 +1,4 @@
-//! Owns: [`Imbalance`], what an auction would do: DBN's `ImbalanceMsg` with 64-bit sizes.
+//! Owns: [`Imbalance`], the indicative state of an auction: DBN's `ImbalanceMsg` with 64-bit sizes.
 
 use super::{Char, ColumnType, Price, Size, record};
 use crate::time::Ts;
@@ -10,7 +10,7 @@ record! {
     ts_recv: Ts as ColumnType::Ts,
     /// The price that the sizes below are for.
     ref_price: Price as ColumnType::Price,
-    /// When the auction takes place.
+    /// Time of the auction.
     auction_time: Ts as ColumnType::Ts,
     /// The price at which auction and continuous interest would cross.
     cont_book_clr_price: Price as ColumnType::Price,
@@ -40,9 +40,9 @@ record! {
     auction_status: u8 as ColumnType::U8,
     /// Whether it is frozen.
     freeze_status: u8 as ColumnType::U8,
-    /// How often it was extended.
+    /// Number of extensions.
     num_extensions: u8 as ColumnType::U8,
-    /// Side of what is not matched at all.
+    /// Side of the size not matched at all.
     unpaired_side: Char as ColumnType::Char,
     /// Whether the imbalance is large, a venue's code.
     significant_imbalance: Char as ColumnType::Char,

@@ -1,16 +1,16 @@
-//! Owns: [`Mapping`], under which number and symbol a source knows an instrument: DBN's
-//! `SymbolMappingMsg`, with the number and the data set that DBN keeps elsewhere.
+//! Owns: [`Mapping`], a source's number and symbol of an instrument: DBN's `SymbolMappingMsg`, with the
+//! number and the data set that DBN keeps elsewhere.
 
 use super::{ColumnType, record};
 use crate::time::Ts;
 
 record! {
-    /// Under which number and symbol a source knows the instrument, and when. `ts_event` is when the
-    /// mapping became known, at the latest when it begins to hold, and sorts.
+    /// A source's number and symbol of the instrument, and their validity. `ts_event` is when the mapping
+    /// was published, at the latest when it becomes valid, and sorts.
     Mapping, kind 16, "mapping", 200 bytes, index ts_event, find raw_id;
-    /// When it begins to hold.
+    /// Start of its validity.
     start_ts: Ts as ColumnType::Ts,
-    /// When it ends to hold, excluded.
+    /// End of its validity, exclusive.
     end_ts: Ts as ColumnType::Ts,
     /// The source's number of the instrument (DBN's `instrument_id`).
     raw_id: u64 as ColumnType::U64,

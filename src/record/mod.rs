@@ -3,8 +3,8 @@
 //! What must hold: every record is `repr(C)`, 8-byte aligned, little-endian and without padding,
 //! begins with the same 16 bytes (kind, source, instrument, `ts_event`), and its rkyv archive has the
 //! size of its memory. A kind id names one layout for ever. Fields and meanings follow Databento's
-//! DBN version 3 (crate `dbn`), with 64-bit sizes. Adding a kind: one file with a `record!` block, and
-//! one line in [`SCHEMAS`]. Programs define kinds of their own by a derive.
+//! DBN version 3 (crate `dbn`), with 64-bit sizes. To add a kind, write one file with a `record!` block
+//! and one line in [`SCHEMAS`]. Programs define their own kinds by a derive.
 
 pub mod fixed;
 pub mod name;
@@ -53,7 +53,7 @@ pub use user::{COLUMNS_MAX, KIND_NAME_MAX, LAYOUT_WORDS_MAX, Layout, USER_FIRST,
 #[cfg(test)]
 pub(crate) use user::{example_layout, plain};
 
-/// Which layout a record has.
+/// The id of a record's layout.
 #[derive(
     Clone,
     Copy,
@@ -76,7 +76,7 @@ pub struct Kind(pub u16);
 /// Words (8 bytes) of the shortest record: the shared header.
 pub const WORDS_MIN: usize = 2;
 
-/// Words of the longest record a store takes.
+/// Words of the longest record that a store accepts.
 pub const WORDS_MAX: usize = 128;
 
 /// A venue feed (DBN's `publisher_id`).
@@ -100,7 +100,7 @@ pub type Source = u16;
 #[repr(transparent)]
 pub struct Char(pub u8);
 
-/// Whose order: the aggressor's for trades.
+/// Side of an order; for trades, the aggressor's.
 pub mod side {
     use super::Char;
     /// Sell, or the ask side of the book.
@@ -111,16 +111,16 @@ pub mod side {
     pub const NONE: Char = Char(b'N');
 }
 
-/// What happened to an order or a level.
+/// The action of a change of an order or a level.
 pub mod action {
     use super::Char;
     /// A new order or level.
     pub const ADD: Char = Char(b'A');
-    /// The order or level now has this size.
+    /// The order or level has this new size.
     pub const MODIFY: Char = Char(b'M');
-    /// The order or level is gone, or smaller by this size for an order.
+    /// The order or level is removed; an order may also be reduced by this size.
     pub const CANCEL: Char = Char(b'C');
-    /// The whole book is to be forgotten.
+    /// The whole book is cleared.
     pub const CLEAR: Char = Char(b'R');
     /// A trade; the book is unaffected.
     pub const TRADE: Char = Char(b'T');
@@ -140,61 +140,61 @@ pub mod flags {
     pub const SNAPSHOT: u8 = 0x20;
     /// An aggregated price level, not an order.
     pub const MBP: u8 = 0x10;
-    /// `ts_recv` is not to be trusted.
+    /// `ts_recv` is unreliable.
     pub const BAD_TS_RECV: u8 = 0x08;
     /// The book may be wrong after an unrecovered gap.
     pub const MAYBE_BAD_BOOK: u8 = 0x04;
 }
 
-/// The 16 bytes with which every record begins.
+/// The first 16 bytes of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Header {
-    /// The layout of what follows.
+    /// The record's layout.
     pub kind: Kind,
     /// The venue feed.
     pub source: Source,
     /// The instrument.
     pub instrument: InstrumentId,
-    /// When it happened, by the venue's clock.
+    /// Time of the event, by the venue's clock.
     pub ts_event: Ts,
 }
 
 const _: () = assert!(size_of::<Header>() == 16 && align_of::<Header>() == 8);
 
-/// A kind's layout: what a program needs that does not know the kind's type.
+/// A kind's layout, for programs that do not have the kind's type.
 #[derive(Debug)]
 pub struct Schema {
     /// The kind.
     pub kind: Kind,
-    /// Its name, for people and files.
+    /// Its name.
     pub name: &'static str,
     /// Length of a record in words of 8 bytes.
     pub words: usize,
-    /// Word of the time that sorts records of this kind: `ts_recv` where there is one, else `ts_event`.
+    /// Word of the time that sorts records of this kind: `ts_recv` if the kind has it, else `ts_event`.
     pub index_word: usize,
-    /// The fields in the order of the layout.
+    /// The fields, in layout order.
     pub columns: &'static [Column],
-    /// Names of the 64-bit id columns by which records are found.
+    /// Names of the 64-bit id columns for lookups.
     pub find: &'static [&'static str],
-    /// A hash of all that: two layouts with the same hash are the same.
+    /// A hash of the fields above: two layouts with the same hash are the same.
     pub hash: u64,
 }
 
-/// What tables of rows show beside a kind's own columns, which have other names.
+/// Columns that tables of rows add to a kind's own; no column of a kind may have these names.
 pub const ADDED_COLUMNS: [&str; 3] = ["lsn", "index_time", "kind"];
 
-/// Id columns of a kind at most.
+/// Most id columns of a kind.
 pub const FIND_MAX: usize = 4;
 
-/// FNV-1a, which the compiler can compute.
+/// FNV-1a, computable at compile time.
 const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
     let mut rest = bytes;
     while let Some((&byte, tail)) = rest.split_first() {
         hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
         rest = tail;
     }
-    // An end that no byte is, so that names do not run into each other.
+    // A terminator that is no byte, so that adjacent names stay distinct.
     (hash ^ 0x100).wrapping_mul(0x0000_0100_0000_01b3)
 }
 
@@ -228,12 +228,12 @@ impl Schema {
         Schema { kind, name, words, index_word, columns, find, hash }
     }
 
-    /// Columns that carry no meaning, and should be zero.
+    /// Columns without meaning, which should be zero.
     pub fn reserved(&self) -> impl Iterator<Item = &Column> {
         self.columns.iter().filter(|c| c.is_reserved())
     }
 
-    /// The id columns by which records are found, in the order of [`Schema::find`].
+    /// The id columns for lookups, in the order of [`Schema::find`].
     pub fn find_columns(&self) -> impl Iterator<Item = &Column> {
         self.find.iter().filter_map(|name| self.column(name))
     }
@@ -249,7 +249,7 @@ impl Schema {
 pub trait Record: bytemuck::Pod {
     /// The kind's layout.
     const SCHEMA: Schema;
-    /// The same, to keep.
+    /// The same, as a static reference.
     const SCHEMA_REF: &'static Schema = &Self::SCHEMA;
     /// The kind.
     const KIND: Kind = Self::SCHEMA.kind;
@@ -279,7 +279,7 @@ macro_rules! record {
             pub source: $crate::record::Source,
             /// The instrument.
             pub instrument: $crate::lsn::InstrumentId,
-            /// When it happened, by the venue's clock.
+            /// Time of the event, by the venue's clock.
             pub ts_event: $crate::time::Ts,
             $( $(#[$field_doc])* pub $field: $type, )*
         }
@@ -295,7 +295,7 @@ macro_rules! record {
         };
 
         impl Default for $name {
-            /// Zero everywhere but in the kind.
+            /// Zero in all fields but the kind.
             fn default() -> Self {
                 Self { kind: $crate::record::Kind($kind), ..bytemuck::Zeroable::zeroed() }
             }
@@ -324,7 +324,7 @@ macro_rules! record {
 }
 pub(crate) use record;
 
-/// Every kind this program knows.
+/// The built-in kinds.
 pub static SCHEMAS: [Schema; 16] = [
     Trade::SCHEMA,
     Quote::SCHEMA,
@@ -344,21 +344,21 @@ pub static SCHEMAS: [Schema; 16] = [
     Mapping::SCHEMA,
 ];
 
-/// The schema of `kind`, if it is known.
+/// The schema of `kind`, if it is built in or registered in this process.
 pub fn schema(kind: Kind) -> Option<&'static Schema> {
-    // Kinds are dense from 1 and stand in that order; a test holds it.
+    // Kinds are dense from 1 and sorted; a test checks it.
     match SCHEMAS.get(usize::from(kind.0).wrapping_sub(1)) {
         Some(schema) => Some(schema),
         None => user::known(kind),
     }
 }
 
-/// Every kind called `name`: a layout that a program changed is a kind of its own under the same name.
+/// Every kind called `name`: a changed layout is another kind of the same name.
 pub fn schemas_by_name(name: &str) -> impl Iterator<Item = &'static Schema> {
     SCHEMAS.iter().chain(user_kinds()).filter(move |s| s.name == name)
 }
 
-/// Every kind called `name`, or, with its number behind it as in `signal-8001`, the one that has both.
+/// Every kind called `name`, or, for a name with a number like `signal-8001`, the kind with both.
 pub fn schemas_named(name: &str) -> Vec<&'static Schema> {
     let found: Vec<&Schema> = schemas_by_name(name).collect();
     if !found.is_empty() {
@@ -369,7 +369,7 @@ pub fn schemas_named(name: &str) -> Vec<&'static Schema> {
     schemas_by_name(name).filter(|s| s.kind.is_user() && Some(s.kind.0) == number).collect()
 }
 
-/// A checked view of one record: of a known kind, and exactly as long as that kind is.
+/// A checked view of one record: its kind has a schema, and its length is that of the kind.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordRef<'a> {
     schema: &'static Schema,
@@ -383,10 +383,10 @@ impl PartialEq for RecordRef<'_> {
 }
 
 impl<'a> RecordRef<'a> {
-    /// The record that begins at `words`, which may go on after it.
+    /// The record at the beginning of `words`; more words may follow it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the kind is unknown or the words end before the record does.
+    /// [`Error::Invalid`] if the kind is unknown or `words` is shorter than the record.
     pub fn first(words: &'a [u64]) -> Result<RecordRef<'a>> {
         let Some(&head) = words.first() else {
             return Err(Error::invalid("record", "it has no bytes"));
@@ -406,7 +406,7 @@ impl<'a> RecordRef<'a> {
     pub fn of<R: Record>(record: &'a R) -> RecordRef<'a> {
         let words = record.words();
         let head = words.first().copied().unwrap_or(0);
-        // A field `kind` that contradicts its type is the caller's programming error.
+        // A `kind` field that contradicts the type is a bug of the caller.
         assert!(head as u16 == R::KIND.0, "a {} whose kind field is {}", R::SCHEMA.name, head as u16);
         RecordRef { schema: R::SCHEMA_REF, words }
     }
@@ -421,7 +421,7 @@ impl<'a> RecordRef<'a> {
         self.schema.kind
     }
 
-    /// The shared 16 bytes.
+    /// The header.
     pub fn header(&self) -> &'a Header {
         let head = self.words.get(..WORDS_MIN).unwrap_or(&[0; WORDS_MIN]);
         bytemuck::from_bytes(bytemuck::cast_slice(head))
@@ -442,7 +442,7 @@ impl<'a> RecordRef<'a> {
         bytemuck::cast_slice(self.words)
     }
 
-    /// The record as its type, if it is an `R`: of its kind, and of the very layout.
+    /// The record as an `R`, if its kind and its layout are those of `R`.
     pub fn get<R: Record>(&self) -> Option<&'a R> {
         if self.schema.hash != R::SCHEMA_REF.hash {
             return None;
@@ -450,29 +450,29 @@ impl<'a> RecordRef<'a> {
         bytemuck::try_from_bytes(self.bytes()).ok()
     }
 
-    /// The time that the record itself gives for sorting; may be null.
+    /// The record's own time for sorting; may be null.
     pub fn own_index_time(&self) -> Ts {
         Ts(self.words.get(self.schema.index_word).copied().unwrap_or(u64::MAX))
     }
 
-    /// The columns with their values, in the order of the layout.
+    /// The columns with their values, in layout order.
     pub fn values(&self) -> impl Iterator<Item = (&'static Column, Value<'a>)> + use<'a> {
         let bytes = self.bytes();
         self.schema.columns.iter().map(move |c| (c, c.value(bytes)))
     }
 }
 
-/// How far ahead of ingest a record's own time may be.
+/// How far a record's own time may be ahead of ingest.
 pub const INDEX_TIME_AHEAD_MAX_NS: u64 = 24 * 3600 * crate::time::NANOS_PER_SECOND;
 
-/// The time by which a record is sorted, and whether that is the ingest time because its own is null
-/// or more than 24 h ahead.
+/// The index time of a record, and whether it is the ingest time because the record's own is null or
+/// more than 24 h ahead.
 #[inline]
 pub fn index_time(own: Ts, ingest: Ts) -> (Ts, bool) {
     if own.is_null() || own.0 > ingest.0.saturating_add(INDEX_TIME_AHEAD_MAX_NS) { (ingest, true) } else { (own, false) }
 }
 
-/// The records of `words`, which must hold whole records and nothing else; stops at the first error.
+/// The records of `words`, which must consist of whole records; stops at the first error.
 pub fn split(words: &[u64]) -> impl Iterator<Item = Result<RecordRef<'_>>> {
     let mut rest = words;
     std::iter::from_fn(move || {

@@ -1,5 +1,6 @@
-//! Owns: [`Name`], the name of an instrument. A name is `[A-Za-z0-9._:/-]{1,71}` and never a path:
-//! nothing opens a file by it.
+//! Owns: [`Name`], the name of an instrument.
+//!
+//! What must hold: a name is `[A-Za-z0-9._:/-]{1,71}` and never used as a path.
 
 use std::fmt;
 use std::str::FromStr;
@@ -36,7 +37,7 @@ impl Name {
 
     /// The name's text.
     pub fn as_str(&self) -> &str {
-        // `new` let only ASCII in, so neither fallback can be taken.
+        // `new` accepts only ASCII, so neither fallback occurs.
         self.bytes.get(..usize::from(self.len)).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or("")
     }
 }

@@ -1,9 +1,9 @@
-//! Owns: which built-in kind somebody means who writes its name almost right.
+//! Owns: the guess of the built-in kind that a misspelt name means.
 
 use super::SCHEMAS;
 
-/// The built-in kind whose name is `text` but for one letter, capitals, signs between words or a plural; `None` if `text` is
-/// a built-in kind's name, or none is near.
+/// The built-in kind whose name differs from `text` by one letter, capitals, separators or a plural; `None` if `text` is a
+/// built-in kind's name, or no name is near.
 pub fn near_kind(text: &str) -> Option<&'static str> {
     if SCHEMAS.iter().any(|s| s.name == text) {
         return None;
@@ -16,7 +16,7 @@ pub fn near_kind(text: &str) -> Option<&'static str> {
     same.or_else(|| names().find(|name| name.len() > 3 && is_one_step(&meant, &of(name))))
 }
 
-/// Whether one letter more, less or another, or two that change places, make `a` of `b`.
+/// Whether `a` becomes `b` by one inserted, removed or replaced letter, or by two swapped ones.
 fn is_one_step(a: &str, b: &str) -> bool {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let head = a.iter().zip(b).take_while(|(x, y)| x == y).count();
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_near_miss_of_a_built_in_kind_is_recognised_and_another_name_is_not() {
+    fn a_misspelt_built_in_kind_is_recognised_and_another_name_is_not() {
         for (text, kind) in [
             ("quotes", "quote"),
             ("Quote", "quote"),

@@ -4,7 +4,7 @@ use super::{Char, ColumnType, Price, Size, record};
 use crate::time::Ts;
 
 record! {
-    /// The best bid and offer after an event, with the event's own price and size where it has them.
+    /// The best bid and offer after an event, with the event's own price and size if it has them.
     Quote, kind 2, "quote", 96 bytes, index ts_recv;
     /// When it was received, by the capturing host's clock.
     ts_recv: Ts as ColumnType::Ts,
@@ -36,7 +36,7 @@ record! {
     flags: u8 as ColumnType::U8,
     /// Book level of the change.
     depth: u8 as ColumnType::U8,
-    /// Which schema it came in as; 0 for a quote of a feed.
+    /// The DBN schema it was imported from; 0 for a quote of a feed.
     variant: u8 as ColumnType::U8,
     /// Zero.
     reserved: [u8; 3] as ColumnType::Reserved(3),

@@ -8,9 +8,9 @@ record! {
     Statistic, kind 13, "statistic", 64 bytes, index ts_recv;
     /// When it was received, by the capturing host's clock.
     ts_recv: Ts as ColumnType::Ts,
-    /// The time that the figure is for; may be null.
+    /// The time of the figure; may be null.
     ts_ref: Ts as ColumnType::Ts,
-    /// Its price; null if it is none.
+    /// Its price; null if it is not a price.
     price: Price as ColumnType::Price,
     /// Its quantity, in units; the maximum is null.
     quantity: i64 as ColumnType::I64,
@@ -24,7 +24,7 @@ record! {
     channel_id: u16 as ColumnType::U16,
     /// 1 new, 2 deleted.
     update_action: u8 as ColumnType::U8,
-    /// Further flags, of some figures.
+    /// Further flags of some figures.
     stat_flags: u8 as ColumnType::U8,
     /// Zero.
     reserved: [u8; 2] as ColumnType::Reserved(2),

@@ -1,4 +1,4 @@
-//! Owns: [`Status`], what trading in an instrument is allowed: DBN's `StatusMsg`.
+//! Owns: [`Status`], the trading status of an instrument: DBN's `StatusMsg`.
 
 use super::{Char, ColumnType, record};
 use crate::time::Ts;
@@ -8,9 +8,9 @@ record! {
     Status, kind 11, "status", 40 bytes, index ts_recv;
     /// When it was received, by the capturing host's clock.
     ts_recv: Ts as ColumnType::Ts,
-    /// What changed: 7 trading, 8 halt, 9 pause, 12 close, ...
+    /// The change: 7 trading, 8 halt, 9 pause, 12 close, ...
     action: u16 as ColumnType::U16,
-    /// Why.
+    /// Reason.
     reason: u16 as ColumnType::U16,
     /// Further effect on trading.
     trading_event: u16 as ColumnType::U16,

@@ -1,4 +1,4 @@
-//! Owns: what a stored record is known by: its series, its row, the times of a range, how it arrived.
+//! Owns: the identity of a stored record: its series, its row, its arrival; and ranges of index time.
 
 use super::{Kind, RecordRef};
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
@@ -36,18 +36,18 @@ pub struct Row<'a> {
     pub record: RecordRef<'a>,
 }
 
-/// How a stored record came into the store.
+/// The arrival of a stored record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
     /// Its number in the store.
     pub lsn: Lsn,
-    /// Who wrote it.
+    /// Its publisher.
     pub publisher: PublisherId,
     /// The publisher's epoch.
     pub epoch: Epoch,
     /// Its number in the epoch.
     pub pub_seq: PubSeq,
-    /// When storage took it in.
+    /// When storage accepted it.
     pub ingest_ts: Ts,
 }
 

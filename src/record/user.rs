@@ -1,15 +1,15 @@
-//! Owns: the kinds that programs define: their layouts as bytes, and the one table of them in a process.
+//! Owns: user kinds, defined by programs: the encoding of their layouts, and the process's one table of them.
 //!
 //! ```text
 //! 0   kind u16 · words u16 · index word u16 · columns u16
 //! 8   name length u8 · 0 u8 · 0 u16 · 0 u32
 //! 16  name 32 B
-//! 48  a column, 48 B each: offset u16 · size u16 · type u8 · name length u8 · place in find, from 1, u8 · 0 u8 · name 40 B
+//! 48  a column, 48 B each: offset u16 · size u16 · type u8 · name length u8 · position in find, from 1, u8 · 0 u8 · name 40 B
 //! ```
 //!
-//! What must hold: a kind is one layout for ever: what a store has registered under a number, and what this
-//! process knows under it, never changes. A layout is checked before it is known: its columns cover the
-//! record without overlap, and begin with those that every kind has.
+//! What must hold: a kind is one layout for ever: the layout that a store or this process has registered for
+//! a number never changes. A layout is checked before it is registered: its columns cover the record without
+//! overlap, and begin with those of every kind.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +18,14 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 use super::{ADDED_COLUMNS, Column, ColumnType, FIND_MAX, Kind, SCHEMAS, Schema, WORDS_MAX};
 use crate::error::{Error, Result};
 
-/// The first number of a kind that a program defines.
+/// The first number of a user kind.
 pub const USER_FIRST: u16 = 0x8000;
-/// How many numbers there are for kinds that programs define.
+/// The count of numbers for user kinds.
 pub const USER_MAX: usize = 256;
 /// Longest name of a kind and of a column, in bytes.
 pub const KIND_NAME_MAX: usize = 32;
 const COLUMN_NAME_MAX: usize = 40;
-/// Columns of a kind at most.
+/// Most columns of a kind.
 pub const COLUMNS_MAX: usize = 512;
 
 const HEAD_WORDS: usize = 6;
@@ -34,23 +34,23 @@ const COLUMN_WORDS: usize = 6;
 pub const LAYOUT_WORDS_MAX: usize = HEAD_WORDS + COLUMNS_MAX * COLUMN_WORDS;
 
 const _: () = assert!(HEAD_WORDS * 8 == 16 + KIND_NAME_MAX && COLUMN_WORDS * 8 == 8 + COLUMN_NAME_MAX);
-// A fact in the log gives its length in 16 bits.
+// A control entry in the log has a 16-bit length.
 const _: () = assert!((LAYOUT_WORDS_MAX + 1) * 8 < u16::MAX as usize);
 
-/// The layouts of this process, by number; a place is filled once.
+/// The layouts of this process, by number; each is set once.
 static KNOWN: [OnceLock<&'static Schema>; USER_MAX] = [const { OnceLock::new() }; USER_MAX];
-/// Numbers whose place does not count any more, a bit each: their layout went with the tail of a log that was truncated.
+/// Numbers whose entry in `KNOWN` is void, a bit each: their layout was in a truncated tail of the log.
 static FORGOTTEN: [AtomicU64; USER_MAX / 64] = [const { AtomicU64::new(0) }; USER_MAX / 64];
-/// The layouts of those numbers since then.
+/// The later layouts of those numbers.
 static AGAIN: RwLock<BTreeMap<u16, Option<&'static Schema>>> = RwLock::new(BTreeMap::new());
 
-/// Whether the place of number `index` does not count any more.
+/// Whether the entry of number `index` in `KNOWN` is void.
 fn is_forgotten(index: usize) -> bool {
-    // SYNC: pairs with `forget`, which has entered the number in `AGAIN` before.
+    // SYNC: pairs with `forget`, which inserts the number into `AGAIN` first.
     FORGOTTEN.get(index / 64).is_some_and(|word| word.load(Ordering::Acquire) >> (index % 64) & 1 == 1)
 }
 
-/// This process forgets the layout of `kind`, which no log has any more: the number is free for another.
+/// Removes the layout of `kind` from this process once no log has it: the number is free for another.
 pub fn forget(kind: Kind) {
     let Some(index) = kind.0.checked_sub(USER_FIRST) else { return };
     AGAIN.write().unwrap_or_else(PoisonError::into_inner).insert(index, None);
@@ -61,13 +61,13 @@ pub fn forget(kind: Kind) {
 }
 
 impl Kind {
-    /// Whether a program defined it.
+    /// Whether it is a user kind.
     pub const fn is_user(self) -> bool {
         self.0 >= USER_FIRST
     }
 }
 
-/// The layout of a kind that a program defined, if this process knows it.
+/// The layout of a user kind, if it is registered in this process.
 pub(super) fn known(kind: Kind) -> Option<&'static Schema> {
     let index = kind.0.checked_sub(USER_FIRST)?;
     if is_forgotten(usize::from(index)) {
@@ -76,12 +76,12 @@ pub(super) fn known(kind: Kind) -> Option<&'static Schema> {
     KNOWN.get(usize::from(index))?.get().copied()
 }
 
-/// All layouts of kinds that programs defined that this process knows.
+/// The layouts of all user kinds registered in this process.
 pub fn user_kinds() -> impl Iterator<Item = &'static Schema> {
     (USER_FIRST..USER_FIRST + USER_MAX as u16).filter_map(|kind| known(Kind(kind)))
 }
 
-/// A checked layout of a kind that a program defines.
+/// A checked layout of a user kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     kind: Kind,
@@ -126,7 +126,7 @@ const fn is_one_of(name: &str, names: &[&str]) -> bool {
     false
 }
 
-/// Names of the built-in kinds, where the compiler can see them; a test holds them to [`SCHEMAS`].
+/// Names of the built-in kinds, as a constant for the compiler; a test compares them with [`SCHEMAS`].
 const BUILT_IN: [&str; 16] = [
     "trade",
     "quote",
@@ -146,11 +146,11 @@ const BUILT_IN: [&str; 16] = [
     "mapping",
 ];
 
-/// Columns with which every kind begins: name, offset, code of the type.
+/// The first columns of every kind: name, offset, type code.
 const BEGIN: [(&str, usize, u8); 3] =
     [("source", 2, ColumnType::U16.code()), ("instrument", 4, ColumnType::U32.code()), ("ts_event", 8, ColumnType::Ts.code())];
 
-/// Why `schema` cannot be a kind that a program defines; `None` if it can.
+/// Why `schema` is not a valid user kind; `None` if it is one.
 pub(super) const fn fault(schema: &Schema) -> Option<&'static str> {
     if schema.kind.0 < USER_FIRST || schema.kind.0 - USER_FIRST >= USER_MAX as u16 {
         return Some("the number of a kind that a program defines is from 0x8000 to 0x80ff");
@@ -210,7 +210,7 @@ pub(super) const fn fault(schema: &Schema) -> Option<&'static str> {
     None
 }
 
-/// Stops the compiler if `schema` cannot be a kind; for `derive(Record)`.
+/// Fails the compilation if `schema` is not a valid user kind; for `derive(Record)`.
 #[doc(hidden)]
 pub const fn assert_layout(schema: &Schema) {
     if let Some(fault) = fault(schema) {
@@ -222,7 +222,7 @@ impl Layout {
     /// The layout of `schema`.
     ///
     /// # Errors
-    /// [`Error::Invalid`], saying what of it cannot be.
+    /// [`Error::Invalid`] with the reason if it is not a valid user kind.
     pub fn of(schema: &Schema) -> Result<Layout> {
         let narrow = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
         let layout = Layout {
@@ -247,7 +247,7 @@ impl Layout {
         &self.name
     }
 
-    /// Why it cannot be: the same rules as [`fault`]'s, for names that are not known to the compiler.
+    /// Checks the rules of [`fault`] at run time; the error is the reason.
     fn check(&self) -> Result<(), String> {
         let last = USER_FIRST as usize + USER_MAX - 1;
         if !(usize::from(USER_FIRST)..=last).contains(&usize::from(self.kind.0)) {
@@ -294,7 +294,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Its bytes, as words.
+    /// Encodes it as words.
     pub fn encode(&self) -> Vec<u64> {
         let mut bytes = Vec::with_capacity((HEAD_WORDS + self.columns.len() * COLUMN_WORDS) * 8);
         for n in [self.kind.0, self.words, self.index_word, self.columns.len() as u16] {
@@ -317,7 +317,7 @@ impl Layout {
         bytes.as_chunks::<8>().0.iter().map(word).collect()
     }
 
-    /// The layout at the beginning of `words`, which are not trusted; `None` if there is none.
+    /// Decodes the layout at the beginning of `words`, which are not trusted; `None` if it is not valid.
     pub fn parse(words: &[u64]) -> Option<Layout> {
         let (head, rest) = words.split_first_chunk::<HEAD_WORDS>()?;
         let [first, second, ..] = *head;
@@ -346,7 +346,7 @@ impl Layout {
         layout.check().ok().map(|()| layout)
     }
 
-    /// Whether it says what `schema` says.
+    /// Whether it equals `schema`.
     fn is(&self, schema: &Schema) -> bool {
         let columns = schema.columns.iter().map(|c| (c.name, c.offset, c.of));
         let same = self.columns.iter().map(|c| (c.0.as_str(), c.1, c.2)).eq(columns);
@@ -356,10 +356,10 @@ impl Layout {
             && (usize::from(self.words), usize::from(self.index_word)) == (schema.words, schema.index_word)
     }
 
-    /// Makes this process know it, for as long as a log has it.
+    /// Registers it in this process, until [`forget`].
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the process knows another layout under the number.
+    /// [`Error::Invalid`] if the number is not a user kind's, or has another layout in this process.
     pub fn register(&self) -> Result<&'static Schema> {
         let place = KNOWN.get(usize::from(self.kind.0.wrapping_sub(USER_FIRST)));
         let place = place.ok_or_else(|| Error::invalid("kind", format!("there is no number {}", self.kind.0)))?;
@@ -380,7 +380,7 @@ impl Layout {
         Err(Error::invalid("kind", reason))
     }
 
-    /// The layout as it is used everywhere. A process knows few, and never forgets one.
+    /// The layout as a [`Schema`], leaked: a process has few, and never frees one.
     fn leak(&self) -> &'static Schema {
         let text = |s: &String| -> &'static str { Box::leak(s.clone().into_boxed_str()) };
         let columns: Vec<Column> =
@@ -396,7 +396,7 @@ pub(crate) fn example_layout() -> Layout {
     Layout::of(&<tests::Signal as super::Record>::SCHEMA).unwrap()
 }
 
-/// A record of `words` words, of a kind that this process knows from here on: header, and numbers.
+/// A record of `words` words, header and numbers, of a kind that this registers in the process.
 #[cfg(test)]
 pub(crate) fn plain(words: usize, instrument: u32, time: u64) -> Vec<u64> {
     let kind = Kind(0x8060 + words as u16);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_derived_layout_comes_back_from_its_bytes_and_is_known_once() {
+    fn a_derived_layout_decodes_to_itself_and_is_registered_once() {
         let layout = Layout::of(&Signal::SCHEMA).unwrap();
         assert_eq!(Layout::parse(&layout.encode()), Some(layout.clone()));
         let names: Vec<&str> = Signal::SCHEMA.columns.iter().map(|c| c.name).collect();
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_whose_layout_went_with_a_truncated_log_is_free_for_another_layout() {
+    fn a_number_whose_layout_was_in_a_truncated_tail_is_free_for_another_layout() {
         let mut first = Layout::of(&Signal::SCHEMA).unwrap();
         first.kind = Kind(0x80f7);
         let mut second = first.clone();
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layout_that_cannot_be_is_refused_with_the_reason() {
+    fn an_invalid_layout_is_refused_with_the_reason() {
         let good = Layout::of(&Signal::SCHEMA).unwrap();
         type Case = (&'static str, fn(&mut Layout));
         let cases: [Case; 9] = [
@@ -494,14 +494,14 @@ mod tests {
             ("each once", |l| l.find[1] = l.find[0].clone()),
         ];
         assert_eq!((fault(good.leak()), good.check()), (None, Ok(())));
-        assert!(BUILT_IN.iter().eq(SCHEMAS.iter().map(|s| &s.name)), "the compiler knows the built-in names");
+        assert!(BUILT_IN.iter().eq(SCHEMAS.iter().map(|s| &s.name)), "the constant lists the built-in names");
         for (why, spoil) in cases {
             let mut bad = good.clone();
             spoil(&mut bad);
             let reason = bad.check().unwrap_err();
             assert!(reason.contains(why), "{reason}");
-            assert!(fault(bad.leak()).is_some(), "the compiler has the same rules: {why}");
-            // A name that is there twice has one place in the bytes.
+            assert!(fault(bad.leak()).is_some(), "`fault` has the same rules: {why}");
+            // A name that appears twice has one position in the encoding.
             assert!(Layout::parse(&bad.encode()).is_none() || why == "each once", "{why}");
         }
         let text = Layout::of(&crate::record::Trade::SCHEMA).unwrap_err().to_string();

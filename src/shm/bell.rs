@@ -1,9 +1,8 @@
-//! Owns: bells, by which one process wakes others that sleep (a futex in shared memory).
+//! Owns: bells, futexes in shared memory by which one process wakes others that sleep.
 //!
-//! What must hold: a sleeper announces itself, then looks once more for work, then sleeps; a ringer
-//! publishes its work, then looks for sleepers. With sequentially consistent fences between the two
-//! steps on both sides, one of them sees the other. Every sleep has a time limit besides, so a bell
-//! that a killed process left announced costs one system call and nothing more.
+//! What must hold: a sleeper announces itself, then looks once more for work, then sleeps. A ringer publishes its work, then
+//! looks for sleepers. Sequentially consistent fences between the two steps on both sides ensure that one of them sees the
+//! other. Every sleep has a time limit besides, so an announcement left by a killed process costs one system call and no more.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use rustix::thread::futex;
 use super::Mapping;
 use crate::error::{Error, Result};
 
-/// Which bell.
+/// A bell: its ringers and its sleepers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Bell {
@@ -33,19 +32,19 @@ const STRIDE: u64 = 128;
 const SLEEPERS: u64 = 64;
 const LEN: u64 = 4096;
 
-/// Word that counts what replication processes and tools have written for storage.
+/// Word that counts the writes of replication processes and tools to storage's socket.
 const MAIL: u64 = 1024;
 
-/// How long a process that may not write here sleeps at most: nobody knows that it does.
+/// Longest sleep of a process that may not write here: it cannot announce itself, so no ring wakes it.
 const UNANNOUNCED: Duration = Duration::from_millis(2);
 
-/// The bells of a store; every process of the store's user may ring and sleep. Who may only read the store cannot ring, and
-/// wakes by itself.
+/// The bells of a store. Every process of the store's user may ring and sleep. A process that may only read the store cannot
+/// ring, and polls instead of being woken.
 #[derive(Clone, Debug)]
 pub struct Bells(Arc<Mapping>);
 
 impl Bells {
-    /// Maps the bells in the file `path`, creating it.
+    /// Maps the bells in the file `path`, creating it if it is absent.
     ///
     /// # Errors
     /// As [`Mapping::open_or_create`].
@@ -53,10 +52,10 @@ impl Bells {
         Ok(Bells(Arc::new(Mapping::open_or_create(path, LEN)?)))
     }
 
-    /// Maps the bells in the file `path`, which storage has made.
+    /// Maps the bells in the existing file `path`; read-only if this process may not write it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Foreign`] if the file is too short; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Bells> {
         let map = match Mapping::open(path, true) {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => Mapping::open(path, false)?,
@@ -68,45 +67,45 @@ impl Bells {
         Ok(Bells(Arc::new(map)))
     }
 
-    /// Wakes everybody who sleeps at `bell`; a load if nobody does. Nothing happens if this process may only read the store.
+    /// Wakes every process that sleeps at `bell`; costs a fence and a load if none does. Does nothing if this process may only
+    /// read the store.
     #[inline]
     pub fn ring(&self, bell: Bell) {
         if !self.0.is_writable() {
             return;
         }
         let base = bell as u64 * STRIDE;
-        // SYNC: pairs with the fence in `sleep`: this thread's work is visible before it looks.
+        // SYNC: pairs with the fence in `sleep`: this thread's work is visible before it looks for sleepers.
         fence(Ordering::SeqCst);
         let sleepers = self.0.u32(base + SLEEPERS);
         if sleepers.load(Ordering::Relaxed) != 0 && sleepers.swap(0, Ordering::AcqRel) != 0 {
             let word = self.0.u32(base);
-            // SYNC: pairs with the load in `sleep`: a sleeper between look and sleep sees it changed.
+            // SYNC: pairs with the load in `sleep`: a sleeper between look and sleep sees the word changed.
             word.fetch_add(1, Ordering::AcqRel);
-            // The kernel's refusal would mean a bad address, which a mapping is not; and every sleep
-            // ends by itself.
+            // The kernel refuses only a bad address, and a mapping has none; every sleep is limited anyway.
             let woken = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
             debug_assert!(woken.is_ok(), "{woken:?}");
         }
     }
 
-    /// Says that something has been written to storage's socket, and wakes it.
+    /// Notifies storage that its socket has something to read, and wakes it.
     pub fn post(&self) {
         if !self.0.is_writable() {
             return;
         }
-        // SYNC: pairs with the load in `mail`: what was written before is in the socket.
+        // SYNC: pairs with the load in `mail`: earlier writes are in the socket.
         self.0.u32(MAIL).fetch_add(1, Ordering::Release);
         self.ring(Bell::Ingest);
     }
 
-    /// A number that changes when something has been written to storage's socket.
+    /// Count of [`Bells::post`] calls; a change means that storage's socket has something to read.
     #[inline]
     pub fn mail(&self) -> u32 {
         // SYNC: pairs with `post`.
         self.0.u32(MAIL).load(Ordering::Acquire)
     }
 
-    /// Sleeps until the bell rings, `ready` says true beforehand, or `limit` has passed.
+    /// Sleeps until the bell rings or `limit` has passed; returns at once if `ready` is true.
     pub fn sleep(&self, bell: Bell, limit: Duration, ready: impl FnOnce() -> bool) {
         if !self.0.is_writable() {
             if !ready() {
@@ -119,7 +118,7 @@ impl Bells {
         // SYNC: pairs with `fetch_add` in `ring`.
         let seen = word.load(Ordering::Acquire);
         self.0.u32(base + SLEEPERS).store(1, Ordering::Release);
-        // SYNC: pairs with the fence in `ring`: announced before looking for work.
+        // SYNC: pairs with the fence in `ring`: this thread is announced before it looks for work.
         fence(Ordering::SeqCst);
         if ready() {
             return;
@@ -128,7 +127,7 @@ impl Bells {
             tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(limit.subsec_nanos()),
         };
-        // Woken, timed out, interrupted, or rung in between: the caller looks again in every case.
+        // Woken, timed out, interrupted, or rung in between: the caller checks for work in every case.
         match futex::wait(word, futex::Flags::empty(), seen, Some(&limit)) {
             Ok(()) | Err(_) => {}
         }
@@ -155,7 +154,7 @@ mod tests {
         });
         let mut seen = 0;
         while seen < 20_000 {
-            // With a limit this long a single lost ring would hang the test.
+            // With a limit this long, one lost ring hangs the test.
             bells.sleep(Bell::Applied, Duration::from_secs(3600), || counter.load(Ordering::Acquire) > seen);
             seen = counter.load(Ordering::Acquire);
         }

@@ -1,24 +1,24 @@
-//! Owns: the control page, one file a store, the same inode across restarts of storage. Storage
-//! writes, everybody reads.
+//! Owns: the control page, one file per store, the same inode across restarts of storage. Storage writes it, all other
+//! processes read it.
 //!
 //! ```text
 //!    0 magic u64 · 8 version u64 · 16 store id u128
-//!   64 instance u64 (odd while recovering) · 72 timeline u64 · 80 term u64 · 88 role u64 (0 down, 1 leader)
-//!   96 pid u64 · 104 started ts · 112 cut LSN: first LSN withdrawn by the newest timeline
-//!  192 part in the cluster u64 (0 none yet, else as in `consensus::message::Role`) · 200 leader u64 (0 unknown)
-//!  208 flush u64 (0: what is committed is on the disks of most hosts, 1: it may be in their memories only)
+//!   64 instance u64 (odd while recovering) · 72 timeline u64 · 80 term u64 · 88 serving u64 (0 no, 1 yes)
+//!   96 pid u64 · 104 started ts · 112 first LSN that the newest timeline withdrew
 //!  128 heartbeat u64 (ns of CLOCK_MONOTONIC)
+//!  192 role in the cluster u64 (0 none yet, else as in `consensus::message::Role`) · 200 leader u64 (0 unknown)
+//!  208 lossy u64 (0: committed records are on the disks of a majority, 1: they may be in memories only)
 //!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64 (its top bit: spilled), first LSN u64 } × 4
-//!  336 manifest edit u64: the files of which stand for the MemTables that are no longer listed
+//!  336 manifest edit u64: its SSTables hold the records of the MemTables that are no longer listed
 //!  512 appended: LSN u64, position u64        each hot watermark on its own 128 bytes
 //!  640 applied: LSN
 //!  768 durable: LSN, position
 //!  896 committed: LSN
 //! 1024 statistics: 64 × u64
-//! 4096 slots: 256 × 256 B, one a granted publisher (`slot`)
+//! 4096 slots: 256 × 256 B, one per publisher session (`slot`)
 //! ```
 //!
-//! What must hold: a watermark is stored, with release, after everything it covers.
+//! What must hold: a watermark is stored, with release, after everything that it covers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -62,11 +62,11 @@ const SLOTS: u64 = 4096;
 
 /// Publishers that can be attached at once.
 pub const SLOTS_MAX: usize = 256;
-/// MemTables that can be live at once: the active one and three sealed ones.
+/// MemTables that can be live at once: one active, three sealed.
 pub const TABLES_MAX: usize = 4;
 const LEN: u64 = SLOTS + SLOTS_MAX as u64 * SLOT_LEN;
 
-/// Looks at a table list that changes: a change takes nanoseconds, or was cut short.
+/// Most reads of a table list that is changing: a change takes nanoseconds, unless its writer was killed in it.
 const TABLE_TURNS: u32 = 20_000;
 
 /// A heartbeat older than this means that storage is down.
@@ -82,13 +82,13 @@ pub struct Control(Arc<Mapping>);
 /// The live MemTables, as of one table version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableList {
-    /// Which version this is; even.
+    /// Version of the list; even.
     pub version: u64,
-    /// MemTable id and first LSN, oldest first; the first `count` are valid.
+    /// Id and first LSN of each MemTable, oldest first; the first `count` are valid.
     pub tables: [(u64, Lsn); TABLES_MAX],
-    /// How many.
+    /// Number of MemTables.
     pub count: usize,
-    /// The manifest's edit that belongs to them.
+    /// The manifest edit whose SSTables hold all earlier records.
     pub manifest: u64,
 }
 
@@ -96,7 +96,8 @@ impl Control {
     /// Maps the control page at `path` for storage, creating it for the store `store_id`.
     ///
     /// # Errors
-    /// [`Error::Foreign`] if the file is another store's or no control page.
+    /// [`Error::Foreign`] if the file is another store's or no control page; [`Error::Version`]; as
+    /// [`Mapping::open_or_create`].
     pub fn open_or_create(path: &Path, store_id: u128) -> Result<Control> {
         let map = Mapping::open_or_create(path, LEN)?;
         let this = Control(Arc::new(map));
@@ -117,7 +118,7 @@ impl Control {
     /// Maps the control page at `path` for reading.
     ///
     /// # Errors
-    /// [`Error::Foreign`] or [`Error::Version`] if it is not one.
+    /// [`Error::Foreign`] or [`Error::Version`] if it is not one; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Control> {
         let this = Control(Arc::new(Mapping::open(path, false)?));
         this.check(path)?;
@@ -145,24 +146,24 @@ impl Control {
         self.0.u64(offset)
     }
 
-    /// Whether `path` is still this very file.
+    /// Whether this page was mapped from `path` and a file is still there.
     pub fn is_at(&self, path: &Path) -> bool {
         self.0.path() == path && path.exists()
     }
 
-    /// Whose page this is.
+    /// Id of the store that the page belongs to.
     pub fn store_id(&self) -> u128 {
         let half = |at| u128::from(self.word(at).load(Ordering::Relaxed));
         half(STORE_ID) | half(STORE_ID + 8) << 64
     }
 
-    /// Number of the storage process's start; odd while it recovers.
+    /// Number of the storage process's start (its instance); odd while it recovers.
     pub fn instance(&self) -> u64 {
         // SYNC: pairs with `set_instance`.
         self.word(INSTANCE).load(Ordering::Acquire)
     }
 
-    /// Publishes the instance, after all that belongs to it.
+    /// Publishes the instance, after everything that belongs to it.
     pub fn set_instance(&self, instance: u64) {
         // SYNC: pairs with `instance`.
         self.word(INSTANCE).store(instance, Ordering::Release);
@@ -176,11 +177,11 @@ impl Control {
 
     /// The first LSN that the newest timeline withdrew.
     pub fn cut(&self) -> Lsn {
-        // SYNC: acquire, so that a timeline read after it is not older.
+        // SYNC: acquire, so that a timeline loaded afterwards is not older.
         Lsn(self.word(CUT).load(Ordering::Acquire))
     }
 
-    /// Sets the timeline and the first LSN it withdrew.
+    /// Sets the timeline and the first LSN that it withdrew.
     pub fn set_timeline(&self, timeline: Timeline, cut: Lsn) {
         raise_timeline(&*self.0, timeline, cut);
     }
@@ -190,19 +191,19 @@ impl Control {
         Term(self.word(TERM).load(Ordering::Relaxed) as u32)
     }
 
-    /// Whether a storage process says that it serves, and its process id.
+    /// Process id of the storage process that serves; `None` if none is registered.
     pub fn server(&self) -> Option<u64> {
         // SYNC: pairs with `set_server`.
         let role = self.word(ROLE).load(Ordering::Acquire);
         (role != 0).then(|| self.word(PID).load(Ordering::Relaxed))
     }
 
-    /// Since when the storage process runs.
+    /// Start time of the storage process.
     pub fn started(&self) -> Ts {
         Ts(self.word(STARTED).load(Ordering::Relaxed))
     }
 
-    /// Says that process `pid` serves in `term` since `started`; `None` that none does.
+    /// Registers the serving process (pid, term, start time); `None`: no process serves.
     pub fn set_server(&self, server: Option<(u64, Term, Ts)>) {
         if let Some((pid, term, started)) = server {
             self.word(PID).store(pid, Ordering::Relaxed);
@@ -215,24 +216,24 @@ impl Control {
         self.word(ROLE).store(u64::from(server.is_some()), Ordering::Release);
     }
 
-    /// When storage last turned its loop, ns of the monotonic clock.
+    /// Time of storage's last heartbeat, once per turn of its loop: ns of the monotonic clock.
     pub fn heartbeat(&self) -> u64 {
         // A lone number: relaxed.
         self.word(HEARTBEAT).load(Ordering::Relaxed)
     }
 
-    /// Storage lives at `monotonic`.
+    /// Records a heartbeat of storage at `monotonic`.
     pub fn beat(&self, monotonic: u64) {
         self.word(HEARTBEAT).store(monotonic, Ordering::Relaxed);
     }
 
-    /// Whether storage serves and has turned its loop within a second before `monotonic`.
+    /// Whether storage serves and its last heartbeat is less than a second before `monotonic`.
     pub fn is_alive(&self, monotonic: u64) -> bool {
         self.server().is_some() && monotonic.saturating_sub(self.heartbeat()) < HEARTBEAT_AGE_MAX_NS
     }
 
-    /// What is wrong with the store now, and since when if that is known: one judgement for `tape status`, for its exit code,
-    /// and for a publisher that is not answered. Of several troubles the one is given that the others follow from.
+    /// The trouble that the store has now, and its start time if known. `tape status`, its exit code and a publisher without
+    /// an answer all use this one result. Of several troubles it reports the root, from which the others follow.
     pub fn trouble(&self) -> Option<(Trouble, Option<Ts>)> {
         let (monotonic, wall) = (HostClock.monotonic(), HostClock.wall());
         let at = |then: u64| Some(Ts(wall.0.saturating_sub(monotonic.saturating_sub(then)))).filter(|_| then > 0);
@@ -265,8 +266,7 @@ impl Control {
         Some((trouble, since(Statistic::HeldBackSince)))
     }
 
-    /// The live MemTables; waits out a change in progress. `None` if it does not end: storage was killed
-    /// in it.
+    /// The live MemTables; waits for a change in progress. `None` if the change does not end: storage was killed in it.
     pub fn tables(&self) -> Option<TableList> {
         for turn in 0..TABLE_TURNS {
             if let Some(list) = look_at_tables(&*self.0) {
@@ -279,11 +279,11 @@ impl Control {
 
     /// The version of the table list.
     pub fn table_version(&self) -> u64 {
-        // SYNC: pairs with the second store in `set_tables`.
+        // SYNC: pairs with the last store in `change_tables`.
         self.word(TABLE_VERSION).load(Ordering::Acquire)
     }
 
-    /// Replaces the list of live MemTables; `manifest` is the edit whose files hold what came before them.
+    /// Replaces the list of live MemTables; `manifest` is the edit whose SSTables hold all earlier records.
     ///
     /// # Panics
     /// If there are more than [`TABLES_MAX`].
@@ -292,13 +292,13 @@ impl Control {
         change_tables(&*self.0, tables, manifest);
     }
 
-    /// The last record in the log file.
+    /// LSN of the last record appended to the log.
     pub fn appended(&self) -> Lsn {
         // SYNC: pairs with `set_appended`.
         Lsn(self.word(APPENDED).load(Ordering::Acquire))
     }
 
-    /// The end of the log file.
+    /// End of the log.
     pub fn appended_position(&self) -> Position {
         Position(self.word(APPENDED + 8).load(Ordering::Relaxed))
     }
@@ -310,7 +310,7 @@ impl Control {
         self.word(APPENDED).store(lsn.0, Ordering::Release);
     }
 
-    /// The last record in a MemTable: readers see up to here.
+    /// LSN of the last record in a MemTable: readers see records up to it.
     #[inline]
     pub fn applied(&self) -> Lsn {
         // SYNC: pairs with `set_applied`; rows, lengths and arrival entries are ordered before it.
@@ -323,13 +323,13 @@ impl Control {
         self.word(APPLIED).store(lsn.0, Ordering::Release);
     }
 
-    /// The last durable record.
+    /// LSN of the last durable record.
     pub fn durable(&self) -> Lsn {
         // SYNC: pairs with `set_durable`.
         Lsn(self.word(DURABLE).load(Ordering::Acquire))
     }
 
-    /// The end of the durable log.
+    /// End of the durable part of the log.
     pub fn durable_position(&self) -> Position {
         Position(self.word(DURABLE + 8).load(Ordering::Relaxed))
     }
@@ -347,13 +347,13 @@ impl Control {
         self.word(COMMITTED).fetch_max(lsn.0, Ordering::Release);
     }
 
-    /// Sets `committed` for a start: it falls only if the timeline has risen.
+    /// Sets `committed` at a start; it falls only if the timeline has risen.
     pub fn reset_committed(&self, lsn: Lsn) {
         // SYNC: pairs with `committed`.
         self.word(COMMITTED).store(lsn.0, Ordering::Release);
     }
 
-    /// Publishes which part this host has in the cluster in `term`, and who leads, as of `now`; 0: unknown.
+    /// Publishes this host's role in the cluster in `term`, and the leader, as of `now`; 0: unknown.
     pub fn set_role(&self, term: u64, part: u64, leader: u64, now: u64) {
         if leader != self.word(LEADER).load(Ordering::Relaxed) || self.statistic(Statistic::LeaderSince) == 0 {
             self.set_statistic(Statistic::LeaderSince, now);
@@ -363,34 +363,34 @@ impl Control {
         self.word(PART).store(part, Ordering::Relaxed);
     }
 
-    /// Whether what is committed may be in the memories of most hosts only.
+    /// Whether committed records may be in memory only on a majority of the hosts.
     pub fn is_lossy(&self) -> bool {
         // A lone number, set before the instance is even: relaxed.
         self.word(FLUSH).load(Ordering::Relaxed) == 1
     }
 
-    /// Says whether it may.
+    /// Publishes whether committed records may be in memory only on a majority of the hosts.
     pub fn set_lossy(&self, is_lossy: bool) {
         self.word(FLUSH).store(u64::from(is_lossy), Ordering::Relaxed);
     }
 
-    /// Which part this host has in the cluster, as a number of `consensus::message::Role`, and who leads; 0: unknown.
+    /// This host's role in the cluster, as a number of `consensus::message::Role`, and the leader; 0: unknown.
     pub fn role(&self) -> (u64, u64) {
         (self.word(PART).load(Ordering::Relaxed), self.word(LEADER).load(Ordering::Relaxed))
     }
 
-    /// The last committed record.
+    /// LSN of the last committed record.
     pub fn committed(&self) -> Lsn {
         // SYNC: pairs with `set_committed`.
         Lsn(self.word(COMMITTED).load(Ordering::Acquire))
     }
 
-    /// The counter `which`.
+    /// Value of the counter `which`.
     pub fn statistic(&self, which: Statistic) -> u64 {
         self.word(STATISTICS + which as u64 * 8).load(Ordering::Relaxed)
     }
 
-    /// Adds to the counter `which`, which one thread writes.
+    /// Adds `more` to the counter `which`, which has one writing thread.
     pub fn add(&self, which: Statistic, more: u64) {
         let word = self.word(STATISTICS + which as u64 * 8);
         word.store(word.load(Ordering::Relaxed) + more, Ordering::Relaxed);
@@ -401,25 +401,25 @@ impl Control {
         self.word(STATISTICS + which as u64 * 8).store(value, Ordering::Relaxed);
     }
 
-    /// Publishes why publishers are under back-pressure, as of `now`; `None`: they are not.
+    /// Publishes the reason of the back-pressure on publishers, as of `now`; `None`: no back-pressure.
     pub fn hold_back(&self, why: Option<BackPressure>, now: u64) {
         self.set_since(Statistic::HeldBackSince, why.is_some(), now);
         self.set_statistic(Statistic::HeldBack, why.map_or(0, |why| why as u64));
     }
 
-    /// Publishes whether this host waits for a snapshot of the leader's store, as of `now`.
+    /// Publishes whether this host needs a snapshot of the leader's store, as of `now`.
     pub fn set_needs_snapshot(&self, needs: bool, now: u64) {
         self.set_since(Statistic::NeedsSnapshotSince, needs, now);
     }
 
-    /// Keeps in `which` since when it `is` so.
+    /// Keeps in `which` the time since when the condition holds; 0 while it does not.
     fn set_since(&self, which: Statistic, is: bool, now: u64) {
         if !is || self.statistic(which) == 0 {
             self.set_statistic(which, if is { now.max(1) } else { 0 });
         }
     }
 
-    /// The slot of number `index`.
+    /// Slot number `index`.
     ///
     /// # Panics
     /// If `index` is not below [`SLOTS_MAX`].
@@ -428,8 +428,7 @@ impl Control {
         Slot { map: self.0.clone(), base: SLOTS + index as u64 * SLOT_LEN }
     }
 
-    /// For a starting storage process: counters to zero, slots free. Watermarks stay until recovery
-    /// sets them.
+    /// Sets counters to zero and frees all slots, at a start of storage. Watermarks stay until recovery sets them.
     pub fn reset(&self) {
         for i in 0..STATISTICS_MAX {
             self.word(STATISTICS + i * 8).store(0, Ordering::Relaxed);
@@ -443,13 +442,13 @@ impl Control {
 /// Sets the timeline and the first LSN that it withdrew.
 fn raise_timeline(words: &impl Words, timeline: Timeline, cut: Lsn) {
     words.store64(CUT, cut.0, Ordering::Relaxed);
-    // SYNC: pairs with `Control::timeline`; `cut` is ordered before it, and it before whatever watermark falls.
+    // SYNC: pairs with `Control::timeline`; `cut` is ordered before it, and it before any watermark that falls.
     words.store64(TIMELINE, timeline.0, Ordering::Release);
 }
 
 /// Replaces the list of MemTables.
 fn change_tables(words: &impl Words, tables: &[(u64, Lsn)], manifest: u64) {
-    // An odd version may be left by a process killed in here.
+    // A process killed in here leaves an odd version.
     let version = words.load64(TABLE_VERSION, Ordering::Relaxed) | 1;
     words.store64(TABLE_VERSION, version, Ordering::Relaxed);
     // SYNC: orders the odd version before the entries (a sequence lock); pairs with the fence in `look_at_tables`.
@@ -464,7 +463,7 @@ fn change_tables(words: &impl Words, tables: &[(u64, Lsn)], manifest: u64) {
     words.store64(TABLE_VERSION, version + 1, Ordering::Release);
 }
 
-/// The list of MemTables; `None` while it changes.
+/// Reads the list of MemTables; `None` while it changes.
 fn look_at_tables(words: &impl Words) -> Option<TableList> {
     // SYNC: pairs with the last store in `change_tables`.
     let version = words.load64(TABLE_VERSION, Ordering::Acquire);
@@ -474,7 +473,7 @@ fn look_at_tables(words: &impl Words) -> Option<TableList> {
         *entry = (words.load64(at, Ordering::Relaxed), Lsn(words.load64(at + 8, Ordering::Relaxed)));
     }
     list.manifest = words.load64(MANIFEST, Ordering::Relaxed);
-    // SYNC: orders the entries before the second look at the version; pairs with the fence in `change_tables`.
+    // SYNC: orders the entries before the second load of the version; pairs with the fence in `change_tables`.
     words.fence(Ordering::Acquire);
     (version.is_multiple_of(2) && words.load64(TABLE_VERSION, Ordering::Relaxed) == version).then_some(list)
 }
@@ -486,7 +485,7 @@ mod tests {
     use crate::shm::words::model::Modelled;
 
     #[test]
-    fn a_list_of_tables_is_seen_whole_or_not_at_all_in_every_order_of_memory() {
+    fn a_table_list_is_read_whole_or_not_at_all_in_every_memory_order() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(|| {
@@ -504,13 +503,13 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_a_watermark_fall_sees_that_the_timeline_has_risen_and_what_it_withdrew() {
+    fn a_reader_of_a_fallen_watermark_reads_the_new_timeline_and_the_first_withdrawn_lsn() {
         loom::model(|| {
             let page = loom::sync::Arc::new(Modelled::new(&[], &[CUT, TIMELINE, APPLIED]));
             page.store64(APPLIED, 9, Ordering::Release);
             raise_timeline(&*page, Timeline(1), Lsn::NONE);
             let theirs = page.clone();
-            // The tail behind record 5 is cut off.
+            // The log is truncated after record 5.
             let writer = loom::thread::spawn(move || {
                 raise_timeline(&*theirs, Timeline(2), Lsn(6));
                 theirs.store64(APPLIED, 5, Ordering::Release);
@@ -530,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_tells_only_the_holder_of_its_grant() {
+    fn a_slot_is_readable_with_its_current_grant_only() {
         let (_dir, control) = page();
         let slot = control.slot(3);
         assert!(slot.view(0x11).is_none());
@@ -538,7 +537,7 @@ mod tests {
         let view = slot.view(0x11).unwrap();
         assert_eq!((view.accepted, view.durable, view.gap_count), (PubSeq(5), PubSeq(5), 0));
         slot.grant(0x12, PublisherId(8), Epoch(1), PubSeq(0), Lsn(9));
-        assert!(slot.view(0x11).is_none(), "the grant has passed to another");
+        assert!(slot.view(0x11).is_none(), "the slot has another grant now");
         slot.gap(PubSeq(1));
         assert_eq!(slot.view(0x12).unwrap().gap_expected, PubSeq(1));
     }
@@ -555,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_table_list_that_never_ends_is_not_waited_for() {
+    fn an_unfinished_change_of_the_table_list_is_not_waited_for() {
         let (_dir, control) = page();
         control.set_tables(&[(1, Lsn(1))], 0);
         control.word(TABLE_VERSION).fetch_add(1, Ordering::Relaxed);
@@ -575,7 +574,7 @@ mod tests {
             while !theirs.is_stopped() {
                 i += 1;
                 writer.set_tables(&[(i, Lsn(i)), (i + 1, Lsn(i + 1))], i);
-                // As it is: changes are rare.
+                // Changes are rare in production too.
                 std::thread::yield_now();
             }
         });
@@ -591,10 +590,10 @@ mod tests {
     }
 
     #[test]
-    fn the_trouble_that_the_others_follow_from_is_given_with_its_time() {
+    fn the_root_trouble_is_reported_with_its_time() {
         let (_dir, control) = page();
         let what = || control.trouble().map(|(trouble, _)| trouble);
-        // Since how many whole hours ago: the test takes less than one.
+        // Whole hours since the trouble began: the test takes less than one.
         let hours = || {
             let since = control.trouble().unwrap().1.unwrap();
             (HostClock.wall().0 - since.0) / 3_600_000_000_000
@@ -607,14 +606,14 @@ mod tests {
         control.set_server(Some((1, Term(1), Ts(5))));
         assert_eq!(what(), Some(Trouble::Silent));
         control.beat(HostClock.monotonic());
-        assert_eq!(what(), None, "it serves, and belongs to no cluster");
+        assert_eq!(what(), None, "it serves, outside a cluster");
         control.set_role(1, 2, 0, 10);
         control.hold_back(Some(BackPressure::NoSpace), ago(0));
         assert_eq!(what(), Some(Trouble::NoLeader));
         let since = control.trouble().unwrap().1.unwrap();
         control.set_role(2, 2, 0, ago(0));
         let again = control.trouble().unwrap().1.unwrap();
-        assert!(again.0.abs_diff(since.0) < 1_000_000_000, "nobody leads since the time before");
+        assert!(again.0.abs_diff(since.0) < 1_000_000_000, "a new term keeps the time since when there is no leader");
         control.set_role(2, 2, 3, ago(0));
         control.hold_back(Some(BackPressure::DiskBehind), ago(0));
         assert_eq!((what(), hours()), (Some(Trouble::DiskBehind), 0));

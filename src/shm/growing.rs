@@ -1,8 +1,8 @@
-//! Owns: [`Growing`], a file of shared memory that only grows, and [`Grown`], a reader's end of it. It is mapped once at its
-//! largest and allocated as it is used; when shared memory is short it moves to the store's directory.
+//! Owns: [`Growing`], a file of shared memory that only grows, and [`Grown`], its reader. The file is mapped once at its
+//! largest size and allocated as it is used. When shared memory is short it moves to the store's directory.
 //!
-//! What must hold: bytes that readers have been shown are the same wherever the file is; a reader of the old place is told
-//! by a word of it that there is a new one, before anything is shown there alone.
+//! What must hold: published bytes are the same in both places. A word of the old file marks the move, before anything is
+//! published in the new file alone.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -11,17 +11,17 @@ use std::sync::atomic::Ordering;
 use super::{Mapping, allocate, free_bytes, open, spill};
 use crate::error::{Error, Result};
 
-/// Bytes by which a growing file is allocated.
+/// Step in bytes by which a growing file is allocated.
 const GROW_STEP: u64 = 1 << 20;
-/// Offset of a word of every growing file: 1 once it has moved to where it would be spilled.
+/// Offset of the word of every growing file that is 1 once the file has moved to its spill path.
 pub(super) const MOVED: u64 = 24;
 
-/// A file that only grows.
+/// Writer of a file that only grows.
 #[derive(Debug)]
 pub(super) struct Growing {
     map: Mapping,
     file: File,
-    /// Where it is, or was, in shared memory.
+    /// Its path in shared memory, even after the move.
     path: PathBuf,
     allocated: u64,
     is_spilled: bool,
@@ -35,7 +35,7 @@ fn create(path: &Path, len_max: u64) -> Result<(File, Mapping)> {
 }
 
 impl Growing {
-    /// Creates `path`, at most `len_max` bytes, nothing of it allocated.
+    /// Creates `path` for at most `len_max` bytes and allocates none of them.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -44,7 +44,7 @@ impl Growing {
         Ok(Growing { map, file, path: path.to_path_buf(), allocated: 0, is_spilled: false })
     }
 
-    /// Makes the bytes before `end` writable.
+    /// Allocates all bytes before `end`; moves the file to disk if shared memory is short.
     ///
     /// # Errors
     /// [`Error::Io`] if neither shared memory nor the disk has room.
@@ -69,7 +69,7 @@ impl Growing {
         Ok(())
     }
 
-    /// Moves to the store's directory, with all that is there.
+    /// Moves the file with its content to the store's directory.
     fn spill(&mut self, why: &Error) -> Result<()> {
         let place = spill::prepare(&self.path)?;
         let (file, map) = create(&place, self.map.len())?;
@@ -77,9 +77,9 @@ impl Growing {
         if let Some(words) = self.map.words(0, self.allocated as usize / 8) {
             map.write_words(0, words);
         }
-        tracing::warn!(%why, place = %place.display(), "shared memory is short: names lie in a file of the store");
+        tracing::warn!(%why, place = %place.display(), "shared memory is short: a table of names lies on disk now");
         if self.allocated > 0 {
-            // SYNC: pairs with the load in `Grown::refresh`; all that the new place holds is ordered before it.
+            // SYNC: pairs with the load in `Grown::refresh`; the content of the new file is ordered before it.
             self.map.u64(MOVED).store(1, Ordering::Release);
         }
         std::fs::remove_file(&self.path).map_err(|e| Error::io("remove", &self.path, e))?;
@@ -87,13 +87,13 @@ impl Growing {
         Ok(())
     }
 
-    /// The mapping; only reserved bytes may be touched.
+    /// The mapping; touch reserved bytes only.
     pub(super) fn map(&self) -> &Mapping {
         &self.map
     }
 }
 
-/// Allocates, if enough is left for the bus.
+/// Allocates `len` bytes in shared memory if enough stays free for the bus.
 fn allocate_beside_the_bus(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
     if !spill::fits(path, len) {
         return Err(Error::NoSharedMemory { path: path.to_path_buf(), wanted: len, free: free_bytes(path) });
@@ -101,12 +101,12 @@ fn allocate_beside_the_bus(file: &File, path: &Path, offset: u64, len: u64) -> R
     allocate(file, path, offset, len)
 }
 
-/// A reader's end of a growing file.
+/// Reader of a growing file.
 #[derive(Debug)]
 pub(super) struct Grown(Mapping);
 
 impl Grown {
-    /// Maps `path`, or what has been spilled of that name.
+    /// Maps `path`, or its spilled file if `path` is absent.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -119,13 +119,15 @@ impl Grown {
         }
     }
 
-    /// Goes over to the new place of a file that has moved. If that is gone so is the instance of storage, and this stays.
+    /// Maps the new file if the file has moved. If the new file is gone, so is that instance of storage: the old map stays.
     pub(super) fn refresh(&mut self) {
         // SYNC: pairs with the store in `Growing::spill`.
         if self.0.len() > MOVED && self.0.u64(MOVED).load(Ordering::Acquire) != 0 {
             match Mapping::open(&spill::place(self.0.path()), false) {
                 Ok(map) => self.0 = map,
-                Err(error) => tracing::debug!(%error, "a table of names has moved and is gone"),
+                Err(error) => {
+                    tracing::debug!(%error, "a moved table of names is gone with its storage process; the old map stays in use")
+                }
             }
         }
     }
@@ -144,7 +146,7 @@ mod tests {
     use crate::shm::symbols::{Symbols, SymbolsWriter};
 
     #[test]
-    fn names_that_have_moved_to_the_store_are_found_by_readers_of_before_and_after() {
+    fn names_moved_to_the_store_are_found_by_readers_opened_before_and_after() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(store.path(), dir.path().join(crate::shm::spill::BACK)).unwrap();
@@ -156,7 +158,7 @@ mod tests {
         let mut before = Symbols::open(&path).unwrap();
         assert_eq!(before.id(&name(1)), Some(InstrumentId(1)));
         writer.file.spill(&Error::invalid("test", "")).unwrap();
-        // More than is allocated at a time.
+        // More than one allocation step.
         for i in 2..=50_000 {
             writer.push(&name(i)).unwrap();
         }

@@ -1,33 +1,35 @@
-//! Owns: what can keep a store from taking records in or its readers from what is new: what each trouble is called, what it
-//! means and what to do. Which of them a store has the control page says.
+//! Owns: [`Trouble`], the conditions that stop a store from accepting records or its readers from seeing new ones, each with
+//! its name, reason and advice. The control page determines which one a store has.
+//!
+//! What must hold: names are stable, because programs match on them.
 
 use std::fmt;
 
-/// What is wrong with a store.
+/// A trouble of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Its storage process has stopped in order.
+    /// The storage process has stopped cleanly.
     Stopped,
-    /// Its storage process has ended because the log could not be written or synced.
+    /// The storage process has ended because a write or sync of the log failed.
     Halted,
-    /// Its storage process recovers, or was ended while it did.
+    /// The storage process is recovering, or ended during recovery.
     Recovering,
-    /// Its storage process does not turn its loop: it was killed, or hangs.
+    /// The storage process sends no heartbeat: it was killed, or hangs.
     Silent,
-    /// This host of a cluster has no snapshot of the leader's store yet.
+    /// This host needs a snapshot of the leader's store and has none yet.
     NeedsSnapshot,
-    /// No host of the cluster is known to lead.
+    /// This host has no leader.
     NoLeader,
     /// The disk is full.
     NoSpace,
-    /// The MemTables are full.
+    /// The MemTables are full and not flushed yet.
     MemTablesFull,
-    /// The disk does not sync as fast as records come.
+    /// The disk syncs more slowly than records arrive.
     DiskBehind,
 }
 
 impl Trouble {
-    /// Its name for programs.
+    /// Name for programs.
     pub fn name(self) -> &'static str {
         match self {
             Trouble::Stopped => "stopped",
@@ -42,33 +44,33 @@ impl Trouble {
         }
     }
 
-    /// What it means.
+    /// Explanation for people.
     pub fn reason(self) -> &'static str {
         match self {
-            Trouble::Stopped => "its storage process has stopped",
-            Trouble::Halted => "its storage process has ended because the log could not be written or synced",
-            Trouble::Recovering => "its storage process is recovering, or ended while it did",
-            Trouble::Silent => "its storage process gives no heartbeat: it was killed, or hangs",
-            Trouble::NeedsSnapshot => "this host waits for a snapshot of the leader's store",
-            Trouble::NoLeader => "no host of the cluster is known to lead: a majority may be away",
-            Trouble::NoSpace => "the disk is full (NoSpace); publishers are under back-pressure until there is room",
+            Trouble::Stopped => "the storage process has stopped",
+            Trouble::Halted => "the storage process has ended because a write or sync of the log failed",
+            Trouble::Recovering => "the storage process is recovering, or ended during recovery",
+            Trouble::Silent => "the storage process sends no heartbeat: it was killed, or hangs",
+            Trouble::NeedsSnapshot => "this host needs a snapshot of the leader's store and waits for it",
+            Trouble::NoLeader => "this host has no leader: a majority of the hosts may be down or unreachable",
+            Trouble::NoSpace => "the disk is full (NoSpace); publishers are under back-pressure until space is free",
             Trouble::MemTablesFull => "the MemTables are full and not flushed yet; publishers are under back-pressure",
-            Trouble::DiskBehind => "the disk is behind; publishers are under back-pressure",
+            Trouble::DiskBehind => "the disk syncs more slowly than records arrive; publishers are under back-pressure",
         }
     }
 
-    /// What to do or to look at next, in a store whose directory stands for `STORE`.
+    /// Next command or action; `STORE` stands for the store's directory.
     pub fn advice(self) -> &'static str {
         match self {
-            Trouble::Stopped | Trouble::Silent | Trouble::Recovering => "start it with: tape-storage --store STORE",
-            Trouble::Halted => "see its log, check the disk, then: tape-storage --store STORE",
-            Trouble::NeedsSnapshot | Trouble::NoLeader => "how the hosts stand says: tape cluster status --store STORE",
-            Trouble::NoSpace => "free space on the disk; it goes on by itself",
-            Trouble::MemTablesFull | Trouble::DiskBehind => "it goes on by itself; if it lasts, give the store a faster disk",
+            Trouble::Stopped | Trouble::Silent | Trouble::Recovering => "start the storage process: tape-storage --store STORE",
+            Trouble::Halted => "read the log of the storage process, check the disk, then start it: tape-storage --store STORE",
+            Trouble::NeedsSnapshot | Trouble::NoLeader => "show the state of the hosts: tape cluster status --store STORE",
+            Trouble::NoSpace => "free space on the disk; the store then resumes by itself",
+            Trouble::MemTablesFull | Trouble::DiskBehind => "the store resumes by itself; if this lasts, give it a faster disk",
         }
     }
 
-    /// Whether a storage process serves the store all the same: readers have what it had taken in.
+    /// Whether a storage process still serves the store: readers then see all records that it has accepted.
     pub fn is_served(self) -> bool {
         !matches!(self, Trouble::Stopped | Trouble::Halted | Trouble::Recovering | Trouble::Silent)
     }

@@ -1,12 +1,12 @@
-//! Owns: the kinds that programs defined in a store, in shared memory: storage appends, everybody reads.
+//! Owns: the catalog of user-defined kinds in shared memory: storage appends, all other processes read.
 //!
 //! ```text
 //! 0    magic u64 · version u64 · words published u64 · moved u64
-//! 64   a kind after the other: words of its layout u64 · the layout
+//! 64   one kind after the other: words of its layout u64 · the layout
 //! ```
 //!
-//! What must hold: a layout is written before the published words cover it, and never again; it is published
-//! before the first record of its kind is.
+//! What must hold: a layout is written once, before the published words cover it, and published before the first record of
+//! its kind.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ const HEAD_LEN: u64 = 64;
 const _: () = assert!(PUBLISHED + 8 <= MOVED && MOVED + 8 <= HEAD_LEN);
 const LEN_MAX: u64 = HEAD_LEN + (USER_MAX * (1 + LAYOUT_WORDS_MAX) * 8) as u64;
 
-/// Storage's end.
+/// Writer of the kinds, in storage.
 #[derive(Debug)]
 pub struct KindsWriter {
     file: Growing,
@@ -56,14 +56,14 @@ impl KindsWriter {
         Ok(())
     }
 
-    /// Shows readers what has been appended: to be called once the log has it.
+    /// Publishes the appended layouts to readers. Call it after their control entries are in the log.
     pub fn publish(&self) {
         // SYNC: pairs with the load in `Kinds::refresh`.
         self.file.map().u64(PUBLISHED).store(self.words, Ordering::Release);
     }
 }
 
-/// A reader's end.
+/// Reader of the kinds.
 #[derive(Debug)]
 pub struct Kinds {
     grown: Grown,
@@ -75,7 +75,7 @@ impl Kinds {
     /// Maps the file `path`.
     ///
     /// # Errors
-    /// [`Error::Foreign`] if it is not such a file; [`Error::Io`].
+    /// [`Error::Foreign`] if it is no table of kinds; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Kinds> {
         let grown = Grown::open(path)?;
         let map = grown.map();
@@ -86,10 +86,10 @@ impl Kinds {
         Ok(Kinds { grown, words: 0, schemas: Vec::new() })
     }
 
-    /// Makes what storage has added known to this process. An idle call is a load.
+    /// Registers the layouts that storage has added since the last call. A call without news costs a few loads.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if this process knows another layout under a number.
+    /// [`Error::Invalid`] if this process has another layout under the same kind id; [`Error::Foreign`] if a layout is damaged.
     pub fn refresh(&mut self) -> Result<()> {
         self.grown.refresh();
         let map = self.grown.map();
@@ -107,7 +107,7 @@ impl Kinds {
         Ok(())
     }
 
-    /// The kinds of the store, as of the last refresh.
+    /// User-defined kinds of the store, as of the last refresh.
     pub fn schemas(&self) -> &[&'static Schema] {
         &self.schemas
     }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_is_known_to_readers_once_it_is_published() {
+    fn a_kind_is_visible_to_readers_once_it_is_published() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("kinds");
         let mut writer = KindsWriter::create(&path).unwrap();

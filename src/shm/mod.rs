@@ -1,11 +1,10 @@
-//! Owns: shared memory. [`Mapping`] is a file in a memory file system, mapped by many processes;
-//! [`control`] is the store's control page, [`bell`] wakes sleepers, [`run_dir`] names it all, [`user`] says whose it is,
-//! [`spill`] is where memory lies when that file system is short of it.
+//! Owns: shared memory. [`Mapping`] is a mapped file of a memory file system, shared by many processes. [`control`] is the
+//! store's control page, [`bell`] wakes sleepers, [`run_dir`] names the files, [`user`] checks who uses them, [`spill`] places
+//! them on disk when that file system is short of memory.
 //!
-//! What must hold: every byte of a mapping is backed by allocated memory before it is mapped (a full
-//! memory file system is an error here, not a signal later); each word has one writing thread; a
-//! reader reads plain words only after it has loaded, with acquire, an atomic that their writer
-//! stored, with release, after writing them.
+//! What must hold: every byte of a mapping is allocated before it is mapped, so a full memory file system is an error here
+//! and not a signal later. Each word has one writing thread. A writer stores an atomic with release after it has written
+//! plain words; a reader loads that atomic with acquire before it reads them.
 
 pub mod bell;
 pub mod control;
@@ -35,7 +34,7 @@ use crate::pages::Guarded;
 /// A mapped file of shared memory.
 #[derive(Debug)]
 pub struct Mapping {
-    /// Ends before the mapping does.
+    /// Dropped before the mapping.
     guarded: Guarded,
     map: MmapRaw,
     writable: bool,
@@ -46,7 +45,7 @@ impl Mapping {
     /// Creates `path` of `len` bytes, all allocated and zero, and maps it for writing.
     ///
     /// # Errors
-    /// [`Error::NoSharedMemory`] if the memory is not to be had, [`Error::Io`] otherwise.
+    /// [`Error::NoSharedMemory`] if there is not enough memory; [`Error::Io`] otherwise.
     pub fn create(path: &Path, len: u64) -> Result<Mapping> {
         let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
         if let Err(e) = allocate(&file, path, 0, len) {
@@ -58,8 +57,8 @@ impl Mapping {
         Mapping::map(&file, path, true, false)
     }
 
-    /// Creates `path` of `len` bytes, all zero, of which memory is allocated when they are touched: a full memory file
-    /// system is a signal then. For simulations.
+    /// Creates `path` of `len` zero bytes and maps it for writing. Memory is allocated at the first touch, so a full memory
+    /// file system raises a signal then. For simulations only.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -69,10 +68,10 @@ impl Mapping {
         Mapping::map(&file, path, true, true)
     }
 
-    /// The same in the store's directory instead of shared memory, where [`spill::place`] puts it.
+    /// As [`Mapping::create`], but in the store's directory, at the path that [`spill::place`] gives.
     ///
     /// # Errors
-    /// [`Error::Io`]: the disk has no room.
+    /// [`Error::Io`] if the disk has no room, or the file cannot be created.
     pub fn create_spilled(path: &Path, len: u64) -> Result<Mapping> {
         let place = spill::prepare(path)?;
         let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", &place)?;
@@ -85,7 +84,7 @@ impl Mapping {
         Mapping::map(&file, &place, true, true)
     }
 
-    /// Opens `path`, or creates it of `len` bytes, and maps it for writing.
+    /// Opens `path`, or creates it with `len` bytes, and maps it for writing.
     ///
     /// # Errors
     /// As [`Mapping::create`].
@@ -100,7 +99,7 @@ impl Mapping {
         Mapping::map(&file, path, true, false)
     }
 
-    /// Whether it is mapped for writing.
+    /// Whether the file is mapped for writing.
     pub fn is_writable(&self) -> bool {
         self.writable
     }
@@ -108,22 +107,22 @@ impl Mapping {
     /// Maps the existing `path`, for writing if `writable`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be opened or mapped.
+    /// [`Error::Io`] if it cannot be opened or mapped; [`Error::TooManyMaps`] if this process has no map left.
     pub fn open(path: &Path, writable: bool) -> Result<Mapping> {
         let file = open(OpenOptions::new().read(true).write(writable), "open", path)?;
         Mapping::map(&file, path, writable, is_sparse(&file) || !spill::is_memory(&file))
     }
 
-    /// A page of this process alone, which is zero in a process that is forked off it.
+    /// Maps one private page that the kernel zeroes in every forked child.
     ///
     /// # Errors
-    /// [`Error::Io`] if the kernel knows no such pages.
+    /// [`Error::Io`] if the kernel does not support such pages (before Linux 4.14).
     pub(crate) fn wiped_on_fork() -> Result<Mapping> {
         let path = Path::new("a page of this process");
         let map = MmapOptions::new().len(4096).map_anon().map_err(|e| Error::io("map", path, e))?;
         let map = MmapRaw::from(map);
         let advice = rustix::mm::Advice::LinuxWipeOnFork;
-        // SAFETY: the range is this mapping, private and not a file's, which nobody but `Mapping` will look into, by atomics.
+        // SAFETY: the range is this mapping; it is private and anonymous, and only `Mapping` accesses it, by atomics.
         let wiped = unsafe { rustix::mm::madvise(map.as_mut_ptr().cast(), map.len(), advice) };
         wiped.map_err(|e| Error::io("advise", path, e))?;
         let guarded = Guarded::new(map.as_ptr(), map.len(), true);
@@ -142,22 +141,20 @@ impl Mapping {
         Ok(Mapping { guarded, map, writable, path: path.to_path_buf() })
     }
 
-    /// Takes its pages out of this process's memory, where they count; they stay in shared memory, and come back when
-    /// they are touched.
+    /// Drops the pages from this process's resident memory. They stay in shared memory and are mapped again when touched.
     pub fn release(&self) {
-        // SAFETY: a shared mapping: the pages are those of the file in shared memory, with what is in them, whoever
-        // maps them when.
+        // SAFETY: the mapping is shared: its pages belong to the file and keep their content, mapped or not.
         let released = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         if let Err(error) = released {
-            tracing::debug!(%error, path = %self.path.display(), "pages are not given back");
+            tracing::debug!(%error, path = %self.path.display(), "cannot drop the pages of a mapping; they stay resident");
         }
     }
 
-    /// Whether every page that was touched so far was there. To be asked after the reads and writes that it is to vouch for;
-    /// see [`crate::pages`].
+    /// Checks that every page touched so far was readable. Call it after the reads and writes that it covers; see
+    /// [`crate::pages`].
     ///
     /// # Errors
-    /// [`Error::Io`] if one was not: what was read is not to be used, and what was written nobody else sees.
+    /// [`Error::Io`] if one was not: discard what was read; no other process sees what was written.
     #[inline]
     pub fn check(&self) -> Result<()> {
         if self.guarded.is_damaged() { Err(self.is_bad()) } else { Ok(()) }
@@ -165,8 +162,7 @@ impl Mapping {
 
     #[cold]
     fn is_bad(&self) -> Error {
-        let why =
-            "its memory is gone: the file has been cut short, or the disk or memory under it fails; start tape-storage again";
+        let why = "its memory is gone: the file was shortened, or the disk or memory under it fails; start tape-storage again";
         Error::io("use a page of", &self.path, std::io::Error::other(why))
     }
 
@@ -175,7 +171,7 @@ impl Mapping {
         self.map.len() as u64
     }
 
-    /// Whether there are no bytes.
+    /// Whether the mapping has no bytes.
     pub fn is_empty(&self) -> bool {
         self.map.len() == 0
     }
@@ -194,8 +190,8 @@ impl Mapping {
         assert!(offset.is_multiple_of(8) && offset.saturating_add(8) <= self.len(), "offset {offset}");
         // SAFETY: the offset was just checked to lie inside the mapping.
         let at = unsafe { self.map.as_mut_ptr().add(offset as usize) };
-        // SAFETY: aligned (mappings begin on a page), inside the mapping, which lives as long as
-        // `self`; the word is only ever accessed through atomics or before publication.
+        // SAFETY: aligned (mappings begin on a page) and inside the mapping, which lives as long as `self`; the word is
+        // accessed through atomics only, or before it is published.
         unsafe { AtomicU64::from_ptr(at.cast()) }
     }
 
@@ -212,8 +208,8 @@ impl Mapping {
         unsafe { AtomicU32::from_ptr(at.cast()) }
     }
 
-    /// `count` words from byte `offset`, or `None` if they are not all inside the mapping. To be called
-    /// only for words that are published: their writer never writes them again.
+    /// `count` words from byte `offset`; `None` if they are not all inside the mapping. Call it only for published words:
+    /// their writer never writes them again.
     #[inline]
     pub fn words(&self, offset: u64, count: usize) -> Option<&[u64]> {
         let end = (count as u64).checked_mul(8)?.checked_add(offset)?;
@@ -222,8 +218,8 @@ impl Mapping {
         }
         // SAFETY: the offset was just checked to lie inside the mapping.
         let at = unsafe { self.map.as_ptr().add(offset as usize) };
-        // SAFETY: aligned, inside the mapping that outlives the borrow, and published words are never
-        // written again while their file is mapped (files are unlinked, never reused or truncated).
+        // SAFETY: aligned and inside the mapping, which outlives the borrow; published words are never written again while
+        // their file is mapped (files are unlinked, never reused or truncated).
         Some(unsafe { std::slice::from_raw_parts(at.cast(), count) })
     }
 
@@ -237,36 +233,36 @@ impl Mapping {
         assert!(self.writable && offset.is_multiple_of(8) && end <= self.len(), "offset {offset}");
         // SAFETY: the range was just checked to lie inside the mapping.
         let at = unsafe { self.map.as_mut_ptr().add(offset as usize) };
-        // SAFETY: both ranges are valid for the length; they cannot overlap, because no slice of
-        // unpublished words of a mapping exists; this thread is the only writer of the range.
+        // SAFETY: both ranges are valid for the length. They cannot overlap: no slice of unpublished words of a mapping
+        // exists. This thread is the only writer of the range.
         unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), at.cast(), words.len()) };
     }
 }
 
-/// Mappings up to this length are populated at once: some 10 ms for 256 MiB.
+/// Mappings up to this length are populated when they are mapped: some 10 ms for 256 MiB.
 const POPULATE_MAX: u64 = 1 << 30;
 
-/// Fills the page tables now, instead of at a fault at the first touch of each page later. Piece by piece: for a whole
-/// table, every other thread of the process that wants to map or unmap memory would wait for half a second.
+/// Fills the page tables now, which saves a fault at the first touch of each page. It goes piece by piece: populating a whole
+/// table in one call blocks every other thread that maps or unmaps memory for half a second.
 fn populate(map: &MmapRaw, writable: bool) {
     let advice = if writable { memmap2::Advice::PopulateWrite } else { memmap2::Advice::PopulateRead };
     for at in (0..map.len()).step_by(POPULATE_PIECE) {
-        // Kernels before 5.14 do not know it: the faults come later then.
+        // Kernels before 5.14 lack this advice: pages then fault at their first touch.
         if map.advise_range(advice, at, POPULATE_PIECE.min(map.len() - at)).is_err() {
             return;
         }
     }
 }
 
-/// Bytes populated at once.
+/// Bytes populated by one call.
 const POPULATE_PIECE: usize = 4 << 20;
 
-/// Whether not every byte of `file` is allocated: populating it would allocate the rest.
+/// Whether some bytes of `file` are not allocated: populating it would allocate them.
 fn is_sparse(file: &File) -> bool {
     file.metadata().map_or(true, |m| m.blocks() * 512 < m.len())
 }
 
-/// Who may read the store by its group may read what is in shared memory, whatever the umask: the run directory decides.
+/// Mode of files in shared memory, independent of the umask: the group may read. The run directory limits who gets this far.
 const MODE: u32 = 0o640;
 
 fn open(options: &mut OpenOptions, op: &'static str, path: &Path) -> Result<File> {
@@ -278,7 +274,7 @@ fn open(options: &mut OpenOptions, op: &'static str, path: &Path) -> Result<File
     Ok(file)
 }
 
-/// Allocates the bytes from `offset` on of `file`, so that no later store can fail.
+/// Allocates `len` bytes of `file` from `offset` on, so that no later store into them can fail.
 fn allocate(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), offset, len) {
         Ok(()) => Ok(()),
@@ -289,12 +285,12 @@ fn allocate(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
     }
 }
 
-/// Bytes free in the file system that holds `path`; 0 if it cannot be told.
+/// Bytes free in the file system that holds `path`; 0 if unknown.
 pub fn free_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |s| s.f_bavail * s.f_frsize)
 }
 
-/// Bytes of the file system that holds `path`; 0 if it cannot be told.
+/// Size in bytes of the file system that holds `path`; 0 if unknown.
 pub fn total_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |s| s.f_blocks * s.f_frsize)
 }

@@ -1,10 +1,10 @@
-//! Owns: knowing whether a thing is used in the process that made it, or in one that was forked off that.
+//! Owns: [`Origin`], the process that made a value: detects its use in a forked child.
 //!
-//! A forked process has copies of what its parent keeps: of a ring with its numbers, of ends of the bus, of locks that a thread
-//! may hold that it does not have. To use them would be to be the parent a second time.
+//! A forked child has copies of its parent's state: of rings with their sequence numbers, of bus ports, of locks whose holders
+//! are threads of the parent. If the child used them, two processes would act as one.
 //!
-//! What must hold: it is told by one load, because every record that is published asks. The kernel empties a page of this
-//! process in whoever is forked off it, and the number that is put there next has never been there before.
+//! What must hold: the check costs one load, because every publish makes it. The kernel zeroes one page of this process in
+//! every forked child, and the number stored there next was never used before.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Mapping;
 use crate::error::{Error, Result};
 
-/// The page; `None` where the kernel cannot empty it (before Linux 4.14): then the process is asked who it is.
+/// The page; `None` where the kernel cannot zero it (before Linux 4.14): the check then compares process ids.
 static PAGE: OnceLock<Option<Mapping>> = OnceLock::new();
-/// Processes in a line of forks that have made anything.
+/// Numbers given out so far, in this process and its ancestors.
 static MADE: AtomicU64 = AtomicU64::new(0);
 
-/// The process that made a thing.
+/// The process that made a value.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
     page: Option<&'static Mapping>,
@@ -31,19 +31,19 @@ impl Origin {
         let page = PAGE.get_or_init(|| Mapping::wiped_on_fork().ok()).as_ref();
         let number = page.map_or(0, |page| {
             let word = page.u64(0);
-            // Nothing but the number is told by it, in one process: relaxed.
+            // The number orders nothing else, within one process: relaxed.
             let fresh = MADE.fetch_add(1, Ordering::Relaxed) + 1;
             word.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed).map_or_else(|known| known, |_| fresh)
         });
         Origin { page, number, pid: std::process::id() }
     }
 
-    /// Its number.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether this is still that process.
+    /// Whether the caller runs in that process.
     #[inline]
     pub fn is_here(&self) -> bool {
         match self.page {
@@ -52,10 +52,10 @@ impl Origin {
         }
     }
 
-    /// Checks that this is still that process, which opened the thing called `what`.
+    /// Checks that the caller runs in that process, which opened the `what`.
     ///
     /// # Errors
-    /// [`Error::Forked`] if it is not.
+    /// [`Error::Forked`] if the caller runs in a forked child.
     #[inline]
     pub fn check(&self, what: &'static str) -> Result<()> {
         if self.is_here() { Ok(()) } else { Err(Error::Forked { what, pid: self.pid }) }
@@ -67,10 +67,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_made_here_is_of_here_and_of_one_origin() {
+    fn values_made_in_one_process_have_one_origin() {
         let (a, b) = (Origin::here(), Origin::here());
         assert!(a.is_here() && b.is_here() && a.number == b.number);
-        assert!(a.page.is_some(), "this kernel empties pages");
+        assert!(a.page.is_some(), "this kernel zeroes pages on fork");
         let elsewhere = Origin { number: a.number - 1, pid: 0, ..a };
         assert!(matches!(elsewhere.check("publisher"), Err(Error::Forked { what: "publisher", pid: 0 })));
     }

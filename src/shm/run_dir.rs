@@ -1,28 +1,28 @@
-//! Owns: the names in a store's run directory, in shared memory, and how it is found.
+//! Owns: a store's run directory in shared memory: its creation, lock, lookup and sweep, and the names in it.
 //!
 //! ```text
-//! STORE/run -> /dev/shm/tapestore-<tag>/    tag: 8 digits of the store's id, 16 of which directory it is
+//! STORE/run -> /dev/shm/tapestore-<tag>/    tag: 8 digits of the store's id, 16 of the directory's identity
 //!                store         link back to STORE
-//!                lock          held by the storage process, released by the kernel
-//!                control       control page: same inode for as long as the host is up
+//!                lock          locked by the storage process, released by the kernel
+//!                control       control page: same inode as long as the host is up
 //!                bells         futexes
 //!                symbols-N     instrument names of instance N
 //!                kinds-N       kinds that programs defined, of instance N
 //!                memtable-N-M  MemTable M of instance N
-//!                attach.sock   where publishers ask to be let in
+//!                attach.sock   socket at which publishers attach
+//!                cluster.sock  socket of the replication process and of operators' tools
 //!                iox2-N/       bus files of instance N; its segments are /dev/shm/tape<tag>i<N>_*
 //! ```
 //!
-//! What must hold: what belongs to an instance carries its number and is swept when a later instance
-//! starts, so that nothing a killed process left behind outlives the next start. A run directory belongs to one directory on
-//! the disk, told by device, inode and when it was made: a copy of a store has the store's id and its link, and is another
-//! directory, so the link is believed only where the tag says that it is of this one. A run directory whose store is gone is
-//! removed by the next start of any store, unless it is another user's, or locked: then its process lives.
+//! What must hold: every name of an instance carries its number. A later instance sweeps these names, so no file of a killed
+//! process outlives the next start. A run directory belongs to one directory on disk, identified by device, inode and creation
+//! time. A copy of a store has the store's id and its link but is another directory, so the link counts only if its tag
+//! matches the directory. The next start of any store removes run directories whose stores are gone, except those of other
+//! users and locked ones, whose processes live.
 //!
-//! Shared memory is everybody's, and every user can take a name in it first. So a run directory is used only if it is a
-//! directory itself, the storage process's user has made it, and nobody else can write in it; what is another's is passed over,
-//! and the tag then has a random end. Who may read the store's directory by its group may read what is in shared memory;
-//! publishing is its user's alone.
+//! Every user can create names in shared memory first. So a run directory is used only if it is a directory and no link, the
+//! storage process's user owns it, and no other user can write in it. A foreign one is skipped, and the tag then gets a random
+//! suffix. The group that may read the store's directory may read its shared memory; only the store's user may publish.
 
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
@@ -36,41 +36,40 @@ use super::spill::{self, BACK, SPILLED};
 use super::user;
 use crate::error::{Error, Result};
 
-/// Where run directories live unless told otherwise.
+/// Default parent of run directories.
 pub const ROOT_DEFAULT: &str = "/dev/shm";
 
 /// Name of the link in the store directory.
 pub const LINK: &str = "run";
 
-/// Name of the file that says of a directory that it is a backup, which is never served.
+/// Name of the file that marks a directory as a backup, which is never served.
 pub const BACKUP: &str = "BACKUP";
 
 /// Name of the lock in the run directory.
 const LOCK: &str = "lock";
 const PREFIX: &str = "tapestore-";
-/// How often, and how long, the lock is asked for: a start of another store may just be looking at it.
+/// Tries for the lock, and the pause between them: a start of another store may hold it for a moment.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Names that are tried beside the tag alone, if other users have taken that.
+/// Names tried besides the plain tag, if other users own that.
 const OTHER_NAMES: usize = 8;
 
-/// Who may write in a run directory besides its user: nobody.
+/// Mode bits that no run directory may have: only its user may write in it.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-/// What a group has to be allowed in the store's directory, to be allowed to read what is in shared memory.
+/// Mode bits of the store's directory that let its group read its shared memory.
 const READABLE_BY_GROUP: u32 = 0o050;
 const MODE_PRIVATE: u32 = 0o700;
-/// What is made in it has its group.
+/// Group-readable, with setgid: new files inherit the directory's group.
 const MODE_SHARED: u32 = 0o2750;
 
-/// Digits of a tag that say which store it is, and which directory.
+/// Digits of a tag for the store's id and for the directory's identity.
 const ID_DIGITS: usize = 8;
 const DIR_DIGITS: usize = 16;
 
-/// That a run directory is in use; for as long as this lives. The store's directory is held open with it, so that its inode
-/// cannot become another's.
+/// Guard of a run directory that is in use. It keeps the store's directory open too, so that no other directory gets its inode.
 #[derive(Debug)]
-pub struct Held(#[expect(dead_code, reason = "what is held are the open files")] [File; 2]);
+pub struct Held(#[expect(dead_code, reason = "keeps the files open")] [File; 2]);
 
 /// A store's run directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,10 +79,10 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Creates the run directory of the store in `store` under `root`, takes it and links to it.
+    /// Creates the run directory of the store in `store` under `root`, locks it and links to it.
     ///
     /// # Errors
-    /// [`Error::Locked`] if another process has it; [`Error::Io`].
+    /// [`Error::Locked`] if another process has the lock, or other users own every name tried; [`Error::Io`].
     pub fn create(store: &Path, store_id: u128, root: &Path) -> Result<(RunDir, Held)> {
         let dir = File::open(store).map_err(|e| Error::io("open", store, e))?;
         let found = dir.metadata().map_err(|e| Error::io("stat", store, e))?;
@@ -98,7 +97,7 @@ impl RunDir {
                 Taken::Held(lock) => break (path, lock),
                 Taken::Busy => return Err(Error::Locked { path: store.to_path_buf() }),
                 Taken::Foreign => {
-                    tracing::warn!(path = %path.display(), "this name in shared memory is another's; one more is tried")
+                    tracing::warn!(path = %path.display(), "another user owns this, or can write in it; trying another name")
                 }
             }
             next = others.next().map(|_| random()).transpose()?.map(|end| root.join(format!("{PREFIX}{tag}x{end:08x}")));
@@ -114,8 +113,8 @@ impl RunDir {
     /// The run directory of the store in `store`.
     ///
     /// # Errors
-    /// [`Error::Backup`] of a backup; [`Error::StorageDown`] if there is none, or the one that the link leads to is another directory's; [`Error::Denied`] if
-    /// this process's user may not use it; [`Error::Io`] if it cannot be looked at.
+    /// [`Error::Backup`] if `store` is a backup; [`Error::StorageDown`] if there is no run directory, or the link leads to that
+    /// of another directory; [`Error::Denied`] if this process's user may not use it; [`Error::Io`] if it cannot be examined.
     pub fn find(store: &Path) -> Result<RunDir> {
         let down = |why| Error::StorageDown { dir: store.to_path_buf(), why };
         let found = match store.metadata() {
@@ -132,15 +131,17 @@ impl RunDir {
             Err(e) if e.kind() == ErrorKind::PermissionDenied => return Err(user::denied(store, found.uid(), user::own())),
             Err(_) => return Err(down("no storage process has run here")),
         };
-        let tag = tag_of(&path).ok_or_else(|| down("its link 'run' is not a run directory"))?.to_owned();
+        let tag = tag_of(&path).ok_or_else(|| down("its link 'run' does not lead to a run directory"))?.to_owned();
         if !is_of(&tag, &found) {
-            return Err(down("it is a copy, or was moved: its link 'run' is of another directory"));
+            return Err(down("it is a copy, or was moved: its link 'run' belongs to another directory"));
         }
-        let Ok(there) = path.symlink_metadata() else { return Err(down("not since this host was started")) };
-        // The link is made by the storage process: what it leads to is another's if somebody has put it there since.
+        let Ok(there) = path.symlink_metadata() else {
+            return Err(down("no storage process has run since this host was started"));
+        };
+        // The storage process makes the link, so its owner must own the target too: another user may have replaced that since.
         let owner = link.symlink_metadata().map_err(|e| Error::io("look for", &link, e))?.uid();
         if !there.is_dir() || there.uid() != owner || there.mode() & WRITABLE_BY_OTHERS != 0 {
-            return Err(down("what its link 'run' leads to was not made by its storage process"));
+            return Err(down("the target of its link 'run' was not made by its storage process"));
         }
         if rustix::fs::access(&path, rustix::fs::Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS) {
             return Err(user::denied(store, owner, user::own()));
@@ -148,15 +149,15 @@ impl RunDir {
         Ok(RunDir { path, tag })
     }
 
-    /// The directory.
+    /// Path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Checks that this process is of the user that serves the store in `store`: only that one may publish, or change it.
+    /// Checks that this process runs as the user that serves the store in `store`: only that user may publish or change it.
     ///
     /// # Errors
-    /// [`Error::Denied`] if it is not; [`Error::StorageDown`] if the run directory is gone.
+    /// [`Error::Denied`] if it runs as another user; [`Error::StorageDown`] if the run directory is gone.
     pub fn check_user(&self, store: &Path) -> Result<()> {
         let down = |_| Error::StorageDown { dir: store.to_path_buf(), why: "its shared memory is gone" };
         let owner = self.path.symlink_metadata().map_err(down)?.uid();
@@ -183,7 +184,7 @@ impl RunDir {
         self.path.join(format!("kinds-{instance}"))
     }
 
-    /// MemTable `id` of `instance`: in the store's directory if it says that it is spilled.
+    /// MemTable `id` of `instance`; in the store's directory if the id has the [`SPILLED`] bit.
     pub fn memtable(&self, instance: u64, id: u64) -> PathBuf {
         let path = self.path.join(format!("memtable-{instance}-{}", id & !SPILLED));
         if id & SPILLED == 0 { path } else { spill::place(&path) }
@@ -209,8 +210,8 @@ impl RunDir {
         format!("tape{}i{instance}_", self.tag)
     }
 
-    /// Removes what instances other than `keep` left behind. The caller holds the store's lock. Live
-    /// processes keep what they have mapped.
+    /// Removes the files of all instances other than `keep` and returns their number. The caller holds the store's lock. Live
+    /// processes keep their mappings.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -237,16 +238,16 @@ impl RunDir {
                 match std::fs::remove_file(shm.join(&name)) {
                     Ok(()) => removed += 1,
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    // Another user has put it there.
-                    Err(error) => tracing::warn!(%error, name, "a name of the bus in shared memory cannot be removed"),
+                    // Another user owns it.
+                    Err(error) => tracing::warn!(%error, name, "cannot remove a stale bus segment: another user may own it"),
                 }
             }
         }
         Ok(removed)
     }
 
-    /// The first of the instances `first`, `first + 2`, ... of which nothing lies in shared memory: of those that nobody has
-    /// begun yet, others may have taken the names.
+    /// The first of the instances `first`, `first + 2`, ... without a bus segment in shared memory: other users may have
+    /// created names of an instance that has not started yet.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -256,8 +257,8 @@ impl RunDir {
         Ok((first..).step_by(2).find(|i| is_free(*i)).unwrap_or(first))
     }
 
-    /// Removes run directories under `root` of this user whose stores are gone, with what belongs to them; gives
-    /// their names. What cannot be removed stays.
+    /// Removes this user's run directories under `root` whose stores are gone, with their bus segments, and returns their
+    /// names. A directory that cannot be removed stays, with a warning.
     ///
     /// # Errors
     /// [`Error::Io`] if `root` cannot be listed.
@@ -269,20 +270,22 @@ impl RunDir {
             if !this.is_orphan() {
                 continue;
             }
-            // Held while it goes: a start of its store at this moment waits, and makes a new one.
+            // Locked during the removal: a concurrent start of its store waits and makes a new one.
             let Ok(file) = File::open(this.path.join(LOCK)) else { continue };
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || !this.is_orphan() {
                 continue;
             }
             match this.sweep(None).map_err(|e| e.to_string()).and_then(|_| remove_tree(&this.path).map_err(|e| e.to_string())) {
                 Ok(()) => gone.push(name),
-                Err(error) => tracing::warn!(error, path = %this.path.display(), "a run directory without a store stays"),
+                Err(error) => {
+                    tracing::warn!(error, path = %this.path.display(), "cannot remove a run directory without a store")
+                }
             }
         }
         Ok(gone)
     }
 
-    /// Whether it is this user's, says whose it is, and that store is gone, is another or has another.
+    /// Whether this user owns it, it links back to a store, and that store is gone, replaced or linked to another run directory.
     fn is_orphan(&self) -> bool {
         let mine = self.path.symlink_metadata().is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw());
         let leads_here = |store: &Path| std::fs::read_link(store.join(LINK)).ok().as_deref() == Some(self.path.as_path());
@@ -290,7 +293,7 @@ impl RunDir {
         mine && std::fs::read_link(self.path.join(BACK)).is_ok_and(|store| !is_there(&store))
     }
 
-    /// Bus segments of any instance of this store that exist now.
+    /// Names of the existing bus segments of all instances of this store.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -300,15 +303,15 @@ impl RunDir {
     }
 }
 
-/// Which directory `found` is of, in [`DIR_DIGITS`] digits: no other on this host has them, nor one that gets its inode once it
-/// is gone, if the file system says when a directory was made.
+/// Identity of the directory with metadata `found`, in [`DIR_DIGITS`] digits, unique on this host. A later directory with the
+/// same inode differs too if the file system records creation times.
 fn which(found: &Metadata) -> String {
     let made = found.created().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |t| t.as_nanos());
     let words = [found.dev(), found.ino(), made as u64];
     format!("{:016x}", xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&words)))
 }
 
-/// Whether a run directory with `tag` is of the directory `found`.
+/// Whether a run directory with `tag` belongs to the directory with metadata `found`.
 fn is_of(tag: &str, found: &Metadata) -> bool {
     tag.get(ID_DIGITS..ID_DIGITS + DIR_DIGITS) == Some(which(found).as_str())
 }
@@ -325,17 +328,17 @@ fn random() -> Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// What came of asking for a run directory.
+/// Outcome of [`take`].
 enum Taken {
-    /// It is this process's, by this lock.
+    /// This process holds the lock.
     Held(File),
-    /// Another process has it.
+    /// Another process holds the lock.
     Busy,
-    /// It is another user's, or others can write in it.
+    /// Another user owns the directory, or can write in it.
     Foreign,
 }
 
-/// Makes the directory `path` of the store's directory `store` if it is not there, and takes its lock.
+/// Creates the directory `path` for the store's directory `store` if it is absent, and locks it.
 fn take(path: &Path, store: &Metadata) -> Result<Taken> {
     use rustix::io::Errno;
     for _ in 0..LOCK_TRIES {
@@ -346,7 +349,7 @@ fn take(path: &Path, store: &Metadata) -> Result<Taken> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(dir) => File::from(dir),
-            // It has just been swept.
+            // Another process has just swept it.
             Err(Errno::NOENT) => continue,
             Err(Errno::LOOP | Errno::NOTDIR | Errno::ACCESS) => return Ok(Taken::Foreign),
             Err(e) => return Err(Error::io("open", path, e)),
@@ -376,27 +379,27 @@ fn take(path: &Path, store: &Metadata) -> Result<Taken> {
     Ok(Taken::Busy)
 }
 
-/// Lets the group of the store's directory read in the run directory `path`, which is open as `dir`, as far as it may read in
-/// the store's.
+/// Gives the group of the store's directory read access to the run directory `path`, open as `dir`, if it has read access to
+/// the store's directory.
 fn share(path: &Path, dir: &File, store: &Metadata) -> Result<()> {
     use rustix::fs::{AtFlags, Gid, chownat, fchmod, fchown};
     let failed = |e| Error::io("set the mode of", path, e);
     let group = Some(Gid::from_raw(store.gid()));
     let has_group = |m: &Metadata| m.gid() == store.gid();
-    // A user can give what is its own to the groups that it is in only.
+    // A user can give its files only to groups that it is in.
     let is_given = |m: &Metadata| has_group(m) || fchown(dir, None, group).is_ok();
     let found = dir.metadata().map_err(|e| Error::io("stat", path, e))?;
     if store.mode() & READABLE_BY_GROUP != READABLE_BY_GROUP || !is_given(&found) {
         return fchmod(dir, Mode::from_raw_mode(MODE_PRIVATE)).map_err(failed);
     }
     if !has_group(&found) {
-        // What is there already has the group from before.
+        // Existing files still have the previous group.
         names(path)?.iter().try_for_each(|n| chownat(dir, n, None, group, AtFlags::SYMLINK_NOFOLLOW)).map_err(failed)?;
     }
     fchmod(dir, Mode::from_raw_mode(MODE_SHARED)).map_err(failed)
 }
 
-/// Makes `link` a link to `to`.
+/// Makes `link` a symbolic link to `to`.
 fn point(link: &Path, to: &Path) -> Result<()> {
     if std::fs::read_link(link).ok().as_deref() != Some(to) {
         if link.symlink_metadata().is_ok() {
@@ -407,7 +410,7 @@ fn point(link: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a directory with all in it, into which a process that has not noticed yet may still write.
+/// Removes a directory tree, in which a process that is about to end may still create files.
 fn remove_tree(path: &Path) -> std::io::Result<()> {
     for _ in 0..10 {
         match std::fs::remove_dir_all(path) {
@@ -415,7 +418,7 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
             other => return other,
         }
     }
-    tracing::warn!(path = %path.display(), "something still writes here; the next start removes it");
+    tracing::warn!(path = %path.display(), "a process still creates files in this directory; the next start removes it");
     Ok(())
 }
 

@@ -1,15 +1,15 @@
-//! Owns: the slots of the control page, one a granted publisher: how far its records have come.
+//! Owns: the slots of the control page, one per publisher session: acknowledged sequence numbers and session state.
 //!
 //! ```text
 //! 256 B each   +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
 //!              +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
-//!              +72 the unregistered instrument for which it is refused, + 1; 0: for something else
+//!              +72 the unregistered instrument for which the session is refused, + 1; 0: another reason
 //!              +128 durable pub_seq · 136 its LSN                              written by sync
-//!              +192 committed pub_seq · 200 its LSN                            rising, by sync alone or by ingest in a cluster
+//!              +192 committed pub_seq · 200 its LSN                            rising; by sync, in a cluster by ingest
 //! ```
 //!
-//! What must hold: a slot's numbers belong to its grant only if the grant reads the same before and after them;
-//! acknowledgements are never early.
+//! What must hold: a slot's numbers belong to a grant only if the grant reads the same before and after them.
+//! Acknowledgements are never early.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -20,7 +20,7 @@ use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
 /// Bytes of a slot.
 pub(super) const SLOT_LEN: u64 = 256;
 
-/// What a slot's publisher may do.
+/// State of a slot's publisher session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum SlotState {
@@ -30,39 +30,39 @@ pub enum SlotState {
     Attached = 1,
     /// A newer epoch of the same publisher is attached.
     Fenced = 2,
-    /// A batch was malformed; the grant is refused from then on.
+    /// A batch was malformed; storage refuses all later ones of this grant.
     Refused = 3,
-    /// Storage cannot receive what it sends, for want of descriptors, maps or memory; to go on it attaches again.
+    /// Storage lacks descriptors, maps or memory to receive from it; the publisher must attach again.
     Unreceived = 4,
 }
 
-/// What a publisher reads from its slot.
+/// A publisher's consistent read of its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotView {
-    /// What it may do.
+    /// State of the session.
     pub state: SlotState,
-    /// In the log file: everything up to here.
+    /// Last sequence number in the log.
     pub accepted: PubSeq,
     /// LSN of `accepted`.
     pub accepted_lsn: Lsn,
-    /// Durable: everything up to here.
+    /// Last durable sequence number.
     pub durable: PubSeq,
     /// LSN of `durable`.
     pub durable_lsn: Lsn,
-    /// Committed: everything up to here.
+    /// Last committed sequence number.
     pub committed: PubSeq,
     /// LSN of `committed`.
     pub committed_lsn: Lsn,
-    /// Rises whenever storage sees a jump; `gap_expected` then says what it waits for.
+    /// Rises at every gap in the sequence numbers that storage finds; `gap_expected` then is the number that it waits for.
     pub gap_count: u64,
-    /// What storage expects next, as of the newest gap.
+    /// Sequence number that storage expects, as of the newest gap.
     pub gap_expected: PubSeq,
-    /// The instrument that was never registered and of which it sent a record: why it is refused, if it is for that.
+    /// Set if the session is refused for a record of this unregistered instrument.
     pub unregistered: Option<InstrumentId>,
 }
 
 impl SlotView {
-    /// How far the publisher has come at `level`; [`Level::None`] promises nothing, and gives what is in the log.
+    /// Last sequence number acknowledged at `level`; [`Level::None`] guarantees nothing and returns `accepted`.
     pub fn reached(&self, level: Level) -> PubSeq {
         match level {
             Level::None | Level::Os => self.accepted,
@@ -72,7 +72,7 @@ impl SlotView {
     }
 }
 
-/// One publisher's slot.
+/// Slot of one publisher session.
 #[derive(Clone, Debug)]
 pub struct Slot {
     pub(super) map: Arc<Mapping>,
@@ -85,7 +85,7 @@ impl Slot {
         self.map.u64(self.base + offset)
     }
 
-    /// Grants the slot: everything up to `accepted` of this epoch is durable.
+    /// Grants the slot to a session of `publisher`; everything up to `accepted` of this epoch is durable.
     pub fn grant(&self, grant: u64, publisher: PublisherId, epoch: Epoch, accepted: PubSeq, lsn: Lsn) {
         self.free();
         // SYNC: orders "no grant" before the new numbers; pairs with the fence in `view`.
@@ -104,47 +104,47 @@ impl Slot {
         self.word(0).store(grant, Ordering::Release);
     }
 
-    /// Takes the grant back.
+    /// Revokes the grant.
     pub fn free(&self) {
         self.word(0).store(0, Ordering::Release);
-        // SYNC: pairs with the load of the state in `view`: whoever sees it free finds the grant gone at its second look.
+        // SYNC: pairs with the load of the state in `view`: a reader of this state finds the grant gone at its second load.
         self.word(24).store(SlotState::Free as u64, Ordering::Release);
     }
 
-    /// Changes what the publisher may do.
+    /// Sets the state of the session.
     pub fn set_state(&self, state: SlotState) {
         // SYNC: pairs with `view`.
         self.word(24).store(state as u64, Ordering::Release);
     }
 
-    /// Refuses its publisher for good: it sent a record of `instrument`, which was never registered.
+    /// Refuses the session for good, because it sent a record of the unregistered `instrument`.
     pub fn refuse_instrument(&self, instrument: InstrumentId) {
         self.word(72).store(u64::from(instrument.0) + 1, Ordering::Relaxed);
         self.set_state(SlotState::Refused);
     }
 
-    /// Everything up to `pub_seq`, of LSN `lsn`, is in the log file.
+    /// Records that everything up to `pub_seq`, of LSN `lsn`, is in the log.
     pub fn accept(&self, pub_seq: PubSeq, lsn: Lsn) {
         self.word(40).store(lsn.0, Ordering::Relaxed);
         // SYNC: pairs with `view`.
         self.word(32).store(pub_seq.0, Ordering::Release);
     }
 
-    /// Everything up to `pub_seq`, of LSN `lsn`, is durable.
+    /// Acknowledges everything up to `pub_seq`, of LSN `lsn`, as durable.
     pub fn ack_durable(&self, pub_seq: PubSeq, lsn: Lsn) {
         self.word(136).store(lsn.0, Ordering::Relaxed);
         // SYNC: pairs with `view`.
         self.word(128).store(pub_seq.0, Ordering::Release);
     }
 
-    /// Everything up to `pub_seq`, of LSN `lsn`, is committed.
+    /// Acknowledges everything up to `pub_seq`, of LSN `lsn`, as committed.
     pub fn ack_committed(&self, pub_seq: PubSeq, lsn: Lsn) {
         self.word(200).fetch_max(lsn.0, Ordering::Relaxed);
         // SYNC: pairs with `view`.
         self.word(192).fetch_max(pub_seq.0, Ordering::Release);
     }
 
-    /// Storage waits for `expected`.
+    /// Reports a gap: storage waits for `expected`.
     pub fn gap(&self, expected: PubSeq) {
         self.word(56).store(expected.0, Ordering::Relaxed);
         let count = self.word(48).load(Ordering::Relaxed);
@@ -152,7 +152,7 @@ impl Slot {
         self.word(48).store(count + 1, Ordering::Release);
     }
 
-    /// What the holder of `grant` is told; `None` if the grant has ended.
+    /// Reads the slot for the holder of `grant`; `None` if the grant has ended.
     #[inline]
     pub fn view(&self, grant: u64) -> Option<SlotView> {
         // SYNC: pairs with the last store in `grant`.
@@ -178,12 +178,12 @@ impl Slot {
             gap_expected: PubSeq(self.word(56).load(Ordering::Relaxed)),
             unregistered: self.word(72).load(Ordering::Relaxed).checked_sub(1).map(|i| InstrumentId(i as u32)),
         };
-        // SYNC: orders the numbers before the second look at the grant; pairs with the fence in `grant`.
+        // SYNC: orders the numbers before the second load of the grant; pairs with the fence in `grant`.
         fence(Ordering::Acquire);
         (self.word(0).load(Ordering::Relaxed) == grant).then_some(view)
     }
 
-    /// Who holds the slot: grant, publisher, epoch; `None` if nobody does.
+    /// Holder of the slot: grant, publisher, epoch; `None` if the slot is free.
     pub fn holder(&self) -> Option<(u64, PublisherId, Epoch)> {
         let grant = self.word(0).load(Ordering::Acquire);
         let publisher = PublisherId(self.word(8).load(Ordering::Relaxed) as u16);

@@ -1,5 +1,4 @@
-//! Owns: spilling: where memory that is shared lies when shared memory is short. A file of the store's directory is mapped
-//! the same way.
+//! Owns: spilling: files in the store's directory that replace shared memory when it is short. They are mapped the same way.
 //!
 //! ```text
 //! STORE/spill/memtable-N-M    as in the run directory
@@ -7,8 +6,8 @@
 //!             kinds-N
 //! ```
 //!
-//! What must hold: shared memory is left for the bus, which has nowhere else to be; readers can pin as much of it as they
-//! like, and what is made next has another place; what an instance has spilled goes with it, or at the next start.
+//! What must hold: enough shared memory stays free for the bus, which cannot spill. Readers may pin any amount of it: the next
+//! MemTable or table then spills. The spilled files of an instance are removed at its end, or at the next start.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -25,39 +24,39 @@ pub(super) const BACK: &str = "store";
 /// Name of the directory in the store's directory.
 pub const DIR: &str = "spill";
 
-/// Bytes of shared memory that are left for the bus at most, and at most this part of all.
+/// Shared memory left free for the bus: at most 64 MiB, and at most a fifth of the whole.
 const LEFT_MAX: u64 = 64 << 20;
 const LEFT_PART: u64 = 5;
 
-/// In the number of a MemTable: it is spilled.
+/// Bit of a MemTable's id: the MemTable is spilled.
 pub const SPILLED: u64 = 1 << 63;
 
-/// Mode of the directory, as of any in a store.
+/// Mode of the directory, as of every directory in a store.
 const MODE: u32 = 0o750;
 
-/// Bytes of zeros that are written at once, on a disk that cannot allocate.
+/// Bytes of zeros per write, on a file system without `fallocate`.
 const ZEROS: usize = 64 << 10;
 
-/// Whether `len` more bytes of shared memory can be had in the file system of the file `path`, with enough left for the bus.
+/// Whether the file system of the file `path` has `len` bytes free and enough besides for the bus.
 pub fn fits(path: &Path, len: u64) -> bool {
     let path = path.parent().unwrap_or(path);
     let left = (total_bytes(path) / LEFT_PART).min(LEFT_MAX);
     free_bytes(path) >= len.saturating_add(left)
 }
 
-/// Where the file that would be `path`, in a run directory, lies in the directory of its store.
+/// Spill path, in the store's directory, of the file `path` of a run directory.
 pub fn place(path: &Path) -> PathBuf {
     let (run_dir, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
     run_dir.join(BACK).join(DIR).join(name)
 }
 
-/// Whether `file` is in shared memory: the pages of another are made when they are touched.
+/// Whether `file` is in shared memory; other files get their pages at the first touch.
 pub(super) fn is_memory(file: &File) -> bool {
     const TMPFS: u64 = 0x0102_1994;
     rustix::fs::fstatfs(file).is_ok_and(|s| s.f_type.cast_unsigned() == TMPFS)
 }
 
-/// Allocates the bytes from `offset` on of `file` on the disk, so that no later store can fail for want of room.
+/// Allocates `len` bytes of `file` on disk from `offset` on, so that no later store into them fails for lack of space.
 pub(super) fn allocate(file: &File, path: &Path, offset: u64, len: u64) -> Result<()> {
     if len == 0 {
         return Ok(());
@@ -76,7 +75,7 @@ pub(super) fn allocate(file: &File, path: &Path, offset: u64, len: u64) -> Resul
     }
 }
 
-/// Makes the directory in which [`place`] puts `path`; gives the place.
+/// Creates the directory of the spill path of `path`; returns that path.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -94,8 +93,8 @@ pub fn prepare(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Removes what earlier instances have spilled of the store in `store`, whose lock the caller holds. Live processes keep what
-/// they have mapped.
+/// Removes the spilled files of earlier instances of the store in `store`, whose lock the caller holds. Live processes keep
+/// their mappings.
 ///
 /// # Errors
 /// [`Error::Io`].

@@ -1,4 +1,6 @@
-//! Owns: the counters of the control page, and why publishers are under back-pressure, by their numbers.
+//! Owns: the counters of the control page and the reasons of back-pressure, with their numbers.
+//!
+//! What must hold: a number is never given to another counter or reason, because other processes read them.
 
 /// Counters of the storage process, since its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,19 +12,19 @@ pub enum Statistic {
     Frames = 1,
     /// Bytes appended to the log.
     Bytes = 2,
-    /// Records that came a second time and were dropped.
+    /// Repeated records, dropped.
     Duplicates = 3,
-    /// Batches refused because records before them are missing.
+    /// Batches refused for a gap in the sequence numbers before them.
     Gaps = 4,
-    /// Batches refused because they were malformed.
+    /// Batches refused as malformed.
     Malformed = 5,
-    /// Batches of a fenced epoch.
+    /// Batches refused because their epoch is fenced.
     Fenced = 6,
     /// Syncs of the log.
     Syncs = 7,
-    /// Nanoseconds of back-pressure: full MemTables, too much unsynced, or no space.
+    /// Nanoseconds of back-pressure: MemTables full, disk behind, or no space.
     HeldBackNs = 8,
-    /// Why publishers are under back-pressure now: 0 they are not, else a [`BackPressure`].
+    /// Reason of the present back-pressure: a [`BackPressure`]; 0: none.
     HeldBack = 9,
     /// Publishers attached.
     Publishers = 10,
@@ -34,76 +36,76 @@ pub enum Statistic {
     MemTableUsed = 13,
     /// Dead publishers whose bus files were swept.
     Swept = 14,
-    /// MemTables filed into history.
+    /// MemTables flushed.
     Flushes = 15,
-    /// Records filed.
+    /// Records flushed.
     FlushedRecords = 16,
-    /// Bytes of files written.
+    /// Bytes of SSTables that flushes have written.
     FlushedBytes = 17,
-    /// Nanoseconds spent on filing, waiting for the log's syncs aside.
+    /// Nanoseconds of flushes, without waits for syncs of the log.
     FlushNs = 18,
-    /// Filings that failed and are tried again.
+    /// Flushes that failed and are retried.
     FlushFailures = 19,
-    /// Files of history.
+    /// SSTables.
     Files = 20,
-    /// Bytes of history.
+    /// Bytes of SSTables.
     HistoryBytes = 21,
-    /// The last record that files hold.
+    /// LSN of the last flushed record.
     Covered = 22,
-    /// Where the log goes on behind what the files hold.
+    /// Position of the checkpoint: recovery reads the log from there.
     CheckpointPosition = 23,
-    /// Merges of files of history.
+    /// Merges of SSTables.
     Merges = 24,
-    /// Bytes of files that merges have written.
+    /// Bytes of SSTables that merges have written.
     MergedBytes = 25,
-    /// Nanoseconds spent on merges.
+    /// Nanoseconds of merges.
     MergeNs = 26,
     /// Merges that failed.
     MergeFailures = 27,
-    /// Records that are held no longer, because they have lived long enough: of the store, not since the start.
+    /// Records dropped by retention, over the life of the store and not since the start.
     Expired = 28,
-    /// Whether files are being merged now: 1, else 0.
+    /// 1 while a merge runs, else 0.
     Merging = 29,
-    /// Times that records began to be refused because the disk is full.
+    /// Times that back-pressure began because the disk is full.
     NoSpace = 32,
     /// Bytes free on the store's file system.
     FreeBytes = 33,
-    /// Bytes of it that are kept free.
+    /// Bytes of it that the store keeps free.
     KeptFree = 34,
-    /// Kinds that programs defined.
+    /// User-defined kinds.
     Kinds = 35,
-    /// Since when publishers are under back-pressure, ns of the monotonic clock; 0: they are not.
+    /// Start of the present back-pressure, ns of the monotonic clock; 0: none.
     HeldBackSince = 36,
-    /// Since when this host has the leader that it has, or none, ns of the monotonic clock.
+    /// Since when this host has its present leader, or none: ns of the monotonic clock.
     LeaderSince = 37,
-    /// Since when this host waits for a snapshot of the leader's store, ns of the monotonic clock; 0: it does not.
+    /// Since when this host needs a snapshot of the leader's store, ns of the monotonic clock; 0: it does not.
     NeedsSnapshotSince = 38,
-    /// Log lines of the storage process that could not be written.
+    /// Lines of the storage process's own log that could not be written.
     LogLinesLost = 39,
-    /// MemTables that lay in the store's directory, because shared memory was short.
+    /// MemTables spilled to the store's directory because shared memory was short.
     Spilled = 40,
-    /// Times that the host's clock was found to have been set, or to be behind the store.
+    /// Times that the host's clock was found set, or behind the store.
     ClockSteps = 48,
-    /// By how much it was, the last time: ns, in two's complement.
+    /// Amount of the newest clock step: ns, in two's complement.
     ClockStep = 49,
 }
 
-/// Why publishers are under back-pressure, as [`Statistic::HeldBack`] numbers it.
+/// Reason of back-pressure, as [`Statistic::HeldBack`] numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum BackPressure {
     /// The MemTables are full and not flushed yet.
     MemTablesFull = 1,
-    /// The disk does not sync as fast as records come.
+    /// The disk syncs more slowly than records arrive.
     DiskBehind = 2,
-    /// The log is stopped after a failed write or sync.
+    /// The log has stopped after a failed write or sync.
     Halted = 3,
     /// The disk is full.
     NoSpace = 4,
 }
 
 impl BackPressure {
-    /// The reason of number `raw`.
+    /// Reason with the number `raw`.
     pub fn from_raw(raw: u64) -> Option<BackPressure> {
         [BackPressure::MemTablesFull, BackPressure::DiskBehind, BackPressure::Halted, BackPressure::NoSpace]
             .into_iter()
@@ -111,5 +113,5 @@ impl BackPressure {
     }
 }
 
-/// Of [`Statistic::HeldBack`]: the disk is full.
+/// Value of [`Statistic::HeldBack`] while the disk is full.
 pub const NO_SPACE: u64 = BackPressure::NoSpace as u64;

@@ -1,11 +1,11 @@
-//! Owns: the instrument names of a store in shared memory: storage appends, everybody reads.
+//! Owns: the catalog of instrument names in shared memory: storage appends, all other processes read.
 //!
 //! ```text
 //! 0    magic u64 · version u64 · count u64 · moved u64
-//! 64   80 B an instrument, in the order of ids from 1: id u64 · name length u8 · name 71 B
+//! 64   80 B per instrument, in the order of ids from 1: id u64 · name length u8 · name 71 B
 //! ```
 //!
-//! What must hold: an entry is written before `count` covers it, and never again.
+//! What must hold: an entry is written once, before `count` covers it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ const _: () = assert!(COUNT + 8 <= MOVED && MOVED + 8 <= HEAD_LEN);
 const ENTRY_WORDS: usize = 10;
 const ENTRY_LEN: u64 = ENTRY_WORDS as u64 * 8;
 
-/// Storage's end.
+/// Writer of the names, in storage.
 #[derive(Debug)]
 pub struct SymbolsWriter {
     pub(super) file: Growing,
@@ -45,17 +45,17 @@ impl SymbolsWriter {
         Ok(SymbolsWriter { file, count: 0, max })
     }
 
-    /// Instruments.
+    /// Number of instruments.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Most instruments.
+    /// Largest number of instruments.
     pub fn max(&self) -> u64 {
         self.max
     }
 
-    /// Shows readers what has been appended: to be called once the log has it.
+    /// Publishes the appended names to readers. Call it after their control entries are in the log.
     pub fn publish(&self) {
         // SYNC: pairs with the load in `Symbols::refresh`.
         self.file.map().u64(COUNT).store(self.count, Ordering::Release);
@@ -64,7 +64,7 @@ impl SymbolsWriter {
     /// Appends the name of the next instrument; readers do not see it before [`SymbolsWriter::publish`].
     ///
     /// # Errors
-    /// [`Error::Limit`] if there are too many; as [`Growing::reserve`].
+    /// [`Error::Limit`] if there are [`SymbolsWriter::max`] already; as [`Growing::reserve`].
     pub fn push(&mut self, name: &Name) -> Result<InstrumentId> {
         if self.count == self.max {
             return Err(Error::Limit { what: "the number of instruments", limit: self.max });
@@ -84,10 +84,10 @@ impl SymbolsWriter {
     }
 }
 
-/// A reader's end; names once seen are kept.
+/// Reader of the names; caches all names that it has read.
 #[derive(Debug)]
 pub struct Symbols {
-    /// Where more come from; `None` if these are all.
+    /// Source of further names; `None` if the set is fixed.
     map: Option<Grown>,
     names: Vec<Name>,
     ids: HashMap<Name, InstrumentId>,
@@ -97,7 +97,7 @@ impl Symbols {
     /// Maps the file `path`.
     ///
     /// # Errors
-    /// [`Error::Foreign`] if it is not such a file; [`Error::Io`].
+    /// [`Error::Foreign`] if it is no instrument table; [`Error::Io`].
     pub fn open(path: &Path) -> Result<Symbols> {
         let grown = Grown::open(path)?;
         let map = grown.map();
@@ -108,13 +108,13 @@ impl Symbols {
         Ok(Symbols { map: Some(grown), names: Vec::new(), ids: HashMap::new() })
     }
 
-    /// Exactly `names`, in the order of ids from 1.
+    /// A fixed set of `names`, in the order of ids from 1.
     pub fn fixed(names: Vec<Name>) -> Symbols {
         let ids = (1u32..).map(InstrumentId).zip(&names).map(|(id, name)| (*name, id)).collect();
         Symbols { map: None, names, ids }
     }
 
-    /// Takes in what storage has added.
+    /// Reads the names that storage has added.
     pub fn refresh(&mut self) {
         let Some(grown) = &mut self.map else { return };
         grown.refresh();
@@ -134,7 +134,7 @@ impl Symbols {
         &self.names
     }
 
-    /// The instrument called `name`.
+    /// Id of the instrument `name`; `None` if it is not registered.
     pub fn id(&mut self, name: &Name) -> Option<InstrumentId> {
         if !self.ids.contains_key(name) {
             self.refresh();
@@ -142,7 +142,7 @@ impl Symbols {
         self.ids.get(name).copied()
     }
 
-    /// The name of `instrument`.
+    /// Name of `instrument`; `None` if it is not registered.
     pub fn name(&mut self, instrument: InstrumentId) -> Option<Name> {
         let index = (instrument.0 as usize).checked_sub(1)?;
         if index >= self.names.len() {
@@ -172,7 +172,7 @@ mod tests {
             assert_eq!(writer.push(&name(i)).unwrap(), InstrumentId(i));
         }
         assert!(matches!(writer.push(&name(0)), Err(Error::Limit { .. })));
-        assert_eq!(reader.id(&name(1)), None, "not shown yet");
+        assert_eq!(reader.id(&name(1)), None, "not published yet");
         writer.publish();
         for i in [1, 2, 500_000, 1_000_000] {
             assert_eq!(reader.id(&name(i)), Some(InstrumentId(i)));

@@ -1,7 +1,7 @@
-//! Owns: whose a process is, and how a user is called.
+//! Owns: users: that of this process, that of a socket's peer, and their names.
 //!
-//! What must hold: who may publish to a store, or change it, is decided by what the kernel says of the other end of a
-//! connection, never by what it says itself.
+//! What must hold: permission to publish to a store or to change it depends on the credentials that the kernel reports of a
+//! connection's peer, never on a claim of the peer.
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -12,12 +12,12 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::error::{Error, Result};
 
-/// The user of this process, by number.
+/// Effective user id of this process.
 pub fn own() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// What user `uid` is called: its name, if this host has one for it, and its number.
+/// Display name of user `uid`: its number, with its name if this host has one.
 pub fn name(uid: u32) -> String {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let mut fields = users.lines().map(|line| line.split(':'));
@@ -28,26 +28,27 @@ pub fn name(uid: u32) -> String {
     found.map_or_else(|| format!("user {uid}"), |name| format!("user {name} ({uid})"))
 }
 
-/// That a process of user `uid` may not use the store in `dir`, which user `owner` serves.
+/// Error for a process of user `uid` that may not use the store in `dir`, which user `owner` serves.
 pub fn denied(dir: &Path, owner: u32, uid: u32) -> Error {
     Error::Denied { dir: dir.to_path_buf(), owner: name(owner), user: name(uid) }
 }
 
-/// Checks that the process at the other end of `stream` is of this process's user, which serves the store in `dir`: what
-/// another user puts on the bus this one cannot read, and the store's files are not its own.
+/// Checks that the peer of `stream` runs as this process's user, which serves the store in `dir`: storage cannot read what
+/// another user puts on the bus, and the store's files belong to its user.
 ///
 /// # Errors
-/// [`Error::Denied`] if it is not; [`Error::Io`] if the kernel does not say.
+/// [`Error::Denied`] if the peer runs as another user; [`Error::Io`] if the kernel does not report the peer's user.
 pub fn check_peer(stream: &UnixStream, dir: &Path) -> Result<()> {
-    let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|e| Error::io("ask who connects to", dir, e))?;
+    let peer =
+        rustix::net::sockopt::socket_peercred(stream).map_err(|e| Error::io("read the user of a connection to", dir, e))?;
     let uid = peer.uid.as_raw();
     if uid == own() { Ok(()) } else { Err(denied(dir, own(), uid)) }
 }
 
-/// Connections that wait to be accepted.
+/// Most connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Opens a socket at `path`, at which processes of this user may connect and others not, that never waits.
+/// Opens a non-blocking socket at `path`, to which only processes of this user may connect.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -55,7 +56,7 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     let failed = |e: Errno| Error::io("listen at", path, e);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed)?;
-    // Before it has a name: who may read in the run directory may not connect.
+    // Before it has a name: the group, which may read the run directory, must not connect.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed)?;
     net::bind(&socket, &SocketAddrUnix::new(path).map_err(failed)?).map_err(failed)?;
     net::listen(&socket, BACKLOG).map_err(failed)?;
@@ -67,13 +68,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_has_its_name_and_its_number_and_one_without_a_name_its_number() {
+    fn a_user_is_shown_by_name_and_number_or_by_number_alone() {
         assert_eq!(name(0), "user root (0)");
         assert_eq!(name(4_000_000_000), "user 4000000000");
     }
 
     #[test]
-    fn the_other_end_of_a_socket_is_of_this_user() {
+    fn a_peer_of_the_same_user_is_accepted() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         check_peer(&ours, Path::new("s")).unwrap();
     }

@@ -1,21 +1,23 @@
-//! Owns: [`Words`], the words of shared memory as far as more than one thread looks at them at once: so that the very code that
-//! orders them runs on a model of memory too.
+//! Owns: [`Words`], access to words of shared memory that several threads use concurrently. It abstracts the memory, so that
+//! the code that orders these words runs on a model of memory (loom) too.
+//!
+//! What must hold: production and model run the same code with the same orderings.
 
 use std::sync::atomic::{Ordering, fence};
 
 use super::Mapping;
 
-/// Words at byte offsets, each of which one thread stores and any loads.
+/// Words at byte offsets; one thread stores each of them, any thread loads it.
 pub trait Words {
-    /// The 32-bit word at `at`.
+    /// Loads the 32-bit word at `at`.
     fn load32(&self, at: u64, order: Ordering) -> u32;
-    /// Sets it.
+    /// Stores the 32-bit word at `at`.
     fn store32(&self, at: u64, value: u32, order: Ordering);
-    /// The 64-bit word at `at`.
+    /// Loads the 64-bit word at `at`.
     fn load64(&self, at: u64, order: Ordering) -> u64;
-    /// Sets it.
+    /// Stores the 64-bit word at `at`.
     fn store64(&self, at: u64, value: u64, order: Ordering);
-    /// Orders what is before it and what is behind it.
+    /// Orders the accesses before it and after it, as `std::sync::atomic::fence` does.
     fn fence(&self, order: Ordering);
 }
 
@@ -46,7 +48,7 @@ impl Words for Mapping {
     }
 }
 
-/// Memory as an architecture may reorder it: every order of loads and stores that the language allows is tried.
+/// Model of memory that tries every order of loads and stores that the language allows.
 #[cfg(test)]
 pub(crate) mod model {
     use std::collections::BTreeMap;
@@ -55,7 +57,7 @@ pub(crate) mod model {
 
     use super::*;
 
-    /// The words of a model: those that were named, and no others.
+    /// Words of a model: only those at the given offsets exist.
     #[derive(Default)]
     pub(crate) struct Modelled {
         short: BTreeMap<u64, AtomicU32>,

@@ -1,8 +1,8 @@
-//! Owns: what makes an SSTable an Arrow IPC file: the schema message, a message a block, the footer.
+//! Owns: the Arrow IPC parts of an SSTable: the schema message, one message per block, the footer.
 //!
-//! Prices and sizes are integers whose field metadata says `scale = 9`; times are nanoseconds UTC
-//! without a zone; characters are unsigned bytes; text is fixed-size binary. Nothing is nullable: a null
-//! is the type's maximum, as in the records.
+//! Prices and sizes are integers with the field metadata `scale = 9`. Times are nanoseconds UTC without
+//! a zone. Characters are unsigned bytes. Text is fixed-size binary. Nothing is nullable: as in the
+//! records, null is the type's maximum.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use flatbuffers::FlatBufferBuilder;
 use super::format::{ALIGN, ARROW_MAGIC, Block, Stored};
 use crate::record::{ColumnType, Schema};
 
-/// Marks the beginning of a message.
+/// Marks the start of a message.
 const CONTINUATION: [u8; 4] = [0xff; 4];
 
 fn data_type(of: ColumnType) -> DataType {
@@ -48,7 +48,7 @@ pub(super) fn schema(kind: &Schema, columns: &[Stored]) -> ArrowSchema {
     ArrowSchema::new_with_metadata(columns.iter().map(|c| Arc::new(field(c))).collect::<Vec<_>>(), metadata)
 }
 
-/// `message` with its mark and length, so long that what follows it at `offset` is aligned.
+/// `message` with its marker and length, padded so that the bytes after it, at `offset`, are aligned.
 fn framed(message: &[u8], offset: u64) -> Vec<u8> {
     let len = (offset + 8 + message.len() as u64).next_multiple_of(ALIGN) - offset;
     let mut bytes = Vec::with_capacity(len as usize);
@@ -59,7 +59,7 @@ fn framed(message: &[u8], offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// The head of a file: the magic and the schema message.
+/// The head of a file: magic and schema message.
 pub(super) fn head(schema: &ArrowSchema) -> Vec<u8> {
     let mut builder = FlatBufferBuilder::new();
     let header = IpcSchemaEncoder::new().schema_to_fb_offset(&mut builder, schema).as_union_value();
@@ -76,8 +76,8 @@ pub(super) fn head(schema: &ArrowSchema) -> Vec<u8> {
     bytes
 }
 
-/// The message of a block of `rows` rows whose columns begin at `offsets` in a body of `body_len`
-/// bytes; the message begins at an aligned place, and the body follows it at one.
+/// The message of a block of `rows` rows whose columns begin at `offsets` in a body of `body_len` bytes.
+/// Message and body both begin at aligned offsets.
 pub(super) fn batch(columns: &[Stored], rows: usize, offsets: &[u64], body_len: u64) -> Vec<u8> {
     let mut builder = FlatBufferBuilder::new();
     let nodes = vec![FieldNode::new(rows as i64, 0); columns.len()];
@@ -102,10 +102,10 @@ pub(super) fn batch(columns: &[Stored], rows: usize, offsets: &[u64], body_len: 
     framed(builder.finished_data(), 0)
 }
 
-/// The mark after the last block.
+/// The marker after the last block.
 pub(super) const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 
-/// The end of a file: the footer, its length and the magic.
+/// The end of a file: footer, footer length, magic.
 pub(super) fn tail(schema: &ArrowSchema, blocks: &[Block]) -> Vec<u8> {
     let mut builder = FlatBufferBuilder::new();
     let schema = IpcSchemaEncoder::new().schema_to_fb_offset(&mut builder, schema);

@@ -1,29 +1,29 @@
-//! Owns: views of rows in a file: the rows of a series in a range, the columns of a block, its times.
+//! Owns: views of rows in a file: a series' rows in a range, a block's columns, a block's times.
 
 use super::format::{BLOCK_ROWS, BY_INGEST, Block, SeriesEntry};
 use super::transpose::{Body, Plan};
 use crate::record::index_time;
 use crate::time::Ts;
 
-/// Rows `from..to` of a series, counted from its first.
+/// Rows `from..to` of a series, counted from its first row.
 #[derive(Clone, Copy, Debug)]
 pub struct Slice {
     /// The series.
     pub series: SeriesEntry,
-    /// The first.
+    /// The first row.
     pub from: u32,
-    /// The one after the last.
+    /// One past the last row.
     pub to: u32,
 }
 
 impl Slice {
-    /// Block and row of row `at` of the series.
+    /// Block and row in it of row `at` of the series.
     #[inline]
     pub fn locate(&self, at: u32) -> (u32, usize) {
         locate(&self.series, at)
     }
 
-    /// How many of the rows from `at` on lie in the same block.
+    /// Number of rows from `at` on that lie in the same block.
     pub fn run(&self, at: u32) -> usize {
         let (_, row) = self.locate(at);
         (self.to.saturating_sub(at) as usize).min(BLOCK_ROWS - row)
@@ -45,13 +45,13 @@ pub struct Times<'a> {
 }
 
 impl<'a> Times<'a> {
-    /// The times as they stand, unless some row sorts by its ingest time.
+    /// The stored times, unless some row sorts by its ingest time.
     #[inline]
     pub fn plain(&self) -> Option<&'a [u64]> {
         (!self.by_ingest).then_some(self.own)
     }
 
-    /// Of row `row`.
+    /// The index time of row `row`.
     #[inline]
     pub fn get(&self, row: usize) -> Ts {
         let own = Ts(self.own.get(row).copied().unwrap_or(u64::MAX));
@@ -65,9 +65,9 @@ impl<'a> Times<'a> {
 /// The columns of a checked block.
 #[derive(Clone, Copy)]
 pub struct BlockView<'a> {
-    /// What the directory says of it.
+    /// Its entry in the block directory.
     pub entry: &'a Block,
-    /// Its columns.
+    /// The columns.
     pub body: Body<'a>,
     pub(super) plan: &'a Plan,
 }
@@ -92,21 +92,21 @@ impl<'a> BlockView<'a> {
         Times { own, ingest: self.ingest(), by_ingest: self.entry.flags & BY_INGEST != 0 }
     }
 
-    /// The bytes of the record's column at byte `offset` of it.
+    /// Bytes of the column stored from byte `offset` of the record.
     pub fn column(&self, offset: usize) -> Option<&'a [u8]> {
         let index = self.plan.columns.iter().position(|c| c.offset == Some(offset))?;
         let size = self.plan.columns.get(index)?.of.size();
         Some(self.body.column(self.plan.offset(index, self.body.rows), size))
     }
 
-    /// The bytes of the column called `name`, and of a value of it.
+    /// Bytes of the column `name`, and the size of one value.
     pub fn column_named(&self, name: &str) -> Option<(&'a [u8], usize)> {
         let index = self.plan.columns.iter().position(|c| c.name == name)?;
         let size = self.plan.columns.get(index)?.of.size();
         Some((self.body.column(self.plan.offset(index, self.body.rows), size), size))
     }
 
-    /// How its records are rebuilt.
+    /// The plan by which records are rebuilt.
     pub fn plan(&self) -> &'a Plan {
         self.plan
     }
@@ -117,7 +117,8 @@ impl<'a> BlockView<'a> {
     }
 }
 
-/// The first of `0..count` for which `before` is false, `before` being true up to it.
+/// The first index in `0..count` for which `before` is false; `before` is true for every index below
+/// it.
 #[inline]
 pub(super) fn partition_point(count: usize, before: impl Fn(usize) -> bool) -> usize {
     let (mut low, mut high) = (0, count);

@@ -1,8 +1,8 @@
-//! Owns: Bloom filters, split into blocks of 256 bits, so that a question is one cache line.
+//! Owns: Bloom filters, split into blocks of 256 bits, so that a lookup reads one cache line.
 //!
 //! After Putze, Sanders and Singler, "Cache-, Hash- and Space-Efficient Bloom Filters" (2007), with the
-//! eight salts of the Parquet format. The high half of a hash chooses the block, the low half one bit in
-//! each of its eight words.
+//! eight salts of the Parquet format. The high half of a hash selects the block, the low half one bit in
+//! each of the block's eight words.
 
 /// One block: eight words.
 pub type Line = [u32; 8];
@@ -17,7 +17,7 @@ fn mask(hash: u64) -> Line {
 
 #[inline]
 fn line_of(hash: u64, lines: usize) -> usize {
-    // The high half scaled to the number of lines (Lemire 2019), without a division.
+    // The high half, scaled to the number of lines without a division (Lemire 2019).
     (((hash >> 32) * lines as u64) >> 32) as usize
 }
 
@@ -26,9 +26,9 @@ pub fn lines_for(keys: u64, bits: u64) -> usize {
     (keys * bits).div_ceil(256).max(1) as usize
 }
 
-/// Bits a key at which at most `rate` of the absent keys are taken for present, by the filter's own
-/// formula: keys fall into blocks as Poisson's law says, and a block of `i` keys errs at
-/// (1 - (1 - 1/32)^i)^8.
+/// Bits per key at which at most `rate` of the absent keys pass, by the filter's formula: keys per block
+/// follow a Poisson distribution, and a block of `i` keys has a false-positive rate of (1 - (1 -
+/// 1/32)^i)^8.
 pub fn bits_for(rate: f64) -> u64 {
     (6..64).find(|&bits| expected_rate(bits as f64) <= rate).unwrap_or(64)
 }
@@ -44,7 +44,7 @@ fn expected_rate(bits: f64) -> f64 {
     sum
 }
 
-/// Puts `hash` into the filter `lines`.
+/// Adds `hash` to the filter `lines`.
 #[inline]
 pub fn insert(lines: &mut [Line], hash: u64) {
     let at = line_of(hash, lines.len());
@@ -53,7 +53,7 @@ pub fn insert(lines: &mut [Line], hash: u64) {
     }
 }
 
-/// Whether `hash` may be in the filter `lines`; never wrong when the answer is no.
+/// Whether `hash` may be in the filter `lines`. `false` is always right.
 #[inline]
 pub fn may_contain(lines: &[Line], hash: u64) -> bool {
     let Some(line) = lines.get(line_of(hash, lines.len())) else { return false };
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_seeds_parameters_hold_when_measured() {
+    fn the_measured_rates_are_those_asked_for() {
         for (keys, rate) in [(1_000, 0.01), (10_000, 0.01), (100_000, 0.001)] {
             let bits = bits_for(rate);
             let found = measured(keys, bits);
@@ -86,14 +86,14 @@ mod tests {
                 found * 100.0,
                 rate * 100.0
             );
-            // A million probes: the measured rate is within a tenth of its expectation.
+            // With a million probes the measured rate is within a tenth of the expected one.
             assert!(found <= rate * 1.1, "{keys} keys at {bits} bits: {found}");
             assert!(bits_for(rate / 4.0) > bits);
         }
     }
 
     #[test]
-    fn at_twelve_bits_less_than_one_in_a_hundred_absent_keys_passes_whatever_the_size() {
+    fn at_12_bits_a_key_less_than_1_percent_of_absent_keys_pass_at_any_size() {
         for keys in [1, 100, 4096, 1_000_000] {
             assert!(measured(keys, BLOOM_BITS) < 0.01, "{keys} keys");
         }

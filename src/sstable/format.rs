@@ -1,7 +1,7 @@
-//! Owns: the bytes of an SSTable. Every offset, magic and version of the file is here.
+//! Owns: the byte layout of an SSTable, with every offset, magic and version.
 //!
-//! The file is an Arrow IPC file (uncompressed, one record batch a block) with our own sections in the
-//! gap before Arrow's footer, which Arrow readers do not look at:
+//! The file is an Arrow IPC file (uncompressed, one record batch per block). Our own sections lie in the
+//! gap before Arrow's footer, which Arrow readers skip:
 //!
 //! ```text
 //! 0    "ARROW1\0\0" · schema message                                   head
@@ -21,13 +21,14 @@
 //!      Arrow footer · its length u32 · "ARROW1"
 //! ```
 //!
-//! Rows are sorted by (instrument, index time, LSN). A block holds at most 4,096 rows; a series of 4,096
-//! rows or more begins a block of its own, and only such a beginning ends a block early: so row `p` of
-//! a series lies `p` rows after its first, counted in full blocks.
+//! Rows are sorted by (instrument, index time, LSN). A block holds at most 4,096 rows. A series of 4,096
+//! rows or more begins a new block; nothing else ends a block early. So row `p` of a series lies `p`
+//! rows after its first, counted in full blocks.
 //!
-//! What must hold: the manifest knows the file's length and its trailer's CRC; the trailer's CRC covers
-//! itself and all that follows it; the trailer has the CRC of the head and of each section; the block
-//! directory has the CRC of each block. So every byte but padding between sections is covered.
+//! What must hold: the manifest holds the file's length and its trailer's CRC. The trailer's CRC covers
+//! the trailer and everything after it. The trailer holds the CRCs of the head and of each section. The
+//! block directory holds the CRC of each block. So every byte is covered, except padding between
+//! sections.
 
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{Column, ColumnType, FIND_MAX, Kind, Schema};
@@ -36,40 +37,40 @@ use crate::time::Ts;
 /// First and last bytes of an Arrow IPC file.
 pub const ARROW_MAGIC: &[u8; 6] = b"ARROW1";
 const TRAILER_MAGIC: u64 = u64::from_le_bytes(*b"TAPESST\0");
-/// Version of the format.
+/// Format version.
 pub const VERSION: u32 = 1;
-/// Rows of a block at most.
+/// Maximum rows of a block.
 pub const BLOCK_ROWS: usize = 4096;
 /// Alignment of blocks, columns and sections.
 pub const ALIGN: u64 = 64;
 /// Bytes of the trailer.
 pub const TRAILER_LEN: usize = 512;
-/// Bytes after Arrow's footer: its length and the magic.
+/// Bytes after Arrow's footer: its length and magic.
 pub const TAIL_LEN: u64 = 10;
-/// Bits of a Bloom filter for a key.
+/// Bits of a Bloom filter per key.
 pub const BLOOM_BITS: u64 = 12;
-/// LSNs in a line of the dense LSN index: eight words, of which the first is the rank.
+/// LSNs in a line of the dense LSN index: eight words, the first of which is the rank.
 pub const LINE_LSNS: u64 = 448;
-/// Sections.
+/// Number of sections.
 pub const SECTIONS: usize = 8;
-/// Extension of the files: data tools know it.
+/// Extension of the files, which data tools recognise.
 pub const EXTENSION: &str = "arrow";
 
-/// Columns that stand before the record's own: LSN and ingest time.
+/// Columns before the record's own: LSN and ingest time.
 pub const OWN_COLUMNS: [(&str, ColumnType); 2] = [("lsn", ColumnType::U64), ("ingest_ts", ColumnType::Ts)];
 
-/// Flag of a trailer: bytes that should be zero are not, so they are stored.
+/// Trailer flag: the kind's reserved bytes are not all zero, so they are stored.
 pub const STORES_RESERVED: u32 = 1;
-/// Flag of a trailer: the LSN index is dense.
+/// Trailer flag: the LSN index is dense.
 pub const LSNS_DENSE: u32 = 2;
-/// Flag of a block: some row sorts by its ingest time.
+/// Block flag: some row sorts by its ingest time.
 pub const BY_INGEST: u32 = 1;
 
-/// Which section.
+/// A section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Section {
-    /// The kind's layout when the file was written.
+    /// The kind's layout at the time of writing.
     Schema = 0,
     /// The block directory.
     Blocks = 1,
@@ -79,7 +80,7 @@ pub enum Section {
     Runs = 3,
     /// The LSN index.
     Lsns = 4,
-    /// Rows in LSN order.
+    /// The place of each row, in LSN order.
     Places = 5,
     /// The file's Bloom filter.
     FileBloom = 6,
@@ -87,7 +88,7 @@ pub enum Section {
     BlockBlooms = 7,
 }
 
-/// Where a section lies.
+/// Location of a section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Extent {
@@ -95,47 +96,47 @@ pub struct Extent {
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// CRC of them.
+    /// CRC of those bytes.
     pub crc: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// The least and the greatest of something.
+/// Minimum and maximum of some values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Bounds {
-    /// The least.
+    /// The minimum.
     pub min: u64,
-    /// The greatest.
+    /// The maximum.
     pub max: u64,
 }
 
 impl Bounds {
-    /// Of nothing.
+    /// The bounds of no values.
     pub const NONE: Bounds = Bounds { min: u64::MAX, max: 0 };
 
-    /// Takes in `value`.
+    /// Extends the bounds to `value`.
     #[inline]
     pub fn add(&mut self, value: u64) {
         self.min = self.min.min(value);
         self.max = self.max.max(value);
     }
 
-    /// Takes in everything of `other`.
+    /// Extends the bounds to those of `other`.
     pub fn merge(&mut self, other: Bounds) {
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
     }
 
-    /// Whether `value` lies between.
+    /// Whether `value` lies within the bounds.
     #[inline]
     pub fn contains(&self, value: u64) -> bool {
         self.min <= value && value <= self.max
     }
 }
 
-/// The file's own description of itself.
+/// Describes the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Trailer {
@@ -148,7 +149,7 @@ pub struct Trailer {
     pub id: u64,
     /// [`STORES_RESERVED`], [`LSNS_DENSE`].
     pub flags: u32,
-    /// The kind of all its records.
+    /// The kind of all records.
     pub kind: Kind,
     reserved: u16,
     /// First index time of its window.
@@ -163,14 +164,14 @@ pub struct Trailer {
     pub event: Bounds,
     /// LSNs.
     pub lsn: Bounds,
-    /// The head: from the beginning to the first block.
+    /// The head: from the start of the file to the first block.
     pub head: Extent,
     /// The sections.
     pub sections: [Extent; SECTIONS],
     zero: [u64; 22],
 }
 
-/// A block, as the directory has it.
+/// A block's entry in the block directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Block {
@@ -186,9 +187,9 @@ pub struct Block {
     pub crc: u32,
     /// [`BY_INGEST`].
     pub flags: u32,
-    /// First 32-byte block of its Bloom filter.
+    /// First 32-byte line of its Bloom filter.
     pub bloom: u32,
-    /// 32-byte blocks of its Bloom filter.
+    /// Number of 32-byte lines of its Bloom filter.
     pub bloom_len: u32,
     /// Index times.
     pub time: Bounds,
@@ -196,13 +197,13 @@ pub struct Block {
     pub event: Bounds,
     /// LSNs.
     pub lsn: Bounds,
-    /// Values of the columns to find by, nulls aside.
+    /// Values of the lookup columns, without nulls.
     pub find: [Bounds; FIND_MAX],
-    /// Rows of the blocks before.
+    /// Number of rows in the blocks before it.
     pub first_row: u64,
 }
 
-/// A series, as the index has it.
+/// A series' entry in the series index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct SeriesEntry {
@@ -212,14 +213,14 @@ pub struct SeriesEntry {
     pub rows: u32,
     /// Block of the first row.
     pub block: u32,
-    /// Its row there.
+    /// The first row within that block.
     pub row: u32,
     /// Index times.
     pub time: Bounds,
 }
 
-/// Rows of one publisher: each row of the file whose LSN lies in the run came from it, with the number
-/// `first_pub_seq + (LSN - first)`.
+/// Rows of one publisher. Every row of the file whose LSN lies in the run is from this publisher, with
+/// the number `first_pub_seq + (LSN - first)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct RunEntry {
@@ -227,11 +228,11 @@ pub struct RunEntry {
     pub first: Lsn,
     /// LSN of its last row.
     pub last: Lsn,
-    /// Number of the first row.
+    /// The publisher's number of the first row.
     pub first_pub_seq: PubSeq,
     /// The publisher's epoch.
     pub epoch: Epoch,
-    /// Who.
+    /// The publisher.
     pub publisher: PublisherId,
     reserved: u16,
     zero: u64,
@@ -244,20 +245,20 @@ impl RunEntry {
     }
 }
 
-/// A kind's layout as it was when the file was written.
+/// A kind's layout at the time of writing.
 #[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct FileSchema {
     /// The kind.
     pub kind: u16,
     /// Words of a record.
     pub words: u32,
-    /// Word of the time that sorts.
+    /// Word of the index time.
     pub index_word: u32,
     /// The kind's name.
     pub name: String,
     /// Name, offset in the record, type code and bytes of each column.
     pub columns: Vec<(String, u32, u32, u32)>,
-    /// Names of the columns to find by.
+    /// Names of the lookup columns.
     pub find: Vec<String>,
 }
 
@@ -282,25 +283,26 @@ impl FileSchema {
     }
 }
 
-/// A column in a file: which of the record's bytes it holds. LSN and ingest time hold none.
+/// A column of a file and the bytes of the record it holds. LSN and ingest time are not part of the
+/// record.
 #[derive(Clone, Copy, Debug)]
 pub struct Stored {
     /// Its name.
     pub name: &'static str,
-    /// What it holds.
+    /// Its type.
     pub of: ColumnType,
-    /// Byte offset in the record.
+    /// Byte offset in the record, if it is part of the record.
     pub offset: Option<usize>,
 }
 
-/// The columns of a file of `schema`, in their order.
+/// The columns of a file of `schema`, in order.
 pub fn stored_columns(schema: &'static Schema, stores_reserved: bool) -> Vec<Stored> {
     let own = OWN_COLUMNS.iter().map(|&(name, of)| Stored { name, of, offset: None });
     let kept = schema.columns.iter().filter(|c| stores_reserved || !c.is_reserved());
     own.chain(kept.map(|c| Stored { name: c.name, of: c.of, offset: Some(c.offset) })).collect()
 }
 
-/// Where the columns of a block of `rows` rows begin in its body, and its length.
+/// Offsets of the columns in the body of a block of `rows` rows, and the body's length.
 pub fn column_offsets(columns: &[Stored], rows: usize) -> (Vec<u64>, u64) {
     let mut at = 0;
     let offsets = columns.iter().map(|c| {
@@ -313,7 +315,7 @@ pub fn column_offsets(columns: &[Stored], rows: usize) -> (Vec<u64>, u64) {
 
 const PLACE_ROW_BITS: u32 = 12;
 
-/// The place of row `row` of block `block`.
+/// The place of row `row` in block `block`.
 pub fn place(block: u32, row: u32) -> u32 {
     debug_assert!(row < BLOCK_ROWS as u32 && block < 1 << (32 - PLACE_ROW_BITS));
     block << PLACE_ROW_BITS | row
@@ -324,23 +326,23 @@ pub fn unplace(place: u32) -> (u32, u32) {
     (place >> PLACE_ROW_BITS, place & (BLOCK_ROWS as u32 - 1))
 }
 
-/// Blocks of a file at most: the last place of all is none.
+/// Maximum blocks of a file. The highest place is reserved as "none".
 pub const BLOCKS_MAX: usize = (1 << (32 - PLACE_ROW_BITS)) - 1;
 
-/// What is asked of a trailer.
+/// Why a trailer is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadTrailer {
-    /// It begins with this.
+    /// The magic is this instead.
     Foreign(u64),
-    /// Of this version.
+    /// The version is not supported.
     Version(u32),
     /// A CRC or a field is wrong.
     Bad {
-        /// Which.
+        /// The field.
         what: &'static str,
-        /// What it demands.
+        /// The expected value.
         expected: u64,
-        /// What is there.
+        /// The value found.
         found: u64,
     },
 }
@@ -363,17 +365,18 @@ impl Trailer {
         }
     }
 
-    /// Sets the CRC, over the trailer and `rest`, what follows it in the file; gives it.
+    /// Sets the CRC over the trailer and `rest`, the bytes after it in the file; returns it.
     pub fn seal(&mut self, rest: &[u8]) -> u32 {
         self.crc = 0;
         self.crc = crc32c::crc32c_append(crc32c::crc32c(bytemuck::bytes_of(self)), rest);
         self.crc
     }
 
-    /// The trailer in `bytes`, which go on to the end of the file and are not trusted.
+    /// Parses the trailer at the start of `bytes`, which extend to the end of the file and are not
+    /// trusted.
     ///
     /// # Errors
-    /// What does not fit.
+    /// The first mismatch.
     pub fn parse(bytes: &[u8]) -> Result<Trailer, BadTrailer> {
         let (raw, rest) = bytes.split_at_checked(TRAILER_LEN).ok_or(BadTrailer::Foreign(0))?;
         let trailer: Trailer = bytemuck::pod_read_unaligned(raw);
@@ -390,26 +393,26 @@ impl Trailer {
         Ok(trailer)
     }
 
-    /// Its CRC.
+    /// The trailer's CRC.
     pub fn crc(&self) -> u32 {
         self.crc
     }
 
-    /// Where section `which` lies.
+    /// The location of section `which`.
     pub fn section(&self, which: Section) -> Extent {
         self.sections.get(which as usize).copied().unwrap_or_default()
     }
 }
 
-/// The hash of an id in a Bloom filter: XXH3-64 over instrument u32, column u32 (its place among the
-/// columns to find by), id u64. Part of the format.
+/// The hash of an id in a Bloom filter: XXH3-64 over instrument u32, column u32 (its index among the
+/// lookup columns), id u64. Part of the format.
 #[inline]
 pub fn find_hash(instrument: InstrumentId, column: u32, id: u64) -> u64 {
     let head = u64::from(instrument.0) | u64::from(column) << 32;
     xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&[head, id]))
 }
 
-/// An id that is null is in no filter.
+/// The null id, which is in no filter.
 pub const ID_NULL: u64 = u64::MAX;
 
 #[cfg(test)]
@@ -418,7 +421,7 @@ mod tests {
     use crate::record::{Record, SCHEMAS, Trade};
 
     #[test]
-    fn every_flipped_bit_of_a_trailer_and_of_what_follows_it_is_detected() {
+    fn every_flipped_bit_of_a_trailer_and_of_the_bytes_after_it_is_detected() {
         let mut trailer = Trailer::new(7, 3, Trade::KIND, Ts(5), 10);
         let rest = [9u8; 30];
         trailer.seal(&rest);
@@ -436,8 +439,8 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_of_the_format_is_what_it_was() {
-        // A change of these numbers is a change of the format.
+    fn the_hash_of_the_format_is_unchanged() {
+        // If these numbers change, the format changes.
         assert_eq!(find_hash(InstrumentId(1), 0, 1), 7829500774778939558);
         assert_eq!(find_hash(InstrumentId(7), 1, u64::MAX - 1), 943748129443241023);
     }

@@ -1,23 +1,23 @@
-//! Owns: from an LSN to the rank of its row in LSN order, by the two forms of the LSN index.
+//! Owns: both forms of the LSN index: from an LSN to the rank of its row in LSN order.
 
 use super::format::LINE_LSNS;
 
-/// The LSN index of a file, checked.
+/// The checked LSN index of a file.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LsnIndex<'a> {
-    /// Lines of a rank and 448 bits, from the file's least LSN on.
+    /// Lines of a rank and 448 bits, starting at the file's least LSN.
     Dense {
-        /// Eight words a line.
+        /// Eight words per line.
         words: &'a [u64],
         /// The least LSN.
         first: u64,
     },
-    /// The LSNs, rising.
+    /// The LSNs in ascending order.
     Sparse(&'a [u64]),
 }
 
 impl LsnIndex<'_> {
-    /// How many rows have an LSN below `lsn`, and whether a row has it.
+    /// Number of rows with an LSN below `lsn`, and whether a row has `lsn` itself.
     #[inline]
     pub(super) fn rank(&self, lsn: u64) -> (u64, bool) {
         match self {
@@ -42,7 +42,7 @@ impl LsnIndex<'_> {
         }
     }
 
-    /// Whether the index is what its writer makes: ranks and order fit, for `rows` rows.
+    /// Whether ranks and order are valid for `rows` rows.
     pub(super) fn is_sound(&self, rows: u64) -> bool {
         match self {
             LsnIndex::Sparse(lsns) => lsns.len() as u64 == rows && lsns.is_sorted_by(|a, b| a < b),

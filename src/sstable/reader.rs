@@ -1,12 +1,11 @@
 //! Owns: reading an SSTable in place.
 //!
-//! Opening maps the file and looks at its length alone. Trailer, sections and blocks are checked when
-//! they are first used: pages are brought in ([`Mapped::populate`]), the CRC is compared, what indexes
-//! say of each other is compared, and the part is noted as sound. Every access is bounds-checked all the
-//! same, so that no contents can lead outside the file.
+//! Opening maps the file and checks only its length. Trailer, sections and blocks are checked at first use: the pages
+//! are populated ([`Mapped::populate`]), the CRC is compared, the indexes are compared with each other, and the part is
+//! marked as sound. Every access is still bounds-checked, so no contents lead outside the file.
 //!
-//! What must hold: a call that gives values asks [`Table::check`] after its last look at the file, so that a page that has
-//! gone bad since is an error; who is lent parts of the file asks it after using them.
+//! What must hold: a call that returns values calls [`Table::check`] after its last read of the file, so that a page
+//! that went bad meanwhile is an error. A caller that borrows parts of the file calls it after using them.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -28,13 +27,13 @@ use crate::record::{Arrival, Schema, TimeRange, schema};
 use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
 
-/// A file of history.
+/// An SSTable, mapped for reading.
 #[derive(Debug)]
 pub struct Table {
     meta: FileMeta,
     map: Mapped,
     parts: OnceLock<Parts>,
-    /// Sections that have been checked, a bit each.
+    /// Checked sections, one bit each.
     sound: AtomicU32,
 }
 
@@ -43,15 +42,15 @@ struct Parts {
     trailer: Trailer,
     plan: Plan,
     schema: &'static Schema,
-    /// Blocks that have been checked, a bit each.
+    /// Checked blocks, one bit each.
     blocks: Vec<AtomicU64>,
 }
 
 impl Table {
-    /// Opens the file of `meta` in the directory `dir`.
+    /// Opens the file of `meta` in directory `dir`.
     ///
     /// # Errors
-    /// [`Error::Missing`] if it is not there; [`Error::Corrupt`] if it has another length; [`Error::Io`].
+    /// [`Error::Missing`] if the file does not exist; [`Error::Corrupt`] if its length differs; [`Error::Io`].
     pub fn open(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result<Table> {
         let path = dir.join(file_name(meta.kind, meta.id));
         let map = match disk.map(&path) {
@@ -68,12 +67,12 @@ impl Table {
         Ok(table)
     }
 
-    /// What the manifest knows of it.
+    /// Its entry in the manifest.
     pub fn meta(&self) -> &FileMeta {
         &self.meta
     }
 
-    /// The file.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         self.map.path()
     }
@@ -145,28 +144,28 @@ impl Table {
         Ok(&self.parts()?.trailer)
     }
 
-    /// Whether what has been read of it so far is what was written; see [`Mapped::check`].
+    /// Checks that everything read so far is what was written; see [`Mapped::check`].
     ///
     /// # Errors
-    /// [`Error::Io`] if a page has gone bad or the file was cut short.
+    /// [`Error::Io`] if a page went bad or the file was truncated.
     #[inline]
     pub fn check(&self) -> Result<()> {
         let [.., last] = ARROW_MAGIC;
         self.map.check(*last)
     }
 
-    /// Whether this mapping of the file is of no use any more; another one may be.
+    /// Whether this mapping of the file is unusable. Another mapping of it may work.
     pub fn is_damaged(&self) -> bool {
         self.map.is_damaged()
     }
 
-    /// `value`, which was read from the file.
+    /// Returns `value`, read from the file, after a check of the pages.
     #[inline]
     fn checked<T>(&self, value: T) -> Result<T> {
         self.check().map(|()| value)
     }
 
-    /// Gives the memory of its pages back; see [`Mapped::release`].
+    /// Returns the memory of its pages to the system; see [`Mapped::release`].
     pub fn release(&self) {
         self.map.release();
     }
@@ -176,7 +175,7 @@ impl Table {
         Ok(self.parts()?.schema)
     }
 
-    /// How its records are rebuilt.
+    /// The plan by which records are rebuilt.
     pub fn plan(&self) -> Result<&Plan> {
         Ok(&self.parts()?.plan)
     }
@@ -185,7 +184,7 @@ impl Table {
     fn section<T: bytemuck::AnyBitPattern>(&self, which: Section) -> Result<&[T]> {
         let parts = self.parts()?;
         let extent = parts.trailer.section(which);
-        // A lone bit about bytes that never change: relaxed.
+        // Relaxed: one bit about bytes that never change.
         if self.sound.load(Ordering::Relaxed) & 1 << which as u32 == 0 {
             self.check_section(parts, which, extent)?;
             self.sound.fetch_or(1 << which as u32, Ordering::Relaxed);
@@ -238,7 +237,8 @@ impl Table {
             Ok(found) => Err(Error::invalid(
                 "layout",
                 format!(
-                    "{} holds {} records of {} bytes, which are laid out otherwise than this program's",
+                    "{} holds {} records of {} bytes in another layout than this program's: \
+                     read them with the program that wrote them",
                     self.map.path().display(),
                     found.name,
                     u64::from(found.words) * 8
@@ -248,7 +248,7 @@ impl Table {
         }
     }
 
-    /// Blocks lie behind each other, before the sections, with bodies as long as their rows need.
+    /// Whether blocks follow each other, before the sections, with body lengths that fit their rows.
     fn are_blocks_sound(&self, parts: &Parts, blocks: &[Block]) -> bool {
         let (mut at, mut rows) = (parts.trailer.head.len, 0);
         for block in blocks {
@@ -271,24 +271,24 @@ impl Table {
         }
     }
 
-    /// The block directory; as all that is lent, to be used before [`Table::check`] is asked.
+    /// The block directory. As with every borrowed part, use it before calling [`Table::check`].
     pub fn blocks(&self) -> Result<&[Block]> {
         self.section(Section::Blocks)
     }
 
-    /// The series, by instrument.
+    /// The series, sorted by instrument.
     pub fn series(&self) -> Result<&[SeriesEntry]> {
-        // What an index says is worth something only for the layout it was made for.
+        // The index is valid only for the layout it was written for.
         self.section::<u8>(Section::Schema)?;
         self.section(Section::Series)
     }
 
-    /// The runs, by LSN.
+    /// The runs, sorted by LSN.
     pub fn runs(&self) -> Result<&[RunEntry]> {
         self.section(Section::Runs)
     }
 
-    /// The block `index`, checked.
+    /// Block `index`, checked.
     #[inline]
     pub fn block(&self, index: u32) -> Result<BlockView<'_>> {
         let parts = self.parts()?;
@@ -297,7 +297,7 @@ impl Table {
             return Err(self.corrupt(0, "block number", blocks.len() as u64, u64::from(index)));
         };
         let (word, bit) = (index as usize / 64, 1u64 << (index % 64));
-        // A lone bit about bytes that never change: relaxed.
+        // Relaxed: one bit about bytes that never change.
         let sound = parts.blocks.get(word).is_some_and(|w| w.load(Ordering::Relaxed) & bit != 0);
         if !sound {
             self.check_block(entry)?;
@@ -333,13 +333,13 @@ impl Table {
         Ok(all.get(at).filter(|s| s.instrument == instrument).copied())
     }
 
-    /// How many rows of `series` come before all those for which `before` is false; `before` holds up to
-    /// some index time.
+    /// Number of rows of `series` for which `before` is true. `before` is true up to some index time and false after
+    /// it.
     fn partition(&self, series: &SeriesEntry, before: impl Fn(Ts) -> bool) -> Result<u32> {
         let (mut low, mut high) = (0u32, series.rows);
         let blocks = self.blocks()?;
         let last = locate(series, series.rows.saturating_sub(1)).0;
-        // Blocks between the first and the last hold this series alone, so their bounds are its own.
+        // Blocks between the first and the last hold only this series, so their bounds are the series' own.
         let inner = blocks.get(series.block as usize + 1..last as usize).unwrap_or(&[]);
         if !inner.is_empty() {
             let passed = inner.partition_point(|b| before(Ts(b.time.max)));
@@ -352,7 +352,7 @@ impl Table {
             }
         }
         while low < high {
-            // In one block at a time, so that a block is looked up once.
+            // Searches within one block at a time, so that a block is looked up once.
             let middle = low + (high - low) / 2;
             let (index, row) = locate(series, middle);
             let block = self.block(index)?;
@@ -388,7 +388,7 @@ impl Table {
         Ok((from < to).then_some(Slice { series, from, to }))
     }
 
-    /// The rows of block `index` in `range`, by series; the series that stands last first.
+    /// The rows of block `index` in `range`, by series, in descending order of position.
     pub fn slices_of_block(&self, index: u32, range: TimeRange) -> Result<Vec<Slice>> {
         let all = self.series()?;
         let from = all.partition_point(|s| locate(s, s.rows.saturating_sub(1)).0 < index);
@@ -406,13 +406,13 @@ impl Table {
         self.checked(slices)
     }
 
-    /// How many of the rows of `slice` come before (`time`, `lsn`) or are it.
+    /// Number of rows of `slice` up to and including (`time`, `lsn`).
     pub fn count_until(&self, slice: &Slice, time: Ts, lsn: Lsn) -> Result<u32> {
         if Ts(slice.series.time.max) < time {
             return Ok(slice.to - slice.from);
         }
         let mut after = self.partition(&slice.series, |t| t <= time)?;
-        // Rows at exactly `time` rise by LSN; there are few.
+        // Rows at exactly `time` are sorted by LSN, and few.
         while after > slice.from {
             let (index, row) = slice.locate(after - 1);
             let block = self.block(index)?;
@@ -424,7 +424,7 @@ impl Table {
         self.checked(after.clamp(slice.from, slice.to) - slice.from)
     }
 
-    /// The place of the greatest (index time, LSN) of `instrument` not after `time`, with both.
+    /// Index time, LSN and place of the row of `instrument` with the greatest (index time, LSN) not after `time`.
     #[inline]
     pub fn as_of(&self, instrument: InstrumentId, time: Ts) -> Result<Option<(Ts, Lsn, u32)>> {
         self.checked(self.newest_until(instrument, time)?)
@@ -464,7 +464,7 @@ impl Table {
         Ok(self.section::<u32>(Section::Places)?.get(first as usize..after as usize).unwrap_or(&[]))
     }
 
-    /// Appends the record at `place` to `out`; gives its LSN and index time.
+    /// Appends the record at place `at` to `out`; returns its LSN and index time.
     #[inline]
     pub fn row(&self, at: u32, out: &mut Vec<u64>) -> Result<(Lsn, Ts)> {
         let (index, row) = unplace(at);
@@ -479,7 +479,7 @@ impl Table {
         self.checked((Lsn(lsn), block.times().get(row)))
     }
 
-    /// How record `lsn` came in, if it is in this file.
+    /// How record `lsn` arrived, if it is in this file.
     pub fn arrival(&self, lsn: Lsn) -> Result<Option<Arrival>> {
         let Some(at) = self.place_of(lsn)? else { return Ok(None) };
         let (index, row) = unplace(at);
@@ -493,8 +493,8 @@ impl Table {
         self.checked(Some(Arrival { lsn, publisher: run.publisher, epoch: run.epoch, pub_seq, ingest_ts }))
     }
 
-    /// Appends the places of the records of `instrument` whose column to find by `column` (its place
-    /// among them) is `id`, in (index time, LSN) order.
+    /// Appends the places of the records of `instrument` whose lookup column `column` (its index among them) is `id`,
+    /// in (index time, LSN) order.
     pub fn find(&self, instrument: InstrumentId, column: u32, id: u64, found: &mut Vec<u32>) -> Result<()> {
         let parts = self.parts()?;
         let hash = find_hash(instrument, column, id);
@@ -524,7 +524,7 @@ impl Table {
         self.check()
     }
 
-    /// Reads and checks every part of the file; gives the number of rows.
+    /// Reads and checks every part of the file; returns the number of rows.
     pub fn verify(&self, mut visit: impl FnMut(BlockView<'_>) -> Result<()>) -> Result<u64> {
         let head = self.trailer()?.head;
         self.map.populate(head.offset, head.len)?;

@@ -1,5 +1,5 @@
-//! SSTables against a plain model: every access path; every flipped byte and every truncation; power
-//! loss at every call of the writer.
+//! Compares SSTables with a plain model: every access path; every flipped byte and every truncation;
+//! power loss at every call of the writer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,16 +24,16 @@ struct Model {
     words: Vec<u64>,
 }
 
-/// (instrument, index time, LSN) to row.
+/// Rows by (instrument, index time, LSN).
 type Rows = BTreeMap<(InstrumentId, Ts, Lsn), Model>;
 
 fn origin(lsn: Lsn) -> Origin {
-    // Three publishers in blocks of 50 LSNs, numbering densely.
+    // Three publishers in blocks of 50 LSNs, with dense numbers.
     let publisher = lsn.0 / 50 % 3;
     (PublisherId(publisher as u16 + 1), Epoch(2), PubSeq(lsn.0 / 150 * 50 + lsn.0 % 50 + 1))
 }
 
-/// Rows of `instruments` instruments, `per` each on average, with LSNs from `first` on that skip some.
+/// `rows` rows of `instruments` instruments, with LSNs above `first`, up to `gap` apart.
 fn model(seed: u64, instruments: u64, rows: u64, first: u64, gap: u64) -> Rows {
     let mut rng = SimRng::new(seed);
     let (mut all, mut lsn) = (Rows::new(), first);
@@ -80,7 +80,7 @@ fn write(disk: &dyn Disk, dir: &Path, rows: &Rows, spec: Spec) -> Result<FileMet
 }
 
 #[test]
-fn a_file_that_is_cut_short_while_it_is_mapped_is_an_error_of_what_is_read_and_never_a_wrong_value() {
+fn truncating_a_mapped_file_gives_errors_and_never_a_wrong_value() {
     crate::pages::guard().unwrap();
     let rows = model(3, 12, 9_000, 1, 2);
     let mut rng = SimRng::new(5);
@@ -88,10 +88,10 @@ fn a_file_that_is_cut_short_while_it_is_mapped_is_an_error_of_what_is_read_and_n
         let dir = tempfile::tempdir().unwrap();
         let meta = write(&RealDisk, dir.path(), &rows, spec(1, false)).unwrap();
         let table = Table::open(&RealDisk, dir.path(), meta).unwrap();
-        // Every part is read and found sound before.
+        // Every part is read and marked as sound first.
         table.verify(|_| Ok(())).unwrap();
         let file = std::fs::File::options().write(true).open(table.path()).unwrap();
-        // In its last page too, which is then there and ends in zeros.
+        // Also within the last page, which then still exists and ends in zeros.
         let len = if trial < 4 { meta.len - 1 - rng.below(100) } else { rng.below(meta.len) };
         file.set_len(len).unwrap();
         if trial % 2 == 0 {
@@ -110,8 +110,8 @@ fn a_file_that_is_cut_short_while_it_is_mapped_is_an_error_of_what_is_read_and_n
             table.verify(|_| Ok(())).map(drop),
         ];
         for (call, result) in results.iter().enumerate() {
-            let is_told = matches!(result, Err(Error::Io { op: "read a page of", .. } | Error::Corrupt { .. }));
-            assert!(is_told, "trial {trial}, cut to {len} of {}, call {call}: {result:?}", meta.len);
+            let is_reported = matches!(result, Err(Error::Io { op: "read a page of", .. } | Error::Corrupt { .. }));
+            assert!(is_reported, "trial {trial}, truncated to {len} of {}, call {call}: {result:?}", meta.len);
         }
     }
 }
@@ -122,7 +122,8 @@ fn row_at(table: &Table, place: u32) -> Result<(Lsn, Ts, Vec<u64>)> {
     Ok((lsn, time, words))
 }
 
-/// Every access path of `table` against `rows`. Errors of the table are passed on; a wrong value panics.
+/// Compares every access path of `table` with `rows`. Returns the table's errors; panics on a wrong
+/// value.
 fn compare(table: &Table, rows: &Rows, seed: u64) -> Result<()> {
     let mut rng = SimRng::new(seed);
     let by_lsn: BTreeMap<Lsn, (&(InstrumentId, Ts, Lsn), &Model)> = rows.iter().map(|(k, v)| (k.2, (k, v))).collect();
@@ -213,7 +214,7 @@ fn every_access_path_agrees_with_a_model() {
 }
 
 #[test]
-fn bytes_that_should_be_zero_come_back_too_if_they_are_kept() {
+fn reserved_bytes_are_read_back_if_the_file_stores_them() {
     let mut rows = model(1, 3, 100, 1, 0);
     rows.values_mut().for_each(|r| r.words[7] |= 0xabcd << 40);
     let disk = SimDisk::new();
@@ -248,7 +249,7 @@ fn every_flipped_byte_of_a_file_is_detected_or_harmless() {
 }
 
 #[test]
-fn every_truncation_of_a_file_and_its_absence_are_named() {
+fn every_truncation_of_a_file_and_its_absence_are_reported() {
     let rows = model(9, 12, 120, 5, 2);
     let disk = SimDisk::new();
     let dir = Path::new("/s");
@@ -258,7 +259,7 @@ fn every_truncation_of_a_file_and_its_absence_are_named() {
     for len in 0..whole.len() {
         disk.overwrite(&path, whole[..len].to_vec());
         assert!(matches!(Table::open(&disk, dir, meta), Err(Error::Corrupt { .. })), "length {len}");
-        // A manifest that agrees with the length does not help.
+        // The length check of the manifest is not the only one.
         let lying = FileMeta { len: len as u64, ..meta };
         let opened = Table::open(&disk, dir, lying).and_then(|t| compare(&t, &rows, 1));
         assert!(matches!(opened, Err(Error::Corrupt { .. })), "length {len}: {opened:?}");
@@ -280,7 +281,7 @@ fn another_file_under_the_name_is_refused() {
 }
 
 #[test]
-fn power_loss_at_every_call_of_the_writer_leaves_a_whole_file_or_none_under_the_name() {
+fn power_loss_at_any_call_of_the_writer_leaves_no_partial_file_under_the_name() {
     let rows = model(4, 6, 5000, 1, 0);
     let calls = {
         let disk = SimDisk::new();
@@ -300,7 +301,7 @@ fn power_loss_at_every_call_of_the_writer_leaves_a_whole_file_or_none_under_the_
 }
 
 #[test]
-fn names_of_files_are_their_numbers() {
+fn file_names_parse_to_their_numbers() {
     assert_eq!(file_id(&file_name(Trade::KIND, 0xab)), Some(0xab));
     assert_eq!(file_id("trade-0000000000ab.tmp"), Some(0xab));
     for bad in ["trade.arrow", "trade-12.arrow", "trade-0000000000ab.arrow.x", "LOCK", "trade-0000000000ag.arrow"] {
@@ -318,9 +319,9 @@ fn windows_cover_time_without_overlap() {
     }
 }
 
-/// An Arrow reader that knows nothing of us sees the same columns.
+/// An Arrow reader without knowledge of our sections sees the same columns.
 #[test]
-fn data_tools_read_the_file_as_arrow() {
+fn an_arrow_reader_reads_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let rows = model(3, 300, 20_000, 1000, 3);
     let meta = write(&RealDisk, dir.path(), &rows, spec(1, false)).unwrap();
@@ -347,7 +348,7 @@ fn data_tools_read_the_file_as_arrow() {
 }
 
 #[test]
-fn long_records_of_text_come_back() {
+fn long_text_records_are_read_back() {
     let record = Definition { instrument: InstrumentId(5), ts_recv: Ts(FROM), raw_instrument_id: 9, ..Definition::default() };
     let mut words = record.words().to_vec();
     (2..words.len()).for_each(|i| words[i] = if i == 2 { FROM } else { (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) });

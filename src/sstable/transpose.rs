@@ -1,7 +1,7 @@
-//! Owns: rows to columns and back.
+//! Owns: transposing rows to columns and back.
 //!
-//! A record's fixed-width fields are aligned by their size, so each lies inside one word: a column is a
-//! word, a shift and a width. Text is copied as bytes.
+//! Fixed-width fields of a record are aligned by their size, so each lies within one word: a column is a word,
+//! a shift and a width. Text is copied as bytes.
 
 use std::cell::OnceCell;
 
@@ -9,10 +9,10 @@ use super::format::{ALIGN, BLOCK_ROWS, OWN_COLUMNS, Stored};
 use crate::lsn::Lsn;
 use crate::record::{Kind, Schema};
 
-/// Rows that are turned together: their records stay in the first-level cache for all columns.
+/// Rows transposed together: their records stay in the L1 cache for all columns.
 const TILE: usize = 128;
 
-/// Writes the record fields of `rows` (each of `words` words) as the columns of `body`, which begin at
+/// Writes the fields of the records `rows` (`words` words each) as the columns of `body`, which begin at
 /// `offsets`.
 pub(super) fn to_columns(columns: &[Stored], offsets: &[u64], words: usize, rows: &[u64], body: &mut [u8]) {
     for (tile, records) in rows.chunks(TILE * words).enumerate() {
@@ -46,17 +46,17 @@ fn put_column(records: &[u64], words: usize, offset: usize, size: usize, to: &mu
     }
 }
 
-/// The columns of one block, for reading: their bytes each.
+/// The columns of one block, for reading.
 #[derive(Clone, Copy, Debug)]
 pub struct Body<'a> {
-    /// The columns' bytes, from the first column on.
+    /// The columns' bytes, starting with the first column.
     pub bytes: &'a [u8],
     /// Rows.
     pub rows: usize,
 }
 
 impl<'a> Body<'a> {
-    /// The bytes of the column of `size` bytes a value that begins at `at`.
+    /// Bytes of the column that begins at `at`, with values of `size` bytes.
     #[inline]
     pub fn column(&self, at: u64, size: usize) -> &'a [u8] {
         self.bytes.get(at as usize..at as usize + self.rows * size).unwrap_or(&[])
@@ -69,14 +69,14 @@ impl<'a> Body<'a> {
     }
 }
 
-/// How one column goes into a record.
+/// How one column is copied into a record.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     /// Bytes of a value.
     size: usize,
-    /// Bytes of the values of one row in the columns before.
+    /// Bytes per row of all columns before this one.
     before: usize,
-    /// Word of the record, and bits in it.
+    /// Word of the record, and shift within it.
     word: usize,
     shift: usize,
     /// Byte offset in the record.
@@ -90,15 +90,15 @@ pub struct Plan {
     pub columns: Vec<Stored>,
     /// Words of a record.
     pub words: usize,
-    /// Which column sorts.
+    /// Index of the column of index times.
     pub index: usize,
-    /// The kind, as the first word of a record has it.
+    /// The kind, as in the first word of a record.
     kind: u64,
     moves: Vec<Move>,
 }
 
 impl Plan {
-    /// The plan of `schema` in files with the columns `columns`.
+    /// The plan for files of `schema` with the columns `columns`.
     pub fn new(schema: &Schema, columns: Vec<Stored>) -> Plan {
         let Kind(kind) = schema.kind;
         let index = columns.iter().position(|c| c.offset == Some(schema.index_word * 8)).unwrap_or(0);
@@ -113,7 +113,7 @@ impl Plan {
         Plan { words: schema.words, index, kind: u64::from(kind), moves, columns }
     }
 
-    /// Where column `index` of a block of `rows` rows begins.
+    /// Offset of column `index` in a block of `rows` rows.
     #[inline]
     pub fn offset(&self, index: usize, rows: usize) -> u64 {
         let sizes = self.columns.iter().take(index).map(|c| c.of.size());
@@ -137,7 +137,7 @@ impl Plan {
         }
         let mut first = from;
         for tile in out.chunks_mut(TILE * self.words) {
-            // The length of a record known to the compiler is worth a factor of three.
+            // A record length known at compile time makes this three times as fast.
             match self.words {
                 5 => self.tile(body, first, arrays::<5>(tile)),
                 8 => self.tile(body, first, arrays::<8>(tile)),
@@ -148,23 +148,22 @@ impl Plan {
         }
     }
 
-    /// Rebuilds the records of `runs`, one run after the other, and shows each with its number to `emit`.
-    /// Short runs of many blocks are rebuilt together, column by column, so that the memory is asked for
-    /// many of their parts at once.
+    /// Rebuilds the records of `runs`, run by run, and calls `emit` with each and its number. Short runs of
+    /// many blocks are rebuilt together, column by column, so that many cache misses overlap.
     pub fn gather(&self, runs: &[Run<'_>], mut emit: impl FnMut(usize, &[u64])) {
         let mut group: Vec<Run<'_>> = Vec::new();
-        let (mut held, mut done) = (0, 0);
+        let (mut grouped, mut done) = (0, 0);
         let mut words = vec![0u64; TOGETHER * self.words];
         for run in runs {
             let mut run = *run;
             while run.rows > 0 {
-                let rows = run.rows.min(TOGETHER - held);
+                let rows = run.rows.min(TOGETHER - grouped);
                 group.push(Run { rows, ..run });
                 (run.from, run.rows) = (run.from + rows, run.rows - rows);
-                held += rows;
-                if held == TOGETHER {
+                grouped += rows;
+                if grouped == TOGETHER {
                     done += self.rebuild(&group, &mut words, done, &mut emit);
-                    (held, group) = (0, std::mem::take(&mut group));
+                    (grouped, group) = (0, std::mem::take(&mut group));
                     group.clear();
                 }
             }
@@ -172,7 +171,7 @@ impl Plan {
         self.rebuild(&group, &mut words, done, &mut emit);
     }
 
-    /// Rebuilds the records of `group` in `words` and shows them to `emit`, the first as number `first`; gives
+    /// Rebuilds the records of `group` in `words` and calls `emit` for each, numbered from `first`; returns
     /// how many there are.
     fn rebuild(&self, group: &[Run<'_>], words: &mut [u64], first: usize, emit: &mut impl FnMut(usize, &[u64])) -> usize {
         let rows = group.iter().map(|r| r.rows).sum::<usize>();
@@ -195,8 +194,8 @@ impl Plan {
         rows
     }
 
-    /// Looks at every cache line that `runs` lie in, and at nothing else: loads that wait for nothing are
-    /// under way together, where copying would wait for a few at a time.
+    /// Reads one byte of every cache line that `runs` occupy. These loads are independent, so they overlap;
+    /// copying would overlap only a few at a time.
     fn touch(&self, runs: &[Run<'_>]) {
         let mut sum = 0u8;
         for run in runs {
@@ -225,7 +224,7 @@ impl Plan {
         out.iter().enumerate().for_each(|(i, record)| emit(first + i, record));
     }
 
-    /// Where the column of the move of number `index` begins.
+    /// Offset of the column of move `index`.
     #[inline]
     fn begin(&self, index: usize, step: &Move, rows: usize) -> usize {
         if rows.is_multiple_of(ALIGN as usize) {
@@ -241,7 +240,7 @@ impl Plan {
         }
     }
 
-    /// Makes the move `step`, of number `index`, for the rows from `first` on.
+    /// Applies move `step`, number `index`, to the rows from `first` on.
     #[inline]
     fn step<const W: usize>(&self, index: usize, step: &Move, body: Body<'_>, first: usize, out: &mut [[u64; W]]) {
         let (at, word, shift) = (self.begin(index, step, body.rows), step.word, step.shift);
@@ -261,7 +260,7 @@ impl Plan {
         }
     }
 
-    /// The record of row `row` of `body`, into `out`, which is zero.
+    /// Rebuilds the record of row `row` of `body` in `out`, which is zeroed.
     #[inline]
     pub fn row(&self, body: Body<'_>, row: usize, out: &mut [u64]) {
         if let Some(word) = out.first_mut() {
@@ -298,10 +297,10 @@ pub struct Run<'a> {
     pub rows: usize,
 }
 
-/// Rows of several runs that are rebuilt together: their records fit in the first-level cache.
+/// Rows of several runs rebuilt together: their records fit in the L1 cache.
 const TOGETHER: usize = 256;
 
-/// Rows up to which it is quicker to go record by record than column by column.
+/// Maximum number of rows for which record by record is faster than column by column.
 const FEW: usize = 4;
 
 #[inline]
@@ -309,7 +308,7 @@ fn arrays<const W: usize>(words: &mut [u64]) -> &mut [[u64; W]] {
     words.as_chunks_mut().0
 }
 
-/// Puts the values `bytes` into word `word` of the records `out`.
+/// Stores the values `bytes` in word `word` of the records `out`.
 #[inline]
 fn put<const W: usize, T: bytemuck::AnyBitPattern>(out: &mut [[u64; W]], word: usize, bytes: &[u8], how: impl Fn(&mut u64, T)) {
     if word < W {
@@ -322,7 +321,7 @@ fn put<const W: usize, T: bytemuck::AnyBitPattern>(out: &mut [[u64; W]], word: u
 }
 
 impl Move {
-    /// Copies values of `size` bytes into their place in `records`.
+    /// Copies values of `size` bytes to their offset in `records`.
     fn copy<'r>(&self, size: usize, bytes: &[u8], records: impl Iterator<Item = &'r mut [u64]>) {
         for (record, from) in records.zip(bytes.chunks_exact(size)) {
             let record: &mut [u8] = bytemuck::cast_slice_mut(record);
@@ -333,40 +332,40 @@ impl Move {
     }
 }
 
-/// Records that come row by row, to be looked at as columns. A column is turned when it is asked for.
+/// Collects records row by row and reads them as columns. A column is transposed when it is first asked for.
 #[derive(Clone, Debug)]
 pub struct BatchBuffer {
     schema: &'static Schema,
     records: Vec<u64>,
     lsns: Vec<u64>,
-    turned: Vec<OnceCell<Vec<u64>>>,
+    transposed: Vec<OnceCell<Vec<u64>>>,
 }
 
 impl BatchBuffer {
     /// An empty buffer for records of `schema`.
     pub fn new(schema: &'static Schema) -> BatchBuffer {
-        let turned = vec![OnceCell::new(); schema.columns.len()];
-        BatchBuffer { schema, records: Vec::new(), lsns: Vec::new(), turned }
+        let transposed = vec![OnceCell::new(); schema.columns.len()];
+        BatchBuffer { schema, records: Vec::new(), lsns: Vec::new(), transposed }
     }
 
-    /// Forgets all records.
+    /// Removes all records.
     pub fn clear(&mut self) {
         self.records.clear();
         self.lsns.clear();
-        self.turned.iter_mut().for_each(|c| drop(c.take()));
+        self.transposed.iter_mut().for_each(|c| drop(c.take()));
     }
 
-    /// Whether there are none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.lsns.is_empty()
     }
 
-    /// Whether no more fit in a block.
+    /// Whether it holds a full block.
     pub fn is_full(&self) -> bool {
         self.lsns.len() >= BLOCK_ROWS
     }
 
-    /// Puts in a record.
+    /// Appends a record.
     #[inline]
     pub fn push(&mut self, lsn: Lsn, record: &[u64]) {
         debug_assert!(record.len() == self.schema.words && !self.is_full());
@@ -379,19 +378,19 @@ impl BatchBuffer {
         &self.lsns
     }
 
-    /// The values of column `name`, their bytes one after the other.
+    /// The values of column `name`, as consecutive bytes.
     pub fn column(&self, name: &str) -> Option<&[u8]> {
         let index = self.schema.columns.iter().position(|c| c.name == name)?;
         let column = self.schema.columns.get(index)?;
         let bytes = self.lsns.len() * column.of.size();
-        let turned = self.turned.get(index)?.get_or_init(|| {
+        let transposed = self.transposed.get(index)?.get_or_init(|| {
             let mut words = vec![0u64; bytes.div_ceil(8)];
             if let Some(to) = bytemuck::cast_slice_mut(&mut words).get_mut(..bytes) {
                 put_column(&self.records, self.schema.words, column.offset, column.of.size(), to);
             }
             words
         });
-        bytemuck::cast_slice(turned).get(..bytes)
+        bytemuck::cast_slice(transposed).get(..bytes)
     }
 }
 
@@ -409,7 +408,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_come_back_from_their_columns_bit_by_bit(seed in any::<u64>(), rows in 1usize..300, kind in 0usize..SCHEMAS.len()) {
+        fn records_round_trip_through_columns(seed in any::<u64>(), rows in 1usize..300, kind in 0usize..SCHEMAS.len()) {
             let schema = &SCHEMAS[kind];
             let mut rng = crate::disk::sim::SimRng::new(seed);
             let mut records: Vec<u64> = (0..rows * schema.words).map(|_| rng.next_u64()).collect();
@@ -422,8 +421,8 @@ mod tests {
             let mut back = Vec::new();
             plan.rows(body, 0, rows, &mut back);
             prop_assert_eq!(&back, &records);
-            let cuts = [0, rows / 7, rows / 7 + 1, rows / 2, rows];
-            let runs: Vec<Run<'_>> = cuts.windows(2).map(|w| Run { body, from: w[0], rows: w[1].max(w[0]) - w[0] }).collect();
+            let bounds = [0, rows / 7, rows / 7 + 1, rows / 2, rows];
+            let runs: Vec<Run<'_>> = bounds.windows(2).map(|w| Run { body, from: w[0], rows: w[1].max(w[0]) - w[0] }).collect();
             let mut gathered = Vec::new();
             plan.gather(&runs, |i, record| {
                 assert_eq!(i * schema.words, gathered.len());

@@ -1,7 +1,7 @@
-//! Owns: writing an SSTable, block by block, from rows that come sorted.
+//! Owns: writing an SSTable, block by block, from sorted rows.
 //!
-//! What must hold: rows come in (instrument, index time, LSN) order, each series announced with its
-//! number of rows; memory is one block, and at most 60 bytes a row for the LSN index and the filter.
+//! What must hold: rows arrive in (instrument, index time, LSN) order, and each series is announced with its
+//! number of rows. Memory is one block, plus at most 60 bytes a row for the LSN index and the filter.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use crate::record::{Schema, index_time};
 use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
 
-/// What a file is to be.
+/// The file to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
     /// The store it belongs to.
@@ -27,16 +27,16 @@ pub struct Spec {
     pub id: u64,
     /// Layout of its records.
     pub schema: &'static Schema,
-    /// The window of all its rows.
+    /// The window that contains all rows.
     pub window: Window,
-    /// Whether bytes that should be zero are not.
+    /// Whether the kind's reserved bytes are not all zero, so that they are stored.
     pub stores_reserved: bool,
 }
 
-/// Who wrote a record, in which epoch, under which number.
+/// Publisher, epoch and number of a record.
 pub type Origin = (PublisherId, Epoch, PubSeq);
 
-/// A file being written.
+/// An SSTable that is being written.
 pub struct Writer<'d> {
     disk: &'d dyn Disk,
     file: Box<dyn DiskFile>,
@@ -47,14 +47,14 @@ pub struct Writer<'d> {
     arrow: arrow_schema::Schema,
     trailer: Trailer,
     at: u64,
-    /// The block being filled: records, LSNs, ingest times.
+    /// The open block: records, LSNs, ingest times.
     records: Vec<u64>,
     lsns: Vec<u64>,
     ingest: Vec<u64>,
     open: Block,
     blocks: Vec<Block>,
     series: Vec<SeriesEntry>,
-    /// Rows of the announced series that have not come yet.
+    /// Announced rows that have not been pushed yet.
     owed: u32,
     last: (u64, u64),
     places: Vec<(u64, u32)>,
@@ -81,7 +81,7 @@ const NO_BLOCK: Block = Block {
 };
 
 impl<'d> Writer<'d> {
-    /// Begins the file in the directory `dir`.
+    /// Starts the file in directory `dir`.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -128,17 +128,17 @@ impl<'d> Writer<'d> {
         self.at
     }
 
-    /// Whether nothing has been written: never, a file begins with its head.
+    /// Whether nothing has been written: never true, since a file begins with its head.
     pub fn is_empty(&self) -> bool {
         self.at == 0
     }
 
-    /// Rows of the announced series that have not come yet.
+    /// Announced rows that have not been pushed yet.
     pub fn owed(&self) -> u32 {
         self.owed
     }
 
-    /// Makes what has been written so far durable, so that the end has less to do.
+    /// Makes everything written so far durable, so that [`Writer::finish`] has less to sync.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -146,16 +146,16 @@ impl<'d> Writer<'d> {
         self.file.sync()
     }
 
-    /// Announces `rows` rows of `instrument`, which come next.
+    /// Announces the next `rows` rows, which are of `instrument`.
     ///
     /// # Errors
     /// [`Error::Io`].
     ///
     /// # Panics
-    /// If rows of the series before are missing, or the instruments do not rise.
+    /// If rows of the previous series are missing, or the instruments do not ascend.
     pub fn begin_series(&mut self, instrument: InstrumentId, rows: u32) -> Result<()> {
-        assert!(self.owed == 0 && rows > 0, "{} rows of the series before are missing", self.owed);
-        assert!(self.series.last().is_none_or(|s| s.instrument < instrument), "instruments rise");
+        assert!(self.owed == 0 && rows > 0, "{} rows of the previous series are missing", self.owed);
+        assert!(self.series.last().is_none_or(|s| s.instrument < instrument), "instruments ascend");
         if rows as usize >= BLOCK_ROWS {
             self.end_block()?;
         }
@@ -169,13 +169,13 @@ impl<'d> Writer<'d> {
         Ok(())
     }
 
-    /// Puts in the next row of the announced series.
+    /// Appends the next row of the announced series.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Limit`] if the file has too many blocks.
     ///
     /// # Panics
-    /// If no row is expected, or it is out of order or out of the window.
+    /// If no row is expected, or the row is out of order or outside the window.
     pub fn push(&mut self, lsn: Lsn, ingest_ts: Ts, record: &[u64]) -> Result<()> {
         assert!(self.owed > 0 && record.len() == self.spec.schema.words, "a row that was not announced");
         if self.lsns.len() == BLOCK_ROWS {
@@ -183,7 +183,7 @@ impl<'d> Writer<'d> {
         }
         let own = Ts(record.get(self.spec.schema.index_word).copied().unwrap_or(u64::MAX));
         let (time, by_ingest) = index_time(own, ingest_ts);
-        assert!(self.last <= (time.0, lsn.0), "rows rise by time and LSN");
+        assert!(self.last <= (time.0, lsn.0), "rows ascend by time and LSN");
         assert!(self.spec.window.from <= time && time <= self.spec.window.last(), "{time} lies outside the window");
         self.last = (time.0, lsn.0);
         self.owed -= 1;
@@ -212,7 +212,7 @@ impl<'d> Writer<'d> {
         Ok(())
     }
 
-    /// Writes the block being filled, if it holds anything.
+    /// Writes the open block, if it has rows.
     fn end_block(&mut self) -> Result<()> {
         let rows = self.lsns.len();
         if rows == 0 {
@@ -264,8 +264,8 @@ impl<'d> Writer<'d> {
         Ok(())
     }
 
-    /// Ends the file and makes it durable under its name, but for the directory, which the caller syncs
-    /// once for all its files. `origin` is asked for each row, in LSN order.
+    /// Completes the file and makes it durable under its name. The caller syncs the directory, once for all
+    /// its files. Calls `origin` for each row, in LSN order.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -336,8 +336,8 @@ impl<'d> Writer<'d> {
     }
 }
 
-/// Sorts `places` by their LSNs, which lie in `lsn` and differ: where these are dense, by putting each at its
-/// own.
+/// Sorts `places` by LSN. The LSNs lie in `lsn` and are distinct; where they are dense, this is a counting
+/// sort.
 fn sort_places(places: &mut Vec<(u64, u32)>, lsn: Bounds) {
     let span = lsn.max - lsn.min + 1;
     if span > 8 * places.len() as u64 {
@@ -354,7 +354,7 @@ fn sort_places(places: &mut Vec<(u64, u32)>, lsn: Bounds) {
     places.extend((lsn.min..).zip(by_lsn).filter(|(_, place)| *place != EMPTY));
 }
 
-/// The runs of the rows `lsns`, which rise: as few as say for each row where it came from.
+/// The shortest list of runs that gives the origin of each of the rows `lsns`, which ascend.
 fn runs(lsns: impl Iterator<Item = Lsn>, origin: &mut impl FnMut(Lsn) -> Origin) -> Vec<RunEntry> {
     let mut runs: Vec<RunEntry> = Vec::new();
     for lsn in lsns {
@@ -373,8 +373,8 @@ fn runs(lsns: impl Iterator<Item = Lsn>, origin: &mut impl FnMut(Lsn) -> Origin)
     runs
 }
 
-/// The LSN index of `places`, and whether it is the dense one: lines of a rank and 448 bits, where those
-/// are fewer bytes than the LSNs themselves.
+/// The LSN index of `places`, and whether it is dense. The dense form, lines of a rank and 448 bits, is used
+/// where it is shorter than the LSNs themselves.
 fn lsn_index(places: &[(u64, u32)], lsn: Bounds) -> (bool, Vec<u64>) {
     let lines = (lsn.max - lsn.min) / LINE_LSNS + 1;
     if lines * 8 >= places.len() as u64 {

@@ -1,4 +1,4 @@
-//! Owns: cutting a log behind a frame, because what follows is not what the leader's log has, and keeping what is cut.
+//! Owns: truncation of a log behind a frame, where its tail diverges from the leader's log, and the file that keeps that tail.
 //!
 //! ```text
 //! STORE/divergent/<term>-<index>.wal   0 magic u64 · version u32 · crc u32 (of the header with this zero)
@@ -7,11 +7,10 @@
 //!                                     64 the frames, byte for byte, without pads
 //! ```
 //!
-//! What must hold: at every moment the disk has the log as it was or the log that is cut, or one that ends between the
-//! two: what stays is durable before it is said to be, what is known durable is lowered before anything goes, and what
-//! goes is kept before that. No file is shortened or renamed, because readers map them. A cut that was interrupted is
-//! begun again by whoever finds that the logs differ, and ends the same, to the byte: a pad behind the last frame goes
-//! too, because the leader's next frame may stand in its place.
+//! What must hold: at every moment the disk holds the old log, the truncated log, or one that ends between the two. The order
+//! ensures it: sync the part that stays, keep the tail in a file of its own, lower the durable marks, then remove the tail. No
+//! file is shortened or renamed, because readers map them. After an interruption the truncation is run again, and ends in the
+//! same bytes. A pad behind the last frame is removed too, because the leader's next frame may belong in its place.
 
 use std::path::{Path, PathBuf};
 
@@ -25,12 +24,12 @@ use crate::disk::{Disk, DiskFile, Open, publish};
 use crate::error::{Error, Result, demand};
 use crate::lsn::{FrameIndex, Lsn, Position, Term};
 
-/// Directory of what was cut, in the store directory.
+/// Directory of truncated tails, in the store directory.
 pub const DIVERGENT: &str = "divergent";
 const MAGIC: u64 = u64::from_le_bytes(*b"TAPEDIVG");
-// Version 1 had bytes where there is position and term now.
+// Version 1 had a byte count in place of position and term.
 const VERSION: u32 = 2;
-/// More than any number of a frame: what is less can be counted on without an overflow.
+/// Bound above every number of a frame: sums of smaller numbers do not overflow.
 const NUMBER_LIMIT: u64 = 1 << 62;
 
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
@@ -50,7 +49,7 @@ struct Head {
 const _: () = assert!(size_of::<Head>() as u64 == HEADER_LEN);
 
 impl Head {
-    /// Of the frames `headers`, of which `first` is the first.
+    /// The file header for the frames `headers`, beginning with `first`.
     fn of(store_id: u128, first: &Header, headers: &[&Header]) -> Head {
         let mut head = Head {
             magic: MAGIC,
@@ -67,16 +66,16 @@ impl Head {
         head
     }
 
-    /// The header in `bytes`, of the file `path`; neither is trusted.
+    /// Parses the untrusted header `bytes` of the file `path`.
     fn parse(bytes: &[u8], path: &Path) -> Result<Head> {
         let (path, mut raw) = (path.to_path_buf(), [0; HEADER_LEN as usize]);
         raw.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         let head: Head = bytemuck::cast(raw);
         if head.magic != MAGIC {
-            return Err(Error::Foreign { path, what: "file of cut frames", found: head.magic });
+            return Err(Error::Foreign { path, what: "file of truncated frames", found: head.magic });
         }
         let crc = crc32c::crc32c(bytemuck::bytes_of(&Head { crc: 0, ..head }));
-        let sealed = demand("header CRC of cut frames", u64::from(crc), u64::from(head.crc));
+        let sealed = demand("header CRC of truncated frames", u64::from(crc), u64::from(head.crc));
         sealed.map_err(|bad| corrupt(&path, 0, Lsn::NONE, bad))?;
         if head.version != VERSION {
             return Err(Error::Version { path, found: head.version, supported: VERSION });
@@ -85,65 +84,68 @@ impl Head {
     }
 }
 
-/// What was cut.
+/// Outcome of a truncation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
-    /// Frames.
+    /// Frames removed.
     pub frames: u64,
-    /// Records in them.
+    /// Records removed.
     pub records: u64,
-    /// LSN of the first of these, or that the next record will have.
+    /// LSN of the first record removed; of the next record if none was removed.
     pub first_lsn: Lsn,
-    /// LSN of the last of these; less than the first if there are none.
+    /// LSN of the last record removed; less than `first_lsn` if none was removed.
     pub last_lsn: Lsn,
-    /// The file that keeps them, and, if a cut of the same frames was interrupted, may keep more that followed; none if
-    /// there was no frame to cut.
+    /// File that keeps the frames; `None` if no frame was removed. After an interrupted truncation of the same frames it may
+    /// keep more frames that followed.
     pub kept_in: Option<PathBuf>,
 }
 
-/// What a file of cut frames says of them.
+/// Header of a file of truncated frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Divergent {
-    /// The store in whose log they were.
+    /// Store of the log.
     pub store_id: u128,
-    /// Where the first of them was.
+    /// Position of the first frame.
     pub position: Position,
-    /// Its number.
+    /// Index of the first frame.
     pub first_index: FrameIndex,
-    /// Its term.
+    /// Term of the first frame.
     pub term: Term,
-    /// How many they are.
+    /// Number of frames.
     pub frames: u64,
-    /// Records in them.
+    /// Number of records.
     pub records: u64,
 }
 
 /// The tail of a log behind a frame.
 struct Tail {
-    /// Where the log ends when it is cut; none if it ends before.
+    /// End of the log after the truncation; `None` if the log ends before it.
     at: Option<Chain>,
-    /// What is to be cut, pads too.
+    /// Headers of the frames to remove, pads included.
     headers: Vec<Header>,
     end: Chain,
-    /// Number of the last writing of evidence.
+    /// Sequence number of the newest durable mark.
     seq: u64,
 }
 
-/// Cuts the log of the store in `dir` behind frame `last_kept`. Nobody serves the store, and the caller holds its lock;
-/// `from` is its checkpoint. What stays is durable afterwards. The next start finds the shorter log, and raises the
-/// timeline if readers have seen what is gone.
+/// Truncates the log of the store in `dir` behind frame `last_kept`. No process serves the store, and the caller holds its
+/// lock; `from` is its checkpoint. Afterwards the remaining log is durable. The next start reads the shorter log, and raises
+/// the timeline if readers have seen removed records.
 ///
 /// # Errors
-/// [`Error::Invalid`] if files of history hold records behind that frame: then the store has to be made anew from
-/// another host; as [`scan`]; [`Error::Io`]. The log is then as it was, or shorter by some of what is to be cut.
+/// [`Error::Invalid`] if SSTables hold records behind that frame: this host then needs a snapshot of another host; as
+/// [`scan`]; [`Error::Io`]. After an error the log is unchanged, or lacks part of the tail.
 pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Cut> {
     if last_kept.0.saturating_add(1) < from.index.0 {
-        let reason = format!("frame {last_kept} is before the checkpoint, which begins with frame {}", from.index);
-        return Err(Error::invalid("cut of the log", reason));
+        let reason = format!(
+            "cannot truncate behind frame {last_kept}: SSTables hold all frames before {}; install a snapshot of another host",
+            from.index
+        );
+        return Err(Error::invalid("truncation of the log", reason));
     }
     let mut meta = MetaFile::open(disk, dir)?;
     let (wal, size) = (dir.join(super::DIR), meta.meta().segment_size);
-    // What is said to be durable below has to have a name.
+    // The durable marks written below cover segments: their names must be durable first.
     disk.sync_dir(&wal)?;
     let tail = read_tail(disk, &wal, meta.meta(), from, last_kept)?;
     let Some(at) = tail.at else { return Ok(nothing(tail.end.lsn)) };
@@ -151,20 +153,20 @@ pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> R
     let begins = at.position.0 == first.0 + SEGMENT_HEAD_LEN;
     let path = wal.join(segment_name(first));
     if tail.headers.is_empty() {
-        // Of a cut that was interrupted there may be leavings.
+        // An interrupted truncation may have left frames.
         if !begins {
             erase(disk.open(&path, Open::Write)?.as_ref(), first, at.position, size)?;
         }
         return Ok(nothing(at.lsn));
     }
     let kept_in = keep(disk, dir, meta.meta(), &wal, &tail.headers)?;
-    // Both slots: the other one would say more than there is if the newer became unreadable.
+    // Both slots: the older one would claim more than the log holds if the newer became unreadable.
     for _ in 0..2 {
         meta.update(Meta { durable: Evidence::of(&at), clean: false, ..*meta.meta() })?;
     }
     let mut firsts: Vec<_> = disk.list(&wal)?.iter().filter_map(|n| segment_first(n)).collect();
     firsts.sort_unstable();
-    // From the end, so that what is left is always one log; whose evidence says what is in it.
+    // From the end, so that the rest is always one log and its durable marks do not exceed it.
     for gone in firsts.iter().rev().filter(|f| f.0 > first.0 || (begins && f.0 == first.0)) {
         disk.remove(&wal.join(segment_name(*gone)))?;
         disk.sync_dir(&wal)?;
@@ -179,8 +181,8 @@ pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> R
     Ok(Cut { frames, records, first_lsn: at.lsn, last_lsn: Lsn(at.lsn.0 + records - 1), kept_in })
 }
 
-/// Keeps what is behind frame `last_kept` of the log of the store in `dir` as [`cut`] does, and cuts nothing: for a log that
-/// another is to take the place of. Gives the file, if there are frames.
+/// Keeps the tail behind frame `last_kept` of the log of the store in `dir` as [`cut`] does, and removes nothing: for a log
+/// that a snapshot install will replace. Returns the file, if there are frames.
 ///
 /// # Errors
 /// As [`cut`].
@@ -191,12 +193,12 @@ pub fn keep_tail(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex
     keep(disk, dir, meta.meta(), &wal, &tail.headers)
 }
 
-/// That there was nothing to cut; the next record will be `next`.
+/// Outcome without a removed frame; the next record will be `next`.
 fn nothing(next: Lsn) -> Cut {
     Cut { frames: 0, records: 0, first_lsn: next, last_lsn: Lsn(next.0 - 1), kept_in: None }
 }
 
-/// What is behind frame `last_kept`; everything before it is durable afterwards.
+/// Reads the tail behind frame `last_kept`; everything before it is durable afterwards.
 fn read_tail(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain, last_kept: FrameIndex) -> Result<Tail> {
     let mut headers: Vec<Header> = Vec::new();
     let found = scan(disk, wal, meta, from, Open::Write, |frame| {
@@ -213,7 +215,7 @@ fn read_tail(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain, last_kept: F
     Ok(Tail { at, headers, end, seq: found.evidence.seq })
 }
 
-/// Keeps the frames of `headers` in a file of their own, durably; none if there are no frames.
+/// Writes the frames of `headers` durably to a file of their own; `None` if there are no frames.
 fn keep(disk: &dyn Disk, dir: &Path, meta: &Meta, wal: &Path, headers: &[Header]) -> Result<Option<PathBuf>> {
     let frames: Vec<_> = headers.iter().filter(|h| h.kind() != FrameType::Pad).collect();
     let Some(first) = frames.first() else { return Ok(None) };
@@ -237,7 +239,7 @@ fn keep(disk: &dyn Disk, dir: &Path, meta: &Meta, wal: &Path, headers: &[Header]
             return Ok(Some(path));
         }
         if has(disk, &path, &bytes)? {
-            // Its name may never have become durable.
+            // Its name may not be durable yet.
             disk.sync_dir(&kept)?;
             return Ok(Some(path));
         }
@@ -245,7 +247,7 @@ fn keep(disk: &dyn Disk, dir: &Path, meta: &Meta, wal: &Path, headers: &[Header]
     }
 }
 
-/// Whether the file `path` keeps what `bytes` would, and perhaps more that followed: of a cut that was interrupted.
+/// Whether the file `path` of an interrupted truncation begins with the frames in `bytes`; it may hold more.
 fn has(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<bool> {
     let file = disk.open(path, Open::Read)?;
     let mut found = vec![0; bytes.len()];
@@ -254,7 +256,7 @@ fn has(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<bool> {
     Ok(read == bytes.len() && Head::parse(&found, path).is_ok() && body(&found) == body(bytes))
 }
 
-/// Says in both slots of a segment that what is before `at` is durable, and no more.
+/// Lowers both durable marks of a segment to `at`.
 fn lower(file: &dyn DiskFile, at: Chain, seq: u64) -> Result<()> {
     for (more, offset) in (1..).zip(EVIDENCE_OFFSETS) {
         file.write_at(&Evidence { seq: seq + more, ..Evidence::of(&at) }.to_bytes(), offset)?;
@@ -262,7 +264,7 @@ fn lower(file: &dyn DiskFile, at: Chain, seq: u64) -> Result<()> {
     file.sync()
 }
 
-/// Takes from every frame at or behind `at`, in the segment that begins at `first`, what makes it one.
+/// Zeroes the magic of every frame at or behind `at` in the segment that begins at `first`.
 fn erase(file: &dyn DiskFile, first: Position, at: Position, size: u64) -> Result<()> {
     let mut window = Window::new(file);
     let mut offset = at.0 - first.0;
@@ -280,11 +282,11 @@ fn corrupt(path: &Path, offset: u64, lsn: Lsn, Bad { what, expected, found }: Ba
     Error::Corrupt { path: path.to_path_buf(), offset, lsn, what, expected, found }
 }
 
-/// Shows every frame that the file `path` keeps to `visit`, each checked as in the log.
+/// Passes every frame of the file `path` to `visit`, each checked as in the log.
 ///
 /// # Errors
-/// [`Error::Foreign`], [`Error::Version`]; [`Error::Corrupt`] at the first frame that is damaged, of which those before
-/// have been shown, or if some are absent; [`Error::Io`]; whatever `visit` returns.
+/// [`Error::Foreign`], [`Error::Version`]; [`Error::Corrupt`] at the first damaged frame, after all frames before it were
+/// visited, or if frames are absent; [`Error::Io`]; every error of `visit`.
 pub fn read(disk: &dyn Disk, path: &Path, mut visit: impl FnMut(&Frame<'_>) -> Result<()>) -> Result<Divergent> {
     let file = disk.open(path, Open::Read)?;
     let (mut bytes, len) = ([0; HEADER_LEN as usize], file.len()?);
@@ -302,14 +304,14 @@ pub fn read(disk: &dyn Disk, path: &Path, mut visit: impl FnMut(&Frame<'_>) -> R
         visit(&frame)?;
         let header = frame.header;
         (frames, records, offset) = (frames + 1, records + header.records(), offset + header.total_len());
-        // Where segments ended is not kept: the next frame says where it was.
+        // The file does not record segment ends: the next frame's header has its position.
         let mut next = place;
         next.advance(&header, NUMBER_LIMIT);
         chain = Some(next);
     }
     let lsn = chain.map_or(Lsn::NONE, |c| c.lsn);
-    let all = demand("cut frames", u64::from(head.frames), frames);
-    let all = all.and_then(|()| demand("records of cut frames", head.records, records));
+    let all = demand("truncated frames", u64::from(head.frames), frames);
+    let all = all.and_then(|()| demand("records of truncated frames", head.records, records));
     all.map_err(|bad| corrupt(path, offset, lsn, bad))?;
     let [low, high] = head.store_id;
     let store_id = u128::from(low) | u128::from(high) << 64;
@@ -317,7 +319,7 @@ pub fn read(disk: &dyn Disk, path: &Path, mut visit: impl FnMut(&Frame<'_>) -> R
     Ok(Divergent { store_id, position, first_index, term, frames, records })
 }
 
-/// The log before the frame of the header `bytes`, which is the first by `head` or is next in `chain`.
+/// The chain before the frame with the header `bytes`, which must be the first by `head`, or the next of `chain`.
 fn place(head: &Head, chain: Option<Chain>, bytes: &[u8]) -> std::result::Result<Chain, Bad> {
     let header = Header::parse(bytes)?;
     if header.kind() == FrameType::Pad {
@@ -331,9 +333,9 @@ fn place(head: &Head, chain: Option<Chain>, bytes: &[u8]) -> std::result::Result
         }
     }
     let Some(chain) = chain else {
-        demand("position of the first cut frame", head.position.0, header.position.0)?;
-        demand("index of the first cut frame", head.first_index.0, header.index.0)?;
-        demand("term of the first cut frame", u64::from(head.term.0), u64::from(header.term.0))?;
+        demand("position of the first truncated frame", head.position.0, header.position.0)?;
+        demand("index of the first truncated frame", head.first_index.0, header.index.0)?;
+        demand("term of the first truncated frame", u64::from(head.term.0), u64::from(header.term.0))?;
         return Ok(header.place());
     };
     if header.position < chain.position {
@@ -358,7 +360,7 @@ mod tests {
     const DIR: &str = "/s";
     const SIZE: u64 = format::SEGMENT_SIZE_MIN;
     const CREATE: Create = Create { store_id: 77, segment_size: SIZE, now: Ts(1) };
-    /// Frames of 38, 25 and 13 kB, and small ones: three segments, which end with pads.
+    /// Record counts of frames of 38, 25 and 13 kB and small ones: three segments, which end with pads.
     const COUNTS: [u64; 19] = [600, 600, 1, 400, 600, 600, 600, 9, 600, 600, 200, 600, 600, 600, 3, 600, 600, 600, 2];
 
     /// Index and CRC of a frame.
@@ -377,7 +379,7 @@ mod tests {
         open(Arc::new(disk.clone()), Path::new(DIR), Chain::begin(77), 0, seen, visit)
     }
 
-    /// Appends frames of `counts` trades in `term`, of which the first `synced` are synced and recorded so.
+    /// Appends frames of `counts` trades in `term`; the first `synced` are synced and covered by a durable mark.
     fn extend(disk: &SimDisk, term: u32, counts: &[u64], synced: usize) -> Result<Vec<Id>> {
         create_if_absent(disk, Path::new(DIR), CREATE)?;
         let mut log = reopen(disk, Lsn(0), |_| Ok(()))?;
@@ -397,7 +399,7 @@ mod tests {
         Ok(made)
     }
 
-    /// The frames that a start finds, and where the log ends then.
+    /// The frames that a start finds, and the end of the log afterwards.
     fn frames(disk: &SimDisk) -> Result<(Vec<Id>, Chain)> {
         let mut found = Vec::new();
         let log = reopen(disk, Lsn(0), |frame| {
@@ -419,7 +421,7 @@ mod tests {
         cut(disk, Path::new(DIR), Chain::begin(77), FrameIndex(last_kept as u64))
     }
 
-    /// Where the frame behind `last_kept` begins, or the pad before it.
+    /// Place of the frame behind `last_kept`, or of the pad before it.
     fn place_behind(disk: &SimDisk, last_kept: usize) -> Chain {
         let (meta, mut place) = (meta::read(disk, Path::new(DIR)).unwrap().unwrap(), None);
         scan(disk, &Path::new(DIR).join(super::super::DIR), &meta, Chain::begin(77), Open::Read, |frame| {
@@ -430,20 +432,20 @@ mod tests {
         place.unwrap()
     }
 
-    /// Whether the disk says that all `count` frames are durable.
+    /// Whether a durable mark on the disk covers all `count` frames.
     fn is_durable(disk: &SimDisk, count: usize) -> bool {
         let meta = meta::read(disk, Path::new(DIR)).unwrap().unwrap();
         let known = evidence(disk, &Path::new(DIR).join("wal"), &meta, Chain::begin(77)).unwrap();
         known.index.0 == count as u64
     }
 
-    /// Where a log ends, without the term and the time of what was there.
+    /// End of a log, without its term and time.
     fn spot(chain: Chain) -> (Position, FrameIndex, Lsn, u32) {
         (chain.position, chain.index, chain.lsn, chain.prev_crc)
     }
 
-    /// A cut in which `fault` comes at `call`, a start or none behind it, the cut again, and frames of a higher term on
-    /// it when the power goes. Whether the first cut was over before the fault.
+    /// Truncates with `fault` at `call`, perhaps starts, truncates again, appends frames of a higher term and loses power.
+    /// Returns whether the first truncation ended before the fault.
     fn interrupt(disk: &SimDisk, last_kept: usize, call: u64, fault: Fault, seed: u64, new: &[u64]) -> bool {
         let before = frames(&disk.copy()).unwrap().0;
         let place = place_behind(disk, last_kept);
@@ -459,10 +461,10 @@ mod tests {
         if found.len() < before.len() && is_durable(disk, before.len()) {
             let path = Path::new(DIR).join(DIVERGENT).join(format!("1-{}.wal", last_kept + 1));
             let kept = read(&after, &path, |_| Ok(())).unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_eq!(kept.frames as usize, before.len() - last_kept, "{what}: what goes has been kept");
+            assert_eq!(kept.frames as usize, before.len() - last_kept, "{what}: the removed tail is kept");
         }
         if outcome.is_ok() {
-            assert_eq!(found.len(), last_kept, "{what}: what was said to be cut stays cut");
+            assert_eq!(found.len(), last_kept, "{what}: a reported truncation is final");
         }
         if seed.is_multiple_of(2) {
             frames(&after).unwrap();
@@ -478,34 +480,34 @@ mod tests {
         let (again, _) = frames(&after.power_loss(seed + 2)).unwrap_or_else(|e| panic!("{what}: {e}"));
         let all: Vec<_> = kept.iter().chain(&made).copied().collect();
         assert!(again.len() >= kept.len() + new.len() / 2, "{what}: {}", again.len());
-        assert_eq!(again, all[..again.len()], "{what}: no frame that was cut comes back");
+        assert_eq!(again, all[..again.len()], "{what}: no truncated frame comes back");
         outcome.is_ok()
     }
 
-    /// [`interrupt`] at every call of a cut.
+    /// Runs [`interrupt`] at every call of a truncation.
     fn interrupt_everywhere(disk: &SimDisk, last_kept: usize, fault: Fault, seeds: u64) {
-        // As long as what was cut, shorter frames, longer ones.
+        // Frames as long as the truncated ones, shorter, longer.
         let news = [&COUNTS[last_kept.min(COUNTS.len() - 2)..], &[1, 2, 3], &[600; 8]];
         for call in 1.. {
             let seeds = (0..seeds).map(|seed| call * 31 + seed);
             let open = seeds.filter(|seed| !interrupt(disk, last_kept, call, fault, *seed, news[*seed as usize % 3]));
             if open.count() == 0 {
-                assert!(call > 5, "a cut makes more calls than {call}");
+                assert!(call > 5, "a truncation makes more calls than {call}");
                 return;
             }
         }
     }
 
     #[test]
-    fn power_loss_at_any_call_of_a_cut_leaves_a_log_that_the_next_cut_ends_where_it_should() {
+    fn after_power_loss_at_any_call_the_next_truncation_ends_at_the_right_frame() {
         let disk = scene(&COUNTS, COUNTS.len());
-        // After a start `store.meta` says too that everything is durable.
+        // After a start the durable mark in `store.meta` covers everything too.
         frames(&disk).unwrap();
         (1..COUNTS.len()).for_each(|last_kept| interrupt_everywhere(&disk, last_kept, Fault::PowerLoss, 3));
     }
 
     #[test]
-    fn a_failed_call_of_a_cut_leaves_a_log_that_the_next_cut_ends_where_it_should() {
+    fn after_a_failed_call_the_next_truncation_ends_at_the_right_frame() {
         let disk = scene(&COUNTS, COUNTS.len());
         for last_kept in 1..COUNTS.len() {
             interrupt_everywhere(&disk, last_kept, Fault::Once(ErrorKind::Other), 2);
@@ -513,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_of_what_only_the_cache_has_claims_nothing_that_the_disk_does_not_have() {
+    fn truncation_of_unsynced_frames_marks_nothing_durable_that_is_not_on_the_disk() {
         for synced in [0, 1, 5, 12] {
             let disk = scene(&COUNTS, synced);
             for last_kept in [2, 4, 6, 12, 17] {
@@ -523,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_may_be_at_a_segments_beginning_and_at_its_end_and_of_everything() {
+    fn truncation_works_at_the_start_and_end_of_a_segment_and_of_the_whole_log() {
         let disk = scene(&COUNTS, COUNTS.len());
         let (mut pads, mut begins) = (0, 0);
         for last_kept in 0..COUNTS.len() {
@@ -535,17 +537,17 @@ mod tests {
             cut_behind(&disk, last_kept).unwrap();
             assert_eq!(spot(frames(&disk).unwrap().1), spot(place));
         }
-        assert!(pads >= 2 && begins >= 1, "{pads} cuts at a pad, {begins} at a segment's beginning");
+        assert!(pads >= 2 && begins >= 1, "{pads} truncations at a pad, {begins} at a segment's beginning");
     }
 
     #[test]
-    fn a_pad_alone_behind_the_last_frame_goes_because_the_leaders_next_frame_may_stand_there() {
+    fn a_pad_behind_the_last_frame_is_removed_to_make_room_for_the_leaders_next_frame() {
         let disk = scene(&COUNTS, COUNTS.len());
         let (behind, place) = (1..COUNTS.len())
             .map(|n| (n, place_behind(&disk, n)))
             .find(|(n, p)| place_behind(&disk, n - 1).position.0 / SIZE == p.position.0 / SIZE && is_pad(&disk, p.position))
             .unwrap();
-        // The process died after it had filled the segment, or a cut after it had removed the others.
+        // As if the process died after it filled the segment, or a truncation after it removed the others.
         for first in 1..3 {
             let path = Path::new(DIR).join("wal").join(segment_name(Position((place.position.0 / SIZE + first) * SIZE)));
             if disk.exists(&path).unwrap() {
@@ -554,7 +556,7 @@ mod tests {
         }
         let mut meta = MetaFile::open(&disk, Path::new(DIR)).unwrap();
         meta.update(Meta { durable: Evidence::default(), ..*meta.meta() }).unwrap();
-        assert_eq!(spot(frames(&disk.copy()).unwrap().1), spot(place), "a start takes it away too");
+        assert_eq!(spot(frames(&disk.copy()).unwrap().1), spot(place), "a start removes it too");
         let done = cut_behind(&disk, behind).unwrap();
         assert_eq!((done.frames, done.records, done.kept_in), (0, 0, None));
         assert_eq!(spot(frames(&disk).unwrap().1), spot(place));
@@ -566,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_is_kept_byte_for_byte_and_read_again() {
+    fn truncated_frames_are_kept_byte_for_byte_and_read_again() {
         let whole = scene(&COUNTS, COUNTS.len());
         let before = frames(&whole).unwrap().0;
         for last_kept in 0..COUNTS.len() {
@@ -579,7 +581,7 @@ mod tests {
             let path = done.kept_in.unwrap();
             assert!(path.ends_with(format!("divergent/1-{}.wal", last_kept + 1)));
             let (mut found, mut next) = (Vec::new(), place.lsn.0);
-            let said = read(&disk, &path, |frame| {
+            let kept = read(&disk, &path, |frame| {
                 found.push((frame.header.index.0, frame.header.header_crc));
                 let Body::Data(data) = &frame.body else { panic!("{frame:?}") };
                 for record in crate::record::split(data.records) {
@@ -588,13 +590,13 @@ mod tests {
                 }
                 Ok(())
             });
-            let said = said.unwrap();
+            let kept = kept.unwrap();
             assert_eq!((found.as_slice(), next), (&before[last_kept..], done.last_lsn.0 + 1));
-            assert_eq!((said.store_id, said.first_index.0, said.term), (77, last_kept as u64 + 1, Term(1)));
-            assert_eq!((said.frames, said.records), (done.frames, done.records));
-            // Byte for byte: each lies in the file as it lay in the log.
-            let kept = disk.contents(&path).unwrap();
-            let mut rest = &kept[64..];
+            assert_eq!((kept.store_id, kept.first_index.0, kept.term), (77, last_kept as u64 + 1, Term(1)));
+            assert_eq!((kept.frames, kept.records), (done.frames, done.records));
+            // Byte for byte: each frame in the file is as it was in the log.
+            let bytes = disk.contents(&path).unwrap();
+            let mut rest = &bytes[64..];
             while let Ok(header) = Header::parse(rest) {
                 let segment = Position(header.position.0 / SIZE * SIZE);
                 let was = whole.contents(&Path::new(DIR).join("wal").join(segment_name(segment))).unwrap();
@@ -604,12 +606,12 @@ mod tests {
             }
             assert!(rest.is_empty());
             let again = cut_behind(&disk, last_kept).unwrap();
-            assert_eq!((again.frames, again.kept_in), (0, None), "nothing is left to cut");
+            assert_eq!((again.frames, again.kept_in), (0, None), "no frame is left to truncate");
         }
     }
 
     #[test]
-    fn what_files_hold_is_not_cut_and_an_end_before_the_cut_is_left_alone() {
+    fn frames_before_the_checkpoint_are_not_truncated_and_a_shorter_log_is_unchanged() {
         let disk = scene(&[5, 5, 5], 3);
         let place = place_behind(&disk, 2);
         let cut_from = |last_kept| cut(&disk, Path::new(DIR), place, FrameIndex(last_kept));
@@ -617,12 +619,12 @@ mod tests {
         assert_eq!(frames(&disk).unwrap().0.len(), 3);
         assert_eq!(cut_from(u64::MAX).unwrap().frames, 0);
         assert_eq!(cut_from(9).unwrap().frames, 0);
-        assert_eq!(cut_from(2).unwrap().records, 5, "behind the checkpoint everything may go");
+        assert_eq!(cut_from(2).unwrap().records, 5, "every frame behind the checkpoint may be truncated");
         assert_eq!(spot(frames(&disk).unwrap().1), spot(place));
     }
 
     #[test]
-    fn another_tail_at_the_same_place_does_not_take_the_place_of_what_is_kept() {
+    fn a_second_tail_at_the_same_index_does_not_replace_the_kept_one() {
         let disk = scene(&[5, 5, 5], 3);
         let first = cut_behind(&disk, 1).unwrap().kept_in.unwrap();
         let kept = disk.contents(&first).unwrap();
@@ -634,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_interrupted_cut_has_kept_is_durable_before_the_next_one_cuts() {
+    fn the_tail_kept_by_an_interrupted_truncation_is_durable_before_the_next_removes_it() {
         let disk = scene(&COUNTS, COUNTS.len());
         for call in 1.. {
             for seed in 0..8 {
@@ -655,7 +657,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_of_store_meta_that_rots_after_a_cut_does_not_bring_the_higher_evidence_back() {
+    fn a_damaged_store_meta_slot_after_a_truncation_does_not_restore_the_higher_durable_mark() {
         let disk = scene(&[50, 50, 50], 3);
         frames(&disk).unwrap();
         cut_behind(&disk, 1).unwrap();
@@ -667,7 +669,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_an_interrupted_cut_has_left_does_not_follow_another_of_its_size_and_term() {
+    fn a_frame_left_by_an_interrupted_truncation_does_not_chain_to_a_new_frame() {
         let (mut left, mut call, mut is_over) = (0, 0, false);
         while !is_over {
             call += 1;
@@ -680,7 +682,7 @@ mod tests {
                 if log.writer.end().index.0 != 2 {
                     continue;
                 }
-                // Another's frame, where the first was that is gone.
+                // A different frame of the same size and term, in the place of the first removed one.
                 assert!(log.writer.ready().unwrap());
                 log.writer.append(&mut trades(1_000, 5), FrameType::Data, Ts(1)).unwrap();
                 let end = *log.writer.chain();
@@ -693,11 +695,11 @@ mod tests {
                 leftovers(&disk, &Path::new(DIR).join("wal"), &meta, end, visit).unwrap();
             }
         }
-        assert!(left > 5, "{left} times the chain alone kept it out");
+        assert!(left > 5, "{left} times only the chain rejected it");
     }
 
     #[test]
-    fn no_frame_that_was_cut_is_taken_for_one_that_is_lost() {
+    fn no_truncated_frame_is_found_as_a_leftover() {
         for seed in 0..20 {
             let disk = scene(&COUNTS, COUNTS.len());
             let place = place_behind(&disk, 1);
@@ -711,12 +713,12 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-            assert_eq!(left, 0, "seed {seed}: an interrupted cut is finished");
+            assert_eq!(left, 0, "seed {seed}: an interrupted truncation is finished");
         }
     }
 
     #[test]
-    fn the_timeline_rises_at_the_start_after_a_cut_of_what_readers_have_seen() {
+    fn the_timeline_rises_at_the_start_after_a_truncation_of_records_that_readers_saw() {
         let disk = scene(&[5, 5, 5], 3);
         let timeline = |seen| reopen(&disk.copy(), seen, |_| Ok(())).unwrap().meta.meta().timeline;
         assert_eq!(timeline(Lsn(15)), Timeline(1));
@@ -724,11 +726,11 @@ mod tests {
         meta.update(Meta { clean: true, ..*meta.meta() }).unwrap();
         cut_behind(&disk, 2).unwrap();
         assert_eq!((timeline(Lsn(10)), timeline(Lsn(11)), timeline(Lsn(15))), (Timeline(1), Timeline(2), Timeline(2)));
-        assert!(!meta::read(&disk, Path::new(DIR)).unwrap().unwrap().clean, "what readers saw is asked for");
+        assert!(!meta::read(&disk, Path::new(DIR)).unwrap().unwrap().clean, "the store is no longer marked clean");
     }
 
     #[test]
-    fn every_flipped_byte_and_every_length_of_a_file_of_cut_frames_is_named() {
+    fn every_flipped_byte_and_every_length_of_a_kept_tail_is_refused() {
         let disk = scene(&[1, 2, 3, 1], 4);
         let path = cut_behind(&disk, 1).unwrap().kept_in.unwrap();
         let whole = disk.contents(&path).unwrap();
@@ -756,8 +758,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(96))]
 
         #[test]
-        fn reading_cut_frames_is_total(mut words in proptest::collection::vec(any::<u64>(), 0..60), sealed in 0u8..3, far in any::<bool>()) {
-            // Headers that are whole by themselves and say anything.
+        fn reading_truncated_frames_is_total(mut words in proptest::collection::vec(any::<u64>(), 0..60), sealed in 0u8..3, far in any::<bool>()) {
+            // Headers with valid CRCs and arbitrary fields.
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
             for (n, part) in bytes.chunks_exact_mut(64).enumerate().take(usize::from(sealed)) {
                 if n == 0 {
@@ -781,7 +783,7 @@ mod tests {
         }
 
         #[test]
-        fn any_frames_cut_anywhere_and_broken_anywhere_end_as_the_log_that_was_cut(
+        fn truncation_of_any_log_anywhere_with_any_fault_ends_as_the_truncated_log(
             counts in proptest::collection::vec(1u64..700, 2..14),
             new in proptest::collection::vec(1u64..700, 1..6),
             (synced, last_kept) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
@@ -798,7 +800,7 @@ mod tests {
     }
 
     #[test]
-    fn many_cuts_one_after_the_other_leave_one_log() {
+    fn many_truncations_in_a_row_leave_one_log() {
         for seed in 0..20 {
             let (mut rng, disk) = (SimRng::new(seed), SimDisk::new());
             let mut expected: Vec<Id> = Vec::new();

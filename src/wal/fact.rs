@@ -1,11 +1,13 @@
-//! Owns: facts, what a control frame carries: who is attached, which name an instrument has, which layout
-//! a kind that a program defined.
+//! Owns: control entries, the payload of control frames: a publisher's attach, an instrument's name, the layout of a
+//! user-defined kind.
 //!
 //! ```text
 //! attach  16 B   type u16 = 1 · bytes u16 · publisher u16 · 0 u16 · epoch u32 · incarnation u32
 //! symbol  80 B   type u16 = 2 · bytes u16 · instrument u32 · length u8 · name 71 B
 //! kind    any    type u16 = 3 · bytes u16 · 0 u32 · the layout (`record::Layout`)
 //! ```
+//!
+//! What must hold: parsing is total: malformed or unknown bytes are an error.
 
 use super::format::{Bad, Header};
 use crate::lsn::{Epoch, InstrumentId, PublisherId};
@@ -14,39 +16,39 @@ use crate::record::{LAYOUT_WORDS_MAX, Layout, Name};
 const ATTACH: u16 = 1;
 const ATTACH_LEN: usize = 16;
 const SYMBOL: u16 = 2;
-/// Bytes of a symbol fact.
+/// Bytes of a symbol entry.
 pub const SYMBOL_LEN: usize = 80;
 const KIND: u16 = 3;
 
-// A frame of its own holds the longest layout.
+// The longest layout fits in a frame of its own.
 const _: () = assert!((LAYOUT_WORDS_MAX + 1) * 8 < super::format::FRAME_PAYLOAD_MAX);
 
-/// Something that holds from here on in the log.
+/// A control entry; it takes effect at its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
-    /// The publisher writes in this epoch; lower ones are fenced.
+    /// Opens an epoch of the publisher and fences the lower ones.
     Attach {
-        /// Who.
+        /// The publisher.
         publisher: PublisherId,
-        /// The epoch that begins.
+        /// The new epoch.
         epoch: Epoch,
-        /// Which process it is: a number of its own, by which it finds an epoch again that was granted
-        /// to it but of which it was not told.
+        /// Number of the publisher's process. By it the process finds an epoch that was granted to it but whose answer it
+        /// did not receive.
         incarnation: u32,
     },
-    /// The instrument has this name.
+    /// Names an instrument.
     Symbol {
         /// The instrument.
         instrument: InstrumentId,
         /// Its name.
         name: Name,
     },
-    /// Records of this kind have this layout.
+    /// Defines the layout of a kind.
     Kind(Layout),
 }
 
 impl Fact {
-    /// Appends the fact to `words`.
+    /// Appends the encoded entry to `words`.
     pub fn encode(&self, words: &mut Vec<u64>) {
         match self {
             Fact::Attach { publisher, epoch, incarnation } => {
@@ -65,24 +67,24 @@ impl Fact {
         }
     }
 
-    /// The facts of the control frame `header` with the payload `words`.
+    /// Parses the entries of the control frame `header` with the payload `words`.
     ///
     /// # Errors
-    /// What is malformed or unknown.
+    /// The first malformed or unknown entry, or a wrong count.
     pub fn parse_all(header: &Header, words: &[u64]) -> Result<Vec<Fact>, Bad> {
-        let mut facts = Vec::with_capacity((header.count as usize).min(words.len()));
+        let mut entries = Vec::with_capacity((header.count as usize).min(words.len()));
         let mut rest = words;
         while let Some(&head) = rest.first() {
             let bytes = (head >> 16) as u16 as usize;
-            let bad = Bad { what: "fact", expected: head & 0xffff, found: bytes as u64 };
+            let bad = Bad { what: "control entry", expected: head & 0xffff, found: bytes as u64 };
             let (mine, after) = rest.split_at_checked(bytes / 8).filter(|(m, _)| !m.is_empty()).ok_or(bad)?;
-            facts.push(Fact::parse(head, mine).ok_or(bad)?);
+            entries.push(Fact::parse(head, mine).ok_or(bad)?);
             rest = after;
         }
-        if facts.len() == header.count as usize {
-            Ok(facts)
+        if entries.len() == header.count as usize {
+            Ok(entries)
         } else {
-            Err(Bad { what: "facts of a frame", expected: u64::from(header.count), found: facts.len() as u64 })
+            Err(Bad { what: "control entries of a frame", expected: u64::from(header.count), found: entries.len() as u64 })
         }
     }
 
@@ -102,10 +104,10 @@ impl Fact {
     }
 }
 
-/// Words of a name: its length, then its bytes.
+/// Words of an encoded name: its length, then its bytes.
 pub const NAME_WORDS: usize = 9;
 
-/// The words of `name`.
+/// Encodes `name`.
 pub fn name_words(name: &Name) -> [u64; NAME_WORDS] {
     let mut bytes = [0u8; NAME_WORDS * 8];
     let text = name.as_str().as_bytes();
@@ -115,7 +117,7 @@ pub fn name_words(name: &Name) -> [u64; NAME_WORDS] {
     bytemuck::cast(bytes)
 }
 
-/// The name in `words`, which are not trusted.
+/// Parses the name in the untrusted `words`; `None` if it is malformed.
 pub fn parse_name(words: &[u64]) -> Option<Name> {
     let bytes: &[u8] = bytemuck::cast_slice(words.get(..NAME_WORDS)?);
     let (&len, text) = bytes.split_first()?;
@@ -133,15 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn facts_come_back_as_they_were_written() {
-        let facts = [
+    fn control_entries_round_trip() {
+        let entries = [
             Fact::Attach { publisher: PublisherId(7), epoch: Epoch(3), incarnation: 0xdead_beef },
             Fact::Symbol { instrument: InstrumentId(9), name: "BINANCE:BTCUSDT".parse().unwrap() },
             Fact::Kind(crate::record::example_layout()),
         ];
         let mut words = Vec::new();
-        facts.iter().for_each(|f| f.encode(&mut words));
-        assert_eq!(Fact::parse_all(&header(3), &words).unwrap(), facts);
+        entries.iter().for_each(|e| e.encode(&mut words));
+        assert_eq!(Fact::parse_all(&header(3), &words).unwrap(), entries);
         assert!(Fact::parse_all(&header(4), &words).is_err());
         assert!(Fact::parse_all(&header(3), &words[..words.len() - 1]).is_err());
     }

@@ -1,29 +1,29 @@
-//! Owns: the bytes of the log. Every offset, magic and version of frames and segments is here.
+//! Owns: the byte format of the log: every offset, magic and version of frames and segments.
 //!
 //! A segment is a file of fixed size, named by its first position in 16 hex digits:
 //!
 //! ```text
 //! 0     segment header 64 B   magic u64 · version u32 · crc u32 · store id u128 · first position u64 · size u64 · 0
-//! 512   evidence slot A 64 B  magic u32 · crc u32 · seq u64 · position u64 · index u64 · lsn u64 · term u32 · 0
-//! 1024  evidence slot B 64 B
+//! 512   durable mark A 64 B   magic u32 · crc u32 · seq u64 · position u64 · index u64 · lsn u64 · 0
+//! 1024  durable mark B 64 B
 //! 4096  frames, to the end
 //! ```
 //!
-//! A frame, the unit of checksums, of syncs and of replication:
+//! A frame is the unit of checksums, of syncs and of replication:
 //!
 //! ```text
 //! 0   magic u32 · version u8 · type u8 · flags u16 · header_crc u32 · prev_crc u32
 //! 16  payload_crc u32 · len u32 · term u32 · count u32
 //! 32  index u64 · first_lsn u64
 //! 48  position u64 · ingest_ts u64
-//! 64  run table, 24 B a run: publisher u16 · 0 u16 · epoch u32 · count u32 · bytes u32 · first_pub_seq u64
+//! 64  run table, 24 B per run: publisher u16 · 0 u16 · epoch u32 · count u32 · bytes u32 · first_pub_seq u64
 //!     records, each a multiple of 8 bytes; then zeros to a multiple of 64
 //! ```
 //!
-//! What must hold for a frame to be accepted: its CRCs, `position` is its own place, `index` is the
-//! previous one + 1, `first_lsn` continues, `prev_crc` is the previous header's CRC, `term` does not
-//! fall; `ingest_ts` falls only if `flags` says that the clock was set back. Pads fill a segment to its end and take no part in the chain. CRC is CRC-32C over the header
-//! with its own field zero, and over `len` bytes of payload.
+//! What must hold for a frame to be accepted: its CRCs match; `position` is its own place; `index` is the previous one + 1;
+//! `first_lsn` continues; `prev_crc` is the previous header's CRC; `term` does not fall; `ingest_ts` falls only if `flags` has
+//! [`CLOCK_SET_BACK`]. Pads fill a segment to its end and are not part of the chain. A CRC is CRC-32C, over the header with its
+//! own field zero, or over `len` bytes of payload.
 
 pub use crate::error::Bad;
 use crate::error::demand;
@@ -38,25 +38,25 @@ pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"tfrm");
 pub const FRAME_VERSION: u8 = 1;
 /// Bytes of a frame's header, and its alignment.
 pub const HEADER_LEN: u64 = 64;
-/// Bytes of a run.
+/// Bytes of an entry of the run table.
 pub const RUN_LEN: usize = 24;
-/// Of a frame's `flags`: its ingest time is before that of the previous frame, because the clock was set back. No other
-/// frame's ingest time falls.
+/// Flag of a frame whose ingest time is before that of the previous frame, because the clock was set back. In all other frames
+/// the ingest time does not fall.
 pub const CLOCK_SET_BACK: u16 = 1;
-/// Most records in a frame.
+/// Largest number of records in a frame.
 pub const FRAME_RECORDS_MAX: u32 = 4096;
-/// Most bytes of payload that a writer puts in a frame.
+/// Largest payload in bytes that a writer puts in a frame.
 pub const FRAME_PAYLOAD_MAX: usize = 64 << 10;
-/// Most bytes of payload that a reader accepts.
+/// Largest payload in bytes that a reader accepts.
 pub const FRAME_PAYLOAD_LIMIT: u32 = 1 << 20;
 
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"TAPEWAL\0");
 const SEGMENT_VERSION: u32 = 1;
 /// Bytes before the first frame of a segment.
 pub const SEGMENT_HEAD_LEN: u64 = 4096;
-/// Offsets of the evidence slots: in different sectors, so that one torn write cannot hit both.
+/// Offsets of the two durable marks: in different sectors, so that one torn write cannot hit both.
 pub const EVIDENCE_OFFSETS: [u64; 2] = [512, 1024];
-/// Bytes of an evidence slot.
+/// Bytes of a durable mark.
 pub const EVIDENCE_LEN: usize = 64;
 const EVIDENCE_MAGIC: u32 = u32::from_le_bytes(*b"tevd");
 /// Smallest segment: the head and two of the largest frames.
@@ -71,17 +71,17 @@ const _: () = {
     assert!(FRAME_PAYLOAD_MAX >= WORDS_MAX * 8 + RUN_LEN);
 };
 
-/// What a frame carries.
+/// Type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameType {
     /// Records.
     Data = 1,
-    /// Facts: attached publishers, instrument names. No LSN.
+    /// Control entries: attached publishers, instrument names, layouts of kinds. No LSN.
     Control = 2,
-    /// Nothing: opens a term.
+    /// No payload: opens a term.
     NoOp = 3,
-    /// A change of the cluster's members (`consensus::format`). No LSN.
+    /// A change of the cluster's membership (`consensus::format`). No LSN.
     Membership = 4,
     /// Fills a segment to its end; no index.
     Pad = 5,
@@ -100,7 +100,7 @@ impl FrameType {
     }
 }
 
-/// A frame's header as it lies in the log.
+/// Header of a frame, as in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Header {
@@ -114,23 +114,23 @@ pub struct Header {
     pub flags: u16,
     /// CRC of the header with this field zero.
     pub header_crc: u32,
-    /// `header_crc` of the frame before, pads aside.
+    /// `header_crc` of the previous frame that is no pad.
     pub prev_crc: u32,
-    /// CRC of the payload; of pads zero.
+    /// CRC of the payload; zero in pads.
     pub payload_crc: u32,
     /// Bytes of payload, without the zeros that align the next frame.
     pub len: u32,
-    /// The term it was written in.
+    /// Term in which the frame was written.
     pub term: Term,
-    /// Records, or facts.
+    /// Number of records or control entries.
     pub count: u32,
-    /// Number of the frame.
+    /// Index of the frame.
     pub index: FrameIndex,
-    /// LSN of its first record, or that the next record will have.
+    /// LSN of its first record; without records, of the next record of the log.
     pub first_lsn: Lsn,
-    /// Where it lies.
+    /// Position of the frame.
     pub position: Position,
-    /// When it was made, by the leader's clock.
+    /// Ingest time, by the leader's clock.
     pub ingest_ts: Ts,
 }
 
@@ -141,10 +141,10 @@ impl Header {
         self.header_crc = crc32c::crc32c(bytemuck::bytes_of(self));
     }
 
-    /// The header in `bytes`, which are not trusted.
+    /// Parses the untrusted header `bytes`.
     ///
     /// # Errors
-    /// What does not fit: magic, version, CRC, type, length.
+    /// The first check that fails: magic, CRC, version, type, length.
     pub fn parse(bytes: &[u8]) -> Result<Header, Bad> {
         let raw = bytes.get(..HEADER_LEN as usize);
         let raw = raw.ok_or(Bad { what: "frame header bytes", expected: HEADER_LEN, found: bytes.len() as u64 })?;
@@ -161,65 +161,65 @@ impl Header {
         Ok(header)
     }
 
-    /// What the frame carries.
+    /// Type of the frame.
     pub fn kind(&self) -> FrameType {
         FrameType::parse(self.frame_type).unwrap_or(FrameType::NoOp)
     }
 
-    /// Bytes of the whole frame.
+    /// Bytes of the whole frame, with its zeros.
     pub fn total_len(&self) -> u64 {
         (HEADER_LEN + u64::from(self.len)).next_multiple_of(HEADER_LEN)
     }
 
-    /// The log just before the frame.
+    /// The chain just before the frame.
     pub fn place(&self) -> Chain {
         let Header { position, index, first_lsn: lsn, prev_crc, term, ingest_ts, .. } = *self;
         Chain { position, index, lsn, prev_crc, term, ingest_ts }
     }
 
-    /// Records in the frame: 0 unless it carries data.
+    /// Number of records; 0 unless this is a data frame.
     pub fn records(&self) -> u64 {
         if self.kind() == FrameType::Data { u64::from(self.count) } else { 0 }
     }
 }
 
-/// The records of one publisher that stand together in a frame.
+/// Entry of the run table: consecutive records of one publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct Run {
-    /// Who wrote them.
+    /// Publisher of the records.
     pub publisher: PublisherId,
     /// Zero.
     pub reserved: u16,
-    /// In which epoch.
+    /// Epoch of the publisher.
     pub epoch: Epoch,
-    /// How many.
+    /// Number of records.
     pub count: u32,
-    /// How long in bytes.
+    /// Bytes of the records.
     pub bytes: u32,
-    /// Number of the first; the others follow without a hole.
+    /// Sequence number of the first record; those of the others follow without a gap.
     pub first_pub_seq: PubSeq,
 }
 
-/// Where the log stands: what the next frame must say.
+/// State of the log at a place: what the next frame's header must contain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Where the next frame lies.
+    /// Position of the next frame.
     pub position: Position,
-    /// Its number.
+    /// Index of the next frame.
     pub index: FrameIndex,
-    /// Its first LSN.
+    /// First LSN of the next frame.
     pub lsn: Lsn,
-    /// The CRC it names.
+    /// `prev_crc` of the next frame.
     pub prev_crc: u32,
-    /// The least term it may have.
+    /// Least term of the next frame.
     pub term: Term,
-    /// The ingest time of the frame before: the next one's is not less, unless it says that the clock was set back.
+    /// Ingest time of the previous frame: the next one's is less only with [`CLOCK_SET_BACK`].
     pub ingest_ts: Ts,
 }
 
 impl Chain {
-    /// The beginning of the log of the store `store_id`.
+    /// The chain at the beginning of the log of the store `store_id`.
     pub fn begin(store_id: u128) -> Chain {
         Chain {
             position: Position(SEGMENT_HEAD_LEN),
@@ -231,10 +231,10 @@ impl Chain {
         }
     }
 
-    /// Whether `header` is the next frame.
+    /// Checks that `header` is the next frame.
     ///
     /// # Errors
-    /// What does not continue.
+    /// The first field that does not continue the chain.
     pub fn check(&self, header: &Header) -> Result<(), Bad> {
         demand("frame position", self.position.0, header.position.0)?;
         demand("frame index", self.index.0, header.index.0)?;
@@ -252,7 +252,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Goes past `header`, which has been checked, in segments of `segment_size`.
+    /// Advances past the checked `header`, in segments of `segment_size`.
     pub fn advance(&mut self, header: &Header, segment_size: u64) {
         let end = header.position.0 + header.total_len();
         self.position = Position(if end.is_multiple_of(segment_size) { end + SEGMENT_HEAD_LEN } else { end });
@@ -276,12 +276,12 @@ pub struct Data<'a> {
 }
 
 impl<'a> Data<'a> {
-    /// The payload `words` of the data frame `header`, whose CRC has been checked.
+    /// Parses the payload `words` of the data frame `header`, whose CRC has been checked.
     ///
     /// # Errors
-    /// What contradicts itself: counts, lengths, kinds.
+    /// The first contradiction: counts, lengths, kinds.
     pub fn parse(header: &Header, words: &'a [u64]) -> Result<Data<'a>, Bad> {
-        // No writer makes a longer one, and a MemTable has room for no more.
+        // Writers make no longer one, and a MemTable has room for no more.
         if header.count > FRAME_RECORDS_MAX {
             return Err(Bad { what: "records of a frame", expected: FRAME_RECORDS_MAX.into(), found: header.count.into() });
         }
@@ -297,7 +297,7 @@ impl<'a> Data<'a> {
                 return Err(Bad { what: "records of a run", expected: 1, found: 0 });
             }
             if run.first_pub_seq.0.checked_add(u64::from(run.count)).is_none() {
-                return Err(Bad { what: "number of a run's first record", expected: 1, found: run.first_pub_seq.0 });
+                return Err(Bad { what: "sequence number of a run's first record", expected: 1, found: run.first_pub_seq.0 });
             }
             counted += u64::from(run.count);
             bytes += u64::from(run.bytes);
@@ -327,7 +327,7 @@ impl<'a> Data<'a> {
     }
 }
 
-/// The first bytes of a segment.
+/// Header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct SegmentHeader {
@@ -342,19 +342,19 @@ pub struct SegmentHeader {
     reserved: [u64; 2],
 }
 
-/// Why a segment's header is not accepted.
+/// Reason why a segment's header is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadSegment {
-    /// Not a segment: begins with this.
+    /// Not a segment; the value is its first eight bytes.
     Foreign(u64),
-    /// Of this version.
+    /// Another format version.
     Version(u32),
     /// A field or the CRC is wrong.
     Bad(Bad),
 }
 
 impl SegmentHeader {
-    /// The header of a segment.
+    /// The header of the segment that begins at `first`.
     pub fn new(store_id: u128, first: Position, size: u64) -> SegmentHeader {
         let mut header = SegmentHeader {
             magic: SEGMENT_MAGIC,
@@ -369,10 +369,10 @@ impl SegmentHeader {
         header
     }
 
-    /// The header in `bytes`, which must say exactly `self`.
+    /// Checks that the header in `bytes` equals `self`.
     ///
     /// # Errors
-    /// How it differs.
+    /// The first difference.
     pub fn check(&self, bytes: &[u8]) -> Result<(), BadSegment> {
         let raw = bytes.get(..64).unwrap_or(&[0; 64]);
         let found: SegmentHeader = bytemuck::pod_read_unaligned(raw);
@@ -392,16 +392,16 @@ impl SegmentHeader {
     }
 }
 
-/// What is known durable on this host, as of one moment.
+/// Durable mark: how much of the log is certainly durable on this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Evidence {
-    /// Rises with every writing.
+    /// Sequence number; rises with every write of a mark.
     pub seq: u64,
-    /// Every byte before it is durable.
+    /// All bytes before it are durable.
     pub position: Position,
-    /// The last durable frame.
+    /// Index of the last durable frame.
     pub index: FrameIndex,
-    /// The last durable record.
+    /// LSN of the last durable record.
     pub lsn: Lsn,
 }
 
@@ -418,19 +418,19 @@ struct EvidenceSlot {
 }
 
 impl Evidence {
-    /// That everything before `chain` is durable.
+    /// Mark that everything before `chain` is durable.
     pub fn of(chain: &Chain) -> Evidence {
         let (index, lsn) = (FrameIndex(chain.index.0.saturating_sub(1)), Lsn(chain.lsn.0.saturating_sub(1)));
         Evidence { seq: 0, position: chain.position, index, lsn }
     }
 
-    /// This, or that everything before `chain` is durable if that is more.
+    /// The higher one of this mark and the mark at `chain`.
     #[must_use]
     pub fn max_with(self, chain: Chain) -> Evidence {
         if chain.position > self.position { Evidence { seq: self.seq, ..Evidence::of(&chain) } } else { self }
     }
 
-    /// The bytes of a slot.
+    /// Encodes the mark.
     pub fn to_bytes(self) -> [u8; EVIDENCE_LEN] {
         let mut slot = EvidenceSlot {
             magic: EVIDENCE_MAGIC,
@@ -445,7 +445,7 @@ impl Evidence {
         bytemuck::cast(slot)
     }
 
-    /// The evidence in `bytes`; `None` if there is none or it is damaged.
+    /// Parses the mark in `bytes`; `None` if there is none or it is damaged.
     pub fn parse(bytes: &[u8]) -> Option<Evidence> {
         let mut slot: EvidenceSlot = bytemuck::try_pod_read_unaligned(bytes.get(..EVIDENCE_LEN)?).ok()?;
         let crc = std::mem::take(&mut slot.crc);
@@ -457,12 +457,12 @@ impl Evidence {
     }
 }
 
-/// Name of the segment that begins at `first`.
+/// File name of the segment that begins at `first`.
 pub fn segment_name(first: Position) -> String {
     format!("{:016x}.wal", first.0)
 }
 
-/// The first position of the segment called `name`; `None` if it is no segment's name.
+/// First position of the segment named `name`; `None` if `name` is no segment's name.
 pub fn segment_first(name: &str) -> Option<Position> {
     let hex = name.strip_suffix(".wal").filter(|h| h.len() == 16)?;
     u64::from_str_radix(hex, 16).ok().map(Position).filter(|p| segment_name(*p) == name)
@@ -515,10 +515,10 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_of_evidence_is_detected() {
-        let evidence = Evidence { seq: 3, position: Position(9), index: FrameIndex(2), lsn: Lsn(7) };
-        let bytes = evidence.to_bytes();
-        assert_eq!(Evidence::parse(&bytes), Some(evidence));
+    fn every_flipped_bit_of_a_durable_mark_is_detected() {
+        let mark = Evidence { seq: 3, position: Position(9), index: FrameIndex(2), lsn: Lsn(7) };
+        let bytes = mark.to_bytes();
+        assert_eq!(Evidence::parse(&bytes), Some(mark));
         for bit in 0..512 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segments_name_is_its_position_and_nothing_else_is_one() {
+    fn a_segments_name_is_its_position_and_other_names_are_rejected() {
         assert_eq!(segment_first(&segment_name(Position(0x4000000))), Some(Position(0x4000000)));
         for bad in ["", "x.wal", "00000000000000AB.wal", "0000.wal", "0000000000000000.tmp", "+000000000000000.wal"] {
             assert_eq!(segment_first(bad), None, "{bad}");

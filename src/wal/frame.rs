@@ -1,12 +1,14 @@
-//! Owns: [`FrameBuilder`], a frame as it is being filled, in one buffer that is written as it is.
+//! Owns: [`FrameBuilder`], which builds a frame in one buffer that is written to the log without a copy.
 //!
-//! Header and run table stand directly before the records, so their place is fixed only when the
-//! frame is finished and no record is ever moved:
+//! Header and run table end directly before the records. Their place is fixed only when the frame is sealed, and no record is
+//! ever moved:
 //!
 //! ```text
 //! | free .. | header 64 B | runs | records .. | zeros |
 //!                                ^ fixed
 //! ```
+//!
+//! What must hold: a frame has at most [`FRAME_RECORDS_MAX`] records and [`FRAME_PAYLOAD_MAX`] bytes of payload.
 
 use super::format::{
     CLOCK_SET_BACK, Chain, FRAME_MAGIC, FRAME_PAYLOAD_MAX, FRAME_RECORDS_MAX, FRAME_VERSION, FrameType, HEADER_LEN, Header,
@@ -18,12 +20,12 @@ use crate::time::Ts;
 
 const RUN_WORDS: usize = RUN_LEN / 8;
 const HEADER_WORDS: usize = HEADER_LEN as usize / 8;
-/// Most runs in a frame.
+/// Largest number of runs in a frame.
 const RUNS_MAX: usize = 1024;
-/// Word at which records begin.
+/// Word of the buffer at which the records begin.
 const RECORDS_AT: usize = HEADER_WORDS + RUNS_MAX * RUN_WORDS;
 
-/// A frame being filled.
+/// Builder of a frame.
 #[derive(Debug)]
 pub struct FrameBuilder {
     words: Vec<u64>,
@@ -31,7 +33,7 @@ pub struct FrameBuilder {
     count: u32,
 }
 
-/// How far a frame was filled at one moment.
+/// State of a frame to roll back to.
 #[derive(Debug)]
 pub struct Mark {
     words: usize,
@@ -54,29 +56,29 @@ impl FrameBuilder {
         FrameBuilder { words, runs: Vec::with_capacity(RUNS_MAX), count: 0 }
     }
 
-    /// Forgets everything put in.
+    /// Removes the whole content.
     pub fn clear(&mut self) {
         self.words.truncate(RECORDS_AT);
         self.runs.clear();
         self.count = 0;
     }
 
-    /// Whether nothing has been put in.
+    /// Whether the frame has no content.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Records, or facts, put in.
+    /// Number of records or control entries.
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// The runs put in.
+    /// The runs so far.
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }
 
-    /// The records put in.
+    /// The records so far.
     pub fn records(&self) -> &[u64] {
         self.words.get(RECORDS_AT..).unwrap_or(&[])
     }
@@ -91,14 +93,13 @@ impl FrameBuilder {
         })
     }
 
-    /// Whether `count` more records of `words` words fit, in a run of their own. An empty frame takes
-    /// anything that a batch may hold.
+    /// Whether `count` more records of `words` words fit, in a run of their own. Every batch fits in an empty frame.
     pub fn fits(&self, words: usize, count: u32) -> bool {
         let payload = (self.words.len() - RECORDS_AT + words) * 8 + (self.runs.len() + 1) * RUN_LEN;
         payload <= FRAME_PAYLOAD_MAX && self.count + count <= FRAME_RECORDS_MAX && self.runs.len() < RUNS_MAX
     }
 
-    /// Puts in `count` records of `words`, the first of them `first_pub_seq`.
+    /// Appends the `count` records `words`; the first has the sequence number `first_pub_seq`.
     pub fn push_records(&mut self, publisher: PublisherId, epoch: Epoch, first_pub_seq: PubSeq, count: u32, words: &[u64]) {
         debug_assert!(self.is_empty() || self.fits(words.len(), count));
         let bytes = words.len() as u32 * 8;
@@ -117,17 +118,17 @@ impl FrameBuilder {
         self.count += count;
     }
 
-    /// A place to return to.
+    /// The present state, for [`FrameBuilder::rollback`].
     pub fn mark(&self) -> Mark {
         Mark { words: self.words.len(), runs: self.runs.len(), last_run: self.runs.last().copied(), count: self.count }
     }
 
-    /// The records put in since `mark`.
+    /// The records appended since `mark`.
     pub fn records_since(&self, mark: &Mark) -> &[u64] {
         self.words.get(mark.words..).unwrap_or(&[])
     }
 
-    /// Forgets what was put in since `mark`.
+    /// Removes everything appended since `mark`.
     pub fn rollback(&mut self, mark: Mark) {
         self.words.truncate(mark.words);
         self.runs.truncate(mark.runs);
@@ -137,19 +138,19 @@ impl FrameBuilder {
         self.count = mark.count;
     }
 
-    /// Puts in one fact; `encode` appends its words.
+    /// Appends one control entry; `encode` appends its words.
     pub fn push_fact(&mut self, encode: impl FnOnce(&mut Vec<u64>)) {
         encode(&mut self.words);
         self.count += 1;
     }
 
-    /// Bytes of the frame, once finished.
+    /// Bytes of the sealed frame.
     pub(super) fn total_len(&self) -> u64 {
         let payload = (self.words.len() - RECORDS_AT) * 8 + self.runs.len() * RUN_LEN;
         (HEADER_LEN + payload as u64).next_multiple_of(HEADER_LEN)
     }
 
-    /// The finished frame: its header and all its bytes.
+    /// Seals the frame: returns its header and all its words.
     pub(super) fn seal(&mut self, kind: FrameType, chain: &Chain, term: Term, ingest_ts: Ts) -> (Header, &[u64]) {
         let start = RECORDS_AT - self.runs.len() * RUN_WORDS - HEADER_WORDS;
         let payload_words = self.words.len() - start - HEADER_WORDS;
@@ -182,7 +183,7 @@ impl FrameBuilder {
         (header, self.words.get(start..).unwrap_or(&[]))
     }
 
-    /// Words of the records, once sealed: the zeros that align the next frame are cut off again.
+    /// Removes the zeros that [`FrameBuilder::seal`] appended to align the next frame.
     pub(super) fn unpad(&mut self, header: &Header) {
         let payload_words = header.len as usize / 8;
         self.words.truncate(RECORDS_AT - self.runs.len() * RUN_WORDS + payload_words);

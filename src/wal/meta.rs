@@ -1,17 +1,17 @@
-//! Owns: `store.meta`, what a store is and which term it is in, in two checksummed slots.
+//! Owns: `store.meta`, the identity, term, timeline and durable mark of a store, in two checksummed slots.
 //!
 //! ```text
 //! 0     slot A 512 B   magic u64 · version u32 · crc u32 · seq u64 · store id u128 · segment size u64
 //!                      created u64 · term u32 · clean u32 · timeline u64
 //!                      durable position u64 · index u64 · lsn u64
-//!                      reserved u64 · reserved u32 · of a cluster u32 · reserved 136 B
+//!                      reserved u64 · reserved u32 · in a cluster u32 · reserved 400 B
 //! 4096  slot B
 //! ```
 //!
-//! Version 1 did not have `of a cluster`: such a store learns it at its next start, from `raft.meta`.
+//! Version 1 has no `in a cluster`: the next start of such a store sets it from `raft.meta`.
 //!
-//! What must hold: the slot with the higher `seq` is the truth; the other is overwritten next, so a
-//! torn write leaves the older one; a term is durable here before a frame carries it.
+//! What must hold: the slot with the higher `seq` is valid, and the other one is overwritten next, so a torn write leaves the
+//! older one. A term is durable here before a frame carries it.
 
 use std::path::{Path, PathBuf};
 
@@ -54,28 +54,29 @@ struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == SLOT_LEN && std::mem::offset_of!(Slot, in_cluster) == 108);
 
-/// What `store.meta` says.
+/// Content of `store.meta`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// The store's identity, random.
+    /// Id of the store, random.
     pub store_id: u128,
     /// Bytes of a log segment; the same on every host of the store.
     pub segment_size: u64,
-    /// When the store was created.
+    /// Creation time of the store.
     pub created: Ts,
-    /// The newest term that was entered.
+    /// Newest term of this host.
     pub term: Term,
-    /// Whether storage stopped in order: `durable` is then the end of the log.
+    /// Whether storage stopped cleanly: `durable` is then the end of the log.
     pub clean: bool,
-    /// The newest timeline.
+    /// Newest timeline.
     pub timeline: Timeline,
-    /// What was durable at the newest start or orderly stop.
+    /// Durable mark of the newest start or clean stop.
     pub durable: Evidence,
-    /// Whether the store is, or a backup of it was, of a host of a cluster: without `raft.meta` it is not served.
+    /// Whether the store belongs, or the backup that it was restored from belonged, to a host of a cluster: without `raft.meta`
+    /// it is not served.
     pub in_cluster: bool,
 }
 
-/// The open file.
+/// Open `store.meta`.
 pub struct MetaFile {
     file: Box<dyn DiskFile>,
     seq: u64,
@@ -149,10 +150,10 @@ fn path_of(dir: &Path) -> PathBuf {
     dir.join(NAME)
 }
 
-/// What `store.meta` in `dir` says; `None` if there is no such file.
+/// Reads `store.meta` in `dir`; `None` if there is no such file.
 ///
 /// # Errors
-/// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot can be trusted.
+/// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot is valid; [`Error::Io`].
 pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
     let path = path_of(dir);
     if !disk.exists(&path)? {
@@ -182,7 +183,7 @@ fn newest(file: &dyn DiskFile, path: &Path) -> Result<(u64, Meta)> {
     match (best, worst) {
         (Some(best), damaged) => {
             if let Some(error) = damaged {
-                tracing::warn!(%error, "one slot of store.meta is unreadable; the other is used");
+                tracing::warn!(%error, "one slot of store.meta is unreadable; using the other; check the disk");
             }
             Ok(best)
         }
@@ -192,7 +193,7 @@ fn newest(file: &dyn DiskFile, path: &Path) -> Result<(u64, Meta)> {
 }
 
 impl MetaFile {
-    /// Creates `store.meta` in `dir`, whole or not at all.
+    /// Creates `store.meta` in `dir` atomically.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -221,20 +222,23 @@ impl MetaFile {
         Ok(MetaFile { file, seq, meta })
     }
 
-    /// What the file says.
+    /// Content of the file.
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    /// Makes `meta` the truth, durably.
+    /// Stores `meta` durably.
     ///
     /// # Errors
-    /// [`Error::Io`]; the file then says the old or the new.
+    /// [`Error::Io`]; the file then holds the old content or the new.
+    ///
+    /// # Panics
+    /// If the term or the timeline falls.
     pub fn update(&mut self, meta: Meta) -> Result<()> {
         assert!(meta.term >= self.meta.term && meta.timeline >= self.meta.timeline, "terms and timelines never fall");
         self.seq += 1;
         let [a, b] = SLOT_OFFSETS;
-        // Slot A holds odd numbers: the slot that is not the newest is the one overwritten.
+        // Slot A holds odd numbers, so the older slot is overwritten.
         self.file.write_at(&encode(&meta, self.seq), if self.seq % 2 == 1 { a } else { b })?;
         self.file.sync()?;
         self.meta = meta;
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_file_and_a_later_version_are_named() {
+    fn a_foreign_file_and_a_later_version_are_refused() {
         let disk = SimDisk::new();
         MetaFile::create(&disk, Path::new(DIR), meta()).unwrap();
         let path = path_of(Path::new(DIR));
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_of_version_1_opens_and_is_of_no_cluster_until_it_is_said() {
+    fn a_store_of_version_1_opens_and_is_in_no_cluster_until_an_update_sets_it() {
         let disk = SimDisk::new();
         let mut slot: Slot = bytemuck::pod_read_unaligned(&encode(&Meta { in_cluster: false, ..meta() }, 1));
         (slot.version, slot.crc) = (1, 0);

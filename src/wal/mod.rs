@@ -1,9 +1,8 @@
-//! Owns: the log: its bytes ([`format`], [`fact`], [`meta`]), its files ([`segment`]), writing and
-//! syncing ([`Writer`], [`Syncer`]), reading ([`scan`]) and recovery ([`open`]).
+//! Owns: the log: its formats ([`format`], [`fact`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
+//! [`Syncer`]), reading ([`scan`]), truncation ([`Cut`]) and recovery ([`open`]).
 //!
-//! What must hold: the bytes of a frame are those that a standby host will be sent; recovery is
-//! idempotent, keeps every frame that was known durable or refuses, and syncs what it keeps before
-//! anything is said about it.
+//! What must hold: a frame has the same bytes here and on every follower. Recovery is idempotent. It keeps every frame at or
+//! below the durable mark, or refuses; it syncs the frames that it keeps before it publishes a watermark.
 
 pub mod cut;
 pub mod fact;
@@ -38,35 +37,35 @@ pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 /// Directory of the segments in the store directory.
 pub const DIR: &str = "wal";
 
-/// What a new store is to be.
+/// Properties of a new store.
 #[derive(Clone, Copy, Debug)]
 pub struct Create {
-    /// Its identity: random.
+    /// Id of the store: random.
     pub store_id: u128,
     /// Bytes of a segment.
     pub segment_size: u64,
-    /// The present.
+    /// Present time.
     pub now: Ts,
 }
 
 /// An open log.
 pub struct Log {
-    /// Appends.
+    /// Appends frames.
     pub writer: Writer,
-    /// Syncs.
+    /// Makes them durable.
     pub syncer: Syncer,
-    /// The store's own file.
+    /// The store's `store.meta`.
     pub meta: MetaFile,
-    /// What was cut off: frames above the evidence that were torn, and whether readers had seen any.
+    /// The torn tail above the durable mark that recovery truncated; `None` if there was no frame in it.
     pub cut: Option<Tail>,
-    /// Whether the process before stopped in order.
+    /// Whether the previous process stopped cleanly.
     pub was_clean: bool,
 }
 
 /// Creates the store in `dir` if there is none.
 ///
 /// # Errors
-/// [`Error::Missing`] if there is a log without a `store.meta`; [`Error::Invalid`]; [`Error::Io`].
+/// [`Error::Missing`] if there is a log without a `store.meta`; [`Error::Invalid`] if the segment size is; [`Error::Io`].
 pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<()> {
     if !(format::SEGMENT_SIZE_MIN..=format::SEGMENT_SIZE_MAX).contains(&create.segment_size)
         || !create.segment_size.is_multiple_of(format::SEGMENT_HEAD_LEN)
@@ -86,7 +85,7 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
     if disk.list(&wal)?.iter().any(|n| format::segment_first(n).is_some()) {
         return Err(Error::Missing { path: dir.join(meta::NAME), what: "the directory holds a log" });
     }
-    // `store.meta` must not be there without it.
+    // The directories must be durable before `store.meta` is.
     disk.sync_dir(dir)?;
     if let Some(parent) = dir.parent() {
         disk.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
@@ -104,16 +103,16 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
     MetaFile::create(disk, dir, first).map(drop)
 }
 
-/// Opens the log of the store in `dir` and shows every frame it keeps from `from` on, a checkpoint or the
-/// log's beginning, to `visit`. `seen` is the last record that readers may have seen.
+/// Opens the log of the store in `dir` and passes every frame that it keeps from `from` on, a checkpoint or the log's
+/// beginning, to `visit`. `seen` is the last record that readers may have seen.
 ///
-/// Afterwards everything visited is durable, and the timeline has risen if a record up to `seen` is gone. A pad behind
-/// which there is nothing is gone too: hosts would not agree where the next frame lies. The writer has
-/// no term of its own yet: [`Writer::set_term`]. Of the segments before `from` those stay that reach into the last `keep`
-/// bytes.
+/// Afterwards all visited frames are durable, and the timeline has risen if a record up to `seen` is gone. A pad at the end is
+/// removed too: with it, hosts would disagree on the next frame's position. The writer has no term of its own before
+/// [`Writer::set_term`]. Segments before `from` are removed, except those that reach into the last `keep` bytes.
 ///
 /// # Errors
-/// As [`scan`], and [`Error::Io`]. Nothing is changed before the whole log has been read.
+/// As [`scan`], and [`Error::Io`]. Nothing is changed before the whole log has been read, except that spare segments are
+/// removed.
 pub fn open(
     disk: Arc<dyn Disk>,
     dir: &Path,
@@ -126,7 +125,7 @@ pub fn open(
     let mut meta = *meta_file.meta();
     let wal = dir.join(DIR);
     segment::remove_spares(disk.as_ref(), &wal)?;
-    // What is visited may be filed at once: the names of its segments must be durable too.
+    // Visited records may be flushed at once: the names of their segments must be durable too.
     disk.sync_dir(&wal)?;
     let (was_clean, mut chain, mut before_pad) = (meta.clean, from, None);
     let mut end = scan(disk.as_ref(), &wal, &meta, from, Open::Write, |frame| {
@@ -179,5 +178,5 @@ pub fn open(
     })
 }
 
-/// The least position that a log has: nothing is in it.
+/// Position of the first frame of a log; the end of an empty log.
 pub const BEGINNING: Position = Position(format::SEGMENT_HEAD_LEN);

@@ -1,8 +1,8 @@
-//! Owns: reading the log from its files: frame after frame, each checked against the chain, up to the
-//! first byte that is not the log's.
+//! Owns: reading the log from its files: one frame after the other, each checked against the chain, up to the first bytes that
+//! do not continue it.
 //!
-//! What must hold: damage at or below the evidence is corruption and is reported with its place;
-//! above it is a torn tail, and everything from there on, valid frames too, does not exist.
+//! What must hold: damage at or below the durable mark is corruption and is reported with its place. Damage above it is a torn
+//! tail: everything from there on, valid frames too, is no part of the log.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,47 +22,47 @@ use crate::sabotage::{self, Sabotage};
 /// A checked frame.
 #[derive(Debug)]
 pub struct Frame<'a> {
-    /// Its header.
+    /// Header of the frame.
     pub header: Header,
-    /// What it carries.
+    /// Payload of the frame.
     pub body: Body<'a>,
 }
 
-/// What a frame carries.
+/// Checked payload of a frame.
 #[derive(Debug)]
 pub enum Body<'a> {
     /// Records.
     Data(Data<'a>),
-    /// Facts.
+    /// Control entries.
     Control(Vec<Fact>),
-    /// A change of the cluster's members, as `consensus` writes it.
+    /// A change of the cluster's membership, as `consensus` encodes it.
     Membership(&'a [u64]),
-    /// Nothing.
+    /// No payload.
     Empty,
 }
 
-/// Why and where reading ended before the end of the files.
+/// Place and reason of the end of a log before the end of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tail {
-    /// The file that holds the first bad byte.
+    /// File of the rejected frame.
     pub path: PathBuf,
-    /// Offset in it of the frame that is not accepted.
+    /// Offset of the rejected frame in the file.
     pub offset: u64,
-    /// Why not.
+    /// The check that failed.
     pub bad: Bad,
-    /// Whether the bytes look like a frame at all; else they are the zeros or leavings after the end.
+    /// Whether the bytes look like a frame of this log; else they are zeros or old frames of a reused segment.
     pub is_frame: bool,
 }
 
-/// Where the log ends.
+/// End of the log.
 pub struct End {
-    /// What the next frame must say.
+    /// Chain at the end: what the next frame's header must contain.
     pub chain: Chain,
-    /// What is known durable.
+    /// Highest durable mark.
     pub evidence: Evidence,
-    /// What follows the last good frame.
+    /// What follows the last accepted frame; `None` if nothing does.
     pub tail: Option<Tail>,
-    /// The segment to write on; `None` if the next frame begins a new one.
+    /// Segment to append to; `None` if the next frame begins a new one.
     pub(super) segment: Option<(Position, Arc<dyn DiskFile>)>,
     /// Segments that begin at or after the end.
     pub(super) beyond: Vec<PathBuf>,
@@ -80,8 +80,8 @@ struct Segment {
 /// Segments before the checkpoint.
 type Passed = Vec<(Position, PathBuf)>;
 
-/// The segments of the log in `dir` that reach beyond `from`, in order, the best evidence among them,
-/// and the other segments.
+/// Opens the segments of the log in `dir` that reach beyond `from`, in order. Returns them, the highest durable mark and the
+/// other segments.
 fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) -> Result<(Vec<Segment>, Evidence, Passed)> {
     let (mut segments, mut passed) = (Vec::new(), Vec::new());
     let mut evidence = meta.durable;
@@ -102,7 +102,7 @@ fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) ->
     Ok((segments, evidence, passed))
 }
 
-/// The first page of the segment that begins at `first`, and whether it is its head.
+/// Reads the first page of the segment that begins at `first`, and checks its header.
 fn read_head(file: &dyn DiskFile, meta: &Meta, first: Position) -> Result<(Vec<u8>, Result<(), BadSegment>)> {
     let mut head = vec![0u8; SEGMENT_HEAD_LEN as usize];
     file.read_at(&mut head, 0)?;
@@ -119,7 +119,7 @@ fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
     }
 }
 
-/// The best evidence of what is durable of the log in `dir` behind the checkpoint `from`.
+/// The highest durable mark of the log in `dir`, at least the checkpoint `from`.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -128,14 +128,14 @@ pub fn evidence(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result
     Ok(evidence.max_with(from))
 }
 
-/// Reads the log in `dir` from `from` on, a checkpoint or its beginning, and shows each frame to `visit`.
+/// Reads the log in `dir` from `from` on, a checkpoint or its beginning, and passes each frame to `visit`.
 ///
-/// With `how` = [`Open::Write`] every segment above the evidence is first synced and its clean pages
-/// dropped from the cache, so that what is read is what the disk holds.
+/// With `how` = [`Open::Write`] it first syncs every segment above the durable mark and drops the clean pages from the cache,
+/// so that it reads the content of the disk.
 ///
 /// # Errors
-/// [`Error::Corrupt`], [`Error::Missing`], [`Error::Foreign`], [`Error::Version`] for damage at or
-/// below the evidence; [`Error::Io`]; whatever `visit` returns.
+/// [`Error::Corrupt`], [`Error::Missing`], [`Error::Foreign`], [`Error::Version`] for damage at or below the durable mark;
+/// [`Error::Io`]; every error of `visit`.
 pub fn scan(
     disk: &dyn Disk,
     dir: &Path,
@@ -150,10 +150,10 @@ pub fn scan(
     }
 }
 
-/// As [`scan`], and gives the end together with the damage that is at or below the evidence.
+/// As [`scan`], but returns the end together with the damage at or below the durable mark.
 ///
 /// # Errors
-/// [`Error::Io`]; whatever `visit` returns.
+/// [`Error::Io`]; every error of `visit`.
 pub fn examine(
     disk: &dyn Disk,
     dir: &Path,
@@ -163,7 +163,7 @@ pub fn examine(
     mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
 ) -> Result<(End, Option<Error>)> {
     let (segments, evidence, passed) = open_all(disk, dir, meta, from, how)?;
-    // A checkpoint is made of what is durable.
+    // A checkpoint covers durable frames only.
     let evidence = evidence.max_with(from);
     let mut damage = None;
     let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };
@@ -179,14 +179,14 @@ pub fn examine(
         if how == Open::Write && segment.first.0 + meta.segment_size > evidence.position.0 {
             segment.file.sync()?;
             segment.file.drop_cache()?;
-            // The head too may have been in the cache alone.
+            // The cache alone may have held the head too.
             segment.header = read_head(segment.file.as_ref(), meta, segment.first)?.1;
         }
         if let Err(bad) = &segment.header {
             if segment.first.0 + SEGMENT_HEAD_LEN < evidence.position.0 {
                 damage = Some(segment_error(&segment.path, end.chain.lsn, bad));
             }
-            // Its head never became durable: the roll to it did not happen.
+            // The head never became durable, so the roll to this segment does not count.
             end.beyond.push(segment.path);
             continue;
         }
@@ -202,8 +202,8 @@ pub fn examine(
     Ok((end, damage))
 }
 
-/// Headers of the frames before `until`, a checkpoint, as far back as segments are still there one behind the other: for
-/// hosts that lag behind. Payloads are not looked at: whoever sends a frame checks it.
+/// Reads the headers of the frames before `until`, a checkpoint, as far back as consecutive segments exist: for followers that
+/// lag. It does not check payloads: the sender of a frame does.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -237,11 +237,11 @@ pub fn passed(disk: &dyn Disk, dir: &Path, meta: &Meta, until: Chain) -> Result<
     Ok(if meets { kept } else { Vec::new() })
 }
 
-/// Shows every frame that stands by itself at or behind `from` in the log in `dir` to `visit`: what lies behind
-/// damage, as far as it can be read. Frames of terms before `from`'s are leavings of earlier ends.
+/// Passes every frame at or behind `from` in the log in `dir` that is valid by itself to `visit`: the readable frames behind
+/// damage. It skips frames of terms before `from`'s, which earlier truncations left.
 ///
 /// # Errors
-/// [`Error::Io`]; whatever `visit` returns.
+/// [`Error::Io`]; every error of `visit`.
 pub fn leftovers(
     disk: &dyn Disk,
     dir: &Path,
@@ -273,7 +273,7 @@ pub fn leftovers(
     Ok(())
 }
 
-/// The log ends before what is known durable.
+/// The error for a log that ends before its durable mark.
 fn below_evidence(dir: &Path, meta: &Meta, end: &End) -> Error {
     let lsn = end.chain.lsn;
     match &end.tail {
@@ -282,7 +282,7 @@ fn below_evidence(dir: &Path, meta: &Meta, end: &End) -> Error {
         }
         None => {
             let first = end.chain.position.0 / meta.segment_size * meta.segment_size;
-            Error::Missing { path: dir.join(segment_name(Position(first))), what: "the log goes on in it" }
+            Error::Missing { path: dir.join(segment_name(Position(first))), what: "it holds the next part of the log" }
         }
     }
 }
@@ -310,10 +310,10 @@ fn read_segment(
     Ok(None)
 }
 
-/// Why a frame is not accepted, and whether the bytes look like one.
+/// The check that a rejected frame failed, and whether the bytes look like a frame of this log.
 pub(super) type Rejected = (Bad, bool);
 
-/// The frame at `offset` of the file of `window`, of which `room` bytes may be its, if it is the next one of `chain`.
+/// Reads the frame at `offset` of the file of `window`, at most `room` bytes, if it is the next one of `chain`.
 pub(super) fn next_frame<'w>(
     window: &'w mut Window<'_>,
     offset: u64,
@@ -325,7 +325,7 @@ pub(super) fn next_frame<'w>(
         Err(bad) => return Ok(Err((bad, bad.what != "frame magic"))),
     };
     if let Err(bad) = chain.check(&header) {
-        // A whole frame of another place is what a segment held before it was used again.
+        // A valid frame of another position is an old frame of a reused segment.
         return Ok(Err((bad, header.position == chain.position)));
     }
     let total = header.total_len();
@@ -347,23 +347,23 @@ pub(super) fn next_frame<'w>(
     }
 }
 
-/// Makes the kinds known that `body` defines: records of them come in the frames behind it.
+/// Registers the kinds that `body` defines: the frames behind it may hold records of them.
 fn register(body: &Body<'_>) -> Result<()> {
-    let Body::Control(facts) = body else { return Ok(()) };
-    facts.iter().try_for_each(|fact| match fact {
+    let Body::Control(entries) = body else { return Ok(()) };
+    entries.iter().try_for_each(|entry| match entry {
         Fact::Kind(layout) => layout.register().map(drop),
         _ => Ok(()),
     })
 }
 
-/// The frame whose header, payload and zeros are `words`, which came from another host; whether it continues a log is
-/// for whoever appends it to see. Kinds that it defines are not known by that: it may never be appended.
+/// Parses the frame `words` (header, payload, zeros) of another host. It does not check that the frame continues a log: the
+/// append does. It does not register the kinds that the frame defines: the frame may never be appended.
 ///
 /// # Errors
-/// [`Error::Invalid`], naming what contradicts itself.
+/// [`Error::Invalid`] with the check that failed.
 pub fn parse(words: &[u64]) -> Result<Frame<'_>> {
     let bad = |Bad { what, expected, found }: Bad| {
-        Error::invalid("frame of another host", format!("{what}: {found} where {expected} is due"))
+        Error::invalid("frame of another host", format!("{what}: expected {expected}, found {found}"))
     };
     let header = Header::parse(bytemuck::cast_slice(words)).map_err(bad)?;
     if header.total_len() != words.len() as u64 * 8 || header.kind() == FrameType::Pad {
@@ -374,7 +374,7 @@ pub fn parse(words: &[u64]) -> Result<Frame<'_>> {
     Ok(Frame { header, body })
 }
 
-/// The checked body of the frame whose header and payload are `words`.
+/// Checks the payload of the frame `words` and parses it.
 fn body<'w>(header: &Header, words: &'w [u64]) -> Result<Body<'w>, Bad> {
     let payload = words.get(HEADER_LEN as usize / 8..).unwrap_or(&[]);
     let len = header.len as usize;

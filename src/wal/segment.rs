@@ -1,8 +1,8 @@
-//! Owns: segment files: their preparation, and a window for reading them.
+//! Owns: segment files: their preparation and reuse, and a window for reading them.
 //!
-//! What must hold: a new segment is written with zeros and synced before a frame goes into it, because a
-//! sync of already allocated blocks costs a fraction of one that allocates (0.1 against 0.2 to 4 ms
-//! where this was measured). Spares left by an earlier process are removed: they may be half made.
+//! What must hold: a new segment is filled with zeros and synced before its first frame, because a sync of allocated blocks
+//! costs a fraction of one that allocates (measured: 0.1 ms against 0.2 to 4 ms). Spares of an earlier process are removed:
+//! they may be incomplete.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,33 +14,32 @@ use crate::disk::{Disk, DiskFile, Open};
 use crate::error::Result;
 use crate::lsn::Position;
 
-/// Bytes written at once when zeros are written. The kernel keeps a file's pages in the units in which
-/// they were first written, and a small write into a unit of 1 MiB costs 2.6 to 3.7 us where one into
-/// 64 KiB costs 1.1 to 1.6 us (ext4, Linux 6.18).
+/// Bytes per write of zeros. The kernel caches a file in units of the size of its first writes. A small write costs 2.6 to
+/// 3.7 us in a unit of 1 MiB, and 1.1 to 1.6 us in one of 64 KiB (ext4, Linux 6.18).
 const ZERO_CHUNK: usize = 64 << 10;
-/// Bytes of zeros between two pauses, if there are any.
+/// Bytes of zeros between two pauses.
 const ZERO_STEP: u64 = 1 << 20;
-/// Bytes read at once by a window.
+/// Bytes that a window reads at once.
 const WINDOW: usize = 4 << 20;
 
-/// A synced file, of zeros or of frames that are not needed any more, that waits to become a segment.
+/// A spare: a synced file of zeros or of obsolete frames that will become a segment.
 pub struct Spare {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) path: PathBuf,
 }
 
 impl Spare {
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Takes the segment that begins at `first`, before the checkpoint, out of the log in `dir`, to be used
-/// again. Its old frames need no zeroing: none of them has the position that it will be at.
+/// Removes the segment that begins at `first`, before the checkpoint, from the log in `dir` and makes it a spare. Its old frames
+/// need no zeroing: none of them has its position in the next segment.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`]; the segment is then still there, or out of the log.
+/// [`crate::error::Error::Io`]; the segment is then still in the log, or removed from it.
 pub fn recycle(disk: &dyn Disk, dir: &Path, first: Position) -> Result<Spare> {
     let (old, path) = (dir.join(segment_name(first)), dir.join(format!("spare-{:016x}.new", first.0)));
     disk.rename(&old, &path)?;
@@ -48,10 +47,10 @@ pub fn recycle(disk: &dyn Disk, dir: &Path, first: Position) -> Result<Spare> {
     Ok(Spare { file: Arc::from(file), path })
 }
 
-/// Makes a spare segment of `size` bytes in `dir`. `number` is not in use there. `pause` is called after each MiB.
+/// Makes a spare segment of `size` bytes in `dir`. `number` must be unused there. It calls `pause` after each MiB.
 ///
 /// # Errors
-/// [`crate::error::Error::Io`]; no file is left behind if it can be removed.
+/// [`crate::error::Error::Io`]; it removes the incomplete file if it can.
 pub fn prepare(
     disk: &dyn Disk,
     dir: &Path,
@@ -80,7 +79,7 @@ pub fn prepare(
     };
     if let Err(e) = filled {
         if let Err(error) = disk.remove(&path) {
-            tracing::warn!(%error, "a half-made spare segment stays until the next start");
+            tracing::warn!(%error, "cannot remove an incomplete spare segment; the next start removes it");
         }
         return Err(e);
     }
@@ -98,19 +97,19 @@ pub fn remove_spares(disk: &dyn Disk, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where the log's writer gets spares from.
+/// Source of spares for the log's writer.
 pub enum Spares {
-    /// Made when they are needed: at start-up, in simulation.
+    /// The writer makes each spare when it needs one: at a start, in simulations.
     Inline {
-        /// Number of the next one.
+        /// Number of the next spare.
         next: u64,
     },
-    /// Made ahead by another thread.
+    /// Another thread makes spares ahead of time.
     Ahead(Receiver<Spare>),
 }
 
 impl Spares {
-    /// A spare, if one is to be had without waiting for the disk (or [`Spares::Inline`]).
+    /// Takes a spare. [`Spares::Inline`] waits for the disk; [`Spares::Ahead`] returns `None` if none is ready.
     pub(super) fn take(&mut self, disk: &dyn Disk, dir: &Path, size: u64) -> Result<Option<Spare>> {
         match self {
             Spares::Inline { next } => {
@@ -125,7 +124,7 @@ impl Spares {
     }
 }
 
-/// A moving window over a file, for reading frames one after the other.
+/// A moving window over a file, for sequential reading of frames.
 pub(super) struct Window<'a> {
     file: &'a dyn DiskFile,
     words: Vec<u64>,

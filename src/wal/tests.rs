@@ -1,5 +1,5 @@
-//! The log's promises, on the simulated disk: every truncation, every flipped byte, power loss at
-//! every call, every failed call.
+//! Owns: tests of the log on the simulated disk: every truncated length, every flipped byte, power loss at every call, every
+//! failed call.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ fn open_from(disk: &SimDisk, create: Create, from: Chain, seen: Lsn, visit: impl
     open(Arc::new(disk.clone()), &store(), from, 0, seen, visit)
 }
 
-/// Opens the log; the ids of the trades found, which must be dense from 0, are returned.
+/// Opens the log and returns the number of its trades; their ids must be dense from 0.
 fn open_log(disk: &SimDisk) -> Result<(Log, u64)> {
     let mut count = 0;
     let log = open_from(disk, CREATE, Chain::begin(77), Lsn(0), |frame| {
@@ -44,7 +44,7 @@ fn open_log(disk: &SimDisk) -> Result<(Log, u64)> {
     Ok((log, count))
 }
 
-/// As whoever numbers frames begins: in a term that was never used, durably so.
+/// Begins a new term, made durable first, with a no-op frame: as a leader does.
 fn begin(log: &mut Log) -> Result<()> {
     let term = Term(log.meta.meta().term.0 + 1);
     log.meta.update(Meta { term, ..*log.meta.meta() })?;
@@ -70,7 +70,7 @@ fn trades(from: u64, count: u64) -> FrameBuilder {
     frame
 }
 
-/// A script of appends and syncs. What is durable by the syncer's word is kept in `acked`.
+/// A script of appends and syncs. `acked` receives the number of records that the syncer reported durable.
 fn script(disk: &SimDisk, frames: u64, per_frame: u64, acked: &mut u64) -> Result<u64> {
     let (mut log, mut next) = open_log(disk)?;
     *acked = (*acked).max(next);
@@ -119,7 +119,7 @@ fn power_loss_at_every_call_of_a_script_loses_nothing_that_was_synced() {
             let after = disk.power_loss(seed);
             let (mut log, found) = open_log(&after).unwrap_or_else(|e| panic!("call {call} seed {seed}: {e}"));
             assert!(found >= acked, "call {call} seed {seed}: {acked} acknowledged, {found} found");
-            // Recovery is idempotent, and the log goes on where it stopped.
+            // Recovery is idempotent, and the log continues at its end.
             assert_eq!(open_log(&after).unwrap().1, found);
             drop(log);
             (log, _) = open_log(&after).unwrap();
@@ -169,17 +169,17 @@ fn a_failed_call_is_final_and_never_acknowledges() {
 }
 
 #[test]
-fn after_a_failed_sync_every_later_call_says_halted() {
+fn after_a_failed_sync_every_later_call_returns_halted() {
     let disk = SimDisk::new();
     let (mut log, _) = open_log(&disk).unwrap();
     begin(&mut log).unwrap();
     disk.set_fault(disk.calls() + 2, Fault::Once(ErrorKind::Other));
     assert!(matches!(log.syncer.sync(log.writer.end()), Err(Error::Halted { .. })));
-    assert!(matches!(log.syncer.sync(log.writer.end()), Err(Error::Halted { .. })), "the second sync would lie");
+    assert!(matches!(log.syncer.sync(log.writer.end()), Err(Error::Halted { .. })), "a retried sync must not succeed");
     assert_eq!(log.syncer.durable().lsn, Lsn(0));
 }
 
-/// A small log of one segment: 5 frames of 3 trades, all durable and recorded so.
+/// A small log of one segment: 5 frames of 3 trades, all covered by a durable mark.
 fn small() -> (SimDisk, Vec<u8>, u64) {
     let disk = SimDisk::new();
     let mut acked = 0;
@@ -189,7 +189,7 @@ fn small() -> (SimDisk, Vec<u8>, u64) {
     (disk, bytes, log.writer.chain().position.0)
 }
 
-/// Reads the log as `tape verify` does, changing nothing.
+/// Reads the log as `tape verify` does, without a change.
 fn read_only(disk: &SimDisk) -> Result<u64> {
     let meta = meta::read(disk, &store())?.unwrap();
     let mut count = 0;
@@ -226,23 +226,23 @@ fn every_flipped_byte_of_a_durable_log_is_corruption_or_harmless() {
 }
 
 #[test]
-fn every_truncation_of_a_durable_log_is_named() {
+fn every_truncated_length_of_a_durable_log_is_refused() {
     let (disk, bytes, end) = small();
     for len in (0..end as usize).step_by(8).chain([1, 63, 4097]) {
         disk.overwrite(&segment_path(0), bytes[..len].to_vec());
         match read_only(&disk) {
             Err(Error::Corrupt { .. } | Error::Foreign { .. }) => {}
-            // Only zeros that align the next frame are missing.
+            // Only the zeros that align the next frame are missing.
             Ok(15) if len as u64 + 64 > end => {}
             other => panic!("length {len}: {other:?}"),
         }
     }
     disk.remove(&segment_path(0)).unwrap();
-    assert!(matches!(read_only(&disk), Err(Error::Missing { .. })), "an absent segment is named");
+    assert!(matches!(read_only(&disk), Err(Error::Missing { .. })), "a missing segment is reported");
 }
 
 #[test]
-fn a_torn_last_frame_is_cut_and_an_earlier_one_is_corruption() {
+fn a_torn_last_frame_is_truncated_and_an_earlier_one_is_corruption() {
     let disk = SimDisk::new();
     let (mut log, _) = open_log(&disk).unwrap();
     begin(&mut log).unwrap();
@@ -254,13 +254,13 @@ fn a_torn_last_frame_is_cut_and_an_earlier_one_is_corruption() {
     append(&mut log, FrameType::Data, &mut trades(20, 10)).unwrap();
     drop(log);
     let mut bytes = disk.contents(&segment_path(0)).unwrap();
-    // The frame after the evidence is torn: it goes, and so does the valid frame that follows it.
+    // The frame behind the durable mark is torn: it is truncated, with the valid frame that follows it.
     bytes[durable + 100] ^= 1;
     disk.overwrite(&segment_path(0), bytes.clone());
     let (log, found) = open_log(&disk).unwrap();
     assert_eq!(found, 10);
     assert!(log.cut.is_some_and(|c| c.bad.what == "payload CRC" && c.offset == durable as u64));
-    // A frame before it is damage.
+    // A bad frame before the durable mark is corruption.
     bytes[durable - 100] ^= 1;
     disk.overwrite(&segment_path(0), bytes);
     match open_log(&disk).map(|_| ()) {
@@ -270,11 +270,11 @@ fn a_torn_last_frame_is_cut_and_an_earlier_one_is_corruption() {
 }
 
 #[test]
-fn a_frame_of_an_earlier_term_after_the_end_is_never_taken_for_a_live_one() {
+fn a_frame_of_an_earlier_term_behind_the_end_is_never_accepted() {
     let disk = SimDisk::new();
     let mut acked = 0;
     script(&disk, 3, 4, &mut acked).unwrap();
-    // Frames that were appended, then cut: the next start writes over the first of them only.
+    // Frames that were appended, then truncated: the next start overwrites only the first of them.
     let (mut log, found) = open_log(&disk).unwrap();
     let cut_at = log.writer.chain().position.0 as usize;
     begin(&mut log).unwrap();
@@ -289,7 +289,7 @@ fn a_frame_of_an_earlier_term_after_the_end_is_never_taken_for_a_live_one() {
     assert_eq!(again, found);
     begin(&mut log).unwrap();
     drop(log);
-    assert_eq!(open_log(&disk).unwrap().1, found, "what lay behind the new frame stays dead");
+    assert_eq!(open_log(&disk).unwrap().1, found, "old frames behind the new one are not accepted");
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn a_segment_of_another_store_or_another_kind_of_file_is_refused() {
 }
 
 #[test]
-fn a_log_without_its_meta_is_refused_and_left_alone() {
+fn a_log_without_its_meta_is_refused_and_unchanged() {
     let (disk, bytes, _) = small();
     disk.remove(&store().join(meta::NAME)).unwrap();
     assert!(matches!(open_log(&disk).map(|_| ()), Err(Error::Missing { .. })));
@@ -322,7 +322,7 @@ fn the_timeline_rises_when_records_that_readers_may_have_seen_are_gone() {
 }
 
 #[test]
-fn evidence_never_claims_more_than_a_sync_has_returned() {
+fn a_durable_mark_never_claims_more_than_a_sync_has_made_durable() {
     let disk = SimDisk::new();
     let (mut log, _) = open_log(&disk).unwrap();
     begin(&mut log).unwrap();
@@ -342,7 +342,7 @@ fn evidence_never_claims_more_than_a_sync_has_returned() {
     assert!(!log.syncer.is_unrecorded());
 }
 
-/// Records found from `from` on: the id of the first and their number.
+/// Id of the first record from `from` on, and the number of records.
 fn found_from(disk: &SimDisk, from: Chain) -> Result<(Option<u64>, u64)> {
     let (mut first, mut count) = (None, 0);
     open_from(disk, CREATE, from, Lsn(0), |frame| {
@@ -357,7 +357,7 @@ fn found_from(disk: &SimDisk, from: Chain) -> Result<(Option<u64>, u64)> {
     Ok((first, count))
 }
 
-/// A log of several segments, with the chain before each frame, and where the last segment begins.
+/// A log of several segments; the chain and the first id of each frame; the number of records.
 fn long() -> (SimDisk, Vec<(Chain, u64)>, u64) {
     let disk = SimDisk::new();
     let (mut log, _) = open_log(&disk).unwrap();
@@ -374,7 +374,7 @@ fn long() -> (SimDisk, Vec<(Chain, u64)>, u64) {
 }
 
 #[test]
-fn a_log_is_read_from_any_checkpoint_and_what_lies_before_it_is_not_needed() {
+fn a_log_is_read_from_any_checkpoint_without_the_segments_before_it() {
     let (_, places, total) = long();
     for (from, next) in places {
         let (disk, ..) = long();
@@ -387,23 +387,23 @@ fn a_log_is_read_from_any_checkpoint_and_what_lies_before_it_is_not_needed() {
         if from.position.0 > SEGMENT {
             assert!(
                 matches!(found_from(&disk, Chain::begin(77)), Err(Error::Missing { .. })),
-                "without the checkpoint it refuses"
+                "without the checkpoint the log is refused"
             );
         }
-        // The segment that the checkpoint lies in is needed, even if it is the last.
+        // The segment of the checkpoint is needed, even if it is the last.
         disk.remove(&segment_path(from.position.0 / SEGMENT)).unwrap();
         assert!(matches!(found_from(&disk, from), Err(Error::Missing { .. })));
     }
 }
 
 #[test]
-fn a_segment_used_again_shows_nothing_of_what_it_held() {
+fn the_old_frames_of_a_reused_segment_are_not_read() {
     let (disk, places, total) = long();
     let (from, next) = *places.last().unwrap();
     let mut log = open_from(&disk, CREATE, from, Lsn(0), |_| Ok(())).unwrap();
     let (send, spares) = crossbeam_channel::bounded(8);
     for n in 0..3 {
-        // Their names were taken from the log when it was opened; such a file is made again.
+        // Opening the log removed these segments: make files with their old bytes again.
         let path = store().join(DIR).join(format!("old-{n}.new"));
         let file: Arc<dyn crate::disk::DiskFile> = Arc::from(disk.open(&path, Open::CreateNew).unwrap());
         file.write_at(&old_segment(n), 0).unwrap();
@@ -431,7 +431,7 @@ fn old_segment(n: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_segments_head_that_only_the_cache_has_is_not_believed() {
+fn a_segments_head_that_is_only_in_the_page_cache_is_not_trusted() {
     for seed in 0..40 {
         let disk = SimDisk::new();
         (0..seed).for_each(|_| disk.create_dir(std::path::Path::new("/x")).unwrap());
@@ -440,7 +440,7 @@ fn a_segments_head_that_only_the_cache_has_is_not_believed() {
         disk.set_fault(disk.calls() + 1, Fault::Forget(ErrorKind::Other));
         assert!(log.syncer.sync(log.writer.end()).is_err());
         drop(log);
-        // Killed, and started again, with what the failed sync forgot still in the cache.
+        // Killed and restarted; the cache still has the pages that the failed sync dropped.
         let (mut log, _) = open_log(&disk).unwrap();
         begin(&mut log).unwrap();
         append(&mut log, FrameType::Data, &mut trades(0, 3)).unwrap();
@@ -451,7 +451,7 @@ fn a_segments_head_that_only_the_cache_has_is_not_believed() {
 }
 
 #[test]
-fn ingest_time_falls_in_a_frame_that_says_that_the_clock_was_set_back_and_in_no_other_and_a_follower_has_the_same_bytes() {
+fn ingest_time_falls_only_in_flagged_frames_and_a_follower_has_the_same_bytes() {
     let (leader, follower) = (SimDisk::new(), SimDisk::new());
     let (mut log, _) = open_log(&leader).unwrap();
     let (mut copy, _) = open_log(&follower).unwrap();
@@ -459,7 +459,7 @@ fn ingest_time_falls_in_a_frame_that_says_that_the_clock_was_set_back_and_in_no_
     copy.meta.update(Meta { term: Term(1), ..*copy.meta.meta() }).unwrap();
     let (mut sent, mut fell) = (1, 0);
     let mut rng = SimRng::new(1);
-    // Past two segments' ends, so that pads stand before frames of all sorts.
+    // Past the ends of two segments, so that pads come before frames with and without the flag.
     while log.writer.chain().position.0 < 2 * SEGMENT + SEGMENT / 2 {
         assert!(log.writer.ready().unwrap());
         let (before, now) = (log.writer.chain().ingest_ts, Ts(1_000 + rng.below(500)));
@@ -468,11 +468,11 @@ fn ingest_time_falls_in_a_frame_that_says_that_the_clock_was_set_back_and_in_no_
             log.syncer.opened(opened);
         }
         sent += 200;
-        let says_so = appended.header.flags == format::CLOCK_SET_BACK;
-        assert_eq!((appended.header.ingest_ts, says_so), (now, now < before));
-        let silent = format::Header { flags: 0, ..appended.header };
-        assert_eq!(Chain { ingest_ts: before, ..appended.header.place() }.check(&silent).is_err(), now < before);
-        fell += u64::from(says_so);
+        let is_flagged = appended.header.flags == format::CLOCK_SET_BACK;
+        assert_eq!((appended.header.ingest_ts, is_flagged), (now, now < before));
+        let unflagged = format::Header { flags: 0, ..appended.header };
+        assert_eq!(Chain { ingest_ts: before, ..appended.header.place() }.check(&unflagged).is_err(), now < before);
+        fell += u64::from(is_flagged);
     }
     log.syncer.sync(log.writer.end()).unwrap();
     log.syncer.record().unwrap();

@@ -1,9 +1,8 @@
-//! Owns: appending to the log ([`Writer`], of the ingest thread) and making it durable ([`Syncer`], of
-//! the sync thread).
+//! Owns: appending to the log ([`Writer`], in the ingest thread) and making it durable ([`Syncer`], in the sync thread).
 //!
-//! What must hold: bytes are written once, in order, never over durable ones; a failed write or sync
-//! is final for the process (`Halted`), because the kernel forgets what it could not write; the
-//! evidence on disk never claims more than earlier syncs have returned.
+//! What must hold: bytes are written once, in order, never over durable ones. A failed write or sync is final for the process
+//! (`Halted`), because the kernel drops pages that it could not write. A durable mark on disk never claims more than earlier
+//! syncs have made durable.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use crate::lsn::{FrameIndex, Lsn, Position, Term};
 use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
 
-/// The first failure of a writer or syncer, which every later call repeats.
+/// First failure of a writer or syncer; every later call returns it again.
 #[derive(Debug, Default)]
 struct Latch(Option<(&'static str, String)>);
 
@@ -39,28 +38,28 @@ impl Latch {
     }
 }
 
-/// Frames that can be appended after [`Writer::ready`] has been asked once.
+/// Frames that can be appended after one call of [`Writer::ready`].
 pub const READY_FRAMES: u64 = 3;
 
-// They cross at most one segment's end.
+// These frames cross the end of at most one segment.
 const _: () = assert!(
     READY_FRAMES * (2 * HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64)
         < super::format::SEGMENT_SIZE_MIN - SEGMENT_HEAD_LEN
 );
 
-/// A segment that the log has rolled to.
+/// Segment to which the log has rolled.
 pub struct Opened {
     first: Position,
     file: Arc<dyn DiskFile>,
 }
 
-/// A frame that has been appended.
+/// Outcome of an append.
 pub struct Appended {
-    /// Its header.
+    /// Header of the frame.
     pub header: Header,
-    /// What will be durable once it is.
+    /// End of the log behind the frame: target of the sync that makes it durable.
     pub end: Evidence,
-    /// The segment that was begun for it; to be given to the syncer first.
+    /// Segment that was begun for the frame; pass it to [`Syncer::opened`] first.
     pub opened: Option<Opened>,
 }
 
@@ -78,7 +77,7 @@ pub struct Writer {
     latch: Latch,
 }
 
-/// What a writer and a syncer are made of.
+/// Parts of a new writer.
 pub(super) struct Parts {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
@@ -96,22 +95,22 @@ impl Writer {
         Writer { disk, dir, store_id, segment_size, chain, term, segment, spares, next: None, latch: Latch::default() }
     }
 
-    /// From now on takes segments from `spares`.
+    /// Sets the source of further segments.
     pub fn set_spares(&mut self, spares: Spares) {
         self.spares = spares;
     }
 
-    /// Where the log stands.
+    /// Chain at the end of the log.
     pub fn chain(&self) -> &Chain {
         &self.chain
     }
 
-    /// The term of the frames.
+    /// Term of new frames.
     pub fn term(&self) -> Term {
         self.term
     }
 
-    /// From now on frames are of `term`, in which this process alone numbers frames.
+    /// Sets the term of new frames; in `term` only this process numbers frames.
     ///
     /// # Panics
     /// If the term falls.
@@ -122,22 +121,21 @@ impl Writer {
 
     fn room(&self) -> u64 {
         match &self.segment {
-            // A frame that filled the segment to its last byte has left the position in the next one.
+            // After a frame that filled the segment to its last byte, the position is in the next one.
             Some((first, _)) => (first.0 + self.segment_size).saturating_sub(self.chain.position.0),
             None => 0,
         }
     }
 
-    /// Whether [`READY_FRAMES`] of the largest frames can be appended now. `false`: the next segment is
-    /// not prepared yet.
+    /// Whether [`READY_FRAMES`] frames of the largest size can be appended now. `false`: the next segment is not prepared yet.
     ///
     /// # Errors
-    /// [`Error::Halted`]; [`Error::Io`] if a segment had to be made and could not be (not final).
+    /// [`Error::Halted`] after a failed write; [`Error::Io`] if a segment had to be made and could not be (not final).
     pub fn ready(&mut self) -> Result<bool> {
         self.ready_for(READY_FRAMES * (2 * HEADER_LEN + super::format::FRAME_PAYLOAD_MAX as u64))
     }
 
-    /// Whether frames of `most` bytes, pads aside, can be appended now; no more than the smallest segment holds.
+    /// Whether frames of `most` bytes, without pads, can be appended now; `most` is at most the smallest segment's room.
     ///
     /// # Errors
     /// As [`Writer::ready`].
@@ -150,21 +148,21 @@ impl Writer {
         Ok(true)
     }
 
-    /// Appends what `frame` holds, in one write. On success `frame` still holds runs and records. An `ingest_ts` before
-    /// that of the last frame means that the clock was set back, and the frame says so.
+    /// Seals `frame` and appends it in one write. On success `frame` still holds runs and records. An `ingest_ts` before that
+    /// of the last frame means that the clock was set back, and the frame gets that flag.
     ///
     /// # Errors
     /// [`Error::Halted`]: a write failed, now or before.
     ///
     /// # Panics
-    /// If [`Writer::ready`] has not said that there is room.
+    /// If [`Writer::ready`] has not returned `true` before.
     pub fn append(&mut self, frame: &mut FrameBuilder, kind: FrameType, ingest_ts: Ts) -> Result<Appended> {
         self.latch.check()?;
         let opened = if frame.total_len() > self.room() { Some(self.roll(self.term, ingest_ts)?) } else { None };
         let (header, words) = frame.seal(kind, &self.chain, self.term, ingest_ts);
         let (first, file) = match &self.segment {
             Some((first, file)) => (*first, file),
-            None => panic!("a log without a segment after rolling"),
+            None => panic!("the log has no segment after it rolled"),
         };
         assert!(self.chain.check(&header).is_ok() && words.len() as u64 * 8 == header.total_len());
         let written = file.write_at(bytemuck::cast_slice(words), self.chain.position.0 - first.0);
@@ -174,23 +172,23 @@ impl Writer {
         Ok(Appended { header, end: self.end(), opened })
     }
 
-    /// Whether the frame of `header`, which another host has made, continues this log.
+    /// Checks that the frame of `header`, made by another host, continues this log.
     ///
     /// # Errors
-    /// What does not continue.
+    /// The first field that does not continue it.
     pub fn check(&self, header: &Header) -> std::result::Result<(), Bad> {
         self.check_all(std::iter::once(header))
     }
 
-    /// Whether the frames of `headers`, which another host has made, continue this log one behind the other. A pad, which
-    /// each host writes for itself, stands before one that begins a segment.
+    /// Checks that the frames of `headers`, made by another host, continue this log in this order. Before a frame that begins a
+    /// segment comes a pad, which each host writes itself.
     ///
     /// # Errors
-    /// What does not continue, of the first that does not.
+    /// The first field of the first frame that does not continue it.
     pub fn check_all<'a>(&self, headers: impl IntoIterator<Item = &'a Header>) -> std::result::Result<(), Bad> {
         let (mut chain, mut room) = (self.chain, self.room());
         for header in headers {
-            demand("a frame that has a number, and no pad", 0, u64::from(header.kind() == FrameType::Pad))?;
+            demand("frame with an index, not a pad", 0, u64::from(header.kind() == FrameType::Pad))?;
             if header.total_len() > room {
                 let pad = if room > 0 { room + SEGMENT_HEAD_LEN } else { 0 };
                 chain.position = Position(chain.position.0 + pad);
@@ -203,22 +201,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends a frame that another host has made, byte for byte. It has been parsed, and [`Writer::check`] accepts it.
+    /// Appends a frame of another host, byte for byte. The caller has parsed it, and [`Writer::check`] accepts it.
     ///
     /// # Errors
     /// [`Error::Halted`]: a write failed, now or before.
     ///
     /// # Panics
-    /// If the frame does not continue the log, or [`Writer::ready_for`] has not said that there is room.
+    /// If the frame does not continue the log, or [`Writer::ready_for`] has not returned `true` before.
     pub fn append_as_is(&mut self, header: &Header, words: &[u64]) -> Result<Appended> {
         self.latch.check()?;
         let continues = self.check(header);
         assert!(continues.is_ok() && words.len() as u64 * 8 == header.total_len(), "{continues:?}");
-        // The leader's pad is of the term and time of the frame that did not fit.
+        // The leader's pad has the term and time of the frame that did not fit.
         let opened = if header.total_len() > self.room() { Some(self.roll(header.term, header.ingest_ts)?) } else { None };
         let (first, file) = match &self.segment {
             Some((first, file)) => (*first, file),
-            None => panic!("a log without a segment after rolling"),
+            None => panic!("the log has no segment after it rolled"),
         };
         let written = file.write_at(bytemuck::cast_slice(words), self.chain.position.0 - first.0);
         self.latch.guard("write of the log", written)?;
@@ -227,7 +225,7 @@ impl Writer {
         Ok(Appended { header: *header, end: self.end(), opened })
     }
 
-    /// The end of the log.
+    /// End of the log, as a sync target.
     pub fn end(&self) -> Evidence {
         Evidence {
             seq: 0,
@@ -237,7 +235,7 @@ impl Writer {
         }
     }
 
-    /// Fills the segment with a pad and begins the next.
+    /// Fills the segment with a pad and begins the next one.
     fn roll(&mut self, term: Term, ingest_ts: Ts) -> Result<Opened> {
         let room = self.room();
         if let (Some((first, file)), true) = (&self.segment, room > 0) {
@@ -251,7 +249,7 @@ impl Writer {
                 index: self.chain.index,
                 first_lsn: self.chain.lsn,
                 position: self.chain.position,
-                // The time of the frame behind it may have been set back; a pad is no place to say that.
+                // The frame behind may have a time that was set back; the pad keeps the higher one and needs no flag.
                 ingest_ts: ingest_ts.max(self.chain.ingest_ts),
                 ..bytemuck::Zeroable::zeroed()
             };
@@ -262,7 +260,7 @@ impl Writer {
         }
         let first = Position(self.chain.position.0 - SEGMENT_HEAD_LEN);
         let Some(spare) = self.next.take() else {
-            panic!("the log rolls to {first} without a prepared segment: `ready` was not asked");
+            panic!("the log rolls to {first} without a prepared segment: `ready` was not called");
         };
         let header = SegmentHeader::new(self.store_id, first, self.segment_size);
         let begun = spare.file.write_at(bytemuck::bytes_of(&header), 0);
@@ -299,23 +297,25 @@ impl Syncer {
         Syncer { disk, dir, segment, earlier: Vec::new(), names_changed: false, durable, recorded: Position(0), latch }
     }
 
-    /// The log has rolled.
+    /// Adds a segment to which the log has rolled.
     pub fn opened(&mut self, opened: Opened) {
         assert!(opened.first.0 >= self.durable.position.0.saturating_sub(SEGMENT_HEAD_LEN));
         self.earlier.extend(self.segment.replace(opened.file));
         self.names_changed = true;
     }
 
-    /// What is known durable.
+    /// Newest durable mark.
     pub fn durable(&self) -> Evidence {
         self.durable
     }
 
-    /// Makes everything before `target` durable; it has been appended, and the segments it lies in
-    /// have been given to [`Syncer::opened`].
+    /// Makes everything before `target` durable. All of it was appended, and its segments were passed to [`Syncer::opened`].
     ///
     /// # Errors
-    /// [`Error::Halted`]: a sync failed, now or before. Nothing more is durable than before.
+    /// [`Error::Halted`]: a sync failed, now or before. The durable mark has not moved.
+    ///
+    /// # Panics
+    /// If `target` is before the durable mark.
     pub fn sync(&mut self, target: Evidence) -> Result<()> {
         self.latch.check()?;
         assert!(target.position >= self.durable.position, "durable never falls");
@@ -336,15 +336,15 @@ impl Syncer {
         Ok(())
     }
 
-    /// Whether the disk does not yet say how much of it is durable.
+    /// Whether the durable mark on disk is behind [`Syncer::durable`].
     pub fn is_unrecorded(&self) -> bool {
         self.segment.is_some() && self.recorded < self.durable.position
     }
 
-    /// Writes down, durably, what is durable: the last records before a pause are then known to be.
+    /// Writes the durable mark durably, so that a restart finds the last records before a pause as durable.
     ///
     /// # Errors
-    /// [`Error::Halted`].
+    /// [`Error::Halted`]: a write or sync failed, now or before.
     pub fn record(&mut self) -> Result<()> {
         self.sync(self.durable)
     }
@@ -354,7 +354,7 @@ impl Syncer {
         let [a, b] = EVIDENCE_OFFSETS;
         let at = if self.durable.seq.is_multiple_of(2) { a } else { b };
         let written = file.write_at(&self.durable.to_bytes(), at);
-        self.latch.guard("write of the log's evidence", written)?;
+        self.latch.guard("write of the log's durable mark", written)?;
         self.recorded = self.durable.position;
         Ok(())
     }

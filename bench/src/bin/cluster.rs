@@ -1,7 +1,7 @@
-//! Figures of a store on two and on three hosts, on one machine: each in turns with its limits.
+//! Figures of a store on two and three hosts of one machine, measured in turns with their limits.
 //! `cargo run --release -p bench --bin cluster`
 
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement ends the program")]
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use tapestore::agent::Wait;
-use tapestore_engine::consensus::message::Command;
 use tapestore::lsn::{InstrumentId, Level, Lsn, NodeId, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::record::{RecordRef, Trade};
+use tapestore_engine::consensus::message::Command;
 use tempfile::NamedTempFile;
 
 #[derive(Parser)]
@@ -30,7 +30,7 @@ struct Arguments {
     /// Records of the latency measurement
     #[arg(long, default_value_t = 10_000)]
     count: u64,
-    /// Other rates at which `quorum` at the leader is measured too, for four seconds each; 0: none
+    /// Further rates for `quorum` at the leader, four seconds each; 0: none
     #[arg(long, value_delimiter = ',', default_value = "5000,20000")]
     rates: Vec<u64>,
     /// Records of the throughput measurement
@@ -39,7 +39,7 @@ struct Arguments {
     /// How storage waits for work: busy, adaptive, blocking
     #[arg(long, default_value = "adaptive")]
     wait: Wait,
-    /// Times that the lead is handed over
+    /// Number of leadership transfers
     #[arg(long, default_value_t = 20)]
     transfers: u64,
 }
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     println!(
-        "two and three hosts, each a storage and a replication process, on loopback: one disk and {} cores are shared by all of them",
+        "two and three hosts on loopback, each a storage and a replication process; all share one disk and {} cores",
         std::thread::available_parallelism().map_or(0, std::num::NonZero::get)
     );
     print_head();
@@ -69,9 +69,9 @@ fn trade(id: u64) -> Trade {
     Trade { trade_id: id, instrument: InstrumentId(1), ..Trade::default() }
 }
 
-/// Bytes of the file that is synced.
+/// Size of the synced file, bytes.
 const FILE_BYTES: u64 = 16 << 20;
-/// Records of one turn: each thing that is measured has its turn, again and again, as the machine is not the same for long.
+/// Records of one turn. The measurements alternate in turns because the speed of the machine changes.
 const A_TURN: u64 = 500;
 
 fn written() -> NamedTempFile {
@@ -81,7 +81,7 @@ fn written() -> NamedTempFile {
     file
 }
 
-/// What one write and sync of `file` takes, ns.
+/// Time of one write and sync of `file`, ns.
 fn sync_once(file: &NamedTempFile, i: u64) -> u64 {
     let began = Instant::now();
     file.as_file().write_all_at(&[7; 192], i * 192 % FILE_BYTES).unwrap();
@@ -89,7 +89,7 @@ fn sync_once(file: &NamedTempFile, i: u64) -> u64 {
     began.elapsed().as_nanos() as u64
 }
 
-/// A connection that says again what it is told.
+/// A connection to an echo thread.
 fn echo() -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -105,7 +105,7 @@ fn echo() -> TcpStream {
     stream
 }
 
-/// How long it takes until a majority of `files` is synced that are written at once: the hosts of this program share a disk.
+/// Time until a majority of `files`, written at the same time, is synced: the hosts of this program share a disk.
 fn majority_synced(files: &[NamedTempFile], rate: u64, h: &mut Histogram<u64>) {
     let period = Duration::from_nanos(1_000_000_000 / rate.max(1));
     let start = Barrier::new(files.len());
@@ -130,35 +130,35 @@ fn majority_synced(files: &[NamedTempFile], rate: u64, h: &mut Histogram<u64>) {
     }
 }
 
-/// How far `publisher` has come at `level`.
+/// The last number of `publisher` acknowledged at `level`.
 fn reached(publisher: &Publisher, level: Level) -> PubSeq {
     let progress = publisher.progress();
     if level == Level::Quorum { progress.committed } else { progress.durable }
 }
 
-/// Publishing at a fixed rate, no record waited for before the next is due: from when it was due until it is seen to have
-/// reached `level`.
+/// Publishes at a fixed rate without waiting between records; measures from when a record was due until it is
+/// acknowledged at `level`.
 fn paced(publisher: &mut Publisher, (rate, count): (u64, u64), level: Level, next_id: &mut u64, h: &mut Histogram<u64>) {
-    let mut on_the_way: VecDeque<(PubSeq, Instant)> = VecDeque::new();
+    let mut in_flight: VecDeque<(PubSeq, Instant)> = VecDeque::new();
     let (start, mut sent) = (Instant::now(), 0);
-    while sent < count || !on_the_way.is_empty() {
+    while sent < count || !in_flight.is_empty() {
         let due = start + Duration::from_nanos(sent * 1_000_000_000 / rate);
         if sent < count && Instant::now() >= due {
             let seq = publisher.publish_ref(RecordRef::of(&trade(*next_id))).unwrap();
-            on_the_way.push_back((seq, due));
+            in_flight.push_back((seq, due));
             (sent, *next_id) = (sent + 1, *next_id + 1);
         } else {
-            // A strategy that shares its core: it gives it away while it has nothing to do.
+            // Yields its core while it has nothing to do, as a strategy on a shared core does.
             std::thread::yield_now();
         }
         let reached = reached(publisher, level);
-        while let Some((_, due)) = on_the_way.pop_front_if(|(seq, _)| *seq <= reached) {
+        while let Some((_, due)) = in_flight.pop_front_if(|(seq, _)| *seq <= reached) {
             h.record(due.elapsed().as_nanos() as u64).unwrap();
         }
     }
 }
 
-/// What a commit on `count` hosts takes, and in turns with it its limits: syncs, and a round trip.
+/// Measures a commit on `count` hosts, in turns with its limits: syncs and a round trip.
 fn latency(arguments: &Arguments, count: u64) {
     let (rate, mut next_id) = (arguments.rate, 0);
     let (file, mut echo) = (written(), echo());
@@ -186,7 +186,7 @@ fn latency(arguments: &Arguments, count: u64) {
         paced(&mut at_leader, (rate, A_TURN), Level::Quorum, &mut next_id, &mut quorum);
         paced(&mut at_follower, (rate, A_TURN), Level::Quorum, &mut next_id, &mut forwarded);
         if turn == 0 {
-            // Everything has begun by now.
+            // The first turn is the warm-up.
             for h in [&mut synced, &mut majority, &mut trips, &mut one, &mut quorum, &mut forwarded] {
                 h.reset();
             }
@@ -200,7 +200,7 @@ fn latency(arguments: &Arguments, count: u64) {
     print_line(&format!("{count} hosts, at a follower: quorum"), &forwarded);
     let [synced, majority, trips, quorum] = [&synced, &majority, &trips, &quorum].map(|h| h.value_at_quantile(0.5) as f64);
     println!(
-        "{count} hosts, at the leader, p50: {:.2} times a round trip and a sync of the shared disk, {:.2} times one of a disk of its own",
+        "{count} hosts, at the leader, p50: {:.2} times a round trip plus a sync of the shared disk, {:.2} times with a disk for each host",
         quorum / (trips + majority),
         quorum / (trips + synced)
     );
@@ -209,10 +209,10 @@ fn latency(arguments: &Arguments, count: u64) {
         paced(&mut at_leader, (rate, rate * 4), Level::Quorum, &mut next_id, &mut h);
         print_line(&format!("{count} hosts, at the leader: {rate} a second"), &h);
     }
-    println!("{count} hosts: {} elections meanwhile", term() - began);
+    println!("{count} hosts: {} elections during the measurement", term() - began);
 }
 
-/// The lead is handed over under load.
+/// Measures leadership transfers under load.
 fn transfers(arguments: &Arguments) {
     let hosts = Hosts::start(shape(arguments));
     let mut leader = hosts.leader().unwrap();
@@ -229,7 +229,7 @@ fn transfers(arguments: &Arguments) {
         let next = leader % 3 + 1;
         let began = Instant::now();
         hosts.ask(leader, Command::Transfer(NodeId(next))).unwrap();
-        eventually("the lead to be handed over", || (hosts.leader_now(Some(leader)) == Some(next)).then_some(())).unwrap();
+        eventually("the leadership transfer", || (hosts.leader_now(Some(leader)) == Some(next)).then_some(())).unwrap();
         let seq = publisher.publish_ref(RecordRef::of(&trade(next_id))).unwrap();
         next_id += 1;
         while reached(&publisher, Level::Quorum) < seq {
@@ -238,11 +238,11 @@ fn transfers(arguments: &Arguments) {
         taken.record(began.elapsed().as_nanos() as u64).unwrap();
         leader = next;
     }
-    print_line("handing over: asked to a record committed", &taken);
-    assert!(publisher.take_lost().is_empty(), "nothing is lost by handing over");
+    print_line("transfer: request to next record committed", &taken);
+    assert!(publisher.take_lost().is_empty(), "a transfer must lose no records");
 }
 
-/// Processor time of the processes of `hosts` so far.
+/// CPU time of all processes of `hosts` so far.
 fn cpu(hosts: &Hosts) -> Duration {
     let of = |pid: u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -276,7 +276,7 @@ fn throughput(arguments: &Arguments) {
         eventually("all records on each host", || (1..=count).all(|n| all(&n)).then_some(())).unwrap();
         let (took, used) = (began.elapsed(), cpu(&hosts) - before);
         println!(
-            "{count} hosts, trades of {} B: {:.0} records/s committed, {:.0} on all hosts; {} of processor time a record, all processes together",
+            "{count} hosts, trades of {} B: {:.0} records/s committed, {:.0} on all hosts; {} of CPU time a record over all processes",
             RecordRef::of(&trade(0)).words().len() * 8,
             arguments.records as f64 / committed.as_secs_f64(),
             arguments.records as f64 / took.as_secs_f64(),

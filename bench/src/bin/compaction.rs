@@ -1,19 +1,19 @@
-//! What merging costs those who publish: records at a fixed rate, the time from when a batch was due until it was
-//! acknowledged, with a merge under way and without, of the same run.
+//! Cost of compaction for publishers: records at a fixed rate; the time from when a batch was due until it was
+//! acknowledged, with and without a running merge, in the same run.
 //! `cargo run --release -p bench --bin compaction`
 
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement ends the program")]
 
 use std::time::{Duration, Instant};
 
 use bench::store::{Served, has_served, renumber};
 use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
-use tape_services::input::{Input, Market, Message, Sim};
 use tapestore::lsn::{InstrumentId, Level, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::record::RecordRef;
 use tapestore::shm::control::Statistic;
+use tapestore_formats::input::{Input, Market, Message, Sim};
 
 #[derive(Parser)]
 struct Arguments {
@@ -31,7 +31,7 @@ struct Arguments {
     memtable: u64,
 }
 
-/// Records that are sent together and waited for.
+/// Records that are sent together and then waited for.
 const BATCH: u64 = 100;
 
 fn main() {
@@ -81,7 +81,7 @@ fn main() {
     );
     let counted = |s| control.statistic(s);
     println!(
-        "{} filings, {} merges that ran for {:.0} s together and wrote {} MB; {} files; write amplification {:.2}",
+        "{} flushes, {} merges that ran for {:.0} s in total and wrote {} MB; {} SSTables; write amplification {:.2}",
         counted(Statistic::Flushes),
         counted(Statistic::Merges),
         counted(Statistic::MergeNs) as f64 / 1e9,
@@ -91,9 +91,9 @@ fn main() {
     );
     println!("from when a batch was due until it was acknowledged:");
     print_head();
-    print_line("no merge under way", &quiet);
-    print_line("a merge under way", &merging);
-    print_line("one began or ended", &both);
+    print_line("no merge running", &quiet);
+    print_line("a merge running", &merging);
+    print_line("a merge began or ended", &both);
     let (with, without) = (merging.value_at_quantile(0.99), quiet.value_at_quantile(0.99));
     println!("p99 with a merge: {} = {:.2} times {} without", show(with), with as f64 / without as f64, show(without));
 }

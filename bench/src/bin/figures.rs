@@ -1,6 +1,6 @@
-//! The first figures: each beside its limit, in one run. `cargo run --release -p bench --bin figures`
+//! Latency, ingest and query figures, each with its limit from the same run. `cargo run --release -p bench --bin figures`
 
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement ends the program")]
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use tapestore::record::{Record, RecordRef, Trade};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
-/// Index time of the first record that is ingested for queries; they follow 1 us apart.
+/// Index time of the first record for queries; the records are 1 us apart.
 const FIRST_TIME: u64 = 1_700_000_000_000_000_000;
 
 #[derive(Parser)]
@@ -30,7 +30,7 @@ struct Arguments {
     role: Option<Role>,
     #[arg(long, global = true)]
     store: Option<PathBuf>,
-    /// How every loop waits: busy, adaptive, blocking
+    /// Wait mode of every loop: busy, adaptive, blocking
     #[arg(long, global = true, default_value = "adaptive")]
     wait: Wait,
     /// Records of the ingest and query measurements
@@ -70,14 +70,14 @@ fn name(wait: Wait) -> &'static str {
     }
 }
 
-/// Instruments that records are of.
+/// Number of instruments.
 const INSTRUMENTS: u64 = 1000;
 
 fn trade(id: u64, ts_recv: Ts) -> Trade {
     Trade { trade_id: id, ts_recv, instrument: InstrumentId(1 + (id % INSTRUMENTS) as u32), ..Trade::default() }
 }
 
-/// Says "ready", and at the end gives the histogram.
+/// Prints "ready"; [`give`] prints the histogram at the end.
 fn ready() {
     println!("ready");
     std::io::stdout().flush().unwrap();
@@ -101,7 +101,7 @@ fn take(mut child: Child) -> Histogram<u64> {
     Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap()
 }
 
-/// `ts_event` holds the monotonic time at which the record was due.
+/// Nanoseconds since the record was due: `ts_event` holds that monotonic time.
 fn late(record: &RecordRef<'_>) -> u64 {
     HostClock.monotonic().saturating_sub(record.header().ts_event.0).max(1)
 }
@@ -143,7 +143,7 @@ fn reader(store: &Path, wait: Wait, count: u64) {
 
 fn figures(wait: Wait, rate: u64, records: u64) {
     println!(
-        "waits: {}; {rate} records/s by schedule; {} CPUs; latencies from when a record was due",
+        "wait mode {}; {rate} records/s by schedule; {} CPUs; latencies from when a record was due",
         name(wait),
         std::thread::available_parallelism().unwrap()
     );
@@ -164,7 +164,7 @@ fn open(served: &Served, level: Level) -> Publisher {
     publisher
 }
 
-/// Publish to subscriber, and to a reader's view, with iceoryx2 alone between.
+/// Publish to subscriber and to a reader's view, in turns with iceoryx2 alone.
 fn paths(served: &Served, wait: Wait, rate: u64) {
     let count = rate * 3;
     for _ in 0..2 {
@@ -192,7 +192,7 @@ fn paths(served: &Served, wait: Wait, rate: u64) {
     }
 }
 
-/// Publish to durable, against the same bytes written and synced by nobody else, in turns.
+/// Publish to durable, in turns with a bare write and sync of the same bytes.
 fn durable(served: &Served) {
     let mut publisher = open(served, Level::Fsync);
     let (mut ours, mut bare) = (histogram(), histogram());
@@ -257,7 +257,7 @@ fn ingest_and_query(wait: Wait, records: u64) {
     query(&served, read);
 }
 
-/// Time a call, `batch` calls at a time: one is shorter than the clock's step.
+/// Times a call in groups of `batch`: one call is shorter than the clock's resolution.
 fn timed(label: &str, batch: u64, mut call: impl FnMut(u64)) {
     let mut h = histogram();
     for round in 0..20_000u64 {

@@ -1,8 +1,8 @@
-//! Formats: a store of the simulated market goes out in every format, and comes back into another store;
-//! counts and checksums compared, speed and memory beside the `dbn` crate's bare decoding of the same files.
+//! Formats: exports a store of the simulated market in every format and imports it into another store; compares counts and
+//! checksums; prints speed and memory, and for DBN the speed of the `dbn` crate's decoder on the same files.
 //! `cargo run --release -p bench --bin formats`
 
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement ends the program")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,7 +13,7 @@ use clap::Parser;
 use dbn::decode::{DecodeRecordRef as _, DynDecoder};
 use serde_json::Value;
 use tape_services::cli::Tape;
-use tape_services::input::{self, Message, Options};
+use tapestore_formats::input::{self, Message, Options};
 
 #[derive(Parser)]
 struct Arguments {
@@ -23,20 +23,20 @@ struct Arguments {
     /// Instruments
     #[arg(long, default_value_t = 500)]
     instruments: u32,
-    /// Times that each decoding of a DBN file is measured, in turns
+    /// Measurements of each DBN decoder, in turns
     #[arg(long, default_value_t = 3)]
     turns: u32,
 }
 
-/// What a command of the tool said, how long it took, and its greatest memory: its own, and all that counts as its.
+/// A finished command: its JSON output, its time and its peak memory: private, and with mapped pages.
 struct Ran {
-    said: Vec<Value>,
+    output: Vec<Value>,
     seconds: f64,
     own: u64,
     all: u64,
 }
 
-/// Runs the tool in a process of its own.
+/// Runs the tool in its own process.
 fn tape(store: &Path, arguments: &[&str]) -> Ran {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("tape").args(arguments).args(["--json", "--store"]).arg(store);
@@ -59,22 +59,22 @@ fn tape(store: &Path, arguments: &[&str]) -> Ran {
         std::thread::sleep(Duration::from_millis(2));
     };
     let seconds = began.elapsed().as_secs_f64();
-    // What DBN has no place for is said with exit code 65.
+    // Exit code 65 reports records that DBN cannot represent.
     assert!(status.success() || status.code() == Some(65), "tape {arguments:?}: {status}");
-    let said = std::fs::read_to_string(out.path()).unwrap();
-    Ran { said: said.lines().map(|l| serde_json::from_str(l).unwrap()).collect(), seconds, own, all }
+    let text = std::fs::read_to_string(out.path()).unwrap();
+    Ran { output: text.lines().map(|l| serde_json::from_str(l).unwrap()).collect(), seconds, own, all }
 }
 
-/// Records, the sum of the checksums and of the bytes of what was said.
-fn total(said: &[Value]) -> (u64, u64, u64) {
-    let sum = |key: &str| said.iter().filter_map(|v| v[key].as_u64()).sum();
-    let checksums = said.iter().filter_map(|v| u64::from_str_radix(v["checksum"].as_str()?, 16).ok());
+/// Sums of records, checksums and bytes over the output of a command.
+fn total(output: &[Value]) -> (u64, u64, u64) {
+    let sum = |key: &str| output.iter().filter_map(|v| v[key].as_u64()).sum();
+    let checksums = output.iter().filter_map(|v| u64::from_str_radix(v["checksum"].as_str()?, 16).ok());
     (sum("records"), checksums.fold(0, u64::wrapping_add), sum("bytes"))
 }
 
 fn line(what: &str, records: u64, bytes: u64, ran: &Ran) {
     println!(
-        "{what:<22}{:>7.2} M records/s{:>8.0} MB/s of the file{:>8.1} bytes/record{:>8.0} MiB own,{:>5.0} MiB with mapped pages",
+        "{what:<22}{:>7.2} M records/s{:>8.0} MB/s of the file{:>8.1} bytes/record{:>8.0} MiB private,{:>5.0} MiB with mapped pages",
         records as f64 / ran.seconds / 1e6,
         bytes as f64 / ran.seconds / 1e6,
         bytes as f64 / records as f64,
@@ -84,7 +84,7 @@ fn line(what: &str, records: u64, bytes: u64, ran: &Ran) {
 }
 
 fn main() {
-    // The tool's own command line.
+    // Runs as the tool.
     if std::env::args().nth(1).as_deref() == Some("tape") {
         let outcome = Tape::parse_from(std::env::args().skip(1)).run();
         std::process::exit(outcome.map_or_else(
@@ -107,20 +107,20 @@ fn main() {
     for format in ["parquet", "arrow", "csv", "csv-gz", "dbn", "dbn-zst"] {
         let out = dir.path().join(format);
         let exported = tape(&served.path(), &["export", out.to_str().unwrap(), "--format", format]);
-        let (n, checksum, bytes) = total(&exported.said);
+        let (n, checksum, bytes) = total(&exported.output);
         line(&format!("export {format}"), n, bytes, &exported);
         assert_eq!(n, arguments.records);
-        let files: Vec<&str> = exported.said.iter().filter_map(|v| v["file"].as_str()).collect();
+        let files: Vec<&str> = exported.output.iter().filter_map(|v| v["file"].as_str()).collect();
         let other = Served::start("adaptive", 64 << 20);
         let imported = tape(&other.path(), &[&["import", "--level", "os"], &files[..]].concat());
-        let (m, back, _) = total(&imported.said);
+        let (m, back, _) = total(&imported.output);
         line(&format!("import {format}"), m, bytes, &imported);
         if !format.starts_with("dbn") {
-            assert_eq!((n, checksum), (m, back), "what came back is not what left");
+            assert_eq!((n, checksum), (m, back), "the imported records differ from the exported ones");
             std::fs::remove_dir_all(&out).unwrap();
         }
         if format == "parquet" {
-            println!("{:<22}{n} records, checksum {checksum:016x}: equal after each way out and in", "");
+            println!("{:<22}{n} records, checksum {checksum:016x}: equal after each round trip", "");
         }
     }
     println!();
@@ -132,7 +132,7 @@ fn main() {
     }
 }
 
-/// The `dbn` crate's bare decoding of `file`, and the whole way into a publisher's hands, in turns; the best of each.
+/// Times the `dbn` crate's decoder and our whole input path on `file` in turns; prints the best of each.
 fn decode(file: &Path, turns: u32) {
     let bytes = std::fs::metadata(file).unwrap().len();
     let (mut bare, mut ours, mut records) = (f64::MAX, f64::MAX, 0u64);

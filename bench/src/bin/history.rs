@@ -1,8 +1,8 @@
-//! History: the simulated market through the bus with MemTables that hold a small part of it; everything
-//! read back by every path and compared with what was sent; then figures, each beside its limit.
+//! History: publishes the simulated market into a store whose MemTables hold a small part of it, reads everything back by
+//! every path, compares it with the sent records, and prints figures with their limits.
 //! `cargo run --release -p bench --bin history`
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failed measurement ends the program")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use bench::store::{Served, has_served, renumber};
 use bench::{histogram, limits, print_head, print_line};
 use clap::Parser;
-use tape_services::input::{Input, Market, Message, Sim};
 use tapestore::agent::Wait;
 use tapestore::disk::sim::SimRng;
 use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
@@ -22,6 +21,7 @@ use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
 use tapestore::record::{BookOrder, Kind, Quote, Record, RecordRef, SCHEMAS, Trade};
 use tapestore::shm::control::Statistic;
 use tapestore::time::Ts;
+use tapestore_formats::input::{Input, Market, Message, Sim};
 
 #[derive(Parser)]
 struct Arguments {
@@ -37,12 +37,12 @@ struct Arguments {
     /// Bytes of a MemTable
     #[arg(long, default_value_t = 64 << 20)]
     memtable: u64,
-    /// As-of questions and ids that are compared with the model
+    /// As-of queries and id lookups that are compared with the model
     #[arg(long, default_value_t = 100_000)]
     probes: u64,
 }
 
-/// What was sent: of each record a checksum, of each series its times and LSNs, of some their ids.
+/// The sent records: a checksum of each, times and LSNs by series, and the ids of some.
 #[derive(Default)]
 struct Model {
     crc: Vec<u32>,
@@ -73,11 +73,11 @@ impl Model {
     }
 
     fn check(&self, lsn: Lsn, words: &[u64]) {
-        assert_eq!(crc(words), self.crc[lsn.0 as usize - 1], "record {lsn} is not what was sent");
+        assert_eq!(crc(words), self.crc[lsn.0 as usize - 1], "record {lsn} differs from the sent one");
     }
 }
 
-/// Resident bytes of process `pid` that are its own, and its shared ones.
+/// Resident bytes of process `pid`: private and shared.
 fn memory(pid: u32) -> (u64, u64) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -87,7 +87,7 @@ fn memory(pid: u32) -> (u64, u64) {
     (field("RssAnon:"), field("RssShmem:"))
 }
 
-/// A reader that looks at random records and series as long as it may; how often it looked.
+/// Starts a reader of random records and series that runs until `stop`; returns how many records it read.
 fn watcher(path: PathBuf, stop: Arc<AtomicBool>, seed: u64) -> JoinHandle<u64> {
     std::thread::spawn(move || {
         let (mut reader, mut rng, mut looks) = (Reader::open(&path).unwrap(), SimRng::new(seed), 0);
@@ -111,7 +111,7 @@ fn watcher(path: PathBuf, stop: Arc<AtomicBool>, seed: u64) -> JoinHandle<u64> {
     })
 }
 
-/// Samples, while records come: the most memory, and the longest time in which nothing was applied.
+/// Samples during ingest: peak memory, and the longest time without an applied record.
 struct Watch {
     stop: Arc<AtomicBool>,
     own: Arc<AtomicU64>,
@@ -174,7 +174,7 @@ fn main() {
     let mut served = Served::start(wait, arguments.memtable);
     let mut model = Model::default();
     let mut sim = Sim::new(Market { seed: 1, records: arguments.records, instruments: arguments.instruments }).unwrap();
-    // A tenth first, to see what a start costs with little history.
+    // A tenth first, to measure a start with little history.
     send(&served, &mut sim, &mut model, arguments.records / 10);
     let early = served.restart(wait, arguments.memtable);
     let early_files = served.reader().control().statistic(Statistic::Files);
@@ -183,7 +183,7 @@ fn main() {
     let late = served.restart(wait, arguments.memtable);
     let late_files = served.reader().control().statistic(Statistic::Files);
     println!(
-        "start: {:.0} ms with {early_files} files of history, {:.0} ms with {late_files}",
+        "start: {:.0} ms with {early_files} SSTables, {:.0} ms with {late_files}",
         early.as_secs_f64() * 1e3,
         late.as_secs_f64() * 1e3
     );
@@ -233,7 +233,7 @@ fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
     let control = served.reader().control().clone();
     let counted = |s| control.statistic(s);
     println!(
-        "sent {} records in {seconds:.1} s, {:.2} M/s; {} filings, {} files; longest call {:.1} ms; nothing applied for {:.1} ms at most; held back {} ms in all",
+        "sent {} records in {seconds:.1} s, {:.2} M/s; {} flushes, {} SSTables; longest call {:.1} ms; longest pause of applied {:.1} ms; back-pressure for {} ms in total",
         model.crc.len() - first,
         (model.crc.len() - first) as f64 / seconds / 1e6,
         counted(Statistic::Flushes),
@@ -243,7 +243,7 @@ fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
         counted(Statistic::HeldBackNs) / 1_000_000
     );
     println!(
-        "  filing: {:.2} M records/s, {:.0} MB/s while it runs; storage at most {} MiB of its own, {} MiB shared; {looks} reads beside, none failed",
+        "  flush: {:.2} M records/s, {:.0} MB/s while one runs; storage at most {} MiB private, {} MiB shared; {looks} concurrent reads, none failed",
         counted(Statistic::FlushedRecords) as f64 / counted(Statistic::FlushNs) as f64 * 1e3,
         counted(Statistic::FlushedBytes) as f64 / counted(Statistic::FlushNs) as f64 * 1e3,
         own >> 20,
@@ -251,7 +251,7 @@ fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
     );
 }
 
-/// Waits until nothing is left to be merged; says what filing and merging have written, and what history takes.
+/// Waits for the end of compaction; prints the bytes that flushes and merges wrote and the size of history.
 fn settle(served: &Served, model: &Model) {
     let control = served.reader().control().clone();
     let began = Instant::now();
@@ -270,7 +270,7 @@ fn settle(served: &Served, model: &Model) {
         * covered as u64
         / model.crc.len() as u64;
     println!(
-        "merging: {merges} merges, {:.0} MB/s while one runs, over {:.1} s after the last record; {} files; write amplification {:.2} of files (and the log once); history takes {:.2} times its records' bytes",
+        "compaction: {merges} merges, {:.0} MB/s while one runs, done {:.1} s after the last record; {} SSTables; write amplification {:.2} (without the log); history takes {:.2} times the bytes of its records",
         counted(Statistic::MergedBytes) / counted(Statistic::MergeNs) * 1e3,
         began.elapsed().as_secs_f64() - 2.0,
         counted(Statistic::Files),
@@ -279,14 +279,14 @@ fn settle(served: &Served, model: &Model) {
     );
 }
 
-/// Bytes a record, by kind.
+/// Prints bytes a row by kind.
 fn sizes(snapshot: &Snapshot) {
     for schema in &SCHEMAS {
         let files: Vec<_> = snapshot.history().files().iter().filter(|f| f.meta().kind == schema.kind).collect();
         let (rows, bytes): (u64, u64) = (files.iter().map(|f| f.meta().rows).sum(), files.iter().map(|f| f.meta().len).sum());
         if rows > 0 {
             println!(
-                "  {:<11}{:>12} rows in {:>4} files, {:>6.1} bytes a row (a record has {})",
+                "  {:<11}{:>12} rows in {:>4} SSTables, {:>6.1} bytes a row (a record has {})",
                 schema.name,
                 rows,
                 files.len(),
@@ -297,7 +297,7 @@ fn sizes(snapshot: &Snapshot) {
     }
 }
 
-/// All of it, by every path, against the model.
+/// Compares every record, by every path, with the model.
 fn compare(served: &Served, snapshot: &mut Snapshot, model: &Model, probes: u64) {
     let total = model.crc.len() as u64;
     assert_eq!(snapshot.last(), Lsn(total));
@@ -348,7 +348,7 @@ fn compare(served: &Served, snapshot: &mut Snapshot, model: &Model, probes: u64)
         let expected = rows[..rows.partition_point(|r| r.0 <= time)].last().copied();
         assert_eq!(snapshot.as_of(series, Ts(time)).unwrap().map(|r| (r.index_time.0, r.lsn.0)), expected);
     }
-    println!("as-of: {probes} answers at random points as expected ({:.1} s)", began.elapsed().as_secs_f64());
+    println!("as-of: {probes} random queries as expected ({:.1} s)", began.elapsed().as_secs_f64());
     let began = Instant::now();
     for _ in 0..probes {
         let (series, id) = model.ids[rng.below(model.ids.len() as u64) as usize];
@@ -358,10 +358,10 @@ fn compare(served: &Served, snapshot: &mut Snapshot, model: &Model, probes: u64)
         found.iter().for_each(|row| model.check(row.lsn, row.record.words()));
         assert!(snapshot.find(series, column, id | 1 << 62).unwrap().is_empty());
     }
-    println!("find: {probes} ids found, {probes} absent ones not ({:.1} s)\n", began.elapsed().as_secs_f64());
+    println!("find: {probes} ids found, {probes} absent ids not found ({:.1} s)\n", began.elapsed().as_secs_f64());
 }
 
-/// Times a call, 16 calls at a time: one is shorter than the clock's step.
+/// Times a call in groups of 16: one call is shorter than the clock's resolution.
 fn timed(label: &str, rounds: u64, mut call: impl FnMut(u64)) {
     let mut h = histogram();
     for round in 0..rounds {
@@ -375,7 +375,7 @@ fn timed(label: &str, rounds: u64, mut call: impl FnMut(u64)) {
 fn figures(snapshot: &mut Snapshot, model: &Model, limit: f64) {
     let covered = snapshot.history().covered().0;
     let spread = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
-    println!("of the {covered} records in files (means of 16 calls):");
+    println!("of the {covered} records in SSTables (means of 16 calls):");
     print_head();
     for (label, among) in [("get(LSN), 1,000 hot records", 1000), ("get(LSN), all records", covered)] {
         timed(label, 20_000, |i| {
@@ -386,24 +386,24 @@ fn figures(snapshot: &mut Snapshot, model: &Model, limit: f64) {
     let all: Vec<Series> = snapshot.series().unwrap().into_iter().filter(|s| s.kind == Quote::KIND).collect();
     let (first, last) =
         (model.series.values().map(|r| r[0].0).min().unwrap(), model.series.values().map(|r| r[r.len() - 1].0).max().unwrap());
-    let filed = last - (last - first) / 10;
+    let flushed = last - (last - first) / 10;
     timed("as-of, any series, any time", 10_000, |i| {
-        let time = Ts(first + spread(i) % (filed - first));
+        let time = Ts(first + spread(i) % (flushed - first));
         std::hint::black_box(snapshot.as_of(all[spread(i + 7) as usize % all.len()], time).unwrap());
     });
     timed("as-of, 10 series, 1 ms of time", 10_000, |i| {
         std::hint::black_box(
-            snapshot.as_of(all[spread(i) as usize % 10], Ts(first + (filed - first) / 2 + spread(i) % 1_000_000)).unwrap(),
+            snapshot.as_of(all[spread(i) as usize % 10], Ts(first + (flushed - first) / 2 + spread(i) % 1_000_000)).unwrap(),
         );
     });
-    let filed: Vec<&(Series, u64)> = model.ids.iter().take(model.ids.len() / 10 * 8).collect();
+    let flushed: Vec<&(Series, u64)> = model.ids.iter().take(model.ids.len() / 10 * 8).collect();
     let column = |kind: Kind| if kind == Trade::KIND { "trade_id" } else { "order_id" };
     timed("find, present (MemTables are searched too)", 300, |i| {
-        let (series, id) = filed[spread(i) as usize % filed.len()];
+        let (series, id) = flushed[spread(i) as usize % flushed.len()];
         std::hint::black_box(snapshot.find(*series, column(series.kind), *id).unwrap());
     });
     timed("find, absent", 300, |i| {
-        let (series, id) = filed[spread(i) as usize % filed.len()];
+        let (series, id) = flushed[spread(i) as usize % flushed.len()];
         std::hint::black_box(snapshot.find(*series, column(series.kind), id | 1 << 62).unwrap());
     });
     scans(snapshot, model, limit);
@@ -411,7 +411,7 @@ fn figures(snapshot: &mut Snapshot, model: &Model, limit: f64) {
 
 fn scans(snapshot: &Snapshot, model: &Model, limit: f64) {
     println!();
-    // The second pass: the first checks every block's CRC.
+    // Two passes: the first checks every block's CRC.
     for pass in ["first pass, CRCs checked", "again"] {
         let (mut columns, mut sum, mut rows) = (snapshot.columns(Quote::KIND, None, TimeRange::ALL).unwrap(), 0i64, 0u64);
         let began = Instant::now();

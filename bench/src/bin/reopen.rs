@@ -1,8 +1,8 @@
-//! How long a store takes to serve again after its storage process was killed, for its log's length, beside an empty
-//! store's start and beside reading and checking the same log's bytes, of the same run.
+//! Time from the start of a killed storage process until it serves, by length of the log; with two limits from the same
+//! run: the start of an empty store, and reading and checksumming the same log.
 //! `cargo run --release -p bench --bin reopen`
 
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot be taken ends the program")]
+#![expect(clippy::unwrap_used, reason = "a failed measurement ends the program")]
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use bench::store::{Served, has_served, renumber};
 use clap::Parser;
-use tape_services::input::{Input, Market, Message, Sim};
 use tapestore::lsn::{InstrumentId, Level, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::record::RecordRef;
+use tapestore_formats::input::{Input, Market, Message, Sim};
 
 #[derive(Parser)]
 struct Arguments {
@@ -23,7 +23,7 @@ struct Arguments {
     /// Instruments
     #[arg(long, default_value_t = 4000)]
     instruments: u32,
-    /// Kills and starts
+    /// Number of kills and starts
     #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// Bytes of a MemTable
@@ -50,7 +50,7 @@ fn publish(served: &Served, records: u64, instruments: u32) {
     publisher.flush(Level::Fsync, Duration::from_secs(60)).unwrap();
 }
 
-/// Reads and checksums `bytes` of the log in `store`, as recovery must at least.
+/// Reads and checksums `bytes` of the log in `store`: the least that recovery must do.
 fn read_log(store: &Path, mut bytes: u64) -> Duration {
     let mut files: Vec<PathBuf> = std::fs::read_dir(store.join("wal")).unwrap().map(|e| e.unwrap().path()).collect();
     files.retain(|p| p.extension().is_some_and(|e| e == "wal"));
@@ -97,7 +97,7 @@ fn main() {
     }
     let list = |times: &[f64]| times.iter().map(|t| format!("{t:.2}")).collect::<Vec<_>>().join(" ");
     println!(
-        "{} records of {} instruments published, {:.3} GiB of log to be read at a start; MemTables of {} MiB; {} CPUs",
+        "{} records of {} instruments published, {:.3} GiB of log to read at a start; MemTables of {} MiB; {} CPUs",
         arguments.records,
         arguments.instruments,
         read as f64 / GIB,
@@ -106,11 +106,11 @@ fn main() {
     );
     println!("killed and started {} times; from the start of the process until it serves, s:", arguments.rounds);
     println!("  with that log:           {}", list(&full));
-    println!("  with none:               {}", list(&none));
+    println!("  without log:             {}", list(&none));
     println!("  the difference, per GiB: {}", list(&per_gib));
     println!("reading and checksumming the log alone, s per GiB: {}", list(&reading));
     let (of_all, per_gib, reading) = (median(&mut full) * GIB / read as f64, median(&mut per_gib), median(&mut reading));
     println!(
-        "medians per GiB of log: {of_all:.2} s in all, {per_gib:.2} s beyond a start with none, {reading:.2} s reading alone"
+        "medians per GiB of log: {of_all:.2} s in total, {per_gib:.2} s beyond a start without log, {reading:.2} s reading alone"
     );
 }

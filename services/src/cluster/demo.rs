@@ -5,19 +5,20 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tapestore_engine::consensus::message::Member;
 use tapestore::disk::RealDisk;
-use tapestore_engine::cluster_admin::{Founding, found};
 use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{Reader, Tally};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
+use tapestore_engine::cluster_admin::{Founding, found};
+use tapestore_engine::consensus::message::Member;
 
 use crate::demo::{Args, Process, stored, wait_for_storage};
 use crate::exit::{DIFFERENCE, Failure, LATER, Outcome, USAGE};
+use crate::load::Loader;
 use crate::output::Format;
-use crate::publish::{Pump, Rate};
+use crate::source::Rate;
 use crate::terminal::{duration, say, thousands};
 
 /// How long anything is waited for.
@@ -153,9 +154,9 @@ fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn
         let tally = &mut tally;
         let (publisher, sent) = (&mut publisher, &count);
         let sender = scope.spawn(move || -> Outcome {
-            let mut input = source.open()?;
-            let mut pump = Pump { input: input.as_mut(), publisher, rate, batch: 256, timed: true, stop: &|| false };
-            let (_, outcome) = pump.run(&mut |n, _, words| {
+            let mut input = source.open(&|| false)?;
+            let mut loader = Loader { rate, timed: true, ..Loader::new(publisher, &|| false) };
+            let (_, outcome) = loader.publish(input.as_mut(), &mut |n, _, words| {
                 tally.add(Lsn(n + 1), words);
                 sent.store(n + 1, order);
             });

@@ -34,7 +34,7 @@ fn publish(publisher: &mut Publisher, first: u64, last: u64) {
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 
-/// Every record of `store`, which is served: LSN, trade and number of the one publisher are the same.
+/// Checks every record of a served store: LSN, trade id and pub_seq of the one publisher are equal. Returns the last LSN.
 fn verify_all(store: &Store) -> u64 {
     let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
     for lsn in 1..=snapshot.last().0 {
@@ -50,7 +50,7 @@ fn json(output: &str) -> Value {
     serde_json::from_str(output.lines().last().unwrap()).unwrap()
 }
 
-/// Runs `tape` on the store `path`; exit code, standard output, standard error.
+/// Runs `tape` on the store `path`; returns exit code, standard output and standard error.
 fn code(path: &Path, arguments: &[&str]) -> (i32, String, String) {
     let output = tape(path, arguments);
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -62,8 +62,8 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one story: each step needs what the one before has left")]
-fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_restores_every_record() {
+#[expect(clippy::too_many_lines, reason = "one sequence: each step needs the result of the step before")]
+fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
@@ -112,7 +112,7 @@ fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_resto
         }
     }
     assert!(killed > 0);
-    // To the end: several, each of which reuses the files of the one before.
+    // Several complete backups: each reuses the files of the one before.
     let mut reused = 0;
     for _ in 0..3 {
         let least = sent.load(Ordering::Acquire).saturating_sub(200_000);
@@ -124,11 +124,11 @@ fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_resto
     stop.store(true, Ordering::Release);
     let all = thread.join().unwrap();
     let summary = json(&store.tape_ok(&["backup", text(&backup), "--json"]));
-    assert_eq!(summary["last_lsn"].as_u64(), Some(all), "everything that is durable");
+    assert_eq!(summary["last_lsn"].as_u64(), Some(all), "every durable record");
     assert!(summary["reused"].as_u64().unwrap() > 0 || reused > 0 || all < 150_000, "{summary}");
-    println!("{killed} kills, {whole} rounds with a whole backup; {all} records, {summary}");
+    println!("{killed} kills, {whole} rounds with a complete backup; {all} records, {summary}");
     assert!(!dir.path().join("b.unfinished").exists());
-    // The store and its copy live side by side.
+    // The store and its copy run at the same time.
     let mut copy = Store::new(&["--memtable-size", "16M"]);
     copy.tape_ok(&["restore", text(&backup)]);
     copy.start();
@@ -140,19 +140,19 @@ fn a_backup_of_a_busy_store_killed_at_random_is_the_earlier_or_the_new_and_resto
     assert_eq!(copy.reader().snapshot(At::Durable).unwrap().last(), Lsn(all + 10));
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(all));
     copy.tape_ok(&["verify"]);
-    // Of a stopped store, and never over anything.
+    // A backup of a stopped store works; a restore never overwrites.
     assert!(store.terminate().success());
     assert_eq!(json(&store.tape_ok(&["backup", text(&backup), "--json"]))["last_lsn"].as_u64(), Some(all));
     let (ended, _, error) = code(&copy.path, &["restore", text(&backup)]);
     assert!(ended == 2 && error.contains("not empty"), "{ended} {error}");
     let (ended, _, error) = code(&copy.path, &["backup", text(&backup)]);
-    assert_eq!(ended, 0, "the restored store goes on with its backup: {error}");
+    assert_eq!(ended, 0, "the restored store continues its backup: {error}");
     let (ended, _, error) = code(&store.path, &["backup", text(&backup)]);
-    assert!(ended == 2 && error.contains("timeline"), "the earlier one does not take it back: {ended} {error}");
+    assert!(ended == 2 && error.contains("timeline"), "the original store cannot continue it: {ended} {error}");
 }
 
 #[test]
-fn a_publisher_and_a_reader_that_are_ahead_of_a_restored_store_learn_of_it() {
+fn a_publisher_and_a_reader_ahead_of_a_restored_store_are_notified() {
     let mut store = Store::serve();
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
@@ -185,22 +185,22 @@ fn a_publisher_and_a_reader_that_are_ahead_of_a_restored_store_learn_of_it() {
         }
     }
     assert!(ids.iter().copied().eq((1..=1000).chain(1501..=1600)) && gaps == 1, "{} records, {gaps} gaps", ids.len());
-    // Withdrawn once; then it reads from where it is told.
-    let first = eventually("the reader's being told", || match follow.poll() {
+    // `Withdrawn` is reported once; the reader continues from there.
+    let first = eventually("the withdrawal", || match follow.poll() {
         Err(Error::Withdrawn { first }) => Some(first),
         Err(e) => {
             assert!(crate::fixture::is_down(&e), "{e}");
             None
         }
         Ok(row) => {
-            assert!(row.is_none(), "a record of the new timeline is shown before the old ones are withdrawn");
+            assert!(row.is_none(), "a record of the new timeline comes before the withdrawal of the old ones");
             None
         }
     });
     assert!(first <= Lsn(1001), "{first}");
 }
 
-/// Flips a byte in the frame of the log that begins with the record `lsn`, as `tape inspect wal` places it.
+/// Flips a bit in the log's frame whose first record is `lsn`, at the position from `tape inspect wal`.
 fn damage_log(store: &Store, lsn: u64) -> PathBuf {
     let frames = store.tape_ok(&["inspect", "wal", "--frames", "--json"]);
     let frame = frames.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
@@ -214,13 +214,13 @@ fn damage_log(store: &Store, lsn: u64) -> PathBuf {
 fn flip(path: &Path, at: u64) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at as usize] ^= 1;
-    // Another file under the name: a backup's link to the old one is not touched.
+    // Writes a new file: a backup's hard link keeps the old one.
     std::fs::remove_file(path).unwrap();
     std::fs::write(path, bytes).unwrap();
 }
 
 #[test]
-fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_named() {
+fn damage_below_the_durable_mark_is_refused_and_the_repair_loses_what_it_named() {
     let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "1M"]);
     store.start();
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
@@ -231,9 +231,9 @@ fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_nam
     store.kill();
     damage_log(&store, 20_001);
     let start = Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
-    let said = String::from_utf8_lossy(&start.stderr).into_owned();
-    assert_eq!(start.status.code(), Some(65), "{said}");
-    assert!(said.trim_end().ends_with(&format!("tape repair --store {}", text(&store.path))), "{said}");
+    let message = String::from_utf8_lossy(&start.stderr).into_owned();
+    assert_eq!(start.status.code(), Some(65), "{message}");
+    assert!(message.trim_end().ends_with(&format!("tape repair --store {}", text(&store.path))), "{message}");
     let (ended, out, error) = code(&store.path, &["repair"]);
     assert!(ended == 65 && out.contains("20001 to 40000"), "{ended} {out} {error}");
     assert!(error.contains("tape repair --truncate-at 20001 --i-accept-loss"), "{error}");
@@ -253,9 +253,9 @@ fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_nam
     store.start();
     assert_eq!(verify_all(&store), 20_000);
     let (ended, _, error) = code(&store.path, &["repair", "--truncate-at", "10001", "--i-accept-loss"]);
-    assert!(ended == 75 && error.contains("served"), "not while it is served: {ended} {error}");
-    assert_eq!(code(&store.path, &["repair"]).0, 0, "nothing is wrong now");
-    // It goes on, and the records after the cut are of a new epoch.
+    assert!(ended == 75 && error.contains("served"), "a served store is not repaired: {ended} {error}");
+    assert_eq!(code(&store.path, &["repair"]).0, 0, "no damage is left");
+    // The store accepts records; those after the truncation have a new epoch.
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
     publish(&mut publisher, 1, 100);
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(20_100));
@@ -263,7 +263,7 @@ fn damage_below_the_evidence_is_refused_and_the_repair_loses_exactly_what_it_nam
 }
 
 #[test]
-fn files_of_history_are_put_back_from_a_backup_under_a_served_store() {
+fn sstables_are_repaired_from_a_backup_while_storage_serves() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
     let mut publisher = store.numbered_publisher(1, Level::Os);
@@ -295,13 +295,13 @@ fn files_of_history_are_put_back_from_a_backup_under_a_served_store() {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a directory is moved away, not a file published")]
-fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_live_ones_is_not() {
+#[expect(clippy::disallowed_methods, reason = "moves a directory, publishes no file")]
+fn a_start_frees_shared_memory_of_deleted_stores_and_keeps_that_of_live_ones() {
     let mut gone = Store::serve();
     publish(&mut gone.numbered_publisher(1, Level::Fsync), 1, 100);
     let run = gone.run_dir();
     assert!(gone.terminate().success());
-    // Two that live: one as it should be, one whose directory has been deleted under it.
+    // Two running stores: one intact, one whose directory is moved away.
     let live = Store::serve();
     publish(&mut live.numbered_publisher(1, Level::Fsync), 1, 100);
     let mut headless = Store::serve();
@@ -318,10 +318,10 @@ fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_l
     let mut next = Store::serve();
     assert!(!run.path().exists(), "{} outlives its store", run.path().display());
     assert_eq!(run.bus_segments().unwrap(), Vec::<String>::new());
-    assert!(theirs.path().join("control").exists(), "a live store's memory is its own");
+    assert!(theirs.path().join("control").exists(), "the memory of a live store stays");
     assert_eq!(verify_all(&live), 100);
     publish(&mut live.numbered_publisher(2, Level::Fsync), 1, 5);
-    assert!(stopped.run_dir().path().exists(), "a killed store that is still there keeps its page");
+    assert!(stopped.run_dir().path().exists(), "a killed store whose directory exists keeps its control page");
     std::fs::rename(headless.path.with_extension("moved"), &headless.path).unwrap();
     headless.kill();
     next.kill();
@@ -329,7 +329,7 @@ fn shared_memory_of_a_store_that_is_gone_is_given_back_by_the_next_start_and_a_l
 }
 
 #[test]
-fn a_process_that_had_an_epoch_before_the_restore_does_not_share_it_with_one_that_got_it_after() {
+fn an_epoch_from_before_a_restore_is_fenced_by_the_same_epoch_after_it() {
     let mut store = Store::serve();
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
@@ -345,7 +345,7 @@ fn a_process_that_had_an_epoch_before_the_restore_does_not_share_it_with_one_tha
     store.tape_ok(&["restore", text(&backup)]);
     store.start();
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
-    assert_eq!(publisher.progress().epoch.0, 1, "the restored store knows nothing of the other");
+    assert_eq!(publisher.progress().epoch.0, 1, "the restored store has no epoch of the other process");
     publish(&mut publisher, 1, 100);
     crate::fixture::signal(before.id(), rustix::process::Signal::CONT);
     let deadline = std::time::Instant::now() + PATIENCE;
@@ -354,7 +354,7 @@ fn a_process_that_had_an_epoch_before_the_restore_does_not_share_it_with_one_tha
         ended = before.try_wait().unwrap();
         std::thread::sleep(Duration::from_millis(5));
     }
-    // It must not outlive a test that fails.
+    // A failed test must not leave the process running.
     before.kill().ok();
     before.wait().unwrap();
     assert!(ended.is_some_and(|status| !status.success()), "the earlier process is not fenced");

@@ -1,4 +1,4 @@
-//! Bars of what is stored, and of trades as they come.
+//! Bars of stored trades, and of trades as they arrive.
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -23,7 +23,7 @@ fn text<'v>(row: &'v Value, key: &str) -> &'v str {
     row[key].as_str().unwrap()
 }
 
-/// Bars of `interval`, by the text of their starts, from what `tape scan` prints.
+/// Bars of `interval` in order of their starts, recomputed from the output of `tape scan`.
 fn naive(store: &Store, name: &str, interval: u64) -> Vec<Value> {
     let mut groups: BTreeMap<u64, Vec<Value>> = BTreeMap::new();
     for row in json(&store.tape_ok(&["scan", name, "trade", "--json"])) {
@@ -54,8 +54,8 @@ fn sums(bars: &[Value]) -> (u64, u128, i128) {
     (bars.iter().map(|b| b["trades"].as_u64().unwrap()).sum(), bars.iter().map(volume).sum(), bars.iter().map(value).sum())
 }
 
-/// The bars of `name` in `store` are those recomputed from its trades, by any rule their sums are the same, and as
-/// records they come back from another store.
+/// Checks that the bars of `name` equal those recomputed from its trades, that every bar rule gives the same sums, and
+/// that bar records survive a round trip through another store.
 fn check(store: &Store, name: &str, every: &str, interval: u64, kind: &str) {
     let bars = json(&store.tape_ok(&["bars", name, "--every", every, "--json"]));
     assert!(bars.len() > 3, "{} bars", bars.len());
@@ -66,14 +66,14 @@ fn check(store: &Store, name: &str, every: &str, interval: u64, kind: &str) {
         let others = json(&store.tape_ok(&["bars", name, rule[0], rule[1], "--json"]));
         assert_eq!(sums(&others), sums(&bars), "{rule:?}");
     }
-    // Bars are whole, though the times lie within them.
+    // Bars are whole although the range begins and ends within them.
     let inside = |row: &Value| Ts(text(row, "start").parse::<Ts>().unwrap().0 + interval / 2).to_string();
     let (from, to) = (inside(&bars[1]), inside(&bars[2]));
     let part = store.tape_ok(&["bars", name, "--every", every, "--from", &from, "--to", &to, "--json"]);
     assert_eq!(json(&part), bars[1..3]);
     let first = store.tape_ok(&["bars", name, "--every", every, "--limit", "2", "--json"]);
     assert_eq!(json(&first), bars[..2]);
-    // As records they are stored and read back.
+    // Bar records are stored and read back.
     let records = store.tape_ok(&["bars", name, "--every", every, "--records", "--csv"]);
     let file = store.path.with_extension("csv");
     std::fs::write(&file, &records).unwrap();
@@ -86,7 +86,7 @@ fn check(store: &Store, name: &str, every: &str, interval: u64, kind: &str) {
 }
 
 #[test]
-fn bars_of_the_simulated_market_are_those_recomputed_from_its_trades() {
+fn bars_of_the_simulated_market_equal_those_recomputed_from_its_trades() {
     let store = Store::serve();
     store.tape_ok(&["publish", "--sim", "--seed", "7", "--records", "600000", "--instruments", "3"]);
     check(&store, "SIM:00001", "1s", SECOND, "bar-1s");
@@ -109,7 +109,7 @@ fn bars_of_the_simulated_market_are_those_recomputed_from_its_trades() {
 }
 
 #[test]
-fn a_bar_whose_interval_is_not_over_is_no_record() {
+fn an_unfinished_bar_is_not_written_as_a_record() {
     let store = Store::serve();
     let mut publisher = store.publisher(1, Level::Fsync);
     let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
@@ -125,7 +125,7 @@ fn a_bar_whose_interval_is_not_over_is_no_record() {
 }
 
 #[test]
-fn bars_of_a_capture_are_those_recomputed_from_its_trades() {
+fn bars_of_a_capture_equal_those_recomputed_from_its_trades() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/binance_usdm/btcusdt_20240808.gz");
     if !std::path::Path::new(file).exists() {
         println!("skipped: {file} is not there");
@@ -138,7 +138,7 @@ fn bars_of_a_capture_are_those_recomputed_from_its_trades() {
     let all = sums(&json(&store.tape_ok(&["bars", name, "--json"])));
     assert_eq!(all.0, 21_313);
     assert_eq!(sums(&json(&store.tape_ok(&["bars", name, "--by", "event", "--json"]))), all);
-    // Five minutes of it, in the hours of New York.
+    // A session of five minutes in New York time.
     let session =
         store.tape(&["bars", name, "--session", "19:55-20:00", "--zone", "America/New_York", "--every", "1d", "--json"]);
     let bars = json(std::str::from_utf8(&session.stdout).unwrap());
@@ -147,28 +147,28 @@ fn bars_of_a_capture_are_those_recomputed_from_its_trades() {
     assert!(String::from_utf8_lossy(&session.stderr).contains(&format!("{outside} outside the session")));
 }
 
-/// `tape bars NAME --follow` with its output in a file.
-struct Followed {
+/// A `tape bars NAME --follow` process that writes to a file.
+struct FollowedBars {
     child: Option<Child>,
     file: std::path::PathBuf,
 }
 
-impl Followed {
-    fn start(store: &Store, arguments: &[&str]) -> Followed {
+impl FollowedBars {
+    fn start(store: &Store, arguments: &[&str]) -> FollowedBars {
         let file = store.path.with_extension("followed");
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
         command.arg("bars").args(arguments).arg("--follow").arg("--store").arg(&store.path);
         let out = std::fs::File::create(&file).unwrap();
-        Followed { child: Some(command.stdin(Stdio::null()).stdout(out).spawn().unwrap()), file }
+        FollowedBars { child: Some(command.stdin(Stdio::null()).stdout(out).spawn().unwrap()), file }
     }
 
-    /// The whole lines so far.
+    /// The complete lines so far.
     fn bars(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.file).unwrap();
         json(text.rsplit_once('\n').map_or("", |(whole, _)| whole))
     }
 
-    /// SIGTERM, which must be a clean end; all lines.
+    /// Sends SIGTERM, requires a clean exit and returns all lines.
     fn end(mut self) -> Vec<Value> {
         let child = self.child.take().unwrap();
         signal(child.id(), rustix::process::Signal::TERM);
@@ -177,7 +177,7 @@ impl Followed {
     }
 }
 
-impl Drop for Followed {
+impl Drop for FollowedBars {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             child.kill().ok();
@@ -186,7 +186,7 @@ impl Drop for Followed {
     }
 }
 
-/// Trades of an hour, none later than `late` seconds.
+/// Trades of one hour in order of arrival, delayed by less than `late` seconds.
 fn unordered(seed: u64, instrument: InstrumentId, late: u64) -> Vec<Trade> {
     let mut rng = SimRng::new(seed);
     let start = "2024-08-08T12:00:00Z".parse::<Ts>().unwrap().0;
@@ -209,14 +209,14 @@ fn publish(publisher: &mut Publisher, trades: &[Trade]) {
 }
 
 #[test]
-fn followed_bars_of_trades_out_of_order_are_those_of_history_across_a_kill_of_storage() {
+fn followed_bars_of_out_of_order_trades_equal_those_of_history_across_a_storage_kill() {
     let mut store = Store::serve();
     let mut publisher = store.publisher(7, Level::Fsync);
     let (name, other) = ("X:ONE", publisher.instrument(&"X:TWO".parse().unwrap()).unwrap());
     let trades = unordered(11, publisher.instrument(&name.parse().unwrap()).unwrap(), 60);
     publish(&mut publisher, &trades[..1000]);
-    // A trade may be a minute late, and the host may be slow for another.
-    let followed = Followed::start(&store, &[name, "--every", "1m", "--grace", "2m"]);
+    // A trade may be a minute late, and a slow host may add another minute.
+    let followed = FollowedBars::start(&store, &[name, "--every", "1m", "--grace", "2m"]);
     eventually("bars of history", || (followed.bars().len() > 10).then_some(()));
     for (number, part) in trades[1000..].chunks(250).enumerate() {
         publish(&mut publisher, part);
@@ -226,7 +226,7 @@ fn followed_bars_of_trades_out_of_order_are_those_of_history_across_a_kill_of_st
             store.start();
         }
     }
-    eventually("bars of what came", || (followed.bars().len() >= 57).then_some(()));
+    eventually("bars of the new trades", || (followed.bars().len() >= 57).then_some(()));
     let bars = followed.end();
     assert_eq!(bars, naive(&store, name, 60 * SECOND));
     assert_eq!(bars, json(&store.tape_ok(&["bars", name, "--grace", "0s", "--json"])));
@@ -240,12 +240,12 @@ fn a_followed_bar_closes_when_its_time_has_passed_without_another_trade() {
     let instrument = publisher.instrument(&"X:ONE".parse().unwrap()).unwrap();
     let trade = |ts_recv| Trade { ts_recv: Ts(ts_recv), ..unordered(1, instrument, 1)[0] };
     publish(&mut publisher, &[trade(5 * SECOND), trade(5 * SECOND + 1)]);
-    let followed = Followed::start(&store, &["X:ONE", "--every", "1s", "--grace", "10ms"]);
+    let followed = FollowedBars::start(&store, &["X:ONE", "--every", "1s", "--grace", "10ms"]);
     let bar = eventually("the bar of history", || followed.bars().first().cloned());
     assert_eq!((text(&bar, "start"), bar["trades"].as_u64()), ("1970-01-01T00:00:05.000000000Z", Some(2)));
     publish(&mut publisher, &[trade(100 * SECOND)]);
-    eventually("the bar of what came", || (followed.bars().len() == 2).then_some(()));
-    // What is open at the end is shown.
+    eventually("the bar of the new trade", || (followed.bars().len() == 2).then_some(()));
+    // The last, open bar is printed too.
     publish(&mut publisher, &[trade(86_400 * SECOND)]);
     let last = eventually("the trade", || json(&store.tape_ok(&["bars", "X:ONE", "--json"])).pop());
     assert_eq!(text(&last, "start"), "1970-01-02T00:00:00.000000000Z");

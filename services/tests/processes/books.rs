@@ -1,4 +1,4 @@
-//! Books rebuilt from what is stored.
+//! Order books rebuilt from stored records.
 
 use serde_json::Value;
 use tapestore::book::{Book, Oddities};
@@ -10,30 +10,30 @@ use crate::fixture::Store;
 
 type Top = [(Price, Size); 2];
 
-/// Moments sampled: what the newest quote said, and what the book was that the newest message of changes had made.
+/// Sampled moments: the newest quote against the book after the newest message of changes.
 #[derive(Debug, Default)]
 struct Sampled {
     equal: usize,
-    /// One of the two was newer than the other (the venue sends changes every 100 ms, and quotes at once); the book
-    /// was what the venue quoted at the book's own update.
+    /// One of the two was newer (the venue sends changes every 100 ms, quotes at once); the book equals the quote at the
+    /// book's own update.
     of_its_own_update: usize,
     unexplained: usize,
 }
 
-/// What was known from a moment on: the moment, the venue's sequence, the best bid and offer.
-type Known = (Ts, u32, Top);
+/// A state of the market: time, the venue's sequence, best bid and offer.
+type TopAt = (Ts, u32, Top);
 
-/// `quotes` by sequence and `books` by time, at 10,000 moments.
-fn sample(quotes: &[Known], books: &[Known], since: impl Fn(u32) -> i32) -> Sampled {
+/// Compares `quotes`, sorted by sequence, with `books`, sorted by time, at 10,000 moments.
+fn sample(quotes: &[TopAt], books: &[TopAt], since: impl Fn(u32) -> i32) -> Sampled {
     let mut by_time = quotes.to_vec();
     by_time.sort_by_key(|q| q.0);
     let (first, last) = (books[0].0.0, books[books.len() - 1].0.0);
     let mut sampled = Sampled::default();
     for i in 0..10_000 {
         let moment = Ts(first + (last - first) / 10_000 * i);
-        let newest = |of: &[Known]| of[..of.partition_point(|k| k.0 <= moment)].last().copied();
+        let newest = |of: &[TopAt]| of[..of.partition_point(|k| k.0 <= moment)].last().copied();
         let (Some(quote), Some(book)) = (newest(&by_time), newest(books)) else { continue };
-        // Before the first quote, and behind the last, nothing is known to compare the book with.
+        // No quote to compare with before the first and after the last.
         let then = quotes.partition_point(|q| since(q.1) <= since(book.1));
         if then == 0 || then == quotes.len() {
             continue;
@@ -49,19 +49,19 @@ fn sample(quotes: &[Known], books: &[Known], since: impl Fn(u32) -> i32) -> Samp
     sampled
 }
 
-/// Of every message of changes: whether the book after it has the best bid and offer that the venue quoted at
-/// that update.
+/// Checks after every message of changes whether the book's best bid and offer equal the venue's quote at that update.
+/// Returns equal and compared messages, the last book and the samples.
 fn agreement(store: &Store, name: &str) -> (usize, usize, Book, Sampled) {
     let mut reader = Reader::open(&store.path).unwrap();
     let snapshot = reader.snapshot(At::Committed).unwrap();
     let instrument = reader.instrument(&name.parse().unwrap()).unwrap();
-    let mut quotes: Vec<Known> = Vec::new();
+    let mut quotes: Vec<TopAt> = Vec::new();
     let mut scan = snapshot.scan(Series { instrument, kind: Quote::KIND }, TimeRange::ALL);
     while let Some(row) = scan.next().unwrap() {
         let q = row.record.get::<Quote>().unwrap();
         quotes.push((row.index_time, q.sequence, [(q.bid_px, q.bid_sz), (q.ask_px, q.ask_sz)]));
     }
-    // Update ids keep their low 32 bits: their distance from the first orders them.
+    // Sequences are the low 32 bits of update ids: the distance from the first orders them.
     let first = quotes[0].1;
     let since = |sequence: u32| sequence.wrapping_sub(first) as i32;
     quotes.sort_by_key(|(_, sequence, _)| since(*sequence));
@@ -72,7 +72,7 @@ fn agreement(store: &Store, name: &str) -> (usize, usize, Book, Sampled) {
         let change = row.record.get::<BookOrder>().unwrap();
         book.apply(change);
         let quoted = quotes.partition_point(|(_, sequence, _)| since(*sequence) <= since(change.sequence));
-        // A snapshot is older than what is known by then.
+        // A snapshot is older than the changes before it.
         let is_end = change.flags & (flags::LAST | flags::SNAPSHOT) == flags::LAST;
         if !is_end {
             continue;
@@ -107,7 +107,7 @@ fn a_book_rebuilt_from_a_capture_has_the_best_bid_and_offer_that_the_venue_quote
         assert!(sampled.equal > 1000 && sampled.unexplained == 0, "{sampled:?}");
         println!("{name}: {equal} of {compared} messages agree");
         assert!(compared > 3000 && equal == compared, "{name}: {equal} of {compared}");
-        // The tool drops what a clear undoes before it rebuilds: all levels of the book must be the same.
+        // The tool skips changes before the last clear: all levels must still be equal.
         let shown: Value = serde_json::from_str(&store.tape_ok(&["book", name, "--levels", "100000", "--json"])).unwrap();
         let sides: [(_, Vec<_>); 2] = [("bids", book.bids().collect()), ("asks", book.asks().collect())];
         for (side, levels) in sides {

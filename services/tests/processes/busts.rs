@@ -1,4 +1,4 @@
-//! Trades that are taken back or corrected: as they were known at each moment, from memory and from files.
+//! Busted and corrected trades: as known at each LSN, from memory and from SSTables.
 
 use tapestore::lsn::{Level, Lsn};
 use tapestore::reader::{At, Snapshot, Standing, TimeRange};
@@ -8,7 +8,7 @@ use tapestore::time::Ts;
 
 use crate::fixture::{Store, eventually};
 
-/// (trade id, price, whether corrected) of the trades known at `at`.
+/// (trade id, price, whether corrected) of the trades known at `at`, and the number of unmatched busts and corrections.
 fn known(snapshot: &Snapshot, at: u64) -> (Vec<(u64, i64, bool)>, u64) {
     let instrument = snapshot.series().unwrap()[0].instrument;
     let mut trades = snapshot.as_known_at(Lsn(at)).trades(instrument, TimeRange::ALL).unwrap();
@@ -20,8 +20,8 @@ fn known(snapshot: &Snapshot, at: u64) -> (Vec<(u64, i64, bool)>, u64) {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one list of statements and what is known after each")]
-fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
+#[expect(clippy::too_many_lines, reason = "one list of records and the trades known after each")]
+fn busts_and_corrections_apply_as_known_at_each_lsn_and_stored_trades_stay() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
     let mut publisher = store.publisher(1, Level::Fsync);
@@ -54,7 +54,7 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
         trade_id,
         ..Bust::default()
     };
-    // 1 to 3: trades; 4: an id that is used again.
+    // 1 to 3: trades; 4: a trade that reuses an id.
     for (id, price) in [(7, 10), (8, 20), (9, 30), (7, 40)] {
         publisher.publish(&trade(id, price)).unwrap();
     }
@@ -64,16 +64,16 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
     publisher.publish(&bust(0, 9, 4)).unwrap();
     publisher.publish(&bust(3, 0, 3)).unwrap();
     publisher.publish(&correct(3, 0, 33)).unwrap();
-    // 11: the bust of 9 is taken back, which changes nothing of the correction after it; 12: that goes too.
+    // 11: busts the bust of 9, which does not affect the later correction; 12: busts that correction.
     publisher.publish(&bust(9, 0, 3)).unwrap();
     publisher.publish(&bust(10, 0, 3)).unwrap();
-    // 13: the bust of 5 is taken back; 14: and that is taken back.
+    // 13: busts the bust of 5; 14: busts 13.
     publisher.publish(&bust(5, 0, 3)).unwrap();
     publisher.publish(&bust(13, 0, 3)).unwrap();
-    // 15: a correction of the correction of 7; 16: it is taken back.
+    // 15: corrects the correction of 7; 16: busts 15.
     publisher.publish(&correct(7, 0, 23)).unwrap();
     publisher.publish(&bust(15, 0, 3)).unwrap();
-    // 17 to 20, about nothing: a correction of a bust, itself, a record to come, another instrument's trade.
+    // 17 to 20, without effect: a correction of a bust, of itself, of a future record, of another instrument's trade.
     publisher.publish(&correct(5, 0, 99)).unwrap();
     publisher.publish(&bust(18, 0, 3)).unwrap();
     publisher.publish(&bust(1_000, 0, 3)).unwrap();
@@ -86,24 +86,24 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
         let first = [(7, 10, false), (7, 40, false), (8, 20, false), (9, 30, false)];
         assert_eq!(known(snapshot, 4), (first.to_vec(), 0));
         assert_eq!(known(snapshot, 2).0, vec![(7, 10, false), (8, 20, false)]);
-        // The newest trade with the id is void, not its namesake.
+        // The newest trade with the id is void, not the earlier one.
         assert_eq!(known(snapshot, 5).0, vec![(7, 10, false), (8, 20, false), (9, 30, false)]);
         assert_eq!(known(snapshot, 6).0[1], (8, 21, true));
-        assert_eq!(known(snapshot, 7).0[1], (8, 22, true), "of two corrections the newer counts");
+        assert_eq!(known(snapshot, 7).0[1], (8, 22, true), "the newer of two corrections counts");
         assert_eq!(known(snapshot, 8), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1), "another source's id");
         assert_eq!(known(snapshot, 9).0, vec![(7, 10, false), (8, 22, true)]);
         assert_eq!(known(snapshot, 10).0, vec![(7, 10, false), (8, 22, true), (9, 33, true)]);
         assert_eq!(known(snapshot, 11), (vec![(7, 10, false), (8, 22, true), (9, 33, true)], 1));
-        assert_eq!(known(snapshot, 12).0[2], (9, 30, false), "nothing that stands is said of it");
+        assert_eq!(known(snapshot, 12).0[2], (9, 30, false), "no bust or correction of it stands");
         let stands_again = vec![(7, 10, false), (7, 40, false), (8, 22, true), (9, 30, false)];
-        assert_eq!(known(snapshot, 13), (stands_again, 1), "a bust that is taken back is as if it had not been made");
+        assert_eq!(known(snapshot, 13), (stands_again, 1), "a busted bust has no effect");
         assert_eq!(known(snapshot, 14).0, vec![(7, 10, false), (8, 22, true), (9, 30, false)]);
         assert_eq!(known(snapshot, 15).0[1], (8, 23, true));
         assert_eq!(known(snapshot, 16), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1));
         for lsn in 17..=20 {
-            assert_eq!(known(snapshot, lsn), (known(snapshot, 16).0, lsn - 15), "what is about nothing is counted");
+            assert_eq!(known(snapshot, lsn), (known(snapshot, 16).0, lsn - 15), "unmatched ones are counted");
         }
-        assert_eq!(known(snapshot, 22), (known(snapshot, 16).0, 6), "as is what is about another instrument");
+        assert_eq!(known(snapshot, 22), (known(snapshot, 16).0, 6), "so are those of another instrument");
         assert_eq!(known(snapshot, u64::MAX), known(snapshot, 22));
     };
     check(&reader.snapshot(At::Durable).unwrap());
@@ -119,9 +119,9 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
     assert_ne!(bars(&["--as-known-at", "14"]).1, bars(&[]).1, "with sizes as corrected");
     assert_eq!(store.tape_ok(&["scan", "X:A", "trade", "--json"]).lines().count(), 4);
     assert_eq!(store.tape(&["scan", "X:A", "quote", "--as-known-at", "9"]).status.code(), Some(2));
-    // The same from files.
+    // The same from SSTables.
     let mut id = 1_000;
-    eventually("a filing", || {
+    eventually("a flush", || {
         for _ in 0..20_000 {
             id += 1;
             let other = Trade { instrument: elsewhere, ts_recv: Ts(id), ..Trade::default() };
@@ -130,7 +130,7 @@ fn trades_are_as_they_were_known_at_each_record_and_what_is_stored_stays() {
         (reader.control().statistic(Statistic::Covered) > 30).then_some(())
     });
     let snapshot =
-        eventually("a snapshot with files", || reader.snapshot(At::Appended).ok().filter(|s| s.history().covered() > Lsn(30)));
+        eventually("a snapshot with SSTables", || reader.snapshot(At::Appended).ok().filter(|s| s.history().covered() > Lsn(30)));
     check(&snapshot);
     assert_eq!(Trade::KIND, snapshot.series().unwrap()[0].kind);
 }

@@ -1,4 +1,4 @@
-//! A store on three hosts: each a storage and a replication process of its own, on loopback.
+//! A store on three hosts on loopback, each with its own storage and replication process.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ use tonic::transport::Endpoint;
 
 use crate::fixture::{PATIENCE, eventually, signal};
 
-/// Times for a machine that is shared.
+/// Timeouts for a shared machine.
 pub(crate) const TIMES: &str = "[cluster]\nheartbeat-ms = 100\nelection-ms = 1000\nelection-spread-ms = 500\n";
 
 pub(crate) struct Host {
@@ -57,7 +57,7 @@ pub(crate) fn end(child: &mut Option<Child>) {
 }
 
 impl Hosts {
-    /// `count` hosts that are not founded yet.
+    /// `count` hosts that are not initialised.
     pub(crate) fn bare(count: usize, has_tls: bool) -> (Hosts, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("storage.toml"), TIMES).unwrap();
@@ -71,8 +71,8 @@ impl Hosts {
         (Hosts { dir, hosts, addresses, has_tls, memtable: "64M" }, members)
     }
 
-    /// Three hosts that are not started yet.
-    pub(crate) fn founded(has_tls: bool) -> Hosts {
+    /// Three initialised hosts that are not started.
+    pub(crate) fn initialised(has_tls: bool) -> Hosts {
         let (this, members) = Hosts::bare(3, has_tls);
         for n in 1..=3 {
             let node = n.to_string();
@@ -82,9 +82,9 @@ impl Hosts {
         this
     }
 
-    /// Three hosts that serve.
+    /// Three serving hosts.
     pub(crate) fn new(has_tls: bool) -> Hosts {
-        let mut this = Hosts::founded(has_tls);
+        let mut this = Hosts::initialised(has_tls);
         if has_tls {
             let certs = this.certs();
             let args = ["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", certs.to_str().unwrap()];
@@ -135,7 +135,7 @@ impl Hosts {
         self.hosts[n - 1].replication = Some(command.spawn().unwrap());
     }
 
-    /// SIGKILL of everything on host `n`.
+    /// Kills both processes of host `n` with SIGKILL.
     pub(crate) fn kill(&mut self, n: usize) {
         end(&mut self.hosts[n - 1].storage);
         end(&mut self.hosts[n - 1].replication);
@@ -150,7 +150,7 @@ impl Hosts {
         output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
-    /// Who leads by its own word.
+    /// The host whose status reports the leader role.
     pub(crate) fn leader(&self) -> usize {
         eventually("a leader", || {
             let leads = |n: &usize| self.hosts[n - 1].storage.is_some() && self.status(*n).is_some_and(|s| s["role"] == "leader");
@@ -167,7 +167,7 @@ impl Hosts {
         Reader::open(self.store(n)).map_or(Lsn(0), |r| r.control().committed())
     }
 
-    /// Stops all hosts in order, and gives the trades in each log.
+    /// Stops all hosts cleanly and returns the trade ids in each log.
     pub(crate) fn stop(&mut self) -> Vec<Vec<u64>> {
         for host in &mut self.hosts {
             for child in [&mut host.replication, &mut host.storage] {
@@ -220,7 +220,7 @@ pub(crate) fn publish(publisher: &mut Publisher, ids: std::ops::Range<u64>) {
 }
 
 #[test]
-fn a_publisher_outlives_the_leader_and_the_leader_after_that_and_each_record_is_stored_once() {
+fn a_publisher_survives_two_leader_failures_and_each_record_is_stored_once() {
     let mut hosts = Hosts::new(false);
     let first = hosts.leader();
     let own = first % 3 + 1;
@@ -234,8 +234,8 @@ fn a_publisher_outlives_the_leader_and_the_leader_after_that_and_each_record_is_
     hosts.start(first);
     let mut second = hosts.leader();
     if second == own {
-        // Its own host may not die: the one that is back leads from here on.
-        eventually("the lead to be handed over", || {
+        // The publisher's host must not die: the restarted host becomes leader.
+        eventually("the leadership transfer", || {
             hosts.tape(own, &["cluster", "transfer", &first.to_string()]).status.success().then_some(())
         });
         second = first;
@@ -255,12 +255,12 @@ fn a_publisher_outlives_the_leader_and_the_leader_after_that_and_each_record_is_
 }
 
 #[test]
-fn three_hosts_are_started_anew_one_after_the_other_and_a_publisher_notices_nothing() {
+fn a_rolling_restart_of_three_hosts_is_invisible_to_a_publisher() {
     let mut hosts = Hosts::new(false);
     let at = hosts.leader();
     let mut publisher = hosts.publisher(at, 1);
     let mut next = 0;
-    // The others first, then whoever leads; the publisher's own host stays.
+    // Restarts all hosts but the publisher's; a host that leads hands over first.
     for n in (1..=3).filter(|n| *n != at) {
         publish(&mut publisher, next..next + 500);
         next += 500;
@@ -276,7 +276,7 @@ fn three_hosts_are_started_anew_one_after_the_other_and_a_publisher_notices_noth
         next += 500;
         publisher.flush(Level::Quorum, PATIENCE).unwrap();
         hosts.start(n);
-        eventually("the host to be level", || (hosts.committed(n) >= Lsn(next)).then_some(()));
+        eventually("the host to catch up", || (hosts.committed(n) >= Lsn(next)).then_some(()));
     }
     assert!(publisher.take_lost().is_empty() && publisher.progress().reattached == 0);
     drop(publisher);
@@ -285,13 +285,13 @@ fn three_hosts_are_started_anew_one_after_the_other_and_a_publisher_notices_noth
 }
 
 #[test]
-fn killed_replication_processes_are_found_again_and_what_they_missed_is_made_good() {
+fn killed_replication_processes_reconnect_and_catch_up() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     let mut next = 0;
     for round in 0..3 {
-        // A follower's, then the leader's own, then two at once: without a majority nothing is committed.
+        // A follower's, then the leader's, then both followers': without a majority nothing commits.
         let gone: Vec<usize> = match round {
             0 => vec![leader % 3 + 1],
             1 => vec![leader],
@@ -311,7 +311,7 @@ fn killed_replication_processes_are_found_again_and_what_they_missed_is_made_goo
 }
 
 #[test]
-fn the_tool_shows_the_cluster_hands_the_lead_over_and_changes_the_members() {
+fn the_tool_prints_status_transfers_leadership_and_changes_members() {
     let hosts = Hosts::new(false);
     let leader = hosts.leader();
     let next = leader % 3 + 1;
@@ -335,7 +335,7 @@ fn the_tool_shows_the_cluster_hands_the_lead_over_and_changes_the_members() {
     ok(&hosts.tape(next, &["cluster", "promote", &leader.to_string()]));
     assert!(votes(&hosts.status(next).unwrap()).values().all(|v| *v));
     let again = hosts.tape(next, &["cluster", "init", "--cluster", "x", "--node", "1", "--members", "1=127.0.0.1:1"]);
-    assert!(!again.status.success(), "a store that is in a cluster stays in it");
+    assert!(!again.status.success(), "a store of a cluster cannot be initialised again");
 }
 
 #[test]
@@ -379,7 +379,7 @@ fn a_host_joins_with_an_empty_store_and_another_with_a_backup_and_both_have_ever
 }
 
 #[test]
-fn under_tls_only_certificates_of_the_cluster_are_heard_and_changed_files_are_used() {
+fn under_tls_only_the_clusters_certificates_are_accepted_and_changed_files_are_reloaded() {
     let mut hosts = Hosts::new(true);
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
@@ -397,18 +397,18 @@ fn under_tls_only_certificates_of_the_cluster_are_heard_and_changed_files_are_us
     };
     ok(&asked("operator", &certs.join("ca.pem")));
     let refused = asked("node-2", &certs.join("ca.pem"));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("operator"), "a host is no operator");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("operator"), "a host's certificate is not an operator's");
     let plain = hosts.tape(follower, &["cluster", "status", "--at", &at]);
-    let said = String::from_utf8_lossy(&plain.stderr);
-    assert!(!plain.status.success() && said.contains("wants TLS") && said.contains("--tls-cert"), "{said}");
-    // Another authority's certificates, with the right names.
+    let message = String::from_utf8_lossy(&plain.stderr);
+    assert!(!plain.status.success() && message.contains("wants TLS") && message.contains("--tls-cert"), "{message}");
+    // Certificates of another authority, with the right names.
     let other = hosts.dir.path().join("other");
     ok(&hosts.tape(1, &["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", other.to_str().unwrap()]));
     for end in ["pem", "key"] {
         std::fs::copy(other.join(format!("operator.{end}")), certs.join(format!("forged.{end}"))).unwrap();
     }
     assert!(!asked("forged", &certs.join("ca.pem")).status.success());
-    // All hosts go over to the other authority, one after the other, and none is started again.
+    // All hosts switch to the other authority one after the other; no storage process restarts.
     for name in ["ca.pem", "node-1.pem", "node-1.key", "node-2.pem", "node-2.key", "node-3.pem", "node-3.key"] {
         std::fs::copy(other.join(name), certs.join(name)).unwrap();
     }
@@ -435,7 +435,7 @@ fn openssl(dir: &Path, arguments: &str) -> bool {
     }
 }
 
-/// A certificate and key of `file` for the DNS name `name`, by the authority `ca.pem` in `dir`.
+/// Writes a certificate and key `file` for the DNS name `name`, signed by the authority `ca.pem` in `dir`.
 fn certify(dir: &Path, file: &str, name: &str) {
     std::fs::write(dir.join("ext"), format!("subjectAltName=DNS:{name}\nextendedKeyUsage=serverAuth,clientAuth\n")).unwrap();
     let key = format!("-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {file}.key");
@@ -445,8 +445,8 @@ fn certify(dir: &Path, file: &str, name: &str) {
 }
 
 #[test]
-fn certificates_of_a_companys_own_authority_have_the_names_that_the_pages_say() {
-    let mut hosts = Hosts::founded(true);
+fn certificates_of_an_own_authority_work_with_the_documented_names() {
+    let mut hosts = Hosts::initialised(true);
     let certs = hosts.certs();
     std::fs::create_dir(&certs).unwrap();
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key";
@@ -473,13 +473,13 @@ fn certificates_of_a_companys_own_authority_have_the_names_that_the_pages_say() 
         hosts.tape(follower, &[&["cluster", "status", "--at", at][..], &tls].concat())
     };
     ok(&asked("operator"));
-    let said = |output: Output| (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned());
-    let (is_heard, why) = said(asked("stranger"));
-    assert!(!is_heard && why.contains("certificate"), "{why}");
-    let (is_heard, why) = said(asked("nobody"));
-    assert!(!is_heard && why.contains("operator.CLUSTER") && why.contains("www.example.org"), "{why}");
-    let (is_heard, why) = said(asked(&format!("node-{follower}")));
-    assert!(!is_heard && why.contains("not for operator.test"), "{why}");
+    let outcome = |output: Output| (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned());
+    let (is_accepted, why) = outcome(asked("stranger"));
+    assert!(!is_accepted && why.contains("certificate"), "{why}");
+    let (is_accepted, why) = outcome(asked("nobody"));
+    assert!(!is_accepted && why.contains("operator.CLUSTER") && why.contains("www.example.org"), "{why}");
+    let (is_accepted, why) = outcome(asked(&format!("node-{follower}")));
+    assert!(!is_accepted && why.contains("not for operator.test"), "{why}");
     drop(publisher);
     assert!(hosts.stop().iter().any(|ids| ids.len() == 500));
 }
@@ -504,11 +504,11 @@ fn silent_connections_do_not_keep_a_host_from_joining_again() {
                     for _ in 0..20 {
                         let socket = tokio::net::TcpSocket::new_v4().unwrap();
                         socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-                        // It may be that nobody accepts it: it is not waited for long.
+                        // The host may not accept it: wait only briefly.
                         let connected = tokio::time::timeout(Duration::from_millis(50), socket.connect(to)).await;
                         silent.extend(connected.into_iter().flatten());
                     }
-                    // So many wait at once; of those the oldest go.
+                    // At most so many are open at once; the oldest close.
                     silent.drain(..silent.len().saturating_sub(600));
                     opened.store(silent.len() as u64, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -527,7 +527,7 @@ fn silent_connections_do_not_keep_a_host_from_joining_again() {
 }
 
 #[test]
-fn trial_certificates_live_a_year() {
+fn trial_certificates_are_valid_for_a_year() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let certs = dir.path().join("certs");
@@ -547,7 +547,7 @@ fn trial_certificates_live_a_year() {
 }
 
 #[test]
-fn without_certificates_another_users_process_is_not_heard() {
+fn without_certificates_another_users_process_is_rejected() {
     let hosts = Hosts::new(false);
     let leader = hosts.leader();
     let follower = leader % 3 + 1;
@@ -556,19 +556,19 @@ fn without_certificates_another_users_process_is_not_heard() {
     let to = hosts.addresses[leader - 1].clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        // As everybody could before there were proofs.
+        // Without the proof of the local key.
         let plain = AdminClient::connect(format!("http://{to}")).await;
         let asked = match plain {
             Ok(mut client) => client.ask(proto::Command::default()).await.map_err(|s| format!("{s:?}")).map(drop),
             Err(error) => Err(format!("{error:?}")),
         };
         assert!(asked.is_err());
-        // Who has the key is heard.
+        // A client with the key is accepted.
         let endpoint = || Endpoint::from_shared(format!("http://{to}")).unwrap();
         local::connect(endpoint(), to.clone(), local::Wanted::default()).await.unwrap();
         std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
         let refused = local::connect(endpoint(), to.clone(), local::Wanted::default()).await;
-        assert!(refused.is_err(), "a key that others may read is none");
+        assert!(refused.is_err(), "a key that other users may read is rejected");
     });
     let refused = hosts.tape(follower, &["cluster", "status", "--at", &to]);
     assert!(!refused.status.success());
@@ -577,12 +577,12 @@ fn without_certificates_another_users_process_is_not_heard() {
 }
 
 #[test]
-fn without_certificates_nothing_but_loopback_is_used() {
+fn without_certificates_only_loopback_is_allowed() {
     let hosts = Hosts::new(false);
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape-replication"));
     let output = command.arg("--store").arg(hosts.store(1)).args(["--listen", "0.0.0.0:0"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("tape cluster certs"), "{said}");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("tape cluster certs"), "{message}");
 }
 
 fn hello(node: u64, to: u64) -> HelloRequest {
@@ -618,8 +618,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         };
         let mut client = connect().await;
         let to_follower = follower as u64;
-        // Another cluster, another node, another version, another shape of log, another idea of what it is to have a frame,
-        // nobody.
+        // A wrong cluster, an empty cluster, a wrong node, a wrong version, a wrong segment size, other durability, node 0.
         let wrong: [fn(&mut HelloRequest); 7] = [
             |h| h.cluster = vec![7; 16].into(),
             |h| h.cluster = Vec::new().into(),
@@ -635,7 +634,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
             assert_eq!(client.hello(request).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
         }
         let ticket = client.hello(hello(9, to_follower)).await.unwrap().into_inner().ticket;
-        // A vote for a term of its own, under no ticket and under a made-up one.
+        // A vote request in a made-up term: without a ticket, with a wrong ticket, with another node's.
         let vote = Raft { kind: 5, term: 900, index: 1 << 40, log_term: 900, ..Raft::default() };
         let envelope = |raft: Raft| Envelope { message: Some(envelope::Message::Raft(raft)) };
         for (node, ticket) in [(None, None), (Some(9), Some(ticket ^ 1)), (Some(leader as u64), Some(ticket))] {
@@ -650,13 +649,13 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
             request.metadata_mut().insert("tape-ticket", ticket.into());
             request
         };
-        // Nothing, kinds that are none, lengths that lie, more than a message may be.
+        // An empty message, an unknown kind, a wrong length, a message over the size limit.
         let head = tape_services::replication::proto::FrameHead { len: 640, ..Default::default() };
-        let lies = Raft { kind: 3, heads: vec![head], frames: vec![0; 64].into(), ..Raft::default() };
+        let short = Raft { kind: 3, heads: vec![head], frames: vec![0; 64].into(), ..Raft::default() };
         let long = Raft { kind: 3, frames: vec![0; wire::FRAMES_MAX + 1].into(), ..Raft::default() };
-        // Terms that no frame has room for: kept, they would end every later election.
+        // Terms that do not fit a frame's field: a host that stored one could never elect a leader again.
         let endless = |kind| Raft { kind, term: 1 << 32, context: b"CampaignTransfer".to_vec().into(), ..vote.clone() };
-        let none = [Envelope { message: None }, envelope(Raft { kind: 999, ..Raft::default() }), envelope(lies), envelope(long)];
+        let none = [Envelope { message: None }, envelope(Raft { kind: 999, ..Raft::default() }), envelope(short), envelope(long)];
         for bad in none.into_iter().chain([3, 5, 8].map(|kind| envelope(endless(kind)))) {
             let mut receipts = client.append(send(vec![bad])).await.unwrap().into_inner();
             assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
@@ -664,7 +663,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         let vast = Raft { kind: 3, frames: vec![0; 2 * wire::MESSAGE_MAX].into(), ..Raft::default() };
         let mut receipts = client.append(send(vec![envelope(vast)])).await.unwrap().into_inner();
         assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::OutOfRange);
-        // Garbage instead of HTTP, and streams that are begun and dropped.
+        // Garbage instead of HTTP, and streams that are opened and dropped.
         for _ in 0..200 {
             drop(client.append(send(Vec::new())).await);
         }
@@ -682,7 +681,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
 }
 
 #[test]
-fn a_standby_is_promoted_by_force_and_the_old_leader_does_not_lead_and_rejoins_without_what_only_it_had() {
+fn a_forced_promotion_deposes_the_old_leader_which_rejoins_without_its_divergent_tail() {
     let (mut hosts, members) = Hosts::bare(2, false);
     let init = ["cluster", "init", "--cluster", "test", "--segment-size", "4M"];
     ok(&hosts.tape(1, &[&init[..], &["--node", "1", "--members", &members[0]]].concat()));
@@ -696,7 +695,7 @@ fn a_standby_is_promoted_by_force_and_the_old_leader_does_not_lead_and_rejoins_w
     publish(&mut publisher, 0..1_000);
     publisher.flush(Level::Standby, PATIENCE).unwrap();
     drop(publisher);
-    // What the standby never gets, acknowledged as on the leader's own disk.
+    // Records that the standby never receives, acknowledged at level fsync by the leader alone.
     end(&mut hosts.hosts[1].replication);
     let mut publisher = Publisher::open(Options::new(hosts.store(1), PublisherId(2))).unwrap();
     publish(&mut publisher, 50_000..50_200);
@@ -706,14 +705,14 @@ fn a_standby_is_promoted_by_force_and_the_old_leader_does_not_lead_and_rejoins_w
     signal(hosts.hosts[1].storage.as_ref().unwrap().id(), rustix::process::Signal::TERM);
     eventually("its end", || hosts.hosts[1].storage.as_mut().unwrap().try_wait().unwrap());
     let wrong = hosts.tape(2, &["cluster", "force-promote", "--epoch", "3", "--the-leader-is-gone"]);
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("epoch 0, not 3"));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("generation 0, not 3"));
     ok(&hosts.tape(2, &["cluster", "force-promote", "--epoch", "0", "--the-leader-is-gone"]));
     hosts.hosts[1].storage = None;
     hosts.start(2);
     let mut publisher = hosts.publisher(2, 3);
     publish(&mut publisher, 1_000..1_500);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
-    // The old leader comes back: it votes alone in its own eyes, and does not lead.
+    // The old leader comes back: it is the only voter of its own configuration, and must not lead.
     hosts.start(1);
     let follows = |hosts: &Hosts| hosts.status(1).is_some_and(|s| s["role"] == "follower" && s["leader"].is_null());
     for _ in 0..20 {
@@ -722,14 +721,14 @@ fn a_standby_is_promoted_by_force_and_the_old_leader_does_not_lead_and_rejoins_w
         std::thread::sleep(Duration::from_millis(100));
     }
     let refused = hosts.tape(1, &["cluster", "rejoin", "--epoch", "1", "--leader", &members[1]]);
-    assert!(!refused.status.success(), "not while it is served");
+    assert!(!refused.status.success(), "a served store cannot rejoin");
     hosts.kill(1);
     ok(&hosts.tape(1, &["cluster", "rejoin", "--epoch", "1", "--leader", &members[1]]));
     hosts.start(1);
     ok(&hosts.tape(2, &["cluster", "add", &members[0]]));
     eventually("the old leader to have everything", || (hosts.committed(1) >= Lsn(1_500)).then_some(()));
     let kept = std::fs::read_dir(hosts.store(1).join(wal::cut::DIVERGENT)).unwrap().count();
-    assert_eq!(kept, 1, "what only the old leader had is kept aside");
+    assert_eq!(kept, 1, "the divergent tail is kept aside");
     drop(publisher);
     let expected: Vec<u64> = (0..1_500).collect();
     assert!(hosts.stop().iter().all(|ids| *ids == expected));
@@ -738,13 +737,13 @@ fn a_standby_is_promoted_by_force_and_the_old_leader_does_not_lead_and_rejoins_w
 #[test]
 fn the_demonstration_kills_a_leader_and_loses_nothing() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
-    let said = ok(&command.args(["demo", "--cluster", "3", "--records", "60000", "--json"]).output().unwrap());
-    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
-    assert_eq!((&said["equal"], &said["lost"], &said["published"]), (&true.into(), &0.into(), &60_000.into()));
+    let report = ok(&command.args(["demo", "--cluster", "3", "--records", "60000", "--json"]).output().unwrap());
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["equal"], &report["lost"], &report["published"]), (&true.into(), &0.into(), &60_000.into()));
 }
 
 #[test]
-fn a_scrub_finds_what_one_host_has_otherwise() {
+fn a_scrub_finds_a_record_that_differs_on_one_host() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
@@ -756,7 +755,7 @@ fn a_scrub_finds_what_one_host_has_otherwise() {
     }
     let same = ok(&hosts.tape(leader, &["cluster", "scrub"]));
     assert!(same.contains("equal    3 hosts, records 1 to 3,000"), "{same}");
-    // One record on one host, as if its memory had failed: shared memory has no checksums.
+    // Changes one record in the shared memory of one host, which has no checksums.
     let other = leader % 3 + 1;
     let run_dir = RunDir::find(hosts.store(other)).unwrap();
     let instance = Reader::open(hosts.store(other)).unwrap().control().instance();
@@ -771,13 +770,13 @@ fn a_scrub_finds_what_one_host_has_otherwise() {
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff], (at + within) as u64).unwrap();
     let differs = hosts.tape(leader, &["cluster", "scrub", "--json"]);
     assert_eq!(differs.status.code(), Some(1));
-    let said: serde_json::Value = serde_json::from_slice(&differs.stdout).unwrap();
-    assert_eq!(said["differ"].as_array().unwrap().len(), 1, "{said}");
+    let report: serde_json::Value = serde_json::from_slice(&differs.stdout).unwrap();
+    assert_eq!(report["differ"].as_array().unwrap().len(), 1, "{report}");
     hosts.stop();
 }
 
 #[test]
-fn the_log_of_one_host_of_a_cluster_is_not_cut_by_a_repair() {
+fn a_repair_does_not_truncate_the_log_of_a_cluster_host() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
@@ -790,8 +789,8 @@ fn the_log_of_one_host_of_a_cluster_is_not_cut_by_a_repair() {
     bytes[5000] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
     let advice = hosts.tape(leader, &["repair"]);
-    let said = format!("{}{}", String::from_utf8_lossy(&advice.stdout), String::from_utf8_lossy(&advice.stderr));
-    assert!(said.contains("tape cluster fill"), "{said}");
+    let message = format!("{}{}", String::from_utf8_lossy(&advice.stdout), String::from_utf8_lossy(&advice.stderr));
+    assert!(message.contains("tape cluster fill"), "{message}");
     let refused = hosts.tape(leader, &["repair", "--truncate-at", "1", "--i-accept-loss"]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("must not vote"));
 }

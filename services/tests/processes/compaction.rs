@@ -1,4 +1,4 @@
-//! Files of history are merged and let go, beside readers, by hand and by storage.
+//! SSTables are compacted and expired beside readers, by command and by storage.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ fn number(json: &str, key: &str) -> u64 {
     object[key].as_u64().unwrap_or_else(|| panic!("{key} in {json}"))
 }
 
-/// A store that files often and keeps two runs a window, with `more` in its configuration.
+/// A store that flushes often and keeps two runs a window, with `more` in its configuration.
 fn configured(more: &str) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("storage.toml");
@@ -29,7 +29,7 @@ fn configured(more: &str) -> (tempfile::TempDir, Store) {
 }
 
 #[test]
-fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
+fn compaction_beside_readers_changes_no_record() {
     let (_dir, mut store) = configured("");
     let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 200_000);
@@ -37,19 +37,19 @@ fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
     let watcher = watch(&store, stop.clone());
     let mut reader = store.reader();
     let covered = |store: &Store| store.reader().control().statistic(Statistic::Covered);
-    eventually("a filing", || (covered(&store) > 0).then_some(()));
+    eventually("a flush", || (covered(&store) > 0).then_some(()));
     let mut held = eventually("a snapshot", || reader.snapshot(At::Durable).ok().filter(|s| !s.history().files().is_empty()));
     let (held_last, held_files) = (held.last().0, held.history().files().len());
     publish(&mut publisher, 200_001, 900_000);
     assert!(publisher.close(std::time::Duration::from_secs(60)).is_ok());
     let plan = || store.tape_ok(&["compact", "--plan", "--json"]);
-    eventually("the end of merging", || {
+    eventually("the end of compaction", || {
         let merges = reader.control().statistic(Statistic::Merges);
         (merges >= 3 && plan().is_empty()).then_some(())
     });
     stop.store(true, Ordering::Release);
     assert!(watcher.join().unwrap() > 0);
-    // What was held shows what it showed, though its files are gone.
+    // The held snapshot is unchanged although its files are unlinked.
     compare(&mut held, held_last);
     let gone = held.history().files().iter().filter(|f| !f.path().exists()).count();
     assert!(gone > 0, "none of {held_files} files was merged");
@@ -58,7 +58,7 @@ fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
     assert!(status["pins"].as_array().unwrap().iter().any(|p| p["pid"] == mine && p["bytes"].as_u64() > Some(0)), "{status}");
     drop(held);
     let mut snapshot = reader.snapshot(At::Appended).unwrap();
-    assert!(snapshot.history().files().iter().all(|f| f.path().exists()), "a new snapshot shows the merged files");
+    assert!(snapshot.history().files().iter().all(|f| f.path().exists()), "a new snapshot must use the merged files");
     compare(&mut snapshot, 900_000);
     drop(snapshot);
     store.tape_ok(&["verify"]);
@@ -74,14 +74,14 @@ fn files_are_merged_beside_readers_and_every_record_stays_as_it_was() {
 }
 
 #[test]
-fn what_has_lived_long_enough_goes_and_is_said_to_have_gone() {
+fn records_past_retention_expire_and_are_reported_as_expired() {
     let (_dir, mut store) = configured("retention = [{ kind = \"trade\", bytes = 3000000 }]");
     let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 600_000);
     assert!(publisher.close(std::time::Duration::from_secs(60)).is_ok());
     let mut reader = store.reader();
     eventually("records that expire", || (reader.control().statistic(Statistic::Expired) > 0).then_some(()));
-    eventually("the end of merging", || store.tape_ok(&["compact", "--plan", "--json"]).is_empty().then_some(()));
+    eventually("the end of compaction", || store.tape_ok(&["compact", "--plan", "--json"]).is_empty().then_some(()));
     let mut snapshot = eventually("a snapshot of it", || {
         let snapshot = reader.snapshot(At::Appended).ok()?;
         snapshot.history().files().iter().all(|f| f.path().exists()).then_some(snapshot)
@@ -110,12 +110,12 @@ fn what_has_lived_long_enough_goes_and_is_said_to_have_gone() {
             other => panic!("{other:?}"),
         }
     }
-    // More may have gone since the snapshot.
+    // More may have expired since the snapshot.
     assert!(gone > 0 && read > 0 && read <= kept, "{read} read, {kept} kept, {gone} gone");
     drop(snapshot);
     store.tape_ok(&["verify"]);
     let refused = store.tape(&["retention", "--kind", "quote", "--bytes", "1M"]);
-    assert_eq!(refused.status.code(), Some(75), "storage keeps its own rules");
+    assert_eq!(refused.status.code(), Some(75), "a running storage applies its own rules");
     assert!(store.terminate().success());
     let quotes = ["retention", "--kind", "quote", "--bytes", "1M"];
     let dry = store.tape_ok(&[&quotes[..], &["--dry-run", "--json"]].concat());

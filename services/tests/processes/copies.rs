@@ -1,4 +1,4 @@
-//! Copies of a store's directory, and stores that lie elsewhere now: each has a run directory of its own.
+//! Copied and moved store directories: each has its own run directory.
 
 use std::path::Path;
 use std::process::Command;
@@ -26,13 +26,13 @@ fn stored(store: &Path) -> u64 {
     Reader::open(store).unwrap().snapshot(At::Durable).unwrap().last().0
 }
 
-/// Copies the directory as an operator would: with its links, its times and its owner.
+/// Copies the directory as an operator would: with links, times and owner.
 fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// Every way into the store at `path` says that no storage process serves it.
-fn nobody_serves(path: &Path) {
+/// Checks that every way into the store at `path` reports a missing storage process.
+fn assert_not_served(path: &Path) {
     let options = Options { open_timeout: Duration::ZERO, ..Options::new(path, PublisherId(7)) };
     for error in [
         Publisher::open(options).map(|_| ()).unwrap_err(),
@@ -44,8 +44,8 @@ fn nobody_serves(path: &Path) {
     }
     for arguments in [&["status"][..], &["tail", "--idle-ms", "1"], &["publish", "--sim", "--records", "777"]] {
         let output = tape(path, arguments);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(69) && said.contains("no storage process serves"), "{arguments:?}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(69) && message.contains("no storage process serves"), "{arguments:?}: {message}");
     }
 }
 
@@ -56,10 +56,10 @@ fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
     publish(&mut publisher, 100);
     let mut second = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     copy(&original.path, &second.path);
-    nobody_serves(&second.path);
+    assert_not_served(&second.path);
     let verified = second.tape_ok(&["verify"]);
     assert!(verified.contains("no storage process serves the store"), "{verified}");
-    assert_eq!(stored(&original.path), 100, "what was published to the copy is not in the original");
+    assert_eq!(stored(&original.path), 100, "records published to the copy are in the original");
     second.start();
     assert_ne!(second.run_dir().path(), original.run_dir().path());
     publish(&mut second.publisher(1, Level::Fsync), 11);
@@ -71,36 +71,36 @@ fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "directories are moved, not files published")]
-fn a_store_that_is_moved_or_put_back_from_a_copy_is_served_when_storage_has_started_there() {
+fn a_moved_or_copied_back_store_is_served_once_storage_has_started_there() {
     let mut store = Store::serve();
     publish(&mut store.publisher(1, Level::Fsync), 100);
     assert!(store.terminate().success());
     let run_dir = store.run_dir();
-    // To another name: it is the same directory, and has the same place in shared memory.
+    // Renamed: the same directory, with the same run directory.
     let elsewhere = store.path.with_extension("moved");
     std::fs::rename(&store.path, &elsewhere).unwrap();
     assert_eq!(RunDir::find(&elsewhere).unwrap(), run_dir);
-    // To another file system, or back from a copy: it is not.
+    // Moved to another file system or copied back: another directory.
     copy(&elsewhere, &store.path);
     std::fs::remove_dir_all(&elsewhere).unwrap();
-    nobody_serves(&store.path);
+    assert_not_served(&store.path);
     store.start();
     assert_ne!(store.run_dir(), run_dir);
     assert_eq!(stored(&store.path), 100);
     publish(&mut store.publisher(2, Level::Fsync), 10);
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(110));
-    assert!(!run_dir.path().exists(), "what the moved store had in shared memory is given back");
+    assert!(!run_dir.path().exists(), "the old run directory is left behind");
 }
 
 #[test]
-fn what_cannot_be_looked_at_is_not_said_to_be_absent() {
+fn an_unreadable_path_is_an_io_error_and_not_a_missing_store() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = Reader::open(&file.path().join("store")).unwrap_err();
     assert!(matches!(error, Error::Io { .. }), "{error}");
 }
 
 #[test]
-fn a_backup_stays_one_and_every_command_says_how_a_store_is_made_of_it() {
+fn a_backup_is_never_written_to_and_every_command_names_the_restore() {
     let mut store = Store::serve();
     publish(&mut store.publisher(1, Level::Fsync), 100);
     let dir = tempfile::tempdir().unwrap();
@@ -125,30 +125,30 @@ fn a_backup_stays_one_and_every_command_says_how_a_store_is_made_of_it() {
         &["storage"],
     ] {
         let output = tape(&backup, arguments);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        let is_right = said.contains(&format!("tape restore {name} --store")) && !said.contains("tape-storage");
-        assert!(is_right, "{arguments:?}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        let is_right = message.contains(&format!("tape restore {name} --store")) && !message.contains("tape-storage");
+        assert!(is_right, "{arguments:?}: {message}");
     }
-    // What only looks works, and none of it has kept the next backup from being made.
+    // Reading commands work, and the next backup still succeeds.
     for arguments in [&["verify"][..], &["repair"], &["inspect", "wal"], &["inspect", "manifest"]] {
         let output = tape(&backup, arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
     }
     publish(&mut store.publisher(1, Level::Fsync), 10);
     store.tape_ok(&["backup", name]);
-    // A damaged one is not repaired where it lies.
+    // A damaged backup is not repaired in place.
     let segment = std::fs::read_dir(backup.join("wal")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&segment).unwrap();
     bytes[4096 + 200] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
-    let said = String::from_utf8_lossy(&tape(&backup, &["repair"]).stderr).into_owned();
-    assert!(said.contains("tape backup DIRECTORY") && said.contains("rm COPY/BACKUP"), "{said}");
+    let message = String::from_utf8_lossy(&tape(&backup, &["repair"]).stderr).into_owned();
+    assert!(message.contains("tape backup DIRECTORY") && message.contains("rm COPY/BACKUP"), "{message}");
     assert!(store.terminate().success());
 }
 
 #[test]
-fn a_subscriber_and_a_publisher_go_over_to_where_the_store_is_served_now_and_the_subscriber_says_so() {
+fn a_subscriber_and_a_publisher_move_to_where_the_store_is_served_now() {
     let mut store = Store::serve();
     let mut publisher = store.publisher(1, Level::Fsync);
     let mut subscriber = Subscriber::open(&store.path).unwrap();
@@ -163,14 +163,14 @@ fn a_subscriber_and_a_publisher_go_over_to_where_the_store_is_served_now_and_the
     std::fs::remove_dir_all(&store.path).unwrap();
     copy(&aside, &store.path);
     store.start();
-    // Before the subscriber has looked, and after.
+    // Publishes before the subscriber polls, and after.
     publish(&mut publisher, 25);
-    assert!(reopened(&mut subscriber), "it goes on where it was");
+    assert!(reopened(&mut subscriber), "it continues where it was");
     publish(&mut publisher, 25);
-    assert!(records(&mut subscriber, 50) >= 25, "what it has missed is fetched");
+    assert!(records(&mut subscriber, 50) >= 25, "missed records are fetched");
     assert!(subscriber.is_storage_alive());
-    assert!(publisher.instruments(&["A".parse().unwrap()]).is_ok(), "it asks where the store is served now");
-    // Restored: less than there was, on another timeline.
+    assert!(publisher.instruments(&["A".parse().unwrap()]).is_ok(), "it finds the new run directory");
+    // Restored: fewer records, on another timeline.
     store.kill();
     std::fs::remove_dir_all(&store.path).unwrap();
     store.tape_ok(&["restore", backup.to_str().unwrap()]);
@@ -180,16 +180,16 @@ fn a_subscriber_and_a_publisher_go_over_to_where_the_store_is_served_now_and_the
     assert_eq!(records(&mut subscriber, 20), 0);
 }
 
-/// Polls until the store is said to be served from elsewhere; whether it goes on where it was.
+/// Polls until `Event::Reopened`; returns whether the subscription continues where it was.
 fn reopened(subscriber: &mut Subscriber) -> bool {
-    eventually("that it is said", || match subscriber.poll().unwrap() {
+    eventually("the reopen event", || match subscriber.poll().unwrap() {
         Some(Event::Reopened { continues, .. }) => Some(continues),
         Some(other) => panic!("{other:?}"),
         None => None,
     })
 }
 
-/// Polls until `count` records have come; how many were fetched from the store.
+/// Polls until `count` records arrived; returns how many were fetched from the store.
 fn records(subscriber: &mut Subscriber, count: u64) -> u64 {
     let mut fetched = 0;
     for _ in 0..count {
@@ -203,7 +203,7 @@ fn records(subscriber: &mut Subscriber, count: u64) -> u64 {
 }
 
 #[test]
-fn a_program_that_goes_to_another_directory_keeps_its_store_and_one_that_is_forked_off_is_refused() {
+fn a_program_keeps_its_store_across_chdir_and_a_forked_child_is_refused() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
     let dir = tempfile::tempdir().unwrap();
@@ -212,10 +212,10 @@ fn a_program_that_goes_to_another_directory_keeps_its_store_and_one_that_is_fork
     eventually("its first records", || ready.exists().then_some(()));
     store.kill();
     store.start();
-    finish(wanderer, "the program that goes elsewhere");
+    finish(wanderer, "the program that changes its directory");
     let forker = role("forker", &store.path, &[]);
     finish(forker, "the program that forks");
-    // Each record once, of the parent and of the child's own publisher.
+    // Each record of the parent and of the child's own publisher is stored once.
     let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
     let mut seen = std::collections::BTreeMap::<u16, Vec<u64>>::new();
     for lsn in 1..=snapshot.last().0 {

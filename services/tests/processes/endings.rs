@@ -1,4 +1,4 @@
-//! How commands that publish end: what they count is so, and their exit codes tell the ends apart.
+//! Ends of publishing commands: their counts are exact, and each kind of end has its own exit code.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use tapestore::shm::control::{SLOTS_MAX, Statistic};
 
 use crate::fixture::{Store, eventually, signal};
 
-/// A guard against a command that waits for what does not come: none of them should take a tenth of it.
+/// A guard against a command that waits forever: none should take a tenth of it.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 
 fn publish(store: &Store, arguments: &[&str]) -> Child {
@@ -20,7 +20,7 @@ fn publish(store: &Store, arguments: &[&str]) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The end of `child`: exit code, what it counted, what it said.
+/// Waits for the end of `child`; returns exit code, JSON report and standard error.
 fn end(mut child: Child) -> (i32, Value, String) {
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -35,7 +35,7 @@ fn end(mut child: Child) -> (i32, Value, String) {
     (status.code().unwrap(), report, String::from_utf8_lossy(&stderr).into_owned())
 }
 
-/// The numbers of a report; they add up.
+/// The counts of a report, which must add up.
 fn numbers(report: &Value) -> [u64; 4] {
     let of = |name: &str| report[name].as_u64().unwrap();
     let numbers = ["stored", "in_log", "unacknowledged", "lost"].map(of);
@@ -55,7 +55,7 @@ fn wait_for_records(store: &Store, publishers: usize) {
 }
 
 #[test]
-fn an_interrupted_publish_has_stored_what_it_counts_and_does_not_end_as_a_whole_one() {
+fn an_interrupted_publish_has_stored_what_it_reports_and_exits_as_interrupted() {
     let store = Store::serve();
     for by in [Signal::INT, Signal::TERM] {
         let before = store.reader().control().durable();
@@ -75,7 +75,7 @@ fn an_interrupted_publish_has_stored_what_it_counts_and_does_not_end_as_a_whole_
 }
 
 #[test]
-fn a_publish_that_is_not_acknowledged_ends_when_it_is_asked_to_and_counts_what_is_lost_with_it() {
+fn an_unacknowledged_publish_ends_on_request_and_counts_its_lost_records() {
     let mut store = Store::serve();
     let levels = ["none", "os", "fsync", "quorum"];
     let children = levels.map(|level| publish(&store, &["--level", level]));
@@ -95,7 +95,7 @@ fn a_publish_that_is_not_acknowledged_ends_when_it_is_asked_to_and_counts_what_i
             *sum += n;
         }
     }
-    // What was said to be stored, or to be in the log, is there, and no more than was taken.
+    // Records reported as stored or in the log are there, and no more than were sent.
     store.kill();
     store.start();
     let last = store.reader().snapshot(At::Durable).unwrap().last().0;
@@ -103,18 +103,18 @@ fn a_publish_that_is_not_acknowledged_ends_when_it_is_asked_to_and_counts_what_i
 }
 
 #[test]
-fn a_fenced_publish_counts_what_of_its_records_is_stored() {
+fn a_fenced_publish_counts_its_stored_records() {
     let store = Store::serve();
     let child = publish(&store, &["--rate", "realtime", "--publisher", "7"]);
     wait_for_records(&store, 1);
-    // Whoever does not ask to take over is refused, and fences nobody.
+    // An attach without --take-over is refused and fences no publisher.
     let refused = store.tape(&["publish", "--sim", "--records", "10", "--publisher", "7"]);
     let why = String::from_utf8_lossy(&refused.stderr);
     assert!(
-        refused.status.code() == Some(75) && why.contains("a live process writes as it") && why.contains("--take-over"),
+        refused.status.code() == Some(75) && why.contains("a live process publishes as it") && why.contains("--take-over"),
         "{why}"
     );
-    // Nor does who names no publisher.
+    // A command without --publisher fences no publisher either.
     let file = store.path.with_extension("csv");
     std::fs::write(&file, store.tape_ok(&["scan", "SIM:00000", "quote", "--csv", "--limit", "1"])).unwrap();
     store.tape_ok(&["import", file.to_str().unwrap()]);
@@ -130,7 +130,7 @@ fn a_fenced_publish_counts_what_of_its_records_is_stored() {
 }
 
 #[test]
-fn an_interrupted_import_names_what_of_the_file_is_stored() {
+fn an_interrupted_import_counts_the_stored_records_of_the_file() {
     let store = Store::serve();
     let file = store.path.with_extension("txt");
     let line = r#"1 {"stream":"x@trade","data":{"e":"trade","E":1,"T":1,"s":"X","t":1,"p":"1","q":"1","m":true}}"#;
@@ -146,7 +146,7 @@ fn an_interrupted_import_names_what_of_the_file_is_stored() {
     let reports = String::from_utf8(output.stdout).unwrap();
     let stored: u64 = reports.lines().map(|l| numbers(&serde_json::from_str(l).unwrap())[0]).sum();
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(stored));
-    // What is no file cannot be waited for.
+    // Input that is not a regular file is refused.
     let pipe = store.tape(&["publish", "--from", "/dev/stdin"]);
     assert!(pipe.status.code() == Some(66), "{}", String::from_utf8_lossy(&pipe.stderr));
 }

@@ -1,4 +1,4 @@
-//! A host that the leader's log does not reach back to, or whose files are damaged, gets a copy of the leader's store.
+//! Snapshot install: for a host behind the leader's log, and for a host with damaged files.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -8,21 +8,21 @@ use std::time::Duration;
 use tape_services::replication::local;
 use tape_services::replication::proto::supply_client::SupplyClient;
 use tape_services::replication::proto::{CopyRequest, FetchRequest};
-use tapestore_engine::consensus::MetaFile;
-use tapestore_engine::consensus::meta::Meta;
 use tapestore::disk::RealDisk;
-use tapestore_engine::snapshot::install::INCOMING;
 use tapestore::lsn::{Level, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::shm::control::Statistic;
 use tapestore::{reader::Reader, sstable, wal};
+use tapestore_engine::consensus::MetaFile;
+use tapestore_engine::consensus::meta::Meta;
+use tapestore_engine::snapshot::install::INCOMING;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
 use crate::cluster::{Host, Hosts, TIMES, end, ok, publish};
 use crate::fixture::{PATIENCE, eventually};
 
-/// Three hosts whose logs do not reach back to the first record, and what was published.
+/// Three hosts whose logs no longer hold the first records; a publisher, the leader and the number of records.
 fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usize, u64) {
     let mut hosts = Hosts::new(has_tls);
     (1..=3).for_each(|n| hosts.kill(n));
@@ -31,17 +31,17 @@ fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usiz
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     let mut next = 0;
-    let filed = |hosts: &Hosts, n| {
+    let is_flushed = |hosts: &Hosts, n| {
         Reader::open(hosts.store(n)).unwrap().control().statistic(Statistic::CheckpointPosition) > 3 * (4 << 20)
     };
-    while !(1..=3).all(|n| filed(&hosts, n)) {
+    while !(1..=3).all(|n| is_flushed(&hosts, n)) {
         publish(&mut publisher, next..next + 20_000);
         publisher.flush(Level::Quorum, PATIENCE).unwrap();
         next += 20_000;
     }
     drop(publisher);
     (1..=3).for_each(|n| eventually("all records on each host", || (hosts.committed(n) >= Lsn(next)).then_some(())));
-    // From now on hardly more log is kept than a start needs.
+    // From here on hosts retain hardly more log than a start needs.
     (1..=3).for_each(|n| hosts.kill(n));
     std::fs::write(hosts.dir.path().join("storage.toml"), format!("{TIMES}retain-bytes = 1048576\n")).unwrap();
     std::fs::write(hosts.dir.path().join("replication.toml"), format!("copy-bytes-per-second = {bytes_per_second}\n")).unwrap();
@@ -51,7 +51,7 @@ fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usiz
     (hosts, publisher, leader, next)
 }
 
-/// Adds a host with an empty store, which is told of itself and `others`.
+/// Initialises and starts a host with an empty store and the members `others` and itself.
 fn join(hosts: &mut Hosts, n: usize, others: std::ops::RangeInclusive<usize>) -> String {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let store = hosts.dir.path().join(format!("host-{n}"));
@@ -64,7 +64,7 @@ fn join(hosts: &mut Hosts, n: usize, others: std::ops::RangeInclusive<usize>) ->
     format!("{n}={port}")
 }
 
-/// Asks whoever leads for a change of members until it has happened: the lead may go over in between.
+/// Sends a membership change to the current leader until it is done: leadership may move in between.
 fn change(hosts: &Hosts, what: &[&str], is_done: impl Fn(&serde_json::Value) -> bool) {
     eventually("a change of members", || {
         let leader = hosts.leader();
@@ -85,7 +85,7 @@ fn promote(hosts: &Hosts, n: usize) {
     change(hosts, &["promote", &n.to_string()], |s| member(s, n).is_some_and(|m| m["votes"] == true));
 }
 
-/// Files of `dir` that have their names for good.
+/// Files of `dir` with their final names.
 fn files(dir: &Path) -> BTreeSet<(u64, PathBuf)> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let whole = entries.filter(|e| e.path().extension().is_some_and(|x| x != "part"));
@@ -93,18 +93,18 @@ fn files(dir: &Path) -> BTreeSet<(u64, PathBuf)> {
 }
 
 #[test]
-fn a_new_host_is_filled_by_itself_while_records_come_in_and_goes_on_where_it_was_killed() {
+fn a_new_host_installs_a_snapshot_under_load_and_resumes_after_a_kill() {
     let (mut hosts, mut publisher, leader, mut next) = with_history(false, 4 << 20);
     let itself = join(&mut hosts, 4, 1..=3);
     add(&hosts, 4, &itself);
     let incoming = hosts.store(4).join(INCOMING);
     let history = incoming.join(sstable::DIR);
-    // Not everything is fetched yet: it comes at 4 MiB a second.
-    let before = eventually("a file of history", || Some(files(&history)).filter(|f| !f.is_empty()));
+    // The fetch is not complete yet: it is limited to 4 MiB/s.
+    let before = eventually("an SSTable", || Some(files(&history)).filter(|f| !f.is_empty()));
     end(&mut hosts.hosts[3].replication);
     publish(&mut publisher, next..next + 5_000);
     next += 5_000;
-    assert!(hosts.committed(4) == Lsn(0), "what is fetched is not seen before it is whole");
+    assert!(hosts.committed(4) == Lsn(0), "a partial snapshot is not visible");
     hosts.start_replication(4);
     eventually("all records on the new host", || (hosts.committed(4) >= Lsn(next)).then_some(()));
     publish(&mut publisher, next..next + 5_000);
@@ -113,11 +113,11 @@ fn a_new_host_is_filled_by_itself_while_records_come_in_and_goes_on_where_it_was
     eventually("it to follow", || (hosts.committed(4) >= Lsn(next)).then_some(()));
     assert!(!incoming.exists());
     let now: BTreeSet<u64> = files(&hosts.store(4).join(sstable::DIR)).into_iter().map(|f| f.0).collect();
-    assert!(before.iter().any(|(inode, _)| now.contains(inode)), "a file that was there has been fetched again");
+    assert!(before.iter().any(|(inode, _)| now.contains(inode)), "all SSTables were fetched again after the kill");
     promote(&hosts, 4);
     let same = ok(&hosts.tape(leader, &["cluster", "scrub"]));
     assert!(same.contains("equal    4 hosts"), "{same}");
-    // Nothing is left behind at the leader.
+    // The leader removes its copy.
     let offers = hosts.store(leader).join("offers");
     eventually("the copy to go", || std::fs::read_dir(&offers).unwrap().next().is_none().then_some(()));
     drop(publisher);
@@ -125,15 +125,15 @@ fn a_new_host_is_filled_by_itself_while_records_come_in_and_goes_on_where_it_was
 }
 
 #[test]
-fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_it_had_is_kept() {
+fn a_host_with_damaged_files_installs_a_snapshot_by_one_command_and_keeps_the_old_files() {
     let (mut hosts, mut publisher, leader, mut next) = with_history(true, 0);
     let broken = leader % 3 + 1;
-    // History, and when it is stopped the log below what was durable.
+    // Damages an SSTable, and once the host is stopped the log below its durable mark.
     let table = files(&hosts.store(broken).join(sstable::DIR)).into_iter().next().unwrap().1;
     let mut bytes = std::fs::read(&table).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
-    // In place: storage and readers have it mapped.
+    // Written in place: storage and readers map the file.
     let damaged = std::fs::OpenOptions::new().write(true).open(&table).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&damaged, &bytes[middle..=middle], middle as u64).unwrap();
     let certs = hosts.certs();
@@ -142,8 +142,8 @@ fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_i
     let operator = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", &ca];
     let scrub = |hosts: &Hosts| hosts.tape(leader, &[&["cluster", "scrub"][..], &operator].concat());
     let found = scrub(&hosts);
-    let said = String::from_utf8_lossy(&found.stdout).into_owned();
-    assert!(found.status.code() == Some(1) && said.contains(&format!("node {broken} cannot read")), "{said}");
+    let message = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert!(found.status.code() == Some(1) && message.contains(&format!("node {broken} cannot read")), "{message}");
     hosts.kill(broken);
     let logs: Vec<_> = files(&hosts.store(broken).join(wal::DIR)).into_iter().map(|f| f.1).collect();
     let log = logs.iter().max().unwrap();
@@ -160,8 +160,11 @@ fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_i
     };
     let other = 6 - leader - broken;
     let not_there = fill(&hosts.addresses[other - 1], broken);
-    let said = String::from_utf8_lossy(&not_there.stderr).into_owned();
-    assert!(!not_there.status.success() && said.contains(&format!("node {leader} does")), "a follower makes no copy: {said}");
+    let message = String::from_utf8_lossy(&not_there.stderr).into_owned();
+    assert!(
+        !not_there.status.success() && message.contains(&format!("node {leader} does")),
+        "a follower sends no snapshot: {message}"
+    );
     let other_name = fill(&hosts.addresses[leader - 1], other);
     assert!(!other_name.status.success(), "another host's certificate");
     let done = ok(&fill(&hosts.addresses[leader - 1], broken));
@@ -181,22 +184,22 @@ fn a_host_with_damaged_files_is_filled_from_the_leader_by_one_command_and_what_i
     ];
     let same = ok(&hosts.tape(leader, &[&["cluster", "scrub"][..], &operator].concat()));
     assert!(same.contains("equal    3 hosts"), "{same}");
-    // It can lead: nothing that it had promised is forgotten.
+    // The host can lead: its term and vote are kept.
     ok(&hosts.tape(leader, &["cluster", "transfer", &broken.to_string()]));
     publish(&mut publisher, next..next + 1_000);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     let served = hosts.tape(broken, &["cluster", "fill", "--from", &hosts.addresses[leader - 1]]);
-    assert!(!served.status.success(), "a store that is served is not filled");
+    assert!(!served.status.success(), "a served store installs no snapshot");
 }
 
 #[test]
-fn a_host_joins_when_none_of_the_founders_is_a_member_any_more() {
+fn a_host_joins_when_no_initial_member_is_left() {
     let mut hosts = Hosts::new(false);
     let mut publisher = hosts.publisher(hosts.leader(), 1);
     publish(&mut publisher, 0..1_000);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     drop(publisher);
-    // All are added before the first of them votes: who began with the present members could not make sense of the log.
+    // All are added before the first one votes: a host that begins with the present members cannot apply the earlier log.
     for n in 4..=6 {
         let itself = join(&mut hosts, n, 1..=3);
         add(&hosts, n, &itself);
@@ -221,26 +224,26 @@ fn a_host_joins_when_none_of_the_founders_is_a_member_any_more() {
 }
 
 #[test]
-fn a_host_that_was_away_hears_a_leader_that_became_a_member_meanwhile() {
+fn a_returning_host_accepts_a_leader_that_joined_in_its_absence() {
     let mut hosts = Hosts::new(false);
     let away = hosts.leader() % 3 + 1;
     hosts.kill(away);
     let itself = join(&mut hosts, 4, 1..=3);
     add(&hosts, 4, &itself);
     promote(&hosts, 4);
-    // Who is to lead has to have carried out its own promotion.
+    // The next leader must have applied its own promotion.
     eventually("its promotion", || hosts.status(4).filter(|s| member(s, 4).is_some_and(|m| m["votes"] == true)));
     change(&hosts, &["transfer", "4"], |s| s["leader"] == 4);
     let mut publisher = hosts.publisher(4, 1);
     publish(&mut publisher, 0..1_000);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
-    // It knows nothing of node 4, whose frames tell of it.
+    // Node 4 is not in its member list yet; it learns of it from node 4's frames.
     hosts.start(away);
     eventually("all records on the host that was away", || (hosts.committed(away) >= Lsn(1_000)).then_some(()));
 }
 
 #[test]
-fn copies_are_for_members_and_nothing_but_their_files_is_read() {
+fn snapshots_are_sent_to_members_only_and_only_their_files_are_served() {
     let (hosts, publisher, leader, _) = with_history(false, 0);
     drop(publisher);
     let follower = leader % 3 + 1;
@@ -275,7 +278,7 @@ fn copies_are_for_members_and_nothing_but_their_files_is_read() {
         ] {
             assert_eq!(client.fetch(bad).await.unwrap_err().code(), code);
         }
-        // A copy is made anew when it is asked for again, and the one before is gone.
+        // A second request makes a new copy and removes the one before.
         let again = client.open(request(id, node)).await.unwrap().into_inner();
         assert_eq!(client.fetch(fetch(offer.copy, "store.meta", 0)).await.unwrap_err().code(), Code::NotFound);
         client.close(fetch(again.copy, "", 0)).await.unwrap();
@@ -286,13 +289,13 @@ fn copies_are_for_members_and_nothing_but_their_files_is_read() {
 }
 
 #[test]
-fn a_host_that_may_have_forgotten_frames_is_filled_by_itself_and_votes_again() {
+fn a_host_that_may_have_lost_frames_installs_a_snapshot_and_votes_again() {
     let mut hosts = Hosts::new(false);
     (1..=3).for_each(|n| hosts.kill(n));
     std::fs::write(hosts.dir.path().join("storage.toml"), format!("{TIMES}flush = \"interval\"\n")).unwrap();
     (1..=3).for_each(|n| hosts.start(n));
     let leader = hosts.leader();
-    let (forgetful, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    let (lossy_host, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     let open = |hosts: &Hosts, n| {
         let options = Options::new(hosts.store(n), PublisherId(1));
         Publisher::open(Options { level: Level::QuorumOs, open_timeout: PATIENCE, ..options }).unwrap()
@@ -300,22 +303,24 @@ fn a_host_that_may_have_forgotten_frames_is_filled_by_itself_and_votes_again() {
     let mut publisher = open(&hosts, third);
     publish(&mut publisher, 0..2_000);
     publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
-    hosts.kill(forgetful);
-    // As if it had been switched off: this is another life of the system's.
-    let mut meta = MetaFile::open(&RealDisk, hosts.store(forgetful)).unwrap();
+    hosts.kill(lossy_host);
+    // A different boot id: as if the host had lost power.
+    let mut meta = MetaFile::open(&RealDisk, hosts.store(lossy_host)).unwrap();
     assert!(meta.meta().boot > 0);
     meta.update(Meta { boot: 5, ..meta.meta().clone() }).unwrap();
     publish(&mut publisher, 2_000..3_000);
-    hosts.start_storage(forgetful);
-    let says = |hosts: &Hosts, what: &str| {
-        let output = hosts.tape(forgetful, &["cluster", "status"]);
+    hosts.start_storage(lossy_host);
+    let status_contains = |hosts: &Hosts, what: &str| {
+        let output = hosts.tape(lossy_host, &["cluster", "status"]);
         String::from_utf8_lossy(&output.stdout).contains(what).then_some(())
     };
-    eventually("it to say so", || says(&hosts, "waits for a copy of the leader's store, and does not vote"));
-    assert!(says(&hosts, "lossy").is_some());
-    hosts.start_replication(forgetful);
-    eventually("a copy", || hosts.status(forgetful).filter(|s| s["lacks_copy"] == false));
-    eventually("all records", || (hosts.committed(forgetful) >= Lsn(3_000)).then_some(()));
+    eventually("the status of a host without a vote", || {
+        status_contains(&hosts, "waits for a copy of the leader's store, and does not vote")
+    });
+    assert!(status_contains(&hosts, "lossy").is_some());
+    hosts.start_replication(lossy_host);
+    eventually("the snapshot install", || hosts.status(lossy_host).filter(|s| s["lacks_copy"] == false));
+    eventually("all records", || (hosts.committed(lossy_host) >= Lsn(3_000)).then_some(()));
     hosts.kill(leader);
     publish(&mut publisher, 3_000..4_000);
     publisher.flush(Level::QuorumOs, PATIENCE).unwrap();

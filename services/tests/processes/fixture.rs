@@ -1,4 +1,4 @@
-//! Owns: a store with a real storage process, for tests that kill it.
+//! Owns: a store with a real storage process that tests can kill.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -11,13 +11,13 @@ use tapestore::reader::Reader;
 use tapestore::record::Name;
 use tapestore::shm::run_dir::RunDir;
 
-/// A guard against a hang, not a claim about speed.
+/// Limit of every wait: a guard against hangs, not a claim about speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Instruments that [`register`] registers.
 pub(crate) const INSTRUMENTS: u64 = 300;
 
-/// Registers instruments, which in a store without others have the numbers 1 to [`INSTRUMENTS`].
+/// Registers [`INSTRUMENTS`] instruments. In a store without others their ids are 1 to [`INSTRUMENTS`].
 pub(crate) fn register(publisher: &Publisher) {
     let names: Vec<Name> = (1..=INSTRUMENTS).map(|i| format!("X:{i}").parse().unwrap()).collect();
     publisher.instruments(&names).unwrap();
@@ -28,12 +28,12 @@ pub(crate) struct Store {
     pub(crate) path: PathBuf,
     child: Option<Child>,
     arguments: Vec<String>,
-    /// What a shell does before it becomes the storage process.
+    /// Shell commands that run before the shell becomes the storage process.
     limits: String,
 }
 
 impl Store {
-    /// A store that is not served yet.
+    /// A store without a running storage process.
     pub(crate) fn new(arguments: &[&str]) -> Store {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
@@ -46,19 +46,19 @@ impl Store {
         }
     }
 
-    /// A store whose storage runs under `limits`, as a shell sets them; not served yet.
+    /// A store whose storage runs under the shell commands `limits`; not started.
     pub(crate) fn limited(limits: &str, arguments: &[&str]) -> Store {
         let mut store = Store::new(arguments);
         store.limits = limits.to_owned();
         store
     }
 
-    /// The storage process.
+    /// Process id of storage.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
-    /// A small store, served.
+    /// A small store with a running storage process.
     pub(crate) fn serve() -> Store {
         let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "4M"]);
         store.start();
@@ -94,14 +94,14 @@ impl Store {
         }
     }
 
-    /// SIGKILL.
+    /// Kills storage with SIGKILL.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    /// SIGTERM, and the end.
+    /// Stops storage with SIGTERM and waits for its end.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         let child = self.child.as_mut().unwrap();
         signal(child.id(), rustix::process::Signal::TERM);
@@ -118,7 +118,7 @@ impl Store {
         Publisher::open(Options { level, ..Options::new(&self.path, PublisherId(id)) }).unwrap()
     }
 
-    /// The same, of a store with the instruments of numbers 1 to [`INSTRUMENTS`].
+    /// A publisher of a store with the instrument ids 1 to [`INSTRUMENTS`].
     pub(crate) fn numbered_publisher(&self, id: u16, level: Level) -> Publisher {
         let publisher = self.publisher(id, level);
         register(&publisher);
@@ -134,7 +134,7 @@ impl Store {
         tape(&self.path, arguments)
     }
 
-    /// The same, which must succeed; its standard output.
+    /// Runs `tape`, which must succeed; returns its standard output.
     pub(crate) fn tape_ok(&self, arguments: &[&str]) -> String {
         let output = self.tape(arguments);
         assert!(output.status.success(), "tape {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -164,7 +164,7 @@ impl Drop for Store {
     }
 }
 
-/// Another process of this test program, in the role `role`.
+/// Starts this test program as another process in the role `role`.
 pub(crate) fn role(role: &str, store: &Path, more: &[(&str, String)]) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["roles::play", "--exact", "--nocapture"]).env("TAPE_ROLE", role).env("TAPE_ROLE_STORE", store);
@@ -188,7 +188,7 @@ pub(crate) fn finish(mut child: Child, what: &str) {
     }
 }
 
-/// Polls until `ready` gives something.
+/// Polls until `ready` returns a value.
 pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -200,12 +200,12 @@ pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) ->
     }
 }
 
-/// Whether `error` says that storage is down.
+/// Whether `error` means that storage is down.
 pub(crate) fn is_down(error: &Error) -> bool {
     error.is_down()
 }
 
-/// `program` in the process of a shell that has set `limits`.
+/// Runs `program` through a shell that sets `limits` first.
 pub(crate) fn under(limits: &str, program: &str) -> Command {
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(program);

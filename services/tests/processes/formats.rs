@@ -1,4 +1,4 @@
-//! What leaves a store in the field's formats comes back the same.
+//! Round trips through the export formats: every record comes back equal.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,10 +24,10 @@ fn arg(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// By instrument and kind: index times and words.
+/// Index times and words, by instrument and kind.
 type Contents = BTreeMap<(String, &'static str), Vec<(Ts, Vec<u64>)>>;
 
-/// Every record of every series by its names, in order: index time and words without the instrument's number.
+/// Every record of every series in order: index time and words without the instrument id.
 fn contents(store: &Store) -> Contents {
     let mut reader = store.reader();
     let snapshot: Snapshot = reader.snapshot(At::Committed).unwrap();
@@ -46,7 +46,7 @@ fn contents(store: &Store) -> Contents {
     all
 }
 
-/// A store with every kind that inputs here give, in history and in memory.
+/// A store with every kind of the inputs here, in SSTables and in memory.
 fn whole_market() -> Store {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M"]);
     store.start();
@@ -59,7 +59,7 @@ fn whole_market() -> Store {
             println!("skipped: {path} is not there");
         }
     }
-    // What only a store's own publishers write: nulls, and the widest numbers.
+    // Values that only publishers write: nulls and the widest numbers.
     let mut publisher = store.publisher(9, Level::Fsync);
     let instrument = publisher.instrument(&"X:odd".parse().unwrap()).unwrap();
     for i in 0..100u64 {
@@ -69,7 +69,7 @@ fn whole_market() -> Store {
             .publish(&Trade { instrument, price, size, ts_event, ts_recv: Ts(i), trade_id: u64::MAX - i, ..Trade::default() })
             .unwrap();
         publisher.publish(&Bust { instrument, ts_recv: Ts(i), trade_lsn: tapestore::lsn::Lsn(i), ..Bust::default() }).unwrap();
-        // Of an instrument, and of none.
+        // With and without an instrument.
         let instrument = if i % 2 == 0 { instrument } else { tapestore::lsn::InstrumentId::NULL };
         publisher.publish(&Gap { instrument, ts_event: Ts(i), ..Gap::default() }).unwrap();
     }
@@ -78,7 +78,7 @@ fn whole_market() -> Store {
 }
 
 #[test]
-fn a_store_goes_through_parquet_arrow_and_csv_and_comes_back_equal() {
+fn a_store_survives_a_round_trip_through_parquet_arrow_and_csv() {
     let store = whole_market();
     let (dir, expected) = (tempfile::tempdir().unwrap(), contents(&store));
     let total: usize = expected.values().map(Vec::len).sum();
@@ -104,7 +104,7 @@ fn a_store_goes_through_parquet_arrow_and_csv_and_comes_back_equal() {
 }
 
 #[test]
-fn an_export_takes_what_was_asked_for_and_leaves_a_file_that_is_there() {
+fn an_export_writes_the_requested_range_and_keeps_an_existing_file() {
     let store = Store::serve();
     store.tape_ok(&["publish", "--sim", "--records", "20000", "--instruments", "20"]);
     let dir = tempfile::tempdir().unwrap();
@@ -126,13 +126,13 @@ fn an_export_takes_what_was_asked_for_and_leaves_a_file_that_is_there() {
     assert_eq!(code(&["export", arg(&dir.path().join("x.csv")), "--kind", "status"]), Some(3));
     assert_eq!(code(&["export", arg(&dir.path().join("x.csv")), "--kind", "quote", "--format", "dbn"]), Some(2));
     let left: Vec<PathBuf> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
-    assert_eq!(left, std::slice::from_ref(&file), "what fails leaves nothing");
-    // A file that is cut or is something else is refused, and nothing of it is taken twice.
+    assert_eq!(left, std::slice::from_ref(&file), "a failed export leaves no file");
+    // A truncated file is refused.
     let bytes = std::fs::read(&file).unwrap();
     std::fs::write(&file, &bytes[..bytes.len() - 10]).unwrap();
     let refused = store.tape(&["import", arg(&file)]);
     assert_eq!(refused.status.code(), Some(65), "{}", String::from_utf8_lossy(&refused.stderr));
-    // Columns of another name are named, renamed or left out.
+    // Columns with other names are reported; options rename or drop them.
     let csv = dir.path().join("theirs.csv");
     std::fs::write(&csv, "sym,px,note\nA:B,1.5,x\n").unwrap();
     let refused = store.tape(&["import", arg(&csv), "--kind", "trade", "--column", "sym=instrument"]);
@@ -152,7 +152,7 @@ fn an_export_takes_what_was_asked_for_and_leaves_a_file_that_is_there() {
     assert_eq!(json(&store.tape_ok(&["scan", "A:B", "trade", "--json"]))[0]["price"], "1.5");
 }
 
-/// What the `dbn` crate reads of a file: its metadata, if it has any, and its records' bytes.
+/// Decodes a file with the `dbn` crate: its metadata, if any, and the bytes of its records.
 fn decode(path: &Path) -> (Option<Metadata>, Vec<Vec<u8>>) {
     let (name, upgrade) = (arg(path), VersionUpgradePolicy::UpgradeToV3);
     let mut records = Vec::new();
@@ -175,7 +175,7 @@ fn decode(path: &Path) -> (Option<Metadata>, Vec<Vec<u8>>) {
 }
 
 #[test]
-fn every_dbn_file_goes_in_and_comes_out_field_equal_with_its_numbers_and_symbols() {
+fn every_dbn_file_round_trips_with_its_fields_ids_and_symbols() {
     let Ok(files) = std::fs::read_dir(format!("{DATA}/dbn_conformance")) else {
         println!("skipped: {DATA}/dbn_conformance is not there");
         return;
@@ -200,7 +200,7 @@ fn every_dbn_file_goes_in_and_comes_out_field_equal_with_its_numbers_and_symbols
         let (back, mut theirs) = decode(Path::new(out[0]["file"].as_str().unwrap()));
         let mut records = records;
         if metadata.is_none() {
-            // Fragments are not in the order of time, as every export is.
+            // Fragments are not in time order; every export is.
             records.sort();
             theirs.sort();
         }
@@ -221,7 +221,7 @@ fn every_dbn_file_goes_in_and_comes_out_field_equal_with_its_numbers_and_symbols
     assert_eq!(equal + empty, 65);
 }
 
-/// A file of DBN records, with a header or, if it is called a fragment, without.
+/// Writes a file of DBN records; without a header if the name ends in `.frag`.
 fn write_dbn(path: &Path, dataset: &str, mappings: Vec<dbn::SymbolMapping>, records: &[Vec<u8>]) {
     let metadata = Metadata::builder().dataset(dataset).schema(None).start(1).stype_in(Some(dbn::SType::RawSymbol));
     let metadata = metadata.stype_out(dbn::SType::InstrumentId).mappings(mappings).build();
@@ -250,14 +250,14 @@ fn mapping(publisher: u16, id: u32, at: u64, symbol: &str) -> Vec<u8> {
     dbn::RecordRef::from(&m).as_ref().to_vec()
 }
 
-/// The records of `records` after they went through a store; the names there.
+/// Imports `records` into a store and exports them; returns the exported records and the store's symbols.
 fn through(name: &str, dataset: &str, mappings: Vec<dbn::SymbolMapping>, records: &[Vec<u8>]) -> (Vec<Vec<u8>>, String) {
     let (store, dir) = (Store::serve(), tempfile::tempdir().unwrap());
     let file = dir.path().join(name);
     write_dbn(&file, dataset, mappings, records);
     store.tape_ok(&["import", arg(&file)]);
     let out = dir.path().join("out");
-    // A mapping without records is named, with exit code 65.
+    // A mapping without records is reported with exit code 65.
     let exported = store.tape(&["export", arg(&out), "--format", "dbn", "--json"]);
     assert!(matches!(exported.status.code(), Some(0 | 65)), "{}", String::from_utf8_lossy(&exported.stderr));
     let exported = json(std::str::from_utf8(&exported.stdout).unwrap());
@@ -271,8 +271,8 @@ fn through(name: &str, dataset: &str, mappings: Vec<dbn::SymbolMapping>, records
 }
 
 #[test]
-fn numbers_that_change_hands_among_the_records_come_back_with_the_records() {
-    // A and B exchange their numbers in the middle of a stream that says no intervals.
+fn dbn_ids_reassigned_within_a_stream_round_trip() {
+    // A and B swap their ids in the middle of a stream without mapping intervals.
     let t = 19_700 * DAY + 5;
     let records = [
         mapping(1, 1, t, "A"),
@@ -290,7 +290,7 @@ fn numbers_that_change_hands_among_the_records_come_back_with_the_records() {
 }
 
 #[test]
-fn fragments_keep_one_number_of_two_venues_apart_and_symbols_their_numbers() {
+fn dbn_fragments_keep_one_id_of_two_venues_apart_and_symbols_keep_their_ids() {
     let t = 19_700 * DAY + 5;
     let records = [trade(1, 5, t, 1), trade(2, 5, t + 1, 2), trade(1, 5, t + 2, 3)];
     let (mut back, names) = through("x.frag", "", Vec::new(), &records);
@@ -298,13 +298,13 @@ fn fragments_keep_one_number_of_two_venues_apart_and_symbols_their_numbers() {
     let mut expected = records.to_vec();
     expected.sort();
     assert!(back == expected && names.contains("GLBX.MDP3:id/5") && names.contains("XNAS.ITCH:id/5"), "{names}");
-    // The stream's own mapping has no venue; the record behind it keeps its number all the same.
+    // The mapping in the stream has no venue; the record after it keeps its id.
     let (back, names) = through("y.frag", "", Vec::new(), &[mapping(0, 77, t, "ESH4"), trade(1, 77, t + 1, 1)]);
     assert!(back.contains(&trade(1, 77, t + 1, 1)) && names.contains("GLBX.MDP3:ESH4"), "{names}");
 }
 
 #[test]
-fn symbols_with_spaces_are_instruments_of_their_own_though_their_number_is_one() {
+fn symbols_with_spaces_that_share_an_id_are_separate_instruments() {
     let date = |days: i32| time::Date::from_julian_day(2_440_588 + days).unwrap();
     let of = |raw_symbol: &str, day: i32| dbn::SymbolMapping {
         raw_symbol: raw_symbol.to_owned(),

@@ -1,4 +1,4 @@
-//! What is wrong with a store, as `tape status` gives it; log lines that cannot be written; names in the configuration.
+//! Trouble that `tape status` reports; log lines that cannot be written; kind names in the configuration.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -17,13 +17,13 @@ fn check(output: &std::process::Output) -> (Option<i32>, String) {
 }
 
 #[test]
-fn status_gives_first_what_is_wrong_since_when_and_exits_by_it() {
+fn status_prints_the_trouble_first_with_its_time_and_sets_the_exit_code() {
     let mut store = Store::serve();
     assert_eq!(store.tape(&["status", "--check"]).status.code(), Some(0));
     assert!(store.terminate().success());
     let (code, why) = check(&store.tape(&["status", "--check"]));
     assert!(code == Some(69) && why.contains("has stopped, since 20") && why.contains("tape-storage --store"), "{why}");
-    // More than any disk has.
+    // More space than any disk has.
     store.set_arguments(&["--memtable-size", "64M", "--segment-size", "4M", "--space-min", "1000000G"]);
     store.start();
     let (code, why) = eventually("no space", || {
@@ -46,7 +46,7 @@ fn status_gives_first_what_is_wrong_since_when_and_exits_by_it() {
 }
 
 #[test]
-fn a_host_without_a_majority_is_served_and_nobody_is_given_another_reason() {
+fn a_host_without_a_majority_serves_and_reports_the_missing_leader() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();
     let own = leader % 3 + 1;
@@ -56,19 +56,19 @@ fn a_host_without_a_majority_is_served_and_nobody_is_given_another_reason() {
         let found = check(&hosts.tape(own, &["status", "--check"]));
         (found.0 == Some(6)).then_some(found)
     });
-    assert!(code == Some(6) && why.contains("is known to lead") && why.contains("since 20"), "{code:?} {why}");
+    assert!(code == Some(6) && why.contains("has no leader") && why.contains("since 20"), "{code:?} {why}");
     assert!(why.contains("tape cluster status"), "{why}");
     let options = Options { open_timeout: Duration::ZERO, ..Options::new(hosts.store(own), PublisherId(1)) };
     let error = Publisher::open(options).err().unwrap();
-    assert!(matches!(error, Error::Unanswered { why, .. } if why.contains("is known to lead")), "{error}");
+    assert!(matches!(error, Error::Unanswered { why, .. } if why.contains("has no leader")), "{error}");
 }
 
 #[test]
-fn log_lines_that_cannot_be_written_are_lost_and_counted_and_nothing_ends_by_them() {
-    for to in ["closed pipe", "full disk", "pipe that nobody reads"] {
+fn log_lines_that_cannot_be_written_are_counted_and_do_not_end_storage() {
+    for to in ["closed pipe", "full disk", "unread pipe"] {
         let store = Store::new(&[]);
         let (unread, mut pipe) = std::io::pipe().unwrap();
-        // A pipe holds 64 KiB: nearly all of it is in use.
+        // A pipe holds 64 KiB: this fills nearly all of it.
         pipe.write_all(&[b'.'; 65_000]).unwrap();
         let unread = Some(unread).filter(|_| to != "closed pipe");
         let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
@@ -78,7 +78,7 @@ fn log_lines_that_cannot_be_written_are_lost_and_counted_and_nothing_ends_by_the
         let mut child = command.env("RUST_LOG", "trace").stdin(Stdio::null()).stderr(stderr).spawn().unwrap();
         drop(command);
         eventually("a store that is served", || Reader::open(&store.path).ok().filter(Reader::is_storage_alive).map(drop));
-        // Each attachment is a line or more.
+        // Each attach writes a line or more.
         let lost = || {
             let json: serde_json::Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
             json["log_lines_lost"].as_u64().unwrap()
@@ -99,7 +99,7 @@ fn log_lines_that_cannot_be_written_are_lost_and_counted_and_nothing_ends_by_the
 }
 
 #[test]
-fn a_command_that_cannot_print_does_not_end_as_if_it_had() {
+fn a_command_that_cannot_print_exits_with_an_error() {
     let store = Store::serve();
     let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
     for arguments in [&["kinds"][..], &["status"], &["inspect", "memtable"]] {
@@ -108,14 +108,14 @@ fn a_command_that_cannot_print_does_not_end_as_if_it_had() {
         let (code, why) = check(&command.output().unwrap());
         assert!(code == Some(74) && why.contains("No space left"), "{arguments:?}: {code:?} {why}");
     }
-    // Nor does the message of a failure change its code.
+    // An error message that cannot be printed does not change the exit code.
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
     command.args(["get", "99"]).arg("--store").arg(&store.path).stderr(full());
     assert_eq!(command.status().unwrap().code(), Some(3));
 }
 
 #[test]
-fn a_retention_rule_that_names_no_kind_is_refused_or_said() {
+fn a_retention_rule_with_an_unknown_kind_is_refused_or_logged() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("storage.toml");
     let start = |rules: &str, store: &std::path::Path| {
@@ -128,7 +128,7 @@ fn a_retention_rule_that_names_no_kind_is_refused_or_said() {
     let refused = start(r#"{ kind = "quotes", keep = "1d" }"#, &store.path).wait_with_output().unwrap();
     let (code, why) = check(&refused);
     assert!(code == Some(2) && why.contains("did you mean 'quote'"), "{code:?} {why}");
-    assert!(!store.path.exists(), "nothing was begun");
+    assert!(!store.path.exists(), "the store must not be created");
     let child = start(r#"{ kind = "signal", keep = "1d" }, { kind = "quote", keep = "1d" }"#, &store.path);
     eventually("a store that is served", || Reader::open(&store.path).ok().filter(Reader::is_storage_alive).map(drop));
     let (code, why) = check(&store.tape(&["retention", "--kind", "signal", "--keep", "1d", "--dry-run"]));

@@ -1,4 +1,4 @@
-//! Records that no longer fit in memory: filed, read back by every path, through kills.
+//! Records that do not fit in memory: flushed, and read back by every path, across kills.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use crate::kills::{count, seed};
 
 const BASE: u64 = 1_700_000_000_000_000_000;
 
-/// Record number `seq` of the test's feed: everything about it follows from the number.
+/// Record number `seq` of the test's feed, derived from the number alone.
 pub(crate) fn record(seq: u64) -> ([u64; 12], usize) {
     let r = seq.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-    // A few busy instruments, many quiet ones; some records come late.
+    // A few busy instruments, many quiet ones; some records are late.
     let instrument =
         InstrumentId(1 + (r % INSTRUMENTS * (r >> 10) % INSTRUMENTS / if r.is_multiple_of(3) { 1 } else { 40 }) as u32);
     let late = if r.is_multiple_of(50) { r % 5_000_000 } else { 0 };
@@ -60,7 +60,7 @@ pub(crate) fn publish(publisher: &mut Publisher, from: u64, to: u64) {
     publisher.send();
 }
 
-/// What a reader that runs beside everything has seen.
+/// Starts a reader that checks records while the test runs; returns how many it read.
 pub(crate) fn watch(store: &Store, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
     let path = store.path.clone();
     std::thread::spawn(move || {
@@ -94,7 +94,7 @@ pub(crate) fn watch(store: &Store, stop: Arc<AtomicBool>) -> std::thread::JoinHa
     })
 }
 
-/// Every access path of `snapshot` against what the numbers say.
+/// Checks every access path of `snapshot` against [`record`].
 pub(crate) fn compare(snapshot: &mut Snapshot, last: u64) {
     assert_eq!(snapshot.last(), Lsn(last));
     let mut by_series: HashMap<Series, Vec<(Ts, Lsn)>> = HashMap::new();
@@ -124,7 +124,7 @@ pub(crate) fn compare(snapshot: &mut Snapshot, last: u64) {
         before = (row.index_time, row.lsn);
         n += 1;
         if n % 300_000 == 0 {
-            // What has been read is given back meanwhile; what follows is read all the same.
+            // Releases the pages read so far; the replay goes on.
             snapshot.release();
         }
     }
@@ -155,9 +155,9 @@ fn follow(store: &Store, from: u64, last: u64) {
 }
 
 #[test]
-fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
+fn records_that_exceed_memory_are_flushed_and_read_back_by_every_path() {
     let mut store = small();
-    // Closing it waits for the sync of the last record, which the snapshots below are taken at.
+    // `close` waits for the sync of the last record: the snapshots below end there.
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&store, stop.clone());
@@ -165,7 +165,7 @@ fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
     publish(&mut publisher, 1, last);
     publisher.close(PATIENCE).unwrap();
     let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
-    assert!(snapshot.history().covered().0 > last / 2, "most of it is in files: {}", snapshot.history().covered());
+    assert!(snapshot.history().covered().0 > last / 2, "too little is in SSTables: {}", snapshot.history().covered());
     compare(&mut snapshot, last);
     follow(&store, 1, last);
     follow(&store, last - 300_000, last);
@@ -174,17 +174,17 @@ fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
     let control = store.reader().control().clone();
     assert!(control.statistic(Statistic::Flushes) > 4 && control.statistic(Statistic::FlushFailures) == 0);
     let log: u64 = std::fs::read_dir(store.path.join("wal")).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
-    assert!(log < 80 << 20, "the log behind the files is not kept: {log} bytes");
+    assert!(log < 80 << 20, "the flushed log is not recycled: {log} bytes");
     store.tape_ok(&["verify"]);
-    // The same after a restart, which reads the log behind the checkpoint alone, and after it has stopped.
+    // The same after a restart, which reads only the log after the checkpoint, and while stopped.
     assert!(store.terminate().success());
     let read = store.tape_ok(&["follow", "--once", "--tally", "--at", "flushed"]);
-    assert!(read.contains("\"first\":1,"), "history is read while nobody serves it: {read}");
-    // What is in the log alone is not passed over in silence.
+    assert!(read.contains("\"first\":1,"), "SSTables are read without a storage process: {read}");
+    // Records in the log alone are not left out silently.
     let out = store.path.with_file_name("exported");
     let refused = store.tape(&["export", out.to_str().unwrap(), "--kind", "trade"]);
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(69) && why.contains("in the log alone") && !out.exists(), "{why}");
+    assert!(refused.status.code() == Some(69) && why.contains("only in the log") && !out.exists(), "{why}");
     store.start();
     let mut again = store.reader().snapshot(At::Durable).unwrap();
     compare(&mut again, last);
@@ -193,7 +193,7 @@ fn records_that_memory_cannot_hold_are_filed_and_come_back_by_every_path() {
 }
 
 #[test]
-fn storage_killed_while_it_files_loses_and_doubles_nothing() {
+fn storage_killed_during_a_flush_loses_and_duplicates_nothing() {
     let mut rng = SimRng::new(seed());
     let mut store = small();
     let mut publisher = store.numbered_publisher(1, Level::Os);
@@ -209,7 +209,7 @@ fn storage_killed_while_it_files_loses_and_doubles_nothing() {
                     assert_eq!(number, PubSeq(seq), "one epoch, one numbering");
                 }
                 Err(PublishError::Full { .. }) => {}
-                Err(e) => panic!("the publisher cannot go on: {e}"),
+                Err(e) => panic!("the publisher cannot continue: {e}"),
             }
             if seq.is_multiple_of(256) {
                 publisher.send();
@@ -225,14 +225,14 @@ fn storage_killed_while_it_files_loses_and_doubles_nothing() {
     let (mut files, mut covered) = (0, 0);
     for kill in 0..kills {
         let flushes = store.reader().control().statistic(Statistic::Flushes);
-        // Until something has been filed, and then into the middle of the next filing.
-        eventually("a filing", || (store.reader().control().statistic(Statistic::Flushes) > flushes).then_some(()));
+        // Waits for a flush, then kills within the next one.
+        eventually("a flush", || (store.reader().control().statistic(Statistic::Flushes) > flushes).then_some(()));
         std::thread::sleep(Duration::from_micros(rng.below(120_000)));
         store.kill();
         store.start();
         let snapshot = eventually("a snapshot", || store.reader().snapshot(At::Appended).ok());
         let now = snapshot.history().files().len();
-        assert!(now >= files && snapshot.history().covered().0 >= covered, "kill {kill}: files only come");
+        assert!(now >= files && snapshot.history().covered().0 >= covered, "kill {kill}: SSTables are gone");
         (files, covered) = (now, snapshot.history().covered().0);
     }
     stop.store(true, Ordering::Release);
@@ -245,7 +245,7 @@ fn storage_killed_while_it_files_loses_and_doubles_nothing() {
     follow(&store, 1, seq);
     let snapshot = store.reader().snapshot(At::Appended).unwrap();
     println!(
-        "{kills} kills while filing: {seq} records, 0 lost, 0 doubled; {} files, {} attachments, {looks} reads beside",
+        "{kills} kills during flushes: {seq} records, 0 lost, 0 duplicated; {} SSTables, {} reattaches, {looks} concurrent reads",
         snapshot.history().files().len(),
         progress.reattached
     );
@@ -254,7 +254,7 @@ fn storage_killed_while_it_files_loses_and_doubles_nothing() {
 }
 
 #[test]
-fn the_tool_looks_into_history() {
+fn the_tool_inspects_flushed_records() {
     let mut store = small();
     let mut publisher = store.publisher(1, Level::Os);
     for i in 0..INSTRUMENTS {
@@ -262,12 +262,12 @@ fn the_tool_looks_into_history() {
     }
     publish(&mut publisher, 1, 400_000);
     publisher.close(PATIENCE).unwrap();
-    // Nothing is being filed any more: what two commands say of the store is comparable.
-    let filed = |control: &Control| {
+    // No flush runs any more: the outputs of two commands are comparable.
+    let is_flushed = |control: &Control| {
         let covered = store.reader().snapshot(At::Appended).unwrap().history().covered();
         control.tables().is_some_and(|t| t.count == 1) && control.statistic(Statistic::Covered) == covered.0
     };
-    eventually("the end of filing", || filed(store.reader().control()).then_some(()));
+    eventually("the end of the flushes", || is_flushed(store.reader().control()).then_some(()));
     let json = |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&store.tape_ok(arguments)).unwrap() };
     let manifest = json(&["inspect", "manifest", "--json"]);
     let files = manifest["files"].as_array().unwrap();
@@ -283,7 +283,7 @@ fn the_tool_looks_into_history() {
     assert!(!store.tape_ok(&["inspect", "memtable", "--json"]).is_empty());
     let status = json(&["status", "--json"]);
     assert_eq!(status["history_files"].as_u64(), Some(files.len() as u64));
-    // A trade that is in a file, found by its id, by its LSN, and as the oldest of its series.
+    // A trade in an SSTable is found by its id and by its LSN.
     let seq = (1..).find(|s| record(*s).0[0] & 0xffff == u64::from(Trade::KIND.0)).unwrap();
     let (words, _) = record(seq);
     let name = format!("T:{}", (words[0] >> 32) - 1);
@@ -296,7 +296,7 @@ fn the_tool_looks_into_history() {
     assert_eq!((tally["count"].as_u64(), tally["last"].as_u64()), (Some(399_000), Some(400_000)));
     let verified = json(&["verify", "--json"]);
     assert_eq!(verified["filed_records"], manifest["records"]);
-    // Damage in a file is named, and nothing is changed.
+    // Damage in an SSTable is named, and nothing is changed.
     assert!(store.terminate().success());
     let path = store.path.join("sst").join(first);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -307,10 +307,10 @@ fn the_tool_looks_into_history() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(65) && text.contains(first) && text.contains("offset"), "{text}");
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
-    // Without the manifest the log does not pass for the whole store.
+    // Without the manifest storage refuses to start: the log alone is not the whole store.
     std::fs::remove_file(store.path.join("CURRENT")).unwrap();
     let refused =
         std::process::Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
     assert_eq!(refused.status.code(), Some(65), "{}", String::from_utf8_lossy(&refused.stderr));
-    assert!(path.exists(), "nothing is swept by a start that is refused");
+    assert!(path.exists(), "a refused start must not remove files");
 }

@@ -1,4 +1,4 @@
-//! Records of instruments that were never registered: refused by the publisher's own library, and by storage.
+//! Records of unregistered instruments: refused by the publisher's library and by storage.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn of(instrument: InstrumentId) -> Trade {
 }
 
 #[test]
-fn a_record_of_no_registered_instrument_is_refused_by_the_call_and_the_publisher_goes_on() {
+fn a_record_of_an_unregistered_instrument_is_refused_and_the_publisher_continues() {
     let store = Store::serve();
     let mut publisher = store.publisher(1, Level::Fsync);
     for never in [InstrumentId(0), InstrumentId(1), InstrumentId(7)] {
@@ -28,7 +28,7 @@ fn a_record_of_no_registered_instrument_is_refused_by_the_call_and_the_publisher
     let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
     publisher.publish(&of(instrument)).unwrap();
     publisher.publish(&of(InstrumentId::NULL)).unwrap();
-    // Another process registers, and the number comes by another way.
+    // Another publisher registers; the id reaches this one outside the store.
     let other = store.publisher(2, Level::Fsync).instrument(&"X:B".parse().unwrap()).unwrap();
     publisher.publish(&of(other)).unwrap();
     assert_eq!(publisher.close(PATIENCE).unwrap().durable, PubSeq(3));
@@ -36,7 +36,7 @@ fn a_record_of_no_registered_instrument_is_refused_by_the_call_and_the_publisher
 }
 
 #[test]
-fn storage_refuses_a_batch_with_a_record_of_no_registered_instrument_and_says_of_which() {
+fn storage_refuses_a_batch_with_an_unregistered_instrument_and_names_it() {
     let store = Store::serve();
     let (run_dir, reader) = (store.run_dir(), store.reader());
     let mut stream = UnixStream::connect(run_dir.attach_socket()).unwrap();

@@ -1,4 +1,4 @@
-//! SIGKILL at random moments.
+//! SIGKILL of storage and publishers at random moments.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +17,7 @@ pub(crate) fn count(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
-/// The seed of this run: random unless given, and printed, so that a failure can be replayed.
+/// The seed of this run: `TAPE_SEED` or random; printed, so that a failure can be replayed.
 pub(crate) fn seed() -> u64 {
     let seed = count(
         "TAPE_SEED",
@@ -27,7 +27,7 @@ pub(crate) fn seed() -> u64 {
     seed
 }
 
-/// A thread that publishes without pause, and is never restarted.
+/// A thread that publishes without pause and is never restarted.
 struct Feed {
     stop: Arc<AtomicBool>,
     published: Arc<AtomicU64>,
@@ -53,7 +53,7 @@ impl Feed {
                         published.store(seq, Ordering::Release);
                     }
                     Err(PublishError::Full { .. }) => refused += 1,
-                    Err(e) => panic!("the publisher cannot go on: {e}"),
+                    Err(e) => panic!("the publisher cannot continue: {e}"),
                 }
                 longest = longest.max(began.elapsed());
                 if seq.is_multiple_of(16) {
@@ -67,7 +67,7 @@ impl Feed {
     }
 }
 
-/// From LSN `from` on, the records are the publisher's, dense, once, whole; gives the last.
+/// Checks that the records from LSN `from` on are the publisher's, dense, stored once and intact; returns the last LSN.
 fn verify(reader: &mut Reader, from: u64) -> u64 {
     let mut snapshot = eventually("a snapshot", || reader.snapshot(At::Appended).ok());
     for lsn in from..=snapshot.last().0 {
@@ -80,7 +80,7 @@ fn verify(reader: &mut Reader, from: u64) -> u64 {
 }
 
 #[test]
-fn storage_killed_at_random_moments_loses_and_doubles_nothing_and_the_publisher_goes_on() {
+fn storage_killed_at_random_loses_and_duplicates_nothing_and_the_publisher_continues() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::serve();
     let feed = Feed::start(store.numbered_publisher(1, Level::Fsync));
@@ -95,7 +95,7 @@ fn storage_killed_at_random_moments_loses_and_doubles_nothing_and_the_publisher_
         assert!(last >= acknowledged, "kill {kill}: {acknowledged} acknowledged, {last} found");
         checked = last;
         let target = feed.published.load(Ordering::Acquire);
-        eventually("the publisher's going on", || (feed.durable.load(Ordering::Acquire) >= target).then_some(()));
+        eventually("progress of the publisher", || (feed.durable.load(Ordering::Acquire) >= target).then_some(()));
     }
     feed.stop.store(true, Ordering::Release);
     let (mut publisher, longest, refused) = feed.thread.join().unwrap();
@@ -103,10 +103,10 @@ fn storage_killed_at_random_moments_loses_and_doubles_nothing_and_the_publisher_
     assert_eq!(verify(&mut reader, 1), progress.durable.0);
     assert_eq!(progress.durable.0, feed.published.load(Ordering::Acquire));
     assert_eq!(publisher.take_lost(), []);
-    // A hang would show here; the bound of a call is 5 ms and the scheduler's share.
+    // Detects a hang: a call is bounded by 5 ms plus scheduling delay.
     assert!(longest < Duration::from_secs(2), "a call took {longest:?}");
     println!(
-        "{kills} kills: {} records, 0 lost, 0 doubled; {} attachments; longest call {longest:?}, {refused} refused for a full ring",
+        "{kills} kills: {} records, 0 lost, 0 duplicated; {} reattaches; longest call {longest:?}, {refused} refused with a full ring",
         progress.durable, progress.reattached
     );
     store.tape_ok(&["verify"]);
@@ -127,7 +127,7 @@ fn publishers_killed_at_random_moments_leave_whole_records_and_nothing_in_shared
             child.wait().unwrap();
         });
     }
-    eventually("the janitor's work", || {
+    eventually("the janitor's cleanup", || {
         let segments = store.run_dir().bus_segments().unwrap();
         (segments.len() <= baseline).then_some(())
     });
@@ -140,18 +140,18 @@ fn publishers_killed_at_random_moments_leave_whole_records_and_nothing_in_shared
         assert_eq!(snapshot.get(Lsn(lsn)).unwrap().unwrap().record.get::<Trade>().unwrap().trade_id, arrival.pub_seq.0);
     }
     println!("{kills} kills: {} records of {} epochs, all whole", snapshot.last(), last.len());
-    assert!(last.len() as u64 > kills / 4, "most publishers got in: {}", last.len());
+    assert!(last.len() as u64 > kills / 4, "too few publishers attached: {}", last.len());
     let instance = store.reader().control().instance();
     store.kill();
     store.start();
     let run_dir = store.run_dir();
     let stale = run_dir.bus_segments().unwrap().into_iter().filter(|s| s.starts_with(&run_dir.bus_prefix(instance))).count();
-    assert_eq!(stale, 0, "the start-up sweep leaves nothing of the instance before");
+    assert_eq!(stale, 0, "the start-up sweep must remove the previous instance's segments");
     assert!(!run_dir.bus_root(instance).exists());
 }
 
 #[test]
-fn a_publisher_that_is_killed_while_it_makes_a_file_on_the_bus_leaves_nothing_either() {
+fn a_publisher_killed_while_it_creates_a_bus_file_leaves_nothing() {
     let store = Store::serve();
     let nodes = store.run_dir().bus_root(store.reader().control().instance()).join("nodes");
     let processes = || -> Vec<std::path::PathBuf> {
@@ -161,18 +161,18 @@ fn a_publisher_that_is_killed_while_it_makes_a_file_on_the_bus_leaves_nothing_ei
     let mut child = role("publisher", &store.path, &[("TAPE_ROLE_PUBLISHER", "1".to_owned())]);
     eventually("records", || (store.reader().control().applied() > Lsn(100)).then_some(()));
     let of_child = processes().into_iter().find(|p| !before.contains(p)).unwrap();
-    // As the bus begins a file: empty, and writable until it is whole.
+    // iceoryx2 creates a file empty and writable until it is complete.
     let tag = std::fs::read_dir(&of_child).unwrap().map(|e| e.unwrap().path());
     let tag = tag.into_iter().find(|p| p.extension().is_some_and(|e| e == "service_tag")).unwrap();
     let name = tag.file_name().unwrap().to_str().unwrap().replace(['a', 'b', '1', '2'], "3");
     std::fs::write(of_child.join(name), "").unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("the janitor's work", || (processes() == before).then_some(()));
+    eventually("the janitor's cleanup", || (processes() == before).then_some(()));
 }
 
 #[test]
-fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
+fn leftovers_of_a_publisher_killed_while_it_joins_the_bus_are_removed() {
     let store = Store::serve();
     let reader = store.reader();
     let nodes = store.run_dir().bus_root(reader.control().instance()).join("nodes");
@@ -182,7 +182,7 @@ fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
         names
     };
     let before = all();
-    // As a process leaves it that is killed between its first file and the lock by which it is seen to live.
+    // The state after a kill between a node's first file and the lock that marks it as alive.
     let of_storage = before.iter().filter_map(|n| n.to_str()).find(|n| n.ends_with(".node_monitor")).unwrap();
     let (prefix, _) = of_storage.rsplit_once('_').and_then(|(head, _)| head.rsplit_once('_')).unwrap();
     let id = "79228574063502928140459582465";
@@ -193,14 +193,14 @@ fn what_a_publisher_leaves_that_is_killed_while_it_joins_the_bus_is_removed() {
     for path in [&nodes.join(id), &half_made] {
         std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
     }
-    eventually("the janitor's work", || (all() == before).then_some(()));
+    eventually("the janitor's cleanup", || (all() == before).then_some(()));
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
     publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 
 #[test]
-fn a_segment_of_a_publisher_that_is_killed_before_it_says_that_it_has_one_is_removed_and_others_stay() {
+fn an_unannounced_segment_of_a_killed_publisher_is_removed_and_others_stay() {
     let store = Store::serve();
     let (run_dir, instance) = (store.run_dir(), store.reader().control().instance());
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
@@ -210,14 +210,14 @@ fn a_segment_of_a_publisher_that_is_killed_before_it_says_that_it_has_one_is_rem
     let segments = || run_dir.bus_segments().unwrap().into_iter().filter(|s| s.starts_with(&run_dir.bus_prefix(instance)));
     let path = |name: &str| std::path::Path::new("/dev/shm").join(name);
     let before: Vec<_> = segments().collect();
-    // What the living have stays, however old it is.
+    // Segments of live processes stay at any age.
     before.iter().for_each(|s| std::fs::File::open(path(s)).unwrap().set_modified(long_ago).unwrap());
-    let of_living = before.iter().find(|s| s.ends_with(".data")).unwrap();
-    let (head, _) = of_living.rsplit_once('_').unwrap();
-    let of_dead = format!("{head}_{}.data", (1u128 << 96) + (u128::from(u32::MAX - 1) << 64) + 5);
-    std::fs::write(path(&of_dead), "").unwrap();
-    std::fs::File::open(path(&of_dead)).unwrap().set_modified(long_ago).unwrap();
-    eventually("the janitor's work", || (!path(&of_dead).exists()).then_some(()));
+    let live = before.iter().find(|s| s.ends_with(".data")).unwrap();
+    let (head, _) = live.rsplit_once('_').unwrap();
+    let dead = format!("{head}_{}.data", (1u128 << 96) + (u128::from(u32::MAX - 1) << 64) + 5);
+    std::fs::write(path(&dead), "").unwrap();
+    std::fs::File::open(path(&dead)).unwrap().set_modified(long_ago).unwrap();
+    eventually("the janitor's cleanup", || (!path(&dead).exists()).then_some(()));
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(segments().collect::<Vec<_>>(), before);
     publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
@@ -225,7 +225,7 @@ fn a_segment_of_a_publisher_that_is_killed_before_it_says_that_it_has_one_is_rem
 }
 
 #[test]
-fn a_reader_outlives_storage_and_follows_across_its_restarts() {
+fn a_reader_follows_across_restarts_of_storage() {
     let mut store = Store::serve();
     let feed = Feed::start(store.numbered_publisher(1, Level::Os));
     let mut follow = store.reader().follow(Lsn(1), At::Appended);
@@ -242,12 +242,12 @@ fn a_reader_outlives_storage_and_follows_across_its_restarts() {
                 Ok(None) => follow.wait(Duration::from_millis(5)),
                 Err(e) => assert!(crate::fixture::is_down(&e), "{e}"),
             }
-            assert!(Instant::now() < deadline, "record {next} does not come");
+            assert!(Instant::now() < deadline, "record {next} does not arrive");
         }
         store.kill();
         store.start();
     }
-    // A snapshot shows what it showed, whatever has happened since.
+    // The snapshot taken at the beginning is unchanged.
     let last = held.last();
     assert!((1..=last.0).all(|l| held.get(Lsn(l)).unwrap().is_some()) && held.get(last.next()).unwrap().is_none());
     feed.stop.store(true, Ordering::Release);
@@ -299,6 +299,6 @@ fn at_level_none_every_record_is_stored_or_reported_lost_and_a_gap_is_stored() {
     }
     assert_eq!(gaps, lost.iter().map(|l| (l.epoch, l.first, l.last)).collect::<Vec<_>>(), "a gap is stored for each loss");
     let missing = lost.iter().map(|l| l.last.0 - l.first.0 + 1).sum::<u64>();
-    assert_eq!(ids.len() as u64 + missing, published, "stored and lost are all, and none is both");
+    assert_eq!(ids.len() as u64 + missing, published, "each record is either stored or lost");
     println!("{published} published, {} stored, {missing} lost in {} gaps, each reported", ids.len(), lost.len());
 }

@@ -1,4 +1,4 @@
-//! Limits of a process: descriptors and address space. Who cannot be served is told so, and what to raise.
+//! Process limits: descriptors and address space. An error names the limit to raise.
 
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +18,7 @@ fn descriptors(pid: u32) -> usize {
 }
 
 #[test]
-fn publishers_for_which_storage_has_no_descriptors_are_refused_and_those_that_are_attached_are_served() {
+fn publishers_beyond_the_descriptor_limit_are_refused_and_attached_ones_are_served() {
     let mut store = Store::limited("ulimit -n 100", &SMALL);
     store.start();
     let open = |id| Publisher::open(Options::new(&store.path, PublisherId(id)));
@@ -36,14 +36,14 @@ fn publishers_for_which_storage_has_no_descriptors_are_refused_and_those_that_ar
     for (n, publisher) in attached.iter_mut().enumerate() {
         publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
         let flushed = publisher.flush(Level::Fsync, PATIENCE);
-        assert!(flushed.is_ok(), "the publisher {n} that is attached is not served: {flushed:?}");
+        assert!(flushed.is_ok(), "attached publisher {n} is not served: {flushed:?}");
     }
     let more = descriptors(store.pid()) - before;
-    assert!(more <= attached.len() * 6 + 6, "{} publishers take {more} descriptors", attached.len());
+    assert!(more <= attached.len() * 6 + 6, "{} publishers use {more} descriptors", attached.len());
     assert_eq!(store.reader().control().statistic(Statistic::Records), attached.len() as u64);
-    // Where some have ended, others can come.
+    // Once some have ended, others can attach.
     drop(attached);
-    let late = eventually("a place", || open(99).ok());
+    let late = eventually("an attach", || open(99).ok());
     late.close(PATIENCE).unwrap();
 }
 
@@ -63,7 +63,7 @@ fn storage_raises_its_soft_limit_of_open_files_to_the_hard_one() {
     assert_eq!(soft, hard);
 }
 
-/// The exit code and the message of `tape scan` on `store` with so many MiB of address space.
+/// Exit code and error message of `tape scan` on `store` with `mib` MiB of address space.
 fn scan_with(store: &Path, mib: u64) -> (Option<i32>, String) {
     let mut command: Command = under(&format!("ulimit -v {}", mib << 10), env!("CARGO_BIN_EXE_tape"));
     let output = command.args(["scan", "X:A", "trade", "--store"]).arg(store).output().unwrap();
@@ -71,7 +71,7 @@ fn scan_with(store: &Path, mib: u64) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_reader_without_address_space_for_the_store_says_so_and_not_that_nobody_serves_it() {
+fn a_reader_without_address_space_reports_it_and_not_storage_down() {
     let mut store = Store::new(&["--memtable-size", "128M", "--segment-size", "1M"]);
     store.start();
     let mut publisher = store.publisher(1, Level::Fsync);
@@ -80,7 +80,7 @@ fn a_reader_without_address_space_for_the_store_says_so_and_not_that_nobody_serv
     publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
     assert_eq!(scan_with(&store.path, 4096).0, Some(0));
-    // Down from where it has enough, to where a MemTable is too much for it, and no further.
+    // Lowers the limit until a MemTable no longer fits; stops where the process cannot start.
     let steps = (1..=12).map(|n| scan_with(&store.path, 512 - n * 32)).take_while(|(code, _)| code.is_some());
     let failed = steps.filter(|(code, _)| *code != Some(0)).collect::<Vec<_>>();
     assert!(failed.iter().any(|(_, message)| message.contains("ulimit -v")), "{failed:?}");

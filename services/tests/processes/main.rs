@@ -1,6 +1,6 @@
-//! The promises of the processes, shown with real processes, real files and real kills.
+//! The guarantees of the processes, tested with real processes, real files and real kills.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets what it does not expect fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
 
 mod backup;
 mod bars;
@@ -9,7 +9,9 @@ mod busts;
 mod cluster;
 mod compaction;
 mod copies;
+mod earlier;
 mod endings;
+mod examples;
 mod filling;
 mod fixture;
 mod formats;

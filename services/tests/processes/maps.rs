@@ -1,4 +1,4 @@
-//! A reader whose process has no memory map left.
+//! A reader in a process without free memory maps.
 
 use std::path::Path;
 
@@ -9,9 +9,9 @@ use tapestore::record::Trade;
 
 use crate::fixture::{PATIENCE, Store, finish, role};
 
-/// Maps so much that hardly a map is left; a reader then says so, and reads when there is room again.
+/// Uses up nearly all memory maps: a reader reports `TooManyMaps`, and reads again once maps are free.
 pub(crate) fn crowded(store: &Path) {
-    // Neighbours that differ are not taken for one map.
+    // The kernel merges equal neighbours into one map: they alternate.
     let map = |i: usize| {
         let map = memmap2::MmapOptions::new().len(4096).map_anon()?;
         if i.is_multiple_of(2) { map.make_read_only().map(|map| (None, Some(map))) } else { Ok((Some(map), None)) }
@@ -29,10 +29,10 @@ pub(crate) fn crowded(store: &Path) {
 }
 
 #[test]
-fn a_reader_that_has_no_memory_map_left_says_so_and_not_that_storage_is_down() {
+fn a_reader_without_memory_maps_reports_too_many_maps_and_not_storage_down() {
     let limit = tapestore::error::maps_max().unwrap();
     if limit > 300_000 {
-        return println!("skipped: {limit} memory maps are too many to take");
+        return println!("skipped: {limit} memory maps are too many to use up");
     }
     let store = Store::serve();
     let mut publisher = store.numbered_publisher(1, Level::Os);

@@ -1,4 +1,4 @@
-//! A disk with less room than is to be kept free.
+//! A disk with less free space than the configured minimum.
 
 use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
@@ -15,7 +15,7 @@ fn trade(id: u64) -> Trade {
 }
 
 #[test]
-fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes_on_by_itself() {
+fn below_the_space_watermark_writes_are_refused_and_resume_by_themselves() {
     let mut store = Store::new(&SMALL);
     store.start();
     let ring_bytes = 1 << 20;
@@ -27,7 +27,7 @@ fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes
     }
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
     assert!(store.terminate().success());
-    // More than any disk has.
+    // More space than any disk has.
     let more = [&SMALL[..], &["--space-min", "1000000G"]].concat();
     store.set_arguments(&more);
     store.start();
@@ -37,7 +37,7 @@ fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes
             match publisher.publish(&trade(published + 1)) {
                 Ok(_) => published += 1,
                 Err(PublishError::NoSpace { unacknowledged }) => break Some(unacknowledged),
-                // The publisher has not attached yet, or does not know yet.
+                // The publisher has not attached yet, or has not read the state yet.
                 Err(PublishError::Full { .. }) => break None,
                 Err(e) => panic!("{e}"),
             }
@@ -55,7 +55,7 @@ fn below_its_watermark_a_store_refuses_records_and_names_serves_readers_and_goes
     assert_eq!(snapshot.last(), Lsn(100));
     assert_eq!(snapshot.get(Lsn(100)).unwrap().unwrap().record.get::<Trade>().unwrap().trade_id, 100);
     assert!(store.tape_ok(&["status"]).contains("NoSpace"));
-    // The room comes back, here with another start; the publisher does nothing for it.
+    // The space is back, here by another start; the publisher resumes without a call.
     store.kill();
     store.set_arguments(&SMALL);
     store.start();

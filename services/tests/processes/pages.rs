@@ -1,4 +1,4 @@
-//! Pages that cannot be read, shared memory that is full, and what is gone but still mapped: errors, and no signals.
+//! Unreadable pages, full shared memory, and unlinked but mapped files: errors, and no signals.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -23,13 +23,13 @@ fn wait_for(path: &Path) {
     eventually("the other side", || path.exists().then_some(()));
 }
 
-/// Whether `error` says that a page cannot be read, or that what is read is damaged.
+/// Whether `error` reports an unreadable page or damage.
 fn is_bad(error: &Error) -> bool {
     matches!(error, Error::Io { .. } | Error::Corrupt { .. })
 }
 
 #[test]
-fn files_that_are_cut_short_under_a_reader_are_errors_and_no_signal() {
+fn files_truncated_under_a_reader_are_errors_and_not_signals() {
     let mut store = small();
     let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 300_000);
@@ -37,18 +37,18 @@ fn files_that_are_cut_short_under_a_reader_are_errors_and_no_signal() {
     assert!(store.terminate().success());
     let (ready, go) = (store.path.with_file_name("ready"), store.path.with_file_name("go"));
     let paths = [("TAPE_ROLE_READY", ready.display().to_string()), ("TAPE_ROLE_GO", go.display().to_string())];
-    let child = role("cut-short", &store.path, &paths);
+    let child = role("truncated-files", &store.path, &paths);
     wait_for(&ready);
     for entry in std::fs::read_dir(store.path.join("sst")).unwrap().flatten() {
         let file = std::fs::File::options().write(true).open(entry.path()).unwrap();
         file.set_len(entry.metadata().unwrap().len() / 2).unwrap();
     }
     std::fs::write(&go, "").unwrap();
-    finish(child, "the reader of files that were cut short");
+    finish(child, "the reader of truncated files");
 }
 
-/// Reads everything, waits until the files have been cut short, and reads everything again: right, or an error.
-pub(crate) fn cut_short(store: &Path) {
+/// Reads everything, waits until the files are truncated and reads again: each row is right or an error.
+pub(crate) fn read_truncated_files(store: &Path) {
     tapestore::guard_pages().unwrap();
     let mut reader = Reader::open(store).unwrap();
     let mut snapshot = reader.snapshot(At::Flushed).unwrap();
@@ -58,16 +58,16 @@ pub(crate) fn cut_short(store: &Path) {
         let (expected, len) = record(lsn.0);
         assert_eq!(words, &expected[..len], "record {lsn}");
     };
-    let mut round = |is_cut: bool| {
+    let mut round = |is_truncated: bool| {
         let (mut errors, mut rows) = (0, 0);
         let mut note = |e: Error| {
-            assert!(is_cut && is_bad(&e), "{e}");
+            assert!(is_truncated && is_bad(&e), "{e}");
             errors += 1;
         };
-        for lsn in (1..=last).step_by(if is_cut { 1009 } else { 7 }) {
+        for lsn in (1..=last).step_by(if is_truncated { 1009 } else { 7 }) {
             match snapshot.get(Lsn(lsn)) {
                 Ok(Some(row)) => check(row.lsn, row.record.words()),
-                Ok(None) => panic!("record {lsn} is not there, and no error"),
+                Ok(None) => panic!("record {lsn} is missing without an error"),
                 Err(e) => note(e),
             }
         }
@@ -109,20 +109,21 @@ pub(crate) fn cut_short(store: &Path) {
     wait_for(Path::new(&std::env::var("TAPE_ROLE_GO").unwrap()));
     let (errors, _) = round(true);
     assert!(errors > 10, "{errors} errors");
-    // A follower gives what it had read before, and then says what it cannot read.
+    // A follow returns the rows that it had read before, then the error.
     let error = loop {
         match follow.poll() {
             Ok(Some(row)) => check(row.lsn, row.record.words()),
-            Ok(None) => panic!("the follower waits for what it cannot read"),
+            Ok(None) => panic!("the follow waits for rows that it cannot read"),
             Err(e) => break e,
         }
     };
     assert!(is_bad(&error) || is_down(&error), "{error}");
     let opened = reader.snapshot(At::Committed).map(drop);
-    assert!(opened.as_ref().is_err_and(is_bad), "files that were cut short are not opened again: {opened:?}");
+    assert!(opened.as_ref().is_err_and(is_bad), "truncated files must not open again: {opened:?}");
 }
 
-/// This program in the role "small-memory", with a `/dev/shm` of its own of so many MiB. `None`, and why: it cannot be had.
+/// Starts this program in the role "small-memory" with its own `/dev/shm` of `mebibytes` MiB; prints why and returns `None` if
+/// it cannot be mounted.
 fn with_memory(mebibytes: u64, publishers: u64) -> Option<(Child, tempfile::TempDir)> {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: a small /dev/shm is a mount, which needs root");
@@ -144,24 +145,24 @@ fn with_memory(mebibytes: u64, publishers: u64) -> Option<(Child, tempfile::Temp
 }
 
 fn ends_well(mut child: Child) {
-    let status = eventually("the end of who has little memory", || child.try_wait().unwrap());
+    let status = eventually("the end of the process with little memory", || child.try_wait().unwrap());
     assert_eq!(status.signal(), None, "it ended by a signal");
     assert!(status.success(), "{status}");
 }
 
 #[test]
-fn a_publisher_in_64_mib_of_shared_memory_publishes_whatever_else_fills_it() {
+fn a_publisher_in_64_mib_of_shared_memory_publishes_while_it_is_full() {
     let Some((child, _dir)) = with_memory(64, 1) else { return };
     ends_well(child);
 }
 
 #[test]
-fn four_publishers_in_256_mib_of_shared_memory_publish_whatever_else_fills_it() {
+fn four_publishers_in_256_mib_of_shared_memory_publish_while_it_is_full() {
     let Some((child, _dir)) = with_memory(256, 4) else { return };
     ends_well(child);
 }
 
-/// Whatever is left of shared memory, and a name to take it back by.
+/// Fills the rest of shared memory; returns the file that holds it.
 fn fill() -> &'static Path {
     use std::io::Write;
     let path = Path::new("/dev/shm/filler");
@@ -179,14 +180,14 @@ fn receive(subscriber: &mut Subscriber, upto: u64, publishers: u64) {
             Some(Event::Record { pub_seq, .. }) => seen += u64::from(pub_seq.0 == upto),
             Some(other) => panic!("{other:?}"),
             None => {
-                assert!(Instant::now() < deadline, "record {upto} comes live from {seen} publishers");
+                assert!(Instant::now() < deadline, "record {upto} arrives live from only {seen} publishers");
                 subscriber.wait(Duration::from_millis(20));
             }
         }
     }
 }
 
-/// Publishes while there is memory, while another program has taken all of it, and while there is some again.
+/// Publishes with free memory, with none left, and with memory free again.
 pub(crate) fn small_memory(dir: &Path) {
     tapestore::guard_pages().unwrap();
     let publishers: u64 = std::env::var("TAPE_ROLE_PUBLISHERS").unwrap().parse().unwrap();
@@ -208,7 +209,7 @@ pub(crate) fn small_memory(dir: &Path) {
     publish(&mut all, 1, 100);
     receive(&mut subscriber, 100, publishers);
     let filler = fill();
-    // So many batches wait as can: each lies where none has lain before.
+    // As many batches wait as the ring holds: each uses memory that was not used before.
     signal(store.pid(), rustix::process::Signal::STOP);
     publish(&mut all, 101, 2_100);
     signal(store.pid(), rustix::process::Signal::CONT);
@@ -217,11 +218,11 @@ pub(crate) fn small_memory(dir: &Path) {
         assert_eq!(publisher.flush(Level::Os, PATIENCE).unwrap().accepted.0, 4_000);
     }
     receive(&mut subscriber, 4_000, publishers);
-    // Who comes now is told.
+    // A new publisher gets an error.
     let refused = open(99).err().unwrap();
-    let says = refused.to_string();
-    // By storage, which looks first, or by its own attempt.
-    assert!(says.contains("0 bytes free") && (says.contains("df -h /dev/shm") || says.contains("make room there")), "{says}");
+    let why = refused.to_string();
+    // From storage, which checks first, or from the publisher's own attempt.
+    assert!(why.contains("0 bytes free") && (why.contains("df -h /dev/shm") || why.contains("free some there")), "{why}");
     std::fs::remove_file(filler).unwrap();
     let mut late = open(99).unwrap();
     late.publish(&trade(1)).unwrap();
@@ -229,7 +230,7 @@ pub(crate) fn small_memory(dir: &Path) {
     assert!(store.terminate().success());
 }
 
-/// What this process has mapped of `store` and is gone.
+/// Unlinked files of `store` that this process still maps.
 fn gone(store: &Store) -> Vec<String> {
     let dirs = [store.path.display().to_string(), store.run_dir().path().display().to_string()];
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -238,7 +239,7 @@ fn gone(store: &Store) -> Vec<String> {
 }
 
 #[test]
-fn a_follower_that_waits_gives_back_what_storage_has_unlinked() {
+fn a_waiting_follow_unmaps_what_storage_unlinked() {
     let mut store = small();
     let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 20_000);
@@ -249,10 +250,10 @@ fn a_follower_that_waits_gives_back_what_storage_has_unlinked() {
         assert_eq!(found, Lsn(lsn));
     }
     assert!(follow.poll().unwrap().is_none());
-    // The MemTable that was read goes with the instance.
+    // The end of the instance unlinks the MemTable that was read.
     assert!(store.terminate().success());
     store.start();
-    eventually("the end of what is gone", || {
+    eventually("the unmap of unlinked files", || {
         match follow.poll() {
             Ok(row) => assert!(row.is_none()),
             Err(e) => assert!(is_down(&e), "{e}"),
@@ -265,7 +266,7 @@ fn a_follower_that_waits_gives_back_what_storage_has_unlinked() {
 }
 
 #[test]
-fn a_subscriber_that_has_healed_gives_back_what_it_looked_at() {
+fn a_subscriber_unmaps_the_store_after_healing() {
     let mut store = small();
     let mut subscriber = Subscriber::open(&store.path).unwrap();
     let mut publisher = store.numbered_publisher(1, Level::Os);
@@ -278,7 +279,7 @@ fn a_subscriber_that_has_healed_gives_back_what_it_looked_at() {
     };
     publisher.publish(&trade(1)).unwrap();
     receive(1);
-    // More batches than the bus keeps for who does not look.
+    // More batches than the bus buffers for a subscriber that does not poll.
     for id in 2..=5_000 {
         publisher.publish(&trade(id)).unwrap();
     }
@@ -287,7 +288,7 @@ fn a_subscriber_that_has_healed_gives_back_what_it_looked_at() {
     assert!(subscriber.healed() > 0);
     assert!(store.terminate().success());
     store.start();
-    eventually("the end of what is gone", || {
+    eventually("the unmap of unlinked files", || {
         assert!(subscriber.poll().unwrap().is_none());
         gone(&store).is_empty().then_some(())
     });

@@ -1,8 +1,7 @@
-//! Several publishers and readers at once.
+//! Several publishers and readers at the same time.
 
 use std::time::{Duration, Instant};
 
-use tape_services::input::{Input, Market, Sim};
 use tapestore::bus::attach::{self, Message, Mode};
 use tapestore::error::Error;
 use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
@@ -12,6 +11,7 @@ use tapestore::record::{Quote, Record, Trade};
 use tapestore::shm::control::Statistic;
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::Ts;
+use tapestore_formats::input::{Input, Market, Sim};
 
 use crate::fixture::{PATIENCE, Store, eventually, finish, register, role, signal};
 use crate::roles;
@@ -20,7 +20,7 @@ fn trade(id: u64) -> Trade {
     Trade { trade_id: id, instrument: InstrumentId(1), ts_recv: Ts(1_000 + id), ..Trade::default() }
 }
 
-/// Publishes `count` trades numbered from `first`, waiting out a full ring.
+/// Publishes `count` trades numbered from `first`; retries while the ring is full.
 fn publish(publisher: &mut Publisher, first: u64, count: u64) {
     let deadline = Instant::now() + PATIENCE;
     for id in first..first + count {
@@ -30,13 +30,13 @@ fn publish(publisher: &mut Publisher, first: u64, count: u64) {
     }
 }
 
-/// The checksum of what `tape publish --sim` publishes, with the store's instrument ids.
+/// The checksum of the records of `tape publish --sim`, with the store's instrument ids.
 fn expected_checksum(store: &Store, seed: u64, records: u64) -> u32 {
     let mut sim = Sim::new(Market { seed, records, instruments: 50 }).unwrap();
     let mut reader = store.reader();
     let symbols = reader.symbols().unwrap();
     let ids: Vec<u32> = sim.names().iter().map(|n| symbols.id(n).unwrap().0).collect();
-    let (mut message, mut crc) = (tape_services::input::Message::default(), 0);
+    let (mut message, mut crc) = (tapestore_formats::input::Message::default(), 0);
     while sim.next(&mut message).unwrap() {
         for record in tapestore::record::split(&message.words).flatten() {
             let mut words = record.words().to_vec();
@@ -78,7 +78,7 @@ fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
         for (publisher, seed) in [(1, 11), (2, 22)] {
             let seen = &report.publishers[&publisher];
             assert_eq!((seen.count, seen.checksum), (records, expected_checksum(&store, seed, records)));
-            assert!(seen.turns > 10, "publisher {publisher}'s records came in {} turns, as they were sent", seen.turns);
+            assert!(seen.turns > 10, "the records of publisher {publisher} interleave only {} times", seen.turns);
         }
     }
     let control = store.reader().control().clone();
@@ -108,7 +108,7 @@ fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
         publish(&mut publisher, first + 1, 100);
         std::thread::sleep(Duration::from_micros(300));
     }
-    // What the bus dropped at the very end is seen when something follows it.
+    // A drop at the very end of the live service is detected by a later record.
     let over = std::thread::spawn(move || finish(subscriber, "the subscriber"));
     let mut next = count + 1;
     while !over.is_finished() {
@@ -123,7 +123,7 @@ fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
 }
 
 #[test]
-fn a_stopped_subscriber_and_a_stopped_reader_hold_nobody_up() {
+fn a_stopped_subscriber_and_a_stopped_reader_do_not_block_publishers() {
     let store = Store::serve();
     let mut publisher = store.numbered_publisher(1, Level::Os);
     let path = |s: &str| store.path.with_extension(s).to_string_lossy().into_owned();
@@ -147,7 +147,7 @@ fn a_stopped_subscriber_and_a_stopped_reader_hold_nobody_up() {
 }
 
 #[test]
-fn who_takes_over_from_a_live_publisher_fences_it_and_who_does_not_ask_to_is_refused() {
+fn a_takeover_fences_a_live_publisher_and_an_attach_without_takeover_is_refused() {
     let store = Store::serve();
     let mut old = store.numbered_publisher(5, Level::Fsync);
     publish(&mut old, 1, 10);
@@ -169,18 +169,18 @@ fn who_takes_over_from_a_live_publisher_fences_it_and_who_does_not_ask_to_is_ref
     let snapshot = store.reader().snapshot(At::Durable).unwrap();
     let epochs: Vec<u32> = (1..=snapshot.last().0).map(|l| snapshot.arrival(Lsn(l)).unwrap().unwrap().epoch.0).collect();
     assert!(epochs.is_sorted() && epochs.iter().filter(|e| **e == 2).count() == 3, "{epochs:?}");
-    // One that has ended is taken over from without a word.
+    // A publisher that has closed needs no takeover.
     new.close(PATIENCE).unwrap();
     store.publisher(5, Level::Fsync).close(PATIENCE).unwrap();
 }
 
-#[expect(clippy::disallowed_methods, reason = "takes a directory from under storage")]
+#[expect(clippy::disallowed_methods, reason = "moves a directory that storage uses")]
 fn move_dir(from: &std::path::Path, to: &std::path::Path) {
     std::fs::rename(from, to).unwrap();
 }
 
 #[test]
-fn a_disk_that_takes_no_files_holds_publishers_back_and_they_go_on_when_it_does() {
+fn a_failing_flush_causes_back_pressure_and_publishers_resume_when_it_succeeds() {
     let mut store = Store::new(&["--memtable-size", "16M", "--memtables-max", "2", "--segment-size", "4M"]);
     store.start();
     let options = Options { ring_bytes: 1 << 20, level: Level::Os, ..Options::new(&store.path, PublisherId(1)) };
@@ -201,13 +201,13 @@ fn a_disk_that_takes_no_files_holds_publishers_back_and_they_go_on_when_it_does(
     };
     assert!(why.contains("tape status"), "{why}");
     assert!(store.tape_ok(&["status"]).contains("MemTables are full"));
-    // Readers go on meanwhile.
-    let held = store.reader().snapshot(At::Appended).unwrap().last();
-    assert!(held.0 > 50_000 && held.0 < published, "{held} of {published}");
+    // Readers are not affected.
+    let last = store.reader().snapshot(At::Appended).unwrap().last();
+    assert!(last.0 > 50_000 && last.0 < published, "{last} of {published}");
     eventually("a failure", || (store.reader().control().statistic(Statistic::FlushFailures) > 0).then_some(()));
     move_dir(&away, &files);
     let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
-    assert_eq!(progress.durable, PubSeq(published), "nobody was restarted");
+    assert_eq!(progress.durable, PubSeq(published), "without a restart");
     let snapshot = store.reader().snapshot(At::Durable).unwrap();
     assert_eq!(snapshot.last(), Lsn(published));
     assert_eq!(ids(&snapshot), (1..=published).collect::<Vec<_>>());
@@ -225,7 +225,7 @@ fn ids(snapshot: &Snapshot) -> Vec<u64> {
 }
 
 #[test]
-fn a_log_that_smaller_memtables_cannot_hold_is_filed_at_the_start() {
+fn a_log_larger_than_the_memtables_is_flushed_at_start() {
     let mut store = Store::serve();
     let mut publisher = store.numbered_publisher(1, Level::Os);
     publish(&mut publisher, 1, 600_000);
@@ -233,8 +233,8 @@ fn a_log_that_smaller_memtables_cannot_hold_is_filed_at_the_start() {
     assert!(store.terminate().success());
     store.set_arguments(&["--memtable-size", "16M", "--memtables-max", "2", "--segment-size", "4M"]);
     store.start();
-    let filed = || Some(store.reader().snapshot(At::Durable).unwrap()).filter(|s| s.history().covered().0 > 100_000);
-    let mut snapshot = eventually("a filing", filed);
+    let flushed = || Some(store.reader().snapshot(At::Durable).unwrap()).filter(|s| s.history().covered().0 > 100_000);
+    let mut snapshot = eventually("a flush", flushed);
     assert_eq!(snapshot.last(), Lsn(600_000));
     assert_eq!(ids(&snapshot), (1..=600_000).collect::<Vec<_>>());
     assert!((1..=600_000).step_by(1000).all(|l| snapshot.get(Lsn(l)).unwrap().is_some_and(|r| r.lsn == Lsn(l))));
@@ -280,7 +280,7 @@ fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
     let mut next = |epoch: u32, from: u64, to: u64| {
         for seq in from..=to {
             loop {
-                assert!(Instant::now() < deadline, "record {seq} of epoch {epoch} does not come");
+                assert!(Instant::now() < deadline, "record {seq} of epoch {epoch} does not arrive");
                 match subscriber.poll().unwrap() {
                     Some(Event::Record { epoch: e, pub_seq, .. }) => {
                         assert_eq!((e.0, pub_seq), (epoch, PubSeq(seq)));
@@ -293,7 +293,7 @@ fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
         }
     };
     next(1, 1, 10);
-    // More than the bus keeps, so that nothing of epoch 1 is left on it.
+    // More than the live service buffers: nothing of epoch 1 is left in it.
     publish(&mut first, 11, 3000);
     first.close(PATIENCE).unwrap();
     let mut second = store.numbered_publisher(1, Level::Os);
@@ -304,7 +304,7 @@ fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
 }
 
 #[test]
-fn an_epoch_is_given_again_to_the_process_that_was_not_told_of_it_and_to_no_other() {
+fn an_epoch_is_resumed_by_the_process_that_missed_the_answer_and_by_no_other() {
     let store = Store::serve();
     let ask = |mode, incarnation| {
         let mut stream = std::os::unix::net::UnixStream::connect(store.run_dir().attach_socket()).unwrap();
@@ -313,9 +313,9 @@ fn an_epoch_is_given_again_to_the_process_that_was_not_told_of_it_and_to_no_othe
     let epoch = |message| if let Message::Attached(grant) = message { grant.epoch.0 } else { panic!("{message:?}") };
     assert_eq!(epoch(ask(Mode::New, 5)), 1);
     assert_eq!(epoch(ask(Mode::New, 5)), 2);
-    assert_eq!(epoch(ask(Mode::Resume(Epoch(1)), 5)), 2, "its own second attempt");
+    assert_eq!(epoch(ask(Mode::Resume(Epoch(1)), 5)), 2, "a retry of the same process");
     assert_eq!(ask(Mode::Resume(Epoch(1)), 6), Message::Fenced(Epoch(2)), "another process");
-    assert_eq!(epoch(ask(Mode::Resume(Epoch(9)), 6)), 10, "an epoch that the log has lost");
+    assert_eq!(epoch(ask(Mode::Resume(Epoch(9)), 6)), 10, "an epoch that the log does not have");
     for bad in [0, u32::MAX, u32::MAX - 1] {
         let answer = ask(Mode::Resume(Epoch(bad)), 6);
         assert!(matches!(answer, Message::Refused(_) | Message::Fenced(_)), "{answer:?}");
@@ -324,7 +324,7 @@ fn an_epoch_is_given_again_to_the_process_that_was_not_told_of_it_and_to_no_othe
 }
 
 #[test]
-fn every_way_of_waiting_and_pinned_cores_take_records_in() {
+fn every_wait_mode_and_pinned_cores_accept_records() {
     for wait in ["busy", "adaptive", "blocking"] {
         let arguments =
             ["--memtable-size", "16M", "--segment-size", "4M", "--wait", wait, "--ingest-core", "0", "--sync-core", "1"];
@@ -335,10 +335,10 @@ fn every_way_of_waiting_and_pinned_cores_take_records_in() {
         for i in 1..=50u64 {
             publish(&mut publisher, i, 1);
             assert_eq!(publisher.flush(Level::Fsync, PATIENCE).unwrap().durable, PubSeq(i));
-            // Long enough for every loop to fall asleep now and then.
+            // Long enough that every loop parks now and then.
             std::thread::sleep(Duration::from_millis(i % 3));
             let seen = eventually("the record", || follow.poll().unwrap().map(|row| row.lsn));
-            assert_eq!(seen, Lsn(i), "waiting {wait}");
+            assert_eq!(seen, Lsn(i), "wait mode {wait}");
         }
         assert!(store.terminate().success());
     }

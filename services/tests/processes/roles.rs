@@ -1,4 +1,4 @@
-//! Owns: what this program does when a test starts it as another process.
+//! Owns: the roles of this program when a test starts it as another process.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -15,7 +15,7 @@ use tapestore::time::{Clock, HostClock};
 
 use crate::fixture::{PATIENCE, register};
 
-/// What a following reader has seen of one publisher.
+/// Records of one publisher that a following reader received.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) count: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Seen {
     pub(crate) turns: u64,
 }
 
-/// What a reader or subscriber reports.
+/// The report of a reader or subscriber.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) publishers: HashMap<u16, Seen>,
@@ -49,7 +49,7 @@ pub(crate) fn read(path: &std::path::Path) -> Report {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// Not a test of its own: the other processes of the tests begin here.
+/// Entry point of the tests' other processes; no test by itself.
 #[test]
 fn play() {
     let Ok(role) = std::env::var("TAPE_ROLE") else { return };
@@ -62,13 +62,13 @@ fn play() {
         "forker" => forker(&store),
         "crowded" => crate::maps::crowded(&store),
         "holder" => crate::small_shm::hold(&store),
-        "cut-short" => crate::pages::cut_short(&store),
+        "truncated-files" => crate::pages::read_truncated_files(&store),
         "small-memory" => crate::pages::small_memory(&store),
         other => panic!("{other}"),
     }
 }
 
-/// Follows from the first record until it has seen so many, checking order as it goes.
+/// Follows from the first record up to the target count and checks the order.
 fn reader(store: &std::path::Path) {
     let target = number("TAPE_ROLE_COUNT");
     let mut follow = Reader::open(store).unwrap().follow(Lsn(1), At::Appended);
@@ -79,7 +79,7 @@ fn reader(store: &std::path::Path) {
         let (lsn, words) = match follow.poll().unwrap() {
             Some(row) => (row.lsn, row.record.words().to_vec()),
             None => {
-                assert!(Instant::now() < deadline, "record {next} of {target} does not come");
+                assert!(Instant::now() < deadline, "record {next} of {target} does not arrive");
                 follow.wait(Duration::from_millis(20));
                 continue;
             }
@@ -103,7 +103,7 @@ fn reader(store: &std::path::Path) {
     write(&report);
 }
 
-/// Receives live until it has seen so many, with a pause in which the bus overflows.
+/// Receives live up to the target count, with a pause in which the bus overflows.
 fn subscriber(store: &std::path::Path) {
     let (target, pause_at) = (number("TAPE_ROLE_COUNT"), number("TAPE_ROLE_PAUSE_AT"));
     let mut subscriber = Subscriber::open(store).unwrap();
@@ -126,7 +126,7 @@ fn subscriber(store: &std::path::Path) {
             }
             Some(Event::Gap { .. } | Event::Reopened { .. }) => report.gaps += 1,
             None => {
-                assert!(Instant::now() < deadline, "{total} of {target} came");
+                assert!(Instant::now() < deadline, "{total} of {target} arrived");
                 subscriber.wait(Duration::from_millis(20));
             }
         }
@@ -165,7 +165,7 @@ fn publish(publisher: &mut Publisher, ids: std::ops::RangeInclusive<u64>) {
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 
-/// Opens the store by a relative name, goes to another directory, and goes on while storage is killed and started again.
+/// Opens the store by a relative path, changes the directory, and continues while storage is killed and restarted.
 fn wanderer(store: &std::path::Path) {
     std::env::set_current_dir(store.parent().unwrap()).unwrap();
     let relative = PathBuf::from(store.file_name().unwrap());
@@ -179,19 +179,19 @@ fn wanderer(store: &std::path::Path) {
     std::fs::write(variable("TAPE_ROLE_READY"), "").unwrap();
     let deadline = Instant::now() + PATIENCE;
     while publisher.progress().reattached == 0 {
-        assert!(Instant::now() < deadline, "it does not attach again");
+        assert!(Instant::now() < deadline, "the publisher does not reattach");
         std::thread::sleep(Duration::from_millis(5));
     }
     publish(&mut publisher, 101..=200);
     publisher.instrument(&"A".parse().unwrap()).unwrap();
-    // Whoever has joined the bus again sees by a record that there are some that it has missed.
-    let (mut came, mut last) = (0, 200);
-    while came < last {
-        assert!(Instant::now() < deadline, "{came} of {last} came");
+    // After a rejoin of the bus, the subscriber detects missed records by the next one that arrives.
+    let (mut arrived, mut last) = (0, 200);
+    while arrived < last {
+        assert!(Instant::now() < deadline, "{arrived} of {last} arrived");
         match subscriber.poll().unwrap() {
-            Some(Event::Record { .. }) => came += 1,
+            Some(Event::Record { .. }) => arrived += 1,
             Some(other) => panic!("{other:?}"),
-            None if came <= 200 && last < 300 => {
+            None if arrived <= 200 && last < 300 => {
                 std::thread::sleep(Duration::from_millis(50));
                 last += 1;
                 publish(&mut publisher, last..=last);
@@ -208,33 +208,33 @@ fn wanderer(store: &std::path::Path) {
     }
 }
 
-/// Forks while it publishes: the child is refused what it has inherited, may read, and opens what it needs itself.
+/// Forks while it publishes: inherited handles are refused in the child, except a reader; the child opens its own.
 fn forker(store: &std::path::Path) {
     let mut publisher = Publisher::open(Options::new(store, PublisherId(21))).unwrap();
     register(&publisher);
     let mut subscriber = Subscriber::open(store).unwrap();
     let mut reader = Reader::open(store).unwrap();
     publish(&mut publisher, 1..=100);
-    // SAFETY: the child goes on with its one thread, which holds no lock.
+    // SAFETY: the child continues with one thread, which holds no lock.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| forked(store, publisher, subscriber, reader)));
-        // SAFETY: the process ends here, without what its parent would do at its end.
+        // SAFETY: the process ends here, without the parent's exit handlers.
         unsafe { libc::_exit(i32::from(outcome.is_err())) };
     }
     publish(&mut publisher, 101..=200);
     let mut status = 0;
-    // SAFETY: it is this process's child, and the place for its status is this function's.
+    // SAFETY: `child` is this process's child; `status` is a local of this function.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert_eq!(status, 0, "the child's end");
-    // What the child has let go of was not the parent's.
+    assert_eq!(status, 0, "the child failed");
+    // The child's drops released nothing of the parent.
     publish(&mut publisher, 201..=300);
     assert_eq!(publisher.progress().reattached, 0);
-    let (deadline, mut came) = (Instant::now() + PATIENCE, 0);
-    while came < 300 {
-        assert!(Instant::now() < deadline, "{came} of 300 came");
+    let (deadline, mut arrived) = (Instant::now() + PATIENCE, 0);
+    while arrived < 300 {
+        assert!(Instant::now() < deadline, "{arrived} of 300 arrived");
         match subscriber.poll().unwrap() {
-            Some(Event::Record { publisher, .. }) => came += u64::from(publisher.0 == 21),
+            Some(Event::Record { publisher, .. }) => arrived += u64::from(publisher.0 == 21),
             Some(other) => panic!("{other:?}"),
             None => std::thread::yield_now(),
         }

@@ -1,4 +1,4 @@
-//! A shared memory as small as containers have it, and readers that hold all they can of it: storage goes on.
+//! Storage keeps running in a shared memory as small as a container's, pinned by readers.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -13,11 +13,11 @@ use tapestore::shm::spill;
 
 use crate::fixture::{PATIENCE, Store, eventually, role, signal};
 
-/// MiB of shared memory that the inner test has for itself.
+/// Environment variable: MiB of the inner test's own shared memory.
 const SIZE: &str = "TAPE_TEST_SHM_MIB";
 
 /// Runs the test `inner` of this module in a mount namespace with a /dev/shm of `mib` MiB.
-fn in_a_shared_memory_of(mib: u32, inner: &str) {
+fn in_shared_memory_of(mib: u32, inner: &str) {
     if !rustix::process::geteuid().is_root() {
         return println!("skipped: only root can mount a shared memory of its own");
     }
@@ -34,16 +34,16 @@ fn in_a_shared_memory_of(mib: u32, inner: &str) {
 }
 
 #[test]
-fn storage_takes_records_in_and_flushes_them_though_stopped_readers_hold_all_of_64_mib_of_shared_memory() {
-    in_a_shared_memory_of(64, "readers_hold_everything");
+fn storage_accepts_and_flushes_while_stopped_readers_pin_all_of_64_mib_of_shared_memory() {
+    in_shared_memory_of(64, "readers_pin_everything");
 }
 
 #[test]
 fn storage_serves_in_128_mib_of_shared_memory() {
-    in_a_shared_memory_of(128, "readers_hold_everything");
+    in_shared_memory_of(128, "readers_pin_everything");
 }
 
-/// Holds a snapshot of each MemTable there is, until it is killed.
+/// Pins a snapshot of each MemTable until the process is killed.
 pub(crate) fn hold(store: &Path) {
     let mut reader = Reader::open(store).unwrap();
     let mut held: Vec<Snapshot> = Vec::new();
@@ -62,7 +62,7 @@ pub(crate) fn hold(store: &Path) {
     }
 }
 
-/// Processes that end with this.
+/// Reader processes, killed on drop.
 struct Holders(Vec<Child>);
 
 impl Drop for Holders {
@@ -82,7 +82,7 @@ struct Load {
 impl Load {
     fn publish(&mut self) {
         let instrument = InstrumentId(1 + (self.sent % 10) as u32);
-        // Long ones, of which few fill a table.
+        // Long records: few fill a MemTable.
         let depth = Depth10 { instrument, sequence: self.sent as u32 + 1, ..Depth10::default() };
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -95,10 +95,10 @@ impl Load {
         self.sent += 1;
     }
 
-    /// Publishes until `more` MemTables have been flushed since `store` was started.
+    /// Publishes until `more` further MemTables are flushed.
     fn until_flushed(&mut self, reader: &Reader, more: u64) {
         let counted = || reader.control().statistic(Statistic::Flushes);
-        // A guard against a hang: of each table.
+        // A guard against hangs, per MemTable.
         for target in counted() + 1..=counted() + more {
             let deadline = Instant::now() + 2 * PATIENCE;
             while counted() < target {
@@ -115,11 +115,11 @@ fn spilled_files(store: &Store) -> Vec<String> {
 }
 
 #[test]
-fn readers_hold_everything() {
+fn readers_pin_everything() {
     if std::env::var(SIZE).is_err() {
         return;
     }
-    // The sizes of memory are the defaults.
+    // Memory sizes are the defaults.
     let mut store = Store::new(&["--segment-size", "4M"]);
     store.start();
     let mut load = Load { publisher: store.numbered_publisher(1, Level::Os), sent: 0 };
@@ -131,9 +131,9 @@ fn readers_hold_everything() {
     load.until_flushed(&reader, 2);
     assert!(reader.control().statistic(Statistic::Spilled) > 0, "shared memory is short");
     assert!(!spilled_files(&store).is_empty());
-    let said = store.tape_ok(&["status"]);
-    assert!(said.contains("shared memory is short") && said.contains("keeps"), "{said}");
-    // A kill leaves what is spilled; the next start removes it, and spills again.
+    let status = store.tape_ok(&["status"]);
+    assert!(status.contains("shared memory is short") && status.contains("keeps"), "{status}");
+    // A kill leaves spilled MemTables; the next start removes them and spills again.
     store.kill();
     let left = spilled_files(&store);
     store.start();
@@ -149,7 +149,7 @@ fn readers_hold_everything() {
         assert_eq!(u64::from(row.record.get::<Depth10>().unwrap().sequence), lsn);
     }
     drop(snapshot);
-    // When the readers have gone there is memory again.
+    // Without the readers, memory is free again.
     drop(holders);
     eventually("MemTables in shared memory", || {
         (0..1000).for_each(|_| load.publish());
@@ -158,6 +158,6 @@ fn readers_hold_everything() {
     });
     load.publisher.close(PATIENCE).unwrap();
     assert!(store.terminate().success());
-    assert!(!store.path.join(spill::DIR).exists(), "what is spilled goes with the instance");
+    assert!(!store.path.join(spill::DIR).exists(), "a clean stop removes spilled MemTables");
     store.tape_ok(&["verify"]);
 }

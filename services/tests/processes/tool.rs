@@ -1,4 +1,4 @@
-//! The command line tool: what each command prints, and its exit codes.
+//! The command line tool: output and exit codes of each command.
 
 use std::io::Write;
 
@@ -51,7 +51,7 @@ fn every_reading_command_finds_what_was_published() {
     let defined = json(&store.tape_ok(&["symbols", "00007", "--at", "now", "--json"]));
     let definition = json(&store.tape_ok(&["asof", "SIM:00007", "definition", "--json"]));
     assert!(defined.len() == 1 && defined[0]["min_price_increment"] == definition[0]["min_price_increment"], "{defined:?}");
-    assert!(json(&store.tape_ok(&["symbols", "00007", "--at", "1", "--json"]))[0]["since"] == "", "nothing was defined then");
+    assert!(json(&store.tape_ok(&["symbols", "00007", "--at", "1", "--json"]))[0]["since"] == "", "no definition at that time");
     let status = &json(&store.tape_ok(&["status", "--json"]))[0];
     assert_eq!((status["state"].as_str(), status["durable"].as_u64()), (Some("serving"), Some(5000)));
     let log = &json(&store.tape_ok(&["inspect", "wal", "--json"]))[0];
@@ -62,7 +62,7 @@ fn every_reading_command_finds_what_was_published() {
 }
 
 #[test]
-fn a_book_is_shown_as_of_a_time_and_its_absence_is_an_exit_code() {
+fn a_book_is_printed_as_of_a_time_and_a_missing_book_sets_the_exit_code() {
     let store = market();
     let book = &json(&store.tape_ok(&["book", "SIM:00000", "--levels", "3", "--json"]))[0];
     let best = |side: &str| book[side][0]["price"].as_str().unwrap().parse::<f64>().unwrap();
@@ -92,7 +92,7 @@ fn a_pipe_that_nobody_reads_ends_a_command_quietly() {
 }
 
 #[test]
-fn csv_comes_back_in_as_the_same_records() {
+fn csv_round_trips_as_the_same_records() {
     let store = market();
     for kind in ["trade", "quote", "book", "definition"] {
         let out = store.tape_ok(&["replay", "--kind", kind, "--csv"]);
@@ -100,7 +100,7 @@ fn csv_comes_back_in_as_the_same_records() {
         std::fs::write(&file, &out).unwrap();
         let other = Store::serve();
         other.tape_ok(&["publish", "--from", file.to_str().unwrap()]);
-        // Only the numbers of the rows and of the instruments may differ.
+        // Only LSNs and instrument ids may differ.
         let strip = |text: &str| text.lines().map(|l| l.split_once(',').unwrap().1.to_owned()).collect::<Vec<_>>();
         let back = other.tape_ok(&["replay", "--kind", kind, "--csv"]);
         let (mut a, mut b) = (strip(&out), strip(&back));
@@ -113,7 +113,7 @@ fn csv_comes_back_in_as_the_same_records() {
 }
 
 #[test]
-fn unreadable_input_is_named_by_line_and_what_came_before_it_is_kept() {
+fn unreadable_input_is_named_by_line_and_the_records_before_it_are_stored() {
     let store = Store::serve();
     let file = store.path.with_extension("txt");
     let good = r#"1 {"stream":"x@trade","data":{"e":"trade","E":1,"T":1,"s":"X","t":1,"p":"1","q":"1","m":true}}"#;
@@ -124,7 +124,7 @@ fn unreadable_input_is_named_by_line_and_what_came_before_it_is_kept() {
         "{status} {text}"
     );
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(2));
-    // A gzip file that ends in the middle.
+    // A truncated gzip file.
     let mut whole = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     (0..5000).for_each(|_| writeln!(whole, "{good}").unwrap());
     let whole = whole.finish().unwrap();
@@ -136,7 +136,7 @@ fn unreadable_input_is_named_by_line_and_what_came_before_it_is_kept() {
 }
 
 #[test]
-fn exit_codes_mean_something_and_messages_say_what_to_do() {
+fn exit_codes_are_specific_and_messages_name_the_next_command() {
     let mut store = market();
     assert_eq!(code(&store, &["get", "5001"]).0, 3);
     let (status, text) = code(&store, &["scan", "NO:SUCH", "trade"]);
@@ -145,10 +145,10 @@ fn exit_codes_mean_something_and_messages_say_what_to_do() {
     assert_eq!(code(&store, &["asof", "SIM:00000", "trade", "1970-01-01T00:00:01Z"]).0, 3);
     assert_eq!(code(&store, &["symbols", "zzz"]).0, 3);
     assert_eq!(code(&store, &["publish"]).0, 2);
-    // A second storage process is told so.
+    // A second storage process is refused.
     let second = std::process::Command::new(env!("CARGO_BIN_EXE_tape-storage")).arg("--store").arg(&store.path).output().unwrap();
     assert_eq!(second.status.code(), Some(75));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("held by another process"));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("locked by another process"));
     assert!(store.terminate().success(), "SIGTERM is a clean end");
     let (status, text) = code(&store, &["get", "1"]);
     assert!(status == 69 && text.contains("tape-storage --store"), "{text}");
@@ -171,7 +171,7 @@ fn exit_codes_mean_something_and_messages_say_what_to_do() {
 }
 
 #[test]
-fn the_demonstration_compares_its_ends_and_leaves_nothing_behind() {
+fn the_demo_compares_published_read_and_stored_counts_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("demo");
     let before = std::fs::read_dir("/dev/shm")
@@ -189,9 +189,9 @@ fn the_demonstration_compares_its_ends_and_leaves_nothing_behind() {
         .unwrap()
         .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("tapestore-"))
         .count();
-    assert!(after <= before + 8, "other tests run beside this one, but run directories do not pile up");
+    assert!(after <= before + 8, "run directories pile up (other tests run at the same time)");
     let again = tape(&store, &["demo"]);
-    assert_eq!(again.status.code(), Some(2), "a store that exists is not touched");
+    assert_eq!(again.status.code(), Some(2), "an existing store is refused");
 }
 
 #[test]

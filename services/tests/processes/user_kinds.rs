@@ -1,4 +1,4 @@
-//! Kinds that a program defines: this one.
+//! Kinds that a program defines; this program is the one.
 
 use serde_json::Value;
 use tapestore::error::Error;
@@ -28,7 +28,7 @@ struct Signal {
     score: i16,
 }
 
-/// The same kind after a change: another number under the same name.
+/// The same kind after a change: another id under the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Record)]
 #[repr(C)]
 #[record(kind = 0x8002, name = "signal", index = ts_recv, find(order_id))]
@@ -42,7 +42,7 @@ struct Signal2 {
     size: Size,
 }
 
-/// What claims the number of another.
+/// A kind that claims the id of another.
 #[derive(Clone, Copy, Debug, Record)]
 #[repr(C)]
 #[record(kind = 0x8001, name = "impostor")]
@@ -53,7 +53,7 @@ struct Impostor {
     ts_event: Ts,
 }
 
-/// The first kind, changed under its old number.
+/// The first kind with another layout under its old id.
 #[derive(Clone, Copy, Debug, PartialEq, Record)]
 #[repr(C)]
 #[record(kind = 0x8001, name = "signal", index = ts_recv, find(order_id))]
@@ -90,7 +90,7 @@ fn json(text: &str) -> Vec<Value> {
     text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
-/// Every signal of `instrument`, by a reader of its own.
+/// Checks every signal of `instrument` with a new reader.
 fn check(store: &Store, instrument: InstrumentId, count: u64) {
     let mut reader: Reader = store.reader();
     let mut snapshot = reader.snapshot(At::Durable).unwrap();
@@ -108,14 +108,14 @@ fn check(store: &Store, instrument: InstrumentId, count: u64) {
 }
 
 #[test]
-fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_imported() {
+fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
     let mut store = Store::new(&["--memtable-size", "16M", "--memtables-max", "2", "--segment-size", "1M"]);
     store.start();
     let mut publisher = store.publisher(1, Level::Fsync);
     let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
     let early = publisher.publish(&signal(instrument, 0)).unwrap_err();
     assert!(matches!(&early, PublishError::Record(e) if e.to_string().contains("Publisher::kind")), "{early}");
-    // Who listened before the kind was known receives it all the same.
+    // A subscriber that opened before the kind was registered receives it.
     let mut subscriber = Subscriber::open(&store.path).unwrap();
     publisher.kind::<Signal>().unwrap();
     let impostor = publisher.kind::<Impostor>().unwrap_err();
@@ -126,7 +126,7 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
         _ => None,
     });
     assert_eq!(live, signal(instrument, 0));
-    // So many that most are filed, and the log behind them is used again.
+    // So many that most are flushed and the log behind them is recycled.
     let count = 200_000;
     for i in 1..count {
         let signal = signal(instrument, i);
@@ -138,15 +138,15 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
     check(&store, instrument, count);
     let covered = || store.reader().snapshot(At::Durable).unwrap().history().covered();
-    eventually("a filing", || (covered() > Lsn(50_000)).then_some(()));
+    eventually("a flush", || (covered() > Lsn(50_000)).then_some(()));
     check(&store, instrument, count);
-    // The publisher outlives storage, which knows the kind from its log and its manifest.
+    // The publisher survives storage, which recovers the kind from its log and manifest.
     store.kill();
     store.start();
     publisher.publish(&Trade { instrument, ts_recv: Ts(2), ..Trade::default() }).unwrap();
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
     check(&store, instrument, count);
-    // A changed layout under the same name: both are read through it.
+    // A changed layout under the same name: the name reads both.
     publisher.kind::<Signal2>().unwrap();
     let changed = Signal2 { instrument, order_id: 77, size: Size(5), ts_recv: Ts(9), ..Signal2::default() };
     publisher.publish(&changed).unwrap();
@@ -168,7 +168,7 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
     let kinds = json(&store.tape_ok(&["kinds", "--json"]));
     assert_eq!(kinds.iter().filter(|k| k["kind"] == "signal").count(), 2);
     assert_eq!(store.tape(&["scan", "X:Y", "whale"]).status.code(), Some(2));
-    // Out, and into another store.
+    // Export, and import into another store.
     let dir = tempfile::tempdir().unwrap();
     for format in ["parquet", "csv"] {
         let out = dir.path().join(format);
@@ -178,15 +178,15 @@ fn a_kind_of_a_program_is_stored_across_restarts_scanned_found_exported_and_impo
     }
     store.tape_ok(&["verify"]);
     assert!(store.terminate().success());
-    // The second kind is in the log alone: without it an answer would not be whole.
+    // The second kind is in the log alone: an answer without it would be incomplete.
     let refused = store.tape(&["kinds", "--json"]);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("in the log alone") && said.contains("tape-storage"), "{said}");
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && message.contains("only in the log") && message.contains("tape-storage"), "{message}");
     drop(publisher);
     import(&dir.path().join("parquet/signal-8001.parquet"), count);
 }
 
-/// Into another store, whose storage has never heard of the kind.
+/// Imports `file` into another store that does not have the kind.
 fn import(file: &std::path::Path, count: u64) {
     let other = Store::serve();
     let refused = other.tape(&["import", file.to_str().unwrap()]);
@@ -199,13 +199,13 @@ fn import(file: &std::path::Path, count: u64) {
 }
 
 #[test]
-fn a_program_that_knows_another_layout_under_a_number_is_told() {
-    // Another process: what it knows is its own.
+fn another_layout_under_a_used_kind_id_is_rejected() {
+    // Another process: the registry of kinds is per process.
     let store = Store::serve();
     let mut publisher = store.numbered_publisher(1, Level::Fsync);
     publisher.kind::<Signal>().unwrap();
     assert!(matches!(publisher.kind::<Impostor>(), Err(Error::Invalid { .. })));
-    // A changed struct is neither published under the old number nor read as what it was.
+    // A changed struct is neither published nor read under the old id.
     let changed = publisher.publish(&Changed { instrument: InstrumentId(1), ..Changed::default() }).unwrap_err();
     assert!(matches!(&changed, PublishError::Record(e) if e.to_string().contains("as this program lays it out")), "{changed}");
     publisher.publish(&signal(InstrumentId(1), 1)).unwrap();
@@ -216,7 +216,7 @@ fn a_program_that_knows_another_layout_under_a_number_is_told() {
     assert!(row.record.get::<Changed>().is_none() && row.record.get::<Signal>().is_some());
     reader.kind::<Signal>().unwrap();
     assert!(reader.kind::<Changed>().unwrap_err().to_string().contains("a number of its own"));
-    // Storage refuses it too, whoever asks.
+    // Storage refuses it too.
     let layout = tapestore::record::Layout::of(&Impostor::SCHEMA).unwrap();
     let mut stream = std::os::unix::net::UnixStream::connect(store.run_dir().attach_socket()).unwrap();
     let answer = tapestore::bus::attach::ask(&mut stream, &tapestore::bus::attach::Message::Kind(Box::new(layout))).unwrap();

@@ -1,5 +1,4 @@
-//! Several users on one host: shared memory is everybody's, a store is its user's. What needs a second user is not tried
-//! where the tests do not run as root.
+//! Several users on one host: all share /dev/shm, each store has one owner. Tests that need a second user run only as root.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -15,18 +14,18 @@ use tapestore::shm::run_dir::RunDir;
 
 use crate::fixture::{PATIENCE, Store, eventually, tape};
 
-/// Another user: nobody.
+/// The other user: nobody.
 const OTHER: u32 = 65534;
 
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        eprintln!("not root: there is no second user to try this with");
+        eprintln!("skipped: a second user needs root");
     }
     is_root
 }
 
-/// Runs `program` as the other user, from a directory in which that one may be.
+/// Runs `program` as the other user in the directory `/`, which that user may enter.
 fn as_other(program: &Path, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).uid(OTHER).gid(OTHER).current_dir("/").output().unwrap()
 }
@@ -43,7 +42,7 @@ fn publish(store: &Path) {
     publisher.flush(Level::Fsync, PATIENCE).unwrap();
 }
 
-/// Where the next start of `store` makes its run directory, if nobody is in the way.
+/// The path at which the next start of `store` creates its run directory, if the name is free.
 fn place(store: &mut Store) -> PathBuf {
     store.start();
     let path = store.run_dir().path().to_path_buf();
@@ -53,7 +52,7 @@ fn place(store: &mut Store) -> PathBuf {
 }
 
 #[test]
-fn names_that_another_user_has_taken_in_shared_memory_are_passed_over() {
+fn names_taken_by_another_user_in_shared_memory_are_skipped() {
     if !is_root() {
         return;
     }
@@ -69,7 +68,7 @@ fn names_that_another_user_has_taken_in_shared_memory_are_passed_over() {
         ("/bin/touch", vec![path.to_str().unwrap()]),
     ] {
         other_does(program, &arguments);
-        assert!(RunDir::find(&store.path).is_err(), "{program}: what another has made is not believed");
+        assert!(RunDir::find(&store.path).is_err(), "{program}: a run directory of another user is not accepted");
         store.start();
         let run_dir = store.run_dir();
         let made = run_dir.path().symlink_metadata().unwrap();
@@ -84,7 +83,7 @@ fn names_that_another_user_has_taken_in_shared_memory_are_passed_over() {
         let removed = if path.is_symlink() || path.is_file() { std::fs::remove_file(&path) } else { std::fs::remove_dir(&path) };
         removed.unwrap();
     }
-    // Names of the bus, of this instance and of others; a directory cannot be removed as a file is.
+    // Bus names of this instance and of others, as directories: unlink does not remove them.
     let path = place(&mut store);
     let tag = path.file_name().unwrap().to_str().unwrap().strip_prefix("tapestore-").unwrap();
     let squatted: Vec<PathBuf> = [format!("tape{tag}i1"), format!("tape{tag}i2_x"), format!("tape{tag}i4_live.dynamic")]
@@ -100,7 +99,7 @@ fn names_that_another_user_has_taken_in_shared_memory_are_passed_over() {
 }
 
 #[test]
-fn files_are_their_users_to_write_and_their_groups_to_read_whatever_the_umask() {
+fn files_are_writable_by_their_user_and_readable_by_the_group_under_any_umask() {
     for umask in ["0000", "0077"] {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
@@ -130,7 +129,7 @@ fn files_are_their_users_to_write_and_their_groups_to_read_whatever_the_umask() 
                 let kind = entry.file_type().unwrap();
                 let name = entry.file_name().into_string().unwrap();
                 let due = match name.as_str() {
-                    // The bus's own, and those that only storage's user may use.
+                    // iceoryx2's own files, and files for storage's user alone.
                     _ if name.starts_with("iox2-") => continue,
                     "lock" | "attach.sock" | "cluster.sock" => 0o600,
                     _ => 0o640,
@@ -151,7 +150,7 @@ fn files_are_their_users_to_write_and_their_groups_to_read_whatever_the_umask() 
     }
 }
 
-/// The program `name`, where the other user can run it.
+/// A copy of the program `name` in `dir`, where the other user can run it.
 fn reachable(name: &str, dir: &Path) -> PathBuf {
     let program = dir.join(Path::new(name).file_name().unwrap());
     if std::fs::hard_link(name, &program).is_err() {
@@ -161,7 +160,7 @@ fn reachable(name: &str, dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn another_user_and_root_are_refused_at_once_where_they_may_not_publish_and_told_whose_the_store_is() {
+fn another_user_and_root_may_not_publish_and_the_error_names_the_owner() {
     if !is_root() {
         return;
     }
@@ -169,7 +168,7 @@ fn another_user_and_root_are_refused_at_once_where_they_may_not_publish_and_told
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let (program, client) =
         (reachable(env!("CARGO_BIN_EXE_tape-storage"), dir.path()), reachable(env!("CARGO_BIN_EXE_tape"), dir.path()));
-    // Theirs, and root publishes.
+    // A store of the other user; root publishes.
     let theirs = dir.path().join("theirs");
     let mut command = Command::new(&program);
     command.arg("--store").arg(&theirs).args(["--memtable-size", "16M", "--segment-size", "1M"]).env("RUST_LOG", "error");
@@ -177,11 +176,14 @@ fn another_user_and_root_are_refused_at_once_where_they_may_not_publish_and_told
     eventually("storage", || Reader::open(&theirs).ok().filter(Reader::is_storage_alive));
     let error = Publisher::open(Options::new(&theirs, PublisherId(1))).map(|_| ()).unwrap_err();
     assert!(matches!(&error, Error::Denied { .. }), "{error}");
-    let said = error.to_string();
-    assert!(said.contains("root (0)") && said.contains("(65534)") && said.contains(theirs.to_str().unwrap()), "{said}");
+    let message = error.to_string();
+    assert!(
+        message.contains("root (0)") && message.contains("(65534)") && message.contains(theirs.to_str().unwrap()),
+        "{message}"
+    );
     let output = tape(&theirs, &["publish", "--sim", "--records", "10"]);
     assert_eq!(output.status.code(), Some(77), "{output:?}");
-    // A client that does not look itself is refused by storage, which the kernel tells who it is.
+    // Storage rejects a client that skips the check: the kernel reports the peer's user.
     let mut stream = std::os::unix::net::UnixStream::connect(RunDir::find(&theirs).unwrap().attach_socket()).unwrap();
     let request = tapestore::bus::attach::Message::Symbols(vec!["A".parse().unwrap()]);
     match tapestore::bus::attach::ask(&mut stream, &request).unwrap() {
@@ -190,14 +192,14 @@ fn another_user_and_root_are_refused_at_once_where_they_may_not_publish_and_told
         }
         other => panic!("{other:?}"),
     }
-    // Root reads everybody's.
+    // Root reads every store.
     assert!(Reader::open(&theirs).unwrap().snapshot(At::Appended).unwrap().last().0 == 0);
     let run_dir = RunDir::find(&theirs).unwrap();
     storage.kill().unwrap();
     storage.wait().unwrap();
     run_dir.sweep(None).unwrap();
     std::fs::remove_dir_all(run_dir.path()).unwrap();
-    // Root's, and they publish and read: neither without the group's rights, reading with them.
+    // A store of root; the other user publishes and reads: neither without group rights, only reading with them.
     let mut ours = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     ours.start();
     publish(&ours.path);
@@ -206,12 +208,12 @@ fn another_user_and_root_are_refused_at_once_where_they_may_not_publish_and_told
     let store = store.as_str();
     for command in [&["status", "--store", store][..], &["publish", "--sim", "--records", "10", "--store", store]] {
         let output = as_other(&client, command);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(77) && said.contains("root (0)"), "{command:?}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(77) && message.contains("root (0)"), "{command:?}: {message}");
     }
     std::os::unix::fs::chown(&ours.path, None, Some(OTHER)).unwrap();
     ours.kill();
-    // Its files are of root's group: only what is in shared memory is asked for here.
+    // Its files belong to root's group: `status` reads shared memory alone.
     ours.start();
     let status = as_other(&client, &["status", "--store", store]);
     assert!(status.status.success(), "{status:?}");

@@ -1,4 +1,4 @@
-//! An answer is whole or a refusal: what is in the log alone is never left out without a word.
+//! An answer is complete or an error: records in the log alone are never left out silently.
 
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Level, Lsn};
@@ -22,7 +22,7 @@ struct Late {
 
 const RECORDS: u64 = 250_000;
 
-/// A store of which some is flushed and the newest records, an instrument and a kind are in the log alone once it stops.
+/// A store with some records flushed; the newest ones, an instrument and a kind are in the log alone once it stops.
 fn partly_flushed() -> Store {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M"]);
     store.start();
@@ -37,7 +37,7 @@ fn partly_flushed() -> Store {
     store
 }
 
-/// Whether `error` says that `what` up to `last` is in the log alone.
+/// Whether `error` reports that `of` up to `upto` is in the log alone.
 fn is_in_log(error: &Error, of: &str, upto: u64) -> bool {
     matches!(error, Error::InLogAlone { what, first, last, .. } if *what == of && *last == upto && *first <= upto)
 }
@@ -82,15 +82,15 @@ fn every_command_refuses_a_stopped_store_whose_newest_records_are_in_the_log_alo
         let why = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(69) && output.stdout.is_empty(), "{command:?}: {} {why}", output.status);
         assert!(why.contains("tape-storage --store"), "{command:?} names the next command: {why}");
-        assert!(command.contains(&"--live") || why.contains("in the log alone"), "{command:?}: {why}");
+        assert!(command.contains(&"--live") || why.contains("only in the log"), "{command:?}: {why}");
     }
     assert!(!std::path::Path::new(out).exists());
-    // Who asks for the part that is flushed has it.
+    // The flushed part is readable on request.
     let flushed = store.tape_ok(&["follow", "--once", "--tally", "--at", "flushed"]);
     let flushed = serde_json::from_str::<serde_json::Value>(&flushed).unwrap()["last"].as_u64().unwrap();
     assert!(0 < flushed && flushed < RECORDS, "{flushed}");
     store.tape_ok(&["scan", "SIM:00000", "trade", "--limit", "1", "--at", "flushed"]);
-    // What needs no storage process is as it was.
+    // Commands that need no storage process work.
     store.tape_ok(&["verify"]);
     store.tape_ok(&["inspect", "wal"]);
     store.tape_ok(&["retention", "--kind", "trade", "--bytes", "1G", "--dry-run"]);
@@ -118,8 +118,8 @@ fn every_call_of_a_reader_refuses_a_stopped_store_whose_newest_records_are_in_th
     let error = follow.poll().unwrap_err();
     assert!(is_in_log(&error, "records", RECORDS) && error.is_down());
     assert!(Subscriber::open(&store.path).unwrap_err().is_down());
-    assert_eq!(held.last(), Lsn(RECORDS), "what is held stays");
-    // It goes on by itself.
+    assert_eq!(held.last(), Lsn(RECORDS), "an open snapshot stays valid");
+    // The readers recover by themselves.
     store.start();
     assert_eq!(reader.snapshot(At::Committed).unwrap().last(), Lsn(RECORDS));
     assert_eq!(reader.symbols().unwrap().id(&"LATE".parse().unwrap()), Some(InstrumentId(21)));
@@ -135,7 +135,7 @@ fn a_killed_store_is_read_from_shared_memory_only_if_all_records_are_there() {
     let whole = store.tape_ok(&["follow", "--once", "--tally", "--at", "committed"]);
     assert!(whole.contains(&format!("\"count\":{RECORDS}")), "{whole}");
     assert!(store.tape_ok(&["symbols"]).contains("LATE"));
-    // Killed after a frame was in the log and before its records were in shared memory.
+    // The state after a kill between the append of a frame and its records in shared memory.
     let store_id = store.reader().control().store_id();
     let control = Control::open_or_create(&store.run_dir().control(), store_id).unwrap();
     control.set_appended(Lsn(RECORDS + 3), control.appended_position());
@@ -144,6 +144,6 @@ fn a_killed_store_is_read_from_shared_memory_only_if_all_records_are_there() {
     assert!(matches!(error, Error::InLogAlone { what: "records", .. }) && is_in_log(&error, "records", RECORDS + 3), "{error}");
     let output = store.tape(&["scan", "SIM:00000", "trade", "--at", "appended"]);
     assert!(output.status.code() == Some(69) && output.stdout.is_empty());
-    // What was committed is all there.
+    // All committed records are there.
     assert_eq!(Reader::open(&store.path).unwrap().snapshot(At::Committed).unwrap().last(), Lsn(RECORDS));
 }

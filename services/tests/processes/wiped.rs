@@ -1,4 +1,4 @@
-//! Hosts of a cluster that have lost what they promised to keep: their store, or their `raft.meta` alone.
+//! Cluster hosts that lost durable state: their whole store, or `raft.meta` alone.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ fn remove(dir: &Path) {
     std::fs::remove_dir_all(dir).unwrap();
 }
 
-/// What storage says when it is started on `store`, which it refuses.
+/// The error message of storage, which refuses to start on `store`.
 fn refusal(store: &Path) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape-storage"));
     command.arg("--store").arg(store).args(["--memtable-size", "64M"]).stdin(Stdio::null());
@@ -27,7 +27,7 @@ fn init(hosts: &Hosts, n: usize, more: &[&str], members: &str) {
     ok(&hosts.tape(n, &[&init[..], more].concat()));
 }
 
-/// Removes host `n`, whose store is made anew, from the cluster that `leader` leads, and lets it join again.
+/// Removes host `n` from the cluster of `leader`, initialises its new store and joins it again.
 fn join_again(hosts: &mut Hosts, leader: usize, n: usize, members: &str) {
     let (node, itself) = (n.to_string(), format!("{n}={}", hosts.addresses[n - 1]));
     ok(&hosts.tape(leader, &["cluster", "remove", &node]));
@@ -40,7 +40,7 @@ fn join_again(hosts: &mut Hosts, leader: usize, n: usize, members: &str) {
 }
 
 #[test]
-fn a_host_that_is_wiped_and_initialised_as_before_does_not_vote_what_was_acknowledged_away() {
+fn a_wiped_and_reinitialised_host_cannot_vote_acknowledged_records_away() {
     let mut hosts = Hosts::new(false);
     let members: Vec<_> = (1..).zip(&hosts.addresses).map(|(n, a)| format!("{n}={a}")).collect();
     let members = members.join(",");
@@ -57,11 +57,11 @@ fn a_host_that_is_wiped_and_initialised_as_before_does_not_vote_what_was_acknowl
     hosts.start(3);
     hosts.start(1);
     let waits = |hosts: &Hosts, n: usize| hosts.status(n).map(|s| s["waits"].as_str().unwrap_or_default().to_owned());
-    let said =
+    let message =
         eventually("a refusal", || waits(&hosts, 3).filter(|w| w.contains("node 3 of cluster 'test' has been here before")));
-    assert!(said.contains("tape cluster remove 3") && said.contains("tape cluster init --join"), "{said}");
+    assert!(message.contains("tape cluster remove 3") && message.contains("tape cluster init --join"), "{message}");
     assert!(ok(&hosts.tape(3, &["cluster", "status"])).contains("has been here before"));
-    // Longer than both wait for a leader at most.
+    // Longer than the election timeouts of both.
     std::thread::sleep(std::time::Duration::from_secs(4));
     for n in [1, 3] {
         let status = hosts.status(n).unwrap();
@@ -69,9 +69,9 @@ fn a_host_that_is_wiped_and_initialised_as_before_does_not_vote_what_was_acknowl
     }
     hosts.start(2);
     let leader = hosts.leader();
-    assert_eq!(leader, 2, "it alone has everything");
-    eventually("what was acknowledged", || (hosts.committed(1) >= Lsn(5_000)).then_some(()));
-    // As it was told.
+    assert_eq!(leader, 2, "it alone has all acknowledged records");
+    eventually("the acknowledged records", || (hosts.committed(1) >= Lsn(5_000)).then_some(()));
+    // As the message advises.
     hosts.kill(3);
     remove(hosts.store(3));
     join_again(&mut hosts, leader, 3, &members);
@@ -80,13 +80,13 @@ fn a_host_that_is_wiped_and_initialised_as_before_does_not_vote_what_was_acknowl
     publish(&mut publisher, 5_000..6_000);
     publisher.flush(Level::Quorum, PATIENCE).unwrap();
     drop(publisher);
-    // Without the other that is there nothing would be acknowledged.
+    // Node 1 is away: removing the other follower would end acknowledgements.
     let leader = hosts.leader();
     let is_away = |s: &serde_json::Value| s["members"].as_array().unwrap().iter().any(|m| m["node"] == 1 && m["active"] == false);
-    eventually("the leader to see it", || hosts.status(leader).filter(is_away));
+    eventually("the leader to report it as away", || hosts.status(leader).filter(is_away));
     let refused = hosts.tape(leader, &["cluster", "remove", &(5 - leader).to_string()]);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("node 1 is away") && said.contains("--force"), "{said}");
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && message.contains("node 1 is away") && message.contains("--force"), "{message}");
     hosts.start(1);
     eventually("all records", || (hosts.committed(1) >= Lsn(6_000)).then_some(()));
     let expected: Vec<u64> = (0..6_000).collect();
@@ -94,7 +94,7 @@ fn a_host_that_is_wiped_and_initialised_as_before_does_not_vote_what_was_acknowl
 }
 
 #[test]
-fn a_host_without_its_raft_meta_is_not_served_alone_and_its_log_is_not_cut() {
+fn a_host_without_raft_meta_does_not_start_and_its_log_is_not_truncated() {
     let mut hosts = Hosts::new(false);
     let members: Vec<_> = (1..).zip(&hosts.addresses).map(|(n, a)| format!("{n}={a}")).collect();
     let leader = hosts.leader();
@@ -108,15 +108,15 @@ fn a_host_without_its_raft_meta_is_not_served_alone_and_its_log_is_not_cut() {
     ok(&hosts.tape(leader, &["backup", backup.to_str().unwrap()]));
     hosts.kill(victim);
     std::fs::remove_file(hosts.store(victim).join("raft.meta")).unwrap();
-    let said = refusal(hosts.store(victim));
-    assert!(said.contains("raft.meta") && said.contains("tape cluster init --join"), "{said}");
-    let cut = hosts.tape(victim, &["repair", "--truncate-at", "500", "--i-accept-loss"]);
-    assert!(!cut.status.success() && String::from_utf8_lossy(&cut.stderr).contains("must not vote"), "{cut:?}");
+    let message = refusal(hosts.store(victim));
+    assert!(message.contains("raft.meta") && message.contains("tape cluster init --join"), "{message}");
+    let truncate = hosts.tape(victim, &["repair", "--truncate-at", "500", "--i-accept-loss"]);
+    assert!(!truncate.status.success() && String::from_utf8_lossy(&truncate.stderr).contains("must not vote"), "{truncate:?}");
     let node = victim.to_string();
     let alone = format!("{node}={}", hosts.addresses[victim - 1]);
     let init = hosts.tape(victim, &["cluster", "init", "--cluster", "test", "--node", &node, "--members", &alone]);
     assert!(!init.status.success() && String::from_utf8_lossy(&init.stderr).contains("--join"), "{init:?}");
-    // What a backup of it was restored to is no host either, until it is said to be a store of its own.
+    // A store restored from a host's backup does not start either, until it is detached.
     hosts.hosts.push(crate::cluster::Host { store: hosts.dir.path().join("host-4"), storage: None, replication: None });
     hosts.addresses.push(String::new());
     let restored = ok(&hosts.tape(4, &["restore", backup.to_str().unwrap()]));
@@ -124,7 +124,7 @@ fn a_host_without_its_raft_meta_is_not_served_alone_and_its_log_is_not_cut() {
     assert!(refusal(hosts.store(4)).contains("tape cluster detach"));
     ok(&hosts.tape(4, &["cluster", "detach"]));
     hosts.start_storage(4);
-    eventually("a store of its own", || (hosts.committed(4) >= Lsn(1_000)).then_some(()));
+    eventually("a standalone store", || (hosts.committed(4) >= Lsn(1_000)).then_some(()));
     let again = hosts.tape(4, &["cluster", "detach"]);
     assert!(!again.status.success(), "{again:?}");
     hosts.kill(4);

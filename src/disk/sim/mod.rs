@@ -1,11 +1,11 @@
-//! Owns: a file system in memory that crashes, tears, forgets and fails the n-th call.
+//! Owns: a file system in memory that crashes, tears writes, loses writes and fails the n-th call.
 //!
-//! Model: a write lands in the cache and is durable when its file is synced; names, of files and of directories,
-//! are durable when their directory is synced. At [`SimDisk::power_loss`] each unsynced write survives whole, torn
-//! at a 512-byte sector, or not at all, independently of the others; the unsynced name changes of a directory
-//! survive up to a random point, of all of them or of each file by itself. A sync that fails may forget what it
-//! could not write: it is clean then, and read from the cache until that is dropped. Everything follows from one
-//! seed.
+//! Model: a write goes to the cache and is durable when its file is synced; names of files and directories are
+//! durable when their directory is synced. At [`SimDisk::power_loss`] each unsynced write survives whole, torn at a
+//! 512-byte sector, or not at all, independently of the others; the unsynced name changes of a directory survive up
+//! to a random point, either in one order for all or per file. A failed sync may lose the writes that it could not
+//! make durable: their pages are clean then, and read from the cache until it is dropped. Everything follows from
+//! one seed.
 
 mod names;
 mod rng;
@@ -23,19 +23,19 @@ use crate::sabotage::{self, Sabotage};
 
 const SECTOR: usize = 512;
 
-/// What happens at the chosen call.
+/// A fault at the chosen call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The power goes: this call and all later ones fail.
+    /// Loss of power: this call and all later ones fail.
     PowerLoss,
     /// The call fails with this kind of error, once.
     Once(ErrorKind),
     /// The call and all later ones that write or sync fail with this kind of error.
     Forever(ErrorKind),
-    /// The first write from the call on lands in part and fails with this kind of error.
+    /// The first write from the call on is partial and fails with this kind of error.
     Short(ErrorKind),
-    /// The first sync of a file from the call on fails with this kind of error, and what it could not write is
-    /// forgotten: later syncs succeed.
+    /// The first sync of a file from the call on fails with this kind of error and loses writes: later syncs
+    /// succeed without them.
     Forget(ErrorKind),
 }
 
@@ -52,15 +52,15 @@ struct State {
     names: Names,
     synced_names: Names,
     unsynced_names: BTreeMap<PathBuf, Vec<NameChange>>,
-    /// Directories that went with the power.
+    /// Directories that a loss of power removed.
     lost: BTreeSet<PathBuf>,
     locked: BTreeSet<PathBuf>,
-    /// What is said to be free; `None`: without end.
+    /// Free bytes to report; `None`: unlimited.
     free: Option<u64>,
     calls: u64,
     fault: Option<(u64, Fault)>,
     looks: u64,
-    /// The look that fails, how, and whether all later ones do.
+    /// The read-only call that fails, its error, and whether all later ones fail too.
     look_fault: Option<(u64, ErrorKind, bool)>,
     dead: bool,
     no_links: bool,
@@ -90,28 +90,27 @@ impl SimDisk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls made so far that change or sync something.
+    /// Number of changing calls so far: writes, syncs, changes of names.
     pub fn calls(&self) -> u64 {
         self.state().calls
     }
 
-    /// Calls made so far that only look.
+    /// Number of read-only calls so far.
     pub fn looks(&self) -> u64 {
         self.state().looks
     }
 
-    /// From now on says that `free` bytes are free; `None`: without end.
+    /// Reports `free` bytes as free from now on; `None`: unlimited.
     pub fn set_free(&self, free: Option<u64>) {
         self.state().free = free;
     }
 
-    /// Arranges `fault` at the `call`-th changing call from the beginning (the first is 1).
+    /// Schedules `fault` at the `call`-th changing call from the beginning (the first is 1).
     pub fn set_fault(&self, call: u64, fault: Fault) {
         self.state().fault = Some((call, fault));
     }
 
-    /// Arranges that the `look`-th call that only looks fails with this `kind` of error, and, if `forever`, all later
-    /// ones.
+    /// Makes the `look`-th read-only call fail with this `kind` of error, and, if `forever`, all later ones.
     pub fn set_look_fault(&self, look: u64, kind: ErrorKind, forever: bool) {
         self.state().look_fault = Some((look, kind, forever));
     }
@@ -121,13 +120,13 @@ impl SimDisk {
         self.state().dead
     }
 
-    /// From now on nothing fails.
+    /// Cancels all scheduled faults.
     pub fn clear_faults(&self) {
         let mut state = self.state();
         (state.fault, state.look_fault) = (None, None);
     }
 
-    /// The file system as the next start finds it: what was synced, and of the rest what `seed` says.
+    /// The file system at the next start: the synced state, and the unsynced changes that `seed` selects.
     #[must_use]
     pub fn power_loss(&self, seed: u64) -> SimDisk {
         let mut rng = SimRng::new(seed);
@@ -141,7 +140,7 @@ impl SimDisk {
         let is_lost = |path: &Path| path.ancestors().skip(1).any(|dir| lost.contains(dir));
         names.files.retain(|path, _| !is_lost(path));
         names.dirs.retain(|path| !is_lost(path));
-        // Files that have no name any more are gone; the others are numbered anew.
+        // Files without a name are gone; the others are renumbered.
         let mut inodes = Vec::new();
         for place in names.files.values_mut() {
             if let Some(inode) = state.inodes.get(*place) {
@@ -152,13 +151,13 @@ impl SimDisk {
         SimDisk(Arc::new(Mutex::new(State { inodes, synced_names: names.clone(), names, lost, ..State::default() })))
     }
 
-    /// Another file system with the same contents, no fault and no locks.
+    /// A copy with the same contents and call counts, without locks and without a fault of a changing call.
     #[must_use]
     pub fn fork(&self) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(State { locked: BTreeSet::new(), fault: None, ..self.state().clone() })))
     }
 
-    /// From now on files cannot have a second name.
+    /// Makes all later hard links fail.
     pub fn forbid_links(&self) {
         self.state().no_links = true;
     }
@@ -170,7 +169,7 @@ impl SimDisk {
         state.inodes.get(inode).map(|i| i.live.clone())
     }
 
-    /// Replaces the contents of `path`, durably: damage done behind the program's back.
+    /// Replaces the contents of `path` durably, without a call of the program: injects damage.
     pub fn overwrite(&self, path: &Path, bytes: Vec<u8>) {
         let mut state = self.state();
         let Some(&inode) = state.names.files.get(path) else { return };
@@ -179,7 +178,7 @@ impl SimDisk {
         }
     }
 
-    /// Replaces the byte `at` of `path`, durably; gives the one that was there.
+    /// Replaces the byte `at` of `path` durably; returns the old one.
     pub fn patch(&self, path: &Path, at: usize, byte: u8) -> Option<u8> {
         let mut state = self.state();
         let inode = *state.names.files.get(path)?;
@@ -190,12 +189,12 @@ impl SimDisk {
         inode.live.get_mut(at).map(|place| std::mem::replace(place, byte))
     }
 
-    /// The files there are.
+    /// All files.
     pub fn files(&self) -> Vec<PathBuf> {
         self.state().names.files.keys().cloned().collect()
     }
 
-    /// A copy of it that goes its own way, without faults and locks.
+    /// An independent copy, without faults, locks and counts.
     #[must_use]
     pub fn copy(&self) -> SimDisk {
         let s = self.state();
@@ -215,13 +214,13 @@ fn put(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
     }
 }
 
-/// How much of a write survives that was not synced.
+/// The number of bytes of an unsynced write that survive.
 fn kept_of(offset: usize, data: &[u8], rng: &mut SimRng) -> usize {
     match rng.below(3) {
         0 => 0,
         1 => data.len(),
         _ => {
-            // Torn: what lies before a sector boundary of the file survives.
+            // Torn: the bytes before a sector boundary of the file survive.
             let sectors = (data.len() / SECTOR) as u64 + 1;
             let end = (offset / SECTOR + 1 + rng.below(sectors) as usize) * SECTOR;
             end.saturating_sub(offset).min(data.len())
@@ -239,7 +238,7 @@ fn survivor(inode: &Inode, rng: &mut SimRng) -> Inode {
 }
 
 impl State {
-    /// Counts a changing call and fails it if its turn has come.
+    /// Counts a changing call and applies the fault if it is due.
     fn step(&mut self, op: &'static str, path: &Path) -> Result<()> {
         self.calls += 1;
         let due = self.fault.filter(|&(call, fault)| match fault {
@@ -261,7 +260,7 @@ impl State {
         self.alive(op, path)
     }
 
-    /// Counts a call that only looks and fails it if its turn has come.
+    /// Counts a read-only call and fails it if that is due.
     fn look(&mut self, op: &'static str, path: &Path) -> Result<()> {
         self.looks += 1;
         match self.look_fault {
@@ -380,7 +379,7 @@ impl Disk for SimDisk {
         let mut state = self.state();
         state.step("exchange directories with", name)?;
         let within = |path: &PathBuf| path.starts_with(fresh) || path.starts_with(name);
-        assert!(!state.unsynced_names.keys().any(within), "directories are exchanged before their names are durable");
+        assert!(!state.unsynced_names.keys().any(within), "exchange of directories with names that are not durable");
         state.lost.retain(|path| !within(path));
         state.change(NameChange::Swap(fresh.to_path_buf(), name.to_path_buf()));
         Ok(())
@@ -411,7 +410,7 @@ impl Disk for SimDisk {
 
     fn space(&self, path: &Path) -> Result<Space> {
         let state = self.state();
-        state.alive("ask for the free space of", path)?;
+        state.alive("get the free space of", path)?;
         Ok(Space { free: state.free.unwrap_or(u64::MAX), total: u64::MAX })
     }
 
@@ -435,7 +434,7 @@ impl Drop for SimLock {
 }
 
 impl SimFile {
-    /// The first `kept` bytes of a write reach the cache.
+    /// Writes the first `kept` bytes of a write to the cache.
     fn land(&self, state: &mut State, buf: &[u8], offset: u64, kept: usize) {
         let Some(inode) = state.inodes.get_mut(self.inode) else { return };
         let data = buf.get(..kept).unwrap_or(buf);
@@ -463,7 +462,7 @@ impl DiskFile for SimFile {
         let went = state.step("write", &self.path);
         match &went {
             Ok(()) => self.land(&mut state, buf, offset, buf.len()),
-            // The write during which the power goes may have reached the cache's way to the disk.
+            // A write at the loss of power may still survive.
             Err(_) if state.dead => {
                 if let Some(inode) = state.inodes.get_mut(self.inode) {
                     inode.unsynced.push((offset as usize, buf.to_vec()));
@@ -485,13 +484,13 @@ impl DiskFile for SimFile {
         let mut state = self.disk.state();
         let planned = state.fault;
         let went = state.step("sync", &self.path);
-        let forgets = matches!(planned, Some((_, Fault::Forget(_)))) && state.fault.is_none();
+        let loses = matches!(planned, Some((_, Fault::Forget(_)))) && state.fault.is_none();
         let mut rng = SimRng::new(state.calls);
-        if (went.is_ok() || forgets)
+        if (went.is_ok() || loses)
             && let Some(inode) = state.inodes.get_mut(self.inode)
         {
             for (offset, data) in std::mem::take(&mut inode.unsynced) {
-                let kept = if forgets { kept_of(offset, &data, &mut rng) } else { data.len() };
+                let kept = if loses { kept_of(offset, &data, &mut rng) } else { data.len() };
                 put(&mut inode.synced, offset, data.get(..kept).unwrap_or(&[]));
             }
         }
@@ -508,7 +507,7 @@ impl DiskFile for SimFile {
         let mut state = self.disk.state();
         state.alive("advise", &self.path)?;
         if let Some(inode) = state.inodes.get_mut(self.inode) {
-            // What has not been written yet stays.
+            // Dirty data stays.
             let mut bytes = inode.synced.clone();
             inode.unsynced.iter().for_each(|(offset, data)| put(&mut bytes, *offset, data));
             inode.live = bytes;
@@ -522,7 +521,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_synced_survives_power_loss_and_an_unsynced_name_may_not() {
+    fn synced_bytes_survive_power_loss_and_an_unsynced_name_may_not() {
         let mut lost = 0;
         for seed in 0..64 {
             let disk = SimDisk::new();
@@ -555,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_sync_forgot_is_read_until_the_cache_is_dropped_and_a_short_write_lands_in_part() {
+    fn a_failed_sync_loses_data_that_the_cache_still_serves_and_a_short_write_is_partial() {
         let mut forgotten = 0;
         for call in 3..40 {
             let disk = SimDisk::new();
@@ -577,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_whose_parent_was_not_synced_may_go_with_all_in_it() {
+    fn a_directory_whose_parent_was_not_synced_may_be_lost_with_its_contents() {
         let mut lost = 0;
         for seed in 0..32 {
             let disk = SimDisk::new();

@@ -1,4 +1,4 @@
-//! Owns: names of the simulated file system: which there are, how they change, and which changes survive a loss of
+//! Owns: names of the simulated file system: the current ones, their changes, and the changes that survive a loss of
 //! power.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,7 @@ pub(super) enum NameChange {
         to: PathBuf,
         inode: usize,
     },
-    /// Two directories, with all in them.
+    /// Exchanges two directories with their contents.
     Swap(PathBuf, PathBuf),
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Names {
 }
 
 impl NameChange {
-    /// Makes the change.
+    /// Applies the change.
     pub(super) fn apply(self, names: &mut Names) {
         let files = &mut names.files;
         match self {
@@ -61,23 +61,23 @@ impl NameChange {
         }
     }
 
-    /// Which file it is about; directories stand for themselves.
+    /// The file that it changes; `usize::MAX` for directories.
     fn inode(&self) -> usize {
         match self {
             NameChange::Add(_, inode) | NameChange::Remove(_, inode) | NameChange::Rename { inode, .. } => *inode,
-            // An exchange comes after the directories that it exchanges.
+            // An exchange comes after the creation of its directories.
             NameChange::AddDir(_) | NameChange::Swap(..) => usize::MAX,
         }
     }
 }
 
-/// Applies those of the unsynced `changes` of a directory that survive.
+/// Applies the unsynced `changes` of a directory that survive.
 pub(super) fn survive(changes: &[NameChange], names: &mut Names, rng: &mut SimRng) {
     let by_file = rng.below(2) == 0;
     let kept = rng.below(changes.len() as u64 + 1) as usize;
     let mut gone: BTreeSet<usize> = BTreeSet::new();
     for (i, change) in changes.iter().enumerate() {
-        // A journal keeps the order of all changes; without one only what happens to one file has an order.
+        // A journal keeps the order of all changes; without one only changes of the same file are ordered.
         let survives = if by_file { !gone.contains(&change.inode()) && rng.below(2) == 0 } else { i < kept };
         if survives {
             change.clone().apply(names);

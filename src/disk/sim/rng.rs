@@ -1,11 +1,11 @@
-//! Owns: the numbers that a simulation draws: all of them follow from one seed.
+//! Owns: the random numbers of a simulation, all derived from one seed.
 
 /// A small seeded generator (SplitMix64, Steele et al. 2014); for simulation only.
 #[derive(Clone, Debug)]
 pub struct SimRng(u64);
 
 impl SimRng {
-    /// A generator whose numbers follow from `seed`.
+    /// A generator seeded with `seed`.
     pub fn new(seed: u64) -> Self {
         SimRng(seed)
     }

@@ -1,10 +1,10 @@
-//! Owns: carrying out a merge: files in, one run out, as a stream.
+//! Owns: one merge of a compaction: SSTables in, one run out, as a stream.
 //!
-//! Series by series, the rows of all files are merged by (index time, LSN): the file whose row comes next gives
-//! rows as long as none of another comes before them. The run is cut into files of at most so many rows.
+//! Series by series, the rows of all files are merged by (index time, LSN): a file yields rows as long as its key is the
+//! lowest. The run is split into files of at most [`Job::rows_max`] rows.
 //!
-//! What must hold: every row of the files is in the run, once, or is counted as expired; what fails or is
-//! stopped leaves no file; memory is 512 rows of each file, and 60 bytes a row of the file being written.
+//! What must hold: every row of the inputs is in the run, once, or counts as expired. A merge that fails or is stopped leaves
+//! no file. Memory is 512 rows of each input, and 60 bytes a row of the file being written.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -21,41 +21,41 @@ use tapestore::sstable::format::{RunEntry, STORES_RESERVED};
 use tapestore::sstable::{self, FileMeta, Origin, Slice, Spec, Table, Writer};
 use tapestore::time::Ts;
 
-/// Rows of a file that are taken together.
+/// Rows that are read from a file at a time.
 const ROWS: usize = 512;
-/// Bytes after which what has been written is made durable, so that the end of a file is not one long sync.
+/// Bytes after which the output is synced, so that the end of a file is not one long sync.
 const SETTLE: u64 = 8 << 20;
 
-/// A merge that is to be carried out.
+/// A merge to run.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The store.
+    /// Identity of the store.
     pub store_id: u128,
-    /// Which files.
+    /// The inputs and the window.
     pub merge: Merge,
-    /// The first of the numbers that its files may have; see [`Job::ids`].
+    /// The first of the reserved file ids; see [`Job::ids`].
     pub first_id: u64,
-    /// Rows of a file at most.
+    /// Rows of an output file at most.
     pub rows_max: u64,
-    /// Rows that are left out.
+    /// Expired rows, which are dropped.
     pub cut: Cut,
 }
 
 impl Job {
-    /// Numbers of files that `merge` needs at most.
+    /// Number of file ids that `merge` needs at most.
     pub fn ids(merge: &Merge, rows_max: u64) -> u64 {
         merge.rows().div_ceil(rows_max)
     }
 }
 
-/// What a merge has made. Nothing of it counts before the manifest says so.
+/// Result of a merge. It takes effect by an edit of the manifest.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
     /// The files of the run.
     pub added: Vec<FileMeta>,
-    /// The files that they replace.
+    /// The inputs that they replace.
     pub removed: Vec<FileMeta>,
-    /// Rows that were left out because they are too old.
+    /// Rows dropped by retention.
     pub expired: u64,
 }
 
@@ -66,13 +66,13 @@ impl Merged {
     }
 }
 
-/// What the writing of a merge asks for now and then.
+/// Rate limit and stop of a merge.
 pub trait Pace {
-    /// `bytes` more have been written; may wait. `false`: the merge is to stop.
+    /// Called after `bytes` more were written; may wait. Returns `false` to stop the merge.
     fn written(&mut self, bytes: u64) -> bool;
 }
 
-/// As fast as it goes.
+/// No rate limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unpaced;
 
@@ -82,10 +82,11 @@ impl Pace for Unpaced {
     }
 }
 
-/// Carries out `job` on the files in `dir`. `None`: it was stopped.
+/// Runs `job` on the files in `dir`. `None`: it was stopped.
 ///
 /// # Errors
-/// Of a file, named; nothing is left of the run then.
+/// [`Error::Corrupt`] or [`Error::Missing`], naming the file; [`Error::Invalid`] if the kind is unknown; [`Error::Io`]. No
+/// file of the run is left.
 pub fn run(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace) -> Result<Option<Merged>> {
     let mut made = Vec::new();
     let outcome = write(disk, dir, job, pace, &mut made).and_then(|done| {
@@ -110,13 +111,13 @@ pub fn run(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace) -> Resul
     }
 }
 
-/// Removes whatever there is of the run of `job`.
+/// Removes the files of the run of `job`.
 fn remove(disk: &dyn Disk, dir: &Path, job: &Job) {
     for id in job.first_id..job.first_id + Job::ids(&job.merge, job.rows_max) {
         let path = dir.join(sstable::file_name(job.merge.kind, id));
         for path in [path.with_extension("tmp"), path] {
             if let Err(error) = disk.exists(&path).and_then(|there| if there { disk.remove(&path) } else { Ok(()) }) {
-                tracing::warn!(%error, "a file that is not in use stays until the next start");
+                tracing::warn!(%error, "an unused file of a merge cannot be removed; the next start removes it");
             }
         }
     }
@@ -125,7 +126,10 @@ fn remove(disk: &dyn Disk, dir: &Path, job: &Job) {
 fn write(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace, made: &mut Vec<FileMeta>) -> Result<bool> {
     let kind = job.merge.kind;
     let Some(schema) = schema(kind) else {
-        return Err(Error::invalid("kind", format!("{} is unknown: its files cannot be merged", kind.0)));
+        return Err(Error::invalid(
+            "kind",
+            format!("{} is unknown, so its files cannot be merged; start tape-storage built with that kind", kind.0),
+        ));
     };
     let opened: Result<Vec<Table>> = job.merge.inputs.iter().map(|meta| Table::open(disk, dir, *meta)).collect();
     let tables = opened?;
@@ -177,7 +181,7 @@ fn write(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace, made: &mut
     Ok(true)
 }
 
-/// Puts `rows` rows of `streams` into `output`, in their order. `false`: the merge is to stop.
+/// Writes `rows` rows of `streams` to `output`, in order. `false`: the merge is stopped.
 fn merge_series(streams: &mut [Stream<'_>], mut rows: u64, output: &mut Output<'_>, pace: &mut dyn Pace) -> Result<bool> {
     let mut heap: BinaryHeap<Reverse<((u64, u64), usize)>> =
         streams.iter().enumerate().map(|(i, s)| Reverse((s.key(), i))).collect();
@@ -210,16 +214,16 @@ fn merge_series(streams: &mut [Stream<'_>], mut rows: u64, output: &mut Output<'
     Ok(true)
 }
 
-/// The rows of a series in one file.
+/// Rows of one series in one file.
 struct Stream<'t> {
     table: &'t Table,
     words: usize,
     slice: Slice,
-    /// The rows that have been rebuilt: (index time, LSN, ingest time) of each, and the records. Copies, for which the file
-    /// has been checked.
+    /// Decoded rows: (index time, LSN, ingest time) of each, and the records. They are copies, made after the file was
+    /// checked.
     heads: Vec<(u64, u64, u64)>,
     records: Vec<u64>,
-    /// Which of them comes next.
+    /// Index of the next row among them.
     at: usize,
     key: (u64, u64),
 }
@@ -232,7 +236,7 @@ impl<'t> Stream<'t> {
         Ok(stream)
     }
 
-    /// Rebuilds the next rows.
+    /// Decodes the next rows.
     fn fill(&mut self) -> Result<()> {
         let (index, row) = self.slice.locate(self.slice.from);
         let block = self.table.block(index)?;
@@ -257,14 +261,14 @@ impl<'t> Stream<'t> {
         self.key
     }
 
-    /// Puts the row that comes next into `output`.
+    /// Writes the next row to `output`.
     fn give(&self, output: &mut Output<'_>) -> Result<()> {
         let record = self.records.get(self.at * self.words..(self.at + 1) * self.words).unwrap_or(&[]);
         let ingest = self.heads.get(self.at).map_or(0, |head| head.2);
         output.push(Lsn(self.key.1), Ts(ingest), record)
     }
 
-    /// Goes on to the next row; `false` if there is none.
+    /// Advances to the next row; `false` if there is none.
     fn advance(&mut self) -> Result<bool> {
         self.slice.from += 1;
         self.at += 1;
@@ -286,16 +290,16 @@ struct Output<'d> {
     dir: &'d Path,
     spec: Spec,
     rows_max: u64,
-    /// The files that are merged, which know where their rows came from.
+    /// The inputs, which hold the origin of each row.
     tables: &'d [Table],
     writer: Option<Writer<'d>>,
-    /// Rows that the file has room for.
+    /// Rows that still fit in the file.
     room: u64,
-    /// The series that has been begun, and how many rows of it are to come that are not announced.
+    /// The current series, and its rows that are not yet announced to a writer.
     series: Option<(InstrumentId, u64)>,
-    /// Bytes of the file that are durable.
+    /// Synced bytes of the file.
     settled: u64,
-    /// Bytes of the files that are finished.
+    /// Bytes of the finished files.
     finished: u64,
     made: &'d mut Vec<FileMeta>,
 }
@@ -333,7 +337,7 @@ impl Output<'_> {
         writer.push(lsn, ingest_ts, record)
     }
 
-    /// Ends the file being written, if there is one.
+    /// Finishes the current file, if there is one.
     fn finish(&mut self) -> Result<()> {
         let Some(writer) = self.writer.take() else { return Ok(()) };
         let (mut origins, mut orphan) = (Origins::new(self.tables)?, None);
@@ -356,12 +360,12 @@ impl Output<'_> {
     }
 }
 
-/// Where rows came from, asked in LSN order. The runs stay in the mapped files. Runs that hold one LSN agree about
-/// it: a publisher's numbers are dense, so all LSNs between two of a run's rows are the run's own.
+/// Looks up the origin of rows, in LSN order. The runs stay in the mapped files. Runs that hold the same LSN agree about it: a
+/// publisher's numbers are dense, so all LSNs between two rows of a run belong to that run.
 struct Origins<'t> {
-    /// The runs of each file, those that are passed left out.
+    /// The remaining runs of each file.
     runs: Vec<&'t [RunEntry]>,
-    /// The file that knew the last row.
+    /// The file that held the last row.
     last: usize,
 }
 
@@ -372,7 +376,7 @@ impl<'t> Origins<'t> {
 
     fn of(&mut self, lsn: Lsn) -> Option<Origin> {
         let count = self.runs.len();
-        // The file that knew the row before most often knows this one.
+        // The file that held the last row most often holds this one.
         for file in (0..count).map(|i| (self.last + i) % count) {
             if let Some(run) = self.runs.get_mut(file).and_then(|runs| run_of(runs, lsn)) {
                 self.last = file;
@@ -384,10 +388,10 @@ impl<'t> Origins<'t> {
     }
 }
 
-/// The run among `runs` that holds `lsn`; those before it are left out from now on.
+/// The run among `runs` that holds `lsn`; drops those before it.
 fn run_of(runs: &mut &[RunEntry], lsn: Lsn) -> Option<RunEntry> {
     while runs.first()?.last < lsn {
-        // By a search when much is passed: a file is asked only when others do not know.
+        // Binary search if far behind: a file is asked only when the others do not hold the LSN.
         let far = runs.get(8).is_some_and(|r| r.last < lsn);
         let passed = if far { runs.partition_point(|r| r.last < lsn) } else { 1 };
         *runs = runs.get(passed..).unwrap_or(&[]);

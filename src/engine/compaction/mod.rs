@@ -1,15 +1,13 @@
-//! Owns: which files of history are to be merged: a pure function of a version of the manifest. [`merge`]
-//! carries a merge out, [`retention`] says what has lived long enough.
+//! Owns: compaction: which SSTables to merge next, a pure function of a version of the manifest. [`merge`] runs one merge,
+//! [`retention`] finds what has expired.
 //!
-//! Files lie in windows of index time. A *run* is what one filing or one merge has written into a window: its
-//! LSNs lie beside those of the other runs. A window keeps at most [`Options::runs_max`] runs; when it has
-//! more, those neighbours are merged for which the fewest bytes are written for each run that goes
-//! (size-tiered). When a day is over its hours become one run, and when thirty days are over their days do, if
-//! they are few rows.
+//! Files lie in windows of index time. A *run* is the output of one flush or one merge in a window; the runs of a window are
+//! disjoint in LSN. A window keeps at most [`Options::runs_max`] runs. If it has more, those neighbours are merged that cost
+//! the fewest bytes for each run saved (size-tiered). When a day is over, its hours become one run; when thirty days are over,
+//! their days do, if they have few rows.
 //!
-//! What must hold: neighbours in LSN order are merged, so that runs stay disjoint; a run is not written anew
-//! for less than a tenth of its bytes, unless the day or the thirty days ask for it; a merge that was carried
-//! out leaves a version for which fewer merges are due.
+//! What must hold: only neighbours in LSN order are merged, so that runs stay disjoint. A run is not rewritten for less than a
+//! tenth of its bytes, unless its day or its thirty days are over. After a merge fewer merges are due.
 
 pub mod merge;
 pub mod retention;
@@ -26,17 +24,17 @@ use tapestore::record::Kind;
 use tapestore::sstable::{FileMeta, Window};
 use tapestore::time::Ts;
 
-/// When and how files are merged.
+/// Options of compaction.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Options {
-    /// Whether storage merges files by itself.
+    /// Whether storage compacts by itself.
     pub enabled: bool,
-    /// Runs of a window and kind at most.
+    /// Runs of one kind in a window, at most.
     pub runs_max: usize,
-    /// Rows of a file that a merge writes at most: 60 bytes of memory each while it is written.
+    /// Rows of a file that a merge writes, at most: 60 bytes of memory each while it is written.
     pub rows_max: u64,
-    /// Bytes written in a second at most, over some seconds; 0: as fast as it goes.
+    /// Bytes written in a second at most, averaged over some seconds; 0: no limit.
     pub bytes_per_second: u64,
 }
 
@@ -47,41 +45,44 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Checks the options against each other.
+    /// Checks the values against their bounds.
     ///
     /// # Errors
     /// [`Error::Invalid`], naming the option and its bounds.
     pub fn check(&self) -> Result<()> {
         if !(2..=64).contains(&self.runs_max) {
-            return Err(Error::invalid("compaction.runs-max", format!("{} is not from 2 to 64", self.runs_max)));
+            return Err(Error::invalid("compaction.runs-max", format!("{} is out of bounds; give 2 to 64", self.runs_max)));
         }
         if !(4096..=1 << 28).contains(&self.rows_max) {
-            return Err(Error::invalid("compaction.rows-max", format!("{} is not from 4096 to 268435456", self.rows_max)));
+            return Err(Error::invalid(
+                "compaction.rows-max",
+                format!("{} is out of bounds; give 4096 to 268435456", self.rows_max),
+            ));
         }
         Ok(())
     }
 }
 
-/// Files of a merge at most, unless one run has more.
+/// Inputs of a merge at most, unless one run has more files.
 const INPUTS_MAX: usize = 256;
-/// A run is written anew for at least this part of its bytes.
+/// A run is rewritten only if the merge adds at least this part of its bytes.
 const WORTH: u64 = 10;
-/// A window is over when something is this much younger than its end, ns.
+/// A window is over when there are records this much younger than its end, ns.
 const GRACE: u64 = Window::LENGTHS[0];
-/// Thirty days become one run if they have at most so many files' rows.
+/// Thirty days become one run if they have at most the rows of so many full files.
 const LONG_FILES: u64 = 4;
 
-/// Why files are merged.
+/// Reason of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Why {
-    /// Their window has more runs than it may have.
+    /// The window has too many runs.
     Runs,
-    /// Their day, or their thirty days, are over.
+    /// The day, or the thirty days, are over.
     Over,
 }
 
-/// Files that are to become one run.
+/// One merge: files that become one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merge {
     /// Their kind.
@@ -90,7 +91,7 @@ pub struct Merge {
     pub window: Window,
     /// The files, by LSN.
     pub inputs: Vec<FileMeta>,
-    /// Why.
+    /// The reason.
     pub why: Why,
 }
 
@@ -106,13 +107,13 @@ impl Merge {
     }
 }
 
-/// The moment of the newest record: the greatest index time of any file, but not ahead of when records came.
+/// The greatest index time of any file, but not later than the last ingest time.
 pub fn newest(state: &State) -> Ts {
     state.files.values().map(|f| f.time.1).max().unwrap_or_default().min(state.checkpoint.ingest_ts)
 }
 
-/// What is to be merged in `state`, the most urgent first; files in `skip` and their windows are left alone.
-/// `now` decides which windows are over: [`newest`], or later to have all of them be.
+/// Plans the merges of `state`, the most urgent first; skips the windows of the files in `skip`.
+/// `now` decides which windows are over: [`newest`], or a later time to close all of them.
 pub fn plan(state: &State, options: &Options, now: Ts, skip: &BTreeSet<u64>) -> Vec<Merge> {
     let mut long: BTreeMap<(Kind, Ts), u64> = BTreeMap::new();
     for file in state.files.values() {
@@ -146,17 +147,17 @@ pub fn plan(state: &State, options: &Options, now: Ts, skip: &BTreeSet<u64>) -> 
     merges.into_iter().map(|(_, merge)| merge).collect()
 }
 
-/// Files of a window whose LSNs overlap: a run, or files that have to become one.
+/// Files of a window whose LSNs overlap: one run, or files that must become one.
 struct Cluster {
     files: Vec<FileMeta>,
     bytes: u64,
-    /// How many runs it counts for: none if it is one full file, which no merge makes fewer of.
+    /// Number of runs it counts for; 0 for a single full file, which no merge can shrink further.
     runs: u64,
-    /// Whether files of shorter windows are in it.
+    /// Whether it holds files of shorter windows.
     is_unsettled: bool,
 }
 
-/// The files that belong in a window.
+/// The files of a window.
 struct Group {
     clusters: Vec<Cluster>,
     /// Whether files of shorter windows are among them.
@@ -170,7 +171,7 @@ impl Group {
         let mut clusters: Vec<Cluster> = Vec::new();
         let mut last = Lsn(0);
         for file in files {
-            // A run's own files overlap; those of shorter windows are runs each.
+            // Files of one run overlap in LSN; files of shorter windows are one run each.
             let is_unsettled = file.window != window;
             match clusters.last_mut() {
                 Some(cluster) if file.lsn.0 <= last => {
@@ -183,7 +184,7 @@ impl Group {
             }
             last = last.max(file.lsn.1);
         }
-        // A run is cut into full files, which may lie beside each other in LSN too: a kind of one instrument.
+        // A run of several full files may be disjoint in LSN too, for a kind of one instrument.
         for cluster in clusters.iter_mut().filter(|c| !c.is_unsettled && c.files.len() == 1) {
             cluster.runs = u64::from(cluster.files.iter().all(|f| f.rows < rows_max));
         }
@@ -194,7 +195,7 @@ impl Group {
         self.clusters.iter().map(|c| c.runs).sum()
     }
 
-    /// What is to be merged now.
+    /// The merge that is due, if any.
     fn due(&self, runs_max: usize) -> Option<(Vec<FileMeta>, Why)> {
         let files = |clusters: &[Cluster]| clusters.iter().flat_map(|c| c.files.iter().copied()).collect();
         let count: usize = self.clusters.iter().map(|c| c.files.len()).sum();
@@ -210,7 +211,7 @@ impl Group {
         Some((files(self.clusters.get(from..to)?), if self.is_over { Why::Over } else { Why::Runs }))
     }
 
-    /// The neighbours for which the fewest bytes are written for each run that goes.
+    /// The neighbours that cost the fewest bytes for each run saved.
     fn cheapest(&self) -> Option<(usize, usize)> {
         let mut best: Option<(u128, u128, (usize, usize))> = None;
         for from in 0..self.clusters.len() {
@@ -219,7 +220,7 @@ impl Group {
                 bytes += cluster.bytes;
                 runs += cluster.runs;
                 files += cluster.files.len();
-                // A cluster that is no run yet pays for itself.
+                // A cluster that is not yet one run must be rewritten anyway.
                 largest = largest.max(if cluster.runs > 1 { 0 } else { cluster.bytes });
                 if files > INPUTS_MAX && i > from {
                     break;
@@ -227,7 +228,7 @@ impl Group {
                 if runs < 2 || (bytes - largest) * WORTH < largest {
                     continue;
                 }
-                // bytes / (runs - 1), compared without dividing.
+                // Compares bytes / (runs - 1) without division.
                 let (cost, gone) = (u128::from(bytes), u128::from(runs - 1));
                 if best.is_none_or(|(c, g, _)| cost * g < c * gone) {
                     best = Some((cost, gone, (from, i + 1)));

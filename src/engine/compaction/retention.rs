@@ -1,8 +1,8 @@
-//! Owns: what has lived long enough: rules, and which files of a version they drop.
+//! Owns: retention: the rules, and the files of a version that they drop.
 //!
-//! What must hold: age is counted from the newest record, and from when records last came or what the host's clock
-//! says if that is earlier; while the clock has jumped nothing goes by its age; a file goes only when all its rows
-//! are too old, or when its kind has more bytes than it may have, the oldest windows first.
+//! What must hold: age is counted from the newest record, but not from later than the last ingest time or the host's clock.
+//! After a jump of the clock nothing expires by age. A file is dropped only when all its rows have expired, or when its kind
+//! has more bytes than its limit, the oldest windows first.
 
 use std::collections::BTreeMap;
 
@@ -14,31 +14,31 @@ use tapestore::record::{Kind, Name, near_kind, schema, schemas_named};
 use tapestore::sstable::FileMeta;
 use tapestore::time::{Ts, parse_duration};
 
-/// How long records are kept. The first rule that names a kind counts for it.
+/// Retention of a kind. The first rule that names a kind applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Rule {
-    /// The kind's name; `*` is every kind.
+    /// Name of the kind; `*` is every kind.
     pub kind: String,
-    /// Instruments, by a pattern of their names with `*`: their records go when files are merged. Without it the
-    /// rule is for the whole kind, and whole files go.
+    /// Instruments, by a pattern of their names with `*`: their rows expire at a merge. Without it the rule is for the whole
+    /// kind, and whole files are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instruments: Option<String>,
-    /// The age up to which they are kept, like `30d`.
+    /// The age up to which records are kept, like `30d`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<String>,
-    /// Bytes that the kind's files may have together; above that the oldest go.
+    /// Bytes that the files of the kind may have together; above that the oldest are dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
 }
 
-/// Rules that have been checked.
+/// Checked rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     rules: Vec<Checked>,
-    /// What the host's clock says; without it, what records say is believed.
+    /// Time of the host's clock; without it, the records' times alone count.
     wall: Option<Ts>,
-    /// Whether nothing goes by its age.
+    /// Whether nothing expires by age.
     holds: bool,
 }
 
@@ -50,7 +50,7 @@ struct Checked {
     bytes: Option<u64>,
 }
 
-/// A file that is to go, and why.
+/// A file to drop, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drop {
     /// The file.
@@ -59,10 +59,10 @@ pub struct Drop {
     pub by_age: bool,
 }
 
-/// Rows of instruments that go when files are merged.
+/// Expired rows, which merges leave out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cut {
-    /// By instrument: rows before this go.
+    /// For each instrument: rows before this have expired.
     pub before: BTreeMap<InstrumentId, Ts>,
 }
 
@@ -76,20 +76,21 @@ impl Rules {
         for (i, rule) in rules.iter().enumerate() {
             let bad = |why: &str| Error::invalid("retention", format!("rule {} (kind '{}') {why}", i + 1, rule.kind));
             if rule.kind.is_empty() {
-                return Err(bad("names no kind; '*' is every kind"));
+                return Err(bad("names no kind; name one, or '*' for every kind"));
             }
-            // A kind of a program may be called so; then its number says that it is meant.
+            // A program may define a kind with a name close to a known one; its number then makes it unambiguous.
             if let (Some(meant), true) = (near_kind(&rule.kind), schemas_named(&rule.kind).is_empty()) {
                 return Err(bad(&format!(
-                    "names no kind of this program: did you mean '{meant}'? A kind that a program defines under that name is named with its number, as in '{}-8001'",
+                    "names no kind of this program: did you mean '{meant}'? Name a kind that another program defines with its \
+                     number, as in '{}-8001'",
                     rule.kind
                 )));
             }
             if rule.keep.is_none() && rule.bytes.is_none() {
-                return Err(bad("says neither 'keep' nor 'bytes'"));
+                return Err(bad("has neither 'keep' nor 'bytes'; give one"));
             }
             if rule.instruments.is_some() && (rule.bytes.is_some() || rule.keep.is_none()) {
-                return Err(bad("names instruments: it needs 'keep', and 'bytes' is of a whole kind"));
+                return Err(bad("names instruments: give 'keep', and no 'bytes', which limits a whole kind"));
             }
             let keep = match &rule.keep {
                 Some(text) => Some(parse_duration(text).map_err(|e| bad(&e.to_string()))?),
@@ -105,29 +106,30 @@ impl Rules {
         Ok(Rules { rules: checked, ..Rules::default() })
     }
 
-    /// The kinds that rules name and this process has never met: their rules let nothing go before a program defines them.
+    /// The kinds that the rules name and that this process does not know: nothing expires by these rules until a program defines
+    /// them.
     pub fn unmet(&self) -> impl Iterator<Item = &str> {
         let names = self.rules.iter().filter_map(|rule| rule.kind.as_deref());
         names.filter(|name| schemas_named(name).is_empty())
     }
 
-    /// Whether there is none.
+    /// Whether there are no rules.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// Whether something goes by its age, which is counted from the newest record.
+    /// Whether any rule drops by age.
     pub fn is_by_age(&self) -> bool {
         self.rules.iter().any(|r| r.keep.is_some())
     }
 
-    /// The same rules at the moment `wall` of the host's clock: nothing is older than it is by that.
+    /// The same rules with `wall` as the host's clock: no age is counted from later than that.
     #[must_use]
     pub fn at(&self, wall: Ts) -> Rules {
         Rules { wall: Some(wall), ..self.clone() }
     }
 
-    /// The same rules, by which nothing goes by its age: the host's clock has jumped.
+    /// The same rules with expiry by age suspended, because the host's clock has jumped.
     #[must_use]
     pub fn held(&self) -> Rules {
         Rules { holds: true, ..self.clone() }
@@ -140,12 +142,12 @@ impl Rules {
         };
         self.rules.iter().filter(move |rule| match &rule.kind {
             Some(wanted) => is_meant(wanted),
-            // What says which trades count, what is missing and what names mean is kept unless it is named.
+            // Corrections, gaps and names are kept unless a rule names their kind.
             None => !matches!(name, None | Some("bust" | "correct" | "gap" | "definition" | "mapping")),
         })
     }
 
-    /// The files of `state` that are to go, the oldest first.
+    /// The files of `state` to drop, the oldest first.
     pub fn drops(&self, state: &State) -> Vec<Drop> {
         let now = self.reference(state);
         let mut kinds: BTreeMap<Kind, Vec<FileMeta>> = BTreeMap::new();
@@ -166,13 +168,12 @@ impl Rules {
         drops
     }
 
-    /// The moment from which age is counted: of the newest record, but not ahead of when records came, nor of the
-    /// host's clock.
+    /// The time from which age is counted: of the newest record, but not later than the last ingest time or the host's clock.
     fn reference(&self, state: &State) -> Ts {
         newest(state).min(self.wall.unwrap_or(Ts(u64::MAX)))
     }
 
-    /// The rows of `kind` that go when its files are merged; `names` are the instruments', by id from 1.
+    /// The rows of `kind` that merges leave out; `names` are the instruments' names, by id from 1.
     pub fn cut(&self, kind: Kind, state: &State, names: &[Name]) -> Cut {
         let now = self.reference(state);
         let mut cut = Cut::default();
@@ -187,7 +188,7 @@ impl Rules {
     }
 }
 
-/// Whether `name` is like `pattern`, in which `*` stands for anything.
+/// Whether `name` matches `pattern`, in which `*` stands for any characters.
 pub fn matches(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(head) else { return false };

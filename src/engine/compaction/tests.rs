@@ -1,4 +1,4 @@
-//! The plan against what it promises, for random histories; merges against a plain model.
+//! Owns: tests of the plan on random histories, and of merges against a model.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn put(state: &mut State, meta: FileMeta) {
     state.files.insert(meta.id, meta);
 }
 
-fn filed(id: u64, window: Window, rows: u64, lsn: (u64, u64)) -> FileMeta {
+fn flushed(id: u64, window: Window, rows: u64, lsn: (u64, u64)) -> FileMeta {
     let time = (window.from, Ts(window.from.0 + window.len / 2));
     FileMeta { id, kind: Trade::KIND, window, rows, len: rows * 70 + 4096, crc: 0, time, lsn: (Lsn(lsn.0), Lsn(lsn.1)) }
 }
@@ -39,9 +39,9 @@ fn hour(n: u64) -> Window {
     Window { from: Ts(START + n * HOUR), len: HOUR }
 }
 
-/// Makes the merge as the manifest would, without files.
+/// Applies the merge to the manifest, without files.
 ///
-/// Its files lie beside each other in LSN, as those of one instrument do, or overlap.
+/// Its files are disjoint in LSN, as those of one instrument are, or overlap.
 fn carry_out(state: &mut State, merge: &Merge, rows_max: u64) -> u64 {
     let is_disjoint = merge.inputs.iter().map(|f| f.rows).sum::<u64>().is_multiple_of(2);
     let (mut left, first) = (merge.rows(), state.next_id);
@@ -57,12 +57,12 @@ fn carry_out(state: &mut State, merge: &Merge, rows_max: u64) -> u64 {
         let span = (lsn.1.0 - lsn.0.0) / ids;
         let part = (lsn.0.0 + (id - first) * span, lsn.0.0 + (id - first + 1) * span - 1);
         let lsn = if is_disjoint && ids > 1 { part } else { (lsn.0.0, lsn.1.0) };
-        put(state, FileMeta { time, ..filed(id, merge.window, rows, lsn) });
+        put(state, FileMeta { time, ..flushed(id, merge.window, rows, lsn) });
     }
     merge.bytes()
 }
 
-/// Merges until nothing is due; gives the bytes written.
+/// Merges until nothing is due; returns the bytes written.
 fn settle(state: &mut State, options: &Options) -> u64 {
     let mut written = 0;
     for _ in 0..10_000 {
@@ -71,15 +71,15 @@ fn settle(state: &mut State, options: &Options) -> u64 {
         assert!(merge.inputs.len() > 1, "a file is not merged with itself: {merge:?}");
         let largest = merge.inputs.iter().map(|f| f.len).max().unwrap();
         if merge.why == Why::Runs {
-            assert!((merge.bytes() - largest) * WORTH >= largest, "not worth it: {merge:?}");
+            assert!((merge.bytes() - largest) * WORTH >= largest, "the merge rewrites too much: {merge:?}");
         }
         let (first, last) = (merge.inputs[0].lsn.0, merge.inputs.iter().map(|f| f.lsn.1).max().unwrap());
         let between = |f: &FileMeta| f.kind == merge.kind && f.window == merge.window && f.lsn.0 > first && f.lsn.1 < last;
         let ids: BTreeSet<u64> = merge.inputs.iter().map(|f| f.id).collect();
-        assert!(state.files.values().all(|f| !between(f) || ids.contains(&f.id)), "neighbours are merged");
+        assert!(state.files.values().all(|f| !between(f) || ids.contains(&f.id)), "only neighbours are merged");
         written += carry_out(state, merge, options.rows_max);
     }
-    panic!("merging does not come to an end");
+    panic!("compaction does not end");
 }
 
 fn runs_of(state: &State, window: Window) -> u64 {
@@ -90,14 +90,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_window_keeps_at_most_eight_disjoint_runs_and_merging_ends(seed in any::<u64>(), filings in 10u64..400) {
+    fn a_window_keeps_at_most_eight_disjoint_runs_and_compaction_ends(seed in any::<u64>(), flushes in 10u64..400) {
         let (mut rng, options) = (SimRng::new(seed), Options { rows_max: 100_000, ..Options::default() });
-        let (mut state, mut lsn, mut now, mut filed_bytes, mut written) = (state(), 1, 0u64, 0, 0);
-        for _ in 0..filings {
+        let (mut state, mut lsn, mut now, mut flushed_bytes, mut written) = (state(), 1, 0u64, 0, 0);
+        for _ in 0..flushes {
             now += rng.below(40);
             let current = now / 60;
             let mut windows = vec![current];
-            // Late records, and the hour before when it has just ended.
+            // Late records, and the previous hour when it has just ended.
             if rng.below(5) == 0 {
                 windows.push(rng.below(current + 1));
             }
@@ -109,8 +109,8 @@ proptest! {
             let rows = 1 + rng.below(20_000);
             for window in windows {
                 let here = if window == current { rows } else { 1 + rng.below(50) };
-                let meta = filed(state.next_id, hour(window), here, (lsn, lsn + 2 * rows));
-                filed_bytes += meta.len;
+                let meta = flushed(state.next_id, hour(window), here, (lsn, lsn + 2 * rows));
+                flushed_bytes += meta.len;
                 put(&mut state, meta);
             }
             lsn += 2 * rows + 1;
@@ -121,7 +121,7 @@ proptest! {
         for window in state.files.values().map(|f| f.window).collect::<BTreeSet<_>>() {
             prop_assert!(runs_of(&state, window) <= 8, "{window:?}");
         }
-        prop_assert!(written <= 12 * filed_bytes, "write amplification {}", written as f64 / filed_bytes as f64);
+        prop_assert!(written <= 12 * flushed_bytes, "write amplification {}", written as f64 / flushed_bytes as f64);
     }
 }
 
@@ -129,7 +129,7 @@ proptest! {
 fn a_plan_depends_on_the_version_alone() {
     let mut version = state();
     for i in 0..30u64 {
-        put(&mut version, filed(i + 1, hour(i % 3), 100 + i, (i * 1000 + 1, i * 1000 + 900)));
+        put(&mut version, flushed(i + 1, hour(i % 3), 100 + i, (i * 1000 + 1, i * 1000 + 900)));
     }
     let options = Options::default();
     let first = plan(&version, &options, newest(&version), &BTreeSet::new());
@@ -139,7 +139,7 @@ fn a_plan_depends_on_the_version_alone() {
     let skip = BTreeSet::from([first[0].inputs[0].id]);
     assert_eq!(plan(&version, &options, newest(&version), &skip).len(), 2);
     // A day later the hours become one run.
-    put(&mut version, filed(99, hour(26), 1, (100_000, 100_000)));
+    put(&mut version, flushed(99, hour(26), 1, (100_000, 100_000)));
     let later = plan(&version, &options, newest(&version), &BTreeSet::new());
     assert_eq!((later.len(), later[0].window.len, later[0].inputs.len(), later[0].why), (1, DAY, 30, Why::Over));
 }
@@ -148,42 +148,42 @@ fn a_plan_depends_on_the_version_alone() {
 fn files_of_one_instrument_that_are_full_are_not_merged_again() {
     let mut version = state();
     for i in 0..40u64 {
-        put(&mut version, filed(i + 1, hour(0), 60_000, (i * 60_000 + 1, (i + 1) * 60_000)));
+        put(&mut version, flushed(i + 1, hour(0), 60_000, (i * 60_000 + 1, (i + 1) * 60_000)));
     }
     let options = Options { rows_max: 100_000, ..Options::default() };
     settle(&mut version, &options);
     for i in 40..80u64 {
         let id = version.next_id;
-        put(&mut version, filed(id, hour(0), 10_000, (i * 60_000 + 1, (i + 1) * 60_000)));
+        put(&mut version, flushed(id, hour(0), 10_000, (i * 60_000 + 1, (i + 1) * 60_000)));
         settle(&mut version, &options);
     }
     assert!(version.files.values().filter(|f| f.rows < 100_000).count() <= 8, "{:?}", version.files);
 }
 
 #[test]
-fn a_clock_that_is_ahead_drops_nothing_and_one_that_has_jumped_holds_everything() {
+fn a_clock_that_is_ahead_drops_nothing_and_one_that_has_jumped_suspends_expiry() {
     let mut version = state();
     for i in 0..4u64 {
-        put(&mut version, filed(i + 1, hour(i), 100, (i * 100 + 1, i * 100 + 100)));
+        put(&mut version, flushed(i + 1, hour(i), 100, (i * 100 + 1, i * 100 + 100)));
     }
-    // A record of a clock that was 40 days ahead, and the time of its coming too.
-    put(&mut version, filed(9, hour(40 * 24), 1, (401, 401)));
+    // A record of a clock that was 40 days ahead, ingested at that time too.
+    put(&mut version, flushed(9, hour(40 * 24), 1, (401, 401)));
     version.checkpoint.ingest_ts = Ts(START + 40 * DAY);
     let rules = Rules::new(&[rule("trade", None, Some("30d"), None), rule("trade", Some("*"), Some("30d"), None)]).unwrap();
-    assert_eq!(rules.drops(&version).len(), 4, "nobody says that the clock was wrong");
-    assert!(rules.at(Ts(START + DAY)).drops(&version).is_empty(), "it is right again");
+    assert_eq!(rules.drops(&version).len(), 4, "without the host's clock, the records' times count");
+    assert!(rules.at(Ts(START + DAY)).drops(&version).is_empty(), "the host's clock is right again");
     assert!(rules.held().drops(&version).is_empty() && rules.held().cut(Trade::KIND, &version, &[]).before.is_empty());
 }
 
 #[test]
-fn a_late_record_does_not_have_its_day_written_anew() {
+fn a_late_record_does_not_rewrite_its_day() {
     let mut version = state();
-    put(&mut version, filed(1, Window { from: Ts(START), len: DAY }, 1_000_000, (1, 1_000_000)));
-    put(&mut version, filed(2, hour(40), 10, (1_000_001, 1_000_010)));
+    put(&mut version, flushed(1, Window { from: Ts(START), len: DAY }, 1_000_000, (1, 1_000_000)));
+    put(&mut version, flushed(2, hour(40), 10, (1_000_001, 1_000_010)));
     let options = Options::default();
     for i in 0..40u64 {
         let id = version.next_id;
-        put(&mut version, filed(id, hour(3), 5, (2_000_000 + i * 10, 2_000_009 + i * 10)));
+        put(&mut version, flushed(id, hour(3), 5, (2_000_000 + i * 10, 2_000_009 + i * 10)));
         settle(&mut version, &options);
         assert!(version.files.contains_key(&1), "after {i} late files");
     }
@@ -192,7 +192,7 @@ fn a_late_record_does_not_have_its_day_written_anew() {
     assert!(group.runs() <= 8, "{}", group.runs());
 }
 
-/// One row of the model.
+/// Rows of the model.
 type Rows = BTreeMap<(InstrumentId, Ts, Lsn), (Ts, Vec<u64>)>;
 
 fn origin(lsn: Lsn) -> Origin {
@@ -248,7 +248,7 @@ fn job(seed: u64, files: u64) -> (SimDisk, Rows, Job) {
     (disk, all, Job { store_id: STORE, merge, first_id: 100, rows_max: 2500, cut: Cut::default() })
 }
 
-/// The rows of the files of `added`, in order.
+/// Reads the rows of the files `added`, in order.
 fn read(disk: &SimDisk, added: &[FileMeta]) -> Rows {
     let mut found = Rows::new();
     for meta in added {
@@ -261,28 +261,28 @@ fn read(disk: &SimDisk, added: &[FileMeta]) -> Rows {
             assert_eq!((arrival.publisher, arrival.epoch, arrival.pub_seq), origin(lsn));
             let trade = tapestore::record::split(&words).next().unwrap().unwrap();
             let instrument = trade.get::<Trade>().unwrap().instrument;
-            assert!(found.insert((instrument, time, lsn), (arrival.ingest_ts, words)).is_none(), "a row is there once");
+            assert!(found.insert((instrument, time, lsn), (arrival.ingest_ts, words)).is_none(), "a row is stored once");
         }
     }
     found
 }
 
 #[test]
-fn a_merge_holds_every_row_of_its_files_once_with_where_it_came_from() {
+fn a_merge_holds_every_row_of_its_inputs_once_with_its_origin() {
     for seed in 0..12 {
         let (disk, all, job) = job(seed, 1 + seed);
         let merged = run(&disk, Path::new("/sst"), &job, &mut Unpaced).unwrap().unwrap();
         assert_eq!((merged.expired, merged.removed.len()), (0, 1 + seed as usize));
         assert!(merged.added.iter().all(|f| f.rows <= 2500) && merged.added.len() as u64 <= Job::ids(&job.merge, 2500));
         assert!(read(&disk, &merged.added) == all, "seed {seed}");
-        // What the run is cut into does not overlap.
+        // The files of the run do not overlap.
         let keys = |f: &FileMeta| read(&disk, &[*f]).keys().map(|k| (k.0, k.1)).collect::<Vec<_>>();
         assert!(merged.added.windows(2).all(|w| keys(&w[0]).last() <= keys(&w[1]).first()));
     }
 }
 
 #[test]
-fn a_merge_leaves_out_the_rows_that_have_lived_long_enough() {
+fn a_merge_leaves_out_expired_rows() {
     let (disk, mut all, mut job) = job(3, 4);
     let (one, two) = (InstrumentId(5), InstrumentId(8));
     job.cut.before = BTreeMap::from([(one, Ts(START + 900_000)), (two, Ts(u64::MAX))]);
@@ -317,7 +317,7 @@ fn a_merge_that_fails_or_is_stopped_leaves_no_file() {
         assert!(run(&disk, Path::new("/sst"), &job, &mut Unpaced).is_err(), "call {call} of {calls}");
         assert_eq!(disk.list(Path::new("/sst")).unwrap(), there, "call {call}");
     }
-    // A file that is damaged is named, and its rows are not taken as they are.
+    // A damaged input is named, and its rows are not used.
     let damaged = job.merge.inputs[2];
     let path = Path::new("/sst").join(sstable::file_name(damaged.kind, damaged.id));
     let mut bytes = disk.contents(&path).unwrap();
@@ -337,21 +337,21 @@ fn rule(kind: &str, instruments: Option<&str>, keep: Option<&str>, bytes: Option
 }
 
 #[test]
-fn what_is_too_old_or_too_much_goes_by_whole_files_the_oldest_first() {
+fn expired_files_are_dropped_whole_and_the_oldest_first() {
     let mut version = state();
     for i in 0..48u64 {
-        put(&mut version, filed(i + 1, hour(i), 100, (i * 100 + 1, i * 100 + 100)));
+        put(&mut version, flushed(i + 1, hour(i), 100, (i * 100 + 1, i * 100 + 100)));
     }
     version.checkpoint.ingest_ts = Ts(u64::MAX - 1);
     let drops =
         |rules: &[Rule], version: &State| Rules::new(rules).unwrap().drops(version).iter().map(|d| d.file.id).collect::<Vec<_>>();
     assert_eq!(drops(&[rule("quote", None, Some("1h"), None)], &version), Vec::<u64>::new());
-    // The newest is in the middle of hour 47, and so is each file's last row.
+    // The newest record is in the middle of hour 47, and each file's last row is in the middle of its hour.
     assert_eq!(drops(&[rule("trade", None, Some("40h"), None)], &version), (1..=7).collect::<Vec<_>>());
     let each = version.files[&1].len;
     assert_eq!(drops(&[rule("*", None, None, Some(46 * each))], &version), vec![1, 2]);
     assert_eq!(drops(&[rule("*", None, Some("40h"), Some(46 * each))], &version).len(), 7);
-    // The clock of the host was set ahead: nothing is older for it. It was behind: less is.
+    // A host's clock that was ahead does not age records; one that was behind ages fewer.
     version.checkpoint.ingest_ts = Ts(START + 20 * HOUR);
     assert_eq!(drops(&[rule("trade", None, Some("19h"), None)], &version), vec![1]);
     assert!(Rules::new(&[rule("trade", None, None, None)]).is_err());
@@ -374,7 +374,7 @@ fn instruments_are_chosen_by_patterns_of_their_names() {
         assert!(!matches(pattern, no) || pattern == "*", "{pattern} {no}");
     }
     let mut version = state();
-    put(&mut version, filed(1, hour(0), 1, (1, 1)));
+    put(&mut version, flushed(1, hour(0), 1, (1, 1)));
     version.checkpoint.ingest_ts = Ts(u64::MAX - 1);
     let names: Vec<tapestore::record::Name> = ["X:A", "Y:B", "X:C"].iter().map(|n| n.parse().unwrap()).collect();
     let rules = Rules::new(&[rule("trade", Some("X:*"), Some("0s"), None)]).unwrap();

@@ -1,16 +1,18 @@
-//! Owns: the bytes of `raft.meta`, and what a membership frame carries.
+//! Owns: the bytes of `raft.meta` and the payload of a membership frame.
+//!
+//! What must hold: parsing is total on any words.
 //!
 //! ```text
-//! raft.meta: two slots of 4 KiB, the valid one with the higher seq is the truth
+//! raft.meta: two slots of 4 KiB; the valid one with the higher seq counts
 //! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
-//! 40    node u64 · incarnation u64 · epoch u64
+//! 40    node u64 · incarnation u64 · generation u64
 //! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2), has forgotten (4), fresh (8), remembers (16)
 //! 104   auto leave u32 · members u32 · 32 members of 88 B
-//! 2928  boot u128: of the host, since when it may hold frames in memory only of which it has told others; 0: none
-//! 2944  met u32 · name u32 (bytes) · name 64 B · 32 of node u64 · incarnation u64: whom it has met
+//! 2928  boot u128: boot of the host since which it may have acknowledged frames that are in memory only; 0: none
+//! 2944  met u32 · name u32 (bytes) · name 64 B · 32 of node u64 · incarnation u64: the hosts that it has met
 //!
-//! member 88 B            node u64 · part u32 · length u32 · address 72 B
-//! membership frame       transition u32 · changes u32 · changes: members whose part is what they become, 0: gone
+//! member 88 B            node u64 · roles u32 · length u32 · address 72 B
+//! membership frame       transition u32 · changes u32 · changes: members with their new roles, 0: removed
 //! ```
 
 use super::message::Member;
@@ -24,18 +26,18 @@ pub const ADDRESS_MAX: usize = 72;
 /// Bytes of a slot of `raft.meta`.
 pub const SLOT_LEN: usize = 4096;
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"TAPERAFT");
-/// Version 1 did not have `boot`, and nothing of it was forgotten; version 2 had met nobody, and nothing was fresh.
+/// Version 1 had no `boot`; version 2 had no list of hosts met, and no host was fresh.
 pub(super) const VERSION: u32 = 3;
-/// Bytes of a cluster's name that are kept, at most.
+/// Bytes of a cluster's name that are stored, at most.
 pub const NAME_MAX: usize = 64;
 
 /// Counts towards a majority.
 pub const VOTER: u32 = 1;
 /// Holds the log.
 pub const LEARNER: u32 = 2;
-/// Counts towards the majority of before, while members change.
+/// Counts towards the old majority while members change.
 pub const OUTGOING: u32 = 4;
-/// Will hold the log without a vote when the change is over.
+/// Becomes a learner when the change is over.
 pub const LEARNER_NEXT: u32 = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -80,26 +82,26 @@ const _: () = {
     assert!(std::mem::offset_of!(Slot, boot) == 2928 && std::mem::offset_of!(Slot, met_count) == 2944);
 };
 
-/// A member, and which part it has.
+/// A member and its roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seat {
     /// Its number.
     pub node: NodeId,
-    /// [`VOTER`], [`LEARNER`], [`OUTGOING`], [`LEARNER_NEXT`]: sums of them.
+    /// Sum of [`VOTER`], [`LEARNER`], [`OUTGOING`], [`LEARNER_NEXT`].
     pub part: u32,
-    /// Where its replication process listens: `host:port`; empty in a cluster of one.
+    /// Address of its replication process: `host:port`; empty in a cluster of one.
     pub address: String,
 }
 
 impl Seat {
-    /// As others are told of it.
+    /// The member as it is published to other processes.
     pub fn member(&self) -> Member {
         Member { node: self.node, address: self.address.clone(), is_voter: self.part & VOTER != 0 }
     }
 
-    /// The bytes of it.
+    /// The member as it is stored.
     pub(super) fn raw(&self) -> RawMember {
-        assert!(self.address.len() <= ADDRESS_MAX, "an address is checked before");
+        assert!(self.address.len() <= ADDRESS_MAX, "addresses are checked beforehand");
         let mut address = [0; ADDRESS_MAX];
         address.iter_mut().zip(self.address.bytes()).for_each(|(to, from)| *to = from);
         RawMember { node: self.node.0, part: self.part, len: self.address.len() as u32, address }
@@ -120,18 +122,18 @@ impl Seat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Transition {
-    /// At once if one member changes, else by way of both majorities, which ends by itself.
+    /// At once if one member changes; else by joint consensus, which the leader ends by itself.
     Auto = 0,
-    /// Ends the time of both majorities.
+    /// Ends joint consensus.
     Leave = 1,
 }
 
-/// What a membership frame says.
+/// Payload of a membership frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// How.
+    /// How it is carried out.
     pub transition: Transition,
-    /// What each member becomes; part 0: no member any more.
+    /// The members that change, with their new roles; 0: removed.
     pub seats: Vec<Seat>,
 }
 
@@ -141,15 +143,15 @@ impl Change {
     /// Appends the change to `words`.
     pub fn encode(&self, words: &mut Vec<u64>) {
         words.push(self.transition as u64 | (self.seats.len() as u64) << 32);
-        for seat in &self.seats {
-            words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(&seat.raw())));
+        for member in &self.seats {
+            words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(&member.raw())));
         }
     }
 
-    /// The change in the payload `words` of a membership frame, which are not trusted.
+    /// Parses the untrusted payload `words` of a membership frame.
     ///
     /// # Errors
-    /// What is malformed.
+    /// [`Bad`]: the field that is malformed.
     pub fn parse(words: &[u64]) -> Result<Change, Bad> {
         let (head, rest) = words.split_first().ok_or(Bad { what: "membership frame bytes", expected: 8, found: 0 })?;
         let transition = match *head as u32 {
@@ -186,8 +188,8 @@ mod tests {
 
     #[test]
     fn a_change_comes_back_as_it_was() {
-        let seat = |node, part, address: &str| Seat { node: NodeId(node), part, address: address.to_owned() };
-        let seats = vec![seat(1, VOTER, "127.0.0.1:7401"), seat(2, LEARNER, "host.example:7401"), seat(3, 0, "")];
+        let member = |node, part, address: &str| Seat { node: NodeId(node), part, address: address.to_owned() };
+        let seats = vec![member(1, VOTER, "127.0.0.1:7401"), member(2, LEARNER, "host.example:7401"), member(3, 0, "")];
         let change = Change { transition: Transition::Auto, seats };
         let mut words = Vec::new();
         change.encode(&mut words);

@@ -1,4 +1,4 @@
-//! Owns: where each frame of the log lies, from the checkpoint on: what the raft crate takes for its log.
+//! Owns: the place of each frame in the log, from the checkpoint on; the raft crate reads it as its log.
 //!
 //! What must hold: places are dense by index and end with the last frame written; terms never fall.
 
@@ -12,23 +12,23 @@ use tapestore::lsn::{Lsn, Position};
 use tapestore::time::Ts;
 use tapestore::wal::{Chain, FrameType, Header};
 
-/// Where a frame lies, and what it covers.
+/// Place of a frame, and what it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its position.
     pub position: Position,
     /// The last record up to its end.
     pub lsn: Lsn,
-    /// When it was made.
+    /// Its ingest time.
     pub ingest_ts: Ts,
-    /// Its bytes, header and zeros too.
+    /// Its length in bytes, with header and padding.
     pub len: u32,
     /// CRC of its header.
     pub header_crc: u32,
 }
 
 impl Place {
-    /// Where the frame behind it lies, if no segment ends there.
+    /// Position of the next frame, unless a segment ends there.
     pub fn end(&self) -> Position {
         Position(self.position.0 + u64::from(self.len))
     }
@@ -39,20 +39,20 @@ impl Place {
 pub struct Frames {
     /// Index of the first place.
     first: u64,
-    /// Term of the frame before the first, and the last record up to it.
+    /// Term of the frame before the first, and the last LSN up to it.
     before: (u64, Lsn),
     places: VecDeque<Place>,
-    /// Index from which on frames have a term; rising in both.
+    /// First index and term of each run of frames of one term; both rise.
     terms: VecDeque<(u64, u64)>,
-    /// Frames that change the members, rising.
+    /// Indexes of membership frames, rising.
     memberships: VecDeque<u64>,
-    /// What the raft crate begins with.
+    /// Start state of the raft crate.
     pub(super) hard_state: HardState,
     pub(super) conf_state: ConfState,
 }
 
 impl Frames {
-    /// No frame behind `from`, a checkpoint or the log's beginning.
+    /// Starts with no frame after `from`, a checkpoint or the log's beginning.
     pub fn new(from: &Chain) -> Frames {
         Frames {
             first: from.index.0,
@@ -83,7 +83,7 @@ impl Frames {
         self.places.push_back(Place { position, lsn, ingest_ts, len: header.total_len() as u32, header_crc: header.header_crc });
     }
 
-    /// Index of the first frame whose place is known.
+    /// Index of the first frame that has a place.
     pub fn first(&self) -> u64 {
         self.first
     }
@@ -98,7 +98,7 @@ impl Frames {
         self.places.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
     }
 
-    /// The last record up to the end of frame `index`: of the frames that are forgotten, the last record of them all.
+    /// The last LSN up to the end of frame `index`; for dropped frames, the last LSN of them all.
     pub fn lsn(&self, index: u64) -> Lsn {
         self.place(index.min(self.last())).map_or(self.before.1, |p| p.lsn)
     }
@@ -113,7 +113,7 @@ impl Frames {
         self.terms.get(after.checked_sub(1)?).map(|t| t.1)
     }
 
-    /// What names frame `index` to another host.
+    /// The head that names frame `index` in messages.
     pub fn head(&self, index: u64) -> Option<FrameHead> {
         let place = self.place(index)?;
         let kind = if self.is_membership(index) { EntryType::EntryConfChangeV2 as u8 } else { 0 };
@@ -125,7 +125,7 @@ impl Frames {
         self.memberships.binary_search(&index).is_ok()
     }
 
-    /// Forgets the frames that lie before `position`, but never the last one.
+    /// Drops the frames before `position`, but never the last frame.
     pub fn forget(&mut self, position: Position) {
         while self.places.len() > 1 && self.places.front().is_some_and(|p| p.end() <= position) {
             self.before = (self.term_of(self.first).unwrap_or(self.before.0), self.lsn(self.first));
@@ -149,7 +149,7 @@ impl Frames {
     }
 }
 
-/// Bytes that the raft crate counts for an entry, about.
+/// Bytes that the raft crate counts for an entry, approximately.
 const ENTRY_BYTES: u64 = 12;
 
 impl Storage for Frames {
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_found_by_index_with_their_terms_and_are_forgotten_from_the_front() {
+    fn frames_are_found_by_index_with_their_terms_and_are_dropped_from_the_front() {
         let mut frames = Frames::new(&Chain::begin(1));
         assert_eq!((frames.first(), frames.last(), frames.term_of(0), frames.lsn(0)), (1, 0, Some(0), Lsn(0)));
         for (index, term) in (1..).zip([1, 1, 2, 2, 5]) {

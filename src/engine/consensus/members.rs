@@ -1,4 +1,6 @@
-//! Owns: the members of the cluster as `raft.meta` has them, as the raft crate has them, and between the two.
+//! Owns: the conversion between the members in `raft.meta` and the members of the raft crate.
+//!
+//! What must hold: the conversion loses no member and no role.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +10,7 @@ use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, Seat, Transition, V
 use super::meta::Meta;
 use tapestore::lsn::NodeId;
 
-/// The members of `meta` as raft has them.
+/// Converts the members of `meta` to the raft crate's form.
 pub(super) fn conf_state(meta: &Meta) -> ConfState {
     let of = |part: u32| meta.seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
     let mut state = ConfState::default();
@@ -20,7 +22,7 @@ pub(super) fn conf_state(meta: &Meta) -> ConfState {
     state
 }
 
-/// The members of `state`, with the addresses that they had or that `change` gives them.
+/// Converts the members of `state` back; addresses come from `change`, else from `before`.
 pub(super) fn seats(state: &ConfState, before: &[Seat], change: &Change) -> Vec<Seat> {
     let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
     for (ids, part) in [
@@ -38,16 +40,16 @@ pub(super) fn seats(state: &ConfState, before: &[Seat], change: &Change) -> Vec<
     parts.into_iter().map(|(id, part)| Seat { node: NodeId(id), part, address: address(id) }).collect()
 }
 
-/// `change` as raft has it.
+/// Converts `change` to the raft crate's form.
 pub(super) fn conf_change(change: &Change) -> ConfChangeV2 {
     let mut v2 = ConfChangeV2::default();
     if change.transition == Transition::Leave {
         return v2;
     }
     v2.set_transition(ConfChangeTransition::Auto);
-    let single = change.seats.iter().map(|seat| {
-        let mut single = ConfChangeSingle { node_id: seat.node.0, ..ConfChangeSingle::default() };
-        single.set_change_type(match seat.part {
+    let single = change.seats.iter().map(|member| {
+        let mut single = ConfChangeSingle { node_id: member.node.0, ..ConfChangeSingle::default() };
+        single.set_change_type(match member.part {
             0 => ConfChangeType::RemoveNode,
             part if part & VOTER != 0 => ConfChangeType::AddNode,
             _ => ConfChangeType::AddLearnerNode,

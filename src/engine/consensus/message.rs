@@ -1,32 +1,31 @@
-//! Owns: what a storage process and its replication process say to each other, over a stream socket in the run
-//! directory.
+//! Owns: the messages between a storage process and its replication process, over a stream socket in the run directory.
 //!
 //! ```text
 //! length u32 (little-endian, of what follows) · a `Message` as postcard encodes it
 //! ```
 //!
-//! The connection is a session: what was not delivered when it ends is lost, and consensus sends it again. Whoever has
-//! written calls [`tapestore::shm::bell::Bells::post`], because storage looks at the socket only when it is told to.
+//! The connection is a session: messages not delivered when it ends are lost, and consensus sends them again. A writer calls
+//! [`tapestore::shm::bell::Bells::post`] after writing, because storage reads the socket only when it is notified.
 //!
-//! What must hold: decoding is total on any bytes and allocates no more than came; nothing here is trusted: a frame is
-//! checked against the log's chain by whoever appends it.
+//! What must hold: decoding is total on any bytes and allocates no more than arrived. Nothing here is trusted: the appending
+//! side checks each frame against the log's chain.
 
 use serde::{Deserialize, Serialize};
 
 use tapestore::error::{Error, Result};
 use tapestore::lsn::NodeId;
 
-/// Version of these messages; both ends are of one installation.
+/// Version of these messages; both ends belong to one installation.
 pub const VERSION: u32 = 4;
 /// Most bytes of one message.
 pub const MESSAGE_MAX: usize = 16 << 20;
-/// Number of raft's message that frames come with.
+/// Raft's number of the message type that carries frames.
 pub(super) const APPEND: u8 = 3;
-/// The last term: frames carry it in 32 bits.
+/// The last term: frames store it in 32 bits.
 pub const TERM_MAX: u64 = u32::MAX as u64;
-/// The last epoch of forced promotions.
+/// The last generation.
 pub const EPOCH_MAX: u64 = u32::MAX as u64;
-/// The last index of a frame: whoever adds to an index from outside does not overflow.
+/// The last index of a frame: adding to an index from outside does not overflow.
 pub const INDEX_MAX: u64 = 1 << 62;
 /// Bytes before a message.
 const LENGTH: usize = 4;
@@ -34,96 +33,96 @@ const LENGTH: usize = 4;
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
-    /// The replication process, first: which version it speaks, and its process.
+    /// Replication process, first: its version of the messages and its process.
     Hello {
         /// [`VERSION`].
         version: u32,
         /// Process id.
         pid: u32,
     },
-    /// Storage, in answer: who it is.
+    /// Storage, in answer: its identity.
     Welcome(Identity),
-    /// Storage: it will not talk; the connection ends.
+    /// Storage: it rejects the connection, which then ends.
     Refused(String),
-    /// Storage, in answer to `Hello` and whenever they change: all members, this node too if it is one.
+    /// Storage, in answer to `Hello` and on every change: all members, with this node if it is one.
     Members(Vec<Member>),
-    /// Storage, in answer to `Hello` and whenever role, term or leader change.
+    /// Storage, in answer to `Hello` and on every change of role, term or leader.
     State(State),
-    /// Either way: a message of consensus. To be sent to `message.to`, or come from `message.from`.
+    /// Either way: a message of raft, to `message.to` or from `message.from`.
     Raft(Raft),
-    /// The replication process: what was sent to this node may not have arrived.
+    /// Replication process: messages to this node may be lost.
     Unreachable(NodeId),
-    /// The replication process: it has spoken to this node, which is of this epoch.
+    /// Replication process: it has reached this node, of this generation.
     Reached {
-        /// Which.
+        /// The node.
         node: NodeId,
-        /// Forced promotions that it knows of.
+        /// Its generation.
         epoch: u64,
-        /// The last frame of its log, when its storage last said so.
+        /// The last frame of its log, as its storage last reported it.
         last: u64,
-        /// Whether it waits for a copy of the leader's store.
+        /// Whether it needs a snapshot of the leader's store.
         lacks_copy: bool,
     },
-    /// The replication process: this node does not hear this host, for this reason.
+    /// Replication process: this node rejects this host.
     Unheard {
-        /// Which.
+        /// The node.
         node: NodeId,
-        /// Its words.
+        /// Its reason.
         reason: String,
     },
-    /// Storage that leads: its log does not reach back to what a node lacks, which is to fetch a copy of the store.
+    /// Leading storage: its log no longer holds the frames that a node needs, so that node must fetch a snapshot.
     Stranded {
-        /// Which.
+        /// The node.
         node: NodeId,
-        /// The first frame that there is.
+        /// The first frame in the log.
         first: u64,
     },
-    /// Storage that joins a cluster: it is to get a copy of this leader's store.
+    /// Joining storage: it needs a snapshot of this leader's store.
     Lacks {
-        /// Who leads.
+        /// The leader.
         leader: NodeId,
     },
-    /// The replication process: a copy of another host's store has come, and all of it has been read.
+    /// Replication process: a snapshot of another host's store has been fetched and verified.
     Filled,
-    /// Either way: bytes of one storage process for another, which only these two understand; in order for as long as
-    /// the connection between two nodes lasts.
+    /// Either way: bytes from one storage process to another, opaque to replication. They arrive in order while the
+    /// connection between the two nodes lasts.
     Relay {
-        /// To which node.
+        /// The receiver.
         to: NodeId,
-        /// From which node.
+        /// The sender.
         from: NodeId,
-        /// What.
+        /// The bytes.
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
-    /// The replication process, or an operator's tool: do this.
+    /// Replication process, or an operator's tool: a command.
     Command {
-        /// Comes back with the answer.
+        /// Returned with the answer.
         id: u64,
-        /// What.
+        /// The command.
         command: Command,
     },
-    /// Storage: what became of a command.
+    /// Storage: result of a command.
     Answer {
-        /// The command's.
+        /// Id of the command.
         id: u64,
-        /// A report, or why it is refused.
+        /// A report, or the reason why it was refused.
         result: std::result::Result<Report, String>,
     },
 }
 
-/// Who a storage process is in its cluster.
+/// Identity of a storage process in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The cluster: its store's identity, the same on every host.
     pub cluster: u128,
     /// This host's number.
     pub node: NodeId,
-    /// What it says of itself to hosts that it meets.
+    /// The greeting for hosts that it meets.
     pub greeting: Greeting,
-    /// Rises at every forced promotion.
+    /// Generation: rises at every forced promotion.
     pub epoch: u64,
-    /// This start of storage.
+    /// Id of this start of storage.
     pub session: u64,
     /// Bytes of a log segment.
     pub segment_size: u64,
@@ -131,22 +130,22 @@ pub struct Identity {
     pub store: std::path::PathBuf,
     /// Time between heartbeats, ms.
     pub heartbeat_ms: u64,
-    /// Least time without heartbeats after which a follower stands for election, ms.
+    /// Least time without heartbeats after which a follower campaigns, ms.
     pub election_ms: u64,
-    /// Whether it says that it has a frame before that is on its disk.
+    /// Whether it acknowledges a frame before that is on its disk.
     pub is_lossy: bool,
 }
 
-/// What a host says of itself to another one that it meets.
+/// Greeting of a host to another host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Its number.
     pub node: NodeId,
-    /// Which life of this node: a node that lost its files begins another.
+    /// Incarnation of the node; a node that lost its files gets a new one.
     pub incarnation: u64,
-    /// Whether it has never voted yet.
+    /// Whether it is fresh: it has never voted.
     pub is_fresh: bool,
-    /// The hosts that it was initialised with, as one number; 0: its members are as of something else.
+    /// Hash of the initial members; 0: its members are of later origin.
     pub founders: u64,
 }
 
@@ -155,44 +154,44 @@ pub struct Greeting {
 pub struct Member {
     /// Its number.
     pub node: NodeId,
-    /// Where its replication process listens: `host:port`.
+    /// Address of its replication process: `host:port`.
     pub address: String,
     /// Whether it counts towards a majority.
     pub is_voter: bool,
 }
 
-/// What a node does.
+/// Role of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u64)]
 pub enum Role {
-    /// Takes records in and numbers them.
+    /// Accepts records and numbers them.
     Leader = 1,
-    /// Holds the leader's log; stands for election when the leader is gone.
+    /// Holds the leader's log; campaigns when the leader is gone.
     Follower = 2,
-    /// Stands for election.
+    /// Campaigns.
     Candidate = 3,
     /// Holds the leader's log and does not vote.
     Learner = 4,
 }
 
-/// How a node stands.
+/// State of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// The newest term that it knows.
+    /// The newest term that it has seen.
     pub term: u64,
-    /// What it does in it.
+    /// Its role in that term.
     pub role: Role,
-    /// Who leads, if it knows.
+    /// The leader, if it is known.
     pub leader: Option<NodeId>,
     /// Index of its last frame.
     pub last: u64,
-    /// That frame's term: of two logs the one that ends in the higher term, and of those the longer one, has more.
+    /// Term of that frame. Of two logs the one with the higher last term is newer; with equal terms, the longer one.
     pub last_term: u64,
     /// Index up to which its frames are committed.
     pub committed: u64,
 }
 
-/// A frame that a message of consensus names: its bytes are at `position` in the log of whoever sends it.
+/// A frame that a message of raft names: its bytes are at `position` in the sender's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrameHead {
     /// 0 for an ordinary frame, 2 for a change of members: the number of raft's entry type.
@@ -201,22 +200,22 @@ pub struct FrameHead {
     pub term: u64,
     /// Index of the frame.
     pub index: u64,
-    /// Where it lies in the log.
+    /// Position in the log.
     pub position: u64,
-    /// Bytes of it, with its header and the zeros behind it.
+    /// Length in bytes, with header and padding.
     pub len: u32,
-    /// CRC of its header, which has the payload's CRC in it.
+    /// CRC of its header, which contains the payload's CRC.
     pub header_crc: u32,
 }
 
-/// A message of consensus: the fields of the raft library's own message, whose meaning is the raft paper's.
+/// A message of raft: the fields of the raft crate's own message, with the meaning of the raft paper.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Raft {
-    /// Number of the raft library's message type.
+    /// The raft crate's number of the message type.
     pub kind: u8,
-    /// To which node.
+    /// The receiver.
     pub to: NodeId,
-    /// From which node.
+    /// The sender.
     pub from: NodeId,
     /// Term.
     pub term: u64,
@@ -230,48 +229,53 @@ pub struct Raft {
     pub commit_term: u64,
     /// Whether a request is rejected.
     pub reject: bool,
-    /// Where to try next.
+    /// Index to try next.
     pub reject_hint: u64,
-    /// Whether the follower asks for a snapshot, and from which index.
+    /// Index from which the follower asks for a snapshot; 0: it does not.
     pub request_snapshot: u64,
     /// Priority of a candidate.
     pub priority: i64,
-    /// What the raft library put in for itself.
+    /// Context of the raft crate.
     #[serde(with = "serde_bytes")]
     pub context: Vec<u8>,
-    /// The frames that are to be appended.
+    /// The frames to append.
     pub heads: Vec<FrameHead>,
-    /// Their bytes, one behind the other; from storage to its replication process empty: that one reads them in the log.
+    /// Their bytes, one after the other; empty from storage to its replication process, which reads them from the log.
     #[serde(with = "serde_bytes")]
     pub frames: Vec<u8>,
 }
 
 impl Raft {
-    /// Whether the numbers in it are some that hosts send each other: whatever is stored, narrowed or added to is in its
-    /// bounds, and the frames follow each other. Terms are rising numbers that every host takes over, so one above
-    /// [`TERM_MAX`] would end all elections to come, on every host and after every start.
+    /// Checks the numbers of a received message: everything that is stored, narrowed or added to is within bounds, and the
+    /// frames are consecutive. Hosts adopt every higher term, so one above [`TERM_MAX`] would end all elections, on every host
+    /// and after every start.
     ///
     /// # Errors
-    /// [`Error::Consensus`]: what is out of bounds.
+    /// [`Error::Consensus`]: the number that is out of bounds.
     pub fn check(&self) -> Result<()> {
-        let bad = |cause: String| Err(Error::Consensus { what: "take in a message", cause });
+        let bad = |cause: String| Err(Error::Consensus { what: "accept a message", cause });
         if self.from == NodeId(0) || self.to == NodeId(0) || self.from == self.to {
             return bad(format!("it is from node {} to node {}", self.from, self.to));
         }
-        // The raft crate takes a message without a term for one of its own.
+        // The raft crate treats a message without a term as a local one.
         if self.term == 0 || [self.term, self.log_term, self.commit_term].iter().any(|t| *t > TERM_MAX) {
             let terms = format!("{}, {} and {}", self.term, self.log_term, self.commit_term);
-            return bad(format!("its terms are {terms}: they are from 1 to {TERM_MAX}"));
+            return bad(format!("its terms are {terms}; the bounds are 1 to {TERM_MAX}"));
         }
         if [self.index, self.commit, self.reject_hint].iter().any(|i| *i > INDEX_MAX) {
-            return bad(format!("it names frames {}, {} and {}", self.index, self.commit, self.reject_hint));
+            return bad(format!(
+                "it names frames {}, {} and {}; the last index is {INDEX_MAX}",
+                self.index, self.commit, self.reject_hint
+            ));
         }
-        // The raft crate takes a frame behind the log's end to be of term 0, and finds that it has it.
+        // To the raft crate a frame after the log's end has term 0, so a message with term 0 would match it.
         if self.kind == APPEND && self.index > 0 && self.log_term == 0 {
-            return bad(format!("frame {} is of no term", self.index));
+            return bad(format!("frame {} has no term", self.index));
         }
         if self.request_snapshot != 0 {
-            return bad("it asks for a snapshot of raft's, and hosts fetch copies of a store otherwise".to_owned());
+            return bad(
+                "it asks for a snapshot of raft; hosts fetch snapshots of a store by their replication processes".to_owned()
+            );
         }
         let mut before = (self.index, self.log_term);
         for head in &self.heads {
@@ -284,98 +288,98 @@ impl Raft {
     }
 }
 
-/// What an operator asks of a node.
+/// A command of an operator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// How does it stand?
+    /// Reports the node's state.
     Status,
-    /// The replication process: another host has said who it is. Note it, or say why it is not heard.
+    /// Replication process: the greeting of another host, to be recorded or rejected with a reason.
     Greet(Greeting),
-    /// Make this node, which is to hold the log and not to vote, a member.
+    /// Adds this node as a learner.
     Add {
-        /// Its number: never one that was used.
+        /// Its number, never used before.
         node: NodeId,
-        /// Where its replication process listens.
+        /// Address of its replication process.
         address: String,
     },
-    /// Let this learner vote.
+    /// Makes this learner a voter.
     Promote {
-        /// Which.
+        /// The learner.
         node: NodeId,
-        /// Even if fewer voters than a majority are there then.
+        /// Even if fewer than a majority of the voters are up then.
         force: bool,
     },
-    /// Make this node a member no longer.
+    /// Removes this member.
     Remove {
-        /// Which.
+        /// The member.
         node: NodeId,
         /// As with [`Command::Promote`].
         force: bool,
     },
-    /// Let this node lead.
+    /// Hands the lead to this node.
     Transfer(NodeId),
 }
 
-/// How a leader sees a member.
+/// A member as the leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Who.
+    /// The member.
     pub node: NodeId,
-    /// Index up to which it has said to have the log.
+    /// Index up to which it has acknowledged the log.
     pub matched: u64,
-    /// Whether it has been heard of lately.
+    /// Whether the leader has received anything from it lately.
     pub is_active: bool,
-    /// Whether the leader's log does not reach back to what it lacks: it fetches a copy of the store.
+    /// Whether the leader's log no longer holds the frames that it needs: it fetches a snapshot.
     pub is_stranded: bool,
-    /// Records that it lacks.
+    /// Records that it is behind.
     pub lag_records: u64,
-    /// Bytes of log that it lacks.
+    /// Bytes of log that it is behind.
     pub lag_bytes: u64,
-    /// Nanoseconds between the leader's newest frame and the member's; [`u64::MAX`] if the leader does not know the member's.
+    /// Nanoseconds between the leader's newest frame and the member's; [`u64::MAX`] if the member's is unknown.
     pub lag_ns: u64,
-    /// Whether it waits for a copy of the leader's store, by its own word.
+    /// Whether it reports that it needs a snapshot of the leader's store.
     pub lacks_copy: bool,
 }
 
-/// A member that lacks more of the log does not get a vote.
+/// A learner that is further behind is not promoted.
 const LAG_MAX_NS: u64 = 1_000_000_000;
 const LAG_MAX_BYTES: u64 = 256 << 20;
 
 impl Progress {
-    /// Whether it is there and has so much of the log that a majority need not wait for it; one that has nothing yet has not.
+    /// Whether it is up and so close to the log's end that a majority need not wait for it; not if it has no frame yet.
     pub fn has_caught_up(&self) -> bool {
         let is_there = self.is_active && !self.is_stranded && !self.lacks_copy && self.matched > 0;
         is_there && self.lag_ns < LAG_MAX_NS && self.lag_bytes < LAG_MAX_BYTES
     }
 }
 
-/// How a node stands, in full.
+/// Full report of a node's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Who it is.
+    /// The node.
     pub node: NodeId,
-    /// How many forced promotions there have been.
+    /// Generation: the number of forced promotions.
     pub epoch: u64,
-    /// How it stands.
+    /// Its state.
     pub state: State,
     /// The members.
     pub members: Vec<Member>,
-    /// The last record in its log, durable, committed.
+    /// The last record in its log, the last durable one, the last committed one.
     pub records: [u64; 3],
-    /// How it sees the others, if it leads.
+    /// The other members, if it leads.
     pub progress: Vec<Progress>,
-    /// Whether hosts say that they have a frame before it is on their disks.
+    /// Whether hosts acknowledge a frame before it is on their disks.
     pub is_lossy: bool,
-    /// Whether it waits for a copy of the leader's store.
+    /// Whether it needs a snapshot of the leader's store.
     pub lacks_copy: bool,
-    /// Whether it does not vote: it may have voted before, or have had frames, and not know it.
+    /// Whether it does not vote: it may have given votes or acknowledged frames that it no longer has.
     pub is_mute: bool,
-    /// What keeps it from voting or leading, if an operator has to know; else empty.
+    /// Reason why it does not vote or lead, if an operator must act; else empty.
     pub waits: String,
 }
 
 impl Message {
-    /// The message as it is written, with its length.
+    /// Encodes the message, with its length before it.
     ///
     /// # Errors
     /// [`Error::Limit`] if it is longer than [`MESSAGE_MAX`].
@@ -394,10 +398,10 @@ impl Message {
         Ok(bytes)
     }
 
-    /// The first message in `bytes`, and how many bytes it takes up; `None` if it has not come whole.
+    /// Decodes the first message in `bytes` and returns it with its length in bytes; `None` if it is incomplete.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if no such message exists.
+    /// [`Error::Invalid`] if it is longer than [`MESSAGE_MAX`], or if there is no such message.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Message, usize)>> {
         let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
         let len = u32::from_le_bytes(*length) as usize;
@@ -418,7 +422,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_a_message_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(Some((message, len))) = Message::decode(&bytes) {
                 prop_assert!(len <= bytes.len());
                 let again = message.encode().unwrap();
@@ -428,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_out_of_their_bounds_are_refused_one_by_one() {
+    fn each_number_out_of_its_bounds_is_rejected() {
         let head = |index, term| FrameHead { kind: 0, term, index, position: 4096, len: 64, header_crc: 1 };
         let good = Raft { kind: 3, to: NodeId(2), from: NodeId(1), term: 7, log_term: 6, index: 9, ..Raft::default() };
         let good = Raft { heads: vec![head(10, 6), head(11, 7)], ..good };
@@ -461,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_comes_back_as_it_was_and_a_part_of_it_is_waited_for() {
+    fn a_message_survives_encoding_and_an_incomplete_one_is_waited_for() {
         let head = FrameHead { kind: 0, term: 3, index: 9, position: 4096, len: 128, header_crc: 77 };
         let raft = Raft { kind: 3, to: NodeId(2), from: NodeId(1), heads: vec![head], frames: vec![7; 128], ..Raft::default() };
         let message = Message::Raft(raft);

@@ -1,8 +1,8 @@
-//! Owns: `raft.meta`, what consensus must not forget: who this node is, its term and vote, the members.
+//! Owns: `raft.meta`, the durable state of consensus: this node's identity, its term and vote, the members.
 //!
-//! What must hold: a term or a vote is durable here before anything that depends on it is said to anybody; the slot with
-//! the higher `seq` is the truth and the other is overwritten next, so a torn write leaves the older one; between changes
-//! both say the same, so that no damage to one brings an older vote back.
+//! What must hold: a term or a vote is durable here before a message that depends on it leaves. The slot with the higher
+//! `seq` counts and the other is overwritten next, so a torn write leaves the older one. Between changes both slots hold the
+//! same, so damage to one does not bring an older vote back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,52 +18,51 @@ use tapestore::lsn::{Lsn, NodeId};
 /// Name of the file in the store directory.
 pub const NAME: &str = "raft.meta";
 
-/// What `raft.meta` says.
+/// Contents of `raft.meta`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Meta {
-    /// The store, of the whole cluster.
+    /// Identity of the store, the same in the whole cluster.
     pub store_id: u128,
     /// This host's number.
     pub node: NodeId,
-    /// Which life of this node: drawn when it was initialised.
+    /// Incarnation of this node, drawn when it was initialised.
     pub incarnation: u64,
-    /// Forced promotions so far.
+    /// Generation: the number of forced promotions so far.
     pub epoch: u64,
-    /// The newest term that it knows.
+    /// The newest term that this node has seen.
     pub term: u64,
-    /// For whom it voted in that term; 0: for nobody.
+    /// The vote in that term; 0: none.
     pub vote: u64,
-    /// A frame that is known to be committed, and all before it; there may be more.
+    /// A committed frame; those before it are committed too, later ones may be.
     pub commit: u64,
-    /// The frame that the members are as of; 0: they were there from the beginning.
+    /// The frame of the last change of members; 0: the initial members.
     pub membership: u64,
-    /// Whether the leader ends a time of two majorities by itself.
+    /// Whether the leader ends joint consensus by itself.
     pub auto_leave: bool,
-    /// Whether it has yet to get a copy of another host's store: until then it knows neither the members as of a frame nor
-    /// what their changes in the log are to be applied to, and takes no frames. Nor does it vote: its number may have been
-    /// used before.
+    /// Whether it joins and still needs a snapshot of another host's store. Until then it has no members as of a frame to
+    /// apply the log's changes to, so it accepts no frames. Nor does it vote: its number may have been used before.
     pub joins: bool,
-    /// Whether it has been told to rejoin after a forced promotion: it may hold what nobody else has.
+    /// Whether it rejoins after a forced promotion: it may hold frames that no other host has.
     pub rejoins: bool,
-    /// Whether it may have forgotten frames that others count on: until it has a copy of a leader's store it takes no frames
+    /// Whether it may have lost frames that others count on. Until it has a snapshot of a leader's store it accepts no frames
     /// and does not vote.
     pub has_forgotten: bool,
-    /// The boot of the host since when it may have told others of frames that are not on its disk; 0: it has not.
+    /// The boot of the host since which it may have acknowledged frames that are not on its disk; 0: none.
     pub boot: u128,
-    /// Whether it has yet to be met by enough of the other founders: until then it takes no frames and does not vote.
+    /// Whether too few of the other initial members have met it. Until then it accepts no frames and does not vote.
     pub is_fresh: bool,
-    /// Whether it has noted whom it has met ever since it is in the cluster.
+    /// Whether it has recorded the hosts it met ever since it is in the cluster.
     pub remembers: bool,
-    /// Name of the cluster, if it is known and not too long.
+    /// Name of the cluster; empty if it is unknown or too long.
     pub name: String,
-    /// Of each other member that it has met, the incarnation.
+    /// The incarnation of each other member that it has met.
     pub met: BTreeMap<NodeId, u64>,
     /// The members.
     pub seats: Vec<Seat>,
 }
 
 impl Meta {
-    /// A cluster of one, of a store whose newest term is `term`.
+    /// The state of a cluster of one, whose store's newest term is `term`.
     pub fn alone(store_id: u128, term: u64) -> Meta {
         let node = NodeId(1);
         let seats = vec![Seat { node, part: VOTER, address: String::new() }];
@@ -89,61 +88,60 @@ impl Meta {
         }
     }
 
-    /// Whether the frames that this host has in memory may have gone with a life of the system's that ended otherwise than
-    /// in order: it is in `boot` now, and others may count on frames that were not on its disk. One that nobody else counts
-    /// on has told nobody.
+    /// Whether this host may have lost frames that it had in memory only. It has if the host has rebooted since, the last
+    /// stop was not clean, and others count on those frames. Nobody counts on those of a cluster of one. `boot`: the boot now.
     pub fn may_have_forgotten(&self, boot: u128, was_clean: bool) -> bool {
         self.boot != 0 && self.boot != boot && !was_clean && !self.is_alone()
     }
 
-    /// Whether it waits for a copy of a leader's store.
+    /// Whether it needs a snapshot of a leader's store.
     pub fn lacks_copy(&self) -> bool {
         self.joins || self.has_forgotten
     }
 
-    /// Whether it neither votes nor stands for election: it may have promised what it does not know of.
+    /// Whether it neither votes nor campaigns: it may have given votes or acknowledgements that it no longer has.
     pub fn is_mute(&self) -> bool {
         self.lacks_copy() || self.is_fresh
     }
 
-    /// Whether the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends with frame `last` of `term`, holds
-    /// everything that this host has acknowledged; its own log ends with the frame and the term `log`, if that can be read.
-    /// A host that may have forgotten frames had them of a leader, and has its copy from one that it has asked since.
+    /// Checks that a snapshot of a leader's store holds everything that this host has acknowledged. Its `raft.meta` is `copy`
+    /// and its log ends with frame `last` of `term`. `log`: frame and term at the end of this host's log, if that can be read.
+    /// A host that may have lost frames had them from a leader, and asked for its snapshot after that.
     ///
     /// # Errors
-    /// [`Error::Consensus`]: why it does not.
+    /// [`Error::Consensus`]: the acknowledgement that the snapshot does not cover.
     pub fn admit(&self, log: Option<(u64, u64)>, copy: &Meta, (last, term): (u64, u64)) -> Result<()> {
-        let refuse = |cause: String| Err(Error::Consensus { what: "be filled", cause });
+        let refuse = |cause: String| Err(Error::Consensus { what: "be replaced", cause });
         if self.store_id != copy.store_id {
-            return refuse(format!("the copy is of another store, {:032x}", copy.store_id));
+            return refuse(format!("the snapshot is of another store, {:032x}", copy.store_id));
         }
         if copy.epoch < self.epoch {
-            return refuse(format!("the copy is of epoch {}, and this host of epoch {}", copy.epoch, self.epoch));
+            return refuse(format!("the snapshot is of generation {}, this host of generation {}", copy.epoch, self.epoch));
         }
-        // A promotion by force begins anew, whatever was acknowledged before.
+        // A forced promotion starts over; earlier acknowledgements do not count.
         if copy.epoch == self.epoch && (term < self.term || last < self.commit) {
             return refuse(format!(
-                "the copy ends with frame {last} of term {term}; this host is in term {}, and frames up to {} are committed",
+                "the snapshot ends with frame {last} of term {term}; this host is in term {}, and frames up to {} are committed",
                 self.term, self.commit
             ));
         }
         match log {
             Some((_, own_term)) if copy.epoch == self.epoch && own_term > term => {
-                refuse(format!("the copy ends in term {term}, and the log here in term {own_term}"))
+                refuse(format!("the snapshot ends in term {term}, the log in term {own_term}"))
             }
             Some((own_last, own_term)) if own_term == term && own_last > last => {
-                refuse(format!("the copy ends with frame {last} of term {term}, and the log here with frame {own_last}"))
+                refuse(format!("the snapshot ends with frame {last} of term {term}, the log with frame {own_last}"))
             }
             _ => Ok(()),
         }
     }
 
-    /// What this host is once it has the copy of a leader's store, whose `raft.meta` is `copy` and whose log ends in `term`:
-    /// its number, its votes and its term are its own.
+    /// State of this host after it has installed a snapshot of a leader's store. The snapshot's `raft.meta` is `copy` and its
+    /// log ends in `term`. The host keeps its number, its vote and its term.
     pub fn filled(self, copy: Meta, term: u64) -> Meta {
         let newest = self.term.max(term);
         let is_other_member = |node: &NodeId| *node != self.node && copy.seats.iter().any(|s| s.node == *node);
-        // Who leads knows of members that have gone and come back.
+        // The leader has recorded members that left and came back.
         let known = self.met.iter().chain(&copy.met).map(|(node, incarnation)| (*node, *incarnation));
         let met = known.filter(|(node, _)| is_other_member(node)).collect();
         Meta {
@@ -156,7 +154,7 @@ impl Meta {
             joins: false,
             rejoins: false,
             has_forgotten: false,
-            // All of it is on the disk.
+            // The snapshot is on the disk.
             boot: 0,
             met,
             seats: copy.seats,
@@ -164,20 +162,20 @@ impl Meta {
         }
     }
 
-    /// Whether this node is the one voter and nobody else holds the log.
+    /// Whether this node is the only voter and no other host holds the log.
     pub fn is_alone(&self) -> bool {
         matches!(&self.seats[..], [only] if only.node == self.node && only.part == VOTER)
     }
 
-    /// Whether it is of a cluster, if only of one host: not of a store that nobody has made a host of one.
+    /// Whether it is in a cluster, even of one host; not for a store that was never made a host of a cluster.
     pub fn is_clustered(&self) -> bool {
         !self.is_alone() || self.seats.iter().any(|s| !s.address.is_empty())
     }
 
-    /// The numbers of the hosts that this one was initialised with, as one number; 0 if its members are as of anything else.
+    /// Hash of the numbers of the initial members; 0 if the members are of any later origin.
     pub fn founders(&self) -> u64 {
-        let is_as_founded = self.membership == 0 && self.epoch == 0 && !self.joins && !self.rejoins;
-        if !is_as_founded || !self.is_clustered() {
+        let is_initial = self.membership == 0 && self.epoch == 0 && !self.joins && !self.rejoins;
+        if !is_initial || !self.is_clustered() {
             return 0;
         }
         let mut numbers: Vec<u64> = self.seats.iter().map(|s| s.node.0).collect();
@@ -185,34 +183,34 @@ impl Meta {
         xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&numbers)).max(1)
     }
 
-    /// What it says of itself to a host that it meets.
+    /// The greeting for a host that it meets.
     pub fn greeting(&self) -> Greeting {
         Greeting { node: self.node, incarnation: self.incarnation, is_fresh: self.is_fresh, founders: self.founders() }
     }
 
-    /// Checks what an operator has said of a cluster.
+    /// Checks the members that an operator has given.
     ///
     /// # Errors
-    /// [`Error::Invalid`], naming what cannot be.
+    /// [`Error::Invalid`], naming the member or the limit.
     pub fn check(&self) -> Result<()> {
         let bad = |reason: String| Err(Error::invalid("members of the cluster", reason));
         if self.seats.is_empty() || self.seats.len() > MEMBERS_MAX {
-            return bad(format!("{} of them; 1 to {MEMBERS_MAX} are possible", self.seats.len()));
+            return bad(format!("there are {} of them; give 1 to {MEMBERS_MAX}", self.seats.len()));
         }
-        for (i, seat) in self.seats.iter().enumerate() {
-            if seat.node == NodeId(0) || self.seats.iter().skip(i + 1).any(|s| s.node == seat.node) {
-                return bad(format!("node {}: numbers are above 0, and each is given once", seat.node));
+        for (i, member) in self.seats.iter().enumerate() {
+            if member.node == NodeId(0) || self.seats.iter().skip(i + 1).any(|s| s.node == member.node) {
+                return bad(format!("node {}: give each number once, and none below 1", member.node));
             }
-            if seat.address.len() > ADDRESS_MAX {
-                return bad(format!("the address of node {} is longer than {ADDRESS_MAX} bytes", seat.node));
+            if member.address.len() > ADDRESS_MAX {
+                return bad(format!("the address of node {} is longer than {ADDRESS_MAX} bytes; shorten it", member.node));
             }
         }
         if !self.seats.iter().any(|s| s.part & VOTER != 0) {
-            return bad("none of them votes".to_owned());
+            return bad("none of them is a voter; make one a voter".to_owned());
         }
         if self.term > TERM_MAX || self.epoch > EPOCH_MAX {
-            let most = format!("terms end with {TERM_MAX}, epochs with {EPOCH_MAX}");
-            return bad(format!("they are in term {} of epoch {}; {most}", self.term, self.epoch));
+            let most = format!("the last term is {TERM_MAX}, the last generation {EPOCH_MAX}");
+            return bad(format!("they are in term {} of generation {}; {most}", self.term, self.epoch));
         }
         Ok(())
     }
@@ -239,7 +237,7 @@ impl Meta {
     }
 }
 
-/// What a slot is.
+/// State of a slot.
 enum Parsed {
     Valid(u64, Box<Meta>),
     Version(u32),
@@ -268,8 +266,8 @@ fn parse(bytes: &[u8]) -> Parsed {
     let mut seats = Vec::with_capacity(raw.len());
     for raw in raw {
         match Seat::parse(raw) {
-            Ok(seat) if seat.part != 0 && seat.part <= VOTER | LEARNER | OUTGOING | LEARNER_NEXT => seats.push(seat),
-            Ok(seat) => return bad("part of a member in raft.meta", u64::from(seat.part)),
+            Ok(member) if member.part != 0 && member.part <= VOTER | LEARNER | OUTGOING | LEARNER_NEXT => seats.push(member),
+            Ok(member) => return bad("roles of a member in raft.meta", u64::from(member.part)),
             Err(error) => return bad(error.what, error.found),
         }
     }
@@ -302,10 +300,10 @@ fn parse(bytes: &[u8]) -> Parsed {
     Parsed::Valid(slot.seq, Box::new(meta))
 }
 
-/// What `raft.meta` in the store `dir` says; `None` if there is no such file.
+/// Reads `raft.meta` of the store `dir`; `None` if there is no such file.
 ///
 /// # Errors
-/// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot can be trusted.
+/// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot is valid.
 pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
     let path = dir.join(NAME);
     if !disk.exists(&path)? {
@@ -335,7 +333,7 @@ fn newest(file: &dyn DiskFile, path: &Path) -> Result<(u64, Meta)> {
     match (best, worst) {
         (Some(best), damaged) => {
             if let Some(error) = damaged {
-                tracing::warn!(%error, "one slot of raft.meta is unreadable; the other is used");
+                tracing::warn!(%error, "one slot of raft.meta is damaged; the other is used, the next update rewrites both");
             }
             Ok(best)
         }
@@ -381,14 +379,13 @@ impl MetaFile {
         Ok(MetaFile { file, seq, meta })
     }
 
-    /// What the file says.
+    /// Contents of the file.
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    /// A start in the boot `boot` of the host, before anything is said to anybody; `was_clean`: the life before ended in
-    /// order. Whether this host may have forgotten frames of which it has told others: then it waits for a copy, and does
-    /// not vote.
+    /// Begins a start in the boot `boot` of the host, before any message leaves; `was_clean`: the last stop was clean.
+    /// Returns whether this host may have lost frames that it had acknowledged: then it needs a snapshot and does not vote.
     ///
     /// # Errors
     /// As [`MetaFile::update`].
@@ -401,8 +398,8 @@ impl MetaFile {
         Ok(forgets)
     }
 
-    /// The leader counts on this host for frame `index`, and the log ends with `last`: it has been put back to what it was
-    /// before, by whoever has. It takes nothing in and does not vote until it has a copy of the leader's store.
+    /// Handles a leader that counts on this host for frame `index` although the log ends with `last`: the store was put back to
+    /// an earlier state. The host accepts no frames and does not vote until it has a snapshot of the leader's store.
     ///
     /// # Errors
     /// As [`MetaFile::update`].
@@ -410,22 +407,26 @@ impl MetaFile {
         tracing::error!(
             index,
             last,
-            "the leader has frames of this host's acknowledgement that are not in its log: the store has been put back to an earlier \
-             state. This host does not vote until it has a copy of the leader's store, which it fetches by itself"
+            "the leader counts on frames that this host acknowledged and that are not in its log: the store was put back to an \
+             earlier state. This host does not vote until it has installed a snapshot of the leader's store, which it fetches by \
+             itself"
         );
         self.update(Meta { has_forgotten: true, ..self.meta.clone() })
     }
 
-    /// Makes `meta` the truth, durably.
+    /// Replaces the contents with `meta`, durably.
     ///
     /// # Errors
-    /// [`Error::Io`]; the file then says the old or the new.
+    /// [`Error::Io`]; the file then holds the old contents or the new.
     pub fn update(&mut self, meta: Meta) -> Result<()> {
-        assert!((meta.term, meta.epoch) >= (self.meta.term, 0) && meta.epoch >= self.meta.epoch, "terms and epochs never fall");
-        // Twice: were a slot to rot, an older one would let this node vote again in a term in which it has voted.
+        assert!(
+            (meta.term, meta.epoch) >= (self.meta.term, 0) && meta.epoch >= self.meta.epoch,
+            "terms and generations never fall"
+        );
+        // Twice: if one slot rots, the older one would let this node vote again in a term in which it has voted.
         for _ in 0..2 {
             self.seq += 1;
-            // The first slot holds odd numbers: the one that is not the newest is overwritten.
+            // The first slot holds odd numbers, so the slot that is not the newest is overwritten.
             let at = if self.seq % 2 == 1 { 0 } else { SLOT_LEN as u64 };
             self.file.write_at(&meta.encode(self.seq), at)?;
             self.file.sync()?;
@@ -443,7 +444,7 @@ mod tests {
     const DIR: &str = "/s";
 
     #[test]
-    fn every_changed_byte_is_survived_by_the_other_slot_or_harmless() {
+    fn a_changed_byte_in_one_slot_is_harmless() {
         let disk = SimDisk::new();
         let mut file = MetaFile::create(&disk, Path::new(DIR), &Meta::alone(1 << 99 | 5, 3)).unwrap();
         file.update(Meta { term: 4, vote: 1, ..file.meta().clone() }).unwrap();
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_version_wrote_is_read_and_what_this_one_adds_comes_back() {
+    fn an_earlier_version_is_read_and_the_fields_of_this_version_come_back() {
         let disk = SimDisk::new();
         let path = Path::new(DIR).join(NAME);
         MetaFile::create(&disk, Path::new(DIR), &Meta::alone(6, 1)).unwrap();
@@ -486,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn power_loss_at_any_call_of_an_update_leaves_the_old_or_the_new() {
+    fn power_loss_at_any_call_of_an_update_leaves_the_old_contents_or_the_new() {
         for call in 1..=4 {
             for seed in 0..40 {
                 let disk = SimDisk::new();
@@ -500,16 +501,17 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_joined_rejoined_or_have_changed_members_have_no_list_of_founders() {
-        let seat = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
-        let founded = |node| Meta { node: NodeId(node), seats: (1..=3).map(seat).collect(), is_fresh: true, ..Meta::alone(7, 0) };
-        assert_ne!(founded(1).founders(), 0);
-        assert_eq!(founded(1).founders(), founded(2).founders());
+    fn hosts_that_joined_rejoined_or_changed_members_have_no_hash_of_initial_members() {
+        let voter = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
+        let initialised =
+            |node| Meta { node: NodeId(node), seats: (1..=3).map(voter).collect(), is_fresh: true, ..Meta::alone(7, 0) };
+        assert_ne!(initialised(1).founders(), 0);
+        assert_eq!(initialised(1).founders(), initialised(2).founders());
         for meta in [
-            Meta { joins: true, ..founded(1) },
-            Meta { rejoins: true, ..founded(1) },
-            Meta { membership: 4, ..founded(1) },
-            Meta { epoch: 1, ..founded(1) },
+            Meta { joins: true, ..initialised(1) },
+            Meta { rejoins: true, ..initialised(1) },
+            Meta { membership: 4, ..initialised(1) },
+            Meta { epoch: 1, ..initialised(1) },
             Meta::alone(7, 0),
         ] {
             assert_eq!(meta.founders(), 0);

@@ -1,8 +1,8 @@
-//! Owns: agreement between the hosts of a store: which host numbers records, and how far its log is the log of all.
+//! Owns: consensus between the hosts of a store: which host leads, and up to which frame the log is committed.
 //!
-//! What must hold: the log of the store is the log of the raft crate: the frame of an index is the entry of that index,
-//! and entries carry no bytes of their own. Nothing here writes frames, keeps time or opens sockets: the thread that owns
-//! the log drives [`Node`].
+//! What must hold: the store's WAL is raft's log. The frame of an index is raft's entry of that index, and entries carry no
+//! bytes of their own. This module writes no frames, keeps no time and opens no sockets: the thread that owns the log drives
+//! [`Node`].
 
 pub mod format;
 pub mod frames;

@@ -1,16 +1,16 @@
 //! Owns: [`Node`], the raft crate's state machine over the log's frames, with the term and vote in `raft.meta`.
 //!
 //! ```text
-//! tick, step ──▶ raft ──▶ messages (those that promise something: once the log is durable as far as they say)
-//!                 │  ├──▶ work: frames that raft has put in its log and the log's owner has to write
+//! tick, step ──▶ raft ──▶ messages (acknowledgements and vote requests: once the frames they name are durable)
+//!                 │  ├──▶ work: frames that raft has created and the log's owner must write
 //!                 │  └──▶ committed: an index that only rises
 //! written, proposed (frames in the log) ─┘ persisted (durable up to an index) ─┘
 //! ```
 //!
-//! What must hold: term and vote are durable before a message of that term leaves; an acceptance of frames, or a request
-//! for votes, leaves after every frame that it speaks of is durable (with `flush = "interval"`: after it is written, but for
-//! changes of members and facts); frames are in the log before raft hears of them, but for those that raft itself begins; who may have
-//! forgotten frames gives no vote.
+//! What must hold: term and vote are durable before a message of that term leaves. An acknowledgement of frames or a request
+//! for votes leaves after every frame that it names is durable (with `flush = "interval"`: after it is written, but membership
+//! frames and control entries must still be durable). Frames are in the log before raft counts them, except those that raft
+//! creates. A host that may have lost frames gives no vote.
 //!
 //! Sources: the raft paper and thesis (10.2.1 for sending before the own disk is done); the raft crate's documentation
 //! of asynchronous readies.
@@ -34,23 +34,23 @@ use tapestore::error::{Error, Result};
 use tapestore::lsn::{NodeId, Position};
 use tapestore::wal::{FrameType, Header};
 
-/// This host in its cluster.
+/// This host as a node of its cluster.
 pub struct Node {
     raw: RawNode<Frames>,
     meta: MetaFile,
-    /// Changes of members in the log, above the one that `meta` is as of.
+    /// Membership frames in the log, above the one that `meta` has applied.
     changes: BTreeMap<u64, Change>,
-    /// The change that is proposed and not written yet.
+    /// A proposed change of members that is not yet written.
     proposed: Option<Change>,
-    /// Frames of this leader that raft has not heard of: it hears of many at once.
-    unheard: Vec<Header>,
+    /// Frames of this leader that raft has not received yet; they are proposed in groups.
+    unproposed: Vec<Header>,
     unpersisted: VecDeque<Unpersisted>,
     outbox: Vec<RaftMessage>,
     /// Durable up to this frame.
     durable: u64,
-    /// Whether a frame counts once it is written: what is durable is then known only from `durable`.
+    /// Whether a written frame counts before it is durable; `durable` alone then tells which frames are durable.
     is_lossy: bool,
-    /// Frames that count once they are durable in any case: changes of members, facts.
+    /// Frames that must be durable to count in any case: membership frames, control entries.
     weighty: BTreeSet<u64>,
     others: Others,
     meetings: Meetings,
@@ -69,11 +69,11 @@ fn failed(what: &'static str) -> impl FnOnce(raft::Error) -> Error {
 }
 
 impl Node {
-    /// The node of a recovered log: `frames` are in it and durable, `changes` are the membership frames among them.
-    /// Everything up to `committed`, a checkpoint, is known to be committed.
+    /// Creates the node of a recovered log. `frames` are in it and durable, `changes` are its membership frames, and a
+    /// checkpoint proves everything up to `committed` to be committed.
     ///
     /// # Errors
-    /// [`Error::Consensus`] if `meta` and the log contradict each other.
+    /// [`Error::Consensus`] if `meta` and the log contradict each other, or raft cannot start; [`Error::Io`].
     pub fn new(
         options: &Options,
         mut meta: MetaFile,
@@ -84,18 +84,18 @@ impl Node {
         let m = meta.meta().clone();
         let (id, last) = (m.node, frames.last());
         let applied = m.membership.max(committed).max(frames.first() - 1);
-        // A change is begun only once the one before it has been carried out, so all but the last are committed, and a host
-        // that has the last must know it: by members of two changes ago it would be elected by hosts that have nothing.
+        // A change begins only after the one before it is applied, so all but the last are committed. A host whose log holds the
+        // last must assume that: with the members of two changes ago, hosts without the frames could elect it.
         let carried_out = changes.keys().rev().nth(1).copied().unwrap_or(0);
         let commit = m.commit.max(committed).max(applied).max(carried_out);
         if commit > last {
-            let cause = format!("frame {commit} is committed, and the log ends with {last}");
-            return Err(Error::Consensus { what: "the log is shorter than what is committed", cause });
+            let cause = format!("frame {commit} is committed, but the log ends with {last}");
+            return Err(Error::Consensus { what: "be used", cause });
         }
         let term = m.term.max(frames.term_of(last).unwrap_or(0));
         let vote = if term == m.term { m.vote } else { 0 };
         if term > m.term {
-            // The log is ahead of it if the process died between the two: nothing is said in that term before it is there.
+            // The process died between the two writes. No message of that term leaves before it is stored.
             meta.update(Meta { term, vote, ..m.clone() })?;
         }
         frames.hard_state = HardState { term, vote, commit, ..HardState::default() };
@@ -109,7 +109,7 @@ impl Node {
             meta,
             changes,
             proposed: None,
-            unheard: Vec::new(),
+            unproposed: Vec::new(),
             unpersisted: VecDeque::new(),
             outbox: Vec::new(),
             durable: last,
@@ -123,7 +123,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Who this is.
+    /// State of consensus of this host.
     pub fn meta(&self) -> &Meta {
         self.meta.meta()
     }
@@ -133,14 +133,14 @@ impl Node {
         self.raw.store()
     }
 
-    /// Forgets frames before `position`, as far as raft is done with them.
+    /// Drops the frames before `position`, as far as raft has applied them.
     pub fn forget(&mut self, position: Position) {
         let next = self.raw.raft.raft_log.applied + 1;
         let done = self.frames().place(next).map_or(position, |p| p.position);
         self.raw.mut_store().forget(position.min(done));
     }
 
-    /// How it stands.
+    /// State of this node.
     pub fn state(&self) -> State {
         let raft = &self.raw.raft;
         let learns = !raft.prs().conf().voters().contains(raft.id);
@@ -151,8 +151,9 @@ impl Node {
             StateRole::Follower => Role::Follower,
         };
         let leader = (raft.leader_id != 0).then_some(NodeId(raft.leader_id));
-        let last = self.frames().last() + self.unheard.len() as u64;
-        let last_term = self.unheard.last().map(|h| u64::from(h.term.0)).or_else(|| self.frames().term_of(self.frames().last()));
+        let last = self.frames().last() + self.unproposed.len() as u64;
+        let last_term =
+            self.unproposed.last().map(|h| u64::from(h.term.0)).or_else(|| self.frames().term_of(self.frames().last()));
         State { term: raft.term, role, leader, last, last_term: last_term.unwrap_or(0), committed: raft.raft_log.committed }
     }
 
@@ -162,7 +163,7 @@ impl Node {
         self.raw.raft.raft_log.committed
     }
 
-    /// Index up to which changes of members are carried out: committed, and in `raft.meta`.
+    /// Index up to which changes of members are applied: committed, and in `raft.meta`.
     #[inline]
     pub fn applied(&self) -> u64 {
         self.raw.raft.raft_log.applied
@@ -176,27 +177,27 @@ impl Node {
         (raft.state == StateRole::Leader && raft.lead_transferee.is_none() && opened).then_some(raft.term)
     }
 
-    /// Whether nobody else is to hold the log: what is durable here is committed.
+    /// Whether no other host holds the log, so that durable frames are committed.
     pub fn is_alone(&self) -> bool {
         self.meta.meta().is_alone()
     }
 
-    /// A tick of [`TICK_MS`] has passed.
+    /// Advances time by one tick of [`super::options::TICK_MS`].
     ///
     /// # Errors
-    /// [`Error::Io`]: `raft.meta` cannot be written.
+    /// [`Error::Io`]: `raft.meta` cannot be written; [`Error::Consensus`]: raft fails.
     pub fn tick(&mut self) -> Result<()> {
-        // The raft crate takes it that a winner's frames are durable; a sole voter wins without asking anybody.
+        // The raft crate assumes that a winner's frames are durable; a sole voter wins without asking anybody.
         if !self.unpersisted.is_empty() && self.raw.raft.state != StateRole::Leader && self.votes_alone() {
             return Ok(());
         }
-        // Frames have no room for a term behind the last one: who leads in it goes on, and nobody is elected any more.
+        // Frames have no room for a term above the last one: its leader goes on, but nobody campaigns any more.
         if self.is_mute() || (self.raw.raft.term >= TERM_MAX && self.raw.raft.state != StateRole::Leader) {
             return Ok(());
         }
-        // Before raft may decide that this node leads no longer.
+        // Before raft may decide that this node no longer leads.
         self.propose()?;
-        self.others.listen(&self.raw);
+        self.others.count_silence(&self.raw);
         self.raw.tick();
         self.pump()
     }
@@ -210,35 +211,34 @@ impl Node {
         voters.ids().iter().all(|id| id == self.raw.raft.id)
     }
 
-    /// Whether this node alone elects itself, and others hold its log: a pair. Nothing in raft keeps it from leading while
-    /// another has been promoted by force.
+    /// Whether this is the old leader of a pair: it elects itself, and others hold its log. Raft does not stop it from leading
+    /// while another host has been promoted by force.
     pub fn is_pair(&self) -> bool {
         self.votes_alone() && self.meta.meta().seats.len() > 1
     }
 
-    /// Stands for election now.
+    /// Campaigns now.
     ///
     /// # Errors
-    /// [`Error::Limit`]: there are no more terms; as [`Node::tick`].
+    /// [`Error::Limit`]: there are no more terms; else as [`Node::tick`].
     pub fn campaign(&mut self) -> Result<()> {
         if self.raw.raft.term >= TERM_MAX {
             return Err(Error::Limit { what: "the term", limit: TERM_MAX });
         }
-        self.raw.campaign().map_err(failed("stand for election"))?;
+        self.raw.campaign().map_err(failed("campaign"))?;
         self.pump()
     }
 
-    /// What to do with `message`, which came from another host.
+    /// Decides what to do with `message` from another host.
     pub fn judge(&self, message: &Raft) -> Verdict {
         Verdict::of(&self.raw, message)
     }
 
-    /// Takes in `message`. The frames that it carries and the log does not have are written next, and told of by
-    /// [`Node::written`], if this says so: it gives how many raft took.
+    /// Processes `message`. Returns how many of its frames raft has accepted: they are not in the log yet, and the owner
+    /// writes them next and reports them by [`Node::written`].
     ///
     /// # Errors
-    /// [`Error::Io`]: `raft.meta` cannot be written; [`Error::Consensus`]: the message makes no sense, and nothing was
-    /// done.
+    /// [`Error::Io`]: `raft.meta` cannot be written; [`Error::Consensus`]: the message is invalid and was not processed.
     pub fn step(&mut self, message: &Raft) -> Result<u64> {
         let before = self.raw.raft.raft_log.last_index();
         check(message, &self.raw.raft)?;
@@ -248,7 +248,7 @@ impl Node {
         }
         let mut message = from_wire(message)?;
         if is_ahead {
-            // The leader counts on frames that have been forgotten here; those before them it has found to be its own.
+            // The leader counts on frames that are lost here. It has found those before them to match its own.
             message.commit = before;
         }
         let is_of_election = matches!(
@@ -262,14 +262,14 @@ impl Node {
         let before = self.raw.raft.raft_log.last_index();
         match self.raw.step(message) {
             Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
-            Err(error) => return Err(failed("take in a message")(error)),
+            Err(error) => return Err(failed("accept a message")(error)),
         }
         let took = self.raw.raft.raft_log.last_index().saturating_sub(before);
         self.pump()?;
         Ok(took)
     }
 
-    /// What was sent to `node` may not have arrived.
+    /// Reports that messages to `node` may be lost.
     ///
     /// # Errors
     /// As [`Node::tick`].
@@ -279,19 +279,19 @@ impl Node {
         self.pump()
     }
 
-    /// The frame that raft waits for, if there is one. Until it is written this node says nothing: it is written even if
-    /// the node that has begun it leads no longer, in the term in which it did.
+    /// The next frame that raft waits for, if there is one. Until it is written this node sends nothing. It is written, in the
+    /// term in which it was created, even if this node no longer leads.
     pub fn work(&mut self) -> Option<Work> {
         Work::next(&self.raw, self.proposed.as_ref())
     }
 
-    /// A frame that raft knows of, by [`Node::work`] or by [`Node::step`], has been written; `change` is what it says if
-    /// it changes members.
+    /// Reports that a frame of [`Node::work`] or [`Node::step`] has been written; `change` is its payload if it is a membership
+    /// frame.
     ///
     /// # Errors
     /// As [`Node::tick`].
     pub fn written(&mut self, header: &Header, change: Option<Change>) -> Result<()> {
-        debug_assert!(self.unheard.is_empty(), "what raft begins comes behind what it has heard of");
+        debug_assert!(self.unproposed.is_empty(), "raft creates frames only after those proposed to it");
         self.weigh(header);
         self.raw.mut_store().push(header);
         self.proposed = None;
@@ -301,42 +301,41 @@ impl Node {
         self.pump()
     }
 
-    /// A frame of this leader has been written; [`Node::leads`] has given its term. Raft and others hear of it by
-    /// [`Node::pump`].
+    /// Reports that a frame of this leader has been written, in the term of [`Node::leads`]. [`Node::pump`] proposes it to raft.
     ///
     /// # Panics
     /// If this node does not lead in the frame's term.
     #[inline]
     pub fn proposed(&mut self, header: &Header) {
-        assert!(self.leads() == Some(u64::from(header.term.0)), "frame {} was not for this node to number", header.index);
+        assert!(self.leads() == Some(u64::from(header.term.0)), "this node does not lead in the term of frame {}", header.index);
         self.weigh(header);
-        self.unheard.push(*header);
+        self.unproposed.push(*header);
     }
 
-    /// Notes a frame that is to be durable before this host says that it has it, however it is kept.
+    /// Notes a frame that must be durable before this host acknowledges it, with every `flush` option.
     fn weigh(&mut self, header: &Header) {
         if self.is_lossy && matches!(header.kind(), FrameType::Control | FrameType::Membership) {
             self.weighty.insert(header.index.0);
         }
     }
 
-    /// Lets raft hear of the frames that have been written.
+    /// Proposes the written frames to raft.
     fn propose(&mut self) -> Result<()> {
-        if self.unheard.is_empty() {
+        if self.unproposed.is_empty() {
             return Ok(());
         }
         let mut message = RaftMessage::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
-        message.set_entries(vec![Entry::default(); self.unheard.len()].into());
+        message.set_entries(vec![Entry::default(); self.unproposed.len()].into());
         self.raw.raft.step(message).map_err(failed("propose frames"))?;
-        for header in self.unheard.drain(..) {
+        for header in self.unproposed.drain(..) {
             self.raw.mut_store().push(&header);
         }
         Ok(())
     }
 
-    /// Frames up to `index` are durable.
+    /// Reports that frames up to `index` are durable.
     ///
     /// # Errors
     /// As [`Node::tick`].
@@ -346,24 +345,24 @@ impl Node {
         self.pump()
     }
 
-    /// Changes the members.
+    /// Proposes a change of members.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: why not now; nothing has changed.
+    /// [`Error::Invalid`]: the reason; nothing has changed. [`Error::Consensus`]: raft fails.
     pub fn change(&mut self, change: Change) -> Result<()> {
         let refused = |reason: &str| Err(Error::invalid("change of members", reason));
         if self.leads().is_none() {
-            return refused("this node does not lead");
+            return refused("this node does not lead; ask the leader (tape cluster status names it)");
         }
         let own = self.meta.meta().node;
         if change.seats.iter().any(|s| s.node == own && s.part & VOTER == 0) {
-            // Others might not learn that it has happened, and wait for the vote of a host that is gone.
-            return refused("this node leads; hand the lead over first, and ask the next one");
+            // The others might not learn of it and wait for the vote of a host that is gone.
+            return refused("this node leads; hand the lead over first (tape cluster transfer), then ask the new leader");
         }
         self.propose()?;
         let raft = &self.raw.raft;
         if raft.pending_conf_index > raft.raft_log.applied || self.meta.meta().auto_leave {
-            return refused("another change is not finished; try again in a second");
+            return refused("another change is in progress; try again in a second");
         }
         self.raw.propose_conf_change(Vec::new(), conf_change(&change)).map_err(failed("propose a change of members"))?;
         self.proposed = Some(change);
@@ -373,14 +372,14 @@ impl Node {
     /// Hands the lead over to `node`.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: why not.
+    /// [`Error::Invalid`]: the reason.
     pub fn transfer(&mut self, node: NodeId) -> Result<()> {
         let refused = |reason: String| Err(Error::invalid("transfer", reason));
         if self.raw.raft.state != StateRole::Leader {
-            return refused("this node does not lead".to_owned());
+            return refused("this node does not lead; ask the leader (tape cluster status names it)".to_owned());
         }
         if !self.raw.raft.prs().conf().voters().contains(node.0) {
-            return refused(format!("node {node} does not vote"));
+            return refused(format!("node {node} is no voter; promote it first"));
         }
         self.propose()?;
         if node != self.meta.meta().node {
@@ -389,7 +388,7 @@ impl Node {
         self.pump()
     }
 
-    /// Messages for other hosts, in order; of those that carry frames only the heads.
+    /// Takes the messages for other hosts, in order; frames are named by their heads only.
     pub fn take_messages(&mut self) -> Vec<Raft> {
         let messages = std::mem::take(&mut self.outbox);
         messages.into_iter().filter_map(|m| to_wire(&m, self.raw.store())).collect()
@@ -401,12 +400,12 @@ impl Node {
         !self.outbox.is_empty()
     }
 
-    /// The members, if they have changed since this was last asked.
+    /// The members, if they have changed since the last call.
     pub fn take_members(&mut self) -> Option<Vec<Member>> {
         std::mem::take(&mut self.members_changed).then(|| self.meta.meta().seats.iter().map(Seat::member).collect())
     }
 
-    /// Writes down durably that frames up to here are committed, so that a start knows it.
+    /// Stores durably up to which frame the log is committed, for the next start.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -418,21 +417,21 @@ impl Node {
         self.meta.update(Meta { commit, ..self.meta.meta().clone() })
     }
 
-    /// Sets after how many ticks without a leader it stands for election next: for simulations.
+    /// Sets the number of ticks without a leader after which it campaigns next: for simulations.
     pub fn set_election_ticks(&mut self, ticks: usize) {
         self.raw.raft.set_randomized_election_timeout(ticks);
     }
 
-    /// Another host says who it is: it is noted, durably, before it is answered.
+    /// Handles the greeting of another host: records it durably, before it is answered.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: why it is not heard; [`Error::Io`].
+    /// [`Error::Invalid`]: the host is rejected, with the reason; [`Error::Io`].
     pub fn greet(&mut self, other: &Greeting) -> Result<()> {
         let last = self.frames().last();
         greet(&mut self.meta, last, other)
     }
 
-    /// The host `node`, which is of `epoch`, has answered; if it is of this host's epoch, it has noted this host.
+    /// Notes that the host `node` of generation `epoch` has answered. In the same generation, it has recorded this host.
     ///
     /// # Errors
     /// [`Error::Io`]: `raft.meta` cannot be written.
@@ -440,57 +439,57 @@ impl Node {
         self.meetings.met(&mut self.meta, node, epoch)
     }
 
-    /// The host `node` does not hear this one, for `reason`.
+    /// Notes that the host `node` rejects this one, for `reason`.
     pub fn refused(&mut self, node: NodeId, reason: String) {
         self.meetings.refused(node, reason);
     }
 
-    /// Whether it may elect itself: nothing in raft keeps the old leader of a pair from leading while another has been
-    /// promoted by force, so it has to hear first from each that can have been.
+    /// Whether it may elect itself. Raft does not stop the old leader of a pair from leading while another host has been
+    /// promoted by force, so each host that may have been promoted must answer first.
     pub fn may_elect_itself(&self) -> bool {
         self.state().role == Role::Leader || self.meetings.unasked(self.meta(), self.is_pair()).is_empty()
     }
 
-    /// What keeps this host from voting or leading, and is for an operator to know.
+    /// Reason why this host does not vote or lead, for an operator.
     pub fn waits(&self) -> Option<String> {
         self.meetings.waits(self.meta(), self.is_pair(), self.state().role == Role::Leader)
     }
 
-    /// Whether the host `node` has not been heard of for long, or is no member. A leader that has just begun has heard of nobody yet.
+    /// Whether the host `node` has long been silent, or is no member. A leader of a new term counts nobody as away yet.
     pub fn is_away(&self, node: NodeId) -> bool {
         self.others.is_away(&self.raw, node)
     }
 
-    /// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
+    /// Index up to which the most advanced learner has the log; `None` if there is no learner.
     pub fn standby_matched(&self) -> Option<u64> {
         standby_matched(&self.raw)
     }
 
-    /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
-    /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
-    /// `lacks_copy`: it waits for a copy of the leader's store.
+    /// Handles a report that the log of `node` ends with frame `last`. If this leader's log no longer holds the frames that it
+    /// would send next, it probes that member from `last` on; raft checks as usual that the logs match.
+    /// `lacks_copy`: the member needs a snapshot of the leader's store.
     pub fn reached(&mut self, node: NodeId, last: u64, lacks_copy: bool) {
         self.others.reached(&mut self.raw, node, last, lacks_copy);
     }
 
-    /// How this leader sees the other members; of a node that does not lead, nothing.
+    /// The other members as this leader sees them; empty if it does not lead.
     pub fn progress(&self) -> Vec<Progress> {
         self.others.progress(&self.raw)
     }
 
-    /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there. Who
-    /// does not lead does not know.
+    /// Reason why `change` would stop the cluster: fewer than a majority of the voters after it are up. `None` on a host that
+    /// does not lead.
     pub fn would_stop(&self, change: &Change) -> Option<String> {
         self.others.would_stop(&self.raw, change)
     }
 
-    /// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
-    /// that there is: should it lead, others may be far behind.
+    /// The first frame that a member may still need. A host that does not lead cannot tell, and returns its first frame: if it is
+    /// elected, others may be far behind.
     pub fn needed(&self) -> u64 {
         needed(&self.raw)
     }
 
-    /// Deals with whatever raft has ready.
+    /// Processes everything that raft has ready.
     ///
     /// # Errors
     /// As [`Node::tick`].
@@ -498,7 +497,7 @@ impl Node {
         self.propose()?;
         loop {
             self.release();
-            // What raft has begun itself must be in the log before raft may think so.
+            // Frames that raft has created must be in the log before raft may count them.
             if self.raw.raft.raft_log.last_index() > self.raw.store().last() || !self.raw.has_ready() {
                 return Ok(());
             }
@@ -521,17 +520,17 @@ impl Node {
         }
     }
 
-    /// Up to which frame this host says that it has them.
+    /// Index up to which this host acknowledges frames.
     fn counts(&self) -> u64 {
         if !self.is_lossy {
             return self.durable;
         }
-        // Members are as of a frame that a start will find, `raft.meta` says so durably; and a number that has been given to a
-        // name is not given to another.
+        // `raft.meta` durably names the frame of the members, so a start must find it; and an instrument's number must never be
+        // given to another name.
         self.weighty.first().map_or(self.raw.store().last(), |index| index - 1)
     }
 
-    /// Lets go what waited for frames that are durable now.
+    /// Releases the messages that waited for frames that are durable now.
     fn release(&mut self) {
         let counts = self.counts();
         while let Some(first) = self.unpersisted.pop_front_if(|u| u.index <= counts) {
@@ -550,7 +549,7 @@ impl Node {
         self.meta.update(Meta { term: hard.term, vote: hard.vote, commit, ..meta.clone() })
     }
 
-    /// Members change with the frame that says so, once it is committed.
+    /// Applies committed membership frames.
     fn apply(&mut self, committed: &[Entry]) -> Result<()> {
         for entry in committed.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal) {
             let Some(change) = self.changes.remove(&entry.index) else { continue };
@@ -560,7 +559,7 @@ impl Node {
             let commit = meta.commit.max(entry.index);
             let (membership, auto_leave) = (entry.index, state.auto_leave);
             self.raw.mut_store().conf_state = state;
-            // A number that is no member's any more may come back with another store.
+            // A removed member's number may come back with another store.
             let mut met = meta.met.clone();
             met.retain(|node, _| seats.iter().any(|s| s.node == *node));
             self.meta.update(Meta { seats, met, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
@@ -570,8 +569,8 @@ impl Node {
         Ok(())
     }
 
-    /// A leader that has lost its vote tells the others so and leads no longer: raft leaves that to its owner, and takes it
-    /// that a leader is a member.
+    /// Makes a leader that is no longer a voter notify the others and step down. Raft leaves that to its owner and assumes that
+    /// a leader is a member.
     fn resign(&mut self) {
         let raft = &mut self.raw.raft;
         if raft.state == StateRole::Leader && !raft.prs().conf().voters().contains(raft.id) {

@@ -1,6 +1,6 @@
-//! Owns: how a leader sees the other members: how far they are, and what of the log they may still ask for.
+//! Owns: the leader's view of the other members: how far they are, and which part of the log they may still need.
 //!
-//! What must hold: nothing is counted as a member's that it has not said to have, in this term.
+//! What must hold: a frame counts as a member's only after the member has acknowledged it, in this term.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,23 +11,23 @@ use super::frames::{Frames, Place};
 use super::message::Progress;
 use tapestore::lsn::NodeId;
 
-/// What is known of the other members besides what raft keeps.
+/// State of the other members besides raft's own.
 #[derive(Debug, Default)]
 pub(super) struct Others {
-    /// Those that wait for a copy of the leader's store, by their own word.
+    /// Those that report that they need a snapshot of the leader's store.
     lacking: BTreeSet<u64>,
-    /// Ticks of this leader in which each was not heard of: raft itself forgets at every look at its majority.
+    /// Ticks of this leader for which each member has been silent; raft clears its own flags at every quorum check.
     quiet: BTreeMap<u64, u64>,
 }
 
-/// Who is not heard of for longer is taken to be away: twice the default time until an election.
+/// A member that is silent for longer counts as away: twice the default election timeout.
 const QUIET_MAX: u64 = 600 / super::options::TICK_MS;
-/// Ticks from which those count of whom this leader has never heard: one that has just begun to lead has heard of nobody yet.
+/// Start value for members that this leader has never received from: a new leader has not received from anybody.
 const NEVER: u64 = 1 << 32;
 
 impl Others {
-    /// Counts for how long each member has not been heard of; before a tick, which may have raft forget it.
-    pub(super) fn listen(&mut self, raw: &RawNode<Frames>) {
+    /// Counts how long each member has been silent; call it before a tick, in which raft may clear its flags.
+    pub(super) fn count_silence(&mut self, raw: &RawNode<Frames>) {
         let raft = &raw.raft;
         if raft.state != StateRole::Leader {
             return self.quiet.clear();
@@ -38,17 +38,17 @@ impl Others {
         }
     }
 
-    /// Whether the host `node` has not been heard of for long, or is no member. A leader that has just begun has heard of nobody yet.
+    /// Whether the host `node` has long been silent, or is no member. A leader of a new term counts nobody as away yet.
     pub(super) fn is_away(&self, raw: &RawNode<Frames>, node: NodeId) -> bool {
         let quiet = &self.quiet;
         let is_unknown = quiet.get(&node.0).is_some_and(|quiet| (NEVER..NEVER + QUIET_MAX).contains(quiet));
-        let is_heard = |p: &Progress| p.node == node && (p.is_active || quiet.is_empty());
-        node.0 != raw.raft.id && !is_unknown && !self.progress(raw).iter().any(is_heard)
+        let is_up = |p: &Progress| p.node == node && (p.is_active || quiet.is_empty());
+        node.0 != raw.raft.id && !is_unknown && !self.progress(raw).iter().any(is_up)
     }
 
-    /// `node` has a log that ends with frame `last`, by its own word. If this leader's log does not reach back to what it
-    /// takes that member to have, it goes on from there; whether the two logs are one is found out as ever.
-    /// `lacks_copy`: it waits for a copy of the leader's store.
+    /// Handles a report that the log of `node` ends with frame `last`. If this leader's log no longer holds the frames that it
+    /// would send next, it probes that member from `last` on; raft checks as usual that the logs match.
+    /// `lacks_copy`: the member needs a snapshot of the leader's store.
     pub(super) fn reached(&mut self, raw: &mut RawNode<Frames>, node: NodeId, last: u64, lacks_copy: bool) {
         if lacks_copy {
             self.lacking.insert(node.0);
@@ -66,7 +66,7 @@ impl Others {
         }
     }
 
-    /// How this leader sees the other members; of a node that does not lead, nothing.
+    /// The other members as this leader sees them; empty if it does not lead.
     pub(super) fn progress(&self, raw: &RawNode<Frames>) -> Vec<Progress> {
         let raft = &raw.raft;
         if raft.state != StateRole::Leader {
@@ -76,7 +76,7 @@ impl Others {
         let newest = frames.place(frames.last()).copied();
         let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
         let seen = others.map(|(&id, p)| {
-            // Of a member whose place is forgotten the first one that is known stands for it.
+            // The first known frame stands for a member whose frame has been dropped.
             let theirs = frames.place(p.matched.max(frames.first()));
             let is_active = p.recent_active || self.quiet.get(&id).is_some_and(|q| *q < QUIET_MAX);
             let lag = |of: fn(&Place) -> u64| match (&newest, theirs) {
@@ -99,19 +99,19 @@ impl Others {
         seen
     }
 
-    /// Why `change` is not to be made by this leader: of the voters that there would be, fewer than a majority are there. Who
-    /// does not lead does not know.
+    /// Reason why `change` would stop the cluster: fewer than a majority of the voters after it are up. `None` on a host that
+    /// does not lead.
     pub(super) fn would_stop(&self, raw: &RawNode<Frames>, change: &Change) -> Option<String> {
         let raft = &raw.raft;
         if raft.state != StateRole::Leader {
             return None;
         }
         let mut voters: BTreeSet<u64> = raft.prs().conf().voters().ids().iter().collect();
-        for seat in &change.seats {
-            if seat.part & VOTER != 0 {
-                voters.insert(seat.node.0)
+        for member in &change.seats {
+            if member.part & VOTER != 0 {
+                voters.insert(member.node.0)
             } else {
-                voters.remove(&seat.node.0)
+                voters.remove(&member.node.0)
             };
         }
         let is_there = |id: &u64| !self.is_away(raw, NodeId(*id));
@@ -121,23 +121,23 @@ impl Others {
         }
         let voters: Vec<String> = voters.iter().map(u64::to_string).collect();
         Some(format!(
-            "of the voters that there would be ({}) too few are heard of: node {} is away. Without a majority nothing is acknowledged, \
-             and no member can be changed. Start what is away, or remove that first; --force does it all the same",
+            "too few of the voters after this change ({}) are up: node {} is away. Without a majority nothing is committed and \
+             no member can be changed. Start the hosts that are away, or remove them first; --force changes the members anyway",
             voters.join(", "),
             away.join(", node ")
         ))
     }
 }
 
-/// Up to which frame the member that does not vote and has most has the log; `None` if there is no such member.
+/// Index up to which the most advanced learner has the log; `None` if there is no learner.
 pub(super) fn standby_matched(raw: &RawNode<Frames>) -> Option<u64> {
     let raft = &raw.raft;
     let learners = raft.prs().iter().filter(|(id, _)| raft.prs().conf().learners().contains(id));
     learners.map(|(_, p)| p.matched).max()
 }
 
-/// The first frame that a member may still ask for; of a host that does not lead it is not known, and is the first
-/// that there is: should it lead, others may be far behind.
+/// The first frame that a member may still need. A host that does not lead cannot tell, and returns its first frame: if it is
+/// elected, others may be far behind.
 pub(super) fn needed(raw: &RawNode<Frames>) -> u64 {
     let raft = &raw.raft;
     if raft.state != StateRole::Leader {

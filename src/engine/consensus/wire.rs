@@ -1,5 +1,6 @@
-//! Owns: messages of the raft crate as hosts send them to each other, and back. What comes from another host is not
-//! trusted: its kind is one that hosts send, and [`Raft::check`] finds nothing.
+//! Owns: the conversion of raft's messages to and from the form in which hosts send them.
+//!
+//! What must hold: a received message is not trusted. It is of a type that hosts send, and [`Raft::check`] accepts it.
 
 use raft::StateRole;
 use raft::eraftpb::{Entry, EntryType, Message as RaftMessage, MessageType};
@@ -9,8 +10,8 @@ use super::message::{APPEND, FrameHead, Raft, TERM_MAX};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::NodeId;
 
-/// Message types that hosts send each other. Raft would pass a transfer on to the leader, and panic because it has a term;
-/// and it would believe an answer about an index to read at. Nobody sends either.
+/// Message types that hosts send. Two others are dangerous: raft would pass a transfer on to the leader and panic because it
+/// has a term, and it would trust a response to a read index.
 const KINDS: [MessageType; 9] = [
     MessageType::MsgAppend,
     MessageType::MsgAppendResponse,
@@ -25,10 +26,10 @@ const KINDS: [MessageType; 9] = [
 
 const _: () = assert!(MessageType::MsgAppend as u8 == APPEND);
 
-/// `message` as it is sent; `None` if a frame that it names is gone.
+/// Converts `message` for sending; `None` if a frame that it names has been dropped.
 pub(super) fn to_wire(message: &RaftMessage, frames: &Frames) -> Option<Raft> {
     let heads = message.entries.iter().map(|e| frames.head(e.index).filter(|h| h.term == e.term));
-    // A frame that is gone meanwhile is asked for again, or is not.
+    // A dropped frame is requested again if it is still needed.
     let heads = heads.collect::<Option<Vec<FrameHead>>>()?;
     Some(Raft {
         kind: message.get_msg_type() as u8,
@@ -49,40 +50,40 @@ pub(super) fn to_wire(message: &RaftMessage, frames: &Frames) -> Option<Raft> {
     })
 }
 
-/// Whether `message` is for the node `raft`, and says nothing that the raft crate takes for granted cannot be.
+/// Checks that `message` is for the node `raft` and keeps the invariants that the raft crate relies on.
 ///
 /// # Errors
-/// [`Error::Consensus`]: what cannot be.
+/// [`Error::Consensus`]: the violation.
 pub(super) fn check(message: &Raft, raft: &raft::Raft<Frames>) -> Result<()> {
-    let bad = |cause: String| Err(Error::Consensus { what: "take in a message", cause });
+    let bad = |cause: String| Err(Error::Consensus { what: "accept a message", cause });
     if message.to.0 != raft.id {
         return bad(format!("it is for node {}", message.to));
     }
-    // A leader hears of no frame that it has not sent, and sends none that it does not have.
+    // A follower cannot acknowledge a frame that this leader has not sent.
     let leads = raft.state == StateRole::Leader && message.term == raft.term;
     let accepts = message.kind == MessageType::MsgAppendResponse as u8 && !message.reject;
     let last = raft.raft_log.last_index();
     if leads && accepts && message.index > last {
-        return bad(format!("node {} has frame {}, and the leader's log ends with {last}", message.from, message.index));
+        return bad(format!("node {} acknowledges frame {}, but the leader's log ends with {last}", message.from, message.index));
     }
-    // It stands for election at once, in the term behind the message's.
+    // It campaigns at once, in the term after the message's.
     if message.kind == MessageType::MsgTimeoutNow as u8 && raft.term.max(message.term) >= TERM_MAX {
-        return bad(format!("there is no term behind {TERM_MAX}"));
+        return bad(format!("there is no term after {TERM_MAX}"));
     }
     Ok(())
 }
 
-/// The message that another host has sent.
+/// Converts a received message.
 ///
 /// # Errors
-/// [`Error::Consensus`]: what makes no sense.
+/// [`Error::Consensus`]: its type is unknown, a number is out of bounds, or a type without frames has some.
 pub(super) fn from_wire(message: &Raft) -> Result<RaftMessage> {
-    let bad = |cause: String| Error::Consensus { what: "take in a message", cause };
+    let bad = |cause: String| Error::Consensus { what: "accept a message", cause };
     let kind = KINDS.into_iter().find(|k| *k as u8 == message.kind);
-    let kind = kind.ok_or_else(|| bad(format!("its kind is {}", message.kind)))?;
+    let kind = kind.ok_or_else(|| bad(format!("its type {} is unknown", message.kind)))?;
     message.check()?;
     if kind != MessageType::MsgAppend && !message.heads.is_empty() {
-        return Err(bad(format!("it has {} frames, and is of kind {}", message.heads.len(), message.kind)));
+        return Err(bad(format!("it carries {} frames, but is of type {}", message.heads.len(), message.kind)));
     }
     let mut out = RaftMessage::default();
     out.set_msg_type(kind);

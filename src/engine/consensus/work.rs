@@ -1,5 +1,7 @@
-//! Owns: what raft asks of the log's owner: what to do with a message that carries frames, which frame to write next, and what
-//! is to be said once frames are durable.
+//! Owns: raft's requests to the log's owner: what to do with received frames, which frame to write next, which messages wait
+//! until frames are durable.
+//!
+//! What must hold: a committed frame is never truncated.
 
 use raft::RawNode;
 use raft::eraftpb::{EntryType, Message as RaftMessage, MessageType};
@@ -8,21 +10,21 @@ use super::format::{Change, Transition};
 use super::frames::Frames;
 use super::message::Raft;
 
-/// What is to be done with a message that carries frames.
+/// Decision about a message that may carry frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing of it is for the log: step it as it is.
+    /// Nothing is to be written: step the message as it is.
     Pass,
-    /// The first so many of its frames are in the log; the rest continue it.
+    /// So many of its frames are in the log already; append the rest.
     Append(usize),
-    /// The log behind the frame of this index is not the leader's; nothing of that is committed.
+    /// The log after this index differs from the leader's, and none of that is committed: truncate it.
     Cut(u64),
-    /// It denies this frame, which is committed here: one of the two hosts has lost its memory.
+    /// It contradicts this frame, which is committed here: one of the two hosts has lost its log.
     Denies(u64),
 }
 
 impl Verdict {
-    /// What to do with `message`, which came from another host, at the host of `raw`.
+    /// Decides about `message`, received by the host of `raw`.
     pub(super) fn of(raw: &RawNode<Frames>, message: &Raft) -> Verdict {
         let (raft, log) = (&raw.raft, &raw.raft.raft_log);
         let carries = message.kind == MessageType::MsgAppend as u8 && !message.heads.is_empty();
@@ -43,15 +45,15 @@ impl Verdict {
     }
 }
 
-/// A frame that raft has put in its log, and that the log's owner has to write.
+/// A frame that raft has created and that the log's owner must write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// The frame without contents that opens the term.
+    /// The no-op frame that opens the term.
     Open {
         /// The term.
         term: u64,
     },
-    /// A change of members.
+    /// A membership frame.
     Change {
         /// The term.
         term: u64,
@@ -61,7 +63,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// The frame that the raft of `raw` waits for, if there is one; `proposed` is the change of members that is not written yet.
+    /// The next frame that the raft of `raw` waits for, if there is one; `proposed` is the unwritten change of members.
     pub(super) fn next(raw: &RawNode<Frames>, proposed: Option<&Change>) -> Option<Work> {
         let (log, last) = (&raw.raft.raft_log, raw.store().last());
         if log.last_index() <= last {
@@ -77,7 +79,7 @@ impl Work {
     }
 }
 
-/// A ready of raft whose frames are not durable yet.
+/// A ready of raft whose frames are not yet durable.
 pub(super) struct Unpersisted {
     pub(super) number: u64,
     /// The last frame that must be durable.
@@ -85,7 +87,7 @@ pub(super) struct Unpersisted {
     pub(super) messages: Vec<RaftMessage>,
 }
 
-/// Whether `message` says something that holds only once the frames before it are durable.
+/// Whether `message` may leave only after the frames before it are durable.
 pub(super) fn is_promise(message: &RaftMessage) -> bool {
     match message.get_msg_type() {
         MessageType::MsgAppendResponse => !message.reject,

@@ -1,12 +1,12 @@
-//! Owns: backups, copies of a store's files that are never served themselves, and stores that are restored from them.
+//! Owns: backups: copies of a store's files that are never served themselves, and from which stores are restored.
 //!
-//! A copy is built beside the place where it is to be, in `NAME.unfinished`: files of history linked or copied, the
-//! log from the checkpoint to what is durable, the manifest as one snapshot, `store.meta`. When every byte of it has
-//! been read back, the directory takes its place in one step, and what was there is removed.
+//! A backup is built in `NAME.unfinished` beside its place: SSTables, linked or copied; the log from the checkpoint to its
+//! durable end; the manifest as one snapshot; `store.meta`. After every byte has been read back, the directory replaces the
+//! old one in one step, and the old one is removed.
 //!
-//! What must hold: the place holds what it held, or all of the new copy, whatever is killed when; a copy is said to
-//! be done after it has been read and is durable; nothing that no backup made is ever replaced; a restored store is
-//! on a timeline that no other copy has been on, so that readers and publishers learn that they were ahead.
+//! What must hold: a crash at any moment leaves the old contents of the place or all of the new backup. A backup is reported
+//! done after it has been read back and is durable. Only an earlier backup is ever replaced. A restored store is on a timeline
+//! that no other copy has been on, so that readers and publishers find that they were ahead.
 
 use std::path::Path;
 
@@ -21,25 +21,25 @@ use tapestore::sstable;
 use tapestore::time::Ts;
 use tapestore::wal::{self, Meta};
 
-/// Held while a store is backed up or repaired.
+/// Lock that is held while a store is backed up or repaired.
 pub const LOCK: &str = "LOCK.backup";
 
-/// How a backup is made.
+/// Options of a backup.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// The store.
     pub store: &'a Path,
-    /// Where the backup is to be.
+    /// Place of the backup.
     pub target: &'a Path,
-    /// Files are copied even where they could be linked: a link does not outlive damage to the file.
+    /// Copies files even where they could be linked: damage to a file damages its links too.
     pub copies: bool,
-    /// Files that an earlier backup into the same place has read are not read again.
+    /// Does not read again the files that an earlier backup in the same place has read.
     pub trusts_earlier: bool,
-    /// The present.
+    /// The current time.
     pub now: Ts,
 }
 
-/// Checks that `dir` is no backup: a backup holds what its store held then, and nothing but the next backup changes it.
+/// Checks that `dir` is no backup: only the next backup may change one.
 ///
 /// # Errors
 /// [`Error::Backup`] if it is one; [`Error::Io`].
@@ -51,11 +51,11 @@ fn invalid<T>(what: &'static str, reason: String) -> Result<T> {
     Err(Error::Invalid { what, reason })
 }
 
-/// Makes a backup of `options.store`, which may be served, or brings the earlier one in the same place up to date.
+/// Makes a backup of `options.store`, which may be served, or updates the earlier one in the same place.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the place holds anything but an earlier backup of the store; [`Error::Corrupt`],
-/// [`Error::Missing`] if the store is damaged; [`Error::Io`]. The place is then as it was.
+/// [`Error::Invalid`] if the place holds anything but an earlier backup of the store; [`Error::Locked`]; [`Error::Corrupt`],
+/// [`Error::Missing`] if the store is damaged; [`Error::Io`]. The place is unchanged then.
 pub fn backup(disk: &dyn Disk, options: &Options<'_>, progress: &mut dyn FnMut(Progress)) -> Result<Summary> {
     let Options { store, target, copies, trusts_earlier, now } = *options;
     let meta = meta_of(disk, store)?;
@@ -79,35 +79,38 @@ pub fn backup(disk: &dyn Disk, options: &Options<'_>, progress: &mut dyn FnMut(P
     };
     prepare(disk, &job)?;
     let (summary, _) = build(disk, &job, progress)?;
-    let mark = format!("backup of {}\nmade {now}\nlast record {} taken in {}\n", store.display(), summary.last, summary.time);
+    let mark = format!("backup of {}\nmade {now}\nlast record {} ingested {}\n", store.display(), summary.last, summary.time);
     publish(disk, &fresh.join(MARK), mark.as_bytes())?;
     put_in_place(disk, &fresh, target, &parent)?;
     Ok(summary)
 }
 
-/// Whether `target` holds an earlier backup of the store of `meta`; nothing else may be there.
+/// Whether `target` holds an earlier backup of the store of `meta`; it may hold nothing else.
 fn check_target(disk: &dyn Disk, target: &Path, meta: &Meta) -> Result<bool> {
     if !disk.exists(target)? || disk.list(target)?.is_empty() {
         return Ok(false);
     }
     let shown = target.display();
     if !disk.exists(&target.join(MARK))? {
-        return invalid("directory", format!("{shown} is not empty and holds no backup; choose another"));
+        return invalid("directory", format!("{shown} is not empty and holds no backup; choose another directory"));
     }
     let found = meta_of(disk, target)?;
     if found.store_id != meta.store_id {
-        return invalid("directory", format!("{shown} holds a backup of another store, {:032x}", found.store_id));
+        return invalid(
+            "directory",
+            format!("{shown} holds a backup of another store, {:032x}; choose another directory", found.store_id),
+        );
     }
     if found.timeline > meta.timeline {
         let why = format!(
-            "{shown} is on timeline {}, the store on {}: it has been used as a store, or is of a later one; choose another",
+            "{shown} is on timeline {}, the store on {}: it was used as a store, or is of a later one; choose another directory",
             found.timeline, meta.timeline
         );
         return invalid("directory", why);
     }
-    // Storage makes it, and nothing else does.
+    // Only storage makes this directory.
     if disk.exists(&target.join("run"))? {
-        let why = format!("{shown} has been served as a store and may hold records of its own; choose another");
+        let why = format!("{shown} was served as a store and may hold records of its own; choose another directory");
         return invalid("directory", why);
     }
     let lock = target.join("LOCK");
@@ -119,7 +122,9 @@ fn check_target(disk: &dyn Disk, target: &Path, meta: &Meta) -> Result<bool> {
         names.contains(&n.as_str()) || manifest::format::file_number(n).is_some()
     };
     match disk.list(target)?.into_iter().find(|n| !known(n)) {
-        Some(other) => invalid("directory", format!("{shown} also holds {other}, which no backup made; choose another")),
+        Some(other) => {
+            invalid("directory", format!("{shown} also holds {other}, which is no part of a backup; choose another directory"))
+        }
         None => Ok(true),
     }
 }

@@ -1,4 +1,6 @@
-//! Owns: what a directory that holds a store, a backup or a half-made copy contains: reading it, checking every byte, removing it.
+//! Owns: the contents of a directory with a store, a backup or an unfinished copy: reading, verifying, removing them.
+//!
+//! What must hold: verification reads every byte.
 
 use std::path::Path;
 
@@ -17,13 +19,13 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// What `store.meta` in `dir` says; that there must be one.
+/// Reads `store.meta` in `dir`, which must exist.
 pub(crate) fn meta_of(disk: &dyn Disk, dir: &Path) -> Result<wal::Meta> {
     let found = wal::meta::read(disk, dir)?;
     found.ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "it holds the store's identity" })
 }
 
-/// Reads every byte of the files of `state` in the store `dir` that `wanted` names; gives the records in them.
+/// Reads every byte of those files of `state` in the store `dir` that `wanted` selects; returns the records in all of them.
 pub(crate) fn verify_files(
     disk: &dyn Disk,
     dir: &Path,
@@ -39,7 +41,7 @@ pub(crate) fn verify_files(
             table.release();
         }
         rows += meta.rows;
-        progress(Progress { what: "reading files back", more: meta.len, total });
+        progress(Progress { what: "verifying files", more: meta.len, total });
     }
     Ok(rows)
 }
@@ -49,7 +51,7 @@ pub(crate) fn verify_log(disk: &dyn Disk, dir: &Path, meta: &wal::Meta, from: wa
     wal::scan(disk, &dir.join(wal::DIR), meta, from, Open::Read, |_| Ok(())).map(|end| end.chain)
 }
 
-/// What the manifest of the store in `dir` says; a store that has none has no history.
+/// Reads the manifest of the store in `dir`; the empty state if there is none.
 pub(crate) fn state_of(disk: &dyn Disk, dir: &Path, store_id: u128) -> Result<manifest::State> {
     if !disk.exists(&dir.join(manifest::format::CURRENT))? {
         return Ok(manifest::State::begin(store_id));
@@ -58,7 +60,7 @@ pub(crate) fn state_of(disk: &dyn Disk, dir: &Path, store_id: u128) -> Result<ma
     Ok(follower.state().clone())
 }
 
-/// Removes the store or copy in `dir`.
+/// Removes the store or the copy in `dir`.
 pub(crate) fn remove(disk: &dyn Disk, dir: &Path) -> Result<()> {
     for within in [sstable::DIR, wal::DIR].map(|d| dir.join(d)) {
         if disk.exists(&within)? {

@@ -1,7 +1,7 @@
 //! Owns: building a copy of a store in a directory of its own.
 //!
-//! What must hold: everything in the directory is durable, and has been read back, before [`build`] returns; if the
-//! store files or compacts meanwhile, so that something it had named goes away, the copy is of the newer manifest.
+//! What must hold: before [`build`] returns, the whole directory is durable and has been read back. If the store flushes or
+//! compacts meanwhile and removes a file of the copy, the copy is made again from the newer manifest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,66 +11,66 @@ use super::log_tail::{copy_log, durable_end};
 use tapestore::disk::{Disk, copy};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Lsn, Timeline};
-use tapestore::time::Ts;
 use tapestore::manifest::{self, State};
 use tapestore::sstable::{self, FileMeta, Table};
+use tapestore::time::Ts;
 use tapestore::wal::{self, Chain, Evidence, Meta, MetaFile};
 
-/// What a copy came to.
+/// Statistics of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Files of history that are links.
+    /// SSTables that were linked.
     pub linked: u64,
-    /// Files that were copied.
+    /// SSTables that were copied.
     pub copied: u64,
-    /// Files that an earlier backup, or one that was cut short, had.
+    /// SSTables that an earlier backup, or an interrupted one, already had.
     pub reused: u64,
-    /// Bytes of all files.
+    /// Bytes of all SSTables.
     pub file_bytes: u64,
-    /// Records in the files.
+    /// Records in the SSTables.
     pub filed: u64,
-    /// Bytes of frames of the log.
+    /// Bytes of log frames.
     pub log_bytes: u64,
     /// Records in the log.
     pub logged: u64,
     /// The last record.
     pub last: Lsn,
-    /// When it was taken in.
+    /// Ingest time of that record.
     pub time: Ts,
     /// The timeline of the copy.
     pub timeline: Timeline,
-    /// How often it was begun again because the store had filed or compacted meanwhile.
+    /// Number of retries because the store had flushed or compacted meanwhile.
     pub retries: u64,
 }
 
-/// How often a store may file or compact while one attempt is made.
+/// Retries at most.
 const TRIES: u64 = 50;
 
-/// What is to be built.
+/// A copy to build.
 pub(super) struct Job<'a> {
-    /// Of this store,
+    /// The store to copy.
     pub(super) source: &'a Path,
-    /// in this directory,
+    /// The directory of the copy.
     pub(super) target: &'a Path,
-    /// with files of this earlier copy.
+    /// An earlier copy whose files are used.
     pub(super) earlier: Option<&'a Path>,
-    /// Nothing is linked.
+    /// Whether files are copied rather than linked.
     pub(super) copies: bool,
-    /// Files of the earlier copy are not read again.
+    /// Whether files of the earlier copy are not read again.
     pub(super) trusts_earlier: bool,
-    /// No file of history is read: whoever gets the copy does.
+    /// Whether no SSTable is read back: the receiver of the copy does that.
     pub(super) reads_nothing: bool,
-    /// The log's last segment is filled with zeros.
+    /// Whether the log's last segment is filled with zeros.
     pub(super) fills: bool,
-    /// Its timeline.
+    /// The timeline of the copy.
     pub(super) timeline: Timeline,
-    /// Whether it is as if storage had stopped in order.
+    /// Whether the copy counts as stopped cleanly.
     pub(super) clean: bool,
     /// Least number of its manifest.
     pub(super) number: u64,
 }
 
-/// Makes the directories, and removes what a copy that was cut short left there, but for whole files of history.
+/// Creates the directories, and removes the rest of an interrupted copy except its whole SSTables.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -91,10 +91,10 @@ fn empty(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.list(dir)?.iter().try_for_each(|name| disk.remove(&dir.join(name)))
 }
 
-/// Builds the copy; what it came to, and where its log ends.
+/// Builds the copy; returns its statistics and the end of its log.
 ///
 /// # Errors
-/// As [`super::backup`].
+/// As [`super::backup::backup`].
 pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Progress)) -> Result<(Summary, Chain)> {
     let (mut retries, mut brought) = (0, BTreeMap::new());
     loop {
@@ -102,13 +102,13 @@ pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Pro
         let state = state_of(disk, job.source, meta.store_id)?;
         match attempt(disk, job, (&meta, &state), &mut brought, progress) {
             Ok((summary, end)) => return Ok((Summary { retries, ..summary }, end)),
-            // What goes away while it is read goes after an edit.
+            // A file that disappears while it is read was removed by an edit.
             Err(error) => {
                 let moved = state_of(disk, job.source, meta.store_id).is_ok_and(|now| now.seq != state.seq);
                 if !moved || retries == TRIES {
                     return Err(error);
                 }
-                tracing::debug!(%error, "the store has filed meanwhile; once more");
+                tracing::debug!(%error, "the store has flushed or compacted meanwhile; the copy is made again");
                 retries += 1;
             }
         }
@@ -151,7 +151,7 @@ fn attempt(
     Ok((summary, end))
 }
 
-/// Reads back what has been built: it says what it should, and every byte of it is sound.
+/// Reads the copy back: its manifest and log are as intended, and every byte is valid.
 fn verify(
     disk: &dyn Disk,
     job: &Job<'_>,
@@ -174,7 +174,7 @@ fn verify(
     if read != end { damaged("end of the copied log", end.position.0, read.position.0) } else { Ok(()) }
 }
 
-/// Damage of a file is named where it is, which for a link, and for a copy, is in the store.
+/// Names damage of a linked or copied file in the store, where it comes from.
 fn of_source(error: Error, job: &Job<'_>) -> Error {
     match error {
         Error::Corrupt { path, offset, lsn, what, expected, found } => {
@@ -185,7 +185,7 @@ fn of_source(error: Error, job: &Job<'_>) -> Error {
     }
 }
 
-/// Whether `dir` holds the very file of `meta`, by name, length and the CRC that holds the others.
+/// Whether `dir` holds exactly the file of `meta`: same name, length, and the CRC that covers the other CRCs.
 fn has(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> bool {
     Table::open(disk, dir, meta).is_ok_and(|table| table.trailer().is_ok())
 }
@@ -195,13 +195,13 @@ fn has(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> bool {
 enum How {
     Linked,
     Copied,
-    /// An earlier copy has it.
+    /// The earlier copy had it.
     Earlier,
-    /// One that was cut short has left it.
+    /// An interrupted copy had it.
     There,
 }
 
-/// Brings the files of `state`, durably, and removes others; notes how in `brought`.
+/// Brings the files of `state` into the copy, durably, and removes others; records how in `brought`.
 fn bring_files(
     disk: &dyn Disk,
     job: &Job<'_>,
@@ -217,11 +217,11 @@ fn bring_files(
     for meta in state.files.values() {
         let name = sstable::file_name(meta.kind, meta.id);
         let path = to.join(&name);
-        let mut tell = |more| progress(Progress { what: "bringing files", more, total });
+        let mut report = |more| progress(Progress { what: "bringing files", more, total });
         if disk.exists(&path)? {
             if has(disk, &to, *meta) {
                 brought.entry(meta.id).or_insert(How::There);
-                tell(meta.len);
+                report(meta.len);
                 continue;
             }
             disk.remove(&path)?;
@@ -233,8 +233,8 @@ fn bring_files(
         }
         let linked = (!job.copies || earlier.is_some()) && disk.link(&from, &path)?;
         match linked {
-            true => tell(meta.len),
-            false => copy(disk, &from, &path, &mut tell)?,
+            true => report(meta.len),
+            false => copy(disk, &from, &path, &mut report)?,
         }
         let how = match (&earlier, linked) {
             (Some(_), _) => How::Earlier,

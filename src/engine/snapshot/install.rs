@@ -1,21 +1,20 @@
-//! Owns: filling a host with the copy of another host's store, when the leader's log does not reach back to what this
-//! one lacks, or its own files are damaged.
+//! Owns: snapshot install: replacing a host's store by a snapshot of the leader's, when the leader's log no longer holds the
+//! frames that the host needs, or when the host's own files are damaged.
 //!
 //! ```text
-//! STORE/incoming/…        the copy, as it is fetched: the files of a store, and raft.meta of the host that made it
-//! STORE/incoming/WHOLE    every byte of it has been read and is sound
-//! STORE/LOCK.incoming     held by whoever changes `incoming`
-//! STORE/FILLING           the copy takes the place of what was here: `clear`, `place` or `done`, timeline, where to keep what was
+//! STORE/incoming/…        the snapshot while it is fetched: the files of a store, and raft.meta of the host that made it
+//! STORE/incoming/WHOLE    every byte of it has been read and is valid
+//! STORE/LOCK.incoming     lock of the process that changes `incoming`
+//! STORE/FILLING           the snapshot is replacing the store: step `clear`, `place` or `done`, timeline, place of the old store
 //! ```
 //!
-//! What must hold: what is here stays until a copy that is whole, durable and not behind it has been read; from then on
-//! every start ends the exchange before anything else, and nothing is served in between; the term, the vote and the
-//! number of this host are its own and outlive it; readers learn of it by the timeline.
+//! What must hold: the old store stays until a whole, durable snapshot that is not behind it has been read. From then on every
+//! start first finishes the installation, and nothing is served before. The host keeps its own term, vote and number. Readers
+//! are notified by the timeline.
 //!
-//! Why a copy may take the place of a log from which this host has acknowledged frames: a log that ends with a frame of
-//! term T holds every frame that was committed in terms before T (raft, leader completeness and log matching). If this
-//! host's own term is at most T, and its log does not go beyond the copy's in term T, everything that it has helped to
-//! commit is in the copy.
+//! Why a snapshot may replace a log from which this host has acknowledged frames: a log that ends with a frame of term T holds
+//! every frame committed in terms before T (raft, leader completeness and log matching). If this host's own term is at most T,
+//! and its log does not go beyond the snapshot's in term T, the snapshot holds everything that this host has helped to commit.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,27 +31,27 @@ use tapestore::sstable::{self, FileMeta};
 use tapestore::time::{NANOS_PER_SECOND, Ts};
 use tapestore::wal::{self, Chain};
 
-/// Directory of the copy while it is fetched, in the store directory.
+/// Directory of the snapshot while it is fetched, in the store directory.
 pub const INCOMING: &str = "incoming";
-/// Says of a copy that all of it has been read.
+/// File that marks the snapshot as verified.
 const WHOLE: &str = "WHOLE";
-/// Held by whoever changes the copy.
+/// Lock of the process that changes the snapshot.
 const LOCK: &str = "LOCK.incoming";
-/// Says of a store that a copy takes its place.
+/// File that marks a started installation.
 const FILLING: &str = "FILLING";
 
-/// What a host was filled with.
+/// Result of an installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
-    /// Files of history.
+    /// SSTables.
     pub files: u64,
     /// The last record.
     pub last: Lsn,
-    /// What was here before, if it was to be kept.
+    /// Where the old store is kept, if it is.
     pub kept_in: Option<PathBuf>,
 }
 
-/// What the copy in `incoming` is.
+/// The snapshot in `incoming`.
 struct Found {
     meta: wal::Meta,
     state: State,
@@ -64,12 +63,12 @@ fn incoming(dir: &Path) -> PathBuf {
     dir.join(INCOMING)
 }
 
-/// The copy in `dir`, of which the log is read.
+/// Reads the snapshot in `dir`, with its log.
 fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     let meta = contents::meta_of(disk, dir)?;
     let state = contents::state_of(disk, dir, meta.store_id)?;
     let end = contents::verify_log(disk, dir, &meta, state.checkpoint)?;
-    let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who the members are" };
+    let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it holds the members" };
     let raft = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
     if raft.store_id != meta.store_id || raft.lacks_copy() || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
         let (path, found) = (dir.join(raft_meta::NAME), raft.commit.max(raft.membership));
@@ -77,7 +76,7 @@ fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
             path,
             offset: 0,
             lsn: end.lsn,
-            what: "frame that it knows of",
+            what: "last frame named in raft.meta",
             expected: end.index.0 - 1,
             found,
         });
@@ -85,7 +84,7 @@ fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     Ok(Found { meta, state, end, raft })
 }
 
-/// The copy in the store `dir` is about to be changed: it is not whole.
+/// Begins to change the snapshot in the store `dir`: it no longer counts as whole.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -99,9 +98,8 @@ pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// Gives the copy in the store `dir`, of which the manifest has come, those files of history that the store has already, by a
-/// second name: they are the very same, and have been read. What is in the copy by their names and is another's is removed.
-/// Gives their bytes.
+/// Links SSTables of the store `dir` into the snapshot, whose manifest has arrived, where both have the same file: these need
+/// not be fetched, and have been read. Removes invalid files of those names from the snapshot. Returns the linked bytes.
 ///
 /// # Errors
 /// As [`check`].
@@ -126,7 +124,7 @@ pub fn reuse(disk: &dyn Disk, dir: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Reads every byte of the file of history of `meta` in `dir`.
+/// Reads every byte of the SSTable of `meta` in `dir`.
 fn read_table(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result<()> {
     let table = sstable::Table::open(disk, dir, meta)?;
     table.verify(|_| Ok(()))?;
@@ -134,12 +132,11 @@ fn read_table(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result<()> {
     Ok(())
 }
 
-/// Reads every byte of the copy in the store `dir`, but for files of history that are in `read`, and says of it that it is
-/// whole if it is sound. A file of history that is damaged is removed, so that it is fetched again; the others come to be in
-/// `read`.
+/// Reads every byte of the snapshot in the store `dir`, except SSTables in `read`, and marks it as whole if it is valid. A
+/// damaged SSTable is removed, so that it is fetched again; valid ones are added to `read`.
 ///
 /// # Errors
-/// [`Error::Corrupt`], [`Error::Missing`] for what is wrong with it; [`Error::Io`].
+/// [`Error::Corrupt`], [`Error::Missing`] if a file is damaged or absent; [`Error::Io`].
 pub fn check(disk: &dyn Disk, dir: &Path, read: &mut BTreeMap<u64, FileMeta>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
     let incoming = incoming(dir);
     let Found { state, end, .. } = found(disk, &incoming)?;
@@ -155,13 +152,13 @@ pub fn check(disk: &dyn Disk, dir: &Path, read: &mut BTreeMap<u64, FileMeta>, pr
             }
             read.insert(meta.id, *meta);
         }
-        progress(Progress { what: "reading what was fetched", more: meta.len, total });
+        progress(Progress { what: "verifying the snapshot", more: meta.len, total });
     }
     sync_all(disk, &incoming)?;
     publish(disk, &incoming.join(WHOLE), format!("a store up to frame {} of term {}\n", end.index.0 - 1, end.term).as_bytes())
 }
 
-/// Says of the copy in the store `dir` that it is not whole. Files of history in it stay, for the next one.
+/// Marks the snapshot in the store `dir` as not whole. Its SSTables stay, for the next one.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -174,16 +171,16 @@ pub fn refuse(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(&incoming)
 }
 
-/// Who may change the copy in the store `dir`, for as long as what this gives lives.
+/// Locks the snapshot in the store `dir` for changes, until the returned value is dropped.
 ///
 /// # Errors
-/// [`Error::Locked`] if another one does, or a copy is taking the store's place; [`Error::Io`].
+/// [`Error::Locked`] if another process holds it, or an installation is unfinished; [`Error::Io`].
 pub fn hold(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>> {
     let held = disk.lock(&dir.join(LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     if disk.exists(&dir.join(FILLING))? { Err(Error::Locked { path: dir.to_path_buf() }) } else { Ok(held) }
 }
 
-/// Removes the copy in the store `dir`: it is of no use.
+/// Removes the snapshot in the store `dir`, which is of no use.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -215,81 +212,75 @@ fn sync_all(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// Files of a store that are not in a directory, but for `raft.meta`.
+/// Files directly in a store's directory, except `raft.meta`.
 fn store_files(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
     let mut names = disk.list(dir)?;
     names.retain(|n| n == wal::meta::NAME || n == CURRENT || file_number(n).is_some());
     Ok(names)
 }
 
-/// Puts the copy in `incoming`, which is whole, in the place of the store. Nobody serves the store. With `is_damaged` what
-/// is here need not be readable, and is kept aside; the caller then vouches for it that the host that made the copy led,
-/// and had, when it was asked, every frame that it ever sent to this one.
+/// Replaces the store by the whole snapshot in `incoming`. No process may serve the store. With `is_damaged` the old store
+/// need not be readable, and is kept aside. The caller then guarantees that the host that made the snapshot led, and had at
+/// the request every frame that it ever sent to this host.
 ///
 /// # Errors
-/// [`Error::Locked`]; [`Error::Consensus`] if the copy is behind what this host has acknowledged; [`Error::Missing`] if
-/// there is no whole copy; [`Error::Corrupt`] if what is here is damaged and that was not said; [`Error::Io`].
+/// [`Error::Locked`]; [`Error::Consensus`] if the snapshot is behind this host's acknowledgements; [`Error::Missing`] if there
+/// is no whole snapshot; [`Error::Corrupt`] if the old store is damaged and `is_damaged` is false; [`Error::Io`].
 pub fn install(store: &Path, disk: &Arc<dyn Disk>, now: Ts, is_damaged: bool) -> Result<Installed> {
     let lock = disk.lock(&store.join("LOCK"))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
     install_held(store, disk, now, is_damaged, lock.as_ref())
 }
 
-/// As [`install`], with the lock of the store that the caller holds.
+/// As [`install`], while the caller holds the lock of the store.
 ///
 /// # Errors
 /// As [`install`].
-pub fn install_held(
-    dir: &Path,
-    real: &Arc<dyn Disk>,
-    now: Ts,
-    is_damaged: bool,
-    _lock: &(dyn Send + Sync),
-) -> Result<Installed> {
+pub fn install_held(dir: &Path, real: &Arc<dyn Disk>, now: Ts, is_damaged: bool, _lock: &(dyn Send + Sync)) -> Result<Installed> {
     let disk = real.as_ref();
     let _held = hold(disk, dir)?;
     let incoming = incoming(dir);
     if !disk.exists(&incoming.join(WHOLE))? {
-        return Err(Error::Missing { path: incoming.join(WHOLE), what: "the copy of another host has been read" });
+        return Err(Error::Missing { path: incoming.join(WHOLE), what: "it marks a fetched and verified snapshot" });
     }
     let copy = found(disk, &incoming)?;
     for meta in copy.state.files.values() {
         sstable::Table::open(disk, &incoming.join(sstable::DIR), *meta)?.trailer().map(|_| ())?;
     }
-    let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it says who this host is" };
+    let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it holds this host's identity" };
     let own = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
     let log = own_log(real, dir, is_damaged)?;
     let end = |chain: &Chain| (chain.index.0 - 1, u64::from(chain.term.0));
     own.admit(log.as_ref().map(|l| end(&l.1)), &copy.raft, end(&copy.end))?;
-    // What the host had in an epoch that is over may be nowhere else.
-    let is_new_epoch = copy.raft.epoch > own.epoch || own.rejoins;
-    let mut is_prefix = log.is_some() && !is_new_epoch;
+    // Frames of an earlier generation may exist nowhere else.
+    let is_new_generation = copy.raft.epoch > own.epoch || own.rejoins;
+    let mut is_prefix = log.is_some() && !is_new_generation;
     if let Some((begin, end)) = log
-        && !is_new_epoch
+        && !is_new_generation
         && end.term < copy.end.term
     {
-        // What the leader may not have is kept, as it is when a log is cut.
-        // It stays in the log until the copy is in its place: this host has acknowledged it.
+        // Frames that the leader may lack are kept aside, as at a truncation. They also stay in the log until the snapshot is
+        // in place, because this host has acknowledged them.
         let last_kept = FrameIndex(own.commit.max(begin.index.0 - 1));
         if let Some(path) = wal::cut::keep_tail(disk, dir, begin, last_kept)? {
             is_prefix = false;
-            tracing::info!(path = %path.display(), "frames that may not be committed are kept aside");
+            tracing::info!(path = %path.display(), "frames that may not be committed are kept in a file");
         }
     }
     let now = now.0 / NANOS_PER_SECOND;
     let timeline = match wal::meta::read(disk, dir) {
-        // By one, readers go on behind the end of the copy; by more, everything that they have read may be otherwise now.
+        // With a step of one, readers go on after the snapshot's end; with more, they must drop everything that they have read.
         Ok(Some(own)) => Timeline(own.timeline.0 + if is_prefix { 1 } else { 2 }),
-        // No store that goes on by itself comes to this.
+        // No store reaches this timeline by steps of one.
         _ => Timeline((copy.meta.timeline.0 + 2).max(now)),
     };
-    let keep = (is_damaged || is_new_epoch).then(|| format!("replaced-{now}"));
+    let keep = (is_damaged || is_new_generation).then(|| format!("replaced-{now}"));
     Mark { step: Step::Clear, timeline, keep: keep.clone() }.write(disk, dir)?;
     finish(disk, dir)?;
     let kept_in = keep.map(|k| dir.join(k));
     Ok(Installed { files: copy.state.files.len() as u64, last: Lsn(copy.end.lsn.0 - 1), kept_in })
 }
 
-/// From where the log of the store in `dir` is kept, and where it ends; `None` if it cannot be read and that was said.
+/// Begin and end of the log of the store in `dir`; `None` if it cannot be read and `is_damaged` is set.
 fn own_log(disk: &Arc<dyn Disk>, dir: &Path, is_damaged: bool) -> Result<Option<(Chain, Chain)>> {
     let read = || {
         let meta = contents::meta_of(disk.as_ref(), dir)?;
@@ -299,25 +290,25 @@ fn own_log(disk: &Arc<dyn Disk>, dir: &Path, is_damaged: bool) -> Result<Option<
     match read() {
         Ok(log) => Ok(Some(log)),
         Err(error) if is_damaged => {
-            tracing::warn!(%error, "what is here cannot be read, and is not asked for");
+            tracing::warn!(%error, "the old log is damaged and is not used");
             Ok(None)
         }
         Err(error) => Err(error),
     }
 }
 
-/// How far an exchange is.
+/// Step of an installation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// What was here is being removed.
+    /// The old store is being removed.
     Clear,
-    /// The copy is being put in its place.
+    /// The snapshot is being put in its place.
     Place,
-    /// What is left of the copy is being removed.
+    /// The rest of the snapshot is being removed.
     Done,
 }
 
-/// What `FILLING` says.
+/// Contents of `FILLING`.
 struct Mark {
     step: Step,
     timeline: Timeline,
@@ -357,16 +348,17 @@ impl Mark {
                 Ok(Some(Mark { step, timeline, keep }))
             }
             _ => {
-                Err(Error::Corrupt { path, offset: 0, lsn: Lsn::NONE, what: "words of a mark", expected: 3, found: read as u64 })
+                Err(Error::Corrupt { path, offset: 0, lsn: Lsn::NONE, what: "words in FILLING", expected: 3, found: read as u64 })
             }
         }
     }
 }
 
-/// Ends an exchange that has begun; whether one had. Nobody serves the store, and the caller holds its lock.
+/// Finishes an installation that has begun; returns whether there was one. No process may serve the store, and the caller
+/// holds its lock.
 ///
 /// # Errors
-/// [`Error::Corrupt`] if the mark or the copy is damaged; [`Error::Io`].
+/// [`Error::Corrupt`] if `FILLING` or the snapshot is damaged; [`Error::Io`].
 pub fn finish(disk: &dyn Disk, dir: &Path) -> Result<bool> {
     let Some(mut mark) = Mark::read(disk, dir)? else { return Ok(false) };
     let incoming = incoming(dir);
@@ -387,11 +379,11 @@ pub fn finish(disk: &dyn Disk, dir: &Path) -> Result<bool> {
     discard(disk, dir)?;
     disk.remove(&dir.join(FILLING))?;
     disk.sync_dir(dir)?;
-    tracing::info!(store = %dir.display(), "the copy of another host's store is in the place of what was here");
+    tracing::info!(store = %dir.display(), "the snapshot of another host's store is installed");
     Ok(true)
 }
 
-/// The store that has been put in `dir` becomes this host's: on the timeline `timeline`, with this host's term and vote.
+/// Gives the installed store in `dir` this host's identity: the timeline `timeline`, this host's term and vote.
 fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
     let mut meta = wal::MetaFile::open(disk, dir)?;
     if meta.meta().timeline < timeline {
@@ -403,7 +395,7 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
     own.update(after)
 }
 
-/// Gives what is in the store `dir` names in `to` too.
+/// Links or copies the store `dir` to `to`.
 fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
     disk.create_dir(to)?;
     for within in [Path::new(""), Path::new(sstable::DIR), Path::new(wal::DIR)] {
@@ -421,7 +413,7 @@ fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// `to` is the file `from`, by a link if that is possible.
+/// Links `from` as `to`, or copies it if it cannot be linked.
 fn take(disk: &dyn Disk, from: &Path, to: &Path) -> Result<()> {
     if disk.exists(to)? || disk.link(from, to)? {
         return Ok(());
@@ -429,9 +421,9 @@ fn take(disk: &dyn Disk, from: &Path, to: &Path) -> Result<()> {
     copy(disk, from, to, &mut |_| {})
 }
 
-/// Removes the files of the store `dir`: whoever has mapped one keeps it.
+/// Removes the files of the store `dir`; readers keep those that they have mapped.
 fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    // Without its name nothing else of the store is taken for one.
+    // These first: without them the other files do not make a store.
     for name in store_files(disk, dir)? {
         disk.remove(&dir.join(name))?;
     }
@@ -444,7 +436,7 @@ fn clear(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// Puts the files of the copy `from` in the store `dir`.
+/// Puts the files of the snapshot `from` in the store `dir`.
 fn place(disk: &dyn Disk, from: &Path, dir: &Path) -> Result<()> {
     for within in [sstable::DIR, wal::DIR] {
         let (from, to) = (from.join(within), dir.join(within));
@@ -453,7 +445,7 @@ fn place(disk: &dyn Disk, from: &Path, dir: &Path) -> Result<()> {
         disk.sync_dir(&to)?;
     }
     for name in store_files(disk, from)? {
-        // These are written to, and are not to change under the copy.
+        // These will be written, and must not change in the snapshot.
         let to = dir.join(&name);
         if !disk.exists(&to)? {
             copy(disk, &from.join(&name), &to, &mut |_| {})?;

@@ -1,8 +1,7 @@
 //! Owns: copying the log's tail.
 //!
-//! What must hold: what is copied is read back through the chain of frames by whoever asked, so a segment that was
-//! used again meanwhile is noticed; the copy says of itself that it is durable up to its end, and holds no frame
-//! behind it.
+//! What must hold: the caller reads the copy back through the chain of frames, so a segment that was recycled meanwhile is
+//! noticed. The copy's durable mark is its end, and it holds no frame after that.
 
 use std::path::Path;
 
@@ -14,20 +13,20 @@ use tapestore::shm::run_dir::RunDir;
 use tapestore::wal::format::{EVIDENCE_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_name};
 use tapestore::wal::{self, Chain, Evidence, Meta};
 
-/// How far the store in `dir` says, in shared memory, that it is durable.
-fn said_durable(dir: &Path, store_id: u128) -> Option<Position> {
+/// The durable position that the storage process of the store in `dir` publishes in shared memory.
+fn published_durable(dir: &Path, store_id: u128) -> Option<Position> {
     let control = Control::open(&RunDir::find(dir).ok()?.control()).ok()?;
     (control.store_id() == store_id).then(|| control.durable_position())
 }
 
-/// The end of what is durable of the log of the store in `dir`, behind `from`.
+/// The durable end of the log of the store in `dir`, from `from` on.
 ///
 /// # Errors
 /// As [`wal::scan`].
 pub(super) fn durable_end(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<Chain> {
     let wal_dir = dir.join(wal::DIR);
-    let evidence = wal::evidence(disk, &wal_dir, meta, from)?.position;
-    let limit = said_durable(dir, meta.store_id).map_or(evidence, |said| said.max(evidence));
+    let mark = wal::evidence(disk, &wal_dir, meta, from)?.position;
+    let limit = published_durable(dir, meta.store_id).map_or(mark, |published| published.max(mark));
     let mut durable = from;
     wal::scan(disk, &wal_dir, meta, from, Open::Read, |frame| {
         let mut next = durable;
@@ -40,8 +39,8 @@ pub(super) fn durable_end(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain)
     Ok(durable)
 }
 
-/// Copies the log in `from_dir` from `from` to `end` into `to_dir`, which has none, durably. With `fills` the rest of
-/// the last segment is zeros on the disk, as the log's writer likes it; else it is a hole.
+/// Copies the log in `from_dir` from `from` to `end` into the empty `to_dir`, durably. With `fills` the rest of the last
+/// segment is written with zeros, as the log's writer needs it; else it is a hole.
 ///
 /// # Errors
 /// [`tapestore::error::Error::Io`].
@@ -66,8 +65,8 @@ pub(crate) fn copy_log(
             copy_range(source.as_ref(), file.as_ref(), begin, after, visit)?;
         }
         if first + size + SEGMENT_HEAD_LEN >= end.position.0 {
-            let evidence = Evidence { seq: 2, ..Evidence::of(&end) };
-            file.write_at(&evidence.to_bytes(), EVIDENCE_OFFSETS[0])?;
+            let mark = Evidence { seq: 2, ..Evidence::of(&end) };
+            file.write_at(&mark.to_bytes(), EVIDENCE_OFFSETS[0])?;
         }
         match after {
             _ if after >= size => {}

@@ -1,7 +1,7 @@
-//! Owns: whole copies of a store. A snapshot is made beside a served store ([`backup`], [`transfer`]), sent to another host
-//! and installed there in place of what the host has ([`install`]), or made a store again ([`restore`]).
+//! Owns: whole copies of a store. A copy of a served store is made as a backup ([`backup`]) or as a snapshot for another host
+//! ([`transfer`]), which installs it in place of its own store ([`install`]); a backup becomes a store again by [`restore`].
 //!
-//! What must hold: a copy is whole, read back and durable before anything says that it is done; nothing else is replaced by it.
+//! What must hold: a copy is whole, read back and durable before it is reported done, and it replaces nothing else.
 
 pub mod backup;
 mod contents;

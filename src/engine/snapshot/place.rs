@@ -1,6 +1,6 @@
 //! Owns: putting a finished copy in its place in one step.
 //!
-//! What must hold: the place holds what it held before, or all of the new copy, whatever is killed when.
+//! What must hold: a crash at any moment leaves the old contents of the place or all of the new copy.
 
 use std::path::{Path, PathBuf};
 
@@ -17,11 +17,14 @@ pub(super) fn beside(target: &Path) -> Result<(PathBuf, PathBuf)> {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
             Ok((parent.join(name), parent.to_path_buf()))
         }
-        _ => Err(Error::invalid("directory", format!("{} cannot be replaced in one step: name one inside it", target.display()))),
+        _ => Err(Error::invalid(
+            "directory",
+            format!("{} cannot be replaced in one step; name a directory in it", target.display()),
+        )),
     }
 }
 
-/// Puts the finished copy `fresh` in the place of `target`, and removes what was there.
+/// Replaces `target` by the finished copy `fresh`, and removes the old contents.
 pub(super) fn put_in_place(disk: &dyn Disk, fresh: &Path, target: &Path, parent: &Path) -> Result<()> {
     disk.swap_dirs(fresh, target)?;
     disk.sync_dir(parent)?;
@@ -29,7 +32,7 @@ pub(super) fn put_in_place(disk: &dyn Disk, fresh: &Path, target: &Path, parent:
         && let Err(error) = remove(disk, fresh)
     {
         let path = fresh.display();
-        tracing::warn!(%error, %path, "what the copy has replaced is not removed yet; the next one does it");
+        tracing::warn!(%error, %path, "the old copy cannot be removed; the next backup removes it");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Owns: making a store of a backup, and putting damaged or missing SSTables of a store back from one.
+//! Owns: restoring a store from a backup, and repairing damaged or missing SSTables of a store from one.
 //!
-//! What must hold: a restored store is on a timeline that no other copy has been on, so that readers and publishers learn
-//! that they were ahead; a file is put back only if it is the very same one; a damaged file is kept in `STORE/lost`.
+//! What must hold: a restored store is on a timeline that no other copy has been on, so that readers and publishers find
+//! that they were ahead. An SSTable is replaced only by the same file. A damaged file is kept in `STORE/lost`.
 
 use std::path::{Path, PathBuf};
 
@@ -22,11 +22,11 @@ fn invalid<T>(what: &'static str, reason: String) -> Result<T> {
     Err(Error::Invalid { what, reason })
 }
 
-/// Makes the store `target` of the backup `backup`.
+/// Restores the store `target` from the backup `backup`.
 ///
 /// # Errors
-/// [`Error::Invalid`] if `target` holds anything; [`Error::Corrupt`], [`Error::Missing`] if the backup is
-/// damaged; [`Error::Io`]. Then `target` is as it was.
+/// [`Error::Invalid`] if `backup` is no finished backup or `target` is not empty; [`Error::Corrupt`], [`Error::Missing`] if
+/// the backup is damaged; [`Error::Io`]. `target` is unchanged then.
 pub fn restore(
     disk: &dyn Disk,
     backup: &Path,
@@ -39,9 +39,9 @@ pub fn restore(
     let (unfinished, _) = beside(backup)?;
     if !disk.exists(&backup.join(MARK))? {
         let why = if disk.exists(&unfinished)? {
-            format!("the backup {} was never finished: make it again with tape backup", backup.display())
+            format!("the backup {} is unfinished; make it again with tape backup", backup.display())
         } else {
-            format!("{} is not what tape backup makes: it has no file {MARK}", backup.display())
+            format!("{} is no backup: it has no file {MARK}; name a directory that tape backup made", backup.display())
         };
         return invalid("backup", why);
     }
@@ -49,7 +49,7 @@ pub fn restore(
     if disk.exists(target)? && !disk.list(target)?.is_empty() {
         return invalid("store", format!("{} is not empty; restore into a new directory", target.display()));
     }
-    // Seconds since 1970: no copy that goes on by itself, by ones, comes to a number of a later restore.
+    // Seconds since 1970: no copy reaches the number of a later restore by steps of one.
     let unused = now.0 / NANOS_PER_SECOND;
     let job = Job {
         source: backup,
@@ -80,20 +80,21 @@ pub(crate) fn verify_file(disk: &dyn Disk, dir: &Path, meta: FileMeta) -> Result
     Ok(())
 }
 
-/// What became of the files that were damaged.
+/// Result of a repair from a backup.
 #[derive(Debug, Default)]
 pub struct PutBack {
-    /// Files that are whole again.
+    /// Files that are valid again.
     pub healed: Vec<PathBuf>,
-    /// Files that the backup does not have, or has damaged too, and why.
+    /// Files that the backup lacks or has damaged too, and the error.
     pub left: Vec<(PathBuf, Error)>,
 }
 
-/// Puts files of history of `store` that are damaged or absent back from `backup`, which has the very same. What is
-/// damaged goes to `STORE/lost`. The store may be served.
+/// Replaces SSTables of `store` that are damaged or missing by the same files of `backup`. Damaged ones go to `STORE/lost`.
+/// The store may be served.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the backup is of another store; as [`examine`].
+/// [`Error::Invalid`] if the backup is of another store; [`Error::Locked`]; [`Error::Corrupt`], [`Error::Missing`] if a
+/// manifest or a `store.meta` is damaged; [`Error::Io`].
 pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress: &mut dyn FnMut(Progress)) -> Result<PutBack> {
     let lock = disk.lock(&store.join(LOCK))?;
     if lock.is_none() {
@@ -101,7 +102,7 @@ pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress:
     }
     let (meta, theirs) = (meta_of(disk, store)?, meta_of(disk, backup)?);
     if meta.store_id != theirs.store_id {
-        return Err(Error::invalid("--from", format!("{} is of another store", backup.display())));
+        return Err(Error::invalid("--from", format!("{} is a backup of another store", backup.display())));
     }
     let state = state_of(disk, store, meta.store_id)?;
     let (dir, from) = (store.join(sstable::DIR), backup.join(sstable::DIR));
@@ -113,11 +114,11 @@ pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress:
             continue;
         }
         if state_of(disk, store, meta.store_id)?.files.get(&file.id) != Some(file) {
-            // It has been merged or let go meanwhile.
+            // It was merged or dropped meanwhile.
             continue;
         }
         let path = dir.join(file_name(file.kind, file.id));
-        // Its number, length and CRC are those that the store's manifest demands.
+        // The file has the number, length and CRC that the store's manifest demands.
         match verify_file(disk, &from, *file) {
             Err(error) => done.left.push((path, error)),
             Ok(()) => {
@@ -133,7 +134,7 @@ pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress:
     Ok(done)
 }
 
-/// Gives the damaged file `path` a second name in `STORE/lost`, durably, so that its own can be given to another.
+/// Links the damaged file `path` into `STORE/lost`, durably, so that another file can take its name.
 fn aside(disk: &dyn Disk, store: &Path, path: &Path, now: Ts) -> Result<()> {
     if !disk.exists(path)? {
         return Ok(());

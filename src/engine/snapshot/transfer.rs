@@ -1,9 +1,8 @@
-//! Owns: copies of a served store that another host of the cluster fetches, when the log does not reach back to what
-//! that host lacks.
+//! Owns: snapshots of a served store for other hosts of the cluster, whose missing frames are no longer in the log.
 //!
-//! What must hold: the copy's log ends with frames of this store's log and is durable up to there; what it says of the
-//! members is as of a frame that it holds, or that its checkpoint covers, and no change of them is missing between the
-//! two. No file of history is read here: whoever fetches the copy reads all of it before using it.
+//! What must hold: the snapshot's log ends with frames of this store's log and is durable to its end. Its members are as of a
+//! frame that it holds, or that its checkpoint covers, and no membership frame between the two is missing. No SSTable is read
+//! here: the receiver reads all of the snapshot before it uses it.
 
 use std::path::Path;
 
@@ -19,10 +18,10 @@ use tapestore::sstable;
 use tapestore::time::{NANOS_PER_SECOND, Ts};
 use tapestore::wal;
 
-/// How often members may change while a copy is made.
+/// Tries at most, if members change while a snapshot is made.
 const TRIES: u32 = 5;
 
-/// A copy for another host.
+/// A snapshot for another host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostSnapshot {
     /// The last frame of its log.
@@ -33,7 +32,7 @@ pub struct HostSnapshot {
     pub files: Vec<(String, u64)>,
 }
 
-/// Whether `name` is one that a file of a copy may have: nothing else is ever read or written for another host.
+/// Whether `name` is valid for a file of a snapshot; no other file is read or written for another host.
 pub fn is_file_name(name: &str) -> bool {
     let plain = |n: &str| {
         !n.is_empty()
@@ -47,11 +46,11 @@ pub fn is_file_name(name: &str) -> bool {
     }
 }
 
-/// Makes a copy of the store in `store`, which is served, in `target`, a directory in it; files of history are links
-/// where that is possible.
+/// Makes a snapshot of the served store `store` in its subdirectory `target`; SSTables are linked where possible.
 ///
 /// # Errors
-/// [`Error::Missing`], [`Error::Corrupt`] if the store is damaged; [`Error::Io`].
+/// [`Error::Missing`], [`Error::Corrupt`] if the store is damaged; [`Error::Invalid`] if the members keep changing;
+/// [`Error::Io`].
 pub fn create(disk: &dyn Disk, store: &Path, target: &Path, now: Ts) -> Result<HostSnapshot> {
     let meta = meta_of(disk, store)?;
     let job = Job {
@@ -64,7 +63,7 @@ pub fn create(disk: &dyn Disk, store: &Path, target: &Path, now: Ts) -> Result<H
         fills: false,
         timeline: meta.timeline,
         clean: false,
-        // Whoever reads the other host's manifest must not take this one for it.
+        // A reader of the other host's manifest must not take the two for the same.
         number: now.0 / NANOS_PER_SECOND,
     };
     for _ in 0..TRIES {
@@ -72,7 +71,7 @@ pub fn create(disk: &dyn Disk, store: &Path, target: &Path, now: Ts) -> Result<H
         prepare(disk, &job)?;
         let (_, end) = build(disk, &job, &mut |_| {})?;
         let after = members(disk, store)?;
-        // A change between the two may be under the checkpoint, and `before` does not have it.
+        // A membership frame between the two may be below the checkpoint, and missing in `before`.
         if (after.membership, after.epoch) != (before.membership, before.epoch) {
             continue;
         }
@@ -81,10 +80,10 @@ pub fn create(disk: &dyn Disk, store: &Path, target: &Path, now: Ts) -> Result<H
         disk.sync_dir(target)?;
         return Ok(HostSnapshot { last, term: end.term, files: files(disk, target)? });
     }
-    Err(Error::invalid("copy for another host", "the members of the cluster change again and again"))
+    Err(Error::invalid("snapshot for another host", "the members of the cluster keep changing; it is tried again"))
 }
 
-/// Removes the copy in `target`.
+/// Removes the snapshot in `target`.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -94,7 +93,7 @@ pub fn remove(disk: &dyn Disk, target: &Path) -> Result<()> {
 
 fn members(disk: &dyn Disk, dir: &Path) -> Result<Meta> {
     let path = || dir.join(raft_meta::NAME);
-    raft_meta::read(disk, dir)?.ok_or_else(|| Error::Missing { path: path(), what: "it says who the members are" })
+    raft_meta::read(disk, dir)?.ok_or_else(|| Error::Missing { path: path(), what: "it holds the members" })
 }
 
 fn files(disk: &dyn Disk, dir: &Path) -> Result<Vec<(String, u64)>> {

@@ -1,18 +1,18 @@
-//! Backup, restore and repair on the simulated disk: power loss and failed calls at every call.
+//! Owns: tests of backup, restore and repair on the simulated disk: power loss and failed calls at every call.
 
 use super::*;
+use crate::repair;
 use crate::snapshot::backup::{self as make, MARK};
 use crate::snapshot::restore::{put_back, restore};
 use crate::snapshot::{Summary, meta_of, state_of};
 use tapestore::disk::{Disk, Open};
 use tapestore::lsn::{Position, Timeline};
 use tapestore::manifest::read_all;
-use crate::repair;
 use tapestore::wal::format::{EVIDENCE_OFFSETS, segment_name};
 use tapestore::wal::{Body, scan};
 
-/// What a script sends, files and syncs: `batches` of 60 records of publisher 1, of which the first `filed` tables
-/// are filed.
+/// Sends, syncs and flushes `batches` of 60 records of publisher 1, each in a MemTable of its own; with `filed` of 0 one sealed
+/// MemTable stays unflushed.
 fn feed(run: &mut Run, store: &mut Recovered, batches: u64, filed: usize) {
     for _ in 0..batches {
         assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
@@ -85,7 +85,7 @@ fn back_up(run: &Run, target: &Path, copies: bool) -> Result<Summary> {
 }
 
 #[test]
-fn a_backup_cut_short_at_any_call_leaves_the_earlier_one_or_the_new_and_the_store_as_it_was() {
+fn a_backup_interrupted_at_any_call_leaves_the_earlier_or_the_new_one_whole() {
     for (earlier, links) in [(false, true), (true, true), (true, false)] {
         let (mut run, mut store) = started(1);
         let (source, target) = (store_of(&run), run.dir.path().join("b"));
@@ -123,7 +123,7 @@ fn a_backup_cut_short_at_any_call_leaves_the_earlier_one_or_the_new_and_the_stor
                         assert!(matches!(again, Err(Error::Invalid { what: "backup", .. })), "{context}: {again:?}");
                     }
                 }
-                // The store itself has noticed nothing, and the next backup is whole.
+                // The store itself is unchanged, and the next backup is whole.
                 assert_eq!(records(&run.disk, &source).unwrap(), expected(Epoch(1), 420), "{context}");
                 if call % 8 == 0 {
                     let mut store = run.recover().unwrap_or_else(|e| panic!("{context}: {e}"));
@@ -137,14 +137,14 @@ fn a_backup_cut_short_at_any_call_leaves_the_earlier_one_or_the_new_and_the_stor
     }
 }
 
-/// The store that is restored as `r`, opened.
+/// Opens the store that was restored in `dir`.
 fn recover_at(run: &Run, dir: &Path) -> Result<Recovered> {
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     recover(options(dir), &world)
 }
 
 #[test]
-fn a_restore_cut_short_at_any_call_is_not_there_or_opens_with_every_record_on_a_new_timeline() {
+fn a_restore_interrupted_at_any_call_leaves_nothing_or_a_whole_store_on_a_new_timeline() {
     let (mut run, store) = started(1);
     let (backup, target) = (run.dir.path().join("b"), run.dir.path().join("r"));
     back_up(&run, &backup, false).unwrap();
@@ -155,7 +155,7 @@ fn a_restore_cut_short_at_any_call_is_not_there_or_opens_with_every_record_on_a_
     restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {}).unwrap();
     let calls = run.disk.calls() - before;
     for fault in [Fault::PowerLoss, Fault::Once(ErrorKind::StorageFull)] {
-        // Most calls fill the last segment with zeros: of those the first few stand for all.
+        // Most calls fill the last segment with zeros: the first few of these represent all.
         for (call, seed) in (1..=calls).filter(|c| *c < 30 || calls - c < 16).map(|c| (c, c)) {
             run.disk = base.fork();
             run.disk.set_fault(run.disk.calls() + call, fault);
@@ -165,11 +165,10 @@ fn a_restore_cut_short_at_any_call_is_not_there_or_opens_with_every_record_on_a_
             let context = format!("{fault:?} at call {call}, seed {seed}: {outcome:?}");
             if !run.disk.exists(&target.join(wal::meta::NAME)).unwrap() {
                 assert!(outcome.is_err(), "{context}");
-                restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {})
-                    .unwrap_or_else(|e| panic!("{context}: {e}"));
+                restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {}).unwrap_or_else(|e| panic!("{context}: {e}"));
             }
             let again = restore(&run.disk, &backup, &target, false, Ts(1), &mut |_| {});
-            assert!(matches!(again, Err(Error::Invalid { what: "store", .. })), "never over a store: {context}");
+            assert!(matches!(again, Err(Error::Invalid { what: "store", .. })), "a store is not overwritten: {context}");
             assert_eq!(records(&run.disk, &target).unwrap(), expected(Epoch(1), 240), "{context}");
             if call % 4 > 0 {
                 continue;
@@ -177,7 +176,7 @@ fn a_restore_cut_short_at_any_call_is_not_there_or_opens_with_every_record_on_a_
             let store = recover_at(&run, &target).unwrap_or_else(|e| panic!("{context}: {e}"));
             assert_eq!(store.started.records, 240);
             assert!(store.control.timeline() > timeline, "{context}");
-            assert_ne!(store.run_dir.path(), run.run_dir(), "two stores of one id share nothing in memory");
+            assert_ne!(store.run_dir.path(), run.run_dir(), "two stores of one id have separate run directories");
             let known = store.core.publisher(PublisherId(1));
             assert_eq!((known.last, known.lsn), (PubSeq(240), Lsn(240)));
             std::fs::remove_dir_all(store.run_dir.path()).unwrap();
@@ -186,7 +185,7 @@ fn a_restore_cut_short_at_any_call_is_not_there_or_opens_with_every_record_on_a_
 }
 
 #[test]
-fn two_restores_of_one_backup_are_on_timelines_of_their_own() {
+fn two_restores_of_one_backup_are_on_different_timelines() {
     let (run, _store) = started(1);
     let backup = run.dir.path().join("b");
     back_up(&run, &backup, false).unwrap();
@@ -202,7 +201,7 @@ fn two_restores_of_one_backup_are_on_timelines_of_their_own() {
 }
 
 #[test]
-fn nothing_but_an_earlier_backup_of_the_store_is_replaced() {
+fn only_an_earlier_backup_of_the_store_is_replaced() {
     let (run, store) = started(1);
     let (other, _other_store) = started(2);
     let target = run.dir.path().join("b");
@@ -224,14 +223,14 @@ fn nothing_but_an_earlier_backup_of_the_store_is_replaced() {
     refused("letters.txt");
     run.disk.remove(&target.join("letters.txt")).unwrap();
     run.disk.sync_dir(&target).unwrap();
-    // A backup stays one: it is not used as a store.
+    // A backup is never served as a store.
     std::fs::create_dir(&target).unwrap();
     assert!(matches!(recover_at(&run, &target), Err(Error::Backup { .. })));
     back_up(&run, &target, false).unwrap();
     drop((store, other));
 }
 
-/// The place, within its file, of the frame of the record `lsn`, and the file's name.
+/// The segment file with the frame that begins with record `lsn`, and the frame's offset in it.
 fn place_of(run: &Run, lsn: u64) -> (std::path::PathBuf, u64) {
     let store = run.dir.path().join("s");
     let meta = meta_of(&run.disk, &store).unwrap();
@@ -252,7 +251,7 @@ fn place_of(run: &Run, lsn: u64) -> (std::path::PathBuf, u64) {
 /// A store whose log, of several segments, is damaged in the frame of `lsn`.
 fn damaged(seed: u64, lsn: u64) -> Run {
     let (mut run, mut store) = started(seed);
-    // Records that are not filed, into further segments.
+    // Records that are not flushed, into further segments.
     while store.core.writer.chain().position.0 < 3 * wal::format::SEGMENT_SIZE_MIN + 20_000 {
         assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
         let client = &mut run.clients[0];
@@ -266,7 +265,7 @@ fn damaged(seed: u64, lsn: u64) -> Run {
         store.syncer.sync(committed.appended.end).unwrap();
     }
     store.syncer.record().unwrap();
-    // An orderly stop, so that only the repair can know that records are gone.
+    // A clean stop, so that the durable mark is exact.
     let meta = wal::Meta { clean: true, durable: store.syncer.durable(), ..*store.meta.meta() };
     store.meta.update(meta).unwrap();
     drop(store);
@@ -278,7 +277,7 @@ fn damaged(seed: u64, lsn: u64) -> Run {
 }
 
 #[test]
-fn damage_below_the_evidence_is_refused_with_the_command_and_a_repair_loses_exactly_what_it_names() {
+fn damage_below_the_durable_mark_is_refused_and_a_repair_loses_exactly_what_it_names() {
     let run = damaged(1, 4241);
     let store = run.dir.path().join("s");
     let refusal = run.recover().map(|_| ()).unwrap_err();
@@ -291,7 +290,7 @@ fn damage_below_the_evidence_is_refused_with_the_command_and_a_repair_loses_exac
     assert_eq!(loss.readable, sent - 4640, "all but the damaged frame");
     let gone = loss.publishers[&(PublisherId(1), Epoch(1))];
     assert_eq!((gone.first, gone.last, gone.count), (PubSeq(4641), PubSeq(sent), sent - 4640));
-    for (at, word) in [(100, "restore"), (4242, "most that can be named"), (4000, "name 3841 or 4241"), (sent + 2, "4241")] {
+    for (at, word) in [(100, "restore"), (4242, "highest that can be given"), (4000, "give 3841 or 4241"), (sent + 2, "4241")] {
         match repair::truncate(&run.disk, &store, Lsn(at), Ts(5)) {
             Err(Error::Invalid { reason, .. }) => assert!(reason.contains(word), "{reason}"),
             other => panic!("{at}: {other:?}"),
@@ -305,14 +304,14 @@ fn damage_below_the_evidence_is_refused_with_the_command_and_a_repair_loses_exac
     run.verify_now(&store, 4240);
     let kept = run.disk.list(&kept_in.unwrap()).unwrap();
     assert!(kept.len() >= 3 && kept.contains(&"what.txt".to_owned()), "{kept:?}");
-    // The store goes on, and the publisher is told that it was ahead.
+    // The store goes on, and the publisher is notified that it was ahead.
     assert_eq!(store.core.publisher(PublisherId(1)).last, PubSeq(4240));
     let header = BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(sent + 1), 1);
     assert_eq!(store.core.offer(header, &trades(1, Epoch(1), sent + 1, 1)), Offer::Gap(PubSeq(4241)));
 }
 
 #[test]
-fn a_repair_cut_short_at_any_call_refuses_as_before_or_is_done_and_what_was_cut_is_kept() {
+fn a_repair_interrupted_at_any_call_is_undone_or_complete_and_keeps_the_segments() {
     // In the middle of a segment, and in the first frame of one.
     let first_of_a_segment = {
         let (run, mut lsn) = (damaged(1, 4241), 241);
@@ -335,14 +334,14 @@ fn a_repair_cut_short_at_any_call_refuses_as_before_or_is_done_and_what_was_cut_
         let calls = run.disk.calls() - before;
         for (call, seed) in (1..=calls).flat_map(|call| (0..2).map(move |s| (call, call * 2 + s))) {
             run.disk = base.fork();
-            // The control page of a host that has been started since.
+            // As on a host that has been rebooted since.
             std::fs::remove_dir_all(run.run_dir()).ok();
             let fault = if call % 5 == 0 && seed % 2 == 0 { Fault::Once(ErrorKind::StorageFull) } else { Fault::PowerLoss };
             run.disk.set_fault(run.disk.calls() + call, fault);
             let outcome = repair::truncate(&run.disk, &store, Lsn(at), Ts(5)).map(|_| ());
             run.disk.set_fault(u64::MAX, Fault::PowerLoss);
             run.disk = run.disk.power_loss(seed);
-            let context = format!("{fault:?} at call {call}, seed {seed}, cut before {at}: {outcome:?}");
+            let context = format!("{fault:?} at call {call}, seed {seed}, truncated before {at}: {outcome:?}");
             match run.recover().map(|s| (s.started.records, s.control.timeline())) {
                 Ok((records, timeline)) => {
                     assert!(records == at - 1 && timeline >= Timeline(2), "{context}: {records} {timeline}")
@@ -356,7 +355,7 @@ fn a_repair_cut_short_at_any_call_refuses_as_before_or_is_done_and_what_was_cut_
                 }
                 Err(e) => panic!("{context}: {e}"),
             }
-            // Every segment from the cut on is in one of the directories that are kept.
+            // Every segment from the truncation on is in one of the kept directories.
             let kept: u64 = [5, 6]
                 .iter()
                 .map(|now| store.join(crate::snapshot::restore::LOST).join(format!("log-from-{at}-{now}")))
@@ -368,13 +367,13 @@ fn a_repair_cut_short_at_any_call_refuses_as_before_or_is_done_and_what_was_cut_
     }
 }
 
-/// The log of [`damaged`], whole.
+/// The log of [`damaged`], undamaged.
 fn damaged_nowhere() -> Run {
     let run = damaged(1, 4241);
     let path = run.dir.path().join("s").join(wal::DIR);
     for name in run.disk.list(&path).unwrap() {
         let mut bytes = run.disk.contents(&path.join(&name)).unwrap();
-        // The one flipped bit, flipped back: it is the only place where a frame's CRC fails.
+        // Flips the one flipped bit back: it is in the only frame whose CRC fails.
         for at in (4096..bytes.len().saturating_sub(64)).step_by(64) {
             let Ok(header) = wal::Header::parse(&bytes[at..]) else { continue };
             let payload = at + 64..at + 64 + header.len as usize;
@@ -389,7 +388,7 @@ fn damaged_nowhere() -> Run {
 }
 
 #[test]
-fn a_damaged_or_absent_file_is_put_back_from_a_backup_that_has_the_very_same() {
+fn a_damaged_or_missing_file_is_replaced_from_a_backup_that_has_the_same_file() {
     let prepared = |seed| {
         let (run, store) = started(seed);
         drop(store);
@@ -399,7 +398,7 @@ fn a_damaged_or_absent_file_is_put_back_from_a_backup_that_has_the_very_same() {
         let mut bytes = run.disk.contents(&files.join(&names[0])).unwrap();
         bytes[300] ^= 1;
         run.disk.overwrite(&files.join(&names[0]), bytes);
-        // A byte that only reading all of them finds.
+        // A byte that is found only by reading all bytes.
         let elsewhere = run.dir.path().join("b1");
         let refusal = back_up(&run, &elsewhere, false).unwrap_err();
         assert!(matches!(&refusal, Error::Corrupt { path, .. } if *path == files.join(&names[0])), "{refusal}");
@@ -417,7 +416,7 @@ fn a_damaged_or_absent_file_is_put_back_from_a_backup_that_has_the_very_same() {
         matches!(refusal, Error::Corrupt { .. } | Error::Missing { .. }) && !run.disk.exists(&elsewhere).unwrap(),
         "{refusal}"
     );
-    // What an earlier backup has is not taken from the store again.
+    // Files that an earlier backup has are not read from the store again.
     back_up(&run, &backup, true).unwrap();
     assert_eq!(records(&run.disk, &backup).unwrap(), expected(Epoch(1), 240));
     assert_eq!(repair::examine(&run.disk, &store, &mut |_| {}).unwrap().damaged.len(), 2);
@@ -433,11 +432,11 @@ fn a_damaged_or_absent_file_is_put_back_from_a_backup_that_has_the_very_same() {
         put_back(&run.disk, &store, &backup, Ts(10), &mut |_| {}).unwrap();
         assert_eq!(records(&run.disk, &store).unwrap(), expected(Epoch(1), 240), "call {call}");
         let lost = run.disk.list(&store.join(crate::snapshot::restore::LOST)).unwrap();
-        assert!(lost.iter().any(|n| n.starts_with(&names[0])), "the damaged one is kept: {lost:?}");
+        assert!(lost.iter().any(|n| n.starts_with(&names[0])), "the damaged file is kept: {lost:?}");
         let mut opened = run.recover().unwrap();
         run.verify(&mut opened);
     }
-    // One that is damaged in the backup too is left, and said.
+    // A file that is damaged in the backup too is left, and reported.
     run.disk = base.fork();
     let theirs = run.dir.path().join("b").join(tapestore::sstable::DIR).join(&names[0]);
     let mut bytes = run.disk.contents(&theirs).unwrap();
@@ -452,9 +451,9 @@ fn store_of(run: &Run) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_backup_says_of_itself_what_is_durable_and_holds_nothing_behind_it() {
+fn a_backup_has_the_durable_end_as_its_mark_and_holds_nothing_after_it() {
     let (mut run, mut store) = started(1);
-    // Appended, and not durable.
+    // Appended, but not durable.
     let header = BatchHeader::new(PublisherId(1), run.clients[0].epoch, PubSeq(241), 60);
     assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
     assert_eq!(store.core.offer(header, &trades(1, run.clients[0].epoch, 241, 60)), Offer::Accepted);
@@ -471,21 +470,21 @@ fn a_backup_says_of_itself_what_is_durable_and_holds_nothing_behind_it() {
     // A flipped byte of the copied log is damage, not a torn tail.
     let segment = target.join(wal::DIR).join(run.disk.list(&target.join(wal::DIR)).unwrap().last().unwrap());
     let mut bytes = run.disk.contents(&segment).unwrap();
-    let evidence = wal::Evidence::parse(&bytes[EVIDENCE_OFFSETS[0] as usize..]).unwrap();
-    assert_eq!(evidence.lsn, Lsn(300));
-    bytes[(evidence.position.0 % wal::format::SEGMENT_SIZE_MIN) as usize - 200] ^= 1;
+    let mark = wal::Evidence::parse(&bytes[EVIDENCE_OFFSETS[0] as usize..]).unwrap();
+    assert_eq!(mark.lsn, Lsn(300));
+    bytes[(mark.position.0 % wal::format::SEGMENT_SIZE_MIN) as usize - 200] ^= 1;
     run.disk.overwrite(&segment, bytes);
     assert!(matches!(records(&run.disk, &target), Err(Error::Corrupt { .. })));
     run.clients[0].sent = 300;
 }
 
 #[test]
-fn what_a_crash_left_half_made_is_swept_by_the_next_start_and_nothing_else_is() {
+fn the_next_start_removes_what_a_crash_left_unfinished_and_nothing_else() {
     let (run, store) = started(1);
     drop(store);
     let dir = store_of(&run);
     let put = |path: &Path| {
-        run.disk.open(path, Open::CreateNew).unwrap().write_at(b"half made", 0).unwrap();
+        run.disk.open(path, Open::CreateNew).unwrap().write_at(b"unfinished", 0).unwrap();
     };
     let left = ["CURRENT.tmp", "manifest-0000000000aa", "manifest-0000000000ab.tmp", "store.tmp"].map(|n| dir.join(n));
     let left = left.into_iter().chain(["spare-7.new", "spare-repair.new"].map(|n| dir.join(wal::DIR).join(n)));
@@ -521,34 +520,34 @@ fn a_wall_clock_that_jumps_an_hour_back_or_forward_changes_no_order_and_loses_no
             jump(&mut run);
             let mut store = run.recover().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             run.verify(&mut store);
-            // The frame that opened the term says what the clock did at this start, or a second more.
-            let (said, clock) = (store.core.writer.chain().ingest_ts, run.clock.wall());
-            assert!((clock..=Ts(clock.0 + 1_000_000_000)).contains(&said), "seed {seed}: {said} at {clock}");
+            // The frame that opened the term has the clock's time at this start, or up to a second more.
+            let (opened, clock) = (store.core.writer.chain().ingest_ts, run.clock.wall());
+            assert!((clock..=Ts(clock.0 + 1_000_000_000)).contains(&opened), "seed {seed}: {opened} at {clock}");
         }
     }
 }
 
 #[test]
-fn a_first_start_that_is_cut_short_after_the_hosts_does_not_make_the_unclean_stop_forgotten() {
+fn a_first_start_after_a_reboot_that_is_interrupted_still_counts_the_unclean_stop() {
     let mut reached = 0;
     for call in 1..=12 {
         let (mut run, store) = started(1);
         let (timeline, run_dir) = (store.control.timeline(), store.run_dir.clone());
         drop(store);
         std::fs::remove_dir_all(run_dir.path()).unwrap();
-        // It makes the control page, and then the power goes.
+        // The start creates the control page, and then power is lost.
         run.disk = run.disk.power_loss(1);
         run.disk.set_fault(call, Fault::PowerLoss);
-        let was_cut = run.recover().is_err();
+        let was_interrupted = run.recover().is_err();
         run.disk = run.disk.power_loss(2);
-        reached += u32::from(was_cut && run_dir.path().join("control").exists());
+        reached += u32::from(was_interrupted && run_dir.path().join("control").exists());
         assert!(run.recover().unwrap().control.timeline() > timeline, "call {call}");
     }
     assert!(reached > 0);
 }
 
 #[test]
-fn a_control_page_that_cannot_be_one_is_made_anew() {
+fn an_invalid_control_page_is_created_again() {
     for bytes in [vec![], vec![7u8; 100], vec![7u8; 1 << 20]] {
         let (run, store) = started(1);
         let timeline = store.control.timeline();
@@ -557,6 +556,6 @@ fn a_control_page_that_cannot_be_one_is_made_anew() {
         std::fs::write(&page, bytes).unwrap();
         let mut store = run.recover().unwrap();
         run.verify(&mut store);
-        assert!(store.control.timeline() > timeline, "what readers saw is not known any more");
+        assert!(store.control.timeline() > timeline, "it is unknown up to where readers have read");
     }
 }

@@ -1,9 +1,9 @@
-//! The host's clock jumps, and is wrong at a start: what is taken in then, and what comes after it.
+//! Owns: tests of a host's clock that jumps or is wrong at a start: records ingested then, and later ones.
 
 use super::{Run, file_one};
-use tapestore::bus::BatchHeader;
 use crate::Recovered;
 use crate::state::{Offer, Readiness};
+use tapestore::bus::BatchHeader;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::reader::{At, Reader, Series};
 use tapestore::record::{Kind, Record, Trade};
@@ -14,7 +14,7 @@ const DAY: u64 = 86_400_000_000_000;
 const NOW: u64 = 20_000 * DAY;
 const TEN_YEARS: i64 = 3_650 * DAY.cast_signed();
 
-/// Takes in the record of number `seq`, received at `ts_recv`.
+/// Appends the record number `seq`, received at `ts_recv`.
 fn put(run: &Run, store: &mut Recovered, seq: u64, ts_recv: Ts) {
     assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
     let trade = Trade { instrument: InstrumentId(1), trade_id: seq, ts_recv, ..Trade::default() };
@@ -36,7 +36,7 @@ fn begun(run: &Run) -> Recovered {
     store
 }
 
-/// The record that is the newest as of now by the clock, and what it is sorted by.
+/// The newest record as of the clock's time, and its index time.
 fn newest(run: &Run, store: &Recovered) -> (Lsn, Ts) {
     store.control.set_instance(store.started.instance);
     let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
@@ -47,7 +47,7 @@ fn newest(run: &Run, store: &Recovered) -> (Lsn, Ts) {
 }
 
 #[test]
-fn a_jump_of_ten_years_dates_only_what_was_taken_in_during_it_and_no_start_brings_it_back() {
+fn a_jump_of_ten_years_dates_only_records_ingested_during_it_and_no_start_repeats_it() {
     for (files, is_last) in [(false, false), (true, false), (false, true), (true, true)] {
         let run = Run::new(1);
         let mut store = begun(&run);
@@ -60,7 +60,7 @@ fn a_jump_of_ten_years_dates_only_what_was_taken_in_during_it_and_no_start_bring
             seq += 1;
             let now = run.clock.wall();
             put(&run, &mut store, seq, Ts::NULL);
-            assert_eq!(newest(&run, &store), (Lsn(3), now), "the time is back at once");
+            assert_eq!(newest(&run, &store), (Lsn(3), now), "the time is right at once");
         }
         if files {
             store.core.memtables.seal_soon();
@@ -82,7 +82,7 @@ fn a_jump_of_ten_years_dates_only_what_was_taken_in_during_it_and_no_start_bring
 }
 
 #[test]
-fn a_clock_ten_days_behind_at_a_start_is_counted_and_records_that_know_their_time_are_sorted_by_it() {
+fn a_clock_ten_days_behind_at_a_start_is_counted_and_records_keep_their_own_times() {
     let run = Run::new(1);
     let mut store = begun(&run);
     put(&run, &mut store, 1, Ts::NULL);
@@ -102,5 +102,5 @@ fn a_clock_ten_days_behind_at_a_start_is_counted_and_records_that_know_their_tim
     run.clock.jump(10 * DAY.cast_signed());
     let now = run.clock.wall();
     put(&run, &mut store, 20, Ts::NULL);
-    assert_eq!(newest(&run, &store), (Lsn(20), now), "it goes on at the time that it is");
+    assert_eq!(newest(&run, &store), (Lsn(20), now), "the next record has the clock's time");
 }

@@ -1,13 +1,13 @@
-//! A host that the leader's log does not reach back to is filled with a copy of the leader's store.
+//! Owns: tests of snapshot install: a host that needs frames that the leader's log no longer holds.
 
 use std::collections::BTreeMap;
 
 use super::replicas::{Hosts, eventually, publish};
 use super::*;
-use crate::snapshot::{install, meta_of, state_of, transfer, verify_log};
 use crate::consensus::format::VOTER;
 use crate::consensus::message::Message;
 use crate::consensus::{MetaFile as RaftFile, Seat, meta as raft_meta};
+use crate::snapshot::{install, meta_of, state_of, transfer, verify_log};
 use tapestore::disk::{Disk, Open, RealDisk, copy};
 use tapestore::lsn::NodeId;
 use tapestore::reader::{At, Reader};
@@ -15,7 +15,7 @@ use tapestore::shm::control::Statistic;
 use tapestore::sstable;
 use tapestore::time::HostClock;
 
-/// What a replication process does: brings the copy `offer`, which is in `from`, into the store `to`.
+/// Copies the snapshot `offer` from the directory `from` into the store `to`, as replication does.
 fn bring(disk: &dyn Disk, offer: &transfer::HostSnapshot, from: &Path, to: &Path) {
     install::begin(disk, to).unwrap();
     for (name, len) in &offer.files {
@@ -40,7 +40,7 @@ fn digest(store: &Path, last: u64) -> tapestore::reader::Tally {
 }
 
 #[test]
-fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_leaders_log() {
+fn a_host_behind_the_leaders_log_installs_a_snapshot_and_goes_on_with_the_leaders_log() {
     let mut hosts = Hosts::new(3);
     hosts.retain = 1;
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
@@ -49,7 +49,7 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     let behind = leader % 3 + 1;
     let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
     publish(&mut publisher, 0, 100);
-    eventually("the follower to have some", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
+    eventually("the follower to have records", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
     let mut follow = Reader::open(&hosts.store(behind)).unwrap().follow(Lsn(1), At::Committed);
     hosts.net.cut_off.lock().unwrap().insert(behind);
     let (mut next, segment) = (100, wal::format::SEGMENT_SIZE_MIN);
@@ -58,7 +58,7 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
         next += 2_000;
     }
     hosts.net.cut_off.lock().unwrap().clear();
-    eventually("the leader to see it", || hosts.net.stranded.lock().unwrap().contains(&behind).then_some(()));
+    eventually("the leader to report it", || hosts.net.behind.lock().unwrap().contains(&behind).then_some(()));
     let (to, made_in) = (hosts.store(behind), hosts.store(leader).join("offers"));
     RealDisk.create_dir(&made_in).unwrap();
     let made_in = made_in.join("1");
@@ -69,19 +69,19 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     install::check(&RealDisk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
     transfer::remove(&RealDisk, &made_in).unwrap();
     hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
-    eventually("its storage to end", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
+    eventually("the end of its storage", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
     assert_eq!(hosts.stop(behind), Ended::Fill);
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let filled = install::install(&hosts.options(behind).store, &world.disk, world.clock.wall(), false).unwrap();
-    assert!(filled.files > 0 && filled.last.0 >= next - 500 && filled.kept_in.is_none(), "{filled:?}");
+    let installed = install::install(&hosts.options(behind).store, &world.disk, world.clock.wall(), false).unwrap();
+    assert!(installed.files > 0 && installed.last.0 >= next - 500 && installed.kept_in.is_none(), "{installed:?}");
     assert!(!to.join(install::INCOMING).exists());
     hosts.start(behind);
-    eventually("it to have all", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
+    eventually("all records", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
     publish(&mut publisher, next, next + 500);
     next += 500;
-    eventually("it to follow", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
+    eventually("the next records", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
     assert_eq!(digest(&to, next), digest(&hosts.store(leader), next));
-    // Whoever read there before goes on to read, and sees each record once.
+    // A reader from before goes on, and reads each record once.
     let mut seen = 0;
     while seen < next {
         if let Some(row) = follow.poll().unwrap() {
@@ -95,13 +95,13 @@ fn a_host_that_the_log_does_not_reach_back_to_is_filled_and_goes_on_with_the_lea
     assert_eq!(hosts.leader(leader), behind);
 }
 
-/// A store `s` with records, of node 1, and a store `t`, of node 2, that has fewer of them; a copy of `s` is in `t`.
+/// A store `s` of node 1 with records, and a store `t` of node 2 with fewer of them; a snapshot of `s` is in `t`.
 fn scene(seed: u64) -> (Run, PathBuf, transfer::HostSnapshot) {
     let mut run = Run::new(seed);
     let (from, to) = (run.dir.path().join("s"), run.dir.path().join("t"));
     std::fs::create_dir(&to).unwrap();
     run.live().unwrap();
-    let seat = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
+    let voter = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
     for within in ["", sstable::DIR, wal::DIR] {
         run.disk.create_dir(&to.join(within)).unwrap();
         for name in run.disk.list(&from.join(within)).unwrap() {
@@ -116,7 +116,7 @@ fn scene(seed: u64) -> (Run, PathBuf, transfer::HostSnapshot) {
     for (dir, node, vote) in [(&from, 1, 0), (&to, 2, 7)] {
         let mut file = RaftFile::open(&run.disk, dir).unwrap();
         let commit = if node == 1 { 0 } else { file.meta().commit };
-        let seats = if node == 1 { file.meta().seats.clone() } else { vec![seat(1), seat(2)] };
+        let seats = if node == 1 { file.meta().seats.clone() } else { vec![voter(1), voter(2)] };
         let meta = raft_meta::Meta { node: NodeId(node), vote, commit, incarnation: 3, seats, ..file.meta().clone() };
         file.update(meta).unwrap();
     }
@@ -124,7 +124,7 @@ fn scene(seed: u64) -> (Run, PathBuf, transfer::HostSnapshot) {
         run.live().unwrap();
     }
     let mut file = RaftFile::open(&run.disk, &from).unwrap();
-    file.update(raft_meta::Meta { seats: vec![seat(1), seat(2)], ..file.meta().clone() }).unwrap();
+    file.update(raft_meta::Meta { seats: vec![voter(1), voter(2)], ..file.meta().clone() }).unwrap();
     let made_in = from.join("offers");
     let offer = transfer::create(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
     bring(&run.disk, &offer, &made_in, &to);
@@ -141,23 +141,23 @@ fn install_in(store: &Path, disk: &SimDisk, is_damaged: bool) -> Result<install:
     install::install(store, &disk, Ts(5_000_000_000), is_damaged)
 }
 
-/// Records, term and members of the store `dir` as it starts.
+/// Number of records, and `raft.meta`, of the store `dir` as it starts.
 fn opened(disk: &SimDisk, dir: &Path) -> (u64, raft_meta::Meta) {
     let store = recover(options(dir), &world(disk)).unwrap();
     (store.started.records, store.node.meta().clone())
 }
 
 #[test]
-fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or_the_other_whole() {
+fn power_loss_at_any_call_of_a_snapshot_install_leaves_the_old_or_the_new_store_whole() {
     for (seed, is_damaged) in [(1, false), (2, true), (3, false)] {
         let (run, to, offer) = scene(seed);
         let before = opened(&run.disk.copy(), &to);
         let after = {
             let disk = run.disk.copy();
-            let filled = install_in(&to, &disk, is_damaged).unwrap();
-            assert_eq!(filled.kept_in.is_some(), is_damaged);
+            let installed = install_in(&to, &disk, is_damaged).unwrap();
+            assert_eq!(installed.kept_in.is_some(), is_damaged);
             let found = opened(&disk, &to);
-            assert_eq!((filled.last.0, found.1.seats.len(), found.1.node), (found.0, 2, NodeId(2)));
+            assert_eq!((installed.last.0, found.1.seats.len(), found.1.node), (found.0, 2, NodeId(2)));
             assert!(found.0 > before.0 && found.1.term >= u64::from(offer.term.0) && found.1.incarnation == 3);
             found
         };
@@ -176,7 +176,7 @@ fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or
                 assert!(!disk.exists(&to.join(install::INCOMING)).unwrap(), "{context}: nothing of it is left");
             } else {
                 assert!(!is_over && found.0 == before.0, "{context}: {} records of {} or {}", found.0, before.0, after.0);
-                // What was fetched is still there.
+                // The fetched snapshot is still there.
                 install_in(&to, &disk, is_damaged).unwrap();
                 assert_eq!(opened(&disk, &to).0, after.0, "{context}");
             }
@@ -190,7 +190,7 @@ fn power_loss_anywhere_while_a_copy_takes_the_place_of_a_store_leaves_the_one_or
 }
 
 #[test]
-fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() {
+fn a_snapshot_that_is_behind_a_hosts_acknowledgements_is_rejected() {
     let (run, to, offer) = scene(4);
     let refused = |change: &dyn Fn(&mut raft_meta::Meta)| {
         let disk = run.disk.copy();
@@ -206,15 +206,15 @@ fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() 
     refused(&|m| m.term = term + 1);
     refused(&|m| m.commit = offer.last.0 + 1);
     refused(&|m| m.epoch = 1);
-    // A later epoch has begun anew, whatever was acknowledged before; what was here is kept.
+    // A later generation starts over, without regard to earlier acknowledgements; the old store is kept.
     let disk = run.disk.copy();
     for (dir, epoch) in [(to.join(install::INCOMING), 2), (to.clone(), 1)] {
         let mut file = RaftFile::open(&disk, &dir).unwrap();
         let later = if epoch == 1 { term + 5 } else { 0 };
         file.update(raft_meta::Meta { epoch, term: file.meta().term.max(later), ..file.meta().clone() }).unwrap();
     }
-    let filled = install_in(&to, &disk, false).unwrap();
-    let kept = filled.kept_in.unwrap();
+    let installed = install_in(&to, &disk, false).unwrap();
+    let kept = installed.kept_in.unwrap();
     assert!(disk.exists(&kept.join(wal::meta::NAME)).unwrap());
     assert_eq!(opened(&disk, &to).1.epoch, 2);
     let meta = meta_of(&disk, &kept).unwrap();
@@ -223,7 +223,7 @@ fn a_copy_that_is_behind_what_a_host_has_acknowledged_does_not_take_its_place() 
 }
 
 #[test]
-fn a_copy_that_ends_in_an_earlier_term_than_the_log_does_not_take_its_place_whatever_raft_meta_says() {
+fn a_snapshot_of_an_earlier_term_than_the_log_is_rejected_even_with_an_old_raft_meta() {
     let (run, to, offer) = scene(6);
     // The process died between the frames of a new term and the term in `raft.meta`.
     let disk = run.disk.copy();
@@ -231,8 +231,7 @@ fn a_copy_that_ends_in_an_earlier_term_than_the_log_does_not_take_its_place_what
     let own = file.meta().clone();
     file.update(raft_meta::Meta { term: u64::from(offer.term.0), ..own.clone() }).unwrap();
     let mut log =
-        wal::open(Arc::new(disk.clone()), &to, state_of(&disk, &to, 5).unwrap().checkpoint, 0, Lsn(0), |_| Ok(()))
-            .unwrap();
+        wal::open(Arc::new(disk.clone()), &to, state_of(&disk, &to, 5).unwrap().checkpoint, 0, Lsn(0), |_| Ok(())).unwrap();
     log.writer.set_term(tapestore::lsn::Term(offer.term.0 + 1));
     assert!(log.writer.ready().unwrap());
     let mut builder = wal::FrameBuilder::new();
@@ -241,31 +240,31 @@ fn a_copy_that_ends_in_an_earlier_term_than_the_log_does_not_take_its_place_what
     drop(log);
     let error = install_in(&to, &disk, false).unwrap_err();
     assert!(error.to_string().contains("in term"), "{error}");
-    // And such a host says nothing in that term before it is in `raft.meta`.
+    // Such a host sends nothing in that term before it is in `raft.meta`.
     drop(recover(options(&to), &world(&disk)).unwrap());
     assert!(RaftFile::open(&disk, &to).unwrap().meta().term > u64::from(offer.term.0));
 }
 
 #[test]
-fn what_a_host_that_rejoins_had_is_kept_and_whoever_read_it_is_told() {
+fn the_store_of_a_host_that_rejoins_is_kept_and_its_readers_are_notified() {
     let (run, to, _) = scene(7);
     let timeline = |disk: &SimDisk| wal::meta::read(disk, &to).unwrap().unwrap().timeline;
     for rejoins in [false, true] {
         let disk = run.disk.copy();
         let mut file = RaftFile::open(&disk, &to).unwrap();
-        // All that it has is committed: its log is the leader's, as far as it goes.
+        // All its frames are committed: its log is a prefix of the leader's.
         let last = file.meta().commit.max(recover(options(&to), &world(&run.disk.copy())).unwrap().node.frames().last());
         file.update(raft_meta::Meta { rejoins, commit: last, ..file.meta().clone() }).unwrap();
         let before = timeline(&disk);
-        let filled = install_in(&to, &disk, false).unwrap();
-        assert_eq!(filled.kept_in.is_some(), rejoins);
+        let installed = install_in(&to, &disk, false).unwrap();
+        assert_eq!(installed.kept_in.is_some(), rejoins);
         assert_eq!(timeline(&disk).0 - before.0, 1 + u64::from(rejoins), "readers go on, or read again");
         assert!(!RaftFile::open(&disk, &to).unwrap().meta().rejoins);
     }
 }
 
 #[test]
-fn a_promotion_by_force_ends_an_exchange_first_and_one_process_changes_a_copy() {
+fn a_forced_promotion_first_finishes_an_install_and_only_one_process_changes_a_snapshot() {
     let (run, to, offer) = scene(8);
     let mut is_over = false;
     for call in (1..).step_by(3) {
@@ -286,7 +285,7 @@ fn a_promotion_by_force_ends_an_exchange_first_and_one_process_changes_a_copy() 
     assert!(matches!(install::hold(&run.disk, &to), Err(Error::Locked { .. })));
     assert!(matches!(install_in(&to, &run.disk, false), Err(Error::Locked { .. })));
     drop(held);
-    // What lacks a file is not whole, whatever it says.
+    // A snapshot without one of its files is not whole, even if it is marked as whole.
     let table = offer.files.iter().find(|f| f.0.starts_with(sstable::DIR)).unwrap();
     run.disk.remove(&to.join(install::INCOMING).join(&table.0)).unwrap();
     assert!(install_in(&to, &run.disk, false).is_err());
@@ -294,13 +293,13 @@ fn a_promotion_by_force_ends_an_exchange_first_and_one_process_changes_a_copy() 
 }
 
 #[test]
-fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is_fetched_again() {
+fn a_damaged_snapshot_is_rejected_and_its_damaged_file_is_fetched_again() {
     let (run, to, offer) = scene(5);
     let incoming = to.join(install::INCOMING);
     for (name, len) in offer.files.iter().filter(|f| f.1 > 0) {
         let disk = run.disk.copy();
         install::begin(&disk, &to).unwrap();
-        // `raft.meta` and `store.meta` say everything twice; a manifest and a log end where they are torn.
+        // `raft.meta` and `store.meta` hold everything twice; a manifest and a log end where they are torn.
         if !name.starts_with(sstable::DIR) {
             continue;
         }
@@ -314,7 +313,7 @@ fn a_damaged_copy_is_refused_before_anything_is_given_up_and_the_damaged_file_is
 }
 
 #[test]
-fn files_that_a_store_has_already_are_not_fetched_and_what_is_anothers_is_not_taken() {
+fn files_that_a_store_already_has_are_not_fetched_and_different_files_are_not_used() {
     let (run, to, _) = scene(9);
     let (own, history) = (to.join(sstable::DIR), to.join(install::INCOMING).join(sstable::DIR));
     let name = run.disk.list(&own).unwrap().into_iter().find(|n| run.disk.exists(&history.join(n)).unwrap()).unwrap();
@@ -326,15 +325,15 @@ fn files_that_a_store_has_already_are_not_fetched_and_what_is_anothers_is_not_ta
     let disk = run.disk.copy();
     let middle = disk.contents(&own.join(&name)).unwrap().len() / 2;
     disk.patch(&own.join(&name), middle, 0x55).unwrap();
-    assert!(install::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "a damaged file is none");
-    // By the name of an offered file, something else.
+    assert!(install::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "a damaged file is not used");
+    // Another file with the name of one of the snapshot's.
     let disk = run.disk.copy();
     disk.open(&history.join(&name), Open::CreateNew).unwrap().write_at(&[7; 4096], 0).unwrap();
     assert!(install::reuse(&disk, &to).unwrap() == 0 && !has(&disk), "it is fetched again");
 }
 
 #[test]
-fn names_that_are_no_stores_files_are_refused() {
+fn names_that_no_file_of_a_store_has_are_rejected() {
     for name in ["store.meta", "raft.meta", "CURRENT", "MANIFEST-0000000000000001", "sst/a-1.sst", "wal/0000.wal"] {
         assert!(transfer::is_file_name(name) || name.starts_with("MANIFEST"), "{name}");
     }

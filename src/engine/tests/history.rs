@@ -1,12 +1,12 @@
-//! One view over files, sealed MemTables and the active one, against a plain model: every access path, at
-//! every stage of filing and merging.
+//! Owns: tests of one view over SSTables, sealed MemTables and the active one, against a model: every access path, at every
+//! stage of flush and compaction.
 
 use super::{INSTRUMENTS, Run, compact_one, file_one, register};
+use crate::state::{Offer, Readiness};
+use crate::{Options, Recovered, World, recover};
 use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::SimRng;
-use crate::state::{Offer, Readiness};
-use crate::{Options, Recovered, World, recover};
 use tapestore::error::Error;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::reader::{At, Reader, Scan, Series, Snapshot, TimeRange};
@@ -19,7 +19,7 @@ const BASE: u64 = 480_000 * HOUR;
 /// A row of the model: its series, index time and words.
 type Row = (Series, Ts, Vec<u64>);
 
-/// What was put in, by LSN from 1.
+/// The appended records, by LSN from 1.
 #[derive(Default)]
 struct Model(Vec<Row>);
 
@@ -39,7 +39,7 @@ impl Model {
 
 fn record(rng: &mut SimRng, i: u64) -> Vec<u64> {
     let instrument = InstrumentId(1 + (rng.below(40).min(rng.below(40))) as u32);
-    // Mostly as it comes, some late, some of another window, some without a usable time.
+    // Mostly in time order; some late, some of another window, some without a usable time.
     let ts_recv = match rng.below(200) {
         0 => Ts::NULL,
         1 => Ts(BASE + rng.below(30 * HOUR)),
@@ -64,7 +64,7 @@ fn same(mut scan: Scan<'_>, expected: &[(Ts, Lsn, &[u64])]) {
     assert_eq!(n, expected.len());
 }
 
-/// Every access path of `snapshot` against `model`.
+/// Compares every access path of `snapshot` with `model`.
 fn compare(snapshot: &mut Snapshot, model: &Model, rng: &mut SimRng) {
     let last = snapshot.last();
     for (lsn, (_, time, words)) in model.upto(last) {
@@ -119,7 +119,7 @@ fn compare_columns(snapshot: &Snapshot, series: Series, range: TimeRange, expect
     }
     found.sort_unstable();
     assert_eq!(found, expected.iter().map(|r| (r.0, r.1)).collect::<Vec<_>>());
-    // All instruments of the kind: as many rows, the same LSNs.
+    // All instruments of the kind: as many rows of this one.
     let mut columns = snapshot.columns(series.kind, None, range).unwrap();
     let (mut rows, mut mine) = (0, 0);
     while let Some(batch) = columns.next().unwrap() {
@@ -131,7 +131,7 @@ fn compare_columns(snapshot: &Snapshot, series: Series, range: TimeRange, expect
     assert!(rows >= mine);
 }
 
-/// Follows from `from` on; every record once, whole, in order.
+/// Follows from `from` on: every record once, whole, in order.
 fn compare_follow(reader: Reader, from: Lsn, model: &Model, last: Lsn) {
     let mut follow = reader.follow(from, At::Appended);
     let mut next = from.0.max(1);
@@ -145,13 +145,13 @@ fn compare_follow(reader: Reader, from: Lsn, model: &Model, last: Lsn) {
     assert_eq!(follow.tally().count, last.0 + 1 - from.0.max(1));
 }
 
-/// Puts in `count` records, a frame of some at a time.
+/// Appends `count` records, in frames of up to 60.
 fn put(store: &mut Recovered, model: &mut Model, rng: &mut SimRng, epoch: Epoch, count: u64) {
     let end = model.0.len() as u64 + count;
     while (model.0.len() as u64) < end {
         let first = model.0.len() as u64 + 1;
         let n = (1 + rng.below(60)).min(end + 1 - first);
-        // Now and then the clock has jumped ahead, and is back at the next frame.
+        // Now and then the clock has jumped ahead, and is right again at the next frame.
         let jump = if rng.below(4) == 0 { rng.below(30 * HOUR) } else { 0 };
         let now = Ts(BASE + first * 1000 + jump);
         let words: Vec<Vec<u64>> = (0..n).map(|i| record(rng, first + i)).collect();
@@ -178,7 +178,7 @@ fn put(store: &mut Recovered, model: &mut Model, rng: &mut SimRng, epoch: Epoch,
 }
 
 #[test]
-fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
+fn every_access_path_agrees_with_a_model_over_sstables_and_memtables() {
     for seed in 0..3 {
         let run = Run::new(seed);
         let mut rng = SimRng::new(seed ^ 0xabcd);
@@ -204,7 +204,7 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
             held.push((reader.snapshot(At::Appended).unwrap(), model.0.len() as u64));
             store.core.memtables.seal_soon();
             put(&mut store, &mut model, &mut rng, state.epoch, 1);
-            // Nothing, the oldest, or all that is sealed is filed.
+            // Flushes nothing, the oldest MemTable, or all sealed ones.
             for _ in 0..rng.below(3) + u64::from(store.sealed.len() > 1) {
                 file_one(&mut store).unwrap();
             }
@@ -220,12 +220,12 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
                 store.control.set_instance(store.started.instance);
             }
         }
-        // Snapshots show what they showed, whatever was filed, unlinked or restarted since.
+        // Snapshots return the same rows after flushes, compactions, unlinks and restarts.
         for (mut snapshot, last) in held {
             assert_eq!(snapshot.last().0, last);
             compare(&mut snapshot, &model, &mut rng);
         }
-        // A follower that has come to the end goes on when more comes, across what is filed meanwhile.
+        // A follow that has reached the end goes on with new records, across a flush and compactions.
         let mut follow = open().follow(Lsn(1), At::Appended);
         while follow.poll().unwrap().is_some() {}
         put(&mut store, &mut model, &mut rng, state.epoch, 100);
@@ -240,7 +240,7 @@ fn every_access_path_agrees_with_a_model_over_files_and_memtables() {
 }
 
 #[test]
-fn a_damaged_block_is_an_error_of_the_reads_that_need_it_and_of_no_others() {
+fn a_damaged_block_fails_the_reads_that_need_it_and_no_others() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
@@ -273,7 +273,7 @@ fn a_damaged_block_is_an_error_of_the_reads_that_need_it_and_of_no_others() {
         }
     }
     assert!(read > 0 && failed > 0, "{read} read, {failed} failed");
-    // A scan that meets the block says so once, and has ended; a follower says so again and again.
+    // A scan that reaches the block fails once, and has ended; a follow fails at every poll.
     let all = snapshot.series().unwrap();
     let mut replay = snapshot.replay(&all, TimeRange::ALL);
     let outcome = loop {
@@ -290,7 +290,7 @@ fn a_damaged_block_is_an_error_of_the_reads_that_need_it_and_of_no_others() {
 }
 
 #[test]
-fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_replayed_in_order() {
+fn a_replay_of_many_one_row_series_and_of_a_quiet_night_before_a_busy_morning_is_in_order() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
     register(&mut store, 3_000, Ts(BASE)).unwrap();
@@ -308,7 +308,7 @@ fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_repla
         }
     };
     let trade = |i: u64, time: u64| Trade { instrument: InstrumentId(1 + i as u32), ts_recv: Ts(time), ..Trade::default() };
-    // A row each of 3,000 instruments, one an hour in the night, then 5,000 in a second.
+    // One row each of 3,000 instruments, one row an hour in the night, then 5,000 in a second.
     let ones: Vec<Trade> = (0..3000).map(|i| trade(i, BASE + i % 7)).collect();
     let night: Vec<Trade> = (1..10).map(|h| trade(h, BASE + h * HOUR)).collect();
     let morning: Vec<Trade> = (0..5000).map(|i| trade(i % 40, BASE + 10 * HOUR + i * 200_000)).collect();
@@ -338,11 +338,11 @@ fn many_series_of_one_row_each_and_a_quiet_night_before_a_busy_morning_are_repla
 }
 
 #[test]
-fn a_replay_over_very_many_small_files_goes_on_in_order() {
+fn a_replay_over_very_many_small_files_is_in_order() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
     let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
-    // The next file ends each stripe after two rows; what a stripe aims at is never reached.
+    // The next file ends each stripe after two rows; the target size of a stripe is never reached.
     let files = 80;
     for i in 0..=files {
         assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);

@@ -1,5 +1,5 @@
-//! What another host sends is refused or accepted, and never ends storage: frames that do not follow each other, numbers
-//! that cannot be.
+//! Owns: tests of invalid messages of other hosts: frames that do not follow each other, numbers out of bounds. Each is rejected
+//! or accepted, and none ends storage.
 
 use super::replicas::{Hosts, eventually, publish};
 use super::*;
@@ -11,11 +11,11 @@ use tapestore::wal::format::{FRAME_MAGIC, FRAME_VERSION, SEGMENT_HEAD_LEN};
 use tapestore::wal::{Chain, Fact, FrameType, Header};
 
 const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
-/// Raft's numbers.
+/// Raft's message types.
 const APPEND: u8 = 3;
 const REQUEST_VOTE: u8 = 5;
 
-/// A frame that follows `chain`, with `facts`; without any it is empty.
+/// A frame after `chain`, with the control entries `facts`; a no-op frame if there are none.
 fn frame(chain: &Chain, facts: &[Fact]) -> Vec<u64> {
     let mut payload = Vec::new();
     facts.iter().for_each(|f| f.encode(&mut payload));
@@ -48,7 +48,7 @@ fn head(words: &[u64]) -> FrameHead {
     FrameHead { kind: 0, term, index, position, len, header_crc: h.header_crc }
 }
 
-/// What follows the log of the running host with the store `dir`.
+/// The end of the log of the running host with the store `dir`.
 fn end_of(dir: &Path) -> Chain {
     let meta = wal::meta::read(&RealDisk, dir).unwrap().unwrap();
     let mut chain = Chain::begin(meta.store_id);
@@ -61,7 +61,7 @@ fn end_of(dir: &Path) -> Chain {
 }
 
 #[test]
-fn frames_that_do_not_follow_each_other_and_terms_that_cannot_be_are_dropped_and_the_host_goes_on() {
+fn frames_that_do_not_follow_each_other_and_invalid_terms_are_dropped_and_the_host_goes_on() {
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let victim = leader % 3 + 1;
@@ -75,7 +75,7 @@ fn frames_that_do_not_follow_each_other_and_terms_that_cannot_be_are_dropped_and
     let good = frame(&chain, &[]);
     let mut after = chain;
     after.advance(&wal::parse(&good).unwrap().header, SEGMENT);
-    // The second names another frame before it; nothing else is wrong with it.
+    // The second frame names a wrong predecessor, and is valid otherwise.
     let bad = frame(&Chain { prev_crc: after.prev_crc ^ 1, ..after }, &[]);
     let symbol = |id| Fact::Symbol { instrument: InstrumentId(id), name: Name::new(b"AAPL").unwrap() };
     let far = frame(&after, &[symbol(77)]);
@@ -85,7 +85,7 @@ fn frames_that_do_not_follow_each_other_and_terms_that_cannot_be_are_dropped_and
         hosts.net.force(NodeId(victim), &Message::Raft(raft));
     }
     for term in [TERM_MAX + 1, 1 << 40, u64::MAX] {
-        // As one to whom the lead is handed over.
+        // As from a host that gets the lead by a transfer.
         let (index, context) = (1 << 40, b"CampaignTransfer".to_vec());
         let vote = Raft { term, index, log_term: state.last_term, context, ..from(REQUEST_VOTE) };
         hosts.net.force(NodeId(victim), &Message::Raft(vote));
@@ -96,7 +96,7 @@ fn frames_that_do_not_follow_each_other_and_terms_that_cannot_be_are_dropped_and
         let now = hosts.ask(victim, Command::Status).unwrap();
         assert!(now.state.last == state.last && now.state.term < 1000 && now.epoch == 0, "{now:?}");
     }
-    // It is a host like the others: with it alone a majority is left.
+    // It is a healthy host: without the leader it makes a majority.
     hosts.net.cut_off.lock().unwrap().clear();
     publish(&mut publisher, 100, 200);
     drop(publisher);
@@ -107,7 +107,7 @@ fn frames_that_do_not_follow_each_other_and_terms_that_cannot_be_are_dropped_and
 }
 
 #[test]
-fn a_part_passes_exactly_if_its_frames_can_be_appended_one_behind_the_other() {
+fn a_group_of_frames_passes_exactly_if_its_frames_can_be_appended_one_after_another() {
     let (mut passed, mut refused) = (0, 0);
     for seed in 0..60 {
         let run = Run::new(seed);
@@ -117,20 +117,20 @@ fn a_part_passes_exactly_if_its_frames_can_be_appended_one_behind_the_other() {
         for _ in 0..=rng.below(8) {
             let attach = |_| Fact::Attach { publisher: PublisherId(1), epoch: Epoch(1), incarnation: 1 };
             let facts: Vec<_> = (0..rng.below(4000)).map(attach).collect();
-            let mut said = chain;
+            let mut named = chain;
             match rng.below(20) {
-                0 => said.prev_crc ^= 1,
-                1 => said.index = FrameIndex(said.index.0 + 1),
-                2 => said.lsn = Lsn(said.lsn.0 + 1),
-                3 => said.term.0 = said.term.0.wrapping_sub(1),
-                4 => said.position = Position(said.position.0 + 64),
+                0 => named.prev_crc ^= 1,
+                1 => named.index = FrameIndex(named.index.0 + 1),
+                2 => named.lsn = Lsn(named.lsn.0 + 1),
+                3 => named.term.0 = named.term.0.wrapping_sub(1),
+                4 => named.position = Position(named.position.0 + 64),
                 _ => {}
             }
-            let mut next = frame(&said, &facts);
+            let mut next = frame(&named, &facts);
             let (len, end) = (next.len() as u64 * 8, (chain.position.0 / SEGMENT + 1) * SEGMENT);
             if chain.position.0 + len > end {
-                said.position = Position(end + SEGMENT_HEAD_LEN);
-                next = frame(&said, &facts);
+                named.position = Position(end + SEGMENT_HEAD_LEN);
+                next = frame(&named, &facts);
             }
             chain.advance(&wal::parse(&next).unwrap().header, SEGMENT);
             words.push(next);

@@ -1,15 +1,15 @@
-//! Hosts that say that they have a frame before it is on their disks (`flush = "interval"`).
+//! Owns: tests of hosts that acknowledge a frame before it is on their disks (`flush = "interval"`).
 
 use std::sync::atomic::Ordering;
 
 use super::replicas::{Hosts, eventually, trade};
 use super::stall::ALL;
 use super::*;
-use crate::consensus::message::Command;
-use crate::snapshot::install;
-use crate::consensus::options::Flush;
-use tapestore::disk::RealDisk;
 use crate::cluster_admin::{Founding, force_promote, found};
+use crate::consensus::message::Command;
+use crate::consensus::options::Flush;
+use crate::snapshot::install;
+use tapestore::disk::RealDisk;
 use tapestore::lsn::NodeId;
 use tapestore::publisher::{self, PublishError, Publisher};
 use tapestore::time::HostClock;
@@ -17,7 +17,7 @@ use tapestore::time::HostClock;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[test]
-fn what_most_hosts_have_in_memory_is_committed_before_any_disk_has_it_and_is_not_called_quorum() {
+fn a_frame_in_most_memories_is_committed_from_memory_and_level_quorum_is_refused() {
     let mut hosts = Hosts::new(3);
     hosts.flush = Flush::Interval;
     hosts.election_ms = 800;
@@ -61,7 +61,7 @@ fn what_most_hosts_have_in_memory_is_committed_before_any_disk_has_it_and_is_not
 }
 
 #[test]
-fn where_frames_are_on_disks_before_hosts_say_so_quorum_os_is_quorum() {
+fn where_hosts_acknowledge_durable_frames_only_level_quorum_os_means_quorum() {
     let hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let mut publisher = hosts.publisher(leader, 1, Level::QuorumOs);
@@ -71,13 +71,13 @@ fn where_frames_are_on_disks_before_hosts_say_so_quorum_os_is_quorum() {
     assert_eq!(publisher.level(), Level::Quorum);
 }
 
-/// A host of two that is founded, its options, and what it starts in.
+/// An initialised host of a cluster of two: its options, and its world.
 fn one_of_two(dir: &Path, flush: Flush) -> (Options, World) {
     let mut options = options(&dir.join("s"));
     options.cluster.flush = flush;
     options.run_root = dir.to_path_buf();
     options.space_min = 1 << 20;
-    let founding = Founding {
+    let new_cluster = Founding {
         cluster: "test".to_owned(),
         node: NodeId(1),
         members: vec![member(1), member(2)],
@@ -85,7 +85,7 @@ fn one_of_two(dir: &Path, flush: Flush) -> (Options, World) {
         joins: false,
         epoch: 0,
     };
-    found(&RealDisk, &options.store, &founding, Ts(1)).unwrap();
+    found(&RealDisk, &options.store, &new_cluster, Ts(1)).unwrap();
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 5, boot: 1 };
     (options, world)
 }
@@ -95,7 +95,7 @@ fn member(n: u64) -> crate::consensus::message::Member {
 }
 
 #[test]
-fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
+fn only_a_host_that_may_have_lost_frames_that_others_count_on_needs_a_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let (options, world) = one_of_two(dir.path(), Flush::Interval);
     let start = |flush, boot| {
@@ -105,16 +105,16 @@ fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
         let meta = recovered.node.meta().clone();
         Ok::<_, Error>((recovered, meta))
     };
-    // Each of these ends as if the process had been killed.
+    // Each of these ends as if the process was killed.
     let (recovered, meta) = start(Flush::Interval, 1).unwrap();
     assert_eq!((meta.has_forgotten, meta.boot), (false, 1));
     drop(recovered);
-    assert_eq!(start(Flush::Interval, 1).unwrap().1, meta, "the process was killed, and what it had written is there");
+    assert_eq!(start(Flush::Interval, 1).unwrap().1, meta, "the process was killed, and the page cache is intact");
     let mut file = wal::MetaFile::open(&RealDisk, &options.store).unwrap();
     file.update(wal::Meta { clean: true, ..*file.meta() }).unwrap();
     assert_eq!(start(Flush::Interval, 2).unwrap().1, crate::consensus::meta::Meta { boot: 2, ..meta.clone() }, "a clean stop");
-    assert!(start(Flush::Interval, 0).is_err(), "a system that does not say which boot it is");
-    assert_eq!(start(Flush::Always, 2).unwrap().1.boot, 0, "all of it is durable, and nothing else will be told");
+    assert!(start(Flush::Interval, 0).is_err(), "a system without a boot id");
+    assert_eq!(start(Flush::Always, 2).unwrap().1.boot, 0, "all frames are durable, and no others will be acknowledged");
     assert!(!start(Flush::Always, 3).unwrap().1.has_forgotten);
 
     let (recovered, meta) = start(Flush::Interval, 3).unwrap();
@@ -122,29 +122,29 @@ fn only_a_host_that_may_have_lost_what_others_count_on_waits_for_a_copy() {
     drop(recovered);
     let incoming = options.store.join(install::INCOMING);
     install::begin(&RealDisk, &options.store).unwrap();
-    assert!(start(Flush::Always, 4).unwrap().1.has_forgotten, "the power was gone, however it is kept now");
-    assert!(!incoming.exists(), "a copy of before is of no use");
-    assert!(start(Flush::Interval, 4).unwrap().1.has_forgotten, "until there is a copy");
+    assert!(start(Flush::Always, 4).unwrap().1.has_forgotten, "power was lost under the old option");
+    assert!(!incoming.exists(), "an earlier snapshot is of no use");
+    assert!(start(Flush::Interval, 4).unwrap().1.has_forgotten, "until there is a snapshot");
     let meta = force_promote(&RealDisk, &options.store, 0).unwrap();
     assert!(!meta.has_forgotten && meta.boot == 0, "or an operator has decided");
 }
 
 #[test]
-fn a_host_that_may_have_forgotten_is_not_made_leader_by_its_start() {
+fn a_host_that_may_have_lost_frames_is_not_made_leader_by_its_start() {
     let dir = tempfile::tempdir().unwrap();
     let (options, world) = one_of_two(dir.path(), Flush::Interval);
     let start =
         |start_as_leader, boot| Storage::start(Options { start_as_leader, ..options.clone() }, World { boot, ..world.clone() });
-    assert_eq!(start(true, 1).unwrap().stop().unwrap(), Ended::Stopped, "it has forgotten nothing");
-    // As if the process had been killed, and then the power gone.
+    assert_eq!(start(true, 1).unwrap().stop().unwrap(), Ended::Stopped, "it has lost nothing");
+    // As if the process was killed, and then power was lost.
     drop(recover(options.clone(), &world).unwrap());
-    let Err(refused) = start(true, 2) else { panic!("it leads without what it has forgotten") };
+    let Err(refused) = start(true, 2) else { panic!("it leads without the frames that it has lost") };
     assert!(refused.to_string().contains("force-promote"), "{refused}");
-    assert_eq!(start(false, 2).unwrap().stop().unwrap(), Ended::Stopped, "it waits for a copy");
+    assert_eq!(start(false, 2).unwrap().stop().unwrap(), Ended::Stopped, "it waits for a snapshot");
 }
 
 #[test]
-fn a_publisher_that_comes_back_to_a_store_without_its_level_is_told_and_told_what_to_ask_for() {
+fn a_publisher_whose_level_is_gone_is_refused_with_the_level_to_use() {
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
@@ -153,7 +153,7 @@ fn a_publisher_that_comes_back_to_a_store_without_its_level_is_told_and_told_wha
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     hosts.flush = Flush::Interval;
     (1..=3).for_each(|n| hosts.start(n));
-    let why = eventually("the publisher to be told", || match publisher.publish(&trade(0)) {
+    let why = eventually("the refusal", || match publisher.publish(&trade(0)) {
         Err(PublishError::Refused(why)) => Some(why),
         _ => None,
     });
@@ -161,14 +161,14 @@ fn a_publisher_that_comes_back_to_a_store_without_its_level_is_told_and_told_wha
 }
 
 #[test]
-fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
+fn a_host_whose_disk_refused_written_frames_needs_a_snapshot_too() {
     for (flush, waits) in [(Flush::Interval, true), (Flush::Always, false)] {
-        // The page says that there was more, or is gone itself.
+        // The control page shows that there were more frames, or is missing.
         for is_gone in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             let (options, world) = one_of_two(dir.path(), flush);
             let recovered = recover(options.clone(), &world).unwrap();
-            // A frame that the system had and the disk refused.
+            // A frame that the page cache had and the disk refused.
             let end = recovered.core.writer.end();
             recovered.control.set_appended(end.lsn, tapestore::lsn::Position(end.position.0 + 64));
             let run_dir = recovered.started.run_dir.clone();
@@ -182,7 +182,7 @@ fn a_host_whose_disk_did_not_take_what_it_had_written_waits_for_a_copy_too() {
 }
 
 #[test]
-fn what_is_cut_off_on_purpose_is_not_taken_for_lost() {
+fn a_deliberately_truncated_log_does_not_count_as_lost() {
     let mut hosts = Hosts::new(3);
     hosts.flush = Flush::Interval;
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
@@ -199,14 +199,16 @@ fn what_is_cut_off_on_purpose_is_not_taken_for_lost() {
     publisher.publish(&trade(0)).unwrap();
     publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
     hosts.net.cut_off.lock().unwrap().clear();
-    eventually("the old leader to end", || hosts.storages[leader as usize - 1].as_ref().unwrap().has_failed().then_some(()));
-    let Ended::Cut(last_kept) = hosts.stop(leader) else { panic!("its log is not the leader's") };
+    eventually("the end of the old leader", || hosts.storages[leader as usize - 1].as_ref().unwrap().has_failed().then_some(()));
+    let Ended::Cut(last_kept) = hosts.stop(leader) else { panic!("its log equals the leader's") };
     let options = hosts.options(leader);
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let cut = crate::divergence::cut(&options, &world, last_kept).unwrap();
-    assert!(cut.records > 0, "{cut:?}");
+    let truncated = crate::divergence::cut(&options, &world, last_kept).unwrap();
+    assert!(truncated.records > 0, "{truncated:?}");
     hosts.start(leader);
     let report = hosts.ask(leader, Command::Status).unwrap();
     assert!(!report.lacks_copy && !report.is_mute, "{report:?}");
-    eventually("it to follow", || (hosts.control(leader).committed() >= hosts.control(next).committed()).then_some(()));
+    eventually("the old leader to catch up", || {
+        (hosts.control(leader).committed() >= hosts.control(next).committed()).then_some(())
+    });
 }

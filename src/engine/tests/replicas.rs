@@ -1,5 +1,5 @@
-//! Three hosts in one process, with real agents on the real disk; the test carries what their replication processes
-//! would: it reads frames in the log of one and hands them to another.
+//! Owns: tests of three hosts in one process, with real agents on the real disk. The test replaces their replication processes:
+//! it reads frames from the log of one and sends them to another.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -19,29 +19,29 @@ use tapestore::wal::format::segment_name;
 
 const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
 
-/// The hosts, and which of them hear each other.
+/// The hosts and the network between them.
 pub(super) struct Hosts {
     dir: tempfile::TempDir,
     pub(super) storages: Vec<Option<Storage>>,
     carriers: Vec<Option<std::thread::JoinHandle<()>>>,
-    /// Bytes of log that a leader keeps for hosts that lag behind.
+    /// Bytes of log that a leader retains for hosts that are behind.
     pub(super) retain: u64,
     forwards: bool,
     pub(super) flush: consensus::options::Flush,
-    /// Whose syncs stall.
+    /// The hosts whose syncs stall.
     pub(super) stalled: super::stall::Stalled,
-    /// Least time until an election.
+    /// Least election timeout.
     pub(super) election_ms: u64,
     pub(super) net: Arc<Net>,
 }
 
-/// Where each host's socket is, and which hosts are cut off.
+/// The socket of each host, and the isolated hosts.
 #[derive(Default)]
 pub(super) struct Net {
     ends: Mutex<std::collections::HashMap<u64, (UnixStream, Bells)>>,
     pub(super) cut_off: Mutex<std::collections::HashSet<u64>>,
-    /// Hosts that are to fetch a copy.
-    pub(super) stranded: Mutex<std::collections::HashSet<u64>>,
+    /// Hosts that need a snapshot.
+    pub(super) behind: Mutex<std::collections::HashSet<u64>>,
     over: AtomicBool,
 }
 
@@ -55,7 +55,7 @@ impl Net {
         self.force(to, message);
     }
 
-    /// Hands over `message` though the host is cut off.
+    /// Sends `message` although the host is isolated.
     pub(super) fn force(&self, to: NodeId, message: &Message) {
         let mut ends = self.ends.lock().unwrap();
         if let Some((stream, bells)) = ends.get_mut(&to.0)
@@ -83,7 +83,7 @@ impl Hosts {
         let members: Vec<_> =
             (1..=count).map(|n| Member { node: NodeId(n), address: format!("127.0.0.{n}:1"), is_voter: true }).collect();
         for n in 1..=count {
-            let founding = Founding {
+            let new_cluster = Founding {
                 cluster: "test".to_owned(),
                 node: NodeId(n),
                 members: members.clone(),
@@ -91,7 +91,7 @@ impl Hosts {
                 joins: false,
                 epoch: 0,
             };
-            assert_eq!(found(&RealDisk, &hosts.store(n), &founding, Ts(1)).unwrap(), store_id("test"));
+            assert_eq!(found(&RealDisk, &hosts.store(n), &new_cluster, Ts(1)).unwrap(), store_id("test"));
             hosts.storages.push(None);
             hosts.carriers.push(None);
             hosts.start(n);
@@ -105,7 +105,7 @@ impl Hosts {
 
     pub(super) fn options(&self, n: u64) -> Options {
         let mut options = options(&self.store(n));
-        // Hosts of one store on one machine: each has shared memory of its own.
+        // Hosts of one store on one machine: each has a run directory of its own.
         options.run_root = self.dir.path().join(format!("run-{n}"));
         options.space_min = 1 << 20;
         options.segment_size = SEGMENT;
@@ -127,7 +127,7 @@ impl Hosts {
         self.carry(n);
     }
 
-    /// Begins to carry the messages of host `n`.
+    /// Starts to carry the messages of host `n`.
     fn carry(&mut self, n: u64) {
         let run_dir = RunDir::find(&self.store(n)).unwrap();
         let bells = Bells::open_or_create(&run_dir.bells()).unwrap();
@@ -135,7 +135,7 @@ impl Hosts {
         stream.write_all(&Message::Hello { version: VERSION, pid: 1 }.encode().unwrap()).unwrap();
         bells.post();
         self.net.ends.lock().unwrap().insert(n, (stream.try_clone().unwrap(), bells));
-        // Each other one has spoken to it, and it to them: they have noted each other.
+        // It has met each other host, and they have recorded each other.
         let running: Vec<u64> = self.net.ends.lock().unwrap().keys().copied().filter(|m| *m != n).collect();
         for m in running {
             for (from, to) in [(n, m), (m, n)] {
@@ -170,9 +170,9 @@ impl Hosts {
                                 )
                             });
                         }
-                        Message::Stranded { node, .. } => drop(net.stranded.lock().unwrap().insert(node.0)),
+                        Message::Stranded { node, .. } => drop(net.behind.lock().unwrap().insert(node.0)),
                         Message::Welcome(_) | Message::Members(_) | Message::Lacks { .. } => {}
-                        other => panic!("storage says {other:?}"),
+                        other => panic!("storage sends {other:?}"),
                     }
                 }
             }
@@ -187,14 +187,14 @@ impl Hosts {
         self.storages[n as usize - 1].as_ref().unwrap().control()
     }
 
-    /// Who leads, once one host does and it is not `not`.
+    /// The leader, once there is one other than `not`.
     pub(super) fn leader(&self, not: u64) -> u64 {
         eventually("a leader", || {
             self.running().find(|(n, s)| *n != not && s.control().role().0 == Role::Leader as u64).map(|(n, _)| n)
         })
     }
 
-    /// Ends host `n` at once, as far as that can be done in one process: cut off from the others, nothing it does counts.
+    /// Stops host `n` at once; when it is isolated, nothing that it still does counts.
     pub(super) fn stop(&mut self, n: u64) -> Ended {
         let storage = self.storages[n as usize - 1].take().unwrap();
         let ended = storage.stop().unwrap();
@@ -220,7 +220,7 @@ impl Hosts {
         loop {
             let mut chunk = [0; 4096];
             let len = stream.read(&mut chunk).unwrap();
-            assert!(len > 0, "storage hangs up");
+            assert!(len > 0, "storage closes the connection");
             received.extend_from_slice(&chunk[..len]);
             if let Some((Message::Answer { id: 7, result }, _)) = Message::decode(&received).unwrap() {
                 return result;
@@ -250,7 +250,7 @@ pub(super) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> 
     }
 }
 
-/// `raft` with the bytes of its frames, read in the log.
+/// Adds the bytes of its frames to `raft`, from the log.
 fn with_frames(wal_dir: &Path, mut raft: Raft) -> Raft {
     for head in &raft.heads {
         let first = Position(head.position / SEGMENT * SEGMENT);
@@ -262,7 +262,7 @@ fn with_frames(wal_dir: &Path, mut raft: Raft) -> Raft {
     raft
 }
 
-/// The trade that is called `id`.
+/// The trade with the id `id`.
 pub(super) fn trade(id: u64) -> Trade {
     Trade { trade_id: id, instrument: InstrumentId(1), ..Trade::default() }
 }
@@ -312,7 +312,7 @@ fn log_of(dir: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn three_hosts_agree_and_a_publisher_of_any_of_them_is_served_and_outlives_the_leader() {
+fn publishers_of_any_of_three_hosts_are_served_and_those_of_followers_outlive_the_leader() {
     let mut hosts = Hosts::new(3);
     let first = hosts.leader(0);
     let elsewhere = first % 3 + 1;
@@ -323,12 +323,12 @@ fn three_hosts_agree_and_a_publisher_of_any_of_them_is_served_and_outlives_the_l
     for n in 1..=3 {
         eventually("all records on each host", || (hosts.control(n).committed() >= Lsn(10_000)).then_some(()));
     }
-    // The leader is gone: its publisher with it, and the other one goes on without noticing.
+    // The leader is isolated and its publisher closed; the other publisher is not disturbed.
     hosts.net.cut_off.lock().unwrap().insert(first);
     drop(at_leader);
     let second = hosts.leader(first);
     publish(&mut at_follower, 15_000, 20_000);
-    assert_eq!(at_follower.progress().reattached, 0, "it has never attached again");
+    assert_eq!(at_follower.progress().reattached, 0, "it has never reattached");
     hosts.stop(first);
     hosts.net.cut_off.lock().unwrap().clear();
     hosts.start(first);
@@ -336,7 +336,7 @@ fn three_hosts_agree_and_a_publisher_of_any_of_them_is_served_and_outlives_the_l
     publish(&mut at_follower, 20_000, 21_000);
     let report = hosts.ask(second, Command::Status).unwrap();
     assert_eq!((report.node, report.state.role, report.members.len()), (NodeId(second), Role::Leader, 3));
-    eventually("the others to have what the leader has", || {
+    eventually("the others to have the leader's frames", || {
         let report = hosts.ask(second, Command::Status).unwrap();
         let level = |p: &Progress| p.matched == report.state.last && p.is_active && p.lag_records == 0;
         (report.progress.len() == 2 && report.progress.iter().all(level)).then_some(())
@@ -352,7 +352,7 @@ fn three_hosts_agree_and_a_publisher_of_any_of_them_is_served_and_outlives_the_l
     }
     let shortest = stores.iter().map(|s| log_of(s).len()).min().unwrap();
     let [a, b, c] = [0, 1, 2].map(|i| log_of(&stores[i])[..shortest].to_vec());
-    assert!(a == b && b == c, "frames are the same bytes on each host");
+    assert!(a == b && b == c, "frames have the same bytes on each host");
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     assert!(refusal.contains("does not lead"), "{refusal}");
     hosts.ask(first, Command::Transfer(NodeId(next))).unwrap();
     assert_eq!(hosts.leader(first), next);
-    // One that has just begun to lead answers that a change is not finished, until the frame that opens its term is committed.
+    // A leader of a new term answers that a change is in progress, until the frame that opens its term is committed.
     eventually("the removal", || hosts.ask(next, Command::Remove { node: NodeId(first), force: false }).ok());
     eventually("two members", || {
         hosts.ask(next, Command::Status).ok().filter(|r| r.members.len() == 2 && r.state.role == Role::Leader)
@@ -372,7 +372,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     hosts.ask(next, Command::Add { node: NodeId(first), address: "127.0.0.9:1".to_owned() }).unwrap();
     eventually("three members", || hosts.ask(next, Command::Status).ok().filter(|r| r.members.len() == 3));
     assert!(hosts.ask(next, Command::Add { node: NodeId(first), address: "x:1".to_owned() }).is_err());
-    eventually("the learner to vote", || {
+    eventually("the promotion of the learner", || {
         hosts.ask(next, Command::Promote { node: NodeId(first), force: false }).ok();
         hosts.ask(next, Command::Status).ok().filter(|r| r.members.iter().all(|m| m.is_voter))
     });
@@ -382,7 +382,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
 }
 
 #[test]
-fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_named_as_lost() {
+fn records_of_an_isolated_leader_are_withdrawn_kept_in_a_file_and_reported_as_lost() {
     let mut hosts = Hosts::new(3);
     let old = hosts.leader(0);
     let mut publisher = hosts.publisher(old, 1, Level::Os);
@@ -398,21 +398,21 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     let mut other = hosts.publisher(new, 2, Level::Quorum);
     publish(&mut other, 1_000, 2_000);
     hosts.net.cut_off.lock().unwrap().clear();
-    eventually("the old leader to see that its log differs", || {
+    eventually("the old leader to find that its log differs", || {
         hosts.storages[old as usize - 1].as_ref().unwrap().has_failed().then_some(())
     });
-    let Ended::Cut(last_kept) = hosts.stop(old) else { panic!("its log is not to be cut") };
+    let Ended::Cut(last_kept) = hosts.stop(old) else { panic!("its log is not to be truncated") };
     let mut options = options(&hosts.store(old));
     options.segment_size = SEGMENT;
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let cut = divergence::cut(&options, &world, last_kept).unwrap();
-    assert_eq!((cut.records, cut.first_lsn), (500, Lsn(1_001)));
-    assert!(cut.kept_in.unwrap().starts_with(hosts.store(old).join(wal::cut::DIVERGENT)));
+    let truncated = divergence::cut(&options, &world, last_kept).unwrap();
+    assert_eq!((truncated.records, truncated.first_lsn), (500, Lsn(1_001)));
+    assert!(truncated.kept_in.unwrap().starts_with(hosts.store(old).join(wal::cut::DIVERGENT)));
     hosts.start(old);
-    eventually("the old leader to have what was committed", || (hosts.control(old).committed() >= Lsn(2_000)).then_some(()));
-    assert!(hosts.control(old).timeline() > timeline && hosts.control(old).cut() == Lsn(1_001), "readers are told");
-    // The publisher had given up what was in the log of its host: it learns that it is gone.
-    let lost = eventually("the publisher to learn of it", || Some(publisher.take_lost()).filter(|l| !l.is_empty()));
+    eventually("the old leader to have the committed records", || (hosts.control(old).committed() >= Lsn(2_000)).then_some(()));
+    assert!(hosts.control(old).timeline() > timeline && hosts.control(old).cut() == Lsn(1_001), "readers are notified");
+    // The publisher had released records at level os: it must report them as lost.
+    let lost = eventually("the publisher to report the loss", || Some(publisher.take_lost()).filter(|l| !l.is_empty()));
     assert_eq!((lost.len(), lost[0].first, lost[0].last), (1, PubSeq(1_001), PubSeq(1_500)));
     publish(&mut publisher, 2_000, 2_100);
     drop((publisher, other));
@@ -420,13 +420,13 @@ fn what_a_leader_that_was_cut_off_took_in_alone_is_withdrawn_kept_aside_and_name
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     for store in &stores {
         let ids = trades_in(store);
-        assert!(ids.iter().all(|id| *id < 2_100), "what was withdrawn is nowhere");
+        assert!(ids.iter().all(|id| *id < 2_100), "no log holds a withdrawn record");
         assert!(ids.len() >= 2_000, "{}", ids.len());
     }
 }
 
 #[test]
-fn a_follower_that_forwards_nothing_names_the_leader() {
+fn a_follower_that_does_not_forward_names_the_leader() {
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let other = leader % 3 + 1;
@@ -434,30 +434,30 @@ fn a_follower_that_forwards_nothing_names_the_leader() {
     hosts.stop(other);
     hosts.start(other);
     let options = publisher::Options::new(hosts.store(other), PublisherId(1));
-    let error = eventually("the follower to know who leads", || match Publisher::open(options.clone()) {
+    let error = eventually("the follower to name the leader", || match Publisher::open(options.clone()) {
         Err(error @ Error::NotLeader { .. }) => Some(error),
         Err(other) => panic!("{other}"),
-        Ok(_) => panic!("it is let in"),
+        Ok(_) => panic!("it is attached"),
     });
     assert!(matches!(error, Error::NotLeader { leader: Some(named), .. } if named == NodeId(leader)), "{error}");
     assert!(error.to_string().contains(&format!("node {leader} does")), "{error}");
-    // Where the leader is, all is as ever.
+    // On the leader's host publishers are served as usual.
     let mut at_leader = hosts.publisher(leader, 1, Level::Quorum);
     publish(&mut at_leader, 0, 100);
 }
 
 #[test]
-fn a_host_that_lags_behind_the_checkpoint_catches_up_from_a_leader_that_was_started_again() {
+fn a_host_behind_the_checkpoint_catches_up_from_a_restarted_leader() {
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let behind = leader % 3 + 1;
     let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
     publish(&mut publisher, 0, 100);
-    eventually("the follower to have some", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
+    eventually("the follower to have records", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
     hosts.net.cut_off.lock().unwrap().insert(behind);
     let mut next = 100;
-    let filed = |hosts: &Hosts, n| hosts.control(n).statistic(Statistic::CheckpointPosition);
-    while filed(&hosts, leader) < 4 * SEGMENT {
+    let checkpoint = |hosts: &Hosts, n| hosts.control(n).statistic(Statistic::CheckpointPosition);
+    while checkpoint(&hosts, leader) < 4 * SEGMENT {
         publish(&mut publisher, next, next + 2_000);
         next += 2_000;
     }
@@ -467,5 +467,5 @@ fn a_host_that_lags_behind_the_checkpoint_catches_up_from_a_leader_that_was_star
         hosts.start(n);
     }
     hosts.net.cut_off.lock().unwrap().clear();
-    eventually("the host that was behind", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
+    eventually("the host that was behind to catch up", || (hosts.control(behind).committed() >= Lsn(next)).then_some(()));
 }

@@ -1,4 +1,4 @@
-//! A disk whose syncs take two seconds, and what a host with such a disk does.
+//! Owns: a disk whose syncs take two seconds, and the test of a leader with such a disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use tapestore::disk::{Disk, DiskFile, Mapped, Open, RealDisk, Space};
 
 /// The host whose syncs stall; 0: none; [`ALL`].
 pub(super) type Stalled = Arc<AtomicU64>;
-/// The syncs of each of them.
+/// The syncs of every host stall.
 pub(super) const ALL: u64 = u64::MAX;
 
 pub(super) struct StallingDisk {
@@ -110,7 +110,7 @@ impl DiskFile for StallingFile {
 }
 
 #[test]
-fn a_leader_whose_syncs_take_two_seconds_goes_on_to_lead_and_the_others_commit_without_it() {
+fn a_leader_whose_syncs_take_two_seconds_keeps_the_lead_and_the_others_commit_without_it() {
     let mut hosts = Hosts::new(3);
     // Much longer than the machine may pause a thread, and much shorter than a stall.
     hosts.election_ms = 800;
@@ -123,7 +123,7 @@ fn a_leader_whose_syncs_take_two_seconds_goes_on_to_lead_and_the_others_commit_w
     let before = term(&hosts);
     hosts.stalled.store(leader, Ordering::Relaxed);
     let mut was_ahead = false;
-    // Stall after stall, each twice as long as an election is waited for.
+    // Stall after stall, each twice as long as an election timeout.
     let began = std::time::Instant::now();
     let mut next = 1_000;
     while began.elapsed() < Duration::from_secs(6) {
@@ -133,8 +133,8 @@ fn a_leader_whose_syncs_take_two_seconds_goes_on_to_lead_and_the_others_commit_w
         was_ahead |= control.committed() > control.durable();
         assert_eq!(control.role().0, Role::Leader as u64);
     }
-    assert!(was_ahead, "what two others have is committed before it is durable here");
-    assert_eq!(term(&hosts), before, "nobody has stood for election");
+    assert!(was_ahead, "frames of the two others are committed before they are durable here");
+    assert_eq!(term(&hosts), before, "there was no election");
     hosts.stalled.store(0, Ordering::Relaxed);
     eventually("the leader's disk", || (hosts.control(leader).durable() >= Lsn(next)).then_some(()));
     drop(publisher);

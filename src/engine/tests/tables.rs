@@ -1,4 +1,4 @@
-//! Tables that are full: of the frames that take the most room, and where there is no memory for the next.
+//! Owns: tests of full MemTables: of the largest frames, and without memory for the next MemTable.
 
 use super::*;
 
@@ -31,8 +31,8 @@ fn put_frame(writer: &mut Writer, records: &[Vec<u64>]) {
     writer.push_run(origin, records.len() as u32, Ts(1));
 }
 
-/// Frames of records of the shortest kind, of which the last takes as much room as one can: the tails of a few series are
-/// full, and the largest that there are; each of its other records begins a series; and there is hardly room for it.
+/// Frames of the shortest records. The last frame takes the most room that a frame can: the tails of a few series are full and
+/// of the largest size, each other record begins a series, and the MemTable hardly has room for it.
 fn worst_frames() -> Vec<Vec<Vec<u64>>> {
     const HOT: u32 = 6;
     tapestore::record::Layout::of(&Shortest::SCHEMA).unwrap().register().unwrap();
@@ -64,7 +64,7 @@ fn worst_frames() -> Vec<Vec<Vec<u64>>> {
 }
 
 #[test]
-fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_comes_up_and_flushes_it() {
+fn the_frame_that_takes_the_most_room_is_appended_and_a_start_recovers_and_flushes_it() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     (options.segment_size, options.instruments_max) = (64 << 20, 1_000_000);
@@ -85,7 +85,7 @@ fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_come
         let committed = store.core.commit(Ts(first)).unwrap().unwrap();
         committed.appended.opened.into_iter().for_each(|segment| store.syncer.opened(segment));
     }
-    assert_eq!(store.control.tables().unwrap().count, 2, "it was the last one of the first table");
+    assert_eq!(store.control.tables().unwrap().count, 2, "it was the last frame of the first MemTable");
     store.syncer.sync(store.core.writer.end()).unwrap();
     drop(store);
     let mut store = recover(options, &world).unwrap();
@@ -98,7 +98,7 @@ fn the_frame_that_takes_the_most_room_is_taken_in_and_a_start_that_meets_it_come
 }
 
 #[test]
-fn a_full_table_is_sealed_and_flushed_though_there_is_no_memory_for_a_next_one() {
+fn a_full_memtable_is_sealed_and_flushed_without_memory_for_a_next_one() {
     let run = Run::new(1);
     let mut options = options(&run.dir.path().join("s"));
     options.segment_size = 64 << 20;
@@ -121,7 +121,7 @@ fn a_full_table_is_sealed_and_flushed_though_there_is_no_memory_for_a_next_one()
     let mut turns = 0;
     let stuck = loop {
         turns += 1;
-        assert!(turns < 1000, "the full table is not sealed");
+        assert!(turns < 1000, "the full MemTable is not sealed");
         while store.core.is_ready().unwrap() == Readiness::Ready {
             publish(&mut store);
         }
@@ -139,13 +139,13 @@ fn a_full_table_is_sealed_and_flushed_though_there_is_no_memory_for_a_next_one()
     drop(stuck);
     let covered = store.filer.manifest().state().covered();
     run.verify_now(&store, covered.0);
-    // There is memory again: what it was asked for once more.
+    // There is memory again for the MemTable that was requested.
     while store.core.is_ready().unwrap() != Readiness::Ready {
         if let Ok(id) = requests.try_recv() {
             made.send(store.maker.make(id, true)).unwrap();
         }
     }
     let count = publish(&mut store);
-    assert_eq!(covered.0, count - 400, "the one before held all of them");
+    assert_eq!(covered.0, count - 400, "the MemTable before held all of them");
     run.verify_now(&store, count);
 }

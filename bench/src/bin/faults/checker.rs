@@ -1,10 +1,9 @@
-//! Owns: the checker of the campaigns on several hosts: what publishers sent and were told, and when; whether what the hosts
-//! hold in the end agrees with all of it.
+//! Owns: the checker of the campaigns on several hosts: the history of sends and acknowledgements, with times, and its
+//! comparison with the final records of all hosts.
 //!
-//! What must hold, of each run: every record is on every host, once, in the order of its publisher; what was sent after
-//! something else had been acknowledged, to anybody, stands behind it (an append-only log is linearizable by that);
-//! frames of one index are the same on all hosts; what was cut off a host's log and kept aside was not made in a term in which
-//! another host made frames too.
+//! What must hold, in each run: every record is on every host, once, in the order of its publisher; a batch that was sent
+//! after an acknowledgement, of any publisher, comes later in the log (by that an append-only log is linearizable); frames
+//! of one index are equal on all hosts; a truncated frame that differs from the kept one of its index has another term.
 //!
 //! Source: the note on replication, after Jepsen's checks; O(n log n).
 
@@ -20,12 +19,12 @@ use tapestore::record::{RecordRef, Trade, split};
 use tapestore::time::{Clock, HostClock};
 use tapestore::wal::{Body, FrameType, Header};
 
-/// Records that a publisher sends at once.
+/// Records of a batch.
 const BATCH: u64 = 16;
-/// Bits of a record's number within its publisher's.
+/// Bits of `trade_id` for the record's number; the publisher's is above.
 const WITHIN: u32 = 40;
 
-/// Records that were sent at once, as their publisher saw it; times are of the monotonic clock, ns.
+/// A batch as its publisher sent it; times are of the monotonic clock, ns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Batch {
     first: u64,
@@ -41,10 +40,10 @@ fn trade(source: u64, id: u64) -> Trade {
     Trade { trade_id: source << WITHIN | id, instrument: InstrumentId(1), ..Trade::default() }
 }
 
-/// Publishes as publisher `source` until it is over, and waits until everything is acknowledged.
+/// Publishes as publisher `source` until `over`, then waits until all records are acknowledged.
 ///
 /// # Errors
-/// What the publisher says.
+/// The publisher's error, or lost records.
 pub(crate) fn publish(publisher: &mut Publisher, source: u64, over: &AtomicBool) -> Result<Vec<Batch>, String> {
     let (mut batches, mut acked, mut id) = (Vec::<Batch>::new(), 0, 0);
     while !over.load(Ordering::Relaxed) {
@@ -68,20 +67,20 @@ pub(crate) fn publish(publisher: &mut Publisher, source: u64, over: &AtomicBool)
     publisher.flush(Level::Quorum, Duration::from_secs(60)).map_err(|e| e.to_string())?;
     let now = HostClock.monotonic();
     batches.iter_mut().skip(acked).for_each(|b| b.acked_at = now);
-    if publisher.take_lost().is_empty() { Ok(batches) } else { Err("a publisher was told of lost records".to_owned()) }
+    if publisher.take_lost().is_empty() { Ok(batches) } else { Err("a publisher reported lost records".to_owned()) }
 }
 
-/// Records that were sent.
+/// Number of sent records.
 pub(crate) fn total(sources: &[Vec<Batch>]) -> u64 {
     sources.iter().filter_map(|batches| batches.last()).map(|b| b.last).sum()
 }
 
-/// What the stopped host with the store `store` holds, in order.
+/// The records of the stopped host with the store `store`, in order.
 fn rows(store: &Path) -> Result<Vec<Trade>, String> {
     let mut trades = Vec::new();
     let mut take = |lsn: Lsn, record: RecordRef<'_>| {
         if lsn.0 != trades.len() as u64 + 1 {
-            return Err(format!("{}: record {lsn} comes where {} is due", store.display(), trades.len() + 1));
+            return Err(format!("{}: record {lsn} instead of {}", store.display(), trades.len() + 1));
         }
         trades.push(*record.get::<Trade>().ok_or_else(|| format!("{}: record {lsn} is no trade", store.display()))?);
         Ok(())
@@ -108,7 +107,7 @@ fn rows(store: &Path) -> Result<Vec<Trade>, String> {
     wrong.map_or(Ok(trades), Err)
 }
 
-/// Term and checksum of a frame, which covers all before it.
+/// Term and header checksum of a frame; the checksum covers all frames before it.
 type Made = (u32, u32);
 /// The frames in the log of a stopped host, by their index.
 type Frames = BTreeMap<u64, Made>;
@@ -125,8 +124,8 @@ fn frames(store: &Path) -> Result<Frames, String> {
     read.map(|_| frames).map_err(|e| e.to_string())
 }
 
-/// Frames that were cut off the log of a host and kept aside.
-fn cut_off(store: &Path) -> Result<Vec<(u64, Made)>, String> {
+/// Divergent frames that a host truncated and kept aside.
+fn divergent_frames(store: &Path) -> Result<Vec<(u64, Made)>, String> {
     const HEAD: usize = 64;
     let mut found = Vec::new();
     for entry in std::fs::read_dir(store.join(tapestore::wal::cut::DIVERGENT)).into_iter().flatten().flatten() {
@@ -141,17 +140,17 @@ fn cut_off(store: &Path) -> Result<Vec<(u64, Made)>, String> {
     Ok(found)
 }
 
-/// Whether the stopped hosts with the stores `stores` hold what `sources` sent; what was seen.
+/// Checks that the stopped hosts with the stores `stores` hold the records of `sources`; returns a summary.
 ///
 /// # Errors
-/// What is wrong.
+/// The first violation.
 pub(crate) fn check(stores: &[PathBuf], sources: &[Vec<Batch>]) -> Result<String, String> {
-    let (Some(first), Some(rest)) = (stores.first(), stores.get(1..)) else { return Err("there is no host".to_owned()) };
+    let (Some(first), Some(rest)) = (stores.first(), stores.get(1..)) else { return Err("no hosts".to_owned()) };
     let stored = rows(first)?;
     for store in rest {
         let theirs = rows(store)?;
         if let Some(at) = (0..stored.len().max(theirs.len())).find(|at| stored.get(*at) != theirs.get(*at)) {
-            return Err(format!("record {} of {} and of {} differ", at + 1, first.display(), store.display()));
+            return Err(format!("record {} differs between {} and {}", at + 1, first.display(), store.display()));
         }
     }
     let places = in_order(&stored, sources)?;
@@ -161,48 +160,48 @@ pub(crate) fn check(stores: &[PathBuf], sources: &[Vec<Batch>]) -> Result<String
     for (store, log) in stores.iter().zip(&logs) {
         for (index, frame) in log {
             if all.entry(*index).or_insert(*frame) != frame {
-                return Err(format!("{}: frame {index} is not what another host has", store.display()));
+                return Err(format!("{}: frame {index} differs from another host's", store.display()));
             }
         }
     }
     let mut aside = 0;
     for store in stores {
-        for (index, frame) in cut_off(store)? {
+        for (index, frame) in divergent_frames(store)? {
             aside += 1;
             if all.get(&index).is_some_and(|kept| kept.0 == frame.0 && kept.1 != frame.1) {
-                return Err(format!("{}: two hosts have made a frame {index} in term {}", store.display(), frame.0));
+                return Err(format!("{}: two hosts created a frame {index} in term {}", store.display(), frame.0));
             }
         }
     }
     Ok(format!(
-        "{} records of {} publishers, each once and in order on every host; {ordered} batches stand behind all that had been acknowledged before they were sent; {} frames the same everywhere, {aside} cut off and kept aside",
+        "{} records of {} publishers, each once and in order on every host; {ordered} batches after all records acknowledged before their send; {} frames equal on all hosts, {aside} truncated and kept aside",
         stored.len(),
         sources.len(),
         all.len()
     ))
 }
 
-/// Where each record of each publisher stands; each is there once, in order, as it was sent.
+/// Checks that each record is stored once, in order, as sent; returns the LSNs by publisher.
 fn in_order(stored: &[Trade], sources: &[Vec<Batch>]) -> Result<Vec<Vec<u64>>, String> {
     let mut places: Vec<Vec<u64>> = sources.iter().map(|_| Vec::new()).collect();
     for (lsn, found) in (1..).zip(stored) {
         let source = found.trade_id >> WITHIN;
         let of = places.get_mut(source as usize).ok_or_else(|| format!("record {lsn} is of publisher {source}"))?;
         if *found != trade(source, of.len() as u64 + 1) {
-            return Err(format!("record {lsn} is not the one of publisher {source} that is due, {}", of.len() + 1));
+            return Err(format!("record {lsn} is not the next one of publisher {source}, {}", of.len() + 1));
         }
         of.push(lsn);
     }
     for (source, (places, batches)) in places.iter().zip(sources).enumerate() {
         let sent = batches.last().map_or(0, |b| b.last);
         if places.len() as u64 != sent {
-            return Err(format!("of publisher {source} {} records are stored, and {sent} were acknowledged", places.len()));
+            return Err(format!("publisher {source}: {} records are stored, {sent} were acknowledged", places.len()));
         }
     }
     Ok(places)
 }
 
-/// Whether whatever was sent after something was acknowledged stands behind it; how many batches were looked at.
+/// Checks that each batch comes after all records acknowledged before its send; returns the number of batches.
 fn in_real_time(places: &[Vec<u64>], sources: &[Vec<Batch>]) -> Result<usize, String> {
     let place = |source: usize, id: u64| places.get(source).and_then(|p| p.get(id as usize - 1)).copied().unwrap_or(0);
     let mut acked = Vec::new();
@@ -236,20 +235,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_doubled_swapped_or_stored_before_what_was_acknowledged_is_noticed() {
+    fn lost_duplicated_reordered_and_early_records_are_detected() {
         let sources = vec![vec![batch(1, 2, 10, 20), batch(3, 3, 40, 50)], vec![batch(1, 1, 30, 35)]];
         let good = vec![trade(0, 1), trade(0, 2), trade(1, 1), trade(0, 3)];
         let check = |stored: &[Trade]| in_order(stored, &sources).and_then(|places| in_real_time(&places, &sources));
         assert_eq!(check(&good), Ok(3));
         let mut lost = good.clone();
         lost.pop();
-        let mut doubled = good.clone();
-        doubled.push(trade(0, 3));
+        let mut duplicated = good.clone();
+        duplicated.push(trade(0, 3));
         let swapped = vec![trade(0, 2), trade(0, 1), trade(1, 1), trade(0, 3)];
-        for bad in [&lost, &doubled, &swapped] {
+        for bad in [&lost, &duplicated, &swapped] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
-        // Sent at 30, when the first two had been acknowledged.
+        // Sent at 30, after the acknowledgement of the first two.
         let early = check(&[trade(1, 1), trade(0, 1), trade(0, 2), trade(0, 3)]).unwrap_err();
         assert!(early.contains("was sent after record 3 was acknowledged"), "{early}");
     }

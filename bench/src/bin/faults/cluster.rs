@@ -1,8 +1,8 @@
-//! Owns: the campaigns `failover`, `partition` and `minority-corrupt`: a store on three hosts, of which the leader dies,
-//! links break or become slow and files of one are damaged, while publishers go on.
+//! Owns: the campaigns `failover`, `partition` and `minority-corrupt`: on a store of three hosts with running publishers the
+//! leader is killed, links break or slow down, or files of one host are damaged.
 //!
-//! What must hold: what `checker` says of what was acknowledged at `quorum`; the hosts are level within ten seconds after
-//! everything is well again.
+//! What must hold: the rules of `checker` for records acknowledged at `quorum`; all hosts catch up within ten seconds after
+//! the end of a fault.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -16,20 +16,20 @@ use tapestore::lsn::{Level, Lsn};
 use crate::checker;
 use crate::report::Report;
 
-/// What the hosts have to be level within, once all is well.
+/// Time limit for all hosts to catch up after a fault.
 const CONVERGED: Duration = Duration::from_secs(10);
-/// Bytes that a slow link carries in a second: some tenth of what is published.
+/// Bandwidth of a slow link, bytes a second: about a tenth of the published rate.
 const SLOW: u64 = 200 << 10;
 
-/// Waits until all hosts that run have `records`; how long that took.
-fn level(hosts: &Hosts, records: u64) -> Result<Duration, String> {
+/// Waits until all hosts have committed `records`; returns how long that took.
+fn catch_up(hosts: &Hosts, records: u64) -> Result<Duration, String> {
     let began = Instant::now();
     let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).collect();
-    eventually("the hosts to be level", || nodes.iter().all(|n| hosts.committed(*n) >= Lsn(records)).then_some(()))?;
+    eventually("the catch-up of all hosts", || nodes.iter().all(|n| hosts.committed(*n) >= Lsn(records)).then_some(()))?;
     Ok(began.elapsed())
 }
 
-/// Runs `rounds` of `round` beside two publishers on host `at`, and checks what all hosts hold in the end.
+/// Runs `round` `rounds` times while two publishers run on host `at`; then checks the records of all hosts.
 fn beside(
     hosts: &mut Hosts,
     rounds: u64,
@@ -53,9 +53,9 @@ fn beside(
         joined.collect::<Result<Vec<_>, String>>()
     })?;
     drop(publishers);
-    let took = level(hosts, checker::total(&sources))?;
+    let took = catch_up(hosts, checker::total(&sources))?;
     if took > CONVERGED {
-        return Err(format!("the hosts are level only after {took:?}"));
+        return Err(format!("the hosts catch up only after {took:?}"));
     }
     let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).collect();
     nodes.iter().for_each(|node| hosts.stop(*node));
@@ -69,7 +69,7 @@ fn print_times(report: &mut Report, what: &str, h: &Histogram<u64>) {
     report.fact(format!("{what}: p50 {p50}, p90 {p90}, p99 {p99}, max {} of {}", show(h.max()), h.len()));
 }
 
-/// The processes of the leader's host are killed `n` times.
+/// Kills both processes of the leader's host `n` times.
 pub(crate) fn failover(n: u64, seed: u64) -> Report {
     let mut report = Report::new("failover");
     let mut hosts = Hosts::start(Shape::default());
@@ -78,9 +78,9 @@ pub(crate) fn failover(n: u64, seed: u64) -> Report {
     let outcome = beside(&mut hosts, n, &mut report, &again, |hosts, _, at| {
         let mut leader = hosts.leader()?;
         if leader == at {
-            // The publisher's own host stays: another one leads, and dies.
+            // The publisher's host must not die: another host becomes leader first.
             let next = at % hosts.hosts.len() as u64 + 1;
-            eventually("the lead to be handed over", || {
+            eventually("the leadership transfer", || {
                 let asked = tapestore_engine::consensus::message::Command::Transfer(tapestore::lsn::NodeId(next));
                 hosts.ask(at, asked).ok();
                 (hosts.leader_now(Some(at)) == Some(next)).then_some(())
@@ -90,13 +90,13 @@ pub(crate) fn failover(n: u64, seed: u64) -> Report {
         let began = Instant::now();
         hosts.kill(leader);
         eventually("another leader", || hosts.leader_now(Some(leader)))?;
-        // What was on the way has arrived by now: from here on it is the new leader that commits.
+        // In-flight commits have arrived: from here on the new leader commits.
         let before = hosts.committed(at);
         eventually("the new leader's first record", || (hosts.committed(at) > before).then_some(()))?;
         times.record(began.elapsed().as_nanos() as u64).map_err(|e| e.to_string())?;
         hosts.start_host(leader);
         let all = hosts.committed(at).0;
-        level(hosts, all).map(drop)
+        catch_up(hosts, all).map(drop)
     });
     if let Err(what) = outcome {
         report.fail(what, &again);
@@ -105,7 +105,7 @@ pub(crate) fn failover(n: u64, seed: u64) -> Report {
     report
 }
 
-/// Links between the hosts break `n` times.
+/// Breaks links between the hosts `n` times.
 pub(crate) fn partition(n: u64, seed: u64) -> Report {
     let mut report = Report::new("partition");
     let mut rng = SimRng::new(seed);
@@ -118,17 +118,17 @@ pub(crate) fn partition(n: u64, seed: u64) -> Report {
         let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).collect();
         let kind = rng.below(5) as usize;
         kinds[kind] += 1;
-        // The leader alone, or a follower; both ways, one way or the other; or nothing is lost, and all of the leader's takes
-        // long.
+        // Kinds: 0 isolates the leader, 1 cuts its outgoing links, 2 its incoming links, 3 isolates a follower, 4 slows the
+        // leader's links.
         let victim = if kind != 3 { leader } else { leader % nodes.len() as u64 + 1 };
         let is_cut = rng.below(2) == 0;
         for other in nodes.iter().filter(|o| **o != victim) {
             let mut links = Vec::new();
             if kind != 2 {
-                links.push(hosts.speaks(victim, *other));
+                links.push(hosts.link_to(victim, *other));
             }
             if kind != 1 {
-                links.push(hosts.speaks(*other, victim));
+                links.push(hosts.link_to(*other, victim));
             }
             for link in links {
                 match kind {
@@ -141,39 +141,43 @@ pub(crate) fn partition(n: u64, seed: u64) -> Report {
         std::thread::sleep(Duration::from_millis(200 + rng.below(1_500)));
         hosts.heal();
         let began = Instant::now();
-        // Level means level with what was sent after all was well again.
+        // All hosts must catch up with records that were committed after the fault.
         let before = hosts.committed(at);
-        eventually("records after it is over", || (hosts.committed(at) > before).then_some(()))?;
+        eventually("records after the fault", || (hosts.committed(at) > before).then_some(()))?;
         let target = hosts.committed(at).0;
-        level(hosts, target)?;
+        catch_up(hosts, target)?;
         times.record(began.elapsed().as_nanos() as u64).map_err(|e| e.to_string())?;
-        if began.elapsed() > CONVERGED { Err(format!("level only {:?} after it was over", began.elapsed())) } else { Ok(()) }
+        if began.elapsed() > CONVERGED {
+            Err(format!("the hosts catch up only {:?} after the fault", began.elapsed()))
+        } else {
+            Ok(())
+        }
     });
     if let Err(what) = outcome {
         report.fail(what, &again);
     }
     let [both, from, to, follower, slow] = kinds;
     report.fact(format!(
-        "leader cut off {both}, not heard {from}, deaf {to}, on slow links {slow}; follower cut off {follower} times"
+        "leader isolated {both} times, outgoing links cut {from}, incoming links cut {to}, slow links {slow}; follower isolated {follower}"
     ));
-    print_times(&mut report, "until all were level again", &times);
+    print_times(&mut report, "time until all hosts caught up", &times);
     report
 }
 
-/// Files of one host are damaged `n` times: it must not take part with them, and is replaced.
+/// Damages files of one host `n` times: it must refuse to start, and is repaired or replaced.
 pub(crate) fn minority_corrupt(n: u64, seed: u64) -> Report {
     let mut report = Report::new("minority-corrupt");
     let mut rng = SimRng::new(seed);
     let mut hosts = Hosts::start(Shape::default());
     let again = format!("cargo run --release -p bench --bin faults -- minority-corrupt --n {n} --seed {seed}");
-    let (mut refused, mut filled, mut replaced) = (0u64, 0u64, 0u64);
+    let (mut refused, mut installed, mut replaced) = (0u64, 0u64, 0u64);
     let outcome = beside(&mut hosts, n, &mut report, &again, |hosts, _, at| {
         let leader = hosts.leader()?;
         let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).filter(|n| *n != at).collect();
         let victim = nodes[rng.below(nodes.len() as u64) as usize];
         let enough = hosts.committed(leader).0 + 500;
         eventually("records to damage", || (hosts.committed(victim).0 > enough).then_some(()))?;
-        // In order, so that everything in its log is known to be durable.
+        // A clean stop, so that the durable mark covers its whole log.
         hosts.stop(victim);
         let store = hosts.host(victim).store.clone();
         let what = rng.below(3);
@@ -195,9 +199,9 @@ pub(crate) fn minority_corrupt(n: u64, seed: u64) -> Report {
         }
         std::fs::write(&path, bytes).unwrap();
         hosts.start_host(victim);
-        // It refuses to start, or what was changed does not matter and it takes part as before.
+        // It refuses to start, or the change is harmless and it replicates as before.
         let target = hosts.committed(at).0;
-        let refuses = eventually("the damaged host to refuse or to take part", || {
+        let refuses = eventually("a refusal or a commit of the damaged host", || {
             if hosts.has_ended(victim) {
                 return Some(true);
             }
@@ -206,9 +210,9 @@ pub(crate) fn minority_corrupt(n: u64, seed: u64) -> Report {
         if refuses {
             refused += 1;
             let from = hosts.leader()?;
-            // Who has lost `raft.meta` does not know what it has promised.
-            match hosts.fill(victim, from) {
-                Ok(()) => filled += 1,
+            // A host without `raft.meta` has lost its term and vote.
+            match hosts.install_snapshot(victim, from) {
+                Ok(()) => installed += 1,
                 Err(_) if what == 0 => {
                     hosts.replace(victim, from)?;
                     replaced += 1;
@@ -217,13 +221,13 @@ pub(crate) fn minority_corrupt(n: u64, seed: u64) -> Report {
             }
         }
         let target = hosts.committed(at).0;
-        level(hosts, target).map(drop)
+        catch_up(hosts, target).map(drop)
     });
     if let Err(what) = outcome {
         report.fail(what, &again);
     }
     report.fact(format!(
-        "{refused} damaged hosts refused to start, {filled} were filled from the leader, {replaced} replaced under another number"
+        "{refused} damaged hosts refused to start, {installed} installed a snapshot, {replaced} were replaced under another number"
     ));
     report
 }

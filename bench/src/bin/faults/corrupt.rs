@@ -1,19 +1,15 @@
-//! Owns: damage to every kind of file: each byte changed in two ways, each length cut.
+//! Owns: the campaign `corrupt`: damage to every kind of file: each byte changed in two ways, each length truncated.
 //!
-//! What must hold: a changed file is refused by a typed error or all its values are what they were: no wrong value, no
-//! panic, no hang, no vast allocation. Shared memory has no checksums: there a changed value may be shown, and the
-//! rest holds.
+//! What must hold: a changed file is refused with a typed error, or all its values are unchanged: no wrong value, no panic,
+//! no hang, no vast allocation. Shared memory has no checksums: there a wrong value is allowed, the rest holds.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tapestore_engine::config;
 use tapestore::disk::Open;
 use tapestore::disk::sim::SimDisk;
-use tapestore_engine::state::Readiness;
-use tapestore_engine::{self, World};
 use tapestore::error::Error;
 use tapestore::lsn::{Lsn, PubSeq};
 use tapestore::manifest;
@@ -23,6 +19,9 @@ use tapestore::shm::run_dir::RunDir;
 use tapestore::sstable;
 use tapestore::time::Ts;
 use tapestore::wal::{self, Body};
+use tapestore_engine::config;
+use tapestore_engine::state::Readiness;
+use tapestore_engine::{self, World};
 
 use crate::guard::guarded;
 use crate::model::{self, Found, Signal, State};
@@ -31,32 +30,32 @@ use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::tally::{Counts, JumpClock};
 
-/// Bytes of a file that are changed at most.
+/// Bytes of a file that are damaged, at most.
 const SAMPLE: usize = 64 << 10;
 
-/// What is done to a file.
+/// A damage to a file.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
-    /// One bit of this byte.
+    /// Flips one bit of this byte.
     Bit(usize),
-    /// All bits of this byte.
+    /// Sets or clears all bits of this byte.
     Byte(usize),
-    /// It ends here.
-    Cut(usize),
+    /// Truncates the file to this length.
+    Truncate(usize),
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shown {
-    /// An error said so.
+    /// A typed error.
     Refused,
-    /// Everything is as it was.
+    /// All values are unchanged.
     Same,
-    /// Something else is shown.
+    /// A value differs.
     Other,
 }
 
-/// Tries about `n` cases of each kind of file.
+/// Runs about `n` cases for each kind of file.
 pub fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("corrupt");
     let (counts, scratch) = (Counts::default(), Scratch::new());
@@ -74,7 +73,7 @@ pub fn run(n: u64, seed: u64) -> Report {
     report
 }
 
-/// A store with two filings, log behind them, names and a kind.
+/// A store with two flushes, log after them, names and a user kind.
 fn store(trial: &mut Trial<'_>) -> Store {
     trial.batch = 12;
     (trial.model.recipe.kinds, trial.model.recipe.odd) = (vec![Trade::KIND, Signal::KIND], u64::MAX);
@@ -91,20 +90,20 @@ fn store(trial: &mut Trial<'_>) -> Store {
         assert_eq!(store.at.core.is_ready().unwrap(), Readiness::Ready);
         trial.send(&mut store, 2).unwrap();
         trial.sync(&mut store).unwrap();
-        trial.file(&mut store);
+        trial.flush(&mut store);
     }
     store
 }
 
-/// The cases of a file of `len` bytes, every so many if they are more than `n`.
-fn cases(len: usize, cut: bool, n: u64) -> impl Iterator<Item = Damage> {
+/// The damage cases of a file of `len` bytes; evenly spaced ones if there are more than `n`.
+fn cases(len: usize, truncates: bool, n: u64) -> impl Iterator<Item = Damage> {
     let sample = len.min(SAMPLE);
-    let all = sample * if cut { 3 } else { 2 };
+    let all = sample * if truncates { 3 } else { 2 };
     let stride = (all as u64).div_ceil(n.max(1)).max(1) as usize;
     (0..all).step_by(stride).map(move |i| match (i / sample, i % sample) {
         (0, at) => Damage::Bit(at),
         (1, at) => Damage::Byte(at),
-        (_, at) => Damage::Cut(at),
+        (_, at) => Damage::Truncate(at),
     })
 }
 
@@ -112,11 +111,11 @@ fn damaged(damage: Damage, byte: u8) -> u8 {
     match damage {
         Damage::Bit(at) => byte ^ 1 << (at % 8),
         Damage::Byte(_) if byte == 0xff => 0,
-        Damage::Byte(_) | Damage::Cut(_) => 0xff,
+        Damage::Byte(_) | Damage::Truncate(_) => 0xff,
     }
 }
 
-/// How often what was found.
+/// Counts of the results.
 #[derive(Default)]
 struct Tally {
     refused: u64,
@@ -134,20 +133,22 @@ impl Tally {
         }
         let again = "cargo run -p bench --bin faults -- corrupt, with the same --n and --seed";
         match outcome {
-            Ok(Shown::Other) if other_is_wrong => report.fail(format!("{what}: {damage:?}: a wrong value, and no error"), again),
-            Err(said) => report.fail(format!("{what}: {damage:?}: {said}"), again),
+            Ok(Shown::Other) if other_is_wrong => {
+                report.fail(format!("{what}: {damage:?}: a wrong value without an error"), again)
+            }
+            Err(why) => report.fail(format!("{what}: {damage:?}: {why}"), again),
             Ok(_) => report.pass(),
         }
     }
 
-    fn tell(self, report: &mut Report, what: &str, len: usize) {
+    fn summarise(self, report: &mut Report, what: &str, len: usize) {
         let Tally { refused, same, other } = self;
-        let shown = if other > 0 { format!(", {other} show another value (no checksum)") } else { String::new() };
+        let shown = if other > 0 { format!(", {other} with a wrong value (no checksum)") } else { String::new() };
         report.fact(format!("{what}: {len} bytes, {} cases: {refused} refused, {same} harmless{shown}", refused + same + other));
     }
 }
 
-/// A store on the simulated disk, stopped, and what it must say.
+/// A stopped store on the simulated disk, and its expected contents.
 struct Subject<'a> {
     disk: SimDisk,
     store: PathBuf,
@@ -167,14 +168,14 @@ impl<'a> Subject<'a> {
         Subject { manifest: follower.state().clone(), disk, store, state: trial.model.state(), meta, scratch, trial }
     }
 
-    /// Does every damage to `path` in turn, and undoes it.
+    /// Applies each damage to `path` in turn, checks, and undoes it.
     fn each(&self, report: &mut Report, n: u64, what: &str, path: &Path, check: &mut dyn FnMut() -> Shown) {
         let bytes = self.disk.contents(path).unwrap();
         let mut tally = Tally::default();
         assert_eq!(check(), Shown::Same, "{what}: without damage");
         for damage in cases(bytes.len(), true, n) {
             match damage {
-                Damage::Cut(len) => self.disk.overwrite(path, bytes[..len].to_vec()),
+                Damage::Truncate(len) => self.disk.overwrite(path, bytes[..len].to_vec()),
                 Damage::Bit(at) | Damage::Byte(at) => {
                     self.disk.patch(path, at, damaged(damage, bytes[at])).unwrap();
                 }
@@ -182,23 +183,23 @@ impl<'a> Subject<'a> {
             let outcome = guarded(|| format!("{what}: {damage:?}"), bytes.len(), &mut *check);
             tally.note(report, what, damage, outcome, true);
             match damage {
-                Damage::Cut(_) => self.disk.overwrite(path, bytes.clone()),
+                Damage::Truncate(_) => self.disk.overwrite(path, bytes.clone()),
                 Damage::Bit(at) | Damage::Byte(at) => {
                     self.disk.patch(path, at, bytes[at]).unwrap();
                 }
             }
         }
-        tally.tell(report, what, bytes.len());
+        tally.summarise(report, what, bytes.len());
     }
 
-    /// A start on a copy of the disk finds everything, or says why not.
+    /// Checks a start on a copy of the disk.
     fn whole(&self) -> Shown {
         self.scratch.clear();
         let disk = Arc::new(self.disk.copy());
         let world = World { disk: disk.clone(), clock: Arc::new(JumpClock::new()), store_id: self.meta.store_id, boot: 1 };
         let at = match tapestore_engine::recover(self.scratch.options(), &world) {
             Ok(at) => at,
-            Err(Error::Halted { .. } | Error::Io { .. }) => panic!("damage is no failure of a call"),
+            Err(Error::Halted { .. } | Error::Io { .. }) => panic!("damage is reported as a failed call"),
             Err(_) => return Shown::Refused,
         };
         at.control.set_instance(at.started.instance);
@@ -230,7 +231,7 @@ impl<'a> Subject<'a> {
         self.each(report, n, "log segment", &path, &mut || {
             count += 1;
             match read() {
-                // Now and then by a start of the whole store.
+                // Every 200th case checks a start of the whole store.
                 _ if count % 200 == 0 => self.whole(),
                 Err(_) => Shown::Refused,
                 Ok(hash) if hash == expected => Shown::Same,
@@ -263,7 +264,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Whether every way to read the file of `meta` shows what was sent, or an error; the first error.
+    /// Whether every access path of the SSTable of `meta` returns the sent records; an error if one failed.
     fn read_table(&self, dir: &Path, meta: sstable::FileMeta, lsns: &BTreeSet<u64>, words: &mut Vec<u64>) -> Result<bool, Error> {
         let table = sstable::Table::open(&self.disk, dir, meta)?;
         let (mut failed, mut expected, mut rows) = (None, Vec::new(), 0);
@@ -315,7 +316,7 @@ impl<'a> Subject<'a> {
             match manifest::read_all(&self.disk, &self.store, self.meta.store_id, &mut |_, _| {}) {
                 Err(_) => Shown::Refused,
                 Ok((follower, None)) if *follower.state() == self.manifest => Shown::Same,
-                // An edit that may be torn: what counts is what a start makes of it.
+                // Perhaps a torn edit: the result of a start counts.
                 Ok(_) => self.whole(),
             }
         });
@@ -337,7 +338,7 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Damage to what another process reads of a running store in shared memory.
+/// Damages the shared memory of a running store that other processes read.
 fn shared(report: &mut Report, n: u64, trial: &Trial<'_>) {
     let run_dir = RunDir::find(&trial.store).unwrap();
     let state = trial.model.state();
@@ -352,7 +353,7 @@ fn shared(report: &mut Report, n: u64, trial: &Trial<'_>) {
         let mut tally = Tally::default();
         assert_eq!(read_shared(trial, &state), Shown::Same, "{what}: without damage");
         for damage in &places {
-            let (Damage::Bit(at) | Damage::Byte(at) | Damage::Cut(at)) = *damage;
+            let (Damage::Bit(at) | Damage::Byte(at) | Damage::Truncate(at)) = *damage;
             let mut byte = [0u8];
             file.read_exact_at(&mut byte, at as u64).unwrap();
             file.write_all_at(&[damaged(*damage, byte[0])], at as u64).unwrap();
@@ -360,17 +361,17 @@ fn shared(report: &mut Report, n: u64, trial: &Trial<'_>) {
             file.write_all_at(&byte, at as u64).unwrap();
             tally.note(report, what, *damage, outcome, false);
         }
-        tally.tell(report, &format!("{}, in shared memory", what.trim_end_matches('-')), places.len() / 2);
+        tally.summarise(report, &format!("{}, in shared memory", what.trim_end_matches('-')), places.len() / 2);
     }
 }
 
-/// The bytes of a file in shared memory that say something, and those behind them; every so many.
+/// Damage cases for the bytes of a file in shared memory near non-zero bytes, evenly spaced.
 fn places_of(path: &Path, n: u64) -> Vec<Damage> {
     let bytes = std::fs::read(path).unwrap();
-    let says = |at: usize| bytes[at.saturating_sub(8)..(at + 8).min(bytes.len())].iter().any(|b| *b != 0);
-    let told: Vec<usize> = (0..bytes.len()).filter(|at| says(*at)).take(4 * SAMPLE).collect();
-    let stride = (2 * told.len() as u64).div_ceil(n.max(1)).max(1) as usize;
-    let both = told.iter().flat_map(|&at| [Damage::Bit(at), Damage::Byte(at)]);
+    let is_used = |at: usize| bytes[at.saturating_sub(8)..(at + 8).min(bytes.len())].iter().any(|b| *b != 0);
+    let used: Vec<usize> = (0..bytes.len()).filter(|at| is_used(*at)).take(4 * SAMPLE).collect();
+    let stride = (2 * used.len() as u64).div_ceil(n.max(1)).max(1) as usize;
+    let both = used.iter().flat_map(|&at| [Damage::Bit(at), Damage::Byte(at)]);
     both.step_by(stride).collect()
 }
 
@@ -407,7 +408,7 @@ fn read_shared(trial: &Trial<'_>, state: &State) -> Shown {
     }
 }
 
-/// Damage to the configuration: it is people's text, so another value is another wish.
+/// Damages the configuration: it has no checksums, so another valid value is allowed.
 fn configuration(report: &mut Report, n: u64, scratch: &Scratch) {
     let text = include_bytes!("../../../../config/storage.toml");
     let path = scratch.file("storage.toml");
@@ -415,7 +416,7 @@ fn configuration(report: &mut Report, n: u64, scratch: &Scratch) {
     for damage in cases(text.len(), true, n) {
         let mut bytes = text.to_vec();
         match damage {
-            Damage::Cut(len) => bytes.truncate(len),
+            Damage::Truncate(len) => bytes.truncate(len),
             Damage::Bit(at) | Damage::Byte(at) => bytes[at] = damaged(damage, bytes[at]),
         }
         std::fs::write(&path, &bytes).unwrap();
@@ -429,5 +430,5 @@ fn configuration(report: &mut Report, n: u64, scratch: &Scratch) {
         );
         tally.note(report, "configuration", damage, outcome, true);
     }
-    tally.tell(report, "configuration", text.len());
+    tally.summarise(report, "configuration", text.len());
 }

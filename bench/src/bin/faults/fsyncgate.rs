@@ -1,8 +1,8 @@
-//! Owns: the campaign `fsyncgate`: the disk below the file system becomes too short, so that what was written to the
-//! cache cannot be written back: a sync fails, and the next would say that all is well.
+//! Owns: the campaign `fsyncgate`: the disk below the file system shrinks, so that the page cache cannot be written back: a
+//! sync fails, and the next one would report success.
 //!
-//! What must hold: storage ends with 74 at the first failed sync of the log and has acknowledged nothing that is not
-//! on the disk; started again on a sound volume it serves what is durable.
+//! What must hold: storage ends with exit code 74 at the first failed sync of the log and has acknowledged only records on
+//! the disk; restarted on a sound volume it serves the durable records.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::volumes::{self, Volume};
 const PLANS: [Plan; 2] =
     [Plan { publisher: 1, level: "fsync", batch: 16, rate: 4_000 }, Plan { publisher: 2, level: "os", batch: 64, rate: 8_000 }];
 
-/// `n` volumes.
+/// Runs on `n` volumes.
 pub(crate) fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("fsyncgate");
     if let Some(why) = volumes::why_not() {
@@ -44,8 +44,8 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     site.start()?;
     let mut feeds: Vec<Feed> = PLANS.iter().map(|p| Feed::start(&site, *p, 1)).collect();
     std::thread::sleep(Duration::from_millis(500 + rng.below(1_000)));
-    // A thin volume does not keep blocks of zeros: those of prepared segments are taken when they are written.
-    // Nobody writes while what is on the disk is put aside.
+    // The image is sparse: blocks of zeros, as in prepared segments, are allocated when records are written to them.
+    // Storage is stopped while the image is copied.
     let pause = |with| site.child().map_or((), |c| site::signal(c, with));
     pause(Signal::STOP);
     let shrunk = volume.shrink();
@@ -55,7 +55,7 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     if status.code() != Some(i32::from(tape_services::exit::IO)) {
         return Err(format!("storage ended with {status} after a failed sync"));
     }
-    feeds.iter_mut().for_each(Feed::listen);
+    feeds.iter_mut().for_each(Feed::read_account);
     volume.unmount()?;
     volume.restore(cut)?;
     volume.mount()?;
@@ -74,7 +74,7 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     site.tape(&["verify"])?;
     report.fact(format!("{} records, 0 lost at fsync, {missing} at os", tracker.last()));
     site.stop()?;
-    site.forget();
+    site.free_shared_memory();
     drop(feeds);
     drop(volume);
     Ok(())

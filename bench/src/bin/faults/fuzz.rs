@@ -1,11 +1,10 @@
-//! Owns: bad inputs for every parser: good ones from a generator, mutated, with right checksums every other time.
+//! Owns: malformed inputs for every parser: generated valid inputs, mutated; half of them get correct checksums.
 //!
-//! What must hold: whatever the bytes are, no panic, no hang, and no more than 64 MiB beyond the input. An input that
-//! fails is kept in a file, and the command that tries it again is printed.
+//! What must hold: for any bytes no panic, no hang, and no more than 64 MiB allocated beyond the input. A failing input is
+//! saved to a file, and the command that repeats it is printed.
 
 use std::path::{Path, PathBuf};
 
-use tape_services::input::{self, Binance, Csv, Dbn, Message, Table as Rows};
 use tape_services::{query, terminal};
 use tapestore::bus::BatchHeader;
 use tapestore::bus::attach::{Message as Said, Mode};
@@ -18,6 +17,7 @@ use tapestore::time::{Ts, parse_duration};
 use tapestore::wal::{Chain, Fact, fact};
 use tapestore::{bars, manifest, reader, record, wal};
 use tapestore_engine::{compaction, config};
+use tapestore_formats::input::{self, Binance, Csv, Dbn, Message, Table as Rows};
 
 use crate::guard::guarded;
 use crate::model::{self, Signal};
@@ -29,7 +29,7 @@ use crate::tally::Counts;
 
 type Parse<'a> = Box<dyn FnMut(&[u8]) + 'a>;
 
-/// A parser, what it is tried on, and how.
+/// A parser with its valid inputs and the function that corrects checksums.
 struct Target<'a> {
     name: &'static str,
     seeds: Vec<Vec<u8>>,
@@ -37,10 +37,10 @@ struct Target<'a> {
     run: Parse<'a>,
 }
 
-/// Tries `n` inputs of each target, or of `only`; or the one in the file `input`.
+/// Runs `n` inputs through each target or through `only`, or the one input in the file `input`.
 ///
-/// The saved corpus is tried as it is, and its inputs are mutated as the generator's are; `saves` adds the generator's
-/// to it. An input that has failed once is put there by hand, and tried ever after.
+/// Inputs of the saved corpus run as they are and mutated, like the generator's. `saves` adds the generator's inputs to
+/// the corpus. An input that failed once is added by hand and becomes a regression test.
 pub fn run(n: u64, seed: u64, only: Option<&str>, input: Option<&Path>, saves: bool) -> Report {
     let mut report = Report::new("fuzz");
     let (counts, scratch) = (Counts::default(), Scratch::new());
@@ -48,9 +48,9 @@ pub fn run(n: u64, seed: u64, only: Option<&str>, input: Option<&Path>, saves: b
     let mut store = model_store(&mut trial);
     let files = Files::of(&trial, &mut store);
     let offered = Scratch::new();
-    let counts_of_offers = Counts::default();
+    let offer_counts = Counts::default();
     let mut targets = of_files(&files);
-    targets.extend(of_messages(&offered, &counts_of_offers));
+    targets.extend(of_messages(&offered, &offer_counts));
     targets.extend(of_inputs(&scratch, &files));
     targets.extend(of_text(&scratch));
     for target in targets.iter_mut().filter(|t| only.is_none_or(|o| o == t.name)) {
@@ -66,7 +66,7 @@ pub fn run(n: u64, seed: u64, only: Option<&str>, input: Option<&Path>, saves: b
     report
 }
 
-/// Bytes of an input of the corpus at most, and inputs of a target that the generator saves.
+/// Largest input that is saved, bytes, and the number of saved inputs of a target.
 const SAVED_LEN: usize = 16 << 10;
 const SAVED_MAX: usize = 6;
 
@@ -111,16 +111,16 @@ fn many(report: &mut Report, target: &mut Target<'_>, n: u64, seed: u64) {
 fn attempt(report: &mut Report, target: &mut Target<'_>, bytes: Vec<u8>, i: u64) {
     match guarded(|| format!("{} input {i}", target.name), bytes.len(), || (target.run)(&bytes)) {
         Ok(()) => report.pass(),
-        Err(said) => {
+        Err(why) => {
             let path = std::env::temp_dir().join(format!("fuzz-{}-{:08x}", target.name, crc32c::crc32c(&bytes)));
             std::fs::write(&path, &bytes).unwrap();
             let again = format!("faults -- fuzz --only {} --input {}", target.name, path.display());
-            report.fail(format!("{}: {said}", target.name), format!("cargo run -p bench --bin {again}"));
+            report.fail(format!("{}: {why}", target.name), format!("cargo run -p bench --bin {again}"));
         }
     }
 }
 
-/// A store with records, names, a kind, a file of history of two kinds, and a log.
+/// A store with records, names, a user kind, SSTables of two kinds, and a log.
 fn model_store(trial: &mut Trial<'_>) -> Store {
     trial.batch = 12;
     (trial.model.recipe.kinds, trial.model.recipe.late) = (vec![Trade::KIND, Quote::KIND, Signal::KIND], u64::MAX);
@@ -136,7 +136,7 @@ fn model_store(trial: &mut Trial<'_>) -> Store {
         store.at.core.is_ready().unwrap();
         trial.send(&mut store, 2).unwrap();
         trial.sync(&mut store).unwrap();
-        trial.file(&mut store);
+        trial.flush(&mut store);
     }
     store
 }
@@ -204,11 +204,11 @@ fn of_files(files: &Files) -> Vec<Target<'_>> {
         drop(wal::MetaFile::open(&disk, &meta_dir));
     });
     let current = |bytes: &[u8]| assert!(manifest::format::parse_current(bytes).is_none_or(|n| n < 1 << 48));
-    let known = files.tables.iter().map(|t| t.0).collect::<Vec<_>>();
+    let metas = files.tables.iter().map(|t| t.0).collect::<Vec<_>>();
     let table = Box::new(move |bytes: &[u8]| {
         let disk = SimDisk::new();
-        for known in &known {
-            let meta = FileMeta { len: bytes.len() as u64, crc: trailer_crc(bytes), ..*known };
+        for of in &metas {
+            let meta = FileMeta { len: bytes.len() as u64, crc: trailer_crc(bytes), ..*of };
             let path = sst_dir.join(sstable::file_name(meta.kind, meta.id));
             put(&disk, &path, bytes);
             if let Ok(table) = sstable::Table::open(&disk, &sst_dir, meta) {
@@ -231,7 +231,7 @@ fn of_files(files: &Files) -> Vec<Target<'_>> {
     ]
 }
 
-/// Every way to read a file; errors are fine.
+/// Reads an SSTable by every access path; errors are allowed.
 fn read_table(table: &sstable::Table, meta: &FileMeta) {
     let mut words = Vec::new();
     for lsn in (meta.lsn.0.0..=meta.lsn.1.0).take(64).map(Lsn) {
@@ -262,13 +262,13 @@ fn words_of(bytes: &[u8]) -> Vec<u64> {
 fn of_messages<'a>(scratch: &'a Scratch, counts: &'a Counts) -> Vec<Target<'a>> {
     let bytes_of = |words: &[u64]| bytemuck::cast_slice::<u64, u8>(words).to_vec();
     let layout = Layout::of(Signal::SCHEMA_REF).unwrap();
-    let facts = [
+    let entries = [
         Fact::Attach { publisher: PublisherId(1), epoch: Epoch(2), incarnation: 3 },
         Fact::Symbol { instrument: InstrumentId(1), name: model::name(1) },
         Fact::Kind(layout.clone()),
     ];
-    let mut fact_words = Vec::new();
-    facts.iter().for_each(|f| f.encode(&mut fact_words));
+    let mut entry_words = Vec::new();
+    entries.iter().for_each(|entry| entry.encode(&mut entry_words));
     let messages = [
         Said::Attach { publisher: PublisherId(1), mode: Mode::Resume(Epoch(4)), level: Level::Fsync, incarnation: 9 },
         Said::Symbols(vec![model::name(1), model::name(2)]),
@@ -282,8 +282,8 @@ fn of_messages<'a>(scratch: &'a Scratch, counts: &'a Counts) -> Vec<Target<'a>> 
     let mut offers = Offers { scratch, counts, running: None };
     vec![
         Target {
-            name: "facts",
-            seeds: vec![bytes_of(&fact_words)],
+            name: "control-entries",
+            seeds: vec![bytes_of(&entry_words)],
             fix: fix_nothing,
             run: Box::new(|bytes| {
                 let words = words_of(bytes);
@@ -313,7 +313,7 @@ fn of_messages<'a>(scratch: &'a Scratch, counts: &'a Counts) -> Vec<Target<'a>> 
     ]
 }
 
-/// A store to which batches are offered.
+/// Passes batches to a store, which is replaced after 500.
 struct Offers<'a> {
     scratch: &'a Scratch,
     counts: &'a Counts,
@@ -344,7 +344,7 @@ impl Offers<'_> {
     }
 }
 
-fn read_input(opened: tape_services::exit::Outcome<Box<dyn input::Input>>) {
+fn read_input(opened: tapestore_formats::error::Result<Box<dyn input::Input>>) {
     let Ok(mut input) = opened else { return };
     let mut message = Message::default();
     for _ in 0..10_000 {
@@ -414,7 +414,7 @@ fn binance_seeds() -> Vec<Vec<u8>> {
 }
 
 fn parquet_seeds() -> Vec<Vec<u8>> {
-    let mut batcher = tape_services::columnar::Batcher::new(Trade::SCHEMA_REF, false);
+    let mut batcher = tapestore_formats::schema::Batcher::new(Trade::SCHEMA_REF, false);
     let trade = Trade { ts_recv: Ts(model::BEGIN), price: Price(5), ..Trade::default() };
     for lsn in 1..20 {
         let record = record::RecordRef::of(&trade);
@@ -459,7 +459,7 @@ fn of_text(scratch: &Scratch) -> Vec<Target<'static>> {
     ]
 }
 
-/// Every small text that people give.
+/// Parses `bytes` as every kind of text that users enter.
 fn texts(bytes: &[u8]) {
     drop(Name::new(bytes));
     let text = &*String::from_utf8_lossy(bytes);

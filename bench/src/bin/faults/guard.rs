@@ -1,6 +1,6 @@
-//! Owns: what a damaged input may cost: an allocator that counts, a watchdog, and a call that may panic.
+//! Owns: limits for damaged inputs: a counting allocator, a watchdog, and a call that catches panics.
 //!
-//! What must hold: a case that hangs ends the program with its name; what a case allocates is counted whoever does it.
+//! What must hold: a hanging case ends the program with its name; allocations of a case are counted on all threads.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,14 +8,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::scratch::said;
+use crate::scratch::panic_message;
 
-/// Bytes that a case may allocate beyond its input.
+/// Bytes that a case may allocate beyond the size of its input.
 pub const MEMORY_MAX: usize = 64 << 20;
-/// How long a case may take.
+/// Time limit of a case.
 const HANG: Duration = Duration::from_secs(20);
 
-/// The system's allocator, counted.
+/// The system's allocator with a count of bytes.
 pub struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -26,11 +26,11 @@ fn grow(by: usize) {
     PEAK.fetch_max(now, Ordering::Relaxed);
 }
 
-// SAFETY: every call is passed on to the system's allocator as it came; counting allocates nothing.
+// SAFETY: every call is passed on unchanged to the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         grow(layout.size());
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        // SAFETY: the caller upholds the contract of the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
@@ -66,7 +66,7 @@ fn watch() {
                 if let Some((began, name)) = &*CASE.lock().unwrap()
                     && began.elapsed() > HANG
                 {
-                    println!("FAILED: a hang of more than {} s: {name}", HANG.as_secs());
+                    println!("FAILED: {name} hangs for more than {} s", HANG.as_secs());
                     std::process::exit(1);
                 }
             }
@@ -77,7 +77,7 @@ fn watch() {
 /// Runs `case`, called `name`, with an input of `input` bytes.
 ///
 /// # Errors
-/// That it panicked or took too much memory.
+/// The case panicked or allocated too much.
 pub fn guarded<T>(name: impl FnOnce() -> String, input: usize, case: impl FnOnce() -> T) -> Result<T, String> {
     watch();
     CASES.fetch_add(1, Ordering::Relaxed);
@@ -88,8 +88,8 @@ pub fn guarded<T>(name: impl FnOnce() -> String, input: usize, case: impl FnOnce
     let took = PEAK.load(Ordering::Relaxed).saturating_sub(before);
     *CASE.lock().unwrap() = None;
     match outcome {
-        Err(_) => Err(said()),
-        Ok(_) if took > MEMORY_MAX + input => Err(format!("{took} bytes were allocated for {input}")),
+        Err(_) => Err(panic_message()),
+        Ok(_) if took > MEMORY_MAX + input => Err(format!("{took} bytes allocated for an input of {input}")),
         Ok(value) => Ok(value),
     }
 }

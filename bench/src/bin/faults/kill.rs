@@ -1,8 +1,8 @@
-//! Owns: the campaign `kill`: storage is killed at random moments under publishers and readers, also while it files,
-//! merges and recovers, and started again.
+//! Owns: the campaign `kill`: storage is killed at random moments while publishers and readers run, also during flushes,
+//! compaction and recovery, and restarted.
 //!
-//! What must hold: what was acknowledged at any level is there, once, in order, byte for byte; LSNs are dense;
-//! publishers and readers go on by themselves and see nothing wrong.
+//! What must hold: records acknowledged at any level are there, once, in order, byte for byte; LSNs are dense; publishers
+//! and readers recover by themselves and read no wrong record.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::report::Report;
 use crate::rows::Tracker;
 use crate::site::{self, Feed, Plan, SMALL, Site, Watcher};
 
-/// The publishers: all levels with acknowledgements, single records and batches.
+/// The publishers: all levels with acknowledgements; single records and batches.
 pub(crate) const PLANS: [Plan; 4] = [
     Plan { publisher: 1, level: "fsync", batch: 1, rate: 1_000 },
     Plan { publisher: 2, level: "os", batch: 16, rate: 5_000 },
@@ -21,35 +21,35 @@ pub(crate) const PLANS: [Plan; 4] = [
     Plan { publisher: 4, level: "os", batch: 256, rate: 10_000 },
 ];
 
-/// Cycles between two looks at everything.
+/// Cycles between two checks of all records.
 const ALL_EVERY: u64 = 250;
 
-/// What was hit.
+/// Counts of what the kills interrupted.
 #[derive(Default)]
 struct Hits {
     in_recovery: u64,
-    in_filing: u64,
+    in_flush: u64,
     edits: u64,
     merges: u64,
     checked: u64,
 }
 
-/// `n` kills.
+/// Kills storage `n` times.
 pub(crate) fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("kill");
     let mut site = Site::new("kill", seed, SMALL);
     let mut hits = Hits::default();
     match campaign(&mut site, n, seed, &mut report, &mut hits) {
         Ok(tracker) => {
-            report.fact(format!("{} records of {} epochs, {} looks at one", tracker.last(), tracker.epochs(), hits.checked));
+            report.fact(format!("{} records of {} epochs, {} record checks", tracker.last(), tracker.epochs(), hits.checked));
         }
         Err(what) => {
             let again = site.again("kill", n, seed);
             report.fail(what, again);
         }
     }
-    report.fact(format!("{} kills while recovering, {} while filing", hits.in_recovery, hits.in_filing));
-    report.fact(format!("{} edits of the manifest, at the kills {} merges done", hits.edits, hits.merges));
+    report.fact(format!("{} kills during recovery, {} during a flush", hits.in_recovery, hits.in_flush));
+    report.fact(format!("{} manifest edits; {} merges before the kills", hits.edits, hits.merges));
     report
 }
 
@@ -66,9 +66,9 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
         let control = reader.control();
         hits.edits = control.tables().map_or(hits.edits, |t| t.manifest);
         hits.merges += control.statistic(Statistic::Merges);
-        hits.in_filing += u64::from(control.tables().is_some_and(|t| t.count > 1));
+        hits.in_flush += u64::from(control.tables().is_some_and(|t| t.count > 1));
         site.kill();
-        feeds.iter_mut().for_each(Feed::listen);
+        feeds.iter_mut().for_each(Feed::read_account);
         if rng.below(4) == 0 {
             for _ in 0..=rng.below(3) {
                 site.spawn();
@@ -76,7 +76,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
                 let instance = reader.control().instance();
                 site.kill();
                 hits.in_recovery += instance % 2;
-                feeds.iter_mut().for_each(Feed::listen);
+                feeds.iter_mut().for_each(Feed::read_account);
             }
         }
         site.start()?;
@@ -108,8 +108,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
     Ok(tracker)
 }
 
-/// Waits for a moment to kill at: any, one at which a MemTable is being filed, or one just after an edit of the
-/// manifest.
+/// Waits for the moment of the kill: a random one, one during a flush, or one just after a manifest edit.
 fn wait(reader: &tapestore::reader::Reader, rng: &mut SimRng) {
     let tables = || reader.control().tables().map_or((0, 0), |t| (t.count, t.manifest));
     let edit = tables().1;

@@ -1,12 +1,12 @@
-//! Owns: the fault campaigns: what is tried to make the store lose a record or say a wrong one, and what came of it.
+//! Owns: the fault campaigns, which try to make the store lose a record or return a wrong one, and their results.
 //!
-//! What must hold: everything random follows from the seed that is printed; a campaign that tried nothing has failed.
+//! What must hold: all randomness follows from the printed seed; a campaign without trials has failed.
 
 #![expect(
     unreachable_pub,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a program has no public items; a campaign that cannot be run ends it, and a wrong index is a failed trial"
+    reason = "a program has no public items; a campaign that cannot run ends it, and a wrong index is a failed trial"
 )]
 
 mod checker;
@@ -49,66 +49,66 @@ static ALLOCATOR: guard::Counting = guard::Counting;
 /// Fault campaigns against the store.
 #[derive(Parser, Debug)]
 struct Args {
-    /// Which
+    /// The campaign
     campaign: Campaign,
-    /// Trials [default: as many as a short run has]
+    /// Number of trials [default: depends on the campaign]
     #[arg(long)]
     n: Option<u64>,
-    /// Everything random follows from it [default: the time]
+    /// Seed of all randomness [default: the time]
     #[arg(long)]
     seed: Option<u64>,
-    /// Of fuzz: this target alone
+    /// fuzz: only this target
     #[arg(long)]
     only: Option<String>,
-    /// Of fuzz: the input in this file, once
+    /// fuzz: the input in this file, once
     #[arg(long)]
     input: Option<PathBuf>,
-    /// Of fuzz: add the generator's inputs to the saved corpus
+    /// fuzz: add the generator's inputs to the saved corpus
     #[arg(long)]
     save: bool,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Campaign {
-    /// Storage is killed at random moments, under publishers and readers
+    /// Storage is killed at random moments while publishers and readers run
     Kill,
-    /// The disk is filled, and has room again
+    /// The disk is filled, then has space again
     Nospace,
     /// Publishers are killed, stopped and continued at random moments
     PublisherKill,
-    /// A real file system forgets what was not synced
+    /// A real file system loses everything that was not synced
     PowerlossReal,
-    /// Written pages cannot be written back: a sync fails
+    /// The page cache cannot be written back: a sync fails
     Fsyncgate,
-    /// Readers check every row, through everything; --n is seconds
+    /// Readers check every row during flushes, compaction, expiry and restarts; --n is seconds
     Readers,
-    /// A small shared memory, all of it held by readers; --n is minutes
+    /// A small shared memory, pinned by readers; --n is minutes
     SmallShm,
-    /// What is held of the host over minutes; --n is minutes
+    /// Resources of storage over time; --n is minutes
     Soak,
-    /// Private memory by frames of the log, without a restart; --n is thousands of frames
+    /// Private memory over the frames of the log, without a restart; --n is thousands of frames
     Steady,
-    /// Simulated loss of power, kills and failing calls against a model
+    /// Simulated power loss, kills and failing calls, checked against a model
     Powerloss,
     /// The leader's host of three is killed
     Failover,
-    /// Links between three hosts break, both ways and one way
+    /// Links between three hosts break in one or both directions
     Partition,
     /// Files of one host of three are damaged
     MinorityCorrupt,
-    /// Each disk call of a script fails, once and for ever
+    /// Each disk call of a script fails, once and permanently
     NthFault,
-    /// Each byte of each kind of file changed, each length cut
+    /// Each byte of each kind of file is changed, each length truncated
     Corrupt,
-    /// Bad inputs for every parser
+    /// Malformed inputs for every parser
     Fuzz,
-    /// Rules are broken on purpose: a campaign must notice each
+    /// Rules are broken on purpose: a campaign must detect each
     Sabotage,
     /// The short form of all campaigns
     Short,
 }
 
-/// All campaigns, with the trials of a short run.
+/// The campaigns of a short run, with their numbers of trials.
 const SHORT: &[(Campaign, u64)] = &[
     (Campaign::Powerloss, 4_000),
     (Campaign::NthFault, 300),
@@ -152,7 +152,7 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
                 let began = std::time::Instant::now();
                 let run = campaign(which, Some(n), seed);
                 let (name, trials) = (which.to_possible_value().unwrap().get_name().to_owned(), run.trials());
-                let outcome = if run.finish() { Ok(()) } else { Err(format!("{name} has failed")) };
+                let outcome = if run.finish() { Ok(()) } else { Err(format!("{name} failed")) };
                 report.fact(format!("{name}: {trials} trials in {} s", began.elapsed().as_secs()));
                 report.add(outcome, format!("cargo run -p bench --bin faults -- {name} --n {n} --seed {seed}"));
             }
@@ -174,7 +174,7 @@ fn main() -> ExitCode {
         (which, ..) => campaign(which, args.n, seed),
     };
     let Ok(report) = std::panic::catch_unwind(run) else {
-        println!("FAILED: the campaign itself: {}", scratch::said());
+        println!("FAILED: the campaign panicked: {}", scratch::panic_message());
         return ExitCode::FAILURE;
     };
     if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -1,26 +1,26 @@
-//! Owns: what a simulated store is compared with: records that follow from a seed, and the frames that were logged.
+//! Owns: the model of a simulated store: records derived from a seed, and the appended frames.
 //!
-//! What must hold: what a start finds is what the first so many frames say, no fewer than were known durable and no
-//! more than were written: each record once, in order, byte for byte; numbers, names and epochs as of the same frame.
+//! What must hold: a start finds a prefix of the frames, at least the durable ones and at most the written ones: each record
+//! once, in order, byte for byte; numbers, names and epochs as of the same frame.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use tapestore::disk::Disk;
 use tapestore::disk::sim::SimRng;
-use tapestore_engine::Recovered;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
 use tapestore::record::{Kind, Name, Price, Record, Schema, schema};
 use tapestore::sstable::{FileMeta, Table};
 use tapestore::time::Ts;
+use tapestore_engine::Recovered;
 
-/// Simulated time begins here.
+/// Start of simulated time.
 pub const BEGIN: u64 = 1_700_000_000_000_000_000;
 const HOUR: u64 = 3_600_000_000_000;
 
-/// A kind that a program defines.
+/// A user kind.
 #[derive(Clone, Copy, Debug, Record)]
 #[repr(C)]
 #[record(kind = 0x80f1, name = "fault-signal", index = ts_recv, find(order_id))]
@@ -36,32 +36,32 @@ pub struct Signal {
     reserved: [u8; 4],
 }
 
-/// One record, by who sent it.
+/// The identity of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
-    /// Who.
+    /// Its publisher.
     pub publisher: u16,
-    /// In which epoch.
+    /// Its epoch.
     pub epoch: u32,
-    /// Under which number.
+    /// Its pub_seq.
     pub seq: u64,
 }
 
-/// Which records there are.
+/// Parameters of the generated records.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// Everything follows from it.
+    /// Seed of all records.
     pub seed: u64,
-    /// The kinds that occur.
+    /// The generated kinds.
     pub kinds: Vec<Kind>,
-    /// One record in so many has bytes that should be zero and are not.
+    /// One record in so many has non-zero reserved bytes.
     pub odd: u64,
-    /// One record in so many is as late as a month.
+    /// One record in so many is up to 40 days late.
     pub late: u64,
 }
 
 impl Recipe {
-    /// A recipe that follows from `seed`.
+    /// A recipe derived from `seed`.
     pub fn new(seed: u64) -> Recipe {
         let mut rng = SimRng::new(seed ^ 0x7ec1_9e00);
         let all = [1, 2, 3, 6, 8, 11, 13, Signal::KIND.0];
@@ -70,12 +70,12 @@ impl Recipe {
         Recipe { seed, kinds, odd: [u64::MAX, 50, 5][rng.below(3) as usize], late: [u64::MAX, 200, 20][rng.below(3) as usize] }
     }
 
-    /// The words of `sent`.
+    /// Appends the words of `sent` to `out`.
     pub fn words(&self, sent: Sent, out: &mut Vec<u64>) {
         let mix = u64::from(sent.publisher) << 56 ^ u64::from(sent.epoch) << 40 ^ sent.seq;
         let mut rng = SimRng::new(self.seed.wrapping_mul(0x9e37_79b9) ^ mix);
         let kind = self.kinds[rng.below(self.kinds.len() as u64) as usize];
-        let Some(schema) = schema(kind) else { panic!("kind {} is not known", kind.0) };
+        let Some(schema) = schema(kind) else { panic!("kind {} is not registered", kind.0) };
         let instrument = 1 + rng.below(INSTRUMENTS as u64);
         let start = out.len();
         out.push(u64::from(kind.0) | rng.below(3) << 16 | instrument << 32);
@@ -105,34 +105,34 @@ fn clear_reserved(schema: &Schema, words: &mut [u64], odd: bool) {
     }
 }
 
-/// What a frame of the log holds.
+/// The contents of a frame.
 #[derive(Clone, Debug)]
 pub enum Frame {
     /// Records.
     Records(Vec<Sent>),
-    /// So many new names.
+    /// Number of new names.
     Names(usize),
-    /// An epoch begins.
+    /// Begin of an epoch: publisher, epoch.
     Epoch(u16, u32),
-    /// A kind is known.
+    /// The user kind.
     Kind,
 }
 
-/// The store as it must be.
+/// The expected state of the store.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// The records, by LSN from 1.
     pub log: Vec<Sent>,
-    /// How many names there are.
+    /// Number of names.
     pub names: usize,
-    /// Publishers: epoch, last number, its LSN.
+    /// Publishers: epoch, last pub_seq, its LSN.
     pub publishers: BTreeMap<u16, (u32, u64, u64)>,
-    /// Whether the kind is surely known.
+    /// Whether the user kind is surely registered.
     pub has_kind: bool,
 }
 
 impl State {
-    /// Takes in a frame.
+    /// Applies a frame.
     pub fn apply(&mut self, frame: &Frame) {
         match frame {
             Frame::Records(sent) => {
@@ -150,7 +150,7 @@ impl State {
     }
 }
 
-/// Instruments that records are of: the first so many, which each publisher finds registered.
+/// Number of instruments of the records; registered before any record.
 pub const INSTRUMENTS: usize = 5;
 
 /// The name of the `i`-th instrument.
@@ -158,37 +158,37 @@ pub fn name(i: usize) -> Name {
     format!("SIM:{i}").parse().unwrap()
 }
 
-/// What was logged.
+/// The appended frames and the expected state.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Which records.
+    /// Parameters of the records.
     pub recipe: Recipe,
-    /// As of all frames before `frames`.
+    /// The state before `frames`.
     pub base: State,
-    /// What the log holds behind it.
+    /// The frames after `base`.
     pub frames: Vec<Frame>,
-    /// How many of the frames are known durable.
+    /// Number of durable frames.
     pub durable: usize,
-    /// A frame whose writing failed: it may be there or not.
+    /// A frame whose write failed: it may be in the log or not.
     pub doubtful: Option<Frame>,
-    /// Records that were let go of because of their age, surely or perhaps.
+    /// LSNs of records that retention dropped or may have dropped.
     pub gone: BTreeSet<u64>,
 }
 
 impl Model {
-    /// Of an empty store.
+    /// The model of an empty store.
     pub fn new(recipe: Recipe) -> Model {
         Model { recipe, base: State::default(), frames: Vec::new(), durable: 0, doubtful: None, gone: BTreeSet::new() }
     }
 
-    /// As of all frames.
+    /// The state after all frames.
     pub fn state(&self) -> State {
         let mut state = self.base.clone();
         self.frames.iter().for_each(|f| state.apply(f));
         state
     }
 
-    /// Notes that `file` is let go of.
+    /// Records that retention may drop the SSTable `file`.
     pub fn may_go(&mut self, disk: &dyn Disk, store: &Path, file: FileMeta) {
         let table = Table::open(disk, &store.join(tapestore::sstable::DIR), file).unwrap();
         let rows = table.verify(|block| {
@@ -198,14 +198,14 @@ impl Model {
         assert_eq!(rows.unwrap(), file.rows);
     }
 
-    /// How many records were written, surely or perhaps.
+    /// Number of records that were written or may have been.
     pub fn written(&self) -> u64 {
         let frames = self.frames.iter().chain(&self.doubtful);
         let counts = frames.map(|f| if let Frame::Records(sent) = f { sent.len() as u64 } else { 0 });
         self.base.log.len() as u64 + counts.sum::<u64>()
     }
 
-    /// Notes what the store says that it has made durable.
+    /// Records the durable watermark `lsn` of the store.
     pub fn acknowledged(&mut self, lsn: Lsn) {
         let mut records = self.base.log.len() as u64;
         for (i, frame) in self.frames.iter().enumerate() {
@@ -218,20 +218,20 @@ impl Model {
         }
     }
 
-    /// Notes that a start has found what `found` says; `all`: nothing may be missing.
+    /// Settles the model on the state that a start found; with `all`, no frame may be missing.
     ///
     /// # Panics
-    /// If that is not what the first so many frames say.
+    /// If `found` is not the state after a prefix of the frames.
     pub fn settle(&mut self, found: &Found, all: bool) {
         let least = if all { self.frames.len() } else { self.durable };
         let mut frames = std::mem::take(&mut self.frames);
         frames.extend(self.doubtful.take());
         let mut frames = frames.into_iter();
         frames.by_ref().take(least).for_each(|f| self.base.apply(&f));
-        let known = self.base.summary();
+        let durable = self.base.summary();
         while !found.is(&self.base) {
             let Some(frame) = frames.next() else {
-                panic!("found {}; known durable {known}; written {}", found.summary(), self.base.summary())
+                panic!("found {}; durable {durable}; written {}", found.summary(), self.base.summary())
             };
             self.base.apply(&frame);
         }
@@ -246,7 +246,7 @@ impl State {
     }
 }
 
-/// What a start has found.
+/// The state that a start found.
 #[derive(Clone, Debug)]
 pub struct Found {
     records: u64,
@@ -255,7 +255,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// What `store` has.
+    /// The state of `store`.
     pub fn of(store: &Recovered, reader: &mut Reader, publishers: u16) -> Found {
         let symbols = reader.symbols().unwrap();
         symbols.refresh();
@@ -270,7 +270,7 @@ impl Found {
         Found { records: store.started.records, names: names.len(), publishers: (1..=publishers).filter_map(state).collect() }
     }
 
-    /// Whether it is what `state` says.
+    /// Whether it equals `state`.
     pub fn is(&self, state: &State) -> bool {
         self.records == state.log.len() as u64 && self.names == state.names && self.publishers == state.publishers
     }
@@ -280,10 +280,10 @@ impl Found {
     }
 }
 
-/// Every record of `state` is in `snapshot`, as it was sent and by whom.
+/// Checks that `snapshot` holds every record of `state`, as sent, with its publisher.
 ///
 /// # Panics
-/// If one is not.
+/// If a record differs or is missing.
 pub fn compare(snapshot: &mut Snapshot, model: &Model, state: &State) {
     assert_eq!(snapshot.last(), Lsn(state.log.len() as u64));
     let mut words = Vec::new();
@@ -291,18 +291,18 @@ pub fn compare(snapshot: &mut Snapshot, model: &Model, state: &State) {
         let lsn = Lsn(i as u64 + 1);
         words.clear();
         let Some(row) = snapshot.get(lsn).unwrap() else {
-            assert!(model.gone.contains(&lsn.0), "record {lsn} is not there");
+            assert!(model.gone.contains(&lsn.0), "record {lsn} is missing");
             continue;
         };
         model.recipe.words(*sent, &mut words);
-        assert!(row.record.words() == words, "record {lsn} is not what {sent:?} was");
+        assert!(row.record.words() == words, "record {lsn} differs from {sent:?}");
         let arrival = snapshot.arrival(lsn).unwrap().unwrap_or_else(|| panic!("record {lsn} has no origin"));
         let from = (arrival.publisher, arrival.epoch, arrival.pub_seq);
         assert_eq!(from, (PublisherId(sent.publisher), Epoch(sent.epoch), PubSeq(sent.seq)), "record {lsn}");
     }
 }
 
-/// The files of history are those that the manifest names, and no other.
+/// Checks that the SSTables on disk are exactly those that the manifest names.
 ///
 /// # Panics
 /// If not.
@@ -311,14 +311,14 @@ pub fn compare_files(snapshot: &Snapshot, disk: &dyn Disk, store: &Path) {
     let name = |f: &tapestore::version::File| f.path().file_name().unwrap().to_str().unwrap().to_owned();
     let mut named: Vec<String> = snapshot.history().files().iter().map(name).collect();
     named.sort();
-    assert_eq!(there, named, "files that no edit names, or no files");
-    let half_made = |n: &String| n.ends_with(".tmp");
-    let left: Vec<_> = disk.list(store).unwrap().into_iter().filter(half_made).collect();
-    assert!(left.is_empty(), "half-made files stay behind: {left:?}");
+    assert_eq!(there, named, "SSTables on disk and in the manifest differ");
+    let is_temporary = |n: &String| n.ends_with(".tmp");
+    let left: Vec<_> = disk.list(store).unwrap().into_iter().filter(is_temporary).collect();
+    assert!(left.is_empty(), "temporary files are left behind: {left:?}");
 }
 
-/// The series of `snapshot` together hold each record once, sorted; the files are whole, and the manifest counts what
-/// is gone.
+/// Checks that the series of `snapshot` together hold each record once, sorted; that the SSTables verify; and that the
+/// manifest counts the expired records.
 ///
 /// # Panics
 /// If not.
@@ -339,12 +339,12 @@ pub fn compare_series(snapshot: &mut Snapshot, model: &Model, manifest: &tapesto
     }
     let missing = || (1u64..).zip(&seen).filter(|(_, s)| !**s).map(|(lsn, _)| lsn);
     assert!(missing().all(|lsn| model.gone.contains(&lsn)), "records are in no series");
-    assert_eq!(missing().count() as u64, manifest.expired, "records of too great an age are counted");
+    assert_eq!(missing().count() as u64, manifest.expired, "the manifest's count of expired records is wrong");
     let rows: u64 = snapshot.history().files().iter().map(|f| f.verify(|_| Ok(())).unwrap()).sum();
-    assert_eq!(rows + manifest.expired, snapshot.history().covered().0, "each record is filed once");
+    assert_eq!(rows + manifest.expired, snapshot.history().covered().0, "not every record is in exactly one SSTable");
 }
 
-/// What `reader` shows now.
+/// A snapshot at `Appended`.
 pub fn snapshot(reader: &mut Reader) -> Snapshot {
     reader.snapshot(At::Appended).unwrap()
 }

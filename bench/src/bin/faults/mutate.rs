@@ -1,12 +1,12 @@
-//! Owns: making bad inputs of good ones, and checksums right again so that what lies behind them is reached.
+//! Owns: mutation of valid inputs, and correction of checksums so that the code behind them is reached.
 
 use tapestore::disk::sim::SimRng;
 use tapestore::sstable::format::{Block, Section, TAIL_LEN, TRAILER_LEN, Trailer};
 
-/// Bits of numbers that parsers stumble over.
+/// Numbers at the limits of types and fields.
 const NUMBERS: [u64; 12] =
     [0, 1, 7, 63, 64, 255, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, 0xffff_ffff_ffff_ffff];
-/// Pieces of text that parsers stumble over.
+/// Text fragments at the limits of parsers.
 const PIECES: [&str; 16] = [
     "-",
     ",",
@@ -26,7 +26,7 @@ const PIECES: [&str; 16] = [
     "-0.0000000001",
 ];
 
-/// `good` with one to four things done to it; `other` lends a piece.
+/// Returns `good` with one to four mutations; `other` is the source of spliced bytes.
 pub fn mutated(rng: &mut SimRng, good: &[u8], other: &[u8]) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for _ in 0..1 + rng.below(4) {
@@ -76,14 +76,14 @@ fn put32(bytes: &mut [u8], at: usize, value: u32) {
     }
 }
 
-/// The CRC of `range`, with the four bytes at `field` of it taken as zero.
+/// The CRC of `from..to` with the four bytes at offset `field` as zeros.
 fn crc_without(bytes: &[u8], field: usize, from: usize, to: usize) -> u32 {
     let mut copy = bytes.get(from..to).unwrap_or(&[]).to_vec();
     put32(&mut copy, field, 0);
     crc32c::crc32c(&copy)
 }
 
-/// Makes checksums and links of frames right: of 64-byte headers from `at` on with their fields at these offsets.
+/// Corrects checksums and links of frames with 64-byte headers from `at` on; the other arguments are field offsets.
 fn fix_frames(bytes: &mut [u8], mut at: usize, payload: usize, len: usize, prev: usize) {
     let mut before = None;
     while at + 64 <= bytes.len() {
@@ -106,19 +106,19 @@ fn fix_frames(bytes: &mut [u8], mut at: usize, payload: usize, len: usize, prev:
     }
 }
 
-/// A log segment.
+/// Corrects the checksums of a log segment.
 pub fn fix_segment(bytes: &mut [u8]) {
     let crc = crc_without(bytes, 12, 0, 64);
     put32(bytes, 12, crc);
     fix_frames(bytes, 4096, 16, 20, 12);
 }
 
-/// A manifest.
+/// Corrects the checksums of a manifest.
 pub fn fix_manifest(bytes: &mut [u8]) {
     fix_frames(bytes, 0, 12, 16, 20);
 }
 
-/// `store.meta`.
+/// Corrects the checksums of `store.meta`.
 pub fn fix_meta(bytes: &mut [u8]) {
     for slot in [0, 4096] {
         let crc = crc_without(bytes, 12, slot, slot + 512);
@@ -126,7 +126,7 @@ pub fn fix_meta(bytes: &mut [u8]) {
     }
 }
 
-/// An SSTable; see [`trailer_crc`].
+/// Corrects the checksums of an SSTable; see [`trailer_crc`].
 pub fn fix_table(bytes: &mut [u8]) {
     let Some(at) = trailer_at(bytes) else { return };
     let mut trailer: Trailer = bytemuck::pod_read_unaligned(&bytes[at..at + TRAILER_LEN]);
@@ -155,10 +155,10 @@ fn trailer_at(bytes: &[u8]) -> Option<usize> {
     bytes.len().checked_sub(TAIL_LEN as usize + TRAILER_LEN + footer)
 }
 
-/// What the manifest would know of an SSTable: the CRC of its trailer.
+/// The CRC of an SSTable's trailer, as the manifest stores it.
 pub fn trailer_crc(bytes: &[u8]) -> u32 {
     trailer_at(bytes).map_or(0, |at| get32(bytes, at + 12).unwrap_or(0))
 }
 
-/// Nothing has a checksum.
+/// For inputs without checksums.
 pub fn fix_nothing(_bytes: &mut [u8]) {}

@@ -1,8 +1,8 @@
-//! Owns: the campaign `nospace`: the disk is filled while records come, up to what is kept free or up to the last
-//! byte, and there is room again.
+//! Owns: the campaign `nospace`: the disk is filled during ingest, into the reserve or to the last byte, then has space
+//! again.
 //!
-//! What must hold: writes are refused and say why, reads go on, storage does not end and can be started on the full
-//! disk, writing goes on by itself within seconds, and nothing that was acknowledged is lost.
+//! What must hold: writes are refused with the reason, reads continue, storage does not end and can start on the full disk,
+//! writes resume by themselves within seconds, and no acknowledged record is lost.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const BYTES: u64 = 1 << 30;
 const PLANS: [Plan; 2] =
     [Plan { publisher: 1, level: "fsync", batch: 16, rate: 4_000 }, Plan { publisher: 2, level: "os", batch: 128, rate: 16_000 }];
 
-/// `n` rounds.
+/// Fills the disk `n` times.
 pub(crate) fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("nospace");
     if let Some(why) = volumes::why_not() {
@@ -41,9 +41,9 @@ pub(crate) fn run(n: u64, seed: u64) -> Report {
         let again = site.again("nospace", n, seed);
         report.fail(what, again);
     }
-    // The store's process before the volume.
+    // Ends storage before the volume is unmounted.
     site.kill();
-    site.forget();
+    site.free_shared_memory();
     drop(volume);
     report
 }
@@ -63,14 +63,14 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
         let had_ballast = site.store.join("ballast").exists();
         let left = if rng.below(2) == 0 { 0 } else { rng.below(kept) };
         volume.fill(FILLER, left);
-        let held = || (reader.control().statistic(Statistic::HeldBack) == NO_SPACE).then_some(());
-        eventually("the refusal of records", held).map_err(at)?;
+        let is_refusing = || (reader.control().statistic(Statistic::HeldBack) == NO_SPACE).then_some(());
+        eventually("the refusal of records", is_refusing).map_err(at)?;
         let before: u64 = feeds.iter_mut().filter_map(|f| f.account()).map(|a| a.no_space).sum();
-        let told = || {
+        let new_refusals = || {
             let now: u64 = feeds.iter_mut().filter_map(|f| f.account()).map(|a| a.no_space).sum();
             (now > before).then_some(now - before)
         };
-        refused += eventually("a publisher's being told", told).map_err(at)?;
+        refused += eventually("a NoSpace error of a publisher", new_refusals).map_err(at)?;
         let mut snapshot = site.snapshot(&mut reader).map_err(at)?;
         site::check(&mut tracker, &mut snapshot, 256, &mut rng).map_err(at)?;
         if let Some(status) = site.ended() {
@@ -79,8 +79,8 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
         if rng.below(3) == 0 {
             began += reader.control().statistic(Statistic::NoSpace);
             site.kill();
-            feeds.iter_mut().for_each(Feed::listen);
-            site.start().map_err(|e| at(format!("on a full disk {e}")))?;
+            feeds.iter_mut().for_each(Feed::read_account);
+            site.start().map_err(|e| at(format!("start on a full disk: {e}")))?;
             restarts += 1;
             let mut snapshot = site.snapshot(&mut reader).map_err(at)?;
             site::check(&mut tracker, &mut snapshot, 256, &mut rng).map_err(at)?;
@@ -89,16 +89,16 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
         std::thread::sleep(Duration::from_millis(rng.below(1_000)));
         ballasts += u64::from(had_ballast && !site.store.join("ballast").exists());
         let durable = reader.control().durable();
-        let room = Instant::now();
+        let freed_at = Instant::now();
         volume.empty(FILLER);
-        let goes_on = || {
+        let is_writing = || {
             let control = reader.control();
             (control.statistic(Statistic::HeldBack) != NO_SPACE && control.durable() > durable).then_some(())
         };
-        eventually("writing again", goes_on).map_err(at)?;
-        slowest = slowest.max(room.elapsed());
-        if room.elapsed() > Duration::from_secs(10) {
-            return Err(at(format!("writing went on after {:?}", room.elapsed())));
+        eventually("writes after the refusal", is_writing).map_err(at)?;
+        slowest = slowest.max(freed_at.elapsed());
+        if freed_at.elapsed() > Duration::from_secs(10) {
+            return Err(at(format!("writes resumed only after {:?}", freed_at.elapsed())));
         }
         watcher.demand_alive().map_err(at)?;
         feeds.iter_mut().try_for_each(|f| f.demand_alive()).map_err(at)?;
@@ -112,8 +112,8 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
     report.fact(watcher.finish()?);
     site.tape(&["verify"])?;
     site.stop()?;
-    report.fact(format!("{} records; {refused} calls refused as NoSpace, {began} times counted by storage", tracker.last()));
-    report.fact(format!("{restarts} starts on the full disk, {ballasts} times the ballast was given up"));
-    report.fact(format!("writing went on after at most {slowest:?}"));
+    report.fact(format!("{} records; {refused} calls refused with NoSpace; storage counted {began} times", tracker.last()));
+    report.fact(format!("{restarts} starts on the full disk; the ballast was released {ballasts} times"));
+    report.fact(format!("writes resumed within {slowest:?}"));
     Ok(())
 }

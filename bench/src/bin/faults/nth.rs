@@ -1,7 +1,7 @@
-//! Owns: a fixed script, each disk call of which fails once and for ever, in each way.
+//! Owns: the campaign `nth-fault`: a fixed script in which each disk call fails, once and permanently, in each way.
 //!
-//! What must hold: whatever fails, nothing is acknowledged that a restart does not find, whether the process was killed
-//! or the power went; when nothing fails any more, the store goes on.
+//! What must hold: for every fault, a restart finds all acknowledged records, after a kill and after a power loss; without
+//! faults the store works again.
 
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,28 +9,28 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tapestore::disk::sim::{Fault, SimRng};
-use tapestore_engine::state::Readiness;
 use tapestore::error::{Error, Result};
 use tapestore::record::{Depth10, Record};
+use tapestore_engine::state::Readiness;
 
 use crate::powerloss::{Store, Trial};
 use crate::report::Report;
-use crate::scratch::{Scratch, said, worker_count};
+use crate::scratch::{Scratch, panic_message, worker_count};
 use crate::tally::Counts;
 
-/// What fails.
+/// The failing call.
 #[derive(Clone, Copy, Debug)]
 enum Failing {
-    /// A call that changes or syncs something.
+    /// A call that writes, syncs or changes a directory.
     Call(u64, Fault),
-    /// A call that looks.
+    /// A call that reads.
     Look(u64, ErrorKind, bool),
 }
 
-/// How they fail: `Other` is what EIO and EMFILE are to the store.
+/// The errors: `Other` stands for EIO and EMFILE.
 const KINDS: [ErrorKind; 3] = [ErrorKind::Other, ErrorKind::StorageFull, ErrorKind::Interrupted];
 
-/// Tries every case, or, if that are more than `n`, so many of them.
+/// Runs all cases, or a random choice of `n`.
 pub fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("nth-fault");
     let counts = Counts::default();
@@ -41,7 +41,7 @@ pub fn run(n: u64, seed: u64) -> Report {
         (trial.disk.calls(), trial.disk.looks())
     };
     let mut cases = cases(calls, looks);
-    // Another choice with each seed, so that many short runs are a long one.
+    // The choice depends on the seed: many short runs cover what a long one does.
     let mut rng = SimRng::new(seed);
     (1..cases.len()).rev().for_each(|i| cases.swap(i, rng.below(i as u64 + 1) as usize));
     let chosen: Vec<Failing> = cases.iter().take(n as usize).copied().collect();
@@ -54,7 +54,7 @@ pub fn run(n: u64, seed: u64) -> Report {
                     for power in [false, true] {
                         let outcome = catch_unwind(AssertUnwindSafe(|| case(seed, &scratch, &counts, failing, power)));
                         if outcome.is_err() {
-                            failures.lock().unwrap().push(format!("{failing:?}, then power loss {power}: {}", said()));
+                            failures.lock().unwrap().push(format!("{failing:?}, then power loss {power}: {}", panic_message()));
                         }
                     }
                 }
@@ -66,7 +66,7 @@ pub fn run(n: u64, seed: u64) -> Report {
     for what in failures {
         report.fail(what, format!("cargo run -p bench --bin faults -- nth-fault --n {n} --seed {seed}"));
     }
-    report.fact(format!("a script of {calls} changing and {looks} looking calls; {} of {} cases", chosen.len(), cases.len()));
+    report.fact(format!("a script of {calls} writing and {looks} reading calls; {} of {} cases", chosen.len(), cases.len()));
     report
 }
 
@@ -103,7 +103,7 @@ fn case(seed: u64, scratch: &Scratch, counts: &Counts, failing: Failing, power: 
     }
     match script(&mut trial) {
         Ok(()) | Err(Error::Io { .. } | Error::Halted { .. }) => {}
-        Err(e) => panic!("the failure became: {e}"),
+        Err(e) => panic!("the fault caused another error: {e}"),
     }
     trial.note_shown();
     trial.disk.clear_faults();
@@ -114,7 +114,7 @@ fn case(seed: u64, scratch: &Scratch, counts: &Counts, failing: Failing, power: 
     trial.last();
 }
 
-/// Attach, publish, name, sync, roll the log, file, recycle; stop, start; the same, and killed.
+/// Attaches, publishes, registers names, syncs, rolls the log, flushes, recycles; stops and starts; the same, ended by a kill.
 fn script(trial: &mut Trial<'_>) -> Result<()> {
     for round in 0..2 {
         let mut store = trial.start()?;
@@ -129,7 +129,7 @@ fn script(trial: &mut Trial<'_>) -> Result<()> {
             publish(trial, &mut store, turn)?;
             if turn % 3 == 2 {
                 trial.sync(&mut store)?;
-                trial.file(&mut store);
+                trial.flush(&mut store);
             }
         }
         if round == 0 {

@@ -1,8 +1,8 @@
-//! Owns: the storage engine on a simulated disk and clock, one thread, one seed a trial: publishers that repeat,
-//! overlap and jump; crashes at any call, torn and reordered writes, calls that fail; after each, the model.
+//! Owns: trials of the storage engine on a simulated disk and clock, one thread and one seed each: publishers that repeat,
+//! overlap and skip batches; crashes at any call, torn and reordered writes, failing calls; after each, the model's check.
 //!
-//! What must hold: what was acknowledged as durable is there, once, in order, byte for byte; what a killed process had
-//! in the log is there whatever level it was acknowledged at; a store that failed goes on when the fault is gone.
+//! What must hold: records acknowledged as durable are there, once, in order, byte for byte; records in the log of a killed
+//! process are there at every level; a store that failed works again once the fault is gone.
 
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,11 +13,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
 use tapestore::bus::BatchHeader;
-use tapestore_engine::compaction;
-use tapestore_engine::compaction::retention::{Rule, Rules};
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
-use tapestore_engine::state::{Offer, Readiness};
-use tapestore_engine::{self, Options, Recovered, World};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use tapestore::reader::Reader;
@@ -25,24 +21,28 @@ use tapestore::record::{Depth10, Layout, Record};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::Clock;
 use tapestore::wal::{self, Appended, Spare, Spares};
+use tapestore_engine::compaction;
+use tapestore_engine::compaction::retention::{Rule, Rules};
+use tapestore_engine::state::{Offer, Readiness};
+use tapestore_engine::{self, Options, Recovered, World};
 
 use crate::model::{self, Found, Frame, Model, Recipe, Sent, Signal};
 use crate::report::Report;
-use crate::scratch::{Scratch, said, worker_count};
+use crate::scratch::{Scratch, panic_message, worker_count};
 use crate::tally::{Counts, JumpClock, count};
 
-/// Seeds that failed once: they are tried first.
-/// - 166: a segment's head that a failed sync had forgotten was believed because the cache still had it.
+/// Seeds that failed once; they run first.
+/// - 166: recovery trusted a segment's head that the disk had lost in a failed sync because the page cache still held it.
 const REGRESSIONS: &[u64] = &[166];
 
-/// Publishers of a trial.
+/// Number of publishers of a trial.
 const PUBLISHERS: u16 = 3;
 
-/// Runs `n` trials from `seed` on, after those of [`REGRESSIONS`].
+/// Runs [`REGRESSIONS`], then `n` trials with seeds from `seed` on. A single trial runs alone and prints its steps.
 pub fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("powerloss");
-    let known = if n == 1 { &[] } else { REGRESSIONS };
-    let seeds: Vec<u64> = known.iter().copied().chain((0..n).map(|i| seed.wrapping_add(i))).collect();
+    let regressions = if n == 1 { &[] } else { REGRESSIONS };
+    let seeds: Vec<u64> = regressions.iter().copied().chain((0..n).map(|i| seed.wrapping_add(i))).collect();
     let (next, counts, began) = (AtomicU64::new(0), Counts::default(), Instant::now());
     let failures = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -67,9 +67,9 @@ pub fn run(n: u64, seed: u64) -> Report {
     report
 }
 
-fn trial(seed: u64, scratch: &Scratch, counts: &Counts, is_told: bool) -> std::result::Result<(), String> {
+fn trial(seed: u64, scratch: &Scratch, counts: &Counts, is_verbose: bool) -> std::result::Result<(), String> {
     scratch.clear();
-    let mut trial = Trial::new(seed, scratch, counts, is_told);
+    let mut trial = Trial::new(seed, scratch, counts, is_verbose);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         for _ in 0..1 + trial.rng.below(4) {
             trial.life(true);
@@ -77,17 +77,17 @@ fn trial(seed: u64, scratch: &Scratch, counts: &Counts, is_told: bool) -> std::r
         trial.life(false);
         trial.last();
     }));
-    outcome.map_err(|_| said())
+    outcome.map_err(|_| panic_message())
 }
 
-/// One publisher as it remembers itself.
+/// A publisher's own state.
 #[derive(Clone, Copy, Debug, Default)]
 struct Client {
     epoch: u32,
     sent: u64,
 }
 
-/// What lives long enough, in some trials.
+/// Retention rules, in some trials.
 fn rules(rng: &mut SimRng) -> Rules {
     let rule = |keep: Option<&str>, bytes| Rule { kind: "*".into(), instruments: None, keep: keep.map(str::to_owned), bytes };
     let rules = match rng.below(8) {
@@ -98,7 +98,7 @@ fn rules(rng: &mut SimRng) -> Rules {
     Rules::new(&rules).unwrap()
 }
 
-/// A store and what is known of it.
+/// A store and its expected state.
 pub struct Trial<'a> {
     pub rng: SimRng,
     pub store: PathBuf,
@@ -107,21 +107,21 @@ pub struct Trial<'a> {
     options: Options,
     pub model: Model,
     clients: [Client; PUBLISHERS as usize],
-    /// Records of a batch at most.
+    /// Largest batch, records.
     pub batch: u64,
     counts: &'a Counts,
-    /// What readers may have seen, and in which timeline.
+    /// The last LSN that readers may have seen, and its timeline.
     shown: (Lsn, u64),
-    /// Whether the disk may have lost what was not durable since the last start.
+    /// Whether the disk may have lost non-durable writes since the last start.
     pub may_have_lost: bool,
-    /// Whether a fault is one after which the disk forgets.
+    /// Whether the fault makes the disk lose writes.
     is_forgetful: bool,
-    /// How files are merged.
+    /// Options of compaction.
     compaction: compaction::Options,
-    /// What lives long enough.
+    /// Retention rules.
     rules: Rules,
-    /// Whether what happens is printed: one trial is run again.
-    is_told: bool,
+    /// Whether to print each step: for a single trial.
+    is_verbose: bool,
 }
 
 /// A running store.
@@ -133,12 +133,12 @@ pub struct Store {
 }
 
 impl<'a> Trial<'a> {
-    /// A store that does not exist yet.
-    pub fn new(seed: u64, scratch: &Scratch, counts: &'a Counts, is_told: bool) -> Trial<'a> {
+    /// A trial before the first start of its store.
+    pub fn new(seed: u64, scratch: &Scratch, counts: &'a Counts, is_verbose: bool) -> Trial<'a> {
         let mut rng = SimRng::new(seed);
         let mut recipe = Recipe::new(rng.next_u64());
         let batch = match rng.below(12) {
-            // Long records, so that the log rolls and its segments are used again.
+            // Long records, so that the log rolls and its segments are recycled.
             0 => {
                 recipe.kinds = vec![Depth10::KIND];
                 70
@@ -159,20 +159,20 @@ impl<'a> Trial<'a> {
             shown: (Lsn(0), 0),
             may_have_lost: false,
             is_forgetful: false,
-            is_told,
+            is_verbose,
             compaction: compaction::Options { runs_max: 2, rows_max: 1 + rng.below(200), ..compaction::Options::default() },
             rules: rules(&mut rng),
             rng,
         }
     }
 
-    /// No file is merged or let go of.
+    /// Disables compaction and retention.
     pub fn keep_all(&mut self) {
         self.compaction.runs_max = 64;
         self.rules = Rules::default();
     }
 
-    /// Arranges that something goes wrong.
+    /// Sets a random fault.
     fn arm(&mut self) {
         let within = if self.rng.below(3) == 0 { 30 } else { 120 };
         let call = self.disk.calls() + 1 + self.rng.below(within);
@@ -185,7 +185,7 @@ impl<'a> Trial<'a> {
             7 => Some(Fault::Forget(ErrorKind::Other)),
             _ => None,
         };
-        if self.is_told {
+        if self.is_verbose {
             println!("{fault:?} at call {call}");
         }
         if let Some(fault) = fault {
@@ -198,13 +198,13 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// One life of the process, with a fault if `faulty`, and its end.
+    /// Runs the process until its end, with a fault if `faulty`.
     fn life(&mut self, faulty: bool) {
         if faulty {
             self.arm();
         }
         let outcome = self.live();
-        if self.is_told {
+        if self.is_verbose {
             println!("faulty {faulty}: {outcome:?}, {} calls, {} looks", self.disk.calls(), self.disk.looks());
         }
         match outcome {
@@ -215,7 +215,7 @@ impl<'a> Trial<'a> {
         self.note_shown();
         let power = faulty && (self.disk.is_off() || self.rng.below(2) == 0);
         self.disk.clear_faults();
-        // A killed process loses nothing that it has written, unless the disk has forgotten it.
+        // A killed process loses no writes unless the disk lost them.
         self.may_have_lost |= power || self.is_forgetful;
         if !power {
             return count(&self.counts.killed, 1);
@@ -223,15 +223,15 @@ impl<'a> Trial<'a> {
         self.power();
     }
 
-    /// The power goes, and comes back.
+    /// Simulates a power loss.
     pub fn power(&mut self) {
-        if self.is_told {
-            println!("the power goes");
+        if self.is_verbose {
+            println!("power loss");
         }
         count(&self.counts.power, 1);
         self.disk = self.disk.power_loss(self.rng.next_u64());
         if self.rng.below(4) > 0 {
-            // The host was started anew: its shared memory is empty.
+            // The host rebooted: its shared memory is empty.
             self.shown = (Lsn(0), 0);
             if let Ok(run_dir) = RunDir::find(&self.store) {
                 std::fs::remove_dir_all(run_dir.path()).unwrap();
@@ -254,11 +254,11 @@ impl<'a> Trial<'a> {
         tapestore_engine::recover(self.options.clone(), &World { disk, clock: self.clock.clone(), store_id: 5, boot: 1 })
     }
 
-    /// Starts the store, compares it with the model and lets it serve.
+    /// Starts the store, compares it with the model and marks it as serving.
     pub fn start(&mut self) -> Result<Store> {
         let at = self.recover()?;
         at.control.set_instance(at.started.instance);
-        count(&self.counts.cut, u64::from(at.started.cut.is_some()));
+        count(&self.counts.truncated, u64::from(at.started.cut.is_some()));
         let (before, found) = (self.model.written(), at.started.records);
         count(&self.counts.lost, before.saturating_sub(found));
         self.compare(&at)?;
@@ -272,9 +272,13 @@ impl<'a> Trial<'a> {
         let control = &at.control;
         assert_eq!((control.durable(), control.applied()), (Lsn(at.started.records), Lsn(at.started.records)));
         if control.applied() < self.shown.0 {
-            assert!(control.timeline().0 > self.shown.1, "records up to {} were shown and are gone without a word", self.shown.0);
+            assert!(
+                control.timeline().0 > self.shown.1,
+                "records up to {} were visible and are gone on the same timeline",
+                self.shown.0
+            );
         }
-        // What is compared is read from a copy, which no fault meets.
+        // The comparison reads a copy of the disk, which has no faults.
         let disk = Arc::new(self.disk.copy());
         let mut reader = Reader::open_on(disk.clone(), &self.store)?;
         let found = Found::of(at, &mut reader, PUBLISHERS);
@@ -286,11 +290,11 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// Lives until a fault or the end of the script.
+    /// Serves until a fault or the end of the script.
     fn live(&mut self) -> Result<()> {
         let mut store = self.start()?;
         if self.rng.below(4) == 0 {
-            // Once more, with nothing in between: the same.
+            // A second start without writes in between must find the same.
             drop(store);
             store = self.start()?;
         }
@@ -309,17 +313,17 @@ impl<'a> Trial<'a> {
     pub fn attach(&mut self, store: &mut Store) -> Result<()> {
         for i in 0..usize::from(PUBLISHERS) {
             let publisher = i as u16 + 1;
-            let known = store.at.core.publisher(PublisherId(publisher));
-            if known.epoch.0 == self.clients[i].epoch && known.epoch.0 > 0 && self.rng.below(6) > 0 {
-                // Resumed: it goes on after what storage has.
-                self.clients[i].sent = known.last.0;
+            let stored = store.at.core.publisher(PublisherId(publisher));
+            if stored.epoch.0 == self.clients[i].epoch && stored.epoch.0 > 0 && self.rng.below(6) > 0 {
+                // Resumed: it continues after storage's last record.
+                self.clients[i].sent = stored.last.0;
                 continue;
             }
             let above = Epoch(self.clients[i].epoch);
             if !self.can_log(store)? {
                 return Ok(());
             }
-            let next = known.epoch.max(above).0 + 1;
+            let next = stored.epoch.max(above).0 + 1;
             let made = store.at.core.begin_epoch(PublisherId(publisher), 7, above, self.clock.wall());
             let made = self.logged(Frame::Epoch(publisher, next), made)?;
             assert_eq!(made.0.epoch.0, next);
@@ -343,7 +347,7 @@ impl<'a> Trial<'a> {
         let surely = self.model.state().has_kind;
         let made = store.at.core.kind(&layout, self.clock.wall());
         if let Some(appended) = self.logged(Frame::Kind, made)? {
-            assert!(!surely, "a kind of the store is new to it");
+            assert!(!surely, "a stored kind is registered as new");
             self.appended(store, appended);
         } else {
             self.model.frames.pop();
@@ -351,13 +355,13 @@ impl<'a> Trial<'a> {
         self.sync(store)
     }
 
-    /// Whether facts can be logged now.
+    /// Whether control entries can be appended now.
     pub fn can_log(&mut self, store: &mut Store) -> Result<bool> {
         store.prepare(&self.disk, &self.store, self.counts);
         store.at.core.writer.ready()
     }
 
-    /// Notes that `frame` was logged, or perhaps.
+    /// Records in the model that `frame` was appended, or may have been.
     fn logged<T>(&mut self, frame: Frame, outcome: Result<T>) -> Result<T> {
         match outcome {
             Ok(made) => {
@@ -378,7 +382,7 @@ impl<'a> Trial<'a> {
         self.model.acknowledged(store.at.control.durable());
     }
 
-    /// Makes everything durable and says so, as the sync agent does.
+    /// Makes everything durable and publishes the watermarks, as the sync agent does.
     pub fn sync(&mut self, store: &mut Store) -> Result<()> {
         let end = store.at.core.writer.end();
         store.at.syncer.sync(end)?;
@@ -400,7 +404,7 @@ impl<'a> Trial<'a> {
         }
         if store.at.core.is_ready()? != Readiness::Ready {
             self.sync(store)?;
-            self.file(store);
+            self.flush(store);
             return Ok(());
         }
         let batches = 1 + self.rng.below(4);
@@ -411,12 +415,12 @@ impl<'a> Trial<'a> {
             _ => {}
         }
         if self.rng.below(2) == 0 {
-            self.file(store);
+            self.flush(store);
         }
         Ok(())
     }
 
-    /// Makes a frame of `batches` batches.
+    /// Appends a frame of up to `batches` batches.
     pub fn send(&mut self, store: &mut Store, batches: u64) -> Result<()> {
         let mut sent = Vec::new();
         for _ in 0..batches {
@@ -427,13 +431,13 @@ impl<'a> Trial<'a> {
         }
         count(&self.counts.records, sent.len() as u64);
         let made = store.at.core.commit(self.clock.wall());
-        let Some(committed) = self.logged(Frame::Records(sent), made)? else { panic!("a frame was filled and is empty") };
-        store.at.sealed.extend(committed.sealed);
-        self.appended(store, committed.appended);
+        let Some(frame) = self.logged(Frame::Records(sent), made)? else { panic!("a frame with accepted batches is empty") };
+        store.at.sealed.extend(frame.sealed);
+        self.appended(store, frame.appended);
         Ok(())
     }
 
-    /// Registers names, some of them known.
+    /// Registers names, some of them already registered.
     pub fn name(&mut self, store: &mut Store) -> Result<()> {
         let known = self.model.state().names;
         let (from, new) = (known - self.rng.below(known as u64 + 1).min(3) as usize, self.rng.below(4) as usize);
@@ -449,7 +453,7 @@ impl<'a> Trial<'a> {
         if self.rng.below(2) == 0 { self.sync(store) } else { Ok(()) }
     }
 
-    /// Offers a batch: mostly the next records; sometimes some that were sent before, sometimes a jump.
+    /// Passes a batch to the store: mostly the next records, sometimes repeated ones, sometimes with a jump.
     fn offer(&mut self, store: &mut Store, sent: &mut Vec<Sent>) {
         let i = self.rng.below(u64::from(PUBLISHERS)) as usize;
         let (publisher, client) = (i as u16 + 1, self.clients[i]);
@@ -476,24 +480,24 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Files what is durable, as the flush agent does: a failure is no end.
-    pub fn file(&mut self, store: &mut Store) {
+    /// Flushes durable MemTables, as the flush agent does. A failure ends nothing.
+    pub fn flush(&mut self, store: &mut Store) {
         while let Some(oldest) = store.at.sealed.front() {
             let control = &store.at.control;
             if control.durable() < oldest.last || control.durable_position() < oldest.mark.chain.position {
                 return;
             }
-            let Ok(filed) = store.at.filer.file(oldest, self.clock.as_ref()) else { return };
+            let Ok(flushed) = store.at.filer.file(oldest, self.clock.as_ref()) else { return };
             store.at.sealed.pop_front();
-            store.at.core.memtables.filed(filed.table, filed.seq);
-            store.at.filer.unlink(filed.table);
-            count(&self.counts.filed, 1);
+            store.at.core.memtables.filed(flushed.table, flushed.seq);
+            store.at.filer.unlink(flushed.table);
+            count(&self.counts.flushed, 1);
             store.recycle(&self.disk, &self.store);
         }
         self.compact(store);
     }
 
-    /// Merges files and lets go of old ones, as the flush agent has it done: a failure is no end.
+    /// Compacts and expires SSTables, as the flush agent requests. A failure ends nothing.
     fn compact(&mut self, store: &mut Store) {
         while self.rng.below(4) > 0 {
             let merged = store.at.filer.compact_one(&self.compaction, &self.rules).unwrap_or(false);
@@ -513,7 +517,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Stops in order, as the process does.
+    /// Stops cleanly, as the process does.
     pub fn stop(&mut self, mut store: Store) -> Result<()> {
         self.sync(&mut store)?;
         store.at.syncer.record()?;
@@ -523,7 +527,7 @@ impl<'a> Trial<'a> {
         RunDir::find(&self.store)?.sweep(None).map(drop)
     }
 
-    /// When nothing fails any more everything is filed, and is what was sent.
+    /// Without faults, flushes everything and compares it with the sent records.
     pub fn last(&mut self) {
         let mut store = self.start().unwrap();
         store.at.core.memtables.seal_soon();
@@ -534,8 +538,8 @@ impl<'a> Trial<'a> {
             self.send(&mut store, 1).unwrap();
         }
         self.sync(&mut store).unwrap();
-        self.file(&mut store);
-        assert!(store.at.sealed.is_empty(), "a MemTable cannot be filed though nothing fails");
+        self.flush(&mut store);
+        assert!(store.at.sealed.is_empty(), "a MemTable is not flushed without a fault");
         let state = self.model.state();
         let mut reader = Reader::open_on(Arc::new(self.disk.clone()), &self.store).unwrap();
         let mut snapshot = model::snapshot(&mut reader);
@@ -545,7 +549,7 @@ impl<'a> Trial<'a> {
 }
 
 impl Store {
-    /// Keeps segments ahead of the log, as the prepare agent does.
+    /// Prepares segments ahead of the log, as the prepare agent does.
     fn prepare(&mut self, disk: &SimDisk, dir: &Path, counts: &Counts) {
         while !self.spares.is_full() {
             let spare = match self.passed.pop() {
@@ -566,7 +570,7 @@ impl Store {
         }
     }
 
-    /// Takes the log's passed segments out of it, to be used again.
+    /// Recycles the log's passed segments.
     fn recycle(&mut self, disk: &SimDisk, dir: &Path) {
         for first in self.at.filer.passed_segments().unwrap_or_default() {
             if let Ok(spare) = wal::recycle(disk, &dir.join(wal::DIR), first) {

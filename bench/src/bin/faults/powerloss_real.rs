@@ -1,10 +1,9 @@
-//! Owns: the campaign `powerloss-real`: an ext4 on a loop device is cut off, so that everything that was not synced is
-//! gone, under real publishers.
+//! Owns: the campaign `powerloss-real`: an ext4 on a loop device is shut down under real publishers, so that everything that
+//! was not synced is lost.
 //!
-//! What must hold: nothing that was acknowledged at `fsync` is lost; at `os` no more than the 4 MiB that may wait
-//! for a sync and what is appended while the sync runs (a publisher that comes back sends all its ring holds at once, so
-//! that a time says nothing here); what is
-//! lost is reported by its publisher and stored as a gap.
+//! What must hold: no record acknowledged at `fsync` is lost. At `os` the loss is at most the 4 MiB that may wait for a sync
+//! plus the bytes appended during the sync (a limit in time would not hold: a reattached publisher sends its whole ring at
+//! once). Lost records are reported by their publisher and stored as a gap.
 
 use std::time::Duration;
 
@@ -21,10 +20,10 @@ const PLANS: [Plan; 3] = [
     Plan { publisher: 3, level: "os", batch: 16, rate: 4_000 },
 ];
 
-/// What may wait for a sync, and the ring of a publisher, which may be appended while it runs.
+/// Bytes that may wait for a sync, plus the ring of a publisher, which may be appended during the sync.
 const UNSYNCED_MAX: u64 = (4 << 20) + (2 << 20);
 
-/// `n` losses of power.
+/// Simulates `n` power losses.
 pub(crate) fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("powerloss-real");
     if let Some(why) = volumes::why_not() {
@@ -46,7 +45,7 @@ pub(crate) fn run(n: u64, seed: u64) -> Report {
         let again = site.again("powerloss-real", n, seed);
         report.fail(what, again);
     }
-    site.forget();
+    site.free_shared_memory();
     drop(volume);
     report
 }
@@ -57,23 +56,23 @@ fn campaign(site: &mut Site, volume: &mut Volume, n: u64, seed: u64, report: &mu
     let mut feeds: Vec<Feed> = PLANS.iter().map(|p| Feed::start(site, *p, 1)).collect();
     let mut tracker = Tracker::new(site.base);
     let (mut worst, mut total, mut fail_stops, mut losses) = (0, 0, 0, 0);
-    // The first of them is let come into being whole.
+    // The first cycle needs an initialised store with records.
     eventually("a first record", || (feeds.iter_mut().all(|f| f.account().is_some_and(|a| a.durable > 0))).then_some(()))?;
     for cycle in 1..=n {
         let at = |e| format!("cycle {cycle}: {e}");
         std::thread::sleep(Duration::from_micros(rng.below(300_000)));
         volume.shutdown().map_err(at)?;
         if rng.below(2) == 0 {
-            // It is found out by a failing sync, and storage ends by itself.
+            // A sync fails, and storage ends by itself.
             let status = eventually("storage's end", || site.ended()).map_err(at)?;
             if status.code() != Some(i32::from(tape_services::exit::IO)) {
-                return Err(at(format!("storage ended with {status} when its disk was gone")));
+                return Err(at(format!("storage ended with {status} after the loss of its disk")));
             }
             fail_stops += 1;
         } else {
             site.kill();
         }
-        feeds.iter_mut().for_each(Feed::listen);
+        feeds.iter_mut().for_each(Feed::read_account);
         volume.unmount().map_err(at)?;
         volume.mount().map_err(at)?;
         site.start().map_err(at)?;
@@ -82,20 +81,20 @@ fn campaign(site: &mut Site, volume: &mut Volume, n: u64, seed: u64, report: &mu
         site::check(&mut tracker, &mut snapshot, 32, &mut rng).map_err(at)?;
         for feed in &mut feeds {
             let missing = feed.check(&tracker, true).map_err(at)?;
-            // The least that so many records take up in the log.
+            // A record takes at least 64 bytes of the log.
             if missing * 64 > UNSYNCED_MAX {
                 return Err(at(format!("{missing} records acknowledged at os are gone: more than {UNSYNCED_MAX} bytes")));
             }
             worst = worst.max(missing);
             total += missing;
             losses += u64::from(missing > 0);
-            feed.forget();
+            feed.clear_acked();
             feed.demand_alive().map_err(at)?;
         }
         report.pass();
-        // The publishers attach again.
+        // The publishers reattach.
         let now = snapshot.last();
-        eventually("records' coming again", || (reader.control().durable() > now).then_some(())).map_err(at)?;
+        eventually("new durable records", || (reader.control().durable() > now).then_some(())).map_err(at)?;
     }
     let mut lost = 0;
     for feed in &mut feeds {
@@ -116,6 +115,6 @@ fn campaign(site: &mut Site, volume: &mut Volume, n: u64, seed: u64, report: &mu
     site.stop()?;
     report.fact(format!("{} records of {} epochs; 0 lost at fsync", tracker.last(), tracker.epochs()));
     report.fact(format!("{total} lost at os in {losses} of the cycles, {worst} at once at most, {} gaps stored", tracker.gaps));
-    report.fact(format!("{fail_stops} times storage ended by itself with 74"));
+    report.fact(format!("storage ended by itself {fail_stops} times, with exit code 74"));
     Ok(())
 }

@@ -1,8 +1,7 @@
-//! Owns: the proof of the campaigns: rules of the store are broken one after the other, and each time a campaign that is
-//! said to notice must fail.
+//! Owns: the proof of the campaigns: breaks the rules of the store one by one; the campaign that covers the rule must fail.
 //!
-//! What must hold: without a broken rule the same runs pass; a broken rule is noticed by a failed trial, which is not a
-//! campaign that cannot run.
+//! What must hold: the same runs pass without a broken rule; a broken rule is detected by a failed trial, not by a campaign
+//! that cannot run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +10,7 @@ use tapestore::sabotage::{Sabotage, VARIABLE};
 
 use crate::report::Report;
 
-/// Which campaign notices which broken rule, within how many trials.
+/// The campaign that detects a broken rule, and its number of trials.
 const TABLE: &[(Sabotage, &str, u64)] = &[
     (Sabotage::SkipLogSync, "powerloss", 100),
     (Sabotage::SkipFileSync, "powerloss", 300),
@@ -33,7 +32,7 @@ const TABLE: &[(Sabotage, &str, u64)] = &[
     (Sabotage::IgnoreEvidence, "corrupt", 1000),
 ];
 
-/// The campaigns without a broken rule.
+/// Control runs without a broken rule.
 const CONTROLS: &[(&str, u64)] = &[("powerloss", 600), ("nth-fault", 100), ("corrupt", 500)];
 
 /// Builds the programs that can break rules, and runs the table with seeds from `seed` on.
@@ -52,14 +51,14 @@ pub fn run(seed: u64) -> Report {
     for &(which, campaign, n) in TABLE {
         let (code, out) = campaign_with(&faults, campaign, n, seed, Some(which));
         let caught = code == Some(1) && out.contains("FAILED");
-        println!("{:<20} {campaign:<12} {}: {}", which.name(), if caught { "caught" } else { "NOT CAUGHT" }, which.what());
-        let outcome = if caught { Ok(()) } else { Err(format!("{}: not noticed ({code:?})", which.name())) };
+        println!("{:<20} {campaign:<12} {}: {}", which.name(), if caught { "detected" } else { "NOT DETECTED" }, which.what());
+        let outcome = if caught { Ok(()) } else { Err(format!("{}: not detected ({code:?})", which.name())) };
         let again = format!("{VARIABLE}={} {} {campaign} --n {n} --seed {seed}", which.name(), faults.display());
         report.add(outcome, again);
     }
     let open: Vec<&str> = Sabotage::ALL.iter().filter(|s| !TABLE.iter().any(|t| t.0 == **s)).map(|s| s.name()).collect();
     if !open.is_empty() {
-        report.fact(format!("without a campaign here: {}", open.join(", ")));
+        report.fact(format!("rules without a campaign here: {}", open.join(", ")));
     }
     report
 }
@@ -74,8 +73,8 @@ fn campaign_with(faults: &Path, campaign: &str, n: u64, seed: u64, which: Option
     (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// Builds the programs that can break rules and puts them aside, and builds the clean ones again: the libraries that
-/// they stand on are built once. Gives the campaigns' program.
+/// Builds the programs with the feature `sabotage`, copies them to `target/sabotage`, and builds the clean ones again.
+/// Unchanged dependencies are built once. Returns the path of the campaigns' program.
 fn build() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
     let aside = root.join("target/sabotage");
@@ -98,5 +97,5 @@ fn build() -> Option<PathBuf> {
     (built && copied && clean).then(|| aside.join("faults"))
 }
 
-/// The programs of a campaign, and whose they are.
+/// The programs of a campaign, with their packages.
 const PROGRAMS: [(&str, &str); 2] = [("bench", "faults"), ("tape-services", "tape-storage")];

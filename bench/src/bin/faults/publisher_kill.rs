@@ -1,8 +1,8 @@
 //! Owns: the campaign `publisher-kill`: publishers are killed, stopped and continued at random moments, and left as
 //! zombies for a while.
 //!
-//! What must hold: storage goes on; records are there whole or not at all, and those that were acknowledged are; what
-//! a dead publisher held is given back: its slot, its shared memory, its bus files, descriptors of storage.
+//! What must hold: storage keeps running; each record is stored completely or not at all, acknowledged ones always; the
+//! resources of a dead publisher are freed: its slot, its shared memory, its bus files, descriptors of storage.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::rows::Tracker;
 use crate::site::{self, Feed, Plan, SMALL, Site, eventually};
 
 const LEVELS: [&str; 3] = ["os", "fsync", "none"];
-/// Publishers at a time.
+/// Publishers of a round.
 const TOGETHER: u16 = 4;
 
-/// `n` publishers killed.
+/// Kills `n` publishers.
 pub(crate) fn run(n: u64, seed: u64) -> Report {
     let mut report = Report::new("publisher-kill");
     let mut site = Site::new("publisher-kill", seed, SMALL);
@@ -30,7 +30,7 @@ pub(crate) fn run(n: u64, seed: u64) -> Report {
     report
 }
 
-/// What a dead publisher might leave behind.
+/// Possible leftovers of a dead publisher.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
 struct Left {
     segments: usize,
@@ -44,7 +44,7 @@ fn files_below(path: &std::path::Path) -> usize {
     entries.map(|e| if e.path().is_dir() { files_below(&e.path()) } else { 1 }).sum()
 }
 
-/// The files on the bus, with sizes and who may what.
+/// Lists the bus files with modes and sizes.
 fn listed(site: &Site, reader: &Reader) -> String {
     let Ok(run_dir) = site.run_dir() else { return String::new() };
     let root = run_dir.bus_root(reader.control().instance());
@@ -74,7 +74,7 @@ fn left(site: &Site, reader: &Reader) -> Result<Left, String> {
     })
 }
 
-/// How publishers have ended.
+/// Counts of how publishers ended.
 #[derive(Default)]
 struct Ends {
     stopped: u64,
@@ -82,7 +82,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// Kills them all, one after the other.
+    /// Kills all `feeds` in random order.
     fn bring(&mut self, mut feeds: Vec<Feed>, rng: &mut SimRng) -> Vec<Feed> {
         let mut dead = Vec::new();
         while !feeds.is_empty() {
@@ -112,7 +112,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
     let mut rng = SimRng::new(seed);
     site.start()?;
     let mut reader = site.reader()?;
-    // A first one, so that what is made once is made.
+    // A first publisher, so that one-time resources exist.
     Feed::start(site, Plan { publisher: 99, level: "os", batch: 1, rate: 1_000 }, 1).finish()?;
     std::thread::sleep(Duration::from_millis(1_500));
     let before = left(site, &reader)?;
@@ -135,20 +135,20 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
         for feed in &mut dead {
             acknowledged += feed.account().map_or(0, |a| a.durable);
         }
-        // Whatever was sent is taken in before the slot is given back, of zombies too.
-        eventually("the slots' being given back", || {
+        // Storage accepts all sent records before it frees the slot, of zombies too.
+        eventually("the release of the slots", || {
             (0..SLOTS_MAX).all(|i| reader.control().slot(i).holder().is_none()).then_some(())
         })
         .map_err(at)?;
         let upto = reader.control().appended();
-        eventually("its being durable", || (reader.control().durable() >= upto).then_some(())).map_err(at)?;
+        eventually("durability of all records", || (reader.control().durable() >= upto).then_some(())).map_err(at)?;
         let mut snapshot = site.snapshot(&mut reader).map_err(at)?;
         site::check(&mut tracker, &mut snapshot, 32, &mut rng).map_err(at)?;
         dead.iter().for_each(|_| report.pass());
         dead.iter().filter(|f| f.plan.level != "none").try_for_each(|f| f.check(&tracker, false).map(drop)).map_err(at)?;
     }
     let mut last = before;
-    let clean = eventually("the janitor's work", || {
+    let clean = eventually("the janitor's cleanup", || {
         last = left(site, &reader).ok()?;
         let same = last.segments <= before.segments && last.bus_files <= before.bus_files && last.slots == 0;
         (same && last.descriptors <= before.descriptors + 4).then_some(())
@@ -159,7 +159,7 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
     site::check_all(&tracker, &mut snapshot)?;
     site.tape(&["verify"])?;
     report.fact(format!("{} records of {} epochs, {acknowledged} acknowledged as durable", tracker.last(), tracker.epochs()));
-    report.fact(format!("{} were stopped before, {} were zombies for a while", ends.stopped, ends.zombies));
-    report.fact(format!("left behind: {before:?} before, {last:?} after"));
+    report.fact(format!("{} publishers were stopped before the kill, {} were zombies for a while", ends.stopped, ends.zombies));
+    report.fact(format!("leftovers: {before:?} before, {last:?} after"));
     site.stop()
 }

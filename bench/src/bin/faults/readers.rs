@@ -1,8 +1,8 @@
-//! Owns: the campaign `readers`: readers that check every row they see, while storage files, merges, lets records
-//! expire, is killed and stopped; and readers of files whose pages cannot be read.
+//! Owns: the campaign `readers`: readers that check every row while storage flushes, compacts, expires records, is killed and
+//! stopped; and readers of SSTables with unreadable pages.
 //!
-//! What must hold: no reader ends by a signal or sees a wrong row; the only errors are that storage is down and that
-//! records have expired; a page that cannot be read is an error that says so, also if it was readable before.
+//! What must hold: no reader ends by a signal or reads a wrong row; the only errors are storage down and expired records; an
+//! unreadable page is a typed error, also if it was readable before.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::report::Report;
 use crate::site::{Feed, Plan, Site, Watcher};
 use crate::volumes::{self, Volume};
 
-/// Tables turn over, files are merged as soon as there are three, and little is kept.
+/// Small MemTables, compaction from three runs on, and short retention.
 pub(crate) const CHURN: &str = "memtable-size = 16777216\nsegment-size = 1048576\n[compaction]\nruns-max = 2\n\
     [[retention]]\nkind = \"trade\"\nkeep = \"3h\"\n[[retention]]\nkind = \"*\"\nbytes = 8388608\n";
 
@@ -23,7 +23,7 @@ const PLANS: [Plan; 3] = [
 ];
 const READERS: u64 = 8;
 
-/// Readers for `seconds`, and a few for bad pages.
+/// Runs readers for `seconds`, then a few on bad pages.
 pub(crate) fn run(seconds: u64, seed: u64) -> Report {
     let mut report = Report::new("readers");
     let mut site = Site::new("readers", seed, CHURN);
@@ -33,7 +33,7 @@ pub(crate) fn run(seconds: u64, seed: u64) -> Report {
     }
     drop(site);
     match volumes::why_not() {
-        Some(why) => report.fact(format!("bad pages were not tried: {why}")),
+        Some(why) => report.fact(format!("bad pages were not tested: {why}")),
         None => bad_pages(seed, &mut report),
     }
     report
@@ -76,20 +76,20 @@ fn churn(site: &mut Site, seconds: u64, seed: u64, report: &mut Report) -> Resul
         counted(Statistic::Files),
     ));
     if counted(Statistic::Expired) == 0 {
-        return Err("nothing expired: retention was not tried".into());
+        return Err("nothing expired: retention was not tested".into());
     }
     site.tape(&["verify"])?;
     site.stop()
 }
 
 fn bad_pages(seed: u64, report: &mut Report) {
-    let bad = ["truncated image", "shut down file system", "truncated image after reading", "files cut short after reading"];
+    let bad = ["truncated image", "shut down file system", "truncated image after reading", "files truncated after reading"];
     for (bad, number) in bad.into_iter().zip(0..) {
         let dir = std::env::temp_dir().join(format!("faults-pages-{seed}-{number}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         match bad_page(&dir, number, seed) {
-            Ok(said) => {
-                report.fact(format!("{bad}: {said}"));
+            Ok(output) => {
+                report.fact(format!("{bad}: {output}"));
                 report.pass();
             }
             Err(what) => report.fail(format!("{bad}: {what}"), format!("faults readers --n 1 --seed {seed}")),
@@ -98,11 +98,11 @@ fn bad_pages(seed: u64, report: &mut Report) {
     }
 }
 
-/// Files in `sst`, which a reader has read and maps, are cut short if `cut`, and what is cached of them is dropped.
-fn turn_bad(sst: &std::path::Path, cut: bool) -> Result<(), String> {
+/// Truncates the SSTables in `sst`, which a reader maps, if `truncates`, and drops their pages from the page cache.
+fn turn_bad(sst: &std::path::Path, truncates: bool) -> Result<(), String> {
     for entry in std::fs::read_dir(sst).map_err(|e| e.to_string())?.flatten() {
         let file = std::fs::File::options().read(true).write(true).open(entry.path()).map_err(|e| e.to_string())?;
-        if cut {
+        if truncates {
             let len = file.metadata().map_err(|e| e.to_string())?.len();
             file.set_len(len / 2).map_err(|e| e.to_string())?;
         }
@@ -111,7 +111,7 @@ fn turn_bad(sst: &std::path::Path, cut: bool) -> Result<(), String> {
     Ok(())
 }
 
-/// A store whose storage was killed, so that its MemTables are still served, and of whose files parts cannot be read.
+/// Tests a reader of a killed store, whose MemTables are still readable, while parts of its SSTables are unreadable.
 fn bad_page(dir: &std::path::Path, number: u64, seed: u64) -> Result<String, String> {
     let image = dir.join("image");
     let mut volume = Volume::ext4(&dir.join("volume"), &image, 192 << 20)?;
@@ -120,7 +120,7 @@ fn bad_page(dir: &std::path::Path, number: u64, seed: u64) -> Result<String, Str
     site.start()?;
     let mut feed = Feed::start(&site, Plan { publisher: 1, level: "os", batch: 512, rate: 60_000 }, 1);
     let reader = site.reader()?;
-    crate::site::eventually("history", || {
+    crate::site::eventually("an SSTable", || {
         (reader.control().statistic(tapestore::shm::control::Statistic::Files) > 0).then_some(())
     })?;
     feed.finish()?;
@@ -142,22 +142,22 @@ fn bad_page(dir: &std::path::Path, number: u64, seed: u64) -> Result<String, Str
         if number == 2 {
             volume.spoil()?;
         }
-        // Pages that the reader maps at the moment stay: again and again, until it has given them back in between.
+        // Pages that the reader maps stay cached: repeat, so that it releases them in between.
         let end = Instant::now() + Duration::from_secs(3);
-        let mut cut = number == 3;
+        let mut truncates = number == 3;
         while Instant::now() < end {
-            turn_bad(&site.store.join("sst"), std::mem::take(&mut cut))?;
+            turn_bad(&site.store.join("sst"), std::mem::take(&mut truncates))?;
             std::thread::sleep(Duration::from_millis(10));
         }
     }
     watcher.demand_alive()?;
-    let said = watcher.finish()?;
-    site.forget();
-    if !said.contains("unreadable") && !said.contains("damaged") {
-        return Err(format!("no page was bad: {said}"));
+    let output = watcher.finish()?;
+    site.free_shared_memory();
+    if !output.contains("unreadable") && !output.contains("damaged") {
+        return Err(format!("no page was bad: {output}"));
     }
-    if number > 1 && said.contains(" 0 rows right") {
-        return Err(format!("nothing was read before it turned bad: {said}"));
+    if number > 1 && output.contains(" 0 rows right") {
+        return Err(format!("nothing was read before the pages turned bad: {output}"));
     }
-    Ok(said)
+    Ok(output)
 }

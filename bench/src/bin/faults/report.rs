@@ -1,6 +1,6 @@
-//! Owns: what a campaign says: what was tried, what passed, what failed and how to do it again.
+//! Owns: the report of a campaign: trials, passes, failures and the commands that repeat them.
 //!
-//! What must hold: no failure is no proof: it is reported as the rate that 95 % of such runs would exclude.
+//! What must hold: a run without failures is reported as the failure rate that it excludes at 95 % confidence.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -11,38 +11,38 @@ pub struct Report {
     campaign: &'static str,
     passed: u64,
     failed: u64,
-    facts: Vec<String>,
+    notes: Vec<String>,
     skipped: bool,
 }
 
 impl Report {
-    /// Of nothing yet.
+    /// An empty report.
     pub fn new(campaign: &'static str) -> Report {
-        Report { campaign, passed: 0, failed: 0, facts: Vec::new(), skipped: false }
+        Report { campaign, passed: 0, failed: 0, notes: Vec::new(), skipped: false }
     }
 
-    /// A trial passed.
+    /// Counts a passed trial.
     pub fn pass(&mut self) {
         self.passed += 1;
         self.show();
     }
 
-    /// A trial failed: `what`, which `again` does once more.
+    /// Counts a failed trial and prints the failure `what` and the command `again`, which repeats it.
     pub fn fail(&mut self, what: impl Display, again: impl Display) {
         self.failed += 1;
         println!("{}: FAILED: {what}\n    again: {again}", self.campaign);
     }
 
-    /// Shows how many trials there were, on a terminal.
+    /// Prints the number of trials, on a terminal.
     fn show(&self) {
         let mut terminal = std::io::stderr();
         if terminal.is_terminal() {
-            // Whoever watches loses nothing but this if it cannot be shown.
+            // A failed write loses only this progress line.
             write!(terminal, "\r{}: {} trials, {} failed ", self.campaign, self.trials(), self.failed).ok();
         }
     }
 
-    /// Notes `outcome` of a trial.
+    /// Counts the `outcome` of a trial.
     pub fn add(&mut self, outcome: Result<(), impl Display>, again: impl Display) {
         match outcome {
             Ok(()) => self.pass(),
@@ -50,12 +50,12 @@ impl Report {
         }
     }
 
-    /// Something that was counted.
-    pub fn fact(&mut self, fact: impl Into<String>) {
-        self.facts.push(fact.into());
+    /// Adds a line to the summary.
+    pub fn fact(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
     }
 
-    /// It cannot be tried here, because of `why`: that is no failure, and no proof.
+    /// Marks the campaign as skipped because of `why`; neither passed nor failed.
     pub fn skip(&mut self, why: &str) {
         println!("{}: SKIPPED: {why}", self.campaign);
         self.skipped = true;
@@ -66,15 +66,15 @@ impl Report {
         self.passed + self.failed
     }
 
-    /// Prints it; whether everything passed, and something did.
+    /// Prints the report. Returns whether at least one trial passed, or the campaign was skipped, and none failed.
     pub fn finish(self) -> bool {
-        for fact in &self.facts {
-            println!("{}: {fact}", self.campaign);
+        for note in &self.notes {
+            println!("{}: {note}", self.campaign);
         }
         let bound = match (self.passed, self.failed) {
             (0, _) | (_, 1..) => String::new(),
             // The rule of three: with no failure in n trials the rate is below 3 / n at 95 %.
-            (n, 0) => format!(" (a failure at most once in {:.0} trials, at 95 %)", (n as f64 / 3.0).max(1.0)),
+            (n, 0) => format!(" (at most one failure in {:.0} trials, at 95 % confidence)", (n as f64 / 3.0).max(1.0)),
         };
         println!("{}: {} passed, {} failed{bound}", self.campaign, self.passed, self.failed);
         self.failed == 0 && (self.passed > 0 || self.skipped)

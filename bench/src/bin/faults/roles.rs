@@ -1,7 +1,7 @@
-//! Owns: what this program does as another process of a campaign: storage, a publisher, a reader, `tape`.
+//! Owns: the roles of this program as a process of a campaign: storage, a publisher, a reader, `tape`.
 //!
-//! What must hold: a role ends when its standard input does, so that none outlives its campaign; a reader that
-//! sees something wrong says what and ends with a failure.
+//! What must hold: a role ends when its standard input closes, so that none outlives its campaign; a reader that reads a
+//! wrong row prints it and exits with an error.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -24,14 +24,14 @@ use tapestore::time::Ts;
 use crate::rows::{self, INSTRUMENTS, Identity};
 use crate::site::{Account, PATIENCE, ROLE};
 
-/// The storage process, as `tape-storage` is.
+/// Command line of the storage process, as of `tape-storage`.
 #[derive(Parser)]
 struct Storage {
     #[command(flatten)]
     args: tape_services::storage::Args,
 }
 
-/// Plays the role that the command line names, if it names one.
+/// Runs the role that the command line names, if any.
 pub(crate) fn play() -> Option<ExitCode> {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() != Some(ROLE) {
@@ -40,7 +40,7 @@ pub(crate) fn play() -> Option<ExitCode> {
     let name = arguments.next().unwrap_or_default();
     tape_services::terminal::guard_pages();
     let rest: Vec<String> = arguments.collect();
-    let argument = |i: usize| rest.get(i).cloned().unwrap_or_else(|| panic!("{name}: argument {i} is not there"));
+    let argument = |i: usize| rest.get(i).cloned().unwrap_or_else(|| panic!("{name}: argument {i} is missing"));
     let number = |i: usize| argument(i).parse::<u64>().unwrap();
     let line = std::iter::once(name.clone()).chain(rest.iter().cloned());
     Some(match name.as_str() {
@@ -52,8 +52,8 @@ pub(crate) fn play() -> Option<ExitCode> {
             publish(&PathBuf::from(argument(0)), &PathBuf::from(argument(1)), level, who, base, (number(6), number(7)))
         }
         "reader" => match read(&PathBuf::from(argument(0)), &argument(1), number(2), number(3)) {
-            Ok(said) => {
-                println!("{said}");
+            Ok(summary) => {
+                println!("{summary}");
                 ExitCode::SUCCESS
             }
             Err(what) => {
@@ -66,7 +66,7 @@ pub(crate) fn play() -> Option<ExitCode> {
     })
 }
 
-/// Raised when standard input ends.
+/// A flag that is set when standard input closes.
 fn end() -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let theirs = flag.clone();
@@ -86,7 +86,7 @@ fn note(account: &mut Account, publisher: &mut Publisher, file: &File) {
     account.write(file);
 }
 
-/// Publishes at a rate until standard input ends; then waits until everything is durable.
+/// Publishes at a rate until standard input closes; then waits until everything is durable.
 fn publish(
     store: &Path,
     account_path: &Path,
@@ -98,7 +98,7 @@ fn publish(
     tape_services::terminal::log("warn", true);
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
-    // Small, so that it fills up.
+    // A small ring, so that it fills up.
     let options = Options { level, open_timeout: PATIENCE, ring_bytes: 2 << 20, ..Options::new(store, PublisherId(id)) };
     let mut publisher = match Publisher::open(options) {
         Ok(publisher) => publisher,
@@ -108,7 +108,7 @@ fn publish(
         }
     };
     let names: Vec<_> = (1..=INSTRUMENTS).map(|i| format!("BENCH:{i}").parse().unwrap()).collect();
-    // Storage may have been killed meanwhile, or have no room.
+    // Storage may be down or out of space.
     while publisher.instruments(&names).is_err() && !end.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -134,7 +134,7 @@ fn publish(
         publisher.send();
         note(&mut account, &mut publisher, &file);
         offered += batch;
-        // A feed that was stopped for a while does not catch up.
+        // A publisher that was stopped does not catch up.
         let due = began + Duration::from_nanos(offered * 1_000_000_000 / rate.max(1));
         match due.checked_duration_since(Instant::now()) {
             Some(pause) => std::thread::sleep(pause),
@@ -153,7 +153,7 @@ fn publish(
     }
 }
 
-/// Reads in the way `how` until standard input ends; what was done.
+/// Reads in the mode `how` until standard input closes; returns a summary.
 fn read(store: &Path, how: &str, base: u64, seed: u64) -> Result<String, String> {
     let end = end();
     let deadline = Instant::now() + PATIENCE;
@@ -169,7 +169,7 @@ fn read(store: &Path, how: &str, base: u64, seed: u64) -> Result<String, String>
         "bad" => bad(reader, base, &end),
         "hoard" => hoard(reader, base, &end),
         "random" => Random { base, rng: SimRng::new(seed), held: VecDeque::new(), did: BTreeMap::new() }.run(reader, &end),
-        other => Err(format!("{other} is no way to read")),
+        other => Err(format!("{other} is no reader mode")),
     }
 }
 
@@ -182,7 +182,7 @@ fn follow(reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String>
         match follow.poll() {
             Ok(Some(row)) => {
                 if row.lsn != next {
-                    return Err(format!("follow: record {} comes where {next} is due", row.lsn));
+                    return Err(format!("follow: record {} instead of {next}", row.lsn));
                 }
                 let identity = rows::check(row.record, base).map_err(|e| format!("follow: record {next}: {e}"))?;
                 next = next.next();
@@ -210,7 +210,7 @@ fn follow(reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String>
     Ok(format!("follow: {count} records, {expired} expired, storage down {down} times"))
 }
 
-/// Holds a snapshot of every version there is, and gives none back.
+/// Pins a snapshot of every version and releases none.
 fn hoard(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String> {
     let (mut held, mut version, mut rng) = (Vec::new(), 0, SimRng::new(base));
     while !end.load(Ordering::Acquire) {
@@ -218,7 +218,7 @@ fn hoard(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, Stri
         match reader.snapshot(At::Appended) {
             Ok(mut snapshot) if now != version || held.is_empty() => {
                 let last = snapshot.last();
-                if let Some(row) = snapshot.get(last).map_err(said("hoard"))? {
+                if let Some(row) = snapshot.get(last).map_err(context("hoard"))? {
                     rows::check(row.record, base).map_err(|e| format!("hoard: record {last}: {e}"))?;
                 }
                 held.push(snapshot);
@@ -228,12 +228,12 @@ fn hoard(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, Stri
             Err(e) if e.is_down() => {}
             Err(e) => return Err(format!("hoard: {e}")),
         }
-        // What is held is what it was.
+        // Pinned snapshots must stay unchanged.
         if !held.is_empty() {
             let at = rng.below(held.len() as u64) as usize;
             let snapshot = &mut held[at];
             let lsn = Lsn(snapshot.first().0 + rng.below((snapshot.last().0 + 1).saturating_sub(snapshot.first().0).max(1)));
-            if let Some(row) = snapshot.get(lsn).map_err(said("hoard"))? {
+            if let Some(row) = snapshot.get(lsn).map_err(context("hoard"))? {
                 rows::check(row.record, base).map_err(|e| format!("hoard: record {lsn}: {e}"))?;
             }
         }
@@ -242,7 +242,7 @@ fn hoard(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, Stri
     Ok(format!("hoard: {} snapshots held", held.len()))
 }
 
-/// Reads a store of which parts cannot be read: what can is right, and what cannot is an error that says so.
+/// Reads a store with unreadable parts: each row is right or a typed error.
 fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String> {
     let (mut good, mut errors) = (0u64, BTreeMap::<&str, u64>::new());
     let mut note = |e: Error| {
@@ -268,7 +268,7 @@ fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String
         for lsn in (1..=snapshot.last().0).step_by(97) {
             match snapshot.get(Lsn(lsn)) {
                 Ok(Some(row)) => good += u64::from(rows::check(row.record, base)?.is_some()),
-                Ok(None) => return Err(format!("bad pages: record {lsn} is not there, and no error")),
+                Ok(None) => return Err(format!("bad pages: record {lsn} is missing without an error")),
                 Err(e) => note(e)?,
             }
         }
@@ -285,7 +285,7 @@ fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String
                 }
             }
         }
-        // What has been read is read again, from the disk if it is not cached any more.
+        // Releases the pages, so that the next round reads uncached ones from the disk.
         snapshot.release();
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -293,16 +293,16 @@ fn bad(mut reader: Reader, base: u64, end: &AtomicBool) -> Result<String, String
     Ok(format!("bad pages: {good} rows right, {all} errors {errors:?}, no signal"))
 }
 
-/// A snapshot that is held while files are merged and unlinked.
+/// A snapshot that is held while SSTables are merged and unlinked.
 struct Held {
     snapshot: Snapshot,
-    /// What was there, by LSN, and how many rows a scan gave.
+    /// Identities of some records, by LSN; `rows` is the count of a scan of `series`.
     sample: Vec<(Lsn, u64)>,
     series: u64,
     rows: u64,
 }
 
-/// Reads at random.
+/// A reader of random queries.
 struct Random {
     base: u64,
     rng: SimRng,
@@ -310,10 +310,10 @@ struct Random {
     did: BTreeMap<&'static str, u64>,
 }
 
-/// Snapshots held at once.
+/// Snapshots held at the same time.
 const HELD: usize = 3;
 
-fn said(what: &str) -> impl Fn(Error) -> String {
+fn context(what: &str) -> impl Fn(Error) -> String {
     move |e| format!("{what}: {e}")
 }
 
@@ -355,13 +355,13 @@ impl Random {
         *self.did.entry(what).or_insert(0) += 1;
     }
 
-    /// Whether `row` is what was published, and sorted by the time that it says.
+    /// Checks that `row` is as published and is sorted by its own index time.
     fn demand(&self, row: &Row<'_>, what: &str) -> Result<(), String> {
         let at = |e: String| format!("{what}: record {}: {e}", row.lsn);
         rows::check(row.record, self.base).map_err(at)?;
         let own = row.record.own_index_time();
         if !own.is_null() && index_time(own, row.index_time) != (row.index_time, false) {
-            return Err(at(format!("sorted by {} and says {own}", row.index_time)));
+            return Err(at(format!("sorted by {}, but its index time is {own}", row.index_time)));
         }
         Ok(())
     }
@@ -370,26 +370,26 @@ impl Random {
         let (first, last) = (snapshot.first().0, snapshot.last().0);
         for _ in 0..64 {
             let lsn = Lsn(first + self.rng.below((last + 1).saturating_sub(first).max(1)));
-            let arrival = snapshot.arrival(lsn).map_err(said("arrival"))?;
+            let arrival = snapshot.arrival(lsn).map_err(context("arrival"))?;
             let covered = snapshot.history().covered();
-            match (snapshot.get(lsn).map_err(said("get"))?, arrival) {
+            match (snapshot.get(lsn).map_err(context("get"))?, arrival) {
                 (Some(row), Some(arrival)) if row.lsn == lsn && arrival.lsn == lsn => {
                     self.demand(&row, "get")?;
                     let identity = rows::check(row.record, self.base)?;
                     if identity.is_some_and(|i| i.publisher() != arrival.publisher.0) {
-                        return Err(format!("get: record {lsn} is {identity:x?} and arrived as {arrival:?}"));
+                        return Err(format!("get: record {lsn} is {identity:x?}, but its arrival is {arrival:?}"));
                     }
                     self.count("get");
                 }
                 // Retention drops files by time, not by LSN.
                 (None, None) if lsn <= covered => self.count("get expired"),
-                (row, arrival) => return Err(format!("get: record {lsn} of {last} is {row:?}, arrived as {arrival:?}")),
+                (row, arrival) => return Err(format!("get: record {lsn} of {last} is {row:?}, arrival {arrival:?}")),
             }
         }
         Ok(())
     }
 
-    /// A time at which there may be records.
+    /// A random time within the range of the records.
     fn time(&mut self) -> u64 {
         self.base - 6 * 3_600_000_000_000 + self.rng.below(6 * 3_600_000_000_000 + 120_000_000_000)
     }
@@ -398,13 +398,13 @@ impl Random {
         for _ in 0..16 {
             let series = rows::series(self.rng.next_u64());
             let time = if self.rng.below(2) == 0 { Ts(self.base + self.rng.below(120_000_000_000)) } else { Ts(self.time()) };
-            let found = match snapshot.as_of(series, time).map_err(said("as-of"))? {
+            let found = match snapshot.as_of(series, time).map_err(context("as-of"))? {
                 None => None,
                 Some(row) => {
                     self.demand(&row, "as-of")?;
                     let other = row.record.kind() != series.kind || row.record.instrument() != series.instrument;
                     if other || row.index_time > time {
-                        return Err(format!("as-of: {series:?} at {time} gives {row:?}"));
+                        return Err(format!("as-of: {series:?} at {time} returns {row:?}"));
                     }
                     Some((row.index_time, row.lsn))
                 }
@@ -412,11 +412,11 @@ impl Random {
             let from = found.map_or(Ts(0), |f| f.0);
             let mut scan = snapshot.scan(series, TimeRange { from, to: time });
             let mut newest = None;
-            while let Some(row) = scan.next().map_err(said("scan"))? {
+            while let Some(row) = scan.next().map_err(context("scan"))? {
                 newest = Some((row.index_time, row.lsn));
             }
             if newest != found {
-                return Err(format!("as-of: {series:?} at {time} gives {found:?}, a scan {newest:?}"));
+                return Err(format!("as-of: {series:?} at {time} returns {found:?}, a scan {newest:?}"));
             }
             self.count("as-of");
         }
@@ -441,10 +441,10 @@ impl Random {
         Ok(())
     }
 
-    /// The rows of `scan` are in order, each once, and right; how many.
+    /// Checks that the rows of `scan` are right, in order and unique; returns their number.
     fn walk(&self, mut scan: tapestore::reader::Scan<'_>, last: Lsn, what: &str) -> Result<u64, String> {
         let (mut before, mut count) = ((Ts(0), Lsn(0)), 0);
-        while let Some(row) = scan.next().map_err(said(what))? {
+        while let Some(row) = scan.next().map_err(context(what))? {
             self.demand(&row, what)?;
             let key = (row.index_time, row.lsn);
             if key <= before || row.lsn > last {
@@ -456,13 +456,13 @@ impl Random {
         Ok(count)
     }
 
-    /// Looks trades up by their ids.
+    /// Looks up trades by their ids.
     fn find(&mut self, snapshot: &Snapshot) -> Result<(), String> {
         let trades = tapestore::record::Kind(1);
         let instrument = rows::series(self.rng.below(INSTRUMENTS)).instrument;
         let series = tapestore::reader::Series { instrument, kind: trades };
         let (mut ids, mut scan) = (Vec::new(), snapshot.scan(series, TimeRange::ALL));
-        while let Some(row) = scan.next().map_err(said("scan"))? {
+        while let Some(row) = scan.next().map_err(context("scan"))? {
             if self.rng.below(16) == 0
                 && ids.len() < 8
                 && let Some(trade) = row.record.get::<tapestore::record::Trade>()
@@ -471,7 +471,7 @@ impl Random {
             }
         }
         for (lsn, id) in ids {
-            let found = snapshot.find(series, "trade_id", id).map_err(said("find"))?;
+            let found = snapshot.find(series, "trade_id", id).map_err(context("find"))?;
             if !found.iter().any(|row| row.lsn == lsn) {
                 return Err(format!("find: record {lsn} is not found by its trade_id {id}"));
             }
@@ -480,13 +480,13 @@ impl Random {
         Ok(())
     }
 
-    /// Keeps a snapshot, and looks again at one that was kept.
+    /// Keeps a snapshot and checks one that was kept.
     fn hold(&mut self, mut snapshot: Snapshot) -> Result<(), String> {
         let (first, last) = (snapshot.first().0, snapshot.last().0);
         let mut sample = Vec::new();
         for _ in 0..64 {
             let lsn = Lsn(first + self.rng.below((last + 1).saturating_sub(first).max(1)));
-            if let Some(row) = snapshot.get(lsn).map_err(said("held get"))? {
+            if let Some(row) = snapshot.get(lsn).map_err(context("held get"))? {
                 sample.push((lsn, row.record.words().get(1).copied().unwrap_or(0)));
             }
         }
@@ -496,7 +496,7 @@ impl Random {
         if self.held.len() > HELD
             && let Some(oldest) = self.held.pop_front()
         {
-            // Sometimes a newer one goes, so that a few become old.
+            // Mostly drops the newer one, so that a few become old.
             let chosen = match self.rng.below(8) {
                 0 => oldest,
                 _ => {
@@ -522,11 +522,11 @@ impl Random {
         self.look(held).map(drop)
     }
 
-    /// A held snapshot shows what it showed.
+    /// Checks that a held snapshot is unchanged.
     fn look(&mut self, mut held: Held) -> Result<Held, String> {
         for &(lsn, identity) in &held.sample {
-            let row = held.snapshot.get(lsn).map_err(said("held get"))?;
-            let row = row.ok_or_else(|| format!("held: record {lsn} is gone from a snapshot"))?;
+            let row = held.snapshot.get(lsn).map_err(context("held get"))?;
+            let row = row.ok_or_else(|| format!("held: record {lsn} is missing from a snapshot"))?;
             self.demand(&row, "held")?;
             if row.record.words().get(1) != Some(&identity) {
                 return Err(format!("held: record {lsn} was {identity:x} and is {:x?}", row.record.words().get(1)));
@@ -535,7 +535,7 @@ impl Random {
         let series = rows::series(held.series);
         let rows = self.walk(held.snapshot.scan(series, TimeRange::ALL), held.snapshot.last(), "held scan")?;
         if rows != held.rows {
-            return Err(format!("held: a scan gave {} rows and gives {rows}", held.rows));
+            return Err(format!("held: a scan returned {} rows and now {rows}", held.rows));
         }
         self.count("held");
         Ok(held)

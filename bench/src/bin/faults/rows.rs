@@ -1,8 +1,8 @@
-//! Owns: the records that the processes of a campaign publish, which follow from who publishes them and their
-//! serial number, and what must be so of a store that holds them.
+//! Owns: the records that the processes of a campaign publish, derived from publisher and serial number, and the check of a
+//! store that holds them.
 //!
-//! What must hold: every bit of a record follows from its identity, so that one that is wrong is seen; the rules
-//! are those of the store's promises: LSNs are dense, each record is there once, a publisher's are in order.
+//! What must hold: every bit of a record is derived from its identity, so that a wrong one is detected; the rules are the
+//! store's guarantees: LSNs are dense, each record is stored once, the records of a publisher are in order.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use tapestore::disk::sim::SimRng;
 use tapestore::lsn::{Epoch, Lsn};
 use tapestore::record::{Arrival, Gap, Kind, RecordRef, Row, SCHEMAS, Schema};
 
-/// Instruments of the records.
+/// Number of instruments.
 pub(crate) const INSTRUMENTS: u64 = 97;
 
-/// Who publishes, and which of its records: 16 bits of publisher, 16 of its process, 32 of its number there.
+/// The identity of a record: 16 bits publisher, 16 bits process, 32 bits number within the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Identity(pub(crate) u64);
 
@@ -27,22 +27,22 @@ impl Identity {
         (self.0 >> 48) as u16
     }
 
-    /// Its number, by which the records of a publisher rise over all its processes.
+    /// Serial number, which rises over all processes of a publisher.
     pub(crate) fn serial(self) -> u64 {
         self.0 & 0xffff_ffff_ffff
     }
 }
 
-/// The kinds that are published: all that have a receive time; their event time holds the identity.
+/// The published kinds: all with a receive time; their event time holds the identity.
 fn kinds() -> impl Iterator<Item = &'static Schema> {
     SCHEMAS.iter().filter(|s| s.index_word > 1 && s.kind != <Gap as tapestore::record::Record>::KIND)
 }
 
-/// The record of `identity`; its times lie behind `base`.
+/// The record of `identity`, with times relative to `base`.
 pub(crate) fn words(identity: Identity, base: u64) -> Vec<u64> {
     let mut rng = SimRng::new(identity.0 ^ base.rotate_left(17));
     let count = kinds().count() as u64;
-    // Mostly the kinds of a feed.
+    // Mostly the first four kinds, as in a feed.
     let pick = match rng.below(8) {
         0..6 => rng.below(4.min(count)),
         _ => rng.below(count),
@@ -73,7 +73,7 @@ pub(crate) fn words(identity: Identity, base: u64) -> Vec<u64> {
     words
 }
 
-/// Whether `record` is what a publisher publishes; its identity, or `None` for the record of a gap.
+/// Checks that `record` is as published; returns its identity, or `None` for a gap.
 pub(crate) fn check(record: RecordRef<'_>, base: u64) -> Result<Option<Identity>, String> {
     if record.get::<Gap>().is_some() {
         return Ok(None);
@@ -83,12 +83,15 @@ pub(crate) fn check(record: RecordRef<'_>, base: u64) -> Result<Option<Identity>
     let expected = words(identity, base);
     if expected != found {
         let word = expected.iter().zip(found).position(|(e, f)| e != f);
-        return Err(format!("{identity:x?} (a {}) is not as it was published, from word {word:?} on", record.schema().name));
+        return Err(format!(
+            "{identity:x?} (a {}) differs from the published record from word {word:?} on",
+            record.schema().name
+        ));
     }
     Ok(Some(identity))
 }
 
-/// Series that hold records, a number for each.
+/// The series number `number` of those that hold records.
 pub(crate) fn series(number: u64) -> tapestore::record::Series {
     let count = kinds().count() as u64;
     let kind = kinds().nth((number / INSTRUMENTS % count) as usize).map_or(Kind(1), |s| s.kind);
@@ -99,55 +102,58 @@ pub(crate) fn series(number: u64) -> tapestore::record::Series {
 struct Last {
     epoch: Epoch,
     serial: u64,
-    /// Records may be missing before the next one: a gap was stored.
+    /// A gap was stored: records may be missing before the next one.
     gap: bool,
 }
 
-/// What a store has been seen to hold, record by record.
+/// The records of a store, checked one by one.
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
     base: u64,
     publishers: BTreeMap<u16, Last>,
     epochs: BTreeMap<(u16, u32), u64>,
-    /// By LSN, from 1 on; 0 for a gap.
+    /// Identities by LSN, from 1 on; 0 for a gap.
     identities: Vec<u64>,
-    /// Records whose loss a gap reports.
+    /// Lost records that gaps report.
     pub(crate) missing: u64,
     pub(crate) gaps: u64,
 }
 
 impl Tracker {
-    /// Of nothing yet.
+    /// An empty tracker.
     pub(crate) fn new(base: u64) -> Tracker {
         Tracker { base, ..Tracker::default() }
     }
 
-    /// The last record seen.
+    /// LSN of the last record.
     pub(crate) fn last(&self) -> Lsn {
         Lsn(self.identities.len() as u64)
     }
 
-    /// How far `publisher` came in `epoch`.
+    /// The last pub_seq of `publisher` in `epoch`.
     pub(crate) fn reached(&self, publisher: u16, epoch: u32) -> u64 {
         self.epochs.get(&(publisher, epoch)).copied().unwrap_or(0)
     }
 
-    /// Epochs that have records.
+    /// Number of epochs with records.
     pub(crate) fn epochs(&self) -> usize {
         self.epochs.len()
     }
 
-    /// The next record, which is `row`.
+    /// Checks and adds the next record, `row`.
     pub(crate) fn see(&mut self, row: &Row<'_>, arrival: &Arrival) -> Result<(), String> {
         let lsn = self.last().next();
         if row.lsn != lsn || arrival.lsn != lsn {
-            return Err(format!("record {} (arrived as {}) stands where {lsn} is due", row.lsn, arrival.lsn));
+            return Err(format!("record {} (arrival {}) instead of {lsn}", row.lsn, arrival.lsn));
         }
         let identity = check(row.record, self.base).map_err(|e| format!("record {lsn}: {e}"))?;
         let publisher = arrival.publisher.0;
         let epoch_last = self.epochs.entry((publisher, arrival.epoch.0)).or_insert(0);
         if arrival.pub_seq.0 != *epoch_last + 1 {
-            return Err(format!("record {lsn} is {publisher}'s number {} after {epoch_last}: {arrival:?}", arrival.pub_seq));
+            return Err(format!(
+                "record {lsn} is number {} of publisher {publisher} after {epoch_last}: {arrival:?}",
+                arrival.pub_seq
+            ));
         }
         *epoch_last = arrival.pub_seq.0;
         let before = self.publishers.get(&publisher).copied();
@@ -164,7 +170,7 @@ impl Tracker {
             return Ok(());
         };
         if identity.publisher() != publisher {
-            return Err(format!("record {lsn} of {} is said to be of {publisher}", identity.publisher()));
+            return Err(format!("record {lsn} of publisher {} arrived as one of {publisher}", identity.publisher()));
         }
         let serial = identity.serial();
         if let Some(before) = before {
@@ -174,11 +180,11 @@ impl Tracker {
             }
             if same_process && serial != before.serial + 1 {
                 if !before.gap {
-                    return Err(format!("record {lsn}: serial {serial:x} after {:x}, and no gap: {arrival:?}", before.serial));
+                    return Err(format!("record {lsn}: serial {serial:x} after {:x} without a gap: {arrival:?}", before.serial));
                 }
                 self.missing += serial - before.serial - 1;
             }
-            // A process numbers from 1 on; what a killed one had not been told of may be missing at its end alone.
+            // A process numbers from 1 on; unacknowledged records of a killed one may be missing only at its end.
             if !same_process && serial & 0xffff_ffff != 1 {
                 return Err(format!("record {lsn}: a process begins with serial {serial:x}: {arrival:?}"));
             }
@@ -188,12 +194,12 @@ impl Tracker {
         Ok(())
     }
 
-    /// A record that was seen before, which is `row` now.
+    /// Checks `row` against the earlier record of its LSN.
     pub(crate) fn again(&self, row: &Row<'_>) -> Result<(), String> {
         let identity = check(row.record, self.base).map_err(|e| format!("record {}: {e}", row.lsn))?.map_or(0, |i| i.0);
         match self.identities.get(row.lsn.0.wrapping_sub(1) as usize) {
-            Some(&known) if known == identity => Ok(()),
-            known => Err(format!("record {} was {known:x?} and is {identity:x}", row.lsn)),
+            Some(&before) if before == identity => Ok(()),
+            before => Err(format!("record {} was {before:x?} and is {identity:x}", row.lsn)),
         }
     }
 }

@@ -1,18 +1,17 @@
-//! Owns: what a campaign in one process needs of the host: a place in memory for stores, and what a trial that panicked
-//! said.
+//! Owns: host resources of campaigns in one process: a scratch directory in memory for stores, and panic messages.
 //!
-//! What must hold: nothing is left behind; trials beside each other share nothing.
+//! What must hold: nothing is left behind; concurrent trials share nothing.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
 
 use tapestore_engine::Options;
 
-/// A directory in memory with a store directory and a place for its shared memory.
+/// A directory in memory with a store directory and a root for its run directory.
 pub struct Scratch(tempfile::TempDir);
 
 impl Scratch {
-    /// An empty one.
+    /// Creates an empty scratch directory.
     pub fn new() -> Scratch {
         quiet();
         let dir = tempfile::Builder::new().prefix("faults-").tempdir_in("/dev/shm").unwrap();
@@ -26,12 +25,12 @@ impl Scratch {
         self.0.path().join("s")
     }
 
-    /// A file beside it.
+    /// The path of a file beside the store directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    /// Forgets what is in it.
+    /// Removes all contents.
     pub fn clear(&self) {
         for dir in [self.store(), self.0.path().join("run")] {
             if dir.exists() {
@@ -41,7 +40,7 @@ impl Scratch {
         }
     }
 
-    /// Small options.
+    /// Options with small sizes.
     pub fn options(&self) -> Options {
         Options {
             store: self.store(),
@@ -57,27 +56,27 @@ impl Scratch {
 }
 
 thread_local! {
-    static SAID: RefCell<String> = const { RefCell::new(String::new()) };
+    static PANIC_MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Panics are kept instead of printed.
+/// Stores panic messages instead of printing them.
 fn quiet() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
-            let text = info.payload_as_str().unwrap_or("a panic without words");
+            let text = info.payload_as_str().unwrap_or("a panic without a message");
             let at = info.location().map(|l| format!("{}:{}: ", l.file(), l.line())).unwrap_or_default();
-            SAID.with(|said| *said.borrow_mut() = format!("{at}{text}"));
+            PANIC_MESSAGE.with(|message| *message.borrow_mut() = format!("{at}{text}"));
         }));
     });
 }
 
-/// What the last panic of this thread said.
-pub fn said() -> String {
-    SAID.with(|said| said.borrow().clone())
+/// The message of this thread's last panic.
+pub fn panic_message() -> String {
+    PANIC_MESSAGE.with(|message| message.borrow().clone())
 }
 
-/// Threads that work beside each other.
+/// Number of worker threads.
 pub fn worker_count() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }

@@ -1,8 +1,7 @@
-//! Owns: a store in a directory of its own with a real storage process, and the publishers and readers of a
-//! campaign, each a process.
+//! Owns: the store of a campaign with a real storage process, and the campaign's publisher and reader processes.
 //!
-//! What must hold: nothing is left behind, in whatever way a campaign ends, but the directory of a failure; no
-//! process is touched that was not started here.
+//! What must hold: however a campaign ends, only the directory of a failure is left behind; no process is signalled that
+//! was not started here.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,16 +18,16 @@ use tapestore::shm::run_dir::RunDir;
 
 use crate::rows::Tracker;
 
-/// A guard against a hang, not a claim about speed.
+/// Limit of every wait: a guard against hangs, not a claim about speed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The hidden first argument of this program in another role.
+/// First argument of this program in another role.
 pub(crate) const ROLE: &str = "role";
 
-/// Small tables and segments, so that they turn over, and two runs a window, so that they are merged.
+/// Small MemTables and segments, so that they roll, and two runs a window, so that compaction runs.
 pub(crate) const SMALL: &str = "memtable-size = 16777216\nsegment-size = 1048576\n[compaction]\nruns-max = 2\n";
 
-/// This program in another role.
+/// A command that runs this program in another role.
 pub(crate) fn role(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([ROLE, name]);
@@ -41,7 +40,7 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-/// Polls until `ready` gives something, or says what did not happen.
+/// Polls until `ready` returns a value; the error names `what`.
 pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -60,15 +59,15 @@ pub(crate) struct Site {
     dir: PathBuf,
     /// The store's directory.
     pub(crate) store: PathBuf,
-    /// Times of records lie behind this.
+    /// Base of the records' times.
     pub(crate) base: u64,
     child: Option<Child>,
-    /// Whether the directory stays.
+    /// Whether the directory is kept.
     pub(crate) keep: bool,
 }
 
 impl Site {
-    /// A store that is not served yet.
+    /// A store without a running storage process.
     pub(crate) fn new(campaign: &str, seed: u64, config: &str) -> Site {
         let dir = std::env::temp_dir().join(format!("faults-{campaign}-{seed}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -76,7 +75,7 @@ impl Site {
         Site::at(dir, store, config)
     }
 
-    /// The same, with the store somewhere else than the other files.
+    /// The same, with the store outside the campaign's directory.
     pub(crate) fn at(dir: PathBuf, store: PathBuf, config: &str) -> Site {
         std::fs::write(dir.join("storage.toml"), config).unwrap();
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
@@ -84,7 +83,7 @@ impl Site {
         Site { dir, store, base, child: None, keep: false }
     }
 
-    /// Where the campaign's own files lie.
+    /// Directory of the campaign's files.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -93,7 +92,7 @@ impl Site {
         Reader::open(&self.store).map_or(0, |r| r.control().instance())
     }
 
-    /// Starts storage, and does not wait.
+    /// Starts storage without waiting.
     pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none());
         let log = File::options().create(true).append(true).open(self.dir.join("storage.log")).unwrap();
@@ -123,12 +122,12 @@ impl Site {
         }
     }
 
-    /// What storage has said.
+    /// Path of storage's log.
     pub(crate) fn log(&self) -> PathBuf {
         self.dir.join("storage.log")
     }
 
-    /// With which status storage has ended, if it has.
+    /// The exit status of storage, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().unwrap()?;
         self.child = None;
@@ -140,7 +139,7 @@ impl Site {
         self.child.as_ref()
     }
 
-    /// SIGKILL.
+    /// Kills storage with SIGKILL.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -148,15 +147,15 @@ impl Site {
         }
     }
 
-    /// SIGTERM, and the end.
+    /// Stops storage with SIGTERM and waits for its end.
     pub(crate) fn stop(&mut self) -> Result<(), String> {
         let Some(child) = &self.child else { return Ok(()) };
         signal(child, Signal::TERM);
         let status = eventually("storage's end", || self.ended())?;
-        if status.success() { Ok(()) } else { Err(format!("storage ended with {status} when it was stopped")) }
+        if status.success() { Ok(()) } else { Err(format!("storage ended with {status} after SIGTERM")) }
     }
 
-    /// A reader.
+    /// Opens a reader.
     pub(crate) fn reader(&self) -> Result<Reader, String> {
         Reader::open(&self.store).map_err(|e| e.to_string())
     }
@@ -166,7 +165,7 @@ impl Site {
         RunDir::find(&self.store).map_err(|e| e.to_string())
     }
 
-    /// What is durable now.
+    /// Takes a snapshot of the durable records; retries until storage serves.
     pub(crate) fn snapshot(&self, reader: &mut Reader) -> Result<Snapshot, String> {
         let mut last = String::new();
         let found = eventually("a snapshot", || reader.snapshot(At::Durable).map_err(|e| last = e.to_string()).ok());
@@ -183,12 +182,12 @@ impl Site {
         }
     }
 
-    /// Gives back the shared memory, while the store's directory is still there.
-    pub(crate) fn forget(&mut self) {
+    /// Kills storage and frees its shared memory. Call it before the store's directory is unmounted.
+    pub(crate) fn free_shared_memory(&mut self) {
         self.clean();
     }
 
-    /// Gives back everything but the directory.
+    /// Frees everything but the directory.
     fn clean(&mut self) {
         self.kill();
         if let Ok(run_dir) = RunDir::find(&self.store) {
@@ -197,10 +196,10 @@ impl Site {
         }
     }
 
-    /// To do it again after a failure, which leaves the directory.
+    /// Keeps the directory after a failure; returns the command that repeats the campaign.
     pub(crate) fn again(&mut self, campaign: &str, n: u64, seed: u64) -> String {
         self.keep = true;
-        format!("faults {campaign} --n {n} --seed {seed} (moments differ); kept: {}", self.dir.display())
+        format!("faults {campaign} --n {n} --seed {seed} (timing differs); kept: {}", self.dir.display())
     }
 }
 
@@ -213,16 +212,16 @@ impl Drop for Site {
     }
 }
 
-/// Checks what `snapshot` holds beyond `tracker`, and `old` records of before at random.
+/// Checks the records of `snapshot` after those of `tracker`, and `old` earlier ones at random; returns the number of new ones.
 pub(crate) fn check(tracker: &mut Tracker, snapshot: &mut Snapshot, old: u64, rng: &mut SimRng) -> Result<u64, String> {
-    let known = tracker.last();
-    if snapshot.last() < known {
-        return Err(format!("{} is the last record, and {known} was durable before", snapshot.last()));
+    let before = tracker.last();
+    if snapshot.last() < before {
+        return Err(format!("{} is the last record, but {before} was durable before", snapshot.last()));
     }
-    let (first, last) = (known.next(), snapshot.last());
+    let (first, last) = (before.next(), snapshot.last());
     for lsn in first.0..=last.0 {
         let arrival = snapshot.arrival(Lsn(lsn)).map_err(|e| e.to_string())?;
-        let arrival = arrival.ok_or_else(|| format!("record {lsn} of {last} arrived from nowhere"))?;
+        let arrival = arrival.ok_or_else(|| format!("record {lsn} of {last} has no publisher"))?;
         let row = snapshot.get(Lsn(lsn)).map_err(|e| e.to_string())?;
         tracker.see(&row.ok_or_else(|| format!("record {lsn} of {last} is missing"))?, &arrival)?;
     }
@@ -245,21 +244,21 @@ pub(crate) fn check_all(tracker: &Tracker, snapshot: &mut Snapshot) -> Result<()
     Ok(())
 }
 
-/// Words of a publisher's account.
+/// Words of an account file.
 const WORDS: usize = 12;
 
-/// What a publisher has been told, as its process writes it down.
+/// The acknowledgements and counters that a publisher process writes to its account file.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Account {
-    /// Its process.
+    /// Number of the process.
     pub(crate) process: u64,
-    /// Its epoch, and how far that is acknowledged.
+    /// Its epoch and the acknowledged numbers of that.
     pub(crate) epoch: u64,
     pub(crate) accepted: u64,
     pub(crate) durable: u64,
     /// Records published by this process.
     pub(crate) published: u64,
-    /// Calls that were refused.
+    /// Refused calls, by reason.
     pub(crate) full: u64,
     pub(crate) no_space: u64,
     /// The longest call, ns.
@@ -267,7 +266,7 @@ pub(crate) struct Account {
     /// Records reported lost.
     pub(crate) lost: u64,
     pub(crate) reattached: u64,
-    /// Whether it has ended in order, with everything durable.
+    /// 1 after a clean end with everything durable.
     pub(crate) done: u64,
 }
 
@@ -277,14 +276,14 @@ impl Account {
         [process, epoch, accepted, durable, published, full, no_space, longest, lost, reattached, done]
     }
 
-    /// Writes it down.
+    /// Writes the account to `file`.
     pub(crate) fn write(&self, file: &File) {
         let mut bytes: Vec<u8> = self.words().iter().flat_map(|w| w.to_le_bytes()).collect();
         bytes.extend(u64::from(crc32c::crc32c(&bytes)).to_le_bytes());
         file.write_all_at(&bytes, 0).unwrap();
     }
 
-    /// What is written in `path`, if it is whole.
+    /// Reads the account in `path`; `None` if it is missing or torn.
     pub(crate) fn read(path: &Path) -> Option<Account> {
         for _ in 0..100 {
             let bytes = std::fs::read(path).ok()?;
@@ -303,7 +302,7 @@ impl Account {
     }
 }
 
-/// How a publisher is to be.
+/// Parameters of a publisher.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) publisher: u16,
@@ -319,12 +318,12 @@ pub(crate) struct Feed {
     pub(crate) plan: Plan,
     pub(crate) child: Child,
     path: PathBuf,
-    /// By epoch: accepted and durable, at most that.
+    /// Highest acknowledged numbers by epoch: accepted and durable.
     acked: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Feed {
-    /// Starts the process number `process` of a publisher.
+    /// Starts process number `process` of a publisher.
     pub(crate) fn start(site: &Site, plan: Plan, process: u16) -> Feed {
         let path = site.dir().join(format!("account-{}-{process}", plan.publisher));
         let log = File::options().create(true).append(true).open(site.dir().join("publishers.log")).unwrap();
@@ -335,25 +334,25 @@ impl Feed {
         Feed { plan, child: command.spawn().unwrap(), path, acked: BTreeMap::new() }
     }
 
-    /// What it says now.
+    /// Reads the current account and records its acknowledgements.
     pub(crate) fn account(&mut self) -> Option<Account> {
         let account = Account::read(&self.path)?;
-        let known = self.acked.entry(account.epoch).or_default();
-        *known = (known.0.max(account.accepted), known.1.max(account.durable));
+        let acked = self.acked.entry(account.epoch).or_default();
+        *acked = (acked.0.max(account.accepted), acked.1.max(account.durable));
         Some(account)
     }
 
-    /// What was acknowledged before has been looked for, and is not looked for again: its epoch may have ended.
-    pub(crate) fn forget(&mut self) {
+    /// Clears acknowledgements that were checked: their epoch may have ended.
+    pub(crate) fn clear_acked(&mut self) {
         self.acked.clear();
     }
 
-    /// Takes in what it has been told.
-    pub(crate) fn listen(&mut self) {
+    /// Records the acknowledgements of the current account.
+    pub(crate) fn read_account(&mut self) {
         self.account();
     }
 
-    /// Fails if it has ended by itself.
+    /// Fails if the process has ended by itself.
     pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
         match self.child.try_wait().unwrap() {
             Some(status) => Err(format!("publisher {} ended with {status}", self.plan.publisher)),
@@ -361,27 +360,27 @@ impl Feed {
         }
     }
 
-    /// Whether the store, as `tracker` saw it, holds what was acknowledged: as accepted unless power was lost; gives
-    /// how many of those records are missing all the same.
+    /// Checks that the records of `tracker` include the acknowledged ones: the durable ones after a power loss, otherwise
+    /// the accepted ones too. Returns how many accepted records are missing.
     pub(crate) fn check(&self, tracker: &Tracker, power_lost: bool) -> Result<u64, String> {
         let mut missing = 0;
         for (&epoch, &(accepted, durable)) in &self.acked {
             let reached = tracker.reached(self.plan.publisher, epoch as u32);
-            let promised = if power_lost { durable } else { accepted.max(durable) };
-            if reached < promised {
+            let acknowledged = if power_lost { durable } else { accepted.max(durable) };
+            if reached < acknowledged {
                 let who = format!("publisher {} epoch {epoch}", self.plan.publisher);
-                return Err(format!("{who}: {promised} acknowledged ({accepted} os, {durable} fsync), {reached} there"));
+                return Err(format!("{who}: {acknowledged} acknowledged ({accepted} os, {durable} fsync), {reached} stored"));
             }
             missing += accepted.saturating_sub(reached);
         }
         Ok(missing)
     }
 
-    /// Has it publish no more, wait for everything to be durable, and end; its last account.
+    /// Ends the publisher once all its records are durable; returns its last account.
     pub(crate) fn finish(&mut self) -> Result<Account, String> {
         drop(self.child.stdin.take());
         let status = eventually("a publisher's end", || self.child.try_wait().unwrap())?;
-        let account = self.account().ok_or("a publisher has left no account")?;
+        let account = self.account().ok_or("a publisher left no account")?;
         match status.success() && account.done == 1 {
             true => Ok(account),
             false => Err(format!("publisher {} ended with {status}: {account:?}", self.plan.publisher)),
@@ -396,7 +395,7 @@ impl Drop for Feed {
     }
 }
 
-/// Has all publishers end; nothing that they published is lost.
+/// Ends all publishers and checks that no record is lost; returns the longest call.
 pub(crate) fn finish_all(feeds: &mut [Feed]) -> Result<Duration, String> {
     let mut longest = 0;
     for feed in feeds {
@@ -416,7 +415,7 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Starts one that reads in the way `how`.
+    /// Starts a reader in the mode `how`.
     pub(crate) fn start(site: &Site, how: &str, number: u64, seed: u64) -> Watcher {
         let out = site.dir().join(format!("reader-{number}"));
         let log = File::create(&out).unwrap();
@@ -426,15 +425,15 @@ impl Watcher {
         Watcher { child, out }
     }
 
-    /// Its process.
+    /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Fails if it has ended by itself.
+    /// Fails if the process has ended by itself.
     pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
         match self.child.try_wait().unwrap() {
-            Some(status) => Err(format!("a reader ended with {status}: {}", self.said())),
+            Some(status) => Err(format!("a reader ended with {status}: {}", self.output())),
             None => Ok(()),
         }
     }
@@ -444,15 +443,15 @@ impl Watcher {
         &self.child
     }
 
-    fn said(&self) -> String {
+    fn output(&self) -> String {
         std::fs::read_to_string(&self.out).unwrap_or_default().trim().to_owned()
     }
 
-    /// Has it end; what it says.
+    /// Ends the reader; returns its output.
     pub(crate) fn finish(&mut self) -> Result<String, String> {
         drop(self.child.stdin.take());
         let status = eventually("a reader's end", || self.child.try_wait().unwrap())?;
-        if status.success() { Ok(self.said()) } else { Err(format!("a reader ended with {status}: {}", self.said())) }
+        if status.success() { Ok(self.output()) } else { Err(format!("a reader ended with {status}: {}", self.output())) }
     }
 }
 

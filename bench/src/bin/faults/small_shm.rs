@@ -1,8 +1,8 @@
-//! Owns: the campaign `small-shm`: shared memories of three sizes, each in a mount namespace of its own, under eight readers
-//! that hold a snapshot of everything there is, half of them stopped.
+//! Owns: the campaign `small-shm`: shared memories of three sizes, each in its own mount namespace, with eight readers that
+//! pin a snapshot of every version; half of them are stopped.
 //!
-//! What must hold: storage takes records in and flushes them, whatever readers hold; no publisher is refused, no process ends
-//! by a signal, and nothing is lost.
+//! What must hold: storage accepts and flushes records whatever readers pin; no publisher is refused, no process ends by a
+//! signal, and no record is lost.
 
 use std::io::BufRead;
 use std::process::{Command, ExitCode, Stdio};
@@ -14,9 +14,9 @@ use tapestore::shm::control::Statistic;
 use crate::report::Report;
 use crate::site::{self, Feed, Plan, ROLE, Site, Watcher, signal};
 
-/// Sizes in MiB: what containers have, twice that, and one for which the defaults are meant.
+/// Sizes in MiB: a container's default, twice that, and one for which the store's defaults are made.
 const SIZES: [u64; 3] = [64, 128, 1024];
-/// The sizes of memory are the defaults; the log and what is kept of it are small, so that the disk is not filled.
+/// Memory sizes are the defaults; segments and retention are small, so that the disk does not fill up.
 const CONFIG: &str = "segment-size = 1048576\n[compaction]\nruns-max = 2\n[[retention]]\nkind = \"*\"\nbytes = 67108864\n";
 const PLANS: [Plan; 3] = [
     Plan { publisher: 1, level: "fsync", batch: 4, rate: 2_000 },
@@ -24,10 +24,10 @@ const PLANS: [Plan; 3] = [
     Plan { publisher: 3, level: "none", batch: 256, rate: 30_000 },
 ];
 const READERS: u64 = 8;
-/// How the shell says that no shared memory can be mounted.
+/// Exit code of the shell when no shared memory can be mounted.
 const NO_MOUNT: i32 = 77;
 
-/// `minutes` of it, in three parts.
+/// Runs for `minutes`, a third for each size.
 pub(crate) fn run(minutes: u64, seed: u64) -> Report {
     let mut report = Report::new("small-shm");
     if !rustix::process::geteuid().is_root() {
@@ -45,7 +45,7 @@ pub(crate) fn run(minutes: u64, seed: u64) -> Report {
     report
 }
 
-/// Runs the role in a namespace of `mib` MiB; whether there could be one.
+/// Runs the role in a namespace with `mib` MiB; returns `false` if none can be mounted.
 fn within(mib: u64, seconds: u64, seed: u64, report: &mut Report) -> Result<bool, String> {
     let mount = format!("mount -t tmpfs -o size={mib}m tmpfs /dev/shm || exit {NO_MOUNT}; exec \"$0\" \"$@\"");
     let mut command = Command::new("unshare");
@@ -65,7 +65,7 @@ fn within(mib: u64, seconds: u64, seed: u64, report: &mut Report) -> Result<bool
     }
 }
 
-/// What runs in the namespace.
+/// The role that runs in the namespace.
 pub(crate) fn play(seconds: u64, seed: u64) -> ExitCode {
     let mut site = Site::new("small-shm", seed, CONFIG);
     match live(&mut site, seconds, seed) {
@@ -93,7 +93,7 @@ fn live(site: &mut Site, seconds: u64, seed: u64) -> Result<(), String> {
         let reader = site.reader()?;
         let counted = |which| reader.control().statistic(which);
         if counted(Statistic::Flushes) > 2 && !std::mem::replace(&mut stopped, true) {
-            // From here on these give nothing back, whatever they are sent.
+            // From here on these release no memory.
             readers.iter().step_by(2).for_each(|r| signal(r.child(), rustix::process::Signal::STOP));
         }
         if rng.below(6) == 0 {
@@ -115,7 +115,7 @@ fn live(site: &mut Site, seconds: u64, seed: u64) -> Result<(), String> {
     println!("{} records, {flushes} MemTables flushed, {spilled} spilled, {kills} kills", reader.control().durable());
     println!("longest call of a publisher {longest:?}");
     if flushes < 3 {
-        return Err("hardly anything was flushed: nothing was tried".into());
+        return Err("fewer than 3 MemTables were flushed: nothing was tested".into());
     }
     drop(reader);
     site.tape(&["verify"])?;

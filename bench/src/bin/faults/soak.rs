@@ -1,7 +1,7 @@
-//! Owns: the campaign `soak`: minutes of ordinary life: records, filing, merging, expiry, publishers and readers that
-//! come and go, storage that is stopped, killed and started; and what it holds of the host meanwhile.
+//! Owns: the campaign `soak`: minutes of ordinary operation: ingest, flushes, compaction, expiry, publishers and readers that
+//! start and end, storage that is stopped, killed and started; samples of the resources of storage.
 //!
-//! What must hold: memory, descriptors, threads, shared memory and files rise to a level and stay there.
+//! What must hold: memory, descriptors, threads, shared memory and files reach a level and stay there.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use crate::readers::CHURN;
 use crate::report::Report;
 use crate::site::{Feed, Plan, Site, Watcher};
 
-/// What is held of the host.
+/// Resources of the storage process and its store.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
-    /// MiB of private memory, without the maps of files and shared memory.
+    /// Private memory in MiB, without mapped files and shared memory.
     memory: u64,
     descriptors: u64,
     threads: u64,
@@ -22,7 +22,7 @@ struct Held {
     store_files: u64,
 }
 
-/// By how much each may be more at the end than after the first half.
+/// Allowed growth of each maximum from the second to the last quarter.
 const MORE: [(&str, u64); 5] =
     [("MiB of memory", 48), ("descriptors", 12), ("threads", 2), ("files in shared memory", 12), ("files in the store", 160)];
 
@@ -54,7 +54,7 @@ impl Held {
     }
 }
 
-/// `minutes` of it.
+/// Runs for `minutes`.
 pub(crate) fn run(minutes: u64, seed: u64) -> Report {
     let mut report = Report::new("soak");
     let mut site = Site::new("soak", seed, CHURN);
@@ -75,7 +75,7 @@ fn live(site: &mut Site, minutes: u64, seed: u64, report: &mut Report) -> Result
     let end = Instant::now() + Duration::from_secs(60 * minutes);
     let (mut process, mut restarts, mut next) = (1u16, 0, Instant::now() + Duration::from_secs(15));
     while Instant::now() < end {
-        // One comes and goes.
+        // A guest publisher starts and ends.
         process += 1;
         let mut guest = Feed::start(site, Plan { publisher: 9, level: "fsync", batch: 8, rate: 1_000 }, process);
         std::thread::sleep(Duration::from_millis(700));
@@ -83,7 +83,7 @@ fn live(site: &mut Site, minutes: u64, seed: u64, report: &mut Report) -> Result
             guest.finish()?;
         }
         drop(guest);
-        // The janitor looks once a second.
+        // The janitor runs once a second.
         std::thread::sleep(Duration::from_millis(1_300));
         samples.push(held(site)?);
         report.pass();

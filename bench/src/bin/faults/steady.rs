@@ -1,7 +1,7 @@
-//! Owns: the campaign `steady`: one storage process that is never restarted, publishers and a reader that go on all the
-//! while; what each of them holds of private memory, by frames of the log.
+//! Owns: the campaign `steady`: the private memory of one storage process, publishers and a reader over the frames of the
+//! log, without a restart.
 //!
-//! What must hold: private memory is flat: no process keeps anything of a frame that has been dealt with.
+//! What must hold: private memory is flat: no process retains memory of a handled frame.
 
 use std::time::{Duration, Instant};
 
@@ -10,19 +10,19 @@ use tapestore::shm::control::{Control, Statistic};
 use crate::report::Report;
 use crate::site::{Feed, Plan, SMALL, Site, Watcher};
 
-/// KiB by which the least private memory may be more in the last quarter than in the second.
+/// Allowed growth of the least private memory from the second to the last quarter, KiB.
 const MORE_KIB: u64 = 1024;
-/// A guard against a hang.
+/// A guard against hangs.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
-/// KiB of private memory of process `pid`, without the maps of files and shared memory.
+/// Private memory of process `pid` in KiB, without mapped files and shared memory.
 fn private(pid: u32) -> Result<u64, String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| format!("process {pid}: {e}"))?;
     let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
     line.and_then(|l| l.split_whitespace().next()?.parse().ok()).ok_or_else(|| format!("process {pid} has no RssAnon"))
 }
 
-/// `thousands` of frames.
+/// Runs for `thousands` * 1,000 frames.
 pub(crate) fn run(thousands: u64, seed: u64) -> Report {
     let mut report = Report::new("steady");
     let mut site = Site::new("steady", seed, SMALL);
@@ -58,7 +58,7 @@ fn live(site: &mut Site, frames: u64, seed: u64, report: &mut Report) -> Result<
     }
     report.fact(format!("{} frames in {} s", done(), began.elapsed().as_secs()));
     let quarter = samples.len() / 4;
-    // Flushing and merging take memory for a while; what is kept raises the least there is.
+    // Flushes and merges use memory temporarily; a leak raises the minimum.
     let least = |some: &[Vec<u64>], i: usize| some.iter().map(|s| s[i]).min().unwrap_or(0);
     let mut grown = Vec::new();
     for (i, (name, _)) in who.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! Owns: what simulated trials count, and the clock that they live by.
+//! Owns: the counters and the clock of simulated trials.
 //!
-//! What must hold: a count orders nothing; simulated time moves only when it is told to.
+//! What must hold: counters order no memory accesses; simulated time advances only by explicit calls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,32 +9,32 @@ use tapestore::time::{Clock, Ts};
 
 use crate::model::BEGIN;
 
-/// What happened in all trials.
+/// Counters over all trials.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// Starts of the store.
     pub starts: AtomicU64,
-    /// Lives that ended by loss of power.
+    /// Process runs that ended by a power loss.
     pub power: AtomicU64,
-    /// Lives that ended by a kill.
+    /// Process runs that ended by a kill.
     pub killed: AtomicU64,
-    /// Lives that ended in order.
+    /// Process runs that ended by a clean stop.
     pub stopped: AtomicU64,
-    /// Lives in which a call failed.
+    /// Process runs in which a call failed.
     pub failed: AtomicU64,
     /// Records sent.
     pub records: AtomicU64,
-    /// Records that were never durable and are gone.
+    /// Records that were never durable and are lost.
     pub lost: AtomicU64,
-    /// MemTables filed.
-    pub filed: AtomicU64,
+    /// MemTables flushed.
+    pub flushed: AtomicU64,
     /// Merges.
     pub merged: AtomicU64,
-    /// Files let go of.
+    /// SSTables dropped by retention.
     pub dropped: AtomicU64,
-    /// Torn tails.
-    pub cut: AtomicU64,
-    /// Log segments used again.
+    /// Torn tails truncated.
+    pub truncated: AtomicU64,
+    /// Log segments recycled.
     pub reused: AtomicU64,
 }
 
@@ -44,12 +44,12 @@ pub fn count(counter: &AtomicU64, more: u64) {
 }
 
 impl Counts {
-    /// All of it, for people.
+    /// Formats all counters.
     pub fn summary(&self) -> String {
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         format!(
-            "{} starts; lives ended by loss of power {}, by a kill {}, in order {}; with a failed call {}; {} records sent, \
-             {} of them never durable and lost; {} MemTables filed; {} merges; {} files dropped for their age; {} torn tails cut; {} log segments used again",
+            "{} starts; runs ended by power loss {}, by a kill {}, by a clean stop {}; with a failed call {}; {} records sent, \
+             {} of them never durable and lost; {} MemTables flushed; {} merges; {} SSTables expired; {} torn tails truncated; {} log segments recycled",
             get(&self.starts),
             get(&self.power),
             get(&self.killed),
@@ -57,10 +57,10 @@ impl Counts {
             get(&self.failed),
             get(&self.records),
             get(&self.lost),
-            get(&self.filed),
+            get(&self.flushed),
             get(&self.merged),
             get(&self.dropped),
-            get(&self.cut),
+            get(&self.truncated),
             get(&self.reused)
         )
     }
@@ -84,12 +84,12 @@ impl Clock for JumpClock {
 }
 
 impl JumpClock {
-    /// At the beginning of simulated time.
+    /// A clock at the beginning of simulated time.
     pub fn new() -> JumpClock {
         JumpClock { wall: AtomicU64::new(BEGIN), monotonic: AtomicU64::new(1) }
     }
 
-    /// Time passes; sometimes the wall clock jumps.
+    /// Advances the time; sometimes the wall clock jumps.
     pub fn turn(&self, rng: &mut SimRng) {
         self.monotonic.fetch_add(rng.below(10_000_000), Ordering::Relaxed);
         let hour = 3_600_000_000_000;

@@ -1,14 +1,13 @@
-//! Owns: small file systems that can be filled, cut off from power, and made to fail.
+//! Owns: small file systems that can be filled, shut down and made to fail.
 //!
-//! What must hold: what is mounted is unmounted, in whatever way a campaign ends; who is not root is told so, and
-//! nothing is claimed.
+//! What must hold: every mount is unmounted however a campaign ends; without root the campaign is skipped with the reason.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Why volumes cannot be made here, if they cannot.
+/// The reason why volumes cannot be created here, if any.
 pub(crate) fn why_not() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("mounting needs root".into());
@@ -19,21 +18,21 @@ pub(crate) fn why_not() -> Option<String> {
 
 fn command(name: &str, arguments: &[&std::ffi::OsStr]) -> Result<(), String> {
     let output = Command::new(name).args(arguments).stdin(Stdio::null()).output().map_err(|e| format!("{name}: {e}"))?;
-    let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if output.status.success() { Ok(()) } else { Err(format!("{name} {arguments:?}: {}: {}", output.status, said())) }
+    let stderr = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{name} {arguments:?}: {}: {}", output.status, stderr())) }
 }
 
 /// A mounted file system.
 pub(crate) struct Volume {
-    /// Where.
+    /// Mount point.
     pub(crate) path: PathBuf,
-    /// The image of its blocks, if it has one.
+    /// Image file of its blocks; `None` for a tmpfs.
     image: Option<PathBuf>,
     is_mounted: bool,
 }
 
 impl Volume {
-    /// One in memory, of `bytes`.
+    /// Mounts a tmpfs of `bytes`.
     pub(crate) fn tmpfs(path: &Path, bytes: u64) -> Result<Volume, String> {
         std::fs::create_dir_all(path).unwrap();
         let size = format!("size={bytes}");
@@ -41,7 +40,7 @@ impl Volume {
         Ok(Volume { path: path.to_path_buf(), image: None, is_mounted: true })
     }
 
-    /// An ext4 of `bytes` on a loop device over the file `image`, which takes up what is written.
+    /// Mounts an ext4 of `bytes` on a loop device over the sparse file `image`.
     pub(crate) fn ext4(path: &Path, image: &Path, bytes: u64) -> Result<Volume, String> {
         std::fs::create_dir_all(path).unwrap();
         File::create(image).unwrap().set_len(bytes).unwrap();
@@ -54,13 +53,13 @@ impl Volume {
 
     /// Mounts it again.
     pub(crate) fn mount(&mut self) -> Result<(), String> {
-        let Some(image) = &self.image else { return Err("what was in memory is gone".into()) };
+        let Some(image) = &self.image else { return Err("a tmpfs cannot be mounted again".into()) };
         command("mount", &["-o".as_ref(), "loop,nodiscard".as_ref(), image.as_ref(), self.path.as_ref()])?;
         self.is_mounted = true;
         Ok(())
     }
 
-    /// Unmounts it, when nobody uses it any more.
+    /// Unmounts it; retries for five seconds while it is in use.
     pub(crate) fn unmount(&mut self) -> Result<(), String> {
         let mut last = String::new();
         for _ in 0..500 {
@@ -76,9 +75,9 @@ impl Volume {
         Err(last)
     }
 
-    /// The power goes: whatever is not on the disk yet, the file system's own log too, never gets there.
+    /// Simulates a power loss: nothing in the page cache, not even the journal, reaches the disk any more.
     pub(crate) fn shutdown(&self) -> Result<(), String> {
-        /// `EXT4_IOC_SHUTDOWN`, as of XFS, with its way of forgetting everything.
+        /// `EXT4_IOC_SHUTDOWN`, the same number as on XFS; the flag drops the journal too.
         const OP: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(b'X', 125);
         const NO_LOG_FLUSH: u32 = 2;
         let root = File::open(&self.path).map_err(|e| e.to_string())?;
@@ -89,8 +88,8 @@ impl Volume {
         done.map_err(|e| format!("the file system cannot be shut down: {e}"))
     }
 
-    /// The disk ends after an eighth of it: whatever is written behind that fails from now on, whole. (A thin volume
-    /// that is full would do, but a loop device takes a write that was cut short for a success: Linux 6.18.)
+    /// Shrinks the disk to an eighth: every write beyond that fails completely. (A full thin volume would do, but a loop
+    /// device reports a short write as a success: Linux 6.18.)
     pub(crate) fn shrink(&self) -> Result<u64, String> {
         let Some(image) = &self.image else { return Err("there is no image".into()) };
         command("sync", &["-f".as_ref(), self.path.as_ref()])?;
@@ -104,7 +103,7 @@ impl Volume {
         Ok(cut)
     }
 
-    /// The disk is whole again, behind `cut` as it was when it was made too short.
+    /// Restores the size of the disk; the bytes after `cut` are those from before [`Volume::shrink`].
     pub(crate) fn restore(&self, cut: u64) -> Result<(), String> {
         let Some(image) = &self.image else { return Err("there is no image".into()) };
         let aside = image.with_extension("aside");
@@ -122,7 +121,7 @@ impl Volume {
         std::fs::remove_file(aside).map_err(|e| e.to_string())
     }
 
-    /// Everything behind the first eighth is gone from the image: what lies there reads as zeros.
+    /// Truncates the image to its first eighth: reads after that return zeros.
     pub(crate) fn spoil(&self) -> Result<(), String> {
         let Some(image) = &self.image else { return Err("there is no image".into()) };
         command("sync", &["-f".as_ref(), self.path.as_ref()])?;
@@ -131,23 +130,23 @@ impl Volume {
         file.set_len(len / 8).map_err(|e| e.to_string())
     }
 
-    /// Bytes free.
+    /// Free space, bytes.
     pub(crate) fn free(&self) -> u64 {
         rustix::fs::statvfs(&self.path).map_or(0, |s| s.f_bavail * s.f_frsize)
     }
 
-    /// Fills it up to `left` bytes with the file `name`.
+    /// Fills it with the file `name` until `left` bytes are free.
     pub(crate) fn fill(&self, name: &str, left: u64) {
         fill(&self.path.join(name), || self.free() > left);
     }
 
-    /// Removes a file that filled it.
+    /// Removes the file `name` of [`Volume::fill`].
     pub(crate) fn empty(&self, name: &str) {
         std::fs::remove_file(self.path.join(name)).ok();
     }
 }
 
-/// Writes to the file `path` while `more` says so and there is room.
+/// Appends to the file `path` while `more` returns true and writes succeed.
 fn fill(path: &Path, more: impl Fn() -> bool) {
     let file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
     let mut at = file.metadata().unwrap().len();

@@ -1,4 +1,4 @@
-//! Owns: what must be true of a cluster once all is well again.
+//! Owns: the checks that a simulated cluster must pass once nothing goes wrong any more.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,9 +10,9 @@ use tapestore::disk::sim::SimDisk;
 use tapestore::record::{Trade, split};
 use tapestore::wal::{self, Body, Chain, FrameType};
 
-/// Ticks in which the hosts have to agree,
+/// Ticks within which the hosts must agree.
 const HEALING: u64 = 1_000;
-/// and in which nobody may disturb them.
+/// Ticks within which nothing may disturb them.
 const CALM: u64 = 250;
 
 impl Cluster {
@@ -20,14 +20,14 @@ impl Cluster {
         self.hosts.get(n)?.live.as_ref().map(|l| l.node.state())
     }
 
-    /// The members as who leads has them, if none is on the way in or out.
+    /// The members as the leader has them; `None` while a change is in progress.
     fn members(&self) -> Option<Vec<Seat>> {
         let meta = self.hosts[self.leader()?].live.as_ref()?.node.meta();
         let settled = meta.seats.iter().all(|s| s.part == format::VOTER || s.part == format::LEARNER);
         (settled && !meta.auto_leave).then(|| meta.seats.clone())
     }
 
-    /// Whether all members have said that the same frames are committed, and the leader no others.
+    /// Whether all members have the same frames committed as the leader, and the leader has no others.
     fn agrees(&self) -> bool {
         let Some((leader, members)) = self.leader().zip(self.members()) else { return false };
         let Some(of_leader) = self.state(leader) else { return false };
@@ -36,7 +36,7 @@ impl Cluster {
         all && of_leader.last == of_leader.committed && of_leader.committed > 0
     }
 
-    /// How each host stands, and which part it takes each to have.
+    /// State of each host, with the members and roles that it has.
     fn standing(&self) -> String {
         let host = |n: usize| {
             let seats = |l: &Live| l.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
@@ -45,7 +45,7 @@ impl Cluster {
         (0..self.hosts.len()).map(|n| format!("\n{} {:?}", n + 1, host(n))).collect()
     }
 
-    /// All is well again: the hosts have to agree, on all that was acknowledged.
+    /// Ends all faults and checks that the hosts agree on everything that was acknowledged.
     pub(super) fn check(&mut self) -> std::result::Result<(), String> {
         self.blocked.clear();
         self.script.clear();
@@ -68,7 +68,7 @@ impl Cluster {
         self.check_logs()
     }
 
-    /// Nobody disturbs a cluster that is well: those that were removed least of all.
+    /// Checks that a healthy cluster keeps its leader and acknowledges; removed hosts must not disturb it.
     fn check_calm(&mut self) -> std::result::Result<(), String> {
         let leads = |c: &Cluster| c.leader().and_then(|n| Some((n, c.state(n)?.term)));
         let (before, acked) = (leads(self), self.acked.len());
@@ -76,12 +76,12 @@ impl Cluster {
             self.tick();
             if leads(self) != before {
                 let gone = &self.gone;
-                return Err(format!("{before:?} led, and {:?} does; {gone:?} were removed, nothing is wrong", leads(self)));
+                return Err(format!("{before:?} led, then {:?} did; {gone:?} were removed, and nothing went wrong", leads(self)));
             }
         }
         if self.acked.len() < acked + CALM as usize / 2 {
             let acked = self.acked.len() - acked;
-            return Err(format!("{acked} records were acknowledged in {CALM} ticks in which all was well: {}", self.standing()));
+            return Err(format!("{acked} records were acknowledged in {CALM} ticks without faults: {}", self.standing()));
         }
         Ok(())
     }
@@ -92,11 +92,11 @@ impl Cluster {
             let host = &self.hosts[member.node.0 as usize - 1];
             let theirs = host.live.as_ref().map(|l| l.node.meta().seats.clone()).unwrap_or_default();
             if theirs != members {
-                return Err(format!("node {} takes {theirs:?} for the members, who leads {members:?}", member.node));
+                return Err(format!("node {} has the members {theirs:?}, the leader has {members:?}", member.node));
             }
         }
         if members.iter().filter(|s| s.part == format::VOTER).count() < 2 {
-            return Err(format!("votes were lost: {members:?}"));
+            return Err(format!("too few voters are left: {members:?}"));
         }
         Ok(())
     }
@@ -113,25 +113,22 @@ impl Cluster {
         for (n, log) in logs.iter().enumerate().filter(|(n, _)| !is_member(*n)) {
             let known = self.state(n).map_or(0, |s| s.committed);
             if log.range(..=known).any(|(index, frame)| first.get(index) != Some(frame)) {
-                return Err(format!(
-                    "host {} is no member, and what it knows to be committed is not what the others have",
-                    n + 1
-                ));
+                return Err(format!("host {} is no member, and its committed frames differ from those of the members", n + 1));
             }
         }
         if self.committed.iter().any(|(index, crc)| first.get(index).is_none_or(|f| f.0 != *crc)) {
-            return Err("a frame was committed, and is not there".to_owned());
+            return Err("a committed frame is gone".to_owned());
         }
         for (id, index) in &self.acked {
             if !first.get(index).is_some_and(|(_, ids)| ids.contains(id)) {
-                return Err(format!("record {id} was acknowledged as of frame {index} and is not there"));
+                return Err(format!("record {id} was acknowledged in frame {index} and is gone"));
             }
         }
         Ok(())
     }
 }
 
-/// Of each frame of a log its CRC, which covers all before it, and the records in it.
+/// For each frame of a log: its CRC, which covers all frames before it, and the ids of its records.
 fn log_of(disk: &SimDisk) -> BTreeMap<u64, (u32, Vec<u64>)> {
     let mut frames = BTreeMap::new();
     let visit = |frame: &wal::Frame<'_>| {

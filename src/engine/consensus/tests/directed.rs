@@ -1,17 +1,18 @@
-//! Owns: what seeds have shown, each by itself: what happens when a leader ceases to lead in the middle of something.
+//! Owns: cases that seeds have found, each as a test of its own: leaders that lose the lead in the middle of a change, voters
+//! that lack frames.
 
 use std::path::Path;
 
 use super::super::*;
 use super::nemesis::Aim;
-use super::world::{COARSE, Cluster, DIR, How, Live, Pace, seat, start};
+use super::world::{COARSE, Cluster, DIR, How, Live, Pace, member_entry, start};
 use crate::consensus::message::{Raft, Role};
+use raft::eraftpb::MessageType;
 use tapestore::lsn::{Epoch, NodeId, PublisherId};
 use tapestore::time::Ts;
 use tapestore::wal::{Fact, FrameBuilder, FrameType};
-use raft::eraftpb::MessageType;
 
-/// A cluster of three in which nothing goes wrong, and who leads it.
+/// Starts a cluster of three without faults, and returns its leader.
 fn led_of(aim: Aim) -> (Cluster, usize) {
     let mut cluster = Cluster::new(7, aim, None);
     cluster.pace = Pace { loss: 0, ..COARSE };
@@ -24,17 +25,17 @@ fn led() -> (Cluster, usize) {
     led_of(Aim::Members)
 }
 
-/// The same with hosts that say that they have what they have in memory.
+/// The same with hosts that acknowledge frames that they have in memory only.
 fn led_in_memory() -> (Cluster, usize) {
     led_of(Aim::Memory)
 }
 
 fn change(node: u64, part: u32) -> Change {
-    Change { transition: Transition::Auto, seats: vec![seat(node, part)] }
+    Change { transition: Transition::Auto, seats: vec![member_entry(node, part)] }
 }
 
 #[test]
-fn a_leader_that_loses_the_lead_before_it_has_written_what_it_began_is_heard_again() {
+fn a_leader_that_loses_the_lead_before_it_wrote_its_own_frame_sends_again_afterwards() {
     let (mut cluster, leader) = led();
     let node = &mut cluster.hosts[leader].live.as_mut().unwrap().node;
     let (own, term) = (node.meta().node, node.state().term);
@@ -42,17 +43,17 @@ fn a_leader_that_loses_the_lead_before_it_has_written_what_it_began_is_heard_aga
     node.change(change(from.0, format::VOTER)).unwrap();
     node.step(&Raft { kind: MessageType::MsgHeartbeat as u8, to: own, from, term: term + 1, ..Raft::default() }).unwrap();
     assert_eq!(node.state().role, Role::Follower);
-    // The other two elect nobody without it: one of them is not there.
+    // The other two elect nobody without it, because one of them is down.
     let absent = (0..3).find(|n| *n != leader && *n as u64 + 1 != from.0).unwrap();
     cluster.hosts[absent].back_at = u64::MAX;
     let acked = cluster.acked.len();
     (0..300).for_each(|_| cluster.tick());
-    assert!(cluster.acked.len() > acked + 100, "the two that are there go on: {} acknowledged", cluster.acked.len() - acked);
+    assert!(cluster.acked.len() > acked + 100, "the two hosts that are up go on: {} acknowledged", cluster.acked.len() - acked);
     cluster.check().unwrap();
 }
 
 #[test]
-fn a_host_that_has_two_changes_of_members_in_its_log_knows_the_first_to_be_committed() {
+fn a_host_with_two_membership_frames_in_its_log_applies_the_first() {
     let (mut cluster, leader) = led();
     let other = (leader + 1) % 3;
     for part in [format::LEARNER, format::VOTER] {
@@ -62,7 +63,7 @@ fn a_host_that_has_two_changes_of_members_in_its_log_knows_the_first_to_be_commi
     let third = &cluster.hosts[3 - leader - other];
     let seats = |live: &Live| live.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
     assert!(seats(third.live.as_ref().unwrap()).iter().all(|s| s.1 == format::VOTER));
-    // It was killed before it wrote down that either had been carried out.
+    // It was killed before it had stored that either was applied.
     let disk = third.disk.copy();
     disk.overwrite(&Path::new(DIR).join(meta::NAME), third.first_meta.clone());
     let live = start(&disk, How { mutant: None, is_lossy: false, boot: 1 }).unwrap();
@@ -70,14 +71,14 @@ fn a_host_that_has_two_changes_of_members_in_its_log_knows_the_first_to_be_commi
 }
 
 #[test]
-fn a_leader_whose_own_removal_is_committed_leads_no_longer_and_is_not_missed() {
+fn a_leader_whose_own_removal_is_committed_steps_down_and_the_others_go_on_without_it() {
     let (mut cluster, first) = led();
     let next = (first + 1) % 3;
     let node = |n: usize| NodeId(n as u64 + 1);
     let of_first = &mut cluster.hosts[first].live.as_mut().unwrap().node;
     let refused = of_first.change(change(node(first).0, 0)).unwrap_err();
     assert!(refused.to_string().contains("hand the lead over first"), "{refused}");
-    // Nothing else is on the way, and the third is slow: the lead is handed over with that frame.
+    // Nothing else is in flight, and the third host is slow: the lead is handed over with that frame.
     (0..20).for_each(|_| cluster.step(false));
     cluster.hosts[3 - first - next].stalls_until = cluster.now + 20;
     cluster.hosts[first].asked = Some(change(node(next).0, 0));
@@ -89,7 +90,7 @@ fn a_leader_whose_own_removal_is_committed_leads_no_longer_and_is_not_missed() {
     }
     let state = cluster.hosts[next].live.as_ref().unwrap().node.state();
     assert!(led && state.role == Role::Learner, "it led when it was removed: {led}, {state:?}");
-    // Nor when it is switched off.
+    // Nor do they need it when it is down.
     cluster.hosts[next].live = None;
     cluster.hosts[next].back_at = u64::MAX;
     (0..100).for_each(|_| cluster.tick());
@@ -98,13 +99,13 @@ fn a_leader_whose_own_removal_is_committed_leads_no_longer_and_is_not_missed() {
 }
 
 #[test]
-fn what_is_in_the_memory_of_most_hosts_is_committed_but_a_change_of_members_waits_for_the_disks() {
+fn a_frame_in_most_memories_is_committed_but_a_membership_frame_waits_for_the_disks() {
     let (mut cluster, leader) = led_in_memory();
     let stalled = cluster.now + 100;
     cluster.hosts.iter_mut().for_each(|h| h.stalls_until = stalled);
     (0..5).for_each(|_| cluster.tick());
     let other = (leader + 1) % 3;
-    let parts = |cluster: &Cluster| {
+    let learners = |cluster: &Cluster| {
         let live = cluster.hosts[leader].live.as_ref().unwrap();
         live.node.meta().seats.iter().filter(|s| s.part == format::LEARNER).count()
     };
@@ -113,17 +114,17 @@ fn what_is_in_the_memory_of_most_hosts_is_committed_but_a_change_of_members_wait
     (0..3).for_each(|_| cluster.step(false));
     let index = cluster.hosts[leader].live.as_ref().unwrap().node.frames().last();
     (0..40).for_each(|_| cluster.tick());
-    assert!(cluster.acked.len() > acked, "frames before it are committed");
+    assert!(cluster.acked.len() > acked, "the frames before it are committed");
     let node = &cluster.hosts[leader].live.as_ref().unwrap().node;
-    assert!(node.committed() < index && parts(&cluster) == 0, "{} of {index}", node.committed());
+    assert!(node.committed() < index && learners(&cluster) == 0, "{} of {index}", node.committed());
     (0..150).for_each(|_| cluster.tick());
-    assert_eq!(parts(&cluster), 1);
+    assert_eq!(learners(&cluster), 1);
     assert!(cluster.acked.len() > acked + 100);
     cluster.check().unwrap();
 }
 
 #[test]
-fn a_host_that_has_forgotten_what_the_leader_counts_on_hears_it_and_is_filled() {
+fn a_host_that_lost_frames_that_the_leader_counts_on_does_not_vote_until_it_has_a_snapshot() {
     let (mut cluster, leader) = led_in_memory();
     let other = (leader + 1) % 3;
     cluster.hosts[other].stalls_until = cluster.now + 60;
@@ -132,7 +133,7 @@ fn a_host_that_has_forgotten_what_the_leader_counts_on_hears_it_and_is_filled() 
     let had = last(&cluster, other);
     cluster.ends(other, true);
     cluster.hosts[other].back_at = cluster.now + 1;
-    // The leader does not think of it again as of a host of which it knows nothing.
+    // The leader still counts on the frames that the host had.
     cluster.step(false);
     assert!(last(&cluster, other) < had, "{:?} of {had:?}", last(&cluster, other));
     let is_mute = |cluster: &Cluster| cluster.hosts[other].live.as_ref().is_some_and(|l| l.node.meta().has_forgotten);
@@ -150,8 +151,8 @@ fn a_host_that_has_forgotten_what_the_leader_counts_on_hears_it_and_is_filled() 
     node.step(&vote).unwrap();
     assert!(node.take_messages().is_empty() && node.meta().term < 90, "it does not vote");
     (0..100).for_each(|_| cluster.tick());
-    assert!(!is_mute(&cluster) && cluster.tally.of("copies") == 1, "{:?}", cluster.tally);
-    // Without it there is no majority then.
+    assert!(!is_mute(&cluster) && cluster.tally.of("snapshots") == 1, "{:?}", cluster.tally);
+    // Without that host there is no majority then.
     let acked = cluster.acked.len();
     cluster.ends(leader, false);
     cluster.hosts[leader].back_at = u64::MAX;
@@ -161,7 +162,7 @@ fn a_host_that_has_forgotten_what_the_leader_counts_on_hears_it_and_is_filled() 
 }
 
 #[test]
-fn a_fact_waits_for_the_disks_where_records_do_not() {
+fn a_control_entry_waits_for_the_disks_where_records_do_not() {
     let (mut cluster, leader) = led_in_memory();
     let stalled = cluster.now + 100;
     cluster.hosts.iter_mut().for_each(|h| h.stalls_until = stalled);
@@ -177,21 +178,21 @@ fn a_fact_waits_for_the_disks_where_records_do_not() {
     let index = appended.header.index.0;
     let committed = |cluster: &Cluster| cluster.hosts[leader].live.as_ref().unwrap().node.committed();
     (0..40).for_each(|_| cluster.tick());
-    assert_eq!(committed(&cluster), index - 1, "what is before it is committed from memory");
+    assert_eq!(committed(&cluster), index - 1, "the frames before it are committed from memory");
     (0..100).for_each(|_| cluster.tick());
     assert!(committed(&cluster) > index);
     cluster.check().unwrap();
 }
 
 #[test]
-fn a_change_after_which_too_few_voters_are_there_is_named_as_such() {
+fn a_change_after_which_too_few_voters_are_up_names_the_host_that_is_away() {
     let (mut cluster, leader) = led();
     let (other, third) = ((leader + 1) % 3, (leader + 2) % 3);
     let stops = |cluster: &Cluster, n: usize, part: u32| {
         cluster.hosts[leader].live.as_ref().unwrap().node.would_stop(&change(n as u64 + 1, part))
     };
     for n in [other, third] {
-        assert_eq!(stops(&cluster, n, 0), None, "all are there");
+        assert_eq!(stops(&cluster, n, 0), None, "all are up");
     }
     cluster.ends(other, false);
     cluster.hosts[other].back_at = u64::MAX;
@@ -200,6 +201,6 @@ fn a_change_after_which_too_few_voters_are_there_is_named_as_such() {
     let reason = stops(&cluster, third, 0).unwrap();
     assert!(reason.contains(&format!("node {} is away", other + 1)) && reason.contains("--force"), "{reason}");
     assert!(stops(&cluster, third, format::LEARNER).is_some());
-    assert!(stops(&cluster, 3, format::VOTER).is_some(), "one that is not there would vote");
-    assert_eq!(stops(&cluster, other, 0), None, "what is gone may go");
+    assert!(stops(&cluster, 3, format::VOTER).is_some(), "the new voter would be away");
+    assert_eq!(stops(&cluster, other, 0), None, "a host that is away may be removed");
 }

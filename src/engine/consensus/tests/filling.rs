@@ -1,5 +1,5 @@
-//! Owns: copies of a leader's log in a simulated cluster: who needs one, when it is there, and that it takes the place of
-//! what was here. What happens when power goes in the middle of that is tested where it is done (`engine::tests::filling`).
+//! Owns: snapshots of a leader's log in a simulated cluster: which host needs one, when it has arrived, and its installation.
+//! Power loss in the middle of an installation is tested with the real one (`engine::tests::filling`).
 
 use std::path::Path;
 
@@ -14,21 +14,21 @@ use tapestore::time::Ts;
 use tapestore::wal::format::SEGMENT_SIZE_MIN;
 use tapestore::wal::{self, Chain, FrameType};
 
-/// A copy that a host is waiting for.
+/// A snapshot that a host fetches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fetching {
-    /// Whose.
+    /// The host that makes it.
     from: usize,
     /// The term in which that host leads.
     term: u64,
-    /// What it had when it was asked.
+    /// The last frame of that host at the request.
     least: u64,
-    /// When the copy is there.
+    /// When the snapshot has arrived.
     ready_at: u64,
 }
 
 impl Cluster {
-    /// Host `n` forgets where frames of long ago lie in its log.
+    /// Drops the old frames from the index of host `n`, as after a checkpoint.
     pub(super) fn forget(&mut self, n: usize) {
         self.compare(n);
         let Some(live) = self.hosts[n].live.as_mut() else { return };
@@ -41,18 +41,21 @@ impl Cluster {
         }
     }
 
-    /// Whether nothing comes from one of the hosts to the other.
+    /// Whether messages are blocked between the two hosts, in either direction.
     pub(super) fn is_cut_off(&self, one: usize, other: usize) -> bool {
         let (one, other) = (one as u64 + 1, other as u64 + 1);
         [(one, other), (other, one)].iter().any(|way| self.blocked.get(way).is_some_and(|until| *until > self.now))
     }
 
-    /// Whoever leads hears of host `n`, which has been started.
+    /// Reports host `n`, which has been started, to the leader.
     pub(super) fn greet(&mut self, n: usize) {
-        let told = self.hosts[n].live.as_ref().map(|l| (l.node.frames().last(), l.node.meta().lacks_copy()));
-        let Some((last, lacks)) = told else { return };
+        let report = self.hosts[n].live.as_ref().map(|l| (l.node.frames().last(), l.node.meta().lacks_copy()));
+        let Some((last, lacks)) = report else { return };
         for other in (0..self.hosts.len()).filter(|m| *m != n) {
-            if !self.hosts[n].greets || !self.hosts[other].leads() || self.is_cut_off(n, other) || !self.hear_each_other(n, other)
+            if !self.hosts[n].greets
+                || !self.hosts[other].leads()
+                || self.is_cut_off(n, other)
+                || !self.accept_each_other(n, other)
             {
                 continue;
             }
@@ -63,8 +66,7 @@ impl Cluster {
         }
     }
 
-    /// What host `n` needs a copy for, and from whom: it joins or may have forgotten frames, or the leader's log does not
-    /// reach back to what it lacks.
+    /// The leader whose snapshot host `n` needs, if it needs one: it joins, may have lost frames, or is behind the leader's log.
     fn lacks(&self, n: usize) -> Option<usize> {
         let own = NodeId(n as u64 + 1);
         let live = self.hosts[n].live.as_ref()?;
@@ -72,11 +74,11 @@ impl Cluster {
         let joins = live.node.meta().lacks_copy();
         let theirs = &self.hosts[leader].live.as_ref()?.node;
         let progress = theirs.progress().into_iter().find(|p| p.node == own);
-        let is_stranded = progress.is_some_and(|p| p.is_stranded);
-        (theirs.state().role == Role::Leader && (joins || is_stranded)).then_some(leader)
+        let is_behind = progress.is_some_and(|p| p.is_stranded);
+        (theirs.state().role == Role::Leader && (joins || is_behind)).then_some(leader)
     }
 
-    /// Gets host `n` a copy of the leader's log, if it needs one.
+    /// Fetches and installs a snapshot of the leader's log on host `n`, if it needs one.
     pub(super) fn fill(&mut self, n: usize) {
         let Some(fetching) = self.hosts[n].fetching else {
             if let Some(from) = self.lacks(n) {
@@ -98,11 +100,11 @@ impl Cluster {
         });
         let Some(theirs) = theirs else {
             self.hosts[n].fetching = None;
-            return self.tally.up("copies given up");
+            return self.tally.up("snapshots given up");
         };
         let durable = theirs.syncer.durable().index.0;
         let copied = theirs.node.meta();
-        // The copy is made again until it is so.
+        // The snapshot is made again until it holds all that.
         if durable < fetching.least || durable < copied.commit.max(copied.membership) {
             return;
         }
@@ -116,7 +118,7 @@ impl Cluster {
         self.install(n, &copied, disk, &end);
     }
 
-    /// The copy `disk`, which ends with `end`, takes the place of the log of host `n`, if it may.
+    /// Replaces the log of host `n` by the snapshot `disk`, which ends with `end`, if its own state allows that.
     fn install(&mut self, n: usize, theirs: &Meta, disk: SimDisk, end: &Chain) {
         let how = self.how(n);
         let host = &mut self.hosts[n];
@@ -124,7 +126,7 @@ impl Cluster {
         let of = |chain: &Chain| (chain.index.0 - 1, u64::from(chain.term.0));
         let own = live.node.meta().clone();
         if own.admit(Some(of(live.writer.chain())), theirs, of(end)).is_err() {
-            return self.tally.up("copies refused");
+            return self.tally.up("snapshots refused");
         }
         let filled = own.filled(theirs.clone(), u64::from(end.term.0));
         assert!(filled.term >= live.node.state().term && filled.commit < end.index.0);
@@ -136,11 +138,11 @@ impl Cluster {
         host.greets = true;
         host.unmet = (0..9).filter(|m| *m != n).collect();
         host.disk = disk;
-        self.tally.up("copies");
+        self.tally.up("snapshots");
     }
 }
 
-/// A disk with the frames of the log on `disk` up to frame `last`, and where they end.
+/// Copies the log on `disk` up to frame `last` to a new disk, and returns its end.
 fn copy(disk: &SimDisk, last: u64) -> (SimDisk, Chain) {
     let (to, dir) = (SimDisk::new(), Path::new(DIR));
     wal::create_if_absent(&to, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) }).unwrap();
@@ -162,7 +164,7 @@ fn copy(disk: &SimDisk, last: u64) -> (SimDisk, Chain) {
     (to, *writer.chain())
 }
 
-/// The words of the frame of `header`.
+/// The words of the frame with `header`.
 fn words_of(disk: &SimDisk, header: &wal::Header) -> Vec<u64> {
     let first = Position(header.position.0 / SEGMENT_SIZE_MIN * SEGMENT_SIZE_MIN);
     let path = Path::new(DIR).join(wal::DIR).join(wal::format::segment_name(first));

@@ -1,5 +1,5 @@
-//! Any message of consensus is answered, dropped or refused: no number that another host sends ends a process, is kept
-//! though frames have no room for it, or lets a term fall.
+//! Owns: invalid messages of raft. Any message is answered, dropped or rejected: no number in it ends a process, is stored
+//! although frames have no room for it, or makes a term fall.
 
 use std::panic::AssertUnwindSafe;
 
@@ -10,7 +10,7 @@ use tapestore::disk::sim::SimRng;
 use tapestore::error::Error;
 use tapestore::lsn::NodeId;
 
-/// A number near one that means something, or far from all.
+/// A number near one of `near`, or an extreme one.
 fn number(rng: &mut SimRng, near: &[u64]) -> u64 {
     let edges = [0, 1, 2, TERM_MAX - 1, TERM_MAX, TERM_MAX + 1, 1 << 40, INDEX_MAX, INDEX_MAX + 1, u64::MAX - 1, u64::MAX];
     match rng.below(8) {
@@ -19,7 +19,7 @@ fn number(rng: &mut SimRng, near: &[u64]) -> u64 {
     }
 }
 
-/// Any message for the host, most of them nearly right.
+/// Any message for the host; most are nearly valid.
 fn message(rng: &mut SimRng, live: &Live) -> Raft {
     let (state, own) = (live.node.state(), live.node.meta().node);
     let (terms, frames) = ([state.term, state.last_term, 1], [state.last, state.committed, live.node.frames().first()]);
@@ -54,7 +54,7 @@ fn message(rng: &mut SimRng, live: &Live) -> Raft {
 }
 
 #[test]
-fn no_message_ends_a_host_or_leaves_it_with_a_term_that_no_frame_has_room_for() {
+fn no_message_ends_a_host_or_sets_a_term_that_frames_have_no_room_for() {
     let (mut refused, mut led) = (0u64, 0u64);
     let seeds = std::env::var("TAPE_SIM_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
     for seed in 0..seeds {
@@ -63,7 +63,7 @@ fn no_message_ends_a_host_or_leaves_it_with_a_term_that_no_frame_has_room_for() 
         (0..120).for_each(|_| cluster.tick());
         let mut rng = SimRng::new(seed);
         let leader = cluster.leader().unwrap();
-        // From here on nobody but the test speaks to it.
+        // From here on only the test sends to it.
         let n = if seed % 2 == 0 { leader } else { (leader + 1) % 3 };
         let live = cluster.hosts[n].live.as_mut().unwrap();
         for step in 0..1_000 {

@@ -1,8 +1,8 @@
-//! A cluster in one thread, from one seed: real logs and `raft.meta` on simulated disks, virtual time, a network that
-//! delays, drops and parts, processes that are killed, paused and started again, power that goes, disks that stall, members
-//! that come and go. What was acknowledged must be in every log in the end, in order; the logs are the same, byte for byte.
+//! Owns: a simulated cluster in one thread, from one seed. Logs and `raft.meta` are real, on simulated disks; time is virtual;
+//! the network delays, drops and partitions; processes are killed, paused and restarted; power is lost, disks stall, members
+//! come and go. In the end every acknowledged record must be in every log, in order, and the logs must be equal byte for byte.
 //!
-//! A failing seed is printed; `TAPE_SIM_SEED=n` runs it alone, `TAPE_SIM_SEEDS=n` runs so many.
+//! A failing seed is printed. `TAPE_SIM_SEED=n` runs it alone, `TAPE_SIM_SEEDS=n` runs that many.
 
 mod checker;
 mod directed;
@@ -19,10 +19,10 @@ use self::nemesis::Aim;
 use self::world::{Cluster, Tally};
 use tapestore::sabotage::{self, Sabotage};
 
-/// Ticks of 10 ms in which things go wrong.
+/// Ticks of 10 ms with faults.
 const TICKS: u64 = 600;
 
-/// One seed; what is wrong, if anything is.
+/// Runs one seed; the error is the first broken rule.
 fn run(seed: u64, aim: Aim, mutant: Option<Mutant>) -> std::result::Result<Tally, String> {
     sabotage::break_rule((mutant == Some(Mutant::Unchained)).then_some(Sabotage::AcceptUnchained));
     let outcome = std::panic::catch_unwind(|| {
@@ -52,7 +52,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Seeds up to `count`, each with its aim, by two threads; what happened in them.
+/// Runs the seeds below `count`, each with its aim, in two threads; sums what happened in them.
 fn run_all(count: u64, aim: fn(u64) -> Aim) -> Tally {
     if let Some(seed) = number("TAPE_SIM_SEED") {
         return run(seed, aim(seed), None).unwrap();
@@ -78,38 +78,38 @@ fn run_all(count: u64, aim: fn(u64) -> Aim) -> Tally {
     sum
 }
 
-/// Of five seeds two change the members.
+/// Two of five seeds change the members.
 fn aim_of(seed: u64) -> Aim {
     if seed % 5 < 2 { Aim::Members } else { Aim::Anything }
 }
 
 #[test]
-fn five_hundred_seeds_of_crashes_partitions_stalls_and_new_members_lose_nothing_that_was_acknowledged() {
+fn five_hundred_seeds_of_faults_and_changes_of_members_lose_no_acknowledged_record() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500);
     let sum = run_all(count, aim_of);
-    for what in ["cuts", "power losses", "partitions", "promotions", "removals", "swaps", "copies"] {
+    for what in ["truncations", "power losses", "partitions", "promotions", "removals", "swaps", "snapshots"] {
         assert!(sum.of(what) >= count / 5 || number("TAPE_SIM_SEED").is_some(), "hardly any {what}: {sum:?}");
     }
 }
 
 #[test]
-fn what_is_aimed_at_starts_and_cuts_loses_nothing_that_was_acknowledged() {
+fn faults_aimed_at_starts_and_truncations_lose_no_acknowledged_record() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
     let sum = run_all(count, |seed| if seed % 2 == 0 { Aim::KilledThenPower } else { Aim::TornCut });
-    let enough = sum.of("power losses in a cut") >= count / 5 && sum.of("kills") >= count / 2;
+    let enough = sum.of("power losses in a truncation") >= count / 5 && sum.of("kills") >= count / 2;
     assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
 }
 
 #[test]
-fn hosts_that_have_frames_in_memory_lose_nothing_that_was_acknowledged_while_most_keep_their_power() {
+fn hosts_that_acknowledge_from_memory_lose_nothing_while_most_keep_their_power() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 2;
     let sum = run_all(count, |seed| if seed % 5 == 4 { Aim::Forgotten } else { Aim::Memory });
-    let enough = sum.of("power losses") >= count && sum.of("copies") >= count;
+    let enough = sum.of("power losses") >= count && sum.of("snapshots") >= count;
     assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
 }
 
 #[test]
-fn a_host_that_is_wiped_and_initialised_again_costs_nothing_that_was_acknowledged() {
+fn a_host_that_is_wiped_and_initialised_again_loses_no_acknowledged_record() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
     let sum = run_all(count, |_| Aim::Wiped);
     let enough = sum.of("wipes") >= count / 2 && sum.of("hosts refused") >= count / 2;

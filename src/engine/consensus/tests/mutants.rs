@@ -1,4 +1,4 @@
-//! Owns: rules that are broken on purpose, each of which must be noticed.
+//! Owns: rules that are broken on purpose; the simulation must notice each.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use tapestore::disk::sim::SimDisk;
 use tapestore::disk::{Disk, DiskFile, Mapped, Open};
 use tapestore::error::Result;
 
-/// A rule that is broken on purpose: each must be noticed.
+/// A rule that is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mutant {
-    /// Frames are called durable when they are written.
+    /// Frames count as durable when they are written.
     PersistedEarly,
-    /// The leader acknowledges what its own disk has.
+    /// The leader acknowledges frames that only its own disk has.
     AckedAlone,
-    /// Term and vote are forgotten by a crash.
+    /// A crash loses term and vote.
     ForgottenVote,
-    /// A log that differs from the leader's stays as it is.
+    /// A log that differs from the leader's is not truncated.
     NeverCut,
-    /// A start does not make durable what it finds.
+    /// A start does not sync the log that it finds.
     RecoveredUnsynced,
-    /// A host that has lost power goes on as if it had all that it had in memory.
+    /// A host that has lost power goes on as if it still had the frames of its memory.
     Forgetful,
-    /// A copy of a leader's store need not hold all that the leader had when it was asked.
+    /// A snapshot may hold less than the leader had at the request.
     OldCopy,
-    /// A host whose store was made anew under its number votes as if it had been there all the time.
+    /// A host that was initialised again under its number votes at once.
     WipedVotes,
-    /// A frame does not say which one it follows, nor must its term be as high.
+    /// A frame is accepted after any other frame, and with a lower term.
     Unchained,
 }
 
-/// A disk that syncs nothing until it wakes.
+/// A disk that syncs nothing until [`Lazy::wakes`].
 #[derive(Clone)]
 pub(super) struct Lazy {
     disk: SimDisk,
@@ -128,7 +128,7 @@ impl DiskFile for LazyFile {
 }
 
 #[test]
-fn rules_that_are_broken_on_purpose_are_noticed() {
+fn each_rule_that_is_broken_on_purpose_is_noticed() {
     for (mutant, aim) in [
         (Mutant::PersistedEarly, Aim::Anything),
         (Mutant::AckedAlone, Aim::Anything),
@@ -146,8 +146,8 @@ fn rules_that_are_broken_on_purpose_are_noticed() {
 }
 
 #[test]
-fn a_copy_that_is_older_than_was_asked_for_loses_nothing_because_the_leader_counts_on_more() {
-    // The host sees that, does not vote, and fetches another.
+fn a_snapshot_older_than_requested_loses_nothing_because_the_leader_counts_on_more() {
+    // The leader's heartbeat shows the host that it lacks frames; it does not vote and fetches another snapshot.
     for seed in 0..60 {
         run(seed, Aim::Forgotten, Some(Mutant::OldCopy)).unwrap();
     }

@@ -1,40 +1,40 @@
-//! Owns: what goes wrong in a simulated cluster, and what its operator does meanwhile.
+//! Owns: the faults of a simulated cluster, and its operator's actions.
 
 use super::super::*;
-use super::world::{Cluster, Host, seat};
+use super::world::{Cluster, Host, member_entry};
 use super::{Mutant, world};
+use std::path::Path;
 use tapestore::disk::sim::SimRng;
 use tapestore::lsn::NodeId;
-use std::path::Path;
 
-/// What the nemesis is out for.
+/// What a seed aims at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Aim {
-    /// Whatever can go wrong, in a cluster of three or five.
+    /// Any fault, in a cluster of three or five.
     Anything,
-    /// The same, and members come and go.
+    /// Any fault, while members come and go.
     Members,
-    /// Whatever can go wrong with hosts that say that they have what they have in memory, and of which the fewer lose power.
+    /// Any fault, with hosts that acknowledge from memory; a minority loses power.
     Memory,
-    /// One of them loses power while the leader counts on what it has in memory, gets a copy, and is to elect another
-    /// together with a host that never had that.
+    /// Such a host loses power while the leader counts on frames in its memory, gets a snapshot, and must elect a leader
+    /// together with a host that never had those frames.
     Forgotten,
-    /// A host is killed before its disk is done, and loses power right after it is back.
+    /// A host is killed before its disk is done, and loses power right after its restart.
     KilledThenPower,
-    /// Power goes while a tail is cut, and again while others' frames are written in its place.
+    /// Power is lost during a truncation, and again while other frames are written in that place.
     TornCut,
-    /// A host's store is removed and made anew under its number, while who has what it had is away.
+    /// A host is wiped and initialised again under its number, while the other host with its frames is away.
     Wiped,
 }
 
 impl Aim {
-    /// Whether hosts say that they have what they have in memory.
+    /// Whether hosts acknowledge frames that they have in memory only.
     pub(super) fn is_lossy(self) -> bool {
         matches!(self, Aim::Memory | Aim::Forgotten)
     }
 }
 
-/// What the nemesis does later.
+/// A planned fault.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {
     Kill(usize),
@@ -45,7 +45,7 @@ pub(super) enum Act {
 }
 
 impl Cluster {
-    /// The process of host `n` ends, or its power goes.
+    /// Ends the process of host `n`, or its power.
     pub(super) fn ends(&mut self, n: usize, power: bool) {
         self.tally.up(if power { "power losses" } else { "kills" });
         let back = self.now + 5 + self.rng.below(60);
@@ -65,7 +65,7 @@ impl Cluster {
         }
     }
 
-    /// Host `n` is not heard by others until then, nor hears them if `both`.
+    /// Drops the messages from host `n` until then, and with `both` those to it.
     pub(super) fn isolate(&mut self, n: usize, until: u64, both: bool) {
         self.tally.up("partitions");
         for other in (1..=self.hosts.len() as u64).filter(|o| *o != n as u64 + 1) {
@@ -76,7 +76,7 @@ impl Cluster {
         }
     }
 
-    /// What goes wrong in this tick.
+    /// Makes the faults of this tick.
     pub(super) fn nemesis(&mut self) {
         while let Some((_, act)) = self.script.pop_front_if(|s| s.0 <= self.now) {
             self.act(act);
@@ -104,7 +104,7 @@ impl Cluster {
         self.script.is_empty() && self.blocked.values().all(|until| *until <= self.now)
     }
 
-    /// Has another lead, once all hosts are there: [`Cluster::trap`] waits for it.
+    /// Hands the lead over, once all hosts are up; [`Cluster::trap`] waits for the new leader.
     fn plan_a_trap(&mut self) {
         let all = self.hosts.iter().all(|h| h.live.is_some() && h.back_at <= self.now);
         let Some(leader) = self.leader().filter(|_| all && self.is_at_peace() && self.rng.below(20) == 0) else { return };
@@ -158,7 +158,7 @@ impl Cluster {
                     self.tally.up("transfers");
                 }
             }
-            // All at once, now and then.
+            // All hosts at once, now and then.
             7 if self.rng.below(8) == 0 => {
                 for n in 0..self.hosts.len() {
                     if self.hosts[n].live.is_some() {
@@ -166,14 +166,14 @@ impl Cluster {
                     }
                 }
             }
-            // There is a checkpoint, and the log before it goes.
+            // A checkpoint was made, and the log before it is dropped.
             8 | 9 if matches!(self.aim, Aim::Members | Aim::Memory) => self.forget(n),
             _ => {}
         }
     }
 
-    /// The leader's follower acknowledges what only its cache has, if a start does not see to it; then it forgets it, and
-    /// elects another together with the one that never had it.
+    /// A follower acknowledges frames that are only in its page cache, unless a start syncs them. Then it loses them, and elects
+    /// a leader together with the host that never had them.
     fn plan_a_kill(&mut self) {
         let Some(leader) = self.leader().filter(|_| self.is_at_peace() && self.rng.below(30) == 0) else { return };
         let first = (leader + 1 + self.rng.below(2) as usize) % 3;
@@ -185,7 +185,7 @@ impl Cluster {
         self.script.push_back((kill, Act::Kill(first)));
         self.script.push_back((power, Act::PowerLoss(first)));
         self.script.push_back((power, Act::Isolate(leader, 90)));
-        // Until they have chosen, and what was cut off is well again.
+        // Until they have elected a leader, and the partition has ended.
         self.script.push_back((power + 180, Act::Isolate(last, 0)));
     }
 
@@ -194,16 +194,16 @@ impl Cluster {
         let first = (leader + 1 + self.rng.below(2) as usize) % 3;
         let last = 3 - leader - first;
         let power = self.now + 2 + self.rng.below(8);
-        // Until the copy is there.
-        let filled = power + 45;
+        // Until the snapshot is installed.
+        let installed = power + 45;
         self.hosts[first].stalls_until = self.now + 30;
-        self.isolate(last, filled, true);
+        self.isolate(last, installed, true);
         self.script.push_back((power, Act::PowerLoss(first)));
-        self.script.push_back((filled, Act::Isolate(leader, 90)));
-        self.script.push_back((filled + 180, Act::Isolate(last, 0)));
+        self.script.push_back((installed, Act::Isolate(leader, 90)));
+        self.script.push_back((installed + 180, Act::Isolate(last, 0)));
     }
 
-    /// Cuts a leader off before it has said anything, so that another opens a term where it has.
+    /// Isolates a new leader before it sends anything, so that another host opens a term at the same index.
     pub(super) fn trap(&mut self, n: usize) {
         if self.aim != Aim::TornCut || self.is_well() || !self.hosts[n].leads() {
             return;
@@ -218,7 +218,7 @@ impl Cluster {
         }
     }
 
-    /// The power of host `n` has gone while it cut its log behind frame `last_kept`, or right after it.
+    /// Plans another power loss of host `n`, whose power went while it truncated its log after frame `last_kept`, or right after.
     pub(super) fn after_cut(&mut self, n: usize, last_kept: u64) {
         if self.aim == Aim::TornCut {
             let host = &mut self.hosts[n];
@@ -228,7 +228,7 @@ impl Cluster {
         }
     }
 
-    /// The power goes again as soon as another's frames have been written where the log was cut.
+    /// Makes the power go again as soon as other frames are written where the log was truncated.
     fn tear_again(&mut self) {
         for n in 0..self.hosts.len() {
             let host = &mut self.hosts[n];
@@ -239,7 +239,7 @@ impl Cluster {
         }
     }
 
-    /// An operator changes the members, by way of who leads.
+    /// Changes the members by way of the leader, as an operator.
     fn operator(&mut self) {
         if self.rng.below(25) > 0 {
             return;
@@ -250,37 +250,37 @@ impl Cluster {
         let Some((what, change)) = self.choose(&seats) else { return };
         self.gone.extend(change.iter().filter(|s| s.part == 0).map(|s| s.node.0));
         self.tally.up(what);
-        // One that is to go leads when it goes, now and then; who leads is not asked to go.
+        // Now and then the removed or demoted voter leads at that moment; the current leader is never asked to remove itself.
         let loser =
             change.iter().find(|s| s.part != format::VOTER && seats.iter().any(|b| b.node == s.node && b.part == format::VOTER));
         self.hosts[leader].hands_to = loser.map(|s| s.node).filter(|_| self.rng.below(3) == 0);
         self.hosts[leader].asked = Some(Change { transition: Transition::Auto, seats: change });
     }
 
-    /// What the operator wants of a cluster of these members; at least two keep their votes.
+    /// Chooses a change for a cluster of these members; at least two keep their votes.
     fn choose(&mut self, seats: &[Seat]) -> Option<(&'static str, Vec<Seat>)> {
         let of = |part: u32| seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
-        // One that waits for a copy of the leader's store gives no vote: it is not promoted before it has one.
-        let has_copy = |n: &u64| self.hosts[*n as usize - 1].live.as_ref().is_some_and(|l| !l.node.meta().is_mute());
+        // A learner that needs a snapshot gives no vote, so it is not promoted.
+        let may_vote = |n: &u64| self.hosts[*n as usize - 1].live.as_ref().is_some_and(|l| !l.node.meta().is_mute());
         let (voters, mut learners) = (of(format::VOTER), of(format::LEARNER));
-        learners.retain(has_copy);
+        learners.retain(may_vote);
         let pick = |rng: &mut SimRng, of: &[u64]| (!of.is_empty()).then(|| of[rng.below(of.len() as u64) as usize]);
         let (voter, learner) = (pick(&mut self.rng, &voters), pick(&mut self.rng, &learners));
         let removable = if voters.len() > 2 { voter } else { None };
         match self.rng.below(8) {
-            0 | 1 => Some(("additions", vec![seat(self.outsider(seats)?, format::LEARNER)])),
-            2 | 3 => Some(("promotions", vec![seat(learner?, format::VOTER)])),
-            4 => Some(("removals", vec![seat(removable.or(learner)?, 0)])),
-            5 => Some(("swaps", vec![seat(learner?, format::VOTER), seat(voter?, 0)])),
-            6 => Some(("swaps", vec![seat(learner?, format::VOTER), seat(voter?, format::LEARNER)])),
+            0 | 1 => Some(("additions", vec![member_entry(self.outsider(seats)?, format::LEARNER)])),
+            2 | 3 => Some(("promotions", vec![member_entry(learner?, format::VOTER)])),
+            4 => Some(("removals", vec![member_entry(removable.or(learner)?, 0)])),
+            5 => Some(("swaps", vec![member_entry(learner?, format::VOTER), member_entry(voter?, 0)])),
+            6 => Some(("swaps", vec![member_entry(learner?, format::VOTER), member_entry(voter?, format::LEARNER)])),
             _ => {
                 let (new, old) = (self.outsider(seats)?, removable?);
-                Some(("swaps", vec![seat(new, format::LEARNER), seat(old, 0)]))
+                Some(("swaps", vec![member_entry(new, format::LEARNER), member_entry(old, 0)]))
             }
         }
     }
 
-    /// A host that is no member and never was: it is told who the members are, and that it joins.
+    /// A host that is no member and never was; it is initialised to join the members `seats`.
     pub(super) fn outsider(&mut self, seats: &[Seat]) -> Option<u64> {
         let is_free = |n: &u64| !self.gone.contains(n) && seats.iter().all(|s| s.node.0 != *n);
         if let Some(free) = (1..=self.hosts.len() as u64).find(is_free) {
@@ -290,8 +290,8 @@ impl Cluster {
         if self.hosts.len() == self.hosts_max {
             return None;
         }
-        let others = seats.iter().map(|s| seat(s.node.0, format::VOTER));
-        let host = Host::new(new, others.chain([seat(new, format::LEARNER)]).collect(), self.is_lossy(), true);
+        let others = seats.iter().map(|s| member_entry(s.node.0, format::VOTER));
+        let host = Host::new(new, others.chain([member_entry(new, format::LEARNER)]).collect(), self.is_lossy(), true);
         self.hosts.push(host);
         Some(new)
     }

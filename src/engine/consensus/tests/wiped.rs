@@ -1,4 +1,4 @@
-//! Owns: hosts that meet, and hosts whose store is made anew under a number that was used before.
+//! Owns: introductions of hosts, and hosts that are initialised again under a used number.
 
 use std::path::Path;
 
@@ -6,19 +6,19 @@ use super::super::meta::{self, Meta};
 use super::super::*;
 use super::Mutant;
 use super::nemesis::Act;
-use super::world::{Cluster, DIR, How, STORE, seat, start};
+use super::world::{Cluster, DIR, How, STORE, member_entry, start};
 use tapestore::disk::sim::SimDisk;
 use tapestore::lsn::NodeId;
 use tapestore::time::Ts;
 use tapestore::wal;
 use tapestore::wal::format::SEGMENT_SIZE_MIN;
 
-/// The incarnation of the life number `life` of the host `node`.
+/// Incarnation `life` of the host `node`.
 fn incarnation(node: u64, life: u64) -> u64 {
     node << 32 | life
 }
 
-/// The disk of a host that has just been initialised, with the members `seats`.
+/// The disk of a freshly initialised host, with the members `seats`.
 pub(super) fn initialised(node: u64, life: u64, seats: Vec<Seat>, joins: bool) -> SimDisk {
     let (disk, dir) = (SimDisk::new(), Path::new(DIR));
     wal::create_if_absent(&disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) }).unwrap();
@@ -33,26 +33,26 @@ impl Cluster {
         self.hosts[n].live.is_some() && self.hosts[n].back_at <= self.now
     }
 
-    /// Whether neither of the hosts knows the other's number by another incarnation.
-    pub(super) fn hear_each_other(&self, one: usize, other: usize) -> bool {
+    /// Whether neither host has met another incarnation of the other's number.
+    pub(super) fn accept_each_other(&self, one: usize, other: usize) -> bool {
         let of = |n: usize| self.hosts.get(n).and_then(|h| h.live.as_ref()).map(|l| l.node.meta());
         let (Some(a), Some(b)) = (of(one), of(other)) else { return true };
-        let knows = |a: &Meta, b: &Meta| a.met.get(&b.node).is_none_or(|met| *met == b.incarnation);
-        knows(a, b) && knows(b, a)
+        let accepts = |a: &Meta, b: &Meta| a.met.get(&b.node).is_none_or(|met| *met == b.incarnation);
+        accepts(a, b) && accepts(b, a)
     }
 
-    /// Host `n` says who it is to those that it has not met since it was started.
+    /// Makes host `n` greet the hosts that it has not met since its start.
     pub(super) fn meet(&mut self, n: usize) {
         for other in std::mem::take(&mut self.hosts[n].unmet) {
             let is_met = other < self.hosts.len() && self.is_there(n) && self.is_there(other) && !self.is_cut_off(n, other) && {
                 let of = |c: &Cluster, n: usize| c.hosts[n].live.as_ref().unwrap().node.meta().greeting();
                 let (mine, theirs) = (of(self, n), of(self, other));
-                let heard = self.hosts[other].live.as_mut().unwrap().node.greet(&mine);
-                if let Err(refused) = &heard {
+                let accepted = self.hosts[other].live.as_mut().unwrap().node.greet(&mine);
+                if let Err(refused) = &accepted {
                     self.tally.up("hosts refused");
                     self.hosts[n].live.as_mut().unwrap().node.refused(theirs.node, refused.to_string());
                 }
-                heard.is_ok() && self.hosts[n].live.as_mut().unwrap().node.greet(&theirs).is_ok()
+                accepted.is_ok() && self.hosts[n].live.as_mut().unwrap().node.greet(&theirs).is_ok()
             };
             if is_met {
                 self.hosts[n].live.as_mut().unwrap().node.met(NodeId(other as u64 + 1), 0).unwrap();
@@ -62,29 +62,29 @@ impl Cluster {
         }
     }
 
-    /// The store of host `n` is removed, and it is initialised as at first.
+    /// Removes the store of host `n` and initialises it as at first.
     pub(super) fn wipe(&mut self, n: usize) {
         self.tally.up("wipes");
-        let (node, founders) = (n as u64 + 1, (1..=3).map(|n| seat(n, format::VOTER)).collect());
+        let (node, voters) = (n as u64 + 1, (1..=3).map(|n| member_entry(n, format::VOTER)).collect());
         self.ends(n, false);
         let is_noticed = self.mutant != Some(Mutant::WipedVotes);
         let host = &mut self.hosts[n];
         host.life += u64::from(is_noticed);
-        host.disk = initialised(node, host.life, founders, false);
+        host.disk = initialised(node, host.life, voters, false);
         if !is_noticed {
             let mut file = MetaFile::open(&host.disk, Path::new(DIR)).unwrap();
             file.update(Meta { is_fresh: false, ..file.meta().clone() }).unwrap();
         }
         host.first_meta = host.disk.contents(&Path::new(DIR).join(meta::NAME)).unwrap();
         host.back_at = self.now + 1;
-        host.compares_anew();
-        // The connections of the life before have ended.
+        host.compares_again();
+        // The connections to the old process have ended.
         self.net.retain(|(_, raft)| raft.to.0 != node);
         self.wiped = Some(n);
     }
 
-    /// Two of three commit what the third does not have; then one of the two is wiped, and the other is away while those that
-    /// lack it are there.
+    /// Lets two of three hosts commit frames that the third misses; then wipes one of the two, and keeps the other away while the
+    /// two hosts without the frames are up.
     pub(super) fn plan_a_wipe(&mut self) {
         let all = self.hosts.len() == 3 && self.hosts.iter().all(|h| h.live.is_some() && h.back_at <= self.now);
         let peace = all && self.wiped.is_none() && self.is_at_peace() && self.now > 60;
@@ -98,7 +98,7 @@ impl Cluster {
         self.script.push_back((at, Act::Away(kept, 100 + self.rng.below(60))));
     }
 
-    /// The operator does as the wiped host says: it is removed, and another one added under a new number.
+    /// Does what the wiped host's message advises: removes it, and adds another host under a new number.
     pub(super) fn replace(&mut self) {
         let Some(wiped) = self.wiped.filter(|_| self.mutant.is_none() && self.rng.below(10) == 0) else { return };
         let Some(leader) = self.leader() else { return };
@@ -107,15 +107,15 @@ impl Cluster {
         let node = wiped as u64 + 1;
         let asked = if seats.iter().any(|s| s.node.0 == node) {
             self.gone.insert(node);
-            seat(node, 0)
+            member_entry(node, 0)
         } else if let Some(learner) = seats.iter().find(|s| s.part == format::LEARNER) {
             if !progress.iter().any(|p| p.node == learner.node && p.has_caught_up()) {
                 return;
             }
-            seat(learner.node.0, format::VOTER)
+            member_entry(learner.node.0, format::VOTER)
         } else if seats.len() < 3 {
             let Some(new) = self.outsider(&seats) else { return };
-            seat(new, format::LEARNER)
+            member_entry(new, format::LEARNER)
         } else {
             return;
         };
@@ -123,7 +123,7 @@ impl Cluster {
     }
 }
 
-/// Three hosts that have just been initialised, and of which none is there yet.
+/// Three freshly initialised hosts, all down.
 fn fresh() -> Cluster {
     let mut cluster = Cluster::new(3, super::Aim::Members, None);
     cluster.pace = super::world::Pace { loss: 0, ..super::world::COARSE };
@@ -132,7 +132,7 @@ fn fresh() -> Cluster {
 }
 
 #[test]
-fn fresh_hosts_form_a_cluster_in_whatever_order_they_come_and_not_before_all_three_were_there() {
+fn fresh_hosts_form_a_cluster_in_any_start_order_once_all_three_have_been_up() {
     for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0]] {
         let mut cluster = fresh();
         for (n, host) in order.into_iter().enumerate() {
@@ -147,18 +147,18 @@ fn fresh_hosts_form_a_cluster_in_whatever_order_they_come_and_not_before_all_thr
 }
 
 #[test]
-fn two_fresh_hosts_say_for_whom_they_wait_and_need_not_meet_again_once_they_have() {
+fn fresh_hosts_name_the_host_that_they_wait_for_and_need_to_meet_only_once() {
     let mut cluster = fresh();
     cluster.hosts[0].back_at = 0;
     cluster.hosts[1].back_at = 0;
     (0..100).for_each(|_| cluster.tick());
     let waits = |cluster: &Cluster, n: usize| cluster.hosts[n].live.as_ref().unwrap().node.waits();
     let said = waits(&cluster, 0).unwrap();
-    assert!(said.contains("was never here") && said.contains("node 3"), "{said}");
+    assert!(said.contains("this host is new") && said.contains("node 3"), "{said}");
     cluster.hosts[2].back_at = cluster.now;
     (0..100).for_each(|_| cluster.tick());
     assert_eq!((0..3).map(|n| waits(&cluster, n)).collect::<Vec<_>>(), [None, None, None]);
-    // One is gone, and another is started again: nobody has to be met for that.
+    // One host is down and another restarts: no introduction is needed for that.
     let leader = cluster.leader().unwrap();
     let other = (leader + 1) % 3;
     cluster.ends(3 - leader - other, false);
@@ -172,7 +172,7 @@ fn two_fresh_hosts_say_for_whom_they_wait_and_need_not_meet_again_once_they_have
 }
 
 #[test]
-fn a_wiped_host_gives_no_vote_whatever_lacks_frames_asks_for_it() {
+fn a_wiped_host_gives_no_vote_to_a_host_that_lacks_frames() {
     let mut cluster = fresh();
     cluster.hosts.iter_mut().for_each(|h| h.back_at = 0);
     (0..150).for_each(|_| cluster.tick());
@@ -185,7 +185,7 @@ fn a_wiped_host_gives_no_vote_whatever_lacks_frames_asks_for_it() {
     cluster.hosts[leader].back_at = u64::MAX;
     cluster.wipe(wiped);
     (0..300).for_each(|_| cluster.tick());
-    assert!(cluster.leader().is_none(), "those that are there lack what was acknowledged");
+    assert!(cluster.leader().is_none(), "the two hosts that are up lack acknowledged frames");
     let said = cluster.hosts[wiped].live.as_ref().unwrap().node.waits().unwrap();
     assert!(said.contains("has been here before") && said.contains("tape cluster remove"), "{said}");
     cluster.hosts[leader].back_at = cluster.now;
@@ -194,12 +194,12 @@ fn a_wiped_host_gives_no_vote_whatever_lacks_frames_asks_for_it() {
         cluster.replace();
         cluster.tick();
     });
-    assert!(cluster.acked.len() > acked + 100, "two of three are there, and both remember");
+    assert!(cluster.acked.len() > acked + 100, "two of three hosts that kept their stores are up");
     cluster.check().unwrap();
 }
 
 #[test]
-fn a_host_whose_log_is_put_back_to_an_earlier_state_waits_for_a_copy() {
+fn a_host_whose_log_is_put_back_to_an_earlier_state_waits_for_a_snapshot() {
     let mut cluster = fresh();
     cluster.hosts.iter_mut().for_each(|h| h.back_at = 0);
     (0..150).for_each(|_| cluster.tick());
@@ -210,16 +210,16 @@ fn a_host_whose_log_is_put_back_to_an_earlier_state_waits_for_a_copy() {
     cluster.ends(other, false);
     cluster.hosts[other].disk = before;
     cluster.hosts[other].back_at = cluster.now + 1;
-    let copies = cluster.tally.of("copies");
+    let snapshots = cluster.tally.of("snapshots");
     (0..150).for_each(|_| cluster.tick());
-    assert_eq!(cluster.tally.of("copies"), copies + 1);
+    assert_eq!(cluster.tally.of("snapshots"), snapshots + 1);
     assert!(!cluster.hosts[other].live.as_ref().unwrap().node.meta().is_mute());
     cluster.check().unwrap();
 }
 
 #[test]
-fn the_old_leader_of_a_pair_elects_itself_only_once_it_has_heard_from_the_other_and_not_from_any_host() {
-    let seats = vec![seat(1, format::VOTER), seat(2, format::LEARNER)];
+fn the_old_leader_of_a_pair_elects_itself_only_after_the_other_member_has_answered() {
+    let seats = vec![member_entry(1, format::VOTER), member_entry(2, format::LEARNER)];
     let disk = initialised(1, 0, seats, false);
     let mut file = MetaFile::open(&disk, Path::new(DIR)).unwrap();
     file.update(Meta { is_fresh: false, epoch: 1, ..file.meta().clone() }).unwrap();
@@ -227,13 +227,13 @@ fn the_old_leader_of_a_pair_elects_itself_only_once_it_has_heard_from_the_other_
     assert!(node.is_pair() && !node.may_elect_itself());
     for (other, epoch) in [(3, 0), (3, 1), (2, 2)] {
         node.met(NodeId(other), epoch).unwrap();
-        assert!(!node.may_elect_itself(), "node {other} of epoch {epoch} says nothing of node 2");
-        assert!(node.waits().unwrap().contains("heard from node 2"));
+        assert!(!node.may_elect_itself(), "node {other} of epoch {epoch} does not answer for node 2");
+        assert!(node.waits().unwrap().contains("only after node 2"));
     }
     for epoch in [1, 0] {
         node.met(NodeId(2), epoch).unwrap();
         assert!(node.may_elect_itself() && node.waits().is_none());
         node.met(NodeId(2), 2).unwrap();
-        assert!(!node.may_elect_itself(), "it was promoted meanwhile");
+        assert!(!node.may_elect_itself(), "node 2 was promoted meanwhile");
     }
 }

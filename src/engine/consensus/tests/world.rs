@@ -1,7 +1,7 @@
 //! Owns: the hosts of a simulated cluster, their disks, the network between them, virtual time, the clients.
 //!
-//! What must hold: everything follows from the seed; what is acknowledged, and by whom, is checked when it happens, and so
-//! is every frame that a host says is committed.
+//! What must hold: everything follows from the seed. Each acknowledgement and its sender are checked at once, and so is each
+//! frame that a host reports as committed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -27,7 +27,7 @@ use tapestore::wal::{self, Body, Chain, Evidence, FrameBuilder, FrameType, Heade
 pub(super) const DIR: &str = "/s";
 pub(super) const STORE: u128 = 77;
 
-/// What happened in runs.
+/// Counts of what happened in runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally(pub(super) BTreeMap<&'static str, u64>);
 
@@ -45,22 +45,22 @@ impl Tally {
     }
 }
 
-/// How time passes: in steps, of which so many are a tick of a host's.
+/// How time passes: a host's tick takes that many steps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     pub(super) tick: u64,
-    /// A disk takes the first, and up to the second more.
+    /// Steps of a sync: the first, and up to the second more.
     pub(super) disk: (u64, u64),
-    /// So does a message; it is counted in halves of a step.
+    /// The same of a message, in halves of a step.
     pub(super) hop: (u64, u64),
-    /// One message of so many is lost; 0: none.
+    /// One message in so many is lost; 0: none.
     pub(super) loss: u64,
 }
 
-/// Steps of 10 ms, for what goes wrong.
+/// Steps of 10 ms, for faults.
 pub(super) const COARSE: Pace = Pace { tick: 1, disk: (0, 2), hop: (2, 3), loss: 50 };
 
-/// Steps of a millisecond, for how long it takes: disks of 1 to 6 ms, hops of 1 to 2 ms.
+/// Steps of a millisecond, for measuring times: disks of 1 to 6 ms, hops of 1 to 2 ms.
 pub(super) const FINE: Pace = Pace { tick: 10, disk: (1, 6), hop: (2, 4), loss: 0 };
 
 /// A running process.
@@ -68,55 +68,55 @@ pub(super) struct Live {
     pub(super) writer: wal::Writer,
     pub(super) syncer: wal::Syncer,
     pub(super) node: Node,
-    /// Frames on the way to the disk: up to where, and when the disk is done.
+    /// The sync in flight: its end in the log, and when it returns.
     pub(super) syncing: Option<(Evidence, u64)>,
     pub(super) waiting: VecDeque<Raft>,
-    /// What its patience was drawn for.
+    /// The state for which `patience` was drawn.
     patience_of: Option<(u64, Role, Option<NodeId>)>,
-    /// Ticks without a leader after which it stands for election.
+    /// Ticks without a leader after which it campaigns.
     patience: usize,
-    /// Where in a tick its ticks are: it was started some time.
+    /// Offset of its ticks, from the time of its start.
     pub(super) phase: u64,
 }
 
 pub(super) struct Host {
     pub(super) disk: SimDisk,
     pub(super) live: Option<Live>,
-    /// When it is started again, or goes on.
+    /// When it is restarted, or resumes.
     pub(super) back_at: u64,
-    /// Until when its disk takes long.
+    /// Until when its disk stalls.
     pub(super) stalls_until: u64,
     pub(super) first_meta: Vec<u8>,
     pub(super) inbox: Vec<Raft>,
-    /// What an operator asks of it.
+    /// The change that an operator asks for.
     pub(super) asked: Option<Change>,
-    /// To whom it is asked to hand the lead then.
+    /// The host that is to get the lead then.
     pub(super) hands_to: Option<NodeId>,
-    /// Behind which frame its log has been cut, and its power is to go once it has others there.
+    /// The last frame kept by a truncation; its power goes once it has other frames after that.
     pub(super) torn_behind: Option<u64>,
-    /// Up to which frame what it says is committed has been compared.
+    /// Up to which frame its committed frames have been compared.
     compared: u64,
-    /// Which life of the host's this is, since when its memory has been kept.
+    /// Its boot: the memory is kept since then.
     pub(super) boot: u128,
-    /// Whether others may count on frames that it had in memory when its power went, and it has had no copy since.
+    /// Whether others may count on frames that a power loss took from its memory, with no snapshot since.
     pub(super) is_forgetful: bool,
     pub(super) fetching: Option<Fetching>,
-    /// Hosts that it has yet to meet, since it was started.
+    /// Hosts that it has not met since its start.
     pub(super) unmet: Vec<usize>,
-    /// How often it has been initialised before.
+    /// Number of times that it was initialised before.
     pub(super) life: u64,
-    /// Whether its replication process has yet to tell a leader's of it, since it was started.
+    /// Whether the leader has no report of its start yet.
     pub(super) greets: bool,
 }
 
-/// A record that a client has sent and that is not acknowledged.
+/// Records that a client has sent and that are not acknowledged.
 #[derive(Clone, Copy)]
 struct Sent {
     id: u64,
     host: usize,
     index: u64,
     term: u64,
-    /// The highest index that had been acknowledged to anybody when it was sent.
+    /// The highest index that was acknowledged when it was sent.
     after: u64,
 }
 
@@ -127,33 +127,33 @@ pub(super) struct Cluster {
     pub(super) pace: Pace,
     pub(super) aim: Aim,
     pub(super) hosts: Vec<Host>,
-    /// When a message arrives, where.
+    /// Messages in flight, with their arrival times.
     pub(super) net: Vec<(u64, Raft)>,
-    /// Who does not hear whom, until when.
+    /// Blocked directions, and until when.
     pub(super) blocked: BTreeMap<(u64, u64), u64>,
-    /// What the nemesis will do, and when.
+    /// Planned faults and their times.
     pub(super) script: VecDeque<(u64, Act)>,
-    /// The newest term whose leader has been cut off.
+    /// The newest term whose leader has been isolated.
     pub(super) trapped: u64,
-    /// Which host was wiped.
+    /// The host that was wiped.
     pub(super) wiped: Option<usize>,
-    /// Members that an operator has wanted to be gone.
+    /// Members that the operator has removed.
     pub(super) gone: BTreeSet<u64>,
     pub(super) hosts_max: usize,
     sent: Vec<Sent>,
     pub(super) acked: BTreeMap<u64, u64>,
-    /// The last frame that was acknowledged, and by which host.
+    /// The last acknowledged frame, and the host that acknowledged it.
     pub(super) last_acked: (u64, usize),
-    /// Which host acknowledged in a term.
+    /// The host that acknowledged in a term.
     ackers: BTreeMap<u64, usize>,
-    /// The CRC of each frame that any host has said is committed; it covers all before it.
+    /// The CRC of each frame that a host has reported as committed; it covers all frames before it.
     pub(super) committed: BTreeMap<u64, u32>,
     next_id: u64,
     pub(super) mutant: Option<Mutant>,
     pub(super) tally: Tally,
 }
 
-/// How a host is started.
+/// Options of a start.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct How {
     pub(super) mutant: Option<Mutant>,
@@ -161,16 +161,16 @@ pub(super) struct How {
     pub(super) boot: u128,
 }
 
-/// All hosts that there can be, but for `node`.
+/// All possible hosts except `node`.
 fn others(node: u64) -> Vec<usize> {
     (0..9).filter(|n| *n as u64 + 1 != node).collect()
 }
 
-pub(super) fn seat(node: u64, part: u32) -> Seat {
+pub(super) fn member_entry(node: u64, part: u32) -> Seat {
     Seat { node: NodeId(node), part, address: format!("127.0.0.1:{node}") }
 }
 
-/// Starts the process of a host, as storage starts.
+/// Starts the process of a host, the way storage starts.
 pub(super) fn start(disk: &SimDisk, how: How) -> Result<Live> {
     let (dir, How { mutant, is_lossy, boot }) = (Path::new(DIR), how);
     wal::create_if_absent(disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) })?;
@@ -196,7 +196,7 @@ pub(super) fn start(disk: &SimDisk, how: How) -> Result<Live> {
     Ok(Live { writer: log.writer, syncer: log.syncer, node, syncing: None, waiting, patience_of: None, patience: 0, phase: 0 })
 }
 
-/// `raft` with the bytes of its frames out of the log on `disk`; `None` if they are not there.
+/// Adds the bytes of its frames to `raft`, from the log on `disk`; `None` if they are gone.
 fn with_frames(disk: &SimDisk, mut raft: Raft) -> Option<Raft> {
     for head in &raft.heads {
         let first = Position(head.position / SEGMENT_SIZE_MIN * SEGMENT_SIZE_MIN);
@@ -217,7 +217,7 @@ impl Live {
         appended.header
     }
 
-    /// Frames that raft itself has begun.
+    /// Writes the frames that raft has created.
     fn work(&mut self, now: u64) -> Result<()> {
         while let Some(work) = self.node.work() {
             self.writer.ready()?;
@@ -239,7 +239,7 @@ impl Live {
         Ok(())
     }
 
-    /// Frames of a leader; the index behind which the log is to be cut, if it is.
+    /// Processes a leader's frames; returns the last index to keep if the log must be truncated.
     fn take(&mut self, mutant: Option<Mutant>) -> Result<Option<u64>> {
         while let Some(raft) = self.waiting.pop_front() {
             match self.node.judge(&raft) {
@@ -247,7 +247,7 @@ impl Live {
                 Verdict::Append(known) => self.take_frames(&raft, known)?,
                 Verdict::Cut(_) if mutant == Some(Mutant::NeverCut) => {}
                 Verdict::Cut(index) => return Ok(Some(index)),
-                Verdict::Denies(index) => panic!("frame {index} is committed here, and the leader has another"),
+                Verdict::Denies(index) => panic!("frame {index} is committed here, but the leader has another"),
             }
         }
         Ok(None)
@@ -260,8 +260,8 @@ impl Live {
         }
     }
 
-    /// Whatever another host has sent, as storage deals with it; now and then time passes. Frames are not in the log before
-    /// they have been checked, and these have no bytes.
+    /// Processes an arbitrary message the way storage does, and lets time pass now and then. Frames enter the log only after
+    /// they are checked, and these have no bytes.
     pub(super) fn hostile(&mut self, raft: &Raft, now: u64) -> Result<()> {
         raft.check()?;
         let verdict = self.node.judge(raft);
@@ -306,7 +306,7 @@ impl Live {
         Ok(())
     }
 
-    /// Sets how long it waits for a leader: drawn anew where raft draws it, from the seed.
+    /// Draws, from the seed, how long it waits for a leader; it draws again where raft does.
     fn wait_for_leader(&mut self, rng: &mut SimRng, spread: u64) {
         let state = self.node.state();
         let now = Some((state.term, state.role, state.leader));
@@ -345,8 +345,8 @@ impl Host {
         }
     }
 
-    /// What it says is committed is compared from the beginning.
-    pub(super) fn compares_anew(&mut self) {
+    /// Compares its committed frames from the beginning again.
+    pub(super) fn compares_again(&mut self) {
         self.compared = 0;
     }
 
@@ -364,7 +364,7 @@ impl Cluster {
             Aim::Wiped => count + 1,
             _ => count,
         };
-        let seats: Vec<Seat> = (1..=count as u64).map(|n| seat(n, format::VOTER)).collect();
+        let seats: Vec<Seat> = (1..=count as u64).map(|n| member_entry(n, format::VOTER)).collect();
         Cluster {
             seed,
             rng,
@@ -390,23 +390,23 @@ impl Cluster {
         }
     }
 
-    /// How host `n` is started.
+    /// The options for starting host `n`.
     pub(super) fn how(&self, n: usize) -> How {
         How { mutant: self.mutant, is_lossy: self.is_lossy(), boot: self.hosts[n].boot }
     }
 
-    /// Whether hosts say that they have what they have in memory.
+    /// Whether hosts acknowledge frames that they have in memory only.
     pub(super) fn is_lossy(&self) -> bool {
         self.aim.is_lossy()
     }
 
-    /// Whether nothing that was acknowledged may be lost by it if host `n` loses power: most hosts keep their memory.
+    /// Whether host `n` may lose power without losing acknowledged frames: a majority keeps its memory.
     pub(super) fn may_lose_power(&self, n: usize) -> bool {
         let others = self.hosts.iter().enumerate().filter(|(m, h)| *m != n && h.is_forgetful).count();
         !self.is_lossy() || others < (self.hosts.len() - 1) / 2
     }
 
-    /// The host that leads, as far as anybody is led.
+    /// The host that leads; of several, the one with the highest term.
     pub(super) fn leader(&self) -> Option<usize> {
         let leaders = (0..self.hosts.len()).filter(|n| self.hosts[*n].leads());
         leaders.max_by_key(|n| self.hosts[*n].live.as_ref().map(|l| l.node.state().term))
@@ -416,7 +416,7 @@ impl Cluster {
         self.step(true);
     }
 
-    /// A step of time, in which clients send something or do not.
+    /// Makes one step of time, in which clients may send.
     pub(super) fn step(&mut self, with_clients: bool) {
         self.now += 1;
         let ready: Vec<_> = self.net.extract_if(.., |m| m.0 <= self.now).collect();
@@ -438,7 +438,7 @@ impl Cluster {
             if with_clients {
                 self.clients(n);
             }
-            // A rule about votes is broken where one has just been given.
+            // To break the rule about votes, crash a host right after it has voted.
             if self.mutant == Some(Mutant::ForgottenVote) && vote(&self.hosts[n]) != before && self.rng.below(2) == 0 {
                 self.ends(n, false);
                 self.hosts[n].back_at = self.now + 1;
@@ -446,7 +446,7 @@ impl Cluster {
         }
     }
 
-    /// Whether host `n` could be started: the power may go.
+    /// Starts host `n`; the power may go. Returns whether it runs.
     fn starts(&mut self, n: usize) -> bool {
         let loses_power = !self.is_well() && self.rng.below(8) == 0 && self.may_lose_power(n);
         let how = self.how(n);
@@ -471,9 +471,9 @@ impl Cluster {
         }
     }
 
-    /// One turn of a host.
+    /// Makes one turn of a host.
     fn turn(&mut self, n: usize) {
-        // Close to each other, if two are to stand in one term.
+        // Close to each other if two hosts are to campaign in one term.
         let spread = if self.mutant == Some(Mutant::ForgottenVote) { 2 } else { 15 };
         let (now, mutant, pace) = (self.now, self.mutant, self.pace);
         let host = &mut self.hosts[n];
@@ -498,7 +498,7 @@ impl Cluster {
         }
         if let Some(last_kept) = live.take(mutant).unwrap() {
             host.live = None;
-            return self.cut(n, last_kept);
+            return self.truncate(n, last_kept);
         }
         live.wait_for_leader(&mut self.rng, spread);
         if (now + live.phase).is_multiple_of(pace.tick) {
@@ -522,16 +522,16 @@ impl Cluster {
             self.tally.up("leaders that lost their vote");
         }
         if promised(live) != before && pace.tick > 1 {
-            // Both slots are synced before anything else is done or said.
+            // Both slots are synced before anything else is done or sent.
             host.back_at = now + 2 * (pace.disk.0 + self.rng.below(pace.disk.1));
         }
         self.compare(n);
-        self.speak(n);
+        self.send(n);
     }
 
-    /// Cuts the log of host `n`, whose process has ended for that; the power may go.
-    fn cut(&mut self, n: usize, last_kept: u64) {
-        self.tally.up("cuts");
+    /// Truncates the log of host `n`, whose process has ended for that; the power may go.
+    fn truncate(&mut self, n: usize, last_kept: u64) {
+        self.tally.up("truncations");
         let often = if self.aim == Aim::TornCut { 1 } else { 4 };
         let loses_power = !self.is_well() && self.rng.below(often) == 0 && self.may_lose_power(n);
         let how = self.how(n);
@@ -541,8 +541,8 @@ impl Cluster {
         }
         match wal::cut(&host.disk, Path::new(DIR), Chain::begin(STORE), FrameIndex(last_kept)) {
             Ok(_) => host.disk.clear_faults(),
-            Err(_) if host.disk.is_off() => self.tally.up("power losses in a cut"),
-            Err(error) => panic!("host {} cannot cut its log: {error}", n + 1),
+            Err(_) if host.disk.is_off() => self.tally.up("power losses in a truncation"),
+            Err(error) => panic!("host {} cannot truncate its log: {error}", n + 1),
         }
         if host.disk.is_off() || self.aim == Aim::TornCut {
             self.ends(n, true);
@@ -554,18 +554,18 @@ impl Cluster {
         }
     }
 
-    /// Whether nothing goes wrong any more.
+    /// Whether faults have ended.
     pub(super) fn is_well(&self) -> bool {
         self.pace.loss == 0
     }
 
-    fn speak(&mut self, n: usize) {
+    fn send(&mut self, n: usize) {
         self.trap(n);
-        let hears: Vec<bool> = (0..self.hosts.len()).map(|other| self.hear_each_other(n, other)).collect();
+        let accepted: Vec<bool> = (0..self.hosts.len()).map(|other| self.accept_each_other(n, other)).collect();
         let host = &mut self.hosts[n];
         let Some(live) = host.live.as_mut() else { return };
         for raft in live.node.take_messages() {
-            if !hears.get(raft.to.0 as usize - 1).copied().unwrap_or(true) {
+            if !accepted.get(raft.to.0 as usize - 1).copied().unwrap_or(true) {
                 continue;
             }
             let blocked = self.blocked.get(&(raft.from.0, raft.to.0)).is_some_and(|until| *until > self.now);
@@ -579,30 +579,36 @@ impl Cluster {
         }
     }
 
-    /// What host `n` says is committed is what every other has said.
+    /// Checks that the committed frames of host `n` equal those of every other host.
     pub(super) fn compare(&mut self, n: usize) {
         let host = &mut self.hosts[n];
         let Some(live) = host.live.as_ref() else { return };
         for index in host.compared + 1..=live.node.committed().min(live.node.frames().last()) {
             let crc = live.node.frames().place(index).unwrap().header_crc;
             let first = *self.committed.entry(index).or_insert(crc);
-            assert_eq!(crc, first, "seed {}: host {} has another frame {index}, and both are committed", self.seed, n + 1);
+            assert_eq!(
+                crc,
+                first,
+                "seed {}: host {} has committed another frame {index} than a host before it",
+                self.seed,
+                n + 1
+            );
             host.compared = index;
         }
     }
 
-    /// Frames that clients send in this step, and records in each.
+    /// Number of frames that clients send in this step, and of records in each.
     fn demand(&mut self) -> (u64, u64) {
         match self.aim {
             _ if self.pace.tick > 1 => (u64::from(self.rng.below(5) == 0), 1 + self.rng.below(3)),
-            // Frames of one size, so that others may stand where they stood.
+            // Frames of one size, so that other frames can lie at the same positions.
             Aim::TornCut => (1, 20),
             _ if self.rng.below(3) > 0 => (1 + self.rng.below(3), 40),
             _ => (0, 0),
         }
     }
 
-    /// Clients send to who leads, and hear what is committed.
+    /// Makes clients send to the leader and receive acknowledgements.
     fn clients(&mut self, n: usize) {
         let (frames, records) = self.demand();
         let Some(live) = self.hosts[n].live.as_mut() else { return };
@@ -627,12 +633,12 @@ impl Cluster {
             }
             live.node.pump().unwrap();
         }
-        self.hear(n);
-        self.speak(n);
+        self.acknowledge(n);
+        self.send(n);
     }
 
-    /// What clients of host `n` are told.
-    fn hear(&mut self, n: usize) {
+    /// Acknowledges committed records to the clients of host `n`.
+    fn acknowledge(&mut self, n: usize) {
         let Some(live) = self.hosts[n].live.as_ref().filter(|l| l.node.state().role == Role::Leader) else { return };
         let state = live.node.state();
         let known = if self.mutant == Some(Mutant::AckedAlone) { live.syncer.durable().index.0 } else { state.committed };
@@ -640,7 +646,11 @@ impl Cluster {
         for sent in self.sent.extract_if(.., is_acked).collect::<Vec<_>>() {
             let acker = *self.ackers.entry(sent.term).or_insert(n);
             assert_eq!(acker, n, "seed {}: two hosts acknowledge in term {}", self.seed, sent.term);
-            assert!(sent.index > sent.after, "seed {}: what was sent after an acknowledgement is stored before it", self.seed);
+            assert!(
+                sent.index > sent.after,
+                "seed {}: a record sent after an acknowledgement is stored before the acknowledged one",
+                self.seed
+            );
             self.acked.insert(sent.id, sent.index);
             self.last_acked = (sent.index.max(self.last_acked.0), n);
             self.tally.up("acked");

@@ -1,8 +1,8 @@
-//! Owns: a simulated publisher: it asks for instruments, attaches, sends from its ring, sends again after gaps and silence,
-//! resumes when storage is back; and is killed, to come back as another process.
+//! Owns: a simulated publisher: it registers instruments, attaches, sends from its ring, sends again after gaps and silence, and
+//! resumes when storage is back. It is killed, and returns as another process.
 //!
-//! What must hold: it believes what it is told, and remembers it: which number a name has, up to which record it was
-//! acknowledged. That is what the world is checked against.
+//! What must hold: it trusts every answer and remembers it: the number of each name, and the last acknowledged record. The
+//! world is checked against that.
 
 use std::collections::VecDeque;
 
@@ -10,20 +10,20 @@ use super::super::super::requests::{Attach, Request};
 use super::super::*;
 use super::live::{Live, SimBatch, SimQueue};
 use super::world::Claims;
-use tapestore::bus::attach::{Message as Said, Mode};
+use tapestore::bus::attach::{Message as Reply, Mode};
 use tapestore::lsn::{InstrumentId, Level};
 use tapestore::record::Name;
 use tapestore::shm::control::{SlotState, SlotView};
 
-/// Names that publishers ask for.
+/// Number of names that publishers register.
 pub(super) const NAMES: u64 = 400;
-/// An answer that does not come for so many steps is not waited for: five seconds, as publishers have it.
+/// Steps after which it gives up waiting for an answer: five seconds, as real publishers do.
 pub(super) const PATIENCE: u64 = 1000;
-/// Records of a ring.
+/// Records in a ring.
 const RING: usize = 600;
 /// Steps of silence after which it sends again.
 const SILENCE: u64 = 60;
-/// Batches that its queue holds.
+/// Batches that fit in its queue.
 const QUEUE: usize = 64;
 
 pub(super) fn name(n: u64) -> Name {
@@ -32,11 +32,11 @@ pub(super) fn name(n: u64) -> Name {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It has no connection.
+    /// Not connected.
     Away,
-    /// It has asked to attach.
+    /// Waiting for the answer to its attach.
     Attaching,
-    /// It is attached in this slot, under this grant.
+    /// Attached in this slot, under this grant.
     Attached { slot: usize, grant: u64 },
 }
 
@@ -53,29 +53,29 @@ pub(super) struct Client {
     pub(super) incarnation: u32,
     pub(super) host: usize,
     phase: Phase,
-    /// Which start of which host's storage it is connected to.
+    /// The host and the start of its storage that it is connected to.
     generation: u64,
     connection: u64,
     queue: SimQueue,
     epoch: Option<Epoch>,
     ring: VecDeque<Sent>,
     next_seq: u64,
-    /// The next that is to be put into the queue.
+    /// The next record to put into the queue.
     to_send: u64,
     acked: u64,
-    heard: u64,
+    last_news: u64,
     gap_count: u64,
-    /// What it has asked, and since when.
+    /// Its open requests, and since when they wait.
     asked: Vec<(Asked, u64)>,
     known: Vec<(u64, InstrumentId)>,
     pub(super) next_id: u64,
-    /// Why it was last without a session, and when.
+    /// The last reason why it had no session, and when.
     lately: (u64, String),
     /// Records that it publishes at once, at most.
     pub(super) burst: u64,
-    /// Until when it does nothing.
+    /// Until when it rests.
     pub(super) rests_until: u64,
-    /// Whether an earlier process of this publisher asked on another host shortly before.
+    /// When an earlier process of this publisher moved here from another host.
     pub(super) moved_at: Option<u64>,
 }
 
@@ -100,7 +100,7 @@ impl Client {
             next_seq: 1,
             to_send: 1,
             acked: 0,
-            heard: 0,
+            last_news: 0,
             gap_count: 0,
             asked: Vec::new(),
             known: Vec::new(),
@@ -112,7 +112,7 @@ impl Client {
         }
     }
 
-    /// On which connection it is attached, if it is.
+    /// The connection on which it is attached, if it is.
     pub(super) fn attached(&self) -> Option<(u64, u64)> {
         matches!(self.phase, Phase::Attached { .. }).then_some((self.generation, self.connection))
     }
@@ -121,20 +121,20 @@ impl Client {
         (self.phase != Phase::Away).then_some((self.generation, self.connection))
     }
 
-    /// How it stands.
+    /// Describes its state.
     pub(super) fn stands(&self) -> String {
         let Client { phase, asked, epoch, rests_until, incarnation, lately, .. } = self;
         format!(
-            "{phase:?}, has asked {asked:?}, epoch {epoch:?}, rests until {rests_until}, process {incarnation}; lately: {lately:?}"
+            "{phase:?}, open: {asked:?}, epoch {epoch:?}, rests until {rests_until}, process {incarnation}; lately: {lately:?}"
         )
     }
 
-    /// Since when the oldest of what it has asked waits.
+    /// Since when the oldest of its requests waits.
     pub(super) fn waits_since(&self) -> Option<u64> {
         self.asked.iter().map(|a| a.1).min()
     }
 
-    /// Its process is killed; another takes its place.
+    /// Kills its process; another takes its place.
     pub(super) fn die(&mut self, host: usize, now: u64, rests: u64) {
         self.moved_at = (host != self.host).then_some(now).or(self.moved_at);
         self.incarnation += 1;
@@ -147,14 +147,14 @@ impl Client {
         self.rests_until = now + rests;
     }
 
-    /// The connection has ended; it comes again.
+    /// Ends its connection on its own side; it will connect again.
     fn disconnect(&mut self) {
         self.phase = Phase::Away;
         self.asked.clear();
         self.queue = SimQueue::default();
     }
 
-    /// One step, on the storage of its host; `connections` gives numbers.
+    /// Makes one step, on the storage of its host; `connections` counts connection numbers.
     pub(super) fn step(
         &mut self,
         live: &mut Live,
@@ -211,24 +211,24 @@ impl Client {
         self.asked.push((Asked::Attach, now));
     }
 
-    /// Ends its connection.
+    /// Closes its connection.
     pub(super) fn hang_up(&mut self, live: &mut Live) {
         live.request(Request::Gone { connection: self.connection }, None);
         self.disconnect();
     }
 
-    /// An answer has come.
-    pub(super) fn answer(&mut self, said: Said, now: u64, claims: &mut Claims) -> std::result::Result<(), String> {
-        match said {
-            Said::Attached(grant) => {
+    /// Handles an answer.
+    pub(super) fn answer(&mut self, answer: Reply, now: u64, claims: &mut Claims) -> std::result::Result<(), String> {
+        match answer {
+            Reply::Attached(grant) => {
                 self.asked.retain(|a| a.0 != Asked::Attach);
                 self.phase = Phase::Attached { slot: grant.slot, grant: grant.grant };
                 claims.tally.up("attached");
-                (self.heard, self.gap_count) = (now, 0);
+                (self.last_news, self.gap_count) = (now, 0);
                 if self.epoch == Some(grant.epoch) {
                     if grant.pub_seq.0 < self.acked || grant.pub_seq.0 >= self.next_seq {
                         return Err(format!(
-                            "publisher {} was acknowledged {} of {} and is to go on behind {}",
+                            "publisher {} has acknowledgements to {} of {}, but is to go on after {}",
                             self.publisher,
                             self.acked,
                             self.next_seq - 1,
@@ -243,7 +243,7 @@ impl Client {
                     (self.next_seq, self.to_send, self.acked) = (1, 1, 0);
                 }
             }
-            Said::Ids(ids) => {
+            Reply::Ids(ids) => {
                 let Some(at) = self.asked.iter().position(|a| matches!(a.0, Asked::Symbols(_))) else { return Ok(()) };
                 let (Asked::Symbols(names), _) = self.asked.remove(at) else { return Ok(()) };
                 if ids.len() != names.len() {
@@ -255,11 +255,11 @@ impl Client {
                 }
                 claims.tally.up("symbols");
             }
-            Said::Fenced(_) => {
+            Reply::Fenced(_) => {
                 self.asked.retain(|a| a.0 != Asked::Attach);
                 self.fenced(now, claims)?;
             }
-            Said::Refused(reason) => {
+            Reply::Refused(reason) => {
                 claims.tally.up("refusals");
                 if reason.contains("publishers are attached") {
                     return Err(format!("publisher {}: {reason}", self.publisher));
@@ -273,12 +273,12 @@ impl Client {
         Ok(())
     }
 
-    /// Another process of its publisher is attached, it is told: there is none, unless one before it asked elsewhere.
+    /// Handles a fenced session: no other process may be attached, unless an earlier one moved here from another host.
     fn fenced(&mut self, now: u64, claims: &mut Claims) -> std::result::Result<(), String> {
         claims.tally.up("fenced");
         self.lately = (now, "fenced".to_owned());
         if self.moved_at.is_none_or(|at| now - at > 2 * PATIENCE) {
-            return Err(format!("publisher {} is fenced, and is the only process of its number", self.publisher));
+            return Err(format!("publisher {} is fenced, but it is the only process of its number", self.publisher));
         }
         self.die(self.host, now, 5);
         Ok(())
@@ -301,7 +301,7 @@ impl Client {
         }
         let acked = view.reached(Level::Quorum).0;
         if acked > self.acked {
-            (self.acked, self.heard) = (acked, now);
+            (self.acked, self.last_news) = (acked, now);
             while let Some(sent) = self.ring.pop_front_if(|s| s.seq <= acked) {
                 claims.acked(self.publisher, self.epoch.unwrap_or_default(), sent.seq, sent.id);
             }
@@ -309,8 +309,8 @@ impl Client {
         if view.gap_count != self.gap_count {
             self.gap_count = view.gap_count;
             self.to_send = view.gap_expected.0.clamp(self.acked + 1, self.next_seq);
-        } else if self.acked + 1 < self.to_send && now - self.heard > SILENCE {
-            (self.to_send, self.heard) = (self.acked + 1, now);
+        } else if self.acked + 1 < self.to_send && now - self.last_news > SILENCE {
+            (self.to_send, self.last_news) = (self.acked + 1, now);
             claims.tally.up("sent again");
         }
         if !self.known.is_empty() && self.ring.len() < RING && rng.below(3) == 0 {
@@ -353,17 +353,17 @@ impl Client {
 }
 
 impl Claims {
-    /// It is said that the instrument of this name has this number: it always has.
+    /// Checks that a name always gets the same number.
     fn name(&mut self, n: u64, id: InstrumentId) -> std::result::Result<(), String> {
         let before = *self.names.entry(n).or_insert(id);
         let other = self.ids.entry(id.0).or_insert(n);
         if before != id || *other != n {
-            return Err(format!("name {n} has number {id} and number {before}; that is of name {other}"));
+            return Err(format!("name {n} has the numbers {id} and {before}; {id} belongs to name {other}"));
         }
         Ok(())
     }
 
-    /// One process writes in an epoch.
+    /// Checks that only one process writes in an epoch.
     fn epoch(&mut self, publisher: u16, epoch: Epoch, incarnation: u32) -> std::result::Result<(), String> {
         let before = *self.epochs.entry((publisher, epoch.0)).or_insert(incarnation);
         if before != incarnation {

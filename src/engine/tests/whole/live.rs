@@ -1,15 +1,14 @@
-//! Owns: one running storage process of a simulated host: the real state machine, recovery, log and files, on a simulated
-//! disk; the sync, flush and prepare agents in virtual time.
+//! Owns: one running storage process of a simulated host: the real state machine, recovery, log and files on a simulated disk;
+//! the sync, flush and prepare agents in virtual time.
 //!
-//! What must hold: what the agents do here is what they do on threads: an acknowledgement or an answer after the sync that
-//! covers it, a checkpoint after what it covers is durable and may be checkpointed.
+//! What must hold: the agents keep the order that they keep on threads: an acknowledgement or an answer leaves after the sync
+//! that covers it; a checkpoint is made after its records are durable and may be checkpointed.
 
 use std::collections::VecDeque;
 use std::path::Path;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::super::super::watermarks::Covered;
 use super::super::super::effect::{Effect, Moment};
 use super::super::super::flush::{FlushItem, Told};
 use super::super::super::host::{Host, HostParts};
@@ -20,19 +19,20 @@ use super::super::super::ports::{Ports, Queue, Words};
 use super::super::super::requests::{Levels, Request};
 use super::super::super::space::Room;
 use super::super::super::sync::{Answer, SyncItem};
+use super::super::super::watermarks::Covered;
 use super::super::super::{Ended, Recovered, identity, recover};
 use super::super::*;
-use tapestore::agent::Stop;
-use tapestore::bus::attach::Message as Said;
 use crate::consensus::message::{Message, Role, State};
+use tapestore::agent::Stop;
+use tapestore::bus::attach::Message as Reply;
 use tapestore::lsn::{Level, NodeId};
 use tapestore::shm::control::Control;
 use tapestore::wal::{Evidence, Spare, Spares};
 
-/// Nanoseconds of a step.
+/// Nanoseconds in a step.
 pub(super) const STEP_NS: u64 = 5_000_000;
 
-/// Batches of a simulated publisher, as they lie in its queue.
+/// Batches in the queue of a simulated publisher.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SimQueue(pub(super) std::rc::Rc<std::cell::RefCell<VecDeque<SimBatch>>>);
 
@@ -61,25 +61,25 @@ impl Words for SimBatch {
     }
 }
 
-/// What the sync agent has taken and not dealt with.
+/// Items that the sync agent has received and not processed.
 #[derive(Default)]
-struct Taken {
+struct Pending {
     end: Option<Evidence>,
     is_urgent: bool,
     since: u64,
     acks: Vec<(usize, PubSeq, Lsn)>,
-    answers: Vec<(u64, Said)>,
+    answers: Vec<(u64, Reply)>,
     freed: Vec<usize>,
 }
 
-/// How long the parts of a host take, in steps.
+/// Durations of a host's work, in steps.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     /// A sync takes up to so many.
     pub(super) sync: u64,
-    /// A flush begins up to so many after it may.
+    /// A flush begins up to so many after it may begin.
     pub(super) flush: u64,
-    /// A log segment is made in up to so many.
+    /// A log segment is prepared in up to so many.
     pub(super) segment: u64,
 }
 
@@ -91,8 +91,8 @@ pub(super) struct Live {
     covered: Arc<Covered>,
     syncer: wal::Syncer,
     items: VecDeque<SyncItem>,
-    taken: Taken,
-    /// Until when the sync in flight lasts.
+    pending: Pending,
+    /// When the sync in flight returns.
     syncing: Option<u64>,
     filer: Filer,
     sealed: VecDeque<Box<Sealed>>,
@@ -106,16 +106,16 @@ pub(super) struct Live {
     pub(super) run_dir: RunDir,
     pub(super) instance: u64,
     /// Answers to publishers.
-    pub(super) answers: Vec<(u64, Said)>,
+    pub(super) answers: Vec<(u64, Reply)>,
     /// Messages for the replication process.
     pub(super) outbox: Vec<Message>,
-    /// As it was last told.
+    /// The last published state.
     pub(super) state: Option<State>,
-    /// Since when it numbers records without a break.
+    /// Since when it has led without interruption.
     pub(super) numbers_since: Option<u64>,
-    /// What the flush agent has done.
+    /// Number of flushes.
     pub(super) flushes: u64,
-    /// What its patience with a leader was drawn for, and in how many ticks it ends.
+    /// The state for which its election timeout was drawn, and the timeout in ticks.
     patience: (Option<(u64, Role, Option<NodeId>)>, usize),
     freed: Vec<usize>,
     effects: Vec<Effect>,
@@ -158,7 +158,7 @@ impl Live {
             covered,
             syncer,
             items: VecDeque::new(),
-            taken: Taken::default(),
+            pending: Pending::default(),
             syncing: None,
             filer,
             sealed,
@@ -197,7 +197,7 @@ impl Live {
         Ok(())
     }
 
-    /// One step of all its agents. For what it ended, if it did.
+    /// Makes one step of all agents. Returns why it has ended, if it has.
     pub(super) fn step(&mut self, step: u64, rng: &mut SimRng, pace: Pace, stalls: bool) -> Result<Option<Ended>> {
         for slot in std::mem::take(&mut self.freed) {
             self.host.freed(slot);
@@ -229,7 +229,7 @@ impl Live {
         Ok(None)
     }
 
-    /// Sets how long it waits for a leader: drawn anew where raft draws it, from the seed.
+    /// Draws, from the seed, how long it waits for a leader; it draws again where raft does.
     fn wait_for_leader(&mut self, rng: &mut SimRng) {
         let state = self.host.node().state();
         let now = Some((state.term, state.role, state.leader));
@@ -241,12 +241,12 @@ impl Live {
         }
     }
 
-    /// Up to which frame the flush agent may make a checkpoint.
+    /// The last frame that a checkpoint may cover.
     pub(super) fn may_be_checkpointed(&self) -> u64 {
         self.covered.committed()
     }
 
-    /// How it stands in its cluster.
+    /// Describes its state in the cluster.
     pub(super) fn stands(&self) -> String {
         let node = self.host.node();
         let seats: Vec<_> = node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect();
@@ -294,23 +294,23 @@ impl Live {
             match item {
                 SyncItem::Opened(opened) => self.syncer.opened(opened),
                 SyncItem::Appended { end, urgent } => {
-                    if self.taken.end.replace(end).is_none() {
-                        self.taken.since = step;
+                    if self.pending.end.replace(end).is_none() {
+                        self.pending.since = step;
                     }
-                    self.taken.is_urgent |= urgent;
+                    self.pending.is_urgent |= urgent;
                 }
-                SyncItem::Ack { slot, pub_seq, lsn } => self.taken.acks.push((slot, pub_seq, lsn)),
+                SyncItem::Ack { slot, pub_seq, lsn } => self.pending.acks.push((slot, pub_seq, lsn)),
                 SyncItem::Answer(Answer::Say { connection, message }) => {
-                    self.taken.answers.push((connection, message));
-                    self.taken.is_urgent = true;
+                    self.pending.answers.push((connection, message));
+                    self.pending.is_urgent = true;
                 }
                 SyncItem::Answer(Answer::Retired(_)) | SyncItem::Stop => {}
-                SyncItem::Freed(slot) => self.taken.freed.push(slot),
+                SyncItem::Freed(slot) => self.pending.freed.push(slot),
             }
         }
-        let taken = &self.taken;
-        let waits = !(taken.acks.is_empty() && taken.answers.is_empty() && taken.freed.is_empty());
-        let is_due = taken.end.map_or(waits, |_| taken.is_urgent || step - taken.since >= 10);
+        let pending = &self.pending;
+        let waits = !(pending.acks.is_empty() && pending.answers.is_empty() && pending.freed.is_empty());
+        let is_due = pending.end.map_or(waits, |_| pending.is_urgent || step - pending.since >= 10);
         if is_due {
             let lasts = rng.below(pace.sync + 1);
             if lasts == 0 && !stalls {
@@ -321,9 +321,9 @@ impl Live {
         Ok(())
     }
 
-    /// The sync has returned.
+    /// Handles the return of a sync.
     fn synced(&mut self) -> Result<()> {
-        let Taken { end, acks, answers, freed, .. } = std::mem::take(&mut self.taken);
+        let Pending { end, acks, answers, freed, .. } = std::mem::take(&mut self.pending);
         if let Some(end) = end {
             self.syncer.sync(end)?;
             self.control.set_durable(end.lsn, end.position);
@@ -386,11 +386,11 @@ impl Live {
         self.spares += 1;
         let dir = self.store.join(wal::DIR);
         let spare = wal::prepare(&self.disk, &dir, self.spares, wal::format::SEGMENT_SIZE_MIN, &mut |_| Ok(()))?;
-        assert!(self.spare_in.try_send(spare).is_ok(), "there was room");
+        assert!(self.spare_in.try_send(spare).is_ok(), "the queue has room");
         Ok(())
     }
 
-    /// What a reader sees up to `watermark`.
+    /// The view of a reader up to `watermark`.
     pub(super) fn view(&self, watermark: impl Fn(&Control) -> Lsn) -> Option<View> {
         let store_id = self.control.store_id();
         let mut versions = Versions::new(Arc::new(self.disk.clone()), &self.store, store_id);
@@ -398,7 +398,7 @@ impl Live {
     }
 }
 
-/// Where the hosts' files are.
+/// Directory of host `n`.
 pub(super) fn store_of(root: &Path, n: usize) -> PathBuf {
     root.join(format!("host-{}", n + 1))
 }

@@ -1,6 +1,6 @@
-//! Whole hosts in one simulation: the state machine of each, its store on a simulated disk, recovery, checkpoints, copies;
-//! publishers that attach, register names and send; readers; hosts that forward and relay; members that come and go.
-//! Everything follows from a seed: `TAPE_WHOLE_SEED=n` runs one, `TAPE_WHOLE_SEEDS=n` so many.
+//! Owns: whole hosts in one simulation: the state machine of each, its store on a simulated disk, recovery, checkpoints,
+//! snapshots; publishers that attach, register names and send; readers; hosts that forward and relay; members that come and go.
+//! Everything follows from a seed: `TAPE_WHOLE_SEED=n` runs one seed, `TAPE_WHOLE_SEEDS=n` that many.
 
 mod client;
 mod live;
@@ -9,16 +9,16 @@ mod world;
 
 use super::*;
 use crate::consensus::message::{Command, Message};
+use nemesis::Aim;
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
-use nemesis::Aim;
 use world::{Tally, Verdict, World};
 
-/// Steps in which things go wrong, of 5 ms each.
+/// Steps of 5 ms with faults.
 const TROUBLE: u64 = 3_000;
-/// Steps in which all is well again before anything is asked of the hosts.
+/// Steps without faults before the hosts are checked.
 const HEALING: u64 = 1_500;
-/// Steps in which nobody may be disturbed.
+/// Steps in which nothing may be disturbed.
 const CALM: u64 = 500;
 
 impl World {
@@ -26,7 +26,7 @@ impl World {
         self.machines.iter().map(|m| m.live.as_ref().map_or(u64::MAX, |l| l.flushes)).collect()
     }
 
-    /// Things go wrong, then nothing does; then it must be as it was told.
+    /// Makes faults, then stops them and checks what publishers and readers have received.
     fn run(&mut self) -> Verdict {
         match self.aim {
             Aim::SlowLog => {
@@ -66,7 +66,7 @@ impl World {
             let mut all: Vec<_> =
                 self.machines.iter().map(|m| m.live.as_ref().map_or_else(String::new, |l| l.stands())).collect();
             all.extend(self.clients.iter().map(|c| format!("publisher {} of host {}: {}", c.publisher, c.host + 1, c.stands())));
-            return Err(format!("{} records were acknowledged while all was well: {all:?}", self.claims.acked.len() - acked));
+            return Err(format!("{} records were acknowledged without faults: {all:?}", self.claims.acked.len() - acked));
         }
         self.check_sessions()?;
         self.settle()?;
@@ -74,7 +74,7 @@ impl World {
         self.check_records()
     }
 
-    /// Publishers of hosts that are no members any more go to one that is.
+    /// Moves the publishers of removed hosts to a member.
     fn move_clients(&mut self) {
         let Some(leader) = self.leader() else { return };
         let members = self.seats(leader);
@@ -89,38 +89,38 @@ impl World {
         }
     }
 
-    /// On a host that is alone nothing is kept of what is in the log: nobody would take it out.
+    /// Checks that a cluster of one keeps no appended records in its sessions: nothing would remove them.
     fn check_kept(&self) -> Verdict {
         let kept = |m: &world::Machine| m.live.as_ref().map_or(0, |l| l.host.kept().0);
         if self.aim == Aim::Alone && kept(&self.machines[0]) > 0 {
-            return Err(format!("{} records are kept by sessions of a host that is alone", kept(&self.machines[0])));
+            return Err(format!("{} records are kept in the sessions of a cluster of one", kept(&self.machines[0])));
         }
         Ok(())
     }
 
-    /// Where nothing went wrong, who leads goes on to lead.
+    /// Checks that without faults the leader keeps the lead.
     fn check_elections(&self) -> Verdict {
         let terms = self.machines.iter().filter_map(|m| m.live.as_ref()).map(|l| l.host.node().state().term);
         let highest = terms.max().unwrap_or(0);
         if matches!(self.aim, Aim::SlowLog | Aim::Lossy) && highest > 2 {
-            return Err(format!("term {highest} without anything that went wrong"));
+            return Err(format!("term {highest} without any fault"));
         }
         Ok(())
     }
 
-    /// Whoever is attached has a session, and nobody else has; all are.
+    /// Checks that each attached publisher has a session, that there are no other sessions, and that all are attached.
     fn check_sessions(&self) -> Verdict {
         for (n, machine) in self.machines.iter().enumerate() {
-            let Some(live) = machine.live.as_ref() else { return Err(format!("host {} is not there", n + 1)) };
+            let Some(live) = machine.live.as_ref() else { return Err(format!("host {} is down", n + 1)) };
             let here = |c: &&client::Client| c.host == n && c.attached().is_some();
             let attached = self.clients.iter().filter(here).count() as u64;
             let sessions = live.control.statistic(tapestore::shm::control::Statistic::Publishers);
             let free = live.host.kept().1 as u64;
             if sessions != attached || free + sessions != SLOTS_MAX as u64 {
-                return Err(format!("host {}: {sessions} sessions, {free} free, of {attached} publishers", n + 1));
+                return Err(format!("host {}: {sessions} sessions and {free} free slots for {attached} publishers", n + 1));
             }
         }
-        // A host that is not, or not yet, a member has no leader.
+        // A host that is no member, or not yet, has no leader.
         let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
         let members = self.seats(leader);
         let is_served = |c: &&client::Client| {
@@ -135,7 +135,7 @@ impl World {
         }
     }
 
-    /// Publishers rest until the hosts agree.
+    /// Stops publishing until the hosts agree.
     fn settle(&mut self) -> Verdict {
         self.clients.iter_mut().for_each(|c| c.rests_until = u64::MAX);
         let deadline = self.now + 3_000;
@@ -164,18 +164,18 @@ impl World {
         for member in &members {
             let theirs = self.seats(member.node.0 as usize - 1);
             if theirs != members {
-                return Err(format!("node {} takes {theirs:?} for the members, who leads {members:?}", member.node));
+                return Err(format!("node {} has the members {theirs:?}, the leader has {members:?}", member.node));
             }
         }
         Ok(())
     }
 
-    /// Every member has every record that was acknowledged, once, in its publisher's order; and every reader has seen
-    /// what is there.
+    /// Checks that every member has every acknowledged record, once, in its publisher's order, and that every reader has read the
+    /// same.
     fn check_records(&mut self) -> Verdict {
         let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
-        for seat in self.seats(leader) {
-            let n = seat.node.0 as usize - 1;
+        for member in self.seats(leader) {
+            let n = member.node.0 as usize - 1;
             let Some(live) = self.machines[n].live.as_ref() else { continue };
             let Some(view) = live.view(Control::committed) else { return Err(format!("host {} cannot be read", n + 1)) };
             let mut last: std::collections::HashMap<(u16, u32), u64> = std::collections::HashMap::new();
@@ -184,15 +184,15 @@ impl World {
                 let Some((publisher, epoch, seq, _)) = self.claims.seen.get(&lsn).copied() else { continue };
                 let before = last.insert((publisher, epoch), seq).unwrap_or(0);
                 if seq != before + 1 {
-                    return Err(format!("host {}: record {seq} of publisher {publisher} behind {before}", n + 1));
+                    return Err(format!("host {}: record {seq} of publisher {publisher} after {before}", n + 1));
                 }
             }
             if self.claims.seen.last_key_value().is_some_and(|(lsn, _)| *lsn > view.upto.0) {
-                return Err(format!("host {} ends with record {}, and a reader has seen more", n + 1, view.upto));
+                return Err(format!("host {} ends with record {}, but a reader has read more", n + 1, view.upto));
             }
-            let there: std::collections::BTreeSet<_> = self.claims.seen.values().copied().collect();
+            let stored: std::collections::BTreeSet<_> = self.claims.seen.values().copied().collect();
             for ((publisher, epoch, seq), id) in &self.claims.acked {
-                if !there.contains(&(*publisher, *epoch, *seq, *id)) {
+                if !stored.contains(&(*publisher, *epoch, *seq, *id)) {
                     return Err(format!("record {seq} of publisher {publisher}, epoch {epoch}, was acknowledged and is lost"));
                 }
             }
@@ -201,7 +201,7 @@ impl World {
     }
 }
 
-/// The run of `seed` with this aim and, if given, a broken rule.
+/// Runs `seed` with this aim and, if given, a broken rule.
 fn run(seed: u64, aim: Aim, broken: Option<Sabotage>) -> std::result::Result<Tally, String> {
     sabotage::break_rule(broken);
     let mut world = World::new(seed, aim);
@@ -227,7 +227,7 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Seeds from `from` on, by two threads; what happened in them.
+/// Runs the seeds from `from` on in two threads; sums what happened in them.
 fn run_all(from: u64, count: u64) -> Tally {
     let next = std::sync::atomic::AtomicU64::new(from);
     let sum = std::sync::Mutex::new(Tally::default());
@@ -258,7 +258,7 @@ fn seeds_of_whole_hosts_keep_every_promise_that_publishers_and_readers_can_check
     let count = number("TAPE_WHOLE_SEEDS").unwrap_or(500);
     let sum = run_all(number("TAPE_WHOLE_FROM").unwrap_or(0), count);
     println!("{count} seeds: {:?}", sum.0);
-    for what in ["kills", "power losses", "streams cut", "truncations", "copies", "attached", "symbols", "transfers"] {
+    for what in ["kills", "power losses", "streams blocked", "truncations", "snapshots", "attached", "symbols", "transfers"] {
         assert!(sum.of(what) >= count / 10, "hardly any {what}: {sum:?}");
     }
 }
@@ -271,8 +271,9 @@ fn a_seed_of_whole_hosts_gives_the_same_run_twice() {
     }
 }
 
-/// Up to which frame a follower's checkpoint may go, what it has carried out and what is committed, when its disk is not done with
-/// a change of members that the others have committed; then its members and the leader's, when it was killed and is back.
+/// Runs a change of members that the others have committed while a follower's disk has not synced it. Returns the last frame
+/// that the follower's checkpoint may cover, the last it has applied, and the last committed; then the members of the follower
+/// and of the leader, after the follower was killed and restarted.
 fn a_change_behind_a_slow_disk(broken: Option<Sabotage>) -> ([u64; 3], [Vec<u64>; 2]) {
     sabotage::break_rule(broken);
     let mut world = World::new(5, Aim::Lossy);
@@ -287,7 +288,7 @@ fn a_change_behind_a_slow_disk(broken: Option<Sabotage>) -> ([u64; 3], [Vec<u64>
     world.machines[leader].live.as_mut().unwrap().message(2, false, Message::Command { id: 1, command }).unwrap();
     steps(&mut world, 60);
     let live = world.machines[follower].live.as_ref().unwrap();
-    assert_eq!(live.host.node().meta().seats.len(), 3, "the change is not carried out yet");
+    assert_eq!(live.host.node().meta().seats.len(), 3, "the change is not applied yet");
     let frames = [live.may_be_checkpointed(), live.host.node().applied(), live.host.node().committed()];
     world.machines[follower].stalls_until = 0;
     world.kill(follower, false, 5);
@@ -298,16 +299,16 @@ fn a_change_behind_a_slow_disk(broken: Option<Sabotage>) -> ([u64; 3], [Vec<u64>
 }
 
 #[test]
-fn a_checkpoint_waits_for_a_change_of_members_that_is_committed_until_it_is_carried_out() {
-    let ([checkpoint, carried_out, committed], members) = a_change_behind_a_slow_disk(None);
-    assert!(checkpoint == carried_out && carried_out < committed, "{checkpoint} {carried_out} {committed}");
+fn a_checkpoint_waits_until_a_committed_change_of_members_is_applied() {
+    let ([checkpoint, applied, committed], members) = a_change_behind_a_slow_disk(None);
+    assert!(checkpoint == applied && applied < committed, "{checkpoint} {applied} {committed}");
     assert_eq!(members, [vec![1, 2, 3, 4], vec![1, 2, 3, 4]]);
-    // A start takes everything up to its checkpoint to be carried out.
-    let ([checkpoint, carried_out, committed], _) = a_change_behind_a_slow_disk(Some(Sabotage::CheckpointEarly));
-    assert!(checkpoint == committed && carried_out < committed, "the rule, broken, is noticed");
+    // A start treats everything up to its checkpoint as applied.
+    let ([checkpoint, applied, committed], _) = a_change_behind_a_slow_disk(Some(Sabotage::CheckpointEarly));
+    assert!(checkpoint == committed && applied < committed, "the broken rule is noticed");
 }
 
-/// The first seed that notices that `broken` is broken, and finds nothing where it is not.
+/// The result of the first seed that fails with the rule `broken` and passes without.
 fn found_by(broken: Sabotage, aim: Aim, tries: u64) -> Option<String> {
     let why = |seed| run(seed, aim, Some(broken)).err().filter(|_| run(seed, aim, None).is_ok());
     (0..tries).find_map(why)
@@ -316,14 +317,14 @@ fn found_by(broken: Sabotage, aim: Aim, tries: u64) -> Option<String> {
 #[test]
 fn every_broken_rule_of_the_state_machine_is_noticed() {
     let rules = [
-        // What the code before the state machine did: an answer of a leader whose frame is lost, a dead process that is
-        // attached later, requests that stay where they are, ticks that wait, memory that is kept.
+        // Faults of the code before the state machine: an answer of a leader whose frame is lost, a dead process that is attached
+        // later, requests that are stuck, ticks that wait, memory that is kept.
         (Sabotage::AnswerByIndex, Aim::Streams),
         (Sabotage::ServeTheDead, Aim::Anything),
         (Sabotage::StrandRequests, Aim::Anything),
         (Sabotage::TickLate, Aim::SlowLog),
         (Sabotage::KeepUncommitted, Aim::Alone),
-        // Others.
+        // Other faults.
         (Sabotage::KeepSlot, Aim::Anything),
         (Sabotage::AskOnce, Aim::Lossy),
         (Sabotage::AnswerEarly, Aim::Streams),
@@ -337,5 +338,5 @@ fn every_broken_rule_of_the_state_machine_is_noticed() {
             None => missed.push(broken.name()),
         }
     }
-    assert!(missed.is_empty(), "broken, and not noticed: {missed:?}");
+    assert!(missed.is_empty(), "broken rules that were not noticed: {missed:?}");
 }

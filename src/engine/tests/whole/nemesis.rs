@@ -1,4 +1,4 @@
-//! Owns: what goes wrong in a simulated world, and what operators and publishers do meanwhile.
+//! Owns: the faults of a simulated world, and the actions of its operators and publishers.
 
 use super::client::Client;
 use super::world::{STREAMS, Stream, Verdict, World};
@@ -6,31 +6,31 @@ use crate::consensus::format::{LEARNER, VOTER};
 use crate::consensus::message::{Command, Message};
 use tapestore::lsn::NodeId;
 
-/// What a run is out for.
+/// What a seed aims at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Aim {
-    /// Whatever can go wrong with three hosts.
+    /// Any fault, with three hosts.
     Anything,
-    /// A leader is cut off in one stream, and not in another.
+    /// A leader is blocked in one stream, and not in another.
     Streams,
-    /// Members come and go, checkpoints are made right behind it, and the log does not reach back.
+    /// Members come and go, checkpoints are made right after that, and the log is not retained.
     Members,
-    /// One host.
+    /// A cluster of one.
     Alone,
-    /// Nothing goes wrong, but log segments come late.
+    /// No faults, but log segments are prepared late.
     SlowLog,
-    /// Nothing goes wrong, but what hosts forward gets lost.
+    /// No faults, but forwarded messages are lost.
     Lossy,
 }
 
-/// What is done later.
+/// A planned fault.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Act {
     Kill(usize, bool),
 }
 
 impl World {
-    /// What goes wrong in this step.
+    /// Makes the faults of this step.
     pub(super) fn nemesis(&mut self) -> Verdict {
         while let Some((_, Act::Kill(n, power))) = self.script.pop_front_if(|s| s.0 <= self.now) {
             if self.machines[n].live.is_some() {
@@ -61,7 +61,7 @@ impl World {
         Ok(())
     }
 
-    /// Processes of publishers are killed, and come back there or elsewhere; some before they are attached.
+    /// Kills processes of publishers, some of them before they are attached; they return on the same host or another.
     fn publishers(&mut self) {
         for at in 0..self.clients.len() {
             let odds = if self.clients[at].waits_since().is_some() { 60 } else { 500 };
@@ -109,7 +109,7 @@ impl World {
             7 | 8 => {
                 let to = NodeId(1 + self.rng.below(self.machines.len() as u64));
                 if let Some(live) = self.machines[n].live.as_mut().filter(|l| l.host.node().leads().is_some()) {
-                    // It may be refused.
+                    // The command may be refused.
                     if live.message(2, false, Message::Command { id: 1, command: Command::Transfer(to) }).is_ok() {
                         self.claims.tally.up("transfers");
                     }
@@ -120,14 +120,14 @@ impl World {
                 let back = 1 + self.rng.below(40);
                 self.restart_replication(n, back);
                 if let Some(live) = self.machines[n].live.as_mut() {
-                    assert!(live.host.replication_gone().is_ok(), "nothing is written for it");
+                    assert!(live.host.replication_gone().is_ok(), "its end writes nothing");
                 }
             }
             _ => {}
         }
     }
 
-    /// Host `n` is cut off, one way or both.
+    /// Isolates host `n`, in one direction or both.
     fn isolate(&mut self, n: usize) {
         self.claims.tally.up("partitions");
         let (until, both) = (self.now + 20 + self.rng.below(300), self.rng.below(2) == 0);
@@ -141,29 +141,29 @@ impl World {
         }
     }
 
-    /// What a leader sends of its log does not arrive; what it answers does. Or the other way round.
+    /// Blocks the leader's log messages to the others while its other messages arrive, or blocks relayed messages.
     fn streams(&mut self) {
         if self.rng.below(150) > 0 {
             return;
         }
         let Some(leader) = self.leader() else { return };
-        self.claims.tally.up("streams cut");
+        self.claims.tally.up("streams blocked");
         let until = self.now + 40 + self.rng.below(300);
-        let cut: &[Stream] = if self.rng.below(4) == 0 { &[Stream::Relay] } else { &[Stream::Append] };
+        let blocked: &[Stream] = if self.rng.below(4) == 0 { &[Stream::Relay] } else { &[Stream::Append] };
         for other in (0..self.machines.len()).filter(|m| *m != leader) {
-            for stream in cut {
+            for stream in blocked {
                 self.blocked.insert((leader, other, *stream), until);
             }
         }
         if self.rng.below(2) == 0 {
-            // Then it is gone, before what it has written is anywhere else.
+            // Then kills it, before its frames are on another host.
             let at = self.now + 10 + self.rng.below(30);
             self.script.push_back((at, Act::Kill(leader, false)));
             self.script.make_contiguous().sort_by_key(|s| s.0);
         }
     }
 
-    /// An operator changes the members; and hosts are killed right after a checkpoint behind that.
+    /// Changes the members, as an operator; seals MemTables, so that a checkpoint comes right after.
     fn operator(&mut self) -> Verdict {
         if self.rng.below(120) > 0 {
             return Ok(());
@@ -191,7 +191,7 @@ impl World {
         let Some(live) = self.machines[leader].live.as_mut() else { return Ok(()) };
         live.message(2, false, Message::Command { id: 1, command }).map_err(|e| e.to_string())?;
         self.claims.tally.up("changes asked");
-        // A checkpoint right behind it.
+        // A checkpoint right after it.
         for n in 0..self.machines.len() {
             if self.rng.below(2) == 0
                 && let Some(live) = self.machines[n].live.as_mut()
@@ -202,7 +202,7 @@ impl World {
         Ok(())
     }
 
-    /// Hosts that have made a checkpoint just now are killed, now and then.
+    /// Kills hosts right after a checkpoint, now and then.
     pub(super) fn after_flush(&mut self, before: &[u64]) {
         if self.aim != Aim::Members {
             return;
@@ -213,7 +213,7 @@ impl World {
                 let back = 1 + self.rng.below(20);
                 let power = self.rng.below(2) == 0;
                 self.kill(n, power, back);
-                self.claims.tally.up("kills behind a checkpoint");
+                self.claims.tally.up("kills after a checkpoint");
             }
         }
     }

@@ -1,7 +1,7 @@
-//! Owns: the simulated hosts, their disks and shared memory, the network between their replication processes, copies of stores,
-//! virtual time, and what publishers and readers were told.
+//! Owns: the simulated hosts, their disks and shared memory, the network between their replication processes, snapshots of
+//! stores, virtual time, and everything that publishers and readers have received.
 //!
-//! What must hold: everything follows from the seed, and what was told to anybody outside is checked when it is told.
+//! What must hold: everything follows from the seed, and each result that leaves a host is checked when it leaves.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use tapestore::disk::{Disk, Open};
 use tapestore::lsn::{InstrumentId, NodeId, Position};
 use tapestore::wal::format::{SEGMENT_SIZE_MIN, segment_name};
 
-/// What happened.
+/// Counts of what happened.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally(pub(super) BTreeMap<&'static str, u64>);
 
@@ -38,20 +38,20 @@ impl Tally {
     }
 }
 
-/// What publishers and readers were told.
+/// Everything that publishers and readers have received.
 #[derive(Default)]
 pub(super) struct Claims {
     pub(super) names: BTreeMap<u64, InstrumentId>,
     pub(super) ids: BTreeMap<u32, u64>,
     pub(super) epochs: BTreeMap<(u16, u32), u32>,
-    /// (publisher, epoch, number) of each record that was acknowledged at `quorum`.
+    /// Trade id of each record acknowledged at `quorum`, by (publisher, epoch, pub_seq).
     pub(super) acked: BTreeMap<(u16, u32, u64), u64>,
-    /// What any reader has seen as committed, by LSN.
+    /// Committed records that any reader has read, by LSN.
     pub(super) seen: BTreeMap<u64, (u16, u32, u64, u64)>,
     pub(super) tally: Tally,
 }
 
-/// Which of the streams between two replication processes.
+/// A stream between two replication processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stream {
     Control,
@@ -66,20 +66,20 @@ pub(super) struct Machine {
     pub(super) disk: SimDisk,
     pub(super) live: Option<Live>,
     pub(super) back_at: u64,
-    /// Until when it does not run, or its disk does not.
+    /// Until when it is paused, and until when its disk stalls.
     pub(super) paused_until: u64,
     pub(super) stalls_until: u64,
     pub(super) boot: u128,
-    /// Which start of storage this is.
+    /// Number of starts of storage.
     pub(super) generation: u64,
     pub(super) clock: SimClock,
     pub(super) options: Options,
-    /// Whether its replication process is there, from this step on.
+    /// The step from which its replication process runs.
     pub(super) replication_at: u64,
     greeted: bool,
-    /// When a copy of the store of another host is there, and whose.
+    /// The host whose snapshot it fetches, and when the snapshot has arrived.
     copy: Option<(usize, u64)>,
-    /// Up to which record a reader here has compared, on which start.
+    /// The start on which a reader has last read, and the last record that it has compared.
     read: (u64, u64),
 }
 
@@ -90,15 +90,15 @@ pub(super) struct World {
     pub(super) now: u64,
     pub(super) aim: Aim,
     pub(super) pace: Pace,
-    /// One message of so many is lost; 0: none. Of what hosts forward besides.
+    /// One message in so many is lost; 0: none. `relay_loss`: the same of relayed messages, in addition.
     pub(super) loss: u64,
     pub(super) relay_loss: u64,
     pub(super) machines: Vec<Machine>,
     pub(super) clients: Vec<Client>,
     pub(super) claims: Claims,
-    /// When a message arrives, by stream.
+    /// Messages in flight of each stream, with their arrival times.
     net: BTreeMap<(usize, usize, Stream), VecDeque<(u64, Message)>>,
-    /// Until when nothing comes through.
+    /// Until when each stream is blocked.
     pub(super) blocked: BTreeMap<(usize, usize, Stream), u64>,
     pub(super) script: VecDeque<(u64, super::nemesis::Act)>,
     connections: u64,
@@ -155,13 +155,13 @@ impl World {
         options
     }
 
-    /// A new host; of a cluster that is there already if `joins`.
+    /// Adds a host; with `joins` it joins an existing cluster.
     pub(super) fn add_machine(&mut self, n: usize, members: &[Member], joins: bool) {
         let (disk, options) = (SimDisk::new(), self.options(n));
         std::fs::create_dir_all(&options.store).unwrap();
         std::fs::create_dir_all(&options.run_root).unwrap();
         if self.aim != Aim::Alone {
-            let founding = Founding {
+            let new_cluster = Founding {
                 cluster: "simulated".to_owned(),
                 node: NodeId(n as u64 + 1),
                 members: members.to_vec(),
@@ -169,7 +169,7 @@ impl World {
                 joins,
                 epoch: 0,
             };
-            found(&disk, &options.store, &founding, Ts(1)).unwrap();
+            found(&disk, &options.store, &new_cluster, Ts(1)).unwrap();
         }
         let clock = SimClock::new(Ts(1_700_000_000_000_000_000));
         clock.advance(self.now * STEP_NS);
@@ -190,14 +190,14 @@ impl World {
         });
     }
 
-    /// Who leads, by what the hosts say; of two the one with the higher term.
+    /// The host that leads; of several, the one with the highest term.
     pub(super) fn leader(&self) -> Option<usize> {
         let state = |m: &Machine| m.live.as_ref().map(|l| l.host.node().state());
         let leads = |n: &usize| state(&self.machines[*n]).is_some_and(|s| s.role == Role::Leader);
         (0..self.machines.len()).filter(leads).max_by_key(|n| state(&self.machines[*n]).map(|s| s.term))
     }
 
-    /// The process of host `n` is killed, or its power goes.
+    /// Kills the process of host `n`, or takes its power.
     pub(super) fn kill(&mut self, n: usize, power: bool, back_in: u64) {
         self.claims.tally.up(if power { "power losses" } else { "kills" });
         let seed = self.rng.next_u64();
@@ -216,7 +216,7 @@ impl World {
         self.restart_replication(n, back_in);
     }
 
-    /// The replication process of host `n` is killed: what is on the way from and to it is lost.
+    /// Kills the replication process of host `n`: messages in flight from and to it are lost.
     pub(super) fn restart_replication(&mut self, n: usize, back_in: u64) {
         self.net.retain(|(from, to, _), _| *from != n && *to != n);
         let machine = &mut self.machines[n];
@@ -246,7 +246,7 @@ impl World {
         }
     }
 
-    /// Storage of host `n` has ended for this, and starts anew in the same process.
+    /// Handles the end of storage of host `n` and starts it again in the same process.
     fn again(&mut self, n: usize, ended: Ended) -> Verdict {
         let surroundings = self.surroundings(n);
         self.machines[n].live = None;
@@ -258,9 +258,9 @@ impl World {
                 divergence::cut(&options, &surroundings, index).map(drop)
             }
             Ended::Fill => {
-                self.claims.tally.up("copies");
+                self.claims.tally.up("snapshots");
                 match install::install(&options.store, &surroundings.disk, surroundings.clock.wall(), false) {
-                    // It was behind what this host has acknowledged since.
+                    // The snapshot was behind what this host has acknowledged since.
                     Err(Error::Consensus { .. }) => Ok(()),
                     other => other.map(drop),
                 }
@@ -270,7 +270,7 @@ impl World {
         self.start(n)
     }
 
-    /// One step of everything.
+    /// Makes one step of everything.
     pub(super) fn step(&mut self) -> Verdict {
         self.now += 1;
         self.deliver()?;
@@ -298,7 +298,7 @@ impl World {
             self.replicate(n);
             self.read(n)?;
         }
-        self.copies()?;
+        self.install_snapshots()?;
         for at in 0..self.clients.len() {
             let client = &mut self.clients[at];
             let machine = &mut self.machines[client.host];
@@ -313,21 +313,21 @@ impl World {
         self.check_requests()
     }
 
-    /// Answers that have left host `n` reach those who have asked.
+    /// Delivers the answers of host `n` to its publishers.
     fn answer(&mut self, n: usize) -> Verdict {
         let machine = &mut self.machines[n];
         let generation = machine.generation << 8 | n as u64;
         let Some(live) = machine.live.as_mut() else { return Ok(()) };
-        for (connection, said) in std::mem::take(&mut live.answers) {
+        for (connection, message) in std::mem::take(&mut live.answers) {
             let of = |c: &&mut Client| c.connection() == Some((generation, connection));
             if let Some(client) = self.clients.iter_mut().find(of) {
-                client.answer(said, self.now, &mut self.claims)?;
+                client.answer(message, self.now, &mut self.claims)?;
             }
         }
         Ok(())
     }
 
-    /// What a host's replication process does with what storage tells it.
+    /// Does what a host's replication process does with the messages of storage.
     fn replicate(&mut self, n: usize) {
         let machine = &mut self.machines[n];
         let Some(live) = machine.live.as_mut() else { return };
@@ -362,7 +362,7 @@ impl World {
         }
     }
 
-    /// Host `n` is in touch with the others.
+    /// Reports host `n` as reached to the others.
     fn reach(&mut self, n: usize) {
         let Some(live) = self.machines[n].live.as_ref() else { return };
         let Some(state) = live.state else { return };
@@ -398,7 +398,7 @@ impl World {
         Ok(())
     }
 
-    /// Host `n` is to fetch a copy of the store of host `from`.
+    /// Makes host `n` fetch a snapshot of the store of host `from`.
     fn fetch(&mut self, n: usize, from: usize) {
         if n < self.machines.len() && self.machines[n].copy.is_none() && n != from {
             let ready = self.now + 5 + self.rng.below(60);
@@ -406,8 +406,8 @@ impl World {
         }
     }
 
-    /// Copies that have come are put in place.
-    fn copies(&mut self) -> Verdict {
+    /// Makes and installs the snapshots that have arrived.
+    fn install_snapshots(&mut self) -> Verdict {
         for n in 0..self.machines.len() {
             let Some((from, ready)) = self.machines[n].copy else { continue };
             let is_cut_off = [(n, from), (from, n)]
@@ -431,7 +431,7 @@ impl World {
                 transfer::remove(&theirs.disk, &made_in)?;
                 install::check(&own.disk, &own.options.store, &mut BTreeMap::new(), &mut |_| {})
             })();
-            copied.map_err(|e| format!("a copy of host {} for host {}: {e}", from + 1, n + 1))?;
+            copied.map_err(|e| format!("a snapshot of host {} for host {}: {e}", from + 1, n + 1))?;
             if let Some(live) = self.machines[n].live.as_mut() {
                 live.message(1, true, Message::Filled).map_err(|e| e.to_string())?;
             }
@@ -439,7 +439,7 @@ impl World {
         Ok(())
     }
 
-    /// A reader on host `n` looks at what is committed: what it sees has been, and will be, what everybody sees.
+    /// Reads committed records on host `n`: every reader must read the same records.
     fn read(&mut self, n: usize) -> Verdict {
         if !(self.now + n as u64 * 13).is_multiple_of(97) {
             return Ok(());
@@ -459,7 +459,7 @@ impl World {
         Ok(())
     }
 
-    /// For whoever looks into a seed: what waits too long, to the standard error.
+    /// Prints publishers that wait long to standard error, for debugging a seed.
     fn trace(&self) {
         for client in self.clients.iter().filter(|c| c.waits_since().is_some_and(|since| self.now - since == 500)) {
             let live = self.machines[client.host].live.as_ref();
@@ -471,7 +471,7 @@ impl World {
         }
     }
 
-    /// Nobody waits for an answer of a host that has numbered records all the while.
+    /// Checks that no publisher waits long for a host that has led without interruption.
     fn check_requests(&self) -> Verdict {
         if self.is_traced {
             self.trace();
@@ -482,10 +482,10 @@ impl World {
             let numbers = machine.live.as_ref().and_then(|l| l.numbers_since).is_some_and(|since| self.now - since > LONG);
             let is_quiet = machine.paused_until <= self.now && machine.stalls_until + LONG < self.now;
             let waits = client.waits_since().is_some_and(|since| self.now - since > LONG);
-            // Of what is forwarded all of it may be lost for a while, but not for long.
+            // Relayed messages may all be lost for a while, but not for long.
             if waits && ((numbers && is_quiet) || self.aim == Aim::Lossy) {
                 return Err(format!(
-                    "publisher {} waits for host {} for three seconds, in which nothing was wrong",
+                    "publisher {} has waited for host {} for three seconds without faults",
                     client.publisher,
                     client.host + 1
                 ));
@@ -494,19 +494,19 @@ impl World {
         Ok(())
     }
 
-    /// The members as a host has them.
+    /// The members that host `n` has.
     pub(super) fn seats(&self, n: usize) -> Vec<Seat> {
         self.machines[n].live.as_ref().map_or_else(Vec::new, |l| l.host.node().meta().seats.clone())
     }
 
-    /// A new host's list of members.
+    /// The list of members for initialising host `n`.
     pub(super) fn members_with(&self, n: usize, seats: &[Seat]) -> Vec<Member> {
         seats.iter().map(Seat::member).map(|m| Member { is_voter: true, ..m }).chain([member(n)]).collect()
     }
 }
 
 impl Claims {
-    /// A reader sees record `lsn`.
+    /// Checks record `lsn` as a reader returns it.
     pub(super) fn see(&mut self, view: &View, lsn: u64) -> Verdict {
         let (arrival, words) = super::super::stored(view, Lsn(lsn));
         let record = tapestore::record::RecordRef::first(&words).map_err(|e| e.to_string())?;
@@ -514,17 +514,17 @@ impl Claims {
         let now = (arrival.publisher.0, arrival.epoch.0, arrival.pub_seq.0, trade.trade_id);
         let before = *self.seen.entry(lsn).or_insert(now);
         if before != now {
-            return Err(format!("record {lsn} is {now:?}, and was {before:?}"));
+            return Err(format!("record {lsn} is {now:?}, but was {before:?}"));
         }
         let name = trade.price.0 as u64;
         if self.names.get(&name).is_some_and(|id| *id != trade.instrument) {
-            return Err(format!("record {lsn} is of name {name}, and has number {}", trade.instrument));
+            return Err(format!("record {lsn} has name {name} and the wrong number {}", trade.instrument));
         }
         Ok(())
     }
 }
 
-/// `raft` with the bytes of its frames, read in the log; `None` if they are not there any more.
+/// Adds the bytes of its frames to `raft`, from the log; `None` if they are gone.
 fn with_frames(disk: &SimDisk, store: &Path, mut raft: Raft) -> Option<Raft> {
     for head in &raft.heads {
         let first = Position(head.position / SEGMENT_SIZE_MIN * SEGMENT_SIZE_MIN);
@@ -536,7 +536,7 @@ fn with_frames(disk: &SimDisk, store: &Path, mut raft: Raft) -> Option<Raft> {
     Some(raft)
 }
 
-/// Brings the copy `offer`, which is in `made_in` on one disk, into the store `store` on another.
+/// Copies the snapshot `offer`, which is in `made_in` on one disk, into the store `store` on another.
 fn bring(from: &SimDisk, offer: &transfer::HostSnapshot, made_in: &Path, to: &SimDisk, store: &Path) -> Result<()> {
     install::begin(to, store)?;
     for (name, _) in &offer.files {

@@ -1,237 +1,68 @@
-//! Owns: records as Arrow record batches, and back: the one schema in which Parquet and Arrow files
-//! leave and come.
+//! Owns: Arrow record batches as records, for the schema of [`crate::schema`] and for what other programs write.
 //!
-//! | field | Arrow type | null stands for |
-//! |---|---|---|
-//! | integers | the same width and sign | |
-//! | prices, sizes | Int64, UInt64 in 1e-9 with field metadata `scale = 9`; or Decimal128(20, 9) | the maximum |
-//! | volumes | Decimal128(38, 9) | the maximum |
-//! | times | Timestamp(ns, UTC) | the maximum |
-//! | characters | Utf8 | 0 |
-//! | text | Utf8 without the zeros at its end | |
-//! | reserved | not there | |
-//!
-//! `instrument` is the name, null for records of no instrument. `lsn` and `index_time` come first, for people; on the way in they are passed
-//! over. A byte of a character or text is the code point of the same number, so that any bytes come back.
-//!
-//! What must hold: a record that leaves by this schema comes back bit for bit, its reserved bytes aside,
-//! which are zero in a record that follows its layout.
+//! What must hold: a value that no record can hold exactly ends the import with its column and the reason; it is never
+//! rounded or truncated, except that a floating-point number becomes the nearest multiple of 1e-9.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::str::FromStr;
 
-use arrow_array::builder::StringBuilder;
 use arrow_array::types::{
     ArrowPrimitiveType, Decimal128Type, Int8Type, Int16Type, Int32Type, Int64Type, TimestampNanosecondType, UInt8Type,
     UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, ArrayRef, PrimitiveArray, RecordBatch, StringArray};
-use arrow_buffer::NullBuffer;
 use arrow_cast::{CastOptions, cast_with_options};
-use arrow_schema::{ArrowError, DataType, Field, Schema as ArrowSchema, SchemaRef, TimeUnit};
-use tapestore::lsn::InstrumentId;
-use tapestore::reader::Row;
+use arrow_schema::{DataType, TimeUnit};
 use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Schema};
 
-use crate::input::Units;
+use crate::error::{Error, Fault};
+use crate::schema::{INSTRUMENT, SCALE};
 
-/// Keys of a file's metadata: the kind's name, its number, the hash of its layout, how many records the file has,
-/// and their [`crate::tally::Tally`].
-pub const KIND: &str = "tapestore.kind";
-/// See [`KIND`].
-pub const NUMBER: &str = "tapestore.kind_number";
-/// See [`KIND`].
-pub const LAYOUT: &str = "tapestore.layout";
-/// See [`KIND`].
-pub const RECORDS: &str = "tapestore.records";
-/// See [`KIND`].
-pub const CHECKSUM: &str = "tapestore.checksum";
-/// Decimal places of prices, sizes and volumes.
-const SCALE: i8 = 9;
+/// Multiples of 1e-9 that are one.
 const UNITS: i128 = 1_000_000_000;
-/// Rows of a batch.
-pub const BATCH_ROWS: usize = 8192;
-/// The column with the instrument's name.
-pub const INSTRUMENT: &str = "instrument";
 
-fn utc_ns() -> DataType {
-    DataType::Timestamp(TimeUnit::Nanosecond, Some("UTC".into()))
+/// What integers are in columns of prices and sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Units {
+    /// Whole units.
+    Whole,
+    /// Billionths, as exports write them.
+    Nano,
 }
 
-fn field(column: &Column, decimal: bool) -> Option<Field> {
-    let fixed = |of: DataType| {
-        if decimal {
-            return Field::new(column.name, DataType::Decimal128(20, SCALE), true);
-        }
-        Field::new(column.name, of, true).with_metadata(HashMap::from([("scale".to_owned(), SCALE.to_string())]))
-    };
-    let plain = |of: DataType| Field::new(column.name, of, false);
-    Some(match column.of {
-        ColumnType::U8 => plain(DataType::UInt8),
-        ColumnType::I8 => plain(DataType::Int8),
-        ColumnType::U16 => plain(DataType::UInt16),
-        ColumnType::I16 => plain(DataType::Int16),
-        ColumnType::U32 => plain(DataType::UInt32),
-        ColumnType::I32 => plain(DataType::Int32),
-        ColumnType::U64 => plain(DataType::UInt64),
-        ColumnType::I64 => plain(DataType::Int64),
-        ColumnType::Price => fixed(DataType::Int64),
-        ColumnType::Size => fixed(DataType::UInt64),
-        ColumnType::Volume => Field::new(column.name, DataType::Decimal128(38, SCALE), true),
-        ColumnType::Ts => Field::new(column.name, utc_ns(), true),
-        ColumnType::Char => Field::new(column.name, DataType::Utf8, true),
-        ColumnType::Text(_) => plain(DataType::Utf8),
-        ColumnType::Reserved(_) => return None,
-    })
-}
+impl Units {
+    /// All of them.
+    pub const ALL: [Units; 2] = [Units::Whole, Units::Nano];
 
-/// What a file says of its kind, before its rows are known.
-pub fn metadata(kind: &Schema) -> [(&'static str, String); 3] {
-    [(KIND, kind.name.to_owned()), (NUMBER, kind.kind.0.to_string()), (LAYOUT, format!("{:016x}", kind.hash))]
-}
-
-/// The Arrow schema of `kind`; prices and sizes as decimals if `decimal`.
-pub fn arrow_schema(kind: &Schema, decimal: bool) -> SchemaRef {
-    let mut fields = vec![Field::new("lsn", DataType::UInt64, false), Field::new("index_time", utc_ns(), false)];
-    for column in kind.columns {
-        if column.name == INSTRUMENT {
-            fields.push(Field::new(INSTRUMENT, DataType::Utf8, true));
-        } else {
-            fields.extend(field(column, decimal));
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Units::Whole => "whole",
+            Units::Nano => "nano",
         }
     }
-    let metadata = metadata(kind).into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-    Arc::new(ArrowSchema::new_with_metadata(fields, metadata))
-}
 
-/// Collects rows of one kind into batches.
-pub struct Batcher {
-    kind: &'static Schema,
-    arrow: SchemaRef,
-    decimal: bool,
-    lsns: Vec<u64>,
-    times: Vec<i64>,
-    names: StringBuilder,
-    /// The records, one after the other.
-    words: Vec<u64>,
-}
-
-impl Batcher {
-    /// An empty one.
-    pub fn new(kind: &'static Schema, decimal: bool) -> Batcher {
-        let arrow = arrow_schema(kind, decimal);
-        Batcher { kind, arrow, decimal, lsns: Vec::new(), times: Vec::new(), names: StringBuilder::new(), words: Vec::new() }
-    }
-
-    /// The schema of its batches.
-    pub fn schema(&self) -> SchemaRef {
-        self.arrow.clone()
-    }
-
-    /// Takes a row in; whether it is time to [`Batcher::take`].
-    pub fn push(&mut self, row: &Row<'_>, name: &str) -> bool {
-        self.lsns.push(row.lsn.0);
-        self.times.push(row.index_time.0 as i64);
-        if row.record.instrument() == InstrumentId::NULL {
-            self.names.append_null();
-        } else {
-            self.names.append_value(name);
+    /// What it is, for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Units::Whole => "Whole units",
+            Units::Nano => "Billionths, as tape export writes them",
         }
-        self.words.extend_from_slice(row.record.words());
-        self.lsns.len() >= BATCH_ROWS
-    }
-
-    /// The rows so far as a batch; `None` if there are none.
-    ///
-    /// # Errors
-    /// Arrow's, if the columns contradict their schema: a fault of this file.
-    pub fn take(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        if self.lsns.is_empty() {
-            return Ok(None);
-        }
-        let lsns = PrimitiveArray::<UInt64Type>::from_iter_values(std::mem::take(&mut self.lsns));
-        let times = PrimitiveArray::<TimestampNanosecondType>::from_iter_values(std::mem::take(&mut self.times));
-        let mut arrays: Vec<ArrayRef> = vec![Arc::new(lsns), Arc::new(times.with_timezone("UTC"))];
-        let rows = Rows { bytes: bytemuck::cast_slice(&self.words), stride: self.kind.words * 8 };
-        for column in self.kind.columns {
-            if column.name == INSTRUMENT {
-                arrays.push(Arc::new(self.names.finish()));
-            } else if !column.is_reserved() {
-                arrays.push(rows.array(column, self.decimal)?);
-            }
-        }
-        self.words.clear();
-        RecordBatch::try_new(self.arrow.clone(), arrays).map(Some)
     }
 }
 
-/// Records of one length, one after the other.
-struct Rows<'a> {
-    bytes: &'a [u8],
-    stride: usize,
-}
+impl FromStr for Units {
+    type Err = Error;
 
-impl Rows<'_> {
-    fn raw(&self, column: &Column) -> impl Iterator<Item = &[u8]> {
-        let field = column.offset..column.offset + column.of.size();
-        self.bytes.chunks_exact(self.stride).map(move |row| row.get(field.clone()).unwrap_or(&[]))
+    fn from_str(text: &str) -> Result<Units, Error> {
+        let units = Units::ALL.into_iter().find(|units| units.name() == text);
+        units.ok_or_else(|| Error::Usage(format!("'{text}' is none of: {}", Units::ALL.map(Units::name).join(", "))))
     }
-
-    fn values<T: bytemuck::Pod>(&self, column: &Column) -> Vec<T> {
-        let read = |raw: &[u8]| bytemuck::try_pod_read_unaligned(raw).unwrap_or_else(|_| T::zeroed());
-        self.raw(column).map(read).collect()
-    }
-
-    fn plain<T: ArrowPrimitiveType<Native: bytemuck::Pod>>(&self, column: &Column) -> ArrayRef {
-        Arc::new(PrimitiveArray::<T>::from_iter_values(self.values::<T::Native>(column)))
-    }
-
-    fn array(&self, column: &Column, decimal: bool) -> Result<ArrayRef, ArrowError> {
-        Ok(match column.of {
-            ColumnType::U8 => self.plain::<UInt8Type>(column),
-            ColumnType::I8 => self.plain::<Int8Type>(column),
-            ColumnType::U16 => self.plain::<UInt16Type>(column),
-            ColumnType::I16 => self.plain::<Int16Type>(column),
-            ColumnType::U32 => self.plain::<UInt32Type>(column),
-            ColumnType::I32 => self.plain::<Int32Type>(column),
-            ColumnType::U64 => self.plain::<UInt64Type>(column),
-            ColumnType::I64 => self.plain::<Int64Type>(column),
-            ColumnType::Price if decimal => decimals(self.values::<i64>(column), i64::MAX, 20)?,
-            ColumnType::Size if decimal => decimals(self.values::<u64>(column), u64::MAX, 20)?,
-            ColumnType::Price => Arc::new(nullable::<Int64Type>(self.values(column), i64::MAX)),
-            ColumnType::Size => Arc::new(nullable::<UInt64Type>(self.values(column), u64::MAX)),
-            ColumnType::Volume => decimals(self.values::<u128>(column).into_iter().map(|v| v as i128).collect(), -1i128, 38)?,
-            // Times of the last third of the range wrap round; they wrap back on the way in.
-            ColumnType::Ts => Arc::new(nullable::<TimestampNanosecondType>(self.values(column), -1).with_timezone("UTC")),
-            ColumnType::Char => {
-                let char = |raw: &[u8]| raw.first().filter(|b| **b != 0).map(|b| char::from(*b).to_string());
-                Arc::new(StringArray::from_iter(self.raw(column).map(char)))
-            }
-            ColumnType::Text(_) | ColumnType::Reserved(_) => {
-                let text = |raw: &[u8]| {
-                    let len = raw.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
-                    raw.iter().take(len).map(|b| char::from(*b)).collect::<String>()
-                };
-                Arc::new(StringArray::from_iter_values(self.raw(column).map(text)))
-            }
-        })
-    }
-}
-
-fn nullable<T: ArrowPrimitiveType<Native: PartialEq>>(values: Vec<T::Native>, null: T::Native) -> PrimitiveArray<T> {
-    let nulls = values.contains(&null).then(|| NullBuffer::from_iter(values.iter().map(|v| *v != null)));
-    PrimitiveArray::new(values.into(), nulls)
-}
-
-fn decimals<T: Copy + PartialEq + Into<i128>>(values: Vec<T>, null: T, precision: u8) -> Result<ArrayRef, ArrowError> {
-    let values = nullable::<Decimal128Type>(values.into_iter().map(Into::into).collect(), null.into());
-    Ok(Arc::new(values.with_precision_and_scale(precision, SCALE)?))
 }
 
 /// How the columns of a batch go into records of a kind.
 pub struct Scatter {
     kind: &'static Schema,
-    /// For each column of the batch, the kind's; `None`: passed over.
+    /// For each column of the batch, the kind's; `None` if it is ignored.
     columns: Vec<Option<&'static Column>>,
     instrument: usize,
     /// Whether the file says that it is of this schema: then what wrapped round wraps back.
@@ -244,19 +75,14 @@ impl Scatter {
     /// Finds the columns called `names` in `kind`; `is_ours` if the file says that it is of this schema.
     ///
     /// # Errors
-    /// Which is unknown or there twice, or that none names the instrument.
-    pub fn new(kind: &'static Schema, names: &[String], is_ours: bool, units: Option<Units>) -> Result<Scatter, String> {
+    /// Which column the kind does not have or the file has twice, or that none names the instrument.
+    pub fn new(kind: &'static Schema, names: &[String], is_ours: bool, units: Option<Units>) -> Result<Scatter, Fault> {
         let mut columns = Vec::new();
         for (i, name) in names.iter().enumerate() {
             if !name.is_empty() && names.iter().take(i).any(|n| n == name) {
-                return Err(format!("two columns are called '{name}'"));
+                return Err(twice(name));
             }
-            let passed = ADDED_COLUMNS.contains(&name.as_str()) || name == INSTRUMENT || name.is_empty();
-            let known = kind.column(name).filter(|c| !c.is_reserved());
-            if !passed && known.is_none() {
-                return Err(unknown_column(kind, name));
-            }
-            columns.push(known.filter(|_| !passed));
+            columns.push(place_of(kind, name)?);
         }
         let instrument = names.iter().position(|n| n == INSTRUMENT).ok_or("there is no column 'instrument' with names")?;
         // A file that another program made of ours may have lost what its integers are.
@@ -270,13 +96,13 @@ impl Scatter {
     ///
     /// # Errors
     /// Which column cannot be represented, and why.
-    pub fn records(&self, batch: &RecordBatch, words: &mut Vec<u64>) -> Result<StringArray, String> {
+    pub fn records(&self, batch: &RecordBatch, words: &mut Vec<u64>) -> Result<StringArray, Fault> {
         words.clear();
         words.resize(batch.num_rows() * self.kind.words, 0);
         words.chunks_exact_mut(self.kind.words).filter_map(|r| r.first_mut()).for_each(|w| *w = u64::from(self.kind.kind.0));
         let stride = self.kind.words * 8;
         let bytes = bytemuck::cast_slice_mut::<u64, u8>(words);
-        let is_given = |c: &Column| self.columns.iter().flatten().any(|known| known.name == c.name);
+        let is_given = |c: &Column| self.columns.iter().flatten().any(|given| given.name == c.name);
         for column in self.kind.columns.iter().filter(|c| c.of == ColumnType::Ts && !is_given(c)) {
             each(bytes, stride, column, |raw, _| raw.fill(0xff));
         }
@@ -285,32 +111,46 @@ impl Scatter {
             let says = theirs.metadata().get("scale").is_some_and(|s| *s == SCALE.to_string());
             let is_fixed = matches!(column.of, ColumnType::Price | ColumnType::Size | ColumnType::Volume);
             if is_fixed && !says && self.units.is_none() && array.data_type().is_integer() {
-                return Err(format!(
-                    "column '{}': its integers have lost the metadata that says what they are; say --units nano or --units whole",
-                    column.name
-                ));
+                let lost = "its integers have lost the metadata that says what they are; say --units nano or --units whole";
+                return Err(Fault::new(lost).column(column.name));
             }
             let is_raw = says || self.units == Some(Units::Nano);
-            put(column, array, Form { is_raw, is_ours: self.is_ours }, bytes, stride)
-                .map_err(|e| format!("column '{}': {e}", column.name))?;
+            put(column, array, Form { is_raw, is_ours: self.is_ours }, bytes, stride).map_err(|e| e.column(column.name))?;
         }
         let names = batch.columns().get(self.instrument).ok_or("the batch has no column of names")?;
         if !is_text(names.data_type()) {
             let what = "it holds the names of instruments (files of a store's history have numbers; tape export names them)";
-            return Err(format!("column 'instrument': {} is no text; {what}", names.data_type()));
+            let fault = Fault::new(format!("{} is no text; {what}", names.data_type()));
+            return Err(fault.column(INSTRUMENT).values("text", names.data_type()));
         }
-        strings(names)
+        strings(names).map_err(|e| e.column(INSTRUMENT))
     }
 }
 
-/// That a kind has no such column.
-pub fn unknown_column(kind: &Schema, name: &str) -> String {
-    let known: Vec<&str> = kind.columns.iter().filter(|c| !c.is_reserved()).map(|c| c.name).collect();
-    format!(
-        "a {} has no column '{name}'; it has {}. Rename it with --column {name}=OURS, or leave it out with --column {name}=",
-        kind.name,
-        known.join(", ")
-    )
+/// The column of `kind` that a file's column `name` is; `None` if the file's is ignored.
+///
+/// # Errors
+/// That the kind has no such column.
+pub(crate) fn place_of(kind: &'static Schema, name: &str) -> Result<Option<&'static Column>, Fault> {
+    if ADDED_COLUMNS.contains(&name) || name == INSTRUMENT || name.is_empty() {
+        return Ok(None);
+    }
+    let column = kind.column(name).filter(|c| !c.is_reserved());
+    column.map(Some).ok_or_else(|| {
+        let columns: Vec<&str> = kind.columns.iter().filter(|c| !c.is_reserved()).map(|c| c.name).collect();
+        let columns = columns.join(", ");
+        let reason = format!(
+            "a {} has no column of this name; it has {columns}. Rename it with --column {name}=OURS, or leave it out with \
+             --column {name}=",
+            kind.name
+        );
+        Fault::new(reason).column(name).values(columns, name)
+    })
+}
+
+/// That two columns of a file are called `name`.
+pub(crate) fn twice(name: &str) -> Fault {
+    Fault::new("two columns are called so").column(name)
 }
 
 /// How a file writes numbers.
@@ -335,33 +175,33 @@ fn each(bytes: &mut [u8], stride: usize, column: &Column, mut with: impl FnMut(&
     }
 }
 
-fn cast(array: &dyn Array, to: &DataType) -> Result<ArrayRef, String> {
+fn cast(array: &dyn Array, to: &DataType) -> Result<ArrayRef, Fault> {
     let options = CastOptions { safe: false, ..CastOptions::default() };
-    cast_with_options(array, to, &options).map_err(|e| e.to_string())
+    cast_with_options(array, to, &options).map_err(|e| Fault::new(e.to_string()))
 }
 
-fn strings(array: &dyn Array) -> Result<StringArray, String> {
+fn strings(array: &dyn Array) -> Result<StringArray, Fault> {
     let array = cast(array, &DataType::Utf8)?;
-    array.as_any().downcast_ref::<StringArray>().cloned().ok_or_else(|| "it is not text".to_owned())
+    array.as_any().downcast_ref::<StringArray>().cloned().ok_or_else(|| Fault::new("it is not text"))
 }
 
 /// The values of `array` as `T`.
-fn options<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType) -> Result<Vec<Option<T::Native>>, String> {
+fn options<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType) -> Result<Vec<Option<T::Native>>, Fault> {
     let array = cast(array, of)?;
     let array = array.as_any().downcast_ref::<PrimitiveArray<T>>().ok_or("it is of another type")?;
     Ok(array.iter().collect())
 }
 
 /// The values of `array` as `T`; a null is `null`, if it may be one.
-fn numbers<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType, null: Option<T::Native>) -> Result<Vec<T::Native>, String> {
+fn numbers<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType, null: Option<T::Native>) -> Result<Vec<T::Native>, Fault> {
     if null.is_none() && array.null_count() > 0 {
-        return Err("it has nulls, and no number that stands for one".to_owned());
+        return Err(Fault::new("it has nulls, and no number that stands for one"));
     }
     Ok(options::<T>(array, of)?.into_iter().map(|v| v.or(null).unwrap_or_default()).collect())
 }
 
 /// Whole numbers of 1e-9: `None` is null.
-fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, String> {
+fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, Fault> {
     let too_fine = "it has more than nine decimal places";
     let too_large = "a value is too large";
     match array.data_type() {
@@ -382,7 +222,7 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, String> {
                 false if v % unit == 0 => Ok(v / unit),
                 false => Err(too_fine),
             };
-            array.iter().map(|v| v.map(value).transpose().map_err(str::to_owned)).collect()
+            array.iter().map(|v| v.map(value).transpose().map_err(Fault::from)).collect()
         }
         // The nearest 1e-9: a decimal of at most fifteen digits comes back as it was written.
         DataType::Float16 | DataType::Float32 | DataType::Float64 => {
@@ -395,7 +235,7 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, String> {
                 } else if units.abs() < 1e37 {
                     Ok(Some(units as i128))
                 } else {
-                    Err(too_large.to_owned())
+                    Err(Fault::new(too_large))
                 }
             };
             array.iter().map(|v| v.map_or(Ok(None), value)).collect()
@@ -404,14 +244,14 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, String> {
             let array = cast(array, &DataType::Decimal128(38, 0))?;
             let array = array.as_any().downcast_ref::<PrimitiveArray<Decimal128Type>>().ok_or("it is of another type")?;
             let unit = if is_raw { 1 } else { UNITS };
-            array.iter().map(|v| v.map(|v| v.checked_mul(unit).ok_or(too_large.to_owned())).transpose()).collect()
+            array.iter().map(|v| v.map(|v| v.checked_mul(unit).ok_or_else(|| Fault::new(too_large))).transpose()).collect()
         }
-        of => Err(format!("{of} is no number")),
+        of => Err(Fault::new(format!("{of} is no number")).values("a number", of)),
     }
 }
 
 /// Puts the values of `array` where `column` lies in each record.
-fn put(column: &Column, array: &ArrayRef, form: Form, bytes: &mut [u8], stride: usize) -> Result<(), String> {
+fn put(column: &Column, array: &ArrayRef, form: Form, bytes: &mut [u8], stride: usize) -> Result<(), Fault> {
     macro_rules! integers {
         ($t:ty, $of:expr) => {{
             let values = numbers::<$t>(array, &$of, None)?;
@@ -424,7 +264,7 @@ fn put(column: &Column, array: &ArrayRef, form: Form, bytes: &mut [u8], stride: 
         for (row, value) in bytes.chunks_exact_mut(stride).zip(values.iter()) {
             bad = bad.or(column.parse(value.unwrap_or("null"), row).err());
         }
-        return bad.map_or(Ok(()), |e| Err(e.to_string()));
+        return bad.map_or(Ok(()), |e| Err(e.into()));
     }
     match column.of {
         ColumnType::U8 => integers!(UInt8Type, DataType::UInt8),
@@ -461,7 +301,7 @@ fn put(column: &Column, array: &ArrayRef, form: Form, bytes: &mut [u8], stride: 
                 raw.iter_mut().zip(value.unwrap_or(null).to_le_bytes()).for_each(|(to, from)| *to = from);
             });
             if bad {
-                return Err("a value is out of range; integers without the field metadata scale = 9 are whole units".to_owned());
+                return Err(Fault::new("a value is out of range; integers without the field metadata scale = 9 are whole units"));
             }
         }
         ColumnType::Char | ColumnType::Text(_) => return put_text(column, array, bytes, stride),
@@ -470,16 +310,16 @@ fn put(column: &Column, array: &ArrayRef, form: Form, bytes: &mut [u8], stride: 
     Ok(())
 }
 
-fn as_times(values: Vec<Option<i64>>, form: Form) -> Result<Vec<u64>, String> {
+fn as_times(values: Vec<Option<i64>>, form: Form) -> Result<Vec<u64>, Fault> {
     let time = |v: Option<i64>| match v {
         None => Ok(u64::MAX),
-        Some(v) if v < 0 && !form.is_ours => Err("a time is before 1970".to_owned()),
+        Some(v) if v < 0 && !form.is_ours => Err(Fault::new("a time is before 1970")),
         Some(v) => Ok(v as u64),
     };
     values.into_iter().map(time).collect()
 }
 
-fn put_text(column: &Column, array: &ArrayRef, bytes: &mut [u8], stride: usize) -> Result<(), String> {
+fn put_text(column: &Column, array: &ArrayRef, bytes: &mut [u8], stride: usize) -> Result<(), Fault> {
     if array.data_type().is_integer() && column.of == ColumnType::Char {
         let values = numbers::<UInt8Type>(array, &DataType::UInt8, Some(0))?;
         each(bytes, stride, column, |raw, i| raw.fill(values.get(i).copied().unwrap_or(0)));
@@ -493,7 +333,11 @@ fn put_text(column: &Column, array: &ArrayRef, bytes: &mut [u8], stride: usize) 
         for c in text.chars() {
             match (u8::try_from(u32::from(c)), to.next()) {
                 (Ok(byte), Some(to)) => *to = byte,
-                _ => bad = Some(format!("'{}' does not fit into {} bytes", text.escape_debug(), column.of.size())),
+                _ => {
+                    let what = text.escape_debug();
+                    let fault = Fault::new(format!("'{what}' does not fit into {} bytes", column.of.size()));
+                    bad = Some(fault.values(column.of.size(), what));
+                }
             }
         }
     });
@@ -502,12 +346,17 @@ fn put_text(column: &Column, array: &ArrayRef, bytes: &mut [u8], stride: usize) 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow_schema::{Field, Schema as ArrowSchema};
     use proptest::prelude::*;
     use tapestore::lsn::Lsn;
+    use tapestore::reader::Row;
     use tapestore::record::{RecordRef, SCHEMAS};
     use tapestore::time::Ts;
 
     use super::*;
+    use crate::schema::Batcher;
 
     proptest! {
         #[test]
@@ -537,7 +386,7 @@ mod tests {
     #[test]
     fn other_programs_types_are_taken_where_they_are_exact_and_refused_where_not() {
         let kind = &SCHEMAS[0];
-        let price = |array: ArrayRef| -> Result<i64, String> {
+        let price = |array: ArrayRef| -> Result<i64, Fault> {
             let schema = ArrowSchema::new(vec![
                 Field::new("price", array.data_type().clone(), true),
                 Field::new("instrument", DataType::Utf8, false),
@@ -556,12 +405,15 @@ mod tests {
             |v: i128, scale| Arc::new(arrow_array::Decimal128Array::from(vec![v]).with_precision_and_scale(38, scale).unwrap());
         assert_eq!(price(decimal(15, 1)), Ok(1_500_000_000));
         assert_eq!(price(decimal(15_000, 12)), Ok(15));
-        assert!(price(decimal(1, 12)).unwrap_err().contains("nine decimal places"));
-        assert!(price(Arc::new(arrow_array::Int64Array::from(vec![61_800_200_000_000]))).unwrap_err().contains("whole units"));
+        assert!(price(decimal(1, 12)).unwrap_err().reason.contains("nine decimal places"));
+        assert!(
+            price(Arc::new(arrow_array::Int64Array::from(vec![61_800_200_000_000]))).unwrap_err().reason.contains("whole units")
+        );
         assert!(price(Arc::new(StringArray::from(vec!["x"]))).is_err());
         let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
         assert!(
-            Scatter::new(kind, &names(&["price", "instrument", "price"]), false, None).is_err_and(|e| e.contains("two columns"))
+            Scatter::new(kind, &names(&["price", "instrument", "price"]), false, None)
+                .is_err_and(|e| e.reason.contains("two columns"))
         );
         let lost = Scatter::new(kind, &names(&["lsn", "index_time", "price", "instrument"]), false, None).unwrap();
         assert!(lost.units.is_none(), "a file of ours that has lost its metadata has to be asked about");

@@ -1,6 +1,6 @@
 //! Owns: CSV with a header, as `tape scan --csv` and `tape export` write it: `kind` and `instrument` (a name)
-//! and the columns of the kind, in any order. Columns that are absent are zero, times null; columns that the
-//! tool adds for people (`lsn`, `index_time`) are passed over; others are refused.
+//! and the columns of the kind, in any order. Columns that are absent are zero, times null; columns that are added
+//! for people (`lsn`, `index_time`) are ignored; others are refused.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use csv::ByteRecord;
-use tapestore::record::{ADDED_COLUMNS, Column, ColumnType, Name, Schema};
-use tapestore::time::Ts;
+use tapestore::record::{Column, ColumnType, Name, Schema};
 
-use super::{Input, Message, NO_INSTRUMENT, NO_NAME, Names, Options, Text, kind_with, open_text};
-use crate::columnar::unknown_column;
-use crate::exit::{DATA, Failure, Outcome};
+use super::message::{Input, Message, NO_INSTRUMENT, NO_NAME};
+use super::names::Names;
+use super::options::{Options, kind_with};
+use super::text::{Text, open_text};
+use crate::error::{Error, Fault, Place, Result};
+use crate::progress::Progress;
+use crate::scatter::{place_of, twice};
 
 /// Longest row in bytes, give or take what is read ahead.
 const ROW_MAX: u64 = 16 << 20;
@@ -69,30 +72,29 @@ impl Csv {
     ///
     /// # Errors
     /// That it cannot be read, or its header is not one.
-    pub fn open(path: &Path, options: &Options) -> Outcome<Csv> {
+    pub fn open(path: &Path, options: &Options) -> Result<Csv> {
         let Text { reader: inner, read, len } = open_text(path)?;
         let since = Rc::new(Cell::new(0));
         let inner = Limited { inner, since: since.clone() };
         let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).buffer_capacity(CHUNK).from_reader(inner);
-        let bad = |why: &str| Failure::new(DATA, format!("{} line 1: {why}", path.display()));
+        let bad = |why: Fault| why.at(path, Place::Line(1));
         let mut row = ByteRecord::new();
         match reader.read_byte_record(&mut row) {
             Ok(true) => {}
-            Ok(false) => return Err(bad("the file is empty")),
-            Err(e) => return Err(bad(&e.to_string())),
+            Ok(false) => return Err(bad("the file is empty".into())),
+            Err(e) => return Err(bad(e.to_string().into())),
         }
         let header: Vec<String> = row.iter().map(|h| options.renamed(String::from_utf8_lossy(h).trim())).collect();
         let at = |name: &str| header.iter().position(|h| h == name);
-        let kind = options.kind.as_deref().map(|name| kind_with(name, &header)).transpose();
-        let kind = kind.map_err(|e| Failure::new(DATA, e))?;
+        let kind = options.kind.as_deref().map(|name| kind_with(name, &header)).transpose().map_err(bad)?;
         let missing = "the header has no column 'instrument'; is this a CSV file with a header?";
-        let instrument_at = at("instrument").ok_or_else(|| bad(missing))?;
+        let instrument_at = at("instrument").ok_or_else(|| bad(missing.into()))?;
         let kind_at = at("kind");
         if kind.is_none() && kind_at.is_none() {
-            return Err(bad("the header has no column 'kind'; name the kind with --kind"));
+            return Err(bad("the header has no column 'kind'; name the kind with --kind".into()));
         }
-        if let Some(twice) = header.iter().enumerate().find(|(i, h)| !h.is_empty() && at(h) != Some(*i)) {
-            return Err(bad(&format!("two columns are called '{}'", twice.1)));
+        if let Some((_, name)) = header.iter().enumerate().find(|(i, h)| !h.is_empty() && at(h) != Some(*i)) {
+            return Err(bad(twice(name)));
         }
         Ok(Csv {
             path: path.to_path_buf(),
@@ -111,21 +113,13 @@ impl Csv {
         })
     }
 
-    fn fail(&self, line: u64, reason: &str) -> Failure {
-        Failure::new(DATA, format!("{} line {line}: {reason}", self.path.display()))
+    fn fail(&self, line: u64, fault: Fault) -> Error {
+        fault.at(&self.path, Place::Line(line))
     }
 
     /// Where the fields of rows of `schema` go.
-    fn plan(&self, schema: &'static Schema) -> Result<Plan, String> {
-        let mut columns = Vec::with_capacity(self.header.len());
-        for name in &self.header {
-            let passed = name.is_empty() || name == "instrument" || ADDED_COLUMNS.contains(&name.as_str());
-            let known = schema.column(name).filter(|c| !c.is_reserved());
-            if !passed && known.is_none() {
-                return Err(unknown_column(schema, name));
-            }
-            columns.push(known.filter(|_| !passed));
-        }
+    fn plan(&self, schema: &'static Schema) -> Result<Plan, Fault> {
+        let columns = self.header.iter().map(|name| place_of(schema, name)).collect::<Result<_, Fault>>()?;
         let mut template = vec![0u64; schema.words];
         let bytes = bytemuck::cast_slice_mut::<u64, u8>(&mut template);
         bytes.iter_mut().zip(schema.kind.0.to_le_bytes()).for_each(|(to, from)| *to = from);
@@ -136,20 +130,21 @@ impl Csv {
     }
 
     /// Puts the record of the row that was read last into the empty `message`.
-    fn convert(&mut self, message: &mut Message) -> Result<(), String> {
+    fn convert(&mut self, message: &mut Message) -> Result<(), Fault> {
         if self.row.len() != self.header.len() {
-            return Err(format!("{} fields, the header has {}", self.row.len(), self.header.len()));
+            let (found, expected) = (self.row.len(), self.header.len());
+            return Err(Fault::new(format!("{found} fields, the header has {expected}")).values(expected, found));
         }
         let name = self.kind_at.filter(|_| self.kind.is_none()).and_then(|at| self.row.get(at));
-        let is_known = self.plan.as_ref().is_some_and(|p| name.is_none_or(|n| n.trim_ascii() == p.schema.name.as_bytes()));
-        if !is_known {
+        let is_planned = self.plan.as_ref().is_some_and(|p| name.is_none_or(|n| n.trim_ascii() == p.schema.name.as_bytes()));
+        if !is_planned {
             let schema = match (self.kind, name) {
                 (Some(kind), _) => kind,
                 (None, name) => kind_with(text(name.unwrap_or(b""))?.trim(), &self.header)?,
             };
             self.plan = Some(self.plan(schema)?);
         }
-        let Some(plan) = &self.plan else { return Err("no kind".to_owned()) };
+        let Some(plan) = &self.plan else { return Err(Fault::new("no kind")) };
         message.words.extend_from_slice(&plan.template);
         let bytes = bytemuck::cast_slice_mut::<u64, u8>(&mut message.words);
         for (field, column) in self.row.iter().zip(&plan.columns) {
@@ -159,30 +154,25 @@ impl Csv {
         }
         let number = match text(self.row.get(self.instrument_at).unwrap_or(b""))?.trim() {
             NO_NAME => NO_INSTRUMENT,
-            name => self.names.number(name)?,
+            name => self.names.number(name).map_err(|e| e.column("instrument"))?,
         };
-        if let Some(head) = message.words.first_mut() {
-            let source = self.source.map_or(*head >> 16 & 0xffff, u64::from);
-            *head = *head & 0xffff | source << 16 | u64::from(number) << 32;
-        }
-        message.records = 1;
-        message.at = Ts(message.words.get(plan.schema.index_word).copied().unwrap_or(0));
+        message.set_row(number, self.source, plan.schema.index_word);
         Ok(())
     }
 }
 
-fn text(field: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(field).map_err(|_| "the row is not UTF-8".to_owned())
+fn text(field: &[u8]) -> Result<&str, Fault> {
+    std::str::from_utf8(field).map_err(|_| Fault::new("the row is not UTF-8"))
 }
 
-fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), String> {
+fn put(column: &Column, text: &str, bytes: &mut [u8]) -> Result<(), Fault> {
     // Only in text do spaces count.
     let text = if matches!(column.of, ColumnType::Text(_) | ColumnType::Char) { text } else { text.trim() };
-    column.parse(text, bytes).map_err(|e| e.to_string())
+    column.parse(text, bytes).map_err(|e| Fault::from(e).column(column.name))
 }
 
 impl Input for Csv {
-    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
+    fn next(&mut self, message: &mut Message) -> Result<bool> {
         message.clear();
         match self.reader.read_byte_record(&mut self.row) {
             Ok(true) => {}
@@ -193,15 +183,15 @@ impl Input for Csv {
                     csv::ErrorKind::Io(e) => e.to_string(),
                     other => format!("{other:?}"),
                 };
-                return Err(self.fail(line, &reason));
+                return Err(self.fail(line, reason.into()));
             }
         }
         // What is read ahead counts for the rows to come.
         self.since.set(0);
         let converted = self.convert(message);
-        converted.map(|()| true).map_err(|reason| {
+        converted.map(|()| true).map_err(|fault| {
             message.clear();
-            self.fail(self.row.position().map_or(0, csv::Position::line), &reason)
+            self.fail(self.row.position().map_or(0, csv::Position::line), fault)
         })
     }
 
@@ -209,12 +199,8 @@ impl Input for Csv {
         self.names.all()
     }
 
-    fn progress(&self) -> (u64, u64) {
-        (self.read.get(), self.len)
-    }
-
-    fn is_bytes(&self) -> bool {
-        true
+    fn progress(&self) -> Progress {
+        Progress { done: self.read.get(), total: self.len, is_bytes: true }
     }
 }
 
@@ -224,8 +210,8 @@ mod tests {
 
     use proptest::prelude::*;
     use tapestore::record::{RecordRef, Trade};
+    use tapestore::time::Ts;
 
-    use super::super::Input;
     use super::*;
 
     fn read(text: &str, kind: Option<&str>) -> (Vec<Trade>, Option<String>) {
@@ -233,14 +219,14 @@ mod tests {
         file.write_all(text.as_bytes()).unwrap();
         let mut input = match Csv::open(file.path(), &Options { kind: kind.map(str::to_owned), ..Options::default() }) {
             Ok(input) => input,
-            Err(e) => return (Vec::new(), Some(e.message)),
+            Err(e) => return (Vec::new(), Some(e.to_string())),
         };
         let (mut message, mut out) = (Message::default(), Vec::new());
         loop {
             match input.next(&mut message) {
                 Ok(true) => out.push(*RecordRef::first(&message.words).unwrap().get().unwrap()),
                 Ok(false) => return (out, None),
-                Err(e) => return (out, Some(e.message)),
+                Err(e) => return (out, Some(e.to_string())),
             }
         }
     }
@@ -261,7 +247,7 @@ mod tests {
         for (text, why) in [
             ("a,b\n1,2\n", "instrument"),
             ("instrument,price\nA,1\n", "--kind"),
-            ("kind,instrument,price\ntrade,A,x\n", "line 2: invalid price"),
+            ("kind,instrument,price\ntrade,A,x\n", "line 2: column 'price': invalid price"),
             ("kind,instrument,price\nwhale,A,1\n", "line 2: kind 'whale'"),
             ("kind,instrument,colour\ntrade,A,1\n", "'colour'"),
             ("kind,instrument,price\ntrade,A\n", "2 fields, the header has 3"),

@@ -1,10 +1,11 @@
 //! Owns: Parquet and Arrow IPC files as input, a batch in memory at a time; the columns are those of
-//! [`crate::columnar`].
+//! [`crate::schema`].
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -13,13 +14,15 @@ use arrow_ipc::reader::FileReaderBuilder;
 use arrow_schema::{ArrowError, SchemaRef};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tapestore::record::{Kind, Name, Schema, schema};
-use tapestore::time::Ts;
 
-use super::{Input, Message, NO_INSTRUMENT, NO_NAME, Names, Options, kind_with};
-use crate::columnar::{BATCH_ROWS, CHECKSUM, KIND, LAYOUT, NUMBER, RECORDS, Scatter};
-use crate::exit::{DATA, Failure, NO_INPUT, Outcome};
-use crate::tally::{Tally, text_hash};
-use crate::terminal;
+use super::message::{Input, Message, NO_INSTRUMENT, NO_NAME};
+use super::names::Names;
+use super::options::{Options, kind_with};
+use crate::checksum::{Checksum, text_hash};
+use crate::error::{Error, Fault, Place, Result, Work};
+use crate::progress::{OnProgress, Progress};
+use crate::scatter::Scatter;
+use crate::schema::{BATCH_ROWS, CHECKSUM, INSTRUMENT, KIND, LAYOUT, NUMBER, RECORDS};
 
 const PARQUET: &[u8] = b"PAR1";
 const ARROW: &[u8] = b"ARROW1";
@@ -56,13 +59,13 @@ pub struct Table {
     at: Option<Rc<Cell<u64>>>,
 }
 
-/// A file that says how far it has been read.
-struct Progress {
+/// A file that counts how far it has been read.
+struct Tracked {
     file: BufReader<File>,
     at: Rc<Cell<u64>>,
 }
 
-impl Read for Progress {
+impl Read for Tracked {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let n = self.file.read(buf)?;
         self.at.set(self.at.get() + n as u64);
@@ -70,7 +73,7 @@ impl Read for Progress {
     }
 }
 
-impl Seek for Progress {
+impl Seek for Tracked {
     fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
         let at = self.file.seek(to)?;
         self.at.set(at);
@@ -80,9 +83,9 @@ impl Seek for Progress {
 
 /// Runs `work`, code of a library that may panic at bytes that contradict each other; it is not asked again after
 /// it has.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, Fault> {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-    outcome.map_err(|_| "the file is damaged: its parts contradict each other".to_owned())
+    outcome.map_err(|_| Fault::new("the file is damaged: its parts contradict each other"))
 }
 
 /// A file whose batches are to be read.
@@ -95,14 +98,26 @@ struct Opened {
     at: Option<Rc<Cell<u64>>>,
 }
 
-fn open_file(path: &Path) -> Outcome<Opened> {
-    let fail = |e: &dyn std::fmt::Display| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
-    let lost = |e: std::io::Error| Failure::new(NO_INPUT, format!("cannot read {}: {e}", path.display()));
-    let mut file = File::open(path).map_err(lost)?;
-    let bytes = file.metadata().map_err(lost)?.len();
+impl Opened {
+    /// How far it has been read, `rows` of its rows.
+    fn progress(&self, rows: u64) -> Progress {
+        progress(self.at.as_ref(), rows, self.len)
+    }
+}
+
+/// How far a file has been read: bytes if `at` counts them, `rows` otherwise.
+fn progress(at: Option<&Rc<Cell<u64>>>, rows: u64, total: u64) -> Progress {
+    Progress { done: at.map_or(rows, |at| at.get()), total, is_bytes: at.is_some() }
+}
+
+fn open_file(path: &Path) -> Result<Opened> {
+    let fail = |e: &dyn std::fmt::Display| Fault::new(e.to_string()).at(path, Place::File);
+    let lost = Error::read(path);
+    let mut file = File::open(path).map_err(&lost)?;
+    let bytes = file.metadata().map_err(&lost)?.len();
     let mut start = Vec::new();
-    Read::by_ref(&mut file).take(8).read_to_end(&mut start).map_err(lost)?;
-    file.rewind().map_err(lost)?;
+    Read::by_ref(&mut file).take(8).read_to_end(&mut start).map_err(&lost)?;
+    file.rewind().map_err(&lost)?;
     if start.starts_with(PARQUET) {
         let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fail(&e))?;
         let schema = builder.schema().clone();
@@ -117,9 +132,9 @@ fn open_file(path: &Path) -> Outcome<Opened> {
         return Err(fail(&"it is an Arrow stream; only Arrow IPC files are read"));
     }
     check_blocks(&mut file, bytes).map_err(|e| fail(&e))?;
-    file.rewind().map_err(lost)?;
+    file.rewind().map_err(&lost)?;
     let at = Rc::new(Cell::new(0));
-    let file = Progress { file: BufReader::new(file), at: at.clone() };
+    let file = Tracked { file: BufReader::new(file), at: at.clone() };
     let reader = FileReaderBuilder::new().build(file).map_err(|e| fail(&e))?;
     let schema = reader.schema();
     let mut metadata = schema.metadata().clone();
@@ -127,51 +142,78 @@ fn open_file(path: &Path) -> Outcome<Opened> {
     Ok(Opened { schema, metadata, batches: Box::new(reader), len: bytes, at: Some(at) })
 }
 
-/// Reads the file `opened` to its end and compares its records with what it says of them, if it says it: nothing of a
-/// damaged file is taken.
-fn verify(mut opened: Opened, kind: &'static Schema) -> Result<(), String> {
+/// Why a file is not taken after it has been read to its end.
+enum Refused {
+    Fault(Fault),
+    /// The caller ended it.
+    Interrupted,
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Refused {
+        Refused::Fault(fault)
+    }
+}
+
+/// Reads the file `opened` to its end and compares its records with the count and the checksum in its metadata, if they
+/// are there: nothing of a damaged file is taken.
+fn verify(mut opened: Opened, kind: &'static Schema, on_progress: OnProgress<'_>) -> Result<(), Refused> {
     let of = |key: &str| opened.metadata.get(key);
-    let (Some(records), Some(checksum)) = (of(RECORDS).cloned(), of(CHECKSUM).cloned()) else { return Ok(()) };
+    let (Some(records), Some(sum)) = (of(RECORDS).cloned(), of(CHECKSUM).cloned()) else { return Ok(()) };
     let names: Vec<String> = opened.schema.fields().iter().map(|f| f.name().clone()).collect();
     let scatter = Scatter::new(kind, &names, true, None)?;
-    let bar = terminal::progress(opened.len, opened.at.is_some(), "checking");
-    let (mut tally, mut words, mut known) = (Tally::default(), Vec::new(), (String::new(), text_hash("")));
-    for batch in &mut opened.batches {
-        let instruments = scatter.records(&batch.map_err(|e| e.to_string())?, &mut words)?;
+    let (mut found, mut words, mut last) = (Checksum::default(), Vec::new(), (String::new(), text_hash("")));
+    while let Some(batch) = opened.batches.next() {
+        let instruments = scatter.records(&batch.map_err(|e| Fault::new(e.to_string()))?, &mut words)?;
         for (name, record) in instruments.iter().zip(words.chunks_exact(kind.words)) {
             let name = name.unwrap_or(NO_NAME);
-            if known.0 != name {
-                known = (name.to_owned(), text_hash(name));
+            if last.0 != name {
+                last = (name.to_owned(), text_hash(name));
             }
-            tally.add(known.1, record);
+            found.add(last.1, record);
         }
-        bar.set_position(opened.at.as_ref().map_or(tally.records, |at| at.get()));
+        if on_progress(opened.progress(found.records)).is_break() {
+            return Err(Refused::Interrupted);
+        }
     }
-    bar.finish_and_clear();
-    if (tally.records.to_string(), format!("{:016x}", tally.checksum)) != (records.clone(), checksum) {
-        return Err(format!("the file is damaged: it says that it has {records} other records; nothing of it is taken"));
+    if (found.records.to_string(), found.to_string()) != (records.clone(), sum.clone()) {
+        let reason = format!("the file is damaged: it says that it has {records} other records; nothing of it is taken");
+        let values = |records: &str, sum: &str| format!("{records} records, checksum {sum}");
+        let fault = Fault::new(reason).values(values(&records, &sum), values(&found.records.to_string(), &found.to_string()));
+        return Err(fault.into());
     }
     Ok(())
 }
 
 impl Table {
-    /// Opens the file `path`. One that `tape export` wrote is read once for its checksum first.
+    /// Opens the file `path`. One that an export wrote is read once for its checksum first.
     ///
     /// # Errors
     /// That it cannot be read, is damaged, or its columns are not those of a kind.
-    pub fn open(path: &Path, options: &Options) -> Outcome<Table> {
-        let fail = |e: String| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
-        guarded(|| Table::open_trusting(path, options)).map_err(fail)?
+    pub fn open(path: &Path, options: &Options) -> Result<Table> {
+        Table::open_watched(path, options, &mut |_| ControlFlow::Continue(()))
     }
 
-    fn open_trusting(path: &Path, options: &Options) -> Outcome<Table> {
-        let fail = |e: String| Failure::new(DATA, format!("cannot read {}: {e}", path.display()));
+    /// As [`Table::open`]; `on_progress` is called while the file is read for its checksum.
+    ///
+    /// # Errors
+    /// As [`Table::open`]; [`Error::Interrupted`] if `on_progress` ended it.
+    pub fn open_watched(path: &Path, options: &Options, on_progress: OnProgress<'_>) -> Result<Table> {
+        let opened = guarded(|| Table::open_trusting(path, options, on_progress));
+        opened.map_err(|fault| fault.at(path, Place::File))?
+    }
+
+    fn open_trusting(path: &Path, options: &Options, on_progress: OnProgress<'_>) -> Result<Table> {
+        let fail = |fault: Fault| fault.at(path, Place::File);
         let opened = open_file(path)?;
         let is_ours = opened.metadata.contains_key(KIND);
         let kind = kind_of(&opened, options).map_err(fail)?;
         let names: Vec<String> = opened.schema.fields().iter().map(|f| options.renamed(f.name())).collect();
         let scatter = Scatter::new(kind, &names, is_ours, options.units).map_err(fail)?;
-        verify(opened, kind).map_err(fail)?;
+        verify(opened, kind, on_progress).map_err(|refused| match refused {
+            Refused::Fault(fault) => fail(fault),
+            Refused::Interrupted => Error::Interrupted { path: path.to_path_buf(), work: Work::Check },
+        })?;
         let Opened { batches, len, at, .. } = open_file(path)?;
         Ok(Table {
             path: path.to_path_buf(),
@@ -190,29 +232,47 @@ impl Table {
         })
     }
 
-    fn fail(&self, reason: &str) -> Failure {
-        Failure::new(DATA, format!("{} row {}: {reason}", self.path.display(), self.read + 1))
+    /// The error that `fault` is in the next `rows` rows.
+    fn fail(&self, fault: Fault, rows: u64) -> Error {
+        let first = self.read + 1;
+        fault.at(&self.path, if rows > 1 { Place::Rows(first, self.read + rows) } else { Place::Row(first) })
+    }
+
+    /// Reads the next batch that has rows; `false` at the end.
+    fn next_batch(&mut self) -> Result<bool> {
+        while self.next >= self.instruments.len() {
+            let next = guarded(|| self.batches.next()).map_err(|e| self.fail(e, 1))?;
+            let batch = match next {
+                None => return Ok(false),
+                Some(batch) => batch.map_err(|e| self.fail(Fault::new(format!("the file is damaged: {e}")), 1))?,
+            };
+            let records = guarded(|| self.scatter.records(&batch, &mut self.words)).and_then(|r| r);
+            self.instruments = records.map_err(|e| self.fail(e, batch.num_rows() as u64))?;
+            self.next = 0;
+        }
+        Ok(true)
     }
 }
 
 /// Whether the blocks that the footer of an Arrow file of `len` bytes names lie in it: the reader allocates what they
 /// say.
-fn check_blocks(file: &mut File, len: u64) -> Result<(), String> {
-    let damaged = |what: &str| format!("the file is cut or damaged: {what}");
-    let read = |file: &mut File, from: u64, n: u64| -> Result<Vec<u8>, String> {
+fn check_blocks(file: &mut File, len: u64) -> Result<(), Fault> {
+    let damaged = |what: &str| Fault::new(format!("the file is cut or damaged: {what}"));
+    let failed = |e: std::io::Error| Fault::new(e.to_string());
+    let read = |file: &mut File, from: u64, n: u64| -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(from)).map_err(|e| e.to_string())?;
-        Read::by_ref(file).take(n).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+        file.seek(SeekFrom::Start(from))?;
+        Read::by_ref(file).take(n).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let end = len.checked_sub(ARROW_TAIL).ok_or_else(|| damaged("it has no end"))?;
-    let tail = read(file, end, ARROW_TAIL)?;
+    let tail = read(file, end, ARROW_TAIL).map_err(failed)?;
     let (footer, magic) = tail.split_first_chunk::<4>().ok_or_else(|| damaged("it has no end"))?;
     let footer_len = u64::from(u32::from_le_bytes(*footer));
     if magic != ARROW || footer_len > end {
         return Err(damaged("it has no footer"));
     }
-    let bytes = read(file, end - footer_len, footer_len)?;
+    let bytes = read(file, end - footer_len, footer_len).map_err(failed)?;
     let footer = arrow_ipc::root_as_footer(&bytes).map_err(|e| damaged(&e.to_string()))?;
     let blocks = footer.recordBatches().into_iter().chain(footer.dictionaries()).flatten();
     let lies_in = |b: &arrow_ipc::Block| {
@@ -224,7 +284,7 @@ fn check_blocks(file: &mut File, len: u64) -> Result<(), String> {
         if !lies_in(block) {
             return Err(damaged("a block lies outside of it"));
         }
-        let meta = read(file, block.offset() as u64, block.metaDataLength() as u64)?;
+        let meta = read(file, block.offset() as u64, block.metaDataLength() as u64).map_err(failed)?;
         // A mark and a length come first, in files of before 2019 a length alone.
         let message = if meta.starts_with(STREAM) { meta.get(8..) } else { meta.get(4..) };
         let message = arrow_ipc::root_as_message(message.unwrap_or(&[])).map_err(|e| damaged(&e.to_string()))?;
@@ -232,9 +292,9 @@ fn check_blocks(file: &mut File, len: u64) -> Result<(), String> {
         let body = block.offset() as u64 + block.metaDataLength() as u64;
         for buffer in batch.buffers().into_iter().flatten().filter(|b| b.length() > 0) {
             let at = body.saturating_add(u64::try_from(buffer.offset()).map_err(|_| damaged("a buffer lies outside of it"))?);
-            let head = read(file, at, 8)?;
-            let says = head.first_chunk().map_or(i64::MAX, |b| i64::from_le_bytes(*b));
-            if says > BUFFER_MAX {
+            let head = read(file, at, 8).map_err(failed)?;
+            let claimed = head.first_chunk().map_or(i64::MAX, |b| i64::from_le_bytes(*b));
+            if claimed > BUFFER_MAX {
                 return Err(damaged("a compressed buffer says that it is longer than 1 GiB"));
             }
         }
@@ -243,19 +303,19 @@ fn check_blocks(file: &mut File, len: u64) -> Result<(), String> {
 }
 
 /// The kind of the rows of a file: the very layout that it says, or the one that was asked for.
-fn kind_of(opened: &Opened, options: &Options) -> Result<&'static Schema, String> {
+fn kind_of(opened: &Opened, options: &Options) -> Result<&'static Schema, Fault> {
     let of = |key: &str| opened.metadata.get(key);
     let columns: Vec<String> = opened.schema.fields().iter().map(|f| options.renamed(f.name())).collect();
     let asked = options.kind.as_deref();
     let Some(name) = of(KIND) else {
         let name = asked.ok_or_else(|| {
             let columns = columns.join(", ");
-            format!("the file does not say of which kind its rows are; name it with --kind (columns: {columns})")
+            Fault::new(format!("the file does not say of which kind its rows are; name it with --kind (columns: {columns})"))
         })?;
         return kind_with(name, &columns);
     };
-    if asked.is_some_and(|asked| asked != name) {
-        return Err(format!("its rows are of kind '{name}', not what --kind says"));
+    if let Some(asked) = asked.filter(|asked| asked != name) {
+        return Err(Fault::new(format!("its rows are of kind '{name}', not what --kind says")).values(asked, name));
     }
     if of(NUMBER).is_none() {
         // A file of history, or one of before files said it.
@@ -265,45 +325,30 @@ fn kind_of(opened: &Opened, options: &Options) -> Result<&'static Schema, String
     let kind = number.and_then(schema).filter(|s| s.name == name && of(LAYOUT).is_some_and(|l| *l == format!("{:016x}", s.hash)));
     kind.ok_or_else(|| {
         let number = of(NUMBER).map_or("", String::as_str);
-        format!(
+        Fault::new(format!(
             "its kind '{name}' (number {number}) is not in this store with that layout; the program that defines it makes it one \
              with Publisher::kind"
-        )
+        ))
     })
 }
 
 impl Input for Table {
-    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
+    fn next(&mut self, message: &mut Message) -> Result<bool> {
         message.clear();
-        while self.next >= self.instruments.len() {
-            let next = guarded(|| self.batches.next()).map_err(|e| self.fail(&e))?;
-            let batch = match next {
-                None => return Ok(false),
-                Some(batch) => batch.map_err(|e| self.fail(&format!("the file is damaged: {e}")))?,
-            };
-            let records = guarded(|| self.scatter.records(&batch, &mut self.words)).and_then(|r| r);
-            self.instruments = records.map_err(|e| self.fail(&format!("of {} rows: {e}", batch.num_rows())))?;
-            self.next = 0;
+        if !self.next_batch()? {
+            return Ok(false);
         }
         let named = if self.instruments.is_null(self.next) && !self.is_ours {
-            Err("it has no instrument".to_owned())
+            Err(Fault::new("it has no instrument"))
         } else if self.instruments.is_null(self.next) {
             Ok(NO_INSTRUMENT)
         } else {
             self.names.number(self.instruments.value(self.next))
         };
-        let number = match named {
-            Ok(number) => number,
-            Err(e) => return Err(self.fail(&e)),
-        };
+        let number = named.map_err(|e| self.fail(e.column(INSTRUMENT), 1))?;
         let record = self.words.get(self.next * self.kind.words..(self.next + 1) * self.kind.words).unwrap_or(&[]);
         message.words.extend_from_slice(record);
-        if let Some(head) = message.words.first_mut() {
-            let source = self.source.map_or(*head >> 16 & 0xffff, u64::from);
-            *head = *head & 0xffff | source << 16 | u64::from(number) << 32;
-        }
-        message.records = 1;
-        message.at = Ts(message.words.get(self.kind.index_word).copied().unwrap_or(0));
+        message.set_row(number, self.source, self.kind.index_word);
         self.next += 1;
         self.read += 1;
         Ok(true)
@@ -313,12 +358,8 @@ impl Input for Table {
         self.names.all()
     }
 
-    fn progress(&self) -> (u64, u64) {
-        (self.at.as_ref().map_or(self.read, |at| at.get()), self.len)
-    }
-
-    fn is_bytes(&self) -> bool {
-        self.at.is_some()
+    fn progress(&self) -> Progress {
+        progress(self.at.as_ref(), self.read, self.len)
     }
 }
 
@@ -356,6 +397,6 @@ mod tests {
         bytes[at..at + 8].copy_from_slice(&(1u64 << 46).to_le_bytes());
         std::fs::write(file.path(), &bytes).unwrap();
         let refused = Table::open(file.path(), &options).err().unwrap();
-        assert!(refused.message.contains("longer than 1 GiB"), "{refused}");
+        assert!(refused.to_string().contains("longer than 1 GiB"), "{refused}");
     }
 }

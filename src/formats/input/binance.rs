@@ -13,8 +13,9 @@ use tapestore::lsn::InstrumentId;
 use tapestore::record::{BookOrder, Name, Price, Quote, Size, Trade, action, flags, side};
 use tapestore::time::Ts;
 
-use super::{LineInput, LineParser, Lines, Message};
-use crate::exit::Outcome;
+use super::message::Message;
+use super::text::{LineInput, LineParser};
+use crate::error::{Fault, Result};
 
 /// Source numbers, if none is given.
 const SPOT: u16 = 1;
@@ -24,7 +25,7 @@ const USDM: u16 = 2;
 pub struct Binance {
     names: Vec<Name>,
     source: Option<u16>,
-    /// Which of Binance's venues: known from the first message that tells.
+    /// Which of Binance's venues it is, as of the first message that differs between them.
     usdm: Option<bool>,
     /// The instrument of the newest message: a snapshot does not say whose it is.
     last: Option<u32>,
@@ -124,17 +125,16 @@ impl Binance {
     ///
     /// # Errors
     /// That it cannot be read.
-    pub fn open(path: &Path, source: Option<u16>) -> Outcome<LineInput<Binance>> {
-        let parser = Binance { names: Vec::new(), source, usdm: None, last: None };
-        Ok(LineInput { lines: Lines::open(path)?, parser })
+    pub fn open(path: &Path, source: Option<u16>) -> Result<LineInput<Binance>> {
+        LineInput::open(path, Binance { names: Vec::new(), source, usdm: None, last: None })
     }
 
-    fn instrument(&mut self, symbol: &str, usdm: bool) -> Result<u32, String> {
+    fn instrument(&mut self, symbol: &str, usdm: bool) -> Result<u32, Fault> {
         let usdm = *self.usdm.get_or_insert(usdm);
         let venue = if usdm { "BINANCE-USDM" } else { "BINANCE" };
-        let name: Name = format!("{venue}:{symbol}").parse().map_err(|e: tapestore::error::Error| e.to_string())?;
-        let known = self.names.iter().position(|n| *n == name);
-        let index = known.unwrap_or_else(|| {
+        let name: Name = format!("{venue}:{symbol}").parse()?;
+        let met = self.names.iter().position(|n| *n == name);
+        let index = met.unwrap_or_else(|| {
             self.names.push(name);
             self.names.len() - 1
         }) as u32;
@@ -142,7 +142,7 @@ impl Binance {
         Ok(index)
     }
 
-    fn shared(&self, instrument: u32, event: Option<u64>, sent: Option<u64>, at: Ts, update: u64) -> Result<Shared, String> {
+    fn shared(&self, instrument: u32, event: Option<u64>, sent: Option<u64>, at: Ts, update: u64) -> Result<Shared, Fault> {
         let default = if self.usdm == Some(true) { USDM } else { SPOT };
         let ts_event = match event {
             Some(ms) => millis(ms).ok_or("its time is out of range")?,
@@ -158,7 +158,7 @@ impl Binance {
         })
     }
 
-    fn ticker(&mut self, t: &Ticker<'_>, message: &mut Message) -> Result<(), String> {
+    fn ticker(&mut self, t: &Ticker<'_>, message: &mut Message) -> Result<(), Fault> {
         let instrument = self.instrument(t.s, t.e.is_some())?;
         let s = self.shared(instrument, t.time, t.sent, message.at, t.u)?;
         message.push(&Quote {
@@ -182,7 +182,7 @@ impl Binance {
         Ok(())
     }
 
-    fn trade(&mut self, t: &Execution<'_>, message: &mut Message) -> Result<(), String> {
+    fn trade(&mut self, t: &Execution<'_>, message: &mut Message) -> Result<(), Fault> {
         let instrument = self.instrument(t.s, t.order_type.is_some())?;
         let s = self.shared(instrument, Some(t.time), Some(t.sent), message.at, t.t)?;
         message.push(&Trade {
@@ -204,13 +204,13 @@ impl Binance {
         Ok(())
     }
 
-    fn depth(&mut self, d: &Depth<'_>, message: &mut Message) -> Result<(), String> {
+    fn depth(&mut self, d: &Depth<'_>, message: &mut Message) -> Result<(), Fault> {
         let instrument = self.instrument(d.s, d.pu.is_some())?;
         let s = self.shared(instrument, d.time.or(Some(d.sent)), Some(d.sent), message.at, d.u)?;
         levels(&s, &d.b, &d.a, flags::MBP, None, message)
     }
 
-    fn snapshot(&mut self, d: &Snapshot<'_>, message: &mut Message) -> Result<(), String> {
+    fn snapshot(&mut self, d: &Snapshot<'_>, message: &mut Message) -> Result<(), Fault> {
         let instrument = self.last.ok_or("a snapshot before any message that says whose it is")?;
         let s = self.shared(instrument, d.time, d.sent, message.at, d.last_update_id)?;
         message.push(&BookOrder {
@@ -225,12 +225,12 @@ impl Binance {
     }
 }
 
-fn price(text: &str) -> Result<Price, String> {
-    text.parse().map_err(|e: tapestore::error::Error| e.to_string())
+fn price(text: &str) -> Result<Price, Fault> {
+    Ok(text.parse()?)
 }
 
-fn size(text: &str) -> Result<Size, String> {
-    text.parse().map_err(|e: tapestore::error::Error| e.to_string())
+fn size(text: &str) -> Result<Size, Fault> {
+    Ok(text.parse()?)
 }
 
 fn level(s: &Shared) -> BookOrder {
@@ -255,7 +255,7 @@ fn levels(
     with: u8,
     always: Option<tapestore::record::Char>,
     message: &mut Message,
-) -> Result<(), String> {
+) -> Result<(), Fault> {
     let count = bids.len() + asks.len();
     let sided = bids.iter().map(|l| (side::BID, l)).chain(asks.iter().map(|l| (side::ASK, l)));
     for (i, (side, (p, q))) in sided.enumerate() {
@@ -275,13 +275,13 @@ fn levels(
 }
 
 impl LineParser for Binance {
-    fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), String> {
+    fn parse(&mut self, line: &[u8], message: &mut Message) -> Result<(), Fault> {
         let space = line.iter().position(|&b| b == b' ').ok_or("there is no 'local_ns JSON'")?;
         let (time, json) = line.split_at(space);
-        let time = std::str::from_utf8(time).map_err(|e| e.to_string())?;
-        message.at = Ts(time.parse().map_err(|_| format!("'{time}' is no time in nanoseconds"))?);
-        let json = std::str::from_utf8(json).map_err(|e| e.to_string())?;
-        let bad = |e: serde_json::Error| e.to_string();
+        let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|e| Fault::new(e.to_string()));
+        let (time, json) = (utf8(time)?, utf8(json)?);
+        message.at = Ts(time.parse().map_err(|_| Fault::new(format!("'{time}' is no time in nanoseconds")))?);
+        let bad = |e: serde_json::Error| Fault::new(e.to_string());
         let Ok(stream) = serde_json::from_str::<Stream<'_>>(json) else {
             return self.snapshot(&serde_json::from_str(json).map_err(bad)?, message);
         };
@@ -290,7 +290,10 @@ impl LineParser for Binance {
             Some("bookTicker") => self.ticker(&serde_json::from_str(data).map_err(bad)?, message),
             Some("trade") => self.trade(&serde_json::from_str(data).map_err(bad)?, message),
             Some("depth") => self.depth(&serde_json::from_str(data).map_err(bad)?, message),
-            _ => Err(format!("stream '{}' is none of bookTicker, trade, depth", stream.stream)),
+            _ => {
+                let fault = Fault::new(format!("stream '{}' is none of bookTicker, trade, depth", stream.stream));
+                Err(fault.values("bookTicker, trade, depth", stream.stream))
+            }
         }
     }
 
@@ -305,7 +308,7 @@ mod tests {
 
     use tapestore::record::split;
 
-    use super::super::Input;
+    use super::super::message::Input;
     use super::*;
 
     fn read(lines: &[&str]) -> (Vec<Vec<u64>>, Option<String>) {
@@ -317,7 +320,7 @@ mod tests {
             match input.next(&mut message) {
                 Ok(true) => out.push(message.words.clone()),
                 Ok(false) => return (out, None),
-                Err(e) => return (out, Some(e.message)),
+                Err(e) => return (out, Some(e.to_string())),
             }
         }
     }

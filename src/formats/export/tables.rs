@@ -1,7 +1,9 @@
-//! Owns: Parquet and Arrow IPC files of the rows of a kind, in the schema of [`crate::columnar`].
+//! Owns: Parquet and Arrow IPC files of the rows of a kind, in the schema of [`crate::schema`].
+//!
+//! What must hold: a file's metadata has the count and the checksum of its records, by which an import finds damage.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::FileWriter;
@@ -15,10 +17,9 @@ use parquet::schema::types::ColumnPath;
 use tapestore::reader::Row;
 use tapestore::record::{ColumnType, Name, Schema};
 
-use super::Sink;
-use crate::columnar::{Batcher, CHECKSUM, INSTRUMENT, RECORDS, metadata};
-use crate::exit::{Failure, IO, Outcome};
-use crate::tally::Tally;
+use super::file::Sink;
+use crate::checksum::Checksum;
+use crate::schema::{Batcher, CHECKSUM, INSTRUMENT, RECORDS, metadata};
 
 /// Rows of a row group, and bytes that one may hold in memory, encoded.
 const GROUP_ROWS: usize = 1 << 20;
@@ -27,37 +28,45 @@ const GROUP_BYTES: usize = 64 << 20;
 const PAGE_ROWS: usize = 16 << 10;
 const ZSTD_LEVEL: i32 = 3;
 
-fn parquet_failed(e: &ParquetError) -> Failure {
-    Failure::new(IO, format!("cannot write Parquet: {e}"))
+/// The system's own error if a write failed, the library's as text otherwise.
+fn parquet_failed(error: ParquetError) -> io::Error {
+    match error {
+        ParquetError::External(cause) => cause.downcast::<io::Error>().map_or_else(io::Error::other, |error| *error),
+        other => io::Error::other(other),
+    }
 }
 
-fn arrow_failed(e: &ArrowError) -> Failure {
-    Failure::new(IO, format!("cannot write Arrow: {e}"))
+/// As [`parquet_failed`].
+fn arrow_failed(error: ArrowError) -> io::Error {
+    match error {
+        ArrowError::IoError(_, error) => error,
+        other => io::Error::other(other),
+    }
 }
 
-/// What a file says of its records.
-fn sums(tally: &Tally) -> [(&'static str, String); 2] {
-    [(RECORDS, tally.records.to_string()), (CHECKSUM, format!("{:016x}", tally.checksum))]
+/// What a file's metadata says of its records.
+fn sums(checksum: &Checksum) -> [(&'static str, String); 2] {
+    [(RECORDS, checksum.records.to_string()), (CHECKSUM, checksum.to_string())]
 }
 
 /// A Parquet file.
-pub(super) struct Parquet {
+pub(super) struct ParquetSink {
     batcher: Batcher,
     writer: ArrowWriter<File>,
 }
 
-impl Parquet {
-    pub(super) fn new(file: File, kind: &'static Schema, decimal: bool) -> Outcome<Parquet> {
+impl ParquetSink {
+    pub(super) fn new(file: File, kind: &'static Schema, decimal: bool) -> io::Result<ParquetSink> {
         let batcher = Batcher::new(kind, decimal);
         let writer = ArrowWriter::try_new(file, batcher.schema(), Some(properties(kind, decimal)?));
-        Ok(Parquet { batcher, writer: writer.map_err(|e| parquet_failed(&e))? })
+        Ok(ParquetSink { batcher, writer: writer.map_err(parquet_failed)? })
     }
 
-    fn write(&mut self) -> Outcome {
-        let Some(batch) = self.batcher.take().map_err(|e| arrow_failed(&e))? else { return Ok(()) };
-        self.writer.write(&batch).map_err(|e| parquet_failed(&e))?;
+    fn write(&mut self) -> io::Result<()> {
+        let Some(batch) = self.batcher.take().map_err(arrow_failed)? else { return Ok(()) };
+        self.writer.write(&batch).map_err(parquet_failed)?;
         if self.writer.memory_size() > GROUP_BYTES {
-            self.writer.flush().map_err(|e| parquet_failed(&e))?;
+            self.writer.flush().map_err(parquet_failed)?;
         }
         Ok(())
     }
@@ -65,8 +74,8 @@ impl Parquet {
 
 /// How columns are encoded: numbers as differences, which are small in rows sorted by time; names and characters
 /// by dictionary.
-fn properties(kind: &Schema, decimal: bool) -> Outcome<WriterProperties> {
-    let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| parquet_failed(&e))?;
+fn properties(kind: &Schema, decimal: bool) -> io::Result<WriterProperties> {
+    let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(parquet_failed)?;
     let sorted = |column_idx: usize| SortingColumn { column_idx: column_idx as i32, descending: false, nulls_first: false };
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
@@ -96,62 +105,62 @@ fn properties(kind: &Schema, decimal: bool) -> Outcome<WriterProperties> {
     Ok(properties.build())
 }
 
-impl Sink for Parquet {
-    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool> {
+impl Sink for ParquetSink {
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> io::Result<bool> {
         if self.batcher.push(row, name.as_str()) {
             self.write()?;
         }
         Ok(true)
     }
 
-    fn finish(mut self: Box<Self>, tally: &Tally) -> Outcome<File> {
+    fn finish(mut self: Box<Self>, checksum: &Checksum) -> io::Result<File> {
         self.write()?;
-        for (key, value) in sums(tally) {
+        for (key, value) in sums(checksum) {
             self.writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
-        self.writer.into_inner().map_err(|e| parquet_failed(&e))
+        self.writer.into_inner().map_err(parquet_failed)
     }
 }
 
 /// An Arrow IPC file.
-pub(super) struct Arrow {
+pub(super) struct ArrowSink {
     batcher: Batcher,
     writer: FileWriter<BufWriter<File>>,
 }
 
-impl Arrow {
-    pub(super) fn new(file: File, kind: &'static Schema, decimal: bool) -> Outcome<Arrow> {
+impl ArrowSink {
+    pub(super) fn new(file: File, kind: &'static Schema, decimal: bool) -> io::Result<ArrowSink> {
         let batcher = Batcher::new(kind, decimal);
         let writer = FileWriter::try_new(BufWriter::with_capacity(1 << 20, file), &batcher.schema());
-        Ok(Arrow { batcher, writer: writer.map_err(|e| arrow_failed(&e))? })
+        Ok(ArrowSink { batcher, writer: writer.map_err(arrow_failed)? })
     }
 
-    fn write(&mut self) -> Outcome {
-        let batch: Option<RecordBatch> = self.batcher.take().map_err(|e| arrow_failed(&e))?;
+    fn write(&mut self) -> io::Result<()> {
+        let batch: Option<RecordBatch> = self.batcher.take().map_err(arrow_failed)?;
         match batch {
-            Some(batch) => self.writer.write(&batch).map_err(|e| arrow_failed(&e)),
+            Some(batch) => self.writer.write(&batch).map_err(arrow_failed),
             None => Ok(()),
         }
     }
 }
 
-impl Sink for Arrow {
-    fn push(&mut self, row: &Row<'_>, name: &Name) -> Outcome<bool> {
+impl Sink for ArrowSink {
+    fn push(&mut self, row: &Row<'_>, name: &Name) -> io::Result<bool> {
         if self.batcher.push(row, name.as_str()) {
             self.write()?;
         }
         Ok(true)
     }
 
-    fn finish(mut self: Box<Self>, tally: &Tally) -> Outcome<File> {
+    fn finish(mut self: Box<Self>, checksum: &Checksum) -> io::Result<File> {
         self.write()?;
-        for (key, value) in sums(tally) {
+        for (key, value) in sums(checksum) {
             self.writer.write_metadata(key, value);
         }
-        self.writer.finish().map_err(|e| arrow_failed(&e))?;
-        let mut file = self.writer.into_inner().map_err(|e| arrow_failed(&e))?;
+        self.writer.finish().map_err(arrow_failed)?;
+        let mut file = self.writer.into_inner().map_err(arrow_failed)?;
         file.flush()?;
-        file.into_inner().map_err(|e| Failure::new(IO, e.to_string()))
+        file.into_inner().map_err(io::IntoInnerError::into_error)
     }
 }
 
@@ -164,10 +173,12 @@ mod tests {
     use tapestore::time::Ts;
 
     use super::*;
+    use crate::checksum::name_hash;
+    use crate::error::Result;
     use crate::input::{self, Message, Options};
 
     /// The records of `path`, or why it cannot be read to its end.
-    fn read(path: &Path) -> Outcome<Vec<Vec<u64>>> {
+    fn read(path: &Path) -> Result<Vec<Vec<u64>>> {
         let (mut input, mut message) = (input::open(path, &Options::default())?, Message::default());
         let mut records = Vec::new();
         while input.next(&mut message)? {
@@ -184,16 +195,16 @@ mod tests {
             let path = dir.path().join("file");
             let file = File::create(&path).unwrap();
             let mut sink: Box<dyn Sink> = match format {
-                "parquet" => Box::new(Parquet::new(file, &Trade::SCHEMA, false).unwrap()),
-                _ => Box::new(Arrow::new(file, &Trade::SCHEMA, true).unwrap()),
+                "parquet" => Box::new(ParquetSink::new(file, &Trade::SCHEMA, false).unwrap()),
+                _ => Box::new(ArrowSink::new(file, &Trade::SCHEMA, true).unwrap()),
             };
-            let mut tally = Tally::default();
+            let mut checksum = Checksum::default();
             for i in 0..20 {
                 let trade = Trade { trade_id: i, ts_recv: Ts(i), ..Trade::default() };
                 sink.push(&Row { lsn: Lsn(i), index_time: Ts(i), record: RecordRef::of(&trade) }, &name).unwrap();
-                tally.add(crate::tally::name_hash(&name), trade.words());
+                checksum.add(name_hash(&name), trade.words());
             }
-            sink.finish(&tally).unwrap();
+            sink.finish(&checksum).unwrap();
             let whole = read(&path).unwrap();
             assert_eq!(whole.len(), 20);
             let bytes = std::fs::read(&path).unwrap();

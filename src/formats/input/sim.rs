@@ -10,8 +10,9 @@ use tapestore::lsn::InstrumentId;
 use tapestore::record::{BookOrder, Definition, Name, Price, Quote, Size, Trade, action, flags, side};
 use tapestore::time::Ts;
 
-use super::{Input, Message};
-use crate::exit::{Failure, Outcome, USAGE};
+use super::message::{Input, Message};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
 
 /// What the market is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +73,9 @@ impl Sim {
     ///
     /// # Errors
     /// If there are no instruments.
-    pub fn new(market: Market) -> Outcome<Sim> {
+    pub fn new(market: Market) -> Result<Sim> {
         if market.instruments == 0 {
-            return Err(Failure::new(USAGE, "--instruments must be at least 1"));
+            return Err(Error::Usage("--instruments must be at least 1".to_owned()));
         }
         let mut rng = ChaCha8Rng::seed_from_u64(market.seed);
         let mut total = 0.0;
@@ -320,7 +321,7 @@ impl Instrument {
 }
 
 impl Input for Sim {
-    fn next(&mut self, message: &mut Message) -> Outcome<bool> {
+    fn next(&mut self, message: &mut Message) -> Result<bool> {
         message.clear();
         if self.made >= self.market.records {
             return Ok(false);
@@ -349,12 +350,8 @@ impl Input for Sim {
         &self.names
     }
 
-    fn progress(&self) -> (u64, u64) {
-        (self.made, self.market.records)
-    }
-
-    fn is_bytes(&self) -> bool {
-        false
+    fn progress(&self) -> Progress {
+        Progress { done: self.made, total: self.market.records, is_bytes: false }
     }
 }
 

@@ -1,0 +1,113 @@
+//! Owns: `tape export`: what a store holds, as files for other programs.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use tapestore_formats::export::{Event, Export, FileReport, Format, Options, Target};
+use tapestore_formats::progress::Progress;
+
+use crate::exit::{DATA, Failure, Outcome};
+use crate::output::Format as Output;
+use crate::query::{self, Filter, Span, Watermark};
+use crate::terminal::{self, Bar};
+
+/// `tape export`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A file called *.parquet, *.arrow, *.csv, *.csv.gz, *.dbn or *.dbn.zst, for one kind; or a directory, for a file a kind
+    out: PathBuf,
+    /// What files in a directory are [default: parquet]
+    #[arg(long, value_parser = formats())]
+    format: Option<Format>,
+    #[command(flatten)]
+    filter: Filter,
+    #[command(flatten)]
+    span: Span,
+    #[command(flatten)]
+    watermark: Watermark,
+    /// Prices and sizes as decimals instead of integers of 1e-9 (Parquet, Arrow)
+    #[arg(long)]
+    decimal: bool,
+    /// Replace files that are there
+    #[arg(long)]
+    force: bool,
+}
+
+fn formats() -> impl TypedValueParser<Value = Format> {
+    let values = Format::ALL.map(|format| PossibleValue::new(format.name()).help(format.about()));
+    PossibleValuesParser::new(values).try_map(|text| text.parse::<Format>())
+}
+
+/// `tape export`.
+///
+/// # Errors
+/// That nothing matches (exit code 3), that a file cannot be written, that a format could not hold something
+/// (exit code 65, after everything else has been written).
+pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
+    let began = Instant::now();
+    let stop = terminal::stop_flag()?;
+    let target = Target::new(&args.out, args.format)?;
+    let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
+    let series = query::series(&args.filter, &mut reader, &snapshot)?;
+    let is_all = args.filter.kind.is_empty() && args.filter.instrument.is_empty() && args.span.is_all();
+    let total = if is_all { snapshot.last().0.saturating_sub(snapshot.first().0) + 1 } else { 0 };
+    let mut bar = Bar::new("exporting");
+    let names = reader.symbols()?;
+    names.refresh();
+    let format = target.format;
+    let options = Options { range: args.span.range(), limit: args.span.limit(), decimal: args.decimal, replace: args.force };
+    let export = Export { snapshot: &snapshot, names, series: &series, target, options };
+    let written = export.write(&mut |event| {
+        match event {
+            Event::Rows(done) => {
+                bar.set(Progress { done, total, is_bytes: false });
+                return terminal::go_on(!terminal::is_raised(&stop));
+            }
+            Event::File(file) => report(file, output),
+            Event::Left(what, n) => report_left(what, n, output),
+        }
+        ControlFlow::Continue(())
+    });
+    drop(bar);
+    let summary = written?;
+    let (checksum, left) = (summary.checksum(), summary.left());
+    if !output.json {
+        let seconds = began.elapsed().as_secs_f64();
+        let rate = checksum.records as f64 / seconds.max(1e-9) / 1e6;
+        let records = terminal::thousands(checksum.records);
+        terminal::say(format_args!("{records} records, checksum {checksum}, in {seconds:.2} s: {rate:.2} M records/s"));
+    }
+    if left > 0 {
+        return Err(Failure::new(DATA, format!("{left} things have no place in {}; they are named above", format.extension())));
+    }
+    Ok(())
+}
+
+/// Prints what no file was begun for.
+fn report_left(what: &str, n: u64, output: Output) {
+    if output.json {
+        terminal::say(serde_json::json!({ "left": { what: n } }));
+    } else {
+        terminal::say(format_args!("left in the store: {} {what}", terminal::thousands(n)));
+    }
+}
+
+/// Prints what a file holds.
+fn report(file: &FileReport, output: Output) {
+    let FileReport { path, kind, checksum, bytes, left } = file;
+    if output.json {
+        let object = serde_json::json!({
+            "file": path.display().to_string(), "kind": kind, "records": checksum.records, "checksum": checksum.to_string(),
+            "bytes": bytes, "left": left,
+        });
+        terminal::say(object);
+        return;
+    }
+    let (path, rows, bytes) = (path.display(), terminal::thousands(checksum.records), terminal::thousands(*bytes));
+    terminal::say(format_args!("{path}: {rows} {kind} records, checksum {checksum}, {bytes} bytes"));
+    for (what, n) in left {
+        terminal::say(format_args!("  left in the store: {} {what}", terminal::thousands(*n)));
+    }
+}

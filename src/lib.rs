@@ -117,28 +117,54 @@
 #[cfg(not(all(target_endian = "little", target_pointer_width = "64", target_os = "linux")))]
 compile_error!("tapestore runs on 64-bit little-endian Linux: its records are mapped as they are");
 
-pub mod agent;
 pub mod bars;
 pub mod book;
-pub mod bus;
-pub mod disk;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 pub mod error;
 pub mod lsn;
-pub mod manifest;
-pub mod memtable;
-pub mod pages;
 pub mod publisher;
 pub mod reader;
 pub mod record;
-pub mod sabotage;
-pub mod shm;
-pub mod sstable;
 pub mod subscriber;
 pub mod time;
+
+// The storage process (package `tapestore-engine`) is built on these. Programs do not need them, and they may change.
+#[doc(hidden)]
+pub mod agent;
+#[doc(hidden)]
+pub mod bus;
+#[doc(hidden)]
+pub mod disk;
+#[doc(hidden)]
+pub mod manifest;
+#[doc(hidden)]
+pub mod memtable;
+#[doc(hidden)]
+pub mod pages;
+#[doc(hidden)]
+pub mod sabotage;
+#[doc(hidden)]
+pub mod shm;
+#[doc(hidden)]
+pub mod sstable;
+#[doc(hidden)]
 pub mod version;
+#[doc(hidden)]
 pub mod wal;
 
+pub use book::Book;
+pub use error::{Error, Result};
+pub use lsn::{Durability, InstrumentId, Lsn, PublisherId};
 pub use pages::guard as guard_pages;
+pub use publisher::{PublishError, Publisher};
+pub use reader::{At, Follow, Reader, Snapshot};
+pub use record::{
+    BookOrder, Definition, Depth10, Kind, Name, Price, Quote, Record, RecordRef, Row, Series, Size, TimeRange, Trade,
+};
+pub use shm::symbols::Symbols;
+pub use subscriber::{Event, Subscriber};
+pub use time::Ts;
 
 // Used by the code that `derive(Record)` generates.
 #[doc(hidden)]

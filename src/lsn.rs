@@ -99,7 +99,7 @@ pub const NO_SUCH_EPOCH: &str = "the store has never granted that epoch to this 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
-pub enum Level {
+pub enum Durability {
     /// No guarantee; every loss is counted.
     None = 0,
     /// In the log file: survives the death of any process. Synced within 50 ms or 4 MiB.
@@ -121,63 +121,63 @@ pub enum Level {
 /// Why a store refuses a level that it cannot guarantee.
 pub const NO_SUCH_LEVEL: &str = "this store runs with flush = \"interval\": its hosts acknowledge a record that is only in memory. Ask for the level `quorum-os`, which means that, or for `fsync`, the disk of the publisher's own host";
 
-impl Level {
+impl Durability {
     /// The level numbered `raw`, if there is one.
-    pub const fn from_raw(raw: u8) -> Option<Level> {
+    pub const fn from_raw(raw: u8) -> Option<Durability> {
         match raw {
-            0 => Some(Level::None),
-            1 => Some(Level::Os),
-            2 => Some(Level::Fsync),
-            3 => Some(Level::Standby),
-            4 => Some(Level::Quorum),
-            5 => Some(Level::QuorumOs),
+            0 => Some(Durability::None),
+            1 => Some(Durability::Os),
+            2 => Some(Durability::Fsync),
+            3 => Some(Durability::Standby),
+            4 => Some(Durability::Quorum),
+            5 => Some(Durability::QuorumOs),
             _ => None,
         }
     }
 
     /// Whether an acknowledgement at this level waits for a disk.
     pub const fn waits_for_disk(self) -> bool {
-        matches!(self, Level::Fsync | Level::Standby | Level::Quorum)
+        matches!(self, Durability::Fsync | Durability::Standby | Durability::Quorum)
     }
 
     /// The level that a store grants to a publisher that asks for this one. `least`: the store's lowest level; `is_lossy`:
     /// its other hosts acknowledge a record before it is on their disks. `None`: the store does not have this level.
-    pub fn granted(self, least: Level, is_lossy: bool) -> Option<Level> {
+    pub fn granted(self, least: Durability, is_lossy: bool) -> Option<Durability> {
         match (self, is_lossy) {
-            (Level::Standby | Level::Quorum, true) => None,
+            (Durability::Standby | Durability::Quorum, true) => None,
             // The lowest level of a lossy store is `none` or `os`; of `fsync` and `quorum-os` neither includes the other.
-            (Level::Fsync | Level::QuorumOs, true) => Some(self),
-            (Level::QuorumOs, false) => Some(Level::Quorum),
+            (Durability::Fsync | Durability::QuorumOs, true) => Some(self),
+            (Durability::QuorumOs, false) => Some(Durability::Quorum),
             _ => Some(self.max(least)),
         }
     }
 }
 
-impl std::str::FromStr for Level {
+impl std::str::FromStr for Durability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "none" => Ok(Level::None),
-            "os" => Ok(Level::Os),
-            "fsync" => Ok(Level::Fsync),
-            "standby" => Ok(Level::Standby),
-            "quorum" => Ok(Level::Quorum),
-            "quorum-os" => Ok(Level::QuorumOs),
+            "none" => Ok(Durability::None),
+            "os" => Ok(Durability::Os),
+            "fsync" => Ok(Durability::Fsync),
+            "standby" => Ok(Durability::Standby),
+            "quorum" => Ok(Durability::Quorum),
+            "quorum-os" => Ok(Durability::QuorumOs),
             _ => Err(format!("'{text}' is none of: none, os, fsync, standby, quorum, quorum-os")),
         }
     }
 }
 
-impl fmt::Display for Level {
+impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Level::None => "none",
-            Level::Os => "os",
-            Level::Fsync => "fsync",
-            Level::Standby => "standby",
-            Level::Quorum => "quorum",
-            Level::QuorumOs => "quorum-os",
+            Durability::None => "none",
+            Durability::Os => "os",
+            Durability::Fsync => "fsync",
+            Durability::Standby => "standby",
+            Durability::Quorum => "quorum",
+            Durability::QuorumOs => "quorum-os",
         })
     }
 }

@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
+use tapestore::lsn::{Durability, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
-use tapestore_engine::cluster_admin::{Founding, found};
+use tapestore_engine::cluster_admin::{NewCluster, initialise};
 use tapestore_engine::consensus::message::{Command as Asked, Member, Message, Report, Role};
 
 /// First argument of a host's process.
@@ -148,8 +148,8 @@ impl Hosts {
             members.push(Member { node: NodeId(other), address, is_voter: true });
         }
         let segment_size = self.shape.sizes[1];
-        let new_cluster = Founding { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, epoch: 0 };
-        found(&RealDisk, &self.host(node).store, &new_cluster, HostClock.wall()).unwrap();
+        let new_cluster = NewCluster { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, generation: 0 };
+        initialise(&RealDisk, &self.host(node).store, &new_cluster, HostClock.wall()).unwrap();
     }
 
     /// Creates a link from `from` to `to`, which listens at `address`; returns the address to dial.
@@ -275,9 +275,9 @@ impl Hosts {
     ///
     /// # Errors
     /// The error of storage.
-    pub fn publisher(&self, node: u64, id: u16, level: Level) -> Result<Publisher, String> {
+    pub fn publisher(&self, node: u64, id: u16, level: Durability) -> Result<Publisher, String> {
         let options = Options::new(&self.host(node).store, PublisherId(id));
-        let publisher = Publisher::open(Options { level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())?;
+        let publisher = Publisher::open(Options { durability: level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())?;
         // Published records are of the first instrument.
         let name = "BENCH:1".parse().map_err(|e: tapestore::error::Error| e.to_string())?;
         publisher.instrument(&name).map_err(|e| e.to_string())?;

@@ -120,10 +120,10 @@ pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
 }
 
 fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
-    let Summary { linked, copied, reused, file_bytes, filed, log_bytes, logged, last, time, timeline, retries } = *summary;
+    let Summary { linked, copied, reused, file_bytes, flushed, log_bytes, logged, last, time, timeline, retries } = *summary;
     if format.json {
         let object = serde_json::json!({
-            "dir": dir, "linked": linked, "copied": copied, "reused": reused, "file_bytes": file_bytes, "filed_records": filed,
+            "dir": dir, "linked": linked, "copied": copied, "reused": reused, "file_bytes": file_bytes, "flushed_records": flushed,
             "log_bytes": log_bytes, "logged_records": logged, "last_lsn": last.0, "last_time": time.to_string(),
             "timeline": timeline.0, "retries": retries,
         });
@@ -132,13 +132,13 @@ fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
     }
     println!("{what}: {}, every byte read back", dir.display());
     println!(
-        "  {} files of history: {} linked, {} copied, {} were there; {} bytes, {} records",
+        "  {} SSTables: {} linked, {} copied, {} were there; {} bytes, {} records",
         thousands(linked + copied + reused),
         thousands(linked),
         thousands(copied),
         thousands(reused),
         thousands(file_bytes),
-        thousands(filed)
+        thousands(flushed)
     );
     println!("  log: {} bytes, {} records", thousands(log_bytes), thousands(logged));
     if last.0 > 0 {

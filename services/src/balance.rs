@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use tapestore::lsn::Level;
+use tapestore::lsn::Durability;
 use tapestore::publisher::{Lost, Outstanding, PublishError, Publisher};
 
 use crate::exit::{Failure, INTERRUPTED, LOST, Outcome};
@@ -25,7 +25,7 @@ pub struct Balance {
     /// Records taken.
     pub taken: u64,
     /// The level that counts as stored.
-    pub level: Level,
+    pub level: Durability,
     /// What has not reached it.
     pub outstanding: Outstanding,
     /// What has left the publisher's ring, and storage never had; a gap record says so.
@@ -38,9 +38,9 @@ impl Balance {
     pub fn settle(publisher: &mut Publisher, taken: u64, stop: &dyn Fn() -> bool) -> (Balance, Result<(), PublishError>) {
         let level = publisher.level();
         let settled = flush(publisher, level, FLUSH_TIMEOUT, stop);
-        if level == Level::None {
+        if level == Durability::None {
             // Nothing is promised; how much came is counted all the same.
-            flush(publisher, Level::Os, STOP_TIMEOUT, stop).ok();
+            flush(publisher, Durability::Os, STOP_TIMEOUT, stop).ok();
         }
         let (outstanding, lost) = (publisher.outstanding(), publisher.take_lost());
         (Balance { taken, level, outstanding, lost }, settled)
@@ -68,8 +68,8 @@ impl Balance {
     /// # Errors
     /// [`LOST`] if records are not stored; the input's own failure, or [`INTERRUPTED`], if all are.
     pub fn conclude(&self, input: Outcome, settled: Result<(), PublishError>, interrupted: bool) -> Outcome {
-        // Level `none` asks for no acknowledgement; who is cut short learns what has none all the same.
-        let counts = self.level > Level::None || interrupted || input.is_err();
+        // Durability `none` asks for no acknowledgement; who is cut short learns what has none all the same.
+        let counts = self.level > Durability::None || interrupted || input.is_err();
         let missing = counts && self.outstanding.total() > 0 || self.lost() > 0;
         let cause = match (&input, &settled) {
             (Err(failure), _) => failure.to_string(),
@@ -83,7 +83,7 @@ impl Balance {
         }
         let n = thousands(self.stored());
         let before = match self.level {
-            Level::None => format!("Of the records before it {n} are in the log"),
+            Durability::None => format!("Of the records before it {n} are in the log"),
             level => format!("The {n} records before it are stored at level {level}"),
         };
         let code = input.err().map_or(INTERRUPTED, |failure| failure.code);
@@ -114,7 +114,7 @@ impl Balance {
     }
 }
 
-fn flush(publisher: &mut Publisher, level: Level, limit: Duration, stop: &dyn Fn() -> bool) -> Result<(), PublishError> {
+fn flush(publisher: &mut Publisher, level: Durability, limit: Duration, stop: &dyn Fn() -> bool) -> Result<(), PublishError> {
     let (began, mut asked) = (Instant::now(), None);
     loop {
         match publisher.flush(level, SLICE) {

@@ -51,7 +51,7 @@ fn interval(text: &str) -> Result<u64, String> {
 /// What closes a bar.
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[group(multiple = false)]
-struct Cut {
+struct BarRule {
     /// Bars of an interval: 1s, 5m, 1h, 1d or the like [default: 1m]
     #[arg(long, value_parser = interval)]
     every: Option<u64>,
@@ -66,13 +66,13 @@ struct Cut {
     value: Option<Value>,
 }
 
-impl Cut {
+impl BarRule {
     fn rule(self) -> Rule {
         match self {
-            Cut { ticks: Some(n), .. } => Rule::Ticks(n),
-            Cut { volume: Some(volume), .. } => Rule::Volume(volume),
-            Cut { value: Some(value), .. } => Rule::Value(value),
-            Cut { every, .. } => Rule::Time { interval: every.unwrap_or(EVERY_DEFAULT) },
+            BarRule { ticks: Some(n), .. } => Rule::Ticks(n),
+            BarRule { volume: Some(volume), .. } => Rule::Volume(volume),
+            BarRule { value: Some(value), .. } => Rule::Value(value),
+            BarRule { every, .. } => Rule::Time { interval: every.unwrap_or(EVERY_DEFAULT) },
         }
     }
 }
@@ -83,7 +83,7 @@ pub struct Args {
     /// The instrument's name
     instrument: Name,
     #[command(flatten)]
-    cut: Cut,
+    cut: BarRule,
     #[command(flatten)]
     span: Span,
     #[command(flatten)]

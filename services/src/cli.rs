@@ -74,7 +74,7 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of the store's files and log, and what is served against them
     Verify,
-    /// Merge files of history: what storage does by itself; by hand for a store that nobody serves
+    /// Merge SSTables: what storage does by itself; by hand for a store that nobody serves
     Compact(compact::Compact),
     /// What has lived long enough by the rules: what would go, or for a store that nobody serves let it go
     Retention(compact::Retention),
@@ -102,7 +102,7 @@ enum Command {
 enum Inspect {
     /// The log: segments, frames, what is known durable
     Wal(inspect::Wal),
-    /// The files of history: all, or one with its blocks and series
+    /// The SSTables: all, or one with its blocks and series
     Sst(inspect::Sst),
     /// The manifest: live files, checkpoint, edits
     Manifest(inspect::ManifestArgs),

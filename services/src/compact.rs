@@ -1,4 +1,4 @@
-//! Owns: `tape compact` and `tape retention`: what storage does by itself with the files of history, shown
+//! Owns: `tape compact` and `tape retention`: what storage does by itself with the SSTables, shown
 //! before it is done, and done by hand for a store that nobody serves.
 
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::lsn::{Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, Tally};
 use tapestore::record::split;
@@ -42,10 +42,9 @@ pub struct Args {
     /// Keep the store and say where it is
     #[arg(long)]
     keep: bool,
-    /// The level at which the publisher is acknowledged: none, os, fsync. At the end everything is made
-    /// durable
-    #[arg(long, default_value = "os")]
-    level: Level,
+    /// Durability required before a record is acknowledged: none, os, fsync. At the end all records are made durable
+    #[arg(long, alias = "level", default_value = "os")]
+    durability: Durability,
 }
 
 /// Every so many records the time of publishing is noted, for the reader to compare with.
@@ -207,7 +206,7 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     outcome
 }
 
-/// What the store holds on the disk: files of history, and the log behind them.
+/// What the store holds on the disk: SSTables, and the log behind them.
 ///
 /// # Errors
 /// That a file cannot be read, or is damaged.
@@ -234,8 +233,8 @@ pub fn stored(store: &Path) -> Outcome<Tally> {
 }
 
 fn publisher_arguments(args: &Args, times: &str) -> Vec<String> {
-    let mut arguments: Vec<String> = ["demo-publisher", "--times", times, "--level"].map(str::to_owned).to_vec();
-    arguments.push(args.level.to_string());
+    let mut arguments: Vec<String> = ["demo-publisher", "--times", times, "--durability"].map(str::to_owned).to_vec();
+    arguments.push(args.durability.to_string());
     let mut add = |flag: &str, value: String| arguments.extend([flag.to_owned(), value]);
     let source = &args.source;
     source.arguments().into_iter().for_each(|(flag, value)| add(flag, value));
@@ -308,7 +307,7 @@ pub struct PublisherArgs {
     #[arg(long)]
     rate: Rate,
     #[arg(long)]
-    level: Level,
+    durability: Durability,
     #[arg(long)]
     times: PathBuf,
 }
@@ -321,7 +320,7 @@ pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
     terminal::log("warn", false);
     let times = Mapping::open(&args.times, true)?;
     let mut input = args.source.open(&|| false)?;
-    let mut publisher = Publisher::open(Options { level: args.level, ..Options::new(store, PublisherId(1)) })?;
+    let mut publisher = Publisher::open(Options { durability: args.durability, ..Options::new(store, PublisherId(1)) })?;
     let began = Instant::now();
     let mut tally = Tally::default();
     let mut loader = Loader { rate: args.rate, timed: true, ..Loader::new(&mut publisher, &|| false) };
@@ -333,7 +332,7 @@ pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
         }
     });
     outcome?;
-    let progress = publisher.flush(Level::Fsync, END_TIMEOUT)?;
+    let progress = publisher.flush(Durability::Fsync, END_TIMEOUT)?;
     let report = Report {
         records: tally.count,
         checksum: tally.checksum,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use tapestore::lsn::{Level, PublisherId};
+use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{self, Publisher};
 
 use crate::exit::{DATA, Failure, INTERRUPTED, Outcome};
@@ -23,9 +23,9 @@ pub struct Args {
     reading: Reading,
     #[command(flatten)]
     who: identity::Who,
-    /// Until when records are kept for sending again: none, os, fsync
-    #[arg(long, default_value = "fsync")]
-    level: Level,
+    /// Durability required before a record is acknowledged: none, os, fsync, standby, quorum, quorum-os
+    #[arg(long, alias = "level", default_value = "fsync")]
+    durability: Durability,
 }
 
 /// What became of a file.
@@ -83,7 +83,7 @@ fn report(path: &Path, imported: &Imported, format: Format) {
 /// What an input or storage says; the message says what of the file is stored and what is not, as the exit code does. That something
 /// could not be held (exit code 65), after everything else has been taken.
 pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
-    let options = publisher::Options { level: args.level, ..publisher::Options::new(store, PublisherId(0)) };
+    let options = publisher::Options { durability: args.durability, ..publisher::Options::new(store, PublisherId(0)) };
     // Until it is open a signal ends the process as any other: nothing has been taken.
     let mut publisher = args.who.open(options)?;
     let stop = terminal::stop_flag()?;

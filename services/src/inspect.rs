@@ -9,7 +9,7 @@ use tapestore::manifest::{self, State};
 use tapestore::reader::{At, Reader, Tally};
 use tapestore::record::split;
 use tapestore::sstable::{self, FileMeta, Table};
-use tapestore::wal::{self, Body, Chain, End, Evidence, Frame, FrameType, Meta, meta};
+use tapestore::wal::{self, Body, Chain, End, DurableMark, Frame, FrameType, Meta, meta};
 
 use crate::exit::{Failure, NO_INPUT, Outcome, USAGE};
 use crate::output::{Format, table};
@@ -69,8 +69,8 @@ pub fn open_history(store: &Path, meta: &Meta) -> Outcome<(State, Vec<Table>)> {
 pub struct Sums {
     /// Frames by type: data, control, no-op, pad.
     pub frames: [u64; 4],
-    /// Facts.
-    pub facts: u64,
+    /// ControlEntries.
+    pub entries: u64,
     /// Bytes of frames.
     pub bytes: u64,
     /// Records.
@@ -98,7 +98,7 @@ impl Sums {
                     lsn = lsn.next();
                 }
             }
-            Body::Control(facts) => self.facts += facts.len() as u64,
+            Body::Control(entries) => self.entries += entries.len() as u64,
             Body::Empty | Body::Membership(_) => {}
         }
         Ok(())
@@ -128,7 +128,7 @@ pub fn read_log(
         bar.finish_and_clear();
         match end {
             Ok(end) => return Ok((meta, sums, end, from)),
-            // Storage has filed the records meanwhile and uses the segments again.
+            // Storage has flushed the records meanwhile and uses the segments again.
             Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. } | Error::Foreign { .. })
                 if read_manifest(store, &meta)?.0.checkpoint != from => {}
             Err(e) => return Err(e.into()),
@@ -170,14 +170,14 @@ pub fn inspect_wal(store: &Path, args: &Wal, format: Format) -> Outcome {
 
 fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, format: Format) {
     let [data, control, noop, pad] = sums.frames;
-    let Evidence { position, lsn, .. } = end.evidence;
+    let DurableMark { position, lsn, .. } = end.durable_mark;
     let tail = end.tail.as_ref().filter(|t| t.is_frame);
     if format.json {
         let object = serde_json::json!({
             "store_id": format!("{:032x}", meta.store_id), "segment_size": meta.segment_size, "term": meta.term.0,
             "timeline": meta.timeline.0, "clean": meta.clean, "frames": { "data": data, "control": control, "noop": noop, "pad": pad },
             "records": sums.tally.count, "first_lsn": sums.tally.first.0, "last_lsn": sums.tally.last.0,
-            "checksum": format!("{:08x}", sums.tally.checksum), "facts": sums.facts, "bytes": sums.bytes,
+            "checksum": format!("{:08x}", sums.tally.checksum), "entries": sums.entries, "bytes": sums.bytes,
             "checkpoint": from.position.0, "checkpoint_lsn": from.lsn.0 - 1,
             "end": end.chain.position.0, "known_durable": position.0, "known_durable_lsn": lsn.0,
             "torn_tail": tail.map(|t| t.bad.what),
@@ -202,15 +202,15 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
         thousands(sums.bytes)
     );
     println!(
-        "  {} records, LSN {} to {}, checksum {:08x}; {} facts",
+        "  {} records, LSN {} to {}, checksum {:08x}; {} entries",
         thousands(sums.tally.count),
         sums.tally.first,
         sums.tally.last,
         sums.tally.checksum,
-        thousands(sums.facts)
+        thousands(sums.entries)
     );
     if from.lsn.0 > 1 {
-        println!("  begins behind the checkpoint at position {}: records up to {} are filed", from.position, from.lsn.0 - 1);
+        println!("  begins behind the checkpoint at position {}: records up to {} are flushed", from.position, from.lsn.0 - 1);
     }
     println!("  ends at position {}; known durable up to {} (LSN {})", end.chain.position, position, lsn);
     if let Some(tail) = tail {

@@ -1,5 +1,5 @@
 //! Owns: which processes keep files alive that are gone: a reader that holds a snapshot keeps the bytes of what has
-//! been merged, let go or filed since.
+//! been merged, let go or flushed since.
 //!
 //! What must hold: the system itself is asked, so a reader that has died holds nothing; a file is counted once a
 //! process, however often it is mapped.

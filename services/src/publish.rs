@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use tapestore::lsn::{Level, PublisherId};
+use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Progress};
 
 use crate::exit::{Failure, Outcome, USAGE};
@@ -20,9 +20,9 @@ pub struct Args {
     source: Source,
     #[command(flatten)]
     who: identity::Who,
-    /// Until when records are kept for sending again: none, os, fsync, standby, quorum
-    #[arg(long, default_value = "fsync")]
-    level: Level,
+    /// Durability required before a record is acknowledged: none, os, fsync, standby, quorum, quorum-os
+    #[arg(long, alias = "level", default_value = "fsync")]
+    durability: Durability,
     /// realtime, max, or x2, x100, ...: by the records' own times
     #[arg(long, default_value = "max")]
     rate: Rate,
@@ -39,7 +39,7 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     if args.source.from.is_none() && !args.source.sim {
         return Err(Failure::new(USAGE, "name an input: --from FILE or --sim"));
     }
-    let options = Options { level: args.level, ..Options::new(store, PublisherId(0)) };
+    let options = Options { durability: args.durability, ..Options::new(store, PublisherId(0)) };
     // First: it gives this process the kinds that programs have defined in the store. Until it is open a signal ends the
     // process as any other: nothing has been taken.
     let mut publisher = args.who.open(options)?;

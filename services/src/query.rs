@@ -85,7 +85,7 @@ pub struct One {
 /// Up to which record to read.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Watermark {
-    /// committed (can never be withdrawn), durable, appended (the newest), or flushed (what files of history hold)
+    /// committed (can never be withdrawn), durable, appended (the newest), or flushed (what SSTables hold)
     #[arg(long, default_value = "committed")]
     pub at: At,
 }
@@ -208,7 +208,7 @@ pub struct Tail {
     /// Receive from the publishers themselves, before the records are stored
     #[arg(long)]
     live: bool,
-    /// committed, durable, appended (the newest), or flushed (what files of history hold)
+    /// committed, durable, appended (the newest), or flushed (what SSTables hold)
     #[arg(long, default_value = "appended")]
     at: At,
 }
@@ -244,7 +244,7 @@ pub struct FollowArgs {
     /// Print nothing but the first and last LSN, count and checksum of what was read
     #[arg(long)]
     tally: bool,
-    /// committed, durable, appended (the newest), or flushed (what files of history hold)
+    /// committed, durable, appended (the newest), or flushed (what SSTables hold)
     #[arg(long, default_value = "appended")]
     at: At,
 }

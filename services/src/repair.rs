@@ -19,7 +19,7 @@ use crate::terminal::thousands;
 /// `tape repair`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Put files of history that are damaged or missing back from this backup, which has the very same
+    /// Put SSTables that are damaged or missing back from this backup, which has the very same
     #[arg(long, value_name = "BACKUP", conflicts_with = "truncate_at")]
     from: Option<PathBuf>,
     /// End the log before this record: it and all behind it are given up, and kept aside in STORE/lost
@@ -61,7 +61,7 @@ fn examine(store: &Path, format: Format) -> Outcome {
     if format.json {
         let damaged: Vec<String> = found.damaged.iter().map(|(f, _)| sstable::file_name(f.kind, f.id)).collect();
         let object = serde_json::json!({
-            "files": found.files, "filed_records": found.filed, "last_lsn": found.last.0, "damaged_files": damaged,
+            "files": found.files, "flushed_records": found.flushed, "last_lsn": found.last.0, "damaged_files": damaged,
             "log_damage": found.log.as_ref().map(|(e, _)| e.to_string()), "would_lose": found.log.as_ref().map(|(_, l)| json(l)),
             "torn_tail": found.torn.as_ref().map(|t| t.bad.what), "run": advice,
         });
@@ -76,14 +76,14 @@ fn examine(store: &Path, format: Format) -> Outcome {
 }
 
 fn say(found: &Findings) {
-    println!("history: {} files, {} records, {} of them damaged", found.files, thousands(found.filed), found.damaged.len());
+    println!("history: {} files, {} records, {} of them damaged", found.files, thousands(found.flushed), found.damaged.len());
     for (meta, error) in &found.damaged {
         let (name, (first, last)) = (sstable::file_name(meta.kind, meta.id), meta.lsn);
-        println!("  {name}: {} records of {first} to {last}: {}", thousands(meta.rows), fact(error));
+        println!("  {name}: {} records of {first} to {last}: {}", thousands(meta.rows), entry(error));
     }
     match (&found.log, &found.torn) {
         (Some((error, loss)), _) => {
-            println!("log:     gives records up to {}, then: {}", found.last, fact(error));
+            println!("log:     gives records up to {}, then: {}", found.last, entry(error));
             say_loss(loss);
         }
         (None, Some(torn)) => println!(
@@ -96,7 +96,7 @@ fn say(found: &Findings) {
 }
 
 /// An error without what it says is to be done.
-fn fact(error: &tapestore::error::Error) -> String {
+fn entry(error: &tapestore::error::Error) -> String {
     error.to_string().split("; nothing was changed").next().unwrap_or_default().to_owned()
 }
 
@@ -130,7 +130,7 @@ fn json(loss: &Loss) -> serde_json::Value {
         })
     });
     serde_json::json!({
-        "first_lsn": loss.first.0, "last_lsn": loss.last.0, "count": loss.count(), "readable": loss.readable, "facts": loss.facts,
+        "first_lsn": loss.first.0, "last_lsn": loss.last.0, "count": loss.count(), "readable": loss.readable, "entries": loss.entries,
         "publishers": publishers.collect::<Vec<_>>(),
         "taken_in": loss.taken_in.map(|(from, to)| [from.to_string(), to.to_string()]),
     })
@@ -152,8 +152,8 @@ fn say_loss(loss: &Loss) {
         let (first, last, count) = (gone.first, gone.last, thousands(gone.count));
         println!("    publisher {publisher}, epoch {epoch}: {count} records, its numbers {first} to {last}");
     }
-    if loss.facts > 0 {
-        println!("    {} attachments, instrument names or kinds", loss.facts);
+    if loss.entries > 0 {
+        println!("    {} attachments, instrument names or kinds", loss.entries);
     }
     if let Some((from, to)) = loss.taken_in {
         println!("    taken in from {from} to {to}");
@@ -219,7 +219,7 @@ fn put_back(store: &Path, backup: &Path, format: Format) -> Outcome {
         println!("{}", serde_json::json!({ "healed": done.healed, "left": left }));
     } else {
         done.healed.iter().for_each(|path| println!("{}: put back, every byte read", path.display()));
-        done.left.iter().for_each(|(path, why)| println!("{}: not put back: in the backup, {}", path.display(), fact(why)));
+        done.left.iter().for_each(|(path, why)| println!("{}: not put back: in the backup, {}", path.display(), entry(why)));
     }
     if done.left.is_empty() {
         return Ok(());

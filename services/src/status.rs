@@ -45,7 +45,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("memtables_spilled", counted(Statistic::Spilled)),
         ("memtables_spilled_now", spilled(control)),
         ("manifest_edit", control.tables().map_or(0, |t| t.manifest)),
-        ("filed", counted(Statistic::Covered)),
+        ("flushed", counted(Statistic::Covered)),
         ("checkpoint_position", counted(Statistic::CheckpointPosition)),
         ("history_files", counted(Statistic::Files)),
         ("history_bytes", counted(Statistic::HistoryBytes)),
@@ -60,7 +60,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
         ("merge_ms", counted(Statistic::MergeNs) / 1_000_000),
         ("merge_failures", counted(Statistic::MergeFailures)),
         ("expired_records", counted(Statistic::Expired)),
-        ("back_pressure_ms", counted(Statistic::HeldBackNs) / 1_000_000),
+        ("back_pressure_ms", counted(Statistic::BackPressureNs) / 1_000_000),
         ("no_space", counted(Statistic::NoSpace)),
         ("free_bytes", counted(Statistic::FreeBytes)),
         ("kept_free", counted(Statistic::KeptFree)),
@@ -85,10 +85,10 @@ fn pressure(why: BackPressure) -> &'static str {
     }
 }
 
-/// Bytes of files that filing and merging have written, for each byte that filing has.
+/// Bytes of files that flush and merging have written, for each byte that flush has.
 fn amplification(control: &Control) -> Option<f64> {
-    let (filed, merged) = (control.statistic(Statistic::FlushedBytes), control.statistic(Statistic::MergedBytes));
-    (filed > 0).then(|| (filed + merged) as f64 / filed as f64)
+    let (flushed, merged) = (control.statistic(Statistic::FlushedBytes), control.statistic(Statistic::MergedBytes));
+    (flushed > 0).then(|| (flushed + merged) as f64 / flushed as f64)
 }
 
 /// `tape status`.
@@ -181,7 +181,7 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
         return Err(failure(store, trouble, since));
     }
     let state = state(trouble.map(|(trouble, _)| trouble));
-    let pressure = BackPressure::from_raw(control.statistic(Statistic::HeldBack)).map(pressure);
+    let pressure = BackPressure::from_raw(control.statistic(Statistic::BackPressure)).map(pressure);
     let publishers = publishers(control);
     let pins = pins::of(&[&store.join(tapestore::sstable::DIR), &store.join(spill::DIR), reader.run_dir().path()]);
     if format.json {
@@ -216,7 +216,7 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
             println!("  {name:<18}{:>20}", thousands(value));
         }
         if let Some(amplification) = amplification(control) {
-            println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte filed)");
+            println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte flushed)");
         }
         if let Some(short) = shortage(store, &reader) {
             println!("  {short}");

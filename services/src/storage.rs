@@ -9,7 +9,7 @@ use tapestore::disk::RealDisk;
 use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 use tapestore_engine::snapshot::install;
 use tapestore::error::Error;
-use tapestore::lsn::Level;
+use tapestore::lsn::Durability;
 use tapestore::shm::control::Statistic;
 use tapestore::time::HostClock;
 
@@ -38,9 +38,9 @@ pub struct Args {
     /// Bytes kept free on the disk; below, no records are taken in [default: 1G, or a twentieth of the volume]
     #[arg(long, value_parser = terminal::size)]
     pub space_min: Option<u64>,
-    /// The least level that publishers get: none, os, fsync, standby, quorum [default: none]
-    #[arg(long)]
-    pub level_min: Option<Level>,
+    /// Lowest durability that publishers get: none, os, fsync, standby, quorum, quorum-os [default: none]
+    #[arg(long, alias = "level-min")]
+    pub durability_min: Option<Durability>,
     /// How ingest waits for work: busy, adaptive, blocking [default: adaptive]
     #[arg(long)]
     pub wait: Option<Wait>,
@@ -79,7 +79,7 @@ impl Args {
         set(&mut options.memtables_max, &self.memtables_max);
         set(&mut options.segment_size, &self.segment_size);
         set(&mut options.space_min, &self.space_min);
-        set(&mut options.level_min, &self.level_min);
+        set(&mut options.durability_min, &self.durability_min);
         set(&mut options.wait, &self.wait);
         options.start_as_leader = self.start_as_leader;
         options.ingest_core = self.ingest_core.or(options.ingest_core);
@@ -138,15 +138,15 @@ pub fn run(args: &Args) -> Outcome {
                 tracing::info!(records = last.0, "stopped; everything is durable");
                 return Ok(());
             }
-            Ended::Cut(last_kept) => cut(&options, &world, last_kept)?,
+            Ended::Truncate(last_kept) => truncate(&options, &world, last_kept)?,
             Ended::Fill => fill(&options, &world)?,
         }
     }
 }
 
 /// The leader's log goes on otherwise: what only this host has was never committed.
-fn cut(options: &Options, world: &World, last_kept: u64) -> Outcome {
-    let cut = divergence::cut(options, world, last_kept)?;
+fn truncate(options: &Options, world: &World, last_kept: u64) -> Outcome {
+    let cut = divergence::truncate(options, world, last_kept)?;
     let kept_in = cut.kept_in.as_deref().unwrap_or(&options.store);
     tracing::warn!(
         frames = cut.frames, records = cut.records, first_lsn = cut.first_lsn.0, kept_in = %kept_in.display(),
@@ -182,7 +182,7 @@ fn announce(store: &std::path::Path, started: &Started) {
     tracing::info!(
         store = %store.display(),
         records = started.records,
-        filed = started.filed,
+        flushed = started.flushed,
         files = started.files,
         log_bytes = started.log_bytes,
         clean = started.was_clean,

@@ -20,7 +20,7 @@ use crate::terminal::{self, thousands};
 struct Checked {
     edit: u64,
     files: u64,
-    filed: u64,
+    flushed: u64,
     bytes: u64,
     compared: u64,
     orphans: u64,
@@ -74,7 +74,7 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
 fn verify_files(files: &[Table], checked: &mut Checked) -> Outcome {
     let bar = terminal::progress(files.iter().map(|f| f.meta().len).sum(), true, "reading files");
     for table in files {
-        checked.filed += table.verify(|block| {
+        checked.flushed += table.verify(|block| {
             bar.inc(block.entry.body_len);
             Ok(())
         })?;
@@ -128,7 +128,7 @@ fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
     Ok(())
 }
 
-/// Files that no edit names: a filing in progress, or one that was cut short and is swept at the next start.
+/// Files that no edit names: a flush in progress, or one that was cut short and is swept at the next start.
 fn orphans(store: &Path, state: &State) -> Outcome<u64> {
     let dir = store.join(sstable::DIR);
     if !dir.exists() {
@@ -143,7 +143,7 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
     let frames: u64 = sums.frames.iter().sum();
     if format.json {
         let object = serde_json::json!({
-            "files": checked.files, "filed_records": checked.filed, "file_bytes": checked.bytes, "manifest_edit": checked.edit,
+            "files": checked.files, "flushed_records": checked.flushed, "file_bytes": checked.bytes, "manifest_edit": checked.edit,
             "orphans": checked.orphans, "expired": checked.expired, "frames": frames, "records": sums.tally.count, "bytes": sums.bytes,
             "checksum": format!("{:08x}", sums.tally.checksum), "compared_with_memory": checked.compared, "end": end,
         });
@@ -153,7 +153,7 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
     println!(
         "history: {} files, {} records, {} bytes: all sound, each record once (manifest edit {})",
         thousands(checked.files),
-        thousands(checked.filed),
+        thousands(checked.flushed),
         thousands(checked.bytes),
         checked.edit
     );

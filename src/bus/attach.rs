@@ -22,7 +22,7 @@
 use std::io::{Read, Write};
 
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
 use crate::record::{Layout, Name};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"tatt");
@@ -57,7 +57,7 @@ pub enum Message {
         /// How it attaches.
         mode: Mode,
         /// The requested level.
-        level: Level,
+        level: Durability,
         /// Identifies the process: a random number.
         incarnation: u32,
     },
@@ -74,7 +74,7 @@ pub enum Message {
     /// Request to add this kind to the catalog.
     Kind(Box<Layout>),
     /// The kind is in the catalog.
-    Known,
+    Registered,
     /// Refused: this node is the leader, and this host does not forward; 0: the leader is unknown.
     NotLeader(u64),
     /// Refused: a live process is attached as this publisher and would be fenced.
@@ -97,7 +97,7 @@ pub struct Grant {
     /// The instance that granted it.
     pub instance: u64,
     /// The level in force: the requested one or a higher one.
-    pub level: Level,
+    pub level: Durability,
 }
 
 struct Fields<'a>(&'a [u8]);
@@ -168,7 +168,7 @@ impl Message {
                 layout.encode().iter().for_each(|word| out.extend(word.to_le_bytes()));
                 7
             }
-            Message::Known => 8,
+            Message::Registered => 8,
             Message::NotLeader(node) => {
                 out.extend(node.to_le_bytes());
                 9
@@ -230,12 +230,12 @@ impl Message {
                     2 => Mode::Free,
                     _ => return None,
                 };
-                Message::Attach { publisher, mode, level: Level::from_raw(level)?, incarnation: fields.u32()? }
+                Message::Attach { publisher, mode, level: Durability::from_raw(level)?, incarnation: fields.u32()? }
             }
             2 => {
                 let (grant, slot, epoch) = (fields.u64()?, fields.u32()? as usize, Epoch(fields.u32()?));
                 let (pub_seq, lsn, instance) = (PubSeq(fields.u64()?), Lsn(fields.u64()?), fields.u64()?);
-                let level = Level::from_raw(u8::try_from(fields.u64()?).ok()?)?;
+                let level = Durability::from_raw(u8::try_from(fields.u64()?).ok()?)?;
                 if slot >= SLOTS_MAX {
                     return None;
                 }
@@ -273,7 +273,7 @@ impl Message {
                 }
                 Message::Kind(Box::new(layout))
             }
-            8 => Message::Known,
+            8 => Message::Registered,
             9 => Message::NotLeader(fields.u64()?),
             10 => Message::Taken,
             _ => return None,
@@ -316,25 +316,25 @@ mod tests {
     #[test]
     fn a_message_decodes_to_itself_and_its_prefixes_are_incomplete() {
         let grant =
-            Grant { grant: 5, slot: 255, epoch: Epoch(2), pub_seq: PubSeq(3), lsn: Lsn(4), instance: 6, level: Level::Os };
+            Grant { grant: 5, slot: 255, epoch: Epoch(2), pub_seq: PubSeq(3), lsn: Lsn(4), instance: 6, level: Durability::Os };
         let messages = [
             Message::Attach {
                 publisher: PublisherId(7),
                 mode: Mode::Resume(Epoch(9)),
-                level: Level::Fsync,
+                level: Durability::Fsync,
                 incarnation: 1 << 31,
             },
-            Message::Attach { publisher: PublisherId(7), mode: Mode::New, level: Level::None, incarnation: 4 },
+            Message::Attach { publisher: PublisherId(7), mode: Mode::New, level: Durability::None, incarnation: 4 },
             Message::Attached(grant),
             Message::Symbols(vec!["A".parse().unwrap(), "B:C".parse().unwrap()]),
             Message::Ids(vec![InstrumentId(1), InstrumentId(2)]),
             Message::Refused("because".into()),
             Message::NotLeader(3),
             Message::Taken,
-            Message::Attach { publisher: PublisherId(7), mode: Mode::Free, level: Level::Os, incarnation: 4 },
+            Message::Attach { publisher: PublisherId(7), mode: Mode::Free, level: Durability::Os, incarnation: 4 },
             Message::Fenced(Epoch(3)),
             Message::Kind(Box::new(crate::record::example_layout())),
-            Message::Known,
+            Message::Registered,
         ];
         for message in messages {
             let bytes = message.encode();

@@ -15,7 +15,7 @@ use tapestore::lsn::Position;
 use tapestore::wal;
 
 /// The previous run, as a start finds it.
-pub(super) struct Life {
+pub(super) struct BootCheck {
     /// `raft.meta`.
     pub(super) file: consensus::MetaFile,
     /// Whether that run may have acknowledged frames to other hosts that were not on the disk when it ended.
@@ -28,7 +28,7 @@ pub(super) struct Life {
 /// # Errors
 /// [`Error::Foreign`] if it belongs to another store; [`Error::Invalid`] if the boot id is unknown and `is_lossy`; as
 /// [`consensus::MetaFile::open`].
-pub(super) fn begin(disk: &dyn Disk, dir: &Path, known: &wal::Meta, is_lossy: bool, boot: u128) -> Result<Life> {
+pub(super) fn begin(disk: &dyn Disk, dir: &Path, known: &wal::Meta, is_lossy: bool, boot: u128) -> Result<BootCheck> {
     if boot == 0 && is_lossy {
         let reason = "the system reports no boot id, without which \"interval\" is not safe";
         return Err(Error::invalid("flush", reason));
@@ -40,10 +40,10 @@ pub(super) fn begin(disk: &dyn Disk, dir: &Path, known: &wal::Meta, is_lossy: bo
         install::discard(disk, dir)?;
     }
     file.begin_life(boot, is_lossy, known.clean)?;
-    Ok(Life { file, has_acknowledged })
+    Ok(BootCheck { file, has_acknowledged })
 }
 
-impl Life {
+impl BootCheck {
     /// Records the result of recovery and returns `raft.meta`. The log ends at `end`, and all of it is durable; the previous
     /// process had written up to `written`, if that is known.
     ///

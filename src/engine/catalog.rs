@@ -14,10 +14,10 @@ use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::{Control, Statistic};
 use tapestore::shm::kinds::KindsWriter;
 use tapestore::shm::symbols::SymbolsWriter;
-use tapestore::wal::{Chain, Fact, Header, Run};
+use tapestore::wal::{Chain, ControlEntry, Header, Run};
 
 /// The catalog as of one frame.
-pub(super) struct Known {
+pub(super) struct Catalog {
     pub(super) publishers: HashMap<PublisherId, PublisherState>,
     pub(super) ids: HashMap<Name, InstrumentId>,
     pub(super) symbols: SymbolsWriter,
@@ -36,12 +36,12 @@ pub(super) struct Kinds {
     pub(super) logged: Vec<(u64, Kind)>,
 }
 
-impl Known {
+impl Catalog {
     /// Loads the catalog of a checkpoint.
     ///
     /// # Errors
     /// [`tapestore::error::Error::Limit`] or [`tapestore::error::Error::NoSharedMemory`] if the instruments do not fit.
-    pub(super) fn new(mut symbols: SymbolsWriter, mut shown: KindsWriter, checkpoint: &State) -> Result<Known> {
+    pub(super) fn new(mut symbols: SymbolsWriter, mut shown: KindsWriter, checkpoint: &State) -> Result<Catalog> {
         let publishers = checkpoint.publishers.iter().map(|(p, s)| (*p, *s)).collect();
         let mut ids = HashMap::with_capacity(checkpoint.names.len());
         for name in &checkpoint.names {
@@ -50,7 +50,7 @@ impl Known {
         checkpoint.kinds.iter().try_for_each(|layout| shown.push(layout))?;
         let known = checkpoint.kinds.iter().map(|l| (l.kind(), l.clone())).collect();
         let kinds = Kinds { known, shown, new: Vec::new(), logged: Vec::new() };
-        Ok(Known { publishers, ids, symbols, names: Vec::new(), kinds })
+        Ok(Catalog { publishers, ids, symbols, names: Vec::new(), kinds })
     }
 
     /// Removes from this process the kinds that frames behind `index` logged: these frames are no longer part of the log.
@@ -61,19 +61,19 @@ impl Known {
     /// Applies a control entry of frame `index` of the log.
     ///
     /// # Errors
-    /// As [`Known::new`].
-    pub(super) fn fact(&mut self, fact: &Fact, index: u64) -> Result<()> {
-        match fact {
-            &Fact::Attach { publisher, epoch, incarnation } => {
+    /// As [`Catalog::new`].
+    pub(super) fn entry(&mut self, entry: &ControlEntry, index: u64) -> Result<()> {
+        match entry {
+            &ControlEntry::Attach { publisher, epoch, incarnation } => {
                 self.publishers.insert(publisher, PublisherState { epoch, incarnation, ..PublisherState::default() });
             }
-            &Fact::Symbol { instrument, name } => {
+            &ControlEntry::Symbol { instrument, name } => {
                 let id = self.symbols.push(&name)?;
                 debug_assert_eq!(id, instrument);
                 self.ids.insert(name, id);
                 self.names.push(name);
             }
-            Fact::Kind(layout) => {
+            ControlEntry::Kind(layout) => {
                 layout.register()?;
                 self.kinds.logged.push((index, layout.kind()));
                 self.kinds.shown.push(layout)?;

@@ -9,7 +9,7 @@ use std::hash::BuildHasher;
 use std::path::Path;
 
 use crate::consensus::MetaFile;
-use crate::consensus::format::{LEARNER, NAME_MAX, Seat, VOTER};
+use crate::consensus::format::{LEARNER, NAME_MAX, MemberEntry, VOTER};
 use crate::consensus::message::Member;
 use crate::consensus::meta::{self, Meta};
 use tapestore::disk::Disk;
@@ -20,7 +20,7 @@ use tapestore::wal;
 
 /// A cluster that a store is to be a host of.
 #[derive(Clone, Debug)]
-pub struct Founding {
+pub struct NewCluster {
     /// Name of the cluster; the identity of its store is derived from it.
     pub cluster: String,
     /// This host's number.
@@ -33,7 +33,7 @@ pub struct Founding {
     /// promoted. Its store is new, or restored from a backup of another host's.
     pub joins: bool,
     /// Forced promotions that the cluster has seen, if this host joins it; 0 otherwise.
-    pub epoch: u64,
+    pub generation: u64,
 }
 
 /// Returns the identity of the store of the cluster called `name`.
@@ -47,47 +47,47 @@ pub fn store_id(name: &str) -> u128 {
 /// # Errors
 /// [`Error::Locked`] while the store is served; [`Error::Invalid`] if the cluster's settings contradict each other or the
 /// store; [`Error::Io`].
-pub fn found(disk: &dyn Disk, dir: &Path, founding: &Founding, now: Ts) -> Result<u128> {
+pub fn initialise(disk: &dyn Disk, dir: &Path, new_cluster: &NewCluster, now: Ts) -> Result<u128> {
     let invalid = |reason: String| Err(Error::invalid("cluster", reason));
     disk.create_dir(dir)?;
     crate::snapshot::backup::refuse(disk, dir)?;
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
-    if founding.cluster.is_empty() || founding.members.iter().all(|m| m.node != founding.node) {
-        return invalid(format!("a cluster has a name, and node {} must be among the members", founding.node));
+    if new_cluster.cluster.is_empty() || new_cluster.members.iter().all(|m| m.node != new_cluster.node) {
+        return invalid(format!("a cluster has a name, and node {} must be among the members", new_cluster.node));
     }
-    if founding.members.iter().any(|m| m.address.is_empty()) {
+    if new_cluster.members.iter().any(|m| m.address.is_empty()) {
         return invalid("each member needs an address, host:port".to_owned());
     }
     let known = wal::meta::read(disk, dir)?;
     let raft = meta::read(disk, dir)?;
-    if raft.as_ref().is_some_and(|m| !m.is_alone() || !m.seats.iter().all(|s| s.address.is_empty())) {
+    if raft.as_ref().is_some_and(|m| !m.is_alone() || !m.members.iter().all(|s| s.address.is_empty())) {
         return invalid(format!("{} is in a cluster already; `tape cluster status` shows it", dir.display()));
     }
-    if known.is_some_and(|k| k.in_cluster) && raft.is_none() && !founding.joins {
+    if known.is_some_and(|k| k.in_cluster) && raft.is_none() && !new_cluster.joins {
         let reason = "is the store of a host of a cluster, or a backup of one, and has no raft.meta: its term and vote are unknown. To join the cluster: tape cluster init --join. To make it a store of its own, if no other host counts on it: tape cluster detach. If nothing was ever stored in it, remove the directory";
         return invalid(format!("{} {reason}", dir.display()));
     }
-    if known.is_some() && founding.members.len() > 1 && !founding.joins {
+    if known.is_some() && new_cluster.members.len() > 1 && !new_cluster.joins {
         let reason = "holds a store already: initialise it as the first host of the cluster, with itself as the only member, and add the others while it serves; or, if it is restored from a backup of another host of the cluster, use tape cluster init --join";
         return invalid(format!("{} {reason}", dir.display()));
     }
-    let id = known.map_or_else(|| store_id(&founding.cluster), |k| k.store_id);
-    wal::create_if_absent(disk, dir, wal::Create { store_id: id, segment_size: founding.segment_size, now })?;
+    let id = known.map_or_else(|| store_id(&new_cluster.cluster), |k| k.store_id);
+    wal::create_if_absent(disk, dir, wal::Create { store_id: id, segment_size: new_cluster.segment_size, now })?;
     set_in_cluster(disk, dir, true)?;
-    let part = |m: &Member| if founding.joins && m.node == founding.node { LEARNER } else { VOTER };
-    let seat = |m: &Member| Seat { node: m.node, part: part(m), address: m.address.clone() };
-    let seats = founding.members.iter().map(seat).collect();
+    let part = |m: &Member| if new_cluster.joins && m.node == new_cluster.node { LEARNER } else { VOTER };
+    let entry = |m: &Member| MemberEntry { node: m.node, roles: part(m), address: m.address.clone() };
+    let members = new_cluster.members.iter().map(entry).collect();
     let term = known.map_or(0, |k| u64::from(k.term.0));
     let before = raft.clone().unwrap_or_else(|| Meta::alone(id, term));
     let meta = Meta {
-        node: founding.node,
-        seats,
-        epoch: before.epoch.max(founding.epoch),
-        joins: founding.joins,
+        node: new_cluster.node,
+        members,
+        generation: before.generation.max(new_cluster.generation),
+        joins: new_cluster.joins,
         incarnation: drawn(now),
-        is_fresh: !founding.joins && founding.members.len() > 1,
+        is_fresh: !new_cluster.joins && new_cluster.members.len() > 1,
         remembers: true,
-        name: if founding.cluster.len() <= NAME_MAX { founding.cluster.clone() } else { String::new() },
+        name: if new_cluster.cluster.len() <= NAME_MAX { new_cluster.cluster.clone() } else { String::new() },
         ..before
     };
     meta.check()?;
@@ -162,25 +162,25 @@ fn changed(disk: &dyn Disk, dir: &Path, change: impl FnOnce(&Meta) -> Result<Met
 const TERMS_SKIPPED: u64 = 1000;
 
 /// Makes the host with the store in `dir`, which is not served, a cluster of one, regardless of the other hosts: for a pair
-/// whose leader is gone for good or cut off from its publishers. What only the leader had is lost. `epoch` is the generation
+/// whose leader is gone for good or cut off from its publishers. What only the leader had is lost. `generation` is the generation
 /// that the operator expects; it rises by one, and messages of hosts of the previous generation are rejected.
 ///
 /// # Errors
 /// [`Error::Locked`] while the store is served; [`Error::Invalid`] if it is of another generation or in no cluster.
-pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
+pub fn force_promote(disk: &dyn Disk, dir: &Path, generation: u64) -> Result<Meta> {
     changed(disk, dir, |before| {
-        if before.epoch != epoch {
-            return Err(Error::invalid("generation", format!("this host is of generation {}, not {epoch}", before.epoch)));
+        if before.generation != generation {
+            return Err(Error::invalid("generation", format!("this host is of generation {}, not {generation}", before.generation)));
         }
-        let own = before.seats.iter().filter(|s| s.node == before.node);
-        let seats = own.map(|s| Seat { part: VOTER, ..s.clone() }).collect();
-        let (term, epoch) = (before.term.saturating_add(TERMS_SKIPPED), before.epoch.saturating_add(1));
+        let own = before.members.iter().filter(|s| s.node == before.node);
+        let members = own.map(|s| MemberEntry { roles: VOTER, ..s.clone() }).collect();
+        let (term, generation) = (before.term.saturating_add(TERMS_SKIPPED), before.generation.saturating_add(1));
         // Frames that it may have forgotten are among the lost ones.
         Ok(Meta {
             term,
             vote: 0,
-            epoch,
-            seats,
+            generation,
+            members,
             auto_leave: false,
             has_forgotten: false,
             boot: 0,
@@ -191,28 +191,28 @@ pub fn force_promote(disk: &dyn Disk, dir: &Path, epoch: u64) -> Result<Meta> {
     })
 }
 
-/// Makes the host with the store in `dir`, which is not served, a standby of `leader` in the generation `epoch`, which began
+/// Makes the host with the store in `dir`, which is not served, a standby of `leader` in the generation `generation`, which began
 /// without it. When it serves again, the tail of its log that the leader does not have is truncated and kept aside. If
 /// SSTables hold such records, the host takes no part, and its store must be restored from a backup of the leader's.
 ///
 /// # Errors
 /// [`Error::Locked`] while the store is served; [`Error::Invalid`] if that generation is not later than its own, or `leader`
 /// is this host.
-pub fn rejoin(disk: &dyn Disk, dir: &Path, epoch: u64, leader: &Member) -> Result<Meta> {
+pub fn rejoin(disk: &dyn Disk, dir: &Path, generation: u64, leader: &Member) -> Result<Meta> {
     changed(disk, dir, |before| {
-        if before.epoch >= epoch || leader.node == before.node {
+        if before.generation >= generation || leader.node == before.node {
             let reason =
-                format!("this host is node {} of generation {}: it can rejoin another in a later one", before.node, before.epoch);
+                format!("this host is node {} of generation {}: it can rejoin another in a later one", before.node, before.generation);
             return Err(Error::invalid("generation", reason));
         }
-        let own = before.seats.iter().find(|s| s.node == before.node).map_or_else(String::new, |s| s.address.clone());
-        let seats = vec![
-            Seat { node: leader.node, part: VOTER, address: leader.address.clone() },
-            Seat { node: before.node, part: LEARNER, address: own },
+        let own = before.members.iter().find(|s| s.node == before.node).map_or_else(String::new, |s| s.address.clone());
+        let members = vec![
+            MemberEntry { node: leader.node, roles: VOTER, address: leader.address.clone() },
+            MemberEntry { node: before.node, roles: LEARNER, address: own },
         ];
         let incarnation = before.incarnation.wrapping_add(1).max(1);
         // Membership changes that it has applied are not applied again.
-        let changed = Meta { epoch, seats, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() };
+        let changed = Meta { generation, members, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() };
         // Another generation is another cluster: hosts met in this one do not count as met there.
         Ok(Meta { is_fresh: false, met: BTreeMap::new(), ..changed })
     })

@@ -29,25 +29,25 @@ struct Link {
 }
 
 /// The connections.
-pub(super) struct Links {
+pub(super) struct ClusterSocket {
     listener: UnixListener,
     path: PathBuf,
-    links: Vec<Link>,
+    cluster_socket: Vec<Link>,
     next: u64,
     /// Buffer that reads fill first.
     chunk: Box<[u8]>,
 }
 
-impl Links {
-    pub(super) fn new(listener: UnixListener, path: PathBuf) -> Links {
-        Links { listener, path, links: Vec::new(), next: 1, chunk: vec![0; CHUNK].into_boxed_slice() }
+impl ClusterSocket {
+    pub(super) fn new(listener: UnixListener, path: PathBuf) -> ClusterSocket {
+        ClusterSocket { listener, path, cluster_socket: Vec::new(), next: 1, chunk: vec![0; CHUNK].into_boxed_slice() }
     }
 
     /// Accepts new connections and returns all messages that have arrived, each with the number of its connection, and
     /// whether the replication process has gone.
     pub(super) fn look(&mut self) -> (Vec<(u64, Message)>, bool) {
         while let Ok((stream, _)) = self.listener.accept() {
-            if self.links.len() >= LINKS_MAX || stream.set_nonblocking(true).is_err() {
+            if self.cluster_socket.len() >= LINKS_MAX || stream.set_nonblocking(true).is_err() {
                 tracing::warn!(path = %self.path.display(), "a connection is refused: {LINKS_MAX} are open already");
                 continue;
             }
@@ -58,10 +58,10 @@ impl Links {
             let number = self.next;
             self.next += 1;
             let (received, unsent) = (Vec::new(), Vec::new());
-            self.links.push(Link { number, stream, received, unsent, is_replication: false, is_over: false });
+            self.cluster_socket.push(Link { number, stream, received, unsent, is_replication: false, is_over: false });
         }
         let mut messages = Vec::new();
-        for link in &mut self.links {
+        for link in &mut self.cluster_socket {
             link.read(&mut self.chunk, &mut messages);
         }
         (messages, self.drop_over())
@@ -69,14 +69,14 @@ impl Links {
 
     /// Removes closed connections; returns whether the replication process has gone.
     fn drop_over(&mut self) -> bool {
-        let over = self.links.extract_if(.., |l| l.is_over).filter(|l| l.is_replication);
+        let over = self.cluster_socket.extract_if(.., |l| l.is_over).filter(|l| l.is_replication);
         let gone = over.count() > 0;
-        gone && !self.links.iter().any(|l| l.is_replication)
+        gone && !self.cluster_socket.iter().any(|l| l.is_replication)
     }
 
     /// Marks connection `number` as the replication process; an earlier one is closed.
     pub(super) fn is_replication(&mut self, number: u64) {
-        for link in &mut self.links {
+        for link in &mut self.cluster_socket {
             link.is_over |= link.is_replication && link.number != number;
             link.is_replication = link.number == number;
         }
@@ -84,22 +84,22 @@ impl Links {
 
     /// Whether a message has arrived in part: the rest is on its way, and no bell rings for it.
     pub(super) fn has_part(&self) -> bool {
-        self.links.iter().any(|l| !l.received.is_empty())
+        self.cluster_socket.iter().any(|l| !l.received.is_empty())
     }
 
     /// Whether connection `number` is the replication process.
     pub(super) fn is_from_replication(&self, number: u64) -> bool {
-        self.links.iter().any(|l| l.number == number && l.is_replication)
+        self.cluster_socket.iter().any(|l| l.number == number && l.is_replication)
     }
 
     /// Sends `message` on connection `number`, if it is still open.
     pub(super) fn say(&mut self, number: u64, message: &Message) {
-        self.links.iter_mut().filter(|l| l.number == number).for_each(|l| l.write(message));
+        self.cluster_socket.iter_mut().filter(|l| l.number == number).for_each(|l| l.write(message));
     }
 
     /// Sends all `messages` to the replication process at once, if it is connected.
     pub(super) fn tell_all(&mut self, messages: &[Message]) {
-        for link in self.links.iter_mut().filter(|l| l.is_replication) {
+        for link in self.cluster_socket.iter_mut().filter(|l| l.is_replication) {
             messages.iter().for_each(|m| link.add(m));
             link.flush();
         }
@@ -107,7 +107,7 @@ impl Links {
 
     /// Writes what could not be written before; returns whether the replication process has gone.
     pub(super) fn flush(&mut self) -> bool {
-        self.links.iter_mut().filter(|l| !l.unsent.is_empty()).for_each(Link::flush);
+        self.cluster_socket.iter_mut().filter(|l| !l.unsent.is_empty()).for_each(Link::flush);
         self.drop_over()
     }
 }
@@ -122,7 +122,7 @@ fn may_send(of: rustix::process::Uid, own: rustix::process::Uid) -> bool {
     of == own || of.is_root()
 }
 
-impl Drop for Links {
+impl Drop for ClusterSocket {
     fn drop(&mut self) {
         // The path is another process's by now only if somebody removed the directory.
         if let Err(error) = std::fs::remove_file(&self.path) {

@@ -107,7 +107,7 @@ impl Pace for Throttle<'_> {
             self.wait(self.due, || true);
         }
         // Publishers under back-pressure wait for the disk too.
-        self.wait(now + GIVE_WAY, || self.control.statistic(Statistic::HeldBack) != 0);
+        self.wait(now + GIVE_WAY, || self.control.statistic(Statistic::BackPressure) != 0);
         // What is left of the disk is for flushes.
         !self.stop.is_stopped() && !self.room.is_low()
     }

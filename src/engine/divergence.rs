@@ -8,14 +8,14 @@ use crate::consensus::meta::{self, Meta};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::FrameIndex;
 use tapestore::manifest::Manifest;
-use tapestore::wal::{self, Cut};
+use tapestore::wal::{self, Truncated};
 
 /// Truncates the store's log behind frame `last_kept`, which [`super::Storage::stop`] has returned.
 ///
 /// # Errors
 /// [`Error::Locked`] while the store is served; [`Error::Missing`] if there is no store; [`Error::Consensus`] if a frame
-/// behind `last_kept` is committed; as [`wal::cut`].
-pub fn cut(options: &Options, world: &World, last_kept: u64) -> Result<Cut> {
+/// behind `last_kept` is committed; as [`wal::truncate`].
+pub fn truncate(options: &Options, world: &World, last_kept: u64) -> Result<Truncated> {
     let (disk, dir) = (&world.disk, &options.store);
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
@@ -31,5 +31,5 @@ pub fn cut(options: &Options, world: &World, last_kept: u64) -> Result<Cut> {
         file.update(Meta { boot: 0, ..file.meta().clone() })?;
     }
     let from = Manifest::open(disk.clone(), dir, known.store_id)?.state().checkpoint;
-    wal::cut(disk.as_ref(), dir, from, FrameIndex(last_kept))
+    wal::truncate(disk.as_ref(), dir, from, FrameIndex(last_kept))
 }

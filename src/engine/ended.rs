@@ -7,8 +7,8 @@
 pub enum Ended {
     /// It was stopped.
     Stopped,
-    /// Its log diverges from the leader's: truncate it behind this frame, the last that both have ([`super::divergence::cut`]).
-    Cut(u64),
+    /// Its log diverges from the leader's: truncate it behind this frame, the last that both have ([`super::divergence::truncate`]).
+    Truncate(u64),
     /// A snapshot of another host's store has been fetched: install it in the place of this one
     /// ([`super::snapshot::install::install`]).
     Fill,

@@ -21,7 +21,7 @@ use super::flush_source::Rows;
 use super::history::{History, Next};
 use super::memtables::Sealed;
 use super::space::Room;
-use super::watermarks::Covered;
+use super::watermarks::Watermarks;
 use crate::compaction::merge::{Job, Merged, Unpaced};
 use crate::compaction::retention::{Rule, Rules};
 use crate::compaction::{Options, newest};
@@ -41,7 +41,7 @@ use tapestore::time::Clock;
 use tapestore::wal::{self, Spare};
 
 /// Flushes MemTables.
-pub struct Filer {
+pub struct Flusher {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     store_id: u128,
@@ -54,7 +54,7 @@ pub struct Filer {
 
 /// A table whose records are in SSTables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Filed {
+pub struct Flushed {
     /// The table.
     pub table: u64,
     /// The edit of the manifest.
@@ -73,12 +73,12 @@ pub(super) struct Parts {
     pub(super) control: Control,
 }
 
-impl Filer {
+impl Flusher {
     /// A flusher over the manifest that is on the disk.
-    pub(super) fn new(parts: Parts) -> Filer {
+    pub(super) fn new(parts: Parts) -> Flusher {
         let Parts { disk, dir, store_id, segment_size, manifest, run_dir, instance, control } = parts;
         let history = History::new(disk.clone(), dir.clone(), store_id, manifest);
-        let this = Filer { disk, dir, store_id, segment_size, history, run_dir, instance, control };
+        let this = Flusher { disk, dir, store_id, segment_size, history, run_dir, instance, control };
         this.show();
         this
     }
@@ -162,7 +162,7 @@ impl Filer {
     ///
     /// # Errors
     /// [`tapestore::error::Error::Io`]: nothing is flushed, and no file is left that no edit may name.
-    pub fn file(&mut self, sealed: &Sealed, clock: &dyn Clock) -> Result<Filed> {
+    pub fn file(&mut self, sealed: &Sealed, clock: &dyn Clock) -> Result<Flushed> {
         let began = clock.monotonic();
         // Resolves a failed edit first: its files would pile up while the manifest cannot be written.
         self.history.resolve()?;
@@ -194,7 +194,7 @@ impl Filer {
         self.control.add(Statistic::FlushedBytes, bytes);
         self.control.add(Statistic::FlushNs, ns);
         tracing::debug!(table = sealed.id, rows, bytes, files = made.len(), ms = ns / 1_000_000, "flushed a MemTable");
-        Ok(Filed { table: sealed.id, seq: self.history.manifest.state().seq })
+        Ok(Flushed { table: sealed.id, seq: self.history.manifest.state().seq })
     }
 
     fn write_files(&mut self, sealed: &Sealed, made: &mut Vec<FileMeta>) -> Result<()> {
@@ -302,29 +302,29 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// The flush agent.
 pub(super) struct FlushAgent {
-    pub(super) filer: Filer,
+    pub(super) flusher: Flusher,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) items: Receiver<FlushItem>,
     /// Tables that recovery has sealed, and those that wait to be durable.
     pub(super) waiting: VecDeque<Box<Sealed>>,
-    pub(super) notices: Sender<Told>,
+    pub(super) notices: Sender<FlushNotice>,
     pub(super) spares: Sender<Spare>,
     /// Up to where the log is committed, and from where other hosts may still ask for it.
-    pub(super) covered: Arc<Covered>,
+    pub(super) watermarks: Arc<Watermarks>,
     pub(super) bells: Bells,
     pub(super) stop: Stop,
     pub(super) room: Arc<Room>,
     /// Whether the current series of failed flushes has been logged.
     pub(super) is_failing: bool,
-    pub(super) tending: Tending,
+    pub(super) scheduler: Scheduler,
     /// Watches the host's clock.
     pub(super) watch: Watch,
 }
 
 /// A notice to ingest, which publishes it to readers.
-pub(super) enum Told {
+pub(super) enum FlushNotice {
     /// A table's records are in SSTables.
-    Filed(Filed),
+    Flushed(Flushed),
     /// The manifest has a newer edit.
     Edited(u64),
 }
@@ -335,7 +335,7 @@ const EDITED_MAX: usize = 4;
 pub(super) const NOTICES_MAX: usize = TABLES_MAX + EDITED_MAX;
 
 /// The flush agent's schedule of merges and retention.
-pub(super) struct Tending {
+pub(super) struct Scheduler {
     pub(super) options: Options,
     pub(super) rules: Rules,
     pub(super) jobs: Sender<Job>,
@@ -354,7 +354,7 @@ pub(super) struct Tending {
     pub(super) has_jumped: bool,
 }
 
-impl Tending {
+impl Scheduler {
     /// Nothing has been looked at yet.
     ///
     /// # Errors
@@ -365,7 +365,7 @@ impl Tending {
         clock: &dyn Clock,
         jobs: Sender<Job>,
         done: Receiver<Outcome>,
-    ) -> Result<Tending> {
+    ) -> Result<Scheduler> {
         let wall_ahead = clock.wall().0.wrapping_sub(clock.monotonic());
         let (rules, skip) = (Rules::new(rules)?, BTreeSet::new());
         for kind in rules.unmet() {
@@ -375,7 +375,7 @@ impl Tending {
             );
         }
         let (is_merging, is_new, has_jumped) = (false, true, false);
-        Ok(Tending { options, rules, jobs, done, is_merging, is_new, after: 0, skip, skip_until: 0, wall_ahead, has_jumped })
+        Ok(Scheduler { options, rules, jobs, done, is_merging, is_new, after: 0, skip, skip_until: 0, wall_ahead, has_jumped })
     }
 }
 
@@ -386,12 +386,12 @@ const SKIP: Duration = Duration::from_secs(3600);
 
 impl FlushAgent {
     /// Runs until it is stopped; returns the flusher.
-    pub(super) fn run(mut self) -> Filer {
+    pub(super) fn run(mut self) -> Flusher {
         while !self.stop.is_stopped() {
-            self.watch.look(self.clock.as_ref(), &self.filer.control);
+            self.watch.look(self.clock.as_ref(), &self.flusher.control);
             match self.items.recv_timeout(if self.waiting.is_empty() { 20 * TURN } else { TURN }) {
                 Ok(FlushItem::Sealed(sealed)) => self.waiting.push_back(sealed),
-                Ok(FlushItem::Retired(id)) => self.filer.unlink(id),
+                Ok(FlushItem::Retired(id)) => self.flusher.unlink(id),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Ingest has ended: what is not flushed stays in the log.
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TURN),
@@ -399,22 +399,22 @@ impl FlushAgent {
             if self.waiting.front().is_some_and(|s| self.is_durable(s)) {
                 self.file();
             }
-            if let Ok(outcome) = self.tending.done.try_recv() {
+            if let Ok(outcome) = self.scheduler.done.try_recv() {
                 self.set_merging(false);
                 self.merged(outcome);
             }
-            if !self.tending.is_merging && self.tending.is_new && self.clock.monotonic() >= self.tending.after {
+            if !self.scheduler.is_merging && self.scheduler.is_new && self.clock.monotonic() >= self.scheduler.after {
                 self.tend();
             }
         }
-        self.filer
+        self.flusher
     }
 
     /// Drops files whose retention has ended, and starts the next merge.
     fn tend(&mut self) {
-        self.tending.is_new = false;
+        self.scheduler.is_new = false;
         let rules = self.rules_now();
-        match self.filer.expire(&rules) {
+        match self.flusher.expire(&rules) {
             Ok(Some(seq)) => self.edited(seq),
             Ok(None) => {}
             Err(error) => {
@@ -422,22 +422,22 @@ impl FlushAgent {
                 return self.hold_off();
             }
         }
-        if !self.tending.options.enabled {
+        if !self.scheduler.options.enabled {
             return;
         }
-        if self.clock.monotonic() >= self.tending.skip_until {
-            self.tending.skip.clear();
+        if self.clock.monotonic() >= self.scheduler.skip_until {
+            self.scheduler.skip.clear();
         }
-        let Tending { options, skip, .. } = &self.tending;
-        let now = newest(self.filer.manifest().state());
+        let Scheduler { options, skip, .. } = &self.scheduler;
+        let now = newest(self.flusher.manifest().state());
         // Free space is for flushes: skipping a merge makes reads slower, and loses no records.
         let fits = |bytes: u64| self.room.has(bytes / 4 * 5);
-        match self.filer.history.next_job(options, &rules, now, skip, &fits) {
+        match self.flusher.history.next_job(options, &rules, now, skip, &fits) {
             Next::Job(job) => {
                 let (files, bytes) = (job.merge.inputs.len(), job.merge.bytes());
                 tracing::debug!(files, bytes, why = ?job.merge.why, "merging files");
                 self.set_merging(true);
-                if self.tending.jobs.try_send(*job).is_err() {
+                if self.scheduler.jobs.try_send(*job).is_err() {
                     self.set_merging(false);
                 }
             }
@@ -449,48 +449,48 @@ impl FlushAgent {
     /// The rules as of now. When the wall clock has jumped since storage began, no file is removed by its age until the clock
     /// is back or storage is restarted.
     fn rules_now(&mut self) -> Rules {
-        let (wall, ahead) = (self.clock.wall(), self.tending.wall_ahead);
+        let (wall, ahead) = (self.clock.wall(), self.scheduler.wall_ahead);
         let moved = wall.0.wrapping_sub(self.clock.monotonic()).abs_diff(ahead);
-        let rules = self.tending.rules.at(wall);
+        let rules = self.scheduler.rules.at(wall);
         let has_jumped = moved > JUMP && !rules.is_empty();
-        if has_jumped && !self.tending.has_jumped {
+        if has_jumped && !self.scheduler.has_jumped {
             tracing::error!(
                 seconds = moved / 1_000_000_000,
                 "the wall clock has jumped: no SSTable is removed by its age until it is back; if it is right now, restart storage"
             );
         }
-        self.tending.has_jumped = has_jumped;
+        self.scheduler.has_jumped = has_jumped;
         if has_jumped { rules.held() } else { rules }
     }
 
     fn set_merging(&mut self, is_merging: bool) {
-        self.tending.is_merging = is_merging;
-        self.filer.control.set_statistic(Statistic::Merging, u64::from(is_merging));
+        self.scheduler.is_merging = is_merging;
+        self.flusher.control.set_statistic(Statistic::Merging, u64::from(is_merging));
     }
 
     fn hold_off(&mut self) {
-        self.tending.is_new = true;
-        self.tending.after = self.clock.monotonic() + MERGE_RETRY.as_nanos() as u64;
+        self.scheduler.is_new = true;
+        self.scheduler.after = self.clock.monotonic() + MERGE_RETRY.as_nanos() as u64;
     }
 
     /// Handles the outcome of a merge.
     fn merged(&mut self, Outcome { job, result, took }: Outcome) {
         let replaced = match result {
-            Ok(Some(merged)) => self.filer.replace(&merged, took.as_nanos() as u64),
+            Ok(Some(merged)) => self.flusher.replace(&merged, took.as_nanos() as u64),
             // The merge was stopped: storage ends, or the disk is too full.
             Ok(None) => return self.hold_off(),
             Err(error) => Err(error),
         };
         match replaced {
             Ok(seq) => {
-                self.tending.is_new = true;
+                self.scheduler.is_new = true;
                 self.edited(seq);
             }
             Err(error) => {
-                self.filer.control.add(Statistic::MergeFailures, 1);
+                self.flusher.control.add(Statistic::MergeFailures, 1);
                 tracing::error!(%error, files = job.merge.inputs.len(), "SSTables cannot be merged; they are skipped for an hour");
-                self.tending.skip.extend(job.merge.inputs.iter().map(|f| f.id));
-                self.tending.skip_until = self.clock.monotonic() + SKIP.as_nanos() as u64;
+                self.scheduler.skip.extend(job.merge.inputs.iter().map(|f| f.id));
+                self.scheduler.skip_until = self.clock.monotonic() + SKIP.as_nanos() as u64;
                 self.hold_off();
             }
         }
@@ -498,35 +498,35 @@ impl FlushAgent {
 
     /// Notifies ingest of the edit `seq`; if ingest is behind, readers get it with the next flush.
     fn edited(&self, seq: u64) {
-        if self.notices.len() < EDITED_MAX && self.notices.try_send(Told::Edited(seq)).is_ok() {
+        if self.notices.len() < EDITED_MAX && self.notices.try_send(FlushNotice::Edited(seq)).is_ok() {
             self.bells.ring(Bell::Ingest);
         }
     }
 
     fn is_durable(&self, sealed: &Sealed) -> bool {
-        let control = &self.filer.control;
+        let control = &self.flusher.control;
         control.durable() >= sealed.last
-            && self.covered.committed() + 1 >= sealed.mark.chain.index.0
+            && self.watermarks.committed() + 1 >= sealed.mark.chain.index.0
             && control.durable_position() >= sealed.mark.chain.position
     }
 
     fn file(&mut self) {
         let Some(sealed) = self.waiting.front() else { return };
-        let filed = self.filer.file(sealed, self.clock.as_ref());
-        self.room.filing(filed.as_ref().err());
-        match filed {
-            Ok(filed) => {
+        let flushed = self.flusher.file(sealed, self.clock.as_ref());
+        self.room.flush(flushed.as_ref().err());
+        match flushed {
+            Ok(flushed) => {
                 self.is_failing = false;
                 self.waiting.pop_front();
                 // The queue has a place for each table. Ingest may have ended.
-                if self.notices.try_send(Told::Filed(filed)).is_ok() {
+                if self.notices.try_send(FlushNotice::Flushed(flushed)).is_ok() {
                     self.bells.ring(Bell::Ingest);
                 }
-                self.tending.is_new = true;
+                self.scheduler.is_new = true;
                 self.recycle();
             }
             Err(error) => {
-                self.filer.control.add(Statistic::FlushFailures, 1);
+                self.flusher.control.add(Statistic::FlushFailures, 1);
                 if !std::mem::replace(&mut self.is_failing, true) {
                     tracing::error!(%error, "cannot flush a MemTable to SSTables; trying again every second");
                 }
@@ -537,15 +537,15 @@ impl FlushAgent {
 
     /// Gives the log's passed segments to the prepare agent, or removes them if enough wait.
     fn recycle(&self) {
-        let passed = match self.filer.passed_segments() {
+        let passed = match self.flusher.passed_segments() {
             Ok(passed) => passed,
             Err(error) => return tracing::warn!(%error, "cannot list the log segments that are no longer needed"),
         };
-        let (size, Position(needed)) = (self.filer.segment_size, self.covered.needed());
+        let (size, Position(needed)) = (self.flusher.segment_size, self.watermarks.needed());
         for first in passed.into_iter().filter(|first| first.0 + size <= needed) {
-            let outcome = self.filer.recycle(first).and_then(|spare| match self.spares.try_send(spare) {
+            let outcome = self.flusher.recycle(first).and_then(|spare| match self.spares.try_send(spare) {
                 Ok(()) => Ok(()),
-                Err(back) => self.filer.disk.remove(back.into_inner().path()),
+                Err(back) => self.flusher.disk.remove(back.into_inner().path()),
             });
             if let Err(error) = outcome {
                 tracing::warn!(%error, "cannot recycle a log segment that is no longer needed; it stays until the next start");

@@ -2,7 +2,7 @@
 //! each once; and how the leader's host handles them.
 //!
 //! ```text
-//! follower: request ─ Ask(ticket) ─▶ leader: in the log, frame (i, t) ─ Told(ticket, i, t) ─▶ held until it is committed here
+//! follower: request ─ Ask(ticket) ─▶ leader: in the log, frame (i, t) ─ Answer(ticket, i, t) ─▶ held until it is committed here
 //! follower: batch ──── Batch ──────▶ leader: accepted into a frame ─(replication)─▶ the frame is in this log: acknowledged
 //! ```
 //!
@@ -19,7 +19,7 @@ use super::effect::{Effect, Moment};
 use super::log::{At, Fate, Log};
 use super::requests::{Ask, Done, Outcome, Request, Requests};
 use super::sessions::Sessions;
-use super::state::Offer;
+use super::state::BatchOutcome;
 use crate::consensus::message::Message;
 use tapestore::bus::BatchHeader;
 use tapestore::error::Result;
@@ -33,7 +33,7 @@ enum Relay {
     /// From a follower: carry this out, and answer under this ticket.
     Ask(u64, Ask),
     /// From the leader: the outcome of this ticket, which rests on the frame of this index and this term.
-    Told(u64, u64, u64, Outcome),
+    Answer(u64, u64, u64, Outcome),
     /// From a follower: accept these records.
     Batch {
         publisher: u16,
@@ -101,11 +101,11 @@ impl Forwards {
         at: Moment,
     ) -> Result<(bool, Option<NodeId>)> {
         let mut worked = false;
-        let lacks_copy = log.node().meta().lacks_copy();
+        let needs_snapshot = log.node().meta().needs_snapshot();
         let elsewhere = leader.filter(|l| *l != self.own);
         for request in requests.interrupt().into_iter().chain(requests.take_waiting()) {
             worked = true;
-            if lacks_copy {
+            if needs_snapshot {
                 Requests::refuse(request, Outcome::Refused(NEEDS_SNAPSHOT.to_owned()), log);
             } else if !self.is_on && leader != Some(self.own) {
                 Requests::refuse(request, Outcome::NotLeader(elsewhere.map_or(0, |l| l.0)), log);
@@ -113,7 +113,7 @@ impl Forwards {
                 self.push(request, log);
             }
         }
-        let Some(leader) = elsewhere.filter(|_| self.is_on && !lacks_copy) else { return Ok((worked, None)) };
+        let Some(leader) = elsewhere.filter(|_| self.is_on && !needs_snapshot) else { return Ok((worked, None)) };
         for (ticket, pending) in &mut self.pending {
             let again = |asked| at.now.saturating_sub(asked) > ASK_AGAIN_NS && !sabotage::is(Sabotage::AskOnce);
             let is_due = pending.asked.is_none_or(again);
@@ -163,7 +163,7 @@ impl Forwards {
 
     /// Takes back the forwarded requests, in order: this host leads now and carries them out itself.
     pub(super) fn take_back(&mut self, requests: &mut Requests, log: &mut Log, sessions: &mut Sessions) {
-        if sabotage::is(Sabotage::StrandRequests) {
+        if sabotage::is(Sabotage::HoldRequests) {
             return;
         }
         for (_, pending) in std::mem::take(&mut self.pending) {
@@ -215,7 +215,7 @@ impl Forwards {
         sessions: &mut Sessions,
         now: u64,
     ) {
-        let last = log.core().publisher(header.publisher()).last;
+        let last = log.state().publisher(header.publisher()).last;
         if !sessions.pass_on(slot, header, words.len() as u64 * 8, last, now) {
             return;
         }
@@ -272,7 +272,7 @@ impl Relays {
                     self.waiting.push_back((from, relay, more));
                 }
             }
-            Relay::Told(ticket, index, term, outcome) => forwards.answered(ticket, At { index, term }, outcome),
+            Relay::Answer(ticket, index, term, outcome) => forwards.answered(ticket, At { index, term }, outcome),
             Relay::Gap { publisher, epoch, expected } => sessions.gap(PublisherId(publisher), Epoch(epoch), PubSeq(expected)),
             Relay::Closed { publisher, epoch, fenced } => sessions.closed(PublisherId(publisher), Epoch(epoch), fenced),
         }
@@ -310,7 +310,7 @@ impl Relays {
             match relay {
                 Relay::Ask(ticket, ask) => {
                     self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
-                    log.commit(at, sessions)?;
+                    log.append(at, sessions)?;
                     if let Some(done) = requests.ask((from, ticket, ask), log, sessions, at)? {
                         self.answer(done, log);
                     }
@@ -320,8 +320,8 @@ impl Relays {
                     let (publisher, epoch) = (PublisherId(publisher), Epoch(epoch));
                     let header = BatchHeader::new(publisher, epoch, PubSeq(first), count);
                     let is_whole = words.len() * 8 == records.len();
-                    let offer = if is_whole { log.core().offer(header, &words) } else { Offer::Malformed };
-                    if offer == Offer::FrameFull {
+                    let offer = if is_whole { log.state().accept(header, &words) } else { BatchOutcome::Malformed };
+                    if offer == BatchOutcome::FrameFull {
                         let (publisher, epoch) = (publisher.0, epoch.0);
                         let again = Relay::Batch { publisher, epoch, first, count, bytes: records };
                         self.waiting.push_front((from, again, bytes));
@@ -330,37 +330,37 @@ impl Relays {
                     self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
                     self.offered(from, header, offer, log);
                 }
-                Relay::Told(..) | Relay::Gap { .. } | Relay::Closed { .. } => {}
+                Relay::Answer(..) | Relay::Gap { .. } | Relay::Closed { .. } => {}
             }
         }
-        log.commit(at, sessions)?;
+        log.append(at, sessions)?;
         Ok(worked)
     }
 
     /// Sends the outcome to the host that asked; it rests on the last frame of this log.
     pub(super) fn answer(&self, done: Done, log: &mut Log) {
         let at = log.last();
-        relay(log, self.own, done.to, &Relay::Told(done.ticket, at.index, at.term, done.outcome));
+        relay(log, self.own, done.to, &Relay::Answer(done.ticket, at.index, at.term, done.outcome));
     }
 
     /// Notifies `from` of the outcome of a batch, if its log will not show it.
-    fn offered(&mut self, from: NodeId, header: BatchHeader, offer: Offer, log: &mut Log) {
+    fn offered(&mut self, from: NodeId, header: BatchHeader, offer: BatchOutcome, log: &mut Log) {
         let (publisher, epoch) = (header.publisher(), header.epoch());
         match offer {
-            Offer::Accepted => drop(self.in_gap.remove(&(from, publisher))),
-            Offer::Duplicate | Offer::FrameFull => {}
-            Offer::Gap(expected) => {
+            BatchOutcome::Accepted => drop(self.in_gap.remove(&(from, publisher))),
+            BatchOutcome::Duplicate | BatchOutcome::FrameFull => {}
+            BatchOutcome::Gap(expected) => {
                 log.control().add(Statistic::Gaps, 1);
                 if self.in_gap.insert((from, publisher)) {
                     let gap = Relay::Gap { publisher: publisher.0, epoch: epoch.0, expected: expected.0 };
                     relay(log, self.own, from, &gap);
                 }
             }
-            Offer::Fenced => {
+            BatchOutcome::Fenced => {
                 log.control().add(Statistic::Fenced, 1);
                 relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: true });
             }
-            Offer::Malformed | Offer::Unregistered(_) => {
+            BatchOutcome::Malformed | BatchOutcome::Unregistered(_) => {
                 log.control().add(Statistic::Malformed, 1);
                 tracing::error!(publisher = publisher.0, from = from.0, ?offer, "a batch of another host's publisher is refused");
                 relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: false });

@@ -14,12 +14,12 @@
 
 use super::effect::{Effect, Moment};
 use super::ended::Ended;
-use super::flush::Told;
+use super::flush::FlushNotice;
 use super::forward::{Forwards, Relays};
 use super::log::{Log, LogParts};
 use super::members;
 use super::replica::{Replica, Shown};
-use super::requests::{Levels, Request, Requests};
+use super::requests::{DurabilityPolicy, Request, Requests};
 use super::sessions::{Sessions, Taken};
 use crate::consensus::Options;
 use crate::consensus::message::{Command, Identity, Message};
@@ -33,7 +33,7 @@ pub(super) struct HostParts {
     pub(super) log: LogParts,
     pub(super) options: Options,
     pub(super) identity: Identity,
-    pub(super) levels: Levels,
+    pub(super) levels: DurabilityPolicy,
     /// Number of this start of storage.
     pub(super) instance: u64,
     /// For a pair: whether this host leads before it was in touch with the other.
@@ -69,7 +69,7 @@ impl Host {
         let HostParts { log, options, identity, levels, instance, may_lead, first_ticket } = parts;
         let own = identity.node;
         let sessions = Sessions::new(log.control.clone());
-        let durable = log.covered.durable();
+        let durable = log.watermarks.durable();
         let forwards = Forwards::new(own, options.forward, first_ticket);
         Host {
             log: Log::new(log),
@@ -142,7 +142,7 @@ impl Host {
     }
 
     /// The flush agent has finished something.
-    pub(super) fn flushed(&mut self, notice: Told) {
+    pub(super) fn flushed(&mut self, notice: FlushNotice) {
         self.log.flushed(notice);
     }
 
@@ -166,8 +166,8 @@ impl Host {
                 | Message::Unreachable(_)
                 | Message::Relay { .. }
                 | Message::Reached { .. }
-                | Message::Unheard { .. }
-                | Message::Filled
+                | Message::Rejected { .. }
+                | Message::SnapshotFetched
                 | Message::Command { command: Command::Greet(_), .. }
         );
         if for_replication && !is_replication {
@@ -184,18 +184,18 @@ impl Host {
                 log.ask(Effect::Say(link, Message::Answer { id, result }));
             }
             Message::Relay { from, bytes, .. } => self.relays.received(from, &bytes, &mut self.forwards, &mut self.sessions),
-            Message::Reached { node, epoch, last, lacks_copy } => {
-                log.node_mut().reached(node, last, lacks_copy);
-                self.replica.reached(node, epoch, log)?;
+            Message::Reached { node, generation, last, needs_snapshot } => {
+                log.node_mut().reached(node, last, needs_snapshot);
+                self.replica.reached(node, generation, log)?;
             }
-            Message::Unheard { node, reason } => log.node_mut().refused(node, reason),
-            Message::Filled => self.replica.filled(log),
+            Message::Rejected { node, reason } => log.node_mut().refused(node, reason),
+            Message::SnapshotFetched => self.replica.filled(log),
             Message::Welcome(_)
             | Message::Refused(_)
             | Message::Members(_)
             | Message::State(_)
-            | Message::Stranded { .. }
-            | Message::Lacks { .. }
+            | Message::SnapshotNeeded { .. }
+            | Message::FetchSnapshot { .. }
             | Message::Answer { .. } => {
                 tracing::warn!(?message, "a process sends a message that only storage may send; it is dropped");
             }
@@ -281,7 +281,7 @@ impl Host {
             Flow::Number => true,
             Flow::Hold => false,
             Flow::PassOn(_) => {
-                let core = self.log.core();
+                let core = self.log.state();
                 self.sessions.has_window(slot, |publisher| core.publisher(publisher).last, now)
             }
         }
@@ -302,7 +302,7 @@ impl Host {
                 forwards.pass_on((slot, header, words), leader, log, sessions, now);
                 Taken::Done
             }
-            Flow::Number => self.sessions.take(slot, header, words, self.log.core()),
+            Flow::Number => self.sessions.take(slot, header, words, self.log.state()),
             Flow::Hold => Taken::FrameFull,
         }
     }
@@ -330,8 +330,8 @@ impl Host {
     ///
     /// # Errors
     /// [`tapestore::error::Error::Halted`] if the log has failed; as [`crate::consensus::Node::tick`].
-    pub(super) fn commit(&mut self, at: Moment) -> Result<()> {
-        if self.flow == Flow::Number { self.log.commit(at, &mut self.sessions) } else { Ok(()) }
+    pub(super) fn append(&mut self, at: Moment) -> Result<()> {
+        if self.flow == Flow::Number { self.log.append(at, &mut self.sessions) } else { Ok(()) }
     }
 
     /// Notifies the sync agent of everything appended: the turn was quiet, or storage ends.
@@ -372,8 +372,8 @@ impl Host {
         self.log.node_mut()
     }
 
-    pub(super) fn core(&mut self) -> &mut super::state::Core {
-        self.log.core()
+    pub(super) fn state(&mut self) -> &mut super::state::StoreState {
+        self.log.state()
     }
 
     /// Describes what waits, for a failure's message.

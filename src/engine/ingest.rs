@@ -9,10 +9,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver as Queue, Sender as Post, TrySendError};
 
 use super::attach::Posted;
-use super::cluster_socket::Links;
+use super::cluster_socket::ClusterSocket;
 use super::effect::{Effect, Moment};
 use super::ended::Ended;
-use super::flush::{FlushItem, Told};
+use super::flush::{FlushItem, FlushNotice};
 use super::host::Host;
 use super::ports::Ports;
 use super::sync::{Answer, SyncItem};
@@ -41,7 +41,7 @@ const REQUESTS_AT_ONCE: usize = 64;
 pub(super) struct IngestAgent {
     pub(super) host: Host,
     pub(super) ports: Ports,
-    pub(super) links: Links,
+    pub(super) cluster_socket: ClusterSocket,
     pub(super) control: Control,
     pub(super) bells: Bells,
     pub(super) clock: std::sync::Arc<dyn Clock>,
@@ -49,7 +49,7 @@ pub(super) struct IngestAgent {
     pub(super) sync: Post<SyncItem>,
     pub(super) freed: Queue<usize>,
     pub(super) flush: Post<FlushItem>,
-    pub(super) notices: Queue<Told>,
+    pub(super) notices: Queue<FlushNotice>,
     pub(super) wait: Wait,
     pub(super) stop: Stop,
     /// The mail counter at the last look at the socket.
@@ -135,7 +135,7 @@ impl IngestAgent {
             return Ok(true);
         }
         worked |= self.ports.drain(&mut self.host, at.now);
-        self.host.commit(Moment { wall: self.clock.wall(), ..at })?;
+        self.host.append(Moment { wall: self.clock.wall(), ..at })?;
         self.carry_out()?;
         self.ports.drop_ended(&mut self.host, at.now);
         self.carry_out()?;
@@ -164,13 +164,13 @@ impl IngestAgent {
         let mail = self.bells.mail();
         let is_tick = self.host.is_tick_due(at.now);
         // A process that writes more than the socket holds rings only when all is written.
-        let has_part = self.links.has_part() || (is_tick && !self.host.is_alone());
+        let has_part = self.cluster_socket.has_part() || (is_tick && !self.host.is_alone());
         if mail != self.mail || has_part {
             self.mail = mail;
-            let (messages, gone) = self.links.look();
+            let (messages, gone) = self.cluster_socket.look();
             worked |= !messages.is_empty();
             for (link, message) in messages {
-                let is_replication = self.links.is_from_replication(link);
+                let is_replication = self.cluster_socket.is_from_replication(link);
                 self.host.message(link, is_replication, message)?;
                 // A greeting decides which process the next message is from.
                 self.carry_out()?;
@@ -179,7 +179,7 @@ impl IngestAgent {
                 self.host.replication_gone()?;
             }
         }
-        if is_tick && self.links.flush() {
+        if is_tick && self.cluster_socket.flush() {
             self.host.replication_gone()?;
         }
         Ok(worked)
@@ -203,15 +203,15 @@ impl IngestAgent {
                 continue;
             }
             if !messages.is_empty() {
-                self.links.tell_all(&std::mem::take(&mut messages));
+                self.cluster_socket.tell_all(&std::mem::take(&mut messages));
             }
             match effect {
                 Effect::Sync(item) => self.send(item)?,
                 Effect::Flush(item) => self.pass_on(item),
                 Effect::Ring(bell) => self.bells.ring(bell),
                 Effect::Tell(_) => {}
-                Effect::Say(link, message) => self.links.say(link, &message),
-                Effect::Replication(link) => self.links.is_replication(link),
+                Effect::Say(link, message) => self.cluster_socket.say(link, &message),
+                Effect::Replication(link) => self.cluster_socket.is_replication(link),
                 Effect::Attached { connection, slot } => self.ports.attach(connection, slot),
                 Effect::Ending { slot } => self.ports.end(slot),
                 Effect::Detached { connection } => {
@@ -222,7 +222,7 @@ impl IngestAgent {
             }
         }
         if !messages.is_empty() {
-            self.links.tell_all(&messages);
+            self.cluster_socket.tell_all(&messages);
         }
         self.effects = effects;
         Ok(())

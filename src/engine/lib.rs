@@ -62,11 +62,11 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 
 use self::attach::{AttachAgent, listen};
-use self::cluster_socket::Links;
+use self::cluster_socket::ClusterSocket;
 use self::compact::CompactAgent;
 use self::consensus::message::Identity;
 pub use self::ended::Ended;
-use self::flush::{Filer, FlushAgent, Tending};
+use self::flush::{Flusher, FlushAgent, Scheduler};
 use self::host::{Host, HostParts};
 use self::ingest::IngestAgent;
 use self::log::{LogParts, NOTIFY_AFTER};
@@ -75,11 +75,11 @@ pub use self::options::{Options, World};
 use self::ports::Ports;
 use self::prepare::PrepareAgent;
 pub use self::recover::{Recovered, Started, recover};
-use self::requests::Levels;
+use self::requests::DurabilityPolicy;
 use self::space::SpaceAgent;
 use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
 use self::waker::Waker;
-use self::watermarks::Covered;
+use self::watermarks::Watermarks;
 use tapestore::agent::{Stop, Wait, spawn};
 use tapestore::bus::Bus;
 use tapestore::error::{Error, Result};
@@ -103,7 +103,7 @@ pub struct Storage {
     late_stop: Stop,
     ingest: JoinHandle<Result<Ended>>,
     sync: JoinHandle<Result<wal::Syncer>>,
-    flush: JoinHandle<Filer>,
+    flush: JoinHandle<Flusher>,
     others: Vec<JoinHandle<()>>,
     run_dir: RunDir,
     store: PathBuf,
@@ -127,11 +127,11 @@ impl Storage {
     /// Starts the agents.
     #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
     fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listeners: Listeners) -> Result<Storage> {
-        let Recovered { options, mut core, syncer, meta, control, filer, sealed, node, started, run_dir, maker, lock } =
+        let Recovered { options, mut state, syncer, meta, control, flusher, sealed, node, started, run_dir, maker, lock } =
             recovered;
-        let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
+        let watermarks = Arc::new(Watermarks::new(syncer.durable().index.0, node.is_alone()));
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
-        let links = Links::new(listeners.cluster, run_dir.cluster_socket());
+        let cluster_socket = ClusterSocket::new(listeners.cluster, run_dir.cluster_socket());
         let instance = started.instance;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
         if options.start_as_leader && node.meta().has_forgotten {
@@ -153,8 +153,8 @@ impl Storage {
         let (done_in, done_out) = bounded(1);
         let (table_request_in, table_request_out) = bounded(1);
         let (table_in, table_out) = bounded(1);
-        core.writer.set_spares(Spares::Ahead(spare_out));
-        core.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out, waits: false });
+        state.writer.set_spares(Spares::Ahead(spare_out));
+        state.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out, waits: false });
         let (segment_size, table) = (meta.meta().segment_size, options.memtable_size);
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
         let disk = world.disk.clone();
@@ -175,7 +175,7 @@ impl Storage {
             stop: late_stop.clone(),
         };
         let flush = FlushAgent {
-            filer,
+            flusher,
             room: room.clone(),
             is_failing: false,
             clock: world.clock.clone(),
@@ -183,10 +183,10 @@ impl Storage {
             waiting: sealed,
             notices: notice_in,
             spares: recycled_in,
-            covered: covered.clone(),
+            watermarks: watermarks.clone(),
             bells: bells.clone(),
             stop: late_stop.clone(),
-            tending: Tending::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
+            scheduler: Scheduler::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
             watch: clock::Watch::new(world.clock.as_ref()),
         };
         let compact = CompactAgent {
@@ -205,7 +205,7 @@ impl Storage {
             answers: answer_in,
             freed: freed_in,
             control: control.clone(),
-            covered: covered.clone(),
+            watermarks: watermarks.clone(),
             bells: bells.clone(),
             wake_attach: waker.clone(),
             pace: Pace {
@@ -234,10 +234,10 @@ impl Storage {
         let is_lossy = options.cluster.is_lossy();
         let (control_of_log, unsynced_max) = (control.clone(), options.unsynced_max);
         let host = Host::new(HostParts {
-            log: LogParts { core, node, covered, control: control_of_log, room, halted, unsynced_max, is_lossy },
+            log: LogParts { state, node, watermarks, control: control_of_log, room, halted, unsynced_max, is_lossy },
             options: options.cluster.clone(),
             identity,
-            levels: Levels { least: options.level_min, is_lossy },
+            levels: DurabilityPolicy { least: options.durability_min, is_lossy },
             instance,
             may_lead: options.start_as_leader,
             first_ticket: requests::first_ticket(random().map_err(io)?),
@@ -245,7 +245,7 @@ impl Storage {
         let ingest = IngestAgent {
             host,
             ports: Ports::new(),
-            links,
+            cluster_socket,
             control: control.clone(),
             bells: bells.clone(),
             clock: world.clock.clone(),
@@ -307,15 +307,15 @@ impl Storage {
         for other in self.others {
             joined(other);
         }
-        let filer = joined(self.flush);
+        let flusher = joined(self.flush);
         if ingest.is_err() || sync.is_err() {
-            self.control.hold_back(Some(BackPressure::Halted), self.control.heartbeat());
+            self.control.set_back_pressure(Some(BackPressure::Halted), self.control.heartbeat());
         }
         let ended = ingest?;
         let syncer = sync?;
         let meta = wal::Meta { clean: true, durable: syncer.durable(), ..*self.meta.meta() };
         self.meta.update(meta)?;
-        self.control.set_tables(&[], filer.manifest().state().seq);
+        self.control.set_tables(&[], flusher.manifest().state().seq);
         self.run_dir.sweep(None)?;
         tapestore::shm::spill::sweep(&self.store)?;
         Ok(ended)
@@ -335,7 +335,7 @@ fn identity(node: &consensus::Node, session: u64, segment_size: u64, options: &O
         cluster: meta.store_id,
         node: meta.node,
         greeting: meta.greeting(),
-        epoch: meta.epoch,
+        generation: meta.generation,
         session,
         segment_size,
         store: options.store.clone(),

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::effect::{Effect, Moment};
-use super::flush::{FlushItem, Told};
+use super::flush::{FlushItem, FlushNotice};
 use super::sessions::Sessions;
 use super::space::Room;
-use super::state::{Committed, Core, Readiness};
+use super::state::{AppliedFrame, StoreState, Readiness};
 use super::sync::{Answer, SYNC_QUEUE, SyncItem};
-use super::watermarks::Covered;
+use super::watermarks::Watermarks;
 use crate::consensus::Node;
 use crate::consensus::message::{Message, Role};
 use tapestore::agent::Stop;
@@ -25,7 +25,7 @@ use tapestore::lsn::{Lsn, Position, PubSeq};
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::bell::Bell;
 use tapestore::shm::control::{BackPressure, Control, NO_SPACE, Statistic};
-use tapestore::wal::{Appended, Evidence, FrameType};
+use tapestore::wal::{Appended, DurableMark, FrameType};
 
 /// Items that wait for the sync agent before publishers are put under back-pressure.
 const SYNC_ITEMS_MAX: usize = SYNC_QUEUE / 2;
@@ -36,7 +36,7 @@ const NOTIFY_BYTES: u64 = 1 << 20;
 /// Frames of which the sync agent is notified together, so that it is not woken for each.
 #[derive(Default)]
 struct Unsent {
-    end: Option<Evidence>,
+    end: Option<DurableMark>,
     since: u64,
     is_urgent: bool,
     acks: Vec<(usize, PubSeq, Lsn)>,
@@ -79,9 +79,9 @@ pub(super) enum Fate {
 
 /// Parts of a log.
 pub(super) struct LogParts {
-    pub(super) core: Core,
+    pub(super) state: StoreState,
     pub(super) node: Node,
-    pub(super) covered: Arc<Covered>,
+    pub(super) watermarks: Arc<Watermarks>,
     pub(super) control: Control,
     pub(super) room: Arc<Room>,
     pub(super) halted: Stop,
@@ -128,8 +128,8 @@ impl Log {
     }
 
     /// The store's state.
-    pub(super) fn core(&mut self) -> &mut Core {
-        &mut self.parts.core
+    pub(super) fn state(&mut self) -> &mut StoreState {
+        &mut self.parts.state
     }
 
     /// Raft's node.
@@ -148,13 +148,13 @@ impl Log {
     }
 
     /// The numbers that the agents share.
-    pub(super) fn covered(&self) -> &Covered {
-        &self.parts.covered
+    pub(super) fn covered(&self) -> &Watermarks {
+        &self.parts.watermarks
     }
 
     /// Whether this host is the only one of its cluster.
     pub(super) fn is_alone(&self) -> bool {
-        self.parts.covered.is_alone()
+        self.parts.watermarks.is_alone()
     }
 
     /// Whether other hosts receive acknowledgements of frames before they are durable here.
@@ -174,7 +174,7 @@ impl Log {
 
     /// The log's end.
     pub(super) fn end(&self) -> Position {
-        self.parts.core.writer.chain().position
+        self.parts.state.writer.chain().position
     }
 
     /// The last frame.
@@ -199,7 +199,7 @@ impl Log {
     /// # Errors
     /// [`Error::Halted`] if a write has failed.
     pub(super) fn is_writable(&mut self) -> Result<bool> {
-        self.parts.core.writer.ready()
+        self.parts.state.writer.ready()
     }
 
     /// Whether the disk is short of space, so that it may be long before the log can be written.
@@ -214,7 +214,7 @@ impl Log {
 
     /// Whether back-pressure is on; `Some(true)` if it may last.
     pub(super) fn back_pressure(&self) -> Option<bool> {
-        self.held_since.map(|_| self.parts.control.statistic(Statistic::HeldBack) == NO_SPACE)
+        self.held_since.map(|_| self.parts.control.statistic(Statistic::BackPressure) == NO_SPACE)
     }
 
     /// Returns an error after a failed sync: nothing goes on then.
@@ -231,10 +231,10 @@ impl Log {
     /// [`Error::Halted`] if a write or a sync has failed.
     pub(super) fn has_room(&mut self, now: u64, backlog: usize) -> Result<bool> {
         self.check_halted()?;
-        let LogParts { core, room, control, unsynced_max, .. } = &mut self.parts;
-        let unsynced = core.writer.chain().position.0.saturating_sub(control.durable_position().0);
-        let ready = core.is_ready()?;
-        if let Some(stuck) = core.take_stuck() {
+        let LogParts { state, room, control, unsynced_max, .. } = &mut self.parts;
+        let unsynced = state.writer.chain().position.0.saturating_sub(control.durable_position().0);
+        let ready = state.is_ready()?;
+        if let Some(stuck) = state.take_stuck() {
             self.effects.push(Effect::Flush(FlushItem::Sealed(stuck)));
         }
         let why = match ready {
@@ -245,25 +245,25 @@ impl Log {
             Readiness::Ready if unsynced > *unsynced_max || backlog > SYNC_ITEMS_MAX => 2,
             Readiness::Ready => 0,
         };
-        if why == NO_SPACE && control.statistic(Statistic::HeldBack) != NO_SPACE {
+        if why == NO_SPACE && control.statistic(Statistic::BackPressure) != NO_SPACE {
             control.add(Statistic::NoSpace, 1);
         }
         match (why, self.held_since) {
             (0, None) => {}
             (0, Some(since)) => {
                 self.held_since = None;
-                control.add(Statistic::HeldBackNs, now.saturating_sub(since));
-                control.hold_back(None, now);
+                control.add(Statistic::BackPressureNs, now.saturating_sub(since));
+                control.set_back_pressure(None, now);
             }
             (why, None) => {
                 self.held_since = Some(now);
-                control.hold_back(BackPressure::from_raw(why), now);
+                control.set_back_pressure(BackPressure::from_raw(why), now);
                 if why == 1 {
-                    let full = core.memtables.full();
+                    let full = state.memtables.full();
                     tracing::warn!(%full, "publishers are under back-pressure");
                 }
             }
-            (why, Some(_)) => control.set_statistic(Statistic::HeldBack, why),
+            (why, Some(_)) => control.set_statistic(Statistic::BackPressure, why),
         }
         Ok(why == 0)
     }
@@ -272,30 +272,30 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Halted`] if a write or a sync has failed.
-    pub(super) fn commit(&mut self, at: Moment, sessions: &mut Sessions) -> Result<()> {
-        let Some(committed) = self.parts.core.commit(at.wall)? else { return Ok(()) };
-        self.propose(&committed.appended)?;
-        self.note(committed, at.now, sessions)
+    pub(super) fn append(&mut self, at: Moment, sessions: &mut Sessions) -> Result<()> {
+        let Some(applied) = self.parts.state.append(at.wall)? else { return Ok(()) };
+        self.propose(&applied.appended)?;
+        self.note(applied, at.now, sessions)
     }
 
     /// Notifies all that wait for a frame, which was appended and applied.
     ///
     /// # Errors
     /// [`Error::Halted`] if a sync has failed meanwhile.
-    pub(super) fn note(&mut self, committed: Committed, now: u64, sessions: &mut Sessions) -> Result<()> {
-        if let Some(sealed) = committed.sealed {
+    pub(super) fn note(&mut self, applied: AppliedFrame, now: u64, sessions: &mut Sessions) -> Result<()> {
+        if let Some(sealed) = applied.sealed {
             self.effects.push(Effect::Flush(FlushItem::Sealed(sealed)));
         }
         self.effects.push(Effect::Ring(Bell::Applied));
         // After a failed sync, a frame in the page cache may never reach the disk.
         self.check_halted()?;
-        let Appended { end, opened, .. } = committed.appended;
+        let Appended { end, opened, .. } = applied.appended;
         if let Some(opened) = opened {
             self.notify_sync();
             self.effects.push(Effect::Sync(SyncItem::Opened(opened)));
         }
         let alone = self.is_alone();
-        for (publisher, pub_seq, lsn) in committed.accepted {
+        for (publisher, pub_seq, lsn) in applied.accepted {
             if let Some((slot, level)) = sessions.accepted(publisher, pub_seq, lsn, alone) {
                 self.unsent.is_urgent |= level.waits_for_disk();
                 self.unsent.ack(slot, pub_seq, lsn);
@@ -407,13 +407,13 @@ impl Log {
     }
 
     /// Handles a notice of the flush agent.
-    pub(super) fn flushed(&mut self, notice: Told) {
+    pub(super) fn flushed(&mut self, notice: FlushNotice) {
         match notice {
-            Told::Filed(done) => {
-                self.parts.core.memtables.filed(done.table, done.seq);
+            FlushNotice::Flushed(done) => {
+                self.parts.state.memtables.flushed(done.table, done.seq);
                 self.effects.push(Effect::Flush(FlushItem::Retired(done.table)));
             }
-            Told::Edited(seq) => self.parts.core.memtables.edited(seq),
+            FlushNotice::Edited(seq) => self.parts.state.memtables.edited(seq),
         }
     }
 }

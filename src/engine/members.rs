@@ -7,7 +7,7 @@ use super::log::Log;
 use super::recover::KEPT_MAX;
 use crate::consensus::format::{LEARNER, VOTER};
 use crate::consensus::message::{Command, Message, Report, Role};
-use crate::consensus::{Change, Seat, Transition};
+use crate::consensus::{Change, MemberEntry, Transition};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{NodeId, Position};
 use tapestore::shm::control::Statistic;
@@ -28,7 +28,7 @@ impl Needs {
     /// Notifies the members that the log does not reach back to; or `leader`, if this host needs a snapshot.
     pub(super) fn say(&mut self, log: &mut Log, leader: Option<NodeId>, now: u64) {
         let progress = log.node().progress();
-        let behind: Vec<NodeId> = progress.iter().filter(|p| p.is_stranded).map(|p| p.node).collect();
+        let behind: Vec<NodeId> = progress.iter().filter(|p| p.is_behind_log).map(|p| p.node).collect();
         for node in behind.iter().filter(|n| !self.behind.contains(n)) {
             tracing::warn!(
                 node = node.0,
@@ -39,15 +39,15 @@ impl Needs {
         if !behind.is_empty() && is_due {
             self.notified = now;
             let first = log.node().frames().first();
-            behind.iter().for_each(|&node| log.tell(Message::Stranded { node, first }));
+            behind.iter().for_each(|&node| log.tell(Message::SnapshotNeeded { node, first }));
         }
         self.behind = behind;
         // A host that joins, or may have lost frames, asks for a snapshot as soon as there is a leader.
-        log.control().set_needs_snapshot(log.node().meta().lacks_copy(), now);
-        let asks = log.node().meta().lacks_copy() && now.saturating_sub(self.notified) >= NOTIFY_NS;
+        log.control().set_needs_snapshot(log.node().meta().needs_snapshot(), now);
+        let asks = log.node().meta().needs_snapshot() && now.saturating_sub(self.notified) >= NOTIFY_NS;
         if let Some(leader) = leader.filter(|_| asks) {
             self.notified = now;
-            log.tell(Message::Lacks { leader });
+            log.tell(Message::FetchSnapshot { leader });
         }
     }
 }
@@ -76,10 +76,10 @@ pub(super) fn show_needed(log: &mut Log, most: u64) {
 /// # Errors
 /// [`Error::Invalid`] with the reason; nothing has changed then.
 pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
-    let of = |node, part, address| Change { transition: Transition::Auto, seats: vec![Seat { node, part, address }] };
+    let of = |node, roles, address| Change { transition: Transition::Auto, members: vec![MemberEntry { node, roles, address }] };
     let node = log.node_mut();
     let is_named = |of: NodeId| matches!(&command, Command::Promote { node, .. } | Command::Remove { node, .. } if *node == of);
-    let known = node.meta().seats.iter().find(|s| is_named(s.node));
+    let known = node.meta().members.iter().find(|s| is_named(s.node));
     let address = known.map(|s| s.address.clone());
     let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` lists the members"));
     match command {
@@ -89,7 +89,7 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
             if address.is_empty() || address.len() > crate::consensus::format::ADDRESS_MAX || new == NodeId(0) {
                 return Err(Error::invalid("member", "its number is above 0, and its address host:port"));
             }
-            if node.meta().seats.iter().any(|s| s.node == new) {
+            if node.meta().members.iter().any(|s| s.node == new) {
                 return Err(Error::invalid("member", format!("node {new} is a member already")));
             }
             node.change(of(new, LEARNER, address))?;
@@ -99,8 +99,8 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
             return Err(Error::invalid("promotion", format!("node {n}: {reason}")));
         }
         Command::Promote { node: n, force } | Command::Remove { node: n, force } => {
-            let part = if matches!(command, Command::Promote { .. }) { VOTER } else { 0 };
-            let change = of(n, part, address.ok_or_else(|| missing(n))?);
+            let roles = if matches!(command, Command::Promote { .. }) { VOTER } else { 0 };
+            let change = of(n, roles, address.ok_or_else(|| missing(n))?);
             if let Some(reason) = node.would_stop(&change).filter(|_| !force) {
                 return Err(Error::invalid("change of members", reason));
             }
@@ -109,7 +109,7 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
         Command::Transfer(n) if node.progress().iter().any(|p| p.node == n) && node.is_away(n) => {
             return Err(Error::invalid("transfer", format!("node {n} is out of touch")));
         }
-        Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && p.lacks_copy) => {
+        Command::Transfer(n) if node.progress().iter().any(|p| p.node == n && p.needs_snapshot) => {
             return Err(Error::invalid("transfer", format!("node {n} waits for a snapshot of this store")));
         }
         Command::Transfer(n) => node.transfer(n)?,
@@ -122,13 +122,13 @@ fn report(log: &Log) -> Report {
     let (node, control) = (log.node(), log.control());
     Report {
         node: node.meta().node,
-        epoch: node.meta().epoch,
+        generation: node.meta().generation,
         state: node.state(),
-        members: node.meta().seats.iter().map(Seat::member).collect(),
+        members: node.meta().members.iter().map(MemberEntry::member).collect(),
         records: [control.appended().0, control.durable().0, control.committed().0],
         progress: node.progress(),
         is_lossy: log.is_lossy(),
-        lacks_copy: node.meta().lacks_copy(),
+        needs_snapshot: node.meta().needs_snapshot(),
         is_mute: node.meta().is_mute(),
         waits: node.waits().unwrap_or_default(),
     }

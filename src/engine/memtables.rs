@@ -332,7 +332,7 @@ impl MemTables {
     }
 
     /// Drops table `id` from the control page: SSTables hold its records since the edit `manifest`.
-    pub fn filed(&mut self, id: u64, manifest: u64) {
+    pub fn flushed(&mut self, id: u64, manifest: u64) {
         assert!(self.live.first().is_some_and(|(first, _)| *first == id), "tables are flushed in order");
         assert!(self.active.as_ref().is_none_or(|active| active.id() != id), "the active table is not flushed");
         self.live.remove(0);

@@ -11,7 +11,7 @@ use crate::consensus;
 use tapestore::agent::Wait;
 use tapestore::disk::Disk;
 use tapestore::error::{Error, Result};
-use tapestore::lsn::Level;
+use tapestore::lsn::Durability;
 use tapestore::shm::control::TABLES_MAX;
 use tapestore::shm::run_dir::ROOT_DEFAULT;
 use tapestore::time::Clock;
@@ -46,13 +46,14 @@ pub struct Options {
     /// Bytes kept free on the file system; below, no records are accepted. 0: 1 GiB, or a twentieth of the volume if that is
     /// less, but at least room for two segments and the flush of a MemTable.
     pub space_min: u64,
-    /// The lowest level that publishers get.
-    pub level_min: Level,
+    /// The lowest durability that publishers get.
+    #[serde(alias = "level-min")]
+    pub durability_min: Durability,
     /// How ingest waits for work.
     pub wait: Wait,
-    /// Core of the ingest thread.
+    /// StoreState of the ingest thread.
     pub ingest_core: Option<usize>,
-    /// Core of the sync thread.
+    /// StoreState of the sync thread.
     pub sync_core: Option<usize>,
     /// When and how SSTables are merged.
     pub compaction: compaction::Options,
@@ -79,7 +80,7 @@ impl Default for Options {
             sync_bytes: 4 << 20,
             unsynced_max: 64 << 20,
             space_min: 0,
-            level_min: Level::None,
+            durability_min: Durability::None,
             wait: Wait::Adaptive,
             ingest_core: None,
             sync_core: None,
@@ -121,15 +122,15 @@ impl Options {
         }
         self.compaction.check()?;
         self.cluster.check()?;
-        if self.level_min == Level::QuorumOs && !self.cluster.is_lossy() {
-            self.level_min = Level::Quorum;
+        if self.durability_min == Durability::QuorumOs && !self.cluster.is_lossy() {
+            self.durability_min = Durability::Quorum;
         }
-        if self.cluster.is_lossy() && self.level_min > Level::Os {
+        if self.cluster.is_lossy() && self.durability_min > Durability::Os {
             return bad(
-                "level-min",
+                "durability-min",
                 format!(
                     "{}: with flush = \"interval\" it is none or os, and each publisher chooses fsync or quorum-os",
-                    self.level_min
+                    self.durability_min
                 ),
             );
         }

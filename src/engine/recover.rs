@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::flush::{self, Filer};
+use super::flush::{self, Flusher};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
-use super::state::{Core, Rebuilt};
+use super::state::{StoreState, Rebuilt};
 use super::{boot_check, clock, history, space};
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
@@ -25,7 +25,7 @@ use tapestore::shm::kinds::KindsWriter;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::shm::spill;
 use tapestore::shm::symbols::SymbolsWriter;
-use tapestore::wal::{self, Body, Evidence, FrameType, Log, MetaFile};
+use tapestore::wal::{self, Body, DurableMark, FrameType, Log, MetaFile};
 
 /// The result of a start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub struct Started {
     /// Records of the store.
     pub records: u64,
     /// Of these, records in SSTables.
-    pub filed: u64,
+    pub flushed: u64,
     /// SSTables.
     pub files: u64,
     /// Bytes of log that were read behind the checkpoint.
@@ -55,7 +55,7 @@ pub struct Recovered {
     /// The options, checked.
     pub options: Options,
     /// The state.
-    pub core: Core,
+    pub state: StoreState,
     /// Syncs the log.
     pub syncer: wal::Syncer,
     /// `store.meta`.
@@ -63,7 +63,7 @@ pub struct Recovered {
     /// The control page.
     pub control: Control,
     /// Flushes MemTables.
-    pub filer: Filer,
+    pub flusher: Flusher,
     /// MemTables that wait for a flush, the oldest first.
     pub sealed: VecDeque<Box<Sealed>>,
     /// This host in its cluster.
@@ -166,7 +166,7 @@ fn begin_instance(control: &Control, run_dir: &RunDir, dir: &Path) -> Result<u64
 }
 
 /// Publishes that the log ends at `end`, on `timeline`.
-fn show_end(control: &Control, timeline: Timeline, end: Evidence) {
+fn show_end(control: &Control, timeline: Timeline, end: DurableMark) {
     // The timeline first: a reader that sees a watermark fall has seen the timeline rise.
     if timeline != control.timeline() {
         control.set_timeline(timeline, end.lsn.next());
@@ -177,7 +177,7 @@ fn show_end(control: &Control, timeline: Timeline, end: Evidence) {
 
 /// Publishes that everything up to `end` is durable, and what is known to be committed. What was published as committed
 /// since the host was started is not withdrawn.
-fn show_durable(control: &Control, end: Evidence, committed: Lsn) {
+fn show_durable(control: &Control, end: DurableMark, committed: Lsn) {
     control.set_durable(end.lsn, end.position);
     control.reset_committed(control.committed().min(end.lsn).max(committed));
 }
@@ -195,10 +195,10 @@ fn report(frame: &wal::Frame<'_>, now: u64, control: &Control, reported: &mut u6
 }
 
 /// The flusher for recovery and the store that serves; it skips the numbers of files in the directory.
-fn filer(parts: flush::Parts) -> Result<Filer> {
-    let mut filer = Filer::new(parts);
-    filer.skip_known_ids()?;
-    Ok(filer)
+fn flusher(parts: flush::Parts) -> Result<Flusher> {
+    let mut flusher = Flusher::new(parts);
+    flusher.skip_known_ids()?;
+    Ok(flusher)
 }
 
 /// The frames behind a checkpoint, for consensus.
@@ -251,13 +251,13 @@ impl Replicated {
 }
 
 /// Opens the term of a host that is alone, at once: no other host could.
-fn open_term(core: &mut Core, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn tapestore::time::Clock) -> Result<()> {
+fn open_term(state: &mut StoreState, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn tapestore::time::Clock) -> Result<()> {
     node.campaign()?;
     while let Some(work) = node.work() {
-        core.writer.ready()?;
+        state.writer.ready()?;
         let (appended, change) = match work {
-            Work::Open { term } => (core.open_term(super::state::term_of(term)?, clock.wall())?, None),
-            Work::Change { change, .. } => (core.change_members(&change, clock.wall())?, Some(change)),
+            Work::Open { term } => (state.open_term(super::state::term_of(term)?, clock.wall())?, None),
+            Work::Change { change, .. } => (state.change_members(&change, clock.wall())?, Some(change)),
         };
         let (header, end) = (appended.header, appended.end);
         if let Some(segment) = appended.opened {
@@ -285,7 +285,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
-    let life = boot_check::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
+    let boot_check = boot_check::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;
     let (run_dir, held) = run_directory(dir, store_id, &options)?;
     let control = control_page(&run_dir, store_id)?;
     let seen = seen_before(&control, &known);
@@ -299,8 +299,8 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let memtables = memtables(&maker, &control, from.lsn, seq, &options)?;
     let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
     let kinds = KindsWriter::create(&run_dir.kinds(instance))?;
-    let alone = life.file.meta().is_alone();
-    let known_committed = if alone { u64::MAX } else { life.file.meta().commit };
+    let alone = boot_check.file.meta().is_alone();
+    let known_committed = if alone { u64::MAX } else { boot_check.file.meta().commit };
     let mut rebuilt = Rebuilt::new(memtables, symbols, kinds, manifest.state(), known_committed)?;
     let keep = if alone { 0 } else { options.cluster.retain_bytes.min(KEPT_MAX) };
     let mut replicated = Replicated::before(disk.as_ref(), dir, &known, from, keep)?;
@@ -314,38 +314,38 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         instance,
         control: control.clone(),
     };
-    let mut filer = filer(parts)?;
+    let mut flusher = flusher(parts)?;
     let mut reported = world.clock.monotonic();
     let log = wal::open(disk.clone(), dir, from, keep, seen, |frame| {
         report(frame, world.clock.monotonic(), &control, &mut reported);
         replicated.visit(frame)?;
-        rebuilt.visit(frame, &mut filer, world.clock.as_ref())
+        rebuilt.visit(frame, &mut flusher, world.clock.as_ref())
     })?;
-    filer.sweep()?;
+    flusher.sweep()?;
     let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
     let end = writer.end();
-    let raft_meta = life.recovered(disk.as_ref(), dir, options.cluster.is_lossy(), end.position, shown)?;
+    let raft_meta = boot_check.recovered(disk.as_ref(), dir, options.cluster.is_lossy(), end.position, shown)?;
     clock::check_start(world.clock.as_ref(), writer.chain().ingest_ts, written, &control);
     show_end(&control, meta.meta().timeline, end);
     writer.ready()?;
-    let (mut core, sealed) = rebuilt.into_core(writer, control.clone());
+    let (mut state, sealed) = rebuilt.into_state(writer, control.clone());
     let Replicated { frames, changes } = replicated;
     let mut node = Node::new(&options.cluster, raft_meta, frames, changes, from.index.0 - 1)?;
     if alone {
-        open_term(&mut core, &mut syncer, &mut node, world.clock.as_ref())?;
+        open_term(&mut state, &mut syncer, &mut node, world.clock.as_ref())?;
     }
-    show_durable(&control, core.writer.end(), node.frames().lsn(node.committed()));
+    show_durable(&control, state.writer.end(), node.frames().lsn(node.committed()));
     let started = Started {
         run_dir: run_dir.path().to_path_buf(),
         instance,
         records: end.lsn.0,
-        filed: filer.manifest().state().covered().0,
-        files: filer.manifest().state().files.len() as u64,
+        flushed: flusher.manifest().state().covered().0,
+        files: flusher.manifest().state().files.len() as u64,
         log_bytes: end.position.0 - from.position.0.min(end.position.0),
         was_clean,
         cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
         memtable_size: options.memtable_size,
     };
     let lock = Box::new((lock, held));
-    Ok(Recovered { options, core, syncer, meta, control, filer, sealed, node, started, run_dir, maker, lock })
+    Ok(Recovered { options, state, syncer, meta, control, flusher, sealed, node, started, run_dir, maker, lock })
 }

@@ -16,8 +16,8 @@ use tapestore::lsn::{Epoch, Lsn, Position, PubSeq, PublisherId, Timeline};
 use tapestore::manifest::State;
 use tapestore::sstable::{self, FileMeta};
 use tapestore::time::Ts;
-use tapestore::wal::format::{EVIDENCE_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_first, segment_name};
-use tapestore::wal::{self, Body, Chain, Evidence, Frame, Meta, MetaFile, Tail};
+use tapestore::wal::format::{MARK_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_first, segment_name};
+use tapestore::wal::{self, Body, Chain, DurableMark, Frame, Meta, MetaFile, Tail};
 
 /// Records of one publisher's epoch that would be lost, as far as they can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct Loss {
     /// Readable records, by publisher and epoch.
     pub publishers: BTreeMap<(PublisherId, Epoch), Gone>,
     /// Readable control entries: attached publishers, names, kinds.
-    pub facts: u64,
+    pub entries: u64,
     /// First and last ingest time of what is readable.
     pub taken_in: Option<(Ts, Ts)>,
 }
@@ -57,7 +57,7 @@ impl Loss {
         let ts = frame.header.ingest_ts;
         self.taken_in = Some(self.taken_in.map_or((ts, ts), |(from, to)| (from.min(ts), to.max(ts))));
         match &frame.body {
-            Body::Control(facts) => self.facts += facts.len() as u64,
+            Body::Control(entries) => self.entries += entries.len() as u64,
             Body::Data(data) => {
                 self.last = self.last.max(Lsn(frame.header.first_lsn.0 + frame.header.records() - 1));
                 self.readable += frame.header.records();
@@ -79,7 +79,7 @@ pub struct Findings {
     /// Number of SSTables.
     pub files: u64,
     /// Records in them.
-    pub filed: u64,
+    pub flushed: u64,
     /// The last record that can be read from the log.
     pub last: Lsn,
     /// SSTables that are damaged or missing, with the error.
@@ -96,7 +96,7 @@ struct Log {
     state: State,
     /// Up to where it can be read.
     end: Chain,
-    evidence: Evidence,
+    durable_mark: DurableMark,
     damage: Option<Error>,
     torn: Option<Tail>,
 }
@@ -113,7 +113,7 @@ impl Log {
             Ok(())
         })?;
         let torn = end.tail.filter(|t| t.is_frame && damage.is_none());
-        Ok(Log { meta, state, end: end.chain, evidence: end.evidence, damage, torn })
+        Ok(Log { meta, state, end: end.chain, durable_mark: end.durable_mark, damage, torn })
     }
 
     /// The loss if the log ends at `point`.
@@ -123,7 +123,7 @@ impl Log {
             loss.add(frame);
             Ok(())
         })?;
-        loss.last = loss.last.max(self.evidence.lsn);
+        loss.last = loss.last.max(self.durable_mark.lsn);
         Ok(loss)
     }
 }
@@ -166,7 +166,7 @@ fn examine_once(disk: &dyn Disk, store: &Path, progress: &mut dyn FnMut(Progress
     let seen = log.state.seq;
     let found = Findings {
         files: log.state.files.len() as u64,
-        filed: log.state.files.values().map(|f| f.rows).sum(),
+        flushed: log.state.files.values().map(|f| f.rows).sum(),
         last: Lsn(log.end.lsn.0 - 1),
         damaged,
         log: log.damage.zip(loss),
@@ -249,7 +249,7 @@ pub fn truncate(disk: &dyn Disk, store: &Path, at: Lsn, now: Ts) -> Result<(Loss
     // From here on a log that ends at this place is on a later timeline, and no durable mark of `store.meta` is behind it.
     let mut meta = MetaFile::open(disk, store)?;
     let timeline = Timeline(log.meta.timeline.0 + 1);
-    meta.update(Meta { timeline, clean: false, durable: Evidence::of(&point), ..log.meta })?;
+    meta.update(Meta { timeline, clean: false, durable: DurableMark::of(&point), ..log.meta })?;
     for first in gone.iter().filter(|first| first.0 > from || point.position.0 == from + SEGMENT_HEAD_LEN) {
         disk.remove(&wal_dir.join(segment_name(*first)))?;
     }
@@ -296,7 +296,7 @@ fn shorten(disk: &dyn Disk, dir: &Path, meta: &Meta, first: Position, point: Cha
     }
     let file = disk.open(&fresh, Open::CreateNew)?;
     file.write_at(bytemuck::bytes_of(&SegmentHeader::new(meta.store_id, first, meta.segment_size)), 0)?;
-    file.write_at(&Evidence { seq: 2, ..Evidence::of(&point) }.to_bytes(), EVIDENCE_OFFSETS[0])?;
+    file.write_at(&DurableMark { seq: 2, ..DurableMark::of(&point) }.to_bytes(), MARK_OFFSETS[0])?;
     // Without the segment the log ends at the checkpoint, before which nothing is read.
     if disk.exists(&path)? {
         let source = disk.open(&path, Open::Read)?;

@@ -13,14 +13,14 @@ use super::log::Log;
 use super::members::{self, Needs};
 use super::sessions::Sessions;
 use super::state::term_of;
-use crate::consensus::message::{EPOCH_MAX, Identity, Message, Raft, Role, State, VERSION};
+use crate::consensus::message::{GENERATION_MAX, Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
-use crate::consensus::{Change, Options, Seat, Verdict, Work};
+use crate::consensus::{Change, Options, MemberEntry, Verdict, Work};
 use tapestore::error::{Bad, Error, Result};
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::bell::Bell;
-use tapestore::wal::{self, Body, Fact, Frame};
+use tapestore::wal::{self, Body, ControlEntry, Frame};
 
 /// Most frames of one message that are accepted before other work gets its turn.
 const FRAMES_A_TURN: usize = 64;
@@ -152,8 +152,8 @@ impl Replica {
         tracing::info!(pid, "the replication process is connected");
         log.ask(Effect::Replication(link));
         log.ask(Effect::Say(link, Message::Welcome(self.identity.clone())));
-        let seats = log.node().meta().seats.iter().map(Seat::member).collect();
-        log.ask(Effect::Say(link, Message::Members(seats)));
+        let members = log.node().meta().members.iter().map(MemberEntry::member).collect();
+        log.ask(Effect::Say(link, Message::Members(members)));
         let state = log.node().state();
         log.ask(Effect::Say(link, Message::State(state)));
     }
@@ -165,29 +165,29 @@ impl Replica {
     pub(super) fn replication_gone(&mut self, log: &mut Log) -> Result<()> {
         tracing::warn!("the replication process has ended: no other host can be reached until it is back");
         let own = log.node().meta().node;
-        let others: Vec<_> = log.node().meta().seats.iter().map(|s| s.node).filter(|n| *n != own).collect();
+        let others: Vec<_> = log.node().meta().members.iter().map(|s| s.node).filter(|n| *n != own).collect();
         others.into_iter().try_for_each(|node| log.node_mut().unreachable(node))
     }
 
-    /// Notes that the replication process is in touch with `node`, of generation `epoch`.
+    /// Notes that the replication process is in touch with `node`, of generation `generation`.
     ///
     /// # Errors
     /// [`Error::Consensus`] if this host leads and another was promoted in its place.
-    pub(super) fn reached(&mut self, node: NodeId, epoch: u64, log: &mut Log) -> Result<()> {
-        if epoch > EPOCH_MAX {
-            tracing::warn!(node = node.0, epoch, "another host reports an impossible generation; it is ignored");
+    pub(super) fn reached(&mut self, node: NodeId, generation: u64, log: &mut Log) -> Result<()> {
+        if generation > GENERATION_MAX {
+            tracing::warn!(node = node.0, generation, "another host reports an impossible generation; it is ignored");
             return Ok(());
         }
-        log.node_mut().met(node, epoch)?;
-        let own = log.node().meta().epoch;
-        if epoch <= own {
+        log.node_mut().met(node, generation)?;
+        let own = log.node().meta().generation;
+        if generation <= own {
             return Ok(());
         }
         self.may_lead = false;
         let cause = format!(
-            "node {node} was promoted by force: generation {epoch}, and this host is of generation {own}; records that only \
+            "node {node} was promoted by force: generation {generation}, and this host is of generation {own}; records that only \
              this host has accepted since are not part of the store. Stop it, and let it rejoin: \
-             tape cluster rejoin --epoch {epoch} --leader {node}=HOST:PORT"
+             tape cluster rejoin --generation {generation} --leader {node}=HOST:PORT"
         );
         if log.node().state().role == Role::Leader {
             return Err(Error::Consensus { what: "go on here", cause });
@@ -251,9 +251,9 @@ impl Replica {
                         return Ok(worked);
                     }
                 }
-                Verdict::Cut(index) => {
-                    log.core().forget_behind(index);
-                    self.ended = Some(Ended::Cut(index));
+                Verdict::Truncate(index) => {
+                    log.state().forget_behind(index);
+                    self.ended = Some(Ended::Truncate(index));
                     return Ok(true);
                 }
                 Verdict::Denies(index) if self.denied == Some((raft.from, index)) => {}
@@ -282,8 +282,8 @@ impl Replica {
                 return Ok(());
             }
             let (appended, change) = match work {
-                Work::Open { term } => (log.core().open_term(term_of(term)?, at.wall)?, None),
-                Work::Change { change, .. } => (log.core().change_members(&change, at.wall)?, Some(change)),
+                Work::Open { term } => (log.state().open_term(term_of(term)?, at.wall)?, None),
+                Work::Change { change, .. } => (log.state().change_members(&change, at.wall)?, Some(change)),
             };
             let header = appended.header;
             log.pass_to_sync(appended);
@@ -348,7 +348,7 @@ impl Replica {
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
     pub(super) fn hand_over(&mut self, log: &mut Log) -> Result<()> {
-        let mut others: Vec<_> = log.node().progress().into_iter().filter(|p| p.is_active && !p.lacks_copy).collect();
+        let mut others: Vec<_> = log.node().progress().into_iter().filter(|p| p.is_active && !p.needs_snapshot).collect();
         others.sort_by_key(|p| std::cmp::Reverse(p.matched));
         for other in others {
             match log.node_mut().transfer(other.node) {
@@ -414,7 +414,7 @@ fn take_message(
             }
             (bytes, records, rest) = (bytes + more, records + count, after);
             // Records of a kind can be read once the frame that defines it is in the log.
-            let defines = matches!(&frame.body, Body::Control(facts) if facts.iter().any(|f| matches!(f, Fact::Kind(_))));
+            let defines = matches!(&frame.body, Body::Control(entries) if entries.iter().any(|f| matches!(f, ControlEntry::Kind(_))));
             good.push((*head, mine, frame));
             if defines {
                 break;
@@ -424,8 +424,8 @@ fn take_message(
             return Ok(None);
         }
         let has_room = log.has_room(at.now, backlog)?
-            && log.core().writer.ready_for(bytes + 2 * PAD)?
-            && log.core().memtables.has_room(records)?;
+            && log.state().writer.ready_for(bytes + 2 * PAD)?
+            && log.state().memtables.has_room(records)?;
         if !has_room {
             return Ok(Some(raft));
         }
@@ -436,7 +436,7 @@ fn take_message(
         let heads = good.iter().map(|g| g.0).collect();
         let sub = Raft { index, log_term, heads, frames: Vec::new(), context: raft.context.clone(), ..raft };
         let frames: Vec<_> = good.iter().map(|(head, _, frame)| (*head, frame)).collect();
-        if let Err(Bad { what, expected, found }) = log.core().vet(&frames) {
+        if let Err(Bad { what, expected, found }) = log.state().vet(&frames) {
             let (first, from) = (sub.index + 1, raft.from.0);
             tracing::error!(what, expected, found, first, from, "frames of the leader do not continue the log; they are dropped");
             return Ok(None);
@@ -455,16 +455,16 @@ fn take_message(
 
 /// Appends a frame of the leader that raft has accepted.
 fn take_frame(frame: &Frame<'_>, words: &[u64], log: &mut Log, sessions: &mut Sessions, now: u64) -> Result<()> {
-    let committed = log.core().take(frame, words)?;
+    let committed = log.state().take(frame, words)?;
     let change = match &frame.body {
         Body::Membership(words) => Some(Change::parse(words).map_err(|bad| {
             Error::invalid("membership frame", format!("{}: {} where {} is due", bad.what, bad.found, bad.expected))
         })?),
         _ => None,
     };
-    if let Body::Control(facts) = &frame.body {
-        for fact in facts {
-            let &Fact::Attach { publisher, epoch, .. } = fact else { continue };
+    if let Body::Control(entries) = &frame.body {
+        for entry in entries {
+            let &ControlEntry::Attach { publisher, epoch, .. } = entry else { continue };
             sessions.fence(publisher, Some(epoch));
         }
     }

@@ -14,7 +14,7 @@ use super::log::Log;
 use super::sessions::{Opening, Sessions};
 use tapestore::bus::attach::{Grant, Message as Reply, Mode};
 use tapestore::error::{Error, Result};
-use tapestore::lsn::{Epoch, InstrumentId, Level, NO_SUCH_LEVEL, NodeId, PublisherId};
+use tapestore::lsn::{Epoch, InstrumentId, Durability, NO_SUCH_LEVEL, NodeId, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::record::{Layout, Name};
 use tapestore::sabotage::{self, Sabotage};
@@ -59,7 +59,7 @@ pub(super) struct Attach {
     pub(super) connection: u64,
     pub(super) publisher: PublisherId,
     pub(super) mode: Mode,
-    pub(super) level: Level,
+    pub(super) level: Durability,
     /// Identifies the publisher's process.
     pub(super) incarnation: u32,
     /// Number of the grant.
@@ -104,7 +104,7 @@ impl Ask {
 pub(super) enum Outcome {
     Attached,
     Ids(Vec<u32>),
-    Known,
+    Registered,
     Fenced(u32),
     Refused(String),
     NotLeader(u64),
@@ -144,8 +144,8 @@ enum Step<T> {
 
 /// Rules for the levels that publishers get.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Levels {
-    pub(super) least: Level,
+pub(super) struct DurabilityPolicy {
+    pub(super) least: Durability,
     pub(super) is_lossy: bool,
 }
 
@@ -153,7 +153,7 @@ pub(super) struct Levels {
 pub(super) struct Requests {
     /// Number of this start of storage, which publishers receive.
     instance: u64,
-    levels: Levels,
+    levels: DurabilityPolicy,
     waiting: VecDeque<Request>,
     current: Option<Job>,
     /// The newest ticket of a host under which a publisher was attached: a request that arrives late is not served.
@@ -161,7 +161,7 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(instance: u64, levels: Levels) -> Requests {
+    pub(super) fn new(instance: u64, levels: DurabilityPolicy) -> Requests {
         Requests { instance, levels, waiting: VecDeque::new(), current: None, tickets: HashMap::new() }
     }
 
@@ -198,7 +198,7 @@ impl Requests {
     }
 
     /// The level granted to a publisher that asks for `level`, if this store has it.
-    fn level_for(&self, level: Level) -> Option<Level> {
+    fn level_for(&self, level: Durability) -> Option<Durability> {
         level.granted(self.levels.least, self.levels.is_lossy)
     }
 
@@ -324,7 +324,7 @@ impl Requests {
                 }
                 Request::Kind { connection, layout } => match kind(layout, log, at)? {
                     Step::Later => return Ok(Step::Later),
-                    Step::Done(Ok(())) => log.answer(*connection, Reply::Known),
+                    Step::Done(Ok(())) => log.answer(*connection, Reply::Registered),
                     Step::Done(Err(refusal)) => log.answer(*connection, refusal),
                 },
                 Request::Gone { .. } => {}
@@ -382,7 +382,7 @@ impl Requests {
                     return refused("a later process of this publisher has asked to attach since");
                 }
                 *newest = *ticket;
-                let known = log.core().publisher(publisher);
+                let known = log.state().publisher(publisher);
                 if known.incarnation == incarnation && known.epoch > Epoch(0) && known.last.0 == 0 {
                     // Asked a second time, because the answer was lost: nothing has been written in the epoch.
                     return Ok(Step::Done(Outcome::Attached));
@@ -406,7 +406,7 @@ impl Requests {
                 let Some(layout) = Layout::parse(words) else { return refused("a layout is not valid") };
                 Ok(match kind(&layout, log, at)? {
                     Step::Later => Step::Later,
-                    Step::Done(Ok(())) => Step::Done(Outcome::Known),
+                    Step::Done(Ok(())) => Step::Done(Outcome::Registered),
                     Step::Done(Err(refusal)) => Step::Done(outcome(refusal)),
                 })
             }
@@ -418,7 +418,7 @@ impl Requests {
         match request {
             Request::Attach(attach) => match outcome {
                 Outcome::Attached => {
-                    let state = log.core().publisher(attach.publisher);
+                    let state = log.state().publisher(attach.publisher);
                     // Another process of this publisher may have begun an epoch since.
                     if state.incarnation == attach.incarnation || sabotage::is(Sabotage::AnswerByIndex) {
                         self.open(attach, state, log, sessions);
@@ -492,7 +492,7 @@ fn outcome(refusal: Reply) -> Outcome {
 
 fn reply(outcome: Outcome) -> Reply {
     match outcome {
-        Outcome::Attached | Outcome::Known => Reply::Known,
+        Outcome::Attached | Outcome::Registered => Reply::Registered,
         Outcome::Ids(ids) => Reply::Ids(ids.into_iter().map(InstrumentId).collect()),
         Outcome::Fenced(epoch) => Reply::Fenced(Epoch(epoch)),
         Outcome::Refused(reason) => Reply::Refused(reason),
@@ -506,7 +506,7 @@ fn epoch_for(
     log: &mut Log,
     at: Moment,
 ) -> Result<Step<std::result::Result<PublisherState, Reply>>> {
-    let known = log.core().publisher(publisher);
+    let known = log.state().publisher(publisher);
     let above = match mode {
         // Granted to this same process, which may not have received the answer: storage was killed meanwhile.
         Mode::Resume(epoch) if epoch <= known.epoch && incarnation == known.incarnation => return Ok(Step::Done(Ok(known))),
@@ -520,7 +520,7 @@ fn epoch_for(
     if !log.is_writable()? {
         return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });
     }
-    match log.core().begin_epoch(publisher, incarnation, above, at.wall) {
+    match log.state().begin_epoch(publisher, incarnation, above, at.wall) {
         Ok((state, appended)) => log.appended(appended).map(|()| Step::Done(Ok(state))),
         Err(e @ Error::Halted { .. }) => Err(e),
         Err(e) => Ok(Step::Done(Err(Reply::Refused(e.to_string())))),
@@ -540,7 +540,7 @@ fn symbols(job: &mut Job, log: &mut Log, at: Moment) -> Result<Step<std::result:
         if !log.is_writable()? {
             return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });
         }
-        match log.core().instruments(&job.names, at.wall) {
+        match log.state().instruments(&job.names, at.wall) {
             Ok((some, appended)) => {
                 job.names.drain(..some.len().min(job.names.len()));
                 job.ids.extend(some);
@@ -563,7 +563,7 @@ fn kind(layout: &Layout, log: &mut Log, at: Moment) -> Result<Step<std::result::
     if !log.is_writable()? {
         return Ok(if log.has_no_space() { Step::Done(Err(no_space())) } else { Step::Later });
     }
-    match log.core().kind(layout, at.wall) {
+    match log.state().kind(layout, at.wall) {
         Ok(Some(appended)) => {
             tracing::info!(kind = layout.kind().0, name = layout.name(), "a program's kind is registered");
             log.appended(appended)?;

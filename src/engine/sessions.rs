@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 
-use super::state::{Core, Offer};
+use super::state::{StoreState, BatchOutcome};
 use tapestore::bus::BatchHeader;
-use tapestore::lsn::{Epoch, Level, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Epoch, Durability, Lsn, PubSeq, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
@@ -25,7 +25,7 @@ struct Session {
     connection: u64,
     publisher: PublisherId,
     epoch: Epoch,
-    level: Level,
+    level: Durability,
     slot: Slot,
     /// Records that are in the log and not committed.
     uncommitted: VecDeque<(Lsn, PubSeq)>,
@@ -61,7 +61,7 @@ pub(super) enum Taken {
 pub(super) struct Opening {
     pub(super) connection: u64,
     pub(super) publisher: PublisherId,
-    pub(super) level: Level,
+    pub(super) level: Durability,
     pub(super) grant: u64,
     pub(super) state: PublisherState,
 }
@@ -225,7 +225,7 @@ impl Sessions {
 
     /// Notes that the log holds records of `publisher` up to `pub_seq`, and remembers them until they are committed. Returns
     /// the slot and the level.
-    pub(super) fn accepted(&mut self, publisher: PublisherId, pub_seq: PubSeq, lsn: Lsn, alone: bool) -> Option<(usize, Level)> {
+    pub(super) fn accepted(&mut self, publisher: PublisherId, pub_seq: PubSeq, lsn: Lsn, alone: bool) -> Option<(usize, Durability)> {
         let slots = self.order.iter().rev().copied();
         let slot = slots.into_iter().find(|s| self.session(*s).is_some_and(|s| s.publisher == publisher && !s.fenced))?;
         let session = self.by_slot.get_mut(slot)?.as_mut()?;
@@ -244,7 +244,7 @@ impl Sessions {
     /// Acknowledges committed records: up to `lsn`, or up to `at_standby` for sessions of level `standby`.
     pub(super) fn committed(&mut self, lsn: Lsn, at_standby: Lsn) {
         for session in self.all() {
-            let upto = if session.level == Level::Standby { at_standby } else { lsn };
+            let upto = if session.level == Durability::Standby { at_standby } else { lsn };
             while let Some((lsn, pub_seq)) = session.uncommitted.pop_front_if(|u| u.0 <= upto) {
                 session.slot.ack_committed(pub_seq, lsn);
             }
@@ -253,7 +253,7 @@ impl Sessions {
 
     /// Whether any session needs a standby's acknowledgement.
     pub(super) fn wait_for_standby(&self) -> bool {
-        self.by_slot.iter().flatten().any(|s| s.level == Level::Standby)
+        self.by_slot.iter().flatten().any(|s| s.level == Durability::Standby)
     }
 
     /// Forgets the forwarded batches of all sessions: any may be lost.
@@ -262,7 +262,7 @@ impl Sessions {
     }
 
     /// Offers a batch of `slot` to the frame that is being filled.
-    pub(super) fn take(&mut self, slot: usize, header: BatchHeader, words: &[u64], core: &mut Core) -> Taken {
+    pub(super) fn take(&mut self, slot: usize, header: BatchHeader, words: &[u64], core: &mut StoreState) -> Taken {
         let control = &self.control;
         let Some(session) = self.by_slot.get_mut(slot).and_then(Option::as_mut) else { return Taken::Done };
         if header.publisher() != session.publisher {
@@ -270,31 +270,31 @@ impl Sessions {
             session.end(SlotState::Refused);
             return Taken::Done;
         }
-        match core.offer(header, words) {
-            Offer::Accepted => session.in_gap = false,
-            Offer::Duplicate => {}
-            Offer::Gap(expected) => {
+        match core.accept(header, words) {
+            BatchOutcome::Accepted => session.in_gap = false,
+            BatchOutcome::Duplicate => {}
+            BatchOutcome::Gap(expected) => {
                 control.add(Statistic::Gaps, 1);
                 if !std::mem::replace(&mut session.in_gap, true) {
                     session.slot.gap(expected);
                 }
             }
-            Offer::Fenced => {
+            BatchOutcome::Fenced => {
                 control.add(Statistic::Fenced, 1);
                 session.end(SlotState::Fenced);
             }
-            Offer::Malformed => {
+            BatchOutcome::Malformed => {
                 control.add(Statistic::Malformed, 1);
                 session.end(SlotState::Refused);
                 tracing::error!(publisher = session.publisher.0, ?header, "a publisher sent a malformed batch; it is refused");
             }
-            Offer::Unregistered(instrument) => {
+            BatchOutcome::Unregistered(instrument) => {
                 control.add(Statistic::Malformed, 1);
                 session.slot.refuse_instrument(instrument);
                 let publisher = session.publisher.0;
                 tracing::error!(publisher, %instrument, "a publisher sent a record of no registered instrument; it is refused");
             }
-            Offer::FrameFull => return Taken::FrameFull,
+            BatchOutcome::FrameFull => return Taken::FrameFull,
         }
         session.count_last();
         Taken::Done

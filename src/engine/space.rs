@@ -73,7 +73,7 @@ impl Room {
     }
 
     /// Notes whether SSTables and the manifest could be written; if there was no room, the ballast is removed.
-    pub(super) fn filing(&self, failed: Option<&Error>) {
+    pub(super) fn flush(&self, failed: Option<&Error>) {
         let full = failed.is_some_and(is_full);
         self.no_flush.store(full, Ordering::Relaxed);
         if full {

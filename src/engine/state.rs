@@ -7,9 +7,9 @@
 
 use std::collections::VecDeque;
 
-use super::catalog::Known;
+use super::catalog::Catalog;
 use super::clock::IngestTime;
-use super::flush::Filer;
+use super::flush::Flusher;
 use super::memtables::{MemTables, Sealed};
 use crate::consensus::Change;
 use crate::consensus::message::FrameHead;
@@ -23,11 +23,11 @@ use tapestore::shm::control::{Control, Statistic};
 use tapestore::shm::kinds::KindsWriter;
 use tapestore::shm::symbols::SymbolsWriter;
 use tapestore::time::{Clock, Ts};
-use tapestore::wal::{self, Body, Fact, Frame, FrameBuilder, FrameType};
+use tapestore::wal::{self, Body, ControlEntry, Frame, FrameBuilder, FrameType};
 
 /// Outcome of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
+pub enum BatchOutcome {
     /// Some or all of it is in the frame that is being filled.
     Accepted,
     /// All of it was accepted before.
@@ -45,7 +45,7 @@ pub enum Offer {
 }
 
 /// A frame that was appended and applied.
-pub struct Committed {
+pub struct AppliedFrame {
     /// The result of the append.
     pub appended: wal::Appended,
     /// The last number and LSN of each publisher in it.
@@ -55,12 +55,12 @@ pub struct Committed {
 }
 
 /// The store's state.
-pub struct Core {
+pub struct StoreState {
     /// The log's end.
     pub writer: wal::Writer,
     /// The live MemTables.
     pub memtables: MemTables,
-    known: Known,
+    catalog: Catalog,
     control: Control,
     ingest_time: IngestTime,
     frame: FrameBuilder,
@@ -72,7 +72,7 @@ pub struct Core {
 /// The state while it is rebuilt from a checkpoint and the log behind it.
 pub struct Rebuilt {
     memtables: MemTables,
-    known: Known,
+    catalog: Catalog,
     sealed: VecDeque<Box<Sealed>>,
     ingest_time: IngestTime,
     /// Frames up to here are known to be committed: later ones are not flushed.
@@ -91,42 +91,42 @@ impl Rebuilt {
         checkpoint: &State,
         committed: u64,
     ) -> Result<Rebuilt> {
-        let known = Known::new(symbols, shown, checkpoint)?;
+        let catalog = Catalog::new(symbols, shown, checkpoint)?;
         let ingest_time = IngestTime::new(checkpoint.checkpoint.ingest_ts);
-        Ok(Rebuilt { memtables, known, sealed: VecDeque::new(), ingest_time, committed })
+        Ok(Rebuilt { memtables, catalog, sealed: VecDeque::new(), ingest_time, committed })
     }
 
     /// Applies the next frame of the log; flushes when the MemTables are full.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be written; [`Error::NoSharedMemory`] if a table cannot be made.
-    pub fn visit(&mut self, frame: &Frame<'_>, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+    pub fn visit(&mut self, frame: &Frame<'_>, flusher: &mut Flusher, clock: &dyn Clock) -> Result<()> {
         self.memtables.logged(frame.header.total_len());
         self.ingest_time.seen(frame.header.ingest_ts);
         match &frame.body {
             Body::Empty | Body::Membership(_) => Ok(()),
-            Body::Control(facts) => facts.iter().try_for_each(|f| self.known.fact(f, frame.header.index.0)),
+            Body::Control(entries) => entries.iter().try_for_each(|f| self.catalog.entry(f, frame.header.index.0)),
             Body::Data(data) => {
                 let records = u64::from(frame.header.count);
-                self.make_room(records, frame.header.place(), filer, clock)?;
+                self.make_room(records, frame.header.place(), flusher, clock)?;
                 if self.memtables.must_seal(records) {
-                    let mark = self.known.mark(frame.header.place());
+                    let mark = self.catalog.mark(frame.header.place());
                     self.sealed.push_back(Box::new(self.memtables.seal(mark)));
                 }
                 self.memtables.apply(data.runs, data.records, frame.header.ingest_ts);
-                self.known.runs(&frame.header, data.runs);
+                self.catalog.runs(&frame.header, data.runs);
                 Ok(())
             }
         }
     }
 
     /// Flushes tables until `records` more records have room; the log is read up to `chain`.
-    fn make_room(&mut self, records: u64, chain: wal::Chain, filer: &mut Filer, clock: &dyn Clock) -> Result<()> {
+    fn make_room(&mut self, records: u64, chain: wal::Chain, flusher: &mut Flusher, clock: &dyn Clock) -> Result<()> {
         loop {
             let asked = self.memtables.has_room(records);
             // A flush makes room: it releases the table's memory, since readers can hold only tables of earlier instances.
             if asked.is_err() && self.memtables.is_stuck(records) {
-                let mark = self.known.mark(chain);
+                let mark = self.catalog.mark(chain);
                 self.sealed.push_back(Box::new(self.memtables.seal(mark)));
             }
             match asked {
@@ -136,26 +136,26 @@ impl Rebuilt {
             }
             let is_committed = |s: &Sealed| s.mark.chain.index.0 <= self.committed.saturating_add(1);
             let Some(oldest) = self.sealed.pop_front_if(|s| is_committed(s)) else { return Err(self.memtables.full()) };
-            let filed = filer.file(&oldest, clock)?;
-            self.memtables.filed(filed.table, filed.seq);
-            filer.unlink(filed.table);
+            let flushed = flusher.file(&oldest, clock)?;
+            self.memtables.flushed(flushed.table, flushed.seq);
+            flusher.unlink(flushed.table);
         }
     }
 
     /// The state, with the log that it came from, and the MemTables that wait for a flush.
-    pub fn into_core(self, writer: wal::Writer, control: Control) -> (Core, VecDeque<Box<Sealed>>) {
-        let Rebuilt { memtables, mut known, sealed, ingest_time, .. } = self;
-        known.publish();
-        known.count(&control);
+    pub fn into_state(self, writer: wal::Writer, control: Control) -> (StoreState, VecDeque<Box<Sealed>>) {
+        let Rebuilt { memtables, mut catalog, sealed, ingest_time, .. } = self;
+        catalog.publish();
+        catalog.count(&control);
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (Core { writer, memtables, known, control, ingest_time, frame, scratch, stuck: None }, sealed)
+        (StoreState { writer, memtables, catalog, control, ingest_time, frame, scratch, stuck: None }, sealed)
     }
 }
 
-impl Core {
+impl StoreState {
     /// The catalog's state of `publisher`.
     pub fn publisher(&self, publisher: PublisherId) -> PublisherState {
-        self.known.publishers.get(&publisher).copied().unwrap_or_default()
+        self.catalog.publishers.get(&publisher).copied().unwrap_or_default()
     }
 
     /// Whether a frame can be appended and applied now.
@@ -174,33 +174,33 @@ impl Core {
         Ok(if room { Readiness::Ready } else { Readiness::MemTableFull })
     }
 
-    /// Takes the full table that [`Core::is_ready`] has sealed because no next one could be made; it must be flushed.
+    /// Takes the full table that [`StoreState::is_ready`] has sealed because no next one could be made; it must be flushed.
     pub fn take_stuck(&mut self) -> Option<Box<Sealed>> {
         self.stuck.take()
     }
 
     /// Offers a batch to the frame that is being filled. `words` may change meanwhile: they are copied before they are
     /// checked.
-    pub fn offer(&mut self, header: BatchHeader, words: &[u64]) -> Offer {
+    pub fn accept(&mut self, header: BatchHeader, words: &[u64]) -> BatchOutcome {
         let state = self.publisher(header.publisher());
         let (first, count) = (header.first_pub_seq(), u64::from(header.count()));
         if header.epoch() < state.epoch {
-            return Offer::Fenced;
+            return BatchOutcome::Fenced;
         }
         let fits_a_frame = words.len() <= tapestore::bus::BATCH_WORDS_MAX && count <= u64::from(wal::format::FRAME_RECORDS_MAX);
-        let Some(end) = first.0.checked_add(count) else { return Offer::Malformed };
+        let Some(end) = first.0.checked_add(count) else { return BatchOutcome::Malformed };
         if header.epoch() != state.epoch || count == 0 || first.0 == 0 || !fits_a_frame {
-            return Offer::Malformed;
+            return BatchOutcome::Malformed;
         }
         if end <= state.last.0 + 1 && !sabotage::is(Sabotage::AcceptTwice) {
             self.control.add(Statistic::Duplicates, count);
-            return Offer::Duplicate;
+            return BatchOutcome::Duplicate;
         }
         if first.0 > state.last.0 + 1 {
-            return Offer::Gap(PubSeq(state.last.0 + 1));
+            return BatchOutcome::Gap(PubSeq(state.last.0 + 1));
         }
         if !self.frame.is_empty() && !self.frame.fits(words.len(), header.count()) {
-            return Offer::FrameFull;
+            return BatchOutcome::FrameFull;
         }
         let skip = if sabotage::is(Sabotage::AcceptTwice) { 0 } else { state.last.0 + 1 - first.0 };
         let pushed = if skip == 0 { self.push_whole(&header, words) } else { self.push_tail(&header, words, skip) };
@@ -209,16 +209,16 @@ impl Core {
         }
         self.control.add(Statistic::Duplicates, skip);
         let last = PubSeq(end - 1);
-        if let Some(state) = self.known.publishers.get_mut(&header.publisher()) {
+        if let Some(state) = self.catalog.publishers.get_mut(&header.publisher()) {
             state.last = last;
         }
-        Offer::Accepted
+        BatchOutcome::Accepted
     }
 
-    fn push_whole(&mut self, header: &BatchHeader, words: &[u64]) -> Result<(), Offer> {
+    fn push_whole(&mut self, header: &BatchHeader, words: &[u64]) -> Result<(), BatchOutcome> {
         let mark = self.frame.mark();
         self.frame.push_records(header.publisher(), header.epoch(), header.first_pub_seq(), header.count(), words);
-        let checked = check_records(self.frame.records_since(&mark), header.count(), self.known.symbols.count());
+        let checked = check_records(self.frame.records_since(&mark), header.count(), self.catalog.symbols.count());
         if checked.is_err() {
             self.frame.rollback(mark);
         }
@@ -226,11 +226,11 @@ impl Core {
     }
 
     /// Accepts the records after the first `skip`, which were accepted before.
-    fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> Result<(), Offer> {
+    fn push_tail(&mut self, header: &BatchHeader, words: &[u64], skip: u64) -> Result<(), BatchOutcome> {
         let mut copy = std::mem::take(&mut self.scratch);
         copy.clear();
         copy.extend_from_slice(words);
-        let checked = check_records(&copy, header.count(), self.known.symbols.count());
+        let checked = check_records(&copy, header.count(), self.catalog.symbols.count());
         if checked.is_ok() {
             let at: usize = record::split(&copy).take(skip as usize).flatten().map(|r| r.words().len()).sum();
             let first = PubSeq(header.first_pub_seq().0 + skip);
@@ -243,7 +243,7 @@ impl Core {
 
     /// Removes from this process the kinds logged behind frame `index`, where the log is about to be truncated.
     pub fn forget_behind(&self, index: u64) {
-        self.known.forget_behind(index);
+        self.catalog.forget_behind(index);
     }
 
     /// Whether the frame that is being filled holds anything.
@@ -252,11 +252,11 @@ impl Core {
     }
 
     /// Appends the frame that has been filled and applies it; `None` if it is empty. The caller has called
-    /// [`Core::is_ready`].
+    /// [`StoreState::is_ready`].
     ///
     /// # Errors
     /// [`tapestore::error::Error::Halted`] if a write has failed.
-    pub fn commit(&mut self, now: Ts) -> Result<Option<Committed>> {
+    pub fn append(&mut self, now: Ts) -> Result<Option<AppliedFrame>> {
         if self.frame.is_empty() {
             return Ok(None);
         }
@@ -273,16 +273,16 @@ impl Core {
             self.control.set_durable(appended.end.lsn, appended.end.position);
             self.control.set_committed(appended.end.lsn);
         }
-        let accepted = self.known.runs(&header, self.frame.runs());
+        let accepted = self.catalog.runs(&header, self.frame.runs());
         self.count(&appended);
         self.control.add(Statistic::Records, u64::from(header.count));
         self.frame.clear();
-        Ok(Some(Committed { appended, accepted, sealed }))
+        Ok(Some(AppliedFrame { appended, accepted, sealed }))
     }
 
     /// Seals the active MemTable between the last frame and the one that is being filled.
     fn seal(&mut self) -> Sealed {
-        let mut mark = self.known.mark(*self.writer.chain());
+        let mut mark = self.catalog.mark(*self.writer.chain());
         // The records of the frame that is being filled are not in the log yet.
         for run in self.frame.runs().iter().rev() {
             if let Some((_, state)) = mark.publishers.iter_mut().find(|(p, _)| *p == run.publisher) {
@@ -297,15 +297,15 @@ impl Core {
     /// # Errors
     /// The first mismatch.
     pub fn vet(&self, frames: &[(FrameHead, &Frame<'_>)]) -> std::result::Result<(), Bad> {
-        super::vet::vet(&self.writer, self.known.symbols.count(), frames)
+        super::vet::vet(&self.writer, self.catalog.symbols.count(), frames)
     }
 
-    /// Appends and applies a frame that another host has made, whose words are `words`. [`Core::vet`] has accepted it, and
+    /// Appends and applies a frame that another host has made, whose words are `words`. [`StoreState::vet`] has accepted it, and
     /// there is room for it in the log and in the MemTables.
     ///
     /// # Errors
     /// [`Error::Halted`] if a write has failed; [`Error::NoSharedMemory`] or [`Error::Limit`] if the instruments do not fit.
-    pub fn take(&mut self, frame: &Frame<'_>, words: &[u64]) -> Result<Committed> {
+    pub fn take(&mut self, frame: &Frame<'_>, words: &[u64]) -> Result<AppliedFrame> {
         assert!(self.frame.is_empty(), "a host that appends another's frames fills none");
         let header = &frame.header;
         let seals = header.records() > 0 && self.memtables.must_seal(header.records());
@@ -315,20 +315,20 @@ impl Core {
         let mut accepted = Vec::new();
         match &frame.body {
             Body::Empty | Body::Membership(_) => {}
-            Body::Control(facts) => {
-                facts.iter().try_for_each(|f| self.known.fact(f, header.index.0))?;
-                self.known.publish();
-                self.known.count(&self.control);
+            Body::Control(entries) => {
+                entries.iter().try_for_each(|f| self.catalog.entry(f, header.index.0))?;
+                self.catalog.publish();
+                self.catalog.count(&self.control);
             }
             Body::Data(data) => {
                 self.memtables.apply(data.runs, data.records, header.ingest_ts);
                 self.control.set_applied(appended.end.lsn);
-                accepted = self.known.runs(header, data.runs);
+                accepted = self.catalog.runs(header, data.runs);
                 self.control.add(Statistic::Records, header.records());
             }
         }
         self.count(&appended);
-        Ok(Committed { appended, accepted, sealed })
+        Ok(AppliedFrame { appended, accepted, sealed })
     }
 
     fn count(&mut self, appended: &wal::Appended) {
@@ -354,7 +354,7 @@ impl Core {
     /// [`tapestore::error::Error::Halted`] if a write has failed.
     pub fn change_members(&mut self, change: &Change, now: Ts) -> Result<wal::Appended> {
         let mut frame = FrameBuilder::new();
-        frame.push_fact(|words| change.encode(words));
+        frame.push_entry(|words| change.encode(words));
         self.append_alone(&mut frame, FrameType::Membership, now)
     }
 
@@ -389,10 +389,10 @@ impl Core {
         let next = highest.0.checked_add(1).filter(|e| *e < u32::MAX);
         let epoch = Epoch(next.ok_or(Error::Limit { what: "a publisher's epoch", limit: u64::from(u32::MAX) - 1 })?);
         let mut frame = FrameBuilder::new();
-        frame.push_fact(|words| Fact::Attach { publisher, epoch, incarnation }.encode(words));
+        frame.push_entry(|words| ControlEntry::Attach { publisher, epoch, incarnation }.encode(words));
         let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
         let state = PublisherState { epoch, incarnation, ..PublisherState::default() };
-        self.known.publishers.insert(publisher, state);
+        self.catalog.publishers.insert(publisher, state);
         Ok((state, appended))
     }
 
@@ -403,21 +403,21 @@ impl Core {
     /// [`tapestore::error::Error::Halted`] if a write has failed; [`tapestore::error::Error::NoSharedMemory`].
     pub fn kind(&mut self, layout: &Layout, now: Ts) -> Result<Option<wal::Appended>> {
         assert!(self.frame.is_empty(), "control entries are in frames of their own");
-        let known = self.known.kinds.known.get(&layout.kind());
+        let known = self.catalog.kinds.known.get(&layout.kind());
         if known == Some(layout) {
             return Ok(None);
         }
         // Also refuses a layout that contradicts a registered kind.
         layout.register()?;
-        self.known.kinds.shown.push(layout)?;
+        self.catalog.kinds.shown.push(layout)?;
         let mut frame = FrameBuilder::new();
-        frame.push_fact(|words| Fact::Kind(layout.clone()).encode(words));
+        frame.push_entry(|words| ControlEntry::Kind(layout.clone()).encode(words));
         let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
-        self.known.kinds.logged.push((appended.header.index.0, layout.kind()));
-        self.known.kinds.known.insert(layout.kind(), layout.clone());
-        self.known.kinds.new.push(layout.clone());
-        self.known.kinds.shown.publish();
-        self.known.count(&self.control);
+        self.catalog.kinds.logged.push((appended.header.index.0, layout.kind()));
+        self.catalog.kinds.known.insert(layout.kind(), layout.clone());
+        self.catalog.kinds.new.push(layout.clone());
+        self.catalog.kinds.shown.publish();
+        self.catalog.count(&self.control);
         Ok(Some(appended))
     }
 
@@ -434,18 +434,18 @@ impl Core {
         let mut ids = Vec::new();
         let mut failed = None;
         for name in names {
-            if let Some(&id) = self.known.ids.get(name) {
+            if let Some(&id) = self.catalog.ids.get(name) {
                 ids.push(id);
                 continue;
             }
-            if !frame.fits(wal::fact::SYMBOL_LEN / 8, 1) {
+            if !frame.fits(wal::control_entry::SYMBOL_LEN / 8, 1) {
                 break;
             }
-            match self.known.symbols.push(name) {
+            match self.catalog.symbols.push(name) {
                 Ok(id) => {
-                    frame.push_fact(|words| Fact::Symbol { instrument: id, name: *name }.encode(words));
-                    self.known.ids.insert(*name, id);
-                    self.known.names.push(*name);
+                    frame.push_entry(|words| ControlEntry::Symbol { instrument: id, name: *name }.encode(words));
+                    self.catalog.ids.insert(*name, id);
+                    self.catalog.names.push(*name);
                     ids.push(id);
                 }
                 Err(e) => {
@@ -454,12 +454,12 @@ impl Core {
                 }
             }
         }
-        self.known.count(&self.control);
+        self.catalog.count(&self.control);
         let appended = if frame.is_empty() {
             None
         } else {
             let appended = self.append_alone(&mut frame, FrameType::Control, now)?;
-            self.known.symbols.publish();
+            self.catalog.symbols.publish();
             Some(appended)
         };
         match failed {
@@ -470,11 +470,11 @@ impl Core {
 }
 
 /// Checks that `words` are `count` whole records, each of one of the `registered` first instruments or of none.
-fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), Offer> {
+fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), BatchOutcome> {
     let mut found = 0;
     let mut stranger = None;
     for record in record::split(words) {
-        let instrument = record.map_err(|_| Offer::Malformed)?.instrument();
+        let instrument = record.map_err(|_| BatchOutcome::Malformed)?.instrument();
         // Instruments are numbered from 1.
         if u64::from(instrument.0).wrapping_sub(1) >= registered && instrument != InstrumentId::NULL {
             stranger.get_or_insert(instrument);
@@ -482,8 +482,8 @@ fn check_records(words: &[u64], count: u32, registered: u64) -> Result<(), Offer
         found += 1;
     }
     match stranger {
-        _ if found != count => Err(Offer::Malformed),
-        Some(instrument) => Err(Offer::Unregistered(instrument)),
+        _ if found != count => Err(BatchOutcome::Malformed),
+        Some(instrument) => Err(BatchOutcome::Unregistered(instrument)),
         None => Ok(()),
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
 use super::waker::Waker;
-use super::watermarks::Covered;
+use super::watermarks::Watermarks;
 use tapestore::agent::{Idle, Stop, Wait};
 use tapestore::bus::Receiver as BusReceiver;
 use tapestore::bus::attach::Message;
@@ -18,7 +18,7 @@ use tapestore::error::Result as Outcome;
 use tapestore::lsn::{Lsn, Position, PubSeq};
 use tapestore::shm::bell::{Bell, Bells};
 use tapestore::shm::control::{Control, Statistic};
-use tapestore::wal::{Evidence, Opened, Syncer};
+use tapestore::wal::{DurableMark, Opened, Syncer};
 
 /// Items that the ingest agent passes on, in order.
 pub(super) enum SyncItem {
@@ -27,7 +27,7 @@ pub(super) enum SyncItem {
     /// The log ends here now.
     Appended {
         /// The end.
-        end: Evidence,
+        end: DurableMark,
         /// Whether a publisher or host waits for it to be durable.
         urgent: bool,
     },
@@ -86,7 +86,7 @@ pub(super) struct SyncAgent {
     pub(super) answers: Sender<Answer>,
     pub(super) freed: Sender<usize>,
     pub(super) control: Control,
-    pub(super) covered: Arc<Covered>,
+    pub(super) watermarks: Arc<Watermarks>,
     pub(super) bells: Bells,
     pub(super) wake_attach: Waker,
     pub(super) pace: Pace,
@@ -100,7 +100,7 @@ pub(super) struct SyncAgent {
 /// Items that were taken from the queue and are not yet handled.
 #[derive(Default)]
 struct Batch {
-    end: Option<Evidence>,
+    end: Option<DurableMark>,
     urgent: bool,
     since: Option<Instant>,
     acks: Vec<(usize, PubSeq, Lsn)>,
@@ -193,9 +193,9 @@ impl SyncAgent {
             self.syncer.sync(end)?;
             self.control.add(Statistic::Syncs, 1);
             self.control.set_durable(end.lsn, end.position);
-            self.covered.set_durable(end.index.0);
+            self.watermarks.set_durable(end.index.0);
         }
-        let alone = self.covered.is_alone();
+        let alone = self.watermarks.is_alone();
         if alone {
             self.control.set_committed(self.control.durable());
         }

@@ -16,14 +16,14 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::state::{Offer, Readiness};
+use super::state::{BatchOutcome, Readiness};
 use super::*;
 use crate::compaction;
 use crate::compaction::retention::Rules;
 use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
-use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
 use tapestore::record::{Name, Record, Trade};
 use tapestore::time::{Clock, SimClock, Ts};
 use tapestore::version::{Versions, View};
@@ -54,8 +54,8 @@ fn register(store: &mut Recovered, count: u64, now: Ts) -> Result<()> {
     let names: Vec<Name> = (1..=count).map(|i| format!("X:{i}").parse().unwrap()).collect();
     let mut rest = &names[..];
     while !rest.is_empty() {
-        assert!(store.core.writer.ready()?);
-        let (ids, appended) = store.core.instruments(rest, now)?;
+        assert!(store.state.writer.ready()?);
+        let (ids, appended) = store.state.instruments(rest, now)?;
         rest = &rest[ids.len()..];
         if let Some(opened) = appended.and_then(|a| a.opened) {
             store.syncer.opened(opened);
@@ -121,13 +121,13 @@ impl Run {
         self.verify(&mut store);
         for i in 0..self.clients.len() {
             let publisher = PublisherId(i as u16 + 1);
-            let known = store.core.publisher(publisher);
+            let known = store.state.publisher(publisher);
             if known.epoch == self.clients[i].epoch && known.epoch.0 > 0 {
                 // Resumed: the client goes on after the last record that storage has.
                 self.clients[i].sent = known.last.0;
                 continue;
             }
-            let (state, appended) = store.core.begin_epoch(publisher, 7, self.clients[i].epoch, self.clock.wall())?;
+            let (state, appended) = store.state.begin_epoch(publisher, 7, self.clients[i].epoch, self.clock.wall())?;
             if let Some(opened) = appended.opened {
                 store.syncer.opened(opened);
             }
@@ -145,7 +145,7 @@ impl Run {
     }
 
     fn turn(&mut self, store: &mut Recovered) -> Result<()> {
-        assert_eq!(store.core.is_ready()?, Readiness::Ready, "the script fits");
+        assert_eq!(store.state.is_ready()?, Readiness::Ready, "the script fits");
         for _ in 0..1 + self.rng.below(4) {
             let i = self.rng.below(3) as usize;
             let client = &mut self.clients[i];
@@ -155,18 +155,18 @@ impl Run {
             let (first, count) = (client.sent + 1 - back + jump, 1 + self.rng.below(60));
             let publisher = i as u16 + 1;
             let header = BatchHeader::new(PublisherId(publisher), client.epoch, PubSeq(first), count as u32);
-            match store.core.offer(header, &trades(publisher, client.epoch, first, count)) {
-                Offer::Accepted => client.sent = client.sent.max(first + count - 1),
-                Offer::Duplicate => assert!(first + count - 1 <= client.sent && back > 0),
-                Offer::Gap(expected) => assert!(jump > 0 && expected == PubSeq(client.sent + 1)),
+            match store.state.accept(header, &trades(publisher, client.epoch, first, count)) {
+                BatchOutcome::Accepted => client.sent = client.sent.max(first + count - 1),
+                BatchOutcome::Duplicate => assert!(first + count - 1 <= client.sent && back > 0),
+                BatchOutcome::Gap(expected) => assert!(jump > 0 && expected == PubSeq(client.sent + 1)),
                 other => panic!("{other:?}"),
             }
         }
         if self.rng.below(12) == 0 {
-            store.core.memtables.seal_soon();
-            assert_eq!(store.core.is_ready()?, Readiness::Ready, "a next table is made");
+            store.state.memtables.seal_soon();
+            assert_eq!(store.state.is_ready()?, Readiness::Ready, "a next table is made");
         }
-        let Some(committed) = store.core.commit(self.clock.wall())? else { return Ok(()) };
+        let Some(committed) = store.state.append(self.clock.wall())? else { return Ok(()) };
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
@@ -225,19 +225,19 @@ impl Run {
 /// Flushes the oldest sealed MemTable, whose records are durable; returns whether there was one.
 fn file_one(store: &mut Recovered) -> Result<bool> {
     let Some(oldest) = store.sealed.front() else { return Ok(false) };
-    let filed = store.filer.file(oldest, &SimClock::new(Ts(1)))?;
+    let flushed = store.flusher.file(oldest, &SimClock::new(Ts(1)))?;
     store.sealed.pop_front();
-    store.core.memtables.filed(filed.table, filed.seq);
-    store.filer.unlink(filed.table);
-    store.filer.recycle_all()?;
+    store.state.memtables.flushed(flushed.table, flushed.seq);
+    store.flusher.unlink(flushed.table);
+    store.flusher.recycle_all()?;
     Ok(true)
 }
 
 /// Runs one merge if a window has more than two runs; returns whether one had.
 fn compact_one(store: &mut Recovered) -> Result<bool> {
     let options = compaction::Options { runs_max: 2, rows_max: 100, ..compaction::Options::default() };
-    let merged = store.filer.compact_one(&options, &Rules::default())?;
-    store.core.memtables.edited(store.filer.manifest().state().seq);
+    let merged = store.flusher.compact_one(&options, &Rules::default())?;
+    store.state.memtables.edited(store.flusher.manifest().state().seq);
     Ok(merged)
 }
 
@@ -259,17 +259,17 @@ fn power_loss_at_every_call_of_a_flush_loses_nothing_and_reuses_no_name() {
     let prepared = |seed| {
         let mut run = Run::new(seed);
         let mut store = run.recover().unwrap();
-        let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+        let (state, appended) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
         store.syncer.sync(appended.end).unwrap();
         for first in [1, 61, 121] {
-            assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
             let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 60);
-            assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 60)), Offer::Accepted);
+            assert_eq!(store.state.accept(header, &trades(1, state.epoch, first, 60)), BatchOutcome::Accepted);
             if first > 1 {
-                store.core.memtables.seal_soon();
-                assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+                store.state.memtables.seal_soon();
+                assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
             }
-            let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+            let committed = store.state.append(Ts(first)).unwrap().unwrap();
             store.sealed.extend(committed.sealed);
             store.syncer.sync(committed.appended.end).unwrap();
         }
@@ -291,7 +291,7 @@ fn power_loss_at_every_call_of_a_flush_loses_nothing_and_reuses_no_name() {
                 let (mut run, mut store) = prepared(seed);
                 run.disk.set_fault(run.disk.calls() + call, fault);
                 let outcome = file_one(&mut store);
-                let next_id = store.filer.manifest().state().next_id;
+                let next_id = store.flusher.manifest().state().next_id;
                 if let (Fault::Once(_), Err(_)) = (fault, &outcome) {
                     // The agent tries again, with new files.
                     if store.sealed.len() == 1 {
@@ -306,10 +306,10 @@ fn power_loss_at_every_call_of_a_flush_loses_nothing_and_reuses_no_name() {
                 assert_eq!(store.started.records, 180);
                 run.verify(&mut store);
                 if outcome.is_ok() {
-                    assert!(store.filer.manifest().state().next_id >= next_id, "numbers are not used again");
+                    assert!(store.flusher.manifest().state().next_id >= next_id, "numbers are not used again");
                 }
-                let highest = store.filer.manifest().state().files.keys().last().copied().unwrap_or(0);
-                assert!(store.filer.manifest().state().next_id > highest);
+                let highest = store.flusher.manifest().state().files.keys().last().copied().unwrap_or(0);
+                assert!(store.flusher.manifest().state().next_id > highest);
             }
         }
     }
@@ -320,17 +320,17 @@ fn power_loss_or_a_failed_call_anywhere_in_a_merge_loses_nothing() {
     let prepared = |seed| {
         let mut run = Run::new(seed);
         let mut store = run.recover().unwrap();
-        let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+        let (state, appended) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
         store.syncer.sync(appended.end).unwrap();
         for first in [1, 61, 121, 181, 241] {
             let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 60);
-            assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
-            assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 60)), Offer::Accepted);
+            assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
+            assert_eq!(store.state.accept(header, &trades(1, state.epoch, first, 60)), BatchOutcome::Accepted);
             if first > 1 {
-                store.core.memtables.seal_soon();
-                assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+                store.state.memtables.seal_soon();
+                assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
             }
-            let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+            let committed = store.state.append(Ts(first)).unwrap().unwrap();
             store.syncer.sync(committed.appended.end).unwrap();
             store.sealed.extend(committed.sealed);
             while file_one(&mut store).unwrap() {}
@@ -340,10 +340,10 @@ fn power_loss_or_a_failed_call_anywhere_in_a_merge_loses_nothing() {
     };
     let calls = {
         let (run, mut store) = prepared(1);
-        let (before, files) = (run.disk.calls(), store.filer.manifest().state().files.len());
+        let (before, files) = (run.disk.calls(), store.flusher.manifest().state().files.len());
         assert!(compact_one(&mut store).unwrap() && files == 4);
         run.verify_now(&store, 300);
-        assert!(store.filer.manifest().state().files.len() < files);
+        assert!(store.flusher.manifest().state().files.len() < files);
         run.disk.calls() - before
     };
     assert!(calls >= 10, "files, syncs, renames, directory, edit, sync, removals: {calls}");
@@ -377,30 +377,30 @@ fn a_memtable_requested_at_the_end_of_recovery_is_the_next_one_of_the_serving_st
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
     register(&mut store, INSTRUMENTS, Ts(1)).unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut first = 1;
     let mut publish = |store: &mut Recovered| {
         let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 400);
-        assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 400)), Offer::Accepted);
+        assert_eq!(store.state.accept(header, &trades(1, state.epoch, first, 400)), BatchOutcome::Accepted);
         first += 400;
-        let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+        let committed = store.state.append(Ts(first)).unwrap().unwrap();
         committed.appended.opened.into_iter().for_each(|segment| store.syncer.opened(segment));
         committed.sealed.is_some()
     };
     // A table is requested when half of the active one is full: with the very last frame of the log.
-    while store.core.memtables.used() <= options.memtable_size / 2 {
+    while store.state.memtables.used() <= options.memtable_size / 2 {
         assert!(!publish(&mut store));
     }
     assert!(!publish(&mut store));
-    store.syncer.sync(store.core.writer.end()).unwrap();
+    store.syncer.sync(store.state.writer.end()).unwrap();
     drop(store);
     let mut store = recover(options, &world).unwrap();
     let (request, requests) = bounded(1);
     let (_nobody, ready) = bounded(1);
-    store.core.memtables.set_source(Source::Ahead { request, ready, waits: false });
+    store.state.memtables.set_source(Source::Ahead { request, ready, waits: false });
     let mut looks = 0;
     loop {
-        if store.core.is_ready().unwrap() == Readiness::Ready {
+        if store.state.is_ready().unwrap() == Readiness::Ready {
             if publish(&mut store) {
                 break;
             }
@@ -421,26 +421,26 @@ fn a_log_longer_than_the_memtables_is_flushed_during_recovery() {
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options.clone(), &world).unwrap();
     register(&mut store, INSTRUMENTS, Ts(1)).unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let (mut first, mut tables) = (1, 1);
     while tables < 4 {
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 400);
-        assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 400)), Offer::Accepted);
-        let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+        assert_eq!(store.state.accept(header, &trades(1, state.epoch, first, 400)), BatchOutcome::Accepted);
+        let committed = store.state.append(Ts(first)).unwrap().unwrap();
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
         tables += usize::from(committed.sealed.is_some());
         first += 400;
     }
-    store.syncer.sync(store.core.writer.end()).unwrap();
+    store.syncer.sync(store.state.writer.end()).unwrap();
     drop(store);
     // A quarter of the memory: most of the log does not fit.
     (options.memtables_max, options.memtable_size) = (2, 16 << 20);
     let store = recover(options, &world).unwrap();
     assert_eq!(store.started.records, first - 1);
-    assert!(store.started.files > 0 && store.started.filed > (first - 1) / 2, "{:?}", store.started);
+    assert!(store.started.files > 0 && store.started.flushed > (first - 1) / 2, "{:?}", store.started);
     let view = run.view(&store);
     for lsn in (1..first).step_by(7).map(Lsn) {
         let (arrival, words) = stored(&view, lsn);
@@ -455,13 +455,13 @@ fn a_log_longer_than_the_memtables_is_flushed_during_recovery() {
 fn records_of_a_frame_not_yet_logged_are_not_in_the_checkpoint_before_it() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     for first in [1, 11] {
-        store.core.memtables.seal_soon();
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        store.state.memtables.seal_soon();
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 10);
-        assert_eq!(store.core.offer(header, &trades(1, state.epoch, first, 10)), Offer::Accepted);
-        let committed = store.core.commit(Ts(first)).unwrap().unwrap();
+        assert_eq!(store.state.accept(header, &trades(1, state.epoch, first, 10)), BatchOutcome::Accepted);
+        let committed = store.state.append(Ts(first)).unwrap().unwrap();
         let sealed = committed.sealed.unwrap();
         assert_eq!((sealed.last, sealed.mark.chain.lsn), (Lsn(first - 1), Lsn(first)));
         let (_, known) = sealed.mark.publishers[0];
@@ -499,10 +499,10 @@ fn acknowledged_records_survive_every_crash_once_and_in_order() {
 fn a_malformed_batch_leaves_the_frame_as_it_was() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let header = |first, count| BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), count);
     let good = trades(1, state.epoch, 1, 3);
-    assert_eq!(store.core.offer(header(1, 3), &good), Offer::Accepted);
+    assert_eq!(store.state.accept(header(1, 3), &good), BatchOutcome::Accepted);
     let mut unknown_kind = trades(1, state.epoch, 4, 2);
     unknown_kind[8] |= 0xffff;
     for (header, words) in [
@@ -516,10 +516,10 @@ fn a_malformed_batch_leaves_the_frame_as_it_was() {
         (BatchHeader::new(PublisherId(1), Epoch(9), PubSeq(4), 2), &trades(1, state.epoch, 4, 2)[..]),
         (BatchHeader::new(PublisherId(2), Epoch(1), PubSeq(1), 2), &trades(1, state.epoch, 4, 2)[..]),
     ] {
-        assert_eq!(store.core.offer(header, words), Offer::Malformed, "{header:?}");
+        assert_eq!(store.state.accept(header, words), BatchOutcome::Malformed, "{header:?}");
     }
-    assert_eq!(store.core.offer(BatchHeader::new(PublisherId(1), Epoch(0), PubSeq(4), 1), &good), Offer::Fenced);
-    let committed = store.core.commit(Ts(2)).unwrap().unwrap();
+    assert_eq!(store.state.accept(BatchHeader::new(PublisherId(1), Epoch(0), PubSeq(4), 1), &good), BatchOutcome::Fenced);
+    let committed = store.state.append(Ts(2)).unwrap().unwrap();
     assert_eq!((committed.appended.header.count, committed.accepted), (3, vec![(PublisherId(1), PubSeq(3), Lsn(3))]));
 }
 
@@ -543,19 +543,19 @@ fn a_million_instruments_are_registered_and_come_back_after_a_restart() {
     let names: Vec<_> = (0..1_000_000).map(name).collect();
     let mut rest = &names[..];
     while !rest.is_empty() {
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
-        let (ids, appended) = store.core.instruments(rest, Ts(5)).unwrap();
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
+        let (ids, appended) = store.state.instruments(rest, Ts(5)).unwrap();
         assert_eq!(ids[0].0 as usize, names.len() - rest.len() + 1);
         if let Some(opened) = appended.and_then(|a| a.opened) {
             store.syncer.opened(opened);
         }
         rest = &rest[ids.len()..];
     }
-    assert!(matches!(store.core.instruments(&[name(1_000_000)], Ts(5)), Err(Error::Limit { .. })));
-    store.syncer.sync(store.core.writer.end()).unwrap();
+    assert!(matches!(store.state.instruments(&[name(1_000_000)], Ts(5)), Err(Error::Limit { .. })));
+    store.syncer.sync(store.state.writer.end()).unwrap();
     drop(store);
     let mut store = recover(options.clone(), &world).unwrap();
-    let (ids, appended) = store.core.instruments(&[name(999_999), name(0)], Ts(5)).unwrap();
+    let (ids, appended) = store.state.instruments(&[name(999_999), name(0)], Ts(5)).unwrap();
     assert_eq!((ids[0].0, ids[1].0, appended.is_none()), (1_000_000, 1, true));
 }
 
@@ -563,24 +563,24 @@ fn a_million_instruments_are_registered_and_come_back_after_a_restart() {
 fn three_of_the_largest_frames_fit_after_one_look() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (mut state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (mut state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut next = 0u32;
     for round in 0..60u64 {
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         // Control entries, an epoch, records: all that one turn of ingest may append.
         let names: Vec<_> = (next..next + 16).map(|i| format!("N:{i}").parse().unwrap()).collect();
         next += 16;
-        store.core.instruments(&names, Ts(1)).unwrap();
-        state = store.core.begin_epoch(PublisherId(1), 7, state.epoch, Ts(1)).unwrap().0;
+        store.state.instruments(&names, Ts(1)).unwrap();
+        state = store.state.begin_epoch(PublisherId(1), 7, state.epoch, Ts(1)).unwrap().0;
         let mut first = 1;
         while store
-            .core
-            .offer(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 50), &trades(1, state.epoch, first, 50))
-            == Offer::Accepted
+            .state
+            .accept(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), 50), &trades(1, state.epoch, first, 50))
+            == BatchOutcome::Accepted
         {
             first += 50;
         }
-        store.core.commit(Ts(1)).unwrap().unwrap();
+        store.state.append(Ts(1)).unwrap().unwrap();
         assert!(first > 900, "round {round}: {first}");
     }
 }
@@ -592,17 +592,17 @@ fn every_memtable_is_used_before_back_pressure_however_many_series_there_are() {
     (options.memtables_max, options.segment_size) = (3, 64 << 20);
     let world = World { disk: Arc::new(run.disk.clone()), clock: Arc::new(run.clock.clone()), store_id: 5, boot: 1 };
     let mut store = recover(options, &world).unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let mut seq = 0;
-    while store.core.is_ready().unwrap() == Readiness::Ready {
+    while store.state.is_ready().unwrap() == Readiness::Ready {
         register(&mut store, seq + 500, Ts(1)).unwrap();
         for _ in 0..500 {
             seq += 1;
             let trade = Trade { instrument: InstrumentId(seq as u32), ..Trade::default() };
             let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(seq), 1);
-            assert_eq!(store.core.offer(header, trade.words()), Offer::Accepted);
+            assert_eq!(store.state.accept(header, trade.words()), BatchOutcome::Accepted);
         }
-        store.core.commit(Ts(1)).unwrap();
+        store.state.append(Ts(1)).unwrap();
     }
     assert_eq!(store.control.tables().unwrap().count, 3, "{seq} series");
 }
@@ -611,34 +611,34 @@ fn every_memtable_is_used_before_back_pressure_however_many_series_there_are() {
 fn a_batch_with_a_record_of_an_unregistered_instrument_is_refused_whole() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     let trade = |instrument| Trade { instrument: InstrumentId(instrument), ..Trade::default() }.words().to_vec();
     let header = |first, count| BatchHeader::new(PublisherId(1), state.epoch, PubSeq(first), count);
     let last = INSTRUMENTS as u32;
     for never in [0, last + 1, u32::MAX - 1] {
         let batch = [trade(1), trade(never), trade(last)].concat();
-        assert_eq!(store.core.offer(header(1, 3), &batch), Offer::Unregistered(InstrumentId(never)));
-        assert!(store.core.commit(Ts(1)).unwrap().is_none());
+        assert_eq!(store.state.accept(header(1, 3), &batch), BatchOutcome::Unregistered(InstrumentId(never)));
+        assert!(store.state.append(Ts(1)).unwrap().is_none());
     }
     // A record that concerns no single instrument has none.
     let good = [trade(1), trade(last), trade(u32::MAX)].concat();
-    assert_eq!(store.core.offer(header(1, 3), &good), Offer::Accepted);
+    assert_eq!(store.state.accept(header(1, 3), &good), BatchOutcome::Accepted);
     // The new part of a straddling batch is checked as ever; a truncated batch is malformed in the first place.
     let straddling = [&good[..], &trade(last + 1)].concat();
-    assert_eq!(store.core.offer(header(1, 4), &straddling), Offer::Unregistered(InstrumentId(last + 1)));
-    assert_eq!(store.core.offer(header(4, 2), &trade(last + 1)), Offer::Malformed);
+    assert_eq!(store.state.accept(header(1, 4), &straddling), BatchOutcome::Unregistered(InstrumentId(last + 1)));
+    assert_eq!(store.state.accept(header(4, 2), &trade(last + 1)), BatchOutcome::Malformed);
 }
 
 #[test]
 fn an_epoch_is_remembered_before_its_first_record() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, appended) = store.core.begin_epoch(PublisherId(3), 77, Epoch(8), Ts(1)).unwrap();
+    let (state, appended) = store.state.begin_epoch(PublisherId(3), 77, Epoch(8), Ts(1)).unwrap();
     store.syncer.sync(appended.end).unwrap();
     drop(store);
     let store = run.recover().unwrap();
-    assert_eq!((store.core.publisher(PublisherId(3)), state.epoch), (state, Epoch(9)));
-    assert_eq!(store.core.publisher(PublisherId(3)).incarnation, 77);
+    assert_eq!((store.state.publisher(PublisherId(3)), state.epoch), (state, Epoch(9)));
+    assert_eq!(store.state.publisher(PublisherId(3)).incarnation, 77);
 }
 
 #[test]
@@ -652,7 +652,7 @@ fn an_epoch_that_was_never_granted_is_refused_and_uses_up_none_of_the_publishers
     let attach = |mode| {
         let socket = RunDir::find(&dir.path().join("s")).unwrap().attach_socket();
         let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-        let (publisher, level, incarnation) = (PublisherId(3), Level::Fsync, 7);
+        let (publisher, level, incarnation) = (PublisherId(3), Durability::Fsync, 7);
         ask(&mut stream, &Message::Attach { publisher, mode, level, incarnation }).unwrap()
     };
     for never in [u32::MAX - 2, u32::MAX, tapestore::lsn::EPOCHS_LOST_MAX + 1] {
@@ -682,7 +682,7 @@ fn sync_agent(
         answers,
         freed,
         control: control.clone(),
-        covered: std::sync::Arc::new(super::watermarks::Covered::new(0, true)),
+        watermarks: std::sync::Arc::new(super::watermarks::Watermarks::new(0, true)),
         bells: Bells::open_or_create(&store.run_dir.bells()).unwrap(),
         wake_attach: Waker::new().unwrap(),
         pace: Pace { interval: Duration::from_millis(5), bytes: 1 << 20 },
@@ -698,10 +698,10 @@ fn nothing_is_acknowledged_before_its_sync_or_after_a_failed_one() {
     for fails in [false, true] {
         let run = Run::new(1);
         let mut store = run.recover().unwrap();
-        let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+        let (state, appended) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
         store.syncer.sync(appended.end).unwrap();
-        store.core.offer(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(1), 3), &trades(1, state.epoch, 1, 3));
-        let committed = store.core.commit(Ts(2)).unwrap().unwrap();
+        store.state.accept(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(1), 3), &trades(1, state.epoch, 1, 3));
+        let committed = store.state.append(Ts(2)).unwrap().unwrap();
         let slot = store.control.slot(0);
         slot.grant(9, PublisherId(1), state.epoch, PubSeq(0), Lsn(0));
         let before = store.control.durable();

@@ -6,7 +6,7 @@
 use crate::consensus::Change;
 use crate::consensus::message::FrameHead;
 use tapestore::error::{Bad, demand};
-use tapestore::wal::{Body, Fact, Frame, Writer};
+use tapestore::wal::{Body, ControlEntry, Frame, Writer};
 
 /// Raft's entry types, as [`FrameHead::kind`] has them.
 const ORDINARY: u64 = 0;
@@ -25,9 +25,9 @@ pub(super) fn vet(writer: &Writer, instruments: u64, frames: &[(FrameHead, &Fram
         match &frame.body {
             Body::Empty | Body::Data(_) => {}
             Body::Membership(words) => drop(Change::parse(words)?),
-            Body::Control(facts) => {
-                for fact in facts {
-                    if let Fact::Symbol { instrument, .. } = fact {
+            Body::Control(entries) => {
+                for entry in entries {
+                    if let ControlEntry::Symbol { instrument, .. } = entry {
                         instruments += 1;
                         demand("the number of the next instrument", instruments, u64::from(instrument.0))?;
                     }

@@ -8,17 +8,17 @@ use tapestore::lsn::Position;
 
 /// The numbers that the ingest, sync and flush agents share.
 #[derive(Debug)]
-pub(super) struct Covered {
+pub(super) struct Watermarks {
     durable: AtomicU64,
     committed: AtomicU64,
     needed: AtomicU64,
     alone: AtomicBool,
 }
 
-impl Covered {
-    pub(super) fn new(durable: u64, alone: bool) -> Covered {
+impl Watermarks {
+    pub(super) fn new(durable: u64, alone: bool) -> Watermarks {
         let (committed, needed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Covered { durable: AtomicU64::new(durable), committed, needed, alone: AtomicBool::new(alone) }
+        Watermarks { durable: AtomicU64::new(durable), committed, needed, alone: AtomicBool::new(alone) }
     }
 
     /// Frames up to this index are committed, as far as ingest has been notified.

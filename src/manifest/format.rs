@@ -26,7 +26,7 @@ use crate::sabotage::{self, Sabotage};
 use crate::sstable::{FileMeta, Window};
 use crate::time::Ts;
 use crate::wal::Chain;
-use crate::wal::fact::{NAME_WORDS, name_words, parse_name};
+use crate::wal::control_entry::{NAME_WORDS, name_words, parse_name};
 
 /// The file that names the current manifest.
 pub const CURRENT: &str = "CURRENT";

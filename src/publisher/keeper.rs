@@ -11,7 +11,7 @@ use super::unanswered::unanswered;
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Level, NO_SUCH_EPOCH, NO_SUCH_LEVEL, NodeId, PubSeq};
+use crate::lsn::{Epoch, Durability, NO_SUCH_EPOCH, NO_SUCH_LEVEL, NodeId, PubSeq};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 
@@ -33,7 +33,7 @@ pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode
         return Err(down("it is recovering"));
     }
     let mut stream = connect(run_dir, &options.store, ANSWER_TIMEOUT)?;
-    let request = Message::Attach { publisher: options.publisher, mode, level: options.level, incarnation };
+    let request = Message::Attach { publisher: options.publisher, mode, level: options.durability, incarnation };
     match ask(&mut stream, &request).map_err(|_| unanswered(&options.store))? {
         Message::Attached(grant) => {
             let link = Link::open(run_dir, control, &grant, options.live)?;
@@ -90,7 +90,7 @@ impl Keeper {
         }
         state.reap();
         let (accepted, since) = state.moved;
-        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.back_pressure == 0 && state.level > Level::None {
+        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.back_pressure == 0 && state.level > Durability::None {
             state.moved.1 = Instant::now();
             state.rewind(PubSeq(accepted.0 + 1));
         }

@@ -147,7 +147,7 @@ pub(super) fn register(stream: &mut UnixStream, store: &Path, layout: &Layout) -
     const REQUEST: &str = "to register a kind";
     let down = |_| unanswered(store);
     match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
-        Message::Known => Ok(()),
+        Message::Registered => Ok(()),
         Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
         _ => Err(Error::Refused { request: REQUEST, reason: "its answer is malformed".into() }),
     }

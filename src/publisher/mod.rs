@@ -36,7 +36,7 @@ use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Message, Mode, NAMES_MAX, ask};
 use crate::disk::absolute;
 use crate::error::{Error, Result};
-use crate::lsn::{InstrumentId, Level, NO_SUCH_LEVEL, PubSeq};
+use crate::lsn::{InstrumentId, Durability, NO_SUCH_LEVEL, PubSeq};
 use crate::record::{Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
 use crate::shm::kinds::Kinds;
@@ -258,7 +258,7 @@ impl Publisher {
     /// # Errors
     /// [`PublishError::Full`] if they have not within `limit`; the ring still keeps and sends them.
     /// [`PublishError::Refused`] if the store has no such level. [`PublishError::Forked`].
-    pub fn flush(&mut self, level: Level, limit: Duration) -> Result<Progress, PublishError> {
+    pub fn flush(&mut self, level: Durability, limit: Duration) -> Result<Progress, PublishError> {
         self.check_process()?;
         let deadline = Instant::now() + limit;
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
@@ -267,16 +267,16 @@ impl Publisher {
             let mut state = lock(&self.state);
             state.pump(KEEPER_BATCHES);
             state.reap();
-            if level.granted(Level::None, state.is_lossy).is_none() {
+            if level.granted(Durability::None, state.is_lossy).is_none() {
                 return Err(PublishError::Refused(NO_SUCH_LEVEL.to_owned()));
             }
             // A lost epoch has renumbered the ring: then all of the ring is the target.
             let target = target.min(PubSeq(state.ring.next().0 - 1));
             let reached = match level {
-                Level::None => state.ring.sent(),
-                Level::Os => state.progress.accepted,
-                Level::Fsync => state.progress.durable,
-                Level::Standby | Level::Quorum | Level::QuorumOs => state.progress.committed,
+                Durability::None => state.ring.sent(),
+                Durability::Os => state.progress.accepted,
+                Durability::Fsync => state.progress.durable,
+                Durability::Standby | Durability::Quorum | Durability::QuorumOs => state.progress.committed,
             };
             if reached >= target {
                 return Ok(state.progress());
@@ -308,9 +308,9 @@ impl Publisher {
     }
 
     /// The level in force: the requested one or a higher one. In a forked child, the requested one.
-    pub fn level(&self) -> Level {
+    pub fn level(&self) -> Durability {
         if !self.origin.is_here() {
-            return self.options.level;
+            return self.options.durability;
         }
         lock(&self.state).level
     }
@@ -325,7 +325,7 @@ impl Publisher {
         state.progress()
     }
 
-    /// Accepted records that have not reached the publisher's level; for [`Level::None`], those not in the log file.
+    /// Accepted records that have not reached the publisher's level; for [`Durability::None`], those not in the log file.
     /// Lost records ([`Publisher::take_lost`]) are not counted.
     pub fn outstanding(&self) -> Outstanding {
         let mut state = lock(&self.state);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::lsn::{Level, PublisherId};
+use crate::lsn::{Durability, PublisherId};
 
 /// The options of a publisher.
 #[derive(Clone, Debug)]
@@ -16,7 +16,7 @@ pub struct Options {
     /// that hangs. A publisher whose process has ended is always taken over; so is, in a cluster, one on another host.
     pub take_over: bool,
     /// The level at which a record is released from the ring.
-    pub level: Level,
+    pub durability: Durability,
     /// Size of the ring, in bytes.
     pub ring_bytes: usize,
     /// Maximum wait of a call for room in the ring.
@@ -34,7 +34,7 @@ impl Options {
             store: store.into(),
             publisher,
             take_over: false,
-            level: Level::Fsync,
+            durability: Durability::Fsync,
             ring_bytes: 64 << 20,
             send_timeout: Duration::from_millis(5),
             open_timeout: Duration::from_secs(10),

@@ -10,7 +10,7 @@ use super::options::Options;
 use super::outstanding::Outstanding;
 use super::ring::Ring;
 use crate::bus::attach::Grant;
-use crate::lsn::{Epoch, InstrumentId, Level, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Durability, PubSeq, PublisherId};
 use crate::record::{Layout, Record};
 use crate::shm::bell::Bell;
 use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};
@@ -26,7 +26,7 @@ const RECORDS_MAX: u32 = crate::wal::format::FRAME_RECORDS_MAX;
 /// The state under the lock.
 pub(super) struct State {
     publisher: PublisherId,
-    pub(super) level: Level,
+    pub(super) level: Durability,
     pub(super) ring: Ring,
     pub(super) epoch: Epoch,
     pub(super) link: Option<Link>,
@@ -126,9 +126,9 @@ impl State {
     /// Accepted records below the level, as of the last [`State::reap`].
     pub(super) fn outstanding(&self) -> Outstanding {
         let reached = match self.level {
-            Level::None | Level::Os => self.progress.accepted,
-            Level::Fsync => self.progress.durable,
-            Level::Standby | Level::Quorum | Level::QuorumOs => self.progress.committed,
+            Durability::None | Durability::Os => self.progress.accepted,
+            Durability::Fsync => self.progress.durable,
+            Durability::Standby | Durability::Quorum | Durability::QuorumOs => self.progress.committed,
         };
         // Gap records are the publisher's own, not its caller's.
         let above = |seq: PubSeq| (self.ring.next().0 - 1).saturating_sub(seq.0) - self.ring.gaps_above(seq);
@@ -156,7 +156,7 @@ impl State {
             self.link = None;
             return;
         };
-        self.back_pressure = link.control.statistic(Statistic::HeldBack);
+        self.back_pressure = link.control.statistic(Statistic::BackPressure);
         match view.state {
             SlotState::Fenced => self.fatal = Some(Fatal::Fenced),
             SlotState::Refused => {
@@ -190,7 +190,7 @@ impl State {
         self.progress.committed = view.committed;
         let upto = match self.level {
             // A gap record is kept until it is in the log, at any level.
-            Level::None if !self.ring.begins_with_gap() => self.ring.sent(),
+            Durability::None if !self.ring.begins_with_gap() => self.ring.sent(),
             level => view.reached(level),
         };
         self.ring.release(upto);

@@ -239,7 +239,7 @@ impl Control {
         let at = |then: u64| Some(Ts(wall.0.saturating_sub(monotonic.saturating_sub(then)))).filter(|_| then > 0);
         let since = |which| at(self.statistic(which));
         let last_beat = at(self.heartbeat());
-        let pressure = BackPressure::from_raw(self.statistic(Statistic::HeldBack));
+        let pressure = BackPressure::from_raw(self.statistic(Statistic::BackPressure));
         if !self.instance().is_multiple_of(2) {
             return Some((Trouble::Recovering, None));
         }
@@ -263,7 +263,7 @@ impl Control {
             BackPressure::Halted => Trouble::Halted,
             BackPressure::NoSpace => Trouble::NoSpace,
         };
-        Some((trouble, since(Statistic::HeldBackSince)))
+        Some((trouble, since(Statistic::BackPressureSince)))
     }
 
     /// The live MemTables; waits for a change in progress. `None` if the change does not end: storage was killed in it.
@@ -402,9 +402,9 @@ impl Control {
     }
 
     /// Publishes the reason of the back-pressure on publishers, as of `now`; `None`: no back-pressure.
-    pub fn hold_back(&self, why: Option<BackPressure>, now: u64) {
-        self.set_since(Statistic::HeldBackSince, why.is_some(), now);
-        self.set_statistic(Statistic::HeldBack, why.map_or(0, |why| why as u64));
+    pub fn set_back_pressure(&self, why: Option<BackPressure>, now: u64) {
+        self.set_since(Statistic::BackPressureSince, why.is_some(), now);
+        self.set_statistic(Statistic::BackPressure, why.map_or(0, |why| why as u64));
     }
 
     /// Publishes whether this host needs a snapshot of the leader's store, as of `now`.
@@ -608,21 +608,21 @@ mod tests {
         control.beat(HostClock.monotonic());
         assert_eq!(what(), None, "it serves, outside a cluster");
         control.set_role(1, 2, 0, 10);
-        control.hold_back(Some(BackPressure::NoSpace), ago(0));
+        control.set_back_pressure(Some(BackPressure::NoSpace), ago(0));
         assert_eq!(what(), Some(Trouble::NoLeader));
         let since = control.trouble().unwrap().1.unwrap();
         control.set_role(2, 2, 0, ago(0));
         let again = control.trouble().unwrap().1.unwrap();
         assert!(again.0.abs_diff(since.0) < 1_000_000_000, "a new term keeps the time since when there is no leader");
         control.set_role(2, 2, 3, ago(0));
-        control.hold_back(Some(BackPressure::DiskBehind), ago(0));
+        control.set_back_pressure(Some(BackPressure::DiskBehind), ago(0));
         assert_eq!((what(), hours()), (Some(Trouble::DiskBehind), 0));
         control.set_needs_snapshot(true, ago(0));
         assert_eq!(what(), Some(Trouble::NeedsSnapshot));
         control.set_needs_snapshot(false, ago(0));
-        control.hold_back(None, ago(0));
+        control.set_back_pressure(None, ago(0));
         assert_eq!(what(), None);
-        control.hold_back(Some(BackPressure::Halted), ago(0));
+        control.set_back_pressure(Some(BackPressure::Halted), ago(0));
         control.set_server(None);
         assert_eq!(what(), Some(Trouble::Halted));
     }

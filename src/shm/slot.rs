@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::Mapping;
-use crate::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
 
 /// Bytes of a slot.
 pub(super) const SLOT_LEN: u64 = 256;
@@ -62,12 +62,12 @@ pub struct SlotView {
 }
 
 impl SlotView {
-    /// Last sequence number acknowledged at `level`; [`Level::None`] guarantees nothing and returns `accepted`.
-    pub fn reached(&self, level: Level) -> PubSeq {
+    /// Last sequence number acknowledged at `level`; [`Durability::None`] guarantees nothing and returns `accepted`.
+    pub fn reached(&self, level: Durability) -> PubSeq {
         match level {
-            Level::None | Level::Os => self.accepted,
-            Level::Fsync => self.durable,
-            Level::Standby | Level::Quorum | Level::QuorumOs => self.committed,
+            Durability::None | Durability::Os => self.accepted,
+            Durability::Fsync => self.durable,
+            Durability::Standby | Durability::Quorum | Durability::QuorumOs => self.committed,
         }
     }
 }

@@ -23,9 +23,9 @@ pub enum Statistic {
     /// Syncs of the log.
     Syncs = 7,
     /// Nanoseconds of back-pressure: MemTables full, disk behind, or no space.
-    HeldBackNs = 8,
+    BackPressureNs = 8,
     /// Reason of the present back-pressure: a [`BackPressure`]; 0: none.
-    HeldBack = 9,
+    BackPressure = 9,
     /// Publishers attached.
     Publishers = 10,
     /// Instruments registered.
@@ -75,7 +75,7 @@ pub enum Statistic {
     /// User-defined kinds.
     Kinds = 35,
     /// Start of the present back-pressure, ns of the monotonic clock; 0: none.
-    HeldBackSince = 36,
+    BackPressureSince = 36,
     /// Since when this host has its present leader, or none: ns of the monotonic clock.
     LeaderSince = 37,
     /// Since when this host needs a snapshot of the leader's store, ns of the monotonic clock; 0: it does not.
@@ -90,7 +90,7 @@ pub enum Statistic {
     ClockStep = 49,
 }
 
-/// Reason of back-pressure, as [`Statistic::HeldBack`] numbers it.
+/// Reason of back-pressure, as [`Statistic::BackPressure`] numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum BackPressure {
@@ -113,5 +113,5 @@ impl BackPressure {
     }
 }
 
-/// Value of [`Statistic::HeldBack`] while the disk is full.
+/// Value of [`Statistic::BackPressure`] while the disk is full.
 pub const NO_SPACE: u64 = BackPressure::NoSpace as u64;

@@ -55,10 +55,10 @@ const SEGMENT_VERSION: u32 = 1;
 /// Bytes before the first frame of a segment.
 pub const SEGMENT_HEAD_LEN: u64 = 4096;
 /// Offsets of the two durable marks: in different sectors, so that one torn write cannot hit both.
-pub const EVIDENCE_OFFSETS: [u64; 2] = [512, 1024];
+pub const MARK_OFFSETS: [u64; 2] = [512, 1024];
 /// Bytes of a durable mark.
-pub const EVIDENCE_LEN: usize = 64;
-const EVIDENCE_MAGIC: u32 = u32::from_le_bytes(*b"tevd");
+pub const MARK_LEN: usize = 64;
+const MARK_MAGIC: u32 = u32::from_le_bytes(*b"tevd");
 /// Smallest segment: the head and two of the largest frames.
 pub const SEGMENT_SIZE_MIN: u64 = 256 << 10;
 /// Largest segment.
@@ -66,7 +66,7 @@ pub const SEGMENT_SIZE_MAX: u64 = 4 << 30;
 
 const _: () = {
     assert!(size_of::<Header>() as u64 == HEADER_LEN && size_of::<Run>() == RUN_LEN);
-    assert!(size_of::<SegmentHeader>() == 64 && size_of::<EvidenceSlot>() == EVIDENCE_LEN);
+    assert!(size_of::<SegmentHeader>() == 64 && size_of::<MarkSlot>() == MARK_LEN);
     assert!(FRAME_PAYLOAD_MAX as u64 + HEADER_LEN < (SEGMENT_SIZE_MIN - SEGMENT_HEAD_LEN) / 2);
     assert!(FRAME_PAYLOAD_MAX >= WORDS_MAX * 8 + RUN_LEN);
 };
@@ -394,7 +394,7 @@ impl SegmentHeader {
 
 /// Durable mark: how much of the log is certainly durable on this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Evidence {
+pub struct DurableMark {
     /// Sequence number; rises with every write of a mark.
     pub seq: u64,
     /// All bytes before it are durable.
@@ -407,7 +407,7 @@ pub struct Evidence {
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct EvidenceSlot {
+struct MarkSlot {
     magic: u32,
     crc: u32,
     seq: u64,
@@ -417,23 +417,23 @@ struct EvidenceSlot {
     reserved: [u64; 3],
 }
 
-impl Evidence {
+impl DurableMark {
     /// Mark that everything before `chain` is durable.
-    pub fn of(chain: &Chain) -> Evidence {
+    pub fn of(chain: &Chain) -> DurableMark {
         let (index, lsn) = (FrameIndex(chain.index.0.saturating_sub(1)), Lsn(chain.lsn.0.saturating_sub(1)));
-        Evidence { seq: 0, position: chain.position, index, lsn }
+        DurableMark { seq: 0, position: chain.position, index, lsn }
     }
 
     /// The higher one of this mark and the mark at `chain`.
     #[must_use]
-    pub fn max_with(self, chain: Chain) -> Evidence {
-        if chain.position > self.position { Evidence { seq: self.seq, ..Evidence::of(&chain) } } else { self }
+    pub fn max_with(self, chain: Chain) -> DurableMark {
+        if chain.position > self.position { DurableMark { seq: self.seq, ..DurableMark::of(&chain) } } else { self }
     }
 
     /// Encodes the mark.
-    pub fn to_bytes(self) -> [u8; EVIDENCE_LEN] {
-        let mut slot = EvidenceSlot {
-            magic: EVIDENCE_MAGIC,
+    pub fn to_bytes(self) -> [u8; MARK_LEN] {
+        let mut slot = MarkSlot {
+            magic: MARK_MAGIC,
             crc: 0,
             seq: self.seq,
             position: self.position.0,
@@ -446,14 +446,14 @@ impl Evidence {
     }
 
     /// Parses the mark in `bytes`; `None` if there is none or it is damaged.
-    pub fn parse(bytes: &[u8]) -> Option<Evidence> {
-        let mut slot: EvidenceSlot = bytemuck::try_pod_read_unaligned(bytes.get(..EVIDENCE_LEN)?).ok()?;
+    pub fn parse(bytes: &[u8]) -> Option<DurableMark> {
+        let mut slot: MarkSlot = bytemuck::try_pod_read_unaligned(bytes.get(..MARK_LEN)?).ok()?;
         let crc = std::mem::take(&mut slot.crc);
-        if slot.magic != EVIDENCE_MAGIC || crc32c::crc32c(bytemuck::bytes_of(&slot)) != crc {
+        if slot.magic != MARK_MAGIC || crc32c::crc32c(bytemuck::bytes_of(&slot)) != crc {
             return None;
         }
         let (position, index, lsn) = (Position(slot.position), FrameIndex(slot.index), Lsn(slot.lsn));
-        Some(Evidence { seq: slot.seq, position, index, lsn })
+        Some(DurableMark { seq: slot.seq, position, index, lsn })
     }
 }
 
@@ -516,13 +516,13 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_a_durable_mark_is_detected() {
-        let mark = Evidence { seq: 3, position: Position(9), index: FrameIndex(2), lsn: Lsn(7) };
+        let mark = DurableMark { seq: 3, position: Position(9), index: FrameIndex(2), lsn: Lsn(7) };
         let bytes = mark.to_bytes();
-        assert_eq!(Evidence::parse(&bytes), Some(mark));
+        assert_eq!(DurableMark::parse(&bytes), Some(mark));
         for bit in 0..512 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Evidence::parse(&flipped), None, "bit {bit}");
+            assert_eq!(DurableMark::parse(&flipped), None, "bit {bit}");
         }
     }
 

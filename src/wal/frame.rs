@@ -139,7 +139,7 @@ impl FrameBuilder {
     }
 
     /// Appends one control entry; `encode` appends its words.
-    pub fn push_fact(&mut self, encode: impl FnOnce(&mut Vec<u64>)) {
+    pub fn push_entry(&mut self, encode: impl FnOnce(&mut Vec<u64>)) {
         encode(&mut self.words);
         self.count += 1;
     }

@@ -15,7 +15,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::format::{Evidence, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN};
+use super::format::{DurableMark, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN};
 use crate::disk::{Disk, DiskFile, Open, publish};
 use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Position, Term, Timeline};
@@ -70,7 +70,7 @@ pub struct Meta {
     /// Newest timeline.
     pub timeline: Timeline,
     /// Durable mark of the newest start or clean stop.
-    pub durable: Evidence,
+    pub durable: DurableMark,
     /// Whether the store belongs, or the backup that it was restored from belonged, to a host of a cluster: without `raft.meta`
     /// it is not served.
     pub in_cluster: bool,
@@ -127,7 +127,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         return Parsed::Damaged { expected: SEGMENT_SIZE_MIN, found: slot.segment_size };
     }
     let [low, high] = slot.store_id;
-    let durable = Evidence {
+    let durable = DurableMark {
         seq: slot.seq,
         position: Position(slot.durable_position),
         index: FrameIndex(slot.durable_index),
@@ -261,7 +261,7 @@ mod tests {
             term: Term(1),
             clean: true,
             timeline: Timeline(1),
-            durable: Evidence::default(),
+            durable: DurableMark::default(),
             in_cluster: true,
         }
     }

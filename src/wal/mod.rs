@@ -1,11 +1,11 @@
-//! Owns: the log: its formats ([`format`], [`fact`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
+//! Owns: the log: its formats ([`format`], [`entry`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
 //! [`Syncer`]), reading ([`scan`]), truncation ([`Cut`]) and recovery ([`open`]).
 //!
 //! What must hold: a frame has the same bytes here and on every follower. Recovery is idempotent. It keeps every frame at or
 //! below the durable mark, or refuses; it syncs the frames that it keeps before it publishes a watermark.
 
-pub mod cut;
-pub mod fact;
+pub mod truncate;
+pub mod control_entry;
 pub mod format;
 pub mod frame;
 pub mod meta;
@@ -25,12 +25,12 @@ use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Position, Term, Timeline};
 use crate::time::Ts;
 
-pub use cut::{Cut, cut};
-pub use fact::Fact;
-pub use format::{Chain, Data, Evidence, FrameType, Header, Run};
+pub use truncate::{Truncated, truncate};
+pub use control_entry::ControlEntry;
+pub use format::{Chain, Data, DurableMark, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
-pub use reader::{Body, End, Frame, Tail, evidence, examine, leftovers, parse, passed, scan};
+pub use reader::{Body, End, Frame, Tail, durable_mark, examine, leftovers, parse, passed, scan};
 pub use segment::{Spare, Spares, prepare, recycle};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 
@@ -97,7 +97,7 @@ pub fn create_if_absent(disk: &dyn Disk, dir: &Path, create: Create) -> Result<(
         term: Term(0),
         clean: true,
         timeline: Timeline(1),
-        durable: Evidence::default(),
+        durable: DurableMark::default(),
         in_cluster: false,
     };
     MetaFile::create(disk, dir, first).map(drop)
@@ -134,7 +134,7 @@ pub fn open(
         visit(frame)
     })?;
     if let Some(at) = before_pad {
-        cut(disk.as_ref(), dir, from, FrameIndex(at.index.0 - 1))?;
+        truncate(disk.as_ref(), dir, from, FrameIndex(at.index.0 - 1))?;
         meta_file = MetaFile::open(disk.as_ref(), dir)?;
         meta = *meta_file.meta();
         let tail = end.tail.take();
@@ -147,8 +147,8 @@ pub fn open(
         disk.remove(path)?;
     }
     disk.sync_dir(&wal)?;
-    let durable = Evidence {
-        seq: end.evidence.seq,
+    let durable = DurableMark {
+        seq: end.durable_mark.seq,
         position: end.chain.position,
         index: FrameIndex(end.chain.index.0 - 1),
         lsn: Lsn(end.chain.lsn.0 - 1),

@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::fact::Fact;
+use super::control_entry::ControlEntry;
 use super::format::{
-    Bad, BadSegment, Chain, Data, EVIDENCE_LEN, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN,
+    Bad, BadSegment, Chain, Data, MARK_LEN, MARK_OFFSETS, DurableMark, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN,
     SegmentHeader, segment_first, segment_name,
 };
 use super::meta::Meta;
@@ -34,7 +34,7 @@ pub enum Body<'a> {
     /// Records.
     Data(Data<'a>),
     /// Control entries.
-    Control(Vec<Fact>),
+    Control(Vec<ControlEntry>),
     /// A change of the cluster's membership, as `consensus` encodes it.
     Membership(&'a [u64]),
     /// No payload.
@@ -59,7 +59,7 @@ pub struct End {
     /// Chain at the end: what the next frame's header must contain.
     pub chain: Chain,
     /// Highest durable mark.
-    pub evidence: Evidence,
+    pub durable_mark: DurableMark,
     /// What follows the last accepted frame; `None` if nothing does.
     pub tail: Option<Tail>,
     /// Segment to append to; `None` if the next frame begins a new one.
@@ -82,9 +82,9 @@ type Passed = Vec<(Position, PathBuf)>;
 
 /// Opens the segments of the log in `dir` that reach beyond `from`, in order. Returns them, the highest durable mark and the
 /// other segments.
-fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) -> Result<(Vec<Segment>, Evidence, Passed)> {
+fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) -> Result<(Vec<Segment>, DurableMark, Passed)> {
     let (mut segments, mut passed) = (Vec::new(), Vec::new());
-    let mut evidence = meta.durable;
+    let mut durable_mark = meta.durable;
     for first in disk.list(dir)?.iter().filter_map(|n| segment_first(n)) {
         let path = dir.join(segment_name(first));
         if first.0 + meta.segment_size <= from.position.0 {
@@ -94,12 +94,12 @@ fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) ->
         let file: Arc<dyn DiskFile> = Arc::from(disk.open(&path, how)?);
         let (head, header) = read_head(file.as_ref(), meta, first)?;
         if header.is_ok() {
-            let slots = EVIDENCE_OFFSETS.iter().filter_map(|&at| head.get(at as usize..at as usize + EVIDENCE_LEN));
-            evidence = slots.filter_map(Evidence::parse).fold(evidence, |a, b| if b.position > a.position { b } else { a });
+            let slots = MARK_OFFSETS.iter().filter_map(|&at| head.get(at as usize..at as usize + MARK_LEN));
+            durable_mark = slots.filter_map(DurableMark::parse).fold(durable_mark, |a, b| if b.position > a.position { b } else { a });
         }
         segments.push(Segment { first, path, file, header });
     }
-    Ok((segments, evidence, passed))
+    Ok((segments, durable_mark, passed))
 }
 
 /// Reads the first page of the segment that begins at `first`, and checks its header.
@@ -123,9 +123,9 @@ fn segment_error(path: &Path, lsn: Lsn, bad: &BadSegment) -> Error {
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn evidence(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<Evidence> {
-    let (_, evidence, _) = open_all(disk, dir, meta, from, Open::Read)?;
-    Ok(evidence.max_with(from))
+pub fn durable_mark(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<DurableMark> {
+    let (_, durable_mark, _) = open_all(disk, dir, meta, from, Open::Read)?;
+    Ok(durable_mark.max_with(from))
 }
 
 /// Reads the log in `dir` from `from` on, a checkpoint or its beginning, and passes each frame to `visit`.
@@ -162,11 +162,11 @@ pub fn examine(
     how: Open,
     mut visit: impl FnMut(&Frame<'_>) -> Result<()>,
 ) -> Result<(End, Option<Error>)> {
-    let (segments, evidence, passed) = open_all(disk, dir, meta, from, how)?;
+    let (segments, durable_mark, passed) = open_all(disk, dir, meta, from, how)?;
     // A checkpoint covers durable frames only.
-    let evidence = evidence.max_with(from);
+    let durable_mark = durable_mark.max_with(from);
     let mut damage = None;
-    let mut end = End { chain: from, evidence, tail: None, segment: None, beyond: Vec::new(), passed };
+    let mut end = End { chain: from, durable_mark, tail: None, segment: None, beyond: Vec::new(), passed };
     let mut is_begun = from.position.0 % meta.segment_size == SEGMENT_HEAD_LEN;
     for mut segment in segments {
         if damage.is_some()
@@ -176,14 +176,14 @@ pub fn examine(
             end.beyond.push(segment.path);
             continue;
         }
-        if how == Open::Write && segment.first.0 + meta.segment_size > evidence.position.0 {
+        if how == Open::Write && segment.first.0 + meta.segment_size > durable_mark.position.0 {
             segment.file.sync()?;
             segment.file.drop_cache()?;
             // The cache alone may have held the head too.
             segment.header = read_head(segment.file.as_ref(), meta, segment.first)?.1;
         }
         if let Err(bad) = &segment.header {
-            if segment.first.0 + SEGMENT_HEAD_LEN < evidence.position.0 {
+            if segment.first.0 + SEGMENT_HEAD_LEN < durable_mark.position.0 {
                 damage = Some(segment_error(&segment.path, end.chain.lsn, bad));
             }
             // The head never became durable, so the roll to this segment does not count.
@@ -195,9 +195,9 @@ pub fn examine(
         let full = end.chain.position.0 >= segment.first.0 + meta.segment_size;
         end.segment = (!full).then(|| (segment.first, segment.file.clone()));
     }
-    let is_short = end.chain.position < evidence.position || !is_begun;
-    if damage.is_none() && is_short && !sabotage::is(Sabotage::IgnoreEvidence) {
-        damage = Some(below_evidence(dir, meta, &end));
+    let is_short = end.chain.position < durable_mark.position || !is_begun;
+    if damage.is_none() && is_short && !sabotage::is(Sabotage::IgnoreDurableMark) {
+        damage = Some(below_durable_mark(dir, meta, &end));
     }
     Ok((end, damage))
 }
@@ -274,7 +274,7 @@ pub fn leftovers(
 }
 
 /// The error for a log that ends before its durable mark.
-fn below_evidence(dir: &Path, meta: &Meta, end: &End) -> Error {
+fn below_durable_mark(dir: &Path, meta: &Meta, end: &End) -> Error {
     let lsn = end.chain.lsn;
     match &end.tail {
         Some(Tail { path, offset, bad: Bad { what, expected, found }, .. }) => {
@@ -351,7 +351,7 @@ pub(super) fn next_frame<'w>(
 fn register(body: &Body<'_>) -> Result<()> {
     let Body::Control(entries) = body else { return Ok(()) };
     entries.iter().try_for_each(|entry| match entry {
-        Fact::Kind(layout) => layout.register().map(drop),
+        ControlEntry::Kind(layout) => layout.register().map(drop),
         _ => Ok(()),
     })
 }
@@ -395,7 +395,7 @@ fn body<'w>(header: &Header, words: &'w [u64]) -> Result<Body<'w>, Bad> {
     let payload = payload.get(..len / 8).unwrap_or(&[]);
     Ok(match header.kind() {
         FrameType::Data => Body::Data(Data::parse(header, payload)?),
-        FrameType::Control => Body::Control(Fact::parse_all(header, payload)?),
+        FrameType::Control => Body::Control(ControlEntry::parse_all(header, payload)?),
         FrameType::Membership => Body::Membership(payload),
         FrameType::NoOp | FrameType::Pad => Body::Empty,
     })

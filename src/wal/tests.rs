@@ -331,8 +331,8 @@ fn a_durable_mark_never_claims_more_than_a_sync_has_made_durable() {
         let before = log.syncer.durable();
         log.syncer.sync(log.writer.end()).unwrap();
         let head = disk.contents(&segment_path(0)).unwrap();
-        for at in format::EVIDENCE_OFFSETS {
-            if let Some(e) = Evidence::parse(&head[at as usize..]) {
+        for at in format::MARK_OFFSETS {
+            if let Some(e) = DurableMark::parse(&head[at as usize..]) {
                 assert!(e.position <= before.position && e.index <= FrameIndex(before.index.0));
             }
         }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{
-    Bad, Chain, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
+    Bad, Chain, MARK_OFFSETS, DurableMark, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
 };
 use super::frame::FrameBuilder;
 use super::segment::{Spare, Spares};
@@ -58,7 +58,7 @@ pub struct Appended {
     /// Header of the frame.
     pub header: Header,
     /// End of the log behind the frame: target of the sync that makes it durable.
-    pub end: Evidence,
+    pub end: DurableMark,
     /// Segment that was begun for the frame; pass it to [`Syncer::opened`] first.
     pub opened: Option<Opened>,
 }
@@ -226,8 +226,8 @@ impl Writer {
     }
 
     /// End of the log, as a sync target.
-    pub fn end(&self) -> Evidence {
-        Evidence {
+    pub fn end(&self) -> DurableMark {
+        DurableMark {
             seq: 0,
             position: self.chain.position,
             index: FrameIndex(self.chain.index.0 - 1),
@@ -286,13 +286,13 @@ pub struct Syncer {
     segment: Option<Arc<dyn DiskFile>>,
     earlier: Vec<Arc<dyn DiskFile>>,
     names_changed: bool,
-    durable: Evidence,
+    durable: DurableMark,
     recorded: Position,
     latch: Latch,
 }
 
 impl Syncer {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, segment: Option<Arc<dyn DiskFile>>, durable: Evidence) -> Syncer {
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, segment: Option<Arc<dyn DiskFile>>, durable: DurableMark) -> Syncer {
         let latch = Latch::default();
         Syncer { disk, dir, segment, earlier: Vec::new(), names_changed: false, durable, recorded: Position(0), latch }
     }
@@ -305,7 +305,7 @@ impl Syncer {
     }
 
     /// Newest durable mark.
-    pub fn durable(&self) -> Evidence {
+    pub fn durable(&self) -> DurableMark {
         self.durable
     }
 
@@ -316,7 +316,7 @@ impl Syncer {
     ///
     /// # Panics
     /// If `target` is before the durable mark.
-    pub fn sync(&mut self, target: Evidence) -> Result<()> {
+    pub fn sync(&mut self, target: DurableMark) -> Result<()> {
         self.latch.check()?;
         assert!(target.position >= self.durable.position, "durable never falls");
         for file in std::mem::take(&mut self.earlier) {
@@ -324,7 +324,7 @@ impl Syncer {
             self.latch.guard("sync of the log", synced)?;
         }
         if let Some(file) = self.segment.clone() {
-            self.write_evidence(file.as_ref())?;
+            self.write_durable_mark(file.as_ref())?;
             let synced = sync_file(file.as_ref());
             self.latch.guard("sync of the log", synced)?;
         }
@@ -332,7 +332,7 @@ impl Syncer {
             let synced = self.disk.sync_dir(&self.dir);
             self.latch.guard("sync of the log's directory", synced)?;
         }
-        self.durable = Evidence { seq: self.durable.seq, ..target };
+        self.durable = DurableMark { seq: self.durable.seq, ..target };
         Ok(())
     }
 
@@ -349,9 +349,9 @@ impl Syncer {
         self.sync(self.durable)
     }
 
-    fn write_evidence(&mut self, file: &dyn DiskFile) -> Result<()> {
+    fn write_durable_mark(&mut self, file: &dyn DiskFile) -> Result<()> {
         self.durable.seq += 1;
-        let [a, b] = EVIDENCE_OFFSETS;
+        let [a, b] = MARK_OFFSETS;
         let at = if self.durable.seq.is_multiple_of(2) { a } else { b };
         let written = file.write_at(&self.durable.to_bytes(), at);
         self.latch.guard("write of the log's durable mark", written)?;

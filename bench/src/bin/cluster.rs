@@ -16,7 +16,7 @@ use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use tapestore::agent::Wait;
-use tapestore::lsn::{InstrumentId, Level, Lsn, NodeId, PubSeq};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, NodeId, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::record::{RecordRef, Trade};
 use tapestore_engine::consensus::message::Command;
@@ -131,14 +131,14 @@ fn majority_synced(files: &[NamedTempFile], rate: u64, h: &mut Histogram<u64>) {
 }
 
 /// The last number of `publisher` acknowledged at `level`.
-fn reached(publisher: &Publisher, level: Level) -> PubSeq {
+fn reached(publisher: &Publisher, level: Durability) -> PubSeq {
     let progress = publisher.progress();
-    if level == Level::Quorum { progress.committed } else { progress.durable }
+    if level == Durability::Quorum { progress.committed } else { progress.durable }
 }
 
 /// Publishes at a fixed rate without waiting between records; measures from when a record was due until it is
 /// acknowledged at `level`.
-fn paced(publisher: &mut Publisher, (rate, count): (u64, u64), level: Level, next_id: &mut u64, h: &mut Histogram<u64>) {
+fn paced(publisher: &mut Publisher, (rate, count): (u64, u64), level: Durability, next_id: &mut u64, h: &mut Histogram<u64>) {
     let mut in_flight: VecDeque<(PubSeq, Instant)> = VecDeque::new();
     let (start, mut sent) = (Instant::now(), 0);
     while sent < count || !in_flight.is_empty() {
@@ -165,11 +165,11 @@ fn latency(arguments: &Arguments, count: u64) {
     let files: Vec<_> = (0..count).map(|_| written()).collect();
     let alone = Hosts::start(Shape { count: 1, ..shape(arguments) });
     alone.leader().unwrap();
-    let mut of_one = alone.publisher(1, 1, Level::Fsync).unwrap();
+    let mut of_one = alone.publisher(1, 1, Durability::Fsync).unwrap();
     let hosts = Hosts::start(Shape { count, ..shape(arguments) });
     let leader = hosts.leader().unwrap();
-    let mut at_leader = hosts.publisher(leader, 1, Level::Quorum).unwrap();
-    let mut at_follower = hosts.publisher(leader % count + 1, 2, Level::Quorum).unwrap();
+    let mut at_leader = hosts.publisher(leader, 1, Durability::Quorum).unwrap();
+    let mut at_follower = hosts.publisher(leader % count + 1, 2, Durability::Quorum).unwrap();
     let term = || hosts.ask(leader, Command::Status).unwrap().state.term;
     let began = term();
     let [mut synced, mut majority, mut trips, mut one, mut quorum, mut forwarded] = [(); 6].map(|()| histogram());
@@ -182,9 +182,9 @@ fn latency(arguments: &Arguments, count: u64) {
             echo.read_exact(&mut [0; 256]).unwrap();
             trips.record(began.elapsed().as_nanos() as u64).unwrap();
         });
-        paced(&mut of_one, (rate, A_TURN), Level::Fsync, &mut next_id, &mut one);
-        paced(&mut at_leader, (rate, A_TURN), Level::Quorum, &mut next_id, &mut quorum);
-        paced(&mut at_follower, (rate, A_TURN), Level::Quorum, &mut next_id, &mut forwarded);
+        paced(&mut of_one, (rate, A_TURN), Durability::Fsync, &mut next_id, &mut one);
+        paced(&mut at_leader, (rate, A_TURN), Durability::Quorum, &mut next_id, &mut quorum);
+        paced(&mut at_follower, (rate, A_TURN), Durability::Quorum, &mut next_id, &mut forwarded);
         if turn == 0 {
             // The first turn is the warm-up.
             for h in [&mut synced, &mut majority, &mut trips, &mut one, &mut quorum, &mut forwarded] {
@@ -206,7 +206,7 @@ fn latency(arguments: &Arguments, count: u64) {
     );
     for rate in arguments.rates.iter().copied().filter(|rate| *rate > 0) {
         let mut h = histogram();
-        paced(&mut at_leader, (rate, rate * 4), Level::Quorum, &mut next_id, &mut h);
+        paced(&mut at_leader, (rate, rate * 4), Durability::Quorum, &mut next_id, &mut h);
         print_line(&format!("{count} hosts, at the leader: {rate} a second"), &h);
     }
     println!("{count} hosts: {} elections during the measurement", term() - began);
@@ -217,7 +217,7 @@ fn transfers(arguments: &Arguments) {
     let hosts = Hosts::start(shape(arguments));
     let mut leader = hosts.leader().unwrap();
     let at = leader;
-    let mut publisher = hosts.publisher(at, 1, Level::Quorum).unwrap();
+    let mut publisher = hosts.publisher(at, 1, Durability::Quorum).unwrap();
     let mut taken = histogram();
     let mut next_id = 0;
     for _ in 0..arguments.transfers {
@@ -232,7 +232,7 @@ fn transfers(arguments: &Arguments) {
         eventually("the leadership transfer", || (hosts.leader_now(Some(leader)) == Some(next)).then_some(())).unwrap();
         let seq = publisher.publish_ref(RecordRef::of(&trade(next_id))).unwrap();
         next_id += 1;
-        while reached(&publisher, Level::Quorum) < seq {
+        while reached(&publisher, Durability::Quorum) < seq {
             std::thread::yield_now();
         }
         taken.record(began.elapsed().as_nanos() as u64).unwrap();
@@ -258,7 +258,7 @@ fn throughput(arguments: &Arguments) {
         let shape = Shape { count, sizes: [256 << 20, 64 << 20], ..shape(arguments) };
         let hosts = Hosts::start(shape);
         let leader = hosts.leader().unwrap();
-        let mut publisher = hosts.publisher(leader, 1, Level::Quorum).unwrap();
+        let mut publisher = hosts.publisher(leader, 1, Durability::Quorum).unwrap();
         let (began, before) = (Instant::now(), cpu(&hosts));
         for id in 0..arguments.records {
             let trade = trade(id);
@@ -270,7 +270,7 @@ fn throughput(arguments: &Arguments) {
                 publisher.send();
             }
         }
-        publisher.flush(Level::Quorum, Duration::from_secs(120)).unwrap();
+        publisher.flush(Durability::Quorum, Duration::from_secs(120)).unwrap();
         let committed = began.elapsed();
         let all = |n: &u64| hosts.committed(*n) >= Lsn(arguments.records);
         eventually("all records on each host", || (1..=count).all(|n| all(&n)).then_some(())).unwrap();

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
 use tapestore::agent::{Idle, Wait};
-use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{Record, RecordRef, Trade};
@@ -157,8 +157,8 @@ fn figures(wait: Wait, rate: u64, records: u64) {
     ingest_and_query(wait, records);
 }
 
-fn open(served: &Served, level: Level) -> Publisher {
-    let publisher = Publisher::open(Options { level, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
+fn open(served: &Served, level: Durability) -> Publisher {
+    let publisher = Publisher::open(Options { durability: level, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
     let names: Vec<_> = (1..=INSTRUMENTS).map(|i| format!("BENCH:{i}").parse().unwrap()).collect();
     publisher.instruments(&names).unwrap();
     publisher
@@ -170,9 +170,9 @@ fn paths(served: &Served, wait: Wait, rate: u64) {
     for _ in 0..2 {
         print_line("limit: iceoryx2 alone, one way, busy", &limits::bus_one_way(rate, count));
         for (what, level, label) in [
-            ("subscriber", Level::Os, "publish -> subscriber in another process"),
-            ("reader", Level::Os, "publish -> visible in another process"),
-            ("reader", Level::Fsync, "  the same while every record is synced"),
+            ("subscriber", Durability::Os, "publish -> subscriber in another process"),
+            ("reader", Durability::Os, "publish -> visible in another process"),
+            ("reader", Durability::Fsync, "  the same while every record is synced"),
         ] {
             let mut child = role(&[what, "--wait", name(wait), &count.to_string()], &served.path());
             wait_ready(&mut child);
@@ -194,7 +194,7 @@ fn paths(served: &Served, wait: Wait, rate: u64) {
 
 /// Publish to durable, in turns with a bare write and sync of the same bytes.
 fn durable(served: &Served) {
-    let mut publisher = open(served, Level::Fsync);
+    let mut publisher = open(served, Durability::Fsync);
     let (mut ours, mut bare) = (histogram(), histogram());
     let dir = tempfile::tempdir().unwrap();
     let mut disk = BareDisk::new(dir.path());
@@ -204,7 +204,7 @@ fn durable(served: &Served) {
         for i in 0..50 {
             let began = Instant::now();
             publisher.publish(&trade(block * 50 + i, HostClock.wall())).unwrap();
-            publisher.flush(Level::Fsync, Duration::from_secs(20)).unwrap();
+            publisher.flush(Durability::Fsync, Duration::from_secs(20)).unwrap();
             ours.record(began.elapsed().as_nanos() as u64).unwrap();
         }
         for _ in 0..50 {
@@ -235,7 +235,7 @@ fn ingest_and_query(wait: Wait, records: u64) {
     let seconds = began.elapsed().as_secs_f64();
     println!("limit: bare pwrite of the same bytes, 64 KiB each {:>14.2} M records/s", records as f64 / seconds / 1e6);
     for (pass, (what, batch)) in (0u64..).zip([("ingest at os, batches of 256", 256), ("ingest at os, single records", 1)]) {
-        let mut publisher = open(&served, Level::Os);
+        let mut publisher = open(&served, Durability::Os);
         let began = Instant::now();
         for i in 0..records {
             let record = trade(i, Ts(FIRST_TIME + (pass * records + i) * 1000));

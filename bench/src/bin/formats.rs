@@ -102,7 +102,7 @@ fn main() {
     let (records, instruments) = (arguments.records.to_string(), arguments.instruments.to_string());
     println!("{records} records of {instruments} instruments, {} CPUs\n", std::thread::available_parallelism().unwrap());
     let served = Served::start("adaptive", 64 << 20);
-    tape(&served.path(), &["publish", "--sim", "--records", &records, "--instruments", &instruments, "--level", "os"]);
+    tape(&served.path(), &["publish", "--sim", "--records", &records, "--instruments", &instruments, "--durability", "os"]);
     let dir = tempfile::tempdir().unwrap();
     for format in ["parquet", "arrow", "csv", "csv-gz", "dbn", "dbn-zst"] {
         let out = dir.path().join(format);
@@ -112,7 +112,7 @@ fn main() {
         assert_eq!(n, arguments.records);
         let files: Vec<&str> = exported.output.iter().filter_map(|v| v["file"].as_str()).collect();
         let other = Served::start("adaptive", 64 << 20);
-        let imported = tape(&other.path(), &[&["import", "--level", "os"], &files[..]].concat());
+        let imported = tape(&other.path(), &[&["import", "--durability", "os"], &files[..]].concat());
         let (m, back, _) = total(&imported.output);
         line(&format!("import {format}"), m, bytes, &imported);
         if !format.starts_with("dbn") {

@@ -15,7 +15,7 @@ use bench::{histogram, limits, print_head, print_line};
 use clap::Parser;
 use tapestore::agent::Wait;
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
 use tapestore::record::{BookOrder, Kind, Quote, Record, RecordRef, SCHEMAS, Trade};
@@ -197,7 +197,7 @@ fn main() {
 
 /// Sends until the model holds `upto` records.
 fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
-    let options = Options { level: Level::Os, ..Options::new(served.path(), PublisherId(1)) };
+    let options = Options { durability: Durability::Os, ..Options::new(served.path(), PublisherId(1)) };
     let mut publisher = Publisher::open(options).unwrap();
     let ids: Vec<InstrumentId> = sim.names().to_vec().iter().map(|n| publisher.instrument(n).unwrap()).collect();
     let sent = Arc::new(AtomicU64::new(0));
@@ -240,7 +240,7 @@ fn send(served: &Served, sim: &mut Sim, model: &mut Model, upto: u64) {
         counted(Statistic::Files),
         longest.as_secs_f64() * 1e3,
         stall as f64 / 1e6,
-        counted(Statistic::HeldBackNs) / 1_000_000
+        counted(Statistic::BackPressureNs) / 1_000_000
     );
     println!(
         "  flush: {:.2} M records/s, {:.0} MB/s while one runs; storage at most {} MiB private, {} MiB shared; {looks} concurrent reads, none failed",

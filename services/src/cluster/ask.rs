@@ -134,12 +134,12 @@ fn from_proto(report: proto::Report) -> Option<Report> {
         lag_records: p.lag_records,
         lag_bytes: p.lag_bytes,
         lag_ns: p.lag_ns,
-        is_stranded: p.is_stranded,
-        lacks_copy: p.lacks_copy,
+        is_behind_log: p.is_behind_log,
+        needs_snapshot: p.needs_snapshot,
     };
     Some(Report {
         node: NodeId(report.node),
-        epoch: report.epoch,
+        generation: report.generation,
         state: State {
             term: report.term,
             role,
@@ -152,7 +152,7 @@ fn from_proto(report: proto::Report) -> Option<Report> {
         records: [report.appended_lsn, report.durable_lsn, report.committed_lsn],
         progress: report.progress.into_iter().map(progress).collect(),
         is_lossy: report.is_lossy,
-        lacks_copy: report.lacks_copy,
+        needs_snapshot: report.needs_snapshot,
         is_mute: report.is_mute,
         waits: report.waits,
     })

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tapestore::disk::RealDisk;
-use tapestore::lsn::{Level, Lsn, NodeId, PublisherId};
+use tapestore::lsn::{Durability, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{Reader, Tally};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
-use tapestore_engine::cluster_admin::{Founding, found};
+use tapestore_engine::cluster_admin::{NewCluster, initialise};
 use tapestore_engine::consensus::message::Member;
 
 use crate::demo::{Args, Process, stored, wait_for_storage};
@@ -125,15 +125,15 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
     let mut hosts = Vec::new();
     for n in 1..=count {
         let store = dir.join(format!("node-{n}"));
-        let founding = Founding {
+        let new_cluster = NewCluster {
             cluster: dir.to_string_lossy().into_owned(),
             node: NodeId(n),
             members: members.clone(),
             segment_size: 64 << 20,
             joins: false,
-            epoch: 0,
+            generation: 0,
         };
-        found(&RealDisk, &store, &founding, HostClock.wall())?;
+        initialise(&RealDisk, &store, &new_cluster, HostClock.wall())?;
         hosts.push(Host { store, storage: None, replication: None });
     }
     Ok(hosts)
@@ -143,7 +143,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
 fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn Fn(String)) -> Outcome<Seen> {
     let source = args.source.clone();
     let store = hosts.get(at).map(|h| h.store.clone()).unwrap_or_default();
-    let options = Options { level: Level::Quorum, open_timeout: PATIENCE, ..Options::new(&store, PUBLISHER) };
+    let options = Options { durability: Durability::Quorum, open_timeout: PATIENCE, ..Options::new(&store, PUBLISHER) };
     let mut publisher = Publisher::open(options)?;
     let rate = args.rate.unwrap_or(Rate::Times(1.0));
     let total = args.source.records.max(1);
@@ -187,7 +187,7 @@ fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn
         let ended = sender.join().map_err(|_| Failure::new(DIFFERENCE, "the publisher panicked"))?;
         ended.map(|()| takeover)
     })?;
-    publisher.flush(Level::Quorum, PATIENCE)?;
+    publisher.flush(Durability::Quorum, PATIENCE)?;
     let progress = publisher.progress();
     let lost = publisher.take_lost().len();
     Ok(Seen { published: tally, takeover, lost, reattached: progress.reattached })

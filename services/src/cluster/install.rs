@@ -45,10 +45,10 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     };
     // Its name is in the certificate of that host.
     let named = super::member(&args.from).ok();
-    let known = own.seats.iter().find(|s| s.address == args.from && s.node != own.node);
-    let known = named.or_else(|| known.map(tapestore_engine::consensus::Seat::member));
+    let known = own.members.iter().find(|s| s.address == args.from && s.node != own.node);
+    let known = named.or_else(|| known.map(tapestore_engine::consensus::MemberEntry::member));
     let leader = known.ok_or_else(|| {
-        let others = own.seats.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
+        let others = own.members.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
         Failure::new(
             USAGE,
             format!("no other member has the address {}; there are {}. The number of one that is not known here goes before it: N=HOST:PORT", args.from, others.collect::<Vec<_>>().join(", ")),
@@ -67,7 +67,7 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     }?;
     let (files, last) = (filled.files, thousands(filled.last.0));
     say(format!(
-        "{} holds {files} files of history and records up to {last}, as node {} has them",
+        "{} holds {files} SSTables and records up to {last}, as node {} has them",
         store.display(),
         wanted.leader.node
     ));

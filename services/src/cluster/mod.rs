@@ -1,4 +1,4 @@
-//! Owns: `tape cluster`: founding a cluster, asking its hosts, changing it.
+//! Owns: `tape cluster`: new_cluster a cluster, asking its hosts, changing it.
 
 pub mod ask;
 pub mod certs;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use tapestore_engine::consensus::message::{Command as Asked, Member, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore_engine::cluster_admin::{Founding, detach, force_promote, found, rejoin};
+use tapestore_engine::cluster_admin::{NewCluster, detach, force_promote, initialise, rejoin};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 
@@ -42,7 +42,8 @@ pub enum Cluster {
     Rejoin(Rejoin),
     /// Fill this host, whose storage is stopped, with a copy of the leader's store: when its own files are damaged. What is
     /// here is kept aside. A host that only lags behind is filled by itself, while it serves
-    Fill(install::Args),
+    #[command(alias = "fill")]
+    InstallSnapshot(install::Args),
     /// Make this store, which was restored from a backup of a host of a cluster or has lost its raft.meta, a store of its
     /// own: storage serves it alone, and no other host counts on it
     Detach,
@@ -88,8 +89,8 @@ pub struct Init {
     #[arg(long)]
     join: bool,
     /// With --join: how many forced promotions there were, as `tape cluster status` shows it on the leader
-    #[arg(long, default_value_t = 0, requires = "join")]
-    epoch: u64,
+    #[arg(long, alias = "epoch", default_value_t = 0, requires = "join")]
+    generation: u64,
     /// Bytes of a log segment, the same on each host
     #[arg(long, value_parser = terminal::size, default_value = "64M")]
     segment_size: u64,
@@ -129,9 +130,9 @@ pub struct Change {
 /// `tape cluster force-promote`.
 #[derive(clap::Args, Debug)]
 pub struct ForcePromote {
-    /// The epoch that this host is of, as `tape cluster status` showed it last: 0 if nobody was promoted by force yet
-    #[arg(long)]
-    epoch: u64,
+    /// The generation that this host is of, as `tape cluster status` showed it last: 0 if nobody was promoted by force yet
+    #[arg(long, alias = "epoch")]
+    generation: u64,
     /// The old leader is stopped or cannot be reached by any publisher
     #[arg(long, required = true)]
     the_leader_is_gone: bool,
@@ -140,9 +141,9 @@ pub struct ForcePromote {
 /// `tape cluster rejoin`.
 #[derive(clap::Args, Debug)]
 pub struct Rejoin {
-    /// The epoch of the host that leads now
-    #[arg(long)]
-    epoch: u64,
+    /// The generation of the host that leads now
+    #[arg(long, alias = "epoch")]
+    generation: u64,
     /// That host, as number=host:port of its replication process
     #[arg(long, value_parser = member)]
     leader: Member,
@@ -211,24 +212,24 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
             change(store, &args.far, Asked::Transfer(NodeId(args.node)), format, leads)
         }
         Cluster::ForcePromote(args) => {
-            let meta = force_promote(&RealDisk, store, args.epoch)?;
-            say(format!("node {} leads alone when it is started: epoch {}, term {}", meta.node, meta.epoch, meta.term));
+            let meta = force_promote(&RealDisk, store, args.generation)?;
+            say(format!("node {} leads alone when it is started: generation {}, term {}", meta.node, meta.generation, meta.term));
             say("the old leader rejoins, while its storage is stopped, by:".to_owned());
-            say(format!("  tape cluster rejoin --epoch {} --leader {}=HOST:PORT   # there", meta.epoch, meta.node));
+            say(format!("  tape cluster rejoin --generation {} --leader {}=HOST:PORT   # there", meta.generation, meta.node));
             say("  tape cluster add NUMBER=HOST:PORT   # here".to_owned());
             Ok(())
         }
         Cluster::Rejoin(args) => {
-            let meta = rejoin(&RealDisk, store, args.epoch, &args.leader)?;
+            let meta = rejoin(&RealDisk, store, args.generation, &args.leader)?;
             let leader = args.leader.node;
-            say(format!("node {} is a standby of node {leader} when it is started: epoch {}", meta.node, meta.epoch));
+            say(format!("node {} is a standby of node {leader} when it is started: generation {}", meta.node, meta.generation));
             say(format!(
                 "if node {leader} does not count it among its members yet, there: tape cluster add {}=HOST:PORT",
                 meta.node
             ));
             Ok(())
         }
-        Cluster::Fill(args) => install::run(store, args),
+        Cluster::InstallSnapshot(args) => install::run(store, args),
         Cluster::Detach => {
             detach(&RealDisk, store)?;
             say(format!("{} is a store of its own; next: tape-storage --store {0}", store.display()));
@@ -241,15 +242,15 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
 }
 
 fn init(store: &Path, args: &Init) -> Outcome {
-    let founding = Founding {
+    let new_cluster = NewCluster {
         cluster: args.cluster.clone(),
         node: NodeId(args.node),
         members: args.members.clone(),
         segment_size: args.segment_size,
         joins: args.join,
-        epoch: args.epoch,
+        generation: args.generation,
     };
-    let id = found(&RealDisk, store, &founding, HostClock.wall())?;
+    let id = initialise(&RealDisk, store, &new_cluster, HostClock.wall())?;
     say(format!("{} is node {} of cluster '{}', identity {id:032x}", store.display(), args.node, args.cluster));
     let own = args.members.iter().find(|m| m.node.0 == args.node).map_or("", |m| m.address.as_str());
     say("next, on this host:".to_owned());
@@ -304,22 +305,22 @@ fn show(report: &Report, format: Format) -> Outcome {
             let progress = report.progress.iter().find(|p| p.node == m.node);
             serde_json::json!({
                 "node": m.node.0, "address": m.address, "votes": m.is_voter,
-                "stranded": progress.map(|p| p.is_stranded), "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
+                "snapshot_needed": progress.map(|p| p.is_behind_log), "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
                 "lag_records": progress.map(|p| p.lag_records), "lag_bytes": progress.map(|p| p.lag_bytes),
                 "lag_ms": progress.filter(|p| p.lag_ns < u64::MAX).map(|p| p.lag_ns as f64 / 1e6),
             })
         });
         let object = serde_json::json!({
-            "node": report.node.0, "role": role(state.role), "term": state.term, "epoch": report.epoch,
+            "node": report.node.0, "role": role(state.role), "term": state.term, "generation": report.generation,
             "leader": state.leader.map(|l| l.0), "last_frame": state.last, "committed_frame": state.committed,
-            "flush": if report.is_lossy { "interval" } else { "always" }, "lacks_copy": report.lacks_copy, "votes_again_later": report.is_mute, "waits": report.waits, "last_term": state.last_term,
+            "flush": if report.is_lossy { "interval" } else { "always" }, "needs_snapshot": report.needs_snapshot, "votes_again_later": report.is_mute, "waits": report.waits, "last_term": state.last_term,
             "appended": appended, "durable": durable, "committed": committed, "members": members.collect::<Vec<_>>(),
         });
         say(object);
         return Ok(());
     }
     let leader = state.leader.map_or_else(|| "nobody that it knows".to_owned(), |l| format!("node {l}"));
-    say(format!("node {} is {} in term {}, epoch {}; {leader} leads", report.node, role(state.role), state.term, report.epoch));
+    say(format!("node {} is {} in term {}, generation {}; {leader} leads", report.node, role(state.role), state.term, report.generation));
     say(format!(
         "  records: {} appended, {} durable here, {} committed; frames: {} of {} committed, the last of term {}",
         thousands(appended),
@@ -333,7 +334,7 @@ fn show(report: &Report, format: Format) -> Outcome {
         say("  flush = \"interval\", lossy: what is committed is in the memory of most hosts, and on their disks a moment later"
             .to_owned());
     }
-    if report.lacks_copy {
+    if report.needs_snapshot {
         let until = if report.is_mute { ", and does not vote until it has it" } else { "" };
         say(format!("  it waits for a copy of the leader's store{until}"));
     }
@@ -348,7 +349,7 @@ fn show(report: &Report, format: Format) -> Outcome {
             m.node.to_string(),
             m.address.clone(),
             if m.is_voter { "yes" } else { "no" }.to_owned(),
-            of(&|p| match (p.is_active, p.is_stranded || p.lacks_copy) {
+            of(&|p| match (p.is_active, p.is_behind_log || p.needs_snapshot) {
                 (_, true) => "is being filled".to_owned(),
                 (true, _) => "yes".to_owned(),
                 (false, _) => "no".to_owned(),

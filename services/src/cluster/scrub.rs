@@ -1,4 +1,4 @@
-//! Owns: `tape cluster scrub`: every host reads all its records, from files of history and from memory, and their
+//! Owns: `tape cluster scrub`: every host reads all its records, from SSTables and from memory, and their
 //! checksums are compared. The hosts' files differ, because each files when its memory is full; their records may not.
 
 use std::collections::BTreeMap;

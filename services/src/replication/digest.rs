@@ -1,6 +1,6 @@
 //! Owns: reading what this host holds, for comparing it with other hosts.
 //!
-//! What must hold: every record is read from where readers find it, files of history or memory, with their checksums; a
+//! What must hold: every record is read from where readers find it, SSTables or memory, with their checksums; a
 //! page that cannot be read ends it with the error that readers get.
 
 use std::path::Path;

@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::proto::supply_client::SupplyClient;
-use super::proto::{Chunk, CopyFile, CopyOffer, CopyRequest, FetchRequest};
+use super::proto::{Chunk, CopyFile, SnapshotFiles, CopyRequest, FetchRequest};
 use super::session::Known;
 use super::{Options, local, send_snapshot, tls};
 
@@ -62,9 +62,9 @@ pub struct Wanted {
 }
 
 /// Fetches copies whenever a leader says that its log does not reach back far enough, for ever.
-pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut stranded: mpsc::Receiver<(NodeId, u64)>) {
+pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut snapshot_needed: mpsc::Receiver<(NodeId, u64)>) {
     let (mut since, mut heard, mut pause) = (Instant::now(), Instant::now(), PAUSE);
-    while let Some((leader, first)) = stranded.recv().await {
+    while let Some((leader, first)) = snapshot_needed.recv().await {
         if heard.elapsed() > 3 * PAUSE {
             since = Instant::now();
         }
@@ -116,24 +116,24 @@ pub async fn run(options: Options, known: watch::Receiver<Option<Known>>, mut st
             Ok(()) => {
                 pause = PAUSE;
                 // Storage may have ended meanwhile, and hears it when it is there again.
-                now.storage.control(&Message::Filled).await.ok();
+                now.storage.control(&Message::SnapshotFetched).await.ok();
             }
             Err(why) => {
                 tracing::warn!(%why, again_in = ?pause, "no copy of the leader's store could be fetched");
                 let is_same = |other: NodeId| other == leader.node;
-                pause = if rest(pause, &mut stranded, is_same).await { (pause * 2).min(PAUSE_MAX) } else { PAUSE };
+                pause = if rest(pause, &mut snapshot_needed, is_same).await { (pause * 2).min(PAUSE_MAX) } else { PAUSE };
             }
         }
         tokio::time::sleep(PAUSE).await;
         since = Instant::now();
-        while stranded.try_recv().is_ok() {}
+        while snapshot_needed.try_recv().is_ok() {}
     }
 }
 
 /// Lets `pause` pass, or less if another host leads meanwhile; whether it passed.
-async fn rest(pause: Duration, stranded: &mut mpsc::Receiver<(NodeId, u64)>, is_same: impl Fn(NodeId) -> bool) -> bool {
+async fn rest(pause: Duration, snapshot_needed: &mut mpsc::Receiver<(NodeId, u64)>, is_same: impl Fn(NodeId) -> bool) -> bool {
     let until = tokio::time::Instant::now() + pause;
-    while let Ok(Some((leader, _))) = tokio::time::timeout_at(until, stranded.recv()).await {
+    while let Ok(Some((leader, _))) = tokio::time::timeout_at(until, snapshot_needed.recv()).await {
         if !is_same(leader) {
             return false;
         }
@@ -182,7 +182,7 @@ async fn fetch_once(
         if at == first.len() {
             let store = wanted.store.clone();
             let reused = tokio::task::spawn_blocking(move || install::reuse(&RealDisk, &store)).await.map_err(|e| told(&e))?;
-            tracing::info!(bytes = reused.map_err(|e| told(&e))?, "files of history that are here already are not fetched");
+            tracing::info!(bytes = reused.map_err(|e| told(&e))?, "SSTables that are here already are not fetched");
         }
         let mut tell = |more| progress(Progress { what: "fetching a copy", more, total });
         fetch_file(&client, wanted, offer.copy, file, &incoming, &mut tell).await?;
@@ -230,7 +230,7 @@ async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, String> {
 }
 
 /// Makes room for the copy `offer` in `incoming`: what is there of another one, or of another host's, goes.
-fn prepare(wanted: &Wanted, offer: &CopyOffer, incoming: &Path) -> std::io::Result<()> {
+fn prepare(wanted: &Wanted, offer: &SnapshotFiles, incoming: &Path) -> std::io::Result<()> {
     let other = |e: tapestore::error::Error| std::io::Error::other(e);
     if let Some(bad) = offer.files.iter().find(|f| !is_file_name(&f.name)) {
         return Err(std::io::Error::other(format!("the copy has a file {:?}, which no store has", bad.name)));
@@ -240,7 +240,7 @@ fn prepare(wanted: &Wanted, offer: &CopyOffer, incoming: &Path) -> std::io::Resu
     for dir in [incoming, &history, &incoming.join(wal::DIR)] {
         for entry in std::fs::read_dir(dir)? {
             let path = entry?.path();
-            // Files of history never change: what is there by the name of one that is offered stays, and is looked at when
+            // SSTables never change: what is there by the name of one that is offered stays, and is looked at when
             // the manifest is there.
             let stays = path.is_dir() || (dir == history && is_offered(&path, offer));
             if !stays {
@@ -263,7 +263,7 @@ fn prepare(wanted: &Wanted, offer: &CopyOffer, incoming: &Path) -> std::io::Resu
     Ok(())
 }
 
-fn is_offered(path: &Path, offer: &CopyOffer) -> bool {
+fn is_offered(path: &Path, offer: &SnapshotFiles) -> bool {
     let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return false };
     let name = format!("{}/{}", sstable::DIR, name.trim_end_matches(".part"));
     let len = path.metadata().map_or(u64::MAX, |m| m.len());
@@ -351,15 +351,15 @@ mod tests {
     async fn a_pause_is_over_when_another_host_leads_and_not_before() {
         const LONG: Duration = Duration::from_secs(3600);
         let is_same = |n: NodeId| n == NodeId(1);
-        let (say, mut stranded) = mpsc::channel(4);
+        let (say, mut snapshot_needed) = mpsc::channel(4);
         for leader in [1, 1, 2] {
             say.send((NodeId(leader), 5)).await.unwrap();
         }
-        let rested = tokio::time::timeout(Duration::from_secs(60), rest(LONG, &mut stranded, is_same)).await;
+        let rested = tokio::time::timeout(Duration::from_secs(60), rest(LONG, &mut snapshot_needed, is_same)).await;
         assert_eq!(rested, Ok(false), "node 2 may have a copy that node 1 had not");
         say.send((NodeId(1), 5)).await.unwrap();
-        assert!(rest(Duration::from_millis(5), &mut stranded, is_same).await, "the same one says it again and again");
+        assert!(rest(Duration::from_millis(5), &mut snapshot_needed, is_same).await, "the same one says it again and again");
         drop(say);
-        assert!(rest(Duration::from_millis(5), &mut stranded, is_same).await, "nobody says anything any more");
+        assert!(rest(Duration::from_millis(5), &mut snapshot_needed, is_same).await, "nobody says anything any more");
     }
 }

@@ -172,9 +172,9 @@ pub fn run(args: &Args) -> Outcome {
 
 async fn serve(options: Options, with_parent: bool) -> Outcome {
     let counters = Arc::new(Counters::default());
-    let (stranded_by, stranded) = tokio::sync::mpsc::channel(1);
+    let (snapshot_needed_by, snapshot_needed) = tokio::sync::mpsc::channel(1);
     let (strangers_in, strangers) = tokio::sync::mpsc::channel(16);
-    let (session, ends) = session::new(options.clone(), counters.clone(), stranded_by.clone(), strangers);
+    let (session, ends) = session::new(options.clone(), counters.clone(), snapshot_needed_by.clone(), strangers);
     let identity = session.identity();
     tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
     let awake = session.awake();
@@ -192,8 +192,8 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         tokio::spawn(tell(counters.clone()));
         let copies = send_snapshot::Copies::new(&options);
         tokio::spawn(copies.clone().tend());
-        tokio::spawn(install::run(options.clone(), identity.clone(), stranded));
-        server::serve(listener, acceptor, identity.clone(), counters, (copies, stranded_by, strangers_in)).await
+        tokio::spawn(install::run(options.clone(), identity.clone(), snapshot_needed));
+        server::serve(listener, acceptor, identity.clone(), counters, (copies, snapshot_needed_by, strangers_in)).await
     };
     let parent = rustix::process::getppid();
     tokio::select! {

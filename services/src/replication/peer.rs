@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tapestore_engine::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Raft};
+use tapestore_engine::consensus::message::{Command, GENERATION_MAX, Greeting, Member, Message, Raft};
 use tapestore::wal;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -90,9 +90,9 @@ impl Outbox {
     }
 
     /// Puts in that this host's log begins with frame `first`, behind what that host lacks.
-    pub fn stranded(&self, first: u64) -> bool {
+    pub fn snapshot_needed(&self, first: u64) -> bool {
         let is_connected = self.is_connected.load(Ordering::Relaxed);
-        is_connected && self.control.try_send(Envelope { message: Some(envelope::Message::Stranded(first)) }).is_ok()
+        is_connected && self.control.try_send(Envelope { message: Some(envelope::Message::SnapshotNeeded(first)) }).is_ok()
     }
 
     /// Puts in what one storage process says to another.
@@ -188,8 +188,8 @@ impl Peer {
             to: self.member.node.0,
             incarnation: known.identity.greeting.incarnation,
             is_fresh: known.identity.greeting.is_fresh,
-            founders: known.identity.greeting.founders,
-            epoch: known.identity.epoch,
+            initial_members: known.identity.greeting.initial_members,
+            generation: known.identity.generation,
             version_min: VERSION,
             version_max: VERSION,
             segment_size: known.identity.segment_size,
@@ -200,26 +200,26 @@ impl Peer {
         let reply = match hello.map_err(|_| "it does not answer")? {
             Ok(reply) => reply.into_inner(),
             Err(status) => {
-                // Storage has to know of another epoch, most of all if it leads in one that is over.
-                if let Some(epoch) = status.metadata().get("tape-epoch").and_then(|v| v.to_str().ok()?.parse().ok()) {
-                    self.storage.control(&Message::Reached { node: self.member.node, epoch, last: 0, lacks_copy: false }).await?;
+                // Storage has to know of another generation, most of all if it leads in one that is over.
+                if let Some(generation) = status.metadata().get("tape-generation").and_then(|v| v.to_str().ok()?.parse().ok()) {
+                    self.storage.control(&Message::Reached { node: self.member.node, generation, last: 0, needs_snapshot: false }).await?;
                 }
                 if status.metadata().contains_key(UNHEARD) {
                     let reason = status.message().to_owned();
-                    self.storage.control(&Message::Unheard { node: self.member.node, reason }).await?;
+                    self.storage.control(&Message::Rejected { node: self.member.node, reason }).await?;
                 }
                 return Err(status.message().to_owned().into());
             }
         };
-        if reply.epoch > EPOCH_MAX {
-            return Err(format!("it says that it is of epoch {}, which cannot be", reply.epoch).into());
+        if reply.generation > GENERATION_MAX {
+            return Err(format!("it says that it is of generation {}, which cannot be", reply.generation).into());
         }
         let (node, incarnation) = (self.member.node, reply.incarnation);
-        let greeting = Greeting { node, incarnation, is_fresh: reply.is_fresh, founders: reply.founders };
+        let greeting = Greeting { node, incarnation, is_fresh: reply.is_fresh, initial_members: reply.initial_members };
         self.storage.ask(Command::Greet(greeting)).await?;
         let ticket = reply.ticket;
-        let (node, lacks_copy) = (self.member.node, reply.lacks_copy);
-        self.storage.control(&Message::Reached { node, epoch: reply.epoch, last: reply.last, lacks_copy }).await?;
+        let (node, needs_snapshot) = (self.member.node, reply.needs_snapshot);
+        self.storage.control(&Message::Reached { node, generation: reply.generation, last: reply.last, needs_snapshot }).await?;
         let (control, control_out) = mpsc::channel(64);
         let (append, append_out) = mpsc::channel(4);
         let (relay, relay_out) = mpsc::channel(64);

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 
 use super::Options;
 use super::proto::supply_server::Supply;
-use super::proto::{Chunk, Closed, CopyFile, CopyOffer, CopyRequest, FetchRequest};
+use super::proto::{Chunk, Closed, CopyFile, SnapshotFiles, CopyRequest, FetchRequest};
 use super::server::Host;
 use super::session::Known;
 
@@ -171,7 +171,7 @@ impl Host {
 
 #[tonic::async_trait]
 impl Supply for Host {
-    async fn open(&self, request: Request<CopyRequest>) -> Result<Response<CopyOffer>, Status> {
+    async fn open(&self, request: Request<CopyRequest>) -> Result<Response<SnapshotFiles>, Status> {
         let known = self.known()?;
         let CopyRequest { cluster, node } = request.get_ref();
         let node = *node;
@@ -183,7 +183,7 @@ impl Supply for Host {
         tracing::info!(node, last = offer.last.0, files = offer.files.len(), "a copy of the store is there for another host");
         let files = offer.files.into_iter().map(|(name, len)| CopyFile { name, len }).collect();
         let (last, term) = (offer.last.0, u64::from(offer.term.0));
-        Ok(Response::new(CopyOffer { copy, last, term, node: known.identity.node.0, files }))
+        Ok(Response::new(SnapshotFiles { copy, last, term, node: known.identity.node.0, files }))
     }
 
     type FetchStream = Pin<Box<dyn Stream<Item = Result<Chunk, Status>> + Send>>;

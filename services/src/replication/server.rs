@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tapestore_engine::consensus::format::ADDRESS_MAX;
-use tapestore_engine::consensus::message::{Command, EPOCH_MAX, Greeting, Member, Message, Report};
+use tapestore_engine::consensus::message::{Command, GENERATION_MAX, Greeting, Member, Message, Report};
 use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -50,7 +50,7 @@ pub(super) struct Host {
     /// Copies that other hosts fetch.
     pub(super) copies: Arc<Copies>,
     /// Leaders whose log does not reach back to what this host lacks.
-    stranded_by: mpsc::Sender<(NodeId, u64)>,
+    snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
     /// Hosts of the cluster that are no members as far as this one knows.
     strangers: mpsc::Sender<Member>,
     tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
@@ -68,10 +68,10 @@ pub async fn serve(
     acceptor: Option<tls::Acceptor>,
     known: watch::Receiver<Option<Known>>,
     counters: Arc<Counters>,
-    (copies, stranded_by, strangers): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
+    (copies, snapshot_needed_by, strangers): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
 ) -> Outcome {
     let tls = acceptor.as_ref().map(|a| a.files().clone());
-    let host = Host { known: known.clone(), counters, copies, stranded_by, strangers, tickets: Arc::default(), tls };
+    let host = Host { known: known.clone(), counters, copies, snapshot_needed_by, strangers, tickets: Arc::default(), tls };
     let limit = wire::MESSAGE_MAX;
     let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
     let admin = AdminServer::new(host.clone()).max_decoding_message_size(1 << 16);
@@ -157,8 +157,8 @@ impl Host {
             let why = format!("this host is node {}, and was taken for node {} by node {}", own.node, hello.to, hello.node);
             return Err(Status::failed_precondition(why));
         }
-        if hello.epoch > EPOCH_MAX {
-            return Err(Status::failed_precondition(format!("epoch {} cannot be", hello.epoch)));
+        if hello.generation > GENERATION_MAX {
+            return Err(Status::failed_precondition(format!("generation {} cannot be", hello.generation)));
         }
         if !(hello.version_min..=hello.version_max).contains(&VERSION) {
             let why = format!("this host speaks version {VERSION}, not {} to {}", hello.version_min, hello.version_max);
@@ -174,10 +174,10 @@ impl Host {
             let why = format!("flush is \"{theirs}\" there and \"{ours}\" here: it is the same on all hosts of a cluster");
             return Err(Status::failed_precondition(why));
         }
-        if hello.epoch != own.epoch {
-            let why = format!("epoch {} there and {} here: the host with the lower one has to rejoin", hello.epoch, own.epoch);
+        if hello.generation != own.generation {
+            let why = format!("generation {} there and {} here: the host with the lower one has to rejoin", hello.generation, own.generation);
             let mut status = Status::failed_precondition(why);
-            status.metadata_mut().insert("tape-epoch", own.epoch.into());
+            status.metadata_mut().insert("tape-generation", own.generation.into());
             return Err(status);
         }
         Ok(())
@@ -185,8 +185,8 @@ impl Host {
 
     /// Storage notes who says `hello`, or says why that host is not heard.
     async fn greet(&self, known: &Known, hello: &HelloRequest) -> Result<Report, Status> {
-        let HelloRequest { node, incarnation, is_fresh, founders, .. } = *hello;
-        let greeting = Greeting { node: NodeId(node), incarnation, is_fresh, founders };
+        let HelloRequest { node, incarnation, is_fresh, initial_members, .. } = *hello;
+        let greeting = Greeting { node: NodeId(node), incarnation, is_fresh, initial_members };
         known.storage.ask(Command::Greet(greeting)).await.map_err(|why| match why.strip_prefix("invalid host: ") {
             Some(reason) => {
                 let mut status = Status::failed_precondition(reason);
@@ -213,9 +213,9 @@ impl Host {
             // It says so again when it dials again.
             self.strangers.try_send(Member { node, address, is_voter: false }).ok();
         }
-        let Greeting { incarnation, is_fresh, founders, .. } = own.greeting;
-        let (last, lacks_copy) = (report.state.last, report.lacks_copy);
-        Ok(HelloReply { ticket, version: VERSION, incarnation, epoch: own.epoch, last, lacks_copy, is_fresh, founders })
+        let Greeting { incarnation, is_fresh, initial_members, .. } = own.greeting;
+        let (last, needs_snapshot) = (report.state.last, report.needs_snapshot);
+        Ok(HelloReply { ticket, version: VERSION, incarnation, generation: own.generation, last, needs_snapshot, is_fresh, initial_members })
     }
 
     /// Passes what comes on a stream on to storage.
@@ -273,9 +273,9 @@ impl Host {
                     (Message::Relay { to, from, bytes: bytes.into() }, len)
                 }
                 Some(envelope::Message::Relay(bytes)) => return Err(bad(format!("{} bytes for storage", bytes.len()))),
-                Some(envelope::Message::Stranded(first)) => {
+                Some(envelope::Message::SnapshotNeeded(first)) => {
                     // Said again as long as it holds.
-                    self.stranded_by.try_send((from, first)).ok();
+                    self.snapshot_needed_by.try_send((from, first)).ok();
                     continue;
                 }
                 None => return Err(bad("an empty message".to_owned())),

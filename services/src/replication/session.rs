@@ -236,12 +236,12 @@ impl Session {
                         count(&self.counters.dropped, 1);
                     }
                 }
-                Message::Stranded { node, first } => {
-                    if !self.peers.get(&node).is_some_and(|p| p.0.stranded(first)) {
+                Message::SnapshotNeeded { node, first } => {
+                    if !self.peers.get(&node).is_some_and(|p| p.0.snapshot_needed(first)) {
                         count(&self.counters.dropped, 1);
                     }
                 }
-                Message::Lacks { leader } => {
+                Message::FetchSnapshot { leader } => {
                     // Said again as long as it holds.
                     self.lacks.try_send((leader, u64::MAX)).ok();
                 }
@@ -255,8 +255,8 @@ impl Session {
                 | Message::Unreachable(_)
                 | Message::Command { .. }
                 | Message::Reached { .. }
-                | Message::Unheard { .. }
-                | Message::Filled => {}
+                | Message::Rejected { .. }
+                | Message::SnapshotFetched => {}
             }
         }
         received.drain(..at);

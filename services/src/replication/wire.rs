@@ -103,7 +103,7 @@ pub fn report(report: &Report) -> proto::Report {
     let progress = report.progress.iter();
     proto::Report {
         node: report.node.0,
-        epoch: report.epoch,
+        generation: report.generation,
         term: report.state.term,
         role: report.state.role as u32,
         leader: report.state.leader.map_or(0, |l| l.0),
@@ -121,12 +121,12 @@ pub fn report(report: &Report) -> proto::Report {
                 lag_records: p.lag_records,
                 lag_bytes: p.lag_bytes,
                 lag_ns: p.lag_ns,
-                is_stranded: p.is_stranded,
-                lacks_copy: p.lacks_copy,
+                is_behind_log: p.is_behind_log,
+                needs_snapshot: p.needs_snapshot,
             })
             .collect(),
         is_lossy: report.is_lossy,
-        lacks_copy: report.lacks_copy,
+        needs_snapshot: report.needs_snapshot,
         is_mute: report.is_mute,
         last_term: report.state.last_term,
         waits: report.waits.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tapestore::disk::sim::SimRng;
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::At;
 use tapestore::record::{Gap, Trade};
@@ -31,7 +31,7 @@ fn publish(publisher: &mut Publisher, first: u64, last: u64) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 /// Checks every record of a served store: LSN, trade id and pub_seq of the one publisher are equal. Returns the last LSN.
@@ -70,7 +70,7 @@ fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (their_stop, their_sent, mut publisher) = (stop.clone(), sent.clone(), store.numbered_publisher(1, Level::Os));
+    let (their_stop, their_sent, mut publisher) = (stop.clone(), sent.clone(), store.numbered_publisher(1, Durability::Os));
     let thread = std::thread::spawn(move || {
         let mut id = 0u64;
         while !their_stop.load(Ordering::Acquire) {
@@ -84,7 +84,7 @@ fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        publisher.flush(Level::Fsync, PATIENCE).unwrap();
+        publisher.flush(Durability::Fsync, PATIENCE).unwrap();
         id
     });
     eventually("some records", || (sent.load(Ordering::Acquire) > 20_000).then_some(()));
@@ -103,7 +103,7 @@ fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
             let (ended, out, error) = code(&backup, &["verify", "--json"]);
             assert_eq!(ended, 0, "round {round}: {error}");
             let found = json(&out);
-            let records = found["filed_records"].as_u64().unwrap() + found["records"].as_u64().unwrap();
+            let records = found["flushed_records"].as_u64().unwrap() + found["records"].as_u64().unwrap();
             assert!(records >= last, "round {round}: a backup of {last} records became one of {records}");
             last = records;
         } else {
@@ -135,7 +135,7 @@ fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
     assert_eq!((verify_all(&copy), verify_all(&store)), (all, all));
     assert_ne!(copy.run_dir().path(), store.run_dir().path());
     assert!(copy.reader().control().timeline() > store.reader().control().timeline());
-    let mut publisher = copy.numbered_publisher(1, Level::Fsync);
+    let mut publisher = copy.numbered_publisher(1, Durability::Fsync);
     publish(&mut publisher, 1, 10);
     assert_eq!(copy.reader().snapshot(At::Durable).unwrap().last(), Lsn(all + 10));
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(all));
@@ -156,7 +156,7 @@ fn a_publisher_and_a_reader_ahead_of_a_restored_store_are_notified() {
     let mut store = Store::serve();
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     publish(&mut publisher, 1, 1000);
     store.tape_ok(&["backup", text(&backup)]);
     publish(&mut publisher, 1001, 1500);
@@ -223,7 +223,7 @@ fn flip(path: &Path, at: u64) {
 fn damage_below_the_durable_mark_is_refused_and_the_repair_loses_what_it_named() {
     let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     for batch in 0..40u64 {
         publish(&mut publisher, batch * 1000 + 1, batch * 1000 + 1000);
     }
@@ -256,7 +256,7 @@ fn damage_below_the_durable_mark_is_refused_and_the_repair_loses_what_it_named()
     assert!(ended == 75 && error.contains("served"), "a served store is not repaired: {ended} {error}");
     assert_eq!(code(&store.path, &["repair"]).0, 0, "no damage is left");
     // The store accepts records; those after the truncation have a new epoch.
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     publish(&mut publisher, 1, 100);
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(20_100));
     store.tape_ok(&["verify"]);
@@ -266,7 +266,7 @@ fn damage_below_the_durable_mark_is_refused_and_the_repair_loses_what_it_named()
 fn sstables_are_repaired_from_a_backup_while_storage_serves() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     let files = store.path.join("sst");
     let mut last = 0;
     while std::fs::read_dir(&files).unwrap().count() < 2 {
@@ -298,17 +298,17 @@ fn sstables_are_repaired_from_a_backup_while_storage_serves() {
 #[expect(clippy::disallowed_methods, reason = "moves a directory, publishes no file")]
 fn a_start_frees_shared_memory_of_deleted_stores_and_keeps_that_of_live_ones() {
     let mut gone = Store::serve();
-    publish(&mut gone.numbered_publisher(1, Level::Fsync), 1, 100);
+    publish(&mut gone.numbered_publisher(1, Durability::Fsync), 1, 100);
     let run = gone.run_dir();
     assert!(gone.terminate().success());
     // Two running stores: one intact, one whose directory is moved away.
     let live = Store::serve();
-    publish(&mut live.numbered_publisher(1, Level::Fsync), 1, 100);
+    publish(&mut live.numbered_publisher(1, Durability::Fsync), 1, 100);
     let mut headless = Store::serve();
     let theirs = headless.run_dir();
     let stopped = {
         let mut stopped = Store::serve();
-        publish(&mut stopped.numbered_publisher(1, Level::Fsync), 1, 100);
+        publish(&mut stopped.numbered_publisher(1, Durability::Fsync), 1, 100);
         stopped.kill();
         stopped
     };
@@ -320,7 +320,7 @@ fn a_start_frees_shared_memory_of_deleted_stores_and_keeps_that_of_live_ones() {
     assert_eq!(run.bus_segments().unwrap(), Vec::<String>::new());
     assert!(theirs.path().join("control").exists(), "the memory of a live store stays");
     assert_eq!(verify_all(&live), 100);
-    publish(&mut live.numbered_publisher(2, Level::Fsync), 1, 5);
+    publish(&mut live.numbered_publisher(2, Durability::Fsync), 1, 5);
     assert!(stopped.run_dir().path().exists(), "a killed store whose directory exists keeps its control page");
     std::fs::rename(headless.path.with_extension("moved"), &headless.path).unwrap();
     headless.kill();
@@ -344,7 +344,7 @@ fn an_epoch_from_before_a_restore_is_fenced_by_the_same_epoch_after_it() {
     std::fs::remove_dir_all(&store.path).unwrap();
     store.tape_ok(&["restore", text(&backup)]);
     store.start();
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     assert_eq!(publisher.progress().epoch.0, 1, "the restored store has no epoch of the other process");
     publish(&mut publisher, 1, 100);
     crate::fixture::signal(before.id(), rustix::process::Signal::CONT);

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use tapestore::bars;
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Level};
+use tapestore::lsn::{InstrumentId, Durability};
 use tapestore::publisher::Publisher;
 use tapestore::record::{Price, Size, Trade, Volume};
 use tapestore::time::{Clock, HostClock, Ts};
@@ -111,7 +111,7 @@ fn bars_of_the_simulated_market_equal_those_recomputed_from_its_trades() {
 #[test]
 fn an_unfinished_bar_is_not_written_as_a_record() {
     let store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
     let (now, hour) = (HostClock.wall().0, 3_600_000_000_000);
     for at in [now - 48 * hour, now + hour] {
@@ -205,13 +205,13 @@ fn publish(publisher: &mut Publisher, trades: &[Trade]) {
     for trade in trades {
         publisher.publish(trade).unwrap();
     }
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 #[test]
 fn followed_bars_of_out_of_order_trades_equal_those_of_history_across_a_storage_kill() {
     let mut store = Store::serve();
-    let mut publisher = store.publisher(7, Level::Fsync);
+    let mut publisher = store.publisher(7, Durability::Fsync);
     let (name, other) = ("X:ONE", publisher.instrument(&"X:TWO".parse().unwrap()).unwrap());
     let trades = unordered(11, publisher.instrument(&name.parse().unwrap()).unwrap(), 60);
     publish(&mut publisher, &trades[..1000]);
@@ -236,7 +236,7 @@ fn followed_bars_of_out_of_order_trades_equal_those_of_history_across_a_storage_
 #[test]
 fn a_followed_bar_closes_when_its_time_has_passed_without_another_trade() {
     let store = Store::serve();
-    let mut publisher = store.publisher(7, Level::Fsync);
+    let mut publisher = store.publisher(7, Durability::Fsync);
     let instrument = publisher.instrument(&"X:ONE".parse().unwrap()).unwrap();
     let trade = |ts_recv| Trade { ts_recv: Ts(ts_recv), ..unordered(1, instrument, 1)[0] };
     publish(&mut publisher, &[trade(5 * SECOND), trade(5 * SECOND + 1)]);

@@ -1,6 +1,6 @@
 //! Busted and corrected trades: as known at each LSN, from memory and from SSTables.
 
-use tapestore::lsn::{Level, Lsn};
+use tapestore::lsn::{Durability, Lsn};
 use tapestore::reader::{At, Snapshot, Standing, TimeRange};
 use tapestore::record::{Bust, Correct, Price, Record, Size, Trade};
 use tapestore::shm::control::Statistic;
@@ -24,7 +24,7 @@ fn known(snapshot: &Snapshot, at: u64) -> (Vec<(u64, i64, bool)>, u64) {
 fn busts_and_corrections_apply_as_known_at_each_lsn_and_stored_trades_stay() {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
     let elsewhere = publisher.instrument(&"X:B".parse().unwrap()).unwrap();
     let trade = |id: u64, price| Trade {
@@ -80,7 +80,7 @@ fn busts_and_corrections_apply_as_known_at_each_lsn_and_stored_trades_stay() {
     publisher.publish(&correct(21, 0, 99)).unwrap();
     publisher.publish(&Trade { instrument: elsewhere, ..trade(7, 1) }).unwrap();
     publisher.publish(&bust(21, 0, 3)).unwrap();
-    publisher.flush(Level::Fsync, std::time::Duration::from_secs(20)).unwrap();
+    publisher.flush(Durability::Fsync, std::time::Duration::from_secs(20)).unwrap();
     let mut reader = store.reader();
     let check = |snapshot: &Snapshot| {
         let first = [(7, 10, false), (7, 40, false), (8, 20, false), (9, 30, false)];

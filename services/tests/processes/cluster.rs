@@ -14,7 +14,7 @@ use tape_services::replication::proto::peer_client::PeerClient;
 use tape_services::replication::proto::{self, Envelope, HelloRequest, Raft, envelope};
 use tape_services::replication::wire;
 use tapestore::disk::{Open, RealDisk};
-use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::record::{Trade, split};
@@ -160,7 +160,7 @@ impl Hosts {
 
     pub(crate) fn publisher(&self, n: usize, id: u16) -> Publisher {
         let options = Options::new(self.store(n), PublisherId(id));
-        Publisher::open(Options { level: Level::Quorum, open_timeout: PATIENCE, ..options }).unwrap()
+        Publisher::open(Options { durability: Durability::Quorum, open_timeout: PATIENCE, ..options }).unwrap()
     }
 
     pub(crate) fn committed(&self, n: usize) -> Lsn {
@@ -226,11 +226,11 @@ fn a_publisher_survives_two_leader_failures_and_each_record_is_stored_once() {
     let own = first % 3 + 1;
     let mut publisher = hosts.publisher(own, 1);
     publish(&mut publisher, 0..2_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     publish(&mut publisher, 2_000..4_000);
     hosts.kill(first);
     publish(&mut publisher, 4_000..6_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     hosts.start(first);
     let mut second = hosts.leader();
     if second == own {
@@ -243,7 +243,7 @@ fn a_publisher_survives_two_leader_failures_and_each_record_is_stored_once() {
     publish(&mut publisher, 6_000..8_000);
     hosts.kill(second);
     publish(&mut publisher, 8_000..10_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     assert!(publisher.take_lost().is_empty() && publisher.progress().reattached == 0);
     hosts.start(second);
     for n in 1..=3 {
@@ -274,7 +274,7 @@ fn a_rolling_restart_of_three_hosts_is_invisible_to_a_publisher() {
         }
         publish(&mut publisher, next..next + 500);
         next += 500;
-        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        publisher.flush(Durability::Quorum, PATIENCE).unwrap();
         hosts.start(n);
         eventually("the host to catch up", || (hosts.committed(n) >= Lsn(next)).then_some(()));
     }
@@ -301,7 +301,7 @@ fn killed_replication_processes_reconnect_and_catch_up() {
         publish(&mut publisher, next..next + 1_000);
         next += 1_000;
         gone.iter().for_each(|n| hosts.start_replication(*n));
-        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        publisher.flush(Durability::Quorum, PATIENCE).unwrap();
         for n in 1..=3 {
             eventually("all records on each host", || (hosts.committed(n) >= Lsn(next)).then_some(()));
         }
@@ -344,7 +344,7 @@ fn a_host_joins_with_an_empty_store_and_another_with_a_backup_and_both_have_ever
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     publish(&mut publisher, 0..20_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     let members: Vec<_> = (1..).zip(&hosts.addresses).map(|(n, a)| format!("{n}={a}")).collect();
     for n in [4, 5] {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -364,7 +364,7 @@ fn a_host_joins_with_an_empty_store_and_another_with_a_backup_and_both_have_ever
         hosts.start(n);
         ok(&hosts.tape(leader, &["cluster", "add", &itself]));
         publish(&mut publisher, n as u64 * 10_000..n as u64 * 10_000 + 1_000);
-        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        publisher.flush(Durability::Quorum, PATIENCE).unwrap();
         let end = hosts.committed(leader);
         eventually("all records on the new host", || (hosts.committed(n) >= end).then_some(()));
         ok(&hosts.tape(leader, &["cluster", "promote", &node]));
@@ -384,7 +384,7 @@ fn under_tls_only_the_clusters_certificates_are_accepted_and_changed_files_are_r
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     publish(&mut publisher, 0..1_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     let certs = hosts.certs();
     let follower = leader % 3 + 1;
     let at = hosts.addresses[leader - 1].clone();
@@ -418,7 +418,7 @@ fn under_tls_only_the_clusters_certificates_are_accepted_and_changed_files_are_r
         hosts.start_replication(n);
     }
     publish(&mut publisher, 1_000..2_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     assert!(hosts.stop().iter().any(|ids| ids.len() == 2_000));
 }
@@ -464,7 +464,7 @@ fn certificates_of_an_own_authority_work_with_the_documented_names() {
     let follower = leader % 3 + 1;
     let mut publisher = hosts.publisher(follower, 1);
     publish(&mut publisher, 0..500);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     let asked = |name: &str| {
         let file = |file: String| certs.join(file).to_str().unwrap().to_owned();
         let (cert, key, ca) = (file(format!("{name}.pem")), file(format!("{name}.key")), file("ca.pem".to_owned()));
@@ -491,7 +491,7 @@ fn silent_connections_do_not_keep_a_host_from_joining_again() {
     let (back, away) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     let mut publisher = hosts.publisher(leader, 1);
     publish(&mut publisher, 0..100);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     let (over, opened) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         let to: SocketAddr = hosts.addresses[leader - 1].parse().unwrap();
@@ -520,7 +520,7 @@ fn silent_connections_do_not_keep_a_host_from_joining_again() {
         end(&mut hosts.hosts[back - 1].replication);
         hosts.start_replication(back);
         publish(&mut publisher, 100..200);
-        let flushed = publisher.flush(Level::Quorum, PATIENCE);
+        let flushed = publisher.flush(Durability::Quorum, PATIENCE);
         over.store(true, Ordering::Relaxed);
         flushed.unwrap();
     });
@@ -592,12 +592,12 @@ fn hello(node: u64, to: u64) -> HelloRequest {
         node,
         to,
         incarnation: 1,
-        epoch: 0,
+        generation: 0,
         version_min: VERSION,
         version_max: VERSION,
         segment_size: 4 << 20,
         is_fresh: false,
-        founders: 0,
+        initial_members: 0,
         address: String::new(),
     }
 }
@@ -677,7 +677,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
     assert_eq!((&before["term"], &before["leader"]), (&after["term"], &after["leader"]));
     let mut publisher = hosts.publisher(follower, 1);
     publish(&mut publisher, 0..100);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
 }
 
 #[test]
@@ -691,27 +691,27 @@ fn a_forced_promotion_deposes_the_old_leader_which_rejoins_without_its_divergent
     assert_eq!(hosts.leader(), 1);
     ok(&hosts.tape(1, &["cluster", "add", &members[1]]));
     let options = Options::new(hosts.store(1), PublisherId(1));
-    let mut publisher = Publisher::open(Options { level: Level::Standby, ..options }).unwrap();
+    let mut publisher = Publisher::open(Options { durability: Durability::Standby, ..options }).unwrap();
     publish(&mut publisher, 0..1_000);
-    publisher.flush(Level::Standby, PATIENCE).unwrap();
+    publisher.flush(Durability::Standby, PATIENCE).unwrap();
     drop(publisher);
     // Records that the standby never receives, acknowledged at level fsync by the leader alone.
     end(&mut hosts.hosts[1].replication);
     let mut publisher = Publisher::open(Options::new(hosts.store(1), PublisherId(2))).unwrap();
     publish(&mut publisher, 50_000..50_200);
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     drop(publisher);
     hosts.kill(1);
     signal(hosts.hosts[1].storage.as_ref().unwrap().id(), rustix::process::Signal::TERM);
     eventually("its end", || hosts.hosts[1].storage.as_mut().unwrap().try_wait().unwrap());
-    let wrong = hosts.tape(2, &["cluster", "force-promote", "--epoch", "3", "--the-leader-is-gone"]);
+    let wrong = hosts.tape(2, &["cluster", "force-promote", "--generation", "3", "--the-leader-is-gone"]);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("generation 0, not 3"));
-    ok(&hosts.tape(2, &["cluster", "force-promote", "--epoch", "0", "--the-leader-is-gone"]));
+    ok(&hosts.tape(2, &["cluster", "force-promote", "--generation", "0", "--the-leader-is-gone"]));
     hosts.hosts[1].storage = None;
     hosts.start(2);
     let mut publisher = hosts.publisher(2, 3);
     publish(&mut publisher, 1_000..1_500);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     // The old leader comes back: it is the only voter of its own configuration, and must not lead.
     hosts.start(1);
     let follows = |hosts: &Hosts| hosts.status(1).is_some_and(|s| s["role"] == "follower" && s["leader"].is_null());
@@ -720,14 +720,14 @@ fn a_forced_promotion_deposes_the_old_leader_which_rejoins_without_its_divergent
         assert!(follows(&hosts), "{:?}", hosts.status(1));
         std::thread::sleep(Duration::from_millis(100));
     }
-    let refused = hosts.tape(1, &["cluster", "rejoin", "--epoch", "1", "--leader", &members[1]]);
+    let refused = hosts.tape(1, &["cluster", "rejoin", "--generation", "1", "--leader", &members[1]]);
     assert!(!refused.status.success(), "a served store cannot rejoin");
     hosts.kill(1);
-    ok(&hosts.tape(1, &["cluster", "rejoin", "--epoch", "1", "--leader", &members[1]]));
+    ok(&hosts.tape(1, &["cluster", "rejoin", "--generation", "1", "--leader", &members[1]]));
     hosts.start(1);
     ok(&hosts.tape(2, &["cluster", "add", &members[0]]));
     eventually("the old leader to have everything", || (hosts.committed(1) >= Lsn(1_500)).then_some(()));
-    let kept = std::fs::read_dir(hosts.store(1).join(wal::cut::DIVERGENT)).unwrap().count();
+    let kept = std::fs::read_dir(hosts.store(1).join(wal::truncate::DIVERGENT)).unwrap().count();
     assert_eq!(kept, 1, "the divergent tail is kept aside");
     drop(publisher);
     let expected: Vec<u64> = (0..1_500).collect();
@@ -748,7 +748,7 @@ fn a_scrub_finds_a_record_that_differs_on_one_host() {
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     publish(&mut publisher, 0..3_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     for n in 1..=3 {
         eventually("all records on each host", || (hosts.committed(n) >= Lsn(3_000)).then_some(()));
@@ -781,7 +781,7 @@ fn a_repair_does_not_truncate_the_log_of_a_cluster_host() {
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     publish(&mut publisher, 0..500);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     hosts.stop();
     let segment = hosts.store(leader).join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)));

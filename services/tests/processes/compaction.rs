@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tapestore::error::Error;
-use tapestore::lsn::{Level, Lsn};
+use tapestore::lsn::{Durability, Lsn};
 use tapestore::reader::At;
 use tapestore::shm::control::Statistic;
 
@@ -31,7 +31,7 @@ fn configured(more: &str) -> (tempfile::TempDir, Store) {
 #[test]
 fn compaction_beside_readers_changes_no_record() {
     let (_dir, mut store) = configured("");
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     publish(&mut publisher, 1, 200_000);
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&store, stop.clone());
@@ -76,7 +76,7 @@ fn compaction_beside_readers_changes_no_record() {
 #[test]
 fn records_past_retention_expire_and_are_reported_as_expired() {
     let (_dir, mut store) = configured("retention = [{ kind = \"trade\", bytes = 3000000 }]");
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     publish(&mut publisher, 1, 600_000);
     assert!(publisher.close(std::time::Duration::from_secs(60)).is_ok());
     let mut reader = store.reader();

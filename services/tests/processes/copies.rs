@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tapestore::error::Error;
-use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::lsn::{Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
@@ -19,7 +19,7 @@ fn publish(publisher: &mut Publisher, count: u64) {
     for trade_id in 1..=count {
         publisher.publish(&Trade { trade_id, instrument, ..Trade::default() }).unwrap();
     }
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 fn stored(store: &Path) -> u64 {
@@ -52,7 +52,7 @@ fn assert_not_served(path: &Path) {
 #[test]
 fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
     let original = Store::serve();
-    let mut publisher = original.publisher(1, Level::Fsync);
+    let mut publisher = original.publisher(1, Durability::Fsync);
     publish(&mut publisher, 100);
     let mut second = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
     copy(&original.path, &second.path);
@@ -62,7 +62,7 @@ fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
     assert_eq!(stored(&original.path), 100, "records published to the copy are in the original");
     second.start();
     assert_ne!(second.run_dir().path(), original.run_dir().path());
-    publish(&mut second.publisher(1, Level::Fsync), 11);
+    publish(&mut second.publisher(1, Durability::Fsync), 11);
     publish(&mut publisher, 5);
     assert_eq!((stored(&original.path), stored(&second.path)), (105, 111));
     second.tape_ok(&["verify"]);
@@ -73,7 +73,7 @@ fn a_copy_of_a_store_is_no_alias_of_it_and_is_served_beside_it() {
 #[expect(clippy::disallowed_methods, reason = "directories are moved, not files published")]
 fn a_moved_or_copied_back_store_is_served_once_storage_has_started_there() {
     let mut store = Store::serve();
-    publish(&mut store.publisher(1, Level::Fsync), 100);
+    publish(&mut store.publisher(1, Durability::Fsync), 100);
     assert!(store.terminate().success());
     let run_dir = store.run_dir();
     // Renamed: the same directory, with the same run directory.
@@ -87,7 +87,7 @@ fn a_moved_or_copied_back_store_is_served_once_storage_has_started_there() {
     store.start();
     assert_ne!(store.run_dir(), run_dir);
     assert_eq!(stored(&store.path), 100);
-    publish(&mut store.publisher(2, Level::Fsync), 10);
+    publish(&mut store.publisher(2, Durability::Fsync), 10);
     assert_eq!(store.reader().snapshot(At::Durable).unwrap().last(), Lsn(110));
     assert!(!run_dir.path().exists(), "the old run directory is left behind");
 }
@@ -102,7 +102,7 @@ fn an_unreadable_path_is_an_io_error_and_not_a_missing_store() {
 #[test]
 fn a_backup_is_never_written_to_and_every_command_names_the_restore() {
     let mut store = Store::serve();
-    publish(&mut store.publisher(1, Level::Fsync), 100);
+    publish(&mut store.publisher(1, Durability::Fsync), 100);
     let dir = tempfile::tempdir().unwrap();
     let backup = dir.path().join("b");
     let name = backup.to_str().unwrap();
@@ -135,7 +135,7 @@ fn a_backup_is_never_written_to_and_every_command_names_the_restore() {
         let output = tape(&backup, arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
     }
-    publish(&mut store.publisher(1, Level::Fsync), 10);
+    publish(&mut store.publisher(1, Durability::Fsync), 10);
     store.tape_ok(&["backup", name]);
     // A damaged backup is not repaired in place.
     let segment = std::fs::read_dir(backup.join("wal")).unwrap().next().unwrap().unwrap().path();
@@ -150,7 +150,7 @@ fn a_backup_is_never_written_to_and_every_command_names_the_restore() {
 #[test]
 fn a_subscriber_and_a_publisher_move_to_where_the_store_is_served_now() {
     let mut store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     let mut subscriber = Subscriber::open(&store.path).unwrap();
     publish(&mut publisher, 100);
     records(&mut subscriber, 100);

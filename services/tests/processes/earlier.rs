@@ -81,7 +81,7 @@ fn a_store_of_an_earlier_version_opens_with_every_record_and_accepts_more() {
         "3",
         "--publisher",
         "1",
-        "--level",
+        "--durability",
         "fsync",
     ]);
     store.kill();
@@ -105,6 +105,6 @@ fn three_hosts_of_an_earlier_version_elect_a_leader_and_have_every_record() {
         let output = ok(&hosts.tape(n, &["export", out.to_str().unwrap(), "--format", "csv", "--json"]));
         assert_eq!(exported(&output), expected(THREE_HOSTS), "on host {n}");
     }
-    ok(&hosts.tape(leader, &["publish", "--sim", "--records", "1000", "--instruments", "50", "--level", "quorum"]));
+    ok(&hosts.tape(leader, &["publish", "--sim", "--records", "1000", "--instruments", "50", "--durability", "quorum"]));
     (1..=3).for_each(|n| eventually("the new records", || (hosts.committed(n) >= Lsn(3_000)).then_some(())));
 }

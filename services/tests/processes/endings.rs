@@ -78,7 +78,7 @@ fn an_interrupted_publish_has_stored_what_it_reports_and_exits_as_interrupted() 
 fn an_unacknowledged_publish_ends_on_request_and_counts_its_lost_records() {
     let mut store = Store::serve();
     let levels = ["none", "os", "fsync", "quorum"];
-    let children = levels.map(|level| publish(&store, &["--level", level]));
+    let children = levels.map(|level| publish(&store, &["--durability", level]));
     wait_for_records(&store, levels.len());
     // Storage hangs: nothing is acknowledged any more.
     let pid = store.reader().control().server().unwrap() as u32;

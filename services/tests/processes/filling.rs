@@ -9,7 +9,7 @@ use tape_services::replication::local;
 use tape_services::replication::proto::supply_client::SupplyClient;
 use tape_services::replication::proto::{CopyRequest, FetchRequest};
 use tapestore::disk::RealDisk;
-use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::lsn::{Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::shm::control::Statistic;
 use tapestore::{reader::Reader, sstable, wal};
@@ -36,7 +36,7 @@ fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usiz
     };
     while !(1..=3).all(|n| is_flushed(&hosts, n)) {
         publish(&mut publisher, next..next + 20_000);
-        publisher.flush(Level::Quorum, PATIENCE).unwrap();
+        publisher.flush(Durability::Quorum, PATIENCE).unwrap();
         next += 20_000;
     }
     drop(publisher);
@@ -108,7 +108,7 @@ fn a_new_host_installs_a_snapshot_under_load_and_resumes_after_a_kill() {
     hosts.start_replication(4);
     eventually("all records on the new host", || (hosts.committed(4) >= Lsn(next)).then_some(()));
     publish(&mut publisher, next..next + 5_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     next += 5_000;
     eventually("it to follow", || (hosts.committed(4) >= Lsn(next)).then_some(()));
     assert!(!incoming.exists());
@@ -151,7 +151,7 @@ fn a_host_with_damaged_files_installs_a_snapshot_by_one_command_and_keeps_the_ol
     bytes[4096..4160].fill(0xaa);
     std::fs::write(log, bytes).unwrap();
     publish(&mut publisher, next..next + 5_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     next += 5_000;
     let fill = |from: &str, node: usize| {
         let (cert, key, ca) = (file(format!("node-{node}.pem")), file(format!("node-{node}.key")), file("ca.pem".to_owned()));
@@ -187,7 +187,7 @@ fn a_host_with_damaged_files_installs_a_snapshot_by_one_command_and_keeps_the_ol
     // The host can lead: its term and vote are kept.
     ok(&hosts.tape(leader, &["cluster", "transfer", &broken.to_string()]));
     publish(&mut publisher, next..next + 1_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     let served = hosts.tape(broken, &["cluster", "fill", "--from", &hosts.addresses[leader - 1]]);
     assert!(!served.status.success(), "a served store installs no snapshot");
 }
@@ -197,7 +197,7 @@ fn a_host_joins_when_no_initial_member_is_left() {
     let mut hosts = Hosts::new(false);
     let mut publisher = hosts.publisher(hosts.leader(), 1);
     publish(&mut publisher, 0..1_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     // All are added before the first one votes: a host that begins with the present members cannot apply the earlier log.
     for n in 4..=6 {
@@ -217,7 +217,7 @@ fn a_host_joins_when_no_initial_member_is_left() {
     add(&hosts, 7, &itself);
     let mut publisher = hosts.publisher(4, 1);
     publish(&mut publisher, 1_000..2_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     eventually("all records on the new host", || (hosts.committed(7) >= Lsn(2_000)).then_some(()));
     promote(&hosts, 7);
     assert_eq!(hosts.status(7).unwrap()["members"].as_array().unwrap().len(), 4);
@@ -236,7 +236,7 @@ fn a_returning_host_accepts_a_leader_that_joined_in_its_absence() {
     change(&hosts, &["transfer", "4"], |s| s["leader"] == 4);
     let mut publisher = hosts.publisher(4, 1);
     publish(&mut publisher, 0..1_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     // Node 4 is not in its member list yet; it learns of it from node 4's frames.
     hosts.start(away);
     eventually("all records on the host that was away", || (hosts.committed(away) >= Lsn(1_000)).then_some(()));
@@ -298,11 +298,11 @@ fn a_host_that_may_have_lost_frames_installs_a_snapshot_and_votes_again() {
     let (lossy_host, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     let open = |hosts: &Hosts, n| {
         let options = Options::new(hosts.store(n), PublisherId(1));
-        Publisher::open(Options { level: Level::QuorumOs, open_timeout: PATIENCE, ..options }).unwrap()
+        Publisher::open(Options { durability: Durability::QuorumOs, open_timeout: PATIENCE, ..options }).unwrap()
     };
     let mut publisher = open(&hosts, third);
     publish(&mut publisher, 0..2_000);
-    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    publisher.flush(Durability::QuorumOs, PATIENCE).unwrap();
     hosts.kill(lossy_host);
     // A different boot id: as if the host had lost power.
     let mut meta = MetaFile::open(&RealDisk, hosts.store(lossy_host)).unwrap();
@@ -319,11 +319,11 @@ fn a_host_that_may_have_lost_frames_installs_a_snapshot_and_votes_again() {
     });
     assert!(status_contains(&hosts, "lossy").is_some());
     hosts.start_replication(lossy_host);
-    eventually("the snapshot install", || hosts.status(lossy_host).filter(|s| s["lacks_copy"] == false));
+    eventually("the snapshot install", || hosts.status(lossy_host).filter(|s| s["needs_snapshot"] == false));
     eventually("all records", || (hosts.committed(lossy_host) >= Lsn(3_000)).then_some(()));
     hosts.kill(leader);
     publish(&mut publisher, 3_000..4_000);
-    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    publisher.flush(Durability::QuorumOs, PATIENCE).unwrap();
     drop(publisher);
     hosts.start(leader);
     (1..=3).for_each(|n| eventually("all records on each host", || (hosts.committed(n) >= Lsn(4_000)).then_some(())));

@@ -5,7 +5,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tapestore::error::Error;
-use tapestore::lsn::{Level, PublisherId};
+use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::record::Name;
@@ -114,12 +114,12 @@ impl Store {
         Reader::open(&self.path).unwrap()
     }
 
-    pub(crate) fn publisher(&self, id: u16, level: Level) -> Publisher {
-        Publisher::open(Options { level, ..Options::new(&self.path, PublisherId(id)) }).unwrap()
+    pub(crate) fn publisher(&self, id: u16, level: Durability) -> Publisher {
+        Publisher::open(Options { durability: level, ..Options::new(&self.path, PublisherId(id)) }).unwrap()
     }
 
     /// A publisher of a store with the instrument ids 1 to [`INSTRUMENTS`].
-    pub(crate) fn numbered_publisher(&self, id: u16, level: Level) -> Publisher {
+    pub(crate) fn numbered_publisher(&self, id: u16, level: Durability) -> Publisher {
         let publisher = self.publisher(id, level);
         register(&publisher);
         publisher

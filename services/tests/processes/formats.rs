@@ -7,7 +7,7 @@ use dbn::decode::dbn::RecordDecoder;
 use dbn::decode::{DbnMetadata as _, DecodeRecordRef as _, DynDecoder};
 use dbn::{Metadata, VersionUpgradePolicy};
 use serde_json::Value;
-use tapestore::lsn::Level;
+use tapestore::lsn::Durability;
 use tapestore::reader::{At, Snapshot, TimeRange};
 use tapestore::record::{Bust, Gap, Price, Size, Trade, schema};
 use tapestore::time::Ts;
@@ -60,7 +60,7 @@ fn whole_market() -> Store {
         }
     }
     // Values that only publishers write: nulls and the widest numbers.
-    let mut publisher = store.publisher(9, Level::Fsync);
+    let mut publisher = store.publisher(9, Durability::Fsync);
     let instrument = publisher.instrument(&"X:odd".parse().unwrap()).unwrap();
     for i in 0..100u64 {
         let (price, size) = if i % 2 == 0 { (Price::NULL, Size::NULL) } else { (Price(i64::MIN), Size(u64::MAX - 1)) };

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tapestore::error::Error;
-use tapestore::lsn::{Level, PublisherId};
+use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 
@@ -85,7 +85,7 @@ fn log_lines_that_cannot_be_written_are_counted_and_do_not_end_storage() {
         };
         eventually("lost lines", || {
             for _ in 0..20 {
-                store.publisher(1, Level::Os).close(PATIENCE).unwrap();
+                store.publisher(1, Durability::Os).close(PATIENCE).unwrap();
             }
             assert!(child.try_wait().unwrap().is_none(), "{to}: storage has ended");
             (lost() > 0).then_some(())

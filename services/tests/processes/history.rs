@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
 use tapestore::record::{BookOrder, Quote, Record, RecordRef, Trade};
@@ -158,7 +158,7 @@ fn follow(store: &Store, from: u64, last: u64) {
 fn records_that_exceed_memory_are_flushed_and_read_back_by_every_path() {
     let mut store = small();
     // `close` waits for the sync of the last record: the snapshots below end there.
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     let stop = Arc::new(AtomicBool::new(false));
     let watcher = watch(&store, stop.clone());
     let last = count("TAPE_HISTORY", 1_200_000);
@@ -196,7 +196,7 @@ fn records_that_exceed_memory_are_flushed_and_read_back_by_every_path() {
 fn storage_killed_during_a_flush_loses_and_duplicates_nothing() {
     let mut rng = SimRng::new(seed());
     let mut store = small();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     let (stop, published) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let theirs = (stop.clone(), published.clone());
     let feed = std::thread::spawn(move || {
@@ -237,7 +237,7 @@ fn storage_killed_during_a_flush_loses_and_duplicates_nothing() {
     }
     stop.store(true, Ordering::Release);
     let (mut publisher, seq) = feed.join().unwrap();
-    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let progress = publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!((progress.durable, publisher.take_lost().len()), (PubSeq(seq), 0));
     watcher_stop.store(true, Ordering::Release);
     let looks = watcher.join().unwrap();
@@ -256,7 +256,7 @@ fn storage_killed_during_a_flush_loses_and_duplicates_nothing() {
 #[test]
 fn the_tool_inspects_flushed_records() {
     let mut store = small();
-    let mut publisher = store.publisher(1, Level::Os);
+    let mut publisher = store.publisher(1, Durability::Os);
     for i in 0..INSTRUMENTS {
         publisher.instrument(&format!("T:{i}").parse().unwrap()).unwrap();
     }
@@ -295,7 +295,7 @@ fn the_tool_inspects_flushed_records() {
     let tally = json(&["follow", "--from-lsn", "1001", "--once", "--tally"]);
     assert_eq!((tally["count"].as_u64(), tally["last"].as_u64()), (Some(399_000), Some(400_000)));
     let verified = json(&["verify", "--json"]);
-    assert_eq!(verified["filed_records"], manifest["records"]);
+    assert_eq!(verified["flushed_records"], manifest["records"]);
     // Damage in an SSTable is named, and nothing is changed.
     assert!(store.terminate().success());
     let path = store.path.join("sst").join(first);

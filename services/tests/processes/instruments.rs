@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tapestore::bus::attach::{Message, Mode, ask};
 use tapestore::bus::{BatchHeader, Bus};
-use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
 use tapestore::publisher::PublishError;
 use tapestore::record::{Record, Trade};
 use tapestore::shm::bell::{Bell, Bells};
@@ -20,7 +20,7 @@ fn of(instrument: InstrumentId) -> Trade {
 #[test]
 fn a_record_of_an_unregistered_instrument_is_refused_and_the_publisher_continues() {
     let store = Store::serve();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     for never in [InstrumentId(0), InstrumentId(1), InstrumentId(7)] {
         let refused = publisher.publish(&of(never)).unwrap_err();
         assert!(matches!(&refused, PublishError::Record(e) if e.to_string().contains("not registered")), "{refused}");
@@ -29,7 +29,7 @@ fn a_record_of_an_unregistered_instrument_is_refused_and_the_publisher_continues
     publisher.publish(&of(instrument)).unwrap();
     publisher.publish(&of(InstrumentId::NULL)).unwrap();
     // Another publisher registers; the id reaches this one outside the store.
-    let other = store.publisher(2, Level::Fsync).instrument(&"X:B".parse().unwrap()).unwrap();
+    let other = store.publisher(2, Durability::Fsync).instrument(&"X:B".parse().unwrap()).unwrap();
     publisher.publish(&of(other)).unwrap();
     assert_eq!(publisher.close(PATIENCE).unwrap().durable, PubSeq(3));
     assert_eq!(store.reader().control().committed(), Lsn(3));
@@ -40,7 +40,7 @@ fn storage_refuses_a_batch_with_an_unregistered_instrument_and_names_it() {
     let store = Store::serve();
     let (run_dir, reader) = (store.run_dir(), store.reader());
     let mut stream = UnixStream::connect(run_dir.attach_socket()).unwrap();
-    let (publisher, level, incarnation) = (PublisherId(5), Level::Os, 3);
+    let (publisher, level, incarnation) = (PublisherId(5), Durability::Os, 3);
     let answer = ask(&mut stream, &Message::Attach { publisher, mode: Mode::New, level, incarnation }).unwrap();
     let Message::Attached(grant) = answer else { panic!("{answer:?}") };
     let bus = Bus::join(&run_dir.bus_root(grant.instance), &run_dir.bus_prefix(grant.instance), "test").unwrap();

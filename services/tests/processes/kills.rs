@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader};
 use tapestore::record::{Gap, Trade};
@@ -83,7 +83,7 @@ fn verify(reader: &mut Reader, from: u64) -> u64 {
 fn storage_killed_at_random_loses_and_duplicates_nothing_and_the_publisher_continues() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::serve();
-    let feed = Feed::start(store.numbered_publisher(1, Level::Fsync));
+    let feed = Feed::start(store.numbered_publisher(1, Durability::Fsync));
     let mut reader = store.reader();
     let (kills, mut checked) = (count("TAPE_KILLS", 200), 0u64);
     for kill in 0..kills {
@@ -99,7 +99,7 @@ fn storage_killed_at_random_loses_and_duplicates_nothing_and_the_publisher_conti
     }
     feed.stop.store(true, Ordering::Release);
     let (mut publisher, longest, refused) = feed.thread.join().unwrap();
-    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let progress = publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(verify(&mut reader, 1), progress.durable.0);
     assert_eq!(progress.durable.0, feed.published.load(Ordering::Acquire));
     assert_eq!(publisher.take_lost(), []);
@@ -194,18 +194,18 @@ fn leftovers_of_a_publisher_killed_while_it_joins_the_bus_are_removed() {
         std::fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
     }
     eventually("the janitor's cleanup", || (all() == before).then_some(()));
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 #[test]
 fn an_unannounced_segment_of_a_killed_publisher_is_removed_and_others_stay() {
     let store = Store::serve();
     let (run_dir, instance) = (store.run_dir(), store.reader().control().instance());
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1);
     let segments = || run_dir.bus_segments().unwrap().into_iter().filter(|s| s.starts_with(&run_dir.bus_prefix(instance)));
     let path = |name: &str| std::path::Path::new("/dev/shm").join(name);
@@ -221,13 +221,13 @@ fn an_unannounced_segment_of_a_killed_publisher_is_removed_and_others_stay() {
     std::thread::sleep(Duration::from_millis(1_500));
     assert_eq!(segments().collect::<Vec<_>>(), before);
     publisher.publish(&Trade { instrument: InstrumentId(1), ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 #[test]
 fn a_reader_follows_across_restarts_of_storage() {
     let mut store = Store::serve();
-    let feed = Feed::start(store.numbered_publisher(1, Level::Os));
+    let feed = Feed::start(store.numbered_publisher(1, Durability::Os));
     let mut follow = store.reader().follow(Lsn(1), At::Appended);
     let mut held = store.reader().snapshot(At::Appended).unwrap();
     let (mut next, deadline) = (1u64, Instant::now() + PATIENCE);
@@ -258,7 +258,7 @@ fn a_reader_follows_across_restarts_of_storage() {
 fn at_level_none_every_record_is_stored_or_reported_lost_and_a_gap_is_stored() {
     let mut rng = SimRng::new(seed());
     let mut store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::None);
+    let mut publisher = store.numbered_publisher(1, Durability::None);
     let stop = Arc::new(AtomicBool::new(false));
     let theirs = stop.clone();
     let thread = std::thread::spawn(move || {
@@ -275,7 +275,7 @@ fn at_level_none_every_record_is_stored_or_reported_lost_and_a_gap_is_stored() {
                 std::thread::sleep(Duration::from_micros(400));
             }
         }
-        publisher.flush(Level::Fsync, PATIENCE).unwrap();
+        publisher.flush(Durability::Fsync, PATIENCE).unwrap();
         lost.extend(publisher.take_lost());
         (published, lost)
     });

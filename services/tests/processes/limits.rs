@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Level, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::record::Trade;
 use tapestore::shm::control::Statistic;
@@ -35,7 +35,7 @@ fn publishers_beyond_the_descriptor_limit_are_refused_and_attached_ones_are_serv
     let instrument = attached[0].instrument(&"X:A".parse().unwrap()).unwrap();
     for (n, publisher) in attached.iter_mut().enumerate() {
         publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
-        let flushed = publisher.flush(Level::Fsync, PATIENCE);
+        let flushed = publisher.flush(Durability::Fsync, PATIENCE);
         assert!(flushed.is_ok(), "attached publisher {n} is not served: {flushed:?}");
     }
     let more = descriptors(store.pid()) - before;
@@ -74,11 +74,11 @@ fn scan_with(store: &Path, mib: u64) -> (Option<i32>, String) {
 fn a_reader_without_address_space_reports_it_and_not_storage_down() {
     let mut store = Store::new(&["--memtable-size", "128M", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
     assert_eq!(instrument, InstrumentId(1));
     publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(scan_with(&store.path, 4096).0, Some(0));
     // Lowers the limit until a MemTable no longer fits; stops where the process cannot start.
     let steps = (1..=12).map(|n| scan_with(&store.path, 512 - n * 32)).take_while(|(code, _)| code.is_some());

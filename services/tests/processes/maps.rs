@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Level, Lsn};
+use tapestore::lsn::{InstrumentId, Durability, Lsn};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
 
@@ -35,10 +35,10 @@ fn a_reader_without_memory_maps_reports_too_many_maps_and_not_storage_down() {
         return println!("skipped: {limit} memory maps are too many to use up");
     }
     let store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     for trade_id in 1..=10 {
         publisher.publish(&Trade { trade_id, instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     }
-    publisher.flush(Level::Os, PATIENCE).unwrap();
+    publisher.flush(Durability::Os, PATIENCE).unwrap();
     finish(role("crowded", &store.path, &[]), "a reader without maps");
 }

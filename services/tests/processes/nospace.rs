@@ -1,6 +1,6 @@
 //! A disk with less free space than the configured minimum.
 
-use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::At;
 use tapestore::record::{Name, Trade};
@@ -19,13 +19,13 @@ fn below_the_space_watermark_writes_are_refused_and_resume_by_themselves() {
     let mut store = Store::new(&SMALL);
     store.start();
     let ring_bytes = 1 << 20;
-    let options = Options { level: Level::Fsync, ring_bytes, ..Options::new(&store.path, PublisherId(1)) };
+    let options = Options { durability: Durability::Fsync, ring_bytes, ..Options::new(&store.path, PublisherId(1)) };
     let mut publisher = Publisher::open(options).unwrap();
     register(&publisher);
     for id in 1..=100 {
         publisher.publish(&trade(id)).unwrap();
     }
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert!(store.terminate().success());
     // More space than any disk has.
     let more = [&SMALL[..], &["--space-min", "1000000G"]].concat();
@@ -44,13 +44,13 @@ fn below_the_space_watermark_writes_are_refused_and_resume_by_themselves() {
         }
     });
     assert_eq!(refused, published - 100);
-    let early = publisher.flush(Level::Os, std::time::Duration::from_millis(20)).unwrap_err();
+    let early = publisher.flush(Durability::Os, std::time::Duration::from_millis(20)).unwrap_err();
     assert!(matches!(early, PublishError::NoSpace { .. }), "{early}");
     let names = publisher.instruments(&[Name::new(b"NEW").unwrap()]).unwrap_err().to_string();
     assert!(names.contains("NoSpace"), "{names}");
     let mut reader = store.reader();
     let control = reader.control();
-    assert_eq!((control.statistic(Statistic::HeldBack), control.statistic(Statistic::NoSpace)), (NO_SPACE, 1));
+    assert_eq!((control.statistic(Statistic::BackPressure), control.statistic(Statistic::NoSpace)), (NO_SPACE, 1));
     let mut snapshot = reader.snapshot(At::Committed).unwrap();
     assert_eq!(snapshot.last(), Lsn(100));
     assert_eq!(snapshot.get(Lsn(100)).unwrap().unwrap().record.get::<Trade>().unwrap().trade_id, 100);
@@ -59,7 +59,7 @@ fn below_the_space_watermark_writes_are_refused_and_resume_by_themselves() {
     store.kill();
     store.set_arguments(&SMALL);
     store.start();
-    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let progress = publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(progress.durable.0, published);
     assert_eq!(publisher.take_lost(), []);
 }

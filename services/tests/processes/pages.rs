@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, TimeRange};
 use tapestore::record::Trade;
@@ -31,7 +31,7 @@ fn is_bad(error: &Error) -> bool {
 #[test]
 fn files_truncated_under_a_reader_are_errors_and_not_signals() {
     let mut store = small();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     publish(&mut publisher, 1, 300_000);
     publisher.close(PATIENCE).unwrap();
     assert!(store.terminate().success());
@@ -197,7 +197,7 @@ pub(crate) fn small_memory(dir: &Path) {
     let mut subscriber = Subscriber::open(&store.path).unwrap();
     let open = |id: u16| {
         let timeout = Duration::from_millis(500);
-        let options = Options { level: Level::Os, open_timeout: timeout, ..Options::new(&store.path, PublisherId(id)) };
+        let options = Options { durability: Durability::Os, open_timeout: timeout, ..Options::new(&store.path, PublisherId(id)) };
         Publisher::open(options).inspect(register)
     };
     let mut all: Vec<Publisher> = (1..=publishers).map(|id| open(id as u16).unwrap()).collect();
@@ -215,7 +215,7 @@ pub(crate) fn small_memory(dir: &Path) {
     signal(store.pid(), rustix::process::Signal::CONT);
     publish(&mut all, 2_101, 4_000);
     for publisher in &mut all {
-        assert_eq!(publisher.flush(Level::Os, PATIENCE).unwrap().accepted.0, 4_000);
+        assert_eq!(publisher.flush(Durability::Os, PATIENCE).unwrap().accepted.0, 4_000);
     }
     receive(&mut subscriber, 4_000, publishers);
     // A new publisher gets an error.
@@ -226,7 +226,7 @@ pub(crate) fn small_memory(dir: &Path) {
     std::fs::remove_file(filler).unwrap();
     let mut late = open(99).unwrap();
     late.publish(&trade(1)).unwrap();
-    assert_eq!(late.flush(Level::Os, PATIENCE).unwrap().accepted.0, 1);
+    assert_eq!(late.flush(Durability::Os, PATIENCE).unwrap().accepted.0, 1);
     assert!(store.terminate().success());
 }
 
@@ -241,7 +241,7 @@ fn gone(store: &Store) -> Vec<String> {
 #[test]
 fn a_waiting_follow_unmaps_what_storage_unlinked() {
     let mut store = small();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     publish(&mut publisher, 1, 20_000);
     publisher.close(PATIENCE).unwrap();
     let mut follow = store.reader().follow(Lsn(1), At::Appended);
@@ -260,7 +260,7 @@ fn a_waiting_follow_unmaps_what_storage_unlinked() {
         }
         gone(&store).is_empty().then_some(())
     });
-    let mut publisher = store.numbered_publisher(2, Level::Os);
+    let mut publisher = store.numbered_publisher(2, Durability::Os);
     publish(&mut publisher, 1, 1);
     assert_eq!(eventually("the next record", || follow.poll().unwrap().map(|row| row.lsn)), Lsn(20_001));
 }
@@ -269,7 +269,7 @@ fn a_waiting_follow_unmaps_what_storage_unlinked() {
 fn a_subscriber_unmaps_the_store_after_healing() {
     let mut store = small();
     let mut subscriber = Subscriber::open(&store.path).unwrap();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     let mut receive = |upto: u64| {
         eventually("the record", || match subscriber.poll().unwrap() {
             Some(Event::Record { pub_seq, .. }) => (pub_seq.0 == upto).then_some(()),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tapestore::bus::attach::{self, Message, Mode};
 use tapestore::error::Error;
-use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Series, Snapshot, TimeRange};
 use tapestore::record::{Quote, Record, Trade};
@@ -65,7 +65,7 @@ fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
         .map(|(id, seed)| {
             let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tape"));
             command.args(["publish", "--sim", "--records", &records.to_string(), "--instruments", "50", "--seed", seed]);
-            command.args(["--publisher", id, "--level", "os", "--rate", "x2", "--store"]).arg(&store.path);
+            command.args(["--publisher", id, "--durability", "os", "--rate", "x2", "--store"]).arg(&store.path);
             command.stdout(std::process::Stdio::null()).spawn().unwrap()
         })
         .into_iter()
@@ -90,7 +90,7 @@ fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
 #[test]
 fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
     let store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     let count = 60_000u64;
     let (out, ready) = (store.path.with_extension("out"), store.path.with_extension("ready"));
     let subscriber = role(
@@ -125,7 +125,7 @@ fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
 #[test]
 fn a_stopped_subscriber_and_a_stopped_reader_do_not_block_publishers() {
     let store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     let path = |s: &str| store.path.with_extension(s).to_string_lossy().into_owned();
     let ready = store.path.with_extension("ready");
     let more = [
@@ -138,7 +138,7 @@ fn a_stopped_subscriber_and_a_stopped_reader_do_not_block_publishers() {
     eventually("the subscription", || ready.exists().then_some(()));
     stopped.iter().for_each(|c| signal(c.id(), rustix::process::Signal::STOP));
     publish(&mut publisher, 1, 50_000);
-    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let progress = publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(progress.durable, PubSeq(50_000));
     stopped.iter_mut().for_each(|c| {
         c.kill().unwrap();
@@ -149,29 +149,29 @@ fn a_stopped_subscriber_and_a_stopped_reader_do_not_block_publishers() {
 #[test]
 fn a_takeover_fences_a_live_publisher_and_an_attach_without_takeover_is_refused() {
     let store = Store::serve();
-    let mut old = store.numbered_publisher(5, Level::Fsync);
+    let mut old = store.numbered_publisher(5, Durability::Fsync);
     publish(&mut old, 1, 10);
-    old.flush(Level::Fsync, PATIENCE).unwrap();
+    old.flush(Durability::Fsync, PATIENCE).unwrap();
     let refused = Publisher::open(Options::new(&store.path, PublisherId(5))).err().unwrap();
     assert!(matches!(refused, Error::Taken { publisher: PublisherId(5), .. }), "{refused}");
     publish(&mut old, 11, 20);
-    old.flush(Level::Fsync, PATIENCE).unwrap();
+    old.flush(Durability::Fsync, PATIENCE).unwrap();
     let mut new = Publisher::open(Options { take_over: true, ..Options::new(&store.path, PublisherId(5)) }).unwrap();
     publish(&mut new, 1, 3);
-    let progress = new.flush(Level::Fsync, PATIENCE).unwrap();
+    let progress = new.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!((progress.epoch.0, progress.durable), (2, PubSeq(3)));
     eventually("the fence", || match old.publish(&trade(99)) {
         Ok(_) | Err(PublishError::Full { .. }) => None,
         Err(PublishError::Fenced { publisher: PublisherId(5), .. }) => Some(()),
         Err(other) => panic!("{other}"),
     });
-    new.flush(Level::Fsync, PATIENCE).unwrap();
+    new.flush(Durability::Fsync, PATIENCE).unwrap();
     let snapshot = store.reader().snapshot(At::Durable).unwrap();
     let epochs: Vec<u32> = (1..=snapshot.last().0).map(|l| snapshot.arrival(Lsn(l)).unwrap().unwrap().epoch.0).collect();
     assert!(epochs.is_sorted() && epochs.iter().filter(|e| **e == 2).count() == 3, "{epochs:?}");
     // A publisher that has closed needs no takeover.
     new.close(PATIENCE).unwrap();
-    store.publisher(5, Level::Fsync).close(PATIENCE).unwrap();
+    store.publisher(5, Durability::Fsync).close(PATIENCE).unwrap();
 }
 
 #[expect(clippy::disallowed_methods, reason = "moves a directory that storage uses")]
@@ -183,7 +183,7 @@ fn move_dir(from: &std::path::Path, to: &std::path::Path) {
 fn a_failing_flush_causes_back_pressure_and_publishers_resume_when_it_succeeds() {
     let mut store = Store::new(&["--memtable-size", "16M", "--memtables-max", "2", "--segment-size", "4M"]);
     store.start();
-    let options = Options { ring_bytes: 1 << 20, level: Level::Os, ..Options::new(&store.path, PublisherId(1)) };
+    let options = Options { ring_bytes: 1 << 20, durability: Durability::Os, ..Options::new(&store.path, PublisherId(1)) };
     let mut publisher = Publisher::open(options).unwrap();
     register(&publisher);
     let (files, away) = (store.path.join("sst"), store.path.join("away"));
@@ -206,7 +206,7 @@ fn a_failing_flush_causes_back_pressure_and_publishers_resume_when_it_succeeds()
     assert!(last.0 > 50_000 && last.0 < published, "{last} of {published}");
     eventually("a failure", || (store.reader().control().statistic(Statistic::FlushFailures) > 0).then_some(()));
     move_dir(&away, &files);
-    let progress = publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    let progress = publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(progress.durable, PubSeq(published), "without a restart");
     let snapshot = store.reader().snapshot(At::Durable).unwrap();
     assert_eq!(snapshot.last(), Lsn(published));
@@ -227,7 +227,7 @@ fn ids(snapshot: &Snapshot) -> Vec<u64> {
 #[test]
 fn a_log_larger_than_the_memtables_is_flushed_at_start() {
     let mut store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::Os);
+    let mut publisher = store.numbered_publisher(1, Durability::Os);
     publish(&mut publisher, 1, 600_000);
     publisher.close(PATIENCE).unwrap();
     assert!(store.terminate().success());
@@ -243,7 +243,7 @@ fn a_log_larger_than_the_memtables_is_flushed_at_start() {
 #[test]
 fn kinds_of_one_publisher_keep_the_order_in_which_they_were_sent() {
     let store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
     assert_eq!(publisher.instrument(&"X:Y".parse().unwrap()).unwrap(), instrument, "a name is one instrument");
     for i in 0..1000u64 {
@@ -274,7 +274,7 @@ fn kinds_of_one_publisher_keep_the_order_in_which_they_were_sent() {
 fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
     let store = Store::serve();
     let mut subscriber = Subscriber::open(&store.path).unwrap();
-    let mut first = store.numbered_publisher(1, Level::Os);
+    let mut first = store.numbered_publisher(1, Durability::Os);
     publish(&mut first, 1, 10);
     let deadline = Instant::now() + PATIENCE;
     let mut next = |epoch: u32, from: u64, to: u64| {
@@ -296,9 +296,9 @@ fn a_subscriber_gets_the_end_of_an_epoch_before_the_next_one() {
     // More than the live service buffers: nothing of epoch 1 is left in it.
     publish(&mut first, 11, 3000);
     first.close(PATIENCE).unwrap();
-    let mut second = store.numbered_publisher(1, Level::Os);
+    let mut second = store.numbered_publisher(1, Durability::Os);
     publish(&mut second, 1, 3000);
-    second.flush(Level::Os, PATIENCE).unwrap();
+    second.flush(Durability::Os, PATIENCE).unwrap();
     next(1, 11, 3010);
     next(2, 1, 3000);
 }
@@ -308,7 +308,7 @@ fn an_epoch_is_resumed_by_the_process_that_missed_the_answer_and_by_no_other() {
     let store = Store::serve();
     let ask = |mode, incarnation| {
         let mut stream = std::os::unix::net::UnixStream::connect(store.run_dir().attach_socket()).unwrap();
-        attach::ask(&mut stream, &Message::Attach { publisher: PublisherId(4), mode, level: Level::Os, incarnation }).unwrap()
+        attach::ask(&mut stream, &Message::Attach { publisher: PublisherId(4), mode, level: Durability::Os, incarnation }).unwrap()
     };
     let epoch = |message| if let Message::Attached(grant) = message { grant.epoch.0 } else { panic!("{message:?}") };
     assert_eq!(epoch(ask(Mode::New, 5)), 1);
@@ -330,11 +330,11 @@ fn every_wait_mode_and_pinned_cores_accept_records() {
             ["--memtable-size", "16M", "--segment-size", "4M", "--wait", wait, "--ingest-core", "0", "--sync-core", "1"];
         let mut store = Store::new(&arguments);
         store.start();
-        let mut publisher = store.numbered_publisher(1, Level::Fsync);
+        let mut publisher = store.numbered_publisher(1, Durability::Fsync);
         let mut follow = store.reader().follow(Lsn(1), At::Appended);
         for i in 1..=50u64 {
             publish(&mut publisher, i, 1);
-            assert_eq!(publisher.flush(Level::Fsync, PATIENCE).unwrap().durable, PubSeq(i));
+            assert_eq!(publisher.flush(Durability::Fsync, PATIENCE).unwrap().durable, PubSeq(i));
             // Long enough that every loop parks now and then.
             std::thread::sleep(Duration::from_millis(i % 3));
             let seen = eventually("the record", || follow.poll().unwrap().map(|row| row.lsn));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tapestore::lsn::{InstrumentId, Level, Lsn, PublisherId};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
@@ -137,7 +137,7 @@ fn subscriber(store: &std::path::Path) {
 /// Publishes until it is killed.
 fn publisher(store: &std::path::Path) {
     let id = number("TAPE_ROLE_PUBLISHER") as u16;
-    let mut publisher = Publisher::open(Options { level: Level::Os, ..Options::new(store, PublisherId(id)) }).unwrap();
+    let mut publisher = Publisher::open(Options { durability: Durability::Os, ..Options::new(store, PublisherId(id)) }).unwrap();
     register(&publisher);
     let mut seq = 0u64;
     loop {
@@ -162,7 +162,7 @@ fn publish(publisher: &mut Publisher, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
         publisher.publish(&trade(id)).unwrap();
     }
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 /// Opens the store by a relative path, changes the directory, and continues while storage is killed and restarted.
@@ -251,7 +251,7 @@ fn forked(store: &std::path::Path, mut publisher: Publisher, mut subscriber: Sub
     for _ in 0..10 {
         assert!(matches!(publisher.publish(&trade(101)), Err(PublishError::Forked { pid, .. }) if pid == parent));
     }
-    assert!(matches!(publisher.flush(Level::Fsync, PATIENCE), Err(PublishError::Forked { .. })));
+    assert!(matches!(publisher.flush(Durability::Fsync, PATIENCE), Err(PublishError::Forked { .. })));
     assert!(is_forked(&publisher.instrument(&"B".parse().unwrap()).unwrap_err()));
     publisher.send();
     assert_eq!((publisher.progress(), publisher.take_lost()), Default::default());

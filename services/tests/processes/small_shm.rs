@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use tapestore::lsn::{InstrumentId, Level, Lsn};
+use tapestore::lsn::{InstrumentId, Durability, Lsn};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::Depth10;
@@ -122,7 +122,7 @@ fn readers_pin_everything() {
     // Memory sizes are the defaults.
     let mut store = Store::new(&["--segment-size", "4M"]);
     store.start();
-    let mut load = Load { publisher: store.numbered_publisher(1, Level::Os), sent: 0 };
+    let mut load = Load { publisher: store.numbered_publisher(1, Durability::Os), sent: 0 };
     let mut reader = store.reader();
     let holders = Holders((0..3).map(|_| role("holder", &store.path, &[])).collect());
     load.until_flushed(&reader, 5);
@@ -140,7 +140,7 @@ fn readers_pin_everything() {
     load.until_flushed(&reader, 2);
     assert!(reader.control().statistic(Statistic::Spilled) > 0);
     assert!(spilled_files(&store).iter().all(|name| !left.contains(name)), "{left:?}");
-    load.publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    load.publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(load.publisher.take_lost(), []);
     let mut snapshot = reader.snapshot(At::Committed).unwrap();
     assert_eq!(snapshot.last(), Lsn(load.sent));

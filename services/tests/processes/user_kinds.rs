@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Level, Lsn};
+use tapestore::lsn::{InstrumentId, Durability, Lsn};
 use tapestore::publisher::PublishError;
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{Kind, Price, Record, RecordRef, Size, Trade};
@@ -111,7 +111,7 @@ fn check(store: &Store, instrument: InstrumentId, count: u64) {
 fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
     let mut store = Store::new(&["--memtable-size", "16M", "--memtables-max", "2", "--segment-size", "1M"]);
     store.start();
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     let instrument = publisher.instrument(&"X:Y".parse().unwrap()).unwrap();
     let early = publisher.publish(&signal(instrument, 0)).unwrap_err();
     assert!(matches!(&early, PublishError::Record(e) if e.to_string().contains("Publisher::kind")), "{early}");
@@ -135,7 +135,7 @@ fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
         }
     }
     publisher.publish(&Trade { instrument, ts_recv: Ts(1), ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     check(&store, instrument, count);
     let covered = || store.reader().snapshot(At::Durable).unwrap().history().covered();
     eventually("a flush", || (covered() > Lsn(50_000)).then_some(()));
@@ -144,13 +144,13 @@ fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
     store.kill();
     store.start();
     publisher.publish(&Trade { instrument, ts_recv: Ts(2), ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     check(&store, instrument, count);
     // A changed layout under the same name: the name reads both.
     publisher.kind::<Signal2>().unwrap();
     let changed = Signal2 { instrument, order_id: 77, size: Size(5), ts_recv: Ts(9), ..Signal2::default() };
     publisher.publish(&changed).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     let found = json(&store.tape_ok(&["find", "X:Y", "signal", "77", "--json"]));
     assert_eq!(found.len(), 3, "{found:?}");
     assert_eq!(
@@ -191,7 +191,7 @@ fn import(file: &std::path::Path, count: u64) {
     let other = Store::serve();
     let refused = other.tape(&["import", file.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(65), "a kind that the store does not have is named");
-    let mut publisher = other.publisher(2, Level::Fsync);
+    let mut publisher = other.publisher(2, Durability::Fsync);
     publisher.kind::<Signal>().unwrap();
     other.tape_ok(&["import", file.to_str().unwrap()]);
     let instrument = other.reader().instrument(&"X:Y".parse().unwrap()).unwrap();
@@ -202,14 +202,14 @@ fn import(file: &std::path::Path, count: u64) {
 fn another_layout_under_a_used_kind_id_is_rejected() {
     // Another process: the registry of kinds is per process.
     let store = Store::serve();
-    let mut publisher = store.numbered_publisher(1, Level::Fsync);
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
     publisher.kind::<Signal>().unwrap();
     assert!(matches!(publisher.kind::<Impostor>(), Err(Error::Invalid { .. })));
     // A changed struct is neither published nor read under the old id.
     let changed = publisher.publish(&Changed { instrument: InstrumentId(1), ..Changed::default() }).unwrap_err();
     assert!(matches!(&changed, PublishError::Record(e) if e.to_string().contains("as this program lays it out")), "{changed}");
     publisher.publish(&signal(InstrumentId(1), 1)).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     let mut reader = store.reader();
     let mut snapshot = reader.snapshot(At::Durable).unwrap();
     let row = snapshot.get(Lsn(1)).unwrap().unwrap();

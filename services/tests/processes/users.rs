@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tapestore::error::Error;
-use tapestore::lsn::{Level, PublisherId};
+use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
@@ -36,10 +36,10 @@ fn other_does(program: &str, arguments: &[&str]) {
 }
 
 fn publish(store: &Path) {
-    let mut publisher = Publisher::open(Options { level: Level::Fsync, ..Options::new(store, PublisherId(1)) }).unwrap();
+    let mut publisher = Publisher::open(Options { durability: Durability::Fsync, ..Options::new(store, PublisherId(1)) }).unwrap();
     let instrument = publisher.instrument(&"X:1".parse().unwrap()).unwrap();
     publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
-    publisher.flush(Level::Fsync, PATIENCE).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
 }
 
 /// The path at which the next start of `store` creates its run directory, if the name is free.

@@ -1,7 +1,7 @@
 //! An answer is complete or an error: records in the log alone are never left out silently.
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Level, Lsn};
+use tapestore::lsn::{InstrumentId, Durability, Lsn};
 use tapestore::reader::{At, Reader};
 use tapestore::record::{Kind, Record, user_kinds};
 use tapestore::shm::control::{Control, Statistic};
@@ -27,10 +27,10 @@ fn partly_flushed() -> Store {
     let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M"]);
     store.start();
     let records = RECORDS.to_string();
-    store.tape_ok(&["publish", "--sim", "--records", &records, "--instruments", "20", "--level", "os"]);
+    store.tape_ok(&["publish", "--sim", "--records", &records, "--instruments", "20", "--durability", "os"]);
     let flushed = |c: &Control| c.tables().is_some_and(|t| t.count == 1) && c.statistic(Statistic::Flushes) > 0;
     eventually("the end of flushing", || flushed(store.reader().control()).then_some(()));
-    let mut publisher = store.publisher(1, Level::Fsync);
+    let mut publisher = store.publisher(1, Durability::Fsync);
     publisher.instrument(&"LATE".parse().unwrap()).unwrap();
     publisher.kind::<Late>().unwrap();
     publisher.close(PATIENCE).unwrap();

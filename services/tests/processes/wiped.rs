@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use tapestore::lsn::{Level, Lsn};
+use tapestore::lsn::{Durability, Lsn};
 
 use crate::cluster::{Hosts, ok, publish};
 use crate::fixture::{PATIENCE, eventually};
@@ -48,7 +48,7 @@ fn a_wiped_and_reinitialised_host_cannot_vote_acknowledged_records_away() {
     hosts.kill(1);
     let mut publisher = hosts.publisher(2, 1);
     publish(&mut publisher, 0..5_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     hosts.kill(3);
     hosts.kill(2);
@@ -78,7 +78,7 @@ fn a_wiped_and_reinitialised_host_cannot_vote_acknowledged_records_away() {
     hosts.kill(1);
     let mut publisher = hosts.publisher(3, 2);
     publish(&mut publisher, 5_000..6_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     // Node 1 is away: removing the other follower would end acknowledgements.
     let leader = hosts.leader();
@@ -100,7 +100,7 @@ fn a_host_without_raft_meta_does_not_start_and_its_log_is_not_truncated() {
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
     publish(&mut publisher, 0..1_000);
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
     let victim = leader % 3 + 1;
     eventually("all records", || (hosts.committed(victim) >= Lsn(1_000)).then_some(()));

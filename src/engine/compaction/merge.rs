@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 use std::path::Path;
 
 use super::Merge;
-use super::retention::Cut;
+use super::retention::Cutoff;
 use tapestore::disk::Disk;
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{InstrumentId, Lsn, PubSeq};
@@ -38,7 +38,7 @@ pub struct Job {
     /// Rows of an output file at most.
     pub rows_max: u64,
     /// Expired rows, which are dropped.
-    pub cut: Cut,
+    pub cut: Cutoff,
 }
 
 impl Job {

@@ -61,7 +61,7 @@ pub struct Drop {
 
 /// Expired rows, which merges leave out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub struct Cutoff {
     /// For each instrument: rows before this have expired.
     pub before: BTreeMap<InstrumentId, Ts>,
 }
@@ -174,9 +174,9 @@ impl Rules {
     }
 
     /// The rows of `kind` that merges leave out; `names` are the instruments' names, by id from 1.
-    pub fn cut(&self, kind: Kind, state: &State, names: &[Name]) -> Cut {
+    pub fn cut(&self, kind: Kind, state: &State, names: &[Name]) -> Cutoff {
         let now = self.reference(state);
-        let mut cut = Cut::default();
+        let mut cut = Cutoff::default();
         for rule in self.of(kind).filter(|_| !self.holds) {
             let (Some(pattern), Some(keep)) = (&rule.instruments, rule.keep) else { continue };
             let before = Ts(now.0.saturating_sub(keep));

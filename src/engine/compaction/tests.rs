@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::merge::{Job, Pace, Unpaced, run};
-use super::retention::{Cut, Rule, Rules, matches};
+use super::retention::{Cutoff, Rule, Rules, matches};
 use super::*;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
@@ -245,7 +245,7 @@ fn job(seed: u64, files: u64) -> (SimDisk, Rows, Job) {
     }
     disk.sync_dir(dir).unwrap();
     let merge = Merge { kind: Trade::KIND, window: hour(0), inputs, why: Why::Runs };
-    (disk, all, Job { store_id: STORE, merge, first_id: 100, rows_max: 2500, cut: Cut::default() })
+    (disk, all, Job { store_id: STORE, merge, first_id: 100, rows_max: 2500, cut: Cutoff::default() })
 }
 
 /// Reads the rows of the files `added`, in order.

@@ -44,7 +44,7 @@ pub const LEARNER_NEXT: u32 = 8;
 #[repr(C)]
 pub(super) struct RawMember {
     pub(super) node: u64,
-    pub(super) part: u32,
+    pub(super) roles: u32,
     pub(super) len: u32,
     pub(super) address: [u8; ADDRESS_MAX],
 }
@@ -59,7 +59,7 @@ pub(super) struct Slot {
     pub(super) store_id: [u64; 2],
     pub(super) node: u64,
     pub(super) incarnation: u64,
-    pub(super) epoch: u64,
+    pub(super) generation: u64,
     pub(super) term: u64,
     pub(super) vote: u64,
     pub(super) commit: u64,
@@ -84,19 +84,19 @@ const _: () = {
 
 /// A member and its roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seat {
+pub struct MemberEntry {
     /// Its number.
     pub node: NodeId,
     /// Sum of [`VOTER`], [`LEARNER`], [`OUTGOING`], [`LEARNER_NEXT`].
-    pub part: u32,
+    pub roles: u32,
     /// Address of its replication process: `host:port`; empty in a cluster of one.
     pub address: String,
 }
 
-impl Seat {
+impl MemberEntry {
     /// The member as it is published to other processes.
     pub fn member(&self) -> Member {
-        Member { node: self.node, address: self.address.clone(), is_voter: self.part & VOTER != 0 }
+        Member { node: self.node, address: self.address.clone(), is_voter: self.roles & VOTER != 0 }
     }
 
     /// The member as it is stored.
@@ -104,17 +104,17 @@ impl Seat {
         assert!(self.address.len() <= ADDRESS_MAX, "addresses are checked beforehand");
         let mut address = [0; ADDRESS_MAX];
         address.iter_mut().zip(self.address.bytes()).for_each(|(to, from)| *to = from);
-        RawMember { node: self.node.0, part: self.part, len: self.address.len() as u32, address }
+        RawMember { node: self.node.0, roles: self.roles, len: self.address.len() as u32, address }
     }
 
-    pub(super) fn parse(raw: &RawMember) -> Result<Seat, Bad> {
+    pub(super) fn parse(raw: &RawMember) -> Result<MemberEntry, Bad> {
         let bad = Bad { what: "address of a member", expected: ADDRESS_MAX as u64, found: u64::from(raw.len) };
         let bytes = raw.address.get(..raw.len as usize).ok_or(bad)?;
         let address = str::from_utf8(bytes).map_err(|_| bad)?.to_owned();
         if raw.node == 0 {
             return Err(Bad { what: "number of a member", expected: 1, found: 0 });
         }
-        Ok(Seat { node: NodeId(raw.node), part: raw.part, address })
+        Ok(MemberEntry { node: NodeId(raw.node), roles: raw.roles, address })
     }
 }
 
@@ -134,7 +134,7 @@ pub struct Change {
     /// How it is carried out.
     pub transition: Transition,
     /// The members that change, with their new roles; 0: removed.
-    pub seats: Vec<Seat>,
+    pub members: Vec<MemberEntry>,
 }
 
 const RAW_WORDS: usize = size_of::<RawMember>() / 8;
@@ -142,8 +142,8 @@ const RAW_WORDS: usize = size_of::<RawMember>() / 8;
 impl Change {
     /// Appends the change to `words`.
     pub fn encode(&self, words: &mut Vec<u64>) {
-        words.push(self.transition as u64 | (self.seats.len() as u64) << 32);
-        for member in &self.seats {
+        words.push(self.transition as u64 | (self.members.len() as u64) << 32);
+        for member in &self.members {
             words.extend_from_slice(bytemuck::cast_slice(std::slice::from_ref(&member.raw())));
         }
     }
@@ -164,8 +164,8 @@ impl Change {
             return Err(Bad { what: "members in a membership frame", expected: MEMBERS_MAX as u64, found: count });
         }
         demand("members in a membership frame", count.saturating_mul(RAW_WORDS as u64), rest.len() as u64)?;
-        let seats = rest.chunks_exact(RAW_WORDS).map(|raw| Seat::parse(&bytemuck::pod_read_unaligned(bytemuck::cast_slice(raw))));
-        Ok(Change { transition, seats: seats.collect::<Result<_, _>>()? })
+        let members = rest.chunks_exact(RAW_WORDS).map(|raw| MemberEntry::parse(&bytemuck::pod_read_unaligned(bytemuck::cast_slice(raw))));
+        Ok(Change { transition, members: members.collect::<Result<_, _>>()? })
     }
 }
 
@@ -188,9 +188,9 @@ mod tests {
 
     #[test]
     fn a_change_comes_back_as_it_was() {
-        let member = |node, part, address: &str| Seat { node: NodeId(node), part, address: address.to_owned() };
-        let seats = vec![member(1, VOTER, "127.0.0.1:7401"), member(2, LEARNER, "host.example:7401"), member(3, 0, "")];
-        let change = Change { transition: Transition::Auto, seats };
+        let member = |node, roles, address: &str| MemberEntry { node: NodeId(node), roles, address: address.to_owned() };
+        let members = vec![member(1, VOTER, "127.0.0.1:7401"), member(2, LEARNER, "host.example:7401"), member(3, 0, "")];
+        let change = Change { transition: Transition::Auto, members };
         let mut words = Vec::new();
         change.encode(&mut words);
         assert_eq!(Change::parse(&words), Ok(change));

@@ -41,8 +41,8 @@ pub(super) struct Meetings {
 
 /// Number of other initial members that must meet a fresh host.
 fn introductions(meta: &Meta) -> usize {
-    let founders = meta.seats.iter().filter(|s| s.part & VOTER != 0).count();
-    let (others, lost) = (founders.saturating_sub(1), founders.saturating_sub(founders / 2 + 1));
+    let initial_members = meta.members.iter().filter(|s| s.roles & VOTER != 0).count();
+    let (others, lost) = (initial_members.saturating_sub(1), initial_members.saturating_sub(initial_members / 2 + 1));
     (others + lost.max(1)).div_ceil(2).min(others)
 }
 
@@ -53,13 +53,13 @@ fn shown(meta: &Meta) -> String {
 /// Reason to reject the host of `other`, or `None`; `last` is the last frame here.
 fn refusal(meta: &Meta, other: &Greeting, last: u64) -> Option<String> {
     let (node, cluster) = (other.node, shown(meta));
-    let is_member = meta.seats.iter().any(|s| s.node == node);
+    let is_member = meta.members.iter().any(|s| s.node == node);
     let advice = format!(
         "Node {node} does not vote. To make it a new host: `tape cluster remove {node}` on the leader, if it is a member; on \
          the host, in an empty directory, `tape cluster init --join` with a number that was never used; then `tape cluster \
          add` on the leader. If the cluster has never served, initialise all its hosts again"
     );
-    if other.founders != 0 && meta.founders() != 0 && other.founders != meta.founders() {
+    if other.initial_members != 0 && meta.initial_members() != 0 && other.initial_members != meta.initial_members() {
         return Some(format!(
             "node {node} was initialised with other members than node {}, so they cannot form a cluster. `tape cluster status` \
              lists the members on both; initialise the wrong one again, with the list of the others",
@@ -94,7 +94,7 @@ pub(super) fn greet(file: &mut MetaFile, last: u64, other: &Greeting) -> Result<
         return Err(Error::invalid("host", reason));
     }
     // Hosts that are no members are not recorded: there may be any number of them, and none counts.
-    let is_member = meta.seats.iter().any(|s| s.node == other.node);
+    let is_member = meta.members.iter().any(|s| s.node == other.node);
     if !is_member || meta.met.contains_key(&other.node) {
         return Ok(());
     }
@@ -104,18 +104,18 @@ pub(super) fn greet(file: &mut MetaFile, last: u64, other: &Greeting) -> Result<
 }
 
 impl Meetings {
-    /// Notes that the host `node` of generation `epoch` has answered this one, of `file`; see [`super::Node::met`].
+    /// Notes that the host `node` of generation `generation` has answered this one, of `file`; see [`super::Node::met`].
     ///
     /// # Errors
     /// [`Error::Io`]: `raft.meta` cannot be written.
-    pub(super) fn met(&mut self, file: &mut MetaFile, node: NodeId, epoch: u64) -> Result<()> {
+    pub(super) fn met(&mut self, file: &mut MetaFile, node: NodeId, generation: u64) -> Result<()> {
         let meta = file.meta();
-        if epoch <= meta.epoch {
+        if generation <= meta.generation {
             self.not_promoted.insert(node.0);
         } else {
             self.not_promoted.remove(&node.0);
         }
-        if epoch != meta.epoch {
+        if generation != meta.generation {
             return Ok(());
         }
         self.refused_by.remove(&node.0);
@@ -138,7 +138,7 @@ impl Meetings {
 
     /// Number of initial members that must still meet this host, of `meta`, and those that have not; `None` if enough have.
     fn unmet(&self, meta: &Meta) -> Option<(usize, Vec<NodeId>)> {
-        let others = meta.seats.iter().filter(|s| s.part & VOTER != 0 && s.node != meta.node).map(|s| s.node);
+        let others = meta.members.iter().filter(|s| s.roles & VOTER != 0 && s.node != meta.node).map(|s| s.node);
         let (met, unmet): (Vec<_>, Vec<_>) = others.partition(|n| self.greeted.contains(&n.0));
         let more = introductions(meta).saturating_sub(met.len());
         (more > 0).then_some((more, unmet))
@@ -146,7 +146,7 @@ impl Meetings {
 
     /// The hosts that a pair's electing host must still ask: each may have been promoted in its place. Empty if this is no pair.
     pub(super) fn unasked(&self, meta: &Meta, is_pair: bool) -> Vec<NodeId> {
-        let others = meta.seats.iter().map(|s| s.node).filter(|n| *n != meta.node);
+        let others = meta.members.iter().map(|s| s.node).filter(|n| *n != meta.node);
         others.filter(|n| is_pair && !self.not_promoted.contains(&n.0)).collect()
     }
 
@@ -179,29 +179,29 @@ impl Meetings {
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::Seat;
+    use super::super::format::MemberEntry;
     use super::*;
 
-    fn entry(node: u64, part: u32) -> Seat {
-        Seat { node: NodeId(node), part, address: format!("127.0.0.1:{node}") }
+    fn entry(node: u64, roles: u32) -> MemberEntry {
+        MemberEntry { node: NodeId(node), roles, address: format!("127.0.0.1:{node}") }
     }
 
-    fn initialised(node: u64, founders: u64) -> Meta {
-        let seats = (1..=founders).map(|n| entry(n, VOTER)).collect();
-        Meta { node: NodeId(node), seats, is_fresh: true, remembers: true, incarnation: 1 << 40 | node, ..Meta::alone(7, 0) }
+    fn initialised(node: u64, initial_members: u64) -> Meta {
+        let members = (1..=initial_members).map(|n| entry(n, VOTER)).collect();
+        Meta { node: NodeId(node), members, is_fresh: true, remembers: true, incarnation: 1 << 40 | node, ..Meta::alone(7, 0) }
     }
 
     #[test]
     fn two_incarnations_of_a_host_are_never_both_met_by_enough_hosts_that_remember() {
-        for founders in 1..=9usize {
-            let lost = founders - (founders / 2 + 1);
-            let k = introductions(&initialised(1, founders as u64));
-            assert!(k < founders, "the others suffice");
-            let both = (2 * k).saturating_sub(founders - 1);
-            assert!(founders == 1 || both >= lost.max(1), "{founders}: {k}");
+        for initial_members in 1..=9usize {
+            let lost = initial_members - (initial_members / 2 + 1);
+            let k = introductions(&initialised(1, initial_members as u64));
+            assert!(k < initial_members, "the others suffice");
+            let both = (2 * k).saturating_sub(initial_members - 1);
+            assert!(initial_members == 1 || both >= lost.max(1), "{initial_members}: {k}");
             // And k is no larger than that needs.
-            let fewer = (2 * k.saturating_sub(1)).saturating_sub(founders - 1);
-            assert!(k <= 1 || fewer < lost.max(1), "{founders}: {k}");
+            let fewer = (2 * k.saturating_sub(1)).saturating_sub(initial_members - 1);
+            assert!(k <= 1 || fewer < lost.max(1), "{initial_members}: {k}");
         }
     }
 
@@ -218,7 +218,7 @@ mod tests {
         let wrong = initialised(3, 4).greeting();
         assert!(refusal(&one, &wrong, 0).unwrap().contains("other members"));
         // One that the cluster has removed, and one that an older version may have met without recording it.
-        let gone = Meta { membership: 5, seats: vec![entry(1, VOTER), entry(2, VOTER)], ..initialised(1, 2) };
+        let gone = Meta { membership: 5, members: vec![entry(1, VOTER), entry(2, VOTER)], ..initialised(1, 2) };
         assert!(refusal(&gone, &other, 9).unwrap().contains("no member"));
         let old = Meta { remembers: false, ..initialised(1, 3) };
         assert!(refusal(&old, &other, 9).unwrap().contains("may have been used before"));

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
 
-use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, Seat, Transition, VOTER};
+use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, MemberEntry, Transition, VOTER};
 use super::meta::Meta;
 use tapestore::lsn::NodeId;
 
 /// Converts the members of `meta` to the raft crate's form.
 pub(super) fn conf_state(meta: &Meta) -> ConfState {
-    let of = |part: u32| meta.seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
+    let of = |roles: u32| meta.members.iter().filter(move |s| s.roles & roles != 0).map(|s| s.node.0).collect::<Vec<_>>();
     let mut state = ConfState::default();
     state.set_voters(of(VOTER));
     state.set_learners(of(LEARNER));
@@ -23,21 +23,21 @@ pub(super) fn conf_state(meta: &Meta) -> ConfState {
 }
 
 /// Converts the members of `state` back; addresses come from `change`, else from `before`.
-pub(super) fn seats(state: &ConfState, before: &[Seat], change: &Change) -> Vec<Seat> {
-    let mut parts: BTreeMap<u64, u32> = BTreeMap::new();
-    for (ids, part) in [
+pub(super) fn members(state: &ConfState, before: &[MemberEntry], change: &Change) -> Vec<MemberEntry> {
+    let mut roles_of: BTreeMap<u64, u32> = BTreeMap::new();
+    for (ids, roles) in [
         (&state.voters, VOTER),
         (&state.learners, LEARNER),
         (&state.voters_outgoing, OUTGOING),
         (&state.learners_next, LEARNER_NEXT),
     ] {
-        ids.iter().for_each(|id| *parts.entry(*id).or_default() |= part);
+        ids.iter().for_each(|id| *roles_of.entry(*id).or_default() |= roles);
     }
     let address = |id: u64| {
-        let newer = change.seats.iter().find(|s| s.node.0 == id && !s.address.is_empty());
+        let newer = change.members.iter().find(|s| s.node.0 == id && !s.address.is_empty());
         newer.or_else(|| before.iter().find(|s| s.node.0 == id)).map_or_else(String::new, |s| s.address.clone())
     };
-    parts.into_iter().map(|(id, part)| Seat { node: NodeId(id), part, address: address(id) }).collect()
+    roles_of.into_iter().map(|(id, roles)| MemberEntry { node: NodeId(id), roles, address: address(id) }).collect()
 }
 
 /// Converts `change` to the raft crate's form.
@@ -47,11 +47,11 @@ pub(super) fn conf_change(change: &Change) -> ConfChangeV2 {
         return v2;
     }
     v2.set_transition(ConfChangeTransition::Auto);
-    let single = change.seats.iter().map(|member| {
+    let single = change.members.iter().map(|member| {
         let mut single = ConfChangeSingle { node_id: member.node.0, ..ConfChangeSingle::default() };
-        single.set_change_type(match member.part {
+        single.set_change_type(match member.roles {
             0 => ConfChangeType::RemoveNode,
-            part if part & VOTER != 0 => ConfChangeType::AddNode,
+            roles if roles & VOTER != 0 => ConfChangeType::AddNode,
             _ => ConfChangeType::AddLearnerNode,
         });
         single

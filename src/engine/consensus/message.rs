@@ -24,7 +24,7 @@ pub(super) const APPEND: u8 = 3;
 /// The last term: frames store it in 32 bits.
 pub const TERM_MAX: u64 = u32::MAX as u64;
 /// The last generation.
-pub const EPOCH_MAX: u64 = u32::MAX as u64;
+pub const GENERATION_MAX: u64 = u32::MAX as u64;
 /// The last index of a frame: adding to an index from outside does not overflow.
 pub const INDEX_MAX: u64 = 1 << 62;
 /// Bytes before a message.
@@ -57,33 +57,33 @@ pub enum Message {
         /// The node.
         node: NodeId,
         /// Its generation.
-        epoch: u64,
+        generation: u64,
         /// The last frame of its log, as its storage last reported it.
         last: u64,
         /// Whether it needs a snapshot of the leader's store.
-        lacks_copy: bool,
+        needs_snapshot: bool,
     },
     /// Replication process: this node rejects this host.
-    Unheard {
+    Rejected {
         /// The node.
         node: NodeId,
         /// Its reason.
         reason: String,
     },
     /// Leading storage: its log no longer holds the frames that a node needs, so that node must fetch a snapshot.
-    Stranded {
+    SnapshotNeeded {
         /// The node.
         node: NodeId,
         /// The first frame in the log.
         first: u64,
     },
     /// Joining storage: it needs a snapshot of this leader's store.
-    Lacks {
+    FetchSnapshot {
         /// The leader.
         leader: NodeId,
     },
     /// Replication process: a snapshot of another host's store has been fetched and verified.
-    Filled,
+    SnapshotFetched,
     /// Either way: bytes from one storage process to another, opaque to replication. They arrive in order while the
     /// connection between the two nodes lasts.
     Relay {
@@ -121,7 +121,7 @@ pub struct Identity {
     /// The greeting for hosts that it meets.
     pub greeting: Greeting,
     /// Generation: rises at every forced promotion.
-    pub epoch: u64,
+    pub generation: u64,
     /// Id of this start of storage.
     pub session: u64,
     /// Bytes of a log segment.
@@ -146,7 +146,7 @@ pub struct Greeting {
     /// Whether it is fresh: it has never voted.
     pub is_fresh: bool,
     /// Hash of the initial members; 0: its members are of later origin.
-    pub founders: u64,
+    pub initial_members: u64,
 }
 
 /// A member of the cluster.
@@ -330,7 +330,7 @@ pub struct Progress {
     /// Whether the leader has received anything from it lately.
     pub is_active: bool,
     /// Whether the leader's log no longer holds the frames that it needs: it fetches a snapshot.
-    pub is_stranded: bool,
+    pub is_behind_log: bool,
     /// Records that it is behind.
     pub lag_records: u64,
     /// Bytes of log that it is behind.
@@ -338,7 +338,7 @@ pub struct Progress {
     /// Nanoseconds between the leader's newest frame and the member's; [`u64::MAX`] if the member's is unknown.
     pub lag_ns: u64,
     /// Whether it reports that it needs a snapshot of the leader's store.
-    pub lacks_copy: bool,
+    pub needs_snapshot: bool,
 }
 
 /// A learner that is further behind is not promoted.
@@ -348,7 +348,7 @@ const LAG_MAX_BYTES: u64 = 256 << 20;
 impl Progress {
     /// Whether it is up and so close to the log's end that a majority need not wait for it; not if it has no frame yet.
     pub fn has_caught_up(&self) -> bool {
-        let is_there = self.is_active && !self.is_stranded && !self.lacks_copy && self.matched > 0;
+        let is_there = self.is_active && !self.is_behind_log && !self.needs_snapshot && self.matched > 0;
         is_there && self.lag_ns < LAG_MAX_NS && self.lag_bytes < LAG_MAX_BYTES
     }
 }
@@ -359,7 +359,7 @@ pub struct Report {
     /// The node.
     pub node: NodeId,
     /// Generation: the number of forced promotions.
-    pub epoch: u64,
+    pub generation: u64,
     /// Its state.
     pub state: State,
     /// The members.
@@ -371,7 +371,7 @@ pub struct Report {
     /// Whether hosts acknowledge a frame before it is on their disks.
     pub is_lossy: bool,
     /// Whether it needs a snapshot of the leader's store.
-    pub lacks_copy: bool,
+    pub needs_snapshot: bool,
     /// Whether it does not vote: it may have given votes or acknowledged frames that it no longer has.
     pub is_mute: bool,
     /// Reason why it does not vote or lead, if an operator must act; else empty.

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::format::{
-    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, NAME_MAX, OUTGOING, SLOT_LEN, Seat, Slot, VERSION, VOTER,
+    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, NAME_MAX, OUTGOING, SLOT_LEN, MemberEntry, Slot, VERSION, VOTER,
 };
-use super::message::{EPOCH_MAX, Greeting, TERM_MAX};
+use super::message::{GENERATION_MAX, Greeting, TERM_MAX};
 use tapestore::disk::{Disk, DiskFile, Open, publish};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Lsn, NodeId};
@@ -28,7 +28,7 @@ pub struct Meta {
     /// Incarnation of this node, drawn when it was initialised.
     pub incarnation: u64,
     /// Generation: the number of forced promotions so far.
-    pub epoch: u64,
+    pub generation: u64,
     /// The newest term that this node has seen.
     pub term: u64,
     /// The vote in that term; 0: none.
@@ -58,19 +58,19 @@ pub struct Meta {
     /// The incarnation of each other member that it has met.
     pub met: BTreeMap<NodeId, u64>,
     /// The members.
-    pub seats: Vec<Seat>,
+    pub members: Vec<MemberEntry>,
 }
 
 impl Meta {
     /// The state of a cluster of one, whose store's newest term is `term`.
     pub fn alone(store_id: u128, term: u64) -> Meta {
         let node = NodeId(1);
-        let seats = vec![Seat { node, part: VOTER, address: String::new() }];
+        let members = vec![MemberEntry { node, roles: VOTER, address: String::new() }];
         Meta {
             store_id,
             node,
             incarnation: 1,
-            epoch: 0,
+            generation: 0,
             term,
             vote: 0,
             commit: 0,
@@ -84,7 +84,7 @@ impl Meta {
             remembers: false,
             name: String::new(),
             met: BTreeMap::new(),
-            seats,
+            members,
         }
     }
 
@@ -95,13 +95,13 @@ impl Meta {
     }
 
     /// Whether it needs a snapshot of a leader's store.
-    pub fn lacks_copy(&self) -> bool {
+    pub fn needs_snapshot(&self) -> bool {
         self.joins || self.has_forgotten
     }
 
     /// Whether it neither votes nor campaigns: it may have given votes or acknowledgements that it no longer has.
     pub fn is_mute(&self) -> bool {
-        self.lacks_copy() || self.is_fresh
+        self.needs_snapshot() || self.is_fresh
     }
 
     /// Checks that a snapshot of a leader's store holds everything that this host has acknowledged. Its `raft.meta` is `copy`
@@ -115,18 +115,18 @@ impl Meta {
         if self.store_id != copy.store_id {
             return refuse(format!("the snapshot is of another store, {:032x}", copy.store_id));
         }
-        if copy.epoch < self.epoch {
-            return refuse(format!("the snapshot is of generation {}, this host of generation {}", copy.epoch, self.epoch));
+        if copy.generation < self.generation {
+            return refuse(format!("the snapshot is of generation {}, this host of generation {}", copy.generation, self.generation));
         }
         // A forced promotion starts over; earlier acknowledgements do not count.
-        if copy.epoch == self.epoch && (term < self.term || last < self.commit) {
+        if copy.generation == self.generation && (term < self.term || last < self.commit) {
             return refuse(format!(
                 "the snapshot ends with frame {last} of term {term}; this host is in term {}, and frames up to {} are committed",
                 self.term, self.commit
             ));
         }
         match log {
-            Some((_, own_term)) if copy.epoch == self.epoch && own_term > term => {
+            Some((_, own_term)) if copy.generation == self.generation && own_term > term => {
                 refuse(format!("the snapshot ends in term {term}, the log in term {own_term}"))
             }
             Some((own_last, own_term)) if own_term == term && own_last > last => {
@@ -140,15 +140,15 @@ impl Meta {
     /// log ends in `term`. The host keeps its number, its vote and its term.
     pub fn filled(self, copy: Meta, term: u64) -> Meta {
         let newest = self.term.max(term);
-        let is_other_member = |node: &NodeId| *node != self.node && copy.seats.iter().any(|s| s.node == *node);
+        let is_other_member = |node: &NodeId| *node != self.node && copy.members.iter().any(|s| s.node == *node);
         // The leader has recorded members that left and came back.
         let known = self.met.iter().chain(&copy.met).map(|(node, incarnation)| (*node, *incarnation));
         let met = known.filter(|(node, _)| is_other_member(node)).collect();
         Meta {
-            epoch: copy.epoch.max(self.epoch),
+            generation: copy.generation.max(self.generation),
             term: newest,
             vote: if newest == self.term { self.vote } else { 0 },
-            commit: if self.epoch == copy.epoch { self.commit.max(copy.commit) } else { copy.commit },
+            commit: if self.generation == copy.generation { self.commit.max(copy.commit) } else { copy.commit },
             membership: copy.membership,
             auto_leave: copy.auto_leave,
             joins: false,
@@ -157,35 +157,35 @@ impl Meta {
             // The snapshot is on the disk.
             boot: 0,
             met,
-            seats: copy.seats,
+            members: copy.members,
             ..self
         }
     }
 
     /// Whether this node is the only voter and no other host holds the log.
     pub fn is_alone(&self) -> bool {
-        matches!(&self.seats[..], [only] if only.node == self.node && only.part == VOTER)
+        matches!(&self.members[..], [only] if only.node == self.node && only.roles == VOTER)
     }
 
     /// Whether it is in a cluster, even of one host; not for a store that was never made a host of a cluster.
     pub fn is_clustered(&self) -> bool {
-        !self.is_alone() || self.seats.iter().any(|s| !s.address.is_empty())
+        !self.is_alone() || self.members.iter().any(|s| !s.address.is_empty())
     }
 
     /// Hash of the numbers of the initial members; 0 if the members are of any later origin.
-    pub fn founders(&self) -> u64 {
-        let is_initial = self.membership == 0 && self.epoch == 0 && !self.joins && !self.rejoins;
+    pub fn initial_members(&self) -> u64 {
+        let is_initial = self.membership == 0 && self.generation == 0 && !self.joins && !self.rejoins;
         if !is_initial || !self.is_clustered() {
             return 0;
         }
-        let mut numbers: Vec<u64> = self.seats.iter().map(|s| s.node.0).collect();
+        let mut numbers: Vec<u64> = self.members.iter().map(|s| s.node.0).collect();
         numbers.sort_unstable();
         xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(&numbers)).max(1)
     }
 
     /// The greeting for a host that it meets.
     pub fn greeting(&self) -> Greeting {
-        Greeting { node: self.node, incarnation: self.incarnation, is_fresh: self.is_fresh, founders: self.founders() }
+        Greeting { node: self.node, incarnation: self.incarnation, is_fresh: self.is_fresh, initial_members: self.initial_members() }
     }
 
     /// Checks the members that an operator has given.
@@ -194,23 +194,23 @@ impl Meta {
     /// [`Error::Invalid`], naming the member or the limit.
     pub fn check(&self) -> Result<()> {
         let bad = |reason: String| Err(Error::invalid("members of the cluster", reason));
-        if self.seats.is_empty() || self.seats.len() > MEMBERS_MAX {
-            return bad(format!("there are {} of them; give 1 to {MEMBERS_MAX}", self.seats.len()));
+        if self.members.is_empty() || self.members.len() > MEMBERS_MAX {
+            return bad(format!("there are {} of them; give 1 to {MEMBERS_MAX}", self.members.len()));
         }
-        for (i, member) in self.seats.iter().enumerate() {
-            if member.node == NodeId(0) || self.seats.iter().skip(i + 1).any(|s| s.node == member.node) {
+        for (i, member) in self.members.iter().enumerate() {
+            if member.node == NodeId(0) || self.members.iter().skip(i + 1).any(|s| s.node == member.node) {
                 return bad(format!("node {}: give each number once, and none below 1", member.node));
             }
             if member.address.len() > ADDRESS_MAX {
                 return bad(format!("the address of node {} is longer than {ADDRESS_MAX} bytes; shorten it", member.node));
             }
         }
-        if !self.seats.iter().any(|s| s.part & VOTER != 0) {
+        if !self.members.iter().any(|s| s.roles & VOTER != 0) {
             return bad("none of them is a voter; make one a voter".to_owned());
         }
-        if self.term > TERM_MAX || self.epoch > EPOCH_MAX {
-            let most = format!("the last term is {TERM_MAX}, the last generation {EPOCH_MAX}");
-            return bad(format!("they are in term {} of generation {}; {most}", self.term, self.epoch));
+        if self.term > TERM_MAX || self.generation > GENERATION_MAX {
+            let most = format!("the last term is {TERM_MAX}, the last generation {GENERATION_MAX}");
+            return bad(format!("they are in term {} of generation {}; {most}", self.term, self.generation));
         }
         Ok(())
     }
@@ -219,7 +219,7 @@ impl Meta {
         let mut slot: Slot = bytemuck::Zeroable::zeroed();
         (slot.magic, slot.version, slot.seq) = (MAGIC, VERSION, seq);
         slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
-        (slot.node, slot.incarnation, slot.epoch) = (self.node.0, self.incarnation, self.epoch);
+        (slot.node, slot.incarnation, slot.generation) = (self.node.0, self.incarnation, self.generation);
         (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
         slot.joins = u64::from(self.joins) | u64::from(self.rejoins) << 1 | u64::from(self.has_forgotten) << 2;
         slot.joins |= u64::from(self.is_fresh) << 3 | u64::from(self.remembers) << 4;
@@ -228,8 +228,8 @@ impl Meta {
         slot.name.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
         slot.met.iter_mut().zip(&self.met).for_each(|(to, (node, incarnation))| *to = [node.0, *incarnation]);
         slot.boot = [self.boot as u64, (self.boot >> 64) as u64];
-        (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.seats.len() as u32);
-        for (to, from) in slot.members.iter_mut().zip(&self.seats) {
+        (slot.auto_leave, slot.count) = (u32::from(self.auto_leave), self.members.len() as u32);
+        for (to, from) in slot.members.iter_mut().zip(&self.members) {
             *to = from.raw();
         }
         slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
@@ -263,11 +263,11 @@ fn parse(bytes: &[u8]) -> Parsed {
     let Some(raw) = slot.members.get(..slot.count as usize) else {
         return bad("members in raft.meta", u64::from(slot.count));
     };
-    let mut seats = Vec::with_capacity(raw.len());
+    let mut members = Vec::with_capacity(raw.len());
     for raw in raw {
-        match Seat::parse(raw) {
-            Ok(member) if member.part != 0 && member.part <= VOTER | LEARNER | OUTGOING | LEARNER_NEXT => seats.push(member),
-            Ok(member) => return bad("roles of a member in raft.meta", u64::from(member.part)),
+        match MemberEntry::parse(raw) {
+            Ok(member) if member.roles != 0 && member.roles <= VOTER | LEARNER | OUTGOING | LEARNER_NEXT => members.push(member),
+            Ok(member) => return bad("roles of a member in raft.meta", u64::from(member.roles)),
             Err(error) => return bad(error.what, error.found),
         }
     }
@@ -281,7 +281,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         store_id: u128::from(low) | u128::from(high) << 64,
         node: NodeId(slot.node),
         incarnation: slot.incarnation,
-        epoch: slot.epoch,
+        generation: slot.generation,
         term: slot.term,
         vote: slot.vote,
         commit: slot.commit,
@@ -295,7 +295,7 @@ fn parse(bytes: &[u8]) -> Parsed {
         remembers: slot.joins & 16 != 0,
         name: name.to_owned(),
         met: met.iter().map(|[node, incarnation]| (NodeId(*node), *incarnation)).collect(),
-        seats,
+        members,
     };
     Parsed::Valid(slot.seq, Box::new(meta))
 }
@@ -420,7 +420,7 @@ impl MetaFile {
     /// [`Error::Io`]; the file then holds the old contents or the new.
     pub fn update(&mut self, meta: Meta) -> Result<()> {
         assert!(
-            (meta.term, meta.epoch) >= (self.meta.term, 0) && meta.epoch >= self.meta.epoch,
+            (meta.term, meta.generation) >= (self.meta.term, 0) && meta.generation >= self.meta.generation,
             "terms and generations never fall"
         );
         // Twice: if one slot rots, the older one would let this node vote again in a term in which it has voted.
@@ -502,19 +502,19 @@ mod tests {
 
     #[test]
     fn hosts_that_joined_rejoined_or_changed_members_have_no_hash_of_initial_members() {
-        let voter = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
+        let voter = |n| MemberEntry { node: NodeId(n), roles: VOTER, address: format!("127.0.0.1:{n}") };
         let initialised =
-            |node| Meta { node: NodeId(node), seats: (1..=3).map(voter).collect(), is_fresh: true, ..Meta::alone(7, 0) };
-        assert_ne!(initialised(1).founders(), 0);
-        assert_eq!(initialised(1).founders(), initialised(2).founders());
+            |node| Meta { node: NodeId(node), members: (1..=3).map(voter).collect(), is_fresh: true, ..Meta::alone(7, 0) };
+        assert_ne!(initialised(1).initial_members(), 0);
+        assert_eq!(initialised(1).initial_members(), initialised(2).initial_members());
         for meta in [
             Meta { joins: true, ..initialised(1) },
             Meta { rejoins: true, ..initialised(1) },
             Meta { membership: 4, ..initialised(1) },
-            Meta { epoch: 1, ..initialised(1) },
+            Meta { generation: 1, ..initialised(1) },
             Meta::alone(7, 0),
         ] {
-            assert_eq!(meta.founders(), 0);
+            assert_eq!(meta.initial_members(), 0);
         }
     }
 }

@@ -20,7 +20,7 @@ mod work;
 #[cfg(test)]
 mod tests;
 
-pub use format::{Change, Seat, Transition};
+pub use format::{Change, MemberEntry, Transition};
 pub use frames::Place;
 pub use meta::MetaFile;
 pub use node::Node;

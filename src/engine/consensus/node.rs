@@ -20,10 +20,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use raft::eraftpb::{Entry, EntryType, HardState, Message as RaftMessage, MessageType};
 use raft::{RawNode, StateRole};
 
-use super::format::{Change, Seat, VOTER};
+use super::format::{Change, MemberEntry, VOTER};
 use super::frames::Frames;
 use super::introduction::{Meetings, greet};
-use super::members::{conf_change, conf_state, seats};
+use super::members::{conf_change, conf_state, members};
 use super::message::{Greeting, Member, Progress, Raft, Role, State, TERM_MAX};
 use super::meta::{Meta, MetaFile};
 use super::options::Options;
@@ -214,7 +214,7 @@ impl Node {
     /// Whether this is the old leader of a pair: it elects itself, and others hold its log. Raft does not stop it from leading
     /// while another host has been promoted by force.
     pub fn is_pair(&self) -> bool {
-        self.votes_alone() && self.meta.meta().seats.len() > 1
+        self.votes_alone() && self.meta.meta().members.len() > 1
     }
 
     /// Campaigns now.
@@ -355,7 +355,7 @@ impl Node {
             return refused("this node does not lead; ask the leader (tape cluster status names it)");
         }
         let own = self.meta.meta().node;
-        if change.seats.iter().any(|s| s.node == own && s.part & VOTER == 0) {
+        if change.members.iter().any(|s| s.node == own && s.roles & VOTER == 0) {
             // The others might not learn of it and wait for the vote of a host that is gone.
             return refused("this node leads; hand the lead over first (tape cluster transfer), then ask the new leader");
         }
@@ -402,7 +402,7 @@ impl Node {
 
     /// The members, if they have changed since the last call.
     pub fn take_members(&mut self) -> Option<Vec<Member>> {
-        std::mem::take(&mut self.members_changed).then(|| self.meta.meta().seats.iter().map(Seat::member).collect())
+        std::mem::take(&mut self.members_changed).then(|| self.meta.meta().members.iter().map(MemberEntry::member).collect())
     }
 
     /// Stores durably up to which frame the log is committed, for the next start.
@@ -431,12 +431,12 @@ impl Node {
         greet(&mut self.meta, last, other)
     }
 
-    /// Notes that the host `node` of generation `epoch` has answered. In the same generation, it has recorded this host.
+    /// Notes that the host `node` of generation `generation` has answered. In the same generation, it has recorded this host.
     ///
     /// # Errors
     /// [`Error::Io`]: `raft.meta` cannot be written.
-    pub fn met(&mut self, node: NodeId, epoch: u64) -> Result<()> {
-        self.meetings.met(&mut self.meta, node, epoch)
+    pub fn met(&mut self, node: NodeId, generation: u64) -> Result<()> {
+        self.meetings.met(&mut self.meta, node, generation)
     }
 
     /// Notes that the host `node` rejects this one, for `reason`.
@@ -467,9 +467,9 @@ impl Node {
 
     /// Handles a report that the log of `node` ends with frame `last`. If this leader's log no longer holds the frames that it
     /// would send next, it probes that member from `last` on; raft checks as usual that the logs match.
-    /// `lacks_copy`: the member needs a snapshot of the leader's store.
-    pub fn reached(&mut self, node: NodeId, last: u64, lacks_copy: bool) {
-        self.others.reached(&mut self.raw, node, last, lacks_copy);
+    /// `needs_snapshot`: the member needs a snapshot of the leader's store.
+    pub fn reached(&mut self, node: NodeId, last: u64, needs_snapshot: bool) {
+        self.others.reached(&mut self.raw, node, last, needs_snapshot);
     }
 
     /// The other members as this leader sees them; empty if it does not lead.
@@ -555,14 +555,14 @@ impl Node {
             let Some(change) = self.changes.remove(&entry.index) else { continue };
             let state = self.raw.apply_conf_change(&conf_change(&change)).map_err(failed("change the members"))?;
             let meta = self.meta.meta();
-            let seats = seats(&state, &meta.seats, &change);
+            let members = members(&state, &meta.members, &change);
             let commit = meta.commit.max(entry.index);
             let (membership, auto_leave) = (entry.index, state.auto_leave);
             self.raw.mut_store().conf_state = state;
             // A removed member's number may come back with another store.
             let mut met = meta.met.clone();
-            met.retain(|node, _| seats.iter().any(|s| s.node == *node));
-            self.meta.update(Meta { seats, met, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
+            met.retain(|node, _| members.iter().any(|s| s.node == *node));
+            self.meta.update(Meta { members, met, commit, membership, auto_leave, ..self.meta.meta().clone() })?;
             self.members_changed = true;
             self.resign();
         }

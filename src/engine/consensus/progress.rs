@@ -15,7 +15,7 @@ use tapestore::lsn::NodeId;
 #[derive(Debug, Default)]
 pub(super) struct Others {
     /// Those that report that they need a snapshot of the leader's store.
-    lacking: BTreeSet<u64>,
+    needing_snapshot: BTreeSet<u64>,
     /// Ticks of this leader for which each member has been silent; raft clears its own flags at every quorum check.
     quiet: BTreeMap<u64, u64>,
 }
@@ -48,12 +48,12 @@ impl Others {
 
     /// Handles a report that the log of `node` ends with frame `last`. If this leader's log no longer holds the frames that it
     /// would send next, it probes that member from `last` on; raft checks as usual that the logs match.
-    /// `lacks_copy`: the member needs a snapshot of the leader's store.
-    pub(super) fn reached(&mut self, raw: &mut RawNode<Frames>, node: NodeId, last: u64, lacks_copy: bool) {
-        if lacks_copy {
-            self.lacking.insert(node.0);
+    /// `needs_snapshot`: the member needs a snapshot of the leader's store.
+    pub(super) fn reached(&mut self, raw: &mut RawNode<Frames>, node: NodeId, last: u64, needs_snapshot: bool) {
+        if needs_snapshot {
+            self.needing_snapshot.insert(node.0);
         } else {
-            self.lacking.remove(&node.0);
+            self.needing_snapshot.remove(&node.0);
         }
         let (first, own) = (raw.store().first(), raw.store().last());
         if raw.raft.state != StateRole::Leader || last.saturating_add(1) < first || last > own {
@@ -87,11 +87,11 @@ impl Others {
                 node: NodeId(id),
                 matched: p.matched,
                 is_active,
-                is_stranded: is_active && p.next_idx < frames.first(),
+                is_behind_log: is_active && p.next_idx < frames.first(),
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
                 lag_ns: if p.matched + 1 < frames.first() { u64::MAX } else { lag(|p| p.ingest_ts.0) },
-                lacks_copy: self.lacking.contains(&id),
+                needs_snapshot: self.needing_snapshot.contains(&id),
             }
         });
         let mut seen: Vec<_> = seen.collect();
@@ -107,8 +107,8 @@ impl Others {
             return None;
         }
         let mut voters: BTreeSet<u64> = raft.prs().conf().voters().ids().iter().collect();
-        for member in &change.seats {
-            if member.part & VOTER != 0 {
+        for member in &change.members {
+            if member.roles & VOTER != 0 {
                 voters.insert(member.node.0)
             } else {
                 voters.remove(&member.node.0)

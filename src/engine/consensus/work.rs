@@ -18,7 +18,7 @@ pub enum Verdict {
     /// So many of its frames are in the log already; append the rest.
     Append(usize),
     /// The log after this index differs from the leader's, and none of that is committed: truncate it.
-    Cut(u64),
+    Truncate(u64),
     /// It contradicts this frame, which is committed here: one of the two hosts has lost its log.
     Denies(u64),
 }
@@ -38,7 +38,7 @@ impl Verdict {
             }
             if !log.match_term(head.index, head.term) {
                 let is_committed = head.index <= log.committed;
-                return if is_committed { Verdict::Denies(head.index) } else { Verdict::Cut(head.index - 1) };
+                return if is_committed { Verdict::Denies(head.index) } else { Verdict::Truncate(head.index - 1) };
             }
         }
         Verdict::Pass
@@ -74,7 +74,7 @@ impl Work {
         if entry.get_entry_type() == EntryType::EntryNormal {
             return Some(Work::Open { term });
         }
-        let leave = Change { transition: Transition::Leave, seats: Vec::new() };
+        let leave = Change { transition: Transition::Leave, members: Vec::new() };
         Some(Work::Change { term, change: proposed.cloned().unwrap_or(leave) })
     }
 }

@@ -14,7 +14,7 @@ use tapestore::lsn::{Lsn, Timeline};
 use tapestore::manifest::{self, State};
 use tapestore::sstable::{self, FileMeta, Table};
 use tapestore::time::Ts;
-use tapestore::wal::{self, Chain, Evidence, Meta, MetaFile};
+use tapestore::wal::{self, Chain, DurableMark, Meta, MetaFile};
 
 /// Statistics of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Summary {
     /// Bytes of all SSTables.
     pub file_bytes: u64,
     /// Records in the SSTables.
-    pub filed: u64,
+    pub flushed: u64,
     /// Bytes of log frames.
     pub log_bytes: u64,
     /// Records in the log.
@@ -133,7 +133,7 @@ fn attempt(
         copied += more;
         progress(Progress { what: "copying the log", more, total });
     })?;
-    let durable = Evidence::of(&end);
+    let durable = DurableMark::of(&end);
     let own = Meta { term: meta.term.max(end.term), clean: job.clean, timeline: job.timeline, durable, ..*meta };
     MetaFile::create(disk, job.target, own)?;
     let number = manifest::Follower::new(job.source, meta.store_id).number_now(disk)?.unwrap_or(0) + 1;
@@ -144,7 +144,7 @@ fn attempt(
     let of = |how| state.files.keys().filter(|id| brought.get(id) == Some(&how)).count() as u64;
     let mut summary = Summary { timeline: job.timeline, linked: of(How::Linked), copied: of(How::Copied), ..Summary::default() };
     summary.reused = of(How::Earlier) + of(How::There);
-    summary.filed = state.files.values().map(|f| f.rows).sum();
+    summary.flushed = state.files.values().map(|f| f.rows).sum();
     summary.file_bytes = state.files.values().map(|f| f.len).sum();
     summary.logged = end.lsn.0 - from.lsn.0;
     (summary.log_bytes, summary.last, summary.time) = (copied, durable.lsn, end.ingest_ts);

@@ -70,7 +70,7 @@ fn found(disk: &dyn Disk, dir: &Path) -> Result<Found> {
     let end = contents::verify_log(disk, dir, &meta, state.checkpoint)?;
     let missing = || Error::Missing { path: dir.join(raft_meta::NAME), what: "it holds the members" };
     let raft = raft_meta::read(disk, dir)?.ok_or_else(missing)?;
-    if raft.store_id != meta.store_id || raft.lacks_copy() || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
+    if raft.store_id != meta.store_id || raft.needs_snapshot() || raft.commit >= end.index.0 || raft.membership >= end.index.0 {
         let (path, found) = (dir.join(raft_meta::NAME), raft.commit.max(raft.membership));
         return Err(Error::Corrupt {
             path,
@@ -98,7 +98,7 @@ pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// Links SSTables of the store `dir` into the snapshot, whose manifest has arrived, where both have the same file: these need
+/// ClusterSocket SSTables of the store `dir` into the snapshot, whose manifest has arrived, where both have the same file: these need
 /// not be fetched, and have been read. Removes invalid files of those names from the snapshot. Returns the linked bytes.
 ///
 /// # Errors
@@ -252,7 +252,7 @@ pub fn install_held(dir: &Path, real: &Arc<dyn Disk>, now: Ts, is_damaged: bool,
     let end = |chain: &Chain| (chain.index.0 - 1, u64::from(chain.term.0));
     own.admit(log.as_ref().map(|l| end(&l.1)), &copy.raft, end(&copy.end))?;
     // Frames of an earlier generation may exist nowhere else.
-    let is_new_generation = copy.raft.epoch > own.epoch || own.rejoins;
+    let is_new_generation = copy.raft.generation > own.generation || own.rejoins;
     let mut is_prefix = log.is_some() && !is_new_generation;
     if let Some((begin, end)) = log
         && !is_new_generation
@@ -261,7 +261,7 @@ pub fn install_held(dir: &Path, real: &Arc<dyn Disk>, now: Ts, is_damaged: bool,
         // Frames that the leader may lack are kept aside, as at a truncation. They also stay in the log until the snapshot is
         // in place, because this host has acknowledged them.
         let last_kept = FrameIndex(own.commit.max(begin.index.0 - 1));
-        if let Some(path) = wal::cut::keep_tail(disk, dir, begin, last_kept)? {
+        if let Some(path) = wal::truncate::keep_tail(disk, dir, begin, last_kept)? {
             is_prefix = false;
             tracing::info!(path = %path.display(), "frames that may not be committed are kept in a file");
         }
@@ -395,7 +395,7 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
     own.update(after)
 }
 
-/// Links or copies the store `dir` to `to`.
+/// ClusterSocket or copies the store `dir` to `to`.
 fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
     disk.create_dir(to)?;
     for within in [Path::new(""), Path::new(sstable::DIR), Path::new(wal::DIR)] {
@@ -413,7 +413,7 @@ fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// Links `from` as `to`, or copies it if it cannot be linked.
+/// ClusterSocket `from` as `to`, or copies it if it cannot be linked.
 fn take(disk: &dyn Disk, from: &Path, to: &Path) -> Result<()> {
     if disk.exists(to)? || disk.link(from, to)? {
         return Ok(());

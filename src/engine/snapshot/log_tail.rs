@@ -10,8 +10,8 @@ use tapestore::error::Result;
 use tapestore::lsn::Position;
 use tapestore::shm::control::Control;
 use tapestore::shm::run_dir::RunDir;
-use tapestore::wal::format::{EVIDENCE_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_name};
-use tapestore::wal::{self, Chain, Evidence, Meta};
+use tapestore::wal::format::{MARK_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_name};
+use tapestore::wal::{self, Chain, DurableMark, Meta};
 
 /// The durable position that the storage process of the store in `dir` publishes in shared memory.
 fn published_durable(dir: &Path, store_id: u128) -> Option<Position> {
@@ -25,7 +25,7 @@ fn published_durable(dir: &Path, store_id: u128) -> Option<Position> {
 /// As [`wal::scan`].
 pub(super) fn durable_end(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<Chain> {
     let wal_dir = dir.join(wal::DIR);
-    let mark = wal::evidence(disk, &wal_dir, meta, from)?.position;
+    let mark = wal::durable_mark(disk, &wal_dir, meta, from)?.position;
     let limit = published_durable(dir, meta.store_id).map_or(mark, |published| published.max(mark));
     let mut durable = from;
     wal::scan(disk, &wal_dir, meta, from, Open::Read, |frame| {
@@ -65,8 +65,8 @@ pub(crate) fn copy_log(
             copy_range(source.as_ref(), file.as_ref(), begin, after, visit)?;
         }
         if first + size + SEGMENT_HEAD_LEN >= end.position.0 {
-            let mark = Evidence { seq: 2, ..Evidence::of(&end) };
-            file.write_at(&mark.to_bytes(), EVIDENCE_OFFSETS[0])?;
+            let mark = DurableMark { seq: 2, ..DurableMark::of(&end) };
+            file.write_at(&mark.to_bytes(), MARK_OFFSETS[0])?;
         }
         match after {
             _ if after >= size => {}

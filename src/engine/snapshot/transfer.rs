@@ -72,7 +72,7 @@ pub fn create(disk: &dyn Disk, store: &Path, target: &Path, now: Ts) -> Result<H
         let (_, end) = build(disk, &job, &mut |_| {})?;
         let after = members(disk, store)?;
         // A membership frame between the two may be below the checkpoint, and missing in `before`.
-        if (after.membership, after.epoch) != (before.membership, before.epoch) {
+        if (after.membership, after.generation) != (before.membership, before.generation) {
             continue;
         }
         let last = FrameIndex(end.index.0 - 1);

@@ -8,29 +8,29 @@ use crate::snapshot::{Summary, meta_of, state_of};
 use tapestore::disk::{Disk, Open};
 use tapestore::lsn::{Position, Timeline};
 use tapestore::manifest::read_all;
-use tapestore::wal::format::{EVIDENCE_OFFSETS, segment_name};
+use tapestore::wal::format::{MARK_OFFSETS, segment_name};
 use tapestore::wal::{Body, scan};
 
-/// Sends, syncs and flushes `batches` of 60 records of publisher 1, each in a MemTable of its own; with `filed` of 0 one sealed
+/// Sends, syncs and flushes `batches` of 60 records of publisher 1, each in a MemTable of its own; with `flushed` of 0 one sealed
 /// MemTable stays unflushed.
-fn feed(run: &mut Run, store: &mut Recovered, batches: u64, filed: usize) {
+fn feed(run: &mut Run, store: &mut Recovered, batches: u64, flushed: usize) {
     for _ in 0..batches {
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         let client = &mut run.clients[0];
         let header = BatchHeader::new(PublisherId(1), client.epoch, PubSeq(client.sent + 1), 60);
-        assert_eq!(store.core.offer(header, &trades(1, client.epoch, client.sent + 1, 60)), Offer::Accepted);
+        assert_eq!(store.state.accept(header, &trades(1, client.epoch, client.sent + 1, 60)), BatchOutcome::Accepted);
         client.sent += 60;
-        store.core.memtables.seal_soon();
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        store.state.memtables.seal_soon();
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         run.clock.advance(1000);
-        let committed = store.core.commit(run.clock.wall()).unwrap().unwrap();
+        let committed = store.state.append(run.clock.wall()).unwrap().unwrap();
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
         store.sealed.extend(committed.sealed);
         store.syncer.sync(committed.appended.end).unwrap();
         client.acked = client.sent;
-        if store.sealed.len() > 1 || filed > 0 && !store.sealed.is_empty() {
+        if store.sealed.len() > 1 || flushed > 0 && !store.sealed.is_empty() {
             file_one(store).unwrap();
         }
     }
@@ -40,7 +40,7 @@ fn feed(run: &mut Run, store: &mut Recovered, batches: u64, filed: usize) {
 fn started(seed: u64) -> (Run, Recovered) {
     let mut run = Run::new(seed);
     let mut store = run.recover().unwrap();
-    let (state, appended) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
+    let (state, appended) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(1)).unwrap();
     store.syncer.sync(appended.end).unwrap();
     run.clients[0] = Client { epoch: state.epoch, ..Client::default() };
     feed(&mut run, &mut store, 4, 1);
@@ -177,7 +177,7 @@ fn a_restore_interrupted_at_any_call_leaves_nothing_or_a_whole_store_on_a_new_ti
             assert_eq!(store.started.records, 240);
             assert!(store.control.timeline() > timeline, "{context}");
             assert_ne!(store.run_dir.path(), run.run_dir(), "two stores of one id have separate run directories");
-            let known = store.core.publisher(PublisherId(1));
+            let known = store.state.publisher(PublisherId(1));
             assert_eq!((known.last, known.lsn), (PubSeq(240), Lsn(240)));
             std::fs::remove_dir_all(store.run_dir.path()).unwrap();
         }
@@ -252,13 +252,13 @@ fn place_of(run: &Run, lsn: u64) -> (std::path::PathBuf, u64) {
 fn damaged(seed: u64, lsn: u64) -> Run {
     let (mut run, mut store) = started(seed);
     // Records that are not flushed, into further segments.
-    while store.core.writer.chain().position.0 < 3 * wal::format::SEGMENT_SIZE_MIN + 20_000 {
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+    while store.state.writer.chain().position.0 < 3 * wal::format::SEGMENT_SIZE_MIN + 20_000 {
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         let client = &mut run.clients[0];
         let header = BatchHeader::new(PublisherId(1), client.epoch, PubSeq(client.sent + 1), 400);
-        assert_eq!(store.core.offer(header, &trades(1, client.epoch, client.sent + 1, 400)), Offer::Accepted);
+        assert_eq!(store.state.accept(header, &trades(1, client.epoch, client.sent + 1, 400)), BatchOutcome::Accepted);
         client.sent += 400;
-        let committed = store.core.commit(run.clock.wall()).unwrap().unwrap();
+        let committed = store.state.append(run.clock.wall()).unwrap().unwrap();
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
@@ -305,9 +305,9 @@ fn damage_below_the_durable_mark_is_refused_and_a_repair_loses_exactly_what_it_n
     let kept = run.disk.list(&kept_in.unwrap()).unwrap();
     assert!(kept.len() >= 3 && kept.contains(&"what.txt".to_owned()), "{kept:?}");
     // The store goes on, and the publisher is notified that it was ahead.
-    assert_eq!(store.core.publisher(PublisherId(1)).last, PubSeq(4240));
+    assert_eq!(store.state.publisher(PublisherId(1)).last, PubSeq(4240));
     let header = BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(sent + 1), 1);
-    assert_eq!(store.core.offer(header, &trades(1, Epoch(1), sent + 1, 1)), Offer::Gap(PubSeq(4241)));
+    assert_eq!(store.state.accept(header, &trades(1, Epoch(1), sent + 1, 1)), BatchOutcome::Gap(PubSeq(4241)));
 }
 
 #[test]
@@ -455,22 +455,22 @@ fn a_backup_has_the_durable_end_as_its_mark_and_holds_nothing_after_it() {
     let (mut run, mut store) = started(1);
     // Appended, but not durable.
     let header = BatchHeader::new(PublisherId(1), run.clients[0].epoch, PubSeq(241), 60);
-    assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
-    assert_eq!(store.core.offer(header, &trades(1, run.clients[0].epoch, 241, 60)), Offer::Accepted);
-    store.core.commit(Ts(9)).unwrap().unwrap();
+    assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
+    assert_eq!(store.state.accept(header, &trades(1, run.clients[0].epoch, 241, 60)), BatchOutcome::Accepted);
+    store.state.append(Ts(9)).unwrap().unwrap();
     store.control.set_durable(Lsn(240), store.syncer.durable().position);
     store.control.set_committed(Lsn(240));
     let target = run.dir.path().join("b");
     assert_eq!(back_up(&run, &target, false).unwrap().last, Lsn(240));
     assert_eq!(records(&run.disk, &target).unwrap().len(), 240);
-    store.syncer.sync(store.core.writer.end()).unwrap();
+    store.syncer.sync(store.state.writer.end()).unwrap();
     store.control.set_durable(Lsn(300), store.syncer.durable().position);
     store.control.set_committed(Lsn(300));
     assert_eq!(back_up(&run, &target, false).unwrap().last, Lsn(300));
     // A flipped byte of the copied log is damage, not a torn tail.
     let segment = target.join(wal::DIR).join(run.disk.list(&target.join(wal::DIR)).unwrap().last().unwrap());
     let mut bytes = run.disk.contents(&segment).unwrap();
-    let mark = wal::Evidence::parse(&bytes[EVIDENCE_OFFSETS[0] as usize..]).unwrap();
+    let mark = wal::DurableMark::parse(&bytes[MARK_OFFSETS[0] as usize..]).unwrap();
     assert_eq!(mark.lsn, Lsn(300));
     bytes[(mark.position.0 % wal::format::SEGMENT_SIZE_MIN) as usize - 200] ^= 1;
     run.disk.overwrite(&segment, bytes);
@@ -521,7 +521,7 @@ fn a_wall_clock_that_jumps_an_hour_back_or_forward_changes_no_order_and_loses_no
             let mut store = run.recover().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             run.verify(&mut store);
             // The frame that opened the term has the clock's time at this start, or up to a second more.
-            let (opened, clock) = (store.core.writer.chain().ingest_ts, run.clock.wall());
+            let (opened, clock) = (store.state.writer.chain().ingest_ts, run.clock.wall());
             assert!((clock..=Ts(clock.0 + 1_000_000_000)).contains(&opened), "seed {seed}: {opened} at {clock}");
         }
     }

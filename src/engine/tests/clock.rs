@@ -2,7 +2,7 @@
 
 use super::{Run, file_one};
 use crate::Recovered;
-use crate::state::{Offer, Readiness};
+use crate::state::{BatchOutcome, Readiness};
 use tapestore::bus::BatchHeader;
 use tapestore::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::reader::{At, Reader, Series};
@@ -16,13 +16,13 @@ const TEN_YEARS: i64 = 3_650 * DAY.cast_signed();
 
 /// Appends the record number `seq`, received at `ts_recv`.
 fn put(run: &Run, store: &mut Recovered, seq: u64, ts_recv: Ts) {
-    assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+    assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
     let trade = Trade { instrument: InstrumentId(1), trade_id: seq, ts_recv, ..Trade::default() };
     let header = BatchHeader::new(PublisherId(1), Epoch(1), PubSeq(seq), 1);
-    assert_eq!(store.core.offer(header, trade.words()), Offer::Accepted);
-    let committed = store.core.commit(run.clock.wall()).unwrap().unwrap();
+    assert_eq!(store.state.accept(header, trade.words()), BatchOutcome::Accepted);
+    let committed = store.state.append(run.clock.wall()).unwrap().unwrap();
     store.sealed.extend(committed.sealed);
-    let end = store.core.writer.end();
+    let end = store.state.writer.end();
     store.syncer.sync(end).unwrap();
     store.control.set_durable(end.lsn, end.position);
     store.control.set_committed(end.lsn);
@@ -32,7 +32,7 @@ fn put(run: &Run, store: &mut Recovered, seq: u64, ts_recv: Ts) {
 fn begun(run: &Run) -> Recovered {
     run.clock.advance(NOW);
     let mut store = run.recover().unwrap();
-    store.core.begin_epoch(PublisherId(1), 7, Epoch(0), run.clock.wall()).unwrap();
+    store.state.begin_epoch(PublisherId(1), 7, Epoch(0), run.clock.wall()).unwrap();
     store
 }
 
@@ -63,7 +63,7 @@ fn a_jump_of_ten_years_dates_only_records_ingested_during_it_and_no_start_repeat
             assert_eq!(newest(&run, &store), (Lsn(3), now), "the time is right at once");
         }
         if files {
-            store.core.memtables.seal_soon();
+            store.state.memtables.seal_soon();
             seq += 1;
             put(&run, &mut store, seq, Ts::NULL);
             assert!(file_one(&mut store).unwrap());
@@ -86,7 +86,7 @@ fn a_clock_ten_days_behind_at_a_start_is_counted_and_records_keep_their_own_time
     let run = Run::new(1);
     let mut store = begun(&run);
     put(&run, &mut store, 1, Ts::NULL);
-    let last = store.core.writer.chain().ingest_ts;
+    let last = store.state.writer.chain().ingest_ts;
     drop(store);
     run.clock.jump(-10 * DAY.cast_signed());
     let mut store = run.recover().unwrap();

@@ -6,7 +6,7 @@ use super::replicas::{Hosts, eventually, publish};
 use super::*;
 use crate::consensus::format::VOTER;
 use crate::consensus::message::Message;
-use crate::consensus::{MetaFile as RaftFile, Seat, meta as raft_meta};
+use crate::consensus::{MetaFile as RaftFile, MemberEntry, meta as raft_meta};
 use crate::snapshot::{install, meta_of, state_of, transfer, verify_log};
 use tapestore::disk::{Disk, Open, RealDisk, copy};
 use tapestore::lsn::NodeId;
@@ -47,7 +47,7 @@ fn a_host_behind_the_leaders_log_installs_a_snapshot_and_goes_on_with_the_leader
     (1..=3).for_each(|n| hosts.start(n));
     let leader = hosts.leader(0);
     let behind = leader % 3 + 1;
-    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    let mut publisher = hosts.publisher(leader, 1, Durability::Quorum);
     publish(&mut publisher, 0, 100);
     eventually("the follower to have records", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
     let mut follow = Reader::open(&hosts.store(behind)).unwrap().follow(Lsn(1), At::Committed);
@@ -68,7 +68,7 @@ fn a_host_behind_the_leaders_log_installs_a_snapshot_and_goes_on_with_the_leader
     bring(&RealDisk, &offer, &made_in, &to);
     install::check(&RealDisk, &to, &mut BTreeMap::new(), &mut |_| {}).unwrap();
     transfer::remove(&RealDisk, &made_in).unwrap();
-    hosts.net.hand(NodeId(leader), NodeId(behind), &Message::Filled);
+    hosts.net.hand(NodeId(leader), NodeId(behind), &Message::SnapshotFetched);
     eventually("the end of its storage", || hosts.storages[behind as usize - 1].as_ref().unwrap().has_failed().then_some(()));
     assert_eq!(hosts.stop(behind), Ended::Fill);
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
@@ -101,7 +101,7 @@ fn scene(seed: u64) -> (Run, PathBuf, transfer::HostSnapshot) {
     let (from, to) = (run.dir.path().join("s"), run.dir.path().join("t"));
     std::fs::create_dir(&to).unwrap();
     run.live().unwrap();
-    let voter = |n| Seat { node: NodeId(n), part: VOTER, address: format!("127.0.0.1:{n}") };
+    let voter = |n| MemberEntry { node: NodeId(n), roles: VOTER, address: format!("127.0.0.1:{n}") };
     for within in ["", sstable::DIR, wal::DIR] {
         run.disk.create_dir(&to.join(within)).unwrap();
         for name in run.disk.list(&from.join(within)).unwrap() {
@@ -116,15 +116,15 @@ fn scene(seed: u64) -> (Run, PathBuf, transfer::HostSnapshot) {
     for (dir, node, vote) in [(&from, 1, 0), (&to, 2, 7)] {
         let mut file = RaftFile::open(&run.disk, dir).unwrap();
         let commit = if node == 1 { 0 } else { file.meta().commit };
-        let seats = if node == 1 { file.meta().seats.clone() } else { vec![voter(1), voter(2)] };
-        let meta = raft_meta::Meta { node: NodeId(node), vote, commit, incarnation: 3, seats, ..file.meta().clone() };
+        let members = if node == 1 { file.meta().members.clone() } else { vec![voter(1), voter(2)] };
+        let meta = raft_meta::Meta { node: NodeId(node), vote, commit, incarnation: 3, members, ..file.meta().clone() };
         file.update(meta).unwrap();
     }
     for _ in 0..2 {
         run.live().unwrap();
     }
     let mut file = RaftFile::open(&run.disk, &from).unwrap();
-    file.update(raft_meta::Meta { seats: vec![voter(1), voter(2)], ..file.meta().clone() }).unwrap();
+    file.update(raft_meta::Meta { members: vec![voter(1), voter(2)], ..file.meta().clone() }).unwrap();
     let made_in = from.join("offers");
     let offer = transfer::create(&run.disk, &from, &made_in, Ts(9_000_000_000)).unwrap();
     bring(&run.disk, &offer, &made_in, &to);
@@ -157,7 +157,7 @@ fn power_loss_at_any_call_of_a_snapshot_install_leaves_the_old_or_the_new_store_
             let installed = install_in(&to, &disk, is_damaged).unwrap();
             assert_eq!(installed.kept_in.is_some(), is_damaged);
             let found = opened(&disk, &to);
-            assert_eq!((installed.last.0, found.1.seats.len(), found.1.node), (found.0, 2, NodeId(2)));
+            assert_eq!((installed.last.0, found.1.members.len(), found.1.node), (found.0, 2, NodeId(2)));
             assert!(found.0 > before.0 && found.1.term >= u64::from(offer.term.0) && found.1.incarnation == 3);
             found
         };
@@ -172,7 +172,7 @@ fn power_loss_at_any_call_of_a_snapshot_install_leaves_the_old_or_the_new_store_
             let context = format!("seed {seed} call {call}");
             counts[usize::from(found.0 == after.0)] += 1;
             if found.0 == after.0 {
-                assert_eq!((&found.1.seats, found.1.vote), (&after.1.seats, after.1.vote), "{context}");
+                assert_eq!((&found.1.members, found.1.vote), (&after.1.members, after.1.vote), "{context}");
                 assert!(!disk.exists(&to.join(install::INCOMING)).unwrap(), "{context}: nothing of it is left");
             } else {
                 assert!(!is_over && found.0 == before.0, "{context}: {} records of {} or {}", found.0, before.0, after.0);
@@ -205,18 +205,18 @@ fn a_snapshot_that_is_behind_a_hosts_acknowledgements_is_rejected() {
     let term = u64::from(offer.term.0);
     refused(&|m| m.term = term + 1);
     refused(&|m| m.commit = offer.last.0 + 1);
-    refused(&|m| m.epoch = 1);
+    refused(&|m| m.generation = 1);
     // A later generation starts over, without regard to earlier acknowledgements; the old store is kept.
     let disk = run.disk.copy();
     for (dir, epoch) in [(to.join(install::INCOMING), 2), (to.clone(), 1)] {
         let mut file = RaftFile::open(&disk, &dir).unwrap();
         let later = if epoch == 1 { term + 5 } else { 0 };
-        file.update(raft_meta::Meta { epoch, term: file.meta().term.max(later), ..file.meta().clone() }).unwrap();
+        file.update(raft_meta::Meta { generation: epoch, term: file.meta().term.max(later), ..file.meta().clone() }).unwrap();
     }
     let installed = install_in(&to, &disk, false).unwrap();
     let kept = installed.kept_in.unwrap();
     assert!(disk.exists(&kept.join(wal::meta::NAME)).unwrap());
-    assert_eq!(opened(&disk, &to).1.epoch, 2);
+    assert_eq!(opened(&disk, &to).1.generation, 2);
     let meta = meta_of(&disk, &kept).unwrap();
     let from = state_of(&disk, &kept, 5).unwrap().checkpoint;
     verify_log(&disk, &kept, &meta, from).unwrap();
@@ -274,9 +274,9 @@ fn a_forced_promotion_first_finishes_an_install_and_only_one_process_changes_a_s
         disk.clear_faults();
         let disk = disk.power_loss(call);
         let promoted = super::super::cluster_admin::force_promote(&disk, &to, 0).unwrap();
-        assert_eq!((promoted.epoch, promoted.seats.len()), (1, 1), "call {call}");
+        assert_eq!((promoted.generation, promoted.members.len()), (1, 1), "call {call}");
         let (_, meta) = opened(&disk, &to);
-        assert_eq!((meta.epoch, meta.seats), (1, promoted.seats), "call {call}: nothing undoes it");
+        assert_eq!((meta.generation, meta.members), (1, promoted.members), "call {call}: nothing undoes it");
         if is_over {
             break;
         }

@@ -2,7 +2,7 @@
 //! stage of flush and compaction.
 
 use super::{INSTRUMENTS, Run, compact_one, file_one, register};
-use crate::state::{Offer, Readiness};
+use crate::state::{BatchOutcome, Readiness};
 use crate::{Options, Recovered, World, recover};
 use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
@@ -155,10 +155,10 @@ fn put(store: &mut Recovered, model: &mut Model, rng: &mut SimRng, epoch: Epoch,
         let jump = if rng.below(4) == 0 { rng.below(30 * HOUR) } else { 0 };
         let now = Ts(BASE + first * 1000 + jump);
         let words: Vec<Vec<u64>> = (0..n).map(|i| record(rng, first + i)).collect();
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         let header = BatchHeader::new(PublisherId(1), epoch, PubSeq(first), n as u32);
-        assert_eq!(store.core.offer(header, &words.concat()), Offer::Accepted);
-        let committed = store.core.commit(now).unwrap().unwrap();
+        assert_eq!(store.state.accept(header, &words.concat()), BatchOutcome::Accepted);
+        let committed = store.state.append(now).unwrap().unwrap();
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
@@ -171,8 +171,8 @@ fn put(store: &mut Recovered, model: &mut Model, rng: &mut SimRng, epoch: Epoch,
             model.0.push((series, time, words));
         }
     }
-    store.syncer.sync(store.core.writer.end()).unwrap();
-    let end = store.core.writer.end();
+    store.syncer.sync(store.state.writer.end()).unwrap();
+    let end = store.state.writer.end();
     store.control.set_durable(end.lsn, end.position);
     store.control.set_committed(end.lsn);
 }
@@ -192,7 +192,7 @@ fn every_access_path_agrees_with_a_model_over_sstables_and_memtables() {
         };
         let mut store = recover(options.clone(), &world).unwrap();
         register(&mut store, INSTRUMENTS, Ts(BASE)).unwrap();
-        let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
+        let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
         store.control.set_instance(store.started.instance);
         let mut model = Model::default();
         let open = || Reader::open_on(std::sync::Arc::new(run.disk.clone()), &store_dir).unwrap();
@@ -202,7 +202,7 @@ fn every_access_path_agrees_with_a_model_over_sstables_and_memtables() {
             let count = 300 + rng.below(3000);
             put(&mut store, &mut model, &mut rng, state.epoch, count);
             held.push((reader.snapshot(At::Appended).unwrap(), model.0.len() as u64));
-            store.core.memtables.seal_soon();
+            store.state.memtables.seal_soon();
             put(&mut store, &mut model, &mut rng, state.epoch, 1);
             // Flushes nothing, the oldest MemTable, or all sealed ones.
             for _ in 0..rng.below(3) + u64::from(store.sealed.len() > 1) {
@@ -243,10 +243,10 @@ fn every_access_path_agrees_with_a_model_over_sstables_and_memtables() {
 fn a_damaged_block_fails_the_reads_that_need_it_and_no_others() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
     let (mut model, mut rng) = (Model::default(), SimRng::new(3));
     put(&mut store, &mut model, &mut rng, state.epoch, 2000);
-    store.core.memtables.seal_soon();
+    store.state.memtables.seal_soon();
     put(&mut store, &mut model, &mut rng, state.epoch, 10);
     assert!(file_one(&mut store).unwrap());
     store.control.set_instance(store.started.instance);
@@ -294,16 +294,16 @@ fn a_replay_of_many_one_row_series_and_of_a_quiet_night_before_a_busy_morning_is
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
     register(&mut store, 3_000, Ts(BASE)).unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
     let mut seq = 0;
     let mut put = |store: &mut Recovered, records: &[Trade]| {
         for chunk in records.chunks(50) {
-            assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+            assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
             let words: Vec<u64> = chunk.iter().flat_map(|t| t.words().to_vec()).collect();
             let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(seq + 1), chunk.len() as u32);
-            assert_eq!(store.core.offer(header, &words), Offer::Accepted);
+            assert_eq!(store.state.accept(header, &words), BatchOutcome::Accepted);
             seq += chunk.len() as u64;
-            let committed = store.core.commit(Ts(BASE + 20 * HOUR)).unwrap().unwrap();
+            let committed = store.state.append(Ts(BASE + 20 * HOUR)).unwrap().unwrap();
             store.sealed.extend(committed.sealed);
         }
     };
@@ -314,10 +314,10 @@ fn a_replay_of_many_one_row_series_and_of_a_quiet_night_before_a_busy_morning_is
     let morning: Vec<Trade> = (0..5000).map(|i| trade(i % 40, BASE + 10 * HOUR + i * 200_000)).collect();
     for part in [&ones, &night, &morning] {
         put(&mut store, part);
-        store.core.memtables.seal_soon();
+        store.state.memtables.seal_soon();
     }
     put(&mut store, &morning[..1]);
-    let end = store.core.writer.end();
+    let end = store.state.writer.end();
     store.syncer.sync(end).unwrap();
     store.control.set_durable(end.lsn, end.position);
     store.control.set_committed(end.lsn);
@@ -341,26 +341,26 @@ fn a_replay_of_many_one_row_series_and_of_a_quiet_night_before_a_busy_morning_is
 fn a_replay_over_very_many_small_files_is_in_order() {
     let run = Run::new(1);
     let mut store = run.recover().unwrap();
-    let (state, _) = store.core.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
+    let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
     // The next file ends each stripe after two rows; the target size of a stripe is never reached.
     let files = 80;
     for i in 0..=files {
-        assert_eq!(store.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.state.is_ready().unwrap(), Readiness::Ready);
         let at = |n: u32| Ts(BASE + i * HOUR + u64::from(n));
         let trade = |n| Trade { instrument: InstrumentId(n), ts_recv: at(n), ..Trade::default() };
         let words = [trade(1).words().to_vec(), trade(2).words().to_vec()].concat();
         let header = BatchHeader::new(PublisherId(1), state.epoch, PubSeq(i * 2 + 1), 2);
-        assert_eq!(store.core.offer(header, &words), Offer::Accepted);
-        let committed = store.core.commit(Ts(BASE + 200 * HOUR)).unwrap().unwrap();
+        assert_eq!(store.state.accept(header, &words), BatchOutcome::Accepted);
+        let committed = store.state.append(Ts(BASE + 200 * HOUR)).unwrap().unwrap();
         if let Some(opened) = committed.appended.opened {
             store.syncer.opened(opened);
         }
         store.sealed.extend(committed.sealed);
-        let end = store.core.writer.end();
+        let end = store.state.writer.end();
         store.syncer.sync(end).unwrap();
         store.control.set_durable(end.lsn, end.position);
         store.control.set_committed(end.lsn);
-        store.core.memtables.seal_soon();
+        store.state.memtables.seal_soon();
         while file_one(&mut store).unwrap() {}
     }
     store.control.set_instance(store.started.instance);

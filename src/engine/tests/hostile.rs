@@ -8,18 +8,18 @@ use tapestore::disk::RealDisk;
 use tapestore::lsn::{FrameIndex, InstrumentId, NodeId, Position};
 use tapestore::record::Name;
 use tapestore::wal::format::{FRAME_MAGIC, FRAME_VERSION, SEGMENT_HEAD_LEN};
-use tapestore::wal::{Chain, Fact, FrameType, Header};
+use tapestore::wal::{Chain, ControlEntry, FrameType, Header};
 
 const SEGMENT: u64 = wal::format::SEGMENT_SIZE_MIN;
 /// Raft's message types.
 const APPEND: u8 = 3;
 const REQUEST_VOTE: u8 = 5;
 
-/// A frame after `chain`, with the control entries `facts`; a no-op frame if there are none.
-fn frame(chain: &Chain, facts: &[Fact]) -> Vec<u64> {
+/// A frame after `chain`, with the control entries `entries`; a no-op frame if there are none.
+fn frame(chain: &Chain, entries: &[ControlEntry]) -> Vec<u64> {
     let mut payload = Vec::new();
-    facts.iter().for_each(|f| f.encode(&mut payload));
-    let kind = if facts.is_empty() { FrameType::NoOp } else { FrameType::Control };
+    entries.iter().for_each(|f| f.encode(&mut payload));
+    let kind = if entries.is_empty() { FrameType::NoOp } else { FrameType::Control };
     let mut header = Header {
         magic: FRAME_MAGIC,
         version: FRAME_VERSION,
@@ -28,7 +28,7 @@ fn frame(chain: &Chain, facts: &[Fact]) -> Vec<u64> {
         payload_crc: crc32c::crc32c(bytemuck::cast_slice(&payload)),
         len: payload.len() as u32 * 8,
         term: chain.term,
-        count: facts.len() as u32,
+        count: entries.len() as u32,
         index: chain.index,
         first_lsn: chain.lsn,
         position: chain.position,
@@ -65,7 +65,7 @@ fn frames_that_do_not_follow_each_other_and_invalid_terms_are_dropped_and_the_ho
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let victim = leader % 3 + 1;
-    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    let mut publisher = hosts.publisher(leader, 1, Durability::Quorum);
     publish(&mut publisher, 0, 100);
     eventually("all records", || (hosts.control(victim).committed() >= Lsn(100)).then_some(()));
     hosts.net.cut_off.lock().unwrap().insert(victim);
@@ -77,7 +77,7 @@ fn frames_that_do_not_follow_each_other_and_invalid_terms_are_dropped_and_the_ho
     after.advance(&wal::parse(&good).unwrap().header, SEGMENT);
     // The second frame names a wrong predecessor, and is valid otherwise.
     let bad = frame(&Chain { prev_crc: after.prev_crc ^ 1, ..after }, &[]);
-    let symbol = |id| Fact::Symbol { instrument: InstrumentId(id), name: Name::new(b"AAPL").unwrap() };
+    let symbol = |id| ControlEntry::Symbol { instrument: InstrumentId(id), name: Name::new(b"AAPL").unwrap() };
     let far = frame(&after, &[symbol(77)]);
     for second in [&bad, &far] {
         let (heads, frames) = (vec![head(&good), head(second)], [bytemuck::cast_slice(&good), bytemuck::cast_slice(second)]);
@@ -90,11 +90,11 @@ fn frames_that_do_not_follow_each_other_and_invalid_terms_are_dropped_and_the_ho
         let vote = Raft { term, index, log_term: state.last_term, context, ..from(REQUEST_VOTE) };
         hosts.net.force(NodeId(victim), &Message::Raft(vote));
         hosts.net.force(NodeId(victim), &Message::Raft(Raft { term, ..from(APPEND) }));
-        hosts.net.force(NodeId(victim), &Message::Reached { node: NodeId(leader), epoch: term, last: term, lacks_copy: false });
+        hosts.net.force(NodeId(victim), &Message::Reached { node: NodeId(leader), generation: term, last: term, needs_snapshot: false });
     }
     for _ in 0..2 {
         let now = hosts.ask(victim, Command::Status).unwrap();
-        assert!(now.state.last == state.last && now.state.term < 1000 && now.epoch == 0, "{now:?}");
+        assert!(now.state.last == state.last && now.state.term < 1000 && now.generation == 0, "{now:?}");
     }
     // It is a healthy host: without the leader it makes a majority.
     hosts.net.cut_off.lock().unwrap().clear();
@@ -102,7 +102,7 @@ fn frames_that_do_not_follow_each_other_and_invalid_terms_are_dropped_and_the_ho
     drop(publisher);
     hosts.stop(leader);
     hosts.leader(leader);
-    let mut publisher = hosts.publisher(victim, 2, Level::Quorum);
+    let mut publisher = hosts.publisher(victim, 2, Durability::Quorum);
     publish(&mut publisher, 200, 300);
 }
 
@@ -113,10 +113,10 @@ fn a_group_of_frames_passes_exactly_if_its_frames_can_be_appended_one_after_anot
         let run = Run::new(seed);
         let mut rng = SimRng::new(seed);
         let mut store = run.recover().unwrap();
-        let (mut chain, mut words) = (*store.core.writer.chain(), Vec::new());
+        let (mut chain, mut words) = (*store.state.writer.chain(), Vec::new());
         for _ in 0..=rng.below(8) {
-            let attach = |_| Fact::Attach { publisher: PublisherId(1), epoch: Epoch(1), incarnation: 1 };
-            let facts: Vec<_> = (0..rng.below(4000)).map(attach).collect();
+            let attach = |_| ControlEntry::Attach { publisher: PublisherId(1), epoch: Epoch(1), incarnation: 1 };
+            let entries: Vec<_> = (0..rng.below(4000)).map(attach).collect();
             let mut named = chain;
             match rng.below(20) {
                 0 => named.prev_crc ^= 1,
@@ -126,22 +126,22 @@ fn a_group_of_frames_passes_exactly_if_its_frames_can_be_appended_one_after_anot
                 4 => named.position = Position(named.position.0 + 64),
                 _ => {}
             }
-            let mut next = frame(&named, &facts);
+            let mut next = frame(&named, &entries);
             let (len, end) = (next.len() as u64 * 8, (chain.position.0 / SEGMENT + 1) * SEGMENT);
             if chain.position.0 + len > end {
                 named.position = Position(end + SEGMENT_HEAD_LEN);
-                next = frame(&named, &facts);
+                next = frame(&named, &entries);
             }
             chain.advance(&wal::parse(&next).unwrap().header, SEGMENT);
             words.push(next);
         }
         let frames: Vec<_> = words.iter().map(|w| (head(w), wal::parse(w).unwrap())).collect();
-        let vetted = store.core.vet(&frames.iter().map(|(h, f)| (*h, f)).collect::<Vec<_>>());
+        let vetted = store.state.vet(&frames.iter().map(|(h, f)| (*h, f)).collect::<Vec<_>>());
         let one_by_one = frames.iter().zip(&words).all(|((_, frame), words)| {
-            store.core.writer.ready().unwrap();
-            let continues = store.core.writer.check(&frame.header).is_ok();
+            store.state.writer.ready().unwrap();
+            let continues = store.state.writer.check(&frame.header).is_ok();
             if continues {
-                let taken = store.core.take(frame, words).unwrap();
+                let taken = store.state.take(frame, words).unwrap();
                 taken.appended.opened.into_iter().for_each(|o| store.syncer.opened(o));
             }
             continues

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::replicas::{Hosts, eventually, trade};
 use super::stall::ALL;
 use super::*;
-use crate::cluster_admin::{Founding, force_promote, found};
+use crate::cluster_admin::{NewCluster, force_promote, initialise};
 use crate::consensus::message::Command;
 use crate::consensus::options::Flush;
 use crate::snapshot::install;
@@ -25,33 +25,33 @@ fn a_frame_in_most_memories_is_committed_from_memory_and_level_quorum_is_refused
     (1..=3).for_each(|n| hosts.start(n));
     let leader = hosts.leader(0);
     let elsewhere = leader % 3 + 1;
-    let mut at_leader = hosts.publisher(leader, 1, Level::QuorumOs);
-    let mut at_follower = hosts.publisher(elsewhere, 2, Level::QuorumOs);
+    let mut at_leader = hosts.publisher(leader, 1, Durability::QuorumOs);
+    let mut at_follower = hosts.publisher(elsewhere, 2, Durability::QuorumOs);
     hosts.stalled.store(ALL, Ordering::Relaxed);
     let mut was_ahead = false;
     for seq in 0..2_000 {
         for publisher in [&mut at_leader, &mut at_follower] {
             publisher.publish(&trade(seq)).unwrap();
             if seq % 100 == 0 {
-                publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+                publisher.flush(Durability::QuorumOs, PATIENCE).unwrap();
                 let control = hosts.control(leader);
                 was_ahead |= (1..=3).all(|n| control.committed() > hosts.control(n).durable());
             }
         }
     }
     assert!(was_ahead, "it was committed before any disk had it");
-    let refused = at_leader.flush(Level::Quorum, PATIENCE).unwrap_err();
+    let refused = at_leader.flush(Durability::Quorum, PATIENCE).unwrap_err();
     assert!(matches!(&refused, PublishError::Refused(why) if why.contains("quorum-os")), "{refused}");
     hosts.stalled.store(0, Ordering::Relaxed);
-    at_leader.flush(Level::Fsync, PATIENCE).unwrap();
-    for (n, level) in [(leader, Level::Quorum), (elsewhere, Level::Quorum), (leader, Level::Standby)] {
+    at_leader.flush(Durability::Fsync, PATIENCE).unwrap();
+    for (n, level) in [(leader, Durability::Quorum), (elsewhere, Durability::Quorum), (leader, Durability::Standby)] {
         let mut options = publisher::Options::new(hosts.store(n), PublisherId(9));
-        options.level = level;
+        options.durability = level;
         let Err(refused) = Publisher::open(options) else { panic!("{level} is granted") };
         assert!(refused.to_string().contains("quorum-os"), "{refused}");
     }
     let report = hosts.ask(leader, Command::Status).unwrap();
-    assert!(report.is_lossy && !report.lacks_copy);
+    assert!(report.is_lossy && !report.needs_snapshot);
     for publisher in [at_leader, at_follower] {
         publisher.close(PATIENCE).unwrap();
     }
@@ -64,11 +64,11 @@ fn a_frame_in_most_memories_is_committed_from_memory_and_level_quorum_is_refused
 fn where_hosts_acknowledge_durable_frames_only_level_quorum_os_means_quorum() {
     let hosts = Hosts::new(3);
     let leader = hosts.leader(0);
-    let mut publisher = hosts.publisher(leader, 1, Level::QuorumOs);
+    let mut publisher = hosts.publisher(leader, 1, Durability::QuorumOs);
     publisher.publish(&trade(0)).unwrap();
-    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    publisher.flush(Durability::QuorumOs, PATIENCE).unwrap();
     assert!(hosts.control(leader).durable() >= Lsn(1) || (1..=3).filter(|n| hosts.control(*n).durable() >= Lsn(1)).count() > 1);
-    assert_eq!(publisher.level(), Level::Quorum);
+    assert_eq!(publisher.level(), Durability::Quorum);
 }
 
 /// An initialised host of a cluster of two: its options, and its world.
@@ -77,15 +77,15 @@ fn one_of_two(dir: &Path, flush: Flush) -> (Options, World) {
     options.cluster.flush = flush;
     options.run_root = dir.to_path_buf();
     options.space_min = 1 << 20;
-    let new_cluster = Founding {
+    let new_cluster = NewCluster {
         cluster: "test".to_owned(),
         node: NodeId(1),
         members: vec![member(1), member(2)],
         segment_size: options.segment_size,
         joins: false,
-        epoch: 0,
+        generation: 0,
     };
-    found(&RealDisk, &options.store, &new_cluster, Ts(1)).unwrap();
+    initialise(&RealDisk, &options.store, &new_cluster, Ts(1)).unwrap();
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 5, boot: 1 };
     (options, world)
 }
@@ -147,9 +147,9 @@ fn a_host_that_may_have_lost_frames_is_not_made_leader_by_its_start() {
 fn a_publisher_whose_level_is_gone_is_refused_with_the_level_to_use() {
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
-    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    let mut publisher = hosts.publisher(leader, 1, Durability::Quorum);
     publisher.publish(&trade(0)).unwrap();
-    publisher.flush(Level::Quorum, PATIENCE).unwrap();
+    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     hosts.flush = Flush::Interval;
     (1..=3).for_each(|n| hosts.start(n));
@@ -169,7 +169,7 @@ fn a_host_whose_disk_refused_written_frames_needs_a_snapshot_too() {
             let (options, world) = one_of_two(dir.path(), flush);
             let recovered = recover(options.clone(), &world).unwrap();
             // A frame that the page cache had and the disk refused.
-            let end = recovered.core.writer.end();
+            let end = recovered.state.writer.end();
             recovered.control.set_appended(end.lsn, tapestore::lsn::Position(end.position.0 + 64));
             let run_dir = recovered.started.run_dir.clone();
             drop(recovered);
@@ -188,26 +188,26 @@ fn a_deliberately_truncated_log_does_not_count_as_lost() {
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     (1..=3).for_each(|n| hosts.start(n));
     let leader = hosts.leader(0);
-    let mut alone = hosts.publisher(leader, 1, Level::Os);
+    let mut alone = hosts.publisher(leader, 1, Durability::Os);
     hosts.net.cut_off.lock().unwrap().insert(leader);
     for seq in 0..500 {
         alone.publish(&trade(seq)).unwrap();
     }
-    alone.flush(Level::Os, PATIENCE).unwrap();
+    alone.flush(Durability::Os, PATIENCE).unwrap();
     let next = hosts.leader(leader);
-    let mut publisher = hosts.publisher(next, 2, Level::QuorumOs);
+    let mut publisher = hosts.publisher(next, 2, Durability::QuorumOs);
     publisher.publish(&trade(0)).unwrap();
-    publisher.flush(Level::QuorumOs, PATIENCE).unwrap();
+    publisher.flush(Durability::QuorumOs, PATIENCE).unwrap();
     hosts.net.cut_off.lock().unwrap().clear();
     eventually("the end of the old leader", || hosts.storages[leader as usize - 1].as_ref().unwrap().has_failed().then_some(()));
-    let Ended::Cut(last_kept) = hosts.stop(leader) else { panic!("its log equals the leader's") };
+    let Ended::Truncate(last_kept) = hosts.stop(leader) else { panic!("its log equals the leader's") };
     let options = hosts.options(leader);
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let truncated = crate::divergence::cut(&options, &world, last_kept).unwrap();
+    let truncated = crate::divergence::truncate(&options, &world, last_kept).unwrap();
     assert!(truncated.records > 0, "{truncated:?}");
     hosts.start(leader);
     let report = hosts.ask(leader, Command::Status).unwrap();
-    assert!(!report.lacks_copy && !report.is_mute, "{report:?}");
+    assert!(!report.needs_snapshot && !report.is_mute, "{report:?}");
     eventually("the old leader to catch up", || {
         (hosts.control(leader).committed() >= hosts.control(next).committed()).then_some(())
     });

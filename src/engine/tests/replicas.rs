@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::super::cluster_admin::{Founding, found, store_id};
+use super::super::cluster_admin::{NewCluster, initialise, store_id};
 use super::*;
 use crate::consensus::message::{Command, Member, Message, Progress, Raft, Report, Role, VERSION};
 use tapestore::disk::RealDisk;
@@ -83,15 +83,15 @@ impl Hosts {
         let members: Vec<_> =
             (1..=count).map(|n| Member { node: NodeId(n), address: format!("127.0.0.{n}:1"), is_voter: true }).collect();
         for n in 1..=count {
-            let new_cluster = Founding {
+            let new_cluster = NewCluster {
                 cluster: "test".to_owned(),
                 node: NodeId(n),
                 members: members.clone(),
                 segment_size: SEGMENT,
                 joins: false,
-                epoch: 0,
+                generation: 0,
             };
-            assert_eq!(found(&RealDisk, &hosts.store(n), &new_cluster, Ts(1)).unwrap(), store_id("test"));
+            assert_eq!(initialise(&RealDisk, &hosts.store(n), &new_cluster, Ts(1)).unwrap(), store_id("test"));
             hosts.storages.push(None);
             hosts.carriers.push(None);
             hosts.start(n);
@@ -139,7 +139,7 @@ impl Hosts {
         let running: Vec<u64> = self.net.ends.lock().unwrap().keys().copied().filter(|m| *m != n).collect();
         for m in running {
             for (from, to) in [(n, m), (m, n)] {
-                let reached = Message::Reached { node: NodeId(from), epoch: 0, last: 0, lacks_copy: false };
+                let reached = Message::Reached { node: NodeId(from), generation: 0, last: 0, needs_snapshot: false };
                 self.net.hand(NodeId(from), NodeId(to), &reached);
             }
         }
@@ -166,12 +166,12 @@ impl Hosts {
                                 net.hand(
                                     NodeId(n),
                                     NodeId(to),
-                                    &Message::Reached { node: NodeId(n), epoch: 0, last, lacks_copy: false },
+                                    &Message::Reached { node: NodeId(n), generation: 0, last, needs_snapshot: false },
                                 )
                             });
                         }
-                        Message::Stranded { node, .. } => drop(net.behind.lock().unwrap().insert(node.0)),
-                        Message::Welcome(_) | Message::Members(_) | Message::Lacks { .. } => {}
+                        Message::SnapshotNeeded { node, .. } => drop(net.behind.lock().unwrap().insert(node.0)),
+                        Message::Welcome(_) | Message::Members(_) | Message::FetchSnapshot { .. } => {}
                         other => panic!("storage sends {other:?}"),
                     }
                 }
@@ -203,9 +203,9 @@ impl Hosts {
         ended
     }
 
-    pub(super) fn publisher(&self, n: u64, id: u16, level: Level) -> Publisher {
+    pub(super) fn publisher(&self, n: u64, id: u16, level: Durability) -> Publisher {
         let mut options = publisher::Options::new(self.store(n), PublisherId(id));
-        options.level = level;
+        options.durability = level;
         let publisher = Publisher::open(options).unwrap();
         assert_eq!(publisher.instrument(&"X:1".parse().unwrap()).unwrap(), InstrumentId(1));
         publisher
@@ -274,7 +274,7 @@ pub(super) fn publish(publisher: &mut Publisher, from: u64, to: u64) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    publisher.flush(Level::Quorum, Duration::from_secs(20)).unwrap();
+    publisher.flush(Durability::Quorum, Duration::from_secs(20)).unwrap();
 }
 
 /// The trades in the log of the stopped host with the store `dir`.
@@ -316,8 +316,8 @@ fn publishers_of_any_of_three_hosts_are_served_and_those_of_followers_outlive_th
     let mut hosts = Hosts::new(3);
     let first = hosts.leader(0);
     let elsewhere = first % 3 + 1;
-    let mut at_leader = hosts.publisher(first, 1, Level::Quorum);
-    let mut at_follower = hosts.publisher(elsewhere, 2, Level::Quorum);
+    let mut at_leader = hosts.publisher(first, 1, Durability::Quorum);
+    let mut at_follower = hosts.publisher(elsewhere, 2, Durability::Quorum);
     publish(&mut at_leader, 0, 5_000);
     publish(&mut at_follower, 10_000, 15_000);
     for n in 1..=3 {
@@ -376,7 +376,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
         hosts.ask(next, Command::Promote { node: NodeId(first), force: false }).ok();
         hosts.ask(next, Command::Status).ok().filter(|r| r.members.iter().all(|m| m.is_voter))
     });
-    let mut publisher = hosts.publisher(next, 1, Level::Quorum);
+    let mut publisher = hosts.publisher(next, 1, Durability::Quorum);
     publish(&mut publisher, 0, 10);
     assert!(hosts.ask(next, Command::Remove { node: NodeId(77), force: false }).unwrap_err().contains("no member"));
 }
@@ -385,29 +385,29 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
 fn records_of_an_isolated_leader_are_withdrawn_kept_in_a_file_and_reported_as_lost() {
     let mut hosts = Hosts::new(3);
     let old = hosts.leader(0);
-    let mut publisher = hosts.publisher(old, 1, Level::Os);
+    let mut publisher = hosts.publisher(old, 1, Durability::Os);
     publish(&mut publisher, 0, 1_000);
     let timeline = hosts.control(old).timeline();
     hosts.net.cut_off.lock().unwrap().insert(old);
     for seq in 50_000..50_500 {
         publisher.publish(&trade(seq)).unwrap();
     }
-    publisher.flush(Level::Os, Duration::from_secs(5)).unwrap();
+    publisher.flush(Durability::Os, Duration::from_secs(5)).unwrap();
     assert_eq!(hosts.control(old).committed(), Lsn(1_000), "nothing is committed by one of three");
     let new = hosts.leader(old);
-    let mut other = hosts.publisher(new, 2, Level::Quorum);
+    let mut other = hosts.publisher(new, 2, Durability::Quorum);
     publish(&mut other, 1_000, 2_000);
     hosts.net.cut_off.lock().unwrap().clear();
     eventually("the old leader to find that its log differs", || {
         hosts.storages[old as usize - 1].as_ref().unwrap().has_failed().then_some(())
     });
-    let Ended::Cut(last_kept) = hosts.stop(old) else { panic!("its log is not to be truncated") };
+    let Ended::Truncate(last_kept) = hosts.stop(old) else { panic!("its log is not to be truncated") };
     let mut options = options(&hosts.store(old));
     options.segment_size = SEGMENT;
     let world = World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: 0, boot: 1 };
-    let truncated = divergence::cut(&options, &world, last_kept).unwrap();
+    let truncated = divergence::truncate(&options, &world, last_kept).unwrap();
     assert_eq!((truncated.records, truncated.first_lsn), (500, Lsn(1_001)));
-    assert!(truncated.kept_in.unwrap().starts_with(hosts.store(old).join(wal::cut::DIVERGENT)));
+    assert!(truncated.kept_in.unwrap().starts_with(hosts.store(old).join(wal::truncate::DIVERGENT)));
     hosts.start(old);
     eventually("the old leader to have the committed records", || (hosts.control(old).committed() >= Lsn(2_000)).then_some(()));
     assert!(hosts.control(old).timeline() > timeline && hosts.control(old).cut() == Lsn(1_001), "readers are notified");
@@ -442,7 +442,7 @@ fn a_follower_that_does_not_forward_names_the_leader() {
     assert!(matches!(error, Error::NotLeader { leader: Some(named), .. } if named == NodeId(leader)), "{error}");
     assert!(error.to_string().contains(&format!("node {leader} does")), "{error}");
     // On the leader's host publishers are served as usual.
-    let mut at_leader = hosts.publisher(leader, 1, Level::Quorum);
+    let mut at_leader = hosts.publisher(leader, 1, Durability::Quorum);
     publish(&mut at_leader, 0, 100);
 }
 
@@ -451,7 +451,7 @@ fn a_host_behind_the_checkpoint_catches_up_from_a_restarted_leader() {
     let mut hosts = Hosts::new(3);
     let leader = hosts.leader(0);
     let behind = leader % 3 + 1;
-    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    let mut publisher = hosts.publisher(leader, 1, Durability::Quorum);
     publish(&mut publisher, 0, 100);
     eventually("the follower to have records", || (hosts.control(behind).committed() >= Lsn(100)).then_some(()));
     hosts.net.cut_off.lock().unwrap().insert(behind);

@@ -117,7 +117,7 @@ fn a_leader_whose_syncs_take_two_seconds_keeps_the_lead_and_the_others_commit_wi
     (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
     (1..=3).for_each(|n| hosts.start(n));
     let leader = hosts.leader(0);
-    let mut publisher = hosts.publisher(leader, 1, Level::Quorum);
+    let mut publisher = hosts.publisher(leader, 1, Durability::Quorum);
     publish(&mut publisher, 0, 1_000);
     let term = |hosts: &Hosts| hosts.ask(leader, Command::Status).unwrap().state.term;
     let before = term(&hosts);

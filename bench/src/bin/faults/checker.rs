@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tapestore::lsn::{InstrumentId, Level, Lsn, PubSeq};
+use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::reader::{At, Reader};
 use tapestore::record::{RecordRef, Trade, split};
@@ -64,7 +64,7 @@ pub(crate) fn publish(publisher: &mut Publisher, source: u64, over: &AtomicBool)
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    publisher.flush(Level::Quorum, Duration::from_secs(60)).map_err(|e| e.to_string())?;
+    publisher.flush(Durability::Quorum, Duration::from_secs(60)).map_err(|e| e.to_string())?;
     let now = HostClock.monotonic();
     batches.iter_mut().skip(acked).for_each(|b| b.acked_at = now);
     if publisher.take_lost().is_empty() { Ok(batches) } else { Err("a publisher reported lost records".to_owned()) }
@@ -128,7 +128,7 @@ fn frames(store: &Path) -> Result<Frames, String> {
 fn divergent_frames(store: &Path) -> Result<Vec<(u64, Made)>, String> {
     const HEAD: usize = 64;
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(store.join(tapestore::wal::cut::DIVERGENT)).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(store.join(tapestore::wal::truncate::DIVERGENT)).into_iter().flatten().flatten() {
         let bytes = std::fs::read(entry.path()).map_err(|e| e.to_string())?;
         let mut rest = bytes.get(HEAD..).unwrap_or(&[]);
         while !rest.is_empty() {

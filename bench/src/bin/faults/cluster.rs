@@ -11,7 +11,7 @@ use bench::hosts::{Hosts, Shape, eventually};
 use bench::{histogram, show};
 use hdrhistogram::Histogram;
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{Level, Lsn};
+use tapestore::lsn::{Durability, Lsn};
 
 use crate::checker;
 use crate::report::Report;
@@ -39,7 +39,7 @@ fn beside(
 ) -> Result<(), String> {
     let leader = hosts.leader()?;
     let at = leader % hosts.hosts.len() as u64 + 1;
-    let mut publishers = [hosts.publisher(at, 1, Level::Quorum)?, hosts.publisher(at, 2, Level::Quorum)?];
+    let mut publishers = [hosts.publisher(at, 1, Durability::Quorum)?, hosts.publisher(at, 2, Durability::Quorum)?];
     let over = AtomicBool::new(false);
     let sources = std::thread::scope(|scope| {
         let over = &over;
@@ -60,13 +60,13 @@ fn beside(
     let nodes: Vec<u64> = hosts.hosts.iter().map(|h| h.node).collect();
     nodes.iter().for_each(|node| hosts.stop(*node));
     let stores: Vec<_> = hosts.hosts.iter().map(|h| h.store.clone()).collect();
-    report.fact(checker::check(&stores, &sources)?);
+    report.note(checker::check(&stores, &sources)?);
     Ok(())
 }
 
 fn print_times(report: &mut Report, what: &str, h: &Histogram<u64>) {
     let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|q| show(h.value_at_quantile(q)));
-    report.fact(format!("{what}: p50 {p50}, p90 {p90}, p99 {p99}, max {} of {}", show(h.max()), h.len()));
+    report.note(format!("{what}: p50 {p50}, p90 {p90}, p99 {p99}, max {} of {}", show(h.max()), h.len()));
 }
 
 /// Kills both processes of the leader's host `n` times.
@@ -157,7 +157,7 @@ pub(crate) fn partition(n: u64, seed: u64) -> Report {
         report.fail(what, &again);
     }
     let [both, from, to, follower, slow] = kinds;
-    report.fact(format!(
+    report.note(format!(
         "leader isolated {both} times, outgoing links cut {from}, incoming links cut {to}, slow links {slow}; follower isolated {follower}"
     ));
     print_times(&mut report, "time until all hosts caught up", &times);
@@ -226,7 +226,7 @@ pub(crate) fn minority_corrupt(n: u64, seed: u64) -> Report {
     if let Err(what) = outcome {
         report.fail(what, &again);
     }
-    report.fact(format!(
+    report.note(format!(
         "{refused} damaged hosts refused to start, {installed} installed a snapshot, {replaced} were replaced under another number"
     ));
     report

@@ -84,10 +84,10 @@ fn store(trial: &mut Trial<'_>) -> Store {
     for turn in 0..24 {
         assert!(trial.can_log(&mut store).unwrap());
         if turn == 8 || turn == 16 {
-            store.at.core.memtables.seal_soon();
+            store.at.state.memtables.seal_soon();
         }
         trial.name(&mut store).unwrap();
-        assert_eq!(store.at.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.at.state.is_ready().unwrap(), Readiness::Ready);
         trial.send(&mut store, 2).unwrap();
         trial.sync(&mut store).unwrap();
         trial.flush(&mut store);
@@ -144,7 +144,7 @@ impl Tally {
     fn summarise(self, report: &mut Report, what: &str, len: usize) {
         let Tally { refused, same, other } = self;
         let shown = if other > 0 { format!(", {other} with a wrong value (no checksum)") } else { String::new() };
-        report.fact(format!("{what}: {len} bytes, {} cases: {refused} refused, {same} harmless{shown}", refused + same + other));
+        report.note(format!("{what}: {len} bytes, {} cases: {refused} refused, {same} harmless{shown}", refused + same + other));
     }
 }
 

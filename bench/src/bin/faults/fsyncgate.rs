@@ -72,7 +72,7 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     let mut snapshot = site.snapshot(&mut reader)?;
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
     site.tape(&["verify"])?;
-    report.fact(format!("{} records, 0 lost at fsync, {missing} at os", tracker.last()));
+    report.note(format!("{} records, 0 lost at fsync, {missing} at os", tracker.last()));
     site.stop()?;
     site.free_shared_memory();
     drop(feeds);

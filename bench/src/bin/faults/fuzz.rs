@@ -10,11 +10,11 @@ use tapestore::bus::BatchHeader;
 use tapestore::bus::attach::{Message as Said, Mode};
 use tapestore::disk::sim::{SimDisk, SimRng};
 use tapestore::disk::{Disk, Open};
-use tapestore::lsn::{Epoch, InstrumentId, Level, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
 use tapestore::record::{Depth10, Layout, Name, Price, Quote, Record, Size, Trade, Volume};
 use tapestore::sstable::{self, FileMeta};
 use tapestore::time::{Ts, parse_duration};
-use tapestore::wal::{Chain, Fact, fact};
+use tapestore::wal::{Chain, ControlEntry, control_entry};
 use tapestore::{bars, manifest, reader, record, wal};
 use tapestore_engine::{compaction, config};
 use tapestore_formats::input::{self, Binance, Csv, Dbn, Message, Table as Rows};
@@ -105,7 +105,7 @@ fn many(report: &mut Report, target: &mut Target<'_>, n: u64, seed: u64) {
         }
         attempt(report, target, bytes, i);
     }
-    report.fact(format!("{}: {n} inputs, {:.0}/s", target.name, n as f64 / began.elapsed().as_secs_f64()));
+    report.note(format!("{}: {n} inputs, {:.0}/s", target.name, n as f64 / began.elapsed().as_secs_f64()));
 }
 
 fn attempt(report: &mut Report, target: &mut Target<'_>, bytes: Vec<u8>, i: u64) {
@@ -130,10 +130,10 @@ fn model_store(trial: &mut Trial<'_>) -> Store {
     for turn in 0..10 {
         assert!(trial.can_log(&mut store).unwrap());
         if turn == 6 {
-            store.at.core.memtables.seal_soon();
+            store.at.state.memtables.seal_soon();
         }
         trial.name(&mut store).unwrap();
-        store.at.core.is_ready().unwrap();
+        store.at.state.is_ready().unwrap();
         trial.send(&mut store, 2).unwrap();
         trial.sync(&mut store).unwrap();
         trial.flush(&mut store);
@@ -155,13 +155,13 @@ impl Files {
     fn of(trial: &Trial<'_>, store: &mut Store) -> Files {
         let (disk, dir) = (&trial.disk, &trial.store);
         let meta = wal::meta::read(disk, dir).unwrap().unwrap();
-        let end = store.at.core.writer.end().position.0 as usize;
+        let end = store.at.state.writer.end().position.0 as usize;
         let mut segment =
             disk.contents(&dir.join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)))).unwrap();
         segment.truncate(end.next_multiple_of(4096));
         let named = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("manifest-"));
         let path = disk.files().into_iter().find(named).unwrap();
-        let state = store.at.filer.manifest().state();
+        let state = store.at.flusher.manifest().state();
         let table = |f: &FileMeta| (*f, disk.contents(&dir.join(sstable::DIR).join(sstable::file_name(f.kind, f.id))).unwrap());
         Files {
             store_id: meta.store_id,
@@ -183,7 +183,7 @@ fn of_files(files: &Files) -> Vec<Target<'_>> {
     let dir = PathBuf::from("/store");
     let (wal_dir, sst_dir) = (dir.join(wal::DIR), dir.join(sstable::DIR));
     let segment = wal_dir.join(wal::format::segment_name(tapestore::lsn::Position(0)));
-    let (meta, id) = (wal::Meta { durable: wal::Evidence::default(), ..files.meta }, files.store_id);
+    let (meta, id) = (wal::Meta { durable: wal::DurableMark::default(), ..files.meta }, files.store_id);
     let log = Box::new(move |bytes: &[u8]| {
         let disk = SimDisk::new();
         put(&disk, &segment, bytes);
@@ -263,14 +263,14 @@ fn of_messages<'a>(scratch: &'a Scratch, counts: &'a Counts) -> Vec<Target<'a>> 
     let bytes_of = |words: &[u64]| bytemuck::cast_slice::<u64, u8>(words).to_vec();
     let layout = Layout::of(Signal::SCHEMA_REF).unwrap();
     let entries = [
-        Fact::Attach { publisher: PublisherId(1), epoch: Epoch(2), incarnation: 3 },
-        Fact::Symbol { instrument: InstrumentId(1), name: model::name(1) },
-        Fact::Kind(layout.clone()),
+        ControlEntry::Attach { publisher: PublisherId(1), epoch: Epoch(2), incarnation: 3 },
+        ControlEntry::Symbol { instrument: InstrumentId(1), name: model::name(1) },
+        ControlEntry::Kind(layout.clone()),
     ];
     let mut entry_words = Vec::new();
     entries.iter().for_each(|entry| entry.encode(&mut entry_words));
     let messages = [
-        Said::Attach { publisher: PublisherId(1), mode: Mode::Resume(Epoch(4)), level: Level::Fsync, incarnation: 9 },
+        Said::Attach { publisher: PublisherId(1), mode: Mode::Resume(Epoch(4)), level: Durability::Fsync, incarnation: 9 },
         Said::Symbols(vec![model::name(1), model::name(2)]),
         Said::Ids(vec![InstrumentId(1)]),
         Said::Kind(Box::new(layout.clone())),
@@ -288,8 +288,8 @@ fn of_messages<'a>(scratch: &'a Scratch, counts: &'a Counts) -> Vec<Target<'a>> 
             run: Box::new(|bytes| {
                 let words = words_of(bytes);
                 let header = wal::Header { count: 3, ..bytemuck::Zeroable::zeroed() };
-                drop(Fact::parse_all(&header, &words));
-                assert!(fact::parse_name(&words).is_none_or(|n| !n.as_str().is_empty()));
+                drop(ControlEntry::parse_all(&header, &words));
+                assert!(control_entry::parse_name(&words).is_none_or(|n| !n.as_str().is_empty()));
                 drop(Layout::parse(&words));
             }),
         },
@@ -332,15 +332,15 @@ impl Offers<'_> {
         }
         let Some((trial, store, offers)) = &mut self.running else { return };
         *offers += 1;
-        assert!(trial.can_log(store).unwrap() && store.at.core.is_ready().is_ok());
+        assert!(trial.can_log(store).unwrap() && store.at.state.is_ready().is_ok());
         let field = |i: usize| {
             u64::from(bytes.get(2 * i).copied().unwrap_or(0)) | u64::from(bytes.get(2 * i + 1).copied().unwrap_or(0)) << 8
         };
         let first =
-            if field(1) & 0x80 == 0 { store.at.core.publisher(PublisherId(1)).last.0 + field(2) } else { u64::MAX - field(2) };
+            if field(1) & 0x80 == 0 { store.at.state.publisher(PublisherId(1)).last.0 + field(2) } else { u64::MAX - field(2) };
         let header = BatchHeader::new(PublisherId(field(0) as u16), Epoch(field(1) as u32 | 1), PubSeq(first), field(3) as u32);
-        store.at.core.offer(header, &words_of(bytes.get(8..).unwrap_or(&[])));
-        drop(store.at.core.commit(Ts(model::BEGIN)).unwrap());
+        store.at.state.accept(header, &words_of(bytes.get(8..).unwrap_or(&[])));
+        drop(store.at.state.append(Ts(model::BEGIN)).unwrap());
     }
 }
 
@@ -464,7 +464,7 @@ fn texts(bytes: &[u8]) {
     drop(Name::new(bytes));
     let text = &*String::from_utf8_lossy(bytes);
     drop((text.parse::<Ts>(), text.parse::<Price>(), text.parse::<Size>(), text.parse::<Volume>()));
-    drop((text.parse::<Level>(), text.parse::<reader::At>(), text.parse::<bars::By>(), parse_duration(text)));
+    drop((text.parse::<Durability>(), text.parse::<reader::At>(), text.parse::<bars::By>(), parse_duration(text)));
     drop((terminal::size(text), query::time(text)));
     drop(bars::Session::parse(text, "America/New_York"));
     drop(bars::Session::parse("09:30-16:00", text));

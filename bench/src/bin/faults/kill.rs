@@ -41,15 +41,15 @@ pub(crate) fn run(n: u64, seed: u64) -> Report {
     let mut hits = Hits::default();
     match campaign(&mut site, n, seed, &mut report, &mut hits) {
         Ok(tracker) => {
-            report.fact(format!("{} records of {} epochs, {} record checks", tracker.last(), tracker.epochs(), hits.checked));
+            report.note(format!("{} records of {} epochs, {} record checks", tracker.last(), tracker.epochs(), hits.checked));
         }
         Err(what) => {
             let again = site.again("kill", n, seed);
             report.fail(what, again);
         }
     }
-    report.fact(format!("{} kills during recovery, {} during a flush", hits.in_recovery, hits.in_flush));
-    report.fact(format!("{} manifest edits; {} merges before the kills", hits.edits, hits.merges));
+    report.note(format!("{} kills during recovery, {} during a flush", hits.in_recovery, hits.in_flush));
+    report.note(format!("{} manifest edits; {} merges before the kills", hits.edits, hits.merges));
     report
 }
 
@@ -95,13 +95,13 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report, hits: &mut 
         report.pass();
     }
     let longest = site::finish_all(&mut feeds)?;
-    report.fact(format!("longest call of a publisher {longest:?}"));
+    report.note(format!("longest call of a publisher {longest:?}"));
     let mut snapshot = site.snapshot(&mut reader)?;
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
     feeds.iter().try_for_each(|f| f.check(&tracker, false).map(drop))?;
     site::check_all(&tracker, &mut snapshot)?;
     for watcher in &mut watchers {
-        report.fact(watcher.finish()?);
+        report.note(watcher.finish()?);
     }
     site.tape(&["verify"])?;
     site.stop()?;

@@ -153,7 +153,7 @@ fn campaign(which: Campaign, n: Option<u64>, seed: u64) -> Report {
                 let run = campaign(which, Some(n), seed);
                 let (name, trials) = (which.to_possible_value().unwrap().get_name().to_owned(), run.trials());
                 let outcome = if run.finish() { Ok(()) } else { Err(format!("{name} failed")) };
-                report.fact(format!("{name}: {trials} trials in {} s", began.elapsed().as_secs()));
+                report.note(format!("{name}: {trials} trials in {} s", began.elapsed().as_secs()));
                 report.add(outcome, format!("cargo run -p bench --bin faults -- {name} --n {n} --seed {seed}"));
             }
             report

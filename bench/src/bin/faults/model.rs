@@ -264,7 +264,7 @@ impl Found {
             assert_eq!(*found, name(i), "instrument {}", i + 1);
         }
         let state = |p: u16| {
-            let PublisherState { epoch, last, lsn, .. } = store.core.publisher(PublisherId(p));
+            let PublisherState { epoch, last, lsn, .. } = store.state.publisher(PublisherId(p));
             (epoch > Epoch(0)).then_some((p, (epoch.0, last.0, lsn.0)))
         };
         Found { records: store.started.records, names: names.len(), publishers: (1..=publishers).filter_map(state).collect() }

@@ -63,7 +63,7 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
         let had_ballast = site.store.join("ballast").exists();
         let left = if rng.below(2) == 0 { 0 } else { rng.below(kept) };
         volume.fill(FILLER, left);
-        let is_refusing = || (reader.control().statistic(Statistic::HeldBack) == NO_SPACE).then_some(());
+        let is_refusing = || (reader.control().statistic(Statistic::BackPressure) == NO_SPACE).then_some(());
         eventually("the refusal of records", is_refusing).map_err(at)?;
         let before: u64 = feeds.iter_mut().filter_map(|f| f.account()).map(|a| a.no_space).sum();
         let new_refusals = || {
@@ -93,7 +93,7 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
         volume.empty(FILLER);
         let is_writing = || {
             let control = reader.control();
-            (control.statistic(Statistic::HeldBack) != NO_SPACE && control.durable() > durable).then_some(())
+            (control.statistic(Statistic::BackPressure) != NO_SPACE && control.durable() > durable).then_some(())
         };
         eventually("writes after the refusal", is_writing).map_err(at)?;
         slowest = slowest.max(freed_at.elapsed());
@@ -109,11 +109,11 @@ fn rounds(site: &mut Site, volume: &Volume, n: u64, seed: u64, report: &mut Repo
     let mut snapshot = site.snapshot(&mut reader)?;
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
     site::check_all(&tracker, &mut snapshot)?;
-    report.fact(watcher.finish()?);
+    report.note(watcher.finish()?);
     site.tape(&["verify"])?;
     site.stop()?;
-    report.fact(format!("{} records; {refused} calls refused with NoSpace; storage counted {began} times", tracker.last()));
-    report.fact(format!("{restarts} starts on the full disk; the ballast was released {ballasts} times"));
-    report.fact(format!("writes resumed within {slowest:?}"));
+    report.note(format!("{} records; {refused} calls refused with NoSpace; storage counted {began} times", tracker.last()));
+    report.note(format!("{restarts} starts on the full disk; the ballast was released {ballasts} times"));
+    report.note(format!("writes resumed within {slowest:?}"));
     Ok(())
 }

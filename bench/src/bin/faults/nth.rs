@@ -66,7 +66,7 @@ pub fn run(n: u64, seed: u64) -> Report {
     for what in failures {
         report.fail(what, format!("cargo run -p bench --bin faults -- nth-fault --n {n} --seed {seed}"));
     }
-    report.fact(format!("a script of {calls} writing and {looks} reading calls; {} of {} cases", chosen.len(), cases.len()));
+    report.note(format!("a script of {calls} writing and {looks} reading calls; {} of {} cases", chosen.len(), cases.len()));
     report
 }
 
@@ -124,7 +124,7 @@ fn script(trial: &mut Trial<'_>) -> Result<()> {
                 continue;
             }
             if turn == 3 || turn == 6 {
-                store.at.core.memtables.seal_soon();
+                store.at.state.memtables.seal_soon();
             }
             publish(trial, &mut store, turn)?;
             if turn % 3 == 2 {
@@ -143,5 +143,5 @@ fn publish(trial: &mut Trial<'_>, store: &mut Store, turn: u32) -> Result<()> {
     if turn % 5 == 1 {
         trial.name(store)?;
     }
-    if store.at.core.is_ready()? == Readiness::Ready { trial.send(store, 2) } else { Ok(()) }
+    if store.at.state.is_ready()? == Readiness::Ready { trial.send(store, 2) } else { Ok(()) }
 }

@@ -23,7 +23,7 @@ use tapestore::time::Clock;
 use tapestore::wal::{self, Appended, Spare, Spares};
 use tapestore_engine::compaction;
 use tapestore_engine::compaction::retention::{Rule, Rules};
-use tapestore_engine::state::{Offer, Readiness};
+use tapestore_engine::state::{BatchOutcome, Readiness};
 use tapestore_engine::{self, Options, Recovered, World};
 
 use crate::model::{self, Found, Frame, Model, Recipe, Sent, Signal};
@@ -62,8 +62,8 @@ pub fn run(n: u64, seed: u64) -> Report {
     for (seed, what) in failures {
         report.fail(format!("seed {seed}: {what}"), format!("cargo run -p bench --bin faults -- powerloss --n 1 --seed {seed}"));
     }
-    report.fact(format!("{:.0} trials/s", seeds.len() as f64 / began.elapsed().as_secs_f64()));
-    report.fact(counts.summary());
+    report.note(format!("{:.0} trials/s", seeds.len() as f64 / began.elapsed().as_secs_f64()));
+    report.note(counts.summary());
     report
 }
 
@@ -264,7 +264,7 @@ impl<'a> Trial<'a> {
         self.compare(&at)?;
         let (spares, queue) = bounded(2);
         let mut store = Store { at, spares, passed: Vec::new(), prepared: 0 };
-        store.at.core.writer.set_spares(Spares::Ahead(queue));
+        store.at.state.writer.set_spares(Spares::Ahead(queue));
         Ok(store)
     }
 
@@ -313,7 +313,7 @@ impl<'a> Trial<'a> {
     pub fn attach(&mut self, store: &mut Store) -> Result<()> {
         for i in 0..usize::from(PUBLISHERS) {
             let publisher = i as u16 + 1;
-            let stored = store.at.core.publisher(PublisherId(publisher));
+            let stored = store.at.state.publisher(PublisherId(publisher));
             if stored.epoch.0 == self.clients[i].epoch && stored.epoch.0 > 0 && self.rng.below(6) > 0 {
                 // Resumed: it continues after storage's last record.
                 self.clients[i].sent = stored.last.0;
@@ -324,7 +324,7 @@ impl<'a> Trial<'a> {
                 return Ok(());
             }
             let next = stored.epoch.max(above).0 + 1;
-            let made = store.at.core.begin_epoch(PublisherId(publisher), 7, above, self.clock.wall());
+            let made = store.at.state.begin_epoch(PublisherId(publisher), 7, above, self.clock.wall());
             let made = self.logged(Frame::Epoch(publisher, next), made)?;
             assert_eq!(made.0.epoch.0, next);
             self.appended(store, made.1);
@@ -336,7 +336,7 @@ impl<'a> Trial<'a> {
         let known = self.model.state().names;
         if known < model::INSTRUMENTS {
             let names: Vec<_> = (known..model::INSTRUMENTS).map(model::name).collect();
-            let made = store.at.core.instruments(&names, self.clock.wall());
+            let made = store.at.state.instruments(&names, self.clock.wall());
             let (_, appended) = self.logged(Frame::Names(names.len()), made)?;
             appended.into_iter().for_each(|appended| self.appended(store, appended));
         }
@@ -345,7 +345,7 @@ impl<'a> Trial<'a> {
         }
         let layout = Layout::of(Signal::SCHEMA_REF)?;
         let surely = self.model.state().has_kind;
-        let made = store.at.core.kind(&layout, self.clock.wall());
+        let made = store.at.state.kind(&layout, self.clock.wall());
         if let Some(appended) = self.logged(Frame::Kind, made)? {
             assert!(!surely, "a stored kind is registered as new");
             self.appended(store, appended);
@@ -358,7 +358,7 @@ impl<'a> Trial<'a> {
     /// Whether control entries can be appended now.
     pub fn can_log(&mut self, store: &mut Store) -> Result<bool> {
         store.prepare(&self.disk, &self.store, self.counts);
-        store.at.core.writer.ready()
+        store.at.state.writer.ready()
     }
 
     /// Records in the model that `frame` was appended, or may have been.
@@ -384,7 +384,7 @@ impl<'a> Trial<'a> {
 
     /// Makes everything durable and publishes the watermarks, as the sync agent does.
     pub fn sync(&mut self, store: &mut Store) -> Result<()> {
-        let end = store.at.core.writer.end();
+        let end = store.at.state.writer.end();
         store.at.syncer.sync(end)?;
         store.at.control.set_durable(end.lsn, end.position);
         store.at.control.set_committed(end.lsn);
@@ -400,9 +400,9 @@ impl<'a> Trial<'a> {
             self.name(store)?;
         }
         if self.rng.below(12) == 0 {
-            store.at.core.memtables.seal_soon();
+            store.at.state.memtables.seal_soon();
         }
-        if store.at.core.is_ready()? != Readiness::Ready {
+        if store.at.state.is_ready()? != Readiness::Ready {
             self.sync(store)?;
             self.flush(store);
             return Ok(());
@@ -430,7 +430,7 @@ impl<'a> Trial<'a> {
             return Ok(());
         }
         count(&self.counts.records, sent.len() as u64);
-        let made = store.at.core.commit(self.clock.wall());
+        let made = store.at.state.append(self.clock.wall());
         let Some(frame) = self.logged(Frame::Records(sent), made)? else { panic!("a frame with accepted batches is empty") };
         store.at.sealed.extend(frame.sealed);
         self.appended(store, frame.appended);
@@ -442,7 +442,7 @@ impl<'a> Trial<'a> {
         let known = self.model.state().names;
         let (from, new) = (known - self.rng.below(known as u64 + 1).min(3) as usize, self.rng.below(4) as usize);
         let names: Vec<_> = (from..known + new).map(model::name).collect();
-        let made = store.at.core.instruments(&names, self.clock.wall());
+        let made = store.at.state.instruments(&names, self.clock.wall());
         let (ids, appended) = self.logged(Frame::Names(new), made)?;
         assert!(ids.iter().enumerate().all(|(i, id)| id.0 as usize == from + i + 1), "names {from} on are {ids:?}");
         assert_eq!(appended.is_some(), new > 0);
@@ -467,15 +467,15 @@ impl<'a> Trial<'a> {
             return;
         }
         let header = BatchHeader::new(PublisherId(publisher), Epoch(client.epoch), PubSeq(first), count as u32);
-        match store.at.core.offer(header, &words) {
-            Offer::Accepted => {
+        match store.at.state.accept(header, &words) {
+            BatchOutcome::Accepted => {
                 assert!(jump == 0 && first + count - 1 > client.sent, "{first} to {}, after {}", first + count - 1, client.sent);
                 sent.extend((client.sent + 1..first + count).map(one));
                 self.clients[i].sent = first + count - 1;
             }
-            Offer::Duplicate => assert!(first + count - 1 <= client.sent && back > 0),
-            Offer::Gap(expected) => assert!(jump > 0 && expected == PubSeq(client.sent + 1)),
-            Offer::FrameFull => assert!(!sent.is_empty()),
+            BatchOutcome::Duplicate => assert!(first + count - 1 <= client.sent && back > 0),
+            BatchOutcome::Gap(expected) => assert!(jump > 0 && expected == PubSeq(client.sent + 1)),
+            BatchOutcome::FrameFull => assert!(!sent.is_empty()),
             other => panic!("{other:?}"),
         }
     }
@@ -487,10 +487,10 @@ impl<'a> Trial<'a> {
             if control.durable() < oldest.last || control.durable_position() < oldest.mark.chain.position {
                 return;
             }
-            let Ok(flushed) = store.at.filer.file(oldest, self.clock.as_ref()) else { return };
+            let Ok(flushed) = store.at.flusher.file(oldest, self.clock.as_ref()) else { return };
             store.at.sealed.pop_front();
-            store.at.core.memtables.filed(flushed.table, flushed.seq);
-            store.at.filer.unlink(flushed.table);
+            store.at.state.memtables.flushed(flushed.table, flushed.seq);
+            store.at.flusher.unlink(flushed.table);
             count(&self.counts.flushed, 1);
             store.recycle(&self.disk, &self.store);
         }
@@ -500,19 +500,19 @@ impl<'a> Trial<'a> {
     /// Compacts and expires SSTables, as the flush agent requests. A failure ends nothing.
     fn compact(&mut self, store: &mut Store) {
         while self.rng.below(4) > 0 {
-            let merged = store.at.filer.compact_one(&self.compaction, &self.rules).unwrap_or(false);
-            store.at.core.memtables.edited(store.at.filer.manifest().state().seq);
+            let merged = store.at.flusher.compact_one(&self.compaction, &self.rules).unwrap_or(false);
+            store.at.state.memtables.edited(store.at.flusher.manifest().state().seq);
             if !merged {
                 break;
             }
             count(&self.counts.merged, 1);
         }
         if !self.rules.is_empty() {
-            let drops = self.rules.drops(store.at.filer.manifest().state());
+            let drops = self.rules.drops(store.at.flusher.manifest().state());
             drops.iter().for_each(|d| self.model.may_go(&self.disk.copy(), &self.store, d.file));
-            if let Ok(Some(seq)) = store.at.filer.expire(&self.rules) {
+            if let Ok(Some(seq)) = store.at.flusher.expire(&self.rules) {
                 count(&self.counts.dropped, drops.len() as u64);
-                store.at.core.memtables.edited(seq);
+                store.at.state.memtables.edited(seq);
             }
         }
     }
@@ -523,16 +523,16 @@ impl<'a> Trial<'a> {
         store.at.syncer.record()?;
         let meta = wal::Meta { clean: true, durable: store.at.syncer.durable(), ..*store.at.meta.meta() };
         store.at.meta.update(meta)?;
-        store.at.control.set_tables(&[], store.at.filer.manifest().state().seq);
+        store.at.control.set_tables(&[], store.at.flusher.manifest().state().seq);
         RunDir::find(&self.store)?.sweep(None).map(drop)
     }
 
     /// Without faults, flushes everything and compares it with the sent records.
     pub fn last(&mut self) {
         let mut store = self.start().unwrap();
-        store.at.core.memtables.seal_soon();
+        store.at.state.memtables.seal_soon();
         store.prepare(&self.disk, &self.store, self.counts);
-        assert_eq!(store.at.core.is_ready().unwrap(), Readiness::Ready);
+        assert_eq!(store.at.state.is_ready().unwrap(), Readiness::Ready);
         self.attach(&mut store).unwrap();
         while store.at.sealed.is_empty() {
             self.send(&mut store, 1).unwrap();
@@ -544,7 +544,7 @@ impl<'a> Trial<'a> {
         let mut reader = Reader::open_on(Arc::new(self.disk.clone()), &self.store).unwrap();
         let mut snapshot = model::snapshot(&mut reader);
         model::compare(&mut snapshot, &self.model, &state);
-        model::compare_series(&mut snapshot, &self.model, store.at.filer.manifest().state());
+        model::compare_series(&mut snapshot, &self.model, store.at.flusher.manifest().state());
     }
 }
 
@@ -572,7 +572,7 @@ impl Store {
 
     /// Recycles the log's passed segments.
     fn recycle(&mut self, disk: &SimDisk, dir: &Path) {
-        for first in self.at.filer.passed_segments().unwrap_or_default() {
+        for first in self.at.flusher.passed_segments().unwrap_or_default() {
             if let Ok(spare) = wal::recycle(disk, &dir.join(wal::DIR), first) {
                 self.passed.push(spare);
             }

@@ -113,8 +113,8 @@ fn campaign(site: &mut Site, volume: &mut Volume, n: u64, seed: u64, report: &mu
     }
     site.tape(&["verify"])?;
     site.stop()?;
-    report.fact(format!("{} records of {} epochs; 0 lost at fsync", tracker.last(), tracker.epochs()));
-    report.fact(format!("{total} lost at os in {losses} of the cycles, {worst} at once at most, {} gaps stored", tracker.gaps));
-    report.fact(format!("storage ended by itself {fail_stops} times, with exit code 74"));
+    report.note(format!("{} records of {} epochs; 0 lost at fsync", tracker.last(), tracker.epochs()));
+    report.note(format!("{total} lost at os in {losses} of the cycles, {worst} at once at most, {} gaps stored", tracker.gaps));
+    report.note(format!("storage ended by itself {fail_stops} times, with exit code 74"));
     Ok(())
 }

@@ -158,8 +158,8 @@ fn campaign(site: &mut Site, n: u64, seed: u64, report: &mut Report) -> Result<(
     site::check(&mut tracker, &mut snapshot, 0, &mut rng)?;
     site::check_all(&tracker, &mut snapshot)?;
     site.tape(&["verify"])?;
-    report.fact(format!("{} records of {} epochs, {acknowledged} acknowledged as durable", tracker.last(), tracker.epochs()));
-    report.fact(format!("{} publishers were stopped before the kill, {} were zombies for a while", ends.stopped, ends.zombies));
-    report.fact(format!("leftovers: {before:?} before, {last:?} after"));
+    report.note(format!("{} records of {} epochs, {acknowledged} acknowledged as durable", tracker.last(), tracker.epochs()));
+    report.note(format!("{} publishers were stopped before the kill, {} were zombies for a while", ends.stopped, ends.zombies));
+    report.note(format!("leftovers: {before:?} before, {last:?} after"));
     site.stop()
 }

@@ -33,7 +33,7 @@ pub(crate) fn run(seconds: u64, seed: u64) -> Report {
     }
     drop(site);
     match volumes::why_not() {
-        Some(why) => report.fact(format!("bad pages were not tested: {why}")),
+        Some(why) => report.note(format!("bad pages were not tested: {why}")),
         None => bad_pages(seed, &mut report),
     }
     report
@@ -63,13 +63,13 @@ fn churn(site: &mut Site, seconds: u64, seed: u64, report: &mut Report) -> Resul
     }
     feeds.iter_mut().try_for_each(|f| f.finish().map(drop))?;
     for watcher in &mut watchers {
-        report.fact(watcher.finish()?);
+        report.note(watcher.finish()?);
         report.pass();
     }
     let reader = site.reader()?;
     let counted = |which| reader.control().statistic(which);
     use tapestore::shm::control::Statistic;
-    report.fact(format!(
+    report.note(format!(
         "{} records, {} expired, {} files, {kills} kills and {stops} stops of storage",
         reader.control().durable(),
         counted(Statistic::Expired),
@@ -89,7 +89,7 @@ fn bad_pages(seed: u64, report: &mut Report) {
         std::fs::create_dir_all(&dir).unwrap();
         match bad_page(&dir, number, seed) {
             Ok(output) => {
-                report.fact(format!("{bad}: {output}"));
+                report.note(format!("{bad}: {output}"));
                 report.pass();
             }
             Err(what) => report.fail(format!("{bad}: {what}"), format!("faults readers --n 1 --seed {seed}")),

@@ -51,7 +51,7 @@ impl Report {
     }
 
     /// Adds a line to the summary.
-    pub fn fact(&mut self, note: impl Into<String>) {
+    pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 

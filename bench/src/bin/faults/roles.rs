@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tapestore::disk::sim::SimRng;
 use tapestore::error::Error;
-use tapestore::lsn::{Level, Lsn, PublisherId};
+use tapestore::lsn::{Durability, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Reader, Row, Snapshot, TimeRange};
 use tapestore::record::{RecordRef, index_time};
@@ -90,7 +90,7 @@ fn note(account: &mut Account, publisher: &mut Publisher, file: &File) {
 fn publish(
     store: &Path,
     account_path: &Path,
-    level: Level,
+    level: Durability,
     (id, process): (u16, u16),
     base: u64,
     (batch, rate): (u64, u64),
@@ -99,7 +99,7 @@ fn publish(
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
     // A small ring, so that it fills up.
-    let options = Options { level, open_timeout: PATIENCE, ring_bytes: 2 << 20, ..Options::new(store, PublisherId(id)) };
+    let options = Options { durability: level, open_timeout: PATIENCE, ring_bytes: 2 << 20, ..Options::new(store, PublisherId(id)) };
     let mut publisher = match Publisher::open(options) {
         Ok(publisher) => publisher,
         Err(e) => {
@@ -141,7 +141,7 @@ fn publish(
             None => offered = began.elapsed().as_nanos() as u64 / 1000 * rate / 1_000_000,
         }
     }
-    let flushed = publisher.flush(Level::Fsync, PATIENCE);
+    let flushed = publisher.flush(Durability::Fsync, PATIENCE);
     account.done = u64::from(flushed.is_ok());
     note(&mut account, &mut publisher, &file);
     match flushed {

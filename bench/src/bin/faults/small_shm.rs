@@ -54,7 +54,7 @@ fn within(mib: u64, seconds: u64, seed: u64, report: &mut Report) -> Result<bool
     let mut child = command.spawn().map_err(|e| format!("unshare: {e}"))?;
     let mut last = String::new();
     for line in std::io::BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
-        report.fact(format!("{mib} MiB: {line}"));
+        report.note(format!("{mib} MiB: {line}"));
         last = line;
     }
     let status = child.wait().map_err(|e| e.to_string())?;

@@ -101,19 +101,19 @@ fn live(site: &mut Site, minutes: u64, seed: u64, report: &mut Report) -> Result
         feeds.iter_mut().try_for_each(Feed::demand_alive)?;
         watcher.demand_alive()?;
     }
-    report.fact(format!("{} samples", report.trials()));
+    report.note(format!("{} samples", report.trials()));
     let quarter = samples.len() / 4;
     let most = |some: &[Held], i: usize| some.iter().map(|h| h.numbers()[i]).max().unwrap_or(0);
     for (i, (what, more)) in MORE.into_iter().enumerate() {
         let (early, late) = (most(&samples[quarter..2 * quarter], i), most(&samples[3 * quarter..], i));
-        report.fact(format!("{what}: at most {early} in the second quarter, {late} in the last"));
+        report.note(format!("{what}: at most {early} in the second quarter, {late} in the last"));
         if late > early + more {
             return Err(format!("{what} grow from {early} to {late}"));
         }
     }
     feeds.iter_mut().try_for_each(|f| f.finish().map(drop))?;
-    report.fact(watcher.finish()?);
-    report.fact(format!("{restarts} restarts, {process} processes of one publisher"));
+    report.note(watcher.finish()?);
+    report.note(format!("{restarts} restarts, {process} processes of one publisher"));
     site.tape(&["verify"])?;
     site.stop()
 }

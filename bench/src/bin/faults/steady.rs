@@ -56,14 +56,14 @@ fn live(site: &mut Site, frames: u64, seed: u64, report: &mut Report) -> Result<
         watcher.demand_alive()?;
         report.pass();
     }
-    report.fact(format!("{} frames in {} s", done(), began.elapsed().as_secs()));
+    report.note(format!("{} frames in {} s", done(), began.elapsed().as_secs()));
     let quarter = samples.len() / 4;
     // Flushes and merges use memory temporarily; a leak raises the minimum.
     let least = |some: &[Vec<u64>], i: usize| some.iter().map(|s| s[i]).min().unwrap_or(0);
     let mut grown = Vec::new();
     for (i, (name, _)) in who.iter().enumerate() {
         let (early, late) = (least(&samples[quarter..2 * quarter], i), least(&samples[3 * quarter..], i));
-        report.fact(format!("{name}: at least {early} KiB in the second quarter, {late} in the last"));
+        report.note(format!("{name}: at least {early} KiB in the second quarter, {late} in the last"));
         if late > early + MORE_KIB {
             grown.push(format!("{name}: {early} to {late} KiB"));
         }
@@ -72,6 +72,6 @@ fn live(site: &mut Site, frames: u64, seed: u64, report: &mut Report) -> Result<
         return Err(format!("private memory grows: {}", grown.join("; ")));
     }
     feeds.iter_mut().try_for_each(|f| f.finish().map(drop))?;
-    report.fact(watcher.finish()?);
+    report.note(watcher.finish()?);
     site.stop()
 }

@@ -21,10 +21,10 @@ impl Cluster {
     }
 
     /// The members as the leader has them; `None` while a change is in progress.
-    fn members(&self) -> Option<Vec<Seat>> {
+    fn members(&self) -> Option<Vec<MemberEntry>> {
         let meta = self.hosts[self.leader()?].live.as_ref()?.node.meta();
-        let settled = meta.seats.iter().all(|s| s.part == format::VOTER || s.part == format::LEARNER);
-        (settled && !meta.auto_leave).then(|| meta.seats.clone())
+        let settled = meta.members.iter().all(|s| s.roles == format::VOTER || s.roles == format::LEARNER);
+        (settled && !meta.auto_leave).then(|| meta.members.clone())
     }
 
     /// Whether all members have the same frames committed as the leader, and the leader has no others.
@@ -39,8 +39,8 @@ impl Cluster {
     /// State of each host, with the members and roles that it has.
     fn standing(&self) -> String {
         let host = |n: usize| {
-            let seats = |l: &Live| l.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
-            self.hosts[n].live.as_ref().map(|l| (l.node.state(), seats(l), l.node.progress()))
+            let members = |l: &Live| l.node.meta().members.iter().map(|s| (s.node.0, s.roles)).collect::<Vec<_>>();
+            self.hosts[n].live.as_ref().map(|l| (l.node.state(), members(l), l.node.progress()))
         };
         (0..self.hosts.len()).map(|n| format!("\n{} {:?}", n + 1, host(n))).collect()
     }
@@ -90,12 +90,12 @@ impl Cluster {
         let members = self.members().unwrap_or_default();
         for member in &members {
             let host = &self.hosts[member.node.0 as usize - 1];
-            let theirs = host.live.as_ref().map(|l| l.node.meta().seats.clone()).unwrap_or_default();
+            let theirs = host.live.as_ref().map(|l| l.node.meta().members.clone()).unwrap_or_default();
             if theirs != members {
                 return Err(format!("node {} has the members {theirs:?}, the leader has {members:?}", member.node));
             }
         }
-        if members.iter().filter(|s| s.part == format::VOTER).count() < 2 {
+        if members.iter().filter(|s| s.roles == format::VOTER).count() < 2 {
             return Err(format!("too few voters are left: {members:?}"));
         }
         Ok(())

@@ -10,7 +10,7 @@ use crate::consensus::message::{Raft, Role};
 use raft::eraftpb::MessageType;
 use tapestore::lsn::{Epoch, NodeId, PublisherId};
 use tapestore::time::Ts;
-use tapestore::wal::{Fact, FrameBuilder, FrameType};
+use tapestore::wal::{ControlEntry, FrameBuilder, FrameType};
 
 /// Starts a cluster of three without faults, and returns its leader.
 fn led_of(aim: Aim) -> (Cluster, usize) {
@@ -30,8 +30,8 @@ fn led_in_memory() -> (Cluster, usize) {
     led_of(Aim::Memory)
 }
 
-fn change(node: u64, part: u32) -> Change {
-    Change { transition: Transition::Auto, seats: vec![member_entry(node, part)] }
+fn change(node: u64, roles: u32) -> Change {
+    Change { transition: Transition::Auto, members: vec![member_entry(node, roles)] }
 }
 
 #[test]
@@ -56,18 +56,18 @@ fn a_leader_that_loses_the_lead_before_it_wrote_its_own_frame_sends_again_afterw
 fn a_host_with_two_membership_frames_in_its_log_applies_the_first() {
     let (mut cluster, leader) = led();
     let other = (leader + 1) % 3;
-    for part in [format::LEARNER, format::VOTER] {
-        cluster.hosts[leader].asked = Some(change(other as u64 + 1, part));
+    for roles in [format::LEARNER, format::VOTER] {
+        cluster.hosts[leader].asked = Some(change(other as u64 + 1, roles));
         (0..20).for_each(|_| cluster.step(false));
     }
     let third = &cluster.hosts[3 - leader - other];
-    let seats = |live: &Live| live.node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect::<Vec<_>>();
-    assert!(seats(third.live.as_ref().unwrap()).iter().all(|s| s.1 == format::VOTER));
+    let members = |live: &Live| live.node.meta().members.iter().map(|s| (s.node.0, s.roles)).collect::<Vec<_>>();
+    assert!(members(third.live.as_ref().unwrap()).iter().all(|s| s.1 == format::VOTER));
     // It was killed before it had stored that either was applied.
     let disk = third.disk.copy();
     disk.overwrite(&Path::new(DIR).join(meta::NAME), third.first_meta.clone());
     let live = start(&disk, How { mutant: None, is_lossy: false, boot: 1 }).unwrap();
-    assert!(seats(&live).contains(&(other as u64 + 1, format::LEARNER)), "{:?}", seats(&live));
+    assert!(members(&live).contains(&(other as u64 + 1, format::LEARNER)), "{:?}", members(&live));
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_frame_in_most_memories_is_committed_but_a_membership_frame_waits_for_the_di
     let other = (leader + 1) % 3;
     let learners = |cluster: &Cluster| {
         let live = cluster.hosts[leader].live.as_ref().unwrap();
-        live.node.meta().seats.iter().filter(|s| s.part == format::LEARNER).count()
+        live.node.meta().members.iter().filter(|s| s.roles == format::LEARNER).count()
     };
     cluster.hosts[leader].asked = Some(change(other as u64 + 1, format::LEARNER));
     let acked = cluster.acked.len();
@@ -169,7 +169,7 @@ fn a_control_entry_waits_for_the_disks_where_records_do_not() {
     (0..5).for_each(|_| cluster.tick());
     let live = cluster.hosts[leader].live.as_mut().unwrap();
     let mut frame = FrameBuilder::new();
-    frame.push_fact(|words| Fact::Attach { publisher: PublisherId(2), epoch: Epoch(1), incarnation: 1 }.encode(words));
+    frame.push_entry(|words| ControlEntry::Attach { publisher: PublisherId(2), epoch: Epoch(1), incarnation: 1 }.encode(words));
     live.writer.ready().unwrap();
     let appended = live.writer.append(&mut frame, FrameType::Control, Ts(1)).unwrap();
     appended.opened.into_iter().for_each(|segment| live.syncer.opened(segment));
@@ -188,8 +188,8 @@ fn a_control_entry_waits_for_the_disks_where_records_do_not() {
 fn a_change_after_which_too_few_voters_are_up_names_the_host_that_is_away() {
     let (mut cluster, leader) = led();
     let (other, third) = ((leader + 1) % 3, (leader + 2) % 3);
-    let stops = |cluster: &Cluster, n: usize, part: u32| {
-        cluster.hosts[leader].live.as_ref().unwrap().node.would_stop(&change(n as u64 + 1, part))
+    let stops = |cluster: &Cluster, n: usize, roles: u32| {
+        cluster.hosts[leader].live.as_ref().unwrap().node.would_stop(&change(n as u64 + 1, roles))
     };
     for n in [other, third] {
         assert_eq!(stops(&cluster, n, 0), None, "all are up");

@@ -49,7 +49,7 @@ impl Cluster {
 
     /// Reports host `n`, which has been started, to the leader.
     pub(super) fn greet(&mut self, n: usize) {
-        let report = self.hosts[n].live.as_ref().map(|l| (l.node.frames().last(), l.node.meta().lacks_copy()));
+        let report = self.hosts[n].live.as_ref().map(|l| (l.node.frames().last(), l.node.meta().needs_snapshot()));
         let Some((last, lacks)) = report else { return };
         for other in (0..self.hosts.len()).filter(|m| *m != n) {
             if !self.hosts[n].greets
@@ -71,10 +71,10 @@ impl Cluster {
         let own = NodeId(n as u64 + 1);
         let live = self.hosts[n].live.as_ref()?;
         let leader = live.node.state().leader.map(|l| l.0 as usize - 1).filter(|l| *l != n)?;
-        let joins = live.node.meta().lacks_copy();
+        let joins = live.node.meta().needs_snapshot();
         let theirs = &self.hosts[leader].live.as_ref()?.node;
         let progress = theirs.progress().into_iter().find(|p| p.node == own);
-        let is_behind = progress.is_some_and(|p| p.is_stranded);
+        let is_behind = progress.is_some_and(|p| p.is_behind_log);
         (theirs.state().role == Role::Leader && (joins || is_behind)).then_some(leader)
     }
 

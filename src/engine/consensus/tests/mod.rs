@@ -95,7 +95,7 @@ fn five_hundred_seeds_of_faults_and_changes_of_members_lose_no_acknowledged_reco
 #[test]
 fn faults_aimed_at_starts_and_truncations_lose_no_acknowledged_record() {
     let count = number("TAPE_SIM_SEEDS").unwrap_or(500) / 5;
-    let sum = run_all(count, |seed| if seed % 2 == 0 { Aim::KilledThenPower } else { Aim::TornCut });
+    let sum = run_all(count, |seed| if seed % 2 == 0 { Aim::KilledThenPower } else { Aim::TornTruncated });
     let enough = sum.of("power losses in a truncation") >= count / 5 && sum.of("kills") >= count / 2;
     assert!(enough || number("TAPE_SIM_SEED").is_some(), "hardly anything went wrong: {sum:?}");
 }

@@ -20,7 +20,7 @@ pub(super) enum Mutant {
     /// A crash loses term and vote.
     ForgottenVote,
     /// A log that differs from the leader's is not truncated.
-    NeverCut,
+    NeverTruncate,
     /// A start does not sync the log that it finds.
     RecoveredUnsynced,
     /// A host that has lost power goes on as if it still had the frames of its memory.
@@ -133,9 +133,9 @@ fn each_rule_that_is_broken_on_purpose_is_noticed() {
         (Mutant::PersistedEarly, Aim::Anything),
         (Mutant::AckedAlone, Aim::Anything),
         (Mutant::ForgottenVote, Aim::Anything),
-        (Mutant::NeverCut, Aim::Anything),
+        (Mutant::NeverTruncate, Aim::Anything),
         (Mutant::RecoveredUnsynced, Aim::KilledThenPower),
-        (Mutant::Unchained, Aim::TornCut),
+        (Mutant::Unchained, Aim::TornTruncated),
         (Mutant::Forgetful, Aim::Memory),
         (Mutant::WipedVotes, Aim::Wiped),
     ] {

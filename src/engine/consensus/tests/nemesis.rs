@@ -22,7 +22,7 @@ pub(super) enum Aim {
     /// A host is killed before its disk is done, and loses power right after its restart.
     KilledThenPower,
     /// Power is lost during a truncation, and again while other frames are written in that place.
-    TornCut,
+    TornTruncated,
     /// A host is wiped and initialised again under its number, while the other host with its frames is away.
     Wiped,
 }
@@ -89,7 +89,7 @@ impl Cluster {
             }
             Aim::KilledThenPower => self.plan_a_kill(),
             Aim::Forgotten => self.plan_a_loss(),
-            Aim::TornCut => {
+            Aim::TornTruncated => {
                 self.tear_again();
                 self.plan_a_trap();
             }
@@ -205,7 +205,7 @@ impl Cluster {
 
     /// Isolates a new leader before it sends anything, so that another host opens a term at the same index.
     pub(super) fn trap(&mut self, n: usize) {
-        if self.aim != Aim::TornCut || self.is_well() || !self.hosts[n].leads() {
+        if self.aim != Aim::TornTruncated || self.is_well() || !self.hosts[n].leads() {
             return;
         }
         let term = self.hosts[n].live.as_ref().map_or(0, |l| l.node.state().term);
@@ -220,7 +220,7 @@ impl Cluster {
 
     /// Plans another power loss of host `n`, whose power went while it truncated its log after frame `last_kept`, or right after.
     pub(super) fn after_cut(&mut self, n: usize, last_kept: u64) {
-        if self.aim == Aim::TornCut {
+        if self.aim == Aim::TornTruncated {
             let host = &mut self.hosts[n];
             host.back_at = self.now + 1;
             host.stalls_until = self.now + 60;
@@ -246,20 +246,20 @@ impl Cluster {
         }
         let Some(leader) = self.leader() else { return };
         let Some(live) = self.hosts[leader].live.as_ref() else { return };
-        let seats = live.node.meta().seats.clone();
-        let Some((what, change)) = self.choose(&seats) else { return };
-        self.gone.extend(change.iter().filter(|s| s.part == 0).map(|s| s.node.0));
+        let members = live.node.meta().members.clone();
+        let Some((what, change)) = self.choose(&members) else { return };
+        self.gone.extend(change.iter().filter(|s| s.roles == 0).map(|s| s.node.0));
         self.tally.up(what);
         // Now and then the removed or demoted voter leads at that moment; the current leader is never asked to remove itself.
         let loser =
-            change.iter().find(|s| s.part != format::VOTER && seats.iter().any(|b| b.node == s.node && b.part == format::VOTER));
+            change.iter().find(|s| s.roles != format::VOTER && members.iter().any(|b| b.node == s.node && b.roles == format::VOTER));
         self.hosts[leader].hands_to = loser.map(|s| s.node).filter(|_| self.rng.below(3) == 0);
-        self.hosts[leader].asked = Some(Change { transition: Transition::Auto, seats: change });
+        self.hosts[leader].asked = Some(Change { transition: Transition::Auto, members: change });
     }
 
     /// Chooses a change for a cluster of these members; at least two keep their votes.
-    fn choose(&mut self, seats: &[Seat]) -> Option<(&'static str, Vec<Seat>)> {
-        let of = |part: u32| seats.iter().filter(move |s| s.part & part != 0).map(|s| s.node.0).collect::<Vec<_>>();
+    fn choose(&mut self, members: &[MemberEntry]) -> Option<(&'static str, Vec<MemberEntry>)> {
+        let of = |roles: u32| members.iter().filter(move |s| s.roles & roles != 0).map(|s| s.node.0).collect::<Vec<_>>();
         // A learner that needs a snapshot gives no vote, so it is not promoted.
         let may_vote = |n: &u64| self.hosts[*n as usize - 1].live.as_ref().is_some_and(|l| !l.node.meta().is_mute());
         let (voters, mut learners) = (of(format::VOTER), of(format::LEARNER));
@@ -268,21 +268,21 @@ impl Cluster {
         let (voter, learner) = (pick(&mut self.rng, &voters), pick(&mut self.rng, &learners));
         let removable = if voters.len() > 2 { voter } else { None };
         match self.rng.below(8) {
-            0 | 1 => Some(("additions", vec![member_entry(self.outsider(seats)?, format::LEARNER)])),
+            0 | 1 => Some(("additions", vec![member_entry(self.outsider(members)?, format::LEARNER)])),
             2 | 3 => Some(("promotions", vec![member_entry(learner?, format::VOTER)])),
             4 => Some(("removals", vec![member_entry(removable.or(learner)?, 0)])),
             5 => Some(("swaps", vec![member_entry(learner?, format::VOTER), member_entry(voter?, 0)])),
             6 => Some(("swaps", vec![member_entry(learner?, format::VOTER), member_entry(voter?, format::LEARNER)])),
             _ => {
-                let (new, old) = (self.outsider(seats)?, removable?);
+                let (new, old) = (self.outsider(members)?, removable?);
                 Some(("swaps", vec![member_entry(new, format::LEARNER), member_entry(old, 0)]))
             }
         }
     }
 
-    /// A host that is no member and never was; it is initialised to join the members `seats`.
-    pub(super) fn outsider(&mut self, seats: &[Seat]) -> Option<u64> {
-        let is_free = |n: &u64| !self.gone.contains(n) && seats.iter().all(|s| s.node.0 != *n);
+    /// A host that is no member and never was; it is initialised to join the members `members`.
+    pub(super) fn outsider(&mut self, members: &[MemberEntry]) -> Option<u64> {
+        let is_free = |n: &u64| !self.gone.contains(n) && members.iter().all(|s| s.node.0 != *n);
         if let Some(free) = (1..=self.hosts.len() as u64).find(is_free) {
             return Some(free);
         }
@@ -290,7 +290,7 @@ impl Cluster {
         if self.hosts.len() == self.hosts_max {
             return None;
         }
-        let others = seats.iter().map(|s| member_entry(s.node.0, format::VOTER));
+        let others = members.iter().map(|s| member_entry(s.node.0, format::VOTER));
         let host = Host::new(new, others.chain([member_entry(new, format::LEARNER)]).collect(), self.is_lossy(), true);
         self.hosts.push(host);
         Some(new)

@@ -18,12 +18,12 @@ fn incarnation(node: u64, life: u64) -> u64 {
     node << 32 | life
 }
 
-/// The disk of a freshly initialised host, with the members `seats`.
-pub(super) fn initialised(node: u64, life: u64, seats: Vec<Seat>, joins: bool) -> SimDisk {
+/// The disk of a freshly initialised host, with the members `members`.
+pub(super) fn initialised(node: u64, life: u64, members: Vec<MemberEntry>, joins: bool) -> SimDisk {
     let (disk, dir) = (SimDisk::new(), Path::new(DIR));
     wal::create_if_absent(&disk, dir, wal::Create { store_id: STORE, segment_size: SEGMENT_SIZE_MIN, now: Ts(1) }).unwrap();
     let (incarnation, is_fresh) = (incarnation(node, life), !joins);
-    let meta = Meta { node: NodeId(node), seats, joins, incarnation, is_fresh, remembers: true, ..Meta::alone(STORE, 0) };
+    let meta = Meta { node: NodeId(node), members, joins, incarnation, is_fresh, remembers: true, ..Meta::alone(STORE, 0) };
     MetaFile::create(&disk, dir, &meta).unwrap();
     disk
 }
@@ -103,23 +103,23 @@ impl Cluster {
         let Some(wiped) = self.wiped.filter(|_| self.mutant.is_none() && self.rng.below(10) == 0) else { return };
         let Some(leader) = self.leader() else { return };
         let Some(live) = self.hosts[leader].live.as_ref() else { return };
-        let (seats, progress) = (live.node.meta().seats.clone(), live.node.progress());
+        let (members, progress) = (live.node.meta().members.clone(), live.node.progress());
         let node = wiped as u64 + 1;
-        let asked = if seats.iter().any(|s| s.node.0 == node) {
+        let asked = if members.iter().any(|s| s.node.0 == node) {
             self.gone.insert(node);
             member_entry(node, 0)
-        } else if let Some(learner) = seats.iter().find(|s| s.part == format::LEARNER) {
+        } else if let Some(learner) = members.iter().find(|s| s.roles == format::LEARNER) {
             if !progress.iter().any(|p| p.node == learner.node && p.has_caught_up()) {
                 return;
             }
             member_entry(learner.node.0, format::VOTER)
-        } else if seats.len() < 3 {
-            let Some(new) = self.outsider(&seats) else { return };
+        } else if members.len() < 3 {
+            let Some(new) = self.outsider(&members) else { return };
             member_entry(new, format::LEARNER)
         } else {
             return;
         };
-        self.hosts[leader].asked = Some(Change { transition: Transition::Auto, seats: vec![asked] });
+        self.hosts[leader].asked = Some(Change { transition: Transition::Auto, members: vec![asked] });
     }
 }
 
@@ -219,19 +219,19 @@ fn a_host_whose_log_is_put_back_to_an_earlier_state_waits_for_a_snapshot() {
 
 #[test]
 fn the_old_leader_of_a_pair_elects_itself_only_after_the_other_member_has_answered() {
-    let seats = vec![member_entry(1, format::VOTER), member_entry(2, format::LEARNER)];
-    let disk = initialised(1, 0, seats, false);
+    let members = vec![member_entry(1, format::VOTER), member_entry(2, format::LEARNER)];
+    let disk = initialised(1, 0, members, false);
     let mut file = MetaFile::open(&disk, Path::new(DIR)).unwrap();
-    file.update(Meta { is_fresh: false, epoch: 1, ..file.meta().clone() }).unwrap();
+    file.update(Meta { is_fresh: false, generation: 1, ..file.meta().clone() }).unwrap();
     let mut node = start(&disk, How { mutant: None, is_lossy: false, boot: 1 }).unwrap().node;
     assert!(node.is_pair() && !node.may_elect_itself());
-    for (other, epoch) in [(3, 0), (3, 1), (2, 2)] {
-        node.met(NodeId(other), epoch).unwrap();
-        assert!(!node.may_elect_itself(), "node {other} of epoch {epoch} does not answer for node 2");
+    for (other, generation) in [(3, 0), (3, 1), (2, 2)] {
+        node.met(NodeId(other), generation).unwrap();
+        assert!(!node.may_elect_itself(), "node {other} of generation {generation} does not answer for node 2");
         assert!(node.waits().unwrap().contains("only after node 2"));
     }
-    for epoch in [1, 0] {
-        node.met(NodeId(2), epoch).unwrap();
+    for generation in [1, 0] {
+        node.met(NodeId(2), generation).unwrap();
         assert!(node.may_elect_itself() && node.waits().is_none());
         node.met(NodeId(2), 2).unwrap();
         assert!(!node.may_elect_itself(), "node 2 was promoted meanwhile");

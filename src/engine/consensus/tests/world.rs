@@ -22,7 +22,7 @@ use tapestore::lsn::{Epoch, FrameIndex, Lsn, NodeId, Position, PubSeq, Publisher
 use tapestore::record::{RecordRef, Trade};
 use tapestore::time::Ts;
 use tapestore::wal::format::{SEGMENT_SIZE_MIN, segment_name};
-use tapestore::wal::{self, Body, Chain, Evidence, FrameBuilder, FrameType, Header};
+use tapestore::wal::{self, Body, Chain, DurableMark, FrameBuilder, FrameType, Header};
 
 pub(super) const DIR: &str = "/s";
 pub(super) const STORE: u128 = 77;
@@ -69,7 +69,7 @@ pub(super) struct Live {
     pub(super) syncer: wal::Syncer,
     pub(super) node: Node,
     /// The sync in flight: its end in the log, and when it returns.
-    pub(super) syncing: Option<(Evidence, u64)>,
+    pub(super) syncing: Option<(DurableMark, u64)>,
     pub(super) waiting: VecDeque<Raft>,
     /// The state for which `patience` was drawn.
     patience_of: Option<(u64, Role, Option<NodeId>)>,
@@ -166,8 +166,8 @@ fn others(node: u64) -> Vec<usize> {
     (0..9).filter(|n| *n as u64 + 1 != node).collect()
 }
 
-pub(super) fn member_entry(node: u64, part: u32) -> Seat {
-    Seat { node: NodeId(node), part, address: format!("127.0.0.1:{node}") }
+pub(super) fn member_entry(node: u64, roles: u32) -> MemberEntry {
+    MemberEntry { node: NodeId(node), roles, address: format!("127.0.0.1:{node}") }
 }
 
 /// Starts the process of a host, the way storage starts.
@@ -228,7 +228,7 @@ impl Live {
                 }
                 Work::Change { change, .. } => {
                     let mut frame = FrameBuilder::new();
-                    frame.push_fact(|words| change.encode(words));
+                    frame.push_entry(|words| change.encode(words));
                     (FrameType::Membership, frame, Some(change))
                 }
             };
@@ -245,8 +245,8 @@ impl Live {
             match self.node.judge(&raft) {
                 Verdict::Pass => self.step(&Raft { frames: Vec::new(), ..raft })?,
                 Verdict::Append(known) => self.take_frames(&raft, known)?,
-                Verdict::Cut(_) if mutant == Some(Mutant::NeverCut) => {}
-                Verdict::Cut(index) => return Ok(Some(index)),
+                Verdict::Truncate(_) if mutant == Some(Mutant::NeverTruncate) => {}
+                Verdict::Truncate(index) => return Ok(Some(index)),
                 Verdict::Denies(index) => panic!("frame {index} is committed here, but the leader has another"),
             }
         }
@@ -321,8 +321,8 @@ impl Live {
 }
 
 impl Host {
-    pub(super) fn new(node: u64, seats: Vec<Seat>, is_lossy: bool, joins: bool) -> Host {
-        let disk = initialised(node, 0, seats, joins);
+    pub(super) fn new(node: u64, members: Vec<MemberEntry>, is_lossy: bool, joins: bool) -> Host {
+        let disk = initialised(node, 0, members, joins);
         let first_meta = disk.contents(&Path::new(DIR).join(meta::NAME)).unwrap();
         let live = Some(start(&disk, How { mutant: None, is_lossy, boot: 1 }).unwrap());
         Host {
@@ -364,14 +364,14 @@ impl Cluster {
             Aim::Wiped => count + 1,
             _ => count,
         };
-        let seats: Vec<Seat> = (1..=count as u64).map(|n| member_entry(n, format::VOTER)).collect();
+        let members: Vec<MemberEntry> = (1..=count as u64).map(|n| member_entry(n, format::VOTER)).collect();
         Cluster {
             seed,
             rng,
             now: 0,
             pace: COARSE,
             aim,
-            hosts: (1..=count as u64).map(|n| Host::new(n, seats.clone(), aim.is_lossy(), false)).collect(),
+            hosts: (1..=count as u64).map(|n| Host::new(n, members.clone(), aim.is_lossy(), false)).collect(),
             net: Vec::new(),
             blocked: BTreeMap::new(),
             script: VecDeque::new(),
@@ -480,7 +480,7 @@ impl Cluster {
         let Some(live) = host.live.as_mut() else { return };
         let promised = |live: &Live| (live.node.meta().term, live.node.meta().vote, live.node.meta().membership);
         let before = promised(live);
-        let voted = |live: &Live| live.node.meta().seats.iter().any(|s| s.node.0 == n as u64 + 1 && s.part & format::VOTER != 0);
+        let voted = |live: &Live| live.node.meta().members.iter().any(|s| s.node.0 == n as u64 + 1 && s.roles & format::VOTER != 0);
         let led = live.node.state().role == Role::Leader && voted(live);
         let heir = host.hands_to.take();
         if let Some(change) = host.asked.take()
@@ -532,19 +532,19 @@ impl Cluster {
     /// Truncates the log of host `n`, whose process has ended for that; the power may go.
     fn truncate(&mut self, n: usize, last_kept: u64) {
         self.tally.up("truncations");
-        let often = if self.aim == Aim::TornCut { 1 } else { 4 };
+        let often = if self.aim == Aim::TornTruncated { 1 } else { 4 };
         let loses_power = !self.is_well() && self.rng.below(often) == 0 && self.may_lose_power(n);
         let how = self.how(n);
         let host = &mut self.hosts[n];
         if loses_power {
             host.disk.set_fault(host.disk.calls() + 1 + self.rng.below(60), tapestore::disk::sim::Fault::PowerLoss);
         }
-        match wal::cut(&host.disk, Path::new(DIR), Chain::begin(STORE), FrameIndex(last_kept)) {
+        match wal::truncate(&host.disk, Path::new(DIR), Chain::begin(STORE), FrameIndex(last_kept)) {
             Ok(_) => host.disk.clear_faults(),
             Err(_) if host.disk.is_off() => self.tally.up("power losses in a truncation"),
             Err(error) => panic!("host {} cannot truncate its log: {error}", n + 1),
         }
-        if host.disk.is_off() || self.aim == Aim::TornCut {
+        if host.disk.is_off() || self.aim == Aim::TornTruncated {
             self.ends(n, true);
             self.after_cut(n, last_kept);
         } else {
@@ -602,7 +602,7 @@ impl Cluster {
         match self.aim {
             _ if self.pace.tick > 1 => (u64::from(self.rng.below(5) == 0), 1 + self.rng.below(3)),
             // Frames of one size, so that other frames can lie at the same positions.
-            Aim::TornCut => (1, 20),
+            Aim::TornTruncated => (1, 20),
             _ if self.rng.below(3) > 0 => (1 + self.rng.below(3), 40),
             _ => (0, 0),
         }
@@ -618,7 +618,7 @@ impl Cluster {
                     break;
                 }
                 let mut frame = FrameBuilder::new();
-                let count = if self.aim == Aim::TornCut { records } else { 1 + self.rng.below(records) };
+                let count = if self.aim == Aim::TornTruncated { records } else { 1 + self.rng.below(records) };
                 let id = self.next_id;
                 self.next_id += count;
                 for id in id..id + count {

@@ -11,7 +11,7 @@ use super::super::*;
 use super::live::{Live, SimBatch, SimQueue};
 use super::world::Claims;
 use tapestore::bus::attach::{Message as Reply, Mode};
-use tapestore::lsn::{InstrumentId, Level};
+use tapestore::lsn::{InstrumentId, Durability};
 use tapestore::record::Name;
 use tapestore::shm::control::{SlotState, SlotView};
 
@@ -202,7 +202,7 @@ impl Client {
             connection: self.connection,
             publisher: PublisherId(self.publisher),
             mode: self.epoch.map_or(Mode::New, Mode::Resume),
-            level: Level::Quorum,
+            level: Durability::Quorum,
             incarnation: u32::from(self.publisher) << 20 | self.incarnation,
             grant: live.instance << 32 | *connections,
         };
@@ -299,7 +299,7 @@ impl Client {
         if view.state == SlotState::Refused {
             return Err(format!("publisher {} is refused", self.publisher));
         }
-        let acked = view.reached(Level::Quorum).0;
+        let acked = view.reached(Durability::Quorum).0;
         if acked > self.acked {
             (self.acked, self.last_news) = (acked, now);
             while let Some(sent) = self.ring.pop_front_if(|s| s.seq <= acked) {

@@ -10,24 +10,24 @@ use std::path::Path;
 use crossbeam_channel::{Sender, bounded};
 
 use super::super::super::effect::{Effect, Moment};
-use super::super::super::flush::{FlushItem, Told};
+use super::super::super::flush::{FlushItem, FlushNotice};
 use super::super::super::host::{Host, HostParts};
 use super::super::super::log::LogParts;
 use super::super::super::memtables::Sealed;
 use super::super::super::options::{Options, World};
 use super::super::super::ports::{Ports, Queue, Words};
-use super::super::super::requests::{Levels, Request};
+use super::super::super::requests::{DurabilityPolicy, Request};
 use super::super::super::space::Room;
 use super::super::super::sync::{Answer, SyncItem};
-use super::super::super::watermarks::Covered;
+use super::super::super::watermarks::Watermarks;
 use super::super::super::{Ended, Recovered, identity, recover};
 use super::super::*;
 use crate::consensus::message::{Message, Role, State};
 use tapestore::agent::Stop;
 use tapestore::bus::attach::Message as Reply;
-use tapestore::lsn::{Level, NodeId};
+use tapestore::lsn::{Durability, NodeId};
 use tapestore::shm::control::Control;
-use tapestore::wal::{Evidence, Spare, Spares};
+use tapestore::wal::{DurableMark, Spare, Spares};
 
 /// Nanoseconds in a step.
 pub(super) const STEP_NS: u64 = 5_000_000;
@@ -64,7 +64,7 @@ impl Words for SimBatch {
 /// Items that the sync agent has received and not processed.
 #[derive(Default)]
 struct Pending {
-    end: Option<Evidence>,
+    end: Option<DurableMark>,
     is_urgent: bool,
     since: u64,
     acks: Vec<(usize, PubSeq, Lsn)>,
@@ -88,13 +88,13 @@ pub(super) struct Live {
     pub(super) host: Host,
     pub(super) ports: Ports<SimQueue>,
     pub(super) control: Control,
-    covered: Arc<Covered>,
+    watermarks: Arc<Watermarks>,
     syncer: wal::Syncer,
     items: VecDeque<SyncItem>,
     pending: Pending,
     /// When the sync in flight returns.
     syncing: Option<u64>,
-    filer: Filer,
+    flusher: Flusher,
     sealed: VecDeque<Box<Sealed>>,
     flush_at: Option<u64>,
     spare_in: Sender<Spare>,
@@ -127,17 +127,17 @@ impl Live {
     pub(super) fn start(options: Options, disk: &SimDisk, clock: &SimClock, boot: u128, first_ticket: u64) -> Result<Live> {
         let world = World { disk: Arc::new(disk.clone()), clock: Arc::new(clock.clone()), store_id: 5, boot };
         let recovered = recover(options, &world)?;
-        let Recovered { options, mut core, syncer, meta, control, filer, sealed, node, started, run_dir, lock, .. } = recovered;
-        let covered = Arc::new(Covered::new(syncer.durable().index.0, node.is_alone()));
+        let Recovered { options, mut state, syncer, meta, control, flusher, sealed, node, started, run_dir, lock, .. } = recovered;
+        let watermarks = Arc::new(Watermarks::new(syncer.durable().index.0, node.is_alone()));
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
         let (spare_in, spare_out) = bounded(1);
-        core.writer.set_spares(Spares::Ahead(spare_out));
+        state.writer.set_spares(Spares::Ahead(spare_out));
         control.set_instance(started.instance);
         let host = Host::new(HostParts {
             log: LogParts {
-                core,
+                state,
                 node,
-                covered: covered.clone(),
+                watermarks: watermarks.clone(),
                 control: control.clone(),
                 room: Arc::new(Room::default()),
                 halted: Stop::default(),
@@ -146,7 +146,7 @@ impl Live {
             },
             options: options.cluster.clone(),
             identity,
-            levels: Levels { least: Level::None, is_lossy: false },
+            levels: DurabilityPolicy { least: Durability::None, is_lossy: false },
             instance: started.instance,
             may_lead: options.start_as_leader,
             first_ticket,
@@ -155,12 +155,12 @@ impl Live {
             host,
             ports: Ports::new(),
             control,
-            covered,
+            watermarks,
             syncer,
             items: VecDeque::new(),
             pending: Pending::default(),
             syncing: None,
-            filer,
+            flusher,
             sealed,
             flush_at: None,
             spare_in,
@@ -211,7 +211,7 @@ impl Live {
                 return Ok(Some(ended));
             }
             worked |= self.ports.drain(&mut self.host, at.now);
-            self.host.commit(at)?;
+            self.host.append(at)?;
             self.carry_out();
             self.ports.drop_ended(&mut self.host, at.now);
             self.carry_out();
@@ -243,14 +243,14 @@ impl Live {
 
     /// The last frame that a checkpoint may cover.
     pub(super) fn may_be_checkpointed(&self) -> u64 {
-        self.covered.committed()
+        self.watermarks.committed()
     }
 
     /// Describes its state in the cluster.
     pub(super) fn stands(&self) -> String {
         let node = self.host.node();
-        let seats: Vec<_> = node.meta().seats.iter().map(|s| (s.node.0, s.part)).collect();
-        format!("{:?}, members {seats:?}, mute: {}, {:?}", node.state(), node.meta().is_mute(), node.waits())
+        let members: Vec<_> = node.meta().members.iter().map(|s| (s.node.0, s.roles)).collect();
+        format!("{:?}, members {members:?}, mute: {}, {:?}", node.state(), node.meta().is_mute(), node.waits())
     }
 
     fn carry_out(&mut self) {
@@ -260,7 +260,7 @@ impl Live {
             match effect {
                 Effect::Sync(item) => self.items.push_back(item),
                 Effect::Flush(FlushItem::Sealed(sealed)) => self.sealed.push_back(sealed),
-                Effect::Flush(FlushItem::Retired(table)) => self.filer.unlink(table),
+                Effect::Flush(FlushItem::Retired(table)) => self.flusher.unlink(table),
                 Effect::Ring(_) | Effect::Replication(_) => {}
                 Effect::Tell(message) => {
                     if let Message::State(state) = &message {
@@ -327,9 +327,9 @@ impl Live {
         if let Some(end) = end {
             self.syncer.sync(end)?;
             self.control.set_durable(end.lsn, end.position);
-            self.covered.set_durable(end.index.0);
+            self.watermarks.set_durable(end.index.0);
         }
-        let alone = self.covered.is_alone();
+        let alone = self.watermarks.is_alone();
         if alone {
             self.control.set_committed(self.control.durable());
         }
@@ -347,7 +347,7 @@ impl Live {
 
     fn may_flush(&self, sealed: &Sealed) -> bool {
         self.control.durable() >= sealed.last
-            && self.covered.committed() + 1 >= sealed.mark.chain.index.0
+            && self.watermarks.committed() + 1 >= sealed.mark.chain.index.0
             && self.control.durable_position() >= sealed.mark.chain.position
     }
 
@@ -358,16 +358,16 @@ impl Live {
         let at = *self.flush_at.get_or_insert(step + rng.below(pace.flush + 1));
         let Some(sealed) = self.sealed.front().filter(|_| at <= step) else { return Ok(()) };
         self.flush_at = None;
-        let done = self.filer.file(sealed, &self.clock)?;
+        let done = self.flusher.file(sealed, &self.clock)?;
         self.sealed.pop_front();
         self.flushes += 1;
-        self.host.flushed(Told::Filed(done));
+        self.host.flushed(FlushNotice::Flushed(done));
         self.carry_out();
-        self.filer.recycle_before(self.covered.needed())?;
+        self.flusher.recycle_before(self.watermarks.needed())?;
         if rng.below(4) == 0 {
             let options = compaction::Options { runs_max: 2, rows_max: 400, ..compaction::Options::default() };
-            if self.filer.compact_one(&options, &Rules::default())? {
-                self.host.flushed(Told::Edited(self.filer.manifest().state().seq));
+            if self.flusher.compact_one(&options, &Rules::default())? {
+                self.host.flushed(FlushNotice::Edited(self.flusher.manifest().state().seq));
                 self.carry_out();
             }
         }

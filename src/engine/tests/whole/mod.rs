@@ -77,7 +77,7 @@ impl World {
     /// Moves the publishers of removed hosts to a member.
     fn move_clients(&mut self) {
         let Some(leader) = self.leader() else { return };
-        let members = self.seats(leader);
+        let members = self.members(leader);
         for client in &mut self.clients {
             if members.iter().any(|s| s.node.0 == client.host as u64 + 1) {
                 continue;
@@ -122,10 +122,10 @@ impl World {
         }
         // A host that is no member, or not yet, has no leader.
         let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
-        let members = self.seats(leader);
+        let members = self.members(leader);
         let is_served = |c: &&client::Client| {
-            let lacks_copy = self.machines[c.host].live.as_ref().is_none_or(|l| l.host.node().meta().lacks_copy());
-            !lacks_copy && members.iter().any(|s| s.node.0 == c.host as u64 + 1)
+            let needs_snapshot = self.machines[c.host].live.as_ref().is_none_or(|l| l.host.node().meta().needs_snapshot());
+            !needs_snapshot && members.iter().any(|s| s.node.0 == c.host as u64 + 1)
         };
         match self.clients.iter().filter(is_served).find(|c| c.attached().is_none()) {
             Some(client) => {
@@ -144,7 +144,7 @@ impl World {
                 self.step()?;
             }
             let Some(leader) = self.leader() else { continue };
-            let members = self.seats(leader);
+            let members = self.members(leader);
             let of = |n: usize| self.machines[n].live.as_ref().map(|l| l.host.node().state());
             let stands = |n: usize| of(n).map(|s| (s.term, s.last, s.committed));
             let ours = |n: usize| n < self.machines.len() && stands(n) == stands(leader);
@@ -152,7 +152,7 @@ impl World {
                 return Ok(());
             }
             if self.now > deadline {
-                let all: Vec<_> = (0..self.machines.len()).map(|n| (n + 1, of(n), self.seats(n))).collect();
+                let all: Vec<_> = (0..self.machines.len()).map(|n| (n + 1, of(n), self.members(n))).collect();
                 return Err(format!("the hosts do not agree: {all:?}"));
             }
         }
@@ -160,9 +160,9 @@ impl World {
 
     fn check_members(&self) -> Verdict {
         let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
-        let members = self.seats(leader);
+        let members = self.members(leader);
         for member in &members {
-            let theirs = self.seats(member.node.0 as usize - 1);
+            let theirs = self.members(member.node.0 as usize - 1);
             if theirs != members {
                 return Err(format!("node {} has the members {theirs:?}, the leader has {members:?}", member.node));
             }
@@ -174,7 +174,7 @@ impl World {
     /// same.
     fn check_records(&mut self) -> Verdict {
         let Some(leader) = self.leader() else { return Err("nobody leads".to_owned()) };
-        for member in self.seats(leader) {
+        for member in self.members(leader) {
             let n = member.node.0 as usize - 1;
             let Some(live) = self.machines[n].live.as_ref() else { continue };
             let Some(view) = live.view(Control::committed) else { return Err(format!("host {} cannot be read", n + 1)) };
@@ -288,14 +288,14 @@ fn a_change_behind_a_slow_disk(broken: Option<Sabotage>) -> ([u64; 3], [Vec<u64>
     world.machines[leader].live.as_mut().unwrap().message(2, false, Message::Command { id: 1, command }).unwrap();
     steps(&mut world, 60);
     let live = world.machines[follower].live.as_ref().unwrap();
-    assert_eq!(live.host.node().meta().seats.len(), 3, "the change is not applied yet");
+    assert_eq!(live.host.node().meta().members.len(), 3, "the change is not applied yet");
     let frames = [live.may_be_checkpointed(), live.host.node().applied(), live.host.node().committed()];
     world.machines[follower].stalls_until = 0;
     world.kill(follower, false, 5);
     steps(&mut world, 600);
-    let seats = |n: usize| world.seats(n).iter().map(|s| s.node.0).collect::<Vec<_>>();
+    let members = |n: usize| world.members(n).iter().map(|s| s.node.0).collect::<Vec<_>>();
     sabotage::break_rule(None);
-    (frames, [seats(follower), seats(leader)])
+    (frames, [members(follower), members(leader)])
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn every_broken_rule_of_the_state_machine_is_noticed() {
         // later, requests that are stuck, ticks that wait, memory that is kept.
         (Sabotage::AnswerByIndex, Aim::Streams),
         (Sabotage::ServeTheDead, Aim::Anything),
-        (Sabotage::StrandRequests, Aim::Anything),
+        (Sabotage::HoldRequests, Aim::Anything),
         (Sabotage::TickLate, Aim::SlowLog),
         (Sabotage::KeepUncommitted, Aim::Alone),
         // Other faults.

@@ -42,7 +42,7 @@ impl World {
         if self.rng.below(80) == 0 {
             let n = self.rng.below(self.machines.len() as u64) as usize;
             if let Some(live) = self.machines[n].live.as_mut() {
-                live.host.core().memtables.seal_soon();
+                live.host.state().memtables.seal_soon();
             }
         }
         match self.aim {
@@ -169,14 +169,14 @@ impl World {
             return Ok(());
         }
         let Some(leader) = self.leader() else { return Ok(()) };
-        let seats = self.seats(leader);
-        let learner = seats.iter().find(|s| s.part == LEARNER).map(|s| s.node);
-        let voters: Vec<NodeId> = seats.iter().filter(|s| s.part == VOTER).map(|s| s.node).collect();
+        let members = self.members(leader);
+        let learner = members.iter().find(|s| s.roles == LEARNER).map(|s| s.node);
+        let voters: Vec<NodeId> = members.iter().filter(|s| s.roles == VOTER).map(|s| s.node).collect();
         let other = voters.iter().copied().filter(|v| v.0 != leader as u64 + 1).collect::<Vec<_>>();
         let (what, command) = match self.rng.below(3) {
-            0 if self.machines.len() < 5 && seats.len() < 5 => {
+            0 if self.machines.len() < 5 && members.len() < 5 => {
                 let n = self.machines.len();
-                let members = self.members_with(n, &seats);
+                let members = self.members_with(n, &members);
                 self.add_machine(n, &members, true);
                 let address = format!("127.0.0.{}:1", n + 1);
                 ("additions", Command::Add { node: NodeId(n as u64 + 1), address })
@@ -196,7 +196,7 @@ impl World {
             if self.rng.below(2) == 0
                 && let Some(live) = self.machines[n].live.as_mut()
             {
-                live.host.core().memtables.seal_soon();
+                live.host.state().memtables.seal_soon();
             }
         }
         Ok(())

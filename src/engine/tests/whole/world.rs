@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
-use super::super::super::cluster_admin::{Founding, found};
+use super::super::super::cluster_admin::{NewCluster, initialise};
 use super::super::super::options::Options;
 use super::super::super::snapshot::{install, transfer};
 use super::super::super::{Ended, World as Surroundings, divergence};
@@ -15,7 +15,7 @@ use super::client::Client;
 use super::live::{Live, Pace, STEP_NS, store_of};
 use super::nemesis::Aim;
 use crate::consensus::message::{Member, Message, Raft, Role, VERSION};
-use crate::consensus::{self, Seat};
+use crate::consensus::{self, MemberEntry};
 use tapestore::disk::{Disk, Open};
 use tapestore::lsn::{InstrumentId, NodeId, Position};
 use tapestore::wal::format::{SEGMENT_SIZE_MIN, segment_name};
@@ -161,15 +161,15 @@ impl World {
         std::fs::create_dir_all(&options.store).unwrap();
         std::fs::create_dir_all(&options.run_root).unwrap();
         if self.aim != Aim::Alone {
-            let new_cluster = Founding {
+            let new_cluster = NewCluster {
                 cluster: "simulated".to_owned(),
                 node: NodeId(n as u64 + 1),
                 members: members.to_vec(),
                 segment_size: SEGMENT_SIZE_MIN,
                 joins,
-                epoch: 0,
+                generation: 0,
             };
-            found(&disk, &options.store, &new_cluster, Ts(1)).unwrap();
+            initialise(&disk, &options.store, &new_cluster, Ts(1)).unwrap();
         }
         let clock = SimClock::new(Ts(1_700_000_000_000_000_000));
         clock.advance(self.now * STEP_NS);
@@ -253,9 +253,9 @@ impl World {
         let options = self.machines[n].options.clone();
         let done = match ended {
             Ended::Stopped => Ok(()),
-            Ended::Cut(index) => {
+            Ended::Truncate(index) => {
                 self.claims.tally.up("truncations");
-                divergence::cut(&options, &surroundings, index).map(drop)
+                divergence::truncate(&options, &surroundings, index).map(drop)
             }
             Ended::Fill => {
                 self.claims.tally.up("snapshots");
@@ -352,8 +352,8 @@ impl World {
                     }
                 }
                 Message::Relay { to, .. } => self.post(n, to.0 as usize - 1, Stream::Relay, message),
-                Message::Stranded { node, .. } => self.fetch(node.0 as usize - 1, n),
-                Message::Lacks { leader } => self.fetch(n, leader.0 as usize - 1),
+                Message::SnapshotNeeded { node, .. } => self.fetch(node.0 as usize - 1, n),
+                Message::FetchSnapshot { leader } => self.fetch(n, leader.0 as usize - 1),
                 _ => {}
             }
         }
@@ -366,8 +366,8 @@ impl World {
     fn reach(&mut self, n: usize) {
         let Some(live) = self.machines[n].live.as_ref() else { return };
         let Some(state) = live.state else { return };
-        let (node, lacks_copy) = (NodeId(n as u64 + 1), live.host.node().meta().lacks_copy());
-        let reached = Message::Reached { node, epoch: 0, last: state.last, lacks_copy };
+        let (node, needs_snapshot) = (NodeId(n as u64 + 1), live.host.node().meta().needs_snapshot());
+        let reached = Message::Reached { node, generation: 0, last: state.last, needs_snapshot };
         for to in (0..self.machines.len()).filter(|to| *to != n) {
             self.post(n, to, Stream::Control, reached.clone());
         }
@@ -433,7 +433,7 @@ impl World {
             })();
             copied.map_err(|e| format!("a snapshot of host {} for host {}: {e}", from + 1, n + 1))?;
             if let Some(live) = self.machines[n].live.as_mut() {
-                live.message(1, true, Message::Filled).map_err(|e| e.to_string())?;
+                live.message(1, true, Message::SnapshotFetched).map_err(|e| e.to_string())?;
             }
         }
         Ok(())
@@ -495,13 +495,13 @@ impl World {
     }
 
     /// The members that host `n` has.
-    pub(super) fn seats(&self, n: usize) -> Vec<Seat> {
-        self.machines[n].live.as_ref().map_or_else(Vec::new, |l| l.host.node().meta().seats.clone())
+    pub(super) fn members(&self, n: usize) -> Vec<MemberEntry> {
+        self.machines[n].live.as_ref().map_or_else(Vec::new, |l| l.host.node().meta().members.clone())
     }
 
     /// The list of members for initialising host `n`.
-    pub(super) fn members_with(&self, n: usize, seats: &[Seat]) -> Vec<Member> {
-        seats.iter().map(Seat::member).map(|m| Member { is_voter: true, ..m }).chain([member(n)]).collect()
+    pub(super) fn members_with(&self, n: usize, members: &[MemberEntry]) -> Vec<Member> {
+        members.iter().map(MemberEntry::member).map(|m| Member { is_voter: true, ..m }).chain([member(n)]).collect()
     }
 }
 

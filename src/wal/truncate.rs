@@ -15,7 +15,7 @@
 use std::path::{Path, PathBuf};
 
 use super::format::{
-    Bad, Chain, EVIDENCE_OFFSETS, Evidence, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, segment_first, segment_name,
+    Bad, Chain, MARK_OFFSETS, DurableMark, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, segment_first, segment_name,
 };
 use super::meta::{Meta, MetaFile};
 use super::reader::{Frame, next_frame, scan};
@@ -86,7 +86,7 @@ impl Head {
 
 /// Outcome of a truncation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub struct Truncated {
     /// Frames removed.
     pub frames: u64,
     /// Records removed.
@@ -135,7 +135,7 @@ struct Tail {
 /// # Errors
 /// [`Error::Invalid`] if SSTables hold records behind that frame: this host then needs a snapshot of another host; as
 /// [`scan`]; [`Error::Io`]. After an error the log is unchanged, or lacks part of the tail.
-pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Cut> {
+pub fn truncate(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Truncated> {
     if last_kept.0.saturating_add(1) < from.index.0 {
         let reason = format!(
             "cannot truncate behind frame {last_kept}: SSTables hold all frames before {}; install a snapshot of another host",
@@ -162,7 +162,7 @@ pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> R
     let kept_in = keep(disk, dir, meta.meta(), &wal, &tail.headers)?;
     // Both slots: the older one would claim more than the log holds if the newer became unreadable.
     for _ in 0..2 {
-        meta.update(Meta { durable: Evidence::of(&at), clean: false, ..*meta.meta() })?;
+        meta.update(Meta { durable: DurableMark::of(&at), clean: false, ..*meta.meta() })?;
     }
     let mut firsts: Vec<_> = disk.list(&wal)?.iter().filter_map(|n| segment_first(n)).collect();
     firsts.sort_unstable();
@@ -178,7 +178,7 @@ pub fn cut(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> R
     }
     let frames = tail.headers.iter().filter(|h| h.kind() != FrameType::Pad);
     let (frames, records) = frames.fold((0, 0), |(n, r), h| (n + 1, r + h.records()));
-    Ok(Cut { frames, records, first_lsn: at.lsn, last_lsn: Lsn(at.lsn.0 + records - 1), kept_in })
+    Ok(Truncated { frames, records, first_lsn: at.lsn, last_lsn: Lsn(at.lsn.0 + records - 1), kept_in })
 }
 
 /// Keeps the tail behind frame `last_kept` of the log of the store in `dir` as [`cut`] does, and removes nothing: for a log
@@ -194,8 +194,8 @@ pub fn keep_tail(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex
 }
 
 /// Outcome without a removed frame; the next record will be `next`.
-fn nothing(next: Lsn) -> Cut {
-    Cut { frames: 0, records: 0, first_lsn: next, last_lsn: Lsn(next.0 - 1), kept_in: None }
+fn nothing(next: Lsn) -> Truncated {
+    Truncated { frames: 0, records: 0, first_lsn: next, last_lsn: Lsn(next.0 - 1), kept_in: None }
 }
 
 /// Reads the tail behind frame `last_kept`; everything before it is durable afterwards.
@@ -212,7 +212,7 @@ fn read_tail(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain, last_kept: F
         Some(first) => Some(first.place()),
         None => (end.index.0 - 1 == last_kept.0).then_some(end),
     };
-    Ok(Tail { at, headers, end, seq: found.evidence.seq })
+    Ok(Tail { at, headers, end, seq: found.durable_mark.seq })
 }
 
 /// Writes the frames of `headers` durably to a file of their own; `None` if there are no frames.
@@ -258,8 +258,8 @@ fn has(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<bool> {
 
 /// Lowers both durable marks of a segment to `at`.
 fn lower(file: &dyn DiskFile, at: Chain, seq: u64) -> Result<()> {
-    for (more, offset) in (1..).zip(EVIDENCE_OFFSETS) {
-        file.write_at(&Evidence { seq: seq + more, ..Evidence::of(&at) }.to_bytes(), offset)?;
+    for (more, offset) in (1..).zip(MARK_OFFSETS) {
+        file.write_at(&DurableMark { seq: seq + more, ..DurableMark::of(&at) }.to_bytes(), offset)?;
     }
     file.sync()
 }
@@ -417,8 +417,8 @@ mod tests {
         disk
     }
 
-    fn cut_behind(disk: &SimDisk, last_kept: usize) -> Result<Cut> {
-        cut(disk, Path::new(DIR), Chain::begin(77), FrameIndex(last_kept as u64))
+    fn cut_behind(disk: &SimDisk, last_kept: usize) -> Result<Truncated> {
+        truncate(disk, Path::new(DIR), Chain::begin(77), FrameIndex(last_kept as u64))
     }
 
     /// Place of the frame behind `last_kept`, or of the pad before it.
@@ -435,7 +435,7 @@ mod tests {
     /// Whether a durable mark on the disk covers all `count` frames.
     fn is_durable(disk: &SimDisk, count: usize) -> bool {
         let meta = meta::read(disk, Path::new(DIR)).unwrap().unwrap();
-        let known = evidence(disk, &Path::new(DIR).join("wal"), &meta, Chain::begin(77)).unwrap();
+        let known = durable_mark(disk, &Path::new(DIR).join("wal"), &meta, Chain::begin(77)).unwrap();
         known.index.0 == count as u64
     }
 
@@ -555,7 +555,7 @@ mod tests {
             }
         }
         let mut meta = MetaFile::open(&disk, Path::new(DIR)).unwrap();
-        meta.update(Meta { durable: Evidence::default(), ..*meta.meta() }).unwrap();
+        meta.update(Meta { durable: DurableMark::default(), ..*meta.meta() }).unwrap();
         assert_eq!(spot(frames(&disk.copy()).unwrap().1), spot(place), "a start removes it too");
         let done = cut_behind(&disk, behind).unwrap();
         assert_eq!((done.frames, done.records, done.kept_in), (0, 0, None));
@@ -614,7 +614,7 @@ mod tests {
     fn frames_before_the_checkpoint_are_not_truncated_and_a_shorter_log_is_unchanged() {
         let disk = scene(&[5, 5, 5], 3);
         let place = place_behind(&disk, 2);
-        let cut_from = |last_kept| cut(&disk, Path::new(DIR), place, FrameIndex(last_kept));
+        let cut_from = |last_kept| truncate(&disk, Path::new(DIR), place, FrameIndex(last_kept));
         assert!(matches!(cut_from(1), Err(Error::Invalid { .. })));
         assert_eq!(frames(&disk).unwrap().0.len(), 3);
         assert_eq!(cut_from(u64::MAX).unwrap().frames, 0);

@@ -25,7 +25,7 @@ const _: () = assert!((LAYOUT_WORDS_MAX + 1) * 8 < super::format::FRAME_PAYLOAD_
 
 /// A control entry; it takes effect at its place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fact {
+pub enum ControlEntry {
     /// Opens an epoch of the publisher and fences the lower ones.
     Attach {
         /// The publisher.
@@ -47,19 +47,19 @@ pub enum Fact {
     Kind(Layout),
 }
 
-impl Fact {
+impl ControlEntry {
     /// Appends the encoded entry to `words`.
     pub fn encode(&self, words: &mut Vec<u64>) {
         match self {
-            Fact::Attach { publisher, epoch, incarnation } => {
+            ControlEntry::Attach { publisher, epoch, incarnation } => {
                 words.push(u64::from(ATTACH) | (ATTACH_LEN as u64) << 16 | u64::from(publisher.0) << 32);
                 words.push(u64::from(epoch.0) | u64::from(*incarnation) << 32);
             }
-            Fact::Symbol { instrument, name } => {
+            ControlEntry::Symbol { instrument, name } => {
                 words.push(u64::from(SYMBOL) | (SYMBOL_LEN as u64) << 16 | u64::from(instrument.0) << 32);
                 words.extend(name_words(name));
             }
-            Fact::Kind(layout) => {
+            ControlEntry::Kind(layout) => {
                 let layout = layout.encode();
                 words.push(u64::from(KIND) | ((layout.len() as u64 + 1) * 8) << 16);
                 words.extend(layout);
@@ -71,14 +71,14 @@ impl Fact {
     ///
     /// # Errors
     /// The first malformed or unknown entry, or a wrong count.
-    pub fn parse_all(header: &Header, words: &[u64]) -> Result<Vec<Fact>, Bad> {
+    pub fn parse_all(header: &Header, words: &[u64]) -> Result<Vec<ControlEntry>, Bad> {
         let mut entries = Vec::with_capacity((header.count as usize).min(words.len()));
         let mut rest = words;
         while let Some(&head) = rest.first() {
             let bytes = (head >> 16) as u16 as usize;
             let bad = Bad { what: "control entry", expected: head & 0xffff, found: bytes as u64 };
             let (mine, after) = rest.split_at_checked(bytes / 8).filter(|(m, _)| !m.is_empty()).ok_or(bad)?;
-            entries.push(Fact::parse(head, mine).ok_or(bad)?);
+            entries.push(ControlEntry::parse(head, mine).ok_or(bad)?);
             rest = after;
         }
         if entries.len() == header.count as usize {
@@ -88,17 +88,17 @@ impl Fact {
         }
     }
 
-    fn parse(head: u64, words: &[u64]) -> Option<Fact> {
+    fn parse(head: u64, words: &[u64]) -> Option<ControlEntry> {
         let (kind, bytes) = (head as u16, (head >> 16) as u16 as usize);
         match (kind, bytes) {
             (ATTACH, ATTACH_LEN) => {
                 let (publisher, word) = (PublisherId((head >> 32) as u16), *words.get(1)?);
-                Some(Fact::Attach { publisher, epoch: Epoch(word as u32), incarnation: (word >> 32) as u32 })
+                Some(ControlEntry::Attach { publisher, epoch: Epoch(word as u32), incarnation: (word >> 32) as u32 })
             }
             (SYMBOL, SYMBOL_LEN) => {
-                Some(Fact::Symbol { instrument: InstrumentId((head >> 32) as u32), name: parse_name(words.get(1..)?)? })
+                Some(ControlEntry::Symbol { instrument: InstrumentId((head >> 32) as u32), name: parse_name(words.get(1..)?)? })
             }
-            (KIND, _) => Layout::parse(words.get(1..)?).filter(|l| l.encode().len() + 1 == words.len()).map(Fact::Kind),
+            (KIND, _) => Layout::parse(words.get(1..)?).filter(|l| l.encode().len() + 1 == words.len()).map(ControlEntry::Kind),
             _ => None,
         }
     }
@@ -137,15 +137,15 @@ mod tests {
     #[test]
     fn control_entries_round_trip() {
         let entries = [
-            Fact::Attach { publisher: PublisherId(7), epoch: Epoch(3), incarnation: 0xdead_beef },
-            Fact::Symbol { instrument: InstrumentId(9), name: "BINANCE:BTCUSDT".parse().unwrap() },
-            Fact::Kind(crate::record::example_layout()),
+            ControlEntry::Attach { publisher: PublisherId(7), epoch: Epoch(3), incarnation: 0xdead_beef },
+            ControlEntry::Symbol { instrument: InstrumentId(9), name: "BINANCE:BTCUSDT".parse().unwrap() },
+            ControlEntry::Kind(crate::record::example_layout()),
         ];
         let mut words = Vec::new();
         entries.iter().for_each(|e| e.encode(&mut words));
-        assert_eq!(Fact::parse_all(&header(3), &words).unwrap(), entries);
-        assert!(Fact::parse_all(&header(4), &words).is_err());
-        assert!(Fact::parse_all(&header(3), &words[..words.len() - 1]).is_err());
+        assert_eq!(ControlEntry::parse_all(&header(3), &words).unwrap(), entries);
+        assert!(ControlEntry::parse_all(&header(4), &words).is_err());
+        assert!(ControlEntry::parse_all(&header(3), &words[..words.len() - 1]).is_err());
     }
 
     proptest! {
@@ -153,7 +153,7 @@ mod tests {
         fn parsing_is_total(words in proptest::collection::vec(any::<u64>(), 0..30), kind in 0u64..4, len in 0u64..100) {
             let mut words = words;
             if let Some(w) = words.first_mut() { *w = kind | len << 16; }
-            drop(Fact::parse_all(&header(1), &words));
+            drop(ControlEntry::parse_all(&header(1), &words));
         }
     }
 }

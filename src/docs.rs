@@ -1,0 +1,20 @@
+//! Owns: the pages of the documentation, which stand in `src/docs`; their programs are compiled as tests.
+
+#[doc = include_str!("docs/cli.md")]
+pub mod cli {}
+#[doc = include_str!("docs/formats.md")]
+pub mod formats {}
+#[doc = include_str!("docs/operations.md")]
+pub mod operations {}
+#[doc = include_str!("docs/cluster.md")]
+pub mod cluster {}
+#[doc = include_str!("docs/time-prices-nulls.md")]
+pub mod time_prices_nulls {}
+#[doc = include_str!("docs/durability.md")]
+pub mod durability {}
+#[doc = include_str!("docs/file-formats.md")]
+pub mod file_formats {}
+#[doc = include_str!("docs/contributing.md")]
+pub mod contributing {}
+#[doc = include_str!("../README.md")]
+pub mod readme {}

@@ -45,6 +45,9 @@ pub struct Oddities {
 }
 
 /// A book of one instrument.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("examples/book.rs"), "\n```")]
 #[derive(Clone, Debug, Default)]
 pub struct Book {
     bids: BTreeMap<Price, PriceLevel>,

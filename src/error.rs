@@ -14,6 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failed check of some bytes; the code that read them turns it into an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct Bad {
     /// Which check failed.
     pub what: &'static str,
@@ -33,6 +34,7 @@ fn store_of(path: &Path) -> &Path {
 }
 
 /// The most memory maps a process can have; `None` if the system does not report it.
+#[doc(hidden)]
 pub fn maps_max() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()
 }
@@ -53,6 +55,7 @@ fn maps_now() -> std::io::Result<u64> {
 const MAPS_NEAR: u64 = 64;
 
 /// Checks that `found` is `expected`; `what` names the check.
+#[doc(hidden)]
 pub fn demand(what: &'static str, expected: u64, found: u64) -> Result<(), Bad> {
     if expected == found { Ok(()) } else { Err(Bad { what, expected, found }) }
 }
@@ -336,6 +339,7 @@ fn exhausted(source: &std::io::Error) -> Option<&'static str> {
 
 impl Error {
     /// An [`Error::Io`] about `path`, or [`Error::Exhausted`] if a limit of the process or the host is the cause.
+    #[doc(hidden)]
     pub fn io(op: &'static str, path: &Path, source: impl Into<std::io::Error>) -> Self {
         let (path, source) = (path.to_path_buf(), source.into());
         match exhausted(&source) {
@@ -362,6 +366,7 @@ impl Error {
     }
 
     /// An [`Error::Invalid`].
+    #[doc(hidden)]
     pub fn invalid(what: &'static str, reason: impl Into<String>) -> Self {
         Error::Invalid { what, reason: reason.into() }
     }

@@ -78,6 +78,7 @@ impl Lsn {
 
     /// The LSN `count` records later.
     #[must_use]
+    #[doc(hidden)]
     pub const fn plus(self, count: u64) -> Lsn {
         Lsn(self.0 + count)
     }
@@ -90,9 +91,11 @@ impl InstrumentId {
 
 /// How far a resumed epoch may lie above the publisher's newest epoch in the log. Such an epoch was granted before the store
 /// lost the end of its log, or was restored. Each start of a publisher, and each loss of its ring's records, takes one epoch.
+#[doc(hidden)]
 pub const EPOCHS_LOST_MAX: u32 = 1024;
 
 /// Why storage refuses for good a publisher that resumes an epoch above that limit.
+#[doc(hidden)]
 pub const NO_SUCH_EPOCH: &str = "the store has never granted that epoch to this publisher; start the publisher again";
 
 /// How durable a record must be before storage acknowledges it, in rising order; `quorum-os` stands apart.
@@ -119,10 +122,12 @@ pub enum Durability {
 }
 
 /// Why a store refuses a level that it cannot guarantee.
+#[doc(hidden)]
 pub const NO_SUCH_LEVEL: &str = "this store runs with flush = \"interval\": its hosts acknowledge a record that is only in memory. Ask for the level `quorum-os`, which means that, or for `fsync`, the disk of the publisher's own host";
 
 impl Durability {
     /// The level numbered `raw`, if there is one.
+    #[doc(hidden)]
     pub const fn from_raw(raw: u8) -> Option<Durability> {
         match raw {
             0 => Some(Durability::None),
@@ -136,12 +141,14 @@ impl Durability {
     }
 
     /// Whether an acknowledgement at this level waits for a disk.
+    #[doc(hidden)]
     pub const fn waits_for_disk(self) -> bool {
         matches!(self, Durability::Fsync | Durability::Standby | Durability::Quorum)
     }
 
     /// The level that a store grants to a publisher that asks for this one. `least`: the store's lowest level; `is_lossy`:
     /// its other hosts acknowledge a record before it is on their disks. `None`: the store does not have this level.
+    #[doc(hidden)]
     pub fn granted(self, least: Durability, is_lossy: bool) -> Option<Durability> {
         match (self, is_lossy) {
             (Durability::Standby | Durability::Quorum, true) => None,

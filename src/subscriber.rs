@@ -132,6 +132,9 @@ impl Stored {
 }
 
 /// A live subscription to all publishers of a store.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("examples/subscribe.rs"), "\n```")]
 #[derive(Debug)]
 pub struct Subscriber {
     store: PathBuf,

@@ -76,6 +76,7 @@ impl FromStr for Ts {
 ///
 /// # Errors
 /// [`Error::Invalid`] if `text` is none, or too long for 64 bits.
+#[doc(hidden)]
 pub fn parse_duration(text: &str) -> Result<u64> {
     let unit = |c| match c {
         's' => Some(NANOS_PER_SECOND),
@@ -119,6 +120,7 @@ impl Clock for HostClock {
 
 /// A clock that moves only by its methods; for simulation.
 #[derive(Clone, Debug)]
+#[doc(hidden)]
 pub struct SimClock {
     now: Arc<AtomicU64>,
     /// Offset of the wall clock, modulo 2^64.
@@ -132,12 +134,14 @@ impl SimClock {
     }
 
     /// Advances the clock by `nanos`.
+    #[doc(hidden)]
     pub fn advance(&self, nanos: u64) {
         // A single number that orders nothing else: relaxed.
         self.now.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Moves the wall clock by `nanos`, forward or back.
+    #[doc(hidden)]
     pub fn jump(&self, nanos: i64) {
         // As above.
         self.skew.fetch_add(nanos.cast_unsigned(), Ordering::Relaxed);

@@ -148,7 +148,8 @@ impl Hosts {
             members.push(Member { node: NodeId(other), address, is_voter: true });
         }
         let segment_size = self.shape.sizes[1];
-        let new_cluster = NewCluster { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, generation: 0 };
+        let new_cluster =
+            NewCluster { cluster: "trial".to_owned(), node: NodeId(node), members, segment_size, joins, generation: 0 };
         initialise(&RealDisk, &self.host(node).store, &new_cluster, HostClock.wall()).unwrap();
     }
 
@@ -277,7 +278,8 @@ impl Hosts {
     /// The error of storage.
     pub fn publisher(&self, node: u64, id: u16, level: Durability) -> Result<Publisher, String> {
         let options = Options::new(&self.host(node).store, PublisherId(id));
-        let publisher = Publisher::open(Options { durability: level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())?;
+        let publisher =
+            Publisher::open(Options { durability: level, open_timeout: PATIENCE, ..options }).map_err(|e| e.to_string())?;
         // Published records are of the first instrument.
         let name = "BENCH:1".parse().map_err(|e: tapestore::error::Error| e.to_string())?;
         publisher.instrument(&name).map_err(|e| e.to_string())?;

@@ -1,12 +1,12 @@
-//! Owns: `tape backup` and `tape restore`: what is asked of people, progress, what came of it.
+//! Owns: `tape backup` and `tape restore`: arguments, progress, output.
 
 use std::path::{Path, PathBuf};
 
+use tapestore::disk::RealDisk;
+use tapestore::time::{Clock, HostClock};
 use tapestore_engine::snapshot::backup::{Options, backup as make};
 use tapestore_engine::snapshot::restore::restore as make_store;
 use tapestore_engine::snapshot::{Progress, Summary};
-use tapestore::disk::RealDisk;
-use tapestore::time::{Clock, HostClock};
 
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::output::Format;
@@ -15,12 +15,12 @@ use crate::terminal::{self, thousands};
 /// `tape backup`.
 #[derive(clap::Args, Debug)]
 pub struct BackupArgs {
-    /// Directory of the backup: new, or with an earlier backup of the store, which is brought up to date
+    /// Directory of the backup: a new one, or an earlier backup of this store, which is updated
     dir: PathBuf,
-    /// Copy files even where they could be linked: a link takes no room, and does not outlive damage to the file
+    /// Copy files instead of linking them: a link takes no space, but shares later damage of the file
     #[arg(long)]
     copy: bool,
-    /// Do not read those files again that an earlier backup into DIR has read
+    /// Do not read files again that an earlier backup into DIR has verified
     #[arg(long)]
     trust_earlier: bool,
 }
@@ -30,17 +30,17 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     /// Directory of the backup
     backup: PathBuf,
-    /// Copy files even where they could be linked
+    /// Copy files instead of linking them
     #[arg(long)]
     copy: bool,
 }
 
-/// Shows what is being done as a bar on a terminal.
+/// A progress bar on a terminal.
 #[derive(Default)]
 pub struct Bar(Option<(&'static str, indicatif::ProgressBar)>);
 
 impl Bar {
-    /// The next step.
+    /// Shows a step.
     pub fn show(&mut self, progress: Progress) {
         if self.0.as_ref().is_none_or(|(what, _)| *what != progress.what) {
             self.clear();
@@ -51,7 +51,7 @@ impl Bar {
         }
     }
 
-    /// It is done.
+    /// Removes the bar.
     pub fn clear(&mut self) {
         if let Some((_, bar)) = self.0.take() {
             bar.finish_and_clear();
@@ -59,30 +59,30 @@ impl Bar {
     }
 }
 
-/// `path` from the root on, so that what lies beside it can be named; its last part need not be there.
+/// `path` as an absolute path; its last component need not exist.
 fn absolute(path: &Path) -> Outcome<PathBuf> {
     if let Ok(whole) = path.canonicalize() {
         return Ok(whole);
     }
     let Some(name) = path.file_name() else {
-        return Err(Failure::new(USAGE, format!("{} names no directory that can be made", path.display())));
+        return Err(Failure::new(USAGE, format!("{} is not a directory that can be created", path.display())));
     };
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let whole = parent
         .canonicalize()
-        .map_err(|e| Failure::new(USAGE, format!("{} cannot be made: {}: {e}", path.display(), parent.display())))?;
+        .map_err(|e| Failure::new(USAGE, format!("cannot create {}: {}: {e}", path.display(), parent.display())))?;
     Ok(whole.join(name))
 }
 
 /// `tape backup`.
 ///
 /// # Errors
-/// As [`backup::backup`].
+/// As [`tapestore_engine::snapshot::backup::backup`].
 pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
     let (store, target) = (absolute(store)?, absolute(&args.dir)?);
     if store.starts_with(&target) || target.starts_with(&store) {
         let text =
-            format!("{} and the store {} lie within each other; choose another directory", target.display(), store.display());
+            format!("{} and the store {} are inside each other; choose another directory", target.display(), store.display());
         return Err(Failure::new(USAGE, text));
     }
     let options =
@@ -98,7 +98,7 @@ pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
 /// `tape restore`.
 ///
 /// # Errors
-/// As [`backup::restore`].
+/// As [`tapestore_engine::snapshot::restore::restore`].
 pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
     let (from, target) = (absolute(&args.backup)?, absolute(store)?);
     let mut bar = Bar::default();
@@ -111,7 +111,7 @@ pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
         _ if format.json => {}
         false => println!("start it with: tape-storage --store {}", target.display()),
         true => println!(
-            "it is of a host of a cluster. To make it one: tape cluster init --join --store {0} ...; to make it a store of its own: \
+            "it is a store of a cluster host. To make it a host: tape cluster init --join --store {0} ...; to make it a store of its own: \
              tape cluster detach --store {0}",
             target.display()
         ),
@@ -132,7 +132,7 @@ fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
     }
     println!("{what}: {}, every byte read back", dir.display());
     println!(
-        "  {} SSTables: {} linked, {} copied, {} were there; {} bytes, {} records",
+        "  {} SSTables: {} linked, {} copied, {} reused; {} bytes, {} records",
         thousands(linked + copied + reused),
         thousands(linked),
         thousands(copied),
@@ -142,7 +142,7 @@ fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
     );
     println!("  log: {} bytes, {} records", thousands(log_bytes), thousands(logged));
     if last.0 > 0 {
-        println!("  up to record {} (LSN), taken in {time}", thousands(last.0));
+        println!("  up to LSN {}, ingested at {time}", thousands(last.0));
     } else {
         println!("  no records yet");
     }

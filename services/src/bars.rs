@@ -1,4 +1,4 @@
-//! Owns: `tape bars`: bars of the trades of an instrument, from history and as trades come.
+//! Owns: `tape bars`: bars of an instrument's trades, from history and live.
 
 use std::io::{BufWriter, StdoutLock, Write};
 use std::path::Path;
@@ -31,9 +31,9 @@ const UNITS: [(&str, u64); 7] = [
     ("h", 3600 * NANOS_PER_SECOND),
     ("d", 86_400 * NANOS_PER_SECOND),
 ];
-/// The interval if nothing else closes bars, ns.
+/// The default interval, ns.
 const EVERY_DEFAULT: u64 = 60 * NANOS_PER_SECOND;
-/// Rows that a table shows before it is printed, so that its columns fit.
+/// Rows collected for a table before it is printed, so that the columns fit.
 const TABLE_ROWS: usize = 200;
 const COLUMNS: [&str; 13] =
     ["start", "end", "instrument", "open", "high", "low", "close", "volume", "value", "vwap", "trades", "first_lsn", "last_lsn"];
@@ -52,16 +52,16 @@ fn interval(text: &str) -> Result<u64, String> {
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[group(multiple = false)]
 struct BarRule {
-    /// Bars of an interval: 1s, 5m, 1h, 1d or the like [default: 1m]
+    /// Bars of this interval: 1s, 5m, 1h, 1d, ... [default: 1m]
     #[arg(long, value_parser = interval)]
     every: Option<u64>,
-    /// Bars of so many trades
+    /// Bars of this many trades
     #[arg(long)]
     ticks: Option<u64>,
     /// Bars that close with the trade that reaches this volume
     #[arg(long)]
     volume: Option<Volume>,
-    /// Bars that close with the trade that reaches this traded value, price times size
+    /// Bars that close with the trade that reaches this value, price times size
     #[arg(long)]
     value: Option<Value>,
 }
@@ -80,35 +80,34 @@ impl BarRule {
 /// `tape bars`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The instrument's name
+    /// Name of the instrument
     instrument: Name,
     #[command(flatten)]
-    cut: BarRule,
+    rule: BarRule,
     #[command(flatten)]
     span: Span,
     #[command(flatten)]
     watermark: Watermark,
-    /// The hours of a session, like 09:30-16:00: bars are counted from its start, trades outside it left out
+    /// Session hours, like 09:30-16:00: bars are counted from the session's start, trades outside it are skipped
     #[arg(long, requires = "zone")]
     session: Option<String>,
-    /// The zone of these hours, like America/New_York
+    /// Time zone of the session, like America/New_York
     #[arg(long, requires = "session")]
     zone: Option<String>,
-    /// The time that counts: recv, by which the store sorts, or event, the venue's (reads all trades)
+    /// Time of a trade: recv (the order of the store) or event (the venue's time; reads all trades)
     #[arg(long, default_value = "recv")]
     by: By,
-    /// Go on with the trades that come, until stopped; bars are shown as they close
+    /// Continue with live trades until stopped; print each bar as it closes
     #[arg(long, conflicts_with = "to")]
     follow: bool,
-    /// Of the trades as they were known when the record of this LSN was the newest, as `tape scan` shows them: without
-    /// those that had been declared void by then, with the prices and sizes that had been corrected. Without it, bars are
-    /// of the trades as they were reported
+    /// Build bars of the trades as known when the record of this LSN was the newest: apply the busts and corrections stored up
+    /// to it, as in `tape scan`. Without it, bars are of the trades as reported
     #[arg(long, value_name = "LSN", conflicts_with = "follow")]
     as_known_at: Option<u64>,
-    /// How late a trade may come for its time bar
+    /// How late a trade may arrive for its time bar
     #[arg(long, value_parser = interval, default_value = "1s")]
     grace: u64,
-    /// Show bar-1s, bar-1m, bar-1h or bar-1d records, which `tape publish --from` stores
+    /// Print bar-1s, bar-1m, bar-1h or bar-1d records, for `tape publish --from`
     #[arg(long, conflicts_with_all = ["session", "ticks", "volume", "value"])]
     records: bool,
 }
@@ -119,16 +118,16 @@ impl Args {
             (Some(hours), Some(zone)) => Align::Session(Session::parse(hours, zone)?),
             _ => Align::Utc,
         };
-        let rule = self.cut.rule();
+        let rule = self.rule.rule();
         let kinds = [1, 60, 3600, 86_400].map(|seconds| Rule::Time { interval: seconds * NANOS_PER_SECOND });
         if self.records && !kinds.contains(&rule) {
-            return Err(Failure::new(USAGE, "there are bar records of 1s, 1m, 1h and 1d alone"));
+            return Err(Failure::new(USAGE, "bar records exist only for 1s, 1m, 1h and 1d"));
         }
         Ok(Options { rule, align, by: self.by, grace: self.grace })
     }
 }
 
-/// Where bars go.
+/// The output of bars.
 enum Sink<'s> {
     Records(Rows<'s>),
     Bars { format: Format, name: Name, rows: Vec<Bar>, has_header: bool, out: BufWriter<StdoutLock<'static>> },
@@ -138,7 +137,7 @@ impl Sink<'_> {
     fn push(&mut self, bar: &Bar) -> Outcome {
         match self {
             Sink::Records(rows) => {
-                let record = bar.record().ok_or_else(|| Failure::new(USAGE, "there is no record of such a bar"))?;
+                let record = bar.record().ok_or_else(|| Failure::new(USAGE, "no bar record has this interval"))?;
                 rows.push(&Row { lsn: Lsn::NONE, index_time: bar.start, record: record.as_ref() })
             }
             Sink::Bars { format, name, out, .. } if format.json => Ok(writeln!(out, "{}", json(bar, name))?),
@@ -161,7 +160,7 @@ impl Sink<'_> {
             Sink::Bars { name, rows, out, .. } => (name, rows, out),
         };
         if !rows.is_empty() {
-            // The name was given, and LSNs are for programs.
+            // The instrument was given, and LSNs are for programs.
             let is_shown = |column: &str| column != "instrument" && !column.ends_with("lsn");
             let mut table = table(&COLUMNS.into_iter().filter(|c| is_shown(c)).collect::<Vec<_>>());
             for bar in rows.drain(..) {
@@ -175,7 +174,7 @@ impl Sink<'_> {
     }
 }
 
-/// Prints bars as they close, up to a limit.
+/// Prints bars as they close, up to the limit.
 struct Printer<'s> {
     sink: Sink<'s>,
     closed: Vec<Bar>,
@@ -199,7 +198,7 @@ impl Printer<'_> {
     }
 }
 
-/// In the order of [`COLUMNS`].
+/// The cells of [`COLUMNS`].
 fn cells(bar: &Bar, name: &Name) -> [String; COLUMNS.len()] {
     [
         bar.start.to_string(),
@@ -218,7 +217,7 @@ fn cells(bar: &Bar, name: &Name) -> [String; COLUMNS.len()] {
     ]
 }
 
-/// Prices, sizes and times are text, because JSON's numbers are not exact.
+/// A bar as JSON. Prices, sizes and times are text, because JSON numbers are not exact.
 fn json(bar: &Bar, name: &Name) -> serde_json::Value {
     let mut object = serde_json::Map::new();
     for (column, text) in COLUMNS.into_iter().zip(cells(bar, name)) {
@@ -233,22 +232,22 @@ fn json(bar: &Bar, name: &Name) -> serde_json::Value {
     serde_json::Value::Object(object)
 }
 
-/// Trades in, bars out.
+/// Builds bars from trades.
 struct Feed<'s> {
     builder: Builder,
     by: By,
     range: TimeRange,
     printer: Printer<'s>,
-    /// The last of the trades in LSN order.
+    /// The greatest LSN of a trade.
     last: Lsn,
     /// Time and LSN of the trade with the greatest time.
     newest: (Ts, Lsn),
-    /// The clock of the trades as of a moment of the monotonic one.
+    /// A time of the trades' clock, and the monotonic time at that moment.
     clock: Option<(Ts, u64)>,
 }
 
 impl Feed<'_> {
-    /// Takes in a trade; gives whether its time is the greatest so far.
+    /// Adds a trade; returns whether its time is the greatest so far.
     fn push(&mut self, lsn: Lsn, index_time: Ts, trade: &Trade) -> Outcome<bool> {
         let time = self.by.time(index_time, trade);
         if !time.is_null() && !self.range.contains(time) {
@@ -265,8 +264,8 @@ impl Feed<'_> {
         Ok(is_newest)
     }
 
-    /// Closes what is over by now. The clock of the trades may be another than the host's, or of another day: it says
-    /// what the newest trade said, and since storage took that in it goes on as the host's does.
+    /// Closes bars that have ended. The trades' clock may differ from the host's, or be of another day: it is the time of the
+    /// newest trade, and runs with the host's clock since the ingest of that trade.
     fn pass_time(&mut self) -> Outcome {
         if let Some((time, since)) = self.clock {
             let passed = HostClock.monotonic().saturating_sub(since);
@@ -276,17 +275,17 @@ impl Feed<'_> {
         self.printer.print()
     }
 
-    /// Prints what is open, and says what is in no bar; gives how many bars were printed.
+    /// Prints open bars and the number of trades that are in no bar; returns the number of printed bars.
     fn finish(self) -> Outcome<u64> {
         let Feed { builder, mut printer, .. } = self;
         let taken = builder.trades();
         let oddities = builder.finish(&mut |bar| printer.closed.push(bar));
         if matches!(printer.sink, Sink::Records(_)) {
-            // What is stored as a bar stays one: it must not be of an interval that is not over.
+            // A stored bar is final, so a bar that has not ended is not printed as a record.
             let now = HostClock.wall();
             let open = printer.closed.extract_if(.., |bar| bar.end > now).count();
             if open > 0 {
-                logging::note(format_args!("note: the bar of now is not over, and no record yet"));
+                logging::note(format_args!("note: the current bar has not ended and is not printed as a record"));
             }
         }
         printer.print()?;
@@ -296,16 +295,16 @@ impl Feed<'_> {
     }
 }
 
-/// Says on standard error which trades are in no bar.
+/// Prints on standard error why trades are in no bar.
 fn note(taken: u64, oddities: &Oddities) {
     let Oddities { late, outside, priceless, sizeless, untimed, ahead, unvalued } = *oddities;
     let why = [
-        (late, "came when their bar was closed (--grace)"),
+        (late, "arrived after their bar had closed (--grace)"),
         (outside, "outside the session"),
         (priceless, "without a price"),
         (sizeless, "without a size or of size zero"),
         (untimed, "without a time"),
-        (ahead, "with a venue's time more than a minute after they were received"),
+        (ahead, "with a venue's time more than a minute after their receipt"),
     ];
     let why: Vec<String> = why.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     if !why.is_empty() {
@@ -317,26 +316,26 @@ fn note(taken: u64, oddities: &Oddities) {
         ));
     }
     if unvalued > 0 {
-        logging::note(format_args!("note: the value of {unvalued} bars does not fit and is null"));
+        logging::note(format_args!("note: the value of {unvalued} bars overflows and is null"));
     }
 }
 
-/// The clock of trades of which the newest is of `time` and was taken in at `taken_in`, and the moment of the monotonic
-/// clock. The host's clock may have been set since: what has passed by it takes the trades' clock no further than to itself.
-fn clock_of(time: Ts, taken_in: Ts, clock: &impl Clock) -> (Ts, u64) {
+/// The trades' clock and the monotonic time now, from the newest trade's `time` and its ingest time. If the host's clock was
+/// set since, the trades' clock does not run ahead of it.
+fn clock_of(time: Ts, ingested: Ts, clock: &impl Clock) -> (Ts, u64) {
     let (wall, now) = (clock.wall(), clock.monotonic());
-    let passed = wall.0.saturating_sub(taken_in.0);
+    let passed = wall.0.saturating_sub(ingested.0);
     (Ts(time.0.saturating_add(passed)).min(wall.max(time)), now)
 }
 
-/// `range` made wider, so that the time bars in which it begins and ends are whole.
+/// `range`, extended to whole time bars at both ends.
 fn whole(builder: &mut Builder, range: TimeRange) -> TimeRange {
     let first = builder.interval(range.from).map_or(range.from, |(start, _)| start);
     let last = builder.interval(range.to).map_or(range.to, |(_, end)| Ts(end.0.saturating_sub(1)).max(range.to));
     TimeRange { from: first, to: last }
 }
 
-/// Builds bars of the trades that `snapshot` shows as they were known at record `lsn`.
+/// Builds bars from the trades of `snapshot` as known at record `lsn`.
 fn as_known_at(feed: &mut Feed<'_>, snapshot: &Snapshot, lsn: Lsn, instrument: InstrumentId, stop: &AtomicBool) -> Outcome {
     let range = if feed.by == By::Recv { feed.range } else { TimeRange::ALL };
     let mut trades = snapshot.as_known_at(lsn).trades(instrument, range)?;
@@ -350,9 +349,9 @@ fn as_known_at(feed: &mut Feed<'_>, snapshot: &Snapshot, lsn: Lsn, instrument: I
     Ok(())
 }
 
-/// Builds bars of what `snapshot` shows.
+/// Builds bars from the trades of `snapshot`.
 fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &AtomicBool) -> Outcome {
-    // The store sorts by its index time alone; by the venue's a trade may stand anywhere.
+    // The store sorts by index time; by the venue's time a trade may be anywhere.
     let range = if feed.by == By::Recv { feed.range } else { TimeRange::ALL };
     let mut scan = snapshot.scan(series, range);
     let progress = terminal::progress(0, false, "reading trades");
@@ -367,14 +366,14 @@ fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &Atom
     }
     progress.finish_and_clear();
     if terminal::is_raised(stop) {
-        return Err(Failure::new(INTERRUPTED, "interrupted while history was read: the bars above are not all of it"));
+        return Err(Failure::new(INTERRUPTED, "interrupted while reading history: the bars above are not complete"));
     }
     let (time, lsn) = feed.newest;
     feed.clock = snapshot.arrival(lsn)?.map(|arrival| clock_of(time, arrival.ingest_ts, &HostClock));
     Ok(())
 }
 
-/// Goes on with what comes. The error of a withdrawal means that bars are not to be trusted.
+/// Continues with live trades. On a withdrawal of trades it fails, because bars contain them.
 fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, stop: &AtomicBool) -> Outcome {
     while !feed.printer.is_full() && !terminal::is_raised(stop) {
         let before = feed.printer.printed;
@@ -407,11 +406,12 @@ fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, st
 }
 
 fn withdrawn(first: Lsn) -> Failure {
-    let text = format!("records from LSN {first} on were withdrawn, and bars hold trades of them; ask again, or --at committed");
+    let text =
+        format!("records from LSN {first} on were withdrawn after bars used them; run the command again, or use --at committed");
     Failure::new(LATER, text)
 }
 
-/// Goes on from `snapshot`'s last record.
+/// Continues after the last record of `snapshot`.
 fn follow_from(
     feed: &mut Feed<'_>,
     reader: Reader,
@@ -423,7 +423,7 @@ fn follow_from(
     let (last, timeline) = seen;
     feed.printer.sink.flush()?;
     let mut position = reader.follow(last.next(), at);
-    // What is committed is not withdrawn; of the rest it is not known where the cut was.
+    // Committed records are never withdrawn. For others the first withdrawn LSN is not available here.
     if at != At::Committed && position.reader().control().timeline() != timeline {
         return Err(withdrawn(Lsn(1)));
     }
@@ -441,7 +441,7 @@ fn sink<'s>(args: &Args, format: Format, symbols: &'s mut Symbols) -> Sink<'s> {
 /// `tape bars`.
 ///
 /// # Errors
-/// That there are no trades (exit code 3).
+/// There are no trades (exit code 3).
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let mut builder = Builder::new(args.options()?)?;
     let range = whole(&mut builder, args.span.range());
@@ -449,7 +449,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.instrument)?;
     let mut names = query::catalog(store, args.watermark.at)?;
-    // A person sees each bar as it closes: JSON lines unless CSV is asked for.
+    // Each bar is printed as it closes, so a table cannot be laid out: JSON lines unless CSV is requested.
     let format = if args.follow { Format { json: !format.csv, ..format } } else { format };
     let mut feed = Feed {
         builder,

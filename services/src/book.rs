@@ -1,4 +1,4 @@
-//! Owns: `tape book`: a book as it was at a time.
+//! Owns: `tape book`: an order book as of a time.
 
 use std::path::Path;
 
@@ -16,17 +16,17 @@ use crate::terminal;
 /// `tape book`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// The instrument's name
+    /// Name of the instrument
     instrument: Name,
-    /// The time up to which changes count, or up to which record: committed, durable, appended; may be given twice
+    /// Time of the book, or watermark: committed, durable, appended, flushed; can be given twice, for both
     #[arg(long, default_values = ["now", "committed"], alias = "time")]
     at: Vec<When>,
-    /// Levels to show of each side
+    /// Levels per side
     #[arg(long, default_value_t = 10)]
     levels: usize,
 }
 
-/// A moment, or a watermark.
+/// A time or a watermark.
 #[derive(Clone, Copy, Debug)]
 enum When {
     Time(Ts),
@@ -53,11 +53,11 @@ impl Args {
     }
 }
 
-/// How far back the last clear is looked for at first.
+/// First length of the search for the last clear, backwards; and how far before a clear changes are read.
 const LOOK_BACK_NS: u64 = 3600 * NANOS_PER_SECOND;
 
-/// Where the changes begin that make the book of `time`: at the last clear of both sides, and an hour before it,
-/// because a snapshot may arrive after changes that are newer than it.
+/// The time from which on changes make the book of `time`: an hour before the last clear of both sides, because a snapshot
+/// may arrive after changes that are newer than it.
 fn beginning(snapshot: &Snapshot, series: Series, time: Ts) -> Outcome<Ts> {
     let (mut to, mut length) = (time, LOOK_BACK_NS);
     loop {
@@ -77,9 +77,8 @@ fn beginning(snapshot: &Snapshot, series: Series, time: Ts) -> Outcome<Ts> {
     }
 }
 
-/// The book of `instrument` as of `time`: from the changes since the last clear before it, in LSN order (one that
-/// was received more than an hour before that clear and stored after it is not among them); from ten levels if there
-/// are no changes.
+/// The book of `instrument` as of `time`: from the changes since the last clear before it, in LSN order; from a depth record
+/// if there are no changes. A change that was received more than an hour before that clear and stored after it is missed.
 ///
 /// # Errors
 /// Of the store's files.
@@ -115,7 +114,7 @@ pub fn book_at(snapshot: &mut Snapshot, instrument: InstrumentId, time: Ts) -> O
 /// `tape book`.
 ///
 /// # Errors
-/// That there is none (exit code 3).
+/// There is no book (exit code 3).
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let (mut reader, mut snapshot) = query::open(store, args.watermark())?;
     let time = args.time();
@@ -162,7 +161,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         t.column_iter_mut().for_each(|c| c.set_cell_alignment(comfy_table::CellAlignment::Right));
         println!("{t}");
         println!(
-            "  after {} changes; {crossed} ends of events with a crossed book, {unknown_orders} changes of unknown orders, {repeated_orders} repeated, {malformed} malformed",
+            "  {} changes; crossed at the end of {crossed} events; {unknown_orders} changes of unknown orders, {repeated_orders} repeated, {malformed} malformed",
             book.changes()
         );
     }

@@ -12,13 +12,13 @@ use crate::{
     symbols, terminal, verify,
 };
 
-/// A shared-memory market-data store: publish, read, follow, inspect.
+/// A market-data store in shared memory: publish, read, follow, inspect, operate.
 #[derive(Parser, Debug)]
 #[command(name = "tape", version, after_help = EXIT_CODES)]
 pub struct Tape {
     #[command(subcommand)]
     command: Command,
-    /// Directory of the store [default: tapestore-data; demo: a temporary one]
+    /// Store directory [default: tapestore-data; demo: a temporary one]
     #[arg(long, global = true, env = "TAPE_STORE")]
     store: Option<PathBuf>,
     #[command(flatten)]
@@ -26,68 +26,68 @@ pub struct Tape {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 4 interrupted, \
-5 records taken for publishing were lost with the process, 6 a store that is served has something wrong with it, 65 malformed or damaged data, \
-66 no such file, 69 no storage process serves the store, 74 disk or shared memory failed, 75 try again later, \
-77 another user serves the store.";
+5 records are not stored at their durability level, 6 storage serves the store with a problem, 65 malformed or damaged data, \
+66 no such file, 69 no storage process serves the store, 70 internal error, 74 disk or shared memory failed, \
+75 try again later, 77 another user serves the store.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// The whole path on a store of its own: publisher, storage and reader processes; compares the ends
+    /// Run storage, a publisher and a reader on a temporary store and compare their records
     Demo(demo::Args),
-    /// Publish a file's records, or the simulated market's, as fast as they came or as it is said
+    /// Publish the records of a file or of the simulated market
     Publish(publish::Args),
-    /// Files into the store: DBN, Parquet, Arrow, CSV, captures
+    /// Import files: DBN, Parquet, Arrow, CSV, captures
     Import(import::Args),
-    /// What the store holds, as Parquet, Arrow, CSV or DBN files
+    /// Export records to Parquet, Arrow, CSV or DBN files
     Export(export::Args),
     /// Follow the newest records
     Tail(query::Tail),
-    /// Read all records in LSN order, from any on, through history into what comes
+    /// Read all records in LSN order, through history into live records
     Follow(query::FollowArgs),
-    /// One record by LSN, or the records of an instrument and kind at exactly a time
+    /// Print one record by LSN, or the records of an instrument and kind at exactly one time
     Get(query::Get),
-    /// The newest record of an instrument and kind, not after a time
+    /// Print the newest record of an instrument and kind that is not after a time
     #[command(name = "asof")]
     AsOf(query::AsOf),
-    /// The records of an instrument and kind in time order
+    /// Print the records of an instrument and kind in time order
     Scan(query::Scan),
-    /// The records of many instruments and kinds, merged in time order
+    /// Print the records of many instruments and kinds, merged in time order
     Replay(query::Replay),
-    /// The records of an instrument and kind with an id: a trade's, an order's
+    /// Find records of an instrument and kind by an id of the venue, such as a trade id or an order id
     Find(query::Find),
-    /// Bars of an instrument's trades: by time, number, volume or value
+    /// Build bars from an instrument's trades: by time, number of trades, volume or value
     ///
-    /// Time bars are whole: that in which --from lies is built from its start, that in which --to lies up to its end.
-    /// Bars by number, volume or value begin with the first trade from --from on, and are cut in the order in which
-    /// trades are read: by time in history, as they came with --follow.
+    /// Time bars are complete: a bar that --from or --to lies in is built from its start to its end. Bars by number, volume
+    /// or value begin with the first trade from --from on. They close in the order in which trades are read: by time in
+    /// history, by arrival with --follow.
     Bars(bars::Args),
-    /// An order book as it was at a time
+    /// Rebuild an order book as of a time
     Book(book::Args),
-    /// Kinds of records, built in and defined by programs, with their columns
+    /// List the kinds of records, built-in and user-defined, with their columns
     Kinds,
-    /// Instrument names, and their definitions as of a time
+    /// List instruments; with --at, their definitions at a time
     Symbols(symbols::Args),
-    /// What is wrong with the store, if anything; what its storage process does: watermarks, counters, history, publishers
+    /// Print the problems of a store, then watermarks, counters, SSTables and publishers
     Status(status::Args),
-    /// Look into the store's files
+    /// Look into the files of a store
     #[command(subcommand)]
     Inspect(Inspect),
-    /// Check every byte of the store's files and log, and what is served against them
+    /// Check every byte of the SSTables, the manifest and the log, and compare shared memory with the log
     Verify,
-    /// Merge SSTables: what storage does by itself; by hand for a store that nobody serves
+    /// Wait until storage has no compaction due, or compact a stopped store
     Compact(compact::Compact),
-    /// What has lived long enough by the rules: what would go, or for a store that nobody serves let it go
+    /// Apply retention rules to a stopped store; with --dry-run, print the files that they would remove
     Retention(compact::Retention),
-    /// A copy of the store, made while it is served, or brought up to date
+    /// Make or update a backup of a served or stopped store
     Backup(backup::BackupArgs),
-    /// The store --store, which must not be there yet, from a backup
+    /// Make the store --store, which must not exist, from a backup
     Restore(backup::RestoreArgs),
-    /// What is wrong with the store and the one command against it; put files back; end a damaged log
+    /// Examine a stopped store and print the command that repairs it; replace damaged SSTables; truncate a damaged log
     Repair(repair::Args),
-    /// A store on several hosts: found a cluster, see how it stands, change it
+    /// Run a store on several hosts: initialise a cluster, print its status, change its members
     #[command(subcommand)]
     Cluster(cluster::Cluster),
-    /// The storage process; the same as tape-storage
+    /// Run the storage process; the same as tape-storage
     #[command(hide = true)]
     Storage(storage::Args),
     #[command(hide = true)]
@@ -100,7 +100,7 @@ enum Command {
 
 #[derive(Subcommand, Debug)]
 enum Inspect {
-    /// The log: segments, frames, what is known durable
+    /// Print the log behind the checkpoint: segments, frames, the durable mark
     Wal(inspect::Wal),
     /// The SSTables: all, or one with its blocks and series
     Sst(inspect::Sst),

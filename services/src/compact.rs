@@ -1,16 +1,12 @@
-//! Owns: `tape compact` and `tape retention`: what storage does by itself with the SSTables, shown
-//! before it is done, and done by hand for a store that nobody serves.
+//! Owns: `tape compact` and `tape retention`: print the merges and expiries that storage would do, or do them for a stopped
+//! store.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tapestore_engine::compaction::merge::Pace;
-use tapestore_engine::compaction::retention::{Rule, Rules};
-use tapestore_engine::compaction::{self, Merge, Options};
 use tapestore::disk::{Disk, RealDisk};
-use tapestore_engine::history::Offline;
 use tapestore::error::Error;
 use tapestore::manifest::State;
 use tapestore::reader::Reader;
@@ -18,6 +14,10 @@ use tapestore::record::schema;
 use tapestore::shm::control::Statistic;
 use tapestore::sstable::FileMeta;
 use tapestore::time::{Clock, HostClock, Ts};
+use tapestore_engine::compaction::merge::Pace;
+use tapestore_engine::compaction::retention::{Rule, Rules};
+use tapestore_engine::compaction::{self, Merge, Options};
+use tapestore_engine::history::Offline;
 
 use crate::exit::{Failure, INTERRUPTED, LATER, Outcome};
 use crate::inspect::{read_log, read_manifest, read_meta};
@@ -27,13 +27,13 @@ use crate::terminal::{self, thousands};
 /// `tape compact`.
 #[derive(clap::Args, Debug)]
 pub struct Compact {
-    /// Say what would be merged, and merge nothing
+    /// Print the merges that are due and do nothing
     #[arg(long)]
     plan: bool,
-    /// Treat every day as over, so that each becomes one run
+    /// Treat every day as over, so that each becomes one run; for a stopped store
     #[arg(long)]
     all: bool,
-    /// The storage process's configuration file, for its limits and rules
+    /// Configuration file of the storage process, with its limits and rules
     #[arg(long)]
     config: Option<PathBuf>,
 }
@@ -41,19 +41,20 @@ pub struct Compact {
 /// `tape retention`.
 #[derive(clap::Args, Debug)]
 pub struct Retention {
-    /// Say what would go, and let nothing go
+    /// Print the SSTables that would be removed and remove nothing
     #[arg(long)]
     dry_run: bool,
-    /// The storage process's configuration file, with the rules
+    /// Configuration file of the storage process, with the rules
     #[arg(long)]
     config: Option<PathBuf>,
-    /// The kind that --keep and --bytes are about, instead of a configuration's rules; `*` is every kind
+    /// Kind for a rule of --keep and --bytes, instead of the configuration's rules; `*`: all except bust, correct, gap,
+    /// definition and mapping
     #[arg(long, conflicts_with = "config")]
     kind: Option<String>,
-    /// The age up to which records are kept, like 30d
+    /// Keep records up to this age, like 30d
     #[arg(long, requires = "kind")]
     keep: Option<String>,
-    /// Bytes that the kind's files may have, like 100G
+    /// Keep at most this many bytes of the kind, like 100G
     #[arg(long, requires = "kind", value_parser = terminal::size)]
     bytes: Option<u64>,
 }
@@ -76,7 +77,7 @@ fn kind_name(kind: tapestore::record::Kind) -> String {
 /// `tape compact`.
 ///
 /// # Errors
-/// A damaged file; that storage serves the store and does not merge (exit code 75).
+/// A damaged SSTable; storage serves the store and does not compact (exit code 75).
 pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
     let configured = configured(args.config.as_deref())?;
     let (options, rules) = (configured.compaction, Rules::new(&configured.retention)?.at(HostClock.wall()));
@@ -94,7 +95,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
             return Err(Failure::new(
                 LATER,
                 format!(
-                    "{} is served: storage merges its days when they are over; stop it to merge them all now",
+                    "{} is served: storage compacts a day after its end; stop storage to compact every day now",
                     store.display()
                 ),
             ));
@@ -109,7 +110,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
         let now = moment(state);
         let plan = compaction::plan(state, &options, now, &Default::default());
         let Some(next) = plan.first() else { break };
-        let what = format!("{} files of {}, {} merges left", next.inputs.len(), kind_name(next.kind), plan.len());
+        let what = format!("{} SSTables of {}, {} merges left", next.inputs.len(), kind_name(next.kind), plan.len());
         let bar = terminal::progress(next.bytes(), true, &what);
         let Some(merged) = offline.compact_one(&options, &rules, now, &mut Shown { bar: &bar, stop: &stop })? else { break };
         bar.finish_and_clear();
@@ -125,7 +126,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
         );
     } else {
         terminal::say(format_args!(
-            "{} merges, {} bytes written: {} files are {} now ({} bytes before, {} now); {} records expired",
+            "{} merges, {} bytes written: {} SSTables became {} ({} bytes before, {} now); {} records expired",
             thousands(merges),
             thousands(written),
             thousands(before.files.len() as u64),
@@ -138,7 +139,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
     if terminal::is_raised(&stop) {
         return Err(Failure::new(
             INTERRUPTED,
-            "interrupted: the merges above are done, the rest were not begun or left no trace",
+            "interrupted: the merges above are done; the others were not begun, or left nothing behind",
         ));
     }
     Ok(())
@@ -148,7 +149,7 @@ fn bytes(state: &State) -> u64 {
     state.files.values().map(|f| f.len).sum()
 }
 
-/// Shows how far a merge is, and stops it when the process is to end.
+/// Shows the progress of a merge, and stops it on request.
 struct Shown<'a> {
     bar: &'a indicatif::ProgressBar,
     stop: &'a AtomicBool,
@@ -161,7 +162,7 @@ impl Pace for Shown<'_> {
     }
 }
 
-/// Waits until the storage process, which merges by itself, has nothing left to merge.
+/// Waits until the storage process has no compaction due.
 fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome {
     let reader = Reader::open(store)?;
     let stop = terminal::stop_flag()?;
@@ -171,7 +172,7 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
     };
     let merges = |reader: &Reader| reader.control().statistic(Statistic::Merges);
     let (began, mut left, mut turns) = (merges(&reader), due()?, 0);
-    let bar = terminal::progress(left as u64, false, "storage is merging");
+    let bar = terminal::progress(left as u64, false, "storage is compacting");
     let mut seen = began;
     while left > 0 {
         if terminal::is_raised(&stop) || !reader.is_storage_alive() {
@@ -185,8 +186,8 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
         }
         let is_idle = reader.control().statistic(Statistic::Merging) == 0;
         if turns > 600 && is_idle {
-            let why = "no merge has ended for a minute: its configuration may say that it is not to, or a file is damaged (see its log)";
-            return Err(Failure::new(LATER, format!("{}: {left} merges are due and {why}", store.display())));
+            let why = "no merge ended for a minute: compaction is disabled in its configuration, or an SSTable is damaged (see its log)";
+            return Err(Failure::new(LATER, format!("{}: {left} merges are due, but {why}", store.display())));
         }
     }
     bar.finish_and_clear();
@@ -194,17 +195,17 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
         println!("{}", serde_json::json!({ "merges": seen - began, "due": left }));
     } else {
         terminal::say(format_args!(
-            "storage serves {} and merges by itself: {} merges meanwhile, {} are due",
+            "storage serves {} and compacts by itself: {} merges done meanwhile, {} due",
             store.display(),
             thousands(seen - began),
             thousands(left as u64)
         ));
     }
     if left > 0 && terminal::is_raised(&stop) {
-        return Err(Failure::new(INTERRUPTED, "interrupted: storage goes on merging without this command"));
+        return Err(Failure::new(INTERRUPTED, "interrupted: storage continues to compact without this command"));
     }
     if left > 0 {
-        return Err(Error::StorageDown { dir: store.to_path_buf(), why: "it ended while it was merging" }.into());
+        return Err(Error::StorageDown { dir: store.to_path_buf(), why: "it ended during a compaction" }.into());
     }
     Ok(())
 }
@@ -238,11 +239,11 @@ fn print_plan(state: &State, merges: &[Merge], format: Format) {
         terminal::say(t);
     }
     terminal::say(format_args!(
-        "edit {}: {} of {} files would be merged by {} merges, {} of {} bytes",
+        "manifest edit {}: {} merges due, of {} of {} SSTables, {} of {} bytes",
         state.seq,
+        thousands(merges.len() as u64),
         thousands(merges.iter().map(|m| m.inputs.len() as u64).sum()),
         thousands(state.files.len() as u64),
-        thousands(merges.len() as u64),
         thousands(due),
         thousands(all)
     ));
@@ -251,8 +252,8 @@ fn print_plan(state: &State, merges: &[Merge], format: Format) {
 /// `tape retention`.
 ///
 /// # Errors
-/// That there are no rules; that storage serves the store (exit code 75); that it does not, and rules by age cannot be
-/// applied to what is in the log alone (exit code 69).
+/// There are no rules; storage serves the store (exit code 75); the store is stopped, a rule is by age, and records are only
+/// in the log (exit code 69).
 pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
     let rules = match &args.kind {
         Some(kind) => {
@@ -262,8 +263,8 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
     };
     let rules = Rules::new(&rules)?.at(HostClock.wall());
     if rules.is_empty() {
-        let hint = "name the configuration with --config, or give --kind with --keep or --bytes";
-        return Err(Failure::new(crate::exit::USAGE, format!("there are no rules, so everything is kept: {hint}")));
+        let hint = "give the configuration with --config, or --kind with --keep or --bytes";
+        return Err(Failure::new(crate::exit::USAGE, format!("without rules all records are kept: {hint}")));
     }
     if args.dry_run {
         let (state, _) = read_manifest(store, &read_meta(store)?)?;
@@ -273,13 +274,13 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
         }
         let drops = rules.drops(&state);
         let files: Vec<FileMeta> = drops.iter().map(|d| d.file).collect();
-        print_drops(&files, &|i| drops.get(i).is_some_and(|d| d.by_age), "would go", format);
+        print_drops(&files, &|i| drops.get(i).is_some_and(|d| d.by_age), "would be removed", format);
         return Ok(());
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let mut offline = match Offline::open(&disk, store) {
         Err(Error::Locked { .. }) => {
-            let what = "is served: storage keeps to the rules of its configuration by itself; --dry-run says what would go";
+            let what = "is served: storage applies the rules of its configuration by itself; --dry-run prints their effect";
             return Err(Failure::new(LATER, format!("{} {what}", store.display())));
         }
         other => other?,
@@ -288,11 +289,11 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
     demand_flushed(store, &rules, offline.manifest().state())?;
     let by_age: Vec<bool> = rules.drops(offline.manifest().state()).iter().map(|d| d.by_age).collect();
     let gone = offline.expire(&rules)?;
-    print_drops(&gone, &|i| by_age.get(i).copied().unwrap_or_default(), "are gone", format);
+    print_drops(&gone, &|i| by_age.get(i).copied().unwrap_or_default(), "removed", format);
     Ok(())
 }
 
-/// Refuses a rule of the command line for a kind that the store, whose manifest has been read, does not have.
+/// Rejects a rule of the command line for a kind that the store does not have. Its manifest must have been read.
 fn demand_kind(args: &Retention) -> Outcome {
     match &args.kind {
         Some(kind) if kind != "*" => crate::query::KindName::from(kind.as_str()).schemas().map(drop),
@@ -300,8 +301,8 @@ fn demand_kind(args: &Retention) -> Outcome {
     }
 }
 
-/// Refuses a store that nobody serves and whose newest records are in the log alone: they may be too old themselves, and
-/// what is too old is so by the newest of all.
+/// Rejects a stopped store with records only in the log, for rules by age: they count from the newest record of all, and
+/// those records may have expired themselves.
 fn demand_flushed(store: &Path, rules: &Rules, state: &State) -> Outcome {
     if !rules.is_by_age() {
         return Ok(());
@@ -336,7 +337,7 @@ fn print_drops(files: &[FileMeta], by_age: &dyn Fn(usize) -> bool, what: &str, f
         terminal::say(t);
     }
     terminal::say(format_args!(
-        "{} files {what}, {} records, {} bytes",
+        "{} SSTables {what}, {} records, {} bytes",
         thousands(files.len() as u64),
         thousands(rows),
         thousands(bytes)

@@ -1,5 +1,5 @@
-//! Owns: `tape demo`: storage, a publisher and a reader as three processes on a store of their own;
-//! what was published, what the reader saw in shared memory and what is in the log are compared.
+//! Owns: `tape demo`: storage, a publisher and a reader as three processes on a temporary store; compares the published
+//! records with those that the reader got from shared memory and those in the store.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -26,20 +26,20 @@ use crate::output::Format;
 use crate::source::{Rate, Source};
 use crate::terminal::{self, duration, thousands};
 
-/// Shows the whole path: real or simulated market data from a publisher process through shared memory
-/// to a storage process, its log, and a reader process.
+/// Runs storage, a publisher and a reader as processes on a temporary store, with real or simulated market data, and compares
+/// their records.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     #[command(flatten)]
     pub(crate) source: Source,
-    /// So many hosts on loopback addresses instead: the leader is killed in the middle, and another takes over
+    /// Run this many hosts on loopback addresses instead, and kill the leader after a third of the records
     #[arg(long)]
     cluster: Option<u64>,
-    /// realtime, max, or x2, x100, ...: by the records' own times [default: realtime for the simulated
+    /// Speed: realtime (at the records' own times), a multiple like x2 or x100, or max [default: realtime for the simulated
     /// market, x100 for a file]
     #[arg(long)]
     pub(crate) rate: Option<Rate>,
-    /// Keep the store and say where it is
+    /// Keep the store and print its directory
     #[arg(long)]
     keep: bool,
     /// Durability required before a record is acknowledged: none, os, fsync. At the end all records are made durable
@@ -47,11 +47,11 @@ pub struct Args {
     durability: Durability,
 }
 
-/// Every so many records the time of publishing is noted, for the reader to compare with.
+/// The publish time of every n-th record is passed to the reader, for latencies.
 const SAMPLE_EVERY: u64 = 8;
-/// Notes at most.
+/// Most publish times.
 const SAMPLES_MAX: u64 = 1 << 20;
-/// How long the processes are waited for.
+/// How long to wait for a process to serve, and to end.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -65,31 +65,31 @@ struct Latency {
     max: u64,
 }
 
-/// What a process of the demonstration reports.
+/// Report of a process of the demo.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Report {
     records: u64,
     checksum: u32,
     last: u64,
     seconds: f64,
-    /// Kinds by name, and how many records of each.
+    /// Records by the name of their kind.
     kinds: Vec<(String, u64)>,
     durable: u64,
     latency: Latency,
 }
 
-/// A process that ends with this one.
+/// A child process; killed on drop.
 pub(crate) struct Process {
     child: Child,
     what: &'static str,
 }
 
 impl Process {
-    /// Starts it; it logs at the level `log` unless `RUST_LOG` says another.
+    /// Starts the process; it logs at the level `log` unless `RUST_LOG` is set.
     pub(crate) fn start(what: &'static str, log: &str, arguments: &[&str], store: &Path) -> Outcome<Process> {
         let mut command = Command::new(terminal::this_program()?);
         command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped());
-        // What goes right is said here, once.
+        // Success is printed here, once.
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", log);
         }
@@ -97,14 +97,14 @@ impl Process {
         Ok(Process { child, what })
     }
 
-    fn tell(&mut self, line: &str) -> Outcome {
+    fn send_line(&mut self, line: &str) -> Outcome {
         match &mut self.child.stdin {
             Some(stdin) => Ok(writeln!(stdin, "{line}")?),
             None => Ok(()),
         }
     }
 
-    /// Its report: the last line that it prints.
+    /// Its report: the last line of its output.
     fn report(&mut self) -> Outcome<Report> {
         let Some(stdout) = self.child.stdout.take() else { return Err(self.failed("has no output")) };
         let last = BufReader::new(stdout).lines().map_while(Result::ok).last().unwrap_or_default();
@@ -112,14 +112,14 @@ impl Process {
         if !status.success() {
             return Err(self.failed(&format!("ended with {status}")));
         }
-        serde_json::from_str(&last).map_err(|_| self.failed("gave no report"))
+        serde_json::from_str(&last).map_err(|_| self.failed("printed no report"))
     }
 
     fn failed(&self, how: &str) -> Failure {
         Failure::new(DIFFERENCE, format!("the {} process {how}", self.what))
     }
 
-    /// Ends it in order.
+    /// Stops the process with SIGTERM.
     pub(crate) fn stop(&mut self) -> Outcome {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(std::io::Error::from)?;
@@ -137,7 +137,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Already ended in the usual case; otherwise there is nobody left to tell.
+        // Usually it has ended already. A failure cannot be reported here.
         match self.child.kill().and_then(|()| self.child.wait()) {
             Ok(_) | Err(_) => {}
         }
@@ -147,8 +147,7 @@ impl Drop for Process {
 /// `tape demo`.
 ///
 /// # Errors
-/// A difference between what was published, read and stored (exit code 1); whatever keeps a process
-/// from running.
+/// The published, read and stored records differ (exit code 1); a process cannot run.
 pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     if let Some(hosts) = args.cluster {
         return crate::cluster::demo::run(args, hosts, format);
@@ -156,17 +155,14 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     let temporary = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
     let store = store.unwrap_or_else(|| temporary.path().join("store"));
     if store.join("store.meta").exists() {
-        return Err(Failure::new(
-            USAGE,
-            format!("{} is a store already; the demonstration wants one of its own", store.display()),
-        ));
+        return Err(Failure::new(USAGE, format!("{} is a store already; give the demo a new directory", store.display())));
     }
     let say = |text: String| {
         if !format.json {
             println!("{text}");
         }
     };
-    say(format!("store    {} (temporary: {})", store.display(), !args.keep));
+    say(format!("store    {}{}", store.display(), if args.keep { "" } else { " (temporary)" }));
     let memtable = ["storage", "--with-parent", "--memtable-size", "256M"];
     let mut storage = Process::start("storage", "warn", &memtable, &store)?;
     wait_for_storage(&mut storage, &store)?;
@@ -184,21 +180,21 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
         publisher.child.id()
     ));
     let published = publisher.report()?;
-    reader.tell(&published.records.to_string())?;
+    reader.send_line(&published.records.to_string())?;
     let read = reader.report()?;
     storage.stop()?;
     let stored = stored(&store)?;
     if let Ok(run_dir) = RunDir::find(&store)
         && !args.keep
     {
-        // The store goes, so its place in shared memory does.
+        // The run directory goes with the store.
         std::fs::remove_dir_all(run_dir.path())?;
     }
     let outcome = compare(&published, &read, &stored, format);
     if args.keep {
         if temporary.path().starts_with(store.parent().unwrap_or(Path::new("/"))) {
             let kept = temporary.keep();
-            say(format!("kept     {}; look at it with: tape status --store ...", kept.join("store").display()));
+            say(format!("kept     {}; next: tape status --store {0}", kept.join("store").display()));
         } else {
             say(format!("kept     {}", store.display()));
         }
@@ -206,10 +202,10 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     outcome
 }
 
-/// What the store holds on the disk: SSTables, and the log behind them.
+/// The records of the store on the disk: SSTables, and the log behind them.
 ///
 /// # Errors
-/// That a file cannot be read, or is damaged.
+/// A file is unreadable or damaged.
 pub fn stored(store: &Path) -> Outcome<Tally> {
     let mut follow = Reader::open(store)?.follow(Lsn(1), At::Flushed);
     loop {
@@ -296,10 +292,10 @@ fn compare(published: &Report, read: &Report, stored: &Tally, format: Format) ->
         );
         println!("equal    {}", if equal { "yes: published = read in shared memory = stored on the disk" } else { "NO" });
     }
-    if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "what was published, read and stored is not the same")) }
+    if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "the published, read and stored records differ")) }
 }
 
-/// The demonstration's publisher process.
+/// The publisher process of the demo.
 #[derive(clap::Args, Debug)]
 pub struct PublisherArgs {
     #[command(flatten)]
@@ -312,10 +308,10 @@ pub struct PublisherArgs {
     times: PathBuf,
 }
 
-/// Runs the demonstration's publisher.
+/// Runs the publisher of the demo.
 ///
 /// # Errors
-/// What the input or storage says.
+/// The input or storage fails.
 pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
     terminal::log("warn", false);
     let times = Mapping::open(&args.times, true)?;
@@ -350,27 +346,26 @@ fn print_report(report: &Report) -> Outcome {
     Ok(())
 }
 
-/// The demonstration's reader process.
+/// The reader process of the demo.
 #[derive(clap::Args, Debug)]
 pub struct ReaderArgs {
     #[arg(long)]
     times: PathBuf,
 }
 
-/// Runs the demonstration's reader: it follows the store until it has seen as many records as it is
-/// told on its standard input.
+/// Runs the reader of the demo: follows the store until it has read as many records as a line on standard input gives.
 ///
 /// # Errors
-/// What keeps it from reading; that the records do not come.
+/// The store cannot be read; records are missing after a time.
 pub fn reader(store: &Path, args: &ReaderArgs) -> Outcome {
     let times = Mapping::open(&args.times, false)?;
     let target = Arc::new(AtomicU64::new(u64::MAX));
-    let told = target.clone();
+    let count = target.clone();
     std::thread::spawn(move || {
         let mut line = String::new();
-        // An end of input without a number means that nobody waits for this process any more.
+        // The end of input without a number means that the parent process is gone.
         let n = std::io::stdin().read_line(&mut line).ok().and_then(|_| line.trim().parse().ok());
-        told.store(n.unwrap_or(0), Ordering::Release);
+        count.store(n.unwrap_or(0), Ordering::Release);
     });
     let mut follow = Reader::open(store)?.follow(Lsn(1), At::Appended);
     let mut latency = Histogram::<u64>::new(3).map_err(|e| Failure::new(IO, e.to_string()))?;
@@ -391,7 +386,7 @@ pub fn reader(store: &Path, args: &ReaderArgs) -> Outcome {
             follow.wait(Duration::from_millis(20));
         }
         if target.load(Ordering::Acquire) != u64::MAX && Instant::now() > *deadline.get_or_insert(Instant::now() + END_TIMEOUT) {
-            return Err(Failure::new(LATER, "the last records do not come"));
+            return Err(Failure::new(LATER, "the last records did not arrive in time"));
         }
     }
     let tally = follow.tally();

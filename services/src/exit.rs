@@ -1,4 +1,4 @@
-//! Owns: exit codes. They follow sysexits.h where it has one.
+//! Owns: exit codes, after sysexits.h where it has one.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -10,17 +10,17 @@ use tapestore::reader::Follow;
 
 use crate::logging;
 
-/// What a command was asked to compare or verify is not so.
+/// A comparison or verification found a difference.
 pub const DIFFERENCE: u8 = 1;
 /// The command line, the configuration or a name is wrong.
 pub const USAGE: u8 = 2;
-/// There is no such record.
+/// No such record.
 pub const NOT_FOUND: u8 = 3;
-/// Interrupted by SIGTERM or SIGINT: what was done until then is said and holds, the rest was not begun.
+/// Interrupted by SIGTERM or SIGINT: completed steps stay and are printed; the other steps were not begun.
 pub const INTERRUPTED: u8 = 4;
-/// Records that this process had taken are not stored at their level, and end with it; it says how many.
+/// Records that this process read are not stored at their durability level and end with it; the message counts them.
 pub const LOST: u8 = 5;
-/// A store is served, and something keeps it from taking records in or from showing what is new (`tape status --check`).
+/// Storage serves the store, but cannot accept records or publish new ones to readers (`tape status --check`).
 pub const UNHEALTHY: u8 = 6;
 /// Input, or a file of the store, is malformed or damaged.
 pub const DATA: u8 = 65;
@@ -28,21 +28,21 @@ pub const DATA: u8 = 65;
 pub const NO_INPUT: u8 = 66;
 /// No storage process serves the store.
 pub const UNAVAILABLE: u8 = 69;
-/// A part of this program ended that never should.
+/// A part of this program ended that must never end.
 pub const INTERNAL: u8 = 70;
 /// The disk or shared memory failed.
 pub const IO: u8 = 74;
-/// It is another user's.
+/// The store belongs to another user.
 pub const NO_PERMISSION: u8 = 77;
-/// It may work later: a lock is held, a ring is full.
+/// A later try may succeed: a lock is held, a ring is full.
 pub const LATER: u8 = 75;
 
-/// Why a command ended without success.
+/// The reason why a command failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit code.
+    /// Exit code.
     pub code: u8,
-    /// What happened, to what, and what to do.
+    /// What happened, to what, and the next step.
     pub message: String,
 }
 
@@ -113,21 +113,21 @@ impl From<PublishError> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Failure {
-        // A reader that has seen enough closes the pipe: `tape scan ... | head`.
+        // `tape scan ... | head`: the reader has closed the pipe. That is no failure.
         let code = if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { IO };
         Failure::new(code, error.to_string())
     }
 }
 
-/// That a command was ended before it had given what it was asked for.
+/// The failure of a command that was interrupted before it had printed all records.
 pub(crate) fn interrupted() -> Failure {
-    Failure::new(INTERRUPTED, "interrupted: the records above are not all that were asked for")
+    Failure::new(INTERRUPTED, "interrupted: the records above are not complete")
 }
 
-/// Waits a moment for storage to come back.
+/// Waits 20 ms for storage to restart.
 ///
 /// # Errors
-/// `down`, if it has stopped in order.
+/// `down`, if storage was stopped cleanly.
 pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
     let control = follow.reader().control();
     if control.server().is_none() && control.instance().is_multiple_of(2) {
@@ -137,7 +137,7 @@ pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
     Ok(())
 }
 
-/// Says why a command failed, and gives its exit code.
+/// Prints why a command failed and returns its exit code.
 pub fn code(outcome: Outcome) -> ExitCode {
     logging::flush();
     match outcome {
@@ -146,6 +146,40 @@ pub fn code(outcome: Outcome) -> ExitCode {
         Err(failure) => {
             logging::note(format_args!("error: {failure}"));
             ExitCode::from(failure.code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tapestore_formats::error::{Error as Formats, Fault, Place, Work};
+
+    use super::*;
+
+    #[test]
+    fn errors_of_files_have_the_exit_codes_that_commands_promise() {
+        let path = || "a.csv".into();
+        let error = |kind: io::ErrorKind| io::Error::from(kind);
+        for (error, code) in [
+            (Formats::Read { path: path(), source: error(io::ErrorKind::PermissionDenied) }, NO_INPUT),
+            (Formats::NotAFile { path: path() }, NO_INPUT),
+            (Fault::new("x").at("a.csv".as_ref(), Place::Line(7)), DATA),
+            (Formats::Create { path: path(), source: error(io::ErrorKind::NotFound) }, NO_INPUT),
+            (Formats::Create { path: path(), source: error(io::ErrorKind::PermissionDenied) }, IO),
+            (Formats::Write { path: path(), source: error(io::ErrorKind::StorageFull) }, IO),
+            (Formats::Exists { path: path() }, USAGE),
+            (Formats::Occupied { path: path() }, USAGE),
+            (Formats::Usage("x".to_owned()), USAGE),
+            (Formats::Nothing, NOT_FOUND),
+            (Formats::NoName { instrument: tapestore::lsn::InstrumentId(7) }, DATA),
+            (Formats::Interrupted { path: path(), work: Work::Export }, INTERRUPTED),
+            (Error::invalid("kind", "x".to_owned()).into(), USAGE),
+        ] {
+            let text = error.to_string();
+            let failure = Failure::from(error);
+            assert_eq!((failure.code, failure.message.as_str()), (code, text.as_str()));
         }
     }
 }

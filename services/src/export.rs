@@ -1,4 +1,4 @@
-//! Owns: `tape export`: what a store holds, as files for other programs.
+//! Owns: `tape export`: writes records to files of other programs.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use crate::terminal::{self, Bar};
 /// `tape export`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A file called *.parquet, *.arrow, *.csv, *.csv.gz, *.dbn or *.dbn.zst, for one kind; or a directory, for a file a kind
+    /// One file, for one kind: *.parquet, *.arrow, *.csv, *.csv.gz, *.dbn or *.dbn.zst; or a directory, with one file per kind
     out: PathBuf,
-    /// What files in a directory are [default: parquet]
+    /// Format of the files in a directory [default: parquet]
     #[arg(long, value_parser = formats())]
     format: Option<Format>,
     #[command(flatten)]
@@ -27,10 +27,10 @@ pub struct Args {
     span: Span,
     #[command(flatten)]
     watermark: Watermark,
-    /// Prices and sizes as decimals instead of integers of 1e-9 (Parquet, Arrow)
+    /// Write prices and sizes as decimals instead of integers of 1e-9 (Parquet, Arrow)
     #[arg(long)]
     decimal: bool,
-    /// Replace files that are there
+    /// Replace existing files
     #[arg(long)]
     force: bool,
 }
@@ -43,8 +43,8 @@ fn formats() -> impl TypedValueParser<Value = Format> {
 /// `tape export`.
 ///
 /// # Errors
-/// That nothing matches (exit code 3), that a file cannot be written, that a format could not hold something
-/// (exit code 65, after everything else has been written).
+/// No record matches (exit code 3); a file cannot be written; the format cannot hold a record or value (exit code 65, after
+/// everything else was written).
 pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
     let began = Instant::now();
     let stop = terminal::stop_flag()?;
@@ -80,21 +80,22 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
         terminal::say(format_args!("{records} records, checksum {checksum}, in {seconds:.2} s: {rate:.2} M records/s"));
     }
     if left > 0 {
-        return Err(Failure::new(DATA, format!("{left} things have no place in {}; they are named above", format.extension())));
+        let what = format.extension();
+        return Err(Failure::new(DATA, format!("{what} cannot hold {left} values, listed above; everything else is written")));
     }
     Ok(())
 }
 
-/// Prints what no file was begun for.
+/// Prints what was not exported for want of a file.
 fn report_left(what: &str, n: u64, output: Output) {
     if output.json {
         terminal::say(serde_json::json!({ "left": { what: n } }));
     } else {
-        terminal::say(format_args!("left in the store: {} {what}", terminal::thousands(n)));
+        terminal::say(format_args!("not exported: {} {what}", terminal::thousands(n)));
     }
 }
 
-/// Prints what a file holds.
+/// Prints the records of a file.
 fn report(file: &FileReport, output: Output) {
     let FileReport { path, kind, checksum, bytes, left } = file;
     if output.json {
@@ -108,6 +109,6 @@ fn report(file: &FileReport, output: Output) {
     let (path, rows, bytes) = (path.display(), terminal::thousands(checksum.records), terminal::thousands(*bytes));
     terminal::say(format_args!("{path}: {rows} {kind} records, checksum {checksum}, {bytes} bytes"));
     for (what, n) in left {
-        terminal::say(format_args!("  left in the store: {} {what}", terminal::thousands(*n)));
+        terminal::say(format_args!("  not exported: {} {what}", terminal::thousands(*n)));
     }
 }

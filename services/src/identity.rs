@@ -1,42 +1,42 @@
-//! Owns: as which publisher a command writes: the one that was asked for, or a number that nobody else uses.
+//! Owns: the publisher number under which a command writes: the given one, or a free one.
 //!
-//! What must hold: a command that was not told a number fences nobody, on no host of a cluster, and takes none that an
-//! owner of publishers may have chosen; a number that was asked for is fenced only if that was asked for too.
+//! What must hold: a command without a given number fences nobody, on no host of a cluster, and takes no number below
+//! 49152, which users choose; a given number is fenced only with --take-over.
 
 use std::path::Path;
 
-use tapestore_engine::consensus::meta;
 use tapestore::disk::RealDisk;
 use tapestore::error::Error;
 use tapestore::lsn::PublisherId;
 use tapestore::publisher::{Options, Publisher};
 use tapestore::shm::control::{Control, SLOTS_MAX};
 use tapestore::shm::run_dir::RunDir;
+use tapestore_engine::consensus::meta;
 
 use crate::exit::{Failure, LATER, Outcome};
 
-/// The first number that commands take by themselves.
+/// First number that commands take by themselves.
 const FIRST: u16 = 49152;
-/// Numbers that the commands of one host take: as many as can be attached at once.
+/// Numbers for the commands of one host: as many as can be attached at once.
 const BLOCK: u16 = SLOTS_MAX as u16;
-/// Blocks of numbers: hosts of a cluster take them from their own.
+/// Blocks of numbers. Each host of a cluster has its own.
 const BLOCKS: u16 = (u16::MAX - FIRST) / BLOCK + 1;
 
 const _: () = assert!(FIRST as u32 + BLOCKS as u32 * BLOCK as u32 == 1 << 16);
 
-/// As whom to publish.
+/// The publisher to write as.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Who {
-    /// Who publishes; at most one process writes as a publisher [default: a number from 49152 on that is free]
+    /// Publisher number; one process at a time writes as a publisher [default: a free number from 49152 on]
     #[arg(long)]
     publisher: Option<u16>,
-    /// Write as --publisher even if a live process does: it is fenced
+    /// Fence a live process that writes as --publisher, and write in its place
     #[arg(long, requires = "publisher")]
     take_over: bool,
 }
 
 impl Who {
-    /// Attaches to the store of `options` as that publisher.
+    /// Attaches to the store of `options` as this publisher.
     ///
     /// # Errors
     /// As [`Publisher::open`].
@@ -49,24 +49,24 @@ impl Who {
         let attached = attached(&options.store);
         for number in (first..=first + (BLOCK - 1)).filter(|n| !attached.contains(n)) {
             match Publisher::open(Options { publisher: PublisherId(number), ..options.clone() }) {
-                // Another command has taken it meanwhile.
+                // Another command has taken it in the meantime.
                 Err(Error::Taken { .. }) => {}
                 other => return Ok(other?),
             }
         }
         let last = first + (BLOCK - 1);
-        Err(Failure::new(LATER, format!("the publishers {first} to {last} are attached; name another one with --publisher")))
+        Err(Failure::new(LATER, format!("publishers {first} to {last} are all attached; choose another number with --publisher")))
     }
 }
 
-/// The first number that commands on this host take for `store`.
+/// First number that commands on this host take for `store`.
 fn first_of(store: &Path) -> u16 {
-    // Who may not read it may not publish either: storage says so.
+    // A user who may not read the file may not publish either: storage rejects the attach.
     let node = meta::read(&RealDisk, store).ok().flatten().map_or(0, |meta| meta.node.0);
     FIRST + (node % u64::from(BLOCKS)) as u16 * BLOCK
 }
 
-/// The numbers that are attached on this host; none if that cannot be found out, which storage then does.
+/// The numbers attached on this host; none if the control page cannot be read, because storage then rejects the attach.
 fn attached(store: &Path) -> Vec<u16> {
     let control = RunDir::find(store).and_then(|run_dir| Control::open(&run_dir.control()));
     let holders = control.map(|c| (0..SLOTS_MAX).filter_map(|i| c.slot(i).holder()).map(|h| h.1.0).collect());

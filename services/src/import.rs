@@ -1,5 +1,6 @@
-//! Owns: `tape import`: files into a store, as fast as it takes them, and what of them it could not hold.
+//! Owns: `tape import`: imports files as fast as storage accepts them, and reports what the store cannot hold.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::terminal;
 /// `tape import`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// DBN (plain, zstd, fragments), Parquet, Arrow IPC, CSV with a header, Binance captures
+    /// Files: DBN (plain, zstd, fragments), Parquet, Arrow IPC, CSV with a header, Binance captures
     #[arg(required = true)]
     files: Vec<PathBuf>,
     #[command(flatten)]
@@ -28,7 +29,7 @@ pub struct Args {
     durability: Durability,
 }
 
-/// What became of a file.
+/// The result of importing a file.
 struct Imported {
     loaded: Loaded,
     seconds: f64,
@@ -55,7 +56,7 @@ fn report(path: &Path, imported: &Imported, format: Format) {
             "is_whole": done.is_whole,
         });
         if let Some(object) = object.as_object_mut() {
-            object.extend(loaded.balance.numbers().map(|(name, n)| (name.to_owned(), n.into())));
+            object.extend(loaded.accounting.numbers().map(|(name, n)| (name.to_owned(), n.into())));
         }
         terminal::say(object);
         return;
@@ -72,7 +73,7 @@ fn report(path: &Path, imported: &Imported, format: Format) {
     ));
     if done.untimed > 0 {
         let n = terminal::thousands(done.untimed);
-        terminal::say(format_args!("  {n} records have no ts_recv (bars: ts_event), so they sort by their arrival here, now"));
+        terminal::say(format_args!("  {n} records have no ts_recv (bars: ts_event); their index time is the ingest time"));
     }
     report_left(loaded);
 }
@@ -80,34 +81,35 @@ fn report(path: &Path, imported: &Imported, format: Format) {
 /// `tape import`.
 ///
 /// # Errors
-/// What an input or storage says; the message says what of the file is stored and what is not, as the exit code does. That something
-/// could not be held (exit code 65), after everything else has been taken.
+/// An input or storage fails; the message counts the records that are stored and those that are not. The store cannot hold a
+/// record or value of an input (exit code 65), after everything else was imported.
 pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     let options = publisher::Options { durability: args.durability, ..publisher::Options::new(store, PublisherId(0)) };
-    // Until it is open a signal ends the process as any other: nothing has been taken.
+    // A signal until the publisher is open ends the process: no record has been read yet.
     let mut publisher = args.who.open(options)?;
     let stop = terminal::stop_flag()?;
     let is_over = || terminal::is_raised(&stop);
-    let mut left = 0;
+    let mut skipped: BTreeMap<String, u64> = BTreeMap::new();
     for (number, path) in args.files.iter().enumerate() {
         if is_over() {
             let n = args.files.len() - number;
-            let text = format!("interrupted: what is reported above is stored, and nothing of the {n} files that follow");
+            let text = format!("interrupted: the files above are stored; the {n} files after them were not begun");
             return Err(Failure::new(INTERRUPTED, text));
         }
         let imported = file(path, args, &mut publisher, &is_over)?;
         report(path, &imported, format);
-        let Loaded { balance, outcome, left: of_file, .. } = imported.loaded;
+        let Loaded { accounting, outcome, left, .. } = imported.loaded;
         if let Err(failure) = outcome {
-            end(publisher, &balance);
+            end(publisher, &accounting);
             return Err(Failure::new(failure.code, format!("{}: {failure}", path.display())));
         }
-        left += of_file.values().sum::<u64>();
+        left.into_iter().for_each(|(what, n)| *skipped.entry(what).or_default() += n);
     }
-    if left > 0 {
+    if !skipped.is_empty() {
+        let list: Vec<String> = skipped.iter().map(|(what, n)| format!("{} {what}", terminal::thousands(*n))).collect();
         return Err(Failure::new(
             DATA,
-            format!("{left} things have no place in this store; they are left in the source, by name above"),
+            format!("skipped what this store cannot hold: {}; everything else is stored", list.join(", ")),
         ));
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Owns: the commands that look into the files of a store: `inspect wal|sst|manifest|memtable`. They
-//! change nothing, and work while storage runs and when it does not.
+//! Owns: `tape inspect wal|sst|manifest|memtable`: prints the files of a store. The commands change nothing and run with or
+//! without storage.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use tapestore::manifest::{self, State};
 use tapestore::reader::{At, Reader, Tally};
 use tapestore::record::split;
 use tapestore::sstable::{self, FileMeta, Table};
-use tapestore::wal::{self, Body, Chain, End, DurableMark, Frame, FrameType, Meta, meta};
+use tapestore::wal::{self, Body, Chain, DurableMark, End, Frame, FrameType, Meta, meta};
 
 use crate::exit::{Failure, NO_INPUT, Outcome, USAGE};
 use crate::output::{Format, table};
@@ -18,22 +18,22 @@ use crate::terminal::{self, thousands};
 /// `tape inspect wal`.
 #[derive(clap::Args, Debug)]
 pub struct Wal {
-    /// Show every frame, not only the sums
+    /// Print every frame, not only the sums
     #[arg(long)]
     frames: bool,
 }
 
-/// What `store.meta` says.
+/// Reads `store.meta`.
 ///
 /// # Errors
-/// That the directory is no store.
+/// The directory is not a store.
 pub fn read_meta(store: &Path) -> Outcome<Meta> {
     let found = meta::read(&RealDisk, store)?;
     found.ok_or_else(|| Failure::new(NO_INPUT, format!("{} is not a store: it has no store.meta", store.display())))
 }
 
-/// What the manifest says now, and what follows its last good edit. A store that has no manifest yet has
-/// no history.
+/// The state of the manifest, and the reason why bytes after its last good edit are no edit. A store without a manifest has
+/// no SSTables yet.
 ///
 /// # Errors
 /// Damage; an unreadable file.
@@ -45,13 +45,13 @@ pub fn read_manifest(store: &Path, meta: &Meta) -> Outcome<(State, Option<&'stat
     Ok((follower.state().clone(), torn.map(|t| t.what)))
 }
 
-/// Looks again this often when files are merged meanwhile.
+/// Most attempts to open the SSTables while a compaction replaces some.
 const TRIES: u32 = 50;
 
-/// The store's history as of one version, its files open: they stay readable when storage has merged them.
+/// The SSTables of one version, open: they stay readable after a compaction has replaced them.
 ///
 /// # Errors
-/// Damage; a file that is missing.
+/// Damage; a missing SSTable.
 pub fn open_history(store: &Path, meta: &Meta) -> Outcome<(State, Vec<Table>)> {
     let mut tries = 0;
     loop {
@@ -64,12 +64,12 @@ pub fn open_history(store: &Path, meta: &Meta) -> Outcome<(State, Vec<Table>)> {
     }
 }
 
-/// What a log holds.
+/// The contents of a log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sums {
     /// Frames by type: data, control, no-op, pad.
     pub frames: [u64; 4],
-    /// ControlEntries.
+    /// Control entries.
     pub entries: u64,
     /// Bytes of frames.
     pub bytes: u64,
@@ -105,10 +105,10 @@ impl Sums {
     }
 }
 
-/// Reads the log of `store` from the checkpoint on, showing each frame to `visit`; gives the checkpoint too.
+/// Reads the log of `store` from the checkpoint on and passes each frame to `visit`; also returns the checkpoint.
 ///
 /// # Errors
-/// Damage at or below what is known durable; an unreadable file.
+/// Damage at or below the durable mark; an unreadable file.
 pub fn read_log(
     store: &Path,
     mut visit: impl FnMut(&Frame<'_>) -> tapestore::error::Result<()>,
@@ -128,7 +128,7 @@ pub fn read_log(
         bar.finish_and_clear();
         match end {
             Ok(end) => return Ok((meta, sums, end, from)),
-            // Storage has flushed the records meanwhile and uses the segments again.
+            // Storage has flushed the records meanwhile and reuses the segments.
             Err(Error::Corrupt { .. } | Error::Missing { .. } | Error::Io { .. } | Error::Foreign { .. })
                 if read_manifest(store, &meta)?.0.checkpoint != from => {}
             Err(e) => return Err(e.into()),
@@ -202,7 +202,7 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
         thousands(sums.bytes)
     );
     println!(
-        "  {} records, LSN {} to {}, checksum {:08x}; {} entries",
+        "  {} records, LSN {} to {}, checksum {:08x}; {} control entries",
         thousands(sums.tally.count),
         sums.tally.first,
         sums.tally.last,
@@ -210,9 +210,9 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
         thousands(sums.entries)
     );
     if from.lsn.0 > 1 {
-        println!("  begins behind the checkpoint at position {}: records up to {} are flushed", from.position, from.lsn.0 - 1);
+        println!("  begins at the checkpoint, position {}: records up to {} are flushed", from.position, from.lsn.0 - 1);
     }
-    println!("  ends at position {}; known durable up to {} (LSN {})", end.chain.position, position, lsn);
+    println!("  ends at position {}; durable mark at position {} (LSN {})", end.chain.position, position, lsn);
     if let Some(tail) = tail {
         println!(
             "  after it: bytes of an unfinished or torn frame ({} at offset {} of {})",
@@ -226,7 +226,7 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
 /// `tape inspect manifest`.
 #[derive(clap::Args, Debug)]
 pub struct ManifestArgs {
-    /// Show every edit, not only what they come to
+    /// Print every edit, not only the resulting state
     #[arg(long)]
     edits: bool,
 }
@@ -245,7 +245,7 @@ fn kind_name(file: &FileMeta) -> String {
     tapestore::record::schema(file.kind).map_or_else(|| file.kind.0.to_string(), |s| s.name.to_owned())
 }
 
-/// How long a window is, as people say it.
+/// The length of a window, in a unit.
 fn window_name(len: u64) -> String {
     match len / 3_600_000_000_000 {
         1 => "1 h".to_owned(),
@@ -255,7 +255,7 @@ fn window_name(len: u64) -> String {
     }
 }
 
-/// A table of files for people.
+/// A table of SSTables.
 fn file_table<'f>(files: impl Iterator<Item = &'f FileMeta>) -> comfy_table::Table {
     let mut t = table(&["file", "window", "", "rows", "bytes", "first time", "last time", "first LSN", "last LSN"]);
     for f in files {
@@ -311,7 +311,7 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         return Ok(());
     }
     println!(
-        "manifest of {}: edit {}, {} files, {} records, {} bytes",
+        "manifest of {}: edit {}, {} SSTables, {} records, {} bytes",
         store.display(),
         state.seq,
         thousands(state.files.len() as u64),
@@ -319,7 +319,7 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         thousands(bytes)
     );
     println!(
-        "  checkpoint: records up to {} of which {} are expired, the log goes on at position {}; {} publishers, {} instrument names",
+        "  checkpoint: records up to {}, {} of them expired; the log continues at position {}; {} publishers, {} instrument names",
         state.covered(),
         thousands(state.expired),
         state.checkpoint.position,
@@ -327,7 +327,7 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         thousands(state.names.len() as u64)
     );
     if let Some(torn) = torn {
-        println!("  after it: an edit that is being written, or was torn ({torn})");
+        println!("  after it: an unfinished or torn edit ({torn})");
     }
     println!("{}", file_table(state.files.values()));
     Ok(())
@@ -336,12 +336,12 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
 /// `tape inspect sst`.
 #[derive(clap::Args, Debug)]
 pub struct Sst {
-    /// Name or number of a file [default: all, a line each]
+    /// Name or number of an SSTable [default: a list of all]
     file: Option<String>,
-    /// Show its blocks
+    /// Print its blocks
     #[arg(long)]
     blocks: bool,
-    /// Show its series
+    /// Print its series
     #[arg(long)]
     series: bool,
 }
@@ -349,7 +349,7 @@ pub struct Sst {
 /// `tape inspect sst`.
 ///
 /// # Errors
-/// Damage; that there is no such file.
+/// Damage; no such SSTable.
 pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
     let (state, opened) = open_history(store, &read_meta(store)?)?;
     let Some(wanted) = &args.file else {
@@ -363,7 +363,7 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
     let is_wanted = |f: &&FileMeta| wanted.parse() == Ok(f.id) || sstable::file_name(f.kind, f.id) == *wanted;
     let opened = opened.iter().find(|t| is_wanted(&t.meta()));
     let Some((file, opened)) = opened.map(|t| (t.meta(), t)) else {
-        return Err(Failure::new(USAGE, format!("'{wanted}' is no file of this store; `tape inspect sst` lists them")));
+        return Err(Failure::new(USAGE, format!("'{wanted}' is not an SSTable of this store; list them with: tape inspect sst")));
     };
     let (blocks, series) = (opened.blocks()?, opened.series()?);
     if format.json {
@@ -415,10 +415,10 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
     Ok(())
 }
 
-/// `tape inspect memtable`: the MemTables that are served.
+/// `tape inspect memtable`: the MemTables in shared memory.
 ///
 /// # Errors
-/// That no storage process serves the store.
+/// No storage process serves the store.
 pub fn inspect_memtable(store: &Path, format: Format) -> Outcome {
     let mut reader = Reader::open(store)?;
     let snapshot = reader.snapshot(At::Appended)?;
@@ -433,7 +433,7 @@ pub fn inspect_memtable(store: &Path, format: Format) -> Outcome {
     }
     if !format.json {
         println!("{t}");
-        println!("  records up to {} are in files, up to {} in these", snapshot.history().covered(), snapshot.last());
+        println!("  records up to {} are in SSTables, up to {} in these", snapshot.history().covered(), snapshot.last());
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The processes of tapestore: `tape-storage`, `tape-replication` and the tool `tape`, and what every process does alike.
+//! Owns: the processes `tape-storage` and `tape-replication`, the tool `tape`, and the code they share.
 
+pub mod accounting;
 pub mod backup;
-pub mod balance;
 pub mod bars;
 pub mod book;
 pub mod cli;
@@ -10,6 +10,7 @@ pub mod compact;
 pub mod demo;
 pub mod exit;
 pub mod export;
+pub mod held_files;
 pub mod identity;
 pub mod import;
 pub mod inspect;
@@ -17,7 +18,6 @@ pub mod limits;
 pub mod load;
 pub mod logging;
 pub mod output;
-pub mod pins;
 pub mod publish;
 pub mod query;
 pub mod repair;

@@ -1,14 +1,14 @@
-//! Owns: the limits that a process raises for itself at its start.
+//! Owns: the limits that a process raises at its start.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard one: the soft one is 1,024 in most shells, for programs that cannot
-/// count higher, and a store with many files and publishers takes more.
+/// Raises the soft limit of open files to the hard one. The soft limit is 1,024 in most shells, for programs that use
+/// `select`; a store with many files and publishers needs more.
 pub fn raise() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
     {
-        tracing::debug!(%error, "the limit of open files stays as it is");
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }

@@ -1,7 +1,7 @@
-//! Owns: the loader, which publishes the records of an input. `tape import`, `tape publish` and the demonstration use it.
+//! Owns: the loader, which publishes the records of an input. `tape import`, `tape publish` and `tape demo` use it.
 //!
-//! What must hold: what came before the input's end, its error or the request to stop has been published and is counted;
-//! the balance that [`Loader::load`] gives adds up to it.
+//! What must hold: all records before the end of the input, its error or the request to stop are published and counted; the
+//! account that [`Loader::load`] returns adds up to them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,83 +13,83 @@ use tapestore::time::Ts;
 use tapestore_formats::checksum::{Checksum, name_hash, text_hash};
 use tapestore_formats::input::{Input, Message, NO_INSTRUMENT, NO_NAME};
 
-use crate::balance::Balance;
+use crate::accounting::Accounting;
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::source::Rate;
 use crate::terminal::{self, Bar};
 
-/// How long the loader waits for room in the publisher's ring before it gives up.
+/// How long the loader waits for room in the publisher's ring.
 const FULL_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a wait for a record's time goes on after the command has been asked to end.
+/// Interval of checks for a request to stop during a wait for a record's time.
 const STOP_LOOK: Duration = Duration::from_millis(50);
-/// Records that are sent together at most, at [`Rate::Max`], unless another number is asked for.
+/// Most records sent together at [`Rate::Max`]; the default of --batch.
 pub const BATCH: u32 = 256;
 
-/// Called for each record as it is published: its number from 0, when it was due, its words.
+/// Called for each published record: its number from 0, the time when it was due, its words.
 pub type OnRecord<'a> = &'a mut dyn FnMut(u64, Instant, &[u64]);
 
-/// What was published.
+/// The published records.
 #[derive(Clone, Debug, Default)]
 pub struct Published {
     /// Records by kind.
     pub kinds: BTreeMap<Kind, u64>,
-    /// Records, and their checksum.
+    /// Count and checksum.
     pub checksum: Checksum,
-    /// Records without the time that sorts them.
+    /// Records without an index time of their own.
     pub untimed: u64,
     /// Whether the input was read to its end.
     pub is_whole: bool,
 }
 
 impl Published {
-    /// Names of the kinds, and how many records of each.
+    /// Records by the name of their kind.
     pub fn by_kind(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.kinds.iter().filter_map(|(kind, n)| schema(*kind).map(|s| (s.name, *n)))
     }
 }
 
-/// What became of an input.
+/// The result of an input.
 pub struct Loaded {
-    /// What was published of it.
+    /// The published records.
     pub published: Published,
-    /// How much of that is stored.
-    pub balance: Balance,
-    /// What no record can hold, and how often: it is left in the source.
+    /// What became of them.
+    pub accounting: Accounting,
+    /// Records and values of the source that no record can hold, with their number.
     pub left: BTreeMap<String, u64>,
-    /// How the command ends by it.
+    /// The outcome of the command.
     pub outcome: Outcome,
 }
 
 /// Publishes the records of inputs.
 pub struct Loader<'a> {
-    /// As this publisher.
+    /// The publisher.
     pub publisher: &'a mut Publisher,
-    /// This fast.
+    /// The speed.
     pub rate: Rate,
-    /// At most so many records together, at [`Rate::Max`].
+    /// Most records sent together at [`Rate::Max`].
     pub batch: u32,
-    /// Whether the time at which a record is due is taken at [`Rate::Max`] too; it costs time.
+    /// Whether due times are measured at [`Rate::Max`] too, which costs time.
     pub timed: bool,
-    /// Ends early when this says so.
+    /// Whether to stop.
     pub stop: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Loader<'a> {
-    /// A loader that goes as fast as it can.
+    /// A loader at [`Rate::Max`].
     pub fn new(publisher: &'a mut Publisher, stop: &'a dyn Fn() -> bool) -> Loader<'a> {
         Loader { publisher, rate: Rate::Max, batch: BATCH, timed: false, stop }
     }
 
-    /// Publishes `input`, and waits until its records have reached the publisher's level.
+    /// Publishes `input` and waits until its records reach the publisher's level.
     pub fn load(&mut self, input: &mut dyn Input) -> Loaded {
         let (published, outcome) = self.publish(input, &mut |_, _, _| {});
-        let (balance, settled) = Balance::settle(self.publisher, published.checksum.records, self.stop);
+        let (accounting, settled) = Accounting::settle(self.publisher, published.checksum.records, self.stop);
         let is_interrupted = outcome.is_ok() && !published.is_whole;
-        let outcome = balance.conclude(outcome, settled, is_interrupted);
-        Loaded { published, balance, left: input.left(), outcome }
+        let outcome = accounting.conclude(outcome, settled, is_interrupted);
+        Loaded { published, accounting, left: input.left(), outcome }
     }
 
-    /// Publishes `input` until it ends, or it or the publisher fails: what came before that has been published.
+    /// Publishes `input` until it ends, or it or the publisher fails. Records before a failure are published.
     pub fn publish(&mut self, input: &mut dyn Input, on_record: OnRecord<'_>) -> (Published, Outcome) {
         let mut done = Published::default();
         let outcome = self.pump(input, &mut done, on_record);
@@ -140,14 +140,14 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// Takes `record`; `false` if the command is to end before there is room for it.
+    /// Stages `record`; `false` if the command must stop before there is room for it.
     fn stage(&mut self, record: RecordRef<'_>) -> Outcome<bool> {
         let mut began: Option<Instant> = None;
         loop {
             match self.publisher.stage(record) {
                 Ok(_) => return Ok(true),
                 Err(PublishError::Full { .. } | PublishError::NoSpace { .. }) if (self.stop)() => return Ok(false),
-                // The ring is the buffer; a file can wait for room in it.
+                // A file waits for room in the ring; it needs no other buffer.
                 Err(PublishError::Full { .. } | PublishError::NoSpace { .. })
                     if began.get_or_insert_with(Instant::now).elapsed() < FULL_TIMEOUT => {}
                 Err(e) => return Err(e.into()),
@@ -156,12 +156,12 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// When messages are due.
+/// The due times of messages.
 struct Pace {
     rate: Rate,
     timed: bool,
     start: Instant,
-    /// When the first message with a time was due, and that time.
+    /// When the first message with a time was due, and its time.
     clock: Option<(Instant, u64)>,
 }
 
@@ -170,12 +170,12 @@ impl Pace {
         Pace { rate, timed, start: Instant::now(), clock: None }
     }
 
-    /// When the message that came `at` is due.
+    /// When the message with the time `at` is due.
     fn due(&mut self, at: Ts) -> Instant {
         match self.rate {
             Rate::Max if !self.timed => self.start,
             Rate::Max => Instant::now(),
-            // What has no time of its own goes with what comes next.
+            // A message without a time goes with the next one.
             Rate::Times(_) if at.is_null() => Instant::now(),
             Rate::Times(times) => {
                 let (start, first) = *self.clock.get_or_insert((Instant::now(), at.0));
@@ -184,17 +184,17 @@ impl Pace {
         }
     }
 
-    /// Whether a message that was due at `due` is sent by itself: one that is late goes with those that follow.
+    /// Whether a message due at `due` is sent at once. A late one is sent together with the next ones.
     fn sends_at_once(&self, due: Instant) -> bool {
         self.rate != Rate::Max && due + Duration::from_micros(50) >= Instant::now()
     }
 }
 
-/// The store's numbers of an input's instruments, and the hashes of their names.
+/// The store's ids of an input's instruments, and the hashes of their names.
 struct Instruments {
-    /// By the input's numbers.
+    /// By the input's ids.
     ids: Vec<InstrumentId>,
-    /// By the store's.
+    /// By the store's ids.
     hashes: Vec<u64>,
     no_name: u64,
 }
@@ -204,7 +204,7 @@ impl Instruments {
         Instruments { ids: Vec::new(), hashes: Vec::new(), no_name: text_hash(NO_NAME) }
     }
 
-    /// Registers the instruments that `input` has met since.
+    /// Registers the instruments that `input` has named since the last call.
     fn register(&mut self, input: &dyn Input, publisher: &Publisher) -> Outcome {
         let Some(new) = input.names().get(self.ids.len()..).filter(|new| !new.is_empty()) else { return Ok(()) };
         for (id, name) in publisher.instruments(new)?.into_iter().zip(new) {
@@ -221,16 +221,16 @@ impl Instruments {
         self.hashes.get(instrument.0 as usize).copied().unwrap_or(self.no_name)
     }
 
-    /// Puts the store's numbers into the records `words` in the place of the input's.
+    /// Replaces the input's instrument ids in the records `words` by the store's.
     fn number(&self, words: &mut [u64]) -> Outcome {
         let mut at = 0;
         while at < words.len() {
             let rest = words.get(at..).unwrap_or(&[]);
             let record = RecordRef::first(rest)?;
             let (len, local) = (record.words().len(), record.instrument().0);
-            // What is of no instrument stays so.
+            // A record without an instrument keeps the null id.
             let id = if local == NO_INSTRUMENT { Some(&InstrumentId::NULL) } else { self.ids.get(local as usize) };
-            let id = id.ok_or_else(|| Failure::new(USAGE, "an input numbers an instrument it has not named"))?;
+            let id = id.ok_or_else(|| Failure::new(USAGE, format!("the input uses instrument {local} without naming it")))?;
             if let Some(head) = words.get_mut(at) {
                 *head = (*head & 0xffff_ffff) | u64::from(id.0) << 32;
             }
@@ -240,7 +240,7 @@ impl Instruments {
     }
 }
 
-/// Waits until `due`; `false` if the command is to end before.
+/// Waits until `due`; `false` if the command must stop before.
 fn wait_until(due: Instant, stop: &dyn Fn() -> bool) -> bool {
     loop {
         let left = due.saturating_duration_since(Instant::now());
@@ -250,22 +250,22 @@ fn wait_until(due: Instant, stop: &dyn Fn() -> bool) -> bool {
             left if left > Duration::from_micros(200) => {
                 std::thread::sleep((left - Duration::from_micros(100)).min(STOP_LOOK));
             }
-            // Whoever is to receive the last record may be waiting for this core.
+            // The receiver of the last record may need this core.
             _ => std::thread::yield_now(),
         }
     }
 }
 
-/// Lets go of a publisher. One that cannot reach its level is not waited for: it may be asking storage for an answer.
-pub fn end(publisher: Publisher, balance: &Balance) {
-    if balance.outstanding.total() > 0 {
+/// Drops a publisher. One with outstanding records is dropped on another thread, because it may still wait for storage.
+pub fn end(publisher: Publisher, accounting: &Accounting) {
+    if accounting.outstanding.total() > 0 {
         std::thread::Builder::new().spawn(move || drop(publisher)).ok();
     }
 }
 
-/// Prints what `loaded` left in the source.
+/// Prints the records and values of the source that were skipped.
 pub fn report_left(loaded: &Loaded) {
     for (what, n) in &loaded.left {
-        terminal::say(format_args!("  left in the source: {} {what}", terminal::thousands(*n)));
+        terminal::say(format_args!("  skipped: {} {what}", terminal::thousands(*n)));
     }
 }

@@ -1,8 +1,8 @@
-//! Owns: the lines that a process writes to standard error: its log, and notes to whoever runs a command.
+//! Owns: the lines that a process writes to standard error: log lines and notes.
 //!
-//! What must hold: nothing that happens to standard error (a pipe that nobody reads, a full disk, a closed terminal) ends
-//! a process or keeps one waiting that serves a store; a line that cannot be written is lost and counted, and the next
-//! one that can be written comes after a line with their number.
+//! What must hold: no failure of standard error (an unread pipe, a full disk, a closed terminal) ends or blocks a process
+//! that serves a store; a line that cannot be written is lost and counted, and the next line that can be written follows
+//! a line with the count.
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -10,23 +10,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Lines that wait to be written, at most; what comes on top is lost.
+/// Most queued lines; more are lost.
 const QUEUE: usize = 256;
-/// How long the end of a process waits for the lines that are queued.
+/// How long a process waits at its end for queued lines.
 const FLUSH: Duration = Duration::from_secs(1);
 
-// Lone counters, which order nothing: relaxed.
+// Counters that order nothing: relaxed.
 static LOST: AtomicU64 = AtomicU64::new(0);
 static QUEUED: AtomicU64 = AtomicU64::new(0);
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static LINES: OnceLock<SyncSender<Vec<u8>>> = OnceLock::new();
 
-/// Lines that could not be written since the start.
+/// Lines lost since the start.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// Writes lines itself.
+/// Writes lines directly.
 pub struct Direct;
 
 impl Write for Direct {
@@ -40,7 +40,7 @@ impl Write for Direct {
     }
 }
 
-/// Gives lines to the thread that writes them.
+/// Queues lines for the thread that writes them.
 pub struct Queued;
 
 impl Write for Queued {
@@ -57,10 +57,10 @@ impl Write for Queued {
     }
 }
 
-/// Starts the thread that writes what [`Queued`] is given.
+/// Starts the thread that writes the lines of [`Queued`].
 ///
 /// # Errors
-/// The system's, if no thread can be made.
+/// The system's, if the thread cannot be created.
 pub fn start() -> std::io::Result<()> {
     let (sender, lines) = sync_channel(QUEUE);
     if LINES.set(sender).is_ok() {
@@ -70,12 +70,13 @@ pub fn start() -> std::io::Result<()> {
 }
 
 fn write_all(lines: &Receiver<Vec<u8>>) {
-    let mut told = 0;
+    let mut reported = 0;
     for line in lines {
         let gone = lost();
         let mut stderr = std::io::stderr();
-        if gone > told && write(format!("{} log lines before this one were lost\n", gone - told).as_bytes(), &mut stderr) {
-            told = gone;
+        if gone > reported && write(format!("{} log lines before this one were lost\n", gone - reported).as_bytes(), &mut stderr)
+        {
+            reported = gone;
         }
         write(&line, &mut stderr);
         WRITTEN.fetch_add(1, Ordering::Relaxed);
@@ -89,7 +90,7 @@ fn write(line: &[u8], to: &mut impl Write) -> bool {
     written
 }
 
-/// Waits a moment for the lines that are queued: to be called at the end of a process.
+/// Waits up to 1 s for queued lines. Call it at the end of a process.
 pub fn flush() {
     let began = Instant::now();
     while WRITTEN.load(Ordering::Relaxed) < QUEUED.load(Ordering::Relaxed) && began.elapsed() < FLUSH {
@@ -97,7 +98,7 @@ pub fn flush() {
     }
 }
 
-/// Says `text` to whoever runs a command, on a line of its own.
+/// Prints `text` on a line of standard error.
 pub fn note(text: impl std::fmt::Display) {
     write(format!("{text}\n").as_bytes(), &mut std::io::stderr());
 }
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_cannot_be_written_is_counted_and_no_error() {
+    fn a_line_that_cannot_be_written_is_counted_and_is_no_error() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {

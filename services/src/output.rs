@@ -1,4 +1,4 @@
-//! Owns: how rows come out: tables for people, JSON lines, CSV.
+//! Owns: the output of rows: tables, JSON lines, CSV.
 
 use std::io::{BufWriter, StdoutLock, Write};
 
@@ -12,20 +12,20 @@ use tapestore_formats::export::{CsvRows, header};
 
 use crate::exit::{Failure, Outcome, USAGE};
 
-/// The shape of the output.
+/// Output format.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Format {
-    /// One JSON object a line
+    /// Print one JSON object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// CSV with a header, which `tape import` reads again
+    /// Print CSV with a header; `tape import` reads it again
     #[arg(long, global = true, conflicts_with = "json")]
     pub csv: bool,
 }
 
-/// Bytes of output that are written together.
+/// Bytes of output written together.
 const BUFFER: usize = 1 << 16;
-/// Rows that a table shows before it is printed, so that its columns fit.
+/// Rows collected for a table before it is printed, so that the columns fit.
 const TABLE_ROWS: usize = 200;
 
 /// Prints rows.
@@ -41,13 +41,13 @@ pub struct Rows<'s> {
 }
 
 impl<'s> Rows<'s> {
-    /// Rows in `format`, with the names of `symbols`.
+    /// Rows in `format`, with instrument names from `symbols`.
     pub fn new(format: Format, symbols: &'s mut Symbols) -> Rows<'s> {
         let out = BufWriter::with_capacity(BUFFER, std::io::stdout().lock());
         Rows { format, symbols, out, csv: None, table: Vec::new(), header: Vec::new(), kind: None, printed: 0 }
     }
 
-    /// Rows printed.
+    /// Number of rows printed.
     pub fn printed(&self) -> u64 {
         self.printed
     }
@@ -64,7 +64,7 @@ impl<'s> Rows<'s> {
     /// Prints a row.
     ///
     /// # Errors
-    /// That the output is closed; that CSV was asked of rows of several kinds.
+    /// The output is closed; CSV with rows of several kinds.
     pub fn push(&mut self, row: &Row<'_>) -> Outcome {
         self.printed += 1;
         let name = self.name(row);
@@ -92,7 +92,7 @@ impl<'s> Rows<'s> {
         let schema = row.record.schema();
         let rows = match &mut self.csv {
             Some(rows) if rows.kind().kind != schema.kind => {
-                return Err(Failure::new(USAGE, "CSV holds rows of one kind; choose it with --kind"));
+                return Err(Failure::new(USAGE, "CSV output holds one kind of records; select it with --kind"));
             }
             Some(rows) => rows,
             None => self.csv.insert(Box::new(CsvRows::new(std::io::stdout().lock(), schema, BUFFER)?)),
@@ -114,10 +114,10 @@ impl<'s> Rows<'s> {
         Ok(writeln!(self.out, "{table}")?)
     }
 
-    /// Writes what is buffered.
+    /// Writes buffered rows.
     ///
     /// # Errors
-    /// That the output is closed.
+    /// The output is closed.
     pub fn flush(&mut self) -> Outcome {
         self.flush_table()?;
         if let Some(rows) = &mut self.csv {
@@ -140,7 +140,7 @@ fn shown<'a>(row: &Row<'a>) -> impl Iterator<Item = (&'static str, Value<'a>)> +
     values.map(|(c, v)| (c.name, v))
 }
 
-/// A row as a JSON object. Prices, sizes and times are text, because JSON's numbers are not exact.
+/// A row as a JSON object. Prices, sizes and times are text, because JSON numbers are not exact.
 fn json(row: &Row<'_>, name: &str) -> Json {
     let mut object = Map::new();
     object.insert("lsn".into(), row.lsn.0.into());

@@ -1,4 +1,4 @@
-//! Owns: `tape publish`: a file's records, or the simulated market's, into a store, at a rate.
+//! Owns: `tape publish`: publishes the records of a file or of the simulated market at a rate.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::output::Format;
 use crate::source::{Rate, Source};
 use crate::terminal;
 
-/// Publishes records into a store.
+/// Publishes records.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -23,10 +23,10 @@ pub struct Args {
     /// Durability required before a record is acknowledged: none, os, fsync, standby, quorum, quorum-os
     #[arg(long, alias = "level", default_value = "fsync")]
     durability: Durability,
-    /// realtime, max, or x2, x100, ...: by the records' own times
+    /// Speed: realtime (at the records' own times), a multiple like x2 or x100, or max
     #[arg(long, default_value = "max")]
     rate: Rate,
-    /// Records that are sent together at most, at rate max
+    /// Most records sent together at rate max
     #[arg(long, default_value_t = BATCH)]
     batch: u32,
 }
@@ -34,14 +34,14 @@ pub struct Args {
 /// `tape publish`.
 ///
 /// # Errors
-/// What the input or storage says; what came before it is kept, and the message says how much.
+/// The input or storage fails. Earlier records stay, and the message counts them.
 pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     if args.source.from.is_none() && !args.source.sim {
-        return Err(Failure::new(USAGE, "name an input: --from FILE or --sim"));
+        return Err(Failure::new(USAGE, "give an input: --from FILE or --sim"));
     }
     let options = Options { durability: args.durability, ..Options::new(store, PublisherId(0)) };
-    // First: it gives this process the kinds that programs have defined in the store. Until it is open a signal ends the
-    // process as any other: nothing has been taken.
+    // Before the input, because it registers the user-defined kinds of the store in this process. A signal until then ends
+    // the process: no record has been read yet.
     let mut publisher = args.who.open(options)?;
     let stop = terminal::stop_flag()?;
     let is_over = || terminal::is_raised(&stop);
@@ -50,13 +50,13 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     let mut loader = Loader { rate: args.rate, batch: args.batch, ..Loader::new(&mut publisher, &is_over) };
     let loaded = loader.load(input.as_mut());
     report(&loaded, &publisher.progress(), began.elapsed().as_secs_f64(), format);
-    end(publisher, &loaded.balance);
+    end(publisher, &loaded.accounting);
     loaded.outcome
 }
 
 fn report(loaded: &Loaded, progress: &Progress, seconds: f64, format: Format) {
-    let (done, balance) = (&loaded.published, &loaded.balance);
-    let (records, level) = (done.checksum.records, balance.level);
+    let (done, accounting) = (&loaded.published, &loaded.accounting);
+    let (records, level) = (done.checksum.records, accounting.level);
     if format.json {
         let by_kind: serde_json::Map<String, serde_json::Value> = done.by_kind().map(|(s, n)| (s.to_owned(), n.into())).collect();
         let mut object = serde_json::json!({
@@ -66,16 +66,16 @@ fn report(loaded: &Loaded, progress: &Progress, seconds: f64, format: Format) {
             "reattached": progress.reattached,
         });
         if let Some(object) = object.as_object_mut() {
-            object.extend(balance.numbers().map(|(name, n)| (name.to_owned(), n.into())));
+            object.extend(accounting.numbers().map(|(name, n)| (name.to_owned(), n.into())));
         }
         terminal::say(object);
         return;
     }
     let by_kind: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
-    terminal::say(format_args!("took {} records ({}) in {seconds:.2} s", terminal::thousands(records), by_kind.join(", ")));
-    let [stored, in_log, unacknowledged, lost] = balance.numbers().map(|(_, n)| terminal::thousands(n));
+    terminal::say(format_args!("read {} records ({}) in {seconds:.2} s", terminal::thousands(records), by_kind.join(", ")));
+    let [stored, in_log, unacknowledged, lost] = accounting.numbers().map(|(_, n)| terminal::thousands(n));
     terminal::say(format_args!(
-        "{stored} stored at level {level}, {in_log} more in the log, {unacknowledged} not acknowledged, {lost} lost (epoch {}, last LSN {})",
+        "{stored} stored at level {level}, {in_log} in the log below that level, {unacknowledged} not acknowledged, {lost} lost (epoch {}, last LSN {})",
         progress.epoch, progress.accepted_lsn
     ));
     report_left(loaded);

@@ -15,7 +15,7 @@ use crate::logging::note;
 use crate::output::{Format, Rows};
 use crate::terminal;
 
-/// The name of a kind: a built-in one's, or one's that a program defined, which is known once the store is open.
+/// Name of a kind, built-in or user-defined. User-defined kinds are registered in this process once the store is open.
 #[derive(Clone, Debug)]
 pub struct KindName(String);
 
@@ -34,28 +34,28 @@ impl std::str::FromStr for KindName {
 }
 
 impl KindName {
-    /// The kinds of that name: a layout that a program changed is a kind of its own. The store is open.
+    /// The kinds of this name; a changed layout is a kind of its own. The store must be open.
     ///
     /// # Errors
-    /// That there is none, naming those there are.
+    /// The name is unknown; the message lists the kinds.
     pub fn schemas(&self) -> Outcome<Vec<&'static Schema>> {
         let schemas = schemas_named(&self.0);
         if schemas.is_empty() {
-            let known: Vec<&str> = SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect();
+            let names: Vec<&str> = SCHEMAS.iter().chain(user_kinds()).map(|s| s.name).collect();
             let meant = near_kind(&self.0).map_or_else(String::new, |kind| format!("did you mean '{kind}'? "));
-            return Err(Failure::new(USAGE, format!("kind '{}' is unknown: {meant}it is none of: {}", self.0, known.join(", "))));
+            return Err(Failure::new(USAGE, format!("kind '{}' is unknown: {meant}the kinds are: {}", self.0, names.join(", "))));
         }
         Ok(schemas)
     }
 
-    /// Whether it names `schema`, by its name alone or with its number, as in `signal-8001`; asked of every record.
+    /// Whether it names `schema`, by the name alone or with the number, as in `signal-8001`. Called for every record.
     fn names(&self, schema: &Schema) -> bool {
         let Some(rest) = self.0.strip_prefix(schema.name) else { return false };
         let number = || u16::from_str_radix(rest.strip_prefix('-')?, 16).ok();
         rest.is_empty() || schema.kind.is_user() && number() == Some(schema.kind.0)
     }
 
-    /// The series of these kinds and `instrument`.
+    /// The series of these kinds of `instrument`.
     fn series(&self, instrument: InstrumentId) -> Outcome<Vec<Series>> {
         Ok(self.schemas()?.iter().map(|s| Series { instrument, kind: s.kind }).collect())
     }
@@ -64,7 +64,7 @@ impl KindName {
 /// A time: RFC 3339 or nanoseconds, or `now`.
 ///
 /// # Errors
-/// A text that says what is allowed.
+/// The text with the formats that are allowed.
 pub fn time(text: &str) -> Result<Ts, String> {
     if text == "now" {
         return Ok(HostClock.wall());
@@ -75,47 +75,47 @@ pub fn time(text: &str) -> Result<Ts, String> {
 /// One instrument's records of one kind.
 #[derive(clap::Args, Clone, Debug)]
 pub struct One {
-    /// The instrument's name
+    /// Name of the instrument
     pub instrument: Name,
-    /// trade, quote, book, depth10, definition, gap, bar-1s, bar-1m, bar-1h, bar-1d, status, imbalance, statistic, bust,
-    /// correct, mapping, or one that a program defined (tape kinds lists them)
+    /// Kind of the records: trade, quote, book, depth10, definition, gap, bar-1s, bar-1m, bar-1h, bar-1d, status, imbalance,
+    /// statistic, bust, correct, mapping, or a user-defined one (`tape kinds` lists all)
     pub kind: KindName,
 }
 
-/// Up to which record to read.
+/// The watermark up to which to read.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Watermark {
-    /// committed (can never be withdrawn), durable, appended (the newest), or flushed (what SSTables hold)
+    /// Watermark: committed (never withdrawn), durable, appended (the newest), flushed (in SSTables)
     #[arg(long, default_value = "committed")]
     pub at: At,
 }
 
-/// A span of time, and how much of it.
+/// A range of times, and a limit.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Span {
     /// First time: like 2024-08-08T23:54:15.5Z, or nanoseconds since 1970, or now
     #[arg(long, value_parser = time)]
     pub from: Option<Ts>,
-    /// Last time, included
+    /// Last time, inclusive
     #[arg(long, value_parser = time)]
     pub to: Option<Ts>,
-    /// At most so many rows
+    /// Most rows
     #[arg(long)]
     pub limit: Option<u64>,
 }
 
 impl Span {
-    /// The times.
+    /// The range.
     pub fn range(&self) -> TimeRange {
         TimeRange { from: self.from.unwrap_or(Ts(0)), to: self.to.unwrap_or(Ts(u64::MAX)) }
     }
 
-    /// Rows at most.
+    /// Most rows.
     pub fn limit(&self) -> u64 {
         self.limit.unwrap_or(u64::MAX)
     }
 
-    /// Whether every row lies in it.
+    /// Whether it contains every row.
     pub fn is_all(&self) -> bool {
         self.from.is_none() && self.to.is_none() && self.limit.is_none()
     }
@@ -124,11 +124,11 @@ impl Span {
 /// `tape get`: by LSN, or by instrument, kind and time.
 #[derive(clap::Args, Debug)]
 pub struct Get {
-    /// An LSN, or an instrument's name
+    /// LSN, or name of an instrument
     what: String,
-    /// The kind, after an instrument's name
+    /// Kind, after the name of an instrument
     kind: Option<KindName>,
-    /// The exact index time, after a kind
+    /// Exact index time, after a kind
     #[arg(value_parser = time)]
     time: Option<Ts>,
     #[command(flatten)]
@@ -140,7 +140,7 @@ pub struct Get {
 pub struct AsOf {
     #[command(flatten)]
     one: One,
-    /// The time: the newest record not after it is shown
+    /// Time; the newest record that is not after it is printed
     #[arg(value_parser = time, default_value = "now")]
     time: Ts,
     #[command(flatten)]
@@ -156,25 +156,25 @@ pub struct Scan {
     span: Span,
     #[command(flatten)]
     watermark: Watermark,
-    /// Trades as they were known when the record of this LSN was the newest: without those that had been declared
-    /// void by then, with the prices and sizes that had been corrected. A bust of a bust or of a correction takes it back
+    /// Print trades as known when the record of this LSN was the newest: apply the busts and corrections stored up to it. A
+    /// bust of a bust or of a correction reverts it
     #[arg(long, value_name = "LSN")]
     as_known_at: Option<u64>,
 }
 
-/// Which instruments and kinds.
+/// A filter of instruments and kinds.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Filter {
-    /// An instrument's name; may be given again [default: all]
+    /// Name of an instrument; repeatable [default: all]
     #[arg(long)]
     pub instrument: Vec<Name>,
-    /// A kind; may be given again [default: all]
+    /// Kind; repeatable [default: all]
     #[arg(long)]
     pub kind: Vec<KindName>,
 }
 
 impl Filter {
-    /// Whether it lets the kind of `schema` through.
+    /// Whether records of `schema` pass.
     fn has(&self, schema: &Schema) -> bool {
         self.kind.is_empty() || self.kind.iter().any(|k| k.names(schema))
     }
@@ -196,19 +196,19 @@ pub struct Replay {
 pub struct Tail {
     #[command(flatten)]
     filter: Filter,
-    /// Begin so many records before the newest
+    /// Begin this many records before the newest
     #[arg(short = 'n', long, default_value_t = 10)]
     last: u64,
-    /// End after so many records
+    /// End after this many records
     #[arg(long)]
     limit: Option<u64>,
-    /// End when nothing has come for so many milliseconds
+    /// End when no record has arrived for this many milliseconds
     #[arg(long)]
     idle_ms: Option<u64>,
-    /// Receive from the publishers themselves, before the records are stored
+    /// Read the live service of the publishers, before records are stored
     #[arg(long)]
     live: bool,
-    /// committed, durable, appended (the newest), or flushed (what SSTables hold)
+    /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
     #[arg(long, default_value = "appended")]
     at: At,
 }
@@ -218,9 +218,9 @@ pub struct Tail {
 pub struct Find {
     #[command(flatten)]
     one: One,
-    /// The id
+    /// Id
     id: u64,
-    /// The id's column [default: trade_id of trades, order_id of orders, raw_instrument_id of definitions]
+    /// Column of the id [default: trade_id of trades, order_id of orders, raw_instrument_id of definitions]
     #[arg(long)]
     column: Option<String>,
     #[command(flatten)]
@@ -232,19 +232,19 @@ pub struct Find {
 pub struct FollowArgs {
     #[command(flatten)]
     filter: Filter,
-    /// The first record
+    /// First LSN
     #[arg(long, default_value_t = 1)]
     from_lsn: u64,
-    /// End after so many records
+    /// End after this many records
     #[arg(long)]
     limit: Option<u64>,
-    /// End when the newest record has been read
+    /// End at the newest record
     #[arg(long)]
     once: bool,
-    /// Print nothing but the first and last LSN, count and checksum of what was read
+    /// Print only first and last LSN, count and checksum
     #[arg(long)]
     tally: bool,
-    /// committed, durable, appended (the newest), or flushed (what SSTables hold)
+    /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
     #[arg(long, default_value = "appended")]
     at: At,
 }
@@ -272,21 +272,21 @@ fn print_scan(format: Format, reader: &mut Reader, mut rows: Rowset<'_>, limit: 
 /// Success if anything was printed.
 ///
 /// # Errors
-/// That there is no `what` (exit code 3).
+/// There is no `what` (exit code 3).
 pub fn found(printed: u64, what: &str) -> Outcome {
     if printed == 0 { Err(Failure::new(NOT_FOUND, format!("there is no {what}"))) } else { Ok(()) }
 }
 
-/// A reader of `store`, and what it shows up to `at`.
+/// A reader of `store`, and a snapshot at `at`.
 ///
 /// # Errors
-/// That the store cannot be read, or not all of it.
+/// The store cannot be read, or not completely.
 pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
     let mut reader = Reader::open(store)?;
     let snapshot = reader.snapshot(at)?;
     reader.kinds()?;
     if !reader.is_storage_alive() {
-        note(format_args!("note: no storage process serves the store; these are all records it had when the last one ended"));
+        note(format_args!("note: no storage process serves the store; these are all its records as of the last stop"));
     }
     Ok((reader, snapshot))
 }
@@ -294,11 +294,11 @@ pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
 /// `tape get`.
 ///
 /// # Errors
-/// That there is no such record (exit code 3).
+/// There is no such record (exit code 3).
 pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
     let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
     if let (Ok(lsn), None) = (args.what.parse::<u64>(), &args.kind) {
-        let shown = format!("record {lsn}; the store shows {} to {}", snapshot.first(), snapshot.last());
+        let shown = format!("record {lsn}; the store has {} to {}", snapshot.first(), snapshot.last());
         return found(print(format, &mut reader, snapshot.get(Lsn(lsn))?.into_iter())?, &shown);
     }
     let (Some(kind), Some(time)) = (&args.kind, args.time) else {
@@ -307,13 +307,13 @@ pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
     let instrument = reader.instrument(&args.what.parse()?)?;
     let rows = snapshot.replay(&kind.series(instrument)?, TimeRange { from: time, to: time });
     let printed = print_scan(format, &mut reader, rows, u64::MAX)?;
-    found(printed, "record at exactly that time; `tape asof` shows the newest before it")
+    found(printed, "record at exactly that time; for the newest one before it, use tape asof")
 }
 
 /// `tape asof`.
 ///
 /// # Errors
-/// That there is no such record (exit code 3).
+/// There is no such record (exit code 3).
 pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
     let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
@@ -332,14 +332,14 @@ pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
 /// `tape find`.
 ///
 /// # Errors
-/// That there is no such record (exit code 3).
+/// There is no such record (exit code 3).
 pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
     let mut batches = Vec::new();
     for schema in args.one.kind.schemas()? {
         let column = args.column.as_deref().or(schema.find.first().copied());
-        let column = column.ok_or_else(|| Failure::new(USAGE, "records of this kind carry no id to find them by"))?;
+        let column = column.ok_or_else(|| Failure::new(USAGE, "records of this kind have no id column; give --column"))?;
         batches.push(snapshot.find(Series { instrument, kind: schema.kind }, column, args.id)?);
     }
     found(print(format, &mut reader, batches.iter().flat_map(|b| b.iter()))?, "record with that id")
@@ -348,7 +348,7 @@ pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
 /// `tape follow`.
 ///
 /// # Errors
-/// That the store cannot be read.
+/// The store cannot be read.
 pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let mut reader = catalog(store, args.at)?;
@@ -393,16 +393,16 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     }
     bar.finish_and_clear();
     out.flush()?;
-    let is_cut = terminal::is_raised(&stop) && passed < limit && (args.once || args.limit.is_some());
+    let is_incomplete = terminal::is_raised(&stop) && passed < limit && (args.once || args.limit.is_some());
     if args.tally {
         let t = follow.tally();
         let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
         println!("{object}");
     }
-    if is_cut { Err(interrupted()) } else { Ok(()) }
+    if is_incomplete { Err(interrupted()) } else { Ok(()) }
 }
 
-/// Whether `follow` has read all that a store has which nobody serves.
+/// Whether `follow` has read all records of a stopped store.
 fn is_at_end(follow: &mut Follow, at: At) -> bool {
     let next = follow.position();
     follow.reader().snapshot(at).is_ok_and(|all| all.last() < next)
@@ -411,7 +411,7 @@ fn is_at_end(follow: &mut Follow, at: At) -> bool {
 /// `tape scan`.
 ///
 /// # Errors
-/// That the store cannot be read.
+/// The store cannot be read.
 pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let instrument = reader.instrument(&args.one.instrument)?;
@@ -421,7 +421,7 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
         return print_scan(format, &mut reader, rows, args.span.limit()).map(drop);
     };
     if series.iter().any(|s| s.kind != Trade::KIND) {
-        return Err(Failure::new(USAGE, "--as-known-at is about trades: busts and corrections say nothing of other kinds"));
+        return Err(Failure::new(USAGE, "--as-known-at is for trades: busts and corrections do not apply to other kinds"));
     }
     let mut trades = snapshot.as_known_at(Lsn(lsn)).trades(instrument, args.span.range())?;
     let mut out = Rows::new(format, reader.symbols()?);
@@ -436,15 +436,15 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     Ok(())
 }
 
-/// Says how many statements were about nothing that the store has.
+/// Logs the number of busts and corrections without a target.
 pub fn note_unmatched(statements: u64) {
     if statements > 0 {
         let n = terminal::thousands(statements);
-        tracing::warn!("{n} busts or corrections change nothing: the store has no trade, bust or correction that they are about");
+        tracing::warn!("{n} busts or corrections have no effect: the store has no trade, bust or correction for them");
     }
 }
 
-/// A reader of `store` whose names are those of the records up to `at`.
+/// A reader of `store` with the names of the records up to `at`.
 pub(crate) fn catalog(store: &Path, at: At) -> Outcome<Reader> {
     let mut reader = Reader::open(store)?;
     if at == At::Flushed {
@@ -453,7 +453,7 @@ pub(crate) fn catalog(store: &Path, at: At) -> Outcome<Reader> {
     Ok(reader)
 }
 
-/// The instruments that `filter` names; its kinds are checked too.
+/// The instruments of `filter`; also checks its kinds.
 fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId>> {
     if !filter.kind.is_empty() {
         reader.kinds()?;
@@ -462,10 +462,10 @@ fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId
     filter.instrument.iter().map(|name| Ok(reader.instrument(name)?)).collect()
 }
 
-/// The series that `filter` lets through.
+/// The series that pass `filter`.
 ///
 /// # Errors
-/// That it names an instrument that is not in the store; of the store's files.
+/// An instrument or kind is not in the store; of the store's files.
 pub fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outcome<Vec<Series>> {
     let wanted = instruments(filter, reader)?;
     let keep =
@@ -476,7 +476,7 @@ pub fn series(filter: &Filter, reader: &mut Reader, snapshot: &Snapshot) -> Outc
 /// `tape replay`.
 ///
 /// # Errors
-/// That the store cannot be read.
+/// The store cannot be read.
 pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let series = series(&args.filter, &mut reader, &snapshot)?;
@@ -484,12 +484,12 @@ pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
     print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
 }
 
-/// Whether `row` passes `filter`, whose instruments are `wanted`.
+/// Whether `record` passes `filter`, whose instruments are `wanted`.
 fn passes(filter: &Filter, wanted: &[InstrumentId], record: &tapestore::record::RecordRef<'_>) -> bool {
     (wanted.is_empty() || wanted.contains(&record.instrument())) && filter.has(record.schema())
 }
 
-/// When a `tail` ends.
+/// The end of a `tail`.
 struct End<'a> {
     stop: &'a std::sync::atomic::AtomicBool,
     idle: Option<Duration>,
@@ -507,15 +507,15 @@ impl End<'_> {
     }
 }
 
-/// `tape tail`: follows until it is stopped.
+/// `tape tail`: follows until stopped.
 ///
 /// # Errors
-/// That the store cannot be read.
+/// The store cannot be read.
 pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let mut reader = catalog(store, args.at)?;
     let wanted = instruments(&args.filter, &mut reader)?;
-    // A person sees each row as it comes: JSON lines unless CSV is asked for.
+    // Each row is printed as it arrives, so a table cannot be laid out: JSON lines unless CSV is requested.
     let format = Format { json: !format.csv, ..format };
     let mut names = catalog(store, args.at)?;
     let mut out = Rows::new(format, names.symbols()?);
@@ -540,18 +540,16 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
             Some(Event::Record { record, .. }) => {
                 end.came();
                 if passes(filter, wanted, &record) {
-                    // Not stored yet, so it has no LSN.
+                    // Not stored yet: without an LSN.
                     out.push(&Row { lsn: Lsn::NONE, index_time: record.own_index_time(), record })?;
                 }
             }
             Some(Event::Gap { publisher, first, last, .. }) => {
                 note(format_args!("gap: records {first} to {last} of publisher {publisher} did not arrive"));
             }
-            Some(Event::Reopened { continues: true, .. }) => note("note: the store is served from elsewhere now"),
+            Some(Event::Reopened { continues: true, .. }) => note("note: another storage process serves the store now"),
             Some(Event::Reopened { timeline, .. }) => {
-                note(format_args!(
-                    "note: the store was restored: it is on timeline {timeline} now, and may lack what came before"
-                ));
+                note(format_args!("note: the store was restored, to timeline {timeline}; it may lack earlier records"));
             }
             None => {
                 out.flush()?;

@@ -1,15 +1,15 @@
-//! Owns: `tape repair`: what is wrong with a store, the one command against it, and what that command did.
+//! Owns: `tape repair`: finds the damage of a store, prints the command that repairs it, and runs it.
 //!
-//! What must hold: nothing is given up without `--i-accept-loss`, and what would be is said before.
+//! What must hold: no record is given up without `--i-accept-loss`, and without it the loss is printed.
 
 use std::path::{Path, PathBuf};
 
-use tapestore_engine::snapshot;
 use tapestore::disk::RealDisk;
 use tapestore::lsn::Lsn;
-use tapestore_engine::repair::{self, Findings, Loss};
 use tapestore::sstable;
 use tapestore::time::{Clock, HostClock};
+use tapestore_engine::repair::{self, Findings, Loss};
+use tapestore_engine::snapshot;
 
 use crate::backup::Bar;
 use crate::exit::{DATA, Failure, Outcome, USAGE};
@@ -19,13 +19,13 @@ use crate::terminal::thousands;
 /// `tape repair`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Put SSTables that are damaged or missing back from this backup, which has the very same
+    /// Replace damaged or missing SSTables by the identical ones of this backup
     #[arg(long, value_name = "BACKUP", conflicts_with = "truncate_at")]
     from: Option<PathBuf>,
-    /// End the log before this record: it and all behind it are given up, and kept aside in STORE/lost
+    /// Truncate the log before this record: it and all records after it are given up, and kept aside in STORE/lost
     #[arg(long, value_name = "LSN")]
     truncate_at: Option<u64>,
-    /// Do it, and not only say what would be lost
+    /// Truncate, instead of only printing the loss
     #[arg(long, requires = "truncate_at")]
     i_accept_loss: bool,
 }
@@ -33,8 +33,8 @@ pub struct Args {
 /// `tape repair`.
 ///
 /// # Errors
-/// That something is wrong (exit code 65), with the command to run; that consent is missing (2); as
-/// [`repair::truncate`], [`snapshot::restore::put_back`].
+/// The store is damaged (exit code 65, with the command to run); consent is missing (2); as [`repair::truncate`] and
+/// [`snapshot::restore::put_back`].
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     if args.truncate_at.is_some() || args.from.is_some() {
         snapshot::backup::refuse(&RealDisk, store)?;
@@ -55,7 +55,7 @@ fn examine(store: &Path, format: Format) -> Outcome {
         let lost = Failure::from(e);
         let why = lost.message.split("; ").next().unwrap_or_default();
         let shown = store.display();
-        Failure::new(lost.code, format!("{why}: this cannot be repaired. Run: tape restore BACKUP --store {shown}-restored"))
+        Failure::new(lost.code, format!("{why}: the store cannot be repaired. Run: tape restore BACKUP --store {shown}-restored"))
     })?;
     let advice = advice(store, &found);
     if format.json {
@@ -76,47 +76,47 @@ fn examine(store: &Path, format: Format) -> Outcome {
 }
 
 fn say(found: &Findings) {
-    println!("history: {} files, {} records, {} of them damaged", found.files, thousands(found.flushed), found.damaged.len());
+    println!("SSTables: {} files, {} of them damaged; {} records", found.files, found.damaged.len(), thousands(found.flushed));
     for (meta, error) in &found.damaged {
         let (name, (first, last)) = (sstable::file_name(meta.kind, meta.id), meta.lsn);
-        println!("  {name}: {} records of {first} to {last}: {}", thousands(meta.rows), entry(error));
+        println!("  {name}: {} records of {first} to {last}: {}", thousands(meta.rows), reason(error));
     }
     match (&found.log, &found.torn) {
         (Some((error, loss)), _) => {
-            println!("log:     gives records up to {}, then: {}", found.last, entry(error));
+            println!("log:      readable up to record {}, then: {}", found.last, reason(error));
             say_loss(loss);
         }
         (None, Some(torn)) => println!(
-            "log:     sound up to record {}; behind it a torn frame ({}) that was never acknowledged as durable: the next start \
-             cuts it off",
+            "log:      sound up to record {}; a torn frame follows ({}), which was never acknowledged as durable: the next start \
+             truncates it",
             found.last, torn.bad.what
         ),
-        (None, None) => println!("log:     sound up to record {}", found.last),
+        (None, None) => println!("log:      sound up to record {}", found.last),
     }
 }
 
-/// An error without what it says is to be done.
-fn entry(error: &tapestore::error::Error) -> String {
+/// An error without its advice.
+fn reason(error: &tapestore::error::Error) -> String {
     error.to_string().split("; nothing was changed").next().unwrap_or_default().to_owned()
 }
 
-/// The one command that goes on from here; `None` if there is nothing to do.
+/// The next command; `None` if the store is sound.
 fn advice(store: &Path, found: &Findings) -> Option<String> {
     let shown = store.display();
     match (&found.log, found.damaged.is_empty()) {
         (None, true) => None,
-        // The next backup would be refused where something else has changed the one before.
+        // A backup that was changed would be refused by the next backup into it.
         _ if snapshot::backup::refuse(&RealDisk, store).is_err() => Some(format!(
-            "tape backup DIRECTORY, another one, on the store of which {shown} is a backup; or, if that is gone, on a copy that \
-             is no backup: cp -a {shown} COPY; rm COPY/{}; tape repair --store COPY",
+            "tape backup DIRECTORY, a new one, on the store that {shown} is a backup of; or, if that is gone, repair a copy that \
+             is not a backup: cp -a {shown} COPY; rm COPY/{}; tape repair --store COPY",
             snapshot::backup::MARK
         )),
         (Some(_), _) if is_of_a_cluster(store) => {
-            Some(format!("tape cluster fill --from HOST:PORT --store {shown}, of the {REPLACE}"))
+            Some(format!("tape cluster install-snapshot --from HOST:PORT --store {shown}, {REPLACE}"))
         }
         (_, false) => Some(format!("tape repair --from BACKUP --store {shown}")),
         (Some((_, loss)), true) => Some(format!(
-            "tape repair --truncate-at {} --i-accept-loss --store {shown} (or lose less, if a backup goes further: tape restore \
+            "tape repair --truncate-at {} --i-accept-loss --store {shown} (if a backup has more records, lose fewer: tape restore \
              BACKUP --store {shown}-restored)",
             loss.first
         )),
@@ -132,16 +132,16 @@ fn json(loss: &Loss) -> serde_json::Value {
     serde_json::json!({
         "first_lsn": loss.first.0, "last_lsn": loss.last.0, "count": loss.count(), "readable": loss.readable, "entries": loss.entries,
         "publishers": publishers.collect::<Vec<_>>(),
-        "taken_in": loss.taken_in.map(|(from, to)| [from.to_string(), to.to_string()]),
+        "ingested": loss.ingested.map(|(from, to)| [from.to_string(), to.to_string()]),
     })
 }
 
 fn say_loss(loss: &Loss) {
     if loss.count() == 0 {
-        println!("  no record is lost by ending the log before {}", loss.first);
+        println!("  no record is lost by truncating the log before {}", loss.first);
     } else {
         println!(
-            "  lost by ending the log before it: records {} to {} (LSN), {}; of these {} can still be read",
+            "  lost by truncating the log: records {} to {} (LSN), {}; {} of them are readable",
             loss.first,
             loss.last,
             thousands(loss.count()),
@@ -150,21 +150,21 @@ fn say_loss(loss: &Loss) {
     }
     for ((publisher, epoch), gone) in &loss.publishers {
         let (first, last, count) = (gone.first, gone.last, thousands(gone.count));
-        println!("    publisher {publisher}, epoch {epoch}: {count} records, its numbers {first} to {last}");
+        println!("    publisher {publisher}, epoch {epoch}: {count} records, pub_seq {first} to {last}");
     }
     if loss.entries > 0 {
-        println!("    {} attachments, instrument names or kinds", loss.entries);
+        println!("    {} control entries: attachments, instrument names, kinds", loss.entries);
     }
-    if let Some((from, to)) = loss.taken_in {
-        println!("    taken in from {from} to {to}");
+    if let Some((from, to)) = loss.ingested {
+        println!("    ingested from {from} to {to}");
     }
 }
 
-/// How a host of a cluster that has lost what it promised to keep is made good.
-const REPLACE: &str = "replication process of the host that leads: a copy of its store takes the place of this one, which is \
-                       kept. A host must not vote with a log that lacks what it has acknowledged";
+/// The reason why a cluster host gets a snapshot instead of a repair, after the command.
+const REPLACE: &str = "with the address of the leader's replication process: a snapshot of the leader replaces this store, which \
+                       is kept aside. A host must not vote with a log that lacks records that it acknowledged";
 
-/// Whether other hosts count on what this store has acknowledged; if that cannot be read, they may.
+/// Whether other hosts rely on what this store acknowledged; `true` if that cannot be read.
 fn is_of_a_cluster(store: &Path) -> bool {
     tapestore_engine::cluster_admin::is_counted_on(&RealDisk, store).unwrap_or(true)
 }
@@ -175,7 +175,7 @@ fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
         return Err(Failure::new(
             USAGE,
             format!(
-                "{shown} is one host of a cluster: its log is not cut. Instead: tape cluster fill --from HOST:PORT, of the {REPLACE}"
+                "{shown} is a host of a cluster: its log is not truncated. Run: tape cluster install-snapshot --from HOST:PORT, {REPLACE}"
             ),
         ));
     }
@@ -192,16 +192,16 @@ fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
         (false, _) => {
             let shown = store.display();
             let text =
-                format!("nothing was changed. To do it, run: tape repair --truncate-at {at} --i-accept-loss --store {shown}");
+                format!("nothing was changed. To truncate, run: tape repair --truncate-at {at} --i-accept-loss --store {shown}");
             Err(Failure::new(USAGE, text))
         }
         (true, None) => {
-            println!("the log ends before {at} already: nothing was changed");
+            println!("the log ends before {at} already; nothing was changed");
             Ok(())
         }
         (true, Some(dir)) => {
             if !format.json {
-                println!("the log ends before {at} now; what was cut off is kept in {}", dir.display());
+                println!("truncated the log before {at}; the removed bytes are kept in {}", dir.display());
                 println!("start it with: tape-storage --store {}", store.display());
             }
             Ok(())
@@ -218,14 +218,14 @@ fn put_back(store: &Path, backup: &Path, format: Format) -> Outcome {
         let left: Vec<&PathBuf> = done.left.iter().map(|(path, _)| path).collect();
         println!("{}", serde_json::json!({ "healed": done.healed, "left": left }));
     } else {
-        done.healed.iter().for_each(|path| println!("{}: put back, every byte read", path.display()));
-        done.left.iter().for_each(|(path, why)| println!("{}: not put back: in the backup, {}", path.display(), entry(why)));
+        done.healed.iter().for_each(|path| println!("{}: replaced, every byte verified", path.display()));
+        done.left.iter().for_each(|(path, why)| println!("{}: not replaced: in the backup, {}", path.display(), reason(why)));
     }
     if done.left.is_empty() {
         return Ok(());
     }
     let text = format!(
-        "{} files are still damaged. Try an earlier backup, or run: tape restore {} --store {}-restored",
+        "{} SSTables are still damaged. Try an earlier backup, or run: tape restore {} --store {}-restored",
         done.left.len(),
         backup.display(),
         store.display()

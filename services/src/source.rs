@@ -1,4 +1,4 @@
-//! Owns: where the records that a command publishes come from, and how fast they go, as the command line has it.
+//! Owns: the input of a command that publishes, and its rate, as command line arguments.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::terminal::{self, Bar};
 /// How fast to publish.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rate {
-    /// As fast as the records' own times, times this.
+    /// At this multiple of the records' own pace.
     Times(f64),
     /// As fast as possible.
     Max,
@@ -21,7 +21,7 @@ impl std::str::FromStr for Rate {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Rate, String> {
-        let bad = || format!("'{text}' is none of: realtime, max, x2, x100, ...");
+        let bad = || format!("'{text}' is not realtime, max, or a multiple like x2 or x100");
         match text {
             "realtime" => Ok(Rate::Times(1.0)),
             "max" => Ok(Rate::Max),
@@ -33,22 +33,22 @@ impl std::str::FromStr for Rate {
     }
 }
 
-/// How files are read that do not say everything themselves: [`Options`] on the command line.
+/// Properties that a file does not state itself: [`Options`] as arguments.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Reading {
-    /// Kind of the rows of a file that does not say it
+    /// Kind of the rows, for files that do not state it
     #[arg(long)]
     kind: Option<String>,
-    /// Number of the venue feed, for inputs that do not carry one
+    /// Source (number of the venue feed), for inputs without one
     #[arg(long)]
     source: Option<u16>,
-    /// The file's column THEIRS is our column OURS; with no OURS it is left out; may be given again
+    /// Read the file's column THEIRS as the column OURS; without OURS, skip it; repeatable
     #[arg(long = "column", value_name = "THEIRS=OURS", value_parser = rename)]
     columns: Vec<(String, String)>,
-    /// What integers in columns of prices and sizes are, in a file that does not say it with its fields' metadata
+    /// Unit of integers in price and size columns, for files whose metadata does not state it
     #[arg(long, value_parser = units())]
     units: Option<Units>,
-    /// First part of the names of instruments of DBN fragments [default: the data set of the record's publisher]
+    /// Prefix of instrument names from DBN fragments [default: the dataset of the record's publisher]
     #[arg(long)]
     dataset: Option<String>,
 }
@@ -69,10 +69,10 @@ impl Reading {
         Options { kind, source, columns, units, dataset }
     }
 
-    /// Opens the file `path`; `stop` ends the check of a file that has a checksum.
+    /// Opens the file `path`. `stop` ends the verification of a file with a checksum.
     ///
     /// # Errors
-    /// That it cannot be read.
+    /// The file cannot be read.
     pub fn open(&self, path: &Path, stop: &dyn Fn() -> bool) -> Outcome<Box<dyn Input>> {
         let mut bar = Bar::new("checking");
         let opened = input::open_watched(path, &self.options(), &mut |progress| {
@@ -82,7 +82,7 @@ impl Reading {
         Ok(opened?)
     }
 
-    /// The arguments that say the same to another process.
+    /// The same options as arguments for another process.
     fn arguments(&self) -> Vec<(&'static str, String)> {
         let Reading { kind, source, columns, units, dataset } = self.clone();
         let mut arguments: Vec<(&'static str, String)> = Vec::new();
@@ -95,26 +95,26 @@ impl Reading {
     }
 }
 
-/// Where records come from.
+/// The input.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Source {
-    /// A Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain; DBN, zstd or plain;
-    /// Parquet; Arrow
+    /// File to read: a Binance websocket capture (lines of `local_ns JSON`) or CSV with a header, gzip or plain; DBN, zstd or
+    /// plain; Parquet; Arrow
     #[arg(long, conflicts_with = "sim")]
     pub from: Option<PathBuf>,
-    /// The simulated market
+    /// Use the simulated market
     #[arg(long)]
     pub sim: bool,
-    /// Seed of the simulated market: the same seed gives the same records
+    /// Seed of the simulated market; the same seed gives the same records
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Records of the simulated market
+    /// Number of records of the simulated market
     #[arg(long, default_value_t = 500_000)]
     pub records: u64,
-    /// Instruments of the simulated market
+    /// Number of instruments of the simulated market
     #[arg(long, default_value_t = 100)]
     pub instruments: u32,
-    /// How a file is read that does not say everything itself.
+    /// Properties that a file does not state itself.
     #[command(flatten)]
     reading: Reading,
 }
@@ -123,7 +123,7 @@ impl Source {
     /// Opens the input; `stop` as in [`Reading::open`].
     ///
     /// # Errors
-    /// That it cannot be read.
+    /// The input cannot be read.
     pub fn open(&self, stop: &dyn Fn() -> bool) -> Outcome<Box<dyn Input>> {
         match &self.from {
             Some(path) => self.reading.open(path, stop),
@@ -131,7 +131,7 @@ impl Source {
         }
     }
 
-    /// The arguments that say the same to another process.
+    /// The same input as arguments for another process.
     pub fn arguments(&self) -> Vec<(&'static str, String)> {
         let mut arguments: Vec<(&'static str, String)> = Vec::new();
         arguments.extend(self.from.iter().map(|path| ("--from", path.to_string_lossy().into_owned())));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_say_the_same_to_another_process() {
+    fn arguments_reproduce_the_input_in_another_process() {
         let line = "x --from a.csv --kind trade --source 7 --column a=b --column c= --units nano --dataset D --seed 3 --records 5 --instruments 2";
         let source = Line::parse_from(line.split(' ')).source;
         let arguments: Vec<String> = source.arguments().into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect();

@@ -1,4 +1,4 @@
-//! Owns: `tape status`: what the storage process says of itself on the control page.
+//! Owns: `tape status`: prints the control page of the storage process.
 
 use std::path::Path;
 
@@ -11,18 +11,18 @@ use tapestore::shm::spill::{self, SPILLED};
 use tapestore::time::{Clock, HostClock, Ts};
 
 use crate::exit::{Failure, Outcome, UNAVAILABLE, UNHEALTHY};
+use crate::held_files;
 use crate::output::{Format, table};
-use crate::pins;
 use crate::terminal::{self, thousands};
 
-/// The numbers of a status, by name.
+/// The numbers of the control page, by name.
 fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
     let counted = |which| control.statistic(which);
     vec![
         ("instance", control.instance()),
         ("timeline", control.timeline().0),
         ("term", u64::from(control.term().0)),
-        ("part", control.role().0),
+        ("role", control.role().0),
         ("leader", control.role().1),
         ("appended", control.appended().0),
         ("applied", control.applied().0),
@@ -70,7 +70,7 @@ fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// MemTables that lie in the store's directory now, because shared memory is short.
+/// MemTables that are in the store's directory now, because shared memory is short.
 fn spilled(control: &Control) -> u64 {
     let list = control.tables();
     list.map_or(0, |list| list.tables.iter().take(list.count).filter(|(id, _)| id & SPILLED != 0).count() as u64)
@@ -85,7 +85,7 @@ fn pressure(why: BackPressure) -> &'static str {
     }
 }
 
-/// Bytes of files that flush and merging have written, for each byte that flush has.
+/// Bytes that flushes and merges wrote, per byte that flushes wrote.
 fn amplification(control: &Control) -> Option<f64> {
     let (flushed, merged) = (control.statistic(Statistic::FlushedBytes), control.statistic(Statistic::MergedBytes));
     (flushed > 0).then(|| (flushed + merged) as f64 / flushed as f64)
@@ -94,13 +94,13 @@ fn amplification(control: &Control) -> Option<f64> {
 /// `tape status`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Print one line, and exit with 0 if the store takes records in and shows them, else with 6 (it is served, and something
-    /// is wrong) or 69 (no storage process serves it)
+    /// Print one line, and exit with 0 if the store is healthy, 6 if it is served with a problem, 69 if no storage process
+    /// serves it
     #[arg(long)]
     check: bool,
 }
 
-/// What is wrong with the store `dir`, as a sentence; and what to do.
+/// The problem of the store `dir`, and what to do, as a sentence.
 fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
     let since = since.map_or_else(String::new, |ts| format!(", since {ts}"));
     let advice = trouble.advice().replace("STORE", &dir.display().to_string());
@@ -113,7 +113,7 @@ fn failure(dir: &Path, trouble: Trouble, since: Option<Ts>) -> Failure {
     Failure::new(code, format!("{}: {}", dir.display(), sentence(dir, trouble, since)))
 }
 
-/// What the storage process does, in a word.
+/// The state of the storage process, in a word.
 fn state(trouble: Option<Trouble>) -> &'static str {
     match trouble {
         Some(Trouble::Stopped | Trouble::Halted) => "stopped",
@@ -123,7 +123,7 @@ fn state(trouble: Option<Trouble>) -> &'static str {
     }
 }
 
-/// Who is attached, and how far each is.
+/// The attached publishers.
 fn publishers(control: &Control) -> Vec<(PublisherId, Epoch, SlotView)> {
     let attached = (0..SLOTS_MAX).filter_map(|i| {
         let slot = control.slot(i);
@@ -133,28 +133,28 @@ fn publishers(control: &Control) -> Vec<(PublisherId, Epoch, SlotView)> {
     attached.collect()
 }
 
-/// How the host's clock was last found to have been set since storage began, if it was.
+/// The steps of the host's clock since storage started, if any.
 fn clock_step(control: &Control) -> Option<String> {
     let (count, step) = (control.statistic(Statistic::ClockSteps), control.statistic(Statistic::ClockStep).cast_signed());
     let way = if step < 0 { "back" } else { "ahead" };
     let by = terminal::duration(step.unsigned_abs());
     (count > 0).then(|| {
-        format!("host's clock: found set or wrong {count} times, last {way} by {by}; records without a time of their own are dated by it")
+        format!("clock of the host: stepped {count} times, last {way} by {by}; records without a time of their own have its time")
     })
 }
 
-/// What shared memory that is short has done, if it is.
+/// A note that MemTables are in the store's directory, if some are.
 fn shortage(store: &Path, reader: &Reader) -> Option<String> {
     let (free, place) = (shm::free_bytes(reader.run_dir().path()), store.join(spill::DIR));
     let (free, place) = (thousands(free), place.display());
     (spilled(reader.control()) > 0).then(|| {
         format!(
-            "shared memory is short, {free} bytes are free: MemTables lie in {place}; stop processes that keep some (below), or make it larger"
+            "shared memory is short, {free} bytes are free: MemTables are in {place}; stop processes that hold deleted files (below), or enlarge it"
         )
     })
 }
 
-/// Prints the publishers that are attached.
+/// Prints the attached publishers.
 fn show(publishers: &[(PublisherId, Epoch, SlotView)]) {
     let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
     for (p, e, v) in publishers {
@@ -167,15 +167,15 @@ fn show(publishers: &[(PublisherId, Epoch, SlotView)]) {
 /// `tape status`.
 ///
 /// # Errors
-/// That no storage process serves the store (exit code 69), after printing what is known; with `--check` also that something
-/// is wrong with a store that is served (exit code 6).
+/// No storage process serves the store (exit code 69, after printing what is available); with `--check`, also a problem of a
+/// store that is served (exit code 6).
 pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
     let reader = Reader::open(store)?;
     let control = reader.control();
     let trouble = control.trouble();
     if args.check {
         let Some((trouble, since)) = trouble else {
-            terminal::say(format_args!("{} is served, and nothing is wrong with it", store.display()));
+            terminal::say(format_args!("{} is served and healthy", store.display()));
             return Ok(());
         };
         return Err(failure(store, trouble, since));
@@ -183,7 +183,7 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
     let state = state(trouble.map(|(trouble, _)| trouble));
     let pressure = BackPressure::from_raw(control.statistic(Statistic::BackPressure)).map(pressure);
     let publishers = publishers(control);
-    let pins = pins::of(&[&store.join(tapestore::sstable::DIR), &store.join(spill::DIR), reader.run_dir().path()]);
+    let holders = held_files::of(&[&store.join(tapestore::sstable::DIR), &store.join(spill::DIR), reader.run_dir().path()]);
     if format.json {
         let mut object: serde_json::Map<String, serde_json::Value> =
             numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
@@ -197,14 +197,14 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
         object.insert("trouble_since".into(), trouble.and_then(|(_, since)| Some(since?.to_string())).into());
         object.insert("back_pressure".into(), pressure.into());
         object.insert("publishers".into(), list.collect());
-        object.insert("pinned_bytes".into(), pins.iter().map(|p| p.bytes).sum::<u64>().into());
-        object.insert("pins".into(), pins.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
+        object.insert("pinned_bytes".into(), holders.iter().map(|p| p.bytes).sum::<u64>().into());
+        object.insert("pins".into(), holders.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
         object.insert("clock_step".into(), clock_step(control).into());
         object.insert("write_amplification".into(), amplification(control).into());
         println!("{}", serde_json::Value::Object(object));
     } else {
         if let Some((trouble, since)) = trouble {
-            println!("WRONG: {}", sentence(store, trouble, since));
+            println!("PROBLEM: {}", sentence(store, trouble, since));
         }
         println!("store {} is {state}", store.display());
         if let Some(pid) = control.server() {
@@ -216,16 +216,16 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
             println!("  {name:<18}{:>20}", thousands(value));
         }
         if let Some(amplification) = amplification(control) {
-            println!("  write amplification since the start: {amplification:.2} (bytes of files written for each byte flushed)");
+            println!("  write amplification since the start: {amplification:.2} (bytes of SSTables written per byte flushed)");
         }
         if let Some(short) = shortage(store, &reader) {
             println!("  {short}");
         }
-        if let Some(warning) = pins::maps_warning(control.statistic(Statistic::Files)) {
+        if let Some(warning) = held_files::maps_warning(control.statistic(Statistic::Files)) {
             println!("  {warning}");
         }
-        for pin in &pins {
-            println!("  process {} keeps {} bytes of files and MemTables that are gone", pin.pid, thousands(pin.bytes));
+        for holder in &holders {
+            println!("  process {} keeps {} bytes of deleted SSTables and MemTables", holder.pid, thousands(holder.bytes));
         }
         if let Some(step) = clock_step(control) {
             println!("  {step}");

@@ -1,4 +1,4 @@
-//! Owns: the storage process: options in, a serving store, a clean end.
+//! Owns: the storage process: reads its options, serves a store, stops cleanly.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,63 +6,63 @@ use std::time::Duration;
 
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
-use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
-use tapestore_engine::snapshot::install;
 use tapestore::error::Error;
 use tapestore::lsn::Durability;
 use tapestore::shm::control::Statistic;
 use tapestore::time::HostClock;
+use tapestore_engine::snapshot::install;
+use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 
 use crate::exit::{Failure, IO, Outcome};
 use crate::logging;
 use crate::terminal;
 
-/// Keeps a store: takes in what publishers send, logs it, serves it to readers through shared memory.
+/// Serves a store: logs the records of publishers and makes them readable in shared memory.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory of the store; created if it is not there [default: tapestore-data]
+    /// Store directory; created if it does not exist [default: tapestore-data]
     #[arg(long, env = "TAPE_STORE")]
     pub store: Option<PathBuf>,
-    /// Configuration file; flags win over it
+    /// Configuration file; flags override it
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Bytes of a MemTable, like 256M [default: 256M, or a quarter of the free shared memory]
+    /// Size of a MemTable, like 256M [default: 256M, or a quarter of the free shared memory if that is less]
     #[arg(long, value_parser = terminal::size)]
     pub memtable_size: Option<u64>,
-    /// MemTables at most
+    /// Most MemTables, the active one and sealed ones: 2 to 4 [default: 3]
     #[arg(long)]
     pub memtables_max: Option<usize>,
-    /// Bytes of a log segment, for a new store [default: 64M]
+    /// Size of a log segment, for a new store [default: 64M]
     #[arg(long, value_parser = terminal::size)]
     pub segment_size: Option<u64>,
-    /// Bytes kept free on the disk; below, no records are taken in [default: 1G, or a twentieth of the volume]
+    /// Bytes kept free on the disk; with less, records are refused [default: 1G, or a twentieth of the volume if that is less]
     #[arg(long, value_parser = terminal::size)]
     pub space_min: Option<u64>,
-    /// Lowest durability that publishers get: none, os, fsync, standby, quorum, quorum-os [default: none]
+    /// Lowest durability level of publishers: none, os, fsync, standby, quorum, quorum-os [default: none]
     #[arg(long, alias = "level-min")]
     pub durability_min: Option<Durability>,
-    /// How ingest waits for work: busy, adaptive, blocking [default: adaptive]
+    /// How the ingest thread waits for work: busy, adaptive, blocking [default: adaptive]
     #[arg(long)]
     pub wait: Option<Wait>,
-    /// Of a pair: lead without having heard of the other host. Only if it is certain that it was not promoted
+    /// Of a pair: become leader without contact with the other host. Use it only if the other host was not promoted
     #[arg(long)]
     pub start_as_leader: bool,
-    /// Core to pin the ingest thread to
+    /// CPU core to pin the ingest thread to
     #[arg(long)]
     pub ingest_core: Option<usize>,
-    /// Core to pin the sync thread to
+    /// CPU core to pin the sync thread to
     #[arg(long)]
     pub sync_core: Option<usize>,
-    /// End when the process that started this one has ended
+    /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
 }
 
 impl Args {
-    /// The options: defaults, then the file, then the flags.
+    /// The options: defaults, overridden by the file, overridden by flags.
     ///
     /// # Errors
-    /// A bad file.
+    /// The configuration file is absent or invalid.
     pub fn options(&self) -> Outcome<Options> {
         let mut options = match &self.config {
             Some(path) => tapestore_engine::config::storage(path)?,
@@ -88,17 +88,17 @@ impl Args {
     }
 }
 
-/// The world as this host has it.
+/// The disk, clock, random identity and boot id of this host.
 ///
 /// # Errors
-/// The system's, if it has no randomness.
+/// The system has no randomness.
 pub fn world() -> Outcome<World> {
     let mut id = [0u8; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
     Ok(World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from_le_bytes(id), boot: boot() })
 }
 
-/// Which life of the system's this is; 0 if it does not say.
+/// The boot id of the system; 0 if it is unreadable.
 fn boot() -> u128 {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
@@ -107,11 +107,11 @@ fn boot() -> u128 {
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What kept it from starting, or ended it: exit 74 after a failed write or sync.
+/// The reason why storage did not start, or ended: exit code 74 after a failed write or sync.
 pub fn run(args: &Args) -> Outcome {
     terminal::log("info", true);
     let stop = terminal::stop_flag()?;
-    // Full disks and limits are errors here, never signals.
+    // A file size limit is then a write error (EFBIG) instead of a signal.
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
     let options = args.options()?;
@@ -122,7 +122,7 @@ pub fn run(args: &Args) -> Outcome {
         announce(&options.store, storage.started());
         if options.cluster.is_lossy() {
             tracing::warn!(
-                "flush = \"interval\": what this cluster commits can be lost if most of its hosts lose power within the sync interval; publishers get the level quorum-os, not quorum"
+                "flush = \"interval\": records that the cluster commits can be lost if most of its hosts lose power within the sync interval; publishers get the level quorum-os instead of quorum"
             );
         }
         while !is_over() && !storage.has_failed() {
@@ -135,32 +135,34 @@ pub fn run(args: &Args) -> Outcome {
         let last = storage.control().appended();
         match storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? {
             Ended::Stopped => {
-                tracing::info!(records = last.0, "stopped; everything is durable");
+                tracing::info!(records = last.0, "stopped; all records are durable");
                 return Ok(());
             }
             Ended::Truncate(last_kept) => truncate(&options, &world, last_kept)?,
-            Ended::Fill => fill(&options, &world)?,
+            Ended::Fill => install_snapshot(&options, &world)?,
         }
     }
 }
 
-/// The leader's log goes on otherwise: what only this host has was never committed.
+/// Truncates the divergent tail of the log: records that only this host has and the cluster did not commit.
 fn truncate(options: &Options, world: &World, last_kept: u64) -> Outcome {
-    let cut = divergence::truncate(options, world, last_kept)?;
-    let kept_in = cut.kept_in.as_deref().unwrap_or(&options.store);
+    let truncated = divergence::truncate(options, world, last_kept)?;
+    let kept_in = truncated.kept_in.as_deref().unwrap_or(&options.store);
     tracing::warn!(
-        frames = cut.frames, records = cut.records, first_lsn = cut.first_lsn.0, kept_in = %kept_in.display(),
-        "this host had records that the cluster did not commit; they are cut off the log and kept aside"
+        frames = truncated.frames, records = truncated.records, first_lsn = truncated.first_lsn.0, kept_in = %kept_in.display(),
+        "truncated records that the cluster did not commit; they are kept aside"
     );
     Ok(())
 }
 
-/// The leader's log does not reach back to what this host lacks: a copy of the leader's store takes the place of this one.
-fn fill(options: &Options, world: &World) -> Outcome {
+/// Replaces the store by the snapshot of the leader that was fetched, because the leader's log begins behind this log's end.
+fn install_snapshot(options: &Options, world: &World) -> Outcome {
     match install::install(&options.store, &world.disk, world.clock.wall(), false) {
-        Ok(filled) => tracing::info!(files = filled.files, records = filled.last.0, "filled with a copy of the leader's store"),
+        Ok(installed) => {
+            tracing::info!(files = installed.files, records = installed.last.0, "installed a snapshot of the leader's store");
+        }
         Err(error @ (Error::Consensus { .. } | Error::Missing { .. } | Error::Corrupt { .. } | Error::Locked { .. })) => {
-            tracing::warn!(%error, "a copy that was fetched is not used; what was here is served on");
+            tracing::warn!(%error, "rejected the fetched snapshot; the store is served unchanged");
             install::refuse(world.disk.as_ref(), &options.store)?;
         }
         Err(error) => return Err(error.into()),
@@ -169,15 +171,15 @@ fn fill(options: &Options, world: &World) -> Outcome {
 }
 
 fn ignore_file_size_signal() {
-    // A handler that only raises a flag nobody reads: the write then fails with EFBIG.
+    // The handler raises a flag that is never read.
     if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
-        tracing::warn!(%error, "a file size limit would end this process by a signal");
+        tracing::warn!(%error, "cannot catch SIGXFSZ: a file size limit will end this process by a signal");
     }
 }
 
 fn announce(store: &std::path::Path, started: &Started) {
-    if let Some(cut) = &started.cut {
-        tracing::warn!(%cut, "a torn tail, above what was durable, was cut off the log");
+    if let Some(tail) = &started.cut {
+        tracing::warn!(%tail, "truncated a torn tail of the log, after the durable mark");
     }
     tracing::info!(
         store = %store.display(),
@@ -186,7 +188,7 @@ fn announce(store: &std::path::Path, started: &Started) {
         files = started.files,
         log_bytes = started.log_bytes,
         clean = started.was_clean,
-        "the store is recovered"
+        "recovered the store"
     );
     tracing::info!(
         publishers_attach_at = %started.run_dir.join("attach.sock").display(),

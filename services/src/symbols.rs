@@ -1,4 +1,4 @@
-//! Owns: `tape symbols`, instruments with their definitions as of a time, and `tape kinds`.
+//! Owns: `tape symbols`, instruments with their definitions at a time, and `tape kinds`.
 
 use std::io::Write;
 use std::path::Path;
@@ -12,13 +12,13 @@ use crate::exit::Outcome;
 use crate::output::{Format, table};
 use crate::query::{found, time};
 
-/// Characters of a line of columns.
+/// Longest line of column names.
 const LINE: usize = 100;
 
-/// `tape kinds`: what kinds of records the store has, with their columns.
+/// `tape kinds`: the kinds of the store with their columns.
 ///
 /// # Errors
-/// That the store cannot be read.
+/// The store cannot be read.
 pub fn kinds(store: &Path, format: Format) -> Outcome {
     Reader::open(store)?.kinds()?;
     for schema in SCHEMAS.iter().chain(user_kinds()) {
@@ -55,9 +55,9 @@ pub fn kinds(store: &Path, format: Format) -> Outcome {
 /// `tape symbols`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Only names that contain this, in any case
+    /// Only names that contain this text; case is ignored
     pattern: Option<String>,
-    /// With each name the definition in force at this time, and the number its source gave it
+    /// Add the definition in force at this time, and the number that the source gave the instrument
     #[arg(long, value_parser = time)]
     at: Option<Ts>,
 }
@@ -65,7 +65,7 @@ pub struct Args {
 /// `tape symbols`.
 ///
 /// # Errors
-/// That the store cannot be read; that nothing matches (exit code 3).
+/// The store cannot be read; no name matches (exit code 3).
 pub fn symbols(store: &Path, args: &Args, format: Format) -> Outcome {
     let mut reader = Reader::open(store)?;
     let mut snapshot = args.at.map(|_| reader.snapshot(At::Committed)).transpose()?;
@@ -107,7 +107,7 @@ pub fn symbols(store: &Path, args: &Args, format: Format) -> Outcome {
     found(shown, "such instrument")
 }
 
-/// What is shown of a definition.
+/// Columns of a definition.
 const DEFINED: [&str; 10] = [
     "id",
     "instrument",
@@ -121,7 +121,7 @@ const DEFINED: [&str; 10] = [
     "since",
 ];
 
-/// The cells of [`DEFINED`] for `instrument` at the time `at`; empty where nothing is known.
+/// The cells of [`DEFINED`] for `instrument` at the time `at`; empty where there is no definition.
 fn defined(snapshot: &mut Snapshot, instrument: InstrumentId, name: &Name, at: Ts) -> Outcome<Vec<String>> {
     let mapping = snapshot.as_of(Series { instrument, kind: Mapping::KIND }, at)?;
     let raw_id = mapping.and_then(|row| row.record.get::<Mapping>().map(|m| m.raw_id.to_string())).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Owns: what every process does alike: logging, signals, progress, sizes as people write them.
+//! Owns: what all processes share: logging, signals, progress bars, sizes and numbers as text.
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use tapestore_formats::progress::Progress;
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::logging::{self, Direct, Queued};
 
-/// Logs to standard error; `RUST_LOG` chooses, `default` otherwise. A process that `serves` waits for nobody who reads it.
+/// Logs to standard error at the level of `RUST_LOG`, or `default`. A process that `serves` never waits for the log's reader.
 pub fn log(default: &str, serves: bool) {
     let serves = serves && logging::start().is_ok();
     let writer = move || -> Box<dyn std::io::Write> { if serves { Box::new(Queued) } else { Box::new(Direct) } };
@@ -22,24 +22,24 @@ pub fn log(default: &str, serves: bool) {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .finish();
-    // The first of a process wins; there is only one.
+    // Only the first logger of a process counts.
     if tracing::subscriber::set_global_default(subscriber).is_err() {
-        tracing::debug!("logging is set up already");
+        tracing::debug!("logging was set up before");
     }
 }
 
-/// From now on a page of a store that cannot be read is an error of who reads it, and no SIGBUS. Every process begins with it.
+/// Turns the SIGBUS of an unreadable page of a store into an error of its reader. Every process calls it at its start.
 pub fn guard_pages() {
     if let Err(error) = tapestore::guard_pages() {
-        logging::note(format_args!("a page that cannot be read will end this process: {error}"));
+        logging::note(format_args!("an unreadable page will end this process with SIGBUS: {error}"));
     }
 }
 
-/// A flag that SIGTERM and SIGINT raise, and the end of the terminal that the process was started from, unless it was
-/// started to outlive that (`nohup`).
+/// A flag that SIGTERM and SIGINT raise. SIGHUP, the end of the terminal, raises it too, unless the process ignores it
+/// (`nohup`).
 ///
 /// # Errors
-/// The system's, if handlers cannot be set.
+/// The system's, if a handler cannot be set.
 pub fn stop_flag() -> Outcome<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
@@ -63,7 +63,7 @@ pub fn is_raised(flag: &AtomicBool) -> bool {
     flag.load(Ordering::Relaxed)
 }
 
-/// A progress bar of `total` (0: unknown) on standard error, hidden when that is no terminal.
+/// A progress bar of `total` (0: unknown) on standard error; hidden if that is no terminal.
 pub fn progress(total: u64, bytes: bool, what: &str) -> ProgressBar {
     let bar = if total > 0 { ProgressBar::new(total) } else { ProgressBar::new_spinner() };
     if !std::io::stderr().is_terminal() {
@@ -81,19 +81,19 @@ pub fn progress(total: u64, bytes: bool, what: &str) -> ProgressBar {
     bar
 }
 
-/// A progress bar that appears with the first progress, and goes with this.
+/// A progress bar that appears with the first progress and is cleared on drop.
 pub struct Bar {
     what: &'static str,
     bar: Option<ProgressBar>,
 }
 
 impl Bar {
-    /// One that says `what` goes on.
+    /// A bar with the label `what`.
     pub fn new(what: &'static str) -> Bar {
         Bar { what, bar: None }
     }
 
-    /// Shows how far it has come.
+    /// Shows `to`.
     pub fn set(&mut self, to: Progress) {
         let bar = self.bar.get_or_insert_with(|| progress(to.total, to.is_bytes, self.what));
         bar.set_position(to.done);
@@ -106,7 +106,7 @@ impl Drop for Bar {
     }
 }
 
-/// What a callback answers that is asked whether the work goes on.
+/// The answer of a progress callback.
 pub fn go_on(goes_on: bool) -> ControlFlow<()> {
     if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
@@ -114,7 +114,7 @@ pub fn go_on(goes_on: bool) -> ControlFlow<()> {
 /// A number of bytes: `4096`, `64K`, `256M`, `2G`.
 ///
 /// # Errors
-/// A text that says what is allowed.
+/// The text with the sizes that are allowed.
 pub fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.trim_end_matches("iB").chars().last() {
         Some('K' | 'k') => (text.trim_end_matches("iB").trim_end_matches(['K', 'k']), 10),
@@ -126,13 +126,13 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_shl(shift).filter(|n| n >> shift == number).ok_or_else(|| format!("'{text}' is too large"))
 }
 
-/// Prints `text` as a line. That nobody reads it does not end what it tells of.
+/// Prints `text` as a line. A closed output is no error: the work goes on.
 pub fn say(text: impl std::fmt::Display) {
     use std::io::Write;
     writeln!(std::io::stdout(), "{text}").ok();
 }
 
-/// A number with thousands separated.
+/// A number with thousands separators.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
@@ -145,7 +145,7 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
-/// Nanoseconds in the unit that suits them.
+/// Nanoseconds in a readable unit.
 pub fn duration(ns: u64) -> String {
     match ns {
         0..10_000 => format!("{ns} ns"),
@@ -157,7 +157,7 @@ pub fn duration(ns: u64) -> String {
     }
 }
 
-/// The path of the running program, to start another of it.
+/// The path of the running program, to start it again.
 ///
 /// # Errors
 /// The system's.
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
+    fn sizes_are_parsed_with_units_and_overflow_is_refused() {
         assert_eq!((size("4096"), size("64K"), size("256MiB"), size("2G")), (Ok(4096), Ok(65536), Ok(256 << 20), Ok(2 << 30)));
         for bad in ["", "x", "1T", "-1", "99999999999G"] {
             assert!(size(bad).is_err(), "{bad}");

@@ -1,5 +1,5 @@
-//! Owns: `tape verify`: every byte of a store checked, files, manifest and log, and what is served compared
-//! with them. It changes nothing, and works while storage runs and when it does not.
+//! Owns: `tape verify`: checks every byte of SSTables, manifest and log, and compares shared memory with the log. It changes
+//! nothing, and runs with or without storage.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::inspect::{Sums, open_history, read_log, read_meta};
 use crate::output::Format;
 use crate::terminal::{self, thousands};
 
-/// What was checked.
+/// The results.
 #[derive(Default)]
 struct Checked {
     edit: u64,
@@ -27,18 +27,18 @@ struct Checked {
     expired: u64,
 }
 
-/// LSNs of which it is remembered at a time which were seen.
+/// LSNs checked for density at a time, one bit each.
 const SEEN: u64 = 128 << 20;
 
 /// `tape verify`.
 ///
 /// # Errors
-/// Damage (exit code 65); a record in shared memory that is not the one in the log (exit code 1).
+/// Damage (exit code 65); a record in shared memory differs from the log (exit code 1).
 pub fn verify(store: &Path, format: Format) -> Outcome {
     let meta = read_meta(store)?;
     let mut served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
     let (state, files) = open_history(store, &meta)?;
-    if let Some(warning) = crate::pins::maps_warning(files.len() as u64) {
+    if let Some(warning) = crate::held_files::maps_warning(files.len() as u64) {
         crate::logging::note(warning);
     }
     let mut checked = Checked { edit: state.seq, expired: state.expired, ..Checked::default() };
@@ -64,15 +64,15 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
     let last = sums.tally.last.max(Lsn(from.lsn.0 - 1));
     let missing = served.as_ref().map(Snapshot::last).filter(|l| *l > last);
     if let Some(lsn) = different.or(missing) {
-        return Err(Failure::new(DIFFERENCE, format!("record {lsn} in shared memory is not the one in the log")));
+        return Err(Failure::new(DIFFERENCE, format!("record {lsn} in shared memory differs from the log")));
     }
     print(&checked, &sums, end.chain.position.0, served.is_some(), format);
     Ok(())
 }
 
-/// Reads every byte of every file.
+/// Reads every byte of every SSTable.
 fn verify_files(files: &[Table], checked: &mut Checked) -> Outcome {
-    let bar = terminal::progress(files.iter().map(|f| f.meta().len).sum(), true, "reading files");
+    let bar = terminal::progress(files.iter().map(|f| f.meta().len).sum(), true, "reading SSTables");
     for table in files {
         checked.flushed += table.verify(|block| {
             bar.inc(block.entry.body_len);
@@ -86,7 +86,7 @@ fn verify_files(files: &[Table], checked: &mut Checked) -> Outcome {
     Ok(())
 }
 
-/// Every record up to `covered` is in one file, and in one only, but for `expired` that are in none.
+/// Checks that every record up to `covered` is in exactly one SSTable, except `expired` ones that are in none.
 fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
     let (mut first, mut absent, mut example) = (1, 0, None);
     while first <= covered.0 {
@@ -100,7 +100,7 @@ fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
                     if *word & bit != 0 {
                         return Err(Failure::new(
                             DATA,
-                            format!("record {lsn} is in two files; one is {}", file.path().display()),
+                            format!("record {lsn} is in two SSTables; one is {}", file.path().display()),
                         ));
                     }
                     *word |= bit;
@@ -121,14 +121,14 @@ fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
         return Err(Failure::new(
             DATA,
             format!(
-                "{absent} of the records up to {covered} are in no file, and {expired} have expired by the manifest{example}"
+                "{absent} of the records up to {covered} are in no SSTable, but the manifest counts {expired} expired{example}"
             ),
         ));
     }
     Ok(())
 }
 
-/// Files that no edit names: a flush in progress, or one that was cut short and is swept at the next start.
+/// SSTables that no edit names: of a flush or merge in progress, or of an interrupted one, which the next start removes.
 fn orphans(store: &Path, state: &State) -> Outcome<u64> {
     let dir = store.join(sstable::DIR);
     if !dir.exists() {
@@ -151,28 +151,28 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
         return;
     }
     println!(
-        "history: {} files, {} records, {} bytes: all sound, each record once (manifest edit {})",
+        "SSTables: {} files, {} records, {} bytes: all sound, each record once (manifest edit {})",
         thousands(checked.files),
         thousands(checked.flushed),
         thousands(checked.bytes),
         checked.edit
     );
     if checked.expired > 0 {
-        println!("         {} records have lived long enough and are in no file", thousands(checked.expired));
+        println!("          {} records have expired and are in no SSTable", thousands(checked.expired));
     }
     if checked.orphans > 0 {
-        println!("         {} files that are being written, or were left by a kill and go at the next start", checked.orphans);
+        println!("          {} other files: being written, or left by a kill and removed at the next start", checked.orphans);
     }
     println!(
-        "log:     {} frames, {} records, {} bytes: all sound (checksum {:08x})",
+        "log:      {} frames, {} records, {} bytes: all sound (checksum {:08x})",
         thousands(frames),
         thousands(sums.tally.count),
         thousands(sums.bytes),
         sums.tally.checksum
     );
     if is_served {
-        println!("memory:  {} records in shared memory are the same as in the log", thousands(checked.compared));
+        println!("memory:   {} records in shared memory are the same as in the log", thousands(checked.compared));
     } else {
-        println!("memory:  no storage process serves the store: shared memory was not compared");
+        println!("memory:   not compared: no storage process serves the store");
     }
 }

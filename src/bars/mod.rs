@@ -312,6 +312,9 @@ impl Open {
 }
 
 /// Builds the bars of one instrument.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("../examples/bars.rs"), "\n```")]
 #[derive(Clone, Debug)]
 pub struct Builder {
     options: Options,

@@ -22,7 +22,7 @@
 use std::io::{Read, Write};
 
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{Layout, Name};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"tatt");

@@ -9,7 +9,7 @@ use std::hash::BuildHasher;
 use std::path::Path;
 
 use crate::consensus::MetaFile;
-use crate::consensus::format::{LEARNER, NAME_MAX, MemberEntry, VOTER};
+use crate::consensus::format::{LEARNER, MemberEntry, NAME_MAX, VOTER};
 use crate::consensus::message::Member;
 use crate::consensus::meta::{self, Meta};
 use tapestore::disk::Disk;
@@ -170,7 +170,10 @@ const TERMS_SKIPPED: u64 = 1000;
 pub fn force_promote(disk: &dyn Disk, dir: &Path, generation: u64) -> Result<Meta> {
     changed(disk, dir, |before| {
         if before.generation != generation {
-            return Err(Error::invalid("generation", format!("this host is of generation {}, not {generation}", before.generation)));
+            return Err(Error::invalid(
+                "generation",
+                format!("this host is of generation {}, not {generation}", before.generation),
+            ));
         }
         let own = before.members.iter().filter(|s| s.node == before.node);
         let members = own.map(|s| MemberEntry { roles: VOTER, ..s.clone() }).collect();
@@ -201,8 +204,10 @@ pub fn force_promote(disk: &dyn Disk, dir: &Path, generation: u64) -> Result<Met
 pub fn rejoin(disk: &dyn Disk, dir: &Path, generation: u64, leader: &Member) -> Result<Meta> {
     changed(disk, dir, |before| {
         if before.generation >= generation || leader.node == before.node {
-            let reason =
-                format!("this host is node {} of generation {}: it can rejoin another in a later one", before.node, before.generation);
+            let reason = format!(
+                "this host is node {} of generation {}: it can rejoin another in a later one",
+                before.node, before.generation
+            );
             return Err(Error::invalid("generation", reason));
         }
         let own = before.members.iter().find(|s| s.node == before.node).map_or_else(String::new, |s| s.address.clone());
@@ -212,7 +217,8 @@ pub fn rejoin(disk: &dyn Disk, dir: &Path, generation: u64, leader: &Member) -> 
         ];
         let incarnation = before.incarnation.wrapping_add(1).max(1);
         // Membership changes that it has applied are not applied again.
-        let changed = Meta { generation, members, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() };
+        let changed =
+            Meta { generation, members, vote: 0, commit: 0, auto_leave: false, incarnation, rejoins: true, ..before.clone() };
         // Another generation is another cluster: hosts met in this one do not count as met there.
         Ok(Meta { is_fresh: false, met: BTreeMap::new(), ..changed })
     })

@@ -33,7 +33,7 @@ mod tests {
 
     #[test]
     fn the_file_in_the_repository_is_complete_and_equal_to_the_defaults() {
-        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/storage.toml")).unwrap();
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/storage.toml")).unwrap();
         assert_eq!(parse(&text).unwrap(), Options::default());
         let defaults: toml::Table = toml::from_str(&toml::to_string(&Options::default()).unwrap()).unwrap();
         let mut keys = vec!["ingest-core".to_owned(), "sync-core".to_owned()];

@@ -66,7 +66,7 @@ use self::cluster_socket::ClusterSocket;
 use self::compact::CompactAgent;
 use self::consensus::message::Identity;
 pub use self::ended::Ended;
-use self::flush::{Flusher, FlushAgent, Scheduler};
+use self::flush::{FlushAgent, Flusher, Scheduler};
 use self::host::{Host, HostParts};
 use self::ingest::IngestAgent;
 use self::log::{LogParts, NOTIFY_AFTER};

@@ -13,7 +13,7 @@ use super::effect::{Effect, Moment};
 use super::flush::{FlushItem, FlushNotice};
 use super::sessions::Sessions;
 use super::space::Room;
-use super::state::{AppliedFrame, StoreState, Readiness};
+use super::state::{AppliedFrame, Readiness, StoreState};
 use super::sync::{Answer, SYNC_QUEUE, SyncItem};
 use super::watermarks::Watermarks;
 use crate::consensus::Node;

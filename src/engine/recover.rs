@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::flush::{self, Flusher};
 use super::memtables::{Maker, MemTables, Sealed, Source};
 use super::options::{Options, World};
-use super::state::{StoreState, Rebuilt};
+use super::state::{Rebuilt, StoreState};
 use super::{boot_check, clock, history, space};
 use crate::consensus::frames::Frames;
 use crate::consensus::{Change, Node, Work};
@@ -251,7 +251,12 @@ impl Replicated {
 }
 
 /// Opens the term of a host that is alone, at once: no other host could.
-fn open_term(state: &mut StoreState, syncer: &mut wal::Syncer, node: &mut Node, clock: &dyn tapestore::time::Clock) -> Result<()> {
+fn open_term(
+    state: &mut StoreState,
+    syncer: &mut wal::Syncer,
+    node: &mut Node,
+    clock: &dyn tapestore::time::Clock,
+) -> Result<()> {
     node.campaign()?;
     while let Some(work) = node.work() {
         state.writer.ready()?;

@@ -44,7 +44,7 @@ pub struct Loss {
     /// Readable control entries: attached publishers, names, kinds.
     pub entries: u64,
     /// First and last ingest time of what is readable.
-    pub taken_in: Option<(Ts, Ts)>,
+    pub ingested: Option<(Ts, Ts)>,
 }
 
 impl Loss {
@@ -55,7 +55,7 @@ impl Loss {
 
     fn add(&mut self, frame: &Frame<'_>) {
         let ts = frame.header.ingest_ts;
-        self.taken_in = Some(self.taken_in.map_or((ts, ts), |(from, to)| (from.min(ts), to.max(ts))));
+        self.ingested = Some(self.ingested.map_or((ts, ts), |(from, to)| (from.min(ts), to.max(ts))));
         match &frame.body {
             Body::Control(entries) => self.entries += entries.len() as u64,
             Body::Data(data) => {

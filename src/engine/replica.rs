@@ -15,7 +15,7 @@ use super::sessions::Sessions;
 use super::state::term_of;
 use crate::consensus::message::{GENERATION_MAX, Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
-use crate::consensus::{Change, Options, MemberEntry, Verdict, Work};
+use crate::consensus::{Change, MemberEntry, Options, Verdict, Work};
 use tapestore::error::{Bad, Error, Result};
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
@@ -414,7 +414,8 @@ fn take_message(
             }
             (bytes, records, rest) = (bytes + more, records + count, after);
             // Records of a kind can be read once the frame that defines it is in the log.
-            let defines = matches!(&frame.body, Body::Control(entries) if entries.iter().any(|f| matches!(f, ControlEntry::Kind(_))));
+            let defines =
+                matches!(&frame.body, Body::Control(entries) if entries.iter().any(|f| matches!(f, ControlEntry::Kind(_))));
             good.push((*head, mine, frame));
             if defines {
                 break;

@@ -14,7 +14,7 @@ use super::log::Log;
 use super::sessions::{Opening, Sessions};
 use tapestore::bus::attach::{Grant, Message as Reply, Mode};
 use tapestore::error::{Error, Result};
-use tapestore::lsn::{Epoch, InstrumentId, Durability, NO_SUCH_LEVEL, NodeId, PublisherId};
+use tapestore::lsn::{Durability, Epoch, InstrumentId, NO_SUCH_LEVEL, NodeId, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::record::{Layout, Name};
 use tapestore::sabotage::{self, Sabotage};

@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 
-use super::state::{StoreState, BatchOutcome};
+use super::state::{BatchOutcome, StoreState};
 use tapestore::bus::BatchHeader;
-use tapestore::lsn::{Epoch, Durability, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Durability, Epoch, Lsn, PubSeq, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::{Control, SLOTS_MAX, Slot, SlotState, Statistic};
@@ -225,7 +225,13 @@ impl Sessions {
 
     /// Notes that the log holds records of `publisher` up to `pub_seq`, and remembers them until they are committed. Returns
     /// the slot and the level.
-    pub(super) fn accepted(&mut self, publisher: PublisherId, pub_seq: PubSeq, lsn: Lsn, alone: bool) -> Option<(usize, Durability)> {
+    pub(super) fn accepted(
+        &mut self,
+        publisher: PublisherId,
+        pub_seq: PubSeq,
+        lsn: Lsn,
+        alone: bool,
+    ) -> Option<(usize, Durability)> {
         let slots = self.order.iter().rev().copied();
         let slot = slots.into_iter().find(|s| self.session(*s).is_some_and(|s| s.publisher == publisher && !s.fenced))?;
         let session = self.by_slot.get_mut(slot)?.as_mut()?;

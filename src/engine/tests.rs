@@ -23,7 +23,7 @@ use crate::compaction::retention::Rules;
 use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
-use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::record::{Name, Record, Trade};
 use tapestore::time::{Clock, SimClock, Ts};
 use tapestore::version::{Versions, View};

@@ -27,7 +27,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut seen, mut slowest) = (0, 0);
     while seen < records {
         // `poll` neither waits nor makes a system call when nothing is new.
-        let Some(row) = follow.poll()? else { std::hint::spin_loop(); continue };
+        let Some(row) = follow.poll()? else {
+            std::hint::spin_loop();
+            continue;
+        };
         let age = HostClock.wall().0.saturating_sub(row.index_time.0);
         slowest = slowest.max(age);
         seen += 1;

@@ -34,7 +34,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = HostClock.wall();
     for order_id in 1..=10 {
         let (fair, edge) = ("190.015".parse()?, "0.0025".parse()?);
-        publisher.publish(&FairValue { instrument, order_id, fair, edge, ts_event: now, ts_recv: now, ..FairValue::default() })?;
+        publisher.publish(&FairValue {
+            instrument,
+            order_id,
+            fair,
+            edge,
+            ts_event: now,
+            ts_recv: now,
+            ..FairValue::default()
+        })?;
     }
     publisher.close(Duration::from_secs(10))?;
 

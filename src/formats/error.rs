@@ -155,7 +155,7 @@ pub enum Error {
         /// The system's own words, or the format library's.
         source: std::io::Error,
     },
-    /// A file is there already, and an export was not told to replace it.
+    /// A file is there already, and an export was not asked to replace it.
     #[error("{path} is there already; --force replaces it", path = path.display())]
     Exists {
         /// The file.

@@ -11,7 +11,7 @@ use super::unanswered::unanswered;
 use crate::agent::Stop;
 use crate::bus::attach::{Grant, Message, Mode, ask};
 use crate::error::{Error, Result};
-use crate::lsn::{Epoch, Durability, NO_SUCH_EPOCH, NO_SUCH_LEVEL, NodeId, PubSeq};
+use crate::lsn::{Durability, Epoch, NO_SUCH_EPOCH, NO_SUCH_LEVEL, NodeId, PubSeq};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 
@@ -90,7 +90,8 @@ impl Keeper {
         }
         state.reap();
         let (accepted, since) = state.moved;
-        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.back_pressure == 0 && state.level > Durability::None {
+        if state.ring.sent() > accepted && since.elapsed() > SILENCE && state.back_pressure == 0 && state.level > Durability::None
+        {
             state.moved.1 = Instant::now();
             state.rewind(PubSeq(accepted.0 + 1));
         }

@@ -36,7 +36,7 @@ use crate::agent::{Idle, Stop, Wait, spawn};
 use crate::bus::attach::{Message, Mode, NAMES_MAX, ask};
 use crate::disk::absolute;
 use crate::error::{Error, Result};
-use crate::lsn::{InstrumentId, Durability, NO_SUCH_LEVEL, PubSeq};
+use crate::lsn::{Durability, InstrumentId, NO_SUCH_LEVEL, PubSeq};
 use crate::record::{Layout, Name, Record, RecordRef};
 use crate::shm::bell::Bell;
 use crate::shm::kinds::Kinds;
@@ -44,6 +44,9 @@ use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
 
 /// Publishes records.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("../examples/publish.rs"), "\n```")]
 pub struct Publisher {
     state: Arc<Mutex<State>>,
     options: Options,

@@ -10,7 +10,7 @@ use super::options::Options;
 use super::outstanding::Outstanding;
 use super::ring::Ring;
 use crate::bus::attach::Grant;
-use crate::lsn::{Epoch, InstrumentId, Durability, PubSeq, PublisherId};
+use crate::lsn::{Durability, Epoch, InstrumentId, PubSeq, PublisherId};
 use crate::record::{Layout, Record};
 use crate::shm::bell::Bell;
 use crate::shm::control::{NO_SPACE, SlotState, SlotView, Statistic};

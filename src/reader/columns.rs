@@ -16,6 +16,9 @@ use crate::version::{File, View};
 /// A batch of a file is borrowed in place. If a page of it goes bad meanwhile, in a process with
 /// [`crate::guard_pages`], the next call of [`Columns::next`] is an error, also after the last batch: values read from
 /// the previous batch must not be used then.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("../examples/columns.rs"), "\n```")]
 pub struct Columns<'t> {
     range: TimeRange,
     instrument: Option<InstrumentId>,

@@ -16,6 +16,7 @@ use crate::version::{File, View};
 
 /// Summary of the records read, to compare two ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct Tally {
     /// The first LSN.
     pub first: Lsn,
@@ -30,6 +31,7 @@ pub struct Tally {
 impl Tally {
     /// Counts one more record, with the words `words`.
     #[inline]
+    #[doc(hidden)]
     pub fn add(&mut self, lsn: Lsn, words: &[u64]) {
         if self.count == 0 {
             self.first = lsn;
@@ -173,6 +175,9 @@ impl Stripe {
 }
 
 /// A position in the store that advances.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("../examples/replay.rs"), "\n```")]
 #[derive(Debug)]
 pub struct Follow {
     reader: Reader,
@@ -198,6 +203,7 @@ impl Follow {
     }
 
     /// Summary of the records read so far.
+    #[doc(hidden)]
     pub fn tally(&self) -> Tally {
         self.tally
     }

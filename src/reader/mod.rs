@@ -97,6 +97,9 @@ impl std::fmt::Debug for Disks {
 }
 
 /// A process's access to a store. A forked child may use it too: it only reads maps.
+///
+/// # Example
+#[doc = concat!("```no_run\n", include_str!("../examples/as_of.rs"), "\n```")]
 #[derive(Debug)]
 pub struct Reader {
     disk: Disks,
@@ -124,6 +127,7 @@ impl Reader {
     ///
     /// # Errors
     /// As [`Reader::open`].
+    #[doc(hidden)]
     pub fn open_on(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
         let store = &absolute(store)?;
         let run_dir = RunDir::find(store)?;
@@ -158,11 +162,13 @@ impl Reader {
     }
 
     /// The control page: watermarks and counters.
+    #[doc(hidden)]
     pub fn control(&self) -> &Control {
         &self.control
     }
 
     /// The run directory.
+    #[doc(hidden)]
     pub fn run_dir(&self) -> &RunDir {
         &self.run_dir
     }
@@ -303,6 +309,7 @@ impl Reader {
     }
 
     /// Sleeps until a record above `lsn` is visible at [`At::Appended`], or for `limit`.
+    #[doc(hidden)]
     pub fn wait_beyond(&self, lsn: Lsn, limit: Duration) {
         self.bells.sleep(Bell::Applied, limit, || self.control.applied() > lsn);
     }
@@ -351,6 +358,7 @@ impl Snapshot {
     }
 
     /// The SSTables, and the last record in them.
+    #[doc(hidden)]
     pub fn history(&self) -> &History {
         &self.view.history
     }
@@ -480,6 +488,7 @@ impl Snapshot {
     }
 
     /// Bytes used in shared memory, per MemTable.
+    #[doc(hidden)]
     pub fn used(&self) -> Vec<u64> {
         self.view.tables.iter().map(|t| t.used()).collect()
     }
@@ -492,6 +501,7 @@ impl Snapshot {
     }
 
     /// The MemTables: number, first LSN, bytes used, number of series.
+    #[doc(hidden)]
     pub fn memtables(&self) -> Vec<(u64, Lsn, u64, usize)> {
         self.view.tables.iter().map(|t| (t.id(), t.base(), t.used(), t.series().len())).collect()
     }

@@ -45,6 +45,7 @@ pub enum ColumnType {
 
 impl ColumnType {
     /// Its code in files.
+    #[doc(hidden)]
     pub const fn code(self) -> u8 {
         match self {
             ColumnType::U8 => 1,
@@ -66,6 +67,7 @@ impl ColumnType {
     }
 
     /// The type with this `code` and values of `size` bytes; `None` if there is none.
+    #[doc(hidden)]
     pub fn from_code(code: u8, size: usize) -> Option<ColumnType> {
         let of = match code {
             1 => ColumnType::U8,
@@ -89,6 +91,7 @@ impl ColumnType {
     }
 
     /// Bytes of a value.
+    #[doc(hidden)]
     pub const fn size(self) -> usize {
         match self {
             ColumnType::U8 | ColumnType::I8 | ColumnType::Char => 1,

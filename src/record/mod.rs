@@ -74,9 +74,11 @@ pub(crate) use user::{example_layout, plain};
 pub struct Kind(pub u16);
 
 /// Words (8 bytes) of the shortest record: the shared header.
+#[doc(hidden)]
 pub const WORDS_MIN: usize = 2;
 
 /// Words of the longest record that a store accepts.
+#[doc(hidden)]
 pub const WORDS_MAX: usize = 128;
 
 /// A venue feed (DBN's `publisher_id`).
@@ -149,6 +151,7 @@ pub mod flags {
 /// The first 16 bytes of every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
+#[doc(hidden)]
 pub struct Header {
     /// The record's layout.
     pub kind: Kind,
@@ -182,9 +185,11 @@ pub struct Schema {
 }
 
 /// Columns that tables of rows add to a kind's own; no column of a kind may have these names.
+#[doc(hidden)]
 pub const ADDED_COLUMNS: [&str; 3] = ["lsn", "index_time", "kind"];
 
 /// Most id columns of a kind.
+#[doc(hidden)]
 pub const FIND_MAX: usize = 4;
 
 /// FNV-1a, computable at compile time.
@@ -229,6 +234,7 @@ impl Schema {
     }
 
     /// Columns without meaning, which should be zero.
+    #[doc(hidden)]
     pub fn reserved(&self) -> impl Iterator<Item = &Column> {
         self.columns.iter().filter(|c| c.is_reserved())
     }
@@ -387,6 +393,7 @@ impl<'a> RecordRef<'a> {
     ///
     /// # Errors
     /// [`Error::Invalid`] if the kind is unknown or `words` is shorter than the record.
+    #[doc(hidden)]
     pub fn first(words: &'a [u64]) -> Result<RecordRef<'a>> {
         let Some(&head) = words.first() else {
             return Err(Error::invalid("record", "it has no bytes"));
@@ -422,6 +429,7 @@ impl<'a> RecordRef<'a> {
     }
 
     /// The header.
+    #[doc(hidden)]
     pub fn header(&self) -> &'a Header {
         let head = self.words.get(..WORDS_MIN).unwrap_or(&[0; WORDS_MIN]);
         bytemuck::from_bytes(bytemuck::cast_slice(head))
@@ -433,6 +441,7 @@ impl<'a> RecordRef<'a> {
     }
 
     /// The record's words.
+    #[doc(hidden)]
     pub fn words(&self) -> &'a [u64] {
         self.words
     }
@@ -451,6 +460,7 @@ impl<'a> RecordRef<'a> {
     }
 
     /// The record's own time for sorting; may be null.
+    #[doc(hidden)]
     pub fn own_index_time(&self) -> Ts {
         Ts(self.words.get(self.schema.index_word).copied().unwrap_or(u64::MAX))
     }
@@ -463,16 +473,19 @@ impl<'a> RecordRef<'a> {
 }
 
 /// How far a record's own time may be ahead of ingest.
+#[doc(hidden)]
 pub const INDEX_TIME_AHEAD_MAX_NS: u64 = 24 * 3600 * crate::time::NANOS_PER_SECOND;
 
 /// The index time of a record, and whether it is the ingest time because the record's own is null or
 /// more than 24 h ahead.
 #[inline]
+#[doc(hidden)]
 pub fn index_time(own: Ts, ingest: Ts) -> (Ts, bool) {
     if own.is_null() || own.0 > ingest.0.saturating_add(INDEX_TIME_AHEAD_MAX_NS) { (ingest, true) } else { (own, false) }
 }
 
 /// The records of `words`, which must consist of whole records; stops at the first error.
+#[doc(hidden)]
 pub fn split(words: &[u64]) -> impl Iterator<Item = Result<RecordRef<'_>>> {
     let mut rest = words;
     std::iter::from_fn(move || {

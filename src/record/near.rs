@@ -4,6 +4,7 @@ use super::SCHEMAS;
 
 /// The built-in kind whose name differs from `text` by one letter, capitals, separators or a plural; `None` if `text` is a
 /// built-in kind's name, or no name is near.
+#[doc(hidden)]
 pub fn near_kind(text: &str) -> Option<&'static str> {
     if SCHEMAS.iter().any(|s| s.name == text) {
         return None;

@@ -15,11 +15,13 @@ pub struct Series {
 
 impl Series {
     /// The series as one number, never 0.
+    #[doc(hidden)]
     pub fn key(self) -> u64 {
         u64::from(self.kind.0) << 32 | u64::from(self.instrument.0)
     }
 
     /// The series of the number `key`.
+    #[doc(hidden)]
     pub fn from_key(key: u64) -> Series {
         Series { instrument: InstrumentId(key as u32), kind: Kind((key >> 32) as u16) }
     }
@@ -72,6 +74,7 @@ impl TimeRange {
 
     /// Whether any moment from `min` to `max` lies in it.
     #[inline]
+    #[doc(hidden)]
     pub fn meets(&self, min: Ts, max: Ts) -> bool {
         min <= self.to && max >= self.from
     }

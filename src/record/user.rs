@@ -19,18 +19,23 @@ use super::{ADDED_COLUMNS, Column, ColumnType, FIND_MAX, Kind, SCHEMAS, Schema, 
 use crate::error::{Error, Result};
 
 /// The first number of a user kind.
+#[doc(hidden)]
 pub const USER_FIRST: u16 = 0x8000;
 /// The count of numbers for user kinds.
+#[doc(hidden)]
 pub const USER_MAX: usize = 256;
 /// Longest name of a kind and of a column, in bytes.
+#[doc(hidden)]
 pub const KIND_NAME_MAX: usize = 32;
 const COLUMN_NAME_MAX: usize = 40;
 /// Most columns of a kind.
+#[doc(hidden)]
 pub const COLUMNS_MAX: usize = 512;
 
 const HEAD_WORDS: usize = 6;
 const COLUMN_WORDS: usize = 6;
 /// Words of the longest layout.
+#[doc(hidden)]
 pub const LAYOUT_WORDS_MAX: usize = HEAD_WORDS + COLUMNS_MAX * COLUMN_WORDS;
 
 const _: () = assert!(HEAD_WORDS * 8 == 16 + KIND_NAME_MAX && COLUMN_WORDS * 8 == 8 + COLUMN_NAME_MAX);
@@ -51,6 +56,7 @@ fn is_forgotten(index: usize) -> bool {
 }
 
 /// Removes the layout of `kind` from this process once no log has it: the number is free for another.
+#[doc(hidden)]
 pub fn forget(kind: Kind) {
     let Some(index) = kind.0.checked_sub(USER_FIRST) else { return };
     AGAIN.write().unwrap_or_else(PoisonError::into_inner).insert(index, None);
@@ -77,12 +83,14 @@ pub(super) fn known(kind: Kind) -> Option<&'static Schema> {
 }
 
 /// The layouts of all user kinds registered in this process.
+#[doc(hidden)]
 pub fn user_kinds() -> impl Iterator<Item = &'static Schema> {
     (USER_FIRST..USER_FIRST + USER_MAX as u16).filter_map(|kind| known(Kind(kind)))
 }
 
 /// A checked layout of a user kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[doc(hidden)]
 pub struct Layout {
     kind: Kind,
     words: u16,
@@ -223,6 +231,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::Invalid`] with the reason if it is not a valid user kind.
+    #[doc(hidden)]
     pub fn of(schema: &Schema) -> Result<Layout> {
         let narrow = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
         let layout = Layout {
@@ -238,11 +247,13 @@ impl Layout {
     }
 
     /// Its number.
+    #[doc(hidden)]
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
     /// Its name.
+    #[doc(hidden)]
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -295,6 +306,7 @@ impl Layout {
     }
 
     /// Encodes it as words.
+    #[doc(hidden)]
     pub fn encode(&self) -> Vec<u64> {
         let mut bytes = Vec::with_capacity((HEAD_WORDS + self.columns.len() * COLUMN_WORDS) * 8);
         for n in [self.kind.0, self.words, self.index_word, self.columns.len() as u16] {
@@ -318,6 +330,7 @@ impl Layout {
     }
 
     /// Decodes the layout at the beginning of `words`, which are not trusted; `None` if it is not valid.
+    #[doc(hidden)]
     pub fn parse(words: &[u64]) -> Option<Layout> {
         let (head, rest) = words.split_first_chunk::<HEAD_WORDS>()?;
         let [first, second, ..] = *head;
@@ -360,6 +373,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`Error::Invalid`] if the number is not a user kind's, or has another layout in this process.
+    #[doc(hidden)]
     pub fn register(&self) -> Result<&'static Schema> {
         let place = KNOWN.get(usize::from(self.kind.0.wrapping_sub(USER_FIRST)));
         let place = place.ok_or_else(|| Error::invalid("kind", format!("there is no number {}", self.kind.0)))?;

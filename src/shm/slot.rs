@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use super::Mapping;
-use crate::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
+use crate::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 
 /// Bytes of a slot.
 pub(super) const SLOT_LEN: u64 = 256;

@@ -4,12 +4,12 @@
 //! What must hold: a frame has the same bytes here and on every follower. Recovery is idempotent. It keeps every frame at or
 //! below the durable mark, or refuses; it syncs the frames that it keeps before it publishes a watermark.
 
-pub mod truncate;
 pub mod control_entry;
 pub mod format;
 pub mod frame;
 pub mod meta;
 pub mod segment;
+pub mod truncate;
 
 mod reader;
 mod writer;
@@ -25,13 +25,13 @@ use crate::error::{Error, Result};
 use crate::lsn::{FrameIndex, Lsn, Position, Term, Timeline};
 use crate::time::Ts;
 
-pub use truncate::{Truncated, truncate};
 pub use control_entry::ControlEntry;
 pub use format::{Chain, Data, DurableMark, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
 pub use reader::{Body, End, Frame, Tail, durable_mark, examine, leftovers, parse, passed, scan};
 pub use segment::{Spare, Spares, prepare, recycle};
+pub use truncate::{Truncated, truncate};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};
 
 /// Directory of the segments in the store directory.

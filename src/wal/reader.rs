@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::control_entry::ControlEntry;
 use super::format::{
-    Bad, BadSegment, Chain, Data, MARK_LEN, MARK_OFFSETS, DurableMark, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN,
+    Bad, BadSegment, Chain, Data, DurableMark, FrameType, HEADER_LEN, Header, MARK_LEN, MARK_OFFSETS, SEGMENT_HEAD_LEN,
     SegmentHeader, segment_first, segment_name,
 };
 use super::meta::Meta;
@@ -95,7 +95,8 @@ fn open_all(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain, how: Open) ->
         let (head, header) = read_head(file.as_ref(), meta, first)?;
         if header.is_ok() {
             let slots = MARK_OFFSETS.iter().filter_map(|&at| head.get(at as usize..at as usize + MARK_LEN));
-            durable_mark = slots.filter_map(DurableMark::parse).fold(durable_mark, |a, b| if b.position > a.position { b } else { a });
+            durable_mark =
+                slots.filter_map(DurableMark::parse).fold(durable_mark, |a, b| if b.position > a.position { b } else { a });
         }
         segments.push(Segment { first, path, file, header });
     }

@@ -15,7 +15,7 @@
 use std::path::{Path, PathBuf};
 
 use super::format::{
-    Bad, Chain, MARK_OFFSETS, DurableMark, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, segment_first, segment_name,
+    Bad, Chain, DurableMark, FrameType, HEADER_LEN, Header, MARK_OFFSETS, SEGMENT_HEAD_LEN, segment_first, segment_name,
 };
 use super::meta::{Meta, MetaFile};
 use super::reader::{Frame, next_frame, scan};

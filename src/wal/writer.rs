@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{
-    Bad, Chain, MARK_OFFSETS, DurableMark, FrameType, HEADER_LEN, Header, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
+    Bad, Chain, DurableMark, FrameType, HEADER_LEN, Header, MARK_OFFSETS, SEGMENT_HEAD_LEN, SegmentHeader, segment_name,
 };
 use super::frame::FrameBuilder;
 use super::segment::{Spare, Spares};

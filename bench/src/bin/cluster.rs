@@ -16,7 +16,7 @@ use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
 use hdrhistogram::Histogram;
 use tapestore::agent::Wait;
-use tapestore::lsn::{InstrumentId, Durability, Lsn, NodeId, PubSeq};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, NodeId, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::record::{RecordRef, Trade};
 use tapestore_engine::consensus::message::Command;

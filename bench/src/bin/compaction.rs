@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bench::store::{Served, has_served, renumber};
 use bench::{at_rate, histogram, print_head, print_line, show};
 use clap::Parser;
-use tapestore::lsn::{InstrumentId, Durability, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::record::RecordRef;
 use tapestore::shm::control::Statistic;
@@ -41,7 +41,8 @@ fn main() {
     let arguments = Arguments::parse();
     let served = Served::start("adaptive", arguments.memtable);
     let control = served.reader().control().clone();
-    let mut publisher = Publisher::open(Options { durability: Durability::Os, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
+    let mut publisher =
+        Publisher::open(Options { durability: Durability::Os, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
     let records = arguments.seconds * arguments.rate;
     let mut sim = Sim::new(Market { seed: 1, records: records + BATCH, instruments: arguments.instruments }).unwrap();
     let ids: Vec<InstrumentId> = sim.names().to_vec().iter().map(|n| publisher.instrument(n).unwrap()).collect();

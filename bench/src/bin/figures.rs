@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
 use tapestore::agent::{Idle, Wait};
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{Record, RecordRef, Trade};

@@ -15,7 +15,7 @@ use bench::{histogram, limits, print_head, print_line};
 use clap::Parser;
 use tapestore::agent::Wait;
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
 use tapestore::record::{BookOrder, Kind, Quote, Record, RecordRef, SCHEMAS, Trade};

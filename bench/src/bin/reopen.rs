@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bench::store::{Served, has_served, renumber};
 use clap::Parser;
-use tapestore::lsn::{InstrumentId, Durability, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::record::RecordRef;
 use tapestore_formats::input::{Input, Market, Message, Sim};
@@ -34,7 +34,8 @@ struct Arguments {
 const GIB: f64 = (1u64 << 30) as f64;
 
 fn publish(served: &Served, records: u64, instruments: u32) {
-    let mut publisher = Publisher::open(Options { durability: Durability::Fsync, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
+    let mut publisher =
+        Publisher::open(Options { durability: Durability::Fsync, ..Options::new(served.path(), PublisherId(1)) }).unwrap();
     let mut sim = Sim::new(Market { seed: 1, records, instruments }).unwrap();
     let ids: Vec<InstrumentId> = sim.names().to_vec().iter().map(|n| publisher.instrument(n).unwrap()).collect();
     let (mut message, mut words) = (Message::default(), Vec::new());

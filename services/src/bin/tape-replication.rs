@@ -1,10 +1,10 @@
-//! The replication process.
+//! Owns: the program `tape-replication`.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Carries a store's log to its other hosts, and theirs to it.
+/// Replicates the log of a store between its hosts.
 #[derive(Parser)]
 #[command(name = "tape-replication", version)]
 struct Command {

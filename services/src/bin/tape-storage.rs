@@ -1,10 +1,10 @@
-//! The storage process.
+//! Owns: the program `tape-storage`.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Keeps a market-data store: logs what publishers send, serves it to readers through shared memory.
+/// Serves a market-data store: logs the records of publishers and makes them readable in shared memory.
 #[derive(Parser)]
 #[command(name = "tape-storage", version)]
 struct Command {

@@ -1,13 +1,13 @@
-//! The command line tool.
+//! Owns: the program `tape`, the command line tool.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use tape_services::{exit, logging};
 
-/// A reader that has seen enough closes the pipe, as in `tape status | head`: that ends a command that prints, and is
-/// no fault of it. Any other failure to print is one: what was asked for did not arrive.
-fn end_when_nothing_can_be_printed() {
+/// Ends the process if standard output fails. A closed pipe, as in `tape status | head`, is exit code 0; any other failure
+/// to print is an error, because the answer did not arrive.
+fn end_on_print_failure() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic.payload().downcast_ref::<String>().map(String::as_str).unwrap_or_default();
@@ -25,6 +25,6 @@ fn end_when_nothing_can_be_printed() {
 fn main() -> ExitCode {
     tape_services::limits::raise();
     tape_services::terminal::guard_pages();
-    end_when_nothing_can_be_printed();
+    end_on_print_failure();
     exit::code(tape_services::cli::Tape::parse().run())
 }

@@ -1,5 +1,4 @@
-//! Owns: `tape cluster certs`: an authority of its own and certificates, for trials. Who runs a cluster for real has an
-//! authority already.
+//! Owns: `tape cluster certs`: an authority and certificates for trials. A production cluster uses an existing authority.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,9 +7,9 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tapestore::disk::RealDisk;
-use tapestore_engine::cluster_admin::store_id;
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
+use tapestore_engine::cluster_admin::store_id;
 
 use crate::exit::{Failure, INTERNAL, Outcome, USAGE};
 use crate::replication::tls::{node_name, operator_name};
@@ -19,35 +18,35 @@ use crate::terminal::say;
 /// Options of `tape cluster certs`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory for the files; those that are there already are not touched
+    /// Directory for the files; existing files are kept
     #[arg(long)]
     dir: PathBuf,
-    /// Name of the cluster, which stands in the certificates: node-N.CLUSTER, operator.CLUSTER [default: the identity of
-    /// the cluster of --store]
+    /// Name of the cluster in the certificates, node-N.CLUSTER and operator.CLUSTER [default: the identity of the cluster of
+    /// --store]
     #[arg(long)]
     cluster: Option<String>,
-    /// Numbers of the hosts, in a list with commas
+    /// Node numbers of the hosts, separated by commas
     #[arg(long, value_delimiter = ',', required = true)]
     nodes: Vec<u64>,
 }
 
-/// Makes `ca.pem`, and for each host and an operator a certificate and a key.
+/// Creates `ca.pem`, and a certificate and a key for each host and for an operator.
 ///
 /// # Errors
-/// A file cannot be made; the store is in no cluster.
+/// A file cannot be created; the directory is not a store and --cluster is absent.
 pub fn run(store: &Path, args: &Args) -> Outcome {
     let cluster = match &args.cluster {
         Some(name) if is_dns_name(name) => name.clone(),
-        // Its identity stands for a name that no certificate can have.
+        // A name that is no DNS name is replaced by its identity.
         Some(name) => format!("{:032x}", store_id(name)),
         None => {
-            let known = tapestore::wal::meta::read(&RealDisk, store)?;
-            let known = known.ok_or_else(|| Failure::new(USAGE, format!("{} is no store: give --cluster", store.display())))?;
-            format!("{:032x}", known.store_id)
+            let meta = tapestore::wal::meta::read(&RealDisk, store)?;
+            let meta = meta.ok_or_else(|| Failure::new(USAGE, format!("{} is not a store; give --cluster", store.display())))?;
+            format!("{:032x}", meta.store_id)
         }
     };
     std::fs::create_dir_all(&args.dir)?;
-    let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("a certificate cannot be made: {e}"));
+    let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("cannot create a certificate: {e}"));
     let issuer = authority(&args.dir).map_err(|e| e.unwrap_or_else(failed))?;
     let mut names: Vec<(String, String)> =
         args.nodes.iter().map(|n| (format!("node-{n}"), node_name(NodeId(*n), &cluster))).collect();
@@ -55,7 +54,7 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     for (file, name) in names {
         let (cert_path, key_path) = (args.dir.join(format!("{file}.pem")), args.dir.join(format!("{file}.key")));
         if cert_path.exists() || key_path.exists() {
-            say(format!("{} is there already", cert_path.display()));
+            say(format!("{}: exists already, kept", cert_path.display()));
             continue;
         }
         let mut params = CertificateParams::new(vec![name.clone()]).map_err(failed)?;
@@ -66,20 +65,20 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
         let cert = params.signed_by(&key, &issuer).map_err(failed)?;
         create(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
         create(&cert_path, cert.pem().as_bytes(), 0o644)?;
-        say(format!("{} for {name}", cert_path.display()));
+        say(format!("{}: certificate of {name}", cert_path.display()));
     }
-    say(format!("start tape-replication with --tls-cert, --tls-key and --tls-ca {}", args.dir.join("ca.pem").display()));
+    say(format!("next: tape-replication with --tls-cert, --tls-key and --tls-ca {}", args.dir.join("ca.pem").display()));
     Ok(())
 }
 
-/// Certificates for a trial do not live for ever: a year from now, and from yesterday on for hosts whose clocks are behind.
+/// Certificates for trials are valid for a year, and from yesterday on for hosts whose clocks are behind.
 fn live_a_year(params: &mut CertificateParams) {
     let now = time::OffsetDateTime::UNIX_EPOCH + Duration::from_nanos(HostClock.wall().0);
     params.not_before = now - Duration::from_secs(24 * 3600);
     params.not_after = now + Duration::from_secs(365 * 24 * 3600);
 }
 
-/// Whether `cluster` can stand behind the dot of a name in a certificate.
+/// Whether `cluster` can be the part behind the dot of a DNS name.
 fn is_dns_name(cluster: &str) -> bool {
     let is_label = |l: &str| {
         let is_fit = l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -88,7 +87,7 @@ fn is_dns_name(cluster: &str) -> bool {
     cluster.len() <= 200 && cluster.split('.').all(is_label)
 }
 
-/// The authority in `dir`, made if there is none.
+/// The authority in `dir`; created if absent.
 fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
     let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
     if cert_path.exists() && key_path.exists() {
@@ -104,11 +103,11 @@ fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
     let cert = params.self_signed(&key)?;
     create(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
     create(&cert_path, cert.pem().as_bytes(), 0o644)?;
-    say(format!("{} and its key: whoever has the key can join", cert_path.display()));
+    say(format!("{}: certificate authority. Keep its key safe: a host with it can join the cluster", cert_path.display()));
     Ok(Issuer::new(params, key))
 }
 
-/// Why there is no authority.
+/// The reason why there is no authority.
 enum FailureOr {
     Failure(Failure),
     Certificate(rcgen::Error),

@@ -1,5 +1,5 @@
-//! Owns: `tape demo --cluster`: three hosts' worth of processes on loopback addresses, a publisher on one of them, and the
-//! death of the leader.
+//! Owns: `tape demo --cluster`: the processes of three or more hosts on loopback addresses, a publisher on one of them, and a
+//! kill of the leader.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ use crate::output::Format;
 use crate::source::Rate;
 use crate::terminal::{duration, say, thousands};
 
-/// How long anything is waited for.
+/// Time limit of every wait.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PUBLISHER: PublisherId = PublisherId(1);
 
-/// A host: its store and its processes.
+/// A host: its store and processes.
 struct Host {
     store: PathBuf,
     storage: Option<Process>,
@@ -42,17 +42,17 @@ impl Host {
         Ok(())
     }
 
-    /// SIGKILL of both processes.
-    fn die(&mut self) {
+    /// Kills both processes with SIGKILL.
+    fn kill(&mut self) {
         (self.storage, self.replication) = (None, None);
     }
 
-    fn control(&self) -> Outcome<Reader> {
+    fn reader(&self) -> Outcome<Reader> {
         Ok(Reader::open(&self.store)?)
     }
 }
 
-/// What the demonstration has seen.
+/// The results of the publisher and of the takeover.
 struct Seen {
     published: Tally,
     takeover: Duration,
@@ -63,11 +63,10 @@ struct Seen {
 /// Runs the demonstration with `count` hosts.
 ///
 /// # Errors
-/// A difference between what was acknowledged and what the hosts hold (exit code 1); whatever keeps a process from
-/// running.
+/// A host lacks an acknowledged record or has another one (exit code 1); a process cannot run.
 pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     if !(3..=7).contains(&count) {
-        return Err(Failure::new(USAGE, "--cluster is from 3 to 7 hosts: with fewer the death of one stops the rest"));
+        return Err(Failure::new(USAGE, "--cluster takes 3 to 7 hosts: with fewer the kill of one stops the others"));
     }
     let tell = |text: String| {
         if !format.json {
@@ -77,13 +76,13 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     let dir = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
     let mut hosts = make(dir.path(), count)?;
     hosts.iter_mut().try_for_each(Host::start)?;
-    let leader = eventually("a leader", || leader_of(&hosts, None))?;
+    let leader = eventually("leader", || leader_of(&hosts, None))?;
     tell(format!("hosts    {count}, each a storage and a replication process; node {} leads", leader + 1));
     let at = (leader + 1) % hosts.len();
-    tell(format!("publish  on node {}, which passes on to the leader; acknowledged at quorum", at + 1));
+    tell(format!("publish  on node {}, which forwards to the leader; acknowledged at quorum", at + 1));
     let seen = publish(args, &mut hosts, leader, at, &tell)?;
-    eventually("the hosts to be level", || {
-        let level = |h: &Host| h.control().is_ok_and(|r| r.control().committed() >= Lsn(seen.published.count));
+    eventually("commit of all records on all hosts", || {
+        let level = |h: &Host| h.reader().is_ok_and(|r| r.control().committed() >= Lsn(seen.published.count));
         hosts.iter().all(level).then_some(())
     })?;
     for host in &mut hosts {
@@ -106,17 +105,17 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
         }));
     }
     tell(format!(
-        "acknowledged {} records, checksum {:08x}; {} lost; the publisher attached again {} times",
+        "acknowledged {} records, checksum {:08x}; {} lost; the publisher reattached {} times",
         thousands(seen.published.count),
         seen.published.checksum,
         seen.lost,
         seen.reattached
     ));
-    tell(format!("equal    {}", if equal { "yes: every host holds what was acknowledged, once, in order" } else { "NO" }));
-    if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "what was acknowledged and what the hosts hold is not the same")) }
+    tell(format!("equal    {}", if equal { "yes: every host has all acknowledged records, once, in order" } else { "NO" }));
+    if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "the records of the hosts are not the acknowledged ones")) }
 }
 
-/// Founds a cluster of `count` hosts in `dir`.
+/// Initialises a cluster of `count` hosts in `dir`.
 fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
     let ports = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     let addresses = ports.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
@@ -139,7 +138,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
     Ok(hosts)
 }
 
-/// Publishes, and kills the leader in the middle of it.
+/// Publishes, and kills the leader after a third of the records.
 fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn Fn(String)) -> Outcome<Seen> {
     let source = args.source.clone();
     let store = hosts.get(at).map(|h| h.store.clone()).unwrap_or_default();
@@ -166,23 +165,23 @@ fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn
             std::thread::sleep(Duration::from_millis(1));
         }
         let began = Instant::now();
-        hosts.get_mut(leader).into_iter().for_each(Host::die);
-        tell(format!("killed   node {}, which led, after {} records", leader + 1, thousands(count.load(order))));
-        let next = eventually("another leader", || leader_of(hosts, Some(leader)))?;
+        hosts.get_mut(leader).into_iter().for_each(Host::kill);
+        tell(format!("killed   node {}, the leader, after {} records", leader + 1, thousands(count.load(order))));
+        let next = eventually("election of another leader", || leader_of(hosts, Some(leader)))?;
         let elected = began.elapsed();
         let reader = Reader::open(&store)?;
         let before = reader.control().committed();
-        eventually("a record that the new leader commits", || (reader.control().committed() > before).then_some(()))?;
+        eventually("commit of the new leader", || (reader.control().committed() > before).then_some(()))?;
         let takeover = began.elapsed();
         tell(format!(
-            "takeover node {} leads after {}, and its first record is committed after {}",
+            "takeover node {} leads after {}; its first commit after {}",
             next + 1,
             duration(elected.as_nanos() as u64),
             duration(takeover.as_nanos() as u64)
         ));
         if let Some(host) = hosts.get_mut(leader) {
             host.start()?;
-            tell(format!("back     node {} is started again", leader + 1));
+            tell(format!("restart  node {}", leader + 1));
         }
         let ended = sender.join().map_err(|_| Failure::new(DIFFERENCE, "the publisher panicked"))?;
         ended.map(|()| takeover)
@@ -193,9 +192,9 @@ fn publish(args: &Args, hosts: &mut [Host], leader: usize, at: usize, tell: &dyn
     Ok(Seen { published: tally, takeover, lost, reattached: progress.reattached })
 }
 
-/// Who leads by its own word, but for `not`.
+/// The host that reports itself as leader, other than `not`.
 fn leader_of(hosts: &[Host], not: Option<usize>) -> Option<usize> {
-    let leads = |h: &Host| h.storage.is_some() && h.control().is_ok_and(|r| r.control().role().0 == 1);
+    let leads = |h: &Host| h.storage.is_some() && h.reader().is_ok_and(|r| r.control().role().0 == 1);
     hosts.iter().enumerate().find(|(n, h)| Some(*n) != not && leads(h)).map(|(n, _)| n)
 }
 
@@ -206,7 +205,7 @@ fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome<T> 
             return Ok(found);
         }
         if began.elapsed() > PATIENCE {
-            return Err(Failure::new(LATER, format!("{what} does not come")));
+            return Err(Failure::new(LATER, format!("no {what} within {PATIENCE:?}")));
         }
         std::thread::sleep(Duration::from_micros(200));
     }

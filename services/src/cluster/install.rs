@@ -1,31 +1,31 @@
-//! Owns: `tape cluster fill`: a host whose files are damaged gets a copy of the leader's store.
+//! Owns: `tape cluster install-snapshot`: replaces a host's damaged store by a snapshot of the leader's.
 
 use std::path::{Path, PathBuf};
 
-use tapestore_engine::consensus::meta;
 use tapestore::disk::{Disk, RealDisk};
-use tapestore_engine::snapshot::install;
 use tapestore::error::Error;
+use tapestore_engine::consensus::meta;
+use tapestore_engine::snapshot::install;
 
 use crate::backup::Bar;
 use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
-use crate::replication::{install as copy, tls};
+use crate::replication::{install as snapshot, tls};
 use crate::terminal::{say, thousands};
 
-/// `tape cluster fill`.
+/// `tape cluster install-snapshot`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Where the replication process of the host that leads listens, host:port; with its number, number=host:port, if it
-    /// is no member that this host knows of
+    /// The leader's replication process, host:port; with its node number, number=host:port, if it is not in this host's
+    /// member list
     #[arg(long)]
     from: String,
-    /// This host's certificate, PEM
+    /// Certificate of this host, PEM
     #[arg(long, requires_all = ["tls_key", "tls_ca"])]
     tls_cert: Option<PathBuf>,
-    /// Its key, PEM
+    /// Key of the certificate, PEM
     #[arg(long)]
     tls_key: Option<PathBuf>,
-    /// The authority that signs the hosts' certificates, PEM
+    /// Authority that signs the certificates of all hosts, PEM
     #[arg(long)]
     tls_ca: Option<PathBuf>,
 }
@@ -33,46 +33,47 @@ pub struct Args {
 /// Runs the command on `store`.
 ///
 /// # Errors
-/// Why it failed.
+/// The store is not of a cluster; the leader is unknown or unreachable; the snapshot cannot be installed.
 pub fn run(store: &Path, args: &Args) -> Outcome {
     let own = meta::read(&RealDisk, store)?.ok_or_else(|| {
-        let reason = "is no host of a cluster: `tape cluster init --join` makes a new one, which is filled by itself";
+        let reason =
+            "is not a host of a cluster. Run tape cluster init --join with a new store; it then gets a snapshot by itself";
         Failure::new(USAGE, format!("{} {reason}", store.display()))
     })?;
     let tls = match (&args.tls_cert, &args.tls_key, &args.tls_ca) {
         (Some(cert), Some(key), Some(ca)) => Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() }),
         _ => None,
     };
-    // Its name is in the certificate of that host.
+    // The leader's certificate names its node number.
     let named = super::member(&args.from).ok();
-    let known = own.members.iter().find(|s| s.address == args.from && s.node != own.node);
-    let known = named.or_else(|| known.map(tapestore_engine::consensus::MemberEntry::member));
-    let leader = known.ok_or_else(|| {
+    let listed = own.members.iter().find(|s| s.address == args.from && s.node != own.node);
+    let leader = named.or_else(|| listed.map(tapestore_engine::consensus::MemberEntry::member));
+    let leader = leader.ok_or_else(|| {
         let others = own.members.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
         Failure::new(
             USAGE,
-            format!("no other member has the address {}; there are {}. The number of one that is not known here goes before it: N=HOST:PORT", args.from, others.collect::<Vec<_>>().join(", ")),
+            format!(
+                "no other member has the address {}; the members are {}. Name an unlisted host with its number: N=HOST:PORT",
+                args.from,
+                others.collect::<Vec<_>>().join(", ")
+            ),
         )
     })?;
-    let wanted = copy::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, tls };
-    // Nothing is acknowledged here from before the leader is asked until its copy is in place.
+    let wanted = snapshot::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, tls };
+    // Locked from before the request to the leader until its snapshot is in place: nothing is acknowledged here meanwhile.
     let lock = RealDisk.lock(&store.join("LOCK"))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut bar = Bar::default();
-    let fetched = runtime.block_on(copy::fetch(&wanted, &mut |progress| bar.show(progress)));
-    fetched.map_err(|why| Failure::new(UNAVAILABLE, format!("{why}. What has been fetched stays; run the command again")))?;
-    let filled = {
+    let fetched = runtime.block_on(snapshot::fetch(&wanted, &mut |progress| bar.show(progress)));
+    fetched.map_err(|why| Failure::new(UNAVAILABLE, format!("{why}. Fetched files stay; run the command again to resume")))?;
+    let installed = {
         let world = crate::storage::world()?;
         install::install_held(store, &world.disk, world.clock.wall(), true, lock.as_ref())
     }?;
-    let (files, last) = (filled.files, thousands(filled.last.0));
-    say(format!(
-        "{} holds {files} SSTables and records up to {last}, as node {} has them",
-        store.display(),
-        wanted.leader.node
-    ));
-    if let Some(kept) = filled.kept_in {
-        say(format!("what was here is in {}: remove it when it is not needed any more", kept.display()));
+    let (files, last) = (installed.files, thousands(installed.last.0));
+    say(format!("{} has {files} SSTables and the records up to {last} of node {}", store.display(), wanted.leader.node));
+    if let Some(kept) = installed.kept_in {
+        say(format!("the old store is kept in {}; remove it when it is no longer needed", kept.display()));
     }
     say(format!("next: tape-storage --store {}", store.display()));
     Ok(())

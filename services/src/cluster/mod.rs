@@ -1,73 +1,73 @@
-//! Owns: `tape cluster`: new_cluster a cluster, asking its hosts, changing it.
+//! Owns: `tape cluster`: initialises a cluster, queries its hosts, changes it.
 
-pub mod ask;
 pub mod certs;
 pub mod demo;
 pub mod install;
+pub mod request;
 pub mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
-use tapestore_engine::consensus::message::{Command as Asked, Member, Report, Role};
 use tapestore::disk::RealDisk;
-use tapestore_engine::cluster_admin::{NewCluster, detach, force_promote, initialise, rejoin};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
+use tapestore_engine::cluster_admin::{NewCluster, detach, force_promote, initialise, rejoin};
+use tapestore_engine::consensus::message::{Command as Request, Member, Report, Role};
 
 use crate::exit::{Failure, LATER, Outcome, USAGE};
 use crate::output::{Format, table};
 use crate::terminal::{self, duration, say, thousands};
 
-/// Keeps a store on several hosts.
+/// Operates a store on several hosts.
 #[derive(Subcommand, Debug)]
 pub enum Cluster {
-    /// Make the store a host of a cluster: once on each host, with the same name and members, before storage starts
+    /// Initialise the store as a host of a cluster: on each host, with the same name and members, before storage starts
     Init(Init),
-    /// How this host, or another one, stands: role, term, leader, watermarks, how far the others are
-    Status(Far),
-    /// Make a host a member that holds the log and does not vote; to be asked of the leader
+    /// Print a host's role, term, leader and watermarks, and on the leader the lag of the members
+    Status(Target),
+    /// Add a host as a member without a vote; send it to the leader
     Add(Add),
-    /// Let a member that has caught up vote
+    /// Give a member that has caught up a vote; send it to the leader
     Promote(Change),
-    /// Make a host a member no longer
+    /// Remove a member; send it to the leader
     Remove(Change),
-    /// Hand the lead over
+    /// Transfer the lead to another member
     Transfer(Node),
-    /// Of a pair whose leader is gone: make this host, whose storage is stopped, the one that leads. What only the old
-    /// leader had is lost; if it still runs somewhere, stop it first, or both take records in
+    /// Make this stopped standby of a pair the leader of a new generation, after the loss of the leader. Records that only the
+    /// old leader has are lost. Stop the old leader first if it still runs, or both hosts accept records
     ForcePromote(ForcePromote),
-    /// Make this host, whose storage is stopped, a standby of the one that was promoted in its place
+    /// Make this stopped host a standby of the leader that was promoted in its place
     Rejoin(Rejoin),
-    /// Fill this host, whose storage is stopped, with a copy of the leader's store: when its own files are damaged. What is
-    /// here is kept aside. A host that only lags behind is filled by itself, while it serves
+    /// Replace the damaged store of this stopped host by a snapshot of the leader's store. The old store is kept aside. A host
+    /// that only lags behind gets a snapshot by itself while it runs
     #[command(alias = "fill")]
     InstallSnapshot(install::Args),
-    /// Make this store, which was restored from a backup of a host of a cluster or has lost its raft.meta, a store of its
-    /// own: storage serves it alone, and no other host counts on it
+    /// Make this store a store of its own, without a cluster: after a restore from a backup of a cluster host, or after the
+    /// loss of its raft.meta
     Detach,
-    /// Read all records on every host and compare them
+    /// Read all records on every host and compare their checksums
     Scrub(Scrub),
-    /// Status again and again
+    /// Print the status repeatedly
     Watch(Watch),
-    /// A certificate authority and certificates for trials
+    /// Create a certificate authority and certificates for trials
     Certs(certs::Args),
 }
 
-/// Which host is asked.
+/// The host to send a request to.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Far {
-    /// Ask the host whose replication process listens here, host:port, instead of the one with --store
+pub struct Target {
+    /// Send the request to the replication process at host:port instead of the storage process of --store
     #[arg(long)]
     at: Option<String>,
-    /// An operator's certificate, PEM
+    /// Certificate of an operator, PEM
     #[arg(long, requires_all = ["tls_key", "tls_ca"])]
     tls_cert: Option<PathBuf>,
-    /// Its key, PEM
+    /// Key of the certificate, PEM
     #[arg(long)]
     tls_key: Option<PathBuf>,
-    /// The authority that signs the hosts' certificates, PEM
+    /// Authority that signs the certificates of all hosts, PEM
     #[arg(long)]
     tls_ca: Option<PathBuf>,
 }
@@ -75,23 +75,23 @@ pub struct Far {
 /// `tape cluster init`.
 #[derive(clap::Args, Debug)]
 pub struct Init {
-    /// Name of the cluster: the same on each host
+    /// Name of the cluster, the same on each host
     #[arg(long)]
     cluster: String,
-    /// This host's number, above 0; never used again for another host
+    /// Node number of this host, above 0; never reuse it for another host
     #[arg(long)]
     node: u64,
-    /// All hosts, this one too, as number=host:port of their replication processes, in a list with commas
+    /// All hosts, this one too: number=host:port of their replication processes, separated by commas
     #[arg(long, value_delimiter = ',', required = true, value_parser = member)]
     members: Vec<Member>,
-    /// The cluster is there already, and this host joins it: its store is new, or restored from a backup of another
-    /// host's; then `tape cluster add` on the leader makes it a member
+    /// Join an existing cluster. The store must be new, or restored from a backup of another host. Then run `tape cluster add`
+    /// on the leader
     #[arg(long)]
     join: bool,
-    /// With --join: how many forced promotions there were, as `tape cluster status` shows it on the leader
+    /// With --join: the generation (number of forced promotions) that `tape cluster status` prints on the leader
     #[arg(long, alias = "epoch", default_value_t = 0, requires = "join")]
     generation: u64,
-    /// Bytes of a log segment, the same on each host
+    /// Size of a log segment, the same on each host
     #[arg(long, value_parser = terminal::size, default_value = "64M")]
     segment_size: u64,
 }
@@ -99,41 +99,41 @@ pub struct Init {
 /// `tape cluster add`.
 #[derive(clap::Args, Debug)]
 pub struct Add {
-    /// The host, as number=host:port of its replication process
+    /// The host: number=host:port of its replication process
     #[arg(value_parser = member)]
     member: Member,
     #[command(flatten)]
-    far: Far,
+    target: Target,
 }
 
-/// A command that names a host.
+/// A command with a node number.
 #[derive(clap::Args, Debug)]
 pub struct Node {
-    /// The host's number
+    /// Node number of the host
     node: u64,
     #[command(flatten)]
-    far: Far,
+    target: Target,
 }
 
-/// A command that changes which hosts vote.
+/// A command that changes the voters.
 #[derive(clap::Args, Debug)]
 pub struct Change {
-    /// The host's number
+    /// Node number of the host
     node: u64,
-    /// Even if too few of the hosts that vote then are there: nothing is acknowledged until more of them are
+    /// Do it even if too few of the resulting voters are up: nothing is acknowledged until a majority is
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    far: Far,
+    target: Target,
 }
 
 /// `tape cluster force-promote`.
 #[derive(clap::Args, Debug)]
 pub struct ForcePromote {
-    /// The generation that this host is of, as `tape cluster status` showed it last: 0 if nobody was promoted by force yet
+    /// The generation that `tape cluster status` last printed here: 0 without an earlier forced promotion
     #[arg(long, alias = "epoch")]
     generation: u64,
-    /// The old leader is stopped or cannot be reached by any publisher
+    /// Confirm that the old leader is stopped, or unreachable for every publisher
     #[arg(long, required = true)]
     the_leader_is_gone: bool,
 }
@@ -141,10 +141,10 @@ pub struct ForcePromote {
 /// `tape cluster rejoin`.
 #[derive(clap::Args, Debug)]
 pub struct Rejoin {
-    /// The generation of the host that leads now
+    /// The generation that `tape cluster status` prints on the leader
     #[arg(long, alias = "epoch")]
     generation: u64,
-    /// That host, as number=host:port of its replication process
+    /// The leader: number=host:port of its replication process
     #[arg(long, value_parser = member)]
     leader: Member,
 }
@@ -152,27 +152,27 @@ pub struct Rejoin {
 /// `tape cluster scrub`.
 #[derive(clap::Args, Debug)]
 pub struct Scrub {
-    /// From this record on
+    /// First LSN to compare
     #[arg(long, default_value_t = 1)]
     from_lsn: u64,
     #[command(flatten)]
-    far: Far,
+    target: Target,
 }
 
 /// `tape cluster watch`.
 #[derive(clap::Args, Debug)]
 pub struct Watch {
-    /// Pause between two looks, ms
+    /// Interval, ms
     #[arg(long, default_value_t = 1000)]
     every_ms: u64,
-    /// End after so many looks
+    /// End after this many reports
     #[arg(long)]
     count: Option<u64>,
     #[command(flatten)]
-    far: Far,
+    target: Target,
 }
 
-/// How long a change of members is waited for.
+/// How long to wait for a change of members.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn member(text: &str) -> Result<Member, String> {
@@ -189,32 +189,38 @@ fn member(text: &str) -> Result<Member, String> {
 /// Runs the command on `store`.
 ///
 /// # Errors
-/// Why it failed.
+/// The request or the change failed.
 pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
     match command {
         Cluster::Init(args) => init(store, args),
-        Cluster::Status(far) => show(&ask::ask(store, far, Asked::Status)?, format),
+        Cluster::Status(target) => show(&request::send(store, target, Request::Status)?, format),
         Cluster::Add(args) => {
             let Member { node, address, .. } = args.member.clone();
-            change(store, &args.far, Asked::Add { node, address }, format, |r| r.members.iter().any(|m| m.node == node))
+            change(store, &args.target, Request::Add { node, address }, format, |r| r.members.iter().any(|m| m.node == node))
         }
         Cluster::Promote(args) => {
-            wait_for(store, &args.far, NodeId(args.node))?;
+            wait_for(store, &args.target, NodeId(args.node))?;
             let votes = |r: &Report| r.members.iter().any(|m| m.node.0 == args.node && m.is_voter);
-            change(store, &args.far, Asked::Promote { node: NodeId(args.node), force: args.force }, format, votes)
+            change(store, &args.target, Request::Promote { node: NodeId(args.node), force: args.force }, format, votes)
         }
         Cluster::Remove(args) => {
             let is_gone = |r: &Report| r.members.iter().all(|m| m.node.0 != args.node);
-            change(store, &args.far, Asked::Remove { node: NodeId(args.node), force: args.force }, format, is_gone)
+            change(store, &args.target, Request::Remove { node: NodeId(args.node), force: args.force }, format, is_gone)
         }
         Cluster::Transfer(args) => {
             let leads = |r: &Report| r.state.leader == Some(NodeId(args.node));
-            change(store, &args.far, Asked::Transfer(NodeId(args.node)), format, leads)
+            change(store, &args.target, Request::Transfer(NodeId(args.node)), format, leads)
         }
         Cluster::ForcePromote(args) => {
             let meta = force_promote(&RealDisk, store, args.generation)?;
-            say(format!("node {} leads alone when it is started: generation {}, term {}", meta.node, meta.generation, meta.term));
-            say("the old leader rejoins, while its storage is stopped, by:".to_owned());
+            say(format!(
+                "node {} will lead alone: generation {}, term {}; next: tape-storage --store {}",
+                meta.node,
+                meta.generation,
+                meta.term,
+                store.display()
+            ));
+            say("to make the old leader a standby, with its storage stopped:".to_owned());
             say(format!("  tape cluster rejoin --generation {} --leader {}=HOST:PORT   # there", meta.generation, meta.node));
             say("  tape cluster add NUMBER=HOST:PORT   # here".to_owned());
             Ok(())
@@ -222,17 +228,14 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
         Cluster::Rejoin(args) => {
             let meta = rejoin(&RealDisk, store, args.generation, &args.leader)?;
             let leader = args.leader.node;
-            say(format!("node {} is a standby of node {leader} when it is started: generation {}", meta.node, meta.generation));
-            say(format!(
-                "if node {leader} does not count it among its members yet, there: tape cluster add {}=HOST:PORT",
-                meta.node
-            ));
+            say(format!("node {} will be a standby of node {leader}: generation {}", meta.node, meta.generation));
+            say(format!("if node {leader} does not list it as a member, run there: tape cluster add {}=HOST:PORT", meta.node));
             Ok(())
         }
         Cluster::InstallSnapshot(args) => install::run(store, args),
         Cluster::Detach => {
             detach(&RealDisk, store)?;
-            say(format!("{} is a store of its own; next: tape-storage --store {0}", store.display()));
+            say(format!("{} is a store of its own now; next: tape-storage --store {0}", store.display()));
             Ok(())
         }
         Cluster::Scrub(args) => scrub::run(store, args, format),
@@ -255,16 +258,16 @@ fn init(store: &Path, args: &Init) -> Outcome {
     let own = args.members.iter().find(|m| m.node.0 == args.node).map_or("", |m| m.address.as_str());
     say("next, on this host:".to_owned());
     say(format!("  tape-storage --store {}", store.display()));
-    say(format!("  tape-replication --store {}   # listens at {own}", store.display()));
+    say(format!("  tape-replication --store {}   # listens on {own}", store.display()));
     Ok(())
 }
 
-/// Waits until `node` has nearly all of the log: sooner the leader gives it no vote. Who asks a host that does not lead, or
-/// of a node that is no member, hears it from the change itself.
-fn wait_for(store: &Path, far: &Far, node: NodeId) -> Outcome {
+/// Waits until `node` has nearly all of the log, because the leader refuses the promotion before. A follower and a leader
+/// without that member have no progress to wait for; the change itself then fails.
+fn wait_for(store: &Path, target: &Target, node: NodeId) -> Outcome {
     let began = std::time::Instant::now();
     loop {
-        let report = ask::ask(store, far, Asked::Status)?;
+        let report = request::send(store, target, Request::Status)?;
         let is_behind = report.progress.iter().any(|p| p.node == node && !p.has_caught_up());
         if !is_behind || began.elapsed() > PATIENCE {
             return Ok(());
@@ -273,17 +276,18 @@ fn wait_for(store: &Path, far: &Far, node: NodeId) -> Outcome {
     }
 }
 
-/// Asks for a change, and waits until `is_done` says that it is.
-fn change(store: &Path, far: &Far, command: Asked, format: Format, is_done: impl Fn(&Report) -> bool) -> Outcome {
+/// Requests a change and waits until `is_done`.
+fn change(store: &Path, target: &Target, command: Request, format: Format, is_done: impl Fn(&Report) -> bool) -> Outcome {
     let began = std::time::Instant::now();
-    let mut report = ask::ask(store, far, command)?;
+    let mut report = request::send(store, target, command)?;
     while !is_done(&report) {
         if began.elapsed() > PATIENCE {
-            let message = "it was asked for and is not done: a majority of the hosts may be away. `tape cluster status` shows it";
+            let message =
+                "requested, but not done within 10 s: a majority of the hosts may be down. Check with: tape cluster status";
             return Err(Failure::new(LATER, message));
         }
         std::thread::sleep(Duration::from_millis(20));
-        report = ask::ask(store, far, Asked::Status)?;
+        report = request::send(store, target, Request::Status)?;
     }
     show(&report, format)
 }
@@ -305,7 +309,7 @@ fn show(report: &Report, format: Format) -> Outcome {
             let progress = report.progress.iter().find(|p| p.node == m.node);
             serde_json::json!({
                 "node": m.node.0, "address": m.address, "votes": m.is_voter,
-                "snapshot_needed": progress.map(|p| p.is_behind_log), "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
+                "behind_log": progress.map(|p| p.is_behind_log), "matched": progress.map(|p| p.matched), "active": progress.map(|p| p.is_active),
                 "lag_records": progress.map(|p| p.lag_records), "lag_bytes": progress.map(|p| p.lag_bytes),
                 "lag_ms": progress.filter(|p| p.lag_ns < u64::MAX).map(|p| p.lag_ns as f64 / 1e6),
             })
@@ -319,10 +323,10 @@ fn show(report: &Report, format: Format) -> Outcome {
         say(object);
         return Ok(());
     }
-    let leader = state.leader.map_or_else(|| "nobody that it knows".to_owned(), |l| format!("node {l}"));
-    say(format!("node {} is {} in term {}, generation {}; {leader} leads", report.node, role(state.role), state.term, report.generation));
+    let leader = state.leader.map_or_else(|| "leader unknown".to_owned(), |l| format!("leader: node {l}"));
+    say(format!("node {}: {} in term {}, generation {}; {leader}", report.node, role(state.role), state.term, report.generation));
     say(format!(
-        "  records: {} appended, {} durable here, {} committed; frames: {} of {} committed, the last of term {}",
+        "  records: {} appended, {} durable here, {} committed; frames: {} of {} committed, last frame of term {}",
         thousands(appended),
         thousands(durable),
         thousands(committed),
@@ -331,17 +335,17 @@ fn show(report: &Report, format: Format) -> Outcome {
         state.last_term
     ));
     if report.is_lossy {
-        say("  flush = \"interval\", lossy: what is committed is in the memory of most hosts, and on their disks a moment later"
+        say("  flush = \"interval\", lossy: committed records are in the memory of most hosts, and on their disks after the sync interval"
             .to_owned());
     }
     if report.needs_snapshot {
-        let until = if report.is_mute { ", and does not vote until it has it" } else { "" };
-        say(format!("  it waits for a copy of the leader's store{until}"));
+        let until = if report.is_mute { ", and does not vote until it is installed" } else { "" };
+        say(format!("  waits for a snapshot of the leader's store{until}"));
     }
     if !report.waits.is_empty() {
         say(format!("  {}", report.waits));
     }
-    let mut t = table(&["node", "address", "votes", "heard of", "lag records", "lag bytes", "lag"]);
+    let mut t = table(&["node", "address", "votes", "active", "lag records", "lag bytes", "lag"]);
     for m in &report.members {
         let progress = report.progress.iter().find(|p| p.node == m.node);
         let of = |f: &dyn Fn(&tapestore_engine::consensus::message::Progress) -> String| progress.map_or_else(String::new, f);
@@ -350,31 +354,31 @@ fn show(report: &Report, format: Format) -> Outcome {
             m.address.clone(),
             if m.is_voter { "yes" } else { "no" }.to_owned(),
             of(&|p| match (p.is_active, p.is_behind_log || p.needs_snapshot) {
-                (_, true) => "is being filled".to_owned(),
+                (_, true) => "needs snapshot".to_owned(),
                 (true, _) => "yes".to_owned(),
                 (false, _) => "no".to_owned(),
             }),
             of(&|p| thousands(p.lag_records)),
             of(&|p| thousands(p.lag_bytes)),
-            of(&|p| if p.lag_ns == u64::MAX { "long".to_owned() } else { duration(p.lag_ns) }),
+            of(&|p| if p.lag_ns == u64::MAX { "unknown".to_owned() } else { duration(p.lag_ns) }),
         ]);
     }
     say(t);
     if report.progress.is_empty() && state.role != Role::Leader {
-        say("  how far the others are is known to the leader: ask there".to_owned());
+        say("  the leader reports the lag of the members: run the command there, or with --at".to_owned());
     }
     Ok(())
 }
 
 fn watch(store: &Path, args: &Watch, format: Format) -> Outcome {
     if args.every_ms == 0 {
-        return Err(Failure::new(USAGE, "--every-ms is above 0"));
+        return Err(Failure::new(USAGE, "--every-ms must be above 0"));
     }
     let mut looks = 0;
     loop {
-        match ask::ask(store, &args.far, Asked::Status) {
+        match request::send(store, &args.target, Request::Status) {
             Ok(report) => show(&report, format)?,
-            // A host that is away is what one watches for.
+            // An unreachable host is printed, not an end of watching.
             Err(failure) => say(failure),
         }
         looks += 1;

@@ -1,37 +1,37 @@
-//! Owns: `tape cluster scrub`: every host reads all its records, from SSTables and from memory, and their
-//! checksums are compared. The hosts' files differ, because each files when its memory is full; their records may not.
+//! Owns: `tape cluster scrub`: every host reads all its records, from SSTables and from memory, and their checksums are
+//! compared. SSTables differ between hosts, because each flushes when its MemTable is full; records must not.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use tapestore_engine::consensus::message::Command;
 
-use super::{Far, Scrub, ask};
+use super::{Scrub, Target, request};
 use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
 use crate::output::Format;
 use crate::terminal::{say, thousands};
 
-/// What a host has of a stripe: count and checksum.
+/// Count and checksum of a stripe on one host.
 type Has = (u64, u32);
 
 /// Compares the hosts.
 ///
 /// # Errors
-/// A difference (exit code 1), naming hosts and records, or hosts that cannot read what they have; a host that is not there.
+/// The hosts differ (exit code 1, with hosts and records), or cannot read their records; a host does not answer.
 pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
-    let members = ask::ask(store, &args.far, Command::Status)?.members;
+    let members = request::send(store, &args.target, Command::Status)?.members;
     let mut last = u64::MAX;
     for member in &members {
-        let far = Far { at: Some(member.address.clone()), ..args.far.clone() };
-        let [_, _, committed] = ask::ask(store, &far, Command::Status)?.records;
+        let target = Target { at: Some(member.address.clone()), ..args.target.clone() };
+        let [_, _, committed] = request::send(store, &target, Command::Status)?.records;
         last = last.min(committed);
     }
     let mut stripes: BTreeMap<(u64, u64), BTreeMap<u64, Has>> = BTreeMap::new();
     let mut unreadable: BTreeMap<u64, String> = BTreeMap::new();
     for member in &members {
-        let parts = match ask::read(store, &args.far, &member.address, args.from_lsn, last) {
+        let parts = match request::digests(store, &args.target, &member.address, args.from_lsn, last) {
             Ok(parts) => parts,
-            // What the others have is still compared.
+            // The other hosts are still compared.
             Err(failure) if failure.code == DATA => {
                 unreadable.insert(member.node.0, failure.to_string());
                 continue;
@@ -64,7 +64,7 @@ pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
         }
     }
     if !format.json {
-        unreadable.iter().for_each(|(node, why)| say(format!("node {node} cannot read what it has: {why}")));
+        unreadable.iter().for_each(|(node, why)| say(format!("node {node} cannot read its records: {why}")));
     }
     if differing.is_empty() && unreadable.is_empty() {
         if !format.json {
@@ -72,11 +72,11 @@ pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
         }
         return Ok(());
     }
-    let advice = "the host that is alone with what it has gets a copy of the leader's store: stop its storage, tape cluster fill there; if it leads, tape cluster transfer first";
+    let advice = "on the host that differs from all others, stop storage and run tape cluster install-snapshot; if it leads, run tape cluster transfer first";
     Err(Failure::new(
         DIFFERENCE,
         format!(
-            "the hosts differ in {} stripes of records, and {} cannot read what they have; {advice}",
+            "the hosts differ in {} stripes of records, and {} hosts cannot read their records; {advice}",
             differing.len(),
             unreadable.len()
         ),

@@ -1,7 +1,7 @@
-//! Owns: reading what this host holds, for comparing it with other hosts.
+//! Owns: checksums of this host's records, for comparison with other hosts.
 //!
-//! What must hold: every record is read from where readers find it, SSTables or memory, with their checksums; a
-//! page that cannot be read ends it with the error that readers get.
+//! What must hold: every record is read as readers read it, from SSTables or memory, with checksums verified; an unreadable
+//! page ends the read with the error that readers get.
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ use tonic::Status;
 
 use super::proto::Digest;
 
-/// LSNs of a stripe.
+/// LSNs of one stripe.
 const STRIPE: u64 = 1 << 20;
 
-/// Reads the records `first` to `last` of `store`, which are committed, and sends the digests of their stripes to `to`.
+/// Reads the committed records `first` to `last` of `store` and sends a digest per stripe to `to`.
 pub fn read(store: &Path, first: u64, last: u64, to: &mpsc::Sender<Result<Digest, Status>>) {
     if let Err(status) = stripes(store, first, last, to) {
-        // Whoever asked may be gone.
+        // The client may be gone.
         to.blocking_send(Err(status)).ok();
     }
 }

@@ -1,23 +1,23 @@
-//! Owns: reading frames of this host's log, to send them.
+//! Owns: reading frames of this host's log for sending.
 //!
-//! What must hold: what is sent is what storage named: a segment may be used again, or its end cut, while it is read, so
-//! every frame is checked after it has been copied. Files are read, not mapped: none of them is ever shortened, but a
-//! page that the disk cannot read would be a signal here.
+//! What must hold: the bytes sent are the frames that storage named. A segment may be reused or its tail truncated while it
+//! is read, so every frame is checked after the copy. Files are read, not mapped: no file is ever shortened, but a page that
+//! the disk cannot read would raise a signal here.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use tapestore_engine::consensus::message::FrameHead;
 use tapestore::lsn::Position;
 use tapestore::wal::format::segment_name;
 use tapestore::wal::{self};
+use tapestore_engine::consensus::message::FrameHead;
 
-/// Segments that are kept open.
+/// Most open segments.
 const OPEN_MAX: usize = 8;
 
-/// Reads frames.
+/// Reads frames of the log.
 #[derive(Debug)]
 pub struct LogReader {
     dir: PathBuf,
@@ -26,18 +26,17 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// Reads the log in `dir`, of segments of `segment_size` bytes.
+    /// A reader of the log in `dir`, with segments of `segment_size` bytes.
     pub fn new(dir: PathBuf, segment_size: u64) -> LogReader {
         LogReader { dir, segment_size, open: VecDeque::new() }
     }
 
-    /// The bytes of the frames `heads`, one behind the other; `None` if one of them is not there any more. This may wait for
-    /// the disk.
+    /// The bytes of the frames `heads`, concatenated; `None` if the log no longer holds one of them. May wait for the disk.
     pub fn read(&mut self, heads: &[FrameHead]) -> Option<Vec<u8>> {
         self.read_how(heads, false)
     }
 
-    /// As [`LogReader::read`], and `None` too if the disk would have to be waited for.
+    /// As [`LogReader::read`], but `None` instead of a wait for the disk.
     pub fn read_cached(&mut self, heads: &[FrameHead]) -> Option<Vec<u8>> {
         self.read_how(heads, true)
     }
@@ -51,7 +50,7 @@ impl LogReader {
         let mut at = 0;
         for head in heads {
             let frame = bytes.get_mut(at..at + head.len as usize)?;
-            // The name of a segment that is open may be another file's by now.
+            // An open segment may have been reused for other positions.
             if !self.read_one(head, frame, only_cached) {
                 if only_cached {
                     return None;

@@ -1,5 +1,5 @@
-//! Owns: the replication process: it carries what the storage processes of a store's hosts say to each other, and the
-//! frames of the log, over gRPC.
+//! Owns: the replication process: it carries raft messages, frames of the log and requests between the storage processes of
+//! a store's hosts, over gRPC.
 //!
 //! ```text
 //! storage ◀─ cluster.sock ─▶ session ─▶ one peer a host: control, append, relay streams ══▶ its server ─▶ its session ─▶ its storage
@@ -7,19 +7,19 @@
 //!                              server ◀══ the same from every other host                      ▼ open the window again
 //! ```
 //!
-//! What must hold: it knows nothing that must survive: killed, it is started again and storage goes on; control never
-//! waits behind frames; memory is bounded by queues, windows and permits; what may have been lost is said to storage.
+//! What must hold: the process has no state that must survive: after a kill it is restarted, and storage goes on; control
+//! messages never wait behind frames; queues, windows and permits bound its memory; storage is notified of possible losses.
 
-mod awake;
+pub mod acceptor;
 pub mod digest;
-pub mod door;
 pub mod install;
 pub mod local;
 pub mod log;
 pub mod peer;
+pub mod send_snapshot;
 pub mod server;
 pub mod session;
-pub mod send_snapshot;
+mod spin;
 pub mod tls;
 pub mod wire;
 
@@ -40,28 +40,28 @@ use crate::terminal;
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     clippy::too_many_lines,
-    reason = "made from services/proto"
+    reason = "generated from services/proto"
 )]
 pub mod proto {
     tonic::include_proto!("tapestore.replication.v1");
 }
 
-/// How hosts are reached and kept apart.
+/// Options of the replication process.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Options {
-    /// Directory of the store.
+    /// Store directory.
     pub store: PathBuf,
-    /// Where to listen; empty: the address that the cluster's members know this host by.
+    /// Address to listen on; empty: this host's address in the member list.
     pub listen: String,
-    /// Certificate, key and authority, PEM files; all or none. Without them only loopback addresses are used, and only by
-    /// processes of one user.
+    /// Certificate, key and authority, PEM files. Without them only loopback addresses are used, between processes of one
+    /// user.
     pub tls: Option<tls::Files>,
-    /// Bytes of frames that wait for one host at most.
+    /// Most bytes of frames queued for one host.
     pub queue_bytes: u64,
-    /// Bytes on the way to one host that it has not handed to its storage, at most.
+    /// Most bytes in flight to one host: sent, and not yet passed to its storage.
     pub window_bytes: u64,
-    /// Bytes a second of a copy of the store that another host fetches, at most; 0: as fast as it goes.
+    /// Most bytes a second of a snapshot that another host fetches; 0: no limit.
     pub copy_bytes_per_second: u64,
 }
 
@@ -79,36 +79,36 @@ impl Default for Options {
     }
 }
 
-/// Carries a store's log to its other hosts, and theirs to it.
+/// Replicates the log of a store between its hosts.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directory of the store
+    /// Store directory [default: tapestore-data]
     #[arg(long, env = "TAPE_STORE")]
     pub store: Option<PathBuf>,
-    /// Configuration file; flags win over it
+    /// Configuration file; flags override it
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Where to listen, host:port [default: the address that the cluster's members know this host by]
+    /// Address to listen on, host:port [default: this host's address in the member list]
     #[arg(long)]
     pub listen: Option<String>,
-    /// This host's certificate, PEM
+    /// Certificate of this host, PEM
     #[arg(long, requires_all = ["tls_key", "tls_ca"])]
     pub tls_cert: Option<PathBuf>,
-    /// Its key, PEM
+    /// Key of the certificate, PEM
     #[arg(long)]
     pub tls_key: Option<PathBuf>,
-    /// The authority that signs the hosts' certificates, PEM
+    /// Authority that signs the certificates of all hosts, PEM
     #[arg(long)]
     pub tls_ca: Option<PathBuf>,
-    /// End when the process that started this one has ended
+    /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
 }
 
-/// The options in the TOML file `path`.
+/// Reads options from the TOML file `path`.
 ///
 /// # Errors
-/// What is wrong in it.
+/// The file is unreadable, or has an unknown key or a wrong value.
 pub fn read_options(path: &Path) -> Outcome<Options> {
     let text = std::fs::read_to_string(path)?;
     toml::from_str(&text).map_err(|e| Failure::new(USAGE, format!("{}: {e}", path.display())))
@@ -130,7 +130,7 @@ impl Args {
     }
 }
 
-/// What the parts count.
+/// Counters of the process.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Messages sent to other hosts.
@@ -141,17 +141,17 @@ pub struct Counters {
     pub received: AtomicU64,
     /// Bytes of frames received.
     pub received_bytes: AtomicU64,
-    /// Connections to other hosts begun.
+    /// Connections to other hosts opened.
     pub connects: AtomicU64,
-    /// Messages not sent because there was no room or nobody there.
+    /// Messages dropped because the queue was full or the host not connected.
     pub dropped: AtomicU64,
-    /// Frames that were not in the log as storage had named them.
+    /// Frames that the log no longer held under the head that storage sent.
     pub stale_frames: AtomicU64,
-    /// Messages of others that were refused.
+    /// Messages of other hosts that were refused.
     pub refused: AtomicU64,
 }
 
-/// Adds to a counter; a lone number: relaxed.
+/// Adds to a counter. Counters order nothing: relaxed.
 pub(crate) fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
@@ -159,12 +159,12 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What kept it from starting.
+/// The reason why it did not start, or a failure of the listener.
 pub fn run(args: &Args) -> Outcome {
     terminal::log("info", true);
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.worker_threads(1).event_interval(awake::TURNS).enable_all().build()?;
+    let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;
     let served = runtime.block_on(serve(options, args.with_parent));
     runtime.shutdown_timeout(Duration::from_millis(200));
     served
@@ -173,12 +173,12 @@ pub fn run(args: &Args) -> Outcome {
 async fn serve(options: Options, with_parent: bool) -> Outcome {
     let counters = Arc::new(Counters::default());
     let (snapshot_needed_by, snapshot_needed) = tokio::sync::mpsc::channel(1);
-    let (strangers_in, strangers) = tokio::sync::mpsc::channel(16);
-    let (session, ends) = session::new(options.clone(), counters.clone(), snapshot_needed_by.clone(), strangers);
+    let (unlisted_in, unlisted) = tokio::sync::mpsc::channel(16);
+    let (session, ends) = session::new(options.clone(), counters.clone(), snapshot_needed_by.clone(), unlisted);
     let identity = session.identity();
     tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
-    let awake = session.awake();
-    tokio::spawn(async move { awake.keep().await });
+    let spin = session.spin();
+    tokio::spawn(async move { spin.run().await });
     let session = tokio::spawn(session.run(ends));
     let work = async {
         let listen = listen_address(&options, &identity).await?;
@@ -186,14 +186,14 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         let acceptor = options.tls.clone().map(tls::Acceptor::new).transpose()?;
         let listener = tokio::net::TcpListener::bind(&listen)
             .await
-            .map_err(|e| Failure::new(crate::exit::IO, format!("cannot listen at {listen}: {e}")))?;
+            .map_err(|e| Failure::new(crate::exit::IO, format!("cannot listen on {listen}: {e}")))?;
         let at = listener.local_addr()?;
         tracing::info!(%at, tls = options.tls.is_some(), store = %options.store.display(), "replicating; stop with SIGTERM");
-        tokio::spawn(tell(counters.clone()));
-        let copies = send_snapshot::Copies::new(&options);
-        tokio::spawn(copies.clone().tend());
+        tokio::spawn(log_counters(counters.clone()));
+        let snapshots = send_snapshot::Snapshots::new(&options);
+        tokio::spawn(snapshots.clone().expire());
         tokio::spawn(install::run(options.clone(), identity.clone(), snapshot_needed));
-        server::serve(listener, acceptor, identity.clone(), counters, (copies, snapshot_needed_by, strangers_in)).await
+        server::serve(listener, acceptor, identity.clone(), counters, (snapshots, snapshot_needed_by, unlisted_in)).await
     };
     let parent = rustix::process::getppid();
     tokio::select! {
@@ -220,14 +220,14 @@ async fn orphaned(parent: Option<rustix::process::Pid>) {
     }
 }
 
-/// Where to listen: as said, or as the members know this host.
-async fn listen_address(options: &Options, identity: &watch::Receiver<Option<session::Known>>) -> Outcome<String> {
+/// The configured address, or this host's address in the member list.
+async fn listen_address(options: &Options, identity: &watch::Receiver<Option<session::StorageInfo>>) -> Outcome<String> {
     if !options.listen.is_empty() {
         return Ok(options.listen.clone());
     }
     let mut identity = identity.clone();
     loop {
-        if let Some(address) = identity.borrow_and_update().as_ref().and_then(session::Known::own_address) {
+        if let Some(address) = identity.borrow_and_update().as_ref().and_then(session::StorageInfo::own_address) {
             return Ok(address);
         }
         if identity.changed().await.is_err() {
@@ -236,20 +236,20 @@ async fn listen_address(options: &Options, identity: &watch::Receiver<Option<ses
     }
 }
 
-/// Says now and then what has been counted, if that has changed.
-async fn tell(counters: Arc<Counters>) {
+/// Logs the counters every 10 s, if they changed.
+async fn log_counters(counters: Arc<Counters>) {
     let mut before = String::new();
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let now = format!("{counters:?}");
         if now != before {
-            tracing::debug!(?counters, "so far");
+            tracing::debug!(?counters, "counters");
             before = now;
         }
     }
 }
 
-/// The loopback addresses of `listen`, if it names nothing else.
+/// Whether `listen` is a loopback address.
 pub(crate) fn is_loopback(listen: &str) -> bool {
     match listen.parse::<SocketAddr>() {
         Ok(address) => address.ip().is_loopback(),
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_in_the_repository_is_complete_and_says_the_defaults() {
+    fn the_file_in_the_repository_is_complete_and_equal_to_the_defaults() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/replication.toml");
         let read = read_options(Path::new(path)).map_err(|e| e.to_string()).unwrap();
         assert_eq!(read, Options::default());

@@ -1,8 +1,8 @@
-//! Owns: copies of this host's store that other hosts fetch because the log does not reach back to what they lack.
+//! Owns: snapshots of this host's store that other hosts fetch because its log begins after the end of theirs.
 //!
-//! What must hold: only a host that leads makes one, and it holds every frame that the leader had when it was asked; one
-//! copy a host, kept while it is fetched from and [`KEPT`] after that, in a directory that is emptied at every start;
-//! nothing but the files of the copy is ever read for another host, and no faster than is allowed.
+//! What must hold: only a leader creates one, and it holds every frame that the leader had at the request; one snapshot per
+//! host, kept while it is fetched and `KEPT` after that, in a directory that is emptied at every start; other hosts can
+//! read only the files of their snapshot, and no faster than the configured rate.
 
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tapestore_engine::consensus::message::{Command, Role, State};
 use tapestore::disk::{Disk, RealDisk};
-use tapestore_engine::snapshot::transfer::{self, HostSnapshot};
 use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
+use tapestore_engine::consensus::message::{Command, Role, State};
+use tapestore_engine::snapshot::transfer::{self, HostSnapshot};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,183 +24,184 @@ use tonic::{Request, Response, Status};
 
 use super::Options;
 use super::proto::supply_server::Supply;
-use super::proto::{Chunk, Closed, CopyFile, SnapshotFiles, CopyRequest, FetchRequest};
+use super::proto::{Chunk, Closed, CopyFile, CopyRequest, FetchRequest, SnapshotFiles};
 use super::server::Host;
-use super::session::Known;
+use super::session::StorageInfo;
 
-/// Directory of the copies in the store directory.
+/// Directory of the snapshots in the store directory.
 pub const DIR: &str = "offers";
 /// Bytes of one chunk.
 pub const CHUNK: usize = 1 << 20;
-/// How long a copy is kept that nobody fetches from.
+/// How long a snapshot is kept after the last fetch.
 const KEPT: Duration = Duration::from_secs(60);
-/// A copy of the log ends with what is durable here, which need not be committed: how often one is made until that is far
-/// enough, and how long that is waited for in between.
+/// A snapshot's log ends with the durable frames of this host, which can be before the committed ones. Attempts until it
+/// reaches far enough, and the pause between them.
 const TRIES: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A copy that is being fetched.
-struct Copy {
+/// A snapshot that another host fetches.
+struct Snapshot {
     number: u64,
     dir: PathBuf,
     files: HashMap<String, u64>,
     touched: Instant,
 }
 
-/// The copies.
-pub struct Copies {
+/// The snapshots.
+pub struct Snapshots {
     dir: PathBuf,
     bytes_per_second: u64,
-    copies: Mutex<HashMap<NodeId, Copy>>,
-    /// Held by whoever makes or removes one.
+    snapshots: Mutex<HashMap<NodeId, Snapshot>>,
+    /// Held while one is created or removed.
     making: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl Copies {
-    /// No copies of the store that `options` name.
-    pub fn new(options: &Options) -> Arc<Copies> {
+impl Snapshots {
+    /// No snapshots yet, of the store in `options`.
+    pub fn new(options: &Options) -> Arc<Snapshots> {
         let dir = options.store.join(DIR);
         let bytes_per_second = options.copy_bytes_per_second;
-        Arc::new(Copies { dir, bytes_per_second, copies: Mutex::default(), making: Arc::default() })
+        Arc::new(Snapshots { dir, bytes_per_second, snapshots: Mutex::default(), making: Arc::default() })
     }
 
-    /// Removes what an earlier process has left, and from then on, what is not fetched from.
-    pub async fn tend(self: Arc<Copies>) {
+    /// Removes snapshots of an earlier process, then those that are no longer fetched, for ever.
+    pub async fn expire(self: Arc<Snapshots>) {
         loop {
-            self.lock().retain(|_, copy| copy.touched.elapsed() <= KEPT);
+            self.lock().retain(|_, snapshot| snapshot.touched.elapsed() <= KEPT);
             self.remove_others().await;
             tokio::time::sleep(KEPT / 10).await;
         }
     }
 
-    /// Removes the directories that are no copy's.
-    async fn remove_others(self: &Arc<Copies>) {
+    /// Removes directories that belong to no snapshot.
+    async fn remove_others(self: &Arc<Snapshots>) {
         let making = self.making.clone().lock_owned().await;
-        let copies = self.clone();
+        let snapshots = self.clone();
         let removed = tokio::task::spawn_blocking(move || {
-            let kept: Vec<PathBuf> = copies.lock().values().map(|c| c.dir.clone()).collect();
-            for entry in std::fs::read_dir(&copies.dir).into_iter().flatten().flatten() {
+            let kept: Vec<PathBuf> = snapshots.lock().values().map(|s| s.dir.clone()).collect();
+            for entry in std::fs::read_dir(&snapshots.dir).into_iter().flatten().flatten() {
                 if !kept.contains(&entry.path()) {
                     remove(&entry.path());
                 }
             }
             drop(making);
         });
-        // It ends by itself when this process does.
+        // The task fails only at the end of this process.
         removed.await.ok();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Copy>> {
-        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<NodeId, Snapshot>> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file that is asked for, of a copy that is kept for longer by that.
+    /// Path and length of the requested file; prolongs the life of its snapshot.
     fn find(&self, request: &FetchRequest) -> Result<(PathBuf, u64), Status> {
-        let mut copies = self.lock();
-        let copy = copies.get_mut(&NodeId(request.node)).filter(|c| c.number == request.copy);
-        let copy = copy.ok_or_else(|| Status::not_found("there is no such copy, or not any more"))?;
-        copy.touched = Instant::now();
-        let len = copy.files.get(&request.name).copied();
-        let len = len.ok_or_else(|| Status::invalid_argument(format!("the copy has no file {:?}", request.name)))?;
-        Ok((copy.dir.join(&request.name), len))
+        let mut snapshots = self.lock();
+        let snapshot = snapshots.get_mut(&NodeId(request.node)).filter(|s| s.number == request.copy);
+        let snapshot = snapshot.ok_or_else(|| Status::not_found("no such snapshot; it may have expired"))?;
+        snapshot.touched = Instant::now();
+        let len = snapshot.files.get(&request.name).copied();
+        let len = len.ok_or_else(|| Status::invalid_argument(format!("the snapshot has no file {:?}", request.name)))?;
+        Ok((snapshot.dir.join(&request.name), len))
     }
 }
 
 fn remove(dir: &Path) {
     if let Err(error) = transfer::remove(&RealDisk, dir) {
-        tracing::warn!(%error, dir = %dir.display(), "a copy for another host is not removed");
+        tracing::warn!(%error, dir = %dir.display(), "cannot remove a snapshot for another host");
     }
 }
 
-/// Whether `offer` has every frame that the leader had when it stood as `asked`. In a later term it leads no more, and what
-/// it has is not what that leader had.
+/// Whether `offer` has every frame that the leader had in the state `asked`. In a later term this host no longer leads, and
+/// its frames are not those of that leader.
 fn holds_all(offer: &HostSnapshot, asked: &State) -> bool {
     offer.last.0 >= asked.last && u64::from(offer.term.0) == asked.term
 }
 
 impl Host {
-    /// How this host stands, if it leads.
-    async fn leading(&self, known: &Known) -> Result<State, Status> {
-        let report = known.storage.ask(Command::Status).await.map_err(Status::unavailable)?;
+    /// The raft state of this host, which must be the leader.
+    async fn leading(&self, storage: &StorageInfo) -> Result<State, Status> {
+        let report = storage.link.ask(Command::Status).await.map_err(Status::unavailable)?;
         if report.state.role == Role::Leader {
             return Ok(report.state);
         }
-        let leader = report.state.leader.map_or_else(|| "nobody that it knows".to_owned(), |l| format!("node {l}"));
-        Err(Status::failed_precondition(format!("this host does not lead; {leader} does: a copy is made there")))
+        let leader = report.state.leader.map_or_else(|| "the leader is unknown".to_owned(), |l| format!("node {l} leads"));
+        Err(Status::failed_precondition(format!("this host does not lead and creates no snapshot; {leader}")))
     }
 
-    /// Makes a copy of the store for `node`: it holds every frame that this leader has now.
-    async fn make(&self, known: &Known, node: NodeId) -> Result<(u64, HostSnapshot), Status> {
-        let asked = self.leading(known).await?;
-        self.copies.lock().remove(&node);
+    /// Creates a snapshot of the store for `node`, with every frame that this leader has now.
+    async fn make(&self, storage: &StorageInfo, node: NodeId) -> Result<(u64, HostSnapshot), Status> {
+        let asked = self.leading(storage).await?;
+        self.snapshots.lock().remove(&node);
         for _ in 0..TRIES {
-            let making = self.copies.making.clone().lock_owned().await;
-            let (store, copies) = (known.identity.store.clone(), self.copies.clone());
-            // Whoever asked may be gone before it is done: then it is a copy that nobody fetches from.
+            let making = self.snapshots.making.clone().lock_owned().await;
+            let (store, snapshots) = (storage.identity.store.clone(), self.snapshots.clone());
+            // If the client is gone before it is done, the snapshot expires.
             let made = tokio::task::spawn_blocking(move || {
-                let dir = copies.dir.join(node.to_string());
-                RealDisk.create_dir(&copies.dir).map_err(std::io::Error::other)?;
+                let dir = snapshots.dir.join(node.to_string());
+                RealDisk.create_dir(&snapshots.dir).map_err(std::io::Error::other)?;
                 let offer = transfer::create(&RealDisk, &store, &dir, HostClock.wall()).map_err(std::io::Error::other)?;
                 let is_whole = holds_all(&offer, &asked);
                 let number = fastrand::u64(1..1 << 62);
                 if is_whole {
                     let files = offer.files.iter().cloned().collect();
-                    copies.lock().insert(node, Copy { number, dir, files, touched: Instant::now() });
+                    snapshots.lock().insert(node, Snapshot { number, dir, files, touched: Instant::now() });
                 }
                 drop(making);
                 Ok::<_, std::io::Error>(is_whole.then_some((number, offer)))
             });
             let made = made.await.map_err(|e| Status::internal(e.to_string()))?;
-            if let Some(made) = made.map_err(|e| Status::data_loss(format!("a copy cannot be made: {e}")))? {
+            if let Some(made) = made.map_err(|e| Status::data_loss(format!("cannot create a snapshot: {e}")))? {
                 return Ok(made);
             }
             tokio::time::sleep(PAUSE).await;
         }
-        Err(Status::unavailable("this leader's own disk is behind"))
+        Err(Status::unavailable("the disk of this leader is behind: not all of its frames are durable"))
     }
 
-    /// Whether whoever asks may have a copy for `node`.
-    fn may_have<T>(&self, known: &Known, request: &Request<T>, node: u64) -> Result<(), Status> {
-        self.proves_host(request, known, NodeId(node))?;
-        if known.members.iter().any(|m| m.node.0 == node) && known.identity.node.0 != node {
+    /// Checks that the client may fetch a snapshot for `node`.
+    fn may_have<T>(&self, storage: &StorageInfo, request: &Request<T>, node: u64) -> Result<(), Status> {
+        self.proves_host(request, storage, NodeId(node))?;
+        if storage.members.iter().any(|m| m.node.0 == node) && storage.identity.node.0 != node {
             return Ok(());
         }
-        Err(self.refuse(Status::permission_denied(format!("node {node} is no other member: tape cluster add makes it one"))))
+        let why = format!("node {node} is not another member of this cluster; add it with tape cluster add");
+        Err(self.refuse(Status::permission_denied(why)))
     }
 }
 
 #[tonic::async_trait]
 impl Supply for Host {
     async fn open(&self, request: Request<CopyRequest>) -> Result<Response<SnapshotFiles>, Status> {
-        let known = self.known()?;
+        let storage = self.storage()?;
         let CopyRequest { cluster, node } = request.get_ref();
         let node = *node;
-        if cluster[..] != known.identity.cluster.to_le_bytes() {
-            return Err(self.refuse(Status::failed_precondition("this host is of another cluster")));
+        if cluster[..] != storage.identity.cluster.to_le_bytes() {
+            return Err(self.refuse(Status::failed_precondition("this host is in another cluster")));
         }
-        self.may_have(&known, &request, node)?;
-        let (copy, offer) = self.make(&known, NodeId(node)).await?;
-        tracing::info!(node, last = offer.last.0, files = offer.files.len(), "a copy of the store is there for another host");
+        self.may_have(&storage, &request, node)?;
+        let (copy, offer) = self.make(&storage, NodeId(node)).await?;
+        tracing::info!(node, last = offer.last.0, files = offer.files.len(), "created a snapshot for another host");
         let files = offer.files.into_iter().map(|(name, len)| CopyFile { name, len }).collect();
         let (last, term) = (offer.last.0, u64::from(offer.term.0));
-        Ok(Response::new(SnapshotFiles { copy, last, term, node: known.identity.node.0, files }))
+        Ok(Response::new(SnapshotFiles { copy, last, term, node: storage.identity.node.0, files }))
     }
 
     type FetchStream = Pin<Box<dyn Stream<Item = Result<Chunk, Status>> + Send>>;
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        let known = self.known()?;
-        self.may_have(&known, &request, request.get_ref().node)?;
+        let storage = self.storage()?;
+        self.may_have(&storage, &request, request.get_ref().node)?;
         let request = request.into_inner();
-        let (path, len) = self.copies.find(&request)?;
+        let (path, len) = self.snapshots.find(&request)?;
         if request.offset > len {
-            return Err(Status::invalid_argument(format!("offset {} of {len}", request.offset)));
+            return Err(Status::invalid_argument(format!("offset {} is past the end at {len}", request.offset)));
         }
         let (chunks, out) = mpsc::channel(4);
-        let copies = self.copies.clone();
+        let snapshots = self.snapshots.clone();
         tokio::spawn(async move {
-            if let Err(status) = send(&copies, &request, &path, len, &chunks).await {
-                // Whoever asked may be gone.
+            if let Err(status) = send(&snapshots, &request, &path, len, &chunks).await {
+                // The client may be gone.
                 chunks.send(Err(status)).await.ok();
             }
         });
@@ -208,21 +209,21 @@ impl Supply for Host {
     }
 
     async fn close(&self, request: Request<FetchRequest>) -> Result<Response<Closed>, Status> {
-        let known = self.known()?;
+        let storage = self.storage()?;
         let FetchRequest { node, copy, .. } = *request.get_ref();
-        self.may_have(&known, &request, node)?;
-        let over = self.copies.lock().extract_if(|n, c| n.0 == node && c.number == copy).next();
+        self.may_have(&storage, &request, node)?;
+        let over = self.snapshots.lock().extract_if(|n, s| n.0 == node && s.number == copy).next();
         if over.is_some() {
-            tracing::info!(node, "another host has fetched its copy of the store");
-            self.copies.remove_others().await;
+            tracing::info!(node, "another host has fetched its snapshot");
+            self.snapshots.remove_others().await;
         }
         Ok(Response::new(Closed {}))
     }
 }
 
-/// Sends the file `path` of `len` bytes, chunk after chunk, no faster than is allowed.
+/// Sends the file `path` of `len` bytes in chunks, no faster than the configured rate.
 async fn send(
-    copies: &Copies,
+    snapshots: &Snapshots,
     request: &FetchRequest,
     path: &Path,
     len: u64,
@@ -249,10 +250,10 @@ async fn send(
         if to.send(Ok(chunk)).await.is_err() {
             return Ok(());
         }
-        copies.find(request)?;
+        snapshots.find(request)?;
         at += wanted as u64;
-        if copies.bytes_per_second > 0 {
-            let least = Duration::from_secs_f64(sent as f64 / copies.bytes_per_second as f64);
+        if snapshots.bytes_per_second > 0 {
+            let least = Duration::from_secs_f64(sent as f64 / snapshots.bytes_per_second as f64);
             tokio::time::sleep(least.saturating_sub(began.elapsed())).await;
         }
     }
@@ -266,12 +267,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_given_only_if_it_has_all_that_the_leader_had_and_is_of_its_term() {
+    fn a_snapshot_is_served_only_with_all_frames_the_leader_had_and_in_its_term() {
         let asked = State { term: 3, role: Role::Leader, leader: Some(NodeId(1)), last: 10, last_term: 3, committed: 9 };
         let of = |last, term| HostSnapshot { last: FrameIndex(last), term: Term(term), files: Vec::new() };
         assert!(holds_all(&of(10, 3), &asked) && holds_all(&of(11, 3), &asked));
-        assert!(!holds_all(&of(9, 3), &asked), "its own disk is behind");
-        assert!(!holds_all(&of(12, 4), &asked), "another has led since");
-        assert!(!holds_all(&of(12, 2), &asked), "the term's own first frame is not there yet");
+        assert!(!holds_all(&of(9, 3), &asked), "the leader's disk is behind");
+        assert!(!holds_all(&of(12, 4), &asked), "another host has led since");
+        assert!(!holds_all(&of(12, 2), &asked), "the first frame of the term is not durable yet");
     }
 }

@@ -1,17 +1,17 @@
-//! Owns: what other hosts say to this one, and what operators ask from afar.
+//! Owns: the server for other hosts and for operators.
 //!
-//! What must hold: nobody is heard who has not said who it is, of this cluster and in a version that is spoken, and under
-//! TLS proved it; what is malformed ends its stream with a status and never reaches storage; a host is read no faster
-//! than storage takes in.
+//! What must hold: no message is accepted before its sender has identified itself as a host of this cluster with a supported
+//! version, and with TLS has authenticated; a malformed message ends its stream with a status and never reaches storage; a
+//! host is read no faster than storage accepts.
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tapestore::lsn::NodeId;
 use tapestore_engine::consensus::format::ADDRESS_MAX;
 use tapestore_engine::consensus::message::{Command, GENERATION_MAX, Greeting, Member, Message, Report};
-use tapestore::lsn::NodeId;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -19,40 +19,40 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::peer::{UNHEARD, VERSION};
+use super::peer::{REJECTED, VERSION};
 use super::proto::admin_server::{Admin, AdminServer};
 use super::proto::peer_server::{Peer, PeerServer};
 use super::proto::supply_server::SupplyServer;
 use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
-use super::session::Known;
-use super::send_snapshot::Copies;
-use super::{Counters, count, digest, door, tls, wire};
+use super::send_snapshot::Snapshots;
+use super::session::StorageInfo;
+use super::{Counters, acceptor, count, digest, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
-/// Bytes after which a receipt is sent, and how long after what came last it is in any case: one for each message would
-/// cost both hosts more than the message.
+/// A receipt is sent after this many bytes, or this long after the last message. One for each message would cost both hosts
+/// more than the message.
 const RECEIPT_BYTES: u64 = 256 << 10;
 const RECEIPT_AFTER: Duration = Duration::from_millis(10);
-/// Hosts that have said who they are, at most.
+/// Most hosts with a ticket.
 const TICKETS_MAX: usize = 64;
-/// Bytes of what one storage says to another, of one message, at most.
+/// Most bytes of one relayed message.
 const RELAY_MAX: usize = 4 << 20;
 const STREAMS_MAX: u32 = 64;
 const REQUESTS_MAX: usize = 32;
-/// Streams that were reset and not yet forgotten, at most: a flood of resets ends the connection.
+/// Most streams that were reset and are still accounted: a flood of resets ends the connection.
 const RESETS_MAX: usize = 20;
 
-/// What answers other hosts.
+/// Serves other hosts.
 #[derive(Clone)]
 pub(super) struct Host {
-    pub(super) known: watch::Receiver<Option<Known>>,
+    pub(super) storage: watch::Receiver<Option<StorageInfo>>,
     counters: Arc<Counters>,
-    /// Copies that other hosts fetch.
-    pub(super) copies: Arc<Copies>,
-    /// Leaders whose log does not reach back to what this host lacks.
+    /// Snapshots that other hosts fetch.
+    pub(super) snapshots: Arc<Snapshots>,
+    /// Leaders whose log begins after the end of this host's log.
     snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
-    /// Hosts of the cluster that are no members as far as this one knows.
-    strangers: mpsc::Sender<Member>,
+    /// Hosts of the cluster that are not in this host's member list.
+    unlisted: mpsc::Sender<Member>,
     tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
     tls: Option<tls::Files>,
 }
@@ -66,12 +66,12 @@ type Receipts = Pin<Box<dyn Stream<Item = Result<Receipt, Status>> + Send>>;
 pub async fn serve(
     listener: TcpListener,
     acceptor: Option<tls::Acceptor>,
-    known: watch::Receiver<Option<Known>>,
+    storage: watch::Receiver<Option<StorageInfo>>,
     counters: Arc<Counters>,
-    (copies, snapshot_needed_by, strangers): (Arc<Copies>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
+    (snapshots, snapshot_needed_by, unlisted): (Arc<Snapshots>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
 ) -> Outcome {
     let tls = acceptor.as_ref().map(|a| a.files().clone());
-    let host = Host { known: known.clone(), counters, copies, snapshot_needed_by, strangers, tickets: Arc::default(), tls };
+    let host = Host { storage: storage.clone(), counters, snapshots, snapshot_needed_by, unlisted, tickets: Arc::default(), tls };
     let limit = wire::MESSAGE_MAX;
     let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
     let admin = AdminServer::new(host.clone()).max_decoding_message_size(1 << 16);
@@ -90,40 +90,40 @@ pub async fn serve(
         .add_service(supply);
     let ended = match acceptor {
         None => {
-            let proof = move |stream| tls::plain_proof(stream, known.borrow().as_ref().map(Known::as_local));
-            router.serve_with_incoming(door::accept(listener, proof)).await
+            let local = move |stream| tls::accept_local(stream, storage.borrow().as_ref().map(StorageInfo::as_local));
+            router.serve_with_incoming(acceptor::accept(listener, local)).await
         }
-        Some(mut acceptor) => router.serve_with_incoming(door::accept(listener, move |stream| acceptor.proof(stream))).await,
+        Some(mut tls) => router.serve_with_incoming(acceptor::accept(listener, move |stream| tls.accept(stream))).await,
     };
-    ended.map_err(|e| Failure::new(IO, format!("the server for other hosts has ended: {e}")))
+    ended.map_err(|e| Failure::new(IO, format!("the server for other hosts failed: {e}")))
 }
 
 impl Host {
-    /// What storage has said, if it is there.
-    pub(super) fn known(&self) -> Result<Known, Status> {
-        self.known.borrow().clone().ok_or_else(|| Status::unavailable("the storage process of this host is not there"))
+    /// Identity and members from storage, while it is connected.
+    pub(super) fn storage(&self) -> Result<StorageInfo, Status> {
+        self.storage.borrow().clone().ok_or_else(|| Status::unavailable("no storage process serves the store of this host"))
     }
 
     pub(super) fn refuse(&self, status: Status) -> Status {
         count(&self.counters.refused, 1);
-        tracing::warn!(code = ?status.code(), why = status.message(), "another host is refused");
+        tracing::warn!(code = ?status.code(), why = status.message(), "refused a request of another host");
         status
     }
 
-    /// Whether the certificate of `request` is one of host `node`; without TLS whoever is connected has proved all that is
-    /// asked.
-    pub(super) fn proves_host<T>(&self, request: &Request<T>, known: &Known, node: NodeId) -> Result<(), Status> {
-        self.proves(request, known, |cluster| tls::node_name(node, cluster))
+    /// Checks that the certificate of `request` is one of host `node`. Without TLS [`super::local`] has authenticated the
+    /// connection.
+    pub(super) fn proves_host<T>(&self, request: &Request<T>, storage: &StorageInfo, node: NodeId) -> Result<(), Status> {
+        self.proves(request, storage, |cluster| tls::node_name(node, cluster))
     }
 
-    /// Whether the certificate of `request` is an operator's; as [`Host::proves_host`].
-    fn proves_operator<T>(&self, request: &Request<T>, known: &Known) -> Result<(), Status> {
-        self.proves(request, known, tls::operator_name)
+    /// Checks that the certificate of `request` is an operator's; as [`Host::proves_host`].
+    fn proves_operator<T>(&self, request: &Request<T>, storage: &StorageInfo) -> Result<(), Status> {
+        self.proves(request, storage, tls::operator_name)
     }
 
-    fn proves<T>(&self, request: &Request<T>, known: &Known, name: impl Fn(&str) -> String) -> Result<(), Status> {
+    fn proves<T>(&self, request: &Request<T>, storage: &StorageInfo, name: impl Fn(&str) -> String) -> Result<(), Status> {
         let Some(files) = &self.tls else { return Ok(()) };
-        let clusters = files.clusters(known.identity.cluster);
+        let clusters = files.clusters(storage.identity.cluster);
         let clusters = clusters.map_err(|e| self.refuse(Status::internal(format!("this host's own certificate: {e}"))))?;
         let names = request.peer_certs().and_then(|c| c.first().map(|c| tls::names(c))).unwrap_or_default();
         let wanted: Vec<String> = clusters.iter().map(|c| name(c)).collect();
@@ -134,48 +134,52 @@ impl Host {
         Err(self.refuse(Status::permission_denied(format!("the certificate is for {names:?}, not for {wanted}"))))
     }
 
-    /// Who sends on the stream `request`.
-    fn sender<T>(&self, request: &Request<T>) -> Result<(Known, NodeId), Status> {
-        let known = self.known()?;
+    /// The host that sends on the stream `request`.
+    fn sender<T>(&self, request: &Request<T>) -> Result<(StorageInfo, NodeId), Status> {
+        let storage = self.storage()?;
         let number = |key| request.metadata().get(key).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         let (node, ticket) = (number("tape-node"), number("tape-ticket"));
         let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         let node = node.map(NodeId).filter(|n| ticket.is_some() && tickets.get(n).copied() == ticket);
         drop(tickets);
-        let node = node.ok_or_else(|| self.refuse(Status::unauthenticated("no ticket of this connection: say Hello first")))?;
-        self.proves_host(request, &known, node)?;
-        Ok((known, node))
+        let node =
+            node.ok_or_else(|| self.refuse(Status::unauthenticated("no valid ticket for this connection: send Hello first")))?;
+        self.proves_host(request, &storage, node)?;
+        Ok((storage, node))
     }
 
-    /// Whether who says `hello` is of this cluster, and to be understood.
-    fn check(known: &Known, hello: &HelloRequest) -> Result<(), Status> {
-        let own = &known.identity;
+    /// Checks that the sender of `hello` is a host of this cluster with the same protocol and settings.
+    fn check(storage: &StorageInfo, hello: &HelloRequest) -> Result<(), Status> {
+        let own = &storage.identity;
         if hello.cluster[..] != own.cluster.to_le_bytes() {
-            return Err(Status::failed_precondition("this host is of another cluster"));
+            return Err(Status::failed_precondition("this host is in another cluster"));
         }
         if hello.to != own.node.0 || hello.node == own.node.0 || hello.node == 0 {
-            let why = format!("this host is node {}, and was taken for node {} by node {}", own.node, hello.to, hello.node);
+            let why = format!("this host is node {}; node {} expected node {}", own.node, hello.node, hello.to);
             return Err(Status::failed_precondition(why));
         }
         if hello.generation > GENERATION_MAX {
-            return Err(Status::failed_precondition(format!("generation {} cannot be", hello.generation)));
+            return Err(Status::failed_precondition(format!("generation {} is impossible", hello.generation)));
         }
         if !(hello.version_min..=hello.version_max).contains(&VERSION) {
-            let why = format!("this host speaks version {VERSION}, not {} to {}", hello.version_min, hello.version_max);
+            let why = format!("this host supports version {VERSION}, not {} to {}", hello.version_min, hello.version_max);
             return Err(Status::failed_precondition(why));
         }
         if hello.segment_size != own.segment_size {
-            let why = format!("log segments have {} bytes here, not {}", own.segment_size, hello.segment_size);
+            let why = format!("log segments have {} bytes here and {} there", own.segment_size, hello.segment_size);
             return Err(Status::failed_precondition(why));
         }
         if hello.is_lossy != own.is_lossy {
             let word = |is_lossy| if is_lossy { "interval" } else { "always" };
             let (theirs, ours) = (word(hello.is_lossy), word(own.is_lossy));
-            let why = format!("flush is \"{theirs}\" there and \"{ours}\" here: it is the same on all hosts of a cluster");
+            let why = format!("flush is \"{theirs}\" there and \"{ours}\" here: set the same value on all hosts of a cluster");
             return Err(Status::failed_precondition(why));
         }
         if hello.generation != own.generation {
-            let why = format!("generation {} there and {} here: the host with the lower one has to rejoin", hello.generation, own.generation);
+            let why = format!(
+                "generation {} there and {} here: run tape cluster rejoin on the host with the lower one",
+                hello.generation, own.generation
+            );
             let mut status = Status::failed_precondition(why);
             status.metadata_mut().insert("tape-generation", own.generation.into());
             return Err(status);
@@ -183,23 +187,23 @@ impl Host {
         Ok(())
     }
 
-    /// Storage notes who says `hello`, or says why that host is not heard.
-    async fn greet(&self, known: &Known, hello: &HelloRequest) -> Result<Report, Status> {
+    /// Passes the greeting of `hello` to storage, which records it or rejects the host.
+    async fn greet(&self, storage: &StorageInfo, hello: &HelloRequest) -> Result<Report, Status> {
         let HelloRequest { node, incarnation, is_fresh, initial_members, .. } = *hello;
         let greeting = Greeting { node: NodeId(node), incarnation, is_fresh, initial_members };
-        known.storage.ask(Command::Greet(greeting)).await.map_err(|why| match why.strip_prefix("invalid host: ") {
+        storage.link.ask(Command::Greet(greeting)).await.map_err(|why| match why.strip_prefix("invalid host: ") {
             Some(reason) => {
                 let mut status = Status::failed_precondition(reason);
-                status.metadata_mut().insert(UNHEARD, 1u32.into());
+                status.metadata_mut().insert(REJECTED, 1u32.into());
                 status
             }
             None => Status::unavailable(why),
         })
     }
 
-    /// Who says `hello` has a ticket from now on.
-    fn admit(&self, known: &Known, hello: &HelloRequest, report: &Report) -> Result<HelloReply, Status> {
-        let own = &known.identity;
+    /// Gives the sender of `hello` a ticket.
+    fn admit(&self, storage: &StorageInfo, hello: &HelloRequest, report: &Report) -> Result<HelloReply, Status> {
+        let own = &storage.identity;
         let ticket = fastrand::u64(1..1 << 62);
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
         if tickets.len() >= TICKETS_MAX && !tickets.contains_key(&NodeId(hello.node)) {
@@ -208,26 +212,35 @@ impl Host {
         tickets.insert(NodeId(hello.node), ticket);
         drop(tickets);
         let (node, address) = (NodeId(hello.node), hello.address.clone());
-        let is_stranger = known.members.iter().all(|m| m.node != node);
-        if is_stranger && (1..=ADDRESS_MAX).contains(&address.len()) {
-            // It says so again when it dials again.
-            self.strangers.try_send(Member { node, address, is_voter: false }).ok();
+        let is_unlisted = storage.members.iter().all(|m| m.node != node);
+        if is_unlisted && (1..=ADDRESS_MAX).contains(&address.len()) {
+            // If the queue is full, the host's next Hello repeats it.
+            self.unlisted.try_send(Member { node, address, is_voter: false }).ok();
         }
         let Greeting { incarnation, is_fresh, initial_members, .. } = own.greeting;
         let (last, needs_snapshot) = (report.state.last, report.needs_snapshot);
-        Ok(HelloReply { ticket, version: VERSION, incarnation, generation: own.generation, last, needs_snapshot, is_fresh, initial_members })
+        Ok(HelloReply {
+            ticket,
+            version: VERSION,
+            incarnation,
+            generation: own.generation,
+            last,
+            needs_snapshot,
+            is_fresh,
+            initial_members,
+        })
     }
 
-    /// Passes what comes on a stream on to storage.
+    /// Passes the messages of a stream to storage.
     fn take(&self, request: Request<Streaming<Envelope>>, is_bulk: bool) -> Result<Response<Receipts>, Status> {
-        let (known, node) = self.sender(&request)?;
+        let (storage, node) = self.sender(&request)?;
         let mut messages = request.into_inner();
         let (receipts, out) = mpsc::channel(16);
         let host = self.clone();
         tokio::spawn(async move {
-            let ended = host.pass_on(&mut messages, &known, node, is_bulk, &receipts).await;
+            let ended = host.pass_on(&mut messages, &storage, node, is_bulk, &receipts).await;
             if let Err(status) = ended {
-                // The other end may be gone.
+                // The sender may be gone.
                 receipts.send(Err(status)).await.ok();
             }
         });
@@ -237,15 +250,15 @@ impl Host {
     async fn pass_on(
         &self,
         messages: &mut Streaming<Envelope>,
-        known: &Known,
+        storage: &StorageInfo,
         from: NodeId,
         is_bulk: bool,
         receipts: &mpsc::Sender<Result<Receipt, Status>>,
     ) -> Result<(), Status> {
-        let (mut total, mut told, to) = (0, 0, known.identity.node);
+        let (mut total, mut receipted, to) = (0, 0, storage.identity.node);
         loop {
-            let next = if total > told {
-                // What is not told yet is told once nothing has come for a moment.
+            let next = if total > receipted {
+                // Send the outstanding receipt once nothing has arrived for a moment.
                 tokio::time::timeout(RECEIPT_AFTER, messages.message()).await.ok()
             } else {
                 Some(messages.message().await)
@@ -254,13 +267,13 @@ impl Host {
                 if receipts.send(Ok(Receipt { bytes: total })).await.is_err() {
                     break;
                 }
-                told = total;
+                receipted = total;
                 continue;
             };
             let Some(envelope) = next? else { break };
-            known.storage.awake.stir();
-            if self.known()?.identity.session != known.identity.session {
-                return Err(Status::unavailable("the storage process of this host has been started again"));
+            storage.link.spin.notify();
+            if self.storage()?.identity.session != storage.identity.session {
+                return Err(Status::unavailable("the storage process of this host was restarted"));
             }
             let bad = |why: String| self.refuse(Status::invalid_argument(why));
             let (message, len) = match envelope.message {
@@ -272,9 +285,9 @@ impl Host {
                     let len = bytes.len();
                     (Message::Relay { to, from, bytes: bytes.into() }, len)
                 }
-                Some(envelope::Message::Relay(bytes)) => return Err(bad(format!("{} bytes for storage", bytes.len()))),
+                Some(envelope::Message::Relay(bytes)) => return Err(bad(format!("a relayed message of {} bytes", bytes.len()))),
                 Some(envelope::Message::SnapshotNeeded(first)) => {
-                    // Said again as long as it holds.
+                    // The leader repeats it while it holds.
                     self.snapshot_needed_by.try_send((from, first)).ok();
                     continue;
                 }
@@ -282,13 +295,13 @@ impl Host {
             };
             count(&self.counters.received, 1);
             count(&self.counters.received_bytes, len as u64);
-            let passed = if is_bulk { known.storage.bulk(&message).await } else { known.storage.control(&message).await };
+            let passed = if is_bulk { storage.link.bulk(&message).await } else { storage.link.control(&message).await };
             passed.map_err(Status::unavailable)?;
             total += len as u64;
             if !is_bulk {
-                told = total;
-            } else if total - told >= RECEIPT_BYTES {
-                told = total;
+                receipted = total;
+            } else if total - receipted >= RECEIPT_BYTES {
+                receipted = total;
                 if receipts.send(Ok(Receipt { bytes: total })).await.is_err() {
                     break;
                 }
@@ -305,13 +318,13 @@ impl Peer for Host {
     type RelayStream = Receipts;
 
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let known = self.known()?;
-        self.proves_host(&request, &known, NodeId(request.get_ref().node))?;
+        let storage = self.storage()?;
+        self.proves_host(&request, &storage, NodeId(request.get_ref().node))?;
         let hello = request.get_ref();
-        Host::check(&known, hello).map_err(|s| self.refuse(s))?;
-        // A leader whose log does not reach back far enough learns only here that it does by now.
-        let report = self.greet(&known, hello).await.map_err(|s| self.refuse(s))?;
-        Ok(Response::new(self.admit(&known, hello, &report).map_err(|s| self.refuse(s))?))
+        Host::check(&storage, hello).map_err(|s| self.refuse(s))?;
+        // The reply has the end of this log: only by it a leader learns that its log reaches back to it again.
+        let report = self.greet(&storage, hello).await.map_err(|s| self.refuse(s))?;
+        Ok(Response::new(self.admit(&storage, hello, &report).map_err(|s| self.refuse(s))?))
     }
 
     async fn control(&self, request: Request<Streaming<Envelope>>) -> Result<Response<Receipts>, Status> {
@@ -330,24 +343,24 @@ impl Peer for Host {
 #[tonic::async_trait]
 impl Admin for Host {
     async fn ask(&self, request: Request<proto::Command>) -> Result<Response<proto::Report>, Status> {
-        let known = self.known()?;
-        self.proves_operator(&request, &known)?;
+        let storage = self.storage()?;
+        self.proves_operator(&request, &storage)?;
         let command = wire::command(request.into_inner()).ok_or_else(|| Status::invalid_argument("no command"))?;
-        let report = known.storage.ask(command).await.map_err(Status::failed_precondition)?;
+        let report = storage.link.ask(command).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(wire::report(&report)))
     }
 
     type ReadStream = Pin<Box<dyn Stream<Item = Result<proto::Digest, Status>> + Send>>;
 
     async fn read(&self, request: Request<proto::Range>) -> Result<Response<Self::ReadStream>, Status> {
-        let known = self.known()?;
-        self.proves_operator(&request, &known)?;
+        let storage = self.storage()?;
+        self.proves_operator(&request, &storage)?;
         let proto::Range { first, last } = request.into_inner();
         if first == 0 || first > last {
-            return Err(Status::invalid_argument(format!("records {first} to {last}")));
+            return Err(Status::invalid_argument(format!("records {first} to {last} are no valid range")));
         }
         let (parts, out) = mpsc::channel(16);
-        tokio::task::spawn_blocking(move || digest::read(&known.identity.store, first, last, &parts));
+        tokio::task::spawn_blocking(move || digest::read(&storage.identity.store, first, last, &parts));
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
 }

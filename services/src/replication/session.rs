@@ -1,88 +1,87 @@
-//! Owns: the session with the storage process of this host, and which peers there are.
+//! Owns: the session with the storage process of this host, and the peers of the other hosts.
 //!
-//! What must hold: storage may end and come back at any time, and is found again; what it says is passed on the moment
-//! it is read, and it is rung the moment something has been written to it; control goes before bulk.
+//! What must hold: storage may end and restart at any time, and the session reconnects; a message of storage is passed on as
+//! soon as it is read, and storage is notified as soon as a message is written to it; control goes before bulk.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tapestore_engine::consensus::message::{Command, Identity, Member, Message, Report, VERSION};
 use tapestore::lsn::NodeId;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;
+use tapestore_engine::consensus::message::{Command, Identity, Member, Message, Report, VERSION};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use super::awake::Awake;
 use super::peer::{Outbox, Peer};
+use super::spin::Spin;
 use super::{Counters, Options, count};
 use crate::exit::Outcome;
 
-/// Control messages for storage that wait at most.
+/// Most control messages queued for storage.
 const CONTROL_MAX: usize = 4096;
-/// Bytes for storage that wait at most: above, other hosts are not read.
+/// Most bytes queued for storage; beyond, other hosts are not read.
 const BULK_MAX: usize = 64 << 20;
-/// Hosts that are dialled without being known as members, at most.
-const STRANGERS_MAX: usize = 8;
+/// Most hosts dialled without being in the member list.
+const UNLISTED_MAX: usize = 8;
 /// Bytes read from storage at once.
 const CHUNK: usize = 64 << 10;
-/// How often storage is looked for while it is away.
+/// Interval of attempts to connect to storage.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// What storage has said of itself and of the cluster.
+/// Identity and members, as storage sent them.
 #[derive(Clone, Debug)]
-pub struct Known {
-    /// Who it is.
+pub struct StorageInfo {
+    /// Identity of this host.
     pub identity: Identity,
     /// The members.
     pub members: Vec<Member>,
-    /// Hosts that are no members as far as this one knows, and have said who they are: this host may have been away when
-    /// they became some.
-    pub strangers: Vec<Member>,
-    /// What is for it goes here.
-    pub storage: ToStorage,
+    /// Hosts that have connected and are not in the member list: they may have become members while this host was down.
+    pub unlisted: Vec<Member>,
+    /// Sends to storage.
+    pub link: ToStorage,
 }
 
-impl Known {
-    /// Who this host is, for others on this machine, and where its key is.
+impl StorageInfo {
+    /// Identity and store of this host, for [`super::local`].
     pub fn as_local(&self) -> (super::local::Host, std::path::PathBuf) {
         let Identity { node, cluster, ref store, .. } = self.identity;
         (super::local::Host { node, cluster }, store.clone())
     }
 
-    /// Where the members know this host to listen.
+    /// This host's address in the member list.
     pub fn own_address(&self) -> Option<String> {
         let own = self.members.iter().find(|m| m.node == self.identity.node);
         own.map(|m| m.address.clone()).filter(|a| !a.is_empty())
     }
 }
 
-/// Who waits for an answer.
-type Asked = oneshot::Sender<Result<Report, String>>;
+/// Receives the answer to a command.
+type AnswerSender = oneshot::Sender<Result<Report, String>>;
 
-/// The way to storage.
+/// Sends messages to storage.
 #[derive(Clone, Debug)]
 pub struct ToStorage {
     control: mpsc::Sender<Vec<u8>>,
     bulk: mpsc::UnboundedSender<(Vec<u8>, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
-    waiting: Arc<Mutex<HashMap<u64, Asked>>>,
-    /// Stirred by every message from storage or for it.
-    pub(super) awake: Arc<Awake>,
+    waiting: Arc<Mutex<HashMap<u64, AnswerSender>>>,
+    /// Notified of every message from storage and for it.
+    pub(super) spin: Arc<Spin>,
 }
 
 impl ToStorage {
-    /// Passes on a message that is short and must not wait.
+    /// Sends a short message that must not wait behind frames.
     ///
     /// # Errors
-    /// That it cannot be encoded, or storage takes nothing.
+    /// The message cannot be encoded, or the session has ended.
     pub async fn control(&self, message: &Message) -> Result<(), String> {
         let bytes = message.encode().map_err(|e| e.to_string())?;
         self.control.send(bytes).await.map_err(|_| "the session with storage has ended".to_owned())
     }
 
-    /// Passes on a message with frames or records; waits while there is no room.
+    /// Sends a message with frames or records; waits while the queue is full.
     ///
     /// # Errors
     /// As [`ToStorage::control`].
@@ -94,16 +93,16 @@ impl ToStorage {
         self.bulk.send((bytes, permit)).map_err(|_| ended.to_owned())
     }
 
-    /// Asks storage, and waits for the answer.
+    /// Sends a command to storage and waits for the answer.
     ///
     /// # Errors
-    /// Its refusal, or that it does not answer.
+    /// Storage rejects the command, or does not answer within 5 s.
     pub async fn ask(&self, command: Command) -> Result<Report, String> {
         let id = fastrand::u64(..);
-        let (tell, told) = oneshot::channel();
-        self.waiting.lock().await.insert(id, tell);
+        let (sender, received) = oneshot::channel();
+        self.waiting.lock().await.insert(id, sender);
         self.control(&Message::Command { id, command }).await?;
-        let answer = tokio::time::timeout(Duration::from_secs(5), told).await;
+        let answer = tokio::time::timeout(Duration::from_secs(5), received).await;
         self.waiting.lock().await.remove(&id);
         match answer {
             Ok(Ok(result)) => result,
@@ -116,68 +115,69 @@ impl ToStorage {
 pub struct Session {
     options: Options,
     counters: Arc<Counters>,
-    known: watch::Sender<Option<Known>>,
-    storage: ToStorage,
-    /// Who is to give this host a copy of its store, and the first frame of its log.
-    lacks: mpsc::Sender<(NodeId, u64)>,
+    storage: watch::Sender<Option<StorageInfo>>,
+    link: ToStorage,
+    /// The leader from which this host needs a snapshot, and the first frame of the leader's log.
+    snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
     peers: HashMap<NodeId, (Outbox, String, tokio::task::JoinHandle<()>)>,
 }
 
-/// The ends of the queues to storage.
+/// The receiving ends of the queues to storage.
 pub struct Ends {
     control: mpsc::Receiver<Vec<u8>>,
     bulk: mpsc::UnboundedReceiver<(Vec<u8>, OwnedSemaphorePermit)>,
-    strangers: mpsc::Receiver<Member>,
+    unlisted: mpsc::Receiver<Member>,
 }
 
-/// A session that has not begun.
-/// What comes from other hosts goes in by `strangers`; what storage says of a copy that it is to get goes out by `lacks`.
+/// A session that is not connected yet. Hosts outside the member list come in by `unlisted`; leaders from which storage needs
+/// a snapshot go out by `snapshot_needed_by`.
 pub fn new(
     options: Options,
     counters: Arc<Counters>,
-    lacks: mpsc::Sender<(NodeId, u64)>,
-    strangers: mpsc::Receiver<Member>,
+    snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
+    unlisted: mpsc::Receiver<Member>,
 ) -> (Session, Ends) {
     let (control_in, control) = mpsc::channel(CONTROL_MAX);
     let (bulk_in, bulk) = mpsc::unbounded_channel();
     let (room, waiting) = (Arc::new(Semaphore::new(BULK_MAX)), Arc::default());
-    let storage = ToStorage { control: control_in, bulk: bulk_in, room, waiting, awake: Arc::default() };
-    let session = Session { options, counters, known: watch::Sender::new(None), storage, lacks, peers: HashMap::new() };
-    (session, Ends { control, bulk, strangers })
+    let link = ToStorage { control: control_in, bulk: bulk_in, room, waiting, spin: Arc::default() };
+    let storage = watch::Sender::new(None);
+    let session = Session { options, counters, storage, link, snapshot_needed_by, peers: HashMap::new() };
+    (session, Ends { control, bulk, unlisted })
 }
 
-/// Why a session ended.
+/// The reason why a session ended.
 type Ended = std::io::Error;
 
 impl Session {
-    /// What storage says of itself, while it is there.
-    pub fn identity(&self) -> watch::Receiver<Option<Known>> {
-        self.known.subscribe()
+    /// Identity and members from storage, while it is connected.
+    pub fn identity(&self) -> watch::Receiver<Option<StorageInfo>> {
+        self.storage.subscribe()
     }
 
-    /// What keeps the loop awake after a message.
-    pub(super) fn awake(&self) -> Arc<Awake> {
-        self.storage.awake.clone()
+    /// Keeps the message loop spinning after a message.
+    pub(super) fn spin(&self) -> Arc<Spin> {
+        self.link.spin.clone()
     }
 
     /// Runs for ever.
     ///
     /// # Errors
-    /// Storage refuses to talk: another version.
+    /// Storage rejects this process: another version.
     pub async fn run(mut self, mut ends: Ends) -> Outcome {
         loop {
-            match self.hold(&mut ends).await {
+            match self.connect(&mut ends).await {
                 Ok(Some(refusal)) => return Err(crate::exit::Failure::new(crate::exit::USAGE, refusal)),
-                Ok(None) => tracing::warn!("storage is gone; looking for it again"),
-                Err(error) => tracing::debug!(%error, "storage is not there"),
+                Ok(None) => tracing::warn!("storage has closed the connection; reconnecting"),
+                Err(error) => tracing::debug!(%error, "cannot connect to storage"),
             }
-            self.known.send_replace(None);
+            self.storage.send_replace(None);
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
-    /// One session; a refusal if storage gave one.
-    async fn hold(&mut self, ends: &mut Ends) -> Result<Option<String>, Ended> {
+    /// One connection, until it ends; the reason if storage rejected it.
+    async fn connect(&mut self, ends: &mut Ends) -> Result<Option<String>, Ended> {
         let run_dir = RunDir::find(&self.options.store).map_err(std::io::Error::other)?;
         let stream = UnixStream::connect(run_dir.cluster_socket()).await?;
         let bells = Bells::open(&run_dir.bells()).map_err(std::io::Error::other)?;
@@ -186,7 +186,7 @@ impl Session {
         let (mut received, mut chunk) = (Vec::new(), vec![0; CHUNK]);
         loop {
             tokio::select! {
-                // Control first, then what storage says, then bulk.
+                // Control first, then messages of storage, then bulk.
                 biased;
                 Some(bytes) = ends.control.recv() => write(&stream, &bells, &bytes).await?,
                 ready = stream.readable() => {
@@ -194,11 +194,11 @@ impl Session {
                     if !read(&stream, &mut chunk, &mut received)? {
                         return Ok(None);
                     }
-                    if let Some(refusal) = self.hear(&mut received).await? {
+                    if let Some(refusal) = self.receive(&mut received).await? {
                         return Ok(Some(refusal));
                     }
                 }
-                Some(stranger) = ends.strangers.recv() => self.meet_stranger(stranger),
+                Some(host) = ends.unlisted.recv() => self.add_unlisted(host),
                 Some((bytes, permit)) = ends.bulk.recv() => {
                     write(&stream, &bells, &bytes).await?;
                     drop(permit);
@@ -207,23 +207,23 @@ impl Session {
         }
     }
 
-    async fn hear(&mut self, received: &mut Vec<u8>) -> Result<Option<String>, Ended> {
+    async fn receive(&mut self, received: &mut Vec<u8>) -> Result<Option<String>, Ended> {
         let mut at = 0;
         while let Some((message, len)) = Message::decode(received.get(at..).unwrap_or(&[])).map_err(std::io::Error::other)? {
             at += len;
             match message {
                 Message::Welcome(identity) => {
-                    tracing::info!(node = identity.node.0, session = identity.session, "storage is there");
-                    let known = Known { identity, members: Vec::new(), strangers: Vec::new(), storage: self.storage.clone() };
-                    self.known.send_replace(Some(known));
+                    tracing::info!(node = identity.node.0, session = identity.session, "connected to storage");
+                    let storage = StorageInfo { identity, members: Vec::new(), unlisted: Vec::new(), link: self.link.clone() };
+                    self.storage.send_replace(Some(storage));
                 }
                 Message::Refused(reason) => return Ok(Some(reason)),
-                Message::Members(members) => self.meet(members),
+                Message::Members(members) => self.set_members(members),
                 Message::State(state) => {
-                    tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "this host");
+                    tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "raft state");
                 }
                 Message::Raft(raft) => {
-                    self.storage.awake.stir();
+                    self.link.spin.notify();
                     let to = raft.to;
                     let has_frames = !raft.heads.is_empty();
                     let sent = self.peers.get(&to).is_some_and(|p| p.0.raft(raft));
@@ -242,13 +242,13 @@ impl Session {
                     }
                 }
                 Message::FetchSnapshot { leader } => {
-                    // Said again as long as it holds.
-                    self.lacks.try_send((leader, u64::MAX)).ok();
+                    // Storage repeats it while it holds.
+                    self.snapshot_needed_by.try_send((leader, u64::MAX)).ok();
                 }
                 Message::Answer { id, result } => {
-                    if let Some(tell) = self.storage.waiting.lock().await.remove(&id) {
-                        // Who has asked may have gone.
-                        tell.send(result).ok();
+                    if let Some(sender) = self.link.waiting.lock().await.remove(&id) {
+                        // The asking task may be gone.
+                        sender.send(result).ok();
                     }
                 }
                 Message::Hello { .. }
@@ -266,38 +266,38 @@ impl Session {
     async fn drop_one(&self, to: NodeId, has_frames: bool) {
         count(&self.counters.dropped, 1);
         if has_frames && let Ok(bytes) = Message::Unreachable(to).encode() {
-            // There may be no room: then consensus learns it by the next heartbeat.
-            self.storage.control.try_send(bytes).ok();
+            // If the queue is full, raft finds out by the next heartbeat.
+            self.link.control.try_send(bytes).ok();
         }
     }
 
-    /// The members are these: peers that are new are dialled, those that are none any more are let go.
-    fn meet(&mut self, members: Vec<Member>) {
-        self.known.send_if_modified(|known| {
-            let Some(now) = known.as_mut() else { return false };
-            now.strangers.retain(|s| members.iter().all(|m| m.node != s.node));
+    /// Replaces the member list: dials new members, drops the peers of removed ones.
+    fn set_members(&mut self, members: Vec<Member>) {
+        self.storage.send_if_modified(|storage| {
+            let Some(now) = storage.as_mut() else { return false };
+            now.unlisted.retain(|host| members.iter().all(|m| m.node != host.node));
             now.members = members;
             true
         });
         self.dial();
     }
 
-    /// A host that is no member as far as this one knows is dialled too: it may lead.
-    fn meet_stranger(&mut self, stranger: Member) {
-        self.known.send_if_modified(|known| {
-            let Some(now) = known.as_mut().filter(|k| !k.strangers.contains(&stranger)) else { return false };
-            now.strangers.retain(|s| s.node != stranger.node);
-            now.strangers.truncate(STRANGERS_MAX - 1);
-            now.strangers.insert(0, stranger);
+    /// Dials a host that is not in the member list too: it may be the leader.
+    fn add_unlisted(&mut self, host: Member) {
+        self.storage.send_if_modified(|storage| {
+            let Some(now) = storage.as_mut().filter(|s| !s.unlisted.contains(&host)) else { return false };
+            now.unlisted.retain(|other| other.node != host.node);
+            now.unlisted.truncate(UNLISTED_MAX - 1);
+            now.unlisted.insert(0, host);
             true
         });
         self.dial();
     }
 
-    /// Each other host has its peer.
+    /// Starts a peer for each other host, and stops those of hosts that are gone or have moved.
     fn dial(&mut self) {
-        let Some(known) = self.known.borrow().clone() else { return };
-        let (identity, members) = (known.identity, [known.members, known.strangers].concat());
+        let Some(storage) = self.storage.borrow().clone() else { return };
+        let (identity, members) = (storage.identity, [storage.members, storage.unlisted].concat());
         let is_other = |m: &&Member| m.node != identity.node && !m.address.is_empty();
         self.peers.retain(|node, (_, address, task)| {
             let stays = members.iter().any(|m| m.node == *node && m.address == *address) && !task.is_finished();
@@ -313,8 +313,8 @@ impl Session {
             let (outbox, peer) = Peer::new(
                 member.clone(),
                 self.options.clone(),
-                self.known.subscribe(),
-                self.storage.clone(),
+                self.storage.subscribe(),
+                self.link.clone(),
                 self.counters.clone(),
             );
             self.peers.insert(member.node, (outbox, member.address.clone(), tokio::spawn(peer.run())));
@@ -322,7 +322,7 @@ impl Session {
     }
 }
 
-/// Writes all of `bytes`; storage is rung with each part, so that it makes room for the next.
+/// Writes all of `bytes`, and notifies storage after each part, so that it reads and makes room for the next.
 async fn write(stream: &UnixStream, bells: &Bells, bytes: &[u8]) -> Result<(), Ended> {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -339,7 +339,7 @@ async fn write(stream: &UnixStream, bells: &Bells, bytes: &[u8]) -> Result<(), E
     Ok(())
 }
 
-/// Reads what is there; `false` if the other end has closed.
+/// Reads the bytes that are available; `false` if the other end has closed.
 fn read(stream: &UnixStream, chunk: &mut [u8], received: &mut Vec<u8>) -> Result<bool, Ended> {
     match stream.try_read(chunk) {
         Ok(0) => Ok(false),

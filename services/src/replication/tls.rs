@@ -1,19 +1,19 @@
-//! Owns: certificates: who a host is on the wire, and that it is.
+//! Owns: certificates and authentication with them.
 //!
-//! A host's certificate has the DNS name `node-N.CLUSTER`, an operator's `operator.CLUSTER`. What CLUSTER is, a process
-//! takes from its own certificate: the others' have the same behind the dot. That is the name of the cluster, or
-//! whatever else the authority of its hosts has chosen.
+//! A host's certificate has the DNS name `node-N.CLUSTER`, an operator's `operator.CLUSTER`. A process takes CLUSTER from its
+//! own certificate; all certificates of a cluster share it. It is the name of the cluster, or another name that the
+//! authority chose.
 //!
-//! What must hold: without certificates nothing leaves loopback; both ends prove who they are by a certificate that the
-//! cluster's authority has signed; files that have changed are used from the next connection on.
+//! What must hold: without certificates nothing leaves loopback; both ends authenticate with a certificate that the
+//! cluster's authority signed; changed files are used from the next connection on.
 
 use std::io::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tapestore_engine::cluster_admin::store_id;
 use tapestore::lsn::NodeId;
+use tapestore_engine::cluster_admin::store_id;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -23,14 +23,14 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
-use super::door::{self, Begins};
+use super::acceptor::{self, Protocol};
 use super::{is_loopback, local};
 use crate::exit::{Failure, NO_INPUT, Outcome, USAGE};
 
-/// What a client without certificates is told.
-pub const WANTS_TLS: &str = "this host wants TLS: give --tls-cert, --tls-key and --tls-ca, for a host the certificate \
+/// Refusal of a client without certificates.
+pub const WANTS_TLS: &str = "this host requires TLS: give --tls-cert, --tls-key and --tls-ca, for a host the certificate \
     node-N.CLUSTER, for an operator operator.CLUSTER; for a trial `tape cluster certs` makes them";
-/// What a client with certificates is told by a host without.
+/// Refusal of a client with certificates by a host without: the TLS alert handshake_failure.
 const HAS_NO_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 40];
 
 /// PEM files.
@@ -39,13 +39,13 @@ const HAS_NO_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 40];
 pub struct Files {
     /// This host's certificate.
     pub cert: PathBuf,
-    /// Its key.
+    /// Key of the certificate.
     pub key: PathBuf,
-    /// The authority.
+    /// Certificate of the authority.
     pub ca: PathBuf,
 }
 
-/// The name in the certificate of host `node` of the cluster that certificates call `cluster`.
+/// The name in the certificate of host `node`; `cluster` is the part behind the dot.
 pub fn node_name(node: NodeId, cluster: &str) -> String {
     format!("node-{node}.{cluster}")
 }
@@ -55,7 +55,7 @@ pub fn operator_name(cluster: &str) -> String {
     format!("operator.{cluster}")
 }
 
-/// What `name` calls the cluster, if it is a name of a host or an operator.
+/// The part behind the dot of `name`, if it is a name of a host or an operator.
 fn cluster_in(name: &str) -> Option<&str> {
     let (who, cluster) = name.split_once('.')?;
     let who = who.to_ascii_lowercase();
@@ -63,7 +63,7 @@ fn cluster_in(name: &str) -> Option<&str> {
     ((is_host || who == "operator") && !cluster.is_empty()).then_some(cluster)
 }
 
-/// `error` and what it comes from: a transport error's own text says only that it is one.
+/// `error` and its sources; the text of a transport error alone has no reason.
 pub fn why(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut source = error.source();
@@ -78,17 +78,17 @@ pub fn why(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
-/// Whether `address` may be used: without TLS only loopback may.
+/// Checks that `address` may be used: without TLS only a loopback address.
 ///
 /// # Errors
-/// What to do.
+/// [`USAGE`], with the options to give.
 pub fn check_plain(address: &str, uses_tls: bool) -> Outcome {
     if uses_tls || is_loopback(address) {
         return Ok(());
     }
     let reason = format!(
-        "{address} is no loopback address, and records would cross the network in the clear: give --tls-cert, --tls-key and \
-         --tls-ca (for a trial `tape cluster certs` makes them), or use 127.0.0.1"
+        "{address} is not a loopback address, and without TLS records would cross the network unencrypted: give --tls-cert, \
+         --tls-key and --tls-ca (for a trial, `tape cluster certs` creates them), or use 127.0.0.1"
     );
     Err(Failure::new(USAGE, reason))
 }
@@ -109,29 +109,29 @@ fn read(path: &PathBuf) -> Outcome<Vec<u8>> {
 }
 
 impl Files {
-    /// What this process's own certificate calls the cluster of identity `cluster`: the name that has that identity comes
-    /// first, if there are several.
+    /// The cluster names in this process's own certificate. If there are several, the one of the identity `cluster` comes
+    /// first.
     ///
     /// # Errors
-    /// The file cannot be read, or is for no host and no operator.
+    /// The file is unreadable, or has no name of a host or an operator.
     pub fn clusters(&self, cluster: u128) -> Outcome<Vec<String>> {
         let bad = |why: String| Failure::new(USAGE, format!("{}: {why}", self.cert.display()));
         let pem = read(&self.cert)?;
-        let own = CertificateDer::pem_slice_iter(&pem).next().ok_or_else(|| bad("there is no certificate in it".to_owned()))?;
+        let own = CertificateDer::pem_slice_iter(&pem).next().ok_or_else(|| bad("the file has no certificate".to_owned()))?;
         let names = names(&own.map_err(|e| bad(e.to_string()))?);
         let mut clusters: Vec<String> = names.iter().filter_map(|n| cluster_in(n)).map(str::to_owned).collect();
         clusters.sort_by_key(|c| store_id(c) != cluster);
         if clusters.is_empty() {
-            let due = "a host's is for the DNS name node-N.CLUSTER, an operator's for operator.CLUSTER";
+            let due = "a host needs the DNS name node-N.CLUSTER, an operator operator.CLUSTER";
             return Err(bad(format!("the certificate is for {names:?}; {due}")));
         }
         Ok(clusters)
     }
 
-    /// How to connect to host `node` of the cluster of identity `cluster`.
+    /// TLS settings for a connection to host `node` of the cluster with the identity `cluster`.
     ///
     /// # Errors
-    /// A file cannot be read, or what is wrong with this process's own certificate.
+    /// A file is unreadable, or this process's own certificate is wrong.
     pub fn client(&self, node: NodeId, cluster: u128) -> Outcome<ClientTlsConfig> {
         let clusters = self.clusters(cluster)?;
         let name = node_name(node, clusters.first().map_or("", String::as_str));
@@ -168,7 +168,7 @@ impl Files {
     }
 }
 
-/// Accepts connections with the certificates as they are now.
+/// Accepts TLS connections with the current certificates.
 pub struct Acceptor {
     files: Files,
     as_of: [Option<SystemTime>; 3],
@@ -176,17 +176,17 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// With the certificates in `files`.
+    /// Reads the certificates in `files`.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// A file is unreadable or malformed.
     pub fn new(files: Files) -> Outcome<Acceptor> {
         let as_of = files.changed();
         let config = Arc::new(files.server()?);
         Ok(Acceptor { files, as_of, config })
     }
 
-    /// The files.
+    /// The certificate files.
     pub fn files(&self) -> &Files {
         &self.files
     }
@@ -197,50 +197,50 @@ impl Acceptor {
             self.as_of = now;
             match self.files.server() {
                 Ok(config) => {
-                    tracing::info!(cert = %self.files.cert.display(), "certificates have changed and are used from now on");
+                    tracing::info!(cert = %self.files.cert.display(), "loaded changed certificates");
                     self.config = Arc::new(config);
                 }
-                Err(error) => tracing::error!(%error, "changed certificates are not used"),
+                Err(error) => tracing::error!(%error, "cannot load changed certificates; the earlier ones stay in use"),
             }
         }
         self.config.clone()
     }
 
-    /// A proof of who is at the other end of a connection, with the certificates as they are now.
-    pub fn proof(&mut self, stream: TcpStream) -> impl Future<Output = Result<TlsStream<TcpStream>, Error>> + use<> {
+    /// Authenticates the other end of `stream` with the current certificates.
+    pub fn accept(&mut self, stream: TcpStream) -> impl Future<Output = Result<TlsStream<TcpStream>, Error>> + use<> {
         let acceptor = tokio_rustls::TlsAcceptor::from(self.config());
         async move {
             if let Some(stream) = only_tls(stream).await? {
                 acceptor.accept(stream).await
             } else {
-                Err(Error::other("it does not speak TLS"))
+                Err(Error::other("the client does not use TLS"))
             }
         }
     }
 }
 
-/// Gives `stream` back if it begins with a handshake of TLS; who does not is told what is wanted.
+/// Returns `stream` if it begins with a TLS handshake; refuses it otherwise.
 async fn only_tls(mut stream: TcpStream) -> Result<Option<TcpStream>, Error> {
-    match door::begins(&stream).await? {
-        Begins::Tls => return Ok(Some(stream)),
-        Begins::Local => local::refuse(&mut stream, WANTS_TLS).await?,
-        Begins::Http2 => door::turn_away(&mut stream, WANTS_TLS).await?,
-        Begins::Other => {}
+    match acceptor::protocol(&stream).await? {
+        Protocol::Tls => return Ok(Some(stream)),
+        Protocol::Local => local::refuse(&mut stream, WANTS_TLS).await?,
+        Protocol::Http2 => acceptor::refuse_http2(&mut stream, WANTS_TLS).await?,
+        Protocol::Other => {}
     }
-    door::linger(stream).await;
+    acceptor::linger(stream).await;
     Ok(None)
 }
 
-/// A proof of who is at the other end of a connection to a host without certificates, which is `host` now.
-pub async fn plain_proof(mut stream: TcpStream, host: Option<(local::Host, PathBuf)>) -> Result<TcpStream, Error> {
-    match door::begins(&stream).await? {
-        Begins::Local => return local::admit(stream, host).await,
-        Begins::Tls => stream.write_all(&HAS_NO_TLS).await?,
-        Begins::Http2 => {
-            door::turn_away(&mut stream, "without certificates this host hears tapestore's own processes alone").await?
+/// Authenticates a client at a host without certificates, which is `host`.
+pub async fn accept_local(mut stream: TcpStream, host: Option<(local::Host, PathBuf)>) -> Result<TcpStream, Error> {
+    match acceptor::protocol(&stream).await? {
+        Protocol::Local => return local::admit(stream, host).await,
+        Protocol::Tls => stream.write_all(&HAS_NO_TLS).await?,
+        Protocol::Http2 => {
+            acceptor::refuse_http2(&mut stream, "without certificates this host accepts only processes of tapestore").await?
         }
-        Begins::Other => {}
+        Protocol::Other => {}
     }
-    door::linger(stream).await;
-    Err(Error::other("it is no process of tapestore's, or uses TLS where this host does not"))
+    acceptor::linger(stream).await;
+    Err(Error::other("the client is not a tapestore process, or uses TLS while this host does not"))
 }

@@ -1,23 +1,23 @@
-//! Owns: messages of consensus as they are on the wire between hosts, and as storage knows them.
+//! Owns: the conversion of raft messages and reports between gRPC and storage.
 //!
-//! What must hold: what another host says is not trusted: sizes are bounded and agree before anything is made of it.
+//! What must hold: messages of other hosts are not trusted: sizes are bounded and consistent before a message is built.
 
 use bytes::Bytes;
-use tapestore_engine::consensus::message::{Command, FrameHead, Raft, Report};
 use tapestore::lsn::NodeId;
+use tapestore_engine::consensus::message::{Command, FrameHead, Raft, Report};
 
 use super::proto;
 
-/// Bytes of the frames of one message at most.
+/// Most bytes of frames in one message.
 pub const FRAMES_MAX: usize = 5 << 20;
-/// Bytes of one message as gRPC decodes it, at most.
+/// Most bytes of one gRPC message.
 pub const MESSAGE_MAX: usize = 8 << 20;
-/// Frames of one message at most.
+/// Most frames in one message.
 const HEADS_MAX: usize = 1024;
-/// Bytes that consensus may put in for itself.
+/// Most bytes of raft's context field.
 const CONTEXT_MAX: usize = 4096;
 
-/// `raft` with the bytes of its frames, as it is sent.
+/// `raft` with the bytes of its frames, as a gRPC message.
 pub fn to_proto(raft: Raft, frames: Vec<u8>) -> proto::Envelope {
     let heads = raft.heads.iter().map(|h| proto::FrameHead {
         kind: u32::from(h.kind),
@@ -45,10 +45,10 @@ pub fn to_proto(raft: Raft, frames: Vec<u8>) -> proto::Envelope {
     proto::Envelope { message: Some(proto::envelope::Message::Raft(message)) }
 }
 
-/// The message that `from` has sent to `to`, or why it is none.
+/// The message that `from` sent to `to`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The field that is out of bounds.
 pub fn from_proto(raft: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, String> {
     let kind = u8::try_from(raft.kind).map_err(|_| format!("kind {}", raft.kind))?;
     if raft.heads.len() > HEADS_MAX || raft.context.len() > CONTEXT_MAX || raft.frames.len() > FRAMES_MAX {
@@ -84,7 +84,7 @@ pub fn from_proto(raft: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, S
     Ok(raft)
 }
 
-/// What an operator asks.
+/// The command of an operator.
 pub fn command(command: proto::Command) -> Option<Command> {
     let force = command.force;
     Some(match command.command? {
@@ -96,7 +96,7 @@ pub fn command(command: proto::Command) -> Option<Command> {
     })
 }
 
-/// How a host stands, as operators are told.
+/// A report for operators.
 pub fn report(report: &Report) -> proto::Report {
     let [appended_lsn, durable_lsn, committed_lsn] = report.records;
     let members = report.members.iter();
@@ -142,8 +142,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // As another host's: field 1 of an envelope, and as it is.
+        fn any_bytes_are_a_message_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            // Once as field 1 of an envelope, once as they are.
             let mut wrapped = vec![0x0a, bytes.len() as u8 & 0x7f];
             wrapped.extend(&bytes);
             for bytes in [&bytes, &wrapped] {
@@ -157,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_numbers_a_message_has_it_is_within_its_bounds_or_refused(
+        fn any_numbers_in_a_message_are_within_bounds_or_refused(
             numbers in proptest::collection::vec(prop_oneof![0..9u64, any::<u64>(), (1 << 32) - 2..(1u64 << 32) + 2], 12),
             kind in any::<u32>(), frames in 0..4usize, len in prop_oneof![Just(64u32), any::<u32>()],
         ) {

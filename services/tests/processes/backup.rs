@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tapestore::disk::sim::SimRng;
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::At;
 use tapestore::record::{Gap, Trade};

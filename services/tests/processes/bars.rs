@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::Value;
 use tapestore::bars;
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Durability};
+use tapestore::lsn::{Durability, InstrumentId};
 use tapestore::publisher::Publisher;
 use tapestore::record::{Price, Size, Trade, Volume};
 use tapestore::time::{Clock, HostClock, Ts};

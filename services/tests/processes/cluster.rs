@@ -14,7 +14,7 @@ use tape_services::replication::proto::peer_client::PeerClient;
 use tape_services::replication::proto::{self, Envelope, HelloRequest, Raft, envelope};
 use tape_services::replication::wire;
 use tapestore::disk::{Open, RealDisk};
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::record::{Trade, split};
@@ -316,7 +316,7 @@ fn the_tool_prints_status_transfers_leadership_and_changes_members() {
     let leader = hosts.leader();
     let next = leader % 3 + 1;
     let shown = ok(&hosts.tape(leader, &["cluster", "status"]));
-    assert!(shown.contains(&format!("node {leader} is leader in term")), "{shown}");
+    assert!(shown.contains(&format!("node {leader}: leader in term")), "{shown}");
     let far = ok(&hosts.tape(next, &["cluster", "status", "--json", "--at", &hosts.addresses[leader - 1]]));
     let far: serde_json::Value = serde_json::from_str(&far).unwrap();
     assert_eq!((&far["node"], &far["role"]), (&leader.into(), &"leader".into()));
@@ -400,7 +400,7 @@ fn under_tls_only_the_clusters_certificates_are_accepted_and_changed_files_are_r
     assert!(String::from_utf8_lossy(&refused.stderr).contains("operator"), "a host's certificate is not an operator's");
     let plain = hosts.tape(follower, &["cluster", "status", "--at", &at]);
     let message = String::from_utf8_lossy(&plain.stderr);
-    assert!(!plain.status.success() && message.contains("wants TLS") && message.contains("--tls-cert"), "{message}");
+    assert!(!plain.status.success() && message.contains("requires TLS") && message.contains("--tls-cert"), "{message}");
     // Certificates of another authority, with the right names.
     let other = hosts.dir.path().join("other");
     ok(&hosts.tape(1, &["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", other.to_str().unwrap()]));
@@ -790,7 +790,7 @@ fn a_repair_does_not_truncate_the_log_of_a_cluster_host() {
     std::fs::write(&segment, bytes).unwrap();
     let advice = hosts.tape(leader, &["repair"]);
     let message = format!("{}{}", String::from_utf8_lossy(&advice.stdout), String::from_utf8_lossy(&advice.stderr));
-    assert!(message.contains("tape cluster fill"), "{message}");
+    assert!(message.contains("tape cluster install-snapshot"), "{message}");
     let refused = hosts.tape(leader, &["repair", "--truncate-at", "1", "--i-accept-loss"]);
     assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("must not vote"));
 }

@@ -95,7 +95,8 @@ fn three_hosts_of_an_earlier_version_elect_a_leader_and_have_every_record() {
     let (mut hosts, _) = Hosts::bare(3, false);
     unpack("three-hosts-2026-11-28.tar.zst", &hosts.dir.path().join("three"));
     for n in 1..=3 {
-        std::fs::rename(hosts.dir.path().join(format!("three/{n}")), hosts.store(n)).unwrap();
+        let status = Command::new("mv").arg(hosts.dir.path().join(format!("three/{n}"))).arg(hosts.store(n)).status();
+        assert!(status.unwrap().success());
         hosts.start(n);
     }
     let leader = hosts.leader();

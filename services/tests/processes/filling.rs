@@ -162,13 +162,13 @@ fn a_host_with_damaged_files_installs_a_snapshot_by_one_command_and_keeps_the_ol
     let not_there = fill(&hosts.addresses[other - 1], broken);
     let message = String::from_utf8_lossy(&not_there.stderr).into_owned();
     assert!(
-        !not_there.status.success() && message.contains(&format!("node {leader} does")),
+        !not_there.status.success() && message.contains(&format!("node {leader} leads")),
         "a follower sends no snapshot: {message}"
     );
     let other_name = fill(&hosts.addresses[leader - 1], other);
     assert!(!other_name.status.success(), "another host's certificate");
     let done = ok(&fill(&hosts.addresses[leader - 1], broken));
-    assert!(done.contains("what was here is in"), "{done}");
+    assert!(done.contains("the old store is kept in"), "{done}");
     let kept = std::fs::read_dir(hosts.store(broken)).unwrap().flatten().map(|e| e.path());
     let kept = kept.into_iter().find(|p| p.file_name().unwrap().to_str().unwrap().starts_with("replaced-")).unwrap();
     assert_eq!(std::fs::read(kept.join(wal::DIR).join(log.file_name().unwrap())).unwrap()[4096..4160], [0xaa; 64]);
@@ -315,7 +315,7 @@ fn a_host_that_may_have_lost_frames_installs_a_snapshot_and_votes_again() {
         String::from_utf8_lossy(&output.stdout).contains(what).then_some(())
     };
     eventually("the status of a host without a vote", || {
-        status_contains(&hosts, "waits for a copy of the leader's store, and does not vote")
+        status_contains(&hosts, "waits for a snapshot of the leader's store, and does not vote")
     });
     assert!(status_contains(&hosts, "lossy").is_some());
     hosts.start_replication(lossy_host);

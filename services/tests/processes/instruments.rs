@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tapestore::bus::attach::{Message, Mode, ask};
 use tapestore::bus::{BatchHeader, Bus};
-use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::publisher::PublishError;
 use tapestore::record::{Record, Trade};
 use tapestore::shm::bell::{Bell, Bells};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapestore::disk::sim::SimRng;
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PubSeq};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader};
 use tapestore::record::{Gap, Trade};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Durability, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::record::Trade;
 use tapestore::shm::control::Statistic;

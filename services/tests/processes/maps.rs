@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Durability, Lsn};
+use tapestore::lsn::{Durability, InstrumentId, Lsn};
 use tapestore::reader::{At, Reader};
 use tapestore::record::Trade;
 

@@ -1,6 +1,6 @@
 //! A disk with less free space than the configured minimum.
 
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::At;
 use tapestore::record::{Name, Trade};

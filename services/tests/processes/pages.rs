@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PublisherId};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, TimeRange};
 use tapestore::record::Trade;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tapestore::bus::attach::{self, Message, Mode};
 use tapestore::error::Error;
-use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
 use tapestore::reader::{At, Series, Snapshot, TimeRange};
 use tapestore::record::{Quote, Record, Trade};
@@ -308,7 +308,8 @@ fn an_epoch_is_resumed_by_the_process_that_missed_the_answer_and_by_no_other() {
     let store = Store::serve();
     let ask = |mode, incarnation| {
         let mut stream = std::os::unix::net::UnixStream::connect(store.run_dir().attach_socket()).unwrap();
-        attach::ask(&mut stream, &Message::Attach { publisher: PublisherId(4), mode, level: Durability::Os, incarnation }).unwrap()
+        attach::ask(&mut stream, &Message::Attach { publisher: PublisherId(4), mode, level: Durability::Os, incarnation })
+            .unwrap()
     };
     let epoch = |message| if let Message::Attached(grant) = message { grant.epoch.0 } else { panic!("{message:?}") };
     assert_eq!(epoch(ask(Mode::New, 5)), 1);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use tapestore::lsn::{InstrumentId, Durability, Lsn};
+use tapestore::lsn::{Durability, InstrumentId, Lsn};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::Depth10;

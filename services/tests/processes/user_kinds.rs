@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Durability, Lsn};
+use tapestore::lsn::{Durability, InstrumentId, Lsn};
 use tapestore::publisher::PublishError;
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{Kind, Price, Record, RecordRef, Size, Trade};

@@ -36,7 +36,8 @@ fn other_does(program: &str, arguments: &[&str]) {
 }
 
 fn publish(store: &Path) {
-    let mut publisher = Publisher::open(Options { durability: Durability::Fsync, ..Options::new(store, PublisherId(1)) }).unwrap();
+    let mut publisher =
+        Publisher::open(Options { durability: Durability::Fsync, ..Options::new(store, PublisherId(1)) }).unwrap();
     let instrument = publisher.instrument(&"X:1".parse().unwrap()).unwrap();
     publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
     publisher.flush(Durability::Fsync, PATIENCE).unwrap();

@@ -1,7 +1,7 @@
 //! An answer is complete or an error: records in the log alone are never left out silently.
 
 use tapestore::error::Error;
-use tapestore::lsn::{InstrumentId, Durability, Lsn};
+use tapestore::lsn::{Durability, InstrumentId, Lsn};
 use tapestore::reader::{At, Reader};
 use tapestore::record::{Kind, Record, user_kinds};
 use tapestore::shm::control::{Control, Statistic};

@@ -164,7 +164,8 @@ impl Change {
             return Err(Bad { what: "members in a membership frame", expected: MEMBERS_MAX as u64, found: count });
         }
         demand("members in a membership frame", count.saturating_mul(RAW_WORDS as u64), rest.len() as u64)?;
-        let members = rest.chunks_exact(RAW_WORDS).map(|raw| MemberEntry::parse(&bytemuck::pod_read_unaligned(bytemuck::cast_slice(raw))));
+        let members =
+            rest.chunks_exact(RAW_WORDS).map(|raw| MemberEntry::parse(&bytemuck::pod_read_unaligned(bytemuck::cast_slice(raw))));
         Ok(Change { transition, members: members.collect::<Result<_, _>>()? })
     }
 }

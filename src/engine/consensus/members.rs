@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
 
-use super::format::{Change, LEARNER, LEARNER_NEXT, OUTGOING, MemberEntry, Transition, VOTER};
+use super::format::{Change, LEARNER, LEARNER_NEXT, MemberEntry, OUTGOING, Transition, VOTER};
 use super::meta::Meta;
 use tapestore::lsn::NodeId;
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::format::{
-    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, NAME_MAX, OUTGOING, SLOT_LEN, MemberEntry, Slot, VERSION, VOTER,
+    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, MemberEntry, NAME_MAX, OUTGOING, SLOT_LEN, Slot, VERSION, VOTER,
 };
 use super::message::{GENERATION_MAX, Greeting, TERM_MAX};
 use tapestore::disk::{Disk, DiskFile, Open, publish};
@@ -116,7 +116,10 @@ impl Meta {
             return refuse(format!("the snapshot is of another store, {:032x}", copy.store_id));
         }
         if copy.generation < self.generation {
-            return refuse(format!("the snapshot is of generation {}, this host of generation {}", copy.generation, self.generation));
+            return refuse(format!(
+                "the snapshot is of generation {}, this host of generation {}",
+                copy.generation, self.generation
+            ));
         }
         // A forced promotion starts over; earlier acknowledgements do not count.
         if copy.generation == self.generation && (term < self.term || last < self.commit) {
@@ -185,7 +188,12 @@ impl Meta {
 
     /// The greeting for a host that it meets.
     pub fn greeting(&self) -> Greeting {
-        Greeting { node: self.node, incarnation: self.incarnation, is_fresh: self.is_fresh, initial_members: self.initial_members() }
+        Greeting {
+            node: self.node,
+            incarnation: self.incarnation,
+            is_fresh: self.is_fresh,
+            initial_members: self.initial_members(),
+        }
     }
 
     /// Checks the members that an operator has given.

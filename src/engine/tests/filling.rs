@@ -6,7 +6,7 @@ use super::replicas::{Hosts, eventually, publish};
 use super::*;
 use crate::consensus::format::VOTER;
 use crate::consensus::message::Message;
-use crate::consensus::{MetaFile as RaftFile, MemberEntry, meta as raft_meta};
+use crate::consensus::{MemberEntry, MetaFile as RaftFile, meta as raft_meta};
 use crate::snapshot::{install, meta_of, state_of, transfer, verify_log};
 use tapestore::disk::{Disk, Open, RealDisk, copy};
 use tapestore::lsn::NodeId;

@@ -90,7 +90,10 @@ fn frames_that_do_not_follow_each_other_and_invalid_terms_are_dropped_and_the_ho
         let vote = Raft { term, index, log_term: state.last_term, context, ..from(REQUEST_VOTE) };
         hosts.net.force(NodeId(victim), &Message::Raft(vote));
         hosts.net.force(NodeId(victim), &Message::Raft(Raft { term, ..from(APPEND) }));
-        hosts.net.force(NodeId(victim), &Message::Reached { node: NodeId(leader), generation: term, last: term, needs_snapshot: false });
+        hosts.net.force(
+            NodeId(victim),
+            &Message::Reached { node: NodeId(leader), generation: term, last: term, needs_snapshot: false },
+        );
     }
     for _ in 0..2 {
         let now = hosts.ask(victim, Command::Status).unwrap();

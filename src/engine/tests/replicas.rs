@@ -440,7 +440,7 @@ fn a_follower_that_does_not_forward_names_the_leader() {
         Ok(_) => panic!("it is attached"),
     });
     assert!(matches!(error, Error::NotLeader { leader: Some(named), .. } if named == NodeId(leader)), "{error}");
-    assert!(error.to_string().contains(&format!("node {leader} does")), "{error}");
+    assert!(error.to_string().contains(&format!("node {leader} is")), "{error}");
     // On the leader's host publishers are served as usual.
     let mut at_leader = hosts.publisher(leader, 1, Durability::Quorum);
     publish(&mut at_leader, 0, 100);

@@ -166,6 +166,7 @@ impl Sink for ArrowSink {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
     use std::path::Path;
 
     use tapestore::lsn::Lsn;
@@ -174,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::checksum::name_hash;
-    use crate::error::Result;
+    use crate::error::{Error, Result, Work};
     use crate::input::{self, Message, Options};
 
     /// The records of `path`, or why it cannot be read to its end.
@@ -207,6 +208,11 @@ mod tests {
             sink.finish(&checksum).unwrap();
             let whole = read(&path).unwrap();
             assert_eq!(whole.len(), 20);
+            let ended = input::open_watched(&path, &Options::default(), &mut |progress| {
+                assert!(progress.done > 0 && progress.done <= progress.total, "{progress:?}");
+                ControlFlow::Break(())
+            });
+            assert!(matches!(ended, Err(Error::Interrupted { work: Work::Check, .. })));
             let bytes = std::fs::read(&path).unwrap();
             for len in (0..bytes.len()).step_by(7) {
                 std::fs::write(&path, &bytes[..len]).unwrap();

@@ -318,7 +318,7 @@ fn kind_of(opened: &Opened, options: &Options) -> Result<&'static Schema, Fault>
         return Err(Fault::new(format!("its rows are of kind '{name}', not what --kind says")).values(asked, name));
     }
     if of(NUMBER).is_none() {
-        // A SSTable, or one of before files said it.
+        // An SSTable, or a file of a version that wrote no number.
         return kind_with(name, &columns);
     }
     let number = of(NUMBER).and_then(|n| n.parse().ok()).map(Kind);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tapestore::lsn::{InstrumentId, Durability, Lsn, PubSeq};
+use tapestore::lsn::{Durability, InstrumentId, Lsn, PubSeq};
 use tapestore::publisher::Publisher;
 use tapestore::reader::{At, Reader};
 use tapestore::record::{RecordRef, Trade, split};

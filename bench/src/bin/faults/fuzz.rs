@@ -10,7 +10,7 @@ use tapestore::bus::BatchHeader;
 use tapestore::bus::attach::{Message as Said, Mode};
 use tapestore::disk::sim::{SimDisk, SimRng};
 use tapestore::disk::{Disk, Open};
-use tapestore::lsn::{Epoch, InstrumentId, Durability, Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::record::{Depth10, Layout, Name, Price, Quote, Record, Size, Trade, Volume};
 use tapestore::sstable::{self, FileMeta};
 use tapestore::time::{Ts, parse_duration};

@@ -99,7 +99,8 @@ fn publish(
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
     // A small ring, so that it fills up.
-    let options = Options { durability: level, open_timeout: PATIENCE, ring_bytes: 2 << 20, ..Options::new(store, PublisherId(id)) };
+    let options =
+        Options { durability: level, open_timeout: PATIENCE, ring_bytes: 2 << 20, ..Options::new(store, PublisherId(id)) };
     let mut publisher = match Publisher::open(options) {
         Ok(publisher) => publisher,
         Err(e) => {

@@ -251,8 +251,9 @@ impl Cluster {
         self.gone.extend(change.iter().filter(|s| s.roles == 0).map(|s| s.node.0));
         self.tally.up(what);
         // Now and then the removed or demoted voter leads at that moment; the current leader is never asked to remove itself.
-        let loser =
-            change.iter().find(|s| s.roles != format::VOTER && members.iter().any(|b| b.node == s.node && b.roles == format::VOTER));
+        let loser = change
+            .iter()
+            .find(|s| s.roles != format::VOTER && members.iter().any(|b| b.node == s.node && b.roles == format::VOTER));
         self.hosts[leader].hands_to = loser.map(|s| s.node).filter(|_| self.rng.below(3) == 0);
         self.hosts[leader].asked = Some(Change { transition: Transition::Auto, members: change });
     }

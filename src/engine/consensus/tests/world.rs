@@ -480,7 +480,8 @@ impl Cluster {
         let Some(live) = host.live.as_mut() else { return };
         let promised = |live: &Live| (live.node.meta().term, live.node.meta().vote, live.node.meta().membership);
         let before = promised(live);
-        let voted = |live: &Live| live.node.meta().members.iter().any(|s| s.node.0 == n as u64 + 1 && s.roles & format::VOTER != 0);
+        let voted =
+            |live: &Live| live.node.meta().members.iter().any(|s| s.node.0 == n as u64 + 1 && s.roles & format::VOTER != 0);
         let led = live.node.state().role == Role::Leader && voted(live);
         let heir = host.hands_to.take();
         if let Some(change) = host.asked.take()

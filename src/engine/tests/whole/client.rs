@@ -11,7 +11,7 @@ use super::super::*;
 use super::live::{Live, SimBatch, SimQueue};
 use super::world::Claims;
 use tapestore::bus::attach::{Message as Reply, Mode};
-use tapestore::lsn::{InstrumentId, Durability};
+use tapestore::lsn::{Durability, InstrumentId};
 use tapestore::record::Name;
 use tapestore::shm::control::{SlotState, SlotView};
 

@@ -127,7 +127,8 @@ impl Live {
     pub(super) fn start(options: Options, disk: &SimDisk, clock: &SimClock, boot: u128, first_ticket: u64) -> Result<Live> {
         let world = World { disk: Arc::new(disk.clone()), clock: Arc::new(clock.clone()), store_id: 5, boot };
         let recovered = recover(options, &world)?;
-        let Recovered { options, mut state, syncer, meta, control, flusher, sealed, node, started, run_dir, lock, .. } = recovered;
+        let Recovered { options, mut state, syncer, meta, control, flusher, sealed, node, started, run_dir, lock, .. } =
+            recovered;
         let watermarks = Arc::new(Watermarks::new(syncer.durable().index.0, node.is_alone()));
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
         let (spare_in, spare_out) = bounded(1);

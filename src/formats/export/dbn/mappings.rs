@@ -8,8 +8,8 @@ use tapestore::reader::{Series, TimeRange};
 use tapestore::record::{Kind, Mapping, Name, Record};
 use tapestore::time::{NANOS_PER_SECOND, Ts};
 
-use super::super::run::Run;
 use crate::error::Result;
+use crate::export::run::Run;
 
 /// Data set of instruments whose name says none.
 const NO_DATASET: &str = "TAPE";

@@ -16,9 +16,9 @@ use tapestore::record::{
     Bar1d, Bar1h, Bar1m, Bar1s, BookOrder, Definition, Depth10, Imbalance, Mapping, Name, Quote, Size, Statistic, Status, Trade,
 };
 
-use super::super::file::Sink;
 use super::mappings::Numbers;
 use crate::checksum::Checksum;
+use crate::export::file::Sink;
 
 /// Level of zstd, Databento's own.
 const ZSTD_LEVEL: i32 = 0;

@@ -8,7 +8,7 @@ use tapestore::record::{
 };
 use tapestore::time::Ts;
 
-use super::super::message::Message;
+use crate::input::message::Message;
 
 /// Multiples of 1e-9 that are one.
 pub(super) const NANO: u64 = 1_000_000_000;

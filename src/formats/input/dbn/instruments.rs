@@ -4,8 +4,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::names::Names;
 use crate::error::Fault;
+use crate::input::names::Names;
 
 /// Numbers of the instruments met.
 #[derive(Default)]

@@ -1,32 +1,32 @@
-//! Owns: asking a host of a cluster: the storage process of this host over its socket, another one over the network.
+//! Owns: requests to hosts of a cluster: to this host's storage process by its socket, to another host over the network.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use tapestore_engine::consensus::message::{Command, Member, Message, Progress, Report, Role, State};
 use tapestore::lsn::NodeId;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;
+use tapestore_engine::consensus::message::{Command, Member, Message, Progress, Report, Role, State};
 use tonic::transport::{Channel, Endpoint};
 
-use super::Far;
+use super::Target;
 use crate::exit::{DATA, Failure, Outcome, UNAVAILABLE, USAGE};
 use crate::replication::proto::{self, admin_client::AdminClient};
 use crate::replication::{local, tls};
 
-/// How long an answer is waited for.
+/// How long to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the host that listens at `address` has of the records `first` to `last`, stripe after stripe.
+/// The digests of the records `first` to `last` on the host at `address`.
 ///
 /// # Errors
-/// That it is not there, or cannot read them.
-pub fn read(store: &Path, far: &Far, address: &str, first: u64, last: u64) -> Outcome<Vec<proto::Digest>> {
+/// The host does not answer, or cannot read its records.
+pub fn digests(store: &Path, target: &Target, address: &str, first: u64, last: u64) -> Outcome<Vec<proto::Digest>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let channel = tokio::time::timeout(PATIENCE, connect(store, far, address)).await;
+        let channel = tokio::time::timeout(PATIENCE, connect(store, target, address)).await;
         let channel = channel.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))??;
         let refused = |s: tonic::Status| Failure::new(DATA, format!("{address}: {}", s.message()));
         let mut parts = AdminClient::new(channel).read(proto::Range { first, last }).await.map_err(refused)?.into_inner();
@@ -38,14 +38,14 @@ pub fn read(store: &Path, far: &Far, address: &str, first: u64, last: u64) -> Ou
     })
 }
 
-/// Asks the host that `far` names, or the one with `store`.
+/// Sends `command` to the host that `target` names, or to the one with `store`.
 ///
 /// # Errors
-/// That it is not there, or why it refuses.
-pub fn ask(store: &Path, far: &Far, command: Command) -> Outcome<Report> {
-    match &far.at {
-        Some(address) => from_afar(store, far, address, command),
-        None => here(store, command),
+/// The host does not answer, or refuses.
+pub fn send(store: &Path, target: &Target, command: Command) -> Outcome<Report> {
+    match &target.at {
+        Some(address) => other_host(store, target, address, command),
+        None => own_host(store, command),
     }
 }
 
@@ -53,7 +53,7 @@ fn unavailable(store: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(UNAVAILABLE, format!("no storage process serves {}: {why}; start tape-storage", store.display()))
 }
 
-fn here(store: &Path, command: Command) -> Outcome<Report> {
+fn own_host(store: &Path, command: Command) -> Outcome<Report> {
     let run_dir = RunDir::find(store)?;
     let mut stream = UnixStream::connect(run_dir.cluster_socket()).map_err(|e| unavailable(store, &e))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -65,7 +65,7 @@ fn here(store: &Path, command: Command) -> Outcome<Report> {
     loop {
         let len = stream.read(&mut chunk).map_err(|e| unavailable(store, &e))?;
         if len == 0 {
-            return Err(unavailable(store, &"it has hung up"));
+            return Err(unavailable(store, &"it closed the connection"));
         }
         received.extend_from_slice(chunk.get(..len).unwrap_or(&[]));
         if let Some((Message::Answer { result, .. }, _)) = Message::decode(&received)? {
@@ -74,42 +74,42 @@ fn here(store: &Path, command: Command) -> Outcome<Report> {
     }
 }
 
-fn from_afar(store: &Path, far: &Far, address: &str, command: Command) -> Outcome<Report> {
+fn other_host(store: &Path, target: &Target, address: &str, command: Command) -> Outcome<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let channel = tokio::time::timeout(PATIENCE, connect(store, far, address)).await;
+        let channel = tokio::time::timeout(PATIENCE, connect(store, target, address)).await;
         let channel = channel.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))??;
         let answer = tokio::time::timeout(PATIENCE, AdminClient::new(channel).ask(to_proto(command))).await;
         let answer = answer.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))?;
         let report = answer.map_err(|s| Failure::new(USAGE, format!("{address} refuses: {}", s.message())))?;
-        from_proto(report.into_inner()).ok_or_else(|| Failure::new(DATA, format!("{address} says what makes no sense")))
+        from_proto(report.into_inner()).ok_or_else(|| Failure::new(DATA, format!("{address} sent a report with an unknown role")))
     })
 }
 
-async fn connect(store: &Path, far: &Far, address: &str) -> Outcome<Channel> {
+async fn connect(store: &Path, target: &Target, address: &str) -> Outcome<Channel> {
     let bad = |e: &dyn std::fmt::Display| Failure::new(USAGE, format!("{address}: {e}"));
     let away = |e: tonic::transport::Error| Failure::new(UNAVAILABLE, format!("{address}: {}", tls::why(&e)));
     let id = tapestore::wal::meta::read(&tapestore::disk::RealDisk, store)?.map_or(0, |m| m.store_id);
-    let (Some(cert), Some(key), Some(ca)) = (&far.tls_cert, &far.tls_key, &far.tls_ca) else {
+    let (Some(cert), Some(key), Some(ca)) = (&target.tls_cert, &target.tls_key, &target.tls_ca) else {
         tls::check_plain(address, false)?;
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
-        // Which host that is, is known if this one knows the members; else whichever answers is asked.
-        let known = here(store, Command::Status).ok().and_then(|r| r.members.into_iter().find(|m| m.address == address));
-        let host = known.map(|m| local::Host { node: m.node, cluster: id });
+        // This host's member list names the node of that address. Without it any node is accepted.
+        let own = own_host(store, Command::Status).ok().and_then(|r| r.members.into_iter().find(|m| m.address == address));
+        let host = own.map(|m| local::Host { node: m.node, cluster: id });
         let wanted = local::Wanted { host, store: store.to_path_buf() };
         return local::connect(endpoint, address.to_owned(), wanted).await.map_err(away);
     };
-    // Which host that is, is asked of the one here that knows the members.
-    let known = here(store, Command::Status)?;
-    let node = known.members.iter().find(|m| m.address == address).map(|m| m.node);
-    let node = node.ok_or_else(|| bad(&"no member of the cluster that this store is in has this address"))?;
+    // This host's member list names the node of that address, which the certificate must name too.
+    let own = own_host(store, Command::Status)?;
+    let node = own.members.iter().find(|m| m.address == address).map(|m| m.node);
+    let node = node.ok_or_else(|| bad(&"no member of this store's cluster has this address"))?;
     let files = tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
     let config = files.client(node, id)?;
     let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|e| e.tls_config(config)).map_err(|e| bad(&e))?;
     endpoint.connect().await.map_err(away)
 }
 
-/// `command` as it is asked from afar; what only a replication process asks of its own storage is asked as status.
+/// `command` for another host. `Greet` is a request of a replication process to its own storage; it is sent as `Status`.
 fn to_proto(command: Command) -> proto::Command {
     use proto::command::Command as To;
     let force = matches!(command, Command::Promote { force: true, .. } | Command::Remove { force: true, .. });

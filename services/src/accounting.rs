@@ -1,8 +1,8 @@
-//! Owns: what became of the records that a command took from its input: stored at the publisher's level, on the way, or
-//! lost, and how the command ends by that.
+//! Owns: the account of the records that a command read from its input: stored at the publisher's level, below it, or lost;
+//! and the exit code that follows from it.
 //!
-//! What must hold: the numbers add up to the records taken; a command whose records are not all stored does not end as if
-//! they were; whoever asks it to end waits a moment for acknowledgements, not for a disk or for other hosts.
+//! What must hold: the numbers add up to the records read; a command whose records are not all stored ends with a failure;
+//! after a request to stop it waits 2 s for acknowledgements, not for a disk or for other hosts.
 
 use std::time::{Duration, Instant};
 
@@ -12,70 +12,70 @@ use tapestore::publisher::{Lost, Outstanding, PublishError, Publisher};
 use crate::exit::{Failure, INTERRUPTED, LOST, Outcome};
 use crate::terminal::thousands;
 
-/// How long the acknowledgements of the last records are waited for.
+/// How long to wait for the acknowledgements of the last records.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same once the command has been asked to end.
+/// The same after a request to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause between two looks whether it has been.
+/// Interval of checks for that request.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// What became of records.
+/// What became of the records.
 #[derive(Clone, Debug)]
-pub struct Balance {
-    /// Records taken.
+pub struct Accounting {
+    /// Records read from the input.
     pub taken: u64,
-    /// The level that counts as stored.
+    /// The durability level that counts as stored.
     pub level: Durability,
-    /// What has not reached it.
+    /// Records below that level.
     pub outstanding: Outstanding,
-    /// What has left the publisher's ring, and storage never had; a gap record says so.
+    /// Records that left the publisher's ring before storage received them; a gap record marks them.
     pub lost: Vec<Lost>,
 }
 
-impl Balance {
-    /// Waits until the `taken` records have reached the publisher's level, and says how far they came; also why they did
-    /// not reach it.
-    pub fn settle(publisher: &mut Publisher, taken: u64, stop: &dyn Fn() -> bool) -> (Balance, Result<(), PublishError>) {
+impl Accounting {
+    /// Waits until the `taken` records reach the publisher's level, and counts those that do; also returns why the others
+    /// did not.
+    pub fn settle(publisher: &mut Publisher, taken: u64, stop: &dyn Fn() -> bool) -> (Accounting, Result<(), PublishError>) {
         let level = publisher.level();
         let settled = flush(publisher, level, FLUSH_TIMEOUT, stop);
         if level == Durability::None {
-            // Nothing is promised; how much came is counted all the same.
+            // This level has no acknowledgements. The records in the log are counted nevertheless.
             flush(publisher, Durability::Os, STOP_TIMEOUT, stop).ok();
         }
         let (outstanding, lost) = (publisher.outstanding(), publisher.take_lost());
-        (Balance { taken, level, outstanding, lost }, settled)
+        (Accounting { taken, level, outstanding, lost }, settled)
     }
 
-    /// Records that were lost on their way.
+    /// Lost records.
     fn lost(&self) -> u64 {
         self.lost.iter().map(|l| l.last.0 - l.first.0 + 1).sum()
     }
 
-    /// Records at their level.
+    /// Records at the level.
     pub fn stored(&self) -> u64 {
         self.taken.saturating_sub(self.outstanding.total() + self.lost())
     }
 
-    /// The numbers by name, for JSON.
+    /// The numbers, with the names that JSON output uses.
     pub fn numbers(&self) -> [(&'static str, u64); 4] {
         let Outstanding { in_log, unacknowledged } = self.outstanding;
         [("stored", self.stored()), ("in_log", in_log), ("unacknowledged", unacknowledged), ("lost", self.lost())]
     }
 
-    /// How a command ends whose input ended with `input`: with its failure, or because it was `interrupted`, or because
-    /// not all came to their level, which is why `settled` failed.
+    /// The outcome of a command: the failure of its `input`, the request to stop (`interrupted`), or the reason in `settled`
+    /// why records are below their level.
     ///
     /// # Errors
-    /// [`LOST`] if records are not stored; the input's own failure, or [`INTERRUPTED`], if all are.
+    /// [`LOST`] if records are not stored; else the input's failure, or [`INTERRUPTED`].
     pub fn conclude(&self, input: Outcome, settled: Result<(), PublishError>, interrupted: bool) -> Outcome {
-        // Durability `none` asks for no acknowledgement; who is cut short learns what has none all the same.
+        // At the level `none` nothing is acknowledged; a command that ends early counts all the same.
         let counts = self.level > Durability::None || interrupted || input.is_err();
         let missing = counts && self.outstanding.total() > 0 || self.lost() > 0;
         let cause = match (&input, &settled) {
             (Err(failure), _) => failure.to_string(),
             _ if interrupted => "interrupted".to_owned(),
             (_, Err(error)) => error.to_string(),
-            _ if missing => "not all records came to their level".to_owned(),
+            _ if missing => "not all records reached their level".to_owned(),
             _ => return Ok(()),
         };
         if missing || settled.is_err() {
@@ -83,30 +83,30 @@ impl Balance {
         }
         let n = thousands(self.stored());
         let before = match self.level {
-            Durability::None => format!("Of the records before it {n} are in the log"),
+            Durability::None => format!("{n} of the records before it are in the log"),
             level => format!("The {n} records before it are stored at level {level}"),
         };
         let code = input.err().map_or(INTERRUPTED, |failure| failure.code);
-        Err(Failure::new(code, format!("{cause}. {before}, and nothing of what follows is published")))
+        Err(Failure::new(code, format!("{cause}. {before}, and no later record was published")))
     }
 
-    /// The numbers as a sentence.
+    /// The numbers as one sentence.
     fn account(&self) -> String {
         let Outstanding { in_log, unacknowledged } = self.outstanding;
         let [taken, stored, in_log, unacknowledged, lost] =
             [self.taken, self.stored(), in_log, unacknowledged, self.lost()].map(thousands);
-        let mut text = format!("Of {taken} records taken {stored} are stored at level {}", self.level);
+        let mut text = format!("{stored} of {taken} records are stored at level {}", self.level);
         if self.outstanding.in_log > 0 {
-            text += &format!("; {in_log} are in the log, and not at that level yet");
+            text += &format!("; {in_log} are in the log, below that level");
         }
         if self.outstanding.unacknowledged > 0 {
             text += &format!(
-                "; {unacknowledged} are not acknowledged: they were in this process and are lost with it, unless storage had received them already"
+                "; {unacknowledged} are not acknowledged: they were queued in this process and are lost with it, unless storage had received them"
             );
         }
         for l in &self.lost {
             text += &format!(
-                "; records {} to {} of epoch {} ({lost} in all) were lost before storage had them, and a gap record says so",
+                "; records {} to {} of epoch {} ({lost} in all) were lost before storage received them; a gap record marks them",
                 l.first, l.last, l.epoch
             );
         }

@@ -1,40 +1,40 @@
-//! Owns: which processes keep files alive that are gone: a reader that holds a snapshot keeps the bytes of what has
-//! been merged, let go or flushed since.
+//! Owns: finding processes that map deleted files of a store: a reader's snapshot keeps the bytes of files that were
+//! compacted, expired or flushed since.
 //!
-//! What must hold: the system itself is asked, so a reader that has died holds nothing; a file is counted once a
-//! process, however often it is mapped.
+//! What must hold: the numbers come from the system, so a dead reader holds nothing; a file counts once per process, however
+//! often it is mapped.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Files that a process keeps.
+/// A process that maps deleted files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pin {
-    /// The process.
+pub struct Holder {
+    /// Process id.
     pub pid: u32,
-    /// Bytes of address space, which are at most the bytes that the files take.
+    /// Mapped bytes: at most the bytes that the files take.
     pub bytes: u64,
 }
 
-/// What processes keep of files that were below one of `dirs` and are gone. Processes of other users are not seen.
-pub fn of(dirs: &[&Path]) -> Vec<Pin> {
+/// The processes that map deleted files below one of `dirs`. Processes of other users are invisible.
+pub fn of(dirs: &[&Path]) -> Vec<Holder> {
     let dirs: Vec<PathBuf> = dirs.iter().map(|d| std::fs::canonicalize(d).unwrap_or_else(|_| d.to_path_buf())).collect();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    let pinned = pids.filter_map(|pid| {
-        // It may have ended meanwhile, or be somebody else's.
+    let found = pids.filter_map(|pid| {
+        // The process may have ended, or belong to another user.
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
         let bytes = deleted(&maps, &dirs);
-        (bytes > 0).then_some(Pin { pid, bytes })
+        (bytes > 0).then_some(Holder { pid, bytes })
     });
-    let mut pins: Vec<Pin> = pinned.collect();
-    pins.sort_unstable_by_key(|p| (std::cmp::Reverse(p.bytes), p.pid));
-    pins
+    let mut holders: Vec<Holder> = found.collect();
+    holders.sort_unstable_by_key(|p| (std::cmp::Reverse(p.bytes), p.pid));
+    holders
 }
 
-/// Bytes that `maps`, as the system prints them, have of deleted files below `dirs`.
+/// Bytes of deleted files below `dirs` in `maps`, a /proc/PID/maps.
 fn deleted(maps: &str, dirs: &[PathBuf]) -> u64 {
-    // A file may be mapped in parts; each part is known by where in the file it begins.
+    // A file may be mapped in parts, each with its own offset.
     let mut parts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for line in maps.lines() {
         let Some(path) = line.find('/').and_then(|at| line.get(at..)?.strip_suffix(" (deleted)")) else { continue };
@@ -52,15 +52,15 @@ fn deleted(maps: &str, dirs: &[PathBuf]) -> u64 {
     parts.values().sum()
 }
 
-/// What is to be said of a history of so many files: each process that reads maps each of them, and the system allows it
-/// only so many maps. `None` if they are few.
+/// A warning if a reader of `files` SSTables needs more than half of the memory maps that the system allows: it maps each
+/// file.
 pub fn maps_warning(files: u64) -> Option<String> {
     let limit = tapestore::error::maps_max()?;
-    // Snapshots that are held keep files of before, too.
+    // Open snapshots map earlier files too.
     (files > limit / 2).then(|| {
         format!(
-            "history has {files} files, and a process that reads maps each of them: the system allows a process {limit} maps. \
-             Raise it (sysctl -w vm.max_map_count={}), or merge files (tape compact)",
+            "there are {files} SSTables, and a reader maps each of them; the system allows {limit} maps per process. Raise the \
+             limit (sysctl -w vm.max_map_count={}), or compact the store (tape compact)",
             limit.saturating_mul(4).max(files.saturating_mul(4))
         )
     })
@@ -71,11 +71,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_history_of_half_as_many_files_as_a_process_can_map_is_said_before_it_is_too_many() {
+    fn a_history_of_half_as_many_files_as_a_process_can_map_gives_a_warning() {
         let limit = tapestore::error::maps_max().unwrap();
         assert_eq!(maps_warning(limit / 2), None);
-        let said = maps_warning(limit / 2 + 1).unwrap();
-        assert!(said.contains("vm.max_map_count") && said.contains(&limit.to_string()), "{said}");
+        let warning = maps_warning(limit / 2 + 1).unwrap();
+        assert!(warning.contains("vm.max_map_count") && warning.contains(&limit.to_string()), "{warning}");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //!   `RetryUntilDelivered` hangs for ever when storage dies;
 //! - a batch that reached no receiver (`Ok(0)`) counts as not sent: it stays in the publisher's ring;
 //! - chunks are allocated once (`Static`): a grown segment of a dead publisher can be lost;
-//! - all memory of a segment is allocated before the first send ([`memory`]): otherwise a page is
+//! - all memory of a segment is allocated before the first send (`memory`): otherwise a page is
 //!   allocated at its first touch, and a full `/dev/shm` raises SIGBUS;
 //! - one service per publisher: a shared subscriber serves the first busy publisher and starves the
 //!   rest.

@@ -14,7 +14,7 @@ use tapestore::wal::{self, Truncated};
 ///
 /// # Errors
 /// [`Error::Locked`] while the store is served; [`Error::Missing`] if there is no store; [`Error::Consensus`] if a frame
-/// behind `last_kept` is committed; as [`wal::truncate`].
+/// behind `last_kept` is committed; as `wal::truncate`.
 pub fn truncate(options: &Options, world: &World, last_kept: u64) -> Result<Truncated> {
     let (disk, dir) = (&world.disk, &options.store);
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;

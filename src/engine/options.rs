@@ -51,9 +51,9 @@ pub struct Options {
     pub durability_min: Durability,
     /// How ingest waits for work.
     pub wait: Wait,
-    /// StoreState of the ingest thread.
+    /// CPU core of the ingest thread.
     pub ingest_core: Option<usize>,
-    /// StoreState of the sync thread.
+    /// CPU core of the sync thread.
     pub sync_core: Option<usize>,
     /// When and how SSTables are merged.
     pub compaction: compaction::Options,

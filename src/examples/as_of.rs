@@ -7,7 +7,13 @@
 use std::path::PathBuf;
 
 use tapestore::time::NANOS_PER_SECOND;
-use tapestore::{At, Quote, Reader, Record, Series, Ts};
+use tapestore::{At, Quote, Reader, Record, Row, Series, Ts};
+
+fn print(row: &Row<'_>) {
+    if let Some(quote) = row.record.get::<Quote>() {
+        println!("{}: bid {} x {}, ask {} x {}", row.index_time, quote.bid_px, quote.bid_sz, quote.ask_px, quote.ask_sz);
+    }
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -22,9 +28,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     };
     let time = newest.index_time;
-    println!("{} {time}: {:?}", newest.lsn, newest.record.get::<Quote>());
+    print(&newest);
     match snapshot.as_of(series, Ts(time.0 - NANOS_PER_SECOND))? {
-        Some(row) => println!("{} {}: {:?}", row.lsn, row.index_time, row.record.get::<Quote>()),
+        Some(row) => print(&row),
         None => println!("there was none a second before"),
     }
     Ok(())

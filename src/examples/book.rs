@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use tapestore::record::Volume;
 use tapestore::{At, Book, BookOrder, Reader, Record, Series, TimeRange};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,10 +23,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     for (price, level) in book.asks().take(5).collect::<Vec<_>>().into_iter().rev() {
-        println!("ask {price} x {} in {} orders", level.size, level.count);
+        println!("ask {price} x {} in {} orders", Volume::new(level.size), level.count);
     }
     for (price, level) in book.bids().take(5) {
-        println!("bid {price} x {} in {} orders", level.size, level.count);
+        println!("bid {price} x {} in {} orders", Volume::new(level.size), level.count);
     }
     // Changes that contradict the book, as a feed that began in the middle of a day sends them, are counted.
     println!("{} changes, {:?}", book.changes(), book.oddities());

@@ -51,7 +51,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let series = Series { instrument, kind: FairValue::KIND };
     let mut rows = snapshot.scan(series, TimeRange { from: now, to: Ts(now.0 + 1) });
     while let Some(row) = rows.next()? {
-        println!("{}: {:?}", row.lsn, row.record.get::<FairValue>());
+        if let Some(value) = row.record.get::<FairValue>() {
+            println!("{}: order {} fair {} edge {}", row.lsn, value.order_id, value.fair, value.edge);
+        }
     }
     println!("with order id 7: {}", snapshot.find(series, "order_id", 7)?.len());
     Ok(())

@@ -28,6 +28,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             None => follow.wait(Duration::from_millis(100)),
         }
     }
-    println!("{read} records, the last is {}", follow.position());
+    println!("{read} records, the next is {}", follow.position());
     Ok(())
 }

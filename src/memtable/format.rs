@@ -33,7 +33,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMEM\0");
 /// Format version.
 pub const VERSION: u64 = 1;
 
-/// Bytes of the smallest table. The largest frame takes a third of it: [`Layout::frame_max`].
+/// Bytes of the smallest table. The largest frame takes a third of it: `Layout::frame_max`.
 pub const LEN_MIN: u64 = 16 << 20;
 /// Bytes of the largest table: a row address is 31 bits, in units of 8 bytes.
 pub const LEN_MAX: u64 = 16 << 30;

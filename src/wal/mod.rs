@@ -1,5 +1,5 @@
-//! Owns: the log: its formats ([`format`], [`entry`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
-//! [`Syncer`]), reading ([`scan`]), truncation ([`Cut`]) and recovery ([`open`]).
+//! Owns: the log: its formats ([`format`], [`control_entry`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
+//! [`Syncer`]), reading ([`scan`]), truncation (`truncate`) and recovery ([`open`]).
 //!
 //! What must hold: a frame has the same bytes here and on every follower. Recovery is idempotent. It keeps every frame at or
 //! below the durable mark, or refuses; it syncs the frames that it keeps before it publishes a watermark.

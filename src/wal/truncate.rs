@@ -181,11 +181,11 @@ pub fn truncate(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex)
     Ok(Truncated { frames, records, first_lsn: at.lsn, last_lsn: Lsn(at.lsn.0 + records - 1), kept_in })
 }
 
-/// Keeps the tail behind frame `last_kept` of the log of the store in `dir` as [`cut`] does, and removes nothing: for a log
+/// Keeps the tail behind frame `last_kept` of the log of the store in `dir` as [`truncate()`] does, and removes nothing: for a log
 /// that a snapshot install will replace. Returns the file, if there are frames.
 ///
 /// # Errors
-/// As [`cut`].
+/// As [`truncate()`].
 pub fn keep_tail(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Option<PathBuf>> {
     let meta = MetaFile::open(disk, dir)?;
     let wal = dir.join(super::DIR);

@@ -200,7 +200,7 @@ impl Peer {
             Ok(reply) => reply.into_inner(),
             Err(status) => {
                 // Storage needs the other generation, above all if it leads in one that has ended.
-                if let Some(generation) = status.metadata().get("tape-generation").and_then(|v| v.to_str().ok()?.parse().ok()) {
+                if let Some(generation) = status.metadata().get("tape-epoch").and_then(|v| v.to_str().ok()?.parse().ok()) {
                     self.link
                         .control(&Message::Reached { node: self.member.node, generation, last: 0, needs_snapshot: false })
                         .await?;

@@ -181,7 +181,7 @@ impl Host {
                 hello.generation, own.generation
             );
             let mut status = Status::failed_precondition(why);
-            status.metadata_mut().insert("tape-generation", own.generation.into());
+            status.metadata_mut().insert("tape-epoch", own.generation.into());
             return Err(status);
         }
         Ok(())

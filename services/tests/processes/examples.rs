@@ -38,7 +38,7 @@ fn every_example_runs_and_prints_what_the_store_holds() {
     let store = Store::serve();
     let simulated = ["publish", "--sim", "--records", "20000", "--instruments", "20", "--publisher", "1"];
     store.tape_ok(&simulated);
-    assert!(run("as_of", &store.path, &[]).contains("bid_price"));
+    assert!(run("as_of", &store.path, &[]).contains(": bid "));
     assert!(run("book", &store.path, &[]).contains("bid "));
     assert!(run("bars", &store.path, &[]).contains("volume"));
     assert!(run("columns", &store.path, &[]).contains("trades, average price"));

@@ -18,7 +18,7 @@ use tapestore::time::{Ts, parse_duration};
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Rule {
-    /// Name of the kind; `*` is every kind.
+    /// Name of the kind; `*` is every kind but bust, correct, gap, definition and mapping.
     pub kind: String,
     /// Instruments, by a pattern of their names with `*`: their rows expire at a merge. Without it the rule is for the whole
     /// kind, and whole files are dropped.

@@ -8,6 +8,7 @@
 mod mapped;
 mod real;
 pub mod sim;
+pub mod two_slots;
 
 use std::path::{Path, PathBuf};
 

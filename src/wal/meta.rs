@@ -13,11 +13,12 @@
 //! What must hold: the slot with the higher `seq` is valid, and the other one is overwritten next, so a torn write leaves the
 //! older one. A term is durable here before a frame carries it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::format::{DurableMark, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN};
-use crate::disk::{Disk, DiskFile, Open, publish};
-use crate::error::{Error, Result};
+use crate::disk::Disk;
+use crate::disk::two_slots::{self, Content, Parsed, TwoSlots};
+use crate::error::Result;
 use crate::lsn::{FrameIndex, Lsn, Position, Term, Timeline};
 use crate::time::Ts;
 
@@ -27,8 +28,6 @@ pub const NAME: &str = "store.meta";
 const MAGIC: u64 = u64::from_le_bytes(*b"TAPEMETA");
 const VERSION: u32 = 2;
 const SLOT_LEN: usize = 512;
-const SLOT_OFFSETS: [u64; 2] = [0, 4096];
-const FILE_LEN: usize = 8192;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -77,10 +76,20 @@ pub struct Meta {
 }
 
 /// Open `store.meta`.
-pub struct MetaFile {
-    file: Box<dyn DiskFile>,
-    seq: u64,
-    meta: Meta,
+pub struct MetaFile(TwoSlots<Meta>);
+
+impl Content for Meta {
+    const NAME: &'static str = NAME;
+    const VERSION: u32 = VERSION;
+    const PURPOSE: &'static str = "it holds the store's identity";
+
+    fn encode(&self, seq: u64) -> Vec<u8> {
+        encode(self, seq).to_vec()
+    }
+
+    fn parse(bytes: &[u8]) -> Parsed<Meta> {
+        parse(bytes)
+    }
 }
 
 fn encode(meta: &Meta, seq: u64) -> [u8; SLOT_LEN] {
@@ -102,14 +111,7 @@ fn encode(meta: &Meta, seq: u64) -> [u8; SLOT_LEN] {
     bytemuck::cast(slot)
 }
 
-enum Parsed {
-    Valid(u64, Box<Meta>),
-    Version(u32),
-    Foreign(u64),
-    Damaged { expected: u64, found: u64 },
-}
-
-fn parse(bytes: &[u8]) -> Parsed {
+fn parse(bytes: &[u8]) -> Parsed<Meta> {
     let Some(Ok(slot)) = bytes.get(..SLOT_LEN).map(bytemuck::try_pod_read_unaligned::<Slot>) else {
         return Parsed::Foreign(bytes.len() as u64);
     };
@@ -118,13 +120,13 @@ fn parse(bytes: &[u8]) -> Parsed {
     }
     let crc = crc32c::crc32c(bytemuck::bytes_of(&Slot { crc: 0, ..slot }));
     if crc != slot.crc {
-        return Parsed::Damaged { expected: u64::from(crc), found: u64::from(slot.crc) };
+        return Parsed::Damaged { what: "store.meta CRC", expected: u64::from(crc), found: u64::from(slot.crc) };
     }
     if !(1..=VERSION).contains(&slot.version) {
         return Parsed::Version(slot.version);
     }
     if !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&slot.segment_size) {
-        return Parsed::Damaged { expected: SEGMENT_SIZE_MIN, found: slot.segment_size };
+        return Parsed::Damaged { what: "segment size", expected: SEGMENT_SIZE_MIN, found: slot.segment_size };
     }
     let [low, high] = slot.store_id;
     let durable = DurableMark {
@@ -146,110 +148,64 @@ fn parse(bytes: &[u8]) -> Parsed {
     Parsed::Valid(slot.seq, Box::new(meta))
 }
 
-fn path_of(dir: &Path) -> PathBuf {
-    dir.join(NAME)
-}
-
 /// Reads `store.meta` in `dir`; `None` if there is no such file.
 ///
 /// # Errors
-/// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot is valid; [`Error::Io`].
+/// `Error::Foreign`, `Error::Version` or `Error::Corrupt` if no slot is valid; `Error::Io`.
 pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
-    let path = path_of(dir);
-    if !disk.exists(&path)? {
-        return Ok(None);
-    }
-    let file = disk.open(&path, Open::Read)?;
-    newest(file.as_ref(), &path).map(|(_, meta)| Some(meta))
-}
-
-fn newest(file: &dyn DiskFile, path: &Path) -> Result<(u64, Meta)> {
-    let mut bytes = vec![0u8; FILE_LEN];
-    file.read_at(&mut bytes, 0)?;
-    let mut best: Option<(u64, Meta)> = None;
-    let mut worst = None;
-    for offset in SLOT_OFFSETS {
-        let path = path.to_path_buf();
-        match parse(bytes.get(offset as usize..).unwrap_or(&[])) {
-            Parsed::Valid(seq, meta) if best.is_none_or(|(b, _)| seq > b) => best = Some((seq, *meta)),
-            Parsed::Valid(..) => {}
-            Parsed::Version(found) => return Err(Error::Version { path, found, supported: VERSION }),
-            Parsed::Foreign(found) => worst = worst.or(Some(Error::Foreign { path, what: "store.meta", found })),
-            Parsed::Damaged { expected, found } => {
-                worst = Some(Error::Corrupt { path, offset, lsn: Lsn(1), what: "store.meta CRC", expected, found });
-            }
-        }
-    }
-    match (best, worst) {
-        (Some(best), damaged) => {
-            if let Some(error) = damaged {
-                tracing::warn!(%error, "one slot of store.meta is unreadable; using the other; check the disk");
-            }
-            Ok(best)
-        }
-        (None, Some(error)) => Err(error),
-        (None, None) => Err(Error::Missing { path: path.to_path_buf(), what: "it holds the store's identity" }),
-    }
+    two_slots::read(disk, dir)
 }
 
 impl MetaFile {
     /// Creates `store.meta` in `dir` atomically.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// `Error::Io`.
     pub fn create(disk: &dyn Disk, dir: &Path, meta: Meta) -> Result<MetaFile> {
-        let mut bytes = vec![0u8; FILE_LEN];
-        for (seq, offset) in (1u64..).zip(SLOT_OFFSETS) {
-            for (to, from) in bytes.iter_mut().skip(offset as usize).zip(encode(&meta, seq)) {
-                *to = from;
-            }
-        }
-        publish(disk, &path_of(dir), &bytes)?;
-        MetaFile::open(disk, dir)
+        TwoSlots::create(disk, dir, &meta).map(MetaFile)
     }
 
     /// Opens the existing `store.meta` in `dir`.
     ///
     /// # Errors
-    /// As [`read`], and [`Error::Missing`].
+    /// As [`read`], and `Error::Missing`.
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<MetaFile> {
-        let path = path_of(dir);
-        if !disk.exists(&path)? {
-            return Err(Error::Missing { path, what: "it holds the store's identity" });
-        }
-        let file = disk.open(&path, Open::Write)?;
-        let (seq, meta) = newest(file.as_ref(), &path)?;
-        Ok(MetaFile { file, seq, meta })
+        TwoSlots::open(disk, dir).map(MetaFile)
     }
 
     /// Content of the file.
     pub fn meta(&self) -> &Meta {
-        &self.meta
+        self.0.content()
     }
 
     /// Stores `meta` durably.
     ///
     /// # Errors
-    /// [`Error::Io`]; the file then holds the old content or the new.
+    /// `Error::Io`; the file then holds the old content or the new.
     ///
     /// # Panics
     /// If the term or the timeline falls.
     pub fn update(&mut self, meta: Meta) -> Result<()> {
-        assert!(meta.term >= self.meta.term && meta.timeline >= self.meta.timeline, "terms and timelines never fall");
-        self.seq += 1;
-        let [a, b] = SLOT_OFFSETS;
-        // Slot A holds odd numbers, so the older slot is overwritten.
-        self.file.write_at(&encode(&meta, self.seq), if self.seq % 2 == 1 { a } else { b })?;
-        self.file.sync()?;
-        self.meta = meta;
-        Ok(())
+        let before = self.meta();
+        assert!(meta.term >= before.term && meta.timeline >= before.timeline, "terms and timelines never fall");
+        self.0.write(meta)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::disk::sim::SimDisk;
+    use crate::disk::two_slots::STRIDE;
+    use crate::error::Error;
+
+    const FILE_LEN: usize = 2 * STRIDE;
+
+    fn path_of(dir: &Path) -> PathBuf {
+        dir.join(NAME)
+    }
 
     const DIR: &str = "/s";
 

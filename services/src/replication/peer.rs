@@ -21,7 +21,7 @@ use super::session::{StorageInfo, ToStorage};
 use super::{Counters, Options, count, local, tls, wire};
 
 /// Version of the protocol between hosts.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Metadata key of a status: the other host's storage rejects this host.
 pub const REJECTED: &str = "tape-unheard";
 /// Most queued control messages; raft sends lost ones again.
@@ -83,7 +83,7 @@ impl Outbox {
             return false;
         }
         if raft.heads.is_empty() {
-            return self.control.try_send(wire::to_proto(raft, Vec::new())).is_ok();
+            return wire::to_proto(&raft, Vec::new()).is_ok_and(|envelope| self.control.try_send(envelope).is_ok());
         }
         self.append_bytes.take(bytes_of(&raft)) && self.append.send(raft).is_ok()
     }
@@ -350,7 +350,7 @@ async fn send_frames(
         };
         count(&counters.sent_bytes, len);
         count(&counters.sent, 1);
-        to.send(wire::to_proto(raft, frames)).await?;
+        to.send(wire::to_proto(&raft, frames).map_err(std::io::Error::other)?).await?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use tapestore::lsn::NodeId;
-use tapestore_engine::consensus::message::{Command, FrameHead, Raft, Report};
+use tapestore_engine::consensus::message::{Command, Raft, Report};
 
 use super::proto;
 
@@ -14,72 +14,39 @@ pub const FRAMES_MAX: usize = 5 << 20;
 pub const MESSAGE_MAX: usize = 8 << 20;
 /// Most frames in one message.
 const HEADS_MAX: usize = 1024;
+/// Most bytes of a raft message without its frames: a head takes at most 37.
+const RAFT_MAX: usize = 64 << 10;
 /// Most bytes of raft's context field.
 const CONTEXT_MAX: usize = 4096;
 
 /// `raft` with the bytes of its frames, as a gRPC message.
-pub fn to_proto(raft: Raft, frames: Vec<u8>) -> proto::Envelope {
-    let heads = raft.heads.iter().map(|h| proto::FrameHead {
-        kind: u32::from(h.kind),
-        term: h.term,
-        index: h.index,
-        position: h.position,
-        len: h.len,
-        header_crc: h.header_crc,
-    });
-    let message = proto::Raft {
-        kind: u32::from(raft.kind),
-        term: raft.term,
-        log_term: raft.log_term,
-        index: raft.index,
-        commit: raft.commit,
-        commit_term: raft.commit_term,
-        reject: raft.reject,
-        reject_hint: raft.reject_hint,
-        request_snapshot: raft.request_snapshot,
-        priority: raft.priority,
-        heads: heads.collect(),
-        context: Bytes::from(raft.context),
-        frames: Bytes::from(frames),
-    };
-    proto::Envelope { message: Some(proto::envelope::Message::Raft(message)) }
+///
+/// # Errors
+/// That it cannot be encoded.
+pub fn to_proto(raft: &Raft, frames: Vec<u8>) -> tapestore::error::Result<proto::Envelope> {
+    let message = proto::Raft { message: Bytes::from(raft.encode()?), frames: Bytes::from(frames) };
+    Ok(proto::Envelope { message: Some(proto::envelope::Message::Raft(message)) })
 }
 
 /// The message that `from` sent to `to`.
 ///
 /// # Errors
 /// The field that is out of bounds.
-pub fn from_proto(raft: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, String> {
-    let kind = u8::try_from(raft.kind).map_err(|_| format!("kind {}", raft.kind))?;
-    if raft.heads.len() > HEADS_MAX || raft.context.len() > CONTEXT_MAX || raft.frames.len() > FRAMES_MAX {
-        return Err(format!("{} frames of {} bytes, context of {}", raft.heads.len(), raft.frames.len(), raft.context.len()));
+pub fn from_proto(message: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, String> {
+    let proto::Raft { message, frames } = message;
+    if message.len() > RAFT_MAX || frames.len() > FRAMES_MAX {
+        return Err(format!("a message of {} bytes with frames of {}", message.len(), frames.len()));
     }
-    let mut heads = Vec::with_capacity(raft.heads.len());
-    for h in &raft.heads {
-        let kind = u8::try_from(h.kind).map_err(|_| format!("frame kind {}", h.kind))?;
-        heads.push(FrameHead { kind, term: h.term, index: h.index, position: h.position, len: h.len, header_crc: h.header_crc });
+    let raft = Raft::decode(&message).map_err(|e| e.to_string())?;
+    if raft.heads.len() > HEADS_MAX || raft.context.len() > CONTEXT_MAX || !raft.frames.is_empty() {
+        return Err(format!("{} frames, context of {} bytes", raft.heads.len(), raft.context.len()));
     }
-    let total: u64 = heads.iter().map(|h| u64::from(h.len)).sum();
-    if total != raft.frames.len() as u64 || heads.iter().any(|h| h.len < 64 || !h.len.is_multiple_of(64)) {
-        return Err(format!("frames of {total} bytes in {}", raft.frames.len()));
+    let total: u64 = raft.heads.iter().map(|h| u64::from(h.len)).sum();
+    if total != frames.len() as u64 || raft.heads.iter().any(|h| h.len < 64 || !h.len.is_multiple_of(64)) {
+        return Err(format!("frames of {total} bytes in {}", frames.len()));
     }
-    let raft = Raft {
-        kind,
-        to,
-        from,
-        term: raft.term,
-        log_term: raft.log_term,
-        index: raft.index,
-        commit: raft.commit,
-        commit_term: raft.commit_term,
-        reject: raft.reject,
-        reject_hint: raft.reject_hint,
-        request_snapshot: raft.request_snapshot,
-        priority: raft.priority,
-        context: raft.context.to_vec(),
-        heads,
-        frames: raft.frames.to_vec(),
-    };
+    // The connection proves the sender; the message does not.
+    let raft = Raft { from, to, frames: frames.to_vec(), ..raft };
     raft.check().map_err(|e| e.to_string())?;
     Ok(raft)
 }
@@ -137,18 +104,20 @@ pub fn report(report: &Report) -> proto::Report {
 mod tests {
     use proptest::prelude::*;
     use prost::Message;
+    use tapestore_engine::consensus::message::{FrameHead, RAFT_VERSION};
 
     use super::*;
 
     proptest! {
         #[test]
         fn any_bytes_are_a_message_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // Once as field 1 of an envelope, once as they are.
-            let mut wrapped = vec![0x0a, bytes.len() as u8 & 0x7f];
-            wrapped.extend(&bytes);
-            for bytes in [&bytes, &wrapped] {
-                let Ok(envelope) = proto::Envelope::decode(&bytes[..]) else { continue };
-                if let Some(proto::envelope::Message::Raft(raft)) = envelope.message
+            // Once as an envelope, once as the message in it, with the right version.
+            let mut versioned = vec![RAFT_VERSION];
+            versioned.extend(&bytes);
+            let inner = proto::Raft { message: versioned.into(), frames: Bytes::new() };
+            let envelope = proto::Envelope::decode(&bytes[..]).ok().and_then(|e| e.message);
+            for message in [envelope, Some(proto::envelope::Message::Raft(inner))] {
+                if let Some(proto::envelope::Message::Raft(raft)) = message
                     && let Ok(raft) = from_proto(raft, NodeId(1), NodeId(2))
                 {
                     prop_assert!(raft.check().is_ok());
@@ -159,10 +128,10 @@ mod tests {
         #[test]
         fn any_numbers_in_a_message_are_within_bounds_or_refused(
             numbers in proptest::collection::vec(prop_oneof![0..9u64, any::<u64>(), (1 << 32) - 2..(1u64 << 32) + 2], 12),
-            kind in any::<u32>(), frames in 0..4usize, len in prop_oneof![Just(64u32), any::<u32>()],
+            kind in any::<u8>(), frames in 0..4usize, len in prop_oneof![Just(64u32), any::<u32>()],
         ) {
             let number = |n: usize| numbers.get(n).copied().unwrap_or(0);
-            let heads = (0..frames as u64).map(|n| proto::FrameHead {
+            let heads = (0..frames as u64).map(|n| FrameHead {
                 kind,
                 term: number(7),
                 index: number(8).wrapping_add(n),
@@ -170,7 +139,7 @@ mod tests {
                 len,
                 header_crc: 1,
             });
-            let message = proto::Raft {
+            let raft = Raft {
                 kind: kind % 40,
                 term: number(0),
                 log_term: number(1),
@@ -180,9 +149,9 @@ mod tests {
                 reject_hint: number(5),
                 request_snapshot: number(6),
                 heads: heads.collect(),
-                frames: vec![0; frames * 64].into(),
-                ..proto::Raft::default()
+                ..Raft::default()
             };
+            let message = proto::Raft { message: raft.encode().unwrap().into(), frames: vec![0; frames * 64].into() };
             if let Ok(raft) = from_proto(message, NodeId(1), NodeId(2)) {
                 prop_assert!((1..1 << 32).contains(&raft.term) && raft.index <= tapestore_engine::consensus::message::INDEX_MAX);
             }

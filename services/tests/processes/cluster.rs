@@ -11,7 +11,7 @@ use tape_services::replication::local;
 use tape_services::replication::peer::VERSION;
 use tape_services::replication::proto::admin_client::AdminClient;
 use tape_services::replication::proto::peer_client::PeerClient;
-use tape_services::replication::proto::{self, Envelope, HelloRequest, Raft, envelope};
+use tape_services::replication::proto::{self, Envelope, HelloRequest, envelope};
 use tape_services::replication::wire;
 use tapestore::disk::{Open, RealDisk};
 use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
@@ -21,6 +21,7 @@ use tapestore::record::{Trade, split};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
 use tapestore::wal::{self, Body, Chain};
+use tapestore_engine::consensus::message::{FrameHead, Raft};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tonic::transport::Endpoint;
@@ -636,9 +637,13 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         let ticket = client.hello(hello(9, to_follower)).await.unwrap().into_inner().ticket;
         // A vote request in a made-up term: without a ticket, with a wrong ticket, with another node's.
         let vote = Raft { kind: 5, term: 900, index: 1 << 40, log_term: 900, ..Raft::default() };
-        let envelope = |raft: Raft| Envelope { message: Some(envelope::Message::Raft(raft)) };
+        let sent = |message: Vec<u8>, frames: usize| {
+            let raft = proto::Raft { message: message.into(), frames: vec![0; frames].into() };
+            Envelope { message: Some(envelope::Message::Raft(raft)) }
+        };
+        let envelope = |raft: Raft, frames: usize| sent(raft.encode().unwrap(), frames);
         for (node, ticket) in [(None, None), (Some(9), Some(ticket ^ 1)), (Some(leader as u64), Some(ticket))] {
-            let mut request = tonic::Request::new(tokio_stream::iter([envelope(vote.clone())]));
+            let mut request = tonic::Request::new(tokio_stream::iter([envelope(vote.clone(), 0)]));
             node.map(|n: u64| request.metadata_mut().insert("tape-node", n.into()));
             ticket.map(|t: u64| request.metadata_mut().insert("tape-ticket", t.into()));
             assert_eq!(client.control(request).await.unwrap_err().code(), tonic::Code::Unauthenticated);
@@ -649,19 +654,24 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
             request.metadata_mut().insert("tape-ticket", ticket.into());
             request
         };
-        // An empty message, an unknown kind, a wrong length, a message over the size limit.
-        let head = tape_services::replication::proto::FrameHead { len: 640, ..Default::default() };
-        let short = Raft { kind: 3, heads: vec![head], frames: vec![0; 64].into(), ..Raft::default() };
-        let long = Raft { kind: 3, frames: vec![0; wire::FRAMES_MAX + 1].into(), ..Raft::default() };
+        // No message, an empty one, an unknown version, garbage, an unknown kind, a wrong length, a message over the size limit.
+        let head = FrameHead { kind: 0, term: 1, index: 1, position: 4096, len: 640, header_crc: 0 };
+        let append = Raft { kind: 3, ..Raft::default() };
+        let short = envelope(Raft { heads: vec![head], ..append.clone() }, 64);
+        let long = envelope(append.clone(), wire::FRAMES_MAX + 1);
+        let mut newer = vote.encode().unwrap();
+        newer[0] += 1;
+        let unknown = envelope(Raft { kind: 250, ..Raft::default() }, 0);
+        let garbage =
+            [Envelope { message: None }, sent(Vec::new(), 0), sent(newer, 0), sent(vec![1; 4096], 0), unknown, short, long];
         // Terms that do not fit a frame's field: a host that stored one could never elect a leader again.
-        let endless = |kind| Raft { kind, term: 1 << 32, context: b"CampaignTransfer".to_vec().into(), ..vote.clone() };
-        let none = [Envelope { message: None }, envelope(Raft { kind: 999, ..Raft::default() }), envelope(short), envelope(long)];
-        for bad in none.into_iter().chain([3, 5, 8].map(|kind| envelope(endless(kind)))) {
+        let endless = |kind| Raft { kind, term: 1 << 32, context: b"CampaignTransfer".to_vec(), ..vote.clone() };
+        for bad in garbage.into_iter().chain([3, 5, 8].map(|kind| envelope(endless(kind), 0))) {
             let mut receipts = client.append(send(vec![bad])).await.unwrap().into_inner();
             assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
         }
-        let vast = Raft { kind: 3, frames: vec![0; 2 * wire::MESSAGE_MAX].into(), ..Raft::default() };
-        let mut receipts = client.append(send(vec![envelope(vast)])).await.unwrap().into_inner();
+        let vast = envelope(append, 2 * wire::MESSAGE_MAX);
+        let mut receipts = client.append(send(vec![vast])).await.unwrap().into_inner();
         assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::OutOfRange);
         // Garbage instead of HTTP, and streams that are opened and dropped.
         for _ in 0..200 {

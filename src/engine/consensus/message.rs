@@ -17,6 +17,8 @@ use tapestore::lsn::NodeId;
 
 /// Version of these messages; both ends belong to one installation.
 pub const VERSION: u32 = 4;
+/// Version of the bytes of a raft message between hosts ([`Raft::encode`]), their first byte.
+pub const RAFT_VERSION: u8 = 1;
 /// Most bytes of one message.
 pub const MESSAGE_MAX: usize = 16 << 20;
 /// Raft's number of the message type that carries frames.
@@ -246,6 +248,31 @@ pub struct Raft {
 }
 
 impl Raft {
+    /// The message as hosts send it to each other: [`RAFT_VERSION`], then its fields as postcard encodes them. The bytes of its
+    /// frames travel beside it and are not in it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it cannot be encoded.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        debug_assert!(self.frames.is_empty(), "frames travel beside the message");
+        postcard::to_extend(self, vec![RAFT_VERSION]).map_err(|e| Error::invalid("raft message", e.to_string()))
+    }
+
+    /// Decodes a message that [`Raft::encode`] made. Total on any bytes; allocates no more than they hold. Call
+    /// [`Raft::check`] before using it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: another version, or no such message.
+    pub fn decode(bytes: &[u8]) -> Result<Raft> {
+        match bytes.split_first() {
+            Some((&RAFT_VERSION, body)) => postcard::from_bytes(body).map_err(|e| Error::invalid("raft message", e.to_string())),
+            Some((version, _)) => {
+                Err(Error::invalid("raft message", format!("version {version}; this host reads {RAFT_VERSION}")))
+            }
+            None => Err(Error::invalid("raft message", "it is empty")),
+        }
+    }
+
     /// Checks the numbers of a received message: everything that is stored, narrowed or added to is within bounds, and the
     /// frames are consecutive. Hosts adopt every higher term, so one above [`TERM_MAX`] would end all elections, on every host
     /// and after every start.

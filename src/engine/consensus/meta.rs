@@ -11,9 +11,10 @@ use super::format::{
     ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, MemberEntry, NAME_MAX, OUTGOING, SLOT_LEN, Slot, VERSION, VOTER,
 };
 use super::message::{GENERATION_MAX, Greeting, TERM_MAX};
-use tapestore::disk::{Disk, DiskFile, Open, publish};
+use tapestore::disk::Disk;
+use tapestore::disk::two_slots::{self, Content, Parsed, TwoSlots};
 use tapestore::error::{Error, Result};
-use tapestore::lsn::{Lsn, NodeId};
+use tapestore::lsn::NodeId;
 
 /// Name of the file in the store directory.
 pub const NAME: &str = "raft.meta";
@@ -223,7 +224,7 @@ impl Meta {
         Ok(())
     }
 
-    fn encode(&self, seq: u64) -> [u8; SLOT_LEN] {
+    fn slot(&self, seq: u64) -> [u8; SLOT_LEN] {
         let mut slot: Slot = bytemuck::Zeroable::zeroed();
         (slot.magic, slot.version, slot.seq) = (MAGIC, VERSION, seq);
         slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
@@ -245,15 +246,7 @@ impl Meta {
     }
 }
 
-/// State of a slot.
-enum Parsed {
-    Valid(u64, Box<Meta>),
-    Version(u32),
-    Foreign(u64),
-    Damaged { what: &'static str, expected: u64, found: u64 },
-}
-
-fn parse(bytes: &[u8]) -> Parsed {
+fn parse(bytes: &[u8]) -> Parsed<Meta> {
     let Some(Ok(slot)) = bytes.get(..SLOT_LEN).map(bytemuck::try_pod_read_unaligned::<Slot>) else {
         return Parsed::Foreign(bytes.len() as u64);
     };
@@ -313,55 +306,26 @@ fn parse(bytes: &[u8]) -> Parsed {
 /// # Errors
 /// [`Error::Foreign`], [`Error::Version`] or [`Error::Corrupt`] if no slot is valid.
 pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
-    let path = dir.join(NAME);
-    if !disk.exists(&path)? {
-        return Ok(None);
-    }
-    let file = disk.open(&path, Open::Read)?;
-    newest(file.as_ref(), &path).map(|(_, meta)| Some(meta))
+    two_slots::read(disk, dir)
 }
 
-fn newest(file: &dyn DiskFile, path: &Path) -> Result<(u64, Meta)> {
-    let mut bytes = vec![0u8; 2 * SLOT_LEN];
-    file.read_at(&mut bytes, 0)?;
-    let mut best: Option<(u64, Meta)> = None;
-    let mut worst = None;
-    for (offset, slot) in (0u64..).step_by(SLOT_LEN).zip(bytes.chunks(SLOT_LEN)) {
-        let path = path.to_path_buf();
-        match parse(slot) {
-            Parsed::Valid(seq, meta) if best.as_ref().is_none_or(|(b, _)| seq > *b) => best = Some((seq, *meta)),
-            Parsed::Valid(..) => {}
-            Parsed::Version(found) => return Err(Error::Version { path, found, supported: VERSION }),
-            Parsed::Foreign(found) => worst = worst.or(Some(Error::Foreign { path, what: NAME, found })),
-            Parsed::Damaged { what, expected, found } => {
-                worst = Some(Error::Corrupt { path, offset, lsn: Lsn(1), what, expected, found });
-            }
-        }
+impl Content for Meta {
+    const NAME: &'static str = NAME;
+    const VERSION: u32 = VERSION;
+    const PURPOSE: &'static str = "it holds the node's term and vote";
+
+    fn encode(&self, seq: u64) -> Vec<u8> {
+        self.slot(seq).to_vec()
     }
-    match (best, worst) {
-        (Some(best), damaged) => {
-            if let Some(error) = damaged {
-                tracing::warn!(%error, "one slot of raft.meta is damaged; the other is used, the next update rewrites both");
-            }
-            Ok(best)
-        }
-        (None, Some(error)) => Err(error),
-        (None, None) => Err(Error::Missing { path: path.to_path_buf(), what: "it holds the node's term and vote" }),
+
+    fn parse(bytes: &[u8]) -> Parsed<Meta> {
+        parse(bytes)
     }
 }
 
 /// The open file.
-pub struct MetaFile {
-    file: Box<dyn DiskFile>,
-    seq: u64,
-    meta: Meta,
-}
-
-impl std::fmt::Debug for MetaFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MetaFile").field("seq", &self.seq).field("meta", &self.meta).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct MetaFile(TwoSlots<Meta>);
 
 impl MetaFile {
     /// Creates `raft.meta` in the store `dir`, whole or not at all.
@@ -370,10 +334,7 @@ impl MetaFile {
     /// [`Error::Invalid`]; [`Error::Io`].
     pub fn create(disk: &dyn Disk, dir: &Path, meta: &Meta) -> Result<MetaFile> {
         meta.check()?;
-        let mut bytes = meta.encode(1).to_vec();
-        bytes.extend(meta.encode(2));
-        publish(disk, &dir.join(NAME), &bytes)?;
-        MetaFile::open(disk, dir)
+        TwoSlots::create(disk, dir, meta).map(MetaFile)
     }
 
     /// Opens the existing `raft.meta` in `dir`.
@@ -381,15 +342,12 @@ impl MetaFile {
     /// # Errors
     /// As [`read`].
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<MetaFile> {
-        let path = dir.join(NAME);
-        let file = disk.open(&path, Open::Write)?;
-        let (seq, meta) = newest(file.as_ref(), &path)?;
-        Ok(MetaFile { file, seq, meta })
+        TwoSlots::open(disk, dir).map(MetaFile)
     }
 
     /// Contents of the file.
     pub fn meta(&self) -> &Meta {
-        &self.meta
+        self.0.content()
     }
 
     /// Begins a start in the boot `boot` of the host, before any message leaves; `was_clean`: the last stop was clean.
@@ -398,10 +356,10 @@ impl MetaFile {
     /// # Errors
     /// As [`MetaFile::update`].
     pub fn begin_life(&mut self, boot: u128, is_lossy: bool, was_clean: bool) -> Result<bool> {
-        let forgets = self.meta.may_have_forgotten(boot, was_clean);
-        let (has_forgotten, boot) = (self.meta.has_forgotten || forgets, if is_lossy { boot } else { self.meta.boot });
-        if (has_forgotten, boot) != (self.meta.has_forgotten, self.meta.boot) {
-            self.update(Meta { has_forgotten, boot, ..self.meta.clone() })?;
+        let forgets = self.meta().may_have_forgotten(boot, was_clean);
+        let (has_forgotten, boot) = (self.meta().has_forgotten || forgets, if is_lossy { boot } else { self.meta().boot });
+        if (has_forgotten, boot) != (self.meta().has_forgotten, self.meta().boot) {
+            self.update(Meta { has_forgotten, boot, ..self.meta().clone() })?;
         }
         Ok(forgets)
     }
@@ -419,7 +377,7 @@ impl MetaFile {
              earlier state. This host does not vote until it has installed a snapshot of the leader's store, which it fetches by \
              itself"
         );
-        self.update(Meta { has_forgotten: true, ..self.meta.clone() })
+        self.update(Meta { has_forgotten: true, ..self.meta().clone() })
     }
 
     /// Replaces the contents with `meta`, durably.
@@ -428,19 +386,12 @@ impl MetaFile {
     /// [`Error::Io`]; the file then holds the old contents or the new.
     pub fn update(&mut self, meta: Meta) -> Result<()> {
         assert!(
-            (meta.term, meta.generation) >= (self.meta.term, 0) && meta.generation >= self.meta.generation,
+            (meta.term, meta.generation) >= (self.meta().term, 0) && meta.generation >= self.meta().generation,
             "terms and generations never fall"
         );
         // Twice: if one slot rots, the older one would let this node vote again in a term in which it has voted.
-        for _ in 0..2 {
-            self.seq += 1;
-            // The first slot holds odd numbers, so the slot that is not the newest is overwritten.
-            let at = if self.seq % 2 == 1 { 0 } else { SLOT_LEN as u64 };
-            self.file.write_at(&meta.encode(self.seq), at)?;
-            self.file.sync()?;
-        }
-        self.meta = meta;
-        Ok(())
+        self.0.write(meta.clone())?;
+        self.0.write(meta)
     }
 }
 

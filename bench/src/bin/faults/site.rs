@@ -395,13 +395,14 @@ impl Drop for Feed {
     }
 }
 
-/// Ends all publishers and checks that no record is lost; returns the longest call.
+/// Ends all publishers and checks that no record is lost, but at level `none`, which a kill of storage may cost some; returns
+/// the longest call.
 pub(crate) fn finish_all(feeds: &mut [Feed]) -> Result<Duration, String> {
     let mut longest = 0;
     for feed in feeds {
         let account = feed.finish()?;
         longest = longest.max(account.longest);
-        if account.lost > 0 || account.published != account.durable {
+        if feed.plan.level != "none" && (account.lost > 0 || account.published != account.durable) {
             return Err(format!("publisher {} ends with {account:?}", feed.plan.publisher));
         }
     }

@@ -603,6 +603,36 @@ fn hello(node: u64, to: u64) -> HelloRequest {
     }
 }
 
+fn sent(message: Vec<u8>, frames: usize) -> Envelope {
+    let raft = proto::Raft { message: message.into(), frames: vec![0; frames].into() };
+    Envelope { message: Some(envelope::Message::Raft(raft)) }
+}
+
+fn raft_envelope(raft: &Raft, frames: usize) -> Envelope {
+    sent(raft.encode().unwrap(), frames)
+}
+
+/// Messages that a host refuses: none, an empty one, an unknown version, garbage, an unknown kind, a wrong length, one over the
+/// limit of frames; and terms that do not fit a frame's field: a host that stored one could never elect a leader again.
+fn invalid(vote: &Raft) -> Vec<Envelope> {
+    let head = FrameHead { kind: 0, term: 1, index: 1, position: 4096, len: 640, header_crc: 0 };
+    let append = Raft { kind: 3, ..Raft::default() };
+    let mut newer = vote.encode().unwrap();
+    newer[0] += 1;
+    let endless = |kind| Raft { kind, term: 1 << 32, context: b"CampaignTransfer".to_vec(), ..vote.clone() };
+    let endless = [3, 5, 8].map(|kind| raft_envelope(&endless(kind), 0));
+    let others = [
+        Envelope { message: None },
+        sent(Vec::new(), 0),
+        sent(newer, 0),
+        sent(vec![1; 4096], 0),
+        raft_envelope(&Raft { kind: 250, ..Raft::default() }, 0),
+        raft_envelope(&Raft { heads: vec![head], ..append.clone() }, 64),
+        raft_envelope(&append, wire::FRAMES_MAX + 1),
+    ];
+    others.into_iter().chain(endless).collect()
+}
+
 #[test]
 fn hostile_hosts_get_a_status_and_change_nothing() {
     let hosts = Hosts::new(false);
@@ -637,13 +667,8 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
         let ticket = client.hello(hello(9, to_follower)).await.unwrap().into_inner().ticket;
         // A vote request in a made-up term: without a ticket, with a wrong ticket, with another node's.
         let vote = Raft { kind: 5, term: 900, index: 1 << 40, log_term: 900, ..Raft::default() };
-        let sent = |message: Vec<u8>, frames: usize| {
-            let raft = proto::Raft { message: message.into(), frames: vec![0; frames].into() };
-            Envelope { message: Some(envelope::Message::Raft(raft)) }
-        };
-        let envelope = |raft: Raft, frames: usize| sent(raft.encode().unwrap(), frames);
         for (node, ticket) in [(None, None), (Some(9), Some(ticket ^ 1)), (Some(leader as u64), Some(ticket))] {
-            let mut request = tonic::Request::new(tokio_stream::iter([envelope(vote.clone(), 0)]));
+            let mut request = tonic::Request::new(tokio_stream::iter([raft_envelope(&vote, 0)]));
             node.map(|n: u64| request.metadata_mut().insert("tape-node", n.into()));
             ticket.map(|t: u64| request.metadata_mut().insert("tape-ticket", t.into()));
             assert_eq!(client.control(request).await.unwrap_err().code(), tonic::Code::Unauthenticated);
@@ -654,23 +679,11 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
             request.metadata_mut().insert("tape-ticket", ticket.into());
             request
         };
-        // No message, an empty one, an unknown version, garbage, an unknown kind, a wrong length, a message over the size limit.
-        let head = FrameHead { kind: 0, term: 1, index: 1, position: 4096, len: 640, header_crc: 0 };
-        let append = Raft { kind: 3, ..Raft::default() };
-        let short = envelope(Raft { heads: vec![head], ..append.clone() }, 64);
-        let long = envelope(append.clone(), wire::FRAMES_MAX + 1);
-        let mut newer = vote.encode().unwrap();
-        newer[0] += 1;
-        let unknown = envelope(Raft { kind: 250, ..Raft::default() }, 0);
-        let garbage =
-            [Envelope { message: None }, sent(Vec::new(), 0), sent(newer, 0), sent(vec![1; 4096], 0), unknown, short, long];
-        // Terms that do not fit a frame's field: a host that stored one could never elect a leader again.
-        let endless = |kind| Raft { kind, term: 1 << 32, context: b"CampaignTransfer".to_vec(), ..vote.clone() };
-        for bad in garbage.into_iter().chain([3, 5, 8].map(|kind| envelope(endless(kind), 0))) {
+        for bad in invalid(&vote) {
             let mut receipts = client.append(send(vec![bad])).await.unwrap().into_inner();
             assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
         }
-        let vast = envelope(append, 2 * wire::MESSAGE_MAX);
+        let vast = raft_envelope(&Raft { kind: 3, ..Raft::default() }, 2 * wire::MESSAGE_MAX);
         let mut receipts = client.append(send(vec![vast])).await.unwrap().into_inner();
         assert_eq!(receipts.message().await.unwrap_err().code(), tonic::Code::OutOfRange);
         // Garbage instead of HTTP, and streams that are opened and dropped.

@@ -3,6 +3,7 @@
 //! ```text
 //! 0     slot A   odd sequence numbers
 //! 4096  slot B   even sequence numbers
+//! a slot begins with   magic u64 · version u32 · CRC-32C u32 (over the slot, with 0 here) · seq u64
 //! ```
 //!
 //! What must hold: the valid slot with the higher number is the content, and a write overwrites the other slot, so a torn write
@@ -41,16 +42,47 @@ pub enum Parsed<T> {
 pub trait Content: Clone {
     /// Name of the file in the store directory.
     const NAME: &'static str;
+    /// The first eight bytes of a slot.
+    const MAGIC: u64;
     /// Newest format version.
     const VERSION: u32;
     /// Why a store has the file.
     const PURPOSE: &'static str;
+
+    /// The name of the CRC in errors.
+    const CRC: &'static str;
 
     /// The bytes of a slot with the number `seq`; at most [`STRIDE`].
     fn encode(&self, seq: u64) -> Vec<u8>;
 
     /// Parses a slot. Total on any bytes.
     fn parse(bytes: &[u8]) -> Parsed<Self>;
+}
+
+/// Reads a slot of the layout `S` whose magic, CRC and version are right.
+///
+/// # Errors
+/// The first of them that is not.
+pub fn checked<S: bytemuck::AnyBitPattern, T: Content>(bytes: &[u8]) -> std::result::Result<S, Parsed<T>> {
+    let foreign = || Parsed::Foreign(bytes.len() as u64);
+    let slot = bytes.get(..size_of::<S>()).ok_or_else(foreign)?;
+    let (magic, rest) = slot.split_first_chunk::<8>().ok_or_else(foreign)?;
+    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(foreign)?;
+    let (crc, rest) = rest.split_first_chunk::<4>().ok_or_else(foreign)?;
+    let found = u64::from_le_bytes(*magic);
+    if found != T::MAGIC {
+        return Err(Parsed::Foreign(found));
+    }
+    let front = [&magic[..], &version[..], &[0; 4]].concat();
+    let (expected, found) = (crc32c::crc32c_append(crc32c::crc32c(&front), rest), u32::from_le_bytes(*crc));
+    if expected != found {
+        return Err(Parsed::Damaged { what: T::CRC, expected: u64::from(expected), found: u64::from(found) });
+    }
+    let version = u32::from_le_bytes(*version);
+    if !(1..=T::VERSION).contains(&version) {
+        return Err(Parsed::Version(version));
+    }
+    bytemuck::try_pod_read_unaligned(slot).map_err(|_| foreign())
 }
 
 /// Such a file, open.

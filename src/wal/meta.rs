@@ -80,6 +80,8 @@ pub struct MetaFile(TwoSlots<Meta>);
 
 impl Content for Meta {
     const NAME: &'static str = NAME;
+    const MAGIC: u64 = MAGIC;
+    const CRC: &'static str = "store.meta CRC";
     const VERSION: u32 = VERSION;
     const PURPOSE: &'static str = "it holds the store's identity";
 
@@ -112,19 +114,10 @@ fn encode(meta: &Meta, seq: u64) -> [u8; SLOT_LEN] {
 }
 
 fn parse(bytes: &[u8]) -> Parsed<Meta> {
-    let Some(Ok(slot)) = bytes.get(..SLOT_LEN).map(bytemuck::try_pod_read_unaligned::<Slot>) else {
-        return Parsed::Foreign(bytes.len() as u64);
+    let slot = match two_slots::checked::<Slot, Meta>(bytes) {
+        Ok(slot) => slot,
+        Err(parsed) => return parsed,
     };
-    if slot.magic != MAGIC {
-        return Parsed::Foreign(slot.magic);
-    }
-    let crc = crc32c::crc32c(bytemuck::bytes_of(&Slot { crc: 0, ..slot }));
-    if crc != slot.crc {
-        return Parsed::Damaged { what: "store.meta CRC", expected: u64::from(crc), found: u64::from(slot.crc) };
-    }
-    if !(1..=VERSION).contains(&slot.version) {
-        return Parsed::Version(slot.version);
-    }
     if !(SEGMENT_SIZE_MIN..=SEGMENT_SIZE_MAX).contains(&slot.segment_size) {
         return Parsed::Damaged { what: "segment size", expected: SEGMENT_SIZE_MIN, found: slot.segment_size };
     }

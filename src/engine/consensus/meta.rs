@@ -247,19 +247,10 @@ impl Meta {
 }
 
 fn parse(bytes: &[u8]) -> Parsed<Meta> {
-    let Some(Ok(slot)) = bytes.get(..SLOT_LEN).map(bytemuck::try_pod_read_unaligned::<Slot>) else {
-        return Parsed::Foreign(bytes.len() as u64);
+    let slot = match two_slots::checked::<Slot, Meta>(bytes) {
+        Ok(slot) => slot,
+        Err(parsed) => return parsed,
     };
-    if slot.magic != MAGIC {
-        return Parsed::Foreign(slot.magic);
-    }
-    let crc = crc32c::crc32c(bytemuck::bytes_of(&Slot { crc: 0, ..slot }));
-    if crc != slot.crc {
-        return Parsed::Damaged { what: "raft.meta CRC", expected: u64::from(crc), found: u64::from(slot.crc) };
-    }
-    if !(1..=VERSION).contains(&slot.version) {
-        return Parsed::Version(slot.version);
-    }
     let bad = |what, found| Parsed::Damaged { what, expected: 1, found };
     let Some(raw) = slot.members.get(..slot.count as usize) else {
         return bad("members in raft.meta", u64::from(slot.count));
@@ -311,6 +302,8 @@ pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
 
 impl Content for Meta {
     const NAME: &'static str = NAME;
+    const MAGIC: u64 = MAGIC;
+    const CRC: &'static str = "raft.meta CRC";
     const VERSION: u32 = VERSION;
     const PURPOSE: &'static str = "it holds the node's term and vote";
 

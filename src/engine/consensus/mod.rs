@@ -18,7 +18,7 @@ mod wire;
 mod work;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use format::{Change, MemberEntry, Transition};
 pub use frames::Place;

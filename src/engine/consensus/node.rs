@@ -48,7 +48,7 @@ pub struct Node {
     outbox: Vec<RaftMessage>,
     /// Durable up to this frame.
     durable: u64,
-    /// Whether a written frame counts before it is durable; `durable` alone then tells which frames are durable.
+    /// Whether a written frame counts before it is durable; `durable` alone then gives the last durable frame.
     is_lossy: bool,
     /// Frames that must be durable to count in any case: membership frames, control entries.
     weighty: BTreeSet<u64>,

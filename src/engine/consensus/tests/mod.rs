@@ -12,7 +12,7 @@ mod hostile;
 mod mutants;
 mod nemesis;
 mod wiped;
-mod world;
+pub(crate) mod world;
 
 use self::mutants::Mutant;
 use self::nemesis::Aim;

@@ -29,18 +29,18 @@ pub(super) const STORE: u128 = 77;
 
 /// Counts of what happened in runs.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tally(pub(super) BTreeMap<&'static str, u64>);
+pub(crate) struct Tally(pub(crate) BTreeMap<&'static str, u64>);
 
 impl Tally {
-    pub(super) fn up(&mut self, what: &'static str) {
+    pub(crate) fn up(&mut self, what: &'static str) {
         *self.0.entry(what).or_default() += 1;
     }
 
-    pub(super) fn add(&mut self, other: &Tally) {
+    pub(crate) fn add(&mut self, other: &Tally) {
         other.0.iter().for_each(|(what, n)| *self.0.entry(what).or_default() += n);
     }
 
-    pub(super) fn of(&self, what: &str) -> u64 {
+    pub(crate) fn of(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or(0)
     }
 }

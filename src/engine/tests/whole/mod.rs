@@ -9,10 +9,11 @@ mod world;
 
 use super::*;
 use crate::consensus::message::{Command, Message};
+use crate::consensus::tests::world::Tally;
 use nemesis::Aim;
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
-use world::{Tally, Verdict, World};
+use world::{Verdict, World};
 
 /// Steps of 5 ms with faults.
 const TROUBLE: u64 = 3_000;

@@ -15,28 +15,11 @@ use super::client::Client;
 use super::live::{Live, Pace, STEP_NS, store_of};
 use super::nemesis::Aim;
 use crate::consensus::message::{Member, Message, Raft, Role, VERSION};
+use crate::consensus::tests::world::Tally;
 use crate::consensus::{self, MemberEntry};
 use tapestore::disk::{Disk, Open};
 use tapestore::lsn::{InstrumentId, NodeId, Position};
 use tapestore::wal::format::{SEGMENT_SIZE_MIN, segment_name};
-
-/// Counts of what happened.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Tally(pub(super) BTreeMap<&'static str, u64>);
-
-impl Tally {
-    pub(super) fn up(&mut self, what: &'static str) {
-        *self.0.entry(what).or_default() += 1;
-    }
-
-    pub(super) fn add(&mut self, other: &Tally) {
-        other.0.iter().for_each(|(what, n)| *self.0.entry(what).or_default() += n);
-    }
-
-    pub(super) fn of(&self, what: &str) -> u64 {
-        self.0.get(what).copied().unwrap_or(0)
-    }
-}
 
 /// Everything that publishers and readers have received.
 #[derive(Default)]

@@ -113,7 +113,7 @@ fn free_address() -> String {
 }
 
 impl Hosts {
-    /// Starts a cluster.
+    /// Starts a cluster, and waits until every host votes: a new host does so only when the others have met it.
     pub fn start(shape: Shape) -> Hosts {
         let dir = tempfile::tempdir().unwrap();
         let [heartbeat, election, spread] = shape.times;
@@ -136,6 +136,8 @@ impl Hosts {
             this.make(node, false);
             this.start_host(node);
         }
+        let votes = |node| this.ask(node, Asked::Status).is_ok_and(|report| report.waits.is_empty());
+        eventually("the vote of every host", || (1..=shape.count).all(votes).then_some(())).unwrap();
         this
     }
 

@@ -56,7 +56,7 @@ pub enum Cluster {
 }
 
 /// The host to send a request to.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, Default)]
 pub struct Target {
     /// Send the request to the replication process at host:port instead of the storage process of --store
     #[arg(long)]

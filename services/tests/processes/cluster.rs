@@ -92,6 +92,9 @@ impl Hosts {
             ok(&this.tape(1, &args));
         }
         (1..=3).for_each(|n| this.start(n));
+        // Until the others have met a host, it does not vote: after the kill of one there would be no majority.
+        let votes = |n: &usize| this.status(*n).is_some_and(|s| s["waits"] == "");
+        eventually("votes of all hosts", || (1..=3).all(|n| votes(&n)).then_some(()));
         this
     }
 

@@ -104,7 +104,8 @@ pub struct Hosts {
 
 fn spawn(arguments: &[&str], store: &Path) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg(ROLE).args(arguments).arg("--store").arg(store).env("RUST_LOG", "error");
+    let log = std::env::var("TAPE_TEST_LOG").unwrap_or_else(|_| "error".to_owned());
+    command.arg(ROLE).args(arguments).arg("--store").arg(store).env("RUST_LOG", log);
     command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
 }
 

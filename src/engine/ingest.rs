@@ -134,8 +134,11 @@ impl IngestAgent {
         if self.host.ended().is_some() {
             return Ok(true);
         }
-        worked |= self.ports.drain(&mut self.host, at.now);
-        self.host.append(Moment { wall: self.clock.wall(), ..at })?;
+        let has_taken = self.ports.drain(&mut self.host, at.now);
+        worked |= has_taken;
+        // A frame has the time at which its last batch was taken.
+        let wall = if has_taken { self.clock.wall() } else { at.wall };
+        self.host.append(Moment { wall, ..at })?;
         self.carry_out()?;
         self.ports.drop_ended(&mut self.host, at.now);
         self.carry_out()?;

@@ -69,7 +69,10 @@ pub(super) struct Opening {
 /// The sessions of a host.
 pub(super) struct Sessions {
     control: Control,
+    /// As long as the highest slot that was ever used: it is walked at every commit.
     by_slot: Vec<Option<Session>>,
+    /// Number of sessions that wait for a standby.
+    at_standby: usize,
     /// Slots with a session, in the order of their attach.
     order: Vec<usize>,
     /// Slots without a session.
@@ -101,8 +104,8 @@ impl Session {
 impl Sessions {
     /// No session.
     pub(super) fn new(control: Control) -> Sessions {
-        let by_slot = (0..SLOTS_MAX).map(|_| None).collect();
-        Sessions { control, by_slot, order: Vec::new(), free: (0..SLOTS_MAX).rev().collect() }
+        // The lowest slots are used first.
+        Sessions { control, by_slot: Vec::new(), at_standby: 0, order: Vec::new(), free: (0..SLOTS_MAX).rev().collect() }
     }
 
     /// Whether one more session can be opened.
@@ -130,7 +133,11 @@ impl Sessions {
             gone: false,
             last_call: None,
         };
+        if index >= self.by_slot.len() {
+            self.by_slot.resize_with(index + 1, || None);
+        }
         *self.by_slot.get_mut(index)? = Some(session);
+        self.at_standby += usize::from(level == Durability::Standby);
         self.order.push(index);
         self.control.set_statistic(Statistic::Publishers, self.order.len() as u64);
         Some(index)
@@ -165,6 +172,7 @@ impl Sessions {
     pub(super) fn close(&mut self, slot: usize) -> Option<u64> {
         let session = self.by_slot.get_mut(slot)?.take()?;
         self.order.retain(|s| *s != slot);
+        self.at_standby -= usize::from(session.level == Durability::Standby);
         session.slot.free();
         self.control.set_statistic(Statistic::Publishers, self.order.len() as u64);
         tracing::info!(publisher = session.publisher.0, "publisher detached");
@@ -259,7 +267,7 @@ impl Sessions {
 
     /// Whether any session needs a standby's acknowledgement.
     pub(super) fn wait_for_standby(&self) -> bool {
-        self.by_slot.iter().flatten().any(|s| s.level == Durability::Standby)
+        self.at_standby > 0
     }
 
     /// Forgets the forwarded batches of all sessions: any may be lost.

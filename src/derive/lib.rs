@@ -150,6 +150,36 @@ fn columns(owner: &Ident, field: &Field) -> Result<Vec<Tokens>> {
     }
 }
 
+/// What the compiler checks of the record `owner`, whose fields are of `types`.
+fn checks(owner: &Ident, types: &[&Type], index: &Ident, find: &[Ident]) -> Tokens {
+    // The header is checked by its types; the other fields, and the elements of arrays, are columns.
+    let is_field = types.iter().skip(HEADER.len()).map(|of| {
+        let of = match of {
+            Type::Array(array) if !is_u8(&array.elem) => &*array.elem,
+            of => *of,
+        };
+        quote_spanned!(of.span()=> is_field::<#of>();)
+    });
+    quote! {
+        const _: () = {
+            const fn is_field<T: ::tapestore::record::Field>() {}
+            const fn header(record: &#owner) -> (&::tapestore::record::Kind, &u16, &::tapestore::lsn::InstrumentId, &::tapestore::time::Ts) {
+                (&record.kind, &record.source, &record.instrument, &record.ts_event)
+            }
+            const fn sorts(record: &#owner) -> &::tapestore::time::Ts { &record.#index }
+            #( const _: fn(&#owner) -> &u64 = |record| &record.#find; )*
+            let _ = (header as fn(_) -> _, sorts as fn(_) -> _);
+            #( #is_field )*
+            assert!(
+                0 #( + ::core::mem::size_of::<#types>() )* == ::core::mem::size_of::<#owner>(),
+                "the record has padding: put larger fields first, and fill the rest with a field reserved: [u8; N]"
+            );
+            assert!(::core::mem::size_of::<#owner>() % 8 == 0, "a record is a multiple of 8 bytes: add a field reserved: [u8; N]");
+            assert!(::core::mem::align_of::<#owner>() == 8, "a record is aligned to 8 bytes");
+        };
+    }
+}
+
 fn expand(input: &DeriveInput) -> Result<Tokens> {
     let owner = &input.ident;
     let fields = fields(input)?;
@@ -172,31 +202,9 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
         list.extend(columns(owner, field)?);
     }
     let find_names: Vec<String> = find.iter().map(|id| id.to_string().trim_start_matches("r#").to_owned()).collect();
-    // The header is checked by its types; the other fields, and the elements of arrays, are columns.
-    let is_field = types.iter().skip(HEADER.len()).map(|of| {
-        let of = match of {
-            Type::Array(array) if !is_u8(&array.elem) => &*array.elem,
-            of => *of,
-        };
-        quote_spanned!(of.span()=> is_field::<#of>();)
-    });
+    let checks = checks(owner, &types, &index, &find);
     Ok(quote! {
-        const _: () = {
-            const fn is_field<T: ::tapestore::record::Field>() {}
-            const fn header(record: &#owner) -> (&::tapestore::record::Kind, &u16, &::tapestore::lsn::InstrumentId, &::tapestore::time::Ts) {
-                (&record.kind, &record.source, &record.instrument, &record.ts_event)
-            }
-            const fn sorts(record: &#owner) -> &::tapestore::time::Ts { &record.#index }
-            #( const _: fn(&#owner) -> &u64 = |record| &record.#find; )*
-            let _ = (header as fn(_) -> _, sorts as fn(_) -> _);
-            #( #is_field )*
-            assert!(
-                0 #( + ::core::mem::size_of::<#types>() )* == ::core::mem::size_of::<#owner>(),
-                "the record has padding: put larger fields first, and fill the rest with a field reserved: [u8; N]"
-            );
-            assert!(::core::mem::size_of::<#owner>() % 8 == 0, "a record is a multiple of 8 bytes: add a field reserved: [u8; N]");
-            assert!(::core::mem::align_of::<#owner>() == 8, "a record is aligned to 8 bytes");
-        };
+        #checks
 
         // SAFETY: all zero bits are a value of every field, because each is `Pod` (a `Field` is); the assertions above check it.
         unsafe impl ::tapestore::bytemuck::Zeroable for #owner {}

@@ -18,6 +18,7 @@ pub mod history;
 pub mod memtables;
 pub mod state;
 
+mod agents;
 mod attach;
 mod boot_check;
 mod budget;
@@ -57,32 +58,29 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crossbeam_channel::bounded;
 
-use self::attach::{AttachAgent, listen};
+use self::agents::{IngestEnds, Shared};
+use self::attach::listen;
 use self::cluster_socket::ClusterSocket;
-use self::compact::CompactAgent;
 use self::consensus::message::Identity;
 pub use self::ended::Ended;
-use self::flush::{FlushAgent, Flusher, Scheduler};
+use self::flush::{Flusher, Scheduler};
 use self::host::{Host, HostParts};
-use self::ingest::IngestAgent;
-use self::log::{LogParts, NOTIFY_AFTER};
+use self::log::LogParts;
 use self::memtables::Source;
 pub use self::options::{Options, World};
-use self::ports::Ports;
-use self::prepare::PrepareAgent;
 pub use self::recover::{Recovered, Started, recover};
 use self::requests::DurabilityPolicy;
 use self::space::SpaceAgent;
-use self::sync::{Pace, SYNC_QUEUE, SyncAgent, SyncItem};
+use self::sync::{SYNC_QUEUE, SyncItem};
 use self::waker::Waker;
 use self::watermarks::Watermarks;
-use tapestore::agent::{Stop, Wait, spawn};
+use tapestore::agent::{Stop, spawn};
 use tapestore::bus::Bus;
 use tapestore::error::{Error, Result};
+use tapestore::lsn::Term;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, TABLES_MAX};
 use tapestore::shm::run_dir::RunDir;
@@ -124,117 +122,54 @@ impl Storage {
         Storage::launch(world, recovered, bells, bus, listeners)
     }
 
-    /// Starts the agents.
-    #[expect(clippy::too_many_lines, reason = "one list: which agent holds which end of which queue")]
+    /// Starts the agents: which agent holds which end of which queue.
     fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listeners: Listeners) -> Result<Storage> {
         let Recovered { options, mut state, syncer, meta, control, flusher, sealed, node, started, run_dir, maker, lock } =
             recovered;
+        let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
+        check_lead(&options, &node)?;
         let watermarks = Arc::new(Watermarks::new(syncer.durable().index.0, node.is_alone()));
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
-        let cluster_socket = ClusterSocket::new(listeners.cluster, run_dir.cluster_socket());
-        let instance = started.instance;
-        let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
-        if options.start_as_leader && node.meta().has_forgotten {
-            let reason =
-                "this host may have lost frames that the other has; run `tape cluster force-promote` on the host that has more";
-            return Err(Error::invalid("start-as-leader", reason));
-        }
+        let (segment_size, table, instance) = (meta.meta().segment_size, options.memtable_size, started.instance);
         let waker = Waker::new().map_err(io)?;
         let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());
-        let (request_in, request_out) = bounded(attach::REQUESTS_MAX);
-        let (answer_in, answer_out) = bounded(4096);
-        let (item_in, item_out) = bounded::<SyncItem>(SYNC_QUEUE);
-        let (freed_in, freed_out) = bounded(SLOTS_MAX);
-        let (spare_in, spare_out) = bounded(1);
-        let (recycled_in, recycled_out) = bounded(RECYCLED_MAX);
-        let (flush_in, flush_out) = bounded(2 * TABLES_MAX);
-        let (notice_in, notice_out) = bounded(flush::NOTICES_MAX);
-        let (job_in, job_out) = bounded(1);
-        let (done_in, done_out) = bounded(1);
-        let (table_request_in, table_request_out) = bounded(1);
-        let (table_in, table_out) = bounded(1);
+        let (request_in, requests) = bounded(attach::REQUESTS_MAX);
+        let (answer_in, answers) = bounded(4096);
+        let (sync_in, sync_items) = bounded::<SyncItem>(SYNC_QUEUE);
+        let (freed_in, freed) = bounded(SLOTS_MAX);
+        let (spares, spare_out) = bounded(1);
+        let (recycled_in, recycled) = bounded(RECYCLED_MAX);
+        let (flush_in, flush_items) = bounded(2 * TABLES_MAX);
+        let (notice_in, notices) = bounded(flush::NOTICES_MAX);
+        let (jobs_in, jobs) = bounded(1);
+        let (done_in, done) = bounded(1);
+        let (request, table_requests) = bounded(1);
+        let (tables, ready) = bounded(1);
         state.writer.set_spares(Spares::Ahead(spare_out));
-        state.memtables.set_source(Source::Ahead { request: table_request_in, ready: table_out, waits: false });
-        let (segment_size, table) = (meta.meta().segment_size, options.memtable_size);
+        state.memtables.set_source(Source::Ahead { request, ready, waits: false });
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
-        let disk = world.disk.clone();
-        let space = SpaceAgent::new(disk, &options.store, keep, segment_size, control.clone(), late_stop.clone())?;
+        let space = SpaceAgent::new(world.disk.clone(), &options.store, keep, segment_size, control.clone(), late_stop.clone())?;
         let room = space.room();
-        let prepare = PrepareAgent {
-            room: room.clone(),
-            is_failing: false,
-            disk: world.disk.clone(),
-            dir: options.store.join(wal::DIR),
-            segment_size: meta.meta().segment_size,
-            next: 0,
-            spares: spare_in,
-            recycled: recycled_out,
-            maker,
-            requests: table_request_out,
-            tables: table_in,
-            stop: late_stop.clone(),
-        };
-        let flush = FlushAgent {
-            flusher,
-            room: room.clone(),
-            is_failing: false,
-            clock: world.clock.clone(),
-            items: flush_out,
-            waiting: sealed,
-            notices: notice_in,
-            spares: recycled_in,
-            watermarks: watermarks.clone(),
-            bells: bells.clone(),
-            stop: late_stop.clone(),
-            scheduler: Scheduler::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), job_in, done_out)?,
-            watch: clock::Watch::new(world.clock.as_ref()),
-        };
-        let compact = CompactAgent {
-            disk: world.disk.clone(),
-            dir: options.store.join(tapestore::sstable::DIR),
-            jobs: job_out,
-            done: done_in,
-            bytes_per_second: options.compaction.bytes_per_second,
-            control: control.clone(),
-            room: room.clone(),
-            stop: late_stop.clone(),
-        };
-        let sync = SyncAgent {
-            syncer,
-            items: item_out,
-            answers: answer_in,
-            freed: freed_in,
-            control: control.clone(),
-            watermarks: watermarks.clone(),
-            bells: bells.clone(),
-            wake_attach: waker.clone(),
-            pace: Pace {
-                interval: Duration::from_millis(options.sync_interval_ms).saturating_sub(NOTIFY_AFTER),
-                bytes: options.sync_bytes,
-            },
-            // Busy waiting is for ingest's core alone: an adaptive wait is enough for the disk.
-            wait: if options.wait == Wait::Busy { Wait::Adaptive } else { options.wait },
-            was_urgent: false,
-            halted: halted.clone(),
-        };
-        let attach = AttachAgent {
-            store: options.store.clone(),
-            listener: listeners.attach,
-            socket: run_dir.attach_socket(),
-            bus,
-            instance,
-            requests: request_in,
-            answers: answer_out,
-            waker,
-            bells: bells.clone(),
-            control: control.clone(),
-            clock: world.clock.clone(),
-            stop: late_stop.clone(),
-        };
+        let shared = Shared { options: &options, world: &world, control: &control, bells: &bells, room: &room, stop: &late_stop };
+        let prepare = shared.prepare(maker, segment_size, (spares, recycled), (table_requests, tables));
+        let scheduler = Scheduler::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), jobs_in, done)?;
+        let flush = shared.flush((flusher, sealed), scheduler, watermarks.clone(), (flush_items, notice_in, recycled_in));
+        let compact = shared.compact(jobs, done_in);
+        let sync = shared.sync(syncer, watermarks.clone(), (&waker, &halted), (sync_items, answer_in, freed_in));
+        let attach = shared.attach((listeners.attach, run_dir.attach_socket()), (bus, instance), waker, (request_in, answers));
         let is_lossy = options.cluster.is_lossy();
         let (control_of_log, unsynced_max) = (control.clone(), options.unsynced_max);
         let host = Host::new(HostParts {
-            log: LogParts { state, node, watermarks, control: control_of_log, room, halted, unsynced_max, is_lossy },
+            log: LogParts {
+                state,
+                node,
+                watermarks,
+                control: control_of_log,
+                room: room.clone(),
+                halted,
+                unsynced_max,
+                is_lossy,
+            },
             options: options.cluster.clone(),
             identity,
             levels: DurabilityPolicy { least: options.durability_min, is_lossy },
@@ -242,27 +177,10 @@ impl Storage {
             may_lead: options.start_as_leader,
             first_ticket: requests::first_ticket(random().map_err(io)?),
         });
-        let ingest = IngestAgent {
-            host,
-            ports: Ports::new(),
-            cluster_socket,
-            control: control.clone(),
-            bells: bells.clone(),
-            clock: world.clock.clone(),
-            requests: request_out,
-            sync: item_in,
-            freed: freed_out,
-            flush: flush_in,
-            notices: notice_out,
-            wait: options.wait,
-            stop: stop.clone(),
-            mail: u32::MAX,
-            effects: Vec::new(),
-        };
-        control.set_server(Some((u64::from(std::process::id()), meta.meta().term, world.clock.wall())));
-        control.beat(world.clock.monotonic());
-        control.set_lossy(options.cluster.is_lossy());
-        control.set_instance(instance);
+        let cluster_socket = ClusterSocket::new(listeners.cluster, run_dir.cluster_socket());
+        let ends = IngestEnds { requests, sync: sync_in, freed, flush: flush_in, notices };
+        let ingest = shared.ingest(host, cluster_socket, stop.clone(), ends);
+        announce(&control, &world, meta.meta().term, (instance, is_lossy));
         let others = vec![
             spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
             spawn("tape-space", None, move || space.run()).map_err(io)?,
@@ -320,6 +238,24 @@ impl Storage {
         tapestore::shm::spill::sweep(&self.store)?;
         Ok(ended)
     }
+}
+
+/// Shows on the control page that this process serves the store.
+fn announce(control: &Control, world: &World, term: Term, (instance, is_lossy): (u64, bool)) {
+    control.set_server(Some((u64::from(std::process::id()), term, world.clock.wall())));
+    control.beat(world.clock.monotonic());
+    control.set_lossy(is_lossy);
+    control.set_instance(instance);
+}
+
+/// Refuses to lead from the start on a host that may have lost frames.
+fn check_lead(options: &Options, node: &consensus::Node) -> Result<()> {
+    if options.start_as_leader && node.meta().has_forgotten {
+        let reason =
+            "this host may have lost frames that the other has; run `tape cluster force-promote` on the host that has more";
+        return Err(Error::invalid("start-as-leader", reason));
+    }
+    Ok(())
 }
 
 /// The sockets on which storage is asked.

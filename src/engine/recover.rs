@@ -18,7 +18,7 @@ use crate::snapshot::{backup, install};
 use tapestore::disk::{Disk, absolute};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{FrameIndex, Lsn, Timeline};
-use tapestore::manifest::Manifest;
+use tapestore::manifest::{self, Manifest};
 use tapestore::shm::bell::Bells;
 use tapestore::shm::control::Control;
 use tapestore::shm::kinds::KindsWriter;
@@ -275,6 +275,19 @@ fn open_term(
     Ok(())
 }
 
+/// The state before the first frame of the log, with new files of symbols and kinds in shared memory.
+fn empty(
+    memtables: MemTables,
+    (run_dir, instance): (&RunDir, u64),
+    manifest: &manifest::State,
+    known_committed: u64,
+    options: &Options,
+) -> Result<Rebuilt> {
+    let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
+    let kinds = KindsWriter::create(&run_dir.kinds(instance))?;
+    Rebuilt::new(memtables, symbols, kinds, manifest, known_committed)
+}
+
 /// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log behind it.
 /// Afterwards everything rebuilt is durable, and a host that is alone has begun a new term.
 ///
@@ -299,14 +312,12 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let instance = begin_instance(&control, &run_dir, dir)?;
     let options = options.check()?;
     let maker = maker(&run_dir, instance, store_id, &options);
-    let (from, seq) = (manifest.state().checkpoint, manifest.state().seq);
+    let from = manifest.state().checkpoint;
     remove_unfinished(disk.as_ref(), dir)?;
-    let memtables = memtables(&maker, &control, from.lsn, seq, &options)?;
-    let symbols = SymbolsWriter::create(&run_dir.symbols(instance), options.instruments_max)?;
-    let kinds = KindsWriter::create(&run_dir.kinds(instance))?;
+    let memtables = memtables(&maker, &control, from.lsn, manifest.state().seq, &options)?;
     let alone = boot_check.file.meta().is_alone();
     let known_committed = if alone { u64::MAX } else { boot_check.file.meta().commit };
-    let mut rebuilt = Rebuilt::new(memtables, symbols, kinds, manifest.state(), known_committed)?;
+    let mut rebuilt = empty(memtables, (&run_dir, instance), manifest.state(), known_committed, &options)?;
     let keep = if alone { 0 } else { options.cluster.retain_bytes.min(KEPT_MAX) };
     let mut replicated = Replicated::before(disk.as_ref(), dir, &known, from, keep)?;
     let parts = flush::Parts {

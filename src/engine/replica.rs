@@ -13,7 +13,7 @@ use super::log::Log;
 use super::members::{self, Needs};
 use super::sessions::Sessions;
 use super::state::term_of;
-use crate::consensus::message::{GENERATION_MAX, Identity, Message, Raft, Role, State, VERSION};
+use crate::consensus::message::{FrameHead, GENERATION_MAX, Identity, Message, Raft, Role, State, VERSION};
 use crate::consensus::options::TICK_MS;
 use crate::consensus::{Change, MemberEntry, Options, Verdict, Work};
 use tapestore::error::{Bad, Error, Result};
@@ -381,6 +381,41 @@ fn step(log: &mut Log, raft: &Raft) -> Result<u64> {
     }
 }
 
+/// The first frames of `part`, whose bytes are `words`: as many as are sound, are the ones that `from` names, and fit in one
+/// part. A frame that defines a kind is the last.
+fn sound_frames<'a>(part: &[FrameHead], words: &'a [u64], from: NodeId) -> Vec<(FrameHead, &'a [u64], Frame<'a>)> {
+    let mut good = Vec::new();
+    let mut rest = words;
+    let (mut bytes, mut records) = (0, 0);
+    for head in part {
+        let Some((mine, after)) = rest.split_at_checked(head.len as usize / 8) else { break };
+        let parsed = wal::parse(mine);
+        let is_named = |f: &Frame<'_>| {
+            (f.header.header_crc, f.header.index.0, f.header.position.0) == (head.header_crc, head.index, head.position)
+                && u64::from(f.header.term.0) == head.term
+                && f.header.total_len() <= PART_BYTES
+                && f.header.records() <= u64::from(wal::format::FRAME_RECORDS_MAX)
+        };
+        let Some(frame) = parsed.ok().filter(is_named) else {
+            tracing::warn!(index = head.index, from = from.0, "a damaged frame was received and is dropped");
+            break;
+        };
+        let (more, count) = (frame.header.total_len(), frame.header.records());
+        let fits = bytes + more <= PART_BYTES && records + count <= u64::from(wal::format::FRAME_RECORDS_MAX);
+        if !fits && !good.is_empty() {
+            break;
+        }
+        (bytes, records, rest) = (bytes + more, records + count, after);
+        // Records of a kind can be read once the frame that defines it is in the log.
+        let defines = matches!(&frame.body, Body::Control(entries) if entries.iter().any(|f| matches!(f, ControlEntry::Kind(_))));
+        good.push((*head, mine, frame));
+        if defines {
+            break;
+        }
+    }
+    good
+}
+
 /// Accepts the frames of `raft` after the first `known`, a part at a time; returns the message if there is no room for the
 /// rest now.
 fn take_message(
@@ -395,39 +430,12 @@ fn take_message(
     while next < raft.heads.len() {
         let part: Vec<_> = raft.heads.iter().skip(next).take(FRAMES_A_TURN).copied().collect();
         let words: Vec<u64> = words_of(&raft.frames, offset, part.iter().map(|h| h.len as usize).sum());
-        let mut good = Vec::new();
-        let mut rest = &words[..];
-        let (mut bytes, mut records) = (0, 0);
-        for head in &part {
-            let Some((mine, after)) = rest.split_at_checked(head.len as usize / 8) else { break };
-            let parsed = wal::parse(mine);
-            let is_named = |f: &Frame<'_>| {
-                (f.header.header_crc, f.header.index.0, f.header.position.0) == (head.header_crc, head.index, head.position)
-                    && u64::from(f.header.term.0) == head.term
-                    && f.header.total_len() <= PART_BYTES
-                    && f.header.records() <= u64::from(wal::format::FRAME_RECORDS_MAX)
-            };
-            let Some(frame) = parsed.ok().filter(is_named) else {
-                tracing::warn!(index = head.index, from = raft.from.0, "a damaged frame was received and is dropped");
-                break;
-            };
-            let (more, count) = (frame.header.total_len(), frame.header.records());
-            let fits = bytes + more <= PART_BYTES && records + count <= u64::from(wal::format::FRAME_RECORDS_MAX);
-            if !fits && !good.is_empty() {
-                break;
-            }
-            (bytes, records, rest) = (bytes + more, records + count, after);
-            // Records of a kind can be read once the frame that defines it is in the log.
-            let defines =
-                matches!(&frame.body, Body::Control(entries) if entries.iter().any(|f| matches!(f, ControlEntry::Kind(_))));
-            good.push((*head, mine, frame));
-            if defines {
-                break;
-            }
-        }
+        let good = sound_frames(&part, &words, raft.from);
         if good.is_empty() {
             return Ok(None);
         }
+        let bytes: u64 = good.iter().map(|(_, _, frame)| frame.header.total_len()).sum();
+        let records: u64 = good.iter().map(|(_, _, frame)| frame.header.records()).sum();
         let has_room = log.has_room(at.now, backlog)?
             && log.state().writer.ready_for(bytes + 2 * PAD)?
             && log.state().memtables.has_room(records)?;

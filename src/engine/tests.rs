@@ -15,11 +15,14 @@ mod whole;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::state::{BatchOutcome, Readiness};
+use super::sync::{Pace, SyncAgent};
 use super::*;
 use crate::compaction;
 use crate::compaction::retention::Rules;
+use tapestore::agent::Wait;
 use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};

@@ -61,37 +61,34 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-#[test]
-#[expect(clippy::too_many_lines, reason = "one sequence: each step needs the result of the step before")]
-fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
-    let mut rng = SimRng::new(seed());
-    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
-    store.start();
-    let dir = tempfile::tempdir().unwrap();
-    let backup = dir.path().join("b");
-    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let (their_stop, their_sent, mut publisher) = (stop.clone(), sent.clone(), store.numbered_publisher(1, Durability::Os));
-    let thread = std::thread::spawn(move || {
+/// Publishes on a thread until `stop`; counts in `sent`. The thread returns how many.
+fn publish_until(stop: &Arc<AtomicBool>, sent: &Arc<AtomicU64>, mut publisher: Publisher) -> std::thread::JoinHandle<u64> {
+    let (stop, sent) = (stop.clone(), sent.clone());
+    std::thread::spawn(move || {
         let mut id = 0u64;
-        while !their_stop.load(Ordering::Acquire) {
+        while !stop.load(Ordering::Acquire) {
             match publisher.publish(&trade(id + 1)) {
                 Ok(_) => id += 1,
                 Err(PublishError::Full { .. }) => std::thread::sleep(Duration::from_millis(1)),
                 Err(e) => panic!("{e}"),
             }
             if id.is_multiple_of(256) {
-                their_sent.store(id, Ordering::Release);
+                sent.store(id, Ordering::Release);
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
         publisher.flush(Durability::Fsync, PATIENCE).unwrap();
         id
-    });
-    eventually("some records", || (sent.load(Ordering::Acquire) > 20_000).then_some(()));
+    })
+}
+
+/// Begins backups of `store` to `backup` and kills them at random moments: what is there after each is whole, and never has
+/// fewer records than the one before. Returns the kills, the records of the last whole backup, and the rounds with one.
+fn kill_backups(store: &Store, dir: &Path, backup: &Path, rng: &mut SimRng) -> (u64, u64, u64) {
     let (mut killed, mut last, mut whole) = (0, 0, 0);
     for round in 0..count("TAPE_BACKUP_KILLS", 24) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
-        command.arg("backup").arg(&backup).arg("--store").arg(&store.path).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("backup").arg(backup).arg("--store").arg(&store.path).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().unwrap();
         std::thread::sleep(Duration::from_micros(rng.below(250_000)));
         let over = child.try_wait().unwrap().is_some();
@@ -100,17 +97,31 @@ fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
         killed += u64::from(!over);
         if backup.join("BACKUP").exists() {
             whole += 1;
-            let (ended, out, error) = code(&backup, &["verify", "--json"]);
+            let (ended, out, error) = code(backup, &["verify", "--json"]);
             assert_eq!(ended, 0, "round {round}: {error}");
             let found = json(&out);
             let records = found["flushed_records"].as_u64().unwrap() + found["records"].as_u64().unwrap();
             assert!(records >= last, "round {round}: a backup of {last} records became one of {records}");
             last = records;
         } else {
-            let (ended, _, error) = code(&dir.path().join("r0"), &["restore", text(&backup)]);
+            let (ended, _, error) = code(&dir.join("r0"), &["restore", text(backup)]);
             assert!(ended == 2 && error.contains("backup"), "round {round}: {ended} {error}");
         }
     }
+    (killed, last, whole)
+}
+
+#[test]
+fn a_killed_backup_is_the_old_or_the_new_one_and_restores_every_record() {
+    let mut rng = SimRng::new(seed());
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
+    store.start();
+    let dir = tempfile::tempdir().unwrap();
+    let backup = dir.path().join("b");
+    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let thread = publish_until(&stop, &sent, store.numbered_publisher(1, Durability::Os));
+    eventually("some records", || (sent.load(Ordering::Acquire) > 20_000).then_some(()));
+    let (killed, mut last, whole) = kill_backups(&store, dir.path(), &backup, &mut rng);
     assert!(killed > 0);
     // Several complete backups: each reuses the files of the one before.
     let mut reused = 0;

@@ -1,6 +1,7 @@
 //! Busted and corrected trades: as known at each LSN, from memory and from SSTables.
 
-use tapestore::lsn::{Durability, Lsn};
+use tapestore::lsn::{Durability, InstrumentId, Lsn};
+use tapestore::publisher::Publisher;
 use tapestore::reader::{At, Snapshot, Standing, TimeRange};
 use tapestore::record::{Bust, Correct, Price, Record, Size, Trade};
 use tapestore::shm::control::Statistic;
@@ -19,14 +20,8 @@ fn known(snapshot: &Snapshot, at: u64) -> (Vec<(u64, i64, bool)>, u64) {
     (all, trades.unmatched())
 }
 
-#[test]
-#[expect(clippy::too_many_lines, reason = "one list of records and the trades known after each")]
-fn busts_and_corrections_apply_as_known_at_each_lsn_and_stored_trades_stay() {
-    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
-    store.start();
-    let mut publisher = store.publisher(1, Durability::Fsync);
-    let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
-    let elsewhere = publisher.instrument(&"X:B".parse().unwrap()).unwrap();
+/// Publishes trades, busts and corrections, numbered as the comments say.
+fn publish(publisher: &mut Publisher, instrument: InstrumentId, elsewhere: InstrumentId) {
     let trade = |id: u64, price| Trade {
         instrument,
         source: 3,
@@ -80,32 +75,44 @@ fn busts_and_corrections_apply_as_known_at_each_lsn_and_stored_trades_stay() {
     publisher.publish(&correct(21, 0, 99)).unwrap();
     publisher.publish(&Trade { instrument: elsewhere, ..trade(7, 1) }).unwrap();
     publisher.publish(&bust(21, 0, 3)).unwrap();
+}
+
+/// Checks the trades known after each record of [`publish`].
+fn check(snapshot: &Snapshot) {
+    let first = [(7, 10, false), (7, 40, false), (8, 20, false), (9, 30, false)];
+    assert_eq!(known(snapshot, 4), (first.to_vec(), 0));
+    assert_eq!(known(snapshot, 2).0, vec![(7, 10, false), (8, 20, false)]);
+    // The newest trade with the id is void, not the earlier one.
+    assert_eq!(known(snapshot, 5).0, vec![(7, 10, false), (8, 20, false), (9, 30, false)]);
+    assert_eq!(known(snapshot, 6).0[1], (8, 21, true));
+    assert_eq!(known(snapshot, 7).0[1], (8, 22, true), "the newer of two corrections counts");
+    assert_eq!(known(snapshot, 8), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1), "another source's id");
+    assert_eq!(known(snapshot, 9).0, vec![(7, 10, false), (8, 22, true)]);
+    assert_eq!(known(snapshot, 10).0, vec![(7, 10, false), (8, 22, true), (9, 33, true)]);
+    assert_eq!(known(snapshot, 11), (vec![(7, 10, false), (8, 22, true), (9, 33, true)], 1));
+    assert_eq!(known(snapshot, 12).0[2], (9, 30, false), "no bust or correction of it stands");
+    let stands_again = vec![(7, 10, false), (7, 40, false), (8, 22, true), (9, 30, false)];
+    assert_eq!(known(snapshot, 13), (stands_again, 1), "a busted bust has no effect");
+    assert_eq!(known(snapshot, 14).0, vec![(7, 10, false), (8, 22, true), (9, 30, false)]);
+    assert_eq!(known(snapshot, 15).0[1], (8, 23, true));
+    assert_eq!(known(snapshot, 16), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1));
+    for lsn in 17..=20 {
+        assert_eq!(known(snapshot, lsn), (known(snapshot, 16).0, lsn - 15), "unmatched ones are counted");
+    }
+    assert_eq!(known(snapshot, 22), (known(snapshot, 16).0, 6), "so are those of another instrument");
+    assert_eq!(known(snapshot, u64::MAX), known(snapshot, 22));
+}
+
+#[test]
+fn busts_and_corrections_apply_as_known_at_each_lsn_and_stored_trades_stay() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "1M"]);
+    store.start();
+    let mut publisher = store.publisher(1, Durability::Fsync);
+    let instrument = publisher.instrument(&"X:A".parse().unwrap()).unwrap();
+    let elsewhere = publisher.instrument(&"X:B".parse().unwrap()).unwrap();
+    publish(&mut publisher, instrument, elsewhere);
     publisher.flush(Durability::Fsync, std::time::Duration::from_secs(20)).unwrap();
     let mut reader = store.reader();
-    let check = |snapshot: &Snapshot| {
-        let first = [(7, 10, false), (7, 40, false), (8, 20, false), (9, 30, false)];
-        assert_eq!(known(snapshot, 4), (first.to_vec(), 0));
-        assert_eq!(known(snapshot, 2).0, vec![(7, 10, false), (8, 20, false)]);
-        // The newest trade with the id is void, not the earlier one.
-        assert_eq!(known(snapshot, 5).0, vec![(7, 10, false), (8, 20, false), (9, 30, false)]);
-        assert_eq!(known(snapshot, 6).0[1], (8, 21, true));
-        assert_eq!(known(snapshot, 7).0[1], (8, 22, true), "the newer of two corrections counts");
-        assert_eq!(known(snapshot, 8), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1), "another source's id");
-        assert_eq!(known(snapshot, 9).0, vec![(7, 10, false), (8, 22, true)]);
-        assert_eq!(known(snapshot, 10).0, vec![(7, 10, false), (8, 22, true), (9, 33, true)]);
-        assert_eq!(known(snapshot, 11), (vec![(7, 10, false), (8, 22, true), (9, 33, true)], 1));
-        assert_eq!(known(snapshot, 12).0[2], (9, 30, false), "no bust or correction of it stands");
-        let stands_again = vec![(7, 10, false), (7, 40, false), (8, 22, true), (9, 30, false)];
-        assert_eq!(known(snapshot, 13), (stands_again, 1), "a busted bust has no effect");
-        assert_eq!(known(snapshot, 14).0, vec![(7, 10, false), (8, 22, true), (9, 30, false)]);
-        assert_eq!(known(snapshot, 15).0[1], (8, 23, true));
-        assert_eq!(known(snapshot, 16), (vec![(7, 10, false), (8, 22, true), (9, 30, false)], 1));
-        for lsn in 17..=20 {
-            assert_eq!(known(snapshot, lsn), (known(snapshot, 16).0, lsn - 15), "unmatched ones are counted");
-        }
-        assert_eq!(known(snapshot, 22), (known(snapshot, 16).0, 6), "so are those of another instrument");
-        assert_eq!(known(snapshot, u64::MAX), known(snapshot, 22));
-    };
     check(&reader.snapshot(At::Durable).unwrap());
     let shown = store.tape_ok(&["scan", "X:A", "trade", "--as-known-at", "9", "--json"]);
     assert_eq!(shown.lines().count(), 2, "{shown}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tapestore::error::Error;
 use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, Publisher};
-use tapestore::reader::{At, Reader, TimeRange};
+use tapestore::reader::{At, Reader, Snapshot, TimeRange};
 use tapestore::record::Trade;
 use tapestore::subscriber::{Event, Subscriber};
 
@@ -45,6 +45,25 @@ fn files_truncated_under_a_reader_are_errors_and_not_signals() {
     }
     std::fs::write(&go, "").unwrap();
     finish(child, "the reader of truncated files");
+}
+
+/// Reads the columns of every kind; returns the errors that ended a read.
+fn column_errors(snapshot: &Snapshot) -> Vec<Error> {
+    let mut errors = Vec::new();
+    for kind in snapshot.history().kinds() {
+        let mut columns = snapshot.columns(kind, None, TimeRange::ALL).unwrap();
+        loop {
+            match columns.next() {
+                Ok(Some(batch)) => assert!(batch.lsns().len() == batch.rows()),
+                Ok(None) => break,
+                Err(e) => {
+                    errors.push(e);
+                    break;
+                }
+            }
+        }
+    }
+    errors
 }
 
 /// Reads everything, waits until the files are truncated and reads again: each row is right or an error.
@@ -85,19 +104,7 @@ pub(crate) fn read_truncated_files(store: &Path) {
                 }
             }
         }
-        for kind in snapshot.history().kinds() {
-            let mut columns = snapshot.columns(kind, None, TimeRange::ALL).unwrap();
-            loop {
-                match columns.next() {
-                    Ok(Some(batch)) => assert!(batch.lsns().len() == batch.rows()),
-                    Ok(None) => break,
-                    Err(e) => {
-                        note(e);
-                        break;
-                    }
-                }
-            }
-        }
+        column_errors(&snapshot).into_iter().for_each(&mut note);
         snapshot.release();
         (errors, rows)
     };

@@ -170,12 +170,7 @@ fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
     assert_eq!(store.tape(&["scan", "X:Y", "whale"]).status.code(), Some(2));
     // Export, and import into another store.
     let dir = tempfile::tempdir().unwrap();
-    for format in ["parquet", "csv"] {
-        let out = dir.path().join(format);
-        let exported = json(&store.tape_ok(&["export", out.to_str().unwrap(), "--format", format, "--kind", "signal", "--json"]));
-        assert_eq!(exported.len(), 2, "a file for each layout: {exported:?}");
-        assert_eq!(exported.iter().map(|e| e["records"].as_u64().unwrap()).sum::<u64>(), count + 1);
-    }
+    export(&store, dir.path(), count + 1);
     store.tape_ok(&["verify"]);
     assert!(store.terminate().success());
     // The second kind is in the log alone: an answer without it would be incomplete.
@@ -184,6 +179,16 @@ fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
     assert!(!refused.status.success() && message.contains("only in the log") && message.contains("tape-storage"), "{message}");
     drop(publisher);
     import(&dir.path().join("parquet/signal-8001.parquet"), count);
+}
+
+/// Exports the two layouts of the kind `signal`, of `count` records together, as Parquet and as CSV.
+fn export(store: &Store, dir: &std::path::Path, count: u64) {
+    for format in ["parquet", "csv"] {
+        let out = dir.join(format);
+        let exported = json(&store.tape_ok(&["export", out.to_str().unwrap(), "--format", format, "--kind", "signal", "--json"]));
+        assert_eq!(exported.len(), 2, "a file for each layout: {exported:?}");
+        assert_eq!(exported.iter().map(|e| e["records"].as_u64().unwrap()).sum::<u64>(), count);
+    }
 }
 
 /// Imports `file` into another store that does not have the kind.

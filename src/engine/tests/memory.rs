@@ -1,6 +1,7 @@
 //! Owns: tests of hosts that acknowledge a frame before it is on their disks (`flush = "interval"`).
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::replicas::{Hosts, eventually, trade};
 use super::stall::ALL;

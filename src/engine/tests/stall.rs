@@ -1,6 +1,7 @@
 //! Owns: a disk whose syncs take two seconds, and the test of a leader with such a disk.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::replicas::{Hosts, eventually, publish};
 use super::*;

@@ -160,10 +160,22 @@ impl Durability {
     }
 }
 
-impl std::str::FromStr for Durability {
-    type Err = String;
+/// A text that names no [`Durability`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownDurability(pub String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl fmt::Display for UnknownDurability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' is none of: none, os, fsync, standby, quorum, quorum-os", self.0)
+    }
+}
+
+impl std::error::Error for UnknownDurability {}
+
+impl std::str::FromStr for Durability {
+    type Err = UnknownDurability;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDurability> {
         match text {
             "none" => Ok(Durability::None),
             "os" => Ok(Durability::Os),
@@ -171,7 +183,7 @@ impl std::str::FromStr for Durability {
             "standby" => Ok(Durability::Standby),
             "quorum" => Ok(Durability::Quorum),
             "quorum-os" => Ok(Durability::QuorumOs),
-            _ => Err(format!("'{text}' is none of: none, os, fsync, standby, quorum, quorum-os")),
+            _ => Err(UnknownDurability(text.to_owned())),
         }
     }
 }

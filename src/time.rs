@@ -72,23 +72,19 @@ impl FromStr for Ts {
     }
 }
 
-/// Parses a duration like `90s`, `15m`, `36h` or `30d` into nanoseconds.
+/// Parses a duration like `250ms`, `90s`, `15m`, `36h` or `30d` into nanoseconds; a day has 24 hours.
 ///
 /// # Errors
-/// [`Error::Invalid`] if `text` is none, or too long for 64 bits.
+/// [`Error::Invalid`] if `text` is none, has months or years, or is too long for 64 bits.
 #[doc(hidden)]
 pub fn parse_duration(text: &str) -> Result<u64> {
-    let unit = |c| match c {
-        's' => Some(NANOS_PER_SECOND),
-        'm' => Some(60 * NANOS_PER_SECOND),
-        'h' => Some(3_600 * NANOS_PER_SECOND),
-        'd' => Some(86_400 * NANOS_PER_SECOND),
-        _ => None,
+    let length = || {
+        let span: jiff::Span = text.parse().ok()?;
+        // Weeks and days have a length; months and years have none, and are refused.
+        let length = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?;
+        u64::try_from(length.as_nanos()).ok()
     };
-    let number = text.get(..text.len().saturating_sub(1)).filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
-    let parsed = number.and_then(|n| n.parse::<u64>().ok()).zip(text.chars().last().and_then(unit));
-    let length = parsed.and_then(|(n, unit)| n.checked_mul(unit));
-    length.ok_or_else(|| Error::invalid("duration", format!("'{text}' is not like 90s, 15m, 36h or 30d")))
+    length().ok_or_else(|| Error::invalid("duration", format!("'{text}' is not like 250ms, 90s, 15m, 36h or 30d")))
 }
 
 /// The source of the current time.
@@ -177,7 +173,8 @@ mod tests {
     #[test]
     fn a_duration_has_a_unit() {
         assert_eq!((parse_duration("90s").unwrap(), parse_duration("2d").unwrap()), (90_000_000_000, 172_800_000_000_000));
-        for bad in ["", "d", "30", "1.5h", "-1d", "30 d", "9999999999999d", "1\u{b5}"] {
+        assert_eq!((parse_duration("250ms").unwrap(), parse_duration("1h30m").unwrap()), (250_000_000, 5_400_000_000_000));
+        for bad in ["", "d", "30", "-1d", "9999999999999d", "1\u{b5}", "1mo", "2y"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }

@@ -8,6 +8,7 @@
 
 pub mod hosts;
 pub mod limits;
+pub mod process;
 pub mod store;
 
 use std::time::{Duration, Instant};

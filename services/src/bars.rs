@@ -13,24 +13,15 @@ use tapestore::lsn::{InstrumentId, Lsn, Timeline};
 use tapestore::reader::{At, Follow, Reader, Row, Series, Snapshot, TimeRange};
 use tapestore::record::{Name, Record, Trade, Volume};
 use tapestore::shm::symbols::Symbols;
-use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts};
+use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts, parse_duration};
 
+use crate::choice;
 use crate::exit::{Failure, INTERRUPTED, LATER, NOT_FOUND, Outcome, USAGE};
 use crate::logging;
 use crate::output::{Format, Rows, table};
 use crate::query::{self, Span, Watermark};
 use crate::terminal;
 
-/// Units of an interval, ns.
-const UNITS: [(&str, u64); 7] = [
-    ("ns", 1),
-    ("us", 1_000),
-    ("ms", 1_000_000),
-    ("s", NANOS_PER_SECOND),
-    ("m", 60 * NANOS_PER_SECOND),
-    ("h", 3600 * NANOS_PER_SECOND),
-    ("d", 86_400 * NANOS_PER_SECOND),
-];
 /// The default interval, ns.
 const EVERY_DEFAULT: u64 = 60 * NANOS_PER_SECOND;
 /// Rows collected for a table before it is printed, so that the columns fit.
@@ -38,22 +29,12 @@ const TABLE_ROWS: usize = 200;
 const COLUMNS: [&str; 13] =
     ["start", "end", "instrument", "open", "high", "low", "close", "volume", "value", "vwap", "trades", "first_lsn", "last_lsn"];
 
-/// A length of time, ns: `250ms`, `1s`, `5m`, `1h`, `1d`.
-fn interval(text: &str) -> Result<u64, String> {
-    let bad = || format!("'{text}' is not like 250ms, 1s, 5m, 1h or 1d");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.strip_prefix(digits).unwrap_or("");
-    let (_, ns) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(bad)?;
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    number.checked_mul(*ns).ok_or_else(bad)
-}
-
 /// What closes a bar.
 #[derive(clap::Args, Clone, Copy, Debug)]
 #[group(multiple = false)]
 struct BarRule {
     /// Bars of this interval: 1s, 5m, 1h, 1d, ... [default: 1m]
-    #[arg(long, value_parser = interval)]
+    #[arg(long, value_parser = parse_duration)]
     every: Option<u64>,
     /// Bars of this many trades
     #[arg(long)]
@@ -94,8 +75,8 @@ pub struct Args {
     /// Time zone of the session, like America/New_York
     #[arg(long, requires = "session")]
     zone: Option<String>,
-    /// Time of a trade: recv (the order of the store) or event (the venue's time; reads all trades)
-    #[arg(long, default_value = "recv")]
+    /// Time of a trade
+    #[arg(long, value_parser = choice::by(), default_value = "recv")]
     by: By,
     /// Continue with live trades until stopped; print each bar as it closes
     #[arg(long, conflicts_with = "to")]
@@ -105,7 +86,7 @@ pub struct Args {
     #[arg(long, value_name = "LSN", conflicts_with = "follow")]
     as_known_at: Option<u64>,
     /// How late a trade may arrive for its time bar
-    #[arg(long, value_parser = interval, default_value = "1s")]
+    #[arg(long, value_parser = parse_duration, default_value = "1s")]
     grace: u64,
     /// Print bar-1s, bar-1m, bar-1h or bar-1d records, for `tape publish --from`
     #[arg(long, conflicts_with_all = ["session", "ticks", "volume", "value"])]

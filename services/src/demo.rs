@@ -19,6 +19,7 @@ use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
 use tapestore::wal::Body;
 
+use crate::choice;
 use crate::exit::{DIFFERENCE, Failure, IO, LATER, Outcome, USAGE};
 use crate::inspect;
 use crate::load::Loader;
@@ -42,8 +43,8 @@ pub struct Args {
     /// Keep the store and print its directory
     #[arg(long)]
     keep: bool,
-    /// Durability required before a record is acknowledged: none, os, fsync. At the end all records are made durable
-    #[arg(long, alias = "level", default_value = "os")]
+    /// Durability required before a record is acknowledged. At the end all records are made durable
+    #[arg(long, alias = "level", value_parser = choice::durability(), default_value = "os")]
     durability: Durability,
 }
 

@@ -22,7 +22,8 @@ pub fn of(dirs: &[&Path]) -> Vec<Holder> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     let found = pids.filter_map(|pid| {
-        // The process may have ended, or belong to another user.
+        // The process may have ended, or belong to another user. A parser of our own: every process's paths come by here, and
+        // the one of `procfs` panics at a short path that begins with /SYSV.
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
         let bytes = deleted(&maps, &dirs);
         (bytes > 0).then_some(Holder { pid, bytes })

@@ -7,6 +7,7 @@ use std::time::Instant;
 use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{self, Publisher};
 
+use crate::choice;
 use crate::exit::{DATA, Failure, INTERRUPTED, Outcome};
 use crate::identity;
 use crate::load::{Loaded, Loader, end, report_left};
@@ -24,8 +25,8 @@ pub struct Args {
     reading: Reading,
     #[command(flatten)]
     who: identity::Who,
-    /// Durability required before a record is acknowledged: none, os, fsync, standby, quorum, quorum-os
-    #[arg(long, alias = "level", default_value = "fsync")]
+    /// Durability required before a record is acknowledged
+    #[arg(long, alias = "level", value_parser = choice::durability(), default_value = "fsync")]
     durability: Durability,
 }
 

@@ -4,6 +4,7 @@ pub mod accounting;
 pub mod backup;
 pub mod bars;
 pub mod book;
+pub mod choice;
 pub mod cli;
 pub mod cluster;
 pub mod compact;

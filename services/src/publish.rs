@@ -6,6 +6,7 @@ use std::time::Instant;
 use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Progress};
 
+use crate::choice;
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::identity;
 use crate::load::{BATCH, Loaded, Loader, end, report_left};
@@ -20,8 +21,8 @@ pub struct Args {
     source: Source,
     #[command(flatten)]
     who: identity::Who,
-    /// Durability required before a record is acknowledged: none, os, fsync, standby, quorum, quorum-os
-    #[arg(long, alias = "level", default_value = "fsync")]
+    /// Durability required before a record is acknowledged
+    #[arg(long, alias = "level", value_parser = choice::durability(), default_value = "fsync")]
     durability: Durability,
     /// Speed: realtime (at the records' own times), a multiple like x2 or x100, or max
     #[arg(long, default_value = "max")]

@@ -10,6 +10,7 @@ use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, near_ki
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
+use crate::choice;
 use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE, interrupted, wait_for_storage};
 use crate::logging::note;
 use crate::output::{Format, Rows};
@@ -85,8 +86,8 @@ pub struct One {
 /// The watermark up to which to read.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Watermark {
-    /// Watermark: committed (never withdrawn), durable, appended (the newest), flushed (in SSTables)
-    #[arg(long, default_value = "committed")]
+    /// Watermark: the newest record that is read
+    #[arg(long, value_parser = choice::watermark(), default_value = "committed")]
     pub at: At,
 }
 

@@ -13,6 +13,7 @@ use tapestore::time::HostClock;
 use tapestore_engine::snapshot::install;
 use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 
+use crate::choice;
 use crate::exit::{Failure, IO, Outcome};
 use crate::logging;
 use crate::terminal;
@@ -38,11 +39,11 @@ pub struct Args {
     /// Bytes kept free on the disk; with less, records are refused [default: 1G, or a twentieth of the volume if that is less]
     #[arg(long, value_parser = terminal::size)]
     pub space_min: Option<u64>,
-    /// Lowest durability level of publishers: none, os, fsync, standby, quorum, quorum-os [default: none]
-    #[arg(long, alias = "level-min")]
+    /// Lowest durability level of publishers [default: none]
+    #[arg(long, alias = "level-min", value_parser = choice::durability())]
     pub durability_min: Option<Durability>,
-    /// How the ingest thread waits for work: busy, adaptive, blocking [default: adaptive]
-    #[arg(long)]
+    /// How the ingest thread waits for work [default: adaptive]
+    #[arg(long, value_parser = choice::wait())]
     pub wait: Option<Wait>,
     /// Of a pair: become leader without contact with the other host. Use it only if the other host was not promoted
     #[arg(long)]
@@ -100,7 +101,7 @@ pub fn world() -> Outcome<World> {
 
 /// The boot id of the system; 0 if it is unreadable.
 fn boot() -> u128 {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let text = procfs::sys::kernel::random::boot_id().unwrap_or_default();
     u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
 }
 

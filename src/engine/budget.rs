@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use procfs::process::Process;
 use rustix::process::{Resource, getrlimit};
 
 /// Descriptors that a publisher takes here: its connection, and the files of its service on the bus. Measured; a test
@@ -38,7 +39,8 @@ impl Budget {
     /// Returns why no publisher can attach to `attached` others, or `None` if one can. `connections` are open, its own
     /// included.
     pub(super) fn refusal(&mut self, attached: u64, connections: u64) -> Option<String> {
-        let open = count("/proc/self/fd");
+        let process = Process::myself().ok();
+        let open = process.as_ref().and_then(|p| p.fd_count().ok()).unwrap_or(0) as u64;
         // The connection is one of the descriptors.
         let services = attached * (DESCRIPTORS - 1);
         if attached == 0 || self.descriptors == 0 {
@@ -53,14 +55,15 @@ impl Budget {
                  kept for storage itself. Start it with a higher limit (ulimit -n, or LimitNOFILE= of its service)"
             ));
         }
-        let (maps, most) = (lines("/proc/self/maps"), number("/proc/sys/vm/max_map_count"));
+        let maps = process.as_ref().and_then(|p| p.maps().ok()).map(|maps| maps.len() as u64);
+        let most = procfs::sys::vm::max_map_count().ok();
         if let (Some(maps), Some(most)) = (maps, most)
             && maps + MAPS + OWN_MAPS > most
         {
             return Some(format!("storage has {maps} of {most} memory maps: raise the limit (sysctl vm.max_map_count)"));
         }
         let limit = getrlimit(Resource::As).current.unwrap_or(u64::MAX);
-        if let Some(mapped) = mapped()
+        if let Some(mapped) = process.and_then(|p| p.statm().ok()).map(|m| m.size * rustix::param::page_size() as u64)
             && mapped + SPACE + OWN_SPACE > limit
         {
             return Some(format!("storage uses {mapped} of {limit} bytes of address space: raise the limit (ulimit -v)"));
@@ -68,25 +71,4 @@ impl Budget {
         let free = tapestore::shm::free_bytes(Path::new(SEGMENTS));
         (free < SHARED).then(|| format!("{SEGMENTS} has {free} bytes free: free some there, or make it larger"))
     }
-}
-
-/// Counts the entries of the directory `path`.
-fn count(path: &str) -> u64 {
-    std::fs::read_dir(path).map_or(0, |entries| entries.count() as u64)
-}
-
-fn lines(path: &str) -> Option<u64> {
-    let text = std::fs::read(path).ok()?;
-    Some(text.iter().filter(|b| **b == b'\n').count() as u64)
-}
-
-fn number(path: &str) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// Bytes of address space that this process uses.
-fn mapped() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split_whitespace().next()?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }

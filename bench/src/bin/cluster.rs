@@ -244,13 +244,7 @@ fn transfers(arguments: &Arguments) {
 
 /// CPU time of all processes of `hosts` so far.
 fn cpu(hosts: &Hosts) -> Duration {
-    let of = |pid: u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<u64> =
-            stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2).filter_map(|f| f.parse().ok()).collect();
-        Duration::from_millis(fields.iter().sum::<u64>() * 10)
-    };
-    hosts.pids().into_iter().map(of).sum()
+    hosts.pids().into_iter().map(bench::process::processor_time).sum()
 }
 
 fn throughput(arguments: &Arguments) {

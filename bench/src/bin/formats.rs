@@ -46,13 +46,9 @@ fn tape(store: &Path, arguments: &[&str]) -> Ran {
     let mut child = command.spawn().unwrap();
     let (mut own, mut all) = (0, 0);
     let status = loop {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-        let field = |name: &str| {
-            let line = text.lines().find(|l| l.starts_with(name));
-            line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) << 10
-        };
-        own = own.max(field("RssAnon:"));
-        all = all.max(field("VmHWM:"));
+        let held = bench::process::held(child.id()).unwrap_or_default();
+        own = own.max(held.private);
+        all = all.max(held.peak);
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }

@@ -79,12 +79,8 @@ impl Model {
 
 /// Resident bytes of process `pid`: private and shared.
 fn memory(pid: u32) -> (u64, u64) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|l| l.starts_with(name));
-        line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) << 10
-    };
-    (field("RssAnon:"), field("RssShmem:"))
+    let held = bench::process::held(pid).unwrap_or_default();
+    (held.private, held.shared)
 }
 
 /// Starts a reader of random records and series that runs until `stop`; returns how many records it read.

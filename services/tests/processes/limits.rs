@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use procfs::process::{LimitValue, Process};
 use tapestore::error::Error;
 use tapestore::lsn::{Durability, InstrumentId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
@@ -14,7 +15,7 @@ use crate::fixture::{PATIENCE, Store, eventually, under};
 const SMALL: [&str; 4] = ["--memtable-size", "16M", "--segment-size", "1M"];
 
 fn descriptors(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    Process::new(pid.cast_signed()).unwrap().fd_count().unwrap()
 }
 
 #[test]
@@ -47,19 +48,17 @@ fn publishers_beyond_the_descriptor_limit_are_refused_and_attached_ones_are_serv
     late.close(PATIENCE).unwrap();
 }
 
-/// The soft and the hard limit of open files of the process `pid`.
-fn limit(pid: u32) -> (String, String) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    let line = text.lines().find_map(|l| l.strip_prefix("Max open files")).unwrap();
-    let mut fields = line.split_whitespace().map(str::to_owned);
-    (fields.next().unwrap(), fields.next().unwrap())
+/// The soft and the hard limit of open files of the process `pid`; `None` is no limit.
+fn limit(pid: u32) -> [Option<u64>; 2] {
+    let limit = Process::new(pid.cast_signed()).unwrap().limits().unwrap().max_open_files;
+    [limit.soft_limit, limit.hard_limit].map(|l| if let LimitValue::Value(n) = l { Some(n) } else { None })
 }
 
 #[test]
 fn storage_raises_its_soft_limit_of_open_files_to_the_hard_one() {
     let mut store = Store::limited("ulimit -S -n 64", &SMALL);
     store.start();
-    let (soft, hard) = limit(store.pid());
+    let [soft, hard] = limit(store.pid());
     assert_eq!(soft, hard);
 }
 

@@ -70,7 +70,7 @@ fn left(site: &Site, reader: &Reader) -> Result<Left, String> {
         segments: run_dir.bus_segments().map_err(|e| e.to_string())?.len(),
         bus_files: files_below(&run_dir.bus_root(reader.control().instance())),
         slots: (0..SLOTS_MAX).filter(|i| reader.control().slot(*i).holder().is_some()).count(),
-        descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count),
+        descriptors: bench::process::held(pid).map_or(0, |held| held.descriptors as usize),
     })
 }
 

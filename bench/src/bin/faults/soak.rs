@@ -33,16 +33,12 @@ fn files(path: &std::path::Path) -> u64 {
 
 fn held(site: &Site) -> Result<Held, String> {
     let pid = site.child().map_or(0, |c| c.id());
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| e.to_string())?;
-    let number = |name: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
+    let process = bench::process::held(pid).ok_or_else(|| format!("process {pid} has ended"))?;
     let run_dir = site.run_dir()?;
     Ok(Held {
-        memory: number("RssAnon:").unwrap_or(0) / 1024,
-        descriptors: std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |d| d.count() as u64),
-        threads: number("Threads:").unwrap_or(0),
+        memory: process.private >> 20,
+        descriptors: process.descriptors,
+        threads: process.threads,
         shared_files: files(run_dir.path()) + run_dir.bus_segments().map_err(|e| e.to_string())?.len() as u64,
         store_files: files(&site.store),
     })

@@ -17,9 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Private memory of process `pid` in KiB, without mapped files and shared memory.
 fn private(pid: u32) -> Result<u64, String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| format!("process {pid}: {e}"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"));
-    line.and_then(|l| l.split_whitespace().next()?.parse().ok()).ok_or_else(|| format!("process {pid} has no RssAnon"))
+    bench::process::held(pid).map(|held| held.private >> 10).ok_or_else(|| format!("process {pid} has ended"))
 }
 
 /// Runs for `thousands` * 1,000 frames.

@@ -295,6 +295,7 @@ impl Subscriber {
         if expected < batch.next {
             return self.heal(publisher, epoch, expected);
         }
+        debug_assert!(cursor.epoch == epoch, "no record of an earlier epoch is delivered");
         self.healing_since = None;
         cursor.next = PubSeq(expected.0 + 1);
         let batch = &mut self.batch;
@@ -338,6 +339,7 @@ impl Subscriber {
                 batch.left -= 1;
             }
             if batch.left > 0 {
+                debug_assert!((batch.epoch, batch.next) >= (cursor.epoch, cursor.next), "no record is delivered twice");
                 return Ok(true);
             }
         }
@@ -392,6 +394,7 @@ impl Subscriber {
         self.look_at_store()?;
         let waited = self.has_waited();
         let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
+        assert!((cursor.epoch, cursor.next) == (epoch, expected), "the next record is the one that is fetched");
         if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, expected, cursor.healed)? {
             self.healing_since = None;
             self.healed += 1;
@@ -404,6 +407,7 @@ impl Subscriber {
         }
         self.healing_since = None;
         let last = PubSeq(self.batch.next.0 - 1);
+        assert!(expected <= last, "a gap has a record, and ends before the batch");
         cursor.next = self.batch.next;
         Ok(Some(Event::Gap { publisher, epoch, first: expected, last }))
     }
@@ -415,6 +419,7 @@ impl Subscriber {
         let waited = self.has_waited();
         let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
         let Cursor { epoch, next, healed } = ended;
+        assert!((cursor.epoch, cursor.next) == (epoch, next) && epoch < new, "a later epoch ends this one");
         // This search comes first: once the new epoch's first record is stored, the old epoch is complete.
         let over = self.stored.find(self.view.as_ref(), publisher, new, PubSeq(1), healed)?.is_some();
         if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, next, healed)? {

@@ -395,6 +395,8 @@ impl Versions {
                 self.files.insert(*id, Arc::new(table));
             }
         }
+        let has_all = self.files.keys().eq(state.files.keys());
+        assert!(has_all && state.seq >= seq, "a version has exactly the SSTables of its edit, which is no older than wanted");
         self.history =
             Arc::new(History { number: self.manifest.number(), ..History::new(state.covered(), state.seq, &self.files) });
         Ok(())

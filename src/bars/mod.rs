@@ -299,6 +299,8 @@ impl Open {
         bar.value = bar.value.plus(value);
         self.amount = self.amount.saturating_add(value.0.unsigned_abs());
         bar.trades += 1;
+        let (least, greatest) = (bar.open.min(bar.close), bar.open.max(bar.close));
+        debug_assert!(bar.low <= least && greatest <= bar.high, "no price is outside low and high");
     }
 
     fn has_reached(&self, rule: Rule) -> bool {
@@ -409,6 +411,7 @@ impl Builder {
             self.oddities.ahead += 1;
             return;
         }
+        let before = self.trades + self.oddities.left_out();
         if trade.price == Price::NULL {
             self.oddities.priceless += 1;
         } else if trade.size == Size::NULL || trade.size == Size(0) {
@@ -420,10 +423,12 @@ impl Builder {
                 Some(slot) => self.add(slot, time, lsn, trade, emit),
             }
         }
+        debug_assert!(self.trades + self.oddities.left_out() == before + 1, "a trade is in one bar or in one counter");
         self.advance(time, emit);
     }
 
     fn add(&mut self, slot: Slot, time: Ts, lsn: Lsn, trade: &Trade, emit: &mut impl FnMut(Bar)) {
+        debug_assert!(slot.start <= time && time < slot.end, "a trade is in the bar of its time");
         self.pushed += 1;
         self.trades += 1;
         let is_timed = matches!(self.options.rule, Rule::Time { .. });
@@ -480,6 +485,7 @@ impl Builder {
     }
 
     fn give(&mut self, open: &Open, emit: &mut impl FnMut(Bar)) {
+        debug_assert!(open.bar.trades > 0 && open.bar.volume.units() > 0, "no bar is empty");
         self.oddities.unvalued += u64::from(open.bar.value == Value::NULL);
         emit(open.bar);
     }

@@ -72,7 +72,9 @@ impl Session {
         // If an adjacent day has no session, the gap's end there is unknown.
         let start = if between.start == i128::MIN { t } else { between.start };
         let end = if between.end == i128::MAX { t + 1 } else { between.end };
-        Some(Stretch { start, end, is_open: false })
+        let gap = Stretch { start, end, is_open: false };
+        debug_assert!(gap.holds(time), "every moment is in one session or between two");
+        Some(gap)
     }
 }
 

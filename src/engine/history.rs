@@ -149,6 +149,13 @@ impl History {
     /// # Errors
     /// [`Error::Io`]: it is then unknown whether they were replaced, and all files stay.
     pub(super) fn replace(&mut self, merged: &Merged) -> Result<()> {
+        let rows = |files: &[FileMeta]| files.iter().map(|f| f.rows).sum::<u64>();
+        let live = &self.manifest.state().files;
+        assert!(
+            rows(&merged.added) + merged.expired == rows(&merged.removed)
+                && merged.removed.iter().all(|f| live.get(&f.id) == Some(f)),
+            "a merge replaces live SSTables, and each of their rows is in the run or counted as expired"
+        );
         self.edit(Edit {
             added: merged.added.clone(),
             removed: merged.removed.iter().map(|f| f.id).collect(),

@@ -112,6 +112,7 @@ impl Log {
             chain.advance(&frame.header, meta.segment_size);
             Ok(())
         })?;
+        assert!(chain == end.chain, "every frame up to the end was visited");
         let torn = end.tail.filter(|t| t.is_frame && damage.is_none());
         Ok(Log { meta, state, end: end.chain, durable_mark: end.durable_mark, damage, torn })
     }
@@ -236,6 +237,7 @@ pub fn truncate(disk: &dyn Disk, store: &Path, at: Lsn, now: Ts) -> Result<(Loss
         return Err(Error::Locked { path: store.to_path_buf() });
     }
     let (log, point) = truncation_point(disk, store, at)?;
+    assert!(point.lsn == at && at > log.state.covered(), "the log ends before the record, and no SSTable has it");
     let loss = log.loss(disk, store, point)?;
     if log.damage.is_none() && loss.count() == 0 {
         return Ok((loss, None));
@@ -250,6 +252,8 @@ pub fn truncate(disk: &dyn Disk, store: &Path, at: Lsn, now: Ts) -> Result<(Loss
     let mut meta = MetaFile::open(disk, store)?;
     let timeline = Timeline(log.meta.timeline.0 + 1);
     meta.update(Meta { timeline, clean: false, durable: DurableMark::of(&point), ..log.meta })?;
+    let raised = meta.meta();
+    assert!(raised.timeline > log.meta.timeline && raised.durable.lsn < at, "the timeline rises before anything is removed");
     for first in gone.iter().filter(|first| first.0 > from || point.position.0 == from + SEGMENT_HEAD_LEN) {
         disk.remove(&wal_dir.join(segment_name(*first)))?;
     }
@@ -289,6 +293,7 @@ fn keep(disk: &dyn Disk, store: &Path, gone: &[Position], loss: &Loss, now: Ts) 
 /// Replaces the segment that begins at `first` by one that ends at `point`.
 fn shorten(disk: &dyn Disk, dir: &Path, meta: &Meta, first: Position, point: Chain) -> Result<()> {
     let path = dir.join(segment_name(first));
+    assert!(point.position.0 - first.0 < meta.segment_size, "the log ends in this segment, before its last byte");
     // Named like a spare, so that the next start removes one that is left over.
     let fresh = dir.join("spare-repair.new");
     if disk.exists(&fresh)? {

@@ -158,6 +158,7 @@ impl<'t> Columns<'t> {
             }
             file.check()?;
             self.files.pop();
+            assert!(self.slices.is_empty(), "rows of one file are not looked up in the next");
             self.block = 0;
         }
         self.buffer.clear();

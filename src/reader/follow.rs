@@ -225,6 +225,7 @@ impl Follow {
         if self.view.as_ref().is_none_or(|v| v.upto < self.next) && !self.refresh()? {
             return Ok(None);
         }
+        debug_assert!(self.view.as_ref().is_some_and(|v| self.next <= v.upto), "no record above the watermark is read");
         if self.view.as_ref().is_some_and(|v| self.next <= v.history.covered()) {
             return self.next_flushed();
         }
@@ -256,6 +257,7 @@ impl Follow {
         let heads = &self.stripe.batch.heads;
         if heads.get(slot).is_none_or(|h| h.words == 0) {
             let gone = heads.iter().skip(slot).take_while(|h| h.words == 0).count().max(1) as u64;
+            assert!(slot as u64 + gone <= heads.len() as u64, "a record that was not looked for is not reported as expired");
             let expired = Error::Expired { first: self.next, last: Lsn(self.next.0 + gone - 1) };
             self.next = self.next.plus(gone);
             return Err(expired);

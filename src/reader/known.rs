@@ -91,6 +91,7 @@ impl<'s> KnownAt<'s> {
                 continue;
             }
             while let Some(Statement { about: further, effect: Effect::Correct(_) }) = about.and_then(|a| statements.get(&a)) {
+                assert!(*further < about, "a statement refers to an earlier record, so this ends");
                 about = *further;
             }
             let trade = match about {

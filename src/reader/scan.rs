@@ -341,6 +341,7 @@ impl<'t> Scan<'t> {
                 return Ok(None);
             }
         }
+        debug_assert!(self.at < self.batch.len(), "a scan ends only when no row is left");
         let at = self.at;
         self.at += 1;
         match self.batch.heads.get(at) {

@@ -18,7 +18,7 @@ use tapestore::lsn::{InstrumentId, Lsn, PubSeq};
 use tapestore::record::{Schema, TimeRange, schema};
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::sstable::format::{RunEntry, STORES_RESERVED};
-use tapestore::sstable::{self, FileMeta, Origin, Slice, Spec, Table, Writer};
+use tapestore::sstable::{self, FileMeta, Origin, Slice, Spec, Table, Window, Writer};
 use tapestore::time::Ts;
 
 /// Rows that are read from a file at a time.
@@ -96,6 +96,8 @@ pub fn run(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace) -> Resul
         Ok(done)
     });
     let (rows, had) = (made.iter().map(|f| f.rows).sum::<u64>(), job.merge.rows());
+    let is_within = made.iter().all(|f| f.rows <= job.rows_max) && made.len() as u64 <= Job::ids(&job.merge, job.rows_max);
+    assert!(is_within, "a run takes only file numbers that are reserved for it");
     let is_whole = rows == had || (rows < had && !job.cut.before.is_empty()) || sabotage::is(Sabotage::LoseRow);
     match outcome {
         Ok(true) if !is_whole => {
@@ -164,7 +166,9 @@ fn write(disk: &dyn Disk, dir: &Path, job: &Job, pace: &mut dyn Pace, made: &mut
         streams.clear();
         for table in &tables {
             let Some(slice) = table.slice(instrument, TimeRange { from, to: Ts(u64::MAX) })? else { continue };
-            streams.push(Stream::new(table, schema, slice)?);
+            let is_all = (slice.from, slice.to) == (0, slice.series.rows);
+            assert!(is_all || from > Ts(0), "rows are left out only of an instrument whose rows expire");
+            streams.push(Stream::new(table, (schema, job.merge.window), slice)?);
         }
         let mut rows: u64 = streams.iter().map(|s| u64::from(s.slice.to - s.slice.from)).sum();
         if sabotage::is(Sabotage::LoseRow) && rows > 1 && !std::mem::replace(&mut sabotaged, true) {
@@ -211,6 +215,7 @@ fn merge_series(streams: &mut [Stream<'_>], mut rows: u64, output: &mut Output<'
             }
         }
     }
+    assert!(rows == 0, "{rows} rows of a series are not in the run");
     Ok(true)
 }
 
@@ -218,6 +223,7 @@ fn merge_series(streams: &mut [Stream<'_>], mut rows: u64, output: &mut Output<'
 struct Stream<'t> {
     table: &'t Table,
     words: usize,
+    window: Window,
     slice: Slice,
     /// Decoded rows: (index time, LSN, ingest time) of each, and the records. They are copies, made after the file was
     /// checked.
@@ -229,9 +235,9 @@ struct Stream<'t> {
 }
 
 impl<'t> Stream<'t> {
-    fn new(table: &'t Table, schema: &Schema, slice: Slice) -> Result<Stream<'t>> {
+    fn new(table: &'t Table, (schema, window): (&Schema, Window), slice: Slice) -> Result<Stream<'t>> {
         let (heads, records) = (Vec::new(), Vec::new());
-        let mut stream = Stream { table, words: schema.words, slice, heads, records, at: 0, key: (0, 0) };
+        let mut stream = Stream { table, words: schema.words, window, slice, heads, records, at: 0, key: (0, 0) };
         stream.fill()?;
         Ok(stream)
     }
@@ -248,6 +254,11 @@ impl<'t> Stream<'t> {
         self.heads.clear();
         self.heads.extend((row..row + rows).map(|i| (times.get(i).0, of(lsns, i), of(ingest, i))));
         self.table.check()?;
+        // The checksums of a file say that it was written so, not that its rows are sorted.
+        if let Some(Misplaced { what, expected, found, lsn }) = misplaced(self.key, &self.heads, self.window) {
+            let path = self.table.path().to_path_buf();
+            return Err(Error::Corrupt { path, offset: 0, lsn: Lsn(lsn), what, expected, found });
+        }
         self.at = 0;
         self.set_key();
         Ok(())
@@ -282,6 +293,38 @@ impl<'t> Stream<'t> {
         }
         Ok(true)
     }
+}
+
+/// A row that is not where its file says.
+#[derive(Debug, PartialEq, Eq)]
+struct Misplaced {
+    what: &'static str,
+    expected: u64,
+    found: u64,
+    lsn: u64,
+}
+
+/// The first of the rows `heads` (time, LSN, ingest time) that does not ascend, after `before`, or is not in `window`.
+fn misplaced(before: (u64, u64), heads: &[(u64, u64, u64)], window: Window) -> Option<Misplaced> {
+    let mut last = before;
+    for &(time, lsn, _) in heads {
+        if Ts(time) < window.from || window.last() < Ts(time) {
+            return Some(Misplaced {
+                what: "index time within the window of the file",
+                expected: window.from.0,
+                found: time,
+                lsn,
+            });
+        }
+        if time < last.0 {
+            return Some(Misplaced { what: "index time that is not below the one before", expected: last.0, found: time, lsn });
+        }
+        if (time, lsn) < last {
+            return Some(Misplaced { what: "LSN above the one before", expected: last.1 + 1, found: lsn, lsn });
+        }
+        last = (time, lsn);
+    }
+    None
 }
 
 /// The files of the run.
@@ -397,4 +440,24 @@ fn run_of(runs: &mut &[RunEntry], lsn: Lsn) -> Option<RunEntry> {
         *runs = runs.get(passed..).unwrap_or(&[]);
     }
     runs.first().filter(|r| r.first <= lsn).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_does_not_ascend_or_lies_outside_the_window_is_named() {
+        let window = Window { from: Ts(100), len: 50 };
+        let first = |before, rows: &[(u64, u64)]| {
+            let heads: Vec<_> = rows.iter().map(|&(time, lsn)| (time, lsn, 0)).collect();
+            misplaced(before, &heads, window).map(|m| (m.lsn, m.found))
+        };
+        assert_eq!(first((0, 0), &[(100, 7), (100, 8), (149, 2)]), None);
+        assert_eq!(first((0, 0), &[(100, 7), (99, 8)]), Some((8, 99)), "before the window");
+        assert_eq!(first((0, 0), &[(150, 7)]), Some((7, 150)), "after the window");
+        assert_eq!(first((0, 0), &[(120, 7), (119, 8)]), Some((8, 119)), "time falls");
+        assert_eq!(first((0, 0), &[(120, 7), (120, 6)]), Some((6, 6)), "LSN falls");
+        assert_eq!(first((130, 1), &[(129, 9)]), Some((9, 129)), "below the last row of the block before");
+    }
 }

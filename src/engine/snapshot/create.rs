@@ -73,8 +73,14 @@ pub(super) struct Job<'a> {
 /// Creates the directories, and removes the rest of an interrupted copy except its whole SSTables.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Invalid`] if the copy would be built in its source, which is emptied first; [`Error::Io`].
 pub(super) fn prepare(disk: &dyn Disk, job: &Job<'_>) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if job.source == job.target || real(job.source) == real(job.target) {
+        let source = job.source.display();
+        let reason = format!("{source} would be emptied: a copy is built in NAME.unfinished beside NAME; choose another name");
+        return Err(Error::invalid("directory", reason));
+    }
     let (files, log) = (job.target.join(sstable::DIR), job.target.join(wal::DIR));
     for dir in [job.target, &files, &log] {
         disk.create_dir(dir)?;
@@ -144,6 +150,8 @@ fn attempt(
     let of = |how| state.files.keys().filter(|id| brought.get(id) == Some(&how)).count() as u64;
     let mut summary = Summary { timeline: job.timeline, linked: of(How::Linked), copied: of(How::Copied), ..Summary::default() };
     summary.reused = of(How::Earlier) + of(How::There);
+    let counted = summary.linked + summary.copied + summary.reused;
+    assert!(counted == state.files.len() as u64, "every SSTable of the copy was linked, copied or there before");
     summary.flushed = state.files.values().map(|f| f.rows).sum();
     summary.file_bytes = state.files.values().map(|f| f.len).sum();
     summary.logged = end.lsn.0 - from.lsn.0;

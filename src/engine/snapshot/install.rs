@@ -154,6 +154,8 @@ pub fn check(disk: &dyn Disk, dir: &Path, read: &mut BTreeMap<u64, FileMeta>, pr
         }
         progress(Progress { what: "verifying the snapshot", more: meta.len, total });
     }
+    let is_read = state.files.iter().all(|(id, meta)| read.get(id) == Some(meta));
+    assert!(is_read, "a snapshot is whole when every SSTable of it has been read");
     sync_all(disk, &incoming)?;
     publish(disk, &incoming.join(WHOLE), format!("a store up to frame {} of term {}\n", end.index.0 - 1, end.term).as_bytes())
 }
@@ -274,6 +276,10 @@ pub fn install_held(dir: &Path, real: &Arc<dyn Disk>, now: Ts, is_damaged: bool,
         _ => Timeline((copy.meta.timeline.0 + 2).max(now)),
     };
     let keep = (is_damaged || is_new_generation).then(|| format!("replaced-{now}"));
+    // Checked again before the first step that cannot be undone.
+    let (ours, theirs) = (own.generation, copy.raft.generation);
+    let is_covered = u64::from(copy.end.term.0) >= own.term && copy.end.index.0 > own.commit;
+    assert!(theirs > ours || (theirs == ours && is_covered), "a snapshot holds what this host has acknowledged");
     Mark { step: Step::Clear, timeline, keep: keep.clone() }.write(disk, dir)?;
     finish(disk, dir)?;
     let kept_in = keep.map(|k| dir.join(k));
@@ -376,6 +382,7 @@ pub fn finish(disk: &dyn Disk, dir: &Path) -> Result<bool> {
         mark.step = Step::Done;
         mark.write(disk, dir)?;
     }
+    assert!(mark.step == Step::Done, "a snapshot is removed only after it is in its place");
     discard(disk, dir)?;
     disk.remove(&dir.join(FILLING))?;
     disk.sync_dir(dir)?;
@@ -392,6 +399,12 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
     let theirs = found(disk, &incoming(dir))?;
     let mut own = consensus::MetaFile::open(disk, dir)?;
     let after = own.meta().clone().filled(theirs.raft, u64::from(theirs.end.term.0));
+    let before = own.meta();
+    assert!(
+        (after.node, after.incarnation) == (before.node, before.incarnation)
+            && (after.term > before.term || (after.term, after.vote) == (before.term, before.vote)),
+        "a host keeps its identity, and its vote in a term"
+    );
     own.update(after)
 }
 

@@ -185,6 +185,18 @@ fn a_restore_interrupted_at_any_call_leaves_nothing_or_a_whole_store_on_a_new_ti
 }
 
 #[test]
+fn a_copy_is_never_built_in_the_directory_that_it_is_made_from() {
+    let (run, _store) = started(41);
+    let whole = std::path::Path::new("/backup.unfinished");
+    back_up(&run, whole, false).unwrap();
+    // A restore of /backup would be built in /backup.unfinished, which is emptied first.
+    let restored = restore(&run.disk, whole, std::path::Path::new("/backup"), false, run.clock.wall(), &mut |_| ());
+    assert!(matches!(&restored, Err(Error::Invalid { .. })), "{restored:?}");
+    let read = |dir: &Path| records(&run.disk, dir).unwrap().len();
+    assert!(read(whole) > 0, "the backup is whole");
+}
+
+#[test]
 fn two_restores_of_one_backup_are_on_different_timelines() {
     let (run, _store) = started(1);
     let backup = run.dir.path().join("b");

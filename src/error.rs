@@ -142,11 +142,11 @@ pub enum Error {
         path: PathBuf,
     },
     /// The hosts of a cluster disagree, or one cannot do what another asks of it.
-    #[error("the cluster's log cannot {what}: {cause}")]
+    #[error("this host cannot {what}: {cause}")]
     Consensus {
-        /// The operation that failed.
+        /// The operation that failed: a verb and its object.
         what: &'static str,
-        /// Why it failed.
+        /// Why it failed, and the next command.
         cause: String,
     },
     /// The log stopped after an I/O error; nothing is acknowledged until the process restarts.
@@ -204,7 +204,7 @@ pub enum Error {
         reason: String,
     },
     /// The bus failed an operation.
-    #[error("bus: cannot {op} {service}: {cause}")]
+    #[error("cannot {op} {service} on the bus: {cause}. To see the state of storage, run: tape status")]
     Bus {
         /// Present-tense verb.
         op: &'static str,
@@ -283,8 +283,23 @@ pub enum Error {
         /// The reason.
         reason: String,
     },
+    /// A storage process has sent an answer that this program cannot use.
+    #[error(
+        "storage of {dir} sent a malformed answer to the request {request}; run this program and tape-storage from one release \
+         (tape-storage --version)",
+        dir = dir.display()
+    )]
+    MalformedAnswer {
+        /// The store directory.
+        dir: PathBuf,
+        /// The request.
+        request: &'static str,
+    },
     /// A newer process has attached as this publisher.
-    #[error("publisher {publisher} is fenced: a newer process publishes as it")]
+    #[error(
+        "publisher {publisher} is fenced: a newer process publishes as it; stop that process or use another publisher number \
+         (--publisher)"
+    )]
     Fenced {
         /// The publisher.
         publisher: crate::lsn::PublisherId,
@@ -298,21 +313,28 @@ pub enum Error {
         publisher: crate::lsn::PublisherId,
     },
     /// A limit of the store is reached.
-    #[error("{what} is limited to {limit}")]
+    #[error("{what} would exceed its limit of {limit}")]
     Limit {
-        /// The limited quantity.
+        /// The limited quantity, with the setting that raises the limit, if there is one.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
     /// A reader's position lies in a truncated tail of the log: the records from `first` on were withdrawn.
-    #[error("records from LSN {first} on were withdrawn after an unclean stop; re-read from there")]
+    #[error(
+        "records from LSN {first} on were withdrawn: the log was truncated or replaced there, after an unclean stop, a change of \
+         leader or a restore. Drop what was read of them and continue from {first}; --at committed reads only committed records"
+    )]
     Withdrawn {
         /// First withdrawn LSN.
         first: Lsn,
     },
     /// Records that the store no longer holds.
-    #[error("records {first} to {last} are no longer held; the oldest held is {oldest}", oldest = last.next())]
+    #[error(
+        "records {first} to {last} have expired: retention removed them. Continue from {next}, or restore a backup that has \
+         them: tape restore BACKUP --store DIRECTORY",
+        next = last.next()
+    )]
     Expired {
         /// First LSN that is gone.
         first: Lsn,

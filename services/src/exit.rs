@@ -75,6 +75,7 @@ impl From<Error> for Failure {
             | Error::Locked { .. }
             | Error::NotLeader { .. }
             | Error::Refused { .. }
+            | Error::MalformedAnswer { .. }
             | Error::Fenced { .. } => LATER,
             Error::Expired { .. } | Error::Withdrawn { .. } => NOT_FOUND,
             _ => IO,

@@ -3,12 +3,14 @@
 
 use std::path::Path;
 
+use tapestore::disk::RealDisk;
 use tapestore::lsn::Lsn;
 use tapestore::manifest::State;
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::split;
 use tapestore::sstable::{self, Table};
 use tapestore::wal::Body;
+use tapestore_engine::cluster_admin::is_counted_on;
 
 use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
 use crate::inspect::{Sums, open_history, read_log, read_meta};
@@ -43,7 +45,7 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
     }
     let mut checked = Checked { edit: state.seq, expired: state.expired, ..Checked::default() };
     verify_files(&files, &mut checked)?;
-    verify_density(&files, state.covered(), state.expired)?;
+    verify_density(store, &files, state.covered(), state.expired)?;
     checked.orphans = orphans(store, &state)?;
     let mut different: Option<Lsn> = None;
     let (_, sums, end, from) = read_log(store, |frame| {
@@ -63,11 +65,29 @@ pub fn verify(store: &Path, format: Format) -> Outcome {
     })?;
     let last = sums.tally.last.max(Lsn(from.lsn.0 - 1));
     let missing = served.as_ref().map(Snapshot::last).filter(|l| *l > last);
-    if let Some(lsn) = different.or(missing) {
-        return Err(Failure::new(DIFFERENCE, format!("record {lsn} in shared memory differs from the log")));
+    let found = different.map(|lsn| (lsn, "differs from the log")).or(missing.map(|lsn| (lsn, "is not in the log")));
+    if let Some((lsn, how)) = found {
+        let text = format!(
+            "record {lsn} in shared memory {how}. Restart tape-storage, which rebuilds shared memory from the log, then run: \
+             tape verify --store {}",
+            store.display()
+        );
+        return Err(Failure::new(DIFFERENCE, text));
     }
     print(&checked, &sums, end.chain.position.0, served.is_some(), format);
     Ok(())
+}
+
+/// The next command for a store whose SSTables do not hold each record once.
+fn replace(store: &Path) -> String {
+    let shown = store.display();
+    if is_counted_on(&RealDisk, store).unwrap_or(true) {
+        return format!(
+            "Nothing was changed. If this host leads, run: tape cluster transfer NODE. Then stop storage and replace the store \
+             by the leader's: tape cluster install-snapshot --from HOST:PORT --store {shown}"
+        );
+    }
+    format!("Nothing was changed. Restore a backup: tape restore BACKUP --store {shown}-restored")
 }
 
 /// Reads every byte of every SSTable.
@@ -87,7 +107,7 @@ fn verify_files(files: &[Table], checked: &mut Checked) -> Outcome {
 }
 
 /// Checks that every record up to `covered` is in exactly one SSTable, except `expired` ones that are in none.
-fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
+fn verify_density(store: &Path, files: &[Table], covered: Lsn, expired: u64) -> Outcome {
     let (mut first, mut absent, mut example) = (1, 0, None);
     while first <= covered.0 {
         let last = covered.0.min(first + SEEN - 1);
@@ -100,7 +120,7 @@ fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
                     if *word & bit != 0 {
                         return Err(Failure::new(
                             DATA,
-                            format!("record {lsn} is in two SSTables; one is {}", file.path().display()),
+                            format!("record {lsn} is in two SSTables; one is {}. {}", file.path().display(), replace(store)),
                         ));
                     }
                     *word |= bit;
@@ -121,7 +141,9 @@ fn verify_density(files: &[Table], covered: Lsn, expired: u64) -> Outcome {
         return Err(Failure::new(
             DATA,
             format!(
-                "{absent} of the records up to {covered} are in no SSTable, but the manifest counts {expired} expired{example}"
+                "{absent} of the records up to {covered} are in no SSTable, but the manifest counts {expired} expired{example}. \
+                 {}",
+                replace(store)
             ),
         ));
     }

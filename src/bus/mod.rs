@@ -256,7 +256,8 @@ impl Bus {
         // Storage chooses the length of the queue.
         let buffers = BUFFERS_MIN.ingest..=BUFFERS.ingest;
         if config.has_safe_overflow() || !buffers.contains(&config.subscriber_max_buffer_size()) || config.max_publishers() != 1 {
-            return Err(bus_error("use", &name, "another version of the program created it"));
+            let cause = "another release of tape-storage created it; run this program and tape-storage from one release";
+            return Err(Error::Bus { op: "use", service: name, cause: cause.to_owned() });
         }
         Sender::new(service, &self.prefix, name, BATCH_WORDS_MAX)
     }

@@ -138,8 +138,15 @@ impl AttachAgent {
                     return std::thread::sleep(ACCEPT_RETRY);
                 }
             };
-            if connections.len() >= CONNECTIONS_MAX || stream.set_nonblocking(true).is_err() {
-                tracing::warn!(limit = CONNECTIONS_MAX, "a publisher's connection is refused: too many are open");
+            if connections.len() >= CONNECTIONS_MAX {
+                tracing::warn!(
+                    limit = CONNECTIONS_MAX,
+                    "refused a publisher's connection: too many are open; to see the attached publishers, run: tape status"
+                );
+                continue;
+            }
+            if let Err(error) = stream.set_nonblocking(true) {
+                tracing::warn!(%error, "cannot set up a publisher's connection; it is closed");
                 continue;
             }
             *next += 1;

@@ -108,5 +108,5 @@ fn without_raft_meta(dir: &Path) -> Error {
          --members LIST --store {store}, here; then tape cluster add NODE=HOST:PORT, on the leader. To make it a store of its \
          own, which no other host counts on: tape cluster detach --store {store}"
     );
-    Error::Consensus { what: "be served", cause }
+    Error::Consensus { what: "serve its store", cause }
 }

@@ -47,8 +47,16 @@ impl ClusterSocket {
     /// whether the replication process has gone.
     pub(super) fn look(&mut self) -> (Vec<(u64, Message)>, bool) {
         while let Ok((stream, _)) = self.listener.accept() {
-            if self.cluster_socket.len() >= LINKS_MAX || stream.set_nonblocking(true).is_err() {
-                tracing::warn!(path = %self.path.display(), "a connection is refused: {LINKS_MAX} are open already");
+            if self.cluster_socket.len() >= LINKS_MAX {
+                tracing::warn!(
+                    path = %self.path.display(), limit = LINKS_MAX,
+                    "refused a connection of tape-replication or tape cluster: too many are open; stop tape cluster commands \
+                     that hang"
+                );
+                continue;
+            }
+            if let Err(error) = stream.set_nonblocking(true) {
+                tracing::warn!(%error, path = %self.path.display(), "cannot set up a connection; it is closed");
                 continue;
             }
             if !is_trusted(&stream) {

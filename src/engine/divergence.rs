@@ -22,8 +22,14 @@ pub fn truncate(options: &Options, world: &World, last_kept: u64) -> Result<Trun
     let known = known.ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "a store was served here" })?;
     let committed = meta::read(disk.as_ref(), dir)?.map_or(u64::MAX, |m| m.commit);
     if last_kept < committed {
-        let cause = format!("frame {} is not the leader's, and frames up to {committed} are committed", last_kept + 1);
-        return Err(Error::Consensus { what: "be truncated", cause });
+        let cause = format!(
+            "frame {} differs from the leader's, but frames up to {committed} are committed: one of the two hosts has lost \
+             frames. Check both with: tape verify. To replace this store by the leader's: \
+             tape cluster install-snapshot --store {} --from HOST:PORT",
+            last_kept + 1,
+            dir.display()
+        );
+        return Err(Error::Consensus { what: "truncate its log", cause });
     }
     if known.clean && meta::read(disk.as_ref(), dir)?.is_some_and(|m| m.boot != 0) {
         // All of it is durable, and the next start must not count a tail truncated on purpose as lost.

@@ -24,7 +24,7 @@ use super::space::Room;
 use super::watermarks::Watermarks;
 use crate::compaction::merge::{Job, Merged, Unpaced};
 use crate::compaction::retention::{Rule, Rules};
-use crate::compaction::{Options, newest};
+use crate::compaction::{Merge, Options, newest};
 use tapestore::agent::Stop;
 use tapestore::disk::Disk;
 use tapestore::error::Result;
@@ -36,7 +36,7 @@ use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::bell::{Bell, Bells};
 use tapestore::shm::control::{Control, Statistic, TABLES_MAX};
 use tapestore::shm::run_dir::RunDir;
-use tapestore::sstable::{FileMeta, Spec};
+use tapestore::sstable::{FileMeta, Spec, file_name};
 use tapestore::time::Clock;
 use tapestore::wal::{self, Spare};
 
@@ -488,7 +488,12 @@ impl FlushAgent {
             }
             Err(error) => {
                 self.flusher.control.add(Statistic::MergeFailures, 1);
-                tracing::error!(%error, files = job.merge.inputs.len(), "SSTables cannot be merged; they are skipped for an hour");
+                let Merge { window, inputs, .. } = &job.merge;
+                let first = inputs.first().map_or_else(String::new, |f| file_name(f.kind, f.id));
+                tracing::error!(
+                    %error, files = inputs.len(), %first, window_from = %window.from,
+                    "cannot merge SSTables; they are skipped for an hour. To find a damaged one, run: tape verify"
+                );
                 self.scheduler.skip.extend(job.merge.inputs.iter().map(|f| f.id));
                 self.scheduler.skip_until = self.clock.monotonic() + SKIP.as_nanos() as u64;
                 self.hold_off();
@@ -528,7 +533,11 @@ impl FlushAgent {
             Err(error) => {
                 self.flusher.control.add(Statistic::FlushFailures, 1);
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    tracing::error!(%error, "cannot flush a MemTable to SSTables; trying again every second");
+                    tracing::error!(
+                        %error, memtable = sealed.id,
+                        "cannot flush a MemTable to SSTables; trying again every second. Publishers wait once all MemTables are \
+                         full: check the disk, then run: tape status"
+                    );
                 }
                 std::thread::sleep(RETRY);
             }

@@ -259,7 +259,11 @@ impl MemTables {
                     return Err(error);
                 }
                 if !was_short {
-                    tracing::error!(%error, "cannot make the next MemTable; trying again every second");
+                    tracing::error!(
+                        %error,
+                        "cannot create the next MemTable; trying again every second. Publishers wait once the current one is \
+                         full: free shared memory (df -h /dev/shm) or space on the store's disk"
+                    );
                 }
             }
         }

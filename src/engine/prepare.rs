@@ -88,7 +88,11 @@ impl PrepareAgent {
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    tracing::error!(%error, "cannot prepare a log segment; trying again every second");
+                    tracing::error!(
+                        %error,
+                        "cannot prepare a log segment; trying again every second. Publishers wait once the current one is \
+                         full: check the store's disk, then run: tape status"
+                    );
                 }
                 None
             }

@@ -190,7 +190,7 @@ impl Replica {
              tape cluster rejoin --generation {generation} --leader {node}=HOST:PORT"
         );
         if log.node().state().role == Role::Leader {
-            return Err(Error::Consensus { what: "go on here", cause });
+            return Err(Error::Consensus { what: "lead", cause });
         }
         if !std::mem::replace(&mut self.is_fenced, true) {
             tracing::error!(%cause, "this host does not lead");
@@ -213,11 +213,20 @@ impl Replica {
     /// As [`crate::consensus::Node::tick`].
     pub(super) fn receive(&mut self, raft: Raft, log: &mut Log) -> Result<()> {
         if let Err(error) = raft.check() {
-            tracing::warn!(%error, from = raft.from.0, "a message of another host is dropped");
+            tracing::warn!(
+                %error, from = raft.from.0,
+                "dropped a message of another host; to compare the hosts, run on each: tape cluster status"
+            );
             return Ok(());
         }
-        if raft.to != log.node().meta().node {
-            tracing::warn!(to = raft.to.0, "a message for another host is dropped");
+        let own = log.node().meta().node;
+        if raft.to != own {
+            tracing::warn!(
+                from = raft.from.0,
+                to = raft.to.0,
+                own = own.0,
+                "dropped a message: it is for another host. Compare the member lists of the hosts: tape cluster status on each"
+            );
             return Ok(());
         }
         if raft.heads.is_empty() {
@@ -374,7 +383,10 @@ impl Replica {
 fn step(log: &mut Log, raft: &Raft) -> Result<u64> {
     match log.node_mut().step(raft) {
         Err(error @ Error::Consensus { .. }) => {
-            tracing::warn!(%error, from = raft.from.0, "a message of another host is dropped");
+            tracing::warn!(
+                %error, from = raft.from.0,
+                "dropped a message of another host; to compare the hosts, run on each: tape cluster status"
+            );
             Ok(0)
         }
         other => other,

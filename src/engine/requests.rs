@@ -479,7 +479,9 @@ fn refuse_many(request: Request, log: &mut Log) {
 }
 
 fn full() -> Reply {
-    Reply::Refused(format!("{SLOTS_MAX} publishers are attached; that is the limit"))
+    Reply::Refused(format!(
+        "all {SLOTS_MAX} publisher slots are in use; stop a publisher (tape status lists them), then attach again"
+    ))
 }
 
 fn outcome(refusal: Reply) -> Outcome {

@@ -300,7 +300,12 @@ impl Sessions {
             BatchOutcome::Malformed => {
                 control.add(Statistic::Malformed, 1);
                 session.end(SlotState::Refused);
-                tracing::error!(publisher = session.publisher.0, ?header, "a publisher sent a malformed batch; it is refused");
+                tracing::error!(
+                    publisher = session.publisher.0,
+                    ?header,
+                    "refused a publisher: it sent a malformed batch. Build its program with the release that serves \
+                     the store, then start it again"
+                );
             }
             BatchOutcome::Unregistered(instrument) => {
                 control.add(Statistic::Malformed, 1);

@@ -162,16 +162,16 @@ pub enum Error {
         path: PathBuf,
     },
     /// Something that is no file is where a file was to be written.
-    #[error("{path} is there and no file", path = path.display())]
+    #[error("{path} exists and is not a file; give another path", path = path.display())]
     Occupied {
         /// What is there.
         path: PathBuf,
     },
     /// There is nothing to export.
-    #[error("there is no record of these kinds and instruments")]
+    #[error("the store has no record of these kinds and instruments; to list both, run: tape kinds, tape symbols")]
     Nothing,
     /// A store has records of an instrument that its table of instruments does not name.
-    #[error("instrument {instrument} has no name in this store")]
+    #[error("the catalog has no instrument {instrument}, but records of it exist; to check the store, run: tape verify")]
     NoName {
         /// Its number.
         instrument: InstrumentId,

@@ -150,7 +150,8 @@ pub(crate) fn place_of(kind: &'static Schema, name: &str) -> Result<Option<&'sta
 
 /// That two columns of a file are called `name`.
 pub(crate) fn twice(name: &str) -> Fault {
-    Fault::new("two columns are called so").column(name)
+    let reason = "two columns of the file have this name; rename one with --column THEIRS=OURS, or drop it with --column THEIRS=";
+    Fault::new(reason).column(name)
 }
 
 /// How a file writes numbers.
@@ -185,11 +186,19 @@ fn strings(array: &dyn Array) -> Result<StringArray, Fault> {
     array.as_any().downcast_ref::<StringArray>().cloned().ok_or_else(|| Fault::new("it is not text"))
 }
 
+/// `values`, which `array` was cast to, as the type that `of` means.
+fn typed<'a, A: 'static>(values: &'a ArrayRef, of: &DataType, array: &dyn Array) -> Result<&'a A, Fault> {
+    let found = array.data_type();
+    values.as_any().downcast_ref::<A>().ok_or_else(|| {
+        let reason = format!("its type is {found}, and {of} is needed; convert it, or leave it out with --column THEIRS=");
+        Fault::new(reason).values(of, found)
+    })
+}
+
 /// The values of `array` as `T`.
 fn options<T: ArrowPrimitiveType>(array: &dyn Array, of: &DataType) -> Result<Vec<Option<T::Native>>, Fault> {
-    let array = cast(array, of)?;
-    let array = array.as_any().downcast_ref::<PrimitiveArray<T>>().ok_or("it is of another type")?;
-    Ok(array.iter().collect())
+    let values = cast(array, of)?;
+    Ok(typed::<PrimitiveArray<T>>(&values, of, array)?.iter().collect())
 }
 
 /// The values of `array` as `T`; a null is `null`, if it may be one.
@@ -213,8 +222,9 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, Fault> {
                 | DataType::Decimal256(_, s) => *s,
                 _ => 0,
             };
-            let array = cast(array, &DataType::Decimal128(38, scale))?;
-            let array = array.as_any().downcast_ref::<PrimitiveArray<Decimal128Type>>().ok_or("it is of another type")?;
+            let of = DataType::Decimal128(38, scale);
+            let values = cast(array, &of)?;
+            let values = typed::<PrimitiveArray<Decimal128Type>>(&values, &of, array)?;
             let power = u32::from(scale.abs_diff(SCALE));
             let unit = 10i128.checked_pow(power).ok_or(too_large)?;
             let value = |v: i128| match scale <= SCALE {
@@ -222,12 +232,12 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, Fault> {
                 false if v % unit == 0 => Ok(v / unit),
                 false => Err(too_fine),
             };
-            array.iter().map(|v| v.map(value).transpose().map_err(Fault::from)).collect()
+            values.iter().map(|v| v.map(value).transpose().map_err(Fault::from)).collect()
         }
         // The nearest 1e-9: a decimal of at most fifteen digits comes back as it was written.
         DataType::Float16 | DataType::Float32 | DataType::Float64 => {
-            let array = cast(array, &DataType::Float64)?;
-            let array = array.as_any().downcast_ref::<arrow_array::Float64Array>().ok_or("it is of another type")?;
+            let values = cast(array, &DataType::Float64)?;
+            let values = typed::<arrow_array::Float64Array>(&values, &DataType::Float64, array)?;
             let value = |v: f64| {
                 let units = (v * UNITS as f64).round();
                 if v.is_nan() {
@@ -238,13 +248,14 @@ fn fixed(array: &dyn Array, is_raw: bool) -> Result<Vec<Option<i128>>, Fault> {
                     Err(Fault::new(too_large))
                 }
             };
-            array.iter().map(|v| v.map_or(Ok(None), value)).collect()
+            values.iter().map(|v| v.map_or(Ok(None), value)).collect()
         }
         of if of.is_integer() => {
-            let array = cast(array, &DataType::Decimal128(38, 0))?;
-            let array = array.as_any().downcast_ref::<PrimitiveArray<Decimal128Type>>().ok_or("it is of another type")?;
+            let decimal = DataType::Decimal128(38, 0);
+            let values = cast(array, &decimal)?;
+            let values = typed::<PrimitiveArray<Decimal128Type>>(&values, &decimal, array)?;
             let unit = if is_raw { 1 } else { UNITS };
-            array.iter().map(|v| v.map(|v| v.checked_mul(unit).ok_or_else(|| Fault::new(too_large))).transpose()).collect()
+            values.iter().map(|v| v.map(|v| v.checked_mul(unit).ok_or_else(|| Fault::new(too_large))).transpose()).collect()
         }
         of => Err(Fault::new(format!("{of} is no number")).values("a number", of)),
     }

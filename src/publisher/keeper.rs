@@ -27,10 +27,10 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Attaches to storage.
 pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode: Mode) -> Result<(UnixStream, Link, Grant)> {
-    let down = |why| Error::StorageDown { dir: options.store.clone(), why };
+    const REQUEST: &str = "to attach a publisher";
     let control = Control::open(&run_dir.control())?;
     if control.instance() % 2 == 1 {
-        return Err(down("it is recovering"));
+        return Err(Error::StorageDown { dir: options.store.clone(), why: "it is recovering" });
     }
     let mut stream = connect(run_dir, &options.store, ANSWER_TIMEOUT)?;
     let request = Message::Attach { publisher: options.publisher, mode, level: options.durability, incarnation };
@@ -39,13 +39,13 @@ pub(super) fn attach(options: &Options, incarnation: u32, run_dir: &RunDir, mode
             let link = Link::open(run_dir, control, &grant, options.live)?;
             Ok((stream, link, grant))
         }
-        Message::Refused(reason) => Err(Error::Refused { request: "to attach a publisher", reason }),
+        Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
         Message::NotLeader(node) => {
             Err(Error::NotLeader { dir: options.store.clone(), leader: (node != 0).then_some(NodeId(node)) })
         }
         Message::Taken => Err(Error::Taken { dir: options.store.clone(), publisher: options.publisher }),
         Message::Fenced(_) => Err(Error::Fenced { publisher: options.publisher }),
-        _ => Err(down("its answer is malformed")),
+        _ => Err(Error::MalformedAnswer { dir: options.store.clone(), request: REQUEST }),
     }
 }
 
@@ -123,6 +123,9 @@ impl Keeper {
             lock(&self.state).away = match error {
                 Error::Unanswered { why, .. } => why,
                 Error::Refused { .. } => "storage refuses to attach this publisher for now (its log has the reason)",
+                Error::MalformedAnswer { .. } => {
+                    "storage sends malformed answers; run this program and tape-storage from one release"
+                }
                 Error::NotLeader { .. } => "this host does not lead the cluster, and forwarding is off",
                 _ => STORAGE_DOWN,
             };

@@ -149,7 +149,7 @@ pub(super) fn register(stream: &mut UnixStream, store: &Path, layout: &Layout) -
     match ask(stream, &Message::Kind(Box::new(layout.clone()))).map_err(down)? {
         Message::Registered => Ok(()),
         Message::Refused(reason) => Err(Error::Refused { request: REQUEST, reason }),
-        _ => Err(Error::Refused { request: REQUEST, reason: "its answer is malformed".into() }),
+        _ => Err(Error::MalformedAnswer { dir: store.to_path_buf(), request: REQUEST }),
     }
 }
 

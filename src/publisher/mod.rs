@@ -57,6 +57,8 @@ pub struct Publisher {
 
 /// Its name in errors.
 const WHAT: &str = "publisher";
+/// The request of [`Publisher::instruments`].
+const REGISTER: &str = "to register instruments";
 /// Number of publishes between two reads of the acknowledgements.
 const REAP_EVERY: u32 = 64;
 
@@ -124,16 +126,18 @@ impl Publisher {
     /// The instruments called `names`, in their order. Registers new ones durably.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if storage does not answer; [`Error::Refused`] if there are too many.
+    /// [`Error::StorageDown`] if storage does not answer; [`Error::Refused`] if there are too many;
+    /// [`Error::MalformedAnswer`] of a storage process of another release.
     pub fn instruments(&self, names: &[Name]) -> Result<Vec<InstrumentId>> {
         let down = |_| unanswered(&self.options.store);
+        let malformed = || Error::MalformedAnswer { dir: self.options.store.clone(), request: REGISTER };
         let mut ids = Vec::with_capacity(names.len());
         let mut stream = self.ask()?;
         for some in names.chunks(NAMES_MAX) {
             match ask(&mut stream, &Message::Symbols(some.to_vec())).map_err(down)? {
                 Message::Ids(more) if more.len() == some.len() => ids.extend(more),
-                Message::Refused(reason) => return Err(Error::Refused { request: "to register instruments", reason }),
-                _ => return Err(Error::Refused { request: "to register instruments", reason: "its answer is malformed".into() }),
+                Message::Refused(reason) => return Err(Error::Refused { request: REGISTER, reason }),
+                _ => return Err(malformed()),
             }
         }
         let mut state = lock(&self.state);
@@ -148,7 +152,7 @@ impl Publisher {
     /// As [`Publisher::instruments`].
     pub fn instrument(&self, name: &Name) -> Result<InstrumentId> {
         let id = self.instruments(std::slice::from_ref(name))?.first().copied();
-        id.ok_or(Error::Refused { request: "to register instruments", reason: "an empty answer".into() })
+        id.ok_or_else(|| Error::MalformedAnswer { dir: self.options.store.clone(), request: REGISTER })
     }
 
     /// Registers `R`, which the program defined by `#[derive(Record)]`, as a kind of the store, durably. Call it before

@@ -62,7 +62,11 @@ impl Trouble {
     /// Next command or action; `STORE` stands for the store's directory.
     pub fn advice(self) -> &'static str {
         match self {
-            Trouble::Stopped | Trouble::Silent | Trouble::Recovering => "start the storage process: tape-storage --store STORE",
+            Trouble::Stopped => "start the storage process: tape-storage --store STORE",
+            Trouble::Recovering => "wait; if the process has ended, start it: tape-storage --store STORE",
+            Trouble::Silent => {
+                "if the process still runs (tape status prints its pid), stop it; then start it: tape-storage --store STORE"
+            }
             Trouble::Halted => "read the log of the storage process, check the disk, then start it: tape-storage --store STORE",
             Trouble::NeedsSnapshot | Trouble::NoLeader => "show the state of the hosts: tape cluster status --store STORE",
             Trouble::NoSpace => "free space on the disk; the store then resumes by itself",

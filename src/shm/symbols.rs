@@ -67,7 +67,10 @@ impl SymbolsWriter {
     /// [`Error::Limit`] if there are [`SymbolsWriter::max`] already; as [`Growing::reserve`].
     pub fn push(&mut self, name: &Name) -> Result<InstrumentId> {
         if self.count == self.max {
-            return Err(Error::Limit { what: "the number of instruments", limit: self.max });
+            return Err(Error::Limit {
+                what: "the number of instruments (instruments-max in the configuration)",
+                limit: self.max,
+            });
         }
         let at = HEAD_LEN + self.count * ENTRY_LEN;
         self.file.reserve(at + ENTRY_LEN)?;

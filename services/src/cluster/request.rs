@@ -27,7 +27,7 @@ pub fn digests(store: &Path, target: &Target, address: &str, first: u64, last: u
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let channel = tokio::time::timeout(PATIENCE, connect(store, target, address)).await;
-        let channel = channel.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))??;
+        let channel = channel.map_err(|_| no_connection(address))??;
         let refused = |s: tonic::Status| Failure::new(DATA, format!("{address}: {}", s.message()));
         let mut parts = AdminClient::new(channel).read(proto::Range { first, last }).await.map_err(refused)?.into_inner();
         let mut digests = Vec::new();
@@ -51,6 +51,12 @@ pub fn send(store: &Path, target: &Target, command: Command) -> Outcome<Report> 
 
 fn unavailable(store: &Path, why: &dyn std::fmt::Display) -> Failure {
     Failure::new(UNAVAILABLE, format!("no storage process serves {}: {why}; start tape-storage", store.display()))
+}
+
+fn no_connection(address: &str) -> Failure {
+    let limit = PATIENCE.as_secs();
+    let why = format!("no connection to {address} within {limit} s; check that tape-replication runs there, and the network");
+    Failure::new(UNAVAILABLE, why)
 }
 
 fn own_host(store: &Path, command: Command) -> Outcome<Report> {
@@ -78,9 +84,12 @@ fn other_host(store: &Path, target: &Target, address: &str, command: Command) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let channel = tokio::time::timeout(PATIENCE, connect(store, target, address)).await;
-        let channel = channel.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))??;
+        let channel = channel.map_err(|_| no_connection(address))??;
         let answer = tokio::time::timeout(PATIENCE, AdminClient::new(channel).ask(to_proto(command))).await;
-        let answer = answer.map_err(|_| Failure::new(UNAVAILABLE, format!("{address} does not answer")))?;
+        let answer = answer.map_err(|_| {
+            let limit = PATIENCE.as_secs();
+            Failure::new(UNAVAILABLE, format!("{address} did not answer within {limit} s; on that host, run: tape status"))
+        })?;
         let report = answer.map_err(|s| Failure::new(USAGE, format!("{address} refuses: {}", s.message())))?;
         from_proto(report.into_inner()).ok_or_else(|| Failure::new(DATA, format!("{address} sent a report with an unknown role")))
     })
@@ -102,7 +111,10 @@ async fn connect(store: &Path, target: &Target, address: &str) -> Outcome<Channe
     // This host's member list names the node of that address, which the certificate must name too.
     let own = own_host(store, Command::Status)?;
     let node = own.members.iter().find(|m| m.address == address).map(|m| m.node);
-    let node = node.ok_or_else(|| bad(&"no member of this store's cluster has this address"))?;
+    let node = node.ok_or_else(|| {
+        let why = "no member of this store's cluster has this address; to list the members, run: tape cluster status --store";
+        bad(&format_args!("{why} {}", store.display()))
+    })?;
     let files = tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
     let config = files.client(node, id)?;
     let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|e| e.tls_config(config)).map_err(|e| bad(&e))?;

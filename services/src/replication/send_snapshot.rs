@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 use super::Options;
 use super::proto::supply_server::Supply;
 use super::proto::{Chunk, Closed, CopyFile, CopyRequest, FetchRequest, SnapshotFiles};
-use super::server::Host;
+use super::server::{ADDRESSES, Host};
 use super::session::StorageInfo;
 
 /// Directory of the snapshots in the store directory.
@@ -177,7 +177,8 @@ impl Supply for Host {
         let CopyRequest { cluster, node } = request.get_ref();
         let node = *node;
         if cluster[..] != storage.identity.cluster.to_le_bytes() {
-            return Err(self.refuse(Status::failed_precondition("this host is in another cluster")));
+            let why = format!("node {} is in another cluster than node {node}; {ADDRESSES}", storage.identity.node);
+            return Err(self.refuse(Status::failed_precondition(why)));
         }
         self.may_have(&storage, &request, node)?;
         let (copy, offer) = self.make(&storage, NodeId(node)).await?;

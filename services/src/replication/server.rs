@@ -33,6 +33,8 @@ use crate::exit::{Failure, IO, Outcome};
 /// more than the message.
 const RECEIPT_BYTES: u64 = 256 << 10;
 const RECEIPT_AFTER: Duration = Duration::from_millis(10);
+/// The remedy if a host has reached another one than it expected.
+pub(super) const ADDRESSES: &str = "on both, compare the addresses of the members: tape cluster status";
 /// Most hosts with a ticket.
 const TICKETS_MAX: usize = 64;
 /// Most bytes of one relayed message.
@@ -152,21 +154,39 @@ impl Host {
     fn check(storage: &StorageInfo, hello: &HelloRequest) -> Result<(), Status> {
         let own = &storage.identity;
         if hello.cluster[..] != own.cluster.to_le_bytes() {
-            return Err(Status::failed_precondition("this host is in another cluster"));
+            let why = format!("node {} is in another cluster than node {}; {ADDRESSES}", own.node, hello.node);
+            return Err(Status::failed_precondition(why));
         }
-        if hello.to != own.node.0 || hello.node == own.node.0 || hello.node == 0 {
-            let why = format!("this host is node {}; node {} expected node {}", own.node, hello.node, hello.to);
+        if hello.to != own.node.0 {
+            let why = format!("this host is node {}; node {} expected node {}; {ADDRESSES}", own.node, hello.node, hello.to);
+            return Err(Status::failed_precondition(why));
+        }
+        if hello.node == own.node.0 || hello.node == 0 {
+            let why = format!(
+                "a host that is node {} connected to node {}: initialise its store again with a number of its own, above 0 \
+                 (tape cluster init --node)",
+                hello.node, own.node
+            );
             return Err(Status::failed_precondition(why));
         }
         if hello.generation > GENERATION_MAX {
             return Err(Status::failed_precondition(format!("generation {} is impossible", hello.generation)));
         }
         if !(hello.version_min..=hello.version_max).contains(&VERSION) {
-            let why = format!("this host supports version {VERSION}, not {} to {}", hello.version_min, hello.version_max);
+            let HelloRequest { node, version_min, version_max, .. } = hello;
+            let why = format!(
+                "node {} supports version {VERSION} of the protocol, node {node} versions {version_min} to {version_max}; \
+                 install one release on both",
+                own.node
+            );
             return Err(Status::failed_precondition(why));
         }
         if hello.segment_size != own.segment_size {
-            let why = format!("log segments have {} bytes here and {} there", own.segment_size, hello.segment_size);
+            let why = format!(
+                "log segments have {} bytes on node {} and {} on node {}; initialise the store of the newer host again with the \
+                 size of the other (tape cluster init --segment-size)",
+                own.segment_size, own.node, hello.segment_size, hello.node
+            );
             return Err(Status::failed_precondition(why));
         }
         if hello.is_lossy != own.is_lossy {

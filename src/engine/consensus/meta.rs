@@ -112,7 +112,11 @@ impl Meta {
     /// # Errors
     /// [`Error::Consensus`]: the acknowledgement that the snapshot does not cover.
     pub fn admit(&self, log: Option<(u64, u64)>, copy: &Meta, (last, term): (u64, u64)) -> Result<()> {
-        let refuse = |cause: String| Err(Error::Consensus { what: "be replaced", cause });
+        let refuse = |cause: String| {
+            let cause =
+                format!("{cause}. Fetch a snapshot of this cluster's leader; tape cluster status on a served host names it");
+            Err(Error::Consensus { what: "replace its store with the snapshot", cause })
+        };
         if self.store_id != copy.store_id {
             return refuse(format!("the snapshot is of another store, {:032x}", copy.store_id));
         }

@@ -65,7 +65,7 @@ impl std::fmt::Debug for Node {
 }
 
 fn failed(what: &'static str) -> impl FnOnce(raft::Error) -> Error {
-    move |cause| Error::Consensus { what, cause: cause.to_string() }
+    move |cause| Error::Consensus { what, cause: format!("{cause}. To compare the hosts, run on each: tape cluster status") }
 }
 
 impl Node {
@@ -89,8 +89,12 @@ impl Node {
         let carried_out = changes.keys().rev().nth(1).copied().unwrap_or(0);
         let commit = m.commit.max(committed).max(applied).max(carried_out);
         if commit > last {
-            let cause = format!("frame {commit} is committed, but the log ends with {last}");
-            return Err(Error::Consensus { what: "be used", cause });
+            let remedy = match m.is_alone() {
+                true => "restore a backup: tape restore BACKUP --store DIRECTORY",
+                false => "replace this store by the leader's: tape cluster install-snapshot --from HOST:PORT",
+            };
+            let cause = format!("frames {} to {commit} are committed and missing from it; {remedy}", last + 1);
+            return Err(Error::Consensus { what: "use its log", cause });
         }
         let term = m.term.max(frames.term_of(last).unwrap_or(0));
         let vote = if term == m.term { m.vote } else { 0 };
@@ -102,7 +106,7 @@ impl Node {
         frames.conf_state = conf_state(&m);
         let config = options.config(id, applied);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let raw = RawNode::new(&config, frames, &logger).map_err(failed("start"))?;
+        let raw = RawNode::new(&config, frames, &logger).map_err(failed("start consensus"))?;
         let changes = changes.into_iter().filter(|c| c.0 > applied).collect();
         let mut node = Node {
             raw,
@@ -225,7 +229,7 @@ impl Node {
         if self.raw.raft.term >= TERM_MAX {
             return Err(Error::Limit { what: "the term", limit: TERM_MAX });
         }
-        self.raw.campaign().map_err(failed("campaign"))?;
+        self.raw.campaign().map_err(failed("campaign for the lead"))?;
         self.pump()
     }
 
@@ -262,7 +266,7 @@ impl Node {
         let before = self.raw.raft.raft_log.last_index();
         match self.raw.step(message) {
             Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::ProposalDropped) => {}
-            Err(error) => return Err(failed("accept a message")(error)),
+            Err(error) => return Err(Error::Consensus { what: "accept a message", cause: error.to_string() }),
         }
         let took = self.raw.raft.raft_log.last_index().saturating_sub(before);
         self.pump()?;

@@ -113,7 +113,10 @@ impl Target {
             return Err(Error::Usage(format!("{} is not called *.{ends}; a directory ends in /", path.display())));
         }
         match (Format::of(path).filter(|_| !is_dir), format) {
-            (Some(a), Some(b)) if a != b => Err(Error::Usage(format!("{} is not called as --format says", path.display()))),
+            (Some(ends), Some(format)) if ends != format => {
+                let (path, ending) = (path.display(), ends.extension());
+                Err(Error::Usage(format!("{path} ends in .{ending}, but --format is {format}; change one of them")))
+            }
             (a, b) => Ok(Target { path: path.to_path_buf(), is_dir, format: a.or(b).unwrap_or(Format::Parquet) }),
         }
     }

@@ -261,7 +261,7 @@ impl Client {
             }
             Reply::Refused(reason) => {
                 claims.tally.up("refusals");
-                if reason.contains("publishers are attached") {
+                if reason.contains("publisher slots are in use") {
                     return Err(format!("publisher {}: {reason}", self.publisher));
                 }
                 self.disconnect();

@@ -37,7 +37,8 @@ number! {
     FrameIndex(u64)
 }
 number! {
-    /// Rises at every start of the log's owner; durable before the first frame that carries it.
+    /// Number of a leadership of the log. It rises when a host stands for election, and at every start of a single host; it is
+    /// durable before the first frame that carries it.
     Term(u32)
 }
 number! {

@@ -1,5 +1,5 @@
-//! Owns: faults that can be injected into the store to prove the fault campaigns: a campaign must catch each of them
-//! (`faults sabotage` in `bench`).
+//! Owns: faults that can be injected into the store to prove the tests: each must be noticed, by a campaign (`faults sabotage`
+//! in `bench`) or by a simulation of `tapestore-engine` (`tests::whole`, `consensus::tests`).
 //!
 //! What must hold: without debug assertions [`is`] is the constant `false` and costs nothing. With them a thread breaks a
 //! rule by [`break_rule`]; a whole process does so by [`VARIABLE`], and only under the feature `sabotage`.
@@ -46,7 +46,7 @@ sabotages! {
     SkipEditCrc "skip-edit-crc" "the payload of an edit of the manifest is not compared with its CRC",
     ForgetPublishers "forget-publishers" "the publishers' last sequence numbers are lost at a restart",
     AcceptTwice "accept-twice" "a record that was accepted before is accepted again",
-    ServeTornTail "serve-torn-tail" "frames behind a torn frame are served as the log",
+    ServeTornTail "serve-torn-tail" "frames after a torn frame are served as the log",
     IgnoreDurableMark "ignore-durable-mark" "damage below the durable mark is truncated like a torn tail",
     RecycleEarly "recycle-early" "a segment of the log is recycled before the checkpoint has passed it",
     UnlinkEarly "unlink-early" "the inputs of a compaction are removed before the edit that replaces them",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floor of each module; a module uses only lower ones. (The lowest floor of the design, `lsn`,
+/// The floor of each module; a module uses only lower ones. (The lowest floor of `ARCHITECTURE.md`, `lsn`,
 /// `error`, `time`, is three steps.)
 const FLOORS: [(&str, u32); 21] = [
     ("lsn", 0),
@@ -120,7 +120,7 @@ fn code_of(path: &Path) -> String {
     code.lines().filter(|l| !l.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// What the paths behind `root` in `text` begin with, each with the names in braces that it ends with.
+/// What the paths after `root` in `text` begin with, each with the names in braces that it ends with.
 fn paths<'a>(text: &'a str, root: &str) -> Vec<(Vec<&'a str>, Vec<&'a str>)> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -310,7 +310,7 @@ fn unsafe_stands_in_the_few_files_that_need_it() {
     }
 }
 
-/// Words of design section 14 that are not used any more, each with what is written instead. A pair is two words.
+/// Words that are not used any more, each with what is written instead. A pair is two words.
 const RETIRED: [(&str, &str); 33] = [
     ("filed", "flushed"),
     ("filing", "flush"),

@@ -16,13 +16,13 @@ type Named = (&'static str, &'static str);
 const DURABILITIES: [Named; 6] = [
     ("none", "in shared memory: lost if storage dies"),
     ("os", "in the log file: lost with the power of the host"),
-    ("fsync", "on the disk of the host that leads"),
+    ("fsync", "on the disk of this host"),
     ("standby", "on the disks of a standby too: a pair"),
     ("quorum", "on the disks of a majority of the hosts"),
     ("quorum-os", "in the log files of a majority of the hosts"),
 ];
 const WATERMARKS: [Named; 4] = [
-    ("committed", "what is never withdrawn"),
+    ("committed", "what no failure takes back, except with flush = \"interval\""),
     ("durable", "what is on this host's disk"),
     ("appended", "the newest; a loss of power may withdraw it"),
     ("flushed", "what is in SSTables"),

@@ -40,9 +40,9 @@ enum Command {
     Import(import::Args),
     /// Export records to Parquet, Arrow, CSV or DBN files
     Export(export::Args),
-    /// Follow the newest records
+    /// Print the newest records, then each new one
     Tail(query::Tail),
-    /// Read all records in LSN order, through history into live records
+    /// Read all records in LSN order: first the stored ones, then new ones as they arrive
     Follow(query::FollowArgs),
     /// Print one record by LSN, or the records of an instrument and kind at exactly one time
     Get(query::Get),
@@ -74,13 +74,13 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of the SSTables, the manifest and the log, and compare shared memory with the log
     Verify,
-    /// Wait until storage has no compaction due, or compact a stopped store
+    /// Wait until storage has merged all SSTables that are due; of a stopped store, do these merges
     Compact(compact::Compact),
     /// Apply retention rules to a stopped store; with --dry-run, print the files that they would remove
     Retention(compact::Retention),
     /// Make or update a backup of a served or stopped store
     Backup(backup::BackupArgs),
-    /// Make the store --store, which must not exist, from a backup
+    /// Make the store --store, which must be absent or empty, from a backup
     Restore(backup::RestoreArgs),
     /// Examine a stopped store and print the command that repairs it; replace damaged SSTables; truncate a damaged log
     Repair(repair::Args),
@@ -100,7 +100,7 @@ enum Command {
 
 #[derive(Subcommand, Debug)]
 enum Inspect {
-    /// Print the log behind the checkpoint: segments, frames, the durable mark
+    /// Print the log after the checkpoint: segments, frames, the durable mark
     Wal(inspect::Wal),
     /// The SSTables: all, or one with its blocks and series
     Sst(inspect::Sst),

@@ -30,7 +30,7 @@ pub struct Compact {
     /// Print the merges that are due and do nothing
     #[arg(long)]
     plan: bool,
-    /// Treat every day as over, so that each becomes one run; for a stopped store
+    /// Treat every day as over, so that a kind's SSTables of a day become one run (one set of files); for a stopped store
     #[arg(long)]
     all: bool,
     /// Configuration file of the storage process, with its limits and rules

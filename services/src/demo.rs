@@ -203,7 +203,7 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     outcome
 }
 
-/// The records of the store on the disk: SSTables, and the log behind them.
+/// The records of the store on the disk: SSTables, and the log after them.
 ///
 /// # Errors
 /// A file is unreadable or damaged.

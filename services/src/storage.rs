@@ -156,7 +156,7 @@ fn truncate(options: &Options, world: &World, last_kept: u64) -> Outcome {
     Ok(())
 }
 
-/// Replaces the store by the snapshot of the leader that was fetched, because the leader's log begins behind this log's end.
+/// Replaces the store by the snapshot of the leader that was fetched, because the leader's log begins after this log's end.
 fn install_snapshot(options: &Options, world: &World) -> Outcome {
     match install::install(&options.store, &world.disk, world.clock.wall(), false) {
         Ok(installed) => {

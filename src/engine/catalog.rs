@@ -32,7 +32,7 @@ pub(super) struct Kinds {
     pub(super) shown: KindsWriter,
     /// Logged since the last MemTable was sealed.
     pub(super) new: Vec<Layout>,
-    /// The frame behind the checkpoint that logged each.
+    /// The frame after the checkpoint that logged each.
     pub(super) logged: Vec<(u64, Kind)>,
 }
 
@@ -53,7 +53,7 @@ impl Catalog {
         Ok(Catalog { publishers, ids, symbols, names: Vec::new(), kinds })
     }
 
-    /// Removes from this process the kinds that frames behind `index` logged: these frames are no longer part of the log.
+    /// Removes from this process the kinds that frames after `index` logged: these frames are no longer part of the log.
     pub(super) fn forget_behind(&self, index: u64) {
         self.kinds.logged.iter().filter(|(frame, _)| *frame > index).for_each(|(_, kind)| record::forget(*kind));
     }

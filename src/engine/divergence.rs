@@ -1,4 +1,5 @@
-//! Owns: the truncation of a log that diverges from the leader's: the tail is removed, and kept aside.
+//! Owns: the truncation of a log that diverges from the leader's: the tail is removed, and kept aside. That it diverges, and
+//! after which frame, is decided by `Verdict` in `consensus::work`.
 //!
 //! What must hold: no committed frame is removed; the store is not served meanwhile.
 
@@ -10,11 +11,11 @@ use tapestore::lsn::FrameIndex;
 use tapestore::manifest::Manifest;
 use tapestore::wal::{self, Truncated};
 
-/// Truncates the store's log behind frame `last_kept`, which [`super::Storage::stop`] has returned.
+/// Truncates the store's log after frame `last_kept`, which [`super::Storage::stop`] has returned.
 ///
 /// # Errors
 /// [`Error::Locked`] while the store is served; [`Error::Missing`] if there is no store; [`Error::Consensus`] if a frame
-/// behind `last_kept` is committed; as `wal::truncate`.
+/// after `last_kept` is committed; as `wal::truncate`.
 pub fn truncate(options: &Options, world: &World, last_kept: u64) -> Result<Truncated> {
     let (disk, dir) = (&world.disk, &options.store);
     let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;

@@ -7,7 +7,8 @@
 pub enum Ended {
     /// It was stopped.
     Stopped,
-    /// Its log diverges from the leader's: truncate it behind this frame, the last that both have ([`super::divergence::truncate`]).
+    /// Its log diverges from the leader's, as `Verdict` in `consensus::work` has decided: truncate it after this frame, the last
+    /// that both have ([`super::divergence::truncate`]).
     Truncate(u64),
     /// A snapshot of another host's store has been fetched: install it in the place of this one
     /// ([`super::snapshot::install::install`]).

@@ -4,9 +4,9 @@
 //! the place from which the log goes on. Then the table is dropped from the control page and unlinked, and the log's
 //! segments before that place are recycled.
 //!
-//! What must hold: only records that are durable in the log are flushed. Files and their names are durable before the edit,
-//! and the edit before anything that it replaces is removed. A failed flush is tried again with new files, and leaves none
-//! behind. Memory is one block, at most 60 bytes a row of a file, four a row of the table, and the rows of one series.
+//! What must hold: only records that are durable here and committed are flushed. Files and their names are durable before the
+//! edit, and the edit before anything that it replaces is removed. A failed flush is tried again with new files, and leaves
+//! none behind. Memory is one block, at most 60 bytes a row of a file, four a row of the table, and the rows of one series.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -106,8 +106,8 @@ impl Flusher {
         self.control.set_statistic(Statistic::CheckpointPosition, state.checkpoint.position.0);
     }
 
-    /// Removes files that no edit names, which an interrupted flush or merge has left. Call it after the log behind the
-    /// checkpoint has been read without damage.
+    /// Removes files that no edit names, which an interrupted flush or merge has left. Call it when the log from the
+    /// checkpoint on has been read without damage.
     ///
     /// # Errors
     /// [`tapestore::error::Error::Io`] if a file cannot be removed.

@@ -1,10 +1,10 @@
 //! Owns: the MemTables of the storage process: the active one, the sealed ones, the next one.
 //!
 //! What must hold: a table is named on the control page before a record in it is applied, and dropped from it only when
-//! SSTables hold its records. At most `tables_max` exist; when they are full, no more records are accepted. A table is
-//! sealed between two frames, so that the log can go on behind it. Where shared memory is short, because readers keep
-//! earlier tables or for any other reason, the next table is spilled; and a full table can be sealed and flushed even if no
-//! next one can be made.
+//! SSTables hold its records (the reader's half of this order is in `tapestore::version`). At most `tables_max` exist; when
+//! they are full, no more records are accepted. A table is sealed between two frames, so that the log can go on after it.
+//! Where shared memory is short, because readers keep earlier tables or for any other reason, the next table is spilled; and
+//! a full table can be sealed and flushed even if no next one can be made.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -135,7 +135,7 @@ pub struct Sealed {
     pub base: Lsn,
     /// LSN of its last record; one less than `base` if it has none.
     pub last: Lsn,
-    /// The log behind it.
+    /// The log after it.
     pub mark: Mark,
     /// The writer's mapping, unmapped when this is dropped, which takes milliseconds.
     _writer: Writer,
@@ -166,7 +166,7 @@ pub struct MemTables {
     logged: u64,
 }
 
-/// A table is sealed when the log behind its beginning is this many times longer than the table, and longer than this
+/// A table is sealed when the log after its beginning is this many times longer than the table, and longer than this
 /// minimum: frames of control entries fill the log alone.
 const LOG_TIMES: u64 = 4;
 const LOG_MIN: u64 = 1 << 30;

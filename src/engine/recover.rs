@@ -40,7 +40,7 @@ pub struct Started {
     pub flushed: u64,
     /// SSTables.
     pub files: u64,
-    /// Bytes of log that were read behind the checkpoint.
+    /// Bytes of log that were read after the checkpoint.
     pub log_bytes: u64,
     /// Whether the previous process stopped cleanly.
     pub was_clean: bool,
@@ -201,7 +201,7 @@ fn flusher(parts: flush::Parts) -> Result<Flusher> {
     Ok(flusher)
 }
 
-/// The frames behind a checkpoint, for consensus.
+/// The frames after a checkpoint, for consensus.
 struct Replicated {
     frames: Frames,
     changes: BTreeMap<u64, Change>,
@@ -222,7 +222,7 @@ impl Replicated {
             None => from,
             // The first frame of all has no predecessor.
             Some(first) if first.index.0 == 1 => wal::Chain { term: tapestore::lsn::Term(0), ..first.place() },
-            // The term of the preceding frame is unknown: the frames that can be sent to others begin behind this one.
+            // The term of the preceding frame is unknown: the frames that can be sent to others begin after this one.
             Some(_) => kept.next().map_or(from, |h| wal::Chain {
                 index: FrameIndex(h.index.0 + 1),
                 lsn: Lsn(h.first_lsn.0 + h.records()),
@@ -288,7 +288,7 @@ fn empty(
     Rebuilt::new(memtables, symbols, kinds, manifest, known_committed)
 }
 
-/// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log behind it.
+/// Opens the store, creating it if there is none, and rebuilds its state from the checkpoint and the log after it.
 /// Afterwards everything rebuilt is durable, and a host that is alone has begun a new term.
 ///
 /// # Errors

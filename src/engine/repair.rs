@@ -248,7 +248,7 @@ pub fn truncate(disk: &dyn Disk, store: &Path, at: Lsn, now: Ts) -> Result<(Loss
     let from = point.position.0 / size * size;
     let gone: Vec<Position> = firsts.into_iter().filter(|first| first.0 >= from).collect();
     let kept_in = keep(disk, store, &gone, &loss, now)?;
-    // From here on a log that ends at this place is on a later timeline, and no durable mark of `store.meta` is behind it.
+    // From here on a log that ends at this place is on a later timeline, and no durable mark of `store.meta` is after it.
     let mut meta = MetaFile::open(disk, store)?;
     let timeline = Timeline(log.meta.timeline.0 + 1);
     meta.update(Meta { timeline, clean: false, durable: DurableMark::of(&point), ..log.meta })?;

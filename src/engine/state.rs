@@ -69,7 +69,7 @@ pub struct StoreState {
     stuck: Option<Box<Sealed>>,
 }
 
-/// The state while it is rebuilt from a checkpoint and the log behind it.
+/// The state while it is rebuilt from a checkpoint and the log after it.
 pub struct Rebuilt {
     memtables: MemTables,
     catalog: Catalog,
@@ -80,7 +80,7 @@ pub struct Rebuilt {
 }
 
 impl Rebuilt {
-    /// The state as of a checkpoint; frames behind it up to `committed` may be flushed.
+    /// The state as of a checkpoint; frames after it up to `committed` may be flushed.
     ///
     /// # Errors
     /// [`Error::Limit`] or [`Error::NoSharedMemory`] if the instruments do not fit.
@@ -241,7 +241,7 @@ impl StoreState {
         checked
     }
 
-    /// Removes from this process the kinds logged behind frame `index`, where the log is about to be truncated.
+    /// Removes from this process the kinds logged after frame `index`, where the log is about to be truncated.
     pub fn forget_behind(&self, index: u64) {
         self.catalog.forget_behind(index);
     }

@@ -54,7 +54,7 @@ impl Watermarks {
     }
 
     /// Whether frames that are durable here are committed. The caller has taken the frames in question from the queue before,
-    /// which orders them behind the change to a cluster of several hosts.
+    /// which orders them after the change to a cluster of several hosts.
     pub(super) fn is_alone(&self) -> bool {
         // SYNC: pairs with `set_alone`.
         self.alone.load(Ordering::Acquire)

@@ -104,7 +104,7 @@ fn every_flipped_byte_of_a_manifest_is_detected_or_ends_in_an_earlier_state() {
                     Ok((follower, torn)) => {
                         let found = follower.state();
                         assert!(states.iter().any(|s| same(s, found)), "byte {at}: a state that never existed");
-                        // A damaged last edit looks torn. Its files are not lost: the log behind the edit
+                        // A damaged last edit looks torn. Its files are not lost: the log after the edit
                         // before it is either present or reported as missing.
                         assert!(torn.is_some() || same(found, states.last().unwrap()), "byte {at}");
                         earlier += u32::from(torn.is_some());
@@ -293,7 +293,7 @@ fn damage_before_the_last_edit_is_corruption_and_changes_nothing() {
             bytes[at + byte.min(header.total_len() as usize - 1)] ^= 4;
             disk.overwrite(&path, bytes.clone());
             match open(&disk) {
-                // The last edit may be torn: it stays until the log behind the edit before it is found
+                // The last edit may be torn: it stays until the log after the edit before it is found
                 // whole.
                 Ok(manifest) => assert!(i == 6 && same(manifest.state(), &states[5])),
                 Err(Error::Corrupt { path: named, .. }) => assert!(i < 6 && named == path),

@@ -75,7 +75,7 @@ impl Manifest {
             }
             Some(number) => this.read(number)?,
         }
-        // A manifest with a torn end stays until the log behind it is found whole.
+        // A manifest with a torn end stays until the log after it is found whole.
         if this.file.is_some() {
             this.sweep()?;
         }

@@ -264,7 +264,7 @@ impl Writer {
     fn add_chunk(&mut self, slot: u64, number: usize, key: u64, words: u32, first_delta: u32) -> bool {
         let tail = self.tails.get(number).copied().unwrap_or_default();
         let grown = if tail.chunk == 0 { CHUNK_MIN } else { (tail.size * 2).min(CHUNK_MAX) };
-        // A chunk grows only where the largest frame still fits behind it. So `has_room` holds while chunks are small,
+        // A chunk grows only where the largest frame still fits after it. So `has_room` holds while chunks are small,
         // and a frame during which the last chunk grew has room for its remaining records.
         let fits = self.used + grown.max(ROW_LEN_MAX) + self.layout.frame_max() <= self.layout.len;
         let size = if fits { grown } else { CHUNK_MIN };

@@ -3,8 +3,9 @@
 //! What must hold: every record is `repr(C)`, 8-byte aligned, little-endian and without padding,
 //! begins with the same 16 bytes (kind, source, instrument, `ts_event`), and its rkyv archive has the
 //! size of its memory. A kind id names one layout for ever. Fields and meanings follow Databento's
-//! DBN version 3 (crate `dbn`), with 64-bit sizes. To add a kind, write one file with a `record!` block
-//! and one line in [`SCHEMAS`]. Programs define their own kinds by a derive.
+//! DBN version 3 (crate `dbn`), with 64-bit sizes. The page `contributing` lists what a new kind needs: a file
+//! with a `record!` block, lines here and in `user`, the help, the pages. Programs define their own kinds by a
+//! derive.
 
 pub mod fixed;
 pub mod name;

@@ -1,5 +1,5 @@
-//! Owns: the control page, one file per store, the same inode across restarts of storage. Storage writes it, all other
-//! processes read it.
+//! Owns: the control page, one file per store, kept across restarts of storage. Storage writes it, all other processes read
+//! it.
 //!
 //! ```text
 //!    0 magic u64 · 8 version u64 · 16 store id u128
@@ -16,6 +16,18 @@
 //!  896 committed: LSN
 //! 1024 statistics: 64 × u64
 //! 4096 slots: 256 × 256 B, one per publisher session (`slot`)
+//! ```
+//!
+//! Writing threads of storage, one at a time for each word:
+//!
+//! ```text
+//! the thread that starts and stops storage   instance, timeline, first withdrawn LSN, serving, pid, started, lossy; and all
+//!                                            others while neither ingest nor sync runs
+//! ingest                                     heartbeat, term, role, leader, the list of MemTables, appended, applied;
+//!                                            committed in a cluster
+//! sync                                       durable; committed on a single host
+//! slots                                      as `slot` says
+//! statistics                                 each has one of: ingest, sync, flush, space, attach, the starting thread
 //! ```
 //!
 //! What must hold: a watermark is stored, with release, after everything that it covers.
@@ -40,11 +52,13 @@ const STORE_ID: u64 = 16;
 const INSTANCE: u64 = 64;
 const TIMELINE: u64 = 72;
 const TERM: u64 = 80;
+/// "serving" in the drawing.
 const ROLE: u64 = 88;
 const PID: u64 = 96;
 const STARTED: u64 = 104;
 const CUT: u64 = 112;
 const HEARTBEAT: u64 = 128;
+/// "role in the cluster" in the drawing.
 const PART: u64 = 192;
 const LEADER: u64 = 200;
 const FLUSH: u64 = 208;

@@ -3,8 +3,8 @@
 //! them on disk when that file system is short of memory.
 //!
 //! What must hold: every byte of a mapping is allocated before it is mapped, so a full memory file system is an error here
-//! and not a signal later. Each word has one writing thread. A writer stores an atomic with release after it has written
-//! plain words; a reader loads that atomic with acquire before it reads them.
+//! and not a signal later. Each word has one writing thread at a time. A writer stores an atomic with release after it has
+//! written plain words; a reader loads that atomic with acquire before it reads them.
 
 pub mod bell;
 pub mod control;

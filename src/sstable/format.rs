@@ -17,7 +17,7 @@
 //!        places       u32 a row in LSN order: block << 12 | row
 //!        file bloom   32 B blocks
 //!        block blooms 32 B blocks, block after block
-//!      trailer 512 B
+//!      trailer 512 B: `Trailer`: magic, version, CRC, ...
 //!      Arrow footer · its length u32 · "ARROW1"
 //! ```
 //!

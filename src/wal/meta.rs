@@ -10,8 +10,8 @@
 //!
 //! Version 1 has no `in a cluster`: the next start of such a store sets it from `raft.meta`.
 //!
-//! What must hold: the slot with the higher `seq` is valid, and the other one is overwritten next, so a torn write leaves the
-//! older one. A term is durable here before a frame carries it.
+//! What must hold: of the valid slots the one with the higher `seq` counts, and the other one is overwritten next, so a torn
+//! write leaves the older content. A term is durable here before a frame carries it.
 
 use std::path::Path;
 

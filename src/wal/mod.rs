@@ -1,5 +1,6 @@
 //! Owns: the log: its formats ([`format`], [`control_entry`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
-//! [`Syncer`]), reading ([`scan`]), truncation (`truncate`) and recovery ([`open`]).
+//! [`Syncer`]), reading ([`scan`]), truncation (`truncate`) and recovery ([`open`]). `examine` finds a torn tail and [`open`]
+//! drops it; `truncate` is for divergent tails, and for a pad at the end.
 //!
 //! What must hold: a frame has the same bytes here and on every follower. Recovery is idempotent. It keeps every frame at or
 //! below the durable mark, or refuses; it syncs the frames that it keeps before it publishes a watermark.

@@ -238,7 +238,7 @@ pub fn passed(disk: &dyn Disk, dir: &Path, meta: &Meta, until: Chain) -> Result<
     Ok(if meets { kept } else { Vec::new() })
 }
 
-/// Passes every frame at or behind `from` in the log in `dir` that is valid by itself to `visit`: the readable frames behind
+/// Passes every frame at or after `from` in the log in `dir` that is valid by itself to `visit`: the readable frames after
 /// damage. It skips frames of terms before `from`'s, which earlier truncations left.
 ///
 /// # Errors
@@ -348,7 +348,7 @@ pub(super) fn next_frame<'w>(
     }
 }
 
-/// Registers the kinds that `body` defines: the frames behind it may hold records of them.
+/// Registers the kinds that `body` defines: the frames after it may hold records of them.
 fn register(body: &Body<'_>) -> Result<()> {
     let Body::Control(entries) = body else { return Ok(()) };
     entries.iter().try_for_each(|entry| match entry {

@@ -254,7 +254,7 @@ fn a_torn_last_frame_is_truncated_and_an_earlier_one_is_corruption() {
     append(&mut log, FrameType::Data, &mut trades(20, 10)).unwrap();
     drop(log);
     let mut bytes = disk.contents(&segment_path(0)).unwrap();
-    // The frame behind the durable mark is torn: it is truncated, with the valid frame that follows it.
+    // The frame after the durable mark is torn: it is truncated, with the valid frame that follows it.
     bytes[durable + 100] ^= 1;
     disk.overwrite(&segment_path(0), bytes.clone());
     let (log, found) = open_log(&disk).unwrap();

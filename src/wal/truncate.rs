@@ -1,4 +1,5 @@
-//! Owns: truncation of a log behind a frame, where its tail diverges from the leader's log, and the file that keeps that tail.
+//! Owns: truncation of a log after a frame, where its tail diverges from the leader's log, and the file that keeps that tail.
+//! A torn tail is no such tail: [`super::open`] drops it.
 //!
 //! ```text
 //! STORE/divergent/<term>-<index>.wal   0 magic u64 · version u32 · crc u32 (of the header with this zero)
@@ -9,8 +10,9 @@
 //!
 //! What must hold: at every moment the disk holds the old log, the truncated log, or one that ends between the two. The order
 //! ensures it: sync the part that stays, keep the tail in a file of its own, lower the durable marks, then remove the tail. No
-//! file is shortened or renamed, because readers map them. After an interruption the truncation is run again, and ends in the
-//! same bytes. A pad behind the last frame is removed too, because the leader's next frame may belong in its place.
+//! file is shortened or renamed: the replication process and tools may have it open. After an interruption the truncation is
+//! run again, and ends in the same bytes. A pad after the last frame is removed too, because the leader's next frame may
+//! belong in its place.
 
 use std::path::{Path, PathBuf};
 
@@ -117,7 +119,7 @@ pub struct Divergent {
     pub records: u64,
 }
 
-/// The tail of a log behind a frame.
+/// The tail of a log after a frame.
 struct Tail {
     /// End of the log after the truncation; `None` if the log ends before it.
     at: Option<Chain>,
@@ -128,12 +130,12 @@ struct Tail {
     seq: u64,
 }
 
-/// Truncates the log of the store in `dir` behind frame `last_kept`. No process serves the store, and the caller holds its
+/// Truncates the log of the store in `dir` after frame `last_kept`. No process serves the store, and the caller holds its
 /// lock; `from` is its checkpoint. Afterwards the remaining log is durable. The next start reads the shorter log, and raises
 /// the timeline if readers have seen removed records.
 ///
 /// # Errors
-/// [`Error::Invalid`] if SSTables hold records behind that frame: this host then needs a snapshot of another host; as
+/// [`Error::Invalid`] if SSTables hold records after that frame: this host then needs a snapshot of another host; as
 /// [`scan`]; [`Error::Io`]. After an error the log is unchanged, or lacks part of the tail.
 pub fn truncate(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Truncated> {
     if last_kept.0.saturating_add(1) < from.index.0 {
@@ -181,7 +183,7 @@ pub fn truncate(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex)
     Ok(Truncated { frames, records, first_lsn: at.lsn, last_lsn: Lsn(at.lsn.0 + records - 1), kept_in })
 }
 
-/// Keeps the tail behind frame `last_kept` of the log of the store in `dir` as [`truncate()`] does, and removes nothing: for a log
+/// Keeps the tail after frame `last_kept` of the log of the store in `dir` as [`truncate()`] does, and removes nothing: for a log
 /// that a snapshot install will replace. Returns the file, if there are frames.
 ///
 /// # Errors
@@ -198,7 +200,7 @@ fn nothing(next: Lsn) -> Truncated {
     Truncated { frames: 0, records: 0, first_lsn: next, last_lsn: Lsn(next.0 - 1), kept_in: None }
 }
 
-/// Reads the tail behind frame `last_kept`; everything before it is durable afterwards.
+/// Reads the tail after frame `last_kept`; everything before it is durable afterwards.
 fn read_tail(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain, last_kept: FrameIndex) -> Result<Tail> {
     let mut headers: Vec<Header> = Vec::new();
     let found = scan(disk, wal, meta, from, Open::Write, |frame| {
@@ -264,7 +266,7 @@ fn lower(file: &dyn DiskFile, at: Chain, seq: u64) -> Result<()> {
     file.sync()
 }
 
-/// Zeroes the magic of every frame at or behind `at` in the segment that begins at `first`.
+/// Zeroes the magic of every frame at or after `at` in the segment that begins at `first`.
 fn erase(file: &dyn DiskFile, first: Position, at: Position, size: u64) -> Result<()> {
     let mut window = Window::new(file);
     let mut offset = at.0 - first.0;
@@ -421,7 +423,7 @@ mod tests {
         truncate(disk, Path::new(DIR), Chain::begin(77), FrameIndex(last_kept as u64))
     }
 
-    /// Place of the frame behind `last_kept`, or of the pad before it.
+    /// Place of the frame after `last_kept`, or of the pad before it.
     fn place_behind(disk: &SimDisk, last_kept: usize) -> Chain {
         let (meta, mut place) = (meta::read(disk, Path::new(DIR)).unwrap().unwrap(), None);
         scan(disk, &Path::new(DIR).join(super::super::DIR), &meta, Chain::begin(77), Open::Read, |frame| {

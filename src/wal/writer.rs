@@ -57,7 +57,7 @@ pub struct Opened {
 pub struct Appended {
     /// Header of the frame.
     pub header: Header,
-    /// End of the log behind the frame: target of the sync that makes it durable.
+    /// End of the log after the frame: target of the sync that makes it durable.
     pub end: DurableMark,
     /// Segment that was begun for the frame; pass it to [`Syncer::opened`] first.
     pub opened: Option<Opened>,
@@ -249,7 +249,7 @@ impl Writer {
                 index: self.chain.index,
                 first_lsn: self.chain.lsn,
                 position: self.chain.position,
-                // The frame behind may have a time that was set back; the pad keeps the higher one and needs no flag.
+                // The frame after it may have a time that was set back; the pad keeps the higher one and needs no flag.
                 ingest_ts: ingest_ts.max(self.chain.ingest_ts),
                 ..bytemuck::Zeroable::zeroed()
             };

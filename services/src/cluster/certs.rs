@@ -78,7 +78,7 @@ fn live_a_year(params: &mut CertificateParams) {
     params.not_after = now + Duration::from_secs(365 * 24 * 3600);
 }
 
-/// Whether `cluster` can be the part behind the dot of a DNS name.
+/// Whether `cluster` can be the part after the dot of a DNS name.
 fn is_dns_name(cluster: &str) -> bool {
     let is_label = |l: &str| {
         let is_fit = l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');

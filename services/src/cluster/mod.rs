@@ -29,7 +29,7 @@ pub enum Cluster {
     Status(Target),
     /// Add a host as a member without a vote; send it to the leader
     Add(Add),
-    /// Give a member that has caught up a vote; send it to the leader
+    /// Give a member a vote; waits up to 10 s until it has caught up; send it to the leader
     Promote(Change),
     /// Remove a member; send it to the leader
     Remove(Change),

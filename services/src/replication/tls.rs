@@ -45,7 +45,7 @@ pub struct Files {
     pub ca: PathBuf,
 }
 
-/// The name in the certificate of host `node`; `cluster` is the part behind the dot.
+/// The name in the certificate of host `node`; `cluster` is the part after the dot.
 pub fn node_name(node: NodeId, cluster: &str) -> String {
     format!("node-{node}.{cluster}")
 }
@@ -55,7 +55,7 @@ pub fn operator_name(cluster: &str) -> String {
     format!("operator.{cluster}")
 }
 
-/// The part behind the dot of `name`, if it is a name of a host or an operator.
+/// The part after the dot of `name`, if it is a name of a host or an operator.
 fn cluster_in(name: &str) -> Option<&str> {
     let (who, cluster) = name.split_once('.')?;
     let who = who.to_ascii_lowercase();

@@ -126,7 +126,7 @@ fn a_user_kind_survives_restarts_and_is_scanned_found_exported_and_imported() {
         _ => None,
     });
     assert_eq!(live, signal(instrument, 0));
-    // So many that most are flushed and the log behind them is recycled.
+    // So many that most are flushed and the log after them is recycled.
     let count = 200_000;
     for i in 1..count {
         let signal = signal(instrument, i);

@@ -14,7 +14,8 @@ use tapestore::record::{Kind, Name, near_kind, schema, schemas_named};
 use tapestore::sstable::FileMeta;
 use tapestore::time::{Ts, parse_duration};
 
-/// Retention of a kind. The first rule that names a kind applies.
+/// Retention of a kind. Of the rules without `instruments` the first that names the kind applies. Rules with `instruments` apply
+/// in addition; of these the first that matches an instrument.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Rule {

@@ -98,7 +98,7 @@ pub fn begin(disk: &dyn Disk, dir: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// ClusterSocket SSTables of the store `dir` into the snapshot, whose manifest has arrived, where both have the same file: these need
+/// Links SSTables of the store `dir` into the snapshot, whose manifest has arrived, where both have the same file: these need
 /// not be fetched, and have been read. Removes invalid files of those names from the snapshot. Returns the linked bytes.
 ///
 /// # Errors
@@ -408,7 +408,7 @@ fn become_own(disk: &dyn Disk, dir: &Path, timeline: Timeline) -> Result<()> {
     own.update(after)
 }
 
-/// ClusterSocket or copies the store `dir` to `to`.
+/// Links or copies the store `dir` to `to`.
 fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
     disk.create_dir(to)?;
     for within in [Path::new(""), Path::new(sstable::DIR), Path::new(wal::DIR)] {
@@ -426,7 +426,7 @@ fn keep(disk: &dyn Disk, dir: &Path, to: &Path) -> Result<()> {
     disk.sync_dir(dir)
 }
 
-/// ClusterSocket `from` as `to`, or copies it if it cannot be linked.
+/// Links `from` as `to`, or copies it if it cannot be linked.
 fn take(disk: &dyn Disk, from: &Path, to: &Path) -> Result<()> {
     if disk.exists(to)? || disk.link(from, to)? {
         return Ok(());

@@ -134,7 +134,7 @@ pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress:
     Ok(done)
 }
 
-/// ClusterSocket the damaged file `path` into `STORE/lost`, durably, so that another file can take its name.
+/// Links the damaged file `path` into `STORE/lost`, durably, so that another file can take its name.
 fn aside(disk: &dyn Disk, store: &Path, path: &Path, now: Ts) -> Result<()> {
     if !disk.exists(path)? {
         return Ok(());

@@ -25,7 +25,7 @@ const GZIP_LEVEL: u32 = 3;
 /// Bytes that are written together.
 const CHUNK: usize = 1 << 20;
 
-/// The columns of `kind` that people are shown, behind those of every kind.
+/// The columns of `kind` that people are shown, after those of every kind.
 fn columns(kind: &'static Schema) -> impl Iterator<Item = &'static Column> {
     kind.columns.iter().filter(|c| !c.is_reserved() && c.name != INSTRUMENT)
 }

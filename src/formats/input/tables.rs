@@ -30,7 +30,7 @@ const ARROW: &[u8] = b"ARROW1";
 const STREAM: &[u8] = &[0xff; 4];
 /// Bytes of a buffer of a batch at most, as it says before it is decompressed.
 const BUFFER_MAX: i64 = 1 << 30;
-/// Bytes of the length of an Arrow file's footer, and of the magic behind it.
+/// Bytes of the length of an Arrow file's footer, and of the magic after it.
 const ARROW_TAIL: u64 = 10;
 
 /// Whether a file that begins with `start` is one for this input.

@@ -1,4 +1,4 @@
-//! Owns: mutation of valid inputs, and correction of checksums so that the code behind them is reached.
+//! Owns: mutation of valid inputs, and correction of checksums so that the code after their check is reached.
 
 use tapestore::disk::sim::SimRng;
 use tapestore::sstable::format::{Block, Section, TAIL_LEN, TRAILER_LEN, Trailer};

@@ -2,7 +2,8 @@
 //! the network delays, drops and partitions; processes are killed, paused and restarted; power is lost, disks stall, members
 //! come and go. In the end every acknowledged record must be in every log, in order, and the logs must be equal byte for byte.
 //!
-//! A failing seed is printed. `TAPE_SIM_SEED=n` runs it alone, `TAPE_SIM_SEEDS=n` runs that many.
+//! A failing seed is printed. `TAPE_SIM_SEED=n` with the name of the failed test runs it alone, because each test gives a seed
+//! another aim; `TAPE_SIM_SEEDS=n` runs that many.
 
 mod checker;
 mod directed;

@@ -1,6 +1,7 @@
 //! Owns: whole hosts in one simulation: the state machine of each, its store on a simulated disk, recovery, checkpoints,
 //! snapshots; publishers that attach, register names and send; readers; hosts that forward and relay; members that come and go.
-//! Everything follows from a seed: `TAPE_WHOLE_SEED=n` runs one seed, `TAPE_WHOLE_SEEDS=n` that many.
+//! Everything follows from a seed: `TAPE_WHOLE_SEED=n` with the test `seeds_of_whole_hosts` runs one seed alone,
+//! `TAPE_WHOLE_SEEDS=n` that many.
 
 mod client;
 mod live;

@@ -2,7 +2,7 @@
 //! of (index time, LSN), numbered and named by the mappings that came with them.
 //!
 //! Mappings of whole days are in the metadata, others among the records, where they came. An instrument
-//! without one has its number in the store and the name behind its data set's. A record whose size is no
+//! without one has its number in the store and the name after its data set's. A record whose size is no
 //! whole number that DBN can hold is left in the store; so are records at times for which mappings have no
 //! number, and kinds that DBN does not have. What DBN has no field for (ids of trades, the store's own
 //! sizes of definitions) is counted.

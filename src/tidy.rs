@@ -275,7 +275,7 @@ fn the_library_has_no_async_code_and_no_command_line() {
 }
 
 #[test]
-fn the_top_level_holds_what_the_design_names_and_nothing_else() {
+fn the_top_level_holds_what_it_should_and_nothing_else() {
     let allowed = [
         "Cargo.toml",
         "Cargo.lock",

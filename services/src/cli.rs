@@ -27,7 +27,7 @@ pub struct Tape {
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 4 interrupted, \
 5 records are not stored at their durability level, 6 storage serves the store with a problem, 65 malformed or damaged data, \
-66 no such file, 69 no storage process serves the store, 70 internal error, 74 disk or shared memory failed, \
+66 no such file or an unreadable one, 69 no storage process serves the store, 70 internal error, 74 disk or shared memory failed, \
 75 try again later, 77 another user serves the store.";
 
 #[derive(Subcommand, Debug)]
@@ -124,7 +124,7 @@ impl Tape {
                 return replication::run(&replication::Args { store: args.store.clone().or(self.store), ..args });
             }
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
-            _ => terminal::log("warn", false),
+            _ => terminal::log(terminal::LevelFilter::WARN, false),
         }
         match self.command {
             Command::Demo(args) => demo::run(self.store, &args, format),

@@ -314,7 +314,7 @@ pub struct PublisherArgs {
 /// # Errors
 /// The input or storage fails.
 pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
-    terminal::log("warn", false);
+    terminal::log(terminal::LevelFilter::WARN, false);
     let times = Mapping::open(&args.times, true)?;
     let mut input = args.source.open(&|| false)?;
     let mut publisher = Publisher::open(Options { durability: args.durability, ..Options::new(store, PublisherId(1)) })?;

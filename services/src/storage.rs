@@ -110,7 +110,7 @@ fn boot() -> u128 {
 /// # Errors
 /// The reason why storage did not start, or ended: exit code 74 after a failed write or sync.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log("info", true);
+    terminal::log(terminal::LevelFilter::INFO, true);
     let stop = terminal::stop_flag()?;
     // A file size limit is then a write error (EFBIG) instead of a signal.
     ignore_file_size_signal();
@@ -180,7 +180,7 @@ fn ignore_file_size_signal() {
 
 fn announce(store: &std::path::Path, started: &Started) {
     if let Some(tail) = &started.cut {
-        tracing::warn!(%tail, "truncated a torn tail of the log, after the durable mark");
+        tracing::warn!(%tail, "dropped a torn tail of the log, after the durable mark");
     }
     tracing::info!(
         store = %store.display(),

@@ -7,21 +7,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tapestore_formats::progress::Progress;
+use tracing_subscriber::Layer;
+pub use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
 
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::logging::{self, Direct, Queued};
 
 /// Logs to standard error at the level of `RUST_LOG`, or `default`. A process that `serves` never waits for the log's reader.
-pub fn log(default: &str, serves: bool) {
+pub fn log(default: LevelFilter, serves: bool) {
     let serves = serves && logging::start().is_ok();
     let writer = move || -> Box<dyn std::io::Write> { if serves { Box::new(Queued) } else { Box::new(Direct) } };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .finish();
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter: Targets = wanted.unwrap_or_else(|| Targets::new().with_default(default));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter);
+    let subscriber = tracing_subscriber::registry().with(lines);
     // Only the first logger of a process counts.
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::debug!("logging was set up before");

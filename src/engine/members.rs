@@ -95,7 +95,8 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
             node.change(of(new, LEARNER, address))?;
         }
         Command::Promote { node: n, .. } if node.progress().iter().any(|p| p.node == n && !p.has_caught_up()) => {
-            let reason = "it is a second or more of log behind, and a majority might have to wait for it. Try again when `tape cluster status` shows less";
+            let reason = "it has not caught up, and a majority might have to wait for it: it is not connected, needs a snapshot, or lags \
+                          by a second or 256 MiB. Try again when `tape cluster status` shows less";
             return Err(Error::invalid("promotion", format!("node {n}: {reason}")));
         }
         Command::Promote { node: n, force } | Command::Remove { node: n, force } => {

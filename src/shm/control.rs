@@ -52,14 +52,12 @@ const STORE_ID: u64 = 16;
 const INSTANCE: u64 = 64;
 const TIMELINE: u64 = 72;
 const TERM: u64 = 80;
-/// "serving" in the drawing.
-const ROLE: u64 = 88;
+const SERVING: u64 = 88;
 const PID: u64 = 96;
 const STARTED: u64 = 104;
 const CUT: u64 = 112;
 const HEARTBEAT: u64 = 128;
-/// "role in the cluster" in the drawing.
-const PART: u64 = 192;
+const ROLE: u64 = 192;
 const LEADER: u64 = 200;
 const FLUSH: u64 = 208;
 const TABLE_VERSION: u64 = 256;
@@ -208,7 +206,7 @@ impl Control {
     /// Process id of the storage process that serves; `None` if none is registered.
     pub fn server(&self) -> Option<u64> {
         // SYNC: pairs with `set_server`.
-        let role = self.word(ROLE).load(Ordering::Acquire);
+        let role = self.word(SERVING).load(Ordering::Acquire);
         (role != 0).then(|| self.word(PID).load(Ordering::Relaxed))
     }
 
@@ -227,7 +225,7 @@ impl Control {
             self.set_role(self.word(TERM).load(Ordering::Relaxed), 0, 0, 0);
         }
         // SYNC: pairs with `server`.
-        self.word(ROLE).store(u64::from(server.is_some()), Ordering::Release);
+        self.word(SERVING).store(u64::from(server.is_some()), Ordering::Release);
     }
 
     /// Time of storage's last heartbeat, once per turn of its loop: ns of the monotonic clock.
@@ -374,7 +372,7 @@ impl Control {
         }
         self.word(TERM).store(term, Ordering::Relaxed);
         self.word(LEADER).store(leader, Ordering::Relaxed);
-        self.word(PART).store(part, Ordering::Relaxed);
+        self.word(ROLE).store(part, Ordering::Relaxed);
     }
 
     /// Whether committed records may be in memory only on a majority of the hosts.
@@ -390,7 +388,7 @@ impl Control {
 
     /// This host's role in the cluster, as a number of `consensus::message::Role`, and the leader; 0: unknown.
     pub fn role(&self) -> (u64, u64) {
-        (self.word(PART).load(Ordering::Relaxed), self.word(LEADER).load(Ordering::Relaxed))
+        (self.word(ROLE).load(Ordering::Relaxed), self.word(LEADER).load(Ordering::Relaxed))
     }
 
     /// LSN of the last committed record.

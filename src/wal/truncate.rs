@@ -140,7 +140,7 @@ struct Tail {
 pub fn truncate(disk: &dyn Disk, dir: &Path, from: Chain, last_kept: FrameIndex) -> Result<Truncated> {
     if last_kept.0.saturating_add(1) < from.index.0 {
         let reason = format!(
-            "cannot truncate behind frame {last_kept}: SSTables hold all frames before {}; install a snapshot of another host",
+            "cannot truncate after frame {last_kept}: SSTables hold all frames before {}; install a snapshot of another host",
             from.index
         );
         return Err(Error::invalid("truncation of the log", reason));

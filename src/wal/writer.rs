@@ -115,7 +115,7 @@ impl Writer {
     /// # Panics
     /// If the term falls.
     pub fn set_term(&mut self, term: Term) {
-        assert!(term >= self.term, "terms never fall: {term:?} behind {:?}", self.term);
+        assert!(term >= self.term, "terms never fall: {term:?} after {:?}", self.term);
         self.term = term;
     }
 

@@ -161,7 +161,7 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 /// # Errors
 /// The reason why it did not start, or a failure of the listener.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log("info", true);
+    terminal::log(terminal::LevelFilter::INFO, true);
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;

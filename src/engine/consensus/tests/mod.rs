@@ -59,7 +59,8 @@ fn run_all(count: u64, aim: fn(u64) -> Aim) -> Tally {
         return run(seed, aim(seed), None).unwrap();
     }
     let next = std::sync::atomic::AtomicU64::new(0);
-    let mut sum = Tally::default();
+    let (mut sum, thread) = (Tally::default(), std::thread::current());
+    let test = thread.name().unwrap_or_default();
     std::thread::scope(|scope| {
         let work = || {
             let mut sum = Tally::default();
@@ -69,7 +70,9 @@ fn run_all(count: u64, aim: fn(u64) -> Aim) -> Tally {
                     return sum;
                 }
                 let tally = run(seed, aim(seed), None);
-                sum.add(&tally.unwrap_or_else(|why| panic!("{why}; TAPE_SIM_SEED={seed} runs it alone")));
+                sum.add(&tally.unwrap_or_else(|why| {
+                    panic!("{why}; again: TAPE_SIM_SEED={seed} cargo test -p tapestore-engine --lib {test}")
+                }));
             }
         };
         let threads: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();

@@ -232,7 +232,8 @@ fn number(name: &str) -> Option<u64> {
 /// Runs the seeds from `from` on in two threads; sums what happened in them.
 fn run_all(from: u64, count: u64) -> Tally {
     let next = std::sync::atomic::AtomicU64::new(from);
-    let sum = std::sync::Mutex::new(Tally::default());
+    let (sum, thread) = (std::sync::Mutex::new(Tally::default()), std::thread::current());
+    let test = thread.name().unwrap_or_default();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -242,7 +243,9 @@ fn run_all(from: u64, count: u64) -> Tally {
                         return;
                     }
                     let tally = run(seed, aim_of(seed), None);
-                    let tally = tally.unwrap_or_else(|why| panic!("{why}; TAPE_WHOLE_SEED={seed} runs it alone"));
+                    let tally = tally.unwrap_or_else(|why| {
+                        panic!("{why}; again: TAPE_WHOLE_SEED={seed} cargo test -p tapestore-engine --lib {test}")
+                    });
                     sum.lock().unwrap().add(&tally);
                 }
             });

@@ -11,13 +11,15 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+pub use tape_services::processes::PATIENCE;
+use tape_services::processes::{self, Process, Served};
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
 use tapestore::lsn::{Durability, Lsn, NodeId, PublisherId};
@@ -31,8 +33,6 @@ use tapestore_engine::consensus::message::{Command as Asked, Member, Message, Re
 
 /// First argument of a host's process.
 const ROLE: &str = "host-process";
-/// A guard against a hang.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs as a host's process and returns its exit code if this process was started as one. Call it before the program
 /// parses its own command line.
@@ -89,24 +89,25 @@ pub struct Host {
     pub store: PathBuf,
     /// Address of its replication process.
     pub address: String,
-    storage: Option<Child>,
-    replication: Option<Child>,
+    served: Served,
+    replication: Option<Process>,
 }
 
 /// A cluster.
 pub struct Hosts {
+    /// The hosts; they go before their directory.
+    pub hosts: Vec<Host>,
     dir: tempfile::TempDir,
     shape: Shape,
-    /// The hosts.
-    pub hosts: Vec<Host>,
     links: std::collections::BTreeMap<(u64, u64), Arc<Link>>,
 }
 
-fn spawn(arguments: &[&str], store: &Path) -> Child {
+fn own(arguments: &[&str], store: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let log = std::env::var("TAPE_TEST_LOG").unwrap_or_else(|_| "error".to_owned());
     command.arg(ROLE).args(arguments).arg("--store").arg(store).env("RUST_LOG", log);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
 }
 
 fn free_address() -> String {
@@ -131,7 +132,8 @@ impl Hosts {
         let addresses: Vec<String> = (0..shape.count).map(|_| free_address()).collect();
         for (node, address) in (1..).zip(&addresses) {
             let store = this.dir.path().join(format!("node-{node}"));
-            this.hosts.push(Host { node, store, address: address.clone(), storage: None, replication: None });
+            let served = Served::new(store.clone());
+            this.hosts.push(Host { node, store, address: address.clone(), served, replication: None });
         }
         for node in 1..=shape.count {
             this.make(node, false);
@@ -191,46 +193,39 @@ impl Hosts {
         let host = self.host_mut(node);
         let arguments =
             ["storage", "--with-parent", "--config", &config, "--memtable-size", &memtable, "--segment-size", &segment];
-        host.storage = Some(spawn(&arguments, &host.store));
-        host.replication = Some(spawn(&["replication", "--with-parent", "--listen", &host.address.clone()], &host.store));
+        host.served.spawn(&mut own(&arguments, &host.store)).unwrap();
+        let mut command = own(&["replication", "--with-parent", "--listen", &host.address], &host.store);
+        host.replication = Some(Process::start("replication", &mut command).unwrap());
     }
 
     /// Kills both processes of `node` with SIGKILL.
     pub fn kill(&mut self, node: u64) {
         let host = self.host_mut(node);
-        for child in [&mut host.storage, &mut host.replication] {
-            if let Some(mut child) = child.take() {
-                child.kill().unwrap();
-                child.wait().unwrap();
-            }
-        }
+        host.served.kill();
+        host.replication = None;
     }
 
     /// Whether the storage process of `node` has ended by itself.
     pub fn has_ended(&mut self, node: u64) -> bool {
-        self.host_mut(node).storage.as_mut().is_none_or(|c| c.try_wait().unwrap().is_some())
+        self.host_mut(node).served.process().is_none_or(|p| p.ended().unwrap().is_some())
     }
 
     /// Stops both processes of `node` cleanly.
     pub fn stop(&mut self, node: u64) {
         let host = self.host_mut(node);
-        for child in [&mut host.replication, &mut host.storage] {
-            if let Some(mut child) = child.take() {
-                let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
-                rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-                child.wait().unwrap();
-            }
-        }
+        host.replication.take().map_or(Ok(()), |mut process| process.stop()).unwrap();
+        host.served.stop().unwrap();
     }
 
     /// Process ids of all processes.
     pub fn pids(&self) -> Vec<u32> {
-        self.hosts.iter().flat_map(|h| [&h.storage, &h.replication]).flatten().map(Child::id).collect()
+        let replication = self.hosts.iter().filter_map(|h| h.replication.as_ref().map(Process::id));
+        self.hosts.iter().map(|h| h.served.id()).filter(|id| *id > 0).chain(replication).collect()
     }
 
     /// Whether the storage process of `node` was started and not stopped.
     pub fn is_up(&self, node: u64) -> bool {
-        self.host(node).storage.is_some()
+        self.host(node).served.is_started()
     }
 
     /// The link for messages from `from` to `to`.
@@ -255,7 +250,7 @@ impl Hosts {
     /// The host whose control page reports the leader role, other than `not`.
     pub fn leader_now(&self, not: Option<u64>) -> Option<u64> {
         let leads = |h: &&Host| {
-            let reader = (h.storage.is_some() && Some(h.node) != not).then(|| Reader::open(&h.store).ok()).flatten();
+            let reader = (h.served.is_started() && Some(h.node) != not).then(|| Reader::open(&h.store).ok()).flatten();
             reader.is_some_and(|r| r.is_storage_alive() && r.control().role().0 == Role::Leader as u64)
         };
         self.hosts.iter().find(leads).map(|h| h.node)
@@ -322,7 +317,7 @@ impl Hosts {
     pub fn install_snapshot(&mut self, node: u64, from: u64) -> Result<(), String> {
         self.kill(node);
         let leader = format!("{from}={}", self.host(from).address);
-        let status = spawn(&["cluster", "fill", "--from", &leader], &self.host(node).store.clone()).wait().unwrap();
+        let status = own(&["cluster", "install-snapshot", "--from", &leader], &self.host(node).store).status().unwrap();
         if !status.success() {
             return Err(format!("the snapshot install on node {node} ended with {status}"));
         }
@@ -342,19 +337,17 @@ impl Hosts {
             self.ask(leader, Asked::Remove { node: NodeId(node), force: false }).ok();
             self.ask(leader, Asked::Status).ok().filter(|r| r.members.iter().all(|m| m.node.0 != node))
         })?;
-        if let Ok(run_dir) = RunDir::find(&self.host(node).store) {
-            std::fs::remove_dir_all(run_dir.path()).ok();
-        }
         self.hosts.retain(|h| h.node != node);
         let (address, store) = (free_address(), self.dir.path().join(format!("node-{next}")));
         let backup = self.dir.path().join(format!("backup-{next}"));
         let run = |arguments: &[&str], store: &Path| {
-            let status = spawn(arguments, store).wait().unwrap();
+            let status = own(arguments, store).status().unwrap();
             if status.success() { Ok(()) } else { Err(format!("{arguments:?} ended with {status}")) }
         };
         run(&["backup", &backup.to_string_lossy()], &self.host(from).store.clone())?;
         run(&["restore", &backup.to_string_lossy()], &store)?;
-        self.hosts.push(Host { node: next, store, address: address.clone(), storage: None, replication: None });
+        let served = Served::new(store.clone());
+        self.hosts.push(Host { node: next, store, address: address.clone(), served, replication: None });
         self.make(next, true);
         self.start_host(next);
         // The others dial it directly, without a link.
@@ -369,19 +362,6 @@ impl Hosts {
             })?;
         }
         Ok(next)
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        let nodes: Vec<u64> = self.hosts.iter().map(|h| h.node).collect();
-        for node in nodes {
-            self.kill(node);
-            if let Ok(run_dir) = RunDir::find(&self.host(node).store) {
-                run_dir.sweep(None).ok();
-                std::fs::remove_dir_all(run_dir.path()).ok();
-            }
-        }
     }
 }
 
@@ -433,19 +413,10 @@ fn carry(link: &Link, mut from: TcpStream, mut to: TcpStream) {
     }
 }
 
-/// Polls until `ready` returns a value.
+/// Waits until `ready` returns a value.
 ///
 /// # Errors
 /// No value within [`PATIENCE`].
-pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T, String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = ready() {
-            return Ok(value);
-        }
-        if Instant::now() > deadline {
-            return Err(format!("{what} does not happen"));
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
+pub fn eventually<T>(what: &str, ready: impl FnMut() -> Option<T>) -> Result<T, String> {
+    processes::eventually(what, ready).map_err(|e| e.to_string())
 }

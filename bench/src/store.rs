@@ -2,29 +2,38 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tape_services::processes::{self, Process};
 use tapestore::agent::Wait;
 use tapestore::disk::RealDisk;
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Reader;
 use tapestore::record::RecordRef;
-use tapestore::shm::run_dir::RunDir;
 use tapestore::time::HostClock;
 use tapestore_engine::{Options, Storage, World};
 
 /// A served store in a temporary directory.
 pub struct Served {
-    dir: tempfile::TempDir,
-    child: Child,
+    served: processes::Served,
+    _dir: tempfile::TempDir,
+}
+
+fn own(arguments: &[&str], store: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
 }
 
 /// Starts this program in another role.
-pub fn role(arguments: &[&str], store: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+pub fn role(arguments: &[&str], store: &Path) -> Process {
+    Process::start("measured", &mut own(arguments, store)).unwrap()
+}
+
+fn storage(wait: &str, memtable_size: u64, store: &Path) -> Command {
+    own(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], store)
 }
 
 /// The command line of the storage process of a [`Served`].
@@ -79,68 +88,52 @@ impl Served {
     /// Starts storage in a temporary directory and waits until it serves.
     pub fn start(wait: &str, memtable_size: u64) -> Served {
         let dir = tempfile::tempdir().unwrap();
-        let child = role(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], &dir.path().join("store"));
-        let this = Served { dir, child };
-        while !Reader::open(&this.path()).is_ok_and(|r| r.is_storage_alive() && r.control().instance().is_multiple_of(2)) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let mut served = processes::Served::new(dir.path().join("store"));
+        served.start(&mut storage(wait, memtable_size, &dir.path().join("store"))).unwrap();
         // Storage writes its first spare segment now: wait until the disk is idle.
         std::thread::sleep(Duration::from_millis(500));
-        this
+        Served { served, _dir: dir }
     }
 
     /// Restarts storage cleanly; returns the time from the start until it serves.
     pub fn restart(&mut self, wait: &str, memtable_size: u64) -> Duration {
-        drop(self.child.stdin.take());
-        self.child.wait().unwrap();
+        if let Some(process) = self.served.process() {
+            process.close_stdin();
+            process.finish().unwrap();
+        }
+        self.served.kill();
         self.start_again(wait, memtable_size)
     }
 
     /// Kills and restarts storage; returns the time from the start until it serves, and the bytes of log that it read.
     pub fn restart_killed(&mut self, wait: &str, memtable_size: u64) -> (Duration, u64) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.served.kill();
         let took = self.start_again(wait, memtable_size);
         let mut line = String::new();
-        BufReader::new(self.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let out = self.served.process().and_then(Process::take_stdout).unwrap();
+        BufReader::new(out).read_line(&mut line).unwrap();
         (took, line.trim().parse().unwrap())
     }
 
     fn start_again(&mut self, wait: &str, memtable_size: u64) -> Duration {
-        let before = self.reader().control().instance();
+        let mut command = storage(wait, memtable_size, &self.path());
         let began = std::time::Instant::now();
-        self.child = role(&["storage", "--wait", wait, "--memtable-size", &memtable_size.to_string()], &self.path());
-        while {
-            let instance = self.reader().control().instance();
-            instance <= before || !instance.is_multiple_of(2)
-        } {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        self.served.start(&mut command).unwrap();
         began.elapsed()
     }
 
     /// Process id of storage.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.served.id()
     }
 
     /// The store's directory.
     pub fn path(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.served.store.clone()
     }
 
     /// Opens a reader of the store.
     pub fn reader(&self) -> Reader {
         Reader::open(&self.path()).unwrap()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        self.child.wait().unwrap();
-        if let Ok(run_dir) = RunDir::find(&self.path()) {
-            std::fs::remove_dir_all(run_dir.path()).unwrap();
-        }
     }
 }

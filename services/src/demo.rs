@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +15,6 @@ use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{At, Reader, Tally};
 use tapestore::record::split;
 use tapestore::shm::Mapping;
-use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
 use tapestore::wal::Body;
 
@@ -24,6 +23,7 @@ use crate::exit::{DIFFERENCE, Failure, IO, LATER, Outcome, USAGE};
 use crate::inspect;
 use crate::load::Loader;
 use crate::output::Format;
+use crate::processes::{Process, Served};
 use crate::source::{Rate, Source};
 use crate::terminal::{self, duration, thousands};
 
@@ -53,7 +53,6 @@ const SAMPLE_EVERY: u64 = 8;
 /// Most publish times.
 const SAMPLES_MAX: u64 = 1 << 20;
 /// How long to wait for a process to serve, and to end.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Percentiles, ns.
@@ -79,70 +78,24 @@ struct Report {
     latency: Latency,
 }
 
-/// A child process; killed on drop.
-pub(crate) struct Process {
-    child: Child,
-    what: &'static str,
+/// The command that runs this program with `arguments` on `store`; it logs at the level `log` unless `RUST_LOG` is set.
+pub(crate) fn own(log: &str, arguments: &[&str], store: &Path) -> Outcome<Command> {
+    let mut command = Command::new(terminal::this_program()?);
+    command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // Success is printed here, once.
+    if std::env::var_os("RUST_LOG").is_none() {
+        command.env("RUST_LOG", log);
+    }
+    Ok(command)
 }
 
-impl Process {
-    /// Starts the process; it logs at the level `log` unless `RUST_LOG` is set.
-    pub(crate) fn start(what: &'static str, log: &str, arguments: &[&str], store: &Path) -> Outcome<Process> {
-        let mut command = Command::new(terminal::this_program()?);
-        command.args(arguments).arg("--store").arg(store).stdin(Stdio::piped()).stdout(Stdio::piped());
-        // Success is printed here, once.
-        if std::env::var_os("RUST_LOG").is_none() {
-            command.env("RUST_LOG", log);
-        }
-        let child = command.spawn().map_err(|e| Failure::new(IO, format!("cannot start the {what} process: {e}")))?;
-        Ok(Process { child, what })
-    }
-
-    fn send_line(&mut self, line: &str) -> Outcome {
-        match &mut self.child.stdin {
-            Some(stdin) => Ok(writeln!(stdin, "{line}")?),
-            None => Ok(()),
-        }
-    }
-
-    /// Its report: the last line of its output.
-    fn report(&mut self) -> Outcome<Report> {
-        let Some(stdout) = self.child.stdout.take() else { return Err(self.failed("has no output")) };
-        let last = BufReader::new(stdout).lines().map_while(Result::ok).last().unwrap_or_default();
-        let status = self.child.wait()?;
-        if !status.success() {
-            return Err(self.failed(&format!("ended with {status}")));
-        }
-        serde_json::from_str(&last).map_err(|_| self.failed("printed no report"))
-    }
-
-    fn failed(&self, how: &str) -> Failure {
-        Failure::new(DIFFERENCE, format!("the {} process {how}", self.what))
-    }
-
-    /// Stops the process with SIGTERM.
-    pub(crate) fn stop(&mut self) -> Outcome {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).map_err(std::io::Error::from)?;
-        }
-        let deadline = Instant::now() + END_TIMEOUT;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait()? {
-                return if status.success() { Ok(()) } else { Err(self.failed(&format!("ended with {status}"))) };
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Err(self.failed("does not stop"))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Usually it has ended already. A failure cannot be reported here.
-        match self.child.kill().and_then(|()| self.child.wait()) {
-            Ok(_) | Err(_) => {}
-        }
-    }
+/// The report of a process of the demo: the last line of its output.
+fn report(process: &mut Process) -> Outcome<Report> {
+    let no_report = |what: &str| Failure::new(DIFFERENCE, format!("the {what} process printed no report"));
+    let Some(stdout) = process.take_stdout() else { return Err(no_report(process.what())) };
+    let last = BufReader::new(stdout).lines().map_while(Result::ok).last().unwrap_or_default();
+    process.finish()?;
+    serde_json::from_str(&last).map_err(|_| no_report(process.what()))
 }
 
 /// `tape demo`.
@@ -165,34 +118,26 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     };
     say(format!("store    {}{}", store.display(), if args.keep { "" } else { " (temporary)" }));
     let memtable = ["storage", "--with-parent", "--memtable-size", "256M"];
-    let mut storage = Process::start("storage", "warn", &memtable, &store)?;
-    wait_for_storage(&mut storage, &store)?;
+    let mut storage = Served::new(store.clone());
+    storage.start(&mut own("warn", &memtable, &store)?)?;
     let times = temporary.path().join("times");
     drop(Mapping::open_or_create(&times, SAMPLES_MAX * 8)?);
     let times = times.to_string_lossy().into_owned();
-    let mut reader = Process::start("reader", "warn", &["demo-reader", "--times", &times], &store)?;
+    let mut reader = Process::start("reader", &mut own("warn", &["demo-reader", "--times", &times], &store)?)?;
     let arguments = publisher_arguments(args, &times);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let mut publisher = Process::start("publisher", "warn", &arguments, &store)?;
-    say(format!(
-        "started  storage (pid {}), reader ({}), publisher ({})",
-        storage.child.id(),
-        reader.child.id(),
-        publisher.child.id()
-    ));
-    let published = publisher.report()?;
-    reader.send_line(&published.records.to_string())?;
-    let read = reader.report()?;
+    let mut publisher = Process::start("publisher", &mut own("warn", &arguments, &store)?)?;
+    say(format!("started  storage (pid {}), reader ({}), publisher ({})", storage.id(), reader.id(), publisher.id()));
+    let published = report(&mut publisher)?;
+    if let Some(stdin) = reader.stdin() {
+        writeln!(stdin, "{}", published.records)?;
+    }
+    let read = report(&mut reader)?;
     storage.stop()?;
     let stored = stored(&store)?;
-    if let Ok(run_dir) = RunDir::find(&store)
-        && !args.keep
-    {
-        // The run directory goes with the store.
-        std::fs::remove_dir_all(run_dir.path())?;
-    }
     let outcome = compare(&published, &read, &stored, format);
     if args.keep {
+        storage.keep_memory();
         if temporary.path().starts_with(store.parent().unwrap_or(Path::new("/"))) {
             let kept = temporary.keep();
             say(format!("kept     {}; next: tape status --store {0}", kept.join("store").display()));
@@ -244,20 +189,6 @@ fn publisher_arguments(args: &Args, times: &str) -> Vec<String> {
         },
     );
     arguments
-}
-
-pub(crate) fn wait_for_storage(storage: &mut Process, store: &Path) -> Outcome {
-    let deadline = Instant::now() + START_TIMEOUT;
-    while !Reader::open(store).is_ok_and(|r| r.is_storage_alive() && r.control().instance().is_multiple_of(2)) {
-        if let Some(status) = storage.child.try_wait()? {
-            return Err(storage.failed(&format!("ended with {status}")));
-        }
-        if Instant::now() > deadline {
-            return Err(storage.failed("does not serve"));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }
 
 fn compare(published: &Report, read: &Report, stored: &Tally, format: Format) -> Outcome {

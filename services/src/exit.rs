@@ -9,6 +9,7 @@ use tapestore::publisher::PublishError;
 use tapestore::reader::Follow;
 
 use crate::logging;
+use crate::processes::ProcessError;
 
 /// A comparison or verification found a difference.
 pub const DIFFERENCE: u8 = 1;
@@ -100,6 +101,17 @@ impl From<tapestore_formats::Error> for Failure {
             Error::Store(error) => error.into(),
             error => Failure::new(code, error.to_string()),
         }
+    }
+}
+
+impl From<ProcessError> for Failure {
+    fn from(error: ProcessError) -> Failure {
+        let code = match &error {
+            ProcessError::System { .. } => IO,
+            ProcessError::Ended { .. } => DIFFERENCE,
+            ProcessError::Late { .. } => LATER,
+        };
+        Failure::new(code, error.to_string())
     }
 }
 

@@ -19,6 +19,7 @@ pub mod limits;
 pub mod load;
 pub mod logging;
 pub mod output;
+pub mod processes;
 pub mod publish;
 pub mod query;
 pub mod repair;

@@ -4,7 +4,6 @@
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use bench::limits::{self, BareDisk};
@@ -13,6 +12,7 @@ use bench::{at_rate, histogram, print_head, print_line};
 use clap::{Parser, Subcommand};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2Serializer};
+use tape_services::processes::Process;
 use tapestore::agent::{Idle, Wait};
 use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{Options, PublishError, Publisher};
@@ -89,14 +89,14 @@ fn give(h: &Histogram<u64>) {
     std::io::stdout().write_all(&bytes).unwrap();
 }
 
-fn wait_ready(child: &mut Child) {
+fn wait_ready(child: &mut Process) {
     let mut line = [0u8; 6];
-    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+    child.stdout().unwrap().read_exact(&mut line).unwrap();
 }
 
-fn take(mut child: Child) -> Histogram<u64> {
+fn take(mut child: Process) -> Histogram<u64> {
     let mut bytes = Vec::new();
-    child.stdout.as_mut().unwrap().read_to_end(&mut bytes).unwrap();
+    child.stdout().unwrap().read_to_end(&mut bytes).unwrap();
     child.wait().unwrap();
     Deserializer::new().deserialize(&mut bytes.as_slice()).unwrap()
 }

@@ -2,54 +2,57 @@
 //! kill of the leader.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tapestore::disk::RealDisk;
 use tapestore::lsn::{Durability, Lsn, NodeId, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::{Reader, Tally};
-use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, HostClock};
 use tapestore_engine::cluster_admin::{NewCluster, initialise};
 use tapestore_engine::consensus::message::{Command, Member, Report};
 
 use super::{Target, request};
-use crate::demo::{Args, Process, stored, wait_for_storage};
-use crate::exit::{DIFFERENCE, Failure, LATER, Outcome, USAGE};
+use crate::demo::{Args, own, stored};
+use crate::exit::{DIFFERENCE, Failure, Outcome, USAGE};
 use crate::load::Loader;
 use crate::output::Format;
+use crate::processes::{PATIENCE, Process, Served, eventually};
 use crate::source::Rate;
 use crate::terminal::{duration, say, thousands};
 
-/// Time limit of every wait.
-const PATIENCE: Duration = Duration::from_secs(60);
 const PUBLISHER: PublisherId = PublisherId(1);
 
-/// A host: its store and processes.
+/// A host: its store with storage, and its replication process.
 struct Host {
-    store: PathBuf,
-    storage: Option<Process>,
+    served: Served,
     replication: Option<Process>,
 }
 
 impl Host {
     fn start(&mut self) -> Outcome {
         let memtable = ["storage", "--with-parent", "--memtable-size", "256M"];
-        let mut storage = Process::start("storage", "error", &memtable, &self.store)?;
-        wait_for_storage(&mut storage, &self.store)?;
-        self.storage = Some(storage);
-        self.replication = Some(Process::start("replication", "error", &["replication", "--with-parent"], &self.store)?);
+        let store = self.served.store.clone();
+        self.served.start(&mut own("error", &memtable, &store)?)?;
+        let replication = Process::start("replication", &mut own("error", &["replication", "--with-parent"], &store)?)?;
+        self.replication = Some(replication);
         Ok(())
     }
 
     /// Kills both processes with SIGKILL.
     fn kill(&mut self) {
-        (self.storage, self.replication) = (None, None);
+        self.served.kill();
+        self.replication = None;
+    }
+
+    fn stop(&mut self) -> Outcome {
+        self.replication.as_mut().map_or(Ok(()), Process::stop)?;
+        Ok(self.served.stop()?)
     }
 
     fn ask(&self, command: Command) -> Outcome<Report> {
-        request::send(&self.store, &Target::default(), command)
+        request::send(&self.served.store, &Target::default(), command)
     }
 
     /// Whether it says that nothing keeps it from voting.
@@ -58,7 +61,7 @@ impl Host {
     }
 
     fn reader(&self) -> Outcome<Reader> {
-        Ok(Reader::open(&self.store)?)
+        Ok(Reader::open(&self.served.store)?)
     }
 }
 
@@ -87,28 +90,24 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     let mut hosts = make(dir.path(), count)?;
     hosts.iter_mut().try_for_each(Host::start)?;
     // Until the others have met a host, it does not vote: with fewer voters no other host could lead after the kill.
-    eventually("vote on some host", || hosts.iter().all(Host::votes).then_some(()))?;
-    let leader = eventually("leader", || leader_of(&hosts, None))?;
+    eventually("a vote of every host", || hosts.iter().all(Host::votes).then_some(()))?;
+    let leader = eventually("a leader", || leader_of(&hosts, None))?;
     tell(format!("hosts    {count}, each a storage and a replication process; node {} leads", leader + 1));
     let at = (leader + 1) % hosts.len();
     tell(format!("publish  on node {}, which forwards to the leader; acknowledged at quorum", at + 1));
     let seen = publish(args, &mut hosts, at, &tell)?;
-    eventually("commit of all records on all hosts", || {
+    eventually("the commit of all records on all hosts", || {
         let level = |h: &Host| h.reader().is_ok_and(|r| r.control().committed() >= Lsn(seen.published.count));
         hosts.iter().all(level).then_some(())
     })?;
     for host in &mut hosts {
-        host.replication.as_mut().map_or(Ok(()), Process::stop)?;
-        host.storage.as_mut().map_or(Ok(()), Process::stop)?;
+        host.stop()?;
     }
     let mut equal = seen.lost == 0;
     for (n, host) in (1..).zip(&hosts) {
-        let tally = stored(&host.store)?;
+        let tally = stored(&host.served.store)?;
         equal &= (tally.count, tally.checksum) == (seen.published.count, seen.published.checksum);
         tell(format!("node {n}   {:>12} records, checksum {:08x}", thousands(tally.count), tally.checksum));
-        if let Ok(run_dir) = RunDir::find(&host.store) {
-            std::fs::remove_dir_all(run_dir.path())?;
-        }
     }
     if format.json {
         say(serde_json::json!({
@@ -145,7 +144,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
             generation: 0,
         };
         initialise(&RealDisk, &store, &new_cluster, HostClock.wall())?;
-        hosts.push(Host { store, storage: None, replication: None });
+        hosts.push(Host { served: Served::new(store), replication: None });
     }
     Ok(hosts)
 }
@@ -153,7 +152,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
 /// Publishes on host `at`, and kills the leader after a third of the records.
 fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) -> Outcome<Seen> {
     let source = args.source.clone();
-    let store = hosts.get(at).map(|h| h.store.clone()).unwrap_or_default();
+    let store = hosts.get(at).map(|h| h.served.store.clone()).unwrap_or_default();
     let options = Options { durability: Durability::Quorum, open_timeout: PATIENCE, ..Options::new(&store, PUBLISHER) };
     let mut publisher = Publisher::open(options)?;
     let rate = args.rate.unwrap_or(Rate::Times(1.0));
@@ -180,13 +179,13 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) ->
         let began = Instant::now();
         hosts.get_mut(leader).into_iter().for_each(Host::kill);
         tell(format!("killed   node {}, the leader, after {} records", leader + 1, thousands(count.load(order))));
-        let next = eventually("election of another leader", || leader_of(hosts, Some(leader)))?;
+        let next = eventually("the election of another leader", || leader_of(hosts, Some(leader)))?;
         let elected = began.elapsed();
         let reader = Reader::open(&store)?;
         let before = reader.control().committed();
         // On a slow machine everything may be published and committed before the kill.
         let is_over = || sender.is_finished() && before.0 >= count.load(order);
-        eventually("commit of the new leader", || (reader.control().committed() > before || is_over()).then_some(()))?;
+        eventually("a commit of the new leader", || (reader.control().committed() > before || is_over()).then_some(()))?;
         let takeover = began.elapsed();
         tell(format!(
             "takeover node {} leads after {}; its first commit after {}",
@@ -211,31 +210,18 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) ->
 /// to hand over.
 fn leader_other_than(hosts: &[Host], at: usize) -> Outcome<usize> {
     let next = (at + 1) % hosts.len().max(1);
-    eventually("leader on another host than the publisher's", || {
+    Ok(eventually("a leader on another host than the publisher's", || {
         let leader = leader_of(hosts, None)?;
         if leader == at {
             // If it cannot hand over yet, it is asked again.
             hosts.get(at)?.ask(Command::Transfer(NodeId(next as u64 + 1))).ok();
         }
         (leader != at).then_some(leader)
-    })
+    })?)
 }
 
 /// The host that reports itself as leader, other than `not`.
 fn leader_of(hosts: &[Host], not: Option<usize>) -> Option<usize> {
-    let leads = |h: &Host| h.storage.is_some() && h.reader().is_ok_and(|r| r.control().role().0 == 1);
+    let leads = |h: &Host| h.served.is_started() && h.reader().is_ok_and(|r| r.control().role().0 == 1);
     hosts.iter().enumerate().find(|(n, h)| Some(*n) != not && leads(h)).map(|(n, _)| n)
-}
-
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Outcome<T> {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return Ok(found);
-        }
-        if began.elapsed() > PATIENCE {
-            return Err(Failure::new(LATER, format!("no {what} within {PATIENCE:?}")));
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
 }

@@ -1,9 +1,10 @@
 //! Bars of stored trades, and of trades as they arrive.
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
+use tape_services::processes::Process;
 use tapestore::bars;
 use tapestore::disk::sim::SimRng;
 use tapestore::lsn::{Durability, InstrumentId};
@@ -11,7 +12,7 @@ use tapestore::publisher::Publisher;
 use tapestore::record::{Price, Size, Trade, Volume};
 use tapestore::time::{Clock, HostClock, Ts};
 
-use crate::fixture::{PATIENCE, Store, eventually, finish, signal};
+use crate::fixture::{PATIENCE, Store, eventually};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -149,7 +150,7 @@ fn bars_of_a_capture_equal_those_recomputed_from_its_trades() {
 
 /// A `tape bars NAME --follow` process that writes to a file.
 struct FollowedBars {
-    child: Option<Child>,
+    child: Option<Process>,
     file: std::path::PathBuf,
 }
 
@@ -159,7 +160,8 @@ impl FollowedBars {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
         command.arg("bars").args(arguments).arg("--follow").arg("--store").arg(&store.path);
         let out = std::fs::File::create(&file).unwrap();
-        FollowedBars { child: Some(command.stdin(Stdio::null()).stdout(out).spawn().unwrap()), file }
+        command.stdin(Stdio::null()).stdout(out);
+        FollowedBars { child: Some(Process::start("tape bars --follow", &mut command).unwrap()), file }
     }
 
     /// The complete lines so far.
@@ -170,19 +172,8 @@ impl FollowedBars {
 
     /// Sends SIGTERM, requires a clean exit and returns all lines.
     fn end(mut self) -> Vec<Value> {
-        let child = self.child.take().unwrap();
-        signal(child.id(), rustix::process::Signal::TERM);
-        finish(child, "tape bars --follow");
+        self.child.take().unwrap().stop().unwrap();
         json(&std::fs::read_to_string(&self.file).unwrap())
-    }
-}
-
-impl Drop for FollowedBars {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            child.kill().ok();
-            child.wait().ok();
-        }
     }
 }
 

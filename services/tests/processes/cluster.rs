@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tape_services::processes::{Process, free_shared_memory};
 use tape_services::replication::local;
 use tape_services::replication::peer::VERSION;
 use tape_services::replication::proto::admin_client::AdminClient;
@@ -33,8 +34,8 @@ pub(crate) const TIMES: &str = "[cluster]\nheartbeat-ms = 100\nelection-ms = 100
 
 pub(crate) struct Host {
     pub(crate) store: PathBuf,
-    pub(crate) storage: Option<Child>,
-    pub(crate) replication: Option<Child>,
+    pub(crate) storage: Option<Process>,
+    pub(crate) replication: Option<Process>,
 }
 
 pub(crate) struct Hosts {
@@ -48,13 +49,6 @@ pub(crate) struct Hosts {
 pub(crate) fn ok(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-pub(crate) fn end(child: &mut Option<Child>) {
-    if let Some(mut child) = child.take() {
-        child.kill().ok();
-        child.wait().ok();
-    }
 }
 
 impl Hosts {
@@ -116,7 +110,7 @@ impl Hosts {
         command.arg("--config").arg(self.dir.path().join("storage.toml"));
         command.arg("--store").arg(self.store(n)).args(["--memtable-size", self.memtable]);
         command.env("RUST_LOG", "error").stdin(Stdio::null());
-        self.hosts[n - 1].storage = Some(command.spawn().unwrap());
+        self.hosts[n - 1].storage = Some(Process::start("storage", &mut command).unwrap());
     }
 
     pub(crate) fn start_replication(&mut self, n: usize) {
@@ -136,13 +130,13 @@ impl Hosts {
             command.arg("--tls-key").arg(certs.join(format!("node-{n}.key")));
             command.arg("--tls-ca").arg(certs.join("ca.pem"));
         }
-        self.hosts[n - 1].replication = Some(command.spawn().unwrap());
+        self.hosts[n - 1].replication = Some(Process::start("replication", &mut command).unwrap());
     }
 
     /// Kills both processes of host `n` with SIGKILL.
     pub(crate) fn kill(&mut self, n: usize) {
-        end(&mut self.hosts[n - 1].storage);
-        end(&mut self.hosts[n - 1].replication);
+        self.hosts[n - 1].storage = None;
+        self.hosts[n - 1].replication = None;
     }
 
     pub(crate) fn tape(&self, n: usize, arguments: &[&str]) -> Output {
@@ -175,11 +169,7 @@ impl Hosts {
     pub(crate) fn stop(&mut self) -> Vec<Vec<u64>> {
         for host in &mut self.hosts {
             for child in [&mut host.replication, &mut host.storage] {
-                if let Some(child) = child {
-                    signal(child.id(), rustix::process::Signal::TERM);
-                    assert!(eventually("an end", || child.try_wait().unwrap()).success());
-                }
-                *child = None;
+                child.take().map_or(Ok(()), |mut process| process.stop()).unwrap();
             }
         }
         self.hosts.iter().map(|h| trades_in(&h.store)).collect()
@@ -189,12 +179,8 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         for host in &mut self.hosts {
-            end(&mut host.storage);
-            end(&mut host.replication);
-            if let Ok(run_dir) = RunDir::find(&host.store) {
-                run_dir.sweep(None).ok();
-                std::fs::remove_dir_all(run_dir.path()).ok();
-            }
+            (host.storage, host.replication) = (None, None);
+            free_shared_memory(&host.store);
         }
     }
 }
@@ -273,8 +259,7 @@ fn a_rolling_restart_of_three_hosts_is_invisible_to_a_publisher() {
         }
         let host = &mut hosts.hosts[n - 1];
         for child in [&mut host.storage, &mut host.replication] {
-            signal(child.as_ref().unwrap().id(), rustix::process::Signal::TERM);
-            assert!(eventually("its end", || child.as_mut().unwrap().try_wait().unwrap()).success());
+            child.as_mut().unwrap().stop().unwrap();
         }
         publish(&mut publisher, next..next + 500);
         next += 500;
@@ -301,7 +286,7 @@ fn killed_replication_processes_reconnect_and_catch_up() {
             1 => vec![leader],
             _ => (1..=3).filter(|n| *n != leader).collect(),
         };
-        gone.iter().for_each(|n| end(&mut hosts.hosts[n - 1].replication));
+        gone.iter().for_each(|n| hosts.hosts[n - 1].replication = None);
         publish(&mut publisher, next..next + 1_000);
         next += 1_000;
         gone.iter().for_each(|n| hosts.start_replication(*n));
@@ -418,7 +403,7 @@ fn under_tls_only_the_clusters_certificates_are_accepted_and_changed_files_are_r
     }
     let storages: Vec<usize> = (1..=3).filter(|n| *n != leader).collect();
     for n in storages {
-        end(&mut hosts.hosts[n - 1].replication);
+        hosts.hosts[n - 1].replication = None;
         hosts.start_replication(n);
     }
     publish(&mut publisher, 1_000..2_000);
@@ -521,7 +506,7 @@ fn silent_connections_do_not_keep_a_host_from_joining_again() {
         });
         eventually("many silent connections", || (opened.load(Ordering::Relaxed) >= 600).then_some(()));
         hosts.kill(away);
-        end(&mut hosts.hosts[back - 1].replication);
+        hosts.hosts[back - 1].replication = None;
         hosts.start_replication(back);
         publish(&mut publisher, 100..200);
         let flushed = publisher.flush(Durability::Quorum, PATIENCE);
@@ -722,14 +707,14 @@ fn a_forced_promotion_deposes_the_old_leader_which_rejoins_without_its_divergent
     publisher.flush(Durability::Standby, PATIENCE).unwrap();
     drop(publisher);
     // Records that the standby never receives, acknowledged at level fsync by the leader alone.
-    end(&mut hosts.hosts[1].replication);
+    hosts.hosts[1].replication = None;
     let mut publisher = Publisher::open(Options::new(hosts.store(1), PublisherId(2))).unwrap();
     publish(&mut publisher, 50_000..50_200);
     publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     drop(publisher);
     hosts.kill(1);
     signal(hosts.hosts[1].storage.as_ref().unwrap().id(), rustix::process::Signal::TERM);
-    eventually("its end", || hosts.hosts[1].storage.as_mut().unwrap().try_wait().unwrap());
+    hosts.hosts[1].storage.as_mut().unwrap().wait().unwrap();
     let wrong = hosts.tape(2, &["cluster", "force-promote", "--generation", "3", "--the-leader-is-gone"]);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("generation 0, not 3"));
     ok(&hosts.tape(2, &["cluster", "force-promote", "--generation", "0", "--the-leader-is-gone"]));

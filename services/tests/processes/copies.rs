@@ -212,9 +212,9 @@ fn a_program_keeps_its_store_across_chdir_and_a_forked_child_is_refused() {
     eventually("its first records", || ready.exists().then_some(()));
     store.kill();
     store.start();
-    finish(wanderer, "the program that changes its directory");
+    finish(wanderer);
     let forker = role("forker", &store.path, &[]);
-    finish(forker, "the program that forks");
+    finish(forker);
     // Each record of the parent and of the child's own publisher is stored once.
     let mut snapshot = store.reader().snapshot(At::Durable).unwrap();
     let mut seen = std::collections::BTreeMap::<u16, Vec<u64>>::new();

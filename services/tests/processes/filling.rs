@@ -19,7 +19,7 @@ use tapestore_engine::snapshot::install::INCOMING;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::cluster::{Host, Hosts, TIMES, end, ok, publish};
+use crate::cluster::{Host, Hosts, TIMES, ok, publish};
 use crate::fixture::{PATIENCE, eventually};
 
 /// Three hosts whose logs no longer hold the first records; a publisher, the leader and the number of records.
@@ -101,7 +101,7 @@ fn a_new_host_installs_a_snapshot_under_load_and_resumes_after_a_kill() {
     let history = incoming.join(sstable::DIR);
     // The fetch is not complete yet: it is limited to 4 MiB/s.
     let before = eventually("an SSTable", || Some(files(&history)).filter(|f| !f.is_empty()));
-    end(&mut hosts.hosts[3].replication);
+    hosts.hosts[3].replication = None;
     publish(&mut publisher, next..next + 5_000);
     next += 5_000;
     assert!(hosts.committed(4) == Lsn(0), "a partial snapshot is not visible");

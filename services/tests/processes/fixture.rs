@@ -1,18 +1,16 @@
 //! Owns: a store with a real storage process that tests can kill.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
+pub(crate) use tape_services::processes::PATIENCE;
+use tape_services::processes::{self, Process, Served};
 use tapestore::error::Error;
 use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Publisher};
 use tapestore::reader::Reader;
 use tapestore::record::Name;
 use tapestore::shm::run_dir::RunDir;
-
-/// Limit of every wait: a guard against hangs, not a claim about speed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Instruments that [`register`] registers.
 pub(crate) const INSTRUMENTS: u64 = 300;
@@ -24,9 +22,9 @@ pub(crate) fn register(publisher: &Publisher) {
 }
 
 pub(crate) struct Store {
+    served: Served,
     _dir: tempfile::TempDir,
     pub(crate) path: PathBuf,
-    child: Option<Child>,
     arguments: Vec<String>,
     /// Shell commands that run before the shell becomes the storage process.
     limits: String,
@@ -37,13 +35,8 @@ impl Store {
     pub(crate) fn new(arguments: &[&str]) -> Store {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
-        Store {
-            _dir: dir,
-            path,
-            child: None,
-            arguments: arguments.iter().map(|a| (*a).to_owned()).collect(),
-            limits: String::new(),
-        }
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        Store { served: Served::new(path.clone()), _dir: dir, path, arguments, limits: String::new() }
     }
 
     /// A store whose storage runs under the shell commands `limits`; not started.
@@ -55,7 +48,7 @@ impl Store {
 
     /// Process id of storage.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
+        self.served.id()
     }
 
     /// A small store with a running storage process.
@@ -69,44 +62,25 @@ impl Store {
         self.arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
     }
 
-    fn instance(&self) -> u64 {
-        Reader::open(&self.path).map_or(0, |r| r.control().instance())
-    }
-
     /// Starts storage and waits until it serves.
     pub(crate) fn start(&mut self) {
-        let before = self.instance();
         let program = env!("CARGO_BIN_EXE_tape-storage");
         let mut command = if self.limits.is_empty() { Command::new(program) } else { under(&self.limits, program) };
         command.arg("--store").arg(&self.path).args(&self.arguments).env("RUST_LOG", "warn").stdin(Stdio::null());
-        self.child = Some(command.spawn().unwrap());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let instance = self.instance();
-            if instance > before && instance.is_multiple_of(2) {
-                return;
-            }
-            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
-                panic!("storage ended with {status}");
-            }
-            assert!(Instant::now() < deadline, "storage does not serve");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.served.start(&mut command).unwrap();
     }
 
     /// Kills storage with SIGKILL.
     pub(crate) fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
+        self.served.kill();
     }
 
     /// Stops storage with SIGTERM and waits for its end.
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let child = self.child.as_mut().unwrap();
-        signal(child.id(), rustix::process::Signal::TERM);
-        let status = eventually("storage's end", || child.try_wait().unwrap());
-        self.child = None;
+        let process = self.served.process().unwrap();
+        process.signal(rustix::process::Signal::TERM).unwrap();
+        let status = process.wait().unwrap();
+        self.served.kill();
         status
     }
 
@@ -151,53 +125,22 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-impl Drop for Store {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            child.kill().ok();
-            child.wait().ok();
-        }
-        if let Ok(run_dir) = RunDir::find(&self.path) {
-            run_dir.sweep(None).ok();
-            std::fs::remove_dir_all(run_dir.path()).ok();
-        }
-    }
-}
-
 /// Starts this test program as another process in the role `role`.
-pub(crate) fn role(role: &str, store: &Path, more: &[(&str, String)]) -> Child {
+pub(crate) fn role(role: &str, store: &Path, more: &[(&str, String)]) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["roles::play", "--exact", "--nocapture"]).env("TAPE_ROLE", role).env("TAPE_ROLE_STORE", store);
     command.envs(more.iter().map(|(k, v)| (*k, v.clone()))).stdout(Stdio::null()).stdin(Stdio::null());
-    command.spawn().unwrap()
+    Process::start(role, &mut command).unwrap()
 }
 
 /// Waits for `child`, which must succeed.
-pub(crate) fn finish(mut child: Child, what: &str) {
-    let deadline = Instant::now() + PATIENCE * 2;
-    loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{what} ended with {status}");
-            return;
-        }
-        if Instant::now() > deadline {
-            child.kill().ok();
-            panic!("{what} does not end");
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
+pub(crate) fn finish(mut child: Process) {
+    child.finish().unwrap_or_else(|e| panic!("{e}"));
 }
 
-/// Polls until `ready` returns a value.
-pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = ready() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what} does not happen");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+/// Waits until `ready` returns a value.
+pub(crate) fn eventually<T>(what: &str, ready: impl FnMut() -> Option<T>) -> T {
+    processes::eventually(what, ready).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Whether `error` means that storage is down.

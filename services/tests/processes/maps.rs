@@ -40,5 +40,5 @@ fn a_reader_without_memory_maps_reports_too_many_maps_and_not_storage_down() {
         publisher.publish(&Trade { trade_id, instrument: InstrumentId(1), ..Trade::default() }).unwrap();
     }
     publisher.flush(Durability::Os, PATIENCE).unwrap();
-    finish(role("crowded", &store.path, &[]), "a reader without maps");
+    finish(role("crowded", &store.path, &[]));
 }

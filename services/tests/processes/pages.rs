@@ -44,7 +44,7 @@ fn files_truncated_under_a_reader_are_errors_and_not_signals() {
         file.set_len(entry.metadata().unwrap().len() / 2).unwrap();
     }
     std::fs::write(&go, "").unwrap();
-    finish(child, "the reader of truncated files");
+    finish(child);
 }
 
 /// Reads the columns of every kind; returns the errors that ended a read.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tape_services::processes::Process;
 use tapestore::bus::attach::{self, Message, Mode};
 use tapestore::error::Error;
 use tapestore::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
@@ -66,12 +67,13 @@ fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
             let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tape"));
             command.args(["publish", "--sim", "--records", &records.to_string(), "--instruments", "50", "--seed", seed]);
             command.args(["--publisher", id, "--durability", "os", "--rate", "x2", "--store"]).arg(&store.path);
-            command.stdout(std::process::Stdio::null()).spawn().unwrap()
+            command.stdout(std::process::Stdio::null());
+            Process::start("publisher", &mut command).unwrap()
         })
         .into_iter()
         .collect();
-    publishers.into_iter().for_each(|p| finish(p, "a publisher"));
-    readers.into_iter().for_each(|r| finish(r, "a reader"));
+    publishers.into_iter().for_each(|p| finish(p));
+    readers.into_iter().for_each(|r| finish(r));
     let reports: Vec<_> = out.iter().map(|o| roles::read(o)).collect();
     for report in &reports {
         assert_eq!(report, &reports[0], "every reader sees the same");
@@ -109,7 +111,7 @@ fn a_live_subscriber_that_falls_behind_is_healed_from_the_store_in_order() {
         std::thread::sleep(Duration::from_micros(300));
     }
     // A drop at the very end of the live service is detected by a later record.
-    let over = std::thread::spawn(move || finish(subscriber, "the subscriber"));
+    let over = std::thread::spawn(move || finish(subscriber));
     let mut next = count + 1;
     while !over.is_finished() {
         publish(&mut publisher, next, 1);
@@ -140,10 +142,7 @@ fn a_stopped_subscriber_and_a_stopped_reader_do_not_block_publishers() {
     publish(&mut publisher, 1, 50_000);
     let progress = publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     assert_eq!(progress.durable, PubSeq(50_000));
-    stopped.iter_mut().for_each(|c| {
-        c.kill().unwrap();
-        c.wait().unwrap();
-    });
+    stopped.iter_mut().for_each(Process::kill);
 }
 
 #[test]

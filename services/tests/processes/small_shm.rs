@@ -1,9 +1,10 @@
 //! Storage keeps running in a shared memory as small as a container's, pinned by readers.
 
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use tape_services::processes::Process;
 use tapestore::lsn::{Durability, InstrumentId, Lsn};
 use tapestore::publisher::{PublishError, Publisher};
 use tapestore::reader::{At, Reader, Snapshot};
@@ -62,18 +63,6 @@ pub(crate) fn hold(store: &Path) {
     }
 }
 
-/// Reader processes, killed on drop.
-struct Holders(Vec<Child>);
-
-impl Drop for Holders {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
 struct Load {
     publisher: Publisher,
     sent: u64,
@@ -124,9 +113,9 @@ fn readers_pin_everything() {
     store.start();
     let mut load = Load { publisher: store.numbered_publisher(1, Durability::Os), sent: 0 };
     let mut reader = store.reader();
-    let holders = Holders((0..3).map(|_| role("holder", &store.path, &[])).collect());
+    let holders: Vec<Process> = (0..3).map(|_| role("holder", &store.path, &[])).collect();
     load.until_flushed(&reader, 5);
-    holders.0.iter().for_each(|h| signal(h.id(), rustix::process::Signal::STOP));
+    holders.iter().for_each(|h| signal(h.id(), rustix::process::Signal::STOP));
     assert_eq!(reader.control().statistic(Statistic::FlushFailures), 0);
     load.until_flushed(&reader, 2);
     assert!(reader.control().statistic(Statistic::Spilled) > 0, "shared memory is short");

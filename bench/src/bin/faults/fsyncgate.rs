@@ -46,7 +46,7 @@ fn try_one(dir: &std::path::Path, seed: u64, report: &mut Report) -> Result<(), 
     std::thread::sleep(Duration::from_millis(500 + rng.below(1_000)));
     // The image is sparse: blocks of zeros, as in prepared segments, are allocated when records are written to them.
     // Storage is stopped while the image is copied.
-    let pause = |with| site.child().map_or((), |c| site::signal(c, with));
+    let mut pause = |with| site.child().map_or((), |c| site::signal(c, with));
     pause(Signal::STOP);
     let shrunk = volume.shrink();
     pause(Signal::CONT);

@@ -65,7 +65,7 @@ fn listed(site: &Site, reader: &Reader) -> String {
 
 fn left(site: &Site, reader: &Reader) -> Result<Left, String> {
     let run_dir = site.run_dir()?;
-    let pid = site.child().map_or(0, |c| c.id());
+    let pid = site.pid();
     Ok(Left {
         segments: run_dir.bus_segments().map_err(|e| e.to_string())?.len(),
         bus_files: files_below(&run_dir.bus_root(reader.control().instance())),
@@ -95,7 +95,7 @@ impl Ends {
                     site::signal(&feed.child, Signal::CONT);
                 }
             }
-            feed.child.kill().unwrap();
+            site::signal(&feed.child, Signal::KILL);
             if rng.below(2) == 0 {
                 feed.child.wait().unwrap();
             } else {

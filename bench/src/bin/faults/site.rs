@@ -7,19 +7,18 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
+pub(crate) use tape_services::processes::PATIENCE;
+use tape_services::processes::{self, Process, Served};
 use tapestore::disk::sim::SimRng;
 use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::shm::run_dir::RunDir;
 
 use crate::rows::Tracker;
-
-/// Limit of every wait: a guard against hangs, not a claim about speed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// First argument of this program in another role.
 pub(crate) const ROLE: &str = "role";
@@ -35,23 +34,13 @@ pub(crate) fn role(name: &str) -> Command {
 }
 
 /// Sends `signal` to a child.
-pub(crate) fn signal(child: &Child, signal: Signal) {
-    let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
-    rustix::process::kill_process(pid, signal).unwrap();
+pub(crate) fn signal(child: &Process, signal: Signal) {
+    child.signal(signal).unwrap();
 }
 
-/// Polls until `ready` returns a value; the error names `what`.
-pub(crate) fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T, String> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = ready() {
-            return Ok(value);
-        }
-        if Instant::now() >= deadline {
-            return Err(format!("{what} does not happen within {PATIENCE:?}"));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+/// Waits until `ready` returns a value; the error names `what`.
+pub(crate) fn eventually<T>(what: &str, ready: impl FnMut() -> Option<T>) -> Result<T, String> {
+    processes::eventually(what, ready).map_err(|e| e.to_string())
 }
 
 /// A store and its storage process.
@@ -61,7 +50,7 @@ pub(crate) struct Site {
     pub(crate) store: PathBuf,
     /// Base of the records' times.
     pub(crate) base: u64,
-    child: Option<Child>,
+    served: Served,
     /// Whether the directory is kept.
     pub(crate) keep: bool,
 }
@@ -80,7 +69,8 @@ impl Site {
         std::fs::write(dir.join("storage.toml"), config).unwrap();
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
         let base = now / 1_000_000_000 * 1_000_000_000;
-        Site { dir, store, base, child: None, keep: false }
+        let served = Served::new(store.clone());
+        Site { dir, store, base, served, keep: false }
     }
 
     /// Directory of the campaign's files.
@@ -88,38 +78,24 @@ impl Site {
         &self.dir
     }
 
-    fn instance(&self) -> u64 {
-        Reader::open(&self.store).map_or(0, |r| r.control().instance())
-    }
-
-    /// Starts storage without waiting.
-    pub(crate) fn spawn(&mut self) {
-        assert!(self.child.is_none());
+    fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.dir.join("storage.log")).unwrap();
         let mut command = role("storage");
         command.arg("--with-parent").arg("--store").arg(&self.store).arg("--config").arg(self.dir.join("storage.toml"));
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or("warn".into()));
-        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
+    /// Starts storage without waiting.
+    pub(crate) fn spawn(&mut self) {
+        self.served.spawn(&mut self.command()).unwrap();
     }
 
     /// Starts storage and waits until it serves.
     pub(crate) fn start(&mut self) -> Result<(), String> {
-        let before = self.instance();
-        self.spawn();
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let instance = self.instance();
-            if instance > before && instance.is_multiple_of(2) {
-                return Ok(());
-            }
-            if let Some(status) = self.ended() {
-                return Err(format!("storage ended with {status} instead of serving; see {}", self.log().display()));
-            }
-            if Instant::now() >= deadline {
-                return Err(format!("storage does not serve within {PATIENCE:?}"));
-            }
-            std::thread::sleep(Duration::from_micros(300));
-        }
+        let mut command = self.command();
+        self.served.start(&mut command).map_err(|e| format!("{e}; see {}", self.log().display()))
     }
 
     /// Path of storage's log.
@@ -129,30 +105,27 @@ impl Site {
 
     /// The exit status of storage, if it has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        let status = self.child.as_mut()?.try_wait().unwrap()?;
-        self.child = None;
-        Some(status)
+        self.served.ended().unwrap()
+    }
+
+    /// Process id of storage; 0 if it does not run.
+    pub(crate) fn pid(&self) -> u32 {
+        self.served.id()
     }
 
     /// The storage process.
-    pub(crate) fn child(&self) -> Option<&Child> {
-        self.child.as_ref()
+    pub(crate) fn child(&mut self) -> Option<&mut Process> {
+        self.served.process()
     }
 
     /// Kills storage with SIGKILL.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        self.served.kill();
     }
 
     /// Stops storage with SIGTERM and waits for its end.
     pub(crate) fn stop(&mut self) -> Result<(), String> {
-        let Some(child) = &self.child else { return Ok(()) };
-        signal(child, Signal::TERM);
-        let status = eventually("storage's end", || self.ended())?;
-        if status.success() { Ok(()) } else { Err(format!("storage ended with {status} after SIGTERM")) }
+        self.served.stop().map_err(|e| format!("after SIGTERM: {e}"))
     }
 
     /// Opens a reader.
@@ -184,16 +157,7 @@ impl Site {
 
     /// Kills storage and frees its shared memory. Call it before the store's directory is unmounted.
     pub(crate) fn free_shared_memory(&mut self) {
-        self.clean();
-    }
-
-    /// Frees everything but the directory.
-    fn clean(&mut self) {
-        self.kill();
-        if let Ok(run_dir) = RunDir::find(&self.store) {
-            run_dir.sweep(None).ok();
-            std::fs::remove_dir_all(run_dir.path()).ok();
-        }
+        self.served.free();
     }
 
     /// Keeps the directory after a failure; returns the command that repeats the campaign.
@@ -205,7 +169,7 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        self.clean();
+        self.served.free();
         if !self.keep {
             std::fs::remove_dir_all(&self.dir).ok();
         }
@@ -316,7 +280,7 @@ pub(crate) struct Plan {
 /// A publisher's process.
 pub(crate) struct Feed {
     pub(crate) plan: Plan,
-    pub(crate) child: Child,
+    pub(crate) child: Process,
     path: PathBuf,
     /// Highest acknowledged numbers by epoch: accepted and durable.
     acked: BTreeMap<u64, (u64, u64)>,
@@ -331,7 +295,7 @@ impl Feed {
         command.arg(&site.store).arg(&path);
         let numbers = [u64::from(plan.publisher), u64::from(process), site.base, plan.batch, plan.rate].map(|n| n.to_string());
         command.arg(plan.level).args(numbers).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        Feed { plan, child: command.spawn().unwrap(), path, acked: BTreeMap::new() }
+        Feed { plan, child: Process::start("publisher", &mut command).unwrap(), path, acked: BTreeMap::new() }
     }
 
     /// Reads the current account and records its acknowledgements.
@@ -354,10 +318,7 @@ impl Feed {
 
     /// Fails if the process has ended by itself.
     pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
-        match self.child.try_wait().unwrap() {
-            Some(status) => Err(format!("publisher {} ended with {status}", self.plan.publisher)),
-            None => Ok(()),
-        }
+        self.child.demand_alive().map_err(|e| format!("publisher {}: {e}", self.plan.publisher))
     }
 
     /// Checks that the records of `tracker` include the acknowledged ones: the durable ones after a power loss, otherwise
@@ -378,20 +339,13 @@ impl Feed {
 
     /// Ends the publisher once all its records are durable; returns its last account.
     pub(crate) fn finish(&mut self) -> Result<Account, String> {
-        drop(self.child.stdin.take());
-        let status = eventually("a publisher's end", || self.child.try_wait().unwrap())?;
+        self.child.close_stdin();
+        let status = self.child.wait().map_err(|e| e.to_string())?;
         let account = self.account().ok_or("a publisher left no account")?;
         match status.success() && account.done == 1 {
             true => Ok(account),
             false => Err(format!("publisher {} ended with {status}: {account:?}", self.plan.publisher)),
         }
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 
@@ -411,7 +365,7 @@ pub(crate) fn finish_all(feeds: &mut [Feed]) -> Result<Duration, String> {
 
 /// A reader's process.
 pub(crate) struct Watcher {
-    child: Child,
+    child: Process,
     out: PathBuf,
 }
 
@@ -422,7 +376,8 @@ impl Watcher {
         let log = File::create(&out).unwrap();
         let mut command = role("reader");
         command.arg(&site.store).arg(how).args([site.base, seed].map(|n| n.to_string()));
-        let child = command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
+        let child = Process::start("reader", &mut command).unwrap();
         Watcher { child, out }
     }
 
@@ -433,14 +388,11 @@ impl Watcher {
 
     /// Fails if the process has ended by itself.
     pub(crate) fn demand_alive(&mut self) -> Result<(), String> {
-        match self.child.try_wait().unwrap() {
-            Some(status) => Err(format!("a reader ended with {status}: {}", self.output())),
-            None => Ok(()),
-        }
+        self.child.demand_alive().map_err(|e| format!("{e}: {}", self.output()))
     }
 
     /// Its process.
-    pub(crate) fn child(&self) -> &Child {
+    pub(crate) fn child(&self) -> &Process {
         &self.child
     }
 
@@ -450,15 +402,8 @@ impl Watcher {
 
     /// Ends the reader; returns its output.
     pub(crate) fn finish(&mut self) -> Result<String, String> {
-        drop(self.child.stdin.take());
-        let status = eventually("a reader's end", || self.child.try_wait().unwrap())?;
+        self.child.close_stdin();
+        let status = self.child.wait().map_err(|e| e.to_string())?;
         if status.success() { Ok(self.output()) } else { Err(format!("a reader ended with {status}: {}", self.output())) }
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }

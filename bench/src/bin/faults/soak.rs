@@ -32,7 +32,7 @@ fn files(path: &std::path::Path) -> u64 {
 }
 
 fn held(site: &Site) -> Result<Held, String> {
-    let pid = site.child().map_or(0, |c| c.id());
+    let pid = site.pid();
     let process = bench::process::held(pid).ok_or_else(|| format!("process {pid} has ended"))?;
     let run_dir = site.run_dir()?;
     Ok(Held {

@@ -38,7 +38,7 @@ fn live(site: &mut Site, frames: u64, seed: u64, report: &mut Report) -> Result<
     let mut feeds: Vec<Feed> = plans.into_iter().map(|plan| Feed::start(site, plan, 1)).collect();
     let mut watcher = Watcher::start(site, "follow", 0, seed);
     let control = Control::open(&site.run_dir()?.control()).map_err(|e| e.to_string())?;
-    let storage = site.child().map_or(0, std::process::Child::id);
+    let storage = site.pid();
     let who = [("storage", storage), ("a publisher at os", feeds[0].child.id()), ("a publisher at fsync", feeds[2].child.id())];
     let who: Vec<(&str, u32)> = who.into_iter().chain([("a reader", watcher.pid())]).collect();
     let mut samples: Vec<Vec<u64>> = Vec::new();

@@ -626,7 +626,7 @@ fn hostile_hosts_get_a_status_and_change_nothing() {
     let hosts = Hosts::new(false);
     let leader = hosts.leader();
     let follower = leader % 3 + 1;
-    let before = hosts.status(follower).unwrap();
+    let before = eventually("a leader known to the follower", || hosts.status(follower).filter(|s| !s["leader"].is_null()));
     let to = format!("http://{}", hosts.addresses[follower - 1]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

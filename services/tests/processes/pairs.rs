@@ -72,8 +72,8 @@ fn two_publishers_and_three_readers_see_every_record_once_and_in_order() {
         })
         .into_iter()
         .collect();
-    publishers.into_iter().for_each(|p| finish(p));
-    readers.into_iter().for_each(|r| finish(r));
+    publishers.into_iter().for_each(finish);
+    readers.into_iter().for_each(finish);
     let reports: Vec<_> = out.iter().map(|o| roles::read(o)).collect();
     for report in &reports {
         assert_eq!(report, &reports[0], "every reader sees the same");

@@ -155,8 +155,20 @@ impl Durability {
             (Durability::Standby | Durability::Quorum, true) => None,
             // The lowest level of a lossy store is `none` or `os`; of `fsync` and `quorum-os` neither includes the other.
             (Durability::Fsync | Durability::QuorumOs, true) => Some(self),
-            (Durability::QuorumOs, false) => Some(Durability::Quorum),
-            _ => Some(self.max(least)),
+            (Durability::QuorumOs, false) => Durability::Quorum.granted(least, false),
+            _ => Some(if least.strength() > self.strength() { least } else { self }),
+        }
+    }
+
+    /// Its place among the levels of a store: a higher one includes the lower ones. `standby` includes `quorum`, because it
+    /// waits for the commit too.
+    const fn strength(self) -> u8 {
+        match self {
+            Durability::None => 0,
+            Durability::Os => 1,
+            Durability::Fsync => 2,
+            Durability::Quorum | Durability::QuorumOs => 3,
+            Durability::Standby => 4,
         }
     }
 }
@@ -199,5 +211,33 @@ impl fmt::Display for Durability {
             Durability::Quorum => "quorum",
             Durability::QuorumOs => "quorum-os",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_granted_level_includes_the_one_asked_for_and_the_lowest_of_the_store() {
+        use Durability::{Fsync, None, Os, Quorum, QuorumOs, Standby};
+        // The levels that each one includes, in a store that is not lossy: there `quorum-os` is `quorum`.
+        let includes = |level, other| match level {
+            None => other == None,
+            Os => matches!(other, None | Os),
+            Fsync => matches!(other, None | Os | Fsync),
+            Quorum | QuorumOs => other != Standby,
+            Standby => true,
+        };
+        for asked in [None, Os, Fsync, Standby, Quorum, QuorumOs] {
+            for least in [None, Os, Fsync, Standby, Quorum, QuorumOs] {
+                let granted = asked.granted(least, false).unwrap();
+                assert!(includes(granted, asked) && includes(granted, least), "{asked} with {least} at least: {granted}");
+                assert!(granted == asked || granted == least || granted == Quorum, "{asked}, {least}: no more than is needed");
+            }
+        }
+        assert_eq!(Standby.granted(Quorum, false), Some(Standby), "of a pair: quorum is its leader alone");
+        assert_eq!((Quorum.granted(None, true), Standby.granted(None, true)), (Option::None, Option::None));
+        assert_eq!((QuorumOs.granted(Os, true), None.granted(Os, true)), (Some(QuorumOs), Some(Os)));
     }
 }

@@ -229,7 +229,7 @@ impl std::fmt::Debug for Versions {
     }
 }
 
-/// Reads the list at most this often before it gives up: storage changes it only when a MemTable is full.
+/// Reads the list at most this often before it gives up: storage changes it when a MemTable is full and at each edit of the manifest.
 const TRIES: u32 = 1000;
 /// Returns the error of an SSTable or MemTable that cannot be opened after so many tries: it may have been replaced meanwhile.
 const FAILURES_MAX: u32 = 20;

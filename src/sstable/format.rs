@@ -28,7 +28,7 @@
 //! What must hold: the manifest holds the file's length and its trailer's CRC. The trailer's CRC covers
 //! the trailer and everything after it. The trailer holds the CRCs of the head and of each section. The
 //! block directory holds the CRC of each block. So every byte is covered, except padding between
-//! sections.
+//! sections and Arrow's mark of the end of the stream.
 
 use crate::lsn::{Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use crate::record::{Column, ColumnType, FIND_MAX, Kind, Schema};

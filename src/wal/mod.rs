@@ -57,7 +57,7 @@ pub struct Log {
     pub syncer: Syncer,
     /// The store's `store.meta`.
     pub meta: MetaFile,
-    /// The torn tail above the durable mark that recovery truncated; `None` if there was no frame in it.
+    /// The torn tail above the durable mark that recovery dropped; `None` if there was no frame in it.
     pub cut: Option<Tail>,
     /// Whether the previous process stopped cleanly.
     pub was_clean: bool,

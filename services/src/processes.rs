@@ -100,7 +100,7 @@ impl Process {
         self.child.stdin.as_mut()
     }
 
-    /// Closes its standard input, which tells some to end.
+    /// Closes its standard input. The processes of a measurement end then.
     pub fn close_stdin(&mut self) {
         drop(self.child.stdin.take());
     }

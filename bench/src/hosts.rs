@@ -305,7 +305,7 @@ impl Hosts {
             }
             received.extend_from_slice(chunk.get(..len).unwrap_or(&[]));
             if let Ok(Some((Message::Answer { result, .. }, _))) = Message::decode(&received) {
-                return result;
+                return result.map_err(|refusal| refusal.to_string());
             }
         }
     }

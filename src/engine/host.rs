@@ -22,9 +22,9 @@ use super::replica::{Replica, Shown};
 use super::requests::{DurabilityPolicy, Request, Requests};
 use super::sessions::{Sessions, Taken};
 use crate::consensus::Options;
-use crate::consensus::message::{Command, Identity, Message};
+use crate::consensus::message::{Command, Identity, Message, Refusal};
 use tapestore::bus::BatchHeader;
-use tapestore::error::Result;
+use tapestore::error::{Error, Result};
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
 
@@ -180,7 +180,11 @@ impl Host {
             Message::Raft(raft) => self.replica.receive(raft, log)?,
             Message::Unreachable(node) => log.node_mut().unreachable(node)?,
             Message::Command { id, command } => {
-                let result = members::command(log, command).map_err(|e| e.to_string());
+                let is_greeting = matches!(command, Command::Greet(_));
+                let result = members::command(log, command).map_err(|error| match error {
+                    Error::Invalid { reason, .. } if is_greeting => Refusal::Host(reason),
+                    error => Refusal::Command(error.to_string()),
+                });
                 log.ask(Effect::Say(link, Message::Answer { id, result }));
             }
             Message::Relay { from, bytes, .. } => self.relays.received(from, &bytes, &mut self.forwards, &mut self.sessions),

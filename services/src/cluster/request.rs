@@ -75,7 +75,7 @@ fn own_host(store: &Path, command: Command) -> Outcome<Report> {
         }
         received.extend_from_slice(chunk.get(..len).unwrap_or(&[]));
         if let Some((Message::Answer { result, .. }, _)) = Message::decode(&received)? {
-            return result.map_err(|why| Failure::new(USAGE, why));
+            return result.map_err(|why| Failure::new(USAGE, why.to_string()));
         }
     }
 }

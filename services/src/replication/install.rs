@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tapestore::disk::{Disk, Open, RealDisk};
+use tapestore::error::Error;
 use tapestore::lsn::NodeId;
 use tapestore::sstable::{self, FileMeta};
 use tapestore::wal;
@@ -45,6 +46,82 @@ const SPARE: u64 = 64 << 20;
 /// A fetch that took longer is repeated for the records that the leader appended since, at most so often.
 const FRESH: Duration = Duration::from_secs(10);
 const ROUNDS: u32 = 20;
+
+/// The reason why a snapshot was not fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// A file of this host cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] Error),
+    /// A file of the snapshot cannot be written.
+    #[error("{}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// No connection to the leader.
+    #[error("{address}: {reason}")]
+    Connect {
+        /// Address of its replication process.
+        address: String,
+        /// What failed.
+        reason: String,
+    },
+    /// The leader did not create a snapshot in time.
+    #[error("{address} created no snapshot within {} s", OPEN_TIMEOUT.as_secs())]
+    Unanswered {
+        /// Address of its replication process.
+        address: String,
+    },
+    /// The leader refuses.
+    #[error("{address} refuses: {reason}")]
+    Refused {
+        /// Address of its replication process.
+        address: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The leader offers a file that no store has.
+    #[error("the snapshot has a file {name:?}, which is not a file of a store")]
+    Name {
+        /// Its name.
+        name: String,
+    },
+    /// The disk has too little space for the snapshot.
+    #[error("the snapshot needs {missing} more bytes, and {free} are free at {}", store.display())]
+    NoSpace {
+        /// Bytes that are still to be written.
+        missing: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Directory of the store.
+        store: PathBuf,
+    },
+    /// The bytes of a file did not arrive, or not as they were sent.
+    #[error("{name}: {reason}")]
+    File {
+        /// Its name.
+        name: String,
+        /// What failed.
+        reason: String,
+    },
+    /// The snapshot arrived damaged.
+    #[error("the snapshot of node {node} is damaged; if it is again, the damage is in that store: {source}")]
+    Damaged {
+        /// The leader.
+        node: u64,
+        /// What is damaged.
+        source: Error,
+    },
+    /// The leader appends records faster than they are fetched.
+    #[error("the leader appends records faster than they can be fetched")]
+    TooSlow,
+    /// A step that ran on a thread of its own has panicked; the log says where.
+    #[error("a step of the fetch has panicked: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
 
 /// The store to replace, and the leader to fetch from.
 #[derive(Clone, Debug)]
@@ -151,9 +228,9 @@ async fn rest(pause: Duration, snapshot_needed: &mut mpsc::Receiver<(NodeId, u64
 /// are fetched too, so that the leader's log still reaches back to the snapshot's end.
 ///
 /// # Errors
-/// The reason of the failure. Fetched files stay and are not fetched again.
-pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), String> {
-    let _held = install::hold(&RealDisk, &wanted.store).map_err(|e| e.to_string())?;
+/// [`FetchError`]. Fetched files stay and are not fetched again.
+pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<(), FetchError> {
+    let _held = install::hold(&RealDisk, &wanted.store)?;
     let mut read = BTreeMap::new();
     for _ in 0..ROUNDS {
         let began = Instant::now();
@@ -162,7 +239,7 @@ pub async fn fetch(wanted: &Wanted, progress: &mut (dyn FnMut(Progress) + Send))
             return Ok(());
         }
     }
-    Err("the leader appends records faster than they can be fetched".to_owned())
+    Err(FetchError::TooSlow)
 }
 
 /// One fetch. SSTables in `read` were verified before.
@@ -170,23 +247,24 @@ async fn fetch_once(
     wanted: &Wanted,
     read: &mut BTreeMap<u64, FileMeta>,
     progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<(), String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
+) -> Result<(), FetchError> {
+    let address = || wanted.leader.address.clone();
     let client = connect(wanted).await?;
     let request = CopyRequest { cluster: wanted.cluster.to_le_bytes().to_vec().into(), node: wanted.node.0 };
     let answer = tokio::time::timeout(OPEN_TIMEOUT, client.clone().open(request)).await;
-    let answer = answer.map_err(|_| format!("{} created no snapshot within {OPEN_TIMEOUT:?}", wanted.leader.address))?;
-    let offer = answer.map_err(|s| format!("{} refuses: {}", wanted.leader.address, s.message()))?.into_inner();
+    let answer = answer.map_err(|_| FetchError::Unanswered { address: address() })?;
+    let refused = |s: Status| FetchError::Refused { address: address(), reason: s.message().to_owned() };
+    let offer = answer.map_err(refused)?.into_inner();
     let incoming = wanted.store.join(install::INCOMING);
-    prepare(wanted, &offer, &incoming).map_err(|e| text(&e))?;
+    prepare(wanted, &offer, &incoming)?;
     let total = offer.files.iter().fold(0u64, |sum, f| sum.saturating_add(f.len));
     // Manifest and meta files first: they name SSTables that this host may have.
     let (others, first): (Vec<_>, Vec<_>) = offer.files.iter().partition(|f| f.name.contains('/'));
     for (at, file) in first.iter().chain(&others).enumerate() {
         if at == first.len() {
             let store = wanted.store.clone();
-            let reused = tokio::task::spawn_blocking(move || install::reuse(&RealDisk, &store)).await.map_err(|e| text(&e))?;
-            tracing::info!(bytes = reused.map_err(|e| text(&e))?, "reused SSTables that this host has");
+            let reused = tokio::task::spawn_blocking(move || install::reuse(&RealDisk, &store)).await?;
+            tracing::info!(bytes = reused?, "reused SSTables that this host has");
         }
         let mut report = |more| progress(Progress { what: "fetching a snapshot", more, total });
         fetch_file(&client, wanted, offer.copy, file, &incoming, &mut report).await?;
@@ -201,11 +279,9 @@ async fn fetch_once(
     while let Some(step) = steps.recv().await {
         progress(step);
     }
-    let (checked, verified) = reading.await.map_err(|e| text(&e))?;
+    let (checked, verified) = reading.await?;
     *read = verified;
-    checked.map_err(|e| {
-        format!("the snapshot of node {} is damaged; if it is again, the damage is in that store: {e}", offer.node)
-    })?;
+    checked.map_err(|source| FetchError::Damaged { node: offer.node, source })?;
     let over = FetchRequest { node: wanted.node.0, copy: offer.copy, ..FetchRequest::default() };
     let closed = tokio::time::timeout(QUIET, client.clone().close(over)).await;
     if let Some(why) = closed.map_or_else(|_| Some("no answer".to_owned()), |c| c.err().map(|s| s.message().to_owned())) {
@@ -214,43 +290,44 @@ async fn fetch_once(
     Ok(())
 }
 
-async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, String> {
+async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, FetchError> {
     let address = &wanted.leader.address;
-    tls::check_plain(address, wanted.tls.is_some()).map_err(|e| e.to_string())?;
+    let failed = |e: &dyn std::fmt::Display| FetchError::Connect { address: address.clone(), reason: e.to_string() };
+    tls::check_plain(address, wanted.tls.is_some()).map_err(|e| failed(&e))?;
     let scheme = if wanted.tls.is_some() { "https" } else { "http" };
-    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| e.to_string())?;
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| failed(&e))?;
     let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
     let (node, cluster) = (wanted.leader.node, wanted.cluster);
     let connected = match &wanted.tls {
         Some(files) => {
-            let config = files.client(node, cluster).map_err(|e| e.to_string())?;
-            endpoint.tls_config(config).map_err(|e| e.to_string())?.connect().await
+            let config = files.client(node, cluster).map_err(|e| failed(&e))?;
+            endpoint.tls_config(config).map_err(|e| failed(&e))?.connect().await
         }
         None => {
             let local = local::Wanted { host: Some(local::Host { node, cluster }), store: wanted.store.clone() };
             local::connect(endpoint, address.clone(), local).await
         }
     };
-    let channel = connected.map_err(|e| format!("{address}: {}", tls::why(&e)))?;
+    let channel = connected.map_err(|e| failed(&tls::why(&e)))?;
     Ok(SupplyClient::new(channel).max_decoding_message_size(OFFER_MAX))
 }
 
 /// Prepares the directory `incoming` for the snapshot `offer`: removes files of another snapshot.
-fn prepare(wanted: &Wanted, offer: &SnapshotFiles, incoming: &Path) -> std::io::Result<()> {
-    let other = |e: tapestore::error::Error| std::io::Error::other(e);
+fn prepare(wanted: &Wanted, offer: &SnapshotFiles, incoming: &Path) -> Result<(), FetchError> {
     if let Some(bad) = offer.files.iter().find(|f| !is_file_name(&f.name)) {
-        return Err(std::io::Error::other(format!("the snapshot has a file {:?}, which is not a file of a store", bad.name)));
+        return Err(FetchError::Name { name: bad.name.clone() });
     }
-    install::begin(&RealDisk, &wanted.store).map_err(other)?;
+    install::begin(&RealDisk, &wanted.store)?;
     let history = incoming.join(sstable::DIR);
     for dir in [incoming, &history, &incoming.join(wal::DIR)] {
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
+        let failed = |source| FetchError::Write { path: dir.to_path_buf(), source };
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
             // SSTables never change: one with a name that is offered stays, and is compared once the manifest has been
             // fetched.
             let stays = path.is_dir() || (dir == history && is_offered(&path, offer));
             if !stays {
-                std::fs::remove_file(path)?;
+                std::fs::remove_file(path).map_err(failed)?;
             }
         }
     }
@@ -259,12 +336,9 @@ fn prepare(wanted: &Wanted, offer: &SnapshotFiles, incoming: &Path) -> std::io::
     // The log is on the disk twice for a moment.
     let log = offer.files.iter().filter(|f| f.name.starts_with(wal::DIR)).fold(0u64, |sum, f| sum.saturating_add(f.len));
     let missing = missing.saturating_add(log);
-    let free = RealDisk.space(&wanted.store).map_err(other)?.free;
+    let free = RealDisk.space(&wanted.store)?.free;
     if missing.saturating_add(SPARE) > free {
-        return Err(std::io::Error::other(format!(
-            "the snapshot needs {missing} more bytes, and {free} are free at {}",
-            wanted.store.display()
-        )));
+        return Err(FetchError::NoSpace { missing, free, store: wanted.store.clone() });
     }
     Ok(())
 }
@@ -284,17 +358,17 @@ async fn fetch_file(
     file: &CopyFile,
     incoming: &Path,
     report: &mut (dyn FnMut(u64) + Send),
-) -> Result<(), String> {
+) -> Result<(), FetchError> {
     let path = incoming.join(&file.name);
     if path.metadata().is_ok_and(|m| m.len() == file.len) {
         report(file.len);
         return Ok(());
     }
     let part = incoming.join(format!("{}.part", file.name));
-    let failed = |e: std::io::Error| format!("{}: {e}", part.display());
+    let failed = |source| FetchError::Write { path: part.clone(), source };
     if !part.exists() {
         // Created with the mode of a store's file.
-        RealDisk.open(&part, Open::CreateNew).map_err(|e| e.to_string())?;
+        RealDisk.open(&part, Open::CreateNew)?;
     }
     let to = OpenOptions::new().write(true).open(&part).map_err(failed)?;
     let mut at = to.metadata().map_err(failed)?.len();
@@ -309,7 +383,7 @@ async fn fetch_file(
         match ended {
             Ok(()) => {}
             Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) || tries > TRIES => {
-                return Err(format!("{}: {}", file.name, status.message()));
+                return Err(FetchError::File { name: file.name.clone(), reason: status.message().to_owned() });
             }
             Err(status) => {
                 tracing::debug!(file = file.name, at, why = status.message(), "repeating the fetch");
@@ -318,7 +392,7 @@ async fn fetch_file(
         }
     }
     drop(to);
-    RealDisk.rename(&part, &path).map_err(|e| e.to_string())
+    Ok(RealDisk.rename(&part, &path)?)
 }
 
 async fn fetch_rest(
@@ -339,14 +413,15 @@ async fn fetch_rest(
 }
 
 /// Writes `chunk`, which must be for offset `at` of a file of `len` bytes; returns its bytes.
-fn write(to: &File, chunk: &Chunk, at: u64, len: u64) -> Result<u64, String> {
+fn write(to: &File, chunk: &Chunk, at: u64, len: u64) -> std::io::Result<u64> {
     let more = if chunk.data.is_empty() { chunk.zeros } else { chunk.data.len() as u64 };
     let is_due = chunk.offset == at && more > 0 && more <= send_snapshot::CHUNK as u64 && more <= len - at;
     if !is_due || (!chunk.data.is_empty() && crc32c::crc32c(&chunk.data) != chunk.crc) {
-        return Err(format!("the chunk of {more} bytes for offset {} is out of order or damaged", chunk.offset));
+        let what = format!("the chunk of {more} bytes for offset {} is out of order or damaged", chunk.offset);
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
     }
     let written = if chunk.data.is_empty() { to.set_len(at + more) } else { to.write_all_at(&chunk.data, at) };
-    written.map(|()| more).map_err(|e| e.to_string())
+    written.map(|()| more)
 }
 
 #[cfg(test)]

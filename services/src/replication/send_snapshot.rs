@@ -121,7 +121,7 @@ fn holds_all(offer: &HostSnapshot, asked: &State) -> bool {
 impl Host {
     /// The raft state of this host, which must be the leader.
     async fn leading(&self, storage: &StorageInfo) -> Result<State, Status> {
-        let report = storage.link.ask(Command::Status).await.map_err(Status::unavailable)?;
+        let report = storage.link.ask(Command::Status).await.map_err(|e| Status::unavailable(e.to_string()))?;
         if report.state.role == Role::Leader {
             return Ok(report.state);
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tapestore::lsn::NodeId;
 use tapestore_engine::consensus::format::ADDRESS_MAX;
-use tapestore_engine::consensus::message::{Command, GENERATION_MAX, Greeting, Member, Message, Report};
+use tapestore_engine::consensus::message::{Command, GENERATION_MAX, Greeting, Member, Message, Refusal, Report};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -25,7 +25,8 @@ use super::proto::peer_server::{Peer, PeerServer};
 use super::proto::supply_server::SupplyServer;
 use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
 use super::send_snapshot::Snapshots;
-use super::session::StorageInfo;
+use super::session::{LinkError, StorageInfo};
+use super::wire::Malformed;
 use super::{Counters, acceptor, count, digest, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
@@ -211,13 +212,13 @@ impl Host {
     async fn greet(&self, storage: &StorageInfo, hello: &HelloRequest) -> Result<Report, Status> {
         let HelloRequest { node, incarnation, is_fresh, initial_members, .. } = *hello;
         let greeting = Greeting { node: NodeId(node), incarnation, is_fresh, initial_members };
-        storage.link.ask(Command::Greet(greeting)).await.map_err(|why| match why.strip_prefix("invalid host: ") {
-            Some(reason) => {
+        storage.link.ask(Command::Greet(greeting)).await.map_err(|error| match error {
+            LinkError::Refused(Refusal::Host(reason)) => {
                 let mut status = Status::failed_precondition(reason);
                 status.metadata_mut().insert(REJECTED, 1u32.into());
                 status
             }
-            None => Status::unavailable(why),
+            error => Status::unavailable(error.to_string()),
         })
     }
 
@@ -295,7 +296,7 @@ impl Host {
             if self.storage()?.identity.session != storage.identity.session {
                 return Err(Status::unavailable("the storage process of this host was restarted"));
             }
-            let bad = |why: String| self.refuse(Status::invalid_argument(why));
+            let bad = |why: Malformed| self.refuse(Status::invalid_argument(why.to_string()));
             let (message, len) = match envelope.message {
                 Some(envelope::Message::Raft(raft)) => {
                     let len = raft.frames.len();
@@ -305,18 +306,18 @@ impl Host {
                     let len = bytes.len();
                     (Message::Relay { to, from, bytes: bytes.into() }, len)
                 }
-                Some(envelope::Message::Relay(bytes)) => return Err(bad(format!("a relayed message of {} bytes", bytes.len()))),
+                Some(envelope::Message::Relay(bytes)) => return Err(bad(Malformed::Relay { bytes: bytes.len() })),
                 Some(envelope::Message::SnapshotNeeded(first)) => {
                     // The leader repeats it while it holds.
                     self.snapshot_needed_by.try_send((from, first)).ok();
                     continue;
                 }
-                None => return Err(bad("an empty message".to_owned())),
+                None => return Err(bad(Malformed::Empty)),
             };
             count(&self.counters.received, 1);
             count(&self.counters.received_bytes, len as u64);
             let passed = if is_bulk { storage.link.bulk(&message).await } else { storage.link.control(&message).await };
-            passed.map_err(Status::unavailable)?;
+            passed.map_err(|e| Status::unavailable(e.to_string()))?;
             total += len as u64;
             if !is_bulk {
                 receipted = total;
@@ -366,7 +367,7 @@ impl Admin for Host {
         let storage = self.storage()?;
         self.proves_operator(&request, &storage)?;
         let command = wire::command(request.into_inner()).ok_or_else(|| Status::invalid_argument("no command"))?;
-        let report = storage.link.ask(command).await.map_err(Status::failed_precondition)?;
+        let report = storage.link.ask(command).await.map_err(|e| Status::failed_precondition(e.to_string()))?;
         Ok(Response::new(wire::report(&report)))
     }
 

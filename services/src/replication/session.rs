@@ -10,7 +10,7 @@ use std::time::Duration;
 use tapestore::lsn::NodeId;
 use tapestore::shm::bell::Bells;
 use tapestore::shm::run_dir::RunDir;
-use tapestore_engine::consensus::message::{Command, Identity, Member, Message, Report, VERSION};
+use tapestore_engine::consensus::message::{Command, Identity, Member, Message, Refusal, Report, VERSION};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
@@ -27,6 +27,8 @@ const BULK_MAX: usize = 64 << 20;
 const UNLISTED_MAX: usize = 8;
 /// Bytes read from storage at once.
 const CHUNK: usize = 64 << 10;
+/// Longest wait for the answer to a command.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Interval of attempts to connect to storage.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -57,8 +59,25 @@ impl StorageInfo {
     }
 }
 
+/// The reason why storage did not take a message, or did not carry out a command.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The message cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] tapestore::error::Error),
+    /// The session with storage has ended; it reconnects.
+    #[error("the session with storage has ended")]
+    Ended,
+    /// Storage did not answer in time.
+    #[error("storage did not answer within {} s", ANSWER.as_secs())]
+    NoAnswer,
+    /// Storage refuses the command.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
 /// Receives the answer to a command.
-type AnswerSender = oneshot::Sender<Result<Report, String>>;
+type AnswerSender = oneshot::Sender<Result<Report, Refusal>>;
 
 /// Sends messages to storage.
 #[derive(Clone, Debug)]
@@ -76,37 +95,36 @@ impl ToStorage {
     ///
     /// # Errors
     /// The message cannot be encoded, or the session has ended.
-    pub async fn control(&self, message: &Message) -> Result<(), String> {
-        let bytes = message.encode().map_err(|e| e.to_string())?;
-        self.control.send(bytes).await.map_err(|_| "the session with storage has ended".to_owned())
+    pub async fn control(&self, message: &Message) -> Result<(), LinkError> {
+        let bytes = message.encode()?;
+        self.control.send(bytes).await.map_err(|_| LinkError::Ended)
     }
 
     /// Sends a message with frames or records; waits while the queue is full.
     ///
     /// # Errors
     /// As [`ToStorage::control`].
-    pub async fn bulk(&self, message: &Message) -> Result<(), String> {
-        let bytes = message.encode().map_err(|e| e.to_string())?;
+    pub async fn bulk(&self, message: &Message) -> Result<(), LinkError> {
+        let bytes = message.encode()?;
         let permits = bytes.len().min(BULK_MAX) as u32;
-        let ended = "the session with storage has ended";
-        let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| ended.to_owned())?;
-        self.bulk.send((bytes, permit)).map_err(|_| ended.to_owned())
+        let permit = self.room.clone().acquire_many_owned(permits).await.map_err(|_| LinkError::Ended)?;
+        self.bulk.send((bytes, permit)).map_err(|_| LinkError::Ended)
     }
 
     /// Sends a command to storage and waits for the answer.
     ///
     /// # Errors
-    /// Storage rejects the command, or does not answer within 5 s.
-    pub async fn ask(&self, command: Command) -> Result<Report, String> {
+    /// Storage refuses the command, or does not answer within 5 s.
+    pub async fn ask(&self, command: Command) -> Result<Report, LinkError> {
         let id = fastrand::u64(..);
         let (sender, received) = oneshot::channel();
         self.waiting.lock().await.insert(id, sender);
         self.control(&Message::Command { id, command }).await?;
-        let answer = tokio::time::timeout(Duration::from_secs(5), received).await;
+        let answer = tokio::time::timeout(ANSWER, received).await;
         self.waiting.lock().await.remove(&id);
         match answer {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) => Err("storage does not answer".to_owned()),
+            Ok(Ok(result)) => Ok(result?),
+            Ok(Err(_)) | Err(_) => Err(LinkError::NoAnswer),
         }
     }
 }

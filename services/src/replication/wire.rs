@@ -19,6 +19,49 @@ const RAFT_MAX: usize = 64 << 10;
 /// Most bytes of raft's context field.
 const CONTEXT_MAX: usize = 4096;
 
+/// The reason why a message of another host is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Malformed {
+    /// More bytes than a message may have.
+    #[error("a raft message of {message} bytes with frames of {frames} bytes; at most {RAFT_MAX} and {FRAMES_MAX} are accepted")]
+    Length {
+        /// Bytes of the message.
+        message: usize,
+        /// Bytes of its frames.
+        frames: usize,
+    },
+    /// More frames, or a longer context, than a message may have, or frames inside it.
+    #[error(
+        "a raft message with {heads} frames and a context of {context} bytes; at most {HEADS_MAX} and {CONTEXT_MAX} are accepted"
+    )]
+    Fields {
+        /// Frames that it names.
+        heads: usize,
+        /// Bytes of its context.
+        context: usize,
+    },
+    /// The lengths of the frames that it names do not add up to the bytes that came with it.
+    #[error("a raft message that names frames of {named} bytes came with {sent} bytes")]
+    Frames {
+        /// Sum of the lengths that it names.
+        named: u64,
+        /// Bytes that came.
+        sent: usize,
+    },
+    /// A relayed message that is too long, or came on another stream than that of relayed messages.
+    #[error("a relayed message of {bytes} bytes on this stream")]
+    Relay {
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// A message of no known type.
+    #[error("an envelope without a message")]
+    Empty,
+    /// The bytes are no raft message of a version that this host reads, or its numbers are impossible.
+    #[error(transparent)]
+    Raft(#[from] tapestore::error::Error),
+}
+
 /// `raft` with the bytes of its frames, as a gRPC message.
 ///
 /// # Errors
@@ -31,23 +74,23 @@ pub fn to_proto(raft: &Raft, frames: Vec<u8>) -> tapestore::error::Result<proto:
 /// The message that `from` sent to `to`.
 ///
 /// # Errors
-/// The field that is out of bounds.
-pub fn from_proto(message: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, String> {
+/// What is out of bounds.
+pub fn from_proto(message: proto::Raft, from: NodeId, to: NodeId) -> Result<Raft, Malformed> {
     let proto::Raft { message, frames } = message;
     if message.len() > RAFT_MAX || frames.len() > FRAMES_MAX {
-        return Err(format!("a message of {} bytes with frames of {}", message.len(), frames.len()));
+        return Err(Malformed::Length { message: message.len(), frames: frames.len() });
     }
-    let raft = Raft::decode(&message).map_err(|e| e.to_string())?;
+    let raft = Raft::decode(&message)?;
     if raft.heads.len() > HEADS_MAX || raft.context.len() > CONTEXT_MAX || !raft.frames.is_empty() {
-        return Err(format!("{} frames, context of {} bytes", raft.heads.len(), raft.context.len()));
+        return Err(Malformed::Fields { heads: raft.heads.len(), context: raft.context.len() });
     }
     let total: u64 = raft.heads.iter().map(|h| u64::from(h.len)).sum();
     if total != frames.len() as u64 || raft.heads.iter().any(|h| h.len < 64 || !h.len.is_multiple_of(64)) {
-        return Err(format!("frames of {total} bytes in {}", frames.len()));
+        return Err(Malformed::Frames { named: total, sent: frames.len() });
     }
     // The connection proves the sender; the message does not.
     let raft = Raft { from, to, frames: frames.to_vec(), ..raft };
-    raft.check().map_err(|e| e.to_string())?;
+    raft.check()?;
     Ok(raft)
 }
 

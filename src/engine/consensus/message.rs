@@ -16,7 +16,7 @@ use tapestore::error::{Error, Result};
 use tapestore::lsn::NodeId;
 
 /// Version of these messages; both ends belong to one installation.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Version of the bytes of a raft message between hosts ([`Raft::encode`]), their first byte.
 pub const RAFT_VERSION: u8 = 1;
 /// Most bytes of one message.
@@ -109,9 +109,27 @@ pub enum Message {
         /// Id of the command.
         id: u64,
         /// A report, or the reason why it was refused.
-        result: std::result::Result<Report, String>,
+        result: std::result::Result<Report, Refusal>,
     },
 }
+
+/// The reason why storage refuses a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The host that greets is not of this cluster, or not the one that had its number before: its connection is rejected.
+    Host(String),
+    /// The command cannot be carried out, or not now.
+    Command(String),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Refusal::Host(reason) | Refusal::Command(reason)) = self;
+        f.write_str(reason)
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 /// Identity of a storage process in its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

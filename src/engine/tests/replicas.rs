@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::super::cluster_admin::{NewCluster, initialise, store_id};
 use super::*;
-use crate::consensus::message::{Command, Member, Message, Progress, Raft, Report, Role, VERSION};
+use crate::consensus::message::{Command, Member, Message, Progress, Raft, Refusal, Report, Role, VERSION};
 use tapestore::disk::RealDisk;
 use tapestore::lsn::{NodeId, Position};
 use tapestore::publisher::{self, Publisher};
@@ -211,7 +211,7 @@ impl Hosts {
         publisher
     }
 
-    pub(super) fn ask(&self, n: u64, command: Command) -> Result<Report, String> {
+    pub(super) fn ask(&self, n: u64, command: Command) -> Result<Report, Refusal> {
         let run_dir = RunDir::find(&self.store(n)).unwrap();
         let mut stream = UnixStream::connect(run_dir.cluster_socket()).unwrap();
         stream.write_all(&Message::Command { id: 7, command }.encode().unwrap()).unwrap();
@@ -378,7 +378,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     });
     let mut publisher = hosts.publisher(next, 1, Durability::Quorum);
     publish(&mut publisher, 0, 10);
-    assert!(hosts.ask(next, Command::Remove { node: NodeId(77), force: false }).unwrap_err().contains("no member"));
+    assert!(hosts.ask(next, Command::Remove { node: NodeId(77), force: false }).unwrap_err().to_string().contains("no member"));
 }
 
 #[test]

@@ -1,12 +1,36 @@
 //! Owns: the slots of the control page, one per publisher session: acknowledged sequence numbers and session state.
 //!
 //! ```text
-//! 256 B each   +0 grant u64 · 8 publisher u64 · 16 epoch u64 · 24 state u64    written by ingest
-//!              +32 accepted pub_seq · 40 its LSN · 48 gap count · 56 gap expected · 64 duplicates
-//!              +72 the unregistered instrument for which the session is refused, + 1; 0: another reason
-//!              +128 durable pub_seq · 136 its LSN                              written by sync
-//!              +192 committed pub_seq · 200 its LSN                            rising; by sync, in a cluster by ingest
+//! 256 B each, words of u64; storage writes all of them, other processes only read
+//!                                                          written by          used by
+//! +0    grant; 0: free                                     ingest, start       the publisher, `tape`
+//! +8    publisher                                          ingest              `tape`
+//! +16   epoch                                              ingest              `tape`
+//! +24   state                                              ingest, start       the publisher, `tape`
+//! +32   accepted pub_seq                                   ingest              the publisher, `tape`
+//! +40   its LSN                                            ingest              the publisher
+//! +48   gap count                                          ingest              the publisher, `tape`
+//! +56   gap expected                                       ingest              the publisher
+//! +64   reserved, zero                                     ingest              nobody
+//! +72   the unregistered instrument for which the session
+//!       is refused, + 1; 0: another reason                 ingest              the publisher
+//! +80   unused, to +127
+//! +128  durable pub_seq                                    sync                the publisher, `tape`
+//! +136  its LSN                                            sync                nobody
+//! +144  unused, to +191
+//! +192  committed pub_seq; rises during a grant            sync or ingest      the publisher
+//! +200  its LSN                                            sync or ingest      nobody
+//! +208  unused, to +255
 //! ```
+//!
+//! - `ingest` and `sync` are the agents of storage. `start` is the thread that starts storage: it frees all slots before
+//!   the agents run.
+//! - At a grant ingest writes the durable and committed words too. Sync writes nothing to the slot at that time: it has
+//!   handled all acknowledgements of the previous session before the slot is granted again.
+//! - Committed: sync writes it while this host is alone, since a record that is durable here is committed then. In a
+//!   cluster ingest writes it.
+//! - `tape` is `tape status`, and the commands that choose a free publisher number. [`Slot::view`] loads every word
+//!   except +8, +16 and +64.
 //!
 //! What must hold: a slot's numbers belong to a grant only if the grant reads the same before and after them.
 //! Acknowledgements are never early.
@@ -94,6 +118,7 @@ impl Slot {
         self.word(16).store(u64::from(epoch.0), Ordering::Relaxed);
         self.word(24).store(SlotState::Attached as u64, Ordering::Relaxed);
         self.word(48).store(0, Ordering::Relaxed);
+        // Reserved.
         self.word(64).store(0, Ordering::Relaxed);
         self.word(72).store(0, Ordering::Relaxed);
         self.accept(accepted, lsn);

@@ -67,9 +67,9 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Taken`] if a live process publishes as it, unless [`Options::take_over`] is set; [`Error::StorageDown`]
-    /// if no storage process answers within `open_timeout`; [`Error::Denied`] if another user serves the store;
-    /// [`Error::Refused`]; [`Error::NotLeader`] on a follower where forwarding is off; [`Error::NoSharedMemory`] if
-    /// there is none for its batches.
+    /// if no storage process serves within `open_timeout`; [`Error::Unanswered`] if one serves and does not answer;
+    /// [`Error::Denied`] if another user serves the store; [`Error::Refused`]; [`Error::NotLeader`] on a follower where
+    /// forwarding is off; [`Error::NoSharedMemory`] if there is none for its batches.
     pub fn open(options: Options) -> Result<Publisher> {
         let options = Options { store: absolute(&options.store)?, ..options };
         let deadline = Instant::now() + options.open_timeout;
@@ -126,8 +126,9 @@ impl Publisher {
     /// The instruments called `names`, in their order. Registers new ones durably.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if storage does not answer; [`Error::Refused`] if there are too many;
-    /// [`Error::MalformedAnswer`] of a storage process of another release.
+    /// [`Error::StorageDown`] if no storage process serves the store; [`Error::Unanswered`] if one serves and does not
+    /// answer within 5 s; [`Error::Refused`] if there are too many; [`Error::MalformedAnswer`] of a storage process of
+    /// another release.
     pub fn instruments(&self, names: &[Name]) -> Result<Vec<InstrumentId>> {
         let down = |_| unanswered(&self.options.store);
         let malformed = || Error::MalformedAnswer { dir: self.options.store.clone(), request: REGISTER };
@@ -160,7 +161,7 @@ impl Publisher {
     ///
     /// # Errors
     /// [`Error::Invalid`] if its layout is not allowed; [`Error::Refused`] if the store has another layout under its
-    /// number; [`Error::StorageDown`] if storage does not answer.
+    /// number; [`Error::StorageDown`] and [`Error::Unanswered`] as for [`Publisher::instruments`].
     pub fn kind<R: Record>(&mut self) -> Result<()> {
         let layout = Layout::of(R::SCHEMA_REF)?;
         layout.register()?;
@@ -263,7 +264,8 @@ impl Publisher {
     /// Waits until all records accepted so far have reached `level`.
     ///
     /// # Errors
-    /// [`PublishError::Full`] if they have not within `limit`; the ring still keeps and sends them.
+    /// [`PublishError::Full`] or [`PublishError::NoSpace`] if they have not within `limit`; the ring still keeps and
+    /// sends them. [`PublishError::Fenced`] if a newer process publishes as this publisher.
     /// [`PublishError::Refused`] if the store has no such level. [`PublishError::Forked`].
     pub fn flush(&mut self, level: Durability, limit: Duration) -> Result<Progress, PublishError> {
         self.check_process()?;
@@ -304,7 +306,8 @@ impl Publisher {
         }
     }
 
-    /// Waits until all accepted records have reached the publisher's own level, and detaches.
+    /// Waits until all accepted records have reached the publisher's own level, and detaches. If it fails, the ring ends
+    /// with the publisher: records that storage has not received are lost.
     ///
     /// # Errors
     /// As [`Publisher::flush`].

@@ -179,8 +179,8 @@ fn ignore_file_size_signal() {
 }
 
 fn announce(store: &std::path::Path, started: &Started) {
-    if let Some(tail) = &started.cut {
-        tracing::warn!(%tail, "dropped a torn tail of the log, after the durable mark");
+    if let Some(tail) = &started.truncated {
+        tracing::warn!(%tail, "truncated a torn tail of the log, after the durable mark");
     }
     tracing::info!(
         store = %store.display(),

@@ -45,7 +45,7 @@ pub struct Started {
     /// Whether the previous process stopped cleanly.
     pub was_clean: bool,
     /// The torn tail that was truncated above the durable log, and why; `None` if there was none.
-    pub cut: Option<String>,
+    pub truncated: Option<String>,
     /// Bytes of a MemTable.
     pub memtable_size: u64,
 }
@@ -338,7 +338,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         rebuilt.visit(frame, &mut flusher, world.clock.as_ref())
     })?;
     flusher.sweep()?;
-    let Log { mut writer, mut syncer, meta, cut, was_clean } = log;
+    let Log { mut writer, mut syncer, meta, truncated, was_clean } = log;
     let end = writer.end();
     let raft_meta = boot_check.recovered(disk.as_ref(), dir, options.cluster.is_lossy(), end.position, shown)?;
     clock::check_start(world.clock.as_ref(), writer.chain().ingest_ts, written, &control);
@@ -359,7 +359,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
         files: flusher.manifest().state().files.len() as u64,
         log_bytes: end.position.0 - from.position.0.min(end.position.0),
         was_clean,
-        cut: cut.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
+        truncated: truncated.map(|c| format!("{} at offset {}: {}", c.path.display(), c.offset, c.bad.what)),
         memtable_size: options.memtable_size,
     };
     let lock = Box::new((lock, held));

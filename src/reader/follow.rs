@@ -281,7 +281,7 @@ impl Follow {
         self.reader.reopen_if_silent();
         let control = &self.reader.control;
         let (timeline, withdrawn_from) = loop {
-            let (timeline, withdrawn_from) = (control.timeline(), control.cut());
+            let (timeline, withdrawn_from) = (control.timeline(), control.first_withdrawn());
             if control.timeline() == timeline {
                 break (timeline, withdrawn_from);
             }

@@ -55,7 +55,7 @@ const TERM: u64 = 80;
 const SERVING: u64 = 88;
 const PID: u64 = 96;
 const STARTED: u64 = 104;
-const CUT: u64 = 112;
+const WITHDRAWN: u64 = 112;
 const HEARTBEAT: u64 = 128;
 const ROLE: u64 = 192;
 const LEADER: u64 = 200;
@@ -188,14 +188,14 @@ impl Control {
     }
 
     /// The first LSN that the newest timeline withdrew.
-    pub fn cut(&self) -> Lsn {
+    pub fn first_withdrawn(&self) -> Lsn {
         // SYNC: acquire, so that a timeline loaded afterwards is not older.
-        Lsn(self.word(CUT).load(Ordering::Acquire))
+        Lsn(self.word(WITHDRAWN).load(Ordering::Acquire))
     }
 
     /// Sets the timeline and the first LSN that it withdrew.
-    pub fn set_timeline(&self, timeline: Timeline, cut: Lsn) {
-        raise_timeline(&*self.0, timeline, cut);
+    pub fn set_timeline(&self, timeline: Timeline, first_withdrawn: Lsn) {
+        raise_timeline(&*self.0, timeline, first_withdrawn);
     }
 
     /// The term.
@@ -452,9 +452,10 @@ impl Control {
 }
 
 /// Sets the timeline and the first LSN that it withdrew.
-fn raise_timeline(words: &impl Words, timeline: Timeline, cut: Lsn) {
-    words.store64(CUT, cut.0, Ordering::Relaxed);
-    // SYNC: pairs with `Control::timeline`; `cut` is ordered before it, and it before any watermark that falls.
+fn raise_timeline(words: &impl Words, timeline: Timeline, first_withdrawn: Lsn) {
+    words.store64(WITHDRAWN, first_withdrawn.0, Ordering::Relaxed);
+    // SYNC: pairs with `Control::timeline`; the first withdrawn LSN is ordered before it, and it before any watermark that
+    // falls.
     words.store64(TIMELINE, timeline.0, Ordering::Release);
 }
 
@@ -517,7 +518,7 @@ mod tests {
     #[test]
     fn a_reader_of_a_fallen_watermark_reads_the_new_timeline_and_the_first_withdrawn_lsn() {
         loom::model(|| {
-            let page = loom::sync::Arc::new(Modelled::new(&[], &[CUT, TIMELINE, APPLIED]));
+            let page = loom::sync::Arc::new(Modelled::new(&[], &[WITHDRAWN, TIMELINE, APPLIED]));
             page.store64(APPLIED, 9, Ordering::Release);
             raise_timeline(&*page, Timeline(1), Lsn::NONE);
             let theirs = page.clone();
@@ -528,7 +529,7 @@ mod tests {
             });
             if page.load64(APPLIED, Ordering::Acquire) == 5 {
                 assert_eq!(page.load64(TIMELINE, Ordering::Acquire), 2);
-                assert_eq!(page.load64(CUT, Ordering::Acquire), 6);
+                assert_eq!(page.load64(WITHDRAWN, Ordering::Acquire), 6);
             }
             writer.join().unwrap();
         });

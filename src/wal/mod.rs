@@ -1,6 +1,6 @@
 //! Owns: the log: its formats ([`format`], [`control_entry`], [`meta`]), its files ([`segment`]), appending and syncing ([`Writer`],
 //! [`Syncer`]), reading ([`scan`]), truncation (`truncate`) and recovery ([`open`]). `examine` finds a torn tail and [`open`]
-//! drops it; `truncate` is for divergent tails, and for a pad at the end.
+//! truncates it: it ends the log there. `truncate` is for divergent tails, and for a pad at the end.
 //!
 //! What must hold: a frame has the same bytes here and on every follower. Recovery is idempotent. It keeps every frame at or
 //! below the durable mark, or refuses; it syncs the frames that it keeps before it publishes a watermark.
@@ -57,8 +57,8 @@ pub struct Log {
     pub syncer: Syncer,
     /// The store's `store.meta`.
     pub meta: MetaFile,
-    /// The torn tail above the durable mark that recovery dropped; `None` if there was no frame in it.
-    pub cut: Option<Tail>,
+    /// The torn tail above the durable mark that recovery truncated; `None` if there was no frame in it.
+    pub truncated: Option<Tail>,
     /// Whether the previous process stopped cleanly.
     pub was_clean: bool,
 }
@@ -174,7 +174,7 @@ pub fn open(
         writer: Writer::new(parts),
         syncer: Syncer::new(disk, wal, end.segment.map(|(_, file)| file), durable),
         meta: meta_file,
-        cut: end.tail.filter(|t| t.is_frame),
+        truncated: end.tail.filter(|t| t.is_frame),
         was_clean,
     })
 }

@@ -2,7 +2,7 @@
 //! do not continue it.
 //!
 //! What must hold: damage at or below the durable mark is corruption and is reported with its place. Damage above it is a torn
-//! tail: everything from there on, valid frames too, is no part of the log.
+//! tail: everything from there on, valid frames too, is no part of the log, and [`super::open`] truncates it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

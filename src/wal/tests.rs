@@ -259,7 +259,7 @@ fn a_torn_last_frame_is_truncated_and_an_earlier_one_is_corruption() {
     disk.overwrite(&segment_path(0), bytes.clone());
     let (log, found) = open_log(&disk).unwrap();
     assert_eq!(found, 10);
-    assert!(log.cut.is_some_and(|c| c.bad.what == "payload CRC" && c.offset == durable as u64));
+    assert!(log.truncated.is_some_and(|c| c.bad.what == "payload CRC" && c.offset == durable as u64));
     // A bad frame before the durable mark is corruption.
     bytes[durable - 100] ^= 1;
     disk.overwrite(&segment_path(0), bytes);
@@ -421,7 +421,7 @@ fn the_old_frames_of_a_reused_segment_are_not_read() {
     log.syncer.record().unwrap();
     drop(log);
     let reopened = open_from(&disk, CREATE, from, Lsn(0), |_| Ok(())).unwrap();
-    assert_eq!(reopened.cut, None, "old frames are no torn tail");
+    assert_eq!(reopened.truncated, None, "old frames are no torn tail");
     assert_eq!(found_from(&disk, from).unwrap(), (Some(next), total - next + added));
 }
 

@@ -1,5 +1,5 @@
 //! Owns: truncation of a log after a frame, where its tail diverges from the leader's log, and the file that keeps that tail.
-//! A torn tail is no such tail: [`super::open`] drops it.
+//! A torn tail is no such tail: [`super::open`] truncates it, and keeps no copy.
 //!
 //! ```text
 //! STORE/divergent/<term>-<index>.wal   0 magic u64 · version u32 · crc u32 (of the header with this zero)

@@ -311,8 +311,8 @@ fn damage_below_the_durable_mark_is_refused_and_a_repair_loses_exactly_what_it_n
     let (done, kept_in) = repair::truncate(&run.disk, &store, Lsn(4241), Ts(5)).unwrap();
     assert_eq!(done, loss);
     let mut store = run.recover().unwrap();
-    assert_eq!((store.started.records, store.started.cut.clone()), (4240, None));
-    assert_eq!((store.control.timeline(), store.control.cut()), (Timeline(2), Lsn(4241)));
+    assert_eq!((store.started.records, store.started.truncated.clone()), (4240, None));
+    assert_eq!((store.control.timeline(), store.control.first_withdrawn()), (Timeline(2), Lsn(4241)));
     run.verify_now(&store, 4240);
     let kept = run.disk.list(&kept_in.unwrap()).unwrap();
     assert!(kept.len() >= 3 && kept.contains(&"what.txt".to_owned()), "{kept:?}");

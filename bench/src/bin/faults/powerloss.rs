@@ -258,7 +258,7 @@ impl<'a> Trial<'a> {
     pub fn start(&mut self) -> Result<Store> {
         let at = self.recover()?;
         at.control.set_instance(at.started.instance);
-        count(&self.counts.truncated, u64::from(at.started.cut.is_some()));
+        count(&self.counts.truncated, u64::from(at.started.truncated.is_some()));
         let (before, found) = (self.model.written(), at.started.records);
         count(&self.counts.lost, before.saturating_sub(found));
         self.compare(&at)?;

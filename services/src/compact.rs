@@ -47,8 +47,8 @@ pub struct Retention {
     /// Configuration file of the storage process, with the rules
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Kind for a rule of --keep and --bytes, instead of the configuration's rules; `*`: all except bust, correct, gap,
-    /// definition and mapping
+    /// Kind for a rule of --keep and --bytes, instead of the configuration's rules; `*`: every kind except bust, correct,
+    /// gap, definition and mapping
     #[arg(long, conflicts_with = "config")]
     kind: Option<String>,
     /// Keep records up to this age, like 30d

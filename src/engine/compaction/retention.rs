@@ -14,12 +14,15 @@ use tapestore::record::{Kind, Name, near_kind, schema, schemas_named};
 use tapestore::sstable::FileMeta;
 use tapestore::time::{Ts, parse_duration};
 
+/// The kinds that `*` does not cover: corrections, gaps and names are kept unless a rule names their kind.
+pub(super) const KEPT: [&str; 5] = ["bust", "correct", "gap", "definition", "mapping"];
+
 /// Retention of a kind. Of the rules without `instruments` the first that names the kind applies. Rules with `instruments` apply
 /// in addition; of these the first that matches an instrument.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Rule {
-    /// Name of the kind; `*` is every kind but bust, correct, gap, definition and mapping.
+    /// Name of the kind; `*` is every kind except bust, correct, gap, definition and mapping.
     pub kind: String,
     /// Instruments, by a pattern of their names with `*`: their rows expire at a merge. Without it the rule is for the whole
     /// kind, and whole files are dropped.
@@ -143,8 +146,7 @@ impl Rules {
         };
         self.rules.iter().filter(move |rule| match &rule.kind {
             Some(wanted) => is_meant(wanted),
-            // Corrections, gaps and names are kept unless a rule names their kind.
-            None => !matches!(name, None | Some("bust" | "correct" | "gap" | "definition" | "mapping")),
+            None => name.is_some_and(|name| !KEPT.contains(&name)),
         })
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::merge::{Job, Pace, Unpaced, run};
-use super::retention::{Cutoff, Rule, Rules, matches};
+use super::retention::{Cutoff, KEPT, Rule, Rules, matches};
 use super::*;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
@@ -358,6 +358,20 @@ fn expired_files_are_dropped_whole_and_the_oldest_first() {
     assert!(Rules::new(&[rule("trade", Some("X*"), None, Some(1))]).is_err());
     assert!(Rules::new(&[rule("", None, Some("1d"), None)]).is_err());
     assert!(Rules::new(&[rule("trade", None, Some("1y"), None)]).is_err());
+}
+
+#[test]
+fn every_text_lists_the_kinds_that_a_rule_for_all_kinds_does_not_cover() {
+    let (last, others) = KEPT.split_last().unwrap();
+    let list = format!("{} and {last}", others.join(", "));
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    for path in ["config/storage.toml", "services/src/compact.rs", "src/docs/operations.md", "src/engine/compaction/retention.rs"]
+    {
+        let text = std::fs::read_to_string(root.join(path)).unwrap();
+        // Without the marks of comments, and on one line.
+        let text = text.split_whitespace().filter(|word| !["#", "///"].contains(word)).collect::<Vec<_>>().join(" ");
+        assert!(text.contains(&list), "{path} does not list '{list}'");
+    }
 }
 
 #[test]

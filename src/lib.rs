@@ -1,7 +1,10 @@
 //! tapestore: a shared-memory market-data store.
 //!
+//! How does a program publish records and read them, and how does it define kinds of records of its own?
+//!
 //! Publisher processes write fixed-layout market records into shared memory; one storage process
 //! numbers, logs and indexes them; any number of reader processes query them through memory maps.
+//! The pages in `src/docs` explain the rest: commands, durability, operation, several hosts, formats.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -311,7 +311,7 @@ fn unsafe_stands_in_the_few_files_that_need_it() {
 }
 
 /// Words that are not used any more, each with what is written instead. A pair is two words.
-const RETIRED: [(&str, &str); 33] = [
+const RETIRED: [(&str, &str); 35] = [
     ("filed", "flushed"),
     ("filing", "flush"),
     ("filer", "flusher"),
@@ -319,6 +319,8 @@ const RETIRED: [(&str, &str); 33] = [
     ("held back", "back-pressure"),
     ("hold back", "back-pressure"),
     ("holds back", "back-pressure"),
+    ("tell", "notify"),
+    ("tells", "notifies"),
     ("told", "notified"),
     ("hear", "receive"),
     ("hears", "receives"),

@@ -106,7 +106,7 @@ impl ClusterSocket {
     }
 
     /// Sends all `messages` to the replication process at once, if it is connected.
-    pub(super) fn tell_all(&mut self, messages: &[Message]) {
+    pub(super) fn notify_all(&mut self, messages: &[Message]) {
         for link in self.cluster_socket.iter_mut().filter(|l| l.is_replication) {
             messages.iter().for_each(|m| link.add(m));
             link.flush();

@@ -18,7 +18,7 @@ pub(super) enum Effect {
     /// Ring this bell.
     Ring(Bell),
     /// Send this to the replication process, if it is connected.
-    Tell(Message),
+    Notify(Message),
     /// Send this on the connection of this number.
     Say(u64, Message),
     /// Mark the connection of this number as the replication process.

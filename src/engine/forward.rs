@@ -237,7 +237,7 @@ impl Forwards {
 
 fn relay(log: &mut Log, from: NodeId, to: NodeId, relay: &Relay) {
     match postcard::to_allocvec(relay) {
-        Ok(bytes) => log.tell(Message::Relay { to, from, bytes }),
+        Ok(bytes) => log.notify(Message::Relay { to, from, bytes }),
         Err(error) => tracing::error!(%error, "a message to another host's storage cannot be encoded and is not sent"),
     }
 }

@@ -201,18 +201,18 @@ impl IngestAgent {
         let mut messages = Vec::new();
         for effect in effects.drain(..) {
             // Consecutive messages for the replication process are written at once.
-            if let Effect::Tell(message) = effect {
+            if let Effect::Notify(message) = effect {
                 messages.push(message);
                 continue;
             }
             if !messages.is_empty() {
-                self.cluster_socket.tell_all(&std::mem::take(&mut messages));
+                self.cluster_socket.notify_all(&std::mem::take(&mut messages));
             }
             match effect {
                 Effect::Sync(item) => self.send(item)?,
                 Effect::Flush(item) => self.pass_on(item),
                 Effect::Ring(bell) => self.bells.ring(bell),
-                Effect::Tell(_) => {}
+                Effect::Notify(_) => {}
                 Effect::Say(link, message) => self.cluster_socket.say(link, &message),
                 Effect::Replication(link) => self.cluster_socket.is_replication(link),
                 Effect::Attached { connection, slot } => self.ports.attach(connection, slot),
@@ -225,7 +225,7 @@ impl IngestAgent {
             }
         }
         if !messages.is_empty() {
-            self.cluster_socket.tell_all(&messages);
+            self.cluster_socket.notify_all(&messages);
         }
         self.effects = effects;
         Ok(())

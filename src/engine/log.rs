@@ -123,8 +123,8 @@ impl Log {
     }
 
     /// Sends `message` to the replication process.
-    pub(super) fn tell(&mut self, message: Message) {
-        self.effects.push(Effect::Tell(message));
+    pub(super) fn notify(&mut self, message: Message) {
+        self.effects.push(Effect::Notify(message));
     }
 
     /// The store's state.
@@ -370,7 +370,7 @@ impl Log {
     pub(super) fn send(&mut self) {
         if self.parts.node.has_messages() {
             let messages = self.parts.node.take_messages();
-            self.effects.extend(messages.into_iter().map(|m| Effect::Tell(Message::Raft(m))));
+            self.effects.extend(messages.into_iter().map(|m| Effect::Notify(Message::Raft(m))));
         }
     }
 

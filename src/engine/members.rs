@@ -39,7 +39,7 @@ impl Needs {
         if !behind.is_empty() && is_due {
             self.notified = now;
             let first = log.node().frames().first();
-            behind.iter().for_each(|&node| log.tell(Message::SnapshotNeeded { node, first }));
+            behind.iter().for_each(|&node| log.notify(Message::SnapshotNeeded { node, first }));
         }
         self.behind = behind;
         // A host that joins, or may have lost frames, asks for a snapshot as soon as there is a leader.
@@ -47,7 +47,7 @@ impl Needs {
         let asks = log.node().meta().needs_snapshot() && now.saturating_sub(self.notified) >= NOTIFY_NS;
         if let Some(leader) = leader.filter(|_| asks) {
             self.notified = now;
-            log.tell(Message::FetchSnapshot { leader });
+            log.notify(Message::FetchSnapshot { leader });
         }
     }
 }

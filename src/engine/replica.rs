@@ -306,7 +306,7 @@ impl Replica {
         if let Some(members) = log.node_mut().take_members() {
             let alone = log.node().is_alone();
             log.covered().set_alone(alone);
-            log.tell(Message::Members(members));
+            log.notify(Message::Members(members));
         }
         let state = log.node().state();
         let mut shown = Shown::Same;
@@ -314,7 +314,7 @@ impl Replica {
         if self.shown.as_ref().is_none_or(changed) {
             tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "term, role or leader changed");
             log.control().set_role(state.term, state.role as u64, state.leader.map_or(0, |l| l.0), now);
-            log.tell(Message::State(state));
+            log.notify(Message::State(state));
             shown = Shown::Role { leads: state.role == Role::Leader && log.numbers() };
             self.shown = Some(state);
         }

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 pub struct Progress {
     /// Bytes or records so far.
     pub done: u64,
-    /// Bytes or records in all; 0 if nobody can tell.
+    /// Bytes or records in all; 0 if it is unknown.
     pub total: u64,
     /// Whether they are bytes.
     pub is_bytes: bool,

@@ -1,7 +1,7 @@
 //! Owns: the memory order in which one thread writes the words of a chunk and others read them.
 //!
 //! What must hold: a reader that has loaded `applied` finds exactly the rows up to it, on any architecture. A reader
-//! that sees a length also sees the LSN deltas of all rows it counts, so it can tell which rows lie above the
+//! that sees a length also sees the LSN deltas of all rows it counts, so it can distinguish the rows above the
 //! watermark.
 
 use std::sync::atomic::Ordering;

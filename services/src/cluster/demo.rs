@@ -81,7 +81,7 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     if !(3..=7).contains(&count) {
         return Err(Failure::new(USAGE, "--cluster takes 3 to 7 hosts: with fewer the kill of one stops the others"));
     }
-    let tell = |text: String| {
+    let report = |text: String| {
         if !format.json {
             say(text);
         }
@@ -92,10 +92,10 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     // Until the others have met a host, it does not vote: with fewer voters no other host could lead after the kill.
     eventually("a vote of every host", || hosts.iter().all(Host::votes).then_some(()))?;
     let leader = eventually("a leader", || leader_of(&hosts, None))?;
-    tell(format!("hosts    {count}, each a storage and a replication process; node {} leads", leader + 1));
+    report(format!("hosts    {count}, each a storage and a replication process; node {} leads", leader + 1));
     let at = (leader + 1) % hosts.len();
-    tell(format!("publish  on node {}, which forwards to the leader; acknowledged at quorum", at + 1));
-    let seen = publish(args, &mut hosts, at, &tell)?;
+    report(format!("publish  on node {}, which forwards to the leader; acknowledged at quorum", at + 1));
+    let seen = publish(args, &mut hosts, at, &report)?;
     eventually("the commit of all records on all hosts", || {
         let level = |h: &Host| h.reader().is_ok_and(|r| r.control().committed() >= Lsn(seen.published.count));
         hosts.iter().all(level).then_some(())
@@ -107,7 +107,7 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     for (n, host) in (1..).zip(&hosts) {
         let tally = stored(&host.served.store)?;
         equal &= (tally.count, tally.checksum) == (seen.published.count, seen.published.checksum);
-        tell(format!("node {n}   {:>12} records, checksum {:08x}", thousands(tally.count), tally.checksum));
+        report(format!("node {n}   {:>12} records, checksum {:08x}", thousands(tally.count), tally.checksum));
     }
     if format.json {
         say(serde_json::json!({
@@ -115,14 +115,14 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
             "takeover_ms": seen.takeover.as_secs_f64() * 1e3, "reattached": seen.reattached,
         }));
     }
-    tell(format!(
+    report(format!(
         "acknowledged {} records, checksum {:08x}; {} lost; the publisher reattached {} times",
         thousands(seen.published.count),
         seen.published.checksum,
         seen.lost,
         seen.reattached
     ));
-    tell(format!("equal    {}", if equal { "yes: every host has all acknowledged records, once, in order" } else { "NO" }));
+    report(format!("equal    {}", if equal { "yes: every host has all acknowledged records, once, in order" } else { "NO" }));
     if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "the records of the hosts are not the acknowledged ones")) }
 }
 
@@ -150,7 +150,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
 }
 
 /// Publishes on host `at`, and kills the leader after a third of the records.
-fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) -> Outcome<Seen> {
+fn publish(args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) -> Outcome<Seen> {
     let source = args.source.clone();
     let store = hosts.get(at).map(|h| h.served.store.clone()).unwrap_or_default();
     let options = Options { durability: Durability::Quorum, open_timeout: PATIENCE, ..Options::new(&store, PUBLISHER) };
@@ -178,7 +178,7 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) ->
         let leader = leader_other_than(hosts, at)?;
         let began = Instant::now();
         hosts.get_mut(leader).into_iter().for_each(Host::kill);
-        tell(format!("killed   node {}, the leader, after {} records", leader + 1, thousands(count.load(order))));
+        report(format!("killed   node {}, the leader, after {} records", leader + 1, thousands(count.load(order))));
         let next = eventually("the election of another leader", || leader_of(hosts, Some(leader)))?;
         let elected = began.elapsed();
         let reader = Reader::open(&store)?;
@@ -187,7 +187,7 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) ->
         let is_over = || sender.is_finished() && before.0 >= count.load(order);
         eventually("a commit of the new leader", || (reader.control().committed() > before || is_over()).then_some(()))?;
         let takeover = began.elapsed();
-        tell(format!(
+        report(format!(
             "takeover node {} leads after {}; its first commit after {}",
             next + 1,
             duration(elected.as_nanos() as u64),
@@ -195,7 +195,7 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, tell: &dyn Fn(String)) ->
         ));
         if let Some(host) = hosts.get_mut(leader) {
             host.start()?;
-            tell(format!("restart  node {}", leader + 1));
+            report(format!("restart  node {}", leader + 1));
         }
         let ended = sender.join().map_err(|_| Failure::new(DIFFERENCE, "the publisher panicked"))?;
         ended.map(|()| takeover)

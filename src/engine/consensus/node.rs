@@ -487,8 +487,8 @@ impl Node {
         self.others.would_stop(&self.raw, change)
     }
 
-    /// The first frame that a member may still need. A host that does not lead cannot tell, and returns its first frame: if it is
-    /// elected, others may be far behind.
+    /// The first frame that a member may still need. Only a leader has the members' progress. Another host returns its first
+    /// frame: if it is elected, others may be far behind.
     pub fn needed(&self) -> u64 {
         needed(&self.raw)
     }

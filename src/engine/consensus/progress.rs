@@ -136,8 +136,8 @@ pub(super) fn standby_matched(raw: &RawNode<Frames>) -> Option<u64> {
     learners.map(|(_, p)| p.matched).max()
 }
 
-/// The first frame that a member may still need. A host that does not lead cannot tell, and returns its first frame: if it is
-/// elected, others may be far behind.
+/// The first frame that a member may still need. Only a leader has the members' progress. Another host returns its first
+/// frame: if it is elected, others may be far behind.
 pub(super) fn needed(raw: &RawNode<Frames>) -> u64 {
     let raft = &raw.raft;
     if raft.state != StateRole::Leader {

@@ -26,7 +26,7 @@ use crate::schema::{BATCH_ROWS, CHECKSUM, INSTRUMENT, KIND, LAYOUT, NUMBER, RECO
 
 const PARQUET: &[u8] = b"PAR1";
 const ARROW: &[u8] = b"ARROW1";
-/// How a message, and so a stream, which has no head and no end that tells damage, begins.
+/// The beginning of a message, and so of a stream. A stream has no head, and no end that would reveal damage.
 const STREAM: &[u8] = &[0xff; 4];
 /// Bytes of a buffer of a batch at most, as it says before it is decompressed.
 const BUFFER_MAX: i64 = 1 << 30;

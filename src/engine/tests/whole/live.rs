@@ -263,7 +263,7 @@ impl Live {
                 Effect::Flush(FlushItem::Sealed(sealed)) => self.sealed.push_back(sealed),
                 Effect::Flush(FlushItem::Retired(table)) => self.flusher.unlink(table),
                 Effect::Ring(_) | Effect::Replication(_) => {}
-                Effect::Tell(message) => {
+                Effect::Notify(message) => {
                     if let Message::State(state) = &message {
                         self.state = Some(*state);
                     }

@@ -35,14 +35,12 @@ pub(super) enum Request {
         /// The connection.
         connection: u64,
         /// The names.
-        /// The names.
         names: Vec<Name>,
     },
     /// Make this a kind of the store.
     Kind {
         /// The connection.
         connection: u64,
-        /// Its layout.
         /// Its layout.
         layout: Box<Layout>,
     },

@@ -113,6 +113,15 @@ impl Drop for EndProcessOnPanic {
     }
 }
 
+/// Pins the calling thread to `core`; `what` names it in the log. A core that the process may not use leaves it unpinned.
+pub fn pin(what: &'static str, core: usize) {
+    if core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
+        tracing::info!(agent = what, core, "pinned");
+    } else {
+        tracing::warn!(agent = what, core, "cannot pin to this core; running unpinned");
+    }
+}
+
 /// Runs `body` on a thread called `name`, pinned to `core` if one is given.
 ///
 /// # Errors
@@ -124,12 +133,8 @@ pub fn spawn<T: Send + 'static>(
 ) -> std::io::Result<JoinHandle<T>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let _guard = EndProcessOnPanic(name);
-        if let Some(id) = core {
-            if core_affinity::set_for_current(core_affinity::CoreId { id }) {
-                tracing::info!(agent = name, core = id, "pinned");
-            } else {
-                tracing::warn!(agent = name, core = id, "cannot pin to this core; running unpinned");
-            }
+        if let Some(core) = core {
+            pin(name, core);
         }
         body()
     })

@@ -8,8 +8,8 @@ use tapestore_engine::store_dir;
 use crate::exit::Outcome;
 use crate::output::Format;
 use crate::{
-    backup, bars, book, cluster, compact, demo, export, import, inspect, publish, query, repair, replication, status, storage,
-    symbols, terminal, verify,
+    backup, bars, book, cluster, compact, demo, export, flush, import, inspect, publish, query, repair, replication, status,
+    storage, symbols, terminal, verify,
 };
 
 /// A market-data store in shared memory: publish, read, follow, inspect, operate.
@@ -18,8 +18,8 @@ use crate::{
 pub struct Tape {
     #[command(subcommand)]
     command: Command,
-    /// Store directory [default: tapestore-data; demo: a temporary one]
-    #[arg(long, global = true, env = "TAPE_STORE")]
+    /// Store directory [env: TAPE_STORE] [default: tapestore-data; demo: a temporary one, whatever TAPE_STORE names]
+    #[arg(long, global = true)]
     store: Option<PathBuf>,
     #[command(flatten)]
     format: Format,
@@ -74,6 +74,8 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of the SSTables, the manifest and the log, and compare shared memory with the log
     Verify,
+    /// Flush the records in MemTables to SSTables now, and wait until they hold every committed record
+    Flush,
     /// Wait until storage has merged all SSTables that are due; of a stopped store, do these merges
     Compact(compact::Compact),
     /// Apply retention rules to a stopped store; with --dry-run, print the files that they would remove
@@ -117,17 +119,21 @@ impl Tape {
     /// Why it failed, with the exit code.
     pub fn run(self) -> Outcome {
         let format = self.format;
-        let store = store_dir(self.store.as_deref());
+        let named = self.store.clone().or_else(|| std::env::var_os("TAPE_STORE").filter(|v| !v.is_empty()).map(PathBuf::from));
+        let store = store_dir(named.as_deref());
         match self.command {
-            Command::Storage(args) => return storage::run(&storage::Args { store: args.store.clone().or(self.store), ..args }),
+            Command::Storage(args) => return storage::run(&storage::Args { store: args.store.clone().or(named), ..args }),
             Command::Replication(args) => {
-                return replication::run(&replication::Args { store: args.store.clone().or(self.store), ..args });
+                return replication::run(&replication::Args { store: args.store.clone().or(named), ..args });
             }
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
             _ => terminal::log(terminal::LevelFilter::WARN, false),
         }
         match self.command {
-            Command::Demo(args) => demo::run(self.store, &args, format),
+            Command::Demo(args) => match args.cluster {
+                Some(hosts) => cluster::demo::run(&args, hosts, format),
+                None => demo::run(self.store, &args, format),
+            },
             Command::Publish(args) => publish::run(store, &args, format),
             Command::Import(args) => import::run(store, &args, format),
             Command::Export(args) => export::run(&store, &args, format),
@@ -148,6 +154,7 @@ impl Tape {
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),
             Command::Inspect(Inspect::Memtable) => inspect::inspect_memtable(&store, format),
             Command::Verify => verify::verify(&store, format),
+            Command::Flush => flush::run(&store, format),
             Command::Compact(args) => compact::compact(&store, &args, format),
             Command::Retention(args) => compact::retention(&store, &args, format),
             Command::Backup(args) => backup::backup(&store, &args, format),

@@ -35,7 +35,7 @@ pub struct Args {
     pub(crate) source: Source,
     /// Run this many hosts on loopback addresses instead, and kill the leader after a third of the records
     #[arg(long)]
-    cluster: Option<u64>,
+    pub(crate) cluster: Option<u64>,
     /// Speed: realtime (at the records' own times), a multiple like x2 or x100, or max [default: realtime for the simulated
     /// market, x100 for a file]
     #[arg(long)]
@@ -103,9 +103,6 @@ fn report(process: &mut Process) -> Outcome<Report> {
 /// # Errors
 /// The published, read and stored records differ (exit code 1); a process cannot run.
 pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
-    if let Some(hosts) = args.cluster {
-        return crate::cluster::demo::run(args, hosts, format);
-    }
     let temporary = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
     let store = store.unwrap_or_else(|| temporary.path().join("store"));
     if store.join("store.meta").exists() {

@@ -11,6 +11,7 @@ pub mod compact;
 pub mod demo;
 pub mod exit;
 pub mod export;
+pub mod flush;
 pub mod held_files;
 pub mod identity;
 pub mod import;

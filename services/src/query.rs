@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
-use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
+use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, Tally, TimeRange};
 use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, near_kind, schema, schemas_named, user_kinds};
 use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
@@ -242,7 +242,7 @@ pub struct FollowArgs {
     /// End at the newest record
     #[arg(long)]
     once: bool,
-    /// Print only first and last LSN, count and checksum
+    /// Print only first and last LSN, count and checksum of the records that pass the filter
     #[arg(long)]
     tally: bool,
     /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
@@ -286,10 +286,25 @@ pub fn open(store: &Path, at: At) -> Outcome<(Reader, Snapshot)> {
     let mut reader = Reader::open(store)?;
     let snapshot = reader.snapshot(at)?;
     reader.kinds()?;
-    if !reader.is_storage_alive() {
-        note(format_args!("note: no storage process serves the store; these are all its records as of the last stop"));
-    }
+    note_at_rest(&reader, snapshot.last());
     Ok((reader, snapshot))
+}
+
+/// Says that no storage process serves the store of `reader`, and where its log ends if that is within a frame.
+pub fn note_at_rest(reader: &Reader, last: Lsn) {
+    if !reader.is_storage_alive() {
+        note(format_args!("note: no storage process serves the store; these are all its records, up to {last}"));
+    }
+    if let Some(torn) = reader.torn_tail() {
+        note(format_args!(
+            "note: the log ends within a frame: {} at offset {} ({}). What follows record {} is not read, and the next start of \
+             tape-storage truncates it",
+            torn.path.display(),
+            torn.offset,
+            torn.why,
+            torn.last
+        ));
+    }
 }
 
 /// `tape get`.
@@ -360,13 +375,14 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let mut follow = reader.follow(Lsn(args.from_lsn), args.at);
     let limit = args.limit.unwrap_or(u64::MAX);
     let bar = terminal::progress(0, false, "reading");
-    let mut passed = 0;
+    let (mut passed, mut tally) = (0, Tally::default());
     while passed < limit && !terminal::is_raised(&stop) {
         match follow.poll() {
             Ok(Some(row)) => {
                 if passes(&args.filter, &wanted, &row.record) {
                     passed += 1;
                     if args.tally {
+                        tally.add(row.lsn, row.record.words());
                         bar.set_position(passed);
                     } else {
                         out.push(&row)?;
@@ -396,7 +412,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     out.flush()?;
     let is_incomplete = terminal::is_raised(&stop) && passed < limit && (args.once || args.limit.is_some());
     if args.tally {
-        let t = follow.tally();
+        let t = tally;
         let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
         println!("{object}");
     }

@@ -7,6 +7,7 @@ use tapestore::reader::Reader;
 use tapestore::shm;
 use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotView, Statistic};
 use tapestore::shm::health::Trouble;
+use tapestore::shm::run_dir::RunDir;
 use tapestore::shm::spill::{self, SPILLED};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -143,11 +144,20 @@ fn clock_step(control: &Control) -> Option<String> {
     })
 }
 
+/// The control page of the store's newest storage process; if there has been none since the host was started, one with what
+/// the files hold.
+fn page(store: &Path) -> Outcome<(Control, Option<RunDir>)> {
+    match RunDir::find(store).and_then(|run_dir| Ok((Control::open(&run_dir.control())?, Some(run_dir)))) {
+        Ok(page) => Ok(page),
+        Err(_) => Ok((Reader::open(store)?.control().clone(), None)),
+    }
+}
+
 /// A note that MemTables are in the store's directory, if some are.
-fn shortage(store: &Path, reader: &Reader) -> Option<String> {
-    let (free, place) = (shm::free_bytes(reader.run_dir().path()), store.join(spill::DIR));
+fn shortage(store: &Path, control: &Control, run_dir: &RunDir) -> Option<String> {
+    let (free, place) = (shm::free_bytes(run_dir.path()), store.join(spill::DIR));
     let (free, place) = (thousands(free), place.display());
-    (spilled(reader.control()) > 0).then(|| {
+    (spilled(control) > 0).then(|| {
         format!(
             "shared memory is short, {free} bytes are free: MemTables are in {place}; stop processes that hold deleted files (below), or enlarge it"
         )
@@ -170,8 +180,8 @@ fn show(publishers: &[(PublisherId, Epoch, SlotView)]) {
 /// No storage process serves the store (exit code 69, after printing what is available); with `--check`, also a problem of a
 /// store that is served (exit code 6).
 pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
-    let reader = Reader::open(store)?;
-    let control = reader.control();
+    let (control, run_dir) = page(store)?;
+    let control = &control;
     let trouble = control.trouble();
     if args.check {
         let Some((trouble, since)) = trouble else {
@@ -180,61 +190,109 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
         };
         return Err(failure(store, trouble, since));
     }
-    let state = state(trouble.map(|(trouble, _)| trouble));
-    let pressure = BackPressure::from_raw(control.statistic(Statistic::BackPressure)).map(pressure);
-    let publishers = publishers(control);
-    let holders = held_files::of(&[&store.join(tapestore::sstable::DIR), &store.join(spill::DIR), reader.run_dir().path()]);
+    let seen = Seen {
+        store,
+        control,
+        run_dir: run_dir.as_ref(),
+        trouble,
+        publishers: publishers(control),
+        holders: holders(store, run_dir.as_ref()),
+    };
     if format.json {
+        println!("{}", seen.json());
+    } else {
+        seen.print();
+    }
+    match trouble {
+        Some((trouble, since)) if !trouble.is_served() => Err(failure(store, trouble, since)),
+        _ => Ok(()),
+    }
+}
+
+/// What there is to print.
+struct Seen<'s> {
+    store: &'s Path,
+    control: &'s Control,
+    run_dir: Option<&'s RunDir>,
+    trouble: Option<(Trouble, Option<Ts>)>,
+    publishers: Vec<(PublisherId, Epoch, SlotView)>,
+    /// Processes that keep deleted files.
+    holders: Vec<held_files::Holder>,
+}
+
+fn holders(store: &Path, run_dir: Option<&RunDir>) -> Vec<held_files::Holder> {
+    let (sstables, spilled) = (store.join(tapestore::sstable::DIR), store.join(spill::DIR));
+    let places = [Some(sstables.as_path()), Some(&spilled), run_dir.map(RunDir::path)];
+    held_files::of(&places.into_iter().flatten().collect::<Vec<_>>())
+}
+
+impl Seen<'_> {
+    fn state(&self) -> &'static str {
+        state(self.trouble.map(|(trouble, _)| trouble))
+    }
+
+    fn pressure(&self) -> Option<&'static str> {
+        BackPressure::from_raw(self.control.statistic(Statistic::BackPressure)).map(pressure)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let Seen { control, trouble, publishers, holders, .. } = self;
         let mut object: serde_json::Map<String, serde_json::Value> =
             numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
         let list = publishers.iter().map(|(p, e, v)| {
             serde_json::json!({ "publisher": p.0, "epoch": e.0, "accepted": v.accepted.0, "durable": v.durable.0, "gaps": v.gap_count })
         });
-        object.insert("state".into(), state.into());
+        object.insert("state".into(), self.state().into());
+        object.insert("healthy".into(), trouble.is_none().into());
         object.insert("pid".into(), control.server().into());
         object.insert("trouble".into(), trouble.map(|(t, _)| t.name()).into());
         object.insert("trouble_reason".into(), trouble.map(|(t, _)| t.reason()).into());
         object.insert("trouble_since".into(), trouble.and_then(|(_, since)| Some(since?.to_string())).into());
-        object.insert("back_pressure".into(), pressure.into());
+        object.insert("back_pressure".into(), self.pressure().into());
         object.insert("publishers".into(), list.collect());
         object.insert("pinned_bytes".into(), holders.iter().map(|p| p.bytes).sum::<u64>().into());
         object.insert("pins".into(), holders.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
         object.insert("clock_step".into(), clock_step(control).into());
         object.insert("write_amplification".into(), amplification(control).into());
-        println!("{}", serde_json::Value::Object(object));
-    } else {
-        if let Some((trouble, since)) = trouble {
-            println!("PROBLEM: {}", sentence(store, trouble, since));
+        serde_json::Value::Object(object)
+    }
+
+    fn print(&self) {
+        let Seen { store, control, run_dir, trouble, .. } = self;
+        match trouble {
+            Some((trouble, since)) => println!("PROBLEM: {}", sentence(store, *trouble, *since)),
+            None => println!("OK: storage serves {} and accepts records", store.display()),
         }
-        println!("store {} is {state}", store.display());
+        println!("store {} is {}", store.display(), self.state());
         if let Some(pid) = control.server() {
             let age = HostClock.monotonic().saturating_sub(control.heartbeat());
             println!("  process {pid} since {}, heartbeat {} ago", control.started(), terminal::duration(age));
         }
-        println!("  run directory {}", reader.run_dir().path().display());
+        match run_dir {
+            Some(run_dir) => println!("  run directory {}", run_dir.path().display()),
+            None => {
+                println!("  no storage process has served it since this host was started; these are the numbers of its files")
+            }
+        }
         for (name, value) in numbers(control) {
             println!("  {name:<18}{:>20}", thousands(value));
         }
         if let Some(amplification) = amplification(control) {
             println!("  write amplification since the start: {amplification:.2} (bytes of SSTables written per byte flushed)");
         }
-        if let Some(short) = shortage(store, &reader) {
+        if let Some(short) = run_dir.and_then(|run_dir| shortage(store, control, run_dir)) {
             println!("  {short}");
         }
         if let Some(warning) = held_files::maps_warning(control.statistic(Statistic::Files)) {
             println!("  {warning}");
         }
-        for holder in &holders {
+        for holder in &self.holders {
             println!("  process {} keeps {} bytes of deleted SSTables and MemTables", holder.pid, thousands(holder.bytes));
         }
         if let Some(step) = clock_step(control) {
             println!("  {step}");
         }
-        println!("  back-pressure: {}", pressure.unwrap_or("none"));
-        show(&publishers);
-    }
-    match trouble {
-        Some((trouble, since)) if !trouble.is_served() => Err(failure(store, trouble, since)),
-        _ => Ok(()),
+        println!("  back-pressure: {}", self.pressure().unwrap_or("none"));
+        show(&self.publishers);
     }
 }

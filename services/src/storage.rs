@@ -5,11 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tapestore::agent::Wait;
-use tapestore::disk::RealDisk;
 use tapestore::error::Error;
 use tapestore::lsn::Durability;
 use tapestore::shm::control::Statistic;
-use tapestore::time::HostClock;
 use tapestore_engine::snapshot::install;
 use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 
@@ -89,22 +87,6 @@ impl Args {
     }
 }
 
-/// The disk, clock, random identity and boot id of this host.
-///
-/// # Errors
-/// The system has no randomness.
-pub fn world() -> Outcome<World> {
-    let mut id = [0u8; 16];
-    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(std::io::Error::from)?;
-    Ok(World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from_le_bytes(id), boot: boot() })
-}
-
-/// The boot id of the system; 0 if it is unreadable.
-fn boot() -> u128 {
-    let text = procfs::sys::kernel::random::boot_id().unwrap_or_default();
-    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or(0)
-}
-
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -116,7 +98,7 @@ pub fn run(args: &Args) -> Outcome {
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
     let options = args.options()?;
-    let world = world()?;
+    let world = World::of_this_host()?;
     let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
     loop {
         let storage = Storage::start(options.clone(), world.clone())?;

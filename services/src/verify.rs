@@ -38,7 +38,9 @@ const SEEN: u64 = 128 << 20;
 /// Damage (exit code 65); a record in shared memory differs from the log (exit code 1).
 pub fn verify(store: &Path, format: Format) -> Outcome {
     let meta = read_meta(store)?;
-    let mut served = Reader::open(store).and_then(|mut r| r.snapshot(At::Durable)).ok();
+    // A store at rest has no shared memory to compare.
+    let shared = Reader::open(store).ok().filter(|reader| !reader.is_at_rest());
+    let mut served = shared.and_then(|mut reader| reader.snapshot(At::Durable).ok());
     let (state, files) = open_history(store, &meta)?;
     if let Some(warning) = crate::held_files::maps_warning(files.len() as u64) {
         crate::logging::note(warning);

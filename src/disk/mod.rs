@@ -16,7 +16,10 @@ use crate::error::{Error, Result};
 use crate::time::Ts;
 
 pub use mapped::Mapped;
-pub use real::RealDisk;
+pub use real::{RealDisk, is_locked};
+
+/// Name of the lock in a store directory: whoever holds it may write the store.
+pub const LOCK: &str = "LOCK";
 
 /// How to open a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -51,7 +51,7 @@ pub fn initialise(disk: &dyn Disk, dir: &Path, new_cluster: &NewCluster, now: Ts
     let invalid = |reason: String| Err(Error::invalid("cluster", reason));
     disk.create_dir(dir)?;
     crate::snapshot::backup::refuse(disk, dir)?;
-    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    let _lock = disk.lock(&dir.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     if new_cluster.cluster.is_empty() || new_cluster.members.iter().all(|m| m.node != new_cluster.node) {
         return invalid(format!("a cluster has a name, and node {} must be among the members", new_cluster.node));
     }
@@ -118,7 +118,7 @@ fn set_in_cluster(disk: &dyn Disk, dir: &Path, in_cluster: bool) -> Result<()> {
 /// [`Error::Locked`] while the store is served; [`Error::Missing`] if there is no store; [`Error::Invalid`] if it has its
 /// `raft.meta`, or is in no cluster.
 pub fn detach(disk: &dyn Disk, dir: &Path) -> Result<()> {
-    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    let _lock = disk.lock(&dir.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     let known = wal::meta::read(disk, dir)?
         .ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "it identifies the store" })?;
     if disk.exists(&dir.join(meta::NAME))? {
@@ -146,7 +146,7 @@ pub fn is_counted_on(disk: &dyn Disk, dir: &Path) -> Result<bool> {
 
 /// Applies `change` to `raft.meta` of the store in `dir`, which is not served; returns the new contents.
 fn changed(disk: &dyn Disk, dir: &Path, change: impl FnOnce(&Meta) -> Result<Meta>) -> Result<Meta> {
-    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+    let _lock = disk.lock(&dir.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
     // The change applies to the store as the next start would find it.
     super::snapshot::install::finish(disk, dir)?;
     let Some(before) = meta::read(disk, dir)? else {

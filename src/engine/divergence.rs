@@ -18,7 +18,7 @@ use tapestore::wal::{self, Truncated};
 /// after `last_kept` is committed; as `wal::truncate`.
 pub fn truncate(options: &Options, world: &World, last_kept: u64) -> Result<Truncated> {
     let (disk, dir) = (&world.disk, &options.store);
-    let _lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
+    let _lock = disk.lock(&dir.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let known = wal::meta::read(disk.as_ref(), dir)?;
     let known = known.ok_or_else(|| Error::Missing { path: dir.join(wal::meta::NAME), what: "a store was served here" })?;
     let committed = meta::read(disk.as_ref(), dir)?.map_or(u64::MAX, |m| m.commit);

@@ -407,7 +407,27 @@ impl FlushAgent {
                 self.tend();
             }
         }
+        self.finish();
         self.flusher
+    }
+
+    /// Flushes what waits, as far as it is durable and committed: a store that was stopped has its records in SSTables.
+    fn finish(&mut self) {
+        while let Ok(item) = self.items.try_recv() {
+            match item {
+                FlushItem::Sealed(sealed) => self.waiting.push_back(sealed),
+                FlushItem::Retired(id) => self.flusher.unlink(id),
+            }
+        }
+        while let Some(sealed) = self.waiting.front().filter(|sealed| self.is_durable(sealed)) {
+            match self.flusher.file(sealed, self.clock.as_ref()) {
+                Ok(_) => self.waiting.pop_front(),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot flush a MemTable before the end; its records stay in the log, for the next start");
+                    return;
+                }
+            };
+        }
     }
 
     /// Drops files whose retention has ended, and starts the next merge.

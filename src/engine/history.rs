@@ -226,7 +226,7 @@ impl Offline {
         if !disk.exists(&dir.join(wal::meta::NAME))? {
             return Err(missing());
         }
-        let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
+        let lock = disk.lock(&dir.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: dir.to_path_buf() })?;
         let meta = wal::meta::read(disk.as_ref(), dir)?.ok_or_else(missing)?;
         create_dir(disk.as_ref(), dir)?;
         let manifest = Manifest::open(disk.clone(), dir, meta.store_id)?;

@@ -351,6 +351,12 @@ impl Host {
         self.log.node_mut().record()
     }
 
+    /// Storage ends: what the MemTables hold is flushed, so that the next start and readers of the store at rest need not read
+    /// it from the log.
+    pub(super) fn seal(&mut self) {
+        self.log.seal();
+    }
+
     /// Storage ends: asks another host to lead.
     ///
     /// # Errors

@@ -86,6 +86,7 @@ impl IngestAgent {
                 idle.worked();
             } else if stopping && !hands_over {
                 self.host.record()?;
+                self.host.seal();
                 self.finish()?;
                 // Sends the hand-over, so that the others need not wait for an election timeout.
                 self.host.send();

@@ -313,6 +313,13 @@ impl Log {
         Ok(())
     }
 
+    /// Seals the active MemTable if it holds records: they are flushed to SSTables once they are durable and committed.
+    pub(super) fn seal(&mut self) {
+        if let Some(sealed) = self.parts.state.seal_if_used() {
+            self.effects.push(Effect::Flush(FlushItem::Sealed(sealed)));
+        }
+    }
+
     /// Makes the frame appended last urgent: it counts once it is durable, regardless of the sync interval.
     pub(super) fn hurry(&mut self) {
         self.unsent.is_urgent = true;

@@ -13,11 +13,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use tapestore::agent::spawn;
 use tapestore::error::{Error, Result};
-use tapestore::lsn::{Lsn, PubSeq, PublisherId};
+use tapestore::lsn::{Lsn, PublisherId};
 use tapestore::manifest::PublisherState;
 use tapestore::memtable::format::FRAME_ROWS_MAX;
 use tapestore::memtable::{Origin, Writer};
-use tapestore::record::{self, Layout, Name};
+use tapestore::record::{Layout, Name};
 use tapestore::shm;
 use tapestore::shm::control::{Control, Statistic, TABLES_MAX};
 use tapestore::shm::run_dir::RunDir;
@@ -310,6 +310,11 @@ impl MemTables {
         self.is_short && self.next.is_none() && self.active.as_ref().is_some_and(|a| !a.is_empty() && !a.has_room(records))
     }
 
+    /// Whether the active table holds records.
+    pub fn holds_records(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| !active.is_empty())
+    }
+
     /// Seals the active table and goes on in the next, if there is one; `mark` is the log as of now.
     ///
     /// # Panics
@@ -359,13 +364,8 @@ impl MemTables {
         let mut rest = records;
         for run in runs {
             let (mine, after) = rest.split_at_checked(run.bytes as usize / 8).unwrap_or((&[], &[]));
-            assert!(active.reserve_run(), "a table with room has room for a run");
-            for record in record::split(mine) {
-                let Ok(record) = record else { panic!("a checked frame holds whole records") };
-                assert!(active.push(record, ingest_ts), "a table with room has room for a record");
-            }
-            let origin = Origin { publisher: run.publisher, epoch: run.epoch, first_pub_seq: PubSeq(run.first_pub_seq.0) };
-            active.push_run(origin, run.count, ingest_ts);
+            let origin = Origin { publisher: run.publisher, epoch: run.epoch, first_pub_seq: run.first_pub_seq };
+            active.apply(origin, run.count, mine, ingest_ts);
             rest = after;
         }
         assert!(rest.is_empty(), "runs and records of a checked frame agree");

@@ -9,12 +9,12 @@ use crate::compaction;
 use crate::compaction::retention::{Rule, Rules};
 use crate::consensus;
 use tapestore::agent::Wait;
-use tapestore::disk::Disk;
+use tapestore::disk::{Disk, RealDisk};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::Durability;
 use tapestore::shm::control::TABLES_MAX;
 use tapestore::shm::run_dir::ROOT_DEFAULT;
-use tapestore::time::Clock;
+use tapestore::time::{Clock, HostClock};
 
 /// Options of a store.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -153,4 +153,19 @@ pub struct World {
     pub store_id: u128,
     /// The system's boot id, since when its memory has been kept; 0 if unknown.
     pub boot: u128,
+}
+
+impl World {
+    /// The disk, the clock and the boot id of this host, and a random identity.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the system has no randomness.
+    pub fn of_this_host() -> Result<World> {
+        let mut id = [0u8; 16];
+        let filled = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
+        filled.map_err(|e| Error::io("draw a number for", std::path::Path::new("a store"), e))?;
+        let boot = procfs::sys::kernel::random::boot_id().unwrap_or_default();
+        let boot = u128::from_str_radix(&boot.trim().replace('-', ""), 16).unwrap_or(0);
+        Ok(World { disk: Arc::new(RealDisk), clock: Arc::new(HostClock), store_id: u128::from_le_bytes(id), boot })
+    }
 }

@@ -300,7 +300,7 @@ pub fn recover(options: Options, world: &World) -> Result<Recovered> {
     let written = clock::last_written(disk.as_ref(), dir)?;
     disk.create_dir(dir)?;
     backup::refuse(disk.as_ref(), dir)?;
-    let lock = disk.lock(&dir.join("LOCK"))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
+    let lock = disk.lock(&dir.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: dir.clone() })?;
     let (known, manifest) = open_files(disk, dir, &options, world)?;
     let store_id = known.store_id;
     let boot_check = boot_check::begin(disk.as_ref(), dir, &known, options.cluster.is_lossy(), world.boot)?;

@@ -232,7 +232,7 @@ pub fn loss(disk: &dyn Disk, store: &Path, at: Lsn) -> Result<Loss> {
 /// # Errors
 /// [`Error::Locked`] while the store is served; as [`loss`].
 pub fn truncate(disk: &dyn Disk, store: &Path, at: Lsn, now: Ts) -> Result<(Loss, Option<PathBuf>)> {
-    let locks = (disk.lock(&store.join("LOCK"))?, disk.lock(&store.join(LOCK))?);
+    let locks = (disk.lock(&store.join(tapestore::disk::LOCK))?, disk.lock(&store.join(LOCK))?);
     if locks.0.is_none() || locks.1.is_none() {
         return Err(Error::Locked { path: store.to_path_buf() });
     }

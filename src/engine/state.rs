@@ -280,6 +280,11 @@ impl StoreState {
         Ok(Some(AppliedFrame { appended, accepted, sealed }))
     }
 
+    /// Seals the active MemTable if it holds records.
+    pub fn seal_if_used(&mut self) -> Option<Box<Sealed>> {
+        self.memtables.holds_records().then(|| Box::new(self.seal()))
+    }
+
     /// Seals the active MemTable between the last frame and the one that is being filled.
     fn seal(&mut self) -> Sealed {
         let mut mark = self.catalog.mark(*self.writer.chain());

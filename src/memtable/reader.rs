@@ -76,6 +76,11 @@ impl Table {
         Ok(Table { layout: Layout::new(len), map, id, base })
     }
 
+    /// The table in `map`, which its writer has finished.
+    pub(super) fn finished(map: Mapping, id: u64, base: Lsn) -> Table {
+        Table { layout: Layout::new(map.len()), map, id, base }
+    }
+
     /// Removes its pages from this process's memory; see [`Mapping::release`].
     pub fn release(&self) {
         self.map.release();

@@ -10,9 +10,10 @@ use super::format::{
     STORE_ID, USED, VERSION, ZONE_ROWS, home,
 };
 use super::order::append_row;
+use super::reader::Table;
 use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::record::{RecordRef, Series, index_time};
+use crate::record::{RecordRef, Series, index_time, split};
 use crate::shm::Mapping;
 use crate::time::Ts;
 
@@ -73,6 +74,19 @@ impl Writer {
     /// [`crate::error::Error::Io`].
     pub fn create_sparse(path: &Path, store_id: u128, id: u64, len: u64) -> Result<Writer> {
         Ok(Writer::new(Mapping::create_sparse(path, len)?, store_id, id))
+    }
+
+    /// Like [`Writer::create`], in this process's own memory; see [`Mapping::private`].
+    ///
+    /// # Errors
+    /// As [`Mapping::private`].
+    pub fn private(store_id: u128, id: u64, len: u64) -> Result<Writer> {
+        Ok(Writer::new(Mapping::private(len)?, store_id, id))
+    }
+
+    /// The table, for reading in this process; nothing is written to it from here on.
+    pub fn finish(self) -> Table {
+        Table::finished(self.map, self.id, self.base)
     }
 
     fn new(map: Mapping, store_id: u128, id: u64) -> Writer {
@@ -195,6 +209,19 @@ impl Writer {
         self.runs += 1;
         // SYNC: pairs with the load in `Table::runs`. The count may be ahead of `applied`.
         self.map.u64(RUNS).store(self.runs, Ordering::Release);
+    }
+
+    /// Appends the `records` of one run, which arrived as `origin`.
+    ///
+    /// # Panics
+    /// If [`Writer::has_room`] does not hold for the frame that they belong to, or they are not whole records.
+    pub fn apply(&mut self, origin: Origin, count: u32, records: &[u64], ingest_ts: Ts) {
+        assert!(self.reserve_run(), "a table with room has room for a run");
+        for record in split(records) {
+            let Ok(record) = record else { panic!("a checked frame holds whole records") };
+            assert!(self.push(record, ingest_ts), "a table with room has room for a record");
+        }
+        self.push_run(origin, count, ingest_ts);
     }
 
     /// Appends the record with LSN [`Writer::next`]. `false`: the table is full and unchanged.

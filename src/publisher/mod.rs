@@ -32,7 +32,8 @@ pub use self::options::Options;
 pub use self::outstanding::Outstanding;
 use self::state::{KEEPER_BATCHES, State, lock};
 use self::unanswered::unanswered;
-use crate::agent::{Idle, Stop, Wait, spawn};
+pub use crate::agent::Wait;
+use crate::agent::{Idle, Stop, pin, spawn};
 use crate::bus::attach::{Message, Mode, NAMES_MAX, ask};
 use crate::disk::absolute;
 use crate::error::{Error, Result};
@@ -72,6 +73,9 @@ impl Publisher {
     /// forwarding is off; [`Error::NoSharedMemory`] if there is none for its batches.
     pub fn open(options: Options) -> Result<Publisher> {
         let options = Options { store: absolute(&options.store)?, ..options };
+        if let Some(core) = options.core {
+            pin("publisher", core);
+        }
         let deadline = Instant::now() + options.open_timeout;
         let incarnation = incarnation().map_err(|e| Error::io("draw a number for", &options.store, e))?;
         let mode = if options.take_over { Mode::New } else { Mode::Free };
@@ -238,7 +242,7 @@ impl Publisher {
             return Ok(state);
         }
         let deadline = Instant::now() + self.options.send_timeout;
-        let mut turns = 0u32;
+        let mut idle = Idle::new(self.options.wait);
         loop {
             state.reap();
             state.pump(KEEPER_BATCHES);
@@ -251,11 +255,8 @@ impl Publisher {
                 return Err(state.full(unacknowledged));
             }
             drop(state);
-            turns += 1;
-            if turns < 20 {
-                std::thread::yield_now()
-            } else {
-                std::thread::sleep(Duration::from_micros(50))
+            if idle.should_park() {
+                std::thread::sleep(Duration::from_micros(50));
             }
             state = lock(&self.state);
         }
@@ -271,7 +272,7 @@ impl Publisher {
         self.check_process()?;
         let deadline = Instant::now() + limit;
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
-        let mut idle = Idle::new(Wait::Adaptive);
+        let mut idle = Idle::new(self.options.wait);
         loop {
             let mut state = lock(&self.state);
             state.pump(KEEPER_BATCHES);

@@ -3,9 +3,20 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::agent::Wait;
 use crate::lsn::{Durability, PublisherId};
 
 /// The options of a publisher.
+///
+/// ```
+/// use tapestore::lsn::{Durability, PublisherId};
+/// use tapestore::publisher::{Options, Wait};
+///
+/// let mut options = Options::new("tapestore-data", PublisherId(7));
+/// options.durability = Durability::Os;
+/// options.wait = Wait::Busy;
+/// options.core = Some(2);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The store.
@@ -25,10 +36,14 @@ pub struct Options {
     pub open_timeout: Duration,
     /// Whether to send to live subscribers too.
     pub live: bool,
+    /// How calls wait for room in the ring and for acknowledgements: [`Wait::Busy`] never gives up the core.
+    pub wait: Wait,
+    /// CPU core to which the thread that opens the publisher is pinned.
+    pub core: Option<usize>,
 }
 
 impl Options {
-    /// The defaults: level `fsync`, 64 MiB, 5 ms, 10 s, live.
+    /// The defaults: level `fsync`, 64 MiB, 5 ms, 10 s, live, an adaptive wait on any core.
     pub fn new(store: impl Into<PathBuf>, publisher: PublisherId) -> Options {
         Options {
             store: store.into(),
@@ -39,6 +54,8 @@ impl Options {
             send_timeout: Duration::from_millis(5),
             open_timeout: Duration::from_secs(10),
             live: true,
+            wait: Wait::Adaptive,
+            core: None,
         }
     }
 }

@@ -278,7 +278,7 @@ impl Follow {
     }
 
     fn refresh(&mut self) -> Result<bool> {
-        self.reader.reopen_if_silent();
+        self.reader.reopen_if_silent()?;
         let control = &self.reader.control;
         let (timeline, withdrawn_from) = loop {
             let (timeline, withdrawn_from) = (control.timeline(), control.first_withdrawn());
@@ -309,7 +309,7 @@ impl Follow {
             return Ok(false);
         }
         let snapshot = self.reader.snapshot(self.at)?;
-        let has_stopped = snapshot.view.tables.is_empty() && self.reader.control.server().is_none();
+        let has_stopped = self.reader.is_at_rest();
         let upto = snapshot.last();
         self.view = Some(snapshot.view);
         self.table = 0;

@@ -1,5 +1,8 @@
 //! Owns: reading a store from another process through memory maps: no lock, no message, no effect on the writer.
 //!
+//! A store that no storage process serves is read from its files ([`AtRest`]): stopped, killed, copied, backed up or on a host
+//! that was restarted. A reader goes over from one to the other by itself.
+//!
 //! What must hold: a [`Snapshot`] never changes: it shows the records up to its watermark for as long as it is held,
 //! independently of storage. A record seen at [`At::Committed`] is never withdrawn, except in a cluster with
 //! `flush = "interval"`, whose hosts acknowledge records that are only in memory. There, and at the other watermarks, a
@@ -8,6 +11,7 @@
 mod batch;
 mod columns;
 mod follow;
+mod join;
 mod known;
 mod scan;
 
@@ -18,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{Disk, RealDisk, absolute};
+use crate::disk::{Disk, LOCK, RealDisk, absolute, is_locked};
 use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn, Timeline};
 use crate::record::{Kind, Name, Record, schema};
@@ -28,12 +32,14 @@ use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::Symbols;
 use crate::time::{Clock, HostClock, Ts};
-use crate::version::{History, Versions, View};
+use crate::version::{AtRest, History, Versions, View, is_store};
 
 pub use crate::record::{Arrival, Row, Series, TimeRange};
+pub use crate::version::TornTail;
 pub use batch::RowBatch;
 pub use columns::{ColumnBatch, Columns};
 pub use follow::{Follow, Tally};
+pub use join::Join;
 pub use known::{KnownAt, KnownTrade, KnownTrades, Standing};
 pub use scan::Scan;
 
@@ -104,61 +110,124 @@ impl std::fmt::Debug for Disks {
 pub struct Reader {
     disk: Disks,
     store: PathBuf,
-    run_dir: RunDir,
+    /// `None`: the store is read at rest and no storage process has served it here.
+    run_dir: Option<RunDir>,
     control: Control,
     bells: Bells,
     versions: Versions,
     symbols: Option<(u64, Symbols)>,
     kinds: Option<(u64, Kinds)>,
-    /// Whether the last snapshot was of [`At::Flushed`]: the catalog as of the checkpoint is enough for that.
-    is_part: bool,
+    /// The store as its files hold it, while no storage process serves it.
+    at_rest: Option<Box<AtRest>>,
 }
 
 impl Reader {
-    /// Opens the store in the directory `store`.
+    /// Opens the store in the directory `store`: by its shared memory while a storage process serves it, and otherwise by its
+    /// files, which takes the time to read the log after the last flush. Files are only read: read permission and a read-only
+    /// file system are enough. [`Reader::is_at_rest`] tells which it is.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if no storage process has served it since the host started.
+    /// [`Error::StorageDown`] if there is no store, or its storage process is recovering; [`Error::Denied`] if this process's
+    /// user may not read it; of a store at rest also [`Error::Corrupt`], [`Error::Missing`], [`Error::Foreign`] or
+    /// [`Error::Version`] if a file is damaged, and [`Error::Limit`] if more records are in its log only than may be read into
+    /// memory (4 GiB).
     pub fn open(store: &Path) -> Result<Reader> {
         Reader::open_on(Arc::new(RealDisk), store)
     }
 
-    /// Like [`Reader::open`], reading SSTables from `disk`.
+    /// Like [`Reader::open`], reading files from `disk`.
     ///
     /// # Errors
     /// As [`Reader::open`].
     #[doc(hidden)]
     pub fn open_on(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
         let store = &absolute(store)?;
+        let served = Reader::open_shared(disk.clone(), store);
+        match served {
+            // A storage process serves it, or was killed: shared memory may have the whole store.
+            Ok(reader) if reader.control.server().is_some() => Ok(reader),
+            Ok(reader) => reader.read_at_rest(),
+            Err(error @ (Error::StorageDown { .. } | Error::Backup { .. })) if !is_store(disk.as_ref(), store)? => Err(error),
+            Err(Error::StorageDown { .. } | Error::Backup { .. }) => Reader::open_files(disk, store),
+            // Its shared memory is of another user. Nobody writes its files while no process holds its lock.
+            Err(Error::Denied { .. }) if is_store(disk.as_ref(), store)? && !is_locked(&store.join(LOCK)) => {
+                Reader::open_files(disk, store)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens the store by the shared memory that a storage process serves or has left.
+    fn open_shared(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open(&run_dir.bells())?;
         let versions = Versions::new(disk.clone(), store, control.store_id());
-        let disk = Disks(disk);
-        Ok(Reader {
-            disk,
-            store: store.to_path_buf(),
-            run_dir,
-            control,
-            bells,
-            versions,
-            symbols: None,
-            kinds: None,
-            is_part: false,
-        })
+        let (disk, store, run_dir) = (Disks(disk), store.to_path_buf(), Some(run_dir));
+        Ok(Reader { disk, store, run_dir, control, bells, versions, symbols: None, kinds: None, at_rest: None })
     }
 
-    /// Switches to the control page that the store's directory leads to now, if storage sends no heartbeat on this one:
-    /// the store was restored from a backup, or its shared memory moved. Never switches to another store.
-    fn reopen_if_silent(&mut self) {
-        if self.is_storage_alive() {
-            return;
+    /// Opens the store by its files.
+    fn open_files(disk: Arc<dyn Disk>, store: &Path) -> Result<Reader> {
+        let rest = AtRest::read(disk.as_ref(), store)?;
+        let versions = Versions::new(disk.clone(), store, rest.control.store_id());
+        let (control, bells, store) = (rest.control.clone(), Bells::private()?, store.to_path_buf());
+        let at_rest = Some(Box::new(rest));
+        Ok(Reader { disk: Disks(disk), store, run_dir: None, control, bells, versions, symbols: None, kinds: None, at_rest })
+    }
+
+    /// The same reader, of the store's files.
+    fn read_at_rest(self) -> Result<Reader> {
+        let Reader { disk, store, run_dir, .. } = self;
+        Ok(Reader { run_dir, ..Reader::open_files(disk.0, &store)? })
+    }
+
+    /// Goes over to the storage process that serves the store now, if this reader's sends no heartbeat or the store was read at
+    /// rest: storage has started, the store was restored from a backup, or its shared memory moved. Never goes over to another
+    /// store. If files of a store at rest have changed, they are read again.
+    fn reopen_if_silent(&mut self) -> Result<()> {
+        if self.at_rest.is_none() && self.is_storage_alive() {
+            return Ok(());
         }
-        let Ok(now) = Reader::open_on(self.disk.0.clone(), &self.store) else { return };
-        let page = |c: &Control| (c.instance(), c.started(), c.timeline());
-        if now.control.store_id() == self.control.store_id() && page(&now.control) != page(&self.control) {
-            *self = Reader { is_part: self.is_part, ..now };
+        let shared = Reader::open_shared(self.disk.0.clone(), &self.store).ok();
+        let shared = shared.filter(|now| now.control.store_id() == self.control.store_id());
+        match (&self.at_rest, shared) {
+            (Some(_), Some(now)) if now.is_storage_alive() => *self = now,
+            (Some(rest), _) if rest.is_current(self.disk.0.as_ref(), &self.store)? => {}
+            (Some(_), _) => {
+                let files = Reader::open_files(self.disk.0.clone(), &self.store)?;
+                *self = Reader { run_dir: self.run_dir.take(), ..files };
+            }
+            (None, Some(now)) => {
+                let page = |c: &Control| (c.instance(), c.started(), c.timeline());
+                if page(&now.control) != page(&self.control) {
+                    *self = now;
+                }
+            }
+            (None, None) => {}
         }
+        let has_stopped = self.control.server().is_none() && !self.is_recovering();
+        if self.at_rest.is_none() && has_stopped && is_store(self.disk.0.as_ref(), &self.store)? {
+            self.leave_shared()?;
+        }
+        Ok(())
+    }
+
+    /// Goes over to the store's files.
+    fn leave_shared(&mut self) -> Result<()> {
+        let files = Reader::open_files(self.disk.0.clone(), &self.store)?;
+        *self = Reader { run_dir: self.run_dir.take(), ..files };
+        Ok(())
+    }
+
+    /// Whether the store is read from its files, because no storage process serves it.
+    pub fn is_at_rest(&self) -> bool {
+        self.at_rest.is_some()
+    }
+
+    /// The torn tail of the log of a store at rest: the view ends before it, and storage's next start truncates it.
+    pub fn torn_tail(&self) -> Option<&TornTail> {
+        self.at_rest.as_ref().and_then(|rest| rest.torn.as_ref())
     }
 
     /// The control page: watermarks and counters.
@@ -167,10 +236,10 @@ impl Reader {
         &self.control
     }
 
-    /// The run directory.
+    /// The run directory; `None` if no storage process has served the store since this host was started.
     #[doc(hidden)]
-    pub fn run_dir(&self) -> &RunDir {
-        &self.run_dir
+    pub fn run_dir(&self) -> Option<&RunDir> {
+        self.run_dir.as_ref()
     }
 
     /// Whether storage has sent a heartbeat within the last second.
@@ -178,31 +247,45 @@ impl Reader {
         self.control.is_alive(HostClock.monotonic())
     }
 
-    /// The whole store now, up to `at`. After storage was killed or has stopped in order, this requires that SSTables
-    /// and shared memory hold all records up to `at`.
+    /// The whole store now, up to `at`. While no storage process serves it, its files have it.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] while storage recovers, or after it has stopped if nothing is flushed;
-    /// [`Error::InLogAlone`] after it has stopped or was killed, if records up to `at` are only in the log.
+    /// [`Error::StorageDown`] while storage recovers; those of [`Reader::open`] and of a file.
     pub fn snapshot(&mut self, at: At) -> Result<Snapshot> {
-        self.reopen_if_silent();
-        self.is_part = at == At::Flushed;
+        self.reopen_if_silent()?;
+        if self.at_rest.is_none() {
+            match self.shared_snapshot(at) {
+                // Killed: a part of its MemTables is gone, or it was killed while it changed them.
+                Err(error) if error.is_down() && !self.is_storage_alive() && !self.is_recovering() => self.leave_shared()?,
+                other => return other,
+            }
+        }
+        let timeline = self.control.timeline();
+        let Some(rest) = &self.at_rest else { panic!("a reader of shared memory has returned its snapshot") };
+        let view = if at == At::Flushed { rest.flushed() } else { rest.view(watermark(&self.control, at)) };
+        Ok(Snapshot { view, timeline, scratch: Vec::new() })
+    }
+
+    /// Whether a live storage process is recovering the store.
+    fn is_recovering(&self) -> bool {
+        !self.control.instance().is_multiple_of(2) && self.control.has_beat(HostClock.monotonic())
+    }
+
+    fn shared_snapshot(&mut self, at: At) -> Result<Snapshot> {
+        let Some(run_dir) = &self.run_dir else { panic!("shared memory is in a run directory") };
         let timeline = self.control.timeline();
         let view = match at {
             At::Flushed => {
-                let (view, _) = self.versions.look(&self.run_dir, &self.control, |_| Lsn::NONE)?;
+                let (view, _) = self.versions.look(run_dir, &self.control, |_| Lsn::NONE)?;
                 View { upto: view.history.covered(), tables: Vec::new(), ..view }
             }
-            _ => self.versions.view(&self.run_dir, &self.control, |control| watermark(control, at))?,
+            _ => self.versions.view(run_dir, &self.control, |control| watermark(control, at))?,
         };
         // After the watermark is read: a kind is published before its first record.
         self.refresh_kinds()?;
         // Drops symbols of an earlier instance.
         let instance = self.control.instance() & !1;
         self.symbols = self.symbols.take_if(|(known, _)| *known == instance);
-        if view.tables.is_empty() && view.history.files().is_empty() && self.control.server().is_none() {
-            return Err(Error::StorageDown { dir: self.store.clone(), why: "it has stopped" });
-        }
         Ok(Snapshot { view, timeline, scratch: Vec::new() })
     }
 
@@ -212,68 +295,54 @@ impl Reader {
         self.versions.let_go();
     }
 
-    /// The instrument names. If storage has stopped and the last snapshot was of [`At::Flushed`], those as of the
-    /// checkpoint.
+    /// The instrument names.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if no names are readable; [`Error::InLogAlone`] after storage has stopped, if instruments
-    /// were registered after the checkpoint.
+    /// As [`Reader::snapshot`].
     pub fn symbols(&mut self) -> Result<&mut Symbols> {
+        self.reopen_if_silent()?;
         let instance = self.control.instance() & !1;
-        let symbols = match self.symbols.take() {
-            Some((known, symbols)) if known == instance => symbols,
-            _ => match Symbols::open(&self.run_dir.symbols(instance)) {
-                Ok(symbols) => symbols,
-                Err(error @ Error::Exhausted { .. }) => return Err(error),
-                Err(_) if self.control.server().is_none() => {
-                    let down = || Error::StorageDown { dir: self.store.clone(), why: "it has stopped" };
-                    let names = self.versions.names()?.ok_or_else(down)?;
-                    self.demand_all("instruments", names.len() as u64, Statistic::Instruments)?;
-                    Symbols::fixed(names)
-                }
-                Err(_) => return Err(Error::StorageDown { dir: self.store.clone(), why: "its shared memory is gone" }),
-            },
+        let mut symbols = match self.symbols.take() {
+            Some((known, symbols)) if known == instance => Some(symbols),
+            _ => None,
         };
-        Ok(&mut self.symbols.insert((instance, symbols)).1)
-    }
-
-    /// Checks that `held`, the readable number of catalog entries, is the number that the stopped storage process
-    /// counted.
-    fn demand_all(&self, what: &'static str, held: u64, counted: Statistic) -> Result<()> {
-        let last = self.control.statistic(counted);
-        // A start resets the counters, after it has marked the instance as recovering.
-        if !self.control.instance().is_multiple_of(2) {
-            return Err(Error::StorageDown { dir: self.store.clone(), why: "it is recovering" });
-        }
-        match last {
-            last if held < last && !self.is_part => {
-                Err(Error::InLogAlone { dir: self.store.clone(), what, first: held + 1, last })
+        if let (None, None, Some(run_dir)) = (&symbols, &self.at_rest, &self.run_dir) {
+            match Symbols::open(&run_dir.symbols(instance)) {
+                Ok(open) => symbols = Some(open),
+                Err(error @ Error::Exhausted { .. }) => return Err(error),
+                Err(_) if self.is_recovering() || self.is_storage_alive() => {
+                    return Err(Error::StorageDown { dir: self.store.clone(), why: "it is recovering" });
+                }
+                Err(_) => self.leave_shared()?,
             }
-            _ => Ok(()),
         }
+        let names = || self.at_rest.as_ref().map_or_else(Vec::new, |rest| rest.names.clone());
+        let symbols = symbols.unwrap_or_else(|| Symbols::fixed(names()));
+        Ok(&mut self.symbols.insert((instance, symbols)).1)
     }
 
     /// Registers the store's user kinds in this process; see [`crate::record::user_kinds`]. Every [`Reader::snapshot`]
     /// does this.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if this process has another layout under a number; [`Error::InLogAlone`] after storage has
-    /// stopped, if kinds were defined after the checkpoint; [`Error::Io`].
+    /// [`Error::Invalid`] if this process has another layout under a number; as [`Reader::snapshot`].
     pub fn kinds(&mut self) -> Result<()> {
-        if self.refresh_kinds()? {
-            return Ok(());
+        self.reopen_if_silent()?;
+        // Reading the files has registered them.
+        if self.at_rest.is_none() && !self.refresh_kinds()? && !self.is_recovering() && !self.is_storage_alive() {
+            self.leave_shared()?;
         }
-        self.versions.names()?;
-        self.demand_all("kinds", self.versions.kinds(), Statistic::Kinds)
+        Ok(())
     }
 
-    /// Like [`Reader::kinds`]; `false` if only the manifest has the kinds.
+    /// Like [`Reader::kinds`]; `false` if shared memory does not have them.
     fn refresh_kinds(&mut self) -> Result<bool> {
+        let Some(run_dir) = &self.run_dir else { return Ok(false) };
         let instance = self.control.instance() & !1;
         if self.kinds.as_ref().is_none_or(|(known, _)| *known != instance) {
-            match Kinds::open(&self.run_dir.kinds(instance)) {
+            match Kinds::open(&run_dir.kinds(instance)) {
                 Ok(kinds) => self.kinds = Some((instance, kinds)),
-                // After storage has stopped, the manifest has them.
+                // Storage has stopped or was started again.
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(false),
                 Err(e) => return Err(e),
             }
@@ -419,6 +488,50 @@ impl Snapshot {
         self.scratch.clear();
         let (lsn, index_time) = file.row(place, &mut self.scratch)?;
         row_of(lsn, index_time, &self.scratch).map(Some)
+    }
+
+    /// The newest record of each instrument that has records of `kind`, in the order of instruments: the one with the greatest
+    /// (index time, LSN).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file.
+    pub fn latest(&mut self, kind: Kind) -> Result<RowBatch> {
+        let mut batch = RowBatch::default();
+        for series in self.series()?.into_iter().filter(|series| series.kind == kind) {
+            if let Some(row) = self.as_of(series, Ts(u64::MAX))? {
+                batch.push(&row);
+            }
+        }
+        Ok(batch)
+    }
+
+    /// The records of `left` in `range`, each with the newest record of `right` at its index time: the trades of an instrument
+    /// with the quote that each met, for one. [`Snapshot::as_of`] says which record that is; it may be before `range`. Both
+    /// series are read once, in constant memory.
+    ///
+    /// ```no_run
+    /// # use tapestore::{Reader, Trade, Quote, record::Record, reader::{At, Series, TimeRange}, lsn::InstrumentId};
+    /// # fn run(reader: &mut Reader, instrument: InstrumentId) -> Result<(), tapestore::Error> {
+    /// let mut now = reader.snapshot(At::Committed)?;
+    /// let (trades, quotes) = (Series { instrument, kind: Trade::KIND }, Series { instrument, kind: Quote::KIND });
+    /// let mut pairs = now.join(trades, quotes, TimeRange::ALL)?;
+    /// while let Some((trade, quote)) = pairs.next()? {
+    ///     println!("{:?} {:?}", trade.record.get::<Trade>(), quote.and_then(|row| row.record.get::<Quote>()));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Io`] of a file.
+    pub fn join(&mut self, left: Series, right: Series, range: TimeRange) -> Result<Join<'_>> {
+        let mut before = RowBatch::default();
+        if let Some(time) = range.from.0.checked_sub(1)
+            && let Some(row) = self.as_of(right, Ts(time))?
+        {
+            before.push(&row);
+        }
+        Ok(Join::new(self.scan(left, range), self.scan(right, range), before.get(0)))
     }
 
     /// The records of `series` at exactly `time`, in LSN order.

@@ -52,6 +52,14 @@ impl Bells {
         Ok(Bells(Arc::new(Mapping::open_or_create(path, LEN)?)))
     }
 
+    /// Bells of this process alone, which nobody rings.
+    ///
+    /// # Errors
+    /// As [`Mapping::private`].
+    pub fn private() -> Result<Bells> {
+        Ok(Bells(Arc::new(Mapping::private(LEN)?)))
+    }
+
     /// Maps the bells in the existing file `path`; read-only if this process may not write it.
     ///
     /// # Errors
@@ -83,6 +91,42 @@ impl Bells {
             // SYNC: pairs with the load in `sleep`: a sleeper between look and sleep sees the word changed.
             word.fetch_add(1, Ordering::AcqRel);
             // The kernel refuses only a bad address, and a mapping has none; every sleep is limited anyway.
+            let woken = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
+            debug_assert!(woken.is_ok(), "{woken:?}");
+        }
+    }
+
+    /// Announces a sleeper at `bell`: the next ring wakes whoever waits in [`Bells::wait_for_ring`]. The caller then looks once
+    /// more for work.
+    pub fn announce(&self, bell: Bell) {
+        if !self.0.is_writable() {
+            return;
+        }
+        self.0.u32(bell as u64 * STRIDE + SLEEPERS).store(1, Ordering::Release);
+        // SYNC: pairs with the fence in `ring`: the announcement is visible before the caller looks for work.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Number of the rings of `bell` that woke a sleeper.
+    pub fn rings(&self, bell: Bell) -> u32 {
+        // SYNC: pairs with `fetch_add` in `ring`.
+        self.0.u32(bell as u64 * STRIDE).load(Ordering::Acquire)
+    }
+
+    /// Waits until `bell` has rung for an announced sleeper since [`Bells::rings`] was `seen`, or for `limit`; it may return
+    /// earlier. Another thread announces.
+    pub fn wait_for_ring(&self, bell: Bell, seen: u32, limit: Duration) {
+        if !self.0.is_writable() {
+            return std::thread::sleep(limit.min(UNANNOUNCED));
+        }
+        sleep_while(self.0.u32(bell as u64 * STRIDE), seen, limit);
+    }
+
+    /// Wakes every process that sleeps at `bell` without a reason; they look for work and sleep again.
+    pub fn wake(&self, bell: Bell) {
+        if self.0.is_writable() {
+            let word = self.0.u32(bell as u64 * STRIDE);
+            word.fetch_add(1, Ordering::AcqRel);
             let woken = futex::wake(word, futex::Flags::empty(), i32::MAX.unsigned_abs());
             debug_assert!(woken.is_ok(), "{woken:?}");
         }
@@ -123,14 +167,19 @@ impl Bells {
         if ready() {
             return;
         }
-        let limit = rustix::time::Timespec {
-            tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(limit.subsec_nanos()),
-        };
-        // Woken, timed out, interrupted, or rung in between: the caller checks for work in every case.
-        match futex::wait(word, futex::Flags::empty(), seen, Some(&limit)) {
-            Ok(()) | Err(_) => {}
-        }
+        sleep_while(word, seen, limit);
+    }
+}
+
+/// Sleeps while `word` is `seen`, at most for `limit`.
+fn sleep_while(word: &std::sync::atomic::AtomicU32, seen: u32, limit: Duration) {
+    let limit = rustix::time::Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    // Woken, timed out, interrupted, or rung in between: the caller checks for work in every case.
+    match futex::wait(word, futex::Flags::empty(), seen, Some(&limit)) {
+        Ok(()) | Err(_) => {}
     }
 }
 

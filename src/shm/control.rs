@@ -111,20 +111,34 @@ impl Control {
     /// [`Error::Foreign`] if the file is another store's or no control page; [`Error::Version`]; as
     /// [`Mapping::open_or_create`].
     pub fn open_or_create(path: &Path, store_id: u128) -> Result<Control> {
-        let map = Mapping::open_or_create(path, LEN)?;
-        let this = Control(Arc::new(map));
-        if this.word(0).load(Ordering::Acquire) == 0 {
-            this.word(8).store(VERSION, Ordering::Relaxed);
-            this.word(STORE_ID).store(store_id as u64, Ordering::Relaxed);
-            this.word(STORE_ID + 8).store((store_id >> 64) as u64, Ordering::Relaxed);
-            // SYNC: pairs with the load in `check`.
-            this.word(0).store(MAGIC, Ordering::Release);
-        }
+        let this = Control(Arc::new(Mapping::open_or_create(path, LEN)?));
+        this.begin(store_id);
         this.check(path)?;
         if this.store_id() != store_id {
             return Err(Error::Foreign { path: path.to_path_buf(), what: "control page of this store", found: store_id as u64 });
         }
         Ok(this)
+    }
+
+    /// A control page of this process alone, for the store `store_id` that no storage process serves.
+    ///
+    /// # Errors
+    /// As [`Mapping::private`].
+    pub fn private(store_id: u128) -> Result<Control> {
+        let this = Control(Arc::new(Mapping::private(LEN)?));
+        this.begin(store_id);
+        Ok(this)
+    }
+
+    /// Writes the head of a new page.
+    fn begin(&self, store_id: u128) {
+        if self.word(0).load(Ordering::Acquire) == 0 {
+            self.word(8).store(VERSION, Ordering::Relaxed);
+            self.word(STORE_ID).store(store_id as u64, Ordering::Relaxed);
+            self.word(STORE_ID + 8).store((store_id >> 64) as u64, Ordering::Relaxed);
+            // SYNC: pairs with the load in `check`.
+            self.word(0).store(MAGIC, Ordering::Release);
+        }
     }
 
     /// Maps the control page at `path` for reading.
@@ -241,7 +255,12 @@ impl Control {
 
     /// Whether storage serves and its last heartbeat is less than a second before `monotonic`.
     pub fn is_alive(&self, monotonic: u64) -> bool {
-        self.server().is_some() && monotonic.saturating_sub(self.heartbeat()) < HEARTBEAT_AGE_MAX_NS
+        self.server().is_some() && self.has_beat(monotonic)
+    }
+
+    /// Whether the last heartbeat is less than a second before `monotonic`; storage also sends them while it recovers.
+    pub fn has_beat(&self, monotonic: u64) -> bool {
+        monotonic.saturating_sub(self.heartbeat()) < HEARTBEAT_AGE_MAX_NS
     }
 
     /// The trouble that the store has now, and its start time if known. `tape status`, its exit code and a publisher without

@@ -38,6 +38,8 @@ pub struct Mapping {
     guarded: Guarded,
     map: MmapRaw,
     writable: bool,
+    /// Whether it is memory of this process alone, whose content is lost when its pages are dropped.
+    is_private: bool,
     path: PathBuf,
 }
 
@@ -113,20 +115,29 @@ impl Mapping {
         Mapping::map(&file, path, writable, is_sparse(&file) || !spill::is_memory(&file))
     }
 
+    /// Maps `len` zero bytes of this process's own memory, allocated at the first touch.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] or [`Error::Io`] if the system refuses.
+    pub fn private(len: u64) -> Result<Mapping> {
+        let path = Path::new("memory of this process");
+        let map = MmapOptions::new().len(len as usize).no_reserve_swap().map_anon().map_err(|e| Error::io("map", path, e))?;
+        let map = MmapRaw::from(map);
+        let guarded = Guarded::new(map.as_ptr(), map.len(), true);
+        Ok(Mapping { guarded, map, writable: true, is_private: true, path: path.to_path_buf() })
+    }
+
     /// Maps one private page that the kernel zeroes in every forked child.
     ///
     /// # Errors
     /// [`Error::Io`] if the kernel does not support such pages (before Linux 4.14).
     pub(crate) fn wiped_on_fork() -> Result<Mapping> {
-        let path = Path::new("a page of this process");
-        let map = MmapOptions::new().len(4096).map_anon().map_err(|e| Error::io("map", path, e))?;
-        let map = MmapRaw::from(map);
+        let this = Mapping::private(4096)?;
         let advice = rustix::mm::Advice::LinuxWipeOnFork;
         // SAFETY: the range is this mapping; it is private and anonymous, and only `Mapping` accesses it, by atomics.
-        let wiped = unsafe { rustix::mm::madvise(map.as_mut_ptr().cast(), map.len(), advice) };
-        wiped.map_err(|e| Error::io("advise", path, e))?;
-        let guarded = Guarded::new(map.as_ptr(), map.len(), true);
-        Ok(Mapping { guarded, map, writable: true, path: path.to_path_buf() })
+        let wiped = unsafe { rustix::mm::madvise(this.map.as_mut_ptr().cast(), this.map.len(), advice) };
+        wiped.map_err(|e| Error::io("advise", &this.path, e))?;
+        Ok(this)
     }
 
     fn map(file: &File, path: &Path, writable: bool, is_sparse: bool) -> Result<Mapping> {
@@ -138,11 +149,15 @@ impl Mapping {
             populate(&map, writable);
         }
         let guarded = Guarded::new(map.as_ptr(), map.len(), writable);
-        Ok(Mapping { guarded, map, writable, path: path.to_path_buf() })
+        Ok(Mapping { guarded, map, writable, is_private: false, path: path.to_path_buf() })
     }
 
-    /// Drops the pages from this process's resident memory. They stay in shared memory and are mapped again when touched.
+    /// Drops the pages from this process's resident memory. They stay in shared memory and are mapped again when touched. Does
+    /// nothing to a mapping of [`Mapping::private`].
     pub fn release(&self) {
+        if self.is_private {
+            return;
+        }
         // SAFETY: the mapping is shared: its pages belong to the file and keep their content, mapped or not.
         let released = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         if let Err(error) = released {

@@ -9,6 +9,7 @@ pub mod control_entry;
 pub mod format;
 pub mod frame;
 pub mod meta;
+pub mod raft_meta;
 pub mod segment;
 pub mod truncate;
 

@@ -61,13 +61,13 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     })?;
     let wanted = snapshot::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, tls };
     // Locked from before the request to the leader until its snapshot is in place: nothing is acknowledged here meanwhile.
-    let lock = RealDisk.lock(&store.join("LOCK"))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+    let lock = RealDisk.lock(&store.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let mut bar = Bar::default();
     let fetched = runtime.block_on(snapshot::fetch(&wanted, &mut |progress| bar.show(progress)));
     fetched.map_err(|why| Failure::new(UNAVAILABLE, format!("{why}. Fetched files stay; run the command again to resume")))?;
     let installed = {
-        let world = crate::storage::world()?;
+        let world = tapestore_engine::World::of_this_host()?;
         install::install_held(store, &world.disk, world.clock.wall(), true, lock.as_ref())
     }?;
     let (files, last) = (installed.files, thousands(installed.last.0));

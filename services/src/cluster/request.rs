@@ -59,7 +59,11 @@ fn no_connection(address: &str) -> Failure {
     Failure::new(UNAVAILABLE, why)
 }
 
-fn own_host(store: &Path, command: Command) -> Outcome<Report> {
+/// Sends `command` to the storage process of `store`, on this host.
+///
+/// # Errors
+/// It does not answer, or refuses.
+pub fn own_host(store: &Path, command: Command) -> Outcome<Report> {
     let run_dir = RunDir::find(store)?;
     let mut stream = UnixStream::connect(run_dir.cluster_socket()).map_err(|e| unavailable(store, &e))?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -121,12 +125,12 @@ async fn connect(store: &Path, target: &Target, address: &str) -> Outcome<Channe
     endpoint.connect().await.map_err(away)
 }
 
-/// `command` for another host. `Greet` is a request of a replication process to its own storage; it is sent as `Status`.
+/// `command` for another host. `Greet` and `Flush` are requests to the storage of this host; they are sent as `Status`.
 fn to_proto(command: Command) -> proto::Command {
     use proto::command::Command as To;
     let force = matches!(command, Command::Promote { force: true, .. } | Command::Remove { force: true, .. });
     let command = match command {
-        Command::Status | Command::Greet(_) => To::Status(true),
+        Command::Status | Command::Greet(_) | Command::Flush => To::Status(true),
         Command::Add { node, address } => To::Add(proto::Member { node: node.0, address, is_voter: false }),
         Command::Promote { node, .. } => To::Promote(node.0),
         Command::Remove { node, .. } => To::Remove(node.0),

@@ -1,86 +1,24 @@
-//! Owns: the bytes of `raft.meta` and the payload of a membership frame.
+//! Owns: the payload of a membership frame, and the members in it and in `raft.meta`, whose slots are drawn in
+//! [`tapestore::wal::raft_meta`].
 //!
 //! What must hold: parsing is total on any words.
 //!
 //! ```text
-//! raft.meta: two slots of 4 KiB; the valid one with the higher seq counts
-//! 0     magic u64 · version u32 · crc u32 · seq u64 · store id u128
-//! 40    node u64 · incarnation u64 · generation u64
-//! 64    term u64 · vote u64 · commit u64 (a hint) · membership u64 (index of the frame it came with) · joins u64 (1), rejoins (2), has forgotten (4), fresh (8), remembers (16)
-//! 104   auto leave u32 · members u32 · 32 members of 88 B
-//! 2928  boot u128: boot of the host since which it may have acknowledged frames that are in memory only; 0: none
-//! 2944  met u32 · name u32 (bytes) · name 64 B · 32 of node u64 · incarnation u64: the hosts that it has met
-//!
-//! member 88 B            node u64 · roles u32 · length u32 · address 72 B
 //! membership frame       transition u32 · changes u32 · changes: members with their new roles, 0: removed
 //! ```
 
 use super::message::Member;
 use tapestore::error::{Bad, demand};
 use tapestore::lsn::NodeId;
+use tapestore::wal::raft_meta::RawMember;
+pub use tapestore::wal::raft_meta::{ADDRESS_MAX, MEMBERS_MAX, NAME_MAX, SLOT_LEN, VOTER};
 
-/// Members at most.
-pub const MEMBERS_MAX: usize = 32;
-/// Bytes of an address at most.
-pub const ADDRESS_MAX: usize = 72;
-/// Bytes of a slot of `raft.meta`.
-pub const SLOT_LEN: usize = 4096;
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"TAPERAFT");
-/// Version 1 had no `boot`; version 2 had no list of hosts met, and no host was fresh.
-pub(super) const VERSION: u32 = 3;
-/// Bytes of a cluster's name that are stored, at most.
-pub const NAME_MAX: usize = 64;
-
-/// Counts towards a majority.
-pub const VOTER: u32 = 1;
 /// Holds the log.
 pub const LEARNER: u32 = 2;
 /// Counts towards the old majority while members change.
 pub const OUTGOING: u32 = 4;
 /// Becomes a learner when the change is over.
 pub const LEARNER_NEXT: u32 = 8;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(super) struct RawMember {
-    pub(super) node: u64,
-    pub(super) roles: u32,
-    pub(super) len: u32,
-    pub(super) address: [u8; ADDRESS_MAX],
-}
-
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(super) struct Slot {
-    pub(super) magic: u64,
-    pub(super) version: u32,
-    pub(super) crc: u32,
-    pub(super) seq: u64,
-    pub(super) store_id: [u64; 2],
-    pub(super) node: u64,
-    pub(super) incarnation: u64,
-    pub(super) generation: u64,
-    pub(super) term: u64,
-    pub(super) vote: u64,
-    pub(super) commit: u64,
-    pub(super) membership: u64,
-    pub(super) joins: u64,
-    pub(super) auto_leave: u32,
-    pub(super) count: u32,
-    pub(super) members: [RawMember; MEMBERS_MAX],
-    pub(super) boot: [u64; 2],
-    pub(super) met_count: u32,
-    pub(super) name_len: u32,
-    pub(super) name: [u8; NAME_MAX],
-    pub(super) met: [[u64; 2]; MEMBERS_MAX],
-    pub(super) reserved: [u64; 71],
-}
-
-const _: () = {
-    assert!(size_of::<Slot>() == SLOT_LEN && size_of::<RawMember>() == 88);
-    assert!(std::mem::offset_of!(Slot, term) == 64 && std::mem::offset_of!(Slot, members) == 112);
-    assert!(std::mem::offset_of!(Slot, boot) == 2928 && std::mem::offset_of!(Slot, met_count) == 2944);
-};
 
 /// A member and its roles.
 #[derive(Clone, Debug, PartialEq, Eq)]

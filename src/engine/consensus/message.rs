@@ -340,6 +340,8 @@ pub enum Command {
     Status,
     /// Replication process: the greeting of another host, to be recorded or rejected with a reason.
     Greet(Greeting),
+    /// Flushes the records in MemTables to SSTables, once they are durable and committed.
+    Flush,
     /// Adds this node as a learner.
     Add {
         /// Its number, never used before.

@@ -7,17 +7,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::format::{
-    ADDRESS_MAX, LEARNER, LEARNER_NEXT, MAGIC, MEMBERS_MAX, MemberEntry, NAME_MAX, OUTGOING, SLOT_LEN, Slot, VERSION, VOTER,
-};
+use super::format::{ADDRESS_MAX, LEARNER, LEARNER_NEXT, MEMBERS_MAX, MemberEntry, NAME_MAX, OUTGOING, VOTER};
 use super::message::{GENERATION_MAX, Greeting, TERM_MAX};
 use tapestore::disk::Disk;
 use tapestore::disk::two_slots::{self, Content, Parsed, TwoSlots};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::NodeId;
+use tapestore::wal::raft_meta::Slot;
 
 /// Name of the file in the store directory.
-pub const NAME: &str = "raft.meta";
+pub const NAME: &str = <Slot as Content>::NAME;
 
 /// Contents of `raft.meta`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,9 +227,8 @@ impl Meta {
         Ok(())
     }
 
-    fn slot(&self, seq: u64) -> [u8; SLOT_LEN] {
+    fn slot(&self) -> Slot {
         let mut slot: Slot = bytemuck::Zeroable::zeroed();
-        (slot.magic, slot.version, slot.seq) = (MAGIC, VERSION, seq);
         slot.store_id = [self.store_id as u64, (self.store_id >> 64) as u64];
         (slot.node, slot.incarnation, slot.generation) = (self.node.0, self.incarnation, self.generation);
         (slot.term, slot.vote, slot.commit, slot.membership) = (self.term, self.vote, self.commit, self.membership);
@@ -245,8 +243,7 @@ impl Meta {
         for (to, from) in slot.members.iter_mut().zip(&self.members) {
             *to = from.raw();
         }
-        slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));
-        bytemuck::cast(slot)
+        slot
     }
 }
 
@@ -306,13 +303,13 @@ pub fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Meta>> {
 
 impl Content for Meta {
     const NAME: &'static str = NAME;
-    const MAGIC: u64 = MAGIC;
-    const CRC: &'static str = "raft.meta CRC";
-    const VERSION: u32 = VERSION;
-    const PURPOSE: &'static str = "it holds the node's term and vote";
+    const MAGIC: u64 = <Slot as Content>::MAGIC;
+    const CRC: &'static str = <Slot as Content>::CRC;
+    const VERSION: u32 = <Slot as Content>::VERSION;
+    const PURPOSE: &'static str = <Slot as Content>::PURPOSE;
 
     fn encode(&self, seq: u64) -> Vec<u8> {
-        self.slot(seq).to_vec()
+        self.slot().encode(seq)
     }
 
     fn parse(bytes: &[u8]) -> Parsed<Meta> {
@@ -428,7 +425,7 @@ mod tests {
         let disk = SimDisk::new();
         let path = Path::new(DIR).join(NAME);
         MetaFile::create(&disk, Path::new(DIR), &Meta::alone(6, 1)).unwrap();
-        for version in 1..VERSION {
+        for version in 1..<Meta as Content>::VERSION {
             let mut slot: Slot = bytemuck::pod_read_unaligned(&Meta::alone(5, 1).encode(1));
             (slot.version, slot.crc) = (version, 0);
             slot.crc = crc32c::crc32c(bytemuck::bytes_of(&slot));

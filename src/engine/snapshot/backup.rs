@@ -113,12 +113,12 @@ fn check_target(disk: &dyn Disk, target: &Path, meta: &Meta) -> Result<bool> {
         let why = format!("{shown} was served as a store and may hold records of its own; choose another directory");
         return invalid("directory", why);
     }
-    let lock = target.join("LOCK");
+    let lock = target.join(tapestore::disk::LOCK);
     if disk.exists(&lock)? && disk.lock(&lock)?.is_none() {
         return Err(Error::Locked { path: target.to_path_buf() });
     }
     let known = |n: &String| {
-        let names = [MARK, LOCK, "LOCK", wal::meta::NAME, manifest::format::CURRENT, wal::DIR, sstable::DIR];
+        let names = [MARK, LOCK, tapestore::disk::LOCK, wal::meta::NAME, manifest::format::CURRENT, wal::DIR, sstable::DIR];
         names.contains(&n.as_str()) || manifest::format::file_number(n).is_some()
     };
     match disk.list(target)?.into_iter().find(|n| !known(n)) {

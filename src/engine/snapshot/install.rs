@@ -229,7 +229,7 @@ fn store_files(disk: &dyn Disk, dir: &Path) -> Result<Vec<String>> {
 /// [`Error::Locked`]; [`Error::Consensus`] if the snapshot is behind this host's acknowledgements; [`Error::Missing`] if there
 /// is no whole snapshot; [`Error::Corrupt`] if the old store is damaged and `is_damaged` is false; [`Error::Io`].
 pub fn install(store: &Path, disk: &Arc<dyn Disk>, now: Ts, is_damaged: bool) -> Result<Installed> {
-    let lock = disk.lock(&store.join("LOCK"))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
+    let lock = disk.lock(&store.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
     install_held(store, disk, now, is_damaged, lock.as_ref())
 }
 

@@ -361,7 +361,7 @@ fn an_operator_hands_the_lead_over_and_changes_the_members() {
     let first = hosts.leader(0);
     let next = first % 3 + 1;
     let refusal = hosts.ask(next, Command::Transfer(NodeId(next))).unwrap_err();
-    assert!(refusal.contains("does not lead"), "{refusal}");
+    assert!(refusal.to_string().contains("does not lead"), "{refusal}");
     hosts.ask(first, Command::Transfer(NodeId(next))).unwrap();
     assert_eq!(hosts.leader(first), next);
     // A leader of a new term answers that a change is in progress, until the frame that opens its term is committed.

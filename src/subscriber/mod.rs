@@ -6,21 +6,33 @@
 //! is silent, the subscriber follows the store's directory again, and returns [`Event::Reopened`] if it
 //! leads elsewhere. A forked process cannot use its parent's subscriber: both would take from one queue.
 
+mod notifier;
+mod options;
+mod stored;
+
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::notifier::Notifier;
+use self::options::Filter;
+pub use self::options::Options;
+use self::stored::Stored;
+pub use crate::agent::Wait;
+use crate::agent::{Idle, pin};
 use crate::bus::{Bus, Receiver};
 use crate::disk::{RealDisk, absolute};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId, Timeline};
-use crate::record::RecordRef;
+use crate::record::{Kind, RecordRef, schema};
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
 use crate::shm::kinds::Kinds;
 use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
+use crate::shm::symbols::Symbols;
 use crate::time::{Clock, HostClock};
 use crate::version::{Versions, View};
 
@@ -72,72 +84,111 @@ struct Cursor {
     healed: Lsn,
 }
 
-/// A batch, copied out of shared memory and split into records one by one.
+/// The records of a batch that pass the filter, copied out of shared memory.
 #[derive(Debug, Default)]
 struct Batch {
     publisher: PublisherId,
     epoch: Epoch,
+    /// Number of the batch's first record.
+    first: PubSeq,
+    /// Number of the next record of the batch, whether it passes or not.
     next: PubSeq,
+    /// Records of the batch from that one on.
     left: u32,
     words: Vec<u64>,
+    /// The records that pass: how many of the batch precede each, and where its words begin.
+    passing: Vec<(u32, u32)>,
+    /// The next of them.
     at: usize,
 }
 
-/// Finds records in the store.
-#[derive(Debug, Default)]
-struct Stored {
-    /// SSTables are searched for records above this.
-    after: Lsn,
-    /// The record that the SSTables of this manifest edit do not have: they are not searched for it again.
-    absent: Option<((u64, u64), PublisherId, Epoch, PubSeq)>,
-    /// The last record found.
-    words: Vec<u64>,
-}
-
-impl Stored {
-    /// Finds the record that `publisher` numbered `pub_seq` in `epoch`, above `after`. Copies it to `words`
-    /// and returns its LSN.
-    fn find(
-        &mut self,
-        view: Option<&View>,
-        publisher: PublisherId,
-        epoch: Epoch,
-        pub_seq: PubSeq,
-        after: Lsn,
-    ) -> Result<Option<Lsn>> {
-        let Some(view) = view else { return Ok(None) };
-        self.words.clear();
-        let mut newest_first = view.tables.iter().rev();
-        let row = newest_first.find_map(|t| t.find_published(publisher, epoch, pub_seq, after, view.upto));
-        let lsn = row.map(|row| {
-            self.words.extend_from_slice(row.record.words());
-            row.lsn
-        });
-        view.check_tables()?;
-        if lsn.is_some() {
-            return Ok(lsn);
-        }
-        let asked = Some((view.history.edit(), publisher, epoch, pub_seq));
-        if self.absent == asked {
-            return Ok(None);
-        }
-        match view.history.find_published(publisher, epoch, pub_seq, after.max(self.after))? {
-            Some((file, place)) => file.row(place, &mut self.words).map(|(lsn, _)| Some(lsn)),
-            None => {
-                self.absent = asked;
-                Ok(None)
-            }
+impl Batch {
+    /// Leaves out the next `count` records.
+    fn skip(&mut self, count: u32) {
+        self.next.0 += u64::from(count);
+        self.left -= count;
+        let place = (self.next.0 - self.first.0) as u32;
+        while self.passing.get(self.at).is_some_and(|(before, _)| *before < place) {
+            self.at += 1;
         }
     }
+
+    /// Number of records before the next one that passes: all that are left, if none does.
+    fn to_skip(&self) -> u32 {
+        let place = (self.next.0 - self.first.0) as u32;
+        self.passing.get(self.at).map_or(self.left, |(before, _)| before - place)
+    }
+
+    /// Copies the records of `words` that `filter` passes; returns the number of all.
+    ///
+    /// # Errors
+    /// As [`crate::record::split`]: the words are not whole records of known kinds.
+    fn fill(&mut self, words: &[u64], filter: &Filter) -> Result<u32> {
+        self.words.clear();
+        self.passing.clear();
+        self.at = 0;
+        if filter.is_all() {
+            self.words.extend_from_slice(words);
+        }
+        let (mut count, mut at) = (0, 0);
+        while at < words.len() {
+            if filter.is_all() {
+                let record = RecordRef::first(self.words.get(at..).unwrap_or(&[]))?;
+                self.passing.push((count, at as u32));
+                at += record.words().len();
+            } else {
+                at += self.copy_one(words.get(at..).unwrap_or(&[]), count, filter)?;
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Copies the first record of `words` if it passes; returns its length. The publisher may write to `words` meanwhile, so
+    /// the copy is what counts.
+    fn copy_one(&mut self, words: &[u64], before: u32, filter: &Filter) -> Result<usize> {
+        let head = [words.first().copied().unwrap_or(0)];
+        let malformed = || Error::invalid("live batch", "its records are not whole");
+        let len = schema(Kind(head[0] as u16)).ok_or_else(malformed)?.words;
+        let record = words.get(..len).ok_or_else(malformed)?;
+        if filter.passes(head[0]) {
+            let at = self.words.len();
+            self.words.extend_from_slice(record);
+            let copied = RecordRef::first(self.words.get(at..).unwrap_or(&[]))?;
+            if copied.words().len() != len || self.words.get(at) != Some(&head[0]) {
+                return Err(malformed());
+            }
+            self.passing.push((before, at as u32));
+        }
+        Ok(len)
+    }
+}
+
+/// What a step of a subscriber has found.
+enum Step {
+    /// The next record of the batch; its words begin at this place of the batch's.
+    Live(PublisherId, Epoch, PubSeq, usize),
+    /// A record that was fetched from the store.
+    Healed(PublisherId, Epoch, PubSeq),
+    /// Records that were not found in time.
+    Gap { publisher: PublisherId, epoch: Epoch, first: PubSeq, last: PubSeq },
+    /// Nothing to deliver, and another step may have something.
+    Next,
+    /// Nothing, until more arrives or time passes.
+    Idle,
 }
 
 /// A live subscription to all publishers of a store.
 ///
 /// # Example
-#[doc = concat!("```no_run\n", include_str!("examples/subscribe.rs"), "\n```")]
+#[doc = concat!("```no_run\n", include_str!("../examples/subscribe.rs"), "\n```")]
 #[derive(Debug)]
 pub struct Subscriber {
-    store: PathBuf,
+    options: Options,
+    filter: Filter,
+    /// Names of the instruments, while the filter has some that are not registered.
+    symbols: Option<Symbols>,
+    notifier: Option<Notifier>,
     run_dir: RunDir,
     control: Control,
     bells: Bells,
@@ -170,12 +221,24 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
 impl Subscriber {
-    /// Subscribes to the store in the directory `store`.
+    /// Subscribes to all records of the store in the directory `store`.
+    ///
+    /// # Errors
+    /// As [`Subscriber::open_with`].
+    pub fn open(store: &Path) -> Result<Subscriber> {
+        Subscriber::open_with(Options::new(store))
+    }
+
+    /// Subscribes with `options`.
     ///
     /// # Errors
     /// [`Error::StorageDown`] if no storage process serves it; [`Error::Bus`].
-    pub fn open(store: &Path) -> Result<Subscriber> {
-        let store = &absolute(store)?;
+    pub fn open_with(options: Options) -> Result<Subscriber> {
+        let options = Options { store: absolute(&options.store)?, ..options };
+        if let Some(core) = options.core {
+            pin("subscriber", core);
+        }
+        let store = &options.store;
         let run_dir = RunDir::find(store)?;
         let control = Control::open(&run_dir.control())?;
         let bells = Bells::open(&run_dir.bells())?;
@@ -183,7 +246,10 @@ impl Subscriber {
         // Missing records are newer than this.
         let after = control.applied();
         let mut this = Subscriber {
-            store: store.to_path_buf(),
+            filter: Filter::new(&options),
+            options,
+            symbols: None,
+            notifier: None,
             run_dir,
             control,
             bells,
@@ -196,7 +262,7 @@ impl Subscriber {
             healing_since: None,
             held: None,
             healed: 0,
-            stored: Stored { after, ..Stored::default() },
+            stored: Stored::above(after),
             looked: Instant::now(),
             timeline: Timeline(0),
             reopened: None,
@@ -204,7 +270,7 @@ impl Subscriber {
             origin: Origin::here(),
         };
         if !this.relink()? {
-            return Err(Error::StorageDown { dir: this.store.clone(), why: "it is recovering" });
+            return Err(Error::StorageDown { dir: this.options.store.clone(), why: "it is recovering" });
         }
         Ok(this)
     }
@@ -227,7 +293,7 @@ impl Subscriber {
             return Ok(());
         }
         self.reopen_tried = Instant::now();
-        let Ok(run_dir) = RunDir::find(&self.store) else { return Ok(()) };
+        let Ok(run_dir) = RunDir::find(&self.options.store) else { return Ok(()) };
         let Ok(now) = Control::open(&run_dir.control()) else { return Ok(()) };
         let page = |c: &Control| (c.instance(), c.started(), c.timeline());
         let is_served = now.server().is_some() && now.instance().is_multiple_of(2);
@@ -238,14 +304,18 @@ impl Subscriber {
         if !continues {
             // Another copy's sequence numbers cannot be compared with those received.
             self.cursors.clear();
-            self.stored = Stored { after: now.applied(), ..Stored::default() };
+            self.filter.restart(&self.options);
+            self.stored = Stored::above(now.applied());
         }
         self.bells = Bells::open(&run_dir.bells())?;
-        self.versions = Versions::new(Arc::new(RealDisk), &self.store, now.store_id());
-        (self.view, self.link, self.kinds) = (None, None, None);
+        self.versions = Versions::new(Arc::new(RealDisk), &self.options.store, now.store_id());
+        (self.view, self.link, self.kinds, self.symbols) = (None, None, None, None);
+        if let Some(notifier) = &mut self.notifier {
+            notifier.move_to(&self.bells)?;
+        }
         (self.run_dir, self.control) = (run_dir, now);
         self.reopened = Some((timeline, continues));
-        tracing::warn!(store = %self.store.display(), %timeline, continues, "the store is now served from another place");
+        tracing::warn!(store = %self.options.store.display(), %timeline, continues, "the store is now served from another place");
         self.relink().map(drop)
     }
 
@@ -263,6 +333,10 @@ impl Subscriber {
         let mut kinds = Kinds::open(&self.run_dir.kinds(instance))?;
         kinds.refresh()?;
         self.kinds = Some(kinds);
+        self.symbols = None;
+        if self.filter.has_unregistered() {
+            self.symbols = Some(Symbols::open(&self.run_dir.symbols(instance))?);
+        }
         self.link = Some((instance, receiver, bus));
         self.timeline = self.control.timeline();
         Ok(true)
@@ -280,10 +354,34 @@ impl Subscriber {
         if self.held.is_some() {
             self.let_go();
         }
+        let step = loop {
+            match self.step()? {
+                Step::Next => {}
+                step => break step,
+            }
+        };
+        Ok(match step {
+            Step::Live(publisher, epoch, pub_seq, at) => {
+                let record = RecordRef::first(self.batch.words.get(at..).unwrap_or(&[]))?;
+                Some(Event::Record { publisher, epoch, pub_seq, record, healed: false })
+            }
+            Step::Healed(publisher, epoch, pub_seq) => {
+                let record = RecordRef::first(&self.stored.words)?;
+                Some(Event::Record { publisher, epoch, pub_seq, record, healed: true })
+            }
+            Step::Gap { publisher, epoch, first, last } => Some(Event::Gap { publisher, epoch, first, last }),
+            Step::Next | Step::Idle => {
+                self.arm();
+                None
+            }
+        })
+    }
+
+    fn step(&mut self) -> Result<Step> {
         if self.batch.left == 0 && !self.next_batch()? {
-            return Ok(None);
+            return Ok(Step::Idle);
         }
-        let batch = &self.batch;
+        let batch = &mut self.batch;
         let (publisher, epoch) = (batch.publisher, batch.epoch);
         let cursor = self.cursors.entry(publisher).or_insert(Cursor { epoch, next: batch.next, healed: Lsn::NONE });
         let expected = cursor.next;
@@ -297,13 +395,17 @@ impl Subscriber {
         }
         debug_assert!(cursor.epoch == epoch, "no record of an earlier epoch is delivered");
         self.healing_since = None;
-        cursor.next = PubSeq(expected.0 + 1);
-        let batch = &mut self.batch;
-        let record = RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?;
-        batch.at += record.words().len();
-        batch.next.0 += 1;
-        batch.left -= 1;
-        Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record, healed: false }))
+        let skipped = batch.to_skip();
+        let at = batch.passing.get(batch.at).map(|(_, at)| *at as usize);
+        batch.skip(skipped);
+        let Some(at) = at else {
+            cursor.next = batch.next;
+            return Ok(Step::Next);
+        };
+        let pub_seq = batch.next;
+        batch.skip(1);
+        cursor.next = batch.next;
+        Ok(Step::Live(publisher, epoch, pub_seq, at))
     }
 
     /// Receives the next batch with a new record. `false`: there is none.
@@ -313,18 +415,18 @@ impl Subscriber {
             let Some(sample) = receiver.receive()? else { return self.look() };
             let header = sample.header();
             let batch = &mut self.batch;
-            batch.words.clear();
-            batch.words.extend_from_slice(sample.words());
-            drop(sample);
-            (batch.publisher, batch.epoch, batch.next) = (header.publisher(), header.epoch(), header.first_pub_seq());
-            batch.at = 0;
-            let count = |words: &[u64]| crate::record::split(words).try_fold(0u32, |n, r| r.map(|_| n + 1));
-            let mut whole = count(&batch.words);
+            (batch.publisher, batch.epoch) = (header.publisher(), header.epoch());
+            (batch.first, batch.next, batch.left) = (header.first_pub_seq(), header.first_pub_seq(), 0);
+            if let Some(symbols) = self.symbols.as_mut().filter(|_| self.filter.has_unregistered()) {
+                self.filter.resolve(symbols);
+            }
+            let mut whole = batch.fill(sample.words(), &self.filter);
             if let (Err(_), Some(kinds)) = (&whole, &mut self.kinds) {
                 // A kind may have been defined meanwhile: the store has it before its first record is sent.
                 kinds.refresh()?;
-                whole = count(&batch.words);
+                whole = batch.fill(sample.words(), &self.filter);
             }
+            drop(sample);
             if whole.ok() != Some(header.count()) || header.count() == 0 {
                 tracing::warn!(publisher = batch.publisher.0, "skipped a malformed live batch");
                 continue;
@@ -332,11 +434,11 @@ impl Subscriber {
             batch.left = header.count();
             let cursor =
                 self.cursors.entry(batch.publisher).or_insert(Cursor { epoch: batch.epoch, next: batch.next, healed: Lsn::NONE });
-            let (old, new) = (batch.epoch < cursor.epoch, batch.epoch > cursor.epoch);
-            while batch.left > 0 && (old || (!new && batch.next < cursor.next)) {
-                batch.at += RecordRef::first(batch.words.get(batch.at..).unwrap_or(&[]))?.words().len();
-                batch.next.0 += 1;
-                batch.left -= 1;
+            if batch.epoch < cursor.epoch {
+                batch.skip(batch.left);
+            } else if batch.epoch == cursor.epoch && batch.next < cursor.next {
+                let repeated = (cursor.next.0 - batch.next.0).min(u64::from(batch.left)) as u32;
+                batch.skip(repeated);
             }
             if batch.left > 0 {
                 debug_assert!((batch.epoch, batch.next) >= (cursor.epoch, cursor.next), "no record is delivered twice");
@@ -390,64 +492,102 @@ impl Subscriber {
     }
 
     /// Fetches the record `expected` from the store; waits for it until the timeout, then reports a gap.
-    fn heal(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) -> Result<Option<Event<'_>>> {
+    fn heal(&mut self, publisher: PublisherId, epoch: Epoch, expected: PubSeq) -> Result<Step> {
         self.look_at_store()?;
         let waited = self.has_waited();
-        let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
+        let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(Step::Idle) };
         assert!((cursor.epoch, cursor.next) == (epoch, expected), "the next record is the one that is fetched");
         if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, expected, cursor.healed)? {
-            self.healing_since = None;
-            self.healed += 1;
             (cursor.next, cursor.healed) = (PubSeq(expected.0 + 1), lsn);
-            let record = RecordRef::first(&self.stored.words)?;
-            return Ok(Some(Event::Record { publisher, epoch, pub_seq: expected, record, healed: true }));
+            return Ok(self.fetched(publisher, epoch, expected));
         }
         if !waited {
-            return Ok(None);
+            return Ok(Step::Idle);
         }
         self.healing_since = None;
         let last = PubSeq(self.batch.next.0 - 1);
         assert!(expected <= last, "a gap has a record, and ends before the batch");
         cursor.next = self.batch.next;
-        Ok(Some(Event::Gap { publisher, epoch, first: expected, last }))
+        Ok(Step::Gap { publisher, epoch, first: expected, last })
+    }
+
+    /// The step for a record that was fetched into `stored.words`.
+    fn fetched(&mut self, publisher: PublisherId, epoch: Epoch, pub_seq: PubSeq) -> Step {
+        self.healing_since = None;
+        if let Some(symbols) = self.symbols.as_mut().filter(|_| self.filter.has_unregistered()) {
+            self.filter.resolve(symbols);
+        }
+        let passes = self.filter.is_all() || self.stored.words.first().is_some_and(|head| self.filter.passes(*head));
+        self.healed += u64::from(passes);
+        if passes { Step::Healed(publisher, epoch, pub_seq) } else { Step::Next }
     }
 
     /// Fetches the rest of the epoch of the cursor `ended`. The epoch is complete when the store has the first
     /// record of the epoch `new`: storage accepts nothing of the old epoch after it.
-    fn end_epoch(&mut self, publisher: PublisherId, ended: Cursor, new: Epoch) -> Result<Option<Event<'_>>> {
+    fn end_epoch(&mut self, publisher: PublisherId, ended: Cursor, new: Epoch) -> Result<Step> {
         self.look_at_store()?;
         let waited = self.has_waited();
-        let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(None) };
+        let Some(cursor) = self.cursors.get_mut(&publisher) else { return Ok(Step::Idle) };
         let Cursor { epoch, next, healed } = ended;
         assert!((cursor.epoch, cursor.next) == (epoch, next) && epoch < new, "a later epoch ends this one");
         // This search comes first: once the new epoch's first record is stored, the old epoch is complete.
         let over = self.stored.find(self.view.as_ref(), publisher, new, PubSeq(1), healed)?.is_some();
         if let Some(lsn) = self.stored.find(self.view.as_ref(), publisher, epoch, next, healed)? {
-            self.healing_since = None;
-            self.healed += 1;
             (cursor.next, cursor.healed) = (PubSeq(next.0 + 1), lsn);
-            let record = RecordRef::first(&self.stored.words)?;
-            return Ok(Some(Event::Record { publisher, epoch, pub_seq: next, record, healed: true }));
+            return Ok(self.fetched(publisher, epoch, next));
         }
         if !over && !waited {
-            return Ok(None);
+            return Ok(Step::Idle);
         }
         self.healing_since = None;
         *cursor = Cursor { epoch: new, next: PubSeq(1), healed };
         if over {
-            return Ok(None);
+            return Ok(Step::Next);
         }
         // Their count is unknown.
-        Ok(Some(Event::Gap { publisher, epoch, first: next, last: PubSeq(u64::MAX) }))
+        Ok(Step::Gap { publisher, epoch, first: next, last: PubSeq(u64::MAX) })
     }
 
-    /// Sleeps until there may be an event, at most for `limit`.
+    /// Waits until there may be an event, at most for `limit`, as [`Options::wait`] says: [`Wait::Busy`] loads a word in a
+    /// loop, [`Wait::Adaptive`] does so for some microseconds and then sleeps, [`Wait::Blocking`] sleeps.
     pub fn wait(&self, limit: Duration) {
+        let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
         if self.healing_since.is_some() {
             return self.bells.sleep(Bell::Applied, limit.min(Duration::from_millis(5)), || false);
         }
-        let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
+        let (mut idle, until) = (Idle::new(self.options.wait), Instant::now() + limit);
+        while !idle.should_park() {
+            if receiver.has_batches() || Instant::now() >= until {
+                return;
+            }
+        }
         self.bells.sleep(Bell::Live, limit.min(Duration::from_millis(100)), || receiver.has_batches());
+    }
+
+    /// A descriptor that becomes readable when there may be an event: for `epoll`, `poll` and async programs. Call
+    /// [`Subscriber::poll`] until it returns `None`, wait until the descriptor is readable, and repeat; never read from it. It
+    /// becomes readable ten times a second without an event too, so that a restart of storage is noticed. A thread of this
+    /// process serves it from the first call on.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Exhausted`] if the system gives no descriptor or thread; [`Error::Forked`].
+    pub fn descriptor(&mut self) -> Result<BorrowedFd<'_>> {
+        self.origin.check("subscriber")?;
+        let notifier = match self.notifier.take() {
+            Some(notifier) => notifier,
+            None => Notifier::new(&self.bells)?,
+        };
+        self.notifier = Some(notifier);
+        self.arm();
+        let Some(notifier) = &self.notifier else { panic!("it was just made") };
+        Ok(notifier.fd())
+    }
+
+    /// Prepares the descriptor for a wait.
+    fn arm(&self) {
+        let Some(notifier) = &self.notifier else { return };
+        let has_batches = || self.batch.left > 0 || self.link.as_ref().is_some_and(|(_, receiver, _)| receiver.has_batches());
+        notifier.arm(self.healing_since.is_some(), || self.healing_since.is_none() && has_batches());
     }
 }
 
@@ -455,7 +595,7 @@ impl Drop for Subscriber {
     fn drop(&mut self) {
         if !self.origin.is_here() {
             // The bus ports belong to the parent process: closing them here would close the parent's.
-            Box::leak(Box::new(self.link.take()));
+            Box::leak(Box::new((self.link.take(), self.notifier.take())));
         }
     }
 }

@@ -6,7 +6,10 @@
 //! unchanged, the view has all rows up to the watermark, because storage lists a MemTable before it applies
 //! a row in it, and the SSTables that replace a MemTable before it drops that one. Tables of a view stay
 //! readable for as long as the view exists, even when they are unlinked. A view that would miss records
-//! because no storage process serves the store is refused here, for the readers of every process.
+//! because no storage process serves the store is refused here, for the readers of every process; [`AtRest`] reads such a
+//! store from its files.
+
+mod at_rest;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,6 +26,8 @@ use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::sstable;
 use crate::time::{Clock, HostClock, Ts};
+
+pub use at_rest::{AtRest, TornTail, is_store};
 
 /// A mapped SSTable.
 pub type File = Arc<sstable::Table>;

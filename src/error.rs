@@ -221,8 +221,8 @@ pub enum Error {
         /// How it was detected.
         why: &'static str,
     },
-    /// The directory is a backup, which is neither served nor changed.
-    #[error("{} is a backup: no storage process serves it, and only tape backup changes it. To make a store of it, run: tape restore {} --store DIRECTORY", dir.display(), dir.display())]
+    /// The directory is a backup, which is read, and neither served nor changed.
+    #[error("{} is a backup: it can be read, no storage process serves it, and only tape backup changes it. To make a store of it, run: tape restore {} --store DIRECTORY", dir.display(), dir.display())]
     Backup {
         /// The directory.
         dir: PathBuf,

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use tapestore::error::Error;
 use tapestore::lsn::{Epoch, PublisherId};
 use tapestore::reader::Reader;
 use tapestore::shm;
 use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotView, Statistic};
 use tapestore::shm::health::Trouble;
-use tapestore::shm::run_dir::RunDir;
+use tapestore::shm::run_dir::{BACKUP, RunDir};
 use tapestore::shm::spill::{self, SPILLED};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -103,6 +104,9 @@ pub struct Args {
 
 /// The problem of the store `dir`, and what to do, as a sentence.
 fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
+    if dir.join(BACKUP).exists() {
+        return Error::Backup { dir: dir.to_path_buf() }.to_string();
+    }
     let since = since.map_or_else(String::new, |ts| format!(", since {ts}"));
     let advice = trouble.advice().replace("STORE", &dir.display().to_string());
     format!("{trouble}{since}; {advice}")

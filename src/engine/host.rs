@@ -105,7 +105,7 @@ impl Host {
 
     /// Whether the sync agent has made more durable since the last turn.
     pub(super) fn is_due(&self) -> bool {
-        self.log.covered().durable() != self.replica.durable()
+        self.log.covered().durable() != self.replica.durable() || self.log.wants_flush()
     }
 
     /// Whether this host is the only one of its cluster.
@@ -215,6 +215,7 @@ impl Host {
     pub(super) fn turn(&mut self, at: Moment, backlog: usize) -> Result<bool> {
         self.flow = Flow::Hold;
         self.log.notify_sync_if_due(at.now);
+        self.log.flush_if_wanted();
         let mut worked = self.take_part(at, backlog)?;
         if self.ended().is_some() {
             return Ok(true);

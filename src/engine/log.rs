@@ -97,12 +97,14 @@ pub(super) struct Log {
     held: VecDeque<(At, u64, Reply)>,
     /// Since when back-pressure is on.
     held_since: Option<u64>,
+    /// Whether an operator wants a flush that has not begun.
+    wants_flush: bool,
     effects: Vec<Effect>,
 }
 
 impl Log {
     pub(super) fn new(parts: LogParts) -> Log {
-        Log { parts, unsent: Unsent::default(), held: VecDeque::new(), held_since: None, effects: Vec::new() }
+        Log { parts, unsent: Unsent::default(), held: VecDeque::new(), held_since: None, wants_flush: false, effects: Vec::new() }
     }
 
     /// Exchanges `effects`, which is empty, for the effects to carry out, in order.
@@ -317,6 +319,24 @@ impl Log {
     pub(super) fn seal(&mut self) {
         if let Some(sealed) = self.parts.state.seal_if_used() {
             self.effects.push(Effect::Flush(FlushItem::Sealed(sealed)));
+        }
+    }
+
+    /// Notes that an operator wants the records in MemTables flushed.
+    pub(super) fn want_flush(&mut self) {
+        self.wants_flush = true;
+    }
+
+    /// Whether a flush is wanted and has not begun.
+    pub(super) fn wants_flush(&self) -> bool {
+        self.wants_flush
+    }
+
+    /// Begins a wanted flush once the next MemTable is ready, so that publishers do not wait for it.
+    pub(super) fn flush_if_wanted(&mut self) {
+        if self.wants_flush && (!self.parts.state.memtables.holds_records() || self.parts.state.memtables.is_next_ready()) {
+            self.wants_flush = false;
+            self.seal();
         }
     }
 

@@ -84,7 +84,7 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
     let missing = |n: NodeId| Error::invalid("node", format!("{n} is no member; `tape cluster status` lists the members"));
     match command {
         Command::Status => {}
-        Command::Flush => log.seal(),
+        Command::Flush => log.want_flush(),
         Command::Greet(greeting) => node.greet(&greeting)?,
         Command::Add { node: new, address } => {
             if address.is_empty() || address.len() > crate::consensus::format::ADDRESS_MAX || new == NodeId(0) {

@@ -315,6 +315,14 @@ impl MemTables {
         self.active.as_ref().is_some_and(|active| !active.is_empty())
     }
 
+    /// Whether the next table is ready. Requests it if it is not.
+    pub fn is_next_ready(&mut self) -> bool {
+        if let Err(error) = self.provide(false) {
+            tracing::debug!(%error, "cannot create the next MemTable yet");
+        }
+        self.next.is_some()
+    }
+
     /// Seals the active table and goes on in the next, if there is one; `mark` is the log as of now.
     ///
     /// # Panics

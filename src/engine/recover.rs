@@ -75,6 +75,16 @@ pub struct Recovered {
     pub(super) lock: Box<dyn Send + Sync>,
 }
 
+impl Recovered {
+    /// Shows on the control page that this process serves the store. For a simulation, which drives the state by hand.
+    #[doc(hidden)]
+    pub fn announce(&self) {
+        let server = (u64::from(std::process::id()), self.meta.meta().term, self.control.started());
+        self.control.set_server(Some(server));
+        self.control.set_instance(self.started.instance);
+    }
+}
+
 /// Opens `store.meta` and the manifest of the store in `dir`. Creates both if there is no store; finishes the install of
 /// another host's snapshot if one had begun.
 fn open_files(disk: &Arc<dyn Disk>, dir: &Path, options: &Options, world: &World) -> Result<(wal::Meta, Manifest)> {

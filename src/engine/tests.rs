@@ -187,7 +187,7 @@ impl Run {
 
     fn view(&self, store: &Recovered) -> View {
         let mut versions = Versions::new(Arc::new(self.disk.clone()), &self.dir.path().join("s"), 5);
-        store.control.set_instance(store.started.instance);
+        store.announce();
         versions.view(&store.run_dir, &store.control, Control::applied).unwrap()
     }
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
 
+mod at_rest;
 mod backup;
 mod bars;
 mod books;
@@ -29,5 +30,5 @@ mod small_shm;
 mod tool;
 mod user_kinds;
 mod users;
-mod whole;
+
 mod wiped;

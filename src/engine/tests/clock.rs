@@ -38,7 +38,7 @@ fn begun(run: &Run) -> Recovered {
 
 /// The newest record as of the clock's time, and its index time.
 fn newest(run: &Run, store: &Recovered) -> (Lsn, Ts) {
-    store.control.set_instance(store.started.instance);
+    store.announce();
     let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
     let series = Series { instrument: InstrumentId(1), kind: Kind(Trade::KIND.0) };
     let mut snapshot = reader.snapshot(At::Committed).unwrap();

@@ -193,7 +193,7 @@ fn every_access_path_agrees_with_a_model_over_sstables_and_memtables() {
         let mut store = recover(options.clone(), &world).unwrap();
         register(&mut store, INSTRUMENTS, Ts(BASE)).unwrap();
         let (state, _) = store.state.begin_epoch(PublisherId(1), 7, Epoch(0), Ts(BASE)).unwrap();
-        store.control.set_instance(store.started.instance);
+        store.announce();
         let mut model = Model::default();
         let open = || Reader::open_on(std::sync::Arc::new(run.disk.clone()), &store_dir).unwrap();
         let mut reader = open();
@@ -217,7 +217,7 @@ fn every_access_path_agrees_with_a_model_over_sstables_and_memtables() {
             if round == 3 {
                 drop(store);
                 store = recover(options.clone(), &world).unwrap();
-                store.control.set_instance(store.started.instance);
+                store.announce();
             }
         }
         // Snapshots return the same rows after flushes, compactions, unlinks and restarts.
@@ -249,7 +249,7 @@ fn a_damaged_block_fails_the_reads_that_need_it_and_no_others() {
     store.state.memtables.seal_soon();
     put(&mut store, &mut model, &mut rng, state.epoch, 10);
     assert!(file_one(&mut store).unwrap());
-    store.control.set_instance(store.started.instance);
+    store.announce();
     let dir = run.dir.path().join("s").join(tapestore::sstable::DIR);
     let name = run.disk.list(&dir).unwrap().into_iter().find(|n| n.starts_with("trade")).unwrap();
     let mut bytes = run.disk.contents(&dir.join(&name)).unwrap();
@@ -322,7 +322,7 @@ fn a_replay_of_many_one_row_series_and_of_a_quiet_night_before_a_busy_morning_is
     store.control.set_durable(end.lsn, end.position);
     store.control.set_committed(end.lsn);
     for _ in 0..2 {
-        store.control.set_instance(store.started.instance);
+        store.announce();
         let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
         let snapshot = reader.snapshot(At::Appended).unwrap();
         let all = snapshot.series().unwrap();
@@ -363,7 +363,7 @@ fn a_replay_over_very_many_small_files_is_in_order() {
         store.state.memtables.seal_soon();
         while file_one(&mut store).unwrap() {}
     }
-    store.control.set_instance(store.started.instance);
+    store.announce();
     let mut reader = Reader::open_on(std::sync::Arc::new(run.disk.clone()), &run.dir.path().join("s")).unwrap();
     let snapshot = reader.snapshot(At::Appended).unwrap();
     assert!(snapshot.history().files().len() as u64 >= files);

@@ -277,7 +277,7 @@ pub(super) fn publish(publisher: &mut Publisher, from: u64, to: u64) {
     publisher.flush(Durability::Quorum, Duration::from_secs(20)).unwrap();
 }
 
-/// The trades in the log of the stopped host with the store `dir`.
+/// The trades in the log of the idle host with the store `dir`.
 fn trades_in(dir: &Path) -> Vec<u64> {
     let meta = wal::meta::read(&RealDisk, dir).unwrap().unwrap();
     let from = wal::Chain::begin(meta.store_id);
@@ -292,7 +292,7 @@ fn trades_in(dir: &Path) -> Vec<u64> {
     ids
 }
 
-/// Bytes of the log of a stopped host, up to its end.
+/// Bytes of the log of an idle host, up to its end.
 fn log_of(dir: &Path) -> Vec<u8> {
     let meta = wal::meta::read(&RealDisk, dir).unwrap().unwrap();
     let mut bytes = Vec::new();
@@ -343,7 +343,7 @@ fn publishers_of_any_of_three_hosts_are_served_and_those_of_followers_outlive_th
     });
     drop(at_follower);
     let stores: Vec<_> = (1..=3).map(|n| hosts.store(n)).collect();
-    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
+    // Before they stop, which flushes the records and recycles the log.
     let expected: Vec<u64> = (10_000..21_000).collect();
     for store in &stores {
         let ids = trades_in(store);
@@ -353,6 +353,7 @@ fn publishers_of_any_of_three_hosts_are_served_and_those_of_followers_outlive_th
     let shortest = stores.iter().map(|s| log_of(s).len()).min().unwrap();
     let [a, b, c] = [0, 1, 2].map(|i| log_of(&stores[i])[..shortest].to_vec());
     assert!(a == b && b == c, "frames have the same bytes on each host");
+    (1..=3).for_each(|n| assert_eq!(hosts.stop(n), Ended::Stopped));
 }
 
 #[test]

@@ -202,7 +202,7 @@ impl<'a> Subject<'a> {
             Err(Error::Halted { .. } | Error::Io { .. }) => panic!("damage is reported as a failed call"),
             Err(_) => return Shown::Refused,
         };
-        at.control.set_instance(at.started.instance);
+        at.announce();
         let mut reader = Reader::open_on(disk, &self.store).unwrap();
         if !Found::of(&at, &mut reader, 3).is(&self.state) {
             return Shown::Other;

@@ -20,6 +20,7 @@ use tapestore::reader::Reader;
 use tapestore::record::{Depth10, Layout, Record};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::time::Clock;
+use tapestore::version::AtRest;
 use tapestore::wal::{self, Appended, Spare, Spares};
 use tapestore_engine::compaction;
 use tapestore_engine::compaction::retention::{Rule, Rules};
@@ -256,8 +257,15 @@ impl<'a> Trial<'a> {
 
     /// Starts the store, compares it with the model and marks it as serving.
     pub fn start(&mut self) -> Result<Store> {
+        let rest = AtRest::read(&self.disk.copy(), &self.store);
         let at = self.recover()?;
-        at.control.set_instance(at.started.instance);
+        // A reader of the store at rest sees what recovery keeps.
+        match rest {
+            Ok(rest) => assert_eq!(rest.control.applied(), Lsn(at.started.records), "a store at rest and its next start agree"),
+            // The first start has created it.
+            Err(error) => assert!(matches!(error, Error::Missing { .. }) && at.started.records == 0, "{error}"),
+        }
+        at.announce();
         count(&self.counts.truncated, u64::from(at.started.truncated.is_some()));
         let (before, found) = (self.model.written(), at.started.records);
         count(&self.counts.lost, before.saturating_sub(found));

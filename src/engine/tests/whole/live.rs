@@ -133,6 +133,7 @@ impl Live {
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
         let (spare_in, spare_out) = bounded(1);
         state.writer.set_spares(Spares::Ahead(spare_out));
+        control.set_server(Some((1, meta.meta().term, control.started())));
         control.set_instance(started.instance);
         let host = Host::new(HostParts {
             log: LogParts {

@@ -255,7 +255,8 @@ pub enum Error {
         /// Why it has not answered.
         why: &'static str,
     },
-    /// No storage process serves the store, and some of the answer is only in its log, which cannot be read without one.
+    /// No storage process serves the store, and some of what the answer rests on is only in its log: a command that changes
+    /// SSTables by their newest record refuses to.
     #[error("{what} {first} to {last} of {dir} are only in the log, and no storage process serves them; an answer without them would be incomplete. Start one with: tape-storage --store {dir}", dir = dir.display())]
     InLogAlone {
         /// The store directory.

@@ -109,8 +109,8 @@ pub fn restore(store: &Path, args: &RestoreArgs, format: Format) -> Outcome {
     let of_a_cluster = tapestore::wal::meta::read(&RealDisk, &target)?.is_some_and(|m| m.in_cluster);
     match of_a_cluster {
         _ if format.json => {}
-        false => println!("start it with: tape-storage --store {}", target.display()),
-        true => println!(
+        false => out!("start it with: tape-storage --store {}", target.display()),
+        true => out!(
             "it is a store of a cluster host. To make it a host: tape cluster init --join --store {0} ...; to make it a store of its own: \
              tape cluster detach --store {0}",
             target.display()
@@ -127,11 +127,11 @@ fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
             "log_bytes": log_bytes, "logged_records": logged, "last_lsn": last.0, "last_time": time.to_string(),
             "timeline": timeline.0, "retries": retries,
         });
-        println!("{object}");
+        out!("{object}");
         return;
     }
-    println!("{what}: {}, every byte read back", dir.display());
-    println!(
+    out!("{what}: {}, every byte read back", dir.display());
+    out!(
         "  {} SSTables: {} linked, {} copied, {} reused; {} bytes, {} records",
         thousands(linked + copied + reused),
         thousands(linked),
@@ -140,10 +140,10 @@ fn print(what: &str, dir: &Path, summary: &Summary, format: Format) {
         thousands(file_bytes),
         thousands(flushed)
     );
-    println!("  log: {} bytes, {} records", thousands(log_bytes), thousands(logged));
+    out!("  log: {} bytes, {} records", thousands(log_bytes), thousands(logged));
     if last.0 > 0 {
-        println!("  up to LSN {}, ingested at {time}", thousands(last.0));
+        out!("  up to LSN {}, ingested at {time}", thousands(last.0));
     } else {
-        println!("  no records yet");
+        out!("  no records yet");
     }
 }

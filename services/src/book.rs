@@ -142,25 +142,25 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
             "bids": side(&bids), "asks": side(&asks), "unknown_orders": unknown_orders, "repeated_orders": repeated_orders,
             "malformed": malformed, "crossed": crossed,
         });
-        println!("{object}");
+        out!("{object}");
         return Ok(());
     }
     if format.csv {
-        println!("level,bid_count,bid_size,bid,ask,ask_size,ask_count");
+        out!("level,bid_count,bid_size,bid,ask,ask_size,ask_count");
     }
     let mut t = table(&["orders", "bid size", "bid", "ask", "ask size", "orders"]);
     for level in 0..bids.len().max(asks.len()) {
         let ([bid, bid_size, bids], [ask, ask_size, asks]) = (cell(bids.get(level)), cell(asks.get(level)));
         if format.csv {
-            println!("{level},{bids},{bid_size},{bid},{ask},{ask_size},{asks}");
+            out!("{level},{bids},{bid_size},{bid},{ask},{ask_size},{asks}");
         } else {
             t.add_row([bids, bid_size, bid, ask, ask_size, asks]);
         }
     }
     if !format.csv {
         t.column_iter_mut().for_each(|c| c.set_cell_alignment(comfy_table::CellAlignment::Right));
-        println!("{t}");
-        println!(
+        out!("{t}");
+        out!(
             "  {} changes; crossed at the end of {crossed} events; {unknown_orders} changes of unknown orders, {repeated_orders} repeated, {malformed} malformed",
             book.changes()
         );

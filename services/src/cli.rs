@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use tapestore_engine::store_dir;
 
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome, USAGE};
 use crate::output::Format;
 use crate::{
     backup, bars, book, cluster, compact, demo, export, flush, import, inspect, publish, query, repair, replication, status,
@@ -27,7 +27,7 @@ pub struct Tape {
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 4 interrupted, \
 5 records are not stored at their durability level, 6 storage serves the store with a problem, 65 malformed or damaged data, \
-66 no such file or an unreadable one, 69 no storage process serves the store, 70 internal error, 74 disk or shared memory failed, \
+66 no such file or an unreadable one, 69 no storage process serves the store, 70 internal error, 73 standard output cannot be written, 74 disk or shared memory failed, \
 75 try again later, 77 another user serves the store.";
 
 #[derive(Subcommand, Debug)]
@@ -112,6 +112,25 @@ enum Inspect {
     Memtable,
 }
 
+impl Command {
+    /// Whether its output is rows, which CSV can hold.
+    fn prints_rows(&self) -> bool {
+        matches!(
+            self,
+            Command::Tail(_)
+                | Command::Follow(_)
+                | Command::Get(_)
+                | Command::AsOf(_)
+                | Command::Scan(_)
+                | Command::Replay(_)
+                | Command::Find(_)
+                | Command::Bars(_)
+                | Command::Symbols(_)
+                | Command::Export(_)
+        )
+    }
+}
+
 impl Tape {
     /// Runs the command.
     ///
@@ -128,6 +147,11 @@ impl Tape {
             }
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
             _ => terminal::log(terminal::LevelFilter::WARN, false),
+        }
+        if format.csv && !self.command.prints_rows() {
+            let why =
+                "--csv is for commands that print rows: tail, follow, get, asof, scan, replay, find, bars, symbols and export";
+            return Err(Failure::new(USAGE, why));
         }
         match self.command {
             Command::Demo(args) => match args.cluster {

@@ -119,7 +119,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
     }
     let after = offline.manifest().state();
     if format.json {
-        println!(
+        out!(
             "{}",
             serde_json::json!({ "merges": merges, "bytes_written": written, "files_before": before.files.len(),
                 "files": after.files.len(), "bytes": bytes(after), "expired": after.expired - before.expired })
@@ -192,7 +192,7 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
     }
     bar.finish_and_clear();
     if format.json {
-        println!("{}", serde_json::json!({ "merges": seen - began, "due": left }));
+        out!("{}", serde_json::json!({ "merges": seen - began, "due": left }));
     } else {
         terminal::say(format_args!(
             "storage serves {} and compacts by itself: {} merges done meanwhile, {} due",
@@ -213,7 +213,7 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
 fn print_plan(state: &State, merges: &[Merge], format: Format) {
     if format.json {
         for merge in merges {
-            println!(
+            out!(
                 "{}",
                 serde_json::json!({ "kind": kind_name(merge.kind), "from": merge.window.from.to_string(),
                     "hours": merge.window.len / 3_600_000_000_000, "why": merge.why, "rows": merge.rows(), "bytes": merge.bytes(),
@@ -320,7 +320,7 @@ fn print_drops(files: &[FileMeta], by_age: &dyn Fn(usize) -> bool, what: &str, f
     let (rows, bytes) = files.iter().fold((0, 0), |(r, b), f| (r + f.rows, b + f.len));
     if format.json {
         for (i, file) in files.iter().enumerate() {
-            println!(
+            out!(
                 "{}",
                 serde_json::json!({ "file": name(file), "kind": kind_name(file.kind), "newest": file.time.1.to_string(),
                     "rows": file.rows, "bytes": file.len, "by": if by_age(i) { "age" } else { "bytes" } })

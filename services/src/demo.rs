@@ -110,7 +110,7 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     }
     let say = |text: String| {
         if !format.json {
-            println!("{text}");
+            out!("{text}");
         }
     };
     say(format!("store    {}{}", store.display(), if args.keep { "" } else { " (temporary)" }));
@@ -205,21 +205,21 @@ fn compare(published: &Report, read: &Report, stored: &Tally, format: Format) ->
             "checksum": format!("{:08x}", published.checksum), "records_per_second": rate,
             "visible_ns": { "samples": l.count, "p50": l.p50, "p99": l.p99, "p99.9": l.p999, "max": l.max },
         });
-        println!("{object}");
+        out!("{object}");
     } else {
-        let line = |what: &str, n: u64, crc: u32| println!("{what}{:>12} records, checksum {crc:08x}", thousands(n));
+        let line = |what: &str, n: u64, crc: u32| out!("{what}{:>12} records, checksum {crc:08x}", thousands(n));
         line("published", published.records, published.checksum);
         let kinds: Vec<String> = published.kinds.iter().map(|(name, n)| format!("{} {name}", thousands(*n))).collect();
-        println!("         {}", kinds.join(", "));
+        out!("         {}", kinds.join(", "));
         line("read     ", read.records, read.checksum);
         line("stored   ", stored.count, stored.checksum);
-        println!("rate     {} records/s for {:.2} s", thousands(rate as u64), published.seconds);
+        out!("rate     {} records/s for {:.2} s", thousands(rate as u64), published.seconds);
         let [p50, p99, p999, max] = [l.p50, l.p99, l.p999, l.max].map(duration);
-        println!(
+        out!(
             "visible  publish to another process: p50 {p50}, p99 {p99}, p99.9 {p999}, max {max} ({} samples)",
             thousands(l.count)
         );
-        println!("equal    {}", if equal { "yes: published = read in shared memory = stored on the disk" } else { "NO" });
+        out!("equal    {}", if equal { "yes: published = read in shared memory = stored on the disk" } else { "NO" });
     }
     if equal { Ok(()) } else { Err(Failure::new(DIFFERENCE, "the published, read and stored records differ")) }
 }
@@ -271,7 +271,7 @@ pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
 }
 
 fn print_report(report: &Report) -> Outcome {
-    println!("{}", serde_json::to_string(report).map_err(|e| Failure::new(IO, e.to_string()))?);
+    out!("{}", serde_json::to_string(report).map_err(|e| Failure::new(IO, e.to_string()))?);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use tapestore::reader::Follow;
 
 use crate::logging;
 use crate::processes::ProcessError;
+use crate::terminal;
 
 /// A comparison or verification found a difference.
 pub const DIFFERENCE: u8 = 1;
@@ -31,6 +32,8 @@ pub const NO_INPUT: u8 = 66;
 pub const UNAVAILABLE: u8 = 69;
 /// A part of this program ended that must never end.
 pub const INTERNAL: u8 = 70;
+/// Standard output cannot be written: what was to be printed is incomplete.
+pub const OUTPUT: u8 = 73;
 /// The disk or shared memory failed.
 pub const IO: u8 = 74;
 /// The store belongs to another user.
@@ -68,6 +71,7 @@ impl From<Error> for Failure {
         let code = match &error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => NO_INPUT,
             Error::Corrupt { .. } | Error::Foreign { .. } | Error::Version { .. } | Error::Missing { .. } => DATA,
+            Error::Invalid { what: "instrument", .. } => NOT_FOUND,
             Error::Invalid { .. } | Error::Limit { .. } | Error::Backup { .. } => USAGE,
             Error::Denied { .. } => NO_PERMISSION,
             Error::StorageDown { .. } | Error::InLogAlone { .. } => UNAVAILABLE,
@@ -132,6 +136,12 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// The failure to write to standard output: of a closed one the command ends without a message.
+pub fn output(error: std::io::Error) -> Failure {
+    let code = if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { OUTPUT };
+    Failure::new(code, format!("cannot write to standard output: {error}"))
+}
+
 /// The failure of a command that was interrupted before it had printed all records.
 pub(crate) fn interrupted() -> Failure {
     Failure::new(INTERRUPTED, "interrupted: the records above are not complete")
@@ -153,6 +163,10 @@ pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
 /// Prints why a command failed and returns its exit code.
 pub fn code(outcome: Outcome) -> ExitCode {
     logging::flush();
+    let outcome = match (outcome, terminal::output_error()) {
+        (Ok(()), Some(error)) => Err(output(error)),
+        (outcome, _) => outcome,
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,

@@ -63,7 +63,7 @@ pub fn run(store: &Path, format: Format) -> Outcome {
     bar.finish_and_clear();
     let flushed = covered(control).saturating_sub(before);
     if format.json {
-        println!("{}", serde_json::json!({ "flushed": flushed, "covered": covered(control) }));
+        out!("{}", serde_json::json!({ "flushed": flushed, "covered": covered(control) }));
     } else {
         let (flushed, covered) = (thousands(flushed), thousands(covered(control)));
         terminal::say(format_args!("{flushed} records flushed; SSTables hold the records up to {covered}"));

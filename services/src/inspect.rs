@@ -145,7 +145,7 @@ pub fn inspect_wal(store: &Path, args: &Wal, format: Format) -> Outcome {
     let (meta, sums, end, from) = read_log(store, |frame| {
         let h = &frame.header;
         if args.frames && format.json {
-            println!(
+            out!(
                 "{}",
                 serde_json::json!({
                     "index": h.index.0, "type": format!("{:?}", h.kind()), "position": h.position.0, "bytes": h.total_len(),
@@ -162,7 +162,7 @@ pub fn inspect_wal(store: &Path, args: &Wal, format: Format) -> Outcome {
         Ok(())
     })?;
     if args.frames && !format.json {
-        println!("{t}");
+        out!("{t}");
     }
     print_sums(store, &meta, &sums, &end, from, format);
     Ok(())
@@ -182,18 +182,18 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
             "end": end.chain.position.0, "known_durable": position.0, "known_durable_lsn": lsn.0,
             "torn_tail": tail.map(|t| t.bad.what),
         });
-        println!("{object}");
+        out!("{object}");
         return;
     }
-    println!("log of {} (store {:032x}, created {})", store.display(), meta.store_id, meta.created);
-    println!(
+    out!("log of {} (store {:032x}, created {})", store.display(), meta.store_id, meta.created);
+    out!(
         "  segments of {} bytes, term {}, timeline {}, last stop {}",
         thousands(meta.segment_size),
         meta.term,
         meta.timeline,
         if meta.clean { "clean" } else { "not clean, or running" }
     );
-    println!(
+    out!(
         "  {} data frames, {} control, {} no-op, {} pads; {} bytes",
         thousands(data),
         thousands(control),
@@ -201,7 +201,7 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
         pad,
         thousands(sums.bytes)
     );
-    println!(
+    out!(
         "  {} records, LSN {} to {}, checksum {:08x}; {} control entries",
         thousands(sums.tally.count),
         sums.tally.first,
@@ -210,11 +210,11 @@ fn print_sums(store: &Path, meta: &Meta, sums: &Sums, end: &End, from: Chain, fo
         thousands(sums.entries)
     );
     if from.lsn.0 > 1 {
-        println!("  begins at the checkpoint, position {}: records up to {} are flushed", from.position, from.lsn.0 - 1);
+        out!("  begins at the checkpoint, position {}: records up to {} are flushed", from.position, from.lsn.0 - 1);
     }
-    println!("  ends at position {}; durable mark at position {} (LSN {})", end.chain.position, position, lsn);
+    out!("  ends at position {}; durable mark at position {} (LSN {})", end.chain.position, position, lsn);
     if let Some(tail) = tail {
-        println!(
+        out!(
             "  after it: bytes of an unfinished or torn frame ({} at offset {} of {})",
             tail.bad.what,
             tail.offset,
@@ -287,10 +287,10 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
             if format.json {
                 let object = serde_json::json!({ "edit": header.seq, "bytes": header.total_len(), "added": added, "removed": removed,
                     "checkpoint_lsn": checkpoint, "publishers": edit.publishers.len(), "names": edit.names.len() });
-                println!("{object}");
+                out!("{object}");
             } else {
                 let upto = checkpoint.map_or_else(String::new, |c| format!(", checkpoint at LSN {c}"));
-                println!(
+                out!(
                     "edit {:>6}: {added} files added, {removed} removed{upto}, {} publishers, {} names",
                     header.seq,
                     edit.publishers.len(),
@@ -307,10 +307,10 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
             "covered": state.covered().0, "checkpoint": state.checkpoint.position.0, "next_file": state.next_id,
             "publishers": state.publishers.len(), "names": state.names.len(), "torn": torn, "expired": state.expired,
         });
-        println!("{object}");
+        out!("{object}");
         return Ok(());
     }
-    println!(
+    out!(
         "manifest of {}: edit {}, {} SSTables, {} records, {} bytes",
         store.display(),
         state.seq,
@@ -318,7 +318,7 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         thousands(rows),
         thousands(bytes)
     );
-    println!(
+    out!(
         "  checkpoint: records up to {}, {} of them expired; the log continues at position {}; {} publishers, {} instrument names",
         state.covered(),
         thousands(state.expired),
@@ -327,9 +327,9 @@ pub fn inspect_manifest(store: &Path, args: &ManifestArgs, format: Format) -> Ou
         thousands(state.names.len() as u64)
     );
     if let Some(torn) = torn {
-        println!("  after it: an unfinished or torn edit ({torn})");
+        out!("  after it: an unfinished or torn edit ({torn})");
     }
-    println!("{}", file_table(state.files.values()));
+    out!("{}", file_table(state.files.values()));
     Ok(())
 }
 
@@ -354,9 +354,9 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
     let (state, opened) = open_history(store, &read_meta(store)?)?;
     let Some(wanted) = &args.file else {
         if format.json {
-            state.files.values().for_each(|f| println!("{}", file_json(f)));
+            state.files.values().for_each(|f| out!("{}", file_json(f)));
         } else {
-            println!("{}", file_table(state.files.values()));
+            out!("{}", file_table(state.files.values()));
         }
         return Ok(());
     };
@@ -375,13 +375,13 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
             let sections: Vec<u64> = opened.trailer()?.sections.iter().map(|s| s.len).collect();
             object.insert("section_bytes".into(), sections.into());
         }
-        println!("{object}");
+        out!("{object}");
         return Ok(());
     }
-    println!("{}", file_table(std::iter::once(file)));
+    out!("{}", file_table(std::iter::once(file)));
     let trailer = opened.trailer()?;
     let columns: u64 = blocks.iter().map(|b| b.body_len).sum();
-    println!(
+    out!(
         "  {} blocks, {} series, {} runs; {:.1} bytes a row, {:.1} of them columns",
         blocks.len(),
         thousands(series.len() as u64),
@@ -391,7 +391,7 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
     );
     let names = ["schema", "blocks", "series", "runs", "LSNs", "places", "filter", "block filters"];
     let sections: Vec<String> = names.iter().zip(&trailer.sections).map(|(n, s)| format!("{n} {}", thousands(s.len))).collect();
-    println!("  sections, in bytes: {}", sections.join(", "));
+    out!("  sections, in bytes: {}", sections.join(", "));
     if args.blocks {
         let mut t = table(&["block", "offset", "bytes", "rows", "first time", "last time", "first LSN", "last LSN"]);
         for (i, b) in blocks.iter().enumerate() {
@@ -400,7 +400,7 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
             let [i, offset, bytes, rows] = [i as u64, b.offset, b.body_len, u64::from(b.rows)].map(|n| n.to_string());
             t.add_row([i, offset, bytes, rows, first, last, b.lsn.min.to_string(), b.lsn.max.to_string()]);
         }
-        println!("{t}");
+        out!("{t}");
     }
     if args.series {
         let mut t = table(&["instrument", "rows", "block", "row", "first time", "last time"]);
@@ -409,7 +409,7 @@ pub fn inspect_sst(store: &Path, args: &Sst, format: Format) -> Outcome {
             let [instrument, rows, block, row] = [s.instrument.0, s.rows, s.block, s.row].map(|n| n.to_string());
             t.add_row([instrument, rows, block, row, first, last]);
         }
-        println!("{t}");
+        out!("{t}");
     }
     opened.check()?;
     Ok(())
@@ -426,14 +426,14 @@ pub fn inspect_memtable(store: &Path, format: Format) -> Outcome {
     let mut t = table(&["table", "first LSN", "series", "bytes used", "of"]);
     for (id, base, used, series) in snapshot.memtables() {
         if format.json {
-            println!("{}", serde_json::json!({ "table": id, "first_lsn": base.0, "series": series, "used": used, "bytes": len }));
+            out!("{}", serde_json::json!({ "table": id, "first_lsn": base.0, "series": series, "used": used, "bytes": len }));
         } else {
             t.add_row([id.to_string(), base.to_string(), thousands(series as u64), thousands(used), thousands(len)]);
         }
     }
     if !format.json {
-        println!("{t}");
-        println!("  records up to {} are in SSTables, up to {} in these", snapshot.history().covered(), snapshot.last());
+        out!("{t}");
+        out!("  records up to {} are in SSTables, up to {} in these", snapshot.history().covered(), snapshot.last());
     }
     Ok(())
 }

@@ -1,5 +1,10 @@
 //! Owns: the processes `tape-storage` and `tape-replication`, the tool `tape`, and the code they share.
 
+/// Prints a line on standard output; [`exit::code`] reports a failure to write it.
+macro_rules! out {
+    ($($text:tt)*) => { $crate::terminal::say(format_args!($($text)*)) };
+}
+
 pub mod accounting;
 pub mod backup;
 pub mod bars;

@@ -10,7 +10,7 @@ use tapestore::shm::symbols::Symbols;
 use tapestore::time::Ts;
 use tapestore_formats::export::{CsvRows, header};
 
-use crate::exit::{Failure, Outcome, USAGE};
+use crate::exit::{Failure, Outcome, USAGE, output};
 
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -70,7 +70,7 @@ impl<'s> Rows<'s> {
         let name = self.name(row);
         if self.format.json {
             let object = json(row, &name);
-            return Ok(writeln!(self.out, "{object}")?);
+            return writeln!(self.out, "{object}").map_err(output);
         }
         if self.format.csv {
             return self.push_csv(row, &name);
@@ -97,7 +97,7 @@ impl<'s> Rows<'s> {
             Some(rows) => rows,
             None => self.csv.insert(Box::new(CsvRows::new(std::io::stdout().lock(), schema, BUFFER)?)),
         };
-        Ok(rows.push(row, name)?)
+        rows.push(row, name).map_err(output)
     }
 
     fn flush_table(&mut self) -> Outcome {
@@ -111,7 +111,7 @@ impl<'s> Rows<'s> {
         for column in table.column_iter_mut().skip(4) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        Ok(writeln!(self.out, "{table}")?)
+        writeln!(self.out, "{table}").map_err(output)
     }
 
     /// Writes buffered rows.
@@ -121,9 +121,9 @@ impl<'s> Rows<'s> {
     pub fn flush(&mut self) -> Outcome {
         self.flush_table()?;
         if let Some(rows) = &mut self.csv {
-            rows.flush()?;
+            rows.flush().map_err(output)?;
         }
-        Ok(self.out.flush()?)
+        self.out.flush().map_err(output)
     }
 }
 
@@ -140,7 +140,8 @@ fn shown<'a>(row: &Row<'a>) -> impl Iterator<Item = (&'static str, Value<'a>)> +
     values.map(|(c, v)| (c.name, v))
 }
 
-/// A row as a JSON object. Prices, sizes and times are text, because JSON numbers are not exact.
+/// A row as a JSON object: integers are numbers, what is absent is null. Prices and sizes are text, because most programs read
+/// decimals in JSON as binary fractions; times are text as everywhere.
 fn json(row: &Row<'_>, name: &str) -> Json {
     let mut object = Map::new();
     object.insert("lsn".into(), row.lsn.0.into());
@@ -152,7 +153,9 @@ fn json(row: &Row<'_>, name: &str) -> Json {
             (_, Value::Price(Price::NULL) | Value::Size(Size::NULL) | Value::Volume(Volume::NULL) | Value::Ts(Ts::NULL)) => {
                 Json::Null
             }
-            (ColumnType::U64 | ColumnType::I64, v) => v.to_string().into(),
+            // The types' own nulls: an absent id, and an absent difference of times.
+            (ColumnType::U64, Value::Unsigned(u64::MAX)) => Json::Null,
+            (ColumnType::I32, Value::Signed(v)) if v == i64::from(i32::MAX) => Json::Null,
             (_, Value::Unsigned(v)) => v.into(),
             (_, Value::Signed(v)) => v.into(),
             (_, v) => v.to_string().into(),

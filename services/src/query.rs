@@ -414,7 +414,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     if args.tally {
         let t = tally;
         let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
-        println!("{object}");
+        out!("{object}");
     }
     if is_incomplete { Err(interrupted()) } else { Ok(()) }
 }

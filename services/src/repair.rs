@@ -65,7 +65,7 @@ fn examine(store: &Path, format: Format) -> Outcome {
             "log_damage": found.log.as_ref().map(|(e, _)| e.to_string()), "would_lose": found.log.as_ref().map(|(_, l)| json(l)),
             "torn_tail": found.torn.as_ref().map(|t| t.bad.what), "run": advice,
         });
-        println!("{object}");
+        out!("{object}");
     } else {
         say(&found);
     }
@@ -76,22 +76,23 @@ fn examine(store: &Path, format: Format) -> Outcome {
 }
 
 fn say(found: &Findings) {
-    println!("SSTables: {} files, {} of them damaged; {} records", found.files, found.damaged.len(), thousands(found.flushed));
+    out!("SSTables: {} files, {} of them damaged; {} records", found.files, found.damaged.len(), thousands(found.flushed));
     for (meta, error) in &found.damaged {
         let (name, (first, last)) = (sstable::file_name(meta.kind, meta.id), meta.lsn);
-        println!("  {name}: {} records of {first} to {last}: {}", thousands(meta.rows), reason(error));
+        out!("  {name}: {} records of {first} to {last}: {}", thousands(meta.rows), reason(error));
     }
     match (&found.log, &found.torn) {
         (Some((error, loss)), _) => {
-            println!("log:      readable up to record {}, then: {}", found.last, reason(error));
+            out!("log:      readable up to record {}, then: {}", found.last, reason(error));
             say_loss(loss);
         }
-        (None, Some(torn)) => println!(
+        (None, Some(torn)) => out!(
             "log:      sound up to record {}; a torn frame follows ({}), which was never acknowledged as durable: the next start \
              truncates it",
-            found.last, torn.bad.what
+            found.last,
+            torn.bad.what
         ),
-        (None, None) => println!("log:      sound up to record {}", found.last),
+        (None, None) => out!("log:      sound up to record {}", found.last),
     }
 }
 
@@ -138,9 +139,9 @@ fn json(loss: &Loss) -> serde_json::Value {
 
 fn say_loss(loss: &Loss) {
     if loss.count() == 0 {
-        println!("  no record is lost by truncating the log before {}", loss.first);
+        out!("  no record is lost by truncating the log before {}", loss.first);
     } else {
-        println!(
+        out!(
             "  lost by truncating the log: records {} to {} (LSN), {}; {} of them are readable",
             loss.first,
             loss.last,
@@ -150,13 +151,13 @@ fn say_loss(loss: &Loss) {
     }
     for ((publisher, epoch), gone) in &loss.publishers {
         let (first, last, count) = (gone.first, gone.last, thousands(gone.count));
-        println!("    publisher {publisher}, epoch {epoch}: {count} records, pub_seq {first} to {last}");
+        out!("    publisher {publisher}, epoch {epoch}: {count} records, pub_seq {first} to {last}");
     }
     if loss.entries > 0 {
-        println!("    {} control entries: attachments, instrument names, kinds", loss.entries);
+        out!("    {} control entries: attachments, instrument names, kinds", loss.entries);
     }
     if let Some((from, to)) = loss.ingested {
-        println!("    ingested from {from} to {to}");
+        out!("    ingested from {from} to {to}");
     }
 }
 
@@ -184,7 +185,7 @@ fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
         false => (repair::loss(&RealDisk, store, at)?, None),
     };
     if format.json {
-        println!("{}", serde_json::json!({ "done": accepted, "loss": json(&loss), "kept_in": kept_in }));
+        out!("{}", serde_json::json!({ "done": accepted, "loss": json(&loss), "kept_in": kept_in }));
     } else {
         say_loss(&loss);
     }
@@ -196,13 +197,13 @@ fn truncate(store: &Path, at: Lsn, accepted: bool, format: Format) -> Outcome {
             Err(Failure::new(USAGE, text))
         }
         (true, None) => {
-            println!("the log ends before {at} already; nothing was changed");
+            out!("the log ends before {at} already; nothing was changed");
             Ok(())
         }
         (true, Some(dir)) => {
             if !format.json {
-                println!("truncated the log before {at}; the removed bytes are kept in {}", dir.display());
-                println!("start it with: tape-storage --store {}", store.display());
+                out!("truncated the log before {at}; the removed bytes are kept in {}", dir.display());
+                out!("start it with: tape-storage --store {}", store.display());
             }
             Ok(())
         }
@@ -216,10 +217,10 @@ fn put_back(store: &Path, backup: &Path, format: Format) -> Outcome {
     let done = done?;
     if format.json {
         let left: Vec<&PathBuf> = done.left.iter().map(|(path, _)| path).collect();
-        println!("{}", serde_json::json!({ "healed": done.healed, "left": left }));
+        out!("{}", serde_json::json!({ "healed": done.healed, "left": left }));
     } else {
-        done.healed.iter().for_each(|path| println!("{}: replaced, every byte verified", path.display()));
-        done.left.iter().for_each(|(path, why)| println!("{}: not replaced: in the backup, {}", path.display(), reason(why)));
+        done.healed.iter().for_each(|path| out!("{}: replaced, every byte verified", path.display()));
+        done.left.iter().for_each(|(path, why)| out!("{}: not replaced: in the backup, {}", path.display(), reason(why)));
     }
     if done.left.is_empty() {
         return Ok(());

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use tapestore::error::Error;
 use tapestore::lsn::{Epoch, PublisherId};
 use tapestore::reader::Reader;
 use tapestore::shm;
 use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotView, Statistic};
 use tapestore::shm::health::Trouble;
-use tapestore::shm::run_dir::{BACKUP, RunDir};
+use tapestore::shm::run_dir::RunDir;
 use tapestore::shm::spill::{self, SPILLED};
 use tapestore::time::{Clock, HostClock, Ts};
 
@@ -104,8 +103,8 @@ pub struct Args {
 
 /// The problem of the store `dir`, and what to do, as a sentence.
 fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
-    if dir.join(BACKUP).exists() {
-        return Error::Backup { dir: dir.to_path_buf() }.to_string();
+    if let (Trouble::Stopped, Err(error)) = (trouble, RunDir::find(dir)) {
+        return error.to_string();
     }
     let since = since.map_or_else(String::new, |ts| format!(", since {ts}"));
     let advice = trouble.advice().replace("STORE", &dir.display().to_string());
@@ -175,7 +174,7 @@ fn show(publishers: &[(PublisherId, Epoch, SlotView)]) {
         let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
         t.add_row(cells.into_iter().chain([format!("{:?}", v.state)]));
     }
-    println!("{t}");
+    out!("{t}");
 }
 
 /// `tape status`.
@@ -203,7 +202,7 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
         holders: holders(store, run_dir.as_ref()),
     };
     if format.json {
-        println!("{}", seen.json());
+        out!("{}", seen.json());
     } else {
         seen.print();
     }
@@ -264,39 +263,39 @@ impl Seen<'_> {
     fn print(&self) {
         let Seen { store, control, run_dir, trouble, .. } = self;
         match trouble {
-            Some((trouble, since)) => println!("PROBLEM: {}", sentence(store, *trouble, *since)),
-            None => println!("OK: storage serves {} and accepts records", store.display()),
+            Some((trouble, since)) => out!("PROBLEM: {}", sentence(store, *trouble, *since)),
+            None => out!("OK: storage serves {} and accepts records", store.display()),
         }
-        println!("store {} is {}", store.display(), self.state());
+        out!("store {} is {}", store.display(), self.state());
         if let Some(pid) = control.server() {
             let age = HostClock.monotonic().saturating_sub(control.heartbeat());
-            println!("  process {pid} since {}, heartbeat {} ago", control.started(), terminal::duration(age));
+            out!("  process {pid} since {}, heartbeat {} ago", control.started(), terminal::duration(age));
         }
         match run_dir {
-            Some(run_dir) => println!("  run directory {}", run_dir.path().display()),
+            Some(run_dir) => out!("  run directory {}", run_dir.path().display()),
             None => {
-                println!("  no storage process has served it since this host was started; these are the numbers of its files")
+                out!("  no storage process has served it since this host was started; these are the numbers of its files")
             }
         }
         for (name, value) in numbers(control) {
-            println!("  {name:<18}{:>20}", thousands(value));
+            out!("  {name:<18}{:>20}", thousands(value));
         }
         if let Some(amplification) = amplification(control) {
-            println!("  write amplification since the start: {amplification:.2} (bytes of SSTables written per byte flushed)");
+            out!("  write amplification since the start: {amplification:.2} (bytes of SSTables written per byte flushed)");
         }
         if let Some(short) = run_dir.and_then(|run_dir| shortage(store, control, run_dir)) {
-            println!("  {short}");
+            out!("  {short}");
         }
         if let Some(warning) = held_files::maps_warning(control.statistic(Statistic::Files)) {
-            println!("  {warning}");
+            out!("  {warning}");
         }
         for holder in &self.holders {
-            println!("  process {} keeps {} bytes of deleted SSTables and MemTables", holder.pid, thousands(holder.bytes));
+            out!("  process {} keeps {} bytes of deleted SSTables and MemTables", holder.pid, thousands(holder.bytes));
         }
         if let Some(step) = clock_step(control) {
-            println!("  {step}");
+            out!("  {step}");
         }
-        println!("  back-pressure: {}", self.pressure().unwrap_or("none"));
+        out!("  back-pressure: {}", self.pressure().unwrap_or("none"));
         show(&self.publishers);
     }
 }

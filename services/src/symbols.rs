@@ -8,7 +8,7 @@ use tapestore::reader::{At, Reader, Series, Snapshot};
 use tapestore::record::{Column, Definition, Mapping, Name, Record, SCHEMAS, user_kinds};
 use tapestore::time::Ts;
 
-use crate::exit::Outcome;
+use crate::exit::{Outcome, output};
 use crate::output::{Format, table};
 use crate::query::{found, time};
 
@@ -33,21 +33,21 @@ pub fn kinds(store: &Path, format: Format) -> Outcome {
                 "kind": schema.name, "number": schema.kind.0, "bytes": schema.words * 8, "sorted_by": index,
                 "found_by": schema.find, "columns": columns,
             });
-            println!("{object}");
+            out!("{object}");
             continue;
         }
         let found = if schema.find.is_empty() { String::new() } else { format!(", found by {}", schema.find.join(", ")) };
-        println!("{} (number {}): {} bytes, sorted by {index}{found}", schema.name, schema.kind.0, schema.words * 8);
+        out!("{} (number {}): {} bytes, sorted by {index}{found}", schema.name, schema.kind.0, schema.words * 8);
         let mut line = String::new();
         for column in columns {
             if line.len() + column.name.len() > LINE {
-                println!("   {line}");
+                out!("   {line}");
                 line.clear();
             }
             line.push(' ');
             line.push_str(column.name);
         }
-        println!("   {line}");
+        out!("   {line}");
     }
     Ok(())
 }
@@ -77,7 +77,7 @@ pub fn symbols(store: &Path, args: &Args, format: Format) -> Outcome {
     let mut shown = 0;
     let mut shown_table = table(&DEFINED);
     if format.csv {
-        writeln!(out, "{}", if args.at.is_some() { DEFINED.join(",") } else { "id,instrument".to_owned() })?;
+        writeln!(out, "{}", if args.at.is_some() { DEFINED.join(",") } else { "id,instrument".to_owned() }).map_err(output)?;
     }
     for (id, name) in (1u32..).zip(symbols.names()).filter(|(_, name)| matches(name)) {
         shown += 1;
@@ -86,25 +86,34 @@ pub fn symbols(store: &Path, args: &Args, format: Format) -> Outcome {
             match (format.json, format.csv) {
                 (true, _) => {
                     let object: serde_json::Map<_, _> =
-                        DEFINED.iter().zip(cells).map(|(k, v)| ((*k).to_owned(), v.into())).collect();
-                    writeln!(out, "{}", serde_json::Value::Object(object))?;
+                        DEFINED.iter().zip(cells).map(|(k, v)| ((*k).to_owned(), json(k, v))).collect();
+                    writeln!(out, "{}", serde_json::Value::Object(object)).map_err(output)?;
                 }
-                (_, true) => writeln!(out, "{}", cells.join(","))?,
+                (_, true) => writeln!(out, "{}", cells.join(",")).map_err(output)?,
                 _ => drop(shown_table.add_row(cells)),
             }
             continue;
         }
         match (format.json, format.csv) {
-            (true, _) => writeln!(out, "{}", serde_json::json!({ "id": id, "instrument": name.as_str() }))?,
-            (_, true) => writeln!(out, "{id},{name}")?,
-            _ => writeln!(out, "{id:>8}  {name}")?,
+            (true, _) => writeln!(out, "{}", serde_json::json!({ "id": id, "instrument": name.as_str() })).map_err(output)?,
+            (_, true) => writeln!(out, "{id},{name}").map_err(output)?,
+            _ => writeln!(out, "{id:>8}  {name}").map_err(output)?,
         }
     }
     if shown > 0 && args.at.is_some() && !format.json && !format.csv {
-        writeln!(out, "{shown_table}")?;
+        writeln!(out, "{shown_table}").map_err(output)?;
     }
-    out.flush()?;
+    out.flush().map_err(output)?;
     found(shown, "such instrument")
+}
+
+/// The JSON value of the cell `text` of a column of [`DEFINED`].
+fn json(column: &str, text: String) -> serde_json::Value {
+    match (column, text.parse::<u64>()) {
+        _ if text.is_empty() || text == "null" => serde_json::Value::Null,
+        ("id" | "raw_id", Ok(number)) => number.into(),
+        _ => text.into(),
+    }
 }
 
 /// Columns of a definition.

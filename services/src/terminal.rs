@@ -2,8 +2,8 @@
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tapestore_formats::progress::Progress;
@@ -121,10 +121,21 @@ pub fn size(text: &str) -> Result<u64, String> {
     parsed.map_err(|e| format!("'{text}' is not a size like 4096, 64K, 256M or 2G: {e}"))
 }
 
-/// Prints `text` as a line. A closed output is no error: the work goes on.
+/// The first failure to write to standard output.
+static OUTPUT: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Prints `text` as a line. The work goes on after a failure, which [`output_error`] returns at the end.
 pub fn say(text: impl std::fmt::Display) {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{text}").ok();
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        OUTPUT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// The first failure of [`say`], if there was one. A closed output is none: the reader has read enough.
+pub fn output_error() -> Option<std::io::Error> {
+    let error = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    error.filter(|error| error.kind() != std::io::ErrorKind::BrokenPipe)
 }
 
 /// A number with thousands separators.

@@ -171,10 +171,10 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
             "orphans": checked.orphans, "expired": checked.expired, "frames": frames, "records": sums.tally.count, "bytes": sums.bytes,
             "checksum": format!("{:08x}", sums.tally.checksum), "compared_with_memory": checked.compared, "end": end,
         });
-        println!("{object}");
+        out!("{object}");
         return;
     }
-    println!(
+    out!(
         "SSTables: {} files, {} records, {} bytes: all sound, each record once (manifest edit {})",
         thousands(checked.files),
         thousands(checked.flushed),
@@ -182,12 +182,12 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
         checked.edit
     );
     if checked.expired > 0 {
-        println!("          {} records have expired and are in no SSTable", thousands(checked.expired));
+        out!("          {} records have expired and are in no SSTable", thousands(checked.expired));
     }
     if checked.orphans > 0 {
-        println!("          {} other files: being written, or left by a kill and removed at the next start", checked.orphans);
+        out!("          {} other files: being written, or left by a kill and removed at the next start", checked.orphans);
     }
-    println!(
+    out!(
         "log:      {} frames, {} records, {} bytes: all sound (checksum {:08x})",
         thousands(frames),
         thousands(sums.tally.count),
@@ -195,8 +195,8 @@ fn print(checked: &Checked, sums: &Sums, end: u64, is_served: bool, format: Form
         sums.tally.checksum
     );
     if is_served {
-        println!("memory:   {} records in shared memory are the same as in the log", thousands(checked.compared));
+        out!("memory:   {} records in shared memory are the same as in the log", thousands(checked.compared));
     } else {
-        println!("memory:   not compared: no storage process serves the store");
+        out!("memory:   not compared: no storage process serves the store");
     }
 }

@@ -3,6 +3,7 @@
 
 mod backup;
 mod clock;
+mod embedded;
 mod filling;
 mod history;
 mod hostile;

@@ -218,8 +218,8 @@ impl Follow {
     /// # Errors
     /// [`Error::Withdrawn`] once, if records already read, from `first` on, were withdrawn: it continues from there.
     /// [`Error::Expired`] if the next records have expired: it continues after them. [`Error::StorageDown`] while
-    /// storage recovers, or after it has stopped and everything has been read. [`Error::InLogAlone`] if the next
-    /// records are readable only once storage serves again. [`Error::Corrupt`] and [`Error::Io`] of a file.
+    /// storage recovers, or once everything in the files of a store at rest has been read. [`Error::Corrupt`] and
+    /// [`Error::Io`] of a file.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Row<'_>>> {
         if self.view.as_ref().is_none_or(|v| v.upto < self.next) && !self.refresh()? {

@@ -124,10 +124,10 @@ pub struct Reader {
 impl Reader {
     /// Opens the store in the directory `store`: by its shared memory while a storage process serves it, and otherwise by its
     /// files, which takes the time to read the log after the last flush. Files are only read: read permission and a read-only
-    /// file system are enough. [`Reader::is_at_rest`] tells which it is.
+    /// file system are enough. [`Reader::is_at_rest`] returns which it is.
     ///
     /// # Errors
-    /// [`Error::StorageDown`] if there is no store, or its storage process is recovering; [`Error::Denied`] if this process's
+    /// [`Error::StorageDown`] if there is no store; [`Error::Denied`] if this process's
     /// user may not read it; of a store at rest also [`Error::Corrupt`], [`Error::Missing`], [`Error::Foreign`] or
     /// [`Error::Version`] if a file is damaged, and [`Error::Limit`] if more records are in its log only than may be read into
     /// memory (4 GiB).
@@ -150,7 +150,7 @@ impl Reader {
             Err(error @ (Error::StorageDown { .. } | Error::Backup { .. })) if !is_store(disk.as_ref(), store)? => Err(error),
             Err(Error::StorageDown { .. } | Error::Backup { .. }) => Reader::open_files(disk, store),
             // Its shared memory is of another user. Nobody writes its files while no process holds its lock.
-            Err(Error::Denied { .. }) if is_store(disk.as_ref(), store)? && !is_locked(&store.join(LOCK)) => {
+            Err(Error::Denied { .. }) if is_store(disk.as_ref(), store).unwrap_or(false) && !is_locked(&store.join(LOCK)) => {
                 Reader::open_files(disk, store)
             }
             Err(error) => Err(error),
@@ -322,10 +322,10 @@ impl Reader {
     }
 
     /// Registers the store's user kinds in this process; see [`crate::record::user_kinds`]. Every [`Reader::snapshot`]
-    /// does this.
+    /// does this. While storage recovers, those that were read before stay registered.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if this process has another layout under a number; as [`Reader::snapshot`].
+    /// [`Error::Invalid`] if this process has another layout under a number; as [`Reader::open`].
     pub fn kinds(&mut self) -> Result<()> {
         self.reopen_if_silent()?;
         // Reading the files has registered them.

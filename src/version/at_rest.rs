@@ -109,7 +109,9 @@ impl AtRest {
     /// # Errors
     /// As [`AtRest::read`].
     pub fn is_current(&self, disk: &dyn Disk, dir: &Path) -> Result<bool> {
-        Ok(ReadAs::now(disk, dir)? == Some(self.read_as) && !self.has_next_frame(disk, dir)?)
+        // An SSTable with an unreadable page is mapped again: its disk may have recovered.
+        let is_sound = !self.history.files().iter().any(|file| file.is_damaged());
+        Ok(is_sound && ReadAs::now(disk, dir)? == Some(self.read_as) && !self.has_next_frame(disk, dir)?)
     }
 
     /// Whether a frame has been appended after the last one read.

@@ -185,7 +185,8 @@ fn every_command_that_reads_answers_alike_in_eight_states() {
             match served.get(i) {
                 Some(wanted) => assert!(*wanted == answer, "{}: {command}: {:?} {why}", state.name, answer.0),
                 None => {
-                    assert!(command.contains("99999") || command.contains("NONE") || answer.0 == Some(0), "{command}: {why}");
+                    let may_be_empty = ["999999999", "NONE", "find"].iter().any(|part| command.contains(part));
+                    assert!(may_be_empty || answer.0 == Some(0), "{command}: {why}");
                     writeln!(table, "{:<90} exit code {:?}", command, answer.0).unwrap();
                     served.push(answer);
                 }
@@ -325,12 +326,25 @@ fn log_end(store: &Path) -> (PathBuf, u64) {
 #[test]
 fn a_torn_tail_ends_the_view_and_is_said_and_damage_before_it_is_an_error() {
     let mut store = partly_flushed();
+    assert!(store.terminate().success());
+    // The sync of the records below comes too late: none is below the durable mark.
+    let config = store.path.with_file_name("storage.toml");
+    std::fs::write(&config, "sync-interval-ms = 3600000\nsegment-size = 4194304\nmemtable-size = 16777216\n").unwrap();
+    store.set_arguments(&["--config", config.to_str().unwrap()]);
+    store.start();
+    let mut publisher = store.publisher(1, Durability::Fsync);
+    let instrument = publisher.instrument(&"LATE".parse().unwrap()).unwrap();
+    publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
+    publisher.close(PATIENCE).unwrap();
+    let mut publisher = store.publisher(2, Durability::Os);
+    publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
+    publisher.flush(Durability::Os, PATIENCE).unwrap();
     store.kill();
     let copy = store.path.with_file_name("copy");
     run("cp", &["-r", store.path.to_str().unwrap(), copy.to_str().unwrap()]);
     let (segment, end) = log_end(&copy);
     let bytes = std::fs::read(&segment).unwrap();
-    // The last frame is the record of the publisher that closed last; its header is the last 64-byte block with the magic.
+    // The last frame is the newest record; its header is the last 64-byte block with the magic.
     let magic = &bytes[4096..4100];
     let last = (4096..end as usize).step_by(64).rfind(|&at| &bytes[at..at + 4] == magic).unwrap();
     let spoil = |at: usize| {
@@ -341,14 +355,14 @@ fn a_torn_tail_ends_the_view_and_is_said_and_damage_before_it_is_an_error() {
     spoil(last + 64);
     let mut reader = Reader::open(&copy).unwrap();
     let torn = reader.torn_tail().unwrap().clone();
-    assert_eq!((torn.path.as_path(), torn.offset, torn.last), (segment.as_path(), last as u64, Lsn(RECORDS - 1)));
-    assert_eq!(reader.snapshot(At::Committed).unwrap().last(), Lsn(RECORDS - 1));
+    assert_eq!((torn.path.as_path(), torn.offset, torn.last), (segment.as_path(), last as u64, Lsn(RECORDS + 1)));
+    assert_eq!(reader.snapshot(At::Committed).unwrap().last(), Lsn(RECORDS + 1));
     let output = tape(&copy, &["get", "1"]);
     let note = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && note.contains("ends within a frame") && note.contains(&torn.last.to_string()), "{note}");
     // The first frame after the checkpoint: the log is durable beyond it.
     let checkpoint = reader.control().statistic(Statistic::CheckpointPosition) % (4 << 20);
-    spoil(checkpoint as usize + 64);
+    spoil(checkpoint as usize);
     let error = Reader::open(&copy).map(|_| ()).unwrap_err();
     assert!(matches!(&error, Error::Corrupt { path, offset, .. } if *path == segment && *offset == checkpoint), "{error}");
     assert_eq!(tape(&copy, &["get", "1"]).status.code(), Some(65));

@@ -794,7 +794,7 @@ fn a_repair_does_not_truncate_the_log_of_a_cluster_host() {
     publish(&mut publisher, 0..500);
     publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     drop(publisher);
-    hosts.stop();
+    (1..=3).for_each(|n| hosts.kill(n));
     let segment = hosts.store(leader).join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)));
     let mut bytes = std::fs::read(&segment).unwrap();
     bytes[5000] ^= 1;

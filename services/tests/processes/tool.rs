@@ -140,7 +140,7 @@ fn exit_codes_are_specific_and_messages_name_the_next_command() {
     let mut store = market();
     assert_eq!(code(&store, &["get", "5001"]).0, 3);
     let (status, text) = code(&store, &["scan", "NO:SUCH", "trade"]);
-    assert!(status == 2 && text.contains("tape symbols"), "{text}");
+    assert!(status == 3 && text.contains("tape symbols"), "{text}");
     assert_eq!(code(&store, &["scan", "SIM:00000", "whale"]).0, 2);
     assert_eq!(code(&store, &["asof", "SIM:00000", "trade", "1970-01-01T00:00:01Z"]).0, 3);
     assert_eq!(code(&store, &["symbols", "zzz"]).0, 3);
@@ -151,16 +151,21 @@ fn exit_codes_are_specific_and_messages_name_the_next_command() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("locked by another process"));
     assert!(store.terminate().success(), "SIGTERM is a clean end");
     let (status, text) = code(&store, &["get", "1"]);
+    assert!(status == 0 && text.contains("no storage process serves"), "{text}");
+    let (status, text) = code(&store, &["status"]);
     assert!(status == 69 && text.contains("tape-storage --store"), "{text}");
-    assert_eq!(code(&store, &["status"]).0, 69);
     store.tape_ok(&["verify"]);
     assert!(store.tape_ok(&["inspect", "wal"]).contains("last stop clean"));
     let nowhere = tape(&store.path.with_extension("not"), &["status"]);
     assert_eq!(nowhere.status.code(), Some(69));
     // Damage is named, and nothing is changed.
+    store.start();
+    store.tape_ok(&["publish", "--sim", "--records", "5000", "--instruments", "20"]);
+    store.kill();
+    let checkpoint = store.reader().control().statistic(tapestore::shm::control::Statistic::CheckpointPosition) as usize;
     let segment = store.path.join("wal").join("0000000000000000.wal");
     let mut bytes = std::fs::read(&segment).unwrap();
-    bytes[6000] ^= 1;
+    bytes[checkpoint] ^= 1;
     std::fs::write(&segment, &bytes).unwrap();
     let (status, text) = code(&store, &["verify"]);
     assert!(status == 65 && text.contains("offset") && text.contains("LSN"), "{text}");
@@ -215,5 +220,48 @@ fn both_captures_are_stored_and_read_back_equal() {
             "{venue}"
         );
         assert_eq!(report["equal"], true);
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {
+    let store = market();
+    let commands: [&[&str]; 14] = [
+        &["status"],
+        &["status", "--json"],
+        &["status", "--check"],
+        &["verify"],
+        &["kinds"],
+        &["symbols"],
+        &["inspect", "wal"],
+        &["inspect", "sst"],
+        &["inspect", "manifest"],
+        &["inspect", "memtable"],
+        &["get", "1"],
+        &["scan", "SIM:00000", "book", "--csv"],
+        &["follow", "--once"],
+        &["flush"],
+    ];
+    for command in commands {
+        let run = |out: std::process::Stdio| {
+            let mut tape = std::process::Command::new(env!("CARGO_BIN_EXE_tape"));
+            tape.args(command).arg("--store").arg(&store.path).stdout(out).output().unwrap()
+        };
+        let full = run(std::fs::File::options().write(true).open("/dev/full").unwrap().into());
+        let why = String::from_utf8_lossy(&full.stderr).into_owned();
+        assert!(full.status.code() == Some(73) && why.contains("standard output"), "{command:?}: {} {why}", full.status);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let closed = run(writer.into());
+        assert!(closed.status.success(), "{command:?}: {closed:?}");
+    }
+    let (status, text) = code(&store, &["status", "--csv"]);
+    assert!(status == 2 && text.contains("--csv"), "{text}");
+    assert_eq!(code(&store, &["asof", "NO:SUCH", "trade"]).0, 3);
+    let row = &json(&store.tape_ok(&["get", "21", "--json"]))[0];
+    assert!(row["lsn"].is_u64() && row["instrument"].is_string(), "{row}");
+    for line in json(&store.tape_ok(&["follow", "--once"])) {
+        let ids = ["trade_id", "order_id", "sequence"].iter().filter_map(|id| line.get(id));
+        assert!(ids.into_iter().all(|id| id.is_u64() || id.is_null()), "{line}");
     }
 }

@@ -87,6 +87,43 @@ pub fn parse_duration(text: &str) -> Result<u64> {
     length().ok_or_else(|| Error::invalid("duration", format!("'{text}' is not like 250ms, 90s, 15m, 36h or 30d")))
 }
 
+/// Parses a time as people write it: what [`Ts`] parses; a date or a date and time, in UTC or in the zone behind it, as in
+/// `2024-08-08`, `2024-08-08 23:55` and `2024-08-08 09:30[America/New_York]`; `now`, which is the time `now`, and `now-5m`.
+///
+/// # Errors
+/// [`Error::Invalid`] if `text` is none of these, or its zone is unknown or has no such time or two of them.
+#[doc(hidden)]
+pub fn parse_time(text: &str, now: Ts) -> Result<Ts> {
+    if let Ok(time) = text.parse() {
+        return Ok(time);
+    }
+    let invalid = || {
+        let forms = "2024-08-08, 2024-08-08 23:55, 2024-08-08 09:30[America/New_York], 2024-08-08T23:54:15.5Z, now, now-5m";
+        Error::invalid("time", format!("'{text}' is neither like {forms} nor nanoseconds since 1970"))
+    };
+    if let Some(rest) = text.strip_prefix("now") {
+        return match rest.split_at_checked(1) {
+            None => Ok(now),
+            Some(("-", span)) => now.0.checked_sub(parse_duration(span)?).map(Ts).ok_or_else(invalid),
+            Some(("+", span)) => now.0.checked_add(parse_duration(span)?).map(Ts).ok_or_else(invalid),
+            Some(_) => Err(invalid()),
+        };
+    }
+    let (date, zone) = match text.split_once('[') {
+        Some((date, zone)) => (date.trim_end(), zone.strip_suffix(']').ok_or_else(invalid)?),
+        None => (text, "UTC"),
+    };
+    // An offset where none is due is not left out.
+    let is_plain = date.bytes().all(|b| b.is_ascii_digit() || b"-:. T".contains(&b)) && date.matches('-').count() == 2;
+    let date: jiff::civil::DateTime = date.parse().ok().filter(|_| is_plain).ok_or_else(invalid)?;
+    let zone = jiff::tz::TimeZone::get(zone).map_err(|_| Error::invalid("time zone", format!("'{zone}' is unknown")))?;
+    let time = zone.to_ambiguous_timestamp(date).unambiguous().map_err(|_| {
+        let why = format!("'{text}' is skipped or repeated when the clocks change there; give it with an offset or in UTC");
+        Error::invalid("time", why)
+    })?;
+    u64::try_from(time.as_nanosecond()).map(Ts).map_err(|_| invalid())
+}
+
 /// The source of the current time.
 pub trait Clock: Send + Sync {
     /// Wall-clock time; may jump.
@@ -176,6 +213,44 @@ mod tests {
         assert_eq!((parse_duration("250ms").unwrap(), parse_duration("1h30m").unwrap()), (250_000_000, 5_400_000_000_000));
         for bad in ["", "d", "30", "-1d", "9999999999999d", "1\u{b5}", "1mo", "2y"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_parsed_as_people_write_it_or_refused() {
+        let now = Ts(1_700_000_000_000_000_000);
+        for (text, rfc) in [
+            ("2024-08-08", "2024-08-08T00:00:00Z"),
+            ("2024-08-08 23:55", "2024-08-08T23:55:00Z"),
+            ("2024-08-08T23:55:01.25", "2024-08-08T23:55:01.25Z"),
+            ("2024-08-08 09:30[America/New_York]", "2024-08-08T13:30:00Z"),
+            ("2024-01-08 09:30 [America/New_York]", "2024-01-08T14:30:00Z"),
+            ("2024-08-08[Asia/Tokyo]", "2024-08-07T15:00:00Z"),
+            ("2024-08-08 09:30-04:00", "2024-08-08T13:30:00Z"),
+            ("1723161255500000000", "2024-08-08T23:54:15.5Z"),
+        ] {
+            assert_eq!(parse_time(text, now).unwrap(), rfc.parse().unwrap(), "{text}");
+        }
+        assert_eq!(parse_time("now", now).unwrap(), now);
+        assert_eq!(parse_time("now-5m", now).unwrap(), Ts(now.0 - 300_000_000_000));
+        assert_eq!(parse_time("now+1h30m", now).unwrap(), Ts(now.0 + 5_400_000_000_000));
+        let refused = [
+            "",
+            "yesterday",
+            "2024-08-32",
+            "2024-08-08-04:00",
+            "now5m",
+            "now-5",
+            "now-90000d",
+            "2024-08-08[Nowhere/None]",
+            "2024-08-08[UTC",
+            "1969-12-31",
+            // Skipped, and repeated.
+            "2024-03-10 02:30[America/New_York]",
+            "2024-11-03 01:30[America/New_York]",
+        ];
+        for text in refused {
+            assert!(parse_time(text, now).is_err(), "{text}");
         }
     }
 }

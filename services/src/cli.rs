@@ -49,6 +49,8 @@ enum Command {
     /// Print the newest record of an instrument and kind that is not after a time
     #[command(name = "asof")]
     AsOf(query::AsOf),
+    /// Print the newest record of each instrument, or of those whose names match a pattern
+    Latest(query::Latest),
     /// Print the records of an instrument and kind in time order
     Scan(query::Scan),
     /// Print the records of many instruments and kinds, merged in time order
@@ -121,6 +123,7 @@ impl Command {
                 | Command::Follow(_)
                 | Command::Get(_)
                 | Command::AsOf(_)
+                | Command::Latest(_)
                 | Command::Scan(_)
                 | Command::Replay(_)
                 | Command::Find(_)
@@ -149,8 +152,7 @@ impl Tape {
             _ => terminal::log(terminal::LevelFilter::WARN, false),
         }
         if format.csv && !self.command.prints_rows() {
-            let why =
-                "--csv is for commands that print rows: tail, follow, get, asof, scan, replay, find, bars, symbols and export";
+            let why = "--csv is for commands that print rows: tail, follow, get, asof, latest, scan, replay, find, bars, symbols and export";
             return Err(Failure::new(USAGE, why));
         }
         match self.command {
@@ -164,6 +166,7 @@ impl Tape {
             Command::Tail(args) => query::tail(&store, &args, format),
             Command::Get(args) => query::get(&store, &args, format),
             Command::AsOf(args) => query::as_of(&store, &args, format),
+            Command::Latest(args) => query::latest(&store, &args, format),
             Command::Scan(args) => query::scan(&store, &args, format),
             Command::Follow(args) => query::follow(&store, &args, format),
             Command::Bars(args) => bars::run(&store, &args, format),

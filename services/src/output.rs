@@ -4,8 +4,9 @@ use std::io::{BufWriter, StdoutLock, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value as Json};
+use tapestore::lsn::InstrumentId;
 use tapestore::reader::Row;
-use tapestore::record::{ColumnType, Kind, Price, Size, Value, Volume};
+use tapestore::record::{ColumnType, Kind, Name, Price, Size, Value, Volume};
 use tapestore::shm::symbols::Symbols;
 use tapestore::time::Ts;
 use tapestore_formats::export::{CsvRows, header};
@@ -50,6 +51,11 @@ impl<'s> Rows<'s> {
     /// Number of rows printed.
     pub fn printed(&self) -> u64 {
         self.printed
+    }
+
+    /// The name of `instrument`; `None` if it is not registered.
+    pub fn instrument(&mut self, instrument: InstrumentId) -> Option<Name> {
+        self.symbols.name(instrument)
     }
 
     fn name(&mut self, row: &Row<'_>) -> String {

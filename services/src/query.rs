@@ -62,15 +62,12 @@ impl KindName {
     }
 }
 
-/// A time: RFC 3339 or nanoseconds, or `now`.
+/// A time, as [`tapestore::time::parse_time`] parses it.
 ///
 /// # Errors
 /// The text with the formats that are allowed.
 pub fn time(text: &str) -> Result<Ts, String> {
-    if text == "now" {
-        return Ok(HostClock.wall());
-    }
-    text.parse().map_err(|e: tapestore::error::Error| e.to_string())
+    tapestore::time::parse_time(text, HostClock.wall()).map_err(|e| e.to_string())
 }
 
 /// One instrument's records of one kind.
@@ -94,7 +91,8 @@ pub struct Watermark {
 /// A range of times, and a limit.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub struct Span {
-    /// First time: like 2024-08-08T23:54:15.5Z, or nanoseconds since 1970, or now
+    /// First time: like 2024-08-08, "2024-08-08 23:55" (UTC), "2024-08-08 09:30[America/New_York]", 2024-08-08T23:54:15.5Z,
+    /// now, now-5m, or nanoseconds since 1970
     #[arg(long, value_parser = time)]
     pub from: Option<Ts>,
     /// Last time, inclusive
@@ -144,6 +142,18 @@ pub struct AsOf {
     /// Time; the newest record that is not after it is printed
     #[arg(value_parser = time, default_value = "now")]
     time: Ts,
+    #[command(flatten)]
+    watermark: Watermark,
+}
+
+/// `tape latest`.
+#[derive(clap::Args, Debug)]
+pub struct Latest {
+    /// Names of the instruments, with wildcards: * for any text, ? for a character, [abc] for one of these [default: all]
+    pattern: Option<String>,
+    /// Kind of the records
+    #[arg(long, default_value = "trade")]
+    kind: KindName,
     #[command(flatten)]
     watermark: Watermark,
 }
@@ -343,6 +353,36 @@ pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
         None => None,
     };
     found(print(format, &mut reader, row.into_iter())?, "record up to that time")
+}
+
+/// `tape latest`.
+///
+/// # Errors
+/// The pattern is malformed (exit code 2); no instrument that it matches has a record of the kind (exit code 3).
+pub fn latest(store: &Path, args: &Latest, format: Format) -> Outcome {
+    let wrong = |e: glob::PatternError| Failure::new(USAGE, format!("the pattern is malformed: {e}"));
+    let pattern = args.pattern.as_deref().map(glob::Pattern::new).transpose().map_err(wrong)?;
+    let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
+    let mut newest = std::collections::BTreeMap::new();
+    // The layouts of a user's kind are kinds of their own: the newest record of all counts.
+    for schema in args.kind.schemas()? {
+        for row in snapshot.latest(schema.kind)?.iter() {
+            let key = (row.index_time, row.lsn);
+            let best = newest.entry(row.record.instrument()).or_insert(key);
+            *best = key.max(*best);
+        }
+    }
+    let mut out = Rows::new(format, reader.symbols()?);
+    for (instrument, (_, lsn)) in newest {
+        let matches = |name: Name| pattern.as_ref().is_none_or(|pattern| pattern.matches(name.as_str()));
+        if out.instrument(instrument).is_none_or(matches)
+            && let Some(row) = snapshot.get(lsn)?
+        {
+            out.push(&row)?;
+        }
+    }
+    out.flush()?;
+    found(out.printed(), &format!("{} of such an instrument", args.kind.0))
 }
 
 /// `tape find`.

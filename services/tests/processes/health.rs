@@ -106,7 +106,7 @@ fn a_command_that_cannot_print_exits_with_an_error() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
         command.args(arguments).arg("--store").arg(&store.path).stdout(full());
         let (code, why) = check(&command.output().unwrap());
-        assert!(code == Some(74) && why.contains("No space left"), "{arguments:?}: {code:?} {why}");
+        assert!(code == Some(73) && why.contains("No space left"), "{arguments:?}: {code:?} {why}");
     }
     // An error message that cannot be printed does not change the exit code.
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));

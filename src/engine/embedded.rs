@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use super::consensus::meta;
-use super::{Ended, Options, Storage, World};
+use super::ended::Ended;
+use super::options::{Options, World};
+use super::storage::Storage;
 use tapestore::disk::{RealDisk, absolute};
 use tapestore::error::{Error, Result};
 

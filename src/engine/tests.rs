@@ -18,19 +18,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::flush::Flusher;
+use super::memtables::Source;
 use super::state::{BatchOutcome, Readiness};
-use super::sync::{Pace, SyncAgent};
+use super::sync::{Pace, SyncAgent, SyncItem};
+use super::waker::Waker;
 use super::*;
 use crate::compaction;
 use crate::compaction::retention::Rules;
-use tapestore::agent::Wait;
+use crossbeam_channel::bounded;
+use tapestore::agent::{Stop, Wait};
 use tapestore::bus::BatchHeader;
 use tapestore::disk::Disk;
 use tapestore::disk::sim::{Fault, SimDisk, SimRng};
+use tapestore::error::{Error, Result};
 use tapestore::lsn::{Durability, Epoch, InstrumentId, Lsn, PubSeq, PublisherId};
 use tapestore::record::{Name, Record, Trade};
+use tapestore::shm::bell::Bells;
+use tapestore::shm::control::{Control, SLOTS_MAX};
+use tapestore::shm::run_dir::RunDir;
 use tapestore::time::{Clock, SimClock, Ts};
 use tapestore::version::{Versions, View};
+use tapestore::wal;
 
 fn options(store: &Path) -> Options {
     let sizes = Options {

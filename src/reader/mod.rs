@@ -8,6 +8,7 @@
 //! `flush = "interval"`, whose hosts acknowledge records that are only in memory. There, and at the other watermarks, a
 //! withdrawal is reported.
 
+mod at;
 mod batch;
 mod columns;
 mod follow;
@@ -27,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::lsn::{InstrumentId, Lsn, Timeline};
 use crate::record::{Kind, Name, Record, schema};
 use crate::shm::bell::{Bell, Bells};
-use crate::shm::control::{Control, Statistic};
+use crate::shm::control::Control;
 use crate::shm::kinds::Kinds;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::Symbols;
@@ -36,61 +37,14 @@ use crate::version::{AtRest, History, Versions, View, is_store};
 
 pub use crate::record::{Arrival, Row, Series, TimeRange};
 pub use crate::version::TornTail;
+pub use at::At;
+use at::watermark;
 pub use batch::RowBatch;
 pub use columns::{ColumnBatch, Columns};
 pub use follow::{Follow, Tally};
 pub use join::Join;
 pub use known::{KnownAt, KnownTrade, KnownTrades, Standing};
 pub use scan::Scan;
-
-/// The watermark up to which to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum At {
-    /// Everything that storage has appended; after a loss of power the newest records may be withdrawn.
-    Appended,
-    /// Records that are durable on this host.
-    Durable,
-    /// Records that are never withdrawn. In a cluster with `flush = "interval"` they are in the memory of a majority of
-    /// hosts, and withdrawn if those lose power.
-    Committed,
-    /// Records that are flushed to SSTables: a part of the store, on explicit request.
-    Flushed,
-}
-
-impl std::str::FromStr for At {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "appended" => Ok(At::Appended),
-            "durable" => Ok(At::Durable),
-            "committed" => Ok(At::Committed),
-            "flushed" => Ok(At::Flushed),
-            _ => Err(Error::invalid("watermark", format!("'{text}' is none of: appended, durable, committed, flushed"))),
-        }
-    }
-}
-
-impl std::fmt::Display for At {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            At::Appended => "appended",
-            At::Durable => "durable",
-            At::Committed => "committed",
-            At::Flushed => "flushed",
-        })
-    }
-}
-
-/// The last record of the store at `at`.
-fn watermark(control: &Control, at: At) -> Lsn {
-    match at {
-        At::Appended => control.appended(),
-        At::Durable => control.durable(),
-        At::Committed => control.committed(),
-        At::Flushed => Lsn(control.statistic(Statistic::Covered)),
-    }
-}
 
 /// The disk from which SSTables are read.
 #[derive(Clone)]

@@ -6,6 +6,7 @@
 //! is silent, the subscriber follows the store's directory again, and returns [`Event::Reopened`] if it
 //! leads elsewhere. A forked process cannot use its parent's subscriber: both would take from one queue.
 
+mod batch;
 mod notifier;
 mod options;
 mod stored;
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::batch::Batch;
 use self::notifier::Notifier;
 use self::options::Filter;
 pub use self::options::Options;
@@ -26,7 +28,7 @@ use crate::bus::{Bus, Receiver};
 use crate::disk::{RealDisk, absolute};
 use crate::error::{Error, Result};
 use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId, Timeline};
-use crate::record::{Kind, RecordRef, schema};
+use crate::record::RecordRef;
 use crate::shm::bell::{Bell, Bells};
 use crate::shm::control::Control;
 use crate::shm::kinds::Kinds;
@@ -82,86 +84,6 @@ struct Cursor {
     next: PubSeq,
     /// LSN of the last healed record; the next one has a higher LSN.
     healed: Lsn,
-}
-
-/// The records of a batch that pass the filter, copied out of shared memory.
-#[derive(Debug, Default)]
-struct Batch {
-    publisher: PublisherId,
-    epoch: Epoch,
-    /// Number of the batch's first record.
-    first: PubSeq,
-    /// Number of the next record of the batch, whether it passes or not.
-    next: PubSeq,
-    /// Records of the batch from that one on.
-    left: u32,
-    words: Vec<u64>,
-    /// The records that pass: how many of the batch precede each, and where its words begin.
-    passing: Vec<(u32, u32)>,
-    /// The next of them.
-    at: usize,
-}
-
-impl Batch {
-    /// Leaves out the next `count` records.
-    fn skip(&mut self, count: u32) {
-        self.next.0 += u64::from(count);
-        self.left -= count;
-        let place = (self.next.0 - self.first.0) as u32;
-        while self.passing.get(self.at).is_some_and(|(before, _)| *before < place) {
-            self.at += 1;
-        }
-    }
-
-    /// Number of records before the next one that passes: all that are left, if none does.
-    fn to_skip(&self) -> u32 {
-        let place = (self.next.0 - self.first.0) as u32;
-        self.passing.get(self.at).map_or(self.left, |(before, _)| before - place)
-    }
-
-    /// Copies the records of `words` that `filter` passes; returns the number of all.
-    ///
-    /// # Errors
-    /// As [`crate::record::split`]: the words are not whole records of known kinds.
-    fn fill(&mut self, words: &[u64], filter: &Filter) -> Result<u32> {
-        self.words.clear();
-        self.passing.clear();
-        self.at = 0;
-        if filter.is_all() {
-            self.words.extend_from_slice(words);
-        }
-        let (mut count, mut at) = (0, 0);
-        while at < words.len() {
-            if filter.is_all() {
-                let record = RecordRef::first(self.words.get(at..).unwrap_or(&[]))?;
-                self.passing.push((count, at as u32));
-                at += record.words().len();
-            } else {
-                at += self.copy_one(words.get(at..).unwrap_or(&[]), count, filter)?;
-            }
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    /// Copies the first record of `words` if it passes; returns its length. The publisher may write to `words` meanwhile, so
-    /// the copy is what counts.
-    fn copy_one(&mut self, words: &[u64], before: u32, filter: &Filter) -> Result<usize> {
-        let head = [words.first().copied().unwrap_or(0)];
-        let malformed = || Error::invalid("live batch", "its records are not whole");
-        let len = schema(Kind(head[0] as u16)).ok_or_else(malformed)?.words;
-        let record = words.get(..len).ok_or_else(malformed)?;
-        if filter.passes(head[0]) {
-            let at = self.words.len();
-            self.words.extend_from_slice(record);
-            let copied = RecordRef::first(self.words.get(at..).unwrap_or(&[]))?;
-            if copied.words().len() != len || self.words.get(at) != Some(&head[0]) {
-                return Err(malformed());
-            }
-            self.passing.push((before, at as u32));
-        }
-        Ok(len)
-    }
 }
 
 /// What a step of a subscriber has found.

@@ -8,8 +8,8 @@ use tapestore_engine::store_dir;
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::output::Format;
 use crate::{
-    backup, bars, book, cluster, compact, demo, export, flush, import, inspect, publish, query, repair, replication, status,
-    storage, symbols, terminal, verify,
+    backup, bars, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, repair, replication,
+    status, storage, symbols, terminal, verify,
 };
 
 /// A market-data store in shared memory: publish, read, follow, inspect, operate.
@@ -41,9 +41,9 @@ enum Command {
     /// Export records to Parquet, Arrow, CSV or DBN files
     Export(export::Args),
     /// Print the newest records, then each new one
-    Tail(query::Tail),
+    Tail(follow::Tail),
     /// Read all records in LSN order: first the stored ones, then new ones as they arrive
-    Follow(query::FollowArgs),
+    Follow(follow::FollowArgs),
     /// Print one record by LSN, or the records of an instrument and kind at exactly one time
     Get(query::Get),
     /// Print the newest record of an instrument and kind that is not after a time
@@ -163,12 +163,12 @@ impl Tape {
             Command::Publish(args) => publish::run(store, &args, format),
             Command::Import(args) => import::run(store, &args, format),
             Command::Export(args) => export::run(&store, &args, format),
-            Command::Tail(args) => query::tail(&store, &args, format),
+            Command::Tail(args) => follow::tail(&store, &args, format),
             Command::Get(args) => query::get(&store, &args, format),
             Command::AsOf(args) => query::as_of(&store, &args, format),
             Command::Latest(args) => query::latest(&store, &args, format),
             Command::Scan(args) => query::scan(&store, &args, format),
-            Command::Follow(args) => query::follow(&store, &args, format),
+            Command::Follow(args) => follow::follow(&store, &args, format),
             Command::Bars(args) => bars::run(&store, &args, format),
             Command::Book(args) => book::run(&store, &args, format),
             Command::Find(args) => query::find(&store, &args, format),

@@ -17,6 +17,7 @@ pub mod demo;
 pub mod exit;
 pub mod export;
 pub mod flush;
+pub mod follow;
 pub mod held_files;
 pub mod identity;
 pub mod import;

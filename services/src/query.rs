@@ -1,17 +1,14 @@
-//! Owns: the commands that read a store: `tail`, `follow`, `get`, `find`, `asof`, `scan`, `replay`.
+//! Owns: the commands that read a store as of now: `get`, `find`, `asof`, `latest`, `scan`, `replay`.
 
 use std::path::Path;
-use std::time::Duration;
 
-use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn};
-use tapestore::reader::{At, Follow, Reader, Row, Scan as Rowset, Series, Snapshot, Tally, TimeRange};
+use tapestore::reader::{At, Reader, Row, Scan as Rowset, Series, Snapshot, TimeRange};
 use tapestore::record::{Name, Record, RecordRef, SCHEMAS, Schema, Trade, near_kind, schema, schemas_named, user_kinds};
-use tapestore::subscriber::{Event, Subscriber};
 use tapestore::time::{Clock, HostClock, Ts};
 
 use crate::choice;
-use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE, interrupted, wait_for_storage};
+use crate::exit::{Failure, NOT_FOUND, Outcome, USAGE};
 use crate::logging::note;
 use crate::output::{Format, Rows};
 use crate::terminal;
@@ -202,28 +199,6 @@ pub struct Replay {
     watermark: Watermark,
 }
 
-/// `tape tail`.
-#[derive(clap::Args, Debug)]
-pub struct Tail {
-    #[command(flatten)]
-    filter: Filter,
-    /// Begin this many records before the newest
-    #[arg(short = 'n', long, default_value_t = 10)]
-    last: u64,
-    /// End after this many records
-    #[arg(long)]
-    limit: Option<u64>,
-    /// End when no record has arrived for this many milliseconds
-    #[arg(long)]
-    idle_ms: Option<u64>,
-    /// Read the live service of the publishers, before records are stored
-    #[arg(long)]
-    live: bool,
-    /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
-    #[arg(long, default_value = "appended")]
-    at: At,
-}
-
 /// `tape find`.
 #[derive(clap::Args, Debug)]
 pub struct Find {
@@ -236,28 +211,6 @@ pub struct Find {
     column: Option<String>,
     #[command(flatten)]
     watermark: Watermark,
-}
-
-/// `tape follow`.
-#[derive(clap::Args, Debug)]
-pub struct FollowArgs {
-    #[command(flatten)]
-    filter: Filter,
-    /// First LSN
-    #[arg(long, default_value_t = 1)]
-    from_lsn: u64,
-    /// End after this many records
-    #[arg(long)]
-    limit: Option<u64>,
-    /// End at the newest record
-    #[arg(long)]
-    once: bool,
-    /// Print only first and last LSN, count and checksum of the records that pass the filter
-    #[arg(long)]
-    tally: bool,
-    /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
-    #[arg(long, default_value = "appended")]
-    at: At,
 }
 
 fn print<'a>(format: Format, reader: &mut Reader, rows: impl Iterator<Item = Row<'a>>) -> Outcome<u64> {
@@ -401,70 +354,6 @@ pub fn find(store: &Path, args: &Find, format: Format) -> Outcome {
     found(print(format, &mut reader, batches.iter().flat_map(|b| b.iter()))?, "record with that id")
 }
 
-/// `tape follow`.
-///
-/// # Errors
-/// The store cannot be read.
-pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
-    let stop = terminal::stop_flag()?;
-    let mut reader = catalog(store, args.at)?;
-    let wanted = instruments(&args.filter, &mut reader)?;
-    let format = Format { json: !format.csv, ..format };
-    let mut names = catalog(store, args.at)?;
-    let mut out = Rows::new(format, names.symbols()?);
-    let mut follow = reader.follow(Lsn(args.from_lsn), args.at);
-    let limit = args.limit.unwrap_or(u64::MAX);
-    let bar = terminal::progress(0, false, "reading");
-    let (mut passed, mut tally) = (0, Tally::default());
-    while passed < limit && !terminal::is_raised(&stop) {
-        match follow.poll() {
-            Ok(Some(row)) => {
-                if passes(&args.filter, &wanted, &row.record) {
-                    passed += 1;
-                    if args.tally {
-                        tally.add(row.lsn, row.record.words());
-                        bar.set_position(passed);
-                    } else {
-                        out.push(&row)?;
-                    }
-                }
-            }
-            Ok(None) if args.once => break,
-            Ok(None) => {
-                out.flush()?;
-                follow.wait(Duration::from_millis(50));
-            }
-            Err(e) if e.is_down() && args.once => {
-                if is_at_end(&mut follow, args.at) {
-                    break;
-                }
-                return Err(e.into());
-            }
-            Err(e) if e.is_down() => {
-                out.flush()?;
-                wait_for_storage(&mut follow, e)?;
-            }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    bar.finish_and_clear();
-    out.flush()?;
-    let is_incomplete = terminal::is_raised(&stop) && passed < limit && (args.once || args.limit.is_some());
-    if args.tally {
-        let t = tally;
-        let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
-        out!("{object}");
-    }
-    if is_incomplete { Err(interrupted()) } else { Ok(()) }
-}
-
-/// Whether `follow` has read all records of a stopped store.
-fn is_at_end(follow: &mut Follow, at: At) -> bool {
-    let next = follow.position();
-    follow.reader().snapshot(at).is_ok_and(|all| all.last() < next)
-}
-
 /// `tape scan`.
 ///
 /// # Errors
@@ -511,7 +400,7 @@ pub(crate) fn catalog(store: &Path, at: At) -> Outcome<Reader> {
 }
 
 /// The instruments of `filter`; also checks its kinds.
-fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId>> {
+pub(crate) fn instruments(filter: &Filter, reader: &mut Reader) -> Outcome<Vec<InstrumentId>> {
     if !filter.kind.is_empty() {
         reader.kinds()?;
     }
@@ -542,104 +431,6 @@ pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
 }
 
 /// Whether `record` passes `filter`, whose instruments are `wanted`.
-fn passes(filter: &Filter, wanted: &[InstrumentId], record: &tapestore::record::RecordRef<'_>) -> bool {
+pub(crate) fn passes(filter: &Filter, wanted: &[InstrumentId], record: &tapestore::record::RecordRef<'_>) -> bool {
     (wanted.is_empty() || wanted.contains(&record.instrument())) && filter.has(record.schema())
-}
-
-/// The end of a `tail`.
-struct End<'a> {
-    stop: &'a std::sync::atomic::AtomicBool,
-    idle: Option<Duration>,
-    quiet: std::time::Instant,
-    limit: u64,
-}
-
-impl End<'_> {
-    fn came(&mut self) {
-        self.quiet = std::time::Instant::now();
-    }
-
-    fn is_due(&self, printed: u64) -> bool {
-        printed >= self.limit || terminal::is_raised(self.stop) || self.idle.is_some_and(|i| self.quiet.elapsed() > i)
-    }
-}
-
-/// `tape tail`: follows until stopped.
-///
-/// # Errors
-/// The store cannot be read.
-pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
-    let stop = terminal::stop_flag()?;
-    let mut reader = catalog(store, args.at)?;
-    let wanted = instruments(&args.filter, &mut reader)?;
-    // Each row is printed as it arrives, so a table cannot be laid out: JSON lines unless CSV is requested.
-    let format = Format { json: !format.csv, ..format };
-    let mut names = catalog(store, args.at)?;
-    let mut out = Rows::new(format, names.symbols()?);
-    let idle = args.idle_ms.map(Duration::from_millis);
-    let mut end = End { stop: &stop, idle, quiet: std::time::Instant::now(), limit: args.limit.unwrap_or(u64::MAX) };
-    if args.live {
-        tail_live(store, &args.filter, &wanted, &mut out, &mut end)?;
-    } else {
-        tail_stored(reader, args, &wanted, &mut out, &mut end)?;
-    }
-    out.flush()?;
-    if args.limit.is_some_and(|limit| out.printed() < limit) && terminal::is_raised(&stop) {
-        return Err(interrupted());
-    }
-    Ok(())
-}
-
-fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
-    let mut subscriber = Subscriber::open(store)?;
-    while !end.is_due(out.printed()) {
-        match subscriber.poll()? {
-            Some(Event::Record { record, .. }) => {
-                end.came();
-                if passes(filter, wanted, &record) {
-                    // Not stored yet: without an LSN.
-                    out.push(&Row { lsn: Lsn::NONE, index_time: record.own_index_time(), record })?;
-                }
-            }
-            Some(Event::Gap { publisher, first, last, .. }) => {
-                note(format_args!("gap: records {first} to {last} of publisher {publisher} did not arrive"));
-            }
-            Some(Event::Reopened { continues: true, .. }) => note("note: another storage process serves the store now"),
-            Some(Event::Reopened { timeline, .. }) => {
-                note(format_args!("note: the store was restored, to timeline {timeline}; it may lack earlier records"));
-            }
-            None => {
-                out.flush()?;
-                subscriber.wait(Duration::from_millis(50));
-            }
-        }
-    }
-    Ok(())
-}
-
-fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
-    let snapshot = reader.snapshot(args.at)?;
-    let from = Lsn(snapshot.last().0.saturating_sub(args.last) + 1);
-    let mut follow = reader.follow(from, args.at);
-    while !end.is_due(out.printed()) {
-        match follow.poll() {
-            Ok(Some(row)) => {
-                end.came();
-                if passes(&args.filter, wanted, &row.record) {
-                    out.push(&row)?;
-                }
-            }
-            Ok(None) => {
-                out.flush()?;
-                follow.wait(Duration::from_millis(50));
-            }
-            Err(e) if e.is_down() => {
-                out.flush()?;
-                wait_for_storage(&mut follow, e)?;
-            }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
 }

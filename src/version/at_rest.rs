@@ -3,7 +3,8 @@
 //!
 //! What must hold: nothing is written, locked or created, so a read-only file system and read permission are enough. The view
 //! has every record that a start of storage would keep, each once, and no other: the log is read as recovery reads it. Files
-//! that change meanwhile, because storage starts, are read again.
+//! that change meanwhile, because storage starts, are read again. As at a start, the disk counts and not what the cache holds
+//! after a failed sync.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -140,6 +141,9 @@ impl AtRest {
 
 fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
     let meta = read_as.meta;
+    if let Some(number) = read_as.manifest {
+        disk.open(&dir.join(manifest::format::file_name(number)), Open::Read)?.drop_cache()?;
+    }
     let state = manifest_state(disk, dir, &meta)?;
     let mut files = std::collections::BTreeMap::new();
     for (id, file) in &state.files {
@@ -157,6 +161,7 @@ fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
         committed: state.covered(),
     };
     let wal = dir.join(wal::DIR);
+    forget_unsynced(disk, &wal, &meta, state.checkpoint)?;
     let end = wal::scan(disk, &wal, &meta, state.checkpoint, Open::Read, |frame| rest.visit(frame))?;
     rest.finish();
     let last = Lsn(end.chain.lsn.0 - 1);
@@ -181,6 +186,18 @@ fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
     let torn = tail.map(|tail| TornTail { path: tail.path, offset: tail.offset, why: tail.bad.what, last });
     let (names, tables) = (rest.names, rest.tables);
     Ok(AtRest { history, tables, names, control, torn, read_as, end: end.chain, segment_size: meta.segment_size })
+}
+
+/// Drops the clean pages of the log above its durable mark from the system's cache: after a failed sync they hold what the disk
+/// does not, and the next start does not keep that.
+fn forget_unsynced(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain) -> Result<()> {
+    let mark = wal::durable_mark(disk, wal, meta, from)?.position;
+    for first in disk.list(wal)?.iter().filter_map(|name| wal::format::segment_first(name)) {
+        if first.0 + meta.segment_size > mark.0 {
+            disk.open(&wal.join(wal::format::segment_name(first)), Open::Read)?.drop_cache()?;
+        }
+    }
+    Ok(())
 }
 
 /// The state of the manifest. A store whose first start was interrupted has none, and no SSTable.

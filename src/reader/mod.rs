@@ -100,7 +100,10 @@ impl Reader {
         match served {
             // A storage process serves it, or was killed: shared memory may have the whole store.
             Ok(reader) if reader.control.server().is_some() => Ok(reader),
-            Ok(reader) => reader.read_at_rest(),
+            Ok(mut reader) => {
+                reader.read_files()?;
+                Ok(reader)
+            }
             Err(error @ (Error::StorageDown { .. } | Error::Backup { .. })) if !is_store(disk.as_ref(), store)? => Err(error),
             Err(Error::StorageDown { .. } | Error::Backup { .. }) => Reader::open_files(disk, store),
             // Its shared memory is of another user. Nobody writes its files while no process holds its lock.
@@ -130,12 +133,6 @@ impl Reader {
         Ok(Reader { disk: Disks(disk), store, run_dir: None, control, bells, versions, symbols: None, kinds: None, at_rest })
     }
 
-    /// The same reader, of the store's files.
-    fn read_at_rest(self) -> Result<Reader> {
-        let Reader { disk, store, run_dir, .. } = self;
-        Ok(Reader { run_dir, ..Reader::open_files(disk.0, &store)? })
-    }
-
     /// Goes over to the storage process that serves the store now, if this reader's sends no heartbeat or the store was read at
     /// rest: storage has started, the store was restored from a backup, or its shared memory moved. Never goes over to another
     /// store. If files of a store at rest have changed, they are read again.
@@ -148,10 +145,7 @@ impl Reader {
         match (&self.at_rest, shared) {
             (Some(_), Some(now)) if now.is_storage_alive() => *self = now,
             (Some(rest), _) if rest.is_current(self.disk.0.as_ref(), &self.store)? => {}
-            (Some(_), _) => {
-                let files = Reader::open_files(self.disk.0.clone(), &self.store)?;
-                *self = Reader { run_dir: self.run_dir.take(), ..files };
-            }
+            (Some(_), _) => self.read_files()?,
             (None, Some(now)) => {
                 let page = |c: &Control| (c.instance(), c.started(), c.timeline());
                 if page(&now.control) != page(&self.control) {
@@ -162,13 +156,13 @@ impl Reader {
         }
         let has_stopped = self.control.server().is_none() && !self.is_recovering();
         if self.at_rest.is_none() && has_stopped && is_store(self.disk.0.as_ref(), &self.store)? {
-            self.leave_shared()?;
+            self.read_files()?;
         }
         Ok(())
     }
 
-    /// Goes over to the store's files.
-    fn leave_shared(&mut self) -> Result<()> {
+    /// Reads the store from its files, as they are now.
+    fn read_files(&mut self) -> Result<()> {
         let files = Reader::open_files(self.disk.0.clone(), &self.store)?;
         *self = Reader { run_dir: self.run_dir.take(), ..files };
         Ok(())
@@ -210,7 +204,7 @@ impl Reader {
         if self.at_rest.is_none() {
             match self.shared_snapshot(at) {
                 // Killed: a part of its MemTables is gone, or it was killed while it changed them.
-                Err(error) if error.is_down() && !self.is_storage_alive() && !self.is_recovering() => self.leave_shared()?,
+                Err(error) if error.is_down() && !self.is_storage_alive() && !self.is_recovering() => self.read_files()?,
                 other => return other,
             }
         }
@@ -267,7 +261,7 @@ impl Reader {
                 Err(_) if self.is_recovering() || self.is_storage_alive() => {
                     return Err(Error::StorageDown { dir: self.store.clone(), why: "it is recovering" });
                 }
-                Err(_) => self.leave_shared()?,
+                Err(_) => self.read_files()?,
             }
         }
         let names = || self.at_rest.as_ref().map_or_else(Vec::new, |rest| rest.names.clone());
@@ -284,7 +278,7 @@ impl Reader {
         self.reopen_if_silent()?;
         // Reading the files has registered them.
         if self.at_rest.is_none() && !self.refresh_kinds()? && !self.is_recovering() && !self.is_storage_alive() {
-            self.leave_shared()?;
+            self.read_files()?;
         }
         Ok(())
     }

@@ -119,8 +119,7 @@ impl Catalog {
         self.kinds.shown.publish();
     }
 
-    /// Publishes how many instruments and kinds there are: by it, a reader of the stopped store checks whether the
-    /// checkpoint has them all.
+    /// Publishes how many instruments and kinds there are, for `tape status`.
     pub(super) fn count(&self, control: &Control) {
         control.set_statistic(Statistic::Instruments, self.symbols.count());
         control.set_statistic(Statistic::Kinds, self.kinds.known.len() as u64);

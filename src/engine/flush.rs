@@ -419,6 +419,9 @@ impl FlushAgent {
                 FlushItem::Retired(id) => self.flusher.unlink(id),
             }
         }
+        if !self.waiting.is_empty() {
+            tracing::info!(memtables = self.waiting.len(), "flushing MemTables before the end");
+        }
         while let Some(sealed) = self.waiting.front().filter(|sealed| self.is_durable(sealed)) {
             match self.flusher.file(sealed, self.clock.as_ref()) {
                 Ok(_) => self.waiting.pop_front(),

@@ -21,7 +21,7 @@ use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::manifest::Follower;
 use crate::memtable::Table;
 use crate::pages;
-use crate::record::{Kind, Name, Series, TimeRange};
+use crate::record::{Kind, Series, TimeRange};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::sstable;
@@ -341,21 +341,6 @@ impl Versions {
         self.tables.clear();
         (self.history, self.active) = (Arc::default(), None);
         (self.instance, self.version) = (0, 0);
-    }
-
-    /// The instrument names as of the checkpoint, by id from 1; `None` if nothing has been flushed.
-    ///
-    /// # Errors
-    /// Those of [`Follower::refresh`].
-    pub fn names(&mut self) -> Result<Option<Vec<Name>>> {
-        self.manifest.refresh(self.disk.as_ref(), 0)?;
-        let state = self.manifest.state();
-        Ok((state.covered() > Lsn::NONE).then(|| state.names.clone()))
-    }
-
-    /// Number of user-defined kinds in the part of the manifest read so far.
-    pub fn kinds(&self) -> u64 {
-        self.manifest.state().kinds.len() as u64
     }
 
     fn down<T>(&self, why: &'static str) -> Result<T> {

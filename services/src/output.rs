@@ -154,14 +154,16 @@ fn json(row: &Row<'_>, name: &str) -> Json {
     object.insert("index_time".into(), row.index_time.to_string().into());
     object.insert("kind".into(), row.record.schema().name.into());
     object.insert("instrument".into(), name.into());
+    let is_built_in = !row.record.kind().is_user();
+    let is_id = |name: &str| row.record.schema().find.contains(&name);
     for (column, value) in row.record.values().filter(|(c, _)| !c.is_reserved() && c.name != "instrument") {
         let value = match (column.of, value) {
             (_, Value::Price(Price::NULL) | Value::Size(Size::NULL) | Value::Volume(Volume::NULL) | Value::Ts(Ts::NULL)) => {
                 Json::Null
             }
-            // The types' own nulls: an absent id, and an absent difference of times.
-            (ColumnType::U64, Value::Unsigned(u64::MAX)) => Json::Null,
-            (ColumnType::I32, Value::Signed(v)) if v == i64::from(i32::MAX) => Json::Null,
+            // An absent id, and an absent number of the built-in kinds: their greatest value. A program's own numbers have no null.
+            (ColumnType::U64, Value::Unsigned(u64::MAX)) if is_built_in || is_id(column.name) => Json::Null,
+            (ColumnType::I32, Value::Signed(v)) if is_built_in && v == i64::from(i32::MAX) => Json::Null,
             (_, Value::Unsigned(v)) => v.into(),
             (_, Value::Signed(v)) => v.into(),
             (_, v) => v.to_string().into(),

@@ -115,7 +115,7 @@ impl AtRest {
         Ok(is_sound && ReadAs::now(disk, dir)? == Some(self.read_as) && !self.has_next_frame(disk, dir)?)
     }
 
-    /// Whether a frame has been appended after the last one read.
+    /// Whether a whole frame has been appended after the last one read: a torn one stays what it is.
     fn has_next_frame(&self, disk: &dyn Disk, dir: &Path) -> Result<bool> {
         let first = self.end.position.0 / self.segment_size * self.segment_size;
         let path = dir.join(wal::DIR).join(wal::format::segment_name(Position(first)));
@@ -124,8 +124,17 @@ impl AtRest {
         }
         let mut bytes = [0; wal::format::HEADER_LEN as usize];
         let offset = (self.end.position.0 - first).max(wal::format::SEGMENT_HEAD_LEN);
-        disk.open(&path, Open::Read)?.read_at(&mut bytes, offset)?;
-        Ok(wal::Header::parse(&bytes).is_ok_and(|header| self.end.check(&header).is_ok()))
+        let segment = disk.open(&path, Open::Read)?;
+        segment.read_at(&mut bytes, offset)?;
+        let Some(header) = wal::Header::parse(&bytes).ok().filter(|header| self.end.check(header).is_ok()) else {
+            return Ok(false);
+        };
+        if header.kind() == wal::FrameType::Pad || offset + header.total_len() > self.segment_size {
+            return Ok(header.kind() == wal::FrameType::Pad);
+        }
+        let mut words = vec![0u64; header.total_len() as usize / 8];
+        segment.read_at(bytemuck::cast_slice_mut(&mut words), offset)?;
+        Ok(wal::parse(&words).is_ok())
     }
 
     /// The store up to `upto`.

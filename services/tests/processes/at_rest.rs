@@ -359,7 +359,9 @@ fn a_torn_tail_ends_the_view_and_is_said_and_damage_before_it_is_an_error() {
     let mut reader = Reader::open(&copy).unwrap();
     let torn = reader.torn_tail().unwrap().clone();
     assert_eq!((torn.path.as_path(), torn.offset, torn.last), (segment.as_path(), last as u64, Lsn(RECORDS + 1)));
+    let read = std::ptr::from_ref(reader.torn_tail().unwrap());
     assert_eq!(reader.snapshot(At::Committed).unwrap().last(), Lsn(RECORDS + 1));
+    assert_eq!(std::ptr::from_ref(reader.torn_tail().unwrap()), read, "a log that has not changed is not read again");
     let output = tape(&copy, &["get", "1"]);
     let note = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && note.contains("ends within a frame") && note.contains(&torn.last.to_string()), "{note}");

@@ -791,8 +791,11 @@ fn a_repair_does_not_truncate_the_log_of_a_cluster_host() {
     let mut hosts = Hosts::new(false);
     let leader = hosts.leader();
     let mut publisher = hosts.publisher(leader, 1);
-    publish(&mut publisher, 0..500);
-    publisher.flush(Durability::Quorum, PATIENCE).unwrap();
+    // Two frames or more: damage of the last one alone would be a torn tail.
+    for records in [0..500, 500..1_000] {
+        publish(&mut publisher, records);
+        publisher.flush(Durability::Quorum, PATIENCE).unwrap();
+    }
     drop(publisher);
     (1..=3).for_each(|n| hosts.kill(n));
     let segment = hosts.store(leader).join(wal::DIR).join(wal::format::segment_name(tapestore::lsn::Position(0)));

@@ -2,6 +2,8 @@
 
 #[doc = include_str!("docs/cli.md")]
 pub mod cli {}
+#[doc = include_str!("docs/commands.md")]
+pub mod commands {}
 #[doc = include_str!("docs/formats.md")]
 pub mod formats {}
 #[doc = include_str!("docs/operations.md")]

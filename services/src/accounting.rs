@@ -11,6 +11,7 @@ use tapestore::publisher::{Lost, Outstanding, PublishError, Publisher};
 
 use crate::exit::{Failure, INTERRUPTED, LOST, Outcome};
 use crate::terminal::thousands;
+use crate::waiting::Waiting;
 
 /// How long to wait for the acknowledgements of the last records.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -116,6 +117,7 @@ impl Accounting {
 
 fn flush(publisher: &mut Publisher, level: Durability, limit: Duration, stop: &dyn Fn() -> bool) -> Result<(), PublishError> {
     let (began, mut asked) = (Instant::now(), None);
+    let _waiting = Waiting::new(format!("storage to acknowledge the last records at durability {level}"));
     loop {
         match publisher.flush(level, SLICE) {
             Ok(_) => return Ok(()),

@@ -1,12 +1,11 @@
-//! Owns: `tape bars`: bars of an instrument's trades, from history and live.
+//! Owns: `tape bars`: bars of the trades of an instrument or several, from history and live.
 
-use std::io::{BufWriter, StdoutLock, Write};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use comfy_table::CellAlignment;
 use tapestore::bars::{Align, Bar, Builder, By, Oddities, Options, Rule, Session, Value};
 use tapestore::error::Error;
 use tapestore::lsn::{InstrumentId, Lsn, Timeline};
@@ -17,15 +16,14 @@ use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts, parse_duration};
 
 use crate::choice;
 use crate::exit::{Failure, INTERRUPTED, LATER, NOT_FOUND, Outcome, USAGE};
+use crate::grid::{Cell, Format, Grid, Heading};
 use crate::logging;
-use crate::output::{Format, Rows, table};
-use crate::query::{self, Span, Watermark};
+use crate::output::Rows;
+use crate::query::{self, Pattern, Span, Watermark};
 use crate::terminal;
 
 /// The default interval, ns.
 const EVERY_DEFAULT: u64 = 60 * NANOS_PER_SECOND;
-/// Rows collected for a table before it is printed, so that the columns fit.
-const TABLE_ROWS: usize = 200;
 const COLUMNS: [&str; 13] =
     ["start", "end", "instrument", "open", "high", "low", "close", "volume", "value", "vwap", "trades", "first_lsn", "last_lsn"];
 
@@ -61,8 +59,8 @@ impl BarRule {
 /// `tape bars`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Name of the instrument
-    instrument: Name,
+    /// Name of the instrument; with wildcards, of several: * for any text, ? for a character, [abc] for one of these
+    instrument: String,
     #[command(flatten)]
     rule: BarRule,
     #[command(flatten)]
@@ -111,114 +109,88 @@ impl Args {
 /// The output of bars.
 enum Sink<'s> {
     Records(Rows<'s>),
-    Bars { format: Format, name: Name, rows: Vec<Bar>, has_header: bool, out: BufWriter<StdoutLock<'static>> },
-}
-
-impl Sink<'_> {
-    fn push(&mut self, bar: &Bar) -> Outcome {
-        match self {
-            Sink::Records(rows) => {
-                let record = bar.record().ok_or_else(|| Failure::new(USAGE, "no bar record has this interval"))?;
-                rows.push(&Row { lsn: Lsn::NONE, index_time: bar.start, record: record.as_ref() })
-            }
-            Sink::Bars { format, name, out, .. } if format.json => Ok(writeln!(out, "{}", json(bar, name))?),
-            Sink::Bars { format, name, out, has_header, .. } if format.csv => {
-                if !std::mem::replace(has_header, true) {
-                    writeln!(out, "{}", COLUMNS.join(","))?;
-                }
-                Ok(writeln!(out, "{}", cells(bar, name).join(","))?)
-            }
-            Sink::Bars { rows, .. } => {
-                rows.push(*bar);
-                if rows.len() >= TABLE_ROWS { self.flush() } else { Ok(()) }
-            }
-        }
-    }
-
-    fn flush(&mut self) -> Outcome {
-        let (name, rows, out) = match self {
-            Sink::Records(rows) => return rows.flush(),
-            Sink::Bars { name, rows, out, .. } => (name, rows, out),
-        };
-        if !rows.is_empty() {
-            // The instrument was given, and LSNs are for programs.
-            let is_shown = |column: &str| column != "instrument" && !column.ends_with("lsn");
-            let mut table = table(&COLUMNS.into_iter().filter(|c| is_shown(c)).collect::<Vec<_>>());
-            for bar in rows.drain(..) {
-                let cells = COLUMNS.into_iter().zip(cells(&bar, name)).filter(|(c, _)| is_shown(c));
-                table.add_row(cells.map(|(_, text)| text));
-            }
-            table.column_iter_mut().skip(2).for_each(|c| c.set_cell_alignment(CellAlignment::Right));
-            writeln!(out, "{table}")?;
-        }
-        Ok(out.flush()?)
-    }
+    Bars(Grid),
 }
 
 /// Prints bars as they close, up to the limit.
 struct Printer<'s> {
     sink: Sink<'s>,
-    closed: Vec<Bar>,
     printed: u64,
     limit: u64,
 }
 
-impl Printer<'_> {
+impl<'s> Printer<'s> {
+    fn new(args: &Args, format: Format, symbols: &'s mut Symbols, is_one: bool) -> Outcome<Printer<'s>> {
+        let sink = if args.records {
+            Sink::Records(Rows::new(format, symbols))
+        } else {
+            let mut grid = Grid::new(format);
+            // LSNs are for programs, and the name is the one that was given.
+            let is_shown = |name: &str| !name.ends_with("lsn") && !(is_one && name == "instrument");
+            let is_left = |name: &str| ["start", "end", "instrument"].contains(&name);
+            let heading = |name: &str| Heading { is_shown: is_shown(name), ..Heading::new(name, is_left(name)) };
+            grid.head(COLUMNS.into_iter().map(heading).collect())?;
+            Sink::Bars(grid)
+        };
+        Ok(Printer { sink, printed: 0, limit: args.span.limit() })
+    }
+
     fn is_full(&self) -> bool {
         self.printed >= self.limit
     }
 
-    fn print(&mut self) -> Outcome {
-        for bar in self.closed.drain(..) {
-            if self.printed < self.limit {
-                self.sink.push(&bar)?;
-                self.printed += 1;
+    fn print(&mut self, name: &Name, closed: &mut Vec<Bar>) -> Outcome {
+        for bar in closed.drain(..) {
+            if self.is_full() {
+                continue;
             }
+            match &mut self.sink {
+                Sink::Records(rows) => {
+                    let record = bar.record().ok_or_else(|| Failure::new(USAGE, "no bar record has this interval"))?;
+                    rows.push(&Row { lsn: Lsn::NONE, index_time: bar.start, record: record.as_ref() })?;
+                }
+                Sink::Bars(grid) => grid.push(cells(&bar, name))?,
+            }
+            self.printed += 1;
         }
         Ok(())
     }
+
+    fn flush(&mut self) -> Outcome {
+        match &mut self.sink {
+            Sink::Records(rows) => rows.flush(),
+            Sink::Bars(grid) => grid.flush(),
+        }
+    }
 }
 
-/// The cells of [`COLUMNS`].
-fn cells(bar: &Bar, name: &Name) -> [String; COLUMNS.len()] {
-    [
-        bar.start.to_string(),
-        bar.end.to_string(),
-        name.to_string(),
-        bar.open.to_string(),
-        bar.high.to_string(),
-        bar.low.to_string(),
-        bar.close.to_string(),
-        bar.volume.to_string(),
-        bar.value.to_string(),
-        bar.vwap().to_string(),
-        bar.trades.to_string(),
-        bar.first_lsn.to_string(),
-        bar.last_lsn.to_string(),
+/// The cells of [`COLUMNS`]. In JSON prices, sizes and times are text, because JSON numbers are not exact.
+fn cells(bar: &Bar, name: &Name) -> Vec<Cell> {
+    let value = |text: String| if text == "null" { Cell::new(text, serde_json::Value::Null) } else { Cell::text(text) };
+    vec![
+        Cell::text(bar.start),
+        Cell::text(bar.end),
+        Cell::text(name),
+        value(bar.open.to_string()),
+        value(bar.high.to_string()),
+        value(bar.low.to_string()),
+        value(bar.close.to_string()),
+        value(bar.volume.to_string()),
+        value(bar.value.to_string()),
+        value(bar.vwap().to_string()),
+        Cell::number(bar.trades.into()),
+        Cell::number(bar.first_lsn.0),
+        Cell::number(bar.last_lsn.0),
     ]
 }
 
-/// A bar as JSON. Prices, sizes and times are text, because JSON numbers are not exact.
-fn json(bar: &Bar, name: &Name) -> serde_json::Value {
-    let mut object = serde_json::Map::new();
-    for (column, text) in COLUMNS.into_iter().zip(cells(bar, name)) {
-        let value = match column {
-            "trades" => bar.trades.into(),
-            "first_lsn" => bar.first_lsn.0.into(),
-            "last_lsn" => bar.last_lsn.0.into(),
-            _ => text.into(),
-        };
-        object.insert(column.to_owned(), value);
-    }
-    serde_json::Value::Object(object)
-}
-
-/// Builds bars from trades.
-struct Feed<'s> {
+/// Builds the bars of one instrument from its trades.
+struct Feed {
+    name: Name,
     builder: Builder,
     by: By,
     range: TimeRange,
-    printer: Printer<'s>,
+    closed: Vec<Bar>,
     /// The greatest LSN of a trade.
     last: Lsn,
     /// Time and LSN of the trade with the greatest time.
@@ -227,16 +199,23 @@ struct Feed<'s> {
     clock: Option<(Ts, u64)>,
 }
 
-impl Feed<'_> {
+impl Feed {
+    fn new(args: &Args, name: Name) -> Outcome<Feed> {
+        let mut builder = Builder::new(args.options()?)?;
+        let range = whole(&mut builder, args.span.range());
+        let newest = (Ts(0), Lsn::NONE);
+        Ok(Feed { name, builder, by: args.by, range, closed: Vec::new(), last: Lsn::NONE, newest, clock: None })
+    }
+
     /// Adds a trade; returns whether its time is the greatest so far.
-    fn push(&mut self, lsn: Lsn, index_time: Ts, trade: &Trade) -> Outcome<bool> {
+    fn push(&mut self, printer: &mut Printer<'_>, lsn: Lsn, index_time: Ts, trade: &Trade) -> Outcome<bool> {
         let time = self.by.time(index_time, trade);
         if !time.is_null() && !self.range.contains(time) {
             return Ok(false);
         }
-        let closed = &mut self.printer.closed;
+        let closed = &mut self.closed;
         self.builder.push(lsn, index_time, trade, &mut |bar| closed.push(bar));
-        self.printer.print()?;
+        printer.print(&self.name, closed)?;
         self.last = self.last.max(lsn);
         let is_newest = !time.is_null() && self.newest <= (time, lsn);
         if is_newest {
@@ -247,37 +226,37 @@ impl Feed<'_> {
 
     /// Closes bars that have ended. The trades' clock may differ from the host's, or be of another day: it is the time of the
     /// newest trade, and runs with the host's clock since the ingest of that trade.
-    fn pass_time(&mut self) -> Outcome {
+    fn pass_time(&mut self, printer: &mut Printer<'_>) -> Outcome {
+        let closed = &mut self.closed;
         if let Some((time, since)) = self.clock {
             let passed = HostClock.monotonic().saturating_sub(since);
-            let closed = &mut self.printer.closed;
             self.builder.advance(Ts(time.0.saturating_add(passed)), &mut |bar| closed.push(bar));
         }
-        self.printer.print()
+        printer.print(&self.name, closed)
     }
 
-    /// Prints open bars and the number of trades that are in no bar; returns the number of printed bars.
-    fn finish(self) -> Outcome<u64> {
-        let Feed { builder, mut printer, .. } = self;
+    /// Prints the open bars, and on standard error the number of trades that are in no bar.
+    fn finish(self, printer: &mut Printer<'_>, is_one: bool) -> Outcome {
+        let Feed { name, builder, mut closed, .. } = self;
         let taken = builder.trades();
-        let oddities = builder.finish(&mut |bar| printer.closed.push(bar));
+        let oddities = builder.finish(&mut |bar| closed.push(bar));
+        let of = if is_one { String::new() } else { format!(" of {name}") };
         if matches!(printer.sink, Sink::Records(_)) {
             // A stored bar is final, so a bar that has not ended is not printed as a record.
             let now = HostClock.wall();
-            let open = printer.closed.extract_if(.., |bar| bar.end > now).count();
+            let open = closed.extract_if(.., |bar| bar.end > now).count();
             if open > 0 {
-                logging::note(format_args!("note: the current bar has not ended and is not printed as a record"));
+                logging::note(format_args!("note: the current bar{of} has not ended and is not printed as a record"));
             }
         }
-        printer.print()?;
-        printer.sink.flush()?;
-        note(taken, &oddities);
-        Ok(printer.printed)
+        printer.print(&name, &mut closed)?;
+        note(&of, taken, &oddities);
+        Ok(())
     }
 }
 
 /// Prints on standard error why trades are in no bar.
-fn note(taken: u64, oddities: &Oddities) {
+fn note(of: &str, taken: u64, oddities: &Oddities) {
     let Oddities { late, outside, priceless, sizeless, untimed, ahead, unvalued } = *oddities;
     let why = [
         (late, "arrived after their bar had closed (--grace)"),
@@ -290,14 +269,14 @@ fn note(taken: u64, oddities: &Oddities) {
     let why: Vec<String> = why.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     if !why.is_empty() {
         logging::note(format_args!(
-            "note: of {} trades {} are in no bar: {}",
+            "note: of {} trades{of} {} are in no bar: {}",
             taken + oddities.left_out(),
             oddities.left_out(),
             why.join(", ")
         ));
     }
     if unvalued > 0 {
-        logging::note(format_args!("note: the value of {unvalued} bars overflows and is null"));
+        logging::note(format_args!("note: the value of {unvalued} bars{of} overflows and is null"));
     }
 }
 
@@ -317,31 +296,30 @@ fn whole(builder: &mut Builder, range: TimeRange) -> TimeRange {
 }
 
 /// Builds bars from the trades of `snapshot` as known at record `lsn`.
-fn as_known_at(feed: &mut Feed<'_>, snapshot: &Snapshot, lsn: Lsn, instrument: InstrumentId, stop: &AtomicBool) -> Outcome {
+fn as_known_at(feed: &mut Feed, printer: &mut Printer<'_>, snapshot: &Snapshot, lsn: Lsn, one: InstrumentId) -> Outcome {
     let range = if feed.by == By::Recv { feed.range } else { TimeRange::ALL };
-    let mut trades = snapshot.as_known_at(lsn).trades(instrument, range)?;
-    while !feed.printer.is_full()
-        && !terminal::is_raised(stop)
+    let mut trades = snapshot.as_known_at(lsn).trades(one, range)?;
+    while !printer.is_full()
         && let Some(known) = trades.next()?
     {
-        feed.push(known.lsn, known.index_time, &known.trade)?;
+        feed.push(printer, known.lsn, known.index_time, &known.trade)?;
     }
     query::note_unmatched(trades.unmatched());
     Ok(())
 }
 
 /// Builds bars from the trades of `snapshot`.
-fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &AtomicBool) -> Outcome {
+fn history(feed: &mut Feed, printer: &mut Printer<'_>, snapshot: &Snapshot, one: InstrumentId, stop: &AtomicBool) -> Outcome {
     // The store sorts by index time; by the venue's time a trade may be anywhere.
     let range = if feed.by == By::Recv { feed.range } else { TimeRange::ALL };
-    let mut scan = snapshot.scan(series, range);
+    let mut scan = snapshot.scan(Series { instrument: one, kind: Trade::KIND }, range);
     let progress = terminal::progress(0, false, "reading trades");
-    while !feed.printer.is_full()
+    while !printer.is_full()
         && !terminal::is_raised(stop)
         && let Some(row) = scan.next()?
     {
         if let Some(trade) = row.record.get::<Trade>() {
-            feed.push(row.lsn, row.index_time, trade)?;
+            feed.push(printer, row.lsn, row.index_time, trade)?;
         }
         progress.inc(1);
     }
@@ -354,36 +332,75 @@ fn history(feed: &mut Feed<'_>, snapshot: &Snapshot, series: Series, stop: &Atom
     Ok(())
 }
 
-/// Continues with live trades. On a withdrawal of trades it fails, because bars contain them.
-fn follow(feed: &mut Feed<'_>, follow: &mut Follow, instrument: InstrumentId, stop: &AtomicBool) -> Outcome {
-    while !feed.printer.is_full() && !terminal::is_raised(stop) {
-        let before = feed.printer.printed;
-        match follow.poll() {
-            Ok(Some(row)) => {
-                let trade = row.record.get::<Trade>().filter(|t| t.instrument == instrument);
-                let Some((lsn, index_time, trade)) = trade.map(|t| (row.lsn, row.index_time, *t)) else { continue };
-                if feed.push(lsn, index_time, &trade)? {
-                    feed.clock = follow.arrival()?.map(|arrival| clock_of(feed.newest.0, arrival.ingest_ts, &HostClock));
+/// The instruments of the bars, in the order of their names.
+struct Feeds<'a> {
+    args: &'a Args,
+    pattern: Pattern,
+    feeds: BTreeMap<Name, (InstrumentId, Feed)>,
+    /// Every instrument that has been looked at; `None` for one whose name does not match.
+    names: HashMap<InstrumentId, Option<Name>>,
+}
+
+impl Feeds<'_> {
+    /// The feed of `instrument`, if its name matches; a new instrument may match too.
+    fn of(&mut self, instrument: InstrumentId, reader: &mut Reader) -> Outcome<Option<&mut Feed>> {
+        let name = match self.names.get(&instrument) {
+            Some(name) => *name,
+            None => {
+                let name = reader.symbols()?.name(instrument).filter(|name| self.pattern.matches(name));
+                self.names.insert(instrument, name);
+                if let Some(name) = name {
+                    self.feeds.insert(name, (instrument, Feed::new(self.args, name)?));
                 }
+                name
             }
-            Ok(None) => {
-                feed.pass_time()?;
-                feed.printer.sink.flush()?;
-                follow.wait(Duration::from_millis(50));
-            }
-            Err(e) if e.is_down() => {
-                feed.printer.sink.flush()?;
-                crate::exit::wait_for_storage(follow, e)?;
-            }
-            Err(Error::Withdrawn { first }) if first <= feed.last => return Err(withdrawn(first)),
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => logging::note(format_args!("note: {e}")),
-            Err(e) => return Err(e.into()),
-        }
-        if feed.printer.printed > before {
-            feed.printer.sink.flush()?;
-        }
+        };
+        Ok(name.and_then(|name| self.feeds.get_mut(&name)).map(|(_, feed)| feed))
     }
-    Ok(())
+
+    /// Continues with live trades. On a withdrawal of trades it fails, because bars contain them.
+    fn follow(&mut self, printer: &mut Printer<'_>, follow: &mut Follow, stop: &AtomicBool) -> Outcome {
+        let mut waiting = None;
+        while !printer.is_full() && !terminal::is_raised(stop) {
+            let before = printer.printed;
+            match follow.poll() {
+                Ok(Some(row)) => {
+                    waiting = None;
+                    let trade = row.record.get::<Trade>().map(|t| (row.lsn, row.index_time, *t));
+                    let Some((lsn, index_time, trade)) = trade else { continue };
+                    let Some(feed) = self.of(trade.instrument, follow.reader())? else { continue };
+                    if feed.push(printer, lsn, index_time, &trade)? {
+                        feed.clock = follow.arrival()?.map(|arrival| clock_of(feed.newest.0, arrival.ingest_ts, &HostClock));
+                    }
+                }
+                Ok(None) => {
+                    self.feeds.values_mut().try_for_each(|(_, feed)| feed.pass_time(printer))?;
+                    printer.flush()?;
+                    terminal::check_output()?;
+                    follow.wait(Duration::from_millis(50));
+                }
+                Err(e) if e.is_down() => {
+                    printer.flush()?;
+                    crate::exit::wait_for_storage(follow, e, &mut waiting)?;
+                }
+                Err(Error::Withdrawn { first }) if self.feeds.values().any(|(_, feed)| first <= feed.last) => {
+                    return Err(withdrawn(first));
+                }
+                Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => logging::note(format_args!("note: {e}")),
+                Err(e) => return Err(e.into()),
+            }
+            if printer.printed > before {
+                printer.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, printer: &mut Printer<'_>) -> Outcome {
+        let is_one = self.pattern.is_one();
+        self.feeds.into_values().try_for_each(|(_, feed)| feed.finish(printer, is_one))?;
+        printer.flush()
+    }
 }
 
 fn withdrawn(first: Lsn) -> Failure {
@@ -392,31 +409,22 @@ fn withdrawn(first: Lsn) -> Failure {
     Failure::new(LATER, text)
 }
 
-/// Continues after the last record of `snapshot`.
+/// Continues after the last record of a snapshot, which is `seen`.
 fn follow_from(
-    feed: &mut Feed<'_>,
+    feeds: &mut Feeds<'_>,
+    printer: &mut Printer<'_>,
     reader: Reader,
     seen: (Lsn, Timeline),
-    at: At,
-    one: InstrumentId,
     stop: &AtomicBool,
 ) -> Outcome {
-    let (last, timeline) = seen;
-    feed.printer.sink.flush()?;
+    let ((last, timeline), at) = (seen, feeds.args.watermark.at);
+    printer.flush()?;
     let mut position = reader.follow(last.next(), at);
     // Committed records are never withdrawn. For others the first withdrawn LSN is not available here.
     if at != At::Committed && position.reader().control().timeline() != timeline {
         return Err(withdrawn(Lsn(1)));
     }
-    follow(feed, &mut position, one, stop)
-}
-
-fn sink<'s>(args: &Args, format: Format, symbols: &'s mut Symbols) -> Sink<'s> {
-    if args.records {
-        return Sink::Records(Rows::new(format, symbols));
-    }
-    let out = BufWriter::new(std::io::stdout().lock());
-    Sink::Bars { format, name: args.instrument, rows: Vec::new(), has_header: false, out }
+    feeds.follow(printer, &mut position, stop)
 }
 
 /// `tape bars`.
@@ -424,41 +432,41 @@ fn sink<'s>(args: &Args, format: Format, symbols: &'s mut Symbols) -> Sink<'s> {
 /// # Errors
 /// There are no trades (exit code 3).
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
-    let mut builder = Builder::new(args.options()?)?;
-    let range = whole(&mut builder, args.span.range());
+    args.options()?;
     let stop = if args.follow { terminal::stop_flag()? } else { Arc::default() };
     let (mut reader, snapshot) = query::open(store, args.watermark.at)?;
-    let instrument = reader.instrument(&args.instrument)?;
+    let pattern = Pattern::new(&args.instrument)?;
+    let (chosen, is_one) = (pattern.instruments(&mut reader)?, pattern.is_one());
     let mut names = query::catalog(store, args.watermark.at)?;
     // Each bar is printed as it closes, so a table cannot be laid out: JSON lines unless CSV is requested.
     let format = if args.follow { Format { json: !format.csv, ..format } } else { format };
-    let mut feed = Feed {
-        builder,
-        by: args.by,
-        range,
-        printer: Printer { sink: sink(args, format, names.symbols()?), closed: Vec::new(), printed: 0, limit: args.span.limit() },
-        last: Lsn::NONE,
-        newest: (Ts(0), Lsn::NONE),
-        clock: None,
-    };
-    match args.as_known_at {
-        Some(lsn) => as_known_at(&mut feed, &snapshot, Lsn(lsn), instrument, &stop)?,
-        None => history(&mut feed, &snapshot, Series { instrument, kind: Trade::KIND }, &stop)?,
+    let mut printer = Printer::new(args, format, names.symbols()?, is_one)?;
+    let mut feeds = Feeds { args, pattern, feeds: BTreeMap::new(), names: HashMap::new() };
+    for (instrument, name) in chosen {
+        let mut feed = Feed::new(args, name)?;
+        match args.as_known_at {
+            Some(lsn) => as_known_at(&mut feed, &mut printer, &snapshot, Lsn(lsn), instrument)?,
+            None => history(&mut feed, &mut printer, &snapshot, instrument, &stop)?,
+        }
+        if args.follow {
+            feeds.names.insert(instrument, Some(name));
+            feeds.feeds.insert(name, (instrument, feed));
+        } else {
+            // The bars of an instrument are printed together.
+            feed.finish(&mut printer, is_one)?;
+        }
     }
     if !args.follow {
-        return match feed.finish()? {
-            0 => {
-                Err(Failure::new(NOT_FOUND, format!("there are no bars of {}: the range has no trade for one", args.instrument)))
-            }
-            _ => Ok(()),
-        };
+        printer.flush()?;
+        let message = || format!("there are no bars of {}: the range has no trade for one", args.instrument);
+        return if printer.printed == 0 { Err(Failure::new(NOT_FOUND, message())) } else { Ok(()) };
     }
     let seen = (snapshot.last(), snapshot.timeline());
     drop(snapshot);
-    let ended = follow_from(&mut feed, reader, seen, args.watermark.at, instrument, &stop);
+    let ended = follow_from(&mut feeds, &mut printer, reader, seen, &stop);
     if ended.as_ref().is_err_and(|failure| failure.code == LATER) {
         return ended;
     }
-    feed.finish()?;
+    feeds.finish(&mut printer)?;
     ended
 }

@@ -1,11 +1,12 @@
 //! Owns: the command line of `tape`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tapestore_engine::store_dir;
 
-use crate::exit::{Failure, Outcome, USAGE};
+use crate::exit::{Failure, Outcome, USAGE, output};
 use crate::output::Format;
 use crate::{
     backup, bars, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, repair, replication,
@@ -21,6 +22,10 @@ pub struct Tape {
     /// Store directory [env: TAPE_STORE] [default: tapestore-data; demo: a temporary one, whatever TAPE_STORE names]
     #[arg(long, global = true)]
     store: Option<PathBuf>,
+    /// Log to standard error from this level on: error, warn, info, debug, trace, off; the variable RUST_LOG can name modules
+    /// too, like warn,tapestore=debug [default: RUST_LOG, or warn]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<terminal::LevelFilter>,
     #[command(flatten)]
     format: Format,
 }
@@ -91,6 +96,11 @@ enum Command {
     /// Run a store on several hosts: initialise a cluster, print its status, change its members
     #[command(subcommand)]
     Cluster(cluster::Cluster),
+    /// Print a script that completes the commands and options of tape in a shell: bash, zsh, fish, elvish or powershell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Run the storage process; the same as tape-storage
     #[command(hide = true)]
     Storage(storage::Args),
@@ -129,9 +139,15 @@ impl Command {
                 | Command::Find(_)
                 | Command::Bars(_)
                 | Command::Symbols(_)
-                | Command::Export(_)
         )
     }
+}
+
+/// `tape completions`.
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Tape::command(), "tape", &mut script);
+    std::io::stdout().write_all(&script).map_err(output)
 }
 
 impl Tape {
@@ -149,11 +165,14 @@ impl Tape {
                 return replication::run(&replication::Args { store: args.store.clone().or(named), ..args });
             }
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
-            _ => terminal::log(terminal::LevelFilter::WARN, false),
+            _ => terminal::log(terminal::Wanted::new(self.log, terminal::LevelFilter::WARN), false),
         }
-        if format.csv && !self.command.prints_rows() {
-            let why = "--csv is for commands that print rows: tail, follow, get, asof, latest, scan, replay, find, bars, symbols and export";
-            return Err(Failure::new(USAGE, why));
+        let names = "tail, follow, get, asof, latest, scan, replay, find, bars and symbols";
+        if format.csv && !self.command.prints_rows() && !matches!(self.command, Command::Export(_)) {
+            return Err(Failure::new(USAGE, format!("--csv is for commands that print rows: {names}; and for export")));
+        }
+        if format.columns.is_some() && !self.command.prints_rows() {
+            return Err(Failure::new(USAGE, format!("--columns is for commands that print rows: {names}")));
         }
         match self.command {
             Command::Demo(args) => match args.cluster {
@@ -187,6 +206,7 @@ impl Tape {
             Command::Backup(args) => backup::backup(&store, &args, format),
             Command::Restore(args) => backup::restore(&store, &args, format),
             Command::Repair(args) => repair::run(&store, &args, format),
+            Command::Completions { shell } => completions(shell),
             Command::Cluster(command) => cluster::run(&store, &command, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::Replication(_) | Command::DemoPublisher(_) => Ok(()),

@@ -23,6 +23,7 @@ use crate::exit::{Failure, INTERRUPTED, LATER, Outcome};
 use crate::inspect::{read_log, read_manifest, read_meta};
 use crate::output::{Format, table};
 use crate::terminal::{self, thousands};
+use crate::waiting::Waiting;
 
 /// `tape compact`.
 #[derive(clap::Args, Debug)]
@@ -174,6 +175,7 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
     let (began, mut left, mut turns) = (merges(&reader), due()?, 0);
     let bar = terminal::progress(left as u64, false, "storage is compacting");
     let mut seen = began;
+    let _waiting = (left > 0).then(|| Waiting::new(format!("storage to do {left} merges")));
     while left > 0 {
         if terminal::is_raised(&stop) || !reader.is_storage_alive() {
             break;
@@ -274,7 +276,7 @@ pub fn retention(store: &Path, args: &Retention, format: Format) -> Outcome {
         }
         let drops = rules.drops(&state);
         let files: Vec<FileMeta> = drops.iter().map(|d| d.file).collect();
-        print_drops(&files, &|i| drops.get(i).is_some_and(|d| d.by_age), "would be removed", format);
+        print_drops(&files, &|i| drops.get(i).is_some_and(|d| d.by_age), "to be removed", format);
         return Ok(());
     }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
@@ -319,6 +321,7 @@ fn demand_flushed(store: &Path, rules: &Rules, state: &State) -> Outcome {
 fn print_drops(files: &[FileMeta], by_age: &dyn Fn(usize) -> bool, what: &str, format: Format) {
     let (rows, bytes) = files.iter().fold((0, 0), |(r, b), f| (r + f.rows, b + f.len));
     if format.json {
+        crate::query::note_empty(files.len() as u64, &format!("SSTable that is {what}"));
         for (i, file) in files.iter().enumerate() {
             out!(
                 "{}",

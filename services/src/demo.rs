@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -19,7 +19,7 @@ use tapestore::time::{Clock, HostClock};
 use tapestore::wal::Body;
 
 use crate::choice;
-use crate::exit::{DIFFERENCE, Failure, IO, LATER, Outcome, USAGE};
+use crate::exit::{DIFFERENCE, Failure, INTERRUPTED, IO, LATER, Outcome, USAGE};
 use crate::inspect;
 use crate::load::Loader;
 use crate::output::Format;
@@ -52,6 +52,8 @@ pub struct Args {
 const SAMPLE_EVERY: u64 = 8;
 /// Most publish times.
 const SAMPLES_MAX: u64 = 1 << 20;
+/// Interval between looks whether a process has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How long to wait for a process to serve, and to end.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -89,20 +91,51 @@ pub(crate) fn own(log: &str, arguments: &[&str], store: &Path) -> Outcome<Comman
     Ok(command)
 }
 
-/// The report of a process of the demo: the last line of its output.
-fn report(process: &mut Process) -> Outcome<Report> {
+/// The report of a process of the demo: the last line of its output, which fits a pipe.
+fn report(process: &mut Process, stop: &AtomicBool) -> Outcome<Report> {
     let no_report = |what: &str| Failure::new(DIFFERENCE, format!("the {what} process printed no report"));
+    while process.ended()?.is_none() {
+        check_stop(stop)?;
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    check_stop(stop)?;
     let Some(stdout) = process.take_stdout() else { return Err(no_report(process.what())) };
     let last = BufReader::new(stdout).lines().map_while(Result::ok).last().unwrap_or_default();
     process.finish()?;
     serde_json::from_str(&last).map_err(|_| no_report(process.what()))
 }
 
+/// The failure of a demo that was interrupted.
+fn interrupted() -> Failure {
+    Failure::new(
+        INTERRUPTED,
+        "interrupted: the demo has ended its processes, freed their shared memory and removed its temporary store",
+    )
+}
+
+/// Fails if the demo was interrupted: its owners end the processes and free what they hold.
+///
+/// # Errors
+/// Exit code 4.
+pub(crate) fn check_stop(stop: &AtomicBool) -> Outcome {
+    if terminal::is_raised(stop) { Err(interrupted()) } else { Ok(()) }
+}
+
+/// `outcome`; a failure of an interrupted demo is the interruption, which also the processes of the demo get.
+pub(crate) fn unless_interrupted(outcome: Outcome, stop: &AtomicBool) -> Outcome {
+    outcome.map_err(|failure| if terminal::is_raised(stop) { interrupted() } else { failure })
+}
+
 /// `tape demo`.
 ///
 /// # Errors
-/// The published, read and stored records differ (exit code 1); a process cannot run.
+/// The published, read and stored records differ (exit code 1); a process cannot run; it was interrupted (4).
 pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
+    let stop = &*terminal::stop_flag()?;
+    unless_interrupted(run_until(stop, store, args, format), stop)
+}
+
+fn run_until(stop: &AtomicBool, store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     let temporary = tempfile::Builder::new().prefix("tape-demo-").tempdir()?;
     let store = store.unwrap_or_else(|| temporary.path().join("store"));
     if store.join("store.meta").exists() {
@@ -125,11 +158,11 @@ pub fn run(store: Option<PathBuf>, args: &Args, format: Format) -> Outcome {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut publisher = Process::start("publisher", &mut own("warn", &arguments, &store)?)?;
     say(format!("started  storage (pid {}), reader ({}), publisher ({})", storage.id(), reader.id(), publisher.id()));
-    let published = report(&mut publisher)?;
+    let published = report(&mut publisher, stop)?;
     if let Some(stdin) = reader.stdin() {
         writeln!(stdin, "{}", published.records)?;
     }
-    let read = report(&mut reader)?;
+    let read = report(&mut reader, stop)?;
     storage.stop()?;
     let stored = stored(&store)?;
     let outcome = compare(&published, &read, &stored, format);
@@ -242,7 +275,7 @@ pub struct PublisherArgs {
 /// # Errors
 /// The input or storage fails.
 pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
-    terminal::log(terminal::LevelFilter::WARN, false);
+    terminal::log(terminal::Wanted::new(None, terminal::LevelFilter::WARN), false);
     let times = Mapping::open(&args.times, true)?;
     let mut input = args.source.open(&|| false)?;
     let mut publisher = Publisher::open(Options { durability: args.durability, ..Options::new(store, PublisherId(1)) })?;

@@ -11,6 +11,7 @@ use tapestore::reader::Follow;
 use crate::logging;
 use crate::processes::ProcessError;
 use crate::terminal;
+use crate::waiting::Waiting;
 
 /// A comparison or verification found a difference.
 pub const DIFFERENCE: u8 = 1;
@@ -147,17 +148,18 @@ pub(crate) fn interrupted() -> Failure {
     Failure::new(INTERRUPTED, "interrupted: the records above are not complete")
 }
 
-/// Waits 20 ms for storage to restart.
+/// Waits 20 ms for storage to restart; `waiting` says it after a second.
 ///
 /// # Errors
 /// `down`, if storage was stopped cleanly.
-pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error) -> Outcome {
+pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error, waiting: &mut Option<Waiting>) -> Outcome {
     let control = follow.reader().control();
     if control.server().is_none() && control.instance().is_multiple_of(2) {
         return Err(down.into());
     }
+    waiting.get_or_insert_with(|| Waiting::new("a storage process to serve the store again"));
     std::thread::sleep(Duration::from_millis(20));
-    Ok(())
+    terminal::check_output()
 }
 
 /// Prints why a command failed and returns its exit code.

@@ -12,6 +12,7 @@ use crate::cluster::request;
 use crate::exit::{Failure, INTERRUPTED, LATER, Outcome};
 use crate::output::Format;
 use crate::terminal::{self, thousands};
+use crate::waiting::Waiting;
 
 /// Interval of looks at the control page.
 const LOOK: Duration = Duration::from_millis(10);
@@ -34,6 +35,7 @@ pub fn run(store: &Path, format: Format) -> Outcome {
     let (before, wanted) = (covered(control), control.committed().0);
     // Sent to a stopped store too: the failure says why there is no answer.
     request::own_host(store, Command::Flush)?;
+    let _waiting = Waiting::new("storage to flush the MemTables");
     let stop = terminal::stop_flag()?;
     let bar = terminal::progress(wanted.saturating_sub(before), false, "storage is flushing MemTables");
     let (mut seen, mut since) = (before, Instant::now());

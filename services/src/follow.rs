@@ -11,7 +11,7 @@ use tapestore::subscriber::{Event, Subscriber};
 use crate::exit::{Outcome, interrupted, wait_for_storage};
 use crate::logging::note;
 use crate::output::{Format, Rows};
-use crate::query::{Filter, catalog, instruments, passes};
+use crate::query::{Filter, catalog, instruments, note_empty, passes};
 use crate::terminal;
 
 /// `tape tail`.
@@ -45,7 +45,7 @@ pub struct FollowArgs {
     #[arg(long, default_value_t = 1)]
     from_lsn: u64,
     /// End after this many records
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     limit: Option<u64>,
     /// End at the newest record
     #[arg(long)]
@@ -72,10 +72,11 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let mut follow = reader.follow(Lsn(args.from_lsn), args.at);
     let limit = args.limit.unwrap_or(u64::MAX);
     let bar = terminal::progress(0, false, "reading");
-    let (mut passed, mut tally) = (0, Tally::default());
+    let (mut passed, mut tally, mut waiting) = (0, Tally::default(), None);
     while passed < limit && !terminal::is_raised(&stop) {
         match follow.poll() {
             Ok(Some(row)) => {
+                waiting = None;
                 if passes(&args.filter, &wanted, &row.record) {
                     passed += 1;
                     if args.tally {
@@ -89,6 +90,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
             Ok(None) if args.once => break,
             Ok(None) => {
                 out.flush()?;
+                terminal::check_output()?;
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() && args.once => {
@@ -99,7 +101,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
             }
             Err(e) if e.is_down() => {
                 out.flush()?;
-                wait_for_storage(&mut follow, e)?;
+                wait_for_storage(&mut follow, e, &mut waiting)?;
             }
             Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
             Err(e) => return Err(e.into()),
@@ -112,6 +114,9 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
         let t = tally;
         let object = serde_json::json!({ "first": t.first.0, "last": t.last.0, "count": t.count, "checksum": format!("{:08x}", t.checksum) });
         out!("{object}");
+    }
+    if args.once && !args.tally && !is_incomplete {
+        note_empty(passed, &format!("such record from LSN {} on", args.from_lsn));
     }
     if is_incomplete { Err(interrupted()) } else { Ok(()) }
 }
@@ -186,6 +191,7 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
             }
             None => {
                 out.flush()?;
+                terminal::check_output()?;
                 subscriber.wait(Duration::from_millis(50));
             }
         }
@@ -196,10 +202,11 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
 fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
     let snapshot = reader.snapshot(args.at)?;
     let from = Lsn(snapshot.last().0.saturating_sub(args.last) + 1);
-    let mut follow = reader.follow(from, args.at);
+    let (mut follow, mut waiting) = (reader.follow(from, args.at), None);
     while !end.is_due(out.printed()) {
         match follow.poll() {
             Ok(Some(row)) => {
+                waiting = None;
                 end.came();
                 if passes(&args.filter, wanted, &row.record) {
                     out.push(&row)?;
@@ -207,11 +214,12 @@ fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &m
             }
             Ok(None) => {
                 out.flush()?;
+                terminal::check_output()?;
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() => {
                 out.flush()?;
-                wait_for_storage(&mut follow, e)?;
+                wait_for_storage(&mut follow, e, &mut waiting)?;
             }
             Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
             Err(e) => return Err(e.into()),

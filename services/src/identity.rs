@@ -14,6 +14,7 @@ use tapestore::shm::run_dir::RunDir;
 use tapestore_engine::consensus::meta;
 
 use crate::exit::{Failure, LATER, Outcome};
+use crate::waiting::Waiting;
 
 /// First number that commands take by themselves.
 const FIRST: u16 = 49152;
@@ -41,6 +42,7 @@ impl Who {
     /// # Errors
     /// As [`Publisher::open`].
     pub fn open(&self, options: Options) -> Outcome<Publisher> {
+        let _waiting = Waiting::new(format!("a storage process to attach to {}", options.store.display()));
         if let Some(number) = self.publisher {
             let take_over = self.take_over;
             return Ok(Publisher::open(Options { publisher: PublisherId(number), take_over, ..options })?);

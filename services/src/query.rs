@@ -46,6 +46,20 @@ impl KindName {
         Ok(schemas)
     }
 
+    /// The one kind of this name.
+    ///
+    /// # Errors
+    /// As [`KindName::schemas`]; several layouts have the name.
+    fn one(&self) -> Outcome<&'static Schema> {
+        match self.schemas()?.as_slice() {
+            [schema] => Ok(schema),
+            several => {
+                let names: Vec<String> = several.iter().map(|s| format!("{}-{:x}", s.name, s.kind.0)).collect();
+                Err(Failure::new(USAGE, format!("kind '{}' has several layouts; name one: {}", self.0, names.join(", "))))
+            }
+        }
+    }
+
     /// Whether it names `schema`, by the name alone or with the number, as in `signal-8001`. Called for every record.
     fn names(&self, schema: &Schema) -> bool {
         let Some(rest) = self.0.strip_prefix(schema.name) else { return false };
@@ -96,7 +110,7 @@ pub struct Span {
     #[arg(long, value_parser = time)]
     pub to: Option<Ts>,
     /// Most rows
-    #[arg(long)]
+    #[arg(short = 'n', long)]
     pub limit: Option<u64>,
 }
 
@@ -104,6 +118,13 @@ impl Span {
     /// The range.
     pub fn range(&self) -> TimeRange {
         TimeRange { from: self.from.unwrap_or(Ts(0)), to: self.to.unwrap_or(Ts(u64::MAX)) }
+    }
+
+    /// The range, after the name of what lies in it; nothing if it is all time.
+    pub fn shown(&self) -> String {
+        let from = self.from.map_or_else(String::new, |from| format!(" from {from}"));
+        let to = self.to.map_or_else(String::new, |to| format!(" to {to}"));
+        from + &to
     }
 
     /// Most rows.
@@ -134,11 +155,19 @@ pub struct Get {
 /// `tape asof`.
 #[derive(clap::Args, Debug)]
 pub struct AsOf {
+    /// Name of the instrument
+    instrument: Name,
+    /// Kind of the record; `tape kinds` lists all
+    #[arg(required_unless_present = "join", conflicts_with = "join")]
+    kind: Option<KindName>,
+    /// Time; the newest record that is not after it is printed [default: now]
+    #[arg(value_parser = time)]
+    time: Option<Ts>,
+    /// Join two kinds: print each record of LEFT with the newest record of RIGHT that is not after it, like trade quote
+    #[arg(long, num_args = 2, value_names = ["LEFT", "RIGHT"])]
+    join: Option<Vec<KindName>>,
     #[command(flatten)]
-    one: One,
-    /// Time; the newest record that is not after it is printed
-    #[arg(value_parser = time, default_value = "now")]
-    time: Ts,
+    span: Span,
     #[command(flatten)]
     watermark: Watermark,
 }
@@ -168,6 +197,13 @@ pub struct Scan {
     /// bust of a bust or of a correction reverts it
     #[arg(long, value_name = "LSN")]
     as_known_at: Option<u64>,
+}
+
+impl Scan {
+    /// What it prints.
+    fn of(&self) -> String {
+        format!("{} of {}{}", self.one.kind.0, self.one.instrument, self.span.shown())
+    }
 }
 
 /// A filter of instruments and kinds.
@@ -233,6 +269,64 @@ fn print_scan(format: Format, reader: &mut Reader, mut rows: Rowset<'_>, limit: 
     Ok(out.printed())
 }
 
+/// Says on standard error that there is no `what`, if nothing was printed.
+pub fn note_empty(printed: u64, what: &str) {
+    if printed == 0 {
+        note(format_args!("note: there is no {what}"));
+    }
+}
+
+/// The name of an instrument, or with wildcards those of several.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    glob: Option<glob::Pattern>,
+}
+
+impl Pattern {
+    /// Parses `text`.
+    ///
+    /// # Errors
+    /// It is malformed (exit code 2).
+    pub fn new(text: &str) -> Outcome<Pattern> {
+        let wrong = |e: glob::PatternError| Failure::new(USAGE, format!("'{text}' is not a pattern of names: {e}"));
+        let has_wildcards = text.contains(['*', '?', '[']);
+        let glob = has_wildcards.then(|| glob::Pattern::new(text).map_err(wrong)).transpose()?;
+        Ok(Pattern { text: text.to_owned(), glob })
+    }
+
+    /// Whether it is the name of one instrument.
+    pub fn is_one(&self) -> bool {
+        self.glob.is_none()
+    }
+
+    /// Whether it matches `name`.
+    pub fn matches(&self, name: &Name) -> bool {
+        match &self.glob {
+            Some(glob) => glob.matches(name.as_str()),
+            None => name.as_str() == self.text,
+        }
+    }
+
+    /// The instruments of the store of `reader` that match, in the order of their names.
+    ///
+    /// # Errors
+    /// There is none (exit code 3).
+    pub fn instruments(&self, reader: &mut Reader) -> Outcome<Vec<(InstrumentId, Name)>> {
+        if self.is_one() {
+            let name: Name = self.text.parse()?;
+            return Ok(vec![(reader.instrument(&name)?, name)]);
+        }
+        let symbols = reader.symbols()?;
+        symbols.refresh();
+        let all = (1u32..).map(InstrumentId).zip(symbols.names().iter().copied());
+        let mut matching: Vec<(InstrumentId, Name)> = all.filter(|(_, name)| self.matches(name)).collect();
+        matching.sort_unstable_by_key(|(_, name)| *name);
+        found(matching.len() as u64, &format!("instrument that matches '{}'", self.text))?;
+        Ok(matching)
+    }
+}
+
 /// Success if anything was printed.
 ///
 /// # Errors
@@ -294,11 +388,19 @@ pub fn get(store: &Path, args: &Get, format: Format) -> Outcome {
 /// # Errors
 /// There is no such record (exit code 3).
 pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
+    if let Some([left, right]) = args.join.as_deref() {
+        return join(store, args, (left, right), format);
+    }
+    if !args.span.is_all() {
+        return Err(Failure::new(USAGE, "--from, --to and --limit are for --join; give the time after the kind"));
+    }
+    let Some(kind) = &args.kind else { return Err(Failure::new(USAGE, "give a kind, or --join LEFT RIGHT")) };
     let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
-    let instrument = reader.instrument(&args.one.instrument)?;
+    let instrument = reader.instrument(&args.instrument)?;
+    let time = args.time.unwrap_or_else(|| HostClock.wall());
     let mut newest = None;
-    for series in args.one.kind.series(instrument)? {
-        let row = snapshot.as_of(series, args.time)?.map(|row| (row.index_time, row.lsn));
+    for series in kind.series(instrument)? {
+        let row = snapshot.as_of(series, time)?.map(|row| (row.index_time, row.lsn));
         newest = newest.max(row);
     }
     let row = match newest {
@@ -308,13 +410,30 @@ pub fn as_of(store: &Path, args: &AsOf, format: Format) -> Outcome {
     found(print(format, &mut reader, row.into_iter())?, "record up to that time")
 }
 
+/// `tape asof --join`.
+fn join(store: &Path, args: &AsOf, kinds: (&KindName, &KindName), format: Format) -> Outcome {
+    let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
+    let instrument = reader.instrument(&args.instrument)?;
+    let (left, right) = (kinds.0.one()?, kinds.1.one()?);
+    let series = |schema: &Schema| Series { instrument, kind: schema.kind };
+    let mut pairs = snapshot.join(series(left), series(right), args.span.range())?;
+    let mut out = Rows::new(format, reader.symbols()?);
+    while out.printed() < args.span.limit()
+        && let Some((row, joined)) = pairs.next()?
+    {
+        out.push_joined(&row, right, joined.as_ref())?;
+    }
+    out.flush()?;
+    note_empty(out.printed(), &format!("{} of {}{}", left.name, args.instrument, args.span.shown()));
+    Ok(())
+}
+
 /// `tape latest`.
 ///
 /// # Errors
 /// The pattern is malformed (exit code 2); no instrument that it matches has a record of the kind (exit code 3).
 pub fn latest(store: &Path, args: &Latest, format: Format) -> Outcome {
-    let wrong = |e: glob::PatternError| Failure::new(USAGE, format!("the pattern is malformed: {e}"));
-    let pattern = args.pattern.as_deref().map(glob::Pattern::new).transpose().map_err(wrong)?;
+    let pattern = args.pattern.as_deref().map(Pattern::new).transpose()?;
     let (mut reader, mut snapshot) = open(store, args.watermark.at)?;
     let mut newest = std::collections::BTreeMap::new();
     // The layouts of a user's kind are kinds of their own: the newest record of all counts.
@@ -327,7 +446,7 @@ pub fn latest(store: &Path, args: &Latest, format: Format) -> Outcome {
     }
     let mut out = Rows::new(format, reader.symbols()?);
     for (instrument, (_, lsn)) in newest {
-        let matches = |name: Name| pattern.as_ref().is_none_or(|pattern| pattern.matches(name.as_str()));
+        let matches = |name: Name| pattern.as_ref().is_none_or(|pattern| pattern.matches(&name));
         if out.instrument(instrument).is_none_or(matches)
             && let Some(row) = snapshot.get(lsn)?
         {
@@ -364,7 +483,9 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     let series = args.one.kind.series(instrument)?;
     let Some(lsn) = args.as_known_at else {
         let rows = snapshot.replay(&series, args.span.range());
-        return print_scan(format, &mut reader, rows, args.span.limit()).map(drop);
+        let printed = print_scan(format, &mut reader, rows, args.span.limit())?;
+        note_empty(printed, &args.of());
+        return Ok(());
     };
     if series.iter().any(|s| s.kind != Trade::KIND) {
         return Err(Failure::new(USAGE, "--as-known-at is for trades: busts and corrections do not apply to other kinds"));
@@ -379,6 +500,7 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
     }
     out.flush()?;
     note_unmatched(trades.unmatched());
+    note_empty(out.printed(), &args.of());
     Ok(())
 }
 
@@ -427,7 +549,9 @@ pub fn replay(store: &Path, args: &Replay, format: Format) -> Outcome {
     let (mut reader, snapshot) = open(store, args.watermark.at)?;
     let series = series(&args.filter, &mut reader, &snapshot)?;
     let rows = snapshot.replay(&series, args.span.range());
-    print_scan(format, &mut reader, rows, args.span.limit()).map(drop)
+    let printed = print_scan(format, &mut reader, rows, args.span.limit())?;
+    note_empty(printed, &format!("such record{}", args.span.shown()));
+    Ok(())
 }
 
 /// Whether `record` passes `filter`, whose instruments are `wanted`.

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use tapestore::lsn::{Epoch, PublisherId};
-use tapestore::reader::Reader;
+use tapestore::reader::{At, Reader};
 use tapestore::shm;
-use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotView, Statistic};
+use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotState, SlotView, Statistic};
 use tapestore::shm::health::Trouble;
 use tapestore::shm::run_dir::RunDir;
 use tapestore::shm::spill::{self, SPILLED};
-use tapestore::time::{Clock, HostClock, Ts};
+use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts, parse_duration};
 
 use crate::exit::{Failure, Outcome, UNAVAILABLE, UNHEALTHY};
 use crate::held_files;
@@ -99,7 +99,14 @@ pub struct Args {
     /// serves it
     #[arg(long)]
     check: bool,
+    /// A publisher that is attached and has sent no record for this long is a problem, like 90s or 5m [default: it is only
+    /// named, after a minute]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    silent_after: Option<u64>,
 }
+
+/// How long a publisher is silent before it is named.
+const SILENT: u64 = 60 * NANOS_PER_SECOND;
 
 /// The problem of the store `dir`, and what to do, as a sentence.
 fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
@@ -127,14 +134,47 @@ fn state(trouble: Option<Trouble>) -> &'static str {
     }
 }
 
-/// The attached publishers.
-fn publishers(control: &Control) -> Vec<(PublisherId, Epoch, SlotView)> {
+/// An attached publisher.
+struct Attached {
+    publisher: PublisherId,
+    epoch: Epoch,
+    slot: SlotView,
+    /// When storage appended its newest record; `None` if that cannot be read.
+    newest: Option<Ts>,
+}
+
+impl Attached {
+    /// How long it has sent nothing, ns.
+    fn silence(&self, now: Ts) -> Option<u64> {
+        let newest = self.newest.filter(|_| self.slot.state == SlotState::Attached)?;
+        Some(now.0.saturating_sub(newest.0))
+    }
+
+    /// That it is silent, if it has been for `limit` ns.
+    fn is_silent(&self, now: Ts, limit: u64) -> Option<String> {
+        let silence = self.silence(now).filter(|silence| *silence >= limit)?;
+        let process = self.slot.pid.map_or_else(|| "of another container".to_owned(), |pid| pid.to_string());
+        let (publisher, silence) = (self.publisher, terminal::duration(silence));
+        Some(format!("publisher {publisher} (process {process}) is attached and has sent nothing for {silence}"))
+    }
+}
+
+/// The attached publishers of `store`.
+fn publishers(store: &Path, control: &Control) -> Vec<Attached> {
     let attached = (0..SLOTS_MAX).filter_map(|i| {
         let slot = control.slot(i);
         let (grant, publisher, epoch) = slot.holder()?;
-        Some((publisher, epoch, slot.view(grant)?))
+        Some(Attached { publisher, epoch, slot: slot.view(grant)?, newest: None })
     });
-    attached.collect()
+    let mut attached: Vec<Attached> = attached.collect();
+    if !attached.is_empty()
+        && let Ok(snapshot) = Reader::open(store).and_then(|mut reader| reader.snapshot(At::Appended))
+    {
+        for publisher in &mut attached {
+            publisher.newest = snapshot.arrival(publisher.slot.accepted_lsn).ok().flatten().map(|arrival| arrival.ingest_ts);
+        }
+    }
+    attached
 }
 
 /// The steps of the host's clock since storage started, if any.
@@ -168,11 +208,20 @@ fn shortage(store: &Path, control: &Control, run_dir: &RunDir) -> Option<String>
 }
 
 /// Prints the attached publishers.
-fn show(publishers: &[(PublisherId, Epoch, SlotView)]) {
-    let mut t = table(&["publisher", "epoch", "accepted", "durable", "gaps", "state"]);
-    for (p, e, v) in publishers {
-        let cells = [p.to_string(), e.to_string(), v.accepted.to_string(), v.durable.to_string(), v.gap_count.to_string()];
-        t.add_row(cells.into_iter().chain([format!("{:?}", v.state)]));
+fn show(publishers: &[Attached], now: Ts) {
+    let mut t = table(&["publisher", "epoch", "process", "accepted", "durable", "gaps", "state", "newest record"]);
+    for Attached { publisher, epoch, slot, newest } in publishers {
+        let ago = |ts: &Ts| format!("{} ago", terminal::duration(now.0.saturating_sub(ts.0)));
+        t.add_row([
+            publisher.to_string(),
+            epoch.to_string(),
+            slot.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+            slot.accepted.to_string(),
+            slot.durable.to_string(),
+            slot.gap_count.to_string(),
+            format!("{:?}", slot.state),
+            newest.as_ref().map_or_else(|| "-".to_owned(), ago),
+        ]);
     }
     out!("{t}");
 }
@@ -186,19 +235,29 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
     let (control, run_dir) = page(store)?;
     let control = &control;
     let trouble = control.trouble();
+    let (publishers, now) = (publishers(store, control), HostClock.wall());
+    let silent: Vec<String> = match args.silent_after {
+        Some(limit) if trouble.is_none() => publishers.iter().filter_map(|p| p.is_silent(now, limit)).collect(),
+        _ => Vec::new(),
+    };
     if args.check {
-        let Some((trouble, since)) = trouble else {
-            terminal::say(format_args!("{} is served and healthy", store.display()));
-            return Ok(());
+        return match (trouble, silent.is_empty()) {
+            (Some((trouble, since)), _) => Err(failure(store, trouble, since)),
+            (None, false) => Err(Failure::new(UNHEALTHY, format!("{}: {}", store.display(), silent.join("; ")))),
+            (None, true) => {
+                terminal::say(format_args!("{} is served and healthy", store.display()));
+                Ok(())
+            }
         };
-        return Err(failure(store, trouble, since));
     }
     let seen = Seen {
         store,
         control,
         run_dir: run_dir.as_ref(),
         trouble,
-        publishers: publishers(control),
+        publishers,
+        silent,
+        now,
         holders: holders(store, run_dir.as_ref()),
     };
     if format.json {
@@ -218,7 +277,10 @@ struct Seen<'s> {
     control: &'s Control,
     run_dir: Option<&'s RunDir>,
     trouble: Option<(Trouble, Option<Ts>)>,
-    publishers: Vec<(PublisherId, Epoch, SlotView)>,
+    publishers: Vec<Attached>,
+    /// The publishers that are a problem, because they are silent.
+    silent: Vec<String>,
+    now: Ts,
     /// Processes that keep deleted files.
     holders: Vec<held_files::Holder>,
 }
@@ -242,11 +304,15 @@ impl Seen<'_> {
         let Seen { control, trouble, publishers, holders, .. } = self;
         let mut object: serde_json::Map<String, serde_json::Value> =
             numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
-        let list = publishers.iter().map(|(p, e, v)| {
-            serde_json::json!({ "publisher": p.0, "epoch": e.0, "accepted": v.accepted.0, "durable": v.durable.0, "gaps": v.gap_count })
+        let list = publishers.iter().map(|Attached { publisher, epoch, slot, newest }| {
+            serde_json::json!({
+                "publisher": publisher.0, "epoch": epoch.0, "pid": slot.pid, "accepted": slot.accepted.0, "durable": slot.durable.0,
+                "gaps": slot.gap_count, "newest_record": newest.map(|ts| ts.to_string()),
+            })
         });
         object.insert("state".into(), self.state().into());
-        object.insert("healthy".into(), trouble.is_none().into());
+        object.insert("healthy".into(), (trouble.is_none() && self.silent.is_empty()).into());
+        object.insert("silent_publishers".into(), self.silent.clone().into());
         object.insert("pid".into(), control.server().into());
         object.insert("trouble".into(), trouble.map(|(t, _)| t.name()).into());
         object.insert("trouble_reason".into(), trouble.map(|(t, _)| t.reason()).into());
@@ -264,7 +330,11 @@ impl Seen<'_> {
         let Seen { store, control, run_dir, trouble, .. } = self;
         match trouble {
             Some((trouble, since)) => out!("PROBLEM: {}", sentence(store, *trouble, *since)),
-            None => out!("OK: storage serves {} and accepts records", store.display()),
+            None if !self.silent.is_empty() => out!("PROBLEM: {}", self.silent.join("; ")),
+            None => {
+                out!("OK: storage serves {} and accepts records", store.display());
+                self.publishers.iter().filter_map(|p| p.is_silent(self.now, SILENT)).for_each(|line| out!("  {line}"));
+            }
         }
         out!("store {} is {}", store.display(), self.state());
         if let Some(pid) = control.server() {
@@ -296,6 +366,6 @@ impl Seen<'_> {
             out!("  {step}");
         }
         out!("  back-pressure: {}", self.pressure().unwrap_or("none"));
-        show(&self.publishers);
+        show(&self.publishers, self.now);
     }
 }

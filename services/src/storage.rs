@@ -52,6 +52,9 @@ pub struct Args {
     /// CPU core to pin the sync thread to
     #[arg(long)]
     pub sync_core: Option<usize>,
+    /// Log to standard error from this level on: error, warn, info, debug, trace, off [default: RUST_LOG, or info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<terminal::LevelFilter>,
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
@@ -92,7 +95,7 @@ impl Args {
 /// # Errors
 /// The reason why storage did not start, or ended: exit code 74 after a failed write or sync.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log(terminal::LevelFilter::INFO, true);
+    terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), true);
     let stop = terminal::stop_flag()?;
     // A file size limit is then a write error (EFBIG) instead of a signal.
     ignore_file_size_signal();

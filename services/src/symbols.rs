@@ -1,6 +1,5 @@
 //! Owns: `tape symbols`, instruments with their definitions at a time, and `tape kinds`.
 
-use std::io::Write;
 use std::path::Path;
 
 use tapestore::lsn::InstrumentId;
@@ -8,9 +7,9 @@ use tapestore::reader::{At, Reader, Series, Snapshot};
 use tapestore::record::{Column, Definition, Mapping, Name, Record, SCHEMAS, user_kinds};
 use tapestore::time::Ts;
 
-use crate::exit::{Outcome, output};
-use crate::output::{Format, table};
-use crate::query::{found, time};
+use crate::exit::Outcome;
+use crate::grid::{Cell, Format, Grid, Heading};
+use crate::query::{Pattern, found, time};
 
 /// Longest line of column names.
 const LINE: usize = 100;
@@ -55,7 +54,7 @@ pub fn kinds(store: &Path, format: Format) -> Outcome {
 /// `tape symbols`.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Only names that contain this text; case is ignored
+    /// Only names that contain this text, whatever its case; or, with the wildcards * ? [abc], names that match it
     pattern: Option<String>,
     /// Add the definition in force at this time, and the number that the source gave the instrument
     #[arg(long, value_parser = time)]
@@ -71,50 +70,31 @@ pub fn symbols(store: &Path, args: &Args, format: Format) -> Outcome {
     let mut snapshot = args.at.map(|_| reader.snapshot(At::Committed)).transpose()?;
     let symbols = reader.symbols()?;
     symbols.refresh();
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let pattern = args.pattern.as_ref().map(|p| p.to_lowercase());
-    let matches = |name: &Name| pattern.as_ref().is_none_or(|p| name.as_str().to_lowercase().contains(p.as_str()));
+    let (text, glob) = (args.pattern.as_deref().unwrap_or_default(), args.pattern.as_deref().map(Pattern::new).transpose()?);
+    let glob = glob.filter(|pattern| !pattern.is_one());
+    let text = text.to_lowercase();
+    let contains = |name: &Name| name.as_str().to_lowercase().contains(text.as_str());
+    let matches = |name: &Name| glob.as_ref().map_or_else(|| contains(name), |glob| glob.matches(name));
+    let mut out = Grid::new(format);
+    let columns = if args.at.is_some() { &DEFINED[..] } else { &LISTED };
+    let is_left = |name: &str| !["id", "raw_id", "min_price_increment", "strike_price"].contains(&name);
+    out.head(columns.iter().map(|name| Heading::new(*name, is_left(name))).collect())?;
     let mut shown = 0;
-    let mut shown_table = table(&DEFINED);
-    if format.csv {
-        writeln!(out, "{}", if args.at.is_some() { DEFINED.join(",") } else { "id,instrument".to_owned() }).map_err(output)?;
-    }
     for (id, name) in (1u32..).zip(symbols.names()).filter(|(_, name)| matches(name)) {
         shown += 1;
-        if let (Some(at), Some(snapshot)) = (args.at, &mut snapshot) {
-            let cells = defined(snapshot, InstrumentId(id), name, at)?;
-            match (format.json, format.csv) {
-                (true, _) => {
-                    let object: serde_json::Map<_, _> =
-                        DEFINED.iter().zip(cells).map(|(k, v)| ((*k).to_owned(), json(k, v))).collect();
-                    writeln!(out, "{}", serde_json::Value::Object(object)).map_err(output)?;
-                }
-                (_, true) => writeln!(out, "{}", cells.join(",")).map_err(output)?,
-                _ => drop(shown_table.add_row(cells)),
-            }
-            continue;
-        }
-        match (format.json, format.csv) {
-            (true, _) => writeln!(out, "{}", serde_json::json!({ "id": id, "instrument": name.as_str() })).map_err(output)?,
-            (_, true) => writeln!(out, "{id},{name}").map_err(output)?,
-            _ => writeln!(out, "{id:>8}  {name}").map_err(output)?,
-        }
+        let (id, first) = (InstrumentId(id), vec![Cell::number(id.into()), Cell::text(name)]);
+        let definition = match (args.at, &mut snapshot) {
+            (Some(at), Some(snapshot)) => defined(snapshot, id, at)?,
+            _ => Vec::new(),
+        };
+        out.push(first.into_iter().chain(definition).collect())?;
     }
-    if shown > 0 && args.at.is_some() && !format.json && !format.csv {
-        writeln!(out, "{shown_table}").map_err(output)?;
-    }
-    out.flush().map_err(output)?;
+    out.flush()?;
     found(shown, "such instrument")
 }
 
-/// The JSON value of the cell `text` of a column of [`DEFINED`].
-fn json(column: &str, text: String) -> serde_json::Value {
-    match (column, text.parse::<u64>()) {
-        _ if text.is_empty() || text == "null" => serde_json::Value::Null,
-        ("id" | "raw_id", Ok(number)) => number.into(),
-        _ => text.into(),
-    }
-}
+/// Columns of an instrument.
+const LISTED: [&str; 2] = ["id", "instrument"];
 
 /// Columns of a definition.
 const DEFINED: [&str; 10] = [
@@ -130,17 +110,21 @@ const DEFINED: [&str; 10] = [
     "since",
 ];
 
-/// The cells of [`DEFINED`] for `instrument` at the time `at`; empty where there is no definition.
-fn defined(snapshot: &mut Snapshot, instrument: InstrumentId, name: &Name, at: Ts) -> Outcome<Vec<String>> {
+/// The cells of [`DEFINED`] after those of [`LISTED`] for `instrument` at the time `at`; empty where there is no definition.
+fn defined(snapshot: &mut Snapshot, instrument: InstrumentId, at: Ts) -> Outcome<Vec<Cell>> {
     let mapping = snapshot.as_of(Series { instrument, kind: Mapping::KIND }, at)?;
-    let raw_id = mapping.and_then(|row| row.record.get::<Mapping>().map(|m| m.raw_id.to_string())).unwrap_or_default();
+    let raw_id = mapping.and_then(|row| row.record.get::<Mapping>().map(|m| Cell::number(m.raw_id)));
     let row = snapshot.as_of(Series { instrument, kind: Definition::KIND }, at)?;
-    let mut cells = vec![instrument.to_string(), name.to_string(), raw_id];
+    let mut cells = vec![raw_id.unwrap_or_else(Cell::absent)];
     let columns = ["raw_symbol", "instrument_class", "currency", "min_price_increment", "expiration", "strike_price"];
     for column in columns {
         let value = row.and_then(|row| row.record.schema().column(column).map(|c| c.value(row.record.bytes()).to_string()));
-        cells.push(value.unwrap_or_default());
+        cells.push(match value {
+            Some(text) if text.is_empty() || text == "null" => Cell::new(text, serde_json::Value::Null),
+            Some(text) => Cell::text(text),
+            None => Cell::absent(),
+        });
     }
-    cells.push(row.map_or_else(String::new, |row| row.index_time.to_string()));
+    cells.push(row.map_or_else(Cell::absent, |row| Cell::text(row.index_time)));
     Ok(cells)
 }

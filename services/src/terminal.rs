@@ -15,19 +15,43 @@ use tracing_subscriber::layer::SubscriberExt;
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::logging::{self, Direct, Queued};
 
-/// Logs to standard error at the level of `RUST_LOG`, or `default`. A process that `serves` never waits for the log's reader.
-pub fn log(default: LevelFilter, serves: bool) {
+/// What is logged.
+#[derive(Clone, Copy, Debug)]
+pub enum Wanted {
+    /// From this level on, whatever `RUST_LOG` says.
+    Given(LevelFilter),
+    /// What `RUST_LOG` says; without it, from this level on.
+    Default(LevelFilter),
+}
+
+impl Wanted {
+    /// `given`, or the default.
+    pub fn new(given: Option<LevelFilter>, default: LevelFilter) -> Wanted {
+        given.map_or(Wanted::Default(default), Wanted::Given)
+    }
+}
+
+/// Logs to standard error. A process that `serves` never waits for the log's reader.
+pub fn log(wanted: Wanted, serves: bool) {
     let serves = serves && logging::start().is_ok();
     let writer = move || -> Box<dyn std::io::Write> { if serves { Box::new(Queued) } else { Box::new(Direct) } };
-    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
-    let filter: Targets = wanted.unwrap_or_else(|| Targets::new().with_default(default));
+    let of_environment = || std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
+    let filter: Targets = match wanted {
+        Wanted::Given(level) => Targets::new().with_default(level),
+        Wanted::Default(level) => of_environment().unwrap_or_else(|| Targets::new().with_default(level)),
+    };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
-    let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter);
+    let lines = lines.with_ansi(is_coloured()).with_filter(filter);
     let subscriber = tracing_subscriber::registry().with(lines);
     // Only the first logger of a process counts.
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         tracing::debug!("logging was set up before");
     }
+}
+
+/// Whether log lines are coloured: on a terminal, unless `NO_COLOR` has a value.
+fn is_coloured() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Turns the SIGBUS of an unreadable page of a store into an error of its reader. Every process calls it at its start.
@@ -136,6 +160,20 @@ pub fn say(text: impl std::fmt::Display) {
 pub fn output_error() -> Option<std::io::Error> {
     let error = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner).take();
     error.filter(|error| error.kind() != std::io::ErrorKind::BrokenPipe)
+}
+
+/// Fails if the reader of standard output has closed it, which a command that has nothing to print would not notice.
+///
+/// # Errors
+/// The one of a closed pipe: the command ends without a message and with exit code 0.
+pub fn check_output() -> Outcome {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = std::io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let is_closed =
+        poll(&mut polled, Some(&now)).is_ok() && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP));
+    if is_closed { Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()) } else { Ok(()) }
 }
 
 /// A number with thousands separators.

@@ -15,7 +15,7 @@ use syn::{Data, DeriveInput, Error, Expr, Field, Fields, Ident, Lit, Result, Typ
 /// InstrumentId`, `ts_event: Ts`. The attribute `#[record(kind = 0x8001, name = "signal", index = ts_recv,
 /// find(order_id))]` sets the kind's number (from 0x8000 on), its name, the field of type `Ts` that sorts
 /// its records (default: `ts_event`), and the fields of type `u64` by which records are found. The derive
-/// implements `Record`, `Default` (zero in all fields but `kind`) and the traits of `bytemuck`.
+/// implements `Record`, `Default` (null in each field that has a null, zero in the others) and the traits of `bytemuck`.
 #[proc_macro_derive(Record, attributes(record))]
 pub fn record(input: TokenStream) -> TokenStream {
     let input = syn::parse_macro_input!(input as DeriveInput);
@@ -213,7 +213,9 @@ fn expand(input: &DeriveInput) -> Result<Tokens> {
 
         impl ::core::default::Default for #owner {
             fn default() -> Self {
-                Self { kind: ::tapestore::record::Kind(#kind), ..::tapestore::bytemuck::Zeroable::zeroed() }
+                const ABSENT: [u64; ::core::mem::size_of::<#owner>() / 8] =
+                    <#owner as ::tapestore::record::Record>::SCHEMA.absent();
+                ::tapestore::bytemuck::cast(ABSENT)
             }
         }
 

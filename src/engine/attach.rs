@@ -39,6 +39,8 @@ pub(super) struct Posted {
 
 struct Connection {
     stream: UnixStream,
+    /// The publisher's process; 0: unknown.
+    pid: u32,
     received: Vec<u8>,
     attached: bool,
     /// Whether it has posted a request to ingest, which is then notified when the connection ends.
@@ -150,8 +152,12 @@ impl AttachAgent {
                 continue;
             }
             *next += 1;
-            let refused = user::check_peer(&stream, &self.store).err();
-            connections.insert(*next, Connection { stream, received: Vec::new(), attached: false, has_asked: false, refused });
+            let (pid, refused) = match user::check_peer(&stream, &self.store) {
+                Ok(pid) => (pid, None),
+                Err(error) => (0, Some(error)),
+            };
+            let received = Vec::new();
+            connections.insert(*next, Connection { stream, pid, received, attached: false, has_asked: false, refused });
         }
     }
 
@@ -214,7 +220,7 @@ impl AttachAgent {
                     let grant = self.instance << 32 | *grants;
                     let receiver = self.bus.receive_ingest(grant)?;
                     (connection.attached, connection.has_asked) = (true, true);
-                    let attach = Attach { connection: id, publisher, mode, level, incarnation, grant };
+                    let attach = Attach { connection: id, publisher, pid: connection.pid, mode, level, incarnation, grant };
                     self.ask(Request::Attach(attach), Some(receiver))?;
                 }
                 Message::Symbols(names) => {

@@ -56,6 +56,8 @@ pub(super) enum Request {
 pub(super) struct Attach {
     pub(super) connection: u64,
     pub(super) publisher: PublisherId,
+    /// The publisher's process; 0: unknown.
+    pub(super) pid: u32,
     pub(super) mode: Mode,
     pub(super) level: Durability,
     /// Identifies the publisher's process.
@@ -355,9 +357,9 @@ impl Requests {
 
     /// Opens the session of a publisher of this host whose epoch is in the log.
     fn open(&mut self, attach: Attach, state: PublisherState, log: &mut Log, sessions: &mut Sessions) {
-        let Attach { connection, publisher, grant, .. } = attach;
+        let Attach { connection, publisher, pid, grant, .. } = attach;
         let level = self.level_for(attach.level).unwrap_or(attach.level);
-        let Some(slot) = sessions.open(Opening { connection, publisher, level, grant, state }) else {
+        let Some(slot) = sessions.open(Opening { connection, publisher, pid, level, grant, state }) else {
             return refuse(connection, full(), log);
         };
         let PublisherState { epoch, last: pub_seq, lsn, .. } = state;

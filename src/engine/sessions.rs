@@ -61,6 +61,8 @@ pub(super) enum Taken {
 pub(super) struct Opening {
     pub(super) connection: u64,
     pub(super) publisher: PublisherId,
+    /// The publisher's process; 0: unknown.
+    pub(super) pid: u32,
     pub(super) level: Durability,
     pub(super) grant: u64,
     pub(super) state: PublisherState,
@@ -115,11 +117,11 @@ impl Sessions {
 
     /// Opens a session and fences the earlier ones of its publisher; returns its slot, or `None` if no slot is free.
     pub(super) fn open(&mut self, opening: Opening) -> Option<usize> {
-        let Opening { connection, publisher, level, grant, state } = opening;
+        let Opening { connection, publisher, pid, level, grant, state } = opening;
         let index = self.free.pop()?;
         self.fence(publisher, None);
         let slot = self.control.slot(index);
-        slot.grant(grant, publisher, state.epoch, state.last, state.lsn);
+        slot.grant(grant, (publisher, pid), state.epoch, state.last, state.lsn);
         let session = Session {
             connection,
             publisher,

@@ -29,6 +29,7 @@ use super::watermarks::Watermarks;
 use super::{attach, consensus, flush, requests, space};
 use tapestore::agent::{Stop, spawn};
 use tapestore::bus::Bus;
+use tapestore::disk::Disk;
 use tapestore::error::{Error, Result};
 use tapestore::lsn::Term;
 use tapestore::shm::bell::Bells;
@@ -55,6 +56,7 @@ pub struct Storage {
     others: Vec<JoinHandle<()>>,
     run_dir: RunDir,
     store: PathBuf,
+    disk: Arc<dyn Disk>,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -140,8 +142,23 @@ impl Storage {
         let flush = spawn("tape-flush", None, move || flush.run()).map_err(io)?;
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
         let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
-        let store = options.store;
-        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, store, _lock: lock })
+        let (store, disk) = (options.store, world.disk);
+        Ok(Storage {
+            started,
+            control,
+            bells,
+            meta,
+            stop,
+            late_stop,
+            ingest,
+            sync,
+            flush,
+            others,
+            run_dir,
+            store,
+            disk,
+            _lock: lock,
+        })
     }
 
     /// The result of the start.
@@ -186,6 +203,8 @@ impl Storage {
         self.control.set_tables(&[], flusher.manifest().state().seq);
         self.run_dir.sweep(None)?;
         tapestore::shm::spill::sweep(&self.store)?;
+        // The next start would remove them. A store at rest takes what its records need.
+        wal::remove_spares(self.disk.as_ref(), &self.store.join(wal::DIR))?;
         Ok(ended)
     }
 }

@@ -718,7 +718,7 @@ fn nothing_is_acknowledged_before_its_sync_or_after_a_failed_one() {
         store.state.accept(BatchHeader::new(PublisherId(1), state.epoch, PubSeq(1), 3), &trades(1, state.epoch, 1, 3));
         let committed = store.state.append(Ts(2)).unwrap().unwrap();
         let slot = store.control.slot(0);
-        slot.grant(9, PublisherId(1), state.epoch, PubSeq(0), Lsn(0));
+        slot.grant(9, (PublisherId(1), 0), state.epoch, PubSeq(0), Lsn(0));
         let before = store.control.durable();
         let (agent, items, _freed, control, halted) = sync_agent(store);
         if fails {

@@ -73,9 +73,10 @@ const _: () = {
 };
 
 impl Default for Depth10 {
-    /// Zero in all fields but the kind.
+    /// Null in each field that has a null, zero in the others; the kind is set.
     fn default() -> Self {
-        Self { kind: Kind(6), ..bytemuck::Zeroable::zeroed() }
+        const ABSENT: [u64; BYTES / 8] = Depth10::SCHEMA.absent();
+        bytemuck::cast(ABSENT)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod fixed;
 pub mod name;
 mod near;
 
+mod absent;
 mod bar;
 mod book_order;
 mod bust;
@@ -302,9 +303,10 @@ macro_rules! record {
         };
 
         impl Default for $name {
-            /// Zero in all fields but the kind.
+            /// Null in each field that has a null, zero in the others; the kind is set.
             fn default() -> Self {
-                Self { kind: $crate::record::Kind($kind), ..bytemuck::Zeroable::zeroed() }
+                const ABSENT: [u64; $size / 8] = <$name as $crate::record::Record>::SCHEMA.absent();
+                bytemuck::cast(ABSENT)
             }
         }
 

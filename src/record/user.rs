@@ -123,7 +123,7 @@ const fn same(a: &str, b: &str) -> bool {
     }
 }
 
-const fn is_one_of(name: &str, names: &[&str]) -> bool {
+pub(super) const fn is_one_of(name: &str, names: &[&str]) -> bool {
     let mut rest = names;
     while let Some((one, tail)) = rest.split_first() {
         if same(one, name) {

@@ -14,7 +14,8 @@
 //! +64   reserved, zero                                     ingest              nobody
 //! +72   the unregistered instrument for which the session
 //!       is refused, + 1; 0: another reason                 ingest              the publisher
-//! +80   unused, to +127
+//! +80   process id of the publisher; 0: unknown            ingest              `tape`
+//! +88   unused, to +127
 //! +128  durable pub_seq                                    sync                the publisher, `tape`
 //! +136  its LSN                                            sync                nobody
 //! +144  unused, to +191
@@ -83,6 +84,8 @@ pub struct SlotView {
     pub gap_expected: PubSeq,
     /// Set if the session is refused for a record of this unregistered instrument.
     pub unregistered: Option<InstrumentId>,
+    /// The publisher's process; `None` if the system does not say, as in another container.
+    pub pid: Option<u32>,
 }
 
 impl SlotView {
@@ -109,8 +112,9 @@ impl Slot {
         self.map.u64(self.base + offset)
     }
 
-    /// Grants the slot to a session of `publisher`; everything up to `accepted` of this epoch is durable.
-    pub fn grant(&self, grant: u64, publisher: PublisherId, epoch: Epoch, accepted: PubSeq, lsn: Lsn) {
+    /// Grants the slot to a session of `publisher`, which is the process `pid` (0: unknown); everything up to `accepted` of this
+    /// epoch is durable.
+    pub fn grant(&self, grant: u64, (publisher, pid): (PublisherId, u32), epoch: Epoch, accepted: PubSeq, lsn: Lsn) {
         self.free();
         // SYNC: orders "no grant" before the new numbers; pairs with the fence in `view`.
         fence(Ordering::Release);
@@ -121,6 +125,7 @@ impl Slot {
         // Reserved.
         self.word(64).store(0, Ordering::Relaxed);
         self.word(72).store(0, Ordering::Relaxed);
+        self.word(80).store(u64::from(pid), Ordering::Relaxed);
         self.accept(accepted, lsn);
         self.ack_durable(accepted, lsn);
         self.word(192).store(accepted.0, Ordering::Relaxed);
@@ -202,6 +207,7 @@ impl Slot {
             gap_count,
             gap_expected: PubSeq(self.word(56).load(Ordering::Relaxed)),
             unregistered: self.word(72).load(Ordering::Relaxed).checked_sub(1).map(|i| InstrumentId(i as u32)),
+            pid: Some(self.word(80).load(Ordering::Relaxed) as u32).filter(|pid| *pid != 0),
         };
         // SYNC: orders the numbers before the second load of the grant; pairs with the fence in `grant`.
         fence(Ordering::Acquire);

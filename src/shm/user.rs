@@ -36,13 +36,15 @@ pub fn denied(dir: &Path, owner: u32, uid: u32) -> Error {
 /// Checks that the peer of `stream` runs as this process's user, which serves the store in `dir`: storage cannot read what
 /// another user puts on the bus, and the store's files belong to its user.
 ///
+/// Returns the peer's process id; 0 if it is in another container.
+///
 /// # Errors
 /// [`Error::Denied`] if the peer runs as another user; [`Error::Io`] if the kernel does not report the peer's user.
-pub fn check_peer(stream: &UnixStream, dir: &Path) -> Result<()> {
+pub fn check_peer(stream: &UnixStream, dir: &Path) -> Result<u32> {
     let peer =
         rustix::net::sockopt::socket_peercred(stream).map_err(|e| Error::io("read the user of a connection to", dir, e))?;
     let uid = peer.uid.as_raw();
-    if uid == own() { Ok(()) } else { Err(denied(dir, own(), uid)) }
+    if uid == own() { Ok(peer.pid.as_raw_pid().cast_unsigned()) } else { Err(denied(dir, own(), uid)) }
 }
 
 /// Most connections that wait to be accepted.

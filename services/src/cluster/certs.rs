@@ -12,6 +12,7 @@ use tapestore::time::{Clock, HostClock};
 use tapestore_engine::cluster_admin::store_id;
 
 use crate::exit::{Failure, INTERNAL, Outcome, USAGE};
+use crate::output::Format;
 use crate::replication::tls::{node_name, operator_name};
 use crate::terminal::say;
 
@@ -34,7 +35,7 @@ pub struct Args {
 ///
 /// # Errors
 /// A file cannot be created; the directory is not a store and --cluster is absent.
-pub fn run(store: &Path, args: &Args) -> Outcome {
+pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let cluster = match &args.cluster {
         Some(name) if is_dns_name(name) => name.clone(),
         // A name that is no DNS name is replaced by its identity.
@@ -47,14 +48,14 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
     };
     std::fs::create_dir_all(&args.dir)?;
     let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("cannot create a certificate: {e}"));
-    let issuer = authority(&args.dir).map_err(|e| e.unwrap_or_else(failed))?;
+    let issuer = authority(&args.dir, format).map_err(|e| e.unwrap_or_else(failed))?;
     let mut names: Vec<(String, String)> =
         args.nodes.iter().map(|n| (format!("node-{n}"), node_name(NodeId(*n), &cluster))).collect();
     names.push(("operator".to_owned(), operator_name(&cluster)));
     for (file, name) in names {
         let (cert_path, key_path) = (args.dir.join(format!("{file}.pem")), args.dir.join(format!("{file}.key")));
         if cert_path.exists() || key_path.exists() {
-            say(format!("{}: exists already, kept", cert_path.display()));
+            report(format, &cert_path, &name, true);
             continue;
         }
         let mut params = CertificateParams::new(vec![name.clone()]).map_err(failed)?;
@@ -65,10 +66,24 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
         let cert = params.signed_by(&key, &issuer).map_err(failed)?;
         create(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
         create(&cert_path, cert.pem().as_bytes(), 0o644)?;
-        say(format!("{}: certificate of {name}", cert_path.display()));
+        report(format, &cert_path, &name, false);
+    }
+    if format.json {
+        return Ok(());
     }
     say(format!("next: tape-replication with --tls-cert, --tls-key and --tls-ca {}", args.dir.join("ca.pem").display()));
     Ok(())
+}
+
+/// Prints that the certificate of `name` is in the file `path`.
+fn report(format: Format, path: &Path, name: &str, is_kept: bool) {
+    if format.json {
+        say(serde_json::json!({ "certificate": path.display().to_string(), "name": name, "kept": is_kept }));
+    } else if is_kept {
+        say(format!("{}: exists already, kept", path.display()));
+    } else {
+        say(format!("{}: certificate of {name}", path.display()));
+    }
 }
 
 /// Certificates for trials are valid for a year, and from yesterday on for hosts whose clocks are behind.
@@ -88,7 +103,7 @@ fn is_dns_name(cluster: &str) -> bool {
 }
 
 /// The authority in `dir`; created if absent.
-fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
+fn authority(dir: &Path, format: Format) -> Result<Issuer<'static, KeyPair>, FailureOr> {
     let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
     if cert_path.exists() && key_path.exists() {
         let key = KeyPair::from_pem(&std::fs::read_to_string(&key_path)?)?;
@@ -103,7 +118,11 @@ fn authority(dir: &Path) -> Result<Issuer<'static, KeyPair>, FailureOr> {
     let cert = params.self_signed(&key)?;
     create(&key_path, key.serialize_pem().as_bytes(), 0o600)?;
     create(&cert_path, cert.pem().as_bytes(), 0o644)?;
-    say(format!("{}: certificate authority. Keep its key safe: a host with it can join the cluster", cert_path.display()));
+    if format.json {
+        report(format, &cert_path, "certificate authority", false);
+    } else {
+        say(format!("{}: certificate authority. Keep its key safe: a host with it can join the cluster", cert_path.display()));
+    }
     Ok(Issuer::new(params, key))
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tapestore::disk::RealDisk;
@@ -14,13 +15,13 @@ use tapestore_engine::cluster_admin::{NewCluster, initialise};
 use tapestore_engine::consensus::message::{Command, Member, Report};
 
 use super::{Target, request};
-use crate::demo::{Args, own, stored};
+use crate::demo::{Args, check_stop, own, stored, unless_interrupted};
 use crate::exit::{DIFFERENCE, Failure, Outcome, USAGE};
 use crate::load::Loader;
 use crate::output::Format;
-use crate::processes::{PATIENCE, Process, Served, eventually};
+use crate::processes::{self, PATIENCE, Process, Served};
 use crate::source::Rate;
-use crate::terminal::{duration, say, thousands};
+use crate::terminal::{duration, is_raised, say, stop_flag, thousands};
 
 const PUBLISHER: PublisherId = PublisherId(1);
 
@@ -78,6 +79,20 @@ struct Seen {
 /// # Errors
 /// A host lacks an acknowledged record or has another one (exit code 1); a process cannot run.
 pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
+    let stop = &*stop_flag()?;
+    unless_interrupted(run_until(stop, args, count, format), stop)
+}
+
+/// Waits until `ready` returns a value, or the demo is interrupted.
+fn eventually<T>(stop: &AtomicBool, what: &str, mut ready: impl FnMut() -> Option<T>) -> Outcome<T> {
+    let found = processes::eventually(what, || match check_stop(stop) {
+        Ok(()) => ready().map(Ok),
+        Err(interrupted) => Some(Err(interrupted)),
+    });
+    found?
+}
+
+fn run_until(stop: &AtomicBool, args: &Args, count: u64, format: Format) -> Outcome {
     if !(3..=7).contains(&count) {
         return Err(Failure::new(USAGE, "--cluster takes 3 to 7 hosts: with fewer the kill of one stops the others"));
     }
@@ -90,13 +105,13 @@ pub fn run(args: &Args, count: u64, format: Format) -> Outcome {
     let mut hosts = make(dir.path(), count)?;
     hosts.iter_mut().try_for_each(Host::start)?;
     // Until the others have met a host, it does not vote: with fewer voters no other host could lead after the kill.
-    eventually("a vote of every host", || hosts.iter().all(Host::votes).then_some(()))?;
-    let leader = eventually("a leader", || leader_of(&hosts, None))?;
+    eventually(stop, "a vote of every host", || hosts.iter().all(Host::votes).then_some(()))?;
+    let leader = eventually(stop, "a leader", || leader_of(&hosts, None))?;
     report(format!("hosts    {count}, each a storage and a replication process; node {} leads", leader + 1));
     let at = (leader + 1) % hosts.len();
     report(format!("publish  on node {}, which forwards to the leader; acknowledged at quorum", at + 1));
-    let seen = publish(args, &mut hosts, at, &report)?;
-    eventually("the commit of all records on all hosts", || {
+    let seen = publish(stop, args, &mut hosts, at, &report)?;
+    eventually(stop, "the commit of all records on all hosts", || {
         let level = |h: &Host| h.reader().is_ok_and(|r| r.control().committed() >= Lsn(seen.published.count));
         hosts.iter().all(level).then_some(())
     })?;
@@ -150,7 +165,7 @@ fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
 }
 
 /// Publishes on host `at`, and kills the leader after a third of the records.
-fn publish(args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) -> Outcome<Seen> {
+fn publish(stop: &AtomicBool, args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) -> Outcome<Seen> {
     let source = args.source.clone();
     let store = hosts.get(at).map(|h| h.served.store.clone()).unwrap_or_default();
     let options = Options { durability: Durability::Quorum, open_timeout: PATIENCE, ..Options::new(&store, PUBLISHER) };
@@ -164,8 +179,9 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) 
         let tally = &mut tally;
         let (publisher, sent) = (&mut publisher, &count);
         let sender = scope.spawn(move || -> Outcome {
-            let mut input = source.open(&|| false)?;
-            let mut loader = Loader { rate, timed: true, ..Loader::new(publisher, &|| false) };
+            let is_stopped = || is_raised(stop);
+            let mut input = source.open(&is_stopped)?;
+            let mut loader = Loader { rate, timed: true, ..Loader::new(publisher, &is_stopped) };
             let (_, outcome) = loader.publish(input.as_mut(), &mut |n, _, words| {
                 tally.add(Lsn(n + 1), words);
                 sent.store(n + 1, order);
@@ -173,19 +189,20 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) 
             outcome.map(drop)
         });
         while count.load(order) < total / 3 && !sender.is_finished() {
+            check_stop(stop)?;
             std::thread::sleep(Duration::from_millis(1));
         }
-        let leader = leader_other_than(hosts, at)?;
+        let leader = leader_other_than(stop, hosts, at)?;
         let began = Instant::now();
         hosts.get_mut(leader).into_iter().for_each(Host::kill);
         report(format!("killed   node {}, the leader, after {} records", leader + 1, thousands(count.load(order))));
-        let next = eventually("the election of another leader", || leader_of(hosts, Some(leader)))?;
+        let next = eventually(stop, "the election of another leader", || leader_of(hosts, Some(leader)))?;
         let elected = began.elapsed();
         let reader = Reader::open(&store)?;
         let before = reader.control().committed();
         // On a slow machine everything may be published and committed before the kill.
         let is_over = || sender.is_finished() && before.0 >= count.load(order);
-        eventually("a commit of the new leader", || (reader.control().committed() > before || is_over()).then_some(()))?;
+        eventually(stop, "a commit of the new leader", || (reader.control().committed() > before || is_over()).then_some(()))?;
         let takeover = began.elapsed();
         report(format!(
             "takeover node {} leads after {}; its first commit after {}",
@@ -200,6 +217,7 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) 
         let ended = sender.join().map_err(|_| Failure::new(DIFFERENCE, "the publisher panicked"))?;
         ended.map(|()| takeover)
     })?;
+    check_stop(stop)?;
     publisher.flush(Durability::Quorum, PATIENCE)?;
     let progress = publisher.progress();
     let lost = publisher.take_lost().len();
@@ -208,16 +226,16 @@ fn publish(args: &Args, hosts: &mut [Host], at: usize, report: &dyn Fn(String)) 
 
 /// The leader, which is not host `at`: a slow machine may have elected another host meanwhile, and if that is `at`, it is asked
 /// to hand over.
-fn leader_other_than(hosts: &[Host], at: usize) -> Outcome<usize> {
+fn leader_other_than(stop: &AtomicBool, hosts: &[Host], at: usize) -> Outcome<usize> {
     let next = (at + 1) % hosts.len().max(1);
-    Ok(eventually("a leader on another host than the publisher's", || {
+    eventually(stop, "a leader on another host than the publisher's", || {
         let leader = leader_of(hosts, None)?;
         if leader == at {
             // If it cannot hand over yet, it is asked again.
             hosts.get(at)?.ask(Command::Transfer(NodeId(next as u64 + 1))).ok();
         }
         (leader != at).then_some(leader)
-    })?)
+    })
 }
 
 /// The host that reports itself as leader, other than `not`.

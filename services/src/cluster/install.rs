@@ -9,6 +9,7 @@ use tapestore_engine::snapshot::install;
 
 use crate::backup::Bar;
 use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
+use crate::output::Format;
 use crate::replication::{install as snapshot, tls};
 use crate::terminal::{say, thousands};
 
@@ -34,7 +35,7 @@ pub struct Args {
 ///
 /// # Errors
 /// The store is not of a cluster; the leader is unknown or unreachable; the snapshot cannot be installed.
-pub fn run(store: &Path, args: &Args) -> Outcome {
+pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let own = meta::read(&RealDisk, store)?.ok_or_else(|| {
         let reason =
             "is not a host of a cluster. Run tape cluster init --join with a new store; it then gets a snapshot by itself";
@@ -70,6 +71,13 @@ pub fn run(store: &Path, args: &Args) -> Outcome {
         let world = tapestore_engine::World::of_this_host()?;
         install::install_held(store, &world.disk, world.clock.wall(), true, lock.as_ref())
     }?;
+    if format.json {
+        say(serde_json::json!({
+            "store": store.display().to_string(), "files": installed.files, "last_lsn": installed.last.0,
+            "kept_in": installed.kept_in.map(|kept| kept.display().to_string()),
+        }));
+        return Ok(());
+    }
     let (files, last) = (installed.files, thousands(installed.last.0));
     say(format!("{} has {files} SSTables and the records up to {last} of node {}", store.display(), wanted.leader.node));
     if let Some(kept) = installed.kept_in {

@@ -19,6 +19,7 @@ use tapestore_engine::consensus::message::{Command as Request, Member, Report, R
 use crate::exit::{Failure, LATER, Outcome, USAGE};
 use crate::output::{Format, table};
 use crate::terminal::{self, duration, say, thousands};
+use crate::waiting::Waiting;
 
 /// Operates a store on several hosts.
 #[derive(Subcommand, Debug)]
@@ -192,7 +193,7 @@ fn member(text: &str) -> Result<Member, String> {
 /// The request or the change failed.
 pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
     match command {
-        Cluster::Init(args) => init(store, args),
+        Cluster::Init(args) => init(store, args, format),
         Cluster::Status(target) => show(&request::send(store, target, Request::Status)?, format),
         Cluster::Add(args) => {
             let Member { node, address, .. } = args.member.clone();
@@ -213,6 +214,9 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
         }
         Cluster::ForcePromote(args) => {
             let meta = force_promote(&RealDisk, store, args.generation)?;
+            if format.json {
+                return json(store, meta.node, meta.generation);
+            }
             say(format!(
                 "node {} will lead alone: generation {}, term {}; next: tape-storage --store {}",
                 meta.node,
@@ -228,23 +232,36 @@ pub fn run(store: &Path, command: &Cluster, format: Format) -> Outcome {
         Cluster::Rejoin(args) => {
             let meta = rejoin(&RealDisk, store, args.generation, &args.leader)?;
             let leader = args.leader.node;
+            if format.json {
+                return json(store, meta.node, meta.generation);
+            }
             say(format!("node {} will be a standby of node {leader}: generation {}", meta.node, meta.generation));
             say(format!("if node {leader} does not list it as a member, run there: tape cluster add {}=HOST:PORT", meta.node));
             Ok(())
         }
-        Cluster::InstallSnapshot(args) => install::run(store, args),
+        Cluster::InstallSnapshot(args) => install::run(store, args, format),
         Cluster::Detach => {
             detach(&RealDisk, store)?;
+            if format.json {
+                say(serde_json::json!({ "store": store.display().to_string() }));
+                return Ok(());
+            }
             say(format!("{} is a store of its own now; next: tape-storage --store {0}", store.display()));
             Ok(())
         }
         Cluster::Scrub(args) => scrub::run(store, args, format),
         Cluster::Watch(args) => watch(store, args, format),
-        Cluster::Certs(args) => certs::run(store, args),
+        Cluster::Certs(args) => certs::run(store, args, format),
     }
 }
 
-fn init(store: &Path, args: &Init) -> Outcome {
+/// Prints what a change made of the store of this host.
+fn json(store: &Path, node: NodeId, generation: u64) -> Outcome {
+    say(serde_json::json!({ "store": store.display().to_string(), "node": node.0, "generation": generation }));
+    Ok(())
+}
+
+fn init(store: &Path, args: &Init, format: Format) -> Outcome {
     let new_cluster = NewCluster {
         cluster: args.cluster.clone(),
         node: NodeId(args.node),
@@ -254,6 +271,12 @@ fn init(store: &Path, args: &Init) -> Outcome {
         generation: args.generation,
     };
     let id = initialise(&RealDisk, store, &new_cluster, HostClock.wall())?;
+    if format.json {
+        say(serde_json::json!({
+            "store": store.display().to_string(), "cluster": args.cluster, "node": args.node, "identity": format!("{id:032x}"),
+        }));
+        return Ok(());
+    }
     say(format!("{} is node {} of cluster '{}', identity {id:032x}", store.display(), args.node, args.cluster));
     let own = args.members.iter().find(|m| m.node.0 == args.node).map_or("", |m| m.address.as_str());
     say("next, on this host:".to_owned());
@@ -266,6 +289,7 @@ fn init(store: &Path, args: &Init) -> Outcome {
 /// without that member have no progress to wait for; the change itself then fails.
 fn wait_for(store: &Path, target: &Target, node: NodeId) -> Outcome {
     let began = std::time::Instant::now();
+    let _waiting = Waiting::new(format!("node {node} to have nearly all of the log"));
     loop {
         let report = request::send(store, target, Request::Status)?;
         let is_behind = report.progress.iter().any(|p| p.node == node && !p.has_caught_up());
@@ -279,6 +303,7 @@ fn wait_for(store: &Path, target: &Target, node: NodeId) -> Outcome {
 /// Requests a change and waits until `is_done`.
 fn change(store: &Path, target: &Target, command: Request, format: Format, is_done: impl Fn(&Report) -> bool) -> Outcome {
     let began = std::time::Instant::now();
+    let _waiting = Waiting::new("the hosts of the cluster to make the change");
     let mut report = request::send(store, target, command)?;
     while !is_done(&report) {
         if began.elapsed() > PATIENCE {

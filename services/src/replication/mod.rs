@@ -88,6 +88,9 @@ pub struct Args {
     /// Configuration file; flags override it
     #[arg(long)]
     pub config: Option<PathBuf>,
+    /// Log to standard error from this level on: error, warn, info, debug, trace, off [default: RUST_LOG, or info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<terminal::LevelFilter>,
     /// Address to listen on, host:port [default: this host's address in the member list]
     #[arg(long)]
     pub listen: Option<String>,
@@ -161,7 +164,7 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 /// # Errors
 /// The reason why it did not start, or a failure of the listener.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log(terminal::LevelFilter::INFO, true);
+    terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), true);
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;

@@ -9,6 +9,7 @@ mod books;
 mod busts;
 mod cluster;
 mod compaction;
+mod contract;
 mod copies;
 mod earlier;
 mod endings;

@@ -46,8 +46,9 @@ fn every_reading_command_finds_what_was_published() {
     let to = json(&store.tape_ok(&["scan", "SIM:00000", "trade", "--to", time, "--json"]));
     assert_eq!(to.last(), as_of.first());
     assert_eq!(json(&store.tape_ok(&["tail", "-n", "7", "--limit", "7", "--json"])).len(), 7);
-    assert_eq!(store.tape_ok(&["symbols"]).lines().count(), 20);
-    assert_eq!(store.tape_ok(&["symbols", "sim:00007"]).split_whitespace().collect::<Vec<_>>(), ["8", "SIM:00007"]);
+    assert_eq!(store.tape_ok(&["symbols", "--json"]).lines().count(), 20);
+    let listed = store.tape_ok(&["symbols", "sim:00007"]);
+    assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), ["id", "instrument", "8", "SIM:00007"]);
     let defined = json(&store.tape_ok(&["symbols", "00007", "--at", "now", "--json"]));
     let definition = json(&store.tape_ok(&["asof", "SIM:00007", "definition", "--json"]));
     assert!(defined.len() == 1 && defined[0]["min_price_increment"] == definition[0]["min_price_increment"], "{defined:?}");

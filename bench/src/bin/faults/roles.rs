@@ -95,7 +95,7 @@ fn publish(
     base: u64,
     (batch, rate): (u64, u64),
 ) -> ExitCode {
-    tape_services::terminal::log(tape_services::terminal::LevelFilter::WARN, true);
+    tape_services::terminal::log(tape_services::terminal::Wanted::new(None, tape_services::terminal::LevelFilter::WARN), true);
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
     // A small ring, so that it fills up.

@@ -1,0 +1,421 @@
+//! The contract of the command line: one table of all commands, measured, and the rules that hold for all of them.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tapestore::lsn::Durability;
+use tapestore::reader::{At, Reader, Series, TimeRange};
+use tapestore::record::{Quote, Record, Trade};
+
+use crate::fixture::{PATIENCE, Store, eventually, signal};
+
+/// The page with the table.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/docs/commands.md");
+/// Rewrites the page.
+const WRITE: &str = "TAPESTORE_WRITE_COMMANDS";
+
+/// The store that a command of the table runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum On {
+    Served,
+    Stopped,
+    /// A copy of the stopped store: the command changes it.
+    Copy,
+    /// A directory that is not there.
+    Nothing,
+}
+
+/// A command of the table. `DIR` is a directory that is not there, `FILE` a file of trades, `ID` the id of a trade.
+struct Case {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    on: On,
+    prints_rows: bool,
+    /// The arguments with an instrument that the store does not have.
+    unknown: &'static [&'static str],
+}
+
+const fn case(name: &'static str, arguments: &'static [&'static str]) -> Case {
+    Case { name, arguments, on: On::Served, prints_rows: false, unknown: &[] }
+}
+
+const fn rows(name: &'static str, arguments: &'static [&'static str], unknown: &'static [&'static str]) -> Case {
+    Case { name, arguments, on: On::Served, prints_rows: true, unknown }
+}
+
+const CASES: [Case; 30] = [
+    rows("asof", &["asof", "SIM:00000", "trade"], &["asof", "X:NONE", "trade"]),
+    rows("asof --join", &["asof", "SIM:00000", "--join", "trade", "quote"], &["asof", "X:NONE", "--join", "trade", "quote"]),
+    case("backup", &["backup", "DIR"]),
+    rows("bars", &["bars", "SIM:0000*"], &["bars", "X:*"]),
+    Case { unknown: &["book", "X:NONE"], ..case("book", &["book", "SIM:00000"]) },
+    Case {
+        on: On::Copy,
+        ..case("cluster init", &["cluster", "init", "--cluster", "c", "--node", "1", "--members", "1=127.0.0.1:7600"])
+    },
+    case("compact", &["compact"]),
+    case("completions", &["completions", "bash"]),
+    Case { on: On::Nothing, ..case("demo", &["demo", "--records", "1000", "--rate", "max"]) },
+    case("export", &["export", "DIR", "--kind", "trade"]),
+    rows("find", &["find", "SIM:00000", "trade", "ID"], &["find", "X:NONE", "trade", "1"]),
+    case("flush", &["flush"]),
+    rows("follow", &["follow", "--once"], &["follow", "--once", "--instrument", "X:NONE"]),
+    rows("get", &["get", "1"], &["get", "X:NONE", "trade", "now"]),
+    case("import", &["import", "FILE"]),
+    case("inspect manifest", &["inspect", "manifest"]),
+    case("inspect memtable", &["inspect", "memtable"]),
+    case("inspect sst", &["inspect", "sst"]),
+    case("inspect wal", &["inspect", "wal"]),
+    case("kinds", &["kinds"]),
+    rows("latest", &["latest", "SIM:*"], &["latest", "X:*"]),
+    case("publish", &["publish", "--sim", "--records", "100"]),
+    Case { on: On::Stopped, ..case("repair", &["repair"]) },
+    rows("replay", &["replay"], &["replay", "--instrument", "X:NONE"]),
+    Case { on: On::Copy, ..case("retention", &["retention", "--dry-run", "--kind", "trade", "--keep", "30d"]) },
+    rows("scan", &["scan", "SIM:00000", "trade"], &["scan", "X:NONE", "trade"]),
+    case("status", &["status"]),
+    rows("symbols", &["symbols", "SIM"], &["symbols", "X:NONE"]),
+    rows("tail", &["tail", "-n", "5000", "--limit", "5"], &["tail", "--limit", "5", "--instrument", "X:NONE"]),
+    case("verify", &["verify"]),
+];
+
+/// The stores of the table.
+struct Stores {
+    served: Store,
+    stopped: Store,
+    dir: tempfile::TempDir,
+    made: u32,
+    /// The id of a trade of the first instrument.
+    id: String,
+}
+
+impl Stores {
+    fn new() -> Stores {
+        let market = || {
+            let store = Store::serve();
+            store.tape_ok(&["publish", "--sim", "--records", "5000", "--instruments", "20"]);
+            store
+        };
+        let (served, mut stopped) = (market(), market());
+        assert!(stopped.terminate().success());
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("trades.csv"), served.tape_ok(&["replay", "--kind", "trade", "--csv"])).unwrap();
+        let ids = served.tape_ok(&["scan", "SIM:00000", "trade", "-n", "1", "--columns", "trade_id", "--csv"]);
+        let id = ids.lines().nth(1).unwrap().to_owned();
+        Stores { served, stopped, dir, made: 0, id }
+    }
+
+    /// The command of `case` with `arguments` and `more`.
+    fn command(&mut self, case: &Case, arguments: &[&str], more: &[&str]) -> Command {
+        self.made += 1;
+        let fresh = self.dir.path().join(format!("fresh-{}", self.made));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+        for argument in arguments.iter().chain(more) {
+            match *argument {
+                "DIR" => command.arg(&fresh),
+                "ID" => command.arg(&self.id),
+                "FILE" => command.arg(self.dir.path().join("trades.csv")),
+                other => command.arg(other),
+            };
+        }
+        match case.on {
+            On::Served => drop(command.arg("--store").arg(&self.served.path)),
+            On::Stopped => drop(command.arg("--store").arg(&self.stopped.path)),
+            On::Copy => {
+                let copied = Command::new("cp").arg("-r").arg(&self.stopped.path).arg(&fresh).status().unwrap();
+                assert!(copied.success());
+                command.arg("--store").arg(&fresh);
+            }
+            On::Nothing => {}
+        }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&mut self, case: &Case, arguments: &[&str], more: &[&str]) -> Output {
+        self.command(case, arguments, more).output().unwrap()
+    }
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Whether every line is JSON.
+fn is_json(out: &[u8]) -> bool {
+    let text = String::from_utf8(out.to_vec()).unwrap();
+    !text.is_empty() && text.lines().all(|line| serde_json::from_str::<Value>(line).is_ok())
+}
+
+/// One line of the table; what breaks a rule is added to `wrong`.
+fn line(stores: &mut Stores, case: &Case, wrong: &mut Vec<String>) -> String {
+    let name = case.name;
+    let mut demand = |is: bool, what: &str, output: &Output| {
+        if !is {
+            let head: String = text(&output.stdout).chars().take(200).collect();
+            wrong.push(format!("tape {name} {what}: exit code {}: {}{head}", code(output), text(&output.stderr)));
+        }
+    };
+    let plain = stores.run(case, case.arguments, &[]);
+    demand(code(&plain) == 0 && !plain.stdout.is_empty(), "", &plain);
+    let json = stores.run(case, case.arguments, &["--json"]);
+    let is_script = name == "completions";
+    // Of nothing there is no line, and a note.
+    let is_said = json.stdout.is_empty() && text(&json.stderr).starts_with("note: there is no ");
+    demand(code(&json) == 0 && (is_said || is_json(&json.stdout) != is_script), "--json", &json);
+    // CSV holds one kind.
+    let of_one_kind = if ["replay", "follow", "tail"].contains(&name) { &["--csv", "--kind", "trade"][..] } else { &["--csv"] };
+    let csv = stores.run(case, case.arguments, of_one_kind);
+    let takes_csv = case.prints_rows || name == "export";
+    demand(code(&csv) == if takes_csv { 0 } else { 2 }, "--csv", &csv);
+    let columns = stores.run(case, case.arguments, &["--columns", "no-such-column"]);
+    demand(code(&columns) == 2, "--columns no-such-column", &columns);
+    let unknown = (!case.unknown.is_empty()).then(|| stores.run(case, case.unknown, &[]));
+    if let Some(output) = &unknown {
+        demand(code(output) == 3 && output.stdout.is_empty(), "of an instrument that is not there", output);
+    }
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let full = stores.command(case, case.arguments, &[]).stdout(full).output().unwrap();
+    demand(code(&full) == 73, "> /dev/full", &full);
+    let mut closed = stores.command(case, case.arguments, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(closed.stdout.take());
+    let closed = closed.wait_with_output().unwrap();
+    demand(code(&closed) == 0 && !text(&closed.stderr).contains("panicked"), "into a closed pipe", &closed);
+    let yes = |is: bool| if is { "yes" } else { "refused: 2" };
+    let unknown = unknown.map_or_else(|| "-".to_owned(), |output| code(&output).to_string());
+    let json = if is_script { "no effect" } else { "yes" };
+    format!(
+        "| `tape {name}` | {} | {json} | {} | {} | {unknown} | {} | {} |",
+        if case.prints_rows { "rows" } else { "report" },
+        yes(takes_csv),
+        yes(case.prints_rows),
+        code(&full),
+        code(&closed),
+    )
+}
+
+#[test]
+fn every_command_keeps_the_contract_and_the_page_holds_what_was_measured() {
+    let mut stores = Stores::new();
+    let mut table = String::from(
+        "| command | prints | `--json` | `--csv` | `--columns` | no such instrument | `> /dev/full` | closed pipe |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    let mut wrong = Vec::new();
+    for case in &CASES {
+        writeln!(table, "{}", line(&mut stores, case, &mut wrong)).unwrap();
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let page = std::fs::read_to_string(PAGE).unwrap();
+    let (before, rest) = page.split_once("<!-- measured -->\n").unwrap();
+    let (old, after) = rest.split_once("<!-- end -->").unwrap();
+    if std::env::var_os(WRITE).is_some() {
+        std::fs::write(PAGE, format!("{before}<!-- measured -->\n{table}<!-- end -->{after}")).unwrap();
+    } else {
+        assert_eq!(old, table, "the table of src/docs/commands.md is not what the commands do; to rewrite it, set {WRITE}=1");
+    }
+}
+
+#[test]
+fn every_command_that_the_help_lists_is_in_the_table() {
+    let help = Command::new(env!("CARGO_BIN_EXE_tape")).arg("--help").output().unwrap();
+    let help = text(&help.stdout);
+    let listed = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let listed =
+        listed.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   ")).filter_map(|l| l.split_whitespace().next());
+    for command in listed.filter(|c| *c != "help" && *c != "restore") {
+        assert!(CASES.iter().any(|case| case.name.split(' ').next() == Some(command)), "{command} is not in the table");
+    }
+}
+
+#[test]
+fn a_follower_of_a_quiet_store_ends_when_its_reader_has_gone() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "100", "--instruments", "1"]);
+    for arguments in [&["tail"][..], &["tail", "--live"], &["follow"], &["bars", "SIM:00000", "--every", "1s", "--follow"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+        command.args(arguments).arg("--store").arg(&store.path).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        if !arguments.contains(&"--live") {
+            // It has printed what there is, and waits for more.
+            let mut first = [0];
+            child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        }
+        drop(child.stdout.take());
+        let status = eventually("the end of a follower whose reader has gone", || child.try_wait().unwrap());
+        assert_eq!(status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_no_file_and_no_shared_memory() {
+    for arguments in [&["demo"][..], &["demo", "--cluster", "3"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+        command.args(arguments).args(["--records", "100000000", "--rate", "x1"]).env("TMPDIR", dir.path());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let started = |dir: &Path| {
+            std::fs::read_dir(dir).unwrap().flatten().find(|e| e.file_name().to_string_lossy().starts_with("tape-demo-"))
+        };
+        let demo = eventually("the demo's directory", || started(dir.path())).path();
+        let first = if arguments.len() > 1 { demo.join("node-1") } else { demo.join("store") };
+        eventually("records of the demo", || {
+            let mut reader = Reader::open(&first).ok()?;
+            (reader.snapshot(At::Appended).ok()?.last().0 > 0).then_some(())
+        });
+        let run_dir = tapestore::shm::run_dir::RunDir::find(&first).unwrap().path().to_path_buf();
+        assert!(run_dir.exists());
+        signal(child.id(), Signal::TERM);
+        let status = eventually("the end of the demo", || child.try_wait().unwrap());
+        let mut message = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+        assert!(status.code() == Some(4) && message.contains("interrupted: the demo has ended"), "{status} {message}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{arguments:?}");
+        assert!(!run_dir.exists(), "{} is still there", run_dir.display());
+    }
+}
+
+/// What `tape` with `arguments` prints on a terminal of `width` characters; `None` if there is no program to make one.
+fn on_terminal(store: &Store, width: u32, arguments: &str) -> Option<String> {
+    let tape = env!("CARGO_BIN_EXE_tape");
+    let line = format!("stty cols {width}; {tape} {arguments} --store {}", store.path.display());
+    let output = Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).output().ok()?;
+    Some(text(&output.stdout))
+}
+
+#[test]
+fn a_table_fits_the_terminal_and_says_what_it_left_out() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "2000", "--instruments", "2"]);
+    let Some(printed) = on_terminal(&store, 100, "scan SIM:00000 quote -n 5") else {
+        return println!("skipped: this host has no `script`, which makes a terminal");
+    };
+    let (notes, rows): (Vec<&str>, Vec<&str>) = printed.lines().map(str::trim_end).partition(|l| l.starts_with("note:"));
+    assert!(notes.len() == 1 && notes[0].contains("do not fit 100 characters") && notes[0].contains("--columns"), "{printed}");
+    assert!(rows.len() == 6 && rows.iter().all(|row| row.len() <= 100) && rows[0].contains("bid_px"), "{printed}");
+    let chosen = on_terminal(&store, 100, "scan SIM:00000 quote -n 5 --columns lsn,ask_px,bid_px").unwrap();
+    let header: Vec<&str> = chosen.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(header, ["lsn", "ask_px", "bid_px"], "{chosen}");
+    // What goes to a file or a program has all columns.
+    assert!(store.tape_ok(&["scan", "SIM:00000", "quote", "-n", "1"]).lines().next().unwrap().contains("ts_in_delta"));
+}
+
+#[test]
+fn chosen_columns_are_those_of_every_format() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "2000", "--instruments", "2"]);
+    let run =
+        |format: &[&str]| store.tape_ok(&[&["scan", "SIM:00001", "trade", "-n", "3", "--columns", "price,lsn"], format].concat());
+    let csv = run(&["--csv"]);
+    let json: Vec<Value> = run(&["--json"]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!((csv.lines().next(), csv.lines().count(), json.len()), (Some("price,lsn"), 4, 3));
+    for (line, object) in csv.lines().skip(1).zip(&json) {
+        let expected = format!("{},{}", object["price"].as_str().unwrap(), object["lsn"]);
+        assert_eq!((line, object.as_object().unwrap().len()), (expected.as_str(), 2));
+    }
+    let refused = store.tape(&["scan", "SIM:00001", "trade", "--columns", "prise"]);
+    assert!(code(&refused) == 2 && text(&refused.stderr).contains("there is no column 'prise'"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_join_of_the_command_line_is_the_library_s() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "3000", "--instruments", "2"]);
+    let out = store.tape_ok(&["asof", "SIM:00000", "--join", "trade", "quote", "--json"]);
+    let mut reader = store.reader();
+    let instrument = reader.instrument(&"SIM:00000".parse().unwrap()).unwrap();
+    let mut snapshot = reader.snapshot(At::Committed).unwrap();
+    let series = |kind| Series { instrument, kind };
+    let mut lines = out.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let mut pairs = snapshot.join(series(Trade::KIND), series(Quote::KIND), TimeRange::ALL).unwrap();
+    let mut joined = 0;
+    while let Some((trade, quote)) = pairs.next().unwrap() {
+        let line = lines.next().unwrap();
+        assert_eq!(line["lsn"], trade.lsn.0);
+        assert_eq!(line["price"], trade.record.get::<Trade>().unwrap().price.to_string());
+        match quote {
+            Some(quote) => {
+                joined += 1;
+                assert_eq!(line["quote_lsn"], quote.lsn.0);
+                assert_eq!(line["quote_bid_px"], quote.record.get::<Quote>().unwrap().bid_px.to_string());
+            }
+            None => assert!(line["quote_lsn"].is_null() && line["quote_bid_px"].is_null(), "{line}"),
+        }
+    }
+    assert!(joined > 0 && lines.next().is_none());
+    let nothing = store.tape(&["asof", "SIM:00000", "--join", "trade", "quote", "--from", "now"]);
+    assert!(
+        code(&nothing) == 0 && text(&nothing.stderr).contains("there is no trade of SIM:00000 from"),
+        "{}",
+        text(&nothing.stderr)
+    );
+    let csv = store.tape_ok(&["asof", "SIM:00000", "--join", "trade", "quote", "--csv", "-n", "2"]);
+    assert!(csv.lines().next().unwrap().contains(",quote_ask_px,") && csv.lines().count() == 3, "{csv}");
+}
+
+#[test]
+fn bars_of_a_pattern_are_the_bars_of_each_instrument() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "5000", "--instruments", "3"]);
+    let bars = |name: &str| store.tape_ok(&["bars", name, "--every", "1s", "--json"]);
+    let each: String = ["SIM:00000", "SIM:00001", "SIM:00002"].map(bars).concat();
+    assert!(!each.is_empty());
+    assert_eq!(bars("SIM:*"), each);
+    assert_eq!(bars("SIM:0000[02]"), [bars("SIM:00000"), bars("SIM:00002")].concat());
+    let table = store.tape_ok(&["bars", "SIM:*", "--every", "1s"]);
+    assert!(table.lines().next().unwrap().contains("instrument") && table.contains("SIM:00002"), "{table}");
+    let malformed = store.tape(&["bars", "SIM:[", "--every", "1s"]);
+    assert!(code(&malformed) == 2 && text(&malformed.stderr).contains("'SIM:[' is not a pattern of names"));
+}
+
+#[test]
+fn a_silent_publisher_is_named_with_its_process_and_is_a_problem_on_request() {
+    let store = Store::serve();
+    let mut publisher = store.publisher(7, Durability::Fsync);
+    let instrument = publisher.instrument(&"X:1".parse().unwrap()).unwrap();
+    publisher.publish(&Trade { instrument, ..Trade::default() }).unwrap();
+    publisher.flush(Durability::Fsync, PATIENCE).unwrap();
+    let healthy = store.tape(&["status", "--check", "--silent-after", "1h"]);
+    assert_eq!(code(&healthy), 0, "{}", text(&healthy.stderr));
+    std::thread::sleep(Duration::from_millis(20));
+    let silent = store.tape(&["status", "--check", "--silent-after", "1ms"]);
+    let expected = format!("publisher 7 (process {}) is attached and has sent nothing for", std::process::id());
+    assert!(code(&silent) == 6 && text(&silent.stderr).contains(&expected), "{}", text(&silent.stderr));
+    let shown = store.tape_ok(&["status", "--silent-after", "1ms"]);
+    assert!(shown.starts_with(&format!("PROBLEM: {expected}")), "{shown}");
+    let json: Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
+    assert_eq!((&json["publishers"][0]["pid"], &json["healthy"]), (&std::process::id().into(), &true.into()));
+    assert!(json["publishers"][0]["newest_record"].is_string(), "{json}");
+}
+
+#[test]
+fn a_store_that_is_idle_or_at_rest_keeps_one_log_segment() {
+    let mut store = Store::new(&["--memtable-size", "64M", "--segment-size", "8M"]);
+    store.start();
+    let bytes = |store: &Store| -> u64 {
+        let files = std::fs::read_dir(store.path.join("wal")).unwrap().flatten();
+        files.map(|f| f.metadata().unwrap().len()).sum()
+    };
+    assert_eq!(bytes(&store), 8 << 20);
+    store.tape_ok(&["publish", "--sim", "--records", "1000", "--instruments", "2"]);
+    eventually("segments made ahead of a log that is written", || (bytes(&store) > 8 << 20).then_some(()));
+    assert!(store.terminate().success());
+    assert_eq!(bytes(&store), 8 << 20);
+}
+
+#[test]
+fn completions_name_the_commands_and_their_options() {
+    let script = Command::new(env!("CARGO_BIN_EXE_tape")).args(["completions", "bash"]).output().unwrap();
+    let script = text(&script.stdout);
+    assert!(script.contains("asof") && script.contains("--columns") && script.contains("--join"), "{script}");
+}

@@ -6,6 +6,8 @@ pub mod cli {}
 pub mod commands {}
 #[doc = include_str!("docs/formats.md")]
 pub mod formats {}
+#[doc = include_str!("docs/c.md")]
+pub mod c {}
 #[doc = include_str!("docs/operations.md")]
 pub mod operations {}
 #[doc = include_str!("docs/cluster.md")]

@@ -126,7 +126,7 @@ impl<'s> Printer<'s> {
         } else {
             let mut grid = Grid::new(format);
             // LSNs are for programs, and the name is the one that was given.
-            let is_shown = |name: &str| !name.ends_with("lsn") && !(is_one && name == "instrument");
+            let is_shown = |name: &str| !(name.ends_with("lsn") || is_one && name == "instrument");
             let is_left = |name: &str| ["start", "end", "instrument"].contains(&name);
             let heading = |name: &str| Heading { is_shown: is_shown(name), ..Heading::new(name, is_left(name)) };
             grid.head(COLUMNS.into_iter().map(heading).collect())?;
@@ -178,7 +178,7 @@ fn cells(bar: &Bar, name: &Name) -> Vec<Cell> {
         value(bar.volume.to_string()),
         value(bar.value.to_string()),
         value(bar.vwap().to_string()),
-        Cell::number(bar.trades.into()),
+        Cell::number(bar.trades),
         Cell::number(bar.first_lsn.0),
         Cell::number(bar.last_lsn.0),
     ]

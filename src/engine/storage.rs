@@ -57,7 +57,8 @@ pub struct Storage {
     run_dir: RunDir,
     store: PathBuf,
     disk: Arc<dyn Disk>,
-    _lock: Box<dyn Send + Sync>,
+    /// Held until the last file of the stop is in place.
+    lock: Box<dyn Send + Sync>,
 }
 
 impl Storage {
@@ -143,22 +144,7 @@ impl Storage {
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
         let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
         let (store, disk) = (options.store, world.disk);
-        Ok(Storage {
-            started,
-            control,
-            bells,
-            meta,
-            stop,
-            late_stop,
-            ingest,
-            sync,
-            flush,
-            others,
-            run_dir,
-            store,
-            disk,
-            _lock: lock,
-        })
+        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, store, disk, lock })
     }
 
     /// The result of the start.
@@ -205,6 +191,7 @@ impl Storage {
         tapestore::shm::spill::sweep(&self.store)?;
         // The next start would remove them. A store at rest takes what its records need.
         wal::remove_spares(self.disk.as_ref(), &self.store.join(wal::DIR))?;
+        drop(self.lock);
         Ok(ended)
     }
 }

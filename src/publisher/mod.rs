@@ -337,8 +337,11 @@ impl Publisher {
     }
 
     /// Accepted records that have not reached the publisher's level; for [`Durability::None`], those not in the log file.
-    /// Lost records ([`Publisher::take_lost`]) are not counted.
+    /// Lost records ([`Publisher::take_lost`]) are not counted. In a forked child, none.
     pub fn outstanding(&self) -> Outstanding {
+        if !self.origin.is_here() {
+            return Outstanding::default();
+        }
         let mut state = lock(&self.state);
         state.reap();
         state.outstanding()

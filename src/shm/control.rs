@@ -565,13 +565,14 @@ mod tests {
         let (_dir, control) = page();
         let slot = control.slot(3);
         assert!(slot.view(0x11).is_none());
-        slot.grant(0x11, PublisherId(1), Epoch(2), PubSeq(5), Lsn(9));
+        slot.grant(0x11, (PublisherId(1), 77), Epoch(2), PubSeq(5), Lsn(9));
         let view = slot.view(0x11).unwrap();
-        assert_eq!((view.accepted, view.durable, view.gap_count), (PubSeq(5), PubSeq(5), 0));
-        slot.grant(0x12, PublisherId(8), Epoch(1), PubSeq(0), Lsn(9));
+        assert_eq!((view.accepted, view.durable, view.gap_count, view.pid), (PubSeq(5), PubSeq(5), 0, Some(77)));
+        slot.grant(0x12, (PublisherId(8), 0), Epoch(1), PubSeq(0), Lsn(9));
         assert!(slot.view(0x11).is_none(), "the slot has another grant now");
         slot.gap(PubSeq(1));
-        assert_eq!(slot.view(0x12).unwrap().gap_expected, PubSeq(1));
+        let view = slot.view(0x12).unwrap();
+        assert_eq!((view.gap_expected, view.pid), (PubSeq(1), None));
     }
 
     #[test]

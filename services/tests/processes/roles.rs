@@ -254,7 +254,7 @@ fn forked(store: &std::path::Path, mut publisher: Publisher, mut subscriber: Sub
     assert!(matches!(publisher.flush(Durability::Fsync, PATIENCE), Err(PublishError::Forked { .. })));
     assert!(is_forked(&publisher.instrument(&"B".parse().unwrap()).unwrap_err()));
     publisher.send();
-    assert_eq!((publisher.progress(), publisher.take_lost()), Default::default());
+    assert_eq!((publisher.progress(), publisher.outstanding(), publisher.take_lost()), Default::default());
     assert!(is_forked(&subscriber.poll().unwrap_err()));
     subscriber.wait(Duration::from_millis(1));
     assert!(reader.snapshot(At::Durable).unwrap().last() >= Lsn(100), "it only reads");

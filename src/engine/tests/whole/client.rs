@@ -201,6 +201,7 @@ impl Client {
         let attach = Attach {
             connection: self.connection,
             publisher: PublisherId(self.publisher),
+            pid: 0,
             mode: self.epoch.map_or(Mode::New, Mode::Resume),
             level: Durability::Quorum,
             incarnation: u32::from(self.publisher) << 20 | self.incarnation,

@@ -21,7 +21,7 @@ pub struct Format {
     #[arg(long, global = true, conflicts_with = "json")]
     pub csv: bool,
     /// Print these columns, in this order, like lsn,index_time,price
-    #[arg(long, global = true, value_name = "NAMES", value_parser = columns)]
+    #[arg(id = "printed_columns", long = "columns", global = true, value_name = "NAMES", value_parser = columns)]
     pub columns: Option<Columns>,
 }
 

@@ -7,7 +7,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tapestore::lsn::InstrumentId;
-use tapestore::record::{BookOrder, Definition, Name, Price, Quote, Size, Trade, action, flags, side};
+use tapestore::record::{BookOrder, Definition, Name, Price, Quote, Record, Size, Trade, action, flags, side};
 use tapestore::time::Ts;
 
 use super::message::{Input, Message};
@@ -146,7 +146,9 @@ impl Sim {
             security_update_action: tapestore::record::Char(b'A'),
             min_size_increment: Size(1_000_000_000),
             min_size: Size(1_000_000_000),
-            ..Definition::default()
+            // Zero, not null, in the other fields: the checksums of simulated records are the same in every version.
+            kind: Definition::KIND,
+            ..bytemuck::Zeroable::zeroed()
         };
         record.raw_symbol.iter_mut().zip(name.as_str().bytes()).for_each(|(to, from)| *to = from);
         message.push(&record);

@@ -43,7 +43,7 @@ pub fn play() -> Option<ExitCode> {
         return None;
     }
     let line = std::iter::once(program).chain(arguments);
-    Some(tape_services::exit::code(tape_services::cli::Tape::parse_from(line).run()))
+    Some(tape_services::stdout::code(tape_services::cli::Tape::parse_from(line).run()))
 }
 
 /// Shape of a cluster.

@@ -20,6 +20,7 @@ use crate::grid::{Cell, Format, Grid, Heading};
 use crate::logging;
 use crate::output::Rows;
 use crate::query::{self, Pattern, Span, Watermark};
+use crate::stdout;
 use crate::terminal;
 
 /// The default interval, ns.
@@ -376,12 +377,12 @@ impl Feeds<'_> {
                 Ok(None) => {
                     self.feeds.values_mut().try_for_each(|(_, feed)| feed.pass_time(printer))?;
                     printer.flush()?;
-                    terminal::check_output()?;
+                    stdout::check()?;
                     follow.wait(Duration::from_millis(50));
                 }
                 Err(e) if e.is_down() => {
                     printer.flush()?;
-                    crate::exit::wait_for_storage(follow, e, &mut waiting)?;
+                    crate::waiting::wait_for_storage(follow, e, &mut waiting)?;
                 }
                 Err(Error::Withdrawn { first }) if self.feeds.values().any(|(_, feed)| first <= feed.last) => {
                     return Err(withdrawn(first));

@@ -126,7 +126,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
                 "files": after.files.len(), "bytes": bytes(after), "expired": after.expired - before.expired })
         );
     } else {
-        terminal::say(format_args!(
+        crate::stdout::say(format_args!(
             "{} merges, {} bytes written: {} SSTables became {} ({} bytes before, {} now); {} records expired",
             thousands(merges),
             thousands(written),
@@ -196,7 +196,7 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
     if format.json {
         out!("{}", serde_json::json!({ "merges": seen - began, "due": left }));
     } else {
-        terminal::say(format_args!(
+        crate::stdout::say(format_args!(
             "storage serves {} and compacts by itself: {} merges done meanwhile, {} due",
             store.display(),
             thousands(seen - began),
@@ -238,9 +238,9 @@ fn print_plan(state: &State, merges: &[Merge], format: Format) {
     }
     let (due, all) = (merges.iter().map(Merge::bytes).sum(), bytes(state));
     if !merges.is_empty() {
-        terminal::say(t);
+        crate::stdout::say(t);
     }
-    terminal::say(format_args!(
+    crate::stdout::say(format_args!(
         "manifest edit {}: {} merges due, of {} of {} SSTables, {} of {} bytes",
         state.seq,
         thousands(merges.len() as u64),
@@ -337,9 +337,9 @@ fn print_drops(files: &[FileMeta], by_age: &dyn Fn(usize) -> bool, what: &str, f
         t.add_row([name(file), file.time.1.to_string(), thousands(file.rows), thousands(file.len), by.to_owned()]);
     }
     if !files.is_empty() {
-        terminal::say(t);
+        crate::stdout::say(t);
     }
-    terminal::say(format_args!(
+    crate::stdout::say(format_args!(
         "{} SSTables {what}, {} records, {} bytes",
         thousands(files.len() as u64),
         thousands(rows),

@@ -1,17 +1,11 @@
 //! Owns: exit codes, after sysexits.h where it has one.
 
 use std::fmt;
-use std::process::ExitCode;
-use std::time::Duration;
 
 use tapestore::error::Error;
 use tapestore::publisher::PublishError;
-use tapestore::reader::Follow;
 
-use crate::logging;
 use crate::processes::ProcessError;
-use crate::terminal;
-use crate::waiting::Waiting;
 
 /// A comparison or verification found a difference.
 pub const DIFFERENCE: u8 = 1;
@@ -146,37 +140,6 @@ pub fn output(error: std::io::Error) -> Failure {
 /// The failure of a command that was interrupted before it had printed all records.
 pub(crate) fn interrupted() -> Failure {
     Failure::new(INTERRUPTED, "interrupted: the records above are not complete")
-}
-
-/// Waits 20 ms for storage to restart; `waiting` says it after a second.
-///
-/// # Errors
-/// `down`, if storage was stopped cleanly.
-pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error, waiting: &mut Option<Waiting>) -> Outcome {
-    let control = follow.reader().control();
-    if control.server().is_none() && control.instance().is_multiple_of(2) {
-        return Err(down.into());
-    }
-    waiting.get_or_insert_with(|| Waiting::new("a storage process to serve the store again"));
-    std::thread::sleep(Duration::from_millis(20));
-    terminal::check_output()
-}
-
-/// Prints why a command failed and returns its exit code.
-pub fn code(outcome: Outcome) -> ExitCode {
-    logging::flush();
-    let outcome = match (outcome, terminal::output_error()) {
-        (Ok(()), Some(error)) => Err(output(error)),
-        (outcome, _) => outcome,
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,
-        Err(failure) => {
-            logging::note(format_args!("error: {failure}"));
-            ExitCode::from(failure.code)
-        }
-    }
 }
 
 #[cfg(test)]

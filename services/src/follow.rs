@@ -8,11 +8,13 @@ use tapestore::lsn::{InstrumentId, Lsn};
 use tapestore::reader::{At, Follow, Reader, Row, Tally};
 use tapestore::subscriber::{Event, Subscriber};
 
-use crate::exit::{Outcome, interrupted, wait_for_storage};
+use crate::exit::{Outcome, interrupted};
 use crate::logging::note;
 use crate::output::{Format, Rows};
 use crate::query::{Filter, catalog, instruments, note_empty, passes};
+use crate::stdout;
 use crate::terminal;
+use crate::waiting::wait_for_storage;
 
 /// `tape tail`.
 #[derive(clap::Args, Debug)]
@@ -90,7 +92,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
             Ok(None) if args.once => break,
             Ok(None) => {
                 out.flush()?;
-                terminal::check_output()?;
+                stdout::check()?;
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() && args.once => {
@@ -191,7 +193,7 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
             }
             None => {
                 out.flush()?;
-                terminal::check_output()?;
+                stdout::check()?;
                 subscriber.wait(Duration::from_millis(50));
             }
         }
@@ -214,7 +216,7 @@ fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &m
             }
             Ok(None) => {
                 out.flush()?;
-                terminal::check_output()?;
+                stdout::check()?;
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() => {

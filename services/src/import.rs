@@ -59,12 +59,12 @@ fn report(path: &Path, imported: &Imported, format: Format) {
         if let Some(object) = object.as_object_mut() {
             object.extend(loaded.accounting.numbers().map(|(name, n)| (name.to_owned(), n.into())));
         }
-        terminal::say(object);
+        crate::stdout::say(object);
         return;
     }
     let kinds: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
     let rate = |n: f64| n / seconds.max(1e-9) / 1e6;
-    terminal::say(format_args!(
+    crate::stdout::say(format_args!(
         "{}: {} records ({}), checksum {checksum}, in {seconds:.2} s: {:.2} M records/s, {:.0} MB/s of the file",
         path.display(),
         terminal::thousands(records),
@@ -74,7 +74,7 @@ fn report(path: &Path, imported: &Imported, format: Format) {
     ));
     if done.untimed > 0 {
         let n = terminal::thousands(done.untimed);
-        terminal::say(format_args!("  {n} records have no ts_recv (bars: ts_event); their index time is the ingest time"));
+        crate::stdout::say(format_args!("  {n} records have no ts_recv (bars: ts_event); their index time is the ingest time"));
     }
     report_left(loaded);
 }

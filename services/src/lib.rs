@@ -1,8 +1,8 @@
 //! Owns: the processes `tape-storage` and `tape-replication`, the tool `tape`, and the code they share.
 
-/// Prints a line on standard output; [`exit::code`] reports a failure to write it.
+/// Prints a line on standard output; [`stdout::code`] reports a failure to write it.
 macro_rules! out {
-    ($($text:tt)*) => { $crate::terminal::say(format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::stdout::say(format_args!($($text)*)) };
 }
 
 pub mod accounting;
@@ -33,6 +33,7 @@ pub mod query;
 pub mod repair;
 pub mod replication;
 pub mod source;
+pub mod stdout;
 pub mod status;
 pub mod storage;
 pub mod symbols;

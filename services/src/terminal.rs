@@ -145,37 +145,6 @@ pub fn size(text: &str) -> Result<u64, String> {
     parsed.map_err(|e| format!("'{text}' is not a size like 4096, 64K, 256M or 2G: {e}"))
 }
 
-/// The first failure to write to standard output.
-static OUTPUT: Mutex<Option<std::io::Error>> = Mutex::new(None);
-
-/// Prints `text` as a line. The work goes on after a failure, which [`output_error`] returns at the end.
-pub fn say(text: impl std::fmt::Display) {
-    use std::io::Write;
-    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
-        OUTPUT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-    }
-}
-
-/// The first failure of [`say`], if there was one. A closed output is none: the reader has read enough.
-pub fn output_error() -> Option<std::io::Error> {
-    let error = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner).take();
-    error.filter(|error| error.kind() != std::io::ErrorKind::BrokenPipe)
-}
-
-/// Fails if the reader of standard output has closed it, which a command that has nothing to print would not notice.
-///
-/// # Errors
-/// The one of a closed pipe: the command ends without a message and with exit code 0.
-pub fn check_output() -> Outcome {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let stdout = std::io::stdout();
-    let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let is_closed =
-        poll(&mut polled, Some(&now)).is_ok() && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP));
-    if is_closed { Err(std::io::Error::from(std::io::ErrorKind::BrokenPipe).into()) } else { Ok(()) }
-}
-
 /// A number with thousands separators.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

@@ -1,9 +1,14 @@
-//! Owns: the note of a command that waits for something for more than a second.
+//! Owns: waits of commands, and the note of one that waits for more than a second.
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
+use tapestore::error::Error;
+use tapestore::reader::Follow;
+
+use crate::exit::Outcome;
 use crate::logging::note;
+use crate::stdout;
 
 /// After this time the note is printed.
 const QUIET: Duration = Duration::from_secs(1);
@@ -27,4 +32,18 @@ impl Waiting {
         // Without the thread there is no note; the wait is the same.
         Waiting { _over: said.is_ok().then_some(over) }
     }
+}
+
+/// Waits 20 ms for storage to restart; `waiting` says it after a second.
+///
+/// # Errors
+/// `down`, if storage was stopped cleanly; standard output is closed.
+pub(crate) fn wait_for_storage(follow: &mut Follow, down: Error, waiting: &mut Option<Waiting>) -> Outcome {
+    let control = follow.reader().control();
+    if control.server().is_none() && control.instance().is_multiple_of(2) {
+        return Err(down.into());
+    }
+    waiting.get_or_insert_with(|| Waiting::new("a storage process to serve the store again"));
+    std::thread::sleep(Duration::from_millis(20));
+    stdout::check()
 }

@@ -65,7 +65,6 @@ impl Shared<'_> {
     ) -> PrepareAgent {
         PrepareAgent {
             room: self.room.clone(),
-            control: self.control.clone(),
             is_failing: false,
             disk: self.world.disk.clone(),
             dir: self.options.store.join(wal::DIR),

@@ -2,7 +2,7 @@
 //! milliseconds. Recycled segments are used first.
 //!
 //! What must hold: the agent holds no more than it was asked for: one spare segment in the queue, one in its hand, and one
-//! MemTable on request. It makes no segment before the log has grown: an idle store takes no disk that it may never need.
+//! MemTable on request.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +16,6 @@ use tapestore::agent::Stop;
 use tapestore::disk::{Disk, DiskFile};
 use tapestore::error::Result;
 use tapestore::memtable::Writer;
-use tapestore::shm::control::Control;
 use tapestore::wal::{Spare, prepare};
 
 /// Pause after a failure.
@@ -27,11 +26,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Longest wait for the queue, and interval between checks of the stop flag.
 const TURN: Duration = Duration::from_millis(100);
-/// Interval between checks whether the log has grown: a segment of 64 MiB is not full by then at 3 GB/s.
-const IDLE_TURN: Duration = Duration::from_millis(20);
-/// Room in the current segment from which on none is made before the log has grown. No frames that are appended together
-/// are that long.
-const IDLE_ROOM: u64 = 4 << 20;
 
 /// The prepare agent.
 pub(super) struct PrepareAgent {
@@ -47,8 +41,6 @@ pub(super) struct PrepareAgent {
     pub(super) tables: Sender<Result<Writer>>,
     pub(super) stop: Stop,
     pub(super) room: Arc<Room>,
-    /// The log's end is published here.
-    pub(super) control: Control,
     /// Whether the current series of failures to make a segment has been logged.
     pub(super) is_failing: bool,
 }
@@ -57,11 +49,6 @@ impl PrepareAgent {
     /// Runs until it is stopped.
     pub(super) fn run(mut self) {
         let mut hand = None;
-        let began = self.control.appended_position();
-        let room = self.segment_size - began.0 % self.segment_size;
-        while room >= IDLE_ROOM && !self.stop.is_stopped() && self.control.appended_position() == began {
-            self.wait(IDLE_TURN);
-        }
         while !self.stop.is_stopped() {
             if hand.is_none() {
                 hand = self.segment();

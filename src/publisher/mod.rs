@@ -86,11 +86,18 @@ impl Publisher {
             });
             match attempt {
                 Ok(all) => break all,
+                // A later attempt would fail alike.
                 Err(
                     e @ (Error::Denied { .. }
                     | Error::Refused { .. }
                     | Error::Taken { .. }
-                    | Error::NotLeader { leader: Some(_), .. }),
+                    | Error::NotLeader { leader: Some(_), .. }
+                    | Error::Backup { .. }
+                    | Error::Invalid { .. }
+                    | Error::Foreign { .. }
+                    | Error::Version { .. }
+                    | Error::Corrupt { .. }
+                    | Error::MalformedAnswer { .. }),
                 ) => {
                     return Err(e);
                 }

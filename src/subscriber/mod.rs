@@ -192,7 +192,9 @@ impl Subscriber {
             origin: Origin::here(),
         };
         if !this.relink()? {
-            return Err(Error::StorageDown { dir: this.options.store.clone(), why: "it is recovering" });
+            let has_stopped = this.control.server().is_none() && this.control.instance().is_multiple_of(2);
+            let why = if has_stopped { "it has stopped" } else { "it is recovering" };
+            return Err(Error::StorageDown { dir: this.options.store.clone(), why });
         }
         Ok(this)
     }

@@ -15,5 +15,5 @@ struct Command {
 fn main() -> ExitCode {
     tape_services::limits::raise();
     tape_services::terminal::guard_pages();
-    tape_services::exit::code(tape_services::replication::run(&Command::parse().args))
+    tape_services::stdout::code(tape_services::replication::run(&Command::parse().args))
 }

@@ -14,7 +14,7 @@ use tapestore_engine::cluster_admin::store_id;
 use crate::exit::{Failure, INTERNAL, Outcome, USAGE};
 use crate::output::Format;
 use crate::replication::tls::{node_name, operator_name};
-use crate::terminal::say;
+use crate::stdout::say;
 
 /// Options of `tape cluster certs`.
 #[derive(clap::Args, Debug)]

@@ -21,7 +21,8 @@ use crate::load::Loader;
 use crate::output::Format;
 use crate::processes::{self, PATIENCE, Process, Served};
 use crate::source::Rate;
-use crate::terminal::{duration, is_raised, say, stop_flag, thousands};
+use crate::stdout::say;
+use crate::terminal::{duration, is_raised, stop_flag, thousands};
 
 const PUBLISHER: PublisherId = PublisherId(1);
 

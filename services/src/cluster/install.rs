@@ -11,7 +11,8 @@ use crate::backup::Bar;
 use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
 use crate::output::Format;
 use crate::replication::{install as snapshot, tls};
-use crate::terminal::{say, thousands};
+use crate::stdout::say;
+use crate::terminal::{thousands};
 
 /// `tape cluster install-snapshot`.
 #[derive(clap::Args, Debug)]

@@ -18,7 +18,8 @@ use tapestore_engine::consensus::message::{Command as Request, Member, Report, R
 
 use crate::exit::{Failure, LATER, Outcome, USAGE};
 use crate::output::{Format, table};
-use crate::terminal::{self, duration, say, thousands};
+use crate::stdout::say;
+use crate::terminal::{self, duration, thousands};
 use crate::waiting::Waiting;
 
 /// Operates a store on several hosts.

@@ -9,7 +9,8 @@ use tapestore_engine::consensus::message::Command;
 use super::{Scrub, Target, request};
 use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
 use crate::output::Format;
-use crate::terminal::{say, thousands};
+use crate::stdout::say;
+use crate::terminal::{thousands};
 
 /// Count and checksum of a stripe on one host.
 type Has = (u64, u32);

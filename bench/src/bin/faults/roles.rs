@@ -44,8 +44,8 @@ pub(crate) fn play() -> Option<ExitCode> {
     let number = |i: usize| argument(i).parse::<u64>().unwrap();
     let line = std::iter::once(name.clone()).chain(rest.iter().cloned());
     Some(match name.as_str() {
-        "storage" => tape_services::exit::code(tape_services::storage::run(&Storage::parse_from(line).args)),
-        "tape" => tape_services::exit::code(tape_services::cli::Tape::parse_from(line).run()),
+        "storage" => tape_services::stdout::code(tape_services::storage::run(&Storage::parse_from(line).args)),
+        "tape" => tape_services::stdout::code(tape_services::cli::Tape::parse_from(line).run()),
         "publisher" => {
             let who = (number(3) as u16, number(4) as u16);
             let (level, base) = (argument(2).parse().unwrap(), number(5));

@@ -41,6 +41,8 @@ const SPINS: u32 = 1;
 /// pause between records of an active feed, because waking a parked thread takes 30 to 60 us on a
 /// virtual machine.
 const YIELDS: u32 = 500;
+/// Yields of [`Idle::yielding`] before it parks.
+const FEW_YIELDS: u32 = 20;
 
 /// Counts the idle turns of one loop.
 #[derive(Debug)]
@@ -53,6 +55,12 @@ impl Idle {
     /// The counter of a loop that has just found work.
     pub fn new(wait: Wait) -> Self {
         Idle { wait, turns: 0 }
+    }
+
+    /// As [`Idle::new`], for turns that take what another thread needs to make progress: [`Wait::Adaptive`] does not spin, yields a
+    /// few times and then parks.
+    pub fn yielding(wait: Wait) -> Self {
+        Idle { wait, turns: SPINS + YIELDS - FEW_YIELDS }
     }
 
     /// Call after a turn that found work.

@@ -29,8 +29,8 @@ pub fn check() -> Outcome {
     let stdout = std::io::stdout();
     let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let is_closed = poll(&mut polled, Some(&now)).is_ok()
-        && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP));
+    let is_closed =
+        poll(&mut polled, Some(&now)).is_ok() && polled.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::HUP));
     if is_closed { Err(Error::from(ErrorKind::BrokenPipe).into()) } else { Ok(()) }
 }
 

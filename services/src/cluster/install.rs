@@ -12,7 +12,7 @@ use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
 use crate::output::Format;
 use crate::replication::{install as snapshot, tls};
 use crate::stdout::say;
-use crate::terminal::{thousands};
+use crate::terminal::thousands;
 
 /// `tape cluster install-snapshot`.
 #[derive(clap::Args, Debug)]

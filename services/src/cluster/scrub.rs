@@ -10,7 +10,7 @@ use super::{Scrub, Target, request};
 use crate::exit::{DATA, DIFFERENCE, Failure, Outcome};
 use crate::output::Format;
 use crate::stdout::say;
-use crate::terminal::{thousands};
+use crate::terminal::thousands;
 
 /// Count and checksum of a stripe on one host.
 type Has = (u64, u32);

@@ -249,8 +249,7 @@ impl Publisher {
             return Ok(state);
         }
         let deadline = Instant::now() + self.options.send_timeout;
-        // Each turn reads what storage writes, and tries to send: spinning on it slows the ingest that it waits for (3 M records/s
-        // instead of 5 on 2 cores, `figures`).
+        // Each turn takes the lock that the keeper needs, and reads what storage writes.
         let mut idle = Idle::yielding(self.options.wait);
         loop {
             state.reap();

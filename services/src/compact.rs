@@ -126,7 +126,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
                 "files": after.files.len(), "bytes": bytes(after), "expired": after.expired - before.expired })
         );
     } else {
-        crate::stdout::say(format_args!(
+        out!(
             "{} merges, {} bytes written: {} SSTables became {} ({} bytes before, {} now); {} records expired",
             thousands(merges),
             thousands(written),
@@ -135,7 +135,7 @@ pub fn compact(store: &Path, args: &Compact, format: Format) -> Outcome {
             thousands(bytes(&before)),
             thousands(bytes(after)),
             thousands(after.expired - before.expired)
-        ));
+        );
     }
     if terminal::is_raised(&stop) {
         return Err(Failure::new(
@@ -196,12 +196,12 @@ fn wait_for_storage(store: &Path, options: &Options, format: Format) -> Outcome 
     if format.json {
         out!("{}", serde_json::json!({ "merges": seen - began, "due": left }));
     } else {
-        crate::stdout::say(format_args!(
+        out!(
             "storage serves {} and compacts by itself: {} merges done meanwhile, {} due",
             store.display(),
             thousands(seen - began),
             thousands(left as u64)
-        ));
+        );
     }
     if left > 0 && terminal::is_raised(&stop) {
         return Err(Failure::new(INTERRUPTED, "interrupted: storage continues to compact without this command"));
@@ -238,9 +238,9 @@ fn print_plan(state: &State, merges: &[Merge], format: Format) {
     }
     let (due, all) = (merges.iter().map(Merge::bytes).sum(), bytes(state));
     if !merges.is_empty() {
-        crate::stdout::say(t);
+        out!("{}", t);
     }
-    crate::stdout::say(format_args!(
+    out!(
         "manifest edit {}: {} merges due, of {} of {} SSTables, {} of {} bytes",
         state.seq,
         thousands(merges.len() as u64),
@@ -248,7 +248,7 @@ fn print_plan(state: &State, merges: &[Merge], format: Format) {
         thousands(state.files.len() as u64),
         thousands(due),
         thousands(all)
-    ));
+    );
 }
 
 /// `tape retention`.
@@ -337,12 +337,7 @@ fn print_drops(files: &[FileMeta], by_age: &dyn Fn(usize) -> bool, what: &str, f
         t.add_row([name(file), file.time.1.to_string(), thousands(file.rows), thousands(file.len), by.to_owned()]);
     }
     if !files.is_empty() {
-        crate::stdout::say(t);
+        out!("{}", t);
     }
-    crate::stdout::say(format_args!(
-        "{} SSTables {what}, {} records, {} bytes",
-        thousands(files.len() as u64),
-        thousands(rows),
-        thousands(bytes)
-    ));
+    out!("{} SSTables {what}, {} records, {} bytes", thousands(files.len() as u64), thousands(rows), thousands(bytes));
 }

@@ -109,7 +109,7 @@ fn report(process: &mut Process, stop: &AtomicBool) -> Outcome<Report> {
 fn interrupted() -> Failure {
     Failure::new(
         INTERRUPTED,
-        "interrupted: the demo has ended its processes, freed their shared memory and removed its temporary store",
+        "interrupted: the demo has ended its processes and removed their shared memory and its temporary files",
     )
 }
 

@@ -77,7 +77,7 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
         let seconds = began.elapsed().as_secs_f64();
         let rate = checksum.records as f64 / seconds.max(1e-9) / 1e6;
         let records = terminal::thousands(checksum.records);
-        crate::stdout::say(format_args!("{records} records, checksum {checksum}, in {seconds:.2} s: {rate:.2} M records/s"));
+        out!("{records} records, checksum {checksum}, in {seconds:.2} s: {rate:.2} M records/s");
     }
     if left > 0 {
         let what = format.extension();
@@ -89,9 +89,9 @@ pub fn run(store: &Path, args: &Args, output: Output) -> Outcome {
 /// Prints what was not exported for want of a file.
 fn report_left(what: &str, n: u64, output: Output) {
     if output.json {
-        crate::stdout::say(serde_json::json!({ "left": { what: n } }));
+        out!("{}", serde_json::json!({ "left": { what: n } }));
     } else {
-        crate::stdout::say(format_args!("not exported: {} {what}", terminal::thousands(n)));
+        out!("not exported: {} {what}", terminal::thousands(n));
     }
 }
 
@@ -103,12 +103,12 @@ fn report(file: &FileReport, output: Output) {
             "file": path.display().to_string(), "kind": kind, "records": checksum.records, "checksum": checksum.to_string(),
             "bytes": bytes, "left": left,
         });
-        crate::stdout::say(object);
+        out!("{}", object);
         return;
     }
     let (path, rows, bytes) = (path.display(), terminal::thousands(checksum.records), terminal::thousands(*bytes));
-    crate::stdout::say(format_args!("{path}: {rows} {kind} records, checksum {checksum}, {bytes} bytes"));
+    out!("{path}: {rows} {kind} records, checksum {checksum}, {bytes} bytes");
     for (what, n) in left {
-        crate::stdout::say(format_args!("  not exported: {} {what}", terminal::thousands(*n)));
+        out!("  not exported: {} {what}", terminal::thousands(*n));
     }
 }

@@ -68,7 +68,7 @@ pub fn run(store: &Path, format: Format) -> Outcome {
         out!("{}", serde_json::json!({ "flushed": flushed, "covered": covered(control) }));
     } else {
         let (flushed, covered) = (thousands(flushed), thousands(covered(control)));
-        crate::stdout::say(format_args!("{flushed} records flushed; SSTables hold the records up to {covered}"));
+        out!("{flushed} records flushed; SSTables hold the records up to {covered}");
     }
     Ok(())
 }

@@ -59,22 +59,22 @@ fn report(path: &Path, imported: &Imported, format: Format) {
         if let Some(object) = object.as_object_mut() {
             object.extend(loaded.accounting.numbers().map(|(name, n)| (name.to_owned(), n.into())));
         }
-        crate::stdout::say(object);
+        out!("{}", object);
         return;
     }
     let kinds: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
     let rate = |n: f64| n / seconds.max(1e-9) / 1e6;
-    crate::stdout::say(format_args!(
+    out!(
         "{}: {} records ({}), checksum {checksum}, in {seconds:.2} s: {:.2} M records/s, {:.0} MB/s of the file",
         path.display(),
         terminal::thousands(records),
         kinds.join(", "),
         rate(records as f64),
         rate(*bytes as f64)
-    ));
+    );
     if done.untimed > 0 {
         let n = terminal::thousands(done.untimed);
-        crate::stdout::say(format_args!("  {n} records have no ts_recv (bars: ts_event); their index time is the ingest time"));
+        out!("  {n} records have no ts_recv (bars: ts_event); their index time is the ingest time");
     }
     report_left(loaded);
 }

@@ -266,6 +266,6 @@ pub fn end(publisher: Publisher, accounting: &Accounting) {
 /// Prints the records and values of the source that were skipped.
 pub fn report_left(loaded: &Loaded) {
     for (what, n) in &loaded.left {
-        crate::stdout::say(format_args!("  skipped: {} {what}", terminal::thousands(*n)));
+        out!("  skipped: {} {what}", terminal::thousands(*n));
     }
 }

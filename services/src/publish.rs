@@ -69,15 +69,16 @@ fn report(loaded: &Loaded, progress: &Progress, seconds: f64, format: Format) {
         if let Some(object) = object.as_object_mut() {
             object.extend(accounting.numbers().map(|(name, n)| (name.to_owned(), n.into())));
         }
-        crate::stdout::say(object);
+        out!("{}", object);
         return;
     }
     let by_kind: Vec<String> = done.by_kind().map(|(s, n)| format!("{} {s}", terminal::thousands(n))).collect();
-    crate::stdout::say(format_args!("read {} records ({}) in {seconds:.2} s", terminal::thousands(records), by_kind.join(", ")));
+    out!("read {} records ({}) in {seconds:.2} s", terminal::thousands(records), by_kind.join(", "));
     let [stored, in_log, unacknowledged, lost] = accounting.numbers().map(|(_, n)| terminal::thousands(n));
-    crate::stdout::say(format_args!(
+    out!(
         "{stored} stored at level {level}, {in_log} in the log below that level, {unacknowledged} not acknowledged, {lost} lost (epoch {}, last LSN {})",
-        progress.epoch, progress.accepted_lsn
-    ));
+        progress.epoch,
+        progress.accepted_lsn
+    );
     report_left(loaded);
 }

@@ -245,7 +245,7 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
             (Some((trouble, since)), _) => Err(failure(store, trouble, since)),
             (None, false) => Err(Failure::new(UNHEALTHY, format!("{}: {}", store.display(), silent.join("; ")))),
             (None, true) => {
-                crate::stdout::say(format_args!("{} is served and healthy", store.display()));
+                out!("{} is served and healthy", store.display());
                 Ok(())
             }
         };

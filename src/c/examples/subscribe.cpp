@@ -53,7 +53,7 @@ static void run(const char *store, std::uint64_t records) {
             seen += 1;
         } else if (event.type == TAPESTORE_EVENT_GAP) {
             std::cout << "missing: " << event.pub_seq << " to " << event.last << std::endl;
-            seen += event.last - event.pub_seq + 1;
+            seen += event.last == UINT64_MAX ? 1 : event.last - event.pub_seq + 1;
         }
     }
 }

@@ -9,7 +9,7 @@ use tapestore_engine::store_dir;
 use crate::exit::{Failure, Outcome, USAGE, output};
 use crate::output::Format;
 use crate::{
-    backup, bars, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, repair, replication,
+    backup, bars, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, repair, replication, sql,
     status, storage, symbols, terminal, verify,
 };
 
@@ -68,6 +68,8 @@ enum Command {
     /// or value begin with the first trade from --from on. They close in the order in which trades are read: by time in
     /// history, by arrival with --follow.
     Bars(bars::Args),
+    /// Answer questions in SQL over live records and history
+    Sql(sql::Args),
     /// Rebuild an order book as of a time
     Book(book::Args),
     /// List the kinds of records, built-in and user-defined, with their columns
@@ -139,6 +141,7 @@ impl Command {
                 | Command::Find(_)
                 | Command::Bars(_)
                 | Command::Symbols(_)
+                | Command::Sql(_)
         )
     }
 }
@@ -167,7 +170,7 @@ impl Tape {
             Command::DemoPublisher(args) => return demo::publisher(store, &args),
             _ => terminal::log(terminal::Wanted::new(self.log, terminal::LevelFilter::WARN), false),
         }
-        let names = "tail, follow, get, asof, latest, scan, replay, find, bars and symbols";
+        let names = "tail, follow, get, asof, latest, scan, replay, find, bars, symbols and sql";
         if format.csv && !self.command.prints_rows() && !matches!(self.command, Command::Export(_)) {
             return Err(Failure::new(USAGE, format!("--csv is for commands that print rows: {names}; and for export")));
         }
@@ -190,6 +193,7 @@ impl Tape {
             Command::Follow(args) => follow::follow(&store, &args, format),
             Command::Bars(args) => bars::run(&store, &args, format),
             Command::Book(args) => book::run(&store, &args, format),
+            Command::Sql(args) => sql::run(&store, &args, format),
             Command::Find(args) => query::find(&store, &args, format),
             Command::Replay(args) => query::replay(&store, &args, format),
             Command::Kinds => symbols::kinds(&store, format),

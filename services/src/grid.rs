@@ -25,6 +25,17 @@ pub struct Format {
     pub columns: Option<Columns>,
 }
 
+impl Format {
+    /// The arguments of a command line that give this format.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        arguments.extend(self.json.then(|| "--json".to_owned()));
+        arguments.extend(self.csv.then(|| "--csv".to_owned()));
+        arguments.extend(self.columns.map(|Columns(names)| format!("--columns={}", names.join(","))));
+        arguments
+    }
+}
+
 /// Names of columns, from the command line: they live as long as the process.
 #[derive(Clone, Copy, Debug)]
 pub struct Columns(&'static [String]);

@@ -33,6 +33,7 @@ pub mod query;
 pub mod repair;
 pub mod replication;
 pub mod source;
+pub mod sql;
 pub mod status;
 pub mod stdout;
 pub mod storage;

@@ -380,6 +380,12 @@ impl Snapshot {
         &self.view.history
     }
 
+    /// The MemTables, oldest first: the records after those of [`Snapshot::history`], up to [`Snapshot::last`].
+    #[doc(hidden)]
+    pub fn tables(&self) -> &[Arc<crate::memtable::Table>] {
+        &self.view.tables
+    }
+
     /// The record at `lsn`.
     ///
     /// # Errors

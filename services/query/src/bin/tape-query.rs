@@ -1,0 +1,47 @@
+//! Owns: the program `tape-query`: SQL over a store.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tape_query::sql;
+use tape_services::exit::Outcome;
+use tape_services::grid::Format;
+use tape_services::terminal;
+
+/// SQL over a store: its MemTables and its SSTables, in one statement.
+#[derive(Parser, Debug)]
+#[command(name = "tape-query", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Store directory [env: TAPE_STORE] [default: tapestore-data]
+    #[arg(long, global = true)]
+    store: Option<PathBuf>,
+    /// Log to standard error from this level on: error, warn, info, debug, trace, off
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log: Option<terminal::LevelFilter>,
+    #[command(flatten)]
+    format: Format,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Answer statements of SQL
+    Sql(sql::Args),
+}
+
+fn main() -> ExitCode {
+    tape_services::limits::raise();
+    terminal::guard_pages();
+    tape_services::stdout::code(run(Arguments::parse()))
+}
+
+fn run(arguments: Arguments) -> Outcome {
+    let named = arguments.store.or_else(|| std::env::var_os("TAPE_STORE").filter(|v| !v.is_empty()).map(PathBuf::from));
+    let store = named.unwrap_or_else(|| PathBuf::from("tapestore-data"));
+    terminal::log(terminal::Wanted::new(arguments.log, terminal::LevelFilter::WARN), false);
+    match arguments.command {
+        Command::Sql(args) => sql::run(&store, &args, arguments.format),
+    }
+}

@@ -1,0 +1,267 @@
+//! Owns: statements: the store at one moment as tables, limits, planning, and the rows of the answer.
+//!
+//! What must hold: all tables of a statement are of one snapshot. A statement only reads. Memory of operators comes from one
+//! pool of all statements; what does not fit is spilled to a directory of a bounded size, or refused. A statement ends at its
+//! limit of time, and when nobody reads its rows any more.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
+use datafusion::error::DataFusionError;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::execution::{SendableRecordBatchStream, SessionStateDefaults};
+use datafusion::optimizer::{Analyzer, Optimizer};
+use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use futures::Stream;
+use tapestore::lsn::Lsn;
+use tapestore::reader::{At, Reader, Snapshot};
+use tapestore::record::{SCHEMAS, Schema, user_kinds};
+use tapestore::shm::control::Control;
+
+use crate::asof::push::PushBelowAsOf;
+use crate::catalog::Tables;
+use crate::dialect;
+use crate::failure::{QueryError, external};
+use crate::functions::{self, rewrite::Aggregates};
+use crate::names::Names;
+use crate::relations::{Planner, Relations};
+use crate::schema::KindTable;
+
+/// The catalog and the schema of all tables.
+const CATALOG: &str = "tapestore";
+const SCHEMA: &str = "public";
+/// Consumers of memory that an error names.
+const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
+
+/// Limits of an engine.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory of all statements together, bytes.
+    pub memory: usize,
+    /// Bytes of spilled data on the disk.
+    pub spill: u64,
+    /// How long a statement may take.
+    pub time: Duration,
+    /// Threads of a statement.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Options { memory: 1 << 30, spill: 16 << 30, time: Duration::from_secs(300), threads }
+    }
+}
+
+/// A store that answers SQL.
+#[derive(Debug)]
+pub struct Engine {
+    store: PathBuf,
+    options: Options,
+    runtime: Arc<RuntimeEnv>,
+    opened: Mutex<Opened>,
+}
+
+/// What statements share of a store.
+#[derive(Debug)]
+struct Opened {
+    reader: Reader,
+    names: Arc<Names>,
+    kinds: Vec<Arc<KindTable>>,
+}
+
+/// The settings of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How far statements read.
+    pub at: At,
+    /// The last record that statements read.
+    pub until: Option<Lsn>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { at: At::Committed, until: None }
+    }
+}
+
+/// A store at one moment.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// The records.
+    pub snapshot: Snapshot,
+    /// The instruments.
+    pub names: Arc<Names>,
+    /// The tables.
+    pub kinds: Vec<Arc<KindTable>>,
+    /// The watermarks and the publishers.
+    pub control: Control,
+}
+
+/// The rows of an answer, and of which moment they are.
+pub struct Answer {
+    /// The columns.
+    pub schema: SchemaRef,
+    /// The rows.
+    pub rows: SendableRecordBatchStream,
+    /// The last record of the snapshot.
+    pub last: Lsn,
+}
+
+impl Engine {
+    /// Opens the store in the directory `store`, served or at rest.
+    ///
+    /// # Errors
+    /// Those of [`Reader::open`].
+    pub fn open(store: &Path, options: Options) -> Result<Engine, QueryError> {
+        let mut reader = Reader::open(store)?;
+        reader.kinds()?;
+        let disk =
+            DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory).with_max_temp_directory_size(options.spill);
+        let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
+        let opened = Opened { reader, names: Arc::new(Names::new(&[])), kinds: Vec::new() };
+        Ok(Engine { store: store.to_path_buf(), options, runtime, opened: Mutex::new(opened) })
+    }
+
+    /// The store's directory.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// The store now.
+    ///
+    /// # Errors
+    /// Those of [`Reader::snapshot`].
+    pub fn moment(&self, at: At) -> Result<Moment, QueryError> {
+        // Nothing of it is left half changed by a panic: each field is replaced as a whole.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = opened.reader.snapshot(at)?;
+        // After the snapshot: an instrument is named before its first record.
+        let symbols = opened.reader.symbols()?;
+        symbols.refresh();
+        let count = symbols.names().len();
+        if count != opened.names.len() {
+            let names = Names::new(opened.reader.symbols()?.names());
+            opened.names = Arc::new(names);
+        }
+        let all: Vec<&'static Schema> = SCHEMAS.iter().chain(user_kinds()).collect();
+        if all.len() != opened.kinds.len() {
+            opened.kinds = all.into_iter().map(|kind| Arc::new(KindTable::new(kind))).collect();
+        }
+        let control = opened.reader.control().clone();
+        Ok(Moment { snapshot, names: opened.names.clone(), kinds: opened.kinds.clone(), control })
+    }
+
+    fn state(&self, moment: &Moment) -> Result<SessionState, QueryError> {
+        let catalog = MemoryCatalogProvider::new();
+        catalog.register_schema(SCHEMA, Arc::new(Tables(moment.clone())))?;
+        let list = MemoryCatalogProviderList::new();
+        list.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
+        let config = SessionConfig::new()
+            .with_default_catalog_and_schema(CATALOG, SCHEMA)
+            .with_create_default_catalog_and_schema(false)
+            .with_information_schema(true)
+            .with_target_partitions(self.options.threads);
+        let mut analyzer = Analyzer::new().rules;
+        analyzer.insert(0, Arc::new(Aggregates));
+        let mut optimizer = Optimizer::new().rules;
+        optimizer.insert(0, Arc::new(PushBelowAsOf));
+        let mut aggregates = SessionStateDefaults::default_aggregate_functions();
+        aggregates.extend(functions::aggregates::all());
+        aggregates.extend(functions::ordered::all());
+        let mut scalars = SessionStateDefaults::default_scalar_functions();
+        scalars.extend(functions::scalars::all());
+        Ok(SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(self.runtime.clone())
+            .with_catalog_list(Arc::new(list))
+            .with_analyzer_rules(analyzer)
+            .with_optimizer_rules(optimizer)
+            .with_scalar_functions(scalars)
+            .with_aggregate_functions(aggregates)
+            .with_window_functions(SessionStateDefaults::default_window_functions())
+            .with_table_function_list(SessionStateDefaults::default_table_functions())
+            .with_expr_planners(SessionStateDefaults::default_expr_planners())
+            .with_relation_planners(vec![Arc::new(Relations)])
+            .with_query_planner(Arc::new(Planner))
+            .build())
+    }
+
+    /// Answers the statement `sql`.
+    ///
+    /// # Errors
+    /// [`QueryError`]: the statement is wrong, changes something, or the store cannot be read. What goes wrong later is an
+    /// error of the rows.
+    pub async fn query(&self, sql: &str, settings: &Settings) -> Result<Answer, QueryError> {
+        let moment = self.moment(settings.at)?;
+        let state = self.state(&moment)?;
+        let statement = dialect::parse(sql, &|name| state.aggregate_functions().contains_key(name))?;
+        let plan = state.statement_to_plan(statement).await?;
+        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+        let context = SessionContext::new_with_state(state);
+        let rows = context.execute_logical_plan(plan).await?.execute_stream().await?;
+        let schema = rows.schema();
+        let rows = Box::pin(Limited {
+            rows,
+            snapshot: moment.snapshot.clone(),
+            limit: self.options.time,
+            ends: Box::pin(tokio::time::sleep(self.options.time)),
+            is_over: false,
+        });
+        Ok(Answer { schema, rows, last: moment.snapshot.last() })
+    }
+}
+
+/// The rows of a statement: they end at its limit of time, and with an error if a page that was read is bad.
+struct Limited {
+    rows: SendableRecordBatchStream,
+    snapshot: Snapshot,
+    limit: Duration,
+    ends: Pin<Box<tokio::time::Sleep>>,
+    is_over: bool,
+}
+
+impl Limited {
+    /// Whether every page of the files was good when it was read.
+    fn check(&self) -> Result<(), DataFusionError> {
+        let files = self.snapshot.history().files().iter().try_for_each(|file| file.check());
+        files.and_then(|()| self.snapshot.tables().iter().try_for_each(|table| table.check())).map_err(external)
+    }
+}
+
+impl Stream for Limited {
+    type Item = Result<RecordBatch, DataFusionError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        if self.ends.as_mut().poll(context).is_ready() {
+            self.is_over = true;
+            let limit = self.limit;
+            return Poll::Ready(Some(Err(DataFusionError::External(Box::new(QueryError::TooLong { limit })))));
+        }
+        let next = std::task::ready!(self.rows.as_mut().poll_next(context));
+        if next.is_none() {
+            self.is_over = true;
+            return Poll::Ready(self.check().err().map(Err));
+        }
+        Poll::Ready(next)
+    }
+}
+
+impl datafusion::execution::RecordBatchStream for Limited {
+    fn schema(&self) -> SchemaRef {
+        self.rows.schema()
+    }
+}

@@ -1,0 +1,114 @@
+//! Owns: what aggregates need that a statement does not say: the order of `first` and `last`, the stored integers of prices
+//! and sizes, and sums of 64-bit integers that do not wrap.
+//!
+//! What must hold: names of columns stay as they were.
+
+use std::sync::Arc;
+
+use arrow::datatypes::DataType;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, DFSchema};
+use datafusion::config::ConfigOptions;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::functions_aggregate::first_last::{first_value_udaf, last_value_udaf};
+use datafusion::logical_expr::expr::{AggregateFunction, Sort};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::{AggregateUDF, Cast, Expr, ExprSchemable, LogicalPlan};
+use datafusion::optimizer::AnalyzerRule;
+
+/// The rule.
+#[derive(Debug)]
+pub struct Aggregates;
+
+impl AnalyzerRule for Aggregates {
+    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
+        plan.transform_up_with_subqueries(|plan| {
+            let LogicalPlan::Aggregate(aggregate) = &plan else { return Ok(Transformed::no(plan)) };
+            let schema = aggregate.input.schema().clone();
+            let names = NamePreserver::new(&plan);
+            let rewritten = plan.map_expressions(|expr| {
+                let saved = names.save(&expr);
+                let changed = expr.transform_up(|expr| of(expr, &schema))?;
+                Ok(if changed.transformed { changed.update_data(|expr| saved.restore(expr)) } else { changed })
+            })?;
+            if rewritten.transformed { rewritten.map_data(LogicalPlan::recompute_schema) } else { Ok(rewritten) }
+        })
+        .map(|plan| plan.data)
+    }
+
+    fn name(&self) -> &'static str {
+        "time_series_aggregates"
+    }
+}
+
+/// The column `name` of the table that `of` is of.
+fn beside(of: &Column, name: &str, schema: &DFSchema) -> Option<Column> {
+    let column = Column::new(of.relation.clone(), name);
+    schema.maybe_index_of_column(&column).map(|_| column)
+}
+
+fn of(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::AggregateFunction(function) = &expr else { return Ok(Transformed::no(expr)) };
+    match function.func.name() {
+        "first" => {
+            ordered(function, first_value_udaf(), schema).map(|new| new.map_or_else(|| Transformed::no(expr), Transformed::yes))
+        }
+        "last" => {
+            ordered(function, last_value_udaf(), schema).map(|new| new.map_or_else(|| Transformed::no(expr), Transformed::yes))
+        }
+        "exact_sum" | "notional" | "vwap" => raw(function, schema).map(Transformed::yes),
+        "sum" => Ok(exact(function, schema)?.map_or_else(|| Transformed::no(expr), Transformed::yes)),
+        _ => Ok(Transformed::no(expr)),
+    }
+}
+
+/// `function` with the order of time and LSN; `None` if it has an order, or there is no time.
+fn ordered(function: &AggregateFunction, with: Arc<AggregateUDF>, schema: &DFSchema) -> Result<Option<Expr>> {
+    if !function.params.order_by.is_empty() {
+        let params = function.params.clone();
+        return Ok(Some(Expr::AggregateFunction(AggregateFunction { func: with, params })));
+    }
+    let Some(arg) = function.params.args.first() else { return Ok(None) };
+    let columns = arg.column_refs();
+    let like = columns.iter().next().map_or_else(|| Column::new_unqualified("time"), |column| (*column).clone());
+    let Some(time) = beside(&like, "time", schema) else { return Ok(None) };
+    let ascending = |column| Sort::new(Expr::Column(column), true, false);
+    let mut params = function.params.clone();
+    params.order_by = std::iter::once(time).chain(beside(&like, "lsn", schema)).map(ascending).collect();
+    Ok(Some(Expr::AggregateFunction(AggregateFunction { func: with, params })))
+}
+
+/// `function` of the stored integers.
+fn raw(function: &AggregateFunction, schema: &DFSchema) -> Result<Expr> {
+    let mut params = function.params.clone();
+    for arg in &mut params.args {
+        if let Expr::Column(column) = arg
+            && let Some(raw) = beside(column, &format!("{}_raw", column.name), schema)
+        {
+            *arg = Expr::Column(raw);
+            continue;
+        }
+        let is_raw = matches!(arg, Expr::Column(column) if column.name.ends_with("_raw"));
+        match arg.get_type(schema)? {
+            DataType::Float64 | DataType::Float32 => {}
+            DataType::Int64 | DataType::UInt64 if is_raw => {}
+            of if of.is_integer() => {
+                let name = function.func.name();
+                return Err(DataFusionError::Plan(format!("{name} is for prices and sizes; {arg} is neither: use sum")));
+            }
+            _ => *arg = Expr::Cast(Cast::new(Box::new(arg.clone()), DataType::Float64)),
+        }
+    }
+    Ok(Expr::AggregateFunction(AggregateFunction { func: function.func.clone(), params }))
+}
+
+/// A sum of 64-bit integers as a sum of decimals: it is exact, and does not wrap.
+fn exact(function: &AggregateFunction, schema: &DFSchema) -> Result<Option<Expr>> {
+    let [arg] = function.params.args.as_slice() else { return Ok(None) };
+    if !matches!(arg.get_type(schema)?, DataType::Int64 | DataType::UInt64) {
+        return Ok(None);
+    }
+    let mut params = function.params.clone();
+    params.args = vec![Expr::Cast(Cast::new(Box::new(arg.clone()), DataType::Decimal128(20, 0)))];
+    Ok(Some(Expr::AggregateFunction(AggregateFunction { func: function.func.clone(), params })))
+}

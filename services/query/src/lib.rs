@@ -1,0 +1,23 @@
+//! SQL over a store: its MemTables, microseconds old, and its SSTables, years old, in one statement. The program `tape-query`
+//! is made of this; so is `tape sql`.
+
+pub mod asof;
+pub mod catalog;
+pub mod columns;
+pub mod dialect;
+pub mod engine;
+pub mod failure;
+pub mod fill;
+pub mod filter;
+pub mod functions;
+pub mod interval;
+pub mod latest;
+pub mod names;
+pub mod pieces;
+pub mod print;
+pub mod relations;
+pub mod runs;
+pub mod scan;
+pub mod schema;
+pub mod sql;
+pub mod table;

@@ -1,0 +1,100 @@
+//! Owns: the operators of time-series SQL, from the tree of a statement to a plan that runs.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::catalog::Session;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::context::QueryPlanner;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::planner::{PlannedRelation, RelationPlanner, RelationPlannerContext, RelationPlanning};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan, UserDefinedLogicalNode};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, JoinOperator, TableFactor};
+
+use crate::asof::{self, node::AsOf};
+use crate::dialect::{FILL, LATEST_ON, arguments, name_of, texts};
+use crate::fill::{self, Fill};
+use crate::latest::{self, Latest};
+
+/// Plans the relations that [`crate::dialect`] makes.
+#[derive(Debug)]
+pub struct Relations;
+
+impl RelationPlanner for Relations {
+    fn plan_relation(&self, relation: TableFactor, context: &mut dyn RelationPlannerContext) -> Result<RelationPlanning> {
+        let original = |relation| Ok(RelationPlanning::Original(Box::new(relation)));
+        let TableFactor::NestedJoin { table_with_joins, alias } = &relation else { return original(relation) };
+        let [join] = table_with_joins.joins.as_slice() else { return original(relation) };
+        let JoinOperator::AsOf { match_condition, constraint } = &join.join_operator else { return original(relation) };
+        let left = context.plan(table_with_joins.relation.clone())?;
+        let function = match match_condition {
+            SqlExpr::Function(function) => Some((name_of(function), function)),
+            _ => None,
+        };
+        let plan = match function {
+            Some((name, function)) if name == FILL => extension(Fill::new(left, &texts(function))?),
+            Some((name, function)) if name == LATEST_ON => {
+                let column = |expr: SqlExpr| context.sql_to_expr(expr, left.schema());
+                let mut columns = arguments(function).into_iter().map(column).collect::<Result<Vec<Expr>>>()?.into_iter();
+                let time = columns.next().ok_or_else(|| DataFusionError::Plan("LATEST ON needs a time".to_owned()))?;
+                let keys = columns.collect();
+                extension(Latest { input: left, time, keys })
+            }
+            _ => {
+                let right = context.plan(join.relation.clone())?;
+                asof::node::plan((left, right), match_condition, constraint, context)?
+            }
+        };
+        Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(plan, alias.clone()))))
+    }
+}
+
+fn extension(node: impl UserDefinedLogicalNode + 'static) -> LogicalPlan {
+    LogicalPlan::Extension(Extension { node: Arc::new(node) })
+}
+
+/// Plans the operators.
+#[derive(Debug)]
+struct Operators;
+
+#[async_trait]
+impl ExtensionPlanner for Operators {
+    async fn plan_extension(
+        &self,
+        planner: &dyn PhysicalPlanner,
+        node: &dyn UserDefinedLogicalNode,
+        logical: &[&LogicalPlan],
+        inputs: &[Arc<dyn ExecutionPlan>],
+        session: &dyn Session,
+        planning: &PhysicalPlanningContext,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let physical = |expr: &Expr, side: &LogicalPlan| planner.create_physical_expr(expr, side.schema(), session, planning);
+        let node = node.as_any();
+        match (logical, inputs) {
+            ([left_plan, right_plan], [left, right]) => match node.downcast_ref::<AsOf>() {
+                Some(node) => asof::exec::plan(node, [left_plan, right_plan], [left, right], &physical).map(Some),
+                None => Ok(None),
+            },
+            (_, [input]) => {
+                if let Some(node) = node.downcast_ref::<Latest>() {
+                    return latest::plan(node, input, &physical).map(Some);
+                }
+                node.downcast_ref::<Fill>().map(|node| fill::plan(node, input)).transpose()
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Plans statements with the operators.
+#[derive(Debug)]
+pub struct Planner;
+
+#[async_trait]
+impl QueryPlanner for Planner {
+    async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
+        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(Operators)]).create_physical_plan(plan, session).await
+    }
+}

@@ -1,0 +1,146 @@
+//! Owns: `tape sql`: statements from the command line, a file or standard input, answered in this process.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tape_services::exit::{DATA, Failure, INTERNAL, LATER, NO_INPUT, Outcome, USAGE};
+use tape_services::grid::{Format, Grid};
+use tape_services::logging::note;
+use tapestore::reader::At;
+
+use crate::engine::{Engine, Options, Settings};
+use crate::failure::QueryError;
+use crate::print;
+
+/// `tape sql`.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Answer these statements, and end; several are separated by semicolons
+    #[arg(short = 'c', long = "command", value_name = "SQL")]
+    command: Option<String>,
+    /// Answer the statements of a file, and end; - is standard input
+    #[arg(short = 'f', long = "file", conflicts_with = "command")]
+    file: Option<PathBuf>,
+    /// Which records: committed, durable, appended, flushed
+    #[arg(long, default_value = "committed")]
+    at: At,
+    /// Memory of a statement, like 1GiB
+    #[arg(long, default_value = "1GiB", value_parser = bytes)]
+    memory: u64,
+    /// How long a statement may take, in seconds
+    #[arg(long, default_value_t = 300)]
+    time: u64,
+    /// Threads of a statement [default: one for each core]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_size::parse_size(text).map_err(|error| format!("'{text}' is not a size like 1GiB: {error}"))
+}
+
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Failure {
+        let message = error.to_string();
+        match error {
+            QueryError::Store(error) => error.into(),
+            QueryError::Statement { .. } => Failure::new(USAGE, message),
+            QueryError::Memory { .. } | QueryError::TooLong { .. } => Failure::new(LATER, message),
+            QueryError::Internal { .. } => Failure::new(INTERNAL, message),
+        }
+    }
+}
+
+/// `tape sql`.
+///
+/// # Errors
+/// The store cannot be read, a statement is wrong, or the output cannot be written.
+pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    let text = match (&args.command, &args.file) {
+        (Some(text), _) => text.clone(),
+        (None, file) => read(file.as_deref())?,
+    };
+    let defaults = Options::default();
+    let options = Options {
+        memory: usize::try_from(args.memory).unwrap_or(usize::MAX),
+        time: Duration::from_secs(args.time),
+        threads: args.threads.unwrap_or(defaults.threads).max(1),
+        ..defaults
+    };
+    let engine = Engine::open(store, options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(args.threads.unwrap_or_else(|| Options::default().threads))
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;
+    runtime.block_on(statements(&engine, &text, Settings { at: args.at, until: None }, format))
+}
+
+fn read(file: Option<&Path>) -> Outcome<String> {
+    match file {
+        Some(path) if path != Path::new("-") => std::fs::read_to_string(path)
+            .map_err(|error| Failure::new(NO_INPUT, format!("the statements of {} cannot be read: {error}", path.display()))),
+        _ => std::io::read_to_string(std::io::stdin())
+            .map_err(|error| Failure::new(DATA, format!("standard input is no text: {error}"))),
+    }
+}
+
+async fn statements(engine: &Engine, text: &str, settings: Settings, format: Format) -> Outcome {
+    for statement in split(text) {
+        answer(engine, statement, &settings, format).await?;
+    }
+    Ok(())
+}
+
+/// Prints the answer of `statement`.
+async fn answer(engine: &Engine, statement: &str, settings: &Settings, format: Format) -> Outcome {
+    let mut answer = engine.query(statement, settings).await?;
+    let mut grid = Grid::new(format);
+    grid.head(print::headings(&answer.schema))?;
+    let mut rows = 0;
+    while let Some(batch) = answer.rows.next().await {
+        let batch = batch.map_err(QueryError::from)?;
+        rows += batch.num_rows();
+        print::print(&mut grid, &batch)?;
+    }
+    grid.flush()?;
+    if rows == 0 {
+        note(format_args!("note: no rows"));
+    }
+    Ok(())
+}
+
+/// The statements of `text`, which semicolons separate.
+pub fn split(text: &str) -> Vec<&str> {
+    let (mut parts, mut start, mut quote) = (Vec::new(), 0, None);
+    let mut chars = text.char_indices().peekable();
+    while let Some((at, c)) = chars.next() {
+        match (quote, c) {
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(q), c) if q == c => quote = None,
+            (None, '-') if chars.peek().is_some_and(|(_, next)| *next == '-') => {
+                while chars.next_if(|(_, c)| *c != '\n').is_some() {}
+            }
+            (None, ';') => {
+                parts.push(text.get(start..at).unwrap_or(""));
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(text.get(start..).unwrap_or(""));
+    parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn semicolons_separate_statements_but_not_in_texts_and_comments() {
+        assert_eq!(split("select 1; select ';' ;\n"), ["select 1", "select ';'"]);
+        assert_eq!(split("select 1 -- one; two\n; select \"a;b\""), ["select 1 -- one; two", "select \"a;b\""]);
+        assert_eq!(split(" ;; "), [""; 0]);
+    }
+}

@@ -17,7 +17,9 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray,
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
+use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::{LogicalPlanBuilder, col, lit};
 use tapestore::lsn::Lsn;
 use tapestore::record::Kind;
 use tapestore::shm::control::{Control, SLOTS_MAX};
@@ -50,8 +52,12 @@ impl SchemaProvider for Tables {
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         // A user's kind may be called as a system table: the kind is meant.
         if let Some(kind) = self.kind(name) {
-            let table = StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone());
-            return Ok(Some(Arc::new(table)));
+            let table: Arc<dyn TableProvider> =
+                Arc::new(StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone()));
+            let Some(until) = self.0.until else { return Ok(Some(table)) };
+            let scan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?;
+            let plan = scan.filter(col("lsn").lt_eq(lit(until.0)))?.build()?;
+            return Ok(Some(Arc::new(ViewTable::new(plan, None))));
         }
         let columns = match name {
             "instruments" => instruments(&self.0),

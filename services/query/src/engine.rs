@@ -4,6 +4,7 @@
 //! pool of all statements; what does not fit is spilled to a directory of a bounded size, or refused. A statement ends at its
 //! limit of time, and when nobody reads its rows any more.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +12,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
+use datafusion::common::ScalarValue;
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateDefaults};
+use datafusion::logical_expr::AggregateUDF;
 use datafusion::optimizer::{Analyzer, Optimizer};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use datafusion::sql::parser::Statement;
 use futures::Stream;
 use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader, Snapshot};
@@ -68,6 +72,8 @@ pub struct Engine {
     store: PathBuf,
     options: Options,
     runtime: Arc<RuntimeEnv>,
+    /// The names of aggregate functions.
+    aggregates: HashSet<String>,
     opened: Mutex<Opened>,
 }
 
@@ -105,6 +111,8 @@ pub struct Moment {
     pub kinds: Vec<Arc<KindTable>>,
     /// The watermarks and the publishers.
     pub control: Control,
+    /// The last record that tables have, if it is not the snapshot's.
+    pub until: Option<Lsn>,
 }
 
 /// The rows of an answer, and of which moment they are.
@@ -115,6 +123,14 @@ pub struct Answer {
     pub rows: SendableRecordBatchStream,
     /// The last record of the snapshot.
     pub last: Lsn,
+}
+
+/// All aggregate functions.
+fn aggregates() -> Vec<Arc<AggregateUDF>> {
+    let mut all = SessionStateDefaults::default_aggregate_functions();
+    all.extend(functions::aggregates::all());
+    all.extend(functions::ordered::all());
+    all
 }
 
 impl Engine {
@@ -130,7 +146,8 @@ impl Engine {
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
         let opened = Opened { reader, names: Arc::new(Names::new(&[])), kinds: Vec::new() };
-        Ok(Engine { store: store.to_path_buf(), options, runtime, opened: Mutex::new(opened) })
+        let aggregates = aggregates().iter().flat_map(|f| std::iter::once(f.name()).chain(f.aliases().iter().map(String::as_str)).map(str::to_owned).collect::<Vec<_>>()).collect();
+        Ok(Engine { store: store.to_path_buf(), options, runtime, aggregates, opened: Mutex::new(opened) })
     }
 
     /// The store's directory.
@@ -142,10 +159,10 @@ impl Engine {
     ///
     /// # Errors
     /// Those of [`Reader::snapshot`].
-    pub fn moment(&self, at: At) -> Result<Moment, QueryError> {
+    pub fn moment(&self, settings: &Settings) -> Result<Moment, QueryError> {
         // Nothing of it is left half changed by a panic: each field is replaced as a whole.
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = opened.reader.snapshot(at)?;
+        let snapshot = opened.reader.snapshot(settings.at)?;
         // After the snapshot: an instrument is named before its first record.
         let symbols = opened.reader.symbols()?;
         symbols.refresh();
@@ -159,7 +176,7 @@ impl Engine {
             opened.kinds = all.into_iter().map(|kind| Arc::new(KindTable::new(kind))).collect();
         }
         let control = opened.reader.control().clone();
-        Ok(Moment { snapshot, names: opened.names.clone(), kinds: opened.kinds.clone(), control })
+        Ok(Moment { snapshot, names: opened.names.clone(), kinds: opened.kinds.clone(), control, until: settings.until })
     }
 
     fn state(&self, moment: &Moment) -> Result<SessionState, QueryError> {
@@ -176,9 +193,6 @@ impl Engine {
         analyzer.insert(0, Arc::new(Aggregates));
         let mut optimizer = Optimizer::new().rules;
         optimizer.insert(0, Arc::new(PushBelowAsOf));
-        let mut aggregates = SessionStateDefaults::default_aggregate_functions();
-        aggregates.extend(functions::aggregates::all());
-        aggregates.extend(functions::ordered::all());
         let mut scalars = SessionStateDefaults::default_scalar_functions();
         scalars.extend(functions::scalars::all());
         Ok(SessionStateBuilder::new()
@@ -188,7 +202,7 @@ impl Engine {
             .with_analyzer_rules(analyzer)
             .with_optimizer_rules(optimizer)
             .with_scalar_functions(scalars)
-            .with_aggregate_functions(aggregates)
+            .with_aggregate_functions(aggregates())
             .with_window_functions(SessionStateDefaults::default_window_functions())
             .with_table_function_list(SessionStateDefaults::default_table_functions())
             .with_expr_planners(SessionStateDefaults::default_expr_planners())
@@ -197,17 +211,40 @@ impl Engine {
             .build())
     }
 
-    /// Answers the statement `sql`.
+    /// Parses `sql`, one statement.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(&self, sql: &str) -> Result<Statement, QueryError> {
+        Ok(dialect::parse(sql, &|name| self.aggregates.contains(name))?)
+    }
+
+    /// Answers the statement `sql`, which has no parameters.
     ///
     /// # Errors
     /// [`QueryError`]: the statement is wrong, changes something, or the store cannot be read. What goes wrong later is an
     /// error of the rows.
     pub async fn query(&self, sql: &str, settings: &Settings) -> Result<Answer, QueryError> {
-        let moment = self.moment(settings.at)?;
+        self.answer(self.parse(sql)?, Vec::new(), settings).await
+    }
+
+    /// Answers `statement` with `parameters` for `$1`, `$2` and so on.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn answer(
+        &self,
+        statement: Statement,
+        parameters: Vec<ScalarValue>,
+        settings: &Settings,
+    ) -> Result<Answer, QueryError> {
+        let moment = self.moment(settings)?;
         let state = self.state(&moment)?;
-        let statement = dialect::parse(sql, &|name| state.aggregate_functions().contains_key(name))?;
-        let plan = state.statement_to_plan(statement).await?;
-        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+        let mut plan = state.statement_to_plan(statement).await?;
+        READ_ONLY.verify_plan(&plan)?;
+        if !parameters.is_empty() {
+            plan = plan.with_param_values(parameters)?;
+        }
         let context = SessionContext::new_with_state(state);
         let rows = context.execute_logical_plan(plan).await?.execute_stream().await?;
         let schema = rows.schema();
@@ -220,7 +257,30 @@ impl Engine {
         });
         Ok(Answer { schema, rows, last: moment.snapshot.last() })
     }
+
+    /// The columns of the rows of `statement`, and the types of its parameters by their names.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn describe(
+        &self,
+        statement: Statement,
+        settings: &Settings,
+    ) -> Result<(SchemaRef, Vec<(String, Option<DataType>)>), QueryError> {
+        let state = self.state(&self.moment(settings)?)?;
+        let plan = state.statement_to_plan(statement).await?;
+        READ_ONLY.verify_plan(&plan)?;
+        let parameters = plan.get_parameter_types()?.into_iter().collect();
+        // Types are coerced, and functions get their final types, when the plan is analysed.
+        let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+        Ok((plan.schema().inner().clone(), parameters))
+    }
 }
+
+/// What a statement may do.
+static READ_ONLY: std::sync::LazyLock<SQLOptions> = std::sync::LazyLock::new(|| {
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false)
+});
 
 /// The rows of a statement: they end at its limit of time, and with an error if a page that was read is bad.
 struct Limited {

@@ -19,5 +19,6 @@ pub mod relations;
 pub mod runs;
 pub mod scan;
 pub mod schema;
+pub mod session;
 pub mod sql;
 pub mod table;

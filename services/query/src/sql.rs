@@ -1,6 +1,7 @@
 //! Owns: `tape sql`: statements from the command line, a file or standard input, answered in this process.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,6 +13,7 @@ use tapestore::reader::At;
 use crate::engine::{Engine, Options, Settings};
 use crate::failure::QueryError;
 use crate::print;
+use crate::session::{Reply, Session};
 
 /// `tape sql`.
 #[derive(clap::Args, Debug)]
@@ -74,7 +76,8 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;
-    runtime.block_on(statements(&engine, &text, Settings { at: args.at, until: None }, format))
+    let mut session = Session::new(Arc::new(engine), Settings { at: args.at, until: None });
+    runtime.block_on(statements(&mut session, &text, format))
 }
 
 fn read(file: Option<&Path>) -> Outcome<String> {
@@ -86,16 +89,19 @@ fn read(file: Option<&Path>) -> Outcome<String> {
     }
 }
 
-async fn statements(engine: &Engine, text: &str, settings: Settings, format: Format) -> Outcome {
+async fn statements(session: &mut Session, text: &str, format: Format) -> Outcome {
     for statement in split(text) {
-        answer(engine, statement, &settings, format).await?;
+        answer(session, statement, format).await?;
     }
     Ok(())
 }
 
 /// Prints the answer of `statement`.
-async fn answer(engine: &Engine, statement: &str, settings: &Settings, format: Format) -> Outcome {
-    let mut answer = engine.query(statement, settings).await?;
+async fn answer(session: &mut Session, statement: &str, format: Format) -> Outcome {
+    let mut answer = match session.run(statement, Vec::new()).await? {
+        Reply::Rows(answer) => answer,
+        Reply::Done(_) => return Ok(()),
+    };
     let mut grid = Grid::new(format);
     grid.head(print::headings(&answer.schema))?;
     let mut rows = 0;

@@ -1,0 +1,155 @@
+//! Owns: what a client says in a row of statements: settings, parameters, and which snapshot each statement reads.
+//!
+//! `SET at = 'appended' | 'committed' | 'durable' | 'flushed' | 'lsn 42'` chooses how far statements read; `SHOW at` tells it.
+//!
+//! What must hold: a setting is of its session alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::ScalarValue;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast::{Expr, Set, Statement as Sql, Value};
+use tapestore::lsn::Lsn;
+use tapestore::reader::At;
+
+use crate::engine::{Answer, Engine, Settings};
+use crate::failure::QueryError;
+
+/// A client's statements.
+#[derive(Clone, Debug)]
+pub struct Session {
+    engine: Arc<Engine>,
+    settings: Settings,
+}
+
+/// What came of a statement.
+#[allow(clippy::large_enum_variant, reason = "an answer is moved once")]
+pub enum Reply {
+    /// Rows.
+    Rows(Answer),
+    /// No rows: the command is done. `SET`, for one.
+    Done(&'static str),
+}
+
+/// The columns of a statement, and the types of its parameters.
+#[derive(Clone, Debug)]
+pub struct Described {
+    /// The columns of its rows; none if it has no rows.
+    pub schema: SchemaRef,
+    /// The types of `$1`, `$2` and so on; `None`: any.
+    pub parameters: Vec<Option<DataType>>,
+}
+
+fn wrong(reason: impl Into<String>) -> QueryError {
+    QueryError::Statement { reason: reason.into() }
+}
+
+impl Session {
+    /// A session with the settings `settings`.
+    pub fn new(engine: Arc<Engine>, settings: Settings) -> Session {
+        Session { engine, settings }
+    }
+
+    /// The store's engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// The settings now.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Runs the statement `sql` with `parameters` for `$1`, `$2` and so on.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn run(&mut self, sql: &str, parameters: Vec<ScalarValue>) -> Result<Reply, QueryError> {
+        let statement = self.engine.parse(sql)?;
+        if let Some((name, value)) = assignment(&statement)? {
+            self.set(&name, &value)?;
+            return Ok(Reply::Done("SET"));
+        }
+        if let Some(name) = shown(&statement)
+            && name == "at"
+        {
+            let text = match self.settings.until {
+                Some(lsn) => format!("lsn {lsn}"),
+                None => self.settings.at.to_string(),
+            };
+            return self.engine.query(&format!("select '{text}' as at"), &self.settings).await.map(Reply::Rows);
+        }
+        self.engine.answer(statement, parameters, &self.settings).await.map(Reply::Rows)
+    }
+
+    /// The columns and the parameters of `sql`.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn describe(&self, sql: &str) -> Result<Described, QueryError> {
+        let statement = self.engine.parse(sql)?;
+        if assignment(&statement)?.is_some() {
+            return Ok(Described { schema: Arc::new(arrow::datatypes::Schema::empty()), parameters: Vec::new() });
+        }
+        let (schema, types) = self.engine.describe(statement, &self.settings).await?;
+        let numbers: BTreeMap<usize, Option<DataType>> = types
+            .into_iter()
+            .map(|(name, of)| {
+                let number = name.trim_start_matches('$').parse::<usize>().ok().filter(|n| (1..=65_535).contains(n));
+                number.map(|number| (number, of)).ok_or_else(|| wrong(format!("parameters are $1, $2 and so on, not {name}")))
+            })
+            .collect::<Result<_, _>>()?;
+        let count = numbers.keys().max().copied().unwrap_or(0);
+        let parameters = (1..=count).map(|number| numbers.get(&number).cloned().flatten()).collect();
+        Ok(Described { schema, parameters })
+    }
+
+    /// Sets `name` to `value`.
+    ///
+    /// # Errors
+    /// There is no such setting, or it has no such value.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), QueryError> {
+        match name {
+            "at" => {
+                if let Some(lsn) = value.strip_prefix("lsn ") {
+                    let lsn = lsn.trim().parse().map_err(|_| wrong(format!("'{value}' is not like 'lsn 42'")))?;
+                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)) };
+                } else {
+                    let at = value.parse().map_err(|_| {
+                        wrong(format!("'{value}' is none of: appended, durable, committed, flushed, lsn and a number"))
+                    })?;
+                    self.settings = Settings { at, until: None };
+                }
+                Ok(())
+            }
+            _ => Err(wrong(format!("there is no setting '{name}'; there is: at, like SET at = 'appended'"))),
+        }
+    }
+}
+
+/// The name and the value that a statement sets.
+fn assignment(statement: &Statement) -> Result<Option<(String, String)>, QueryError> {
+    let Statement::Statement(statement) = statement else { return Ok(None) };
+    let Sql::Set(set) = statement.as_ref() else { return Ok(None) };
+    let Set::SingleAssignment { variable, values, .. } = set else {
+        return Err(wrong("a setting is set like SET at = 'appended'"));
+    };
+    let value = match values.as_slice() {
+        [Expr::Value(value)] => match &value.value {
+            Value::SingleQuotedString(text) => text.clone(),
+            other => other.to_string(),
+        },
+        [Expr::Identifier(name)] => name.value.clone(),
+        _ => return Err(wrong("a setting has one value, like SET at = 'appended'")),
+    };
+    Ok(Some((variable.to_string().to_ascii_lowercase(), value)))
+}
+
+/// The setting that a statement shows.
+fn shown(statement: &Statement) -> Option<String> {
+    let Statement::Statement(statement) = statement else { return None };
+    let Sql::ShowVariable { variable } = statement.as_ref() else { return None };
+    Some(variable.iter().map(|part| part.value.to_ascii_lowercase()).collect::<Vec<_>>().join("."))
+}

@@ -20,6 +20,18 @@ pub(crate) fn given<T>(argument: Option<T>, name: &str) -> Result<T, Failure> {
     argument.ok_or_else(|| Failure::new(Status::Invalid, format!("the argument '{name}' is NULL")))
 }
 
+/// Puts the handle that `make` makes into the argument `name`. NULL goes there first, before anything can fail: a program
+/// that closes what it got after a failure closes NULL.
+pub(crate) fn made<T>(
+    handle: Out<'_, Option<Box<T>>>,
+    name: &str,
+    make: impl FnOnce() -> Result<T, Failure>,
+) -> Result<Status, Failure> {
+    let handle = given(handle, name)?.write(None);
+    *handle = Some(Box::new(make()?));
+    Ok(Status::Ok)
+}
+
 /// A text of C: NULL, or bytes that end with a zero and do not change during the call.
 #[derive(Clone, Copy)]
 #[repr(transparent)]

@@ -190,6 +190,11 @@ impl Failure {
         Failure { status, text: text.into() }
     }
 
+    /// The failure of a call about a kind that neither the library nor the store has.
+    pub(crate) fn no_kind(number: u16) -> Failure {
+        Failure::new(Status::NoKind, format!("the store has no kind {number}"))
+    }
+
     /// The failure of a wait for records to reach a level: the records were accepted, and the time is over.
     pub(crate) fn of_wait(error: PublishError) -> Failure {
         match error {

@@ -29,6 +29,27 @@ static void demand(bool is_so, int line) {
 #define DEMAND(is_so) demand((is_so), __LINE__)
 #define OK(call) demand((call) == TAPESTORE_OK, __LINE__)
 
+/* A call that makes a handle puts NULL where the handle should be if it cannot make it, whatever was there before. */
+static int stale;
+#define MAKES_NONE(type, call)                                                                                                   \
+    do {                                                                                                                         \
+        type *made = (type *)&stale;                                                                                             \
+        DEMAND((call) == TAPESTORE_INVALID && made == NULL);                                                                     \
+    } while (0)
+
+static void handles(void) {
+    MAKES_NONE(tapestore_publisher, tapestore_publisher_open(NULL, &made));
+    MAKES_NONE(tapestore_subscriber, tapestore_subscriber_open(NULL, &made));
+    MAKES_NONE(tapestore_reader, tapestore_reader_open(NULL, &made));
+    MAKES_NONE(tapestore_follow, tapestore_follow_open(NULL, 1, TAPESTORE_AT_COMMITTED, &made));
+    MAKES_NONE(tapestore_snapshot, tapestore_reader_snapshot(NULL, TAPESTORE_AT_COMMITTED, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_latest(NULL, TAPESTORE_KIND_TRADE, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_find(NULL, 1, TAPESTORE_KIND_TRADE, "trade_id", 4, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_scan(NULL, 1, TAPESTORE_KIND_TRADE, 0, UINT64_MAX, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_replay(NULL, NULL, 0, 0, UINT64_MAX, &made));
+    MAKES_NONE(tapestore_columns, tapestore_snapshot_columns(NULL, TAPESTORE_KIND_TRADE, 1, 0, UINT64_MAX, &made));
+}
+
 static void publishers(const char *store) {
     tapestore_publisher_options options;
     tapestore_publisher *publisher = (tapestore_publisher *)&options;
@@ -246,6 +267,7 @@ int main(int argc, char **argv) {
     DEMAND(argc == 2 && strcmp(tapestore_error_text(), "") == 0);
     OK(tapestore_guard_pages());
     DEMAND(strlen(tapestore_version()) > 0 && tapestore_now() > 1600000000000000000);
+    handles();
     publishers(argv[1]);
     readers(argv[1]);
     followers(argv[1]);

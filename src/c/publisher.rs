@@ -212,7 +212,7 @@ pub extern "C" fn tapestore_publisher_send(publisher: Option<&mut Publisher>) ->
 }
 
 /// Waits until all records accepted so far have reached the level `durability`, a `tapestore_durability`.
-/// `TAPESTORE_TIMEOUT`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
+/// `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_publisher_flush(
     publisher: Option<&mut Publisher>,
@@ -254,8 +254,8 @@ pub extern "C" fn tapestore_publisher_take_lost(publisher: Option<&mut Publisher
 }
 
 /// Waits until all accepted records have reached the publisher's level, at most for `timeout_ms`, and detaches. The handle is
-/// invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`: records that storage has not received are lost.
-/// NULL is accepted.
+/// invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: records that storage has not
+/// received are lost. NULL is accepted.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_publisher_close(publisher: Option<Box<Publisher>>, timeout_ms: u64) -> Status {
     call(|| {

@@ -27,9 +27,10 @@ pub enum Status {
     NoColumn = 5,
     /// Back-pressure: the publisher's ring is full, and the record was not accepted. Try again, conflate or drop.
     Full = 6,
-    /// As `TAPESTORE_FULL`, because the disk of the storage process is full.
+    /// As `TAPESTORE_FULL`, because the disk of the storage process is full. Of a flush or a close, as `TAPESTORE_TIMEOUT`.
     NoSpace = 7,
-    /// The limit of time has passed. Accepted records stay in the ring and are still sent.
+    /// The limit of time has passed. Accepted records stay in the ring and are still sent. But a close ends the ring: after it,
+    /// records that storage has not received are lost.
     Timeout = 8,
     /// No storage process serves the store, or it is recovering. Try again later.
     StorageDown = 9,

@@ -149,9 +149,12 @@ typedef enum tapestore_status {
     TAPESTORE_NO_COLUMN = 5,
     /** Back-pressure: the publisher's ring is full, and the record was not accepted. Try again, conflate or drop. */
     TAPESTORE_FULL = 6,
-    /** As `TAPESTORE_FULL`, because the disk of the storage process is full. */
+    /** As `TAPESTORE_FULL`, because the disk of the storage process is full. Of a flush or a close, as `TAPESTORE_TIMEOUT`. */
     TAPESTORE_NO_SPACE = 7,
-    /** The limit of time has passed. Accepted records stay in the ring and are still sent. */
+    /**
+     * The limit of time has passed. Accepted records stay in the ring and are still sent. But a close ends the ring: after it,
+     * records that storage has not received are lost.
+     */
     TAPESTORE_TIMEOUT = 8,
     /** No storage process serves the store, or it is recovering. Try again later. */
     TAPESTORE_STORAGE_DOWN = 9,
@@ -191,15 +194,25 @@ typedef enum tapestore_status {
 typedef enum tapestore_durability {
     /** No guarantee; losses are counted. */
     TAPESTORE_DURABILITY_NONE = 0,
-    /** In the log file: the record survives the death of any process. */
+    /** In the log file: the record survives the death of any process. It is on the disk within 50 ms or 4 MiB. */
     TAPESTORE_DURABILITY_OS = 1,
     /** On the disk: the record survives the loss of power. */
     TAPESTORE_DURABILITY_FSYNC = 2,
-    /** Committed, and on the disk of a learner: for a pair of hosts. */
+    /**
+     * Committed, and on the disk of a learner: for a pair of hosts. Without a learner it is the same as quorum. A cluster with
+     * `flush = "interval"` refuses it.
+     */
     TAPESTORE_DURABILITY_STANDBY = 3,
-    /** On the disks of a majority of the cluster's hosts. */
+    /**
+     * On the disks of a majority of the cluster's hosts: the record survives the loss of the others. Without a cluster it is
+     * the same as fsync. A cluster with `flush = "interval"` refuses it.
+     */
     TAPESTORE_DURABILITY_QUORUM = 4,
-    /** In the memory and the log files of a majority of the cluster's hosts. */
+    /**
+     * In a cluster with `flush = "interval"`: in the memory and the log files of a majority of the hosts. The record survives
+     * the death of any process and the loss of a minority of hosts. It is lost if a majority loses power within the interval.
+     * In every other store it is the same as quorum.
+     */
     TAPESTORE_DURABILITY_QUORUM_OS = 5,
 } tapestore_durability;
 
@@ -219,7 +232,10 @@ typedef enum tapestore_at {
     TAPESTORE_AT_APPENDED = 0,
     /** What is durable on this host. */
     TAPESTORE_AT_DURABLE = 1,
-    /** What is never withdrawn. */
+    /**
+     * What is never withdrawn. In a cluster with `flush = "interval"` it is in the memory of a majority of hosts, and is
+     * withdrawn if those lose power.
+     */
     TAPESTORE_AT_COMMITTED = 2,
     /** What is in SSTables, the store's files: a part of the store. */
     TAPESTORE_AT_FLUSHED = 3,
@@ -415,7 +431,7 @@ tapestore_status tapestore_publisher_send(tapestore_publisher *publisher);
 
 /**
  * Waits until all records accepted so far have reached the level `durability`, a `tapestore_durability`.
- * `TAPESTORE_TIMEOUT`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
+ * `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
  */
 tapestore_status tapestore_publisher_flush(
     tapestore_publisher *publisher,
@@ -434,8 +450,8 @@ tapestore_status tapestore_publisher_take_lost(tapestore_publisher *publisher, u
 
 /**
  * Waits until all accepted records have reached the publisher's level, at most for `timeout_ms`, and detaches. The handle is
- * invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`: records that storage has not received are lost.
- * NULL is accepted.
+ * invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: records that storage has not
+ * received are lost. NULL is accepted.
  */
 tapestore_status tapestore_publisher_close(tapestore_publisher *publisher, uint64_t timeout_ms);
 

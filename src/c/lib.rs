@@ -15,6 +15,7 @@ pub mod options;
 pub mod pointers;
 pub mod publisher;
 pub mod reader;
+pub mod record;
 pub mod rows;
 pub mod snapshot;
 pub mod status;

@@ -19,7 +19,8 @@
  * or wait return TAPESTORE_FORKED; with a subscriber, tapestore_subscriber_poll does.
  *
  * Numbers: a price is an int64_t in units of 1e-9, a size a uint64_t in units of 1e-9, a time a uint64_t of nanoseconds since
- * 1970-01-01T00:00:00Z. The greatest number of a type is null: the value is absent.
+ * 1970-01-01T00:00:00Z. The greatest number of a type is null: the value is absent. tapestore_record_init sets the nulls of a
+ * record.
  */
 #ifndef TAPESTORE_H
 #define TAPESTORE_H
@@ -391,6 +392,14 @@ uint64_t tapestore_now(void);
  */
 tapestore_status tapestore_guard_pages(void);
 
+/**
+ * Sets all of a record's bytes: its kind to `kind`, each field that has a null to its null, the others to zero. Then set the
+ * fields that the record has. Zero is a value: a price that stays zero is published as a price of zero. `bytes` is the size of
+ * the kind's struct; another size is `TAPESTORE_INVALID`. A kind of a program's own is accepted after a publisher or a reader
+ * of its store was opened.
+ */
+tapestore_status tapestore_record_init(uint16_t kind, void *record, size_t bytes);
+
 /** Sets all `options` to their defaults. */
 tapestore_status tapestore_publisher_options_init(tapestore_publisher_options *options);
 
@@ -678,7 +687,8 @@ typedef struct tapestore_head {
 } tapestore_head;
 
 /*
- * The built-in kinds. Set kind to the kind's number, and the reserved bytes to zero; memset does that. source is the venue feed,
+ * The built-in kinds. tapestore_record_init sets a record's kind, its nulls and its reserved bytes, which are zero; then set
+ * the fields that it has. memset does not do that: zero is a value, so fields of zero are no nulls. source is the venue feed,
  * ts_event the time by the venue's clock, ts_recv the time of receipt. Records are sorted by ts_recv, or by ts_event where a
  * kind has no ts_recv. Fields have the meanings of DBN; the documentation of the library's record module describes them.
  */

@@ -161,7 +161,7 @@ fn a_cpp_program_receives_what_a_c_program_publishes() {
 }
 
 /// The calls of `tests/misuse.c` that fail: what, the code, and a part of the text.
-const FAILURES: [(&str, &str, &str); 34] = [
+const FAILURES: [(&str, &str, &str); 37] = [
     ("no store", "INVALID", "the argument 'options.store' is NULL"),
     ("down", "STORAGE_DOWN", "no storage process serves /nonexistent/store"),
     ("level", "INVALID", "the argument 'options.durability' is 77, which is none of TAPESTORE_DURABILITY_..."),
@@ -174,6 +174,9 @@ const FAILURES: [(&str, &str, &str); 34] = [
     ("NULL record", "INVALID", "the argument 'record' is NULL"),
     ("short", "INVALID", "invalid record: a quote has 96 bytes, and this one has 64"),
     ("empty", "INVALID", "invalid record: it has 0 bytes"),
+    ("init kind", "NO_KIND", "the store has no kind 32769"),
+    ("init size", "INVALID", "the argument 'record' has 88 bytes, and a record of this kind has 96"),
+    ("init NULL", "INVALID", "the argument 'record' is NULL"),
     ("odd", "INVALID", "invalid record: a quote has 96 bytes, and this one has 95"),
     ("kind", "NO_KIND", "the store has no kind 32769"),
     ("instrument", "NO_INSTRUMENT", "77 is not registered in this store"),

@@ -8,8 +8,8 @@ use std::path::Path;
 use syn::{Attribute, Expr, Fields, FnArg, GenericArgument, Item, Lit, Meta, Pat, PathArguments, ReturnType, Type, Visibility};
 
 /// The sources with exported items, in the order of the header.
-const SOURCES: [&str; 10] =
-    ["status", "options", "lib", "publisher", "subscriber", "reader", "snapshot", "rows", "columns", "follow"];
+const SOURCES: [&str; 11] =
+    ["status", "options", "lib", "record", "publisher", "subscriber", "reader", "snapshot", "rows", "columns", "follow"];
 
 /// The types and the calls of the sources in `dir`.
 pub(crate) fn all(dir: &Path) -> String {
@@ -168,6 +168,8 @@ fn named(name: &str, arguments: &PathArguments) -> String {
         "c_void" => "void",
         "Text" => "const char *",
         "Buffer" => "char *",
+        // A record of any kind.
+        "Space" => "void *",
         // A handle or an argument that may be NULL, and a handle that goes to its close.
         "Option" => {
             return match first() {

@@ -91,7 +91,8 @@ typedef struct tapestore_head {
 } tapestore_head;
 
 /*
- * The built-in kinds. Set kind to the kind's number, and the reserved bytes to zero; memset does that. source is the venue feed,
+ * The built-in kinds. tapestore_record_init sets a record's kind, its nulls and its reserved bytes, which are zero; then set
+ * the fields that it has. memset does not do that: zero is a value, so fields of zero are no nulls. source is the venue feed,
  * ts_event the time by the venue's clock, ts_recv the time of receipt. Records are sorted by ts_recv, or by ts_event where a
  * kind has no ts_recv. Fields have the meanings of DBN; the documentation of the library's record module describes them.
  */

@@ -44,7 +44,7 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
     Err(_) => panic!("a version has no zero byte"),
 };
 
-/// The version of this library. Use the header and the library of one version.
+/// The version of this library. Use the header and the library of one version: this text is `TAPESTORE_HEADER_VERSION`.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_version() -> *const c_char {
     VERSION.as_ptr()

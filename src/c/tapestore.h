@@ -34,6 +34,9 @@
 extern "C" {
 #endif
 
+/** The version of this header: that of the library with which it is used, see tapestore_version. */
+#define TAPESTORE_HEADER_VERSION "0.1.0"
+
 /** Units of a price or a size in one. */
 #define TAPESTORE_ONE 1000000000
 
@@ -380,7 +383,7 @@ const char *tapestore_status_name(int status);
  */
 const char *tapestore_error_text(void);
 
-/** The version of this library. Use the header and the library of one version. */
+/** The version of this library. Use the header and the library of one version: this text is `TAPESTORE_HEADER_VERSION`. */
 const char *tapestore_version(void);
 
 /** Nanoseconds since 1970-01-01T00:00:00Z by the host's clock. */

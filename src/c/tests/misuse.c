@@ -274,7 +274,7 @@ static void *other(void *is_empty) {
 int main(int argc, char **argv) {
     DEMAND(argc == 2 && strcmp(tapestore_error_text(), "") == 0);
     OK(tapestore_guard_pages());
-    DEMAND(strlen(tapestore_version()) > 0 && tapestore_now() > 1600000000000000000);
+    DEMAND(strcmp(tapestore_version(), TAPESTORE_HEADER_VERSION) == 0 && tapestore_now() > 1600000000000000000);
     handles();
     publishers(argv[1]);
     readers(argv[1]);

@@ -20,9 +20,12 @@ pub(crate) fn constants() -> String {
     ];
     let name_bytes = record::name::NAME_LEN_MAX + 1;
     let mut text = format!(
-        "\n/** Units of a price or a size in one. */\n#define TAPESTORE_ONE 1000000000\n\
+        "\n/** The version of this header: that of the library with which it is used, see tapestore_version. */\n\
+         #define TAPESTORE_HEADER_VERSION \"{}\"\n\
+         \n/** Units of a price or a size in one. */\n#define TAPESTORE_ONE 1000000000\n\
          \n/** Bytes of the longest name of an instrument, with its zero. */\n#define TAPESTORE_NAME_BYTES {name_bytes}\n\
          \n/** Every instrument, for tapestore_snapshot_columns. */\n#define TAPESTORE_ALL_INSTRUMENTS {}\n",
+        env!("CARGO_PKG_VERSION"),
         tapestore_c::snapshot::ALL_INSTRUMENTS
     );
     for (name, value, comment) in nulls {

@@ -184,7 +184,7 @@ pub enum Error {
     /// This process has reached its limit of memory maps.
     #[error(
         "cannot map {path}: this process has {maps} of the {limit} memory maps that the system allows, and each SSTable and \
-         MemTable takes one. Drop snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
+         MemTable takes one. Release snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
         path = path.display(), more = limit.saturating_mul(4)
     )]
     TooManyMaps {
@@ -306,7 +306,7 @@ pub enum Error {
         publisher: crate::lsn::PublisherId,
     },
     /// A live process is attached as this publisher.
-    #[error("publisher {publisher} of {dir} is attached already: a live process publishes as it and would be fenced. Use another number, or fence that process: tape publish --publisher {publisher} --take-over (in a program: Options::take_over)", dir = dir.display())]
+    #[error("publisher {publisher} of {dir} is attached already: a live process publishes as it and would be fenced. Use another number, or fence that process: tape publish --publisher {publisher} --take-over (in a program: set the option take_over)", dir = dir.display())]
     Taken {
         /// The store directory.
         dir: PathBuf,

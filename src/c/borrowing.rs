@@ -6,10 +6,11 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use tapestore::error::Result;
 use tapestore::reader::{ColumnBatch, Columns, Scan};
 use tapestore::record::Row;
-use tapestore::{InstrumentId, Kind, Series, Snapshot, TimeRange};
+use tapestore::{Error, InstrumentId, Kind, Series, Snapshot, TimeRange};
+
+use crate::status::Failure;
 
 /// A value that borrows a snapshot. It lies in a box that only its pointer reaches: what it lends stays valid when this moves.
 struct Borrowing<T> {
@@ -19,13 +20,13 @@ struct Borrowing<T> {
 }
 
 impl<T> Borrowing<T> {
-    /// What `make` makes of `snapshot`, if it makes something. Nothing else keeps the reference that it gets.
-    fn new(snapshot: Snapshot, make: impl FnOnce(&'static Snapshot) -> Option<T>) -> Option<Borrowing<T>> {
+    /// What `make` makes of `snapshot`. Nothing else keeps the reference that it gets.
+    fn new(snapshot: Snapshot, make: impl FnOnce(&'static Snapshot) -> Result<T, Failure>) -> Result<Borrowing<T>, Failure> {
         let snapshot = Arc::new(snapshot);
         // SAFETY: the snapshot is not moved or changed, and it is dropped after the value, which alone keeps the reference.
         let lasting: &'static Snapshot = unsafe { &*Arc::as_ptr(&snapshot) };
         let value = NonNull::from(Box::leak(Box::new(make(lasting)?)));
-        Some(Borrowing { value, _snapshot: snapshot })
+        Ok(Borrowing { value, _snapshot: snapshot })
     }
 
     fn value(&mut self) -> &mut T {
@@ -49,12 +50,12 @@ pub(crate) struct Scanning(Borrowing<Scan<'static>>);
 
 impl Scanning {
     /// The records of `series` in `range`.
-    pub(crate) fn new(snapshot: Snapshot, series: &[Series], range: TimeRange) -> Option<Scanning> {
-        Borrowing::new(snapshot, |snapshot| Some(snapshot.replay(series, range))).map(Scanning)
+    pub(crate) fn new(snapshot: Snapshot, series: &[Series], range: TimeRange) -> Result<Scanning, Failure> {
+        Borrowing::new(snapshot, |snapshot| Ok(snapshot.replay(series, range))).map(Scanning)
     }
 
     /// The next row.
-    pub(crate) fn next(&mut self) -> Result<Option<Row<'_>>> {
+    pub(crate) fn next(&mut self) -> Result<Option<Row<'_>>, Error> {
         self.0.value().next()
     }
 }
@@ -69,14 +70,15 @@ pub(crate) struct Batches {
 unsafe impl Send for Batches where Columns<'static>: Send {}
 
 impl Batches {
-    /// The records of `kind` in `range`; `None` if the kind is unknown.
-    pub(crate) fn new(snapshot: Snapshot, kind: Kind, of: Option<InstrumentId>, range: TimeRange) -> Option<Batches> {
-        let columns = Borrowing::new(snapshot, |snapshot| snapshot.columns(kind, of, range))?;
-        Some(Batches { batch: None, columns })
+    /// The records of `kind` in `range`, of one instrument or of all.
+    pub(crate) fn new(snapshot: Snapshot, kind: Kind, of: Option<InstrumentId>, range: TimeRange) -> Result<Batches, Failure> {
+        let of_kind = |snapshot: &'static Snapshot| snapshot.columns(kind, of, range).ok_or_else(|| Failure::no_kind(kind.0));
+        let columns = Borrowing::new(snapshot, of_kind)?;
+        Ok(Batches { batch: None, columns })
     }
 
     /// Reads the next batch. `false`: there is none.
-    pub(crate) fn next(&mut self) -> Result<bool> {
+    pub(crate) fn next(&mut self) -> Result<bool, Error> {
         self.batch = None;
         // SAFETY: as in `Borrowing::value`; the batch that keeps the borrow is dropped before the next one and before the value.
         let columns: &'static mut Columns<'static> = unsafe { self.columns.value.as_mut() };

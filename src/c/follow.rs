@@ -5,7 +5,7 @@ use std::path::Path;
 use tapestore::{Lsn, Reader};
 
 use crate::options;
-use crate::pointers::{Out, Text, given, milliseconds};
+use crate::pointers::{Out, Text, given, made, milliseconds};
 use crate::rows::{Row, put};
 use crate::status::{Status, call};
 
@@ -17,12 +17,11 @@ pub struct Follow(tapestore::Follow);
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_follow_open(store: Text<'_>, lsn: u64, at: u32, follow: Out<'_, Option<Box<Follow>>>) -> Status {
     call(|| {
-        let follow = given(follow, "follow")?;
-        follow.write(None);
-        let at = options::at(at, "at")?;
-        let reader = Reader::open(Path::new(store.get("store")?))?;
-        follow.write(Some(Box::new(Follow(reader.follow(Lsn(lsn), at)))));
-        Ok(Status::Ok)
+        made(follow, "follow", || {
+            let at = options::at(at, "at")?;
+            let reader = Reader::open(Path::new(store.get("store")?))?;
+            Ok(Follow(reader.follow(Lsn(lsn), at)))
+        })
     })
 }
 

@@ -15,6 +15,7 @@ pub mod options;
 pub mod pointers;
 pub mod publisher;
 pub mod reader;
+pub mod record;
 pub mod rows;
 pub mod snapshot;
 pub mod status;
@@ -43,7 +44,7 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
     Err(_) => panic!("a version has no zero byte"),
 };
 
-/// The version of this library. Use the header and the library of one version.
+/// The version of this library. Use the header and the library of one version: this text is `TAPESTORE_HEADER_VERSION`.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_version() -> *const c_char {
     VERSION.as_ptr()

@@ -8,17 +8,29 @@ use crate::status::{Failure, Status};
 pub enum Durability {
     /// No guarantee; losses are counted.
     None = 0,
-    /// In the log file: the record survives the death of any process.
+    /// In the log file: the record survives the death of any process. It is on the disk within 50 ms or 4 MiB.
     Os = 1,
     /// On the disk: the record survives the loss of power.
     Fsync = 2,
-    /// Committed, and on the disk of a learner: for a pair of hosts.
+    /// Committed, and on the disk of a learner: for a pair of hosts. Without a learner it is the same as quorum. A cluster with
+    /// `flush = "interval"` refuses it.
     Standby = 3,
-    /// On the disks of a majority of the cluster's hosts.
+    /// On the disks of a majority of the cluster's hosts: the record survives the loss of the others. Without a cluster it is
+    /// the same as fsync. A cluster with `flush = "interval"` refuses it.
     Quorum = 4,
-    /// In the memory and the log files of a majority of the cluster's hosts.
+    /// In a cluster with `flush = "interval"`: in the memory and the log files of a majority of the hosts. The record survives
+    /// the death of any process and the loss of a minority of hosts. It is lost if a majority loses power within the interval.
+    /// In every other store it is the same as quorum.
     QuorumOs = 5,
 }
+
+// C and the library number the levels alike.
+const _: () = {
+    use tapestore::Durability as L;
+    assert!(Durability::None as u32 == L::None as u32 && Durability::Os as u32 == L::Os as u32);
+    assert!(Durability::Fsync as u32 == L::Fsync as u32 && Durability::Standby as u32 == L::Standby as u32);
+    assert!(Durability::Quorum as u32 == L::Quorum as u32 && Durability::QuorumOs as u32 == L::QuorumOs as u32);
+};
 
 /// How a call waits.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +52,8 @@ pub enum At {
     Appended = 0,
     /// What is durable on this host.
     Durable = 1,
-    /// What is never withdrawn.
+    /// What is never withdrawn. In a cluster with `flush = "interval"` it is in the memory of a majority of hosts, and is
+    /// withdrawn if those lose power.
     Committed = 2,
     /// What is in SSTables, the store's files: a part of the store.
     Flushed = 3,
@@ -52,17 +65,7 @@ fn none(name: &str, number: u32, words: &str) -> Failure {
 
 /// The level that the argument `name` numbers.
 pub(crate) fn durability(number: u32, name: &str) -> Result<tapestore::Durability, Failure> {
-    use Durability as D;
-    use tapestore::Durability as L;
-    let all = [
-        (D::None, L::None),
-        (D::Os, L::Os),
-        (D::Fsync, L::Fsync),
-        (D::Standby, L::Standby),
-        (D::Quorum, L::Quorum),
-        (D::QuorumOs, L::QuorumOs),
-    ];
-    let found = all.iter().find(|(word, _)| *word as u32 == number).map(|(_, level)| *level);
+    let found = u8::try_from(number).ok().and_then(tapestore::Durability::from_raw);
     found.ok_or_else(|| none(name, number, "TAPESTORE_DURABILITY_..."))
 }
 

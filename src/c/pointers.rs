@@ -1,8 +1,8 @@
 //! Owns: what C passes by pointer: texts, arrays, buffers, places for results, and that none of them is NULL.
 //!
 //! What must hold: a pointer is checked for NULL before it is used, and the refusal names the argument. [`Text`], [`Array`],
-//! [`Buffer`] and [`Count`] have private fields: but for the empty ones, only a caller in C makes them, and `tapestore.h`
-//! says what they point to. A function passes an array or a buffer on with the count that C gave for it, and no other.
+//! [`Space`], [`Buffer`] and [`Count`] have private fields: but for the empty ones, only a caller in C makes them, and `tapestore.h`
+//! says what they point to. A function passes an array, a space or a buffer on with the count that C gave for it, and no other.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
@@ -18,6 +18,18 @@ pub(crate) type Out<'a, T> = Option<&'a mut MaybeUninit<T>>;
 /// The argument `name`, which must not be NULL.
 pub(crate) fn given<T>(argument: Option<T>, name: &str) -> Result<T, Failure> {
     argument.ok_or_else(|| Failure::new(Status::Invalid, format!("the argument '{name}' is NULL")))
+}
+
+/// Puts the handle that `make` makes into the argument `name`. NULL goes there first, before anything can fail: a program
+/// that closes what it got after a failure closes NULL.
+pub(crate) fn made<T>(
+    handle: Out<'_, Option<Box<T>>>,
+    name: &str,
+    make: impl FnOnce() -> Result<T, Failure>,
+) -> Result<Status, Failure> {
+    let handle = given(handle, name)?.write(None);
+    *handle = Some(Box::new(make()?));
+    Ok(Status::Ok)
 }
 
 /// A text of C: NULL, or bytes that end with a zero and do not change during the call.
@@ -77,6 +89,31 @@ pub(crate) fn words(bytes: &[u8]) -> Option<Cow<'_, [u64]>> {
     let (words, []) = bytes.as_chunks() else { return None };
     let copied = |_| words.iter().map(|word| u64::from_le_bytes(*word)).collect();
     Some(bytemuck::try_cast_slice(bytes).map_or_else(|e| Cow::Owned(copied(e)), Cow::Borrowed))
+}
+
+/// Memory of C for a record: NULL, or as many bytes as the [`Count`] that C passes with it, which nobody else uses during the
+/// call.
+#[repr(transparent)]
+pub struct Space<'a>(*mut u8, PhantomData<&'a mut u8>);
+
+impl Space<'_> {
+    /// Puts `bytes` into the argument `name`, whose size must be theirs and is `count`.
+    pub(crate) fn put(self, bytes: &[u8], Count(count): Count, name: &str) -> Result<(), Failure> {
+        given((!self.0.is_null()).then_some(()), name)?;
+        if bytes.len() != count {
+            let reason = format!("the argument '{name}' has {count} bytes, and a record of this kind has {}", bytes.len());
+            return Err(Failure::new(Status::Invalid, reason));
+        }
+        // SAFETY: the memory is not NULL and has `count` bytes, which nobody else uses: so it does not overlap with `bytes`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0, count) };
+        Ok(())
+    }
+
+    /// What `body` returns of the memory `bytes`.
+    #[cfg(test)]
+    pub(crate) fn with<T>(bytes: &mut [u8], body: impl FnOnce(Space<'_>, Count) -> T) -> T {
+        body(Space(bytes.as_mut_ptr(), PhantomData), Count(bytes.len()))
+    }
 }
 
 /// A buffer of C for a text: NULL, or as many bytes as the [`Count`] that C passes with it, which nobody else uses during

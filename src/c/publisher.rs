@@ -12,7 +12,7 @@ use tapestore::record::{Kind, RecordRef, schema};
 use tapestore::{Name, PublisherId};
 
 use crate::options::{self, Durability, Wait};
-use crate::pointers::{Array, Count, Out, Text, given, milliseconds, words};
+use crate::pointers::{Array, Count, Out, Text, given, made, milliseconds, words};
 use crate::status::{Failure, Status, call};
 
 /// A publisher of records. Opened by `tapestore_publisher_open`, ended by `tapestore_publisher_close`.
@@ -111,22 +111,22 @@ pub extern "C" fn tapestore_publisher_open(
     publisher: Out<'_, Option<Box<Publisher>>>,
 ) -> Status {
     call(|| {
-        let (options, publisher) = (given(options, "options")?, given(publisher, "publisher")?);
-        publisher.write(None);
-        let opened = tapestore::Publisher::open(Options {
-            store: PathBuf::from(options.store.get("options.store")?),
-            publisher: PublisherId(options.publisher),
-            take_over: options.take_over,
-            durability: options::durability(options.durability, "options.durability")?,
-            ring_bytes: options.ring_bytes as usize,
-            send_timeout: Duration::from_micros(options.send_timeout_us).min(milliseconds(u64::MAX)),
-            open_timeout: milliseconds(options.open_timeout_ms),
-            live: options.live,
-            wait: options::wait(options.wait, "options.wait")?,
-            core: options::core(options.core),
-        })?;
-        publisher.write(Some(Box::new(Publisher(opened))));
-        Ok(Status::Ok)
+        made(publisher, "publisher", || {
+            let options = given(options, "options")?;
+            let opened = tapestore::Publisher::open(Options {
+                store: PathBuf::from(options.store.get("options.store")?),
+                publisher: PublisherId(options.publisher),
+                take_over: options.take_over,
+                durability: options::durability(options.durability, "options.durability")?,
+                ring_bytes: options.ring_bytes as usize,
+                send_timeout: Duration::from_micros(options.send_timeout_us).min(milliseconds(u64::MAX)),
+                open_timeout: milliseconds(options.open_timeout_ms),
+                live: options.live,
+                wait: options::wait(options.wait, "options.wait")?,
+                core: options::core(options.core),
+            });
+            Ok(Publisher(opened?))
+        })
     })
 }
 
@@ -158,7 +158,7 @@ fn accepted(
         return Err(invalid(format!("it has {} bytes", bytes.len())));
     };
     let kind = Kind(u16::from_le_bytes([low, high]));
-    let known = schema(kind).ok_or_else(|| Failure::new(Status::NoKind, format!("the store has no kind {}", kind.0)))?;
+    let known = schema(kind).ok_or_else(|| Failure::no_kind(kind.0))?;
     let words = words(bytes).filter(|words| words.len() == known.words);
     let words = words
         .ok_or_else(|| invalid(format!("a {} has {} bytes, and this one has {}", known.name, known.words * 8, bytes.len())))?;
@@ -212,7 +212,7 @@ pub extern "C" fn tapestore_publisher_send(publisher: Option<&mut Publisher>) ->
 }
 
 /// Waits until all records accepted so far have reached the level `durability`, a `tapestore_durability`.
-/// `TAPESTORE_TIMEOUT`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
+/// `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_publisher_flush(
     publisher: Option<&mut Publisher>,
@@ -254,8 +254,8 @@ pub extern "C" fn tapestore_publisher_take_lost(publisher: Option<&mut Publisher
 }
 
 /// Waits until all accepted records have reached the publisher's level, at most for `timeout_ms`, and detaches. The handle is
-/// invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`: records that storage has not received are lost.
-/// NULL is accepted.
+/// invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: records that storage has not
+/// received are lost. NULL is accepted.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_publisher_close(publisher: Option<Box<Publisher>>, timeout_ms: u64) -> Status {
     call(|| {

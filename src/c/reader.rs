@@ -6,7 +6,7 @@ use tapestore::record::schemas_named;
 use tapestore::{InstrumentId, Name};
 
 use crate::options;
-use crate::pointers::{Buffer, Count, Out, Text, given};
+use crate::pointers::{Buffer, Count, Out, Text, given, made};
 use crate::snapshot::Snapshot;
 use crate::status::{Failure, Status, call};
 
@@ -17,12 +17,7 @@ pub struct Reader(tapestore::Reader);
 /// are only read.
 #[unsafe(no_mangle)]
 pub extern "C" fn tapestore_reader_open(store: Text<'_>, reader: Out<'_, Option<Box<Reader>>>) -> Status {
-    call(|| {
-        let reader = given(reader, "reader")?;
-        reader.write(None);
-        reader.write(Some(Box::new(Reader(tapestore::Reader::open(Path::new(store.get("store")?))?))));
-        Ok(Status::Ok)
-    })
+    call(|| made(reader, "reader", || Ok(Reader(tapestore::Reader::open(Path::new(store.get("store")?))?))))
 }
 
 /// Whether the store is read from its files, because no storage process serves it.
@@ -90,10 +85,10 @@ pub extern "C" fn tapestore_reader_snapshot(
     snapshot: Out<'_, Option<Box<Snapshot>>>,
 ) -> Status {
     call(|| {
-        let (reader, snapshot) = (given(reader, "reader")?, given(snapshot, "snapshot")?);
-        snapshot.write(None);
-        snapshot.write(Some(Box::new(Snapshot(reader.0.snapshot(options::at(at, "at")?)?))));
-        Ok(Status::Ok)
+        made(snapshot, "snapshot", || {
+            let reader = given(reader, "reader")?;
+            Ok(Snapshot(reader.0.snapshot(options::at(at, "at")?)?))
+        })
     })
 }
 

@@ -8,7 +8,7 @@ use tapestore::{InstrumentId, Kind, Lsn, TimeRange, Ts};
 
 use crate::borrowing::{Batches, Scanning};
 use crate::columns::Columns;
-use crate::pointers::{Array, Count, Out, Text, given};
+use crate::pointers::{Array, Count, Out, Text, given, made};
 use crate::rows::{Row, Rows, put};
 use crate::status::{Failure, Status, call};
 
@@ -35,17 +35,11 @@ impl Series {
 
 /// The kind `number`, if the library or the store has it.
 fn known(number: u16) -> Result<Kind, Failure> {
-    let found = schema(Kind(number)).map(|schema| schema.kind);
-    found.ok_or_else(|| Failure::new(Status::NoKind, format!("the store has no kind {number}")))
+    schema(Kind(number)).map(|schema| schema.kind).ok_or_else(|| Failure::no_kind(number))
 }
 
 fn range(from: u64, to: u64) -> TimeRange {
     TimeRange { from: Ts(from), to: Ts(to) }
-}
-
-/// The rows of `series` in `range`, for C.
-fn scan(snapshot: &Snapshot, series: &[tapestore::Series], range: TimeRange) -> Option<Box<Rows>> {
-    Scanning::new(snapshot.0.clone(), series, range).map(|scan| Box::new(scan.into()))
 }
 
 /// The number (LSN) of the first record; 1 if there is none.
@@ -101,10 +95,10 @@ pub extern "C" fn tapestore_snapshot_latest(
     rows: Out<'_, Option<Box<Rows>>>,
 ) -> Status {
     call(|| {
-        let (snapshot, rows) = (given(snapshot, "snapshot")?, given(rows, "rows")?);
-        rows.write(None);
-        rows.write(Some(Box::new(snapshot.0.latest(known(kind)?)?.into())));
-        Ok(Status::Ok)
+        made(rows, "rows", || {
+            let snapshot = given(snapshot, "snapshot")?;
+            Ok(snapshot.0.latest(known(kind)?)?.into())
+        })
     })
 }
 
@@ -119,11 +113,10 @@ pub extern "C" fn tapestore_snapshot_find(
     rows: Out<'_, Option<Box<Rows>>>,
 ) -> Status {
     call(|| {
-        let (snapshot, rows) = (given(snapshot, "snapshot")?, given(rows, "rows")?);
-        rows.write(None);
-        let found = snapshot.0.find(Series { instrument, kind }.known()?, column.get("column")?, id)?;
-        rows.write(Some(Box::new(found.into())));
-        Ok(Status::Ok)
+        made(rows, "rows", || {
+            let snapshot = given(snapshot, "snapshot")?;
+            Ok(snapshot.0.find(Series { instrument, kind }.known()?, column.get("column")?, id)?.into())
+        })
     })
 }
 
@@ -139,10 +132,11 @@ pub extern "C" fn tapestore_snapshot_scan(
     rows: Out<'_, Option<Box<Rows>>>,
 ) -> Status {
     call(|| {
-        let (snapshot, rows) = (given(snapshot, "snapshot")?, given(rows, "rows")?);
-        rows.write(None);
-        rows.write(scan(snapshot, &[Series { instrument, kind }.known()?], range(from, to)));
-        Ok(Status::Ok)
+        made(rows, "rows", || {
+            let snapshot = given(snapshot, "snapshot")?;
+            let series = Series { instrument, kind }.known()?;
+            Ok(Scanning::new(snapshot.0.clone(), &[series], range(from, to))?.into())
+        })
     })
 }
 
@@ -157,15 +151,14 @@ pub extern "C" fn tapestore_snapshot_replay(
     rows: Out<'_, Option<Box<Rows>>>,
 ) -> Status {
     call(|| {
-        let (snapshot, rows) = (given(snapshot, "snapshot")?, given(rows, "rows")?);
-        rows.write(None);
-        let some = series.get(count, "series")?;
-        let all = match some {
-            [] => snapshot.0.series()?,
-            some => some.iter().map(|series| series.known()).collect::<Result<_, _>>()?,
-        };
-        rows.write(scan(snapshot, &all, range(from, to)));
-        Ok(Status::Ok)
+        made(rows, "rows", || {
+            let (snapshot, some) = (given(snapshot, "snapshot")?, series.get(count, "series")?);
+            let all = match some {
+                [] => snapshot.0.series()?,
+                some => some.iter().map(|series| series.known()).collect::<Result<_, _>>()?,
+            };
+            Ok(Scanning::new(snapshot.0.clone(), &all, range(from, to))?.into())
+        })
     })
 }
 
@@ -181,12 +174,11 @@ pub extern "C" fn tapestore_snapshot_columns(
     columns: Out<'_, Option<Box<Columns>>>,
 ) -> Status {
     call(|| {
-        let (snapshot, columns) = (given(snapshot, "snapshot")?, given(columns, "columns")?);
-        columns.write(None);
-        let (kind, of) = (known(kind)?, (instrument != ALL_INSTRUMENTS).then_some(InstrumentId(instrument)));
-        let batches = Batches::new(snapshot.0.clone(), kind, of, range(from, to));
-        columns.write(batches.map(|batches| Box::new(Columns::new(kind, batches))));
-        Ok(Status::Ok)
+        made(columns, "columns", || {
+            let (snapshot, kind) = (given(snapshot, "snapshot")?, Kind(kind));
+            let of = (instrument != ALL_INSTRUMENTS).then_some(InstrumentId(instrument));
+            Ok(Columns::new(kind, Batches::new(snapshot.0.clone(), kind, of, range(from, to))?))
+        })
     })
 }
 

@@ -27,9 +27,10 @@ pub enum Status {
     NoColumn = 5,
     /// Back-pressure: the publisher's ring is full, and the record was not accepted. Try again, conflate or drop.
     Full = 6,
-    /// As `TAPESTORE_FULL`, because the disk of the storage process is full.
+    /// As `TAPESTORE_FULL`, because the disk of the storage process is full. Of a flush or a close, as `TAPESTORE_TIMEOUT`.
     NoSpace = 7,
-    /// The limit of time has passed. Accepted records stay in the ring and are still sent.
+    /// The limit of time has passed. Accepted records stay in the ring and are still sent. But a close ends the ring: after it,
+    /// records that storage has not received are lost.
     Timeout = 8,
     /// No storage process serves the store, or it is recovering. Try again later.
     StorageDown = 9,
@@ -188,6 +189,11 @@ impl Failure {
     /// A failure with the code `status`.
     pub(crate) fn new(status: Status, text: impl Into<String>) -> Failure {
         Failure { status, text: text.into() }
+    }
+
+    /// The failure of a call about a kind that neither the library nor the store has.
+    pub(crate) fn no_kind(number: u16) -> Failure {
+        Failure::new(Status::NoKind, format!("the store has no kind {number}"))
     }
 
     /// The failure of a wait for records to reach a level: the records were accepted, and the time is over.

@@ -8,7 +8,7 @@ use tapestore::subscriber::Options;
 use tapestore::{Kind, Name};
 
 use crate::options::{self, Wait};
-use crate::pointers::{Array, Count, Out, Text, given, milliseconds};
+use crate::pointers::{Array, Count, Out, Text, given, made, milliseconds};
 use crate::status::{Failure, Status, call};
 
 /// A live subscription. Opened by `tapestore_subscriber_open`, ended by `tapestore_subscriber_close`.
@@ -143,20 +143,20 @@ pub extern "C" fn tapestore_subscriber_open(
     subscriber: Out<'_, Option<Box<Subscriber>>>,
 ) -> Status {
     call(|| {
-        let (options, subscriber) = (given(options, "options")?, given(subscriber, "subscriber")?);
-        subscriber.write(None);
-        let names = options.instruments.get(options.instrument_count, "options.instruments")?;
-        let name = |name: &Text<'_>| -> Result<Name, Failure> { Ok(name.get("options.instruments")?.parse()?) };
-        let kinds = options.kinds.get(options.kind_count, "options.kinds")?;
-        let opened = tapestore::Subscriber::open_with(Options {
-            store: PathBuf::from(options.store.get("options.store")?),
-            instruments: names.iter().map(name).collect::<Result<_, _>>()?,
-            kinds: kinds.iter().copied().map(Kind).collect(),
-            wait: options::wait(options.wait, "options.wait")?,
-            core: options::core(options.core),
-        })?;
-        subscriber.write(Some(Box::new(Subscriber(opened))));
-        Ok(Status::Ok)
+        made(subscriber, "subscriber", || {
+            let options = given(options, "options")?;
+            let names = options.instruments.get(options.instrument_count, "options.instruments")?;
+            let name = |name: &Text<'_>| -> Result<Name, Failure> { Ok(name.get("options.instruments")?.parse()?) };
+            let kinds = options.kinds.get(options.kind_count, "options.kinds")?;
+            let opened = tapestore::Subscriber::open_with(Options {
+                store: PathBuf::from(options.store.get("options.store")?),
+                instruments: names.iter().map(name).collect::<Result<_, _>>()?,
+                kinds: kinds.iter().copied().map(Kind).collect(),
+                wait: options::wait(options.wait, "options.wait")?,
+                core: options::core(options.core),
+            });
+            Ok(Subscriber(opened?))
+        })
     })
 }
 

@@ -19,7 +19,8 @@
  * or wait return TAPESTORE_FORKED; with a subscriber, tapestore_subscriber_poll does.
  *
  * Numbers: a price is an int64_t in units of 1e-9, a size a uint64_t in units of 1e-9, a time a uint64_t of nanoseconds since
- * 1970-01-01T00:00:00Z. The greatest number of a type is null: the value is absent.
+ * 1970-01-01T00:00:00Z. The greatest number of a type is null: the value is absent. tapestore_record_init sets the nulls of a
+ * record.
  */
 #ifndef TAPESTORE_H
 #define TAPESTORE_H
@@ -32,6 +33,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/** The version of this header: that of the library with which it is used, see tapestore_version. */
+#define TAPESTORE_HEADER_VERSION "0.1.0"
 
 /** Units of a price or a size in one. */
 #define TAPESTORE_ONE 1000000000
@@ -149,9 +153,12 @@ typedef enum tapestore_status {
     TAPESTORE_NO_COLUMN = 5,
     /** Back-pressure: the publisher's ring is full, and the record was not accepted. Try again, conflate or drop. */
     TAPESTORE_FULL = 6,
-    /** As `TAPESTORE_FULL`, because the disk of the storage process is full. */
+    /** As `TAPESTORE_FULL`, because the disk of the storage process is full. Of a flush or a close, as `TAPESTORE_TIMEOUT`. */
     TAPESTORE_NO_SPACE = 7,
-    /** The limit of time has passed. Accepted records stay in the ring and are still sent. */
+    /**
+     * The limit of time has passed. Accepted records stay in the ring and are still sent. But a close ends the ring: after it,
+     * records that storage has not received are lost.
+     */
     TAPESTORE_TIMEOUT = 8,
     /** No storage process serves the store, or it is recovering. Try again later. */
     TAPESTORE_STORAGE_DOWN = 9,
@@ -191,15 +198,25 @@ typedef enum tapestore_status {
 typedef enum tapestore_durability {
     /** No guarantee; losses are counted. */
     TAPESTORE_DURABILITY_NONE = 0,
-    /** In the log file: the record survives the death of any process. */
+    /** In the log file: the record survives the death of any process. It is on the disk within 50 ms or 4 MiB. */
     TAPESTORE_DURABILITY_OS = 1,
     /** On the disk: the record survives the loss of power. */
     TAPESTORE_DURABILITY_FSYNC = 2,
-    /** Committed, and on the disk of a learner: for a pair of hosts. */
+    /**
+     * Committed, and on the disk of a learner: for a pair of hosts. Without a learner it is the same as quorum. A cluster with
+     * `flush = "interval"` refuses it.
+     */
     TAPESTORE_DURABILITY_STANDBY = 3,
-    /** On the disks of a majority of the cluster's hosts. */
+    /**
+     * On the disks of a majority of the cluster's hosts: the record survives the loss of the others. Without a cluster it is
+     * the same as fsync. A cluster with `flush = "interval"` refuses it.
+     */
     TAPESTORE_DURABILITY_QUORUM = 4,
-    /** In the memory and the log files of a majority of the cluster's hosts. */
+    /**
+     * In a cluster with `flush = "interval"`: in the memory and the log files of a majority of the hosts. The record survives
+     * the death of any process and the loss of a minority of hosts. It is lost if a majority loses power within the interval.
+     * In every other store it is the same as quorum.
+     */
     TAPESTORE_DURABILITY_QUORUM_OS = 5,
 } tapestore_durability;
 
@@ -219,7 +236,10 @@ typedef enum tapestore_at {
     TAPESTORE_AT_APPENDED = 0,
     /** What is durable on this host. */
     TAPESTORE_AT_DURABLE = 1,
-    /** What is never withdrawn. */
+    /**
+     * What is never withdrawn. In a cluster with `flush = "interval"` it is in the memory of a majority of hosts, and is
+     * withdrawn if those lose power.
+     */
     TAPESTORE_AT_COMMITTED = 2,
     /** What is in SSTables, the store's files: a part of the store. */
     TAPESTORE_AT_FLUSHED = 3,
@@ -363,7 +383,7 @@ const char *tapestore_status_name(int status);
  */
 const char *tapestore_error_text(void);
 
-/** The version of this library. Use the header and the library of one version. */
+/** The version of this library. Use the header and the library of one version: this text is `TAPESTORE_HEADER_VERSION`. */
 const char *tapestore_version(void);
 
 /** Nanoseconds since 1970-01-01T00:00:00Z by the host's clock. */
@@ -374,6 +394,14 @@ uint64_t tapestore_now(void);
  * without it the process ends with the signal.
  */
 tapestore_status tapestore_guard_pages(void);
+
+/**
+ * Sets all of a record's bytes: its kind to `kind`, each field that has a null to its null, the others to zero. Then set the
+ * fields that the record has. Zero is a value: a price that stays zero is published as a price of zero. `bytes` is the size of
+ * the kind's struct; another size is `TAPESTORE_INVALID`. A kind of a program's own is accepted after a publisher or a reader
+ * of its store was opened.
+ */
+tapestore_status tapestore_record_init(uint16_t kind, void *record, size_t bytes);
 
 /** Sets all `options` to their defaults. */
 tapestore_status tapestore_publisher_options_init(tapestore_publisher_options *options);
@@ -415,7 +443,7 @@ tapestore_status tapestore_publisher_send(tapestore_publisher *publisher);
 
 /**
  * Waits until all records accepted so far have reached the level `durability`, a `tapestore_durability`.
- * `TAPESTORE_TIMEOUT`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
+ * `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: they have not within `timeout_ms`, and are still sent. `progress` may be NULL.
  */
 tapestore_status tapestore_publisher_flush(
     tapestore_publisher *publisher,
@@ -434,8 +462,8 @@ tapestore_status tapestore_publisher_take_lost(tapestore_publisher *publisher, u
 
 /**
  * Waits until all accepted records have reached the publisher's level, at most for `timeout_ms`, and detaches. The handle is
- * invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`: records that storage has not received are lost.
- * NULL is accepted.
+ * invalid afterwards, whatever the call returns. `TAPESTORE_TIMEOUT`, `TAPESTORE_NO_SPACE`: records that storage has not
+ * received are lost. NULL is accepted.
  */
 tapestore_status tapestore_publisher_close(tapestore_publisher *publisher, uint64_t timeout_ms);
 
@@ -662,7 +690,8 @@ typedef struct tapestore_head {
 } tapestore_head;
 
 /*
- * The built-in kinds. Set kind to the kind's number, and the reserved bytes to zero; memset does that. source is the venue feed,
+ * The built-in kinds. tapestore_record_init sets a record's kind, its nulls and its reserved bytes, which are zero; then set
+ * the fields that it has. memset does not do that: zero is a value, so fields of zero are no nulls. source is the venue feed,
  * ts_event the time by the venue's clock, ts_recv the time of receipt. Records are sorted by ts_recv, or by ts_event where a
  * kind has no ts_recv. Fields have the meanings of DBN; the documentation of the library's record module describes them.
  */

@@ -230,14 +230,15 @@ impl Publisher {
         let mut state = lock(&self.state);
         if record.kind().is_user() && !state.kinds.iter().any(|k| k.0 == record.schema().hash) {
             let reason = format!(
-                "'{}', as this program lays it out, is not a kind of this store: call Publisher::kind first",
+                "'{}', as this program lays it out, is not a kind of this store: define it in the store first",
                 record.schema().name
             );
             return Err(Error::invalid("kind", reason).into());
         }
         if !state.knows(record.instrument()) {
             let id = record.instrument();
-            let reason = format!("{id} is not registered in this store: register its name with Publisher::instrument");
+            let reason =
+                format!("{id} is not registered in this store: register its name first, and use the number that it gets");
             return Err(Error::invalid("instrument", reason).into());
         }
         state.since_reap += 1;

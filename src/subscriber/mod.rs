@@ -139,6 +139,9 @@ const HOLD: Duration = Duration::from_millis(500);
 /// How often an idle subscriber checks for a restart of storage.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// Longest wait for an event.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
 /// How often it follows the store's directory again, while storage is silent.
 const REOPEN_EVERY: Duration = Duration::from_millis(100);
 
@@ -473,19 +476,29 @@ impl Subscriber {
     }
 
     /// Waits until there may be an event, at most for `limit`, as [`Options::wait`] says: [`Wait::Busy`] loads a word in a
-    /// loop, [`Wait::Adaptive`] does so for some microseconds and then sleeps, [`Wait::Blocking`] sleeps.
+    /// loop, [`Wait::Adaptive`] does so for some microseconds and then sleeps, [`Wait::Blocking`] sleeps. Every wait ends after
+    /// 100 ms, also with a longer limit: call [`Subscriber::poll`], which notices a restart of storage, and wait again.
     pub fn wait(&self, limit: Duration) {
-        let Some((_, receiver, _)) = &self.link else { return std::thread::sleep(limit.min(LOOK_EVERY)) };
+        let limit = limit.min(WAIT_MAX);
+        if self.link.is_none() {
+            return std::thread::sleep(limit.min(LOOK_EVERY));
+        }
         if self.healing_since.is_some() {
             return self.bells.sleep(Bell::Applied, limit.min(Duration::from_millis(5)), || false);
         }
         let (mut idle, until) = (Idle::new(self.options.wait), Instant::now() + limit);
         while !idle.should_park() {
-            if receiver.has_batches() || Instant::now() >= until {
+            if self.has_event() || Instant::now() >= until {
                 return;
             }
         }
-        self.bells.sleep(Bell::Live, limit.min(Duration::from_millis(100)), || receiver.has_batches());
+        self.bells.sleep(Bell::Live, until.saturating_duration_since(Instant::now()), || self.has_event());
+    }
+
+    /// Whether a poll may deliver something now, if nothing is fetched from the store.
+    fn has_event(&self) -> bool {
+        let has_batches = || self.link.as_ref().is_some_and(|(_, receiver, _)| receiver.has_batches());
+        self.batch.left > 0 || self.reopened.is_some() || has_batches()
     }
 
     /// A descriptor that becomes readable when there may be an event: for `epoll`, `poll` and async programs. Call
@@ -510,8 +523,7 @@ impl Subscriber {
     /// Prepares the descriptor for a wait.
     fn arm(&self) {
         let Some(notifier) = &self.notifier else { return };
-        let has_batches = || self.batch.left > 0 || self.link.as_ref().is_some_and(|(_, receiver, _)| receiver.has_batches());
-        notifier.arm(self.healing_since.is_some(), || self.healing_since.is_none() && has_batches());
+        notifier.arm(self.healing_since.is_some(), || self.healing_since.is_none() && self.has_event());
     }
 }
 

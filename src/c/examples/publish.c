@@ -29,7 +29,11 @@ int main(int argc, char **argv) {
     tapestore_publisher *publisher = NULL;
     check(tapestore_publisher_open(&options, &publisher));
 
-    tapestore_trade trade = {.kind = TAPESTORE_KIND_TRADE, .action = TAPESTORE_ACTION_TRADE, .side = TAPESTORE_SIDE_BID};
+    /* Fields that are not set below stay null. */
+    tapestore_trade trade;
+    check(tapestore_record_init(TAPESTORE_KIND_TRADE, &trade, sizeof trade));
+    trade.action = TAPESTORE_ACTION_TRADE;
+    trade.side = TAPESTORE_SIDE_BID;
     check(tapestore_publisher_instrument(publisher, "XNAS:AAPL", &trade.instrument));
     for (uint64_t id = 1; id <= 10; id++) {
         trade.ts_event = trade.ts_recv = tapestore_now();

@@ -29,6 +29,27 @@ static void demand(bool is_so, int line) {
 #define DEMAND(is_so) demand((is_so), __LINE__)
 #define OK(call) demand((call) == TAPESTORE_OK, __LINE__)
 
+/* A call that makes a handle puts NULL where the handle should be if it cannot make it, whatever was there before. */
+static int stale;
+#define MAKES_NONE(type, call)                                                                                                   \
+    do {                                                                                                                         \
+        type *made = (type *)&stale;                                                                                             \
+        DEMAND((call) == TAPESTORE_INVALID && made == NULL);                                                                     \
+    } while (0)
+
+static void handles(void) {
+    MAKES_NONE(tapestore_publisher, tapestore_publisher_open(NULL, &made));
+    MAKES_NONE(tapestore_subscriber, tapestore_subscriber_open(NULL, &made));
+    MAKES_NONE(tapestore_reader, tapestore_reader_open(NULL, &made));
+    MAKES_NONE(tapestore_follow, tapestore_follow_open(NULL, 1, TAPESTORE_AT_COMMITTED, &made));
+    MAKES_NONE(tapestore_snapshot, tapestore_reader_snapshot(NULL, TAPESTORE_AT_COMMITTED, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_latest(NULL, TAPESTORE_KIND_TRADE, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_find(NULL, 1, TAPESTORE_KIND_TRADE, "trade_id", 4, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_scan(NULL, 1, TAPESTORE_KIND_TRADE, 0, UINT64_MAX, &made));
+    MAKES_NONE(tapestore_rows, tapestore_snapshot_replay(NULL, NULL, 0, 0, UINT64_MAX, &made));
+    MAKES_NONE(tapestore_columns, tapestore_snapshot_columns(NULL, TAPESTORE_KIND_TRADE, 1, 0, UINT64_MAX, &made));
+}
+
 static void publishers(const char *store) {
     tapestore_publisher_options options;
     tapestore_publisher *publisher = (tapestore_publisher *)&options;
@@ -56,11 +77,19 @@ static void publishers(const char *store) {
     show("NULL name", tapestore_publisher_instrument(publisher, NULL, &instrument));
     show("NULL result", tapestore_publisher_instrument(publisher, "XNAS:MSFT", NULL));
     OK(tapestore_publisher_instrument(publisher, "XNAS:MSFT", &instrument));
-    tapestore_quote quote = {.kind = TAPESTORE_KIND_QUOTE, .instrument = instrument, .ts_recv = 5, .bid_px = TAPESTORE_NULL_PRICE};
+    tapestore_quote quote;
+    OK(tapestore_record_init(TAPESTORE_KIND_QUOTE, &quote, sizeof quote));
+    DEMAND(quote.bid_px == TAPESTORE_NULL_PRICE && quote.ask_sz == TAPESTORE_NULL_SIZE && quote.ts_event == TAPESTORE_NULL_TS);
+    quote.instrument = instrument;
+    quote.ts_recv = 5;
     show("NULL publisher", tapestore_publisher_publish(NULL, &quote, sizeof quote, NULL));
     show("NULL record", tapestore_publisher_publish(publisher, NULL, sizeof quote, NULL));
     show("short", tapestore_publisher_publish(publisher, &quote, 64, NULL));
     show("empty", tapestore_publisher_publish(publisher, &quote, 0, NULL));
+    show("init kind", tapestore_record_init(0x8001, &quote, sizeof quote));
+    show("init size", tapestore_record_init(TAPESTORE_KIND_QUOTE, &quote, sizeof quote - 8));
+    show("init NULL", tapestore_record_init(TAPESTORE_KIND_QUOTE, NULL, sizeof quote));
+    DEMAND(quote.kind == TAPESTORE_KIND_QUOTE && quote.ts_recv == 5);
     show("odd", tapestore_publisher_publish(publisher, &quote, sizeof quote - 1, NULL));
     quote.kind = 0x8001;
     show("kind", tapestore_publisher_publish(publisher, &quote, sizeof quote, NULL));
@@ -236,6 +265,122 @@ static void subscribers(const char *store) {
     tapestore_subscriber_close(NULL);
 }
 
+/* Opens the publisher `number`, and registers XNAS:TSLA. */
+static tapestore_publisher *publisher_of(const char *store, uint16_t number, bool take_over, uint32_t *instrument) {
+    tapestore_publisher_options options;
+    tapestore_publisher *publisher = NULL;
+    OK(tapestore_publisher_options_init(&options));
+    options.store = store;
+    options.publisher = number;
+    options.take_over = take_over;
+    options.durability = TAPESTORE_DURABILITY_OS;
+    OK(tapestore_publisher_open(&options, &publisher));
+    OK(tapestore_publisher_instrument(publisher, "XNAS:TSLA", instrument));
+    return publisher;
+}
+
+/* Only records of the kinds and instruments of the filter arrive. Quotes with the times 100 to 400 are published. */
+static void filters(const char *store) {
+    uint32_t tesla = 0, apple = 0;
+    tapestore_publisher *publisher = publisher_of(store, 9, false, &tesla);
+    OK(tapestore_publisher_instrument(publisher, "XNAS:AAPL", &apple));
+    tapestore_subscriber_options options;
+    OK(tapestore_subscriber_options_init(&options));
+    const char *names[] = {"XNAS:TSLA"};
+    const uint16_t kinds[] = {TAPESTORE_KIND_QUOTE, TAPESTORE_KIND_STATUS};
+    options.store = store;
+    options.instruments = names;
+    options.instrument_count = 1;
+    options.kinds = kinds;
+    options.kind_count = 2;
+    options.wait = TAPESTORE_WAIT_BUSY;
+    tapestore_subscriber *subscriber = NULL;
+    OK(tapestore_subscriber_open(&options, &subscriber));
+    tapestore_event event;
+    DEMAND(tapestore_subscriber_poll(subscriber, &event) == TAPESTORE_END);
+    OK(tapestore_subscriber_wait(subscriber, UINT64_MAX));
+
+    tapestore_quote quote;
+    tapestore_trade trade;
+    OK(tapestore_record_init(TAPESTORE_KIND_QUOTE, &quote, sizeof quote));
+    OK(tapestore_record_init(TAPESTORE_KIND_TRADE, &trade, sizeof trade));
+    quote.instrument = apple;
+    trade.instrument = tesla;
+    OK(tapestore_publisher_publish(publisher, &quote, sizeof quote, NULL));
+    OK(tapestore_publisher_publish(publisher, &trade, sizeof trade, NULL));
+    quote.instrument = tesla;
+    for (quote.ts_recv = 100; quote.ts_recv <= 400; quote.ts_recv += 100) {
+        OK(tapestore_publisher_publish(publisher, &quote, sizeof quote, NULL));
+    }
+    for (uint64_t number = 3; number <= 6; number++) {
+        tapestore_status status;
+        while ((status = tapestore_subscriber_poll(subscriber, &event)) == TAPESTORE_END) {
+            OK(tapestore_subscriber_wait(subscriber, UINT64_MAX));
+        }
+        DEMAND(status == TAPESTORE_OK && event.type == TAPESTORE_EVENT_RECORD && event.pub_seq == number);
+        DEMAND(event.kind == TAPESTORE_KIND_QUOTE && event.instrument == tesla && event.publisher == 9 && event.epoch > 0);
+    }
+    tapestore_subscriber_close(subscriber);
+    OK(tapestore_publisher_close(publisher, 10000));
+}
+
+/* A range of times has both of its ends. */
+static void ranges(const char *store) {
+    tapestore_reader *reader = NULL;
+    tapestore_snapshot *snapshot = NULL;
+    tapestore_rows *rows = NULL;
+    tapestore_columns *columns = NULL;
+    tapestore_row row;
+    uint32_t instrument = 0;
+    OK(tapestore_reader_open(store, &reader));
+    OK(tapestore_reader_instrument(reader, "XNAS:TSLA", &instrument));
+    OK(tapestore_reader_snapshot(reader, TAPESTORE_AT_APPENDED, &snapshot));
+    OK(tapestore_snapshot_scan(snapshot, instrument, TAPESTORE_KIND_QUOTE, 200, 300, &rows));
+    OK(tapestore_rows_next(rows, &row));
+    DEMAND(row.index_time == 200);
+    OK(tapestore_rows_next(rows, &row));
+    DEMAND(row.index_time == 300 && tapestore_rows_next(rows, &row) == TAPESTORE_END);
+    tapestore_rows_close(rows);
+    OK(tapestore_snapshot_scan(snapshot, instrument, TAPESTORE_KIND_QUOTE, 201, 299, &rows));
+    DEMAND(tapestore_rows_next(rows, &row) == TAPESTORE_END);
+    tapestore_rows_close(rows);
+
+    const void *values = NULL;
+    uint64_t sum = 0;
+    size_t count = 0;
+    OK(tapestore_snapshot_columns(snapshot, TAPESTORE_KIND_QUOTE, instrument, 200, 300, &columns));
+    while (tapestore_columns_next(columns, &count) == TAPESTORE_OK) {
+        OK(tapestore_columns_column(columns, "ts_recv", &values, NULL));
+        for (size_t i = 0; i < count; i++) {
+            sum += ((const tapestore_ts *)values)[i];
+        }
+    }
+    DEMAND(sum == 500);
+    tapestore_columns_close(columns);
+    tapestore_snapshot_close(snapshot);
+    tapestore_reader_close(reader);
+}
+
+/* A publisher whose number another one takes over is fenced. */
+static void fenced(const char *store) {
+    tapestore_quote quote;
+    OK(tapestore_record_init(TAPESTORE_KIND_QUOTE, &quote, sizeof quote));
+    tapestore_publisher *old = publisher_of(store, 10, false, &quote.instrument);
+    OK(tapestore_publisher_publish(old, &quote, sizeof quote, NULL));
+    OK(tapestore_publisher_flush(old, TAPESTORE_DURABILITY_OS, 10000, NULL));
+    tapestore_publisher *new = publisher_of(store, 10, true, &quote.instrument);
+    OK(tapestore_publisher_publish(new, &quote, sizeof quote, NULL));
+    OK(tapestore_publisher_close(new, 10000));
+    tapestore_status status;
+    do {
+        status = tapestore_publisher_publish(old, &quote, sizeof quote, NULL);
+    } while (status == TAPESTORE_OK);
+    show("fenced", status);
+    /* Records that it accepted before it noticed are not stored. */
+    status = tapestore_publisher_close(old, 10000);
+    DEMAND(status == TAPESTORE_OK || status == TAPESTORE_FENCED);
+}
+
 /* A thread that has not failed has no text. */
 static void *other(void *is_empty) {
     *(bool *)is_empty = strcmp(tapestore_error_text(), "") == 0;
@@ -245,11 +390,15 @@ static void *other(void *is_empty) {
 int main(int argc, char **argv) {
     DEMAND(argc == 2 && strcmp(tapestore_error_text(), "") == 0);
     OK(tapestore_guard_pages());
-    DEMAND(strlen(tapestore_version()) > 0 && tapestore_now() > 1600000000000000000);
+    DEMAND(strcmp(tapestore_version(), TAPESTORE_HEADER_VERSION) == 0 && tapestore_now() > 1600000000000000000);
+    handles();
     publishers(argv[1]);
     readers(argv[1]);
     followers(argv[1]);
     subscribers(argv[1]);
+    filters(argv[1]);
+    ranges(argv[1]);
+    fenced(argv[1]);
     bool is_empty = false;
     pthread_t thread;
     DEMAND(pthread_create(&thread, NULL, other, &is_empty) == 0 && pthread_join(thread, NULL) == 0 && is_empty);

@@ -9,9 +9,12 @@ use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use tapestore::publisher::Options;
 use tapestore::reader::Reader;
-use tapestore::{At, Record, Series, TimeRange, Trade};
+use tapestore::record::{Kind, Price};
+use tapestore::{At, InstrumentId, Lsn, Publisher, PublisherId, Record, Series, TimeRange, Trade, Ts};
 use tapestore_engine::Embedded;
 
 const WARNINGS: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
@@ -136,6 +139,67 @@ fn a_c_program_reads_a_store_at_rest_from_its_files() {
     assert!(text.ends_with("columns: 10 sum of prices 1900350000000\n"), "{text}");
 }
 
+/// A kind that this program defines; `tests/own_kind.c` has the same struct.
+#[derive(Clone, Copy, Debug, PartialEq, Record)]
+#[repr(C)]
+#[record(kind = 0x8001, name = "signal", find(order_id))]
+struct Signal {
+    kind: Kind,
+    source: u16,
+    instrument: InstrumentId,
+    ts_event: Ts,
+    fair: Price,
+    order_id: u64,
+    score: i32,
+    rank: u32,
+}
+
+#[test]
+fn a_c_program_publishes_and_reads_a_kind_that_a_rust_program_has_defined_served_and_at_rest() {
+    if !has("cc") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let own_kind = build("cc", "-std=c11", "tests/own_kind.c", dir.path());
+    let store = dir.path().join("store");
+    let served = Embedded::open(&store).unwrap();
+    let mut publisher = Publisher::open(Options::new(&store, PublisherId(1))).unwrap();
+    let instrument = publisher.instrument(&"XNAS:AAPL".parse().unwrap()).unwrap();
+    publisher.kind::<Signal>().unwrap();
+    publisher
+        .publish(&Signal { instrument, ts_event: Ts(5), fair: Price(7), order_id: 9, score: -3, ..Signal::default() })
+        .unwrap();
+    publisher.close(Duration::from_secs(60)).unwrap();
+
+    let records = "lsn 1 order 9 score -3 fair 7\nlsn 2 order 10 score 0 fair null\n";
+    let text = run(&own_kind, &[store.as_os_str(), OsStr::new("publish")]);
+    assert_eq!(text, format!("kind 0x8001 at rest 0\n{records}"));
+    let mut snapshot = Reader::open(&store).unwrap().snapshot(At::Committed).unwrap();
+    let row = snapshot.get(Lsn(2)).unwrap().unwrap();
+    let expected = Signal { instrument, ts_event: Ts(6), order_id: 10, ..Signal::default() };
+    assert_eq!(row.record.get::<Signal>(), Some(&expected), "what C does not set is the default of Rust");
+    drop(snapshot);
+    served.stop().unwrap();
+    let text = run(&own_kind, &[store.as_os_str(), OsStr::new("read")]);
+    assert_eq!(text, format!("kind 0x8001 at rest 1\n{records}"));
+}
+
+#[test]
+fn a_c_program_links_the_static_library() {
+    if !has("cc") {
+        return;
+    }
+    let (dir, library) = (tempfile::tempdir().unwrap(), library_dir().join("libtapestore_c.a"));
+    let program = dir.path().join("publish");
+    // As the page says.
+    let needs = ["-lm", "-lpthread", "-ldl", "-o"].map(OsStr::new);
+    let arguments = [&[library.as_os_str()], &needs[..], &[program.as_os_str()]].concat();
+    compile("cc", "-std=c11", &package().join("examples/publish.c"), &arguments);
+    let served = Embedded::temporary().unwrap();
+    assert_eq!(run(&program, &[served.path().as_os_str()]), "published and durable: 10\n");
+    served.stop().unwrap();
+}
+
 #[test]
 fn a_cpp_program_receives_what_a_c_program_publishes() {
     if !has("cc") || !has("c++") {
@@ -161,7 +225,7 @@ fn a_cpp_program_receives_what_a_c_program_publishes() {
 }
 
 /// The calls of `tests/misuse.c` that fail: what, the code, and a part of the text.
-const FAILURES: [(&str, &str, &str); 34] = [
+const FAILURES: [(&str, &str, &str); 38] = [
     ("no store", "INVALID", "the argument 'options.store' is NULL"),
     ("down", "STORAGE_DOWN", "no storage process serves /nonexistent/store"),
     ("level", "INVALID", "the argument 'options.durability' is 77, which is none of TAPESTORE_DURABILITY_..."),
@@ -174,6 +238,9 @@ const FAILURES: [(&str, &str, &str); 34] = [
     ("NULL record", "INVALID", "the argument 'record' is NULL"),
     ("short", "INVALID", "invalid record: a quote has 96 bytes, and this one has 64"),
     ("empty", "INVALID", "invalid record: it has 0 bytes"),
+    ("init kind", "NO_KIND", "the store has no kind 32769"),
+    ("init size", "INVALID", "the argument 'record' has 88 bytes, and a record of this kind has 96"),
+    ("init NULL", "INVALID", "the argument 'record' is NULL"),
     ("odd", "INVALID", "invalid record: a quote has 96 bytes, and this one has 95"),
     ("kind", "NO_KIND", "the store has no kind 32769"),
     ("instrument", "NO_INSTRUMENT", "77 is not registered in this store"),
@@ -196,6 +263,7 @@ const FAILURES: [(&str, &str, &str); 34] = [
     ("filter", "INVALID", "invalid instrument name: 'not a name'"),
     ("NULL filter", "INVALID", "the argument 'options.instruments' is NULL"),
     ("NULL event", "INVALID", "the argument 'event' is NULL"),
+    ("fenced", "FENCED", "publisher 10 epoch 1 is fenced: a newer process publishes as it"),
 ];
 
 #[test]

@@ -95,6 +95,28 @@ fn a_subscriber_delivers_the_instruments_and_kinds_that_it_names_and_no_gap_for_
 }
 
 #[test]
+fn every_wait_of_a_subscriber_ends_when_nothing_arrives_and_when_a_record_does() {
+    let store = Embedded::temporary().unwrap();
+    let mut writer = publisher(&store, 1);
+    let instrument = writer.instrument(&"X:1".parse().unwrap()).unwrap();
+    for (wait, id) in [(Wait::Busy, 1), (Wait::Adaptive, 2), (Wait::Blocking, 3)] {
+        let mut subscriber =
+            Subscriber::open_with(subscriber::Options { wait, ..subscriber::Options::new(store.path()) }).unwrap();
+        for limit in [Duration::ZERO, Duration::from_millis(10), Duration::MAX] {
+            assert_eq!(subscriber.poll().unwrap(), None);
+            // The claim is that it returns: nothing is published.
+            subscriber.wait(limit);
+        }
+        writer.publish(&trade(instrument, id)).unwrap();
+        let until = Instant::now() + PATIENCE;
+        while subscriber.poll().unwrap().is_none() {
+            subscriber.wait(Duration::MAX);
+            assert!(Instant::now() < until, "no record arrives");
+        }
+    }
+}
+
+#[test]
 fn a_descriptor_becomes_readable_for_every_event() {
     let store = Embedded::temporary().unwrap();
     let mut subscriber = Subscriber::open(store.path()).unwrap();

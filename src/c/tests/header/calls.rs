@@ -3,23 +3,35 @@
 //! What must hold: a type that C cannot have fails here, it is never left out.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use syn::{Attribute, Expr, Fields, FnArg, GenericArgument, Item, Lit, Meta, Pat, PathArguments, ReturnType, Type, Visibility};
 
-/// The sources with exported items, in the order of the header.
-const SOURCES: [&str; 10] =
-    ["status", "options", "lib", "publisher", "subscriber", "reader", "snapshot", "rows", "columns", "follow"];
+/// The order of the header: the items of these sources are first, those of others follow.
+const FIRST: [&str; 11] =
+    ["status", "options", "lib", "record", "publisher", "subscriber", "reader", "snapshot", "rows", "columns", "follow"];
+
+/// All sources in `dir`, in the order of the header.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut sources: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect();
+    let place = |path: &PathBuf| FIRST.iter().position(|first| path.file_stem().is_some_and(|stem| stem == *first));
+    sources.sort_by_cached_key(|path| (place(path).unwrap_or(FIRST.len()), path.clone()));
+    assert!(sources.iter().filter_map(place).eq(0..FIRST.len()), "each of {FIRST:?} is in {}", dir.display());
+    sources
+}
 
 /// The types and the calls of the sources in `dir`.
 pub(crate) fn all(dir: &Path) -> String {
     let (mut types, mut handles, mut calls) = (String::new(), String::new(), String::new());
-    for source in SOURCES {
-        let text = fs::read_to_string(dir.join(source).with_extension("rs")).unwrap();
+    for source in sources(dir) {
+        let text = fs::read_to_string(source).unwrap();
         for item in syn::parse_file(&text).unwrap().items {
             match item {
                 Item::Enum(item) if is_public(&item.vis) => types += &enumeration(&item),
-                Item::Struct(item) if is_public(&item.vis) && is_repr_c(&item.attrs) => types += &structure(&item),
+                Item::Struct(item) if is_public(&item.vis) && has_repr(&item.attrs, "C") => types += &structure(&item),
+                // A pointer or a number; `type_of` has its type of C.
+                Item::Struct(item) if has_repr(&item.attrs, "transparent") => {}
                 Item::Struct(item) if is_public(&item.vis) => {
                     let name = name_of(&item.ident.to_string());
                     handles += &format!("\n{}typedef struct {name} {name};\n", comment(&item.attrs, ""));
@@ -36,8 +48,9 @@ fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
-fn is_repr_c(attributes: &[Attribute]) -> bool {
-    attributes.iter().any(|a| matches!(&a.meta, Meta::List(list) if list.path.is_ident("repr") && list.tokens.to_string() == "C"))
+fn has_repr(attributes: &[Attribute], repr: &str) -> bool {
+    let is = |meta: &Meta| matches!(meta, Meta::List(list) if list.path.is_ident("repr") && list.tokens.to_string() == repr);
+    attributes.iter().any(|attribute| is(&attribute.meta))
 }
 
 /// The comment of an item, indented by `indent`.
@@ -168,6 +181,8 @@ fn named(name: &str, arguments: &PathArguments) -> String {
         "c_void" => "void",
         "Text" => "const char *",
         "Buffer" => "char *",
+        // A record of any kind.
+        "Space" => "void *",
         // A handle or an argument that may be NULL, and a handle that goes to its close.
         "Option" => {
             return match first() {

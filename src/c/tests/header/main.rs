@@ -35,7 +35,8 @@ const PREAMBLE: &str = r#"/*
  * or wait return TAPESTORE_FORKED; with a subscriber, tapestore_subscriber_poll does.
  *
  * Numbers: a price is an int64_t in units of 1e-9, a size a uint64_t in units of 1e-9, a time a uint64_t of nanoseconds since
- * 1970-01-01T00:00:00Z. The greatest number of a type is null: the value is absent.
+ * 1970-01-01T00:00:00Z. The greatest number of a type is null: the value is absent. tapestore_record_init sets the nulls of a
+ * record.
  */
 #ifndef TAPESTORE_H
 #define TAPESTORE_H

@@ -20,9 +20,12 @@ pub(crate) fn constants() -> String {
     ];
     let name_bytes = record::name::NAME_LEN_MAX + 1;
     let mut text = format!(
-        "\n/** Units of a price or a size in one. */\n#define TAPESTORE_ONE 1000000000\n\
+        "\n/** The version of this header: that of the library with which it is used, see tapestore_version. */\n\
+         #define TAPESTORE_HEADER_VERSION \"{}\"\n\
+         \n/** Units of a price or a size in one. */\n#define TAPESTORE_ONE 1000000000\n\
          \n/** Bytes of the longest name of an instrument, with its zero. */\n#define TAPESTORE_NAME_BYTES {name_bytes}\n\
          \n/** Every instrument, for tapestore_snapshot_columns. */\n#define TAPESTORE_ALL_INSTRUMENTS {}\n",
+        env!("CARGO_PKG_VERSION"),
         tapestore_c::snapshot::ALL_INSTRUMENTS
     );
     for (name, value, comment) in nulls {
@@ -91,7 +94,8 @@ typedef struct tapestore_head {
 } tapestore_head;
 
 /*
- * The built-in kinds. Set kind to the kind's number, and the reserved bytes to zero; memset does that. source is the venue feed,
+ * The built-in kinds. tapestore_record_init sets a record's kind, its nulls and its reserved bytes, which are zero; then set
+ * the fields that it has. memset does not do that: zero is a value, so fields of zero are no nulls. source is the venue feed,
  * ts_event the time by the venue's clock, ts_recv the time of receipt. Records are sorted by ts_recv, or by ts_event where a
  * kind has no ts_recv. Fields have the meanings of DBN; the documentation of the library's record module describes them.
  */

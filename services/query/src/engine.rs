@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::catalog::{CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList};
+use datafusion::catalog::{
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
+};
 use datafusion::common::ScalarValue;
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -146,7 +148,12 @@ impl Engine {
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
         let opened = Opened { reader, names: Arc::new(Names::new(&[])), kinds: Vec::new() };
-        let aggregates = aggregates().iter().flat_map(|f| std::iter::once(f.name()).chain(f.aliases().iter().map(String::as_str)).map(str::to_owned).collect::<Vec<_>>()).collect();
+        let aggregates = aggregates()
+            .iter()
+            .flat_map(|f| {
+                std::iter::once(f.name()).chain(f.aliases().iter().map(String::as_str)).map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
         Ok(Engine { store: store.to_path_buf(), options, runtime, aggregates, opened: Mutex::new(opened) })
     }
 
@@ -177,6 +184,27 @@ impl Engine {
         }
         let control = opened.reader.control().clone();
         Ok(Moment { snapshot, names: opened.names.clone(), kinds: opened.kinds.clone(), control, until: settings.until })
+    }
+
+    /// Names of tables, columns and functions.
+    ///
+    /// # Errors
+    /// Those of [`Reader::snapshot`].
+    pub fn words(&self) -> Result<Vec<String>, QueryError> {
+        let moment = self.moment(&Settings::default())?;
+        let state = self.state(&moment)?;
+        let mut words = Tables(moment.clone()).table_names();
+        words.extend(moment.kinds.iter().flat_map(|kind| kind.arrow.fields().iter().map(|field| field.name().clone())));
+        words.extend(state.scalar_functions().keys().chain(state.aggregate_functions().keys()).cloned());
+        Ok(words)
+    }
+
+    /// Names of instruments.
+    ///
+    /// # Errors
+    /// Those of [`Reader::snapshot`].
+    pub fn symbols(&self) -> Result<Vec<String>, QueryError> {
+        Ok(self.moment(&Settings::default())?.names.all())
     }
 
     fn state(&self, moment: &Moment) -> Result<SessionState, QueryError> {
@@ -278,9 +306,8 @@ impl Engine {
 }
 
 /// What a statement may do.
-static READ_ONLY: std::sync::LazyLock<SQLOptions> = std::sync::LazyLock::new(|| {
-    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false)
-});
+static READ_ONLY: std::sync::LazyLock<SQLOptions> =
+    std::sync::LazyLock::new(|| SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false));
 
 /// The rows of a statement: they end at its limit of time, and with an error if a page that was read is bad.
 struct Limited {

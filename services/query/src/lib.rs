@@ -15,6 +15,7 @@ pub mod latest;
 pub mod names;
 pub mod pieces;
 pub mod print;
+pub mod prompt;
 pub mod relations;
 pub mod runs;
 pub mod scan;

@@ -41,6 +41,13 @@ impl Names {
         Names { values: Arc::new(values), ids, ranks }
     }
 
+    /// The names, in their order.
+    pub fn all(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.ids.keys().cloned().collect();
+        all.sort_unstable();
+        all
+    }
+
     /// Number of instruments.
     pub fn len(&self) -> usize {
         self.ranks.len() - 1

@@ -1,5 +1,6 @@
 //! Owns: `tape sql`: statements from the command line, a file or standard input, answered in this process.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,12 +9,13 @@ use futures::StreamExt;
 use tape_services::exit::{DATA, Failure, INTERNAL, LATER, NO_INPUT, Outcome, USAGE};
 use tape_services::grid::{Format, Grid};
 use tape_services::logging::note;
+use tape_services::waiting::Waiting;
 use tapestore::reader::At;
 
 use crate::engine::{Engine, Options, Settings};
 use crate::failure::QueryError;
-use crate::print;
 use crate::session::{Reply, Session};
+use crate::{print, prompt};
 
 /// `tape sql`.
 #[derive(clap::Args, Debug)]
@@ -59,8 +61,10 @@ impl From<QueryError> for Failure {
 /// # Errors
 /// The store cannot be read, a statement is wrong, or the output cannot be written.
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    let is_prompt = args.command.is_none() && args.file.is_none() && std::io::stdin().is_terminal();
     let text = match (&args.command, &args.file) {
         (Some(text), _) => text.clone(),
+        (None, _) if is_prompt => String::new(),
         (None, file) => read(file.as_deref())?,
     };
     let defaults = Options::default();
@@ -77,6 +81,9 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;
     let mut session = Session::new(Arc::new(engine), Settings { at: args.at, until: None });
+    if is_prompt {
+        return prompt::run(&mut session, &runtime, format);
+    }
     runtime.block_on(statements(&mut session, &text, format))
 }
 
@@ -96,11 +103,15 @@ async fn statements(session: &mut Session, text: &str, format: Format) -> Outcom
     Ok(())
 }
 
-/// Prints the answer of `statement`.
-async fn answer(session: &mut Session, statement: &str, format: Format) -> Outcome {
+/// Prints the answer of `statement`; returns its number of rows, `None` if it has none.
+///
+/// # Errors
+/// The statement is wrong, the store cannot be read, or the output cannot be written.
+pub async fn answer(session: &mut Session, statement: &str, format: Format) -> Outcome<Option<usize>> {
+    let _waiting = Waiting::new("the answer");
     let mut answer = match session.run(statement, Vec::new()).await? {
         Reply::Rows(answer) => answer,
-        Reply::Done(_) => return Ok(()),
+        Reply::Done(_) => return Ok(Some(0)),
     };
     let mut grid = Grid::new(format);
     grid.head(print::headings(&answer.schema))?;
@@ -114,7 +125,7 @@ async fn answer(session: &mut Session, statement: &str, format: Format) -> Outco
     if rows == 0 {
         note(format_args!("note: no rows"));
     }
-    Ok(())
+    Ok(Some(rows))
 }
 
 /// The statements of `text`, which semicolons separate.

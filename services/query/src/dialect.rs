@@ -280,11 +280,37 @@ impl VisitorMut for Expander<'_> {
         ControlFlow::Continue(())
     }
 
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
+        name(&mut query.body);
+        ControlFlow::Continue(())
+    }
+
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
         if let Err(error) = self.body(&mut query.body) {
             self.error.get_or_insert(error);
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// Calls columns as they are written, not as the planner would call them.
+fn name(body: &mut SetExpr) {
+    match body {
+        SetExpr::Select(select) => {
+            for item in &mut select.projection {
+                if let SelectItem::UnnamedExpr(expr) = item
+                    && !matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_) | Expr::Value(_))
+                {
+                    let alias = Ident::with_quote('"', expr.to_string().to_lowercase());
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+                }
+            }
+        }
+        SetExpr::SetOperation { left, right, .. } => {
+            name(left);
+            name(right);
+        }
+        _ => {}
     }
 }
 

@@ -13,8 +13,8 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, GroupByExpr, Ident, Join,
-    JoinConstraint, JoinOperator, ObjectName, Query, Select, SelectItem, SetExpr, TableAlias, TableFactor, TableWithJoins, Value,
-    VisitMut, VisitorMut,
+    JoinConstraint, JoinOperator, ObjectName, OrderBy, OrderByExpr, OrderByKind, OrderByOptions, Query, Select, SelectItem,
+    SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
@@ -286,11 +286,38 @@ impl VisitorMut for Expander<'_> {
     }
 
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
+        let is_sampled = is_sampled(&query.body);
         if let Err(error) = self.body(&mut query.body) {
             self.error.get_or_insert(error);
         }
+        if is_sampled && query.order_by.is_none() {
+            query.order_by = by_time(&query.body);
+        }
         ControlFlow::Continue(())
     }
+}
+
+/// Whether `body` is a select with `SAMPLE BY`.
+fn is_sampled(body: &SetExpr) -> bool {
+    let SetExpr::Select(select) = body else { return false };
+    let GroupByExpr::Expressions(keys, _) = &select.group_by else { return false };
+    matches!(keys.as_slice(), [Expr::Function(function)] if name_of(function) == SAMPLE_BY)
+}
+
+/// The order by time of a select that was sampled, if it has the time.
+fn by_time(body: &SetExpr) -> Option<OrderBy> {
+    let SetExpr::Select(select) = body else { return None };
+    let name = select.projection.iter().find_map(|item| match item {
+        SelectItem::ExprWithAlias { expr: Expr::Function(function), alias } if name_of(function) == "time_bucket" => {
+            Some(alias.clone())
+        }
+        // Filled: the columns are those of the select within.
+        SelectItem::Wildcard(_) => Some(Ident::new("time")),
+        _ => None,
+    })?;
+    let options = OrderByOptions { asc: Some(true), nulls_first: None };
+    let expr = OrderByExpr { expr: Expr::Identifier(name), options, with_fill: None };
+    Some(OrderBy { kind: OrderByKind::Expressions(vec![expr]), interpolate: None })
 }
 
 /// Calls columns as they are written, not as the planner would call them.

@@ -86,6 +86,8 @@ impl UserDefinedLogicalNodeCore for Latest {
     }
 }
 
+type Physical = Arc<dyn PhysicalExpr>;
+
 /// Plans `node`.
 ///
 /// # Errors
@@ -93,7 +95,7 @@ impl UserDefinedLogicalNodeCore for Latest {
 pub fn plan(
     node: &Latest,
     input: &Arc<dyn ExecutionPlan>,
-    physical: &dyn Fn(&Expr, &LogicalPlan) -> Result<Arc<dyn PhysicalExpr>>,
+    physical: &dyn Fn(&Expr, &LogicalPlan) -> Result<Physical>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let time = physical(&node.time, &node.input)?;
     let keys = node.keys.iter().map(|key| physical(key, &node.input)).collect::<Result<Vec<_>>>()?;

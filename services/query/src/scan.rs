@@ -30,7 +30,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Par
 use futures::Stream;
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Snapshot;
-use tapestore::record::Series;
+use tapestore::record::{Series, TimeRange};
 use tapestore::sstable::Slice;
 use tapestore::version::File;
 
@@ -253,8 +253,12 @@ impl Scan {
         if let Some(some) = &self.selection.instruments {
             write!(f, ", symbols={} of {}", some.len(), self.shape.names.len())?;
         }
-        if self.selection.time != tapestore::record::TimeRange::ALL {
-            write!(f, ", time={} to {}", self.selection.time.from, self.selection.time.to)?;
+        let TimeRange { from, to } = self.selection.time;
+        if from != TimeRange::ALL.from {
+            write!(f, ", from={from}")?;
+        }
+        if to != TimeRange::ALL.to {
+            write!(f, ", to={to}")?;
         }
         match self.order {
             Some(Order { symbol: Some(back), backwards }) => {

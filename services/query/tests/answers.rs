@@ -293,6 +293,16 @@ fn sums_are_exact() {
         .collect();
     let sql = "select symbol, exact_sum(price), notional(price, size), vwap(price, size), sum(size_raw) from trade";
     assert_eq!(ask(&format!("{sql} group by symbol order by symbol")), expected);
+    let sql = "select symbol, sum(price), avg(price) from trade group by symbol order by symbol";
+    let rounded: Vec<Vec<String>> = of
+        .iter()
+        .map(|(symbol, (price, ..))| {
+            let count = trades.iter().filter(|t| t.symbol == **symbol && t.price.is_some()).count();
+            let (sum, mean) = (*price as f64 / 1e9, *price as f64 / count as f64 / 1e9);
+            vec![(*symbol).to_owned(), number(Some(sum)), number(Some(mean))]
+        })
+        .collect();
+    assert_eq!(ask(sql), rounded, "a sum of decimals is rounded once");
     // 2^63 is passed many times over.
     let total: i128 = trades.iter().map(|t| i128::from(t.price_raw.unwrap_or(0))).sum::<i128>() * 1000;
     let sql = "select sum(price_raw) from trade, (select unnest(generate_series(1, 1000)))";
@@ -445,6 +455,8 @@ fn sampled_rows_are_those_of_their_buckets_and_gaps_are_filled() {
         let wrong = found.iter().zip(&filled).find(|(a, b)| a != b);
         assert!(found == filled, "{text}: {} and {} rows, {wrong:?}", found.len(), filled.len());
     }
+    let times: Vec<String> = ask("select time, count(*) from trade sample by 1s").into_iter().map(|row| row[0].clone()).collect();
+    assert!(times.is_sorted() && times.len() > 100, "sampled rows come by time");
     assert!(ask("select time, last(price) from trade where symbol = 'A:NONE' sample by 1m fill (null)").is_empty());
     let error = try_ask("select time, last(price) from trade sample by 1m fill (null, prev)").unwrap_err().to_string();
     assert!(error.contains("2 values for 1 aggregates"), "{error}");

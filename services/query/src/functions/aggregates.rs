@@ -22,14 +22,24 @@ enum Of {
     Exact,
     Notional,
     Vwap,
+    /// `sum` of a price or size, as `DOUBLE`.
+    Sum,
+    /// `avg` of a price or size.
+    Mean,
 }
+
+/// The sum of a price or size as a `DOUBLE`, of which only the result is rounded. `sum` becomes this.
+pub const SUM: &str = "sum_of_units";
+/// The mean of a price or size. `avg` becomes this.
+pub const MEAN: &str = "mean_of_units";
 
 /// All aggregates of this file.
 pub fn all() -> Vec<Arc<AggregateUDF>> {
-    [("exact_sum", Of::Exact), ("notional", Of::Notional), ("vwap", Of::Vwap)]
+    [("exact_sum", Of::Exact), ("notional", Of::Notional), ("vwap", Of::Vwap), (SUM, Of::Sum), (MEAN, Of::Mean)]
         .into_iter()
         .map(|(name, of)| {
-            let signature = Signature::any(if of == Of::Exact { 1 } else { 2 }, Volatility::Immutable);
+            let arguments = if matches!(of, Of::Notional | Of::Vwap) { 2 } else { 1 };
+            let signature = Signature::any(arguments, Volatility::Immutable);
             Arc::new(AggregateUDF::from(Sum { name, of, signature }))
         })
         .collect()
@@ -60,7 +70,7 @@ impl AggregateUDFImpl for Sum {
         Ok(match self.of {
             Of::Exact => DataType::Decimal128(38, 9),
             Of::Notional => DataType::Decimal128(38, 18),
-            Of::Vwap => DataType::Float64,
+            Of::Vwap | Of::Sum | Of::Mean => DataType::Float64,
         })
     }
 
@@ -91,7 +101,7 @@ struct Sums {
     of: Of,
     /// Price × size, or the value itself.
     sums: Vec<i128>,
-    /// The sizes.
+    /// The sizes; the number of values, if there are no sizes.
     weights: Vec<i128>,
     /// Whether the group has a value.
     has: Vec<bool>,
@@ -158,12 +168,20 @@ impl Sums {
             }
             return Ok(());
         }
+        if let (None, Some(values)) = (values.get(1), first.as_primitive_opt::<UInt64Type>().filter(|a| a.null_count() == 0)) {
+            for (row, value) in values.values().iter().enumerate() {
+                if let Some(group) = group(row) {
+                    self.add(group, i128::from(*value), 1)?;
+                }
+            }
+            return Ok(());
+        }
         let firsts = units(first)?;
         let seconds = values.get(1).map(units).transpose()?;
         for (row, first) in firsts.into_iter().enumerate() {
             let (Some(first), Some(group)) = (first, group(row)) else { continue };
             match &seconds {
-                None => self.add(group, first, 0)?,
+                None => self.add(group, first, 1)?,
                 Some(seconds) => {
                     let Some(second) = seconds.get(row).copied().flatten() else { continue };
                     self.add(group, first.checked_mul(second).ok_or_else(too_large)?, second)?;
@@ -200,7 +218,11 @@ impl Sums {
         match self.of {
             Of::Exact => decimal(9),
             Of::Notional => decimal(18),
-            Of::Vwap => {
+            Of::Sum => {
+                let values = sums.iter().zip(has).map(|(sum, has)| has.then_some(*sum as f64 / UNITS));
+                Ok(Arc::new(values.collect::<Float64Array>()))
+            }
+            Of::Vwap | Of::Mean => {
                 let values = sums.iter().zip(weights).zip(has);
                 let ratio = |((sum, weight), has): ((&i128, &i128), &bool)| {
                     (*has && *weight != 0).then(|| *sum as f64 / *weight as f64 / UNITS)

@@ -7,6 +7,7 @@
 //! | `vwap(price, size)` | sum of price × size / sum of size; sums in 128 bits |
 //! | `notional(price, size)` | sum of price × size, exact |
 //! | `exact_sum(x)` | the sum of a price or size, exact |
+//! | `sum(x)`, `avg(x)` of a price or size | as `DOUBLE`: calculated in 128 bits, then rounded once |
 //! | `time_bucket(length, time [, zone [, origin]])`, `xbar` | the start of the bucket in which the time lies |
 //! | `in_session(time, '09:30-16:00', zone)` | whether the clock of the zone shows a time in the session |
 //! | `mid(bid, ask)`, `spread(bid, ask)`, `imbalance(bid_size, ask_size)` | of a quote |

@@ -16,6 +16,8 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{AggregateUDF, Cast, Expr, ExprSchemable, LogicalPlan};
 use datafusion::optimizer::AnalyzerRule;
 
+use super::aggregates;
+
 /// The rule.
 #[derive(Debug)]
 pub struct Aggregates;
@@ -58,6 +60,7 @@ fn of(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         }
         "exact_sum" | "notional" | "vwap" => raw(function, schema).map(Transformed::yes),
         "sum" => Ok(exact(function, schema)?.map_or_else(|| Transformed::no(expr), Transformed::yes)),
+        "avg" => Ok(of_units(function, aggregates::MEAN, schema).map_or_else(|| Transformed::no(expr), Transformed::yes)),
         _ => Ok(Transformed::no(expr)),
     }
 }
@@ -102,8 +105,21 @@ fn raw(function: &AggregateFunction, schema: &DFSchema) -> Result<Expr> {
     Ok(Expr::AggregateFunction(AggregateFunction { func: function.func.clone(), params }))
 }
 
+/// `function` as the aggregate `name` of the stored integers; `None` if its argument is no price or size.
+fn of_units(function: &AggregateFunction, name: &str, schema: &DFSchema) -> Option<Expr> {
+    let [Expr::Column(column)] = function.params.args.as_slice() else { return None };
+    let raw = beside(column, &format!("{}_raw", column.name), schema)?;
+    let func = aggregates::all().into_iter().find(|f| f.name() == name)?;
+    let mut params = function.params.clone();
+    params.args = vec![Expr::Column(raw)];
+    (!params.distinct).then(|| Expr::AggregateFunction(AggregateFunction { func, params }))
+}
+
 /// A sum of 64-bit integers as a sum of decimals: it is exact, and does not wrap.
 fn exact(function: &AggregateFunction, schema: &DFSchema) -> Result<Option<Expr>> {
+    if let Some(sum) = of_units(function, aggregates::SUM, schema) {
+        return Ok(Some(sum));
+    }
     let [arg] = function.params.args.as_slice() else { return Ok(None) };
     if !matches!(arg.get_type(schema)?, DataType::Int64 | DataType::UInt64) {
         return Ok(None);

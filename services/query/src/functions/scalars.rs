@@ -265,13 +265,21 @@ impl ScalarUDFImpl for OfTwo {
         let [a, b] = arrays.as_slice() else { return Err(DataFusionError::Plan(format!("{} needs two numbers", self.name))) };
         let (a, b) = (a.as_primitive::<Float64Type>(), b.as_primitive::<Float64Type>());
         let of = |a: f64, b: f64| match self.of {
-            Two::Mid => (a + b) / 2.0,
-            Two::Spread => b - a,
+            Two::Mid => decimal((a + b) / 2.0),
+            Two::Spread => decimal(b - a),
             Two::Imbalance => (a - b) / (a + b),
         };
         let result: Float64Array = arrow::compute::binary(a, b, of)?;
         as_given(&args, Arc::new(result))
     }
+}
+
+/// The decimal number of at most ten places that `value` is but for its rounding: half a unit of a price has ten.
+fn decimal(value: f64) -> f64 {
+    const PLACES: f64 = 1e10;
+    const EXACT: f64 = (1u64 << 53) as f64;
+    let scaled = value * PLACES;
+    if scaled.abs() < EXACT { scaled.round() / PLACES } else { value }
 }
 
 /// Carries the tolerance of an as-of join to its planner; it is never called.

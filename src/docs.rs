@@ -4,6 +4,8 @@
 pub mod cli {}
 #[doc = include_str!("docs/commands.md")]
 pub mod commands {}
+#[doc = include_str!("docs/sql.md")]
+pub mod sql {}
 #[doc = include_str!("docs/three-users.md")]
 pub mod three_users {}
 #[doc = include_str!("docs/formats.md")]

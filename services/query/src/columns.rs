@@ -28,7 +28,7 @@ use crate::schema::{Origin, UNITS};
 
 /// The rows `from..to` of block `index` of a file.
 #[derive(Clone, Debug)]
-pub struct InFile {
+pub struct BlockRows {
     /// The file.
     pub file: File,
     /// The block.
@@ -48,15 +48,15 @@ enum Stored {
     Field(usize, usize),
 }
 
-/// A column of an [`InFile`], for an array that keeps the file mapped.
+/// A column of an [`BlockRows`], for an array that keeps the file mapped.
 struct Mapped {
-    rows: InFile,
+    rows: BlockRows,
     stored: Stored,
 }
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        let InFile { file, index, from, to } = &self.rows;
+        let BlockRows { file, index, from, to } = &self.rows;
         // The caller has looked at the block: it is sound.
         let Ok(block) = file.block(*index) else { return &[] };
         let (bytes, size): (&[u8], usize) = match self.stored {
@@ -68,7 +68,7 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-impl InFile {
+impl BlockRows {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.to - self.from

@@ -1,4 +1,4 @@
-//! Owns: which rows the conditions of a statement leave, as the indexes of a store can tell: instruments, times, LSNs, ids.
+//! Owns: which rows the conditions of a statement leave, by the indexes of a store: instruments, times, LSNs, ids.
 //!
 //! What must hold: conditions on `symbol` alone and comparisons of `time` with a constant are applied exactly. Others only
 //! skip blocks, and the engine applies them again to each row.

@@ -44,7 +44,7 @@ impl FromStr for Interval {
         let fixed = |unit: i64| count.checked_mul(unit).map(Interval::Fixed).ok_or_else(bad);
         match unit.trim() {
             "n" | "ns" => fixed(1),
-            "U" | "us" | "µs" => fixed(1000),
+            "U" | "us" | "\u{b5}s" => fixed(1000),
             "T" | "ms" => fixed(1_000_000),
             "s" | "sec" | "second" | "seconds" => fixed(SECOND),
             "m" | "min" | "minute" | "minutes" => fixed(60 * SECOND),

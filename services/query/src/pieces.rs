@@ -21,7 +21,7 @@ use tapestore::sstable::Slice;
 use tapestore::time::Ts;
 use tapestore::version::File;
 
-use crate::columns::{Copied, InFile};
+use crate::columns::{BlockRows, Copied};
 use crate::failure::external;
 use crate::names::Names;
 use crate::schema::Origin;
@@ -51,7 +51,7 @@ impl Shape {
     }
 
     /// The rows of a block.
-    pub fn in_file(&self, rows: &InFile) -> Result<RecordBatch> {
+    pub fn in_file(&self, rows: &BlockRows) -> Result<RecordBatch> {
         let arrays = self.origins.iter().map(|origin| rows.array(origin, &self.names)).collect::<tapestore::Result<Vec<_>>>();
         self.batch(arrays.map_err(external)?, rows.rows())
     }
@@ -181,7 +181,7 @@ impl Cursor {
                     *from += count as u32;
                     (index, first, count)
                 };
-                let rows = InFile { file: file.clone(), index, from: first, to: first + count };
+                let rows = BlockRows { file: file.clone(), index, from: first, to: first + count };
                 let batch = shape.in_file(&rows)?;
                 let times = rows.times().map_err(external)?.to_vec();
                 let lsns = rows.lsns().map_err(external)?.to_vec();

@@ -34,7 +34,7 @@ use tapestore::record::{Series, TimeRange};
 use tapestore::sstable::Slice;
 use tapestore::version::File;
 
-use crate::columns::InFile;
+use crate::columns::BlockRows;
 use crate::failure::external;
 use crate::filter::Selection;
 use crate::pieces::{BATCH_ROWS, Merge, Piece, Shape};
@@ -58,7 +58,7 @@ pub struct Order {
 #[derive(Clone, Debug)]
 enum Unit {
     /// Rows of a block.
-    Block(InFile),
+    Block(BlockRows),
     /// Pieces that are merged.
     Merged(Vec<Piece>),
 }
@@ -324,7 +324,7 @@ fn blocks(request: &Request, pruning: &mut Pruning) -> Result<Vec<Unit>> {
             pruning.blocks_read += 1;
             let (from, to) = (selection.time.from.0, selection.time.to.0);
             if selection.instruments.is_none() && from <= block.time.min && block.time.max <= to {
-                units.push(Unit::Block(InFile { file: file.clone(), index, from: 0, to: block.rows as usize }));
+                units.push(Unit::Block(BlockRows { file: file.clone(), index, from: 0, to: block.rows as usize }));
                 continue;
             }
             let mut slices = file.slices_of_block(index, selection.time).map_err(external)?;
@@ -332,7 +332,7 @@ fn blocks(request: &Request, pruning: &mut Pruning) -> Result<Vec<Unit>> {
             for slice in slices.iter().filter(|slice| has(selection, slice.series.instrument)) {
                 let (index, from) = slice.locate(slice.from);
                 let rows = (slice.to - slice.from) as usize;
-                units.push(Unit::Block(InFile { file: file.clone(), index, from, to: from + rows }));
+                units.push(Unit::Block(BlockRows { file: file.clone(), index, from, to: from + rows }));
             }
         }
         file.check().map_err(external)?;

@@ -1,6 +1,6 @@
 //! Owns: what a client says in a row of statements: settings, parameters, and which snapshot each statement reads.
 //!
-//! `SET at = 'appended' | 'committed' | 'durable' | 'flushed' | 'lsn 42'` chooses how far statements read; `SHOW at` tells it.
+//! `SET at = 'appended' | 'committed' | 'durable' | 'flushed' | 'lsn 42'` chooses how far statements read; `SHOW at` is what it is.
 //!
 //! What must hold: a setting is of its session alone.
 

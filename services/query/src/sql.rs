@@ -32,7 +32,7 @@ pub struct Args {
     /// Memory of a statement, like 1GiB
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
-    /// How long a statement may take, in seconds
+    /// The longest time of a statement, seconds
     #[arg(long, default_value_t = 300)]
     time: u64,
     /// Threads of a statement [default: one for each core]

@@ -479,7 +479,7 @@ fn a_statement_only_reads() {
 }
 
 #[test]
-fn system_tables_tell_what_the_store_has() {
+fn system_tables_have_what_the_store_has() {
     assert_eq!(ask("select symbol from instruments order by number limit 2"), [["B:BTC"], ["B:ETH"]]);
     let files = ask("select sum(rows) from files where kind = 'trade'");
     let blocks = ask("select sum(rows) from blocks where kind = 'trade'");

@@ -151,7 +151,7 @@ impl Sums {
         Ok(())
     }
 
-    /// Adds the rows of `values`; `group` tells the group of each.
+    /// Adds the rows of `values`; `group` is the group of each.
     fn update(&mut self, values: &[ArrayRef], group: impl Fn(usize) -> Option<usize>) -> Result<()> {
         let Some(first) = values.first() else { return Ok(()) };
         // The columns of a table: no copies.

@@ -9,28 +9,20 @@
 
 mod tokens;
 mod tree;
+mod words;
 
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::sqlparser::ast::VisitMut;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
 pub use self::tree::{arguments, name_of, texts};
+pub use self::words::{FILL, LATEST_ON};
 
 use self::tree::Expander;
+use self::words::wrong;
 use crate::asof::node::wrap;
-
-/// The function that carries `SAMPLE BY` through the parser.
-const SAMPLE_BY: &str = "sample_by";
-/// The function that carries `LATEST ON` through the parser, and its match condition.
-pub const LATEST_ON: &str = "latest_on";
-/// The function that carries `FILL`, as the match condition of a join of the planner of relations.
-pub const FILL: &str = "fill_gaps";
-
-fn wrong(reason: impl Into<String>) -> DataFusionError {
-    DataFusionError::Plan(reason.into())
-}
 
 /// Parses `sql`, one statement. `is_aggregate` is true for the names of aggregate functions.
 ///

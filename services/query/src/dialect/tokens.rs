@@ -5,7 +5,7 @@
 use datafusion::error::Result;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
-use super::{LATEST_ON, SAMPLE_BY, wrong};
+use super::words::{LATEST_ON, SAMPLE_BY, wrong};
 use crate::asof::node::TOLERANCE;
 use crate::interval::Interval;
 

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
     SetExpr, TableAlias, TableFactor, TableWithJoins, Value, VisitMut, VisitorMut,
 };
 
-use super::{FILL, LATEST_ON, SAMPLE_BY, wrong};
+use super::words::{FILL, LATEST_ON, SAMPLE_BY, wrong};
 
 /// Expands what the first step has left in the tree of a statement.
 pub(super) struct Expander<'f> {

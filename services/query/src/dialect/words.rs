@@ -1,0 +1,15 @@
+//! Owns: the names of functions that carry words of time-series SQL through the parser.
+
+use datafusion::error::DataFusionError;
+
+/// The function that carries `SAMPLE BY` through the parser.
+pub(super) const SAMPLE_BY: &str = "sample_by";
+/// The function that carries `LATEST ON` through the parser, and its match condition.
+pub const LATEST_ON: &str = "latest_on";
+/// The function that carries `FILL`, as the match condition of a join of the planner of relations.
+pub const FILL: &str = "fill_gaps";
+
+/// The error of a statement that is wrong.
+pub(super) fn wrong(reason: impl Into<String>) -> DataFusionError {
+    DataFusionError::Plan(reason.into())
+}

@@ -1,0 +1,260 @@
+//! Owns: what a scan reads one after the other: blocks as they are, or pieces that are merged, and how they are distributed
+//! over partitions.
+//!
+//! What must hold: each row that the selection leaves is in one unit.
+
+use datafusion::error::Result;
+use std::sync::Arc;
+use tapestore::lsn::InstrumentId;
+use tapestore::reader::Snapshot;
+use tapestore::record::{Column, ColumnType, Series};
+use tapestore::sstable::Slice;
+use tapestore::version::File;
+
+use crate::columns::BlockRows;
+use crate::failure::external;
+use crate::filter::Selection;
+use crate::pieces::{Piece, Shape};
+use crate::schema::{KindTable, Origin};
+
+/// An order of the rows of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// By symbol first; whether backwards.
+    pub symbol: Option<bool>,
+    /// Whether time and LSN run backwards.
+    pub backwards: bool,
+}
+
+/// What is read one after the other.
+#[derive(Clone, Debug)]
+pub(super) enum Unit {
+    /// Rows of a block.
+    Block(BlockRows),
+    /// Pieces that are merged.
+    Merged(Vec<Piece>),
+}
+
+impl Unit {
+    pub(super) fn rows(&self) -> u64 {
+        match self {
+            Unit::Block(rows) => rows.rows() as u64,
+            Unit::Merged(pieces) => pieces.iter().map(|piece| piece.rows).sum(),
+        }
+    }
+}
+
+/// How much of the SSTables a scan reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pruning {
+    pub(super) files: usize,
+    pub(super) files_read: usize,
+    pub(super) blocks: usize,
+    pub(super) blocks_read: usize,
+    /// Bytes of the blocks, and of the columns that are read in those that are.
+    pub(super) bytes: u64,
+    pub(super) bytes_read: u64,
+}
+
+/// What a scan is made from.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The table.
+    pub table: Arc<KindTable>,
+    /// The moment.
+    pub snapshot: Snapshot,
+    /// The rows.
+    pub selection: Selection,
+    /// The columns.
+    pub shape: Shape,
+    /// The most rows that the caller takes.
+    pub fetch: Option<usize>,
+    /// The number of partitions that the session wants.
+    pub target: usize,
+}
+
+/// Bytes of a row in the columns that are read.
+pub(super) fn width(origins: &[Origin]) -> u64 {
+    let width = |origin: &Origin| match origin {
+        Origin::Symbol => 4,
+        Origin::Publisher => 2,
+        Origin::Time | Origin::Ingested | Origin::Lsn => 8,
+        Origin::Field { column, .. } => column_size(column),
+    };
+    origins.iter().map(width).sum()
+}
+
+fn column_size(column: &Column) -> u64 {
+    use ColumnType as C;
+    match column.of {
+        C::U8 | C::I8 | C::Char => 1,
+        C::U16 | C::I16 => 2,
+        C::U32 | C::I32 => 4,
+        C::U64 | C::I64 | C::Price | C::Size | C::Ts => 8,
+        C::Volume => 16,
+        C::Text(size) | C::Reserved(size) => size as u64,
+    }
+}
+
+/// Each instrument of the selection that has rows of the kind, in the order of names.
+fn instruments(request: &Request) -> Result<Vec<u32>> {
+    let kind = request.table.kind.kind;
+    let mut all: Vec<u32> = match &request.selection.instruments {
+        // 0 stands for records of no instrument.
+        Some(some) => some.iter().map(|id| if *id == 0 { InstrumentId::NULL.0 } else { *id }).collect(),
+        None => {
+            let mut all = Vec::new();
+            for file in request.snapshot.history().files_in(kind, request.selection.time) {
+                all.extend(file.series().map_err(external)?.iter().map(|series| series.instrument.0));
+                file.check().map_err(external)?;
+            }
+            let tables = request.snapshot.tables().iter().flat_map(|table| table.series());
+            all.extend(tables.filter(|series| series.kind == kind).map(|series| series.instrument.0));
+            all.sort_unstable();
+            all.dedup();
+            all
+        }
+    };
+    all.sort_by_key(|id| (request.shape.names.rank(*id), *id));
+    Ok(all)
+}
+
+/// The blocks of the selection, and its rows of MemTables.
+pub(super) fn blocks(request: &Request, pruning: &mut Pruning) -> Result<Vec<Unit>> {
+    let (kind, selection) = (request.table.kind.kind, &request.selection);
+    let mut units = Vec::new();
+    let read: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
+    for file in request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind) {
+        let entries = file.blocks().map_err(external)?;
+        pruning.files += 1;
+        pruning.blocks += entries.len();
+        pruning.bytes += entries.iter().map(|block| block.body_len).sum::<u64>();
+    }
+    for file in read {
+        let before = units.len();
+        for (index, block) in (0u32..).zip(file.blocks().map_err(external)?) {
+            if !selection.may_have(block) {
+                continue;
+            }
+            pruning.blocks_read += 1;
+            let (from, to) = (selection.time.from.0, selection.time.to.0);
+            if selection.instruments.is_none() && from <= block.time.min && block.time.max <= to {
+                units.push(Unit::Block(BlockRows { file: file.clone(), index, from: 0, to: block.rows as usize }));
+                continue;
+            }
+            let mut slices = file.slices_of_block(index, selection.time).map_err(external)?;
+            slices.reverse();
+            for slice in slices.iter().filter(|slice| has(selection, slice.series.instrument)) {
+                let (index, from) = slice.locate(slice.from);
+                let rows = (slice.to - slice.from) as usize;
+                units.push(Unit::Block(BlockRows { file: file.clone(), index, from, to: from + rows }));
+            }
+        }
+        file.check().map_err(external)?;
+        pruning.files_read += usize::from(units.len() > before);
+    }
+    for table in request.snapshot.tables() {
+        let all = table.series().into_iter().filter(|series| series.kind == kind);
+        for series in all.filter(|series| has(selection, series.instrument)) {
+            if let Some(piece) = Piece::of_table(table, series, selection.time, request.snapshot.last()) {
+                units.push(Unit::Merged(vec![piece]));
+            }
+        }
+        table.check().map_err(external)?;
+    }
+    Ok(units)
+}
+
+fn has(selection: &Selection, instrument: InstrumentId) -> bool {
+    let id = if instrument == InstrumentId::NULL { 0 } else { instrument.0 };
+    selection.instruments.as_ref().is_none_or(|some| some.contains(&id))
+}
+
+/// The pieces of each instrument, or of all instruments, in `order`.
+pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> Result<Vec<Unit>> {
+    let (kind, selection) = (request.table.kind.kind, &request.selection);
+    for file in request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind) {
+        let entries = file.blocks().map_err(external)?;
+        pruning.files += 1;
+        pruning.blocks += entries.len();
+        pruning.bytes += entries.iter().map(|block| block.body_len).sum::<u64>();
+    }
+    let mut units: Vec<Unit> = Vec::new();
+    let files: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
+    let mut is_read = vec![false; files.len()];
+    for id in instruments(request)? {
+        let mut pieces = Vec::new();
+        for (file, is_read) in files.iter().zip(&mut is_read) {
+            let Some(slice) = file.slice(InstrumentId(id), selection.time).map_err(external)? else { continue };
+            for slice in blocks_of(file, slice, selection).map_err(external)? {
+                pruning.blocks_read += blocks_in(&slice);
+                *is_read = true;
+                pieces.push(Piece::of_file(file, slice).map_err(external)?);
+            }
+            file.check().map_err(external)?;
+        }
+        let series = Series { instrument: InstrumentId(id), kind };
+        for table in request.snapshot.tables() {
+            pieces.extend(Piece::of_table(table, series, selection.time, request.snapshot.last()));
+            table.check().map_err(external)?;
+        }
+        match units.last_mut() {
+            _ if pieces.is_empty() => {}
+            Some(Unit::Merged(all)) if order.symbol.is_none() => all.extend(pieces),
+            _ => units.push(Unit::Merged(pieces)),
+        }
+    }
+    pruning.files_read = is_read.iter().filter(|is_read| **is_read).count();
+    if order.symbol == Some(true) {
+        units.reverse();
+    }
+    Ok(units)
+}
+
+/// The parts of `slice` in blocks that may have rows of the selection.
+fn blocks_of(file: &File, slice: Slice, selection: &Selection) -> tapestore::Result<Vec<Slice>> {
+    if selection.is_exact() {
+        return Ok(vec![slice]);
+    }
+    let entries = file.blocks()?;
+    let (mut parts, mut at): (Vec<Slice>, u32) = (Vec::new(), slice.from);
+    while at < slice.to {
+        let (index, _) = slice.locate(at);
+        let end = at + slice.run(at) as u32;
+        if entries.get(index as usize).is_some_and(|block| selection.may_have(block)) {
+            match parts.last_mut() {
+                Some(last) if last.to == at => last.to = end,
+                _ => parts.push(Slice { from: at, to: end, ..slice }),
+            }
+        }
+        at = end;
+    }
+    Ok(parts)
+}
+
+fn blocks_in(slice: &Slice) -> usize {
+    let (first, last) = (slice.locate(slice.from).0, slice.locate(slice.to.saturating_sub(1)).0);
+    (last - first) as usize + 1
+}
+
+/// Distributes `units` over at most `target` partitions, each of which keeps their order.
+pub(super) fn partitions(units: Vec<Unit>, target: usize, order: Option<Order>) -> Vec<Vec<Unit>> {
+    let total: u64 = units.iter().map(Unit::rows).sum();
+    // A partition costs more than it brings on few rows.
+    let target = if total < 100_000 { 1 } else { target.max(1) };
+    if target == 1 || matches!(order, Some(Order { symbol: None, .. })) {
+        return vec![units];
+    }
+    let (mut all, mut rows): (Vec<Vec<Unit>>, u64) = (vec![Vec::new()], 0);
+    for unit in units {
+        let until = total * all.len() as u64 / target as u64;
+        if rows >= until && all.len() < target {
+            all.push(Vec::new());
+        }
+        rows += unit.rows();
+        if let Some(last) = all.last_mut() {
+            last.push(unit);
+        }
+    }
+    all
+}

@@ -66,6 +66,7 @@ impl TableProvider for StoreTable {
             selection,
             shape: Shape { schema, origins, names: self.names.clone() },
             target: state.config().target_partitions(),
+            starts: None,
         };
         Ok(Arc::new(Scan::new(request, None)?))
     }

@@ -393,6 +393,16 @@ fn conditions_on_the_left_side_of_an_as_of_join_restrict_both_sides_and_change_n
     assert!(!found.is_empty() && found == all);
     let plan = plan(&sql);
     assert_eq!(plan.matches("symbols=1 of 6").count(), 2, "{plan}");
+    let late = format!("select t.lsn, q.lsn from {join} where t.time >= to_timestamp_nanos({middle})");
+    let mut found = ask(&late);
+    let mut all = ask(&format!(
+        "select a, b from (select t.time tt, t.lsn a, q.lsn b from {join} limit 10000000) where tt >= to_timestamp_nanos({middle})"
+    ));
+    found.sort();
+    all.sort();
+    assert!(!found.is_empty() && found == all);
+    let plan = self::plan(&late);
+    assert!(plan.contains("from the newest row before the left side"), "{plan}");
     let sql = "select t.lsn, q.lsn, q.bid_px from trade t asof join quote q match_condition (q.time <= t.time) using (symbol)
         where q.bid_px is null and t.symbol = 'A:AAPL'";
     let nulls = ask(sql);

@@ -28,6 +28,7 @@ use futures::{StreamExt, stream};
 use super::Direction;
 use super::node::{AsOf, lsn_of};
 use crate::runs::Runs;
+use crate::scan::Scan;
 
 /// Plans `node`.
 ///
@@ -44,10 +45,18 @@ pub fn plan(
         on.push((physical(a, left_plan)?, physical(b, right_plan)?));
     }
     let times = (physical(&node.times.0, left_plan)?, physical(&node.times.1, right_plan)?);
+    let right = match (left.downcast_ref::<Scan>(), right.downcast_ref::<Scan>(), on.as_slice()) {
+        // The left side begins at a time: of the right side one row before it is enough.
+        (Some(from), Some(scan), [(_, key)]) if node.direction.backwards => match from.first_time(&times.0) {
+            Some(time) => scan.since_before(key, &times.1, time)?.map_or_else(|| right.clone(), |scan| Arc::new(scan)),
+            None => right.clone(),
+        },
+        _ => right.clone(),
+    };
     let lsn = lsn_of(right_plan.schema());
     let schema = Arc::new(node.schema().as_arrow().clone());
     let join = Join { on, times, lsn, direction: node.direction, tolerance: node.tolerance, schema };
-    Ok(Arc::new(AsOfExec::new(left.clone(), right.clone(), join)?))
+    Ok(Arc::new(AsOfExec::new(left.clone(), right, join)?))
 }
 
 type Expr = Arc<dyn PhysicalExpr>;

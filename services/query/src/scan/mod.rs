@@ -10,7 +10,7 @@ mod bounds;
 mod rows;
 mod units;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,13 +27,16 @@ use datafusion::physical_plan::sort_pushdown::SortOrderPushdownResult;
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use tapestore::reader::Snapshot;
-use tapestore::record::TimeRange;
+use tapestore::lsn::InstrumentId;
+use tapestore::record::{Series, TimeRange};
+use tapestore::time::Ts;
 
 pub use self::units::{Order, Request};
 
 use self::bounds::{properties, statistics};
 use self::rows::Rows;
-use self::units::{Pruning, Unit, blocks, merges, partitions, width};
+use self::units::{Pruning, Unit, blocks, instruments, merges, partitions, width};
+use crate::failure::external;
 use crate::filter::Selection;
 use crate::pieces::{BATCH_ROWS, Shape};
 use crate::schema::{KindTable, Origin};
@@ -59,6 +62,8 @@ pub struct Scan {
     first_only: bool,
     /// The number of partitions that the session wants.
     target: usize,
+    /// See [`Request::starts`].
+    starts: Option<Arc<BTreeMap<u32, Ts>>>,
     pruning: Pruning,
     statistics: Arc<Statistics>,
     properties: Arc<PlanProperties>,
@@ -72,7 +77,7 @@ impl Scan {
     /// Those of reading the indexes of a file.
     pub fn new(request: Request, order: Option<Order>) -> Result<Scan> {
         let is_few = request.selection.instruments.as_ref().is_some_and(|some| some.len() <= ORDERED_INSTRUMENTS);
-        let order = order.or(is_few.then_some(Order { symbol: Some(false), backwards: false }));
+        let order = order.or((is_few || request.starts.is_some()).then_some(Order { symbol: Some(false), backwards: false }));
         let mut pruning = Pruning::default();
         let units = match order {
             None => blocks(&request, &mut pruning)?,
@@ -82,7 +87,7 @@ impl Scan {
         let partitions = partitions(units, request.target, order);
         pruning.bytes_read = partitions.iter().flatten().map(Unit::rows).sum::<u64>() * width(&request.shape.origins);
         let properties = Arc::new(properties(&request, order, partitions.len()));
-        let Request { table, snapshot, selection, shape, fetch, target } = request;
+        let Request { table, snapshot, selection, shape, fetch, target, starts } = request;
         let metrics = ExecutionPlanMetricsSet::new();
         Ok(Scan {
             table,
@@ -94,6 +99,7 @@ impl Scan {
             fetch,
             first_only: false,
             target,
+            starts,
             pruning,
             statistics,
             properties,
@@ -129,7 +135,42 @@ impl Scan {
             shape: self.shape.clone(),
             fetch: self.fetch,
             target: self.target,
+            starts: self.starts.clone(),
         }
+    }
+
+    /// The first index time that the selection leaves, if `time` is the index time.
+    pub fn first_time(&self, time: &Arc<dyn PhysicalExpr>) -> Option<Ts> {
+        let column = time.downcast_ref::<ColumnExpr>()?;
+        let is_time = matches!(self.shape.origins.get(column.index()), Some(Origin::Time));
+        (is_time && self.selection.time.from > TimeRange::ALL.from).then_some(self.selection.time.from)
+    }
+
+    /// The rows of each instrument from its newest one before `from` on: no earlier one is the newest at `from` or later.
+    /// `None` if `key` is not the symbol, `time` not the index time, or the rows are not selected exactly.
+    ///
+    /// # Errors
+    /// Those of reading a file.
+    pub fn since_before(
+        &self,
+        key: &Arc<dyn PhysicalExpr>,
+        time: &Arc<dyn PhysicalExpr>,
+        from: Ts,
+    ) -> Result<Option<Scan>> {
+        let origin = |expr: &Arc<dyn PhysicalExpr>| self.shape.origins.get(expr.downcast_ref::<ColumnExpr>()?.index());
+        let is_plain = matches!(origin(key), Some(Origin::Symbol)) && matches!(origin(time), Some(Origin::Time));
+        let is_whole = self.selection.is_exact() && self.selection.time.from == TimeRange::ALL.from && self.fetch.is_none();
+        let Some(before) = from.0.checked_sub(1).filter(|_| is_plain && is_whole && self.starts.is_none()) else {
+            return Ok(None);
+        };
+        let request = self.request();
+        let (mut snapshot, mut starts) = (request.snapshot.clone(), BTreeMap::new());
+        for id in instruments(&request)? {
+            let series = Series { instrument: InstrumentId(id), kind: self.table.kind.kind };
+            let newest = snapshot.as_of(series, Ts(before)).map_err(external)?.map(|row| row.index_time);
+            starts.insert(id, newest.unwrap_or(from));
+        }
+        Scan::new(Request { starts: Some(Arc::new(starts)), ..request }, self.order).map(Some)
     }
 
     /// The order that gives `required`; `None` if there is none.
@@ -188,6 +229,9 @@ impl Scan {
                 write!(f, ", order=time {}", if backwards { "descending" } else { "ascending" })?;
             }
             None => {}
+        }
+        if self.starts.is_some() {
+            write!(f, ", from the newest row before the left side")?;
         }
         if self.first_only {
             write!(f, ", the first row of each symbol")?;

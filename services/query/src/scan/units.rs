@@ -4,11 +4,13 @@
 //! What must hold: each row that the selection leaves is in one unit.
 
 use datafusion::error::Result;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Snapshot;
-use tapestore::record::{Column, ColumnType, Series};
+use tapestore::record::{Column, ColumnType, Series, TimeRange};
 use tapestore::sstable::Slice;
+use tapestore::time::Ts;
 use tapestore::version::File;
 
 use crate::columns::BlockRows;
@@ -71,6 +73,8 @@ pub struct Request {
     pub fetch: Option<usize>,
     /// The number of partitions that the session wants.
     pub target: usize,
+    /// For each instrument the index time from which its rows are read, if that is not the selection's.
+    pub starts: Option<Arc<BTreeMap<u32, Ts>>>,
 }
 
 /// Bytes of a row in the columns that are read.
@@ -97,7 +101,7 @@ fn column_size(column: &Column) -> u64 {
 }
 
 /// Each instrument of the selection that has rows of the kind, in the order of names.
-fn instruments(request: &Request) -> Result<Vec<u32>> {
+pub(super) fn instruments(request: &Request) -> Result<Vec<u32>> {
     let kind = request.table.kind.kind;
     let mut all: Vec<u32> = match &request.selection.instruments {
         // 0 stands for records of no instrument.
@@ -184,8 +188,10 @@ pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> 
     let mut is_read = vec![false; files.len()];
     for id in instruments(request)? {
         let mut pieces = Vec::new();
+        let start = request.starts.as_ref().and_then(|starts| starts.get(&id)).copied();
+        let range = TimeRange { from: start.unwrap_or(selection.time.from), ..selection.time };
         for (file, is_read) in files.iter().zip(&mut is_read) {
-            let Some(slice) = file.slice(InstrumentId(id), selection.time).map_err(external)? else { continue };
+            let Some(slice) = file.slice(InstrumentId(id), range).map_err(external)? else { continue };
             for slice in blocks_of(file, slice, selection).map_err(external)? {
                 pruning.blocks_read += blocks_in(&slice);
                 *is_read = true;
@@ -195,7 +201,7 @@ pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> 
         }
         let series = Series { instrument: InstrumentId(id), kind };
         for table in request.snapshot.tables() {
-            pieces.extend(Piece::of_table(table, series, selection.time, request.snapshot.last()));
+            pieces.extend(Piece::of_table(table, series, range, request.snapshot.last()));
             table.check().map_err(external)?;
         }
         match units.last_mut() {

@@ -21,6 +21,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use crate::asof::node::{TOLERANCE, wrap};
 use crate::interval::Interval;
+use crate::nesting;
 
 /// The function that carries `SAMPLE BY` through the parser.
 const SAMPLE_BY: &str = "sample_by";
@@ -40,6 +41,7 @@ fn wrong(reason: impl Into<String>) -> DataFusionError {
 pub fn parse(sql: &str, is_aggregate: &dyn Fn(&str) -> bool) -> Result<Statement> {
     let dialect = PostgreSqlDialect {};
     let tokens = Tokenizer::new(&dialect, sql).tokenize().map_err(|error| wrong(error.to_string()))?;
+    nesting::check(&tokens)?;
     let text = rewritten(&tokens)?;
     let text = text.as_deref().unwrap_or(sql);
     let mut statements = DFParserBuilder::new(text).with_dialect(&dialect).build()?.parse_statements()?;

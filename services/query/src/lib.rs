@@ -15,6 +15,7 @@ pub mod functions;
 pub mod interval;
 pub mod latest;
 pub mod names;
+pub mod nesting;
 pub mod pieces;
 pub mod print;
 pub mod prompt;

@@ -25,7 +25,7 @@ pub struct Session {
 }
 
 /// What came of a statement.
-#[allow(clippy::large_enum_variant, reason = "an answer is moved once")]
+#[expect(clippy::large_enum_variant, reason = "an answer is moved once")]
 pub enum Reply {
     /// Rows.
     Rows(Answer),

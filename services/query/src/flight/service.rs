@@ -277,7 +277,7 @@ impl FlightSqlService for Calls {
     }
 
     async fn get_flight_info_catalogs(&self, query: CommandGetCatalogs, request: Request<FlightDescriptor>) -> Info {
-        by_command(&query, &query.clone().into_builder().schema(), request)
+        by_command(&query, &query.into_builder().schema(), request)
     }
 
     async fn do_get_catalogs(&self, query: CommandGetCatalogs, _request: Request<Ticket>) -> Answered {

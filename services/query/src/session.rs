@@ -25,7 +25,6 @@ pub struct Session {
 }
 
 /// What came of a statement.
-#[expect(clippy::large_enum_variant, reason = "an answer is moved once")]
 pub enum Reply {
     /// Rows.
     Rows(Answer),

@@ -197,8 +197,8 @@ fn a_statement_is_answered_as_the_engine_answers_it_and_names_its_moment() {
             "select symbol, count(*), vwap(price, size) from trade group by symbol order by symbol",
             "select t.symbol, t.time, t.price, q.bid_px from trade t asof join quote q match_condition (t.time >= q.time) \
              on t.symbol = q.symbol order by t.lsn",
-            "select time, symbol, first(price), last(price) from trade sample by 1s",
-            "select * from trade latest on time partition by symbol",
+            "select time, symbol, first(price), last(price) from trade sample by 1s order by time, symbol",
+            "select * from trade latest on time partition by symbol order by symbol",
             "select * from quote where symbol = 'A:NONE'",
             "explain select * from trade",
             "show tables",

@@ -42,9 +42,10 @@ use crate::names::Names;
 use crate::relations::{Planner, Relations};
 use crate::schema::KindTable;
 
-/// The catalog and the schema of all tables.
-const CATALOG: &str = "tapestore";
-const SCHEMA: &str = "public";
+/// The catalog of all tables.
+pub const CATALOG: &str = "tapestore";
+/// The schema of all tables.
+pub const SCHEMA: &str = "public";
 /// Consumers of memory that an error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
 
@@ -160,6 +161,11 @@ impl Engine {
     /// The store's directory.
     pub fn store(&self) -> &Path {
         &self.store
+    }
+
+    /// The limits of statements.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// The store now.

@@ -57,6 +57,10 @@ impl From<DataFusionError> for QueryError {
                 Ok(error) => error.into(),
                 Err(error) => QueryError::Statement { reason: error.strip_backtrace() },
             },
+            // The limit of spilled bytes comes as an error of the file that they are written to.
+            DataFusionError::ArrowError(error, _) if error.to_string().contains("max_temp_directory_size") => {
+                QueryError::Memory { reason: error.to_string() }
+            }
             DataFusionError::ResourcesExhausted(reason) => QueryError::Memory { reason },
             DataFusionError::Internal(reason) => QueryError::Internal { reason },
             error => QueryError::Statement { reason: error.strip_backtrace() },

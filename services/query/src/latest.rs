@@ -86,17 +86,14 @@ impl UserDefinedLogicalNodeCore for Latest {
     }
 }
 
-type Physical = Arc<dyn PhysicalExpr>;
+/// Makes an expression of a plan one that runs.
+type Physical<'a> = dyn Fn(&Expr, &LogicalPlan) -> Result<Arc<dyn PhysicalExpr>> + 'a;
 
 /// Plans `node`.
 ///
 /// # Errors
 /// A key cannot be planned.
-pub fn plan(
-    node: &Latest,
-    input: &Arc<dyn ExecutionPlan>,
-    physical: &dyn Fn(&Expr, &LogicalPlan) -> Result<Physical>,
-) -> Result<Arc<dyn ExecutionPlan>> {
+pub fn plan(node: &Latest, input: &Arc<dyn ExecutionPlan>, physical: &Physical<'_>) -> Result<Arc<dyn ExecutionPlan>> {
     let time = physical(&node.time, &node.input)?;
     let keys = node.keys.iter().map(|key| physical(key, &node.input)).collect::<Result<Vec<_>>>()?;
     if let (Some(scan), [key]) = (input.downcast_ref::<Scan>(), keys.as_slice())

@@ -1,6 +1,7 @@
 //! SQL over a store: its MemTables, microseconds old, and its SSTables, years old, in one statement. The program `tape-query`
 //! is made of this; so is `tape sql`.
 
+pub mod access;
 pub mod asof;
 pub mod catalog;
 pub mod columns;
@@ -9,10 +10,12 @@ pub mod engine;
 pub mod failure;
 pub mod fill;
 pub mod filter;
+pub mod flight;
 pub mod functions;
 pub mod interval;
 pub mod latest;
 pub mod names;
+pub mod nesting;
 pub mod pieces;
 pub mod print;
 pub mod prompt;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{Expr, Set, Statement as Sql, Value};
@@ -61,6 +61,14 @@ impl Session {
         &self.settings
     }
 
+    /// How far statements read, as `SET at` takes it.
+    pub fn at(&self) -> String {
+        match self.settings.until {
+            Some(lsn) => format!("lsn {lsn}"),
+            None => self.settings.at.to_string(),
+        }
+    }
+
     /// Runs the statement `sql` with `parameters` for `$1`, `$2` and so on.
     ///
     /// # Errors
@@ -74,11 +82,8 @@ impl Session {
         if let Some(name) = shown(&statement)
             && name == "at"
         {
-            let text = match self.settings.until {
-                Some(lsn) => format!("lsn {lsn}"),
-                None => self.settings.at.to_string(),
-            };
-            return self.engine.query(&format!("select '{text}' as at"), &self.settings).await.map(Reply::Rows);
+            let sql = format!("select '{}' as at", self.at());
+            return self.engine.query(&sql, &self.settings).await.map(Reply::Rows);
         }
         self.engine.answer(statement, parameters, &self.settings).await.map(Reply::Rows)
     }
@@ -90,7 +95,11 @@ impl Session {
     pub async fn describe(&self, sql: &str) -> Result<Described, QueryError> {
         let statement = self.engine.parse(sql)?;
         if assignment(&statement)?.is_some() {
-            return Ok(Described { schema: Arc::new(arrow::datatypes::Schema::empty()), parameters: Vec::new() });
+            return Ok(Described { schema: Arc::new(Schema::empty()), parameters: Vec::new() });
+        }
+        if shown(&statement).is_some_and(|name| name == "at") {
+            let field = Field::new("at", DataType::Utf8, false);
+            return Ok(Described { schema: Arc::new(Schema::new(vec![field])), parameters: Vec::new() });
         }
         let (schema, types) = self.engine.describe(statement, &self.settings).await?;
         let numbers: BTreeMap<usize, Option<DataType>> = types

@@ -14,6 +14,7 @@ use tapestore::reader::At;
 
 use crate::engine::{Engine, Options, Settings};
 use crate::failure::QueryError;
+use crate::nesting::STACK;
 use crate::session::{Reply, Session};
 use crate::{print, prompt};
 
@@ -77,6 +78,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let engine = Engine::open(store, options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(args.threads.unwrap_or_else(|| Options::default().threads))
+        .thread_stack_size(STACK)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;

@@ -23,6 +23,7 @@ pub use self::words::{FILL, LATEST_ON};
 use self::tree::Expander;
 use self::words::wrong;
 use crate::asof::node::wrap;
+use crate::nesting;
 
 /// Parses `sql`, one statement. `is_aggregate` is true for the names of aggregate functions.
 ///
@@ -31,6 +32,7 @@ use crate::asof::node::wrap;
 pub fn parse(sql: &str, is_aggregate: &dyn Fn(&str) -> bool) -> Result<Statement> {
     let dialect = PostgreSqlDialect {};
     let tokens = Tokenizer::new(&dialect, sql).tokenize().map_err(|error| wrong(error.to_string()))?;
+    nesting::check(&tokens)?;
     let text = tokens::rewritten(&tokens)?;
     let text = text.as_deref().unwrap_or(sql);
     let mut statements = DFParserBuilder::new(text).with_dialect(&dialect).build()?.parse_statements()?;

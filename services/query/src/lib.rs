@@ -1,6 +1,7 @@
 //! SQL over a store: its MemTables, microseconds old, and its SSTables, years old, in one statement. The program `tape-query`
 //! is made of this; so is `tape sql`.
 
+pub mod access;
 pub mod asof;
 pub mod catalog;
 pub mod columns;
@@ -14,6 +15,7 @@ pub mod interval;
 pub mod latest;
 pub mod names;
 pub mod pieces;
+pub mod postgres;
 pub mod print;
 pub mod prompt;
 pub mod relations;

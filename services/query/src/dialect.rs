@@ -20,6 +20,7 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use crate::asof::node::{TOLERANCE, wrap};
+use crate::depth;
 use crate::interval::Interval;
 
 /// The function that carries `SAMPLE BY` through the parser.
@@ -40,6 +41,7 @@ fn wrong(reason: impl Into<String>) -> DataFusionError {
 pub fn parse(sql: &str, is_aggregate: &dyn Fn(&str) -> bool) -> Result<Statement> {
     let dialect = PostgreSqlDialect {};
     let tokens = Tokenizer::new(&dialect, sql).tokenize().map_err(|error| wrong(error.to_string()))?;
+    depth::check(&tokens)?;
     let text = rewritten(&tokens)?;
     let text = text.as_deref().unwrap_or(sql);
     let mut statements = DFParserBuilder::new(text).with_dialect(&dialect).build()?.parse_statements()?;
@@ -319,7 +321,8 @@ fn text(value: &str) -> Expr {
     Expr::Value(Value::SingleQuotedString(value.to_owned()).into())
 }
 
-fn call(name: &str, args: Vec<Expr>) -> Expr {
+/// A call of the function `name`.
+pub fn call(name: &str, args: Vec<Expr>) -> Expr {
     let args = args.into_iter().map(|expr| FunctionArg::Unnamed(FunctionArgExpr::Expr(expr))).collect();
     Expr::Function(Function {
         name: ObjectName::from(vec![Ident::new(name)]),

@@ -12,6 +12,7 @@ use tape_services::logging::note;
 use tape_services::waiting::Waiting;
 use tapestore::reader::At;
 
+use crate::depth::STACK;
 use crate::engine::{Engine, Options, Settings};
 use crate::failure::QueryError;
 use crate::session::{Reply, Session};
@@ -77,6 +78,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let engine = Engine::open(store, options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(args.threads.unwrap_or_else(|| Options::default().threads))
+        .thread_stack_size(STACK)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tape_query::access::Access;
+use tape_query::depth::STACK;
 use tape_query::engine::{Engine, Options as EngineOptions};
 use tape_query::postgres::{self, Options};
 use tapestore::lsn::{Durability, PublisherId};
@@ -60,7 +61,8 @@ fn world_with(access: Access, options: Options) -> World {
     publisher.send();
     publisher.flush(Durability::Fsync, Duration::from_secs(60)).unwrap();
     let engine = Arc::new(Engine::open(store.path(), EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).thread_stack_size(STACK).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -109,7 +111,7 @@ fn simple_and_prepared_statements_give_the_rows_that_were_published() {
     let world = world();
     world.run(async {
         let client = world.connect().await;
-        let rows = world.texts(&client, "select symbol, time, cast(time as bigint), price, price_raw, size_raw, trade_id, source, side, lsn from trade order by trade_id limit 5").await;
+        let rows = world.texts(&client, "select symbol, time, cast(time as bigint) as ns, price, price_raw, size_raw, trade_id, source, side, lsn from trade order by trade_id limit 5").await;
         assert_eq!(rows.len(), 5);
         let text = |at: usize, column: usize| rows[at][column].as_deref();
         assert_eq!(text(0, 0), Some("B:BTC"));
@@ -253,7 +255,7 @@ fn a_portal_gives_its_rows_in_parts() {
     world.run(async {
         let mut client = world.connect().await;
         let transaction = client.transaction().await.unwrap();
-        let portal = transaction.bind("select trade_id::bigint from trade order by trade_id", &[]).await.unwrap();
+        let portal = transaction.bind("select trade_id::bigint as id from trade order by id", &[]).await.unwrap();
         let mut all = Vec::new();
         loop {
             let rows = transaction.query_portal(&portal, 700).await.unwrap();
@@ -265,6 +267,38 @@ fn a_portal_gives_its_rows_in_parts() {
         }
         assert_eq!(all, (0..COUNT as i64).collect::<Vec<_>>());
         transaction.commit().await.unwrap();
+    });
+}
+
+#[test]
+fn a_statement_that_is_too_deep_is_refused_and_the_deepest_that_is_not_is_answered() {
+    let world = world();
+    world.run(async {
+        let client = world.connect().await;
+        let many = |part: &str, between: &str, count: usize| vec![part; count].join(between);
+        let deep = |count: usize| {
+            [
+                format!("select {}", many("1", "+", count)),
+                format!("select count(*) from trade where {}", many("price > 1", " or ", count / 2)),
+                format!("select {}", many("price", "+", count) + " from trade limit 1"),
+                format!("select {}1{}", many("(", "", count / 3), many(")", "", count / 3)),
+                format!("select {}1{}", many("abs(", "", count / 3), many(")", "", count / 3)),
+                format!("select count(*) from trade where {}", many("not", " ", count / 3) + " price > 1"),
+                format!("select count(*) from ({})", many("select price from trade", " union all ", count / 2)),
+                format!("select 1{}", many("::int", "", count)),
+            ]
+        };
+        for sql in deep(100) {
+            // It has an answer, or a limit of the parser: the server goes on.
+            drop(client.simple_query(&sql).await);
+            drop(client.query(&sql, &[]).await);
+            client.query_one("select 1", &[]).await.unwrap();
+        }
+        for sql in deep(10_000) {
+            let refused = code(client.simple_query(&sql).await);
+            assert!(["54001", "42601"].contains(&&*refused), "{refused}");
+        }
+        client.query_one("select 1", &[]).await.unwrap();
     });
 }
 

@@ -5,6 +5,7 @@
 //! | 42601, 42P01, 42703, 42883 | the text is no SQL; there is no such table, column, function |
 //! | 25006, 25P02 | the statement changes something; the transaction has failed |
 //! | 53200, 53300 | more memory is needed than there is; too many clients |
+//! | 54000, 54001 | the statement is too long, too deep |
 //! | 57014 | the statement was cancelled, or has reached its limit of time |
 //! | 22023, 22P02, 0A000 | a value that is not allowed, that cannot be read; a feature that is absent |
 //! | 58030, XX000 | the store cannot be read; a bug |

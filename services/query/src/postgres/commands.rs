@@ -11,6 +11,7 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 use pgwire::error::PgWireResult;
 
+use crate::depth;
 use crate::postgres::codes;
 
 /// The version of PostgreSQL that clients are told.
@@ -137,6 +138,8 @@ pub(super) enum Command {
     Show(String),
     /// Nothing to do; clients get this tag.
     Nothing(&'static str),
+    /// It would change something.
+    Changes,
     /// It is not supported.
     Absent(&'static str),
 }
@@ -165,7 +168,9 @@ pub(super) fn split(sql: &str) -> PgWireResult<Vec<String>> {
 /// The tokens of `sql`, as they are written.
 pub(super) fn tokens(sql: &str) -> PgWireResult<Vec<Token>> {
     let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql).with_unescape(false).tokenize();
-    tokens.map_err(|error| codes::error("42601", error.to_string()))
+    let tokens = tokens.map_err(|error| codes::error("42601", error.to_string()))?;
+    depth::check(&tokens).map_err(|error| codes::error("54001", error.strip_backtrace()))?;
+    Ok(tokens)
 }
 
 /// The command that the statement `sql` is, if it is one.
@@ -194,6 +199,11 @@ pub(super) fn command(sql: &str) -> PgWireResult<Option<Command>> {
         ["show", "time", "zone"] => Command::Show("timezone".to_owned()),
         ["show", "transaction", "isolation", "level"] => Command::Show("transaction_isolation".to_owned()),
         ["show", name] if SETTINGS.iter().any(|(known, _)| known == name) => Command::Show((*name).to_owned()),
+        [
+            "insert" | "update" | "delete" | "merge" | "truncate" | "create" | "alter" | "drop" | "comment" | "grant" | "revoke",
+            ..,
+        ]
+        | ["vacuum" | "reindex" | "cluster" | "refresh" | "lock", ..] => Command::Changes,
         ["copy", ..] => Command::Absent("COPY"),
         ["declare" | "fetch" | "move", ..] => Command::Absent("cursors of SQL; a client's portal has a limit of rows instead"),
         ["prepare" | "execute", ..] => Command::Absent("PREPARE of SQL; clients prepare by the protocol"),

@@ -88,6 +88,8 @@ impl Server {
 
 /// Serves the connections of `listener` until `stop` is true.
 ///
+/// The runtime's threads need a stack of [`STACK`](crate::depth::STACK): a deep statement would end the process.
+///
 /// # Errors
 /// None now: a connection that fails ends alone.
 pub async fn serve(

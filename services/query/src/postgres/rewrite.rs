@@ -22,7 +22,7 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use pgwire::error::PgWireResult;
 
-use crate::dialect::{arguments, texts};
+use crate::dialect::{arguments, call, texts};
 use crate::engine::Moment;
 use crate::postgres::catalog;
 use crate::postgres::commands::{self, VERSION, Values};
@@ -185,18 +185,31 @@ fn is_empty_select(select: &Select) -> bool {
 fn has_aggregate(expr: &Expr) -> bool {
     const NAMES: [&str; 11] =
         ["count", "max", "min", "sum", "avg", "array_agg", "string_agg", "bool_or", "bool_and", "every", "json_agg"];
-    struct Finder;
+    /// How deep in subqueries, whose aggregates are their own.
+    struct Finder(usize);
     impl datafusion::sql::sqlparser::ast::Visitor for Finder {
         type Break = ();
 
+        fn pre_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+            self.0 += 1;
+            ControlFlow::Continue(())
+        }
+
+        fn post_visit_query(&mut self, _query: &Query) -> ControlFlow<()> {
+            self.0 = self.0.saturating_sub(1);
+            ControlFlow::Continue(())
+        }
+
         fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
             match expr {
-                Expr::Function(function) if NAMES.contains(&last(&function.name).as_str()) => ControlFlow::Break(()),
+                Expr::Function(function) if self.0 == 0 && NAMES.contains(&last(&function.name).as_str()) => {
+                    ControlFlow::Break(())
+                }
                 _ => ControlFlow::Continue(()),
             }
         }
     }
-    datafusion::sql::sqlparser::ast::Visit::visit(expr, &mut Finder).is_break()
+    datafusion::sql::sqlparser::ast::Visit::visit(expr, &mut Finder(0)).is_break()
 }
 
 /// A statement that has the columns of `body` and no row.
@@ -324,6 +337,9 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::Subquery(query) = expr {
+            one_row(query);
+        }
         let replaced = match &*expr {
             Expr::Subquery(query) if is_empty(query) => Some(null()),
             Expr::Exists { subquery, negated } if is_empty(subquery) => Some(flag(*negated)),
@@ -336,7 +352,8 @@ impl VisitorMut for Rewriter<'_> {
                     None
                 }
             }
-            Expr::Function(Function { args: FunctionArguments::Subquery(query), .. }) if is_empty(query) => Some(null()),
+            // `ARRAY(SELECT ...)` is asked for access rights and options, which nothing has.
+            Expr::Function(Function { args: FunctionArguments::Subquery(_), .. }) => Some(null()),
             _ => None,
         };
         if let Some(replaced) = replaced {
@@ -366,6 +383,26 @@ impl VisitorMut for Rewriter<'_> {
             *expr = replaced;
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// A subquery that asks the catalog for one value of one row, so that the planner sees that it is one.
+fn one_row(query: &mut Query) {
+    if query.limit_clause.is_some() || is_empty(query) {
+        return;
+    }
+    let SetExpr::Select(select) = query.body.as_mut() else { return };
+    let is_catalog = select.from.iter().all(
+        |from| matches!(&from.relation, TableFactor::Table { name, .. } if is_unqualified(name) && catalog::has(&last(name))),
+    );
+    let is_plain = matches!(&select.group_by, GroupByExpr::Expressions(keys, _) if keys.is_empty());
+    if let [SelectItem::UnnamedExpr(expr)] = select.projection.as_mut_slice()
+        && is_catalog
+        && is_plain
+        && !select.from.is_empty()
+        && !has_aggregate(expr)
+    {
+        *expr = call("max", vec![expr.clone()]);
     }
 }
 

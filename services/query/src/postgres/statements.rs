@@ -130,6 +130,9 @@ impl State {
             Some(Command::Commit) => return Ok(Outcome::Ended("COMMIT")),
             Some(Command::Rollback) => return Ok(Outcome::Ended("ROLLBACK")),
             Some(Command::Nothing(tag)) => return Ok(Outcome::Done(tag)),
+            Some(Command::Changes) => {
+                return Err(codes::error("25006", "statements only read: records are published by programs"));
+            }
             Some(Command::Absent(what)) => return Err(codes::error("0A000", format!("not supported: {what}"))),
             Some(Command::Set { name, value }) => {
                 self.values().set(name, value.as_deref())?;

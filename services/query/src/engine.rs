@@ -39,6 +39,7 @@ use crate::dialect;
 use crate::failure::{QueryError, external};
 use crate::functions::{self, rewrite::Aggregates};
 use crate::names::Names;
+use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::schema::KindTable;
 
@@ -46,6 +47,8 @@ use crate::schema::KindTable;
 pub const CATALOG: &str = "tapestore";
 /// The schema of all tables.
 pub const SCHEMA: &str = "public";
+/// The schema in which PostgreSQL's clients look up tables.
+const CLIENTS_SCHEMA: &str = "pg_catalog";
 /// Consumers of memory that an error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
 
@@ -216,6 +219,7 @@ impl Engine {
     fn state(&self, moment: &Moment) -> Result<SessionState, QueryError> {
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, Arc::new(Tables(moment.clone())))?;
+        catalog.register_schema(CLIENTS_SCHEMA, Arc::new(Catalog(moment.clone())))?;
         let list = MemoryCatalogProviderList::new();
         list.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
         let config = SessionConfig::new()

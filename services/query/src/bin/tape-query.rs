@@ -4,17 +4,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tape_query::sql;
+use tape_query::{serve, sql};
 use tape_services::exit::Outcome;
 use tape_services::grid::Format;
 use tape_services::terminal;
+use tapestore_engine::store_dir;
 
 /// SQL over a store: its MemTables and its SSTables, in one statement.
 #[derive(Parser, Debug)]
 #[command(name = "tape-query", version)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
     /// Store directory [env: TAPE_STORE] [default: tapestore-data]
     #[arg(long, global = true)]
     store: Option<PathBuf>,
@@ -27,6 +28,8 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Serve PostgreSQL's protocol and Arrow Flight SQL, until SIGTERM; this is also done without a command
+    Serve(serve::Args),
     /// Answer statements of SQL
     Sql(sql::Args),
 }
@@ -39,9 +42,15 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Outcome {
     let named = arguments.store.or_else(|| std::env::var_os("TAPE_STORE").filter(|v| !v.is_empty()).map(PathBuf::from));
-    let store = named.unwrap_or_else(|| PathBuf::from("tapestore-data"));
-    terminal::log(terminal::Wanted::new(arguments.log, terminal::LevelFilter::WARN), false);
     match arguments.command {
-        Command::Sql(args) => sql::run(&store, &args, arguments.format),
+        Some(Command::Sql(args)) => {
+            terminal::log(terminal::Wanted::new(arguments.log, terminal::LevelFilter::WARN), false);
+            sql::run(&store_dir(named.as_deref()), &args, arguments.format)
+        }
+        other => {
+            serve::log(arguments.log);
+            let args = if let Some(Command::Serve(args)) = other { args } else { serve::Args::default() };
+            serve::run(named, &args)
+        }
     }
 }

@@ -17,7 +17,7 @@ use datafusion::sql::sqlparser::ast::VisitMut;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
-pub use self::tree::{arguments, name_of, texts};
+pub use self::tree::{arguments, call, name_of, texts};
 pub use self::words::{FILL, LATEST_ON};
 
 use self::tree::Expander;

@@ -26,8 +26,8 @@ use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder,
 use datafusion::physical_plan::sort_pushdown::SortOrderPushdownResult;
 use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
-use tapestore::reader::Snapshot;
 use tapestore::lsn::InstrumentId;
+use tapestore::reader::Snapshot;
 use tapestore::record::{Series, TimeRange};
 use tapestore::time::Ts;
 
@@ -151,12 +151,7 @@ impl Scan {
     ///
     /// # Errors
     /// Those of reading a file.
-    pub fn since_before(
-        &self,
-        key: &Arc<dyn PhysicalExpr>,
-        time: &Arc<dyn PhysicalExpr>,
-        from: Ts,
-    ) -> Result<Option<Scan>> {
+    pub fn since_before(&self, key: &Arc<dyn PhysicalExpr>, time: &Arc<dyn PhysicalExpr>, from: Ts) -> Result<Option<Scan>> {
         let origin = |expr: &Arc<dyn PhysicalExpr>| self.shape.origins.get(expr.downcast_ref::<ColumnExpr>()?.index());
         let is_plain = matches!(origin(key), Some(Origin::Symbol)) && matches!(origin(time), Some(Origin::Time));
         let is_whole = self.selection.is_exact() && self.selection.time.from == TimeRange::ALL.from && self.fetch.is_none();

@@ -1,0 +1,318 @@
+//! Owns: the query process: which addresses it listens to, who may connect, and its end.
+//!
+//! What must hold: without users and certificates nothing but a loopback address is listened to. An empty password is
+//! refused. The process has no state: it can be killed, and several can serve one store.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tape_services::exit::{Failure, INTERNAL, NO_INPUT, Outcome, UNAVAILABLE, USAGE};
+use tape_services::terminal;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::access::Access;
+use crate::engine::{self, Engine};
+use crate::nesting::STACK;
+use crate::{flight, postgres};
+
+/// How long clients have to end when the process is stopped.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Certificate and key, PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Tls {
+    /// The certificate, and those between it and the authority.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// Options of the query process: the keys of `config/query.toml`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Options {
+    /// Store directory.
+    pub store: PathBuf,
+    /// Address of PostgreSQL's protocol; empty: none.
+    pub postgres: String,
+    /// Address of Arrow Flight SQL; empty: none.
+    pub flight: String,
+    /// File of the users; empty: none.
+    pub users: PathBuf,
+    /// Certificate and key.
+    pub tls: Option<Tls>,
+    /// Memory of all statements, bytes.
+    pub memory_bytes: u64,
+    /// Spilled data, bytes.
+    pub spill_bytes: u64,
+    /// The longest time of a statement, seconds.
+    pub statement_seconds: u64,
+    /// Threads of a statement; 0: one for each core.
+    pub threads: usize,
+    /// Most connections of each protocol.
+    pub connections: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let defaults = engine::Options::default();
+        Options {
+            store: "tapestore-data".into(),
+            postgres: "127.0.0.1:5433".to_owned(),
+            flight: "127.0.0.1:32010".to_owned(),
+            users: PathBuf::new(),
+            tls: None,
+            memory_bytes: defaults.memory as u64,
+            spill_bytes: defaults.spill,
+            statement_seconds: defaults.time.as_secs(),
+            threads: 0,
+            connections: 64,
+        }
+    }
+}
+
+/// `tape-query serve`.
+#[derive(clap::Args, Debug, Default)]
+pub struct Args {
+    /// Configuration, TOML; see config/query.toml
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Address of PostgreSQL's protocol, host:port; empty: none [default: 127.0.0.1:5433]
+    #[arg(long)]
+    postgres: Option<String>,
+    /// Address of Arrow Flight SQL, host:port; empty: none [default: 127.0.0.1:32010]
+    #[arg(long)]
+    flight: Option<String>,
+    /// TOML file of users and their passwords, readable by its owner alone
+    #[arg(long)]
+    users: Option<PathBuf>,
+    /// Certificate, PEM
+    #[arg(long, requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Key of the certificate, PEM
+    #[arg(long, requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl Args {
+    fn options(&self, store: Option<PathBuf>) -> Outcome<Options> {
+        let mut options = match &self.config {
+            Some(path) => {
+                let text = read(path)?;
+                toml::from_str(&text).map_err(|e| Failure::new(USAGE, format!("{}: {e}", path.display())))?
+            }
+            None => Options::default(),
+        };
+        options.store = store.unwrap_or(options.store);
+        if let Some(address) = &self.postgres {
+            options.postgres.clone_from(address);
+        }
+        if let Some(address) = &self.flight {
+            options.flight.clone_from(address);
+        }
+        if let Some(users) = &self.users {
+            options.users.clone_from(users);
+        }
+        if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
+            options.tls = Some(Tls { cert: cert.clone(), key: key.clone() });
+        }
+        Ok(options)
+    }
+}
+
+fn read(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|e| Failure::new(NO_INPUT, format!("{} cannot be read: {e}", path.display())))
+}
+
+/// The users in `path`.
+fn users(path: &Path) -> Outcome<BTreeMap<String, String>> {
+    let wrong = |reason: String| Failure::new(USAGE, format!("{}: {reason}", path.display()));
+    let mode =
+        std::fs::metadata(path).map_err(|e| Failure::new(NO_INPUT, format!("{}: {e}", path.display())))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(wrong(format!("others may read the passwords (mode {:o}); run: chmod 600 {}", mode & 0o777, path.display())));
+    }
+    toml::from_str(&read(path)?).map_err(|e| wrong(format!("it is not a list of users like  ann = \"her password\": {e}")))
+}
+
+fn tls(files: &Tls) -> Outcome<Arc<ServerConfig>> {
+    let wrong = |path: &Path, reason: String| Failure::new(USAGE, format!("{}: {reason}", path.display()));
+    let pem = |path: &PathBuf| std::fs::read(path).map_err(|e| Failure::new(NO_INPUT, format!("{}: {e}", path.display())));
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem(&files.cert)?).collect();
+    let certificates = certificates.map_err(|e| wrong(&files.cert, e.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem(&files.key)?).map_err(|e| wrong(&files.key, e.to_string()))?;
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|e| wrong(&files.cert, e.to_string()))?;
+    let config = config.with_no_client_auth().with_single_cert(certificates, key);
+    config.map(Arc::new).map_err(|e| wrong(&files.cert, e.to_string()))
+}
+
+/// Who may connect; refuses an address that others reach without passwords and certificates.
+fn access(options: &Options) -> Outcome<Access> {
+    let tls = options.tls.as_ref().map(tls).transpose()?;
+    let users = if options.users.as_os_str().is_empty() { None } else { Some(users(&options.users)?) };
+    for address in [&options.postgres, &options.flight].into_iter().filter(|address| !address.is_empty()) {
+        let parsed = address.parse::<SocketAddr>();
+        let is_loopback = parsed.as_ref().is_ok_and(|address| address.ip().is_loopback());
+        if !is_loopback && (users.is_none() || tls.is_none()) {
+            return Err(Failure::new(
+                USAGE,
+                format!(
+                    "{address} is no loopback address: give --users, --tls-cert and --tls-key, so that only users with a \
+                     password read the store, or use 127.0.0.1"
+                ),
+            ));
+        }
+    }
+    match users {
+        Some(users) => Access::with(users, tls).map_err(|e| Failure::new(USAGE, format!("{}: {e}", options.users.display()))),
+        None => Ok(Access { tls, ..Access::open() }),
+    }
+}
+
+/// `tape-query serve`: returns when it is stopped.
+///
+/// # Errors
+/// The configuration is wrong, the store cannot be read, or an address cannot be listened to.
+pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
+    let options = args.options(store)?;
+    let access = Arc::new(access(&options)?);
+    let threads = if options.threads == 0 { engine::Options::default().threads } else { options.threads };
+    let limits = engine::Options {
+        memory: usize::try_from(options.memory_bytes).unwrap_or(usize::MAX),
+        spill: options.spill_bytes,
+        time: Duration::from_secs(options.statement_seconds),
+        threads,
+    };
+    let engine = Arc::new(Engine::open(&options.store, limits)?);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(2)).thread_stack_size(STACK).enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new(INTERNAL, format!("threads cannot be started: {e}")))?;
+    let served = runtime.block_on(serve(&options, engine, access));
+    runtime.shutdown_timeout(GRACE);
+    served
+}
+
+async fn listen(address: &str) -> Outcome<Option<TcpListener>> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|e| Failure::new(UNAVAILABLE, format!("{address} cannot be listened to: {e}")))
+}
+
+fn bound(listener: &Option<TcpListener>) -> String {
+    listener.as_ref().and_then(|l| l.local_addr().ok()).map_or_else(|| "not served".to_owned(), |address| address.to_string())
+}
+
+async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> Outcome {
+    let postgres = listen(&options.postgres).await?;
+    let flight = listen(&options.flight).await?;
+    let (stop, stopped) = watch::channel(false);
+    tracing::info!(
+        postgres = %bound(&postgres), flight = %bound(&flight), passwords = access.passwords.is_some(), tls = access.tls.is_some(),
+        "answering SQL over {}; stop with SIGTERM", engine.store().display()
+    );
+    let mut servers = tokio::task::JoinSet::new();
+    if let Some(listener) = postgres {
+        let limits = postgres::Options { connections: options.connections, ..postgres::Options::default() };
+        servers.spawn(postgres::serve(listener, engine.clone(), access.clone(), limits, stopped.clone()));
+    }
+    if let Some(listener) = flight {
+        let limits = flight::Options { connections: options.connections, ..flight::Options::default() };
+        servers.spawn(flight::serve(listener, engine.clone(), access.clone(), limits, stopped.clone()));
+    }
+    let ended = tokio::select! {
+        () = terminated() => Ok(()),
+        Some(server) = servers.join_next() => match server {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => Err(Failure::new(INTERNAL, format!("a server has ended: {error}"))),
+        },
+    };
+    tracing::info!("stopping");
+    // Nobody listens any more if every server has ended.
+    let _is_received = stop.send(true).is_ok();
+    let all = async { while servers.join_next().await.is_some() {} };
+    let _is_over = tokio::time::timeout(GRACE, all).await.is_ok();
+    ended
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// How log lines of the process go.
+pub fn log(level: Option<terminal::LevelFilter>) {
+    terminal::log(terminal::Wanted::new(level, terminal::LevelFilter::INFO), true);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_file_in_the_repository_is_complete_and_equal_to_the_defaults() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/query.toml");
+        let text = std::fs::read_to_string(path).unwrap();
+        assert_eq!(toml::from_str::<Options>(&text).unwrap(), Options::default());
+        for key in toml::Table::try_from(Options::default()).unwrap().keys().chain(["tls".to_owned()].iter()) {
+            assert!(text.contains(&format!("{key} =")), "{key} is not in config/query.toml");
+        }
+        assert!(toml::from_str::<Options>("memory = 5").is_err());
+    }
+
+    fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        std::fs::set_permissions(file.path(), PermissionsExt::from_mode(mode)).unwrap();
+        file
+    }
+
+    #[test]
+    fn other_hosts_need_a_password_and_an_encrypted_connection() {
+        let of = |postgres: &str, users: &Path| {
+            access(&Options { postgres: postgres.to_owned(), users: users.to_path_buf(), ..Options::default() })
+        };
+        assert!(
+            of("127.0.0.1:0", Path::new("")).is_ok() && of("[::1]:0", Path::new("")).is_ok() && of("", Path::new("")).is_ok()
+        );
+        let good = file("ann = \"secret\"", 0o600);
+        for (address, users) in [("0.0.0.0:0", Path::new("")), ("10.1.2.3:0", good.path()), ("example.com:1", Path::new(""))] {
+            let refused = of(address, users).err().unwrap();
+            assert!(refused.code == USAGE && refused.message.contains("--tls-cert"), "{refused}");
+        }
+        assert!(of("127.0.0.1:0", good.path()).unwrap().passwords.is_some());
+    }
+
+    #[test]
+    fn a_file_of_users_that_others_can_read_or_that_has_an_empty_password_is_refused() {
+        let refused = |file: &tempfile::NamedTempFile| {
+            access(&Options { users: file.path().to_path_buf(), ..Options::default() }).err().unwrap().message
+        };
+        assert!(refused(&file("ann = \"secret\"", 0o644)).contains("chmod 600"));
+        assert!(refused(&file("ann = \"\"", 0o600)).contains("password"));
+        assert!(refused(&file("", 0o600)).contains("user"));
+        assert!(refused(&file("ann = 5", 0o600)).contains("list of users"));
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 
 /// Why a statement has no answer.
@@ -42,6 +43,22 @@ pub fn external(error: tapestore::Error) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }
 
+/// Whether the limit of spilled bytes is reached: it comes as an error of the file that they are written to.
+fn is_spill(error: &ArrowError) -> bool {
+    error.to_string().contains("max_temp_directory_size")
+}
+
+/// An error that several parts of a plan still have.
+fn shared(error: &DataFusionError) -> QueryError {
+    let reason = error.strip_backtrace();
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(reason) => QueryError::Memory { reason: reason.clone() },
+        DataFusionError::ArrowError(error, _) if is_spill(error) => QueryError::Memory { reason },
+        DataFusionError::Internal(reason) => QueryError::Internal { reason: reason.clone() },
+        _ => QueryError::Statement { reason },
+    }
+}
+
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> QueryError {
         match error {
@@ -55,12 +72,9 @@ impl From<DataFusionError> for QueryError {
             DataFusionError::Context(_, error) | DataFusionError::Diagnostic(_, error) => (*error).into(),
             DataFusionError::Shared(error) => match std::sync::Arc::try_unwrap(error) {
                 Ok(error) => error.into(),
-                Err(error) => QueryError::Statement { reason: error.strip_backtrace() },
+                Err(error) => shared(&error),
             },
-            // The limit of spilled bytes comes as an error of the file that they are written to.
-            DataFusionError::ArrowError(error, _) if error.to_string().contains("max_temp_directory_size") => {
-                QueryError::Memory { reason: error.to_string() }
-            }
+            DataFusionError::ArrowError(error, _) if is_spill(&error) => QueryError::Memory { reason: error.to_string() },
             DataFusionError::ResourcesExhausted(reason) => QueryError::Memory { reason },
             DataFusionError::Internal(reason) => QueryError::Internal { reason },
             error => QueryError::Statement { reason: error.strip_backtrace() },

@@ -386,7 +386,8 @@ fn errors_have_the_codes_of_their_reasons() {
         let engine = limited(Options { memory: 1 << 16, spill: 0, threads: 2, ..Options::default() });
         let server = serve_with(engine, Access::open(), flight::Options::default()).await;
         let sql = "select price, size, count(*) from trade group by price, size order by 3";
-        assert_eq!(code(&mut server.client().await, sql).await, Code::ResourceExhausted);
+        let refused = status(&mut server.client().await, sql).await;
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
         server.end().await;
         let engine = limited(Options { time: Duration::ZERO, threads: 2, ..Options::default() });
         let server = serve_with(engine, Access::open(), flight::Options::default()).await;

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tape_query::access::Access;
-use tape_query::depth::STACK;
 use tape_query::engine::{Engine, Options as EngineOptions};
+use tape_query::nesting::STACK;
 use tape_query::postgres::{self, Options};
 use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{self, Publisher};
@@ -352,7 +352,7 @@ fn users_need_their_passwords() {
 }
 
 #[test]
-fn one_client_more_than_there_may_be_is_told_so() {
+fn one_client_more_than_there_may_be_is_refused_with_the_reason() {
     let world = world_with(Access::open(), Options { connections: 3, ..Options::default() });
     world.run(async {
         let mut clients = Vec::new();
@@ -439,7 +439,7 @@ fn a_client_that_reads_nothing_makes_the_server_encode_a_bounded_number_of_rows(
 }
 
 #[test]
-fn a_server_that_stops_tells_its_clients() {
+fn a_server_that_stops_notifies_its_clients() {
     let world = world();
     world.run(async {
         let client = world.connect().await;

@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use tapestore::lsn::{Durability, PublisherId};
@@ -37,7 +37,7 @@ fn command(store: &Embedded) -> Command {
 fn serve(store: &Embedded) -> Served {
     let mut child = command(store).stderr(Stdio::piped()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());
-    let (sender, lines) = channel();
+    let (sender, lines) = sync_channel(1024);
     std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
     let line = loop {
         let line = lines.recv_timeout(Duration::from_secs(60)).unwrap();

@@ -43,7 +43,7 @@ pub struct Bounds {
     pub permit: OwnedSemaphorePermit,
 }
 
-/// About how many bytes the rows of `array` take in a message.
+/// About the number of bytes of the rows of `array` within a message.
 fn bytes(array: &ArrayRef) -> usize {
     match array.data_type() {
         DataType::Dictionary(key, _) => key.primitive_width().unwrap_or(8) * array.len(),

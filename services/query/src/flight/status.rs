@@ -15,7 +15,7 @@ fn clip(mut text: String) -> String {
     if text.len() > MESSAGE_MAX {
         let end = (0..=MESSAGE_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
-        text.push('…');
+        text.push('\u{2026}');
     }
     text
 }

@@ -40,7 +40,7 @@ async fn connection(
     door: OwnedSemaphorePermit,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    // A second descriptor tells when the client has gone while its statement runs.
+    // A second descriptor is readable when the client has gone while its statement runs.
     let socket = socket.into_std()?;
     let watched = TcpStream::from_std(socket.try_clone()?)?;
     let socket = TcpStream::from_std(socket)?;

@@ -14,7 +14,7 @@ use pgwire::error::PgWireResult;
 use crate::nesting;
 use crate::postgres::codes;
 
-/// The version of PostgreSQL that clients are told.
+/// The version of PostgreSQL that clients get.
 pub(super) const VERSION: &str = "16.6";
 
 /// The settings that clients may ask for, in lower case, and what they are at first.

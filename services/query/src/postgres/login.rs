@@ -1,7 +1,7 @@
 //! Owns: the begin of a connection: TLS, the user and the password, a place among the clients, the parameters of the server.
 //!
-//! What must hold: where there are passwords, nobody is let in without one: SCRAM-SHA-256, and a user that does not exist looks
-//! like one with another password. Where there is TLS, nobody is let in without it.
+//! What must hold: where there are passwords, nobody is accepted without one: SCRAM-SHA-256, and a user that does not exist looks
+//! like one with another password. Where there is TLS, nobody is accepted without it.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -98,7 +98,7 @@ impl Login {
         Login { server, identity, exchange: Mutex::default(), place: Mutex::default() }
     }
 
-    async fn let_in<C>(&self, client: &mut C) -> PgWireResult<()>
+    async fn accept<C>(&self, client: &mut C) -> PgWireResult<()>
     where
         C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::Error: Debug,
@@ -163,7 +163,7 @@ impl StartupHandler for Login {
             }
             let (answer, is_proved) = self.prove(client, message)?;
             client.send(PgWireBackendMessage::Authentication(answer)).await?;
-            return if is_proved { self.let_in(client).await } else { Ok(()) };
+            return if is_proved { self.accept(client).await } else { Ok(()) };
         };
         if self.server.access.tls.is_some() && !client.is_secure() {
             return Err(codes::fatal("28000", "the server needs TLS: set sslmode=require"));
@@ -171,7 +171,7 @@ impl StartupHandler for Login {
         protocol_negotiation(client, startup).await?;
         save_startup_parameters_to_metadata(client, startup);
         if self.server.access.passwords.is_none() {
-            return self.let_in(client).await;
+            return self.accept(client).await;
         }
         client.set_state(PgWireConnectionState::AuthenticationInProgress);
         let mechanisms = vec![scram::MECHANISM.to_owned()];
@@ -180,7 +180,7 @@ impl StartupHandler for Login {
     }
 }
 
-/// What clients are told of the server.
+/// What clients get to know of the server.
 struct Parameters;
 
 impl ServerParameterProvider for Parameters {

@@ -75,7 +75,7 @@ struct Server {
     /// Places of clients.
     places: Arc<Semaphore>,
     ids: RandomPidSecretKeyGenerator,
-    /// Who is told to cancel a statement, by the number and the secret of its connection.
+    /// The channels by which a statement is cancelled, by the number and the secret of its connection.
     running: Mutex<HashMap<(i32, Bytes), Arc<Notify>>>,
 }
 
@@ -100,7 +100,7 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), QueryError> {
     let places = Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS)));
-    // Clients that log in, and those that are told that there are too many.
+    // Clients that log in, and those that are refused because there are too many.
     let doors = Arc::new(Semaphore::new(options.connections.saturating_add(32).min(Semaphore::MAX_PERMITS)));
     let ids = RandomPidSecretKeyGenerator::default();
     let server = Arc::new(Server { engine, access, options, places, ids, running: Mutex::default() });

@@ -51,9 +51,9 @@ pub(super) fn values<S: Clone>(portal: &Portal<S>, wanted: &[Option<DataType>]) 
     }
     let types = &portal.statement.parameter_types;
     let value = |(at, wanted): (usize, &Option<DataType>)| {
-        // Which type the value has: as the client says; else as it was told.
-        let told = || wanted.as_ref().map_or(Type::TEXT, crate::postgres::rows::type_of);
-        let of = types.get(at).cloned().flatten().filter(|of| *of != Type::UNKNOWN).unwrap_or_else(told);
+        // Which type the value has: as the client says; else as it was described.
+        let described = || wanted.as_ref().map_or(Type::TEXT, crate::postgres::rows::type_of);
+        let of = types.get(at).cloned().flatten().filter(|of| *of != Type::UNKNOWN).unwrap_or_else(described);
         let Some(bytes) = portal.parameters.get(at).and_then(Option::as_ref) else {
             let null = wanted.as_ref().map(ScalarValue::try_from).transpose().map_err(codes::of_rows)?;
             return Ok(null.unwrap_or(ScalarValue::Null));
@@ -167,6 +167,7 @@ fn decimal(text: &str) -> Option<ScalarValue> {
 }
 
 /// PostgreSQL's binary `numeric` as text.
+#[expect(clippy::big_endian_bytes, reason = "PostgreSQL's protocol is big-endian")]
 fn numeric(bytes: &[u8]) -> Option<String> {
     let word = |at: usize| Some(i16::from_be_bytes(bytes.get(at * 2..at * 2 + 2)?.try_into().ok()?));
     let (count, weight, sign, scale) =

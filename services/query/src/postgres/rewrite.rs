@@ -28,7 +28,7 @@ use crate::postgres::catalog;
 use crate::postgres::commands::{self, VERSION, Values};
 
 /// What statements ask for.
-pub(super) struct Facts<'a> {
+pub(super) struct Known<'a> {
     /// The client's user.
     pub user: &'a str,
     /// Its settings.
@@ -60,7 +60,7 @@ pub(super) fn concerns(sql: &str) -> bool {
 }
 
 /// `sql` in words that the engine has; `None` if it is no question that can be parsed here.
-pub(super) fn rewritten(sql: &str, facts: &Facts<'_>) -> Option<String> {
+pub(super) fn rewritten(sql: &str, known: &Known<'_>) -> Option<String> {
     let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, sql).ok()?;
     let mut statement = statements.pop().filter(|_| statements.is_empty())?;
     let Statement::Query(query) = &mut statement else { return None };
@@ -69,7 +69,7 @@ pub(super) fn rewritten(sql: &str, facts: &Facts<'_>) -> Option<String> {
     }
     name(&mut query.body);
     // It never breaks.
-    let _continued = statement.visit(&mut Rewriter { facts, tables: catalog::numbered(facts.moment) });
+    let _continued = statement.visit(&mut Rewriter { known, tables: catalog::numbered(known.moment) });
     Some(statement.to_string())
 }
 
@@ -305,7 +305,7 @@ fn name(body: &mut SetExpr) {
 }
 
 struct Rewriter<'a> {
-    facts: &'a Facts<'a>,
+    known: &'a Known<'a>,
     tables: Vec<(i64, String)>,
 }
 
@@ -494,12 +494,12 @@ impl Rewriter<'_> {
             "current_schema" => text("public"),
             "current_database" | "current_catalog" => text(catalog::DATABASE),
             "version" => text(&format!("PostgreSQL {VERSION} (tapestore {})", env!("CARGO_PKG_VERSION"))),
-            "current_user" | "session_user" | "user" | "current_role" => text(self.facts.user),
+            "current_user" | "session_user" | "user" | "current_role" => text(self.known.user),
             "pg_get_userbyid" => text(catalog::OWNER),
             "pg_encoding_to_char" => text("UTF8"),
             "pg_size_pretty" => text(""),
             "current_setting" => {
-                texts(function).first().and_then(|name| self.facts.values.get(name)).map_or_else(null, |v| text(&v))
+                texts(function).first().and_then(|name| self.known.values.get(name)).map_or_else(null, |v| text(&v))
             }
             "set_config" => texts(function).get(1).map_or_else(null, |value| text(value)),
             "format_type" => by_number(args.first()?, catalog::types()),

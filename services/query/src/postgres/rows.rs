@@ -454,6 +454,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::big_endian_bytes, reason = "PostgreSQL's protocol is big-endian")]
     fn numbers_have_the_digits_of_base_10000_that_postgresql_expects() {
         let of = |digits: &str| {
             let mut out = BytesMut::new();

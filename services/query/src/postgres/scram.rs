@@ -21,7 +21,7 @@ use ring::{digest, hmac, pbkdf2};
 pub(super) const MECHANISM: &str = "SCRAM-SHA-256";
 const ITERATIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(4095);
 
-/// Why a client is not let in.
+/// Why a client is not accepted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum Refused {
     /// The message is none of SCRAM.

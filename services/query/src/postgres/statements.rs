@@ -121,7 +121,7 @@ impl State {
         let moment = self.server.engine.moment(&settings).map_err(codes::failure)?;
         let user = client.metadata().get(METADATA_USER).map_or("tapestore", String::as_str);
         let values = self.values().clone();
-        Ok(rewrite::rewritten(sql, &rewrite::Facts { user, values: &values, moment: &moment }).unwrap_or_else(|| sql.to_owned()))
+        Ok(rewrite::rewritten(sql, &rewrite::Known { user, values: &values, moment: &moment }).unwrap_or_else(|| sql.to_owned()))
     }
 
     async fn run(&self, sql: &str, command: Option<&Command>, values: Vec<ScalarValue>) -> PgWireResult<Outcome> {
@@ -219,7 +219,7 @@ fn allowed(status: TransactionStatus, command: Option<&Command>) -> PgWireResult
     }
 }
 
-/// Tells that a statement without rows is done.
+/// The message that a statement without rows is done.
 async fn finished<C>(client: &mut C, outcome: Outcome) -> PgWireResult<()>
 where
     C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
@@ -253,7 +253,7 @@ impl CancelHandler for Statements {
         let key = (request.pid, request.secret_key.to_bytes());
         let found = self.state.server.running().get(&key).cloned();
         if let Some(running) = found {
-            // Only a statement that runs now hears it.
+            // Only a statement that runs now is cancelled.
             running.notify_waiters();
         }
     }
@@ -406,7 +406,7 @@ impl ExtendedQueryHandler for Statements {
         match client.portal_store().get_statement(statement) {
             Some(Entry::Value(statement)) => {
                 let portal = Portal::try_new(&message, statement)?;
-                // What is wrong with a value is told now.
+                // A wrong value is an error now.
                 parameters::values(&portal, &portal.statement.statement.parameters)?;
                 rows::fields(&portal.statement.statement.schema, &portal.result_column_format)?;
                 client.portal_store().put_portal(Arc::new(portal));
@@ -494,9 +494,9 @@ impl ExtendedQueryHandler for Statements {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let told = parameters::described(&target.statement.parameters).into_iter().enumerate();
-        let types = told.map(|(at, told)| {
-            target.parameter_types.get(at).cloned().flatten().filter(|of| *of != Type::UNKNOWN).unwrap_or(told)
+        let described = parameters::described(&target.statement.parameters).into_iter().enumerate();
+        let types = described.map(|(at, described)| {
+            target.parameter_types.get(at).cloned().flatten().filter(|of| *of != Type::UNKNOWN).unwrap_or(described)
         });
         if target.statement.schema.fields().is_empty() {
             return Ok(DescribeStatementResponse::new(types.collect(), Vec::new()));

@@ -15,6 +15,36 @@ pub const STACK: usize = 32 << 20;
 /// Most levels of a statement. Builds without optimisation use up to 60 KB of stack for a level.
 pub const DEPTH_MAX: usize = 300;
 
+/// Most calls in the arguments of calls: the planner's work doubles with each.
+pub const CALLS_MAX: usize = 10;
+/// Words before a parenthesis that begins no call.
+const NO_CALLS: [Keyword; 24] = [
+    Keyword::IN,
+    Keyword::AND,
+    Keyword::OR,
+    Keyword::NOT,
+    Keyword::FROM,
+    Keyword::SELECT,
+    Keyword::WHERE,
+    Keyword::ON,
+    Keyword::EXISTS,
+    Keyword::ANY,
+    Keyword::ALL,
+    Keyword::AS,
+    Keyword::VALUES,
+    Keyword::JOIN,
+    Keyword::WHEN,
+    Keyword::THEN,
+    Keyword::ELSE,
+    Keyword::BY,
+    Keyword::UNION,
+    Keyword::LATERAL,
+    Keyword::USING,
+    Keyword::OVER,
+    Keyword::BETWEEN,
+    Keyword::CASE,
+];
+
 /// What is between two parentheses, or between `CASE` and `END`.
 #[derive(Default)]
 struct Level {
@@ -92,6 +122,29 @@ fn depth(tokens: &[Token]) -> usize {
     deepest
 }
 
+/// The most calls of a statement of `tokens` that lie in the arguments of each other.
+fn calls(tokens: &[Token]) -> usize {
+    let (mut levels, mut deepest, mut is_name): (Vec<bool>, usize, bool) = (Vec::new(), 0, false);
+    for token in tokens {
+        match token {
+            Token::LParen => {
+                levels.push(is_name);
+                deepest = deepest.max(levels.iter().filter(|is_call| **is_call).count());
+            }
+            Token::RParen => {
+                levels.pop();
+            }
+            _ => {}
+        }
+        is_name = match token {
+            Token::Word(word) => word.quote_style.is_some() || !NO_CALLS.contains(&word.keyword),
+            Token::Whitespace(_) => is_name,
+            _ => false,
+        };
+    }
+    deepest
+}
+
 /// Checks that a statement of `tokens` is not nested too deeply.
 ///
 /// # Errors
@@ -99,7 +152,14 @@ fn depth(tokens: &[Token]) -> usize {
 pub fn check(tokens: &[Token]) -> Result<()> {
     let depth = depth(tokens);
     if depth <= DEPTH_MAX {
-        return Ok(());
+        // A statement of parentheses alone would make the count slow; it is too deep.
+        let calls = calls(tokens);
+        if calls <= CALLS_MAX {
+            return Ok(());
+        }
+        return Err(DataFusionError::Plan(format!(
+            "the statement has {calls} calls in the arguments of each other, and {CALLS_MAX} are the most: use a subquery"
+        )));
     }
     Err(DataFusionError::Plan(format!(
         "the statement is nested {depth} levels deep, and {DEPTH_MAX} are the most; for many values of one column write \
@@ -130,6 +190,16 @@ mod tests {
         ] {
             assert!(of(&sql) < 20, "{} is {} deep", &sql[..40], of(&sql));
         }
+    }
+
+    #[test]
+    fn calls_in_the_arguments_of_calls_have_a_limit() {
+        let check = |sql: &str| check(&Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize().unwrap());
+        let nested = |n: usize| format!("select {}1{}", "abs(1 + ".repeat(n), ")".repeat(n));
+        assert!(check(&nested(10)).is_ok());
+        assert!(check(&nested(11)).unwrap_err().to_string().contains("11 calls"));
+        assert!(check(&format!("select 1 where {}", "a in (1) and ".repeat(40) + "true")).is_ok());
+        assert!(check(&format!("select {}1", "abs(1) + ".repeat(40))).is_ok());
     }
 
     #[test]

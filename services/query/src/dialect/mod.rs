@@ -31,7 +31,8 @@ use crate::nesting;
 /// It is no statement, or a word of time-series SQL is used wrongly.
 pub fn parse(sql: &str, is_aggregate: &dyn Fn(&str) -> bool) -> Result<Statement> {
     let dialect = PostgreSqlDialect {};
-    let tokens = Tokenizer::new(&dialect, sql).tokenize().map_err(|error| wrong(error.to_string()))?;
+    // Quotes within quotes stay doubled: the text is put together again from the tokens.
+    let tokens = Tokenizer::new(&dialect, sql).with_unescape(false).tokenize().map_err(|error| wrong(error.to_string()))?;
     nesting::check(&tokens)?;
     let text = tokens::rewritten(&tokens)?;
     let text = text.as_deref().unwrap_or(sql);

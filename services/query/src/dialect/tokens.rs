@@ -75,7 +75,7 @@ impl<'t> Cursor<'t> {
             if depth == 0 {
                 return Ok(text);
             }
-            text.push_str(&token.to_string());
+            text.push_str(&text_of(token));
         }
         Err(wrong(format!("the parentheses after {after} do not close")))
     }
@@ -85,6 +85,14 @@ impl<'t> Cursor<'t> {
             Some(Token::SingleQuotedString(text)) => Ok(text.clone()),
             _ => Err(wrong(format!("{after} needs a text in quotes"))),
         }
+    }
+}
+
+/// `token` as it was written, or as it means the same.
+fn text_of(token: &Token) -> String {
+    match token {
+        Token::EscapedStringLiteral(text) => format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'")),
+        token => token.to_string(),
     }
 }
 
@@ -129,11 +137,11 @@ pub(super) fn rewritten(tokens: &[Token]) -> Result<Option<String>> {
     let place = |at: usize| cursor.places.get(at).copied().unwrap_or(tokens.len());
     let (mut text, mut done) = (String::new(), 0);
     for (from, to, change) in changes {
-        tokens.get(done..place(from)).unwrap_or(&[]).iter().for_each(|token| text.push_str(&token.to_string()));
+        tokens.get(done..place(from)).unwrap_or(&[]).iter().for_each(|token| text.push_str(&text_of(token)));
         text.push_str(&change);
         done = if from == to { place(from) } else { place(to - 1) + 1 };
     }
-    tokens.get(done..).unwrap_or(&[]).iter().for_each(|token| text.push_str(&token.to_string()));
+    tokens.get(done..).unwrap_or(&[]).iter().for_each(|token| text.push_str(&text_of(token)));
     Ok(Some(text))
 }
 
@@ -204,7 +212,7 @@ mod tests {
     use super::*;
 
     fn of(sql: &str) -> String {
-        let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize().unwrap();
+        let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql).with_unescape(false).tokenize().unwrap();
         rewritten(&tokens).unwrap().unwrap_or_else(|| sql.to_owned())
     }
 
@@ -221,6 +229,10 @@ mod tests {
         assert_eq!(
             of("select 1 from a asof join b match_condition (a.time >= b.time) on a.s = b.s tolerance 5s where x"),
             "select 1 from a asof join b match_condition (a.time >= b.time AND within_tolerance(5000000000) ) on a.s = b.s  where x"
+        );
+        assert_eq!(
+            of("select 'it''s', \"a\"\"b\", E'\\'' from t sample by 5s"),
+            "select 'it''s', \"a\"\"b\", E'\\'' from t GROUP BY sample_by('5s', '', 'calendar', '')"
         );
     }
 

@@ -273,8 +273,9 @@ impl ExecutionPlan for Scan {
         let units: VecDeque<Unit> = self.partitions.get(partition).cloned().unwrap_or_default().into();
         let counter = |name: &'static str| MetricBuilder::new(&self.metrics).counter(name, partition);
         let output = MetricBuilder::new(&self.metrics).output_rows(partition);
-        let (blocks_read, bytes_read) = (counter("blocks_read"), counter("bytes_read"));
+        let bytes_read = counter("bytes_read");
         if partition == 0 {
+            counter("blocks_selected").add(self.pruning.blocks_read);
             counter("blocks_skipped").add(self.pruning.blocks.saturating_sub(self.pruning.blocks_read));
             counter("bytes_stored").add(self.pruning.bytes as usize);
         }
@@ -292,7 +293,6 @@ impl ExecutionPlan for Scan {
             lent: None,
             width: width(&self.shape.origins) as usize,
             output,
-            blocks_read,
             bytes_read,
         }))
     }

@@ -35,7 +35,6 @@ pub(super) struct Rows {
     pub(super) lent: Option<File>,
     pub(super) width: usize,
     pub(super) output: Count,
-    pub(super) blocks_read: Count,
     pub(super) bytes_read: Count,
 }
 
@@ -58,7 +57,6 @@ impl Rows {
                 Some(Unit::Block(rows)) => {
                     let batch = self.shape.in_file(&rows)?;
                     self.lent = Some(rows.file);
-                    self.blocks_read.add(1);
                     return Ok(Some(batch));
                 }
                 Some(Unit::Merged(pieces)) => self.merge = Some(Merge::new(pieces, self.backwards, self.few)),

@@ -179,7 +179,8 @@ const KEYS: &str = "symbol, cast(time as bigint) as t, lsn";
 fn conditions_leave_the_rows_that_they_leave_in_the_library() {
     let trades = &world().trades;
     let middle = trades[trades.len() / 2].time;
-    let (early, late) = (middle - 20_000_000_000, middle + 20_000_000_000);
+    // Times that rows have: a bound that is moved by one leaves another row.
+    let (early, late) = (trades[trades.len() * 2 / 5].time, trades[trades.len() * 3 / 5].time);
     let time = |ns: i64| format!("to_timestamp_nanos({ns})");
     type Passes<'a> = Box<dyn Fn(&Known) -> bool + 'a>;
     let cases: Vec<(String, Passes<'_>)> = vec![
@@ -193,6 +194,7 @@ fn conditions_leave_the_rows_that_they_leave_in_the_library() {
         (format!("time >= {} and time < {}", time(early), time(late)), Box::new(|t| (early..late).contains(&t.time))),
         (format!("time between {} and {}", time(early), time(late)), Box::new(|t| (early..=late).contains(&t.time))),
         (format!("time = {}", time(middle)), Box::new(|t| t.time == middle)),
+        (format!("time > {} and time <= {}", time(early), time(late)), Box::new(|t| t.time > early && t.time <= late)),
         (format!("symbol = 'B:BTC' and {} < time", time(late)), Box::new(|t| t.symbol == "B:BTC" && t.time > late)),
         ("time < '1980-01-01'".into(), Box::new(|_| false)),
         ("lsn > 50000 and lsn <= 60000".into(), Box::new(|t| t.lsn > 50_000 && t.lsn <= 60_000)),

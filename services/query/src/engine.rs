@@ -88,6 +88,8 @@ pub struct Engine {
 struct Opened {
     reader: Reader,
     names: Arc<Names>,
+    /// Of which storage process and timeline the names are, and how many.
+    names_of: (u64, u64, usize),
     kinds: Vec<Arc<KindTable>>,
 }
 
@@ -151,7 +153,7 @@ impl Engine {
             DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory).with_max_temp_directory_size(options.spill);
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
-        let opened = Opened { reader, names: Arc::new(Names::new(&[])), kinds: Vec::new() };
+        let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new() };
         let aggregates = aggregates()
             .iter()
             .flat_map(|f| {
@@ -183,9 +185,12 @@ impl Engine {
         let symbols = opened.reader.symbols()?;
         symbols.refresh();
         let count = symbols.names().len();
-        if count != opened.names.len() {
+        // A store that was restored, or whose log was truncated, may have other names under the same numbers.
+        let control = opened.reader.control();
+        let of = (control.instance(), control.timeline().0, count);
+        if of != opened.names_of {
             let names = Names::new(opened.reader.symbols()?.names());
-            opened.names = Arc::new(names);
+            (opened.names, opened.names_of) = (Arc::new(names), of);
         }
         let all: Vec<&'static Schema> = SCHEMAS.iter().chain(user_kinds()).collect();
         if all.len() != opened.kinds.len() {

@@ -173,6 +173,18 @@ impl Engine {
         &self.options
     }
 
+    /// Says on standard error that no storage process serves the store, and that its log ends within a frame, if so.
+    ///
+    /// # Errors
+    /// Those of [`Reader::snapshot`].
+    pub fn note_at_rest(&self, settings: &Settings) -> Result<(), QueryError> {
+        let last = self.moment(settings)?.snapshot.last();
+        // As in `moment`.
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        tape_services::query::note_at_rest(&opened.reader, last);
+        Ok(())
+    }
+
     /// The store now.
     ///
     /// # Errors

@@ -195,6 +195,7 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
         threads,
     };
     let engine = Arc::new(Engine::open(&options.store, limits)?);
+    engine.note_at_rest(&engine::Settings::default())?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(2)).thread_stack_size(STACK).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(INTERNAL, format!("threads cannot be started: {e}")))?;

@@ -82,7 +82,9 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;
-    let mut session = Session::new(Arc::new(engine), Settings { at: args.at, until: None });
+    let settings = Settings { at: args.at, until: None };
+    engine.note_at_rest(&settings)?;
+    let mut session = Session::new(Arc::new(engine), settings);
     if is_prompt {
         return prompt::run(&mut session, &runtime, format);
     }

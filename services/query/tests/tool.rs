@@ -71,6 +71,23 @@ fn rows_are_printed_as_a_table_as_json_and_as_csv() {
 }
 
 #[test]
+fn a_store_at_rest_answers_and_standard_error_says_that_nobody_serves_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path().join("store")).unwrap();
+    let mut publisher = Publisher::open(publisher::Options::new(store.path(), PublisherId(1))).unwrap();
+    let instrument = publisher.instrument(&"A:B".parse().unwrap()).unwrap();
+    publisher.publish(&Trade { instrument, ts_recv: Ts(7), ..Trade::default() }).unwrap();
+    publisher.flush(Durability::Fsync, Duration::from_secs(20)).unwrap();
+    drop(publisher);
+    let path = store.path().to_path_buf();
+    store.stop().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tape-query"));
+    let output = command.args(["sql", "--csv", "-c", "select symbol from trade", "--store"]).arg(path).output().unwrap();
+    assert_eq!(text(&output.stdout), "symbol\nA:B\n");
+    assert!(text(&output.stderr).contains("no storage process serves the store"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn statements_come_from_a_file_and_from_standard_input_and_settings_last() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     write!(file, "-- the last two\nset at = 'lsn 2';\nselect count(*) as n from trade;\nset at = 'committed';\nselect count(*) as n from trade")

@@ -90,7 +90,7 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let mut served = processes::Served::new(dir.path().join("store"));
         served.start(&mut storage(wait, memtable_size, &dir.path().join("store"))).unwrap();
-        // Storage writes its first spare segment now: wait until the disk is idle.
+        // Storage has written the log's first segment: wait until the disk is idle.
         std::thread::sleep(Duration::from_millis(500));
         Served { served, _dir: dir }
     }

@@ -10,6 +10,7 @@ mod real;
 pub mod sim;
 pub mod two_slots;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -113,8 +114,9 @@ pub trait DiskFile: Send + Sync {
     fn is_empty(&self) -> Result<bool> {
         Ok(self.len()? == 0)
     }
-    /// Drops the file's clean pages from the system's cache, so that later reads go to the disk.
-    fn drop_cache(&self) -> Result<()>;
+    /// Drops the clean pages of the bytes `range` from the system's cache, so that later reads go to the disk. Pages around them
+    /// may go too. `u64::MAX` stands for the end of the file.
+    fn drop_cache(&self, range: Range<u64>) -> Result<()>;
 }
 
 /// Copies the file `from` to `to`, which appears whole and synced or not at all. Calls `visit` with the number of

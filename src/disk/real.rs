@@ -5,6 +5,8 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::ErrorKind;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,8 @@ use crate::time::Ts;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealDisk;
 
+/// The system keeps pages of a file in groups of up to this size, and drops a group as a whole or not at all.
+const LARGE_PAGE: u64 = 2 << 20;
 const FILE_MODE: u32 = 0o640;
 const DIR_MODE: u32 = 0o750;
 
@@ -188,7 +192,10 @@ impl DiskFile for RealFile {
         Ok(self.file.metadata().map_err(|e| Error::io("stat", &self.path, e))?.len())
     }
 
-    fn drop_cache(&self) -> Result<()> {
-        rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed).map_err(|e| Error::io("advise", &self.path, e))
+    fn drop_cache(&self, range: Range<u64>) -> Result<()> {
+        let from = range.start / LARGE_PAGE * LARGE_PAGE;
+        // Zero: to the end.
+        let len = range.end.checked_next_multiple_of(LARGE_PAGE).map_or(0, |end| end.saturating_sub(from));
+        rustix::fs::fadvise(&self.file, from, NonZeroU64::new(len), Advice::DontNeed).map_err(|e| Error::io("advise", &self.path, e))
     }
 }

@@ -68,6 +68,7 @@ impl Shared<'_> {
             is_failing: false,
             disk: self.world.disk.clone(),
             dir: self.options.store.join(wal::DIR),
+            control: self.control.clone(),
             segment_size,
             next: 0,
             spares,

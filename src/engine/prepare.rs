@@ -2,7 +2,7 @@
 //! milliseconds. Recycled segments are used first.
 //!
 //! What must hold: the agent holds no more than it was asked for: one spare segment in the queue, one in its hand, and one
-//! MemTable on request.
+//! MemTable on request. A store with hardly any records and no publisher has no spare segment.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use tapestore::agent::Stop;
 use tapestore::disk::{Disk, DiskFile};
 use tapestore::error::Result;
 use tapestore::memtable::Writer;
+use tapestore::shm::control::{Control, SLOTS_MAX};
 use tapestore::wal::{Spare, prepare};
 
 /// Pause after a failure.
@@ -26,11 +27,18 @@ const RETRY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Longest wait for the queue, and interval between checks of the stop flag.
 const TURN: Duration = Duration::from_millis(100);
+/// A log that is shorter than this part of its first segment has no spare segments before a publisher attaches: an empty store
+/// takes one segment of disk, not three.
+const SMALL_LOG_PART: u64 = 64;
+/// Interval between looks at a store without spare segments.
+const SMALL_LOG_TURN: Duration = Duration::from_millis(20);
 
 /// The prepare agent.
 pub(super) struct PrepareAgent {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
+    /// Says how long the log is.
+    pub(super) control: Control,
     pub(super) segment_size: u64,
     pub(super) next: u64,
     pub(super) spares: Sender<Spare>,
@@ -50,6 +58,10 @@ impl PrepareAgent {
     pub(super) fn run(mut self) {
         let mut hand = None;
         while !self.stop.is_stopped() {
+            if !self.wants_segments() {
+                self.wait(SMALL_LOG_TURN);
+                continue;
+            }
             if hand.is_none() {
                 hand = self.segment();
             }
@@ -58,6 +70,12 @@ impl PrepareAgent {
                 None => self.wait(RETRY),
             }
         }
+    }
+
+    /// Whether records are to come, as far as anyone knows.
+    fn wants_segments(&self) -> bool {
+        self.control.appended_position().0 >= self.segment_size / SMALL_LOG_PART
+            || (0..SLOTS_MAX).any(|slot| self.control.slot(slot).holder().is_some())
     }
 
     fn segment(&mut self) -> Option<Spare> {

@@ -89,7 +89,7 @@ impl Manifest {
         }
         let file = self.disk.open(&path, Open::Write)?;
         file.sync()?;
-        file.drop_cache()?;
+        file.drop_cache(0..u64::MAX)?;
         let mut follower = Follower::new(&self.dir, self.store_id);
         let step = follower.read_on(self.disk.as_ref(), &mut |_, _| {})?;
         let torn = match step {

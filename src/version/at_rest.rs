@@ -151,7 +151,7 @@ impl AtRest {
 fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
     let meta = read_as.meta;
     if let Some(number) = read_as.manifest {
-        disk.open(&dir.join(manifest::format::file_name(number)), Open::Read)?.drop_cache()?;
+        disk.open(&dir.join(manifest::format::file_name(number)), Open::Read)?.drop_cache(0..u64::MAX)?;
     }
     let state = manifest_state(disk, dir, &meta)?;
     let mut files = std::collections::BTreeMap::new();
@@ -197,13 +197,29 @@ fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
     Ok(AtRest { history, tables, names, control, torn, read_as, end: end.chain, segment_size: meta.segment_size })
 }
 
-/// Drops the clean pages of the log above its durable mark from the system's cache: after a failed sync they hold what the disk
-/// does not, and the next start does not keep that.
+/// Drops the frames of the log above its durable mark from the system's cache, if their pages are clean: after a failed sync they
+/// hold what the disk does not, and the next start does not keep that.
+///
+/// The rest of a segment stays cached: storage that starts meanwhile writes there, and each write would wait until the disk has
+/// read a page. `figures`, which opens its store until storage serves it, ingested half as much (8.9 instead of 17 M records/s in
+/// batches of 256) when whole segments were dropped.
 fn forget_unsynced(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain) -> Result<()> {
     let mark = wal::durable_mark(disk, wal, meta, from)?.position;
     for first in disk.list(wal)?.iter().filter_map(|name| wal::format::segment_first(name)) {
-        if first.0 + meta.segment_size > mark.0 {
-            disk.open(&wal.join(wal::format::segment_name(first)), Open::Read)?.drop_cache()?;
+        let start = mark.0.max(first.0 + wal::format::SEGMENT_HEAD_LEN);
+        let segment = disk.open(&wal.join(wal::format::segment_name(first)), Open::Read)?;
+        let mut end = start;
+        while end < first.0 + meta.segment_size {
+            let mut bytes = [0; wal::format::HEADER_LEN as usize];
+            segment.read_at(&mut bytes, end - first.0)?;
+            // A reused segment has frames of other positions.
+            match wal::Header::parse(&bytes) {
+                Ok(header) if header.position.0 == end => end += header.total_len(),
+                _ => break,
+            }
+        }
+        if end > start {
+            segment.drop_cache(start - first.0..end - first.0)?;
         }
     }
     Ok(())

@@ -179,7 +179,7 @@ pub fn examine(
         }
         if how == Open::Write && segment.first.0 + meta.segment_size > durable_mark.position.0 {
             segment.file.sync()?;
-            segment.file.drop_cache()?;
+            segment.file.drop_cache(0..u64::MAX)?;
             // The cache alone may have held the head too.
             segment.header = read_head(segment.file.as_ref(), meta, segment.first)?.1;
         }

@@ -12,6 +12,7 @@ mod rng;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, ErrorKind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -503,14 +504,19 @@ impl DiskFile for SimFile {
         Ok(state.inodes.get(self.inode).map_or(0, |i| i.live.len() as u64))
     }
 
-    fn drop_cache(&self) -> Result<()> {
+    fn drop_cache(&self, range: Range<u64>) -> Result<()> {
         let mut state = self.disk.state();
         state.alive("advise", &self.path)?;
         if let Some(inode) = state.inodes.get_mut(self.inode) {
             // Dirty data stays.
             let mut bytes = inode.synced.clone();
             inode.unsynced.iter().for_each(|(offset, data)| put(&mut bytes, *offset, data));
-            inode.live = bytes;
+            let end = usize::try_from(range.end).unwrap_or(usize::MAX).min(bytes.len()).min(inode.live.len());
+            let start = usize::try_from(range.start).unwrap_or(usize::MAX).min(end);
+            match (inode.live.get_mut(start..end), bytes.get(start..end)) {
+                (Some(live), Some(disk)) if range.end != u64::MAX => live.copy_from_slice(disk),
+                _ => inode.live = bytes,
+            }
         }
         Ok(())
     }
@@ -563,7 +569,7 @@ mod tests {
             disk.set_fault(2, Fault::Forget(ErrorKind::Other));
             assert!(f.sync().is_err() && f.sync().is_ok());
             assert_eq!(disk.contents(Path::new("/f")).unwrap(), vec![7; call as usize * 512]);
-            f.drop_cache().unwrap();
+            f.drop_cache(0..u64::MAX).unwrap();
             forgotten += usize::from(disk.contents(Path::new("/f")).unwrap() != vec![7; call as usize * 512]);
         }
         assert!(forgotten > 30, "{forgotten}");

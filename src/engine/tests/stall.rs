@@ -1,5 +1,6 @@
 //! Owns: a disk whose syncs take two seconds, and the test of a leader with such a disk.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -105,8 +106,8 @@ impl DiskFile for StallingFile {
         self.file.len()
     }
 
-    fn drop_cache(&self) -> Result<()> {
-        self.file.drop_cache()
+    fn drop_cache(&self, range: Range<u64>) -> Result<()> {
+        self.file.drop_cache(range)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Owns: rules that are broken on purpose; the simulation must notice each.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -122,8 +123,8 @@ impl DiskFile for LazyFile {
         self.file.len()
     }
 
-    fn drop_cache(&self) -> Result<()> {
-        self.file.drop_cache()
+    fn drop_cache(&self, range: Range<u64>) -> Result<()> {
+        self.file.drop_cache(range)
     }
 }
 

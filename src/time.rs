@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -70,6 +71,12 @@ impl FromStr for Ts {
         let time: jiff::Timestamp = text.parse().map_err(|_| invalid())?;
         u64::try_from(time.as_nanosecond()).map(Ts).map_err(|_| invalid())
     }
+}
+
+/// The end of a wait of `limit` from now. One that the clock cannot hold ends in a hundred years.
+pub(crate) fn deadline(limit: Duration) -> Instant {
+    const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+    Instant::now() + limit.min(LONGEST)
 }
 
 /// Parses a duration like `250ms`, `90s`, `15m`, `36h` or `30d` into nanoseconds; a day has 24 hours.
@@ -194,6 +201,12 @@ impl Clock for SimClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_of_any_length_has_an_end() {
+        assert!(deadline(Duration::MAX) > Instant::now() + Duration::from_secs(86_400));
+        assert!(deadline(Duration::ZERO) <= Instant::now());
+    }
 
     #[test]
     fn a_time_prints_and_parses_to_the_same_nanosecond() {

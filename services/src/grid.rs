@@ -79,6 +79,11 @@ impl Cell {
         Cell { text: text.to_string(), json }
     }
 
+    /// The value as text: equal for equal values of a column.
+    pub fn key(&self) -> &str {
+        &self.text
+    }
+
     /// Nothing: empty, and null in JSON.
     pub fn absent() -> Cell {
         Cell { text: String::new(), json: Json::Null }

@@ -43,6 +43,7 @@ use crate::shm::bell::Bell;
 use crate::shm::kinds::Kinds;
 use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
+use crate::time::deadline;
 
 /// Publishes records.
 ///
@@ -76,7 +77,7 @@ impl Publisher {
         if let Some(core) = options.core {
             pin("publisher", core);
         }
-        let deadline = Instant::now() + options.open_timeout;
+        let deadline = deadline(options.open_timeout);
         let incarnation = incarnation().map_err(|e| Error::io("draw a number for", &options.store, e))?;
         let mode = if options.take_over { Mode::New } else { Mode::Free };
         let (run_dir, stream, link, grant) = loop {
@@ -249,7 +250,7 @@ impl Publisher {
         if state.ring.push(record.words()) {
             return Ok(state);
         }
-        let deadline = Instant::now() + self.options.send_timeout;
+        let deadline = deadline(self.options.send_timeout);
         // Each turn takes the lock that the keeper needs, and reads what storage writes.
         let mut idle = Idle::yielding(self.options.wait);
         loop {
@@ -279,7 +280,7 @@ impl Publisher {
     /// [`PublishError::Refused`] if the store has no such level. [`PublishError::Forked`].
     pub fn flush(&mut self, level: Durability, limit: Duration) -> Result<Progress, PublishError> {
         self.check_process()?;
-        let deadline = Instant::now() + limit;
+        let deadline = deadline(limit);
         let target = PubSeq(lock(&self.state).ring.next().0 - 1);
         let mut idle = Idle::new(self.options.wait);
         loop {

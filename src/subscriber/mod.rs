@@ -35,7 +35,7 @@ use crate::shm::kinds::Kinds;
 use crate::shm::origin::Origin;
 use crate::shm::run_dir::RunDir;
 use crate::shm::symbols::Symbols;
-use crate::time::{Clock, HostClock};
+use crate::time::{Clock, HostClock, deadline};
 use crate::version::{Versions, View};
 
 /// An event that a subscriber receives.
@@ -486,7 +486,7 @@ impl Subscriber {
         if self.healing_since.is_some() {
             return self.bells.sleep(Bell::Applied, limit.min(Duration::from_millis(5)), || false);
         }
-        let (mut idle, until) = (Idle::new(self.options.wait), Instant::now() + limit);
+        let (mut idle, until) = (Idle::new(self.options.wait), deadline(limit));
         while !idle.should_park() {
             if self.has_event() || Instant::now() >= until {
                 return;

@@ -170,7 +170,7 @@ fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
         committed: state.covered(),
     };
     let wal = dir.join(wal::DIR);
-    forget_unsynced(disk, &wal, &meta, state.checkpoint)?;
+    wal::forget_unsynced(disk, &wal, &meta, state.checkpoint)?;
     let end = wal::scan(disk, &wal, &meta, state.checkpoint, Open::Read, |frame| rest.visit(frame))?;
     rest.finish();
     let last = Lsn(end.chain.lsn.0 - 1);
@@ -195,34 +195,6 @@ fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
     let torn = tail.map(|tail| TornTail { path: tail.path, offset: tail.offset, why: tail.bad.what, last });
     let (names, tables) = (rest.names, rest.tables);
     Ok(AtRest { history, tables, names, control, torn, read_as, end: end.chain, segment_size: meta.segment_size })
-}
-
-/// Drops the frames of the log above its durable mark from the system's cache, if their pages are clean: after a failed sync they
-/// hold what the disk does not, and the next start does not keep that.
-///
-/// The rest of a segment stays cached: storage that starts meanwhile writes there, and each write would wait until the disk has
-/// read a page. `figures`, which opens its store until storage serves it, ingested half as much (8.9 instead of 17 M records/s in
-/// batches of 256) when whole segments were dropped.
-fn forget_unsynced(disk: &dyn Disk, wal: &Path, meta: &Meta, from: Chain) -> Result<()> {
-    let mark = wal::durable_mark(disk, wal, meta, from)?.position;
-    for first in disk.list(wal)?.iter().filter_map(|name| wal::format::segment_first(name)) {
-        let start = mark.0.max(first.0 + wal::format::SEGMENT_HEAD_LEN);
-        let segment = disk.open(&wal.join(wal::format::segment_name(first)), Open::Read)?;
-        let mut end = start;
-        while end < first.0 + meta.segment_size {
-            let mut bytes = [0; wal::format::HEADER_LEN as usize];
-            segment.read_at(&mut bytes, end - first.0)?;
-            // A reused segment has frames of other positions.
-            match wal::Header::parse(&bytes) {
-                Ok(header) if header.position.0 == end => end += header.total_len(),
-                _ => break,
-            }
-        }
-        if end > start {
-            segment.drop_cache(start - first.0..end - first.0)?;
-        }
-    }
-    Ok(())
 }
 
 /// The state of the manifest. A store whose first start was interrupted has none, and no SSTable.

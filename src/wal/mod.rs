@@ -31,7 +31,7 @@ pub use control_entry::ControlEntry;
 pub use format::{Chain, Data, DurableMark, FrameType, Header, Run};
 pub use frame::FrameBuilder;
 pub use meta::{Meta, MetaFile};
-pub use reader::{Body, End, Frame, Tail, durable_mark, examine, leftovers, parse, passed, scan};
+pub use reader::{Body, End, Frame, Tail, durable_mark, examine, forget_unsynced, leftovers, parse, passed, scan};
 pub use segment::{Spare, Spares, prepare, recycle, remove_spares};
 pub use truncate::{Truncated, truncate};
 pub use writer::{Appended, Opened, READY_FRAMES, Syncer, Writer};

@@ -129,6 +129,37 @@ pub fn durable_mark(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Re
     Ok(durable_mark.max_with(from))
 }
 
+/// Drops the frames of the log above its durable mark from the system's cache, if their pages are clean: after a failed sync they
+/// hold what the disk does not, and the next start does not keep that.
+///
+/// The rest of a segment stays cached: storage that starts meanwhile writes there, and each write would wait until the disk has
+/// read a page. `figures`, which opens its store until storage serves it, ingested half as much (8.9 instead of 17 M records/s in
+/// batches of 256) when whole segments were dropped.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn forget_unsynced(disk: &dyn Disk, dir: &Path, meta: &Meta, from: Chain) -> Result<()> {
+    let mark = durable_mark(disk, dir, meta, from)?.position;
+    for first in disk.list(dir)?.iter().filter_map(|name| segment_first(name)) {
+        let start = mark.0.max(first.0 + SEGMENT_HEAD_LEN);
+        let segment = disk.open(&dir.join(segment_name(first)), Open::Read)?;
+        let mut end = start;
+        while end < first.0 + meta.segment_size {
+            let mut bytes = [0; HEADER_LEN as usize];
+            segment.read_at(&mut bytes, end - first.0)?;
+            // A reused segment has frames of other positions.
+            match Header::parse(&bytes) {
+                Ok(header) if header.position.0 == end => end += header.total_len(),
+                _ => break,
+            }
+        }
+        if end > start {
+            segment.drop_cache(start - first.0..end - first.0)?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads the log in `dir` from `from` on, a checkpoint or its beginning, and passes each frame to `visit`.
 ///
 /// With `how` = [`Open::Write`] it first syncs every segment above the durable mark and drops the clean pages from the cache,

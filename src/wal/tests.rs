@@ -451,6 +451,33 @@ fn a_segments_head_that_is_only_in_the_page_cache_is_not_trusted() {
 }
 
 #[test]
+fn of_the_cache_only_frames_above_the_durable_mark_are_dropped() {
+    let mut forgotten = 0;
+    for seed in 0..40 {
+        let disk = SimDisk::new();
+        (0..seed).for_each(|_| disk.create_dir(std::path::Path::new("/x")).unwrap());
+        let (mut log, _) = open_log(&disk).unwrap();
+        begin(&mut log).unwrap();
+        log.syncer.sync(log.writer.end()).unwrap();
+        log.syncer.record().unwrap();
+        let mark = log.writer.end().position.0 as usize;
+        append(&mut log, FrameType::Data, &mut trades(0, 3)).unwrap();
+        let end = log.writer.end().position.0 as usize;
+        disk.open(&segment_path(0), Open::Write).unwrap().write_at(&[7; 4096], SEGMENT - 4096).unwrap();
+        let cached = disk.contents(&segment_path(0)).unwrap();
+        disk.set_fault(disk.calls() + 1, Fault::Forget(ErrorKind::Other));
+        assert!(log.syncer.sync(log.writer.end()).is_err());
+        let meta = *log.meta.meta();
+        drop(log);
+        forget_unsynced(&disk, &store().join(DIR), &meta, Chain::begin(77)).unwrap();
+        let now = disk.contents(&segment_path(0)).unwrap();
+        assert!(now[..mark] == cached[..mark] && now[end..] == cached[end..], "seed {seed}");
+        forgotten += usize::from(now[mark..end] != cached[mark..end]);
+    }
+    assert!(forgotten > 10, "{forgotten}");
+}
+
+#[test]
 fn ingest_time_falls_only_in_flagged_frames_and_a_follower_has_the_same_bytes() {
     let (leader, follower) = (SimDisk::new(), SimDisk::new());
     let (mut log, _) = open_log(&leader).unwrap();

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{LogicalPlanBuilder, col, lit};
 use tapestore::lsn::Lsn;
 use tapestore::record::Kind;
@@ -54,9 +55,11 @@ impl SchemaProvider for Tables {
         if let Some(kind) = self.kind(name) {
             let table: Arc<dyn TableProvider> =
                 Arc::new(StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone()));
-            let Some(until) = self.0.until else { return Ok(Some(table)) };
+            let until = self.0.until.map(|until| col("lsn").lt_eq(lit(until.0)));
+            let after = self.0.after.map(|after| col("lsn").gt(lit(after.0)));
+            let Some(condition) = conjunction(until.into_iter().chain(after)) else { return Ok(Some(table)) };
             let scan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?;
-            let plan = scan.filter(col("lsn").lt_eq(lit(until.0)))?.build()?;
+            let plan = scan.filter(condition)?.build()?;
             return Ok(Some(Arc::new(ViewTable::new(plan, None))));
         }
         let columns = match name {

@@ -17,13 +17,14 @@ use datafusion::catalog::{
     CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
 };
 use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateDefaults};
-use datafusion::logical_expr::AggregateUDF;
+use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan};
 use datafusion::optimizer::{Analyzer, Optimizer};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
@@ -42,6 +43,7 @@ use crate::names::Names;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::schema::KindTable;
+use crate::yielding::Yielding;
 
 /// The catalog of all tables.
 pub const CATALOG: &str = "tapestore";
@@ -100,11 +102,13 @@ pub struct Settings {
     pub at: At,
     /// The last record that statements read.
     pub until: Option<Lsn>,
+    /// The record after which statements read.
+    pub after: Option<Lsn>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { at: At::Committed, until: None }
+        Settings { at: At::Committed, until: None, after: None }
     }
 }
 
@@ -121,6 +125,8 @@ pub struct Moment {
     pub control: Control,
     /// The last record that tables have, if it is not the snapshot's.
     pub until: Option<Lsn>,
+    /// The record after which tables have records, if not all.
+    pub after: Option<Lsn>,
 }
 
 /// The rows of an answer, and of which moment they are.
@@ -138,6 +144,7 @@ fn aggregates() -> Vec<Arc<AggregateUDF>> {
     let mut all = SessionStateDefaults::default_aggregate_functions();
     all.extend(functions::aggregates::all());
     all.extend(functions::ordered::all());
+    all.extend(functions::twap::all());
     all
 }
 
@@ -209,7 +216,8 @@ impl Engine {
             opened.kinds = all.into_iter().map(|kind| Arc::new(KindTable::new(kind))).collect();
         }
         let control = opened.reader.control().clone();
-        Ok(Moment { snapshot, names: opened.names.clone(), kinds: opened.kinds.clone(), control, until: settings.until })
+        let (names, kinds) = (opened.names.clone(), opened.kinds.clone());
+        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after })
     }
 
     /// Names of tables, columns and functions.
@@ -250,6 +258,8 @@ impl Engine {
         optimizer.insert(0, Arc::new(PushBelowAsOf));
         let mut scalars = SessionStateDefaults::default_scalar_functions();
         scalars.extend(functions::scalars::all());
+        let mut windows = SessionStateDefaults::default_window_functions();
+        windows.extend(functions::running::all());
         Ok(SessionStateBuilder::new()
             .with_config(config)
             .with_runtime_env(self.runtime.clone())
@@ -258,11 +268,12 @@ impl Engine {
             .with_optimizer_rules(optimizer)
             .with_scalar_functions(scalars)
             .with_aggregate_functions(aggregates())
-            .with_window_functions(SessionStateDefaults::default_window_functions())
+            .with_window_functions(windows)
             .with_table_function_list(SessionStateDefaults::default_table_functions())
             .with_expr_planners(SessionStateDefaults::default_expr_planners())
             .with_relation_planners(vec![Arc::new(Relations)])
             .with_query_planner(Arc::new(Planner))
+            .with_physical_optimizer_rule(Arc::new(Yielding))
             .build())
     }
 
@@ -313,6 +324,39 @@ impl Engine {
         Ok(Answer { schema, rows, last: moment.snapshot.last() })
     }
 
+    /// Whether each row of the answer of `statement` is of one record alone: it has columns and conditions of one kind's table.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn is_by_row(&self, statement: Statement, settings: &Settings) -> Result<bool, QueryError> {
+        let moment = self.moment(settings)?;
+        let state = self.state(&moment)?;
+        let plan = state.statement_to_plan(statement).await?;
+        READ_ONLY.verify_plan(&plan)?;
+        let mut is_by_row = true;
+        let mut tables = 0;
+        plan.apply(|node| {
+            match node {
+                LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => {}
+                LogicalPlan::TableScan(scan) => {
+                    tables += 1;
+                    is_by_row &= moment.kinds.iter().any(|kind| kind.name(&moment.kinds) == scan.table_name.table());
+                }
+                _ => is_by_row = false,
+            }
+            let has_subquery = node.expressions().iter().any(|expr| expr.exists(|expr| Ok(is_subquery(expr))).unwrap_or(true));
+            is_by_row &= !has_subquery;
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(is_by_row && tables == 1)
+    }
+
+    /// Whether a storage process serves the store.
+    pub fn is_served(&self) -> bool {
+        // As in `moment`.
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).reader.is_storage_alive()
+    }
+
     /// The columns of the rows of `statement`, and the types of its parameters by their names.
     ///
     /// # Errors
@@ -330,6 +374,10 @@ impl Engine {
         let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
         Ok((plan.schema().inner().clone(), parameters))
     }
+}
+
+fn is_subquery(expr: &Expr) -> bool {
+    matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_))
 }
 
 /// What a statement may do.

@@ -42,10 +42,13 @@ impl FromStr for Interval {
             return Err(format!("'{text}' is no time at all"));
         }
         let fixed = |unit: i64| count.checked_mul(unit).map(Interval::Fixed).ok_or_else(bad);
-        match unit.trim() {
-            "n" | "ns" => fixed(1),
-            "U" | "us" | "\u{b5}s" => fixed(1000),
-            "T" | "ms" => fixed(1_000_000),
+        // The case of a short unit counts: 1m is a minute, 1M a month.
+        let unit = unit.trim();
+        let unit = if unit.len() > 2 { unit.to_lowercase() } else { unit.to_owned() };
+        match unit.as_str() {
+            "n" | "ns" | "nanosecond" | "nanoseconds" => fixed(1),
+            "U" | "us" | "\u{b5}s" | "microsecond" | "microseconds" => fixed(1000),
+            "T" | "ms" | "millisecond" | "milliseconds" => fixed(1_000_000),
             "s" | "sec" | "second" | "seconds" => fixed(SECOND),
             "m" | "min" | "minute" | "minutes" => fixed(60 * SECOND),
             "h" | "hour" | "hours" => fixed(3600 * SECOND),

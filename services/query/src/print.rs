@@ -35,12 +35,14 @@ pub fn headings(schema: &Schema) -> Vec<Heading> {
 /// # Errors
 /// The output cannot be written.
 pub fn print(grid: &mut Grid, batch: &RecordBatch) -> Outcome {
+    rows(batch).try_for_each(|cells| grid.push(cells))
+}
+
+/// The cells of each row of `batch`.
+pub fn rows(batch: &RecordBatch) -> impl Iterator<Item = Vec<Cell>> + '_ {
     let options = FormatOptions::new().with_null("null");
     let columns: Vec<Printed<'_>> = batch.columns().iter().map(|array| Printed::new(array, &options)).collect();
-    for row in 0..batch.num_rows() {
-        grid.push(columns.iter().map(|column| column.cell(row)).collect())?;
-    }
-    Ok(())
+    (0..batch.num_rows()).map(move |row| columns.iter().map(|column| column.cell(row)).collect())
 }
 
 /// A column that is printed.

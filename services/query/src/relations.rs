@@ -13,10 +13,13 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, JoinOperator, TableFactor};
 
-use crate::asof::{self, node::AsOf};
-use crate::dialect::{FILL, LATEST_ON, arguments, name_of, texts};
+use crate::asof;
+use crate::dialect::{FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN, arguments, name_of, texts};
 use crate::fill::{self, Fill};
+use crate::horizon;
 use crate::latest::{self, Latest};
+use crate::sorted_join;
+use crate::window::{self, Window};
 
 /// Plans the relations that [`crate::dialect`] makes.
 #[derive(Debug)]
@@ -42,6 +45,11 @@ impl RelationPlanner for Relations {
                 let keys = columns.collect();
                 extension(Latest { input: left, time, keys })
             }
+            Some((name, function)) if name == WINDOW_JOIN || name == HORIZON_JOIN => {
+                let right = context.plan(join.relation.clone())?;
+                let on = asof::node::keys((&left, &right), constraint, context)?;
+                by_time((left, right), &on, &name, &texts(function))?
+            }
             _ => {
                 let right = context.plan(join.relation.clone())?;
                 asof::node::plan((left, right), match_condition, constraint, context)?
@@ -51,7 +59,24 @@ impl RelationPlanner for Relations {
     }
 }
 
-fn extension(node: impl UserDefinedLogicalNode + 'static) -> LogicalPlan {
+/// The window join or the horizon join of `sides`, as `texts` say.
+fn by_time(sides: (LogicalPlan, LogicalPlan), on: &[(Expr, Expr)], name: &str, texts: &[String]) -> Result<LogicalPlan> {
+    let wrong = || DataFusionError::Plan(format!("{name} is no function"));
+    let number = |text: &String| text.parse::<i64>().map_err(|_| wrong());
+    match texts {
+        [start, end, prevailing] if name == WINDOW_JOIN => {
+            let prevailing = prevailing.parse().map_err(|_| wrong())?;
+            window::node::plan(sides, on.to_vec(), Window { start: number(start)?, end: number(end)?, prevailing })
+        }
+        [alias, offsets @ ..] if name == HORIZON_JOIN => {
+            horizon::plan(sides, on, alias, &offsets.iter().map(number).collect::<Result<Vec<_>>>()?)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// `node` in a plan.
+pub fn extension(node: impl UserDefinedLogicalNode + 'static) -> LogicalPlan {
     LogicalPlan::Extension(Extension { node: Arc::new(node) })
 }
 
@@ -71,13 +96,12 @@ impl ExtensionPlanner for Operators {
         planning: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         let physical = |expr: &Expr, side: &LogicalPlan| planner.create_physical_expr(expr, side.schema(), session, planning);
-        let node = node.as_any();
         match (logical, inputs) {
-            ([left_plan, right_plan], [left, right]) => match node.downcast_ref::<AsOf>() {
-                Some(node) => asof::exec::plan(node, [left_plan, right_plan], [left, right], &physical).map(Some),
-                None => Ok(None),
-            },
+            ([left_plan, right_plan], [left, right]) => {
+                sorted_join::plan(node, [left_plan, right_plan], [left, right], &physical)
+            }
             (_, [input]) => {
+                let node = node.as_any();
                 if let Some(node) = node.downcast_ref::<Latest>() {
                     return latest::plan(node, input, &physical).map(Some);
                 }

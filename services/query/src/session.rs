@@ -88,6 +88,30 @@ impl Session {
         self.engine.answer(statement, parameters, &self.settings).await.map(Reply::Rows)
     }
 
+    /// Runs the statement `sql` over the records after `after` alone, or over all.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn run_after(&mut self, sql: &str, after: Option<Lsn>) -> Result<Reply, QueryError> {
+        let settings = self.settings;
+        self.settings.after = after;
+        let reply = self.run(sql, Vec::new()).await;
+        self.settings.after = settings.after;
+        reply
+    }
+
+    /// Whether each row of the answer of `sql` is of one record alone.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn is_by_row(&self, sql: &str) -> Result<bool, QueryError> {
+        let statement = self.engine.parse(sql)?;
+        if assignment(&statement)?.is_some() || shown(&statement).is_some() {
+            return Err(wrong("only a statement with rows can be followed"));
+        }
+        self.engine.is_by_row(statement, &self.settings).await
+    }
+
     /// The columns and the parameters of `sql`.
     ///
     /// # Errors
@@ -123,12 +147,12 @@ impl Session {
             "at" => {
                 if let Some(lsn) = value.strip_prefix("lsn ") {
                     let lsn = lsn.trim().parse().map_err(|_| wrong(format!("'{value}' is not like 'lsn 42'")))?;
-                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)) };
+                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)), after: None };
                 } else {
                     let at = value.parse().map_err(|_| {
                         wrong(format!("'{value}' is none of: appended, durable, committed, flushed, lsn and a number"))
                     })?;
-                    self.settings = Settings { at, until: None };
+                    self.settings = Settings { at, until: None, after: None };
                 }
                 Ok(())
             }

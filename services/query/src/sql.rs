@@ -14,9 +14,10 @@ use tapestore::reader::At;
 
 use crate::engine::{Engine, Options, Settings};
 use crate::failure::QueryError;
+use crate::interval::Interval;
 use crate::nesting::STACK;
 use crate::session::{Reply, Session};
-use crate::{print, prompt};
+use crate::{follow, print, prompt};
 
 /// `tape sql`.
 #[derive(clap::Args, Debug)]
@@ -27,6 +28,12 @@ pub struct Args {
     /// Answer the statements of a file, and end; - is standard input
     #[arg(short = 'f', long = "file", conflicts_with = "command")]
     file: Option<PathBuf>,
+    /// Keep the answer current: print rows that are new, each with the LSN it is as of, until interrupted
+    #[arg(long, requires = "command")]
+    follow: bool,
+    /// How often --follow looks for new records, like 100ms
+    #[arg(long, default_value = "500ms", value_parser = interval, requires = "follow")]
+    every: Duration,
     /// Which records: committed, durable, appended, flushed
     #[arg(long, default_value = "committed")]
     at: At,
@@ -43,6 +50,12 @@ pub struct Args {
 
 fn bytes(text: &str) -> Result<u64, String> {
     parse_size::parse_size(text).map_err(|error| format!("'{text}' is not a size like 1GiB: {error}"))
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let fixed = text.parse::<Interval>().ok().and_then(Interval::fixed).and_then(|ns| u64::try_from(ns).ok());
+    let fixed = fixed.filter(|ns| *ns >= 1_000_000).map(Duration::from_nanos);
+    fixed.ok_or_else(|| format!("'{text}' is not a length of time like 100ms, at least 1ms"))
 }
 
 impl From<QueryError> for Failure {
@@ -82,11 +95,17 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;
-    let settings = Settings { at: args.at, until: None };
+    let settings = Settings { at: args.at, ..Settings::default() };
     engine.note_at_rest(&settings)?;
     let mut session = Session::new(Arc::new(engine), settings);
     if is_prompt {
         return prompt::run(&mut session, &runtime, format);
+    }
+    if args.follow {
+        let [statement] = *split(&text).as_slice() else {
+            return Err(Failure::new(USAGE, "--follow keeps the answer of one statement current"));
+        };
+        return runtime.block_on(follow::follow(&mut session, statement, args.every, format));
     }
     runtime.block_on(statements(&mut session, &text, format))
 }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-use datafusion::common::{DFSchema, DFSchemaRef, JoinType};
+use datafusion::common::{Column, DFSchema, DFSchemaRef, JoinType};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::builder::build_join_schema;
 use datafusion::logical_expr::planner::RelationPlannerContext;
@@ -34,6 +34,8 @@ pub struct AsOf {
     pub direction: Direction,
     /// The greatest distance in time, ns.
     pub tolerance: Option<u64>,
+    /// Added to left times before they are compared, ns.
+    pub shift: i64,
     schema: DFSchemaRef,
 }
 
@@ -56,7 +58,7 @@ impl AsOf {
         tolerance: Option<u64>,
     ) -> Result<AsOf> {
         let schema = Arc::new(build_join_schema(left.schema(), right.schema(), &JoinType::Left)?);
-        Ok(AsOf { left, right, on, times, direction, tolerance, schema })
+        Ok(AsOf { left, right, on, times, direction, tolerance, shift: 0, schema })
     }
 
     /// The join with other sides.
@@ -64,7 +66,19 @@ impl AsOf {
     /// # Errors
     /// As [`AsOf::new`].
     pub fn with_sides(&self, left: LogicalPlan, right: LogicalPlan) -> Result<AsOf> {
-        AsOf::new((left, right), self.on.clone(), self.times.clone(), self.direction, self.tolerance)
+        let join = AsOf::new((left, right), self.on.clone(), self.times.clone(), self.direction, self.tolerance)?;
+        Ok(join.shifted(self.shift))
+    }
+
+    /// The join at `ns` after the left times.
+    #[must_use]
+    pub fn shifted(self, ns: i64) -> AsOf {
+        AsOf { shift: ns, ..self }
+    }
+
+    /// Its columns.
+    pub fn columns(&self) -> Vec<Column> {
+        self.schema.columns()
     }
 }
 
@@ -88,6 +102,9 @@ impl UserDefinedLogicalNodeCore for AsOf {
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AsOfJoin: {} {} {}", self.times.0, self.direction.operator(), self.times.1)?;
+        if self.shift != 0 {
+            write!(f, ", shift={} ns", self.shift)?;
+        }
         for (left, right) in &self.on {
             write!(f, ", {left} = {right}")?;
         }
@@ -100,34 +117,40 @@ impl UserDefinedLogicalNodeCore for AsOf {
         let (pairs, rest) = exprs.as_chunks::<2>();
         let ([keys @ .., times], []) = (pairs, rest) else { return Err(wrong()) };
         let pair = |[left, right]: &[Expr; 2]| (left.clone(), right.clone());
-        AsOf::new((left, right), keys.iter().map(pair).collect(), pair(times), self.direction, self.tolerance)
+        let join = AsOf::new((left, right), keys.iter().map(pair).collect(), pair(times), self.direction, self.tolerance)?;
+        Ok(join.shifted(self.shift))
     }
 
     fn necessary_children_exprs(&self, output_columns: &[usize]) -> Option<Vec<Vec<usize>>> {
-        let count = self.left.schema().fields().len();
-        let used = |schema: &DFSchema, exprs: &mut dyn Iterator<Item = &Expr>| -> Option<Vec<usize>> {
-            let mut used = Vec::new();
-            for expr in exprs {
-                for column in expr.column_refs() {
-                    used.push(schema.maybe_index_of_column(column)?);
-                }
-            }
-            Some(used)
-        };
-        let lefts = self.on.iter().map(|(left, _)| left).chain([&self.times.0]);
-        let rights = self.on.iter().map(|(_, right)| right).chain([&self.times.1]);
-        let mut left = used(self.left.schema(), &mut { lefts })?;
-        let mut right = used(self.right.schema(), &mut { rights })?;
-        // Of equal times the greatest LSN counts.
-        right.extend(lsn_of(self.right.schema()));
-        left.extend(output_columns.iter().filter(|at| **at < count));
-        right.extend(output_columns.iter().filter_map(|at| at.checked_sub(count)));
-        for side in [&mut left, &mut right] {
-            side.sort_unstable();
-            side.dedup();
-        }
-        Some(vec![left, right])
+        needed([&self.left, &self.right], &self.on, &self.times, output_columns)
     }
+}
+
+/// The columns of `sides` that a join by `on` and `times` needs for the columns `output` of itself: those of the sides one after
+/// the other, and perhaps more.
+pub fn needed(sides: [&LogicalPlan; 2], on: &[(Expr, Expr)], times: &(Expr, Expr), output: &[usize]) -> Option<Vec<Vec<usize>>> {
+    let [left_schema, right_schema] = sides.map(|side| side.schema());
+    let (count, more) = (left_schema.fields().len(), right_schema.fields().len());
+    let used = |schema: &DFSchema, exprs: &mut dyn Iterator<Item = &Expr>| -> Option<Vec<usize>> {
+        let mut used = Vec::new();
+        for expr in exprs {
+            for column in expr.column_refs() {
+                used.push(schema.maybe_index_of_column(column)?);
+            }
+        }
+        Some(used)
+    };
+    let mut left = used(left_schema, &mut on.iter().map(|(left, _)| left).chain([&times.0]))?;
+    let mut right = used(right_schema, &mut on.iter().map(|(_, right)| right).chain([&times.1]))?;
+    // Of equal times the greatest LSN counts.
+    right.extend(lsn_of(right_schema));
+    left.extend(output.iter().filter(|at| **at < count));
+    right.extend(output.iter().filter_map(|at| at.checked_sub(count)).filter(|at| *at < more));
+    for side in [&mut left, &mut right] {
+        side.sort_unstable();
+        side.dedup();
+    }
+    Some(vec![left, right])
 }
 
 /// The column `lsn` of a side, if there is exactly one.
@@ -195,6 +218,21 @@ pub fn plan(
     let both = left.schema().join(right.schema())?;
     let condition = context.sql_to_expr(match_condition.clone(), &both)?;
     let (times, direction, tolerance) = condition_of(condition, left.schema(), right.schema())?;
+    let on = keys((&left, &right), constraint, context)?;
+    let node = AsOf::new((left, right), on, times, direction, tolerance)?;
+    Ok(LogicalPlan::Extension(Extension { node: Arc::new(node) }))
+}
+
+/// The pairs of keys that `constraint` says are equal.
+///
+/// # Errors
+/// It says something else.
+pub fn keys(
+    (left, right): (&LogicalPlan, &LogicalPlan),
+    constraint: &JoinConstraint,
+    context: &mut dyn RelationPlannerContext,
+) -> Result<Vec<(Expr, Expr)>> {
+    let both = left.schema().join(right.schema())?;
     let mut on = Vec::new();
     match constraint {
         JoinConstraint::On(expr) => {
@@ -213,8 +251,7 @@ pub fn plan(
         JoinConstraint::None => {}
         JoinConstraint::Natural => return Err(wrong("an ASOF JOIN names its keys")),
     }
-    let node = AsOf::new((left, right), on, times, direction, tolerance)?;
-    Ok(LogicalPlan::Extension(Extension { node: Arc::new(node) }))
+    Ok(on)
 }
 
 fn wrong(reason: &str) -> DataFusionError {

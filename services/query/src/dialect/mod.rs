@@ -1,14 +1,17 @@
-//! Owns: the words of time-series SQL that the parser does not have: `SAMPLE BY`, `LATEST ON`, `TOLERANCE`.
+//! Owns: the words of time-series SQL that the parser does not have: `SAMPLE BY`, `LATEST ON`, `TOLERANCE`, `WINDOW JOIN`,
+//! `HORIZON JOIN`.
 //!
 //! They are rewritten in two steps. Before the parser, by tokens: `SAMPLE BY 1m FILL (PREV)` becomes `GROUP BY
 //! sample_by('1m', 'PREV', ...)`, at the same place in a statement; `LATEST ON time PARTITION BY symbol` becomes `GROUP BY
-//! latest_on(time, symbol)`; `TOLERANCE 5s` moves into the match condition. After the parser, in its tree: a group by
+//! latest_on(time, symbol)`; `TOLERANCE 5s` moves into the match condition; window and horizon joins become as-of joins. After the parser, in its tree: a group by
 //! `sample_by` becomes one by the keys and a bucket of the time, `latest_on` becomes a join of the planner of relations.
 //!
 //! What must hold: text in quotes and comments is never changed. A statement without these words is parsed as it is.
 
+mod joins;
 mod tokens;
 mod tree;
+mod windows;
 mod words;
 
 use datafusion::error::Result;
@@ -18,7 +21,7 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
 pub use self::tree::{arguments, call, name_of, texts};
-pub use self::words::{FILL, LATEST_ON};
+pub use self::words::{FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN};
 
 use self::tree::Expander;
 use self::words::wrong;

@@ -5,16 +5,17 @@
 use datafusion::error::Result;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
+use super::joins::Pending;
 use super::words::{LATEST_ON, SAMPLE_BY, wrong};
 use crate::asof::node::TOLERANCE;
 use crate::interval::Interval;
 
 /// The significant tokens: no blanks, no comments.
-struct Cursor<'t> {
+pub(super) struct Cursor<'t> {
     tokens: &'t [Token],
     /// Places of the significant ones.
     places: Vec<usize>,
-    at: usize,
+    pub(super) at: usize,
 }
 
 impl<'t> Cursor<'t> {
@@ -23,15 +24,15 @@ impl<'t> Cursor<'t> {
         Cursor { tokens, places: places.collect(), at: 0 }
     }
 
-    fn peek(&self, ahead: usize) -> Option<&'t Token> {
+    pub(super) fn peek(&self, ahead: usize) -> Option<&'t Token> {
         self.tokens.get(*self.places.get(self.at + ahead)?)
     }
 
-    fn is_word(&self, ahead: usize, word: &str) -> bool {
+    pub(super) fn is_word(&self, ahead: usize, word: &str) -> bool {
         matches!(self.peek(ahead), Some(Token::Word(w)) if w.quote_style.is_none() && w.value.eq_ignore_ascii_case(word))
     }
 
-    fn take_words(&mut self, words: &[&str]) -> bool {
+    pub(super) fn take_words(&mut self, words: &[&str]) -> bool {
         let found = words.iter().enumerate().all(|(ahead, word)| self.is_word(ahead, word));
         if found {
             self.at += words.len();
@@ -39,14 +40,14 @@ impl<'t> Cursor<'t> {
         found
     }
 
-    fn next(&mut self) -> Option<&'t Token> {
+    pub(super) fn next(&mut self) -> Option<&'t Token> {
         let token = self.peek(0);
         self.at += 1;
         token
     }
 
     /// A length of time: `5s`, `'5s'`, `500 ms`.
-    fn interval(&mut self, after: &str) -> Result<String> {
+    pub(super) fn interval(&mut self, after: &str) -> Result<String> {
         let text = match (self.next(), self.peek(0)) {
             (Some(Token::SingleQuotedString(text)), _) => text.clone(),
             (Some(Token::Number(number, _)), Some(Token::Word(unit))) => {
@@ -96,7 +97,8 @@ fn text_of(token: &Token) -> String {
     }
 }
 
-fn quoted(text: &str) -> String {
+/// `text` in quotes.
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
@@ -106,9 +108,22 @@ pub(super) fn rewritten(tokens: &[Token]) -> Result<Option<String>> {
     let mut changes: Vec<(usize, usize, String)> = Vec::new();
     let mut cursor = Cursor::new(tokens);
     let mut match_ends: Option<usize> = None;
+    let (mut pending, mut depth): (Option<Pending>, usize) = (None, 0);
     while cursor.at < cursor.places.len() {
         let start = cursor.at;
-        if cursor.take_words(&["MATCH_CONDITION"]) {
+        if let Some(join) = &mut pending {
+            join.note_keys(&cursor, depth);
+            if let Some((place, condition)) = join.end(&mut cursor, depth)? {
+                changes.push((place, place, condition));
+                changes.push((start, cursor.at, String::new()));
+                pending = None;
+                continue;
+            }
+        }
+        if let Some(join) = Pending::begin(&mut cursor, depth) {
+            pending.replace(join).map_or(Ok(()), |earlier| earlier.missing())?;
+            changes.push((start, cursor.at, "ASOF".to_owned()));
+        } else if cursor.take_words(&["MATCH_CONDITION"]) {
             cursor.parenthesised("MATCH_CONDITION")?;
             match_ends = Some(cursor.at - 1);
         } else if match_ends.is_some() && cursor.is_word(0, "TOLERANCE") && starts_interval(cursor.peek(1)) {
@@ -127,9 +142,14 @@ pub(super) fn rewritten(tokens: &[Token]) -> Result<Option<String>> {
             let text = latest_on(&mut cursor)?;
             changes.push((start, cursor.at, text));
         } else {
-            cursor.at += 1;
+            match cursor.next() {
+                Some(Token::LParen) => depth += 1,
+                Some(Token::RParen) => depth = depth.saturating_sub(1),
+                _ => {}
+            }
         }
     }
+    pending.map_or(Ok(()), |join| join.missing())?;
     if changes.is_empty() {
         return Ok(None);
     }
@@ -229,6 +249,14 @@ mod tests {
         assert_eq!(
             of("select 1 from a asof join b match_condition (a.time >= b.time) on a.s = b.s tolerance 5s where x"),
             "select 1 from a asof join b match_condition (a.time >= b.time AND within_tolerance(5000000000) ) on a.s = b.s  where x"
+        );
+        assert_eq!(
+            of("select 1 from a window join b on a.s = b.s range between 1 second preceding and current row exclude prevailing where x"),
+            "select 1 from a ASOF join b  MATCH_CONDITION (window_join('-1000000000', '0', 'false')) on a.s = b.s  where x"
+        );
+        assert_eq!(
+            of("select 1 from a horizon join b on (a.s = b.s) range from -1s to 1s step 1s as h"),
+            "select 1 from a ASOF join b  MATCH_CONDITION (horizon_join('h', '-1000000000', '0', '1000000000')) on (a.s = b.s) "
         );
         assert_eq!(
             of("select 'it''s', \"a\"\"b\", E'\\'' from t sample by 5s"),

@@ -43,6 +43,9 @@ impl VisitorMut for Expander<'_> {
     }
 
     fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
+        if let Err(error) = super::windows::group(query, self.is_aggregate) {
+            self.error.get_or_insert(error);
+        }
         let is_sampled = is_sampled(&query.body);
         if let Err(error) = self.body(&mut query.body) {
             self.error.get_or_insert(error);

@@ -9,6 +9,11 @@ pub const LATEST_ON: &str = "latest_on";
 /// The function that carries `FILL`, as the match condition of a join of the planner of relations.
 pub const FILL: &str = "fill_gaps";
 
+/// The function that carries a window join through the parser, as a match condition: start, end, whether the prevailing row counts.
+pub const WINDOW_JOIN: &str = "window_join";
+/// The function that carries a horizon join through the parser, as a match condition: its name and the offsets.
+pub const HORIZON_JOIN: &str = "horizon_join";
+
 /// The error of a statement that is wrong.
 pub(super) fn wrong(reason: impl Into<String>) -> DataFusionError {
     DataFusionError::Plan(reason.into())

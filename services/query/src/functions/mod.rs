@@ -6,6 +6,8 @@
 //! | `ohlc(price, size)` | a struct of open, high, low, close, volume, trades |
 //! | `vwap(price, size)` | sum of price × size / sum of size; sums in 128 bits |
 //! | `notional(price, size)` | sum of price × size, exact |
+//! | `twap(x)` | the average weighted by how long each value stood |
+//! | `ema(x, n) OVER (...)`, `returns(x) OVER (...)` | exponential moving average; change from the row before |
 //! | `exact_sum(x)` | the sum of a price or size, exact |
 //! | `sum(x)`, `avg(x)` of a price or size | as `DOUBLE`: calculated in 128 bits, then rounded once |
 //! | `time_bucket(length, time [, zone [, origin]])`, `xbar` | the start of the bucket in which the time lies |
@@ -17,4 +19,6 @@
 pub mod aggregates;
 pub mod ordered;
 pub mod rewrite;
+pub mod running;
 pub mod scalars;
+pub mod twap;

@@ -13,10 +13,10 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::functions_aggregate::first_last::{first_value_udaf, last_value_udaf};
 use datafusion::logical_expr::expr::{AggregateFunction, Sort};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{AggregateUDF, Cast, Expr, ExprSchemable, LogicalPlan};
+use datafusion::logical_expr::{AggregateUDF, Cast, Expr, ExprSchemable, LogicalPlan, lit};
 use datafusion::optimizer::AnalyzerRule;
 
-use super::aggregates;
+use super::{aggregates, twap};
 
 /// The rule.
 #[derive(Debug)]
@@ -58,6 +58,7 @@ fn of(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         "last" => {
             ordered(function, last_value_udaf(), schema).map(|new| new.map_or_else(|| Transformed::no(expr), Transformed::yes))
         }
+        twap::NAME if function.params.args.len() == 1 => weighted(function, schema).map(Transformed::yes),
         "exact_sum" | "notional" | "vwap" => raw(function, schema).map(Transformed::yes),
         "sum" => Ok(exact(function, schema)?.map_or_else(|| Transformed::no(expr), Transformed::yes)),
         "avg" => Ok(of_units(function, aggregates::MEAN, schema).map_or_else(|| Transformed::no(expr), Transformed::yes)),
@@ -79,6 +80,20 @@ fn ordered(function: &AggregateFunction, with: Arc<AggregateUDF>, schema: &DFSch
     let mut params = function.params.clone();
     params.order_by = std::iter::once(time).chain(beside(&like, "lsn", schema)).map(ascending).collect();
     Ok(Some(Expr::AggregateFunction(AggregateFunction { func: with, params })))
+}
+
+/// `function`, twap, with the time and the LSN of each row.
+fn weighted(function: &AggregateFunction, schema: &DFSchema) -> Result<Expr> {
+    let mut params = function.params.clone();
+    let arg = params.args.first();
+    let columns = arg.map(Expr::column_refs).unwrap_or_default();
+    let like = columns.iter().next().map_or_else(|| Column::new_unqualified("time"), |column| (*column).clone());
+    let Some(time) = beside(&like, "time", schema) else {
+        return Err(DataFusionError::Plan("twap(x) needs the column time beside x".to_owned()));
+    };
+    let lsn = beside(&like, "lsn", schema).map_or_else(|| lit(0u64), Expr::Column);
+    params.args.extend([Expr::Column(time), lsn]);
+    Ok(Expr::AggregateFunction(AggregateFunction { func: function.func.clone(), params }))
 }
 
 /// `function` of the stored integers.

@@ -10,7 +10,7 @@ mod bounds;
 mod rows;
 mod units;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub use self::units::{Order, Request};
 
 use self::bounds::{properties, statistics};
 use self::rows::Rows;
-use self::units::{Pruning, Unit, blocks, instruments, merges, partitions, width};
+use self::units::{Pruning, Unit, blocks, groups, instruments, merges, partitions, width};
 use crate::failure::external;
 use crate::filter::Selection;
 use crate::pieces::{BATCH_ROWS, Shape};
@@ -125,6 +125,38 @@ impl Scan {
         scan.first_only = true;
         scan.statistics = Arc::new(Statistics::new_unknown(&self.shape.schema));
         Ok(Some(scan))
+    }
+
+    /// Whether `expr` is the symbol.
+    pub fn is_symbol(&self, expr: &Arc<dyn PhysicalExpr>) -> bool {
+        let origin = expr.downcast_ref::<ColumnExpr>().and_then(|column| self.shape.origins.get(column.index()));
+        matches!(origin, Some(Origin::Symbol))
+    }
+
+    /// The instruments in the order of names, in as many groups of about as many rows as the session wants partitions; one group
+    /// if there are few rows. 0 stands for records of no instrument.
+    ///
+    /// # Errors
+    /// Those of reading the indexes of a file.
+    pub fn groups(&self) -> Result<Vec<BTreeSet<u32>>> {
+        if self.fetch.is_some() {
+            return Ok(Vec::new());
+        }
+        groups(&self.request(), self.target)
+    }
+
+    /// The rows of the instruments `group`, in one partition.
+    ///
+    /// # Errors
+    /// Those of reading the indexes of a file.
+    pub fn of_group(&self, group: &BTreeSet<u32>) -> Result<Scan> {
+        let mut request = Request { target: 1, ..self.request() };
+        let instruments = match &request.selection.instruments {
+            Some(some) => some.intersection(group).copied().collect(),
+            None => group.clone(),
+        };
+        request.selection.instruments = Some(instruments);
+        Scan::new(request, self.order)
     }
 
     fn request(&self) -> Request {

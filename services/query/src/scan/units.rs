@@ -4,7 +4,7 @@
 //! What must hold: each row that the selection leaves is in one unit.
 
 use datafusion::error::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Snapshot;
@@ -18,6 +18,9 @@ use crate::failure::external;
 use crate::filter::Selection;
 use crate::pieces::{Piece, Shape};
 use crate::schema::{KindTable, Origin};
+
+/// A partition costs more than it brings on fewer rows.
+const FEW_ROWS: u64 = 100_000;
 
 /// An order of the rows of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +123,39 @@ pub(super) fn instruments(request: &Request) -> Result<Vec<u32>> {
         }
     };
     all.sort_by_key(|id| (request.shape.names.rank(*id), *id));
+    Ok(all)
+}
+
+/// The instruments of the selection in the order of names, in at most `target` groups of about as many rows; one if there are few.
+/// 0 stands for records of no instrument.
+pub(super) fn groups(request: &Request, target: usize) -> Result<Vec<BTreeSet<u32>>> {
+    let (kind, selection) = (request.table.kind.kind, &request.selection);
+    let files: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
+    let mut counted = Vec::new();
+    for id in instruments(request)? {
+        let mut rows = 0;
+        for file in &files {
+            let slice = file.slice(InstrumentId(id), selection.time).map_err(external)?;
+            rows += slice.map_or(0, |slice| u64::from(slice.to - slice.from));
+            file.check().map_err(external)?;
+        }
+        let series = Series { instrument: InstrumentId(id), kind };
+        for table in request.snapshot.tables() {
+            rows += Piece::of_table(table, series, selection.time, request.snapshot.last()).map_or(0, |piece| piece.rows);
+            table.check().map_err(external)?;
+        }
+        counted.push((if InstrumentId(id) == InstrumentId::NULL { 0 } else { id }, rows));
+    }
+    let total: u64 = counted.iter().map(|(_, rows)| rows).sum();
+    let target = if total < FEW_ROWS { 1 } else { target.max(1) };
+    let (mut all, mut done): (Vec<BTreeSet<u32>>, u64) = (vec![BTreeSet::new()], 0);
+    for (id, rows) in counted {
+        if done >= total * all.len() as u64 / target as u64 && all.len() < target {
+            all.push(BTreeSet::new());
+        }
+        done += rows;
+        all.last_mut().map(|last| last.insert(id));
+    }
     Ok(all)
 }
 
@@ -246,8 +282,7 @@ fn blocks_in(slice: &Slice) -> usize {
 /// Distributes `units` over at most `target` partitions, each of which keeps their order.
 pub(super) fn partitions(units: Vec<Unit>, target: usize, order: Option<Order>) -> Vec<Vec<Unit>> {
     let total: u64 = units.iter().map(Unit::rows).sum();
-    // A partition costs more than it brings on few rows.
-    let target = if total < 100_000 { 1 } else { target.max(1) };
+    let target = if total < FEW_ROWS { 1 } else { target.max(1) };
     if target == 1 || matches!(order, Some(Order { symbol: None, .. })) {
         return vec![units];
     }

@@ -1,0 +1,148 @@
+"""Asks the questions of `questions.py` of tapestore (Arrow Flight SQL), DuckDB and Polars over the same records, compares the
+answers, and times all three in turns.
+
+    python3 data.py DIR/made                                  # Parquet files from a seed
+    tape import DIR/made/trades.parquet --kind trade          # into a served store; the same for quotes
+    tape export DIR/out                                       # what DuckDB and Polars read
+    tape-query serve                                          # what is asked here
+    python3 compare.py --export DIR/out --uri grpc://127.0.0.1:32010 [--rounds 5] [--cold] [--only WORDS] [--no-polars]
+
+Needs duckdb, polars, pyarrow, adbc-driver-flightsql from PyPI. Prints a line for each question: the median of each engine in
+milliseconds, and how many times as long as tapestore the faster of the others took. Exits with 1 if an answer differs. With
+`--cold` the page cache is dropped before each answer (root only).
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import adbc_driver_flightsql.dbapi as flight
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from questions import QUESTIONS
+
+
+def rows(table):
+    """The rows of an Arrow table, sorted; times as integers, decimals and dictionaries as plain values."""
+    columns = []
+    for column in table.columns:
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("ns")).cast(pa.int64()) if column.type.tz is None else column.cast(pa.int64())
+        if pa.types.is_decimal(column.type) or pa.types.is_integer(column.type):
+            column = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column.cast(pa.int64())
+        columns.append(column.to_pylist())
+    key = lambda row: tuple((value is None, round(value, 6) if isinstance(value, float) else value) for value in row)
+    return sorted(zip(*columns), key=key) if columns else []
+
+
+def differ(a, b):
+    """The first difference of two lists of rows; None if they are equal, numbers within 1e-9 of each other."""
+    if len(a) != len(b):
+        return f"{len(a)} and {len(b)} rows"
+    for x, y in zip(a, b):
+        for left, right in zip(x, y):
+            if isinstance(left, str) or isinstance(right, str) or left is None or right is None:
+                equal = left == right
+            else:
+                equal = abs(left - right) <= 1e-9 * max(1.0, abs(left), abs(right))
+            if not equal:
+                return f"{x} and {y}"
+    return None
+
+
+def drop_cache():
+    os.sync()
+    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def polars_frames(export):
+    def frame(kind, prices, sizes):
+        scaled = [(pl.col(name) / 1e9).alias(name) for name in prices + sizes]
+        time_of = pl.col("index_time").dt.replace_time_zone(None).alias("time")
+        lazy = pl.scan_parquet(export / f"{kind}.parquet")
+        return lazy.with_columns(time_of, pl.col("instrument").alias("symbol"), *scaled)
+
+    return frame("trade", ["price"], ["size"]), frame("quote", ["bid_px", "ask_px"], ["bid_sz", "ask_sz"])
+
+
+def duck(export):
+    base = duckdb.connect()
+    base.execute("set timezone = 'UTC'; set enable_progress_bar = false")
+    shared = "lsn, instrument as symbol, (index_time at time zone 'UTC')::timestamp_ns as time"
+    base.execute(
+        f"create view trade as select {shared}, price / 1e9 as price, size / 1e9 as size, trade_id from '{export}/trade.parquet'"
+    )
+    base.execute(
+        f"create view quote as select {shared}, bid_px / 1e9 as bid_px, ask_px / 1e9 as ask_px, bid_sz / 1e9 as bid_sz, "
+        f"ask_sz / 1e9 as ask_sz from '{export}/quote.parquet'"
+    )
+    return base
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--export", type=pathlib.Path, required=True)
+    parser.add_argument("--uri", default="grpc://127.0.0.1:32010")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--no-polars", action="store_true")
+    options = parser.parse_args()
+
+    ours, base, frames = flight.connect(options.uri), duck(options.export), polars_frames(options.export)
+
+    def ask_ours(sql):
+        with ours.cursor() as cursor:
+            cursor.execute(sql)
+            return cursor.fetch_arrow_table()
+
+    failed = 0
+    print(f"{'question':80s} {'rows':>8s} {'tapestore':>10s} {'DuckDB':>10s} {'Polars':>10s} {'ratio':>7s}  answers")
+    for name, sql, duck_sql, polars_of in QUESTIONS:
+        if options.only not in name:
+            continue
+        engines = [lambda: ask_ours(sql), lambda: base.execute(duck_sql).to_arrow_table()]
+        if not options.no_polars:
+            engines.append(lambda: polars_of(*frames).collect().to_arrow())
+        times = [[] for _ in engines]
+        answers = [None for _ in engines]
+        errors = [None for _ in engines]
+        for _ in range(options.rounds):
+            for at, engine in enumerate(engines):
+                if options.cold:
+                    drop_cache()
+                began = time.perf_counter()
+                try:
+                    answers[at] = engine()
+                except Exception as error:  # An engine that cannot answer is a result, and said.
+                    errors[at] = str(error).splitlines()[0]
+                times[at].append((time.perf_counter() - began) * 1e3)
+        medians = [statistics.median(of) for of in times]
+        found = [None if answer is None else rows(answer) for answer in answers]
+        wrong = []
+        for at, which in enumerate(["tapestore", "DuckDB", "Polars"][: len(engines)]):
+            if errors[at]:
+                wrong.append(f"{which}: {errors[at][:160]}")
+            elif at > 0 and found[0] is not None:
+                difference = differ(found[0], found[at])
+                if difference:
+                    wrong.append(f"{which} differs: {difference[:200]}")
+        failed += bool(wrong)
+        others = [medians[at] for at in range(1, len(engines)) if not errors[at]]
+        ratio = min(others) / medians[0] if others else float("nan")
+        shown = [f"{median:10.2f}" for median in medians] + ["         -"] * (3 - len(medians))
+        count = len(found[0]) if found[0] is not None else 0
+        print(f"{name:80s} {count:8d} {' '.join(shown)} {ratio:7.2f}  {'equal' if not wrong else '; '.join(wrong)}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+//! Joins by time equal a search for each row.
+
+use std::collections::BTreeMap;
+
+use crate::world::{Known, ask, integer, number, plan, try_ask, world};
+
+/// The place of the row of `right` that belongs to a row of time `time`.
+fn matched(right: &[&Known], time: i64, operator: &str, tolerance: Option<i64>) -> Option<usize> {
+    let found = match operator {
+        ">=" => right.partition_point(|row| row.time <= time).checked_sub(1),
+        ">" => right.partition_point(|row| row.time < time).checked_sub(1),
+        "<=" => Some(right.partition_point(|row| row.time < time)),
+        _ => Some(right.partition_point(|row| row.time <= time)),
+    };
+    found.filter(|at| right.get(*at).is_some_and(|row| tolerance.is_none_or(|t| (row.time - time).abs() <= t)))
+}
+
+#[test]
+fn as_of_joins_equal_a_search_for_each_row() {
+    let world = world();
+    let mut of: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
+    for quote in &world.quotes {
+        of.entry(&quote.symbol).or_default().push(quote);
+    }
+    let all: Vec<&Known> = world.quotes.iter().collect();
+    let mut trades: Vec<&Known> = world.trades.iter().collect();
+    trades.sort_by(|a, b| (&a.symbol, a.time, a.lsn).cmp(&(&b.symbol, b.time, b.lsn)));
+    for operator in [">=", ">", "<=", "<"] {
+        for (text, tolerance) in [("", None), ("tolerance 5ms", Some(5_000_000))] {
+            for keyed in [true, false] {
+                let expected: Vec<Vec<String>> = trades
+                    .iter()
+                    .map(|trade| {
+                        let right = if keyed { of.get(&*trade.symbol).map_or(&[][..], |all| all) } else { &all[..] };
+                        let quote = matched(right, trade.time, operator, tolerance).map(|at| right[at]);
+                        vec![trade.lsn.to_string(), integer(quote.map(|q| q.lsn)), number(quote.and_then(|q| q.price))]
+                    })
+                    .collect();
+                let on = if keyed { "on t.symbol = q.symbol" } else { "" };
+                let sql = format!(
+                    "select t.lsn, q.lsn, q.bid_px from trade t asof join quote q match_condition (t.time {operator} q.time) \
+                     {on} {text} order by t.symbol, t.time, t.lsn"
+                );
+                let found = ask(&sql);
+                let wrong = found.iter().zip(&expected).find(|(a, b)| a != b);
+                assert!(found == expected, "{sql}: {} and {} rows, {wrong:?}", found.len(), expected.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn conditions_on_the_left_side_of_an_as_of_join_restrict_both_sides_and_change_no_row() {
+    let join = "trade t asof join quote q match_condition (t.time >= q.time) on t.symbol = q.symbol";
+    let middle = world().trades[world().trades.len() / 2].time;
+    let sql = format!("select t.lsn, q.lsn from {join} where t.symbol = 'B:ETH' and t.time < to_timestamp_nanos({middle})");
+    let mut found = ask(&sql);
+    let mut all = ask(&format!(
+        "select a, b from (select t.symbol s, t.time tt, t.lsn a, q.lsn b from {join} limit 10000000) \
+         where s = 'B:ETH' and tt < to_timestamp_nanos({middle})"
+    ));
+    found.sort();
+    all.sort();
+    assert!(!found.is_empty() && found == all);
+    let plan = plan(&sql);
+    assert_eq!(plan.matches("symbols=1 of 6").count(), 2, "{plan}");
+    let late = format!("select t.lsn, q.lsn from {join} where t.time >= to_timestamp_nanos({middle})");
+    let mut found = ask(&late);
+    let mut all = ask(&format!(
+        "select a, b from (select t.time tt, t.lsn a, q.lsn b from {join} limit 10000000) where tt >= to_timestamp_nanos({middle})"
+    ));
+    found.sort();
+    all.sort();
+    assert!(!found.is_empty() && found == all);
+    let plan = self::plan(&late);
+    assert!(plan.contains("from the newest row before the left side"), "{plan}");
+    let sql = "select t.lsn, q.lsn, q.bid_px from trade t asof join quote q match_condition (q.time <= t.time) using (symbol)
+        where q.bid_px is null and t.symbol = 'A:AAPL'";
+    let nulls = ask(sql);
+    assert!(nulls.iter().all(|row| row[2] == "null") && !nulls.is_empty(), "a condition on the right side is applied after it");
+}
+
+/// The trades by symbol and time, and the quotes of each symbol by time.
+fn sides() -> (Vec<&'static Known>, BTreeMap<&'static str, Vec<&'static Known>>) {
+    let mut quotes: BTreeMap<&str, Vec<&Known>> = BTreeMap::new();
+    for quote in &world().quotes {
+        quotes.entry(&quote.symbol).or_default().push(quote);
+    }
+    let mut trades: Vec<&Known> = world().trades.iter().collect();
+    trades.sort_by(|a, b| (&a.symbol, a.time, a.lsn).cmp(&(&b.symbol, b.time, b.lsn)));
+    (trades, quotes)
+}
+
+/// Number, least and greatest LSN of the rows of `right` in the window around `time`.
+fn in_window(right: &[&Known], time: i64, (start, end): (i64, i64), prevailing: bool) -> Vec<String> {
+    let first = right.partition_point(|row| row.time < time + start);
+    let last = right.partition_point(|row| row.time <= time + end).max(first);
+    let is_at_start = right.get(first).is_some_and(|row| row.time == time + start);
+    let first = if prevailing && !is_at_start { first.saturating_sub(1) } else { first };
+    let lsns = right[first..last].iter().map(|row| row.lsn);
+    vec![(last - first).to_string(), integer(lsns.clone().min()), integer(lsns.max())]
+}
+
+#[test]
+fn window_joins_equal_a_search_for_each_row() {
+    let (trades, quotes) = sides();
+    let windows = [
+        ("5ms preceding and 5ms following", (-5_000_000, 5_000_000)),
+        ("200 milliseconds preceding and current row", (-200_000_000, 0)),
+        ("0 preceding and 0 following", (0, 0)),
+        ("1ms following and 20ms following", (1_000_000, 20_000_000)),
+        ("20ms preceding and 5ms preceding", (-20_000_000, -5_000_000)),
+    ];
+    for (text, window) in windows {
+        for (which, prevailing) in [("", true), ("include prevailing", true), ("exclude prevailing", false)] {
+            let row = |trade: &&Known| {
+                let right = quotes.get(&*trade.symbol).map_or(&[][..], |all| all);
+                [vec![trade.lsn.to_string()], in_window(right, trade.time, window, prevailing)].concat()
+            };
+            let expected: Vec<Vec<String>> = trades.iter().map(row).collect();
+            let sql = format!(
+                "select t.lsn, count(q.lsn), min(q.lsn), max(q.lsn) from trade t window join quote q on t.symbol = q.symbol \
+                 range between {text} {which}"
+            );
+            let found = ask(&sql);
+            let wrong = found.iter().zip(&expected).find(|(a, b)| a != b);
+            assert!(found == expected, "{sql}: {} and {} rows, {wrong:?}", found.len(), expected.len());
+        }
+    }
+}
+
+#[test]
+fn a_window_without_keys_has_rows_of_all_symbols_and_a_long_one_all_rows() {
+    let all: Vec<&Known> = world().quotes.iter().collect();
+    let (trades, _) = sides();
+    let some: Vec<&&Known> = trades.iter().filter(|trade| trade.symbol == "A:AAPL").step_by(9_000).collect();
+    let lsns = some.iter().map(|trade| trade.lsn.to_string()).collect::<Vec<_>>().join(", ");
+    let windows = [("10ms preceding and 10ms following", (-10_000_000, 10_000_000)), ("unbounded preceding and 1s following", (-i64::MAX / 2, 1_000_000_000))];
+    for (text, window) in windows {
+        let row = |trade: &&&Known| [vec![trade.lsn.to_string()], in_window(&all, trade.time, window, true)].concat();
+        let expected: Vec<Vec<String>> = some.iter().map(row).collect();
+        let sql = format!(
+            "select t.lsn, count(q.lsn), min(q.lsn), max(q.lsn) from trade t window join quote q range between {text} \
+             where t.symbol = 'A:AAPL' and t.lsn in ({lsns})"
+        );
+        assert_eq!(ask(&sql), expected, "{sql}");
+    }
+}
+
+#[test]
+fn a_window_join_has_one_row_for_each_left_row_and_takes_expressions_conditions_and_orders() {
+    let (trades, quotes) = sides();
+    let middle = trades[trades.len() / 2].time;
+    let join = "trade t window join quote q on t.symbol = q.symbol range between 50ms preceding and 50ms following exclude prevailing";
+    let sql = format!(
+        "select t.lsn, t.price - max(q.bid_px) as above, count(q.lsn) n from {join} \
+         where t.symbol in ('B:ETH', 'C:ONE') and t.time >= to_timestamp_nanos({middle}) having count(q.lsn) > 2 order by t.time desc, t.lsn desc limit 50"
+    );
+    let mut expected = Vec::new();
+    for trade in trades.iter().filter(|t| (t.symbol == "B:ETH" || t.symbol == "C:ONE") && t.time >= middle) {
+        let of = |quote: &&&Known| (quote.time - trade.time).abs() <= 50_000_000;
+        let within: Vec<&&Known> = quotes.get(&*trade.symbol).into_iter().flatten().filter(of).collect();
+        let most = within.iter().filter_map(|quote| quote.price).max_by(f64::total_cmp);
+        if within.len() > 2 {
+            let above = trade.price.zip(most).map(|(price, most)| price - most);
+            expected.push((trade.time, trade.lsn, vec![trade.lsn.to_string(), number(above), within.len().to_string()]));
+        }
+    }
+    expected.sort_by_key(|(time, lsn, _)| std::cmp::Reverse((*time, *lsn)));
+    let expected: Vec<Vec<String>> = expected.into_iter().map(|(.., row)| row).take(50).collect();
+    assert_eq!(ask(&sql), expected);
+    let plan = plan(&sql);
+    assert_eq!(plan.matches("symbols=2 of 6").count(), 2, "{plan}");
+    assert!(plan.contains("from the newest row before the left side"), "{plan}");
+    let until = format!("select t.lsn, count(q.lsn) from {join} where t.time < to_timestamp_nanos({middle})");
+    let row = |trade: &&Known| {
+        let count = quotes.get(&*trade.symbol).into_iter().flatten().filter(|q| (q.time - trade.time).abs() <= 50_000_000).count();
+        vec![trade.lsn.to_string(), count.to_string()]
+    };
+    let expected: Vec<Vec<String>> = trades.iter().filter(|t| t.time < middle && t.time > middle - 20_000_000_000).map(row).collect();
+    assert_eq!(ask(&format!("{until} and t.time > to_timestamp_nanos({})", middle - 20_000_000_000)), expected);
+    let error = |sql: &str| try_ask(sql).unwrap_err().to_string();
+    assert!(error(&format!("select * from {join}")).contains("not *"));
+    assert!(error(&format!("select t.lsn, q.lsn from {join}")).contains("needs an aggregate"));
+    assert!(error("select 1 from trade t window join quote q on t.symbol = q.symbol").contains("needs its window"));
+    assert!(error("select 1 from trade t window join quote q range between 1s following and 1s preceding").contains("ends before"));
+}
+
+#[test]
+fn horizon_joins_equal_an_as_of_search_at_each_offset() {
+    let (trades, quotes) = sides();
+    for (text, offsets) in [
+        ("range from -20ms to 20ms step 10ms", vec![-20_000_000, -10_000_000, 0, 10_000_000, 20_000_000]),
+        ("list (0, 3ms, 5s)", vec![0, 3_000_000, 5_000_000_000]),
+    ] {
+        let mut expected = Vec::new();
+        for trade in &trades {
+            for offset in &offsets {
+                let right = quotes.get(&*trade.symbol).map_or(&[][..], |all| all);
+                let quote = matched(right, trade.time + offset, ">=", None).map(|at| right[at]);
+                expected.push(vec![trade.lsn.to_string(), offset.to_string(), (trade.time + offset).to_string(), integer(quote.map(|q| q.lsn))]);
+            }
+        }
+        let sql = format!(
+            "select t.lsn, h.offset, cast(h.time as bigint), q.lsn from trade t horizon join quote q on t.symbol = q.symbol {text} as h \
+             order by t.symbol, t.time, t.lsn, h.offset"
+        );
+        let found = ask(&sql);
+        let wrong = found.iter().zip(&expected).find(|(a, b)| a != b);
+        assert!(found == expected, "{sql}: {} and {} rows, {wrong:?}", found.len(), expected.len());
+    }
+    let outs = ask("select h.offset / 1000000 as ms, count(*), avg(q.bid_px - t.price) as out from trade t horizon join quote q \
+         on t.symbol = q.symbol list (-1s, 0, 1s) as h where t.symbol = 'B:BTC' group by h.offset order by 1");
+    assert_eq!(outs.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["-1000", "0", "1000"]);
+    let error = |sql: &str| try_ask(sql).unwrap_err().to_string();
+    assert!(error("select 1 from trade t horizon join quote q on t.symbol = q.symbol").contains("needs its offsets"));
+    assert!(error("select 1 from trade t horizon join quote q range from 0 to 1h step 1ms as h").contains("1 to 256 offsets"));
+}

@@ -1,0 +1,9 @@
+//! Answers of SQL equal what a slow reference makes of the library's rows: over SSTables, MemTables, rows out of order, equal
+//! times, nulls, empty sets and series of one row.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
+
+mod fuzz;
+mod joins;
+mod rows;
+mod world;

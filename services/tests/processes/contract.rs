@@ -5,13 +5,14 @@ mod measure;
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufRead, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tape_services::processes::Process;
 use tapestore::lsn::Durability;
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{Quote, Record, Trade};
@@ -128,32 +129,26 @@ fn a_follower_of_a_quiet_store_ends_when_its_reader_has_gone() {
 #[test]
 fn a_watch_ends_with_its_output_and_prints_an_unreachable_host_in_its_format() {
     let dir = tempfile::tempdir().unwrap();
-    let watch = |more: &[&str]| {
+    let watch = |stdout: Stdio, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
         command.args(["cluster", "watch"]).args(more).arg("--store").arg(dir.path());
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        command
+        Process::start("watch", command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null())).unwrap()
     };
-    let mut command = watch(&["--every-ms", "3600000", "--json"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut watched = watch(Stdio::piped(), &["--every-ms", "3600000", "--json"]);
     let mut line = String::new();
-    std::io::BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(watched.take_stdout().unwrap()).read_line(&mut line).unwrap();
     let report: Value = serde_json::from_str(&line).unwrap();
     assert!(report["error"].as_str().unwrap().contains("no storage process serves"), "{line}");
-    drop(child.stdout.take());
-    let status = eventually("the end of a watch whose reader has gone", || child.try_wait().unwrap());
-    assert_eq!(status.code(), Some(0));
+    // Its reader has gone.
+    assert_eq!(watched.wait().unwrap().code(), Some(0));
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let mut child = watch(&["--every-ms", "10"]).stdout(full).spawn().unwrap();
-    let status = eventually("the end of a watch that cannot print", || child.try_wait().unwrap());
-    assert_eq!(status.code(), Some(73));
+    assert_eq!(watch(full.into(), &["--every-ms", "10"]).wait().unwrap().code(), Some(73));
     // Ctrl-C is how a watch ends; one with a number of reports has not finished.
-    for (more, code) in [(&[][..], 0), (&["--count", "2"], 4)] {
-        let mut child = watch(more).args(["--every-ms", "3600000"]).stdout(Stdio::piped()).spawn().unwrap();
-        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        signal(child.id(), Signal::INT);
-        let status = eventually("the end of a watch", || child.try_wait().unwrap());
-        assert_eq!(status.code(), Some(code), "{more:?}");
+    for (more, code) in [(&["--every-ms", "3600000"][..], 0), (&["--every-ms", "3600000", "--count", "2"], 4)] {
+        let mut watched = watch(Stdio::piped(), more);
+        watched.stdout().unwrap().read_exact(&mut [0]).unwrap();
+        watched.signal(Signal::INT).unwrap();
+        assert_eq!(watched.wait().unwrap().code(), Some(code), "{more:?}");
     }
 }
 

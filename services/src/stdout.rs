@@ -21,11 +21,15 @@ pub fn say(text: impl std::fmt::Display) {
     }
 }
 
-/// Fails if the reader has closed its end, which a command that has nothing to print would not notice.
+/// Fails if a line of [`say`] could not be written, or if the reader has closed its end, which a command that has nothing to
+/// print would not notice. A command that waits calls it: nobody reads what it would wait for.
 ///
 /// # Errors
-/// The one of a closed pipe: the command ends without a message and with exit code 0.
+/// That output cannot be written; of a closed pipe the command ends without a message and with exit code 0.
 pub fn check() -> Outcome {
+    if let Some(error) = FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(output(error));
+    }
     let stdout = std::io::stdout();
     let mut polled = [PollFd::new(&stdout, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

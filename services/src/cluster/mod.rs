@@ -7,7 +7,8 @@ pub mod request;
 pub mod scrub;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use tapestore::disk::RealDisk;
@@ -16,9 +17,9 @@ use tapestore::time::{Clock, HostClock};
 use tapestore_engine::cluster_admin::{NewCluster, detach, force_promote, initialise, rejoin};
 use tapestore_engine::consensus::message::{Command as Request, Member, Report, Role};
 
-use crate::exit::{Failure, LATER, Outcome, USAGE};
+use crate::exit::{Failure, INTERRUPTED, LATER, Outcome, USAGE};
 use crate::output::{Format, table};
-use crate::stdout::say;
+use crate::stdout::{self, say};
 use crate::terminal::{self, duration, thousands};
 use crate::waiting::Waiting;
 
@@ -289,7 +290,7 @@ fn init(store: &Path, args: &Init, format: Format) -> Outcome {
 /// Waits until `node` has nearly all of the log, because the leader refuses the promotion before. A follower and a leader
 /// without that member have no progress to wait for; the change itself then fails.
 fn wait_for(store: &Path, target: &Target, node: NodeId) -> Outcome {
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let _waiting = Waiting::new(format!("node {node} to have nearly all of the log"));
     loop {
         let report = request::send(store, target, Request::Status)?;
@@ -303,7 +304,7 @@ fn wait_for(store: &Path, target: &Target, node: NodeId) -> Outcome {
 
 /// Requests a change and waits until `is_done`.
 fn change(store: &Path, target: &Target, command: Request, format: Format, is_done: impl Fn(&Report) -> bool) -> Outcome {
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let _waiting = Waiting::new("the hosts of the cluster to make the change");
     let mut report = request::send(store, target, command)?;
     while !is_done(&report) {
@@ -400,17 +401,41 @@ fn watch(store: &Path, args: &Watch, format: Format) -> Outcome {
     if args.every_ms == 0 {
         return Err(Failure::new(USAGE, "--every-ms must be above 0"));
     }
+    let stop = terminal::stop_flag()?;
     let mut looks = 0;
-    loop {
+    while !terminal::is_raised(&stop) {
         match request::send(store, &args.target, Request::Status) {
             Ok(report) => show(&report, format)?,
+            // The signal may be what ended the request.
+            Err(_) if terminal::is_raised(&stop) => break,
             // An unreachable host is printed, not an end of watching.
+            Err(failure) if format.json => say(serde_json::json!({ "error": failure.to_string() })),
             Err(failure) => say(failure),
         }
         looks += 1;
         if args.count.is_some_and(|count| looks >= count) {
             return Ok(());
         }
-        std::thread::sleep(Duration::from_millis(args.every_ms));
+        pause(Duration::from_millis(args.every_ms), &stop)?;
+    }
+    match args.count {
+        Some(count) => Err(Failure::new(INTERRUPTED, format!("interrupted: {looks} of {count} reports are printed"))),
+        None => Ok(()),
+    }
+}
+
+/// Waits for `time`, or until `stop` is raised.
+///
+/// # Errors
+/// Standard output is closed, or cannot be written.
+fn pause(time: Duration, stop: &AtomicBool) -> Outcome {
+    let began = Instant::now();
+    loop {
+        stdout::check()?;
+        let left = time.saturating_sub(began.elapsed());
+        if left.is_zero() || terminal::is_raised(stop) {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }

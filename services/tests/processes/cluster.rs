@@ -165,13 +165,17 @@ impl Hosts {
         Reader::open(self.store(n)).map_or(Lsn(0), |r| r.control().committed())
     }
 
+    /// Stops host `n` cleanly.
+    pub(crate) fn stop_host(&mut self, n: usize) {
+        let host = &mut self.hosts[n - 1];
+        for child in [&mut host.replication, &mut host.storage] {
+            child.take().map_or(Ok(()), |mut process| process.stop()).unwrap();
+        }
+    }
+
     /// Stops all hosts cleanly and returns the trade ids in each log.
     pub(crate) fn stop(&mut self) -> Vec<Vec<u64>> {
-        for host in &mut self.hosts {
-            for child in [&mut host.replication, &mut host.storage] {
-                child.take().map_or(Ok(()), |mut process| process.stop()).unwrap();
-            }
-        }
+        (1..=self.hosts.len()).for_each(|n| self.stop_host(n));
         self.hosts.iter().map(|h| trades_in(&h.store)).collect()
     }
 }

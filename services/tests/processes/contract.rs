@@ -1,212 +1,30 @@
 //! The contract of the command line: one table of all commands, measured, and the rules that hold for all of them.
 
+mod commands;
+mod measure;
+
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::Value;
+use tape_services::processes::Process;
 use tapestore::lsn::Durability;
 use tapestore::reader::{At, Reader, Series, TimeRange};
 use tapestore::record::{Quote, Record, Trade};
 
+use self::commands::{CASES, Stores};
+use self::measure::{Measure, code, text};
 use crate::fixture::{PATIENCE, Store, eventually, signal};
 
 /// The page with the table.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/docs/commands.md");
 /// Rewrites the page.
 const WRITE: &str = "TAPESTORE_WRITE_COMMANDS";
-
-/// The store that a command of the table runs on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum On {
-    Served,
-    Stopped,
-    /// A copy of the stopped store: the command changes it.
-    Copy,
-    /// A directory that is not there.
-    Nothing,
-}
-
-/// A command of the table. `DIR` is a directory that is not there, `FILE` a file of trades, `ID` the id of a trade,
-/// `BACKUP` a backup.
-struct Case {
-    name: &'static str,
-    arguments: &'static [&'static str],
-    on: On,
-    prints_rows: bool,
-    /// The arguments with an instrument that the store does not have.
-    unknown: &'static [&'static str],
-}
-
-const fn case(name: &'static str, arguments: &'static [&'static str]) -> Case {
-    Case { name, arguments, on: On::Served, prints_rows: false, unknown: &[] }
-}
-
-const fn rows(name: &'static str, arguments: &'static [&'static str], unknown: &'static [&'static str]) -> Case {
-    Case { name, arguments, on: On::Served, prints_rows: true, unknown }
-}
-
-const CASES: [Case; 31] = [
-    rows("asof", &["asof", "SIM:00000", "trade"], &["asof", "X:NONE", "trade"]),
-    rows("asof --join", &["asof", "SIM:00000", "--join", "trade", "quote"], &["asof", "X:NONE", "--join", "trade", "quote"]),
-    case("backup", &["backup", "DIR"]),
-    rows("bars", &["bars", "SIM:0000*"], &["bars", "X:*"]),
-    Case { unknown: &["book", "X:NONE"], ..case("book", &["book", "SIM:00000"]) },
-    Case {
-        on: On::Copy,
-        ..case("cluster init", &["cluster", "init", "--cluster", "c", "--node", "1", "--members", "1=127.0.0.1:7600"])
-    },
-    case("compact", &["compact"]),
-    case("completions", &["completions", "bash"]),
-    Case { on: On::Nothing, ..case("demo", &["demo", "--records", "1000", "--rate", "max"]) },
-    case("export", &["export", "DIR", "--kind", "trade"]),
-    rows("find", &["find", "SIM:00000", "trade", "ID"], &["find", "X:NONE", "trade", "1"]),
-    case("flush", &["flush"]),
-    rows("follow", &["follow", "--once"], &["follow", "--once", "--instrument", "X:NONE"]),
-    rows("get", &["get", "1"], &["get", "X:NONE", "trade", "now"]),
-    case("import", &["import", "FILE"]),
-    case("inspect manifest", &["inspect", "manifest"]),
-    case("inspect memtable", &["inspect", "memtable"]),
-    case("inspect sst", &["inspect", "sst"]),
-    case("inspect wal", &["inspect", "wal"]),
-    case("kinds", &["kinds"]),
-    rows("latest", &["latest", "SIM:*"], &["latest", "X:*"]),
-    case("publish", &["publish", "--sim", "--records", "100"]),
-    Case { on: On::Stopped, ..case("repair", &["repair"]) },
-    rows("replay", &["replay"], &["replay", "--instrument", "X:NONE"]),
-    Case { on: On::Nothing, ..case("restore", &["restore", "BACKUP", "--store", "DIR"]) },
-    Case { on: On::Copy, ..case("retention", &["retention", "--dry-run", "--kind", "trade", "--keep", "30d"]) },
-    rows("scan", &["scan", "SIM:00000", "trade"], &["scan", "X:NONE", "trade"]),
-    case("status", &["status"]),
-    rows("symbols", &["symbols", "SIM"], &["symbols", "X:NONE"]),
-    rows("tail", &["tail", "-n", "5000", "--limit", "5"], &["tail", "--limit", "5", "--instrument", "X:NONE"]),
-    case("verify", &["verify"]),
-];
-
-/// The stores of the table.
-struct Stores {
-    served: Store,
-    stopped: Store,
-    dir: tempfile::TempDir,
-    made: u32,
-    /// The id of a trade of the first instrument.
-    id: String,
-}
-
-impl Stores {
-    fn new() -> Stores {
-        let market = || {
-            let store = Store::serve();
-            store.tape_ok(&["publish", "--sim", "--records", "5000", "--instruments", "20"]);
-            store
-        };
-        let (served, mut stopped) = (market(), market());
-        assert!(stopped.terminate().success());
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("trades.csv"), served.tape_ok(&["replay", "--kind", "trade", "--csv"])).unwrap();
-        served.tape_ok(&["backup", dir.path().join("backup").to_str().unwrap()]);
-        let ids = served.tape_ok(&["scan", "SIM:00000", "trade", "-n", "1", "--columns", "trade_id", "--csv"]);
-        let id = ids.lines().nth(1).unwrap().to_owned();
-        Stores { served, stopped, dir, made: 0, id }
-    }
-
-    /// The command of `case` with `arguments` and `more`.
-    fn command(&mut self, case: &Case, arguments: &[&str], more: &[&str]) -> Command {
-        self.made += 1;
-        let fresh = self.dir.path().join(format!("fresh-{}", self.made));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
-        for argument in arguments.iter().chain(more) {
-            match *argument {
-                "DIR" => command.arg(&fresh),
-                "BACKUP" => command.arg(self.dir.path().join("backup")),
-                "ID" => command.arg(&self.id),
-                "FILE" => command.arg(self.dir.path().join("trades.csv")),
-                other => command.arg(other),
-            };
-        }
-        match case.on {
-            On::Served => drop(command.arg("--store").arg(&self.served.path)),
-            On::Stopped => drop(command.arg("--store").arg(&self.stopped.path)),
-            On::Copy => {
-                let copied = Command::new("cp").arg("-r").arg(&self.stopped.path).arg(&fresh).status().unwrap();
-                assert!(copied.success());
-                command.arg("--store").arg(&fresh);
-            }
-            On::Nothing => {}
-        }
-        command.stdin(Stdio::null());
-        command
-    }
-
-    fn run(&mut self, case: &Case, arguments: &[&str], more: &[&str]) -> Output {
-        self.command(case, arguments, more).output().unwrap()
-    }
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or(-1)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Whether every line is JSON.
-fn is_json(out: &[u8]) -> bool {
-    let text = String::from_utf8(out.to_vec()).unwrap();
-    !text.is_empty() && text.lines().all(|line| serde_json::from_str::<Value>(line).is_ok())
-}
-
-/// One line of the table; what breaks a rule is added to `wrong`.
-fn line(stores: &mut Stores, case: &Case, wrong: &mut Vec<String>) -> String {
-    let name = case.name;
-    let mut demand = |is: bool, what: &str, output: &Output| {
-        if !is {
-            let head: String = text(&output.stdout).chars().take(200).collect();
-            wrong.push(format!("tape {name} {what}: exit code {}: {}{head}", code(output), text(&output.stderr)));
-        }
-    };
-    let plain = stores.run(case, case.arguments, &[]);
-    demand(code(&plain) == 0 && !plain.stdout.is_empty(), "", &plain);
-    let json = stores.run(case, case.arguments, &["--json"]);
-    let is_script = name == "completions";
-    // Of nothing there is no line, and a note.
-    let is_said = json.stdout.is_empty() && text(&json.stderr).starts_with("note: there is no ");
-    demand(code(&json) == 0 && (is_said || is_json(&json.stdout) != is_script), "--json", &json);
-    // CSV holds one kind.
-    let of_one_kind = if ["replay", "follow", "tail"].contains(&name) { &["--csv", "--kind", "trade"][..] } else { &["--csv"] };
-    let csv = stores.run(case, case.arguments, of_one_kind);
-    let takes_csv = case.prints_rows || name == "export";
-    demand(code(&csv) == if takes_csv { 0 } else { 2 }, "--csv", &csv);
-    let columns = stores.run(case, case.arguments, &["--columns", "no-such-column"]);
-    demand(code(&columns) == 2, "--columns no-such-column", &columns);
-    let unknown = (!case.unknown.is_empty()).then(|| stores.run(case, case.unknown, &[]));
-    if let Some(output) = &unknown {
-        demand(code(output) == 3 && output.stdout.is_empty(), "of an instrument that is not there", output);
-    }
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let full = stores.command(case, case.arguments, &[]).stdout(full).output().unwrap();
-    demand(code(&full) == 73, "> /dev/full", &full);
-    let mut closed = stores.command(case, case.arguments, &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(closed.stdout.take());
-    let closed = closed.wait_with_output().unwrap();
-    demand(code(&closed) == 0 && !text(&closed.stderr).contains("panicked"), "into a closed pipe", &closed);
-    let yes = |is: bool| if is { "yes" } else { "refused: 2" };
-    let unknown = unknown.map_or_else(|| "-".to_owned(), |output| code(&output).to_string());
-    let json = if is_script { "no effect" } else { "yes" };
-    format!(
-        "| `tape {name}` | {} | {json} | {} | {} | {unknown} | {} | {} |",
-        if case.prints_rows { "rows" } else { "report" },
-        yes(takes_csv),
-        yes(case.prints_rows),
-        code(&full),
-        code(&closed),
-    )
-}
 
 #[test]
 fn every_command_keeps_the_contract_and_the_page_holds_what_was_measured() {
@@ -216,8 +34,9 @@ fn every_command_keeps_the_contract_and_the_page_holds_what_was_measured() {
          |---|---|---|---|---|---|---|---|\n",
     );
     let mut wrong = Vec::new();
-    for case in &CASES {
-        writeln!(table, "{}", line(&mut stores, case, &mut wrong)).unwrap();
+    for case in CASES {
+        let mut measure = Measure { stores: &mut stores, case, wrong: &mut wrong };
+        writeln!(table, "{}", measure.line()).unwrap();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let page = std::fs::read_to_string(PAGE).unwrap();
@@ -230,17 +49,36 @@ fn every_command_keeps_the_contract_and_the_page_holds_what_was_measured() {
     }
 }
 
+/// The commands that the help of `tape` with `arguments` lists.
+fn listed(arguments: &[&str]) -> Vec<String> {
+    let help = Command::new(env!("CARGO_BIN_EXE_tape")).args(arguments).arg("--help").output().unwrap();
+    let help = text(&help.stdout);
+    let listed = help.split("\nCommands:\n").nth(1).map_or("", |rest| rest.split("\nOptions:").next().unwrap());
+    let lines = listed.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   "));
+    lines.filter_map(|l| l.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
 #[test]
 fn every_command_that_the_help_lists_is_in_the_table() {
-    let help = Command::new(env!("CARGO_BIN_EXE_tape")).arg("--help").output().unwrap();
-    let help = text(&help.stdout);
-    let listed = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
-    let listed =
-        listed.lines().filter(|l| l.starts_with("  ") && !l.starts_with("   ")).filter_map(|l| l.split_whitespace().next());
     // `sql` is the program of another package, whose tests hold it to the same contract.
-    for command in listed.filter(|c| !["help", "sql"].contains(c)) {
-        assert!(CASES.iter().any(|case| case.name.split(' ').next() == Some(command)), "{command} is not in the table");
+    let commands = listed(&[]).into_iter().filter(|command| command != "sql");
+    let (mut names, mut groups) = (Vec::new(), 0);
+    for command in commands {
+        let within = listed(&[&command]);
+        groups += usize::from(!within.is_empty());
+        if within.is_empty() {
+            names.push(command);
+        } else {
+            names.extend(within.iter().map(|each| format!("{command} {each}")));
+        }
     }
+    assert_eq!(groups, 2, "`cluster` and `inspect` have commands of their own: {names:?}");
+    for name in &names {
+        assert!(CASES.iter().any(|case| case.name == *name), "tape {name} is not in the table");
+    }
+    let is_listed =
+        |case: &str| names.iter().any(|name| case == name || case.strip_prefix(name).is_some_and(|o| o.starts_with(" --")));
+    assert!(CASES.iter().all(|case| is_listed(case.name)), "the table has a command that is not there");
 }
 
 #[test]
@@ -285,6 +123,32 @@ fn a_follower_of_a_quiet_store_ends_when_its_reader_has_gone() {
         drop(child.stdout.take());
         let status = eventually("the end of a follower whose reader has gone", || child.try_wait().unwrap());
         assert_eq!(status.code(), Some(0), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_watch_ends_with_its_output_and_prints_an_unreachable_host_in_its_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let watch = |stdout: Stdio, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+        command.args(["cluster", "watch"]).args(more).arg("--store").arg(dir.path());
+        Process::start("watch", command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null())).unwrap()
+    };
+    let mut watched = watch(Stdio::piped(), &["--every-ms", "3600000", "--json"]);
+    let mut line = String::new();
+    BufReader::new(watched.take_stdout().unwrap()).read_line(&mut line).unwrap();
+    let report: Value = serde_json::from_str(&line).unwrap();
+    assert!(report["error"].as_str().unwrap().contains("no storage process serves"), "{line}");
+    // Its reader has gone.
+    assert_eq!(watched.wait().unwrap().code(), Some(0));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(watch(full.into(), &["--every-ms", "10"]).wait().unwrap().code(), Some(73));
+    // Ctrl-C is how a watch ends; one with a number of reports has not finished.
+    for (more, code) in [(&["--every-ms", "3600000"][..], 0), (&["--every-ms", "3600000", "--count", "2"], 4)] {
+        let mut watched = watch(Stdio::piped(), more);
+        watched.stdout().unwrap().read_exact(&mut [0]).unwrap();
+        watched.signal(Signal::INT).unwrap();
+        assert_eq!(watched.wait().unwrap().code(), Some(code), "{more:?}");
     }
 }
 

@@ -13,8 +13,9 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, JoinOperator, TableFactor};
 
-use crate::asof;
-use crate::dialect::{FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN, arguments, name_of, texts};
+use crate::asof::node::AsOf;
+use crate::asof::{self, Direction};
+use crate::dialect::{ASOF_JOIN, FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN, arguments, name_of, texts};
 use crate::fill::{self, Fill};
 use crate::horizon;
 use crate::latest::{self, Latest};
@@ -45,7 +46,7 @@ impl RelationPlanner for Relations {
                 let keys = columns.collect();
                 extension(Latest { input: left, time, keys })
             }
-            Some((name, function)) if name == WINDOW_JOIN || name == HORIZON_JOIN => {
+            Some((name, function)) if [ASOF_JOIN, WINDOW_JOIN, HORIZON_JOIN].contains(&name.as_str()) => {
                 let right = context.plan(join.relation.clone())?;
                 let on = asof::node::keys((&left, &right), constraint, context)?;
                 by_time((left, right), &on, &name, &texts(function))?
@@ -59,7 +60,7 @@ impl RelationPlanner for Relations {
     }
 }
 
-/// The window join or the horizon join of `sides`, as `texts` say.
+/// The as-of join, the window join or the horizon join of `sides`, as `texts` say.
 fn by_time(sides: (LogicalPlan, LogicalPlan), on: &[(Expr, Expr)], name: &str, texts: &[String]) -> Result<LogicalPlan> {
     let wrong = || DataFusionError::Plan(format!("{name} is no function"));
     let number = |text: &String| text.parse::<i64>().map_err(|_| wrong());
@@ -67,6 +68,12 @@ fn by_time(sides: (LogicalPlan, LogicalPlan), on: &[(Expr, Expr)], name: &str, t
         [start, end, prevailing] if name == WINDOW_JOIN => {
             let prevailing = prevailing.parse().map_err(|_| wrong())?;
             window::node::plan(sides, on.to_vec(), Window { start: number(start)?, end: number(end)?, prevailing })
+        }
+        [] | [_] if name == ASOF_JOIN => {
+            let tolerance = texts.first().map(|ns| number(ns).map(i64::unsigned_abs)).transpose()?;
+            let times = (window::node::time_of(sides.0.schema())?, window::node::time_of(sides.1.schema())?);
+            let direction = Direction { backwards: true, inclusive: true };
+            Ok(extension(AsOf::new(sides, on.to_vec(), times, direction, tolerance)?))
         }
         [alias, offsets @ ..] if name == HORIZON_JOIN => {
             horizon::plan(sides, on, alias, &offsets.iter().map(number).collect::<Result<Vec<_>>>()?)

@@ -1,5 +1,6 @@
 //! Owns: the first step for joins by time: `WINDOW JOIN ... RANGE BETWEEN` and `HORIZON JOIN ... RANGE FROM | LIST` become as-of
-//! joins whose match condition is a call that says which join it is.
+//! joins whose match condition is a call that says which join it is. So does an `ASOF JOIN` without a match condition, which is by
+//! the columns `time`. `ON (symbol)` becomes `USING (symbol)`.
 //!
 //! What must hold: only the words after the join's keys are taken, at the same depth of parentheses: a `RANGE` of a window
 //! function stays.
@@ -8,7 +9,7 @@ use datafusion::error::Result;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::tokens::{Cursor, quoted};
-use super::words::{HORIZON_JOIN, WINDOW_JOIN, wrong};
+use super::words::{ASOF_JOIN, HORIZON_JOIN, WINDOW_JOIN, wrong};
 use crate::interval::Interval;
 
 /// The most offsets of a horizon join: each is a join of its own.
@@ -16,60 +17,80 @@ const OFFSETS_MAX: usize = 256;
 const WINDOW_EXAMPLE: &str = "write a WINDOW JOIN b ON a.symbol = b.symbol RANGE BETWEEN 1s PRECEDING AND 1s FOLLOWING";
 const HORIZON_EXAMPLE: &str = "write a HORIZON JOIN b ON a.symbol = b.symbol RANGE FROM -5s TO 5s STEP 1s AS h, or LIST (0s, 1s, 5s) AS h";
 
-/// A join whose window or offsets have not been read yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    AsOf,
+    Window,
+    Horizon,
+}
+
+/// A join whose window or offsets have not been read yet, or whose match condition.
 #[derive(Clone, Copy)]
 pub(super) struct Pending {
-    is_window: bool,
+    of: Of,
     /// Where its match condition goes: before `ON` or `USING`.
     on: Option<usize>,
     depth: usize,
 }
 
 impl Pending {
-    /// The join that begins at the cursor, which is moved behind its first word.
+    /// The join that begins at the cursor, which is moved behind its first word; that word is replaced.
     pub(super) fn begin(cursor: &mut Cursor<'_>, depth: usize) -> Option<Pending> {
-        let is_window = cursor.is_word(0, "WINDOW");
-        let is_join = (is_window || cursor.is_word(0, "HORIZON")) && cursor.is_word(1, "JOIN");
-        cursor.at += usize::from(is_join);
-        is_join.then_some(Pending { is_window, on: None, depth })
+        let words = [("ASOF", Of::AsOf), ("WINDOW", Of::Window), ("HORIZON", Of::Horizon)];
+        let (_, of) = words.into_iter().find(|(word, _)| cursor.is_word(0, word) && cursor.is_word(1, "JOIN"))?;
+        cursor.at += 1;
+        Some(Pending { of, on: None, depth })
     }
 
-    /// Notes where the keys begin, if they do at the cursor.
-    pub(super) fn note_keys(&mut self, cursor: &Cursor<'_>, depth: usize) {
-        let is_here = depth == self.depth && (cursor.is_word(0, "ON") || cursor.is_word(0, "USING"));
-        if is_here && self.on.is_none() {
-            self.on = Some(cursor.at);
+    /// Notes where the keys begin, if they do at the cursor. Returns whether they are `ON (symbol)`, whose first word becomes `USING`.
+    pub(super) fn note_keys(&mut self, cursor: &Cursor<'_>, depth: usize) -> bool {
+        let is_on = cursor.is_word(0, "ON");
+        if depth != self.depth || self.on.is_some() || !(is_on || cursor.is_word(0, "USING")) {
+            return false;
         }
+        self.on = Some(cursor.at);
+        let mut ahead = 2;
+        let is_name = |ahead| matches!(cursor.peek(ahead), Some(Token::Word(_)));
+        while is_name(ahead) && cursor.peek(ahead + 1) == Some(&Token::Comma) {
+            ahead += 2;
+        }
+        is_on && cursor.peek(1) == Some(&Token::LParen) && is_name(ahead) && cursor.peek(ahead + 1) == Some(&Token::RParen)
     }
 
-    /// The window or the offsets, if they begin at the cursor: where the match condition goes, and its text.
+    /// What the match condition is, if it is known at the cursor: where it goes, and its text.
     pub(super) fn end(&self, cursor: &mut Cursor<'_>, depth: usize) -> Result<Option<(usize, String)>> {
         let start = cursor.at;
-        let text = if depth != self.depth {
-            None
-        } else if self.is_window && cursor.take_words(&["RANGE", "BETWEEN"]) {
-            Some(window(cursor)?)
-        } else if !self.is_window && cursor.take_words(&["RANGE", "FROM"]) {
-            Some(range(cursor)?)
-        } else if !self.is_window && cursor.is_word(0, "LIST") && cursor.peek(1) == Some(&Token::LParen) {
-            cursor.at += 2;
-            Some(list(cursor)?)
-        } else {
-            None
+        if depth != self.depth {
+            return Ok(None);
+        }
+        let text = match self.of {
+            Of::AsOf if self.on == Some(cursor.at) => Some(format!("{ASOF_JOIN}()")),
+            Of::Window if cursor.take_words(&["RANGE", "BETWEEN"]) => Some(window(cursor)?),
+            Of::Horizon if cursor.take_words(&["RANGE", "FROM"]) => Some(range(cursor)?),
+            Of::Horizon if cursor.is_word(0, "LIST") && cursor.peek(1) == Some(&Token::LParen) => {
+                cursor.at += 2;
+                Some(list(cursor)?)
+            }
+            _ => None,
         };
         Ok(text.map(|text| (self.on.unwrap_or(start), format!(" MATCH_CONDITION ({text}) "))))
     }
 
-    /// The error of a join that has neither.
+    /// Whether it waits for a match condition of its own.
+    pub(super) fn is_as_of(&self) -> bool {
+        self.of == Of::AsOf
+    }
+
+    /// Refuses a join that has no window or offsets.
     ///
     /// # Errors
-    /// Always.
-    pub(super) fn missing(&self) -> Result<()> {
-        let (what, example) = match self.is_window {
-            true => ("a WINDOW JOIN needs its window", WINDOW_EXAMPLE),
-            false => ("a HORIZON JOIN needs its offsets", HORIZON_EXAMPLE),
-        };
-        Err(wrong(format!("{what}: {example}")))
+    /// It has none.
+    pub(super) fn demand_none(&self) -> Result<()> {
+        match self.of {
+            Of::AsOf => Ok(()),
+            Of::Window => Err(wrong(format!("a WINDOW JOIN needs its window: {WINDOW_EXAMPLE}"))),
+            Of::Horizon => Err(wrong(format!("a HORIZON JOIN needs its offsets: {HORIZON_EXAMPLE}"))),
+        }
     }
 }
 

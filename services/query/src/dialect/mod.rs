@@ -21,7 +21,7 @@ use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
 pub use self::tree::{arguments, call, name_of, texts};
-pub use self::words::{FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN};
+pub use self::words::{ASOF_JOIN, FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN};
 
 use self::tree::Expander;
 use self::words::wrong;

@@ -6,7 +6,7 @@ use datafusion::error::Result;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::joins::Pending;
-use super::words::{LATEST_ON, SAMPLE_BY, wrong};
+use super::words::{ASOF_JOIN, LATEST_ON, SAMPLE_BY, wrong};
 use crate::asof::node::TOLERANCE;
 use crate::interval::Interval;
 
@@ -109,29 +109,42 @@ pub(super) fn rewritten(tokens: &[Token]) -> Result<Option<String>> {
     let mut cursor = Cursor::new(tokens);
     let mut match_ends: Option<usize> = None;
     let (mut pending, mut depth): (Option<Pending>, usize) = (None, 0);
+    // The change that is the match condition of the last as-of join, if it had none.
+    let mut as_of: Option<usize> = None;
     while cursor.at < cursor.places.len() {
         let start = cursor.at;
         if let Some(join) = &mut pending {
-            join.note_keys(&cursor, depth);
+            if join.note_keys(&cursor, depth) {
+                changes.push((start, start + 1, "USING".to_owned()));
+            }
             if let Some((place, condition)) = join.end(&mut cursor, depth)? {
+                as_of = join.is_as_of().then_some(changes.len());
                 changes.push((place, place, condition));
-                changes.push((start, cursor.at, String::new()));
+                if cursor.at > start {
+                    changes.push((start, cursor.at, String::new()));
+                } else {
+                    cursor.at += 1;
+                }
                 pending = None;
                 continue;
             }
         }
         if let Some(join) = Pending::begin(&mut cursor, depth) {
-            pending.replace(join).map_or(Ok(()), |earlier| earlier.missing())?;
+            pending.replace(join).map_or(Ok(()), |earlier| earlier.demand_none())?;
+            as_of = None;
             changes.push((start, cursor.at, "ASOF".to_owned()));
         } else if cursor.take_words(&["MATCH_CONDITION"]) {
             cursor.parenthesised("MATCH_CONDITION")?;
             match_ends = Some(cursor.at - 1);
-        } else if match_ends.is_some() && cursor.is_word(0, "TOLERANCE") && starts_interval(cursor.peek(1)) {
+            pending = pending.filter(|join| !join.is_as_of());
+        } else if (match_ends.is_some() || as_of.is_some()) && cursor.is_word(0, "TOLERANCE") && starts_interval(cursor.peek(1)) {
             cursor.at += 1;
             let interval = cursor.interval("TOLERANCE")?;
             let ns = interval.parse::<Interval>().ok().and_then(Interval::fixed);
             let ns = ns.ok_or_else(|| wrong("a TOLERANCE is a fixed length of time, like 5s"))?;
-            if let Some(end) = match_ends.take() {
+            if let Some((.., condition)) = as_of.take().and_then(|at| changes.get_mut(at)) {
+                *condition = format!(" MATCH_CONDITION ({ASOF_JOIN}('{ns}')) ");
+            } else if let Some(end) = match_ends.take() {
                 changes.push((end, end, format!(" AND {TOLERANCE}({ns}) ")));
             }
             changes.push((start, cursor.at, String::new()));
@@ -149,7 +162,7 @@ pub(super) fn rewritten(tokens: &[Token]) -> Result<Option<String>> {
             }
         }
     }
-    pending.map_or(Ok(()), |join| join.missing())?;
+    pending.map_or(Ok(()), |join| join.demand_none())?;
     if changes.is_empty() {
         return Ok(None);
     }
@@ -249,6 +262,14 @@ mod tests {
         assert_eq!(
             of("select 1 from a asof join b match_condition (a.time >= b.time) on a.s = b.s tolerance 5s where x"),
             "select 1 from a asof join b match_condition (a.time >= b.time AND within_tolerance(5000000000) ) on a.s = b.s  where x"
+        );
+        assert_eq!(
+            of("select 1 from a asof join b on (s) tolerance 5s where x"),
+            "select 1 from a ASOF join b  MATCH_CONDITION (asof_join('5000000000')) USING (s)  where x"
+        );
+        assert_eq!(
+            of("select 1 from a asof join b on a.s = b.s asof join c using (s)"),
+            "select 1 from a ASOF join b  MATCH_CONDITION (asof_join()) on a.s = b.s ASOF join c  MATCH_CONDITION (asof_join()) using (s)"
         );
         assert_eq!(
             of("select 1 from a window join b on a.s = b.s range between 1 second preceding and current row exclude prevailing where x"),

@@ -196,6 +196,7 @@ impl DiskFile for RealFile {
         let from = range.start / LARGE_PAGE * LARGE_PAGE;
         // Zero: to the end.
         let len = range.end.checked_next_multiple_of(LARGE_PAGE).map_or(0, |end| end.saturating_sub(from));
-        rustix::fs::fadvise(&self.file, from, NonZeroU64::new(len), Advice::DontNeed).map_err(|e| Error::io("advise", &self.path, e))
+        rustix::fs::fadvise(&self.file, from, NonZeroU64::new(len), Advice::DontNeed)
+            .map_err(|e| Error::io("advise", &self.path, e))
     }
 }

@@ -64,7 +64,9 @@ pub async fn follow(session: &mut Session, statement: &str, every: Duration, for
             let batch = batch.map_err(QueryError::from)?;
             rows += batch.num_rows();
             if !is_by_row && rows > ROWS_MAX {
-                let why = format!("the answer has more than {ROWS_MAX} rows, too many to find the new ones; narrow it by a time, like WHERE time > now() - interval '5 minutes'");
+                let why = format!(
+                    "the answer has more than {ROWS_MAX} rows, too many to find the new ones; narrow it by a time, like WHERE time > now() - interval '5 minutes'"
+                );
                 return Err(Failure::new(LATER, why));
             }
             for cells in print::rows(&batch) {

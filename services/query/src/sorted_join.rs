@@ -55,7 +55,9 @@ impl Rule {
     /// for the newest before it.
     fn starts(self, from: Ts) -> Option<Ts> {
         match self {
-            Rule::AsOf { direction: Direction { backwards: true, .. }, shift, .. } => Some(Ts(from.0.saturating_add_signed(shift))),
+            Rule::AsOf { direction: Direction { backwards: true, .. }, shift, .. } => {
+                Some(Ts(from.0.saturating_add_signed(shift)))
+            }
             Rule::AsOf { .. } => None,
             Rule::Window(window) => Some(Ts(from.0.saturating_add_signed(window.start))),
         }
@@ -258,7 +260,9 @@ impl ExecutionPlan for SortedJoin {
             Rule::AsOf { direction, tolerance, shift } => {
                 Merge::AsOf(asof::exec::Merge::new(sides, nothing, (direction, tolerance, shift), schema.clone()))
             }
-            Rule::Window(window) => Merge::Window(window::exec::Merge::new(sides, nothing, (window, self.join.first_row), schema.clone())),
+            Rule::Window(window) => {
+                Merge::Window(window::exec::Merge::new(sides, nothing, (window, self.join.first_row), schema.clone()))
+            }
         };
         let rows = stream::try_unfold((merge, metrics), |(mut merge, metrics)| async move {
             let next = match &mut merge {

@@ -79,7 +79,8 @@ fn a_followed_sample_prints_buckets_that_change_also_by_late_trades() {
     trade(&mut publisher, "X:A", 0, 101);
     trade(&mut publisher, "X:A", 60, 102);
     let followed = Followed::start(&store, "select time, count(*) as n, last(price) as p from trade sample by 1m");
-    let row = |value: Value| (value["time"].as_str().unwrap().to_owned(), value["n"].as_u64().unwrap(), value["p"].as_f64().unwrap());
+    let row =
+        |value: Value| (value["time"].as_str().unwrap().to_owned(), value["n"].as_u64().unwrap(), value["p"].as_f64().unwrap());
     let (zero, one) = ("2024-08-09T00:00:00.000000000Z".to_owned(), "2024-08-09T00:01:00.000000000Z".to_owned());
     assert_eq!(row(followed.next()), (zero.clone(), 1, 101.0));
     assert_eq!(row(followed.next()), (one.clone(), 1, 102.0));

@@ -61,7 +61,22 @@ impl Merge {
     ) -> Merge {
         let has_keys = left.has_keys();
         let held = vec![nothing];
-        Merge { schema, direction, tolerance, shift, has_keys, left, right, held, now: None, run: 0, at: 0, is_over: false, last: None, used: 0 }
+        Merge {
+            schema,
+            direction,
+            tolerance,
+            shift,
+            has_keys,
+            left,
+            right,
+            held,
+            now: None,
+            run: 0,
+            at: 0,
+            is_over: false,
+            last: None,
+            used: 0,
+        }
     }
 
     /// Reads right rows until there are some, or none are left.

@@ -15,7 +15,8 @@ use crate::interval::Interval;
 /// The most offsets of a horizon join: each is a join of its own.
 const OFFSETS_MAX: usize = 256;
 const WINDOW_EXAMPLE: &str = "write a WINDOW JOIN b ON a.symbol = b.symbol RANGE BETWEEN 1s PRECEDING AND 1s FOLLOWING";
-const HORIZON_EXAMPLE: &str = "write a HORIZON JOIN b ON a.symbol = b.symbol RANGE FROM -5s TO 5s STEP 1s AS h, or LIST (0s, 1s, 5s) AS h";
+const HORIZON_EXAMPLE: &str =
+    "write a HORIZON JOIN b ON a.symbol = b.symbol RANGE FROM -5s TO 5s STEP 1s AS h, or LIST (0s, 1s, 5s) AS h";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {

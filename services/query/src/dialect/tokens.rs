@@ -272,7 +272,9 @@ mod tests {
             "select 1 from a ASOF join b  MATCH_CONDITION (asof_join()) on a.s = b.s ASOF join c  MATCH_CONDITION (asof_join()) using (s)"
         );
         assert_eq!(
-            of("select 1 from a window join b on a.s = b.s range between 1 second preceding and current row exclude prevailing where x"),
+            of(
+                "select 1 from a window join b on a.s = b.s range between 1 second preceding and current row exclude prevailing where x"
+            ),
             "select 1 from a ASOF join b  MATCH_CONDITION (window_join('-1000000000', '0', 'false')) on a.s = b.s  where x"
         );
         assert_eq!(

@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 
 use datafusion::error::Result;
 use datafusion::sql::sqlparser::ast::{
-    Expr, GroupByExpr, Ident, JoinOperator, OrderBy, OrderByExpr, OrderByKind, OrderByOptions, Query, Select, SelectItem, SetExpr,
-    TableFactor, Visit, Visitor,
+    Expr, GroupByExpr, Ident, JoinOperator, OrderBy, OrderByExpr, OrderByKind, OrderByOptions, Query, Select, SelectItem,
+    SetExpr, TableFactor, Visit, Visitor,
 };
 
 use super::tree::name_of;

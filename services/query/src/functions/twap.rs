@@ -64,7 +64,8 @@ struct Rows(Vec<(i64, u64, f64)>);
 
 impl Rows {
     fn add(&mut self, times: &ArrayRef, lsns: &ArrayRef, values: &ArrayRef) -> Result<()> {
-        let [times, lsns, values] = [(times, &STATE[0]), (lsns, &STATE[1]), (values, &STATE[2])].map(|(array, of)| cast(array, of));
+        let [times, lsns, values] =
+            [(times, &STATE[0]), (lsns, &STATE[1]), (values, &STATE[2])].map(|(array, of)| cast(array, of));
         let (times, lsns, values) = (times?, lsns?, values?);
         let times = times.as_primitive::<Int64Type>();
         let lsns = lsns.as_primitive::<UInt64Type>();

@@ -77,12 +77,7 @@ const NOTHING: (usize, usize) = (0, 0);
 impl Merge {
     /// The merge of `left` and `right` to rows of `schema`. `nothing` is a row of nulls of the right side, `number` the number of
     /// the first left row.
-    pub fn new(
-        (left, right): (Side, Side),
-        nothing: RecordBatch,
-        (window, number): (Window, i64),
-        schema: SchemaRef,
-    ) -> Merge {
+    pub fn new((left, right): (Side, Side), nothing: RecordBatch, (window, number): (Window, i64), schema: SchemaRef) -> Merge {
         Merge {
             schema,
             window,

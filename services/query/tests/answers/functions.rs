@@ -42,7 +42,8 @@ fn twap_weights_each_value_with_the_time_until_the_next_one() {
     assert!(buckets.len() > 20);
     for row in buckets {
         let start: i64 = row[0].parse().unwrap();
-        let rows: Vec<&Known> = series()["B:ETH"].iter().copied().filter(|t| (start..start + 7_000_000_000).contains(&t.time)).collect();
+        let rows: Vec<&Known> =
+            series()["B:ETH"].iter().copied().filter(|t| (start..start + 7_000_000_000).contains(&t.time)).collect();
         assert_close(&row[1], weighted(&rows), &row[0]);
     }
     assert_eq!(ask("select twap(price) from trade where symbol = 'no'"), [["null"]]);

@@ -25,7 +25,16 @@ impl Maker {
     /// Anything.
     fn value(&mut self, depth: u64) -> String {
         match self.below(8) {
-            0 => self.pick(&["x", "q.bid_px", "t.*", "null", "'''; --'", "interval '1 day'", "timestamp '2262-04-11'", "date '0001-01-01'"]),
+            0 => self.pick(&[
+                "x",
+                "q.bid_px",
+                "t.*",
+                "null",
+                "'''; --'",
+                "interval '1 day'",
+                "timestamp '2262-04-11'",
+                "date '0001-01-01'",
+            ]),
             1 => self.pick(&["t.symbol", "t.side", "t.time", "'B:BTC'", "'2024-08-08'", "now()", "true"]),
             2 if depth > 0 => format!("({})", self.statement(depth - 1)),
             _ => self.number(depth),
@@ -35,7 +44,19 @@ impl Maker {
     /// A number, mostly.
     fn number(&mut self, depth: u64) -> String {
         if depth == 0 {
-            return self.pick(&["t.lsn", "t.price", "t.size", "t.price_raw", "t.trade_id", "0", "1", "-1", "1e308", "9223372036854775807", "1.5"]);
+            return self.pick(&[
+                "t.lsn",
+                "t.price",
+                "t.size",
+                "t.price_raw",
+                "t.trade_id",
+                "0",
+                "1",
+                "-1",
+                "1e308",
+                "9223372036854775807",
+                "1.5",
+            ]);
         }
         match self.below(7) {
             0 => {
@@ -43,7 +64,12 @@ impl Maker {
                 format!("({a} {} {b})", self.pick(&["+", "-", "*", "/", "%"]))
             }
             1 => format!("{}({})", self.pick(&["abs", "ln", "sqrt", "ceil", "exp"]), self.number(depth - 1)),
-            2 => format!("{}({}, {})", self.pick(&["nullif", "power", "mid", "spread", "imbalance"]), self.number(depth - 1), self.number(depth - 1)),
+            2 => format!(
+                "{}({}, {})",
+                self.pick(&["nullif", "power", "mid", "spread", "imbalance"]),
+                self.number(depth - 1),
+                self.number(depth - 1)
+            ),
             3 => format!("case when {} then {} end", self.condition(depth - 1), self.number(depth - 1)),
             4 => {
                 let order = self.pick(&["t.time", "t.time, t.lsn", "t.price"]);
@@ -59,7 +85,20 @@ impl Maker {
             0 => format!("{}(t.price, t.size)", self.pick(&["vwap", "notional", "ohlc", "corr"])),
             1 => "count(*)".to_owned(),
             _ => {
-                let name = self.pick(&["first", "last", "sum", "avg", "min", "max", "count", "twap", "median", "stddev", "array_agg", "exact_sum"]);
+                let name = self.pick(&[
+                    "first",
+                    "last",
+                    "sum",
+                    "avg",
+                    "min",
+                    "max",
+                    "count",
+                    "twap",
+                    "median",
+                    "stddev",
+                    "array_agg",
+                    "exact_sum",
+                ]);
                 format!("{name}({})", self.number(depth / 2))
             }
         }
@@ -67,8 +106,19 @@ impl Maker {
 
     fn condition(&mut self, depth: u64) -> String {
         match self.below(6) {
-            0 => self.pick(&["t.symbol = 'B:BTC'", "t.symbol like 'A:%'", "t.symbol in ('C:ONE', 'no')", "t.symbol is null", "t.symbol > 'A'"]),
-            1 => self.pick(&["t.time < '2024-08-08T12:00:00'", "t.time = '1970-01-01'", "t.time between '2024-08-08' and now()", "t.time > 'never'"]),
+            0 => self.pick(&[
+                "t.symbol = 'B:BTC'",
+                "t.symbol like 'A:%'",
+                "t.symbol in ('C:ONE', 'no')",
+                "t.symbol is null",
+                "t.symbol > 'A'",
+            ]),
+            1 => self.pick(&[
+                "t.time < '2024-08-08T12:00:00'",
+                "t.time = '1970-01-01'",
+                "t.time between '2024-08-08' and now()",
+                "t.time > 'never'",
+            ]),
             2 if depth > 0 => {
                 let (a, b) = (self.condition(depth - 1), self.condition(depth - 1));
                 format!("({a} {} {b})", self.pick(&["and", "or", "is distinct from"]))
@@ -108,7 +158,14 @@ impl Maker {
         match which {
             0 => format!("select t.symbol, {a} as a from {table}{condition} group by t.symbol{limit}"),
             1 => {
-                let every = self.pick(&["1s", "1d fill (prev)", "7m align to calendar time zone 'Europe/Paris'", "1M fill (linear)", "0s", "250ms"]);
+                let every = self.pick(&[
+                    "1s",
+                    "1d fill (prev)",
+                    "7m align to calendar time zone 'Europe/Paris'",
+                    "1M fill (linear)",
+                    "0s",
+                    "250ms",
+                ]);
                 format!("select t.time, {a} as a from {table}{condition} sample by {every}{limit}")
             }
             2 => format!("select t.symbol, {number} as a from {table}{condition} latest on time partition by symbol{limit}"),

@@ -135,7 +135,10 @@ fn a_window_without_keys_has_rows_of_all_symbols_and_a_long_one_all_rows() {
     let (trades, _) = sides();
     let some: Vec<&&Known> = trades.iter().filter(|trade| trade.symbol == "A:AAPL").step_by(9_000).collect();
     let lsns = some.iter().map(|trade| trade.lsn.to_string()).collect::<Vec<_>>().join(", ");
-    let windows = [("10ms preceding and 10ms following", (-10_000_000, 10_000_000)), ("unbounded preceding and 1s following", (-i64::MAX / 2, 1_000_000_000))];
+    let windows = [
+        ("10ms preceding and 10ms following", (-10_000_000, 10_000_000)),
+        ("unbounded preceding and 1s following", (-i64::MAX / 2, 1_000_000_000)),
+    ];
     for (text, window) in windows {
         let row = |trade: &&&Known| [vec![trade.lsn.to_string()], in_window(&all, trade.time, window, true)].concat();
         let expected: Vec<Vec<String>> = some.iter().map(row).collect();
@@ -151,7 +154,8 @@ fn a_window_without_keys_has_rows_of_all_symbols_and_a_long_one_all_rows() {
 fn a_window_join_has_one_row_for_each_left_row_and_takes_expressions_conditions_and_orders() {
     let (trades, quotes) = sides();
     let middle = trades[trades.len() / 2].time;
-    let join = "trade t window join quote q on t.symbol = q.symbol range between 50ms preceding and 50ms following exclude prevailing";
+    let join =
+        "trade t window join quote q on t.symbol = q.symbol range between 50ms preceding and 50ms following exclude prevailing";
     let sql = format!(
         "select t.lsn, t.price - max(q.bid_px) as above, count(q.lsn) n from {join} \
          where t.symbol in ('B:ETH', 'C:ONE') and t.time >= to_timestamp_nanos({middle}) having count(q.lsn) > 2 order by t.time desc, t.lsn desc limit 50"
@@ -174,16 +178,20 @@ fn a_window_join_has_one_row_for_each_left_row_and_takes_expressions_conditions_
     assert!(plan.contains("from the newest row before the left side"), "{plan}");
     let until = format!("select t.lsn, count(q.lsn) from {join} where t.time < to_timestamp_nanos({middle})");
     let row = |trade: &&Known| {
-        let count = quotes.get(&*trade.symbol).into_iter().flatten().filter(|q| (q.time - trade.time).abs() <= 50_000_000).count();
+        let count =
+            quotes.get(&*trade.symbol).into_iter().flatten().filter(|q| (q.time - trade.time).abs() <= 50_000_000).count();
         vec![trade.lsn.to_string(), count.to_string()]
     };
-    let expected: Vec<Vec<String>> = trades.iter().filter(|t| t.time < middle && t.time > middle - 20_000_000_000).map(row).collect();
+    let expected: Vec<Vec<String>> =
+        trades.iter().filter(|t| t.time < middle && t.time > middle - 20_000_000_000).map(row).collect();
     assert_eq!(ask(&format!("{until} and t.time > to_timestamp_nanos({})", middle - 20_000_000_000)), expected);
     let error = |sql: &str| try_ask(sql).unwrap_err().to_string();
     assert!(error(&format!("select * from {join}")).contains("not *"));
     assert!(error(&format!("select t.lsn, q.lsn from {join}")).contains("needs an aggregate"));
     assert!(error("select 1 from trade t window join quote q on t.symbol = q.symbol").contains("needs its window"));
-    assert!(error("select 1 from trade t window join quote q range between 1s following and 1s preceding").contains("ends before"));
+    assert!(
+        error("select 1 from trade t window join quote q range between 1s following and 1s preceding").contains("ends before")
+    );
 }
 
 #[test]
@@ -198,7 +206,12 @@ fn horizon_joins_equal_an_as_of_search_at_each_offset() {
             for offset in &offsets {
                 let right = quotes.get(&*trade.symbol).map_or(&[][..], |all| all);
                 let quote = matched(right, trade.time + offset, ">=", None).map(|at| right[at]);
-                expected.push(vec![trade.lsn.to_string(), offset.to_string(), (trade.time + offset).to_string(), integer(quote.map(|q| q.lsn))]);
+                expected.push(vec![
+                    trade.lsn.to_string(),
+                    offset.to_string(),
+                    (trade.time + offset).to_string(),
+                    integer(quote.map(|q| q.lsn)),
+                ]);
             }
         }
         let sql = format!(
@@ -209,7 +222,8 @@ fn horizon_joins_equal_an_as_of_search_at_each_offset() {
         let wrong = found.iter().zip(&expected).find(|(a, b)| a != b);
         assert!(found == expected, "{sql}: {} and {} rows, {wrong:?}", found.len(), expected.len());
     }
-    let outs = ask("select h.offset / 1000000 as ms, count(*), avg(q.bid_px - t.price) as out from trade t horizon join quote q \
+    let outs =
+        ask("select h.offset / 1000000 as ms, count(*), avg(q.bid_px - t.price) as out from trade t horizon join quote q \
          on t.symbol = q.symbol list (-1s, 0, 1s) as h where t.symbol = 'B:BTC' group by h.offset order by 1");
     assert_eq!(outs.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["-1000", "0", "1000"]);
     let error = |sql: &str| try_ask(sql).unwrap_err().to_string();

@@ -6,5 +6,6 @@
 mod functions;
 mod fuzz;
 mod joins;
+mod page;
 mod rows;
 mod world;

@@ -1,7 +1,8 @@
 //! Owns: the merge of two sides that are sorted by keys and time.
 //!
 //! What must hold: memory is constant: one batch of the left side, and of the right side a number of batches in which matches of
-//! that batch lie; if there are more, the matched rows are copied. Keys are compared once for each run of rows with equal keys, times once for each row.
+//! that batch lie; if there are more, the matched rows are copied. Keys are compared once for each run of rows with equal keys,
+//! times once for each row.
 
 use std::ops::Range;
 

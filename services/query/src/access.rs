@@ -5,6 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use subtle::ConstantTimeEq;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::failure::QueryError;
@@ -39,6 +42,39 @@ impl Access {
         }
         Ok(Access { tls, passwords: Some(passwords) })
     }
+
+    /// Checks the header `authorization` of a request.
+    ///
+    /// # Errors
+    /// Why it admits nobody.
+    pub fn admits(&self, login: Option<&str>) -> Result<(), &'static str> {
+        self.passwords.as_ref().map_or(Ok(()), |passwords| check(login, passwords))
+    }
+}
+
+/// The part of the header `login` for the scheme `scheme`.
+pub fn credentials<'a>(login: &'a str, scheme: &str) -> Option<&'a str> {
+    let (of, value) = login.split_once(' ')?;
+    of.eq_ignore_ascii_case(scheme).then(|| value.trim())
+}
+
+/// Checks the name and the password of HTTP's basic authentication.
+///
+/// # Errors
+/// They are not of one of the users.
+pub fn check(login: Option<&str>, passwords: &BTreeMap<String, String>) -> Result<(), &'static str> {
+    let decoded = login.and_then(|login| credentials(login, "basic")).and_then(|text| BASE64_STANDARD.decode(text).ok());
+    let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+    let Some((name, password)) = decoded.as_deref().and_then(|text| text.split_once(':')) else {
+        return Err("a login needs a user and a password, as HTTP's basic authentication");
+    };
+    let known = passwords.get(name);
+    let due = known.map_or("", String::as_str);
+    let is_it = bool::from(due.as_bytes().ct_eq(password.as_bytes()));
+    if is_it && known.is_some() && !password.is_empty() {
+        return Ok(());
+    }
+    Err("the user or the password is wrong")
 }
 
 #[cfg(test)]

@@ -233,6 +233,20 @@ impl Engine {
         Ok(words)
     }
 
+    /// Names of functions.
+    ///
+    /// # Errors
+    /// Those of [`Reader::snapshot`].
+    pub fn functions(&self) -> Result<Vec<String>, QueryError> {
+        let state = self.state(&self.moment(&Settings::default())?)?;
+        let all =
+            state.scalar_functions().keys().chain(state.aggregate_functions().keys()).chain(state.window_functions().keys());
+        let mut all: Vec<String> = all.cloned().collect();
+        all.sort();
+        all.dedup();
+        Ok(all)
+    }
+
     /// Names of instruments.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod access;
 pub mod asof;
 pub mod catalog;
 pub mod columns;
+pub mod console;
 pub mod dialect;
 pub mod engine;
 pub mod failure;

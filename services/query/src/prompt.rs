@@ -35,6 +35,11 @@ const COMMANDS: &str = "\
 \\q          the end, as Ctrl-D
 A statement ends with a semicolon. Tab completes tables, columns, functions and symbols. Ctrl-C ends a statement.";
 
+/// Keywords that complete.
+pub const KEYWORDS: &str = "SELECT FROM WHERE GROUP BY ORDER LIMIT ASOF JOIN MATCH_CONDITION ON TOLERANCE SAMPLE FILL ALIGN TO \
+                            CALENDAR TIME ZONE LATEST PARTITION EXPLAIN ANALYZE AND OR NOT IN LIKE BETWEEN IS NULL AS DESC ASC \
+                            DISTINCT HAVING UNION ALL WITH CASE WHEN THEN ELSE END CAST INTERVAL";
+
 /// Words that complete.
 struct Words {
     words: Vec<String>,
@@ -43,10 +48,7 @@ struct Words {
 
 impl Words {
     fn new(engine: &Engine) -> Result<Words, QueryError> {
-        let keywords = "SELECT FROM WHERE GROUP BY ORDER LIMIT ASOF JOIN MATCH_CONDITION ON TOLERANCE SAMPLE FILL ALIGN TO \
-                        CALENDAR TIME ZONE LATEST PARTITION EXPLAIN ANALYZE AND OR NOT IN LIKE BETWEEN IS NULL AS DESC ASC \
-                        DISTINCT HAVING UNION ALL WITH CASE WHEN THEN ELSE END CAST INTERVAL";
-        let mut words: Vec<String> = keywords.split_whitespace().map(str::to_owned).collect();
+        let mut words: Vec<String> = KEYWORDS.split_whitespace().map(str::to_owned).collect();
         words.extend(engine.words()?);
         words.sort();
         words.dedup();

@@ -21,7 +21,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::access::Access;
 use crate::engine::{self, Engine};
 use crate::nesting::STACK;
-use crate::{flight, postgres};
+use crate::{console, flight, postgres};
 
 /// How long clients have to end when the process is stopped.
 const GRACE: Duration = Duration::from_secs(2);
@@ -46,6 +46,8 @@ pub struct Options {
     pub postgres: String,
     /// Address of Arrow Flight SQL; empty: none.
     pub flight: String,
+    /// Address of the console; empty: none.
+    pub console: String,
     /// File of the users; empty: none.
     pub users: PathBuf,
     /// Certificate and key.
@@ -69,6 +71,7 @@ impl Default for Options {
             store: "tapestore-data".into(),
             postgres: "127.0.0.1:5433".to_owned(),
             flight: "127.0.0.1:32010".to_owned(),
+            console: "127.0.0.1:8120".to_owned(),
             users: PathBuf::new(),
             tls: None,
             memory_bytes: defaults.memory as u64,
@@ -92,6 +95,9 @@ pub struct Args {
     /// Address of Arrow Flight SQL, host:port; empty: none [default: 127.0.0.1:32010]
     #[arg(long)]
     flight: Option<String>,
+    /// Address of the console in the browser, host:port; empty: none [default: 127.0.0.1:8120]
+    #[arg(long)]
+    console: Option<String>,
     /// TOML file of users and their passwords, readable by its owner alone
     #[arg(long)]
     users: Option<PathBuf>,
@@ -118,6 +124,9 @@ impl Args {
         }
         if let Some(address) = &self.flight {
             options.flight.clone_from(address);
+        }
+        if let Some(address) = &self.console {
+            options.console.clone_from(address);
         }
         if let Some(users) = &self.users {
             options.users.clone_from(users);
@@ -161,7 +170,7 @@ fn tls(files: &Tls) -> Outcome<Arc<ServerConfig>> {
 fn access(options: &Options) -> Outcome<Access> {
     let tls = options.tls.as_ref().map(tls).transpose()?;
     let users = if options.users.as_os_str().is_empty() { None } else { Some(users(&options.users)?) };
-    for address in [&options.postgres, &options.flight].into_iter().filter(|address| !address.is_empty()) {
+    for address in [&options.postgres, &options.flight, &options.console].into_iter().filter(|address| !address.is_empty()) {
         let parsed = address.parse::<SocketAddr>();
         let is_loopback = parsed.as_ref().is_ok_and(|address| address.ip().is_loopback());
         if !is_loopback && (users.is_none() || tls.is_none()) {
@@ -219,9 +228,10 @@ fn bound(listener: &Option<TcpListener>) -> String {
 async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> Outcome {
     let postgres = listen(&options.postgres).await?;
     let flight = listen(&options.flight).await?;
+    let console = listen(&options.console).await?;
     let (stop, stopped) = watch::channel(false);
     tracing::info!(
-        postgres = %bound(&postgres), flight = %bound(&flight), passwords = access.passwords.is_some(), tls = access.tls.is_some(),
+        postgres = %bound(&postgres), flight = %bound(&flight), console = %bound(&console), passwords = access.passwords.is_some(), tls = access.tls.is_some(),
         "answering SQL over {}; stop with SIGTERM", engine.store().display()
     );
     let mut servers = tokio::task::JoinSet::new();
@@ -232,6 +242,10 @@ async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> O
     if let Some(listener) = flight {
         let limits = flight::Options { connections: options.connections, ..flight::Options::default() };
         servers.spawn(flight::serve(listener, engine.clone(), access.clone(), limits, stopped.clone()));
+    }
+    if let Some(listener) = console {
+        let limits = console::Options { connections: options.connections, ..console::Options::default() };
+        servers.spawn(console::serve(listener, engine.clone(), access.clone(), limits, stopped.clone()));
     }
     let ended = tokio::select! {
         () = terminated() => Ok(()),
@@ -304,6 +318,8 @@ mod tests {
             assert!(refused.code == USAGE && refused.message.contains("--tls-cert"), "{refused}");
         }
         assert!(of("127.0.0.1:0", good.path()).unwrap().passwords.is_some());
+        let console = Options { console: "0.0.0.0:0".to_owned(), ..Options::default() };
+        assert!(access(&console).err().unwrap().message.contains("--tls-cert"));
     }
 
     #[test]

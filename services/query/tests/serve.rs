@@ -1,4 +1,4 @@
-//! The query process: it says what it listens to, answers over both protocols, refuses what is not safe, and ends in order.
+//! The query process: it says what it listens to, answers over its protocols, refuses what is not safe, and ends in order.
 
 #![expect(clippy::unwrap_used, reason = "an unexpected value fails a test by a panic")]
 
@@ -18,6 +18,7 @@ struct Served {
     child: Child,
     postgres: String,
     flight: String,
+    console: String,
 }
 
 impl Drop for Served {
@@ -30,7 +31,15 @@ impl Drop for Served {
 
 fn command(store: &Embedded) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape-query"));
-    command.args(["--store"]).arg(store.path()).args(["serve", "--postgres", "127.0.0.1:0", "--flight", "127.0.0.1:0"]);
+    command.args(["--store"]).arg(store.path()).args([
+        "serve",
+        "--postgres",
+        "127.0.0.1:0",
+        "--flight",
+        "127.0.0.1:0",
+        "--console",
+        "127.0.0.1:0",
+    ]);
     command
 }
 
@@ -46,7 +55,7 @@ fn serve(store: &Embedded) -> Served {
         }
     };
     let field = |name: &str| line.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-    Served { child, postgres: field("postgres="), flight: field("flight=") }
+    Served { child, postgres: field("postgres="), flight: field("flight="), console: field("console=") }
 }
 
 fn store() -> Embedded {
@@ -73,6 +82,7 @@ fn a_client_of_postgresql_gets_an_answer_and_sigterm_ends_the_process_in_order()
     });
     assert!((price - 189.98).abs() < f64::EPSILON);
     assert!(std::net::TcpStream::connect(&served.flight).is_ok());
+    assert!(std::net::TcpStream::connect(&served.console).is_ok());
     let pid = rustix::process::Pid::from_child(&served.child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(served.child.wait().unwrap().code(), Some(0));

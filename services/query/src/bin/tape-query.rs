@@ -28,7 +28,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Serve PostgreSQL's protocol and Arrow Flight SQL, until SIGTERM; this is also done without a command
+    /// Serve PostgreSQL's protocol, Arrow Flight SQL and the console, until SIGTERM; this is also done without a command
     Serve(serve::Args),
     /// Answer statements of SQL
     Sql(sql::Args),

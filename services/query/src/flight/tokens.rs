@@ -7,13 +7,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use subtle::ConstantTimeEq;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::random::random;
+use crate::access;
 use crate::engine::Settings;
 
 /// Most tokens.
@@ -82,15 +81,13 @@ fn parsed(text: &str) -> Option<(u64, u128)> {
     is_hex.then(|| Some((u64::from_str_radix(number, 16).ok()?, u128::from_str_radix(secret, 16).ok()?)))?
 }
 
-/// The token that a call carries.
-pub fn bearer(metadata: &MetadataMap) -> Option<&str> {
-    credentials(metadata, "bearer")
+fn login(metadata: &MetadataMap) -> Option<&str> {
+    metadata.get("authorization")?.to_str().ok()
 }
 
-/// What a call carries for the scheme `scheme`.
-fn credentials<'a>(metadata: &'a MetadataMap, scheme: &str) -> Option<&'a str> {
-    let (of, value) = metadata.get("authorization")?.to_str().ok()?.split_once(' ')?;
-    of.eq_ignore_ascii_case(scheme).then(|| value.trim())
+/// The token that a call carries.
+pub fn bearer(metadata: &MetadataMap) -> Option<&str> {
+    access::credentials(login(metadata)?, "bearer")
 }
 
 /// Checks the name and the password that a login carries.
@@ -98,22 +95,14 @@ fn credentials<'a>(metadata: &'a MetadataMap, scheme: &str) -> Option<&'a str> {
 /// # Errors
 /// They are not of one of the users.
 pub fn check(metadata: &MetadataMap, passwords: &BTreeMap<String, String>) -> Result<(), Status> {
-    let decoded = credentials(metadata, "basic").and_then(|text| BASE64_STANDARD.decode(text).ok());
-    let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
-    let Some((name, password)) = decoded.as_deref().and_then(|text| text.split_once(':')) else {
-        return Err(Status::unauthenticated("a login needs a user and a password, as HTTP's basic authentication"));
-    };
-    let known = passwords.get(name);
-    let due = known.map_or("", String::as_str);
-    let is_it = bool::from(due.as_bytes().ct_eq(password.as_bytes()));
-    if is_it && known.is_some() && !password.is_empty() {
-        return Ok(());
-    }
-    Err(Status::unauthenticated("the user or the password is wrong"))
+    access::check(login(metadata), passwords).map_err(Status::unauthenticated)
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+
     use super::*;
 
     #[test]

@@ -22,17 +22,20 @@ const SYMBOLS: usize = 200;
 /// Most instruments of an answer.
 const SYMBOLS_MAX: usize = 1000;
 
+/// The names of instruments in their order.
+type Sorted = Arc<Vec<String>>;
+
 /// Lists that take time to make.
 #[derive(Default)]
 pub(super) struct Lists {
     /// The names of the instruments in their order, and of which instruments they are.
-    symbols: Mutex<Option<(Arc<Names>, Arc<Vec<String>>)>>,
+    symbols: Mutex<Option<(Arc<Names>, Sorted)>>,
     /// The system tables: their columns never change, and to make one reads all it has.
     system: Mutex<Option<Vec<Json>>>,
 }
 
 impl Lists {
-    fn symbols(&self, names: &Arc<Names>) -> Arc<Vec<String>> {
+    fn symbols(&self, names: &Arc<Names>) -> Sorted {
         // A panic leaves nothing of it half changed: it is replaced as a whole.
         let mut kept = self.symbols.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((of, symbols)) = kept.as_ref()

@@ -47,8 +47,8 @@ use crate::failure::QueryError;
 
 /// How long TLS may take to begin.
 const LOGIN: Duration = Duration::from_secs(10);
-/// How long a connection may be without a request, and a request's headers may take.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long a connection may be without a request, and a request's headers may take. The page asks every second.
+const IDLE: Duration = Duration::from_secs(15);
 /// How long requests may take to end when the server ends.
 const ENDING: Duration = Duration::from_secs(2);
 /// Bytes of a connection that wait in this process, in each direction.

@@ -128,9 +128,71 @@ impl Browser {
         }
     }
 
+    /// Runs a statement by the keyboard.
+    fn ask(&mut self, sql: &str) {
+        self.value("document.getElementById('sql').focus(), document.getElementById('sql').select(), true");
+        self.write(sql);
+        self.key("Enter", 13, 2);
+    }
+
     fn write(&mut self, text: &str) {
         self.call("Input.insertText", &json!({ "text": text }));
     }
+}
+
+/// Completion: a word, then an instrument within quotes.
+fn completes(browser: &mut Browser) {
+    browser.value("document.getElementById('sql').focus(), document.getElementById('sql').select(), true");
+    browser.write("select count(*) as n, min(symbol) as s from trad");
+    let first = "document.querySelector('#offers li span')?.textContent";
+    browser.wait(&format!("!document.getElementById('offers').hidden && {first} === 'trade'"));
+    browser.key("Tab", 9, 0);
+    browser.wait("document.getElementById('sql').value.endsWith('from trade') && document.activeElement.id === 'sql'");
+    browser.write(" where symbol = 'XNAS:M");
+    browser.wait(&format!("{first} === 'XNAS:MSFT'"));
+    browser.key("Escape", 27, 0);
+    browser.wait("document.getElementById('offers').hidden");
+    browser.write("S");
+    browser.wait("!document.getElementById('offers').hidden");
+    browser.key("ArrowDown", 40, 0);
+    browser.key("Enter", 13, 0);
+    browser.wait("document.getElementById('sql').value.endsWith(\"= 'XNAS:MSFT'\")");
+    browser.key("Enter", 13, 2);
+    browser.wait("document.getElementById('outcome').textContent.startsWith('1 row')");
+    assert_eq!(browser.value("document.querySelector('.grid .row').innerText.split(/\\s+/).join(' ')"), "200 XNAS:MSFT");
+}
+
+/// Markup in a text, in the name of a column and in an error is text.
+fn keeps_markup_as_text(browser: &mut Browser) {
+    let name = MARKUP.replace('"', "\"\"");
+    browser.ask(&format!("select raw_symbol, 1 as \"{name}\" from definition"));
+    browser.wait("document.querySelector('.grid .head')?.textContent.includes('raw_symbol<img')");
+    browser.wait("document.querySelectorAll('.grid .row').length === 1");
+    let cell = "document.querySelector('.grid .row div')";
+    assert_eq!(browser.value(&format!("{cell}.textContent")), MARKUP);
+    assert_eq!(browser.value(&format!("{cell}.children.length")), 0);
+    browser.ask(&format!("select \"{name}\" from trade"));
+    browser.wait("!document.getElementById('error').hidden && document.getElementById('error').textContent.includes('<img')");
+    assert_eq!(browser.value("document.querySelectorAll('img').length"), 0);
+    assert_eq!(browser.value("document.title"), "tapestore console");
+}
+
+/// Many rows are few elements; lines and candles are drawn.
+fn draws(browser: &mut Browser) {
+    browser.ask("select symbol, time, price from trade order by time");
+    browser.wait("document.getElementById('outcome').textContent.startsWith('600 rows')");
+    assert!(browser.value("document.querySelectorAll('.grid .row').length").as_u64().unwrap() < 120);
+    browser.value("document.getElementById('tab-grid').focus(), true");
+    browser.key("ArrowRight", 39, 0);
+    browser.wait("document.activeElement.id === 'tab-chart' && !document.getElementById('panel-chart').hidden");
+    let ink = "(() => { const c = document.querySelector('#chart canvas'); if (!c.width) return 0; \
+               return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 0).length; })()";
+    browser.wait(&format!("{ink} > 1000"));
+    browser.ask(
+        "select time, first(price) as open, max(price) as high, min(price) as low, last(price) as close from trade sample by 1m",
+    );
+    browser.wait("document.querySelector('#chart-choice select')?.value === 'candles'");
+    browser.wait(&format!("{ink} > 1000"));
 }
 
 #[test]
@@ -145,55 +207,19 @@ fn the_page_shows_answers_as_text_and_the_keyboard_is_enough() {
     browser.wait("document.readyState === 'complete' && document.querySelectorAll('#tables > li').length > 10");
     browser.wait("document.querySelectorAll('#health div').length > 5 && document.querySelector('.state.good') !== null");
     browser.wait("document.querySelectorAll('#symbols > li').length === 3");
+    completes(&mut browser);
+    keeps_markup_as_text(&mut browser);
+    draws(&mut browser);
 
-    // Completion: a word, then an instrument within quotes, by the keyboard.
-    browser.value("document.getElementById('sql').focus(), document.getElementById('sql').select(), true");
-    browser.write("select count(*) as n, min(symbol) as s from trad");
-    browser
-        .wait("!document.getElementById('offers').hidden && document.querySelector('#offers li span').textContent === 'trade'");
-    browser.key("Tab", 9, 0);
-    browser.wait("document.getElementById('sql').value.endsWith('from trade') && document.activeElement.id === 'sql'");
-    browser.write(" where symbol = 'XNAS:M");
-    browser.wait("document.querySelector('#offers li span')?.textContent === 'XNAS:MSFT'");
-    browser.key("Escape", 27, 0);
-    browser.wait("document.getElementById('offers').hidden");
-    browser.write("S");
-    browser.wait("!document.getElementById('offers').hidden");
+    // A list is one stop of the Tab key.
+    browser.value("document.querySelector('#symbols button').focus(), true");
     browser.key("ArrowDown", 40, 0);
-    browser.key("Enter", 13, 0);
-    browser.wait("document.getElementById('sql').value.endsWith(\"= 'XNAS:MSFT'\")");
-    browser.key("Enter", 13, 2);
-    browser.wait("document.getElementById('outcome').textContent.startsWith('1 row')");
-    assert_eq!(browser.value("document.querySelector('.grid .row').innerText.split(/\\s+/).join(' ')"), "200 XNAS:MSFT");
+    browser.wait("document.activeElement.textContent === 'XNAS:AAPL'");
 
-    // Markup in a text, in a name of a column and in an error is text.
-    let sql = format!("select raw_symbol, 1 as \"{}\" from definition", MARKUP.replace('"', "\"\""));
-    browser.value("document.getElementById('sql').select(), true");
-    browser.write(&sql);
-    browser.key("Enter", 13, 2);
-    browser.wait("document.querySelectorAll('.grid .row').length === 1 && document.querySelector('.grid .head').textContent.includes('raw_symbol')");
-    let cell = "document.querySelector('.grid .row div')";
-    assert_eq!(browser.value(&format!("{cell}.textContent")), MARKUP);
-    assert_eq!(browser.value(&format!("{cell}.children.length")), 0);
-    browser.value("document.getElementById('sql').select(), true");
-    browser.write(&format!("select \"{}\" from trade", MARKUP.replace('"', "\"\"")));
-    browser.key("Enter", 13, 2);
-    browser.wait("!document.getElementById('error').hidden && document.getElementById('error').textContent.includes('<img')");
-    assert_eq!(browser.value("document.querySelectorAll('img').length"), 0);
-    assert_eq!(browser.value("document.title"), "tapestore console");
-
-    // Many rows are few elements, and a chart is drawn.
-    browser.value("document.getElementById('sql').select(), true");
-    browser.write("select symbol, time, price from trade order by time");
-    browser.key("Enter", 13, 2);
-    browser.wait("document.getElementById('outcome').textContent.startsWith('600 rows')");
-    assert!(browser.value("document.querySelectorAll('.grid .row').length").as_u64().unwrap() < 120);
-    browser.value("document.getElementById('tab-grid').focus(), true");
-    browser.key("ArrowRight", 39, 0);
-    browser.wait("document.activeElement.id === 'tab-chart' && !document.getElementById('panel-chart').hidden");
-    let ink = "(() => { const c = document.querySelector('#chart canvas'); if (!c.width) return 0; \
-               return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 0).length; })()";
-    browser.wait(&format!("{ink} > 1000"));
+    // A narrow window does not scroll sideways.
+    let narrow = json!({ "width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": false });
+    browser.call("Emulation.setDeviceMetricsOverride", &narrow);
+    browser.wait("innerWidth === 400 && document.documentElement.scrollWidth <= 400");
 
     // The live panel gets a record that is published now.
     browser.value("document.querySelectorAll('#symbols button.name')[1].click(), true");

@@ -6,7 +6,7 @@ import { Chart } from "./chart.js";
 import { Editor } from "./editor.js";
 import { Grid } from "./grid.js";
 import { Live } from "./live.js";
-import { ask, duration, element, find, get, milliseconds, name, literal, short } from "./store.js";
+import { ask, duration, element, find, get, milliseconds, name, literal, short, stop } from "./store.js";
 
 const FIRST = "select symbol, time, price, size\nfrom trade\norder by time desc\nlimit 200";
 const SERIES = 8;
@@ -234,6 +234,7 @@ function table({ name: of, system, columns }) {
 async function catalog() {
   const [{ tables }, { keywords, functions }] = await Promise.all([get("/api/tables"), get("/api/words")]);
   find("tables").replaceChildren(...tables.map(table));
+  stop(find("tables"));
   const columns = new Map();
   for (const { name: of, columns: all } of tables) {
     for (const column of all) columns.set(column.name, [...(columns.get(column.name) || []), of]);
@@ -263,6 +264,7 @@ async function instruments() {
     insert.addEventListener("click", () => editor.insert(literal(symbol)));
     return element("li", {}, watch, insert);
   }));
+  stop(find("symbols"));
 }
 
 let typed = null;

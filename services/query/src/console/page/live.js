@@ -7,7 +7,7 @@ import { Chart, clock, decimal } from "./chart.js";
 import { ask, element, find, literal, milliseconds } from "./store.js";
 
 const POINTS = 4000;
-const BEFORE = 500;
+const BEFORE = 1000;
 const LISTED = 12;
 const AGAIN = 5000;
 
@@ -62,12 +62,15 @@ export class Live {
 
   // Reads the newest records up to `after`.
   async before(source, after) {
-    const where = " where symbol = " + literal(this.symbol) + " and lsn <= " + BigInt(after) + " order by time desc limit " + BEFORE;
+    this.say("reading the newest records");
+    // With a condition on the LSN the statement would read the whole series.
+    const where = " where symbol = " + literal(this.symbol) + " order by time desc limit " + BEFORE;
     const read = async (columns) => {
       const rows = [];
-      const question = { sql: "select " + columns + where, at: "appended", rows: BEFORE };
+      const question = { sql: "select lsn, " + columns + where, at: "appended", rows: BEFORE };
       await ask(question, undefined, () => {}, (more) => rows.push(...more));
-      return rows.reverse().map(([time, ...rest]) => [milliseconds(time), ...rest]);
+      const stored = rows.reverse().filter(([lsn]) => BigInt(lsn) <= BigInt(after));
+      return stored.map(([, time, ...rest]) => [milliseconds(time), ...rest]);
     };
     try {
       const quotes = await read("time, bid_px, bid_sz, ask_px, ask_sz from quote");

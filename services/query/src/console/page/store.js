@@ -16,6 +16,34 @@ export function element(tag, properties, ...children) {
 
 export const find = (id) => document.getElementById(id);
 
+// A list is one stop of the Tab key: up and down go from row to row, left and right within a row.
+export function stop(list) {
+  const all = () => [...list.querySelectorAll("summary, button")].filter((item) => item.offsetParent !== null);
+  const row = (item) => item.closest("summary, li");
+  const enter = (item) => {
+    for (const other of list.querySelectorAll("summary, button")) other.tabIndex = -1;
+    if (item) item.tabIndex = 0;
+  };
+  if (!list.dataset.stop) {
+    list.dataset.stop = "1";
+    list.addEventListener("focusin", (event) => enter(event.target));
+    list.addEventListener("keydown", (event) => {
+      const items = all();
+      const at = items.indexOf(document.activeElement);
+      const firsts = items.filter((item, index) => index === 0 || row(item) !== row(items[index - 1]));
+      const rowAt = firsts.findLastIndex((item) => items.indexOf(item) <= at);
+      const next = {
+        ArrowDown: firsts[rowAt + 1], ArrowUp: firsts[rowAt - 1], ArrowRight: items[at + 1], ArrowLeft: items[at - 1],
+        Home: firsts[0], End: firsts[firsts.length - 1],
+      };
+      if (at < 0 || !(event.key in next)) return;
+      event.preventDefault();
+      next[event.key]?.focus();
+    });
+  }
+  enter(all()[0]);
+}
+
 export async function get(path) {
   const response = await fetch(path, { headers: { accept: "application/json" } });
   const answer = await response.json().catch(() => ({ error: "the server's answer is not JSON" }));

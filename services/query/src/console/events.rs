@@ -53,7 +53,7 @@ struct Events {
 /// Begins the events of the instrument that the parameter `symbol` names.
 pub(super) fn live(console: &Console, query: Option<&str>) -> Result<Response<Body>, QueryError> {
     let symbol = parameter(query, "symbol").unwrap_or_default();
-    let moment = console.engine.moment(&Settings { at: At::Appended, until: None })?;
+    let moment = console.engine.moment(&Settings { at: At::Appended, ..Settings::default() })?;
     let Some(id) = moment.names.id(&symbol) else {
         return Ok(wrong(StatusCode::NOT_FOUND, "there is no such instrument"));
     };

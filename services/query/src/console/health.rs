@@ -31,7 +31,7 @@ fn publishers(control: &Control) -> Vec<Json> {
 
 /// The answer to one question of the page.
 pub(super) fn health(console: &Console) -> Result<Response<Body>, QueryError> {
-    let moment = console.engine.moment(&Settings { at: At::Appended, until: None })?;
+    let moment = console.engine.moment(&Settings { at: At::Appended, ..Settings::default() })?;
     let control = &moment.control;
     let flushed = moment.snapshot.history().covered().0;
     // From the lowest up: each is at least what was read before it.

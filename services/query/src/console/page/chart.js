@@ -26,7 +26,7 @@ const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 15e3, 3e4
 
 function timeTicks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);
-  const step = STEPS.find((of) => of >= rough) || 31536e6 * Math.ceil(rough / 31536e6);
+  const step = rough > 31536e6 ? 31536e6 * Math.floor(rough / 31536e6) : STEPS.findLast((of) => of <= rough) || 1;
   const at = [];
   for (let n = Math.ceil(low / step); n * step <= high && at.length < 50; n++) at.push(n * step);
   return { step, at };

@@ -11,6 +11,8 @@ const BEFORE = 1000;
 const LISTED = 12;
 const AGAIN = 5000;
 
+const least = (xs) => xs.reduce((low, x) => Math.min(low, x), xs.length ? Infinity : -Infinity);
+
 const empty = () => ({ quotes: { xs: [], bids: [], asks: [] }, trades: { xs: [], prices: [] }, listed: [] });
 
 export class Live {
@@ -112,11 +114,12 @@ export class Live {
 
   show() {
     const { quotes, trades, listed } = this.data;
-    // The two curves begin at the same time.
-    const from = Math.max(quotes.xs[0] ?? -Infinity, trades.xs[0] ?? -Infinity);
+    // The curves begin at the same time, and go by time: records may arrive in another order.
+    const from = Math.max(least(quotes.xs), least(trades.xs));
     const since = (xs, ys) => {
-      const at = xs.findIndex((x) => x >= from);
-      return at > 0 ? { xs: xs.slice(at), ys: ys.slice(at) } : { xs, ys };
+      const places = [...xs.keys()].filter((at) => xs[at] >= from);
+      if (places.some((at, index) => index > 0 && xs[places[index - 1]] > xs[at])) places.sort((one, other) => xs[one] - xs[other]);
+      return { xs: places.map((at) => xs[at]), ys: places.map((at) => ys[at]) };
     };
     const series = [
       { name: "trade", ...since(trades.xs, trades.prices), colour: "--series-7", shape: "points" },

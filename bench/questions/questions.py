@@ -69,7 +69,7 @@ def asof(t, q):
 def markout(t, q):
     parts = []
     for seconds in (0, 1, 5, 30):
-        left = day(one(t)).with_columns((pl.col("time") + timedelta(seconds=seconds)).alias("at")).sort("at")
+        left = day(one(t)).with_columns((pl.col("time") + pl.duration(seconds=seconds)).cast(pl.Datetime("ns")).alias("at")).sort("at")
         right = one(q).select("symbol", "bid_px", "ask_px", pl.col("time").alias("qt")).sort("qt")
         joined = left.join_asof(right, left_on="at", right_on="qt", by="symbol")
         out = ((pl.col("bid_px") + pl.col("ask_px")) / 2 - pl.col("price")).mean().alias("out")
@@ -163,10 +163,10 @@ QUESTIONS = [
         "mark-outs of a symbol and day at 0, 1, 5, 30 s",
         f"select h.offset, avg(mid(q.bid_px, q.ask_px) - t.price) from trade t horizon join quote q on t.symbol = q.symbol "
         f"list (0, 1s, 5s, 30s) as h where t.{_s} and {_tday} group by h.offset",
-        f"select o.offset, avg((q.bid_px + q.ask_px) / 2 - t.price) from (select x.*, o.offset, x.time + to_microseconds((o.offset // 1000)) at "
-        f"from (select * from trade where {_s} and {_day}) x, (values (0), (1000000000), (5000000000), (30000000000)) o(offset)) t "
-        f"asof left join (select * from quote where {_s}) q on t.symbol = q.symbol and t.at >= q.time join (values (0), (1000000000), "
-        f"(5000000000), (30000000000)) o(offset) on o.offset = t.offset group by 1",
+        f"select ns, avg((bid_px + ask_px) / 2 - price) from (select t.*, ns, t.time + to_microseconds(ns // 1000) as late "
+        f"from (select * from trade where {_s} and {_day}) t, (select unnest([0, 1000000000, 5000000000, 30000000000]) as ns)) t "
+        f"asof left join (select symbol, time as quoted, bid_px, ask_px from quote where {_s}) q on t.symbol = q.symbol and t.late >= q.quoted "
+        f"group by 1",
         markout,
     ),
     (

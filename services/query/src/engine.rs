@@ -270,6 +270,10 @@ impl Engine {
         analyzer.insert(0, Arc::new(Aggregates));
         let mut optimizer = Optimizer::new().rules;
         optimizer.insert(0, Arc::new(PushBelowAsOf));
+        // A condition above a projection or a union comes to the join only by the rule that pushes filters down.
+        if let Some(at) = optimizer.iter().position(|rule| rule.name() == "push_down_filter") {
+            optimizer.insert(at + 1, Arc::new(PushBelowAsOf));
+        }
         let mut scalars = SessionStateDefaults::default_scalar_functions();
         scalars.extend(functions::scalars::all());
         let mut windows = SessionStateDefaults::default_window_functions();

@@ -226,6 +226,10 @@ fn horizon_joins_equal_an_as_of_search_at_each_offset() {
         ask("select h.offset / 1000000 as ms, count(*), avg(q.bid_px - t.price) as out from trade t horizon join quote q \
          on t.symbol = q.symbol list (-1s, 0, 1s) as h where t.symbol = 'B:BTC' group by h.offset order by 1");
     assert_eq!(outs.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), ["-1000", "0", "1000"]);
+    let sql = "select h.offset, avg(q.bid_px - t.price) from trade t horizon join quote q on t.symbol = q.symbol list (0, 1s) as h \
+         where t.symbol = 'B:BTC' and t.time >= '2024-08-08T06:54:00' group by h.offset";
+    let plan = plan(sql);
+    assert_eq!(plan.matches("symbols=1 of 6").count(), 4, "both sides of both joins: {plan}");
     let error = |sql: &str| try_ask(sql).unwrap_err().to_string();
     assert!(error("select 1 from trade t horizon join quote q on t.symbol = q.symbol").contains("needs its offsets"));
     assert!(error("select 1 from trade t horizon join quote q range from 0 to 1h step 1ms as h").contains("1 to 256 offsets"));

@@ -19,7 +19,7 @@ const HORIZON_EXAMPLE: &str =
     "write a HORIZON JOIN b ON a.symbol = b.symbol RANGE FROM -5s TO 5s STEP 1s AS h, or LIST (0s, 1s, 5s) AS h";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Of {
+enum Which {
     AsOf,
     Window,
     Horizon,
@@ -28,7 +28,7 @@ enum Of {
 /// A join whose window or offsets have not been read yet, or whose match condition.
 #[derive(Clone, Copy)]
 pub(super) struct Pending {
-    of: Of,
+    of: Which,
     /// Where its match condition goes: before `ON` or `USING`.
     on: Option<usize>,
     depth: usize,
@@ -37,7 +37,7 @@ pub(super) struct Pending {
 impl Pending {
     /// The join that begins at the cursor, which is moved behind its first word; that word is replaced.
     pub(super) fn begin(cursor: &mut Cursor<'_>, depth: usize) -> Option<Pending> {
-        let words = [("ASOF", Of::AsOf), ("WINDOW", Of::Window), ("HORIZON", Of::Horizon)];
+        let words = [("ASOF", Which::AsOf), ("WINDOW", Which::Window), ("HORIZON", Which::Horizon)];
         let (_, of) = words.into_iter().find(|(word, _)| cursor.is_word(0, word) && cursor.is_word(1, "JOIN"))?;
         cursor.at += 1;
         Some(Pending { of, on: None, depth })
@@ -65,10 +65,10 @@ impl Pending {
             return Ok(None);
         }
         let text = match self.of {
-            Of::AsOf if self.on == Some(cursor.at) => Some(format!("{ASOF_JOIN}()")),
-            Of::Window if cursor.take_words(&["RANGE", "BETWEEN"]) => Some(window(cursor)?),
-            Of::Horizon if cursor.take_words(&["RANGE", "FROM"]) => Some(range(cursor)?),
-            Of::Horizon if cursor.is_word(0, "LIST") && cursor.peek(1) == Some(&Token::LParen) => {
+            Which::AsOf if self.on == Some(cursor.at) => Some(format!("{ASOF_JOIN}()")),
+            Which::Window if cursor.take_words(&["RANGE", "BETWEEN"]) => Some(window(cursor)?),
+            Which::Horizon if cursor.take_words(&["RANGE", "FROM"]) => Some(range(cursor)?),
+            Which::Horizon if cursor.is_word(0, "LIST") && cursor.peek(1) == Some(&Token::LParen) => {
                 cursor.at += 2;
                 Some(list(cursor)?)
             }
@@ -79,7 +79,7 @@ impl Pending {
 
     /// Whether it waits for a match condition of its own.
     pub(super) fn is_as_of(&self) -> bool {
-        self.of == Of::AsOf
+        self.of == Which::AsOf
     }
 
     /// Refuses a join that has no window or offsets.
@@ -88,9 +88,9 @@ impl Pending {
     /// It has none.
     pub(super) fn demand_none(&self) -> Result<()> {
         match self.of {
-            Of::AsOf => Ok(()),
-            Of::Window => Err(wrong(format!("a WINDOW JOIN needs its window: {WINDOW_EXAMPLE}"))),
-            Of::Horizon => Err(wrong(format!("a HORIZON JOIN needs its offsets: {HORIZON_EXAMPLE}"))),
+            Which::AsOf => Ok(()),
+            Which::Window => Err(wrong(format!("a WINDOW JOIN needs its window: {WINDOW_EXAMPLE}"))),
+            Which::Horizon => Err(wrong(format!("a HORIZON JOIN needs its offsets: {HORIZON_EXAMPLE}"))),
         }
     }
 }

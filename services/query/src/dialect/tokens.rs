@@ -261,7 +261,7 @@ mod tests {
         );
         assert_eq!(
             of("select 1 from a asof join b match_condition (a.time >= b.time) on a.s = b.s tolerance 5s where x"),
-            "select 1 from a asof join b match_condition (a.time >= b.time AND within_tolerance(5000000000) ) on a.s = b.s  where x"
+            "select 1 from a ASOF join b match_condition (a.time >= b.time AND within_tolerance(5000000000) ) on a.s = b.s  where x"
         );
         assert_eq!(
             of("select 1 from a asof join b on (s) tolerance 5s where x"),

@@ -262,7 +262,7 @@ impl Expander<'_> {
             }
             // The time of a row of the answer is the start of its bucket.
             replace_time(expr, &time, &bucket);
-            if *expr != bucket {
+            if !is_of_bucket(expr, &bucket) {
                 keys.push(expr.clone());
             }
         }
@@ -338,6 +338,25 @@ fn replace_time(expr: &mut Expr, time: &Expr, bucket: &Expr) {
     }
     // It never breaks.
     let _continued = expr.visit(&mut Replace(time, bucket));
+}
+
+/// Whether `expr` follows from `bucket`: it has no other column.
+fn is_of_bucket(expr: &Expr, bucket: &Expr) -> bool {
+    struct Columns<'e>(&'e Expr);
+    impl VisitorMut for Columns<'_> {
+        type Break = ();
+
+        fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            if expr == self.0 {
+                *expr = text("");
+            }
+            match expr {
+                Expr::Identifier(_) | Expr::CompoundIdentifier(_) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        }
+    }
+    expr.clone().visit(&mut Columns(bucket)).is_continue()
 }
 
 /// The time of the first row of `select`.

@@ -464,11 +464,11 @@ fn of_the_cache_only_frames_above_the_durable_mark_are_dropped() {
         append(&mut log, FrameType::Data, &mut trades(0, 3)).unwrap();
         let end = log.writer.end().position.0 as usize;
         disk.open(&segment_path(0), Open::Write).unwrap().write_at(&[7; 4096], SEGMENT - 4096).unwrap();
-        let cached = disk.contents(&segment_path(0)).unwrap();
         disk.set_fault(disk.calls() + 1, Fault::Forget(ErrorKind::Other));
         assert!(log.syncer.sync(log.writer.end()).is_err());
         let meta = *log.meta.meta();
         drop(log);
+        let cached = disk.contents(&segment_path(0)).unwrap();
         forget_unsynced(&disk, &store().join(DIR), &meta, Chain::begin(77)).unwrap();
         let now = disk.contents(&segment_path(0)).unwrap();
         assert!(now[..mark] == cached[..mark] && now[end..] == cached[end..], "seed {seed}");

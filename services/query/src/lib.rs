@@ -4,6 +4,7 @@
 pub mod access;
 pub mod asof;
 pub mod catalog;
+pub mod clients;
 pub mod columns;
 pub mod console;
 pub mod dialect;
@@ -33,5 +34,6 @@ pub mod side;
 pub mod sorted_join;
 pub mod sql;
 pub mod table;
+pub mod unread;
 pub mod window;
 pub mod yielding;

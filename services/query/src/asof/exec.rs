@@ -278,3 +278,42 @@ impl Merge {
         Ok(RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::AsArray;
+    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use datafusion::physical_expr::expressions::Column;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use futures::stream;
+
+    use super::*;
+
+    /// A side with the column of times `name`, in batches of `rows` rows.
+    fn side(name: &str, times: &[i64], rows: usize) -> (Side, Arc<Schema>) {
+        let schema = Arc::new(Schema::new(vec![Field::new(name, DataType::Int64, true)]));
+        let array = |times: &[i64]| Arc::new(Int64Array::from(times.to_vec())) as ArrayRef;
+        let batches: Vec<_> =
+            times.chunks(rows).map(|part| Ok(RecordBatch::try_new(schema.clone(), vec![array(part)])?)).collect();
+        let rows = Box::pin(RecordBatchStreamAdapter::new(schema.clone(), stream::iter(batches)));
+        (Side::new(rows, Vec::new(), Arc::new(Column::new(name, 0))), schema)
+    }
+
+    #[test]
+    fn a_left_batch_whose_matches_lie_in_many_right_batches_holds_few_of_them() {
+        let lefts: Vec<i64> = (0..2_000).map(|at| at * 30 + 1).collect();
+        let rights: Vec<i64> = (0..20_000).map(|at| at * 3).collect();
+        let ((left, left_schema), (right, right_schema)) = (side("a", &lefts, 2_000), side("b", &rights, 3));
+        let fields = vec![left_schema.field(0).clone(), right_schema.field(0).clone()];
+        let null = RecordBatch::try_new(right_schema, vec![arrow::array::new_null_array(&DataType::Int64, 1)]).unwrap();
+        let rule = (Direction { backwards: true, inclusive: true }, None, 0);
+        let mut merge = Merge::new((left, right), null, rule, Arc::new(Schema::new(fields)));
+        let joined = futures::executor::block_on(merge.next()).unwrap().unwrap();
+        let found: Vec<Option<i64>> = joined.column(1).as_primitive::<Int64Type>().iter().collect();
+        let expected: Vec<Option<i64>> = lefts.iter().map(|time| Some(time / 3 * 3)).collect();
+        assert_eq!(found, expected);
+        assert!(merge.held.len() <= HELD_MAX + 3, "{} batches are held", merge.held.len());
+    }
+}

@@ -26,9 +26,10 @@ use tapestore::time::Ts;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::Console;
 use super::live::{Batch, Watch};
 use super::routes::{Body, parameter, reply, wrong};
-use super::{Console, stopped};
+use crate::clients::stopped;
 use crate::engine::Settings;
 use crate::failure::QueryError;
 use crate::schema::UNITS;

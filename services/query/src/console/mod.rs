@@ -9,7 +9,6 @@
 //! | `live`, `events` | new trades and quotes of an instrument, as server-sent events |
 //! | `catalog` | tables, columns, functions, instruments |
 //! | `health` | watermarks, publishers, what is wrong |
-//! | `socket` | a client that reads nothing |
 //! | `page/` | the page: HTML, CSS, JavaScript; nothing is built, and nothing comes from elsewhere |
 //!
 //! What must hold: what one client does ends at most its own connection. Connections, requests, rows, events that wait and
@@ -22,7 +21,6 @@ mod health;
 mod live;
 mod query;
 mod routes;
-mod socket;
 mod values;
 
 use std::convert::Infallible;
@@ -35,15 +33,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use self::catalog::Lists;
 use self::live::Live;
-use self::socket::Guarded;
 use crate::access::Access;
+use crate::clients::{self, stopped};
 use crate::engine::Engine;
 use crate::failure::QueryError;
+use crate::unread::Unread;
 
 /// How long TLS may take to begin.
 const LOGIN: Duration = Duration::from_secs(10);
@@ -100,57 +98,14 @@ pub async fn serve(
     engine: Arc<Engine>,
     access: Arc<Access>,
     options: Options,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> Result<(), QueryError> {
     let places = Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS)));
     let live = Arc::new(Live::new(engine.clone(), options.live));
     let console = Arc::new(Console { engine, access, options, lists: Lists::default(), live, stop: stop.clone() });
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => break,
-        };
-        while let Some(ended) = connections.try_join_next() {
-            report(ended);
-        }
-        match accepted {
-            Ok((socket, from)) => match places.clone().try_acquire_owned() {
-                Ok(place) => {
-                    connections.spawn(connection(socket, console.clone(), place));
-                }
-                Err(_) => tracing::warn!(%from, "a client of the console is turned away: there are too many"),
-            },
-            Err(error) => {
-                // No descriptors, for one: connections that end make room.
-                tracing::warn!(%error, "a client of the console cannot be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    let ends = tokio::time::timeout(ENDING, async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended);
-        }
-    });
-    if ends.await.is_err() {
-        connections.shutdown().await;
-    }
+    clients::serve(listener, "the console", places, stop, ENDING, |socket, place| connection(socket, console.clone(), place))
+        .await;
     Ok(())
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a connection of the console has ended by a bug");
-    }
-}
-
-/// Returns when the server has to stop.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        // Nobody can stop it any more.
-        std::future::pending::<()>().await;
-    }
 }
 
 async fn connection(socket: TcpStream, console: Arc<Console>, _place: OwnedSemaphorePermit) {
@@ -159,10 +114,10 @@ async fn connection(socket: TcpStream, console: Arc<Console>, _place: OwnedSemap
     tracing::trace!(is_set, "a client of the console");
     let unread = console.options.unread;
     let Some(tls) = &console.access.tls else {
-        return requests(Guarded::new(socket, unread), console, false).await;
+        return requests(Unread::new(socket, unread), console, false).await;
     };
     match tokio::time::timeout(LOGIN, TlsAcceptor::from(tls.clone()).accept(socket)).await {
-        Ok(Ok(socket)) => requests(Guarded::new(socket, unread), console, true).await,
+        Ok(Ok(socket)) => requests(Unread::new(socket, unread), console, true).await,
         Ok(Err(error)) => tracing::debug!(%error, "a client of the console does not use TLS, or another one"),
         Err(_) => tracing::debug!("a client of the console has not begun TLS in time"),
     }

@@ -19,11 +19,12 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tokio_util::codec::{Framed, FramedParts};
 
+use crate::clients::stopped;
 use crate::postgres::codes;
 use crate::postgres::login::{self, Identity, Login, Wire};
 use crate::postgres::socket::Guarded;
 use crate::postgres::statements::{Prepared, Statements};
-use crate::postgres::{LOGIN, Server, UNREAD, stopped};
+use crate::postgres::{LOGIN, Server, UNREAD};
 
 type Socket = Framed<Guarded<Box<dyn Wire>>, PgWireMessageServerCodec<Arc<Prepared>>>;
 

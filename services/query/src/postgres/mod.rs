@@ -37,9 +37,9 @@ use bytes::Bytes;
 use pgwire::api::RandomPidSecretKeyGenerator;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::task::JoinSet;
 
 use crate::access::Access;
+use crate::clients;
 use crate::engine::Engine;
 use crate::failure::QueryError;
 
@@ -97,57 +97,15 @@ pub async fn serve(
     engine: Arc<Engine>,
     access: Arc<Access>,
     options: Options,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) -> Result<(), QueryError> {
     let places = Arc::new(Semaphore::new(options.connections.min(Semaphore::MAX_PERMITS)));
     // Clients that log in, and those that are refused because there are too many.
     let doors = Arc::new(Semaphore::new(options.connections.saturating_add(32).min(Semaphore::MAX_PERMITS)));
     let ids = RandomPidSecretKeyGenerator::default();
     let server = Arc::new(Server { engine, access, options, places, ids, running: Mutex::default() });
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => break,
-        };
-        while let Some(ended) = connections.try_join_next() {
-            report(ended);
-        }
-        match accepted {
-            Ok((socket, from)) => match doors.clone().try_acquire_owned() {
-                Ok(door) => {
-                    connections.spawn(client::serve(socket, server.clone(), door, stop.clone()));
-                }
-                Err(_) => tracing::warn!(%from, "a client of PostgreSQL's protocol is turned away: too many are logging in"),
-            },
-            Err(error) => {
-                // No descriptors, for one: connections that end make room.
-                tracing::warn!(%error, "a client of PostgreSQL's protocol cannot be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-    let ends = tokio::time::timeout(ENDING, async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended);
-        }
-    });
-    if ends.await.is_err() {
-        connections.shutdown().await;
-    }
+    let clients = stop.clone();
+    let client = |socket, door| client::serve(socket, server.clone(), door, clients.clone());
+    clients::serve(listener, "PostgreSQL's protocol", doors, stop, ENDING, client).await;
     Ok(())
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!(%error, "a connection of PostgreSQL's protocol has ended by a bug");
-    }
-}
-
-/// Returns when the server has to stop.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|stop| *stop).await.is_err() {
-        // Nobody can stop it any more.
-        std::future::pending::<()>().await;
-    }
 }

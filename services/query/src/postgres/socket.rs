@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+
+use crate::unread::Unread;
 
 /// Bytes of a message before a client has logged in.
 const FIRST_MAX: usize = 64 << 10;
@@ -18,34 +19,21 @@ const MESSAGE_MAX: usize = 16 << 20;
 
 /// A socket with limits.
 pub(super) struct Guarded<S> {
-    socket: S,
+    socket: Unread<S>,
     read: usize,
     is_trusted: bool,
-    unread: Duration,
-    ends: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Guarded<S> {
     /// `socket`, whose client may leave bytes unread for the time `unread`.
     pub(super) fn new(socket: S, unread: Duration) -> Guarded<S> {
-        Guarded { socket, read: 0, is_trusted: false, unread, ends: None }
+        Guarded { socket: Unread::new(socket, unread), read: 0, is_trusted: false }
     }
 
     /// A new message begins.
     pub(super) fn begin(&mut self, is_trusted: bool) {
         self.read = 0;
         self.is_trusted = is_trusted;
-    }
-
-    fn waited<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.ends = None;
-            return polled;
-        }
-        let unread = self.unread;
-        let ends = self.ends.get_or_insert_with(|| Box::pin(tokio::time::sleep(unread)));
-        std::task::ready!(ends.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has left its rows unread for too long")))
     }
 }
 
@@ -64,17 +52,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.socket).poll_write(context, bytes);
-        self.waited(context, polled)
+        Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.socket).poll_flush(context);
-        self.waited(context, polled)
+        Pin::new(&mut self.socket).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.socket).poll_shutdown(context);
-        self.waited(context, polled)
+        Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }

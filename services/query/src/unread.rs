@@ -11,16 +11,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 /// A socket whose client has to read.
-pub(super) struct Guarded<S> {
+pub struct Unread<S> {
     socket: S,
     unread: Duration,
     ends: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Guarded<S> {
+impl<S> Unread<S> {
     /// `socket`, whose client may leave bytes unread for the time `unread`.
-    pub(super) fn new(socket: S, unread: Duration) -> Guarded<S> {
-        Guarded { socket, unread, ends: None }
+    pub fn new(socket: S, unread: Duration) -> Unread<S> {
+        Unread { socket, unread, ends: None }
     }
 
     fn waited<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -31,17 +31,17 @@ impl<S> Guarded<S> {
         let unread = self.unread;
         let ends = self.ends.get_or_insert_with(|| Box::pin(tokio::time::sleep(unread)));
         std::task::ready!(ends.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has left its answer unread for too long")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client has left its rows unread for too long")))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_read(context, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unread<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.socket).poll_write(context, bytes);
         self.waited(context, polled)

@@ -6,13 +6,17 @@ answers, and times all three in turns.
     tape export DIR/out                                       # what DuckDB and Polars read
     tape-query serve                                          # what is asked here
     python3 compare.py --export DIR/out --uri grpc://127.0.0.1:32010 [--rounds 5] [--cold] [--only WORDS] [--no-polars]
+                       [--postgres 'host=127.0.0.1 port=5433 user=ann dbname=tapestore']
 
-Needs duckdb, polars, pyarrow, adbc-driver-flightsql from PyPI. Prints a line for each question: the median of each engine in
+Needs duckdb, polars, pyarrow, adbc-driver-flightsql from PyPI, and psycopg for `--postgres`, which asks each question over that
+protocol too: its answer has to be the same to the microsecond, which is what that protocol carries. Prints a line for each question: the median of each engine in
 milliseconds, and how many times as long as tapestore the faster of the others took. Exits with 1 if an answer differs. With
 `--cold` the page cache is dropped before each answer (root only).
 """
 
 import argparse
+import datetime
+import decimal
 import os
 import pathlib
 import statistics
@@ -23,6 +27,7 @@ import adbc_driver_flightsql.dbapi as flight
 import duckdb
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from questions import QUESTIONS
 
@@ -41,6 +46,27 @@ def rows(table):
         columns.append(column.to_pylist())
     key = lambda row: tuple((value is None, round(value, 6) if isinstance(value, float) else value) for value in row)
     return sorted(zip(*columns), key=key) if columns else []
+
+
+def postgres_rows(cursor):
+    """The rows of a psycopg cursor as `rows` has them."""
+
+    def plain(value):
+        if isinstance(value, datetime.datetime):
+            return round((value - datetime.datetime(1970, 1, 1)) / datetime.timedelta(microseconds=1)) * 1000
+        return float(value) if isinstance(value, decimal.Decimal) else value
+
+    key = lambda row: tuple((value is None, round(value, 6) if isinstance(value, float) else value) for value in row)
+    return sorted((tuple(plain(value) for value in row) for row in cursor.fetchall()), key=key)
+
+
+def to_microseconds(table):
+    """The table with the times that PostgreSQL's protocol can carry."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            micros = pc.floor_temporal(table.column(at), unit="microsecond")
+            table = table.set_column(at, field.name, micros)
+    return table
 
 
 def differ(a, b):
@@ -95,6 +121,7 @@ def main():
     parser.add_argument("--only", default="")
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--no-polars", action="store_true")
+    parser.add_argument("--postgres", default="")
     options = parser.parse_args()
 
     ours, base, frames = flight.connect(options.uri), duck(options.export), polars_frames(options.export)
@@ -103,6 +130,12 @@ def main():
         with ours.cursor() as cursor:
             cursor.execute(sql)
             return cursor.fetch_arrow_table()
+
+    postgres = None
+    if options.postgres:
+        import psycopg
+
+        postgres = psycopg.connect(options.postgres, autocommit=True)
 
     failed = 0
     print(f"{'question':80s} {'rows':>8s} {'tapestore':>10s} {'DuckDB':>10s} {'Polars':>10s} {'ratio':>7s}  answers")
@@ -135,12 +168,24 @@ def main():
                 difference = differ(found[0], found[at])
                 if difference:
                     wrong.append(f"{which} differs: {difference[:200]}")
+        if postgres and answers[0] is not None:
+            began = time.perf_counter()
+            with postgres.cursor() as cursor:
+                cursor.execute(sql)
+                over_postgres = postgres_rows(cursor)
+            took = (time.perf_counter() - began) * 1e3
+            difference = differ(rows(to_microseconds(answers[0])), over_postgres)
+            wrong += [f"over PostgreSQL's protocol: {difference[:200]}"] if difference else []
         failed += bool(wrong)
         others = [medians[at] for at in range(1, len(engines)) if not errors[at]]
         ratio = min(others) / medians[0] if others else float("nan")
         shown = [f"{median:10.2f}" for median in medians] + ["         -"] * (3 - len(medians))
         count = len(found[0]) if found[0] is not None else 0
-        print(f"{name:80s} {count:8d} {' '.join(shown)} {ratio:7.2f}  {'equal' if not wrong else '; '.join(wrong)}", flush=True)
+        print(
+            f"{name:80s} {count:8d} {' '.join(shown)} {ratio:7.2f}  {'equal' if not wrong else '; '.join(wrong)}"
+            + (f", psycopg {took:.1f} ms" if postgres and answers[0] is not None else ""),
+            flush=True,
+        )
     sys.exit(1 if failed else 0)
 
 

@@ -5,19 +5,26 @@ Each is (name, tapestore, DuckDB, Polars). `{s}` is a symbol, `{d}` and `{e}` th
 frames `t` (trades) and `q` (quotes) and the module.
 """
 
+import os
 from datetime import datetime, timedelta
 
 import polars as pl
 
-S = "SIM:00042"
-DAY = datetime(2024, 8, 13)
+# The data that `data.py` makes, or with QUESTIONS=capture the two captures of a market that the tests use: a symbol, a day, an hour,
+# a time, patterns of some symbols, and a session of New York with its bounds in UTC.
+if os.environ.get("QUESTIONS") == "capture":
+    S, DAY, HOUR, AT = "BINANCE-USDM:BTCUSDT", datetime(2024, 8, 8), datetime(2024, 8, 8, 23), datetime(2024, 8, 8, 23, 57)
+    SOME = ["BINANCE-USDM:BTC", "BINANCE-USDM:", "BINANCE"]
+    SESSION, SESSION_TIMES = "19:55-19:58", (datetime(2024, 8, 8, 23, 55), datetime(2024, 8, 8, 23, 58))
+else:
+    S, DAY, HOUR, AT = "SIM:00042", datetime(2024, 8, 13), datetime(2024, 8, 13, 15), datetime(2024, 8, 13, 16)
+    SOME = ["SIM:0000", "SIM:0001", "SIM:001"]
+    SESSION, SESSION_TIMES = "09:30-10:00", (datetime(2024, 8, 13, 13, 30), datetime(2024, 8, 13, 14))
 END = DAY + timedelta(days=1)
-HOUR = DAY + timedelta(hours=15)
-AT = DAY + timedelta(hours=16)
 
-_day = "time >= '2024-08-13' and time < '2024-08-14'"
-_tday = "t.time >= '2024-08-13' and t.time < '2024-08-14'"
-_hour = "time >= '2024-08-13T15:00:00' and time < '2024-08-13T16:00:00'"
+_day = f"time >= '{DAY:%Y-%m-%d}' and time < '{END:%Y-%m-%d}'"
+_tday = f"t.time >= '{DAY:%Y-%m-%d}' and t.time < '{END:%Y-%m-%d}'"
+_hour = f"time >= '{HOUR.isoformat()}' and time < '{(HOUR + timedelta(hours=1)).isoformat()}'"
 _s = f"symbol = '{S}'"
 
 
@@ -108,10 +115,10 @@ QUESTIONS = [
     ),
     (
         "VWAP of ten symbols, by day",
-        "select time, symbol, vwap(price, size) from trade where symbol like 'SIM:0001_' sample by 1d",
+        f"select time, symbol, vwap(price, size) from trade where symbol like '{SOME[1]}%' sample by 1d",
         "select time_bucket(interval '1 day', time::timestamp)::timestamp_ns b, symbol, sum(price * size) / sum(size) from trade "
-        "where symbol like 'SIM:0001_' group by 1, 2",
-        lambda t, q: t.filter(pl.col("symbol").str.starts_with("SIM:0001"))
+        f"where symbol like '{SOME[1]}%' group by 1, 2",
+        lambda t, q: t.filter(pl.col("symbol").str.starts_with(SOME[1]))
         .group_by(pl.col("time").dt.truncate("1d"), "symbol")
         .agg(vwap().alias("v"))
         .select("time", "symbol", "v"),
@@ -124,9 +131,9 @@ QUESTIONS = [
     ),
     (
         "snapshot of the market at a time",
-        "select symbol, time, bid_px, ask_px from quote where time <= '2024-08-13T16:00:00' latest on time partition by symbol",
+        f"select symbol, time, bid_px, ask_px from quote where time <= '{AT.isoformat()}' latest on time partition by symbol",
         "select symbol, max(time) t, arg_max(bid_px, (time, lsn)), arg_max(ask_px, (time, lsn)) from quote "
-        "where time <= '2024-08-13T16:00:00' group by symbol",
+        f"where time <= '{AT.isoformat()}' group by symbol",
         lambda t, q: q.filter(pl.col("time") <= AT)
         .sort("time")
         .group_by("symbol")
@@ -171,11 +178,11 @@ QUESTIONS = [
     ),
     (
         "statistics of a hundred symbols and a day, by minute",
-        f"select time, symbol, count(*), min(price), max(price), avg(price), stddev(price) from trade where symbol like 'SIM:001__' and {_day} "
+        f"select time, symbol, count(*), min(price), max(price), avg(price), stddev(price) from trade where symbol like '{SOME[2]}%' and {_day} "
         f"sample by 1m",
         f"select {bucket('1 minute')} b, symbol, count(*), min(price), max(price), avg(price), stddev(price) from trade "
-        f"where symbol like 'SIM:001__' and {_day} group by 1, 2",
-        lambda t, q: day(t.filter(pl.col("symbol").str.starts_with("SIM:001")))
+        f"where symbol like '{SOME[2]}%' and {_day} group by 1, 2",
+        lambda t, q: day(t.filter(pl.col("symbol").str.starts_with(SOME[2])))
         .group_by(pl.col("time").dt.truncate("1m").alias("b"), "symbol")
         .agg(
             pl.len().cast(pl.Int64).alias("n"),
@@ -217,11 +224,11 @@ QUESTIONS = [
     ),
     (
         "theoretical profit of buying at the first and selling at the last price of each day",
-        "select symbol, sum(profit) from (select time, symbol, last(price) - first(price) as profit from trade where symbol like 'SIM:0000_' "
-        "sample by 1d) group by symbol",
+        "select symbol, sum(profit) from (select time, symbol, last(price) - first(price) as profit from trade "
+        f"where symbol like '{SOME[0]}%' sample by 1d) group by symbol",
         "select symbol, sum(profit) from (select time_bucket(interval '1 day', time::timestamp) d, symbol, last(price order by time, lsn) - "
-        "first(price order by time, lsn) as profit from trade where symbol like 'SIM:0000_' group by 1, 2) group by symbol",
-        lambda t, q: t.filter(pl.col("symbol").str.starts_with("SIM:0000"))
+        f"first(price order by time, lsn) as profit from trade where symbol like '{SOME[0]}%' group by 1, 2) group by symbol",
+        lambda t, q: t.filter(pl.col("symbol").str.starts_with(SOME[0]))
         .sort("time")
         .group_by("symbol", pl.col("time").dt.truncate("1d"))
         .agg((pl.col("price").last() - pl.col("price").first()).alias("profit"))
@@ -340,11 +347,10 @@ QUESTIONS = [
     ),
     (
         "volume of the first half hour, by symbol, a day",
-        f"select symbol, sum(size) from trade where {_day} and in_session(time, '09:30-10:00', 'America/New_York') group by symbol",
-        "select symbol, sum(size) from trade where time >= '2024-08-13T13:30:00' and time < '2024-08-13T14:00:00' group by symbol",
-        lambda t, q: t.filter(
-            (pl.col("time") >= DAY + timedelta(hours=13, minutes=30)) & (pl.col("time") < DAY + timedelta(hours=14))
-        )
+        f"select symbol, sum(size) from trade where {_day} and in_session(time, '{SESSION}', 'America/New_York') group by symbol",
+        f"select symbol, sum(size) from trade where time >= '{SESSION_TIMES[0].isoformat()}' and time < '{SESSION_TIMES[1].isoformat()}' "
+        f"group by symbol",
+        lambda t, q: t.filter((pl.col("time") >= SESSION_TIMES[0]) & (pl.col("time") < SESSION_TIMES[1]))
         .group_by("symbol")
         .agg(pl.col("size").sum()),
     ),

@@ -58,13 +58,13 @@ const LOOK_BACK_NS: u64 = 3600 * NANOS_PER_SECOND;
 
 /// The time from which on changes make the book of `time`: an hour before the last clear of both sides, because a snapshot
 /// may arrive after changes that are newer than it.
-fn beginning(snapshot: &Snapshot, series: Series, time: Ts) -> Outcome<Ts> {
+fn beginning(snapshot: &Snapshot, series: Series, (time, until): (Ts, Lsn)) -> tapestore::Result<Ts> {
     let (mut to, mut length) = (time, LOOK_BACK_NS);
     loop {
         let from = Ts(to.0.saturating_sub(length));
         let (mut scan, mut clear) = (snapshot.scan(series, TimeRange { from, to }), None);
         while let Some(row) = scan.next()? {
-            let change = row.record.get::<BookOrder>();
+            let change = row.record.get::<BookOrder>().filter(|_| row.lsn <= until);
             if change.is_some_and(|c| c.action == action::CLEAR && c.side == side::NONE) {
                 clear = Some(row.index_time);
             }
@@ -77,38 +77,62 @@ fn beginning(snapshot: &Snapshot, series: Series, time: Ts) -> Outcome<Ts> {
     }
 }
 
-/// The book of `instrument` as of `time`: from the changes since the last clear before it, in LSN order; from a depth record
-/// if there are no changes. A change that was received more than an hour before that clear and stored after it is missed.
+/// The book of `instrument` as of `time` in the store as of record `until`: from the changes since the last clear before it, in LSN
+/// order; from a depth record if there are no changes. A change that was received more than an hour before that clear and stored
+/// after it is missed. `read` gets the bytes that are held after each change.
 ///
 /// # Errors
-/// Of the store's files.
-pub fn book_at(snapshot: &mut Snapshot, instrument: InstrumentId, time: Ts) -> Outcome<Option<Book>> {
+/// Of the store's files, and of `read`.
+pub fn book_at<E: From<tapestore::Error>>(
+    snapshot: &mut Snapshot,
+    instrument: InstrumentId,
+    (time, until): (Ts, Lsn),
+    read: &mut impl FnMut(usize) -> Result<(), E>,
+) -> Result<Option<Book>, E> {
     let series = Series { instrument, kind: BookOrder::KIND };
-    let range = TimeRange { from: beginning(snapshot, series, time)?, to: time };
+    let range = TimeRange { from: beginning(snapshot, series, (time, until))?, to: time };
     let mut changes: Vec<(Lsn, BookOrder)> = Vec::new();
     let mut scan = snapshot.scan(series, range);
-    let bar = terminal::progress(0, false, "reading changes");
     while let Some(row) = scan.next()? {
-        let Some(change) = row.record.get::<BookOrder>() else { continue };
+        let Some(change) = row.record.get::<BookOrder>().filter(|_| row.lsn <= until) else { continue };
         if change.action == action::CLEAR && change.side == side::NONE {
             changes.retain(|(lsn, c)| *lsn > row.lsn || !is_undone(c, change));
         }
         changes.push((row.lsn, *change));
-        bar.inc(1);
+        read(changes.capacity() * size_of::<(Lsn, BookOrder)>())?;
     }
-    bar.finish_and_clear();
     let mut book = Book::new();
     if !changes.is_empty() {
         changes.sort_unstable_by_key(|(lsn, _)| *lsn);
         changes.iter().for_each(|(_, change)| book.apply(change));
         return Ok(Some(book));
     }
-    let depth = snapshot.as_of(Series { instrument, kind: Depth10::KIND }, time)?;
-    let depth = depth.and_then(|row| row.record.get::<Depth10>().copied());
+    let depth = depth_at(snapshot, Series { instrument, kind: Depth10::KIND }, (time, until))?;
     Ok(depth.map(|depth| {
         book.apply_depth(&depth);
         book
     }))
+}
+
+/// The newest depth record of `series` as of `time`, up to record `until`.
+fn depth_at(snapshot: &mut Snapshot, series: Series, (time, until): (Ts, Lsn)) -> tapestore::Result<Option<Depth10>> {
+    let mut to = time;
+    loop {
+        let Some(row) = snapshot.as_of(series, to)? else { return Ok(None) };
+        if row.lsn <= until {
+            return Ok(row.record.get::<Depth10>().copied());
+        }
+        // Of rows with equal times that is the last one: others of that time, and then earlier ones, may be older.
+        let at = row.index_time;
+        let (mut scan, mut found) = (snapshot.get_at(series, at), None);
+        while let Some(row) = scan.next()? {
+            found = row.record.get::<Depth10>().copied().filter(|_| row.lsn <= until).or(found);
+        }
+        if found.is_some() || at.0 == 0 {
+            return Ok(found);
+        }
+        to = Ts(at.0 - 1);
+    }
 }
 
 /// `tape book`.
@@ -119,7 +143,14 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     let (mut reader, mut snapshot) = query::open(store, args.watermark())?;
     let time = args.time();
     let instrument = reader.instrument(&args.instrument)?;
-    let Some(book) = book_at(&mut snapshot, instrument, time)? else {
+    let bar = terminal::progress(0, false, "reading changes");
+    let until = snapshot.last();
+    let book = book_at(&mut snapshot, instrument, (time, until), &mut |_| -> Outcome {
+        bar.inc(1);
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    let Some(book) = book else {
         return Err(Failure::new(NOT_FOUND, format!("there is no book of {} up to {}", args.instrument, time)));
     };
     let bids: Vec<(Price, PriceLevel)> = book.bids().take(args.levels).collect();

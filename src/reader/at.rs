@@ -5,7 +5,7 @@ use crate::lsn::Lsn;
 use crate::shm::control::{Control, Statistic};
 
 /// The watermark up to which to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum At {
     /// Everything that storage has appended; after a loss of power the newest records may be withdrawn.
     Appended,

@@ -41,6 +41,22 @@ impl Tables {
     fn kind(&self, name: &str) -> Option<&Arc<KindTable>> {
         self.0.kinds.iter().find(|kind| kind.name(&self.0.kinds) == name)
     }
+
+    /// The table of the kind called `name`; `None` if there is none.
+    ///
+    /// # Errors
+    /// None: the conditions of a session are of columns that every table has.
+    pub fn of_kind(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let Some(kind) = self.kind(name) else { return Ok(None) };
+        let table: Arc<dyn TableProvider> =
+            Arc::new(StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone()));
+        let until = self.0.until.map(|until| col("lsn").lt_eq(lit(until.0)));
+        let after = self.0.after.map(|after| col("lsn").gt(lit(after.0)));
+        let Some(condition) = conjunction(until.into_iter().chain(after)) else { return Ok(Some(table)) };
+        let scan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?;
+        let plan = scan.filter(condition)?.build()?;
+        Ok(Some(Arc::new(ViewTable::new(plan, None))))
+    }
 }
 
 #[async_trait]
@@ -52,15 +68,8 @@ impl SchemaProvider for Tables {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         // A user's kind may be called as a system table: the kind is meant.
-        if let Some(kind) = self.kind(name) {
-            let table: Arc<dyn TableProvider> =
-                Arc::new(StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone()));
-            let until = self.0.until.map(|until| col("lsn").lt_eq(lit(until.0)));
-            let after = self.0.after.map(|after| col("lsn").gt(lit(after.0)));
-            let Some(condition) = conjunction(until.into_iter().chain(after)) else { return Ok(Some(table)) };
-            let scan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?;
-            let plan = scan.filter(condition)?.build()?;
-            return Ok(Some(Arc::new(ViewTable::new(plan, None))));
+        if let Some(table) = self.of_kind(name)? {
+            return Ok(Some(table));
         }
         let columns = match name {
             "instruments" => instruments(&self.0),

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{Lsn, PublisherId};
 use tapestore::memtable;
-use tapestore::record::{Column, ColumnType, Row};
+use tapestore::record::{Column, ColumnType, Row, Schema};
 use tapestore::version::File;
 
 use crate::names::Names;
@@ -193,6 +193,35 @@ impl Copied {
         }
         arrays
     }
+}
+
+/// The arrays of the columns `origins` of `rows` records in `words`, which are not of the store: all of the kind `kind`, one after the
+/// other. They have no LSN, and their instruments are numbered from 0, in the order of `names`. A time that they do not have is null.
+pub fn of_records(kind: &Schema, words: &[u64], origins: &[Origin], names: &Names) -> Vec<ArrayRef> {
+    let records = || words.chunks_exact(kind.words.max(1));
+    let rows = records().count();
+    let word = |record: &[u64], at: usize| record.get(at).copied().unwrap_or(u64::MAX);
+    let bytes = |offset: usize, size: usize| -> Vec<u8> {
+        let fields = records().map(|record| bytemuck::cast_slice::<u64, u8>(record).get(offset..offset + size).unwrap_or(&[]));
+        fields.flatten().copied().collect()
+    };
+    let array = |origin: &Origin| -> ArrayRef {
+        match origin {
+            Origin::Symbol => {
+                let keys: Vec<u32> = records().map(|record| ((word(record, 0) >> 32) as u32).saturating_add(1)).collect();
+                symbols(Buffer::from_vec(keys), names)
+            }
+            Origin::Time => {
+                let of = |record| Some(word(record, kind.index_word)).filter(|ns| *ns != u64::MAX).unwrap_or(word(record, 1));
+                times(records().map(of).collect::<Vec<u64>>().into(), true)
+            }
+            Origin::Field { column, is_raw, has_null } => {
+                array(column, *is_raw, *has_null, Buffer::from_vec(bytes(column.offset, column.of.size())), rows)
+            }
+            Origin::Ingested | Origin::Lsn | Origin::Publisher => panic!("a record outside of a store has no arrival"),
+        }
+    };
+    origins.iter().map(array).collect()
 }
 
 /// Ingest time and publisher of each of `lsns`.

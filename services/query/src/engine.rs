@@ -13,20 +13,18 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
-use datafusion::catalog::{
-    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
-};
+use datafusion::catalog::SchemaProvider;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
-use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
-use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::execution::{SendableRecordBatchStream, SessionStateDefaults};
-use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan};
-use datafusion::optimizer::{Analyzer, Optimizer};
-use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::physical_plan::execute_stream;
+use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
 use futures::Stream;
 use tapestore::lsn::Lsn;
@@ -34,23 +32,13 @@ use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
 use tapestore::shm::control::Control;
 
-use crate::asof::push::PushBelowAsOf;
 use crate::catalog::Tables;
-use crate::dialect;
 use crate::failure::{QueryError, external};
-use crate::functions::{self, rewrite::Aggregates};
 use crate::names::Names;
-use crate::postgres::catalog::Catalog;
-use crate::relations::{Planner, Relations};
+use crate::plans::{Plan, Plans};
 use crate::schema::KindTable;
-use crate::yielding::Yielding;
+use crate::{dialect, planner};
 
-/// The catalog of all tables.
-pub const CATALOG: &str = "tapestore";
-/// The schema of all tables.
-pub const SCHEMA: &str = "public";
-/// The schema in which PostgreSQL's clients look up tables.
-const CLIENTS_SCHEMA: &str = "pg_catalog";
 /// Consumers of memory that an error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
 
@@ -65,12 +53,14 @@ pub struct Options {
     pub time: Duration,
     /// Threads of a statement.
     pub threads: usize,
+    /// Whether a statement may read files of the host, with the rights of this process: `read_parquet` and its like.
+    pub files: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Options { memory: 1 << 30, spill: 16 << 30, time: Duration::from_secs(300), threads }
+        Options { memory: 1 << 30, spill: 16 << 30, time: Duration::from_secs(300), threads, files: false }
     }
 }
 
@@ -79,7 +69,9 @@ impl Default for Options {
 pub struct Engine {
     store: PathBuf,
     options: Options,
-    runtime: Arc<RuntimeEnv>,
+    /// What all statements are planned with.
+    common: SessionState,
+    plans: Plans,
     /// The names of aggregate functions.
     aggregates: HashSet<String>,
     opened: Mutex<Opened>,
@@ -96,7 +88,7 @@ struct Opened {
 }
 
 /// The settings of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// How far statements read.
     pub at: At,
@@ -139,15 +131,6 @@ pub struct Answer {
     pub last: Lsn,
 }
 
-/// All aggregate functions.
-fn aggregates() -> Vec<Arc<AggregateUDF>> {
-    let mut all = SessionStateDefaults::default_aggregate_functions();
-    all.extend(functions::aggregates::all());
-    all.extend(functions::ordered::all());
-    all.extend(functions::twap::all());
-    all
-}
-
 impl Engine {
     /// Opens the store in the directory `store`, served or at rest.
     ///
@@ -161,13 +144,21 @@ impl Engine {
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
         let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new() };
-        let aggregates = aggregates()
+        let common = planner::common(runtime, options.threads);
+        let aggregates = planner::aggregates()
             .iter()
             .flat_map(|f| {
                 std::iter::once(f.name()).chain(f.aliases().iter().map(String::as_str)).map(str::to_owned).collect::<Vec<_>>()
             })
             .collect();
-        Ok(Engine { store: store.to_path_buf(), options, runtime, aggregates, opened: Mutex::new(opened) })
+        Ok(Engine {
+            store: store.to_path_buf(),
+            options,
+            common,
+            plans: Plans::default(),
+            aggregates,
+            opened: Mutex::new(opened),
+        })
     }
 
     /// The store's directory.
@@ -256,43 +247,7 @@ impl Engine {
     }
 
     fn state(&self, moment: &Moment) -> Result<SessionState, QueryError> {
-        let catalog = MemoryCatalogProvider::new();
-        catalog.register_schema(SCHEMA, Arc::new(Tables(moment.clone())))?;
-        catalog.register_schema(CLIENTS_SCHEMA, Arc::new(Catalog(moment.clone())))?;
-        let list = MemoryCatalogProviderList::new();
-        list.register_catalog(CATALOG.to_owned(), Arc::new(catalog));
-        let config = SessionConfig::new()
-            .with_default_catalog_and_schema(CATALOG, SCHEMA)
-            .with_create_default_catalog_and_schema(false)
-            .with_information_schema(true)
-            .with_target_partitions(self.options.threads);
-        let mut analyzer = Analyzer::new().rules;
-        analyzer.insert(0, Arc::new(Aggregates));
-        let mut optimizer = Optimizer::new().rules;
-        optimizer.insert(0, Arc::new(PushBelowAsOf));
-        // A condition above a projection or a union comes to the join only by the rule that pushes filters down.
-        if let Some(at) = optimizer.iter().position(|rule| rule.name() == "push_down_filter") {
-            optimizer.insert(at + 1, Arc::new(PushBelowAsOf));
-        }
-        let mut scalars = SessionStateDefaults::default_scalar_functions();
-        scalars.extend(functions::scalars::all());
-        let mut windows = SessionStateDefaults::default_window_functions();
-        windows.extend(functions::running::all());
-        Ok(SessionStateBuilder::new()
-            .with_config(config)
-            .with_runtime_env(self.runtime.clone())
-            .with_catalog_list(Arc::new(list))
-            .with_analyzer_rules(analyzer)
-            .with_optimizer_rules(optimizer)
-            .with_scalar_functions(scalars)
-            .with_aggregate_functions(aggregates())
-            .with_window_functions(windows)
-            .with_table_function_list(SessionStateDefaults::default_table_functions())
-            .with_expr_planners(SessionStateDefaults::default_expr_planners())
-            .with_relation_planners(vec![Arc::new(Relations)])
-            .with_query_planner(Arc::new(Planner))
-            .with_physical_optimizer_rule(Arc::new(Yielding))
-            .build())
+        Ok(planner::at(&self.common, moment, self.options.files)?)
     }
 
     /// Parses `sql`, one statement.
@@ -309,15 +264,30 @@ impl Engine {
     /// [`QueryError`]: the statement is wrong, changes something, or the store cannot be read. What goes wrong later is an
     /// error of the rows.
     pub async fn query(&self, sql: &str, settings: &Settings) -> Result<Answer, QueryError> {
-        self.answer(self.parse(sql)?, Vec::new(), settings).await
+        if let Some(answer) = self.again(sql, settings).await? {
+            return Ok(answer);
+        }
+        self.answer(sql, self.parse(sql)?, Vec::new(), settings).await
     }
 
-    /// Answers `statement` with `parameters` for `$1`, `$2` and so on.
+    /// Answers the statement `sql` by the plan that is kept of it; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub async fn again(&self, sql: &str, settings: &Settings) -> Result<Option<Answer>, QueryError> {
+        let moment = self.moment(settings)?;
+        let Some(Plan { plan, .. }) = self.plans.find(sql, settings, &moment)? else { return Ok(None) };
+        let state = self.state(&moment)?;
+        self.run(&state, &plan, moment).await.map(Some)
+    }
+
+    /// Answers `statement`, which is `sql`, with `parameters` for `$1`, `$2` and so on.
     ///
     /// # Errors
     /// As [`Engine::query`].
     pub async fn answer(
         &self,
+        sql: &str,
         statement: Statement,
         parameters: Vec<ScalarValue>,
         settings: &Settings,
@@ -328,9 +298,19 @@ impl Engine {
         READ_ONLY.verify_plan(&plan)?;
         if !parameters.is_empty() {
             plan = plan.with_param_values(parameters)?;
+            let optimized = state.optimize(&plan)?;
+            return self.run(&state, &optimized, moment).await;
         }
-        let context = SessionContext::new_with_state(state);
-        let rows = context.execute_logical_plan(plan).await?.execute_stream().await?;
+        let optimized = state.optimize(&plan)?;
+        let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };
+        self.plans.keep(sql, settings, &plan, &kept, &moment)?;
+        self.run(&state, &kept.plan, moment).await
+    }
+
+    /// Runs `plan`, which is optimized.
+    async fn run(&self, state: &SessionState, plan: &LogicalPlan, moment: Moment) -> Result<Answer, QueryError> {
+        let physical = state.query_planner().create_physical_plan(plan, state).await?;
+        let rows = execute_stream(physical, state.task_ctx())?;
         let schema = rows.schema();
         let rows = Box::pin(Limited {
             rows,
@@ -340,6 +320,11 @@ impl Engine {
             is_over: false,
         });
         Ok(Answer { schema, rows, last: moment.snapshot.last() })
+    }
+
+    /// Plans of statements that are kept.
+    pub fn plans(&self) -> &Plans {
+        &self.plans
     }
 
     /// Whether each row of the answer of `statement` is of one record alone: it has columns and conditions of one kind's table.
@@ -375,22 +360,38 @@ impl Engine {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).reader.is_storage_alive()
     }
 
-    /// The columns of the rows of `statement`, and the types of its parameters by their names.
+    /// The columns of the rows of `statement`, which is `sql`, and the types of its parameters by their names. Its plan is kept.
     ///
     /// # Errors
     /// As [`Engine::query`].
     pub async fn describe(
         &self,
+        sql: &str,
         statement: Statement,
         settings: &Settings,
     ) -> Result<(SchemaRef, Vec<(String, Option<DataType>)>), QueryError> {
-        let state = self.state(&self.moment(settings)?)?;
+        let moment = self.moment(settings)?;
+        let state = self.state(&moment)?;
         let plan = state.statement_to_plan(statement).await?;
         READ_ONLY.verify_plan(&plan)?;
-        let parameters = plan.get_parameter_types()?.into_iter().collect();
+        let parameters: Vec<_> = plan.get_parameter_types()?.into_iter().collect();
+        if parameters.is_empty() && !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
+            let optimized = state.optimize(&plan)?;
+            let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };
+            self.plans.keep(sql, settings, &plan, &kept, &moment)?;
+            return Ok((kept.schema, parameters));
+        }
         // Types are coerced, and functions get their final types, when the plan is analysed.
         let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
         Ok((plan.schema().inner().clone(), parameters))
+    }
+
+    /// The columns of the rows of `sql`, if its plan is kept: it has no parameters.
+    ///
+    /// # Errors
+    /// As [`Engine::query`].
+    pub fn described(&self, sql: &str, settings: &Settings) -> Result<Option<SchemaRef>, QueryError> {
+        Ok(self.plans.find(sql, settings, &self.moment(settings)?)?.map(|plan| plan.schema))
     }
 }
 

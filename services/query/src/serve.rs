@@ -62,6 +62,8 @@ pub struct Options {
     pub threads: usize,
     /// Most connections of each protocol.
     pub connections: usize,
+    /// Whether clients may read files of the host with the rights of this process.
+    pub read_files: bool,
 }
 
 impl Default for Options {
@@ -79,6 +81,7 @@ impl Default for Options {
             statement_seconds: defaults.time.as_secs(),
             threads: 0,
             connections: 64,
+            read_files: false,
         }
     }
 }
@@ -107,6 +110,9 @@ pub struct Args {
     /// Key of the certificate, PEM
     #[arg(long, requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Allow read_parquet and its like: every client reads the files that this process can read
+    #[arg(long)]
+    read_files: bool,
 }
 
 impl Args {
@@ -131,6 +137,7 @@ impl Args {
         if let Some(users) = &self.users {
             options.users.clone_from(users);
         }
+        options.read_files |= self.read_files;
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             options.tls = Some(Tls { cert: cert.clone(), key: key.clone() });
         }
@@ -202,6 +209,7 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
         spill: options.spill_bytes,
         time: Duration::from_secs(options.statement_seconds),
         threads,
+        files: options.read_files,
     };
     let engine = Arc::new(Engine::open(&options.store, limits)?);
     engine.note_at_rest(&engine::Settings::default())?;

@@ -74,6 +74,11 @@ impl Session {
     /// # Errors
     /// As [`Engine::query`].
     pub async fn run(&mut self, sql: &str, parameters: Vec<ScalarValue>) -> Result<Reply, QueryError> {
+        if parameters.is_empty()
+            && let Some(answer) = self.engine.again(sql, &self.settings).await?
+        {
+            return Ok(Reply::Rows(answer));
+        }
         let statement = self.engine.parse(sql)?;
         if let Some((name, value)) = assignment(&statement)? {
             self.set(&name, &value)?;
@@ -85,7 +90,7 @@ impl Session {
             let sql = format!("select '{}' as at", self.at());
             return self.engine.query(&sql, &self.settings).await.map(Reply::Rows);
         }
-        self.engine.answer(statement, parameters, &self.settings).await.map(Reply::Rows)
+        self.engine.answer(sql, statement, parameters, &self.settings).await.map(Reply::Rows)
     }
 
     /// Runs the statement `sql` over the records after `after` alone, or over all.
@@ -117,6 +122,9 @@ impl Session {
     /// # Errors
     /// As [`Engine::query`].
     pub async fn describe(&self, sql: &str) -> Result<Described, QueryError> {
+        if let Some(schema) = self.engine.described(sql, &self.settings)? {
+            return Ok(Described { schema, parameters: Vec::new() });
+        }
         let statement = self.engine.parse(sql)?;
         if assignment(&statement)?.is_some() {
             return Ok(Described { schema: Arc::new(Schema::empty()), parameters: Vec::new() });
@@ -125,7 +133,7 @@ impl Session {
             let field = Field::new("at", DataType::Utf8, false);
             return Ok(Described { schema: Arc::new(Schema::new(vec![field])), parameters: Vec::new() });
         }
-        let (schema, types) = self.engine.describe(statement, &self.settings).await?;
+        let (schema, types) = self.engine.describe(sql, statement, &self.settings).await?;
         let numbers: BTreeMap<usize, Option<DataType>> = types
             .into_iter()
             .map(|(name, of)| {

@@ -86,6 +86,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         memory: usize::try_from(args.memory).unwrap_or(usize::MAX),
         time: Duration::from_secs(args.time),
         threads: args.threads.unwrap_or(defaults.threads).max(1),
+        files: true,
         ..defaults
     };
     let engine = Engine::open(store, options)?;

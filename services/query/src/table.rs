@@ -30,6 +30,11 @@ impl StoreTable {
     pub fn new(kind: Arc<KindTable>, snapshot: Snapshot, names: Arc<Names>) -> StoreTable {
         StoreTable { kind, snapshot, names }
     }
+
+    /// The kind.
+    pub fn kind(&self) -> &Arc<KindTable> {
+        &self.kind
+    }
 }
 
 #[async_trait]

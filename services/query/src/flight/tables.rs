@@ -15,8 +15,9 @@ use datafusion::catalog::SchemaProvider;
 use tokio::sync::OnceCell;
 
 use crate::catalog::Tables;
-use crate::engine::{CATALOG, Engine, SCHEMA, Settings};
+use crate::engine::{Engine, Settings};
 use crate::failure::QueryError;
+use crate::planner::{CATALOG, SCHEMA};
 
 /// The type of the tables of kinds.
 const TABLE: &str = "TABLE";

@@ -56,9 +56,22 @@ pub(super) struct Pruning {
     pub(super) files_read: usize,
     pub(super) blocks: usize,
     pub(super) blocks_read: usize,
-    /// Bytes of the blocks, and of the columns that are read in those that are.
+    /// Bytes of the files, and of the columns that are read in their blocks.
     pub(super) bytes: u64,
     pub(super) bytes_read: u64,
+}
+
+impl Pruning {
+    /// Counts what the SSTables of the kind have: a statement of one instrument must not look at the entry of every block.
+    fn count(&mut self, request: &Request) -> Result<()> {
+        let kind = request.table.kind.kind;
+        for file in request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind) {
+            self.files += 1;
+            self.blocks += file.blocks().map_err(external)?.len();
+            self.bytes += file.meta().len;
+        }
+        Ok(())
+    }
 }
 
 /// What a scan is made from.
@@ -164,12 +177,7 @@ pub(super) fn blocks(request: &Request, pruning: &mut Pruning) -> Result<Vec<Uni
     let (kind, selection) = (request.table.kind.kind, &request.selection);
     let mut units = Vec::new();
     let read: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
-    for file in request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind) {
-        let entries = file.blocks().map_err(external)?;
-        pruning.files += 1;
-        pruning.blocks += entries.len();
-        pruning.bytes += entries.iter().map(|block| block.body_len).sum::<u64>();
-    }
+    pruning.count(request)?;
     for file in read {
         let before = units.len();
         for (index, block) in (0u32..).zip(file.blocks().map_err(external)?) {
@@ -213,12 +221,7 @@ fn has(selection: &Selection, instrument: InstrumentId) -> bool {
 /// The pieces of each instrument, or of all instruments, in `order`.
 pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> Result<Vec<Unit>> {
     let (kind, selection) = (request.table.kind.kind, &request.selection);
-    for file in request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind) {
-        let entries = file.blocks().map_err(external)?;
-        pruning.files += 1;
-        pruning.blocks += entries.len();
-        pruning.bytes += entries.iter().map(|block| block.body_len).sum::<u64>();
-    }
+    pruning.count(request)?;
     let mut units: Vec<Unit> = Vec::new();
     let files: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
     let mut is_read = vec![false; files.len()];

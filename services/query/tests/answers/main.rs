@@ -7,5 +7,7 @@ mod functions;
 mod fuzz;
 mod joins;
 mod page;
+mod plans;
 mod rows;
+mod tables;
 mod world;

@@ -42,7 +42,7 @@ pub(crate) fn next(state: &mut u64) -> u64 {
     *state >> 33
 }
 
-fn publish(publisher: &mut Publisher, record: RecordRef<'_>) {
+pub(crate) fn publish(publisher: &mut Publisher, record: RecordRef<'_>) {
     loop {
         match publisher.stage(record) {
             Ok(_) => return,
@@ -130,9 +130,13 @@ pub(crate) fn world() -> &'static World {
 }
 
 pub(crate) fn try_ask(sql: &str) -> Result<Vec<Vec<String>>, QueryError> {
-    let world = world();
-    world.runtime.block_on(async {
-        let mut answer = world.engine.query(sql, &Settings::default()).await?;
+    ask_of(&world().engine, sql, &Settings::default())
+}
+
+/// The answer of `engine`.
+pub(crate) fn ask_of(engine: &Engine, sql: &str, settings: &Settings) -> Result<Vec<Vec<String>>, QueryError> {
+    world().runtime.block_on(async {
+        let mut answer = engine.query(sql, settings).await?;
         let mut rows = Vec::new();
         while let Some(batch) = answer.rows.next().await {
             rows.extend(texts(&batch?));

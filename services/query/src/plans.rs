@@ -1,0 +1,179 @@
+//! Owns: plans of statements that were asked before: a dashboard asks the same statement every second, and a client of Flight SQL asks
+//! first for its columns, then for its rows. Planning takes longer than the rows of one instrument.
+//!
+//! What must hold: a plan that is kept has no snapshot and no rows, only the names of kinds, and gets the tables of the moment at which it
+//! is used. A statement is kept only if its plan depends on nothing but its text, the session's settings and the kinds: not on the time,
+//! chance, a system table or a file.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
+use datafusion::datasource::{provider_as_source, source_as_provider};
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableProviderFilterPushDown, TableScan, TableType, Volatility};
+use datafusion::physical_plan::ExecutionPlan;
+
+use crate::engine::{Moment, Settings};
+use crate::filter;
+use crate::schema::KindTable;
+use crate::table::StoreTable;
+
+/// Most plans that are kept.
+const PLANS_MAX: usize = 256;
+/// Most bytes of a statement whose plan is kept.
+const SQL_MAX: usize = 8 << 10;
+
+/// A plan, optimized, and the columns of its rows.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The plan.
+    pub plan: LogicalPlan,
+    /// The columns.
+    pub schema: SchemaRef,
+}
+
+#[derive(Debug)]
+struct Kept {
+    plan: Plan,
+    /// How many kinds there were: another one may change what a name means.
+    kinds: usize,
+    used: u64,
+}
+
+/// The plans.
+#[derive(Debug, Default)]
+pub struct Plans {
+    all: Mutex<(HashMap<(String, Settings), Kept>, u64)>,
+}
+
+/// The place of a kind's table in a plan that is kept.
+#[derive(Debug)]
+struct Place(Arc<KindTable>);
+
+#[async_trait]
+impl TableProvider for Place {
+    fn schema(&self) -> SchemaRef {
+        self.0.arrow.clone()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(filters.iter().map(|expr| filter::support(expr)).collect())
+    }
+
+    async fn scan(
+        &self,
+        _: &dyn Session,
+        _: Option<&Vec<usize>>,
+        _: &[Expr],
+        _: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Err(DataFusionError::Internal(format!("a kept plan was not given its table {}", self.0.kind.name)))
+    }
+}
+
+/// `plan` with `table` in the place of each table of a kind; `None` if it has another table.
+fn with_tables(
+    plan: LogicalPlan,
+    table: &impl Fn(&dyn TableProvider) -> Option<Arc<dyn TableProvider>>,
+) -> Result<Option<LogicalPlan>> {
+    let mut is_whole = true;
+    let plan = plan.transform_down_with_subqueries(|node| {
+        let LogicalPlan::TableScan(scan) = node else { return Ok(Transformed::no(node)) };
+        let of = source_as_provider(&scan.source)?;
+        let Some(table) = table(of.as_ref()) else {
+            is_whole = false;
+            return Ok(Transformed::no(LogicalPlan::TableScan(scan)));
+        };
+        Ok(Transformed::yes(LogicalPlan::TableScan(TableScan { source: provider_as_source(table), ..scan })))
+    });
+    plan.data().map(|plan| is_whole.then_some(plan))
+}
+
+/// Whether `plan`, before it is optimized, means the same whenever it is used.
+fn is_lasting(plan: &LogicalPlan) -> Result<bool> {
+    let mut is_lasting = true;
+    plan.apply_with_subqueries(|node| {
+        is_lasting &= !matches!(node, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
+        node.apply_expressions(|expr| {
+            let is_other = |expr: &Expr| match expr {
+                Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
+                Expr::Placeholder(_) | Expr::ScalarVariable(..) => true,
+                _ => false,
+            };
+            is_lasting &= !expr.exists(|expr| Ok(is_other(expr)))?;
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(if is_lasting { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+    })?;
+    Ok(is_lasting)
+}
+
+impl Plans {
+    /// The plan of `sql` under `settings` with the tables of `moment`, if it is kept.
+    ///
+    /// # Errors
+    /// None that a statement can cause.
+    pub fn find(&self, sql: &str, settings: &Settings, moment: &Moment) -> Result<Option<Plan>> {
+        let found = {
+            // Nothing is half changed by a panic: entries are replaced as a whole.
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            let (kept, clock) = &mut *all;
+            *clock += 1;
+            let Some(found) = kept.get_mut(&(sql.to_owned(), *settings)).filter(|kept| kept.kinds == moment.kinds.len()) else {
+                return Ok(None);
+            };
+            found.used = *clock;
+            found.plan.clone()
+        };
+        let plan = with_tables(found.plan, &|place| {
+            let kind = place.downcast_ref::<Place>()?.0.clone();
+            Some(Arc::new(StoreTable::new(kind, moment.snapshot.clone(), moment.names.clone())) as Arc<dyn TableProvider>)
+        })?;
+        Ok(plan.map(|plan| Plan { plan, schema: found.schema }))
+    }
+
+    /// Keeps the plan of `sql` under `settings`, which was `before` until it was optimized, if it may be kept; it takes the place of the
+    /// one that was not used for the longest time.
+    ///
+    /// # Errors
+    /// None that a statement can cause.
+    pub fn keep(&self, sql: &str, settings: &Settings, before: &LogicalPlan, plan: &Plan, moment: &Moment) -> Result<()> {
+        // A statement that is followed asks for the records after another LSN each time.
+        if sql.len() > SQL_MAX || settings.after.is_some() || !is_lasting(before)? {
+            return Ok(());
+        }
+        let places = with_tables(plan.plan.clone(), &|table| {
+            Some(Arc::new(Place(table.downcast_ref::<StoreTable>()?.kind().clone())) as Arc<dyn TableProvider>)
+        })?;
+        let Some(places) = places else { return Ok(()) };
+        // As in `find`.
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, clock) = &mut *all;
+        *clock += 1;
+        if kept.len() >= PLANS_MAX {
+            let oldest = kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone());
+            oldest.and_then(|key| kept.remove(&key));
+        }
+        let entry = Kept { plan: Plan { plan: places, schema: plan.schema.clone() }, kinds: moment.kinds.len(), used: *clock };
+        kept.insert((sql.to_owned(), *settings), entry);
+        Ok(())
+    }
+
+    /// How many plans are kept.
+    pub fn len(&self) -> usize {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).0.len()
+    }
+
+    /// Whether no plan is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

@@ -17,14 +17,13 @@ use datafusion::catalog::{
     CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
 };
 use datafusion::common::ScalarValue;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateDefaults};
-use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan};
+use datafusion::logical_expr::{AggregateUDF, LogicalPlan};
 use datafusion::optimizer::{Analyzer, Optimizer};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
@@ -33,6 +32,7 @@ use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
 use tapestore::shm::control::Control;
+use tapestore::time::Ts;
 
 use crate::asof::push::PushBelowAsOf;
 use crate::catalog::Tables;
@@ -43,6 +43,7 @@ use crate::names::Names;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::schema::KindTable;
+use crate::updates;
 use crate::yielding::Yielding;
 
 /// The catalog of all tables.
@@ -104,11 +105,13 @@ pub struct Settings {
     pub until: Option<Lsn>,
     /// The record after which statements read.
     pub after: Option<Lsn>,
+    /// The index time from which statements read.
+    pub since: Option<Ts>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { at: At::Committed, until: None, after: None }
+        Settings { at: At::Committed, until: None, after: None, since: None }
     }
 }
 
@@ -127,6 +130,8 @@ pub struct Moment {
     pub until: Option<Lsn>,
     /// The record after which tables have records, if not all.
     pub after: Option<Lsn>,
+    /// The index time from which tables have records, if not all.
+    pub since: Option<Ts>,
 }
 
 /// The rows of an answer, and of which moment they are.
@@ -217,7 +222,7 @@ impl Engine {
         }
         let control = opened.reader.control().clone();
         let (names, kinds) = (opened.names.clone(), opened.kinds.clone());
-        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after })
+        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after, since: settings.since })
     }
 
     /// Names of tables, columns and functions.
@@ -300,6 +305,10 @@ impl Engine {
     /// # Errors
     /// It is none.
     pub fn parse(&self, sql: &str) -> Result<Statement, QueryError> {
+        if updates::followed(sql)?.is_some() {
+            let reason = "FOLLOW is for clients of Arrow Flight SQL; a terminal has: tape sql --follow -c 'SELECT ...'";
+            return Err(QueryError::Statement { reason: reason.to_owned() });
+        }
         Ok(dialect::parse(sql, &|name| self.aggregates.contains(name))?)
     }
 
@@ -322,6 +331,20 @@ impl Engine {
         parameters: Vec<ScalarValue>,
         settings: &Settings,
     ) -> Result<Answer, QueryError> {
+        self.answer_as(statement, parameters, settings, |plan| Ok(plan.clone())).await
+    }
+
+    /// Answers what `change` makes of the plan of `statement`.
+    ///
+    /// # Errors
+    /// As [`Engine::query`], and those of `change`.
+    pub async fn answer_as(
+        &self,
+        statement: Statement,
+        parameters: Vec<ScalarValue>,
+        settings: &Settings,
+        change: fn(&LogicalPlan) -> Result<LogicalPlan, DataFusionError>,
+    ) -> Result<Answer, QueryError> {
         let moment = self.moment(settings)?;
         let state = self.state(&moment)?;
         let mut plan = state.statement_to_plan(statement).await?;
@@ -329,6 +352,7 @@ impl Engine {
         if !parameters.is_empty() {
             plan = plan.with_param_values(parameters)?;
         }
+        plan = change(&plan)?;
         let context = SessionContext::new_with_state(state);
         let rows = context.execute_logical_plan(plan).await?.execute_stream().await?;
         let schema = rows.schema();
@@ -342,31 +366,19 @@ impl Engine {
         Ok(Answer { schema, rows, last: moment.snapshot.last() })
     }
 
-    /// Whether each row of the answer of `statement` is of one record alone: it has columns and conditions of one kind's table.
+    /// The plan of `statement`, and the tables of records that it may name.
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn is_by_row(&self, statement: Statement, settings: &Settings) -> Result<bool, QueryError> {
+    pub async fn plan(
+        &self,
+        statement: Statement,
+        settings: &Settings,
+    ) -> Result<(LogicalPlan, Vec<Arc<KindTable>>), QueryError> {
         let moment = self.moment(settings)?;
-        let state = self.state(&moment)?;
-        let plan = state.statement_to_plan(statement).await?;
+        let plan = self.state(&moment)?.statement_to_plan(statement).await?;
         READ_ONLY.verify_plan(&plan)?;
-        let mut is_by_row = true;
-        let mut tables = 0;
-        plan.apply(|node| {
-            match node {
-                LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => {}
-                LogicalPlan::TableScan(scan) => {
-                    tables += 1;
-                    is_by_row &= moment.kinds.iter().any(|kind| kind.name(&moment.kinds) == scan.table_name.table());
-                }
-                _ => is_by_row = false,
-            }
-            let has_subquery = node.expressions().iter().any(|expr| expr.exists(|expr| Ok(is_subquery(expr))).unwrap_or(true));
-            is_by_row &= !has_subquery;
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        Ok(is_by_row && tables == 1)
+        Ok((plan, moment.kinds))
     }
 
     /// Whether a storage process serves the store.
@@ -392,10 +404,6 @@ impl Engine {
         let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
         Ok((plan.schema().inner().clone(), parameters))
     }
-}
-
-fn is_subquery(expr: &Expr) -> bool {
-    matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_))
 }
 
 /// What a statement may do.

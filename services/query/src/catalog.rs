@@ -9,29 +9,36 @@
 //! | `publishers` | attached publisher |
 //! | `watermarks` | watermark, with its LSN |
 //!
+//! A table of derived bars has the name that its newest [`Mark`] has, and the newest revision of each bar of that publisher.
+//!
 //! What must hold: a system table is made when a statement names it, and never otherwise.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampNanosecondArray, UInt16Array, UInt32Array, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema as ArrowSchema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
+use datafusion::common::ScalarValue;
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{LogicalPlanBuilder, col, lit};
-use tapestore::lsn::Lsn;
-use tapestore::record::Kind;
+use tapestore::lsn::{Lsn, PublisherId};
+use tapestore::record::{Kind, Record};
 use tapestore::shm::control::{Control, SLOTS_MAX};
 
+use crate::derive::mark::{Mark, Progress, marks};
 use crate::engine::Moment;
 use crate::failure::external;
+use crate::newest::Newest;
+use crate::relations::extension;
 use crate::schema::{KindTable, time};
 use crate::table::StoreTable;
 
 /// The system tables.
-const SYSTEM: [&str; 6] = ["instruments", "kinds", "files", "blocks", "publishers", "watermarks"];
+pub const SYSTEM: [&str; 6] = ["instruments", "kinds", "files", "blocks", "publishers", "watermarks"];
 
 /// The tables of one moment.
 #[derive(Debug)]
@@ -52,10 +59,39 @@ impl Tables {
             Arc::new(StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone()));
         let until = self.0.until.map(|until| col("lsn").lt_eq(lit(until.0)));
         let after = self.0.after.map(|after| col("lsn").gt(lit(after.0)));
-        let Some(condition) = conjunction(until.into_iter().chain(after)) else { return Ok(Some(table)) };
+        let since =
+            self.0.since.map(|since| col("time").gt_eq(lit(ScalarValue::TimestampNanosecond(Some(since.0 as i64), None))));
+        let Some(condition) = conjunction(until.into_iter().chain(after).chain(since)) else { return Ok(Some(table)) };
         let scan = LogicalPlanBuilder::scan(name, provider_as_source(table), None)?;
         let plan = scan.filter(condition)?.build()?;
         Ok(Some(Arc::new(ViewTable::new(plan, None))))
+    }
+
+    /// The tables of derived bars: the names, and the publishers with their newest marks.
+    ///
+    /// # Errors
+    /// Those of reading a file.
+    pub fn derived(&self) -> Result<BTreeMap<String, (PublisherId, Lsn, Mark)>> {
+        let mut all: BTreeMap<String, (PublisherId, Lsn, Mark)> = BTreeMap::new();
+        if self.0.kinds.iter().all(|table| table.kind.kind != Progress::KIND) {
+            return Ok(all);
+        }
+        for (publisher, (lsn, mark)) in marks(&self.0.snapshot).map_err(external)? {
+            let is_hidden = SYSTEM.contains(&mark.table.as_str()) || self.kind(&mark.table).is_some();
+            if !is_hidden && all.get(&mark.table).is_none_or(|(_, newest, _)| *newest < lsn) {
+                all.insert(mark.table.clone(), (publisher, lsn, mark));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The newest revisions of the bars of `publisher`.
+    async fn newest_bars(&self, publisher: PublisherId, mark: &Mark) -> Result<Option<Arc<dyn TableProvider>>> {
+        let kind = kind_name(&self.0, mark.bars);
+        let Some(bars) = self.table(&kind).await? else { return Ok(None) };
+        let scan = LogicalPlanBuilder::scan(kind, provider_as_source(bars), None)?;
+        let input = scan.filter(col("publisher").eq(lit(publisher.0)))?.build()?;
+        Ok(Some(Arc::new(ViewTable::new(extension(Newest { input }), None))))
     }
 }
 
@@ -63,7 +99,9 @@ impl Tables {
 impl SchemaProvider for Tables {
     fn table_names(&self) -> Vec<String> {
         let kinds = self.0.kinds.iter().map(|kind| kind.name(&self.0.kinds));
-        kinds.chain(SYSTEM.iter().map(|name| (*name).to_owned())).collect()
+        // A store whose marks cannot be read has no such tables to list; a statement that names one says why.
+        let derived = self.derived().unwrap_or_default().into_keys();
+        kinds.chain(SYSTEM.iter().map(|name| (*name).to_owned())).chain(derived).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
@@ -78,13 +116,18 @@ impl SchemaProvider for Tables {
             "blocks" => blocks(&self.0).map_err(external)?,
             "publishers" => publishers(&self.0.control),
             "watermarks" => watermarks(&self.0),
-            _ => return Ok(None),
+            name => {
+                return match self.derived()?.get(name) {
+                    Some((publisher, _, mark)) => self.newest_bars(*publisher, mark).await,
+                    None => Ok(None),
+                };
+            }
         };
         columns.table().map(Some)
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        SYSTEM.contains(&name) || self.kind(name).is_some()
+        SYSTEM.contains(&name) || self.kind(name).is_some() || self.derived().is_ok_and(|all| all.contains_key(name))
     }
 }
 

@@ -15,14 +15,13 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::SchemaProvider;
 use datafusion::common::ScalarValue;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
@@ -31,13 +30,14 @@ use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
 use tapestore::shm::control::Control;
+use tapestore::time::Ts;
 
 use crate::catalog::Tables;
 use crate::failure::{QueryError, external};
 use crate::names::Names;
 use crate::plans::{Plan, Plans};
 use crate::schema::KindTable;
-use crate::{dialect, planner};
+use crate::{dialect, planner, updates};
 
 /// Consumers of memory that an error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
@@ -96,11 +96,13 @@ pub struct Settings {
     pub until: Option<Lsn>,
     /// The record after which statements read.
     pub after: Option<Lsn>,
+    /// The index time from which statements read.
+    pub since: Option<Ts>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { at: At::Committed, until: None, after: None }
+        Settings { at: At::Committed, until: None, after: None, since: None }
     }
 }
 
@@ -119,6 +121,8 @@ pub struct Moment {
     pub until: Option<Lsn>,
     /// The record after which tables have records, if not all.
     pub after: Option<Lsn>,
+    /// The index time from which tables have records, if not all.
+    pub since: Option<Ts>,
 }
 
 /// The rows of an answer, and of which moment they are.
@@ -208,7 +212,7 @@ impl Engine {
         }
         let control = opened.reader.control().clone();
         let (names, kinds) = (opened.names.clone(), opened.kinds.clone());
-        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after })
+        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after, since: settings.since })
     }
 
     /// Names of tables, columns and functions.
@@ -255,6 +259,10 @@ impl Engine {
     /// # Errors
     /// It is none.
     pub fn parse(&self, sql: &str) -> Result<Statement, QueryError> {
+        if updates::followed(sql)?.is_some() {
+            let reason = "FOLLOW is for clients of Arrow Flight SQL; a terminal has: tape sql --follow -c 'SELECT ...'";
+            return Err(QueryError::Statement { reason: reason.to_owned() });
+        }
         Ok(dialect::parse(sql, &|name| self.aggregates.contains(name))?)
     }
 
@@ -294,17 +302,44 @@ impl Engine {
     ) -> Result<Answer, QueryError> {
         let moment = self.moment(settings)?;
         let state = self.state(&moment)?;
-        let mut plan = state.statement_to_plan(statement).await?;
-        READ_ONLY.verify_plan(&plan)?;
-        if !parameters.is_empty() {
-            plan = plan.with_param_values(parameters)?;
-            let optimized = state.optimize(&plan)?;
+        let has_parameters = !parameters.is_empty();
+        let plan = Self::plan_of(&state, statement, parameters).await?;
+        let optimized = state.optimize(&plan)?;
+        if has_parameters {
+            // The values are in the plan, and not in the text.
             return self.run(&state, &optimized, moment).await;
         }
-        let optimized = state.optimize(&plan)?;
         let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };
         self.plans.keep(sql, settings, &plan, &kept, &moment)?;
         self.run(&state, &kept.plan, moment).await
+    }
+
+    /// Answers what `change` makes of the plan of `statement`.
+    ///
+    /// # Errors
+    /// As [`Engine::query`], and those of `change`.
+    pub async fn answer_as(
+        &self,
+        statement: Statement,
+        parameters: Vec<ScalarValue>,
+        settings: &Settings,
+        change: fn(&LogicalPlan) -> Result<LogicalPlan, DataFusionError>,
+    ) -> Result<Answer, QueryError> {
+        let moment = self.moment(settings)?;
+        let state = self.state(&moment)?;
+        let plan = change(&Self::plan_of(&state, statement, parameters).await?)?;
+        self.run(&state, &state.optimize(&plan)?, moment).await
+    }
+
+    /// The plan of `statement` with `parameters` in their places.
+    async fn plan_of(
+        state: &SessionState,
+        statement: Statement,
+        parameters: Vec<ScalarValue>,
+    ) -> Result<LogicalPlan, QueryError> {
+        let plan = state.statement_to_plan(statement).await?;
+        READ_ONLY.verify_plan(&plan)?;
+        Ok(if parameters.is_empty() { plan } else { plan.with_param_values(parameters)? })
     }
 
     /// Runs `plan`, which is optimized.
@@ -327,31 +362,19 @@ impl Engine {
         &self.plans
     }
 
-    /// Whether each row of the answer of `statement` is of one record alone: it has columns and conditions of one kind's table.
+    /// The plan of `statement`, and the tables of records that it may name.
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn is_by_row(&self, statement: Statement, settings: &Settings) -> Result<bool, QueryError> {
+    pub async fn plan(
+        &self,
+        statement: Statement,
+        settings: &Settings,
+    ) -> Result<(LogicalPlan, Vec<Arc<KindTable>>), QueryError> {
         let moment = self.moment(settings)?;
-        let state = self.state(&moment)?;
-        let plan = state.statement_to_plan(statement).await?;
+        let plan = self.state(&moment)?.statement_to_plan(statement).await?;
         READ_ONLY.verify_plan(&plan)?;
-        let mut is_by_row = true;
-        let mut tables = 0;
-        plan.apply(|node| {
-            match node {
-                LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) => {}
-                LogicalPlan::TableScan(scan) => {
-                    tables += 1;
-                    is_by_row &= moment.kinds.iter().any(|kind| kind.name(&moment.kinds) == scan.table_name.table());
-                }
-                _ => is_by_row = false,
-            }
-            let has_subquery = node.expressions().iter().any(|expr| expr.exists(|expr| Ok(is_subquery(expr))).unwrap_or(true));
-            is_by_row &= !has_subquery;
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        Ok(is_by_row && tables == 1)
+        Ok((plan, moment.kinds))
     }
 
     /// Whether a storage process serves the store.
@@ -393,10 +416,6 @@ impl Engine {
     pub fn described(&self, sql: &str, settings: &Settings) -> Result<Option<SchemaRef>, QueryError> {
         Ok(self.plans.find(sql, settings, &self.moment(settings)?)?.map(|plan| plan.schema))
     }
-}
-
-fn is_subquery(expr: &Expr) -> bool {
-    matches!(expr, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_) | Expr::SetComparison(_))
 }
 
 /// What a statement may do.

@@ -19,6 +19,7 @@ use datafusion::physical_plan::ExecutionPlan;
 
 use crate::engine::{Moment, Settings};
 use crate::filter;
+use crate::newest::Newest;
 use crate::schema::KindTable;
 use crate::table::StoreTable;
 
@@ -101,7 +102,12 @@ fn with_tables(
 fn is_lasting(plan: &LogicalPlan) -> Result<bool> {
     let mut is_lasting = true;
     plan.apply_with_subqueries(|node| {
-        is_lasting &= !matches!(node, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_));
+        is_lasting &= match node {
+            LogicalPlan::Explain(_) | LogicalPlan::Analyze(_) | LogicalPlan::DescribeTable(_) => false,
+            // Which publisher makes a table of derived bars may change.
+            LogicalPlan::Extension(extension) => extension.node.as_any().downcast_ref::<Newest>().is_none(),
+            _ => true,
+        };
         node.apply_expressions(|expr| {
             let is_other = |expr: &Expr| match expr {
                 Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
@@ -147,7 +153,8 @@ impl Plans {
     /// None that a statement can cause.
     pub fn keep(&self, sql: &str, settings: &Settings, before: &LogicalPlan, plan: &Plan, moment: &Moment) -> Result<()> {
         // A statement that is followed asks for the records after another LSN each time.
-        if sql.len() > SQL_MAX || settings.after.is_some() || !is_lasting(before)? {
+        let is_followed = settings.after.is_some() || settings.since.is_some();
+        if sql.len() > SQL_MAX || is_followed || !is_lasting(before)? {
             return Ok(());
         }
         let places = with_tables(plan.plan.clone(), &|table| {

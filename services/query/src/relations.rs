@@ -19,6 +19,7 @@ use crate::dialect::{ASOF_JOIN, FILL, HORIZON_JOIN, LATEST_ON, WINDOW_JOIN, argu
 use crate::fill::{self, Fill};
 use crate::horizon;
 use crate::latest::{self, Latest};
+use crate::newest::{self, Newest};
 use crate::sorted_join;
 use crate::window::{self, Window};
 
@@ -111,6 +112,9 @@ impl ExtensionPlanner for Operators {
                 let node = node.as_any();
                 if let Some(node) = node.downcast_ref::<Latest>() {
                     return latest::plan(node, input, &physical).map(Some);
+                }
+                if node.downcast_ref::<Newest>().is_some() {
+                    return newest::plan(input).map(Some);
                 }
                 node.downcast_ref::<Fill>().map(|node| fill::plan(node, input)).transpose()
             }

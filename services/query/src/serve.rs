@@ -21,7 +21,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::access::Access;
 use crate::engine::{self, Engine};
 use crate::nesting::STACK;
-use crate::{console, flight, postgres};
+use crate::{console, derive, flight, postgres};
 
 /// How long clients have to end when the process is stopped.
 const GRACE: Duration = Duration::from_secs(2);
@@ -64,6 +64,8 @@ pub struct Options {
     pub connections: usize,
     /// Whether clients may read files of the host with the rights of this process.
     pub read_files: bool,
+    /// Bars that are made in the store.
+    pub derive: Vec<derive::Entry>,
 }
 
 impl Default for Options {
@@ -82,6 +84,7 @@ impl Default for Options {
             threads: 0,
             connections: 64,
             read_files: false,
+            derive: Vec::new(),
         }
     }
 }
@@ -203,6 +206,7 @@ fn access(options: &Options) -> Outcome<Access> {
 pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     let options = args.options(store)?;
     let access = Arc::new(access(&options)?);
+    let derived = derive::check(&options.derive)?;
     let threads = if options.threads == 0 { engine::Options::default().threads } else { options.threads };
     let limits = engine::Options {
         memory: usize::try_from(options.memory_bytes).unwrap_or(usize::MAX),
@@ -216,7 +220,9 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(2)).thread_stack_size(STACK).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new(INTERNAL, format!("threads cannot be started: {e}")))?;
+    let deriving = derive::Deriving::start(&options.store, derived)?;
     let served = runtime.block_on(serve(&options, engine, access));
+    drop(deriving);
     runtime.shutdown_timeout(GRACE);
     served
 }
@@ -300,9 +306,15 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         assert_eq!(toml::from_str::<Options>(&text).unwrap(), Options::default());
         for key in toml::Table::try_from(Options::default()).unwrap().keys().chain(["tls".to_owned()].iter()) {
-            assert!(text.contains(&format!("{key} =")), "{key} is not in config/query.toml");
+            let is_there = text.contains(&format!("{key} =")) || text.contains(&format!("[[{key}]]"));
+            assert!(is_there, "{key} is not in config/query.toml");
         }
         assert!(toml::from_str::<Options>("memory = 5").is_err());
+        // The example of derived bars is what an entry without its optional keys is.
+        let example = text.split("# [[derive]]\n").nth(1).unwrap().replace("# ", "");
+        let entry = toml::from_str::<derive::Entry>(&example).unwrap();
+        let short = toml::from_str::<derive::Entry>("kind = \"bar-1m\"\npublisher = 60001").unwrap();
+        assert_eq!(entry, derive::Entry { name: "bars_1m".to_owned(), ..short });
     }
 
     fn file(text: &str, mode: u32) -> tempfile::NamedTempFile {

@@ -9,11 +9,14 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
+use datafusion::error::DataFusionError;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{Expr, Set, Statement as Sql, Value};
 use tapestore::lsn::Lsn;
 use tapestore::reader::At;
 
+use crate::changes::Shape;
 use crate::engine::{Answer, Engine, Settings};
 use crate::failure::QueryError;
 
@@ -93,28 +96,31 @@ impl Session {
         self.engine.answer(sql, statement, parameters, &self.settings).await.map(Reply::Rows)
     }
 
-    /// Runs the statement `sql` over the records after `after` alone, or over all.
+    /// Answers what `change` makes of the plan of `sql`, under `settings`.
     ///
     /// # Errors
-    /// As [`Engine::query`].
-    pub async fn run_after(&mut self, sql: &str, after: Option<Lsn>) -> Result<Reply, QueryError> {
-        let settings = self.settings;
-        self.settings.after = after;
-        let reply = self.run(sql, Vec::new()).await;
-        self.settings.after = settings.after;
-        reply
+    /// As [`Engine::query`], and those of `change`.
+    pub async fn answer_as(
+        &self,
+        sql: &str,
+        parameters: Vec<ScalarValue>,
+        settings: &Settings,
+        change: fn(&LogicalPlan) -> Result<LogicalPlan, DataFusionError>,
+    ) -> Result<Answer, QueryError> {
+        self.engine.answer_as(self.engine.parse(sql)?, parameters, settings, change).await
     }
 
-    /// Whether each row of the answer of `sql` is of one record alone.
+    /// What of the answer of `sql` can change.
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn is_by_row(&self, sql: &str) -> Result<bool, QueryError> {
+    pub async fn shape(&self, sql: &str) -> Result<Shape, QueryError> {
         let statement = self.engine.parse(sql)?;
         if assignment(&statement)?.is_some() || shown(&statement).is_some() {
             return Err(wrong("only a statement with rows can be followed"));
         }
-        self.engine.is_by_row(statement, &self.settings).await
+        let (plan, kinds) = self.engine.plan(statement, &self.settings).await?;
+        Ok(Shape::of(&plan, &kinds))
     }
 
     /// The columns and the parameters of `sql`.
@@ -155,12 +161,12 @@ impl Session {
             "at" => {
                 if let Some(lsn) = value.strip_prefix("lsn ") {
                     let lsn = lsn.trim().parse().map_err(|_| wrong(format!("'{value}' is not like 'lsn 42'")))?;
-                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)), after: None };
+                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)), ..Settings::default() };
                 } else {
                     let at = value.parse().map_err(|_| {
                         wrong(format!("'{value}' is none of: appended, durable, committed, flushed, lsn and a number"))
                     })?;
-                    self.settings = Settings { at, until: None, after: None };
+                    self.settings = Settings { at, ..Settings::default() };
                 }
                 Ok(())
             }

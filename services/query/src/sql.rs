@@ -14,10 +14,9 @@ use tapestore::reader::At;
 
 use crate::engine::{Engine, Options, Settings};
 use crate::failure::QueryError;
-use crate::interval::Interval;
 use crate::nesting::STACK;
 use crate::session::{Reply, Session};
-use crate::{follow, print, prompt};
+use crate::{follow, print, prompt, updates};
 
 /// `tape sql`.
 #[derive(clap::Args, Debug)]
@@ -32,7 +31,7 @@ pub struct Args {
     #[arg(long, requires = "command")]
     follow: bool,
     /// How often --follow looks for new records, like 100ms
-    #[arg(long, default_value = "500ms", value_parser = interval, requires = "follow")]
+    #[arg(long, default_value = "500ms", value_parser = updates::every, requires = "follow")]
     every: Duration,
     /// Which records: committed, durable, appended, flushed
     #[arg(long, default_value = "committed")]
@@ -50,12 +49,6 @@ pub struct Args {
 
 fn bytes(text: &str) -> Result<u64, String> {
     parse_size::parse_size(text).map_err(|error| format!("'{text}' is not a size like 1GiB: {error}"))
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    let fixed = text.parse::<Interval>().ok().and_then(Interval::fixed).and_then(|ns| u64::try_from(ns).ok());
-    let fixed = fixed.filter(|ns| *ns >= 1_000_000).map(Duration::from_nanos);
-    fixed.ok_or_else(|| format!("'{text}' is not a length of time like 100ms, at least 1ms"))
 }
 
 impl From<QueryError> for Failure {
@@ -106,7 +99,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         let [statement] = *split(&text).as_slice() else {
             return Err(Failure::new(USAGE, "--follow keeps the answer of one statement current"));
         };
-        return runtime.block_on(follow::follow(&mut session, statement, args.every, format));
+        return runtime.block_on(follow::follow(session, statement, args.every, format));
     }
     runtime.block_on(statements(&mut session, &text, format))
 }

@@ -1,8 +1,8 @@
 //! Owns: the rows of an answer on their way to a client.
 //!
 //! What must hold: rows are read no faster than the client takes them, and what waits for it is encoded, so that it holds no
-//! page of the store. A statement ends when its call ends, and at its limit of time though nobody reads. An answer that ends
-//! early ends with an error.
+//! page of the store. A statement ends when its call ends, and at its limit of time though nobody reads; one that is followed
+//! ends when nobody reads for as long. An answer that ends early ends with an error.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -37,6 +37,8 @@ pub type Messages = Pin<Box<dyn Stream<Item = Result<FlightData, Status>> + Send
 pub struct Bounds {
     /// The limit of time.
     pub limit: Duration,
+    /// Whether the limit is of each message, because the answer goes on.
+    pub is_endless: bool,
     /// The connection that it is sent on.
     pub peer: Arc<Peer>,
     /// One of the answers that are sent at a time.
@@ -101,8 +103,9 @@ pub fn ready(batch: RecordBatch) -> Messages {
 /// What a statement sends to its call; `None` is the end.
 type Out = mpsc::Sender<Result<Option<FlightData>, Status>>;
 
-/// Sends the messages of `encoder` to `out` until `ends`.
-async fn send(mut encoder: FlightDataEncoder, out: &Out, ends: Instant, limit: Duration) -> Result<(), Status> {
+/// Sends the messages of `encoder` to `out`, all of them or each within `limit`.
+async fn send(mut encoder: FlightDataEncoder, out: &Out, limit: Duration, is_endless: bool) -> Result<(), Status> {
+    let mut ends = Instant::now() + limit;
     loop {
         let message = tokio::select! {
             biased;
@@ -111,6 +114,9 @@ async fn send(mut encoder: FlightDataEncoder, out: &Out, ends: Instant, limit: D
         };
         let is_last = message.is_none();
         let message = message.transpose().map_err(Status::from)?;
+        if is_endless {
+            ends = Instant::now() + limit;
+        }
         match tokio::time::timeout_at(ends, out.send(Ok(message))).await {
             Ok(sent) if sent.is_err() || is_last => return Ok(()),
             Ok(_) => {}
@@ -122,10 +128,9 @@ async fn send(mut encoder: FlightDataEncoder, out: &Out, ends: Instant, limit: D
 /// The messages of the rows `rows` as columns of `schema`.
 pub fn stream_of(rows: SendableRecordBatchStream, schema: SchemaRef, bounds: Bounds) -> Messages {
     let (out, messages) = mpsc::channel(WAITING);
-    let Bounds { limit, peer, permit } = bounds;
-    let ends = Instant::now() + limit;
+    let Bounds { limit, is_endless, peer, permit } = bounds;
     tokio::spawn(async move {
-        let sending = AssertUnwindSafe(send(encoded(rows, schema), &out, ends, limit)).catch_unwind();
+        let sending = AssertUnwindSafe(send(encoded(rows, schema), &out, limit, is_endless)).catch_unwind();
         let ended = sending.await.unwrap_or_else(|_| Err(panicked()));
         if let Err(status) = ended
             && tokio::time::timeout(GRACE, out.send(Err(status))).await.is_err()

@@ -33,6 +33,7 @@ use super::tokens::Shared;
 use super::{actions, parameters, placeholders};
 use crate::engine::{Engine, Settings};
 use crate::session::{Reply, Session};
+use crate::updates::{self, Updates};
 
 /// Most bytes of a statement.
 const SQL_MAX: usize = 256 << 10;
@@ -143,7 +144,12 @@ impl Calls {
         if sql.len() > SQL_MAX {
             return Err(wrong(format!("the statement has {} bytes; it may have {SQL_MAX}", sql.len())));
         }
-        let described = Session::new(self.engine.clone(), settings).describe(sql).await.map_err(status)?;
+        let followed = updates::followed(sql).map_err(status)?;
+        let own = followed.map_or(sql, |(_, own)| own);
+        let mut described = Session::new(self.engine.clone(), settings).describe(own).await.map_err(status)?;
+        if followed.is_some() {
+            described.schema = updates::with_as_of(&described.schema);
+        }
         let types = described.parameters;
         // The type of a parameter of any type is known when it is bound, and the columns of the rows may be of that type.
         let is_known = types.iter().all(Option::is_some);
@@ -166,6 +172,16 @@ impl Calls {
             Status::resource_exhausted(format!("{ANSWERS_MAX} answers are being sent, the most of this server; try later"))
         })?;
         let mut session = Session::new(self.engine.clone(), settings);
+        let limit = self.engine.options().time;
+        if let Some((every, own)) = updates::followed(&statement.sql).map_err(status)? {
+            let schema = match &statement.schema {
+                Some(schema) => schema.clone(),
+                None => updates::schema(&session, own).await.map_err(status)?,
+            };
+            let updates = Updates::new(session, own, statement.parameters.clone()).await.map_err(status)?;
+            let bounds = Bounds { limit, is_endless: true, peer: caller.peer, permit };
+            return Ok(Response::new(answers::stream_of(updates.rows(every, schema.clone()), schema, bounds)));
+        }
         let reply = session.run(&statement.sql, statement.parameters.clone()).await.map_err(status)?;
         let answer = match reply {
             Reply::Rows(answer) => answer,
@@ -176,8 +192,7 @@ impl Calls {
         };
         let lsn = settings.until.map_or(answer.last, |until| until.min(answer.last));
         let schema = statement.schema.clone().unwrap_or(answer.schema);
-        let limit = self.engine.options().time;
-        let bounds = Bounds { limit, peer: caller.peer, permit };
+        let bounds = Bounds { limit, is_endless: false, peer: caller.peer, permit };
         let mut response = Response::new(answers::stream_of(answer.rows, schema, bounds));
         response.metadata_mut().insert(LSN, lsn.0.into());
         Ok(response)

@@ -13,6 +13,7 @@ use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::error::{DataFusionError, Result};
 use pgwire::api::Type;
 
+use crate::catalog::Tables;
 use crate::engine::Moment;
 use crate::postgres::commands::Values;
 use crate::postgres::rows::type_of;
@@ -24,9 +25,10 @@ pub const DATABASE: &str = "tapestore";
 pub const OWNER: &str = "tapestore";
 const OWNER_NUMBER: i64 = 10;
 const PUBLIC: i64 = 2200;
-/// The numbers of kinds' tables follow this, and those of system tables.
+/// The numbers of kinds' tables follow this, and those of system tables and of derived ones.
 const KINDS: i64 = 16_384;
 const SYSTEM: i64 = 100_000;
+const DERIVED: i64 = 200_000;
 
 /// Schemas by their numbers.
 pub const SCHEMAS: [(i64, &str); 3] = [(11, "pg_catalog"), (PUBLIC, "public"), (13_000, "information_schema")];
@@ -229,6 +231,12 @@ fn relations(moment: &Moment) -> Vec<Relation> {
         if all.iter().all(|relation| relation.name != name) {
             let fields = columns.into_iter().map(|(name, of)| Field::new(name, of, true)).collect::<Vec<_>>();
             all.push(Relation { number, name: name.to_owned(), columns: Arc::new(Schema::new(fields)) });
+        }
+    }
+    // As in the list of tables: a store whose marks cannot be read has none.
+    for (name, (publisher, _, mark)) in Tables(moment.clone()).derived().unwrap_or_default() {
+        if let Some(kind) = moment.kinds.iter().find(|kind| kind.kind.kind == mark.bars) {
+            all.push(Relation { number: DERIVED + i64::from(publisher.0), name, columns: kind.arrow.clone() });
         }
     }
     all

@@ -14,7 +14,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{
-    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
+    CatalogProvider, CatalogProviderList, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider, TableFunction,
 };
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -26,6 +26,7 @@ use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateDefaults};
 use datafusion::logical_expr::{AggregateUDF, Expr, LogicalPlan};
 use datafusion::optimizer::{Analyzer, Optimizer};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SQLOptions, SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 use futures::Stream;
@@ -39,6 +40,8 @@ use crate::catalog::Tables;
 use crate::dialect;
 use crate::failure::{QueryError, external};
 use crate::functions::{self, rewrite::Aggregates};
+use crate::instruments::{self, Instruments, InstrumentsAt};
+use crate::known::AsKnown;
 use crate::names::Names;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
@@ -104,11 +107,21 @@ pub struct Settings {
     pub until: Option<Lsn>,
     /// The record after which statements read.
     pub after: Option<Lsn>,
+    /// The record at which trades are known, with the busts and corrections up to it.
+    pub known: AsKnown,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { at: At::Committed, until: None, after: None }
+        Settings { at: At::Committed, until: None, after: None, known: AsKnown::Off }
+    }
+}
+
+impl Settings {
+    /// The last record that statements read of a snapshot whose last one is `last`.
+    pub fn last(&self, last: Lsn) -> Lsn {
+        let until = self.until.map_or(last, |until| until.min(last));
+        if let AsKnown::Lsn(at) = self.known { at.min(until) } else { until }
     }
 }
 
@@ -127,6 +140,8 @@ pub struct Moment {
     pub until: Option<Lsn>,
     /// The record after which tables have records, if not all.
     pub after: Option<Lsn>,
+    /// The record at which trades are known, and the last one of each table; `None`: trades are as they are stored.
+    pub known: Option<Lsn>,
 }
 
 /// The rows of an answer, and of which moment they are.
@@ -135,6 +150,8 @@ pub struct Answer {
     pub schema: SchemaRef,
     /// The rows.
     pub rows: SendableRecordBatchStream,
+    /// What makes them.
+    pub plan: Arc<dyn ExecutionPlan>,
     /// The last record of the snapshot.
     pub last: Lsn,
 }
@@ -145,6 +162,14 @@ fn aggregates() -> Vec<Arc<AggregateUDF>> {
     all.extend(functions::aggregates::all());
     all.extend(functions::ordered::all());
     all.extend(functions::twap::all());
+    all
+}
+
+/// All table functions.
+fn table_functions(moment: &Moment) -> Vec<Arc<TableFunction>> {
+    let mut all = SessionStateDefaults::default_table_functions();
+    let instruments = Arc::new(InstrumentsAt(Instruments::new(moment)));
+    all.push(Arc::new(TableFunction::new(instruments::NAME.to_owned(), instruments)));
     all
 }
 
@@ -217,7 +242,8 @@ impl Engine {
         }
         let control = opened.reader.control().clone();
         let (names, kinds) = (opened.names.clone(), opened.kinds.clone());
-        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after })
+        let known = (settings.known != AsKnown::Off).then(|| settings.last(snapshot.last()));
+        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after, known })
     }
 
     /// Names of tables, columns and functions.
@@ -287,7 +313,7 @@ impl Engine {
             .with_scalar_functions(scalars)
             .with_aggregate_functions(aggregates())
             .with_window_functions(windows)
-            .with_table_function_list(SessionStateDefaults::default_table_functions())
+            .with_table_function_list(table_functions(moment))
             .with_expr_planners(SessionStateDefaults::default_expr_planners())
             .with_relation_planners(vec![Arc::new(Relations)])
             .with_query_planner(Arc::new(Planner))
@@ -329,8 +355,10 @@ impl Engine {
         if !parameters.is_empty() {
             plan = plan.with_param_values(parameters)?;
         }
-        let context = SessionContext::new_with_state(state);
-        let rows = context.execute_logical_plan(plan).await?.execute_stream().await?;
+        let frame = SessionContext::new_with_state(state).execute_logical_plan(plan).await?;
+        let context = Arc::new(frame.task_ctx());
+        let plan = frame.create_physical_plan().await?;
+        let rows = execute_stream(plan.clone(), context)?;
         let schema = rows.schema();
         let rows = Box::pin(Limited {
             rows,
@@ -339,10 +367,11 @@ impl Engine {
             ends: Box::pin(tokio::time::sleep(self.options.time)),
             is_over: false,
         });
-        Ok(Answer { schema, rows, last: moment.snapshot.last() })
+        Ok(Answer { schema, rows, plan, last: moment.snapshot.last() })
     }
 
-    /// Whether each row of the answer of `statement` is of one record alone: it has columns and conditions of one kind's table.
+    /// Whether each row of the answer of `statement` is of one record alone: it has columns and conditions of one kind's table,
+    /// to which no later bust or correction is applied.
     ///
     /// # Errors
     /// As [`Engine::query`].
@@ -351,7 +380,7 @@ impl Engine {
         let state = self.state(&moment)?;
         let plan = state.statement_to_plan(statement).await?;
         READ_ONLY.verify_plan(&plan)?;
-        let mut is_by_row = true;
+        let mut is_by_row = moment.known.is_none();
         let mut tables = 0;
         plan.apply(|node| {
             match node {

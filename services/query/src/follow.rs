@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use datafusion::common::ScalarValue;
 use futures::StreamExt;
 use tape_services::exit::{Failure, LATER, Outcome};
 use tape_services::grid::{Cell, Format, Grid, Heading};
@@ -25,11 +26,16 @@ use crate::session::{Reply, Session};
 /// The most rows of an answer that is compared with the one before.
 const ROWS_MAX: usize = 1_000_000;
 
-/// Prints the answer of `statement` now, and what is new in it every `every`, until it is interrupted.
+/// Prints the answer of a statement with the values of its parameters now, and what is new in it every `every`, until it is interrupted.
 ///
 /// # Errors
 /// The statement is wrong, its answer has too many rows to compare, or the output cannot be written.
-pub async fn follow(session: &mut Session, statement: &str, every: Duration, format: Format) -> Outcome {
+pub async fn follow(
+    session: &mut Session,
+    (statement, values): (&str, &[ScalarValue]),
+    every: Duration,
+    format: Format,
+) -> Outcome {
     let stop = terminal::stop_flag()?;
     let is_by_row = session.is_by_row(statement).await?;
     let mut grid = Grid::new(format);
@@ -50,7 +56,7 @@ pub async fn follow(session: &mut Session, statement: &str, every: Duration, for
             continue;
         }
         let after = last.filter(|_| is_by_row);
-        let mut answer = match session.run_after(statement, after).await? {
+        let mut answer = match session.run_after(statement, values.to_vec(), after).await? {
             Reply::Rows(answer) => answer,
             Reply::Done(_) => return Ok(()),
         };

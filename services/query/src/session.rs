@@ -1,6 +1,7 @@
 //! Owns: what a client says in a row of statements: settings, parameters, and which snapshot each statement reads.
 //!
 //! `SET at = 'appended' | 'committed' | 'durable' | 'flushed' | 'lsn 42'` chooses how far statements read; `SHOW at` is what it is.
+//! `SET as_known_at = 'lsn 42' | 'now' | 'off'` applies the busts and corrections up to a record.
 //!
 //! What must hold: a setting is of its session alone.
 
@@ -16,6 +17,9 @@ use tapestore::reader::At;
 
 use crate::engine::{Answer, Engine, Settings};
 use crate::failure::QueryError;
+
+/// The settings.
+pub const SETTINGS: [&str; 2] = ["at", "as_known_at"];
 
 /// A client's statements.
 #[derive(Clone, Debug)]
@@ -61,11 +65,13 @@ impl Session {
         &self.settings
     }
 
-    /// How far statements read, as `SET at` takes it.
-    pub fn at(&self) -> String {
-        match self.settings.until {
-            Some(lsn) => format!("lsn {lsn}"),
-            None => self.settings.at.to_string(),
+    /// The value of the setting `name`, as `SET` takes it; `None` if there is no such setting.
+    pub fn value(&self, name: &str) -> Option<String> {
+        match (name, self.settings.until) {
+            ("at", Some(lsn)) => Some(format!("lsn {lsn}")),
+            ("at", None) => Some(self.settings.at.to_string()),
+            ("as_known_at", _) => Some(self.settings.known.to_string()),
+            _ => None,
         }
     }
 
@@ -80,24 +86,32 @@ impl Session {
             return Ok(Reply::Done("SET"));
         }
         if let Some(name) = shown(&statement)
-            && name == "at"
+            && let Some(value) = self.value(&name)
         {
-            let sql = format!("select '{}' as at", self.at());
+            let sql = format!("select '{value}' as {name}");
             return self.engine.query(&sql, &self.settings).await.map(Reply::Rows);
         }
         self.engine.answer(statement, parameters, &self.settings).await.map(Reply::Rows)
     }
 
-    /// Runs the statement `sql` over the records after `after` alone, or over all.
+    /// Runs the statement `sql` with `parameters` over the records after `after` alone, or over all.
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn run_after(&mut self, sql: &str, after: Option<Lsn>) -> Result<Reply, QueryError> {
+    pub async fn run_after(&mut self, sql: &str, parameters: Vec<ScalarValue>, after: Option<Lsn>) -> Result<Reply, QueryError> {
         let settings = self.settings;
         self.settings.after = after;
-        let reply = self.run(sql, Vec::new()).await;
+        let reply = self.run(sql, parameters).await;
         self.settings.after = settings.after;
         reply
+    }
+
+    /// Whether `sql` sets a setting, and has no rows.
+    ///
+    /// # Errors
+    /// It is no statement.
+    pub fn is_setting(&self, sql: &str) -> Result<bool, QueryError> {
+        Ok(assignment(&self.engine.parse(sql)?)?.is_some())
     }
 
     /// Whether each row of the answer of `sql` is of one record alone.
@@ -121,8 +135,8 @@ impl Session {
         if assignment(&statement)?.is_some() {
             return Ok(Described { schema: Arc::new(Schema::empty()), parameters: Vec::new() });
         }
-        if shown(&statement).is_some_and(|name| name == "at") {
-            let field = Field::new("at", DataType::Utf8, false);
+        if let Some(name) = shown(&statement).filter(|name| SETTINGS.contains(&name.as_str())) {
+            let field = Field::new(name, DataType::Utf8, false);
             return Ok(Described { schema: Arc::new(Schema::new(vec![field])), parameters: Vec::new() });
         }
         let (schema, types) = self.engine.describe(statement, &self.settings).await?;
@@ -145,18 +159,25 @@ impl Session {
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), QueryError> {
         match name {
             "at" => {
-                if let Some(lsn) = value.strip_prefix("lsn ") {
+                let (at, until) = if let Some(lsn) = value.strip_prefix("lsn ") {
                     let lsn = lsn.trim().parse().map_err(|_| wrong(format!("'{value}' is not like 'lsn 42'")))?;
-                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)), after: None };
+                    (At::Committed, Some(Lsn(lsn)))
                 } else {
                     let at = value.parse().map_err(|_| {
                         wrong(format!("'{value}' is none of: appended, durable, committed, flushed, lsn and a number"))
                     })?;
-                    self.settings = Settings { at, until: None, after: None };
-                }
+                    (at, None)
+                };
+                self.settings = Settings { at, until, after: None, ..self.settings };
                 Ok(())
             }
-            _ => Err(wrong(format!("there is no setting '{name}'; there is: at, like SET at = 'appended'"))),
+            "as_known_at" => {
+                self.settings.known = value.parse().map_err(|reason: String| wrong(reason))?;
+                Ok(())
+            }
+            _ => Err(wrong(format!(
+                "there is no setting '{name}'; there are: at, like SET at = 'appended', and as_known_at, like SET as_known_at = 'now'"
+            ))),
         }
     }
 }

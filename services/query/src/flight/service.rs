@@ -174,7 +174,7 @@ impl Calls {
                 return ready(Ok(RecordBatch::new_empty(Arc::new(Schema::empty()))));
             }
         };
-        let lsn = settings.until.map_or(answer.last, |until| until.min(answer.last));
+        let lsn = settings.last(answer.last);
         let schema = statement.schema.clone().unwrap_or(answer.schema);
         let limit = self.engine.options().time;
         let bounds = Bounds { limit, peer: caller.peer, permit };

@@ -3,12 +3,15 @@
 //! What must hold: nothing is left out silently. Columns that a table has no room for are named on standard error. A table
 //! that does not go to a terminal has all columns.
 
-use std::io::{BufWriter, IsTerminal, StdoutLock, Write};
+use std::cell::RefCell;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
+use std::rc::Rc;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value as Json};
 
-use crate::exit::{Failure, Outcome, USAGE, output};
+use crate::exit::{Failure, IO, Outcome, USAGE, output};
 use crate::logging::note;
 
 /// Output format.
@@ -120,12 +123,29 @@ impl Heading {
     }
 }
 
+/// Where a grid goes: rows of each format in turn.
+#[derive(Clone)]
+struct Out(Rc<RefCell<Box<dyn Write>>>);
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.borrow_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.borrow_mut().flush()
+    }
+}
+
 /// Rows of cells under headings, printed in one format.
 pub struct Grid {
     format: Format,
     width: Option<usize>,
-    out: BufWriter<StdoutLock<'static>>,
-    csv: Option<csv::Writer<StdoutLock<'static>>>,
+    to: Out,
+    /// The file that it goes to; `None`: standard output.
+    path: Option<PathBuf>,
+    out: BufWriter<Out>,
+    csv: Option<csv::Writer<Out>>,
     headings: Vec<Heading>,
     /// The places of `--columns` in the headings.
     chosen: Option<Vec<usize>>,
@@ -135,11 +155,37 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// A grid in `format`.
+    /// A grid in `format` on standard output.
     pub fn new(format: Format) -> Grid {
-        let out = BufWriter::with_capacity(BUFFER, std::io::stdout().lock());
+        Grid::through(format, Box::new(std::io::stdout().lock()))
+    }
+
+    /// A grid in `format` on standard output, which `out` passes it to.
+    pub fn through(format: Format, out: Box<dyn Write>) -> Grid {
+        let to = Out(Rc::new(RefCell::new(out)));
+        let (out, width) = (BufWriter::with_capacity(BUFFER, to.clone()), terminal_size().map(|(width, _)| width));
         let (headings, table) = (Vec::new(), Vec::new());
-        Grid { format, width: terminal_width(), out, csv: None, headings, chosen: None, table, fitting: None }
+        Grid { format, width, to, path: None, out, csv: None, headings, chosen: None, table, fitting: None }
+    }
+
+    /// A grid in `format` in the file `path`, which `out` writes.
+    pub fn file(format: Format, out: Box<dyn Write>, path: PathBuf) -> Grid {
+        Grid { path: Some(path), width: None, ..Grid::through(format, out) }
+    }
+
+    fn failed(&self, error: std::io::Error) -> Failure {
+        match &self.path {
+            Some(path) => Failure::new(IO, format!("cannot write {}: {error}", path.display())),
+            None => output(error),
+        }
+    }
+
+    /// The writer's own error, so that its kind stays: a closed pipe is no failure.
+    fn csv_failed(&self, error: csv::Error) -> Failure {
+        self.failed(match error.into_kind() {
+            csv::ErrorKind::Io(error) => error,
+            other => std::io::Error::other(format!("{other:?}")),
+        })
     }
 
     /// The headings of the rows from now on.
@@ -155,8 +201,8 @@ impl Grid {
         self.chosen = self.format.columns.map(|Columns(names)| self.places(names)).transpose()?;
         if self.format.csv {
             let names: Vec<&str> = self.chosen_or_all().filter_map(|at| Some(self.headings.get(at)?.name.as_str())).collect();
-            let mut csv = csv::WriterBuilder::new().buffer_capacity(BUFFER).from_writer(std::io::stdout().lock());
-            csv.write_record(names).map_err(failed)?;
+            let mut csv = csv::WriterBuilder::new().buffer_capacity(BUFFER).from_writer(self.to.clone());
+            csv.write_record(names).map_err(|error| self.csv_failed(error))?;
             self.csv = Some(csv);
         }
         Ok(())
@@ -191,12 +237,13 @@ impl Grid {
                     object.insert(heading.name.clone(), cell.json.clone());
                 }
             }
-            return writeln!(self.out, "{}", Json::Object(object)).map_err(output);
+            return writeln!(self.out, "{}", Json::Object(object)).map_err(|error| self.failed(error));
         }
         let places = self.chosen_or_all();
         if let Some(csv) = &mut self.csv {
             let texts = places.filter_map(|at| cells.get(at)).map(|cell| cell.text.as_str());
-            return csv.write_record(texts).map_err(failed);
+            let written = csv.write_record(texts);
+            return written.map_err(|error| self.csv_failed(error));
         }
         self.table.push(cells);
         if self.table.len() >= TABLE_ROWS { self.flush_table() } else { Ok(()) }
@@ -281,7 +328,7 @@ impl Grid {
             }
         }
         self.fitting = Some(fitting);
-        writeln!(self.out, "{table}").map_err(output)
+        writeln!(self.out, "{table}").map_err(|error| self.failed(error))
     }
 
     /// Writes buffered rows.
@@ -291,25 +338,18 @@ impl Grid {
     pub fn flush(&mut self) -> Outcome {
         self.flush_table()?;
         if let Some(csv) = &mut self.csv {
-            csv.flush().map_err(output)?;
+            let flushed = csv.flush();
+            flushed.map_err(|error| self.failed(error))?;
         }
-        self.out.flush().map_err(output)
+        self.out.flush().map_err(|error| self.failed(error))
     }
 }
 
-/// The writer's own error, so that its kind stays: a closed pipe is no failure.
-fn failed(error: csv::Error) -> Failure {
-    match error.into_kind() {
-        csv::ErrorKind::Io(error) => output(error),
-        other => output(std::io::Error::other(format!("{other:?}"))),
-    }
-}
-
-/// Characters in a line of the terminal; `None` if standard output is none.
-fn terminal_width() -> Option<usize> {
+/// Characters in a line of the terminal, and lines; `None` if standard output is none.
+pub fn terminal_size() -> Option<(usize, usize)> {
     let stdout = std::io::stdout();
     let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok()).flatten()?;
-    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+    (size.ws_col > 0).then_some((usize::from(size.ws_col), usize::from(size.ws_row)))
 }
 
 /// An empty table with this header.

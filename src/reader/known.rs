@@ -36,10 +36,23 @@ pub struct KnownTrade {
     pub standing: Standing,
 }
 
-#[derive(Clone, Copy)]
-enum Effect {
+/// What the statement that counts does to a trade.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub enum Effect {
+    /// The trade is void.
     Void,
+    /// The trade has another price and size.
     Correct(Correct),
+}
+
+/// What the statements about an instrument do to its trades.
+#[doc(hidden)]
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// By the trade's LSN: the statement's LSN and what it does.
+    of: HashMap<Lsn, (Lsn, Effect)>,
+    unmatched: u64,
 }
 
 /// A bust or a correction.
@@ -60,8 +73,7 @@ pub struct KnownAt<'s> {
 pub struct KnownTrades<'s> {
     scan: Scan<'s>,
     at: Lsn,
-    effects: HashMap<Lsn, (Lsn, Effect)>,
-    unmatched: u64,
+    effects: Effects,
 }
 
 impl<'s> KnownAt<'s> {
@@ -75,6 +87,17 @@ impl<'s> KnownAt<'s> {
     /// # Errors
     /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
     pub fn trades(&self, instrument: InstrumentId, range: TimeRange) -> Result<KnownTrades<'s>> {
+        let effects = self.effects(instrument)?;
+        let trades = Series { instrument, kind: Trade::KIND };
+        Ok(KnownTrades { scan: self.snapshot.scan(trades, range), at: self.at, effects })
+    }
+
+    /// What the statements up to the moment do to the trades of `instrument`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
+    #[doc(hidden)]
+    pub fn effects(&self, instrument: InstrumentId) -> Result<Effects> {
         let statements = self.statements(instrument)?;
         let (mut effects, mut revoked, mut unmatched) = (HashMap::new(), HashSet::new(), 0);
         let mut snapshot = self.snapshot.clone();
@@ -103,8 +126,7 @@ impl<'s> KnownAt<'s> {
                 None => unmatched += 1,
             }
         }
-        let trades = Series { instrument, kind: Trade::KIND };
-        Ok(KnownTrades { scan: self.snapshot.scan(trades, range), at: self.at, effects, unmatched })
+        Ok(Effects { of: effects, unmatched })
     }
 
     /// The statements about `instrument` up to the moment, in order of arrival.
@@ -151,7 +173,7 @@ impl KnownTrades<'_> {
             }
             let Some(trade) = row.record.get::<Trade>() else { continue };
             let (mut trade, mut standing) = (*trade, Standing::AsReported);
-            match self.effects.get(&row.lsn) {
+            match self.effects.of.get(&row.lsn) {
                 Some((_, Effect::Void)) => continue,
                 Some((lsn, Effect::Correct(correct))) => {
                     (trade.price, trade.size) = (correct.price, correct.size);
@@ -166,6 +188,14 @@ impl KnownTrades<'_> {
 
     /// Number of statements that refer to no earlier trade or statement of this instrument, or to an expired one.
     pub fn unmatched(&self) -> u64 {
-        self.unmatched
+        self.effects.unmatched
+    }
+}
+
+impl Effects {
+    /// Each trade with a statement that counts, by its LSN.
+    #[doc(hidden)]
+    pub fn trades(self) -> impl Iterator<Item = (Lsn, Effect)> {
+        self.of.into_iter().map(|(trade, (_, effect))| (trade, effect))
     }
 }

@@ -43,6 +43,8 @@ pub use batch::RowBatch;
 pub use columns::{ColumnBatch, Columns};
 pub use follow::{Follow, Tally};
 pub use join::Join;
+#[doc(hidden)]
+pub use known::{Effect, Effects};
 pub use known::{KnownAt, KnownTrade, KnownTrades, Standing};
 pub use scan::Scan;
 

@@ -2,7 +2,7 @@
 //!
 //! | system table | a row for each |
 //! |---|---|
-//! | `instruments` | instrument: its symbol and its number |
+//! | `instruments` | instrument: its symbol, its number, and its newest definition |
 //! | `kinds` | kind: its name, number, bytes of a record, SSTables and rows in them |
 //! | `files` | SSTable |
 //! | `blocks` | block of an SSTable |
@@ -32,13 +32,14 @@ use tapestore::shm::control::{Control, SLOTS_MAX};
 use crate::derive::mark::{Mark, Progress, marks};
 use crate::engine::Moment;
 use crate::failure::external;
+use crate::instruments::{self, Instruments};
 use crate::newest::Newest;
 use crate::relations::extension;
 use crate::schema::{KindTable, time};
 use crate::table::StoreTable;
 
 /// The system tables.
-pub const SYSTEM: [&str; 6] = ["instruments", "kinds", "files", "blocks", "publishers", "watermarks"];
+pub const SYSTEM: [&str; 6] = [instruments::NAME, "kinds", "files", "blocks", "publishers", "watermarks"];
 
 /// The tables of one moment.
 #[derive(Debug)]
@@ -55,9 +56,12 @@ impl Tables {
     /// None: the conditions of a session are of columns that every table has.
     pub fn of_kind(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let Some(kind) = self.kind(name) else { return Ok(None) };
-        let table: Arc<dyn TableProvider> =
-            Arc::new(StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone()));
-        let until = self.0.until.map(|until| col("lsn").lt_eq(lit(until.0)));
+        let table = StoreTable::new(kind.clone(), self.0.snapshot.clone(), self.0.names.clone());
+        // Trades as known at a record are of those up to it.
+        let known = self.0.known.and_then(|at| table.as_known_at(at));
+        let last = if known.is_some() { None } else { self.0.known.or(self.0.until) };
+        let table: Arc<dyn TableProvider> = Arc::new(known.unwrap_or(table));
+        let until = last.map(|last| col("lsn").lt_eq(lit(last.0)));
         let after = self.0.after.map(|after| col("lsn").gt(lit(after.0)));
         let since =
             self.0.since.map(|since| col("time").gt_eq(lit(ScalarValue::TimestampNanosecond(Some(since.0 as i64), None))));
@@ -110,7 +114,7 @@ impl SchemaProvider for Tables {
             return Ok(Some(table));
         }
         let columns = match name {
-            "instruments" => instruments(&self.0),
+            instruments::NAME => return Ok(Some(Arc::new(Instruments::new(&self.0)))),
             "kinds" => kinds(&self.0),
             "files" => files(&self.0),
             "blocks" => blocks(&self.0).map_err(external)?,
@@ -155,12 +159,6 @@ fn times(values: impl IntoIterator<Item = u64>) -> ArrayRef {
 
 fn texts<T: AsRef<str>>(values: impl IntoIterator<Item = T>) -> ArrayRef {
     Arc::new(StringArray::from_iter_values(values))
-}
-
-fn instruments(moment: &Moment) -> Columns {
-    let symbols = moment.names.values.slice(1, moment.names.len());
-    let numbers = UInt32Array::from_iter_values(1..=moment.names.len() as u32);
-    Columns(vec![("symbol", symbols), ("number", Arc::new(numbers))])
 }
 
 fn kinds(moment: &Moment) -> Columns {

@@ -224,6 +224,12 @@ pub fn of_records(kind: &Schema, words: &[u64], origins: &[Origin], names: &Name
     origins.iter().map(array).collect()
 }
 
+/// The array of a column that is a field of records, of the `bytes` of its values in `rows` rows; `None` if it is none.
+pub fn of_field(origin: &Origin, bytes: Vec<u8>, rows: usize) -> Option<ArrayRef> {
+    let Origin::Field { column, is_raw, has_null } = origin else { return None };
+    Some(array(column, *is_raw, *has_null, Buffer::from_vec(bytes), rows))
+}
+
 /// Ingest time and publisher of each of `lsns`.
 fn arrivals_of(lsns: &[u64], table: &memtable::Table) -> (Vec<u64>, Vec<u16>) {
     let (mut ingested, mut publishers) = (Vec::with_capacity(lsns.len()), Vec::with_capacity(lsns.len()));

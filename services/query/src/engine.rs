@@ -22,7 +22,7 @@ use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
 use futures::Stream;
@@ -34,6 +34,7 @@ use tapestore::time::Ts;
 
 use crate::catalog::Tables;
 use crate::failure::{QueryError, external};
+use crate::known::AsKnown;
 use crate::names::Names;
 use crate::plans::{Plan, Plans};
 use crate::schema::KindTable;
@@ -98,11 +99,21 @@ pub struct Settings {
     pub after: Option<Lsn>,
     /// The index time from which statements read.
     pub since: Option<Ts>,
+    /// The record at which trades are known, with the busts and corrections up to it.
+    pub known: AsKnown,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { at: At::Committed, until: None, after: None, since: None }
+        Settings { at: At::Committed, until: None, after: None, since: None, known: AsKnown::Off }
+    }
+}
+
+impl Settings {
+    /// The last record that statements read of a snapshot whose last one is `last`.
+    pub fn last(&self, last: Lsn) -> Lsn {
+        let until = self.until.map_or(last, |until| until.min(last));
+        if let AsKnown::Lsn(at) = self.known { at.min(until) } else { until }
     }
 }
 
@@ -123,6 +134,8 @@ pub struct Moment {
     pub after: Option<Lsn>,
     /// The index time from which tables have records, if not all.
     pub since: Option<Ts>,
+    /// The record at which trades are known, and the last one of each table; `None`: trades are as they are stored.
+    pub known: Option<Lsn>,
 }
 
 /// The rows of an answer, and of which moment they are.
@@ -131,6 +144,8 @@ pub struct Answer {
     pub schema: SchemaRef,
     /// The rows.
     pub rows: SendableRecordBatchStream,
+    /// What makes them.
+    pub plan: Arc<dyn ExecutionPlan>,
     /// The last record of the snapshot.
     pub last: Lsn,
 }
@@ -212,7 +227,9 @@ impl Engine {
         }
         let control = opened.reader.control().clone();
         let (names, kinds) = (opened.names.clone(), opened.kinds.clone());
-        Ok(Moment { snapshot, names, kinds, control, until: settings.until, after: settings.after, since: settings.since })
+        let known = (settings.known != AsKnown::Off).then(|| settings.last(snapshot.last()));
+        let Settings { until, after, since, .. } = *settings;
+        Ok(Moment { snapshot, names, kinds, control, until, after, since, known })
     }
 
     /// Names of tables, columns and functions.
@@ -345,7 +362,7 @@ impl Engine {
     /// Runs `plan`, which is optimized.
     async fn run(&self, state: &SessionState, plan: &LogicalPlan, moment: Moment) -> Result<Answer, QueryError> {
         let physical = state.query_planner().create_physical_plan(plan, state).await?;
-        let rows = execute_stream(physical, state.task_ctx())?;
+        let rows = execute_stream(physical.clone(), state.task_ctx())?;
         let schema = rows.schema();
         let rows = Box::pin(Limited {
             rows,
@@ -354,7 +371,7 @@ impl Engine {
             ends: Box::pin(tokio::time::sleep(self.options.time)),
             is_over: false,
         });
-        Ok(Answer { schema, rows, last: moment.snapshot.last() })
+        Ok(Answer { schema, rows, plan: physical, last: moment.snapshot.last() })
     }
 
     /// Plans of statements that are kept.

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use arrow::array::{Array, BooleanArray, DictionaryArray, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, BooleanArray, DictionaryArray, RecordBatch, UInt32Array};
 use arrow::datatypes::{Field, Schema as ArrowSchema, UInt32Type};
 use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::Result;
@@ -19,7 +19,6 @@ use tapestore::sstable::format::{Block, Bounds};
 use tapestore::time::Ts;
 
 use crate::names::Names;
-use crate::schema;
 
 /// The rows that conditions leave.
 #[derive(Clone, Debug)]
@@ -77,7 +76,7 @@ fn comparisons(expr: &Expr) -> Option<Vec<Comparison<'_>>> {
 }
 
 /// Whether `expr` asks of nothing but the symbol.
-fn is_of_symbol(expr: &Expr) -> bool {
+pub fn is_of_symbol(expr: &Expr) -> bool {
     let columns = expr.column_refs();
     !columns.is_empty() && columns.iter().all(|column| column.name == "symbol") && !expr.is_volatile()
 }
@@ -123,7 +122,9 @@ impl Selection {
         let mut time = ALL;
         for filter in filters {
             if is_of_symbol(filter) {
-                let found = matching(filter, names)?;
+                let keys = UInt32Array::from_iter_values(0..=names.len() as u32);
+                let symbols = DictionaryArray::<UInt32Type>::try_new(keys, names.values.clone())?;
+                let found = matching(filter, Arc::new(symbols))?;
                 selection.instruments = Some(match selection.instruments.take() {
                     Some(before) => before.intersection(&found).copied().collect(),
                     None => found,
@@ -174,12 +175,13 @@ impl Selection {
     }
 }
 
-/// The instruments for which `filter` holds. 0 stands for records of no instrument.
-fn matching(filter: &Expr, names: &Names) -> Result<BTreeSet<u32>> {
-    let keys = UInt32Array::from_iter_values(0..=names.len() as u32);
-    let symbols = DictionaryArray::<UInt32Type>::try_new(keys, names.values.clone())?;
-    let table = Arc::new(ArrowSchema::new(vec![Field::new("symbol", schema::symbol(), true)]));
-    let batch = RecordBatch::try_new(table.clone(), vec![Arc::new(symbols)])?;
+/// The instruments for which `filter` holds; `symbols` has the name of each at its number. 0 stands for records of no instrument.
+///
+/// # Errors
+/// It cannot be evaluated.
+pub fn matching(filter: &Expr, symbols: ArrayRef) -> Result<BTreeSet<u32>> {
+    let table = Arc::new(ArrowSchema::new(vec![Field::new("symbol", symbols.data_type().clone(), true)]));
+    let batch = RecordBatch::try_new(table.clone(), vec![symbols])?;
     let unqualified = datafusion::common::tree_node::TreeNode::transform(filter.clone(), |expr| {
         Ok(match expr {
             Expr::Column(column) => datafusion::common::tree_node::Transformed::yes(Expr::Column(

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use datafusion::common::ScalarValue;
 use tape_services::exit::Outcome;
 use tape_services::grid::{Format, Grid};
 use tape_services::logging::note;
@@ -13,14 +14,14 @@ use crate::print;
 use crate::session::Session;
 use crate::updates::{self, Step, Updates};
 
-/// Prints the answer of `statement` now, and what is new in it every `every`, until it is interrupted.
+/// Prints the answer of a statement with the values of its parameters now, and what is new in it every `every`, until it is interrupted.
 ///
 /// # Errors
 /// The statement is wrong, its answer has too many rows to compare, or the output cannot be written.
-pub async fn follow(session: Session, statement: &str, every: Duration, format: Format) -> Outcome {
+pub async fn follow(session: Session, (statement, values): (&str, &[ScalarValue]), every: Duration, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let schema = updates::schema(&session, statement).await?;
-    let mut updates = Updates::new(session, statement, Vec::new()).await?;
+    let mut updates = Updates::new(session, statement, values.to_vec()).await?;
     let mut grid = Grid::new(format);
     grid.head(print::headings(&schema))?;
     let mut is_down = false;

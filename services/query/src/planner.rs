@@ -20,6 +20,7 @@ use crate::catalog::Tables;
 use crate::engine::Moment;
 use crate::functions::{self, rewrite::Aggregates};
 use crate::generated;
+use crate::instruments::{self, Instruments, InstrumentsAt};
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::yielding::Yielding;
@@ -91,6 +92,7 @@ pub fn at(common: &SessionState, moment: &Moment, files: bool) -> Result<Session
         let function: Arc<dyn TableFunctionImpl> = function;
         state.register_udtf(name, function);
     }
+    state.register_udtf(instruments::NAME, Arc::new(InstrumentsAt(Instruments::new(moment))));
     state.mark_start_execution();
     Ok(state)
 }

@@ -19,6 +19,7 @@ use datafusion::physical_plan::ExecutionPlan;
 
 use crate::engine::{Moment, Settings};
 use crate::filter;
+use crate::known::AsKnown;
 use crate::newest::Newest;
 use crate::schema::KindTable;
 use crate::table::StoreTable;
@@ -154,7 +155,9 @@ impl Plans {
     pub fn keep(&self, sql: &str, settings: &Settings, before: &LogicalPlan, plan: &Plan, moment: &Moment) -> Result<()> {
         // A statement that is followed asks for the records after another LSN each time.
         let is_followed = settings.after.is_some() || settings.since.is_some();
-        if sql.len() > SQL_MAX || is_followed || !is_lasting(before)? {
+        // Trades as known at a record are another table than that of their kind.
+        let is_known = settings.known != AsKnown::Off;
+        if sql.len() > SQL_MAX || is_followed || is_known || !is_lasting(before)? {
             return Ok(());
         }
         let places = with_tables(plan.plan.clone(), &|table| {

@@ -4,6 +4,7 @@
 //! not the prompt, but a failure of standard output ends both. A statement goes over several lines, until a semicolon.
 
 use std::borrow::Cow;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use tape_services::logging::note;
 use crate::engine::Engine;
 use crate::failure::QueryError;
 use crate::session::Session;
-use crate::sql::{answer, split};
+use crate::sql::{Printing, answer, split};
 
 /// Lines that the history keeps.
 const HISTORY: usize = 10_000;
@@ -30,6 +31,7 @@ const COMMANDS: &str = "\
 \\d          the tables
 \\d NAME     the columns of a table
 \\at [WHICH] how far statements read: appended, committed, durable, flushed, lsn 42
+\\known [AT] at which record trades are known: now, lsn 42, off
 \\timing     print how long each statement takes, or do not
 \\?          these commands
 \\q          the end, as Ctrl-D
@@ -173,7 +175,7 @@ fn statements(text: &str, session: &mut Session, runtime: &tokio::runtime::Runti
         let began = Instant::now();
         let ended = runtime.block_on(async {
             tokio::select! {
-                ended = answer(session, statement, format) => ended,
+                ended = answer(session, (statement, Vec::new()), Printing { format, pages: true }) => ended.map(Some),
                 // Nobody else waits for it: an error is that there is no signal.
                 _ = tokio::signal::ctrl_c() => Ok(None),
             }
@@ -187,7 +189,9 @@ fn statements(text: &str, session: &mut Session, runtime: &tokio::runtime::Runti
                 note("interrupted");
                 return Ok(());
             }
-            Err(failure) if failure.code == OUTPUT => return Err(failure),
+            // The reader has closed its end, a pager for one: that is no failure.
+            Err(failure) if failure.code == 0 && std::io::stdout().is_terminal() => {}
+            Err(failure) if failure.code == 0 || failure.code == OUTPUT => return Err(failure),
             Err(failure) => {
                 note(format_args!("error: {}", failure.message));
                 return Ok(());
@@ -226,11 +230,14 @@ fn command_of(
             );
             statements(&sql, session, runtime, false, format)?;
         }
-        "at" if argument.is_empty() => statements("show at", session, runtime, false, format)?,
-        "at" => match session.set("at", argument) {
-            Ok(()) => {}
-            Err(error) => note(format_args!("error: {error}")),
-        },
+        name @ ("at" | "known") => {
+            let setting = if name == "at" { name } else { "as_known_at" };
+            if argument.is_empty() {
+                statements(&format!("show {setting}"), session, runtime, false, format)?;
+            } else if let Err(error) = session.set(setting, argument) {
+                note(format_args!("error: {error}"));
+            }
+        }
         other => note(format_args!("there is no command \\{other}; \\? lists them")),
     }
     Ok(true)

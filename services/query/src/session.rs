@@ -1,6 +1,7 @@
 //! Owns: what a client says in a row of statements: settings, parameters, and which snapshot each statement reads.
 //!
 //! `SET at = 'appended' | 'committed' | 'durable' | 'flushed' | 'lsn 42'` chooses how far statements read; `SHOW at` is what it is.
+//! `SET as_known_at = 'lsn 42' | 'now' | 'off'` applies the busts and corrections up to a record.
 //!
 //! What must hold: a setting is of its session alone.
 
@@ -19,6 +20,10 @@ use tapestore::reader::At;
 use crate::changes::Shape;
 use crate::engine::{Answer, Engine, Settings};
 use crate::failure::QueryError;
+use crate::known::AsKnown;
+
+/// The settings.
+pub const SETTINGS: [&str; 2] = ["at", "as_known_at"];
 
 /// A client's statements.
 #[derive(Clone, Debug)]
@@ -64,11 +69,13 @@ impl Session {
         &self.settings
     }
 
-    /// How far statements read, as `SET at` takes it.
-    pub fn at(&self) -> String {
-        match self.settings.until {
-            Some(lsn) => format!("lsn {lsn}"),
-            None => self.settings.at.to_string(),
+    /// The value of the setting `name`, as `SET` takes it; `None` if there is no such setting.
+    pub fn value(&self, name: &str) -> Option<String> {
+        match (name, self.settings.until) {
+            ("at", Some(lsn)) => Some(format!("lsn {lsn}")),
+            ("at", None) => Some(self.settings.at.to_string()),
+            ("as_known_at", _) => Some(self.settings.known.to_string()),
+            _ => None,
         }
     }
 
@@ -88,9 +95,9 @@ impl Session {
             return Ok(Reply::Done("SET"));
         }
         if let Some(name) = shown(&statement)
-            && name == "at"
+            && let Some(value) = self.value(&name)
         {
-            let sql = format!("select '{}' as at", self.at());
+            let sql = format!("select '{value}' as {name}");
             return self.engine.query(&sql, &self.settings).await.map(Reply::Rows);
         }
         self.engine.answer(sql, statement, parameters, &self.settings).await.map(Reply::Rows)
@@ -110,6 +117,14 @@ impl Session {
         self.engine.answer_as(self.engine.parse(sql)?, parameters, settings, change).await
     }
 
+    /// Whether `sql` sets a setting, and has no rows.
+    ///
+    /// # Errors
+    /// It is no statement.
+    pub fn is_setting(&self, sql: &str) -> Result<bool, QueryError> {
+        Ok(assignment(&self.engine.parse(sql)?)?.is_some())
+    }
+
     /// What of the answer of `sql` can change.
     ///
     /// # Errors
@@ -120,7 +135,9 @@ impl Session {
             return Err(wrong("only a statement with rows can be followed"));
         }
         let (plan, kinds) = self.engine.plan(statement, &self.settings).await?;
-        Ok(Shape::of(&plan, &kinds))
+        // A later bust or correction changes any row.
+        let is_known = self.settings.known != AsKnown::Off;
+        Ok(if is_known { Shape::Any } else { Shape::of(&plan, &kinds) })
     }
 
     /// The columns and the parameters of `sql`.
@@ -135,8 +152,8 @@ impl Session {
         if assignment(&statement)?.is_some() {
             return Ok(Described { schema: Arc::new(Schema::empty()), parameters: Vec::new() });
         }
-        if shown(&statement).is_some_and(|name| name == "at") {
-            let field = Field::new("at", DataType::Utf8, false);
+        if let Some(name) = shown(&statement).filter(|name| SETTINGS.contains(&name.as_str())) {
+            let field = Field::new(name, DataType::Utf8, false);
             return Ok(Described { schema: Arc::new(Schema::new(vec![field])), parameters: Vec::new() });
         }
         let (schema, types) = self.engine.describe(sql, statement, &self.settings).await?;
@@ -159,18 +176,25 @@ impl Session {
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), QueryError> {
         match name {
             "at" => {
-                if let Some(lsn) = value.strip_prefix("lsn ") {
+                let (at, until) = if let Some(lsn) = value.strip_prefix("lsn ") {
                     let lsn = lsn.trim().parse().map_err(|_| wrong(format!("'{value}' is not like 'lsn 42'")))?;
-                    self.settings = Settings { at: At::Committed, until: Some(Lsn(lsn)), ..Settings::default() };
+                    (At::Committed, Some(Lsn(lsn)))
                 } else {
                     let at = value.parse().map_err(|_| {
                         wrong(format!("'{value}' is none of: appended, durable, committed, flushed, lsn and a number"))
                     })?;
-                    self.settings = Settings { at, ..Settings::default() };
-                }
+                    (at, None)
+                };
+                self.settings = Settings { at, until, after: None, since: None, ..self.settings };
                 Ok(())
             }
-            _ => Err(wrong(format!("there is no setting '{name}'; there is: at, like SET at = 'appended'"))),
+            "as_known_at" => {
+                self.settings.known = value.parse().map_err(|reason: String| wrong(reason))?;
+                Ok(())
+            }
+            _ => Err(wrong(format!(
+                "there is no setting '{name}'; there are: at, like SET at = 'appended', and as_known_at, like SET as_known_at = 'now'"
+            ))),
         }
     }
 }

@@ -3,20 +3,28 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use futures::StreamExt;
-use tape_services::exit::{DATA, Failure, INTERNAL, LATER, NO_INPUT, Outcome, USAGE};
+use datafusion::common::ScalarValue;
+use tape_services::exit::{DATA, Failure, INTERNAL, INTERRUPTED, LATER, NO_INPUT, Outcome, USAGE};
 use tape_services::grid::{Format, Grid};
 use tape_services::logging::note;
-use tape_services::waiting::Waiting;
+use tape_services::{stdout, terminal};
 use tapestore::reader::At;
 
-use crate::engine::{Engine, Options, Settings};
+use crate::engine::{Answer, Engine, Options, Settings};
 use crate::failure::QueryError;
+use crate::known::AsKnown;
 use crate::nesting::STACK;
+use crate::out::Target;
+use crate::pager::Paged;
+use crate::progress::Watch;
 use crate::session::{Reply, Session};
-use crate::{follow, print, prompt, updates};
+use crate::{follow, parameters, print, prompt, updates};
+
+/// How often an answer that goes to a file looks whether it is interrupted.
+const STOP_EVERY: Duration = Duration::from_millis(50);
 
 /// `tape sql`.
 #[derive(clap::Args, Debug)]
@@ -27,6 +35,15 @@ pub struct Args {
     /// Answer the statements of a file, and end; - is standard input
     #[arg(short = 'f', long = "file", conflicts_with = "command")]
     file: Option<PathBuf>,
+    /// The value of $1 in the statements; again for $2 and so on
+    #[arg(short = 'p', long = "parameter", value_name = "VALUE", allow_hyphen_values = true)]
+    parameters: Vec<String>,
+    /// Write the rows of one statement to this file: *.parquet, *.arrow, *.csv or *.json
+    #[arg(long, value_name = "FILE", conflicts_with = "follow")]
+    out: Option<PathBuf>,
+    /// Replace the file of --out if it is there
+    #[arg(long, requires = "out")]
+    overwrite: bool,
     /// Keep the answer current: print rows that are new, each with the LSN it is as of, until interrupted
     #[arg(long, requires = "command")]
     follow: bool,
@@ -36,6 +53,9 @@ pub struct Args {
     /// Which records: committed, durable, appended, flushed
     #[arg(long, default_value = "committed")]
     at: At,
+    /// Trades as known at a record, like 'lsn 42', or now: apply the busts and corrections stored up to it
+    #[arg(long, value_name = "LSN", default_value = "off", hide_default_value = true)]
+    as_known_at: AsKnown,
     /// Memory of a statement, like 1GiB
     #[arg(long, default_value = "1GiB", value_parser = bytes)]
     memory: u64,
@@ -89,19 +109,33 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(INTERNAL, format!("threads cannot be started: {error}")))?;
-    let settings = Settings { at: args.at, ..Settings::default() };
+    let settings = Settings { at: args.at, known: args.as_known_at, ..Settings::default() };
     engine.note_at_rest(&settings)?;
     let mut session = Session::new(Arc::new(engine), settings);
+    let statements = split(&text);
     if is_prompt {
+        if args.out.is_some() || !args.parameters.is_empty() {
+            return Err(Failure::new(USAGE, "--out and -p are for statements of -c, -f or standard input"));
+        }
         return prompt::run(&mut session, &runtime, format);
     }
-    if args.follow {
-        let [statement] = *split(&text).as_slice() else {
-            return Err(Failure::new(USAGE, "--follow keeps the answer of one statement current"));
-        };
-        return runtime.block_on(follow::follow(session, statement, args.every, format));
-    }
-    runtime.block_on(statements(&mut session, &text, format))
+    let target = args.out.as_deref().map(|path| Target::new(path, args.overwrite, format)).transpose()?;
+    runtime.block_on(async {
+        let values = parameters::bound(&session, &statements, &args.parameters).await?;
+        match (statements.as_slice(), values.as_slice(), &target) {
+            ([statement], [values], None) if args.follow => {
+                follow::follow(session, (statement, values), args.every, format).await
+            }
+            _ if args.follow => Err(Failure::new(USAGE, "--follow keeps the answer of one statement current")),
+            (_, _, Some(target)) => save(&mut session, statements.iter().copied().zip(values).collect(), target).await,
+            _ => {
+                for (statement, values) in statements.iter().zip(values) {
+                    answer(&mut session, (statement, values), Printing { format, pages: false }).await?;
+                }
+                Ok(())
+            }
+        }
+    })
 }
 
 fn read(file: Option<&Path>) -> Outcome<String> {
@@ -113,36 +147,100 @@ fn read(file: Option<&Path>) -> Outcome<String> {
     }
 }
 
-async fn statements(session: &mut Session, text: &str, format: Format) -> Outcome {
-    for statement in split(text) {
-        answer(session, statement, format).await?;
-    }
-    Ok(())
+/// How rows are printed.
+#[derive(Clone, Copy, Debug)]
+pub struct Printing {
+    /// The format.
+    pub format: Format,
+    /// Whether an answer that is higher than the terminal goes through a pager.
+    pub pages: bool,
 }
 
-/// Prints the answer of `statement`; returns its number of rows, `None` if it has none.
+/// Prints the answer of a statement with the values of its parameters; returns its number of rows.
 ///
 /// # Errors
 /// The statement is wrong, the store cannot be read, or the output cannot be written.
-pub async fn answer(session: &mut Session, statement: &str, format: Format) -> Outcome<Option<usize>> {
-    let _waiting = Waiting::new("the answer");
-    let mut answer = match session.run(statement, Vec::new()).await? {
+pub async fn answer(
+    session: &mut Session,
+    (statement, values): (&str, Vec<ScalarValue>),
+    Printing { format, pages }: Printing,
+) -> Outcome<usize> {
+    let mut watch = Watch::begin();
+    let mut answer = match session.run(statement, values).await? {
         Reply::Rows(answer) => answer,
-        Reply::Done(_) => return Ok(Some(0)),
+        Reply::Done(_) => return Ok(0),
     };
-    let mut grid = Grid::new(format);
+    let mut grid = match Paged::new().filter(|_| pages) {
+        Some(paged) => Grid::through(format, Box::new(paged)),
+        None => Grid::new(format),
+    };
     grid.head(print::headings(&answer.schema))?;
     let mut rows = 0;
-    while let Some(batch) = answer.rows.next().await {
-        let batch = batch.map_err(QueryError::from)?;
+    while let Some(batch) = watch.next(&mut answer).await? {
+        watch.rows_come();
         rows += batch.num_rows();
         print::print(&mut grid, &batch)?;
     }
+    watch.rows_come();
     grid.flush()?;
     if rows == 0 {
         note(format_args!("note: no rows"));
     }
-    Ok(Some(rows))
+    Ok(rows)
+}
+
+/// Writes the rows of the one statement that has rows to the file of `target`, unless it is interrupted.
+async fn save(session: &mut Session, statements: Vec<(&str, Vec<ScalarValue>)>, target: &Target) -> Outcome {
+    let stop = terminal::stop_flag()?;
+    let with_rows = statements.iter().map(|(statement, _)| session.is_setting(statement));
+    let with_rows = with_rows.filter(|is_setting| !is_setting.as_ref().is_ok_and(|is| *is)).count();
+    if with_rows != 1 {
+        return Err(Failure::new(USAGE, format!("--out takes the rows of one statement, not of {with_rows}")));
+    }
+    let stopped = async {
+        while !terminal::is_raised(&stop) {
+            tokio::time::sleep(STOP_EVERY).await;
+        }
+    };
+    let saved = async {
+        for (statement, values) in statements {
+            if let Reply::Rows(answer) = session.run(statement, values).await? {
+                rows_to(answer, target, &stop).await?;
+            }
+        }
+        Ok::<(), Failure>(())
+    };
+    tokio::select! {
+        biased;
+        () = stopped => Err(interrupted(target)),
+        saved = saved => saved,
+    }
+}
+
+async fn rows_to(mut answer: Answer, target: &Target, stop: &AtomicBool) -> Outcome {
+    let mut watch = Watch::begin();
+    let mut file = target.create(&answer.schema)?;
+    let mut rows = 0u64;
+    while let Some(batch) = watch.next(&mut answer).await? {
+        rows += batch.num_rows() as u64;
+        file.write(&batch)?;
+        if terminal::is_raised(stop) {
+            return Err(interrupted(target));
+        }
+    }
+    let bytes = file.finish()?;
+    drop(watch);
+    stdout::say(format_args!(
+        "{}: {} rows, {} bytes",
+        target.path().display(),
+        terminal::thousands(rows),
+        terminal::thousands(bytes)
+    ));
+    Ok(())
+}
+
+fn interrupted(target: &Target) -> Failure {
+    Failure::new(INTERRUPTED, format!("interrupted: {} was not written", target.path().display()))
 }
 
 /// The statements of `text`, which semicolons separate.

@@ -247,6 +247,9 @@ fn a_statement_has_rows_with_types_and_a_wrong_one_has_a_reason() {
         assert!(answer.json()["error"].as_str().unwrap().contains(part), "{sql}: {answer:?}");
     }
     assert_eq!(world.ask(&json!({ "sql": "select 1", "at": "tomorrow" })).status, 400);
+    assert_eq!(world.ask(&json!({ "sql": "select 1", "as_known_at": "tomorrow" })).status, 400);
+    let known = world.ask(&json!({ "sql": "select max(lsn) as last from trade", "as_known_at": "lsn 1" })).lines();
+    assert_eq!(known[1]["rows"], json!([[1]]));
     assert_eq!(world.ask(&json!({ "sql": "select 1", "other": 1 })).status, 400);
     assert_eq!(world.ask(&json!({ "sql": " ".repeat(2 << 20) })).status, 413);
     // An error after the first rows is the last line.

@@ -350,12 +350,18 @@ fn settings_are_of_one_connection_and_nothing_else_is_changed() {
         // A call's own header comes first.
         client.set_header(flight::AT, "lsn 300");
         assert_eq!(count(&mut client, "select count(*) from trade").await, 200);
+        client.set_header(flight::AS_KNOWN_AT, "lsn 30");
+        assert_eq!(count(&mut client, "select count(*) from trade").await, 20, "trades as known at a record, and no later one");
+        client.set_header(flight::AS_KNOWN_AT, "off");
         assert_eq!(client.execute_update("set at = 'appended'".into(), None).await.unwrap(), 0);
+        assert_eq!(client.execute_update("set as_known_at = 'lsn 60'".into(), None).await.unwrap(), 0);
         client.set_header(flight::AT, "nowhere");
         assert!(client.execute("select 1".into(), None).await.unwrap_err().to_string().contains("nowhere"));
         let action = Action { r#type: "GetSessionOptions".into(), body: bytes::Bytes::new() };
         let answer = client.inner_mut().do_action(action).await.unwrap().into_inner().message().await.unwrap().unwrap();
-        assert!(answer.body.windows(8).any(|bytes| bytes == b"appended"));
+        assert!(
+            answer.body.windows(8).any(|bytes| bytes == b"appended") && answer.body.windows(6).any(|bytes| bytes == b"lsn 60")
+        );
         let action = Action { r#type: "CloseSession".into(), body: bytes::Bytes::new() };
         client.inner_mut().do_action(action).await.unwrap();
         let mut client = FlightSqlServiceClient::new_from_inner(client.into_inner());

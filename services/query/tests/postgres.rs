@@ -201,6 +201,12 @@ fn settings_are_the_sessions_and_those_that_cannot_be_followed_are_refused() {
             .unwrap();
         assert_eq!(world.texts(&one, "show at").await[0][0].as_deref(), Some("appended"));
         assert_eq!(world.texts(&two, "show at").await[0][0].as_deref(), Some("committed"));
+        one.batch_execute("set as_known_at = 'lsn 7'").await.unwrap();
+        let shown = [world.texts(&one, "show as_known_at").await, world.texts(&two, "show as_known_at").await];
+        assert_eq!(shown.map(|rows| rows[0][0].clone().unwrap()), ["lsn 7", "off"]);
+        assert_eq!(world.texts(&one, "select max(lsn) <= 7 from trade").await[0][0].as_deref(), Some("t"));
+        one.batch_execute("reset as_known_at").await.unwrap();
+        assert_eq!(world.texts(&one, "show as_known_at").await[0][0].as_deref(), Some("off"));
         assert_eq!(world.texts(&one, "show application_name").await[0][0].as_deref(), Some("x"));
         assert_eq!(world.texts(&one, "show timezone").await[0][0].as_deref(), Some("UTC"));
         assert_eq!(world.texts(&one, "show standard_conforming_strings").await[0][0].as_deref(), Some("on"));

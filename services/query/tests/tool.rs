@@ -100,6 +100,120 @@ fn statements_come_from_a_file_and_from_standard_input_and_settings_last() {
 }
 
 #[test]
+fn settings_say_what_they_are_and_trades_are_as_known_at_a_record() {
+    assert_eq!(
+        ok(&["--csv", "-c", "show as_known_at; set as_known_at = 'lsn 2'; show as_known_at"]),
+        "as_known_at\noff\nas_known_at\nlsn 2\n"
+    );
+    assert_eq!(ok(&["--csv", "--as-known-at", "2", "-c", "select count(*) as n from trade"]), "n\n2\n");
+    let both = "set as_known_at = now; set at = 'lsn 1'; select count(*) as n from trade; show as_known_at";
+    assert_eq!(ok(&["--csv", "-c", both]), "n\n1\nas_known_at\nnow\n");
+}
+
+#[test]
+fn parameters_have_the_types_that_their_statements_need() {
+    let sql = "select trade_id from trade where symbol = $1 and time > $2 and price > $3 order by trade_id limit $4";
+    let of = |time: &str| ok(&["--csv", "-p", "XNAS:AAPL", "-p", time, "-p", "-1.5", "-p", "5", "-c", sql]);
+    assert_eq!(of("2024-08-09"), "trade_id\n1\n3\n");
+    assert_eq!(of("2024-08-09T00:00:00.000000001Z"), "trade_id\n3\n");
+    assert_eq!(ok(&["--csv", "-p", "it's", "-c", "set at = 'durable'; select $1 as x; select 1 as y"]), "x\nit's\ny\n1\n");
+    for (arguments, message) in [
+        (&["-p", "1", "-c", "select $1, $2"][..], "2 parameters, and -p gives 1"),
+        (&["-p", "1", "-p", "2", "-c", "select $1"], "no statement has a parameter $2"),
+        (&["-p", "soon", "-c", "select * from trade where time > $1"], "'soon', the value of $1"),
+        (&["-p", "1", "-c", "select * from trades where lsn = $1"], "trades"),
+    ] {
+        let output = run(arguments);
+        assert!(output.status.code() == Some(2) && text(&output.stderr).contains(message), "{}", text(&output.stderr));
+    }
+}
+
+/// The names of the files in `dir`.
+fn names(dir: &std::path::Path) -> Vec<String> {
+    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn an_answer_goes_to_a_file_of_the_format_of_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for (name, flag) in [("a.csv", "--csv"), ("a.json", "--json")] {
+        let said = ok(&["--out", &path(name), "-c", TRADES]);
+        let written = std::fs::read_to_string(path(name)).unwrap();
+        assert_eq!(written, ok(&[flag, "-c", TRADES]), "a file has what is printed");
+        assert_eq!(said, format!("{}: 3 rows, {} bytes\n", path(name), written.len()));
+    }
+    ok(&["--out", &path("a.arrow"), "-c", &format!("set at = 'lsn 2'; {TRADES}")]);
+    let open = std::fs::File::open(path("a.arrow")).unwrap();
+    let mut batches = arrow::ipc::reader::FileReader::try_new(open, None).unwrap();
+    let batch = batches.next().unwrap().unwrap();
+    let utc = arrow::datatypes::DataType::Timestamp(arrow::datatypes::TimeUnit::Nanosecond, Some("UTC".into()));
+    assert_eq!((batch.num_rows(), batch.schema().field(1).data_type().clone(), batches.count()), (2, utc, 0));
+    assert_eq!(batch.schema().field(0).data_type(), &arrow::datatypes::DataType::Utf8);
+    // As its own export, a Parquet file can be asked for its rows; the count is in its last bytes.
+    ok(&["--out", &path("a.parquet"), "-c", "select price, price, struct(symbol) as s, lsn from trade"]);
+    let parquet = std::fs::read(path("a.parquet")).unwrap();
+    assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"));
+    let wanted: &[u8] = b"price_2";
+    assert!(parquet.windows(wanted.len()).any(|bytes| bytes == wanted), "names that occur twice get a number");
+}
+
+#[test]
+fn a_file_is_replaced_only_if_it_may_be_and_a_failure_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.csv").to_str().unwrap().to_owned();
+    std::fs::write(&path, "mine").unwrap();
+    let out = |path: &str, more: &[&str]| run(&[&["--out", path], more].concat());
+    let refused = out(&path, &["-c", TRADES]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("--overwrite"), "{}", text(&refused.stderr));
+    // It fails after some rows: what was there stays.
+    let late = "select 10 / (value - 900000) as x from generate_series(1, 1000000)";
+    let failed = out(&path, &["--overwrite", "-c", late]);
+    assert_eq!(failed.status.code(), Some(2), "{}", text(&failed.stderr));
+    assert_eq!((std::fs::read_to_string(&path).unwrap(), names(dir.path())), ("mine".to_owned(), vec!["a.csv".to_owned()]));
+    assert!(out(&path, &["--overwrite", "-c", "select 1 as x"]).status.success());
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "x\n1\n");
+    let other = dir.path().join("b.parquet").to_str().unwrap().to_owned();
+    for (path, more, message) in [
+        ("b.xlsx", &["-c", "select 1"][..], ".parquet, .arrow, .csv or .json"),
+        (&other, &["-c", "select 1; select 2"], "not of 2"),
+        (&other, &["-c", "set at = 'durable'"], "not of 0"),
+        (&other, &["--csv", "-c", "select 1"], "leave out --csv"),
+        (&other, &["-c", "select nothing"], "nothing"),
+        ("/no/such/directory/a.csv", &["-c", "select 1"], "/no/such/directory/a.csv"),
+        (dir.path().with_extension("csv").to_str().unwrap(), &["--columns", "z", "-c", "select 1 as x"], "'z'"),
+    ] {
+        let refused = out(path, more);
+        assert!(!refused.status.success() && text(&refused.stderr).contains(message), "{}", text(&refused.stderr));
+        assert_eq!(names(dir.path()), ["a.csv"]);
+    }
+    let full = "/dev/full";
+    assert!(!out(full, &["-c", "select 1"]).status.success());
+}
+
+#[test]
+fn an_answer_that_is_interrupted_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let many = "select a.value * b.value as x from generate_series(1, 100000000) a, generate_series(1, 1000) b";
+    for (name, signal) in [("a.parquet", rustix::process::Signal::INT), ("a.csv", rustix::process::Signal::TERM)] {
+        let path = dir.path().join(name);
+        let mut child = command(&["--out", path.to_str().unwrap(), "-c", many]).stderr(Stdio::piped()).spawn().unwrap();
+        // The file has begun.
+        while names(dir.path()).is_empty() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let id = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(id, signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(4));
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+        assert!(said.contains("interrupted") && said.contains(name), "{said}");
+        assert!(names(dir.path()).is_empty(), "{:?}", names(dir.path()));
+    }
+}
+
+#[test]
 fn what_goes_wrong_has_an_exit_code_and_a_message_that_helps() {
     for (sql, code, message) in [
         ("select * from trades", 2, "trades"),
@@ -107,6 +221,7 @@ fn what_goes_wrong_has_an_exit_code_and_a_message_that_helps() {
         ("selct 1", 2, "Expected"),
         ("drop table trade", 2, "DDL"),
         ("set at = 'yesterday'", 2, "appended, durable, committed, flushed"),
+        ("set as_known_at = 'yesterday'", 2, "off, now, lsn and a number"),
         ("set speed = 'high'", 2, "no setting 'speed'"),
     ] {
         let output = run(&["-c", sql]);

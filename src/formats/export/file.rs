@@ -1,15 +1,16 @@
-//! Owns: a file that an export writes.
+//! Owns: a file of records that an export writes.
 //!
-//! What must hold: a file has its name only when it is whole and durable; one that fails leaves nothing.
+//! What must hold: its checksum and its count are those of the records that it holds.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tapestore::reader::Row;
 use tapestore::record::{Column, Name, Schema};
 
+use super::named::NewFile;
 use crate::checksum::Checksum;
 use crate::error::{Error, Result};
 
@@ -44,9 +45,8 @@ pub struct FileReport {
 
 /// A file that gets its name when it is whole.
 pub(super) struct Pending {
-    path: PathBuf,
-    temporary: PathBuf,
-    sink: Option<Box<dyn Sink>>,
+    new: NewFile,
+    sink: Box<dyn Sink>,
     checksum: Checksum,
     kind: &'static Schema,
     /// Records with bytes in their reserved fields, which no file holds.
@@ -61,20 +61,14 @@ impl Pending {
         replace: bool,
         open: impl FnOnce(File) -> io::Result<Box<dyn Sink>>,
     ) -> Result<Pending> {
-        check_free(&path, replace)?;
-        let mut temporary = path.clone().into_os_string();
-        temporary.push(format!(".{}.tmp", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let file = File::create(&temporary).map_err(|source| Error::Create { path: path.clone(), source })?;
-        let mut pending = Pending { path, temporary, sink: None, checksum: Checksum::default(), kind, reserved: 0 };
-        pending.sink = Some(open(file).map_err(Error::write(&pending.path))?);
-        Ok(pending)
+        let new = NewFile::create(path, replace)?;
+        let sink = open(new.writer()?).map_err(Error::write(new.path()))?;
+        Ok(Pending { new, sink, checksum: Checksum::default(), kind, reserved: 0 })
     }
 
     /// Writes the next row, of the instrument called `name`, which hashes to `hash`; `false` if it is left in the store.
     pub(super) fn push(&mut self, row: &Row<'_>, name: &Name, hash: u64) -> Result<bool> {
-        let Some(sink) = &mut self.sink else { return Ok(false) };
-        if !sink.push(row, name).map_err(Error::write(&self.path))? {
+        if !self.sink.push(row, name).map_err(Error::write(self.new.path()))? {
             return Ok(false);
         }
         self.checksum.add(hash, row.record.words());
@@ -87,46 +81,14 @@ impl Pending {
     }
 
     /// Makes the file durable and gives it its name.
-    pub(super) fn finish(mut self) -> Result<FileReport> {
-        let fail = Error::write(&self.path);
-        let mut left = BTreeMap::new();
-        if let Some(sink) = self.sink.take() {
-            left = sink.left();
-            sink.finish(&self.checksum).and_then(|file| file.sync_all()).map_err(&fail)?;
-            name(&self.temporary, &self.path).map_err(&fail)?;
-        }
+    pub(super) fn finish(self) -> Result<FileReport> {
+        let mut left = self.sink.left();
         if self.reserved > 0 {
             left.insert("reserved fields of records that are not zero".to_owned(), self.reserved);
         }
-        let bytes = std::fs::metadata(&self.path).map_err(&fail)?.len();
-        Ok(FileReport { path: self.path.clone(), kind: self.kind.name, checksum: self.checksum, bytes, left })
-    }
-}
-
-/// Whether a file may be made at `path`.
-///
-/// # Errors
-/// What is there.
-pub(super) fn check_free(path: &Path, replace: bool) -> Result {
-    match path.symlink_metadata() {
-        Err(_) => Ok(()),
-        Ok(there) if !there.is_file() => Err(Error::Occupied { path: path.to_path_buf() }),
-        Ok(_) if replace => Ok(()),
-        Ok(_) => Err(Error::Exists { path: path.to_path_buf() }),
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the file is not one of the store")]
-fn name(temporary: &Path, path: &Path) -> io::Result<()> {
-    std::fs::rename(temporary, path)?;
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if self.temporary.exists() {
-            std::fs::remove_file(&self.temporary).ok();
-        }
+        let path = self.new.path().to_path_buf();
+        self.sink.finish(&self.checksum).map_err(Error::write(&path))?;
+        let bytes = self.new.finish()?;
+        Ok(FileReport { path, kind: self.kind.name, checksum: self.checksum, bytes, left })
     }
 }

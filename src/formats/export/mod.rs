@@ -4,9 +4,11 @@
 //! rows; what a format cannot hold is counted by its name, never dropped in silence; rows of a kind come
 //! series by series, in the order of index time (DBN, whose files are streams: all series in one order).
 
+mod batches;
 mod csv;
 mod dbn;
 mod file;
+mod named;
 mod run;
 mod tables;
 mod target;
@@ -17,13 +19,16 @@ use tapestore::reader::{Series, Snapshot};
 use tapestore::record::{Kind, Schema, schema, schemas_by_name};
 use tapestore::shm::symbols::Symbols;
 
-use self::file::{Pending, check_free};
+use self::file::Pending;
+use self::named::check_free;
 use self::run::Run;
 use crate::checksum::name_hash;
 use crate::error::{Error, Result};
 
+pub use self::batches::BatchFile;
 pub use self::csv::{CsvRows, header};
 pub use self::file::FileReport;
+pub use self::named::NewFile;
 pub use self::run::{Event, OnEvent, Options, Summary};
 pub use self::target::{Format, Target};
 

@@ -12,7 +12,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, SortingColumn};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::schema::types::ColumnPath;
 use tapestore::reader::Row;
 use tapestore::record::{ColumnType, Name, Schema};
@@ -23,13 +23,13 @@ use crate::schema::{Batcher, CHECKSUM, INSTRUMENT, RECORDS, metadata};
 
 /// Rows of a row group, and bytes that one may hold in memory, encoded.
 const GROUP_ROWS: usize = 1 << 20;
-const GROUP_BYTES: usize = 64 << 20;
+pub(super) const GROUP_BYTES: usize = 64 << 20;
 /// Rows of a page: what the page index lets a reader pass over.
 const PAGE_ROWS: usize = 16 << 10;
 const ZSTD_LEVEL: i32 = 3;
 
 /// The system's own error if a write failed, the library's as text otherwise.
-fn parquet_failed(error: ParquetError) -> io::Error {
+pub(super) fn parquet_failed(error: ParquetError) -> io::Error {
     match error {
         ParquetError::External(cause) => cause.downcast::<io::Error>().map_or_else(io::Error::other, |error| *error),
         other => io::Error::other(other),
@@ -37,7 +37,7 @@ fn parquet_failed(error: ParquetError) -> io::Error {
 }
 
 /// As [`parquet_failed`].
-fn arrow_failed(error: ArrowError) -> io::Error {
+pub(super) fn arrow_failed(error: ArrowError) -> io::Error {
     match error {
         ArrowError::IoError(_, error) => error,
         other => io::Error::other(other),
@@ -72,18 +72,23 @@ impl ParquetSink {
     }
 }
 
-/// How columns are encoded: numbers as differences, which are small in rows sorted by time; names and characters
-/// by dictionary.
-fn properties(kind: &Schema, decimal: bool) -> io::Result<WriterProperties> {
+/// Compression, sizes and statistics of every Parquet file.
+pub(super) fn base() -> io::Result<WriterPropertiesBuilder> {
     let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(parquet_failed)?;
-    let sorted = |column_idx: usize| SortingColumn { column_idx: column_idx as i32, descending: false, nulls_first: false };
-    let mut properties = WriterProperties::builder()
+    Ok(WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
         .set_max_row_group_row_count(Some(GROUP_ROWS))
         .set_data_page_row_count_limit(PAGE_ROWS)
         .set_statistics_enabled(EnabledStatistics::Page)
+        .set_created_by(format!("tapestore {}", env!("CARGO_PKG_VERSION"))))
+}
+
+/// How columns are encoded: numbers as differences, which are small in rows sorted by time; names and characters
+/// by dictionary.
+fn properties(kind: &Schema, decimal: bool) -> io::Result<WriterProperties> {
+    let sorted = |column_idx: usize| SortingColumn { column_idx: column_idx as i32, descending: false, nulls_first: false };
+    let mut properties = base()?
         .set_dictionary_enabled(false)
-        .set_created_by(format!("tapestore {}", env!("CARGO_PKG_VERSION")))
         .set_key_value_metadata(Some(metadata(kind).into_iter().map(|(k, v)| KeyValue::new(k.to_owned(), v)).collect()));
     let names = ["lsn", "index_time"].into_iter().map(|n| (n, true));
     let columns = kind.columns.iter().filter(|c| !c.is_reserved()).map(|c| {

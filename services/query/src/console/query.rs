@@ -43,6 +43,8 @@ struct Question {
     sql: String,
     /// How far the statement reads; absent: as far as it is committed.
     at: Option<String>,
+    /// At which record trades are known; absent: they are as they are stored.
+    as_known_at: Option<String>,
     /// Most rows.
     rows: Option<usize>,
 }
@@ -55,8 +57,10 @@ pub(super) async fn answer(console: &Console, body: &[u8]) -> Result<Response<Bo
     };
     let began = Instant::now();
     let mut session = Session::new(console.engine.clone(), Settings::default());
-    if let Some(at) = &question.at {
-        session.set("at", at)?;
+    for (name, value) in [("at", &question.at), ("as_known_at", &question.as_known_at)] {
+        if let Some(value) = value {
+            session.set(name, value)?;
+        }
     }
     let Reply::Rows(answer) = session.run(&question.sql, Vec::new()).await? else {
         let reason = "a setting holds for one statement here: choose above the editor how far statements read";

@@ -12,11 +12,11 @@ use super::session_options::{
 };
 use super::status::wrong;
 use crate::engine::Settings;
-use crate::session::Session;
+use crate::session::{SETTINGS, Session};
 
 /// The names of the actions, and what they do.
 pub const ALL: [(&str, &str); 3] = [
-    ("SetSessionOptions", "Sets options of the session: at"),
+    ("SetSessionOptions", "Sets options of the session: at, as_known_at"),
     ("GetSessionOptions", "The options of the session"),
     ("CloseSession", "Sets the options of the session back"),
 ];
@@ -38,8 +38,11 @@ pub fn run(action: &Action, session: &mut Session) -> Result<Vec<u8>, Status> {
             Ok(SetSessionOptionsResult { errors }.encode_to_vec())
         }
         "GetSessionOptions" => {
-            let value = Some(OptionValue::Text(session.at()));
-            let session_options = HashMap::from([("at".to_owned(), SessionOptionValue { value })]);
+            let option = |name: &&str| {
+                let value = session.value(name).map(OptionValue::Text);
+                ((*name).to_owned(), SessionOptionValue { value })
+            };
+            let session_options = SETTINGS.iter().map(option).collect();
             Ok(GetSessionOptionsResult { session_options }.encode_to_vec())
         }
         "CloseSession" => {
@@ -52,13 +55,12 @@ pub fn run(action: &Action, session: &mut Session) -> Result<Vec<u8>, Status> {
 
 /// Sets the option `name`; returns why it cannot be.
 fn refused(name: &str, value: SessionOptionValue, session: &mut Session) -> Option<i32> {
-    if name != "at" {
-        return Some(INVALID_NAME);
-    }
+    let first = Session::new(session.engine().clone(), Settings::default());
+    let Some(first) = first.value(name) else { return Some(INVALID_NAME) };
     let text = match value.value {
         Some(OptionValue::Text(text)) => text,
         // No value sets it back.
-        None => Settings::default().at.to_string(),
+        None => first,
         Some(_) => return Some(INVALID_VALUE),
     };
     session.set(name, &text).err().map(|_| INVALID_VALUE)

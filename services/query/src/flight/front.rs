@@ -3,7 +3,7 @@
 //! What must hold: with passwords, no call but the login passes without a token. A panic ends one call.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightService;
@@ -29,6 +29,8 @@ use crate::session::Session;
 const REFUSAL: Duration = Duration::from_millis(500);
 /// The header by which a call sets how far its statement reads.
 pub const AT: &str = "tapestore-at";
+/// The header by which a call sets at which record trades are known.
+pub const AS_KNOWN_AT: &str = "tapestore-as-known-at";
 /// The header with a call's token.
 const AUTHORIZATION: &str = "authorization";
 
@@ -56,12 +58,16 @@ impl Front {
         Front { calls, access, tokens: Tokens::default() }
     }
 
-    /// The settings that a call carries.
-    fn own(&self, metadata: &MetadataMap) -> Result<Option<Settings>, Status> {
-        let Some(value) = metadata.get(AT) else { return Ok(None) };
-        let mut session = Session::new(self.calls.engine().clone(), Settings::default());
-        session.set("at", value.to_str().unwrap_or("")).map_err(status)?;
-        Ok(Some(*session.settings()))
+    /// The settings `shared`, with those that a call carries; `None` if it carries none.
+    fn own(&self, metadata: &MetadataMap, shared: Settings) -> Result<Option<Settings>, Status> {
+        let mut session = Session::new(self.calls.engine().clone(), shared);
+        let mut is_set = false;
+        for (header, setting) in [(AT, "at"), (AS_KNOWN_AT, "as_known_at")] {
+            let Some(value) = metadata.get(header) else { continue };
+            session.set(setting, value.to_str().unwrap_or("")).map_err(status)?;
+            is_set = true;
+        }
+        Ok(is_set.then(|| *session.settings()))
     }
 
     /// Admits `request`.
@@ -77,7 +83,8 @@ impl Front {
                 ));
             }
         };
-        let own = self.own(request.metadata())?;
+        let settings = *shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = self.own(request.metadata(), settings)?;
         peer.admit();
         request.extensions_mut().insert(Caller { shared, own, peer });
         Ok(request)

@@ -36,7 +36,7 @@ use crate::access::Access;
 use crate::engine::Engine;
 use crate::failure::QueryError;
 
-pub use front::AT;
+pub use front::{AS_KNOWN_AT, AT};
 pub use service::LSN;
 
 /// Most bytes of a message of a client: statements and rows of parameters.

@@ -190,7 +190,7 @@ impl Calls {
                 return ready(Ok(RecordBatch::new_empty(Arc::new(Schema::empty()))));
             }
         };
-        let lsn = settings.until.map_or(answer.last, |until| until.min(answer.last));
+        let lsn = settings.last(answer.last);
         let schema = statement.schema.clone().unwrap_or(answer.schema);
         let bounds = Bounds { limit, is_endless: false, peer: caller.peer, permit };
         let mut response = Response::new(answers::stream_of(answer.rows, schema, bounds));

@@ -12,8 +12,8 @@ use datafusion::catalog::TableProvider;
 use datafusion::error::Result;
 use tape_services::query::Pattern;
 use tapestore::bars::{Bar, Builder, Options, Rule, Value};
-use tapestore::lsn::InstrumentId;
-use tapestore::reader::{Series, TimeRange};
+use tapestore::lsn::{InstrumentId, Lsn};
+use tapestore::reader::{KnownTrades, Scan, Series, TimeRange};
 use tapestore::record::{Name, Price, Record, Trade, Volume};
 use tapestore::time::{Ts, parse_duration};
 
@@ -130,6 +130,35 @@ impl Bars {
     }
 }
 
+/// The trades that bars are made of: as they are stored, or as known at a record.
+enum Trades<'s> {
+    Stored(Scan<'s>, Lsn),
+    Known(Box<KnownTrades<'s>>),
+}
+
+impl<'s> Trades<'s> {
+    fn new(moment: &'s Moment, instrument: InstrumentId, range: TimeRange) -> tapestore::Result<Trades<'s>> {
+        if let Some(known) = moment.known {
+            return Ok(Trades::Known(Box::new(moment.snapshot.as_known_at(known).trades(instrument, range)?)));
+        }
+        let scan = moment.snapshot.scan(Series { instrument, kind: Trade::KIND }, range);
+        Ok(Trades::Stored(scan, moment.until.unwrap_or(Lsn(u64::MAX))))
+    }
+
+    /// The next trade with its LSN and its index time.
+    fn next(&mut self) -> tapestore::Result<Option<(Lsn, Ts, Trade)>> {
+        match self {
+            Trades::Known(trades) => Ok(trades.next()?.map(|known| (known.lsn, known.index_time, known.trade))),
+            Trades::Stored(scan, until) => loop {
+                let Some(row) = scan.next()? else { return Ok(None) };
+                if let Some(trade) = row.record.get::<Trade>().filter(|_| row.lsn <= *until) {
+                    return Ok(Some((row.lsn, row.index_time, *trade)));
+                }
+            },
+        }
+    }
+}
+
 impl Rows for Bars {
     fn schema(&self) -> SchemaRef {
         self.schema.clone()
@@ -144,14 +173,10 @@ impl Rows for Bars {
             if range.from > range.to {
                 continue;
             }
-            let series = Series { instrument: InstrumentId(id), kind: Trade::KIND };
-            let mut scan = self.moment.snapshot.scan(series, range);
+            let mut trades = Trades::new(&self.moment, InstrumentId(id), range).map_err(external)?;
             let mut read = 0u64;
-            while let Some(row) = scan.next().map_err(external)? {
-                let is_later = self.moment.until.is_some_and(|until| row.lsn > until);
-                if let Some(trade) = row.record.get::<Trade>().filter(|_| !is_later) {
-                    builder.push(row.lsn, row.index_time, trade, &mut |bar| closed.push((id, bar)));
-                }
+            while let Some((lsn, time, trade)) = trades.next().map_err(external)? {
+                builder.push(lsn, time, &trade, &mut |bar| closed.push((id, bar)));
                 read += 1;
                 if read.is_multiple_of(LOOK) && !out.is_wanted() {
                     return Ok(());

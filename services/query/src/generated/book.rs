@@ -64,7 +64,7 @@ impl Rows for Levels {
     fn write(&self, out: &Out<'_>) -> Result<()> {
         let held = MemoryConsumer::new("book").register(out.context.memory_pool());
         let mut snapshot = self.moment.snapshot.clone();
-        let until = self.moment.until.unwrap_or(Lsn(u64::MAX));
+        let until = self.moment.known.or(self.moment.until).unwrap_or(Lsn(u64::MAX));
         let book = book_at(&mut snapshot, InstrumentId(self.instrument), (self.time, until), &mut |bytes| {
             if bytes > held.size() {
                 held.try_resize(bytes).map_err(Failed)?;

@@ -15,9 +15,10 @@ use pgwire::api::Type;
 
 use crate::catalog::Tables;
 use crate::engine::Moment;
+use crate::instruments;
 use crate::postgres::commands::Values;
 use crate::postgres::rows::type_of;
-use crate::schema::{symbol, time};
+use crate::schema::time;
 
 /// The name of the database.
 pub const DATABASE: &str = "tapestore";
@@ -255,7 +256,7 @@ pub fn system() -> Vec<(&'static str, Vec<(&'static str, DataType)>)> {
     let mut publishers = vec![("publisher", UInt16), ("epoch", UInt32), ("process", UInt32)];
     publishers.extend(["accepted", "durable", "committed", "accepted_lsn"].map(|name| (name, UInt64)));
     vec![
-        ("instruments", vec![("symbol", symbol()), ("number", UInt32)]),
+        (instruments::NAME, instruments::columns().collect()),
         ("kinds", kinds),
         ("files", files),
         ("blocks", blocks),

@@ -191,6 +191,7 @@ pub(super) fn command(sql: &str) -> PgWireResult<Option<Command>> {
         ["set", "session", "characteristics", ..] | ["set", "transaction", ..] => Command::Nothing("SET"),
         ["set", "session" | "local", rest @ ..] | ["set", rest @ ..] => return Ok(set(rest, &tokens)),
         ["reset", "all"] => Command::Nothing("RESET"),
+        ["reset", name @ ("at" | "as_known_at")] => first(name),
         ["reset", name] => Command::Set { name: (*name).to_owned(), value: None },
         ["discard", ..] => Command::Nothing("DISCARD ALL"),
         ["deallocate", ..] => Command::Nothing("DEALLOCATE"),
@@ -220,6 +221,11 @@ fn word(token: &Token) -> String {
     }
 }
 
+/// Sets a setting of the session to what it was at first.
+fn first(name: &str) -> Command {
+    Command::Session(format!("SET {name} = '{}'", if name == "at" { "committed" } else { "off" }))
+}
+
 /// `name = value`, `name TO value`, `TIME ZONE value`, after `SET`.
 fn set(words: &[&str], tokens: &[Token]) -> Option<Command> {
     let value = |from: usize| {
@@ -236,10 +242,8 @@ fn set(words: &[&str], tokens: &[Token]) -> Option<Command> {
     Some(match words {
         ["time", "zone", _, ..] => Command::Set { name: "timezone".to_owned(), value: value(2) },
         ["names", _, ..] => Command::Set { name: "client_encoding".to_owned(), value: value(1) },
-        ["at", "=" | "to", _, ..] => {
-            let value = value(2).unwrap_or_else(|| "committed".to_owned());
-            Command::Session(format!("SET at = '{}'", value.replace('\'', "''")))
-        }
+        [name @ ("at" | "as_known_at"), "=" | "to", _, ..] => value(2)
+            .map_or_else(|| first(name), |value| Command::Session(format!("SET {name} = '{}'", value.replace('\'', "''")))),
         [name, "=" | "to", _, ..] => Command::Set { name: (*name).to_owned(), value: value(2) },
         _ => return None,
     })
@@ -270,6 +274,10 @@ mod tests {
         assert_eq!(of("set search_path = public, pg_catalog"), set("search_path", "public, pg_catalog"));
         assert_eq!(of("set at = 'lsn 42'"), Some(Command::Session("SET at = 'lsn 42'".to_owned())));
         assert_eq!(of("set at to appended"), Some(Command::Session("SET at = 'appended'".to_owned())));
+        assert_eq!(of("set as_known_at to now"), Some(Command::Session("SET as_known_at = 'now'".to_owned())));
+        assert_eq!(of("set as_known_at = 'lsn 7'"), Some(Command::Session("SET as_known_at = 'lsn 7'".to_owned())));
+        assert_eq!(of("reset as_known_at"), Some(Command::Session("SET as_known_at = 'off'".to_owned())));
+        assert_eq!(of("set at to default"), Some(Command::Session("SET at = 'committed'".to_owned())));
         assert_eq!(of("show TimeZone"), Some(Command::Show("timezone".to_owned())));
         assert_eq!(of("show at"), None);
         assert_eq!(of("select 1"), None);

@@ -171,6 +171,12 @@ impl Scan {
         }
     }
 
+    /// Bytes of columns that it has read, and that it has to read at most.
+    pub fn progress(&self) -> (u64, u64) {
+        let read = self.metrics.clone_inner().sum_by_name("bytes_read").map_or(0, |value| value.as_usize() as u64);
+        (read.min(self.pruning.bytes_read), self.pruning.bytes_read)
+    }
+
     /// The first index time that the selection leaves, if `time` is the index time.
     pub fn first_time(&self, time: &Arc<dyn PhysicalExpr>) -> Option<Ts> {
         let column = time.downcast_ref::<ColumnExpr>()?;

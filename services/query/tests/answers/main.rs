@@ -6,6 +6,7 @@
 mod functions;
 mod fuzz;
 mod joins;
+mod known;
 mod page;
 mod plans;
 mod rows;

@@ -46,7 +46,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Why bars cannot be made for now.
 #[derive(Debug, thiserror::Error)]
-pub enum Failed {
+pub(super) enum Failed {
     /// The store cannot be read, or the publisher cannot attach.
     #[error(transparent)]
     Store(#[from] Error),
@@ -105,7 +105,7 @@ struct Agent<'d> {
 ///
 /// # Errors
 /// Why it cannot go on; what is stored stays right, and the next call continues.
-pub fn run(store: &Path, derive: &Derive, stop: &Stop) -> Result<(), Failed> {
+pub(super) fn run(store: &Path, derive: &Derive, stop: &Stop) -> Result<(), Failed> {
     let mut publisher = Publisher::open(Options { open_timeout: TICK, ..Options::new(store, derive.publisher) })?;
     publisher.kind::<Progress>()?;
     let mut reader = Reader::open(store)?;

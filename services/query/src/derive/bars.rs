@@ -15,11 +15,11 @@ use super::agent::Failed;
 
 /// What came of the bars of a range.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Count {
+pub(super) struct Count {
     /// Bars that were published.
-    pub published: u64,
+    pub(super) published: u64,
     /// Bars that were not replaced, because trades of them have expired.
-    pub kept: u64,
+    pub(super) kept: u64,
 }
 
 /// The stored bars of one publisher, in the order of time.
@@ -67,7 +67,7 @@ fn volume(record: RecordRef<'_>) -> Option<u128> {
 ///
 /// # Errors
 /// Those of reading a file, and of `publish`.
-pub fn differing(
+pub(super) fn differing(
     snapshot: &Snapshot,
     derive: &Derive,
     instrument: InstrumentId,

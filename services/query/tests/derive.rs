@@ -1,6 +1,6 @@
 //! Bars that `tape-query serve` makes in a store: equal to those of all trades, whatever is killed when, and made once.
 
-#![expect(clippy::unwrap_used, reason = "an unexpected value fails a test by a panic")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

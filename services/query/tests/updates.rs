@@ -115,12 +115,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_stack_size(STACK).enable_all().build().unwrap()
 }
 
-#[test]
-fn updates_are_what_whole_answers_have_more_than_those_before() {
+/// Statements, and what of their answers can change.
+fn statements() -> Vec<(&'static str, Shape)> {
     let (rows, any) = (Shape::Rows, Shape::Any);
     let sampled = |bucket| Shape::Sampled { bucket };
     let latest = |keys| Shape::Latest { keys };
-    let statements = [
+    vec![
         ("select symbol, price, lsn from trade where price > 100", rows.clone()),
         ("select * from trade", rows),
         ("select time, count(*) as n, last(price) as p from trade sample by 1m", sampled(0)),
@@ -142,7 +142,12 @@ fn updates_are_what_whole_answers_have_more_than_those_before() {
         ("select distinct price from trade", any.clone()),
         ("select a.price from trade a asof join trade b match_condition (a.time > b.time) on a.symbol = b.symbol", any.clone()),
         ("select price from trade where price = (select max(price) from trade)", any),
-    ];
+    ]
+}
+
+#[test]
+fn updates_are_what_whole_answers_have_more_than_those_before() {
+    let statements = statements();
     let store = Embedded::temporary().unwrap();
     let mut feed = Feed::new(&store, &["X:A", "X:B", "X:C", "Y:A"]);
     feed.publish(200);

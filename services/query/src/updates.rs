@@ -52,7 +52,7 @@ pub fn every(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// `EVERY` has no length of time.
 pub fn followed(sql: &str) -> Result<Option<(Duration, &str)>, QueryError> {
-    let word = |text: &'_ str, wanted: &str| -> Option<usize> {
+    let word = |text: &str, wanted: &str| -> Option<usize> {
         let begin = text.len() - text.trim_start().len();
         let rest = text.get(begin..)?;
         let is_it = rest.get(..wanted.len())?.eq_ignore_ascii_case(wanted);

@@ -8,7 +8,7 @@ mod agent;
 mod bars;
 pub mod mark;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -190,7 +190,7 @@ impl Drop for Deriving {
 }
 
 /// Makes the bars of `derive` until it is stopped.
-fn run(store: &PathBuf, derive: &Derive, stop: &Stop) {
+fn run(store: &Path, derive: &Derive, stop: &Stop) {
     let mut noted = String::new();
     while !stop.is_stopped() {
         let Err(failed) = agent::run(store, derive, stop) else { return };

@@ -186,7 +186,7 @@ impl Calls {
         let answer = match reply {
             Reply::Rows(answer) => answer,
             Reply::Done(_) => {
-                caller.set(*session.settings());
+                self.set(&statement.sql, &caller).await?;
                 return ready(Ok(RecordBatch::new_empty(Arc::new(Schema::empty()))));
             }
         };
@@ -203,14 +203,18 @@ impl Calls {
         if !sql.trim_start().get(..4).is_some_and(|word| word.trim_end().eq_ignore_ascii_case("set")) {
             return Err(read_only());
         }
-        let mut session = Session::new(self.engine.clone(), caller.settings());
-        match session.run(sql, Vec::new()).await.map_err(status)? {
-            Reply::Done(_) => {
-                caller.set(*session.settings());
-                Ok(0)
-            }
-            Reply::Rows(_) => Err(read_only()),
+        if self.set(sql, caller).await? { Ok(0) } else { Err(read_only()) }
+    }
+
+    /// Runs `sql` in the session of `caller`, whose settings may not be those that the call carries; whether it is a `SET`.
+    async fn set(&self, sql: &str, caller: &Caller) -> Result<bool, Status> {
+        let shared = *caller.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = Session::new(self.engine.clone(), shared);
+        let is_set = matches!(session.run(sql, Vec::new()).await.map_err(status)?, Reply::Done(_));
+        if is_set {
+            caller.set(*session.settings());
         }
+        Ok(is_set)
     }
 }
 

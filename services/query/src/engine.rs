@@ -416,7 +416,18 @@ impl Engine {
         let state = self.state(&self.moment(settings)?)?;
         let plan = state.statement_to_plan(statement).await?;
         READ_ONLY.verify_plan(&plan)?;
-        let parameters = plan.get_parameter_types()?.into_iter().collect();
+        let mut parameters = plan.get_parameter_types()?;
+        plan.apply_with_subqueries(|node| {
+            let LogicalPlan::Limit(limit) = node else { return Ok(TreeNodeRecursion::Continue) };
+            // Nothing else says that these are numbers.
+            for expr in [&limit.skip, &limit.fetch].into_iter().flatten() {
+                if let Expr::Placeholder(parameter) = expr.as_ref() {
+                    parameters.insert(parameter.id.clone(), Some(DataType::Int64));
+                }
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        let parameters = parameters.into_iter().collect();
         // Types are coerced, and functions get their final types, when the plan is analysed.
         let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
         Ok((plan.schema().inner().clone(), parameters))

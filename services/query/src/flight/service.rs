@@ -63,7 +63,12 @@ impl Caller {
 
     /// The settings of the call.
     pub fn settings(&self) -> Settings {
-        self.own.unwrap_or_else(|| *self.shared.lock().unwrap_or_else(PoisonError::into_inner))
+        self.own.unwrap_or_else(|| self.of_session())
+    }
+
+    /// The settings of the session, without those that the call carries.
+    pub fn of_session(&self) -> Settings {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the settings of the session.
@@ -170,6 +175,9 @@ impl Calls {
         let answer = match reply {
             Reply::Rows(answer) => answer,
             Reply::Done(_) => {
+                // What is set holds for the session, and what the call carries does not.
+                let mut session = Session::new(self.engine.clone(), caller.of_session());
+                session.run(&statement.sql, Vec::new()).await.map_err(status)?;
                 caller.set(*session.settings());
                 return ready(Ok(RecordBatch::new_empty(Arc::new(Schema::empty()))));
             }
@@ -188,7 +196,7 @@ impl Calls {
         if !sql.trim_start().get(..4).is_some_and(|word| word.trim_end().eq_ignore_ascii_case("set")) {
             return Err(read_only());
         }
-        let mut session = Session::new(self.engine.clone(), caller.settings());
+        let mut session = Session::new(self.engine.clone(), caller.of_session());
         match session.run(sql, Vec::new()).await.map_err(status)? {
             Reply::Done(_) => {
                 caller.set(*session.settings());
@@ -404,7 +412,7 @@ impl FlightSqlService for Calls {
     ) -> Result<Response<<Self as FlightService>::DoActionStream>, Status> {
         let caller = Caller::of(&request)?;
         let action = request.into_inner();
-        let mut session = Session::new(self.engine.clone(), caller.settings());
+        let mut session = Session::new(self.engine.clone(), caller.of_session());
         let body = actions::run(&action, &mut session)?;
         caller.set(*session.settings());
         let result = arrow_flight::Result { body: body.into() };

@@ -10,7 +10,8 @@ answers, and times all three in turns.
 
 Needs duckdb, polars, pyarrow, adbc-driver-flightsql from PyPI, and psycopg for `--postgres`, which asks each question over that
 protocol too: its answer has to be the same to the microsecond, which is what that protocol carries. Prints a line for each question: the median of each engine in
-milliseconds, and how many times as long as tapestore the faster of the others took. Exits with 1 if an answer differs. With
+milliseconds (`tapestore` is by ADBC), and how many times as long as tapestore, by the faster of its protocols, the faster of the others
+took. Exits with 1 if an answer differs. With
 `--cold` the page cache is dropped before each answer (root only).
 """
 
@@ -48,8 +49,8 @@ def rows(table):
     return sorted(zip(*columns), key=key) if columns else []
 
 
-def postgres_rows(cursor):
-    """The rows of a psycopg cursor as `rows` has them."""
+def postgres_rows(answer):
+    """The rows of psycopg as `rows` has them."""
 
     def plain(value):
         if isinstance(value, datetime.datetime):
@@ -57,7 +58,7 @@ def postgres_rows(cursor):
         return float(value) if isinstance(value, decimal.Decimal) else value
 
     key = lambda row: tuple((value is None, round(value, 6) if isinstance(value, float) else value) for value in row)
-    return sorted((tuple(plain(value) for value in row) for row in cursor.fetchall()), key=key)
+    return sorted((tuple(plain(value) for value in row) for row in answer), key=key)
 
 
 def to_microseconds(table):
@@ -137,55 +138,49 @@ def main():
 
         postgres = psycopg.connect(options.postgres, autocommit=True)
 
+    def ask_postgres(sql):
+        with postgres.cursor() as cursor:
+            return cursor.execute(sql).fetchall()
+
     failed = 0
-    print(f"{'question':80s} {'rows':>8s} {'tapestore':>10s} {'DuckDB':>10s} {'Polars':>10s} {'ratio':>7s}  answers")
+    heads = " ".join(f"{head:>10s}" for head in ("tapestore", "psycopg", "DuckDB", "Polars"))
+    print(f"{'question':84s} {'rows':>8s} {heads} {'ratio':>7s}  answers")
     for name, sql, duck_sql, polars_of in QUESTIONS:
         if options.only not in name:
             continue
-        engines = [lambda: ask_ours(sql), lambda: base.execute(duck_sql).to_arrow_table()]
+        engines = {"tapestore": lambda: ask_ours(sql), "DuckDB": lambda: base.execute(duck_sql).to_arrow_table()}
+        if postgres:
+            engines["psycopg"] = lambda: ask_postgres(sql)
         if not options.no_polars:
-            engines.append(lambda: polars_of(*frames).collect().to_arrow())
-        times = [[] for _ in engines]
-        answers = [None for _ in engines]
-        errors = [None for _ in engines]
+            engines["Polars"] = lambda: polars_of(*frames).collect().to_arrow()
+        times, answers, errors = {which: [] for which in engines}, {}, {}
         for _ in range(options.rounds):
-            for at, engine in enumerate(engines):
+            for which, engine in engines.items():
                 if options.cold:
                     drop_cache()
                 began = time.perf_counter()
                 try:
-                    answers[at] = engine()
+                    answers[which] = engine()
                 except Exception as error:  # An engine that cannot answer is a result, and said.
-                    errors[at] = str(error).splitlines()[0]
-                times[at].append((time.perf_counter() - began) * 1e3)
-        medians = [statistics.median(of) for of in times]
-        found = [None if answer is None else rows(answer) for answer in answers]
-        wrong = []
-        for at, which in enumerate(["tapestore", "DuckDB", "Polars"][: len(engines)]):
-            if errors[at]:
-                wrong.append(f"{which}: {errors[at][:160]}")
-            elif at > 0 and found[0] is not None:
-                difference = differ(found[0], found[at])
-                if difference:
-                    wrong.append(f"{which} differs: {difference[:200]}")
-        if postgres and answers[0] is not None:
-            began = time.perf_counter()
-            with postgres.cursor() as cursor:
-                cursor.execute(sql)
-                over_postgres = postgres_rows(cursor)
-            took = (time.perf_counter() - began) * 1e3
-            difference = differ(rows(to_microseconds(answers[0])), over_postgres)
-            wrong += [f"over PostgreSQL's protocol: {difference[:200]}"] if difference else []
+                    errors[which] = str(error).splitlines()[0]
+                times[which].append((time.perf_counter() - began) * 1e3)
+        medians = {which: statistics.median(of) for which, of in times.items() if which not in errors}
+        wrong = [f"{which}: {error[:160]}" for which, error in errors.items()]
+        found = rows(answers["tapestore"]) if "tapestore" in answers else None
+        for which in [which for which in answers if which != "tapestore" and found is not None]:
+            if which == "psycopg":
+                difference = differ(rows(to_microseconds(answers["tapestore"])), postgres_rows(answers[which]))
+            else:
+                difference = differ(found, rows(answers[which]))
+            wrong += [f"{which} differs: {difference[:200]}"] if difference else []
         failed += bool(wrong)
-        others = [medians[at] for at in range(1, len(engines)) if not errors[at]]
-        ratio = min(others) / medians[0] if others else float("nan")
-        shown = [f"{median:10.2f}" for median in medians] + ["         -"] * (3 - len(medians))
-        count = len(found[0]) if found[0] is not None else 0
-        print(
-            f"{name:80s} {count:8d} {' '.join(shown)} {ratio:7.2f}  {'equal' if not wrong else '; '.join(wrong)}"
-            + (f", psycopg {took:.1f} ms" if postgres and answers[0] is not None else ""),
-            flush=True,
-        )
+        ours_best = min((medians[which] for which in ("tapestore", "psycopg") if which in medians), default=float("nan"))
+        others = [medians[which] for which in ("DuckDB", "Polars") if which in medians]
+        ratio = min(others) / ours_best if others else float("nan")
+        columns = ["tapestore", "psycopg", "DuckDB", "Polars"]
+        shown = " ".join(f"{medians[which]:10.2f}" if which in medians else f"{'-':>10s}" for which in columns)
+        count = len(found) if found is not None else 0
+        print(f"{name:84s} {count:8d} {shown} {ratio:7.2f}  {'equal' if not wrong else '; '.join(wrong)}", flush=True)
     sys.exit(1 if failed else 0)
 
 

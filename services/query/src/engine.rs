@@ -15,13 +15,14 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::SchemaProvider;
 use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
@@ -414,7 +415,18 @@ impl Engine {
         let state = self.state(&moment)?;
         let plan = state.statement_to_plan(statement).await?;
         READ_ONLY.verify_plan(&plan)?;
-        let parameters: Vec<_> = plan.get_parameter_types()?.into_iter().collect();
+        let mut parameters = plan.get_parameter_types()?;
+        plan.apply_with_subqueries(|node| {
+            let LogicalPlan::Limit(limit) = node else { return Ok(TreeNodeRecursion::Continue) };
+            // Nothing else says that these are numbers.
+            for expr in [&limit.skip, &limit.fetch].into_iter().flatten() {
+                if let Expr::Placeholder(parameter) = expr.as_ref() {
+                    parameters.insert(parameter.id.clone(), Some(DataType::Int64));
+                }
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        let parameters: Vec<_> = parameters.into_iter().collect();
         if parameters.is_empty() && !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
             let optimized = state.optimize(&plan)?;
             let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };

@@ -15,8 +15,11 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableFunctionArgs, TableFunctionImpl, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::context::ExecutionProps;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
@@ -293,12 +296,18 @@ pub struct InstrumentsAt(pub Instruments);
 
 impl TableFunctionImpl for InstrumentsAt {
     fn call_with_args(&self, args: TableFunctionArgs<'_, '_>) -> Result<Arc<dyn TableProvider>> {
-        let [Expr::Literal(value, _)] = args.exprs() else {
-            return Err(DataFusionError::Plan(
-                "instruments takes one time that is constant, like instruments('2024-08-08')".to_owned(),
-            ));
-        };
-        let ns = nanoseconds(value)?;
+        let wrong = || DataFusionError::Plan(format!("{NAME} takes one time that is constant, like {NAME}('2024-08-08')"));
+        let [time] = args.exprs() else { return Err(wrong()) };
+        // What it is given does not know the time: now() is still a call.
+        let options = args.session().config().options();
+        let mut started = ExecutionProps::new();
+        started.mark_start_execution(options.clone());
+        let context = SimplifyContext::builder()
+            .with_config_options(options.clone())
+            .with_query_execution_start_time(started.query_execution_start_time)
+            .build();
+        let Expr::Literal(value, _) = ExprSimplifier::new(context).simplify(time.clone())? else { return Err(wrong()) };
+        let ns = nanoseconds(&value)?;
         Ok(Arc::new(Instruments { until: u64::try_from(ns).ok().map(Ts), ..self.0.clone() }))
     }
 }

@@ -151,7 +151,12 @@ fn an_answer_goes_to_a_file_of_the_format_of_its_name() {
     assert_eq!((batch.num_rows(), batch.schema().field(1).data_type().clone(), batches.count()), (2, utc, 0));
     assert_eq!(batch.schema().field(0).data_type(), &arrow::datatypes::DataType::Utf8);
     // As its own export, a Parquet file can be asked for its rows; the count is in its last bytes.
-    ok(&["--out", &path("a.parquet"), "-c", "select price, price, struct(symbol) as s, lsn from trade"]);
+    ok(&[
+        "--out",
+        &path("a.parquet"),
+        "-c",
+        "select a.price, b.price, struct(a.symbol) as s from trade a join trade b on a.lsn = b.lsn",
+    ]);
     let parquet = std::fs::read(path("a.parquet")).unwrap();
     assert!(parquet.starts_with(b"PAR1") && parquet.ends_with(b"PAR1"));
     let wanted: &[u8] = b"price_2";

@@ -64,7 +64,12 @@ impl Caller {
 
     /// The settings of the call.
     pub fn settings(&self) -> Settings {
-        self.own.unwrap_or_else(|| *self.shared.lock().unwrap_or_else(PoisonError::into_inner))
+        self.own.unwrap_or_else(|| self.of_session())
+    }
+
+    /// The settings of the session, without those that the call carries.
+    pub fn of_session(&self) -> Settings {
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the settings of the session.
@@ -208,8 +213,7 @@ impl Calls {
 
     /// Runs `sql` in the session of `caller`, whose settings may not be those that the call carries; whether it is a `SET`.
     async fn set(&self, sql: &str, caller: &Caller) -> Result<bool, Status> {
-        let shared = *caller.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut session = Session::new(self.engine.clone(), shared);
+        let mut session = Session::new(self.engine.clone(), caller.of_session());
         let is_set = matches!(session.run(sql, Vec::new()).await.map_err(status)?, Reply::Done(_));
         if is_set {
             caller.set(*session.settings());
@@ -423,7 +427,7 @@ impl FlightSqlService for Calls {
     ) -> Result<Response<<Self as FlightService>::DoActionStream>, Status> {
         let caller = Caller::of(&request)?;
         let action = request.into_inner();
-        let mut session = Session::new(self.engine.clone(), caller.settings());
+        let mut session = Session::new(self.engine.clone(), caller.of_session());
         let body = actions::run(&action, &mut session)?;
         caller.set(*session.settings());
         let result = arrow_flight::Result { body: body.into() };

@@ -46,10 +46,18 @@ struct Kept {
     used: u64,
 }
 
+/// The plans by their statements.
+#[derive(Debug, Default)]
+struct All {
+    kept: HashMap<(String, Settings), Kept>,
+    /// Rises with each use.
+    clock: u64,
+}
+
 /// The plans.
 #[derive(Debug, Default)]
 pub struct Plans {
-    all: Mutex<(HashMap<(String, Settings), Kept>, u64)>,
+    all: Mutex<All>,
 }
 
 /// The place of a kind's table in a plan that is kept.
@@ -132,7 +140,7 @@ impl Plans {
         let found = {
             // Nothing is half changed by a panic: entries are replaced as a whole.
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            let (kept, clock) = &mut *all;
+            let All { kept, clock } = &mut *all;
             *clock += 1;
             let Some(found) = kept.get_mut(&(sql.to_owned(), *settings)).filter(|kept| kept.kinds == moment.kinds.len()) else {
                 return Ok(None);
@@ -166,7 +174,7 @@ impl Plans {
         let Some(places) = places else { return Ok(()) };
         // As in `find`.
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kept, clock) = &mut *all;
+        let All { kept, clock } = &mut *all;
         *clock += 1;
         if kept.len() >= PLANS_MAX {
             let oldest = kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone());
@@ -179,7 +187,7 @@ impl Plans {
 
     /// How many plans are kept.
     pub fn len(&self) -> usize {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).0.len()
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).kept.len()
     }
 
     /// Whether no plan is kept.

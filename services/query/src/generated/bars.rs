@@ -132,7 +132,7 @@ impl Bars {
 
 /// The trades that bars are made of: as they are stored, or as known at a record.
 enum Trades<'s> {
-    Stored(Scan<'s>, Lsn),
+    Stored(Box<Scan<'s>>, Lsn),
     Known(Box<KnownTrades<'s>>),
 }
 
@@ -142,7 +142,7 @@ impl<'s> Trades<'s> {
             return Ok(Trades::Known(Box::new(moment.snapshot.as_known_at(known).trades(instrument, range)?)));
         }
         let scan = moment.snapshot.scan(Series { instrument, kind: Trade::KIND }, range);
-        Ok(Trades::Stored(scan, moment.until.unwrap_or(Lsn(u64::MAX))))
+        Ok(Trades::Stored(Box::new(scan), moment.until.unwrap_or(Lsn(u64::MAX))))
     }
 
     /// The next trade with its LSN and its index time.

@@ -310,7 +310,7 @@ fn conditions_orders_limits_and_joins_hold_for_trades_as_known() {
         assert_eq!(bounds[0][..3], [all.len() as u64, times().min().unwrap(), times().max().unwrap()].map(|n| n.to_string()));
         assert_eq!(bounds[0][3].trim_end_matches(".0"), sum.to_string());
         let mut newest: BTreeMap<&str, Row> = BTreeMap::new();
-        all.iter().for_each(|row| drop(newest.insert(row.symbol, row.clone())));
+        newest.extend(all.iter().map(|row| (row.symbol, row.clone())));
         let newest: Vec<Row> = newest.into_values().collect();
         let found = ask(&format!("select {COLUMNS} from trade latest on time partition by symbol order by symbol"), lsn);
         assert_eq!(found, shown(&newest));

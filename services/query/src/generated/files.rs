@@ -1,7 +1,7 @@
 //! Owns: `read_parquet(path)`, `read_arrow(path)`, `read_csv(path)`: the rows of a user's file, to be joined with the store's.
 //!
-//! What must hold: a file is read with the rights of this process, so only where the user of the process asks for it: not by a server,
-//! unless it is told to. A batch is held at a time.
+//! What must hold: a file is read with the rights of this process, so only where the user of the process asks for it: a server refuses,
+//! unless it was started with `--read-files`. A batch is held at a time.
 
 use std::fs::File;
 use std::io::{BufReader, Seek};

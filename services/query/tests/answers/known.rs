@@ -9,6 +9,7 @@ use futures::StreamExt;
 use tape_query::engine::{Engine, Options, Settings};
 use tape_query::failure::QueryError;
 use tape_query::known::AsKnown;
+use tapestore::bars::{Builder, Options as BarOptions, Rule};
 use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
 use tapestore::publisher::{self, PublishError, Publisher};
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
@@ -314,6 +315,23 @@ fn conditions_orders_limits_and_joins_hold_for_trades_as_known() {
         let newest: Vec<Row> = newest.into_values().collect();
         let found = ask(&format!("select {COLUMNS} from trade latest on time partition by symbol order by symbol"), lsn);
         assert_eq!(found, shown(&newest));
+    }
+}
+
+#[test]
+fn bars_as_known_at_a_record_are_of_the_trades_that_were_valid() {
+    for lsn in [7_777, RECORDS + 500] {
+        for (symbol, id) in SYMBOLS.iter().zip(&world().ids) {
+            let (mut builder, mut bars) = (Builder::new(BarOptions::new(Rule::Ticks(50))).unwrap(), Vec::new());
+            let mut trades = world().snapshot.as_known_at(Lsn(lsn)).trades(*id, TimeRange::ALL).unwrap();
+            while let Some(known) = trades.next().unwrap() {
+                builder.push(known.lsn, known.index_time, &known.trade, &mut |bar| bars.push(bar));
+            }
+            builder.finish(&mut |bar| bars.push(bar));
+            let shown = bars.iter().map(|bar| [bar.start.0, bar.trades, bar.first_lsn.0, bar.last_lsn.0].map(|n| n.to_string()));
+            let sql = format!("select cast(time as bigint), trades, first_lsn, last_lsn from bars('{symbol}', '50 ticks')");
+            assert_eq!(ask(&sql, lsn), shown.collect::<Vec<_>>(), "{symbol} at {lsn}");
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use tape_services::addresses;
 pub use tape_services::processes::PATIENCE;
 use tape_services::processes::{self, Process, Served};
 use tapestore::agent::Wait;
@@ -110,8 +111,8 @@ fn own(arguments: &[&str], store: &Path) -> Command {
     command
 }
 
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+fn unused_address() -> String {
+    addresses::unused(1).unwrap().remove(0).to_string()
 }
 
 impl Hosts {
@@ -129,7 +130,7 @@ impl Hosts {
         );
         std::fs::write(dir.path().join("storage.toml"), text).unwrap();
         let mut this = Hosts { dir, shape, hosts: Vec::new(), links: std::collections::BTreeMap::new() };
-        let addresses: Vec<String> = (0..shape.count).map(|_| free_address()).collect();
+        let addresses: Vec<String> = (0..shape.count).map(|_| unused_address()).collect();
         for (node, address) in (1..).zip(&addresses) {
             let store = this.dir.path().join(format!("node-{node}"));
             let served = Served::new(store.clone());
@@ -338,7 +339,7 @@ impl Hosts {
             self.ask(leader, Asked::Status).ok().filter(|r| r.members.iter().all(|m| m.node.0 != node))
         })?;
         self.hosts.retain(|h| h.node != node);
-        let (address, store) = (free_address(), self.dir.path().join(format!("node-{next}")));
+        let (address, store) = (unused_address(), self.dir.path().join(format!("node-{next}")));
         let backup = self.dir.path().join(format!("backup-{next}"));
         let run = |arguments: &[&str], store: &Path| {
             let status = own(arguments, store).status().unwrap();

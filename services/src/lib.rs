@@ -6,6 +6,7 @@ macro_rules! out {
 }
 
 pub mod accounting;
+pub mod addresses;
 pub mod backup;
 pub mod bars;
 pub mod book;

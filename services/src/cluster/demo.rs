@@ -1,7 +1,6 @@
 //! Owns: `tape demo --cluster`: the processes of three or more hosts on loopback addresses, a publisher on one of them, and a
 //! kill of the leader.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use tapestore_engine::cluster_admin::{NewCluster, initialise};
 use tapestore_engine::consensus::message::{Command, Member, Report};
 
 use super::{Target, request};
+use crate::addresses;
 use crate::demo::{Args, check_stop, own, stored, unless_interrupted};
 use crate::exit::{DIFFERENCE, Failure, Outcome, USAGE};
 use crate::load::Loader;
@@ -144,8 +144,7 @@ fn run_until(stop: &AtomicBool, args: &Args, count: u64, format: Format) -> Outc
 
 /// Initialises a cluster of `count` hosts in `dir`.
 fn make(dir: &Path, count: u64) -> Outcome<Vec<Host>> {
-    let ports = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-    let addresses = ports.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+    let addresses = addresses::unused(usize::try_from(count).unwrap_or(usize::MAX))?;
     let member = |(n, a): (u64, &std::net::SocketAddr)| Member { node: NodeId(n), address: a.to_string(), is_voter: true };
     let members: Vec<Member> = (1..).zip(&addresses).map(member).collect();
     let mut hosts = Vec::new();

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tape_services::addresses;
 use tape_services::processes::{Process, free_shared_memory};
 use tape_services::replication::local;
 use tape_services::replication::peer::VERSION;
@@ -56,10 +57,7 @@ impl Hosts {
     pub(crate) fn bare(count: usize, has_tls: bool) -> (Hosts, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("storage.toml"), TIMES).unwrap();
-        // Ports that were free a moment ago.
-        let ports: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<_> = ports.iter().map(|p| p.local_addr().unwrap().to_string()).collect();
-        drop(ports);
+        let addresses: Vec<_> = addresses::unused(count).unwrap().iter().map(ToString::to_string).collect();
         let members = (1..).zip(&addresses).map(|(n, a)| format!("{n}={a}")).collect();
         let store = |n| dir.path().join(format!("host-{n}"));
         let hosts = (1..=count).map(|n| Host { store: store(n), storage: None, replication: None }).collect();
@@ -340,7 +338,7 @@ fn a_host_joins_with_an_empty_store_and_another_with_a_backup_and_both_have_ever
     publisher.flush(Durability::Quorum, PATIENCE).unwrap();
     let members: Vec<_> = (1..).zip(&hosts.addresses).map(|(n, a)| format!("{n}={a}")).collect();
     for n in [4, 5] {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = addresses::unused(1).unwrap().remove(0);
         let store = hosts.dir.path().join(format!("host-{n}"));
         hosts.hosts.push(Host { store, storage: None, replication: None });
         hosts.addresses.push(port.to_string());

@@ -53,7 +53,7 @@ fn with_history(has_tls: bool, bytes_per_second: u64) -> (Hosts, Publisher, usiz
 
 /// Initialises and starts a host with an empty store and the members `others` and itself.
 fn join(hosts: &mut Hosts, n: usize, others: std::ops::RangeInclusive<usize>) -> String {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = tape_services::addresses::unused(1).unwrap().remove(0);
     let store = hosts.dir.path().join(format!("host-{n}"));
     hosts.hosts.push(Host { store, storage: None, replication: None });
     hosts.addresses.push(port.to_string());

@@ -79,7 +79,7 @@ fn is_subquery(expr: &Expr) -> bool {
 }
 
 /// Whether `expr` calls a function like `now()`.
-fn is_of_the_moment(expr: &Expr) -> bool {
+pub fn is_of_the_moment(expr: &Expr) -> bool {
     match expr {
         Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
         Expr::AggregateFunction(call) => call.func.signature().volatility == Volatility::Volatile,

@@ -27,6 +27,7 @@ use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
 use futures::Stream;
+use futures::future::BoxFuture;
 use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
@@ -37,12 +38,19 @@ use crate::catalog::Tables;
 use crate::failure::{QueryError, external};
 use crate::known::AsKnown;
 use crate::names::Names;
+use crate::opaque::Opaque;
 use crate::plans::{Plan, Plans};
 use crate::schema::KindTable;
 use crate::{dialect, planner, updates};
 
 /// Consumers of memory that an error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
+
+/// What is waited for. The type is named, because a future whose type is not is looked through by every caller: see [`Opaque`].
+pub type Awaited<'a, T> = BoxFuture<'a, Result<T, QueryError>>;
+
+/// The parameters of a statement, like `$1`, with their types; `None`: any.
+pub type Parameters = Vec<(String, Option<DataType>)>;
 
 /// Limits of an engine.
 #[derive(Clone, Debug)]
@@ -72,7 +80,7 @@ pub struct Engine {
     store: PathBuf,
     options: Options,
     /// What all statements are planned with.
-    common: SessionState,
+    common: Opaque<SessionState>,
     plans: Plans,
     /// The names of aggregate functions.
     aggregates: HashSet<String>,
@@ -164,7 +172,7 @@ impl Engine {
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
         let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new() };
-        let common = planner::common(runtime, options.threads);
+        let common = Opaque::new(planner::common(runtime, options.threads));
         let aggregates = planner::aggregates()
             .iter()
             .flat_map(|f| {
@@ -300,79 +308,91 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn again(&self, sql: &str, settings: &Settings) -> Result<Option<Answer>, QueryError> {
-        let moment = self.moment(settings)?;
-        let Some(Plan { plan, .. }) = self.plans.find(sql, settings, &moment)? else { return Ok(None) };
-        let state = self.state(&moment)?;
-        self.run(&state, &plan, moment).await.map(Some)
+    pub fn again<'a>(&'a self, sql: &'a str, settings: &'a Settings) -> Awaited<'a, Option<Answer>> {
+        Box::pin(async move {
+            let moment = self.moment(settings)?;
+            let Some(Plan { plan, .. }) = self.plans.find(sql, settings, &moment)? else { return Ok(None) };
+            let state = self.state(&moment)?;
+            self.run(&state, &plan, moment).await.map(Some)
+        })
     }
 
     /// Answers `statement`, which is `sql`, with `parameters` for `$1`, `$2` and so on.
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn answer(
-        &self,
-        sql: &str,
+    pub fn answer<'a>(
+        &'a self,
+        sql: &'a str,
         statement: Statement,
         parameters: Vec<ScalarValue>,
-        settings: &Settings,
-    ) -> Result<Answer, QueryError> {
-        let moment = self.moment(settings)?;
-        let state = self.state(&moment)?;
-        let has_parameters = !parameters.is_empty();
-        let plan = Self::plan_of(&state, statement, parameters).await?;
-        let optimized = state.optimize(&plan)?;
-        if has_parameters {
-            // The values are in the plan, and not in the text.
-            return self.run(&state, &optimized, moment).await;
-        }
-        let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };
-        self.plans.keep(sql, settings, &plan, &kept, &moment)?;
-        self.run(&state, &kept.plan, moment).await
+        settings: &'a Settings,
+    ) -> Awaited<'a, Answer> {
+        Box::pin(async move {
+            let moment = self.moment(settings)?;
+            let state = self.state(&moment)?;
+            if !parameters.is_empty() {
+                // The values are in the plan, and not in the text: it is not kept.
+                let plan = plan_of(&state, statement).await?.with_param_values(parameters)?;
+                return self.run(&state, &state.optimize(&plan)?, moment).await;
+            }
+            let plan = plan_of(&state, statement).await?;
+            let Plan { plan, .. } = self.optimized(&state, (sql, settings), &plan, &moment)?;
+            self.run(&state, &plan, moment).await
+        })
     }
 
     /// Answers what `change` makes of the plan of `statement`.
     ///
     /// # Errors
     /// As [`Engine::query`], and those of `change`.
-    pub async fn answer_as(
-        &self,
+    pub fn answer_as<'a>(
+        &'a self,
         statement: Statement,
         parameters: Vec<ScalarValue>,
-        settings: &Settings,
+        settings: &'a Settings,
         change: fn(&LogicalPlan) -> Result<LogicalPlan, DataFusionError>,
-    ) -> Result<Answer, QueryError> {
-        let moment = self.moment(settings)?;
-        let state = self.state(&moment)?;
-        let plan = change(&Self::plan_of(&state, statement, parameters).await?)?;
-        self.run(&state, &state.optimize(&plan)?, moment).await
+    ) -> Awaited<'a, Answer> {
+        Box::pin(async move {
+            let moment = self.moment(settings)?;
+            let state = self.state(&moment)?;
+            let mut plan = plan_of(&state, statement).await?;
+            if !parameters.is_empty() {
+                plan = plan.with_param_values(parameters)?;
+            }
+            self.run(&state, &state.optimize(&change(&plan)?)?, moment).await
+        })
     }
 
-    /// The plan of `statement` with `parameters` in their places.
-    async fn plan_of(
+    /// Optimizes `plan`, that of the statement `of` under its settings, and keeps it.
+    fn optimized(
+        &self,
         state: &SessionState,
-        statement: Statement,
-        parameters: Vec<ScalarValue>,
-    ) -> Result<LogicalPlan, QueryError> {
-        let plan = state.statement_to_plan(statement).await?;
-        READ_ONLY.verify_plan(&plan)?;
-        Ok(if parameters.is_empty() { plan } else { plan.with_param_values(parameters)? })
+        of: (&str, &Settings),
+        plan: &LogicalPlan,
+        moment: &Moment,
+    ) -> Result<Plan, QueryError> {
+        let optimized = state.optimize(plan)?;
+        let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };
+        self.plans.keep(of.0, of.1, plan, &kept, moment)?;
+        Ok(kept)
     }
 
     /// Runs `plan`, which is optimized.
-    async fn run(&self, state: &SessionState, plan: &LogicalPlan, moment: Moment) -> Result<Answer, QueryError> {
-        let physical = state.query_planner().create_physical_plan(plan, state).await?;
-        let rows = execute_stream(physical.clone(), state.task_ctx())?;
-        let schema = rows.schema();
-        let rows = Box::pin(Limited {
-            rows,
-            snapshot: moment.snapshot.clone(),
-            limit: self.options.time,
-            ends: Box::pin(tokio::time::sleep(self.options.time)),
-            is_over: false,
-        });
-        Ok(Answer { schema, rows, plan: physical, last: moment.snapshot.last() })
+    fn run<'a>(&'a self, state: &'a SessionState, plan: &'a LogicalPlan, moment: Moment) -> Awaited<'a, Answer> {
+        Box::pin(async move {
+            let physical = state.query_planner().create_physical_plan(plan, state).await?;
+            let rows = execute_stream(physical.clone(), state.task_ctx())?;
+            let schema = rows.schema();
+            let rows = Box::pin(Limited {
+                rows,
+                snapshot: moment.snapshot.clone(),
+                limit: self.options.time,
+                ends: Box::pin(tokio::time::sleep(self.options.time)),
+                is_over: false,
+            });
+            Ok(Answer { schema, rows, plan: physical, last: moment.snapshot.last() })
+        })
     }
 
     /// Plans of statements that are kept.
@@ -384,15 +404,12 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn plan(
-        &self,
-        statement: Statement,
-        settings: &Settings,
-    ) -> Result<(LogicalPlan, Vec<Arc<KindTable>>), QueryError> {
-        let moment = self.moment(settings)?;
-        let plan = self.state(&moment)?.statement_to_plan(statement).await?;
-        READ_ONLY.verify_plan(&plan)?;
-        Ok((plan, moment.kinds))
+    pub fn plan<'a>(&'a self, statement: Statement, settings: &'a Settings) -> Awaited<'a, (LogicalPlan, Vec<Arc<KindTable>>)> {
+        Box::pin(async move {
+            let moment = self.moment(settings)?;
+            let plan = plan_of(&self.state(&moment)?, statement).await?;
+            Ok((plan, moment.kinds))
+        })
     }
 
     /// Whether a storage process serves the store.
@@ -405,37 +422,25 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::query`].
-    pub async fn describe(
-        &self,
-        sql: &str,
+    pub fn describe<'a>(
+        &'a self,
+        sql: &'a str,
         statement: Statement,
-        settings: &Settings,
-    ) -> Result<(SchemaRef, Vec<(String, Option<DataType>)>), QueryError> {
-        let moment = self.moment(settings)?;
-        let state = self.state(&moment)?;
-        let plan = state.statement_to_plan(statement).await?;
-        READ_ONLY.verify_plan(&plan)?;
-        let mut parameters = plan.get_parameter_types()?;
-        plan.apply_with_subqueries(|node| {
-            let LogicalPlan::Limit(limit) = node else { return Ok(TreeNodeRecursion::Continue) };
-            // Nothing else says that these are numbers.
-            for expr in [&limit.skip, &limit.fetch].into_iter().flatten() {
-                if let Expr::Placeholder(parameter) = expr.as_ref() {
-                    parameters.insert(parameter.id.clone(), Some(DataType::Int64));
-                }
+        settings: &'a Settings,
+    ) -> Awaited<'a, (SchemaRef, Parameters)> {
+        Box::pin(async move {
+            let moment = self.moment(settings)?;
+            let state = self.state(&moment)?;
+            let plan = plan_of(&state, statement).await?;
+            let parameters = parameters_of(&plan)?;
+            if parameters.is_empty() && !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
+                let kept = self.optimized(&state, (sql, settings), &plan, &moment)?;
+                return Ok((kept.schema, parameters));
             }
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-        let parameters: Vec<_> = parameters.into_iter().collect();
-        if parameters.is_empty() && !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
-            let optimized = state.optimize(&plan)?;
-            let kept = Plan { schema: optimized.schema().inner().clone(), plan: optimized };
-            self.plans.keep(sql, settings, &plan, &kept, &moment)?;
-            return Ok((kept.schema, parameters));
-        }
-        // Types are coerced, and functions get their final types, when the plan is analysed.
-        let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
-        Ok((plan.schema().inner().clone(), parameters))
+            // Types are coerced, and functions get their final types, when the plan is analysed.
+            let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+            Ok((plan.schema().inner().clone(), parameters))
+        })
     }
 
     /// The columns of the rows of `sql`, if its plan is kept: it has no parameters.
@@ -445,6 +450,31 @@ impl Engine {
     pub fn described(&self, sql: &str, settings: &Settings) -> Result<Option<SchemaRef>, QueryError> {
         Ok(self.plans.find(sql, settings, &self.moment(settings)?)?.map(|plan| plan.schema))
     }
+}
+
+/// The plan of `statement`, which only reads.
+fn plan_of(state: &SessionState, statement: Statement) -> Awaited<'_, LogicalPlan> {
+    Box::pin(async move {
+        let plan = state.statement_to_plan(statement).await?;
+        READ_ONLY.verify_plan(&plan)?;
+        Ok(plan)
+    })
+}
+
+/// The parameters of `plan` with their types.
+fn parameters_of(plan: &LogicalPlan) -> Result<Parameters, QueryError> {
+    let mut parameters = plan.get_parameter_types()?;
+    plan.apply_with_subqueries(|node| {
+        let LogicalPlan::Limit(limit) = node else { return Ok(TreeNodeRecursion::Continue) };
+        // Nothing else says that these are numbers.
+        for expr in [&limit.skip, &limit.fetch].into_iter().flatten() {
+            if let Expr::Placeholder(parameter) = expr.as_ref() {
+                parameters.insert(parameter.id.clone(), Some(DataType::Int64));
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(parameters.into_iter().collect())
 }
 
 /// What a statement may do.

@@ -17,24 +17,22 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, TimestampNanosecondArray, UInt32Array, new_null_array};
 use arrow::compute::{SortOptions, cast, concat_batches, take};
-use arrow::datatypes::{DataType, Float64Type, TimestampNanosecondType};
-use datafusion::common::tree_node::TreeNodeRecursion;
+use arrow::datatypes::{DataType, Float64Type, SchemaRef, TimestampNanosecondType};
 use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{
-    Distribution, EquivalenceProperties, LexOrdering, OrderingRequirements, PhysicalExpr, PhysicalSortExpr,
-};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties};
+use datafusion::physical_plan::{ExecutionPlan, Partitioning, PlanProperties};
 use futures::{StreamExt, stream};
 use jiff::tz::TimeZone;
 
 use crate::interval::Interval;
+use crate::one_input::{OneInput, Step};
 use crate::pieces::BATCH_ROWS;
 use crate::runs::Runs;
 
@@ -176,90 +174,67 @@ impl UserDefinedLogicalNodeCore for Fill {
 /// There is no such time zone.
 pub fn plan(node: &Fill, input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let zone = zone_of(&node.zone)?;
-    Ok(Arc::new(FillExec::new(input.clone(), node.roles.clone(), node.interval, zone)))
+    let (roles, interval) = (node.roles.clone(), node.interval);
+    Ok(Arc::new(OneInput::new(Arc::new(Filling { roles, interval, zone, columns: input.schema() }), input.clone())))
 }
 
 /// Makes the rows.
 #[derive(Debug)]
-struct FillExec {
-    input: Arc<dyn ExecutionPlan>,
+struct Filling {
     roles: Vec<Role>,
     interval: Interval,
     zone: TimeZone,
-    properties: Arc<PlanProperties>,
+    /// Those of the input.
+    columns: SchemaRef,
 }
 
-impl FillExec {
-    fn new(input: Arc<dyn ExecutionPlan>, roles: Vec<Role>, interval: Interval, zone: TimeZone) -> FillExec {
-        let fields: Vec<_> = input.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
-        let schema = Arc::new(arrow::datatypes::Schema::new(fields));
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema),
+impl Filling {
+    /// Columns of a role.
+    fn of(&self, wanted: impl Fn(&Role) -> bool) -> Vec<usize> {
+        self.roles.iter().enumerate().filter(|(_, role)| wanted(role)).map(|(at, _)| at).collect()
+    }
+
+    /// The columns of the rows that are made: any may be null.
+    fn schema(&self) -> SchemaRef {
+        let fields: Vec<_> = self.columns.fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect();
+        Arc::new(arrow::datatypes::Schema::new(fields))
+    }
+}
+
+impl Step for Filling {
+    const NAME: &'static str = "FillExec";
+    const KEEPS_ORDER: bool = false;
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.interval)
+    }
+
+    fn order(&self) -> Vec<PhysicalSortExpr> {
+        let options = SortOptions { descending: false, nulls_first: false };
+        let mut columns = self.of(|role| *role == Role::Key);
+        columns.extend(self.of(|role| *role == Role::Time).first());
+        let sorted = columns.into_iter().map(|at| {
+            let column = Column::new(self.columns.field(at).name(), at);
+            PhysicalSortExpr::new(Arc::new(column) as Arc<dyn PhysicalExpr>, options)
+        });
+        sorted.collect()
+    }
+
+    fn properties(&self, _: &Arc<dyn ExecutionPlan>) -> Arc<PlanProperties> {
+        Arc::new(PlanProperties::new(
+            EquivalenceProperties::new(self.schema()),
             Partitioning::UnknownPartitioning(1),
             EmissionType::Final,
             Boundedness::Bounded,
-        );
-        FillExec { input, roles, interval, zone, properties: Arc::new(properties) }
+        ))
     }
 
-    fn columns(&self, wanted: impl Fn(&Role) -> bool) -> Vec<usize> {
-        self.roles.iter().enumerate().filter(|(_, role)| wanted(role)).map(|(at, _)| at).collect()
-    }
-}
-
-impl DisplayAs for FillExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FillExec: {:?}", self.interval)
-    }
-}
-
-impl ExecutionPlan for FillExec {
-    fn name(&self) -> &'static str {
-        "FillExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn required_input_distribution(&self) -> Vec<Distribution> {
-        vec![Distribution::SinglePartition]
-    }
-
-    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
-        let options = SortOptions { descending: false, nulls_first: false };
-        let mut columns = self.columns(|role| *role == Role::Key);
-        columns.extend(self.columns(|role| *role == Role::Time).first());
-        let sorted = columns.into_iter().map(|at| {
-            let name = self.input.schema().field(at).name().clone();
-            PhysicalSortExpr::new(Arc::new(Column::new(&name, at)) as Arc<dyn PhysicalExpr>, options)
-        });
-        vec![LexOrdering::new(sorted).map(OrderingRequirements::from)]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [input] = <[Arc<dyn ExecutionPlan>; 1]>::try_from(children)
-            .map_err(|_| DataFusionError::Internal("a fill has one input".to_owned()))?;
-        Ok(Arc::new(FillExec::new(input, self.roles.clone(), self.interval, self.zone.clone())))
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let mut rows = self.input.execute(partition, context.clone())?;
+    fn run(&self, mut rows: SendableRecordBatchStream, context: &TaskContext) -> Result<SendableRecordBatchStream> {
         let schema = self.schema();
+        let made = schema.clone();
         let (roles, interval, zone) = (self.roles.clone(), self.interval, self.zone.clone());
-        let keys = self.columns(|role| *role == Role::Key);
-        let time = self.columns(|role| *role == Role::Time).first().copied().unwrap_or(0);
+        let keys = self.of(|role| *role == Role::Key);
+        let time = self.of(|role| *role == Role::Time).first().copied().unwrap_or(0);
         let reservation = MemoryConsumer::new("FillExec").register(context.memory_pool());
         let all = async move {
             let mut batches = Vec::new();
@@ -269,7 +244,7 @@ impl ExecutionPlan for FillExec {
             }
             let batch = concat_batches(&rows.schema(), &batches)?;
             drop(batches);
-            Filler::new(batch, schema, roles, (interval, zone), &keys, time).map(|filler| (filler, reservation))
+            Filler::new(batch, made, roles, (interval, zone), &keys, time).map(|filler| (filler, reservation))
         };
         let filled = stream::once(all).flat_map(|made| match made {
             Ok(made) => stream::try_unfold(made, |(mut filler, reservation)| async move {
@@ -280,7 +255,7 @@ impl ExecutionPlan for FillExec {
             .boxed(),
             Err(error) => stream::once(async { Err(error) }).boxed(),
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), filled)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, filled)))
     }
 }
 

@@ -11,17 +11,18 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::{SortOptions, take_record_batch};
 use arrow::row::OwnedRow;
 use datafusion::common::DFSchemaRef;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{Distribution, LexOrdering, OrderingRequirements, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
+
 use futures::{StreamExt, stream};
 
 use crate::asof::node::lsn_of;
+use crate::one_input::{OneInput, Step};
 use crate::runs::Runs;
 use crate::scan::Scan;
 
@@ -101,92 +102,38 @@ pub fn plan(node: &Latest, input: &Arc<dyn ExecutionPlan>, physical: &Physical<'
     {
         return Ok(Arc::new(newest));
     }
-    Ok(Arc::new(LatestExec::new(input.clone(), time, keys, lsn_of(node.input.schema()))))
+    let lsn = lsn_of(node.input.schema());
+    let lsn = lsn.map(|at| Arc::new(Column::new(input.schema().field(at).name(), at)) as Arc<dyn PhysicalExpr>);
+    Ok(Arc::new(OneInput::new(Arc::new(FirstOfKeys { time, keys, lsn }), input.clone())))
 }
 
 /// Keeps the first row of each run of keys.
 #[derive(Debug)]
-struct LatestExec {
-    input: Arc<dyn ExecutionPlan>,
+struct FirstOfKeys {
     time: Arc<dyn PhysicalExpr>,
     keys: Vec<Arc<dyn PhysicalExpr>>,
-    lsn: Option<usize>,
-    properties: Arc<PlanProperties>,
+    lsn: Option<Arc<dyn PhysicalExpr>>,
 }
 
-impl LatestExec {
-    fn new(
-        input: Arc<dyn ExecutionPlan>,
-        time: Arc<dyn PhysicalExpr>,
-        keys: Vec<Arc<dyn PhysicalExpr>>,
-        lsn: Option<usize>,
-    ) -> LatestExec {
-        let properties = input.properties().clone();
-        LatestExec { input, time, keys, lsn, properties }
-    }
-}
+impl Step for FirstOfKeys {
+    const NAME: &'static str = "LatestExec";
+    const KEEPS_ORDER: bool = true;
 
-impl DisplayAs for LatestExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys: Vec<String> = self.keys.iter().map(ToString::to_string).collect();
-        write!(f, "LatestExec: on {} by {}", self.time, keys.join(", "))
-    }
-}
-
-impl ExecutionPlan for LatestExec {
-    fn name(&self) -> &'static str {
-        "LatestExec"
+        write!(f, "on {} by {}", self.time, keys.join(", "))
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
+    fn order(&self) -> Vec<PhysicalSortExpr> {
+        let sorted = |expr: &Arc<dyn PhysicalExpr>, descending| {
+            PhysicalSortExpr::new(expr.clone(), SortOptions { descending, nulls_first: false })
+        };
+        let newest_first = std::iter::once(&self.time).chain(&self.lsn).map(|expr| sorted(expr, true));
+        self.keys.iter().map(|key| sorted(key, false)).chain(newest_first).collect()
     }
 
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn required_input_distribution(&self) -> Vec<Distribution> {
-        vec![Distribution::SinglePartition]
-    }
-
-    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
-        let ascending = SortOptions { descending: false, nulls_first: false };
-        let descending = SortOptions { descending: true, nulls_first: false };
-        let mut sorted: Vec<PhysicalSortExpr> =
-            self.keys.iter().map(|key| PhysicalSortExpr::new(key.clone(), ascending)).collect();
-        sorted.push(PhysicalSortExpr::new(self.time.clone(), descending));
-        if let Some(at) = self.lsn {
-            let name = self.input.schema().field(at).name().clone();
-            sorted.push(PhysicalSortExpr::new(Arc::new(Column::new(&name, at)), descending));
-        }
-        vec![LexOrdering::new(sorted).map(OrderingRequirements::from)]
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
-
-    fn apply_expressions(
-        &self,
-        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        for expr in std::iter::once(&self.time).chain(&self.keys) {
-            if f(expr)? == TreeNodeRecursion::Stop {
-                return Ok(TreeNodeRecursion::Stop);
-            }
-        }
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [input] = <[Arc<dyn ExecutionPlan>; 1]>::try_from(children)
-            .map_err(|_| DataFusionError::Internal("the newest rows have one input".to_owned()))?;
-        Ok(Arc::new(LatestExec::new(input, self.time.clone(), self.keys.clone(), self.lsn)))
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let rows = self.input.execute(partition, context)?;
+    fn run(&self, rows: SendableRecordBatchStream, _: &TaskContext) -> Result<SendableRecordBatchStream> {
+        let schema = rows.schema();
         let state = (rows, self.keys.clone(), Runs::default(), None::<OwnedRow>);
         let newest = stream::try_unfold(state, |(mut rows, keys, mut runs, mut last)| async move {
             while let Some(batch) = rows.next().await.transpose()? {
@@ -197,7 +144,7 @@ impl ExecutionPlan for LatestExec {
             }
             Ok::<_, DataFusionError>(None)
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), newest)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, newest)))
     }
 }
 

@@ -14,16 +14,16 @@ use arrow::array::{RecordBatch, UInt32Array};
 use arrow::compute::{SortOptions, take_record_batch};
 use arrow::row::OwnedRow;
 use datafusion::common::DFSchemaRef;
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 use datafusion::physical_expr::expressions::Column as ColumnExpr;
-use datafusion::physical_expr::{Distribution, LexOrdering, OrderingRequirements, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_expr::{PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
 use futures::{StreamExt, stream};
 
+use crate::one_input::{OneInput, Step};
 use crate::runs::Runs;
 
 /// The keys of a row.
@@ -99,72 +99,33 @@ pub fn plan(input: &Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
     let column =
         |name: &str| -> Result<Arc<dyn PhysicalExpr>> { Ok(Arc::new(ColumnExpr::new(name, input.schema().index_of(name)?))) };
     let keys = KEYS.iter().map(|name| column(name)).collect::<Result<Vec<_>>>()?;
-    Ok(Arc::new(NewestExec { input: input.clone(), keys, lsn: column(REVISION)?, properties: input.properties().clone() }))
+    Ok(Arc::new(OneInput::new(Arc::new(LastOfKeys { keys, lsn: column(REVISION)? }), input.clone())))
 }
 
 /// Keeps the last row of each run of keys.
 #[derive(Debug)]
-struct NewestExec {
-    input: Arc<dyn ExecutionPlan>,
+struct LastOfKeys {
     keys: Vec<Arc<dyn PhysicalExpr>>,
     lsn: Arc<dyn PhysicalExpr>,
-    properties: Arc<PlanProperties>,
 }
 
-impl DisplayAs for NewestExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NewestExec: by {}", KEYS.join(", "))
-    }
-}
+impl Step for LastOfKeys {
+    const NAME: &'static str = "NewestExec";
+    const KEEPS_ORDER: bool = true;
 
-impl ExecutionPlan for NewestExec {
-    fn name(&self) -> &'static str {
-        "NewestExec"
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "by {}", KEYS.join(", "))
     }
 
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn required_input_distribution(&self) -> Vec<Distribution> {
-        vec![Distribution::SinglePartition]
-    }
-
-    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
+    fn order(&self) -> Vec<PhysicalSortExpr> {
         let options = SortOptions { descending: false, nulls_first: false };
-        let sorted = self.keys.iter().chain([&self.lsn]).map(|expr| PhysicalSortExpr::new(expr.clone(), options));
-        vec![LexOrdering::new(sorted).map(OrderingRequirements::from)]
+        self.keys.iter().chain([&self.lsn]).map(|expr| PhysicalSortExpr::new(expr.clone(), options)).collect()
     }
 
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
-
-    fn apply_expressions(
-        &self,
-        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        for expr in self.keys.iter().chain([&self.lsn]) {
-            if f(expr)? == TreeNodeRecursion::Stop {
-                return Ok(TreeNodeRecursion::Stop);
-            }
-        }
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
-        let [input] = <[Arc<dyn ExecutionPlan>; 1]>::try_from(children).map_err(|_| wrong())?;
-        plan(&input)
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let rows = self.input.execute(partition, context)?.fuse();
+    fn run(&self, rows: SendableRecordBatchStream, _: &TaskContext) -> Result<SendableRecordBatchStream> {
+        let schema = rows.schema();
         // The last row of a batch may have a newer revision in the next one.
-        let state = (rows, self.keys.clone(), Runs::default(), None::<(OwnedRow, RecordBatch)>);
+        let state = (rows.fuse(), self.keys.clone(), Runs::default(), None::<(OwnedRow, RecordBatch)>);
         let newest = stream::try_unfold(state, |(mut rows, keys, mut runs, mut open)| async move {
             loop {
                 let Some(batch) = rows.next().await.transpose()? else {
@@ -175,7 +136,7 @@ impl ExecutionPlan for NewestExec {
                 }
             }
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), newest)))
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, newest)))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::engine::Moment;
 use crate::functions::{self, rewrite::Aggregates};
 use crate::generated;
 use crate::instruments::{self, Instruments, InstrumentsAt};
+use crate::one_phase::OnePhase;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::yielding::Yielding;
@@ -72,6 +73,7 @@ pub fn common(runtime: Arc<RuntimeEnv>, threads: usize) -> SessionState {
         .with_expr_planners(SessionStateDefaults::default_expr_planners())
         .with_relation_planners(vec![Arc::new(Relations)])
         .with_query_planner(Arc::new(Planner))
+        .with_physical_optimizer_rule(Arc::new(OnePhase))
         .with_physical_optimizer_rule(Arc::new(Yielding))
         .build()
 }

@@ -14,13 +14,15 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion::datasource::{provider_as_source, source_as_provider};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::{Expr, LogicalPlan, TableProviderFilterPushDown, TableScan, TableType, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableProviderFilterPushDown, TableScan, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 
+use crate::changes::is_of_the_moment;
 use crate::engine::{Moment, Settings};
 use crate::filter;
 use crate::known::AsKnown;
 use crate::newest::Newest;
+use crate::opaque::Opaque;
 use crate::schema::KindTable;
 use crate::table::StoreTable;
 
@@ -55,9 +57,15 @@ struct All {
 }
 
 /// The plans.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Plans {
-    all: Mutex<All>,
+    all: Opaque<Mutex<All>>,
+}
+
+impl Default for Plans {
+    fn default() -> Plans {
+        Plans { all: Opaque::new(Mutex::default()) }
+    }
 }
 
 /// The place of a kind's table in a plan that is kept.
@@ -118,11 +126,7 @@ fn is_lasting(plan: &LogicalPlan) -> Result<bool> {
             _ => true,
         };
         node.apply_expressions(|expr| {
-            let is_other = |expr: &Expr| match expr {
-                Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
-                Expr::Placeholder(_) | Expr::ScalarVariable(..) => true,
-                _ => false,
-            };
+            let is_other = |expr: &Expr| is_of_the_moment(expr) || matches!(expr, Expr::Placeholder(_));
             is_lasting &= !expr.exists(|expr| Ok(is_other(expr)))?;
             Ok(TreeNodeRecursion::Continue)
         })?;

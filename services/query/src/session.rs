@@ -94,9 +94,9 @@ impl Session {
             self.set(&name, &value)?;
             return Ok(Reply::Done("SET"));
         }
-        if let Some(name) = shown(&statement)
-            && let Some(value) = self.value(&name)
-        {
+        let value = shown(&statement).and_then(|name| Some((self.value(&name)?, name)));
+        if let Some((value, name)) = value {
+            drop(statement);
             let sql = format!("select '{value}' as {name}");
             return self.engine.query(&sql, &self.settings).await.map(Reply::Rows);
         }

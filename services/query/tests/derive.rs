@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
 
+mod feed;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -10,12 +12,13 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use tapestore::bars::{Builder, Options as BarOptions, Rule};
-use tapestore::lsn::{Durability, InstrumentId, Lsn, PublisherId};
-use tapestore::publisher::{self, PublishError, Publisher};
+use tapestore::lsn::{InstrumentId, Lsn, PublisherId};
 use tapestore::reader::{At, Reader, Series, Snapshot, TimeRange};
-use tapestore::record::{Bar1m, Bar1s, Kind, Price, Record, RecordRef, Size, Trade};
-use tapestore::time::{NANOS_PER_SECOND, Ts};
+use tapestore::record::{Bar1m, Bar1s, Kind, Record, Trade};
+use tapestore::time::NANOS_PER_SECOND;
 use tapestore_engine::Embedded;
+
+use feed::Feed;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const START: u64 = 1_723_161_600_000_000_000;
@@ -72,51 +75,17 @@ impl Deriving {
     }
 }
 
-/// A source of trades: mostly in order, some late by up to minutes, some without a price.
-struct Feed {
-    publisher: Publisher,
-    instruments: Vec<InstrumentId>,
-    seed: u64,
-    time: u64,
-}
-
-impl Feed {
-    fn new(store: &Path) -> Feed {
-        let publisher = Publisher::open(publisher::Options::new(store, PublisherId(1))).unwrap();
-        let names: Vec<_> = ["X:A", "X:B", "X:C", "Y:OTHER"].iter().map(|name| name.parse().unwrap()).collect();
-        let instruments = publisher.instruments(&names).unwrap();
-        Feed { publisher, instruments, seed: 20_261_130, time: START }
-    }
-
-    fn random(&mut self, below: u64) -> u64 {
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % below
-    }
-
-    fn publish(&mut self, count: usize) {
-        for _ in 0..count {
-            self.time += self.random(400) * 1_000_000;
-            let late = if self.random(20) == 0 { self.random(300) * NANOS_PER_SECOND } else { 0 };
-            let at = self.random(4) as usize;
-            let price = if self.random(50) == 0 { Price::NULL } else { Price(self.random(1000) as i64 * 10_000_000) };
-            let trade = Trade {
-                instrument: self.instruments[at],
-                source: self.random(2) as u16,
-                price,
-                size: Size(self.random(9) * 500_000_000),
-                ts_recv: Ts(self.time - late.min(self.time - START)),
-                ..Trade::default()
-            };
-            loop {
-                match self.publisher.stage(RecordRef::of(&trade)) {
-                    Ok(_) => break,
-                    Err(PublishError::Full { .. }) => {}
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        }
-        self.publisher.flush(Durability::Fsync, PATIENCE).unwrap();
-    }
+/// Some trades are minutes late.
+fn feed_of(store: &Path) -> Feed {
+    let kind = feed::Kind {
+        start: START,
+        steps: (400, 1_000_000),
+        late: (20, 300),
+        priceless: 50,
+        prices: (0, 1000, 10_000_000),
+        sizes: (9, 500_000_000),
+    };
+    Feed::new(store, &["X:A", "X:B", "X:C", "Y:OTHER"], kind)
 }
 
 /// The instrument and the start of a bar.
@@ -203,7 +172,7 @@ fn bars_of_a_process_that_is_killed_at_any_moment_are_those_of_all_trades_and_ar
         ..tapestore_engine::Options::default()
     };
     let store = Embedded::with(options()).unwrap();
-    let mut feed = Feed::new(&path);
+    let mut feed = feed_of(&path);
     // History that is there before the first start.
     feed.publish(20_000);
     for round in 0..6u64 {
@@ -231,7 +200,8 @@ fn bars_of_a_process_that_is_killed_at_any_moment_are_those_of_all_trades_and_ar
     drop(feed);
     store.stop().unwrap();
     let store = Embedded::with(options()).unwrap();
-    let mut feed = Feed { time: START + 40_000 * NANOS_PER_SECOND, ..Feed::new(&path) };
+    let mut feed = feed_of(&path);
+    feed.time = START + 40_000 * NANOS_PER_SECOND;
     feed.publish(300);
     until_equal(&path);
     waiting.stop();
@@ -241,7 +211,7 @@ fn bars_of_a_process_that_is_killed_at_any_moment_are_those_of_all_trades_and_ar
 #[test]
 fn the_table_of_derived_bars_has_the_newest_revision_of_each_and_pushes_conditions_down() {
     let store = Embedded::temporary().unwrap();
-    let mut feed = Feed::new(store.path());
+    let mut feed = feed_of(store.path());
     feed.publish(2_000);
     let deriving = Deriving::start(store.path());
     until_equal(store.path());
@@ -269,12 +239,16 @@ fn the_table_of_derived_bars_has_the_newest_revision_of_each_and_pushes_conditio
         let some = sql(path, &format!("select {columns} from {table} where symbol = 'X:B' and time >= '{from}' order by time"));
         let wanted = |line: &&String| line.starts_with("X:B,") && line.split(',').nth(1).unwrap() >= "2024-08-09T00:03:00";
         assert_eq!(some, newest.iter().filter(wanted).cloned().collect::<Vec<_>>());
-        // A condition on another column is of the newest revisions alone.
-        let high = sql(path, &format!("select symbol, time, high from {table} where volume > 6 order by symbol, time"));
-        let big = sql(path, &format!("select symbol, time, high, volume from {table} order by symbol, time"));
-        let big = big.iter().filter(|line| line.rsplit(',').next().unwrap().parse::<f64>().unwrap() > 6.0);
-        let big: Vec<&str> = big.map(|line| line.rsplit_once(',').unwrap().0).collect();
-        assert_eq!(high, big);
+        // A condition on another column is of the newest revisions alone: an older one has less volume.
+        let all = sql(path, &format!("select symbol, time, high, volume from {table} order by symbol, time"));
+        let volume = |line: &&String| line.rsplit(',').next().unwrap().parse::<f64>().unwrap();
+        for limit in [2.0, 6.0] {
+            let small = sql(
+                path,
+                &format!("select symbol, time, high, volume from {table} where volume < {limit} order by symbol, time"),
+            );
+            assert_eq!(small, all.iter().filter(|line| volume(line) < limit).cloned().collect::<Vec<_>>(), "{table} {limit}");
+        }
         let plan = sql(path, &format!("explain select * from {table} where symbol = 'X:B' and time >= '{from}'")).join("\n");
         assert!(plan.contains("symbols=1 of 4") && plan.contains("from=2024-08-09T00:03:00"), "{plan}");
         assert!(!plan.contains("SortExec"), "{plan}");

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "an unexpected value fails a test by a panic")]
 
+mod feed;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,64 +22,28 @@ use tape_query::flight;
 use tape_query::nesting::STACK;
 use tape_query::session::Session;
 use tape_query::updates::{self, Step, Updates};
-use tapestore::lsn::{Durability, InstrumentId, PublisherId};
-use tapestore::publisher::{self, PublishError, Publisher};
-use tapestore::record::{Price, RecordRef, Size, Trade};
-use tapestore::time::Ts;
 use tapestore_engine::Embedded;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
+use feed::Feed;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 /// An hour before clocks change in Berlin.
 const START: u64 = 1_729_983_600_000_000_000;
 
-/// A source of random trades: some late, some of equal times and prices.
-struct Feed {
-    publisher: Publisher,
-    instruments: Vec<InstrumentId>,
-    seed: u64,
-    time: u64,
-}
-
-impl Feed {
-    fn new(store: &Embedded, symbols: &[&str]) -> Feed {
-        let publisher = Publisher::open(publisher::Options::new(store.path(), PublisherId(1))).unwrap();
-        let names: Vec<_> = symbols.iter().map(|name| name.parse().unwrap()).collect();
-        let instruments = publisher.instruments(&names).unwrap();
-        Feed { publisher, instruments, seed: 20_261_130, time: START }
-    }
-
-    fn random(&mut self, below: u64) -> u64 {
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % below
-    }
-
-    fn publish(&mut self, count: u64) {
-        for _ in 0..count {
-            self.time += self.random(90) * 1_000_000_000;
-            let late = if self.random(8) == 0 { self.random(4000) * 1_000_000_000 } else { 0 };
-            let at = self.random(self.instruments.len() as u64) as usize;
-            let price = if self.random(20) == 0 { Price::NULL } else { Price((98 + self.random(5) as i64) * 1_000_000_000) };
-            let trade = Trade {
-                instrument: self.instruments[at],
-                source: self.random(2) as u16,
-                price,
-                size: Size(self.random(4) * 1_000_000_000),
-                ts_recv: Ts(self.time - late.min(self.time - START)),
-                ..Trade::default()
-            };
-            loop {
-                match self.publisher.stage(RecordRef::of(&trade)) {
-                    Ok(_) => break,
-                    Err(PublishError::Full { .. }) => {}
-                    Err(error) => panic!("{error}"),
-                }
-            }
-        }
-        self.publisher.flush(Durability::Fsync, PATIENCE).unwrap();
-    }
+/// Some trades are late by up to an hour, and many have equal times and prices.
+fn feed_of(store: &Embedded, symbols: &[&str]) -> Feed {
+    let kind = feed::Kind {
+        start: START,
+        steps: (90, 1_000_000_000),
+        late: (8, 4000),
+        priceless: 20,
+        prices: (98_000_000_000, 5, 1_000_000_000),
+        sizes: (4, 1_000_000_000),
+    };
+    Feed::new(store.path(), symbols, kind)
 }
 
 fn texts(batch: &RecordBatch) -> Vec<String> {
@@ -149,7 +115,7 @@ fn statements() -> Vec<(&'static str, Shape)> {
 fn updates_are_what_whole_answers_have_more_than_those_before() {
     let statements = statements();
     let store = Embedded::temporary().unwrap();
-    let mut feed = Feed::new(&store, &["X:A", "X:B", "X:C", "Y:A"]);
+    let mut feed = feed_of(&store, &["X:A", "X:B", "X:C", "Y:A"]);
     feed.publish(200);
     let engine = Arc::new(Engine::open(store.path(), Options { threads: 2, ..Options::default() }).unwrap());
     runtime().block_on(async {
@@ -221,7 +187,7 @@ impl Server {
 #[test]
 fn a_client_of_flight_sql_gets_new_rows_for_longer_than_a_statement_may_take() {
     let store = Embedded::temporary().unwrap();
-    let mut feed = Feed::new(&store, &["X:A"]);
+    let mut feed = feed_of(&store, &["X:A"]);
     feed.publish(1);
     runtime().block_on(async {
         let limit = Duration::from_secs(1);
@@ -268,7 +234,7 @@ fn a_client_of_flight_sql_gets_new_rows_for_longer_than_a_statement_may_take() {
 #[test]
 fn a_client_that_goes_away_ends_its_followed_statement() {
     let store = Embedded::temporary().unwrap();
-    let mut feed = Feed::new(&store, &["X:A"]);
+    let mut feed = feed_of(&store, &["X:A"]);
     feed.publish(1);
     runtime().block_on(async {
         let server = Server::start(&store, PATIENCE).await;

@@ -3,8 +3,6 @@
 //!
 //! What must hold: names of columns stay as they were.
 
-use std::sync::Arc;
-
 use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema};
@@ -13,9 +11,10 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::functions_aggregate::first_last::{first_value_udaf, last_value_udaf};
 use datafusion::logical_expr::expr::{AggregateFunction, Sort};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{AggregateUDF, Cast, Expr, ExprSchemable, LogicalPlan, lit};
+use datafusion::logical_expr::{Cast, Expr, ExprSchemable, LogicalPlan, lit};
 use datafusion::optimizer::AnalyzerRule;
 
+use super::ordered::{self, Which};
 use super::{aggregates, twap};
 
 /// The rule.
@@ -52,12 +51,8 @@ fn beside(of: &Column, name: &str, schema: &DFSchema) -> Option<Column> {
 fn of(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::AggregateFunction(function) = &expr else { return Ok(Transformed::no(expr)) };
     match function.func.name() {
-        "first" => {
-            ordered(function, first_value_udaf(), schema).map(|new| new.map_or_else(|| Transformed::no(expr), Transformed::yes))
-        }
-        "last" => {
-            ordered(function, last_value_udaf(), schema).map(|new| new.map_or_else(|| Transformed::no(expr), Transformed::yes))
-        }
+        "first" => Ok(ordered(function, Which::First, schema)?.map_or_else(|| Transformed::no(expr), Transformed::yes)),
+        "last" => Ok(ordered(function, Which::Last, schema)?.map_or_else(|| Transformed::no(expr), Transformed::yes)),
         twap::NAME if function.params.args.len() == 1 => weighted(function, schema).map(Transformed::yes),
         "exact_sum" | "notional" | "vwap" => raw(function, schema).map(Transformed::yes),
         "sum" => Ok(exact(function, schema)?.map_or_else(|| Transformed::no(expr), Transformed::yes)),
@@ -66,32 +61,44 @@ fn of(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     }
 }
 
-/// `function` with the order of time and LSN; `None` if it has an order, or there is no time.
-fn ordered(function: &AggregateFunction, with: Arc<AggregateUDF>, schema: &DFSchema) -> Result<Option<Expr>> {
-    if !function.params.order_by.is_empty() {
-        let params = function.params.clone();
-        return Ok(Some(Expr::AggregateFunction(AggregateFunction { func: with, params })));
+/// `function` as the value of the row `which` by time and LSN; `None` if there is no time.
+fn ordered(function: &AggregateFunction, which: Which, schema: &DFSchema) -> Result<Option<Expr>> {
+    let library = match which {
+        Which::First => first_value_udaf(),
+        Which::Last => last_value_udaf(),
+    };
+    let mut params = function.params.clone();
+    if !params.order_by.is_empty() {
+        return Ok(Some(Expr::AggregateFunction(AggregateFunction { func: library, params })));
     }
-    let Some(arg) = function.params.args.first() else { return Ok(None) };
+    let Some(arg) = params.args.first() else { return Ok(None) };
+    let of = arg.get_type(schema)?;
+    let Some((time, lsn)) = time_and_lsn(arg, schema) else { return Ok(None) };
+    let own = ordered::of_time(which, &of).filter(|_| params.null_treatment.is_none() && !params.distinct);
+    let Some(func) = own else {
+        let ascending = |column| Sort::new(Expr::Column(column), true, false);
+        params.order_by = std::iter::once(time).chain(lsn).map(ascending).collect();
+        return Ok(Some(Expr::AggregateFunction(AggregateFunction { func: library, params })));
+    };
+    params.args.extend([Expr::Column(time), lsn.map_or_else(|| lit(0u64), Expr::Column)]);
+    Ok(Some(Expr::AggregateFunction(AggregateFunction { func, params })))
+}
+
+/// The columns of time and LSN of the table that `arg` is of.
+fn time_and_lsn(arg: &Expr, schema: &DFSchema) -> Option<(Column, Option<Column>)> {
     let columns = arg.column_refs();
     let like = columns.iter().next().map_or_else(|| Column::new_unqualified("time"), |column| (*column).clone());
-    let Some(time) = beside(&like, "time", schema) else { return Ok(None) };
-    let ascending = |column| Sort::new(Expr::Column(column), true, false);
-    let mut params = function.params.clone();
-    params.order_by = std::iter::once(time).chain(beside(&like, "lsn", schema)).map(ascending).collect();
-    Ok(Some(Expr::AggregateFunction(AggregateFunction { func: with, params })))
+    Some((beside(&like, "time", schema)?, beside(&like, "lsn", schema)))
 }
 
 /// `function`, twap, with the time and the LSN of each row.
 fn weighted(function: &AggregateFunction, schema: &DFSchema) -> Result<Expr> {
     let mut params = function.params.clone();
-    let arg = params.args.first();
-    let columns = arg.map(Expr::column_refs).unwrap_or_default();
-    let like = columns.iter().next().map_or_else(|| Column::new_unqualified("time"), |column| (*column).clone());
-    let Some(time) = beside(&like, "time", schema) else {
+    let of = params.args.first().and_then(|arg| time_and_lsn(arg, schema));
+    let Some((time, lsn)) = of else {
         return Err(DataFusionError::Plan("twap(x) needs the column time beside x".to_owned()));
     };
-    let lsn = beside(&like, "lsn", schema).map_or_else(|| lit(0u64), Expr::Column);
+    let lsn = lsn.map_or_else(|| lit(0u64), Expr::Column);
     params.args.extend([Expr::Column(time), lsn]);
     Ok(Expr::AggregateFunction(AggregateFunction { func: function.func.clone(), params }))
 }

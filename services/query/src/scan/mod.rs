@@ -159,6 +159,31 @@ impl Scan {
         Scan::new(request, self.order)
     }
 
+    /// The scan with each instrument's rows in one partition; `None` if they are all in one partition anyway.
+    ///
+    /// # Errors
+    /// Those of reading the indexes of a file.
+    pub fn by_symbol(&self) -> Result<Option<Scan>> {
+        if self.partitions.len() < 2 {
+            return Ok(None);
+        }
+        let request = || Request { target: 1, ..self.request() };
+        if self.order.is_some() {
+            // Each unit has all pieces of an instrument.
+            let (target, order) = (self.target, self.order);
+            return Scan::new(Request { target, ..request() }, order).map(Some);
+        }
+        let mut scan = Scan::new(request(), None)?;
+        let groups = self.groups()?;
+        let mut partitions = Vec::with_capacity(groups.len());
+        for group in &groups {
+            partitions.extend(self.of_group(group)?.partitions);
+        }
+        scan.properties = Arc::new(properties(&request(), None, partitions.len()));
+        (scan.partitions, scan.target) = (partitions, self.target);
+        Ok(Some(scan))
+    }
+
     fn request(&self) -> Request {
         Request {
             table: self.table.clone(),

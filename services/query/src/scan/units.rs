@@ -192,10 +192,16 @@ pub(super) fn blocks(request: &Request, pruning: &mut Pruning) -> Result<Vec<Uni
             }
             let mut slices = file.slices_of_block(index, selection.time).map_err(external)?;
             slices.reverse();
+            let mut is_begun = false;
             for slice in slices.iter().filter(|slice| has(selection, slice.series.instrument)) {
                 let (index, from) = slice.locate(slice.from);
                 let rows = (slice.to - slice.from) as usize;
-                units.push(Unit::Block(BlockRows { file: file.clone(), index, from, to: from + rows }));
+                match units.last_mut().filter(|_| is_begun) {
+                    // The rows of the instruments next to each other are lent as one.
+                    Some(Unit::Block(last)) if last.to == from => last.to += rows,
+                    _ => units.push(Unit::Block(BlockRows { file: file.clone(), index, from, to: from + rows })),
+                }
+                is_begun = true;
             }
         }
         file.check().map_err(external)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tape_query::failure::QueryError;
 
-use crate::world::{KEYS, Known, ask, keys, number, plan, try_ask, world};
+use crate::world::{KEYS, Known, ask, integer, keys, number, plan, try_ask, world};
 
 #[test]
 fn conditions_leave_the_rows_that_they_leave_in_the_library() {
@@ -164,6 +164,67 @@ fn first_and_last_are_by_time_and_lsn_and_ohlc_is_made_of_them() {
     let sql = "select s, o['open'], o['close'], o['high'], o['low'], o['trades'] from
         (select symbol as s, ohlc(price, size) as o from trade where price is not null group by symbol) order by s";
     assert_eq!(ask(sql), expected);
+}
+
+#[test]
+fn first_and_last_take_values_of_any_type_nulls_and_a_filter() {
+    let trades = &world().trades;
+    let of =
+        |keep: &dyn Fn(&Known) -> bool| trades.iter().filter(|trade| keep(trade)).map(|t| (t.time, t.lsn, t)).collect::<Vec<_>>();
+    let ends = |rows: Vec<(i64, u64, &Known)>, value: &dyn Fn(&Known) -> String| {
+        let (first, last) = (rows.iter().min_by_key(|row| (row.0, row.1)), rows.iter().max_by_key(|row| (row.0, row.1)));
+        [first, last].map(|row| row.map_or_else(|| "null".to_owned(), |row| value(row.2)))
+    };
+    let time = |trade: &Known| trade.time.to_string();
+    let id = |trade: &Known| integer(trade.id);
+    let price = |trade: &Known| number(trade.price);
+    let symbol = |trade: &Known| trade.symbol.clone();
+    let asked = |what: &str, rest: &str| ask(&format!("select first({what}){rest}, last({what}){rest} from trade")).remove(0);
+    assert_eq!(asked("cast(time as bigint)", ""), ends(of(&|_| true), &time));
+    assert_eq!(asked("symbol", ""), ends(of(&|_| true), &symbol), "values of other widths");
+    // Each symbol and minute, of which some begin or end with a null price and a null number.
+    let mut groups: BTreeMap<(&str, i64), Vec<(i64, u64, &Known)>> = BTreeMap::new();
+    for trade in trades {
+        groups.entry((&trade.symbol, trade.time / 60_000_000_000)).or_default().push((trade.time, trade.lsn, trade));
+    }
+    let expected: Vec<Vec<String>> = groups
+        .into_values()
+        .map(|rows| [&price as &dyn Fn(&Known) -> String, &id, &time].map(|value| ends(rows.clone(), value)).concat())
+        .collect();
+    assert!(expected.iter().any(|row| row[0] == "null") && expected.iter().any(|row| row[3] == "null"));
+    let columns =
+        "first(price), last(price), first(trade_id), last(trade_id), cast(first(time) as bigint), cast(last(time) as bigint)";
+    let sql =
+        format!("select {columns} from trade group by symbol, time_bucket('1m', time) order by symbol, time_bucket('1m', time)");
+    assert_eq!(ask(&sql), expected);
+    let some = of(&|trade| trade.price.is_some_and(|price| price > 1009.5));
+    assert_eq!(asked("price", " filter (where price > 1009.5)"), ends(some, &price));
+    assert_eq!(asked("price", " filter (where price > 9999)"), ["null", "null"]);
+    assert_eq!(ask("select first(price), last(trade_id) from trade where symbol = 'A:NONE'"), [["null", "null"]]);
+}
+
+#[test]
+fn groups_by_symbol_are_made_in_one_phase_where_nothing_relies_on_their_distribution() {
+    let columns = "time_bucket('1m', time) as t, count(*) as n, first(price) as a, last(price) as b, vwap(price, size) as v";
+    for condition in ["", "where price > 1003", "where time > '2024-08-08T07:00:00' and symbol like '%:%'"] {
+        let one = format!("select symbol as s, {columns} from trade {condition} group by symbol, t");
+        let found = plan(&one);
+        assert!(found.contains("SinglePartitioned") && !found.contains("mode=Partial"), "{found}");
+        let two = format!("select concat(symbol, '') as s, {columns} from trade {condition} group by s, t");
+        assert!(plan(&two).contains("mode=Partial"));
+        let ordered = |sql: &str| ask(&format!("select * from ({sql}) order by s, t"));
+        assert_eq!(ordered(&one), ordered(&two));
+    }
+    let mut counts: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
+    for (at, rows) in [&world().trades, &world().quotes].into_iter().enumerate() {
+        rows.iter().for_each(|row| counts.entry(&row.symbol).or_default()[at] += 1);
+    }
+    let of = |table: &str| format!("(select symbol, count(*) as n from {table} group by symbol)");
+    let joined = format!("select a.symbol, a.n, b.n from {} a full join {} b on a.symbol = b.symbol", of("trade"), of("quote"));
+    let number = |n: u64| if n == 0 { "null".to_owned() } else { n.to_string() };
+    let expected: Vec<_> = counts.iter().map(|(symbol, [a, b])| vec![(*symbol).to_owned(), number(*a), number(*b)]).collect();
+    assert_eq!(ask(&format!("{joined} order by 1")), expected);
+    assert!(plan(&joined).contains("mode=FinalPartitioned"), "both sides of a join are distributed alike");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct Options {
     pub statement_seconds: u64,
     /// Threads of a statement; 0: one for each core.
     pub threads: usize,
+    /// How much lower than this process's the priority of the threads that answer is: 0 to 19, as of `nice`.
+    pub nice: u8,
     /// Most connections of each protocol.
     pub connections: usize,
     /// Whether clients may read files of the host with the rights of this process.
@@ -82,6 +84,7 @@ impl Default for Options {
             spill_bytes: defaults.spill,
             statement_seconds: defaults.time.as_secs(),
             threads: 0,
+            nice: 10,
             connections: 64,
             read_files: false,
             derive: Vec::new(),
@@ -217,8 +220,19 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     };
     let engine = Arc::new(Engine::open(&options.store, limits)?);
     engine.note_at_rest(&engine::Settings::default())?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads.max(2)).thread_stack_size(STACK).enable_all().build();
+    let nice = i32::from(options.nice);
+    if nice > 19 {
+        return Err(Failure::new(USAGE, format!("nice = {nice}: it is a number from 0 to 19")));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(2))
+        .thread_stack_size(STACK)
+        // Of this thread alone. Nothing is lost if the system refuses it.
+        .on_thread_start(move || {
+            let _is_lower = rustix::process::nice(nice).is_ok();
+        })
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| Failure::new(INTERNAL, format!("threads cannot be started: {e}")))?;
     let deriving = derive::Deriving::start(&options.store, derived)?;
     let served = runtime.block_on(serve(&options, engine, access));

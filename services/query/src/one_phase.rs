@@ -1,13 +1,16 @@
-//! Owns: where groups are made in one phase: each symbol's rows are in one partition, and symbol is one of the keys.
+//! Owns: where rows are not distributed over threads, or not once more.
 //!
 //! The planner's library makes groups in two phases: in each partition, then of all, distributed by a hash of the keys. Where a group
-//! cannot be in two partitions the second phase is work for nothing: a third of the time of the bars of all symbols.
+//! cannot be in two partitions the second phase is work for nothing: a third of the time of the bars of all symbols. So groups are made
+//! in one phase where each symbol's rows are in one partition, and symbol is one of the keys. A statement that reads few rows has one
+//! partition: to wake another thread takes longer than its part of the work.
 //!
-//! What must hold: no operator above relies on the distribution by the hash. That is so up to an operator that distributes the rows
-//! anew, or puts the partitions together.
+//! What must hold: no operator above groups in one phase relies on the distribution by the hash. That is so up to an operator that
+//! distributes the rows anew, or puts the partitions together. A plan in one partition has no operator that distributes rows.
 
 use std::sync::Arc;
 
+use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
 use datafusion::physical_expr::PhysicalExpr;
@@ -16,15 +19,19 @@ use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::limit::LocalLimitExec;
+use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::union::{InterleaveExec, UnionExec};
 use datafusion::physical_plan::{ExecutionPlan, replace_children_if_necessary};
 
-use crate::scan::Scan;
+use crate::scan::{FEW_ROWS, Scan};
+use crate::yielding::MULTIPLYING;
 
 /// The rule.
 #[derive(Debug)]
@@ -32,16 +39,79 @@ pub struct OnePhase;
 
 impl PhysicalOptimizerRule for OnePhase {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
-        changed(plan, true)
+        if is_small(&plan)? { in_one_partition(plan) } else { changed(plan, true) }
     }
 
     fn name(&self) -> &'static str {
-        "groups_in_one_phase"
+        "partitions_of_small_statements_and_groups"
     }
 
     fn schema_check(&self) -> bool {
         true
     }
+}
+
+/// Whether `plan` reads few rows, and makes no more of them.
+fn is_small(plan: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+    let mut rows = 0;
+    let is_other = plan.exists(|node| {
+        if let Some(scan) = node.downcast_ref::<Scan>() {
+            rows += scan.rows();
+            return Ok(scan.properties().partitioning.partition_count() != 1);
+        }
+        let is_leaf = node.children().is_empty() && !node.is::<PlaceholderRowExec>() && !node.is::<EmptyExec>();
+        Ok(is_leaf || node.is::<UnionExec>() || node.is::<InterleaveExec>() || MULTIPLYING.contains(&node.name()))
+    })?;
+    Ok(!is_other && rows < FEW_ROWS)
+}
+
+/// `plan`, whose leaves have one partition each, without operators that distribute rows.
+fn in_one_partition(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    plan.transform_up(|plan| {
+        if let Some(distribution) = plan.downcast_ref::<RepartitionExec>() {
+            return Ok(Transformed::yes(distribution.input().clone()));
+        }
+        let Some((first, last)) = phases(&plan) else { return Ok(Transformed::no(plan)) };
+        one(first, last, AggregateMode::Single, first.input().clone()).map(Transformed::yes)
+    })
+    .data()
+}
+
+/// The first and the last phase of groups in two phases.
+fn phases(plan: &Arc<dyn ExecutionPlan>) -> Option<(&AggregateExec, &AggregateExec)> {
+    let last = plan.downcast_ref::<AggregateExec>()?;
+    let mut below = last.input();
+    while let Some(input) = distributed(below) {
+        below = input;
+    }
+    let first = below.downcast_ref::<AggregateExec>()?;
+    let is_last = matches!(last.mode(), AggregateMode::Final | AggregateMode::FinalPartitioned);
+    (is_last && *first.mode() == AggregateMode::Partial).then_some((first, last))
+}
+
+/// The input of `plan`, if that distributes rows or puts partitions together.
+fn distributed(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
+    let distribution = plan.downcast_ref::<RepartitionExec>().map(RepartitionExec::input);
+    let merge = plan.downcast_ref::<SortPreservingMergeExec>().map(SortPreservingMergeExec::input);
+    distribution.or(merge).or_else(|| plan.downcast_ref::<CoalescePartitionsExec>().map(CoalescePartitionsExec::input))
+}
+
+/// The groups of `first` and `last` of the rows of `input`, in one phase.
+fn one(
+    first: &AggregateExec,
+    last: &AggregateExec,
+    mode: AggregateMode,
+    input: Arc<dyn ExecutionPlan>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let groups = AggregateExec::try_new(
+        mode,
+        first.group_expr().clone(),
+        first.aggr_expr().to_vec(),
+        first.filter_expr().to_vec(),
+        input,
+        first.input_schema(),
+    )?;
+    Ok(Arc::new(groups.with_limit_options(last.limit_options())))
 }
 
 /// `plan` with its groups in one phase; `is_free`: nothing above it relies on its distribution.
@@ -62,26 +132,13 @@ fn changed(plan: Arc<dyn ExecutionPlan>, is_free: bool) -> Result<Arc<dyn Execut
 
 /// `plan`, groups in two phases, in one; `None` if it is something else, or a group may be in two partitions.
 fn in_one_phase(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-    let Some(last) = plan.downcast_ref::<AggregateExec>() else { return Ok(None) };
-    if *last.mode() != AggregateMode::FinalPartitioned {
-        return Ok(None);
-    }
-    let Some(distribution) = last.input().downcast_ref::<RepartitionExec>() else { return Ok(None) };
-    let Some(first) = distribution.input().downcast_ref::<AggregateExec>() else { return Ok(None) };
-    if *first.mode() != AggregateMode::Partial || !first.group_expr().is_single() {
+    let Some((first, last)) = phases(plan) else { return Ok(None) };
+    if *last.mode() != AggregateMode::FinalPartitioned || !first.group_expr().is_single() {
         return Ok(None);
     }
     for (key, _) in first.group_expr().expr() {
         let Some(input) = by_symbol(first.input(), key)? else { continue };
-        let one = AggregateExec::try_new(
-            AggregateMode::SinglePartitioned,
-            first.group_expr().clone(),
-            first.aggr_expr().to_vec(),
-            first.filter_expr().to_vec(),
-            input,
-            first.input_schema(),
-        )?;
-        return Ok(Some(Arc::new(one.with_limit_options(last.limit_options()))));
+        return one(first, last, AggregateMode::SinglePartitioned, input).map(Some);
     }
     Ok(None)
 }

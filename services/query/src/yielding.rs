@@ -16,7 +16,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 
 /// Operators that can make more rows than they read.
-const MULTIPLYING: [&str; 9] = [
+pub const MULTIPLYING: [&str; 9] = [
     "CrossJoinExec",
     "NestedLoopJoinExec",
     "PiecewiseMergeJoinExec",

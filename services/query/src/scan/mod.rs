@@ -31,7 +31,7 @@ use tapestore::reader::Snapshot;
 use tapestore::record::{Series, TimeRange};
 use tapestore::time::Ts;
 
-pub use self::units::{Order, Request};
+pub use self::units::{FEW_ROWS, Order, Request};
 
 use self::bounds::{properties, statistics};
 use self::rows::Rows;
@@ -125,6 +125,11 @@ impl Scan {
         scan.first_only = true;
         scan.statistics = Arc::new(Statistics::new_unknown(&self.shape.schema));
         Ok(Some(scan))
+    }
+
+    /// The rows that it reads.
+    pub fn rows(&self) -> u64 {
+        self.partitions.iter().flatten().map(Unit::rows).sum()
     }
 
     /// Whether `expr` is the symbol.

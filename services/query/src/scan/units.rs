@@ -20,7 +20,7 @@ use crate::pieces::{Piece, Shape};
 use crate::schema::{KindTable, Origin};
 
 /// A partition costs more than it brings on fewer rows.
-const FEW_ROWS: u64 = 100_000;
+pub const FEW_ROWS: u64 = 100_000;
 
 /// An order of the rows of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

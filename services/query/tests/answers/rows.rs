@@ -215,6 +215,16 @@ fn groups_by_symbol_are_made_in_one_phase_where_nothing_relies_on_their_distribu
         let ordered = |sql: &str| ask(&format!("select * from ({sql}) order by s, t"));
         assert_eq!(ordered(&one), ordered(&two));
     }
+    // Few rows are in one partition.
+    for sql in [
+        "select time, vwap(price, size) as v from trade where symbol = 'B:ETH' sample by 1m",
+        "select time_bucket('1m', time) as t, count(distinct price) from trade where symbol = 'B:ETH' group by t order by t limit 7",
+        "select t.time, t.price, q.bid_px from trade t asof join quote q match_condition (t.time >= q.time) on t.symbol = q.symbol
+            where t.symbol = 'B:ETH'",
+    ] {
+        let found = plan(sql);
+        assert!(!found.contains("RepartitionExec") && !found.contains("mode=Partial,"), "{found}");
+    }
     let mut counts: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
     for (at, rows) in [&world().trades, &world().quotes].into_iter().enumerate() {
         rows.iter().for_each(|row| counts.entry(&row.symbol).or_default()[at] += 1);

@@ -76,7 +76,7 @@ def asof(t, q):
 def markout(t, q):
     parts = []
     for seconds in (0, 1, 5, 30):
-        left = day(one(t)).with_columns((pl.col("time") + pl.duration(seconds=seconds)).cast(pl.Datetime("ns")).alias("at")).sort("at")
+        left = day(one(t)).with_columns((pl.col("time") + pl.duration(seconds=seconds, time_unit="ns")).alias("at")).sort("at")
         right = one(q).select("symbol", "bid_px", "ask_px", pl.col("time").alias("qt")).sort("qt")
         joined = left.join_asof(right, left_on="at", right_on="qt", by="symbol")
         out = ((pl.col("bid_px") + pl.col("ask_px")) / 2 - pl.col("price")).mean().alias("out")
@@ -87,8 +87,9 @@ def markout(t, q):
 def window(t, q):
     left = day(one(t)).select("trade_id", "time")
     right = day(one(q)).select(pl.col("time").alias("qt"), "bid_px")
+    second = pl.lit(10**9).cast(pl.Duration("ns"))
     joined = left.join_where(
-        right, pl.col("qt") >= pl.col("time") - timedelta(seconds=1), pl.col("qt") <= pl.col("time") + timedelta(seconds=1)
+        right, pl.col("qt") >= pl.col("time") - second, pl.col("qt") <= pl.col("time") + second
     )
     means = joined.group_by("trade_id").agg(pl.col("bid_px").mean().alias("bid"), pl.len().alias("n"))
     return left.join(means, on="trade_id", how="left").select("trade_id", "bid", pl.col("n").fill_null(0))

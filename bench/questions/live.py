@@ -1,11 +1,12 @@
 """How old the newest record of a SQL answer is while records come, and what a query that scans everything costs storage.
 
     tape-storage & tape-query serve &
-    python3 live.py age --symbol SIM:00000 --seconds 20        # beside: tape publish --sim --rate x100
+    python3 live.py age --symbol SIM:00000 --seconds 20        # beside: tape publish --sim --rate x5, 500,000 records a second
+                    [--postgres 'host=127.0.0.1 port=5433 user=ann dbname=tapestore']
     python3 live.py cost --tape TAPE --records 20000000         # publishes alone and beside scans, in turns
 
-`age` asks for the newest record of a symbol at `appended`, one question after the other, and prints the time from its append to
-the arrival of the answer. `cost` prints the records a second of each run.
+`age` asks for the newest record of a symbol at `appended`, one question after the other, by ADBC and with `--postgres` by psycopg in
+turns, and prints the time from its append to the arrival of the answer: a record may have been the newest for a while. `cost` prints the records a second of each run.
 """
 
 import argparse
@@ -26,22 +27,38 @@ def connect(uri):
 
 
 def age(options):
-    connection, ages, took = connect(options.uri), [], []
-    sql = f"select ingested, lsn from quote where symbol = '{options.symbol}' order by time desc limit 1"
-    ends = time.time() + options.seconds
-    with connection.cursor() as cursor:
-        while time.time() < ends:
+    sql = f"select cast(ingested as bigint), lsn from quote where symbol = '{options.symbol}' order by time desc limit 1"
+    cursor = connect(options.uri).cursor()
+
+    def adbc():
+        cursor.execute(sql)
+        return [tuple(row.values()) for row in cursor.fetch_arrow_table().to_pylist()]
+
+    ways = {"ADBC": adbc}
+    if options.postgres:
+        import psycopg
+
+        other = psycopg.connect(options.postgres, autocommit=True).cursor()
+        other.execute("set at = 'appended'")
+        ways["psycopg"] = lambda: other.execute(sql).fetchall()
+    ages, took = {way: [] for way in ways}, {way: [] for way in ways}
+    ends, first = time.time() + options.seconds, None
+    while time.time() < ends:
+        for way, ask in ways.items():
             began = time.time_ns()
-            cursor.execute(sql)
-            table = cursor.fetch_arrow_table()
+            rows = ask()
             now = time.time_ns()
-            if table.num_rows:
-                ages.append((now - table.column(0).cast("int64")[0].as_py()) / 1e6)
-                took.append((now - began) / 1e6)
-    for what, values in (("age of the newest record, ms", ages), ("time of the answer, ms", took)):
-        values.sort()
-        at = lambda p: values[min(len(values) - 1, int(p * len(values)))]
-        print(f"{what:30s} n={len(values)} p50={at(0.5):.2f} p90={at(0.9):.2f} p99={at(0.99):.2f} max={values[-1]:.2f}")
+            for ingested, lsn in rows:
+                first = first or (now, int(lsn))
+                last = (now, int(lsn))
+                ages[way].append((now - int(ingested)) / 1e6)
+                took[way].append((now - began) / 1e6)
+    for way in ways:
+        for what, values in ((f"{way}: age of the newest record, ms", ages[way]), (f"{way}: time of the answer, ms", took[way])):
+            values.sort()
+            at = lambda p: values[min(len(values) - 1, int(p * len(values)))]
+            print(f"{what:40s} n={len(values)} p50={at(0.5):.2f} p90={at(0.9):.2f} p99={at(0.99):.2f} max={values[-1]:.2f}")
+    print(f"{(last[1] - first[1]) / (last[0] - first[0]) * 1e9:,.0f} records a second came meanwhile")
 
 
 def cost(options):
@@ -79,6 +96,7 @@ def main():
     parser.add_argument("what", choices=["age", "cost"])
     parser.add_argument("--uri", default="grpc://127.0.0.1:32010")
     parser.add_argument("--symbol", default="SIM:00000")
+    parser.add_argument("--postgres", default="")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--tape", default="tape")
     parser.add_argument("--store", default="tapestore-data")

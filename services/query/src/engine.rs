@@ -23,7 +23,7 @@ use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
 use futures::Stream;
@@ -33,6 +33,7 @@ use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
 use tapestore::shm::control::Control;
 use tapestore::time::Ts;
+use tokio::runtime::Handle;
 
 use crate::catalog::Tables;
 use crate::failure::{QueryError, external};
@@ -41,7 +42,7 @@ use crate::names::Names;
 use crate::opaque::Opaque;
 use crate::plans::{Plan, Plans};
 use crate::schema::KindTable;
-use crate::{dialect, planner, updates};
+use crate::{background, dialect, planner, updates};
 
 /// Consumers of memory that an error names.
 const NAMED_CONSUMERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(4);
@@ -63,6 +64,8 @@ pub struct Options {
     pub time: Duration,
     /// Threads of a statement.
     pub threads: usize,
+    /// The threads on which statements that read many rows run; `None`: as all others.
+    pub background: Option<Handle>,
     /// Whether a statement may read files of the host, with the rights of this process: `read_parquet` and its like.
     pub files: bool,
 }
@@ -70,7 +73,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Options { memory: 1 << 30, spill: 16 << 30, time: Duration::from_secs(300), threads, files: false }
+        Options { memory: 1 << 30, spill: 16 << 30, time: Duration::from_secs(300), threads, background: None, files: false }
     }
 }
 
@@ -382,7 +385,7 @@ impl Engine {
     fn run<'a>(&'a self, state: &'a SessionState, plan: &'a LogicalPlan, moment: Moment) -> Awaited<'a, Answer> {
         Box::pin(async move {
             let physical = state.query_planner().create_physical_plan(plan, state).await?;
-            let rows = execute_stream(physical.clone(), state.task_ctx())?;
+            let rows = background::rows(physical.clone(), state.task_ctx(), self.options.background.as_ref())?;
             let schema = rows.schema();
             let rows = Box::pin(Limited {
                 rows,

@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod asof;
+pub mod background;
 pub mod catalog;
 pub mod changes;
 pub mod clients;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tape_services::exit::{Failure, INTERNAL, NO_INPUT, Outcome, UNAVAILABLE, USAGE};
 use tape_services::terminal;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -60,7 +61,7 @@ pub struct Options {
     pub statement_seconds: u64,
     /// Threads of a statement; 0: one for each core.
     pub threads: usize,
-    /// How much lower than this process's the priority of the threads that answer is: 0 to 19, as of `nice`.
+    /// How much lower than this process's the priority of statements that read many rows is: 0 to 19, as of `nice`.
     pub nice: u8,
     /// Most connections of each protocol.
     pub connections: usize,
@@ -202,6 +203,19 @@ fn access(options: &Options) -> Outcome<Access> {
     }
 }
 
+/// `threads` threads whose priority is lower by `nice`.
+fn runtime(threads: usize, nice: u8) -> Outcome<Runtime> {
+    if nice > 19 {
+        return Err(Failure::new(USAGE, format!("nice = {nice}: it is a number from 0 to 19")));
+    }
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(threads.max(2)).thread_stack_size(STACK).enable_all().on_thread_start(move || {
+        // Of this thread alone. Nothing is lost if the system refuses it.
+        let _is_lower = rustix::process::nice(i32::from(nice)).is_ok();
+    });
+    builder.build().map_err(|e| Failure::new(INTERNAL, format!("threads cannot be started: {e}")))
+}
+
 /// `tape-query serve`: returns when it is stopped.
 ///
 /// # Errors
@@ -211,33 +225,22 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     let access = Arc::new(access(&options)?);
     let derived = derive::check(&options.derive)?;
     let threads = if options.threads == 0 { engine::Options::default().threads } else { options.threads };
+    let [runtime, background] = [runtime(threads, 0)?, runtime(threads, options.nice)?];
     let limits = engine::Options {
         memory: usize::try_from(options.memory_bytes).unwrap_or(usize::MAX),
         spill: options.spill_bytes,
         time: Duration::from_secs(options.statement_seconds),
         threads,
+        background: Some(background.handle().clone()),
         files: options.read_files,
     };
     let engine = Arc::new(Engine::open(&options.store, limits)?);
     engine.note_at_rest(&engine::Settings::default())?;
-    let nice = i32::from(options.nice);
-    if nice > 19 {
-        return Err(Failure::new(USAGE, format!("nice = {nice}: it is a number from 0 to 19")));
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads.max(2))
-        .thread_stack_size(STACK)
-        // Of this thread alone. Nothing is lost if the system refuses it.
-        .on_thread_start(move || {
-            let _is_lower = rustix::process::nice(nice).is_ok();
-        })
-        .enable_all()
-        .build();
-    let runtime = runtime.map_err(|e| Failure::new(INTERNAL, format!("threads cannot be started: {e}")))?;
     let deriving = derive::Deriving::start(&options.store, derived)?;
     let served = runtime.block_on(serve(&options, engine, access));
     drop(deriving);
     runtime.shutdown_timeout(GRACE);
+    background.shutdown_timeout(GRACE);
     served
 }
 

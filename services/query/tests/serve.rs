@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "an unexpected value fails a test by a panic")]
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
@@ -86,6 +87,65 @@ fn a_client_of_postgresql_gets_an_answer_and_sigterm_ends_the_process_in_order()
     let pid = rustix::process::Pid::from_child(&served.child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+/// The numbers of a thread or process in `/proc`, from the one behind its name on.
+fn numbers(path: &Path) -> Option<Vec<i64>> {
+    let line = std::fs::read_to_string(path.join("stat")).ok()?;
+    // The name is in brackets; the first field behind it is a letter.
+    Some(line.rsplit(')').next()?.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
+}
+
+/// Processor time, ticks, of the threads of `pid` whose priority is lower than the process's by `nice`.
+fn ticks(pid: u32, nice: i64) -> i64 {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let of = |numbers: &[i64], at: usize| numbers.get(at).copied().unwrap();
+    let base = of(&numbers(&process).unwrap(), 16);
+    let threads = std::fs::read_dir(process.join("task")).unwrap().map_while(Result::ok);
+    let threads = threads.filter_map(|thread| numbers(&thread.path())).filter(|thread| of(thread, 16) == base + nice);
+    threads.map(|thread| of(&thread, 11) + of(&thread, 12)).sum()
+}
+
+#[test]
+fn a_statement_of_many_rows_runs_at_a_lower_priority_and_a_short_one_does_not() {
+    let store = store();
+    let served = serve(&store);
+    let pid = served.child.id();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let port: u16 = served.postgres.rsplit(':').next().unwrap().parse().unwrap();
+    runtime.block_on(async {
+        let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
+        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        for _ in 0..100 {
+            client.query_one("select price from trade where symbol = 'XNAS:AAPL'", &[]).await.unwrap();
+        }
+        assert!(ticks(pid, 0) > 0 && ticks(pid, 10) == 0, "{} {}", ticks(pid, 0), ticks(pid, 10));
+        let before = ticks(pid, 0);
+        let many = "select count(*) from generate_series(1, 100000000) where value % 7 = 3";
+        let count: i64 = client.query_one(many, &[]).await.unwrap().get(0);
+        assert_eq!(count, 14_285_714);
+        let (short, long) = (ticks(pid, 0) - before, ticks(pid, 10));
+        assert!(long > 10 && long > 10 * short, "{short} {long}");
+        // One that its client drops ends there too.
+        let cancel = client.cancel_token();
+        let endless = client.query_one("select count(*) from generate_series(1, 100000000000) where value % 7 = 3", &[]);
+        let cancelled = async {
+            while ticks(pid, 10) < long + 5 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        };
+        assert!(futures::join!(endless, cancelled).0.is_err());
+        let mut last = ticks(pid, 10);
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            match ticks(pid, 10) {
+                now if now == last => break,
+                now => last = now,
+            }
+        }
+    });
 }
 
 #[test]

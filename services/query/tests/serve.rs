@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{self, Publisher};
-use tapestore::record::{Price, Size, Trade};
+use tapestore::record::{Price, RecordRef, Size, Trade};
 use tapestore::time::Ts;
 use tapestore_engine::Embedded;
 
@@ -109,6 +109,13 @@ fn ticks(pid: u32, nice: i64) -> i64 {
 #[test]
 fn a_statement_of_many_rows_runs_at_a_lower_priority_and_a_short_one_does_not() {
     let store = store();
+    let mut publisher = Publisher::open(publisher::Options::new(store.path(), PublisherId(2))).unwrap();
+    let instrument = publisher.instrument(&"XNAS:MSFT".parse().unwrap()).unwrap();
+    for at in 0..150_000 {
+        let trade = Trade { instrument, ts_recv: Ts(at), ..Trade::default() };
+        while publisher.stage(RecordRef::of(&trade)).is_err() {}
+    }
+    publisher.flush(Durability::Fsync, Duration::from_secs(20)).unwrap();
     let served = serve(&store);
     let pid = served.child.id();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -117,11 +124,19 @@ fn a_statement_of_many_rows_runs_at_a_lower_priority_and_a_short_one_does_not() 
         let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
         let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
-        for _ in 0..100 {
-            client.query_one("select price from trade where symbol = 'XNAS:AAPL'", &[]).await.unwrap();
+        for sql in [
+            "select price from trade where symbol = 'XNAS:AAPL'",
+            "select price from trade where symbol = 'XNAS:MSFT' order by time desc limit 1",
+            "select time from trade latest on time partition by symbol limit 1",
+        ] {
+            for _ in 0..50 {
+                client.query_one(sql, &[]).await.unwrap();
+            }
         }
         assert!(ticks(pid, 0) > 0 && ticks(pid, 10) == 0, "{} {}", ticks(pid, 0), ticks(pid, 10));
         let before = ticks(pid, 0);
+        client.query_one("select max(lsn) from trade where source < 9", &[]).await.unwrap();
+        assert!(ticks(pid, 10) > 0 || ticks(pid, 0) == before, "{} {before} {}", ticks(pid, 0), ticks(pid, 10));
         let many = "select count(*) from generate_series(1, 100000000) where value % 7 = 3";
         let count: i64 = client.query_one(many, &[]).await.unwrap().get(0);
         assert_eq!(count, 14_285_714);

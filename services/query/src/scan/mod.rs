@@ -127,9 +127,11 @@ impl Scan {
         Ok(Some(scan))
     }
 
-    /// The rows that it reads.
+    /// The rows that it reads, about.
     pub fn rows(&self) -> u64 {
-        self.partitions.iter().flatten().map(Unit::rows).sum()
+        let units = self.partitions.iter().flatten();
+        let rows: u64 = units.clone().map(|unit| if self.first_only { 1 } else { unit.rows() }).sum();
+        self.fetch.map_or(rows, |fetch| rows.min(fetch as u64))
     }
 
     /// Whether `expr` is the symbol.
@@ -381,10 +383,6 @@ impl ExecutionPlan for Scan {
             statistics.num_rows = Precision::Exact(fetch);
         }
         Ok(Arc::new(statistics))
-    }
-
-    fn supports_limit_pushdown(&self) -> bool {
-        true
     }
 
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {

@@ -259,6 +259,34 @@ fn the_newest_row_of_each_symbol_is_that_of_the_library() {
 }
 
 #[test]
+fn a_limit_and_an_offset_leave_those_rows_of_any_statement() {
+    for sql in [
+        "select symbol, time from trade latest on time partition by symbol",
+        "select symbol, time from trade latest on time partition by symbol order by symbol desc",
+        "select * from (select symbol, price from trade where price > 1003 latest on time partition by symbol) order by symbol",
+        "select time, lsn from trade order by time desc, lsn desc",
+        "select time, lsn from trade where symbol = 'B:ETH' and price > 1003 order by time, lsn",
+        "select time, count(*), last(price) from trade where symbol = 'B:ETH' sample by 1m",
+        "select symbol, count(*) from trade group by symbol order by symbol",
+        "select t.time, t.lsn, q.bid_px from trade t asof join quote q match_condition (t.time >= q.time) on t.symbol = q.symbol
+            where t.symbol = 'B:ETH' order by t.time, t.lsn",
+        "select lsn from (select lsn from trade union all select lsn from quote) order by lsn",
+        "select lsn from trade where symbol = 'NONE' order by lsn",
+    ] {
+        let all = ask(sql);
+        for (limit, offset) in [(0, 0), (1, 0), (3, 0), (1, 1), (2, 3), (5, 1000)] {
+            let expected: Vec<_> = all.iter().skip(offset).take(limit).cloned().collect();
+            let limited = format!("{sql} limit {limit} offset {offset}");
+            assert_eq!(ask(&limited), expected, "{limited}");
+            assert_eq!(ask(&format!("select * from ({limited})")), expected, "{limited}");
+            if offset == 0 {
+                assert_eq!(ask(&format!("{sql} limit {limit}")), expected, "{sql} limit {limit}");
+            }
+        }
+    }
+}
+
+#[test]
 fn sampled_rows_are_those_of_their_buckets_and_gaps_are_filled() {
     let trades: Vec<&Known> = world().trades.iter().filter(|t| t.symbol == "B:ETH" || t.symbol == "C:ONE").collect();
     let bucket = |time: i64, len: i64| time.div_euclid(len) * len;

@@ -11,6 +11,7 @@ pub mod columns;
 pub mod console;
 pub mod derive;
 pub mod dialect;
+pub mod distribution;
 pub mod engine;
 pub mod failure;
 pub mod fill;
@@ -28,7 +29,7 @@ pub mod names;
 pub mod nesting;
 pub mod newest;
 pub mod one_input;
-pub mod one_phase;
+
 pub mod opaque;
 pub mod out;
 pub mod pager;

@@ -17,11 +17,11 @@ use datafusion::prelude::SessionConfig;
 
 use crate::asof::push::PushBelowAsOf;
 use crate::catalog::Tables;
+use crate::distribution::Distribution;
 use crate::engine::Moment;
 use crate::functions::{self, rewrite::Aggregates};
 use crate::generated;
 use crate::instruments::{self, Instruments, InstrumentsAt};
-use crate::one_phase::OnePhase;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::yielding::Yielding;
@@ -73,7 +73,7 @@ pub fn common(runtime: Arc<RuntimeEnv>, threads: usize) -> SessionState {
         .with_expr_planners(SessionStateDefaults::default_expr_planners())
         .with_relation_planners(vec![Arc::new(Relations)])
         .with_query_planner(Arc::new(Planner))
-        .with_physical_optimizer_rule(Arc::new(OnePhase))
+        .with_physical_optimizer_rule(Arc::new(Distribution))
         .with_physical_optimizer_rule(Arc::new(Yielding))
         .build()
 }

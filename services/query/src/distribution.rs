@@ -1,4 +1,4 @@
-//! Owns: where rows are not distributed over threads, or not once more.
+//! Owns: where rows are not distributed over threads, or not once more, and how many an ordered scan reads below a limit.
 //!
 //! The planner's library makes groups in two phases: in each partition, then of all, distributed by a hash of the keys. Where a group
 //! cannot be in two partitions the second phase is work for nothing: a third of the time of the bars of all symbols. So groups are made
@@ -17,11 +17,12 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::buffer::BufferExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::filter::FilterExec;
-use datafusion::physical_plan::limit::LocalLimitExec;
+use datafusion::physical_plan::limit::{GlobalLimitExec, LocalLimitExec};
 use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::repartition::RepartitionExec;
@@ -35,20 +36,51 @@ use crate::yielding::MULTIPLYING;
 
 /// The rule.
 #[derive(Debug)]
-pub struct OnePhase;
+pub struct Distribution;
 
-impl PhysicalOptimizerRule for OnePhase {
+impl PhysicalOptimizerRule for Distribution {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = limited(plan, None)?;
         if is_small(&plan)? { in_one_partition(plan) } else { changed(plan, true) }
     }
 
     fn name(&self) -> &'static str {
-        "partitions_of_small_statements_and_groups"
+        "distribution_of_rows"
     }
 
     fn schema_check(&self) -> bool {
         true
     }
+}
+
+/// `plan` with scans that end after as many rows as an operator above takes; `fetch`: rows of which all others are dropped.
+///
+/// The planner's library stops to push a limit down where it has distributed the rows of an ordered scan.
+fn limited(plan: Arc<dyn ExecutionPlan>, fetch: Option<usize>) -> Result<Arc<dyn ExecutionPlan>> {
+    if let Some(scan) = plan.downcast_ref::<Scan>() {
+        let fetch = fetch.filter(|fetch| scan.fetch().is_none_or(|now| *fetch < now));
+        return Ok(fetch.and_then(|fetch| scan.with_fetch(Some(fetch))).unwrap_or(plan));
+    }
+    let own = if let Some(limit) = plan.downcast_ref::<GlobalLimitExec>() {
+        limit.fetch().map(|fetch| fetch.saturating_add(limit.skip()))
+    } else if plan.is::<SortPreservingMergeExec>() || plan.is::<CoalescePartitionsExec>() {
+        plan.fetch()
+    } else {
+        None
+    };
+    // A limit of each partition is one of all only below another.
+    let is_one = |plan: &Arc<dyn ExecutionPlan>| plan.properties().partitioning.partition_count() == 1;
+    let passes = own.is_some()
+        || plan.is::<SortPreservingMergeExec>()
+        || plan.is::<CoalescePartitionsExec>()
+        || plan.is::<LocalLimitExec>()
+        || plan.is::<ProjectionExec>()
+        || plan.is::<CooperativeExec>()
+        || plan.is::<BufferExec>()
+        || plan.downcast_ref::<RepartitionExec>().is_some_and(|distribution| is_one(distribution.input()));
+    let fetch = fetch.filter(|_| passes).into_iter().chain(own).min();
+    let children = plan.children().into_iter().map(|child| limited(child.clone(), fetch)).collect::<Result<Vec<_>>>()?;
+    replace_children_if_necessary(plan, children)
 }
 
 /// Whether `plan` reads few rows, and makes no more of them.
@@ -70,6 +102,9 @@ fn in_one_partition(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPla
     plan.transform_up(|plan| {
         if let Some(distribution) = plan.downcast_ref::<RepartitionExec>() {
             return Ok(Transformed::yes(distribution.input().clone()));
+        }
+        if let Some(buffer) = plan.downcast_ref::<BufferExec>() {
+            return Ok(Transformed::yes(buffer.input().clone()));
         }
         let Some((first, last)) = phases(&plan) else { return Ok(Transformed::no(plan)) };
         one(first, last, AggregateMode::Single, first.input().clone()).map(Transformed::yes)

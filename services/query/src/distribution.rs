@@ -6,7 +6,7 @@
 //! partition: to wake another thread takes longer than its part of the work.
 //!
 //! What must hold: no operator above groups in one phase relies on the distribution by the hash. That is so up to an operator that
-//! distributes the rows anew, or puts the partitions together. A plan in one partition has no operator that distributes rows.
+//! distributes the rows again, or puts the partitions together. A plan in one partition has no operator that distributes rows.
 
 use std::sync::Arc;
 

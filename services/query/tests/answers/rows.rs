@@ -171,11 +171,11 @@ fn first_and_last_are_by_time_and_lsn_and_ohlc_is_made_of_them() {
 #[test]
 fn first_and_last_take_values_of_any_type_nulls_and_a_filter() {
     let trades = &world().trades;
-    let of =
-        |keep: &dyn Fn(&Known) -> bool| trades.iter().filter(|trade| keep(trade)).map(|t| (t.time, t.lsn, t)).collect::<Vec<_>>();
-    let ends = |rows: Vec<(i64, u64, &Known)>, value: &dyn Fn(&Known) -> String| {
-        let (first, last) = (rows.iter().min_by_key(|row| (row.0, row.1)), rows.iter().max_by_key(|row| (row.0, row.1)));
-        [first, last].map(|row| row.map_or_else(|| "null".to_owned(), |row| value(row.2)))
+    let of = |keep: &dyn Fn(&Known) -> bool| trades.iter().filter(|trade| keep(trade)).collect::<Vec<_>>();
+    let ends = |rows: Vec<&Known>, value: &dyn Fn(&Known) -> String| {
+        let at = |row: &&&Known| (row.time, row.lsn);
+        let (first, last) = (rows.iter().min_by_key(at), rows.iter().max_by_key(at));
+        [first, last].map(|row| row.map_or_else(|| "null".to_owned(), |row| value(row)))
     };
     let time = |trade: &Known| trade.time.to_string();
     let id = |trade: &Known| integer(trade.id);
@@ -185,9 +185,9 @@ fn first_and_last_take_values_of_any_type_nulls_and_a_filter() {
     assert_eq!(asked("cast(time as bigint)", ""), ends(of(&|_| true), &time));
     assert_eq!(asked("symbol", ""), ends(of(&|_| true), &symbol), "values of other widths");
     // Each symbol and minute, of which some begin or end with a null price and a null number.
-    let mut groups: BTreeMap<(&str, i64), Vec<(i64, u64, &Known)>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, i64), Vec<&Known>> = BTreeMap::new();
     for trade in trades {
-        groups.entry((&trade.symbol, trade.time / 60_000_000_000)).or_default().push((trade.time, trade.lsn, trade));
+        groups.entry((&trade.symbol, trade.time / 60_000_000_000)).or_default().push(trade);
     }
     let expected: Vec<Vec<String>> = groups
         .into_values()

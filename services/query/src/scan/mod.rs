@@ -166,6 +166,26 @@ impl Scan {
         Scan::new(request, self.order)
     }
 
+    /// The same scan. Its units are not looked up again: to look up those of a MemTable sorts rows.
+    fn alike(&self) -> Scan {
+        Scan {
+            table: self.table.clone(),
+            snapshot: self.snapshot.clone(),
+            selection: self.selection.clone(),
+            shape: self.shape.clone(),
+            order: self.order,
+            partitions: self.partitions.clone(),
+            fetch: self.fetch,
+            first_only: self.first_only,
+            target: self.target,
+            starts: self.starts.clone(),
+            pruning: self.pruning,
+            statistics: self.statistics.clone(),
+            properties: self.properties.clone(),
+            metrics: ExecutionPlanMetricsSet::new(),
+        }
+    }
+
     /// The scan with each instrument's rows in one partition; `None` if they are all in one partition anyway.
     ///
     /// # Errors
@@ -174,21 +194,17 @@ impl Scan {
         if self.partitions.len() < 2 {
             return Ok(None);
         }
-        let request = || Request { target: 1, ..self.request() };
         if self.order.is_some() {
             // Each unit has all pieces of an instrument.
-            let (target, order) = (self.target, self.order);
-            return Scan::new(Request { target, ..request() }, order).map(Some);
+            return Ok(Some(self.alike()));
         }
-        let mut scan = Scan::new(request(), None)?;
         let groups = self.groups()?;
         let mut partitions = Vec::with_capacity(groups.len());
         for group in &groups {
             partitions.extend(self.of_group(group)?.partitions);
         }
-        scan.properties = Arc::new(properties(&request(), None, partitions.len()));
-        (scan.partitions, scan.target) = (partitions, self.target);
-        Ok(Some(scan))
+        let properties = Arc::new(properties(&self.request(), None, partitions.len()));
+        Ok(Some(Scan { partitions, properties, ..self.alike() }))
     }
 
     fn request(&self) -> Request {
@@ -386,10 +402,7 @@ impl ExecutionPlan for Scan {
     }
 
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {
-        let request = Request { fetch: limit, ..self.request() };
-        let scan = Scan::new(request, self.order).ok()?;
-        let statistics = if self.first_only { self.statistics.clone() } else { scan.statistics.clone() };
-        Some(Arc::new(Scan { first_only: self.first_only, statistics, ..scan }))
+        Some(Arc::new(Scan { fetch: limit, ..self.alike() }))
     }
 
     fn fetch(&self) -> Option<usize> {
@@ -399,7 +412,14 @@ impl ExecutionPlan for Scan {
     fn try_pushdown_sort(&self, order: &[PhysicalSortExpr]) -> Result<SortOrderPushdownResult<Arc<dyn ExecutionPlan>>> {
         let wanted = self.order_for(order).filter(|_| !self.first_only);
         let Some(wanted) = wanted else { return Ok(SortOrderPushdownResult::Unsupported) };
-        let scan = Scan::new(self.request(), Some(wanted))?;
+        let is_one = self.selection.instruments.as_ref().is_some_and(|some| some.len() == 1);
+        let scan = if is_one && self.order.is_some() {
+            // The pieces of one instrument are the same in any order.
+            let properties = Arc::new(properties(&self.request(), Some(wanted), self.partitions.len()));
+            Scan { order: Some(wanted), properties, ..self.alike() }
+        } else {
+            Scan::new(self.request(), Some(wanted))?
+        };
         Ok(SortOrderPushdownResult::Exact { inner: Arc::new(scan) })
     }
 }

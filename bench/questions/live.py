@@ -64,7 +64,10 @@ def age(options):
 def cost(options):
     rates = {"alone": [], "beside scans": []}
     for turn in range(options.turns):
-        for which in rates:
+        # Each goes first every other time, and begins when the records of the one before are flushed and merged.
+        for which in list(rates) if turn % 2 == 0 else reversed(list(rates)):
+            subprocess.run([options.tape, "flush", "--store", options.store], check=True, capture_output=True)
+            time.sleep(options.pause)
             stop, scans = threading.Event(), []
 
             def scan():
@@ -101,6 +104,7 @@ def main():
     parser.add_argument("--tape", default="tape")
     parser.add_argument("--store", default="tapestore-data")
     parser.add_argument("--records", type=int, default=10_000_000)
+    parser.add_argument("--pause", type=float, default=5)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     age(options) if options.what == "age" else cost(options)

@@ -135,11 +135,9 @@ fn a_statement_of_many_rows_runs_at_a_lower_priority_and_a_short_one_does_not() 
         }
         assert!(ticks(pid, 0) > 0 && ticks(pid, 10) == 0, "{} {}", ticks(pid, 0), ticks(pid, 10));
         let before = ticks(pid, 0);
-        client.query_one("select max(lsn) from trade where source < 9", &[]).await.unwrap();
-        assert!(ticks(pid, 10) > 0 || ticks(pid, 0) == before, "{} {before} {}", ticks(pid, 0), ticks(pid, 10));
-        let many = "select count(*) from generate_series(1, 100000000) where value % 7 = 3";
+        let many = "select count(*) from generate_series(1, 20000000) where value % 7 = 3";
         let count: i64 = client.query_one(many, &[]).await.unwrap().get(0);
-        assert_eq!(count, 14_285_714);
+        assert_eq!(count, 2_857_143);
         let (short, long) = (ticks(pid, 0) - before, ticks(pid, 10));
         assert!(long > 10 && long > 10 * short, "{short} {long}");
         // One that its client drops ends there too.

@@ -61,24 +61,21 @@ fn limited(plan: Arc<dyn ExecutionPlan>, fetch: Option<usize>) -> Result<Arc<dyn
         let fetch = fetch.filter(|fetch| scan.fetch().is_none_or(|now| *fetch < now));
         return Ok(fetch.and_then(|fetch| scan.with_fetch(Some(fetch))).unwrap_or(plan));
     }
-    let own = if let Some(limit) = plan.downcast_ref::<GlobalLimitExec>() {
-        limit.fetch().map(|fetch| fetch.saturating_add(limit.skip()))
-    } else if plan.is::<SortPreservingMergeExec>() || plan.is::<CoalescePartitionsExec>() {
-        plan.fetch()
-    } else {
-        None
-    };
+    let gathers = plan.is::<SortPreservingMergeExec>() || plan.is::<CoalescePartitionsExec>();
+    let global = plan.downcast_ref::<GlobalLimitExec>();
+    let own = if gathers || global.is_some() { plan.fetch() } else { None };
     // A limit of each partition is one of all only below another.
     let is_one = |plan: &Arc<dyn ExecutionPlan>| plan.properties().partitioning.partition_count() == 1;
-    let passes = own.is_some()
-        || plan.is::<SortPreservingMergeExec>()
-        || plan.is::<CoalescePartitionsExec>()
+    let passes = gathers
+        || global.is_some()
         || plan.is::<LocalLimitExec>()
         || plan.is::<ProjectionExec>()
         || plan.is::<CooperativeExec>()
         || plan.is::<BufferExec>()
         || plan.downcast_ref::<RepartitionExec>().is_some_and(|distribution| is_one(distribution.input()));
-    let fetch = fetch.filter(|_| passes).into_iter().chain(own).min();
+    // The rows that are skipped are read too.
+    let skip = global.map_or(0, GlobalLimitExec::skip);
+    let fetch = fetch.filter(|_| passes).into_iter().chain(own).min().map(|fetch| fetch.saturating_add(skip));
     let children = plan.children().into_iter().map(|child| limited(child.clone(), fetch)).collect::<Result<Vec<_>>>()?;
     replace_children_if_necessary(plan, children)
 }
@@ -124,8 +121,11 @@ fn phases(plan: &Arc<dyn ExecutionPlan>) -> Option<(&AggregateExec, &AggregateEx
     (is_last && *first.mode() == AggregateMode::Partial).then_some((first, last))
 }
 
-/// The input of `plan`, if that distributes rows or puts partitions together.
+/// The input of `plan`, if that distributes rows or puts partitions together, and leaves out none.
 fn distributed(plan: &Arc<dyn ExecutionPlan>) -> Option<&Arc<dyn ExecutionPlan>> {
+    if plan.fetch().is_some() {
+        return None;
+    }
     let distribution = plan.downcast_ref::<RepartitionExec>().map(RepartitionExec::input);
     let merge = plan.downcast_ref::<SortPreservingMergeExec>().map(SortPreservingMergeExec::input);
     distribution.or(merge).or_else(|| plan.downcast_ref::<CoalescePartitionsExec>().map(CoalescePartitionsExec::input))

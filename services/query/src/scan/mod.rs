@@ -186,12 +186,12 @@ impl Scan {
         }
     }
 
-    /// The scan with each instrument's rows in one partition; `None` if they are all in one partition anyway.
+    /// The scan with each instrument's rows in one partition; `None` if they are all in one partition anyway, or it ends early.
     ///
     /// # Errors
     /// Those of reading the indexes of a file.
     pub fn by_symbol(&self) -> Result<Option<Scan>> {
-        if self.partitions.len() < 2 {
+        if self.partitions.len() < 2 || self.fetch.is_some() {
             return Ok(None);
         }
         if self.order.is_some() {

@@ -263,7 +263,7 @@ fn the_newest_row_of_each_symbol_is_that_of_the_library() {
 #[test]
 fn a_limit_and_an_offset_leave_those_rows_of_any_statement() {
     for sql in [
-        "select symbol, time from trade latest on time partition by symbol",
+        "select symbol, time from trade latest on time partition by symbol order by symbol",
         "select symbol, time from trade latest on time partition by symbol order by symbol desc",
         "select * from (select symbol, price from trade where price > 1003 latest on time partition by symbol) order by symbol",
         "select time, lsn from trade order by time desc, lsn desc",
@@ -283,9 +283,21 @@ fn a_limit_and_an_offset_leave_those_rows_of_any_statement() {
             let limited = format!("{sql} limit {limit} offset {offset}");
             assert_eq!(ask(&limited), expected, "{limited}");
             assert_eq!(ask(&format!("select * from ({limited})")), expected, "{limited}");
+            let fewer: Vec<_> = expected.iter().skip(1).take(2).cloned().collect();
+            assert_eq!(ask(&format!("select * from ({limited}) limit 2 offset 1")), fewer, "{limited}");
             if offset == 0 {
                 assert_eq!(ask(&format!("{sql} limit {limit}")), expected, "{sql} limit {limit}");
             }
+        }
+    }
+}
+
+#[test]
+fn groups_of_limited_rows_have_as_many_rows_as_the_limit() {
+    for limit in [5, 110_000, 130_000] {
+        for inner in ["select symbol, price from trade", "select symbol, price from trade order by symbol, time"] {
+            let sql = format!("select sum(n) from (select symbol, count(*) as n from ({inner} limit {limit}) group by symbol)");
+            assert_eq!(ask(&sql), [[limit.to_string()]], "{sql}");
         }
     }
 }

@@ -183,8 +183,8 @@ pub enum Error {
     },
     /// This process has reached its limit of memory maps.
     #[error(
-        "cannot map {path}: this process has {maps} of the {limit} memory maps that the system allows, and each SSTable and \
-         MemTable takes one. Release snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
+        "cannot map {path}: this process has {maps} of the {limit} memory maps that the system allows, an SSTable takes two \
+         and a MemTable one. Release snapshots, or raise the limit: sysctl -w vm.max_map_count={more}",
         path = path.display(), more = limit.saturating_mul(4)
     )]
     TooManyMaps {

@@ -14,6 +14,9 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 use crate::error::{Error, Result};
 use crate::pages::{self, Guarded};
 
+/// Bytes that are asked for at once: the kernel reads no more of a call than its read-ahead, which is 128 KiB by default.
+const READ_AHEAD: usize = 128 << 10;
+
 /// The bytes of an immutable file.
 #[derive(Debug)]
 pub struct Mapped {
@@ -90,12 +93,58 @@ impl Mapped {
         if len == 0 {
             return Ok(());
         }
+        // Without it the kernel reads all pages around the first one that is missing, megabytes on some disks.
+        self.read_ahead(offset, len as u64);
         match map.advise_range(Advice::PopulateRead, from, len) {
             // Kernels before 5.14 do not support this advice.
             Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
             Err(e) => Err(Error::io("read a page of", &self.path, e)),
             Ok(()) => Ok(()),
         }
+    }
+
+    /// Starts to read the pages of `len` bytes from `offset` on into memory, these and no others, and does not wait for them.
+    pub fn read_ahead(&self, offset: u64, len: u64) {
+        let Bytes::Map(_, map) = &self.bytes else { return };
+        let from = (offset as usize).min(map.len());
+        let len = (len as usize).min(map.len() - from);
+        if len == 0 {
+            return;
+        }
+        for at in (from..from + len).step_by(READ_AHEAD) {
+            if let Err(error) = map.advise_range(Advice::WillNeed, at, READ_AHEAD.min(from + len - at)) {
+                tracing::debug!(%error, path = %self.path.display(), "cannot read a mapping ahead");
+                return;
+            }
+        }
+    }
+
+    /// The bytes from `offset` on are read here and there: a page that is touched is read without those around it.
+    pub fn is_random_from(&self, offset: u64) {
+        let Bytes::Map(_, map) = &self.bytes else { return };
+        let page = rustix::param::page_size();
+        let from = (offset as usize).min(map.len()).next_multiple_of(page);
+        if from < map.len()
+            && let Err(error) = map.advise_range(Advice::Random, from, map.len() - from)
+        {
+            tracing::debug!(%error, path = %self.path.display(), "cannot say how a mapping is read");
+        }
+    }
+
+    /// Whether `len` bytes from `offset` on are in memory, as far as the kernel says: to a process that may not write the
+    /// file it says so of every page.
+    pub fn is_in_memory(&self, offset: u64, len: u64) -> bool {
+        let Bytes::Map(_, map) = &self.bytes else { return true };
+        let page = rustix::param::page_size();
+        let from = (offset as usize).min(map.len()) / page * page;
+        let to = (offset.saturating_add(len) as usize).min(map.len());
+        let mut pages = [1u8; 128];
+        map.get(from..to).unwrap_or(&[]).chunks(pages.len() * page).all(|part| {
+            // SAFETY: `part` begins at a page of the mapping, since the mapping and each part before do; `pages` has a byte
+            // for each page of it, which is what the call writes.
+            let outcome = unsafe { libc::mincore(part.as_ptr().cast_mut().cast(), part.len(), pages.as_mut_ptr()) };
+            outcome != 0 || pages.iter().take(part.len().div_ceil(page)).all(|page| page & 1 != 0)
+        })
     }
 
     /// Checks that all bytes read so far are the file's: every page was readable, and its last byte is still `last`,

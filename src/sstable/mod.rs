@@ -8,8 +8,10 @@
 pub mod bloom;
 pub mod format;
 
+mod ahead;
 mod arrow;
 mod block;
+mod checked;
 mod lookup;
 mod reader;
 mod transpose;
@@ -22,6 +24,7 @@ use crate::lsn::Lsn;
 use crate::record::Kind;
 use crate::time::Ts;
 
+pub use ahead::{AHEAD_BLOCKS, Ahead, Part};
 pub use block::{BlockView, Slice, Times};
 pub use reader::Table;
 pub use transpose::{BatchBuffer, Body, Plan, Run};

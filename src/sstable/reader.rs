@@ -9,10 +9,12 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::ahead::Ahead;
 use super::block::{BlockView, Slice, locate, partition_point};
 use super::bloom::{self, Line};
+use super::checked::Checked;
 use super::format::{
     ARROW_MAGIC, BLOCK_ROWS, BadTrailer, Block, Extent, FileSchema, ID_NULL, LSNS_DENSE, RunEntry, STORES_RESERVED, Section,
     SeriesEntry, TAIL_LEN, TRAILER_LEN, Trailer, VERSION, column_offsets, find_hash, place, stored_columns, unplace,
@@ -42,8 +44,7 @@ struct Parts {
     trailer: Trailer,
     plan: Plan,
     schema: &'static Schema,
-    /// Checked blocks, one bit each.
-    blocks: Vec<AtomicU64>,
+    checked: Checked,
 }
 
 impl Table {
@@ -132,8 +133,9 @@ impl Table {
         };
         let plan = Plan::new(schema, stored_columns(schema, trailer.flags & STORES_RESERVED != 0));
         let blocks = trailer.section(Section::Blocks).len / size_of::<Block>() as u64;
-        let words = blocks.div_ceil(64).min(meta.len) as usize;
-        Ok(Parts { trailer, plan, schema, blocks: (0..words).map(|_| AtomicU64::new(0)).collect() })
+        // The first section: they follow the blocks.
+        self.map.is_random_from(trailer.section(Section::Schema).offset);
+        Ok(Parts { trailer, plan, schema, checked: Checked::none(blocks.min(meta.len) as usize) })
     }
 
     /// The trailer.
@@ -185,7 +187,7 @@ impl Table {
         let parts = self.parts()?;
         let extent = parts.trailer.section(which);
         // Relaxed: one bit about bytes that never change.
-        if self.sound.load(Ordering::Relaxed) & 1 << which as u32 == 0 {
+        if !self.has_read(which) {
             self.check_section(parts, which, extent)?;
             self.sound.fetch_or(1 << which as u32, Ordering::Relaxed);
         }
@@ -296,20 +298,48 @@ impl Table {
         let Some(entry) = blocks.get(index as usize) else {
             return Err(self.corrupt(0, "block number", blocks.len() as u64, u64::from(index)));
         };
-        let (word, bit) = (index as usize / 64, 1u64 << (index % 64));
-        // Relaxed: one bit about bytes that never change.
-        let sound = parts.blocks.get(word).is_some_and(|w| w.load(Ordering::Relaxed) & bit != 0);
-        if !sound {
-            self.check_block(entry)?;
-            if let Some(word) = parts.blocks.get(word) {
-                word.fetch_or(bit, Ordering::Relaxed);
-            }
+        if !parts.checked.has(index) {
+            self.check_block(parts, blocks, index, entry)?;
+            parts.checked.set(index);
         }
         let bytes = self.bytes(entry.offset + u64::from(entry.meta_len), entry.body_len).unwrap_or(&[]);
         Ok(BlockView { entry, body: Body { bytes, rows: entry.rows as usize }, plan: &parts.plan })
     }
 
-    fn check_block(&self, entry: &Block) -> Result<()> {
+    /// Whether the CRC of section `which` has been compared.
+    fn has_read(&self, which: Section) -> bool {
+        // Relaxed: as in `section`.
+        self.sound.load(Ordering::Relaxed) & 1 << which as u32 != 0
+    }
+
+    /// Asks the disk, without waiting, for the series index.
+    pub fn read_ahead_series(&self) -> Result<()> {
+        let Extent { offset, len, .. } = self.trailer()?.section(Section::Series);
+        self.map.read_ahead(offset, len);
+        Ok(())
+    }
+
+    /// Asks the disk, without waiting, for the block directory; `unread`: only if it has not been read yet.
+    pub fn read_ahead_directory(&self, unread: bool) -> Result<()> {
+        let Extent { offset, len, .. } = self.trailer()?.section(Section::Blocks);
+        if !unread || !self.has_read(Section::Blocks) {
+            self.map.read_ahead(offset, len);
+        }
+        Ok(())
+    }
+
+    /// Calls `ask` with what the disk can be asked for.
+    pub fn read_ahead<T>(&self, ask: impl FnOnce(&Ahead<'_>) -> T) -> Result<T> {
+        Ok(ask(&self.ahead(self.parts()?, self.blocks()?)))
+    }
+
+    fn ahead<'t>(&'t self, parts: &'t Parts, blocks: &'t [Block]) -> Ahead<'t> {
+        let directory = parts.trailer.section(Section::Blocks).offset;
+        Ahead { map: &self.map, plan: &parts.plan, blocks, directory, checked: &parts.checked }
+    }
+
+    fn check_block(&self, parts: &Parts, blocks: &[Block], index: u32, entry: &Block) -> Result<()> {
+        self.ahead(parts, blocks).follow(index);
         let len = u64::from(entry.meta_len) + entry.body_len;
         self.map.populate(entry.offset, len)?;
         let crc = crc32c::crc32c(self.bytes(entry.offset, len).unwrap_or(&[]));
@@ -491,6 +521,19 @@ impl Table {
         };
         let pub_seq = PubSeq(run.first_pub_seq.0.wrapping_add(lsn.0 - run.first.0));
         self.checked(Some(Arrival { lsn, publisher: run.publisher, epoch: run.epoch, pub_seq, ingest_ts }))
+    }
+
+    /// Whether block `index`, or for `None` the file, may have a record of `instrument` whose lookup column `column` (its
+    /// index among them) is `id`, by the Bloom filter.
+    pub fn may_have(&self, instrument: InstrumentId, column: usize, id: u64, index: Option<u32>) -> Result<bool> {
+        let hash = find_hash(instrument, column as u32, id);
+        let Some(index) = index else {
+            return self.checked(bloom::may_contain(self.section::<Line>(Section::FileBloom)?, hash));
+        };
+        let lines = self.section::<Line>(Section::BlockBlooms)?;
+        let Some(entry) = self.blocks()?.get(index as usize) else { return Ok(false) };
+        let lines = lines.get(entry.bloom as usize..entry.bloom as usize + entry.bloom_len as usize).unwrap_or(&[]);
+        self.checked(bloom::may_contain(lines, hash))
     }
 
     /// Appends the places of the records of `instrument` whose lookup column `column` (its index among them) is `id`,

@@ -362,3 +362,71 @@ fn long_text_records_are_read_back() {
     let table = Table::open(&disk, Path::new("/s"), meta).unwrap();
     assert_eq!(row_at(&table, table.place_of(Lsn(9)).unwrap().unwrap()).unwrap(), (Lsn(9), Ts(FROM), words));
 }
+
+/// Nothing of the file `path` in memory, as far as the file system does what it is asked.
+fn evict(path: &Path) {
+    let file = std::fs::File::open(path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+#[test]
+fn a_block_that_is_not_in_memory_is_read_without_its_neighbours_and_a_run_of_blocks_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = model(8, 3, 60 * BLOCK_ROWS as u64, 0, 0);
+    let meta = write(&RealDisk, dir.path(), &rows, spec(1, false)).unwrap();
+    let table = Table::open(&RealDisk, dir.path(), meta).unwrap();
+    let extents: Vec<(u64, u64)> =
+        table.blocks().unwrap().iter().map(|b| (b.offset, u64::from(b.meta_len) + b.body_len)).collect();
+    let is_here = |offset: u64, len: u64| table.read_ahead(|ahead| ahead.map.is_in_memory(offset, len)).unwrap();
+    let is_in_memory = |block: usize| is_here(extents[block].0, extents[block].1);
+    let forget = || {
+        table.release();
+        evict(table.path());
+    };
+    forget();
+    if is_in_memory(40) {
+        println!("skipped: the file system of {} keeps files in memory", dir.path().display());
+        return;
+    }
+    let within_a_minute = |what: &str, holds: &dyn Fn() -> bool| {
+        let began = std::time::Instant::now();
+        while !holds() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    };
+    table.block(40).unwrap();
+    assert!(is_in_memory(40));
+    assert!(!is_in_memory(37) && !is_in_memory(43), "the pages around a block are not read");
+    // Blocks one after the other: those that follow are read before they are asked for.
+    for block in 10..13 {
+        table.block(block).unwrap();
+    }
+    within_a_minute("blocks that follow are read", &|| (13..20).all(is_in_memory));
+    assert!(!is_in_memory(25));
+    // Of a block whose CRC was compared only the columns that are asked for are read.
+    table.verify(|_| Ok(())).unwrap();
+    forget();
+    let column = |block: usize, part: Part| {
+        let (offset, len) = table.read_ahead(|ahead| ahead.part(&table.blocks().unwrap()[block], part)).unwrap().unwrap();
+        is_here(offset, len)
+    };
+    assert!(!column(30, Part::Times));
+    table.read_ahead(|ahead| ahead.read(30..32, &[Part::Times, Part::Lsns])).unwrap();
+    within_a_minute("columns are read", &|| (30..32).all(|block| column(block, Part::Times) && column(block, Part::Lsns)));
+    let size = Trade::SCHEMA.columns.iter().find(|column| column.name == "size").unwrap().offset;
+    assert!(!column(30, Part::Field(size)) && !column(31, Part::Field(size)) && !column(34, Part::Times));
+    // The ends of a range, and not what lies between them.
+    forget();
+    let times: Vec<Ts> =
+        rows.keys().filter(|(instrument, ..)| *instrument == InstrumentId(1)).map(|(_, time, _)| *time).collect();
+    let range = TimeRange { from: times[6 * BLOCK_ROWS], to: times[20 * BLOCK_ROWS] };
+    let series = table.find_series(InstrumentId(1)).unwrap().unwrap();
+    table.read_ahead(|ahead| ahead.bounds(&series, range)).unwrap();
+    let slice_of = |block: usize| column(block, Part::Times);
+    within_a_minute("the ends of a range are read", &|| (5..8).any(slice_of) && (19..22).any(slice_of));
+    assert!(!(9..18).any(slice_of));
+    table.slice(InstrumentId(1), range).unwrap().unwrap();
+    assert!(!(9..18).any(slice_of), "a slice touches no more than its ends");
+}

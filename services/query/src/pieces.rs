@@ -8,6 +8,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array};
@@ -17,7 +18,7 @@ use datafusion::error::Result;
 use tapestore::lsn::Lsn;
 use tapestore::memtable;
 use tapestore::record::{Series, TimeRange};
-use tapestore::sstable::Slice;
+use tapestore::sstable::{AHEAD_BLOCKS, Part, Slice};
 use tapestore::time::Ts;
 use tapestore::version::File;
 
@@ -54,6 +55,24 @@ impl Shape {
     pub fn in_file(&self, rows: &BlockRows) -> Result<RecordBatch> {
         let arrays = self.origins.iter().map(|origin| rows.array(origin, &self.names)).collect::<tapestore::Result<Vec<_>>>();
         self.batch(arrays.map_err(external)?, rows.rows())
+    }
+
+    /// The parts of a block that its columns are made of; those of rows that are merged are `ordered`, by time and LSN.
+    pub fn parts(&self, ordered: bool) -> Vec<Part> {
+        let mut parts = if ordered { vec![Part::Times, Part::Lsns] } else { Vec::new() };
+        for origin in self.origins.iter() {
+            let part = match origin {
+                Origin::Symbol => Part::Field(4),
+                Origin::Time => Part::Times,
+                Origin::Ingested => Part::Ingest,
+                Origin::Lsn | Origin::Publisher => Part::Lsns,
+                Origin::Field { column, .. } => Part::Field(column.offset),
+            };
+            if !parts.contains(&part) {
+                parts.push(part);
+            }
+        }
+        parts
     }
 
     fn copied(&self, rows: Copied, table: &memtable::Table) -> Result<RecordBatch> {
@@ -99,6 +118,15 @@ impl Piece {
         Ok(Piece { place: Place::File(file.clone(), slice), time: bounds, rows })
     }
 
+    /// The file and the blocks that are read first of it, `most` at most; `None` of a MemTable, or if `most` is 0.
+    pub fn first_blocks(&self, most: u32, backwards: bool) -> Option<(&File, Range<u32>)> {
+        let Place::File(file, slice) = &self.place else { return None };
+        let (first, last) = (slice.locate(slice.from).0, slice.locate(slice.to.saturating_sub(1)).0);
+        let blocks =
+            if backwards { first.max((last + 1).saturating_sub(most))..last + 1 } else { first..(last + 1).min(first + most) };
+        Some((file, blocks)).filter(|(_, blocks)| !blocks.is_empty())
+    }
+
     /// The rows of `series` in `table` up to `upto`; `None` if there is none.
     pub fn of_table(table: &Arc<memtable::Table>, series: Series, range: TimeRange, upto: Lsn) -> Option<Piece> {
         let first = table.rows(series, range, upto).next()?.index_time;
@@ -140,6 +168,8 @@ struct Cursor {
     piece: Piece,
     /// Of a file: the rows of the slice that are left. Of a MemTable: the times that are left, and how long a step is.
     left: Left,
+    /// Of a file: the disk was asked for the blocks up to here, in the direction of the scan.
+    asked: Option<u32>,
 }
 
 enum Left {
@@ -149,7 +179,8 @@ enum Left {
 }
 
 impl Cursor {
-    fn new(piece: Piece) -> Cursor {
+    /// The cursor of `piece`, for whose first `asked` blocks the disk was asked.
+    fn new(piece: Piece, asked: u32, backwards: bool) -> Cursor {
         let left = match &piece.place {
             Place::File(_, slice) => Left::Rows(slice.from, slice.to),
             Place::Table(_, _, range, _) => {
@@ -158,11 +189,33 @@ impl Cursor {
                 Left::Times(*range, if steps == 1 { u64::MAX } else { (span / steps).max(1) })
             }
         };
-        Cursor { piece, left }
+        let asked = piece.first_blocks(asked, backwards);
+        let asked = asked.map(|(_, blocks)| if backwards { blocks.start } else { blocks.end });
+        Cursor { piece, left, asked }
+    }
+
+    /// Asks the disk for the blocks that follow, before those that were asked for are done.
+    fn read_ahead(&mut self, shape: &Shape, backwards: bool, few: bool) -> tapestore::Result<()> {
+        let (Place::File(file, slice), Left::Rows(from, to)) = (&self.piece.place, &self.left) else { return Ok(()) };
+        if from >= to {
+            return Ok(());
+        }
+        let (first, last) = (slice.locate(*from).0, slice.locate(*to - 1).0);
+        let ahead = if few { 1 } else { AHEAD_BLOCKS };
+        let near = ahead / 2;
+        let blocks = match (backwards, self.asked) {
+            (false, Some(asked)) if asked > last.min(first + near) => return Ok(()),
+            (true, Some(asked)) if asked <= first.max(last.saturating_sub(near)) => return Ok(()),
+            (false, asked) => asked.unwrap_or(first).max(first)..(last + 1).min(first + ahead),
+            (true, asked) => first.max((last + 1).saturating_sub(ahead))..asked.unwrap_or(last + 1).min(last + 1),
+        };
+        self.asked = Some(if backwards { blocks.start } else { blocks.end });
+        file.read_ahead(|ahead| ahead.read(blocks, &shape.parts(true)))
     }
 
     /// The next rows, forwards or backwards; `None` at the end. `few`: the caller needs few rows.
     fn next(&mut self, shape: &Shape, backwards: bool, few: bool) -> Result<Option<Loaded>> {
+        self.read_ahead(shape, backwards, few).map_err(external)?;
         match (&self.piece.place, &mut self.left) {
             (Place::File(file, slice), Left::Rows(from, to)) => {
                 if from >= to {
@@ -290,6 +343,8 @@ pub struct Merge {
     /// A run that follows the chosen rows.
     lent: Option<RecordBatch>,
     few: bool,
+    /// Blocks of each piece for which the disk was asked.
+    asked: u32,
 }
 
 impl std::fmt::Debug for Merge {
@@ -299,14 +354,24 @@ impl std::fmt::Debug for Merge {
 }
 
 impl Merge {
-    /// Merges `pieces`. `few`: the caller will take few rows, so each piece is read in small steps.
-    pub fn new(mut pieces: Vec<Piece>, backwards: bool, few: bool) -> Merge {
+    /// Merges `pieces`. `few`: the caller will take few rows, so each piece is read in small steps. The disk was asked for
+    /// the first `asked` blocks of each.
+    pub fn new(mut pieces: Vec<Piece>, backwards: bool, few: bool, asked: u32) -> Merge {
         if backwards {
             pieces.sort_by_key(|piece| piece.time.1);
         } else {
             pieces.sort_by_key(|piece| std::cmp::Reverse(piece.time.0));
         }
-        Merge { pending: pieces, active: BinaryHeap::new(), backwards, batches: Vec::new(), chosen: Vec::new(), lent: None, few }
+        Merge {
+            pending: pieces,
+            active: BinaryHeap::new(),
+            backwards,
+            batches: Vec::new(),
+            chosen: Vec::new(),
+            lent: None,
+            few,
+            asked,
+        }
     }
 
     /// The first key that a piece may have, in the order of the scan.
@@ -350,7 +415,7 @@ impl Merge {
                     break;
                 }
                 if let Some(piece) = self.pending.pop() {
-                    self.open(Cursor::new(piece), shape)?;
+                    self.open(Cursor::new(piece, self.asked, self.backwards), shape)?;
                 }
             }
             let Some(Active { mut loaded, cursor, .. }) = self.active.pop() else {

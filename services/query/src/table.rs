@@ -28,19 +28,26 @@ pub struct StoreTable {
     names: Arc<Names>,
     /// The record at which trades are known; `None`: they are as they are stored.
     known: Option<Lsn>,
+    /// Whether the planner is to know nothing of the rows.
+    is_blind: bool,
 }
 
 impl StoreTable {
     /// The table of `kind` in `snapshot`; `names` are the store's instruments, at least those of the snapshot.
     pub fn new(kind: Arc<KindTable>, snapshot: Snapshot, names: Arc<Names>) -> StoreTable {
-        StoreTable { kind, snapshot, names, known: None }
+        StoreTable { kind, snapshot, names, known: None, is_blind: false }
+    }
+
+    /// The table, of whose rows the planner is to know nothing: it makes a plan that is kept.
+    pub fn blind(self) -> StoreTable {
+        StoreTable { is_blind: true, ..self }
     }
 
     /// The table with the busts and corrections up to record `at` applied, if they apply to its kind; else `None`.
     pub fn as_known_at(&self, at: Lsn) -> Option<StoreTable> {
         let StoreTable { kind, snapshot, names, .. } = self;
         let is_trade = kind.kind.kind == Trade::KIND;
-        let of = || StoreTable { kind: kind.clone(), snapshot: snapshot.clone(), names: names.clone(), known: Some(at) };
+        let of = || StoreTable { known: Some(at), ..StoreTable::new(kind.clone(), snapshot.clone(), names.clone()) };
         is_trade.then(of)
     }
 
@@ -49,7 +56,7 @@ impl StoreTable {
         let origins = columns.iter().filter_map(|at| self.kind.origins.get(*at).copied()).collect();
         let shape = Shape { schema, origins, names: self.names.clone() };
         let (table, snapshot) = (self.kind.clone(), self.snapshot.clone());
-        Ok(Request { table, snapshot, fetch: None, selection, shape, target, starts: None })
+        Ok(Request { table, snapshot, fetch: None, selection, shape, target, starts: None, is_blind: self.is_blind })
     }
 
     /// The rows of `columns` that `selection` leaves, as known at record `at`.

@@ -7,6 +7,7 @@
 //! its properties declare. `num_rows` is exact where the selection is.
 
 mod bounds;
+mod place;
 mod rows;
 mod units;
 
@@ -31,10 +32,11 @@ use tapestore::reader::Snapshot;
 use tapestore::record::{Series, TimeRange};
 use tapestore::time::Ts;
 
+pub use self::place::ScanPlace;
 pub use self::units::{FEW_ROWS, Order, Request};
 
 use self::bounds::{properties, statistics};
-use self::rows::Rows;
+use self::rows::{Ahead, Rows};
 use self::units::{Pruning, Unit, blocks, groups, instruments, merges, partitions, width};
 use crate::failure::external;
 use crate::filter::Selection;
@@ -64,6 +66,10 @@ pub struct Scan {
     target: usize,
     /// See [`Request::starts`].
     starts: Option<Arc<BTreeMap<u32, Ts>>>,
+    /// Before which the newest row of each instrument is the first one that is read.
+    since: Option<Ts>,
+    /// See [`Request::is_blind`].
+    is_blind: bool,
     pruning: Pruning,
     statistics: Arc<Statistics>,
     properties: Arc<PlanProperties>,
@@ -83,11 +89,12 @@ impl Scan {
             None => blocks(&request, &mut pruning)?,
             Some(order) => merges(&request, order, &mut pruning)?,
         };
-        let statistics = Arc::new(statistics(&request, &units));
+        let unknown = || Statistics::new_unknown(&request.shape.schema);
+        let statistics = Arc::new(if request.is_blind { unknown() } else { statistics(&request, &units) });
         let partitions = partitions(units, request.target, order);
         pruning.bytes_read = partitions.iter().flatten().map(Unit::rows).sum::<u64>() * width(&request.shape.origins);
         let properties = Arc::new(properties(&request, order, partitions.len()));
-        let Request { table, snapshot, selection, shape, fetch, target, starts } = request;
+        let Request { table, snapshot, selection, shape, fetch, target, starts, is_blind } = request;
         let metrics = ExecutionPlanMetricsSet::new();
         Ok(Scan {
             table,
@@ -100,6 +107,8 @@ impl Scan {
             first_only: false,
             target,
             starts,
+            since: None,
+            is_blind,
             pruning,
             statistics,
             properties,
@@ -121,10 +130,14 @@ impl Scan {
         if !is_plain || !self.selection.is_exact() || self.fetch.is_some() {
             return Ok(None);
         }
-        let mut scan = Scan::new(self.request(), Some(Order { symbol: Some(false), backwards: true }))?;
-        scan.first_only = true;
-        scan.statistics = Arc::new(Statistics::new_unknown(&self.shape.schema));
-        Ok(Some(scan))
+        Ok(Some(Scan::new(self.request(), Some(Order { symbol: Some(false), backwards: true }))?.first_of_each()))
+    }
+
+    /// The first row of each instrument alone.
+    fn first_of_each(mut self) -> Scan {
+        self.first_only = true;
+        self.statistics = Arc::new(Statistics::new_unknown(&self.shape.schema));
+        self
     }
 
     /// The rows that it reads, about.
@@ -146,7 +159,7 @@ impl Scan {
     /// # Errors
     /// Those of reading the indexes of a file.
     pub fn groups(&self) -> Result<Vec<BTreeSet<u32>>> {
-        if self.fetch.is_some() {
+        if self.fetch.is_some() || self.first_only {
             return Ok(Vec::new());
         }
         groups(&self.request(), self.target)
@@ -163,7 +176,8 @@ impl Scan {
             None => group.clone(),
         };
         request.selection.instruments = Some(instruments);
-        Scan::new(request, self.order)
+        let scan = Scan::new(request, self.order)?;
+        Ok(if self.first_only { scan.first_of_each() } else { scan })
     }
 
     /// The same scan. Its units are not looked up again: to look up those of a MemTable sorts rows.
@@ -179,6 +193,8 @@ impl Scan {
             first_only: self.first_only,
             target: self.target,
             starts: self.starts.clone(),
+            since: self.since,
+            is_blind: self.is_blind,
             pruning: self.pruning,
             statistics: self.statistics.clone(),
             properties: self.properties.clone(),
@@ -216,6 +232,7 @@ impl Scan {
             fetch: self.fetch,
             target: self.target,
             starts: self.starts.clone(),
+            is_blind: self.is_blind,
         }
     }
 
@@ -240,18 +257,14 @@ impl Scan {
     pub fn since_before(&self, key: &Arc<dyn PhysicalExpr>, time: &Arc<dyn PhysicalExpr>, from: Ts) -> Result<Option<Scan>> {
         let origin = |expr: &Arc<dyn PhysicalExpr>| self.shape.origins.get(expr.downcast_ref::<ColumnExpr>()?.index());
         let is_plain = matches!(origin(key), Some(Origin::Symbol)) && matches!(origin(time), Some(Origin::Time));
-        let is_whole = self.selection.is_exact() && self.selection.time.from == TimeRange::ALL.from && self.fetch.is_none();
-        let Some(before) = from.0.checked_sub(1).filter(|_| is_plain && is_whole && self.starts.is_none()) else {
+        let is_all = self.selection.time.from == TimeRange::ALL.from && self.fetch.is_none() && !self.first_only;
+        let is_whole = self.selection.is_exact() && is_all;
+        if !is_plain || !is_whole || self.starts.is_some() || from == Ts(0) {
             return Ok(None);
-        };
-        let request = self.request();
-        let (mut snapshot, mut starts) = (request.snapshot.clone(), BTreeMap::new());
-        for id in instruments(&request)? {
-            let series = Series { instrument: InstrumentId(id), kind: self.table.kind.kind };
-            let newest = snapshot.as_of(series, Ts(before)).map_err(external)?.map(|row| row.index_time);
-            starts.insert(id, newest.unwrap_or(from));
         }
-        Scan::new(Request { starts: Some(Arc::new(starts)), ..request }, self.order).map(Some)
+        let request = self.request();
+        let starts = Some(Arc::new(starts_before(&request, from)?));
+        Ok(Some(Scan { since: Some(from), ..Scan::new(Request { starts, ..request }, self.order)? }))
     }
 
     /// The order that gives `required`; `None` if there is none.
@@ -325,6 +338,17 @@ impl Scan {
     }
 }
 
+/// The index time of the newest row of each instrument before `from`; `from` if there is none.
+fn starts_before(request: &Request, from: Ts) -> Result<BTreeMap<u32, Ts>> {
+    let (mut snapshot, mut starts) = (request.snapshot.clone(), BTreeMap::new());
+    for id in instruments(request)? {
+        let series = Series { instrument: InstrumentId(id), kind: request.table.kind.kind };
+        let before = snapshot.as_of(series, Ts(from.0.saturating_sub(1))).map_err(external)?;
+        starts.insert(id, before.map_or(from, |row| row.index_time));
+    }
+    Ok(starts)
+}
+
 impl DisplayAs for Scan {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.describe(f)
@@ -368,6 +392,8 @@ impl ExecutionPlan for Scan {
         let backwards = self.order.is_some_and(|order| order.backwards);
         let small = BatchCoalescer::new(self.shape.schema.clone(), BATCH_ROWS).with_biggest_coalesce_batch_size(Some(SMALL_ROWS));
         Ok(Box::pin(Rows {
+            ahead: Ahead::default(),
+            parts: self.shape.parts(self.order.is_some()),
             shape: self.shape.clone(),
             units,
             merge: None,
@@ -418,7 +444,7 @@ impl ExecutionPlan for Scan {
             let properties = Arc::new(properties(&self.request(), Some(wanted), self.partitions.len()));
             Scan { order: Some(wanted), properties, ..self.alike() }
         } else {
-            Scan::new(self.request(), Some(wanted))?
+            Scan { since: self.since, ..Scan::new(self.request(), Some(wanted))? }
         };
         Ok(SortOrderPushdownResult::Exact { inner: Arc::new(scan) })
     }

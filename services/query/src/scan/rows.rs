@@ -3,7 +3,8 @@
 //! What must hold: small batches are put together, large ones are passed on in place; a page of a file that went bad is an
 //! error of the next call.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,6 +15,7 @@ use datafusion::error::Result;
 use datafusion::execution::RecordBatchStream;
 use datafusion::physical_plan::metrics::Count;
 use futures::Stream;
+use tapestore::sstable::{AHEAD_BLOCKS, Part};
 use tapestore::version::File;
 
 use super::units::Unit;
@@ -33,12 +35,84 @@ pub(super) struct Rows {
     pub(super) backwards: bool,
     /// The file of the batch that was returned last.
     pub(super) lent: Option<File>,
+    pub(super) ahead: Ahead,
+    pub(super) parts: Vec<Part>,
     pub(super) width: usize,
     pub(super) output: Count,
     pub(super) bytes_read: Count,
 }
 
+/// Blocks for which the disk is asked at most before the first of them is read: 64 MiB, if their CRCs have to be compared.
+/// A merge of more pieces asks for each when it comes to it.
+const ASKED_MAX: u32 = 256;
+
+/// The blocks of each piece of a merge of `pieces` that are asked for before it begins.
+fn first_blocks(pieces: usize) -> u32 {
+    (ASKED_MAX / pieces.max(1) as u32).min(AHEAD_BLOCKS)
+}
+/// For what the disk was asked.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// The first so many of the units that are left.
+    units: usize,
+    /// The blocks of each file, by its number, for which it was asked last: those of an instrument are often those of the one
+    /// before, and to look whether they are in memory costs as much as to read a hundred rows.
+    last: HashMap<u64, Range<u32>>,
+}
+
+impl Ahead {
+    /// Asks for `blocks` of `file`, unless it has just been done.
+    fn ask(&mut self, file: &File, blocks: Range<u32>, parts: &[Part]) -> tapestore::Result<()> {
+        let last = self.last.entry(file.meta().id).or_default();
+        if last.contains(&blocks.start) && blocks.end <= last.end {
+            return Ok(());
+        }
+        *last = blocks.clone();
+        file.read_ahead(|ahead| ahead.read(blocks, parts))
+    }
+}
+
 impl Rows {
+    /// Asks the disk for the next units, before those that were asked for are done.
+    fn read_ahead(&mut self) -> tapestore::Result<()> {
+        let most = AHEAD_BLOCKS as usize;
+        if self.few || self.ahead.units > most / 2 || self.ahead.units >= self.units.len() {
+            return Ok(());
+        }
+        let mut next = self.units.iter().take(most).skip(self.ahead.units).peekable();
+        let (mut units, mut blocks) = (self.ahead.units, 0);
+        while blocks < ASKED_MAX
+            && let Some(unit) = next.next()
+        {
+            units += 1;
+            match unit {
+                Unit::Block(rows) => {
+                    // Blocks next to each other are asked for at once.
+                    let mut end = rows.index + 1;
+                    while let Some(Unit::Block(after)) = next.peek()
+                        && after.file.path() == rows.file.path()
+                        && (after.index == end || after.index + 1 == end)
+                    {
+                        end = after.index + 1;
+                        units += 1;
+                        next.next();
+                    }
+                    blocks += end - rows.index;
+                    self.ahead.ask(&rows.file, rows.index..end, &self.parts)?;
+                }
+                Unit::Merged(pieces) => {
+                    let first = first_blocks(pieces.len());
+                    for (file, some) in pieces.iter().filter_map(|piece| piece.first_blocks(first, self.backwards)) {
+                        blocks += some.len() as u32;
+                        self.ahead.ask(file, some, &self.parts)?;
+                    }
+                }
+            }
+        }
+        self.ahead.units = units;
+        Ok(())
+    }
+
     /// The next batch of the units, as it is.
     fn read(&mut self) -> Result<Option<RecordBatch>> {
         loop {
@@ -52,6 +126,9 @@ impl Rows {
                 }
                 self.merge = None;
             }
+            self.read_ahead().map_err(external)?;
+            let is_asked = self.ahead.units > 0;
+            self.ahead.units = self.ahead.units.saturating_sub(1);
             match self.units.pop_front() {
                 None => return Ok(None),
                 Some(Unit::Block(rows)) => {
@@ -59,7 +136,10 @@ impl Rows {
                     self.lent = Some(rows.file);
                     return Ok(Some(batch));
                 }
-                Some(Unit::Merged(pieces)) => self.merge = Some(Merge::new(pieces, self.backwards, self.few)),
+                Some(Unit::Merged(pieces)) => {
+                    let asked = if is_asked { first_blocks(pieces.len()) } else { 0 };
+                    self.merge = Some(Merge::new(pieces, self.backwards, self.few, asked));
+                }
             }
         }
     }

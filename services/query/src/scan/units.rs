@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tapestore::lsn::InstrumentId;
 use tapestore::reader::Snapshot;
 use tapestore::record::{Column, ColumnType, Series, TimeRange};
-use tapestore::sstable::Slice;
+use tapestore::sstable::format::SeriesEntry;
+use tapestore::sstable::{Ahead, Slice};
 use tapestore::time::Ts;
 use tapestore::version::File;
 
@@ -21,6 +22,9 @@ use crate::schema::{KindTable, Origin};
 
 /// A partition costs more than it brings on fewer rows.
 pub const FEW_ROWS: u64 = 100_000;
+
+/// The disk is asked at once for where the rows of so many instruments begin and end.
+const FEW_INSTRUMENTS: usize = 16;
 
 /// An order of the rows of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +69,10 @@ impl Pruning {
     /// Counts what the SSTables of the kind have: a statement of one instrument must not look at the entry of every block.
     fn count(&mut self, request: &Request) -> Result<()> {
         let kind = request.table.kind.kind;
-        for file in request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind) {
+        let files = || request.snapshot.history().files().iter().filter(|file| file.meta().kind == kind);
+        // A disk reads of all files at once faster than of one after the other.
+        files().try_for_each(|file| file.read_ahead_directory(true)).map_err(external)?;
+        for file in files() {
             self.files += 1;
             self.blocks += file.blocks().map_err(external)?.len();
             self.bytes += file.meta().len;
@@ -91,6 +98,8 @@ pub struct Request {
     pub target: usize,
     /// For each instrument the index time from which its rows are read, if that is not the selection's.
     pub starts: Option<Arc<BTreeMap<u32, Ts>>>,
+    /// Whether the planner is to know nothing of the rows, because it makes a plan that is kept for other rows.
+    pub is_blind: bool,
 }
 
 /// Bytes of a row in the columns that are read.
@@ -178,6 +187,7 @@ pub(super) fn blocks(request: &Request, pruning: &mut Pruning) -> Result<Vec<Uni
     let mut units = Vec::new();
     let read: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
     pruning.count(request)?;
+    read.iter().try_for_each(|file| file.read_ahead_directory(false)).map_err(external)?;
     for file in read {
         let before = units.len();
         for (index, block) in (0u32..).zip(file.blocks().map_err(external)?) {
@@ -231,7 +241,21 @@ pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> 
     let mut units: Vec<Unit> = Vec::new();
     let files: Vec<&File> = request.snapshot.history().files_in(kind, selection.time).collect();
     let mut is_read = vec![false; files.len()];
-    for id in instruments(request)? {
+    let ids = instruments(request)?;
+    if ids.len() <= FEW_INSTRUMENTS {
+        // As in `count`.
+        files.iter().try_for_each(|file| file.read_ahead_series()).map_err(external)?;
+        let mut series = Vec::new();
+        for (file, id) in files.iter().flat_map(|file| ids.iter().map(move |id| (file, InstrumentId(*id)))) {
+            series.extend(file.find_series(id).map_err(external)?.map(|series| (file, series)));
+        }
+        let each = |ask: &dyn Fn(&Ahead<'_>, &SeriesEntry)| {
+            series.iter().try_for_each(|(file, series)| file.read_ahead(|ahead| ask(ahead, series))).map_err(external)
+        };
+        each(&|ahead, series| ahead.entries(series))?;
+        each(&|ahead, series| ahead.bounds(series, selection.time))?;
+    }
+    for id in ids {
         let mut pieces = Vec::new();
         let start = request.starts.as_ref().and_then(|starts| starts.get(&id)).copied();
         let range = TimeRange { from: start.unwrap_or(selection.time.from), ..selection.time };
@@ -267,12 +291,16 @@ fn blocks_of(file: &File, slice: Slice, selection: &Selection) -> tapestore::Res
     if selection.is_exact() {
         return Ok(vec![slice]);
     }
+    if !may_have_ids(file, slice.series.instrument, selection, None)? {
+        return Ok(Vec::new());
+    }
     let entries = file.blocks()?;
     let (mut parts, mut at): (Vec<Slice>, u32) = (Vec::new(), slice.from);
     while at < slice.to {
         let (index, _) = slice.locate(at);
         let end = at + slice.run(at) as u32;
-        if entries.get(index as usize).is_some_and(|block| selection.may_have(block)) {
+        let is_in_bounds = entries.get(index as usize).is_some_and(|block| selection.may_have(block));
+        if is_in_bounds && may_have_ids(file, slice.series.instrument, selection, Some(index))? {
             match parts.last_mut() {
                 Some(last) if last.to == at => last.to = end,
                 _ => parts.push(Slice { from: at, to: end, ..slice }),
@@ -281,6 +309,16 @@ fn blocks_of(file: &File, slice: Slice, selection: &Selection) -> tapestore::Res
         at = end;
     }
     Ok(parts)
+}
+
+/// Whether `file`, or block `index` of it, may have rows of `instrument` with the selection's values of lookup columns.
+fn may_have_ids(file: &File, instrument: InstrumentId, selection: &Selection, index: Option<u32>) -> tapestore::Result<bool> {
+    for (column, id) in &selection.find {
+        if !file.may_have(instrument, *column, *id, index)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn blocks_in(slice: &Slice) -> usize {

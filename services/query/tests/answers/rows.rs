@@ -82,6 +82,33 @@ fn rows_come_in_the_order_that_is_asked_for_with_and_without_a_limit() {
     assert_eq!(ask("select 1 from trade where symbol = 'C:ONE' limit 5").len(), 1);
 }
 
+/// The blocks that a scan of the statement reads, as its plan says.
+fn blocks_read(sql: &str) -> u64 {
+    let plan = plan(sql);
+    plan.split("blocks=")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .and_then(|n| n.parse().ok())
+        .unwrap_or_else(|| panic!("{plan}"))
+}
+
+#[test]
+fn a_number_is_looked_for_only_in_blocks_whose_bloom_filter_may_have_it() {
+    let trades = world().trades.iter().filter(|trade| trade.symbol == "B:ETH" && trade.id.is_some()).step_by(400);
+    let (mut own, mut other, mut asked) = (0, 0, 0);
+    for id in trades.filter_map(|trade| trade.id) {
+        let of = |symbol: &str| format!("select lsn from trade where symbol = '{symbol}' and trade_id = {id}");
+        assert_eq!(ask(&of("B:ETH")).len(), 1, "{id}");
+        assert!(ask(&of("B:BTC")).is_empty(), "{id}");
+        own += blocks_read(&of("B:ETH"));
+        // Trades of both lie in the same times, so the bounds of a block exclude nothing.
+        other += blocks_read(&of("B:BTC"));
+        asked += 1;
+    }
+    assert!(own > asked / 4, "{own} of {asked}: some lie in SSTables");
+    assert!(other <= asked / 10, "{other} blocks for {asked} numbers that are not there");
+}
+
 #[test]
 fn an_order_by_symbol_and_time_needs_no_sort_and_the_newest_rows_little_reading() {
     for sql in [

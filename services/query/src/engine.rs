@@ -17,11 +17,11 @@ use datafusion::catalog::SchemaProvider;
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::session_state::SessionState;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SQLOptions;
@@ -314,9 +314,19 @@ impl Engine {
     pub fn again<'a>(&'a self, sql: &'a str, settings: &'a Settings) -> Awaited<'a, Option<Answer>> {
         Box::pin(async move {
             let moment = self.moment(settings)?;
+            if let Some(operators) = self.plans.operators(sql, settings, &moment)? {
+                return self.start(operators, self.common.task_ctx(), &moment).map(Some);
+            }
+            if let Some(plan) = self.plans.to_make(sql, settings, &moment)? {
+                let state = self.state(&moment)?;
+                let operators = state.query_planner().create_physical_plan(&plan, &state).await?;
+                if self.plans.keep_operators(sql, settings, &moment, &operators)? {
+                    return self.start(operators, state.task_ctx(), &moment).map(Some);
+                }
+            }
             let Some(Plan { plan, .. }) = self.plans.find(sql, settings, &moment)? else { return Ok(None) };
             let state = self.state(&moment)?;
-            self.run(&state, &plan, moment).await.map(Some)
+            self.run(&state, &plan, &moment).await.map(Some)
         })
     }
 
@@ -337,11 +347,11 @@ impl Engine {
             if !parameters.is_empty() {
                 // The values are in the plan, and not in the text: it is not kept.
                 let plan = plan_of(&state, statement).await?.with_param_values(parameters)?;
-                return self.run(&state, &state.optimize(&plan)?, moment).await;
+                return self.run(&state, &state.optimize(&plan)?, &moment).await;
             }
             let plan = plan_of(&state, statement).await?;
             let Plan { plan, .. } = self.optimized(&state, (sql, settings), &plan, &moment)?;
-            self.run(&state, &plan, moment).await
+            self.run(&state, &plan, &moment).await
         })
     }
 
@@ -363,7 +373,7 @@ impl Engine {
             if !parameters.is_empty() {
                 plan = plan.with_param_values(parameters)?;
             }
-            self.run(&state, &state.optimize(&change(&plan)?)?, moment).await
+            self.run(&state, &state.optimize(&change(&plan)?)?, &moment).await
         })
     }
 
@@ -382,20 +392,25 @@ impl Engine {
     }
 
     /// Runs `plan`, which is optimized.
-    fn run<'a>(&'a self, state: &'a SessionState, plan: &'a LogicalPlan, moment: Moment) -> Awaited<'a, Answer> {
+    fn run<'a>(&'a self, state: &'a SessionState, plan: &'a LogicalPlan, moment: &'a Moment) -> Awaited<'a, Answer> {
         Box::pin(async move {
-            let physical = state.query_planner().create_physical_plan(plan, state).await?;
-            let rows = background::rows(physical.clone(), state.task_ctx(), self.options.background.as_ref())?;
-            let schema = rows.schema();
-            let rows = Box::pin(Limited {
-                rows,
-                snapshot: moment.snapshot.clone(),
-                limit: self.options.time,
-                ends: Box::pin(tokio::time::sleep(self.options.time)),
-                is_over: false,
-            });
-            Ok(Answer { schema, rows, plan: physical, last: moment.snapshot.last() })
+            let operators = state.query_planner().create_physical_plan(plan, state).await?;
+            self.start(operators, state.task_ctx(), moment)
         })
+    }
+
+    /// Starts `operators`.
+    fn start(&self, operators: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>, moment: &Moment) -> Result<Answer, QueryError> {
+        let rows = background::rows(operators.clone(), context, self.options.background.as_ref())?;
+        let schema = rows.schema();
+        let rows = Box::pin(Limited {
+            rows,
+            snapshot: moment.snapshot.clone(),
+            limit: self.options.time,
+            ends: Box::pin(tokio::time::sleep(self.options.time)),
+            is_over: false,
+        });
+        Ok(Answer { schema, rows, plan: operators, last: moment.snapshot.last() })
     }
 
     /// Plans of statements that are kept.
@@ -451,7 +466,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::query`].
     pub fn described(&self, sql: &str, settings: &Settings) -> Result<Option<SchemaRef>, QueryError> {
-        Ok(self.plans.find(sql, settings, &self.moment(settings)?)?.map(|plan| plan.schema))
+        Ok(self.plans.schema(sql, settings, &self.moment(settings)?))
     }
 }
 

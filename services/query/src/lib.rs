@@ -51,6 +51,7 @@ pub mod side;
 pub mod sorted_join;
 pub mod sql;
 pub mod table;
+pub mod template;
 pub mod unread;
 pub mod updates;
 pub mod window;

@@ -1,8 +1,7 @@
 //! Owns: plans of statements that were asked before: a dashboard asks the same statement every second, and a client of Flight SQL asks
 //! first for its columns, then for its rows. Planning takes longer than the rows of one instrument.
 //!
-//! What must hold: a plan that is kept has no snapshot and no rows, only the names of kinds, and gets the tables of the moment at which it
-//! is used. A statement is kept only if its plan depends on nothing but its text, the session's settings and the kinds: not on the time,
+//! What must hold: a plan that is kept has no snapshot and no rows, and gets the tables of the moment at which it is used. A statement is kept only if its plan depends on nothing but its text, the session's settings and the kinds: not on the time,
 //! chance, a system table or a file.
 
 use std::collections::HashMap;
@@ -21,10 +20,12 @@ use crate::changes::is_of_the_moment;
 use crate::engine::{Moment, Settings};
 use crate::filter;
 use crate::known::AsKnown;
+use crate::names::Names;
 use crate::newest::Newest;
 use crate::opaque::Opaque;
 use crate::schema::KindTable;
 use crate::table::StoreTable;
+use crate::template::Template;
 
 /// Most plans that are kept.
 const PLANS_MAX: usize = 256;
@@ -45,7 +46,19 @@ struct Kept {
     plan: Plan,
     /// How many kinds there were: another one may change what a name means.
     kinds: usize,
+    /// The plan of operators.
+    operators: Operators,
     used: u64,
+}
+
+/// The operators of a plan that is kept.
+#[derive(Clone, Debug)]
+enum Operators {
+    /// They have not been made yet.
+    None,
+    Kept(Template),
+    /// They may not be kept, with the instruments of the moment at which that was found.
+    Refused(Arc<Names>),
 }
 
 /// The plans by their statements.
@@ -115,6 +128,12 @@ fn with_tables(
     plan.data().map(|plan| is_whole.then_some(plan))
 }
 
+/// The table of `moment` at `place`.
+fn table_of(place: &dyn TableProvider, moment: &Moment) -> Option<StoreTable> {
+    let kind = place.downcast_ref::<Place>()?.0.clone();
+    Some(StoreTable::new(kind, moment.snapshot.clone(), moment.names.clone()))
+}
+
 /// Whether `plan`, before it is optimized, means the same whenever it is used.
 fn is_lasting(plan: &LogicalPlan) -> Result<bool> {
     let mut is_lasting = true;
@@ -136,26 +155,69 @@ fn is_lasting(plan: &LogicalPlan) -> Result<bool> {
 }
 
 impl Plans {
+    /// What `part` takes of what is kept of `sql` under `settings`.
+    fn use_kept<T>(&self, sql: &str, settings: &Settings, moment: &Moment, part: impl Fn(&mut Kept) -> T) -> Option<T> {
+        // Nothing is half changed by a panic: entries are replaced as a whole.
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let All { kept, clock } = &mut *all;
+        *clock += 1;
+        let found = kept.get_mut(&(sql.to_owned(), *settings)).filter(|kept| kept.kinds == moment.kinds.len())?;
+        found.used = *clock;
+        Some(part(found))
+    }
+
+    /// The operators of `sql` under `settings` over the rows of `moment`, if they are kept.
+    ///
+    /// # Errors
+    /// Those of reading the indexes of a file.
+    pub fn operators(&self, sql: &str, settings: &Settings, moment: &Moment) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        match self.use_kept(sql, settings, moment, |kept| kept.operators.clone()) {
+            Some(Operators::Kept(template)) => template.at(&moment.snapshot, &moment.names),
+            _ => Ok(None),
+        }
+    }
+
+    /// The plan of which operators are to be made that may be kept: the planner knows nothing of the rows of its tables. `None` if the
+    /// statement is not kept, or its operators may not be.
+    ///
+    /// # Errors
+    /// None that a statement can cause.
+    pub fn to_make(&self, sql: &str, settings: &Settings, moment: &Moment) -> Result<Option<LogicalPlan>> {
+        let plan = self.use_kept(sql, settings, moment, |kept| match &kept.operators {
+            Operators::Refused(names) if Arc::ptr_eq(names, &moment.names) => None,
+            _ => Some(kept.plan.plan.clone()),
+        });
+        plan.flatten().map_or(Ok(None), |plan| with_tables(plan, &|place| Some(Arc::new(table_of(place, moment)?.blind()) as _)))
+    }
+
+    /// Keeps `made`, the operators of such a plan for `moment`, if they may be kept; whether they may.
+    ///
+    /// # Errors
+    /// None that a statement can cause.
+    pub fn keep_operators(&self, sql: &str, settings: &Settings, moment: &Moment, made: &Arc<dyn ExecutionPlan>) -> Result<bool> {
+        let template = Template::of(made, &moment.names)?;
+        let is_kept = template.is_some();
+        let operators = template.map_or_else(|| Operators::Refused(moment.names.clone()), Operators::Kept);
+        self.use_kept(sql, settings, moment, |kept| kept.operators = operators.clone());
+        // Those of other names are used no more, and would keep these.
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        for kept in all.kept.values_mut() {
+            if let Operators::Kept(template) = &kept.operators
+                && !template.is_of(&moment.names)
+            {
+                kept.operators = Operators::None;
+            }
+        }
+        Ok(is_kept)
+    }
+
     /// The plan of `sql` under `settings` with the tables of `moment`, if it is kept.
     ///
     /// # Errors
     /// None that a statement can cause.
     pub fn find(&self, sql: &str, settings: &Settings, moment: &Moment) -> Result<Option<Plan>> {
-        let found = {
-            // Nothing is half changed by a panic: entries are replaced as a whole.
-            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-            let All { kept, clock } = &mut *all;
-            *clock += 1;
-            let Some(found) = kept.get_mut(&(sql.to_owned(), *settings)).filter(|kept| kept.kinds == moment.kinds.len()) else {
-                return Ok(None);
-            };
-            found.used = *clock;
-            found.plan.clone()
-        };
-        let plan = with_tables(found.plan, &|place| {
-            let kind = place.downcast_ref::<Place>()?.0.clone();
-            Some(Arc::new(StoreTable::new(kind, moment.snapshot.clone(), moment.names.clone())) as Arc<dyn TableProvider>)
-        })?;
+        let Some(found) = self.use_kept(sql, settings, moment, |kept| kept.plan.clone()) else { return Ok(None) };
+        let plan = with_tables(found.plan, &|place| Some(Arc::new(table_of(place, moment)?) as _))?;
         Ok(plan.map(|plan| Plan { plan, schema: found.schema }))
     }
 
@@ -184,9 +246,19 @@ impl Plans {
             let oldest = kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone());
             oldest.and_then(|key| kept.remove(&key));
         }
-        let entry = Kept { plan: Plan { plan: places, schema: plan.schema.clone() }, kinds: moment.kinds.len(), used: *clock };
+        let entry = Kept {
+            plan: Plan { plan: places, schema: plan.schema.clone() },
+            kinds: moment.kinds.len(),
+            operators: Operators::None,
+            used: *clock,
+        };
         kept.insert((sql.to_owned(), *settings), entry);
         Ok(())
+    }
+
+    /// The columns of the rows of `sql` under `settings`, if its plan is kept.
+    pub fn schema(&self, sql: &str, settings: &Settings, moment: &Moment) -> Option<SchemaRef> {
+        self.use_kept(sql, settings, moment, |kept| kept.plan.schema.clone())
     }
 
     /// How many plans are kept.

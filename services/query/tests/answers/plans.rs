@@ -6,7 +6,7 @@ use tape_query::engine::{Engine, Options, Settings};
 use tapestore::lsn::{Durability, Lsn, PublisherId};
 use tapestore::publisher::{self, Publisher};
 use tapestore::reader::At;
-use tapestore::record::{Price, RecordRef, Size, Trade};
+use tapestore::record::{Price, Quote, RecordRef, Size, Trade};
 use tapestore::time::Ts;
 use tapestore_engine::Embedded;
 
@@ -105,4 +105,129 @@ fn plans_that_are_kept_are_bounded_in_number_and_length() {
     ask_of(&engine, "select count(*) from trade where 5 = 5", &after).unwrap();
     let found = engine.described("select count(*) from trade where 5 = 5", &after).unwrap();
     assert!(found.is_none(), "what is followed has another setting each time");
+}
+
+/// Publishes a trade and a quote of each of three symbols for each of `seconds`, some of them without a price.
+fn second_by_second(publisher: &mut Publisher, seconds: std::ops::Range<u64>) {
+    for second in seconds {
+        for (place, symbol) in (0u64..).zip(["B:BTC", "B:ETH", "B:SOL"]) {
+            let instrument = publisher.instrument(&symbol.parse().unwrap()).unwrap();
+            let price = Price((100 + (second * 7 + place * 3) % 11) as i64 * 1_000_000_000);
+            let price = if second % 10 == 3 { Price::NULL } else { price };
+            let time = Ts(START + second * 1_000_000_000 + place);
+            let size = Size((1 + second % 5) * 1_000_000_000);
+            let quote = Quote { instrument, ts_recv: time, bid_px: price, ask_px: price, ..Quote::default() };
+            publish(publisher, RecordRef::of(&quote));
+            let trade = Trade { instrument, price, size, ts_recv: Ts(time.0 + 500_000_000), ..Trade::default() };
+            publish(publisher, RecordRef::of(&trade));
+        }
+        publisher.send();
+    }
+    publisher.flush(Durability::Fsync, Duration::from_secs(60)).unwrap();
+}
+
+/// Statements whose operators may be kept.
+fn statements() -> Vec<String> {
+    let start = Ts(START + 20_000_000_000);
+    let from = format!("time >= to_timestamp_nanos({})", start.0);
+    vec![
+        "select time, price, size from trade where symbol = 'B:BTC' order by time".to_owned(),
+        "select * from trade where symbol = 'B:ETH' and price > 105 order by time desc, lsn desc".to_owned(),
+        "select time, price * 2 from trade where symbol = 'B:BTC' order by time desc limit 5".to_owned(),
+        "select symbol, count(*), sum(size), avg(price), min(price), max(time) from trade group by symbol order by symbol"
+            .to_owned(),
+        "select min(price), max(price), count(*) from trade where symbol = 'B:SOL' and size > 2".to_owned(),
+        format!("select symbol, first(price), last(price), vwap(price, size) from trade where {from} sample by 7s order by 1, 2"),
+        format!(
+            "select time, ohlc(price, size) from trade where symbol = 'B:BTC' and {from} sample by 10s fill (prev) order by 1"
+        ),
+        "select * from trade latest on time partition by symbol order by symbol".to_owned(),
+        "select distinct price from trade order by price offset 2".to_owned(),
+        format!(
+            "select t.time, t.price, q.bid_px, q.lsn from trade t asof join quote q match_condition (t.time >= q.time) \
+             on t.symbol = q.symbol where t.symbol = 'B:ETH' and t.{from} order by t.time"
+        ),
+        "select time, avg(price) over (partition by symbol order by time rows between 4 preceding and current row) from trade \
+         where symbol = 'B:BTC' order by time"
+            .to_owned(),
+        "select lag(price) over (order by time, lsn), row_number() over (order by time, lsn) from trade where symbol = 'B:SOL' \
+         order by 2"
+            .to_owned(),
+        "select count(*), max(time) from trade".to_owned(),
+        "select lsn from trade where symbol = 'B:NONE'".to_owned(),
+        // When they were first asked, a sort or a limit would have changed nothing: one row, equal times, no row.
+        format!(
+            "select * from (select time, price, price - lag(price) over (order by time, lsn) as d from trade where symbol = 'B:BTC') \
+             where time >= to_timestamp_nanos({}) order by time desc",
+            START + 99_500_000_000
+        ),
+        "select lsn, row_number() over (order by time, lsn) from \
+         (select * from trade where symbol = 'B:ETH' order by time, lsn offset 99) limit 5"
+            .to_owned(),
+        "select lsn, row_number() over (order by time, lsn) from \
+         (select * from trade where symbol = 'B:ETH' order by time, lsn offset 100) limit 5"
+            .to_owned(),
+    ]
+}
+
+#[test]
+fn operators_that_are_kept_answer_as_new_ones_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path().join("store")).unwrap();
+    let mut publisher = Publisher::open(publisher::Options::new(store.path(), PublisherId(7))).unwrap();
+    second_by_second(&mut publisher, 0..100);
+    let open = || Engine::open(store.path(), Options { threads: 2, ..Options::default() }).unwrap();
+    let (engine, settings) = (open(), Settings::default());
+    let kept = statements();
+    let others = [
+        // The bound of such a sort grows while it runs.
+        "select price, lsn from trade where size > 1 order by price, lsn limit 3",
+        "select t.lsn from trade t join quote q on t.price = q.bid_px and t.symbol = q.symbol order by 1 limit 10",
+    ];
+    let all = || kept.iter().map(String::as_str).chain(others);
+    // The first time a statement is planned with what is known of its rows.
+    for sql in all().chain(all()) {
+        ask_of(&engine, sql, &settings).unwrap();
+    }
+    let is_kept = |sql: &str| engine.plans().operators(sql, &settings, &engine.moment(&settings).unwrap()).unwrap().is_some();
+    for (sql, expected) in kept.iter().map(|sql| (sql.as_str(), true)).chain(others.map(|sql| (sql, false))) {
+        assert_eq!(is_kept(sql), expected, "{sql}");
+    }
+    // Each is asked twice: operators must not remember what they ran before.
+    for seconds in [100..150, 150..200] {
+        second_by_second(&mut publisher, seconds);
+        for sql in all() {
+            let expected = ask_of(&open(), sql, &settings).unwrap();
+            assert_eq!(ask_of(&engine, sql, &settings).unwrap(), expected, "{sql}");
+            assert_eq!(ask_of(&engine, sql, &settings).unwrap(), expected, "{sql}");
+        }
+    }
+    // Scans know instruments by their numbers: those of a pattern may be more now.
+    let like = "select symbol, price from trade where symbol like 'B:%' and price is not null order by symbol, time";
+    for _ in 0..2 {
+        ask_of(&engine, like, &settings).unwrap();
+    }
+    assert!(is_kept(like));
+    trade(&mut publisher, "B:ADA", 0, 10);
+    assert!(!is_kept(like));
+    assert_eq!(ask_of(&engine, like, &settings).unwrap()[0], ["B:ADA", "10.0"]);
+}
+
+#[test]
+fn operators_made_for_few_rows_do_not_read_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(dir.path().join("store")).unwrap();
+    let mut publisher = Publisher::open(publisher::Options::new(store.path(), PublisherId(7))).unwrap();
+    second_by_second(&mut publisher, 0..100);
+    let engine = Engine::open(store.path(), Options { threads: 2, ..Options::default() }).unwrap();
+    let settings = Settings::default();
+    let sql = "select symbol, count(*), sum(size) from trade where size > 0 group by symbol order by symbol";
+    for _ in 0..2 {
+        assert_eq!(ask_of(&engine, sql, &settings).unwrap()[0][..2], ["B:BTC", "100"]);
+    }
+    let is_kept = || engine.plans().operators(sql, &settings, &engine.moment(&settings).unwrap()).unwrap().is_some();
+    assert!(is_kept());
+    second_by_second(&mut publisher, 100..34_000);
+    assert!(!is_kept(), "102,000 rows are read in more than one partition");
+    assert_eq!(ask_of(&engine, sql, &settings).unwrap()[2][..2], ["B:SOL", "34000"]);
 }

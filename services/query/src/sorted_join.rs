@@ -159,6 +159,11 @@ impl SortedJoin {
         Ok(SortedJoin { left, right, join, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() })
     }
 
+    /// The column of the number of the left row, if it is a window join.
+    pub fn left_row(&self) -> Option<usize> {
+        matches!(self.join.rule, Rule::Window(_)).then(|| self.join.schema.fields().len() - 1)
+    }
+
     /// The order in which a side must come.
     fn ordering(&self, is_left: bool) -> Option<OrderingRequirements> {
         let ascending = SortOptions { descending: false, nulls_first: false };

@@ -130,6 +130,43 @@ fn window_joins_equal_a_search_for_each_row() {
 }
 
 #[test]
+fn columns_of_the_left_row_of_a_window_join_are_its_own_also_where_they_are_null() {
+    let (trades, quotes) = sides();
+    let row = |trade: &&Known| {
+        let right = quotes.get(&*trade.symbol).map_or(&[][..], |all| all);
+        let counted = in_window(right, trade.time, (-5_000_000, 5_000_000), true).swap_remove(0);
+        vec![integer(trade.id), number(trade.price), counted]
+    };
+    let expected: Vec<Vec<String>> = trades.iter().map(row).collect();
+    let sql = "select t.trade_id, t.price, count(q.lsn) from trade t window join quote q on t.symbol = q.symbol \
+               range between 5ms preceding and 5ms following";
+    let found = ask(sql);
+    let wrong = found.iter().zip(&expected).find(|(a, b)| a != b);
+    assert!(found == expected, "{} and {} rows, {wrong:?}", found.len(), expected.len());
+    let plan = plan(sql);
+    assert!(plan.contains("mode=SinglePartitioned, gby=[window_row") && !plan.contains("RepartitionExec"), "{plan}");
+    let with_time = sql.replace("t.price,", "t.time,");
+    assert_eq!(
+        ask(&with_time).iter().map(|row| row[2].clone()).collect::<Vec<_>>(),
+        expected.iter().map(|r| r[2].clone()).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn an_as_of_join_with_the_newest_rows_joins_no_other_ones() {
+    let start = world().trades.iter().map(|trade| trade.time).nth(1_000).unwrap();
+    for operator in [">=", "<="] {
+        let sql = format!(
+            "select count(*), count(distinct q.lsn) from trade t asof join (select * from quote latest on time partition by symbol) q \
+             match_condition (t.time {operator} q.time) on t.symbol = q.symbol where t.time >= to_timestamp_nanos({start})"
+        );
+        let found = ask(&sql);
+        let distinct: u64 = found[0][1].parse().unwrap();
+        assert!(distinct <= 6, "{operator}: {found:?}");
+    }
+}
+
+#[test]
 fn a_window_without_keys_has_rows_of_all_symbols_and_a_long_one_all_rows() {
     let all: Vec<&Known> = world().quotes.iter().collect();
     let (trades, _) = sides();

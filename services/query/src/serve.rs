@@ -85,7 +85,7 @@ impl Default for Options {
             spill_bytes: defaults.spill,
             statement_seconds: defaults.time.as_secs(),
             threads: 0,
-            nice: 10,
+            nice: 19,
             connections: 64,
             read_files: false,
             derive: Vec::new(),

@@ -96,13 +96,13 @@ fn numbers(path: &Path) -> Option<Vec<i64>> {
     Some(line.rsplit(')').next()?.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
 }
 
-/// Processor time, ticks, of the threads of `pid` whose priority is lower than the process's by `nice`.
-fn ticks(pid: u32, nice: i64) -> i64 {
+/// Processor time, ticks, of the threads of `pid` whose priority `is_lower` than the process's, or those whose is not.
+fn ticks(pid: u32, is_lower: bool) -> i64 {
     let process = PathBuf::from(format!("/proc/{pid}"));
     let of = |numbers: &[i64], at: usize| numbers.get(at).copied().unwrap();
     let base = of(&numbers(&process).unwrap(), 16);
     let threads = std::fs::read_dir(process.join("task")).unwrap().map_while(Result::ok);
-    let threads = threads.filter_map(|thread| numbers(&thread.path())).filter(|thread| of(thread, 16) == base + nice);
+    let threads = threads.filter_map(|thread| numbers(&thread.path())).filter(|thread| (of(thread, 16) > base) == is_lower);
     threads.map(|thread| of(&thread, 11) + of(&thread, 12)).sum()
 }
 
@@ -133,27 +133,27 @@ fn a_statement_of_many_rows_runs_at_a_lower_priority_and_a_short_one_does_not() 
                 client.query_one(sql, &[]).await.unwrap();
             }
         }
-        assert!(ticks(pid, 0) > 0 && ticks(pid, 10) == 0, "{} {}", ticks(pid, 0), ticks(pid, 10));
-        let before = ticks(pid, 0);
+        assert!(ticks(pid, false) > 0 && ticks(pid, true) == 0, "{} {}", ticks(pid, false), ticks(pid, true));
+        let before = ticks(pid, false);
         let many = "select count(*) from generate_series(1, 20000000) where value % 7 = 3";
         let count: i64 = client.query_one(many, &[]).await.unwrap().get(0);
         assert_eq!(count, 2_857_143);
-        let (short, long) = (ticks(pid, 0) - before, ticks(pid, 10));
+        let (short, long) = (ticks(pid, false) - before, ticks(pid, true));
         assert!(long > 10 && long > 10 * short, "{short} {long}");
         // One that its client drops ends there too.
         let cancel = client.cancel_token();
         let endless = client.query_one("select count(*) from generate_series(1, 100000000000) where value % 7 = 3", &[]);
         let cancelled = async {
-            while ticks(pid, 10) < long + 5 {
+            while ticks(pid, true) < long + 5 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
         };
         assert!(futures::join!(endless, cancelled).0.is_err());
-        let mut last = ticks(pid, 10);
+        let mut last = ticks(pid, true);
         loop {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            match ticks(pid, 10) {
+            match ticks(pid, true) {
                 now if now == last => break,
                 now => last = now,
             }

@@ -25,6 +25,7 @@ pub mod instruments;
 pub mod interval;
 pub mod known;
 pub mod latest;
+pub mod moving;
 pub mod names;
 pub mod nesting;
 pub mod newest;

@@ -22,6 +22,7 @@ use crate::engine::Moment;
 use crate::functions::{self, rewrite::Aggregates};
 use crate::generated;
 use crate::instruments::{self, Instruments, InstrumentsAt};
+use crate::moving::Moving;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
 use crate::yielding::Yielding;
@@ -74,6 +75,7 @@ pub fn common(runtime: Arc<RuntimeEnv>, threads: usize) -> SessionState {
         .with_relation_planners(vec![Arc::new(Relations)])
         .with_query_planner(Arc::new(Planner))
         .with_physical_optimizer_rule(Arc::new(Distribution))
+        .with_physical_optimizer_rule(Arc::new(Moving))
         .with_physical_optimizer_rule(Arc::new(Yielding))
         .build()
 }

@@ -19,7 +19,7 @@ use crate::names::Names;
 use crate::scan::{Scan, ScanPlace};
 
 /// The operators that hold nothing of the moment, by name.
-const LASTING: [&str; 16] = [
+const LASTING: [&str; 17] = [
     "AggregateExec",
     "BoundedWindowAggExec",
     "CoalesceBatchesExec",
@@ -35,6 +35,7 @@ const LASTING: [&str; 16] = [
     "AsOfJoinExec",
     "FillExec",
     "LatestExec",
+    "MovingExec",
     "WindowJoinExec",
 ];
 

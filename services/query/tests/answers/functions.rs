@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::world::{Known, ask, try_ask, world};
+use crate::world::{Known, ask, plan, try_ask, world};
 
 /// The trades of each symbol, by time and LSN.
 fn series() -> BTreeMap<&'static str, Vec<&'static Known>> {
@@ -112,4 +112,47 @@ fn moving_and_running_windows_and_percentiles_are_those_of_a_loop() {
     let found = ask("select median(size), percentile_cont(0.95) within group (order by size) from trade where symbol = 'B:BTC'");
     assert_close(&found[0][0], Some(at(0.5)), "median");
     assert_close(&found[0][1], Some(at(0.95)), "95th percentile");
+}
+
+#[test]
+fn windows_of_the_last_rows_equal_a_loop_over_the_rows_of_each_symbol() {
+    for rows in [1, 2, 20, 33, 500, 9_000] {
+        let over = format!("over (partition by symbol order by time, lsn rows {} preceding)", rows - 1);
+        let sql =
+            format!("select symbol, lsn, avg(price) {over}, sum(price) {over}, count(price) {over}, count(*) {over} from trade");
+        let plan = plan(&sql);
+        assert!(plan.contains("MovingExec") && !plan.contains("WindowAggExec"), "{plan}");
+        let mut found: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for mut row in ask(&sql) {
+            found.insert(row[1].parse().unwrap(), row.split_off(2));
+        }
+        assert_eq!(found.len(), world().trades.len());
+        for (symbol, trades) in series() {
+            // Each row of short windows; of long ones some, since the loop reads the whole window.
+            for at in (0..trades.len()).step_by(1 + rows / 10) {
+                let window = &trades[(at + 1).saturating_sub(rows)..=at];
+                let prices: Vec<f64> = window.iter().filter_map(|trade| trade.price).collect();
+                let sum = (!prices.is_empty()).then(|| prices.iter().sum::<f64>());
+                let row = &found[&trades[at].lsn];
+                let of = format!("{rows} rows, {symbol}, row {at}");
+                assert_close(&row[0], sum.map(|sum| sum / prices.len() as f64), &of);
+                assert_close(&row[1], sum, &of);
+                assert_eq!(row[2..], [prices.len().to_string(), window.len().to_string()], "{of}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_infinity_leaves_a_window_with_its_row_and_a_condition_of_an_aggregate_is_kept() {
+    let column = |sql: &str| ask(sql).into_iter().map(|mut row| row.swap_remove(0)).collect::<Vec<_>>();
+    let values = "(values (1, 1.0), (2, 'inf'::double), (3, 3.0), (4, null), (5, '-inf'::double), (6, 'nan'::double), (7, 1e300), (8, 5.0)) as v(n, x)";
+    let found = column(&format!("select sum(x) over (order by n rows 1 preceding) from {values} order by n"));
+    assert_eq!(found, ["1.0", "inf", "inf", "3.0", "-inf", "NaN", "NaN", "1e300"]);
+    let long = "select sum(case when value = 10 then 1e300 * 1e10 else value end) over (order by value rows 99 preceding) as x, value \
+                from (select cast(value as double) as value from generate_series(1, 300))";
+    let found = column(&format!("select x from ({long}) order by value"));
+    assert_eq!((&*found[8], &*found[9], &*found[108], &*found[109]), ("45.0", "inf", "inf", "6050.0"));
+    let filtered = "select count(*) filter (where value > 2) over (order by value rows 1 preceding) from generate_series(1, 5)";
+    assert_eq!(column(filtered), ["0", "0", "1", "2", "2"]);
 }

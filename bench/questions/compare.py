@@ -6,13 +6,14 @@ answers, and times all three in turns.
     tape export DIR/out                                       # what DuckDB and Polars read
     tape-query serve                                          # what is asked here
     python3 compare.py --export DIR/out --uri grpc://127.0.0.1:32010 [--rounds 5] [--cold STORE] [--only WORDS] [--no-polars]
-                       [--postgres 'host=127.0.0.1 port=5433 user=ann dbname=tapestore']
+                       [--postgres 'host=127.0.0.1 port=5433 user=ann dbname=tapestore'] [--embedded EXAMPLE STORE]
 
 Needs duckdb, polars, pyarrow, adbc-driver-flightsql from PyPI, and psycopg for `--postgres`, which asks each question over that
 protocol too: its answer has to be the same to the microsecond, which is what that protocol carries. Prints a line for each question:
 the median of each engine in milliseconds (`tapestore` is by ADBC), how many times as long as tapestore, by the faster of its
-protocols, the faster of the others took, and the bytes of columns that tapestore read of those in its files, as `EXPLAIN ANALYZE` says.
-Exits with 1 if an answer differs. Each engine keeps its connection and its cursor, as a program does: to close a cursor of ADBC takes
+ways, the faster of the others took, and the bytes of columns that tapestore read of those in its files, as `EXPLAIN ANALYZE` says.
+`--embedded target/release/examples/embedded STORE` asks the engine within a process of its own, as DuckDB and Polars are asked in
+this one; that process takes the time. Exits with 1 if an answer differs. Each engine keeps its connection and its cursor, as a program does: to close a cursor of ADBC takes
 its driver 2 to 5 ms.
 
 With `--cold STORE` nothing of the files is in memory before each answer (root only): processes that map files of the store give
@@ -27,6 +28,7 @@ import os
 import pathlib
 import re
 import statistics
+import subprocess
 import sys
 import time
 
@@ -177,6 +179,7 @@ def main():
     parser.add_argument("--cold", metavar="STORE", default="")
     parser.add_argument("--no-polars", action="store_true")
     parser.add_argument("--postgres", default="")
+    parser.add_argument("--embedded", nargs=2, metavar=("EXAMPLE", "STORE"))
     options = parser.parse_args()
 
     ours, base, frames = flight.connect(options.uri), duck(options.export), polars_frames(options.export)
@@ -196,8 +199,19 @@ def main():
     def ask_postgres(sql):
         return postgres.execute(sql).fetchall()
 
+    embedded = None
+    if options.embedded:
+        embedded = subprocess.Popen(options.embedded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask_embedded(sql):
+        print(" ".join(sql.split()), file=embedded.stdin, flush=True)
+        count, took = embedded.stdout.readline().split(maxsplit=1)
+        if count == "error":
+            raise RuntimeError(took)
+        return int(count), float(took)
+
     failed, kept = 0, 0
-    heads = " ".join(f"{head:>10s}" for head in ("tapestore", "psycopg", "DuckDB", "Polars"))
+    heads = " ".join(f"{head:>10s}" for head in ("tapestore", "psycopg", "embedded", "DuckDB", "Polars"))
     print(f"{'question':84s} {'rows':>8s} {heads} {'ratio':>7s} {'MB read':>8s} {'stored':>7s}  answers")
     for name, sql, duck_sql, polars_of in QUESTIONS:
         if options.only not in name:
@@ -205,6 +219,8 @@ def main():
         engines = {"tapestore": lambda: ask_ours(sql), "DuckDB": lambda: base.execute(duck_sql).to_arrow_table()}
         if postgres:
             engines["psycopg"] = lambda: ask_postgres(sql)
+        if embedded:
+            engines["embedded"] = lambda: ask_embedded(sql)
         if not options.no_polars:
             engines["Polars"] = lambda: polars_of(*frames).collect().to_arrow()
         times, answers, errors = {which: [] for which in engines}, {}, {}
@@ -218,21 +234,24 @@ def main():
                     answers[which] = engine()
                 except Exception as error:  # An engine that cannot answer is a result, and said.
                     errors[which] = str(error).splitlines()[0]
-                times[which].append((time.perf_counter() - began) * 1e3)
+                took = (time.perf_counter() - began) * 1e3
+                times[which].append(answers[which][1] if which == "embedded" and which not in errors else took)
         medians = {which: statistics.median(of) for which, of in times.items() if which not in errors}
         wrong = [f"{which}: {error[:160]}" for which, error in errors.items()]
         found = rows(answers["tapestore"]) if "tapestore" in answers else None
         for which in [which for which in answers if which != "tapestore" and found is not None]:
-            if which == "psycopg":
+            if which == "embedded":
+                difference = None if answers[which][0] == len(found) else f"{answers[which][0]} rows"
+            elif which == "psycopg":
                 difference = differ(rows(to_microseconds(answers["tapestore"])), postgres_rows(answers[which]))
             else:
                 difference = differ(found, rows(answers[which]))
             wrong += [f"{which} differs: {difference[:200]}"] if difference else []
         failed += bool(wrong)
-        ours_best = min((medians[which] for which in ("tapestore", "psycopg") if which in medians), default=float("nan"))
+        ours_best = min((medians[which] for which in ("tapestore", "psycopg", "embedded") if which in medians), default=float("nan"))
         others = [medians[which] for which in ("DuckDB", "Polars") if which in medians]
         ratio = min(others) / ours_best if others else float("nan")
-        columns = ["tapestore", "psycopg", "DuckDB", "Polars"]
+        columns = ["tapestore", "psycopg", "embedded", "DuckDB", "Polars"]
         shown = " ".join(f"{medians[which]:10.2f}" if which in medians else f"{'-':>10s}" for which in columns)
         count = len(found) if found is not None else 0
         plan = ask_ours(f"explain analyze {sql}").column("plan").to_pylist() if found is not None else []

@@ -1,5 +1,5 @@
 //! SQL over a store: its MemTables, microseconds old, and its SSTables, years old, in one statement. The program `tape-query`
-//! is made of this; so is `tape sql`.
+//! is made of this; so is `tape sql`. `examples/embedded.rs` answers statements within a program of its own.
 
 pub mod access;
 pub mod asof;

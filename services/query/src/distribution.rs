@@ -9,17 +9,16 @@
 //! What must hold: no operator above groups in one phase relies on the distribution by the hash. That is so up to an operator that
 //! distributes the rows again, or puts the partitions together. A plan in one partition has no operator that distributes rows.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
-use datafusion::functions_aggregate::min_max::max_udaf;
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::aggregate::AggregateExprBuilder;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
-use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
 use datafusion::physical_plan::buffer::BufferExec;
 use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
 use datafusion::physical_plan::coop::CooperativeExec;
@@ -180,78 +179,45 @@ fn in_one_phase(plan: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn Executio
             return one(first, last, AggregateMode::SinglePartitioned, input).map(Some);
         }
         if let Some(input) = by_left_row(first.input(), key) {
-            return of_left_rows(first, last, input, key).map(Some);
+            return one(first, last, AggregateMode::SinglePartitioned, input).map(Some);
         }
     }
     Ok(None)
 }
 
-/// The groups of `first` and `last` of the pairs `input`, one for each left row, whose number is `row`. All other keys are columns of the
-/// left row: their greatest value in the group is their only one, and costs less than to compare all keys of each pair.
-fn of_left_rows(
-    first: &AggregateExec,
-    last: &AggregateExec,
-    input: Arc<dyn ExecutionPlan>,
-    row: &Arc<dyn PhysicalExpr>,
-) -> Result<Arc<dyn ExecutionPlan>> {
-    let keys = first.group_expr().expr();
-    let schema = first.input_schema();
-    // What is greatest may be null, as the planner knows it, and a column of a plan must not become so.
-    let is_plain = |key: &Arc<dyn PhysicalExpr>| {
-        let is_primitive = key.data_type(&schema).is_ok_and(|of| of.is_primitive());
-        is_primitive && (key.eq(row) || key.is::<Column>() && key.nullable(&schema).is_ok_and(|nullable| nullable))
-    };
-    if keys.len() < 2 || !keys.iter().all(|(key, _)| is_plain(key)) || last.limit_options().is_some() {
-        return one(first, last, AggregateMode::SinglePartitioned, input);
-    }
-    let (mut of_row, mut aggregates, mut columns) = (Vec::new(), Vec::new(), Vec::new());
-    for (key, name) in keys {
-        if of_row.is_empty() && key.eq(row) {
-            of_row.push((key.clone(), name.clone()));
-            columns.push((name.clone(), 0));
-            continue;
-        }
-        let greatest = AggregateExprBuilder::new(max_udaf(), vec![key.clone()]).schema(schema.clone()).alias(name).build()?;
-        aggregates.push(Arc::new(greatest));
-        columns.push((name.clone(), aggregates.len()));
-    }
-    let mut filters = vec![None; aggregates.len()];
-    aggregates.extend(first.aggr_expr().iter().cloned());
-    filters.extend(first.filter_expr().iter().cloned());
-    columns.extend((0..).zip(first.aggr_expr()).map(|(at, of)| (of.name().to_owned(), keys.len() + at)));
-    let by_row = PhysicalGroupBy::new_single(of_row);
-    let groups = AggregateExec::try_new(AggregateMode::SinglePartitioned, by_row, aggregates, filters, input, schema)?;
-    let column = |(name, at): (String, usize)| {
-        let found = groups.schema().field(at).name().clone();
-        (Arc::new(Column::new(&found, at)) as Arc<dyn PhysicalExpr>, name)
-    };
-    let columns: Vec<_> = columns.into_iter().map(column).collect();
-    Ok(Arc::new(ProjectionExec::try_new(columns, Arc::new(groups))?))
-}
-
 /// `plan` without operators that distribute its rows, if `key` is the number of a window join's left row: all pairs of a left row are
 /// in one partition.
 fn by_left_row(plan: &Arc<dyn ExecutionPlan>, key: &Arc<dyn PhysicalExpr>) -> Option<Arc<dyn ExecutionPlan>> {
-    let column = key.downcast_ref::<Column>()?;
-    if let Some(join) = plan.downcast_ref::<SortedJoin>() {
-        return (join.left_row() == Some(column.index())).then(|| plan.clone());
+    if first_left_row(plan, key).is_some() {
+        return Some(plan.clone());
     }
     if plan.is::<UnionExec>() {
-        // Each part numbers its left rows in a range of its own.
-        return plan.children().into_iter().all(|part| by_left_row(part, key).is_some()).then(|| plan.clone());
+        // The parts of one join number their left rows in ranges of their own; two joins do not.
+        let parts = plan.children().into_iter().map(|part| first_left_row(part, key)).collect::<Option<Vec<i64>>>()?;
+        return (parts.iter().collect::<HashSet<_>>().len() == parts.len()).then(|| plan.clone());
     }
     if let Some(distribution) = plan.downcast_ref::<RepartitionExec>() {
         return by_left_row(distribution.input(), key);
     }
-    let below: Arc<dyn PhysicalExpr> = if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
-        projection.expr().get(column.index())?.expr.clone()
-    } else if plan.is::<CooperativeExec>() {
-        key.clone()
-    } else {
-        return None;
-    };
-    let input = by_left_row(plan.children().first()?, &below)?;
+    let input = by_left_row(plan.children().first()?, &below(plan, key)?)?;
     replace_children_if_necessary(plan.clone(), vec![input]).ok()
+}
+
+/// The number of the first left row of the window join that makes the rows of `plan`, if `key` is the left row's number.
+fn first_left_row(plan: &Arc<dyn ExecutionPlan>, key: &Arc<dyn PhysicalExpr>) -> Option<i64> {
+    if let Some(join) = plan.downcast_ref::<SortedJoin>() {
+        let (column, first) = join.left_row()?;
+        return (key.downcast_ref::<Column>()?.index() == column).then_some(first);
+    }
+    first_left_row(plan.children().first()?, &below(plan, key)?)
+}
+
+/// What `key` is in the input of `plan`, which makes a row of each; `None` if `plan` is another operator, or `key` is calculated there.
+fn below(plan: &Arc<dyn ExecutionPlan>, key: &Arc<dyn PhysicalExpr>) -> Option<Arc<dyn PhysicalExpr>> {
+    if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
+        return projection.expr().get(key.downcast_ref::<Column>()?.index()).map(|of| of.expr.clone());
+    }
+    plan.is::<CooperativeExec>().then(|| key.clone())
 }
 
 /// `plan` with each symbol in one partition, if `key` is a table's symbol.

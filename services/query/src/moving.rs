@@ -1,12 +1,13 @@
 //! Owns: averages, sums and counts of the last rows: `avg(x) OVER (... ROWS n PRECEDING)`.
 //!
 //! The planner's library adds and subtracts one value for each row, through arrays of one row: half a microsecond a row. What it
-//! subtracts leaves its rounding behind, and after an infinity or a NaN no later row has a value. Here a batch is done at once, and
-//! a sum begins again every window.
+//! subtracts leaves its rounding behind, and after an infinity or a NaN no later row has a value. Here nothing is subtracted. The rows
+//! of a partition are divided into blocks as long as the window; a window is the end of one block and the begin of the next, and the
+//! sums of both are known (van Herk, "A fast algorithm for local minimum and maximum filters", 1992).
 //!
 //! What must hold: the columns, the order and the partitions are those of the library's operator, whose place it takes. A value
-//! depends on the rows of its window alone: in a window without an infinity or a NaN it is finite. Of a partition no more rows
-//! are held than the window has.
+//! depends on the rows of its window and their place in the partition alone, and not on how they come in batches. Of a partition
+//! no more rows are held than two windows have.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
 use datafusion::config::ConfigOptions;
 use datafusion::error::Result;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{WindowFrameBound, WindowFrameUnits};
 use datafusion::physical_expr::window::{SlidingAggregateWindowExpr, WindowExpr};
@@ -31,8 +33,8 @@ use futures::{StreamExt, stream};
 
 use crate::one_input::{OneInput, Step};
 
-/// The longest window: its values are held, 9 bytes a row.
-const ROWS_MAX: u64 = 1 << 20;
+/// The longest window.
+const ROWS_MAX: u64 = 1 << 16;
 
 /// The rule that puts the operator in the place of the library's.
 #[derive(Debug)]
@@ -153,13 +155,17 @@ impl Step for MovingStep {
         self.properties.clone()
     }
 
-    fn run(&self, rows: SendableRecordBatchStream, _: &TaskContext) -> Result<SendableRecordBatchStream> {
+    fn run(&self, rows: SendableRecordBatchStream, context: &TaskContext) -> Result<SendableRecordBatchStream> {
+        let reservation = MemoryConsumer::new(Self::NAME).register(context.memory_pool());
+        let held = self.windows.iter().map(|window| 2 * window.rows * size_of::<Value>()).sum();
+        reservation.try_grow(held)?;
         let state = State {
-            held: self.windows.iter().map(|_| Held::default()).collect(),
+            held: self.windows.iter().map(|window| Held::new(window.rows)).collect(),
             windows: self.windows.clone(),
             keys: self.keys.clone(),
             key: None,
             schema: self.schema.clone(),
+            _reservation: reservation,
         };
         let rows = stream::unfold((rows, state), |(mut rows, mut state)| async move {
             let batch = rows.next().await?;
@@ -170,13 +176,6 @@ impl Step for MovingStep {
     }
 }
 
-/// The last values of a partition, one less than the window has; a null is 0 and has no `true`.
-#[derive(Debug, Default)]
-struct Held {
-    values: Vec<f64>,
-    valid: Vec<bool>,
-}
-
 struct State {
     windows: Vec<Window>,
     held: Vec<Held>,
@@ -184,6 +183,7 @@ struct State {
     /// The keys of the last row.
     key: Option<Vec<ScalarValue>>,
     schema: SchemaRef,
+    _reservation: MemoryReservation,
 }
 
 impl State {
@@ -193,20 +193,26 @@ impl State {
         let ranges = if keys.is_empty() { std::iter::once(0..count).collect() } else { partition(&keys)?.ranges() };
         let key_at = |row: usize| keys.iter().map(|key| ScalarValue::try_from_array(key, row)).collect::<Result<Vec<_>>>();
         if count > 0 && self.key.replace(key_at(count - 1)?) != Some(key_at(0)?) {
-            self.held.iter_mut().for_each(|held| *held = Held::default());
+            self.held.iter_mut().for_each(Held::begin);
         }
         let mut columns = batch.columns().to_vec();
         for (window, held) in self.windows.iter().zip(&mut self.held) {
             let values = window.of.evaluate(batch)?.into_array(count)?;
+            let nulls = values.logical_nulls().filter(|nulls| nulls.null_count() > 0);
+            let numbers = values.as_primitive_opt::<Float64Type>().map(|numbers| numbers.values());
             let (mut sums, mut counts) = (Vec::with_capacity(count), Vec::with_capacity(count));
             for (part, range) in ranges.iter().enumerate() {
                 if part > 0 {
-                    *held = Held::default();
+                    held.begin();
                 }
-                let before = held.values.len();
-                held.push(&values.slice(range.start, range.len()), window.function == Function::Count);
-                held.windows(window.rows, before, &mut sums, &mut counts);
-                held.forget(window.rows - 1);
+                for row in range.clone() {
+                    let is_valid = nulls.as_ref().is_none_or(|nulls| nulls.is_valid(row));
+                    let number = numbers.and_then(|numbers| numbers.get(row)).copied().unwrap_or(0.0);
+                    let Value { sum, count } =
+                        held.push(if is_valid { Value { sum: number, count: 1 } } else { Value::default() });
+                    sums.push(sum);
+                    counts.push(count);
+                }
             }
             columns.push(column(window.function, sums, counts));
         }
@@ -214,99 +220,58 @@ impl State {
     }
 }
 
-impl Held {
-    /// Adds `values`; if they are only `counted`, their values do not matter.
-    fn push(&mut self, values: &ArrayRef, counted: bool) {
-        let nulls = values.logical_nulls();
-        match nulls.filter(|nulls| nulls.null_count() > 0) {
-            Some(nulls) => self.valid.extend(nulls.iter()),
-            None => self.valid.resize(self.valid.len() + values.len(), true),
-        }
-        let valid = self.valid.get(self.values.len()..).unwrap_or(&[]);
-        match values.as_primitive_opt::<Float64Type>().filter(|_| !counted) {
-            Some(numbers) => {
-                let or_zero = numbers.values().iter().zip(valid).map(|(value, is_valid)| if *is_valid { *value } else { 0.0 });
-                self.values.extend(or_zero);
-            }
-            None => self.values.resize(self.valid.len(), 0.0),
-        }
-    }
-
-    /// Adds sum and count of the window of each row from `first` on.
-    fn windows(&self, rows: usize, first: usize, sums: &mut Vec<f64>, counts: &mut Vec<i64>) {
-        let value = |at: usize| self.values.get(at).copied().unwrap_or(0.0);
-        let is = |at: usize| i64::from(self.valid.get(at).copied().unwrap_or(false));
-        let (mut sum, mut count, mut since) = (Sum::default(), 0i64, rows);
-        for end in first..self.values.len() {
-            let from = (end + 1).saturating_sub(rows);
-            let window = self.values.get(from..=end).unwrap_or(&[]);
-            count = if end == first {
-                (from..=end).map(is).sum()
-            } else {
-                count + is(end) - if end >= rows { is(end - rows) } else { 0 }
-            };
-            counts.push(count);
-            if rows <= SHORT {
-                sums.push(window.iter().sum());
-                continue;
-            }
-            since += 1;
-            if since > rows {
-                sum = Sum::default();
-                window.iter().for_each(|value| sum.change(*value, 1));
-                since = 0;
-            } else {
-                sum.change(value(end), 1);
-                if end >= rows {
-                    sum.change(value(end - rows), -1);
-                }
-            }
-            sums.push(sum.value());
-        }
-    }
-
-    /// Forgets all but the last `rows` values.
-    fn forget(&mut self, rows: usize) {
-        let old = self.values.len().saturating_sub(rows);
-        self.values.drain(..old);
-        self.valid.drain(..old);
-    }
-}
-
-/// Rows of a window that are added for each row. Of a longer one a sum goes on for as many rows as the window has.
-const SHORT: usize = 32;
-
-/// A sum of which values are taken away again.
+/// The sum and the number of some values.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sum {
-    finite: f64,
-    nans: i64,
-    infinities: i64,
-    negative_infinities: i64,
+struct Value {
+    sum: f64,
+    count: i64,
 }
 
-impl Sum {
-    /// Adds `value`, or takes it away if `by` is -1.
-    fn change(&mut self, value: f64, by: i32) {
-        if value.is_finite() {
-            self.finite += value * f64::from(by);
-        } else if value.is_nan() {
-            self.nans += i64::from(by);
-        } else if value > 0.0 {
-            self.infinities += i64::from(by);
-        } else {
-            self.negative_infinities += i64::from(by);
-        }
+impl Value {
+    fn and(self, other: Value) -> Value {
+        Value { sum: self.sum + other.sum, count: self.count + other.count }
+    }
+}
+
+/// The last rows of a partition.
+#[derive(Debug)]
+struct Held {
+    /// Rows of a block.
+    rows: usize,
+    /// The rows of the present block, and what they are together.
+    block: Vec<Value>,
+    begun: Value,
+    /// What the rows of the block before are together, from each row to its end; empty in the first block.
+    ends: Vec<Value>,
+}
+
+impl Held {
+    fn new(rows: usize) -> Held {
+        Held { rows, block: Vec::new(), begun: Value::default(), ends: Vec::new() }
     }
 
-    fn value(&self) -> f64 {
-        match (self.infinities > 0, self.negative_infinities > 0) {
-            _ if self.nans > 0 => f64::NAN,
-            (true, true) => f64::NAN,
-            (true, false) => f64::INFINITY,
-            (false, true) => f64::NEG_INFINITY,
-            (false, false) => self.finite,
+    /// Begins a partition.
+    fn begin(&mut self) {
+        *self = Held::new(self.rows);
+    }
+
+    /// Adds a row; what the window that it ends is together.
+    fn push(&mut self, row: Value) -> Value {
+        self.block.push(row);
+        self.begun = self.begun.and(row);
+        let ended = self.ends.get(self.block.len()).copied().unwrap_or_default();
+        let window = ended.and(self.begun);
+        if self.block.len() == self.rows {
+            let mut end = Value::default();
+            for value in self.block.iter_mut().rev() {
+                end = value.and(end);
+                *value = end;
+            }
+            std::mem::swap(&mut self.block, &mut self.ends);
+            self.block.clear();
+            self.begun = Value::default();
         }
+        window
     }
 }
 

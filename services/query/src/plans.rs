@@ -20,7 +20,6 @@ use crate::changes::is_of_the_moment;
 use crate::engine::{Moment, Settings};
 use crate::filter;
 use crate::known::AsKnown;
-use crate::names::Names;
 use crate::newest::Newest;
 use crate::opaque::Opaque;
 use crate::schema::KindTable;
@@ -57,8 +56,8 @@ enum Operators {
     /// They have not been made yet.
     None,
     Kept(Template),
-    /// They may not be kept, with the instruments of the moment at which that was found.
-    Refused(Arc<Names>),
+    /// They may not be kept.
+    Refused,
 }
 
 /// The plans by their statements.
@@ -184,7 +183,7 @@ impl Plans {
     /// None that a statement can cause.
     pub fn to_make(&self, sql: &str, settings: &Settings, moment: &Moment) -> Result<Option<LogicalPlan>> {
         let plan = self.use_kept(sql, settings, moment, |kept| match &kept.operators {
-            Operators::Refused(names) if Arc::ptr_eq(names, &moment.names) => None,
+            Operators::Refused => None,
             _ => Some(kept.plan.plan.clone()),
         });
         plan.flatten().map_or(Ok(None), |plan| with_tables(plan, &|place| Some(Arc::new(table_of(place, moment)?.blind()) as _)))
@@ -197,7 +196,7 @@ impl Plans {
     pub fn keep_operators(&self, sql: &str, settings: &Settings, moment: &Moment, made: &Arc<dyn ExecutionPlan>) -> Result<bool> {
         let template = Template::of(made, &moment.names)?;
         let is_kept = template.is_some();
-        let operators = template.map_or_else(|| Operators::Refused(moment.names.clone()), Operators::Kept);
+        let operators = template.map_or(Operators::Refused, Operators::Kept);
         self.use_kept(sql, settings, moment, |kept| kept.operators = operators.clone());
         // Those of other names are used no more, and would keep these.
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);

@@ -159,9 +159,9 @@ impl SortedJoin {
         Ok(SortedJoin { left, right, join, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() })
     }
 
-    /// The column of the number of the left row, if it is a window join.
-    pub fn left_row(&self) -> Option<usize> {
-        matches!(self.join.rule, Rule::Window(_)).then(|| self.join.schema.fields().len() - 1)
+    /// The column of the number of the left row, and the number of the first one, if it is a window join.
+    pub fn left_row(&self) -> Option<(usize, i64)> {
+        matches!(self.join.rule, Rule::Window(_)).then(|| (self.join.schema.fields().len() - 1, self.join.first_row))
     }
 
     /// The order in which a side must come.

@@ -80,15 +80,15 @@ fn build() -> Option<PathBuf> {
     let aside = root.join("target/sabotage");
     std::fs::create_dir_all(&aside).ok()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // With the whole workspace: alone a program has dependencies with other features, which would be built for it.
     let made = |features: &[&str]| {
-        PROGRAMS.iter().all(|(package, program)| {
-            let mut command = Command::new(&cargo);
-            command.current_dir(root).args(["build", "-q", "-p", package, "--bin", program]).args(features);
-            command.status().is_ok_and(|status| status.success())
-        })
+        let mut command = Command::new(&cargo);
+        command.current_dir(root).args(["build", "-q", "--workspace"]).args(features);
+        command.args(PROGRAMS.iter().flat_map(|program| ["--bin", program]));
+        command.status().is_ok_and(|status| status.success())
     };
-    let built = made(&["--features", "sabotage"]);
-    let copied = PROGRAMS.iter().all(|(_, program)| {
+    let built = made(&["--features", "bench/sabotage,tape-services/sabotage"]);
+    let copied = PROGRAMS.iter().all(|program| {
         let to = aside.join(program);
         std::fs::remove_file(&to).ok();
         std::fs::copy(root.join("target/debug").join(program), to).is_ok()
@@ -97,5 +97,5 @@ fn build() -> Option<PathBuf> {
     (built && copied && clean).then(|| aside.join("faults"))
 }
 
-/// The programs of a campaign, with their packages.
-const PROGRAMS: [(&str, &str); 2] = [("bench", "faults"), ("tape-services", "tape-storage")];
+/// The programs of a campaign.
+const PROGRAMS: [&str; 2] = ["faults", "tape-storage"];

@@ -42,8 +42,7 @@ pub(super) struct Rows {
     pub(super) bytes_read: Count,
 }
 
-/// Blocks for which the disk is asked at most before the first of them is read: 64 MiB, if their CRCs have to be compared.
-/// A merge of more pieces asks for each when it comes to it.
+/// Units are asked for until so many blocks are: 64 MiB, if their CRCs have to be compared. A merge of more pieces asks for each when it comes to it.
 const ASKED_MAX: u32 = 256;
 
 /// The blocks of each piece of a merge of `pieces` that are asked for before it begins.

@@ -153,6 +153,11 @@ fn an_infinity_leaves_a_window_with_its_row_and_a_condition_of_an_aggregate_is_k
                 from (select cast(value as double) as value from generate_series(1, 300))";
     let found = column(&format!("select x from ({long}) order by value"));
     assert_eq!((&*found[8], &*found[9], &*found[108], &*found[109]), ("45.0", "inf", "inf", "6050.0"));
+    // What leaves a window leaves no rounding behind: 1e16 and 1 have no sum.
+    let large = "select sum(case when value = 20 then 1e16 else 1 end) over (order by value rows 39 preceding) as x, value \
+                 from generate_series(1, 100)";
+    let found = column(&format!("select x from ({large}) order by value"));
+    assert!(found[59..].iter().all(|sum| sum == "40.0"), "{found:?}");
     let filtered = "select count(*) filter (where value > 2) over (order by value rows 1 preceding) from generate_series(1, 5)";
     assert_eq!(column(filtered), ["0", "0", "1", "2", "2"]);
 }

@@ -230,18 +230,14 @@ fn by_symbol(plan: &Arc<dyn ExecutionPlan>, key: &Arc<dyn PhysicalExpr>) -> Resu
         };
     }
     let Some(column) = key.downcast_ref::<Column>() else { return Ok(None) };
-    let below: Option<Arc<dyn PhysicalExpr>> = if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
-        projection.expr().get(column.index()).map(|of| of.expr.clone())
-    } else if let Some(filter) = plan.downcast_ref::<FilterExec>() {
+    let below = if let Some(filter) = plan.downcast_ref::<FilterExec>() {
         let at = match filter.projection() {
             Some(columns) => columns.get(column.index()).copied(),
             None => Some(column.index()),
         };
         at.map(|at| Arc::new(Column::new(column.name(), at)) as Arc<dyn PhysicalExpr>)
-    } else if plan.is::<CooperativeExec>() {
-        Some(key.clone())
     } else {
-        None
+        below(plan, key)
     };
     let children = plan.children();
     let (Some(below), [input]) = (below, children.as_slice()) else { return Ok(None) };

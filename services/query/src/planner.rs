@@ -25,6 +25,7 @@ use crate::instruments::{self, Instruments, InstrumentsAt};
 use crate::moving::Moving;
 use crate::postgres::catalog::Catalog;
 use crate::relations::{Planner, Relations};
+use crate::window::groups::WindowGroups;
 use crate::yielding::Yielding;
 
 /// The catalog of all tables.
@@ -75,6 +76,7 @@ pub fn common(runtime: Arc<RuntimeEnv>, threads: usize) -> SessionState {
         .with_relation_planners(vec![Arc::new(Relations)])
         .with_query_planner(Arc::new(Planner))
         .with_physical_optimizer_rule(Arc::new(Distribution))
+        .with_physical_optimizer_rule(Arc::new(WindowGroups))
         .with_physical_optimizer_rule(Arc::new(Moving))
         .with_physical_optimizer_rule(Arc::new(Yielding))
         .build()

@@ -25,6 +25,8 @@ pub struct Loaded {
     pub times: Int64Array,
     /// Rows with equal keys, with the keys; `None`: a key is null, and equal to nothing.
     pub runs: Vec<(Range<usize>, Option<OwnedRow>)>,
+    /// What [`Side::with_values`] asked for.
+    pub values: Vec<ArrayRef>,
 }
 
 /// One side of the join.
@@ -33,12 +35,18 @@ pub struct Side {
     keys: Vec<Expr>,
     time: Expr,
     runs: Runs,
+    values: Vec<Expr>,
 }
 
 impl Side {
     /// The side of `rows`, which are sorted by `keys` and `time`.
     pub fn new(rows: SendableRecordBatchStream, keys: Vec<Expr>, time: Expr) -> Side {
-        Side { rows, keys, time, runs: Runs::default() }
+        Side { rows, keys, time, runs: Runs::default(), values: Vec::new() }
+    }
+
+    /// The side, which calculates `values` of its rows too.
+    pub fn with_values(self, values: Vec<Expr>) -> Side {
+        Side { values, ..self }
     }
 
     /// Whether it has keys.
@@ -70,7 +78,8 @@ impl Side {
             let runs = self.runs.of(&keys)?;
             runs.into_iter().map(|run| (run.rows, (!run.has_null).then_some(run.key))).collect()
         };
-        Ok(Loaded { batch, times, runs })
+        let values = self.values.iter().map(array).collect::<Result<Vec<_>>>()?;
+        Ok(Loaded { batch, times, runs, values })
     }
 }
 

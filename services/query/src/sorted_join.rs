@@ -13,6 +13,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{JoinSide, JoinType};
 use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::MemoryConsumer;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr as LogicalExpr, LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_expr::equivalence::join_equivalence_properties;
@@ -30,6 +31,7 @@ use crate::asof::node::{AsOf, lsn_of};
 use crate::asof::{self, Direction};
 use crate::scan::Scan;
 use crate::side::Side;
+use crate::window::groups::Groups;
 use crate::window::node::WindowJoin;
 use crate::window::{self, ROW, Window};
 
@@ -75,6 +77,8 @@ struct Join {
     /// The number of the first left row.
     first_row: i64,
     schema: SchemaRef,
+    /// What is made of the pairs of a window join, if these are not its rows.
+    groups: Option<Arc<Groups>>,
 }
 
 /// Plans `node`, if it is such a join.
@@ -101,7 +105,7 @@ pub fn plan(
     let on = on.iter().map(pair).collect::<Result<Vec<_>>>()?;
     let times = pair(times)?;
     let lsn = lsn_of(right_plan.schema());
-    let join = Join { on, times, lsn, rule, first_row: 0, schema };
+    let join = Join { on, times, lsn, rule, first_row: 0, schema, groups: None };
     let (Some(from), Some(scan), [(left_key, key)]) =
         (left.downcast_ref::<Scan>(), right.downcast_ref::<Scan>(), join.on.as_slice())
     else {
@@ -154,6 +158,9 @@ impl SortedJoin {
             let ascending = SortOptions { descending: false, nulls_first: false };
             equivalences.add_ordering([PhysicalSortExpr::new(Arc::new(Column::new(ROW, at)), ascending)]);
         }
+        if let Some(groups) = &join.groups {
+            equivalences = equivalences.project(&groups.mapping, groups.schema.clone());
+        }
         let partitioning = Partitioning::UnknownPartitioning(1);
         let properties = PlanProperties::new(equivalences, partitioning, EmissionType::Incremental, Boundedness::Bounded);
         Ok(SortedJoin { left, right, join, properties: Arc::new(properties), metrics: ExecutionPlanMetricsSet::new() })
@@ -161,7 +168,32 @@ impl SortedJoin {
 
     /// The column of the number of the left row, and the number of the first one, if it is a window join.
     pub fn left_row(&self) -> Option<(usize, i64)> {
-        matches!(self.join.rule, Rule::Window(_)).then(|| (self.join.schema.fields().len() - 1, self.join.first_row))
+        let has_pairs = matches!(self.join.rule, Rule::Window(_)) && self.join.groups.is_none();
+        has_pairs.then(|| (self.join.schema.fields().len() - 1, self.join.first_row))
+    }
+
+    /// The sides.
+    pub fn sides(&self) -> [&Arc<dyn ExecutionPlan>; 2] {
+        [&self.left, &self.right]
+    }
+
+    /// Whether column `at` of the right side is its time.
+    pub fn is_right_time(&self, at: usize) -> bool {
+        self.join.times.1.downcast_ref::<Column>().is_some_and(|time| time.index() == at)
+    }
+
+    /// The column of the right side's LSN.
+    pub fn right_lsn(&self) -> Option<usize> {
+        self.join.lsn
+    }
+
+    /// The window join with `groups` in the place of its pairs.
+    ///
+    /// # Errors
+    /// None: the groups are of its columns.
+    pub fn with_groups(&self, groups: Groups) -> Result<SortedJoin> {
+        let join = Join { groups: Some(Arc::new(groups)), ..self.join.clone() };
+        SortedJoin::new(self.left.clone(), self.right.clone(), join)
     }
 
     /// The order in which a side must come.
@@ -194,6 +226,7 @@ impl DisplayAs for SortedJoin {
                 write!(f, "WindowJoinExec: {} in {} + [{start}, {end}] ns, prevailing={prevailing}", times.1, times.0)?;
             }
         }
+        self.join.groups.iter().try_for_each(|groups| write!(f, ", aggr=[{}]", groups.names().join(", ")))?;
         on.iter().try_for_each(|(left, right)| write!(f, ", {left} = {right}"))
     }
 }
@@ -252,7 +285,7 @@ impl ExecutionPlan for SortedJoin {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let metrics = BaselineMetrics::new(&self.metrics, partition);
         let left = self.left.execute(0, context.clone())?;
-        let right = self.right.execute(0, context)?;
+        let right = self.right.execute(0, context.clone())?;
         let nulls = right.schema().fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
         let nullable = right.schema().fields().iter().map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>();
         let one = RecordBatchOptions::new().with_row_count(Some(1));
@@ -260,19 +293,28 @@ impl ExecutionPlan for SortedJoin {
         let (lefts, rights): (Vec<Expr>, Vec<Expr>) = self.join.on.iter().cloned().unzip();
         let (left_time, right_time) = self.join.times.clone();
         let sides = (Side::new(left, lefts, left_time), Side::new(right, rights, right_time));
-        let schema = self.join.schema.clone();
+        let groups = self.join.groups.clone();
+        let schema = groups.as_ref().map_or_else(|| self.join.schema.clone(), |groups| groups.schema.clone());
         let merge = match self.join.rule {
             Rule::AsOf { direction, tolerance, shift } => {
                 Merge::AsOf(asof::exec::Merge::new(sides, nothing, (direction, tolerance, shift), schema.clone()))
             }
             Rule::Window(window) => {
-                Merge::Window(window::exec::Merge::new(sides, nothing, (window, self.join.first_row), schema.clone()))
+                let of = (window, self.join.first_row);
+                match &groups {
+                    None => Merge::Window(window::exec::Merge::new(sides, nothing, of, schema.clone())),
+                    Some(groups) => {
+                        let held = MemoryConsumer::new(self.name()).register(context.memory_pool());
+                        Merge::Groups(window::groups::Merge::new(sides, &nothing, of, groups, held)?)
+                    }
+                }
             }
         };
         let rows = stream::try_unfold((merge, metrics), |(mut merge, metrics)| async move {
             let next = match &mut merge {
                 Merge::AsOf(merge) => merge.next().await?,
                 Merge::Window(merge) => merge.next().await?,
+                Merge::Groups(merge) => merge.next().await?,
             };
             Ok(next.map(|batch| {
                 metrics.record_output(batch.num_rows());
@@ -291,4 +333,5 @@ impl ExecutionPlan for SortedJoin {
 enum Merge {
     AsOf(asof::exec::Merge),
     Window(window::exec::Merge),
+    Groups(window::groups::Merge),
 }

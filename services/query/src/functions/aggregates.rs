@@ -18,9 +18,12 @@ use crate::schema::UNITS;
 
 /// Which sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Of {
+pub enum Of {
+    /// `exact_sum`.
     Exact,
+    /// `notional`.
     Notional,
+    /// `vwap`.
     Vwap,
     /// `sum` of a price or size, as `DOUBLE`.
     Sum,
@@ -33,9 +36,12 @@ pub const SUM: &str = "sum_of_units";
 /// The mean of a price or size. `avg` becomes this.
 pub const MEAN: &str = "mean_of_units";
 
+const NAMES: [(&str, Of); 5] =
+    [("exact_sum", Of::Exact), ("notional", Of::Notional), ("vwap", Of::Vwap), (SUM, Of::Sum), (MEAN, Of::Mean)];
+
 /// All aggregates of this file.
 pub fn all() -> Vec<Arc<AggregateUDF>> {
-    [("exact_sum", Of::Exact), ("notional", Of::Notional), ("vwap", Of::Vwap), (SUM, Of::Sum), (MEAN, Of::Mean)]
+    NAMES
         .into_iter()
         .map(|(name, of)| {
             let arguments = if matches!(of, Of::Notional | Of::Vwap) { 2 } else { 1 };
@@ -43,6 +49,43 @@ pub fn all() -> Vec<Arc<AggregateUDF>> {
             Arc::new(AggregateUDF::from(Sum { name, of, signature }))
         })
         .collect()
+}
+
+impl Of {
+    /// The sum that the aggregate `name` is.
+    pub fn named(name: &str) -> Option<Of> {
+        NAMES.iter().find(|(of, _)| *of == name).map(|(_, of)| *of)
+    }
+
+    /// The results of groups with these sums and weights; `has`: whether the group has a value.
+    ///
+    /// # Errors
+    /// The result does not fit its type.
+    pub fn result(self, sums: &[i128], weights: &[i128], has: &[bool]) -> Result<ArrayRef> {
+        let decimal = |scale| {
+            let values = sums.iter().zip(has).map(|(sum, has)| has.then_some(*sum));
+            let array: Decimal128Array = values.collect();
+            if sums.iter().any(|sum| sum.unsigned_abs() >= 10u128.pow(38)) {
+                return Err(too_large());
+            }
+            Ok(Arc::new(array.with_precision_and_scale(38, scale)?) as ArrayRef)
+        };
+        match self {
+            Of::Exact => decimal(9),
+            Of::Notional => decimal(18),
+            Of::Sum => {
+                let values = sums.iter().zip(has).map(|(sum, has)| has.then_some(*sum as f64 / UNITS));
+                Ok(Arc::new(values.collect::<Float64Array>()))
+            }
+            Of::Vwap | Of::Mean => {
+                let values = sums.iter().zip(weights).zip(has);
+                let ratio = |((sum, weight), has): ((&i128, &i128), &bool)| {
+                    (*has && *weight != 0).then(|| *sum as f64 / *weight as f64 / UNITS)
+                };
+                Ok(Arc::new(values.map(ratio).collect::<Float64Array>()))
+            }
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -107,16 +150,22 @@ struct Sums {
     has: Vec<bool>,
 }
 
-fn too_large() -> DataFusionError {
+/// The error of a sum.
+pub fn too_large() -> DataFusionError {
     DataFusionError::Execution("a sum of prices or sizes does not fit 128 bits".to_owned())
 }
 
-/// Calls `visit` with each valid value as units of 1e-9.
+/// A calculated price or size as units of 1e-9.
+///
+/// # Errors
+/// 128 bits cannot hold it.
+pub fn scaled(value: f64) -> Result<i128> {
+    let units = (value * UNITS).round();
+    if units.abs() < 1e36 { Ok(units as i128) } else { Err(too_large()) }
+}
+
+/// The values as units of 1e-9.
 fn units(array: &ArrayRef) -> Result<Vec<Option<i128>>> {
-    let scaled = |value: f64| {
-        let units = (value * UNITS).round();
-        if units.abs() < 1e36 { Ok(units as i128) } else { Err(too_large()) }
-    };
     match array.data_type() {
         DataType::Int64 => Ok(array.as_primitive::<Int64Type>().iter().map(|v| v.map(i128::from)).collect()),
         DataType::UInt64 => Ok(array.as_primitive::<UInt64Type>().iter().map(|v| v.map(i128::from)).collect()),
@@ -206,32 +255,6 @@ impl Sums {
         (emit.take_needed(&mut self.sums), emit.take_needed(&mut self.weights), emit.take_needed(&mut self.has))
     }
 
-    fn result(&self, sums: &[i128], weights: &[i128], has: &[bool]) -> Result<ArrayRef> {
-        let decimal = |scale| {
-            let values = sums.iter().zip(has).map(|(sum, has)| has.then_some(*sum));
-            let array: Decimal128Array = values.collect();
-            if sums.iter().any(|sum| sum.unsigned_abs() >= 10u128.pow(38)) {
-                return Err(too_large());
-            }
-            Ok(Arc::new(array.with_precision_and_scale(38, scale)?) as ArrayRef)
-        };
-        match self.of {
-            Of::Exact => decimal(9),
-            Of::Notional => decimal(18),
-            Of::Sum => {
-                let values = sums.iter().zip(has).map(|(sum, has)| has.then_some(*sum as f64 / UNITS));
-                Ok(Arc::new(values.collect::<Float64Array>()))
-            }
-            Of::Vwap | Of::Mean => {
-                let values = sums.iter().zip(weights).zip(has);
-                let ratio = |((sum, weight), has): ((&i128, &i128), &bool)| {
-                    (*has && *weight != 0).then(|| *sum as f64 / *weight as f64 / UNITS)
-                };
-                Ok(Arc::new(values.map(ratio).collect::<Float64Array>()))
-            }
-        }
-    }
-
     fn states(sums: &[i128], weights: &[i128], has: &[bool]) -> Result<Vec<ArrayRef>> {
         let column = |values: &[i128]| -> Result<ArrayRef> {
             let values = values.iter().zip(has).map(|(value, has)| has.then_some(*value));
@@ -257,7 +280,7 @@ impl GroupsAccumulator for Sums {
 
     fn evaluate(&mut self, emit: EmitTo) -> Result<ArrayRef> {
         let (sums, weights, has) = self.taken(emit);
-        self.result(&sums, &weights, &has)
+        self.of.result(&sums, &weights, &has)
     }
 
     fn state(&mut self, emit: EmitTo) -> Result<Vec<ArrayRef>> {
@@ -295,7 +318,7 @@ impl Accumulator for One {
 
     fn evaluate(&mut self) -> Result<ScalarValue> {
         self.0.grow(1);
-        ScalarValue::try_from_array(&self.0.result(&self.0.sums, &self.0.weights, &self.0.has)?, 0)
+        ScalarValue::try_from_array(&self.0.of.result(&self.0.sums, &self.0.weights, &self.0.has)?, 0)
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {

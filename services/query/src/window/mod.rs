@@ -8,10 +8,14 @@
 //! kdb+ calls the two forms `wj` and `wj1`. The join makes a row for each pair, with the number of the left row; the dialect
 //! groups by that number.
 //!
-//! `node` is the join in a plan, `exec` merges two sorted sides and holds the rows of one window.
+//! `node` is the join in a plan, `exec` merges two sorted sides to pairs, and `rights` holds the rows of one window. `groups` makes the
+//! aggregates without pairs, by `folds`.
 
 pub mod exec;
+mod folds;
+pub mod groups;
 pub mod node;
+mod rights;
 
 /// The window around a left row's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,7 +4,7 @@
 //! cannot be in two partitions the second phase is work for nothing: a third of the time of the bars of all symbols. So groups are made
 //! in one phase where each symbol's rows are in one partition, and symbol is one of the keys. A statement that reads few rows has one
 //! partition: to wake another thread takes longer than its part of the work. The pairs of a window join are grouped by the left row, and
-//! come row by row.
+//! come row by row (most window joins make no pairs: `window::groups`, which looks for groups in one phase).
 //!
 //! What must hold: no operator above groups in one phase relies on the distribution by the hash. That is so up to an operator that
 //! distributes the rows again, or puts the partitions together. A plan in one partition has no operator that distributes rows.

@@ -1,6 +1,7 @@
 //! Owns: the operator of joins whose sides are sorted by keys and time: as-of joins and window joins.
 //!
-//! A join of two tables of the store by the symbol is one of several parts, by groups of instruments, which run beside each other.
+//! A join of two tables of the store by the symbol is one of several parts, by groups of instruments, which run beside each other. A
+//! window join makes pairs, or the aggregates of each left row's window.
 //!
 //! What must hold: both sides come sorted, nulls last, in one partition each. The rows keep the order of the left side.
 
@@ -190,7 +191,7 @@ impl SortedJoin {
     /// The window join with `groups` in the place of its pairs.
     ///
     /// # Errors
-    /// None: the groups are of its columns.
+    /// The groups are not of its columns.
     pub fn with_groups(&self, groups: Groups) -> Result<SortedJoin> {
         let join = Join { groups: Some(Arc::new(groups)), ..self.join.clone() };
         SortedJoin::new(self.left.clone(), self.right.clone(), join)
@@ -226,7 +227,7 @@ impl DisplayAs for SortedJoin {
                 write!(f, "WindowJoinExec: {} in {} + [{start}, {end}] ns, prevailing={prevailing}", times.1, times.0)?;
             }
         }
-        self.join.groups.iter().try_for_each(|groups| write!(f, ", aggr=[{}]", groups.names().join(", ")))?;
+        self.join.groups.iter().try_for_each(|groups| write!(f, ", aggr=[{}]", groups.names.join(", ")))?;
         on.iter().try_for_each(|(left, right)| write!(f, ", {left} = {right}"))
     }
 }
@@ -268,7 +269,8 @@ impl ExecutionPlan for SortedJoin {
         f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
     ) -> Result<TreeNodeRecursion> {
         let keys = self.join.on.iter().flat_map(|(left, right)| [left, right]);
-        for expr in keys.chain([&self.join.times.0, &self.join.times.1]) {
+        let groups = self.join.groups.iter().flat_map(|groups| groups.exprs());
+        for expr in keys.chain([&self.join.times.0, &self.join.times.1]).chain(groups) {
             if f(expr)? == TreeNodeRecursion::Stop {
                 return Ok(TreeNodeRecursion::Stop);
             }
@@ -305,7 +307,7 @@ impl ExecutionPlan for SortedJoin {
                     None => Merge::Window(window::exec::Merge::new(sides, nothing, of, schema.clone())),
                     Some(groups) => {
                         let held = MemoryConsumer::new(self.name()).register(context.memory_pool());
-                        Merge::Groups(window::groups::Merge::new(sides, &nothing, of, groups, held)?)
+                        Merge::Groups(window::groups::Merge::new(sides, &nothing, of, groups, &held)?)
                     }
                 }
             }

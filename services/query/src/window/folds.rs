@@ -5,7 +5,8 @@
 //! rounding, infinity or NaN stays of a row that left (Tangwongsan, Hirzel and Schneider, "Low-latency sliding-window aggregation in
 //! worst-case constant time", 2017, section 2: the two-stacks algorithm).
 //!
-//! What must hold: windows begin and end in order: none begins or ends before the one before it.
+//! What must hold: windows begin and end in order: none begins or ends before the one before it. Whole numbers, prices and sizes are
+//! added exactly. Of numbers that were calculated the last bits depend on where the parts meet, and so on the windows before.
 
 use std::cmp::Ordering;
 use std::marker::PhantomData;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, Float64Array, Int64Array, PrimitiveArray};
 use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampNanosecondType, UInt64Type};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::memory_pool::MemoryReservation;
 
 use super::rights::Rights;
 use crate::functions::aggregates::{Of, scaled, too_large};
@@ -28,7 +30,7 @@ pub(super) trait Fold: Send {
     type Rows<'a>;
 
     /// The arguments of the rows of a batch.
-    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Self::Rows<'a>;
+    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Result<Self::Rows<'a>>;
 
     /// What row `row` is; its arguments are not null, unless [`Fold::TAKES_NULLS`].
     fn of(rows: &Self::Rows<'_>, row: usize) -> Result<Self::Value>;
@@ -43,28 +45,34 @@ pub(super) trait Fold: Send {
     const TAKES_NULLS: bool = false;
 }
 
-/// An aggregate of the windows of left rows.
+/// An aggregate of the windows of left rows. For each left row: [`Moving::start`], then [`Moving::end`], then [`Moving::take`].
 pub(super) trait Moving: Send {
     /// Begins the rows of another key.
     fn begin(&mut self);
 
-    /// Goes on to the window of the rows with these numbers.
+    /// Leaves out the rows before the one with the number `first`.
+    ///
+    /// # Errors
+    /// The aggregate cannot be calculated; the memory of the statement is used up.
+    fn start(&mut self, rights: &Rights, first: usize) -> Result<()>;
+
+    /// Adds the rows up to the one with the number `end`.
     ///
     /// # Errors
     /// The aggregate cannot be calculated.
-    fn go(&mut self, rights: &Rights, rows: Range<usize>) -> Result<()>;
+    fn end(&mut self, rights: &Rights, end: usize) -> Result<()>;
 
-    /// Adds the value of a left row without right rows.
-    fn skip(&mut self);
+    /// Makes the value of the window, or of a left row without right rows if that `has_none`.
+    ///
+    /// # Errors
+    /// As [`Moving::end`].
+    fn take(&mut self, has_none: bool) -> Result<()>;
 
     /// The values of the left rows since the last call.
     ///
     /// # Errors
-    /// As [`Moving::go`].
+    /// As [`Moving::end`].
     fn taken(&mut self) -> Result<ArrayRef>;
-
-    /// Bytes on the heap.
-    fn size(&self) -> usize;
 }
 
 /// A fold and what it is of.
@@ -81,16 +89,17 @@ impl<F: Fold> Folded<F> {
         &'a self,
         values: &'a [ArrayRef],
         rows: Range<usize>,
-    ) -> impl DoubleEndedIterator<Item = Result<Option<F::Value>>> + 'a {
-        let arguments = values.get(self.arguments.clone()).unwrap_or(&[]);
-        let condition = self.condition.and_then(|at| values.get(at)).map(|array| array.as_boolean());
+    ) -> Result<impl DoubleEndedIterator<Item = Result<Option<F::Value>>> + 'a> {
+        let arguments = values.get(self.arguments.clone()).ok_or_else(wrong)?;
+        let boolean = |at| values.get(at).and_then(|array: &ArrayRef| array.as_boolean_opt()).ok_or_else(wrong);
+        let condition = self.condition.map(boolean).transpose()?;
         let nulls: Vec<_> = arguments.iter().filter_map(|array| array.nulls()).filter(|_| !F::TAKES_NULLS).collect();
-        let folded = self.fold.rows(arguments);
-        rows.map(move |row| {
+        let folded = self.fold.rows(arguments)?;
+        Ok(rows.map(move |row| {
             let counts = nulls.iter().all(|nulls| nulls.is_valid(row))
                 && condition.is_none_or(|condition| condition.is_valid(row) && condition.value(row));
             counts.then(|| F::of(&folded, row)).transpose()
-        })
+        }))
     }
 
     fn and(&self, a: Option<F::Value>, b: Option<F::Value>) -> Result<Option<F::Value>> {
@@ -104,8 +113,8 @@ impl<F: Fold> Folded<F> {
 /// An aggregate by a fold.
 struct Queue<F: Fold> {
     of: Folded<F>,
-    /// What the aggregate is of a row of nulls.
-    nothing: Option<F::Value>,
+    /// The values of a row of nulls.
+    nothing: Vec<ArrayRef>,
     /// The rows of the window. `older` has what those before `middle` are together, from each one on, the last first; `newer` what
     /// the others are.
     rows: Range<usize>,
@@ -113,73 +122,80 @@ struct Queue<F: Fold> {
     older: Vec<Option<F::Value>>,
     newer: Option<F::Value>,
     done: Vec<Option<F::Value>>,
+    /// The memory of `older`.
+    held: MemoryReservation,
 }
 
 impl<F: Fold> Queue<F> {
-    /// Leaves out the rows before `first`.
-    fn leave(&mut self, rights: &Rights, first: usize) -> Result<()> {
-        if first < self.middle {
-            self.older.truncate(self.middle - first);
-        } else {
-            self.older.clear();
-            let mut together = None;
-            for (read, rows) in rights.batches(first..self.rows.end).rev() {
-                for value in self.of.each(&read.values, rows).rev() {
-                    together = self.of.and(value?, together)?;
-                    self.older.push(together);
-                }
-            }
-            (self.middle, self.newer) = (self.rows.end, None);
+    /// Makes all rows from `first` on the older part.
+    fn turn(&mut self, rights: &Rights, first: usize) -> Result<()> {
+        self.older.clear();
+        let count = self.rows.end - first;
+        if count > self.older.capacity() {
+            self.held.try_resize(count * size_of::<Option<F::Value>>())?;
+            self.older.reserve_exact(count);
         }
-        self.rows.start = first;
+        let mut together = None;
+        for (read, rows) in rights.batches(first..self.rows.end).rev() {
+            for value in self.of.each(&read.values, rows)?.rev() {
+                together = self.of.and(value?, together)?;
+                self.older.push(together);
+            }
+        }
+        (self.middle, self.newer) = (self.rows.end, None);
         Ok(())
     }
 }
 
 impl<F: Fold> Moving for Queue<F> {
     fn begin(&mut self) {
-        self.older.clear();
+        self.older = Vec::new();
+        self.held.free();
         (self.rows, self.middle, self.newer) = (0..0, 0, None);
     }
 
-    fn go(&mut self, rights: &Rights, rows: Range<usize>) -> Result<()> {
-        if rows.is_empty() {
-            self.skip();
-            return Ok(());
-        }
-        if rows.start >= self.rows.end {
+    fn start(&mut self, rights: &Rights, first: usize) -> Result<()> {
+        if first >= self.rows.end {
             self.older.clear();
-            (self.rows, self.middle, self.newer) = (rows.start..rows.start, rows.start, None);
-        } else if rows.start > self.rows.start {
-            self.leave(rights, rows.start)?;
-        }
-        for (read, rows) in rights.batches(self.rows.end..rows.end) {
-            for value in self.of.each(&read.values, rows) {
-                self.newer = self.of.and(self.newer, value?)?;
+            (self.rows, self.middle, self.newer) = (first..first, first, None);
+        } else if first > self.rows.start {
+            match self.middle.checked_sub(first).filter(|count| *count > 0) {
+                Some(count) => self.older.truncate(count),
+                None => self.turn(rights, first)?,
             }
+            self.rows.start = first;
         }
-        self.rows.end = rows.end;
-        let older = self.older.last().copied().flatten();
-        self.done.push(self.of.and(older, self.newer)?);
         Ok(())
     }
 
-    fn skip(&mut self) {
-        self.done.push(self.nothing);
+    fn end(&mut self, rights: &Rights, end: usize) -> Result<()> {
+        for (read, rows) in rights.batches(self.rows.end..end) {
+            for value in self.of.each(&read.values, rows)? {
+                self.newer = self.of.and(self.newer, value?)?;
+            }
+        }
+        self.rows.end = end;
+        Ok(())
+    }
+
+    fn take(&mut self, has_none: bool) -> Result<()> {
+        let value = if has_none {
+            self.of.each(&self.nothing, 0..1)?.next().transpose()?.flatten()
+        } else {
+            self.of.and(self.older.last().copied().flatten(), self.newer)?
+        };
+        self.done.push(value);
+        Ok(())
     }
 
     fn taken(&mut self) -> Result<ArrayRef> {
         let done = std::mem::take(&mut self.done);
         self.of.fold.column(done)
     }
-
-    fn size(&self) -> usize {
-        (self.older.capacity() + self.done.capacity()) * size_of::<Option<F::Value>>()
-    }
 }
 
 /// Which aggregate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// `count`.
     Count,
@@ -197,17 +213,16 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The aggregate of `arguments` where `condition` holds, both among the values of a batch; `nothing`: those of a row of nulls.
-    ///
-    /// # Errors
-    /// It is none of these values.
+    /// The aggregate of `arguments` where `condition` holds, both among the values of a batch; `nothing`: those of a row of nulls;
+    /// `held`: its memory.
     pub(super) fn moving(
         &self,
         arguments: Range<usize>,
         condition: Option<usize>,
         nothing: &[ArrayRef],
-    ) -> Result<Box<dyn Moving>> {
-        let at = (arguments, condition, nothing);
+        held: MemoryReservation,
+    ) -> Box<dyn Moving> {
+        let at = (arguments, condition, nothing, held);
         match self {
             Kind::Count => queue(Count, at),
             Kind::Units(of) => queue(Units(*of), at),
@@ -230,11 +245,23 @@ impl Kind {
 
 fn queue<F: Fold + 'static>(
     fold: F,
-    (arguments, condition, nothing): (Range<usize>, Option<usize>, &[ArrayRef]),
-) -> Result<Box<dyn Moving>> {
-    let of = Folded { fold, arguments, condition };
-    let nothing = of.each(nothing, 0..1).next().transpose()?.flatten();
-    Ok(Box::new(Queue { of, nothing, rows: 0..0, middle: 0, older: Vec::new(), newer: None, done: Vec::new() }))
+    (arguments, condition, nothing, held): (Range<usize>, Option<usize>, &[ArrayRef], MemoryReservation),
+) -> Box<dyn Moving> {
+    Box::new(Queue {
+        of: Folded { fold, arguments, condition },
+        nothing: nothing.to_vec(),
+        rows: 0..0,
+        middle: 0,
+        older: Vec::new(),
+        newer: None,
+        done: Vec::new(),
+        held,
+    })
+}
+
+/// The error of values that are not of the type that the plan says.
+fn wrong() -> DataFusionError {
+    DataFusionError::Internal("values of a window are not of the type that was planned".to_owned())
 }
 
 struct Count;
@@ -243,7 +270,9 @@ impl Fold for Count {
     type Value = i64;
     type Rows<'a> = ();
 
-    fn rows<'a>(&self, _: &'a [ArrayRef]) -> Self::Rows<'a> {}
+    fn rows<'a>(&self, _: &'a [ArrayRef]) -> Result<Self::Rows<'a>> {
+        Ok(())
+    }
 
     fn of((): &(), _: usize) -> Result<i64> {
         Ok(1)
@@ -265,8 +294,9 @@ impl Fold for Units {
     type Value = (i128, i128);
     type Rows<'a> = (Numbers<'a>, Option<Numbers<'a>>);
 
-    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Self::Rows<'a> {
-        (Numbers::of(arguments.first()).unwrap_or(Numbers::Prices(&[])), Numbers::of(arguments.get(1)))
+    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Result<Self::Rows<'a>> {
+        let value = arguments.first().ok_or_else(wrong)?;
+        Ok((Numbers::of(value)?, arguments.get(1).map(Numbers::of).transpose()?))
     }
 
     fn of((value, weight): &Self::Rows<'_>, row: usize) -> Result<(i128, i128)> {
@@ -297,12 +327,13 @@ impl Fold for Floats {
     type Value = (f64, i64);
     type Rows<'a> = &'a [f64];
 
-    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> &'a [f64] {
+    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Result<&'a [f64]> {
         values::<Float64Type>(arguments)
     }
 
     fn of(rows: &&[f64], row: usize) -> Result<(f64, i64)> {
-        Ok((rows.get(row).copied().unwrap_or_default(), 1))
+        // A sum begins at zero, which makes a zero of a negative one.
+        rows.get(row).map(|value| (0.0 + value, 1)).ok_or_else(wrong)
     }
 
     fn and(&self, a: (f64, i64), b: (f64, i64)) -> Result<(f64, i64)> {
@@ -316,7 +347,7 @@ impl Fold for Floats {
 }
 
 /// Which value of a window is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Extreme {
     /// The least.
     Least,
@@ -336,25 +367,28 @@ impl<T> Extremes<T> {
     }
 }
 
-impl<T: ArrowPrimitiveType<Native: PartialOrd>> Fold for Extremes<T> {
+impl<T: ArrowPrimitiveType> Fold for Extremes<T> {
     type Value = T::Native;
     type Rows<'a> = &'a [T::Native];
 
-    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> &'a [T::Native] {
+    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Result<&'a [T::Native]> {
         values::<T>(arguments)
     }
 
     fn of(rows: &&[T::Native], row: usize) -> Result<T::Native> {
-        Ok(rows.get(row).copied().unwrap_or_default())
+        rows.get(row).copied().ok_or_else(wrong)
     }
 
     fn and(&self, a: T::Native, b: T::Native) -> Result<T::Native> {
-        // As the planner's library has it: a value that cannot be compared (NaN) takes the place of the one before.
+        // The order of values is total: a NaN is greater than every number, as in PostgreSQL. The planner's library has another rule
+        // for NaN in groups, by which the result depends on the order of the rows.
+        let (a_is_nan, b_is_nan) = (a.partial_cmp(&a).is_none(), b.partial_cmp(&b).is_none());
+        let order = b.partial_cmp(&a).unwrap_or_else(|| b_is_nan.cmp(&a_is_nan));
         let wanted = match self.which {
             Extreme::Least => Ordering::Less,
             Extreme::Greatest => Ordering::Greater,
         };
-        Ok(if b.partial_cmp(&a).is_none_or(|order| order == wanted) { b } else { a })
+        Ok(if order == wanted { b } else { a })
     }
 
     fn column(&self, windows: Vec<Option<T::Native>>) -> Result<ArrayRef> {
@@ -377,15 +411,15 @@ impl<T> Ordered<T> {
 impl<T: ArrowPrimitiveType> Fold for Ordered<T> {
     /// `None`: the row's value is null.
     type Value = Option<T::Native>;
-    type Rows<'a> = Option<&'a PrimitiveArray<T>>;
+    type Rows<'a> = &'a PrimitiveArray<T>;
     const TAKES_NULLS: bool = true;
 
-    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Self::Rows<'a> {
-        arguments.first().and_then(|array| array.as_primitive_opt::<T>())
+    fn rows<'a>(&self, arguments: &'a [ArrayRef]) -> Result<Self::Rows<'a>> {
+        array(arguments)
     }
 
     fn of(rows: &Self::Rows<'_>, row: usize) -> Result<Self::Value> {
-        Ok(rows.filter(|rows| rows.is_valid(row)).map(|rows| rows.value(row)))
+        Ok(rows.is_valid(row).then(|| rows.value(row)))
     }
 
     fn and(&self, a: Self::Value, b: Self::Value) -> Result<Self::Value> {
@@ -401,9 +435,14 @@ impl<T: ArrowPrimitiveType> Fold for Ordered<T> {
     }
 }
 
+/// The first argument.
+fn array<T: ArrowPrimitiveType>(arguments: &[ArrayRef]) -> Result<&PrimitiveArray<T>> {
+    arguments.first().and_then(|array| array.as_primitive_opt::<T>()).ok_or_else(wrong)
+}
+
 /// The values of the first argument.
-fn values<T: ArrowPrimitiveType>(arguments: &[ArrayRef]) -> &[T::Native] {
-    arguments.first().and_then(|array| array.as_primitive_opt::<T>()).map_or(&[], |array| array.values())
+fn values<T: ArrowPrimitiveType>(arguments: &[ArrayRef]) -> Result<&[T::Native]> {
+    array::<T>(arguments).map(|array| array.values().as_ref())
 }
 
 /// Prices or sizes.
@@ -418,20 +457,19 @@ enum Numbers<'a> {
 }
 
 impl<'a> Numbers<'a> {
-    fn of(array: Option<&'a ArrayRef>) -> Option<Numbers<'a>> {
-        let array = array?;
+    fn of(array: &'a ArrayRef) -> Result<Numbers<'a>> {
         let prices = array.as_primitive_opt::<Int64Type>().map(|array| Numbers::Prices(array.values()));
         let sizes = || array.as_primitive_opt::<UInt64Type>().map(|array| Numbers::Sizes(array.values()));
         let calculated = || array.as_primitive_opt::<Float64Type>().map(|array| Numbers::Calculated(array.values()));
-        prices.or_else(sizes).or_else(calculated)
+        prices.or_else(sizes).or_else(calculated).ok_or_else(wrong)
     }
 
     /// The value of a row, units of 1e-9.
     fn at(&self, row: usize) -> Result<i128> {
-        Ok(match self {
-            Numbers::Prices(values) => i128::from(values.get(row).copied().unwrap_or_default()),
-            Numbers::Sizes(values) => i128::from(values.get(row).copied().unwrap_or_default()),
-            Numbers::Calculated(values) => scaled(values.get(row).copied().unwrap_or_default())?,
-        })
+        match self {
+            Numbers::Prices(values) => values.get(row).map(|value| i128::from(*value)).ok_or_else(wrong),
+            Numbers::Sizes(values) => values.get(row).map(|value| i128::from(*value)).ok_or_else(wrong),
+            Numbers::Calculated(values) => scaled(values.get(row).copied().ok_or_else(wrong)?),
+        }
     }
 }

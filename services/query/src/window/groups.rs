@@ -1,10 +1,11 @@
 //! Owns: a window join that makes the aggregates of each left row's window itself, without a row for each pair.
 //!
 //! A window join whose pairs are grouped by the left row, with aggregates of the right side alone, needs no pairs: eight million of
-//! them took 0.33 s where the aggregates of their 21,000 windows take a tenth of that.
+//! them took ninety times as long as the aggregates of their 21,000 windows (`bench/FIGURES.md`).
 //!
-//! What must hold: the columns and their values are those that the aggregates of the pairs have, and the rows keep the order of the
-//! left side. An aggregate that is not known here stays one of pairs.
+//! What must hold: the columns and their values are those that the aggregates of the pairs have, but for what `folds` says of numbers
+//! that were calculated, and the rows keep the order of the left side. An aggregate that is not known here stays one of pairs. A batch
+//! ends when many right rows have been added, so that first rows come early and the thread is given back.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -23,8 +24,13 @@ use datafusion::physical_expr::projection::{ProjectionMapping, update_expr};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode};
+use datafusion::physical_plan::buffer::BufferExec;
 use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::union::UnionExec;
 
 use super::Window;
@@ -33,6 +39,7 @@ use super::rights::Rights;
 use crate::functions::aggregates::Of;
 use crate::functions::ordered::Which;
 use crate::pieces::BATCH_ROWS;
+use crate::scan::Scan;
 use crate::side::{Loaded, Side};
 use crate::sorted_join::SortedJoin;
 
@@ -61,8 +68,8 @@ struct Aggregate {
 pub struct Groups {
     keys: Vec<Key>,
     aggregates: Vec<Aggregate>,
-    /// How the aggregates read.
-    names: Vec<String>,
+    /// The aggregates as a statement names them.
+    pub names: Vec<String>,
     /// How the keys come of the join's columns.
     pub mapping: ProjectionMapping,
     /// The columns: the keys, then the aggregates.
@@ -105,20 +112,21 @@ fn joined(groups: &AggregateExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
     }
     let (input, exprs) = below_projections(groups.input().clone(), exprs)?;
     let parts = if input.is::<UnionExec>() { input.children().into_iter().cloned().collect() } else { vec![input.clone()] };
-    let mut new: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(parts.len());
+    let mut joins: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(parts.len());
     // The parts of one join number their left rows in ranges of their own; two joins do not.
     let mut firsts = HashSet::new();
     for part in parts {
         let (part, exprs) = below_projections(part, exprs.clone())?;
         let Some(join) = part.downcast_ref::<SortedJoin>() else { return Ok(None) };
-        let Some((row, _)) = join.left_row().filter(|(_, first)| firsts.insert(*first)) else { return Ok(None) };
+        let Some((row, first)) = join.left_row() else { return Ok(None) };
+        if !firsts.insert(first) {
+            return Ok(None);
+        }
         let Some(groups) = Groups::of(groups, exprs, join, row)? else { return Ok(None) };
-        new.push(Arc::new(join.with_groups(groups)?));
+        joins.push(Arc::new(join.with_groups(groups)?));
     }
-    match <[Arc<dyn ExecutionPlan>; 1]>::try_from(new) {
-        Ok([one]) => Ok(Some(one)),
-        Err(parts) => UnionExec::try_new(parts).map(Some),
-    }
+    // A union of one is that one.
+    UnionExec::try_new(joins).map(Some)
 }
 
 /// The input of the projections that `plan` begins with, and what `exprs`, over its rows, are there.
@@ -147,9 +155,9 @@ impl Groups {
         let first = left.schema().fields().len();
         let mut exprs = exprs.into_iter();
         let (mut keys, mut mapped) = (Vec::new(), Vec::new());
-        for (at, (_, name)) in of.group_expr().expr().iter().enumerate() {
+        for (_, name) in of.group_expr().expr() {
             let Some(expr) = exprs.next() else { return Ok(None) };
-            mapped.push((expr.clone(), (name.clone(), at)));
+            mapped.push((expr.clone(), name.clone()));
             let is_row = expr.downcast_ref::<Column>().is_some_and(|column| column.index() == row);
             if is_row {
                 keys.push(Key::Row);
@@ -176,22 +184,22 @@ impl Groups {
             let Some(kind) = kind(aggregate, arguments, join, &schema)? else { return Ok(None) };
             aggregates.push(Aggregate { kind, arguments: arguments.to_vec(), condition: condition.first().cloned() });
         }
-        let mapping = mapped.into_iter().map(|(expr, (name, at))| {
-            let target: Expr = Arc::new(Column::new(&name, at));
-            (expr, vec![(target, at)].into())
-        });
         Ok(Some(Groups {
             keys,
             aggregates,
             names: of.aggr_expr().iter().map(|aggregate| aggregate.name().to_owned()).collect(),
-            mapping: mapping.collect(),
+            mapping: ProjectionMapping::try_new(mapped, &join.schema())?,
             schema: of.schema(),
         }))
     }
 
-    /// The names of the aggregates.
-    pub fn names(&self) -> &[String] {
-        &self.names
+    /// All that is calculated.
+    pub fn exprs(&self) -> impl Iterator<Item = &Expr> {
+        let keys = self.keys.iter().filter_map(|key| match key {
+            Key::Row => None,
+            Key::Left(expr) => Some(expr),
+        });
+        keys.chain(self.aggregates.iter().flat_map(|of| of.arguments.iter().chain(&of.condition)))
     }
 
     /// What is calculated of each right row.
@@ -234,6 +242,17 @@ fn of_right(expr: Expr, columns: Range<usize>, schema: &SchemaRef) -> Result<Opt
     Ok(is_safe.then_some(expr))
 }
 
+/// Whether the rows of `plan` are some of a table's, each once, with its columns.
+fn has_rows_of_a_table(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let passes = plan.is::<SortPreservingMergeExec>()
+        || plan.is::<SortExec>()
+        || plan.is::<BufferExec>()
+        || plan.is::<CooperativeExec>()
+        || plan.is::<RepartitionExec>()
+        || plan.downcast_ref::<FilterExec>().is_some_and(|filter| filter.projection().is_none());
+    plan.is::<Scan>() || passes && plan.children().into_iter().all(has_rows_of_a_table)
+}
+
 /// Which aggregate `of` the `arguments` is; `None` if none that is known here.
 fn kind(of: &AggregateFunctionExpr, arguments: &[Expr], join: &SortedJoin, schema: &SchemaRef) -> Result<Option<Kind>> {
     if of.is_distinct() || of.ignore_nulls() || !of.order_bys().is_empty() {
@@ -258,8 +277,10 @@ fn kind(of: &AggregateFunctionExpr, arguments: &[Expr], join: &SortedJoin, schem
             Some(Kind::Extreme(which, of.clone()))
         }
         ("first_by" | "last_by", [of, ..]) if is_number(of) || ns(of) => {
-            // The rows of a window come by these two.
-            let is_order = is_at(1, &|at| join.is_right_time(at)) && is_at(2, &|at| join.right_lsn() == Some(at));
+            // The rows of a window come by these two. Only a table's have no two rows with equal ones.
+            let is_order = has_rows_of_a_table(join.sides()[1])
+                && is_at(1, &|at| join.is_right_time(at))
+                && is_at(2, &|at| join.right_lsn() == Some(at));
             let which = if name == "first_by" { Which::First } else { Which::Last };
             is_order.then(|| Kind::Ordered(which, of.clone()))
         }
@@ -280,8 +301,13 @@ pub struct Merge {
     row: usize,
     /// The number of the first row of `now`.
     number: i64,
-    held: MemoryReservation,
+    /// The right rows of the key that have been added, and how many of all since the batch began.
+    end: usize,
+    added: usize,
 }
+
+/// Right rows that are added to the aggregates before a batch ends, or the thread is given back.
+const ADDED_MAX: usize = 65_536;
 
 impl Merge {
     /// The merge of `left` and `right`. `nothing` is a row of nulls of the right side, `number` the number of the first left row,
@@ -294,7 +320,7 @@ impl Merge {
         nothing: &RecordBatch,
         (window, number): (Window, i64),
         groups: &Groups,
-        held: MemoryReservation,
+        held: &MemoryReservation,
     ) -> Result<Merge> {
         let values = groups.values();
         let nulls: Vec<ArrayRef> =
@@ -302,7 +328,7 @@ impl Merge {
         let (mut aggregates, mut at) = (Vec::new(), 0);
         for Aggregate { kind, arguments, condition } in &groups.aggregates {
             let end = at + arguments.len();
-            aggregates.push(kind.moving(at..end, condition.as_ref().map(|_| end), &nulls)?);
+            aggregates.push(kind.moving(at..end, condition.as_ref().map(|_| end), &nulls, held.new_empty()));
             at = end + usize::from(condition.is_some());
         }
         Ok(Merge {
@@ -315,7 +341,8 @@ impl Merge {
             run: 0,
             row: 0,
             number,
-            held,
+            end: 0,
+            added: 0,
         })
     }
 
@@ -337,50 +364,52 @@ impl Merge {
                 continue;
             }
             let end = rows.min(first + BATCH_ROWS);
-            while let Some((run, key)) = left.runs.get(self.run).filter(|(run, _)| run.start < end) {
-                let until = run.end.min(end);
-                if self.rights.is_nothing(key) {
-                    (self.row..until).for_each(|_| self.skip());
-                } else {
-                    if self.rights.seek(key).await? {
-                        self.aggregates.iter_mut().for_each(|aggregate| aggregate.begin());
-                    }
-                    for row in self.row..until {
-                        self.window(&left, row).await?;
-                    }
+            self.added = 0;
+            while self.row < end && self.added < ADDED_MAX {
+                let Some((run, key)) = left.runs.get(self.run) else { break };
+                if self.row >= run.end {
+                    self.run += 1;
+                    continue;
                 }
-                self.row = until;
-                if until < run.end {
-                    break;
+                let is_nothing = self.rights.is_nothing(key) || left.times.is_null(self.row);
+                if !is_nothing && self.rights.seek(key).await? {
+                    self.aggregates.iter_mut().for_each(|aggregate| aggregate.begin());
+                    self.end = 0;
                 }
-                self.run += 1;
+                let has_none = is_nothing || self.window(left.times.value(self.row)).await?;
+                self.aggregates.iter_mut().try_for_each(|aggregate| aggregate.take(has_none))?;
+                self.row += 1;
             }
             return self.batch(&left, first..self.row).map(Some);
         }
     }
 
-    fn skip(&mut self) {
-        self.aggregates.iter_mut().for_each(|aggregate| aggregate.skip());
-    }
-
-    /// Adds the aggregates of the left row `row`.
-    async fn window(&mut self, left: &Loaded, row: usize) -> Result<()> {
-        if left.times.is_null(row) {
-            self.skip();
-            return Ok(());
-        }
-        let time = left.times.value(row);
+    /// Moves the aggregates to the window of a left row of the time `time`. Returns whether no right row is in it.
+    async fn window(&mut self, time: i64) -> Result<bool> {
         let window = (time.saturating_add(self.window.start), time.saturating_add(self.window.end));
         self.rights.load(window.1).await?;
         self.rights.advance(window.0);
         let rows = self.rights.range(self.window, window);
-        self.aggregates.iter_mut().try_for_each(|aggregate| aggregate.go(&self.rights, rows.clone()))
+        if rows.is_empty() {
+            return Ok(true);
+        }
+        self.aggregates.iter_mut().try_for_each(|aggregate| aggregate.start(&self.rights, rows.start))?;
+        self.end = self.end.max(rows.start);
+        while self.end < rows.end {
+            let end = rows.end.min(self.end + ADDED_MAX);
+            self.aggregates.iter_mut().try_for_each(|aggregate| aggregate.end(&self.rights, end))?;
+            self.added += end - self.end;
+            self.end = end;
+            if end < rows.end {
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(false)
     }
 
     /// The groups of the left rows `rows`.
     fn batch(&mut self, left: &Loaded, rows: Range<usize>) -> Result<RecordBatch> {
         let some = left.batch.slice(rows.start, rows.len());
-        self.held.try_resize(self.aggregates.iter().map(|aggregate| aggregate.size()).sum())?;
         let mut columns = Vec::with_capacity(self.groups.schema.fields().len());
         for key in &self.groups.keys {
             columns.push(match key {

@@ -190,6 +190,7 @@ fn aggregates_of_windows_that_move_equal_those_of_the_pairs() {
         "round(avg(q.ask_px - q.bid_px), 6)",
         "round(sum(q.ask_px / 3), 6)",
         "count(coalesce(q.ask_px, 1.5))",
+        "sum(-0.0 * q.bid_px)",
     ];
     let windows = [
         "5ms preceding and 5ms following",
@@ -235,6 +236,51 @@ fn an_aggregate_that_may_fail_beyond_the_window_or_is_of_both_sides_is_made_of_p
     ] {
         assert!(of(aggregate).contains("AggregateExec"), "{aggregate}");
     }
+    // Rows of two tables can have one time and LSN: which of them is the last does not depend on their order.
+    let twice = "(select symbol, time, lsn, bid_px px from quote union all select symbol, time, lsn, ask_px from quote)";
+    let sql = format!(
+        "select t.lsn, last(q.px), first(q.px) from trade t window join {twice} q on t.symbol = q.symbol \
+         range between 5ms preceding and current row where t.lsn % 50 = 0"
+    );
+    assert!(plan(&sql).contains("AggregateExec"));
+}
+
+#[test]
+fn a_nan_is_the_greatest_value_of_each_window_that_it_is_in() {
+    // Both sizes are zero: 0 / 0.
+    let sql = |rows: &str| {
+        format!(
+            "select t.lsn, max(imbalance(q.bid_sz, q.ask_sz)), min(imbalance(q.bid_sz, q.ask_sz)), \
+             count(*) filter (where isnan(imbalance(q.bid_sz, q.ask_sz))), count(imbalance(q.bid_sz, q.ask_sz)) \
+             from trade t window join quote q on t.symbol = q.symbol range between 30ms preceding and current row where {rows}"
+        )
+    };
+    let of_some = ask(&sql("t.lsn % 20 = 0"));
+    let mut kinds = [0; 3];
+    for row in &of_some {
+        let (nan, all): (u64, u64) = (row[3].parse().unwrap(), row[4].parse().unwrap());
+        kinds[if nan == 0 { 0 } else { 1 + usize::from(nan == all) }] += 1;
+        assert_eq!(row[1] == "NaN", nan > 0, "{row:?}");
+        assert_eq!(row[2] == "NaN", nan == all && all > 0, "{row:?}");
+    }
+    assert!(kinds.iter().all(|count| *count > 0), "{kinds:?}");
+    // A window's values are its own, whatever windows are before it.
+    let of_fewer = ask(&sql("t.lsn % 60 = 0"));
+    assert!(!of_fewer.is_empty() && of_fewer.iter().all(|row| of_some.contains(row)));
+}
+
+#[test]
+fn a_window_without_ends_has_all_rows_for_each_left_row() {
+    let sql = |last: u64| {
+        format!(
+            "select t.lsn, vwap(q.bid_px, q.bid_sz) from (select * from trade order by time limit {last}) t \
+             window join quote q range between unbounded preceding and unbounded following"
+        )
+    };
+    let whole = ask("select vwap(bid_px, bid_sz) from quote");
+    let each = ask(&sql(3));
+    assert_eq!(each.len(), 3);
+    assert!(each.iter().all(|row| row[1] == whole[0][0]), "{each:?} {whole:?}");
 }
 
 #[test]

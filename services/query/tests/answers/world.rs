@@ -77,7 +77,12 @@ fn fill(path: &std::path::Path) -> Vec<Name> {
             let trade = Trade { instrument, price, size, ts_recv, ts_event: ts_recv, trade_id, ..Trade::default() };
             publish(&mut publisher, RecordRef::of(&trade));
         } else {
-            let quote = Quote { instrument, bid_px: price, ask_px: price, ts_recv, ..Quote::default() };
+            // Spreads of both signs, sizes of zero, and some without a value.
+            let spread = (next(&mut seed) % 7) as i64 * 10_000_000 - 10_000_000;
+            let ask_px = if is_null { Price::NULL } else { Price(price.0 + spread) };
+            let size = |n: u64| if n.is_multiple_of(53) { Size::NULL } else { Size(n % 5 * 250_000_000) };
+            let (bid_sz, ask_sz) = (size(next(&mut seed)), size(next(&mut seed)));
+            let quote = Quote { instrument, bid_px: price, ask_px, bid_sz, ask_sz, ts_recv, ..Quote::default() };
             publish(&mut publisher, RecordRef::of(&quote));
         }
     }

@@ -8,9 +8,9 @@
 
 use std::ops::Range;
 
-use super::block::locate;
+use super::block::{Slice, locate};
 use super::checked::Checked;
-use super::format::{BY_INGEST, Block, SeriesEntry};
+use super::format::{BLOCK_ROWS, BY_INGEST, Block, SeriesEntry};
 use super::transpose::Plan;
 use crate::disk::Mapped;
 use crate::record::TimeRange;
@@ -66,16 +66,31 @@ impl Ahead<'_> {
     /// Asks for what a read of `columns` in the blocks `blocks` will touch, unless it is in memory. A block whose CRC has not
     /// been compared yet is read whole, since the CRC is that of the whole block.
     pub fn read(&self, blocks: Range<u32>, columns: &[Part]) {
+        self.read_rows(blocks, columns, |_| 0..BLOCK_ROWS);
+    }
+
+    /// As [`Ahead::read`], of the rows of `slice` alone.
+    pub fn read_slice(&self, slice: &Slice, blocks: Range<u32>, columns: &[Part]) {
+        let (first, from) = slice.locate(slice.from);
+        let (last, to) = slice.locate(slice.to.saturating_sub(1));
+        self.read_rows(blocks, columns, |index| {
+            let from = if index == first { from } else { 0 };
+            from..if index == last { to + 1 } else { BLOCK_ROWS }
+        });
+    }
+
+    /// As [`Ahead::read`], of the rows `rows_of` each block alone.
+    fn read_rows(&self, blocks: Range<u32>, columns: &[Part], rows_of: impl Fn(u32) -> Range<usize>) {
         let last = blocks.end.min(self.blocks.len() as u32).saturating_sub(1);
         // The first and the last one stand for all: to look at each costs a tenth of what reading a column costs.
-        let is_here = |index: u32| self.has_parts(index, columns);
+        let is_here = |index: u32| self.has_parts(index, columns, rows_of(index));
         if columns.is_empty() || blocks.is_empty() || is_here(blocks.start) && (last <= blocks.start || is_here(last)) {
             return;
         }
         let mut extents = Extents::default();
         for (index, entry) in blocks.clone().zip(self.blocks.get(blocks.start as usize..).unwrap_or(&[])) {
             if self.checked.has(index) {
-                self.parts_of(entry, columns).iter().for_each(|(offset, len)| extents.add(*offset, *len));
+                self.parts_of(entry, columns, rows_of(index)).iter().for_each(|(offset, len)| extents.add(*offset, *len));
             } else {
                 extents.add(entry.offset, u64::from(entry.meta_len) + entry.body_len);
             }
@@ -83,13 +98,13 @@ impl Ahead<'_> {
         extents.all.iter().for_each(|part| self.map.read_ahead(part.start, part.end - part.start));
     }
 
-    /// Whether what a read of `columns` in block `index` will touch is in memory.
-    fn has_parts(&self, index: u32, columns: &[Part]) -> bool {
+    /// Whether what a read of `columns` in the rows `rows` of block `index` will touch is in memory.
+    fn has_parts(&self, index: u32, columns: &[Part], rows: Range<usize>) -> bool {
         let Some(entry) = self.blocks.get(index as usize) else { return true };
         if !self.checked.has(index) {
             return false;
         }
-        let parts = self.parts_of(entry, columns);
+        let parts = self.parts_of(entry, columns, rows);
         let from = parts.iter().map(|(offset, _)| *offset).min().unwrap_or(0);
         let to = parts.iter().map(|(offset, len)| offset + len).max().unwrap_or(0);
         // Most often all columns are: one call is enough.
@@ -97,20 +112,22 @@ impl Ahead<'_> {
         is_here(&(from, to.saturating_sub(from))) || parts.iter().all(is_here)
     }
 
-    /// Offset and length of what a read of `columns` in the block of `entry` touches, in the order of the file.
-    fn parts_of(&self, entry: &Block, columns: &[Part]) -> Vec<(u64, u64)> {
+    /// Offset and length of what a read of `columns` in the rows `rows` of the block of `entry` touches, in the order of the file.
+    fn parts_of(&self, entry: &Block, columns: &[Part], rows: Range<usize>) -> Vec<(u64, u64)> {
+        let rows = rows.start.min(entry.rows as usize)..rows.end.min(entry.rows as usize);
+        let part = |column| self.part(entry, column).map(|(at, size)| (at + size * rows.start as u64, size * rows.len() as u64));
         let mut parts = Vec::with_capacity(columns.len() + 1);
         for column in columns {
-            parts.extend(self.part(entry, *column));
+            parts.extend(part(*column));
             if *column == Part::Times && entry.flags & BY_INGEST != 0 {
-                parts.extend(self.part(entry, Part::Ingest));
+                parts.extend(part(Part::Ingest));
             }
         }
         parts.sort_unstable();
         parts
     }
 
-    /// Offset in the file and length of a column of the block of `entry`.
+    /// Offset in the file of a column of the block of `entry`, and the length of one value.
     pub(super) fn part(&self, entry: &Block, column: Part) -> Option<(u64, u64)> {
         let plan = self.plan;
         let index = match column {
@@ -119,9 +136,8 @@ impl Ahead<'_> {
             Part::Times => plan.index,
             Part::Field(offset) => plan.columns.iter().position(|stored| stored.offset == Some(offset))?,
         };
-        let (stored, rows) = (plan.columns.get(index)?, entry.rows as usize);
-        let at = entry.offset + u64::from(entry.meta_len) + plan.offset(index, rows);
-        Some((at, (stored.of.size() * rows) as u64))
+        let at = entry.offset + u64::from(entry.meta_len) + plan.offset(index, entry.rows as usize);
+        Some((at, plan.columns.get(index)?.of.size() as u64))
     }
 
     /// Asks for the entries of the blocks of `series` in the block directory.

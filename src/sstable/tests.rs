@@ -409,14 +409,29 @@ fn a_block_that_is_not_in_memory_is_read_without_its_neighbours_and_a_run_of_blo
     table.verify(|_| Ok(())).unwrap();
     forget();
     let column = |block: usize, part: Part| {
-        let (offset, len) = table.read_ahead(|ahead| ahead.part(&table.blocks().unwrap()[block], part)).unwrap().unwrap();
-        is_here(offset, len)
+        let entry = table.blocks().unwrap()[block];
+        let (offset, size) = table.read_ahead(|ahead| ahead.part(&entry, part)).unwrap().unwrap();
+        is_here(offset, size * u64::from(entry.rows))
     };
     assert!(!column(30, Part::Times));
     table.read_ahead(|ahead| ahead.read(30..32, &[Part::Times, Part::Lsns])).unwrap();
     within_a_minute("columns are read", &|| (30..32).all(|block| column(block, Part::Times) && column(block, Part::Lsns)));
     let size = Trade::SCHEMA.columns.iter().find(|column| column.name == "size").unwrap().offset;
     assert!(!column(30, Part::Field(size)) && !column(31, Part::Field(size)) && !column(34, Part::Times));
+    // Of a series the pages of its rows.
+    let whole = table.slice(InstrumentId(1), TimeRange::ALL).unwrap().unwrap();
+    let slice = Slice { from: 3 * BLOCK_ROWS as u32, to: 3 * BLOCK_ROWS as u32 + 200, ..whole };
+    let (block, row) = slice.locate(slice.from);
+    forget();
+    table.read_ahead(|ahead| ahead.read_slice(&slice, block..block + 1, &[Part::Times])).unwrap();
+    let entry = table.blocks().unwrap()[block as usize];
+    let times = |row: usize| {
+        let (offset, size) = table.read_ahead(|ahead| ahead.part(&entry, Part::Times)).unwrap().unwrap();
+        is_here(offset + size * row as u64, size)
+    };
+    within_a_minute("rows of a series are read", &|| times(row) && times((row + 199).min(entry.rows as usize - 1)));
+    let far = if row < BLOCK_ROWS / 2 { entry.rows as usize - 1 } else { 0 };
+    assert!(!times(far), "and no others of the block");
     // The ends of a range, and not what lies between them.
     forget();
     let times: Vec<Ts> =

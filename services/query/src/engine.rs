@@ -4,7 +4,7 @@
 //! pool of all statements; what does not fit is spilled to a directory of a bounded size, or refused. A statement ends at its
 //! limit of time, and when nobody reads its rows any more.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::SchemaProvider;
 use datafusion::common::ScalarValue;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -24,6 +24,8 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
 use futures::Stream;
@@ -33,6 +35,7 @@ use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
 use tapestore::shm::control::Control;
 use tapestore::time::Ts;
+use tapestore::version::File;
 use tokio::runtime::Handle;
 
 use crate::catalog::Tables;
@@ -41,6 +44,7 @@ use crate::known::AsKnown;
 use crate::names::Names;
 use crate::opaque::Opaque;
 use crate::plans::{Plan, Plans};
+use crate::scan::Scan;
 use crate::schema::KindTable;
 use crate::{background, dialect, planner, updates};
 
@@ -405,6 +409,7 @@ impl Engine {
         let schema = rows.schema();
         let rows = Box::pin(Limited {
             rows,
+            files: files_of(&operators, &moment.snapshot)?,
             snapshot: moment.snapshot.clone(),
             limit: self.options.time,
             ends: Box::pin(tokio::time::sleep(self.options.time)),
@@ -499,10 +504,29 @@ fn parameters_of(plan: &LogicalPlan) -> Result<Parameters, QueryError> {
 static READ_ONLY: std::sync::LazyLock<SQLOptions> =
     std::sync::LazyLock::new(|| SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false));
 
+/// The files that `operators` read.
+fn files_of(operators: &Arc<dyn ExecutionPlan>, snapshot: &Snapshot) -> Result<Vec<File>, DataFusionError> {
+    let mut files: BTreeMap<u64, File> = BTreeMap::new();
+    let mut is_known = true;
+    operators.apply(|node| {
+        if let Some(scan) = node.downcast_ref::<Scan>() {
+            scan.files().for_each(|file| {
+                files.entry(file.meta().id).or_insert_with(|| file.clone());
+            });
+        }
+        is_known &= !node.children().is_empty() || node.is::<Scan>() || node.is::<PlaceholderRowExec>() || node.is::<EmptyExec>();
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    // Other operators without an input may read any file.
+    Ok(if is_known { files.into_values().collect() } else { snapshot.history().files().to_vec() })
+}
+
 /// The rows of a statement: they end at its limit of time, and with an error if a page that was read is bad.
 struct Limited {
     rows: SendableRecordBatchStream,
     snapshot: Snapshot,
+    /// The files that the statement reads: to look at others would be a read of the disk for each.
+    files: Vec<File>,
     limit: Duration,
     ends: Pin<Box<tokio::time::Sleep>>,
     is_over: bool,
@@ -511,7 +535,7 @@ struct Limited {
 impl Limited {
     /// Whether every page of the files was good when it was read.
     fn check(&self) -> Result<(), DataFusionError> {
-        let files = self.snapshot.history().files().iter().try_for_each(|file| file.check());
+        let files = self.files.iter().try_for_each(|file| file.check());
         files.and_then(|()| self.snapshot.tables().iter().try_for_each(|table| table.check())).map_err(external)
     }
 }

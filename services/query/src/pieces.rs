@@ -99,6 +99,21 @@ pub struct Piece {
     pub time: (Ts, Ts),
     /// Number of rows.
     pub rows: u64,
+    /// Whether it is known that no other piece of the scan has rows between its first and its last one.
+    pub is_alone: bool,
+}
+
+/// Notes which of `pieces`, all that are merged, need no merge: their times do not meet those of others.
+pub fn note_alone(pieces: &mut [Piece]) {
+    pieces.sort_by_key(|piece| piece.time.0);
+    let mut latest: Option<Ts> = None;
+    for at in 0..pieces.len() {
+        let next = pieces.get(at + 1).map(|piece| piece.time.0);
+        let Some(piece) = pieces.get_mut(at) else { return };
+        let is_after = latest.is_none_or(|latest| latest < piece.time.0);
+        piece.is_alone = is_after && next.is_none_or(|next| piece.time.1 < next);
+        latest = latest.max(Some(piece.time.1));
+    }
 }
 
 impl Piece {
@@ -115,16 +130,24 @@ impl Piece {
             (time(slice.from)?, time(slice.to.saturating_sub(1))?)
         };
         let rows = u64::from(slice.to - slice.from);
-        Ok(Piece { place: Place::File(file.clone(), slice), time: bounds, rows })
+        Ok(Piece { place: Place::File(file.clone(), slice), time: bounds, rows, is_alone: false })
     }
 
-    /// The file and the blocks that are read first of it, `most` at most; `None` of a MemTable, or if `most` is 0.
-    pub fn first_blocks(&self, most: u32, backwards: bool) -> Option<(&File, Range<u32>)> {
+    /// The file; `None` of a MemTable.
+    pub fn file(&self) -> Option<&File> {
+        match &self.place {
+            Place::File(file, _) => Some(file),
+            Place::Table(..) => None,
+        }
+    }
+
+    /// The file, the rows, and the blocks that are read first of it, `most` at most; `None` of a MemTable, or if `most` is 0.
+    pub fn first_blocks(&self, most: u32, backwards: bool) -> Option<(&File, &Slice, Range<u32>)> {
         let Place::File(file, slice) = &self.place else { return None };
         let (first, last) = (slice.locate(slice.from).0, slice.locate(slice.to.saturating_sub(1)).0);
         let blocks =
             if backwards { first.max((last + 1).saturating_sub(most))..last + 1 } else { first..(last + 1).min(first + most) };
-        Some((file, blocks)).filter(|(_, blocks)| !blocks.is_empty())
+        Some((file, slice, blocks)).filter(|(.., blocks)| !blocks.is_empty())
     }
 
     /// The rows of `series` in `table` up to `upto`; `None` if there is none.
@@ -133,7 +156,7 @@ impl Piece {
         let rows = table.rows(series, range, upto).count_until(range.to);
         let last = table.as_of(series, range.to, upto)?.index_time;
         let range = TimeRange { from: first, to: last };
-        Some(Piece { place: Place::Table(table.clone(), series, range, upto), time: (first, last), rows })
+        Some(Piece { place: Place::Table(table.clone(), series, range, upto), time: (first, last), rows, is_alone: false })
     }
 }
 
@@ -152,15 +175,42 @@ impl Loaded {
         (self.times.get(at).copied().unwrap_or(0), self.lsns.get(at).copied().unwrap_or(0))
     }
 
+    /// The end of the rows from the next one on that `is_before` holds for: at least the next one, which is the least of all.
+    fn until(&self, is_before: impl Fn((u64, u64)) -> bool) -> usize {
+        let (rows, first) = (self.batch.num_rows(), self.at);
+        let is_before = |at: usize| is_before(self.key(at));
+        if is_before(rows - 1) {
+            return rows;
+        }
+        let mut end = first + 1;
+        while end < rows && end < first + RUN_ROWS && is_before(end) {
+            end += 1;
+        }
+        if end == first + RUN_ROWS {
+            let (mut low, mut high) = (end, rows);
+            while low < high {
+                let middle = low + (high - low) / 2;
+                if is_before(middle) { low = middle + 1 } else { high = middle }
+            }
+            end = low;
+        }
+        end
+    }
+
     fn reversed(self) -> Result<Loaded> {
-        let rows = self.batch.num_rows() as u32;
-        let indices = UInt32Array::from_iter_values((0..rows).rev());
-        let batch = take_record_batch(&self.batch, &indices)?;
+        let batch = reversed(&self.batch)?;
         let (mut times, mut lsns) = (self.times, self.lsns);
         times.reverse();
         lsns.reverse();
         Ok(Loaded { batch, times, lsns, at: 0 })
     }
+}
+
+/// The rows of `batch`, the last first.
+fn reversed(batch: &RecordBatch) -> Result<RecordBatch> {
+    let rows = batch.num_rows() as u32;
+    let indices = UInt32Array::from_iter_values((0..rows).rev());
+    Ok(take_record_batch(batch, &indices)?)
 }
 
 /// Reads a piece batch by batch.
@@ -190,7 +240,7 @@ impl Cursor {
             }
         };
         let asked = piece.first_blocks(asked, backwards);
-        let asked = asked.map(|(_, blocks)| if backwards { blocks.start } else { blocks.end });
+        let asked = asked.map(|(.., blocks)| if backwards { blocks.start } else { blocks.end });
         Cursor { piece, left, asked }
     }
 
@@ -210,38 +260,56 @@ impl Cursor {
             (true, asked) => first.max((last + 1).saturating_sub(ahead))..asked.unwrap_or(last + 1).min(last + 1),
         };
         self.asked = Some(if backwards { blocks.start } else { blocks.end });
-        file.read_ahead(|ahead| ahead.read(blocks, &shape.parts(true)))
+        file.read_ahead(|ahead| ahead.read_slice(slice, blocks, &shape.parts(!self.piece.is_alone)))
+    }
+
+    /// The next rows as they are, for a piece that needs no merge; `None` at the end.
+    fn batch(&mut self, shape: &Shape, backwards: bool, few: bool) -> Result<Option<RecordBatch>> {
+        let Place::File(file, _) = &self.piece.place else {
+            return Ok(self.next(shape, backwards, few)?.map(|loaded| loaded.batch));
+        };
+        let file = file.clone();
+        self.read_ahead(shape, backwards, few).map_err(external)?;
+        let Some(rows) = self.rows_of_file(backwards, few) else { return Ok(None) };
+        let batch = shape.in_file(&rows)?;
+        file.check().map_err(external)?;
+        Ok(Some(if backwards { reversed(&batch)? } else { batch }))
+    }
+
+    /// The next rows of a file.
+    fn rows_of_file(&mut self, backwards: bool, few: bool) -> Option<BlockRows> {
+        let (Place::File(file, slice), Left::Rows(from, to)) = (&self.piece.place, &mut self.left) else { return None };
+        if from >= to {
+            return None;
+        }
+        let (index, first, count) = if backwards {
+            let (index, last) = slice.locate(*to - 1);
+            let count = (last + 1).min((*to - *from) as usize);
+            let count = if few { count.min(RUN_ROWS) } else { count };
+            *to -= count as u32;
+            (index, last + 1 - count, count)
+        } else {
+            let (index, first) = slice.locate(*from);
+            let count = slice.run(*from).min((*to - *from) as usize);
+            let count = if few { count.min(RUN_ROWS) } else { count };
+            *from += count as u32;
+            (index, first, count)
+        };
+        Some(BlockRows { file: file.clone(), index, from: first, to: first + count })
     }
 
     /// The next rows, forwards or backwards; `None` at the end. `few`: the caller needs few rows.
     fn next(&mut self, shape: &Shape, backwards: bool, few: bool) -> Result<Option<Loaded>> {
         self.read_ahead(shape, backwards, few).map_err(external)?;
+        if let Some(rows) = self.rows_of_file(backwards, few) {
+            let batch = shape.in_file(&rows)?;
+            let times = rows.times().map_err(external)?.to_vec();
+            let lsns = rows.lsns().map_err(external)?.to_vec();
+            let loaded = Loaded { batch, times, lsns, at: 0 };
+            rows.file.check().map_err(external)?;
+            return Ok(Some(if backwards { loaded.reversed()? } else { loaded }));
+        }
         match (&self.piece.place, &mut self.left) {
-            (Place::File(file, slice), Left::Rows(from, to)) => {
-                if from >= to {
-                    return Ok(None);
-                }
-                let (index, first, count) = if backwards {
-                    let (index, last) = slice.locate(*to - 1);
-                    let count = (last + 1).min((*to - *from) as usize);
-                    let count = if few { count.min(RUN_ROWS) } else { count };
-                    *to -= count as u32;
-                    (index, last + 1 - count, count)
-                } else {
-                    let (index, first) = slice.locate(*from);
-                    let count = slice.run(*from).min((*to - *from) as usize);
-                    let count = if few { count.min(RUN_ROWS) } else { count };
-                    *from += count as u32;
-                    (index, first, count)
-                };
-                let rows = BlockRows { file: file.clone(), index, from: first, to: first + count };
-                let batch = shape.in_file(&rows)?;
-                let times = rows.times().map_err(external)?.to_vec();
-                let lsns = rows.lsns().map_err(external)?.to_vec();
-                let loaded = Loaded { batch, times, lsns, at: 0 };
-                file.check().map_err(external)?;
-                Ok(Some(if backwards { loaded.reversed()? } else { loaded }))
-            }
             (Place::Table(table, series, _, upto), Left::Times(..)) => {
                 let (table, series, upto) = (table.clone(), *series, *upto);
                 loop {
@@ -335,6 +403,8 @@ impl Ord for Active {
 pub struct Merge {
     /// Pieces that are not open yet; the next one is the last.
     pending: Vec<Piece>,
+    /// A piece that is read as it is.
+    alone: Option<Cursor>,
     active: BinaryHeap<Active>,
     backwards: bool,
     /// Rows that were chosen: each by its batch and its place there.
@@ -364,6 +434,7 @@ impl Merge {
         }
         Merge {
             pending: pieces,
+            alone: None,
             active: BinaryHeap::new(),
             backwards,
             batches: Vec::new(),
@@ -407,6 +478,19 @@ impl Merge {
             return Ok(Some(lent));
         }
         loop {
+            if let Some(cursor) = &mut self.alone {
+                if let Some(batch) = cursor.batch(shape, self.backwards, self.few)? {
+                    return Ok(Some(batch));
+                }
+                self.alone = None;
+            }
+            if self.active.is_empty() && self.pending.last().is_some_and(|piece| piece.is_alone) {
+                if !self.chosen.is_empty() {
+                    return self.emit(shape).map(Some);
+                }
+                self.alone = self.pending.pop().map(|piece| Cursor::new(piece, self.asked, self.backwards));
+                continue;
+            }
             // Opens every piece that may have the next row.
             while let Some(piece) = self.pending.last() {
                 let start = self.start(piece);
@@ -428,25 +512,7 @@ impl Merge {
             };
             let rows = loaded.batch.num_rows();
             let first = loaded.at;
-            let is_before = |at: usize| bound.is_none_or(|b| in_scan(loaded.key(at), b, self.backwards) == Ordering::Less);
-            let end = if is_before(rows - 1) {
-                rows
-            } else {
-                // At least the first row: it was the least of all.
-                let mut end = first + 1;
-                while end < rows && end < first + RUN_ROWS && is_before(end) {
-                    end += 1;
-                }
-                if end == first + RUN_ROWS {
-                    let (mut low, mut high) = (end, rows);
-                    while low < high {
-                        let middle = low + (high - low) / 2;
-                        if is_before(middle) { low = middle + 1 } else { high = middle }
-                    }
-                    end = low;
-                }
-                end
-            };
+            let end = loaded.until(|key| bound.is_none_or(|b| in_scan(key, b, self.backwards) == Ordering::Less));
             loaded.at = end;
             let run = end - first;
             let lent = (run >= RUN_ROWS || run == rows).then(|| loaded.batch.slice(first, run));

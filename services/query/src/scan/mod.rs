@@ -31,6 +31,7 @@ use tapestore::lsn::InstrumentId;
 use tapestore::reader::Snapshot;
 use tapestore::record::{Series, TimeRange};
 use tapestore::time::Ts;
+use tapestore::version::File;
 
 pub use self::place::ScanPlace;
 pub use self::units::{FEW_ROWS, Order, Request};
@@ -77,6 +78,11 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// The files that have rows of it; one may come more than once.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        self.partitions.iter().flatten().flat_map(Unit::files)
+    }
+
     /// The scan of `request` in `order`.
     ///
     /// # Errors
@@ -393,6 +399,7 @@ impl ExecutionPlan for Scan {
         let small = BatchCoalescer::new(self.shape.schema.clone(), BATCH_ROWS).with_biggest_coalesce_batch_size(Some(SMALL_ROWS));
         Ok(Box::pin(Rows {
             ahead: Ahead::default(),
+            is_exact: units.len() <= units::FEW_INSTRUMENTS,
             parts: self.shape.parts(self.order.is_some()),
             shape: self.shape.clone(),
             units,

@@ -36,6 +36,8 @@ pub(super) struct Rows {
     /// The file of the batch that was returned last.
     pub(super) lent: Option<File>,
     pub(super) ahead: Ahead,
+    /// Whether the disk is asked for the rows of the units alone, and not for their blocks: there are few units.
+    pub(super) is_exact: bool,
     pub(super) parts: Vec<Part>,
     pub(super) width: usize,
     pub(super) output: Count,
@@ -101,9 +103,15 @@ impl Rows {
                 }
                 Unit::Merged(pieces) => {
                     let first = first_blocks(pieces.len());
-                    for (file, some) in pieces.iter().filter_map(|piece| piece.first_blocks(first, self.backwards)) {
+                    for piece in pieces {
+                        let Some((file, slice, some)) = piece.first_blocks(first, self.backwards) else { continue };
                         blocks += some.len() as u32;
-                        self.ahead.ask(file, some, &self.parts)?;
+                        if self.is_exact {
+                            let parts = self.shape.parts(!piece.is_alone);
+                            file.read_ahead(|ahead| ahead.read_slice(slice, some, &parts))?;
+                        } else {
+                            self.ahead.ask(file, some, &self.parts)?;
+                        }
                     }
                 }
             }

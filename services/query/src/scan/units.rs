@@ -17,14 +17,14 @@ use tapestore::version::File;
 use crate::columns::BlockRows;
 use crate::failure::external;
 use crate::filter::Selection;
-use crate::pieces::{Piece, Shape};
+use crate::pieces::{self, Piece, Shape};
 use crate::schema::{KindTable, Origin};
 
 /// A partition costs more than it brings on fewer rows.
 pub const FEW_ROWS: u64 = 100_000;
 
 /// The disk is asked at once for where the rows of so many instruments begin and end.
-const FEW_INSTRUMENTS: usize = 16;
+pub(super) const FEW_INSTRUMENTS: usize = 16;
 
 /// An order of the rows of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,15 @@ pub(super) enum Unit {
 }
 
 impl Unit {
+    /// The files that have rows of it.
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
+        let (block, pieces) = match self {
+            Unit::Block(rows) => (Some(&rows.file), None),
+            Unit::Merged(pieces) => (None, Some(pieces)),
+        };
+        block.into_iter().chain(pieces.into_iter().flatten().filter_map(Piece::file))
+    }
+
     pub(super) fn rows(&self) -> u64 {
         match self {
             Unit::Block(rows) => rows.rows() as u64,
@@ -244,7 +253,13 @@ pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> 
     let ids = instruments(request)?;
     if ids.len() <= FEW_INSTRUMENTS {
         // As in `count`.
-        files.iter().try_for_each(|file| file.read_ahead_series()).map_err(external)?;
+        files.iter().try_for_each(|file| file.read_ahead_series(&ids)).map_err(external)?;
+        // Where an instrument is not at its most likely place, the whole index is asked for.
+        for file in &files {
+            if !file.has_likely_series(&ids).map_err(external)? {
+                file.read_ahead_all_series().map_err(external)?;
+            }
+        }
         let mut series = Vec::new();
         for (file, id) in files.iter().flat_map(|file| ids.iter().map(move |id| (file, InstrumentId(*id)))) {
             series.extend(file.find_series(id).map_err(external)?.map(|series| (file, series)));
@@ -280,6 +295,11 @@ pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> 
         }
     }
     pruning.files_read = is_read.iter().filter(|is_read| **is_read).count();
+    for unit in &mut units {
+        if let Unit::Merged(pieces) = unit {
+            pieces::note_alone(pieces);
+        }
+    }
     if order.symbol == Some(true) {
         units.reverse();
     }

@@ -11,4 +11,5 @@ mod page;
 mod plans;
 mod rows;
 mod tables;
+mod truncated;
 mod world;

@@ -13,6 +13,7 @@ use super::checked::Checked;
 use super::format::{BLOCK_ROWS, BY_INGEST, Block, SeriesEntry};
 use super::transpose::Plan;
 use crate::disk::Mapped;
+use crate::lsn::InstrumentId;
 use crate::record::TimeRange;
 use crate::time::Ts;
 
@@ -22,6 +23,18 @@ pub const AHEAD_BLOCKS: u32 = 32;
 const FOLLOWING_BLOCKS: u32 = 8;
 /// Parts with fewer bytes between them are asked for together: this costs less than another question to the disk.
 const GAP: u64 = 16 << 10;
+
+/// Where the series of `instrument` is if the file has all instruments, which are numbered from one.
+#[inline]
+pub(super) fn likely(instrument: InstrumentId) -> Option<usize> {
+    (instrument.0 as usize).checked_sub(1)
+}
+
+/// Whether all `instruments` are where [`Ahead::series`] asks for them in the index `all`.
+pub fn has_likely_series(all: &[SeriesEntry], instruments: &[u32]) -> bool {
+    let is_at = |id: &u32| likely(InstrumentId(*id)).and_then(|at| all.get(at)).is_some_and(|of| of.instrument.0 == *id);
+    instruments.iter().all(is_at)
+}
 
 /// A column of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +72,8 @@ pub struct Ahead<'t> {
     /// The block directory, and where it begins.
     pub(super) blocks: &'t [Block],
     pub(super) directory: u64,
+    /// Where the series index is, and its length.
+    pub(super) series: (u64, u64),
     pub(super) checked: &'t Checked,
 }
 
@@ -138,6 +153,23 @@ impl Ahead<'_> {
         };
         let at = entry.offset + u64::from(entry.meta_len) + plan.offset(index, entry.rows as usize);
         Some((at, plan.columns.get(index)?.of.size() as u64))
+    }
+
+    /// Asks for the places in the series index where `instruments` most likely are, and for the end of the file, at which
+    /// [`super::Table::check`] looks.
+    pub fn series(&self, instruments: &[u32]) {
+        let ((offset, len), size) = (self.series, size_of::<SeriesEntry>() as u64);
+        self.map.read_ahead(self.map.bytes().len().saturating_sub(1) as u64, 1);
+        for id in instruments {
+            if let Some(at) = likely(InstrumentId(*id)).map(|at| at as u64 * size).filter(|at| *at < len) {
+                self.map.read_ahead(offset + at, size);
+            }
+        }
+    }
+
+    /// Asks for the whole series index.
+    pub fn all_series(&self) {
+        self.map.read_ahead(self.series.0, self.series.1);
     }
 
     /// Asks for the entries of the blocks of `series` in the block directory.

@@ -24,7 +24,7 @@ use crate::lsn::Lsn;
 use crate::record::Kind;
 use crate::time::Ts;
 
-pub use ahead::{AHEAD_BLOCKS, Ahead, Part};
+pub use ahead::{AHEAD_BLOCKS, Ahead, Part, has_likely_series};
 pub use block::{BlockView, Slice, Times};
 pub use reader::Table;
 pub use transpose::{BatchBuffer, Body, Plan, Run};

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, likely};
 use super::block::{BlockView, Slice, locate, partition_point};
 use super::bloom::{self, Line};
 use super::checked::Checked;
@@ -313,34 +313,6 @@ impl Table {
         self.sound.load(Ordering::Relaxed) & 1 << which as u32 != 0
     }
 
-    /// Asks the disk, without waiting, for the whole series index.
-    pub fn read_ahead_all_series(&self) -> Result<()> {
-        let Extent { offset, len, .. } = self.trailer()?.section(Section::Series);
-        self.map.read_ahead(offset, len);
-        Ok(())
-    }
-
-    /// Asks the disk, without waiting, for the places in the series index where `instruments` most likely are, and for the end of the
-    /// file, at which [`Table::check`] looks.
-    pub fn read_ahead_series(&self, instruments: &[u32]) -> Result<()> {
-        let Extent { offset, len, .. } = self.trailer()?.section(Section::Series);
-        let size = size_of::<SeriesEntry>() as u64;
-        self.map.read_ahead(self.meta.len.saturating_sub(1), 1);
-        for id in instruments {
-            if let Some(at) = likely(InstrumentId(*id)).map(|at| at as u64 * size).filter(|at| *at < len) {
-                self.map.read_ahead(offset + at, size);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether all `instruments` are at the places where they most likely are.
-    pub fn has_likely_series(&self, instruments: &[u32]) -> Result<bool> {
-        let all = self.series()?;
-        let is_at = |id: &u32| likely(InstrumentId(*id)).and_then(|at| all.get(at)).is_some_and(|of| of.instrument.0 == *id);
-        Ok(instruments.iter().all(is_at))
-    }
-
     /// Asks the disk, without waiting, for the block directory; `unread`: only if it has not been read yet.
     pub fn read_ahead_directory(&self, unread: bool) -> Result<()> {
         let Extent { offset, len, .. } = self.trailer()?.section(Section::Blocks);
@@ -356,8 +328,9 @@ impl Table {
     }
 
     fn ahead<'t>(&'t self, parts: &'t Parts, blocks: &'t [Block]) -> Ahead<'t> {
-        let directory = parts.trailer.section(Section::Blocks).offset;
-        Ahead { map: &self.map, plan: &parts.plan, blocks, directory, checked: &parts.checked }
+        let Parts { trailer, plan, checked, .. } = parts;
+        let (directory, series) = (trailer.section(Section::Blocks).offset, trailer.section(Section::Series));
+        Ahead { map: &self.map, plan, blocks, directory, series: (series.offset, series.len), checked }
     }
 
     fn check_block(&self, parts: &Parts, blocks: &[Block], index: u32, entry: &Block) -> Result<()> {
@@ -619,10 +592,4 @@ impl Table {
         }
         self.checked(places.len() as u64)
     }
-}
-
-/// Where the series of `instrument` is if the file has all instruments, which are numbered from one.
-#[inline]
-fn likely(instrument: InstrumentId) -> Option<usize> {
-    (instrument.0 as usize).checked_sub(1)
 }

@@ -10,7 +10,7 @@ use tapestore::lsn::InstrumentId;
 use tapestore::reader::Snapshot;
 use tapestore::record::{Column, ColumnType, Series, TimeRange};
 use tapestore::sstable::format::SeriesEntry;
-use tapestore::sstable::{Ahead, Slice};
+use tapestore::sstable::{Ahead, Slice, has_likely_series};
 use tapestore::time::Ts;
 use tapestore::version::File;
 
@@ -253,11 +253,11 @@ pub(super) fn merges(request: &Request, order: Order, pruning: &mut Pruning) -> 
     let ids = instruments(request)?;
     if ids.len() <= FEW_INSTRUMENTS {
         // As in `count`.
-        files.iter().try_for_each(|file| file.read_ahead_series(&ids)).map_err(external)?;
+        files.iter().try_for_each(|file| file.read_ahead(|ahead| ahead.series(&ids))).map_err(external)?;
         // Where an instrument is not at its most likely place, the whole index is asked for.
         for file in &files {
-            if !file.has_likely_series(&ids).map_err(external)? {
-                file.read_ahead_all_series().map_err(external)?;
+            if !has_likely_series(file.series().map_err(external)?, &ids) {
+                file.read_ahead(|ahead| ahead.all_series()).map_err(external)?;
             }
         }
         let mut series = Vec::new();

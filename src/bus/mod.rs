@@ -67,13 +67,14 @@ pub struct BatchHeader {
     epoch: u32,
     first_pub_seq: u64,
     count: u32,
-    reserved2: u32,
+    /// When it was sent, if this batch is measured, as `shm::histogram::stamp` makes it; 0: it is not.
+    sent: u32,
 }
 
 impl BatchHeader {
     /// A batch of `count` records from `first` on.
     pub fn new(publisher: PublisherId, epoch: Epoch, first: PubSeq, count: u32) -> BatchHeader {
-        BatchHeader { publisher: publisher.0, reserved: 0, epoch: epoch.0, first_pub_seq: first.0, count, reserved2: 0 }
+        BatchHeader { publisher: publisher.0, reserved: 0, epoch: epoch.0, first_pub_seq: first.0, count, sent: 0 }
     }
 
     /// The publisher that sent it.
@@ -94,6 +95,17 @@ impl BatchHeader {
     /// Number of records.
     pub fn count(&self) -> u32 {
         self.count
+    }
+
+    /// The batch as one that was sent at `stamp`.
+    #[must_use]
+    pub fn sent_at(self, stamp: u32) -> BatchHeader {
+        BatchHeader { sent: stamp, ..self }
+    }
+
+    /// The stamp of when it was sent; 0: it has none.
+    pub fn sent(&self) -> u32 {
+        self.sent
     }
 }
 

@@ -265,7 +265,12 @@ impl Log {
                     tracing::warn!(%full, "publishers are under back-pressure");
                 }
             }
-            (why, Some(_)) => control.set_statistic(Statistic::BackPressure, why),
+            (why, Some(since)) => {
+                // Counted while it lasts, so that a look from outside finds it.
+                self.held_since = Some(now);
+                control.add(Statistic::BackPressureNs, now.saturating_sub(since));
+                control.set_statistic(Statistic::BackPressure, why);
+            }
         }
         Ok(why == 0)
     }
@@ -349,7 +354,7 @@ impl Log {
     pub(super) fn notify_sync(&mut self) {
         let Some(end) = self.unsent.end.take() else { return };
         let urgent = std::mem::take(&mut self.unsent.is_urgent);
-        self.effects.push(Effect::Sync(SyncItem::Appended { end, urgent }));
+        self.effects.push(Effect::Sync(SyncItem::Appended { end, urgent, since: self.unsent.since }));
         for (slot, pub_seq, lsn) in std::mem::take(&mut self.unsent.acks) {
             self.effects.push(Effect::Sync(SyncItem::Ack { slot, pub_seq, lsn }));
         }
@@ -378,7 +383,7 @@ impl Log {
         if let Some(opened) = appended.opened {
             self.effects.push(Effect::Sync(SyncItem::Opened(opened)));
         }
-        self.effects.push(Effect::Sync(SyncItem::Appended { end: appended.end, urgent: true }));
+        self.effects.push(Effect::Sync(SyncItem::Appended { end: appended.end, urgent: true, since: 0 }));
     }
 
     /// Proposes a frame that this leader has appended to raft, and sends it to the other hosts, if there are any.

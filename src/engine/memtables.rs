@@ -19,7 +19,7 @@ use tapestore::memtable::format::FRAME_ROWS_MAX;
 use tapestore::memtable::{Origin, Writer};
 use tapestore::record::{Layout, Name};
 use tapestore::shm;
-use tapestore::shm::control::{Control, Statistic, TABLES_MAX};
+use tapestore::shm::control::{Control, KINDS_COUNTED, Statistic, TABLES_MAX};
 use tapestore::shm::run_dir::RunDir;
 use tapestore::shm::spill::{self, SPILLED};
 use tapestore::time::Ts;
@@ -363,11 +363,12 @@ impl MemTables {
         self.control.set_tables(&self.live, self.manifest);
     }
 
-    /// Applies the records of one frame. Readers see nothing of it before the caller raises `applied`.
+    /// Applies the records of one frame, and returns how many there are of each kind. Readers see nothing of it before the caller
+    /// raises `applied`.
     ///
     /// # Panics
     /// If [`MemTables::must_seal`] holds for the frame, or the frame has not been checked.
-    pub fn apply(&mut self, runs: &[Run], records: &[u64], ingest_ts: Ts) {
+    pub fn apply(&mut self, runs: &[Run], records: &[u64], ingest_ts: Ts) -> [u32; KINDS_COUNTED] {
         let Some(active) = &mut self.active else { panic!("no MemTable to fill: `has_room` was not called") };
         let mut rest = records;
         for run in runs {
@@ -377,5 +378,6 @@ impl MemTables {
             rest = after;
         }
         assert!(rest.is_empty(), "runs and records of a checked frame agree");
+        active.take_by_kind()
     }
 }

@@ -55,6 +55,8 @@ pub struct Options {
     pub ingest_core: Option<usize>,
     /// CPU core of the sync thread.
     pub sync_core: Option<usize>,
+    /// Where the process serves metrics, host:port or unix:/path; empty: nowhere. The engine itself serves nothing.
+    pub metrics: String,
     /// When and how SSTables are merged.
     pub compaction: compaction::Options,
     /// How long records are kept; without a rule, for ever.
@@ -84,6 +86,7 @@ impl Default for Options {
             wait: Wait::Adaptive,
             ingest_core: None,
             sync_core: None,
+            metrics: String::new(),
             compaction: compaction::Options::default(),
             retention: Vec::new(),
             start_as_leader: false,

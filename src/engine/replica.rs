@@ -17,9 +17,11 @@ use crate::consensus::message::{FrameHead, GENERATION_MAX, Identity, Message, Ra
 use crate::consensus::options::TICK_MS;
 use crate::consensus::{Change, MemberEntry, Options, Verdict, Work};
 use tapestore::error::{Bad, Error, Result};
-use tapestore::lsn::NodeId;
+use tapestore::lsn::{Lsn, NodeId};
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::bell::Bell;
+use tapestore::shm::control::Control;
+use tapestore::shm::histogram::Histogram;
 use tapestore::wal::{self, Body, ControlEntry, Frame};
 
 /// Most frames of one message that are accepted before other work gets its turn.
@@ -59,6 +61,10 @@ pub(super) struct Replica {
     denied: Option<(NodeId, u64)>,
     /// Why storage is to end.
     ended: Option<Ended>,
+    /// A record that was durable here before it was committed, and when that was seen: its way to the commit is measured.
+    measured: Option<(Lsn, u64)>,
+    /// The newest durable record at the last look.
+    last_durable: Lsn,
 }
 
 /// What has changed for those that depend on the leader.
@@ -90,6 +96,8 @@ impl Replica {
             standby: None,
             denied: None,
             ended: None,
+            measured: None,
+            last_durable: Lsn::NONE,
         }
     }
 
@@ -329,7 +337,27 @@ impl Replica {
             self.committed = state.committed;
             self.publish_committed(log, sessions);
         }
+        if log.is_alone() {
+            self.measured = None;
+        } else {
+            self.measure(log.control(), now);
+        }
         shown
+    }
+
+    /// Measures how long a durable record waits for its commit, one at a time.
+    fn measure(&mut self, control: &Control, now: u64) {
+        let durable = control.durable();
+        let has_risen = std::mem::replace(&mut self.last_durable, durable) < durable;
+        match self.measured {
+            // One that has been durable for a while would be measured too short.
+            None => self.measured = (has_risen && durable > control.committed()).then_some((durable, now)),
+            Some((lsn, since)) if control.committed() >= lsn => {
+                control.observe(Histogram::DurableToCommitted, now.saturating_sub(since));
+                self.measured = None;
+            }
+            Some(_) => {}
+        }
     }
 
     /// Up to which frame a checkpoint may go: a membership change that is committed and not applied is in the log alone,

@@ -1,6 +1,6 @@
 //! Owns: the store's state and its one order: the catalog (publishers with epochs and last numbers, instruments, kinds), the
-//! log's end and the MemTables. It has no thread, no bus and no clock of its own, so that a simulation drives the same code
-//! as a process.
+//! log's end and the MemTables. It has no thread and no bus, and nothing here depends on a clock of its own (it looks at one to
+//! measure), so that a simulation drives the same code as a process.
 //!
 //! What must hold: a (publisher, epoch, number) is accepted once. A frame is in the log before it is in a MemTable, and in a
 //! MemTable before `applied` covers it. Nothing is published here that the log does not hold.
@@ -20,9 +20,10 @@ use tapestore::manifest::{PublisherState, State};
 use tapestore::record::{self, Layout, Name};
 use tapestore::sabotage::{self, Sabotage};
 use tapestore::shm::control::{Control, Statistic};
+use tapestore::shm::histogram::{Histogram, since_stamp};
 use tapestore::shm::kinds::KindsWriter;
 use tapestore::shm::symbols::SymbolsWriter;
-use tapestore::time::{Clock, Ts};
+use tapestore::time::{Clock, HostClock, Ts};
 use tapestore::wal::{self, Body, ControlEntry, Frame, FrameBuilder, FrameType};
 
 /// Outcome of a batch.
@@ -65,6 +66,8 @@ pub struct StoreState {
     ingest_time: IngestTime,
     frame: FrameBuilder,
     scratch: Vec<u64>,
+    /// When the first measured batch of the frame was sent, as its header has it; 0: none is measured.
+    sent: u32,
     /// A full table without a successor, which must be flushed.
     stuck: Option<Box<Sealed>>,
 }
@@ -148,7 +151,7 @@ impl Rebuilt {
         catalog.publish();
         catalog.count(&control);
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (StoreState { writer, memtables, catalog, control, ingest_time, frame, scratch, stuck: None }, sealed)
+        (StoreState { writer, memtables, catalog, control, ingest_time, frame, scratch, sent: 0, stuck: None }, sealed)
     }
 }
 
@@ -208,6 +211,9 @@ impl StoreState {
             return refused;
         }
         self.control.add(Statistic::Duplicates, skip);
+        if self.sent == 0 {
+            self.sent = header.sent();
+        }
         let last = PubSeq(end - 1);
         if let Some(state) = self.catalog.publishers.get_mut(&header.publisher()) {
             state.last = last;
@@ -267,8 +273,15 @@ impl StoreState {
         let appended = self.writer.append(&mut self.frame, FrameType::Data, ingest_ts)?;
         let header = appended.header;
         self.control.set_appended(appended.end.lsn, appended.end.position);
-        self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
+        let sent = std::mem::take(&mut self.sent);
+        let appended_at = if sent == 0 { 0 } else { HostClock.monotonic() };
+        let by_kind = self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
         self.control.set_applied(appended.end.lsn);
+        if let Some(took) = since_stamp(sent, appended_at).filter(|_| sent != 0) {
+            self.control.observe(Histogram::PublishToAppend, took);
+            self.control.observe(Histogram::AppendToVisible, HostClock.monotonic().saturating_sub(appended_at));
+        }
+        self.control.add_by_kind(&by_kind);
         if sabotage::is(Sabotage::AckEarly) {
             self.control.set_durable(appended.end.lsn, appended.end.position);
             self.control.set_committed(appended.end.lsn);
@@ -326,8 +339,9 @@ impl StoreState {
                 self.catalog.count(&self.control);
             }
             Body::Data(data) => {
-                self.memtables.apply(data.runs, data.records, header.ingest_ts);
+                let by_kind = self.memtables.apply(data.runs, data.records, header.ingest_ts);
                 self.control.set_applied(appended.end.lsn);
+                self.control.add_by_kind(&by_kind);
                 accepted = self.catalog.runs(header, data.runs);
                 self.control.add(Statistic::Records, header.records());
             }
@@ -341,6 +355,10 @@ impl StoreState {
         self.ingest_time.seen(appended.header.ingest_ts);
         self.control.add(Statistic::Frames, 1);
         self.control.add(Statistic::Bytes, appended.header.total_len());
+        if let records @ 1.. = appended.header.records() {
+            self.control.observe(Histogram::FrameRecords, records);
+            self.control.observe(Histogram::FrameBytes, appended.header.total_len());
+        }
         self.control.set_statistic(Statistic::MemTableUsed, self.memtables.used());
     }
 

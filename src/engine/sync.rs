@@ -18,6 +18,8 @@ use tapestore::error::Result as Outcome;
 use tapestore::lsn::{Lsn, Position, PubSeq};
 use tapestore::shm::bell::{Bell, Bells};
 use tapestore::shm::control::{Control, Statistic};
+use tapestore::shm::histogram::Histogram;
+use tapestore::time::{Clock, HostClock};
 use tapestore::wal::{DurableMark, Opened, Syncer};
 
 /// Items that the ingest agent passes on, in order.
@@ -30,6 +32,8 @@ pub(super) enum SyncItem {
         end: DurableMark,
         /// Whether a publisher or host waits for it to be durable.
         urgent: bool,
+        /// When the oldest of its frames was appended, ns of the monotonic clock; 0: nobody measures.
+        since: u64,
     },
     /// Once everything before is durable: acknowledge to the slot's publisher.
     Ack {
@@ -103,6 +107,8 @@ struct Batch {
     end: Option<DurableMark>,
     urgent: bool,
     since: Option<Instant>,
+    /// When the oldest frame was appended, ns of the monotonic clock; 0: unknown.
+    appended_at: u64,
     acks: Vec<(usize, PubSeq, Lsn)>,
     answers: Vec<Answer>,
     freed: Vec<usize>,
@@ -190,8 +196,14 @@ impl SyncAgent {
 
     fn sync(&mut self, batch: &mut Batch) -> Outcome<()> {
         if let Some(end) = batch.end.take() {
+            let began = HostClock.monotonic();
             self.syncer.sync(end)?;
+            let now = HostClock.monotonic();
             self.control.add(Statistic::Syncs, 1);
+            self.control.observe(Histogram::Sync, now.saturating_sub(began));
+            if let appended_at @ 1.. = std::mem::take(&mut batch.appended_at) {
+                self.control.observe(Histogram::AppendToDurable, now.saturating_sub(appended_at));
+            }
             self.control.set_durable(end.lsn, end.position);
             self.watermarks.set_durable(end.index.0);
         }
@@ -234,7 +246,10 @@ impl Batch {
     fn add(&mut self, syncer: &mut Syncer, item: SyncItem) {
         match item {
             SyncItem::Opened(opened) => syncer.opened(opened),
-            SyncItem::Appended { end, urgent } => {
+            SyncItem::Appended { end, urgent, since } => {
+                if self.appended_at == 0 {
+                    self.appended_at = since;
+                }
                 debug_assert!(self.end.is_none_or(|e| e.position <= end.position) && end.position > Position(0));
                 self.end = Some(end);
                 self.urgent |= urgent;

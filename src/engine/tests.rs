@@ -725,7 +725,7 @@ fn nothing_is_acknowledged_before_its_sync_or_after_a_failed_one() {
             // The durable mark is written; the sync itself fails.
             run.disk.set_fault(run.disk.calls() + 2, Fault::Once(ErrorKind::Other));
         }
-        items.send(SyncItem::Appended { end: committed.appended.end, urgent: true }).unwrap();
+        items.send(SyncItem::Appended { end: committed.appended.end, urgent: true, since: 0 }).unwrap();
         items.send(SyncItem::Ack { slot: 0, pub_seq: PubSeq(3), lsn: Lsn(3) }).unwrap();
         items.send(SyncItem::Stop).unwrap();
         let ended = agent.run();

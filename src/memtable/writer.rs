@@ -13,8 +13,9 @@ use super::order::append_row;
 use super::reader::Table;
 use crate::error::Result;
 use crate::lsn::Lsn;
-use crate::record::{RecordRef, Series, index_time, split};
+use crate::record::{Kind, RecordRef, Series, index_time, split};
 use crate::shm::Mapping;
+use crate::shm::control::KINDS_COUNTED;
 use crate::time::Ts;
 
 /// The writer's own state of a series, kept so that it need not be read back from shared memory.
@@ -49,6 +50,14 @@ pub struct Writer {
     /// Dense: inside the sparse slots, each tail would occupy a page of its own.
     tails: Vec<Tail>,
     series: u64,
+    /// Applied records by kind, since they were last taken.
+    by_kind: [u32; KINDS_COUNTED],
+}
+
+/// The counter of `kind`.
+#[inline]
+fn counter(kind: Kind) -> usize {
+    Some(usize::from(kind.0)).filter(|at| *at < KINDS_COUNTED).unwrap_or(0)
 }
 
 impl Writer {
@@ -107,7 +116,19 @@ impl Writer {
         put(ARENA, layout.arena);
         let slots = vec![0; layout.series_capacity as usize];
         let (used, base) = (layout.arena, Lsn(1));
-        Writer { map, layout, id, base, next: base, used, runs: 0, slots, tails: Vec::new(), series: 0 }
+        Writer {
+            map,
+            layout,
+            id,
+            base,
+            next: base,
+            used,
+            runs: 0,
+            slots,
+            tails: Vec::new(),
+            series: 0,
+            by_kind: [0; KINDS_COUNTED],
+        }
     }
 
     /// Sets the LSN of the first record. Called once, before a version names the table to readers.
@@ -220,8 +241,16 @@ impl Writer {
         for record in split(records) {
             let Ok(record) = record else { panic!("a checked frame holds whole records") };
             assert!(self.push(record, ingest_ts), "a table with room has room for a record");
+            if let Some(count) = self.by_kind.get_mut(counter(record.kind())) {
+                *count += 1;
+            }
         }
         self.push_run(origin, count, ingest_ts);
+    }
+
+    /// The records that were applied since the last call, by kind, as [`crate::shm::control::Control::add_by_kind`] takes them.
+    pub fn take_by_kind(&mut self) -> [u32; KINDS_COUNTED] {
+        std::mem::take(&mut self.by_kind)
     }
 
     /// Appends the record with LSN [`Writer::next`]. `false`: the table is full and unchanged.

@@ -15,6 +15,8 @@
 //!  768 durable: LSN, position
 //!  896 committed: LSN
 //! 1024 statistics: 64 × u64
+//! 1536 histograms: 7 × 40 × u64 (`histogram`)
+//! 3776 records accepted since the start, by kind: 17 × u64: all kinds of users together, then the kinds 1 to 16
 //! 4096 slots: 256 × 256 B, one per publisher session (`slot`)
 //! ```
 //!
@@ -28,6 +30,8 @@
 //! sync                                       durable; committed on a single host
 //! slots                                      as `slot` says
 //! statistics                                 each has one of: ingest, sync, flush, space, attach, the starting thread
+//! histograms                                 sync: append to durable, sync; ingest: the others
+//! records by kind                            ingest
 //! ```
 //!
 //! What must hold: a watermark is stored, with release, after everything that it covers.
@@ -38,6 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Mapping;
 use super::health::Trouble;
+use super::histogram::{self, BUCKETS, Distribution, HISTOGRAMS, Histogram};
 use super::slot::SLOT_LEN;
 pub use super::slot::{Slot, SlotState, SlotView};
 pub use super::statistic::{BackPressure, NO_SPACE, Statistic};
@@ -70,6 +75,8 @@ const DURABLE: u64 = 768;
 const COMMITTED: u64 = 896;
 const STATISTICS: u64 = 1024;
 const STATISTICS_MAX: u64 = 64;
+const HISTOGRAMS_AT: u64 = 1536;
+const BY_KIND: u64 = 3776;
 const SLOTS: u64 = 4096;
 
 /// Publishers that can be attached at once.
@@ -84,8 +91,14 @@ const TABLE_TURNS: u32 = 20_000;
 /// A heartbeat older than this means that storage is down.
 pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
 
-const _: () =
-    assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED && STATISTICS + STATISTICS_MAX * 8 <= SLOTS);
+const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED);
+const _: () = assert!(STATISTICS + STATISTICS_MAX * 8 <= HISTOGRAMS_AT);
+const _: () = assert!(HISTOGRAMS_AT + HISTOGRAMS.len() as u64 * histogram::LEN <= BY_KIND);
+const _: () = assert!(BY_KIND + KINDS_COUNTED as u64 * 8 <= SLOTS);
+
+/// Counters of records by kind: one for each built-in kind, and one for all kinds of users.
+pub const KINDS_COUNTED: usize = SCHEMAS_COUNT + 1;
+const SCHEMAS_COUNT: usize = crate::record::SCHEMAS.len();
 
 /// The control page.
 #[derive(Clone, Debug)]
@@ -432,6 +445,36 @@ impl Control {
         self.word(STATISTICS + which as u64 * 8).store(value, Ordering::Relaxed);
     }
 
+    /// Adds `value` to the histogram `which`, which has one writing thread.
+    #[inline]
+    pub fn observe(&self, which: Histogram, value: u64) {
+        let at = HISTOGRAMS_AT + which as u64 * histogram::LEN;
+        let add = |word: &AtomicU64, more| word.store(word.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        add(self.word(at + which.bucket(value) as u64 * 8), 1);
+        add(self.word(at + BUCKETS as u64 * 8), value);
+    }
+
+    /// The histogram `which`.
+    pub fn distribution(&self, which: Histogram) -> Distribution {
+        let at = HISTOGRAMS_AT + which as u64 * histogram::LEN;
+        let word = |n: usize| self.word(at + n as u64 * 8).load(Ordering::Relaxed);
+        Distribution { of: which, counts: std::array::from_fn(word), sum: word(BUCKETS) }
+    }
+
+    /// Adds accepted records: `counts` by kind, as [`Control::records_by_kind`] has them. One thread does.
+    #[inline]
+    pub fn add_by_kind(&self, counts: &[u32; KINDS_COUNTED]) {
+        for (at, count) in (BY_KIND..).step_by(8).zip(counts).filter(|(_, count)| **count > 0) {
+            let word = self.word(at);
+            word.store(word.load(Ordering::Relaxed) + u64::from(*count), Ordering::Relaxed);
+        }
+    }
+
+    /// Records accepted since the start: of all kinds of users together, then of the kinds 1, 2 and so on.
+    pub fn records_by_kind(&self) -> [u64; KINDS_COUNTED] {
+        std::array::from_fn(|n| self.word(BY_KIND + n as u64 * 8).load(Ordering::Relaxed))
+    }
+
     /// Publishes the reason of the back-pressure on publishers, as of `now`; `None`: no back-pressure.
     pub fn set_back_pressure(&self, why: Option<BackPressure>, now: u64) {
         self.set_since(Statistic::BackPressureSince, why.is_some(), now);
@@ -461,8 +504,9 @@ impl Control {
 
     /// Sets counters to zero and frees all slots, at a start of storage. Watermarks stay until recovery sets them.
     pub fn reset(&self) {
-        for i in 0..STATISTICS_MAX {
-            self.word(STATISTICS + i * 8).store(0, Ordering::Relaxed);
+        // Statistics, histograms and records by kind lie one after the other.
+        for at in (STATISTICS..SLOTS).step_by(8) {
+            self.word(at).store(0, Ordering::Relaxed);
         }
         for i in 0..SLOTS_MAX {
             self.slot(i).free();

@@ -29,6 +29,19 @@ pub enum Trouble {
 }
 
 impl Trouble {
+    /// All troubles.
+    pub const ALL: [Trouble; 9] = [
+        Trouble::Stopped,
+        Trouble::Halted,
+        Trouble::Recovering,
+        Trouble::Silent,
+        Trouble::NeedsSnapshot,
+        Trouble::NoLeader,
+        Trouble::NoSpace,
+        Trouble::MemTablesFull,
+        Trouble::DiskBehind,
+    ];
+
     /// Name for programs.
     pub fn name(self) -> &'static str {
         match self {

@@ -61,6 +61,19 @@ pub enum SlotState {
     Unreceived = 4,
 }
 
+impl SlotState {
+    /// Name for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            SlotState::Free => "free",
+            SlotState::Attached => "attached",
+            SlotState::Fenced => "fenced",
+            SlotState::Refused => "refused",
+            SlotState::Unreceived => "unreceived",
+        }
+    }
+}
+
 /// A publisher's consistent read of its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotView {

@@ -105,11 +105,23 @@ pub enum BackPressure {
 }
 
 impl BackPressure {
+    /// All reasons.
+    pub const ALL: [BackPressure; 4] =
+        [BackPressure::MemTablesFull, BackPressure::DiskBehind, BackPressure::Halted, BackPressure::NoSpace];
+
+    /// Name for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            BackPressure::MemTablesFull => "memtables-full",
+            BackPressure::DiskBehind => "disk-behind",
+            BackPressure::Halted => "halted",
+            BackPressure::NoSpace => "no-space",
+        }
+    }
+
     /// Reason with the number `raw`.
     pub fn from_raw(raw: u64) -> Option<BackPressure> {
-        [BackPressure::MemTablesFull, BackPressure::DiskBehind, BackPressure::Halted, BackPressure::NoSpace]
-            .into_iter()
-            .find(|why| *why as u64 == raw)
+        BackPressure::ALL.into_iter().find(|why| *why as u64 == raw)
     }
 }
 

@@ -296,7 +296,7 @@ impl Live {
         while let Some(item) = self.items.pop_front() {
             match item {
                 SyncItem::Opened(opened) => self.syncer.opened(opened),
-                SyncItem::Appended { end, urgent } => {
+                SyncItem::Appended { end, urgent, .. } => {
                     if self.pending.end.replace(end).is_none() {
                         self.pending.since = step;
                     }

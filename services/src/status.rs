@@ -1,96 +1,22 @@
-//! Owns: `tape status`: prints the control page of the storage process.
+//! Owns: `tape status`: prints what the control page says, what is wrong first.
 
 use std::path::Path;
 
-use tapestore::lsn::{Epoch, PublisherId};
+use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader};
 use tapestore::shm;
-use tapestore::shm::control::{BackPressure, Control, SLOTS_MAX, SlotState, SlotView, Statistic};
+use tapestore::shm::control::{Control, SlotState};
 use tapestore::shm::health::Trouble;
+use tapestore::shm::histogram::Unit;
 use tapestore::shm::run_dir::RunDir;
-use tapestore::shm::spill::{self, SPILLED};
+use tapestore::shm::spill;
+use tapestore::shm::status::{PublisherStatus, Role, State, Status, Watermarks};
 use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts, parse_duration};
 
-use crate::exit::{Failure, Outcome, UNAVAILABLE, UNHEALTHY};
+use crate::exit::{Failure, IO, Outcome, UNAVAILABLE, UNHEALTHY};
 use crate::held_files;
 use crate::output::{Format, table};
 use crate::terminal::{self, thousands};
-
-/// The numbers of the control page, by name.
-fn numbers(control: &Control) -> Vec<(&'static str, u64)> {
-    let counted = |which| control.statistic(which);
-    vec![
-        ("instance", control.instance()),
-        ("timeline", control.timeline().0),
-        ("term", u64::from(control.term().0)),
-        ("role", control.role().0),
-        ("leader", control.role().1),
-        ("appended", control.appended().0),
-        ("applied", control.applied().0),
-        ("durable", control.durable().0),
-        ("committed", control.committed().0),
-        ("log_position", control.appended_position().0),
-        ("durable_position", control.durable_position().0),
-        ("records", counted(Statistic::Records)),
-        ("frames", counted(Statistic::Frames)),
-        ("log_bytes", counted(Statistic::Bytes)),
-        ("syncs", counted(Statistic::Syncs)),
-        ("duplicates", counted(Statistic::Duplicates)),
-        ("gaps", counted(Statistic::Gaps)),
-        ("malformed", counted(Statistic::Malformed)),
-        ("fenced", counted(Statistic::Fenced)),
-        ("instruments", counted(Statistic::Instruments)),
-        ("memtables", control.tables().map_or(0, |t| t.count) as u64),
-        ("memtable_bytes", counted(Statistic::MemTableLen)),
-        ("memtable_used", counted(Statistic::MemTableUsed)),
-        ("memtables_spilled", counted(Statistic::Spilled)),
-        ("memtables_spilled_now", spilled(control)),
-        ("manifest_edit", control.tables().map_or(0, |t| t.manifest)),
-        ("flushed", counted(Statistic::Covered)),
-        ("checkpoint_position", counted(Statistic::CheckpointPosition)),
-        ("history_files", counted(Statistic::Files)),
-        ("history_bytes", counted(Statistic::HistoryBytes)),
-        ("flushes", counted(Statistic::Flushes)),
-        ("flushed_records", counted(Statistic::FlushedRecords)),
-        ("flushed_bytes", counted(Statistic::FlushedBytes)),
-        ("flush_ms", counted(Statistic::FlushNs) / 1_000_000),
-        ("flush_failures", counted(Statistic::FlushFailures)),
-        ("merging", counted(Statistic::Merging)),
-        ("merges", counted(Statistic::Merges)),
-        ("merged_bytes", counted(Statistic::MergedBytes)),
-        ("merge_ms", counted(Statistic::MergeNs) / 1_000_000),
-        ("merge_failures", counted(Statistic::MergeFailures)),
-        ("expired_records", counted(Statistic::Expired)),
-        ("back_pressure_ms", counted(Statistic::BackPressureNs) / 1_000_000),
-        ("no_space", counted(Statistic::NoSpace)),
-        ("free_bytes", counted(Statistic::FreeBytes)),
-        ("kept_free", counted(Statistic::KeptFree)),
-        ("swept", counted(Statistic::Swept)),
-        ("clock_steps", counted(Statistic::ClockSteps)),
-        ("log_lines_lost", counted(Statistic::LogLinesLost)),
-    ]
-}
-
-/// MemTables that are in the store's directory now, because shared memory is short.
-fn spilled(control: &Control) -> u64 {
-    let list = control.tables();
-    list.map_or(0, |list| list.tables.iter().take(list.count).filter(|(id, _)| id & SPILLED != 0).count() as u64)
-}
-
-fn pressure(why: BackPressure) -> &'static str {
-    match why {
-        BackPressure::MemTablesFull => "MemTables full",
-        BackPressure::DiskBehind => "disk behind",
-        BackPressure::Halted => "halted",
-        BackPressure::NoSpace => "no space (NoSpace)",
-    }
-}
-
-/// Bytes that flushes and merges wrote, per byte that flushes wrote.
-fn amplification(control: &Control) -> Option<f64> {
-    let (flushed, merged) = (control.statistic(Statistic::FlushedBytes), control.statistic(Statistic::MergedBytes));
-    (flushed > 0).then(|| (flushed + merged) as f64 / flushed as f64)
-}
 
 /// `tape status`.
 #[derive(clap::Args, Debug)]
@@ -124,62 +50,35 @@ fn failure(dir: &Path, trouble: Trouble, since: Option<Ts>) -> Failure {
     Failure::new(code, format!("{}: {}", dir.display(), sentence(dir, trouble, since)))
 }
 
-/// The state of the storage process, in a word.
-fn state(trouble: Option<Trouble>) -> &'static str {
-    match trouble {
-        Some(Trouble::Stopped | Trouble::Halted) => "stopped",
-        Some(Trouble::Recovering) => "recovering",
-        Some(Trouble::Silent) => "dead (no heartbeat)",
-        _ => "serving",
-    }
+/// How long `publisher` has sent nothing, ns.
+fn silence(publisher: &PublisherStatus, now: Ts) -> Option<u64> {
+    let newest = publisher.newest_record.filter(|_| publisher.state == SlotState::Attached)?;
+    Some(now.0.saturating_sub(newest.0))
 }
 
-/// An attached publisher.
-struct Attached {
-    publisher: PublisherId,
-    epoch: Epoch,
-    slot: SlotView,
-    /// When storage appended its newest record; `None` if that cannot be read.
-    newest: Option<Ts>,
+/// That `publisher` is silent, if it has been for `limit` ns.
+fn is_silent(publisher: &PublisherStatus, now: Ts, limit: u64) -> Option<String> {
+    let silence = silence(publisher, now).filter(|silence| *silence >= limit)?;
+    let process = publisher.pid.map_or_else(|| "of another container".to_owned(), |pid| pid.to_string());
+    let (publisher, silence) = (publisher.publisher, terminal::duration(silence));
+    Some(format!("publisher {publisher} (process {process}) is attached and has sent nothing for {silence}"))
 }
 
-impl Attached {
-    /// How long it has sent nothing, ns.
-    fn silence(&self, now: Ts) -> Option<u64> {
-        let newest = self.newest.filter(|_| self.slot.state == SlotState::Attached)?;
-        Some(now.0.saturating_sub(newest.0))
-    }
-
-    /// That it is silent, if it has been for `limit` ns.
-    fn is_silent(&self, now: Ts, limit: u64) -> Option<String> {
-        let silence = self.silence(now).filter(|silence| *silence >= limit)?;
-        let process = self.slot.pid.map_or_else(|| "of another container".to_owned(), |pid| pid.to_string());
-        let (publisher, silence) = (self.publisher, terminal::duration(silence));
-        Some(format!("publisher {publisher} (process {process}) is attached and has sent nothing for {silence}"))
-    }
-}
-
-/// The attached publishers of `store`.
-fn publishers(store: &Path, control: &Control) -> Vec<Attached> {
-    let attached = (0..SLOTS_MAX).filter_map(|i| {
-        let slot = control.slot(i);
-        let (grant, publisher, epoch) = slot.holder()?;
-        Some(Attached { publisher, epoch, slot: slot.view(grant)?, newest: None })
-    });
-    let mut attached: Vec<Attached> = attached.collect();
-    if !attached.is_empty()
+/// Looks up when the newest records of the attached publishers came.
+fn look_up_newest(store: &Path, publishers: &mut [PublisherStatus]) {
+    if !publishers.is_empty()
         && let Ok(snapshot) = Reader::open(store).and_then(|mut reader| reader.snapshot(At::Appended))
     {
-        for publisher in &mut attached {
-            publisher.newest = snapshot.arrival(publisher.slot.accepted_lsn).ok().flatten().map(|arrival| arrival.ingest_ts);
+        for publisher in publishers {
+            let arrival = snapshot.arrival(Lsn(publisher.accepted_lsn)).ok().flatten();
+            publisher.newest_record = arrival.map(|arrival| arrival.ingest_ts);
         }
     }
-    attached
 }
 
 /// The steps of the host's clock since storage started, if any.
-fn clock_step(control: &Control) -> Option<String> {
-    let (count, step) = (control.statistic(Statistic::ClockSteps), control.statistic(Statistic::ClockStep).cast_signed());
+fn clock_step(status: &Status) -> Option<String> {
+    let (count, step) = (status.ingest.clock_steps, status.ingest.last_clock_step_ns);
     let way = if step < 0 { "back" } else { "ahead" };
     let by = terminal::duration(step.unsigned_abs());
     (count > 0).then(|| {
@@ -197,33 +96,14 @@ fn page(store: &Path) -> Outcome<(Control, Option<RunDir>)> {
 }
 
 /// A note that MemTables are in the store's directory, if some are.
-fn shortage(store: &Path, control: &Control, run_dir: &RunDir) -> Option<String> {
+fn shortage(store: &Path, status: &Status, run_dir: &RunDir) -> Option<String> {
     let (free, place) = (shm::free_bytes(run_dir.path()), store.join(spill::DIR));
     let (free, place) = (thousands(free), place.display());
-    (spilled(control) > 0).then(|| {
+    (status.memory.spilled > 0).then(|| {
         format!(
             "shared memory is short, {free} bytes are free: MemTables are in {place}; stop processes that hold deleted files (below), or enlarge it"
         )
     })
-}
-
-/// Prints the attached publishers.
-fn show(publishers: &[Attached], now: Ts) {
-    let mut t = table(&["publisher", "epoch", "process", "accepted", "durable", "gaps", "state", "newest record"]);
-    for Attached { publisher, epoch, slot, newest } in publishers {
-        let ago = |ts: &Ts| format!("{} ago", terminal::duration(now.0.saturating_sub(ts.0)));
-        t.add_row([
-            publisher.to_string(),
-            epoch.to_string(),
-            slot.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
-            slot.accepted.to_string(),
-            slot.durable.to_string(),
-            slot.gap_count.to_string(),
-            format!("{:?}", slot.state),
-            newest.as_ref().map_or_else(|| "-".to_owned(), ago),
-        ]);
-    }
-    out!("{t}");
 }
 
 /// `tape status`.
@@ -233,16 +113,18 @@ fn show(publishers: &[Attached], now: Ts) {
 /// store that is served (exit code 6).
 pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
     let (control, run_dir) = page(store)?;
-    let control = &control;
-    let trouble = control.trouble();
-    let (publishers, now) = (publishers(store, control), HostClock.wall());
+    let mut status = Status::read(&control);
+    let trouble = status.trouble;
+    look_up_newest(store, &mut status.publishers);
+    let now = HostClock.wall();
     let silent: Vec<String> = match args.silent_after {
-        Some(limit) if trouble.is_none() => publishers.iter().filter_map(|p| p.is_silent(now, limit)).collect(),
+        Some(limit) if trouble.is_none() => status.publishers.iter().filter_map(|p| is_silent(p, now, limit)).collect(),
         _ => Vec::new(),
     };
+    status.healthy &= silent.is_empty();
     if args.check {
         return match (trouble, silent.is_empty()) {
-            (Some((trouble, since)), _) => Err(failure(store, trouble, since)),
+            (Some(now), _) => Err(failure(store, now.trouble, now.since)),
             (None, false) => Err(Failure::new(UNHEALTHY, format!("{}: {}", store.display(), silent.join("; ")))),
             (None, true) => {
                 out!("{} is served and healthy", store.display());
@@ -250,23 +132,16 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
             }
         };
     }
-    let seen = Seen {
-        store,
-        control,
-        run_dir: run_dir.as_ref(),
-        trouble,
-        publishers,
-        silent,
-        now,
-        holders: holders(store, run_dir.as_ref()),
-    };
+    let holders = holders(store, run_dir.as_ref());
+    let seen = Seen { store, status, run_dir: run_dir.as_ref(), silent, now, holders };
     if format.json {
-        out!("{}", seen.json());
+        let json = serde_json::to_string(&seen.json()).map_err(|error| Failure::new(IO, error.to_string()))?;
+        out!("{json}");
     } else {
         seen.print();
     }
     match trouble {
-        Some((trouble, since)) if !trouble.is_served() => Err(failure(store, trouble, since)),
+        Some(now) if !now.trouble.is_served() => Err(failure(store, now.trouble, now.since)),
         _ => Ok(()),
     }
 }
@@ -274,10 +149,8 @@ pub fn status(store: &Path, args: &Args, format: Format) -> Outcome {
 /// What there is to print.
 struct Seen<'s> {
     store: &'s Path,
-    control: &'s Control,
+    status: Status,
     run_dir: Option<&'s RunDir>,
-    trouble: Option<(Trouble, Option<Ts>)>,
-    publishers: Vec<Attached>,
     /// The publishers that are a problem, because they are silent.
     silent: Vec<String>,
     now: Ts,
@@ -291,81 +164,224 @@ fn holders(store: &Path, run_dir: Option<&RunDir>) -> Vec<held_files::Holder> {
     held_files::of(&places.into_iter().flatten().collect::<Vec<_>>())
 }
 
+/// A line of a group: what, how much, and what that means.
+fn line(name: &str, value: impl std::fmt::Display) {
+    out!("  {name:<22} {value}");
+}
+
+/// `ns` as a mean of `count`.
+fn mean(ns: u64, count: u64) -> String {
+    ns.checked_div(count).map_or_else(|| "-".to_owned(), terminal::duration)
+}
+
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Json<'s> {
+    store: String,
+    run_directory: Option<String>,
+    #[serde(flatten)]
+    status: &'s Status,
+    silent_publishers: &'s [String],
+    pins: Vec<Pin>,
+    pinned_bytes: u64,
+}
+
+/// A process that keeps deleted files.
+#[derive(serde::Serialize)]
+struct Pin {
+    pid: u32,
+    bytes: u64,
+}
+
 impl Seen<'_> {
-    fn state(&self) -> &'static str {
-        state(self.trouble.map(|(trouble, _)| trouble))
+    /// The status, with what the control page does not know.
+    fn json(&self) -> Json<'_> {
+        let Seen { store, status, holders, .. } = self;
+        Json {
+            store: store.display().to_string(),
+            run_directory: self.run_dir.map(|run_dir| run_dir.path().display().to_string()),
+            status,
+            silent_publishers: &self.silent,
+            pins: holders.iter().map(|holder| Pin { pid: holder.pid, bytes: holder.bytes }).collect(),
+            pinned_bytes: holders.iter().map(|holder| holder.bytes).sum(),
+        }
     }
 
-    fn pressure(&self) -> Option<&'static str> {
-        BackPressure::from_raw(self.control.statistic(Statistic::BackPressure)).map(pressure)
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let Seen { control, trouble, publishers, holders, .. } = self;
-        let mut object: serde_json::Map<String, serde_json::Value> =
-            numbers(control).into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect();
-        let list = publishers.iter().map(|Attached { publisher, epoch, slot, newest }| {
-            serde_json::json!({
-                "publisher": publisher.0, "epoch": epoch.0, "pid": slot.pid, "accepted": slot.accepted.0, "durable": slot.durable.0,
-                "gaps": slot.gap_count, "newest_record": newest.map(|ts| ts.to_string()),
-            })
-        });
-        object.insert("state".into(), self.state().into());
-        object.insert("healthy".into(), (trouble.is_none() && self.silent.is_empty()).into());
-        object.insert("silent_publishers".into(), self.silent.clone().into());
-        object.insert("pid".into(), control.server().into());
-        object.insert("trouble".into(), trouble.map(|(t, _)| t.name()).into());
-        object.insert("trouble_reason".into(), trouble.map(|(t, _)| t.reason()).into());
-        object.insert("trouble_since".into(), trouble.and_then(|(_, since)| Some(since?.to_string())).into());
-        object.insert("back_pressure".into(), self.pressure().into());
-        object.insert("publishers".into(), list.collect());
-        object.insert("pinned_bytes".into(), holders.iter().map(|p| p.bytes).sum::<u64>().into());
-        object.insert("pins".into(), holders.iter().map(|p| serde_json::json!({ "pid": p.pid, "bytes": p.bytes })).collect());
-        object.insert("clock_step".into(), clock_step(control).into());
-        object.insert("write_amplification".into(), amplification(control).into());
-        serde_json::Value::Object(object)
-    }
-
+    /// What is wrong comes first.
     fn print(&self) {
-        let Seen { store, control, run_dir, trouble, .. } = self;
-        match trouble {
-            Some((trouble, since)) => out!("PROBLEM: {}", sentence(store, *trouble, *since)),
+        let Seen { store, status, .. } = self;
+        match status.trouble {
+            Some(now) => out!("PROBLEM: {}", sentence(store, now.trouble, now.since)),
             None if !self.silent.is_empty() => out!("PROBLEM: {}", self.silent.join("; ")),
             None => {
                 out!("OK: storage serves {} and accepts records", store.display());
-                self.publishers.iter().filter_map(|p| p.is_silent(self.now, SILENT)).for_each(|line| out!("  {line}"));
+                status.publishers.iter().filter_map(|p| is_silent(p, self.now, SILENT)).for_each(|line| out!("  {line}"));
             }
         }
-        out!("store {} is {}", store.display(), self.state());
-        if let Some(pid) = control.server() {
-            let age = HostClock.monotonic().saturating_sub(control.heartbeat());
-            out!("  process {pid} since {}, heartbeat {} ago", control.started(), terminal::duration(age));
+        self.print_process();
+        self.print_records();
+        self.print_work();
+        self.print_latencies();
+        self.print_publishers();
+    }
+
+    fn print_process(&self) {
+        let Seen { store, status, run_dir, .. } = self;
+        match (status.process, status.state) {
+            (_, State::Dead) => out!("storage is dead (no heartbeat)"),
+            (_, state) => out!("storage is {}", state.name()),
+        }
+        if let Some(process) = status.process {
+            let age = terminal::duration(process.heartbeat_age_ns);
+            line(
+                "process",
+                format!("{}, since {}, start {}, heartbeat {age} ago", process.pid, process.started, process.instance),
+            );
         }
         match run_dir {
-            Some(run_dir) => out!("  run directory {}", run_dir.path().display()),
+            Some(run_dir) => line("run directory", run_dir.path().display()),
             None => {
                 out!("  no storage process has served it since this host was started; these are the numbers of its files")
             }
         }
-        for (name, value) in numbers(control) {
-            out!("  {name:<18}{:>20}", thousands(value));
-        }
-        if let Some(amplification) = amplification(control) {
-            out!("  write amplification since the start: {amplification:.2} (bytes of SSTables written per byte flushed)");
-        }
-        if let Some(short) = run_dir.and_then(|run_dir| shortage(store, control, run_dir)) {
+        if let Some(short) = run_dir.and_then(|run_dir| shortage(store, status, run_dir)) {
             out!("  {short}");
         }
-        if let Some(warning) = held_files::maps_warning(control.statistic(Statistic::Files)) {
+        if let Some(warning) = held_files::maps_warning(status.history.files) {
             out!("  {warning}");
         }
         for holder in &self.holders {
             out!("  process {} keeps {} bytes of deleted SSTables and MemTables", holder.pid, thousands(holder.bytes));
         }
-        if let Some(step) = clock_step(control) {
+        if let Some(step) = clock_step(status) {
             out!("  {step}");
         }
-        out!("  back-pressure: {}", self.pressure().unwrap_or("none"));
-        show(&self.publishers, self.now);
+        let cluster = status.cluster;
+        if cluster.role != Role::Alone {
+            let leader = cluster.leader.map_or_else(|| "no leader".to_owned(), |leader| format!("leader {leader}"));
+            let lossy = if cluster.is_lossy { ", committed records may be in memories alone" } else { "" };
+            line("role", format!("{}, {leader}, term {}{lossy}", cluster.role.name(), cluster.term));
+        }
     }
+
+    fn print_records(&self) {
+        let Watermarks { appended, applied, durable, committed, flushed, .. } = self.status.watermarks;
+        let behind = |lsn: u64, what: &str| match appended.saturating_sub(lsn) {
+            0 => format!("{:>20}", thousands(lsn)),
+            n => format!("{:>20}  {} behind: {what}", thousands(lsn), thousands(n)),
+        };
+        out!("records");
+        line("appended", format!("{:>20}", thousands(appended)));
+        line("visible", behind(applied, "readers do not see them yet"));
+        line("durable", behind(durable, "a loss of power can lose them"));
+        line("committed", behind(committed, "a majority of the hosts does not have them yet"));
+        line("in SSTables", behind(flushed, "in MemTables"));
+        let ingest = &self.status.ingest;
+        out!("since the start");
+        line("accepted", thousands(ingest.records));
+        for kind in &ingest.by_kind {
+            line(&format!("  {}", kind.kind), thousands(kind.records));
+        }
+        let refused = [(ingest.gaps, "gaps"), (ingest.malformed, "malformed"), (ingest.fenced, "fenced")];
+        let refused: Vec<String> =
+            refused.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{} {why}", thousands(*n))).collect();
+        line("batches refused", if refused.is_empty() { "0".to_owned() } else { refused.join(", ") });
+        line("repeats dropped", thousands(ingest.duplicates));
+        let pressure = self.status.back_pressure;
+        let now = pressure.why.map_or_else(|| "none now".to_owned(), |why| format!("{}, now", why.name()));
+        line("back-pressure", format!("{now}; {} in all", terminal::duration(pressure.total_ns)));
+        line("instruments, kinds", format!("{}, {} of users", thousands(ingest.instruments), thousands(ingest.kinds)));
+    }
+
+    fn print_work(&self) {
+        let Status { log, memory, history, space, watermarks, .. } = &self.status;
+        out!("log, MemTables, SSTables");
+        let frames = log.bytes.checked_div(log.frames).unwrap_or(0);
+        line(
+            "log",
+            format!("{} in {} frames of {frames} bytes, {} syncs", bytes(log.bytes), thousands(log.frames), thousands(log.syncs)),
+        );
+        line("log to recover", bytes(watermarks.appended_position.saturating_sub(watermarks.checkpoint_position)));
+        let spilled = if memory.spilled > 0 { format!(", {} of them on disk", memory.spilled) } else { String::new() };
+        line(
+            "MemTables",
+            format!(
+                "{} of {}{spilled}, the active one holds {}",
+                memory.memtables,
+                bytes(memory.memtable_bytes),
+                bytes(memory.active_used_bytes)
+            ),
+        );
+        line("SSTables", format!("{} files, {}", thousands(history.files), bytes(history.bytes)));
+        let failed = |n: u64| if n > 0 { format!(", {} failed", thousands(n)) } else { String::new() };
+        line(
+            "flushes",
+            format!(
+                "{}, {}, {} each{}",
+                thousands(history.flushes),
+                bytes(history.flushed_bytes),
+                mean(history.flush_ns, history.flushes),
+                failed(history.flush_failures)
+            ),
+        );
+        let running = if history.is_merging { ", one now" } else { "" };
+        line(
+            "merges",
+            format!(
+                "{}, {}, {} each{running}{}",
+                thousands(history.merges),
+                bytes(history.merged_bytes),
+                mean(history.merge_ns, history.merges),
+                failed(history.merge_failures)
+            ),
+        );
+        if let Some(amplification) = history.write_amplification {
+            line("write amplification", format!("{amplification:.2} (bytes of SSTables written per byte flushed)"));
+        }
+        if history.expired_records > 0 {
+            line("expired records", thousands(history.expired_records));
+        }
+        line("disk", format!("{} free, {} kept free", bytes(space.free_bytes), bytes(space.kept_free_bytes)));
+        if log.lines_lost > 0 {
+            line("log lines lost", thousands(log.lines_lost));
+        }
+    }
+
+    /// Quantiles of what has been measured.
+    fn print_latencies(&self) {
+        let measured = self.status.distributions.0.iter().filter(|one| one.count() > 0 && one.of.unit() == Unit::Time);
+        let mut t = table(&["latency since the start", "p50", "p90", "p99", "p99.9", "measured"]);
+        let mut has_one = false;
+        for one in measured {
+            has_one = true;
+            let at = |quantile| one.quantile(quantile).map_or_else(|| "> 15 s".to_owned(), terminal::duration);
+            t.add_row([one.of.name().replace('_', " "), at(0.5), at(0.9), at(0.99), at(0.999), thousands(one.count())]);
+        }
+        if has_one {
+            out!("{t}");
+        }
+    }
+
+    fn print_publishers(&self) {
+        let mut t = table(&["publisher", "epoch", "process", "accepted", "durable", "gaps", "state", "newest record"]);
+        for of in &self.status.publishers {
+            let ago = |ts: &Ts| format!("{} ago", terminal::duration(self.now.0.saturating_sub(ts.0)));
+            t.add_row([
+                of.publisher.to_string(),
+                of.epoch.to_string(),
+                of.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                of.accepted.to_string(),
+                of.durable.to_string(),
+                of.gaps.to_string(),
+                of.state.name().to_owned(),
+                of.newest_record.as_ref().map_or_else(|| "-".to_owned(), ago),
+            ]);
+        }
+        out!("{t}");
+    }
+}
+
+/// `count` bytes for people.
+fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
 }

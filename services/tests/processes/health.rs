@@ -32,9 +32,12 @@ fn status_prints_the_trouble_first_with_its_time_and_sets_the_exit_code() {
     });
     assert!(code == Some(6) && why.contains("NoSpace") && why.contains("since 20"), "{code:?} {why}");
     let status = store.tape_ok(&["status"]);
-    assert!(status.lines().next().unwrap().contains("NoSpace") && status.contains("is serving"), "{status}");
+    assert!(status.lines().next().unwrap().contains("NoSpace") && status.contains("storage is serving"), "{status}");
     let json: serde_json::Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
-    assert!(json["trouble"] == "no-space" && json["trouble_since"].is_string() && json["state"] == "serving", "{json}");
+    assert!(
+        json["trouble"]["name"] == "no-space" && json["trouble"]["since"].is_string() && json["state"] == "serving",
+        "{json}"
+    );
     let (code, why) = check(&store.tape(&["publish", "--sim", "--records", "10"]));
     assert!(code == Some(75) && why.contains("NoSpace") && !why.contains("no storage process"), "{code:?} {why}");
     store.kill();
@@ -81,7 +84,7 @@ fn log_lines_that_cannot_be_written_are_counted_and_do_not_end_storage() {
         // Each attach writes a line or more.
         let lost = || {
             let json: serde_json::Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
-            json["log_lines_lost"].as_u64().unwrap()
+            json["log"]["lines_lost"].as_u64().unwrap()
         };
         eventually("lost lines", || {
             for _ in 0..20 {

@@ -278,7 +278,7 @@ fn the_tool_inspects_flushed_records() {
     assert_eq!(store.tape(&["inspect", "sst", "nothing"]).status.code(), Some(2));
     assert!(!store.tape_ok(&["inspect", "memtable", "--json"]).is_empty());
     let status = json(&["status", "--json"]);
-    assert_eq!(status["history_files"].as_u64(), Some(files.len() as u64));
+    assert_eq!(status["history"]["files"].as_u64(), Some(files.len() as u64));
     // A trade in an SSTable is found by its id and by its LSN.
     let seq = (1..).find(|s| record(*s).0[0] & 0xffff == u64::from(Trade::KIND.0)).unwrap();
     let (words, _) = record(seq);

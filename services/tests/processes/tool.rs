@@ -57,7 +57,7 @@ fn every_reading_command_finds_what_was_published() {
         "no definition at that time"
     );
     let status = &json(&store.tape_ok(&["status", "--json"]))[0];
-    assert_eq!((status["state"].as_str(), status["durable"].as_u64()), (Some("serving"), Some(5000)));
+    assert_eq!((status["state"].as_str(), status["watermarks"]["durable"].as_u64()), (Some("serving"), Some(5000)));
     let log = &json(&store.tape_ok(&["inspect", "wal", "--json"]))[0];
     assert_eq!((log["records"].as_u64(), log["entries"].as_u64()), (Some(5000), Some(21)));
     assert!(store.tape_ok(&["inspect", "wal", "--frames"]).contains("Control"));

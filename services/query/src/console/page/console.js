@@ -299,7 +299,7 @@ function show(health) {
     ["not committed", short(lag.committed), "records that a failure may take back; the last committed LSN is " + watermarks.committed, lag.committed > 100000],
     ["not flushed", short(lag.flushed), "records in MemTables; the last flushed LSN is " + watermarks.flushed],
     ["newest", health.newest_age === null ? "-" : duration(health.newest_age) + " ago", "when storage accepted the last record: " + health.newest],
-    ["publishers", String(health.publishers.length), health.publishers.map((of) => "publisher " + of.publisher + ", process " + (of.process ?? "?") + ": " + of.accepted + " accepted, " + of.committed + " committed").join("\n") || "none is attached"],
+    ["publishers", String(health.publishers.length), health.publishers.map((of) => "publisher " + of.publisher + ", process " + (of.pid ?? "?") + ": " + of.accepted + " accepted, " + of.committed + " committed").join("\n") || "none is attached"],
   ];
   find("health").replaceChildren(...items.map(([label, value, title, isBad]) => element("div", { title },
     element("dt", { text: label }), element("dd", { text: value, class: isBad ? "warn" : "" }))));

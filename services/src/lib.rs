@@ -27,6 +27,7 @@ pub mod inspect;
 pub mod limits;
 pub mod load;
 pub mod logging;
+pub mod metrics;
 pub mod output;
 pub mod processes;
 pub mod publish;

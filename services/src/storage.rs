@@ -12,8 +12,9 @@ use tapestore_engine::snapshot::install;
 use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 
 use crate::choice;
-use crate::exit::{Failure, IO, Outcome};
+use crate::exit::{Failure, IO, Outcome, USAGE};
 use crate::logging;
+use crate::metrics::{self, Address, Endpoint};
 use crate::terminal;
 
 /// Serves a store: logs the records of publishers and makes them readable in shared memory.
@@ -52,6 +53,9 @@ pub struct Args {
     /// CPU core to pin the sync thread to
     #[arg(long)]
     pub sync_core: Option<usize>,
+    /// Serve metrics for Prometheus at this address: host:port or unix:/path; also /healthz and /readyz [default: not served]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<String>,
     /// Log to standard error from this level on: error, warn, info, debug, trace, off [default: RUST_LOG, or info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<terminal::LevelFilter>,
@@ -83,6 +87,7 @@ impl Args {
         set(&mut options.space_min, &self.space_min);
         set(&mut options.durability_min, &self.durability_min);
         set(&mut options.wait, &self.wait);
+        set(&mut options.metrics, &self.metrics);
         options.start_as_leader = self.start_as_leader;
         options.ingest_core = self.ingest_core.or(options.ingest_core);
         options.sync_core = self.sync_core.or(options.sync_core);
@@ -102,6 +107,7 @@ pub fn run(args: &Args) -> Outcome {
     let parent = rustix::process::getppid();
     let options = args.options()?;
     let world = World::of_this_host()?;
+    let _metrics = metrics_of(&options)?;
     let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
     loop {
         let storage = Storage::start(options.clone(), world.clone())?;
@@ -128,6 +134,16 @@ pub fn run(args: &Args) -> Outcome {
             Ended::Fill => install_snapshot(&options, &world)?,
         }
     }
+}
+
+/// Serves metrics, if the options name an address. They are served before the store is: a recovery can take minutes.
+fn metrics_of(options: &Options) -> Outcome<Option<Endpoint>> {
+    if options.metrics.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |why| Failure::new(USAGE, format!("metrics: {why}"));
+    let address = options.metrics.parse::<Address>().map_err(wrong)?;
+    Endpoint::start(&address, Arc::new(metrics::storage::Storage::new(&options.store))).map(Some)
 }
 
 /// Truncates the divergent tail of the log: records that only this host has and the cluster did not commit.

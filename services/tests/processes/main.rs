@@ -23,6 +23,7 @@ mod instruments;
 mod kills;
 mod limits;
 mod maps;
+mod metrics;
 mod nospace;
 mod pages;
 mod pairs;

@@ -1,0 +1,355 @@
+//! What storage says over HTTP: equal to `tape status`, moved by its causes, in the words that the page, the dashboard and the alerts
+//! use, and read by Prometheus itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tape_services::addresses;
+use tapestore::lsn::{Durability, InstrumentId};
+use tapestore::record::{RecordRef, Trade};
+use tapestore::time::Ts;
+
+use crate::cluster::Hosts;
+use crate::fixture::{PATIENCE, Store, eventually};
+
+fn configuration(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../config").join(name)
+}
+
+/// A store that serves metrics, and where.
+fn serve(arguments: &[&str]) -> (Store, String) {
+    let address = addresses::unused(1).unwrap()[0].to_string();
+    let mut store = Store::new(&[&["--memtable-size", "16M", "--segment-size", "4M", "--metrics", &address], arguments].concat());
+    store.start();
+    (store, address)
+}
+
+/// Status and body of the answer to `method path`.
+fn ask(address: &str, method: &str, path: &str) -> (u16, String) {
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    answer(&mut socket, method, path)
+}
+
+fn answer<S: Read + Write>(socket: &mut S, method: &str, path: &str) -> (u16, String) {
+    write!(socket, "{method} {path} HTTP/1.1\r\nHost: storage\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The samples of a scrape by name and labels.
+fn samples(body: &str) -> BTreeMap<String, f64> {
+    let lines = body.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+}
+
+fn scrape(address: &str) -> BTreeMap<String, f64> {
+    let (status, body) = ask(address, "GET", "/metrics");
+    assert_eq!(status, 200, "{body}");
+    assert!(body.ends_with("# EOF\n"), "{body}");
+    samples(&body)
+}
+
+/// The names of all metrics of a scrape, as PromQL has them.
+fn names(samples: &BTreeMap<String, f64>) -> BTreeSet<String> {
+    samples.keys().map(|sample| sample.split('{').next().unwrap().to_owned()).collect()
+}
+
+/// The words of `text` that are names of metrics.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("tapestore_")).map(str::to_owned).collect()
+}
+
+/// Publishes `count` trades and waits until they are durable.
+fn publish(store: &Store, count: u64) {
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
+    for i in 1..=count {
+        let trade = Trade { instrument: InstrumentId(1), ts_recv: Ts(1_700_000_000_000_000_000 + i), ..Trade::default() };
+        publisher.stage(RecordRef::of(&trade)).unwrap();
+    }
+    publisher.close(PATIENCE).unwrap();
+}
+
+#[test]
+fn metrics_are_the_numbers_of_the_status_and_each_is_in_the_page_of_metrics() {
+    let (store, address) = serve(&[]);
+    store.tape_ok(&["publish", "--sim", "--records", "20000"]);
+    let _attached = store.numbered_publisher(7, Durability::Os);
+    eventually("an attached publisher", || {
+        scrape(&address).contains_key("tapestore_publisher_records_total{publisher=\"7\"}").then_some(())
+    });
+    let status: serde_json::Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
+    let found = scrape(&address);
+    assert_eq!(found["tapestore_records_total"], status["ingest"]["records"].as_f64().unwrap());
+    assert!(found["tapestore_records_total"] >= 20_000.0);
+    let by_kind: f64 = found.iter().filter(|(name, _)| name.starts_with("tapestore_kind_records_total{")).map(|(_, n)| n).sum();
+    assert_eq!(by_kind, found["tapestore_records_total"]);
+    assert!(found["tapestore_kind_records_total{kind=\"trade\"}"] > 0.0);
+    for mark in ["appended", "applied", "durable", "committed"] {
+        let lsn = found[&format!("tapestore_watermark_lsn{{watermark=\"{mark}\"}}")];
+        assert_eq!(lsn, status["watermarks"][mark].as_f64().unwrap(), "{mark}");
+    }
+    assert_eq!(found["tapestore_healthy"], 1.0);
+    assert_eq!(found["tapestore_state{state=\"serving\"}"], 1.0);
+    for measured in ["publish_to_append", "append_to_visible", "append_to_durable", "sync"] {
+        let (count, sum) =
+            (found[&format!("tapestore_{measured}_seconds_count")], found[&format!("tapestore_{measured}_seconds_sum")]);
+        assert!(count > 0.0 && sum > 0.0 && sum / count < 60.0, "{measured}: {count} in {sum} s");
+        assert_eq!(found[&format!("tapestore_{measured}_seconds_bucket{{le=\"+Inf\"}}")], count, "{measured}");
+        let json = &status["distributions"][measured];
+        assert!(json["p50"].as_u64() <= json["p99"].as_u64() && json["count"].as_u64() > Some(0), "{json}");
+    }
+    assert_eq!(found["tapestore_frame_records_sum"], found["tapestore_records_total"]);
+    assert!(
+        found["process_resident_memory_bytes"] > 1e6
+            && found["process_threads"] > 3.0
+            && found["process_start_time_seconds"] > 1.7e9
+    );
+    // The page has each name, and no other.
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();
+    let plain = |name: &String| {
+        let cut = ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end));
+        cut.filter(|cut| found.contains_key(&format!("{cut}_bucket{{le=\"+Inf\"}}"))).unwrap_or(name).to_owned()
+    };
+    let exported: BTreeSet<String> = names(&found).iter().filter(|name| name.starts_with("tapestore_")).map(plain).collect();
+    let documented = named(&page);
+    let missing: Vec<_> = exported.difference(&documented).collect();
+    let unknown: Vec<_> = documented.difference(&exported).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "not in the page: {missing:?}; not exported: {unknown:?}");
+    // Nothing else is answered.
+    assert_eq!(ask(&address, "GET", "/").0, 404);
+    assert_eq!(ask(&address, "POST", "/metrics").0, 405);
+    assert_eq!((ask(&address, "GET", "/healthz").0, ask(&address, "GET", "/readyz").0), (200, 200));
+}
+
+#[test]
+fn a_cause_moves_its_metric() {
+    let (mut store, address) = serve(&[]);
+    publish(&store, 100);
+    let before = scrape(&address);
+    publish(&store, 50);
+    let after = scrape(&address);
+    assert_eq!(after["tapestore_records_total"], before["tapestore_records_total"] + 50.0);
+    assert!(after["tapestore_syncs_total"] > before["tapestore_syncs_total"]);
+    store.tape_ok(&["flush"]);
+    let is_flushed = |found: &BTreeMap<String, f64>| found["tapestore_flushes_total"] > after["tapestore_flushes_total"];
+    let flushed = eventually("a flush", || Some(scrape(&address)).filter(is_flushed));
+    assert!(flushed["tapestore_sstables"] >= 1.0);
+    assert_eq!(
+        flushed["tapestore_watermark_lsn{watermark=\"flushed\"}"],
+        flushed["tapestore_watermark_lsn{watermark=\"appended\"}"]
+    );
+    let publisher = store.numbered_publisher(7, Durability::Os);
+    eventually("an attached publisher", || {
+        scrape(&address).contains_key("tapestore_publisher_records_total{publisher=\"7\"}").then_some(())
+    });
+    drop(publisher);
+    assert!(store.terminate().success());
+    // More space than any disk has.
+    store.set_arguments(&["--memtable-size", "16M", "--segment-size", "4M", "--space-min", "1000000G", "--metrics", &address]);
+    store.start();
+    let is_short = |found: &BTreeMap<String, f64>| found.get("tapestore_trouble{trouble=\"no-space\"}") == Some(&1.0);
+    let found = eventually("no space", || Some(scrape(&address)).filter(is_short));
+    assert_eq!(found["tapestore_healthy"], 0.0);
+    assert_eq!(found["tapestore_back_pressure{reason=\"no-space\"}"], 1.0);
+    assert!(found["tapestore_no_space_total"] >= 1.0);
+    let (code, why) = ask(&address, "GET", "/readyz");
+    assert!(code == 503 && why.contains("no-space") && why.contains("free space"), "{code} {why}");
+    assert_eq!(ask(&address, "GET", "/healthz").0, 200, "to start it again would not help");
+}
+
+#[test]
+fn a_leader_measures_the_way_from_its_disk_to_a_majority() {
+    let hosts = Hosts::new(false);
+    let leader = hosts.leader();
+    let status = eventually("a measured commit", || {
+        let published = hosts.tape(leader, &["publish", "--sim", "--records", "20000"]);
+        assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
+        let status: serde_json::Value = serde_json::from_slice(&hosts.tape(leader, &["status", "--json"]).stdout).unwrap();
+        (status["distributions"]["durable_to_committed"]["count"].as_u64() > Some(0)).then_some(status)
+    });
+    assert_eq!((&status["cluster"]["role"], &status["cluster"]["leader"]), (&"leader".into(), &leader.into()), "{status}");
+    let of = &status["distributions"]["durable_to_committed"];
+    assert!(of["p50"].as_u64() > Some(0) && of["p50"].as_u64() < Some(10_000_000_000), "{of}");
+}
+
+#[test]
+fn metrics_at_a_socket_of_the_file_system_replace_a_dead_ones_and_an_address_that_is_taken_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metrics.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let at = format!("unix:{}", path.display());
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M", "--metrics", &at]);
+    store.start();
+    let (code, body) = answer(&mut UnixStream::connect(&path).unwrap(), "GET", "/metrics");
+    assert!(code == 200 && samples(&body)["tapestore_healthy"] == 1.0);
+    assert!(store.terminate().success());
+    assert!(!path.exists());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for (address, why) in
+        [(taken.local_addr().unwrap().to_string(), "cannot serve metrics at"), ("nowhere".to_owned(), "write host:port")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_tape-storage"))
+            .arg("--store")
+            .arg(&store.path)
+            .args(["--metrics", &address])
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(why), "{address}: {error}");
+    }
+}
+
+#[test]
+fn clients_that_hang_take_no_place_for_ever_and_storage_stops_beside_them() {
+    let (mut store, address) = serve(&[]);
+    let mut held: Vec<std::net::TcpStream> = (0..16).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
+    held.iter_mut().for_each(|socket| socket.write_all(b"GET /metrics HTTP/1.1\r\nHost").unwrap());
+    // The next client waits; when one goes, it is answered.
+    let mut next = std::net::TcpStream::connect(&address).unwrap();
+    next.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    drop(held.pop());
+    assert_eq!(answer(&mut next, "GET", "/readyz").0, 200);
+    assert!(store.terminate().success());
+}
+
+#[test]
+fn the_dashboard_and_the_alerts_name_what_is_exported_and_promtool_accepts_them() {
+    let (store, address) = serve(&[]);
+    store.tape_ok(&["publish", "--sim", "--records", "5000"]);
+    let _publisher = store.numbered_publisher(7, Durability::Os);
+    let found =
+        eventually("an attached publisher", || Some(scrape(&address)).filter(|found| found["tapestore_publishers"] == 1.0));
+    let exported = names(&found);
+    let mut count = 0;
+    for file in ["grafana/tapestore.json", "alerts.yml", "alerts-test.yml"] {
+        let text = std::fs::read_to_string(configuration(file)).unwrap();
+        for name in named(&text) {
+            assert!(exported.contains(&name), "{file} has {name}, which no process exports");
+            count += 1;
+        }
+    }
+    assert!(count > 30, "{count}");
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(configuration("grafana/tapestore.json")).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.iter().all(|panel| panel["title"].is_string() && panel["targets"].as_array().is_some_and(|t| !t.is_empty())));
+    // Each alert has a runbook in the page.
+    let rules = std::fs::read_to_string(configuration("alerts.yml")).unwrap();
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() >= 8, "{alerts:?}");
+    for alert in alerts {
+        assert!(page.contains(&format!("`{alert}`")), "{alert} has no runbook in metrics.md");
+    }
+    if !has_program("promtool") {
+        println!("skipped: promtool is not installed (Debian: apt-get install prometheus)");
+        return;
+    }
+    for arguments in
+        [&["check", "rules", "alerts.yml"][..], &["test", "rules", "alerts-test.yml"], &["check", "config", "prometheus.yml"]]
+    {
+        let output = Command::new("promtool").args(arguments).current_dir(configuration("")).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let body = ask(&address, "GET", "/metrics").1;
+    let mut lint = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // promtool reads the older format, without units and the end.
+    let body: String = body
+        .lines()
+        .filter(|line| !line.starts_with("# UNIT") && !line.starts_with("# EOF"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    lint.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let output = lint.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    println!("promtool check metrics: {said}");
+}
+
+fn has_program(name: &str) -> bool {
+    Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+}
+
+/// A child that ends with the test.
+struct Ends(std::process::Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn prometheus_scrapes_a_store_and_answers_the_queries_of_the_dashboard() {
+    if !has_program("prometheus") {
+        println!("skipped: prometheus is not installed (Debian: apt-get install prometheus)");
+        return;
+    }
+    let (store, address) = serve(&[]);
+    store.tape_ok(&["publish", "--sim", "--records", "5000"]);
+    let dir = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(configuration("prometheus.yml")).unwrap();
+    let config = config.replace("127.0.0.1:9101", &address).replace("scrape_interval: 5s", "scrape_interval: 1s");
+    let config = config.replace("alerts.yml", &configuration("alerts.yml").display().to_string());
+    assert!(config.contains(&address), "{config}");
+    std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
+    let at = addresses::unused(1).unwrap()[0].to_string();
+    let child = Command::new("prometheus")
+        .arg(format!("--config.file={}", dir.path().join("prometheus.yml").display()))
+        .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+        .arg(format!("--web.listen-address={at}"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _prometheus = Ends(child);
+    let query = |expression: &str| -> Option<serde_json::Value> {
+        let mut socket = std::net::TcpStream::connect(&at).ok()?;
+        let escaped: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let (code, body) = answer(&mut socket, "GET", &format!("/api/v1/query?query={escaped}"));
+        let body = body.find('{').and_then(|from| body.get(from..=body.rfind('}')?)).unwrap_or("").to_owned();
+        (code == 200).then(|| serde_json::from_str(&body).unwrap())
+    };
+    let value = |expression: &str| {
+        let answer = query(expression)?;
+        answer["data"]["result"][0]["value"][1].as_str()?.parse::<f64>().ok()
+    };
+    eventually("a scrape", || value("up{job=\"tapestore\"}").filter(|up| *up == 1.0));
+    assert_eq!(value("tapestore_records_total"), Some(scrape(&address)["tapestore_records_total"]));
+    // Every query of the dashboard is one that Prometheus can answer.
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(configuration("grafana/tapestore.json")).unwrap()).unwrap();
+    // Rates need two scrapes.
+    eventually("a rate", || value("rate(tapestore_records_total[1m])"));
+    let (mut count, mut with_values) = (0, 0);
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap().replace("$__rate_interval", "1m").replace("$instance", ".*");
+            let answer = query(&expression).unwrap_or_else(|| panic!("{expression}"));
+            assert_eq!(answer["status"], "success", "{expression}");
+            count += 1;
+            with_values += usize::from(!answer["data"]["result"].as_array().unwrap().is_empty());
+        }
+    }
+    // Nothing is wrong, no publisher is attached, and the store is in no cluster: these have none.
+    assert!(count > 20 && with_values + 6 >= count, "{with_values} of {count}");
+}

@@ -232,6 +232,42 @@ fn a_client_of_flight_sql_gets_new_rows_for_longer_than_a_statement_may_take() {
 }
 
 #[test]
+fn a_client_that_follows_and_never_reads_is_closed_and_others_get_their_answers() {
+    let store = Embedded::temporary().unwrap();
+    let mut feed = feed_of(&store, &["X:A"]);
+    feed.publish(1);
+    runtime().block_on(async {
+        let server = Server::start(&store, Duration::from_secs(1)).await;
+        let mut silent = server.client().await;
+        let info = silent.execute("follow every 5ms select * from trade".to_owned(), None).await.unwrap();
+        let mut rows = silent.inner_mut().do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap().into_inner();
+        // Far more than a connection takes unread.
+        let mut other = server.client().await;
+        for _ in 0..20 {
+            feed.publish(20_000);
+            let info = other.execute("select count(*) from trade".to_owned(), None).await.unwrap();
+            let mut answer = other.do_get(info.endpoint[0].ticket.clone().unwrap()).await.unwrap();
+            answer.next().await.unwrap().unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // What was on its way, and then an error.
+        let ended = tokio::time::timeout(PATIENCE, async {
+            loop {
+                match rows.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break None,
+                    Err(status) => break Some(status),
+                }
+            }
+        });
+        let status = ended.await.unwrap().unwrap();
+        assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
+        server.stop.send(true).unwrap();
+        server.task.await.unwrap().unwrap();
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_ends_its_followed_statement() {
     let store = Embedded::temporary().unwrap();
     let mut feed = feed_of(&store, &["X:A"]);

@@ -159,6 +159,10 @@ fn a_cause_moves_its_metric() {
     assert_eq!(found["tapestore_healthy"], 0.0);
     assert_eq!(found["tapestore_back_pressure{reason=\"no-space\"}"], 1.0);
     assert!(found["tapestore_no_space_total"] >= 1.0);
+    // The time is counted while it lasts, and not at its end alone.
+    let waited = || scrape(&address)["tapestore_back_pressure_time_seconds_total"];
+    let before = eventually("time of back-pressure", || Some(waited()).filter(|waited| *waited > 0.0));
+    eventually("more of it", || (waited() > before).then_some(()));
     let (code, why) = ask(&address, "GET", "/readyz");
     assert!(code == 503 && why.contains("no-space") && why.contains("free space"), "{code} {why}");
     assert_eq!(ask(&address, "GET", "/healthz").0, 200, "to start it again would not help");
@@ -211,11 +215,15 @@ fn clients_that_hang_take_no_place_for_ever_and_storage_stops_beside_them() {
     let (mut store, address) = serve(&[]);
     let mut held: Vec<std::net::TcpStream> = (0..16).map(|_| std::net::TcpStream::connect(&address).unwrap()).collect();
     held.iter_mut().for_each(|socket| socket.write_all(b"GET /metrics HTTP/1.1\r\nHost").unwrap());
-    // The next client waits; when one goes, it is answered.
+    // The next client waits until the heads of those requests take too long.
     let mut next = std::net::TcpStream::connect(&address).unwrap();
-    next.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    drop(held.pop());
-    assert_eq!(answer(&mut next, "GET", "/readyz").0, 200);
+    next.write_all(b"GET /readyz HTTP/1.1\r\nHost: storage\r\nConnection: close\r\n\r\n").unwrap();
+    next.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut text = [0; 12];
+    assert!(next.read(&mut text).is_err(), "there is a most of clients");
+    next.set_read_timeout(Some(PATIENCE)).unwrap();
+    next.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"HTTP/1.1 200");
     assert!(store.terminate().success());
 }
 

@@ -9,6 +9,7 @@ use tapestore_engine::snapshot::restore::restore as make_store;
 use tapestore_engine::snapshot::{Progress, Summary};
 
 use crate::exit::{Failure, Outcome, USAGE};
+use crate::last_backup;
 use crate::output::Format;
 use crate::terminal::{self, thousands};
 
@@ -91,6 +92,10 @@ pub fn backup(store: &Path, args: &BackupArgs, format: Format) -> Outcome {
     let done = make(&RealDisk, &options, &mut |p| bar.show(p));
     bar.clear();
     let summary = done?;
+    if let Err(error) = last_backup::note(&store, &target) {
+        let why = format!("note: {error}: the store has no note of this backup for tape status and metrics");
+        crate::logging::note(why);
+    }
     print("backup", &target, &summary, format);
     Ok(())
 }

@@ -9,8 +9,8 @@ use tapestore_engine::store_dir;
 use crate::exit::{Failure, Outcome, USAGE, output};
 use crate::output::Format;
 use crate::{
-    backup, bars, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, repair, replication, sql,
-    status, storage, symbols, terminal, verify,
+    backup, bars, bench, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, reload, repair,
+    replication, sql, status, storage, symbols, terminal, top, verify,
 };
 
 /// A market-data store in shared memory: publish, read, follow, inspect, operate.
@@ -78,6 +78,10 @@ enum Command {
     Symbols(symbols::Args),
     /// Print the problems of a store, then watermarks, counters, SSTables and publishers
     Status(status::Args),
+    /// Measure a store on this machine, beside what the machine can do: two minutes
+    Bench(bench::Args),
+    /// Watch a store on a screen: rates, watermarks, latencies, publishers, instruments, processes, hosts
+    Top(top::Args),
     /// Look into the files of a store
     #[command(subcommand)]
     Inspect(Inspect),
@@ -89,6 +93,8 @@ enum Command {
     Compact(compact::Compact),
     /// Apply retention rules to a stopped store; with --dry-run, print the files that they would remove
     Retention(compact::Retention),
+    /// Make the running storage process read its configuration again: retention and compaction change without a restart
+    Reload,
     /// Make or update a backup of a served or stopped store
     Backup(backup::BackupArgs),
     /// Make the store --store, which must be absent or empty, from a backup
@@ -199,12 +205,15 @@ impl Tape {
             Command::Kinds => symbols::kinds(&store, format),
             Command::Symbols(args) => symbols::symbols(&store, &args, format),
             Command::Status(args) => status::status(&store, &args, format),
+            Command::Top(args) => top::run(&store, &args),
+            Command::Bench(args) => bench::run(&store, &args, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
             Command::Inspect(Inspect::Sst(args)) => inspect::inspect_sst(&store, &args, format),
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),
             Command::Inspect(Inspect::Memtable) => inspect::inspect_memtable(&store, format),
             Command::Verify => verify::verify(&store, format),
             Command::Flush => flush::run(&store, format),
+            Command::Reload => reload::run(&store, format),
             Command::Compact(args) => compact::compact(&store, &args, format),
             Command::Retention(args) => compact::retention(&store, &args, format),
             Command::Backup(args) => backup::backup(&store, &args, format),

@@ -30,6 +30,21 @@ fn covered(control: &Control) -> u64 {
 /// No storage process serves the store (exit code 69); SSTables do not grow for a minute (exit code 75); it was interrupted
 /// (exit code 4).
 pub fn run(store: &Path, format: Format) -> Outcome {
+    let (flushed, covered) = all(store)?;
+    if format.json {
+        out!("{}", serde_json::json!({ "flushed": flushed, "covered": covered }));
+    } else {
+        let (flushed, covered) = (thousands(flushed), thousands(covered));
+        out!("{flushed} records flushed; SSTables hold the records up to {covered}");
+    }
+    Ok(())
+}
+
+/// Flushes all MemTables and waits for it; how many records were flushed, and up to which SSTables hold them.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn all(store: &Path) -> Outcome<(u64, u64)> {
     let reader = Reader::open(store)?;
     let control = reader.control();
     let (before, wanted) = (covered(control), control.committed().0);
@@ -63,12 +78,5 @@ pub fn run(store: &Path, format: Format) -> Outcome {
         std::thread::sleep(LOOK);
     }
     bar.finish_and_clear();
-    let flushed = covered(control).saturating_sub(before);
-    if format.json {
-        out!("{}", serde_json::json!({ "flushed": flushed, "covered": covered(control) }));
-    } else {
-        let (flushed, covered) = (thousands(flushed), thousands(covered(control)));
-        out!("{flushed} records flushed; SSTables hold the records up to {covered}");
-    }
-    Ok(())
+    Ok((covered(control).saturating_sub(before), covered(control)))
 }

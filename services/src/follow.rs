@@ -14,14 +14,14 @@ use crate::output::{Format, Rows};
 use crate::query::{Filter, catalog, instruments, note_empty, passes};
 use crate::stdout;
 use crate::terminal;
-use crate::waiting::wait_for_storage;
+use crate::waiting::{Silence, wait_for_storage};
 
 /// `tape tail`.
 #[derive(clap::Args, Debug)]
 pub struct Tail {
     #[command(flatten)]
     filter: Filter,
-    /// Begin this many records before the newest
+    /// Begin with this many of the newest records that pass the filter
     #[arg(short = 'n', long, default_value_t = 10)]
     last: u64,
     /// End after this many records
@@ -74,13 +74,14 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let mut follow = reader.follow(Lsn(args.from_lsn), args.at);
     let limit = args.limit.unwrap_or(u64::MAX);
     let bar = terminal::progress(0, false, "reading");
-    let (mut passed, mut tally, mut waiting) = (0, Tally::default(), None);
+    let (mut passed, mut tally, mut waiting, mut silence) = (0, Tally::default(), None, Silence::new());
     while passed < limit && !terminal::is_raised(&stop) {
         match follow.poll() {
             Ok(Some(row)) => {
                 waiting = None;
                 if passes(&args.filter, &wanted, &row.record) {
                     passed += 1;
+                    silence.over();
                     if args.tally {
                         tally.add(row.lsn, row.record.words());
                         bar.set_position(passed);
@@ -93,6 +94,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
             Ok(None) => {
                 out.flush()?;
                 stdout::check()?;
+                silence.note("a record that passes the filter");
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() && args.once => {
@@ -164,7 +166,7 @@ pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
     if args.live {
         tail_live(store, &args.filter, &wanted, &mut out, &mut end)?;
     } else {
-        tail_stored(reader, args, &wanted, &mut out, &mut end)?;
+        tail_stored(store, reader, args, &wanted, &mut out, &mut end)?;
     }
     out.flush()?;
     if args.limit.is_some_and(|limit| out.printed() < limit) && terminal::is_raised(&stop) {
@@ -174,12 +176,13 @@ pub fn tail(store: &Path, args: &Tail, format: Format) -> Outcome {
 }
 
 fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
-    let mut subscriber = Subscriber::open(store)?;
+    let (mut subscriber, mut silence) = (Subscriber::open(store)?, Silence::new());
     while !end.is_due(out.printed()) {
         match subscriber.poll()? {
             Some(Event::Record { record, .. }) => {
                 end.came();
                 if passes(filter, wanted, &record) {
+                    silence.over();
                     // Not stored yet: without an LSN.
                     out.push(&Row { lsn: Lsn::NONE, index_time: record.own_index_time(), record })?;
                 }
@@ -194,6 +197,7 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
             None => {
                 out.flush()?;
                 stdout::check()?;
+                silence.note("a publisher of this host to send a record that passes the filter");
                 subscriber.wait(Duration::from_millis(50));
             }
         }
@@ -201,22 +205,67 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
     Ok(())
 }
 
-fn tail_stored(mut reader: Reader, args: &Tail, wanted: &[InstrumentId], out: &mut Rows<'_>, end: &mut End<'_>) -> Outcome {
+/// The records that are read at first to find those that pass a filter; each further look reads twice as many.
+const LOOK_BACK: u64 = 10_000;
+
+/// The LSN of the first of the `count` newest records up to `newest` that pass; 1 if there are fewer.
+fn begin(store: &Path, args: &Tail, wanted: &[InstrumentId], newest: Lsn, end: &End<'_>) -> Outcome<Lsn> {
+    if args.filter.is_all() || args.last == 0 {
+        return Ok(Lsn(newest.0.saturating_sub(args.last) + 1));
+    }
+    let bar = terminal::progress(newest.0, false, "looking for the newest records that pass the filter");
+    let (mut left, mut before, mut len) = (args.last, newest.0 + 1, LOOK_BACK);
+    while before > 1 && !terminal::is_raised(end.stop) {
+        let from = before.saturating_sub(len).max(1);
+        let mut follow = Reader::open(store)?.follow(Lsn(from), args.at);
+        let mut passed = Vec::new();
+        while follow.position().0 < before {
+            match follow.poll() {
+                Ok(Some(row)) if row.lsn.0 < before && passes(&args.filter, wanted, &row.record) => passed.push(row.lsn),
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(Error::Withdrawn { .. } | Error::Expired { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let found = passed.len() as u64;
+        if let Some(first) = found.checked_sub(left).and_then(|skipped| passed.get(skipped as usize)) {
+            return Ok(*first);
+        }
+        left -= found;
+        bar.inc(before - from);
+        (before, len) = (from, len.saturating_mul(2));
+    }
+    bar.finish_and_clear();
+    Ok(Lsn(1))
+}
+
+fn tail_stored(
+    store: &Path,
+    mut reader: Reader,
+    args: &Tail,
+    wanted: &[InstrumentId],
+    out: &mut Rows<'_>,
+    end: &mut End<'_>,
+) -> Outcome {
     let snapshot = reader.snapshot(args.at)?;
-    let from = Lsn(snapshot.last().0.saturating_sub(args.last) + 1);
-    let (mut follow, mut waiting) = (reader.follow(from, args.at), None);
+    let from = begin(store, args, wanted, snapshot.last(), end)?;
+    drop(snapshot);
+    let (mut follow, mut waiting, mut silence) = (reader.follow(from, args.at), None, Silence::new());
     while !end.is_due(out.printed()) {
         match follow.poll() {
             Ok(Some(row)) => {
                 waiting = None;
                 end.came();
                 if passes(&args.filter, wanted, &row.record) {
+                    silence.over();
                     out.push(&row)?;
                 }
             }
             Ok(None) => {
                 out.flush()?;
                 stdout::check()?;
+                silence.note("a record that passes the filter");
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() => {

@@ -16,8 +16,31 @@ pub struct Holder {
     pub bytes: u64,
 }
 
+/// A process that maps files of a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// Process id.
+    pub pid: u32,
+    /// The name of its program, at most 15 bytes.
+    pub program: String,
+    /// Files that it maps, deleted ones too.
+    pub files: u64,
+    /// Mapped bytes of them.
+    pub bytes: u64,
+    /// Of these, bytes of deleted files.
+    pub deleted_bytes: u64,
+}
+
 /// The processes that map deleted files below one of `dirs`. Processes of other users are invisible.
 pub fn of(dirs: &[&Path]) -> Vec<Holder> {
+    let of = mapped(dirs).into_iter().map(|of| Holder { pid: of.pid, bytes: of.deleted_bytes });
+    let mut holders: Vec<Holder> = of.filter(|holder| holder.bytes > 0).collect();
+    holders.sort_unstable_by_key(|p| (std::cmp::Reverse(p.bytes), p.pid));
+    holders
+}
+
+/// The processes that map files below one of `dirs`, by their ids. Processes of other users are invisible.
+pub fn mapped(dirs: &[&Path]) -> Vec<Mapped> {
     let dirs: Vec<PathBuf> = dirs.iter().map(|d| std::fs::canonicalize(d).unwrap_or_else(|_| d.to_path_buf())).collect();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
@@ -25,20 +48,21 @@ pub fn of(dirs: &[&Path]) -> Vec<Holder> {
         // The process may have ended, or belong to another user. A parser of our own: every process's paths come by here, and
         // the one of `procfs` panics at a short path that begins with /SYSV.
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-        let bytes = deleted(&maps, &dirs);
-        (bytes > 0).then_some(Holder { pid, bytes })
+        let of = counted(&maps, &dirs);
+        let program = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
+        (of.files > 0).then(|| Mapped { pid, program: program(), ..of })
     });
-    let mut holders: Vec<Holder> = found.collect();
-    holders.sort_unstable_by_key(|p| (std::cmp::Reverse(p.bytes), p.pid));
-    holders
+    let mut found: Vec<Mapped> = found.collect();
+    found.sort_unstable_by_key(|of| of.pid);
+    found
 }
 
-/// Bytes of deleted files below `dirs` in `maps`, a /proc/PID/maps.
-fn deleted(maps: &str, dirs: &[PathBuf]) -> u64 {
+/// The files below `dirs` in `maps`, a /proc/PID/maps.
+fn counted(maps: &str, dirs: &[PathBuf]) -> Mapped {
     // A file may be mapped in parts, each with its own offset.
     let mut parts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for line in maps.lines() {
-        let Some(path) = line.find('/').and_then(|at| line.get(at..)?.strip_suffix(" (deleted)")) else { continue };
+        let Some(path) = line.find('/').and_then(|at| line.get(at..)) else { continue };
         if !dirs.iter().any(|d| Path::new(path).starts_with(d)) {
             continue;
         }
@@ -50,7 +74,15 @@ fn deleted(maps: &str, dirs: &[PathBuf]) -> u64 {
         let part = parts.entry((path, offset)).or_default();
         *part = len.max(*part);
     }
-    parts.values().sum()
+    let mut of = Mapped::default();
+    let mut last = "";
+    for ((path, _), len) in parts {
+        of.files += u64::from(path != last);
+        of.bytes += len;
+        of.deleted_bytes += if path.ends_with(" (deleted)") { len } else { 0 };
+        last = path;
+    }
+    of
 }
 
 /// A warning if a reader of `files` SSTables needs more than half of the memory maps that the system allows: it maps each
@@ -89,7 +121,9 @@ mod tests {
 7f0000040000-7f0000041000 r--s 00000000 fe:00 125 /elsewhere/trade-000000000003.arrow (deleted)
 7f0000050000-7f0000051000 rw-p 00000000 00:00 0
 ";
-        assert_eq!(deleted(maps, &["/data/store/sst".into()]), 0x3000);
-        assert_eq!(deleted("garbage - / (deleted)\n", &["/".into()]), 0);
+        let of = counted(maps, &["/data/store/sst".into()]);
+        assert_eq!((of.files, of.bytes, of.deleted_bytes), (2, 0x4000, 0x3000));
+        assert_eq!(counted("garbage - / (deleted)\n", &["/".into()]).bytes, 0);
+        assert_eq!(counted(maps, &["/data/store/ss".into()]).files, 0, "a directory whose name begins so");
     }
 }

@@ -218,6 +218,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether every record passes.
+    pub(crate) fn is_all(&self) -> bool {
+        self.instrument.is_empty() && self.kind.is_empty()
+    }
+
     /// Whether records of `schema` pass.
     fn has(&self, schema: &Schema) -> bool {
         self.kind.is_empty() || self.kind.iter().any(|k| k.names(schema))

@@ -14,9 +14,9 @@ use tapestore::shm::status::{PublisherStatus, Role, State, Status, Watermarks};
 use tapestore::time::{Clock, HostClock, NANOS_PER_SECOND, Ts, parse_duration};
 
 use crate::exit::{Failure, IO, Outcome, UNAVAILABLE, UNHEALTHY};
-use crate::held_files;
 use crate::output::{Format, table};
 use crate::terminal::{self, thousands};
+use crate::{held_files, last_backup};
 
 /// `tape status`.
 #[derive(clap::Args, Debug)]
@@ -35,7 +35,7 @@ pub struct Args {
 const SILENT: u64 = 60 * NANOS_PER_SECOND;
 
 /// The problem of the store `dir`, and what to do, as a sentence.
-fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
+pub(crate) fn sentence(dir: &Path, trouble: Trouble, since: Option<Ts>) -> String {
     if let (Trouble::Stopped, Err(error)) = (trouble, RunDir::find(dir)) {
         return error.to_string();
     }
@@ -65,7 +65,7 @@ fn is_silent(publisher: &PublisherStatus, now: Ts, limit: u64) -> Option<String>
 }
 
 /// Looks up when the newest records of the attached publishers came.
-fn look_up_newest(store: &Path, publishers: &mut [PublisherStatus]) {
+pub(crate) fn look_up_newest(store: &Path, publishers: &mut [PublisherStatus]) {
     if !publishers.is_empty()
         && let Ok(snapshot) = Reader::open(store).and_then(|mut reader| reader.snapshot(At::Appended))
     {
@@ -88,7 +88,7 @@ fn clock_step(status: &Status) -> Option<String> {
 
 /// The control page of the store's newest storage process; if there has been none since the host was started, one with what
 /// the files hold.
-fn page(store: &Path) -> Outcome<(Control, Option<RunDir>)> {
+pub(crate) fn page(store: &Path) -> Outcome<(Control, Option<RunDir>)> {
     match RunDir::find(store).and_then(|run_dir| Ok((Control::open(&run_dir.control())?, Some(run_dir)))) {
         Ok(page) => Ok(page),
         Err(_) => Ok((Reader::open(store)?.control().clone(), None)),
@@ -184,6 +184,14 @@ struct Json<'s> {
     silent_publishers: &'s [String],
     pins: Vec<Pin>,
     pinned_bytes: u64,
+    last_backup: Option<Backup>,
+}
+
+/// The last backup.
+#[derive(serde::Serialize)]
+struct Backup {
+    at: String,
+    to: String,
 }
 
 /// A process that keeps deleted files.
@@ -204,6 +212,7 @@ impl Seen<'_> {
             silent_publishers: &self.silent,
             pins: holders.iter().map(|holder| Pin { pid: holder.pid, bytes: holder.bytes }).collect(),
             pinned_bytes: holders.iter().map(|holder| holder.bytes).sum(),
+            last_backup: last_backup::of(store).map(|last| Backup { at: last.at.to_string(), to: last.to.display().to_string() }),
         }
     }
 
@@ -342,6 +351,10 @@ impl Seen<'_> {
             line("expired records", thousands(history.expired_records));
         }
         line("disk", format!("{} free, {} kept free", bytes(space.free_bytes), bytes(space.kept_free_bytes)));
+        if let Some(last) = last_backup::of(self.store) {
+            let ago = terminal::duration(self.now.0.saturating_sub(last.at.0));
+            line("last backup", format!("{ago} ago, into {}", last.to.display()));
+        }
         if log.lines_lost > 0 {
             line("log lines lost", thousands(log.lines_lost));
         }

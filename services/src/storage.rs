@@ -2,20 +2,24 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
 use tapestore::agent::Wait;
 use tapestore::error::Error;
 use tapestore::lsn::Durability;
-use tapestore::shm::control::Statistic;
+use tapestore::shm::control::{Control, Statistic};
 use tapestore_engine::snapshot::install;
+use tapestore_engine::traces::{Moment, Traces};
 use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 
 use crate::choice;
-use crate::exit::{Failure, IO, Outcome, USAGE};
+use crate::exit::{Failure, IO, Outcome};
 use crate::logging;
-use crate::metrics::{self, Address, Endpoint};
+use crate::metrics::{self, Endpoint};
 use crate::terminal;
+use crate::traces::{self, Sender};
 
 /// Serves a store: logs the records of publishers and makes them readable in shared memory.
 #[derive(clap::Args, Debug)]
@@ -56,6 +60,12 @@ pub struct Args {
     /// Serve metrics for Prometheus at this address: host:port or unix:/path; also /healthz and /readyz [default: not served]
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<String>,
+    /// Send traces to this collector of OpenTelemetry, OTLP over gRPC, like http://127.0.0.1:4317 [default: not sent]
+    #[arg(long)]
+    pub traces: Option<String>,
+    /// Trace one frame in so many [default: 100]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub traces_one_in: Option<u64>,
     /// Log to standard error from this level on: error, warn, info, debug, trace, off [default: RUST_LOG, or info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<terminal::LevelFilter>,
@@ -88,6 +98,8 @@ impl Args {
         set(&mut options.durability_min, &self.durability_min);
         set(&mut options.wait, &self.wait);
         set(&mut options.metrics, &self.metrics);
+        set(&mut options.traces, &self.traces);
+        set(&mut options.traces_one_in, &self.traces_one_in);
         options.start_as_leader = self.start_as_leader;
         options.ingest_core = self.ingest_core.or(options.ingest_core);
         options.sync_core = self.sync_core.or(options.sync_core);
@@ -107,10 +119,19 @@ pub fn run(args: &Args) -> Outcome {
     let parent = rustix::process::getppid();
     let options = args.options()?;
     let world = World::of_this_host()?;
-    let _metrics = metrics_of(&options)?;
+    // Set by a signal handler, read here: nothing to order.
+    let hang_up = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, hang_up.clone())?;
+    let tracing = Tracing::of(&options)?;
+    // Before the store is served: a recovery can take minutes.
+    let _metrics = Endpoint::of(&options.metrics, || {
+        let dropped = tracing.clone();
+        metrics::storage::Storage::new(&options.store, Box::new(move || dropped.dropped()))
+    })?;
     let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
     loop {
-        let storage = Storage::start(options.clone(), world.clone())?;
+        let storage = Storage::start_traced(options.clone(), world.clone(), tracing.traces.clone())?;
+        tracing.follow(storage.control())?;
         announce(&options.store, storage.started());
         if options.cluster.is_lossy() {
             tracing::warn!(
@@ -118,6 +139,9 @@ pub fn run(args: &Args) -> Outcome {
             );
         }
         while !is_over() && !storage.has_failed() {
+            if hang_up.swap(false, Ordering::Relaxed) {
+                reload(&storage, args);
+            }
             storage.control().set_statistic(Statistic::LogLinesLost, logging::lost());
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -136,14 +160,57 @@ pub fn run(args: &Args) -> Outcome {
     }
 }
 
-/// Serves metrics, if the options name an address. They are served before the store is: a recovery can take minutes.
-fn metrics_of(options: &Options) -> Outcome<Option<Endpoint>> {
-    if options.metrics.is_empty() {
-        return Ok(None);
+/// Reads the configuration again and uses what can change while storage runs. One that is wrong changes nothing.
+fn reload(storage: &Storage, args: &Args) {
+    let changed = args.options().and_then(|options| Ok(storage.reload(&options)?));
+    let counter = match &changed {
+        Ok(()) => Statistic::Reloads,
+        Err(_) => Statistic::ReloadFailures,
+    };
+    match changed {
+        Ok(()) => tracing::info!("the configuration is read again: retention and compaction are as it says from now on"),
+        Err(error) => tracing::error!(%error, "the configuration is wrong; storage goes on with the earlier one"),
     }
-    let wrong = |why| Failure::new(USAGE, format!("metrics: {why}"));
-    let address = options.metrics.parse::<Address>().map_err(wrong)?;
-    Endpoint::start(&address, Arc::new(metrics::storage::Storage::new(&options.store))).map(Some)
+    storage.control().add(counter, 1);
+}
+
+/// What a process traces, if it does.
+#[derive(Clone)]
+struct Tracing {
+    traces: Traces,
+    /// The moments, until a thread makes spans of them; and where these go.
+    to: Option<(Receiver<Moment>, Sender)>,
+    is_followed: Arc<AtomicBool>,
+}
+
+impl Tracing {
+    fn of(options: &Options) -> Outcome<Tracing> {
+        let is_followed = Arc::default();
+        if options.traces.is_empty() {
+            return Ok(Tracing { traces: Traces::off(), to: None, is_followed });
+        }
+        let instance = options.store.display().to_string();
+        let sender = traces::start(&traces::Options { endpoint: &options.traces, service: "tape-storage", instance: &instance })?;
+        let (traces, moments) = Traces::of(options.traces_one_in);
+        Ok(Tracing { traces, to: Some((moments, sender)), is_followed })
+    }
+
+    /// Starts the thread that makes spans, if it does not run yet. It ends with the process.
+    fn follow(&self, control: &Control) -> Outcome {
+        let Some((moments, to)) = self.to.clone() else { return Ok(()) };
+        // One thread starts it: nothing to order.
+        if !self.is_followed.swap(true, Ordering::Relaxed) {
+            let control = control.clone();
+            let run = move || traces::frames::run(&moments, &control, &to);
+            std::thread::Builder::new().name("tape-spans".to_owned()).spawn(run)?;
+        }
+        Ok(())
+    }
+
+    /// Moments and spans that were dropped.
+    fn dropped(&self) -> u64 {
+        self.traces.dropped() + self.to.as_ref().map_or(0, |(_, to)| to.dropped())
+    }
 }
 
 /// Truncates the divergent tail of the log: records that only this host has and the cluster did not commit.

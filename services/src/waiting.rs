@@ -1,7 +1,7 @@
 //! Owns: waits of commands, and the note of one that waits for more than a second.
 
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tapestore::error::Error;
 use tapestore::reader::Follow;
@@ -31,6 +31,35 @@ impl Waiting {
         });
         // Without the thread there is no note; the wait is the same.
         Waiting { _over: said.is_ok().then_some(over) }
+    }
+}
+
+/// After this time without a record a command that follows says what it waits for.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// A command that follows, while no record comes.
+#[derive(Debug)]
+pub(crate) struct Silence {
+    since: Instant,
+    is_noted: bool,
+}
+
+impl Silence {
+    pub(crate) fn new() -> Silence {
+        Silence { since: Instant::now(), is_noted: false }
+    }
+
+    /// A record has come.
+    pub(crate) fn over(&mut self) {
+        *self = Silence::new();
+    }
+
+    /// Says after ten seconds, once, that it waits for `what`.
+    pub(crate) fn note(&mut self, what: &str) {
+        if !self.is_noted && self.since.elapsed() > SILENT {
+            self.is_noted = true;
+            note(format_args!("note: waiting for {what}; none has come for {} s", SILENT.as_secs()));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -24,6 +25,7 @@ use super::ports::Ports;
 use super::prepare::PrepareAgent;
 use super::space::Room;
 use super::sync::{Answer, Pace, SyncAgent, SyncItem};
+use super::traces::Traces;
 use super::waker::Waker;
 use super::watermarks::Watermarks;
 use crate::compaction::merge::Job;
@@ -42,6 +44,7 @@ pub(super) struct Shared<'a> {
     pub(super) control: &'a Control,
     pub(super) bells: &'a Bells,
     pub(super) room: &'a Arc<Room>,
+    pub(super) traces: &'a Traces,
     /// Stops every agent but ingest and sync.
     pub(super) stop: &'a Stop,
 }
@@ -104,13 +107,13 @@ impl Shared<'_> {
         }
     }
 
-    pub(super) fn compact(&self, jobs: Receiver<Job>, done: Sender<Outcome>) -> CompactAgent {
+    pub(super) fn compact(&self, jobs: Receiver<Job>, done: Sender<Outcome>, bytes_per_second: Arc<AtomicU64>) -> CompactAgent {
         CompactAgent {
             disk: self.world.disk.clone(),
             dir: self.options.store.join(tapestore::sstable::DIR),
             jobs,
             done,
-            bytes_per_second: self.options.compaction.bytes_per_second,
+            bytes_per_second,
             control: self.control.clone(),
             room: self.room.clone(),
             stop: self.stop.clone(),
@@ -139,6 +142,7 @@ impl Shared<'_> {
             wait: if self.options.wait == Wait::Busy { Wait::Adaptive } else { self.options.wait },
             was_urgent: false,
             halted: halted.clone(),
+            traces: self.traces.clone(),
         }
     }
 

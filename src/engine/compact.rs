@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -40,7 +41,8 @@ pub(super) struct CompactAgent {
     pub(super) dir: PathBuf,
     pub(super) jobs: Receiver<Job>,
     pub(super) done: Sender<Outcome>,
-    pub(super) bytes_per_second: u64,
+    /// Changed while it runs; only a number, so relaxed.
+    pub(super) bytes_per_second: Arc<AtomicU64>,
     pub(super) control: Control,
     pub(super) room: Arc<Room>,
     pub(super) stop: Stop,
@@ -63,7 +65,7 @@ impl CompactAgent {
                 stop: &self.stop,
                 room: &self.room,
                 control: &self.control,
-                bytes_per_second: self.bytes_per_second,
+                bytes_per_second: &self.bytes_per_second,
                 due: began,
             };
             let result = run(self.disk.as_ref(), &self.dir, &job, &mut throttle);
@@ -80,7 +82,7 @@ struct Throttle<'a> {
     stop: &'a Stop,
     room: &'a Room,
     control: &'a Control,
-    bytes_per_second: u64,
+    bytes_per_second: &'a AtomicU64,
     /// When the bytes written so far were due.
     due: Instant,
 }
@@ -100,9 +102,10 @@ impl Throttle<'_> {
 impl Pace for Throttle<'_> {
     fn written(&mut self, bytes: u64) -> bool {
         let now = Instant::now();
-        if self.bytes_per_second > 0 {
+        let most = self.bytes_per_second.load(Ordering::Relaxed);
+        if most > 0 {
             let earliest = now.checked_sub(CREDIT).unwrap_or(now);
-            let takes = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+            let takes = Duration::from_secs_f64(bytes as f64 / most as f64);
             self.due = self.due.max(earliest) + takes;
             self.wait(self.due, || true);
         }

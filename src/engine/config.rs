@@ -4,6 +4,8 @@
 
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use crate::Options;
 use crate::compaction::retention::Rules;
 use tapestore::error::{Error, Result};
@@ -13,16 +15,47 @@ use tapestore::error::{Error, Result};
 /// # Errors
 /// [`Error::Io`] if it cannot be read; [`Error::Invalid`] with the line and the reason.
 pub fn storage(path: &Path) -> Result<Options> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let invalid = |reason: String| Error::invalid("configuration", format!("{}: {reason}", path.display()));
-    let options = parse(&text).map_err(invalid)?;
+    let options: Options = read(path)?;
     // Checks the names in it before anything starts with them.
-    Rules::new(&options.retention).map_err(|e| invalid(e.to_string()))?;
+    Rules::new(&options.retention).map_err(|e| invalid(path, e))?;
     Ok(options)
 }
 
-fn parse(text: &str) -> std::result::Result<Options, String> {
-    toml::from_str(text).map_err(|e| e.to_string())
+fn invalid(path: &Path, reason: impl std::fmt::Display) -> Error {
+    Error::invalid("configuration", format!("{}: {reason}", path.display()))
+}
+
+/// Reads options from the TOML file `path`.
+///
+/// # Errors
+/// As [`storage`].
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    parse(&text).map_err(|reason| invalid(path, reason))
+}
+
+/// Parses options. For an unknown key the reason has the most similar one.
+fn parse<T: DeserializeOwned>(text: &str) -> std::result::Result<T, String> {
+    toml::from_str(text).map_err(|error| {
+        let reason = error.to_string();
+        match nearest(&reason) {
+            Some(key) => format!("{}; did you mean {key}?", reason.trim_end()),
+            None => reason,
+        }
+    })
+}
+
+/// How similar a key must be that is proposed: 1 is equal.
+const SIMILAR: f64 = 0.6;
+
+/// The key that is most similar to the unknown one in `reason`, which has it and all others in backquotes.
+fn nearest(reason: &str) -> Option<&str> {
+    let (_, names) = reason.split_once("unknown field `")?;
+    let mut names = names.split('`').step_by(2);
+    let wrong = names.next()?;
+    let similar = |name: &str| strsim::normalized_damerau_levenshtein(wrong, name);
+    let best = names.max_by(|one, other| similar(one).total_cmp(&similar(other)))?;
+    (similar(best) >= SIMILAR).then_some(best)
 }
 
 #[cfg(test)]
@@ -53,8 +86,20 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_by_name() {
-        assert!(parse("memtable-sise = 3").unwrap_err().contains("memtable-sise"));
-        assert_eq!(parse("").unwrap(), Options::default());
+        let refused = |text: &str| parse::<Options>(text).unwrap_err();
+        assert!(refused("memtable-sise = 3").contains("memtable-sise"));
+        assert_eq!(parse::<Options>("").unwrap(), Options::default());
+        for (text, key) in [
+            ("memtable-sise = 3", "memtable-size"),
+            ("memtable_size = 3", "memtable-size"),
+            ("[compaction]\nbytes-per-secnd = 1", "bytes-per-second"),
+            ("[cluster]\nretain_bytes = 1", "retain-bytes"),
+            ("retension = []", "retention"),
+        ] {
+            assert!(refused(text).ends_with(&format!("did you mean {key}?")), "{text}: {}", refused(text));
+        }
+        assert!(!refused("colour = 3").contains("did you mean"), "nothing is similar");
+        assert!(!refused("memtable-size = true").contains("did you mean"), "the key is right");
     }
 
     proptest! {

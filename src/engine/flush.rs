@@ -20,6 +20,7 @@ use super::compact::Outcome;
 use super::flush_source::Rows;
 use super::history::{History, Next};
 use super::memtables::Sealed;
+use super::reload::Change;
 use super::space::Room;
 use super::watermarks::Watermarks;
 use crate::compaction::merge::{Job, Merged, Unpaced};
@@ -340,6 +341,8 @@ pub(super) struct Scheduler {
     pub(super) rules: Rules,
     pub(super) jobs: Sender<Job>,
     pub(super) done: Receiver<Outcome>,
+    /// Options and rules that take the place of these.
+    pub(super) changes: Receiver<Change>,
     /// Whether a merge is running: its files must stay.
     pub(super) is_merging: bool,
     /// Whether the version has changed since the last look.
@@ -363,19 +366,37 @@ impl Scheduler {
         options: Options,
         rules: &[Rule],
         clock: &dyn Clock,
-        jobs: Sender<Job>,
-        done: Receiver<Outcome>,
+        (jobs, done): (Sender<Job>, Receiver<Outcome>),
+        changes: Receiver<Change>,
     ) -> Result<Scheduler> {
         let wall_ahead = clock.wall().0.wrapping_sub(clock.monotonic());
         let (rules, skip) = (Rules::new(rules)?, BTreeSet::new());
-        for kind in rules.unmet() {
-            tracing::warn!(
-                kind,
-                "a retention rule names a kind that the store does not have yet: it removes nothing until the kind is defined"
-            );
-        }
+        note_unmet(&rules);
         let (is_merging, is_new, has_jumped) = (false, true, false);
-        Ok(Scheduler { options, rules, jobs, done, is_merging, is_new, after: 0, skip, skip_until: 0, wall_ahead, has_jumped })
+        Ok(Scheduler {
+            options,
+            rules,
+            jobs,
+            done,
+            changes,
+            is_merging,
+            is_new,
+            after: 0,
+            skip,
+            skip_until: 0,
+            wall_ahead,
+            has_jumped,
+        })
+    }
+}
+
+/// Says which rules remove nothing yet.
+fn note_unmet(rules: &Rules) {
+    for kind in rules.unmet() {
+        tracing::warn!(
+            kind,
+            "a retention rule names a kind that the store does not have yet: it removes nothing until the kind is defined"
+        );
     }
 }
 
@@ -398,6 +419,10 @@ impl FlushAgent {
             }
             if self.waiting.front().is_some_and(|s| self.is_durable(s)) {
                 self.file();
+            }
+            if let Ok((options, rules)) = self.scheduler.changes.try_recv() {
+                note_unmet(&rules);
+                (self.scheduler.options, self.scheduler.rules, self.scheduler.is_new) = (options, rules, true);
             }
             if let Ok(outcome) = self.scheduler.done.try_recv() {
                 self.set_merging(false);

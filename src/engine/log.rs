@@ -15,6 +15,7 @@ use super::sessions::Sessions;
 use super::space::Room;
 use super::state::{AppliedFrame, Readiness, StoreState};
 use super::sync::{Answer, SYNC_QUEUE, SyncItem};
+use super::traces::Traces;
 use super::watermarks::Watermarks;
 use crate::consensus::Node;
 use crate::consensus::message::{Message, Role};
@@ -142,6 +143,11 @@ impl Log {
     /// Raft's node, to step it.
     pub(super) fn node_mut(&mut self) -> &mut Node {
         &mut self.parts.node
+    }
+
+    /// Where the moments of sampled frames go.
+    pub(super) fn traces(&self) -> &Traces {
+        self.parts.state.traces()
     }
 
     /// The control page.

@@ -57,6 +57,10 @@ pub struct Options {
     pub sync_core: Option<usize>,
     /// Where the process serves metrics, host:port or unix:/path; empty: nowhere. The engine itself serves nothing.
     pub metrics: String,
+    /// Where the process sends traces, an address of OTLP over gRPC; empty: nowhere. The engine itself sends nothing.
+    pub traces: String,
+    /// One frame in so many is traced.
+    pub traces_one_in: u64,
     /// When and how SSTables are merged.
     pub compaction: compaction::Options,
     /// How long records are kept; without a rule, for ever.
@@ -87,6 +91,8 @@ impl Default for Options {
             ingest_core: None,
             sync_core: None,
             metrics: String::new(),
+            traces: String::new(),
+            traces_one_in: 100,
             compaction: compaction::Options::default(),
             retention: Vec::new(),
             start_as_leader: false,

@@ -378,6 +378,7 @@ impl Replica {
         let at_standby = self.standby.map_or(lsn, |matched| frames.lsn(matched).min(lsn));
         if lsn > log.control().committed() {
             log.control().set_committed(lsn);
+            log.traces().committed(lsn);
             log.ask(Effect::Ring(Bell::Applied));
         }
         sessions.committed(lsn, at_standby);

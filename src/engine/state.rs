@@ -11,6 +11,7 @@ use super::catalog::Catalog;
 use super::clock::IngestTime;
 use super::flush::Flusher;
 use super::memtables::{MemTables, Sealed};
+use super::traces::Traces;
 use crate::consensus::Change;
 use crate::consensus::message::FrameHead;
 use tapestore::bus::BatchHeader;
@@ -70,6 +71,7 @@ pub struct StoreState {
     sent: u32,
     /// A full table without a successor, which must be flushed.
     stuck: Option<Box<Sealed>>,
+    traces: Traces,
 }
 
 /// The state while it is rebuilt from a checkpoint and the log after it.
@@ -151,11 +153,22 @@ impl Rebuilt {
         catalog.publish();
         catalog.count(&control);
         let (frame, scratch) = (FrameBuilder::new(), Vec::new());
-        (StoreState { writer, memtables, catalog, control, ingest_time, frame, scratch, sent: 0, stuck: None }, sealed)
+        let traces = Traces::off();
+        (StoreState { writer, memtables, catalog, control, ingest_time, frame, scratch, sent: 0, stuck: None, traces }, sealed)
     }
 }
 
 impl StoreState {
+    /// Sends the moments of sampled frames to `traces` from now on.
+    pub fn trace(&mut self, traces: Traces) {
+        self.traces = traces;
+    }
+
+    /// Where the moments of sampled frames go.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
+    }
+
     /// The catalog's state of `publisher`.
     pub fn publisher(&self, publisher: PublisherId) -> PublisherState {
         self.catalog.publishers.get(&publisher).copied().unwrap_or_default()
@@ -270,16 +283,22 @@ impl StoreState {
         let sealed = if seal { Some(Box::new(self.seal())) } else { None };
         let stamps = self.frame.firsts().map(|record| record.own_index_time());
         let ingest_ts = self.ingest_time.next(now, self.writer.chain().ingest_ts, stamps);
+        let traced = self.traces.begin(self.writer.chain().index.0 + 1);
         let appended = self.writer.append(&mut self.frame, FrameType::Data, ingest_ts)?;
         let header = appended.header;
         self.control.set_appended(appended.end.lsn, appended.end.position);
         let sent = std::mem::take(&mut self.sent);
-        let appended_at = if sent == 0 { 0 } else { HostClock.monotonic() };
+        let appended_at = if sent == 0 && traced.is_none() { 0 } else { HostClock.monotonic() };
         let by_kind = self.memtables.apply(self.frame.runs(), self.frame.records(), header.ingest_ts);
         self.control.set_applied(appended.end.lsn);
-        if let Some(took) = since_stamp(sent, appended_at).filter(|_| sent != 0) {
+        let took = since_stamp(sent, appended_at).filter(|_| sent != 0);
+        if let Some(took) = took {
             self.control.observe(Histogram::PublishToAppend, took);
             self.control.observe(Histogram::AppendToVisible, HostClock.monotonic().saturating_sub(appended_at));
+        }
+        if let Some(began) = traced {
+            let sent = took.map(|took| appended_at.saturating_sub(took).min(began));
+            self.traces.visible(&appended, false, (sent, began, appended_at));
         }
         self.control.add_by_kind(&by_kind);
         if sabotage::is(Sabotage::AckEarly) {
@@ -328,8 +347,10 @@ impl StoreState {
         let header = &frame.header;
         let seals = header.records() > 0 && self.memtables.must_seal(header.records());
         let sealed = seals.then(|| Box::new(self.seal()));
+        let traced = self.traces.begin(header.index.0).map(|began| (began, header.records() > 0));
         let appended = self.writer.append_as_is(header, words)?;
         self.control.set_appended(appended.end.lsn, appended.end.position);
+        let appended_at = traced.map_or(0, |_| HostClock.monotonic());
         let mut accepted = Vec::new();
         match &frame.body {
             Body::Empty | Body::Membership(_) => {}
@@ -345,6 +366,9 @@ impl StoreState {
                 accepted = self.catalog.runs(header, data.runs);
                 self.control.add(Statistic::Records, header.records());
             }
+        }
+        if let Some((began, true)) = traced {
+            self.traces.visible(&appended, true, (None, began, appended_at));
         }
         self.count(&appended);
         Ok(AppliedFrame { appended, accepted, sealed })

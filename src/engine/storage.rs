@@ -21,9 +21,11 @@ use super::log::LogParts;
 use super::memtables::Source;
 use super::options::{Options, World};
 use super::recover::{Recovered, Started, recover};
+use super::reload::Reload;
 use super::requests::DurabilityPolicy;
 use super::space::SpaceAgent;
 use super::sync::{SYNC_QUEUE, SyncItem};
+use super::traces::Traces;
 use super::waker::Waker;
 use super::watermarks::Watermarks;
 use super::{attach, consensus, flush, requests, space};
@@ -54,6 +56,7 @@ pub struct Storage {
     sync: JoinHandle<Result<wal::Syncer>>,
     flush: JoinHandle<Flusher>,
     others: Vec<JoinHandle<()>>,
+    reload: Reload,
     run_dir: RunDir,
     store: PathBuf,
     disk: Arc<dyn Disk>,
@@ -67,7 +70,16 @@ impl Storage {
     /// # Errors
     /// As [`recover`]; [`Error::Bus`] if the bus cannot be joined; [`Error::Invalid`] if options are not valid.
     pub fn start(options: Options, world: World) -> Result<Storage> {
-        let recovered = recover(options, &world)?;
+        Storage::start_traced(options, world, Traces::off())
+    }
+
+    /// The same; moments of sampled frames go to `traces`.
+    ///
+    /// # Errors
+    /// As [`Storage::start`].
+    pub fn start_traced(options: Options, world: World, traces: Traces) -> Result<Storage> {
+        let mut recovered = recover(options, &world)?;
+        recovered.state.trace(traces);
         let (run_dir, instance) = (&recovered.run_dir, recovered.started.instance);
         let bells = Bells::open_or_create(&run_dir.bells())?;
         let bus = Bus::join(&run_dir.bus_root(instance), &run_dir.bus_prefix(instance), "storage")?;
@@ -103,11 +115,23 @@ impl Storage {
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
         let space = SpaceAgent::new(world.disk.clone(), &options.store, keep, segment_size, control.clone(), late_stop.clone())?;
         let room = space.room();
-        let shared = Shared { options: &options, world: &world, control: &control, bells: &bells, room: &room, stop: &late_stop };
+        let traces = state.traces().clone();
+        let (room_of, stop_of) = (&room, &late_stop);
+        let shared = Shared {
+            options: &options,
+            world: &world,
+            control: &control,
+            bells: &bells,
+            room: room_of,
+            traces: &traces,
+            stop: stop_of,
+        };
         let prepare = shared.prepare(maker, segment_size, (spares, recycled), (table_requests, tables));
-        let scheduler = Scheduler::new(options.compaction.clone(), &options.retention, world.clock.as_ref(), jobs_in, done)?;
+        let (reload, changes) = Reload::new(&options);
+        let rules = &options.retention;
+        let scheduler = Scheduler::new(options.compaction.clone(), rules, world.clock.as_ref(), (jobs_in, done), changes)?;
         let flush = shared.flush((flusher, sealed), scheduler, watermarks.clone(), (flush_items, notice_in, recycled_in));
-        let compact = shared.compact(jobs, done_in);
+        let compact = shared.compact(jobs, done_in, reload.pace());
         let sync = shared.sync(syncer, watermarks.clone(), (&waker, &halted), (sync_items, answer_in, freed_in));
         let attach = shared.attach((listeners.attach, run_dir.attach_socket()), (bus, instance), waker, (request_in, answers));
         let is_lossy = options.cluster.is_lossy();
@@ -144,12 +168,36 @@ impl Storage {
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
         let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
         let (store, disk) = (options.store, world.disk);
-        Ok(Storage { started, control, bells, meta, stop, late_stop, ingest, sync, flush, others, run_dir, store, disk, lock })
+        Ok(Storage {
+            started,
+            control,
+            bells,
+            meta,
+            stop,
+            late_stop,
+            ingest,
+            sync,
+            flush,
+            others,
+            reload,
+            run_dir,
+            store,
+            disk,
+            lock,
+        })
     }
 
     /// The result of the start.
     pub fn started(&self) -> &Started {
         &self.started
+    }
+
+    /// Uses the retention and the compaction of `options` from now on; other options stay as they were at the start.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if one of them is not valid: nothing has changed then.
+    pub fn reload(&self, options: &Options) -> Result<()> {
+        self.reload.change(options)
     }
 
     /// The control page.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, TrySendError};
 
+use super::traces::Traces;
 use super::waker::Waker;
 use super::watermarks::Watermarks;
 use tapestore::agent::{Idle, Stop, Wait};
@@ -99,6 +100,7 @@ pub(super) struct SyncAgent {
     pub(super) was_urgent: bool,
     /// Set when a sync has failed, before anything else happens.
     pub(super) halted: Stop,
+    pub(super) traces: Traces,
 }
 
 /// Items that were taken from the queue and are not yet handled.
@@ -199,6 +201,7 @@ impl SyncAgent {
             let began = HostClock.monotonic();
             self.syncer.sync(end)?;
             let now = HostClock.monotonic();
+            self.traces.durable(end.lsn, began, now);
             self.control.add(Statistic::Syncs, 1);
             self.control.observe(Histogram::Sync, now.saturating_sub(began));
             if let appended_at @ 1.. = std::mem::take(&mut batch.appended_at) {

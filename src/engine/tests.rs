@@ -704,6 +704,7 @@ fn sync_agent(
         wait: Wait::Blocking,
         was_urgent: false,
         halted: halted.clone(),
+        traces: super::traces::Traces::off(),
     };
     (agent, items_in, freed_out, control, halted)
 }

@@ -84,6 +84,10 @@ pub enum Statistic {
     LogLinesLost = 39,
     /// MemTables spilled to the store's directory because shared memory was short.
     Spilled = 40,
+    /// Times that the configuration was read again and used.
+    Reloads = 41,
+    /// Times that it was read again and refused.
+    ReloadFailures = 42,
     /// Times that the host's clock was found set, or behind the store.
     ClockSteps = 48,
     /// Amount of the newest clock step: ns, in two's complement.

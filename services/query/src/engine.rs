@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
@@ -46,6 +46,8 @@ use crate::opaque::Opaque;
 use crate::plans::{Plan, Plans};
 use crate::scan::Scan;
 use crate::schema::KindTable;
+use crate::statistics::{Outcome, Running, Statistics};
+use crate::traces::Traces;
 use crate::{background, dialect, planner, updates};
 
 /// Consumers of memory that an error names.
@@ -72,12 +74,22 @@ pub struct Options {
     pub background: Option<Handle>,
     /// Whether a statement may read files of the host, with the rights of this process: `read_parquet` and its like.
     pub files: bool,
+    /// Where traces of statements go; `None`: nowhere.
+    pub traces: Option<Traces>,
 }
 
 impl Default for Options {
     fn default() -> Options {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Options { memory: 1 << 30, spill: 16 << 30, time: Duration::from_secs(300), threads, background: None, files: false }
+        Options {
+            memory: 1 << 30,
+            spill: 16 << 30,
+            time: Duration::from_secs(300),
+            threads,
+            background: None,
+            files: false,
+            traces: None,
+        }
     }
 }
 
@@ -92,6 +104,7 @@ pub struct Engine {
     /// The names of aggregate functions.
     aggregates: HashSet<String>,
     opened: Mutex<Opened>,
+    statistics: Statistics,
 }
 
 /// What statements share of a store.
@@ -193,12 +206,29 @@ impl Engine {
             plans: Plans::default(),
             aggregates,
             opened: Mutex::new(opened),
+            statistics: Statistics::default(),
         })
     }
 
     /// The store's directory.
     pub fn store(&self) -> &Path {
         &self.store
+    }
+
+    /// What is counted of statements and connections.
+    pub fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    /// Memory of the operators of statements, and their data on the disk, bytes.
+    pub fn used(&self) -> (u64, u64) {
+        let runtime = self.common.runtime_env();
+        (runtime.memory_pool.reserved() as u64, runtime.disk_manager.used_disk_space())
+    }
+
+    /// Counts a statement that has no answer.
+    fn counted<T>(&self, result: Result<T, QueryError>) -> Result<T, QueryError> {
+        result.inspect_err(|_| self.statistics.refuse())
     }
 
     /// The limits of statements.
@@ -292,11 +322,14 @@ impl Engine {
     /// # Errors
     /// It is none.
     pub fn parse(&self, sql: &str) -> Result<Statement, QueryError> {
-        if updates::followed(sql)?.is_some() {
-            let reason = "FOLLOW is for clients of Arrow Flight SQL; a terminal has: tape sql --follow -c 'SELECT ...'";
-            return Err(QueryError::Statement { reason: reason.to_owned() });
-        }
-        Ok(dialect::parse(sql, &|name| self.aggregates.contains(name))?)
+        let parse = || {
+            if updates::followed(sql)?.is_some() {
+                let reason = "FOLLOW is for clients of Arrow Flight SQL; a terminal has: tape sql --follow -c 'SELECT ...'";
+                return Err(QueryError::Statement { reason: reason.to_owned() });
+            }
+            Ok(dialect::parse(sql, &|name| self.aggregates.contains(name))?)
+        };
+        self.counted(parse())
     }
 
     /// Answers the statement `sql`, which has no parameters.
@@ -317,20 +350,25 @@ impl Engine {
     /// As [`Engine::query`].
     pub fn again<'a>(&'a self, sql: &'a str, settings: &'a Settings) -> Awaited<'a, Option<Answer>> {
         Box::pin(async move {
-            let moment = self.moment(settings)?;
-            if let Some(operators) = self.plans.operators(sql, settings, &moment)? {
-                return self.start(operators, self.common.task_ctx(), &moment).map(Some);
-            }
-            if let Some(plan) = self.plans.to_make(sql, settings, &moment)? {
-                let state = self.state(&moment)?;
-                let operators = state.query_planner().create_physical_plan(&plan, &state).await?;
-                if self.plans.keep_operators(sql, settings, &moment, &operators)? {
-                    return self.start(operators, state.task_ctx(), &moment).map(Some);
+            let began = Instant::now();
+            let result: Result<_, QueryError> = async {
+                let moment = self.moment(settings)?;
+                if let Some(operators) = self.plans.operators(sql, settings, &moment)? {
+                    return self.start(operators, self.common.task_ctx(), &moment, (sql, began)).map(Some);
                 }
+                if let Some(plan) = self.plans.to_make(sql, settings, &moment)? {
+                    let state = self.state(&moment)?;
+                    let operators = state.query_planner().create_physical_plan(&plan, &state).await?;
+                    if self.plans.keep_operators(sql, settings, &moment, &operators)? {
+                        return self.start(operators, state.task_ctx(), &moment, (sql, began)).map(Some);
+                    }
+                }
+                let Some(Plan { plan, .. }) = self.plans.find(sql, settings, &moment)? else { return Ok(None) };
+                let state = self.state(&moment)?;
+                self.run(&state, &plan, &moment, (sql, began)).await.map(Some)
             }
-            let Some(Plan { plan, .. }) = self.plans.find(sql, settings, &moment)? else { return Ok(None) };
-            let state = self.state(&moment)?;
-            self.run(&state, &plan, &moment).await.map(Some)
+            .await;
+            self.counted(result)
         })
     }
 
@@ -346,16 +384,21 @@ impl Engine {
         settings: &'a Settings,
     ) -> Awaited<'a, Answer> {
         Box::pin(async move {
-            let moment = self.moment(settings)?;
-            let state = self.state(&moment)?;
-            if !parameters.is_empty() {
-                // The values are in the plan, and not in the text: it is not kept.
-                let plan = plan_of(&state, statement).await?.with_param_values(parameters)?;
-                return self.run(&state, &state.optimize(&plan)?, &moment).await;
+            let began = Instant::now();
+            let result: Result<_, QueryError> = async {
+                let moment = self.moment(settings)?;
+                let state = self.state(&moment)?;
+                if !parameters.is_empty() {
+                    // The values are in the plan, and not in the text: it is not kept.
+                    let plan = plan_of(&state, statement).await?.with_param_values(parameters)?;
+                    return self.run(&state, &state.optimize(&plan)?, &moment, (sql, began)).await;
+                }
+                let plan = plan_of(&state, statement).await?;
+                let Plan { plan, .. } = self.optimized(&state, (sql, settings), &plan, &moment)?;
+                self.run(&state, &plan, &moment, (sql, began)).await
             }
-            let plan = plan_of(&state, statement).await?;
-            let Plan { plan, .. } = self.optimized(&state, (sql, settings), &plan, &moment)?;
-            self.run(&state, &plan, &moment).await
+            .await;
+            self.counted(result)
         })
     }
 
@@ -371,13 +414,18 @@ impl Engine {
         change: fn(&LogicalPlan) -> Result<LogicalPlan, DataFusionError>,
     ) -> Awaited<'a, Answer> {
         Box::pin(async move {
-            let moment = self.moment(settings)?;
-            let state = self.state(&moment)?;
-            let mut plan = plan_of(&state, statement).await?;
-            if !parameters.is_empty() {
-                plan = plan.with_param_values(parameters)?;
+            let began = Instant::now();
+            let result: Result<_, QueryError> = async {
+                let moment = self.moment(settings)?;
+                let state = self.state(&moment)?;
+                let mut plan = plan_of(&state, statement).await?;
+                if !parameters.is_empty() {
+                    plan = plan.with_param_values(parameters)?;
+                }
+                self.run(&state, &state.optimize(&change(&plan)?)?, &moment, ("", began)).await
             }
-            self.run(&state, &state.optimize(&change(&plan)?)?, &moment).await
+            .await;
+            self.counted(result)
         })
     }
 
@@ -396,15 +444,28 @@ impl Engine {
     }
 
     /// Runs `plan`, which is optimized.
-    fn run<'a>(&'a self, state: &'a SessionState, plan: &'a LogicalPlan, moment: &'a Moment) -> Awaited<'a, Answer> {
+    fn run<'a>(
+        &'a self,
+        state: &'a SessionState,
+        plan: &'a LogicalPlan,
+        moment: &'a Moment,
+        of: (&'a str, Instant),
+    ) -> Awaited<'a, Answer> {
         Box::pin(async move {
             let operators = state.query_planner().create_physical_plan(plan, state).await?;
-            self.start(operators, state.task_ctx(), moment)
+            self.start(operators, state.task_ctx(), moment, of)
         })
     }
 
-    /// Starts `operators`.
-    fn start(&self, operators: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>, moment: &Moment) -> Result<Answer, QueryError> {
+    /// Starts `operators`, for the statement `text` whose planning began at `began`.
+    fn start(
+        &self,
+        operators: Arc<dyn ExecutionPlan>,
+        context: Arc<TaskContext>,
+        moment: &Moment,
+        (text, began): (&str, Instant),
+    ) -> Result<Answer, QueryError> {
+        let traced = self.options.traces.as_ref().and_then(|traces| traces.of(text, began, &operators));
         let rows = background::rows(operators.clone(), context, self.options.background.as_ref())?;
         let schema = rows.schema();
         let rows = Box::pin(Limited {
@@ -414,6 +475,7 @@ impl Engine {
             limit: self.options.time,
             ends: Box::pin(tokio::time::sleep(self.options.time)),
             is_over: false,
+            running: self.statistics.start(traced),
         });
         Ok(Answer { schema, rows, plan: operators, last: moment.snapshot.last() })
     }
@@ -452,17 +514,21 @@ impl Engine {
         settings: &'a Settings,
     ) -> Awaited<'a, (SchemaRef, Parameters)> {
         Box::pin(async move {
-            let moment = self.moment(settings)?;
-            let state = self.state(&moment)?;
-            let plan = plan_of(&state, statement).await?;
-            let parameters = parameters_of(&plan)?;
-            if parameters.is_empty() && !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
-                let kept = self.optimized(&state, (sql, settings), &plan, &moment)?;
-                return Ok((kept.schema, parameters));
+            let result: Result<_, QueryError> = async {
+                let moment = self.moment(settings)?;
+                let state = self.state(&moment)?;
+                let plan = plan_of(&state, statement).await?;
+                let parameters = parameters_of(&plan)?;
+                if parameters.is_empty() && !matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_)) {
+                    let kept = self.optimized(&state, (sql, settings), &plan, &moment)?;
+                    return Ok((kept.schema, parameters));
+                }
+                // Types are coerced, and functions get their final types, when the plan is analysed.
+                let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+                Ok((plan.schema().inner().clone(), parameters))
             }
-            // Types are coerced, and functions get their final types, when the plan is analysed.
-            let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
-            Ok((plan.schema().inner().clone(), parameters))
+            .await;
+            self.counted(result)
         })
     }
 
@@ -530,6 +596,7 @@ struct Limited {
     limit: Duration,
     ends: Pin<Box<tokio::time::Sleep>>,
     is_over: bool,
+    running: Running,
 }
 
 impl Limited {
@@ -549,13 +616,23 @@ impl Stream for Limited {
         }
         if self.ends.as_mut().poll(context).is_ready() {
             self.is_over = true;
+            self.running.end(Outcome::TooLong);
             let limit = self.limit;
             return Poll::Ready(Some(Err(DataFusionError::External(Box::new(QueryError::TooLong { limit })))));
         }
         let next = std::task::ready!(self.rows.as_mut().poll_next(context));
-        if next.is_none() {
-            self.is_over = true;
-            return Poll::Ready(self.check().err().map(Err));
+        match &next {
+            Some(Ok(batch)) => {
+                let rows = batch.num_rows();
+                self.running.count(rows);
+            }
+            Some(Err(error)) => self.running.end(Outcome::of_rows(error)),
+            None => {
+                self.is_over = true;
+                let checked = self.check();
+                self.running.end(if checked.is_ok() { Outcome::Answered } else { Outcome::Failed });
+                return Poll::Ready(checked.err().map(Err));
+            }
         }
         Poll::Ready(next)
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tape_services::exit::{Failure, INTERNAL, NO_INPUT, Outcome, UNAVAILABLE, USAGE};
+use tape_services::metrics::Endpoint;
 use tape_services::terminal;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -21,7 +22,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::access::Access;
 use crate::engine::{self, Engine};
+use crate::metrics::Served;
 use crate::nesting::STACK;
+use crate::traces::Traces;
 use crate::{console, derive, flight, postgres};
 
 /// How long clients have to end when the process is stopped.
@@ -67,6 +70,12 @@ pub struct Options {
     pub connections: usize,
     /// Whether clients may read files of the host with the rights of this process.
     pub read_files: bool,
+    /// Where metrics are served; empty: nowhere.
+    pub metrics: String,
+    /// Where traces go, an address of OTLP over gRPC; empty: nowhere.
+    pub traces: String,
+    /// One statement in so many is traced.
+    pub traces_one_in: u64,
     /// Bars that are made in the store.
     pub derive: Vec<derive::Entry>,
 }
@@ -88,6 +97,9 @@ impl Default for Options {
             nice: 19,
             connections: 64,
             read_files: false,
+            metrics: String::new(),
+            traces: String::new(),
+            traces_one_in: 100,
             derive: Vec::new(),
         }
     }
@@ -120,15 +132,21 @@ pub struct Args {
     /// Allow read_parquet and its like: every client reads the files that this process can read
     #[arg(long)]
     read_files: bool,
+    /// Serve metrics for Prometheus at host:port, or unix:/path/of/socket, with /healthz and /readyz [default: nowhere]
+    #[arg(long)]
+    metrics: Option<String>,
+    /// Send traces to this collector of OpenTelemetry, OTLP over gRPC, like http://127.0.0.1:4317 [default: not sent]
+    #[arg(long)]
+    traces: Option<String>,
+    /// Trace one statement in so many [default: 100]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    traces_one_in: Option<u64>,
 }
 
 impl Args {
     fn options(&self, store: Option<PathBuf>) -> Outcome<Options> {
         let mut options = match &self.config {
-            Some(path) => {
-                let text = read(path)?;
-                toml::from_str(&text).map_err(|e| Failure::new(USAGE, format!("{}: {e}", path.display())))?
-            }
+            Some(path) => tapestore_engine::config::read(path)?,
             None => Options::default(),
         };
         options.store = store.unwrap_or(options.store);
@@ -144,6 +162,13 @@ impl Args {
         if let Some(users) = &self.users {
             options.users.clone_from(users);
         }
+        if let Some(metrics) = &self.metrics {
+            options.metrics.clone_from(metrics);
+        }
+        if let Some(traces) = &self.traces {
+            options.traces.clone_from(traces);
+        }
+        options.traces_one_in = self.traces_one_in.unwrap_or(options.traces_one_in);
         options.read_files |= self.read_files;
         if let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) {
             options.tls = Some(Tls { cert: cert.clone(), key: key.clone() });
@@ -233,15 +258,28 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
         threads,
         background: Some(background.handle().clone()),
         files: options.read_files,
+        traces: traces(&options)?,
     };
     let engine = Arc::new(Engine::open(&options.store, limits)?);
     engine.note_at_rest(&engine::Settings::default())?;
+    let _metrics = Endpoint::of(&options.metrics, || Served(engine.clone()))?;
     let deriving = derive::Deriving::start(&options.store, derived)?;
     let served = runtime.block_on(serve(&options, engine, access));
     drop(deriving);
     runtime.shutdown_timeout(GRACE);
     background.shutdown_timeout(GRACE);
     served
+}
+
+/// Where traces of statements go.
+fn traces(options: &Options) -> Outcome<Option<Traces>> {
+    if options.traces.is_empty() {
+        return Ok(None);
+    }
+    let instance = options.store.display().to_string();
+    let to = tape_services::traces::Options { endpoint: &options.traces, service: "tape-query", instance: &instance };
+    let to = tape_services::traces::start(&to)?;
+    Ok(Some(Traces { to, one_in: options.traces_one_in }))
 }
 
 async fn listen(address: &str) -> Outcome<Option<TcpListener>> {

@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "an unexpected value fails a test by a panic")]
 
-use std::io::{BufRead, BufReader};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::sync_channel;
@@ -20,6 +21,7 @@ struct Served {
     postgres: String,
     flight: String,
     console: String,
+    metrics: String,
 }
 
 impl Drop for Served {
@@ -40,23 +42,28 @@ fn command(store: &Embedded) -> Command {
         "127.0.0.1:0",
         "--console",
         "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
     ]);
     command
 }
 
 fn serve(store: &Embedded) -> Served {
-    let mut child = command(store).stderr(Stdio::piped()).spawn().unwrap();
+    started(&mut command(store))
+}
+
+fn started(command: &mut Command) -> Served {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let log = BufReader::new(child.stderr.take().unwrap());
     let (sender, lines) = sync_channel(1024);
     std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-    let line = loop {
-        let line = lines.recv_timeout(Duration::from_secs(60)).unwrap();
-        if line.contains("answering SQL") {
-            break line;
-        }
-    };
-    let field = |name: &str| line.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-    Served { child, postgres: field("postgres="), flight: field("flight="), console: field("console=") }
+    let mut log = String::new();
+    while !log.contains("answering SQL") {
+        log += &lines.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+    let field = |name: &str| log.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    let metrics = field("at=http://").trim_end_matches("/metrics").to_owned();
+    Served { child, postgres: field("postgres="), flight: field("flight="), console: field("console="), metrics }
 }
 
 fn store() -> Embedded {
@@ -87,6 +94,96 @@ fn a_client_of_postgresql_gets_an_answer_and_sigterm_ends_the_process_in_order()
     let pid = rustix::process::Pid::from_child(&served.child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+/// Status and body of the answer to `path`.
+fn ask(address: &str, path: &str) -> (u16, String) {
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: query\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The samples of a scrape by name and labels.
+fn scrape(address: &str) -> BTreeMap<String, f64> {
+    let (status, body) = ask(address, "/metrics");
+    assert!(status == 200 && body.ends_with("# EOF\n"), "{body}");
+    let lines = body.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
+    lines.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+}
+
+#[test]
+fn statements_and_clients_are_counted_by_how_they_end_and_each_metric_is_in_its_page() {
+    let store = store();
+    let config = store.path().parent().unwrap().join("query.toml");
+    std::fs::write(&config, "memory-bytes = 20000000\nspill-bytes = 1000000\nstatement-seconds = 2\n").unwrap();
+    let served = started(command(&store).arg("--config").arg(&config));
+    let at = &served.metrics;
+    assert_eq!((ask(at, "/healthz").0, ask(at, "/readyz").0, ask(at, "/other").0), (200, 200, 404));
+    let outcome =
+        |found: &BTreeMap<String, f64>, of: &str| found[&format!("tapestore_query_statements_total{{outcome=\"{of}\"}}")];
+    let before = scrape(at);
+    for of in ["answered", "refused", "failed", "out-of-memory", "too-long", "cancelled"] {
+        assert_eq!(outcome(&before, of), 0.0, "{of}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let port: u16 = served.postgres.rsplit(':').next().unwrap().parse().unwrap();
+    runtime.block_on(async {
+        let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
+        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        assert_eq!(scrape(at)["tapestore_query_connections{protocol=\"postgres\"}"], 1.0);
+        client.query_one("select price from trade where symbol = $1", &[&"XNAS:AAPL"]).await.unwrap();
+        let found = scrape(at);
+        assert_eq!((outcome(&found, "answered"), found["tapestore_query_rows_total"]), (1.0, 1.0));
+        assert_eq!(found["tapestore_query_statement_seconds_count"], 1.0);
+        client.query_one("select prize from trade", &[]).await.unwrap_err();
+        client.query_one("insert into trade values (1)", &[]).await.unwrap_err();
+        assert_eq!(outcome(&scrape(at), "refused"), 2.0);
+        client.query_one("select 1 / (value - 5) from generate_series(1, 10) where value = 5", &[]).await.unwrap_err();
+        assert_eq!(outcome(&scrape(at), "failed"), 1.0);
+        let memory = "select count(*) from (select value from generate_series(1, 30000000) order by value % 1000003)";
+        client.query_one(memory, &[]).await.unwrap_err();
+        let found = scrape(at);
+        assert_eq!(outcome(&found, "out-of-memory") + outcome(&found, "too-long"), 1.0, "{found:?}");
+        client.query_one("select count(*) from generate_series(1, 100000000000) where value % 7 = 3", &[]).await.unwrap_err();
+        assert!(outcome(&scrape(at), "too-long") >= 1.0);
+        // One that runs is a gauge, and a client that asks for its end makes it cancelled.
+        let cancel = client.cancel_token();
+        let long = client.query_one("select count(*) from generate_series(1, 100000000000) where value % 7 = 3", &[]);
+        let ends = async {
+            while scrape(at)["tapestore_query_running_statements"] < 1.0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+        };
+        let (cancelled, ()) = tokio::join!(long, ends);
+        cancelled.unwrap_err();
+    });
+    drop(runtime);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let found = loop {
+        let found = scrape(at);
+        let is_over = found["tapestore_query_connections{protocol=\"postgres\"}"] == 0.0;
+        if is_over && found["tapestore_query_running_statements"] == 0.0 && outcome(&found, "cancelled") == 1.0 {
+            break found;
+        }
+        assert!(std::time::Instant::now() < deadline, "{found:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(found["tapestore_query_store_served"], 1.0);
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src/docs/metrics.md")).unwrap();
+    let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let documented: BTreeSet<String> = words.filter(|word| word.starts_with("tapestore_query_")).map(str::to_owned).collect();
+    let exported: BTreeSet<String> = found
+        .keys()
+        .map(|name| name.split('{').next().unwrap())
+        .map(|name| ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned())
+        .filter(|name| name.starts_with("tapestore_query_"))
+        .collect();
+    assert_eq!(exported, documented);
 }
 
 /// The numbers of a thread or process in `/proc`, from the one behind its name on.

@@ -319,7 +319,8 @@ fn change(store: &Path, target: &Target, command: Request, format: Format, is_do
     show(&report, format)
 }
 
-fn role(role: Role) -> &'static str {
+/// The name of `role`.
+pub(crate) fn role(role: Role) -> &'static str {
     match role {
         Role::Leader => "leader",
         Role::Follower => "follower",

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `words` | writing metrics of one name, in the text format of OpenMetrics |
 //! | `storage` | what storage says, from the control page alone |
+//! | `replication` | what replication says: this host in its cluster, the other hosts, its certificates |
 //! | `process` | memory, threads, open files and processor time of this process |
 //!
 //! What must hold: a scrape only reads, on a thread of its own, and takes nothing from the threads that work. Clients, requests and
 //! their time are bounded. Labels have few values: a name that comes from records is never one.
 
 pub mod process;
+pub mod replication;
 pub mod storage;
 mod words;
 
@@ -35,7 +37,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::exit::{Failure, Outcome, UNAVAILABLE};
+use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 16;
@@ -114,6 +116,18 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// Serves what `source` makes at the address that the option `metrics` names, if it names one.
+    ///
+    /// # Errors
+    /// It is no address, or nothing can listen there.
+    pub fn of<S: Source>(metrics: &str, source: impl FnOnce() -> S) -> Outcome<Option<Endpoint>> {
+        if metrics.is_empty() {
+            return Ok(None);
+        }
+        let address = metrics.parse::<Address>().map_err(|why| Failure::new(USAGE, format!("metrics: {why}")))?;
+        Endpoint::start(&address, Arc::new(source())).map(Some)
+    }
+
     /// Serves what `source` says at `address`.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ use tapestore::shm::status::{PublisherStatus, Role, State, Status};
 
 use super::Source;
 use super::words::Words;
-use crate::held_files;
+use crate::{held_files, last_backup};
 
 /// The processes that hold deleted files are looked for at most so often: it reads the maps of every process.
 const HELD_AFTER: Duration = Duration::from_secs(60);
@@ -32,6 +32,8 @@ pub struct Storage {
     store: PathBuf,
     page: Mutex<Option<Page>>,
     held: Mutex<Option<(Instant, Held)>>,
+    /// Moments and spans of traces that were dropped.
+    dropped: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 /// A store's run directory and control page.
@@ -49,9 +51,9 @@ struct Held {
 }
 
 impl Storage {
-    /// The store in `store`.
-    pub fn new(store: &Path) -> Storage {
-        Storage { store: store.to_path_buf(), page: Mutex::new(None), held: Mutex::new(None) }
+    /// The store in `store`, whose process has dropped so many moments and spans of traces.
+    pub fn new(store: &Path, dropped: Box<dyn Fn() -> u64 + Send + Sync>) -> Storage {
+        Storage { store: store.to_path_buf(), page: Mutex::new(None), held: Mutex::new(None), dropped }
     }
 
     /// The page of this process.
@@ -94,6 +96,8 @@ impl Source for Storage {
             status: Status::read(&control),
             shared_free: shm::free_bytes(run_dir.path()),
             held: self.held(&run_dir),
+            backup: last_backup::of(&self.store).map(|last| last.at.0),
+            dropped: (self.dropped)(),
         });
         Box::new(Metrics(seen.ok()))
     }
@@ -123,6 +127,9 @@ struct Seen {
     status: Status,
     shared_free: u64,
     held: Held,
+    /// When the last backup was done, ns since 1970.
+    backup: Option<u64>,
+    dropped: u64,
 }
 
 /// The metrics of a moment; without a page, what is known without one.
@@ -153,6 +160,13 @@ impl Collector for Metrics {
         memory_and_log(&mut to, status)?;
         history(&mut to, status)?;
         space(&mut to, seen)?;
+        let backup = seen.backup.unwrap_or(0);
+        to.time(
+            "last_backup_timestamp",
+            "When the last backup was done, since 1970; 0: never, or by an earlier release.",
+            backup,
+        )?;
+        to.counter("traces_dropped", "Moments and spans that the collector of traces did not get.", seen.dropped)?;
         cluster(&mut to, status)?;
         distributions(&mut to, status)
     }

@@ -85,6 +85,30 @@ impl Words<'_> {
         each(&mut metric, label, values, |metric, value| metric.encode_gauge(&value))
     }
 
+    /// Times of ns nanoseconds, each with a value of `label`.
+    pub(super) fn times(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (String, u64)>,
+    ) -> Result {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        each(&mut metric, label, values, |metric, value| metric.encode_gauge(&seconds(value)))
+    }
+
+    /// Bytes that rise, each with a value of `label`.
+    pub(super) fn bytes_counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (String, u64)>,
+    ) -> Result {
+        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Counter)?;
+        each(&mut metric, label, values, |metric, value| metric.encode_counter(&value, NO_EXEMPLAR))
+    }
+
     /// One of some: 1 for each value of `label` that holds, 0 for the others.
     pub(super) fn one_of<'v>(
         &mut self,

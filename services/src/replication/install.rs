@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tapestore::disk::{Disk, Open, RealDisk};
@@ -26,7 +27,7 @@ use tonic::{Code, Status};
 use super::proto::supply_client::SupplyClient;
 use super::proto::{Chunk, CopyFile, CopyRequest, FetchRequest, SnapshotFiles};
 use super::session::StorageInfo;
-use super::{Options, local, send_snapshot, tls};
+use super::{Counters, Options, count, local, send_snapshot, tls};
 
 /// Most bytes of the list of a snapshot's files.
 const OFFER_MAX: usize = 128 << 20;
@@ -143,6 +144,7 @@ pub async fn run(
     options: Options,
     storage: watch::Receiver<Option<StorageInfo>>,
     mut snapshot_needed: mpsc::Receiver<(NodeId, u64)>,
+    counters: Arc<Counters>,
 ) {
     let (mut since, mut last_notice, mut pause) = (Instant::now(), Instant::now(), PAUSE);
     while let Some((leader, first)) = snapshot_needed.recv().await {
@@ -183,6 +185,7 @@ pub async fn run(
         let mut done = 0;
         let mut report = |progress: Progress| {
             done += progress.more;
+            count(&counters.snapshot_bytes_fetched, progress.more);
             if logged.elapsed() > Duration::from_secs(1) {
                 logged = Instant::now();
                 tracing::info!(what = progress.what, done, total = progress.total, "snapshot install");
@@ -195,6 +198,7 @@ pub async fn run(
                 tracing::info!("storage was restarted during the fetch; updating the snapshot");
             }
             Ok(()) => {
+                count(&counters.snapshots_fetched, 1);
                 pause = PAUSE;
                 // If storage ends now, it finds the snapshot at its next start.
                 now.link.control(&Message::SnapshotFetched).await.ok();

@@ -31,7 +31,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::exit::{Failure, Outcome, USAGE};
+use crate::exit::{Failure, Outcome};
+use crate::metrics::{self, Endpoint};
 use crate::terminal;
 
 /// The messages between hosts.
@@ -63,6 +64,8 @@ pub struct Options {
     pub window_bytes: u64,
     /// Most bytes a second of a snapshot that another host fetches; 0: no limit.
     pub copy_bytes_per_second: u64,
+    /// Where metrics are served; empty: nowhere.
+    pub metrics: String,
 }
 
 impl Default for Options {
@@ -75,6 +78,7 @@ impl Default for Options {
             queue_bytes: 32 << 20,
             window_bytes: 16 << 20,
             copy_bytes_per_second: 128 << 20,
+            metrics: String::new(),
         }
     }
 }
@@ -103,6 +107,9 @@ pub struct Args {
     /// Authority that signs the certificates of all hosts, PEM
     #[arg(long)]
     pub tls_ca: Option<PathBuf>,
+    /// Serve metrics for Prometheus at host:port, or unix:/path/of/socket, with /healthz and /readyz [default: nowhere]
+    #[arg(long)]
+    pub metrics: Option<String>,
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
@@ -113,8 +120,7 @@ pub struct Args {
 /// # Errors
 /// The file is unreadable, or has an unknown key or a wrong value.
 pub fn read_options(path: &Path) -> Outcome<Options> {
-    let text = std::fs::read_to_string(path)?;
-    toml::from_str(&text).map_err(|e| Failure::new(USAGE, format!("{}: {e}", path.display())))
+    Ok(tapestore_engine::config::read(path)?)
 }
 
 impl Args {
@@ -128,6 +134,9 @@ impl Args {
         }
         if let (Some(cert), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) {
             options.tls = Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() });
+        }
+        if let Some(metrics) = &self.metrics {
+            options.metrics.clone_from(metrics);
         }
         Ok(options)
     }
@@ -152,6 +161,18 @@ pub struct Counters {
     pub stale_frames: AtomicU64,
     /// Messages of other hosts that were refused.
     pub refused: AtomicU64,
+    /// Terms that began.
+    pub elections: AtomicU64,
+    /// Times that another host became leader.
+    pub leader_changes: AtomicU64,
+    /// Snapshots of this store that other hosts have fetched.
+    pub snapshots_sent: AtomicU64,
+    /// Bytes of snapshots sent.
+    pub snapshot_bytes_sent: AtomicU64,
+    /// Snapshots of the leader's store that this host has fetched.
+    pub snapshots_fetched: AtomicU64,
+    /// Bytes of snapshots fetched.
+    pub snapshot_bytes_fetched: AtomicU64,
 }
 
 /// Adds to a counter. Counters order nothing: relaxed.
@@ -179,6 +200,7 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
     let (unlisted_in, unlisted) = tokio::sync::mpsc::channel(16);
     let (session, ends) = session::new(options.clone(), counters.clone(), snapshot_needed_by.clone(), unlisted);
     let identity = session.identity();
+    let _metrics = serve_metrics(&options, &session, counters.clone())?;
     tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
     let spin = session.spin();
     tokio::spawn(async move { spin.run().await });
@@ -193,9 +215,9 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         let at = listener.local_addr()?;
         tracing::info!(%at, tls = options.tls.is_some(), store = %options.store.display(), "replicating; stop with SIGTERM");
         tokio::spawn(log_counters(counters.clone()));
-        let snapshots = send_snapshot::Snapshots::new(&options);
+        let snapshots = send_snapshot::Snapshots::new(&options, counters.clone());
         tokio::spawn(snapshots.clone().expire());
-        tokio::spawn(install::run(options.clone(), identity.clone(), snapshot_needed));
+        tokio::spawn(install::run(options.clone(), identity.clone(), snapshot_needed, counters.clone()));
         server::serve(listener, acceptor, identity.clone(), counters, (snapshots, snapshot_needed_by, unlisted_in)).await
     };
     let parent = rustix::process::getppid();
@@ -205,6 +227,21 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
         () = stopped() => Ok(()),
         () = orphaned(parent), if with_parent => Ok(()),
     }
+}
+
+/// Serves metrics where the options name an address.
+fn serve_metrics(options: &Options, session: &session::Session, counters: Arc<Counters>) -> Outcome<Option<Endpoint>> {
+    Endpoint::of(&options.metrics, || {
+        let (sender, reports) = watch::channel(None);
+        tokio::spawn(metrics::replication::ask(session.identity(), sender));
+        metrics::replication::Replication {
+            counters,
+            reports,
+            links: session.links(),
+            tls: options.tls.clone(),
+            storage: session.identity(),
+        }
+    })
 }
 
 async fn stopped() {
@@ -270,7 +307,7 @@ mod tests {
         let read = read_options(Path::new(path)).map_err(|e| e.to_string()).unwrap();
         assert_eq!(read, Options::default());
         let text = std::fs::read_to_string(path).unwrap();
-        for key in ["store", "listen", "tls", "queue-bytes", "window-bytes", "copy-bytes-per-second"] {
+        for key in ["store", "listen", "tls", "queue-bytes", "window-bytes", "copy-bytes-per-second", "metrics"] {
             assert!(text.contains(&format!("{key} =")), "{key} is not in config/replication.toml");
         }
     }

@@ -94,6 +94,17 @@ impl Outbox {
         is_connected && self.control.try_send(Envelope { message: Some(envelope::Message::SnapshotNeeded(first)) }).is_ok()
     }
 
+    /// Whether the host is connected.
+    pub fn is_connected(&self) -> bool {
+        // Orders nothing: a number for people.
+        self.is_connected.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of frames, and of forwarded batches, that are queued.
+    pub fn queued(&self) -> (u64, u64) {
+        (self.append_bytes.bytes.load(Ordering::Relaxed), self.relay_bytes.bytes.load(Ordering::Relaxed))
+    }
+
     /// Queues a message of storage for the other host's storage.
     pub fn relay(&self, bytes: Vec<u8>) -> bool {
         let is_connected = self.is_connected.load(Ordering::Relaxed);

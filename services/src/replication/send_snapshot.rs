@@ -22,11 +22,11 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Options;
 use super::proto::supply_server::Supply;
 use super::proto::{Chunk, Closed, CopyFile, CopyRequest, FetchRequest, SnapshotFiles};
 use super::server::{ADDRESSES, Host};
 use super::session::StorageInfo;
+use super::{Counters, Options, count};
 
 /// Directory of the snapshots in the store directory.
 pub const DIR: &str = "offers";
@@ -54,14 +54,15 @@ pub struct Snapshots {
     snapshots: Mutex<HashMap<NodeId, Snapshot>>,
     /// Held while one is created or removed.
     making: Arc<tokio::sync::Mutex<()>>,
+    counters: Arc<Counters>,
 }
 
 impl Snapshots {
     /// No snapshots yet, of the store in `options`.
-    pub fn new(options: &Options) -> Arc<Snapshots> {
+    pub fn new(options: &Options, counters: Arc<Counters>) -> Arc<Snapshots> {
         let dir = options.store.join(DIR);
         let bytes_per_second = options.copy_bytes_per_second;
-        Arc::new(Snapshots { dir, bytes_per_second, snapshots: Mutex::default(), making: Arc::default() })
+        Arc::new(Snapshots { dir, bytes_per_second, snapshots: Mutex::default(), making: Arc::default(), counters })
     }
 
     /// Removes snapshots of an earlier process, then those that are no longer fetched, for ever.
@@ -216,6 +217,7 @@ impl Supply for Host {
         let over = self.snapshots.lock().extract_if(|n, s| n.0 == node && s.number == copy).next();
         if over.is_some() {
             tracing::info!(node, "another host has fetched its snapshot");
+            count(&self.snapshots.counters.snapshots_sent, 1);
             self.snapshots.remove_others().await;
         }
         Ok(Response::new(Closed {}))
@@ -252,6 +254,7 @@ async fn send(
             return Ok(());
         }
         snapshots.find(request)?;
+        count(&snapshots.counters.snapshot_bytes_sent, sent);
         at += wanted as u64;
         if snapshots.bytes_per_second > 0 {
             let least = Duration::from_secs_f64(sent as f64 / snapshots.bytes_per_second as f64);

@@ -138,7 +138,14 @@ pub struct Session {
     /// The leader from which this host needs a snapshot, and the first frame of the leader's log.
     snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
     peers: HashMap<NodeId, (Outbox, String, tokio::task::JoinHandle<()>)>,
+    /// The queues of the peers, for whoever watches them.
+    links: watch::Sender<Links>,
+    /// The newest term, and its leader, of which storage has sent.
+    state: (u64, Option<NodeId>),
 }
+
+/// The queues for the other hosts.
+pub type Links = Vec<(NodeId, Outbox)>;
 
 /// The receiving ends of the queues to storage.
 pub struct Ends {
@@ -160,7 +167,8 @@ pub fn new(
     let (room, waiting) = (Arc::new(Semaphore::new(BULK_MAX)), Arc::default());
     let link = ToStorage { control: control_in, bulk: bulk_in, room, waiting, spin: Arc::default() };
     let storage = watch::Sender::new(None);
-    let session = Session { options, counters, storage, link, snapshot_needed_by, peers: HashMap::new() };
+    let (peers, links) = (HashMap::new(), watch::Sender::new(Links::new()));
+    let session = Session { options, counters, storage, link, snapshot_needed_by, peers, links, state: (0, None) };
     (session, Ends { control, bulk, unlisted })
 }
 
@@ -171,6 +179,11 @@ impl Session {
     /// Identity and members from storage, while it is connected.
     pub fn identity(&self) -> watch::Receiver<Option<StorageInfo>> {
         self.storage.subscribe()
+    }
+
+    /// The queues for the other hosts, as they come and go.
+    pub fn links(&self) -> watch::Receiver<Links> {
+        self.links.subscribe()
     }
 
     /// Keeps the message loop spinning after a message.
@@ -239,6 +252,7 @@ impl Session {
                 Message::Members(members) => self.set_members(members),
                 Message::State(state) => {
                     tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "raft state");
+                    self.count_state(state.term, state.leader);
                 }
                 Message::Raft(raft) => {
                     self.link.spin.notify();
@@ -279,6 +293,18 @@ impl Session {
         }
         received.drain(..at);
         Ok(None)
+    }
+
+    /// Counts what a state of storage adds to the last one.
+    fn count_state(&mut self, term: u64, leader: Option<NodeId>) {
+        let (last_term, last_leader) = self.state;
+        if last_term > 0 && term > last_term {
+            count(&self.counters.elections, term - last_term);
+        }
+        if leader.is_some() && last_leader.is_some() && leader != last_leader {
+            count(&self.counters.leader_changes, 1);
+        }
+        self.state = (term, leader.or(last_leader));
     }
 
     async fn drop_one(&self, to: NodeId, has_frames: bool) {
@@ -337,6 +363,9 @@ impl Session {
             );
             self.peers.insert(member.node, (outbox, member.address.clone(), tokio::spawn(peer.run())));
         }
+        let mut links: Links = self.peers.iter().map(|(node, (outbox, ..))| (*node, outbox.clone())).collect();
+        links.sort_unstable_by_key(|(node, _)| node.0);
+        self.links.send_replace(links);
     }
 }
 

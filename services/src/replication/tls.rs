@@ -8,7 +8,7 @@
 //! cluster's authority signed; changed files are used from the next connection on.
 
 use std::io::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -109,6 +109,17 @@ fn read(path: &PathBuf) -> Outcome<Vec<u8>> {
 }
 
 impl Files {
+    /// When the certificate in `path` ends, seconds since 1970; of several, the first that ends.
+    pub fn end(path: &Path) -> Option<u64> {
+        let pem = std::fs::read(path).ok()?;
+        let ends = CertificateDer::pem_slice_iter(&pem).filter_map(|certificate| {
+            let certificate = certificate.ok()?;
+            let (_, parsed) = x509_parser::parse_x509_certificate(&certificate).ok()?;
+            u64::try_from(parsed.validity().not_after.timestamp()).ok()
+        });
+        ends.min()
+    }
+
     /// The cluster names in this process's own certificate. If there are several, the one of the identity `cluster` comes
     /// first.
     ///

@@ -75,6 +75,11 @@ impl Hosts {
         this
     }
 
+    /// Adds `keys` to the configuration of storage of all hosts, before it starts.
+    pub(crate) fn configure(&self, keys: &str) {
+        std::fs::write(self.dir.path().join("storage.toml"), format!("{keys}{TIMES}")).unwrap();
+    }
+
     /// Three serving hosts.
     pub(crate) fn new(has_tls: bool) -> Hosts {
         let mut this = Hosts::initialised(has_tls);
@@ -135,6 +140,11 @@ impl Hosts {
     pub(crate) fn kill(&mut self, n: usize) {
         self.hosts[n - 1].storage = None;
         self.hosts[n - 1].replication = None;
+    }
+
+    /// Kills storage of host `n` with SIGKILL.
+    pub(crate) fn stop_storage(&mut self, n: usize) {
+        self.hosts[n - 1].storage = None;
     }
 
     pub(crate) fn tape(&self, n: usize, arguments: &[&str]) -> Output {

@@ -27,9 +27,12 @@ mod metrics;
 mod nospace;
 mod pages;
 mod pairs;
+mod reload;
 mod roles;
 mod small_shm;
 mod tool;
+mod top;
+mod traces;
 mod user_kinds;
 mod users;
 

@@ -48,7 +48,7 @@ fn samples(body: &str) -> BTreeMap<String, f64> {
     lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
 }
 
-fn scrape(address: &str) -> BTreeMap<String, f64> {
+pub(crate) fn scrape(address: &str) -> BTreeMap<String, f64> {
     let (status, body) = ask(address, "GET", "/metrics");
     assert_eq!(status, 200, "{body}");
     assert!(body.ends_with("# EOF\n"), "{body}");
@@ -118,7 +118,8 @@ fn metrics_are_the_numbers_of_the_status_and_each_is_in_the_page_of_metrics() {
         cut.filter(|cut| found.contains_key(&format!("{cut}_bucket{{le=\"+Inf\"}}"))).unwrap_or(name).to_owned()
     };
     let exported: BTreeSet<String> = names(&found).iter().filter(|name| name.starts_with("tapestore_")).map(plain).collect();
-    let documented = named(&page);
+    let is_others = |name: &String| ["tapestore_replication_", "tapestore_query_"].iter().any(|of| name.starts_with(of));
+    let documented: BTreeSet<String> = named(&page).into_iter().filter(|name| !is_others(name)).collect();
     let missing: Vec<_> = exported.difference(&documented).collect();
     let unknown: Vec<_> = documented.difference(&exported).collect();
     assert!(missing.is_empty() && unknown.is_empty(), "not in the page: {missing:?}; not exported: {unknown:?}");
@@ -234,7 +235,11 @@ fn the_dashboard_and_the_alerts_name_what_is_exported_and_promtool_accepts_them(
     let _publisher = store.numbered_publisher(7, Durability::Os);
     let found =
         eventually("an attached publisher", || Some(scrape(&address)).filter(|found| found["tapestore_publishers"] == 1.0));
-    let exported = names(&found);
+    // Those of replication and of the query process have tests of their own.
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();
+    let is_others = |name: &String| ["tapestore_replication_", "tapestore_query_"].iter().any(|of| name.starts_with(of));
+    let others = named(&page).into_iter().filter(is_others);
+    let exported: BTreeSet<String> = names(&found).into_iter().chain(others).collect();
     let mut count = 0;
     for file in ["grafana/tapestore.json", "alerts.yml", "alerts-test.yml"] {
         let text = std::fs::read_to_string(configuration(file)).unwrap();
@@ -250,7 +255,6 @@ fn the_dashboard_and_the_alerts_name_what_is_exported_and_promtool_accepts_them(
     assert!(panels.iter().all(|panel| panel["title"].is_string() && panel["targets"].as_array().is_some_and(|t| !t.is_empty())));
     // Each alert has a runbook in the page.
     let rules = std::fs::read_to_string(configuration("alerts.yml")).unwrap();
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();
     let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() >= 8, "{alerts:?}");
     for alert in alerts {
@@ -289,6 +293,97 @@ fn the_dashboard_and_the_alerts_name_what_is_exported_and_promtool_accepts_them(
     let output = lint.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     println!("promtool check metrics: {said}");
+}
+
+/// Replication of three hosts, with certificates, that serves metrics; and where.
+fn replicate() -> (Hosts, Vec<String>) {
+    let mut hosts = Hosts::new(true);
+    let addresses: Vec<String> = addresses::unused(3).unwrap().iter().map(ToString::to_string).collect();
+    for n in 1..=3 {
+        hosts.stop_host(n);
+        serve_replication(&hosts, &addresses, n);
+        hosts.start(n);
+    }
+    let is_served = |address: &String| std::net::TcpStream::connect(address).is_ok();
+    eventually("metrics of all hosts", || addresses.iter().all(is_served).then_some(()));
+    (hosts, addresses)
+}
+
+/// The next start of replication on host `n` serves metrics at its address.
+fn serve_replication(hosts: &Hosts, addresses: &[String], n: usize) {
+    let config = hosts.store(n).parent().unwrap().join("replication.toml");
+    std::fs::write(config, format!("metrics = \"{}\"\n", addresses[n - 1])).unwrap();
+}
+
+#[test]
+fn replication_counts_what_it_carries_and_a_leader_how_far_the_others_are_behind() {
+    let (mut hosts, addresses) = replicate();
+    let leader = hosts.leader();
+    let at = &addresses[leader - 1];
+    let other = (1..=3).find(|n| *n != leader).unwrap();
+    let of_other = |name: &str| format!("tapestore_replication_peer_{name}{{peer=\"{other}\"}}");
+    let is = |found: &BTreeMap<String, f64>, name: &str, value: f64| found.get(&of_other(name)) == Some(&value);
+    let publish = |count: &str| {
+        let output = hosts.tape(leader, &["publish", "--sim", "--records", count, "--durability", "quorum"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    publish("5000");
+    let found = eventually("no lag", || {
+        let found = scrape(at);
+        (is(&found, "connected", 1.0) && is(&found, "active", 1.0) && is(&found, "lag_records", 0.0)).then_some(found)
+    });
+    assert_eq!(found["tapestore_replication_storage_connected"], 1.0);
+    assert_eq!(found["tapestore_replication_role{role=\"leader\"}"], 1.0);
+    assert_eq!(found["tapestore_replication_leader"], leader as f64);
+    assert_eq!((found["tapestore_replication_members"], found["tapestore_replication_voters"]), (3.0, 3.0));
+    assert!(found["tapestore_replication_frames_bytes_total{direction=\"sent\"}"] > 5000.0 * 64.0);
+    assert!(found["tapestore_replication_messages_total{direction=\"received\"}"] > 0.0);
+    let end = found["tapestore_replication_certificate_end_timestamp_seconds{file=\"cert\"}"];
+    assert!(end > 1.7e9 && end < 1e11, "{end}");
+    assert_eq!((ask(at, "GET", "/healthz").0, ask(at, "GET", "/readyz").0), (200, 200));
+    // Every name is in the page, and the page has no other.
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();
+    let own = |all: BTreeSet<String>| -> BTreeSet<String> {
+        all.into_iter().filter(|name| name.starts_with("tapestore_replication_")).collect()
+    };
+    assert_eq!(own(names(&found)), own(named(&page)));
+    // A host that is gone falls behind, and catches up when it is back.
+    hosts.kill(other);
+    let publish = |count: &str| {
+        let output = hosts.tape(leader, &["publish", "--sim", "--records", count, "--durability", "quorum"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    publish("5000");
+    let behind = eventually("lag", || {
+        let found = scrape(at);
+        (is(&found, "connected", 0.0) && found.get(&of_other("lag_records")) >= Some(&5000.0)).then_some(found)
+    });
+    assert!(behind[&of_other("lag_bytes")] > 5000.0 * 64.0 && behind[&of_other("lag_seconds")] > 0.0);
+    eventually("a host out of touch", || is(&scrape(at), "active", 0.0).then_some(()));
+    serve_replication(&hosts, &addresses, other);
+    hosts.start(other);
+    let back = eventually("no lag again", || {
+        let found = scrape(at);
+        (is(&found, "connected", 1.0) && is(&found, "lag_records", 0.0)).then_some(found)
+    });
+    let connects = "tapestore_replication_connects_total";
+    assert!(back[connects] > behind[connects]);
+    // Another leader is elected: both others count it. Without storage a host is not ready.
+    let elections = |n: usize| scrape(&addresses[n - 1])["tapestore_replication_elections_total"];
+    let before = elections(other);
+    hosts.kill(leader);
+    let next = hosts.leader();
+    assert_ne!(next, leader);
+    eventually("an election", || (elections(other) > before).then_some(()));
+    eventually("another leader", || {
+        (scrape(&addresses[other - 1])["tapestore_replication_leader_changes_total"] > 0.0).then_some(())
+    });
+    hosts.stop_storage(other);
+    eventually("no storage", || {
+        let (code, why) = ask(&addresses[other - 1], "GET", "/readyz");
+        (code == 503 && why.contains("tape-storage")).then_some(())
+    });
+    assert_eq!(scrape(&addresses[other - 1])["tapestore_replication_storage_connected"], 0.0);
 }
 
 fn has_program(name: &str) -> bool {

@@ -269,3 +269,23 @@ fn output_that_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {
         assert!(ids.into_iter().all(|id| id.is_u64() || id.is_null()), "{line}");
     }
 }
+
+#[test]
+fn tail_begins_with_the_newest_records_that_pass_the_filter_however_far_back_they_are() {
+    let store = Store::serve();
+    store.tape_ok(&["publish", "--sim", "--records", "30000", "--instruments", "3"]);
+    let last = |instrument: &str, count: &str| -> Vec<serde_json::Value> {
+        let lines = store.tape_ok(&["tail", "-n", count, "--instrument", instrument, "--kind", "trade", "--idle-ms", "300"]);
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let lsn = |rows: &[serde_json::Value]| rows.iter().map(|row| row["lsn"].as_u64().unwrap()).collect::<Vec<_>>();
+    let all = lsn(&last("SIM:00001", "1000000"));
+    assert!(all.len() > 100 && all.is_sorted());
+    for count in [1, 2, 77, all.len() - 1, all.len()] {
+        assert_eq!(lsn(&last("SIM:00001", &count.to_string())), all[all.len() - count..], "the last {count}");
+    }
+    // More than the records that are looked at first come after it.
+    store.tape_ok(&["publish", "--sim", "--records", "40000", "--instruments", "1", "--publisher", "9"]);
+    assert_eq!(lsn(&last("SIM:00001", "5")), all[all.len() - 5..]);
+    assert!(last("SIM:00001", "0").is_empty());
+}

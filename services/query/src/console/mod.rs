@@ -41,6 +41,7 @@ use crate::access::Access;
 use crate::clients::{self, stopped};
 use crate::engine::Engine;
 use crate::failure::QueryError;
+use crate::statistics::Protocol;
 use crate::unread::Unread;
 
 /// How long TLS may take to begin.
@@ -112,6 +113,7 @@ async fn connection(socket: TcpStream, console: Arc<Console>, _place: OwnedSemap
     // A socket that cannot be set works as it is.
     let is_set = socket.set_nodelay(true).is_ok() && socket2::SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER).is_ok();
     tracing::trace!(is_set, "a client of the console");
+    let _connected = console.engine.statistics().connect(Protocol::Console);
     let unread = console.options.unread;
     let Some(tls) = &console.access.tls else {
         return requests(Unread::new(socket, unread), console, false).await;

@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::engine::Settings;
+use crate::statistics::{Connected, Protocol, Statistics};
 
 /// Time from accept to the first call, or to the end of the login.
 const FIRST_CALL: Duration = Duration::from_secs(10);
@@ -91,6 +92,7 @@ pub struct Connection {
     ends: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     why_ended: Option<&'static str>,
     _permit: OwnedSemaphorePermit,
+    _connected: Connected,
 }
 
 impl Connection {
@@ -176,11 +178,11 @@ impl Connected for Connection {
     }
 }
 
-/// The connections of `listener`, `most` at a time. With `is_open` a client need not log in.
+/// The connections of `listener`, `most` at a time, counted in `statistics`. With `is_open` a client need not log in.
 pub fn accept(
     listener: TcpListener,
     tls: Option<&Arc<ServerConfig>>,
-    most: usize,
+    (most, statistics): (usize, Statistics),
     is_open: bool,
     mut stop: watch::Receiver<bool>,
 ) -> impl Stream<Item = Result<Connection, Error>> + use<> {
@@ -212,6 +214,7 @@ pub fn accept(
             // On failure small messages take longer.
             stream.set_nodelay(true).ok();
             let (acceptor, accepted, stop) = (acceptor.clone(), accepted.clone(), stop.clone());
+            let connected = statistics.connect(Protocol::Flight);
             tokio::spawn(async move {
                 let transport = match acceptor {
                     None => Transport::Plain(stream),
@@ -223,7 +226,8 @@ pub fn accept(
                 };
                 let peer = Arc::new(Peer::default());
                 let ends = Box::pin(ends(peer.clone(), stop));
-                let connection = Connection { transport, peer, is_open, read: 0, ends, why_ended: None, _permit: permit };
+                let (_permit, _connected) = (permit, connected);
+                let connection = Connection { transport, peer, is_open, read: 0, ends, why_ended: None, _permit, _connected };
                 // Nobody takes it once the server stops: it is closed.
                 accepted.send(Ok(connection)).await.ok();
             });

@@ -79,7 +79,8 @@ pub async fn serve(
 ) -> Result<(), QueryError> {
     let internal = |error: &dyn std::error::Error| QueryError::Internal { reason: error.to_string() };
     let is_open = access.passwords.is_none();
-    let connections = connection::accept(listener, access.tls.as_ref(), options.connections, is_open, stop.clone());
+    let statistics = engine.statistics().clone();
+    let connections = connection::accept(listener, access.tls.as_ref(), (options.connections, statistics), is_open, stop.clone());
     let calls = service::Calls::new(engine, options.statements).map_err(|error| internal(&error))?;
     let service = FlightServiceServer::new(front::Front::new(calls, access)).max_decoding_message_size(MESSAGE_MAX);
     Server::builder()

@@ -25,6 +25,7 @@ use crate::postgres::login::{self, Identity, Login, Wire};
 use crate::postgres::socket::Guarded;
 use crate::postgres::statements::{Prepared, Statements};
 use crate::postgres::{LOGIN, Server, UNREAD};
+use crate::statistics::Protocol;
 
 type Socket = Framed<Guarded<Box<dyn Wire>>, PgWireMessageServerCodec<Arc<Prepared>>>;
 
@@ -45,6 +46,7 @@ async fn connection(
     let socket = socket.into_std()?;
     let watched = TcpStream::from_std(socket.try_clone()?)?;
     let socket = TcpStream::from_std(socket)?;
+    let _connected = server.engine.statistics().connect(Protocol::Postgres);
     let ends = Instant::now() + LOGIN;
     let from = socket.peer_addr()?;
     let Ok(opened) = tokio::time::timeout_at(ends, login::open(socket, &server.access)).await else { return Ok(()) };

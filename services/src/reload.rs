@@ -27,7 +27,7 @@ pub fn run(store: &Path, format: Format) -> Outcome {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(no_storage)?;
     let counts = || (control.statistic(Statistic::Reloads), control.statistic(Statistic::ReloadFailures));
     let (done, refused) = counts();
-    rustix::process::kill_process(process, Signal::HUP).map_err(|error| {
+    rustix::process::kill_process(process, Signal::USR1).map_err(|error| {
         Failure::new(UNAVAILABLE, format!("cannot signal storage, process {pid}: {error}; run this as its user"))
     })?;
     let began = Instant::now();

@@ -113,15 +113,12 @@ impl Args {
 /// The reason why storage did not start, or ended: exit code 74 after a failed write or sync.
 pub fn run(args: &Args) -> Outcome {
     terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), true);
-    let stop = terminal::stop_flag()?;
+    let (stop, reload_asked) = terminal::serving_flags()?;
     // A file size limit is then a write error (EFBIG) instead of a signal.
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
     let options = args.options()?;
     let world = World::of_this_host()?;
-    // Set by a signal handler, read here: nothing to order.
-    let hang_up = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGHUP, hang_up.clone())?;
     let tracing = Tracing::of(&options)?;
     // Before the store is served: a recovery can take minutes.
     let _metrics = Endpoint::of(&options.metrics, || {
@@ -139,7 +136,8 @@ pub fn run(args: &Args) -> Outcome {
             );
         }
         while !is_over() && !storage.has_failed() {
-            if hang_up.swap(false, Ordering::Relaxed) {
+            // Raised by a signal: nothing to order.
+            if reload_asked.swap(false, Ordering::Relaxed) {
                 reload(&storage, args);
             }
             storage.control().set_statistic(Statistic::LogLinesLost, logging::lost());

@@ -77,6 +77,27 @@ pub fn stop_flag() -> Outcome<Arc<AtomicBool>> {
     Ok(flag)
 }
 
+/// Flags of a process that serves: one that SIGTERM and SIGINT raise, and one that SIGUSR1 raises, which asks for its configuration to be
+/// read again. SIGHUP raises the first where the process has a terminal, whose end it is; else the second, as is the custom of daemons.
+///
+/// # Errors
+/// The system's, if a handler cannot be set.
+pub fn serving_flags() -> Outcome<(Arc<AtomicBool>, Arc<AtomicBool>)> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+    let (stop, reload) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    signal_hook::flag::register(SIGUSR1, reload.clone())?;
+    let has_terminal = procfs::process::Process::myself().and_then(|process| process.stat()).is_ok_and(|stat| stat.tty_nr != 0);
+    if !has_terminal {
+        signal_hook::flag::register(SIGHUP, reload.clone())?;
+    } else if !outlives_terminal() {
+        signal_hook::flag::register(SIGHUP, stop.clone())?;
+    }
+    Ok((stop, reload))
+}
+
 /// Whether this process ignores SIGHUP.
 fn outlives_terminal() -> bool {
     let status = procfs::process::Process::myself().and_then(|process| process.status());

@@ -352,6 +352,8 @@ pub(super) struct Scheduler {
     /// Files that could not be merged; they are skipped until `skip_until` of the monotonic clock.
     pub(super) skip: BTreeSet<u64>,
     pub(super) skip_until: u64,
+    /// No earlier than this moment of the monotonic clock files are looked at for rows that have expired.
+    pub(super) look_after: u64,
     /// How far the wall clock was ahead of the monotonic one when storage began, and whether it has jumped since.
     pub(super) wall_ahead: u64,
     pub(super) has_jumped: bool,
@@ -384,6 +386,7 @@ impl Scheduler {
             after: 0,
             skip,
             skip_until: 0,
+            look_after: 0,
             wall_ahead,
             has_jumped,
         })
@@ -404,6 +407,8 @@ fn note_unmet(rules: &Rules) {
 const JUMP: u64 = 3_600_000_000_000;
 /// Files that could not be merged are skipped for this long.
 const SKIP: Duration = Duration::from_secs(3600);
+/// Interval of looks for rows that have expired.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 impl FlushAgent {
     /// Runs until it is stopped; returns the flusher.
@@ -480,7 +485,11 @@ impl FlushAgent {
         let now = newest(self.flusher.manifest().state());
         // Free space is for flushes: skipping a merge makes reads slower, and loses no records.
         let fits = |bytes: u64| self.room.has(bytes / 4 * 5);
-        match self.flusher.history.next_job(options, &rules, now, skip, &fits) {
+        let looks = self.clock.monotonic() >= self.scheduler.look_after;
+        if looks {
+            self.scheduler.look_after = self.clock.monotonic() + LOOK_AFTER.as_nanos() as u64;
+        }
+        match self.flusher.history.next_job(options, &rules, now, (skip, looks), &fits) {
             Next::Job(job) => {
                 let (files, bytes) = (job.merge.inputs.len(), job.merge.bytes());
                 tracing::debug!(files, bytes, why = ?job.merge.why, "merging files");

@@ -5,18 +5,20 @@
 //! replaces is removed. After an edit with an unknown outcome, no file that it names is removed before another edit has been
 //! made.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::compaction::merge::{self, Job, Merged, Pace};
-use crate::compaction::retention::Rules;
-use crate::compaction::{self, Options};
+use crate::compaction::retention::{Cutoff, Rules};
+use crate::compaction::{self, Merge, Options, Why};
 use tapestore::disk::Disk;
 use tapestore::error::{Error, Result};
 use tapestore::manifest::{Edit, Manifest};
+use tapestore::record::Kind;
 use tapestore::sabotage::{self, Sabotage};
-use tapestore::sstable::{self, FileMeta};
+use tapestore::sstable::format::SeriesEntry;
+use tapestore::sstable::{self, FileMeta, Table};
 use tapestore::time::Ts;
 use tapestore::wal;
 
@@ -28,12 +30,17 @@ pub struct History {
     pub(super) manifest: Manifest,
     /// Files of an edit with an unknown outcome; removed after the next edit.
     doubtful: Vec<PathBuf>,
+    /// The file that was last looked at for rows that have expired.
+    looked_at: u64,
 }
+
+/// Files that are looked at for rows that have expired, in one call.
+const LOOKS: usize = 64;
 
 impl History {
     /// The SSTables of the store `store_id` in `dir`, with the manifest that is on the disk.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: u128, manifest: Manifest) -> History {
-        History { disk, dir, store_id, manifest, doubtful: Vec::new() }
+        History { disk, dir, store_id, manifest, doubtful: Vec::new(), looked_at: 0 }
     }
 
     /// Their directory.
@@ -119,10 +126,13 @@ impl History {
         options: &Options,
         rules: &Rules,
         now: Ts,
-        skip: &BTreeSet<u64>,
+        (skip, looks): (&BTreeSet<u64>, bool),
         fits: &dyn Fn(u64) -> bool,
     ) -> Next {
-        let plan = compaction::plan(self.manifest.state(), options, now, skip);
+        let mut plan = compaction::plan(self.manifest.state(), options, now, skip);
+        if plan.is_empty() && looks {
+            plan.extend(self.expired(rules, skip));
+        }
         let is_empty = plan.is_empty();
         let Some(merge) = plan.into_iter().find(|m| fits(m.bytes())) else {
             return if is_empty { Next::Nothing } else { Next::NoRoom };
@@ -142,6 +152,38 @@ impl History {
             self.remove(merge.inputs.iter().skip(1).flat_map(|f| self.names_of(f)).collect());
         }
         Next::Job(Box::new(Job { store_id: self.store_id, merge, first_id, rows_max: options.rows_max, cut }))
+    }
+
+    /// The next file of which a tenth of the rows or more is of instruments for all of whose rows in it retention has ended: it is
+    /// written again without them.
+    fn expired(&mut self, rules: &Rules, skip: &BTreeSet<u64>) -> Option<Merge> {
+        if !rules.has_instruments() {
+            return None;
+        }
+        let (dir, state) = (self.files_dir(), self.manifest.state());
+        let mut cuts: BTreeMap<Kind, Cutoff> = BTreeMap::new();
+        let (later, earlier) = (state.files.range(self.looked_at + 1..), state.files.range(..=self.looked_at));
+        for (id, file) in later.chain(earlier).take(LOOKS) {
+            self.looked_at = *id;
+            let cut = cuts.entry(file.kind).or_insert_with(|| rules.cut(file.kind, state, &state.names));
+            let is_old = cut.before.values().max().is_some_and(|before| file.time.0 < *before);
+            if !is_old || skip.contains(id) {
+                continue;
+            }
+            let expired = Table::open(self.disk.as_ref(), &dir, *file).and_then(|table| {
+                let has_ended = |s: &&SeriesEntry| cut.before.get(&s.instrument).is_some_and(|before| s.time.max < before.0);
+                Ok(table.series()?.iter().filter(has_ended).map(|s| u64::from(s.rows)).sum::<u64>())
+            });
+            match expired {
+                Ok(rows) if rows > 0 && rows * compaction::WORTH >= file.rows => {
+                    let (kind, window) = (file.kind, file.window);
+                    return Some(Merge { kind, window, inputs: vec![*file], why: Why::Expired });
+                }
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "cannot look for expired rows in an SSTable"),
+            }
+        }
+        None
     }
 
     /// Replaces the inputs of a merge by its outputs.
@@ -191,7 +233,7 @@ impl History {
         now: Ts,
         pace: &mut dyn Pace,
     ) -> Result<Option<Merged>> {
-        let Next::Job(job) = self.next_job(options, rules, now, &BTreeSet::new(), &|_| true) else { return Ok(None) };
+        let Next::Job(job) = self.next_job(options, rules, now, (&BTreeSet::new(), true), &|_| true) else { return Ok(None) };
         let Some(merged) = merge::run(self.disk.as_ref(), &self.files_dir(), &job, pace)? else { return Ok(None) };
         self.replace(&merged)?;
         Ok(Some(merged))

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tapestore::error::Error;
 use tapestore::lsn::{Durability, Lsn};
 use tapestore::reader::At;
+use tapestore::record::Trade;
 use tapestore::shm::control::Statistic;
+use tapestore::time::{Clock, HostClock, Ts};
 
 use crate::fixture::{Store, eventually};
 use crate::history::{compare, publish, record, watch};
@@ -124,4 +126,39 @@ fn records_past_retention_expire_and_are_reported_as_expired() {
     assert_eq!(store.tape_ok(&[&quotes[..], &["--json"]].concat()), dry);
     assert!(store.tape_ok(&["verify", "--json"]).contains("\"expired\""));
     assert_eq!(store.tape(&["retention"]).status.code(), Some(2), "no rules");
+}
+
+#[test]
+fn retention_of_some_instruments_takes_their_rows_out_of_files_that_no_merge_would_touch() {
+    let (_dir, mut store) = configured("retention = [{ kind = \"trade\", instruments = \"X:OLD*\", keep = \"1d\" }]");
+    let mut publisher = store.numbered_publisher(1, Durability::Fsync);
+    let [old, new] = ["X:OLD1", "X:NEW"].map(|name| publisher.instrument(&name.parse().unwrap()).unwrap());
+    let now = HostClock.wall().0;
+    let ten_days = 10 * 86_400_000_000_000;
+    let mut put = |instrument, time: u64, count: u64| {
+        for n in 0..count {
+            let trade = Trade { instrument, ts_recv: Ts(time + n), ..Trade::default() };
+            publisher.publish(&trade).unwrap();
+        }
+        publisher.flush(Durability::Fsync, std::time::Duration::from_secs(60)).unwrap();
+    };
+    put(old, now - ten_days, 100);
+    put(new, now - ten_days + 1000, 200);
+    // What is in the file of the old rows is kept but for them, and a file with too few of them stays as it is.
+    put(old, now, 10);
+    put(new, now, 500);
+    store.tape_ok(&["flush"]);
+    let expired = || store.reader().control().statistic(Statistic::Expired);
+    // A look follows an edit of the manifest, at most once a second.
+    eventually("rows that expire", || {
+        put(new, HostClock.wall().0, 1);
+        store.tape_ok(&["flush"]);
+        (expired() > 0).then_some(())
+    });
+    assert_eq!(expired(), 100);
+    let count = |instrument: &str| store.tape_ok(&["scan", instrument, "trade", "--json"]).lines().count();
+    assert_eq!(count("X:OLD1"), 10, "the new ones");
+    assert!(count("X:NEW") >= 701);
+    store.tape_ok(&["verify"]);
+    assert!(store.terminate().success());
 }

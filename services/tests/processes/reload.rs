@@ -1,5 +1,8 @@
 //! `tape reload`: retention changes while storage runs; a wrong configuration changes nothing and says what is wrong.
 
+use tapestore::reader::Reader;
+use tapestore::shm::control::Statistic;
+
 use crate::fixture::{Store, eventually};
 
 #[test]
@@ -29,6 +32,11 @@ fn a_configuration_that_is_read_again_changes_retention_and_a_wrong_one_changes_
     eventually("expired records", || (status()["history"]["expired_records"].as_u64() > Some(0)).then_some(()));
     let json: serde_json::Value = serde_json::from_str(&store.tape_ok(&["reload", "--json"])).unwrap();
     assert_eq!(json["reloads"], 2);
+    // As a supervisor does it.
+    let pid = rustix::process::Pid::from_raw(json["process"].as_i64().unwrap() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let reader = Reader::open(&store.path).unwrap();
+    eventually("a reload by SIGHUP", || (reader.control().statistic(Statistic::Reloads) == 3).then_some(()));
     assert!(store.terminate().success());
     let output = store.tape(&["reload"]);
     assert_eq!(output.status.code(), Some(69));

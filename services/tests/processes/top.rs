@@ -38,7 +38,7 @@ impl Top {
         command.args(["--quiet", "--flush", "--command", &line, "/dev/null"]).env("TERM", "xterm-256color");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (keys, mut shown) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let screen = Arc::new(Mutex::new(vt100::Parser::new(lines, columns, 0)));
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(lines.try_into().unwrap(), columns.try_into().unwrap(), 0)));
         let to = screen.clone();
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
@@ -107,9 +107,10 @@ fn the_screen_has_the_numbers_of_the_store_and_keys_choose_order_and_filter() {
     top.until("trade");
     top.press("/");
     top.press("quot\r");
-    let text =
-        eventually("a filtered table", || Some(top.text()).filter(|text| text.contains("quote") && !text.contains("trade  ")));
-    assert!(text.contains("filter: quot"), "{text}");
+    let text = eventually("a filtered table", || {
+        Some(top.text()).filter(|text| text.contains("filter: quot ") && !text.contains("trade  "))
+    });
+    assert!(text.contains("quote"), "{text}");
     top.press("?");
     top.until("since the start of storage");
     top.press("x");

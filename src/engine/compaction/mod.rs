@@ -66,7 +66,7 @@ impl Options {
 /// Inputs of a merge at most, unless one run has more files.
 const INPUTS_MAX: usize = 256;
 /// A run is rewritten only if the merge adds at least this part of its bytes.
-const WORTH: u64 = 10;
+pub const WORTH: u64 = 10;
 /// A window is over when there are records this much younger than its end, ns.
 const GRACE: u64 = Window::LENGTHS[0];
 /// Thirty days become one run if they have at most the rows of so many full files.
@@ -80,6 +80,8 @@ pub enum Why {
     Runs,
     /// The day, or the thirty days, are over.
     Over,
+    /// Retention has ended for the rows of some instruments.
+    Expired,
 }
 
 /// One merge: files that become one run.

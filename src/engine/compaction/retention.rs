@@ -122,6 +122,11 @@ impl Rules {
         self.rules.is_empty()
     }
 
+    /// Whether any rule is for some instruments of a kind.
+    pub fn has_instruments(&self) -> bool {
+        self.rules.iter().any(|rule| rule.instruments.is_some())
+    }
+
     /// Whether any rule drops by age.
     pub fn is_by_age(&self) -> bool {
         self.rules.iter().any(|r| r.keep.is_some())

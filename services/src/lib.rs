@@ -26,6 +26,7 @@ pub mod import;
 pub mod inspect;
 pub mod limits;
 pub mod load;
+pub mod log_format;
 pub mod logging;
 pub mod metrics;
 pub mod output;

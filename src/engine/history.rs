@@ -107,7 +107,10 @@ impl History {
         for path in paths {
             let gone = self.disk.exists(&path).and_then(|there| if there { self.disk.remove(&path) } else { Ok(()) });
             if let Err(error) = gone {
-                tracing::warn!(%error, "cannot remove an unused SSTable; it stays until the next start");
+                tracing::warn!(
+                    name: "sstable.not_removed", %error,
+                    "cannot remove an unused SSTable; it stays until the next start"
+                );
             }
         }
     }

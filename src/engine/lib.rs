@@ -44,6 +44,7 @@ mod recover;
 pub mod repair;
 mod replica;
 mod requests;
+mod scheduler;
 mod sessions;
 pub mod snapshot;
 mod space;

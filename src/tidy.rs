@@ -508,7 +508,9 @@ fn every_log_line_has_an_event_of_the_page_and_the_page_has_no_other() {
     if listed.len() != page.len() {
         wrong.push("the page has an event twice".to_owned());
     }
-    wrong.extend(events.iter().filter(|e| listed.get(e.0) != Some(e.1)).map(|(n, l)| format!("not in the page with its level: {n}, {l}")));
+    wrong.extend(
+        events.iter().filter(|e| listed.get(e.0) != Some(e.1)).map(|(n, l)| format!("not in the page with its level: {n}, {l}")),
+    );
     wrong.extend(listed.keys().filter(|n| !events.contains_key(*n)).map(|n| format!("in the page, and nothing logs it: {n}")));
     assert!(wrong.is_empty(), "{} errors of log events:\n{}", wrong.len(), wrong.join("\n"));
 }

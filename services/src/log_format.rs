@@ -181,7 +181,7 @@ impl Form {
     pub fn line(self, level: Level, event: &str, message: &str, fields: &[(&str, Value)]) -> String {
         let mut text = String::new();
         let written = if self == Form::Json {
-            object(&mut text, level, event, message, module_path!(), fields)
+            object(&mut text, level, event, message, env!("CARGO_CRATE_NAME"), fields)
         } else {
             let mut content = message.to_owned();
             fields.iter().for_each(|(name, value)| content.push_str(&format!(" {name}={value}")));

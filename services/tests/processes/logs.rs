@@ -225,15 +225,20 @@ fn the_line_that_counts_lost_lines_is_an_object_too() {
 
 #[test]
 fn replication_and_commands_write_objects_of_json_too() {
-    let (store, log) = quiet();
+    let (mut store, log) = quiet();
+    store.start_by(&mut storage(&store, &store.path.with_file_name("of-storage"), &[]));
     let mut command = command(REPLICATION, &store.path);
-    command.args(["--log-format", "json", "--log", "debug"]).stderr(File::create(&log).unwrap());
+    command.args(["--log-format", "json", "--log", "debug", "--listen", "127.0.0.1:0"]).stderr(File::create(&log).unwrap());
     let mut replication = Process::start("replication", &mut command).unwrap();
     let written = || std::fs::read_to_string(&log).unwrap();
-    eventually("the first line", || written().contains("replication.waiting_for_storage").then_some(()));
+    eventually("a connection to storage", || written().contains("replication.storage_connected").then_some(()));
+    eventually("the handler of SIGTERM", || {
+        let status = procfs::process::Process::new(replication.id().cast_signed()).unwrap().status().unwrap();
+        (status.sigcgt >> 14 & 1 == 1).then_some(())
+    });
     replication.stop().unwrap();
     let found = events(&written());
-    assert!(has(&found, "replication.stopping"), "{found:?}");
+    assert!(has(&found, "replication.serving") && has(&found, "replication.stopping"), "{found:?}");
     // A command: its notes and its failure. The option stands before or after the command.
     for arguments in [&["--log-format", "json", "get", "99"][..], &["get", "99", "--log-format", "json"]] {
         let output = self::command(env!("CARGO_BIN_EXE_tape"), &store.path).args(arguments).output().unwrap();

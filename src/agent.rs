@@ -115,7 +115,7 @@ struct EndProcessOnPanic(&'static str);
 impl Drop for EndProcessOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            tracing::error!(agent = self.0, "an agent panicked; the process aborts");
+            tracing::error!(name: "agent.panicked", agent = self.0, "an agent panicked; the process aborts");
             std::process::abort();
         }
     }
@@ -124,9 +124,9 @@ impl Drop for EndProcessOnPanic {
 /// Pins the calling thread to `core`; `what` names it in the log. A core that the process may not use leaves it unpinned.
 pub fn pin(what: &'static str, core: usize) {
     if core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
-        tracing::info!(agent = what, core, "pinned");
+        tracing::info!(name: "agent.pinned", agent = what, core, "pinned");
     } else {
-        tracing::warn!(agent = what, core, "cannot pin to this core; running unpinned");
+        tracing::warn!(name: "agent.not_pinned", agent = what, core, "cannot pin to this core; running unpinned");
     }
 }
 

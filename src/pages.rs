@@ -121,7 +121,10 @@ impl Guarded {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let index = free.pop().unwrap_or_else(|| USED.load(Ordering::Relaxed));
         let Some(slot) = TABLE.get(index) else {
-            tracing::warn!(limit = SLOTS, "too many mappings: a bad page of this one raises SIGBUS");
+            tracing::warn!(
+                name: "disk.mapping_not_guarded", limit = SLOTS,
+                "too many mappings: a bad page of this one raises SIGBUS"
+            );
             return Guarded { slot: None };
         };
         slot.damaged.store(0, Ordering::Relaxed);

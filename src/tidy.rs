@@ -1,4 +1,4 @@
-//! Owns: the rules of the sources that no compiler checks: floors, first lines, lengths, ASCII.
+//! Owns: the rules of the sources that no compiler checks: floors, first lines, lengths, ASCII, names of log events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -432,4 +432,85 @@ fn the_library_has_fewer_than_250_public_items() {
     let items = public_items();
     assert!(items.len() > 100, "the check does not see them: {}", items.len());
     assert!(items.len() < 250, "{} public items:\n{}", items.len(), items.join("\n"));
+}
+
+/// The levels of log lines.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+/// The events that `code` logs, each as level and name; `None` for a line without a name.
+fn logged(code: &str) -> Vec<(&'static str, Option<&str>)> {
+    let mut found = Vec::new();
+    let end = |rest: &str| rest.find('"');
+    for level in LEVELS {
+        for (at, call) in code.match_indices(&format!("{level}!")) {
+            if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_') {
+                continue;
+            }
+            let arguments = code[at + call.len()..].strip_prefix('(').map_or("", str::trim_start);
+            let given = arguments.strip_prefix("name: \"").and_then(|rest| rest.get(..end(rest)?));
+            found.push((level, given.filter(|_| code[..at].ends_with("tracing::"))));
+        }
+        // Lines that are made without a macro.
+        for (at, given) in code.match_indices(&format!("Level::{}, \"", level.to_uppercase())) {
+            let rest = &code[at + given.len()..];
+            found.push((level, end(rest).and_then(|end| rest.get(..end))));
+        }
+    }
+    found
+}
+
+/// The events of the page, each with its level.
+fn documented() -> Vec<(String, String)> {
+    let page = fs::read_to_string(root().join("src/docs/events.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    rows.flat_map(|row| {
+        assert!(row.len() == 7 && !row[3].is_empty() && !row[4].is_empty(), "not a whole row: {row:?}");
+        assert!(!row[5].is_empty() || !["error", "warn"].contains(&row[2]), "nothing says what to do: {row:?}");
+        row[1].split(", ").map(|name| (name.trim_matches('`').to_owned(), row[2].to_owned())).collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+#[test]
+fn every_log_line_has_an_event_of_the_page_and_the_page_has_no_other() {
+    let mut files = Vec::new();
+    for dir in ["src", "services"] {
+        sources(&root().join(dir), &mut files);
+    }
+    // What libraries log has one name and any level.
+    let mut events = BTreeMap::from([("library.event".to_owned(), "any".to_owned())]);
+    let mut wrong = Vec::new();
+    for path in files.iter().filter(|p| !p.ends_with("tidy.rs")) {
+        let code = code_of(path);
+        let place = path.strip_prefix(root()).unwrap().display();
+        if code.contains("tracing::event!") {
+            wrong.push(format!("{place}: tracing::event! has no level of its own in its name"));
+        }
+        for (level, name) in logged(&code) {
+            let is_word = |w: &str| w.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && !w.is_empty();
+            let Some(name) = name.filter(|n| n.split_once('.').is_some_and(|(area, what)| is_word(area) && is_word(what))) else {
+                wrong.push(format!("{place}: a line of level {level} is named {name:?}, not like \"area.what_happened\""));
+                continue;
+            };
+            let first = events.entry(name.to_owned()).or_insert(level.to_owned());
+            if first != level {
+                wrong.push(format!("{place}: {name} has the level {level} here and {first} elsewhere"));
+            }
+        }
+    }
+    assert!(events.len() > 190, "the check does not see them: {}", events.len());
+    let page = documented();
+    let areas: Vec<_> = page.iter().filter_map(|(name, _)| name.split('.').next()).collect();
+    if !areas.is_sorted() {
+        wrong.push("the areas of the page are not in order".to_owned());
+    }
+    let listed: BTreeMap<_, _> = page.iter().cloned().collect();
+    if listed.len() != page.len() {
+        wrong.push("the page has an event twice".to_owned());
+    }
+    wrong.extend(
+        events.iter().filter(|e| listed.get(e.0) != Some(e.1)).map(|(n, l)| format!("not in the page with its level: {n}, {l}")),
+    );
+    wrong.extend(listed.keys().filter(|n| !events.contains_key(*n)).map(|n| format!("in the page, and nothing logs it: {n}")));
+    assert!(wrong.is_empty(), "{} errors of log events:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -26,6 +26,9 @@ pub struct Tape {
     /// too, like warn,tapestore=debug [default: RUST_LOG, or warn]
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<terminal::LevelFilter>,
+    /// Form of log lines: text, or one object of JSON a line
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = terminal::LOG_FORMAT, default_value_t)]
+    log_format: terminal::LogFormat,
     #[command(flatten)]
     format: Format,
 }
@@ -173,8 +176,8 @@ impl Tape {
             Command::Replication(args) => {
                 return replication::run(&replication::Args { store: args.store.clone().or(named), ..args });
             }
-            Command::DemoPublisher(args) => return demo::publisher(store, &args),
-            _ => terminal::log(terminal::Wanted::new(self.log, terminal::LevelFilter::WARN), false),
+            Command::DemoPublisher(args) => return demo::publisher(store, &args, self.log_format),
+            _ => terminal::log(terminal::Wanted::new(self.log, terminal::LevelFilter::WARN), self.log_format, false),
         }
         let names = "tail, follow, get, asof, latest, scan, replay, find, bars, symbols and sql";
         if format.csv && !self.command.prints_rows() && !matches!(self.command, Command::Export(_)) {

@@ -88,6 +88,7 @@ pub(crate) fn own(log: &str, arguments: &[&str], store: &Path) -> Outcome<Comman
     if std::env::var_os("RUST_LOG").is_none() {
         command.env("RUST_LOG", log);
     }
+    command.env(terminal::LOG_FORMAT, crate::logging::form().format());
     Ok(command)
 }
 
@@ -274,8 +275,8 @@ pub struct PublisherArgs {
 ///
 /// # Errors
 /// The input or storage fails.
-pub fn publisher(store: PathBuf, args: &PublisherArgs) -> Outcome {
-    terminal::log(terminal::Wanted::new(None, terminal::LevelFilter::WARN), false);
+pub fn publisher(store: PathBuf, args: &PublisherArgs, format: terminal::LogFormat) -> Outcome {
+    terminal::log(terminal::Wanted::new(None, terminal::LevelFilter::WARN), format, false);
     let times = Mapping::open(&args.times, true)?;
     let mut input = args.source.open(&|| false)?;
     let mut publisher = Publisher::open(Options { durability: args.durability, ..Options::new(store, PublisherId(1)) })?;

@@ -28,6 +28,7 @@ pub mod inspect;
 pub mod last_backup;
 pub mod limits;
 pub mod load;
+pub mod log_format;
 pub mod logging;
 pub mod metrics;
 pub mod output;

@@ -9,6 +9,6 @@ pub fn raise() {
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
     {
-        tracing::debug!(%error, "cannot raise the limit of open files");
+        tracing::debug!(name: "process.file_limit_not_raised", %error, "cannot raise the limit of open files");
     }
 }

@@ -10,6 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
+use crate::exit::Failure;
+use crate::log_format::Form;
+
 /// Most queued lines; more are lost.
 const QUEUE: usize = 256;
 /// How long a process waits at its end for queued lines.
@@ -20,6 +25,22 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 static QUEUED: AtomicU64 = AtomicU64::new(0);
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 static LINES: OnceLock<SyncSender<Vec<u8>>> = OnceLock::new();
+static FORM: OnceLock<Form> = OnceLock::new();
+
+/// Sets the form of this process's lines, once, and reports panics in it; returns it.
+pub(crate) fn set_form(form: Form) -> Form {
+    if FORM.set(form).is_ok() && form != Form::Text {
+        std::panic::set_hook(Box::new(move |info| {
+            write(form.panic(info).as_bytes(), &mut std::io::stderr());
+        }));
+    }
+    self::form()
+}
+
+/// The form of this process's lines.
+pub(crate) fn form() -> Form {
+    FORM.get().copied().unwrap_or_default()
+}
 
 /// Lines lost since the start.
 pub fn lost() -> u64 {
@@ -74,13 +95,18 @@ fn write_all(lines: &Receiver<Vec<u8>>) {
     for line in lines {
         let gone = lost();
         let mut stderr = std::io::stderr();
-        if gone > reported && write(format!("{} log lines before this one were lost\n", gone - reported).as_bytes(), &mut stderr)
-        {
+        if gone > reported && write(lost_before(form(), gone - reported).as_bytes(), &mut stderr) {
             reported = gone;
         }
         write(&line, &mut stderr);
         WRITTEN.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// The line with the number of lines that are lost before it.
+fn lost_before(form: Form, lines: u64) -> String {
+    let message = format!("{lines} log lines before this one were lost");
+    form.line(Level::WARN, "log.lines_lost", &message, &[("lines", lines.into())])
 }
 
 /// Writes `line`, or counts it as lost.
@@ -100,7 +126,17 @@ pub fn flush() {
 
 /// Prints `text` on a line of standard error.
 pub fn note(text: impl std::fmt::Display) {
-    write(format!("{text}\n").as_bytes(), &mut std::io::stderr());
+    write(form().note(&text.to_string()).as_bytes(), &mut std::io::stderr());
+}
+
+/// Prints why this process ends.
+pub(crate) fn failed(failure: &Failure) {
+    let code = [("exit_code", failure.code.into())];
+    let line = match form() {
+        Form::Text => format!("error: {failure}\n"),
+        form => form.line(Level::ERROR, "process.failed", &failure.message, &code),
+    };
+    write(line.as_bytes(), &mut std::io::stderr());
 }
 
 #[cfg(test)]
@@ -123,5 +159,13 @@ mod tests {
         assert_eq!(lost(), before + 1);
         assert!(write(b"a line\n", &mut Vec::new()));
         assert_eq!(lost(), before + 1);
+    }
+
+    #[test]
+    fn the_count_of_lost_lines_is_a_line_of_its_form() {
+        let object: serde_json::Value = serde_json::from_str(&lost_before(Form::Json, 3)).unwrap();
+        assert_eq!((&object["event"], &object["fields"]["lines"]), (&"log.lines_lost".into(), &3.into()));
+        assert_eq!(lost_before(Form::Journal, 3), "<4>WARN log.lines_lost: 3 log lines before this one were lost lines=3\n");
+        assert!(lost_before(Form::Text, 3).ends_with("  WARN log.lines_lost: 3 log lines before this one were lost lines=3\n"));
     }
 }

@@ -513,7 +513,10 @@ pub fn scan(store: &Path, args: &Scan, format: Format) -> Outcome {
 pub fn note_unmatched(statements: u64) {
     if statements > 0 {
         let n = terminal::thousands(statements);
-        tracing::warn!("{n} busts or corrections have no effect: the store has no trade, bust or correction for them");
+        tracing::warn!(
+            name: "query.corrections_without_effect",
+            "{n} busts or corrections have no effect: the store has no trade, bust or correction for them"
+        );
     }
 }
 

@@ -50,7 +50,7 @@ pub fn code(outcome: Outcome) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
-            logging::note(format_args!("error: {failure}"));
+            logging::failed(&failure);
             ExitCode::from(failure.code)
         }
     }

@@ -69,6 +69,9 @@ pub struct Args {
     /// Log to standard error from this level on: error, warn, info, debug, trace, off [default: RUST_LOG, or info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<terminal::LevelFilter>,
+    /// Form of log lines: text, or one object of JSON a line
+    #[arg(long, value_enum, value_name = "FORMAT", env = terminal::LOG_FORMAT, default_value_t)]
+    pub log_format: terminal::LogFormat,
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     pub with_parent: bool,
@@ -112,7 +115,7 @@ impl Args {
 /// # Errors
 /// The reason why storage did not start, or ended: exit code 74 after a failed write or sync.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), true);
+    terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), args.log_format, true);
     let (stop, reload_asked) = terminal::serving_flags()?;
     // A file size limit is then a write error (EFBIG) instead of a signal.
     ignore_file_size_signal();
@@ -132,6 +135,7 @@ pub fn run(args: &Args) -> Outcome {
         announce(&options.store, storage.started());
         if options.cluster.is_lossy() {
             tracing::warn!(
+                name: "storage.lossy_flush",
                 "flush = \"interval\": records that the cluster commits can be lost if most of its hosts lose power within the sync interval; publishers get the level quorum-os instead of quorum"
             );
         }
@@ -144,12 +148,12 @@ pub fn run(args: &Args) -> Outcome {
             std::thread::sleep(Duration::from_millis(20));
         }
         if !storage.has_failed() {
-            tracing::info!("stopping");
+            tracing::info!(name: "storage.stopping", "stopping");
         }
         let last = storage.control().appended();
         match storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? {
             Ended::Stopped => {
-                tracing::info!(records = last.0, "stopped; all records are durable");
+                tracing::info!(name: "storage.stopped", records = last.0, "stopped; all records are durable");
                 return Ok(());
             }
             Ended::Truncate(last_kept) => truncate(&options, &world, last_kept)?,
@@ -166,8 +170,12 @@ fn reload(storage: &Storage, args: &Args) {
         Err(_) => Statistic::ReloadFailures,
     };
     match changed {
-        Ok(()) => tracing::info!("the configuration is read again: retention and compaction are as it says from now on"),
-        Err(error) => tracing::error!(%error, "the configuration is wrong; storage goes on with the earlier one"),
+        Ok(()) => {
+            tracing::info!(name: "storage.reloaded", "the configuration is read again: retention and compaction are as it says from now on")
+        }
+        Err(error) => {
+            tracing::error!(name: "storage.reload_refused", %error, "the configuration is wrong; storage goes on with the earlier one")
+        }
     }
     storage.control().add(counter, 1);
 }
@@ -216,6 +224,7 @@ fn truncate(options: &Options, world: &World, last_kept: u64) -> Outcome {
     let truncated = divergence::truncate(options, world, last_kept)?;
     let kept_in = truncated.kept_in.as_deref().unwrap_or(&options.store);
     tracing::warn!(
+        name: "wal.divergent_tail",
         frames = truncated.frames, records = truncated.records, first_lsn = truncated.first_lsn.0, kept_in = %kept_in.display(),
         "truncated records that the cluster did not commit; they are kept aside"
     );
@@ -226,10 +235,16 @@ fn truncate(options: &Options, world: &World, last_kept: u64) -> Outcome {
 fn install_snapshot(options: &Options, world: &World) -> Outcome {
     match install::install(&options.store, &world.disk, world.clock.wall(), false) {
         Ok(installed) => {
-            tracing::info!(files = installed.files, records = installed.last.0, "installed a snapshot of the leader's store");
+            tracing::info!(
+                name: "storage.snapshot_installed", files = installed.files, records = installed.last.0,
+                "installed a snapshot of the leader's store"
+            );
         }
         Err(error @ (Error::Consensus { .. } | Error::Missing { .. } | Error::Corrupt { .. } | Error::Locked { .. })) => {
-            tracing::warn!(%error, "rejected the fetched snapshot; the store is served unchanged");
+            tracing::warn!(
+                name: "storage.snapshot_rejected", %error,
+                "rejected the fetched snapshot; the store is served unchanged"
+            );
             install::refuse(world.disk.as_ref(), &options.store)?;
         }
         Err(error) => return Err(error.into()),
@@ -240,15 +255,19 @@ fn install_snapshot(options: &Options, world: &World) -> Outcome {
 fn ignore_file_size_signal() {
     // The handler raises a flag that is never read.
     if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
-        tracing::warn!(%error, "cannot catch SIGXFSZ: a file size limit will end this process by a signal");
+        tracing::warn!(
+            name: "process.file_size_signal", %error,
+            "cannot catch SIGXFSZ: a file size limit will end this process by a signal"
+        );
     }
 }
 
 fn announce(store: &std::path::Path, started: &Started) {
     if let Some(tail) = &started.truncated {
-        tracing::warn!(%tail, "truncated a torn tail of the log, after the durable mark");
+        tracing::warn!(name: "wal.torn_tail", %tail, "truncated a torn tail of the log, after the durable mark");
     }
     tracing::info!(
+        name: "storage.recovered",
         store = %store.display(),
         records = started.records,
         flushed = started.flushed,
@@ -258,6 +277,7 @@ fn announce(store: &std::path::Path, started: &Started) {
         "recovered the store"
     );
     tracing::info!(
+        name: "storage.serving",
         publishers_attach_at = %started.run_dir.join("attach.sock").display(),
         readers_map = %started.run_dir.display(),
         memtable_bytes = started.memtable_size,

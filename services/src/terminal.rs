@@ -13,6 +13,8 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 
 use crate::exit::{Failure, Outcome, USAGE};
+use crate::log_format::Form;
+pub use crate::log_format::{LogFormat, VARIABLE as LOG_FORMAT};
 use crate::logging::{self, Direct, Queued};
 
 /// What is logged.
@@ -32,7 +34,8 @@ impl Wanted {
 }
 
 /// Logs to standard error. A process that `serves` never waits for the log's reader.
-pub fn log(wanted: Wanted, serves: bool) {
+pub fn log(wanted: Wanted, format: LogFormat, serves: bool) {
+    let form = logging::set_form(Form::new(format));
     let serves = serves && logging::start().is_ok();
     let writer = move || -> Box<dyn std::io::Write> { if serves { Box::new(Queued) } else { Box::new(Direct) } };
     let of_environment = || std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
@@ -40,12 +43,12 @@ pub fn log(wanted: Wanted, serves: bool) {
         Wanted::Given(level) => Targets::new().with_default(level),
         Wanted::Default(level) => of_environment().unwrap_or_else(|| Targets::new().with_default(level)),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(false);
-    let lines = lines.with_ansi(is_coloured()).with_filter(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = lines.with_ansi(form == Form::Text && is_coloured()).event_format(form).with_filter(filter);
     let subscriber = tracing_subscriber::registry().with(lines);
     // Only the first logger of a process counts.
     if tracing::subscriber::set_global_default(subscriber).is_err() {
-        tracing::debug!("logging was set up before");
+        tracing::debug!(name: "log.already_set_up", "logging was set up before");
     }
 }
 

@@ -198,7 +198,10 @@ impl Bus {
                 orphans::remove(&self.nodes(), &living);
                 orphans::remove_segments(Path::new(memory::SEGMENTS), &self.prefix, &self.nodes(), &living);
             }
-            Err(error) => tracing::debug!(?error, "cannot list the processes on the bus; retrying in a second"),
+            Err(error) => tracing::debug!(
+                name: "bus.processes_not_listed", ?error,
+                "cannot list the processes on the bus; retrying in a second"
+            ),
         }
         Swept { removed: state.cleanups, failed: state.failed_cleanups }
     }
@@ -320,6 +323,7 @@ impl Bus {
             .buffer_size(service.static_config().subscriber_max_buffer_size())
             .set_degradation_handler(|_, _| {
                 tracing::error!(
+                    name: "bus.publisher_not_received",
                     "cannot receive a publisher's live records: this process is short of descriptors (ulimit -n), memory \
                      maps or memory (ulimit -v), or the publisher has just ended; to get them, open the subscriber again \
                      or follow the store"

@@ -23,7 +23,10 @@ pub(super) fn remove_half_made(dir: &Path) {
         if entry.metadata().is_ok_and(|m| m.is_file() && !m.permissions().readonly())
             && let Err(error) = std::fs::remove_file(entry.path())
         {
-            tracing::debug!(%error, path = %entry.path().display(), "cannot remove an unfinished file of a dead process");
+            tracing::debug!(
+                name: "bus.unfinished_file_not_removed", %error, path = %entry.path().display(),
+                "cannot remove an unfinished file of a dead process"
+            );
         }
     }
 }
@@ -36,8 +39,11 @@ fn is_old(entry: &DirEntry) -> bool {
 fn remove_one(path: &Path) {
     let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
     match removed {
-        Ok(()) => tracing::debug!(path = %path.display(), "removed an orphan of a dead process"),
-        Err(error) => tracing::debug!(%error, path = %path.display(), "cannot remove an orphan of a dead process"),
+        Ok(()) => tracing::debug!(name: "bus.orphan_removed", path = %path.display(), "removed an orphan of a dead process"),
+        Err(error) => tracing::debug!(
+            name: "bus.orphan_not_removed", %error, path = %path.display(),
+            "cannot remove an orphan of a dead process"
+        ),
     }
 }
 

@@ -78,7 +78,10 @@ impl Mapped {
         // of it stay valid.
         let released = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         if let Err(error) = released {
-            tracing::debug!(%error, path = %self.path.display(), "cannot release the pages of a mapping");
+            tracing::debug!(
+                name: "disk.pages_not_released", %error, path = %self.path.display(),
+                "cannot release the pages of a mapping"
+            );
         }
     }
 
@@ -113,7 +116,10 @@ impl Mapped {
         }
         for at in (from..from + len).step_by(READ_AHEAD) {
             if let Err(error) = map.advise_range(Advice::WillNeed, at, READ_AHEAD.min(from + len - at)) {
-                tracing::debug!(%error, path = %self.path.display(), "cannot read a mapping ahead");
+                tracing::debug!(
+                    name: "disk.read_ahead_failed", %error, path = %self.path.display(),
+                    "cannot read a mapping ahead"
+                );
                 return;
             }
         }
@@ -127,7 +133,7 @@ impl Mapped {
         if from < map.len()
             && let Err(error) = map.advise_range(Advice::Random, from, map.len() - from)
         {
-            tracing::debug!(%error, path = %self.path.display(), "cannot say how a mapping is read");
+            tracing::debug!(name: "disk.advice_failed", %error, path = %self.path.display(), "cannot say how a mapping is read");
         }
     }
 

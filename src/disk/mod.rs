@@ -87,12 +87,12 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self, path: &Path) -> Result<()>;
     /// Space of the file system of `path`; unlimited by default.
     fn space(&self, path: &Path) -> Result<Space> {
-        tracing::trace!(path = %path.display(), "this disk is unlimited");
+        tracing::trace!(name: "disk.unlimited", path = %path.display(), "this disk is unlimited");
         Ok(Space { free: u64::MAX, total: u64::MAX })
     }
     /// When the file or directory `path` was last written, by the host's clock at that time; `None` if unknown.
     fn modified(&self, path: &Path) -> Result<Option<Ts>> {
-        tracing::trace!(path = %path.display(), "this disk keeps no times");
+        tracing::trace!(name: "disk.without_times", path = %path.display(), "this disk keeps no times");
         Ok(None)
     }
     /// Takes the exclusive lock of `path`, creating the file; `None` if another process holds it. The lock

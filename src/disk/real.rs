@@ -31,7 +31,10 @@ fn set_mode(path: &Path, mode: u32) {
     let is_due = path.metadata().is_ok_and(|m| m.permissions().mode() & 0o777 != mode);
     // Some file systems have a single mode for all files.
     if is_due && let Err(error) = std::fs::set_permissions(path, Permissions::from_mode(mode)) {
-        tracing::debug!(%error, path = %path.display(), "cannot set the mode; the file system's own stays");
+        tracing::debug!(
+            name: "disk.mode_not_set", %error, path = %path.display(),
+            "cannot set the mode; the file system's own stays"
+        );
     }
 }
 

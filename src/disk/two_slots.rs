@@ -132,7 +132,10 @@ fn newest<T: Content>(file: &dyn DiskFile, path: &Path) -> Result<(u64, T)> {
     match (best, worst) {
         (Some(best), damaged) => {
             if let Some(error) = damaged {
-                tracing::warn!(%error, "one slot of {} is unreadable; using the other; check the disk", T::NAME);
+                tracing::warn!(
+                    name: "disk.slot_unreadable", %error,
+                    "one slot of {} is unreadable; using the other; check the disk", T::NAME
+                );
             }
             Ok(best)
         }

@@ -112,7 +112,7 @@ impl AttachAgent {
             }
         }
         if let Err(error) = std::fs::remove_file(&self.socket) {
-            tracing::warn!(%error, "cannot remove the attach socket");
+            tracing::warn!(name: "attach.socket_not_removed", %error, "cannot remove the attach socket");
         }
     }
 
@@ -136,19 +136,26 @@ impl AttachAgent {
                 Ok((stream, _)) => stream,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a publisher's connection; trying again");
+                    tracing::warn!(
+                        name: "attach.connection_not_accepted", %error,
+                        "cannot accept a publisher's connection; trying again"
+                    );
                     return std::thread::sleep(ACCEPT_RETRY);
                 }
             };
             if connections.len() >= CONNECTIONS_MAX {
                 tracing::warn!(
+                    name: "attach.too_many_connections",
                     limit = CONNECTIONS_MAX,
                     "refused a publisher's connection: too many are open; to see the attached publishers, run: tape status"
                 );
                 continue;
             }
             if let Err(error) = stream.set_nonblocking(true) {
-                tracing::warn!(%error, "cannot set up a publisher's connection; it is closed");
+                tracing::warn!(
+                    name: "attach.connection_not_set_up", %error,
+                    "cannot set up a publisher's connection; it is closed"
+                );
                 continue;
             }
             *next += 1;
@@ -180,7 +187,7 @@ impl AttachAgent {
         };
         let served = self.serve(id, connection, grants, || budget.refusal(attached, all));
         if let Err(error) = &served {
-            tracing::warn!(%error, "a publisher's connection is closed");
+            tracing::warn!(name: "attach.connection_closed", %error, "a publisher's connection is closed");
             send(connection, &Message::Refused(error.to_string()));
         }
         if !open || served.is_err() {
@@ -211,7 +218,7 @@ impl AttachAgent {
                 }
                 Message::Attach { publisher, mode, level, incarnation } if !connection.attached => {
                     if let Some(reason) = refusal() {
-                        tracing::error!(publisher = publisher.0, reason, "a publisher is not attached");
+                        tracing::error!(name: "attach.refused", publisher = publisher.0, reason, "a publisher is not attached");
                         send(connection, &Message::Refused(reason));
                         continue;
                     }
@@ -250,7 +257,7 @@ impl AttachAgent {
     fn post(&self, request: Request, receiver: Option<Receiver>) {
         // Ingest receives requests whenever it can append. When ingest has ended, this agent ends too.
         if self.requests.send(Posted { request, receiver }).is_err() {
-            tracing::debug!("ingest has ended");
+            tracing::debug!(name: "attach.ingest_ended", "ingest has ended");
         }
         self.bells.ring(Bell::Ingest);
     }
@@ -272,7 +279,7 @@ impl AttachAgent {
         let swept = self.bus.sweep();
         if swept.removed > 0 {
             self.control.add(Statistic::Swept, swept.removed);
-            tracing::info!(removed = swept.removed, "cleaned up after dead processes");
+            tracing::info!(name: "bus.swept", removed = swept.removed, "cleaned up after dead processes");
         }
     }
 }
@@ -280,7 +287,7 @@ impl AttachAgent {
 /// Writes `message`. Shuts down a connection that does not accept it at once: its end is then noticed like any other.
 fn send(connection: &mut Connection, message: &Message) {
     if let Err(error) = connection.stream.write_all(&message.encode()) {
-        tracing::warn!(%error, "a publisher does not read its answer; its connection is closed");
+        tracing::warn!(name: "attach.answer_not_read", %error, "a publisher does not read its answer; its connection is closed");
         match connection.stream.shutdown(std::net::Shutdown::Both) {
             Ok(()) | Err(_) => {}
         }

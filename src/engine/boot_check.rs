@@ -69,6 +69,7 @@ impl BootCheck {
         }
         if has_forgotten {
             tracing::error!(
+                name: "raft.frames_may_be_lost",
                 "this host may have lost frames that it acknowledged to other hosts before they were on its disk (flush = \"interval\"): it does not vote until a snapshot of the leader's store is installed, which it fetches by itself. If no host leads, run `tape cluster status` on each: of those whose last frame has the highest term, choose the host with the most frames; stop it, run `tape cluster force-promote` there, and let the others rejoin"
             );
         }

@@ -87,6 +87,7 @@ pub(super) fn check_start(clock: &dyn Clock, last: Ts, written: Option<Ts>, cont
     found(control, 0u64.wrapping_sub(behind).cast_signed());
     let files = written.map_or_else(String::new, |ts| ts.to_string());
     tracing::error!(
+        name: "clock.behind_store",
         clock = %wall, last_record = %last, files, seconds = behind / NANOS_PER_SECOND,
         "the host's clock is behind the store: it was ahead when the store was written, or it is wrong now. Records get the \
          clock's time; if that is wrong, set the clock (timedatectl), and ingest time follows"
@@ -123,7 +124,10 @@ impl Watch {
         if step.unsigned_abs() > STEP_NS {
             found(control, step);
             let (seconds, way) = (step.unsigned_abs() / NANOS_PER_SECOND, if step < 0 { "back" } else { "ahead" });
-            tracing::warn!(seconds, way, now = %wall, "the host's clock was set, or the host was suspended: ingest time follows");
+            tracing::warn!(
+                name: "clock.set", seconds, way, now = %wall,
+                "the host's clock was set, or the host was suspended: ingest time follows"
+            );
         }
     }
 }

@@ -49,6 +49,7 @@ impl ClusterSocket {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.cluster_socket.len() >= LINKS_MAX {
                 tracing::warn!(
+                    name: "cluster.too_many_connections",
                     path = %self.path.display(), limit = LINKS_MAX,
                     "refused a connection of tape-replication or tape cluster: too many are open; stop tape cluster commands \
                      that hang"
@@ -56,11 +57,17 @@ impl ClusterSocket {
                 continue;
             }
             if let Err(error) = stream.set_nonblocking(true) {
-                tracing::warn!(%error, path = %self.path.display(), "cannot set up a connection; it is closed");
+                tracing::warn!(
+                    name: "cluster.connection_not_set_up", %error, path = %self.path.display(),
+                    "cannot set up a connection; it is closed"
+                );
                 continue;
             }
             if !is_trusted(&stream) {
-                tracing::warn!(path = %self.path.display(), "a connection of another user's process is refused; only this user's and root's are accepted");
+                tracing::warn!(
+                    name: "cluster.foreign_user_refused", path = %self.path.display(),
+                    "a connection of another user's process is refused; only this user's and root's are accepted"
+                );
                 continue;
             }
             let number = self.next;
@@ -134,7 +141,10 @@ impl Drop for ClusterSocket {
     fn drop(&mut self) {
         // The path is another process's by now only if somebody removed the directory.
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "the socket was removed already");
+            tracing::debug!(
+                name: "cluster.socket_already_removed", path = %self.path.display(), %error,
+                "the socket was removed already"
+            );
         }
     }
 }
@@ -167,7 +177,10 @@ impl Link {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection to storage sent a malformed message; it is closed");
+                    tracing::warn!(
+                        name: "cluster.malformed_message", %error,
+                        "a connection to storage sent a malformed message; it is closed"
+                    );
                     self.is_over = true;
                     break;
                 }
@@ -187,10 +200,16 @@ impl Link {
         match message.encode() {
             Ok(bytes) if self.unsent.len() + bytes.len() <= UNSENT_MAX => self.unsent.extend(bytes),
             Ok(_) => {
-                tracing::warn!("a process does not read what storage sends to it; its connection is closed");
+                tracing::warn!(
+                    name: "cluster.messages_not_read",
+                    "a process does not read what storage sends to it; its connection is closed"
+                );
                 self.is_over = true;
             }
-            Err(error) => tracing::error!(%error, "a message cannot be encoded and is not sent"),
+            Err(error) => tracing::error!(
+                name: "cluster.message_not_encoded", %error,
+                "a message cannot be encoded and is not sent"
+            ),
         }
     }
 

@@ -52,7 +52,7 @@ impl CompactAgent {
     /// Runs until it is stopped.
     pub(super) fn run(self) {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "the compaction thread keeps its priority");
+            tracing::debug!(name: "compaction.priority_not_lowered", %error, "the compaction thread keeps its priority");
         }
         while !self.stop.is_stopped() {
             let job = match self.jobs.recv_timeout(TURN) {
@@ -71,7 +71,7 @@ impl CompactAgent {
             let result = run(self.disk.as_ref(), &self.dir, &job, &mut throttle);
             // The flush agent gives one job at a time, so there is room. It may have ended.
             if self.done.try_send(Outcome { job, result, took: began.elapsed() }).is_err() {
-                tracing::debug!("the flush agent has ended; the result of a merge is dropped");
+                tracing::debug!(name: "compaction.result_dropped", "the flush agent has ended; the result of a merge is dropped");
             }
         }
     }

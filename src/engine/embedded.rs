@@ -131,7 +131,10 @@ impl Embedded {
 impl Drop for Embedded {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
-            tracing::error!(%error, store = %self.store.display(), "an embedded store has ended with a failure");
+            tracing::error!(
+                name: "storage.embedded_failed", %error, store = %self.store.display(),
+                "an embedded store has ended with a failure"
+            );
         }
     }
 }

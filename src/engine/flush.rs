@@ -8,7 +8,7 @@
 //! edit, and the edit before anything that it replaces is removed. A failed flush is tried again with new files, and leaves
 //! none behind. Memory is one block, at most 60 bytes a row of a file, four a row of the table, and the rows of one series.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +20,11 @@ use super::compact::Outcome;
 use super::flush_source::Rows;
 use super::history::{History, Next};
 use super::memtables::Sealed;
-use super::reload::Change;
+use super::scheduler::Scheduler;
 use super::space::Room;
 use super::watermarks::Watermarks;
-use crate::compaction::merge::{Job, Merged, Unpaced};
-use crate::compaction::retention::{Rule, Rules};
+use crate::compaction::merge::{Merged, Unpaced};
+use crate::compaction::retention::Rules;
 use crate::compaction::{Merge, Options, newest};
 use tapestore::agent::Stop;
 use tapestore::disk::Disk;
@@ -154,7 +154,10 @@ impl Flusher {
             return Ok(None);
         }
         let (rows, bytes) = dropped.iter().fold((0, 0), |(r, b), f| (r + f.rows, b + f.len));
-        tracing::info!(files = dropped.len(), rows, bytes, "SSTables are removed: their retention has ended");
+        tracing::info!(
+            name: "retention.files_removed", files = dropped.len(), rows, bytes,
+            "SSTables are removed: their retention has ended"
+        );
         self.show();
         Ok(Some(self.history.manifest.state().seq))
     }
@@ -194,7 +197,10 @@ impl Flusher {
         self.control.add(Statistic::FlushedRecords, rows);
         self.control.add(Statistic::FlushedBytes, bytes);
         self.control.add(Statistic::FlushNs, ns);
-        tracing::debug!(table = sealed.id, rows, bytes, files = made.len(), ms = ns / 1_000_000, "flushed a MemTable");
+        tracing::debug!(
+            name: "flush.finished", table = sealed.id, rows, bytes, files = made.len(), ms = ns / 1_000_000,
+            "flushed a MemTable"
+        );
         Ok(Flushed { table: sealed.id, seq: self.history.manifest.state().seq })
     }
 
@@ -251,7 +257,10 @@ impl Flusher {
     pub fn unlink(&self, id: u64) {
         let path = self.run_dir.memtable(self.instance, id);
         if let Err(error) = std::fs::remove_file(&path) {
-            tracing::warn!(path = %path.display(), %error, "an unused MemTable cannot be removed; it stays until the next start");
+            tracing::warn!(
+                name: "memtable.not_removed", path = %path.display(), %error,
+                "an unused MemTable cannot be removed; it stays until the next start"
+            );
         }
     }
 
@@ -335,74 +344,6 @@ const EDITED_MAX: usize = 4;
 /// Most notices that wait for ingest.
 pub(super) const NOTICES_MAX: usize = TABLES_MAX + EDITED_MAX;
 
-/// The flush agent's schedule of merges and retention.
-pub(super) struct Scheduler {
-    pub(super) options: Options,
-    pub(super) rules: Rules,
-    pub(super) jobs: Sender<Job>,
-    pub(super) done: Receiver<Outcome>,
-    /// Options and rules that take the place of these.
-    pub(super) changes: Receiver<Change>,
-    /// Whether a merge is running: its files must stay.
-    pub(super) is_merging: bool,
-    /// Whether the version has changed since the last look.
-    pub(super) is_new: bool,
-    /// After a failure: no earlier than this moment of the monotonic clock.
-    pub(super) after: u64,
-    /// Files that could not be merged; they are skipped until `skip_until` of the monotonic clock.
-    pub(super) skip: BTreeSet<u64>,
-    pub(super) skip_until: u64,
-    /// No earlier than this moment of the monotonic clock files are looked at for rows that have expired.
-    pub(super) look_after: u64,
-    /// How far the wall clock was ahead of the monotonic one when storage began, and whether it has jumped since.
-    pub(super) wall_ahead: u64,
-    pub(super) has_jumped: bool,
-}
-
-impl Scheduler {
-    /// Nothing has been looked at yet.
-    ///
-    /// # Errors
-    /// [`tapestore::error::Error::Invalid`] if a rule is not valid.
-    pub(super) fn new(
-        options: Options,
-        rules: &[Rule],
-        clock: &dyn Clock,
-        (jobs, done): (Sender<Job>, Receiver<Outcome>),
-        changes: Receiver<Change>,
-    ) -> Result<Scheduler> {
-        let wall_ahead = clock.wall().0.wrapping_sub(clock.monotonic());
-        let (rules, skip) = (Rules::new(rules)?, BTreeSet::new());
-        note_unmet(&rules);
-        let (is_merging, is_new, has_jumped) = (false, true, false);
-        Ok(Scheduler {
-            options,
-            rules,
-            jobs,
-            done,
-            changes,
-            is_merging,
-            is_new,
-            after: 0,
-            skip,
-            skip_until: 0,
-            look_after: 0,
-            wall_ahead,
-            has_jumped,
-        })
-    }
-}
-
-/// Says which rules remove nothing yet.
-fn note_unmet(rules: &Rules) {
-    for kind in rules.unmet() {
-        tracing::warn!(
-            kind,
-            "a retention rule names a kind that the store does not have yet: it removes nothing until the kind is defined"
-        );
-    }
-}
-
 /// The wall clock has jumped if it moves against the monotonic one by this, ns.
 const JUMP: u64 = 3_600_000_000_000;
 /// Files that could not be merged are skipped for this long.
@@ -425,10 +366,7 @@ impl FlushAgent {
             if self.waiting.front().is_some_and(|s| self.is_durable(s)) {
                 self.file();
             }
-            if let Ok((options, rules)) = self.scheduler.changes.try_recv() {
-                note_unmet(&rules);
-                (self.scheduler.options, self.scheduler.rules, self.scheduler.is_new) = (options, rules, true);
-            }
+            self.scheduler.change();
             if let Ok(outcome) = self.scheduler.done.try_recv() {
                 self.set_merging(false);
                 self.merged(outcome);
@@ -450,13 +388,16 @@ impl FlushAgent {
             }
         }
         if !self.waiting.is_empty() {
-            tracing::info!(memtables = self.waiting.len(), "flushing MemTables before the end");
+            tracing::info!(name: "flush.before_end", memtables = self.waiting.len(), "flushing MemTables before the end");
         }
         while let Some(sealed) = self.waiting.front().filter(|sealed| self.is_durable(sealed)) {
             match self.flusher.file(sealed, self.clock.as_ref()) {
                 Ok(_) => self.waiting.pop_front(),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot flush a MemTable before the end; its records stay in the log, for the next start");
+                    tracing::warn!(
+                        name: "flush.before_end_failed", %error,
+                        "cannot flush a MemTable before the end; its records stay in the log, for the next start"
+                    );
                     return;
                 }
             };
@@ -471,7 +412,10 @@ impl FlushAgent {
             Ok(Some(seq)) => self.edited(seq),
             Ok(None) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot remove SSTables whose retention has ended; trying again every 10 seconds");
+                tracing::error!(
+                    name: "retention.files_not_removed", %error,
+                    "cannot remove SSTables whose retention has ended; trying again every 10 seconds"
+                );
                 return self.hold_off();
             }
         }
@@ -492,7 +436,7 @@ impl FlushAgent {
         match self.flusher.history.next_job(options, &rules, now, (skip, looks), &fits) {
             Next::Job(job) => {
                 let (files, bytes) = (job.merge.inputs.len(), job.merge.bytes());
-                tracing::debug!(files, bytes, why = ?job.merge.why, "merging files");
+                tracing::debug!(name: "compaction.started", files, bytes, why = ?job.merge.why, "merging files");
                 self.set_merging(true);
                 if self.scheduler.jobs.try_send(*job).is_err() {
                     self.set_merging(false);
@@ -512,7 +456,7 @@ impl FlushAgent {
         let has_jumped = moved > JUMP && !rules.is_empty();
         if has_jumped && !self.scheduler.has_jumped {
             tracing::error!(
-                seconds = moved / 1_000_000_000,
+                name: "retention.clock_jumped", seconds = moved / 1_000_000_000,
                 "the wall clock has jumped: no SSTable is removed by its age until it is back; if it is right now, restart storage"
             );
         }
@@ -548,7 +492,7 @@ impl FlushAgent {
                 let Merge { window, inputs, .. } = &job.merge;
                 let first = inputs.first().map_or_else(String::new, |f| file_name(f.kind, f.id));
                 tracing::error!(
-                    %error, files = inputs.len(), %first, window_from = %window.from,
+                    name: "compaction.failed", %error, files = inputs.len(), %first, window_from = %window.from,
                     "cannot merge SSTables; they are skipped for an hour. To find a damaged one, run: tape verify"
                 );
                 self.scheduler.skip.extend(job.merge.inputs.iter().map(|f| f.id));
@@ -591,7 +535,7 @@ impl FlushAgent {
                 self.flusher.control.add(Statistic::FlushFailures, 1);
                 if !std::mem::replace(&mut self.is_failing, true) {
                     tracing::error!(
-                        %error, memtable = sealed.id,
+                        name: "flush.failed", %error, memtable = sealed.id,
                         "cannot flush a MemTable to SSTables; trying again every second. Publishers wait once all MemTables are \
                          full: check the disk, then run: tape status"
                     );
@@ -605,7 +549,12 @@ impl FlushAgent {
     fn recycle(&self) {
         let passed = match self.flusher.passed_segments() {
             Ok(passed) => passed,
-            Err(error) => return tracing::warn!(%error, "cannot list the log segments that are no longer needed"),
+            Err(error) => {
+                return tracing::warn!(
+                    name: "wal.segments_not_listed", %error,
+                    "cannot list the log segments that are no longer needed"
+                );
+            }
         };
         let (size, Position(needed)) = (self.flusher.segment_size, self.watermarks.needed());
         for first in passed.into_iter().filter(|first| first.0 + size <= needed) {
@@ -614,7 +563,10 @@ impl FlushAgent {
                 Err(back) => self.flusher.disk.remove(back.into_inner().path()),
             });
             if let Err(error) = outcome {
-                tracing::warn!(%error, "cannot recycle a log segment that is no longer needed; it stays until the next start");
+                tracing::warn!(
+                    name: "wal.segment_not_recycled", %error,
+                    "cannot recycle a log segment that is no longer needed; it stays until the next start"
+                );
             }
         }
     }

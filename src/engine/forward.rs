@@ -238,7 +238,10 @@ impl Forwards {
 fn relay(log: &mut Log, from: NodeId, to: NodeId, relay: &Relay) {
     match postcard::to_allocvec(relay) {
         Ok(bytes) => log.notify(Message::Relay { to, from, bytes }),
-        Err(error) => tracing::error!(%error, "a message to another host's storage cannot be encoded and is not sent"),
+        Err(error) => tracing::error!(
+            name: "forward.message_not_encoded", %error,
+            "a message to another host's storage cannot be encoded and is not sent"
+        ),
     }
 }
 
@@ -261,7 +264,10 @@ impl Relays {
         let relay: Relay = match postcard::from_bytes(bytes) {
             Ok(relay) => relay,
             Err(error) => {
-                return tracing::warn!(%error, from = from.0, "a message of another host's storage cannot be decoded and is dropped");
+                return tracing::warn!(
+                    name: "forward.message_not_decoded", %error, from = from.0,
+                    "a message of another host's storage cannot be decoded and is dropped"
+                );
             }
         };
         match relay {
@@ -362,7 +368,10 @@ impl Relays {
             }
             BatchOutcome::Malformed | BatchOutcome::Unregistered(_) => {
                 log.control().add(Statistic::Malformed, 1);
-                tracing::error!(publisher = publisher.0, from = from.0, ?offer, "a batch of another host's publisher is refused");
+                tracing::error!(
+                    name: "forward.batch_refused", publisher = publisher.0, from = from.0, ?offer,
+                    "a batch of another host's publisher is refused"
+                );
                 relay(log, self.own, from, &Relay::Closed { publisher: publisher.0, epoch: epoch.0, fenced: false });
             }
         }

@@ -114,7 +114,10 @@ impl History {
         for path in paths {
             let gone = self.disk.exists(&path).and_then(|there| if there { self.disk.remove(&path) } else { Ok(()) });
             if let Err(error) = gone {
-                tracing::warn!(%error, "cannot remove an unused SSTable; it stays until the next start");
+                tracing::warn!(
+                    name: "sstable.not_removed", %error,
+                    "cannot remove an unused SSTable; it stays until the next start"
+                );
             }
         }
     }
@@ -180,7 +183,9 @@ impl History {
                     return Some(Merge { kind, window, inputs: vec![*file], why: Why::Expired });
                 }
                 Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "cannot look for expired rows in an SSTable"),
+                Err(error) => {
+                    tracing::debug!(name: "retention.look_failed", %error, "cannot look for expired rows in an SSTable")
+                }
             }
         }
         None

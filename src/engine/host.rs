@@ -171,7 +171,10 @@ impl Host {
                 | Message::Command { command: Command::Greet(_), .. }
         );
         if for_replication && !is_replication {
-            tracing::warn!("a process that is not the replication process sends for other hosts; its message is dropped");
+            tracing::warn!(
+                name: "cluster.wrong_sender",
+                "a process that is not the replication process sends for other hosts; its message is dropped"
+            );
             return Ok(());
         }
         let log = &mut self.log;
@@ -201,7 +204,10 @@ impl Host {
             | Message::SnapshotNeeded { .. }
             | Message::FetchSnapshot { .. }
             | Message::Answer { .. } => {
-                tracing::warn!(?message, "a process sends a message that only storage may send; it is dropped");
+                tracing::warn!(
+                    name: "cluster.reserved_message", ?message,
+                    "a process sends a message that only storage may send; it is dropped"
+                );
             }
         }
         Ok(())

@@ -45,6 +45,7 @@ mod reload;
 pub mod repair;
 mod replica;
 mod requests;
+mod scheduler;
 mod sessions;
 pub mod snapshot;
 mod space;

@@ -268,7 +268,7 @@ impl Log {
                 control.set_back_pressure(BackPressure::from_raw(why), now);
                 if why == 1 {
                     let full = state.memtables.full();
-                    tracing::warn!(%full, "publishers are under back-pressure");
+                    tracing::warn!(name: "storage.back_pressure", %full, "publishers are under back-pressure");
                 }
             }
             (why, Some(since)) => {

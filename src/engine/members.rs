@@ -31,6 +31,7 @@ impl Needs {
         let behind: Vec<NodeId> = progress.iter().filter(|p| p.is_behind_log).map(|p| p.node).collect();
         for node in behind.iter().filter(|n| !self.behind.contains(n)) {
             tracing::warn!(
+                name: "raft.member_needs_snapshot",
                 node = node.0,
                 "the log does not reach back to the frames that this member needs: it must fetch a snapshot of the store"
             );

@@ -60,7 +60,10 @@ impl Maker {
                 Err(error @ Error::NoSharedMemory { .. }) => error,
                 other => {
                     if other.is_ok() && self.spills.swap(false, Ordering::Relaxed) {
-                        tracing::info!("shared memory is free again: MemTables are no longer spilled");
+                        tracing::info!(
+                            name: "memtable.spilling_ended",
+                            "shared memory is free again: MemTables are no longer spilled"
+                        );
                     }
                     return other;
                 }
@@ -75,7 +78,10 @@ impl Maker {
         // A flag on its own, which orders nothing: relaxed.
         if !self.spills.swap(true, Ordering::Relaxed) {
             let place = spill::place(&path);
-            tracing::warn!(%short, place = %place.display(), "shared memory is short: MemTables are spilled to files of the store until there is more");
+            tracing::warn!(
+                name: "memtable.spilling", %short, place = %place.display(),
+                "shared memory is short: MemTables are spilled to files of the store until there is more"
+            );
         }
         Ok(spilled)
     }
@@ -260,6 +266,7 @@ impl MemTables {
                 }
                 if !was_short {
                     tracing::error!(
+                        name: "memtable.create_failed",
                         %error,
                         "cannot create the next MemTable; trying again every second. Publishers wait once the current one is \
                          full: free shared memory (df -h /dev/shm) or space on the store's disk"
@@ -318,7 +325,7 @@ impl MemTables {
     /// Whether the next table is ready. Requests it if it is not.
     pub fn is_next_ready(&mut self) -> bool {
         if let Err(error) = self.provide(false) {
-            tracing::debug!(%error, "cannot create the next MemTable yet");
+            tracing::debug!(name: "memtable.not_created_yet", %error, "cannot create the next MemTable yet");
         }
         self.next.is_some()
     }
@@ -334,7 +341,10 @@ impl MemTables {
         self.logged = 0;
         self.begin_next();
         let (id, base, last) = (active.id(), active.base(), Lsn(self.sealed_to.0 - 1));
-        tracing::debug!(table = id & !SPILLED, last_lsn = last.0, used = active.used(), "sealed a MemTable");
+        tracing::debug!(
+            name: "memtable.sealed", table = id & !SPILLED, last_lsn = last.0, used = active.used(),
+            "sealed a MemTable"
+        );
         Sealed { id, base, last, mark, _writer: active }
     }
 

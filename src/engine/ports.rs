@@ -187,7 +187,10 @@ impl<Q: Queue> Port<Q> {
         match self.receiver.next() {
             Ok(batch) => batch,
             Err(error) => {
-                tracing::error!(%error, slot = self.slot, "cannot receive from a publisher; its session ends");
+                tracing::error!(
+                    name: "session.receive_failed", %error, slot = self.slot,
+                    "cannot receive from a publisher; its session ends"
+                );
                 (self.ending, self.has_failed) = (self.ending.or(Some(0)), true);
                 None
             }

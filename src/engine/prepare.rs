@@ -107,6 +107,7 @@ impl PrepareAgent {
             Err(error) => {
                 if !std::mem::replace(&mut self.is_failing, true) {
                     tracing::error!(
+                        name: "wal.segment_not_prepared",
                         %error,
                         "cannot prepare a log segment; trying again every second. Publishers wait once the current one is \
                          full: check the store's disk, then run: tape status"
@@ -141,7 +142,7 @@ impl PrepareAgent {
         }
         // One table is requested at a time, so there is room. The receiver is gone when storage stops.
         if self.tables.try_send(made).is_err() {
-            tracing::debug!("storage has stopped; a MemTable that was made ahead is dropped");
+            tracing::debug!(name: "memtable.dropped", "storage has stopped; a MemTable that was made ahead is dropped");
         }
     }
 }

@@ -116,7 +116,10 @@ fn control_page(run_dir: &RunDir, store_id: u128) -> Result<Control> {
     let path = run_dir.control();
     match Control::open_or_create(&path, store_id) {
         Err(error @ (Error::Foreign { .. } | Error::Version { .. })) => {
-            tracing::warn!(%error, "the control page in shared memory cannot be used; it is created again");
+            tracing::warn!(
+                name: "shm.control_page_replaced", %error,
+                "the control page in shared memory cannot be used; it is created again"
+            );
             std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
             Control::open_or_create(&path, store_id)
         }
@@ -147,7 +150,7 @@ fn run_directory(dir: &Path, store_id: u128, options: &Options) -> Result<(RunDi
     Bells::open_or_create(&run_dir.bells())?;
     let gone = RunDir::sweep_gone(&options.run_root)?;
     if !gone.is_empty() {
-        tracing::info!(?gone, "removed the shared memory of stores that are gone");
+        tracing::info!(name: "shm.gone_stores_removed", ?gone, "removed the shared memory of stores that are gone");
     }
     Ok((run_dir, Box::new(held)))
 }
@@ -200,7 +203,10 @@ fn report(frame: &wal::Frame<'_>, now: u64, control: &Control, reported: &mut u6
     control.beat(now);
     if now.saturating_sub(*reported) > REPORT_NS {
         *reported = now;
-        tracing::info!(records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0, "recovering the log");
+        tracing::info!(
+            name: "wal.recovering", records = frame.header.first_lsn.0 - 1, log_bytes = frame.header.position.0,
+            "recovering the log"
+        );
     }
 }
 

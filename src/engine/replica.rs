@@ -157,7 +157,7 @@ impl Replica {
                 format!("storage uses version {VERSION} of this protocol, not {version}; install both from one release");
             return log.ask(Effect::Say(link, Message::Refused(refusal)));
         }
-        tracing::info!(pid, "the replication process is connected");
+        tracing::info!(name: "cluster.replication_connected", pid, "the replication process is connected");
         log.ask(Effect::Replication(link));
         log.ask(Effect::Say(link, Message::Welcome(self.identity.clone())));
         let members = log.node().meta().members.iter().map(MemberEntry::member).collect();
@@ -171,7 +171,10 @@ impl Replica {
     /// # Errors
     /// As [`crate::consensus::Node::tick`].
     pub(super) fn replication_gone(&mut self, log: &mut Log) -> Result<()> {
-        tracing::warn!("the replication process has ended: no other host can be reached until it is back");
+        tracing::warn!(
+            name: "cluster.replication_ended",
+            "the replication process has ended: no other host can be reached until it is back"
+        );
         let own = log.node().meta().node;
         let others: Vec<_> = log.node().meta().members.iter().map(|s| s.node).filter(|n| *n != own).collect();
         others.into_iter().try_for_each(|node| log.node_mut().unreachable(node))
@@ -183,7 +186,10 @@ impl Replica {
     /// [`Error::Consensus`] if this host leads and another was promoted in its place.
     pub(super) fn reached(&mut self, node: NodeId, generation: u64, log: &mut Log) -> Result<()> {
         if generation > GENERATION_MAX {
-            tracing::warn!(node = node.0, generation, "another host reports an impossible generation; it is ignored");
+            tracing::warn!(
+                name: "raft.impossible_generation", node = node.0, generation,
+                "another host reports an impossible generation; it is ignored"
+            );
             return Ok(());
         }
         log.node_mut().met(node, generation)?;
@@ -201,7 +207,7 @@ impl Replica {
             return Err(Error::Consensus { what: "lead", cause });
         }
         if !std::mem::replace(&mut self.is_fenced, true) {
-            tracing::error!(%cause, "this host does not lead");
+            tracing::error!(name: "raft.does_not_lead", %cause, "this host does not lead");
         }
         Ok(())
     }
@@ -209,7 +215,10 @@ impl Replica {
     /// Ends storage to install a snapshot of another host's store, which has been fetched and checked.
     pub(super) fn filled(&mut self, log: &Log) {
         if log.node().state().role == Role::Leader {
-            tracing::warn!("a snapshot of another host's store is not installed: this host leads");
+            tracing::warn!(
+                name: "raft.leader_keeps_store",
+                "a snapshot of another host's store is not installed: this host leads"
+            );
         } else {
             self.ended = Some(Ended::Fill);
         }
@@ -222,6 +231,7 @@ impl Replica {
     pub(super) fn receive(&mut self, raft: Raft, log: &mut Log) -> Result<()> {
         if let Err(error) = raft.check() {
             tracing::warn!(
+                name: "raft.message_dropped",
                 %error, from = raft.from.0,
                 "dropped a message of another host; to compare the hosts, run on each: tape cluster status"
             );
@@ -230,6 +240,7 @@ impl Replica {
         let own = log.node().meta().node;
         if raft.to != own {
             tracing::warn!(
+                name: "raft.message_for_other_host",
                 from = raft.from.0,
                 to = raft.to.0,
                 own = own.0,
@@ -277,6 +288,7 @@ impl Replica {
                 Verdict::Denies(index) => {
                     self.denied = Some((raft.from, index));
                     tracing::error!(
+                        name: "raft.committed_frame_rejected",
                         index,
                         from = raft.from.0,
                         "another host rejects a frame that is committed here: one of the two has lost acknowledged frames. The message is dropped; compare the hosts with `tape cluster scrub`, and check each with `tape verify`"
@@ -320,7 +332,10 @@ impl Replica {
         let mut shown = Shown::Same;
         let changed = |s: &State| (s.term, s.role, s.leader) != (state.term, state.role, state.leader);
         if self.shown.as_ref().is_none_or(changed) {
-            tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "term, role or leader changed");
+            tracing::info!(
+                name: "raft.state_changed", term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0),
+                "term, role or leader changed"
+            );
             log.control().set_role(state.term, state.role as u64, state.leader.map_or(0, |l| l.0), now);
             log.notify(Message::State(state));
             shown = Shown::Role { leads: state.role == Role::Leader && log.numbers() };
@@ -395,7 +410,7 @@ impl Replica {
         for other in others {
             match log.node_mut().transfer(other.node) {
                 Ok(()) => {
-                    tracing::info!(to = other.node.0, "handing leadership over");
+                    tracing::info!(name: "raft.leadership_handed_over", to = other.node.0, "handing leadership over");
                     log.send();
                     return Ok(());
                 }
@@ -413,6 +428,7 @@ fn step(log: &mut Log, raft: &Raft) -> Result<u64> {
     match log.node_mut().step(raft) {
         Err(error @ Error::Consensus { .. }) => {
             tracing::warn!(
+                name: "raft.message_dropped",
                 %error, from = raft.from.0,
                 "dropped a message of another host; to compare the hosts, run on each: tape cluster status"
             );
@@ -438,7 +454,10 @@ fn sound_frames<'a>(part: &[FrameHead], words: &'a [u64], from: NodeId) -> Vec<(
                 && f.header.records() <= u64::from(wal::format::FRAME_RECORDS_MAX)
         };
         let Some(frame) = parsed.ok().filter(is_named) else {
-            tracing::warn!(index = head.index, from = from.0, "a damaged frame was received and is dropped");
+            tracing::warn!(
+                name: "raft.damaged_frame", index = head.index, from = from.0,
+                "a damaged frame was received and is dropped"
+            );
             break;
         };
         let (more, count) = (frame.header.total_len(), frame.header.records());
@@ -492,7 +511,10 @@ fn take_message(
         let frames: Vec<_> = good.iter().map(|(head, _, frame)| (*head, frame)).collect();
         if let Err(Bad { what, expected, found }) = log.state().vet(&frames) {
             let (first, from) = (sub.index + 1, raft.from.0);
-            tracing::error!(what, expected, found, first, from, "frames of the leader do not continue the log; they are dropped");
+            tracing::error!(
+                name: "raft.frames_do_not_continue", what, expected, found, first, from,
+                "frames of the leader do not continue the log; they are dropped"
+            );
             return Ok(None);
         }
         if step(log, &sub)? != good.len() as u64 {

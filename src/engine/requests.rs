@@ -365,7 +365,10 @@ impl Requests {
         let PublisherState { epoch, last: pub_seq, lsn, .. } = state;
         log.ask(Effect::Attached { connection, slot });
         log.answer(connection, Reply::Attached(Grant { grant, slot, epoch, pub_seq, lsn, instance: self.instance, level }));
-        tracing::info!(publisher = publisher.0, epoch = epoch.0, pub_seq = pub_seq.0, %level, "publisher attached");
+        tracing::info!(
+            name: "session.attached", publisher = publisher.0, epoch = epoch.0, pub_seq = pub_seq.0, %level,
+            "publisher attached"
+        );
     }
 
     /// Serves a request of another host.
@@ -567,7 +570,10 @@ fn kind(layout: &Layout, log: &mut Log, at: Moment) -> Result<Step<std::result::
     }
     match log.state().kind(layout, at.wall) {
         Ok(Some(appended)) => {
-            tracing::info!(kind = layout.kind().0, name = layout.name(), "a program's kind is registered");
+            tracing::info!(
+                name: "catalog.kind_registered", kind = layout.kind().0, name = layout.name(),
+                "a program's kind is registered"
+            );
             log.appended(appended)?;
         }
         Ok(None) => {}

@@ -177,7 +177,7 @@ impl Sessions {
         self.at_standby -= usize::from(session.level == Durability::Standby);
         session.slot.free();
         self.control.set_statistic(Statistic::Publishers, self.order.len() as u64);
-        tracing::info!(publisher = session.publisher.0, "publisher detached");
+        tracing::info!(name: "session.detached", publisher = session.publisher.0, "publisher detached");
         Some(session.connection)
     }
 
@@ -303,6 +303,7 @@ impl Sessions {
                 control.add(Statistic::Malformed, 1);
                 session.end(SlotState::Refused);
                 tracing::error!(
+                    name: "session.malformed_batch",
                     publisher = session.publisher.0,
                     ?header,
                     "refused a publisher: it sent a malformed batch. Build its program with the release that serves \
@@ -313,7 +314,10 @@ impl Sessions {
                 control.add(Statistic::Malformed, 1);
                 session.slot.refuse_instrument(instrument);
                 let publisher = session.publisher.0;
-                tracing::error!(publisher, %instrument, "a publisher sent a record of no registered instrument; it is refused");
+                tracing::error!(
+                    name: "session.unregistered_instrument", publisher, %instrument,
+                    "a publisher sent a record of no registered instrument; it is refused"
+                );
             }
             BatchOutcome::FrameFull => return Taken::FrameFull,
         }

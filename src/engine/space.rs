@@ -97,7 +97,10 @@ pub(super) fn keep_free(chosen: u64, total: u64, segment_size: u64, memtable_siz
 pub(super) fn make_room(disk: &dyn Disk, dir: &Path, keep: impl Fn(u64) -> u64) -> Result<()> {
     let (space, path) = (disk.space(dir)?, dir.join(BALLAST));
     if space.free < keep(space.total) && disk.exists(&path)? {
-        tracing::warn!(free = space.free, "the disk is nearly full: the ballast file is removed for the start");
+        tracing::warn!(
+            name: "space.ballast_removed_for_start", free = space.free,
+            "the disk is nearly full: the ballast file is removed for the start"
+        );
         disk.remove(&path)?;
     }
     Ok(())
@@ -183,7 +186,7 @@ impl SpaceAgent {
             Ok(space) => space.free,
             Err(error) => {
                 if !std::mem::replace(&mut self.has_failed, true) {
-                    tracing::warn!(%error, "cannot read how much of the disk is free");
+                    tracing::warn!(name: "space.not_read", %error, "cannot read how much of the disk is free");
                 }
                 return None;
             }
@@ -197,10 +200,14 @@ impl SpaceAgent {
         let store = self.dir.display();
         match (was, is_low) {
             (false, true) => tracing::error!(
+                name: "space.no_space",
                 %store, free, kept,
                 "NoSpace: the disk is nearly full, so no records are accepted until there is room; reads go on. Free some of it, add retention rules, or choose a smaller --space-min"
             ),
-            (true, false) => tracing::warn!(%store, free, kept, "there is room on the disk again: records are accepted"),
+            (true, false) => tracing::warn!(
+                name: "space.free_again", %store, free, kept,
+                "there is room on the disk again: records are accepted"
+            ),
             _ => {}
         }
         Some(free)
@@ -221,14 +228,20 @@ impl SpaceAgent {
             Ballast::Growing(file, len) if !wanted && free >= self.keep.saturating_add(self.margin) => self.grow(file, len),
             Ballast::Held if !wanted => Ok(Ballast::Held),
             Ballast::Growing(..) | Ballast::Held => {
-                tracing::warn!(bytes = self.ballast_len, "the ballast file is removed: a flush needs its space");
+                tracing::warn!(
+                    name: "space.ballast_removed", bytes = self.ballast_len,
+                    "the ballast file is removed: a flush needs its space"
+                );
                 self.disk.remove(&path).map(|()| Ballast::Absent(later()))
             }
         };
         self.ballast = next.unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot make or remove the ballast file; trying again in 5 seconds");
+            tracing::warn!(
+                name: "space.ballast_failed", %error,
+                "cannot make or remove the ballast file; trying again in 5 seconds"
+            );
             if let Err(error) = self.disk.remove(&path) {
-                tracing::debug!(%error, "there is no ballast file to remove");
+                tracing::debug!(name: "space.no_ballast", %error, "there is no ballast file to remove");
             }
             Ballast::Absent(later())
         });

@@ -234,7 +234,10 @@ impl SyncAgent {
         if !batch.answers.is_empty() {
             for answer in batch.answers.drain(..) {
                 if self.answers.try_send(answer).is_err() {
-                    tracing::warn!("an answer to a publisher is dropped: the queue of answers is full; the publisher asks again");
+                    tracing::warn!(
+                        name: "session.answer_dropped",
+                        "an answer to a publisher is dropped: the queue of answers is full; the publisher asks again"
+                    );
                 }
             }
             self.wake_attach.wake();

@@ -114,7 +114,10 @@ impl Manifest {
                     return Err(Error::Corrupt { path, offset: end, lsn, what, expected, found });
                 }
                 let (path, what) = (path.display(), bad.what);
-                tracing::warn!(%path, offset = end, what, "a torn last edit is ignored; the next edit rewrites the manifest");
+                tracing::warn!(
+                    name: "manifest.torn_edit", %path, offset = end, what,
+                    "a torn last edit is ignored; the next edit rewrites the manifest"
+                );
             }
             None => self.file = Some((file, end)),
         }
@@ -168,7 +171,10 @@ impl Manifest {
                 self.file = Some((file, end));
             } else if let Err(error) = self.rotate() {
                 // The edit is durable. The old file is not appended to again: `CURRENT` may name either file.
-                tracing::warn!(%error, "the edit is durable, but the manifest cannot be rewritten now; the next edit retries");
+                tracing::warn!(
+                    name: "manifest.not_rewritten", %error,
+                    "the edit is durable, but the manifest cannot be rewritten now; the next edit retries"
+                );
             }
             return Ok(());
         }
@@ -192,7 +198,10 @@ impl Manifest {
         self.file = Some((file, header.total_len()));
         self.number = number;
         if let Err(error) = self.sweep() {
-            tracing::warn!(%error, "an earlier manifest cannot be removed; the next start retries");
+            tracing::warn!(
+                name: "manifest.old_not_removed", %error,
+                "an earlier manifest cannot be removed; the next start retries"
+            );
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Keeper {
         // Shuts the socket down, so that storage sees the end at once, even if a child process being started has
         // inherited the socket.
         if let Some(Err(error)) = self.stream.map(|s| s.shutdown(std::net::Shutdown::Both)) {
-            tracing::debug!(%error, "the connection to storage was already closed");
+            tracing::debug!(name: "publisher.already_closed", %error, "the connection to storage was already closed");
         }
     }
 
@@ -151,12 +151,18 @@ impl Keeper {
             }
             Err(error @ (Error::Refused { .. } | Error::NotLeader { .. } | Error::NoSharedMemory { .. })) => {
                 lock(&self.state).no_memory = matches!(error, Error::NoSharedMemory { .. });
-                tracing::warn!(%error, "storage refuses to attach this publisher; trying again");
+                tracing::warn!(
+                    name: "publisher.attach_refused", %error,
+                    "storage refuses to attach this publisher; trying again"
+                );
                 lock(&self.state).is_refused = true;
                 REFUSED
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot reach storage to attach again; trying again");
+                tracing::debug!(
+                    name: "publisher.storage_unreachable", %error,
+                    "cannot reach storage to attach again; trying again"
+                );
                 lock(&self.state).is_refused = false;
                 IDLE
             }

@@ -52,7 +52,10 @@ impl Link {
         let ingest = bus.send_ingest(grant.grant)?;
         // Without a live port, subscribers detect the gap and read it from the store.
         let live = live.then(|| bus.send_live()).transpose().unwrap_or_else(|error| {
-            tracing::warn!(%error, "this publisher cannot send live: subscribers read its records from the store");
+            tracing::warn!(
+                name: "publisher.not_live", %error,
+                "this publisher cannot send live: subscribers read its records from the store"
+            );
             None
         });
         let slot = control.slot(grant.slot);
@@ -104,7 +107,10 @@ fn has_memory(live: &Sender, since: &mut Option<Instant>) -> bool {
         }
         Err(error) => {
             if since.is_none() {
-                tracing::warn!(%error, "no memory for live batches: subscribers read from the store until there is");
+                tracing::warn!(
+                    name: "publisher.no_live_memory", %error,
+                    "no memory for live batches: subscribers read from the store until there is"
+                );
             }
             *since = Some(Instant::now());
             false
@@ -117,7 +123,10 @@ fn has_memory(live: &Sender, since: &mut Option<Instant>) -> bool {
 fn send_live(live: &Sender, publisher: PublisherId, epoch: Epoch, chunk: &Chunk<'_>) {
     let piece = |first: u64, count: u32, words: &[u64]| {
         if let Err(error) = live.send(BatchHeader::new(publisher, epoch, PubSeq(first), count), words) {
-            tracing::debug!(%error, "cannot send a live batch; subscribers read it from the store");
+            tracing::debug!(
+                name: "publisher.live_not_sent", %error,
+                "cannot send a live batch; subscribers read it from the store"
+            );
         }
     };
     if chunk.words.len() <= LIVE_WORDS_MAX {

@@ -378,7 +378,7 @@ impl Drop for Publisher {
         if let Some(keeper) = self.keeper.take()
             && keeper.join().is_err()
         {
-            tracing::error!("a publisher's keeper panicked");
+            tracing::error!(name: "publisher.keeper_panicked", "a publisher's keeper panicked");
         }
     }
 }

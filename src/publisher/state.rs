@@ -166,6 +166,7 @@ impl State {
             }
             SlotState::Unreceived => {
                 tracing::error!(
+                    name: "publisher.not_received",
                     publisher = self.publisher.0,
                     "storage cannot receive from this publisher (its log has the reason); attaching again"
                 );
@@ -227,7 +228,7 @@ impl State {
                 }
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "a publisher cannot send to storage; attaching again");
+                    tracing::warn!(name: "publisher.not_sent", %error, "a publisher cannot send to storage; attaching again");
                     broken = true;
                     break;
                 }

@@ -327,7 +327,10 @@ impl Follow {
         match self.reader.snapshot(self.at) {
             Ok(snapshot) => (self.view, self.table) = (Some(snapshot.view), 0),
             Err(error) => {
-                tracing::debug!(%error, "a follower cannot take a newer snapshot and releases the one it has read");
+                tracing::debug!(
+                    name: "reader.snapshot_released", %error,
+                    "a follower cannot take a newer snapshot and releases the one it has read"
+                );
                 self.view = None;
                 self.reader.let_go();
             }

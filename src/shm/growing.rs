@@ -77,7 +77,10 @@ impl Growing {
         if let Some(words) = self.map.words(0, self.allocated as usize / 8) {
             map.write_words(0, words);
         }
-        tracing::warn!(%why, place = %place.display(), "shared memory is short: a table of names lies on disk now");
+        tracing::warn!(
+            name: "shm.names_spilled", %why, place = %place.display(),
+            "shared memory is short: a table of names lies on disk now"
+        );
         if self.allocated > 0 {
             // SYNC: pairs with the load in `Grown::refresh`; the content of the new file is ordered before it.
             self.map.u64(MOVED).store(1, Ordering::Release);
@@ -126,7 +129,10 @@ impl Grown {
             match Mapping::open(&spill::place(self.0.path()), false) {
                 Ok(map) => self.0 = map,
                 Err(error) => {
-                    tracing::debug!(%error, "a moved table of names is gone with its storage process; the old map stays in use")
+                    tracing::debug!(
+                        name: "shm.old_names_in_use", %error,
+                        "a moved table of names is gone with its storage process; the old map stays in use"
+                    )
                 }
             }
         }

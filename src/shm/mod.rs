@@ -54,7 +54,10 @@ impl Mapping {
         let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", path)?;
         if let Err(e) = allocate(&file, path, 0, len) {
             if let Err(error) = std::fs::remove_file(path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove a file that could not be allocated");
+                tracing::warn!(
+                    name: "shm.file_not_removed", path = %path.display(), %error,
+                    "cannot remove a file that could not be allocated"
+                );
             }
             return Err(e);
         }
@@ -81,7 +84,10 @@ impl Mapping {
         let file = open(OpenOptions::new().read(true).write(true).create_new(true), "create", &place)?;
         if let Err(e) = spill::allocate(&file, &place, 0, len) {
             if let Err(error) = std::fs::remove_file(&place) {
-                tracing::warn!(path = %place.display(), %error, "cannot remove a file that could not be allocated");
+                tracing::warn!(
+                    name: "shm.file_not_removed", path = %place.display(), %error,
+                    "cannot remove a file that could not be allocated"
+                );
             }
             return Err(e);
         }
@@ -163,7 +169,10 @@ impl Mapping {
         // SAFETY: the mapping is shared: its pages belong to the file and keep their content, mapped or not.
         let released = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         if let Err(error) = released {
-            tracing::debug!(%error, path = %self.path.display(), "cannot drop the pages of a mapping; they stay resident");
+            tracing::debug!(
+                name: "shm.pages_not_dropped", %error, path = %self.path.display(),
+                "cannot drop the pages of a mapping; they stay resident"
+            );
         }
     }
 

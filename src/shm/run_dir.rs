@@ -97,7 +97,10 @@ impl RunDir {
                 Taken::Held(lock) => break (path, lock),
                 Taken::Busy => return Err(Error::Locked { path: store.to_path_buf() }),
                 Taken::Foreign => {
-                    tracing::warn!(path = %path.display(), "another user owns this, or can write in it; trying another name")
+                    tracing::warn!(
+                        name: "shm.foreign_directory", path = %path.display(),
+                        "another user owns this, or can write in it; trying another name"
+                    )
                 }
             }
             next = others.next().map(|_| random()).transpose()?.map(|end| root.join(format!("{PREFIX}{tag}x{end:08x}")));
@@ -239,7 +242,10 @@ impl RunDir {
                     Ok(()) => removed += 1,
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
                     // Another user owns it.
-                    Err(error) => tracing::warn!(%error, name, "cannot remove a stale bus segment: another user may own it"),
+                    Err(error) => tracing::warn!(
+                        name: "bus.segment_not_removed", %error, name,
+                        "cannot remove a stale bus segment: another user may own it"
+                    ),
                 }
             }
         }
@@ -278,7 +284,10 @@ impl RunDir {
             match this.sweep(None).map_err(|e| e.to_string()).and_then(|_| remove_tree(&this.path).map_err(|e| e.to_string())) {
                 Ok(()) => gone.push(name),
                 Err(error) => {
-                    tracing::warn!(error, path = %this.path.display(), "cannot remove a run directory without a store")
+                    tracing::warn!(
+                        name: "shm.run_directory_not_removed", error, path = %this.path.display(),
+                        "cannot remove a run directory without a store"
+                    )
                 }
             }
         }
@@ -418,7 +427,10 @@ fn remove_tree(path: &Path) -> std::io::Result<()> {
             other => return other,
         }
     }
-    tracing::warn!(path = %path.display(), "a process still creates files in this directory; the next start removes it");
+    tracing::warn!(
+        name: "shm.run_directory_in_use", path = %path.display(),
+        "a process still creates files in this directory; the next start removes it"
+    );
     Ok(())
 }
 

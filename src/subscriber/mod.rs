@@ -242,7 +242,10 @@ impl Subscriber {
         }
         (self.run_dir, self.control) = (run_dir, now);
         self.reopened = Some((timeline, continues));
-        tracing::warn!(store = %self.options.store.display(), %timeline, continues, "the store is now served from another place");
+        tracing::warn!(
+            name: "subscriber.store_moved", store = %self.options.store.display(), %timeline, continues,
+            "the store is now served from another place"
+        );
         self.relink().map(drop)
     }
 
@@ -355,7 +358,10 @@ impl Subscriber {
             }
             drop(sample);
             if whole.ok() != Some(header.count()) || header.count() == 0 {
-                tracing::warn!(publisher = batch.publisher.0, "skipped a malformed live batch");
+                tracing::warn!(
+                    name: "subscriber.malformed_batch", publisher = batch.publisher.0,
+                    "skipped a malformed live batch"
+                );
                 continue;
             }
             batch.left = header.count();
@@ -380,7 +386,7 @@ impl Subscriber {
             self.looked = Instant::now();
             match self.reopen_if_silent().and_then(|()| self.relink()) {
                 Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "cannot join the bus yet"),
+                Err(error) => tracing::debug!(name: "subscriber.bus_not_joined", %error, "cannot join the bus yet"),
             }
         }
         Ok(false)
@@ -400,7 +406,7 @@ impl Subscriber {
         self.held = Some(Instant::now());
         self.healing_since.get_or_insert_with(Instant::now);
         if let Err(error) = self.reopen_if_silent() {
-            tracing::debug!(%error, "cannot join the bus yet");
+            tracing::debug!(name: "subscriber.bus_not_joined", %error, "cannot join the bus yet");
         }
         // A partial view is enough: a record that it does not have is waited for and then reported.
         match self.versions.look(&self.run_dir, &self.control, Control::applied) {

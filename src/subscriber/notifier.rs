@@ -100,7 +100,7 @@ impl Drop for Notifier {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("a subscriber's notifier panicked");
+            tracing::error!(name: "subscriber.notifier_panicked", "a subscriber's notifier panicked");
         }
     }
 }

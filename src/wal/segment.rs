@@ -79,7 +79,10 @@ pub fn prepare(
     };
     if let Err(e) = filled {
         if let Err(error) = disk.remove(&path) {
-            tracing::warn!(%error, "cannot remove an incomplete spare segment; the next start removes it");
+            tracing::warn!(
+                name: "wal.spare_not_removed", %error,
+                "cannot remove an incomplete spare segment; the next start removes it"
+            );
         }
         return Err(e);
     }

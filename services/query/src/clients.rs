@@ -27,7 +27,7 @@ pub async fn serve<F>(
 {
     let report = |ended: Result<(), JoinError>| {
         if let Err(error) = ended {
-            tracing::error!(%error, "a connection of {server} has ended by a bug");
+            tracing::error!(name: "query.connection_panicked", %error, "a connection of {server} has ended by a bug");
         }
     };
     let mut connections = JoinSet::new();
@@ -44,10 +44,13 @@ pub async fn serve<F>(
                 Ok(place) => {
                     connections.spawn(serve(socket, place));
                 }
-                Err(_) => tracing::warn!(%from, "a client of {server} is turned away: there are too many"),
+                Err(_) => tracing::warn!(
+                    name: "query.client_turned_away", %from,
+                    "a client of {server} is turned away: there are too many"
+                ),
             },
             Err(error) => {
-                tracing::warn!(%error, "a client of {server} cannot be accepted");
+                tracing::warn!(name: "query.client_not_accepted", %error, "a client of {server} cannot be accepted");
                 tokio::time::sleep(PAUSE).await;
             }
         }

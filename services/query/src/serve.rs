@@ -300,6 +300,7 @@ async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> O
     let console = listen(&options.console).await?;
     let (stop, stopped) = watch::channel(false);
     tracing::info!(
+        name: "query.serving",
         postgres = %bound(&postgres), flight = %bound(&flight), console = %bound(&console), passwords = access.passwords.is_some(), tls = access.tls.is_some(),
         "answering SQL over {}; stop with SIGTERM", engine.store().display()
     );
@@ -324,7 +325,7 @@ async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> O
             Err(error) => Err(Failure::new(INTERNAL, format!("a server has ended: {error}"))),
         },
     };
-    tracing::info!("stopping");
+    tracing::info!(name: "query.stopping", "stopping");
     // Nobody listens any more if every server has ended.
     let _is_received = stop.send(true).is_ok();
     let all = async { while servers.join_next().await.is_some() {} };
@@ -345,8 +346,8 @@ async fn terminated() {
 }
 
 /// How log lines of the process go.
-pub fn log(level: Option<terminal::LevelFilter>) {
-    terminal::log(terminal::Wanted::new(level, terminal::LevelFilter::INFO), true);
+pub fn log(level: Option<terminal::LevelFilter>, format: terminal::LogFormat) {
+    terminal::log(terminal::Wanted::new(level, terminal::LevelFilter::INFO), format, true);
 }
 
 #[cfg(test)]

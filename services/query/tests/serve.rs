@@ -186,6 +186,37 @@ fn statements_and_clients_are_counted_by_how_they_end_and_each_metric_is_in_its_
     assert_eq!(exported, documented);
 }
 
+/// Whether `pid` handles SIGTERM itself.
+fn catches_sigterm(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() >> 14 & 1 == 1
+}
+
+#[test]
+fn the_log_is_objects_of_json_if_that_is_asked_for() {
+    let store = store();
+    let mut child = command(&store).args(["--log-format", "json"]).stderr(Stdio::piped()).spawn().unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/docs/events.md")).unwrap();
+    let mut events = Vec::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let object: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let event = object.get("event").and_then(|event| event.as_str()).unwrap().to_owned();
+        assert!(page.contains(&format!("`{event}`")), "{object}");
+        if event == "query.serving" {
+            // The handler of SIGTERM follows the line.
+            while !catches_sigterm(child.id()) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        }
+        events.push(event);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(["query.serving", "query.stopping"].iter().all(|name| events.iter().any(|event| event == name)), "{events:?}");
+}
+
 /// The numbers of a thread or process in `/proc`, from the one behind its name on.
 fn numbers(path: &Path) -> Option<Vec<i64>> {
     let line = std::fs::read_to_string(path.join("stat")).ok()?;

@@ -148,11 +148,17 @@ impl Endpoint {
                 }
             });
             if let Err(error) = ended {
-                tracing::error!(%error, "metrics are no longer served; start the process again to serve them");
+                tracing::error!(
+                    name: "metrics.ended", %error,
+                    "metrics are no longer served; start the process again to serve them"
+                );
             }
         };
         let thread = std::thread::Builder::new().name("tape-metrics".to_owned()).spawn(serve).map_err(cannot)?;
-        tracing::info!(at = %place, "serving metrics; /healthz and /readyz say whether the process works");
+        tracing::info!(
+            name: "metrics.serving", at = %place,
+            "serving metrics; /healthz and /readyz say whether the process works"
+        );
         let path = match address {
             Address::Tcp(_) => None,
             Address::Unix(path) => Some(path.clone()),
@@ -164,15 +170,18 @@ impl Endpoint {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         if self.stop.take().is_some_and(|stop| stop.send(()).is_err()) {
-            tracing::debug!("the thread of metrics has ended before");
+            tracing::debug!(name: "metrics.thread_gone", "the thread of metrics has ended before");
         }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread of metrics has panicked");
+            tracing::error!(name: "metrics.thread_panicked", "the thread of metrics has panicked");
         }
         if let Some(path) = &self.path
             && let Err(error) = std::fs::remove_file(path)
         {
-            tracing::debug!(%error, path = %path.display(), "cannot remove the socket of metrics");
+            tracing::debug!(
+                name: "metrics.socket_not_removed", %error, path = %path.display(),
+                "cannot remove the socket of metrics"
+            );
         }
     }
 }
@@ -236,7 +245,7 @@ where
                 });
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot accept a client of metrics");
+                tracing::debug!(name: "metrics.client_not_accepted", %error, "cannot accept a client of metrics");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -251,7 +260,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(socket: S, source: Arc<dy
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(REQUEST_MAX);
     let ended = tokio::time::timeout(CONNECTED, server.serve_connection(TokioIo::new(socket), service)).await;
-    tracing::trace!(?ended, "a client of metrics has gone");
+    tracing::trace!(name: "metrics.client_gone", ?ended, "a client of metrics has gone");
 }
 
 fn answer(request: &Request<Incoming>, source: &dyn Source) -> Response<Full<Bytes>> {

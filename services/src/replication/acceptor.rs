@@ -94,7 +94,7 @@ impl Queue {
     fn refuse(&mut self, why: &str, from: IpAddr) {
         self.refused += 1;
         if self.logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
-            tracing::warn!(%from, why, refused = self.refused, "refused a connection");
+            tracing::warn!(name: "replication.connection_refused", %from, why, refused = self.refused, "refused a connection");
             (self.logged, self.refused) = (Some(Instant::now()), 0);
         }
     }
@@ -116,7 +116,7 @@ where
             let (stream, from) = match listener.accept().await {
                 Ok((stream, from)) => (stream, counted_as(from.ip())),
                 Err(error) => {
-                    tracing::debug!(%error, "cannot accept a connection");
+                    tracing::debug!(name: "replication.connection_not_accepted", %error, "cannot accept a connection");
                     // Closing the oldest pending connection frees a descriptor.
                     if let Some(gone) = lock(&queue).pending.pop_front() {
                         gone.task.abort();

@@ -163,12 +163,14 @@ pub async fn run(
         }
         let Some(leader) = now.members.iter().chain(&now.unlisted).find(|m| m.node == leader) else {
             tracing::warn!(
+                name: "snapshot.leader_not_listed",
                 leader = leader.0,
                 "this host needs a snapshot, but the leader is not in its member list: run tape cluster transfer to a listed member, or tape cluster install-snapshot here"
             );
             continue;
         };
         tracing::info!(
+            name: "snapshot.needed",
             leader = leader.node.0,
             first,
             last,
@@ -188,14 +190,17 @@ pub async fn run(
             count(&counters.snapshot_bytes_fetched, progress.more);
             if logged.elapsed() > Duration::from_secs(1) {
                 logged = Instant::now();
-                tracing::info!(what = progress.what, done, total = progress.total, "snapshot install");
+                tracing::info!(
+                    name: "snapshot.fetch_progress", what = progress.what, done, total = progress.total,
+                    "snapshot install"
+                );
             }
         };
         match fetch(&wanted, &mut report).await {
             // Storage installs the snapshot when it starts.
             Ok(()) if storage.borrow().as_ref().is_none_or(|s| s.identity.session != now.identity.session) => {
                 // The snapshot need not hold what storage acknowledged between the request and its end.
-                tracing::info!("storage was restarted during the fetch; updating the snapshot");
+                tracing::info!(name: "snapshot.fetch_updated", "storage was restarted during the fetch; updating the snapshot");
             }
             Ok(()) => {
                 count(&counters.snapshots_fetched, 1);
@@ -204,7 +209,10 @@ pub async fn run(
                 now.link.control(&Message::SnapshotFetched).await.ok();
             }
             Err(why) => {
-                tracing::warn!(%why, again_in = ?pause, "cannot fetch a snapshot of the leader's store");
+                tracing::warn!(
+                    name: "snapshot.fetch_failed", %why, again_in = ?pause,
+                    "cannot fetch a snapshot of the leader's store"
+                );
                 let is_same = |other: NodeId| other == leader.node;
                 pause = if rest(pause, &mut snapshot_needed, is_same).await { (pause * 2).min(PAUSE_MAX) } else { PAUSE };
             }
@@ -268,7 +276,7 @@ async fn fetch_once(
         if at == first.len() {
             let store = wanted.store.clone();
             let reused = tokio::task::spawn_blocking(move || install::reuse(&RealDisk, &store)).await?;
-            tracing::info!(bytes = reused?, "reused SSTables that this host has");
+            tracing::info!(name: "snapshot.files_reused", bytes = reused?, "reused SSTables that this host has");
         }
         let mut report = |more| progress(Progress { what: "fetching a snapshot", more, total });
         fetch_file(&client, wanted, offer.copy, file, &incoming, &mut report).await?;
@@ -289,7 +297,7 @@ async fn fetch_once(
     let over = FetchRequest { node: wanted.node.0, copy: offer.copy, ..FetchRequest::default() };
     let closed = tokio::time::timeout(QUIET, client.clone().close(over)).await;
     if let Some(why) = closed.map_or_else(|_| Some("no answer".to_owned()), |c| c.err().map(|s| s.message().to_owned())) {
-        tracing::info!(why, "cannot close the snapshot at the leader; it expires there");
+        tracing::info!(name: "snapshot.not_closed", why, "cannot close the snapshot at the leader; it expires there");
     }
     Ok(())
 }
@@ -390,7 +398,10 @@ async fn fetch_file(
                 return Err(FetchError::File { name: file.name.clone(), reason: status.message().to_owned() });
             }
             Err(status) => {
-                tracing::debug!(file = file.name, at, why = status.message(), "repeating the fetch");
+                tracing::debug!(
+                    name: "snapshot.fetch_repeated", file = file.name, at, why = status.message(),
+                    "repeating the fetch"
+                );
                 tokio::time::sleep(Duration::from_millis(50 << tries.min(5))).await;
             }
         }

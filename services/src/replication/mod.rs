@@ -95,6 +95,9 @@ pub struct Args {
     /// Log to standard error from this level on: error, warn, info, debug, trace, off [default: RUST_LOG, or info]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<terminal::LevelFilter>,
+    /// Form of log lines: text, or one object of JSON a line
+    #[arg(long, value_enum, value_name = "FORMAT", env = terminal::LOG_FORMAT, default_value_t)]
+    pub log_format: terminal::LogFormat,
     /// Address to listen on, host:port [default: this host's address in the member list]
     #[arg(long)]
     pub listen: Option<String>,
@@ -185,7 +188,7 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 /// # Errors
 /// The reason why it did not start, or a failure of the listener.
 pub fn run(args: &Args) -> Outcome {
-    terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), true);
+    terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), args.log_format, true);
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;
@@ -201,7 +204,10 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
     let (session, ends) = session::new(options.clone(), counters.clone(), snapshot_needed_by.clone(), unlisted);
     let identity = session.identity();
     let _metrics = serve_metrics(&options, &session, counters.clone())?;
-    tracing::info!(store = %options.store.display(), "waiting for the storage process of this store");
+    tracing::info!(
+        name: "replication.waiting_for_storage", store = %options.store.display(),
+        "waiting for the storage process of this store"
+    );
     let spin = session.spin();
     tokio::spawn(async move { spin.run().await });
     let session = tokio::spawn(session.run(ends));
@@ -213,7 +219,10 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
             .await
             .map_err(|e| Failure::new(crate::exit::IO, format!("cannot listen on {listen}: {e}")))?;
         let at = listener.local_addr()?;
-        tracing::info!(%at, tls = options.tls.is_some(), store = %options.store.display(), "replicating; stop with SIGTERM");
+        tracing::info!(
+            name: "replication.serving", %at, tls = options.tls.is_some(), store = %options.store.display(),
+            "replicating; stop with SIGTERM"
+        );
         tokio::spawn(log_counters(counters.clone()));
         let snapshots = send_snapshot::Snapshots::new(&options, counters.clone());
         tokio::spawn(snapshots.clone().expire());
@@ -251,7 +260,7 @@ async fn stopped() {
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
-    tracing::info!("stopping");
+    tracing::info!(name: "replication.stopping", "stopping");
 }
 
 async fn orphaned(parent: Option<rustix::process::Pid>) {
@@ -283,7 +292,7 @@ async fn log_counters(counters: Arc<Counters>) {
         tokio::time::sleep(Duration::from_secs(10)).await;
         let now = format!("{counters:?}");
         if now != before {
-            tracing::debug!(?counters, "counters");
+            tracing::debug!(name: "replication.counters", ?counters, "counters");
             before = now;
         }
     }

@@ -163,7 +163,10 @@ impl Peer {
             let was_connected = self.outbox.is_connected.swap(false, Ordering::Relaxed);
             self.clear_queues();
             if was_connected || ended != logged {
-                tracing::warn!(node = node.0, address = %self.member.address, why = %ended, "no connection to another host; reconnecting");
+                tracing::warn!(
+                    name: "replication.peer_unreachable", node = node.0, address = %self.member.address, why = %ended,
+                    "no connection to another host; reconnecting"
+                );
                 logged = ended;
             }
             if was_connected {
@@ -240,7 +243,10 @@ impl Peer {
         let append_in = client.clone().append(with_ticket(append_out, node, ticket)).await?.into_inner();
         let relay_in = client.clone().relay(with_ticket(relay_out, node, ticket)).await?.into_inner();
         self.outbox.is_connected.store(true, Ordering::Relaxed);
-        tracing::info!(node = self.member.node.0, address = %self.member.address, "connected to another host");
+        tracing::info!(
+            name: "replication.peer_connected", node = self.member.node.0, address = %self.member.address,
+            "connected to another host"
+        );
         let log = LogReader::new(storage.identity.store.join(wal::DIR), storage.identity.segment_size);
         let (append_credit, relay_credit) = (Credit::new(self.options.window_bytes), Credit::new(self.options.window_bytes));
         let counters = &self.counters;

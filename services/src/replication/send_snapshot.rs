@@ -109,7 +109,7 @@ impl Snapshots {
 
 fn remove(dir: &Path) {
     if let Err(error) = transfer::remove(&RealDisk, dir) {
-        tracing::warn!(%error, dir = %dir.display(), "cannot remove a snapshot for another host");
+        tracing::warn!(name: "snapshot.not_removed", %error, dir = %dir.display(), "cannot remove a snapshot for another host");
     }
 }
 
@@ -183,7 +183,10 @@ impl Supply for Host {
         }
         self.may_have(&storage, &request, node)?;
         let (copy, offer) = self.make(&storage, NodeId(node)).await?;
-        tracing::info!(node, last = offer.last.0, files = offer.files.len(), "created a snapshot for another host");
+        tracing::info!(
+            name: "snapshot.created", node, last = offer.last.0, files = offer.files.len(),
+            "created a snapshot for another host"
+        );
         let files = offer.files.into_iter().map(|(name, len)| CopyFile { name, len }).collect();
         let (last, term) = (offer.last.0, u64::from(offer.term.0));
         Ok(Response::new(SnapshotFiles { copy, last, term, node: storage.identity.node.0, files }))
@@ -216,7 +219,7 @@ impl Supply for Host {
         self.may_have(&storage, &request, node)?;
         let over = self.snapshots.lock().extract_if(|n, s| n.0 == node && s.number == copy).next();
         if over.is_some() {
-            tracing::info!(node, "another host has fetched its snapshot");
+            tracing::info!(name: "snapshot.fetched", node, "another host has fetched its snapshot");
             count(&self.snapshots.counters.snapshots_sent, 1);
             self.snapshots.remove_others().await;
         }

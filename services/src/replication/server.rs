@@ -109,7 +109,10 @@ impl Host {
 
     pub(super) fn refuse(&self, status: Status) -> Status {
         count(&self.counters.refused, 1);
-        tracing::warn!(code = ?status.code(), why = status.message(), "refused a request of another host");
+        tracing::warn!(
+            name: "replication.request_refused", code = ?status.code(), why = status.message(),
+            "refused a request of another host"
+        );
         status
     }
 

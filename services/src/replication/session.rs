@@ -199,8 +199,11 @@ impl Session {
         loop {
             match self.connect(&mut ends).await {
                 Ok(Some(refusal)) => return Err(crate::exit::Failure::new(crate::exit::USAGE, refusal)),
-                Ok(None) => tracing::warn!("storage has closed the connection; reconnecting"),
-                Err(error) => tracing::debug!(%error, "cannot connect to storage"),
+                Ok(None) => tracing::warn!(
+                    name: "replication.storage_disconnected",
+                    "storage has closed the connection; reconnecting"
+                ),
+                Err(error) => tracing::debug!(name: "replication.storage_unreachable", %error, "cannot connect to storage"),
             }
             self.storage.send_replace(None);
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -244,14 +247,20 @@ impl Session {
             at += len;
             match message {
                 Message::Welcome(identity) => {
-                    tracing::info!(node = identity.node.0, session = identity.session, "connected to storage");
+                    tracing::info!(
+                        name: "replication.storage_connected", node = identity.node.0, session = identity.session,
+                        "connected to storage"
+                    );
                     let storage = StorageInfo { identity, members: Vec::new(), unlisted: Vec::new(), link: self.link.clone() };
                     self.storage.send_replace(Some(storage));
                 }
                 Message::Refused(reason) => return Ok(Some(reason)),
                 Message::Members(members) => self.set_members(members),
                 Message::State(state) => {
-                    tracing::info!(term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0), "raft state");
+                    tracing::info!(
+                        name: "replication.raft_state", term = state.term, role = ?state.role, leader = state.leader.map(|l| l.0),
+                        "raft state"
+                    );
                     self.count_state(state.term, state.leader);
                 }
                 Message::Raft(raft) => {

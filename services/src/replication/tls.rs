@@ -208,10 +208,13 @@ impl Acceptor {
             self.as_of = now;
             match self.files.server() {
                 Ok(config) => {
-                    tracing::info!(cert = %self.files.cert.display(), "loaded changed certificates");
+                    tracing::info!(name: "tls.reloaded", cert = %self.files.cert.display(), "loaded changed certificates");
                     self.config = Arc::new(config);
                 }
-                Err(error) => tracing::error!(%error, "cannot load changed certificates; the earlier ones stay in use"),
+                Err(error) => tracing::error!(
+                    name: "tls.reload_failed", %error,
+                    "cannot load changed certificates; the earlier ones stay in use"
+                ),
             }
         }
         self.config.clone()

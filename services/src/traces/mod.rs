@@ -116,7 +116,7 @@ pub fn start(options: &Options<'_>) -> Outcome<Sender> {
     let (dropped, at) = (sender.dropped.clone(), endpoint.to_owned());
     let run = move || runtime.block_on(export(&exporter, &spans, &dropped, &at));
     std::thread::Builder::new().name("tape-traces".to_owned()).spawn(run).map_err(|error| cannot(&error))?;
-    tracing::info!(at = endpoint, "sending traces to a collector");
+    tracing::info!(name: "traces.sending", at = endpoint, "sending traces to a collector");
     Ok(sender)
 }
 
@@ -128,7 +128,7 @@ async fn export(exporter: &SpanExporter, spans: &Receiver<Span>, dropped: &Atomi
         let sent = tokio::time::timeout(PATIENCE, exporter.export(batch)).await;
         let why = match sent {
             Ok(Ok(())) if is_away => {
-                tracing::info!(at, "the collector of traces accepts spans again");
+                tracing::info!(name: "traces.accepted_again", at, "the collector of traces accepts spans again");
                 is_away = false;
                 continue;
             }
@@ -138,7 +138,7 @@ async fn export(exporter: &SpanExporter, spans: &Receiver<Span>, dropped: &Atomi
         };
         dropped.fetch_add(count, Ordering::Relaxed);
         if !is_away {
-            tracing::warn!(at, %why, "the collector of traces does not accept spans; they are dropped until it does");
+            tracing::warn!(name: "traces.not_accepted", at, %why, "the collector of traces does not accept spans; they are dropped until it does");
             is_away = true;
         }
     }

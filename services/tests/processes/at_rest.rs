@@ -326,6 +326,16 @@ fn log_end(store: &Path) -> (PathBuf, u64) {
     (store.join("wal").join(name), position % size)
 }
 
+/// Damages the last frame of the log of `store`, whose segments have 4 MiB and which no process serves.
+pub(crate) fn spoil_last_frame(store: &Path) {
+    let (segment, end) = log_end(store);
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let magic = bytes[4096..4100].to_vec();
+    let last = (4096..end as usize).step_by(64).rfind(|&at| bytes[at..at + 4] == magic).unwrap();
+    bytes[last + 64] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+}
+
 #[test]
 fn a_torn_tail_ends_the_view_and_is_said_and_damage_before_it_is_an_error() {
     let mut store = partly_flushed();

@@ -70,6 +70,11 @@ impl Store {
         self.served.start(&mut command).unwrap();
     }
 
+    /// Starts storage by `command` and waits until it serves.
+    pub(crate) fn start_by(&mut self, command: &mut Command) {
+        self.served.start(command).unwrap();
+    }
+
     /// Kills storage with SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.served.kill();

@@ -22,6 +22,7 @@ mod history;
 mod instruments;
 mod kills;
 mod limits;
+mod logs;
 mod maps;
 mod metrics;
 mod nospace;

@@ -61,6 +61,7 @@ fn play() {
         "wanderer" => wanderer(&store),
         "forker" => forker(&store),
         "crowded" => crate::maps::crowded(&store),
+        "panics" => crate::logs::panic_in_json(),
         "holder" => crate::small_shm::hold(&store),
         "truncated-files" => crate::pages::read_truncated_files(&store),
         "small-memory" => crate::pages::small_memory(&store),

@@ -119,7 +119,10 @@ fn remove(disk: &dyn Disk, dir: &Path, job: &Job) {
         let path = dir.join(sstable::file_name(job.merge.kind, id));
         for path in [path.with_extension("tmp"), path] {
             if let Err(error) = disk.exists(&path).and_then(|there| if there { disk.remove(&path) } else { Ok(()) }) {
-                tracing::warn!(%error, "an unused file of a merge cannot be removed; the next start removes it");
+                tracing::warn!(
+                    name: "compaction.file_not_removed", %error,
+                    "an unused file of a merge cannot be removed; the next start removes it"
+                );
             }
         }
     }

@@ -121,7 +121,7 @@ impl Meetings {
         self.refused_by.remove(&node.0);
         self.greeted.insert(node.0);
         if meta.is_fresh && self.unmet(meta).is_none() {
-            tracing::info!("enough other hosts have met this host; it votes from now on");
+            tracing::info!(name: "raft.introduced", "enough other hosts have met this host; it votes from now on");
             file.update(Meta { is_fresh: false, ..meta.clone() })?;
         }
         Ok(())
@@ -131,7 +131,7 @@ impl Meetings {
     pub(super) fn refused(&mut self, node: NodeId, mut reason: String) {
         reason.truncate(reason.floor_char_boundary(REASON_MAX));
         if self.refused_by.len() < super::format::MEMBERS_MAX && self.refused_by.get(&node.0) != Some(&reason) {
-            tracing::error!(%reason, "node {node} rejects this host");
+            tracing::error!(name: "raft.introduction_rejected", %reason, "node {node} rejects this host");
             self.refused_by.insert(node.0, reason);
         }
     }

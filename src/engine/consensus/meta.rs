@@ -365,6 +365,7 @@ impl MetaFile {
     /// As [`MetaFile::update`].
     pub(super) fn has_lost(&mut self, index: u64, last: u64) -> Result<()> {
         tracing::error!(
+            name: "raft.store_put_back",
             index,
             last,
             "the leader counts on frames that this host acknowledged and that are not in its log: the store was put back to an \

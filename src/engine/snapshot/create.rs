@@ -114,7 +114,10 @@ pub(super) fn build(disk: &dyn Disk, job: &Job<'_>, progress: &mut dyn FnMut(Pro
                 if !moved || retries == TRIES {
                     return Err(error);
                 }
-                tracing::debug!(%error, "the store has flushed or compacted meanwhile; the copy is made again");
+                tracing::debug!(
+                    name: "snapshot.copy_repeated", %error,
+                    "the store has flushed or compacted meanwhile; the copy is made again"
+                );
                 retries += 1;
             }
         }

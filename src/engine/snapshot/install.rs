@@ -265,7 +265,10 @@ pub fn install_held(dir: &Path, real: &Arc<dyn Disk>, now: Ts, is_damaged: bool,
         let last_kept = FrameIndex(own.commit.max(begin.index.0 - 1));
         if let Some(path) = wal::truncate::keep_tail(disk, dir, begin, last_kept)? {
             is_prefix = false;
-            tracing::info!(path = %path.display(), "frames that may not be committed are kept in a file");
+            tracing::info!(
+                name: "snapshot.frames_kept", path = %path.display(),
+                "frames that may not be committed are kept in a file"
+            );
         }
     }
     let now = now.0 / NANOS_PER_SECOND;
@@ -296,7 +299,7 @@ fn own_log(disk: &Arc<dyn Disk>, dir: &Path, is_damaged: bool) -> Result<Option<
     match read() {
         Ok(log) => Ok(Some(log)),
         Err(error) if is_damaged => {
-            tracing::warn!(%error, "the old log is damaged and is not used");
+            tracing::warn!(name: "snapshot.old_log_damaged", %error, "the old log is damaged and is not used");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -386,7 +389,7 @@ pub fn finish(disk: &dyn Disk, dir: &Path) -> Result<bool> {
     discard(disk, dir)?;
     disk.remove(&dir.join(FILLING))?;
     disk.sync_dir(dir)?;
-    tracing::info!(store = %dir.display(), "the snapshot of another host's store is installed");
+    tracing::info!(name: "snapshot.installed", store = %dir.display(), "the snapshot of another host's store is installed");
     Ok(true)
 }
 

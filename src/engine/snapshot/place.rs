@@ -32,7 +32,10 @@ pub(super) fn put_in_place(disk: &dyn Disk, fresh: &Path, target: &Path, parent:
         && let Err(error) = remove(disk, fresh)
     {
         let path = fresh.display();
-        tracing::warn!(%error, %path, "the old copy cannot be removed; the next backup removes it");
+        tracing::warn!(
+            name: "backup.old_copy_not_removed", %error, %path,
+            "the old copy cannot be removed; the next backup removes it"
+        );
     }
     Ok(())
 }

@@ -27,6 +27,9 @@ struct Arguments {
     /// Log to standard error from this level on: error, warn, info, debug, trace, off
     #[arg(long, global = true, value_name = "LEVEL")]
     log: Option<terminal::LevelFilter>,
+    /// Form of log lines: text, or one object of JSON a line
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", env = terminal::LOG_FORMAT, default_value_t)]
+    log_format: terminal::LogFormat,
     #[command(flatten)]
     format: Format,
 }
@@ -49,11 +52,11 @@ fn run(arguments: Arguments) -> Outcome {
     let named = arguments.store.or_else(|| std::env::var_os("TAPE_STORE").filter(|v| !v.is_empty()).map(PathBuf::from));
     match arguments.command {
         Some(Command::Sql(args)) => {
-            terminal::log(terminal::Wanted::new(arguments.log, terminal::LevelFilter::WARN), false);
+            terminal::log(terminal::Wanted::new(arguments.log, terminal::LevelFilter::WARN), arguments.log_format, false);
             sql::run(&store_dir(named.as_deref()), &args, arguments.format)
         }
         other => {
-            serve::log(arguments.log);
+            serve::log(arguments.log, arguments.log_format);
             let args = if let Some(Command::Serve(args)) = other { args } else { serve::Args::default() };
             serve::run(named, &args)
         }

@@ -166,7 +166,7 @@ impl Live {
                 }
             });
             if let Err(error) = thread {
-                tracing::warn!(%error, "a thread to follow the store cannot be started");
+                tracing::warn!(name: "console.follower_not_started", %error, "a thread to follow the store cannot be started");
                 return None;
             }
             clients.is_followed = true;

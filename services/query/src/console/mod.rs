@@ -112,7 +112,7 @@ pub async fn serve(
 async fn connection(socket: TcpStream, console: Arc<Console>, _place: OwnedSemaphorePermit) {
     // A socket that cannot be set works as it is.
     let is_set = socket.set_nodelay(true).is_ok() && socket2::SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER).is_ok();
-    tracing::trace!(is_set, "a client of the console");
+    tracing::trace!(name: "console.client_accepted", is_set, "a client of the console");
     let _connected = console.engine.statistics().connect(Protocol::Console);
     let unread = console.options.unread;
     let Some(tls) = &console.access.tls else {
@@ -120,8 +120,11 @@ async fn connection(socket: TcpStream, console: Arc<Console>, _place: OwnedSemap
     };
     match tokio::time::timeout(LOGIN, TlsAcceptor::from(tls.clone()).accept(socket)).await {
         Ok(Ok(socket)) => requests(Unread::new(socket, unread), console, true).await,
-        Ok(Err(error)) => tracing::debug!(%error, "a client of the console does not use TLS, or another one"),
-        Err(_) => tracing::debug!("a client of the console has not begun TLS in time"),
+        Ok(Err(error)) => tracing::debug!(
+            name: "console.tls_failed", %error,
+            "a client of the console does not use TLS, or another one"
+        ),
+        Err(_) => tracing::debug!(name: "console.tls_late", "a client of the console has not begun TLS in time"),
     }
 }
 
@@ -143,6 +146,6 @@ async fn requests<S: AsyncRead + AsyncWrite + Unpin + Send>(socket: S, console: 
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "a connection of the console has ended");
+        tracing::debug!(name: "console.connection_ended", %error, "a connection of the console has ended");
     }
 }

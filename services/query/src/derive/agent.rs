@@ -139,7 +139,10 @@ pub(super) fn run(store: &Path, derive: &Derive, stop: &Stop) -> Result<(), Fail
     if is_new {
         agent.mark(mark)?;
     }
-    tracing::info!(table = derive.table, publisher = %derive.publisher, from = %done, "making {} of trades", derive.kind_name);
+    tracing::info!(
+        name: "bars.started", table = derive.table, publisher = %derive.publisher, from = %done,
+        "making {} of trades", derive.kind_name
+    );
     match agent.turns() {
         Err(Failed::Stopped) => Ok(()),
         ended => ended,
@@ -322,7 +325,10 @@ impl Agent<'_> {
         self.unmarked += published;
         if kept > 0 {
             let table = &self.derive.table;
-            tracing::warn!(table, kept, from = %range.from, "late trades are not in bars whose other trades have expired");
+            tracing::warn!(
+                name: "bars.late_trades_left_out", table, kept, from = %range.from,
+                "late trades are not in bars whose other trades have expired"
+            );
         }
         Ok(())
     }
@@ -375,10 +381,10 @@ impl Agent<'_> {
         let (table, published, at) = (&self.derive.table, self.published, self.done);
         let Some(logged) = self.logged else { return };
         if !is_behind && self.late.is_empty() {
-            tracing::info!(table, published, "the bars are current");
+            tracing::info!(name: "bars.current", table, published, "the bars are current");
             self.logged = None;
         } else if logged.elapsed() >= LOG_EVERY {
-            tracing::info!(table, published, "making bars of history, up to {at} so far");
+            tracing::info!(name: "bars.history_progress", table, published, "making bars of history, up to {at} so far");
             self.logged = Some(Instant::now());
         }
     }

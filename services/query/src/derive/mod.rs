@@ -183,7 +183,7 @@ impl Drop for Deriving {
         self.stop.stop();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                tracing::error!("a thread that makes bars has panicked");
+                tracing::error!(name: "bars.thread_panicked", "a thread that makes bars has panicked");
             }
         }
     }
@@ -196,7 +196,7 @@ fn run(store: &Path, derive: &Derive, stop: &Stop) {
         let Err(failed) = agent::run(store, derive, stop) else { return };
         let why = failed.to_string();
         if why != noted {
-            tracing::warn!(table = derive.table, "cannot make bars now and tries again: {why}");
+            tracing::warn!(name: "bars.retrying", table = derive.table, "cannot make bars now and tries again: {why}");
             noted = why;
         }
         wait(stop, RETRY);

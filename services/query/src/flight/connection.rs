@@ -202,13 +202,13 @@ pub fn accept(
             let stream = match stream {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::debug!(%error, "cannot accept a connection");
+                    tracing::debug!(name: "flight.connection_not_accepted", %error, "cannot accept a connection");
                     tokio::time::sleep(NO_DESCRIPTORS).await;
                     continue;
                 }
             };
             let Ok(permit) = permits.clone().try_acquire_owned() else {
-                tracing::debug!(most, "refused a connection: there are too many");
+                tracing::debug!(name: "flight.too_many_connections", most, "refused a connection: there are too many");
                 continue;
             };
             // On failure small messages take longer.
@@ -220,8 +220,13 @@ pub fn accept(
                     None => Transport::Plain(stream),
                     Some(acceptor) => match tokio::time::timeout(FIRST_CALL, acceptor.accept(stream)).await {
                         Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
-                        Ok(Err(error)) => return tracing::debug!(%error, "refused a connection"),
-                        Err(_) => return tracing::debug!("refused a connection: no TLS handshake in time"),
+                        Ok(Err(error)) => return tracing::debug!(name: "flight.tls_failed", %error, "refused a connection"),
+                        Err(_) => {
+                            return tracing::debug!(
+                                name: "flight.tls_late",
+                                "refused a connection: no TLS handshake in time"
+                            );
+                        }
                     },
                 };
                 let peer = Arc::new(Peer::default());

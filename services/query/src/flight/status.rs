@@ -45,7 +45,7 @@ pub fn status(error: impl Into<QueryError>) -> Status {
         },
     };
     if code == Code::Internal {
-        tracing::error!(%error, "a statement failed");
+        tracing::error!(name: "flight.statement_failed", %error, "a statement failed");
     }
     Status::new(code, clip(error.to_string()))
 }

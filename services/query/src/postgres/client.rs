@@ -32,7 +32,7 @@ type Socket = Framed<Guarded<Box<dyn Wire>>, PgWireMessageServerCodec<Arc<Prepar
 /// Serves one connection. `door` is its place among those that log in.
 pub(super) async fn serve(socket: TcpStream, server: Arc<Server>, door: OwnedSemaphorePermit, stop: watch::Receiver<bool>) {
     if let Err(error) = connection(socket, server, door, stop).await {
-        tracing::debug!(%error, "a connection of PostgreSQL's protocol has ended");
+        tracing::debug!(name: "postgres.connection_ended", %error, "a connection of PostgreSQL's protocol has ended");
     }
 }
 

@@ -14,6 +14,8 @@ pub mod formats {}
 pub mod c {}
 #[doc = include_str!("docs/operations.md")]
 pub mod operations {}
+#[doc = include_str!("docs/capacity.md")]
+pub mod capacity {}
 #[doc = include_str!("docs/metrics.md")]
 pub mod metrics {}
 #[doc = include_str!("docs/cluster.md")]

@@ -11,6 +11,7 @@ mod cluster;
 mod compaction;
 mod contract;
 mod copies;
+mod doctor;
 mod earlier;
 mod endings;
 mod examples;

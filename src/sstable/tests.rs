@@ -473,9 +473,14 @@ fn written(series: u64, each: u64, gap: u64, run: u64) -> (u64, Content) {
 #[test]
 fn the_size_of_an_sstable_is_what_was_computed_before_it_was_written() {
     let every = 1 << 40;
-    for (series, each, gap, run) in
-        [(1, 1, 1, every), (1, 10_000, 1, every), (50, 100, 1, every), (7, 5_000, 3, every), (40, 500, 100, every), (20, 1_000, 1, 64)]
-    {
+    for (series, each, gap, run) in [
+        (1, 1, 1, every),
+        (1, 10_000, 1, every),
+        (50, 100, 1, every),
+        (7, 5_000, 3, every),
+        (40, 500, 100, every),
+        (20, 1_000, 1, 64),
+    ] {
         let (len, content) = written(series, each, gap, run);
         let computed = content.file_len(&Trade::SCHEMA).unwrap();
         assert!(len.abs_diff(computed) <= 512 + len / 1000, "{content:?}: {len} bytes, {computed} were computed");

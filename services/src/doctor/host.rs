@@ -87,8 +87,9 @@ impl Host {
         let status = run_dir.as_ref().ok().and_then(|run_dir| Control::open(&run_dir.control()).ok());
         let status = status.map(|control| Status::read(&control));
         let mut options = options.check()?;
-        if let Some(status) = status.as_ref().filter(|status| status.state == State::Serving) {
-            options.memtable_size = status.memory.memtable_bytes.max(options.memtable_size.min(1));
+        let serving = status.as_ref().filter(|status| status.state == State::Serving);
+        if let Some(bytes) = serving.map(|status| status.memory.memtable_bytes).filter(|bytes| *bytes > 0) {
+            options.memtable_size = bytes;
         }
         // The size of a store's segments is decided when it is made.
         if let Ok(Some(meta)) = tapestore::wal::meta::read(&RealDisk, &store) {

@@ -80,10 +80,8 @@ pub fn kinds(text: &str) -> Outcome<Vec<(&'static Schema, f64)>> {
         }
         let schema = SCHEMAS.iter().find(|schema| schema.name == name.trim()).ok_or_else(|| {
             let names: Vec<&str> = SCHEMAS.iter().map(|schema| schema.name).collect();
-            let message = format!(
-                "--kind {one}: the kinds are {}; for a kind of your own give its --record-size",
-                names.join(", ")
-            );
+            let message =
+                format!("--kind {one}: the kinds are {}; for a kind of your own give its --record-size", names.join(", "));
             Failure::new(USAGE, message)
         })?;
         found.push((schema, weight));

@@ -5,8 +5,8 @@
 //! | `load` | the load |
 //! | `needs` | what it needs |
 
-mod load;
-mod needs;
+pub mod load;
+pub mod needs;
 
 use std::path::{Path, PathBuf};
 
@@ -213,7 +213,13 @@ fn compare(load: &Load, needs: &Needs, options: &Options, disk_free: u64) -> Vec
     let total = System::new(Path::new("/")).kilobytes("/proc/meminfo", "MemTotal").unwrap_or(u64::MAX);
     let (shm, descriptors) = (total_bytes(&options.run_root), getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX));
     let maps = needs.limits.storage_maps.max(needs.limits.reader_maps);
-    add("rate", false, load.rate.ceil() as u64, needs.measured_rate, "larger batches (--batch), fewer hosts on one machine, or several stores");
+    add(
+        "rate",
+        false,
+        load.rate.ceil() as u64,
+        needs.measured_rate,
+        "larger batches (--batch), fewer hosts on one machine, or several stores",
+    );
     add("instruments", false, load.instruments, options.instruments_max, "instruments-max in the configuration");
     add("disk", true, needs.disk.total, disk_free, "fewer --days (retention in the configuration), a larger disk");
     add(
@@ -232,13 +238,20 @@ fn compare(load: &Load, needs: &Needs, options: &Options, disk_free: u64) -> Vec
         "a smaller memtable-size or compaction.rows-max, smaller rings of publishers, or more memory",
     );
     add("open-files", false, needs.limits.storage_descriptors, descriptors, "ulimit -n, or LimitNOFILE= in the unit");
-    add("memory-maps", false, maps, maps_max().unwrap_or(u64::MAX), "sysctl -w vm.max_map_count=, or a larger compaction.rows-max");
+    add(
+        "memory-maps",
+        false,
+        maps,
+        maps_max().unwrap_or(u64::MAX),
+        "sysctl -w vm.max_map_count=, or a larger compaction.rows-max",
+    );
     let rate = options.compaction.bytes_per_second;
     let rate = if rate == 0 { u64::MAX } else { rate };
     add("compaction", true, needs.disk.merged_a_second, rate, "a larger compaction.bytes-per-second");
     let waiting = needs.syncs.waiting_publisher.map(|each| each.saturating_mul(load.publishers));
     if let Some(waiting) = waiting {
-        let change = "publishers that do not wait for each batch (their rings hold what is not synced), larger --batch, or a faster disk";
+        let change =
+            "publishers that do not wait for each batch (their rings hold what is not synced), larger --batch, or a faster disk";
         add("syncs", false, load.rate.ceil() as u64, waiting, change);
     }
     fits
@@ -255,8 +268,11 @@ fn seconds(value: f64) -> String {
 }
 
 fn print(load: &Load, needs: &Needs, host: &[Fit], cost: Option<&Cost>) {
-    let kinds: Vec<String> =
-        load.kinds.iter().map(|(schema, part)| format!("{:.0} % {} of {} bytes", part * 100.0, schema.name, schema.words * 8)).collect();
+    let kinds: Vec<String> = load
+        .kinds
+        .iter()
+        .map(|(schema, part)| format!("{:.0} % {} of {} bytes", part * 100.0, schema.name, schema.words * 8))
+        .collect();
     let misfits: Vec<&str> = host.iter().filter(|fit| !fit.fits).map(|fit| fit.name).collect();
     match misfits.is_empty() {
         true => out!("FITS: this host has what the load needs"),
@@ -291,29 +307,57 @@ fn print(load: &Load, needs: &Needs, host: &[Fit], cost: Option<&Cost>) {
 fn print_disk(needs: &Needs) {
     let disk = &needs.disk;
     out!("disk");
-    line("SSTables", BinaryBytes(disk.sstables), &format!("{} a day, {:.1} bytes a record", BinaryBytes(disk.sstables_a_day), disk.sstable_bytes_a_record));
-    line("log", BinaryBytes(disk.log), &format!("what is in MemTables, and prepared segments; {:.1} bytes a record", disk.log_bytes_a_record));
+    line(
+        "SSTables",
+        BinaryBytes(disk.sstables),
+        &format!("{} a day, {:.1} bytes a record", BinaryBytes(disk.sstables_a_day), disk.sstable_bytes_a_record),
+    );
+    line(
+        "log",
+        BinaryBytes(disk.log),
+        &format!("what is in MemTables, and prepared segments; {:.1} bytes a record", disk.log_bytes_a_record),
+    );
     if disk.log_for_members > 0 {
         line("log for other hosts", BinaryBytes(disk.log_for_members), "cluster.retain-bytes");
     }
     line("headroom of a merge", BinaryBytes(disk.compaction), "the largest one writes this before it removes what it read");
     line("ballast, kept free", BinaryBytes(disk.ballast + disk.kept_free), "space-min");
     line("in all", BinaryBytes(disk.total), "");
-    line("backup", BinaryBytes(disk.backup_copied), &format!("with --copy; hard links on the same file system: {}", BinaryBytes(disk.backup_linked)));
-    line("written a second", BinaryBytes(disk.written_a_second), "log, flushes, and merges (write amplification 2.07: bench/FIGURES.md, Compaction)");
+    line(
+        "backup",
+        BinaryBytes(disk.backup_copied),
+        &format!("with --copy; hard links on the same file system: {}", BinaryBytes(disk.backup_linked)),
+    );
+    line(
+        "written a second",
+        BinaryBytes(disk.written_a_second),
+        "log, flushes, and merges (write amplification 2.07: bench/FIGURES.md, Compaction)",
+    );
 }
 
 fn print_memory(needs: &Needs) {
     let (shared, memory, limits) = (&needs.shared_memory, &needs.memory, &needs.limits);
     out!("memory");
-    line("MemTables", BinaryBytes(shared.memtable * shared.memtables_max), &format!("{} of {}, in shared memory", shared.memtables_max, BinaryBytes(shared.memtable)));
-    line("queues of publishers", BinaryBytes(shared.ingest_queues + shared.live_queues), "in shared memory; those to live subscribers once there is one");
+    line(
+        "MemTables",
+        BinaryBytes(shared.memtable * shared.memtables_max),
+        &format!("{} of {}, in shared memory", shared.memtables_max, BinaryBytes(shared.memtable)),
+    );
+    line(
+        "queues of publishers",
+        BinaryBytes(shared.ingest_queues + shared.live_queues),
+        "in shared memory; those to live subscribers once there is one",
+    );
     line("instruments, control", BinaryBytes(shared.instruments + shared.control), "in shared memory");
     line("shared memory in all", BinaryBytes(shared.total), "");
     line("storage", BinaryBytes(memory.storage), "of its own, while it merges: 40 MiB and 60 bytes a row of compaction.rows-max");
     line("each publisher", BinaryBytes(memory.publisher), "of its own: its ring");
     line("open files of storage", thousands(limits.storage_descriptors), "");
-    line("memory maps", thousands(limits.storage_maps.max(limits.reader_maps)), &format!("a reader maps up to {} SSTables", thousands(limits.sstables)));
+    line(
+        "memory maps",
+        thousands(limits.storage_maps.max(limits.reader_maps)),
+        &format!("a reader maps up to {} SSTables", thousands(limits.sstables)),
+    );
 }
 
 fn print_times(load: &Load, needs: &Needs, cost: Option<&Cost>) {
@@ -321,7 +365,11 @@ fn print_times(load: &Load, needs: &Needs, cost: Option<&Cost>) {
     out!("syncs, network, times");
     let note = match (syncs.disk_a_second, cost) {
         (Some(disk), Some(cost)) => {
-            format!("this disk does {} one after the other (p50 {}, measured); waiting batches share one", thousands(disk), terminal::duration(cost.p50_ns))
+            format!(
+                "this disk does {} one after the other (p50 {}, measured); waiting batches share one",
+                thousands(disk),
+                terminal::duration(cost.p50_ns)
+            )
         }
         _ => "at most; waiting batches share one. --measure says what this disk does".to_owned(),
     };
@@ -333,12 +381,33 @@ fn print_times(load: &Load, needs: &Needs, cost: Option<&Cost>) {
         line("a loss of power loses", BinaryBytes(syncs.exposed_bytes), "at most, of what is acknowledged at this level");
     }
     if let Some(network) = needs.network {
-        let note = format!("a second to each other host; {} from the leader; frames of {} in messages of {} bytes, TCP and Ethernet counted", BinaryBytes(network.from_leader), network.frame, network.message);
+        let note = format!(
+            "a second to each other host; {} from the leader; frames of {} in messages of {} bytes, TCP and Ethernet counted",
+            BinaryBytes(network.from_leader),
+            network.frame,
+            network.message
+        );
         line("network", BinaryBytes(network.to_each), &note);
     }
-    line("start after a kill", seconds(times.recovery_seconds), &format!("reads {} of log, 1.7 s a GiB (bench/FIGURES.md, Start after SIGKILL)", BinaryBytes(times.recovery_log)));
-    line("if nothing is synced", seconds(times.unsynced_seconds), &format!("until back-pressure (unsynced-max); then {} until the rings are full", seconds(times.rings_seconds)));
-    line("if nothing is flushed", seconds(times.memtables_seconds), &format!("until the MemTables are full, {} records each", thousands(times.memtable_records)));
-    let note = if load.hosts > 1 { "bench/FIGURES.md, Several hosts: all hosts on the same two cores" } else { "bench/FIGURES.md, Live: on two cores, shared with publisher and reader" };
+    line(
+        "start after a kill",
+        seconds(times.recovery_seconds),
+        &format!("reads {} of log, 1.7 s a GiB (bench/FIGURES.md, Start after SIGKILL)", BinaryBytes(times.recovery_log)),
+    );
+    line(
+        "if nothing is synced",
+        seconds(times.unsynced_seconds),
+        &format!("until back-pressure (unsynced-max); then {} until the rings are full", seconds(times.rings_seconds)),
+    );
+    line(
+        "if nothing is flushed",
+        seconds(times.memtables_seconds),
+        &format!("until the MemTables are full, {} records each", thousands(times.memtable_records)),
+    );
+    let note = if load.hosts > 1 {
+        "bench/FIGURES.md, Several hosts: all hosts on the same two cores"
+    } else {
+        "bench/FIGURES.md, Live: on two cores, shared with publisher and reader"
+    };
     line("measured records/s", thousands(needs.measured_rate), note);
 }

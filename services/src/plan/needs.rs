@@ -48,7 +48,7 @@ const PACKET: f64 = 1538.0;
 const PACKET_PAYLOAD: f64 = 1448.0;
 
 /// Bytes on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct DiskNeeds {
     /// SSTables of all days.
     pub sstables: u64,
@@ -342,12 +342,12 @@ impl Needs {
         let log_bytes = log_bytes(load);
         let memtable_records = memtable_records(load, options);
         let in_memtables = memtable_records * options.memtables_max as u64;
-        let recovery_log = ((in_memtables as f64 * log_bytes) as u64).min((load.records_a_day() * load.days) as f64 as u64 * log_bytes as u64);
+        let records = load.records_a_day() * load.days;
+        let recovery_log = (in_memtables.min(records) as f64 * log_bytes).ceil() as u64;
         let log = (recovery_log.div_ceil(options.segment_size) + SEGMENTS_BESIDE) * options.segment_size;
         let log_for_members = if load.hosts > 1 { options.cluster.retain_bytes } else { 0 };
         let ballast = (disk_total / 64).min(space::BALLAST_MAX);
         let kept_free = space::keep_free(options.space_min, disk_total, options.segment_size, options.memtable_size);
-        let records = load.records_a_day() * load.days;
         let flushed = load.rate * history.day as f64 / load.records_a_day().max(1) as f64;
         let merged = flushed * (AMPLIFICATION - 1.0);
         let ring = publisher::Options::new("", PublisherId(0)).ring_bytes as u64;

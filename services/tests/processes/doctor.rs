@@ -1,8 +1,9 @@
 //! `tape doctor`: each fault is provoked, for real wherever a test can, and found by its name with the command that mends it.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::fs::File;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use rcgen::{CertificateParams, KeyPair};
@@ -11,6 +12,7 @@ use tape_services::doctor::fsync::Cost;
 use tape_services::processes::Process;
 use tapestore::time::{Clock, HostClock};
 
+use crate::cluster::Hosts;
 use crate::fixture::{Store, eventually, role, under};
 
 /// What `tape doctor` found.
@@ -140,7 +142,10 @@ fn a_sound_host_has_no_problem_with_a_served_a_stopped_and_an_absent_store() {
         assert_eq!((found.code, &found.report["problems"]), (0, &Value::from(0)), "{turn}: {}", found.report);
         if turn == "served" {
             let programs = found.finding("releases");
-            assert!(programs.0 == "ok" && programs.1 == "no process uses the store", "its files are not this host's: {programs:?}");
+            assert!(
+                programs.0 == "ok" && programs.1 == "no process uses the store",
+                "its files are not this host's: {programs:?}"
+            );
             assert!(store.terminate().success());
         }
     }
@@ -185,7 +190,7 @@ fn a_limit_of_open_files_that_is_too_low_is_found_and_storage_refuses_publishers
 #[test]
 fn a_limit_of_the_size_of_files_and_of_addresses_is_found() {
     let (_dir, store) = nothing();
-    limited("ulimit -f 1024", &store).is_problem("file-size", "at most 1.00 MiB", "LimitFSIZE");
+    limited("ulimit -f 1024", &store).is_problem("file-size", "at most", "LimitFSIZE");
     limited("ulimit -v 500000", &store).is_problem("address-space", "at most", "LimitAS");
     let found = limited("ulimit -l 0", &store);
     found.is_ok("locked-memory");
@@ -279,7 +284,8 @@ fn a_certificate_that_has_ended_is_near_its_end_or_is_for_another_key_is_found()
     let options = certificates(dir.path(), -1, 400);
     std::fs::copy(dir.path().join("ca.key"), dir.path().join("node-1.key")).unwrap();
     let config = dir.path().join("replication.toml");
-    std::fs::write(&config, format!("tls = {{ cert = {:?}, key = {:?}, ca = {:?} }}\n", options[1], options[3], options[5])).unwrap();
+    std::fs::write(&config, format!("tls = {{ cert = {:?}, key = {:?}, ca = {:?} }}\n", options[1], options[3], options[5]))
+        .unwrap();
     let found = doctor(&store, &["--replication-config", config.to_str().unwrap()]);
     found.is_problem("certificate", "is not for the key", "openssl");
     std::fs::write(&options[1], "nothing").unwrap();
@@ -418,7 +424,8 @@ fn a_disk_with_less_than_what_is_kept_free_and_one_without_inodes_are_found() {
     let found = doctor(&store, &["--config", config.to_str().unwrap()]);
     found.is_problem("disk-space", "free of", "--space-min");
     let at = tempfile::tempdir().unwrap();
-    if let Some(found) = mounted("-t tmpfs -o size=2g,nr_inodes=50 tmpfs", at.path(), &at.path().join("store"), &["--no-measure"]) {
+    if let Some(found) = mounted("-t tmpfs -o size=2g,nr_inodes=50 tmpfs", at.path(), &at.path().join("store"), &["--no-measure"])
+    {
         found.is_problem("inodes", "free of 50", "df -i");
     }
 }
@@ -490,22 +497,48 @@ fn a_slow_clock_source_a_saving_governor_and_eager_huge_pages_are_found() {
     system.doctor(&store, &[]).is_warning("clock-source", "hpet", "dmesg");
 }
 
-/// A copy of tape-storage in `dir`, changed by `change`, that serves `store`.
-fn serve_with(dir: &Path, store: &Path, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> (PathBuf, Process) {
-    let program = dir.join("tape-storage");
-    std::fs::write(&program, change(std::fs::read(env!("CARGO_BIN_EXE_tape-storage")).unwrap())).unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let mut command = Command::new(&program);
-    command.args(["--memtable-size", "16M", "--segment-size", "1M", "--log", "off", "--store"]).arg(store);
-    let process = Process::start("storage", &mut command).unwrap();
-    eventually("a store that is served", || tapestore::Reader::open(store).ok().filter(tapestore::Reader::is_storage_alive).map(drop));
-    (program, process)
+/// The mark of a release in a program.
+fn mark(version: &str) -> String {
+    format!("tapestore release <{version}>")
+}
+
+/// The program tape-storage with the mark of release 9.9.9.
+fn of_another_release() -> Vec<u8> {
+    let mut bytes = std::fs::read(env!("CARGO_BIN_EXE_tape-storage")).unwrap();
+    let (ours, other) = (mark(env!("CARGO_PKG_VERSION")), mark("9.9.9"));
+    let places: Vec<usize> = memchr::memmem::find_iter(&bytes, ours.as_bytes()).collect();
+    assert!(!places.is_empty() && ours.len() == other.len(), "tape-storage has no mark of its release");
+    places.into_iter().for_each(|at| bytes[at..at + other.len()].copy_from_slice(other.as_bytes()));
+    bytes
+}
+
+/// Starts a storage process for `store` whose program is the file `program`, with the content `bytes`.
+fn serve_with(program: &Path, bytes: Vec<u8>, store: &Path, stdin: impl Fn() -> Stdio) -> Process {
+    std::fs::write(program, bytes).unwrap();
+    std::fs::set_permissions(program, PermissionsExt::from_mode(0o755)).unwrap();
+    // A process that another test starts just now has the file open for writing for a moment.
+    let process = eventually("the start of the program", || {
+        let mut command = Command::new(program);
+        command.args(["--memtable-size", "16M", "--segment-size", "1M", "--log", "off", "--store"]).arg(store);
+        Process::start("storage", command.stdin(stdin())).ok()
+    });
+    eventually("a store that is served", || {
+        tapestore::Reader::open(store).ok().filter(tapestore::Reader::is_storage_alive).map(drop)
+    });
+    process
+}
+
+/// Stops the storage process of `store` and frees its shared memory.
+fn stop(mut process: Process, store: &Path) {
+    process.stop().unwrap();
+    tape_services::processes::free_shared_memory(store);
 }
 
 #[test]
-fn a_process_whose_program_was_replaced_and_a_reader_of_another_release_are_found() {
+fn a_process_whose_program_was_removed_is_found_and_readers_have_the_mark_of_their_release() {
     let (dir, path) = nothing();
-    let (program, mut process) = serve_with(dir.path(), &path, |bytes| bytes);
+    let program = dir.path().join("tape-storage");
+    let process = serve_with(&program, std::fs::read(env!("CARGO_BIN_EXE_tape-storage")).unwrap(), &path, Stdio::null);
     let reader = role("holder", &path, &[]);
     let found = eventually("both processes", || {
         let found = doctor(&path, &[]);
@@ -516,62 +549,36 @@ fn a_process_whose_program_was_replaced_and_a_reader_of_another_release_are_foun
     assert!(!found.finding("releases").1.contains("unknown"), "a program that uses the library has its mark: {}", found.report);
     drop(reader);
     std::fs::remove_file(&program).unwrap();
-    let found = doctor(&path, &[]);
-    found.is_warning("programs", &format!("tape-storage {} (process {})", env!("CARGO_PKG_VERSION"), process.id()), "kill");
-    process.stop().unwrap();
+    let expected = format!("tape-storage {} (process {})", env!("CARGO_PKG_VERSION"), process.id());
+    doctor(&path, &[]).is_warning("programs", &expected, "kill");
+    stop(process, &path);
     doctor(&path, &[]).is_ok("releases");
-    tape_services::processes::free_shared_memory(&path);
 }
 
 #[test]
-fn storage_of_another_release_is_found_without_running_its_program() {
+fn processes_of_other_releases_are_found_without_running_their_programs() {
     let (dir, path) = nothing();
-    let mark = |version: &str| format!("tapestore release <{version}>");
-    let (ours, other) = (mark(env!("CARGO_PKG_VERSION")), mark("9.9.9"));
-    let (_, mut process) = serve_with(dir.path(), &path, |mut bytes| {
-        let places: Vec<usize> = memchr::memmem::find_iter(&bytes, ours.as_bytes()).collect();
-        assert!(!places.is_empty() && ours.len() == other.len(), "tape-storage has no mark of its release");
-        for at in places {
-            bytes[at..at + other.len()].copy_from_slice(other.as_bytes());
-        }
-        bytes
-    });
+    let process = serve_with(&dir.path().join("tape-storage"), of_another_release(), &path, Stdio::null);
     doctor(&path, &[]).is_warning("releases", "tape-storage 9.9.9", "one release");
-    process.stop().unwrap();
-    tape_services::processes::free_shared_memory(&path);
+    // A second process with this name that has a file of the store open, and is of this release.
+    let other = dir.path().join("other");
+    let bytes = std::fs::read(env!("CARGO_BIN_EXE_tape-storage")).unwrap();
+    let held = || File::open(path.join("store.meta")).unwrap().into();
+    let second = serve_with(&dir.path().join("tape-replication"), bytes, &other, held);
+    doctor(&path, &[]).is_problem("releases", "tape-storage is 9.9.9, tape-replication is", "one release");
+    stop(second, &other);
+    stop(process, &path);
 }
 
 #[test]
-fn a_replication_process_of_another_release_than_storage_is_a_problem() {
-    let (dir, path) = nothing();
-    let (_, mut process) = serve_with(dir.path(), &path, |bytes| bytes);
-    // The kernel names a program by its file; a shell script would be the shell.
-    let program = dir.path().join("tape-replication");
-    std::fs::write(&program, {
-        let mut bytes = std::fs::read("/bin/sleep").unwrap();
-        bytes.extend(b"tapestore release <0.0.1>");
-        bytes
-    })
-    .unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let mut command = Command::new(&program);
-    let replication = Process::start("replication", command.args(["600"]).current_dir(&path)).unwrap();
-    // It has the store's directory as its own, and nothing of it open: it does not use the store.
-    doctor(&path, &[]).is_ok("releases");
-    drop(replication);
-    let link = dir.path().join("link");
-    symlink(&path, &link).unwrap();
-    let held = std::fs::File::open(path.join("store.meta")).unwrap();
-    let mut command = Command::new(&program);
-    let replication = Process::start("replication", command.arg("600").stdin(held)).unwrap();
-    let found = eventually("the other process", || {
-        let found = doctor(&link, &[]);
-        (found.finding("releases").0 == "problem").then_some(found)
-    });
-    found.is_problem("releases", "tape-replication is 0.0.1", "one release");
-    drop(replication);
-    process.stop().unwrap();
-    tape_services::processes::free_shared_memory(&path);
+fn both_processes_of_a_host_of_a_cluster_are_found() {
+    let hosts = Hosts::new(false);
+    let found = doctor(hosts.store(1), &[]);
+    let text = found.finding("releases").1;
+    assert!(text.contains("tape-storage") && text.contains("tape-replication"), "{}", found.report);
+    assert_eq!(text.matches("(process ").count(), 2, "those of the other hosts use other stores: {text}");
+    found.is_ok("releases");
+    found.is_ok("local-key");
 }
 
 #[test]

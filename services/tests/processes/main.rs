@@ -28,6 +28,7 @@ mod metrics;
 mod nospace;
 mod pages;
 mod pairs;
+mod plan;
 mod roles;
 mod small_shm;
 mod tool;

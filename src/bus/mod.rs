@@ -57,7 +57,7 @@ const LIVE_SUBSCRIBERS_MAX: usize = 16;
 /// receiver that has just ended.
 const SPARE: usize = 32;
 /// Bytes before the words of each batch in a sender's segment: the bus's header and ours. A test compares.
-const HEADER_BYTES: usize = 64;
+const HEADER_BYTES: usize = 76;
 
 /// The header of a batch of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ZeroCopySend)]
@@ -137,9 +137,9 @@ impl Buffers {
 /// to live subscribers, which is allocated once there is one.
 pub fn queue_bytes(total: u64) -> [u64; 2] {
     let Buffers { ingest, live } = Buffers::of(total);
-    // As `Sender::new` counts them.
+    // As `Sender::new` counts them; the bus makes no more than all receivers can have, and the one being sent.
     let bytes = |queued: usize, receivers: usize, words: usize| {
-        let batches = queued + receivers * BORROWED_MAX + SPARE;
+        let batches = (queued + receivers * BORROWED_MAX + SPARE).min(receivers * (queued + BORROWED_MAX) + 1);
         (batches * (words * 8 + HEADER_BYTES)) as u64
     };
     [bytes(ingest, 1, BATCH_WORDS_MAX), bytes(live, LIVE_SUBSCRIBERS_MAX, LIVE_WORDS_MAX)]
@@ -522,7 +522,7 @@ mod tests {
         let (ingest, live) = (bus.send_ingest(1).unwrap(), bus.send_live().unwrap());
         let real = [&ingest, &live].map(|sender| sender.data.metadata().unwrap().len());
         for (real, planned) in real.into_iter().zip(queue_bytes(memory::total())) {
-            assert!(real.abs_diff(planned) * 100 <= real, "a segment has {real} bytes, {planned} are planned");
+            assert!(real.abs_diff(planned) * 200 <= real, "a segment has {real} bytes, {planned} are planned");
         }
     }
 

@@ -30,7 +30,7 @@ fn series_bytes(rows: u64, words: u32) -> u64 {
 }
 
 /// Bytes used in a MemTable of `len` bytes that holds `rows` records of `shares` in `runs` runs.
-pub fn used(len: u64, shares: &[Share], rows: u64, runs: u64) -> u64 {
+fn used(len: u64, shares: &[Share], rows: u64, runs: u64) -> u64 {
     let layout = Layout::new(len);
     let arrivals = rows.div_ceil(layout.arrival_block_rows) * layout.arrival_block_rows * 4;
     let runs = runs.div_ceil(layout.run_block_runs) * layout.run_block_runs * RUN_ENTRY_LEN;

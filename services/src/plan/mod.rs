@@ -248,11 +248,8 @@ fn compare(load: &Load, needs: &Needs, options: &Options, disk_free: u64) -> Vec
     let rate = options.compaction.bytes_per_second;
     let rate = if rate == 0 { u64::MAX } else { rate };
     add("compaction", true, needs.disk.merged_a_second, rate, "a larger compaction.bytes-per-second");
-    let waiting = needs.syncs.waiting_publisher.map(|each| each.saturating_mul(load.publishers));
-    if let Some(waiting) = waiting {
-        let change =
-            "publishers that do not wait for each batch (their rings hold what is not synced), larger --batch, or a faster disk";
-        add("syncs", false, load.rate.ceil() as u64, waiting, change);
+    if let Some(appended) = needs.syncs.appended_in_longest {
+        add("syncs", true, appended, options.unsynced_max, "a faster disk, or a larger unsynced-max in the configuration");
     }
     fits
 }

@@ -130,6 +130,8 @@ pub struct SyncNeeds {
     pub wanted_a_second: f64,
     /// Syncs a second that this disk does one after the other, if it was measured.
     pub disk_a_second: Option<u64>,
+    /// Bytes appended while the longest sync that was measured ran; `None`: not measured.
+    pub appended_in_longest: Option<u64>,
     /// Records that one publisher stores a second if it waits for each batch; `None`: not measured, or it waits for no sync.
     pub waiting_publisher: Option<u64>,
     /// Bytes that a loss of power can lose of what is acknowledged at this level.
@@ -221,12 +223,10 @@ fn files(load: &Load, schema: &'static Schema, rows: u64, records: u64, options:
     }
     let count = rows.div_ceil(options.compaction.rows_max);
     let each = rows.div_ceil(count);
-    // Of several publishers each batch is a run where it has a row of the file, unless the next batch is of the same one.
-    let part = each as f64 / records as f64;
+    // Of several publishers, which send in turns, each batch is a run where it has a row of the file.
     let batches = records as f64 / load.batch as f64;
-    let met = 1.0 - (1.0 - part.min(1.0)).powf(load.batch as f64);
-    let others = 1.0 - 1.0 / load.publishers.max(1) as f64;
-    let runs = ((batches * met * others).ceil() as u64).clamp(1, each);
+    let met = 1.0 - (1.0 - (each as f64 / records as f64).min(1.0)).powf(load.batch as f64);
+    let runs = if load.publishers == 1 { 1 } else { ((batches * met).ceil() as u64).clamp(1, each) };
     let series = load.instruments.div_ceil(count).min(each);
     let content = Content { rows: each, series, lsns: records, runs };
     Ok(Files { count, bytes: content.file_len(schema)? * count })
@@ -312,6 +312,7 @@ fn syncs(load: &Load, options: &Options, cost: Option<&Cost>) -> SyncNeeds {
     SyncNeeds {
         wanted_a_second: if waits { load.batches().max(by_time) } else { at_leisure },
         disk_a_second: per_second,
+        appended_in_longest: cost.map(|cost| (bytes * cost.max_ns as f64 / 1e9).ceil() as u64),
         waiting_publisher: per_second.filter(|_| waits).map(|syncs| syncs * load.batch),
         exposed_bytes: if waits { 0 } else { exposed.ceil() as u64 },
     }
@@ -341,9 +342,9 @@ impl Needs {
         let history = history(load, options)?;
         let log_bytes = log_bytes(load);
         let memtable_records = memtable_records(load, options);
-        let in_memtables = memtable_records * options.memtables_max as u64;
+        let all_rows = memtable_records * options.memtables_max as u64;
         let records = load.records_a_day() * load.days;
-        let recovery_log = (in_memtables.min(records) as f64 * log_bytes).ceil() as u64;
+        let recovery_log = (all_rows.min(records) as f64 * log_bytes).ceil() as u64;
         let log = (recovery_log.div_ceil(options.segment_size) + SEGMENTS_BESIDE) * options.segment_size;
         let log_for_members = if load.hosts > 1 { options.cluster.retain_bytes } else { 0 };
         let ballast = (disk_total / 64).min(space::BALLAST_MAX);
@@ -392,7 +393,7 @@ impl Needs {
                 recovery_log,
                 recovery_seconds: RECOVER_LEAST + recovery_log as f64 / f64::from(1 << 30) * RECOVER_GIB,
                 memtable_records,
-                memtables_seconds: in_memtables as f64 / load.rate,
+                memtables_seconds: all_rows as f64 / load.rate,
                 unsynced_seconds: options.unsynced_max as f64 / (load.rate * log_bytes),
                 rings_seconds: (ring * load.publishers) as f64 / (load.rate * load.record_bytes()),
             },

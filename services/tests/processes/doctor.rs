@@ -10,6 +10,7 @@ use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 use tape_services::doctor::fsync::Cost;
 use tape_services::processes::Process;
+use tapestore::disk::{Disk, RealDisk};
 use tapestore::time::{Clock, HostClock};
 
 use crate::cluster::Hosts;
@@ -292,36 +293,65 @@ fn a_certificate_that_has_ended_is_near_its_end_or_is_for_another_key_is_found()
     doctor(&store, &["--replication-config", config.to_str().unwrap()]).is_problem("certificate", "node-1.pem", "");
 }
 
+/// The words of the command of `leftovers` that have `part`.
+fn leftovers(found: &Found, part: &str) -> Vec<String> {
+    let words = found.finding("leftovers").2.split([' ', ',']);
+    words.filter(|word| word.contains(part)).map(str::to_owned).collect()
+}
+
+fn remove(words: &[String]) {
+    assert!(Command::new("sh").args(["-c", &format!("rm -r {}", words.join(" "))]).status().unwrap().success());
+}
+
 #[test]
 fn what_a_killed_store_that_has_gone_left_in_shared_memory_is_found_and_the_command_removes_it() {
-    let mut store = Store::serve();
-    let run_dir = store.run_dir().path().to_path_buf();
+    // A place of its own: any start of storage frees what is left in the usual one.
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let config = root.path().join("storage.toml");
+    std::fs::write(&config, format!("run-root = {:?}\n", root.path())).unwrap();
+    let options = ["--config", config.to_str().unwrap()];
+    let mut store = Store::new(&[&options[..], &["--memtable-size", "16M", "--segment-size", "1M"]].concat());
+    store.start();
     let publisher = store.publisher(1, tapestore::Durability::Os);
+    let run_dir = store.run_dir().path().to_path_buf();
+    let tag = run_dir.file_name().unwrap().to_str().unwrap().trim_start_matches("tapestore-").to_owned();
     let (_dir, other) = nothing();
-    let lists = |found: &Found| found.finding("leftovers").2.contains(run_dir.to_str().unwrap());
-    assert!(!lists(&doctor(&other, &[])), "its store is there");
-    // A publisher keeps the lock of nothing.
+    doctor(&other, &options).is_ok("leftovers");
     store.kill();
     drop(publisher);
     let dead = eventually("the end of the heartbeat", || {
-        let found = doctor(&store.path, &[]);
+        let found = doctor(&store.path, &options);
         (found.finding("run-directory").0 == "warning").then_some(found)
     });
     dead.is_warning("run-directory", "storage was killed", "tape-storage --store");
+    dead.is_ok("leftovers");
     let hidden = store.path.with_file_name("moved");
-    std::fs::rename(&store.path, &hidden).unwrap();
-    let found = doctor(&other, &[]);
-    found.is_warning("leftovers", "that have gone left", "rm -r");
-    // Other tests may leave something at the same time.
-    assert!(lists(&found), "{}", found.report);
-    let mine = run_dir.file_name().unwrap().to_str().unwrap().trim_start_matches("tapestore-").to_owned();
-    let command = found.finding("leftovers").2.to_owned();
-    let words: Vec<&str> = command.split([' ', ',']).filter(|word| word.contains(&mine)).collect();
-    assert!(words.len() >= 2, "its bus segments are named too: {command}");
-    let removed = Command::new("sh").args(["-c", &format!("rm -r {}", words.join(" "))]).status().unwrap();
-    assert!(removed.success() && !run_dir.exists());
-    assert!(!lists(&doctor(&other, &[])));
-    std::fs::rename(&hidden, &store.path).unwrap();
+    RealDisk.rename(&store.path, &hidden).unwrap();
+    let found = doctor(&other, &options);
+    found.is_warning("leftovers", "1 stores that have gone left", "rm -r");
+    let words = leftovers(&found, &tag);
+    assert!(words.len() == 2 && words[0] == run_dir.to_str().unwrap(), "its bus segments are named too: {words:?}");
+    remove(&words);
+    assert!(!run_dir.exists());
+    doctor(&other, &options).is_ok("leftovers");
+    RealDisk.rename(&hidden, &store.path).unwrap();
+}
+
+#[test]
+fn bus_segments_without_a_run_directory_are_found() {
+    let (_dir, store) = nothing();
+    let tag = format!("{:024x}", u64::from(std::process::id()) << 8 | 0xab);
+    let segment = PathBuf::from(format!("/dev/shm/tape{tag}i7_4711.data"));
+    // Names that are not of the bus.
+    let others = ["tapexi7_1.data".to_owned(), format!("tape{tag}"), format!("tape{tag}ix_1")];
+    let others = others.map(|name| Path::new("/dev/shm").join(name));
+    others.iter().chain([&segment]).for_each(|path| std::fs::write(path, [0; 8192]).unwrap());
+    let words = leftovers(&doctor(&store, &[]), &tag);
+    assert_eq!(words, [format!("/dev/shm/tape{tag}i*")]);
+    std::fs::remove_file(&segment).unwrap();
+    let left = leftovers(&doctor(&store, &[]), &tag);
+    others.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    assert_eq!(left, [""; 0]);
 }
 
 #[test]

@@ -16,6 +16,8 @@ pub mod c {}
 pub mod operations {}
 #[doc = include_str!("docs/events.md")]
 pub mod events {}
+#[doc = include_str!("docs/capacity.md")]
+pub mod capacity {}
 #[doc = include_str!("docs/metrics.md")]
 pub mod metrics {}
 #[doc = include_str!("docs/cluster.md")]

@@ -9,8 +9,8 @@ use tapestore_engine::store_dir;
 use crate::exit::{Failure, Outcome, USAGE, output};
 use crate::output::Format;
 use crate::{
-    backup, bars, bench, book, cluster, compact, demo, export, flush, follow, import, inspect, publish, query, reload, repair,
-    replication, sql, status, storage, symbols, terminal, top, verify,
+    backup, bars, bench, book, cluster, compact, demo, doctor, export, flush, follow, import, inspect, plan, publish, query,
+    reload, repair, replication, sql, status, storage, symbols, terminal, top, verify,
 };
 
 /// A market-data store in shared memory: publish, read, follow, inspect, operate.
@@ -34,7 +34,7 @@ pub struct Tape {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 a comparison failed, 2 wrong usage, 3 no such record, 4 interrupted, \
-5 records are not stored at their durability level, 6 storage serves the store with a problem, 65 malformed or damaged data, \
+5 records are not stored at their durability level, 6 storage serves the store with a problem, or this host has one, 65 malformed or damaged data, \
 66 no such file or an unreadable one, 69 no storage process serves the store, 70 internal error, 73 standard output cannot be written, 74 disk or shared memory failed, \
 75 try again later, 77 another user serves the store.";
 
@@ -85,6 +85,13 @@ enum Command {
     Bench(bench::Args),
     /// Watch a store on a screen: rates, watermarks, latencies, publishers, instruments, processes, hosts
     Top(top::Args),
+    /// Examine this host and the store: limits, memory, clock, disk, permissions, certificates, running programs
+    ///
+    /// Problems come first, then warnings, each with the command that mends it, then what is in order. Nothing is changed. Exits
+    /// with 0 if there is no problem, 6 if there is one; with --strict, 6 if there is a warning too.
+    Doctor(doctor::Args),
+    /// Compute what a load needs of disk, memory, limits and network, beside what this host has
+    Plan(plan::Args),
     /// Look into the files of a store
     #[command(subcommand)]
     Inspect(Inspect),
@@ -210,6 +217,8 @@ impl Tape {
             Command::Status(args) => status::status(&store, &args, format),
             Command::Top(args) => top::run(&store, &args),
             Command::Bench(args) => bench::run(&store, &args, format),
+            Command::Plan(args) => plan::run(&store, &args, format),
+            Command::Doctor(args) => doctor::run(&store, &args, format),
             Command::Inspect(Inspect::Wal(args)) => inspect::inspect_wal(&store, &args, format),
             Command::Inspect(Inspect::Sst(args)) => inspect::inspect_sst(&store, &args, format),
             Command::Inspect(Inspect::Manifest(args)) => inspect::inspect_manifest(&store, &args, format),

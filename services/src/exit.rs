@@ -17,7 +17,8 @@ pub const NOT_FOUND: u8 = 3;
 pub const INTERRUPTED: u8 = 4;
 /// Records that this process read are not stored at their durability level and end with it; the message counts them.
 pub const LOST: u8 = 5;
-/// Storage serves the store, but cannot accept records or publish new ones to readers (`tape status --check`).
+/// Storage serves the store, but cannot accept records or publish new ones to readers (`tape status --check`); this
+/// host has a problem (`tape doctor`).
 pub const UNHEALTHY: u8 = 6;
 /// Input, or a file of the store, is malformed or damaged.
 pub const DATA: u8 = 65;

@@ -56,6 +56,8 @@ const LIVE_SUBSCRIBERS_MAX: usize = 16;
 /// Batches that a sender has memory for beside the queued and the borrowed ones: the one being sent, and those of a
 /// receiver that has just ended.
 const SPARE: usize = 32;
+/// Bytes before the words of each batch in a sender's segment: the bus's header and ours. A test compares.
+const HEADER_BYTES: usize = 76;
 
 /// The header of a batch of records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ZeroCopySend)]
@@ -129,6 +131,18 @@ impl Buffers {
             live: (within(LIVE_WORDS_MAX) / 4).clamp(BUFFERS_MIN.live, BUFFERS.live),
         }
     }
+}
+
+/// Bytes of shared memory that a publisher's queues take where there are `total` bytes of it: the queue to storage, and the queue
+/// to live subscribers, which is allocated once there is one.
+pub fn queue_bytes(total: u64) -> [u64; 2] {
+    let Buffers { ingest, live } = Buffers::of(total);
+    // As `Sender::new` counts them; the bus makes no more than all receivers can have, and the one being sent.
+    let bytes = |queued: usize, receivers: usize, words: usize| {
+        let batches = (queued + receivers * BORROWED_MAX + SPARE).min(receivers * (queued + BORROWED_MAX) + 1);
+        (batches * (words * 8 + HEADER_BYTES)) as u64
+    };
+    [bytes(ingest, 1, BATCH_WORDS_MAX), bytes(live, LIVE_SUBSCRIBERS_MAX, LIVE_WORDS_MAX)]
 }
 
 /// One process's access to the bus of one instance of a store.
@@ -502,6 +516,18 @@ mod tests {
             assert!(((ingest * BATCH_WORDS_MAX + live * LIVE_WORDS_MAX) * 8) as u64 <= total / 25, "{total}");
         }
         assert_eq!(Buffers::of(0), BUFFERS_MIN);
+    }
+
+    #[test]
+    fn the_bytes_of_a_publisher_s_queues_are_those_of_its_segments() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (bus, _left) = join(dir.path(), 'q');
+        let _receiver = bus.receive_ingest(1).unwrap();
+        let (ingest, live) = (bus.send_ingest(1).unwrap(), bus.send_live().unwrap());
+        let real = [&ingest, &live].map(|sender| sender.data.metadata().unwrap().len());
+        for (real, planned) in real.into_iter().zip(queue_bytes(memory::total())) {
+            assert!(real.abs_diff(planned) * 200 <= real, "a segment has {real} bytes, {planned} are planned");
+        }
     }
 
     #[test]

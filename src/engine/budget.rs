@@ -11,19 +11,19 @@ use rustix::process::{Resource, getrlimit};
 
 /// Descriptors that a publisher takes here: its connection, and the files of its service on the bus. Measured; a test
 /// repeats the measurement.
-pub(super) const DESCRIPTORS: u64 = 6;
+pub const DESCRIPTORS: u64 = 6;
 /// Descriptors reserved for storage: segments, SSTables, requests.
-const OWN_DESCRIPTORS: u64 = 16;
+pub const OWN_DESCRIPTORS: u64 = 16;
 /// Memory maps that a publisher takes here.
-const MAPS: u64 = 8;
+pub const MAPS: u64 = 8;
 /// Memory maps reserved for storage.
-const OWN_MAPS: u64 = 256;
+pub const OWN_MAPS: u64 = 256;
 /// Bytes of address space that a publisher takes here: the chunks of its batches.
-const SPACE: u64 = 24 << 20;
+pub const SPACE: u64 = 24 << 20;
 /// Bytes of address space reserved for storage.
-const OWN_SPACE: u64 = 64 << 20;
+pub const OWN_SPACE: u64 = 64 << 20;
 /// Bytes of shared memory that must be free for an attach.
-const SHARED: u64 = 1 << 20;
+pub const SHARED: u64 = 1 << 20;
 
 /// Directory of the bus's segments.
 const SEGMENTS: &str = "/dev/shm";

@@ -19,7 +19,7 @@ use tapestore::shm::control::{Control, Statistic};
 /// The ballast's name in the store's directory.
 pub(super) const BALLAST: &str = "ballast";
 /// Most bytes of the ballast; it is also at most this part of the volume.
-const BALLAST_MAX: u64 = 64 << 20;
+pub const BALLAST_MAX: u64 = 64 << 20;
 const BALLAST_PART: u64 = 64;
 /// Bytes of it written in one turn, so that the log's syncs do not wait long for them.
 const BALLAST_STEP: u64 = 4 << 20;
@@ -84,7 +84,7 @@ impl Room {
 
 /// Bytes kept free on a volume of `total`: as `chosen`, or, if that is 0, 1 GiB, or a twentieth of the volume if that is
 /// less, but at least room for two segments and the flush of a MemTable.
-pub(super) fn keep_free(chosen: u64, total: u64, segment_size: u64, memtable_size: u64) -> u64 {
+pub fn keep_free(chosen: u64, total: u64, segment_size: u64, memtable_size: u64) -> u64 {
     // SSTables have two columns more than a MemTable, an index and filters.
     let needed = 2 * segment_size + memtable_size / 4 * 5;
     if chosen > 0 { chosen } else { (total / KEEP_PART).min(KEEP_MAX).max(needed) }

@@ -8,6 +8,7 @@ pub mod format;
 
 mod order;
 mod reader;
+pub mod size;
 mod writer;
 
 #[cfg(test)]

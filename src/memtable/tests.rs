@@ -257,3 +257,26 @@ fn a_file_that_is_not_a_table_of_the_store_is_refused() {
     std::fs::write(&other, b"short").unwrap();
     assert!(matches!(Table::open(&other, 9), Err(crate::error::Error::Foreign { .. })));
 }
+
+#[test]
+fn a_memtable_holds_the_records_that_were_computed_before_it_was_filled() {
+    for (series, quotes, run) in [(1u32, false, 1), (100, false, 100), (100, true, 1), (3_000, true, 64)] {
+        let mut f = fixture(1);
+        let mut rows = 0u64;
+        while f.writer.has_room(super::format::FRAME_ROWS_MAX) {
+            let origin = Origin { publisher: PublisherId(1), epoch: Epoch(1), first_pub_seq: PubSeq(rows + 1) };
+            assert!(f.writer.reserve_run());
+            for _ in 0..run {
+                let kind = u64::from(quotes && rows % 2 == 1);
+                let words = words_of(kind, 1 + (rows / 2) as u32 % series, rows, rows);
+                assert!(f.writer.push(RecordRef::first(&words).unwrap(), INGEST));
+                rows += 1;
+            }
+            f.writer.push_run(origin, run, INGEST);
+        }
+        let share = |words, part| super::size::Share { words, part, series: u64::from(series) };
+        let shares = if quotes { vec![share(8, 0.5), share(12, 0.5)] } else { vec![share(8, 1.0)] };
+        let computed = super::size::rows_max(LEN_MIN, &shares, u64::from(run));
+        assert!(computed.abs_diff(rows) * 10 <= rows, "{series} series: {rows} records, {computed} were computed");
+    }
+}

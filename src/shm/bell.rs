@@ -30,7 +30,8 @@ pub enum Bell {
 
 const STRIDE: u64 = 128;
 const SLEEPERS: u64 = 64;
-const LEN: u64 = 4096;
+/// Bytes of the file.
+pub const LEN: u64 = 4096;
 
 /// Word that counts the writes of replication processes and tools to storage's socket.
 const MAIL: u64 = 1024;

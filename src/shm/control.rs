@@ -83,7 +83,8 @@ const SLOTS: u64 = 4096;
 pub const SLOTS_MAX: usize = 256;
 /// MemTables that can be live at once: one active, three sealed.
 pub const TABLES_MAX: usize = 4;
-const LEN: u64 = SLOTS + SLOTS_MAX as u64 * SLOT_LEN;
+/// Bytes of the page.
+pub const LEN: u64 = SLOTS + SLOTS_MAX as u64 * SLOT_LEN;
 
 /// Most reads of a table list that is changing: a change takes nanoseconds, unless its writer was killed in it.
 const TABLE_TURNS: u32 = 20_000;

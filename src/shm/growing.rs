@@ -12,7 +12,7 @@ use super::{Mapping, allocate, free_bytes, open, spill};
 use crate::error::{Error, Result};
 
 /// Step in bytes by which a growing file is allocated.
-const GROW_STEP: u64 = 1 << 20;
+pub(super) const GROW_STEP: u64 = 1 << 20;
 /// Offset of the word of every growing file that is 1 once the file has moved to its spill path.
 pub(super) const MOVED: u64 = 24;
 

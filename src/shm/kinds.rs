@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::growing::{Growing, Grown, MOVED};
+use super::growing::{GROW_STEP, Growing, Grown, MOVED};
 use crate::error::{Error, Result};
 use crate::record::{LAYOUT_WORDS_MAX, Layout, Schema, USER_MAX};
 
@@ -21,6 +21,9 @@ const PUBLISHED: u64 = 16;
 const HEAD_LEN: u64 = 64;
 const _: () = assert!(PUBLISHED + 8 <= MOVED && MOVED + 8 <= HEAD_LEN);
 const LEN_MAX: u64 = HEAD_LEN + (USER_MAX * (1 + LAYOUT_WORDS_MAX) * 8) as u64;
+
+/// Bytes of shared memory that the layouts of a few kinds take.
+pub const BYTES_OF_FEW: u64 = GROW_STEP;
 
 /// Writer of the kinds, in storage.
 #[derive(Debug)]

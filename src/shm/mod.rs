@@ -13,6 +13,7 @@ pub mod health;
 pub mod histogram;
 pub mod kinds;
 pub mod origin;
+pub mod release;
 pub mod run_dir;
 pub mod slot;
 pub mod spill;

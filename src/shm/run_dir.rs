@@ -24,6 +24,7 @@
 //! storage process's user owns it, and no other user can write in it. A foreign one is skipped, and the tag then gets a random
 //! suffix. The group that may read the store's directory may read its shared memory; only the store's user may publish.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -33,7 +34,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::spill::{self, BACK, SPILLED};
-use super::user;
+use super::{release, user};
 use crate::error::{Error, Result};
 
 /// Default parent of run directories.
@@ -66,6 +67,13 @@ const MODE_SHARED: u32 = 0o2750;
 /// Digits of a tag for the store's id and for the directory's identity.
 const ID_DIGITS: usize = 8;
 const DIR_DIGITS: usize = 16;
+
+/// What is left in shared memory of a store that has gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// Its run directory, if that is there, and its bus segments.
+    pub paths: Vec<PathBuf>,
+}
 
 /// Guard of a run directory that is in use. It keeps the store's directory open too, so that no other directory gets its inode.
 #[derive(Debug)]
@@ -119,6 +127,7 @@ impl RunDir {
     /// [`Error::Backup`] if `store` is a backup; [`Error::StorageDown`] if there is no run directory, or the link leads to that
     /// of another directory; [`Error::Denied`] if this process's user may not use it; [`Error::Io`] if it cannot be examined.
     pub fn find(store: &Path) -> Result<RunDir> {
+        release::leave_mark();
         let down = |why| Error::StorageDown { dir: store.to_path_buf(), why };
         let found = match store.metadata() {
             Ok(found) => found,
@@ -294,12 +303,52 @@ impl RunDir {
         Ok(gone)
     }
 
-    /// Whether this user owns it, it links back to a store, and that store is gone, replaced or linked to another run directory.
+    /// Whether this user owns it, and its store is gone.
     fn is_orphan(&self) -> bool {
         let mine = self.path.symlink_metadata().is_ok_and(|m| m.is_dir() && m.uid() == rustix::process::geteuid().as_raw());
+        mine && self.has_no_store()
+    }
+
+    /// Whether it links back to a store, and that store is gone, replaced or linked to another run directory.
+    fn has_no_store(&self) -> bool {
         let leads_here = |store: &Path| std::fs::read_link(store.join(LINK)).ok().as_deref() == Some(self.path.as_path());
         let is_there = |store: &Path| store.metadata().is_ok_and(|m| is_of(&self.tag, &m)) && leads_here(store);
-        mine && std::fs::read_link(self.path.join(BACK)).is_ok_and(|store| !is_there(&store))
+        std::fs::read_link(self.path.join(BACK)).is_ok_and(|store| !is_there(&store))
+    }
+
+    /// Whether a process has its lock.
+    fn is_locked(&self) -> bool {
+        let lock = File::open(self.path.join(LOCK));
+        // The lock is given back at once.
+        lock.is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+    }
+
+    /// What is left in shared memory of stores that have gone, of any user, as far as this one may look: run directories under
+    /// `root` without a store and without a process, with their bus segments, and bus segments without a run directory.
+    /// Removes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if `root` or the directory of the bus's segments cannot be listed.
+    pub fn leftovers(root: &Path) -> Result<Vec<Leftover>> {
+        let dirs: Vec<String> = names(root)?.into_iter().filter_map(|n| Some(n.strip_prefix(PREFIX)?.to_owned())).collect();
+        let mut left = Vec::new();
+        for tag in &dirs {
+            let this = RunDir { path: root.join(format!("{PREFIX}{tag}")), tag: tag.clone() };
+            if this.has_no_store() && !this.is_locked() {
+                let segments = this.bus_segments()?.into_iter().map(|name| Path::new(ROOT_DEFAULT).join(name));
+                left.push(Leftover { paths: std::iter::once(this.path.clone()).chain(segments).collect() });
+            }
+        }
+        if root == Path::new(ROOT_DEFAULT) {
+            let mut lone: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+            for name in names(root)? {
+                if let Some(tag) = tag_of_segment(&name).filter(|tag| !dirs.iter().any(|dir| dir == tag)) {
+                    lone.entry(tag.to_owned()).or_default().push(root.join(&name));
+                }
+            }
+            left.extend(lone.into_values().map(|paths| Leftover { paths }));
+        }
+        Ok(left)
     }
 
     /// Names of the existing bus segments of all instances of this store.
@@ -328,6 +377,17 @@ fn is_of(tag: &str, found: &Metadata) -> bool {
 /// The tag in the name of the run directory `path`.
 fn tag_of(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)
+}
+
+/// The tag in the name of the bus segment `name`: `tape<tag>i<N>_...`.
+fn tag_of_segment(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix("tape")?;
+    let (tag, after) = rest.split_once('i')?;
+    let digits = after.split_once('_')?.0;
+    let (own, end) = tag.split_at_checked(ID_DIGITS + DIR_DIGITS)?;
+    let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_tag = is_hex(own) && (end.is_empty() || end.strip_prefix('x').is_some_and(is_hex));
+    (is_tag && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then_some(tag)
 }
 
 fn random() -> Result<u32> {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use super::growing::{Growing, Grown, MOVED};
+use super::growing::{GROW_STEP, Growing, Grown, MOVED};
 use crate::error::{Error, Result};
 use crate::lsn::InstrumentId;
 use crate::record::Name;
@@ -23,6 +23,11 @@ const HEAD_LEN: u64 = 64;
 const _: () = assert!(COUNT + 8 <= MOVED && MOVED + 8 <= HEAD_LEN);
 const ENTRY_WORDS: usize = 10;
 const ENTRY_LEN: u64 = ENTRY_WORDS as u64 * 8;
+
+/// Bytes of shared memory that the names of `instruments` instruments take.
+pub fn bytes_of(instruments: u64) -> u64 {
+    (HEAD_LEN + instruments * ENTRY_LEN).next_multiple_of(GROW_STEP)
+}
 
 /// Writer of the names, in storage.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ mod block;
 mod checked;
 mod lookup;
 mod reader;
+mod size;
 mod transpose;
 mod writer;
 
@@ -27,6 +28,7 @@ use crate::time::Ts;
 pub use ahead::{AHEAD_BLOCKS, Ahead, Part, has_likely_series};
 pub use block::{BlockView, Slice, Times};
 pub use reader::Table;
+pub use size::Content;
 pub use transpose::{BatchBuffer, Body, Plan, Run};
 pub use writer::{Origin, Spec, Writer};
 

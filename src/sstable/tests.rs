@@ -445,3 +445,44 @@ fn a_block_that_is_not_in_memory_is_read_without_its_neighbours_and_a_run_of_blo
     table.slice(InstrumentId(1), range).unwrap().unwrap();
     assert!(!(9..18).any(slice_of), "a slice touches no more than its ends");
 }
+
+/// Bytes of a written SSTable of trades: `series` series of `each` rows, whose LSNs are `gap` apart, in runs of `run` LSNs.
+fn written(series: u64, each: u64, gap: u64, run: u64) -> (u64, Content) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(&RealDisk, dir.path(), spec(1, false)).unwrap();
+    for s in 0..series {
+        let instrument = InstrumentId(s as u32 + 1);
+        writer.begin_series(instrument, each as u32).unwrap();
+        for row in 0..each {
+            // Rows of all series lie between each other in LSN order.
+            let (lsn, ts) = (Lsn(1 + (row * series + s) * gap), Ts(FROM + row));
+            let record = Trade { instrument, ts_recv: ts, trade_id: lsn.0, ..Trade::default() };
+            writer.push(lsn, ts, record.words()).unwrap();
+        }
+    }
+    let mut turns = std::collections::BTreeSet::new();
+    let meta = writer.finish(|lsn| {
+        let turn = lsn.0 / run;
+        turns.insert(turn);
+        (PublisherId(1 + (turn % 2) as u16), Epoch(1), PubSeq(lsn.0))
+    });
+    let rows = series * each;
+    (meta.unwrap().len, Content { rows, series, lsns: (rows - 1) * gap + 1, runs: turns.len() as u64 })
+}
+
+#[test]
+fn the_size_of_an_sstable_is_what_was_computed_before_it_was_written() {
+    let every = 1 << 40;
+    for (series, each, gap, run) in [
+        (1, 1, 1, every),
+        (1, 10_000, 1, every),
+        (50, 100, 1, every),
+        (7, 5_000, 3, every),
+        (40, 500, 100, every),
+        (20, 1_000, 1, 64),
+    ] {
+        let (len, content) = written(series, each, gap, run);
+        let computed = content.file_len(&Trade::SCHEMA).unwrap();
+        assert!(len.abs_diff(computed) <= 512 + len / 1000, "{content:?}: {len} bytes, {computed} were computed");
+    }
+}

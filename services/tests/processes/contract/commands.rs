@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use tapestore::lsn::{Durability, Lsn};
 
 use crate::cluster::{Hosts, publish};
+use crate::doctor::System;
 use crate::fixture::{PATIENCE, Store, eventually};
 
 /// What a command of the table runs on.
@@ -36,7 +37,7 @@ pub(super) enum Third {
 }
 
 /// A command of the table. `DIR` is a directory that is not there, `FILE` a file of trades, `ID` the id of a trade, `BACKUP` a
-/// backup; `LEADER` and `THIRD` are hosts, number=host:port; `NODE` is the number of the third host, `OTHER` that of the one
+/// backup; `SYSTEM` the files of a host with nothing wrong; `LEADER` and `THIRD` are hosts, number=host:port; `NODE` is the number of the third host, `OTHER` that of the one
 /// that neither leads nor is the third.
 pub(super) struct Case {
     pub(super) name: &'static str,
@@ -88,6 +89,7 @@ pub(super) const CASES: &[Case] = &[
     case("compact", &["compact"]),
     case("completions", &["completions", "bash"]),
     on(On::Nothing, "demo", &["demo", "--records", "1000", "--rate", "max"]),
+    case("doctor", &["doctor", "--no-measure", "--system-root", "SYSTEM"]),
     case("export", &["export", "DIR", "--kind", "trade"]),
     of("find", &["find", "SIM:00000", "trade", "ID"], &["find", "X:NONE", "trade", "1"]),
     case("flush", &["flush"]),
@@ -100,6 +102,7 @@ pub(super) const CASES: &[Case] = &[
     case("inspect wal", &["inspect", "wal"]),
     case("kinds", &["kinds"]),
     of("latest", &["latest", "SIM:*"], &["latest", "X:*"]),
+    case("plan", &["plan", "--rate", "1000", "--instruments", "100", "--days", "30"]),
     case("publish", &["publish", "--sim", "--records", "100"]),
     on(On::Stopped, "repair", &["repair"]),
     of_all("replay", &["replay"], &["replay", "--instrument", "X:NONE"]),
@@ -118,6 +121,7 @@ pub(super) struct Stores {
     stopped: Store,
     cluster: Cluster,
     dir: tempfile::TempDir,
+    system: System,
     made: u32,
     /// The id of a trade of the first instrument.
     id: String,
@@ -137,7 +141,7 @@ impl Stores {
         served.tape_ok(&["backup", dir.path().join("backup").to_str().unwrap()]);
         let ids = served.tape_ok(&["scan", "SIM:00000", "trade", "-n", "1", "--columns", "trade_id", "--csv"]);
         let id = ids.lines().nth(1).unwrap().to_owned();
-        Stores { served, stopped, cluster: Cluster::new(), dir, made: 0, id }
+        Stores { served, stopped, cluster: Cluster::new(), dir, system: System::sound(), made: 0, id }
     }
 
     /// The command of `case` with `arguments` and `more`, once everything is as it has to be.
@@ -161,6 +165,7 @@ impl Stores {
             match *argument {
                 "DIR" => command.arg(&fresh),
                 "BACKUP" => command.arg(self.dir.path().join("backup")),
+                "SYSTEM" => command.arg(self.system.root()),
                 "ID" => command.arg(&self.id),
                 "FILE" => command.arg(self.dir.path().join("trades.csv")),
                 other => command.arg(self.cluster.named(other)),

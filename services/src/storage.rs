@@ -15,6 +15,7 @@ use crate::choice;
 use crate::exit::{Failure, IO, Outcome, USAGE};
 use crate::logging;
 use crate::metrics::{self, Address, Endpoint};
+use crate::notify::Notifier;
 use crate::terminal;
 
 /// Serves a store: logs the records of publishers and makes them readable in shared memory.
@@ -108,10 +109,12 @@ pub fn run(args: &Args) -> Outcome {
     let options = args.options()?;
     let world = World::of_this_host()?;
     let _metrics = metrics_of(&options)?;
+    let notifier = Notifier::of_storage(&options.store);
     let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
     loop {
         let storage = Storage::start(options.clone(), world.clone())?;
         announce(&options.store, storage.started());
+        notifier.ready(format!("serving {}", options.store.display()));
         if options.cluster.is_lossy() {
             tracing::warn!(
                 "flush = \"interval\": records that the cluster commits can be lost if most of its hosts lose power within the sync interval; publishers get the level quorum-os instead of quorum"
@@ -123,6 +126,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         if !storage.has_failed() {
             tracing::info!("stopping");
+            notifier.stopping();
         }
         let last = storage.control().appended();
         match storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? {

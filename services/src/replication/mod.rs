@@ -32,6 +32,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::exit::{Failure, Outcome, USAGE};
+use crate::notify::Notifier;
 use crate::terminal;
 
 /// The messages between hosts.
@@ -168,12 +169,13 @@ pub fn run(args: &Args) -> Outcome {
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;
-    let served = runtime.block_on(serve(options, args.with_parent));
+    let notifier = Notifier::of_runtime(runtime.handle());
+    let served = runtime.block_on(serve(options, args.with_parent, &notifier));
     runtime.shutdown_timeout(Duration::from_millis(200));
     served
 }
 
-async fn serve(options: Options, with_parent: bool) -> Outcome {
+async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outcome {
     let counters = Arc::new(Counters::default());
     let (snapshot_needed_by, snapshot_needed) = tokio::sync::mpsc::channel(1);
     let (unlisted_in, unlisted) = tokio::sync::mpsc::channel(16);
@@ -192,6 +194,7 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
             .map_err(|e| Failure::new(crate::exit::IO, format!("cannot listen on {listen}: {e}")))?;
         let at = listener.local_addr()?;
         tracing::info!(%at, tls = options.tls.is_some(), store = %options.store.display(), "replicating; stop with SIGTERM");
+        notifier.ready(format!("replicating at {at}"));
         tokio::spawn(log_counters(counters.clone()));
         let snapshots = send_snapshot::Snapshots::new(&options);
         tokio::spawn(snapshots.clone().expire());
@@ -202,7 +205,10 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
     tokio::select! {
         ended = work => ended,
         ended = session => ended.map_err(|e| Failure::new(crate::exit::INTERNAL, e.to_string()))?,
-        () = stopped() => Ok(()),
+        () = stopped() => {
+            notifier.stopping();
+            Ok(())
+        }
         () = orphaned(parent), if with_parent => Ok(()),
     }
 }

@@ -25,6 +25,8 @@ mod limits;
 mod maps;
 mod metrics;
 mod nospace;
+mod notify;
+mod packages;
 mod pages;
 mod pairs;
 mod roles;

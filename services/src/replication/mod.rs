@@ -236,8 +236,12 @@ async fn listen_address(options: &Options, identity: &watch::Receiver<Option<ses
     }
     let mut identity = identity.clone();
     loop {
-        if let Some(address) = identity.borrow_and_update().as_ref().and_then(session::StorageInfo::own_address) {
+        let storage = identity.borrow_and_update().clone();
+        if let Some(address) = storage.as_ref().and_then(session::StorageInfo::own_address) {
             return Ok(address);
+        }
+        if storage.is_some() {
+            tracing::warn!("this store has no address in a cluster, and waits for one: run tape cluster init on the stopped store, or give --listen");
         }
         if identity.changed().await.is_err() {
             return Err(Failure::new(crate::exit::INTERNAL, "the session with storage has ended".to_owned()));

@@ -12,6 +12,8 @@ pub mod three_users {}
 pub mod formats {}
 #[doc = include_str!("docs/c.md")]
 pub mod c {}
+#[doc = include_str!("docs/install.md")]
+pub mod install {}
 #[doc = include_str!("docs/operations.md")]
 pub mod operations {}
 #[doc = include_str!("docs/events.md")]

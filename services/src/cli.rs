@@ -9,8 +9,8 @@ use tapestore_engine::store_dir;
 use crate::exit::{Failure, Outcome, USAGE, output};
 use crate::output::Format;
 use crate::{
-    backup, bars, bench, book, cluster, compact, demo, doctor, export, flush, follow, import, inspect, plan, publish, query,
-    reload, repair, replication, sql, status, storage, symbols, terminal, top, verify,
+    backup, bars, bench, book, cluster, compact, demo, doctor, export, flush, follow, import, inspect, manual, plan, publish,
+    query, reload, repair, replication, sql, status, storage, symbols, terminal, top, verify,
 };
 
 /// A market-data store in shared memory: publish, read, follow, inspect, operate.
@@ -124,6 +124,9 @@ enum Command {
     Storage(storage::Args),
     #[command(hide = true)]
     Replication(replication::Args),
+    /// Write pages for man, and scripts that complete commands, of tape, tape-storage and tape-replication
+    #[command(hide = true)]
+    Man(manual::Args),
     #[command(hide = true)]
     DemoPublisher(demo::PublisherArgs),
     #[command(hide = true)]
@@ -232,6 +235,7 @@ impl Tape {
             Command::Restore(args) => backup::restore(&store, &args, format),
             Command::Repair(args) => repair::run(&store, &args, format),
             Command::Completions { shell } => completions(shell),
+            Command::Man(args) => manual::run(&args),
             Command::Cluster(command) => cluster::run(&store, &command, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::Replication(_) | Command::DemoPublisher(_) => Ok(()),

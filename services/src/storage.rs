@@ -18,6 +18,7 @@ use crate::choice;
 use crate::exit::{Failure, IO, Outcome};
 use crate::logging;
 use crate::metrics::{self, Endpoint};
+use crate::notify::Notifier;
 use crate::terminal;
 use crate::traces::{self, Sender};
 
@@ -126,13 +127,15 @@ pub fn run(args: &Args) -> Outcome {
     // Before the store is served: a recovery can take minutes.
     let _metrics = Endpoint::of(&options.metrics, || {
         let dropped = tracing.clone();
-        metrics::storage::Storage::new(&options.store, Box::new(move || dropped.dropped()))
+        metrics::storage::Storage::new(&options.store).dropping(move || dropped.dropped())
     })?;
+    use crate::notify::Notifier;
     let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
     loop {
         let storage = Storage::start_traced(options.clone(), world.clone(), tracing.traces.clone())?;
         tracing.follow(storage.control())?;
         announce(&options.store, storage.started());
+        notifier.ready(format!("serving {}", options.store.display()));
         if options.cluster.is_lossy() {
             tracing::warn!(
                 name: "storage.lossy_flush",
@@ -149,6 +152,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         if !storage.has_failed() {
             tracing::info!(name: "storage.stopping", "stopping");
+            notifier.stopping();
         }
         let last = storage.control().appended();
         match storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tape_services::exit::{Failure, INTERNAL, NO_INPUT, Outcome, UNAVAILABLE, USAGE};
 use tape_services::metrics::Endpoint;
+use tape_services::notify::Notifier;
 use tape_services::terminal;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -251,6 +252,7 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     let derived = derive::check(&options.derive)?;
     let threads = if options.threads == 0 { engine::Options::default().threads } else { options.threads };
     let [runtime, background] = [runtime(threads, 0)?, runtime(threads, options.nice)?];
+    let notifier = Notifier::of_runtime(runtime.handle());
     let limits = engine::Options {
         memory: usize::try_from(options.memory_bytes).unwrap_or(usize::MAX),
         spill: options.spill_bytes,
@@ -264,7 +266,7 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     engine.note_at_rest(&engine::Settings::default())?;
     let _metrics = Endpoint::of(&options.metrics, || Served(engine.clone()))?;
     let deriving = derive::Deriving::start(&options.store, derived)?;
-    let served = runtime.block_on(serve(&options, engine, access));
+    let served = runtime.block_on(serve(&options, engine, access, &notifier));
     drop(deriving);
     runtime.shutdown_timeout(GRACE);
     background.shutdown_timeout(GRACE);
@@ -294,7 +296,7 @@ fn bound(listener: &Option<TcpListener>) -> String {
     listener.as_ref().and_then(|l| l.local_addr().ok()).map_or_else(|| "not served".to_owned(), |address| address.to_string())
 }
 
-async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> Outcome {
+async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>, notifier: &Notifier) -> Outcome {
     let postgres = listen(&options.postgres).await?;
     let flight = listen(&options.flight).await?;
     let console = listen(&options.console).await?;
@@ -317,6 +319,7 @@ async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> O
         let limits = console::Options { connections: options.connections, ..console::Options::default() };
         servers.spawn(console::serve(listener, engine.clone(), access.clone(), limits, stopped.clone()));
     }
+    notifier.ready(format!("answering SQL over {}", options.store.display()));
     let ended = tokio::select! {
         () = terminated() => Ok(()),
         Some(server) = servers.join_next() => match server {
@@ -326,6 +329,7 @@ async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>) -> O
         },
     };
     tracing::info!(name: "query.stopping", "stopping");
+    notifier.stopping();
     // Nobody listens any more if every server has ended.
     let _is_received = stop.send(true).is_ok();
     let all = async { while servers.join_next().await.is_some() {} };

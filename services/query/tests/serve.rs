@@ -33,6 +33,11 @@ impl Drop for Served {
 }
 
 fn command(store: &Embedded) -> Command {
+    command_at(store, "127.0.0.1:0")
+}
+
+/// The process, with its console at `console`.
+fn command_at(store: &Embedded, console: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tape-query"));
     command.args(["--store"]).arg(store.path()).args([
         "serve",
@@ -41,7 +46,7 @@ fn command(store: &Embedded) -> Command {
         "--flight",
         "127.0.0.1:0",
         "--console",
-        "127.0.0.1:0",
+        console,
         "--metrics",
         "127.0.0.1:0",
     ]);
@@ -74,6 +79,39 @@ fn store() -> Embedded {
     publisher.publish(&trade).unwrap();
     publisher.flush(Durability::Fsync, Duration::from_secs(20)).unwrap();
     store
+}
+
+#[test]
+fn the_service_manager_is_notified_when_the_process_listens_while_it_works_and_when_it_stops() {
+    let store = store();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let console = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = console.local_addr().unwrap().to_string();
+    drop(console);
+    let mut command = command_at(&store, &address);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let until = |wanted: &str| {
+        let mut bytes = [0; 4096];
+        loop {
+            let len = manager.recv(&mut bytes).unwrap();
+            let lines = String::from_utf8_lossy(bytes.get(..len).unwrap()).into_owned();
+            if lines.lines().any(|line| line == wanted) {
+                return lines;
+            }
+        }
+    };
+    let lines = until("READY=1");
+    assert!(lines.contains("STATUS=answering SQL over /"), "{lines}");
+    assert!(std::net::TcpStream::connect(&address).is_ok());
+    (0..5).for_each(|_| drop(until("WATCHDOG=1")));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    until("STOPPING=1");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -51,9 +51,15 @@ struct Held {
 }
 
 impl Storage {
-    /// The store in `store`, whose process has dropped so many moments and spans of traces.
-    pub fn new(store: &Path, dropped: Box<dyn Fn() -> u64 + Send + Sync>) -> Storage {
-        Storage { store: store.to_path_buf(), page: Mutex::new(None), held: Mutex::new(None), dropped }
+    /// The store in `store`.
+    pub fn new(store: &Path) -> Storage {
+        Storage { store: store.to_path_buf(), page: Mutex::new(None), held: Mutex::new(None), dropped: Box::new(|| 0) }
+    }
+
+    /// The same; its process has dropped so many moments and spans of traces.
+    #[must_use]
+    pub fn dropping(self, dropped: impl Fn() -> u64 + Send + Sync + 'static) -> Storage {
+        Storage { dropped: Box::new(dropped), ..self }
     }
 
     /// The page of this process.

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 
 use crate::exit::{Failure, Outcome};
 use crate::metrics::{self, Endpoint};
+use crate::notify::Notifier;
 use crate::terminal;
 
 /// The messages between hosts.
@@ -192,12 +193,13 @@ pub fn run(args: &Args) -> Outcome {
     let options = args.options()?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;
-    let served = runtime.block_on(serve(options, args.with_parent));
+    let notifier = Notifier::of_runtime(runtime.handle());
+    let served = runtime.block_on(serve(options, args.with_parent, &notifier));
     runtime.shutdown_timeout(Duration::from_millis(200));
     served
 }
 
-async fn serve(options: Options, with_parent: bool) -> Outcome {
+async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outcome {
     let counters = Arc::new(Counters::default());
     let (snapshot_needed_by, snapshot_needed) = tokio::sync::mpsc::channel(1);
     let (unlisted_in, unlisted) = tokio::sync::mpsc::channel(16);
@@ -223,6 +225,7 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
             name: "replication.serving", %at, tls = options.tls.is_some(), store = %options.store.display(),
             "replicating; stop with SIGTERM"
         );
+        notifier.ready(format!("replicating at {at}"));
         tokio::spawn(log_counters(counters.clone()));
         let snapshots = send_snapshot::Snapshots::new(&options, counters.clone());
         tokio::spawn(snapshots.clone().expire());
@@ -233,7 +236,10 @@ async fn serve(options: Options, with_parent: bool) -> Outcome {
     tokio::select! {
         ended = work => ended,
         ended = session => ended.map_err(|e| Failure::new(crate::exit::INTERNAL, e.to_string()))?,
-        () = stopped() => Ok(()),
+        () = stopped() => {
+            notifier.stopping();
+            Ok(())
+        }
         () = orphaned(parent), if with_parent => Ok(()),
     }
 }
@@ -276,8 +282,14 @@ async fn listen_address(options: &Options, identity: &watch::Receiver<Option<ses
     }
     let mut identity = identity.clone();
     loop {
-        if let Some(address) = identity.borrow_and_update().as_ref().and_then(session::StorageInfo::own_address) {
+        let storage = identity.borrow_and_update().clone();
+        if let Some(address) = storage.as_ref().and_then(session::StorageInfo::own_address) {
             return Ok(address);
+        }
+        if storage.is_some() {
+            tracing::warn!(
+                "this store has no address in a cluster, and waits for one: run tape cluster init on the stopped store, or give --listen"
+            );
         }
         if identity.changed().await.is_err() {
             return Err(Failure::new(crate::exit::INTERNAL, "the session with storage has ended".to_owned()));

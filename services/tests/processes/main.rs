@@ -27,6 +27,8 @@ mod logs;
 mod maps;
 mod metrics;
 mod nospace;
+mod notify;
+mod packages;
 mod pages;
 mod pairs;
 mod plan;

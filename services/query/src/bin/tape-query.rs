@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tape_query::{serve, sql};
 use tape_services::exit::Outcome;
 use tape_services::grid::Format;
-use tape_services::terminal;
+use tape_services::{manual, terminal};
 use tapestore_engine::store_dir;
 
 /// Batches of a few hundred KiB come and go. The system's allocator gives each back to the kernel from threads other than the first
@@ -40,6 +40,9 @@ enum Command {
     Serve(serve::Args),
     /// Answer statements of SQL
     Sql(sql::Args),
+    /// Write pages for man, and scripts that complete commands
+    #[command(hide = true)]
+    Man(manual::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +58,7 @@ fn run(arguments: Arguments) -> Outcome {
             terminal::log(terminal::Wanted::new(arguments.log, terminal::LevelFilter::WARN), arguments.log_format, false);
             sql::run(&store_dir(named.as_deref()), &args, arguments.format)
         }
+        Some(Command::Man(args)) => manual::write(&args.dir, [Arguments::command()]),
         other => {
             serve::log(arguments.log, arguments.log_format);
             let args = if let Some(Command::Serve(args)) = other { args } else { serve::Args::default() };

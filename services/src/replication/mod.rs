@@ -288,6 +288,7 @@ async fn listen_address(options: &Options, identity: &watch::Receiver<Option<ses
         }
         if storage.is_some() {
             tracing::warn!(
+                name: "replication.no_address",
                 "this store has no address in a cluster, and waits for one: run tape cluster init on the stopped store, or give --listen"
             );
         }

@@ -129,7 +129,7 @@ pub fn run(args: &Args) -> Outcome {
         let dropped = tracing.clone();
         metrics::storage::Storage::new(&options.store).dropping(move || dropped.dropped())
     })?;
-    use crate::notify::Notifier;
+    let notifier = Notifier::of_storage(&options.store);
     let is_over = || terminal::is_raised(&stop) || (args.with_parent && rustix::process::getppid() != parent);
     loop {
         let storage = Storage::start_traced(options.clone(), world.clone(), tracing.traces.clone())?;

@@ -6,15 +6,14 @@ use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::attach::{AttachAgent, Posted};
 use super::clock::Watch;
 use super::cluster_socket::ClusterSocket;
-use super::compact::{CompactAgent, Outcome};
+use super::compact::CompactAgent;
 use super::flush::{FlushAgent, FlushItem, FlushNotice, Flusher};
 use super::host::Host;
 use super::ingest::IngestAgent;
@@ -23,13 +22,13 @@ use super::memtables::{Maker, Sealed};
 use super::options::{Options, World};
 use super::ports::Ports;
 use super::prepare::PrepareAgent;
+use super::reload::Reload;
 use super::scheduler::Scheduler;
 use super::space::Room;
 use super::sync::{Answer, Pace, SyncAgent, SyncItem};
 use super::traces::Traces;
 use super::waker::Waker;
 use super::watermarks::Watermarks;
-use crate::compaction::merge::Job;
 use tapestore::agent::{Stop, Wait};
 use tapestore::bus::Bus;
 use tapestore::error::Result;
@@ -45,7 +44,6 @@ pub(super) struct Shared<'a> {
     pub(super) control: &'a Control,
     pub(super) bells: &'a Bells,
     pub(super) room: &'a Arc<Room>,
-    pub(super) traces: &'a Traces,
     /// Stops every agent but ingest and sync.
     pub(super) stop: &'a Stop,
 }
@@ -108,8 +106,15 @@ impl Shared<'_> {
         }
     }
 
-    pub(super) fn compact(&self, jobs: Receiver<Job>, done: Sender<Outcome>, bytes_per_second: Arc<AtomicU64>) -> CompactAgent {
-        CompactAgent {
+    /// The flush agent's schedule, the agent that runs its merges, and what changes both while they run.
+    pub(super) fn compaction(&self) -> Result<(Scheduler, CompactAgent, Reload)> {
+        let (reload, changes) = Reload::new(self.options);
+        let (jobs_in, jobs) = bounded(1);
+        let (done, done_out) = bounded(1);
+        let (options, rules) = (self.options.compaction.clone(), &self.options.retention);
+        let scheduler = Scheduler::new(options, rules, self.world.clock.as_ref(), (jobs_in, done_out), changes)?;
+        let bytes_per_second = reload.pace();
+        let compact = CompactAgent {
             disk: self.world.disk.clone(),
             dir: self.options.store.join(tapestore::sstable::DIR),
             jobs,
@@ -118,12 +123,13 @@ impl Shared<'_> {
             control: self.control.clone(),
             room: self.room.clone(),
             stop: self.stop.clone(),
-        }
+        };
+        Ok((scheduler, compact, reload))
     }
 
     pub(super) fn sync(
         &self,
-        syncer: wal::Syncer,
+        (syncer, traces): (wal::Syncer, Traces),
         watermarks: Arc<Watermarks>,
         (waker, halted): (&Waker, &Stop),
         (items, answers, freed): (Receiver<SyncItem>, Sender<Answer>, Sender<usize>),
@@ -143,7 +149,7 @@ impl Shared<'_> {
             wait: if self.options.wait == Wait::Busy { Wait::Adaptive } else { self.options.wait },
             was_urgent: false,
             halted: halted.clone(),
-            traces: self.traces.clone(),
+            traces,
         }
     }
 

@@ -425,14 +425,14 @@ impl FlushAgent {
         if self.clock.monotonic() >= self.scheduler.skip_until {
             self.scheduler.skip.clear();
         }
-        let Scheduler { options, skip, .. } = &self.scheduler;
-        let now = newest(self.flusher.manifest().state());
-        // Free space is for flushes: skipping a merge makes reads slower, and loses no records.
-        let fits = |bytes: u64| self.room.has(bytes / 4 * 5);
         let looks = self.clock.monotonic() >= self.scheduler.look_after;
         if looks {
             self.scheduler.look_after = self.clock.monotonic() + LOOK_AFTER.as_nanos() as u64;
         }
+        let Scheduler { options, skip, .. } = &self.scheduler;
+        let now = newest(self.flusher.manifest().state());
+        // Free space is for flushes: skipping a merge makes reads slower, and loses no records.
+        let fits = |bytes: u64| self.room.has(bytes / 4 * 5);
         match self.flusher.history.next_job(options, &rules, now, (skip, looks), &fits) {
             Next::Job(job) => {
                 let (files, bytes) = (job.merge.inputs.len(), job.merge.bytes());

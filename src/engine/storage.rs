@@ -23,7 +23,6 @@ use super::options::{Options, World};
 use super::recover::{Recovered, Started, recover};
 use super::reload::Reload;
 use super::requests::DurabilityPolicy;
-use super::scheduler::Scheduler;
 use super::space::SpaceAgent;
 use super::sync::{SYNC_QUEUE, SyncItem};
 use super::traces::Traces;
@@ -52,7 +51,7 @@ pub struct Storage {
     bells: Bells,
     meta: MetaFile,
     stop: Stop,
-    late_stop: Stop,
+    late: Stop,
     ingest: JoinHandle<Result<Ended>>,
     sync: JoinHandle<Result<wal::Syncer>>,
     flush: JoinHandle<Flusher>,
@@ -98,7 +97,7 @@ impl Storage {
         let identity = identity(&node, started.instance, meta.meta().segment_size, &options);
         let (segment_size, table, instance) = (meta.meta().segment_size, options.memtable_size, started.instance);
         let waker = Waker::new().map_err(io)?;
-        let (stop, late_stop, halted) = (Stop::default(), Stop::default(), Stop::default());
+        let (stop, late, halted) = (Stop::default(), Stop::default(), Stop::default());
         let (request_in, requests) = bounded(attach::REQUESTS_MAX);
         let (answer_in, answers) = bounded(4096);
         let (sync_in, sync_items) = bounded::<SyncItem>(SYNC_QUEUE);
@@ -107,33 +106,19 @@ impl Storage {
         let (recycled_in, recycled) = bounded(RECYCLED_MAX);
         let (flush_in, flush_items) = bounded(2 * TABLES_MAX);
         let (notice_in, notices) = bounded(flush::NOTICES_MAX);
-        let (jobs_in, jobs) = bounded(1);
-        let (done_in, done) = bounded(1);
         let (request, table_requests) = bounded(1);
         let (tables, ready) = bounded(1);
         state.writer.set_spares(Spares::Ahead(spare_out));
         state.memtables.set_source(Source::Ahead { request, ready, waits: false });
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
-        let space = SpaceAgent::new(world.disk.clone(), &options.store, keep, segment_size, control.clone(), late_stop.clone())?;
+        let space = SpaceAgent::new(world.disk.clone(), &options.store, keep, segment_size, control.clone(), late.clone())?;
         let room = space.room();
         let traces = state.traces().clone();
-        let (room_of, stop_of) = (&room, &late_stop);
-        let shared = Shared {
-            options: &options,
-            world: &world,
-            control: &control,
-            bells: &bells,
-            room: room_of,
-            traces: &traces,
-            stop: stop_of,
-        };
+        let shared = Shared { options: &options, world: &world, control: &control, bells: &bells, room: &room, stop: &late };
         let prepare = shared.prepare(maker, segment_size, (spares, recycled), (table_requests, tables));
-        let (reload, changes) = Reload::new(&options);
-        let rules = &options.retention;
-        let scheduler = Scheduler::new(options.compaction.clone(), rules, world.clock.as_ref(), (jobs_in, done), changes)?;
+        let (scheduler, compact, reload) = shared.compaction()?;
         let flush = shared.flush((flusher, sealed), scheduler, watermarks.clone(), (flush_items, notice_in, recycled_in));
-        let compact = shared.compact(jobs, done_in, reload.pace());
-        let sync = shared.sync(syncer, watermarks.clone(), (&waker, &halted), (sync_items, answer_in, freed_in));
+        let sync = shared.sync((syncer, traces), watermarks.clone(), (&waker, &halted), (sync_items, answer_in, freed_in));
         let attach = shared.attach((listeners.attach, run_dir.attach_socket()), (bus, instance), waker, (request_in, answers));
         let is_lossy = options.cluster.is_lossy();
         let (control_of_log, unsynced_max) = (control.clone(), options.unsynced_max);
@@ -169,23 +154,7 @@ impl Storage {
         let sync = spawn("tape-sync", options.sync_core, move || sync.run()).map_err(io)?;
         let ingest = spawn("tape-ingest", options.ingest_core, move || ingest.run()).map_err(io)?;
         let (store, disk) = (options.store, world.disk);
-        Ok(Storage {
-            started,
-            control,
-            bells,
-            meta,
-            stop,
-            late_stop,
-            ingest,
-            sync,
-            flush,
-            others,
-            reload,
-            run_dir,
-            store,
-            disk,
-            lock,
-        })
+        Ok(Storage { started, control, bells, meta, stop, late, ingest, sync, flush, others, reload, run_dir, store, disk, lock })
     }
 
     /// The result of the start.
@@ -223,7 +192,7 @@ impl Storage {
         // When ingest has failed its queue is closed, which ends the sync agent.
         let sync = joined(self.sync);
         self.control.set_server(None);
-        self.late_stop.stop();
+        self.late.stop();
         for other in self.others {
             joined(other);
         }

@@ -1,11 +1,12 @@
 //! Owns: shared memory: its size and room, what is left in it of stores that have gone, and the run directory of the store.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use indicatif::BinaryBytes;
 use tapestore::error::Error;
-use tapestore::shm::run_dir::RunDir;
+use tapestore::shm::run_dir::{Leftover, ROOT_DEFAULT, RunDir};
 use tapestore::shm::status::State;
 use tapestore::shm::{free_bytes, total_bytes};
 use tapestore_engine::budget;
@@ -98,6 +99,26 @@ fn pattern(path: &Path) -> String {
     }
 }
 
+/// The names in the directory of bus segments that some process maps.
+fn mapped(host: &Host) -> BTreeSet<String> {
+    let pids = host.system.names("/proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+    let mut names = BTreeSet::new();
+    for maps in pids.filter_map(|pid| host.system.text(&format!("/proc/{pid}/maps"))) {
+        let paths = maps.lines().filter_map(|line| line.get(line.find('/')?..)?.strip_prefix(ROOT_DEFAULT)?.strip_prefix('/'));
+        names.extend(paths.filter_map(|path| path.split([' ', '/']).next()).map(str::to_owned));
+    }
+    names
+}
+
+/// Whether no process maps anything of `left`, as far as this user can see it: a store whose run directory is elsewhere has its
+/// bus segments here too.
+fn is_unused(left: &Leftover, mapped: &BTreeSet<String>) -> bool {
+    let own = rustix::process::geteuid();
+    let is_seen = |path: &Path| own.is_root() || path.symlink_metadata().is_ok_and(|found| found.uid() == own.as_raw());
+    let is_mapped = |path: &Path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| mapped.contains(name));
+    left.paths.iter().all(|path| is_seen(path) && !is_mapped(path))
+}
+
 fn leftovers(host: &Host) -> Finding {
     const NAME: &str = "leftovers";
     let root = &host.options.run_root;
@@ -105,11 +126,13 @@ fn leftovers(host: &Host) -> Finding {
         Ok(left) => left,
         Err(error) => return Finding::ok(NAME, format!("not looked for: {error}")),
     };
+    let mapped = mapped(host);
+    let left: Vec<Leftover> = left.into_iter().filter(|one| is_unused(one, &mapped)).collect();
     if left.is_empty() {
         return Finding::ok(NAME, format!("none in {}", root.display()));
     }
     let bytes: u64 = left.iter().flat_map(|one| &one.paths).map(|path| bytes_of(path)).sum();
-    let found = format!("{} stores that have gone left {} in {}", left.len(), BinaryBytes(bytes), root.display());
+    let found = format!("{} in {} of stores that have gone: {}", BinaryBytes(bytes), root.display(), left.len());
     let needed = "nothing: no process uses it. The next start of storage by the same user removes what has a run directory";
     let mut patterns: Vec<String> = left.iter().take(LISTED_MAX).flat_map(|one| &one.paths).map(|path| pattern(path)).collect();
     patterns.dedup();

@@ -317,8 +317,12 @@ fn what_a_killed_store_that_has_gone_left_in_shared_memory_is_found_and_the_comm
     let tag = run_dir.file_name().unwrap().to_str().unwrap().trim_start_matches("tapestore-").to_owned();
     let (_dir, other) = nothing();
     doctor(&other, &options).is_ok("leftovers");
+    // Where its run directory is not, its bus segments are in use nevertheless.
+    let elsewhere = leftovers(&doctor(&other, &[]), &tag);
+    assert_eq!(elsewhere, [""; 0]);
     store.kill();
     drop(publisher);
+    assert_eq!(leftovers(&doctor(&other, &[]), &tag).len(), 1, "nobody maps them");
     let dead = eventually("the end of the heartbeat", || {
         let found = doctor(&store.path, &options);
         (found.finding("run-directory").0 == "warning").then_some(found)
@@ -328,7 +332,7 @@ fn what_a_killed_store_that_has_gone_left_in_shared_memory_is_found_and_the_comm
     let hidden = store.path.with_file_name("moved");
     RealDisk.rename(&store.path, &hidden).unwrap();
     let found = doctor(&other, &options);
-    found.is_warning("leftovers", "1 stores that have gone left", "rm -r");
+    found.is_warning("leftovers", "of stores that have gone: 1", "rm -r");
     let words = leftovers(&found, &tag);
     assert!(words.len() == 2 && words[0] == run_dir.to_str().unwrap(), "its bus segments are named too: {words:?}");
     remove(&words);
@@ -396,6 +400,9 @@ fn a_shared_memory_as_small_as_a_container_s_and_a_full_one_are_found() {
     let with = |size: &str| mounted(&format!("-t tmpfs -o size={size} tmpfs"), shm, &store, &["--no-measure"]);
     let Some(found) = with("64m") else { return };
     found.is_warning("shared-memory", "64.00 MiB", "--shm-size");
+    let findings = found.report["findings"].as_array().unwrap();
+    let shared = findings.iter().find(|finding| finding["name"] == "shared-memory").unwrap();
+    assert!(shared["needed"].as_str().unwrap().contains("what a container gets without an option"), "{shared}");
     with("512k").unwrap().is_problem("shared-memory", "512.00 KiB free", "--shm-size");
     with("4g").unwrap().is_ok("shared-memory");
     let read_only = mounted("-t tmpfs -o ro tmpfs", shm, &store, &["--no-measure"]).unwrap();

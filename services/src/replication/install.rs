@@ -139,6 +139,15 @@ pub struct Wanted {
     pub tls: Option<tls::Files>,
 }
 
+impl Wanted {
+    /// A snapshot of the store of `leader`, for the host of `storage`.
+    fn of(storage: &StorageInfo, leader: &Member, tls: Option<tls::Files>) -> Wanted {
+        let identity = &storage.identity;
+        let (store, leader) = (identity.store.clone(), leader.clone());
+        Wanted { store, cluster: identity.cluster, node: identity.node, leader, tls }
+    }
+}
+
 /// Fetches a snapshot each time that a leader sends that its log begins after the end of this log. Runs for ever.
 pub async fn run(
     options: Options,
@@ -176,13 +185,7 @@ pub async fn run(
             last,
             "the leader's log begins after the end of this log; fetching a snapshot of its store"
         );
-        let wanted = Wanted {
-            store: now.identity.store.clone(),
-            cluster: now.identity.cluster,
-            node: now.identity.node,
-            leader: leader.clone(),
-            tls: options.tls.clone(),
-        };
+        let wanted = Wanted::of(&now, leader, options.tls.clone());
         let mut logged = Instant::now();
         let mut done = 0;
         let mut report = |progress: Progress| {

@@ -241,7 +241,9 @@ async fn listen_address(options: &Options, identity: &watch::Receiver<Option<ses
             return Ok(address);
         }
         if storage.is_some() {
-            tracing::warn!("this store has no address in a cluster, and waits for one: run tape cluster init on the stopped store, or give --listen");
+            tracing::warn!(
+                "this store has no address in a cluster, and waits for one: run tape cluster init on the stopped store, or give --listen"
+            );
         }
         if identity.changed().await.is_err() {
             return Err(Failure::new(crate::exit::INTERNAL, "the session with storage has ended".to_owned()));

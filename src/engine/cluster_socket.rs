@@ -130,7 +130,7 @@ impl ClusterSocket {
 /// Whether the process at the other end runs as storage's user or as root: it sends for other hosts and for operators.
 fn is_trusted(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid();
-    rustix::net::sockopt::socket_peercred(stream).is_ok_and(|of| may_send(of.uid, own))
+    tapestore::shm::user::of_peer(stream).is_some_and(|uid| may_send(rustix::process::Uid::from_raw(uid), own))
 }
 
 fn may_send(of: rustix::process::Uid, own: rustix::process::Uid) -> bool {

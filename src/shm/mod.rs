@@ -24,7 +24,9 @@ pub mod user;
 pub mod words;
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -320,4 +322,15 @@ pub fn free_bytes(path: &Path) -> u64 {
 /// Size in bytes of the file system that holds `path`; 0 if unknown.
 pub fn total_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |s| s.f_blocks * s.f_frsize)
+}
+
+/// User and process id of the peer of `stream`, as the kernel reports them. The id is 0 if the peer's process has no number where this
+/// one runs, as in another container: rustix takes that for a failure.
+fn peer_of(stream: &UnixStream) -> std::io::Result<(u32, u32)> {
+    let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of_val(&found) as libc::socklen_t;
+    let to = (&raw mut found).cast();
+    // SAFETY: the kernel writes at most `len` bytes to `found`, which is plain numbers.
+    let failed = unsafe { libc::getsockopt(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, to, &mut len) } != 0;
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok((found.uid, found.pid.cast_unsigned())) }
 }

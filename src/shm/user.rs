@@ -41,10 +41,13 @@ pub fn denied(dir: &Path, owner: u32, uid: u32) -> Error {
 /// # Errors
 /// [`Error::Denied`] if the peer runs as another user; [`Error::Io`] if the kernel does not report the peer's user.
 pub fn check_peer(stream: &UnixStream, dir: &Path) -> Result<u32> {
-    let peer =
-        rustix::net::sockopt::socket_peercred(stream).map_err(|e| Error::io("read the user of a connection to", dir, e))?;
-    let uid = peer.uid.as_raw();
-    if uid == own() { Ok(peer.pid.as_raw_pid().cast_unsigned()) } else { Err(denied(dir, own(), uid)) }
+    let (uid, pid) = super::peer_of(stream).map_err(|e| Error::io("read the user of a connection to", dir, e))?;
+    if uid == own() { Ok(pid) } else { Err(denied(dir, own(), uid)) }
+}
+
+/// User of the peer of `stream`, wherever its process runs; `None` if the kernel does not report it.
+pub fn of_peer(stream: &UnixStream) -> Option<u32> {
+    super::peer_of(stream).ok().map(|(uid, _)| uid)
 }
 
 /// Most connections that wait to be accepted.

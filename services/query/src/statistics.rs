@@ -123,10 +123,10 @@ impl Statistics {
     }
 
     /// A client has connected.
-    pub fn connect(&self, protocol: Protocol) -> Connected {
+    pub fn connect(&self, protocol: Protocol) -> Client {
         let gauge = self.connections.get_or_create(&[("protocol", protocol.name())]).clone();
         gauge.inc();
-        Connected(gauge)
+        Client(gauge)
     }
 }
 
@@ -166,9 +166,9 @@ impl Drop for Running {
 
 /// A client that is connected; it has gone when this is dropped.
 #[derive(Debug)]
-pub struct Connected(Gauge);
+pub struct Client(Gauge);
 
-impl Drop for Connected {
+impl Drop for Client {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use tape_services::processes::Process;
 use tapestore::error::Error;
 use tapestore::lsn::{Durability, PublisherId};
 use tapestore::publisher::{Options, Publisher};
@@ -220,4 +221,36 @@ fn another_user_and_root_may_not_publish_and_the_error_names_the_owner() {
     assert!(status.status.success(), "{status:?}");
     let output = as_other(&client, &["publish", "--sim", "--records", "10", "--store", store]);
     assert_eq!(output.status.code(), Some(77), "{output:?}");
+}
+
+#[test]
+fn a_publisher_whose_process_has_no_number_where_storage_runs_publishes() {
+    if !is_root() {
+        return;
+    }
+    let mut store = Store::serve();
+    let apart = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", program]);
+        command
+    };
+    if !apart("true").status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: there are no namespaces of processes here");
+        return;
+    }
+    // Storage in a namespace of its own, too: neither sees the other, as in two containers.
+    assert!(store.terminate().success());
+    let mut storage = apart(env!("CARGO_BIN_EXE_tape-storage"));
+    storage.args(["--memtable-size", "64M", "--segment-size", "4M"]).arg("--store").arg(&store.path);
+    let mut storage = Process::start("storage", storage.stderr(std::process::Stdio::null())).unwrap();
+    eventually("a store that is served", || Reader::open(&store.path).ok().filter(Reader::is_storage_alive).map(drop));
+    for records in [1_000, 2_000] {
+        let mut tape = apart(env!("CARGO_BIN_EXE_tape"));
+        tape.args(["publish", "--sim", "--records", "1000", "--store"]).arg(&store.path);
+        let output = tape.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let status: serde_json::Value = serde_json::from_str(&store.tape_ok(&["status", "--json"])).unwrap();
+        assert_eq!(status["ingest"]["records"], records);
+    }
+    storage.kill();
 }

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::engine::Settings;
-use crate::statistics::{Connected, Protocol, Statistics};
+use crate::statistics::{Client, Protocol, Statistics};
 
 /// Time from accept to the first call, or to the end of the login.
 const FIRST_CALL: Duration = Duration::from_secs(10);
@@ -92,7 +92,7 @@ pub struct Connection {
     ends: Pin<Box<dyn Future<Output = &'static str> + Send>>,
     why_ended: Option<&'static str>,
     _permit: OwnedSemaphorePermit,
-    _connected: Connected,
+    _connected: Client,
 }
 
 impl Connection {

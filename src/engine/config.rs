@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn the_file_in_the_repository_is_complete_and_equal_to_the_defaults() {
         let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/storage.toml")).unwrap();
-        assert_eq!(parse(&text).unwrap(), Options::default());
+        assert_eq!(parse::<Options>(&text).unwrap(), Options::default());
         let defaults: toml::Table = toml::from_str(&toml::to_string(&Options::default()).unwrap()).unwrap();
         let mut keys = vec!["ingest-core".to_owned(), "sync-core".to_owned()];
         for (key, value) in &defaults {
@@ -105,7 +105,7 @@ mod tests {
     proptest! {
         #[test]
         fn parsing_is_total(text in "[a-z\\-]{0,12} ?= ?[0-9a-z\"]{0,9}") {
-            drop(parse(&text));
+            drop(parse::<Options>(&text));
         }
     }
 }

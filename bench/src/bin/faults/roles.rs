@@ -95,7 +95,8 @@ fn publish(
     base: u64,
     (batch, rate): (u64, u64),
 ) -> ExitCode {
-    tape_services::terminal::log(tape_services::terminal::Wanted::new(None, tape_services::terminal::LevelFilter::WARN), true);
+    let wanted = tape_services::terminal::Wanted::new(None, tape_services::terminal::LevelFilter::WARN);
+    tape_services::terminal::log(wanted, tape_services::log_format::LogFormat::Text, true);
     let end = end();
     let file = File::options().write(true).create(true).truncate(true).open(account_path).unwrap();
     // A small ring, so that it fills up.

@@ -218,7 +218,7 @@ impl Tape {
             Command::Kinds => symbols::kinds(&store, format),
             Command::Symbols(args) => symbols::symbols(&store, &args, format),
             Command::Status(args) => status::status(&store, &args, format),
-            Command::Top(args) => top::run(&store, &args),
+            Command::Top(args) => top::run(&store, &args, format),
             Command::Bench(args) => bench::run(&store, &args, format),
             Command::Plan(args) => plan::run(&store, &args, format),
             Command::Doctor(args) => doctor::run(&store, &args, format),

@@ -17,7 +17,9 @@ use crate::exit::{Failure, IO, Outcome};
 const HANDOVERS: u64 = 200_000;
 const MEMORY: usize = 256 << 20;
 const SUMS: u32 = 5;
-const DISK: usize = 512 << 20;
+/// Bytes written to measure the disk, for a second of the whole measurement; and the least and the most.
+const DISK: usize = 8 << 20;
+const DISK_BOUNDS: (usize, usize) = (16 << 20, 512 << 20);
 const CHUNK: usize = 1 << 20;
 /// Bytes of a write that is synced, as a small frame is.
 pub(super) const PAGE: usize = 4096;
@@ -80,18 +82,19 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure + use<'_> {
 }
 
 /// The bytes a second that are written to a file in `dir` that was written before, as a segment of the log was, and synced.
-pub(super) fn disk(dir: &Path) -> Outcome<f64> {
+pub(super) fn disk(dir: &Path, seconds: u64) -> Outcome<f64> {
+    let len = (DISK * seconds as usize).clamp(DISK_BOUNDS.0, DISK_BOUNDS.1);
     let path = dir.join("disk");
-    let file = written(&path, DISK)?;
+    let file = written(&path, len)?;
     let chunk = vec![7_u8; CHUNK];
     let began = Instant::now();
-    for at in (0..DISK).step_by(CHUNK) {
+    for at in (0..len).step_by(CHUNK) {
         file.write_all_at(&chunk, at as u64).map_err(failed(&path))?;
     }
     file.sync_data().map_err(failed(&path))?;
     let took = began.elapsed().as_secs_f64();
     std::fs::remove_file(&path).map_err(failed(&path))?;
-    Ok(DISK as f64 / took)
+    Ok(len as f64 / took)
 }
 
 /// A new file of `len` bytes, written and synced.

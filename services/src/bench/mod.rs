@@ -147,7 +147,7 @@ fn run_until(stop: &AtomicBool, store: &Path, args: &Args, format: Format) -> Ou
     let share = |part: f64| args.seconds as f64 * part;
     let handover = machine::handover()?;
     let memory = machine::memory();
-    let disk = machine::disk(temporary.path())?;
+    let disk = machine::disk(temporary.path(), args.seconds)?;
     check_stop(stop)?;
     add(Measured::latency("handover between two cores", &handover, None));
     add(Measured::speed("sum of an array in memory", memory, "B/s", None));

@@ -25,6 +25,7 @@ use ratatui::{DefaultTerminal, Terminal};
 use tapestore::time::parse_duration;
 
 use crate::exit::{Failure, IO, Outcome, USAGE};
+use crate::output::Format;
 use crate::terminal;
 
 use self::sample::{Sample, Sampler};
@@ -62,13 +63,16 @@ fn size(text: &str) -> Result<(u16, u16), String> {
 ///
 /// # Errors
 /// Standard output is no terminal, or the terminal cannot be read.
-pub fn run(store: &Path, args: &Args) -> Outcome {
+pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     if args.every < INTERVAL_MIN {
         return Err(Failure::new(USAGE, "--every must be 100ms or more"));
     }
     let every = Duration::from_nanos(args.every);
     if args.once {
-        return once(store, args, every);
+        return once(store, args, every, format);
+    }
+    if format.json {
+        return Err(Failure::new(USAGE, "tape top is a screen; for JSON use: tape top --once --json, or tape status --json"));
     }
     if !std::io::stdout().is_terminal() {
         let why = "tape top needs a terminal; for a pipe or a file use: tape top --once, or tape status";
@@ -107,14 +111,20 @@ fn watch(on: &mut DefaultTerminal, screen: &mut Screen, sampler: &Sampler, stop:
     Ok(())
 }
 
-/// One screen as text.
-fn once(store: &Path, args: &Args, every: Duration) -> Outcome {
+/// One screen as text, or the status that it is made of.
+fn once(store: &Path, args: &Args, every: Duration, format: Format) -> Outcome {
     let mut screen = Screen::new(store, every, args.table);
     let mut taker = sample::Taker::new(store);
     let first: Sample = taker.take()?;
     screen.add(first);
     std::thread::sleep(every);
-    screen.add(taker.take()?);
+    let second = taker.take()?;
+    if format.json {
+        let json = serde_json::to_string(&second.status).map_err(|error| Failure::new(IO, error.to_string()))?;
+        out!("{json}");
+        return Ok(());
+    }
+    screen.add(second);
     let (columns, lines) = args.size;
     let failed = |error: std::convert::Infallible| Failure::new(IO, error.to_string());
     let mut on = Terminal::new(TestBackend::new(columns, lines)).map_err(failed)?;

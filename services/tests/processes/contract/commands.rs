@@ -71,6 +71,7 @@ pub(super) const CASES: &[Case] = &[
     of("asof", &["asof", "SIM:00000", "trade"], &["asof", "X:NONE", "trade"]),
     of("asof --join", &["asof", "SIM:00000", "--join", "trade", "quote"], &["asof", "X:NONE", "--join", "trade", "quote"]),
     case("backup", &["backup", "DIR"]),
+    on(On::Nothing, "bench", &["bench", "--seconds", "1", "--records", "100000"]),
     of("bars", &["bars", "SIM:0000*"], &["bars", "X:*"]),
     of("book", &["book", "SIM:00000"], &["book", "X:NONE"]),
     on(On::Leader(Third::Absent), "cluster add", &["cluster", "add", "THIRD"]),
@@ -104,6 +105,7 @@ pub(super) const CASES: &[Case] = &[
     of("latest", &["latest", "SIM:*"], &["latest", "X:*"]),
     case("plan", &["plan", "--rate", "1000", "--instruments", "100", "--days", "30"]),
     case("publish", &["publish", "--sim", "--records", "100"]),
+    case("reload", &["reload"]),
     on(On::Stopped, "repair", &["repair"]),
     of_all("replay", &["replay"], &["replay", "--instrument", "X:NONE"]),
     on(On::Nothing, "restore", &["restore", "BACKUP", "--store", "DIR"]),
@@ -112,6 +114,7 @@ pub(super) const CASES: &[Case] = &[
     case("status", &["status"]),
     of("symbols", &["symbols", "SIM"], &["symbols", "X:NONE"]),
     of_all("tail", &["tail", "-n", "5000", "--limit", "5"], &["tail", "--limit", "5", "--instrument", "X:NONE"]),
+    case("top", &["top", "--once", "--every", "100ms"]),
     case("verify", &["verify"]),
 ];
 

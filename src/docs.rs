@@ -22,6 +22,8 @@ pub mod events {}
 pub mod capacity {}
 #[doc = include_str!("docs/metrics.md")]
 pub mod metrics {}
+#[doc = include_str!("docs/runbooks.md")]
+pub mod runbooks {}
 #[doc = include_str!("docs/cluster.md")]
 pub mod cluster {}
 #[doc = include_str!("docs/time-prices-nulls.md")]

@@ -235,7 +235,7 @@ impl Tape {
             Command::Restore(args) => backup::restore(&store, &args, format),
             Command::Repair(args) => repair::run(&store, &args, format),
             Command::Completions { shell } => completions(shell),
-            Command::Man(args) => manual::run(&args),
+            Command::Man(args) => manual::run(&args, Tape::command()),
             Command::Cluster(command) => cluster::run(&store, &command, format),
             Command::DemoReader(args) => demo::reader(&store, &args),
             Command::Storage(_) | Command::Replication(_) | Command::DemoPublisher(_) => Ok(()),

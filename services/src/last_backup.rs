@@ -3,7 +3,9 @@
 //! What must hold: the note is for operators alone. A store without one, or with one that cannot be read, is a good store; a backup
 //! whose note cannot be written is a good backup, and says that it has none.
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -29,6 +31,8 @@ pub struct LastBackup {
 /// The file cannot be written.
 pub fn note(store: &Path, to: &Path) -> std::io::Result<()> {
     let mut part = tempfile::NamedTempFile::new_in(store)?;
+    // As all files of a store.
+    part.as_file().set_permissions(Permissions::from_mode(0o640))?;
     writeln!(part, "{}", to.display())?;
     part.persist(store.join(NAME))?;
     Ok(())

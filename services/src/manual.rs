@@ -6,12 +6,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::{Args as _, Command, CommandFactory};
+use clap::{Args as _, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
 use crate::exit::{Failure, IO, Outcome};
-use crate::{cli, replication, storage};
+use crate::{replication, storage};
 
 /// `tape man`.
 #[derive(clap::Args, Debug)]
@@ -50,18 +50,18 @@ What is logged, where \-\-log is not given.
 /// The commands that other pages name.
 const PROGRAMS: [&str; 4] = ["tape", "tape-query", "tape-replication", "tape-storage"];
 
-/// `tape man`: pages and scripts of `tape`, `tape-storage` and `tape-replication`.
+/// `tape man`: pages and scripts of `tape`, whose command line is `tape`, of `tape-storage` and `tape-replication`.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args, tape: Command) -> Outcome {
     let service = |name: &'static str, about: &'static str| Command::new(name).version(env!("CARGO_PKG_VERSION")).about(about);
     let storage = service(
         "tape-storage",
         "Serves a market-data store: logs the records of publishers and makes them readable in shared memory",
     );
     let replication = service("tape-replication", "Replicates the log of a store between its hosts");
-    write(&args.dir, [cli::Tape::command(), storage::Args::augment_args(storage), replication::Args::augment_args(replication)])
+    write(&args.dir, [tape, storage::Args::augment_args(storage), replication::Args::augment_args(replication)])
 }
 
 /// Writes the pages and scripts of `programs` to `dir`.

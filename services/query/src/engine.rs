@@ -4,18 +4,15 @@
 //! pool of all statements; what does not fit is spilled to a directory of a bounded size, or refused. A statement ends at its
 //! limit of time, and when nobody reads its rows any more.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::SchemaProvider;
 use datafusion::common::ScalarValue;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::DataFusionError;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
@@ -24,29 +21,25 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::empty::EmptyExec;
-use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use datafusion::prelude::SQLOptions;
 use datafusion::sql::parser::Statement;
-use futures::Stream;
 use futures::future::BoxFuture;
 use tapestore::lsn::Lsn;
 use tapestore::reader::{At, Reader, Snapshot};
 use tapestore::record::{SCHEMAS, Schema, user_kinds};
 use tapestore::shm::control::Control;
 use tapestore::time::Ts;
-use tapestore::version::File;
 use tokio::runtime::Handle;
 
 use crate::catalog::Tables;
-use crate::failure::{QueryError, external};
+use crate::failure::QueryError;
 use crate::known::AsKnown;
+use crate::limited::Limited;
 use crate::names::Names;
 use crate::opaque::Opaque;
 use crate::plans::{Plan, Plans};
-use crate::scan::Scan;
 use crate::schema::KindTable;
-use crate::statistics::{Outcome, Running, Statistics};
+use crate::statistics::Statistics;
 use crate::traces::Traces;
 use crate::{background, dialect, planner, updates};
 
@@ -468,15 +461,8 @@ impl Engine {
         let traced = self.options.traces.as_ref().and_then(|traces| traces.of(text, began, &operators));
         let rows = background::rows(operators.clone(), context, self.options.background.as_ref())?;
         let schema = rows.schema();
-        let rows = Box::pin(Limited {
-            rows,
-            files: files_of(&operators, &moment.snapshot)?,
-            snapshot: moment.snapshot.clone(),
-            limit: self.options.time,
-            ends: Box::pin(tokio::time::sleep(self.options.time)),
-            is_over: false,
-            running: self.statistics.start(traced),
-        });
+        let running = self.statistics.start(traced);
+        let rows = Box::pin(Limited::new(rows, &operators, &moment.snapshot, self.options.time, running)?);
         Ok(Answer { schema, rows, plan: operators, last: moment.snapshot.last() })
     }
 
@@ -569,77 +555,3 @@ fn parameters_of(plan: &LogicalPlan) -> Result<Parameters, QueryError> {
 /// What a statement may do.
 static READ_ONLY: std::sync::LazyLock<SQLOptions> =
     std::sync::LazyLock::new(|| SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false));
-
-/// The files that `operators` read.
-fn files_of(operators: &Arc<dyn ExecutionPlan>, snapshot: &Snapshot) -> Result<Vec<File>, DataFusionError> {
-    let mut files: BTreeMap<u64, File> = BTreeMap::new();
-    let mut is_known = true;
-    operators.apply(|node| {
-        if let Some(scan) = node.downcast_ref::<Scan>() {
-            scan.files().for_each(|file| {
-                files.entry(file.meta().id).or_insert_with(|| file.clone());
-            });
-        }
-        is_known &= !node.children().is_empty() || node.is::<Scan>() || node.is::<PlaceholderRowExec>() || node.is::<EmptyExec>();
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    // Other operators without an input may read any file.
-    Ok(if is_known { files.into_values().collect() } else { snapshot.history().files().to_vec() })
-}
-
-/// The rows of a statement: they end at its limit of time, and with an error if a page that was read is bad.
-struct Limited {
-    rows: SendableRecordBatchStream,
-    snapshot: Snapshot,
-    /// The files that the statement reads: to look at others would be a read of the disk for each.
-    files: Vec<File>,
-    limit: Duration,
-    ends: Pin<Box<tokio::time::Sleep>>,
-    is_over: bool,
-    running: Running,
-}
-
-impl Limited {
-    /// Whether every page of the files was good when it was read.
-    fn check(&self) -> Result<(), DataFusionError> {
-        let files = self.files.iter().try_for_each(|file| file.check());
-        files.and_then(|()| self.snapshot.tables().iter().try_for_each(|table| table.check())).map_err(external)
-    }
-}
-
-impl Stream for Limited {
-    type Item = Result<RecordBatch, DataFusionError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_over {
-            return Poll::Ready(None);
-        }
-        if self.ends.as_mut().poll(context).is_ready() {
-            self.is_over = true;
-            self.running.end(Outcome::TooLong);
-            let limit = self.limit;
-            return Poll::Ready(Some(Err(DataFusionError::External(Box::new(QueryError::TooLong { limit })))));
-        }
-        let next = std::task::ready!(self.rows.as_mut().poll_next(context));
-        match &next {
-            Some(Ok(batch)) => {
-                let rows = batch.num_rows();
-                self.running.count(rows);
-            }
-            Some(Err(error)) => self.running.end(Outcome::of_rows(error)),
-            None => {
-                self.is_over = true;
-                let checked = self.check();
-                self.running.end(if checked.is_ok() { Outcome::Answered } else { Outcome::Failed });
-                return Poll::Ready(checked.err().map(Err));
-            }
-        }
-        Poll::Ready(next)
-    }
-}
-
-impl datafusion::execution::RecordBatchStream for Limited {
-    fn schema(&self) -> SchemaRef {
-        self.rows.schema()
-    }
-}

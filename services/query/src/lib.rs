@@ -25,6 +25,7 @@ pub mod instruments;
 pub mod interval;
 pub mod known;
 pub mod latest;
+pub mod limited;
 pub mod metrics;
 pub mod moving;
 pub mod names;

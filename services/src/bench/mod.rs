@@ -26,7 +26,7 @@ use crate::terminal::{self, duration, thousands};
 
 /// Room that the largest measurement takes: log and SSTables of 20 M records, and the file that the disk is measured with.
 const ROOM: u64 = 6 << 30;
-/// The longest time that a histogram tells from longer ones, ns.
+/// The longest time of a histogram, ns; longer ones count as this.
 const LONGEST: u64 = 60_000_000_000;
 
 /// `tape bench`.

@@ -191,11 +191,11 @@ pub(super) fn reads(store: &Path, written: &Ingest, seconds: f64, memory: f64, s
             break;
         }
     }
-    let in_order = read as f64 / began.elapsed().as_secs_f64();
+    let ordered = read as f64 / began.elapsed().as_secs_f64();
     let as_of = as_of(store, &written.times, seconds, stop)?;
     Ok(vec![
         Measured::speed("sum of a column of all trades", bytes, "B/s", Some(("sum of an array", memory))),
-        Measured::speed("all records in LSN order", in_order, "records/s", None),
+        Measured::speed("all records in LSN order", ordered, "records/s", None),
         Measured::latency("newest trade of an instrument at any time", &as_of, None),
     ])
 }

@@ -10,9 +10,11 @@ use ratatui::widgets::{Block, Borders, Clear, Paragraph, Row, Table as Grid, Wra
 use tapestore::shm::histogram::{Distribution, Histogram};
 use tapestore::shm::status::{Role, Status};
 
+use super::rows::{self, Cell};
 use super::sample::Sample;
 use super::screen::Screen;
-use super::tables::{Cell, Table};
+use super::tables::Table;
+use super::units::{bytes, duration};
 use crate::terminal::thousands;
 
 /// From this width on two tables are side by side.
@@ -36,29 +38,6 @@ brackets, since the start of storage where the interval has none.
 visible  -N  N records are in the log and readers do not see them yet
 durable  -N  a loss of power can lose N records
 pinned       deleted files that a process still maps: it keeps their room";
-
-/// `number`, at least 0, with three digits.
-fn three(number: f64) -> String {
-    match number {
-        0.0..9.995 => format!("{number:.2}"),
-        9.995..99.95 => format!("{number:.1}"),
-        _ => format!("{number:.0}"),
-    }
-}
-
-/// `count` bytes with three digits.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [(u64, &str); 5] = [(1 << 50, "PiB"), (1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    let unit = UNITS.iter().find(|(size, _)| count >= *size);
-    unit.map_or_else(|| format!("{count} B"), |(size, name)| format!("{} {name}", three(count as f64 / *size as f64)))
-}
-
-/// A time of `ns` nanoseconds with three digits.
-pub fn duration(ns: u64) -> String {
-    let units = [(86_400e9, "d"), (3600e9, "h"), (60e9, "min"), (1e9, "s"), (1e6, "ms"), (1e3, "us")];
-    let unit = units.iter().find(|(size, _)| ns as f64 >= *size);
-    unit.map_or_else(|| format!("{ns} ns"), |(size, name)| format!("{} {name}", three(ns as f64 / size)))
-}
 
 fn bold() -> Style {
     Style::new().add_modifier(Modifier::BOLD)
@@ -306,7 +285,7 @@ fn tabs<'l>(screen: &Screen, shown: Table) -> Line<'l> {
 fn draw_table(frame: &mut Frame<'_>, screen: &mut Screen, table: Table, area: Rect, is_first: bool) {
     let title = if is_first { tabs(screen, table) } else { Line::from(format!(" {} ", table.name())) };
     let block = Block::new().borders(Borders::TOP).title(title);
-    let rows = table.rows(screen);
+    let rows = rows::of(table, screen);
     if rows.is_empty() {
         let why = if screen.filter.is_empty() { table.empty().to_owned() } else { "no row has the filter".to_owned() };
         frame.render_widget(Paragraph::new(why).wrap(Wrap { trim: true }).block(block), area);
@@ -341,16 +320,4 @@ fn foot_line<'l>(screen: &Screen) -> Line<'l> {
     }
     let text = "q quit  ? help  p pause  s order  r reverse  / filter  Tab table  + - interval";
     Line::styled(text, Style::new().add_modifier(Modifier::DIM))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_have_three_digits_and_a_unit() {
-        assert_eq!([0, 1023, 1024, 257_722_777, 1 << 40].map(bytes), ["0 B", "1023 B", "1.00 KiB", "246 MiB", "1.00 TiB"]);
-        let times = [999, 1500, 99_960, 2_500_000_000, 90_000_000_000, 200_000_000_000_000].map(duration);
-        assert_eq!(times, ["999 ns", "1.50 us", "100 us", "2.50 s", "1.50 min", "2.31 d"]);
-    }
 }

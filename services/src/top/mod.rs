@@ -3,7 +3,9 @@
 //! | file | owns |
 //! |---|---|
 //! | `sample` | what a moment is made of, and the thread that takes it |
-//! | `tables` | the rows of each table, their order and filter |
+//! | `tables` | the tables and their columns |
+//! | `rows` | the rows of each table, their order and filter |
+//! | `units` | sizes and times with three digits |
 //! | `screen` | the state of the screen: which table, which order, what keys do |
 //! | `draw` | how the screen looks |
 //!
@@ -11,9 +13,11 @@
 //! so that keys are answered while one takes long. Nothing in the store waits for this program.
 
 pub mod draw;
+pub mod rows;
 pub mod sample;
 pub mod screen;
 pub mod tables;
+pub mod units;
 
 use std::io::IsTerminal;
 use std::path::Path;

@@ -38,7 +38,7 @@ pub struct Options<'o> {
     pub endpoint: &'o str,
     /// The name of this process in the traces, like `tape-storage`.
     pub service: &'static str,
-    /// What tells processes of one name apart: a host's number, a store.
+    /// Which of the processes of one name it is: its store.
     pub instance: &'o str,
 }
 

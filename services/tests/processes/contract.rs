@@ -86,7 +86,13 @@ fn sql_is_answered_by_the_program_beside_tape_and_without_it_the_command_says_ho
     let dir = tempfile::tempdir().unwrap();
     let tape = dir.path().join("tape");
     std::fs::copy(env!("CARGO_BIN_EXE_tape"), &tape).unwrap();
-    let run = |arguments: &[&str]| Command::new(&tape).args(arguments).env_remove("TAPE_STORE").output().unwrap();
+    // A process that another test starts meanwhile may still have the copy open for writing.
+    let run = |arguments: &[&str]| {
+        eventually("a copy that can be run", || match Command::new(&tape).args(arguments).env_remove("TAPE_STORE").output() {
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+            output => Some(output.unwrap()),
+        })
+    };
     let missing = run(&["sql", "-c", "select 1"]);
     assert!(missing.status.code() == Some(66) && text(&missing.stderr).contains("cargo build --release -p tape-query"));
     let program = dir.path().join("tape-query");

@@ -77,9 +77,12 @@ struct Stopped(i32);
 
 impl Stopped {
     fn new(pid: u32, name: &str) -> Option<Stopped> {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
-        let mut named = tasks.filter(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name));
-        let thread: i32 = named.next().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        // A thread names itself, after its start.
+        let thread: i32 = eventually(name, || {
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().map(|task| task.path());
+            let is_named = |task: &PathBuf| std::fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name);
+            tasks.into_iter().find(is_named)?.file_name()?.to_str()?.parse().ok()
+        });
         let none = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: both requests take no memory of this process.
         if unsafe { libc::ptrace(libc::PTRACE_SEIZE, thread, none, none) } != 0 {

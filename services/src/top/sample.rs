@@ -1,7 +1,7 @@
 //! Owns: the samples of `tape top`: the status of a store at a moment, with what other places have: the newest records by
 //! instrument, the processes that map the store, the other hosts.
 //!
-//! What must hold: a sample only reads. At most [`RECORDS_MAX`] records are read for one. What takes long (the maps of all processes,
+//! What must hold: a sample only reads. At most 20,000 records are read for one. What takes long (the maps of all processes,
 //! the leader's report) is looked for less often, and a failure of it leaves the rest as it is.
 
 use std::collections::HashMap;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `frames` | the spans of a frame of the log, from the moments that storage sends |
 //!
-//! What must hold: off unless an address is given. Nothing waits for the collector: at most [`WAITING`] spans wait, further ones are
+//! What must hold: off unless an address is given. Nothing waits for the collector: at most 4,096 spans wait, further ones are
 //! dropped and counted, and a collector that is away is tried again with each batch.
 
 pub mod frames;

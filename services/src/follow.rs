@@ -1,5 +1,6 @@
 //! Owns: the commands that follow a store: `tail` and `follow`.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Duration;
 
@@ -208,36 +209,41 @@ fn tail_live(store: &Path, filter: &Filter, wanted: &[InstrumentId], out: &mut R
 /// The records that are read at first to find those that pass a filter; each further look reads twice as many.
 const LOOK_BACK: u64 = 10_000;
 
-/// The LSN of the first of the `count` newest records up to `newest` that pass; 1 if there are fewer.
+/// The LSN of the first of the newest `args.last` records up to `newest` that pass, or of the first that passes if there are fewer.
 fn begin(store: &Path, args: &Tail, wanted: &[InstrumentId], newest: Lsn, end: &End<'_>) -> Outcome<Lsn> {
     if args.filter.is_all() || args.last == 0 {
         return Ok(Lsn(newest.0.saturating_sub(args.last) + 1));
     }
     let bar = terminal::progress(newest.0, false, "looking for the newest records that pass the filter");
     let (mut left, mut before, mut len) = (args.last, newest.0 + 1, LOOK_BACK);
-    while before > 1 && !terminal::is_raised(end.stop) {
+    let (mut first, mut waiting) = (Lsn(newest.0 + 1), None);
+    while before > 1 && left > 0 && !terminal::is_raised(end.stop) {
         let from = before.saturating_sub(len).max(1);
         let mut follow = Reader::open(store)?.follow(Lsn(from), args.at);
-        let mut passed = Vec::new();
-        while follow.position().0 < before {
+        // The newest of the window that pass, at most as many as are wanted.
+        let mut passed = VecDeque::new();
+        while follow.position().0 < before && !terminal::is_raised(end.stop) {
             match follow.poll() {
-                Ok(Some(row)) if row.lsn.0 < before && passes(&args.filter, wanted, &row.record) => passed.push(row.lsn),
+                Ok(Some(row)) if row.lsn.0 < before && passes(&args.filter, wanted, &row.record) => {
+                    passed.push_back(row.lsn);
+                    if passed.len() as u64 > left {
+                        passed.pop_front();
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
+                Err(error) if error.is_down() => wait_for_storage(&mut follow, error, &mut waiting)?,
                 Err(Error::Withdrawn { .. } | Error::Expired { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let found = passed.len() as u64;
-        if let Some(first) = found.checked_sub(left).and_then(|skipped| passed.get(skipped as usize)) {
-            return Ok(*first);
-        }
-        left -= found;
+        first = passed.front().copied().unwrap_or(first);
+        left -= passed.len() as u64;
         bar.inc(before - from);
         (before, len) = (from, len.saturating_mul(2));
     }
     bar.finish_and_clear();
-    Ok(Lsn(1))
+    Ok(first)
 }
 
 fn tail_stored(
@@ -250,6 +256,7 @@ fn tail_stored(
 ) -> Outcome {
     let snapshot = reader.snapshot(args.at)?;
     let from = begin(store, args, wanted, snapshot.last(), end)?;
+    end.came();
     drop(snapshot);
     let (mut follow, mut waiting, mut silence) = (reader.follow(from, args.at), None, Silence::new());
     while !end.is_due(out.printed()) {

@@ -43,7 +43,8 @@ pub fn of(store: &Path) -> Option<LastBackup> {
     let path = store.join(NAME);
     let modified = std::fs::metadata(&path).ok()?.modified().ok()?;
     let at = modified.duration_since(UNIX_EPOCH).ok()?.as_nanos();
-    let text = std::fs::read(&path).ok()?;
+    // Of a backup that another user has made the time can be read, and the text perhaps not.
+    let text = std::fs::read(&path).unwrap_or_default();
     let line = text.get(..text.len().min(LEN_MAX))?.split(|byte| *byte == b'\n').next()?;
     Some(LastBackup { at: Ts(u64::try_from(at).ok()?), to: PathBuf::from(String::from_utf8_lossy(line).into_owned()) })
 }

@@ -6,13 +6,25 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use tapestore::reader::Reader;
 use tapestore::shm::control::Statistic;
+use tapestore::shm::run_dir::RunDir;
 
 use crate::exit::{Failure, LATER, Outcome, UNAVAILABLE, USAGE};
+use crate::held_files;
 use crate::output::Format;
 
 /// How long storage may take: its flush can be busy.
 const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(10);
+
+/// Whether process `pid` maps files of `store` and catches SIGUSR1, which ends a process that does not: one of an earlier release, a
+/// program with an embedded store, another process of that number.
+fn catches(pid: u64, store: &Path) -> bool {
+    let status = i32::try_from(pid).ok().and_then(|pid| procfs::process::Process::new(pid).ok()?.status().ok());
+    let is_caught = status.is_some_and(|status| status.sigcgt >> (signal_hook::consts::SIGUSR1 - 1) & 1 == 1);
+    let run_dir = RunDir::find(store).ok();
+    let places: Vec<&Path> = run_dir.iter().map(RunDir::path).chain([store]).collect();
+    is_caught && held_files::mapped(&places).iter().any(|process| u64::from(process.pid) == pid)
+}
 
 /// `tape reload`.
 ///
@@ -25,6 +37,14 @@ pub fn run(store: &Path, format: Format) -> Outcome {
         || Failure::new(UNAVAILABLE, format!("no storage process serves {}; start it: tape-storage", store.display()));
     let pid = control.server().filter(|_| reader.is_storage_alive()).ok_or_else(no_storage)?;
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(no_storage)?;
+    if !catches(pid, store) {
+        let why = format!(
+            "process {pid}, which serves {}, is no tape-storage of this release that this user can see: stop it and start it again, \
+             or send SIGHUP to it yourself if it is in another container",
+            store.display()
+        );
+        return Err(Failure::new(UNAVAILABLE, why));
+    }
     let counts = || (control.statistic(Statistic::Reloads), control.statistic(Statistic::ReloadFailures));
     let (done, refused) = counts();
     rustix::process::kill_process(process, Signal::USR1).map_err(|error| {

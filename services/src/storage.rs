@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> Outcome {
     // A file size limit is then a write error (EFBIG) instead of a signal.
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
-    let options = args.options()?;
+    let mut options = args.options()?;
     let world = World::of_this_host()?;
     let tracing = Tracing::of(&options)?;
     // Before the store is served: a recovery can take minutes.
@@ -144,8 +144,11 @@ pub fn run(args: &Args) -> Outcome {
         }
         while !is_over() && !storage.has_failed() {
             // Raised by a signal: nothing to order.
-            if reload_asked.swap(false, Ordering::Relaxed) {
-                reload(&storage, args);
+            if reload_asked.swap(false, Ordering::Relaxed)
+                && let Some(changed) = reload(&storage, args)
+            {
+                // Storage starts with them again, within this process too.
+                (options.retention, options.compaction) = (changed.retention, changed.compaction);
             }
             storage.control().set_statistic(Statistic::LogLinesLost, logging::lost());
             std::thread::sleep(Duration::from_millis(20));
@@ -166,15 +169,18 @@ pub fn run(args: &Args) -> Outcome {
     }
 }
 
-/// Reads the configuration again and uses what can change while storage runs. One that is wrong changes nothing.
-fn reload(storage: &Storage, args: &Args) {
-    let changed = args.options().and_then(|options| Ok(storage.reload(&options)?));
+/// Reads the configuration again and uses what can change while storage runs; returns it. One that is wrong changes nothing.
+fn reload(storage: &Storage, args: &Args) -> Option<Options> {
+    let changed = args.options().and_then(|options| {
+        storage.reload(&options)?;
+        Ok(options)
+    });
     let counter = match &changed {
-        Ok(()) => Statistic::Reloads,
+        Ok(_) => Statistic::Reloads,
         Err(_) => Statistic::ReloadFailures,
     };
-    match changed {
-        Ok(()) => {
+    match &changed {
+        Ok(_) => {
             tracing::info!(name: "storage.reloaded", "the configuration is read again: retention and compaction are as it says from now on")
         }
         Err(error) => {
@@ -182,6 +188,7 @@ fn reload(storage: &Storage, args: &Args) {
         }
     }
     storage.control().add(counter, 1);
+    changed.ok()
 }
 
 /// What a process traces, if it does.

@@ -366,7 +366,9 @@ impl FlushAgent {
             if self.waiting.front().is_some_and(|s| self.is_durable(s)) {
                 self.file();
             }
-            self.scheduler.change();
+            if self.scheduler.change() {
+                self.flusher.history.forget_looks();
+            }
             if let Ok(outcome) = self.scheduler.done.try_recv() {
                 self.set_merging(false);
                 self.merged(outcome);
@@ -443,6 +445,11 @@ impl FlushAgent {
                 }
             }
             Next::NoRoom => self.hold_off(),
+            Next::Nothing if rules.has_instruments() && (!looks || self.flusher.history.has_unseen()) => {
+                // Files are looked at once the interval is over, also if nothing is flushed meanwhile.
+                self.scheduler.is_new = true;
+                self.scheduler.after = self.scheduler.after.max(self.scheduler.look_after);
+            }
             Next::Nothing => {}
         }
     }

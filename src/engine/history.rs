@@ -17,7 +17,6 @@ use tapestore::error::{Error, Result};
 use tapestore::manifest::{Edit, Manifest};
 use tapestore::record::Kind;
 use tapestore::sabotage::{self, Sabotage};
-use tapestore::sstable::format::SeriesEntry;
 use tapestore::sstable::{self, FileMeta, Table};
 use tapestore::time::Ts;
 use tapestore::wal;
@@ -30,8 +29,11 @@ pub struct History {
     pub(super) manifest: Manifest,
     /// Files of an edit with an unknown outcome; removed after the next edit.
     doubtful: Vec<PathBuf>,
-    /// The file that was last looked at for rows that have expired.
-    looked_at: u64,
+    /// Of the files that were looked at for rows that have expired: from when on a row of it is older than what is kept, that is not
+    /// already counted. No earlier is it worth another look.
+    looked: BTreeMap<u64, Ts>,
+    /// Whether the last look left files for the next one.
+    has_unseen: bool,
 }
 
 /// Files that are looked at for rows that have expired, in one call.
@@ -40,7 +42,7 @@ const LOOKS: usize = 64;
 impl History {
     /// The SSTables of the store `store_id` in `dir`, with the manifest that is on the disk.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: u128, manifest: Manifest) -> History {
-        History { disk, dir, store_id, manifest, doubtful: Vec::new(), looked_at: 0 }
+        History { disk, dir, store_id, manifest, doubtful: Vec::new(), looked: BTreeMap::new(), has_unseen: false }
     }
 
     /// Their directory.
@@ -164,31 +166,46 @@ impl History {
             return None;
         }
         let (dir, state) = (self.files_dir(), self.manifest.state());
+        self.looked.retain(|id, _| state.files.contains_key(id));
         let mut cuts: BTreeMap<Kind, Cutoff> = BTreeMap::new();
-        let (later, earlier) = (state.files.range(self.looked_at + 1..), state.files.range(..=self.looked_at));
-        for (id, file) in later.chain(earlier).take(LOOKS) {
-            self.looked_at = *id;
+        let mut looks = 0;
+        self.has_unseen = false;
+        for (id, file) in &state.files {
             let cut = cuts.entry(file.kind).or_insert_with(|| rules.cut(file.kind, state, &state.names));
-            let is_old = cut.before.values().max().is_some_and(|before| file.time.0 < *before);
-            if !is_old || skip.contains(id) {
+            let Some(before) = cut.before.values().max() else { continue };
+            let is_worth = file.time.0 < *before && self.looked.get(id).is_none_or(|next| next < before);
+            if !is_worth || skip.contains(id) {
                 continue;
             }
-            let expired = Table::open(self.disk.as_ref(), &dir, *file).and_then(|table| {
-                let has_ended = |s: &&SeriesEntry| cut.before.get(&s.instrument).is_some_and(|before| s.time.max < before.0);
-                Ok(table.series()?.iter().filter(has_ended).map(|s| u64::from(s.rows)).sum::<u64>())
-            });
-            match expired {
-                Ok(rows) if rows > 0 && rows * compaction::WORTH >= file.rows => {
+            looks += 1;
+            if looks > LOOKS {
+                self.has_unseen = true;
+                break;
+            }
+            match look(self.disk.as_ref(), &dir, file, cut) {
+                Ok((rows, _)) if rows > 0 && rows * compaction::WORTH >= file.rows => {
                     let (kind, window) = (file.kind, file.window);
                     return Some(Merge { kind, window, inputs: vec![*file], why: Why::Expired });
                 }
-                Ok(_) => {}
+                Ok((_, next)) => {
+                    self.looked.insert(*id, next);
+                }
                 Err(error) => {
                     tracing::debug!(name: "retention.look_failed", %error, "cannot look for expired rows in an SSTable")
                 }
             }
         }
         None
+    }
+
+    /// Whether the last look for rows that have expired left files for the next one.
+    pub(super) fn has_unseen(&self) -> bool {
+        self.has_unseen
+    }
+
+    /// Forgets which files were looked at for rows that have expired: the rules are others now.
+    pub(super) fn forget_looks(&mut self) {
+        self.looked.clear();
     }
 
     /// Replaces the inputs of a merge by its outputs.
@@ -243,6 +260,22 @@ impl History {
         self.replace(&merged)?;
         Ok(Some(merged))
     }
+}
+
+/// Rows of `file` that are of series all of whose rows are older than what `cut` keeps, and the newest time of that one of the others
+/// that will be so next.
+fn look(disk: &dyn Disk, dir: &Path, file: &FileMeta, cut: &Cutoff) -> Result<(u64, Ts)> {
+    let table = Table::open(disk, dir, *file)?;
+    let (mut rows, mut next) = (0, Ts(u64::MAX));
+    for series in table.series()? {
+        match cut.before.get(&series.instrument) {
+            Some(before) if series.time.max < before.0 => rows += u64::from(series.rows),
+            Some(_) => next = next.min(Ts(series.time.max)),
+            None => {}
+        }
+    }
+    table.check()?;
+    Ok((rows, next))
 }
 
 /// The next merge.

@@ -72,12 +72,12 @@ impl Scheduler {
         })
     }
 
-    /// Uses the newest options and rules, if others were given.
-    pub(super) fn change(&mut self) {
-        if let Ok((options, rules)) = self.changes.try_recv() {
-            note_unmet(&rules);
-            (self.options, self.rules, self.is_new) = (options, rules, true);
-        }
+    /// Uses the newest options and rules, if others were given; whether they were.
+    pub(super) fn change(&mut self) -> bool {
+        let Ok((options, rules)) = self.changes.try_recv() else { return false };
+        note_unmet(&rules);
+        (self.options, self.rules, self.is_new, self.look_after) = (options, rules, true, 0);
+        true
     }
 }
 

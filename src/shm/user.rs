@@ -42,13 +42,23 @@ pub fn denied(dir: &Path, owner: u32, uid: u32) -> Error {
 /// [`Error::Denied`] if the peer runs as another user; [`Error::Io`] if the kernel does not report the peer's user.
 pub fn check_peer(stream: &UnixStream, dir: &Path) -> Result<u32> {
     let (uid, pid) = super::peer_of(stream).map_err(|e| Error::io("read the user of a connection to", dir, e))?;
-    if uid == own() { Ok(pid) } else { Err(denied(dir, own(), uid)) }
+    if uid == own() && !(pid == 0 && is_overflow(uid)) { Ok(pid) } else { Err(denied(dir, own(), uid)) }
 }
 
 /// User of the peer of `stream`, wherever its process runs; `None` if the kernel does not report it.
 pub fn of_peer(stream: &UnixStream) -> Option<u32> {
-    super::peer_of(stream).ok().map(|(uid, _)| uid)
+    let (uid, pid) = super::peer_of(stream).ok()?;
+    (pid != 0 || !is_overflow(uid)).then_some(uid)
 }
+
+/// Whether `uid` is what the kernel reports of every user that this user namespace does not have: it is nobody's then.
+fn is_overflow(uid: u32) -> bool {
+    let found = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok().and_then(|text| text.trim().parse().ok());
+    uid == found.unwrap_or(OVERFLOW)
+}
+
+/// What the kernel reports of unmapped users unless it was set otherwise.
+const OVERFLOW: u32 = 65_534;
 
 /// Most connections that wait to be accepted.
 const BACKLOG: i32 = 128;

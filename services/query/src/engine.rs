@@ -221,7 +221,7 @@ impl Engine {
 
     /// Counts a statement that has no answer.
     fn counted<T>(&self, result: Result<T, QueryError>) -> Result<T, QueryError> {
-        result.inspect_err(|_| self.statistics.refuse())
+        result.inspect_err(|error| self.statistics.refuse(error))
     }
 
     /// The limits of statements.

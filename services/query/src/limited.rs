@@ -92,7 +92,11 @@ impl Stream for Limited {
                 let rows = batch.num_rows();
                 self.running.count(rows);
             }
-            Some(Err(error)) => self.running.end(Outcome::of_rows(error)),
+            Some(Err(error)) => {
+                let outcome = Outcome::of_rows(error);
+                self.is_over = true;
+                self.running.end(outcome);
+            }
             None => {
                 self.is_over = true;
                 let checked = self.check();

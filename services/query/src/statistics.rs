@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Unit;
 
+use crate::failure::QueryError;
 use crate::traces::Traced;
 
 /// The shortest time of a statement that has a bucket of its own, seconds; each next bucket ends at twice the time, up to 17 minutes.
@@ -111,9 +112,15 @@ impl Default for Statistics {
 }
 
 impl Statistics {
-    /// Counts a statement that has no answer.
-    pub fn refuse(&self) {
-        self.statements.get_or_create(&[("outcome", Outcome::Refused.name())]).inc();
+    /// Counts a statement that has no answer, because of `error`.
+    pub fn refuse(&self, error: &QueryError) {
+        let outcome = match error {
+            QueryError::Statement { .. } => Outcome::Refused,
+            QueryError::Memory { .. } => Outcome::OutOfMemory,
+            QueryError::TooLong { .. } => Outcome::TooLong,
+            QueryError::Store(_) | QueryError::Internal { .. } => Outcome::Failed,
+        };
+        self.statements.get_or_create(&[("outcome", outcome.name())]).inc();
     }
 
     /// A statement begins to run; it may be traced.

@@ -65,6 +65,7 @@ fn started(command: &mut Command) -> Served {
     let mut log = String::new();
     while !log.contains("answering SQL") {
         log += &lines.recv_timeout(Duration::from_secs(60)).unwrap();
+        log.push('\n');
     }
     let field = |name: &str| log.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     let metrics = field("at=http://").trim_end_matches("/metrics").to_owned();

@@ -24,8 +24,9 @@ use crate::output::{Format, table};
 use crate::processes::Served;
 use crate::terminal::{self, duration, thousands};
 
-/// Room that the largest measurement takes: log and SSTables of 20 M records, and the file that the disk is measured with.
+/// Room that the measurement takes: log and SSTables of so many records, and the file that the disk is measured with.
 const ROOM: u64 = 6 << 30;
+const ROOM_RECORDS: u64 = 20_000_000;
 /// The longest time of a histogram, ns; longer ones count as this.
 const LONGEST: u64 = 60_000_000_000;
 
@@ -127,8 +128,9 @@ fn run_until(stop: &AtomicBool, store: &Path, args: &Args, format: Format) -> Ou
     let free = rustix::fs::statvfs(&place)
         .map(|found| found.f_bavail * found.f_frsize)
         .map_err(|error| Failure::new(USAGE, format!("{}: {error}; choose a directory with --dir", place.display())))?;
-    if free < ROOM {
-        let (free, room) = (indicatif::BinaryBytes(free), indicatif::BinaryBytes(ROOM));
+    let room = ROOM / ROOM_RECORDS * args.records.max(ROOM_RECORDS);
+    if free < room {
+        let (free, room) = (indicatif::BinaryBytes(free), indicatif::BinaryBytes(room));
         let why =
             format!("{} has {free} free, and the measurement takes up to {room}; choose a directory with --dir", place.display());
         return Err(Failure::new(USAGE, why));

@@ -146,6 +146,9 @@ pub(super) fn ingest(store: &Path, records: u64, seconds: f64, stop: &AtomicBool
             }
             publisher.send();
             check_stop(stop)?;
+            if !control.is_alive(HostClock.monotonic()) {
+                return Err(error.into());
+            }
         }
         done = n + 1;
         if done % BATCH == 0 {

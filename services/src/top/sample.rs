@@ -81,14 +81,14 @@ impl Taker {
     /// There is no store.
     pub fn take(&mut self) -> Outcome<Sample> {
         let (control, run_dir) = status::page(&self.store)?;
-        let mut status = Status::read(&control);
+        let (mut status, at) = (Status::read(&control), Instant::now());
         status::look_up_newest(&self.store, &mut status.publishers);
         let problem = status.trouble.map(|now| status::sentence(&self.store, now.trouble, now.since));
         let instruments = self.instruments(Lsn(status.watermarks.applied)).unwrap_or_default();
         let is_in_cluster = status.cluster.role != Role::Alone && status.process.is_some();
         let report = if is_in_cluster { request::own_host(&self.store, Command::Status).ok() } else { None };
         Ok(Sample {
-            at: Instant::now(),
+            at,
             time: HostClock.wall(),
             problem,
             shared_free: run_dir.as_ref().map_or(0, |run_dir| shm::free_bytes(run_dir.path())),

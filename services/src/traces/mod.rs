@@ -103,7 +103,8 @@ pub fn start(options: &Options<'_>) -> Outcome<Sender> {
         return Err(Failure::new(USAGE, why));
     }
     let cannot = |error: &dyn std::fmt::Display| Failure::new(UNAVAILABLE, format!("cannot send traces to {endpoint}: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| cannot(&error))?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(|error| cannot(&error))?;
     let entered = runtime.enter();
     let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(PATIENCE).build();
     let mut exporter = exporter.map_err(|error| cannot(&error))?;

@@ -41,3 +41,13 @@ fn a_configuration_that_is_read_again_changes_retention_and_a_wrong_one_changes_
     let output = store.tape(&["reload"]);
     assert_eq!(output.status.code(), Some(69));
 }
+
+#[test]
+fn a_program_that_serves_a_store_within_itself_is_not_ended_by_a_reload() {
+    let store = tapestore_engine::Embedded::temporary().unwrap();
+    let output =
+        std::process::Command::new(env!("CARGO_BIN_EXE_tape")).args(["reload", "--store"]).arg(store.path()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(69) && error.contains("no tape-storage of this release"), "{error}");
+    store.stop().unwrap();
+}

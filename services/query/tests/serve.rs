@@ -179,19 +179,24 @@ fn statements_and_clients_are_counted_by_how_they_end_and_each_metric_is_in_its_
         assert_eq!((outcome(&found, "answered"), found["tapestore_query_rows_total"]), (1.0, 1.0));
         assert_eq!(found["tapestore_query_statement_seconds_count"], 1.0);
         client.query_one("select prize from trade", &[]).await.unwrap_err();
-        client.query_one("insert into trade values (1)", &[]).await.unwrap_err();
+        client.query_one("select no_such_function(price) from trade", &[]).await.unwrap_err();
         assert_eq!(outcome(&scrape(at), "refused"), 2.0);
+        // It fails while it is planned or while it runs.
         client.query_one("select 1 / (value - 5) from generate_series(1, 10) where value = 5", &[]).await.unwrap_err();
-        assert_eq!(outcome(&scrape(at), "failed"), 1.0);
-        let memory = "select count(*) from (select value from generate_series(1, 30000000) order by value % 1000003)";
+        let found = scrape(at);
+        assert_eq!(outcome(&found, "refused") + outcome(&found, "failed"), 3.0, "{found:?}");
+        // It sorts more than it may hold, or is too slow for that.
+        let memory =
+            "select count(*) from (select value from generate_series(1, 30000000) order by value % 1000003 limit 20000000)";
         client.query_one(memory, &[]).await.unwrap_err();
         let found = scrape(at);
         assert_eq!(outcome(&found, "out-of-memory") + outcome(&found, "too-long"), 1.0, "{found:?}");
-        client.query_one("select count(*) from generate_series(1, 100000000000) where value % 7 = 3", &[]).await.unwrap_err();
+        let long = "select count(*) from generate_series(1, 100000000000) where value % 7 = 3";
+        client.query_one(long, &[]).await.unwrap_err();
         assert!(outcome(&scrape(at), "too-long") >= 1.0);
         // One that runs is a gauge, and a client that asks for its end makes it cancelled.
         let cancel = client.cancel_token();
-        let long = client.query_one("select count(*) from generate_series(1, 100000000000) where value % 7 = 3", &[]);
+        let long = client.query_one(long, &[]);
         let ends = async {
             while scrape(at)["tapestore_query_running_statements"] < 1.0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -206,7 +211,7 @@ fn statements_and_clients_are_counted_by_how_they_end_and_each_metric_is_in_its_
     let found = loop {
         let found = scrape(at);
         let is_over = found["tapestore_query_connections{protocol=\"postgres\"}"] == 0.0;
-        if is_over && found["tapestore_query_running_statements"] == 0.0 && outcome(&found, "cancelled") == 1.0 {
+        if is_over && found["tapestore_query_running_statements"] == 0.0 && outcome(&found, "cancelled") >= 1.0 {
             break found;
         }
         assert!(std::time::Instant::now() < deadline, "{found:?}");

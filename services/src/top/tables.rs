@@ -63,13 +63,13 @@ impl Table {
                 ("files", 7, true),
             ],
             Table::Peers => &[
-                ("host", 5, true),
-                ("address", 22, false),
+                ("host", 4, true),
+                ("address", 21, false),
                 ("votes", 5, false),
                 ("state", 14, false),
-                ("lag records", 12, true),
-                ("lag bytes", 10, true),
-                ("lag", 10, true),
+                ("lag records", 11, true),
+                ("lag bytes", 9, true),
+                ("lag", 9, true),
             ],
             Table::Kinds => &[("kind", 16, false), ("records/s", 12, true), ("records", 18, true)],
         }

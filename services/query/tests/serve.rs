@@ -24,6 +24,17 @@ struct Served {
     metrics: String,
 }
 
+impl Served {
+    /// A client of PostgreSQL's protocol.
+    async fn client(&self) -> tokio_postgres::Client {
+        let port = self.postgres.rsplit(':').next().unwrap();
+        let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
+        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+}
+
 impl Drop for Served {
     fn drop(&mut self) {
         // It may have ended.
@@ -120,11 +131,8 @@ fn a_client_of_postgresql_gets_an_answer_and_sigterm_ends_the_process_in_order()
     let store = store();
     let mut served = serve(&store);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let port: u16 = served.postgres.rsplit(':').next().unwrap().parse().unwrap();
     let price: f64 = runtime.block_on(async {
-        let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
-        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let client = served.client().await;
         client.query_one("select price from trade where symbol = $1", &[&"XNAS:AAPL"]).await.unwrap().get(0)
     });
     assert!((price - 189.98).abs() < f64::EPSILON);
@@ -168,11 +176,8 @@ fn statements_and_clients_are_counted_by_how_they_end_and_each_metric_is_in_its_
         assert_eq!(outcome(&before, of), 0.0, "{of}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let port: u16 = served.postgres.rsplit(':').next().unwrap().parse().unwrap();
     runtime.block_on(async {
-        let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
-        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let client = served.client().await;
         assert_eq!(scrape(at)["tapestore_query_connections{protocol=\"postgres\"}"], 1.0);
         client.query_one("select price from trade where symbol = $1", &[&"XNAS:AAPL"]).await.unwrap();
         let found = scrape(at);
@@ -291,11 +296,8 @@ fn a_statement_of_many_rows_runs_at_a_lower_priority_and_a_short_one_does_not() 
     let served = serve(&store);
     let pid = served.child.id();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let port: u16 = served.postgres.rsplit(':').next().unwrap().parse().unwrap();
     runtime.block_on(async {
-        let config = format!("host=127.0.0.1 port={port} user=ann dbname=tapestore");
-        let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
+        let client = served.client().await;
         for sql in [
             "select price from trade where symbol = 'XNAS:AAPL'",
             "select price from trade where symbol = 'XNAS:MSFT' order by time desc limit 1",

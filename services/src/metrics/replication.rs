@@ -15,7 +15,7 @@ use tapestore_engine::consensus::message::{Command, Progress, Report, Role};
 use tokio::sync::watch;
 
 use super::Source;
-use super::words::Words;
+use super::words::{Of, Words};
 use crate::replication::Counters;
 use crate::replication::session::{Links, StorageInfo};
 use crate::replication::tls::Files;
@@ -107,7 +107,7 @@ impl Collector for Metrics {
             peers(&mut to, report)?;
         }
         let ends = self.ends.iter().map(|(file, at)| (file.clone(), at.saturating_mul(1_000_000_000)));
-        to.times("replication_certificate_end_timestamp", "When a certificate ends, since 1970.", "file", ends)
+        to.gauges(Of::Time, ("replication_certificate_end_timestamp", "When a certificate ends, since 1970."), "file", ends)
     }
 }
 
@@ -115,13 +115,18 @@ fn carried(to: &mut Words<'_>, counters: &Counters) -> fmt::Result {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let ways = |sent: &AtomicU64, received: &AtomicU64| [("sent".to_owned(), of(sent)), ("received".to_owned(), of(received))];
     let messages = ways(&counters.sent, &counters.received);
-    to.counters("replication_messages", "Messages between this host and others.", "direction", messages)?;
+    to.counters(Of::Count, ("replication_messages", "Messages between this host and others."), "direction", messages)?;
     let bytes = ways(&counters.sent_bytes, &counters.received_bytes);
-    to.bytes_counters("replication_frames", "Bytes of frames between this host and others.", "direction", bytes)?;
+    to.counters(Of::Bytes, ("replication_frames", "Bytes of frames between this host and others."), "direction", bytes)?;
     let snapshots = ways(&counters.snapshots_sent, &counters.snapshots_fetched);
-    to.counters("replication_snapshots", "Snapshots of a store between this host and others.", "direction", snapshots)?;
+    to.counters(
+        Of::Count,
+        ("replication_snapshots", "Snapshots of a store between this host and others."),
+        "direction",
+        snapshots,
+    )?;
     let bytes = ways(&counters.snapshot_bytes_sent, &counters.snapshot_bytes_fetched);
-    to.bytes_counters("replication_snapshots", "Bytes of these.", "direction", bytes)?;
+    to.counters(Of::Bytes, ("replication_snapshots", "Bytes of these."), "direction", bytes)?;
     to.counter("replication_connects", "Connections to other hosts.", of(&counters.connects))?;
     to.counter("replication_dropped_messages", "Messages dropped: not connected, or a full queue.", of(&counters.dropped))?;
     to.counter("replication_stale_frames", "Frames that the log no longer had.", of(&counters.stale_frames))?;
@@ -135,11 +140,11 @@ fn queues(to: &mut Words<'_>, links: &Links) -> fmt::Result {
         links.iter().map(move |(node, link)| (node.0.to_string(), number(link)))
     };
     let connected = of(|link| u64::from(link.is_connected()));
-    to.gauges("replication_peer_connected", "1 while the host is connected.", "peer", connected)?;
+    to.gauges(Of::Count, ("replication_peer_connected", "1 while the host is connected."), "peer", connected)?;
     let frames = of(|link| link.queued().0);
-    to.bytes_of("replication_peer_queued", "Bytes of frames queued for the host.", "peer", frames)?;
+    to.gauges(Of::Bytes, ("replication_peer_queued", "Bytes of frames queued for the host."), "peer", frames)?;
     let forwarded = of(|link| link.queued().1);
-    to.bytes_of("replication_peer_forwarded_queued", "Bytes of batches queued for the host.", "peer", forwarded)
+    to.gauges(Of::Bytes, ("replication_peer_forwarded_queued", "Bytes of batches queued for the host."), "peer", forwarded)
 }
 
 fn host(to: &mut Words<'_>, report: &Report) -> fmt::Result {
@@ -165,12 +170,22 @@ fn host(to: &mut Words<'_>, report: &Report) -> fmt::Result {
 fn peers(to: &mut Words<'_>, report: &Report) -> fmt::Result {
     let of = |number: fn(&Progress) -> u64| report.progress.iter().map(move |peer| (peer.node.0.to_string(), number(peer)));
     let active = of(|peer| u64::from(peer.is_active));
-    to.gauges("replication_peer_active", "1 if this leader has received something from the host lately.", "peer", active)?;
-    to.gauges("replication_peer_lag_records", "Records that the host is behind.", "peer", of(|peer| peer.lag_records))?;
-    to.bytes_of("replication_peer_lag", "Bytes of log that the host is behind.", "peer", of(|peer| peer.lag_bytes))?;
+    to.gauges(
+        Of::Count,
+        ("replication_peer_active", "1 if this leader has received something from the host lately."),
+        "peer",
+        active,
+    )?;
+    to.gauges(
+        Of::Count,
+        ("replication_peer_lag_records", "Records that the host is behind."),
+        "peer",
+        of(|peer| peer.lag_records),
+    )?;
+    to.gauges(Of::Bytes, ("replication_peer_lag", "Bytes of log that the host is behind."), "peer", of(|peer| peer.lag_bytes))?;
     let times = report.progress.iter().filter(|peer| peer.lag_ns < u64::MAX);
     let times = times.map(|peer| (peer.node.0.to_string(), peer.lag_ns));
-    to.times("replication_peer_lag", "Between this leader's newest frame and the host's.", "peer", times)?;
+    to.gauges(Of::Time, ("replication_peer_lag", "Between this leader's newest frame and the host's."), "peer", times)?;
     let waits = of(|peer| u64::from(peer.needs_snapshot || peer.is_behind_log));
-    to.gauges("replication_peer_needs_snapshot", "1 if the host needs a snapshot of this store.", "peer", waits)
+    to.gauges(Of::Count, ("replication_peer_needs_snapshot", "1 if the host needs a snapshot of this store."), "peer", waits)
 }

@@ -21,7 +21,7 @@ use tapestore::shm::spill;
 use tapestore::shm::status::{PublisherStatus, Role, State, Status};
 
 use super::Source;
-use super::words::Words;
+use super::words::{Of, Words};
 use crate::{held_files, last_backup};
 
 /// The processes that hold deleted files are looked for at most so often: it reads the maps of every process.
@@ -182,11 +182,11 @@ fn records(to: &mut Words<'_>, status: &Status) -> fmt::Result {
     let ingest = &status.ingest;
     to.counter("records", "Records accepted since the start.", ingest.records)?;
     let by_kind = ingest.by_kind.iter().map(|kind| (kind.kind.to_owned(), kind.records));
-    to.counters("kind_records", "The same by kind; those of all user-defined kinds are user.", "kind", by_kind)?;
+    to.counters(Of::Count, ("kind_records", "The same by kind; those of all user-defined kinds are user."), "kind", by_kind)?;
     to.counter("duplicates", "Repeated records, dropped.", ingest.duplicates)?;
     let refused = [("gap", ingest.gaps), ("malformed", ingest.malformed), ("fenced", ingest.fenced)];
     let refused = refused.map(|(reason, batches)| (reason.to_owned(), batches));
-    to.counters("refused_batches", "Batches refused; a gap is sent again by its publisher.", "reason", refused)?;
+    to.counters(Of::Count, ("refused_batches", "Batches refused; a gap is sent again by its publisher."), "reason", refused)?;
     let marks = status.watermarks;
     let marks = [
         ("appended", marks.appended),
@@ -196,7 +196,7 @@ fn records(to: &mut Words<'_>, status: &Status) -> fmt::Result {
         ("flushed", marks.flushed),
     ];
     let marks = marks.map(|(mark, lsn)| (mark.to_owned(), lsn));
-    to.gauges("watermark_lsn", "LSN of the newest record that is so far.", "watermark", marks)?;
+    to.gauges(Of::Count, ("watermark_lsn", "LSN of the newest record that is so far."), "watermark", marks)?;
     to.gauge("instruments", "Instruments registered.", ingest.instruments)?;
     to.gauge("user_kinds", "User-defined kinds.", ingest.kinds)?;
     to.counter("clock_steps", "Times that the host's clock was found set, or behind the store.", ingest.clock_steps)
@@ -220,10 +220,10 @@ fn publishers(to: &mut Words<'_>, status: &Status) -> fmt::Result {
     let attached = all.values().filter(|one| one.state == SlotState::Attached).count();
     to.gauge("publishers", "Attached publishers.", attached as u64)?;
     let of = |number: fn(&PublisherStatus) -> u64| all.values().map(move |one| (one.publisher.to_string(), number(one)));
-    to.counters("publisher_records", "Number of its last record in the log.", "publisher", of(|one| one.accepted))?;
-    to.counters("publisher_gaps", "Gaps found in its numbers.", "publisher", of(|one| one.gaps))?;
+    to.counters(Of::Count, ("publisher_records", "Number of its last record in the log."), "publisher", of(|one| one.accepted))?;
+    to.counters(Of::Count, ("publisher_gaps", "Gaps found in its numbers."), "publisher", of(|one| one.gaps))?;
     let unsynced = of(|one| one.accepted.saturating_sub(one.durable));
-    to.gauges("publisher_unsynced_records", "Of these, not durable yet.", "publisher", unsynced)
+    to.gauges(Of::Count, ("publisher_unsynced_records", "Of these, not durable yet."), "publisher", unsynced)
 }
 
 fn back_pressure(to: &mut Words<'_>, status: &Status) -> fmt::Result {
@@ -270,7 +270,7 @@ fn history(to: &mut Words<'_>, status: &Status) -> fmt::Result {
 fn space(to: &mut Words<'_>, seen: &Seen) -> fmt::Result {
     let space = seen.status.space;
     let free = [("disk", space.free_bytes), ("shared_memory", seen.shared_free)].map(|(of, bytes)| (of.to_owned(), bytes));
-    to.bytes_of("free", "Room left.", "place", free)?;
+    to.gauges(Of::Bytes, ("free", "Room left."), "place", free)?;
     to.bytes("kept_free", "Room on the disk below which records are refused.", space.kept_free_bytes)?;
     to.bytes("pinned", "Bytes of deleted files that processes still map.", seen.held.bytes)?;
     to.gauge("pinning_processes", "Processes that map them.", seen.held.processes)

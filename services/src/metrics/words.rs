@@ -14,6 +14,27 @@ use tapestore::shm::histogram::{self, Distribution};
 /// Writes metrics.
 pub(super) struct Words<'e>(pub(super) DescriptorEncoder<'e>);
 
+/// What values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Numbers without a unit.
+    Count,
+    /// Bytes.
+    Bytes,
+    /// Nanoseconds, which are written as seconds.
+    Time,
+}
+
+impl Of {
+    fn unit(self) -> Option<&'static Unit> {
+        match self {
+            Of::Count => None,
+            Of::Bytes => Some(&Unit::Bytes),
+            Of::Time => Some(&Unit::Seconds),
+        }
+    }
+}
+
 const NO_EXEMPLAR: Option<&Exemplar<NoLabelSet, f64>> = None;
 
 impl Words<'_> {
@@ -34,16 +55,19 @@ impl Words<'_> {
         metric.encode_counter(&seconds(ns), NO_EXEMPLAR)
     }
 
-    /// Numbers that rise, each with a value of `label`.
+    /// Values that rise, each with a value of `label`.
     pub(super) fn counters(
         &mut self,
-        name: &str,
-        help: &str,
+        of: Of,
+        (name, help): (&str, &str),
         label: &str,
         values: impl IntoIterator<Item = (String, u64)>,
     ) -> Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        each(&mut metric, label, values, |metric, value| metric.encode_counter(&value, NO_EXEMPLAR))
+        let mut metric = self.0.encode_descriptor(name, help, of.unit(), MetricType::Counter)?;
+        each(&mut metric, label, values, |metric, value| match of {
+            Of::Time => metric.encode_counter(&seconds(value), NO_EXEMPLAR),
+            Of::Count | Of::Bytes => metric.encode_counter(&value, NO_EXEMPLAR),
+        })
     }
 
     /// A number.
@@ -61,52 +85,19 @@ impl Words<'_> {
         self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?.encode_gauge(&seconds(ns))
     }
 
-    /// Numbers, each with a value of `label`.
+    /// Values, each with a value of `label`.
     pub(super) fn gauges(
         &mut self,
-        name: &str,
-        help: &str,
+        of: Of,
+        (name, help): (&str, &str),
         label: &str,
         values: impl IntoIterator<Item = (String, u64)>,
     ) -> Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        each(&mut metric, label, values, |metric, value| metric.encode_gauge(&value))
-    }
-
-    /// Bytes, each with a value of `label`.
-    pub(super) fn bytes_of(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: impl IntoIterator<Item = (String, u64)>,
-    ) -> Result {
-        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
-        each(&mut metric, label, values, |metric, value| metric.encode_gauge(&value))
-    }
-
-    /// Times of ns nanoseconds, each with a value of `label`.
-    pub(super) fn times(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: impl IntoIterator<Item = (String, u64)>,
-    ) -> Result {
-        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?;
-        each(&mut metric, label, values, |metric, value| metric.encode_gauge(&seconds(value)))
-    }
-
-    /// Bytes that rise, each with a value of `label`.
-    pub(super) fn bytes_counters(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &str,
-        values: impl IntoIterator<Item = (String, u64)>,
-    ) -> Result {
-        let mut metric = self.0.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Counter)?;
-        each(&mut metric, label, values, |metric, value| metric.encode_counter(&value, NO_EXEMPLAR))
+        let mut metric = self.0.encode_descriptor(name, help, of.unit(), MetricType::Gauge)?;
+        each(&mut metric, label, values, |metric, value| match of {
+            Of::Time => metric.encode_gauge(&seconds(value)),
+            Of::Count | Of::Bytes => metric.encode_gauge(&value),
+        })
     }
 
     /// One of some: 1 for each value of `label` that holds, 0 for the others.
@@ -117,7 +108,7 @@ impl Words<'_> {
         label: &str,
         values: impl IntoIterator<Item = (&'v str, bool)>,
     ) -> Result {
-        self.gauges(name, help, label, values.into_iter().map(|(value, holds)| (value.to_owned(), u64::from(holds))))
+        self.gauges(Of::Count, (name, help), label, values.into_iter().map(|(value, holds)| (value.to_owned(), u64::from(holds))))
     }
 
     /// What the program is.

@@ -1,6 +1,6 @@
 //! Owns: `tape cluster install-snapshot`: replaces a host's damaged store by a snapshot of the leader's.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tapestore::disk::{Disk, RealDisk};
 use tapestore::error::Error;
@@ -21,15 +21,8 @@ pub struct Args {
     /// member list
     #[arg(long)]
     from: String,
-    /// Certificate of this host, PEM
-    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
-    tls_cert: Option<PathBuf>,
-    /// Key of the certificate, PEM
-    #[arg(long)]
-    tls_key: Option<PathBuf>,
-    /// Authority that signs the certificates of all hosts, PEM
-    #[arg(long)]
-    tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Flags,
 }
 
 /// Runs the command on `store`.
@@ -42,10 +35,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
             "is not a host of a cluster. Run tape cluster init --join with a new store; it then gets a snapshot by itself";
         Failure::new(USAGE, format!("{} {reason}", store.display()))
     })?;
-    let tls = match (&args.tls_cert, &args.tls_key, &args.tls_ca) {
-        (Some(cert), Some(key), Some(ca)) => Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() }),
-        _ => None,
-    };
+    let tls = args.tls.files();
     // The leader's certificate names its node number.
     let named = super::member(&args.from).ok();
     let listed = own.members.iter().find(|s| s.address == args.from && s.node != own.node);

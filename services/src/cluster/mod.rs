@@ -6,7 +6,7 @@ pub mod install;
 pub mod request;
 pub mod scrub;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use tapestore_engine::consensus::message::{Command as Request, Member, Report, R
 
 use crate::exit::{Failure, INTERRUPTED, LATER, Outcome, USAGE};
 use crate::output::{Format, table};
+use crate::replication::tls;
 use crate::stdout::{self, say};
 use crate::terminal::{self, duration, thousands};
 use crate::waiting::Waiting;
@@ -64,15 +65,8 @@ pub struct Target {
     /// Send the request to the replication process at host:port instead of the storage process of --store
     #[arg(long)]
     at: Option<String>,
-    /// Certificate of an operator, PEM
-    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
-    tls_cert: Option<PathBuf>,
-    /// Key of the certificate, PEM
-    #[arg(long)]
-    tls_key: Option<PathBuf>,
-    /// Authority that signs the certificates of all hosts, PEM
-    #[arg(long)]
-    tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Flags,
 }
 
 /// `tape cluster init`.

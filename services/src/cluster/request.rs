@@ -103,7 +103,7 @@ async fn connect(store: &Path, target: &Target, address: &str) -> Outcome<Channe
     let bad = |e: &dyn std::fmt::Display| Failure::new(USAGE, format!("{address}: {e}"));
     let away = |e: tonic::transport::Error| Failure::new(UNAVAILABLE, format!("{address}: {}", tls::why(&e)));
     let id = tapestore::wal::meta::read(&tapestore::disk::RealDisk, store)?.map_or(0, |m| m.store_id);
-    let (Some(cert), Some(key), Some(ca)) = (&target.tls_cert, &target.tls_key, &target.tls_ca) else {
+    let Some(files) = target.tls.files() else {
         tls::check_plain(address, false)?;
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
         // This host's member list names the node of that address. Without it any node is accepted.
@@ -119,7 +119,6 @@ async fn connect(store: &Path, target: &Target, address: &str) -> Outcome<Channe
         let why = "no member of this store's cluster has this address; to list the members, run: tape cluster status --store";
         bad(&format_args!("{why} {}", store.display()))
     })?;
-    let files = tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() };
     let config = files.client(node, id)?;
     let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|e| e.tls_config(config)).map_err(|e| bad(&e))?;
     endpoint.connect().await.map_err(away)

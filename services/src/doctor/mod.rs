@@ -44,15 +44,8 @@ pub struct Args {
     /// Configuration file of tape-replication, for its certificates
     #[arg(long, value_name = "CONFIG")]
     replication_config: Option<PathBuf>,
-    /// Certificate of this host, PEM
-    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
-    tls_cert: Option<PathBuf>,
-    /// Key of the certificate, PEM
-    #[arg(long)]
-    tls_key: Option<PathBuf>,
-    /// Authority that signs the certificates of all hosts, PEM
-    #[arg(long)]
-    tls_ca: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Flags,
     /// Do not measure what a sync costs, which writes 4 MiB beside the store and syncs them some hundred times
     #[arg(long)]
     no_measure: bool,
@@ -67,8 +60,8 @@ pub struct Args {
 impl Args {
     /// The certificates to examine.
     fn tls(&self) -> Outcome<Option<tls::Files>> {
-        if let (Some(cert), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) {
-            return Ok(Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() }));
+        if let Some(files) = self.tls.files() {
+            return Ok(Some(files));
         }
         let Some(path) = &self.replication_config else { return Ok(None) };
         Ok(replication::read_options(path)?.tls)

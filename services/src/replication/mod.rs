@@ -102,15 +102,9 @@ pub struct Args {
     /// Address to listen on, host:port [default: this host's address in the member list]
     #[arg(long)]
     pub listen: Option<String>,
-    /// Certificate of this host, PEM
-    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
-    pub tls_cert: Option<PathBuf>,
-    /// Key of the certificate, PEM
-    #[arg(long)]
-    pub tls_key: Option<PathBuf>,
-    /// Authority that signs the certificates of all hosts, PEM
-    #[arg(long)]
-    pub tls_ca: Option<PathBuf>,
+    /// Certificates.
+    #[command(flatten)]
+    pub tls: tls::Flags,
     /// Serve metrics for Prometheus at host:port, or unix:/path/of/socket, with /healthz and /readyz [default: nowhere]
     #[arg(long)]
     pub metrics: Option<String>,
@@ -136,9 +130,7 @@ impl Args {
         if let Some(listen) = &self.listen {
             options.listen.clone_from(listen);
         }
-        if let (Some(cert), Some(key), Some(ca)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) {
-            options.tls = Some(tls::Files { cert: cert.clone(), key: key.clone(), ca: ca.clone() });
-        }
+        options.tls = self.tls.files().or(options.tls);
         if let Some(metrics) = &self.metrics {
             options.metrics.clone_from(metrics);
         }

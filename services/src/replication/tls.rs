@@ -45,6 +45,28 @@ pub struct Files {
     pub ca: PathBuf,
 }
 
+/// The same on a command line: all three or none.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Flags {
+    /// Certificate of this host, or of an operator who sends a request, PEM
+    #[arg(long, requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Key of the certificate, PEM
+    #[arg(long)]
+    tls_key: Option<PathBuf>,
+    /// Authority that signs the certificates of all hosts, PEM
+    #[arg(long)]
+    tls_ca: Option<PathBuf>,
+}
+
+impl Flags {
+    /// The files, if they are given.
+    pub fn files(&self) -> Option<Files> {
+        let Flags { tls_cert, tls_key, tls_ca } = self.clone();
+        Some(Files { cert: tls_cert?, key: tls_key?, ca: tls_ca? })
+    }
+}
+
 /// The name in the certificate of host `node`; `cluster` is the part after the dot.
 pub fn node_name(node: NodeId, cluster: &str) -> String {
     format!("node-{node}.{cluster}")

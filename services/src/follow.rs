@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tapestore::error::Error;
@@ -11,6 +13,8 @@ use tapestore::subscriber::{Event, Subscriber};
 
 use crate::exit::{Outcome, interrupted};
 use crate::logging::note;
+use crate::metrics::reader::{Read, Reading};
+use crate::metrics::{self, Endpoint};
 use crate::output::{Format, Rows};
 use crate::query::{Filter, catalog, instruments, note_empty, passes};
 use crate::stdout;
@@ -32,11 +36,14 @@ pub struct Tail {
     #[arg(long)]
     idle_ms: Option<u64>,
     /// Read the live service of the publishers, before records are stored
-    #[arg(long)]
+    #[arg(long, conflicts_with = "metrics")]
     live: bool,
     /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
     #[arg(long, default_value = "appended")]
     at: At,
+    /// Serve metrics for Prometheus at this address while it follows: host:port or unix:/path [default: not served]
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+    metrics: String,
 }
 
 /// `tape follow`.
@@ -59,6 +66,9 @@ pub struct FollowArgs {
     /// Watermark: committed, durable, appended (the newest), flushed (in SSTables)
     #[arg(long, default_value = "appended")]
     at: At,
+    /// Serve metrics for Prometheus at this address while it follows: host:port or unix:/path [default: not served]
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+    metrics: String,
 }
 
 /// `tape follow`.
@@ -69,6 +79,9 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let mut reader = catalog(store, args.at)?;
     let wanted = instruments(&args.filter, &mut reader)?;
+    let read: Arc<Read> = Arc::default();
+    read.next.store(args.from_lsn, Ordering::Relaxed);
+    let _metrics = Endpoint::of(&args.metrics, || Reading::new(read.clone(), reader.control().clone(), args.at))?;
     let format = Format { json: !format.csv, ..format };
     let mut names = catalog(store, args.at)?;
     let mut out = Rows::new(format, names.symbols()?);
@@ -80,7 +93,9 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
         match follow.poll() {
             Ok(Some(row)) => {
                 waiting = None;
-                if passes(&args.filter, &wanted, &row.record) {
+                let has_passed = passes(&args.filter, &wanted, &row.record);
+                read.one(row.lsn.0 + 1, has_passed);
+                if has_passed {
                     passed += 1;
                     silence.over();
                     if args.tally {
@@ -108,7 +123,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
                 out.flush()?;
                 wait_for_storage(&mut follow, e, &mut waiting)?;
             }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => skipped(&read, &e),
             Err(e) => return Err(e.into()),
         }
     }
@@ -124,6 +139,15 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
         note_empty(passed, &format!("such record from LSN {} on", args.from_lsn));
     }
     if is_incomplete { Err(interrupted()) } else { Ok(()) }
+}
+
+/// Notes and counts records that were withdrawn, or have expired before they were read.
+fn skipped(read: &Read, error: &Error) {
+    match error {
+        Error::Expired { first, last } => metrics::reader::add(&read.expired, last.0 + 1 - first.0),
+        _ => metrics::reader::add(&read.withdrawals, 1),
+    }
+    note(format_args!("note: {error}"));
 }
 
 /// Whether `follow` has read all records of a stopped store.
@@ -255,7 +279,10 @@ fn tail_stored(
     end: &mut End<'_>,
 ) -> Outcome {
     let snapshot = reader.snapshot(args.at)?;
+    let read: Arc<Read> = Arc::default();
+    let _metrics = Endpoint::of(&args.metrics, || Reading::new(read.clone(), reader.control().clone(), args.at))?;
     let from = begin(store, args, wanted, snapshot.last(), end)?;
+    read.next.store(from.0, Ordering::Relaxed);
     end.came();
     drop(snapshot);
     let (mut follow, mut waiting, mut silence) = (reader.follow(from, args.at), None, Silence::new());
@@ -264,7 +291,9 @@ fn tail_stored(
             Ok(Some(row)) => {
                 waiting = None;
                 end.came();
-                if passes(&args.filter, wanted, &row.record) {
+                let has_passed = passes(&args.filter, wanted, &row.record);
+                read.one(row.lsn.0 + 1, has_passed);
+                if has_passed {
                     silence.over();
                     out.push(&row)?;
                 }
@@ -279,7 +308,7 @@ fn tail_stored(
                 out.flush()?;
                 wait_for_storage(&mut follow, e, &mut waiting)?;
             }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => note(format_args!("note: {e}")),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => skipped(&read, &e),
             Err(e) => return Err(e.into()),
         }
     }

@@ -4,6 +4,8 @@
 //! account that [`Loader::load`] returns adds up to them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tapestore::lsn::InstrumentId;
@@ -70,6 +72,8 @@ pub struct Loader<'a> {
     pub batch: u32,
     /// Whether due times are measured at [`Rate::Max`] too, which costs time.
     pub timed: bool,
+    /// Counts the records that waited because the ring was full.
+    pub full: Arc<AtomicU64>,
     /// Whether to stop.
     pub stop: &'a dyn Fn() -> bool,
 }
@@ -77,7 +81,7 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// A loader at [`Rate::Max`].
     pub fn new(publisher: &'a mut Publisher, stop: &'a dyn Fn() -> bool) -> Loader<'a> {
-        Loader { publisher, rate: Rate::Max, batch: BATCH, timed: false, stop }
+        Loader { publisher, rate: Rate::Max, batch: BATCH, timed: false, full: Arc::default(), stop }
     }
 
     /// Publishes `input` and waits until its records reach the publisher's level.
@@ -140,6 +144,13 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// A record begins to wait for room in the ring.
+    fn waits(&self) -> Instant {
+        // A lone counter, read by scrapes: relaxed.
+        self.full.fetch_add(1, Ordering::Relaxed);
+        Instant::now()
+    }
+
     /// Stages `record`; `false` if the command must stop before there is room for it.
     fn stage(&mut self, record: RecordRef<'_>) -> Outcome<bool> {
         let mut began: Option<Instant> = None;
@@ -149,7 +160,7 @@ impl<'a> Loader<'a> {
                 Err(PublishError::Full { .. } | PublishError::NoSpace { .. }) if (self.stop)() => return Ok(false),
                 // A file waits for room in the ring; it needs no other buffer.
                 Err(PublishError::Full { .. } | PublishError::NoSpace { .. })
-                    if began.get_or_insert_with(Instant::now).elapsed() < FULL_TIMEOUT => {}
+                    if began.get_or_insert_with(|| self.waits()).elapsed() < FULL_TIMEOUT => {}
                 Err(e) => return Err(e.into()),
             }
         }

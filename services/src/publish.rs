@@ -1,6 +1,8 @@
 //! Owns: `tape publish`: publishes the records of a file or of the simulated market at a rate.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use tapestore::lsn::{Durability, PublisherId};
@@ -10,6 +12,8 @@ use crate::choice;
 use crate::exit::{Failure, Outcome, USAGE};
 use crate::identity;
 use crate::load::{BATCH, Loaded, Loader, end, report_left};
+use crate::metrics::Endpoint;
+use crate::metrics::publisher::Publishing;
 use crate::output::Format;
 use crate::source::{Rate, Source};
 use crate::terminal;
@@ -30,6 +34,9 @@ pub struct Args {
     /// Most records sent together at rate max
     #[arg(long, default_value_t = BATCH)]
     batch: u32,
+    /// Serve metrics for Prometheus at this address while it publishes: host:port or unix:/path [default: not served]
+    #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+    metrics: String,
 }
 
 /// `tape publish`.
@@ -47,8 +54,10 @@ pub fn run(store: PathBuf, args: &Args, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let is_over = || terminal::is_raised(&stop);
     let mut input = args.source.open(&is_over)?;
+    let full: Arc<AtomicU64> = Arc::default();
+    let _metrics = Endpoint::of(&args.metrics, || Publishing::new(publisher.monitor(), full.clone()))?;
     let began = Instant::now();
-    let mut loader = Loader { rate: args.rate, batch: args.batch, ..Loader::new(&mut publisher, &is_over) };
+    let mut loader = Loader { rate: args.rate, batch: args.batch, full, ..Loader::new(&mut publisher, &is_over) };
     let loaded = loader.load(input.as_mut());
     report(&loaded, &publisher.progress(), began.elapsed().as_secs_f64(), format);
     end(publisher, &loaded.accounting);

@@ -51,4 +51,6 @@ pub struct Progress {
     pub rewinds: u64,
     /// Number of times that it attached again.
     pub reattached: u64,
+    /// Records lost since it was opened; see [`Lost`].
+    pub lost: u64,
 }

@@ -13,6 +13,8 @@ mod error;
 mod keeper;
 mod link;
 mod lost;
+mod monitor;
+mod numbers;
 mod options;
 mod outstanding;
 mod ring;
@@ -28,6 +30,8 @@ pub use self::error::PublishError;
 use self::keeper::{ANSWER_TIMEOUT, Keeper, attach, incarnation};
 use self::link::{connect, register};
 pub use self::lost::{Lost, Progress};
+pub use self::monitor::Monitor;
+pub use self::numbers::Numbers;
 pub use self::options::Options;
 pub use self::outstanding::Outstanding;
 use self::state::{KEEPER_BATCHES, State, lock};
@@ -355,6 +359,11 @@ impl Publisher {
         let mut state = lock(&self.state);
         state.reap();
         state.outstanding()
+    }
+
+    /// Reads its numbers from other threads.
+    pub fn monitor(&self) -> Monitor {
+        Monitor::new(self.state.clone(), self.origin)
     }
 
     /// Takes the records lost since the last call; see [`Lost`].

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::error::PublishError;
 use super::link::Link;
 use super::lost::{Lost, Progress, gap_record};
+use super::numbers::Numbers;
 use super::options::Options;
 use super::outstanding::Outstanding;
 use super::ring::Ring;
@@ -121,6 +122,18 @@ impl State {
     /// Progress as of the last [`State::reap`].
     pub(super) fn progress(&self) -> Progress {
         Progress { published: PubSeq(self.ring.next().0 - 1), epoch: self.epoch, ..self.progress }
+    }
+
+    /// All numbers, as of the last [`State::reap`].
+    pub(super) fn numbers(&self) -> Numbers {
+        Numbers {
+            publisher: self.publisher,
+            level: self.level,
+            progress: self.progress(),
+            outstanding: self.outstanding(),
+            is_attached: self.link.is_some(),
+            ring_records: self.ring.next().0 - self.ring.first().0,
+        }
     }
 
     /// Accepted records below the level, as of the last [`State::reap`].
@@ -256,6 +269,7 @@ impl State {
             let lost = (first <= last).then_some(Lost { epoch: self.epoch, first, last });
             let gap = lost.map(|l| gap_record(self.publisher, &l));
             self.ring.renumber(gap.as_ref().map(|g| g.words()));
+            self.progress.lost += lost.map_or(0, |l| l.last.0 + 1 - l.first.0);
             self.lost.extend(lost);
             self.epoch = grant.epoch;
             self.progress.accepted = PubSeq(0);

@@ -44,7 +44,8 @@ impl std::fmt::Display for At {
 }
 
 /// The last record of the store at `at`.
-pub(super) fn watermark(control: &Control, at: At) -> Lsn {
+#[doc(hidden)]
+pub fn watermark(control: &Control, at: At) -> Lsn {
     match at {
         At::Appended => control.appended(),
         At::Durable => control.durable(),

@@ -5,12 +5,15 @@
 //! | `words` | writing metrics of one name, in the text format of OpenMetrics |
 //! | `storage` | what storage says, from the control page alone |
 //! | `replication` | what replication says: this host in its cluster, the other hosts, its certificates |
+//! | `publisher`, `reader` | what a command says that publishes or follows, on request |
 //! | `process` | memory, threads, open files and processor time of this process |
 //!
 //! What must hold: a scrape only reads, on a thread of its own, and takes nothing from the threads that work. Clients, requests and
 //! their time are bounded. Labels have few values: a name that comes from records is never one.
 
 pub mod process;
+pub mod publisher;
+pub mod reader;
 pub mod replication;
 pub mod storage;
 mod words;

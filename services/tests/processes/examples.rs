@@ -45,6 +45,8 @@ fn every_example_runs_and_prints_what_the_store_holds() {
     assert!(run("own_kind", &store.path, &[]).contains("with order id 7: 1"));
     assert!(run("back_pressure", &store.path, &["50000"]).contains("50000 durable"));
     assert!(run("replay", &store.path, &["70010"]).contains("70010 records"));
+    let said = run("monitor", &store.path, &["50000"]);
+    assert!(said.contains("published") && said.contains("0 lost") && said.contains("50000 durable"), "{said}");
 
     let lines = |name: &str| store.path.with_file_name(name);
     let subscriber = started("subscribe", &store.path, &["1000"], &lines("subscribe"));

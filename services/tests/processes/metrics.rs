@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use tape_services::addresses;
+use tape_services::processes::Process;
 use tapestore::lsn::{Durability, InstrumentId};
 use tapestore::record::{RecordRef, Trade};
 use tapestore::time::Ts;
@@ -118,7 +119,11 @@ fn metrics_are_the_numbers_of_the_status_and_each_is_in_the_page_of_metrics() {
         cut.filter(|cut| found.contains_key(&format!("{cut}_bucket{{le=\"+Inf\"}}"))).unwrap_or(name).to_owned()
     };
     let exported: BTreeSet<String> = names(&found).iter().filter(|name| name.starts_with("tapestore_")).map(plain).collect();
-    let is_others = |name: &String| ["tapestore_replication_", "tapestore_query_"].iter().any(|of| name.starts_with(of));
+    let is_others = |name: &String| {
+        ["tapestore_replication_", "tapestore_query_", "tapestore_publishing_", "tapestore_reading_"]
+            .iter()
+            .any(|of| name.starts_with(of))
+    };
     let documented: BTreeSet<String> = named(&page).into_iter().filter(|name| !is_others(name)).collect();
     let missing: Vec<_> = exported.difference(&documented).collect();
     let unknown: Vec<_> = documented.difference(&exported).collect();
@@ -127,6 +132,66 @@ fn metrics_are_the_numbers_of_the_status_and_each_is_in_the_page_of_metrics() {
     assert_eq!(ask(&address, "GET", "/").0, 404);
     assert_eq!(ask(&address, "POST", "/metrics").0, 405);
     assert_eq!((ask(&address, "GET", "/healthz").0, ask(&address, "GET", "/readyz").0), (200, 200));
+}
+
+/// The names of the page that begin with `prefix`.
+fn documented(prefix: &str) -> BTreeSet<String> {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();
+    named(&page).into_iter().filter(|name| name.starts_with(prefix)).collect()
+}
+
+#[test]
+fn a_publishing_and_a_following_command_serve_their_numbers_on_request() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M"]);
+    store.start();
+    let addresses = addresses::unused(2).unwrap();
+    let (publishing, reading) = (addresses[0].to_string(), addresses[1].to_string());
+    let path = store.path.clone();
+    let start = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tape"));
+        command.args(arguments).arg("--store").arg(&path).stdout(Stdio::null());
+        Process::start("tape", &mut command).unwrap()
+    };
+    let mut publisher =
+        start(&["publish", "--sim", "--records", "100000000", "--rate", "x1", "--publisher", "7", "--metrics", &publishing]);
+    let mut follower = start(&["follow", "--kind", "trade", "--metrics", &reading]);
+    let at = |place: &str| format!("tapestore_publishing_seq{{place=\"{place}\"}}");
+    let of_publisher = eventually("durable records of the publisher", || {
+        std::net::TcpStream::connect(&publishing).ok()?;
+        let found = scrape(&publishing);
+        (found.get(&at("durable"))? > &100.0).then_some(found)
+    });
+    assert!(of_publisher[&at("published")] >= of_publisher[&at("accepted")]);
+    assert!(of_publisher[&at("accepted")] >= of_publisher[&at("durable")], "{of_publisher:?}");
+    assert_eq!(of_publisher["tapestore_publishing_attached"], 1.0);
+    let of_reader = eventually("records of the reader", || {
+        std::net::TcpStream::connect(&reading).ok()?;
+        let found = scrape(&reading);
+        (found["tapestore_reading_passed_records_total"] > 10.0).then_some(found)
+    });
+    let (read, passed) = (of_reader["tapestore_reading_records_total"], of_reader["tapestore_reading_passed_records_total"]);
+    assert!(passed < read && of_reader["tapestore_reading_next_lsn"] >= read, "{of_reader:?}");
+    for (prefix, found) in [("tapestore_publishing_", &of_publisher), ("tapestore_reading_", &of_reader)] {
+        let exported: BTreeSet<String> = names(found).into_iter().filter(|name| name.starts_with("tapestore_")).collect();
+        assert_eq!(exported, documented(prefix));
+    }
+    // Without storage the publisher keeps its records and says so; the reader too.
+    store.kill();
+    eventually("what is said without storage", || {
+        let (mine, others) = (scrape(&publishing), scrape(&reading));
+        let waits = mine["tapestore_publishing_outstanding_records{place=\"ring\"}"] > 0.0;
+        (waits && mine["tapestore_publishing_attached"] == 0.0 && others["tapestore_reading_storage_serves"] == 0.0).then_some(())
+    });
+    assert_eq!((ask(&publishing, "GET", "/healthz").0, ask(&publishing, "GET", "/readyz").0), (200, 503));
+    assert_eq!((ask(&reading, "GET", "/healthz").0, ask(&reading, "GET", "/readyz").0), (200, 503));
+    store.start();
+    eventually("a publisher that is attached again", || {
+        let found = scrape(&publishing);
+        (found["tapestore_publishing_reattachments_total"] >= 1.0 && found["tapestore_publishing_attached"] == 1.0).then_some(())
+    });
+    assert_eq!(scrape(&publishing)["tapestore_publishing_lost_records_total"], 0.0);
+    publisher.kill();
+    follower.kill();
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn catches(pid: u64, store: &Path) -> bool {
 /// `tape reload`.
 ///
 /// # Errors
-/// No storage process serves the store (exit code 69), it cannot be signalled, its configuration is wrong (2), or it does not answer (75).
+/// No storage process serves the store (exit code 69), it runs as another user (77), it cannot be signalled, its configuration is wrong (2), or it does not answer (75).
 pub fn run(store: &Path, format: Format) -> Outcome {
     let reader = Reader::open(store)?;
     let control = reader.control();
@@ -37,6 +37,9 @@ pub fn run(store: &Path, format: Format) -> Outcome {
         || Failure::new(UNAVAILABLE, format!("no storage process serves {}; start it: tape-storage", store.display()));
     let pid = control.server().filter(|_| reader.is_storage_alive()).ok_or_else(no_storage)?;
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(no_storage)?;
+    if !rustix::process::geteuid().is_root() {
+        RunDir::find(store)?.check_user(store)?;
+    }
     if !catches(pid, store) {
         let why = format!(
             "process {pid}, which serves {}, is no tape-storage of this release that this user can see: stop it and start it again, \
@@ -61,7 +64,7 @@ pub fn run(store: &Path, format: Format) -> Outcome {
             if format.json {
                 out!("{}", serde_json::json!({ "process": pid, "reloads": now.0 }));
             } else {
-                out!("storage, process {pid}, uses retention and compaction of its configuration as it is now");
+                out!("storage, process {pid}, uses retention, compaction and log level of its configuration as it is now");
             }
             return Ok(());
         }

@@ -1,6 +1,6 @@
 //! Owns: requests to hosts of a cluster: to this host's storage process by its socket, to another host over the network.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -62,10 +62,17 @@ fn no_connection(address: &str) -> Failure {
 /// Sends `command` to the storage process of `store`, on this host.
 ///
 /// # Errors
-/// It does not answer, or refuses.
+/// It does not answer, or refuses; [`tapestore::error::Error::Denied`] if it runs as another user.
 pub fn own_host(store: &Path, command: Command) -> Outcome<Report> {
     let run_dir = RunDir::find(store)?;
-    let mut stream = UnixStream::connect(run_dir.cluster_socket()).map_err(|e| unavailable(store, &e))?;
+    let mut stream = match UnixStream::connect(run_dir.cluster_socket()) {
+        // A member of the group may read the store, and ask nothing of storage.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            run_dir.check_user(store)?;
+            return Err(unavailable(store, &e));
+        }
+        other => other.map_err(|e| unavailable(store, &e))?,
+    };
     stream.set_read_timeout(Some(PATIENCE))?;
     let bells = Bells::open(&run_dir.bells())?;
     stream.write_all(&Message::Command { id: 1, command }.encode()?)?;

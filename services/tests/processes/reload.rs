@@ -28,7 +28,7 @@ fn a_configuration_that_is_read_again_changes_retention_and_a_wrong_one_changes_
     // Right: all kinds are kept for no bytes, so what is not the newest goes.
     std::fs::write(&config, "retention = [{ kind = \"*\", bytes = 1 }]\n").unwrap();
     let said = store.tape_ok(&["reload"]);
-    assert!(said.contains("retention and compaction"), "{said}");
+    assert!(said.contains("retention, compaction"), "{said}");
     eventually("expired records", || (status()["history"]["expired_records"].as_u64() > Some(0)).then_some(()));
     let json: serde_json::Value = serde_json::from_str(&store.tape_ok(&["reload", "--json"])).unwrap();
     assert_eq!(json["reloads"], 2);

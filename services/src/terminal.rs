@@ -2,8 +2,8 @@
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tapestore_formats::progress::Progress;
@@ -33,21 +33,55 @@ impl Wanted {
     }
 }
 
+/// Sets the filter of the log lines of this process; `None` before [`log`].
+type Change = Box<dyn Fn(Targets) -> bool + Send + Sync>;
+static FILTER: OnceLock<Change> = OnceLock::new();
+/// Whether a flag or `RUST_LOG` has chosen what is logged: a configuration does not change it then.
+static IS_CHOSEN: AtomicBool = AtomicBool::new(false);
+
+/// Logs from now on as the key `log` of a configuration says: a level, or levels by part as in `RUST_LOG`; empty: as at the start.
+/// A flag and `RUST_LOG` count more.
+///
+/// # Errors
+/// It is none ([`USAGE`]): nothing has changed.
+pub fn log_as_configured(text: &str, default: LevelFilter) -> Outcome {
+    // A word alone would be a part, with all its lines.
+    let is_level = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+    let filter = match text {
+        "" => Targets::new().with_default(default),
+        _ => text.parse().ok().filter(|_| text.split(',').all(is_level)).ok_or_else(|| {
+            let levels = "error, warn, info, debug, trace or off, or levels by part like info,tape_services::replication=debug";
+            Failure::new(USAGE, format!("log = \"{text}\" is none of {levels}"))
+        })?,
+    };
+    // Set before any other thread of this process logs: nothing to order.
+    if !IS_CHOSEN.load(Ordering::Relaxed)
+        && let Some(change) = FILTER.get()
+    {
+        change(filter);
+    }
+    Ok(())
+}
+
 /// Logs to standard error. A process that `serves` never waits for the log's reader.
 pub fn log(wanted: Wanted, format: LogFormat, serves: bool) {
     let form = logging::set_form(Form::new(format));
     let serves = serves && logging::start().is_ok();
     let writer = move || -> Box<dyn std::io::Write> { if serves { Box::new(Queued) } else { Box::new(Direct) } };
     let of_environment = || std::env::var("RUST_LOG").ok().and_then(|text| text.parse().ok());
-    let filter: Targets = match wanted {
-        Wanted::Given(level) => Targets::new().with_default(level),
-        Wanted::Default(level) => of_environment().unwrap_or_else(|| Targets::new().with_default(level)),
+    let (filter, is_chosen): (Targets, bool) = match (wanted, of_environment()) {
+        (Wanted::Given(level), _) => (Targets::new().with_default(level), true),
+        (Wanted::Default(_), Some(filter)) => (filter, true),
+        (Wanted::Default(level), None) => (Targets::new().with_default(level), false),
     };
+    IS_CHOSEN.store(is_chosen, Ordering::Relaxed);
+    let (filter, change) = tracing_subscriber::reload::Layer::new(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = lines.with_ansi(form == Form::Text && is_coloured()).event_format(form).with_filter(filter);
     let subscriber = tracing_subscriber::registry().with(lines);
     // Only the first logger of a process counts.
-    if tracing::subscriber::set_global_default(subscriber).is_err() {
+    let is_first = tracing::subscriber::set_global_default(subscriber).is_ok();
+    if !is_first || FILTER.set(Box::new(move |filter| change.reload(filter).is_ok())).is_err() {
         tracing::debug!(name: "log.already_set_up", "logging was set up before");
     }
 }
@@ -92,13 +126,38 @@ pub fn serving_flags() -> Outcome<(Arc<AtomicBool>, Arc<AtomicBool>)> {
         signal_hook::flag::register(signal, stop.clone())?;
     }
     signal_hook::flag::register(SIGUSR1, reload.clone())?;
-    let has_terminal = procfs::process::Process::myself().and_then(|process| process.stat()).is_ok_and(|stat| stat.tty_nr != 0);
-    if !has_terminal {
+    if !has_terminal() {
         signal_hook::flag::register(SIGHUP, reload.clone())?;
     } else if !outlives_terminal() {
         signal_hook::flag::register(SIGHUP, stop.clone())?;
     }
     Ok((stop, reload))
+}
+
+/// Calls `reload` at each SIGUSR1, and at each SIGHUP of a process without a terminal, for ever. With a terminal SIGHUP is its end, and
+/// does what it did before.
+pub async fn reloads(mut reload: impl FnMut()) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut asked) = signal(SignalKind::user_defined1()) else { return std::future::pending().await };
+    let mut hung_up = if has_terminal() { None } else { signal(SignalKind::hangup()).ok() };
+    loop {
+        let hung_up = async {
+            match &mut hung_up {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = asked.recv() => {}
+            _ = hung_up => {}
+        }
+        reload();
+    }
+}
+
+/// Whether this process has a terminal, whose end SIGHUP is.
+fn has_terminal() -> bool {
+    procfs::process::Process::myself().and_then(|process| process.stat()).is_ok_and(|stat| stat.tty_nr != 0)
 }
 
 /// Whether this process ignores SIGHUP.

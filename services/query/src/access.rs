@@ -3,7 +3,8 @@
 //! What must hold: no user has an empty name or an empty password.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -12,8 +13,14 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::failure::QueryError;
 
-/// Who may connect, and how.
+/// Who may connect, and how. It may change while the process runs: connections and logins from then on are as it says then.
 pub struct Access {
+    rules: RwLock<Arc<Rules>>,
+    changes: AtomicU64,
+}
+
+/// Who may connect, and how, as of one moment.
+pub struct Rules {
     /// Certificates; `None`: connections are not encrypted.
     pub tls: Option<Arc<ServerConfig>>,
     /// The password of each user; `None`: whoever reaches the server may use it, so it listens on a loopback address.
@@ -21,16 +28,57 @@ pub struct Access {
 }
 
 impl Access {
+    /// As `rules` say.
+    pub fn new(rules: Rules) -> Access {
+        Access { rules: RwLock::new(Arc::new(rules)), changes: AtomicU64::new(0) }
+    }
+
     /// For a loopback address: no encryption, no passwords.
-    pub const fn open() -> Access {
-        Access { tls: None, passwords: None }
+    pub fn open() -> Access {
+        Access::new(Rules { tls: None, passwords: None })
+    }
+
+    /// The rules now.
+    pub fn now(&self) -> Arc<Rules> {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on it is as `rules` say. What earlier logins were given as a token is void.
+    pub fn change(&self, rules: Rules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        // SYNC: pairs with `changes`: who sees the new number sees the new rules.
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often the rules have changed.
+    pub fn changes(&self) -> u64 {
+        // SYNC: pairs with `change`.
+        self.changes.load(Ordering::Acquire)
     }
 
     /// For the users of `passwords`.
     ///
     /// # Errors
-    /// There is no user, or one has no name or no password.
+    /// As [`Rules::with`].
     pub fn with(passwords: BTreeMap<String, String>, tls: Option<Arc<ServerConfig>>) -> Result<Access, QueryError> {
+        Rules::with(passwords, tls).map(Access::new)
+    }
+
+    /// Checks the header `authorization` of a request.
+    ///
+    /// # Errors
+    /// Why it admits nobody.
+    pub fn admits(&self, login: Option<&str>) -> Result<(), &'static str> {
+        self.now().passwords.as_ref().map_or(Ok(()), |passwords| check(login, passwords))
+    }
+}
+
+impl Rules {
+    /// For the users of `passwords`.
+    ///
+    /// # Errors
+    /// There is no user, or one has no name or no password.
+    pub fn with(passwords: BTreeMap<String, String>, tls: Option<Arc<ServerConfig>>) -> Result<Rules, QueryError> {
         let refuse = |reason: String| Err(QueryError::Statement { reason });
         if passwords.is_empty() {
             return refuse("there is no user with a password".to_owned());
@@ -40,15 +88,7 @@ impl Access {
                 return refuse(format!("user '{name}' has no {}", if name.is_empty() { "name" } else { "password" }));
             }
         }
-        Ok(Access { tls, passwords: Some(passwords) })
-    }
-
-    /// Checks the header `authorization` of a request.
-    ///
-    /// # Errors
-    /// Why it admits nobody.
-    pub fn admits(&self, login: Option<&str>) -> Result<(), &'static str> {
-        self.passwords.as_ref().map_or(Ok(()), |passwords| check(login, passwords))
+        Ok(Rules { tls, passwords: Some(passwords) })
     }
 }
 

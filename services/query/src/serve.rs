@@ -21,7 +21,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::access::Access;
+use crate::access::{Access, Rules};
 use crate::engine::{self, Engine};
 use crate::metrics::Served;
 use crate::nesting::STACK;
@@ -30,6 +30,8 @@ use crate::{console, derive, flight, postgres};
 
 /// How long clients have to end when the process is stopped.
 const GRACE: Duration = Duration::from_secs(2);
+/// Time between two looks at what storage asks of readers.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Certificate and key, PEM files.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -71,6 +73,8 @@ pub struct Options {
     pub connections: usize,
     /// Whether clients may read files of the host with the rights of this process.
     pub read_files: bool,
+    /// What is logged; see [`terminal::log_as_configured`].
+    pub log: String,
     /// Where metrics are served; empty: nowhere.
     pub metrics: String,
     /// Where traces go, an address of OTLP over gRPC; empty: nowhere.
@@ -98,6 +102,7 @@ impl Default for Options {
             nice: 19,
             connections: 64,
             read_files: false,
+            log: String::new(),
             metrics: String::new(),
             traces: String::new(),
             traces_one_in: 100,
@@ -206,8 +211,8 @@ fn tls(files: &Tls) -> Outcome<Arc<ServerConfig>> {
     config.map(Arc::new).map_err(|e| wrong(&files.cert, e.to_string()))
 }
 
-/// Who may connect; refuses an address that others reach without passwords and certificates.
-fn access(options: &Options) -> Outcome<Access> {
+/// Who may connect now; refuses an address that others reach without passwords and certificates.
+fn rules(options: &Options) -> Outcome<Rules> {
     let tls = options.tls.as_ref().map(tls).transpose()?;
     let users = if options.users.as_os_str().is_empty() { None } else { Some(users(&options.users)?) };
     for address in [&options.postgres, &options.flight, &options.console].into_iter().filter(|address| !address.is_empty()) {
@@ -224,8 +229,8 @@ fn access(options: &Options) -> Outcome<Access> {
         }
     }
     match users {
-        Some(users) => Access::with(users, tls).map_err(|e| Failure::new(USAGE, format!("{}: {e}", options.users.display()))),
-        None => Ok(Access { tls, ..Access::open() }),
+        Some(users) => Rules::with(users, tls).map_err(|e| Failure::new(USAGE, format!("{}: {e}", options.users.display()))),
+        None => Ok(Rules { tls, passwords: None }),
     }
 }
 
@@ -247,8 +252,9 @@ fn runtime(threads: usize, nice: u8) -> Outcome<Runtime> {
 /// # Errors
 /// The configuration is wrong, the store cannot be read, or an address cannot be listened to.
 pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
-    let options = args.options(store)?;
-    let access = Arc::new(access(&options)?);
+    let options = args.options(store.clone())?;
+    terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+    let access = Arc::new(Access::new(rules(&options)?));
     let derived = derive::check(&options.derive)?;
     let threads = if options.threads == 0 { engine::Options::default().threads } else { options.threads };
     let [runtime, background] = [runtime(threads, 0)?, runtime(threads, options.nice)?];
@@ -266,11 +272,38 @@ pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     engine.note_at_rest(&engine::Settings::default())?;
     let _metrics = Endpoint::of(&options.metrics, || Served(engine.clone()))?;
     let deriving = derive::Deriving::start(&options.store, derived)?;
-    let served = runtime.block_on(serve(&options, engine, access, &notifier));
+    let changed = access.clone();
+    let served = runtime.block_on(async {
+        tokio::select! {
+            served = serve(&options, engine, access, &notifier) => served,
+            () = terminal::reloads(|| reload(args, store.clone(), &options, &changed)) => Ok(()),
+        }
+    });
     drop(deriving);
     runtime.shutdown_timeout(GRACE);
     background.shutdown_timeout(GRACE);
     served
+}
+
+/// Reads the configuration again and uses what can change while the process serves as `started`: users, certificates, what is logged.
+fn reload(args: &Args, store: Option<PathBuf>, started: &Options, access: &Access) {
+    let changed = args.options(store).and_then(|options| {
+        let Options { postgres, flight, console, .. } = started.clone();
+        let rules = rules(&Options { postgres, flight, console, ..options.clone() })?;
+        terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+        access.change(rules);
+        Ok(())
+    });
+    match changed {
+        Ok(()) => tracing::info!(
+            name: "query.reloaded",
+            "the configuration is read again: users, certificates and what is logged are as it says for connections from now on"
+        ),
+        Err(error) => tracing::error!(
+            name: "query.reload_refused", %error,
+            "the configuration is wrong; the earlier one stays in use"
+        ),
+    }
 }
 
 /// Where traces of statements go.
@@ -296,14 +329,25 @@ fn bound(listener: &Option<TcpListener>) -> String {
     listener.as_ref().and_then(|l| l.local_addr().ok()).map_or_else(|| "not served".to_owned(), |address| address.to_string())
 }
 
+/// Looks once a second whether storage needs the room of files that are kept mapped between statements.
+async fn let_go(engine: Arc<Engine>) {
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        looks.tick().await;
+        engine.let_go_if_asked();
+    }
+}
+
 async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>, notifier: &Notifier) -> Outcome {
+    tokio::spawn(let_go(engine.clone()));
     let postgres = listen(&options.postgres).await?;
     let flight = listen(&options.flight).await?;
     let console = listen(&options.console).await?;
     let (stop, stopped) = watch::channel(false);
+    let rules = access.now();
     tracing::info!(
         name: "query.serving",
-        postgres = %bound(&postgres), flight = %bound(&flight), console = %bound(&console), passwords = access.passwords.is_some(), tls = access.tls.is_some(),
+        postgres = %bound(&postgres), flight = %bound(&flight), console = %bound(&console), passwords = rules.passwords.is_some(), tls = rules.tls.is_some(),
         "answering SQL over {}; stop with SIGTERM", engine.store().display()
     );
     let mut servers = tokio::task::JoinSet::new();
@@ -387,7 +431,7 @@ mod tests {
     #[test]
     fn other_hosts_need_a_password_and_an_encrypted_connection() {
         let of = |postgres: &str, users: &Path| {
-            access(&Options { postgres: postgres.to_owned(), users: users.to_path_buf(), ..Options::default() })
+            rules(&Options { postgres: postgres.to_owned(), users: users.to_path_buf(), ..Options::default() })
         };
         assert!(
             of("127.0.0.1:0", Path::new("")).is_ok() && of("[::1]:0", Path::new("")).is_ok() && of("", Path::new("")).is_ok()
@@ -399,13 +443,13 @@ mod tests {
         }
         assert!(of("127.0.0.1:0", good.path()).unwrap().passwords.is_some());
         let console = Options { console: "0.0.0.0:0".to_owned(), ..Options::default() };
-        assert!(access(&console).err().unwrap().message.contains("--tls-cert"));
+        assert!(rules(&console).err().unwrap().message.contains("--tls-cert"));
     }
 
     #[test]
     fn a_file_of_users_that_others_can_read_or_that_has_an_empty_password_is_refused() {
         let refused = |file: &tempfile::NamedTempFile| {
-            access(&Options { users: file.path().to_path_buf(), ..Options::default() }).err().unwrap().message
+            rules(&Options { users: file.path().to_path_buf(), ..Options::default() }).err().unwrap().message
         };
         assert!(refused(&file("ann = \"secret\"", 0o644)).contains("chmod 600"));
         assert!(refused(&file("ann = \"\"", 0o600)).contains("password"));

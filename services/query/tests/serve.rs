@@ -143,6 +143,109 @@ fn a_client_of_postgresql_gets_an_answer_and_sigterm_ends_the_process_in_order()
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
 }
 
+#[test]
+fn users_change_by_a_signal_without_a_restart_and_a_wrong_file_changes_nothing() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let (store, dir) = (store(), tempfile::tempdir().unwrap());
+    let users = dir.path().join("users.toml");
+    let write = |text: &str| {
+        let mut file = std::fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(&users).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    };
+    write("ann = \"one\"\n");
+    let served = started(command(&store).arg("--users").arg(&users));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let port = served.postgres.rsplit(':').next().unwrap().to_owned();
+    let login = |user: &str, password: &str| {
+        let config = format!("host=127.0.0.1 port={port} user={user} password={password} dbname=tapestore");
+        runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.ok()?;
+            tokio::spawn(connection);
+            Some(client)
+        })
+    };
+    let early = login("ann", "one").unwrap();
+    assert!(login("bob", "two").is_none());
+    let signal = || {
+        let pid = rustix::process::Pid::from_child(&served.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
+    };
+    let until = |done: &dyn Fn() -> bool| {
+        let began = std::time::Instant::now();
+        while !done() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    write("bob = \"two\"\n");
+    signal();
+    until(&|| login("bob", "two").is_some());
+    assert!(login("ann", "one").is_none());
+    // A connection that was open before stays.
+    assert!(runtime.block_on(early.query_one("select count(*) from trade", &[])).is_ok());
+    // Without a user nobody could connect, or everybody: it is refused.
+    write("");
+    signal();
+    write("eve = \"three\"\n");
+    signal();
+    until(&|| login("eve", "three").is_some());
+    assert!(login("bob", "two").is_none());
+}
+
+#[test]
+fn files_that_storage_needs_the_room_of_are_released_between_statements() {
+    use tapestore::shm::control::Statistic;
+    let dir = tempfile::tempdir().unwrap();
+    let options = tapestore_engine::Options {
+        store: dir.path().join("store"),
+        memtable_size: 16 << 20,
+        segment_size: 1 << 20,
+        pinned_max: 1,
+        compaction: tapestore_engine::compaction::Options { runs_max: 2, ..Default::default() },
+        ..tapestore_engine::Options::default()
+    };
+    let world = tapestore_engine::World::of_this_host().unwrap();
+    let storage = tapestore_engine::Storage::start(options, world).unwrap();
+    let store = dir.path().join("store");
+    let mut publisher = Publisher::open(publisher::Options::new(&store, PublisherId(1))).unwrap();
+    let instrument = publisher.instrument(&"XNAS:AAPL".parse().unwrap()).unwrap();
+    let mut next = 0;
+    let mut publish = |count: u64| {
+        for _ in 0..count {
+            next += 1;
+            let trade = Trade { instrument, price: Price(1), size: Size(5), ts_recv: Ts(next), ..Trade::default() };
+            while publisher.stage(RecordRef::of(&trade)).is_err() {}
+        }
+        publisher.flush(Durability::Fsync, Duration::from_secs(60)).unwrap();
+    };
+    publish(250_000);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tape-query"));
+    let addresses =
+        ["--postgres", "127.0.0.1:0", "--flight", "127.0.0.1:0", "--console", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let served = started(command.arg("--store").arg(&store).arg("serve").args(addresses));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let count = || -> i64 {
+        runtime.block_on(async { served.client().await.query_one("select count(*) from trade", &[]).await.unwrap().get(0) })
+    };
+    let control = storage.control();
+    let until = |done: &dyn Fn() -> bool| {
+        let began = std::time::Instant::now();
+        while !done() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until(&|| control.statistic(Statistic::Files) > 0);
+    assert_eq!(count(), 250_000);
+    publish(500_000);
+    until(&|| control.statistic(Statistic::SnapshotsReleased) > 0);
+    until(&|| control.statistic(Statistic::PinnedBytes) == 0);
+    assert_eq!(count(), 750_000);
+    drop(served);
+    drop(publisher);
+    storage.stop().unwrap();
+}
+
 /// Status and body of the answer to `path`.
 fn ask(address: &str, path: &str) -> (u16, String) {
     let mut socket = std::net::TcpStream::connect(address).unwrap();

@@ -65,6 +65,8 @@ pub struct Options {
     pub window_bytes: u64,
     /// Most bytes a second of a snapshot that another host fetches; 0: no limit.
     pub copy_bytes_per_second: u64,
+    /// What is logged; see [`terminal::log_as_configured`].
+    pub log: String,
     /// Where metrics are served; empty: nowhere.
     pub metrics: String,
 }
@@ -79,6 +81,7 @@ impl Default for Options {
             queue_bytes: 32 << 20,
             window_bytes: 16 << 20,
             copy_bytes_per_second: 128 << 20,
+            log: String::new(),
             metrics: String::new(),
         }
     }
@@ -183,12 +186,32 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 pub fn run(args: &Args) -> Outcome {
     terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), args.log_format, true);
     let options = args.options()?;
+    terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;
     let notifier = Notifier::of_runtime(runtime.handle());
-    let served = runtime.block_on(serve(options, args.with_parent, &notifier));
+    let served = runtime.block_on(async {
+        tokio::select! {
+            served = serve(options, args.with_parent, &notifier) => served,
+            () = terminal::reloads(|| reload(args)) => Ok(()),
+        }
+    });
     runtime.shutdown_timeout(Duration::from_millis(200));
     served
+}
+
+/// Reads the configuration again and uses what can change while the process runs: what is logged. Certificates are read again when
+/// their files change.
+fn reload(args: &Args) {
+    let changed = args.options().and_then(|options| terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO));
+    match changed {
+        Ok(()) => {
+            tracing::info!(name: "replication.reloaded", "the configuration is read again: what is logged is as it says from now on")
+        }
+        Err(error) => {
+            tracing::error!(name: "replication.reload_refused", %error, "the configuration is wrong; the earlier one stays in use")
+        }
+    }
 }
 
 async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outcome {
@@ -321,7 +344,7 @@ mod tests {
         let read = read_options(Path::new(path)).map_err(|e| e.to_string()).unwrap();
         assert_eq!(read, Options::default());
         let text = std::fs::read_to_string(path).unwrap();
-        for key in ["store", "listen", "tls", "queue-bytes", "window-bytes", "copy-bytes-per-second", "metrics"] {
+        for key in ["store", "listen", "tls", "queue-bytes", "window-bytes", "copy-bytes-per-second", "log", "metrics"] {
             assert!(text.contains(&format!("{key} =")), "{key} is not in config/replication.toml");
         }
     }

@@ -276,3 +276,57 @@ fn a_panic_is_an_object_too() {
     assert!(object["fields"]["at"].as_str().unwrap().contains("logs.rs:"), "{object}");
     assert!(!text.contains("panicked at"), "{text}");
 }
+
+#[test]
+fn what_is_logged_changes_with_a_reload_unless_a_flag_has_chosen_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(&[]);
+    let (config, of_replication) = (dir.path().join("storage.toml"), dir.path().join("replication.toml"));
+    let configure = |log: &str| {
+        std::fs::write(&config, format!("log = \"{log}\"\nsegment-size = 4194304\nmemtable-size = 16777216\n")).unwrap();
+        std::fs::write(&of_replication, format!("log = \"{log}\"\nlisten = \"127.0.0.1:0\"\n")).unwrap();
+    };
+    configure("warn");
+    let start = |program: &str, config: &Path, to: &Path, arguments: &[&str]| {
+        let mut command = command(program, &store.path);
+        command.arg("--config").arg(config).args(arguments).args(["--log-format", "json"]);
+        command.stderr(File::options().create(true).append(true).open(to).unwrap());
+        Process::start(program, &mut command).unwrap()
+    };
+    let logs = ["storage", "chosen", "replication"].map(|name| dir.path().join(name));
+    let text = |of: usize| std::fs::read_to_string(&logs[of]).unwrap();
+    let storage = start(STORAGE, &config, &logs[0], &[]);
+    let replication = start(REPLICATION, &of_replication, &logs[2], &[]);
+    eventually("storage", || store.tape(&["status", "--check"]).status.success().then_some(()));
+    eventually("handlers of signals", || {
+        let status = |of: u32| procfs::process::Process::new(of as i32).ok()?.status().ok();
+        let catches = |of: u32| status(of).is_some_and(|status| status.sigcgt >> 9 & 1 == 1);
+        (catches(storage.id()) && catches(replication.id())).then_some(())
+    });
+    assert!(!text(0).contains("storage.serving") && !text(2).contains("replication.waiting_for_storage"), "{}", text(0));
+    configure("info");
+    store.tape_ok(&["reload"]);
+    replication.signal(rustix::process::Signal::USR1).unwrap();
+    eventually("lines of the new level", || {
+        (text(0).contains("storage.reloaded") && text(2).contains("replication.reloaded")).then_some(())
+    });
+    // A wrong one changes nothing, and says what is wrong.
+    configure("loud");
+    assert_eq!(store.tape(&["reload"]).status.code(), Some(2));
+    replication.signal(rustix::process::Signal::USR1).unwrap();
+    eventually("the refusal", || {
+        let is_refused = |of: usize, name: &str| text(of).lines().any(|line| line.contains(name) && line.contains("loud"));
+        (is_refused(0, "storage.reload_refused") && is_refused(2, "replication.reload_refused")).then_some(())
+    });
+    configure("warn");
+    store.tape_ok(&["reload"]);
+    assert_eq!(text(0).matches("storage.reloaded").count(), 1, "{}", text(0));
+    drop((storage, replication));
+    // A flag counts more, at the start and at a reload.
+    let mut chosen = start(STORAGE, &config, &logs[1], &["--log", "info"]);
+    eventually("its first lines", || text(1).contains("storage.serving").then_some(()));
+    eventually("storage", || store.tape(&["status", "--check"]).status.success().then_some(()));
+    store.tape_ok(&["reload"]);
+    eventually("the reload", || text(1).contains("storage.reloaded").then_some(()));
+    chosen.kill();
+}

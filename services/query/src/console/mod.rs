@@ -115,7 +115,8 @@ async fn connection(socket: TcpStream, console: Arc<Console>, _place: OwnedSemap
     tracing::trace!(name: "console.client_accepted", is_set, "a client of the console");
     let _connected = console.engine.statistics().connect(Protocol::Console);
     let unread = console.options.unread;
-    let Some(tls) = &console.access.tls else {
+    let rules = console.access.now();
+    let Some(tls) = &rules.tls else {
         return requests(Unread::new(socket, unread), console, false).await;
     };
     match tokio::time::timeout(LOGIN, TlsAcceptor::from(tls.clone()).accept(socket)).await {

@@ -19,6 +19,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use crate::access::{Access, Rules};
 use crate::engine::Settings;
 use crate::statistics::{Client, Protocol, Statistics};
 
@@ -178,19 +179,23 @@ impl Connected for Connection {
     }
 }
 
-/// The connections of `listener`, `most` at a time, counted in `statistics`. With `is_open` a client need not log in.
-pub fn accept(
-    listener: TcpListener,
-    tls: Option<&Arc<ServerConfig>>,
-    (most, statistics): (usize, Statistics),
-    is_open: bool,
-    mut stop: watch::Receiver<bool>,
-) -> impl Stream<Item = Result<Connection, Error>> + use<> {
-    let acceptor = tls.map(|config| {
+/// TLS as `rules` say, for HTTP/2.
+fn acceptor(rules: &Rules) -> Option<TlsAcceptor> {
+    rules.tls.as_ref().map(|config| {
         let mut config = ServerConfig::clone(config);
         config.alpn_protocols = vec![b"h2".to_vec()];
         TlsAcceptor::from(Arc::new(config))
-    });
+    })
+}
+
+/// The connections of `listener` as `access` has them, `most` at a time, counted in `statistics`. Without passwords a client need not
+/// log in.
+pub fn accept(
+    listener: TcpListener,
+    access: Arc<Access>,
+    (most, statistics): (usize, Statistics),
+    mut stop: watch::Receiver<bool>,
+) -> impl Stream<Item = Result<Connection, Error>> + use<> {
     let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
     let (accepted, out) = mpsc::channel(ACCEPTED_MAX);
     tokio::spawn(async move {
@@ -213,7 +218,9 @@ pub fn accept(
             };
             // On failure small messages take longer.
             stream.set_nodelay(true).ok();
-            let (acceptor, accepted, stop) = (acceptor.clone(), accepted.clone(), stop.clone());
+            let rules = access.now();
+            let (acceptor, is_open) = (acceptor(&rules), rules.passwords.is_none());
+            let (accepted, stop) = (accepted.clone(), stop.clone());
             let connected = statistics.connect(Protocol::Flight);
             tokio::spawn(async move {
                 let transport = match acceptor {

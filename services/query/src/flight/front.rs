@@ -73,10 +73,11 @@ impl Front {
     /// Admits `request`.
     fn admit<T>(&self, mut request: Request<T>) -> Result<Request<T>, Status> {
         let peer = peer(&request)?;
+        self.tokens.keep_of(self.access.changes());
         let known = tokens::bearer(request.metadata()).and_then(|token| self.tokens.find(token));
         let shared = match known {
             Some(shared) => shared,
-            None if self.access.passwords.is_none() => peer.settings.clone(),
+            None if self.access.now().passwords.is_none() => peer.settings.clone(),
             None => {
                 return Err(Status::unauthenticated(
                     "this call needs a token: log in with a user and a password (Handshake with basic authentication)",
@@ -103,7 +104,9 @@ impl FlightService for Front {
 
     async fn handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
         let peer = peer(&request)?;
-        if let Some(passwords) = &self.access.passwords
+        self.tokens.keep_of(self.access.changes());
+        let rules = self.access.now();
+        if let Some(passwords) = &rules.passwords
             && let Err(refused) = tokens::check(request.metadata(), passwords)
         {
             tokio::time::sleep(REFUSAL).await;

@@ -78,9 +78,8 @@ pub async fn serve(
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), QueryError> {
     let internal = |error: &dyn std::error::Error| QueryError::Internal { reason: error.to_string() };
-    let is_open = access.passwords.is_none();
     let statistics = engine.statistics().clone();
-    let connections = connection::accept(listener, access.tls.as_ref(), (options.connections, statistics), is_open, stop.clone());
+    let connections = connection::accept(listener, access.clone(), (options.connections, statistics), stop.clone());
     let calls = service::Calls::new(engine, options.statements).map_err(|error| internal(&error))?;
     let service = FlightServiceServer::new(front::Front::new(calls, access)).max_decoding_message_size(MESSAGE_MAX);
     Server::builder()

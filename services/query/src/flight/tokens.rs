@@ -4,6 +4,7 @@
 //! that was not used for the longest time goes first, and each after `IDLE` without a call.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,11 +32,23 @@ struct Token {
 
 /// The tokens of a server.
 #[derive(Default)]
-pub struct Tokens(Mutex<HashMap<u64, Token>>);
+pub struct Tokens {
+    tokens: Mutex<HashMap<u64, Token>>,
+    /// The number of the rules of access that they were issued under.
+    of: AtomicU64,
+}
 
 impl Tokens {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Token>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all tokens that were issued before the rules of access changed for the `changes`-th time.
+    pub fn keep_of(&self, changes: u64) {
+        // A lone number: relaxed. The lock orders the tokens.
+        if self.of.swap(changes, Ordering::Relaxed) != changes {
+            self.lock().clear();
+        }
     }
 
     /// A new token.

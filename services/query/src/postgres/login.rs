@@ -56,7 +56,7 @@ pub(super) async fn open(mut socket: TcpStream, access: &Access) -> io::Result<O
         let (len, code) = (socket.read_u32().await?, socket.read_u32().await?);
         match (len, code) {
             (8, TLS) => {
-                if let Some(tls) = &access.tls {
+                if let Some(tls) = &access.now().tls {
                     socket.write_all(b"S").await?;
                     let wire = TlsAcceptor::from(tls.clone()).accept(socket).await?;
                     return Ok(Opened { wire: Box::new(wire), read: BytesMut::new(), is_secure: true });
@@ -117,9 +117,9 @@ impl Login {
 
     /// The password of the client's user. A user that does not exist has one that nobody knows.
     fn password(&self, client: &impl ClientInfo) -> Result<String, Refused> {
-        let passwords = self.server.access.passwords.as_ref();
+        let rules = self.server.access.now();
         let user = client.metadata().get(METADATA_USER);
-        user.and_then(|user| passwords?.get(user)).cloned().map_or_else(scram::random, Ok)
+        user.and_then(|user| rules.passwords.as_ref()?.get(user)).cloned().map_or_else(scram::random, Ok)
     }
 
     /// Answers one message of SCRAM; returns whether the client has proved itself.
@@ -165,12 +165,13 @@ impl StartupHandler for Login {
             client.send(PgWireBackendMessage::Authentication(answer)).await?;
             return if is_proved { self.accept(client).await } else { Ok(()) };
         };
-        if self.server.access.tls.is_some() && !client.is_secure() {
+        let rules = self.server.access.now();
+        if rules.tls.is_some() && !client.is_secure() {
             return Err(codes::fatal("28000", "the server needs TLS: set sslmode=require"));
         }
         protocol_negotiation(client, startup).await?;
         save_startup_parameters_to_metadata(client, startup);
-        if self.server.access.passwords.is_none() {
+        if rules.passwords.is_none() {
             return self.accept(client).await;
         }
         client.set_state(PgWireConnectionState::AuthenticationInProgress);

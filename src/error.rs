@@ -321,6 +321,21 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// A snapshot keeps removed SSTables mapped, and storage needs their room.
+    #[error(
+        "this snapshot of {dir} is too old (manifest edit {edit}; the oldest that may be kept is {oldest}): SSTables that were \
+         compacted or expired since take more room than pinned-max, or the disk is nearly full, and storage has asked readers to \
+         release them. Drop the snapshot, take a new one, and continue after the last record read",
+        dir = dir.display()
+    )]
+    SnapshotTooOld {
+        /// The store directory.
+        dir: PathBuf,
+        /// The snapshot's edit of the manifest.
+        edit: u64,
+        /// The oldest edit whose snapshots may be kept.
+        oldest: u64,
+    },
     /// A reader's position lies in a truncated tail of the log: the records from `first` on were withdrawn.
     #[error(
         "records from LSN {first} on were withdrawn: the log was truncated or replaced there, after an unclean stop, a change of \

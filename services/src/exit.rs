@@ -77,6 +77,7 @@ impl From<Error> for Failure {
             | Error::NotLeader { .. }
             | Error::Refused { .. }
             | Error::MalformedAnswer { .. }
+            | Error::SnapshotTooOld { .. }
             | Error::Fenced { .. } => LATER,
             Error::Expired { .. } | Error::Withdrawn { .. } => NOT_FOUND,
             _ => IO,

@@ -262,6 +262,9 @@ impl Seen<'_> {
         for holder in &self.holders {
             out!("  process {} keeps {} bytes of deleted SSTables and MemTables", holder.pid, thousands(holder.bytes));
         }
+        if let Some(line) = pinned(status, self.now) {
+            out!("  {line}");
+        }
         if let Some(step) = clock_step(status) {
             out!("  {step}");
         }
@@ -392,6 +395,17 @@ impl Seen<'_> {
         }
         out!("{t}");
     }
+}
+
+/// What readers keep of removed SSTables, if it is much.
+fn pinned(status: &Status, now: Ts) -> Option<String> {
+    let space = status.space;
+    let since = terminal::duration(now.0.saturating_sub(space.over_since?.0));
+    Some(format!(
+        "readers keep {} of removed SSTables on the disk, more than pinned-max, for {since}: they were asked to release old snapshots. \
+         A process that does not read does not notice: end it, or restart it",
+        bytes(space.removed_mapped_bytes)
+    ))
 }
 
 /// `count` bytes for people.

@@ -43,6 +43,9 @@ pub struct Args {
     /// Bytes kept free on the disk; with less, records are refused [default: 1G, or a twentieth of the volume if that is less]
     #[arg(long, value_parser = terminal::size)]
     pub space_min: Option<u64>,
+    /// Bytes of removed SSTables that readers' snapshots may keep on the disk [default: a tenth of the volume]
+    #[arg(long, value_parser = terminal::size)]
+    pub pinned_max: Option<u64>,
     /// Lowest durability level of publishers [default: none]
     #[arg(long, alias = "level-min", value_parser = choice::durability())]
     pub durability_min: Option<Durability>,
@@ -99,6 +102,7 @@ impl Args {
         set(&mut options.memtables_max, &self.memtables_max);
         set(&mut options.segment_size, &self.segment_size);
         set(&mut options.space_min, &self.space_min);
+        set(&mut options.pinned_max, &self.pinned_max);
         set(&mut options.durability_min, &self.durability_min);
         set(&mut options.wait, &self.wait);
         set(&mut options.metrics, &self.metrics);
@@ -122,6 +126,7 @@ pub fn run(args: &Args) -> Outcome {
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
     let mut options = args.options()?;
+    terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
     let world = World::of_this_host()?;
     let tracing = Tracing::of(&options)?;
     // Before the store is served: a recovery can take minutes.
@@ -172,6 +177,8 @@ pub fn run(args: &Args) -> Outcome {
 /// Reads the configuration again and uses what can change while storage runs; returns it. One that is wrong changes nothing.
 fn reload(storage: &Storage, args: &Args) -> Option<Options> {
     let changed = args.options().and_then(|options| {
+        // First what can be refused.
+        terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
         storage.reload(&options)?;
         Ok(options)
     });
@@ -181,7 +188,7 @@ fn reload(storage: &Storage, args: &Args) -> Option<Options> {
     };
     match &changed {
         Ok(_) => {
-            tracing::info!(name: "storage.reloaded", "the configuration is read again: retention and compaction are as it says from now on")
+            tracing::info!(name: "storage.reloaded", "the configuration is read again: retention, compaction and what is logged are as it says from now on")
         }
         Err(error) => {
             tracing::error!(name: "storage.reload_refused", %error, "the configuration is wrong; storage goes on with the earlier one")

@@ -64,11 +64,13 @@ pub enum Status {
     Forked = 23,
     /// A bug of the library. Close the handle; the text says what happened.
     Internal = 24,
+    /// The snapshot keeps SSTables mapped that were removed since, and storage needs their room. Close it and take a new one.
+    SnapshotTooOld = 25,
 }
 
 impl Status {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Status; 25] = [
+    pub const ALL: [Status; 26] = [
         Status::Ok,
         Status::End,
         Status::Invalid,
@@ -94,6 +96,7 @@ impl Status {
         Status::Bus,
         Status::Forked,
         Status::Internal,
+        Status::SnapshotTooOld,
     ];
 
     /// Its name in C.
@@ -124,6 +127,7 @@ impl Status {
             Status::Bus => c"TAPESTORE_BUS",
             Status::Forked => c"TAPESTORE_FORKED",
             Status::Internal => c"TAPESTORE_INTERNAL",
+            Status::SnapshotTooOld => c"TAPESTORE_SNAPSHOT_TOO_OLD",
         }
     }
 
@@ -145,6 +149,7 @@ impl Status {
             Error::Version { .. } | Error::MalformedAnswer { .. } => Status::Version,
             Error::Withdrawn { .. } => Status::Withdrawn,
             Error::Expired { .. } => Status::Expired,
+            Error::SnapshotTooOld { .. } => Status::SnapshotTooOld,
             Error::Limit { .. } => Status::Limit,
             Error::Exhausted { .. } | Error::NoSharedMemory { .. } | Error::TooManyMaps { .. } | Error::MemTableFull { .. } => {
                 Status::Exhausted

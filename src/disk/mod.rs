@@ -9,6 +9,7 @@ mod mapped;
 mod real;
 pub mod sim;
 pub mod two_slots;
+mod unlinked;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use crate::time::Ts;
 
 pub use mapped::Mapped;
 pub use real::{RealDisk, is_locked};
+pub use unlinked::Unlinked;
 
 /// Name of the lock in a store directory: whoever holds it may write the store.
 pub const LOCK: &str = "LOCK";
@@ -75,6 +77,11 @@ pub trait Disk: Send + Sync {
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file. Not durable before [`Disk::sync_dir`].
     fn remove(&self, path: &Path) -> Result<()>;
+    /// Like [`Disk::remove`], of a file that other processes may map; returns it, so that the caller can find out whether they
+    /// still do. `None`: it has another name, or this disk does not know.
+    fn unlink(&self, path: &Path) -> Result<Option<Unlinked>> {
+        self.remove(path).map(|()| None)
+    }
     /// Hard-links the file `from` as `to`. `false`: the file system cannot, and nothing was done. Not durable
     /// before [`Disk::sync_dir`].
     fn link(&self, from: &Path, to: &Path) -> Result<bool>;

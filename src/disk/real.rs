@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, FlockOperation};
 
-use super::{Disk, DiskFile, Mapped, Open, Space};
+use super::{Disk, DiskFile, Mapped, Open, Space, Unlinked};
 use crate::error::{Error, Result};
 use crate::sabotage::{self, Sabotage};
 use crate::time::Ts;
@@ -97,6 +97,12 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> Result<()> {
         std::fs::remove_file(path).map_err(|e| Error::io("remove", path, e))
+    }
+
+    fn unlink(&self, path: &Path) -> Result<Option<Unlinked>> {
+        // Without a descriptor the file is removed all the same.
+        let file = File::open(path).ok();
+        self.remove(path).map(|()| file.and_then(Unlinked::new))
     }
 
     fn link(&self, from: &Path, to: &Path) -> Result<bool> {

@@ -20,6 +20,7 @@ use super::compact::Outcome;
 use super::flush_source::Rows;
 use super::history::{History, Next};
 use super::memtables::Sealed;
+use super::pinned::Removals;
 use super::scheduler::Scheduler;
 use super::space::Room;
 use super::watermarks::Watermarks;
@@ -90,6 +91,11 @@ impl Flusher {
     /// [`tapestore::error::Error::Io`] if the directory cannot be read.
     pub fn skip_known_ids(&mut self) -> Result<()> {
         self.history.skip_known_ids()
+    }
+
+    /// Reports removed SSTables to `removals` from now on.
+    pub(super) fn report_to(&mut self, removals: Removals) {
+        self.history.report_to(removals);
     }
 
     /// The manifest.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::compaction::merge::{self, Job, Merged, Pace};
 use crate::compaction::retention::{Cutoff, Rules};
 use crate::compaction::{self, Merge, Options, Why};
+use crate::pinned::{Removals, Removed};
 use tapestore::disk::Disk;
 use tapestore::error::{Error, Result};
 use tapestore::manifest::{Edit, Manifest};
@@ -34,6 +35,8 @@ pub struct History {
     looked: BTreeMap<u64, Ts>,
     /// Whether the last look left files for the next one.
     has_unseen: bool,
+    /// Where removed files are reported that readers may map.
+    removals: Option<Removals>,
 }
 
 /// Files that are looked at for rows that have expired, in one call.
@@ -42,7 +45,21 @@ const LOOKS: usize = 64;
 impl History {
     /// The SSTables of the store `store_id` in `dir`, with the manifest that is on the disk.
     pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, store_id: u128, manifest: Manifest) -> History {
-        History { disk, dir, store_id, manifest, doubtful: Vec::new(), looked: BTreeMap::new(), has_unseen: false }
+        History {
+            disk,
+            dir,
+            store_id,
+            manifest,
+            doubtful: Vec::new(),
+            looked: BTreeMap::new(),
+            has_unseen: false,
+            removals: None,
+        }
+    }
+
+    /// Reports removed files to `removals` from now on.
+    pub(super) fn report_to(&mut self, removals: Removals) {
+        self.removals = Some(removals);
     }
 
     /// Their directory.
@@ -114,12 +131,16 @@ impl History {
     /// Removes those of `paths` that exist.
     pub(super) fn remove(&self, paths: Vec<PathBuf>) {
         for path in paths {
-            let gone = self.disk.exists(&path).and_then(|there| if there { self.disk.remove(&path) } else { Ok(()) });
-            if let Err(error) = gone {
-                tracing::warn!(
+            let gone = self.disk.exists(&path).and_then(|there| if there { self.disk.unlink(&path) } else { Ok(None) });
+            match (gone, &self.removals) {
+                (Ok(Some(file)), Some(removals)) => {
+                    removals.report(Removed { file, edit: self.manifest.state().seq });
+                }
+                (Ok(_), _) => {}
+                (Err(error), _) => tracing::warn!(
                     name: "sstable.not_removed", %error,
                     "cannot remove an unused SSTable; it stays until the next start"
-                );
+                ),
             }
         }
     }

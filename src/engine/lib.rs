@@ -38,6 +38,7 @@ mod ingest;
 mod log;
 mod members;
 mod options;
+pub mod pinned;
 mod ports;
 mod prepare;
 mod recover;

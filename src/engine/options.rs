@@ -46,6 +46,9 @@ pub struct Options {
     /// Bytes kept free on the file system; below, no records are accepted. 0: 1 GiB, or a twentieth of the volume if that is
     /// less, but at least room for two segments and the flush of a MemTable.
     pub space_min: u64,
+    /// Bytes of removed SSTables that readers' snapshots may keep on the disk; beyond, and whenever less than `space-min` is free,
+    /// readers are asked to release the oldest ones. 0: a tenth of the volume.
+    pub pinned_max: u64,
     /// The lowest durability that publishers get.
     #[serde(alias = "level-min")]
     pub durability_min: Durability,
@@ -55,6 +58,8 @@ pub struct Options {
     pub ingest_core: Option<usize>,
     /// CPU core of the sync thread.
     pub sync_core: Option<usize>,
+    /// What the process logs: a level, or levels by part as in `RUST_LOG`; empty: from `info` on. The engine itself does not use it.
+    pub log: String,
     /// Where the process serves metrics, host:port or unix:/path; empty: nowhere. The engine itself serves nothing.
     pub metrics: String,
     /// Where the process sends traces, an address of OTLP over gRPC; empty: nowhere. The engine itself sends nothing.
@@ -86,10 +91,12 @@ impl Default for Options {
             sync_bytes: 4 << 20,
             unsynced_max: 64 << 20,
             space_min: 0,
+            pinned_max: 0,
             durability_min: Durability::None,
             wait: Wait::Adaptive,
             ingest_core: None,
             sync_core: None,
+            log: String::new(),
             metrics: String::new(),
             traces: String::new(),
             traces_one_in: 100,

@@ -28,7 +28,7 @@ use super::sync::{SYNC_QUEUE, SyncItem};
 use super::traces::Traces;
 use super::waker::Waker;
 use super::watermarks::Watermarks;
-use super::{attach, consensus, flush, requests, space};
+use super::{attach, consensus, flush, pinned, requests, space};
 use tapestore::agent::{Stop, spawn};
 use tapestore::bus::Bus;
 use tapestore::disk::Disk;
@@ -89,7 +89,7 @@ impl Storage {
 
     /// Starts the agents: which agent holds which end of which queue.
     fn launch(world: World, recovered: Recovered, bells: Bells, bus: Bus, listeners: Listeners) -> Result<Storage> {
-        let Recovered { options, mut state, syncer, meta, control, flusher, sealed, node, started, run_dir, maker, lock } =
+        let Recovered { options, mut state, syncer, meta, control, mut flusher, sealed, node, started, run_dir, maker, lock } =
             recovered;
         let io = |e: std::io::Error| Error::io("start a thread of", &options.store, e);
         check_lead(&options, &node)?;
@@ -111,7 +111,10 @@ impl Storage {
         state.writer.set_spares(Spares::Ahead(spare_out));
         state.memtables.set_source(Source::Ahead { request, ready, waits: false });
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
-        let space = SpaceAgent::new(world.disk.clone(), &options.store, keep, segment_size, control.clone(), late.clone())?;
+        let pinned = |total| pinned::pinned_max(options.pinned_max, total);
+        let (disk, stopped) = (world.disk.clone(), late.clone());
+        let (space, removals) = SpaceAgent::new(disk, &options.store, (keep, pinned), segment_size, control.clone(), stopped)?;
+        flusher.report_to(removals);
         let room = space.room();
         let traces = state.traces().clone();
         let shared = Shared { options: &options, world: &world, control: &control, bells: &bells, room: &room, stop: &late };

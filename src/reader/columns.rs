@@ -145,9 +145,10 @@ impl<'t> Columns<'t> {
     /// The next batch.
     ///
     /// # Errors
-    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file.
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file; [`crate::error::Error::SnapshotTooOld`].
     #[expect(clippy::should_implement_trait, reason = "a batch is borrowed until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<ColumnBatch<'_>>> {
+        self.view.check_age()?;
         if let Some(file) = self.lent.take() {
             file.check()?;
         }

@@ -244,6 +244,9 @@ impl Follow {
 
     /// The next record, which is in SSTables.
     fn next_flushed(&mut self) -> Result<Option<Row<'_>>> {
+        if !self.stripe.holds(self.next) && self.view.as_ref().is_some_and(|view| view.check_age().is_err()) {
+            self.renew();
+        }
         let Some(view) = &self.view else { return Ok(None) };
         if !self.stripe.holds(self.next) {
             // A half-filled stripe would look like one with expired records.
@@ -319,8 +322,8 @@ impl Follow {
         Ok(self.next <= upto)
     }
 
-    /// Takes a newer snapshot although it has no new records: the files and MemTables of the current one are replaced
-    /// and unlinked, and it may be hours until a new record releases them.
+    /// Takes a newer snapshot although the current one is not read to its end, or there are no new records: files and MemTables of
+    /// it are replaced and unlinked, and it may be hours until a new record releases them.
     #[cold]
     fn renew(&mut self) {
         self.stripe = Stripe::default();

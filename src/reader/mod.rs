@@ -38,7 +38,8 @@ use crate::version::{AtRest, History, Versions, View, is_store};
 pub use crate::record::{Arrival, Row, Series, TimeRange};
 pub use crate::version::TornTail;
 pub use at::At;
-use at::watermark;
+#[doc(hidden)]
+pub use at::watermark;
 pub use batch::RowBatch;
 pub use columns::{ColumnBatch, Columns};
 pub use follow::{Follow, Tally};
@@ -227,7 +228,7 @@ impl Reader {
         let view = match at {
             At::Flushed => {
                 let (view, _) = self.versions.look(run_dir, &self.control, |_| Lsn::NONE)?;
-                View { upto: view.history.covered(), tables: Vec::new(), ..view }
+                view.flushed()
             }
             _ => self.versions.view(run_dir, &self.control, |control| watermark(control, at))?,
         };
@@ -336,6 +337,7 @@ impl Reader {
 
 /// How record `lsn` arrived in the store of `view`.
 fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
+    view.check_age()?;
     if lsn > view.history.covered() {
         let found = view.table_of(lsn).and_then(|t| t.arrival(lsn));
         return view.check_tables().map(|()| found);
@@ -350,7 +352,11 @@ fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
 
 /// A store as of one moment. A clone is cheap; use one per thread.
 ///
-/// A call fails because of one file, which the error names: [`Error::Corrupt`] or [`Error::Io`].
+/// It keeps the SSTables and MemTables of its moment mapped, and so their bytes allocated when they have been compacted, have
+/// expired or were flushed. Release it when it is not needed; [`Snapshot::check_age`] says when storage needs the room.
+///
+/// A call fails because of one file, which the error names: [`Error::Corrupt`] or [`Error::Io`]; or because of
+/// [`Error::SnapshotTooOld`].
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     view: View,
@@ -376,6 +382,17 @@ impl Snapshot {
         self.timeline
     }
 
+    /// Checks that storage does not ask for the room of removed SSTables that this snapshot keeps mapped. Every call that reads
+    /// checks it; a program that holds a snapshot for long without reading asks here.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotTooOld`] if more than `pinned-max` bytes are kept, or the disk is nearly full. Every later call returns it
+    /// too: drop the snapshot, take a new one, and continue after the last record read.
+    #[inline]
+    pub fn check_age(&self) -> Result<()> {
+        self.view.check_age()
+    }
+
     /// The SSTables, and the last record in them.
     #[doc(hidden)]
     pub fn history(&self) -> &History {
@@ -394,6 +411,7 @@ impl Snapshot {
     /// [`Error::Corrupt`] or [`Error::Io`] of a file, as for every call below.
     #[inline]
     pub fn get(&mut self, lsn: Lsn) -> Result<Option<Row<'_>>> {
+        self.check_age()?;
         if lsn > self.view.history.covered() {
             let Some(table) = self.view.table_of(lsn) else { return Ok(None) };
             let row = table.row(lsn);
@@ -423,6 +441,7 @@ impl Snapshot {
     /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     #[inline]
     pub fn as_of(&mut self, series: Series, time: Ts) -> Result<Option<Row<'_>>> {
+        self.check_age()?;
         let each = self.view.tables.iter().filter_map(|t| t.as_of(series, time, self.view.upto));
         let newest = each.max_by_key(|row| (row.index_time, row.lsn));
         self.view.check_tables()?;
@@ -523,6 +542,7 @@ impl Snapshot {
             let known = schema(series.kind).map_or(&[][..], |s| s.find);
             return Err(Error::invalid("column", format!("'{column}' is not a lookup column of this kind; those are {known:?}")));
         };
+        self.check_age()?;
         let (mut batch, mut places) = (RowBatch::default(), Vec::new());
         for file in self.view.history.files_in(series.kind, TimeRange::ALL) {
             places.clear();
@@ -553,6 +573,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn series(&self) -> Result<Vec<Series>> {
+        self.check_age()?;
         self.view.series()
     }
 

@@ -316,8 +316,8 @@ impl<'t> Scan<'t> {
     /// The next row.
     ///
     /// # Errors
-    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file. The scan then ends, although
-    /// rows are left.
+    /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file, [`crate::error::Error::SnapshotTooOld`]. The scan
+    /// then ends, although rows are left.
     #[inline]
     #[expect(clippy::should_implement_trait, reason = "a row is borrowed until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<Row<'_>>> {
@@ -404,6 +404,7 @@ impl<'t> Scan<'t> {
     }
 
     fn fill(&mut self) -> Result<bool> {
+        self.view.check_age()?;
         // Its words are overwritten.
         self.batch.heads.clear();
         self.taken.loose.clear();

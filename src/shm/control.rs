@@ -10,6 +10,7 @@
 //!  208 lossy u64 (0: committed records are on the disks of a majority, 1: they may be in memories only)
 //!  256 table version u64 (odd while it changes) · 264 count · 272 { memtable id u64 (its top bit: spilled), first LSN u64 } × 4
 //!  336 manifest edit u64: its SSTables hold the records of the MemTables that are no longer listed
+//!  448 oldest snapshot u64: readers are asked to release snapshots of an earlier manifest edit
 //!  512 appended: LSN u64, position u64        each hot watermark on its own 128 bytes
 //!  640 applied: LSN
 //!  768 durable: LSN, position
@@ -25,6 +26,7 @@
 //! ```text
 //! the thread that starts and stops storage   instance, timeline, first withdrawn LSN, serving, pid, started, lossy; and all
 //!                                            others while neither ingest nor sync runs
+//! space                                      the oldest snapshot
 //! ingest                                     heartbeat, term, role, leader, the list of MemTables, appended, applied;
 //!                                            committed in a cluster
 //! sync                                       durable; committed on a single host
@@ -69,6 +71,8 @@ const TABLE_VERSION: u64 = 256;
 const TABLE_COUNT: u64 = 264;
 const TABLES: u64 = 272;
 const MANIFEST: u64 = 336;
+/// On a cache line of its own: readers load it with every call, and it changes when they are asked to release something.
+const OLDEST: u64 = 448;
 const APPENDED: u64 = 512;
 const APPLIED: u64 = 640;
 const DURABLE: u64 = 768;
@@ -92,7 +96,7 @@ const TABLE_TURNS: u32 = 20_000;
 /// A heartbeat older than this means that storage is down.
 pub const HEARTBEAT_AGE_MAX_NS: u64 = 1_000_000_000;
 
-const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= APPENDED);
+const _: () = assert!(TABLES + 16 * TABLES_MAX as u64 <= MANIFEST && MANIFEST + 8 <= OLDEST && OLDEST + 8 <= APPENDED);
 const _: () = assert!(STATISTICS + STATISTICS_MAX * 8 <= HISTOGRAMS_AT);
 const _: () = assert!(HISTOGRAMS_AT + HISTOGRAMS.len() as u64 * histogram::LEN <= BY_KIND);
 const _: () = assert!(BY_KIND + KINDS_COUNTED as u64 * 8 <= SLOTS);
@@ -309,6 +313,18 @@ impl Control {
             BackPressure::NoSpace => Trouble::NoSpace,
         };
         Some((trouble, since(Statistic::BackPressureSince)))
+    }
+
+    /// The manifest edit of the oldest snapshot that readers may keep: storage asks them to release those of earlier edits.
+    #[inline]
+    pub fn oldest_snapshot(&self) -> u64 {
+        // A lone number: relaxed. A reader that sees it late releases its snapshot late.
+        self.word(OLDEST).load(Ordering::Relaxed)
+    }
+
+    /// Asks readers to release the snapshots of manifest edits before `edit`; 0: none.
+    pub fn set_oldest_snapshot(&self, edit: u64) {
+        self.word(OLDEST).store(edit, Ordering::Relaxed);
     }
 
     /// The live MemTables; waits for a change in progress. `None` if the change does not end: storage was killed in it.

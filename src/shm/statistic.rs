@@ -88,6 +88,12 @@ pub enum Statistic {
     Reloads = 41,
     /// Times that it was read again and refused.
     ReloadFailures = 42,
+    /// Bytes of removed SSTables that other processes still map.
+    PinnedBytes = 43,
+    /// Times that readers were asked to release old snapshots.
+    SnapshotsReleased = 44,
+    /// Since when more is pinned than may be, although readers were asked: ns of the monotonic clock; 0: it is not.
+    PinnedSince = 45,
     /// Times that the host's clock was found set, or behind the store.
     ClockSteps = 48,
     /// Amount of the newest clock step: ns, in two's complement.

@@ -277,6 +277,13 @@ pub struct Space {
     pub kept_free_bytes: u64,
     /// Times that records were refused for it.
     pub refusals: u64,
+    /// Bytes of removed SSTables that other processes still map.
+    pub removed_mapped_bytes: u64,
+    /// Since when that is more than it may be, although readers were asked to release old snapshots.
+    #[serde(serialize_with = "as_text")]
+    pub over_since: Option<Ts>,
+    /// Times that readers were asked.
+    pub release_requests: u64,
 }
 
 /// This host in its cluster.
@@ -452,6 +459,9 @@ impl Status {
                 free_bytes: of(Statistic::FreeBytes),
                 kept_free_bytes: of(Statistic::KeptFree),
                 refusals: of(Statistic::NoSpace),
+                removed_mapped_bytes: of(Statistic::PinnedBytes),
+                over_since: at(of(Statistic::PinnedSince)),
+                release_requests: of(Statistic::SnapshotsReleased),
             },
             cluster: Cluster {
                 timeline: control.timeline().0,

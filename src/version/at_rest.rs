@@ -31,6 +31,7 @@ const TRIES: u32 = 20;
 /// A store at rest.
 #[derive(Debug)]
 pub struct AtRest {
+    dir: Arc<Path>,
     history: Arc<History>,
     tables: Vec<Arc<Table>>,
     /// Instrument names, by id from 1.
@@ -139,12 +140,17 @@ impl AtRest {
 
     /// The store up to `upto`.
     pub fn view(&self, upto: Lsn) -> View {
-        View { history: self.history.clone(), tables: self.tables.clone(), upto: upto.min(self.control.applied()) }
+        View {
+            history: self.history.clone(),
+            tables: self.tables.clone(),
+            upto: upto.min(self.control.applied()),
+            served: (self.control.clone(), self.dir.clone()),
+        }
     }
 
     /// The SSTables alone.
     pub fn flushed(&self) -> View {
-        View { history: self.history.clone(), tables: Vec::new(), upto: self.history.covered() }
+        self.view(Lsn::NONE).flushed()
     }
 }
 
@@ -194,7 +200,8 @@ fn read_once(disk: &dyn Disk, dir: &Path, read_as: ReadAs) -> Result<AtRest> {
     let tail = end.tail.filter(|tail| tail.is_frame);
     let torn = tail.map(|tail| TornTail { path: tail.path, offset: tail.offset, why: tail.bad.what, last });
     let (names, tables) = (rest.names, rest.tables);
-    Ok(AtRest { history, tables, names, control, torn, read_as, end: end.chain, segment_size: meta.segment_size })
+    let dir = dir.into();
+    Ok(AtRest { dir, history, tables, names, control, torn, read_as, end: end.chain, segment_size: meta.segment_size })
 }
 
 /// The state of the manifest. A store whose first start was interrupted has none, and no SSTable.

@@ -12,7 +12,7 @@
 mod at_rest;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use crate::disk::Disk;
@@ -172,9 +172,16 @@ pub struct View {
     pub tables: Vec<Arc<Table>>,
     /// The last row that may be read.
     pub upto: Lsn,
+    /// The control page of its storage process, and the store's directory.
+    served: (Control, Arc<Path>),
 }
 
 impl View {
+    /// Its SSTables alone.
+    pub fn flushed(self) -> View {
+        View { tables: Vec::new(), upto: self.history.covered(), ..self }
+    }
+
     /// The MemTable that holds the record `lsn`.
     #[inline]
     pub fn table_of(&self, lsn: Lsn) -> Option<&Arc<Table>> {
@@ -182,6 +189,22 @@ impl View {
             return None;
         }
         self.tables.iter().rev().find(|t| t.base() <= lsn)
+    }
+
+    /// Checks that storage does not ask for the room of SSTables that this view may have kept since they were removed.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotTooOld`] if it does.
+    #[inline]
+    pub fn check_age(&self) -> Result<()> {
+        let (control, edit) = (&self.served.0, self.history.seq);
+        let oldest = control.oldest_snapshot();
+        if edit >= oldest { Ok(()) } else { self.too_old(edit, oldest) }
+    }
+
+    #[cold]
+    fn too_old(&self, edit: u64, oldest: u64) -> Result<()> {
+        Err(Error::SnapshotTooOld { dir: self.served.1.to_path_buf(), edit, oldest })
     }
 
     /// Checks that everything read from the MemTables so far is what was written; see [`Table::check`].
@@ -214,7 +237,7 @@ impl View {
 /// The mapped tables, kept from one view to the next.
 pub struct Versions {
     disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    dir: Arc<Path>,
     manifest: Follower,
     files: BTreeMap<u64, File>,
     history: Arc<History>,
@@ -244,7 +267,7 @@ impl Versions {
     pub fn new(disk: Arc<dyn Disk>, dir: &Path, store_id: u128) -> Versions {
         Versions {
             disk,
-            dir: dir.to_path_buf(),
+            dir: dir.into(),
             manifest: Follower::new(dir, store_id),
             files: BTreeMap::new(),
             history: Arc::default(),
@@ -266,7 +289,7 @@ impl Versions {
         let (view, wanted) = self.look(run_dir, control, watermark)?;
         if view.upto < wanted && !control.is_alive(HostClock.monotonic()) {
             let (first, last) = (view.upto.next().0, wanted.0);
-            return Err(Error::InLogAlone { dir: self.dir.clone(), what: "records", first, last });
+            return Err(Error::InLogAlone { dir: self.dir.to_path_buf(), what: "records", first, last });
         }
         Ok(view)
     }
@@ -322,7 +345,8 @@ impl Versions {
                 let upto = if tables.is_empty() { covered } else { upto };
                 // The MemTables with records that no SSTable has.
                 let tables = tables.into_iter().filter(|t| t.base() > covered).collect();
-                return Ok((View { history: self.history.clone(), tables, upto }, wanted));
+                let served = (control.clone(), self.dir.clone());
+                return Ok((View { history: self.history.clone(), tables, upto, served }, wanted));
             }
         }
         self.down("its MemTables are gone")
@@ -344,7 +368,7 @@ impl Versions {
     }
 
     fn down<T>(&self, why: &'static str) -> Result<T> {
-        Err(Error::StorageDown { dir: self.dir.clone(), why })
+        Err(Error::StorageDown { dir: self.dir.to_path_buf(), why })
     }
 
     /// Opens the MemTables of `list`, reusing those that a view still has mapped.

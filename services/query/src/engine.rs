@@ -108,6 +108,8 @@ struct Opened {
     /// Of which storage process and timeline the names are, and how many.
     names_of: (u64, u64, usize),
     kinds: Vec<Arc<KindTable>>,
+    /// The oldest snapshot that storage allowed when files were last released.
+    let_go_for: u64,
 }
 
 /// The settings of a session.
@@ -184,7 +186,7 @@ impl Engine {
             DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory).with_max_temp_directory_size(options.spill);
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
-        let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new() };
+        let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new(), let_go_for: 0 };
         let common = Opaque::new(planner::common(runtime, options.threads));
         let aggregates = planner::aggregates()
             .iter()
@@ -269,6 +271,17 @@ impl Engine {
         let known = (settings.known != AsKnown::Off).then(|| settings.last(snapshot.last()));
         let Settings { until, after, since, .. } = *settings;
         Ok(Moment { snapshot, names, kinds, control, until, after, since, known })
+    }
+
+    /// Releases the files that are kept mapped for the next statement, if storage has asked readers for the room of removed ones
+    /// since the last call.
+    pub fn let_go_if_asked(&self) {
+        // As in `moment`.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = opened.reader.control().oldest_snapshot();
+        if std::mem::replace(&mut opened.let_go_for, oldest) != oldest {
+            opened.reader.let_go();
+        }
     }
 
     /// Names of tables, columns and functions.

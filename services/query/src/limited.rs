@@ -1,4 +1,5 @@
-//! Owns: the end of a statement's rows: its limit of time, the check of the pages that it has read, and how it is counted.
+//! Owns: the end of a statement's rows: its limit of time, the age of its snapshot, the check of the pages that it has read, and how it
+//! is counted.
 //!
 //! What must hold: rows of a bad page are never the end of an answer: an error is.
 
@@ -23,6 +24,9 @@ use tapestore::version::File;
 use crate::failure::{QueryError, external};
 use crate::scan::Scan;
 use crate::statistics::{Outcome, Running};
+
+/// Time between two looks at the age of the snapshot.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The files that `operators` read.
 fn files_of(operators: &Arc<dyn ExecutionPlan>, snapshot: &Snapshot) -> Result<Vec<File>, DataFusionError> {
@@ -49,6 +53,8 @@ pub(crate) struct Limited {
     files: Vec<File>,
     limit: Duration,
     ends: Pin<Box<tokio::time::Sleep>>,
+    /// When to look whether storage needs the room of what the snapshot keeps: a statement may work for long before its first row.
+    looks: tokio::time::Interval,
     is_over: bool,
     running: Running,
 }
@@ -63,7 +69,8 @@ impl Limited {
         running: Running,
     ) -> Result<Limited, DataFusionError> {
         let (files, snapshot) = (files_of(operators, snapshot)?, snapshot.clone());
-        Ok(Limited { rows, files, snapshot, limit, ends: Box::pin(tokio::time::sleep(limit)), is_over: false, running })
+        let (ends, looks) = (Box::pin(tokio::time::sleep(limit)), tokio::time::interval(LOOK));
+        Ok(Limited { rows, files, snapshot, limit, ends, looks, is_over: false, running })
     }
 
     /// Whether every page of the files was good when it was read.
@@ -85,6 +92,13 @@ impl Stream for Limited {
             self.running.end(Outcome::TooLong);
             let limit = self.limit;
             return Poll::Ready(Some(Err(DataFusionError::External(Box::new(QueryError::TooLong { limit })))));
+        }
+        if self.looks.poll_tick(context).is_ready()
+            && let Err(error) = self.snapshot.check_age()
+        {
+            self.is_over = true;
+            self.running.end(Outcome::Failed);
+            return Poll::Ready(Some(Err(external(error))));
         }
         let next = std::task::ready!(self.rows.as_mut().poll_next(context));
         match &next {

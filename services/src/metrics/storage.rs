@@ -273,7 +273,12 @@ fn space(to: &mut Words<'_>, seen: &Seen) -> fmt::Result {
     to.gauges(Of::Bytes, ("free", "Room left."), "place", free)?;
     to.bytes("kept_free", "Room on the disk below which records are refused.", space.kept_free_bytes)?;
     to.bytes("pinned", "Bytes of deleted files that processes still map.", seen.held.bytes)?;
-    to.gauge("pinning_processes", "Processes that map them.", seen.held.processes)
+    to.gauge("pinning_processes", "Processes that map them.", seen.held.processes)?;
+    let removed = space.removed_mapped_bytes;
+    to.bytes("removed_sstables", "Bytes of removed SSTables that a process of any user still maps.", removed)?;
+    let over = u64::from(space.over_since.is_some());
+    to.gauge("pinned_over", "1 while that is more than pinned-max.", over)?;
+    to.counter("snapshot_release_requests", "Times that readers were asked to release old snapshots.", space.release_requests)
 }
 
 fn cluster(to: &mut Words<'_>, status: &Status) -> fmt::Result {

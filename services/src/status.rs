@@ -353,7 +353,10 @@ impl Seen<'_> {
         if history.expired_records > 0 {
             line("expired records", thousands(history.expired_records));
         }
-        line("disk", format!("{} free, {} kept free", bytes(space.free_bytes), bytes(space.kept_free_bytes)));
+        // A store that no process serves has no numbers of it.
+        if space.kept_free_bytes > 0 {
+            line("disk", format!("{} free, {} kept free", bytes(space.free_bytes), bytes(space.kept_free_bytes)));
+        }
         if let Some(last) = last_backup::of(self.store) {
             let ago = terminal::duration(self.now.0.saturating_sub(last.at.0));
             line("last backup", format!("{ago} ago, into {}", last.to.display()));

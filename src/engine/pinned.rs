@@ -125,6 +125,8 @@ fn oldest_to_keep(files: impl Iterator<Item = (u64, u64)>, kept: u64, may: u64) 
 
 #[cfg(test)]
 mod tests {
+    use tapestore::disk::{Disk, Open, RealDisk};
+
     use super::*;
 
     #[test]
@@ -133,6 +135,27 @@ mod tests {
         let asked = |may| oldest_to_keep(files.into_iter(), 75, may);
         assert_eq!([asked(74), asked(65), asked(64), asked(40), asked(39), asked(0)], [3, 3, 5, 5, 9, 9]);
         assert_eq!(oldest_to_keep(std::iter::empty(), 0, 0), 0);
+    }
+
+    #[test]
+    fn every_removed_file_that_is_mapped_is_asked_for_while_the_disk_is_nearly_full_and_none_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        RealDisk.open(&path, Open::CreateNew).unwrap().write_at(&[7; 8192], 0).unwrap();
+        let map = RealDisk.map(&path).unwrap();
+        let control = Control::private(1).unwrap();
+        let (mut pinned, removals) = Pinned::new(1 << 30, control.clone());
+        removals.report(Removed { file: RealDisk.unlink(&path).unwrap().unwrap(), edit: 7 });
+        let mut look = |is_low: bool| {
+            pinned.looks = Instant::now().checked_sub(LOOK).unwrap();
+            pinned.look(is_low);
+            (control.statistic(Statistic::PinnedBytes), control.oldest_snapshot(), control.statistic(Statistic::PinnedSince) > 0)
+        };
+        assert_eq!(look(false), (8192, 0, false));
+        assert_eq!(look(true), (8192, 7, true));
+        drop(map);
+        assert_eq!(look(true), (0, 7, false));
+        assert_eq!(control.statistic(Statistic::SnapshotsReleased), 1);
     }
 
     #[test]

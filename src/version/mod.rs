@@ -309,7 +309,10 @@ impl Versions {
                 return self.down("it is recovering");
             }
             let Some(list) = control.tables() else { return self.down("it was killed while it changed its MemTables") };
-            let is_current = instance == self.instance && list.version == self.version && damaged == self.damaged;
+            // Storage removes files before ingest publishes the edit, so the oldest edit that is allowed may be a newer one.
+            let oldest = control.oldest_snapshot();
+            let is_known = instance == self.instance && list.version == self.version;
+            let is_current = is_known && damaged == self.damaged && self.history.seq >= oldest;
             let wanted = list.tables.get(..list.count).unwrap_or(&[]);
             let tables = match self.open_tables(run_dir, control.store_id(), instance, wanted) {
                 Ok(tables) => tables,
@@ -326,7 +329,7 @@ impl Versions {
                 }
             };
             if !is_current {
-                if let Err(error) = self.refresh_history(list.manifest) {
+                if let Err(error) = self.refresh_history(list.manifest.max(oldest)) {
                     failures += 1;
                     if failures > FAILURES_MAX {
                         return Err(error);
@@ -355,7 +358,8 @@ impl Versions {
     /// Whether the newest view has the SSTables and MemTables that storage lists now.
     #[inline]
     pub fn is_current(&self, control: &Control) -> bool {
-        control.table_version() == self.version && control.instance() == self.instance
+        let is_known = control.table_version() == self.version && control.instance() == self.instance;
+        is_known && self.history.seq >= control.oldest_snapshot()
     }
 
     /// Unmaps every SSTable and MemTable that no view uses; the next view maps what it needs. Kept mappings may be of

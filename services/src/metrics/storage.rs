@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub struct Storage {
     store: PathBuf,
     page: Mutex<Option<Page>>,
     held: Mutex<Option<(Instant, Held)>>,
+    /// Whether this process's page was found once.
+    was_found: AtomicBool,
     /// Moments and spans of traces that were dropped.
     dropped: Box<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -53,7 +56,8 @@ struct Held {
 impl Storage {
     /// The store in `store`.
     pub fn new(store: &Path) -> Storage {
-        Storage { store: store.to_path_buf(), page: Mutex::new(None), held: Mutex::new(None), dropped: Box::new(|| 0) }
+        let (page, held, was_found) = (Mutex::new(None), Mutex::new(None), AtomicBool::new(false));
+        Storage { store: store.to_path_buf(), page, held, was_found, dropped: Box::new(|| 0) }
     }
 
     /// The same; its process has dropped so many moments and spans of traces.
@@ -108,11 +112,24 @@ impl Source for Storage {
         Box::new(Metrics(seen.ok()))
     }
 
-    /// It works while its loop turns. While it starts, recovers or stops, the supervisor has to wait for it.
+    /// It works while its loop turns and others find its shared memory. While it starts, recovers or stops, the supervisor has to
+    /// wait for it.
     fn health(&self) -> Result<(), String> {
-        match self.page().ok().and_then(|page| page.control.trouble()) {
-            Some((trouble @ (Trouble::Halted | Trouble::Silent), _)) => Err(trouble.reason().to_owned()),
-            _ => Ok(()),
+        // A lone flag: relaxed.
+        let was_found = self.was_found.load(Ordering::Relaxed);
+        match self.page() {
+            Ok(page) => {
+                self.was_found.store(true, Ordering::Relaxed);
+                match page.control.trouble() {
+                    Some((trouble @ (Trouble::Halted | Trouble::Silent), _)) => Err(trouble.reason().to_owned()),
+                    _ => Ok(()),
+                }
+            }
+            Err(_) if was_found && RunDir::find(&self.store).is_err() => {
+                Err("its shared memory was removed while it serves: no publisher and no reader finds it. Restart tape-storage"
+                    .to_owned())
+            }
+            Err(_) => Ok(()),
         }
     }
 

@@ -718,6 +718,7 @@ fn a_forced_promotion_deposes_the_old_leader_which_rejoins_without_its_divergent
     publish(&mut publisher, 0..1_000);
     publisher.flush(Durability::Standby, PATIENCE).unwrap();
     drop(publisher);
+    ok(&hosts.tape(2, &["status", "--check"]));
     // Records that the standby never receives, acknowledged at level fsync by the leader alone.
     hosts.hosts[1].replication = None;
     let mut publisher = Publisher::open(Options::new(hosts.store(1), PublisherId(2))).unwrap();
@@ -725,6 +726,12 @@ fn a_forced_promotion_deposes_the_old_leader_which_rejoins_without_its_divergent
     publisher.flush(Durability::Fsync, PATIENCE).unwrap();
     drop(publisher);
     hosts.kill(1);
+    // A standby does not vote, and it says that its leader is gone.
+    eventually("a standby without a leader", || {
+        let checked = hosts.tape(2, &["status", "--check"]);
+        let why = String::from_utf8_lossy(&checked.stderr).into_owned();
+        (checked.status.code() == Some(6) && why.contains("no leader")).then_some(())
+    });
     signal(hosts.hosts[1].storage.as_ref().unwrap().id(), rustix::process::Signal::TERM);
     hosts.hosts[1].storage.as_mut().unwrap().wait().unwrap();
     let wrong = hosts.tape(2, &["cluster", "force-promote", "--generation", "3", "--the-leader-is-gone"]);

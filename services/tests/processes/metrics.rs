@@ -232,6 +232,10 @@ fn a_cause_moves_its_metric() {
     let (code, why) = ask(&address, "GET", "/readyz");
     assert!(code == 503 && why.contains("no-space") && why.contains("free space"), "{code} {why}");
     assert_eq!(ask(&address, "GET", "/healthz").0, 200, "to start it again would not help");
+    // Without its shared memory nobody finds it, although its loop turns.
+    std::fs::remove_dir_all(store.run_dir().path()).unwrap();
+    let (code, why) = ask(&address, "GET", "/healthz");
+    assert!(code == 503 && why.contains("shared memory was removed"), "{code} {why}");
 }
 
 #[test]

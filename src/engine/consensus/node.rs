@@ -64,6 +64,9 @@ impl std::fmt::Debug for Node {
     }
 }
 
+/// A learner that has received nothing from its leader for so many election timeouts has none.
+const SILENT_MAX: usize = 4;
+
 fn failed(what: &'static str) -> impl FnOnce(raft::Error) -> Error {
     move |cause| Error::Consensus { what, cause: format!("{cause}. To compare the hosts, run on each: tape cluster status") }
 }
@@ -154,7 +157,9 @@ impl Node {
             StateRole::Follower if learns => Role::Learner,
             StateRole::Follower => Role::Follower,
         };
-        let leader = (raft.leader_id != 0).then_some(NodeId(raft.leader_id));
+        // It does not vote, so raft keeps the number of a leader that is gone.
+        let is_without = learns && raft.election_elapsed > SILENT_MAX * raft.election_timeout();
+        let leader = (raft.leader_id != 0 && !is_without).then_some(NodeId(raft.leader_id));
         let last = self.frames().last() + self.unproposed.len() as u64;
         let last_term =
             self.unproposed.last().map(|h| u64::from(h.term.0)).or_else(|| self.frames().term_of(self.frames().last()));

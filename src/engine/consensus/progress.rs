@@ -83,6 +83,12 @@ impl Others {
                 (Some(newest), Some(theirs)) if p.matched < frames.last() => of(newest).saturating_sub(of(theirs)),
                 _ => 0,
             };
+            // Since when it lacks a frame: that of the frame that it has may be of before an idle time.
+            let age = |matched: u64| match (&newest, frames.place(matched + 1)) {
+                _ if matched + 1 < frames.first() => u64::MAX,
+                (Some(newest), Some(lacking)) => newest.ingest_ts.0.saturating_sub(lacking.ingest_ts.0),
+                _ => 0,
+            };
             Progress {
                 node: NodeId(id),
                 matched: p.matched,
@@ -90,7 +96,7 @@ impl Others {
                 is_behind_log: is_active && p.next_idx < frames.first(),
                 lag_records: frames.lsn(frames.last()).0.saturating_sub(frames.lsn(p.matched).0),
                 lag_bytes: lag(|p| p.end().0),
-                lag_ns: if p.matched + 1 < frames.first() { u64::MAX } else { lag(|p| p.ingest_ts.0) },
+                lag_ns: age(p.matched),
                 needs_snapshot: self.needing_snapshot.contains(&id),
             }
         });

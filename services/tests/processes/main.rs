@@ -33,6 +33,7 @@ mod pages;
 mod pairs;
 mod plan;
 mod reload;
+mod revocation;
 mod roles;
 mod small_shm;
 mod tool;

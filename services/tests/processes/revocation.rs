@@ -12,8 +12,8 @@ use tape_services::replication::proto::peer_client::PeerClient;
 use tape_services::replication::tls::{Files, why};
 use tapestore::lsn::{Durability, NodeId};
 use tapestore_engine::cluster_admin::store_id;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cluster::{Hosts, certify, ok, openssl, publish};
@@ -216,9 +216,11 @@ fn a_list_that_cannot_be_used_changes_nothing_while_a_host_runs_and_one_past_its
     let hosts = Hosts::serving(true, true);
     let leader = hosts.leader();
     let refused = || asked(&hosts, leader, leader, "operator", None).is_err();
-    // Past its next update.
+    // Past its next update: who is revoked is refused, and the others are not.
     std::fs::write(hosts.list(leader), list(&hosts.certs(), &["operator"], -10)).unwrap();
     assert!(refused());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(connect(&hosts, leader % 3 + 1, leader)).unwrap();
     // Malformed, of another authority, gone: the earlier list stays in use.
     let other = hosts.dir.path().join("other");
     ok(&hosts.tape(1, &["cluster", "certs", "--cluster", "test", "--nodes", "1", "--dir", other.to_str().unwrap()]));
@@ -361,7 +363,9 @@ fn lists_that_openssl_made_are_used_and_each_authority_above_a_host_needs_one() 
     // The order of old and new lists in a file does not matter.
     let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
     std::fs::write(dir.join("both.pem"), format!("{}{}", read("empty.pem"), read("crl.pem"))).unwrap();
-    assert!(settings("node-2.pem", "both.pem").unwrap().is_revoked);
+    let both = settings("node-2.pem", "both.pem").unwrap();
+    let newest = CertificateRevocationListDer::from_pem_file(dir.join("crl.pem")).unwrap();
+    assert!(both.is_revoked && both.lists.unwrap().ders()[0] == newest, "the TLS library uses the first one");
     // An authority between: its certificate stands below the host's own, and both authorities need a list.
     std::fs::write(dir.join("ext"), "basicConstraints=critical,CA:true\n").unwrap();
     assert!(openssl(dir, &format!("req {key} -keyout middle.key -out middle.csr -subj /CN=middle")));

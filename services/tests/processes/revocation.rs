@@ -79,7 +79,7 @@ async fn greet(channel: &Channel, from: usize, to: usize) -> Result<(), String> 
 }
 
 #[test]
-fn a_revoked_host_is_refused_in_both_directions_within_seconds_while_the_others_go_on() {
+fn a_host_that_is_revoked_while_connected_is_refused_in_both_directions_and_the_others_go_on() {
     let mut hosts = Hosts::serving(true, true);
     let leader = hosts.leader();
     let (revoked, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
@@ -302,22 +302,16 @@ fn the_trial_authority_keeps_what_it_has_revoked_and_revokes_only_its_own() {
     // A certificate by its path, one that is revoked already, and creating certificates again: all stay.
     let moved = dir.path().join("moved.pem");
     std::fs::rename(certs.join("node-2.pem"), &moved).unwrap();
-    let both = format!("{},node-1", moved.display());
-    let report: serde_json::Value = serde_json::from_str(&ok(&tape(&["--revoke", &both, "--json"], &certs))).unwrap();
+    let second = moved.display().to_string();
+    let report: serde_json::Value = serde_json::from_str(&ok(&tape(&["--revoke", &second, "--json"], &certs))).unwrap();
     assert_eq!((report["revoked"].as_u64(), report["added"][0]["name"].as_str()), (Some(2), Some("node-2.test")));
+    assert!(ok(&tape(&["--revoke", "node-1"], &certs)).contains("crl.pem: 2 revoked certificates in all"));
     ok(&tape(&nodes, &certs));
-    let revoked = |cert: &Path| {
-        let files = Files {
-            cert: cert.to_path_buf(),
-            key: certs.join("operator.key"),
-            ca: certs.join("ca.pem"),
-            crl: Some(certs.join("crl.pem")),
-        };
-        let lists =
-            Files { cert: certs.join("operator.pem"), ..files }.settings().map_err(|e| e.to_string()).unwrap().lists.unwrap();
-        lists.revoke(&[CertificateDer::from_pem_file(cert).unwrap()])
-    };
-    assert!(revoked(&certs.join("node-1.pem")) && revoked(&moved) && !revoked(&certs.join("operator.pem")));
+    let file = |name: &str| certs.join(name);
+    let files = Files { cert: file("operator.pem"), key: file("operator.key"), ca: file("ca.pem"), crl: Some(file("crl.pem")) };
+    let lists = files.settings().map_err(|e| e.to_string()).unwrap().lists.unwrap();
+    let revoked = |cert: &Path| lists.revoke(&[CertificateDer::from_pem_file(cert).unwrap()]);
+    assert!(revoked(&file("node-1.pem")) && revoked(&moved) && !revoked(&file("operator.pem")));
     // Not of this authority, the authority itself, none, and a directory without an authority.
     let theirs = other.join("node-1.pem").display().to_string();
     for (which, reason) in [(&*theirs, "is not a certificate"), ("ca", "is not a certificate"), ("node-9", "node-9")] {

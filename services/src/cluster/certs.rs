@@ -1,4 +1,5 @@
-//! Owns: `tape cluster certs`: an authority and certificates for trials. A production cluster uses an existing authority.
+//! Owns: `tape cluster certs`: an authority, certificates and their revocation, for trials. A production cluster uses an existing
+//! authority.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +12,8 @@ use tapestore::lsn::NodeId;
 use tapestore::time::{Clock, HostClock};
 use tapestore_engine::cluster_admin::store_id;
 
-use crate::exit::{Failure, INTERNAL, Outcome, USAGE};
+use super::revocation;
+use crate::exit::{Failure, INTERNAL, NO_INPUT, Outcome, USAGE};
 use crate::output::Format;
 use crate::replication::tls::{node_name, operator_name};
 use crate::stdout::say;
@@ -27,15 +29,29 @@ pub struct Args {
     #[arg(long)]
     cluster: Option<String>,
     /// Node numbers of the hosts, separated by commas
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required_unless_present = "revoke")]
     nodes: Vec<u64>,
+    /// Revoke certificates instead: node-N or operator for a file of --dir, or the path of a certificate; separated by commas.
+    /// They are added to the revocation list crl.pem in --dir
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["nodes", "cluster"])]
+    revoke: Vec<String>,
 }
 
-/// Creates `ca.pem`, and a certificate and a key for each host and for an operator.
+/// Creates `ca.pem`, its empty revocation list `crl.pem`, and a certificate and a key for each host and for an operator; or
+/// revokes certificates.
 ///
 /// # Errors
-/// A file cannot be created; the directory is not a store and --cluster is absent.
+/// A file cannot be created; the directory is not a store and --cluster is absent; a certificate to revoke is not of this
+/// authority.
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("cannot create a certificate: {e}"));
+    if !args.revoke.is_empty() {
+        let issuer = existing(&args.dir).map_err(|e| e.unwrap_or_else(failed))?.ok_or_else(|| {
+            let why = format!("{} has no authority, ca.pem and ca.key: a list is signed with its key", args.dir.display());
+            Failure::new(NO_INPUT, why)
+        })?;
+        return revocation::revoke(&args.dir, &issuer, &args.revoke, format);
+    }
     let cluster = match &args.cluster {
         Some(name) if is_dns_name(name) => name.clone(),
         // A name that is no DNS name is replaced by its identity.
@@ -47,8 +63,8 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         }
     };
     std::fs::create_dir_all(&args.dir)?;
-    let failed = |e: rcgen::Error| Failure::new(INTERNAL, format!("cannot create a certificate: {e}"));
     let issuer = authority(&args.dir, format).map_err(|e| e.unwrap_or_else(failed))?;
+    revocation::begin(&args.dir, &issuer, format)?;
     let mut names: Vec<(String, String)> =
         args.nodes.iter().map(|n| (format!("node-{n}"), node_name(NodeId(*n), &cluster))).collect();
     names.push(("operator".to_owned(), operator_name(&cluster)));
@@ -71,7 +87,9 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     if format.json {
         return Ok(());
     }
-    say(format!("next: tape-replication with --tls-cert, --tls-key and --tls-ca {}", args.dir.join("ca.pem").display()));
+    let (ca, crl) = (args.dir.join("ca.pem"), args.dir.join(revocation::NAME));
+    let (ca, crl) = (ca.display(), crl.display());
+    say(format!("next: tape-replication with --tls-cert, --tls-key, --tls-ca {ca} and, to revoke later, --tls-crl {crl}"));
     Ok(())
 }
 
@@ -102,15 +120,26 @@ fn is_dns_name(cluster: &str) -> bool {
     cluster.len() <= 200 && cluster.split('.').all(is_label)
 }
 
+/// The authority in `dir`.
+fn existing(dir: &Path) -> Result<Option<Issuer<'static, KeyPair>>, FailureOr> {
+    let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
+    if !cert_path.exists() || !key_path.exists() {
+        return Ok(None);
+    }
+    let key = KeyPair::from_pem(&std::fs::read_to_string(&key_path)?)?;
+    Ok(Some(Issuer::from_ca_cert_pem(&std::fs::read_to_string(&cert_path)?, key)?))
+}
+
 /// The authority in `dir`; created if absent.
 fn authority(dir: &Path, format: Format) -> Result<Issuer<'static, KeyPair>, FailureOr> {
-    let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
-    if cert_path.exists() && key_path.exists() {
-        let key = KeyPair::from_pem(&std::fs::read_to_string(&key_path)?)?;
-        return Ok(Issuer::from_ca_cert_pem(&std::fs::read_to_string(&cert_path)?, key)?);
+    if let Some(issuer) = existing(dir)? {
+        return Ok(issuer);
     }
+    let (cert_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name.push(DnType::CommonName, "tapestore trial authority");
+    // Revocation lists are found by the name of their authority: each has its own.
+    let name = format!("tapestore trial authority {:08x}", fastrand::u32(..));
+    params.distinguished_name.push(DnType::CommonName, name);
     live_a_year(&mut params);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -10,6 +10,7 @@ use tapestore_engine::snapshot::install;
 use crate::backup::Bar;
 use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
 use crate::output::Format;
+use crate::replication::certificates::Certificates;
 use crate::replication::{install as snapshot, tls};
 use crate::stdout::say;
 use crate::terminal::thousands;
@@ -35,7 +36,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
             "is not a host of a cluster. Run tape cluster init --join with a new store; it then gets a snapshot by itself";
         Failure::new(USAGE, format!("{} {reason}", store.display()))
     })?;
-    let tls = args.tls.files();
+    let certificates = args.tls.files().map(Certificates::new).transpose()?;
     // The leader's certificate names its node number.
     let named = super::member(&args.from).ok();
     let listed = own.members.iter().find(|s| s.address == args.from && s.node != own.node);
@@ -51,7 +52,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
             ),
         )
     })?;
-    let wanted = snapshot::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, tls };
+    let wanted = snapshot::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, certificates };
     // Locked from before the request to the leader until its snapshot is in place: nothing is acknowledged here meanwhile.
     let lock = RealDisk.lock(&store.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

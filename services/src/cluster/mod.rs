@@ -4,6 +4,7 @@ pub mod certs;
 pub mod demo;
 pub mod install;
 pub mod request;
+pub mod revocation;
 pub mod scrub;
 
 use std::path::Path;
@@ -55,7 +56,7 @@ pub enum Cluster {
     Scrub(Scrub),
     /// Print the status repeatedly
     Watch(Watch),
-    /// Create a certificate authority and certificates for trials
+    /// Create a certificate authority and certificates for trials, or revoke such certificates
     Certs(certs::Args),
 }
 

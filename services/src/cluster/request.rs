@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::Target;
 use crate::exit::{DATA, Failure, Outcome, UNAVAILABLE, USAGE};
+use crate::replication::certificates::Certificates;
 use crate::replication::proto::{self, admin_client::AdminClient};
 use crate::replication::{local, tls};
 
@@ -126,9 +127,9 @@ async fn connect(store: &Path, target: &Target, address: &str) -> Outcome<Channe
         let why = "no member of this store's cluster has this address; to list the members, run: tape cluster status --store";
         bad(&format_args!("{why} {}", store.display()))
     })?;
-    let config = files.client(node, id)?;
-    let endpoint = Endpoint::from_shared(format!("https://{address}")).and_then(|e| e.tls_config(config)).map_err(|e| bad(&e))?;
-    endpoint.connect().await.map_err(away)
+    let dial = Certificates::new(files)?.dial(node, id)?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| bad(&e))?;
+    dial.connect(endpoint).await.map_err(away)
 }
 
 /// `command` for another host. `Greet` and `Flush` are requests to the storage of this host; they are sent as `Status`.

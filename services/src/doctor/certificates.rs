@@ -1,4 +1,5 @@
-//! Owns: the certificates of the replication process: when they end, whether they are of a host, whether the key fits.
+//! Owns: the certificates of the replication process: when they end, whether they are of a host, whether the key fits, whether
+//! they are revoked, and when the revocation list is out of date.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -12,9 +13,13 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::finding::Finding;
 use super::host::Host;
 use super::permissions;
+use crate::replication::crl::{Authorities, ListError, Lists};
+use crate::replication::tls::Files;
 
 /// A certificate that ends sooner is a warning.
 const NEAR: u64 = 30 * 86_400;
+/// A revocation list with less than this part of its time left is a warning.
+const NEAR_PART: i64 = 5;
 
 /// The findings.
 pub fn examine(host: &Host) -> Vec<Finding> {
@@ -22,11 +27,75 @@ pub fn examine(host: &Host) -> Vec<Finding> {
         return vec![Finding::ok("certificate", "none is configured (--replication-config, or --tls-cert, --tls-key, --tls-ca)")];
     };
     let owner = host.store.metadata().map_or_else(|_| tapestore::shm::user::own(), |found| found.uid());
+    let lists = revocation_lists(tls);
     vec![
-        certificate("certificate", &tls.cert, Some(&tls.key)),
+        lists.as_ref().ok().and_then(|lists| revoked(tls, lists.as_ref()?)).unwrap_or_else(|| {
+            // Without lists, or with sound ones that do not have it.
+            certificate("certificate", &tls.cert, Some(&tls.key))
+        }),
         certificate("authority", &tls.ca, None),
+        revocation_list(&lists),
         permissions::key("tls-key", &tls.key, owner),
     ]
+}
+
+/// The revocation lists, if a file of them is configured.
+fn revocation_lists(tls: &Files) -> Result<Option<Lists>, ListError> {
+    let Some(crl) = &tls.crl else { return Ok(None) };
+    // What is wrong with these two files is a finding of its own.
+    let all =
+        |path: &Path| CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>).unwrap_or_default();
+    let certificates = [all(&tls.ca), all(&tls.cert).into_iter().skip(1).collect()].concat();
+    Lists::read(crl, Authorities { ca: &tls.ca, certificates: &certificates }).map(Some)
+}
+
+/// That this host's certificate is in `lists`.
+fn revoked(tls: &Files, lists: &Lists) -> Option<Finding> {
+    let own = CertificateDer::from_pem_file(&tls.cert).ok().filter(|own| lists.revoke(std::slice::from_ref(own)))?;
+    let serial = X509Certificate::from_der(&own).map_or_else(|_| String::new(), |(_, parsed)| parsed.raw_serial_as_string());
+    let found = format!("{} (serial {serial}) is revoked by {}", tls.cert.display(), lists.path().display());
+    let needed = "a certificate that is not revoked: every other host refuses the connection";
+    let command = "issue a new certificate with a new key and replace both files: they are used from the next connection on; for a \
+                   trial: remove the files and run tape cluster certs";
+    Some(Finding::problem("certificate", found, needed, command))
+}
+
+/// The finding of the revocation lists.
+fn revocation_list(lists: &Result<Option<Lists>, ListError>) -> Finding {
+    const NAME: &str = "revocation-list";
+    let lists = match lists {
+        Ok(Some(lists)) => lists,
+        Ok(None) => return Finding::ok(NAME, "none is configured (--tls-crl): certificates cannot be revoked"),
+        Err(error) => {
+            let needed = "revocation lists of the authorities that signed the certificates: tape-replication does not start with \
+                          these, and a running one keeps the earlier ones";
+            return Finding::problem(
+                NAME,
+                error.to_string(),
+                needed,
+                "openssl crl -noout -text -in FILE; page cluster, Revocation",
+            );
+        }
+    };
+    let (to, from) = lists.next_update();
+    let (shown, left) = (lists.path().display(), to - now());
+    let found = format!("{shown} revokes {} certificates, and is to be renewed by {}", lists.len(), at(to));
+    let renew =
+        "openssl ca -gencrl with your authority, and replace the file on every host; for a trial: tape cluster certs --revoke";
+    if left < 0 {
+        let needed = "a list of today: this one still counts, and what was revoked since is not in it";
+        return Finding::warning(NAME, format!("{found}: that has passed"), needed, renew);
+    }
+    if left < (to - from) / NEAR_PART {
+        let needed = "a newer list before then: this one still counts afterwards, and later revocations are missing";
+        return Finding::warning(NAME, format!("{found}: {} hours are left", left / 3600), needed, renew);
+    }
+    Finding::ok(NAME, found)
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    i64::try_from(HostClock.wall().0 / NANOS_PER_SECOND).unwrap_or(i64::MAX)
 }
 
 /// The finding of the certificate in the file `path`; `key` is of a host's own one.
@@ -71,7 +140,7 @@ fn at(seconds: i64) -> String {
 /// The finding of one certificate.
 fn of(name: &'static str, path: &Path, parsed: &X509Certificate<'_>, key: Option<&Path>) -> Finding {
     let (from, to) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
-    let now = i64::try_from(HostClock.wall().0 / NANOS_PER_SECOND).unwrap_or(i64::MAX);
+    let now = now();
     let shown = path.display();
     let found = format!("{shown} is valid from {} to {}", at(from), at(to));
     let renew = "issue a new one with your authority and replace the file: it is used from the next connection on; for a trial: \

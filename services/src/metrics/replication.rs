@@ -1,5 +1,5 @@
-//! Owns: what replication says: this host in its cluster, the other hosts as the leader sees them, what it has carried, and when
-//! its certificates end.
+//! Owns: what replication says: this host in its cluster, the other hosts as the leader sees them, what it has carried, when its
+//! certificates end and when its revocation list is out of date.
 //!
 //! What must hold: the state comes from storage, which is asked once a second on the threads of replication; a scrape asks nobody.
 //! Every metric is in `docs/metrics.md`; a test holds both against each other.
@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
+use tapestore::time::NANOS_PER_SECOND;
 use tapestore_engine::consensus::message::{Command, Progress, Report, Role};
 use tokio::sync::watch;
 
 use super::Source;
 use super::words::{Of, Words};
-use crate::replication::Counters;
 use crate::replication::session::{Links, StorageInfo};
 use crate::replication::tls::Files;
+use crate::replication::{Counters, crl};
 
 /// How often storage is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +59,7 @@ impl Source for Replication {
             report: self.reports.borrow().clone(),
             links: self.links.borrow().clone(),
             ends: self.tls.as_ref().map(ends).unwrap_or_default(),
+            next_update: self.tls.as_ref().and_then(|files| crl::next_update(files.crl.as_ref()?)),
         })
     }
 
@@ -87,6 +89,7 @@ struct Metrics {
     report: Option<Report>,
     links: Links,
     ends: Vec<(String, u64)>,
+    next_update: Option<u64>,
 }
 
 impl fmt::Debug for Metrics {
@@ -106,7 +109,11 @@ impl Collector for Metrics {
             host(&mut to, report)?;
             peers(&mut to, report)?;
         }
-        let ends = self.ends.iter().map(|(file, at)| (file.clone(), at.saturating_mul(1_000_000_000)));
+        if let Some(at) = self.next_update {
+            let help = "When the first revocation list is past its next update, since 1970.";
+            to.time("replication_crl_next_update_timestamp", help, at.saturating_mul(NANOS_PER_SECOND))?;
+        }
+        let ends = self.ends.iter().map(|(file, at)| (file.clone(), at.saturating_mul(NANOS_PER_SECOND)));
         to.gauges(Of::Time, ("replication_certificate_end_timestamp", "When a certificate ends, since 1970."), "file", ends)
     }
 }

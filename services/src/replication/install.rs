@@ -24,10 +24,11 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::certificates::Certificates;
 use super::proto::supply_client::SupplyClient;
 use super::proto::{Chunk, CopyFile, CopyRequest, FetchRequest, SnapshotFiles};
 use super::session::StorageInfo;
-use super::{Counters, Options, count, local, send_snapshot, tls};
+use super::{Counters, count, local, send_snapshot, tls};
 
 /// Most bytes of the list of a snapshot's files.
 const OFFER_MAX: usize = 128 << 20;
@@ -136,21 +137,21 @@ pub struct Wanted {
     /// The leader.
     pub leader: Member,
     /// Certificates of this host.
-    pub tls: Option<tls::Files>,
+    pub certificates: Option<Arc<Certificates>>,
 }
 
 impl Wanted {
     /// A snapshot of the store of `leader`, for the host of `storage`.
-    fn of(storage: &StorageInfo, leader: &Member, tls: Option<tls::Files>) -> Wanted {
+    fn of(storage: &StorageInfo, leader: &Member, certificates: Option<Arc<Certificates>>) -> Wanted {
         let identity = &storage.identity;
         let (store, leader) = (identity.store.clone(), leader.clone());
-        Wanted { store, cluster: identity.cluster, node: identity.node, leader, tls }
+        Wanted { store, cluster: identity.cluster, node: identity.node, leader, certificates }
     }
 }
 
 /// Fetches a snapshot each time that a leader sends that its log begins after the end of this log. Runs for ever.
 pub async fn run(
-    options: Options,
+    certificates: Option<Arc<Certificates>>,
     storage: watch::Receiver<Option<StorageInfo>>,
     mut snapshot_needed: mpsc::Receiver<(NodeId, u64)>,
     counters: Arc<Counters>,
@@ -185,7 +186,7 @@ pub async fn run(
             last,
             "the leader's log begins after the end of this log; fetching a snapshot of its store"
         );
-        let wanted = Wanted::of(&now, leader, options.tls.clone());
+        let wanted = Wanted::of(&now, leader, certificates.clone());
         let mut logged = Instant::now();
         let mut done = 0;
         let mut report = |progress: Progress| {
@@ -308,16 +309,12 @@ async fn fetch_once(
 async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, FetchError> {
     let address = &wanted.leader.address;
     let failed = |e: &dyn std::fmt::Display| FetchError::Connect { address: address.clone(), reason: e.to_string() };
-    tls::check_plain(address, wanted.tls.is_some()).map_err(|e| failed(&e))?;
-    let scheme = if wanted.tls.is_some() { "https" } else { "http" };
-    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|e| failed(&e))?;
+    tls::check_plain(address, wanted.certificates.is_some()).map_err(|e| failed(&e))?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| failed(&e))?;
     let endpoint = endpoint.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
     let (node, cluster) = (wanted.leader.node, wanted.cluster);
-    let connected = match &wanted.tls {
-        Some(files) => {
-            let config = files.client(node, cluster).map_err(|e| failed(&e))?;
-            endpoint.tls_config(config).map_err(|e| failed(&e))?.connect().await
-        }
+    let connected = match &wanted.certificates {
+        Some(certificates) => certificates.dial(node, cluster).map_err(|e| failed(&e))?.connect(endpoint).await,
         None => {
             let local = local::Wanted { host: Some(local::Host { node, cluster }), store: wanted.store.clone() };
             local::connect(endpoint, address.clone(), local).await

@@ -11,11 +11,14 @@
 //! messages never wait behind frames; queues, windows and permits bound its memory; storage is notified of possible losses.
 
 pub mod acceptor;
+pub mod certificates;
+pub mod crl;
 pub mod digest;
 pub mod install;
 pub mod local;
 pub mod log;
 pub mod peer;
+pub mod revocable;
 pub mod send_snapshot;
 pub mod server;
 pub mod session;
@@ -31,6 +34,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use self::certificates::Certificates;
 use crate::exit::{Failure, Outcome};
 use crate::metrics::{self, Endpoint};
 use crate::notify::Notifier;
@@ -218,7 +222,12 @@ async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outc
     let counters = Arc::new(Counters::default());
     let (snapshot_needed_by, snapshot_needed) = tokio::sync::mpsc::channel(1);
     let (unlisted_in, unlisted) = tokio::sync::mpsc::channel(16);
-    let (session, ends) = session::new(options.clone(), counters.clone(), snapshot_needed_by.clone(), unlisted);
+    let certificates = options.tls.clone().map(Certificates::new).transpose()?;
+    if let Some(certificates) = &certificates {
+        certificates.log_revoked(&certificates.settings());
+    }
+    let (session, ends) =
+        session::new(options.clone(), certificates.clone(), counters.clone(), snapshot_needed_by.clone(), unlisted);
     let identity = session.identity();
     let _metrics = serve_metrics(&options, &session, counters.clone())?;
     tracing::info!(
@@ -231,7 +240,6 @@ async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outc
     let work = async {
         let listen = listen_address(&options, &identity).await?;
         tls::check_plain(&listen, options.tls.is_some())?;
-        let acceptor = options.tls.clone().map(tls::Acceptor::new).transpose()?;
         let listener = tokio::net::TcpListener::bind(&listen)
             .await
             .map_err(|e| Failure::new(crate::exit::IO, format!("cannot listen on {listen}: {e}")))?;
@@ -244,8 +252,8 @@ async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outc
         tokio::spawn(log_counters(counters.clone()));
         let snapshots = send_snapshot::Snapshots::new(&options, counters.clone());
         tokio::spawn(snapshots.clone().expire());
-        tokio::spawn(install::run(options.clone(), identity.clone(), snapshot_needed, counters.clone()));
-        server::serve(listener, acceptor, identity.clone(), counters, (snapshots, snapshot_needed_by, unlisted_in)).await
+        tokio::spawn(install::run(certificates.clone(), identity.clone(), snapshot_needed, counters.clone()));
+        server::serve(listener, certificates, identity.clone(), counters, (snapshots, snapshot_needed_by, unlisted_in)).await
     };
     let parent = rustix::process::getppid();
     tokio::select! {
@@ -347,6 +355,12 @@ mod tests {
         for key in ["store", "listen", "tls", "queue-bytes", "window-bytes", "copy-bytes-per-second", "log", "metrics"] {
             assert!(text.contains(&format!("{key} =")), "{key} is not in config/replication.toml");
         }
+        // The key without a default has every key of its own.
+        let uncommented = text.replace("# tls =", "tls =");
+        let options: Options = toml::from_str(&uncommented).unwrap();
+        let expected =
+            tls::Files { cert: "node-1.pem".into(), key: "node-1.key".into(), ca: "ca.pem".into(), crl: Some("crl.pem".into()) };
+        assert_eq!(options.tls, Some(expected));
     }
 
     #[test]

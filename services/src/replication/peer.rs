@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
+use super::certificates::Certificates;
 use super::log::LogReader;
 use super::proto::peer_client::PeerClient;
 use super::proto::{Envelope, HelloRequest, Receipt, envelope};
@@ -116,6 +117,7 @@ impl Outbox {
 pub struct Peer {
     member: Member,
     options: Options,
+    certificates: Option<Arc<Certificates>>,
     storage: watch::Receiver<Option<StorageInfo>>,
     link: ToStorage,
     counters: Arc<Counters>,
@@ -133,6 +135,7 @@ impl Peer {
     pub fn new(
         member: Member,
         options: Options,
+        certificates: Option<Arc<Certificates>>,
         storage: watch::Receiver<Option<StorageInfo>>,
         link: ToStorage,
         counters: Arc<Counters>,
@@ -148,7 +151,7 @@ impl Peer {
             relay_bytes: Bounded::new(RELAY_BYTES),
             is_connected: Arc::default(),
         };
-        (outbox.clone(), Peer { member, options, storage, link, counters, control, append, relay, outbox })
+        (outbox.clone(), Peer { member, options, certificates, storage, link, counters, control, append, relay, outbox })
     }
 
     /// Connects and reconnects, for ever.
@@ -263,10 +266,9 @@ impl Peer {
     }
 
     async fn connect(&self, storage: &StorageInfo) -> Result<Channel, Broken> {
-        let scheme = if self.options.tls.is_some() { "https" } else { "http" };
-        tls::check_plain(&self.member.address, self.options.tls.is_some()).map_err(|e| e.to_string())?;
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", self.member.address))?
-            .connect_timeout(CONNECT_TIMEOUT)
+        tls::check_plain(&self.member.address, self.certificates.is_some()).map_err(|e| e.to_string())?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.member.address))?
+            .connect_timeout(2 * CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -274,14 +276,9 @@ impl Peer {
             .keep_alive_timeout(2 * KEEP_ALIVE)
             .keep_alive_while_idle(true);
         let (node, cluster) = (self.member.node, storage.identity.cluster);
-        let connected = match &self.options.tls {
-            Some(files) => {
-                let config = files.client(node, cluster).map_err(|e| e.to_string())?;
-                endpoint = endpoint.tls_config(config)?;
-                endpoint.connect().await
-            }
+        let connected = match &self.certificates {
+            Some(certificates) => certificates.dial(node, cluster).map_err(|e| e.to_string())?.connect(endpoint).await,
             None => {
-                let endpoint = endpoint.connect_timeout(2 * CONNECT_TIMEOUT);
                 let wanted = local::Wanted { host: Some(local::Host { node, cluster }), store: self.options.store.clone() };
                 local::connect(endpoint, self.member.address.clone(), wanted).await
             }

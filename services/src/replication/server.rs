@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::certificates::Certificates;
 use super::peer::{REJECTED, VERSION};
 use super::proto::admin_server::{Admin, AdminServer};
 use super::proto::peer_server::{Peer, PeerServer};
@@ -57,7 +58,7 @@ pub(super) struct Host {
     /// Hosts of the cluster that are not in this host's member list.
     unlisted: mpsc::Sender<Member>,
     tickets: Arc<Mutex<HashMap<NodeId, u64>>>,
-    tls: Option<tls::Files>,
+    certificates: Option<Arc<Certificates>>,
 }
 
 type Receipts = Pin<Box<dyn Stream<Item = Result<Receipt, Status>> + Send>>;
@@ -68,13 +69,20 @@ type Receipts = Pin<Box<dyn Stream<Item = Result<Receipt, Status>> + Send>>;
 /// The listener's.
 pub async fn serve(
     listener: TcpListener,
-    acceptor: Option<tls::Acceptor>,
+    certificates: Option<Arc<Certificates>>,
     storage: watch::Receiver<Option<StorageInfo>>,
     counters: Arc<Counters>,
     (snapshots, snapshot_needed_by, unlisted): (Arc<Snapshots>, mpsc::Sender<(NodeId, u64)>, mpsc::Sender<Member>),
 ) -> Outcome {
-    let tls = acceptor.as_ref().map(|a| a.files().clone());
-    let host = Host { storage: storage.clone(), counters, snapshots, snapshot_needed_by, unlisted, tickets: Arc::default(), tls };
+    let host = Host {
+        storage: storage.clone(),
+        counters,
+        snapshots,
+        snapshot_needed_by,
+        unlisted,
+        tickets: Arc::default(),
+        certificates: certificates.clone(),
+    };
     let limit = wire::MESSAGE_MAX;
     let peer = PeerServer::new(host.clone()).max_decoding_message_size(limit);
     let admin = AdminServer::new(host.clone()).max_decoding_message_size(1 << 16);
@@ -91,12 +99,14 @@ pub async fn serve(
         .add_service(peer)
         .add_service(admin)
         .add_service(supply);
-    let ended = match acceptor {
+    let ended = match certificates {
         None => {
             let local = move |stream| tls::accept_local(stream, storage.borrow().as_ref().map(StorageInfo::as_local));
             router.serve_with_incoming(acceptor::accept(listener, local)).await
         }
-        Some(mut tls) => router.serve_with_incoming(acceptor::accept(listener, move |stream| tls.accept(stream))).await,
+        Some(certificates) => {
+            router.serve_with_incoming(acceptor::accept(listener, move |stream| certificates.accept(stream))).await
+        }
     };
     ended.map_err(|e| Failure::new(IO, format!("the server for other hosts failed: {e}")))
 }
@@ -128,8 +138,8 @@ impl Host {
     }
 
     fn proves<T>(&self, request: &Request<T>, storage: &StorageInfo, name: impl Fn(&str) -> String) -> Result<(), Status> {
-        let Some(files) = &self.tls else { return Ok(()) };
-        let clusters = files.clusters(storage.identity.cluster);
+        let Some(certificates) = &self.certificates else { return Ok(()) };
+        let clusters = certificates.files().clusters(storage.identity.cluster);
         let clusters = clusters.map_err(|e| self.refuse(Status::internal(format!("this host's own certificate: {e}"))))?;
         let names = request.peer_certs().and_then(|c| c.first().map(|c| tls::names(c))).unwrap_or_default();
         let wanted: Vec<String> = clusters.iter().map(|c| name(c)).collect();

@@ -14,6 +14,7 @@ use tapestore_engine::consensus::message::{Command, Identity, Member, Message, R
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::certificates::Certificates;
 use super::peer::{Outbox, Peer};
 use super::spin::Spin;
 use super::{Counters, Options, count};
@@ -132,6 +133,7 @@ impl ToStorage {
 /// The session.
 pub struct Session {
     options: Options,
+    certificates: Option<Arc<Certificates>>,
     counters: Arc<Counters>,
     storage: watch::Sender<Option<StorageInfo>>,
     link: ToStorage,
@@ -158,6 +160,7 @@ pub struct Ends {
 /// a snapshot go out by `snapshot_needed_by`.
 pub fn new(
     options: Options,
+    certificates: Option<Arc<Certificates>>,
     counters: Arc<Counters>,
     snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
     unlisted: mpsc::Receiver<Member>,
@@ -168,7 +171,8 @@ pub fn new(
     let link = ToStorage { control: control_in, bulk: bulk_in, room, waiting, spin: Arc::default() };
     let storage = watch::Sender::new(None);
     let (peers, links) = (HashMap::new(), watch::Sender::new(Links::new()));
-    let session = Session { options, counters, storage, link, snapshot_needed_by, peers, links, state: (0, None) };
+    let state = (0, None);
+    let session = Session { options, certificates, counters, storage, link, snapshot_needed_by, peers, links, state };
     (session, Ends { control, bulk, unlisted })
 }
 
@@ -366,6 +370,7 @@ impl Session {
             let (outbox, peer) = Peer::new(
                 member.clone(),
                 self.options.clone(),
+                self.certificates.clone(),
                 self.storage.subscribe(),
                 self.link.clone(),
                 self.counters.clone(),

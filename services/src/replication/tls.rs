@@ -5,9 +5,10 @@
 //! authority chose.
 //!
 //! What must hold: without certificates nothing leaves loopback; both ends authenticate with a certificate that the
-//! cluster's authority signed; changed files are used from the next connection on.
+//! cluster's authority signed and has not revoked, at each connection; changed files are used from the next connection on.
 
 use std::io::Error;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,14 +17,15 @@ use tapestore::lsn::NodeId;
 use tapestore_engine::cluster_admin::store_id;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::client::{Resumption, WebPkiServerVerifier};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
-use tokio_rustls::server::TlsStream;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
 use super::acceptor::{self, Protocol};
+use super::crl::{Authorities, ListError, Lists};
 use super::{is_loopback, local};
 use crate::exit::{Failure, NO_INPUT, Outcome, USAGE};
 
@@ -32,6 +34,9 @@ pub const WANTS_TLS: &str = "this host requires TLS: give --tls-cert, --tls-key 
     node-N.CLUSTER, for an operator operator.CLUSTER; for a trial `tape cluster certs` makes them";
 /// Refusal of a client with certificates by a host without: the TLS alert handshake_failure.
 const HAS_NO_TLS: [u8; 7] = [0x15, 3, 3, 0, 2, 2, 40];
+
+/// The protocol in the TLS connection.
+pub(super) const H2: &[u8] = b"h2";
 
 /// PEM files.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -43,9 +48,12 @@ pub struct Files {
     pub key: PathBuf,
     /// Certificate of the authority.
     pub ca: PathBuf,
+    /// Lists of the certificates that the authority has revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl: Option<PathBuf>,
 }
 
-/// The same on a command line: all three or none.
+/// The same on a command line: the first three or none.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Flags {
     /// Certificate of this host, or of an operator who sends a request, PEM
@@ -57,13 +65,16 @@ pub struct Flags {
     /// Authority that signs the certificates of all hosts, PEM
     #[arg(long)]
     tls_ca: Option<PathBuf>,
+    /// Certificates that the authority has revoked: one or several revocation lists, PEM
+    #[arg(long, requires = "tls_cert")]
+    tls_crl: Option<PathBuf>,
 }
 
 impl Flags {
     /// The files, if they are given.
     pub fn files(&self) -> Option<Files> {
-        let Flags { tls_cert, tls_key, tls_ca } = self.clone();
-        Some(Files { cert: tls_cert?, key: tls_key?, ca: tls_ca? })
+        let Flags { tls_cert, tls_key, tls_ca, tls_crl } = self.clone();
+        Some(Files { cert: tls_cert?, key: tls_key?, ca: tls_ca?, crl: tls_crl })
     }
 }
 
@@ -130,6 +141,17 @@ fn read(path: &PathBuf) -> Outcome<Vec<u8>> {
     std::fs::read(path).map_err(|e| Failure::new(NO_INPUT, format!("{}: {e}", path.display())))
 }
 
+fn malformed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::new(USAGE, format!("{}: {why}", path.display()))
+}
+
+impl From<ListError> for Failure {
+    fn from(error: ListError) -> Failure {
+        let code = if matches!(error, ListError::Read { .. }) { NO_INPUT } else { USAGE };
+        Failure::new(code, error.to_string())
+    }
+}
+
 impl Files {
     /// When the certificate in `path` ends, seconds since 1970; of several, the first that ends.
     pub fn end(path: &Path) -> Option<u64> {
@@ -161,102 +183,115 @@ impl Files {
         Ok(clusters)
     }
 
-    /// TLS settings for a connection to host `node` of the cluster with the identity `cluster`.
-    ///
-    /// # Errors
-    /// A file is unreadable, or this process's own certificate is wrong.
-    pub fn client(&self, node: NodeId, cluster: u128) -> Outcome<ClientTlsConfig> {
-        let clusters = self.clusters(cluster)?;
-        let name = node_name(node, clusters.first().map_or("", String::as_str));
-        let identity = Identity::from_pem(read(&self.cert)?, read(&self.key)?);
-        let ca = Certificate::from_pem(read(&self.ca)?);
-        Ok(ClientTlsConfig::new().ca_certificate(ca).identity(identity).domain_name(name))
+    /// The certificates in the file `path`.
+    fn certificates(path: &PathBuf) -> Outcome<Vec<CertificateDer<'static>>> {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+        all.map_err(|e| malformed(path, &e))
     }
 
-    fn server(&self) -> Outcome<ServerConfig> {
-        let bad = |path: &PathBuf, e: &dyn std::fmt::Display| Failure::new(USAGE, format!("{}: {e}", path.display()));
+    /// Reads the files and makes TLS settings of them.
+    ///
+    /// # Errors
+    /// A file is unreadable or malformed, or they do not belong together.
+    pub fn settings(&self) -> Outcome<Settings> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let (authorities, own) = (Files::certificates(&self.ca)?, Files::certificates(&self.cert)?);
+        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?).map_err(|e| malformed(&self.key, &e))?;
         let mut roots = RootCertStore::empty();
-        for cert in CertificateDer::pem_slice_iter(&read(&self.ca)?) {
-            let cert = cert.map_err(|e| bad(&self.ca, &e))?;
-            roots.add(cert).map_err(|e| bad(&self.ca, &e))?;
+        for authority in &authorities {
+            roots.add(authority.clone()).map_err(|e| malformed(&self.ca, &e))?;
         }
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-        let verifier = verifier.map_err(|e| bad(&self.ca, &e))?;
-        let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(&self.cert)?).collect();
-        let certs = certs.map_err(|e| bad(&self.cert, &e))?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&self.key)?).map_err(|e| bad(&self.key, &e))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let roots = Arc::new(roots);
+        let lists = self.lists(&authorities, &own)?;
+        let ders = lists.as_ref().map(Lists::ders).unwrap_or_default();
+        let unfit = |error: VerifierBuilderError| match (&error, &self.crl) {
+            (VerifierBuilderError::InvalidCrl(_), Some(crl)) => malformed(crl, &error),
+            _ => malformed(&self.ca, &error),
+        };
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let clients = clients.with_crls(ders.clone()).build().map_err(unfit)?;
+        let servers = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+        let servers = servers.with_crls(ders).build().map_err(unfit)?;
+        if let Some(lists) = &lists {
+            self.check_coverage(lists, &own, clients.as_ref())?;
+        }
+        let is_revoked = lists.as_ref().is_some_and(|lists| lists.revoke(&own));
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|e| bad(&self.cert, &e))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(certs, key)
-            .map_err(|e| bad(&self.cert, &e))?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(config)
+            .map_err(|e| malformed(&self.cert, &e))?
+            .with_client_cert_verifier(clients)
+            .with_single_cert(own.clone(), key.clone_key())
+            .map_err(|e| malformed(&self.cert, &e))?;
+        server.alpn_protocols = vec![H2.to_vec()];
+        // A resumed session would not verify the certificates again.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        let mut client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| malformed(&self.cert, &e))?
+            .with_webpki_verifier(servers)
+            .with_client_auth_cert(own, key)
+            .map_err(|e| malformed(&self.cert, &e))?;
+        client.alpn_protocols = vec![H2.to_vec()];
+        client.resumption = Resumption::disabled();
+        Ok(Settings { server: Arc::new(server), client: Arc::new(client), lists, is_revoked })
     }
 
-    fn changed(&self) -> [Option<SystemTime>; 3] {
-        [&self.cert, &self.key, &self.ca].map(|f| f.metadata().and_then(|m| m.modified()).ok())
+    /// The revocation lists, of `authorities` or of those in the file of the certificate `own`.
+    fn lists(&self, authorities: &[CertificateDer<'static>], own: &[CertificateDer<'static>]) -> Outcome<Option<Lists>> {
+        let Some(crl) = &self.crl else { return Ok(None) };
+        let certificates = [authorities, own.get(1..).unwrap_or(&[])].concat();
+        Ok(Some(Lists::read(crl, Authorities { ca: &self.ca, certificates: &certificates })?))
+    }
+
+    /// Checks that certificates like `own` can be verified by `lists`: otherwise this host would refuse all others, too.
+    fn check_coverage(
+        &self,
+        lists: &Lists,
+        own: &[CertificateDer<'static>],
+        clients: &dyn ClientCertVerifier,
+    ) -> Result<(), ListError> {
+        let Some((first, above)) = own.split_first() else { return Ok(()) };
+        let path = lists.path().to_path_buf();
+        match clients.verify_client_cert(first, above, UnixTime::now()) {
+            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownRevocationStatus)) => {
+                let issuer = lists.without_list(own).unwrap_or_else(|| "its authority".to_owned());
+                Err(ListError::NotCovered { path, cert: self.cert.clone(), issuer })
+            }
+            Err(error @ rustls::Error::InvalidCertRevocationList(_)) => {
+                Err(ListError::Unusable { path, reason: error.to_string() })
+            }
+            // What else is wrong with the own certificate, the other end finds.
+            _ => Ok(()),
+        }
+    }
+
+    /// What changes whenever a file is replaced or written.
+    pub(super) fn versions(&self) -> Versions {
+        [Some(&self.cert), Some(&self.key), Some(&self.ca), self.crl.as_ref()].map(|file| {
+            let found = file?.metadata().ok()?;
+            Some((found.modified().ok()?, found.len(), found.ino()))
+        })
     }
 }
 
-/// Accepts TLS connections with the current certificates.
-pub struct Acceptor {
-    files: Files,
-    as_of: [Option<SystemTime>; 3],
-    config: Arc<ServerConfig>,
-}
+/// Modification time, length and inode of the files.
+pub(super) type Versions = [Option<(SystemTime, u64, u64)>; 4];
 
-impl Acceptor {
-    /// Reads the certificates in `files`.
-    ///
-    /// # Errors
-    /// A file is unreadable or malformed.
-    pub fn new(files: Files) -> Outcome<Acceptor> {
-        let as_of = files.changed();
-        let config = Arc::new(files.server()?);
-        Ok(Acceptor { files, as_of, config })
-    }
-
-    /// The certificate files.
-    pub fn files(&self) -> &Files {
-        &self.files
-    }
-
-    fn config(&mut self) -> Arc<ServerConfig> {
-        let now = self.files.changed();
-        if now != self.as_of {
-            self.as_of = now;
-            match self.files.server() {
-                Ok(config) => {
-                    tracing::info!(name: "tls.reloaded", cert = %self.files.cert.display(), "loaded changed certificates");
-                    self.config = Arc::new(config);
-                }
-                Err(error) => tracing::error!(
-                    name: "tls.reload_failed", %error,
-                    "cannot load changed certificates; the earlier ones stay in use"
-                ),
-            }
-        }
-        self.config.clone()
-    }
-
-    /// Authenticates the other end of `stream` with the current certificates.
-    pub fn accept(&mut self, stream: TcpStream) -> impl Future<Output = Result<TlsStream<TcpStream>, Error>> + use<> {
-        let acceptor = tokio_rustls::TlsAcceptor::from(self.config());
-        async move {
-            if let Some(stream) = only_tls(stream).await? {
-                acceptor.accept(stream).await
-            } else {
-                Err(Error::other("the client does not use TLS"))
-            }
-        }
-    }
+/// TLS settings.
+pub struct Settings {
+    /// Of connections that other hosts open.
+    pub server: Arc<ServerConfig>,
+    /// Of connections to other hosts.
+    pub client: Arc<ClientConfig>,
+    /// The revoked certificates.
+    pub lists: Option<Lists>,
+    /// Whether this process's own certificate is revoked.
+    pub is_revoked: bool,
 }
 
 /// Returns `stream` if it begins with a TLS handshake; refuses it otherwise.
-async fn only_tls(mut stream: TcpStream) -> Result<Option<TcpStream>, Error> {
+pub(super) async fn only_tls(mut stream: TcpStream) -> Result<Option<TcpStream>, Error> {
     match acceptor::protocol(&stream).await? {
         Protocol::Tls => return Ok(Some(stream)),
         Protocol::Local => local::refuse(&mut stream, WANTS_TLS).await?,

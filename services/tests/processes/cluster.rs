@@ -44,6 +44,8 @@ pub(crate) struct Hosts {
     pub(crate) hosts: Vec<Host>,
     pub(crate) addresses: Vec<String>,
     has_tls: bool,
+    /// Whether hosts are started with their revocation lists.
+    pub(crate) has_lists: bool,
     pub(crate) memtable: &'static str,
 }
 
@@ -61,7 +63,7 @@ impl Hosts {
         let members = (1..).zip(&addresses).map(|(n, a)| format!("{n}={a}")).collect();
         let store = |n| dir.path().join(format!("host-{n}"));
         let hosts = (1..=count).map(|n| Host { store: store(n), storage: None, replication: None }).collect();
-        (Hosts { dir, hosts, addresses, has_tls, memtable: "64M" }, members)
+        (Hosts { dir, hosts, addresses, has_tls, has_lists: false, memtable: "64M" }, members)
     }
 
     /// Three initialised hosts that are not started.
@@ -82,7 +84,13 @@ impl Hosts {
 
     /// Three serving hosts.
     pub(crate) fn new(has_tls: bool) -> Hosts {
+        Hosts::serving(has_tls, false)
+    }
+
+    /// Three serving hosts, with certificates if `has_tls`, and with a revocation list each if `has_lists`.
+    pub(crate) fn serving(has_tls: bool, has_lists: bool) -> Hosts {
         let mut this = Hosts::initialised(has_tls);
+        this.has_lists = has_lists;
         if has_tls {
             let certs = this.certs();
             let args = ["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", certs.to_str().unwrap()];
@@ -97,6 +105,11 @@ impl Hosts {
 
     pub(crate) fn certs(&self) -> PathBuf {
         self.dir.path().join("certs")
+    }
+
+    /// The revocation list of host `n`.
+    pub(crate) fn list(&self, n: usize) -> PathBuf {
+        self.certs().join(format!("crl-{n}.pem"))
     }
 
     pub(crate) fn store(&self, n: usize) -> &Path {
@@ -132,6 +145,13 @@ impl Hosts {
             command.arg("--tls-cert").arg(certs.join(format!("node-{n}.pem")));
             command.arg("--tls-key").arg(certs.join(format!("node-{n}.key")));
             command.arg("--tls-ca").arg(certs.join("ca.pem"));
+        }
+        if self.has_lists {
+            let list = self.list(n);
+            if !list.exists() {
+                std::fs::copy(self.certs().join("crl.pem"), &list).unwrap();
+            }
+            command.arg("--tls-crl").arg(list);
         }
         self.hosts[n - 1].replication = Some(Process::start("replication", &mut command).unwrap());
     }
@@ -425,7 +445,7 @@ fn under_tls_only_the_clusters_certificates_are_accepted_and_changed_files_are_r
 }
 
 /// Runs openssl in `dir`; `false` if this machine has none.
-fn openssl(dir: &Path, arguments: &str) -> bool {
+pub(crate) fn openssl(dir: &Path, arguments: &str) -> bool {
     match Command::new("openssl").current_dir(dir).args(arguments.split(' ')).output() {
         Ok(output) => !ok(&output).is_empty() || output.status.success(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -437,7 +457,7 @@ fn openssl(dir: &Path, arguments: &str) -> bool {
 }
 
 /// Writes a certificate and key `file` for the DNS name `name`, signed by the authority `ca.pem` in `dir`.
-fn certify(dir: &Path, file: &str, name: &str) {
+pub(crate) fn certify(dir: &Path, file: &str, name: &str) {
     std::fs::write(dir.join("ext"), format!("subjectAltName=DNS:{name}\nextendedKeyUsage=serverAuth,clientAuth\n")).unwrap();
     let key = format!("-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {file}.key");
     assert!(openssl(dir, &format!("req {key} -out {file}.csr -subj /CN={file}")));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber};
 use serde_json::Value;
 use tape_services::doctor::fsync::Cost;
 use tape_services::processes::Process;
@@ -291,6 +291,64 @@ fn a_certificate_that_has_ended_is_near_its_end_or_is_for_another_key_is_found()
     found.is_problem("certificate", "is not for the key", "openssl");
     std::fs::write(&options[1], "nothing").unwrap();
     doctor(&store, &["--replication-config", config.to_str().unwrap()]).is_problem("certificate", "node-1.pem", "");
+}
+
+/// Writes a list to `crl.pem` in `dir` that was made and is to be renewed so many hours from now, by the authority there. It revokes
+/// `node-1.pem` if `revokes`.
+fn revocation_list(dir: &Path, from: i64, to: i64, revokes: bool) {
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
+    let now = time::OffsetDateTime::UNIX_EPOCH + Duration::from_nanos(HostClock.wall().0);
+    let own = x509_parser::pem::parse_x509_pem(read("node-1.pem").as_bytes()).unwrap().1;
+    let serial = own.parse_x509().unwrap().tbs_certificate.serial.to_bytes_be();
+    let revoked = RevokedCertParams {
+        serial_number: SerialNumber::from(serial),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = CertificateRevocationListParams {
+        this_update: now + time::Duration::hours(from),
+        next_update: now + time::Duration::hours(to) + time::Duration::minutes(1),
+        crl_number: SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: revokes.then_some(revoked).into_iter().collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    std::fs::write(dir.join("crl.pem"), list.signed_by(&issuer).unwrap().pem().unwrap()).unwrap();
+}
+
+#[test]
+fn a_revoked_certificate_and_a_revocation_list_that_is_late_or_malformed_are_found() {
+    let (dir, store) = nothing();
+    let output = Command::new(env!("CARGO_BIN_EXE_tape"))
+        .args(["cluster", "certs", "--cluster", "test", "--nodes", "1", "--dir"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let [cert, key, ca, list] = ["node-1.pem", "node-1.key", "ca.pem", "crl.pem"].map(path);
+    let options = ["--tls-cert", &cert, "--tls-key", &key, "--tls-ca", &ca];
+    let listed = [&options[..], &["--tls-crl", &list]].concat();
+    doctor(&store, &options).is_ok("revocation-list");
+    let with = |from, to, revokes| {
+        revocation_list(dir.path(), from, to, revokes);
+        doctor(&store, &listed)
+    };
+    with(-24, 24, false).is_ok("revocation-list");
+    with(-24, 24, false).is_ok("certificate");
+    with(-80, 20, false).is_ok("revocation-list");
+    with(-80, 15, false).is_warning("revocation-list", "15 hours are left", "openssl ca -gencrl");
+    with(-80, -15, false).is_warning("revocation-list", "that has passed", "openssl ca -gencrl");
+    // One that is late still counts.
+    let found = with(-80, -15, true);
+    found.is_problem("certificate", "is revoked by", "tape cluster certs");
+    found.is_warning("revocation-list", "revokes 1 certificates", "tape cluster certs --revoke");
+    std::fs::write(dir.path().join("crl.pem"), "nothing").unwrap();
+    let found = doctor(&store, &listed);
+    found.is_problem("revocation-list", "crl.pem: the file has no revocation list", "openssl crl");
+    found.is_ok("certificate");
 }
 
 /// The words of the command of `leftovers` that have `part`.

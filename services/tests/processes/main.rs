@@ -35,6 +35,7 @@ mod pairs;
 mod pinned;
 mod plan;
 mod reload;
+mod revocation;
 mod roles;
 mod small_shm;
 mod tool;

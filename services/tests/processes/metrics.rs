@@ -367,7 +367,7 @@ fn the_dashboard_and_the_alerts_name_what_is_exported_and_promtool_accepts_them(
 
 /// Replication of three hosts, with certificates, that serves metrics; and where.
 fn replicate() -> (Hosts, Vec<String>) {
-    let mut hosts = Hosts::new(true);
+    let mut hosts = Hosts::serving(true, true);
     let addresses: Vec<String> = addresses::unused(3).unwrap().iter().map(ToString::to_string).collect();
     for n in 1..=3 {
         hosts.stop_host(n);
@@ -410,6 +410,8 @@ fn replication_counts_what_it_carries_and_a_leader_how_far_the_others_are_behind
     assert!(found["tapestore_replication_messages_total{direction=\"received\"}"] > 0.0);
     let end = found["tapestore_replication_certificate_end_timestamp_seconds{file=\"cert\"}"];
     assert!(end > 1.7e9 && end < 1e11, "{end}");
+    let due = found["tapestore_replication_crl_next_update_timestamp_seconds"];
+    assert!((end - due).abs() < 3600.0, "both are valid for a year: {end} {due}");
     assert_eq!((ask(at, "GET", "/healthz").0, ask(at, "GET", "/readyz").0), (200, 200));
     // Every name is in the page, and the page has no other.
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/metrics.md")).unwrap();

@@ -12,10 +12,12 @@
 
 pub mod acceptor;
 pub mod digest;
+pub mod fetch_rows;
 pub mod install;
 pub mod local;
 pub mod log;
 pub mod peer;
+pub mod rows;
 pub mod send_snapshot;
 pub mod server;
 pub mod session;

@@ -32,6 +32,7 @@ mod packages;
 mod pages;
 mod pairs;
 mod plan;
+mod rebuilt;
 mod reload;
 mod roles;
 mod small_shm;

@@ -133,6 +133,11 @@ impl From<std::io::Error> for Failure {
     }
 }
 
+/// `error` without its advice.
+pub fn reason(error: &Error) -> String {
+    error.to_string().split("; nothing was changed").next().unwrap_or_default().to_owned()
+}
+
 /// The failure to write to standard output: of a closed one the command ends without a message.
 pub fn output(error: std::io::Error) -> Failure {
     let code = if error.kind() == std::io::ErrorKind::BrokenPipe { 0 } else { OUTPUT };

@@ -1,6 +1,9 @@
-//! Owns: `tape repair`: finds the damage of a store, prints the command that repairs it, and runs it.
+//! Owns: `tape repair`: finds the damage of a store, prints the command that repairs it, and runs it; [`from_peer`] rebuilds
+//! SSTables.
 //!
 //! What must hold: no record is given up without `--i-accept-loss`, and without it the loss is printed.
+
+mod from_peer;
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +15,10 @@ use tapestore_engine::repair::{self, Findings, Loss};
 use tapestore_engine::snapshot;
 
 use crate::backup::Bar;
-use crate::exit::{DATA, Failure, Outcome, USAGE};
+use crate::cluster::install::REPLACE;
+use crate::exit::{DATA, Failure, Outcome, USAGE, reason};
 use crate::output::Format;
+use crate::replication::tls;
 use crate::terminal::thousands;
 
 /// `tape repair`.
@@ -22,6 +27,12 @@ pub struct Args {
     /// Replace damaged or missing SSTables by the identical ones of this backup
     #[arg(long, value_name = "BACKUP", conflicts_with = "truncate_at")]
     from: Option<PathBuf>,
+    /// Rebuild damaged or missing SSTables of this stopped cluster host from the records of another host: the address of its
+    /// replication process; with its node number, number=host:port, if it is not in this host's member list
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["from", "truncate_at"])]
+    from_peer: Option<String>,
+    #[command(flatten)]
+    tls: tls::Flags,
     /// Truncate the log before this record: it and all records after it are given up, and kept aside in STORE/lost
     #[arg(long, value_name = "LSN")]
     truncate_at: Option<u64>,
@@ -33,16 +44,17 @@ pub struct Args {
 /// `tape repair`.
 ///
 /// # Errors
-/// The store is damaged (exit code 65, with the command to run); consent is missing (2); as [`repair::truncate`] and
-/// [`snapshot::restore::put_back`].
+/// The store is damaged (exit code 65, with the command to run); consent is missing (2); as [`repair::truncate`],
+/// [`snapshot::restore::put_back`] and [`from_peer::run`].
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
-    if args.truncate_at.is_some() || args.from.is_some() {
+    if args.truncate_at.is_some() || args.from.is_some() || args.from_peer.is_some() {
         snapshot::backup::refuse(&RealDisk, store)?;
     }
-    match (args.truncate_at, &args.from) {
-        (Some(at), _) => truncate(store, Lsn(at), args.i_accept_loss, format),
-        (None, Some(backup)) => put_back(store, backup, format),
-        (None, None) => examine(store, format),
+    match (args.truncate_at, &args.from, &args.from_peer) {
+        (Some(at), ..) => truncate(store, Lsn(at), args.i_accept_loss, format),
+        (None, Some(backup), _) => put_back(store, backup, format),
+        (None, None, Some(peer)) => from_peer::run(store, peer, args.tls.files(), format),
+        (None, None, None) => examine(store, format),
     }
 }
 
@@ -96,11 +108,6 @@ fn say(found: &Findings) {
     }
 }
 
-/// An error without its advice.
-fn reason(error: &tapestore::error::Error) -> String {
-    error.to_string().split("; nothing was changed").next().unwrap_or_default().to_owned()
-}
-
 /// The next command; `None` if the store is sound.
 fn advice(store: &Path, found: &Findings) -> Option<String> {
     let shown = store.display();
@@ -115,6 +122,10 @@ fn advice(store: &Path, found: &Findings) -> Option<String> {
         (Some(_), _) if is_of_a_cluster(store) => {
             Some(format!("tape cluster install-snapshot --from HOST:PORT --store {shown}, {REPLACE}"))
         }
+        (_, false) if is_of_a_cluster(store) => Some(format!(
+            "tape repair --from-peer HOST:PORT --store {shown}, with the address of another host's replication process; or, if a \
+             backup has the very same SSTables: tape repair --from BACKUP --store {shown}"
+        )),
         (_, false) => Some(format!("tape repair --from BACKUP --store {shown}")),
         (Some((_, loss)), true) => Some(format!(
             "tape repair --truncate-at {} --i-accept-loss --store {shown} (if a backup has more records, lose fewer: tape restore \
@@ -160,10 +171,6 @@ fn say_loss(loss: &Loss) {
         out!("    ingested from {from} to {to}");
     }
 }
-
-/// The reason why a cluster host gets a snapshot instead of a repair, after the command.
-const REPLACE: &str = "with the address of the leader's replication process: a snapshot of the leader replaces this store, which \
-                       is kept aside. A host must not vote with a log that lacks records that it acknowledged";
 
 /// Whether other hosts rely on what this store acknowledged; `true` if that cannot be read.
 fn is_of_a_cluster(store: &Path) -> bool {

@@ -1,8 +1,12 @@
-//! Owns: the examination of a damaged store, the one way to give up records, and the return of SSTables to a store.
+//! Owns: the examination of a damaged store, the one way to give up records, and ([`rebuild`]) SSTables that are rebuilt from
+//! another host's records.
 //!
 //! What must hold: nothing is changed before what will be lost is copied to `STORE/lost` and durable there. The timeline has
 //! risen, durably, before the shorter log can be opened. Killed at any point, the store is refused as before, and the same
 //! command continues; or the work is done. An SSTable is put back only if it is identical to the lost one.
+
+pub mod rebuild;
+pub mod rows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

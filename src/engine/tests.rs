@@ -8,6 +8,7 @@ mod filling;
 mod history;
 mod hostile;
 mod memory;
+mod rebuild;
 mod replicas;
 mod stall;
 mod tables;

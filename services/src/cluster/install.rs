@@ -4,7 +4,8 @@ use std::path::Path;
 
 use tapestore::disk::{Disk, RealDisk};
 use tapestore::error::Error;
-use tapestore_engine::consensus::meta;
+use tapestore_engine::consensus::message::Member;
+use tapestore_engine::consensus::{MemberEntry, meta};
 use tapestore_engine::snapshot::install;
 
 use crate::backup::Bar;
@@ -14,6 +15,10 @@ use crate::replication::certificates::Certificates;
 use crate::replication::{install as snapshot, tls};
 use crate::stdout::say;
 use crate::terminal::thousands;
+
+/// The reason why a cluster host gets a snapshot instead of a repair of its log, after the command.
+pub const REPLACE: &str = "with the address of the leader's replication process: a snapshot of the leader replaces this store, which \
+                           is kept aside. A host must not vote with a log that lacks records that it acknowledged";
 
 /// `tape cluster install-snapshot`.
 #[derive(clap::Args, Debug)]
@@ -37,21 +42,7 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
         Failure::new(USAGE, format!("{} {reason}", store.display()))
     })?;
     let certificates = args.tls.files().map(Certificates::new).transpose()?;
-    // The leader's certificate names its node number.
-    let named = super::member(&args.from).ok();
-    let listed = own.members.iter().find(|s| s.address == args.from && s.node != own.node);
-    let leader = named.or_else(|| listed.map(tapestore_engine::consensus::MemberEntry::member));
-    let leader = leader.ok_or_else(|| {
-        let others = own.members.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
-        Failure::new(
-            USAGE,
-            format!(
-                "no other member has the address {}; the members are {}. Name an unlisted host with its number: N=HOST:PORT",
-                args.from,
-                others.collect::<Vec<_>>().join(", ")
-            ),
-        )
-    })?;
+    let leader = other_host(&own, &args.from)?;
     let wanted = snapshot::Wanted { store: store.to_path_buf(), cluster: own.store_id, node: own.node, leader, certificates };
     // Locked from before the request to the leader until its snapshot is in place: nothing is acknowledged here meanwhile.
     let lock = RealDisk.lock(&store.join(tapestore::disk::LOCK))?.ok_or_else(|| Error::Locked { path: store.to_path_buf() })?;
@@ -77,4 +68,20 @@ pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
     }
     say(format!("next: tape-storage --store {}", store.display()));
     Ok(())
+}
+
+/// The other host of the cluster of `own` at the address `from`, or with the number before it.
+///
+/// # Errors
+/// No other member has that address.
+pub fn other_host(own: &meta::Meta, from: &str) -> Outcome<Member> {
+    // The host's certificate names its node number.
+    let named = super::member(from).ok().filter(|m| m.node != own.node);
+    let listed = own.members.iter().find(|s| s.address == from && s.node != own.node);
+    named.or_else(|| listed.map(MemberEntry::member)).ok_or_else(|| {
+        let others = own.members.iter().filter(|s| s.node != own.node).map(|s| format!("{}={}", s.node, s.address));
+        let others = others.collect::<Vec<_>>().join(", ");
+        let why = "Name an unlisted host with its number: N=HOST:PORT";
+        Failure::new(USAGE, format!("no other member has the address {from}; the members are {others}. {why}"))
+    })
 }

@@ -73,7 +73,8 @@ pub fn run(store: &Path, args: &Scrub, format: Format) -> Outcome {
         }
         return Ok(());
     }
-    let advice = "on the host that differs from all others, stop storage and run tape cluster install-snapshot; if it leads, run tape cluster transfer first";
+    let advice = "on a host that cannot read its records, stop storage and run tape repair; on the host that differs from all \
+                  others, stop storage and run tape cluster install-snapshot; if the host leads, run tape cluster transfer first";
     Err(Failure::new(
         DIFFERENCE,
         format!(

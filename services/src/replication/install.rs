@@ -306,7 +306,8 @@ async fn fetch_once(
     Ok(())
 }
 
-async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, FetchError> {
+/// Connects to the host that `wanted` names as the leader; any host sends rows.
+pub(super) async fn connect(wanted: &Wanted) -> Result<SupplyClient<Channel>, FetchError> {
     let address = &wanted.leader.address;
     let failed = |e: &dyn std::fmt::Display| FetchError::Connect { address: address.clone(), reason: e.to_string() };
     tls::check_plain(address, wanted.certificates.is_some()).map_err(|e| failed(&e))?;

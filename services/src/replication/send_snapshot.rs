@@ -1,4 +1,5 @@
-//! Owns: snapshots of this host's store that other hosts fetch because its log begins after the end of theirs.
+//! Owns: what other hosts fetch from this host: snapshots of its store, because its log begins after the end of theirs, and
+//! records for SSTables that they have lost ([`rows`]).
 //!
 //! What must hold: only a leader creates one, and it holds every frame that the leader had at the request; one snapshot per
 //! host, kept while it is fetched and `KEPT` after that, in a directory that is emptied at every start; other hosts can
@@ -23,10 +24,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::proto::supply_server::Supply;
-use super::proto::{Chunk, Closed, CopyFile, CopyRequest, FetchRequest, SnapshotFiles};
+use super::proto::{Chunk, Closed, CopyFile, CopyRequest, FetchRequest, RowsPart, RowsRequest, SnapshotFiles};
 use super::server::{ADDRESSES, Host};
 use super::session::StorageInfo;
-use super::{Counters, Options, count};
+use super::{Counters, Options, count, rows};
 
 /// Directory of the snapshots in the store directory.
 pub const DIR: &str = "offers";
@@ -160,7 +161,16 @@ impl Host {
         Err(Status::unavailable("the disk of this leader is behind: not all of its frames are durable"))
     }
 
-    /// Checks that the client may fetch a snapshot for `node`.
+    /// Checks that `cluster`, which node `node` sends, is the cluster of this host.
+    fn is_cluster(&self, storage: &StorageInfo, cluster: &[u8], node: u64) -> Result<(), Status> {
+        if *cluster == storage.identity.cluster.to_le_bytes() {
+            return Ok(());
+        }
+        let why = format!("node {} is in another cluster than node {node}; {ADDRESSES}", storage.identity.node);
+        Err(self.refuse(Status::failed_precondition(why)))
+    }
+
+    /// Checks that the client may fetch a snapshot or records for `node`.
     fn may_have<T>(&self, storage: &StorageInfo, request: &Request<T>, node: u64) -> Result<(), Status> {
         self.proves_host(request, storage, NodeId(node))?;
         if storage.members.iter().any(|m| m.node.0 == node) && storage.identity.node.0 != node {
@@ -177,10 +187,7 @@ impl Supply for Host {
         let storage = self.storage()?;
         let CopyRequest { cluster, node } = request.get_ref();
         let node = *node;
-        if cluster[..] != storage.identity.cluster.to_le_bytes() {
-            let why = format!("node {} is in another cluster than node {node}; {ADDRESSES}", storage.identity.node);
-            return Err(self.refuse(Status::failed_precondition(why)));
-        }
+        self.is_cluster(&storage, cluster, node)?;
         self.may_have(&storage, &request, node)?;
         let (copy, offer) = self.make(&storage, NodeId(node)).await?;
         tracing::info!(
@@ -224,6 +231,29 @@ impl Supply for Host {
             self.snapshots.remove_others().await;
         }
         Ok(Response::new(Closed {}))
+    }
+
+    type RowsStream = Pin<Box<dyn Stream<Item = Result<RowsPart, Status>> + Send>>;
+
+    async fn rows(&self, request: Request<RowsRequest>) -> Result<Response<Self::RowsStream>, Status> {
+        let storage = self.storage()?;
+        let node = request.get_ref().node;
+        self.is_cluster(&storage, &request.get_ref().cluster, node)?;
+        self.may_have(&storage, &request, node)?;
+        let request = request.into_inner();
+        let job = rows::Job::new(&storage, &request, self.snapshots.bytes_per_second).map_err(|s| self.refuse(s))?;
+        let busy = || Status::resource_exhausted("this host reads records for other hosts already; try again");
+        let permit = self.readers.clone().try_acquire_owned().map_err(|_| busy())?;
+        let (parts, out) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let sent = job.run(&parts);
+            tracing::info!(
+                name: "repair.rows_sent", node, kind = job.wanted.kind.0, sent,
+                "sent records to another host, which has lost an SSTable"
+            );
+            drop(permit);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
 }
 

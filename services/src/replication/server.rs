@@ -13,7 +13,7 @@ use tapestore::lsn::NodeId;
 use tapestore_engine::consensus::format::ADDRESS_MAX;
 use tapestore_engine::consensus::message::{Command, GENERATION_MAX, Greeting, Member, Message, Refusal, Report};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
@@ -28,7 +28,7 @@ use super::proto::{self, Envelope, HelloReply, HelloRequest, Receipt, envelope};
 use super::send_snapshot::Snapshots;
 use super::session::{LinkError, StorageInfo};
 use super::wire::Malformed;
-use super::{Counters, acceptor, count, digest, tls, wire};
+use super::{Counters, acceptor, count, digest, rows, tls, wire};
 use crate::exit::{Failure, IO, Outcome};
 
 /// A receipt is sent after this many bytes, or this long after the last message. One for each message would cost both hosts
@@ -53,6 +53,8 @@ pub(super) struct Host {
     counters: Arc<Counters>,
     /// Snapshots that other hosts fetch.
     pub(super) snapshots: Arc<Snapshots>,
+    /// Permits to read records for other hosts: each holds a thread, and files that storage has replaced.
+    pub(super) readers: Arc<Semaphore>,
     /// Leaders whose log begins after the end of this host's log.
     snapshot_needed_by: mpsc::Sender<(NodeId, u64)>,
     /// Hosts of the cluster that are not in this host's member list.
@@ -78,6 +80,7 @@ pub async fn serve(
         storage: storage.clone(),
         counters,
         snapshots,
+        readers: Arc::new(Semaphore::new(rows::READERS)),
         snapshot_needed_by,
         unlisted,
         tickets: Arc::default(),

@@ -34,6 +34,7 @@ mod pages;
 mod pairs;
 mod pinned;
 mod plan;
+mod rebuilt;
 mod reload;
 mod revocation;
 mod roles;

@@ -15,4 +15,4 @@ pub mod transfer;
 pub use self::contents::Progress;
 pub(crate) use self::contents::{meta_of, state_of, verify_log};
 pub use self::create::Summary;
-pub(crate) use self::restore::verify_file;
+pub(crate) use self::restore::{aside, verify_file};

@@ -135,7 +135,7 @@ pub fn put_back(disk: &dyn Disk, store: &Path, backup: &Path, now: Ts, progress:
 }
 
 /// Links the damaged file `path` into `STORE/lost`, durably, so that another file can take its name.
-fn aside(disk: &dyn Disk, store: &Path, path: &Path, now: Ts) -> Result<()> {
+pub(crate) fn aside(disk: &dyn Disk, store: &Path, path: &Path, now: Ts) -> Result<()> {
     if !disk.exists(path)? {
         return Ok(());
     }

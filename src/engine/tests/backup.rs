@@ -48,7 +48,7 @@ fn started(seed: u64) -> (Run, Recovered) {
 }
 
 /// All records of the store in `dir`, by reading its files and its log strictly.
-fn records(disk: &dyn Disk, dir: &Path) -> Result<Vec<Vec<u64>>> {
+pub(super) fn records(disk: &dyn Disk, dir: &Path) -> Result<Vec<Vec<u64>>> {
     let meta = meta_of(disk, dir)?;
     let (follower, _) = read_all(disk, dir, meta.store_id, &mut |_, _| {})?;
     let mut found: std::collections::BTreeMap<u64, Vec<u64>> = Default::default();
@@ -458,7 +458,7 @@ fn a_damaged_or_missing_file_is_replaced_from_a_backup_that_has_the_same_file() 
     assert_eq!((done.healed.len(), done.left.len()), (1, 1));
 }
 
-fn store_of(run: &Run) -> std::path::PathBuf {
+pub(super) fn store_of(run: &Run) -> std::path::PathBuf {
     run.dir.path().join("s")
 }
 

@@ -107,6 +107,7 @@ pub(super) const CASES: &[Case] = &[
     case("publish", &["publish", "--sim", "--records", "100"]),
     case("reload", &["reload"]),
     on(On::Stopped, "repair", &["repair"]),
+    on(On::Host, "repair --from-peer", &["repair", "--from-peer", "LEADER"]),
     of_all("replay", &["replay"], &["replay", "--instrument", "X:NONE"]),
     on(On::Nothing, "restore", &["restore", "BACKUP", "--store", "DIR"]),
     on(On::Copy, "retention", &["retention", "--dry-run", "--kind", "trade", "--keep", "30d"]),

@@ -2,8 +2,6 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tapestore::error::Error;
@@ -13,8 +11,8 @@ use tapestore::subscriber::{Event, Subscriber};
 
 use crate::exit::{Outcome, interrupted};
 use crate::logging::note;
+use crate::metrics::Endpoint;
 use crate::metrics::reader::{Read, Reading};
-use crate::metrics::{self, Endpoint};
 use crate::output::{Format, Rows};
 use crate::query::{Filter, catalog, instruments, note_empty, passes};
 use crate::stdout;
@@ -79,9 +77,8 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
     let stop = terminal::stop_flag()?;
     let mut reader = catalog(store, args.at)?;
     let wanted = instruments(&args.filter, &mut reader)?;
-    let read: Arc<Read> = Arc::default();
-    read.next.store(args.from_lsn, Ordering::Relaxed);
-    let _metrics = Endpoint::of(&args.metrics, || Reading::new(read.clone(), reader.control().clone(), args.at))?;
+    let read = Read::new(reader.control(), args.from_lsn);
+    let _metrics = Endpoint::of(&args.metrics, || Reading::new(read.clone(), args.at))?;
     let format = Format { json: !format.csv, ..format };
     let mut names = catalog(store, args.at)?;
     let mut out = Rows::new(format, names.symbols()?);
@@ -111,6 +108,7 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
                 out.flush()?;
                 stdout::check()?;
                 silence.note("a record that passes the filter");
+                read.idle(follow.reader().control());
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() && args.once => {
@@ -123,7 +121,10 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
                 out.flush()?;
                 wait_for_storage(&mut follow, e, &mut waiting)?;
             }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => skipped(&read, &e),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => {
+                read.skipped(&e, follow.position().0);
+                note(format_args!("note: {e}"));
+            }
             Err(e) => return Err(e.into()),
         }
     }
@@ -139,15 +140,6 @@ pub fn follow(store: &Path, args: &FollowArgs, format: Format) -> Outcome {
         note_empty(passed, &format!("such record from LSN {} on", args.from_lsn));
     }
     if is_incomplete { Err(interrupted()) } else { Ok(()) }
-}
-
-/// Notes and counts records that were withdrawn, or have expired before they were read.
-fn skipped(read: &Read, error: &Error) {
-    match error {
-        Error::Expired { first, last } => metrics::reader::add(&read.expired, last.0 + 1 - first.0),
-        _ => metrics::reader::add(&read.withdrawals, 1),
-    }
-    note(format_args!("note: {error}"));
 }
 
 /// Whether `follow` has read all records of a stopped store.
@@ -279,10 +271,9 @@ fn tail_stored(
     end: &mut End<'_>,
 ) -> Outcome {
     let snapshot = reader.snapshot(args.at)?;
-    let read: Arc<Read> = Arc::default();
-    let _metrics = Endpoint::of(&args.metrics, || Reading::new(read.clone(), reader.control().clone(), args.at))?;
     let from = begin(store, args, wanted, snapshot.last(), end)?;
-    read.next.store(from.0, Ordering::Relaxed);
+    let read = Read::new(reader.control(), from.0);
+    let _metrics = Endpoint::of(&args.metrics, || Reading::new(read.clone(), args.at))?;
     end.came();
     drop(snapshot);
     let (mut follow, mut waiting, mut silence) = (reader.follow(from, args.at), None, Silence::new());
@@ -302,13 +293,17 @@ fn tail_stored(
                 out.flush()?;
                 stdout::check()?;
                 silence.note("a record that passes the filter");
+                read.idle(follow.reader().control());
                 follow.wait(Duration::from_millis(50));
             }
             Err(e) if e.is_down() => {
                 out.flush()?;
                 wait_for_storage(&mut follow, e, &mut waiting)?;
             }
-            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => skipped(&read, &e),
+            Err(e @ (Error::Withdrawn { .. } | Error::Expired { .. })) => {
+                read.skipped(&e, follow.position().0);
+                note(format_args!("note: {e}"));
+            }
             Err(e) => return Err(e.into()),
         }
     }

@@ -1,6 +1,7 @@
 //! Owns: the storage process: reads its options, serves a store, stops cleanly.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,12 +11,13 @@ use tapestore::agent::Wait;
 use tapestore::error::Error;
 use tapestore::lsn::Durability;
 use tapestore::shm::control::{Control, Statistic};
+use tapestore::shm::user;
 use tapestore_engine::snapshot::install;
 use tapestore_engine::traces::{Moment, Traces};
 use tapestore_engine::{Ended, Options, Started, Storage, World, divergence};
 
 use crate::choice;
-use crate::exit::{Failure, IO, Outcome};
+use crate::exit::{Failure, IO, NO_PERMISSION, Outcome};
 use crate::logging;
 use crate::metrics::{self, Endpoint};
 use crate::notify::Notifier;
@@ -126,7 +128,8 @@ pub fn run(args: &Args) -> Outcome {
     ignore_file_size_signal();
     let parent = rustix::process::getppid();
     let mut options = args.options()?;
-    terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+    check_owner(&options.store)?;
+    terminal::Configured::new(&options.log, terminal::LevelFilter::INFO)?.apply();
     let world = World::of_this_host()?;
     let tracing = Tracing::of(&options)?;
     // Before the store is served: a recovery can take minutes.
@@ -162,10 +165,10 @@ pub fn run(args: &Args) -> Outcome {
             tracing::info!(name: "storage.stopping", "stopping");
             notifier.stopping();
         }
-        let last = storage.control().appended();
+        let control = storage.control().clone();
         match storage.stop().map_err(|e| Failure::new(IO, e.to_string()))? {
             Ended::Stopped => {
-                tracing::info!(name: "storage.stopped", records = last.0, "stopped; all records are durable");
+                tracing::info!(name: "storage.stopped", records = control.appended().0, "stopped; all records are durable");
                 return Ok(());
             }
             Ended::Truncate(last_kept) => truncate(&options, &world, last_kept)?,
@@ -177,9 +180,10 @@ pub fn run(args: &Args) -> Outcome {
 /// Reads the configuration again and uses what can change while storage runs; returns it. One that is wrong changes nothing.
 fn reload(storage: &Storage, args: &Args) -> Option<Options> {
     let changed = args.options().and_then(|options| {
-        // First what can be refused.
-        terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+        let log = terminal::Configured::new(&options.log, terminal::LevelFilter::INFO)?;
+        // All or nothing: what can be refused comes first.
         storage.reload(&options)?;
+        log.apply();
         Ok(options)
     });
     let counter = match &changed {
@@ -270,6 +274,20 @@ fn install_snapshot(options: &Options, world: &World) -> Outcome {
     Ok(())
 }
 
+/// Refuses to serve a store whose files are another user's: that user could not read what this process writes.
+fn check_owner(store: &Path) -> Outcome {
+    let own = rustix::process::geteuid().as_raw();
+    let Ok(found) = std::fs::metadata(store.join(tapestore::wal::meta::NAME)) else { return Ok(()) };
+    if found.uid() == own {
+        return Ok(());
+    }
+    let (owner, user, shown) = (user::name(found.uid()), user::name(own), store.display());
+    let why = format!(
+        "{shown} is the store of {owner}, and this process runs as {user}, whose files that user could not read. Run it as that user,          or, if it is installed as a service: systemctl start tape-storage"
+    );
+    Err(Failure::new(NO_PERMISSION, why))
+}
+
 fn ignore_file_size_signal() {
     // The handler raises a flag that is never read.
     if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
@@ -280,7 +298,7 @@ fn ignore_file_size_signal() {
     }
 }
 
-fn announce(store: &std::path::Path, started: &Started) {
+fn announce(store: &Path, started: &Started) {
     if let Some(tail) = &started.truncated {
         tracing::warn!(name: "wal.torn_tail", %tail, "truncated a torn tail of the log, after the durable mark");
     }

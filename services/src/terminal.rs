@@ -39,28 +39,38 @@ static FILTER: OnceLock<Change> = OnceLock::new();
 /// Whether a flag or `RUST_LOG` has chosen what is logged: a configuration does not change it then.
 static IS_CHOSEN: AtomicBool = AtomicBool::new(false);
 
-/// Logs from now on as the key `log` of a configuration says: a level, or levels by part as in `RUST_LOG`; empty: as at the start.
-/// A flag and `RUST_LOG` count more.
-///
-/// # Errors
-/// It is none ([`USAGE`]): nothing has changed.
-pub fn log_as_configured(text: &str, default: LevelFilter) -> Outcome {
-    // A word alone would be a part, with all its lines.
-    let is_level = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
-    let filter = match text {
-        "" => Targets::new().with_default(default),
-        _ => text.parse().ok().filter(|_| text.split(',').all(is_level)).ok_or_else(|| {
-            let levels = "error, warn, info, debug, trace or off, or levels by part like info,tape_services::replication=debug";
-            Failure::new(USAGE, format!("log = \"{text}\" is none of {levels}"))
-        })?,
-    };
-    // Set before any other thread of this process logs: nothing to order.
-    if !IS_CHOSEN.load(Ordering::Relaxed)
-        && let Some(change) = FILTER.get()
-    {
-        change(filter);
+/// What a configuration wants to be logged.
+#[derive(Debug)]
+pub struct Configured(Targets);
+
+impl Configured {
+    /// As the key `log` of a configuration says: a level, or levels by part as in `RUST_LOG`; empty: from `default` on.
+    ///
+    /// # Errors
+    /// It is none ([`USAGE`]).
+    pub fn new(text: &str, default: LevelFilter) -> Outcome<Configured> {
+        // A word alone would be a part, with all its lines.
+        let is_level = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+        let filter = match text {
+            "" => Targets::new().with_default(default),
+            _ => text.parse().ok().filter(|_| text.split(',').all(is_level)).ok_or_else(|| {
+                let levels =
+                    "error, warn, info, debug, trace or off, or levels by part like info,tape_services::replication=debug";
+                Failure::new(USAGE, format!("log = \"{text}\" is none of {levels}"))
+            })?,
+        };
+        Ok(Configured(filter))
     }
-    Ok(())
+
+    /// Logs so from now on, unless a flag or `RUST_LOG` has chosen something else.
+    pub fn apply(self) {
+        // Set before any other thread of this process logs: nothing to order.
+        if !IS_CHOSEN.load(Ordering::Relaxed)
+            && let Some(change) = FILTER.get()
+        {
+            change(self.0);
+        }
+    }
 }
 
 /// Logs to standard error. A process that `serves` never waits for the log's reader.

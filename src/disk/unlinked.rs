@@ -34,21 +34,22 @@ impl Unlinked {
         self.len
     }
 
-    /// Whether another open file or a map of it exists, in any process. `false` too where the file system gives no leases.
-    pub fn is_held(&self) -> bool {
+    /// Whether another open file or a map of it exists, in any process. `None`: the system does not say, because the file system gives
+    /// no leases, they are switched off (`fs.leases-enable`), or the file is another user's.
+    pub fn is_held(&self) -> Option<bool> {
         let call = |command: libc::c_int, argument: libc::c_int| {
             // SAFETY: the descriptor is open for as long as `self` is, and these commands take a number and no pointer.
             unsafe { libc::fcntl(self.file.as_raw_fd(), command, argument) }
         };
         // The signal for the holder of a lease that is broken: by default it is SIGIO, which ends a process.
         if call(F_SETSIG, libc::SIGURG) != 0 {
-            return false;
+            return None;
         }
-        if call(libc::F_SETLEASE, libc::F_WRLCK.into()) == 0 {
-            call(libc::F_SETLEASE, libc::F_UNLCK.into());
-            return false;
+        if call(libc::F_SETLEASE, libc::F_WRLCK) == 0 {
+            call(libc::F_SETLEASE, libc::F_UNLCK);
+            return Some(false);
         }
-        std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock
+        (std::io::Error::last_os_error().kind() == std::io::ErrorKind::WouldBlock).then_some(true)
     }
 }
 
@@ -66,9 +67,9 @@ mod tests {
         let map = RealDisk.map(&path).unwrap();
         let removed = RealDisk.unlink(&path).unwrap().unwrap();
         assert!(!path.exists() && removed.bytes() == 8192, "{removed:?}");
-        assert!(removed.is_held(), "the map is there");
+        assert_eq!(removed.is_held(), Some(true), "the map is there");
         drop(map);
-        assert!(!removed.is_held());
+        assert_eq!(removed.is_held(), Some(false));
     }
 
     #[test]

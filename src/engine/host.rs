@@ -27,6 +27,7 @@ use tapestore::bus::BatchHeader;
 use tapestore::error::{Error, Result};
 use tapestore::lsn::NodeId;
 use tapestore::sabotage::{self, Sabotage};
+use tapestore::time::Ts;
 
 /// Parts of a host.
 pub(super) struct HostParts {
@@ -159,7 +160,7 @@ impl Host {
     /// # Errors
     /// As [`crate::consensus::Node::tick`]; [`tapestore::error::Error::Consensus`] if this host leads and another was promoted
     /// in its place.
-    pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
+    pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message, wall: Ts) -> Result<()> {
         let for_replication = matches!(
             message,
             Message::Raft(_)
@@ -184,7 +185,7 @@ impl Host {
             Message::Unreachable(node) => log.node_mut().unreachable(node)?,
             Message::Command { id, command } => {
                 let is_greeting = matches!(command, Command::Greet(_));
-                let result = members::command(log, command).map_err(|error| match error {
+                let result = members::command(log, command, wall).map_err(|error| match error {
                     Error::Invalid { reason, .. } if is_greeting => Refusal::Host(reason),
                     error => Refusal::Command(error.to_string()),
                 });
@@ -356,6 +357,11 @@ impl Host {
     /// [`tapestore::error::Error::Io`] if `raft.meta` cannot be written.
     pub(super) fn record(&mut self) -> Result<()> {
         self.log.node_mut().record()
+    }
+
+    /// Whether every frame of the log is committed, and the other agents have that.
+    pub(super) fn is_settled(&self) -> bool {
+        self.log.covered().committed() >= self.log.node().state().last
     }
 
     /// Storage ends: what the MemTables hold is flushed, so that the next start and readers of the store at rest need not read

@@ -26,6 +26,10 @@ use tapestore::time::Clock;
 const STOP_NS: u64 = 500_000_000;
 /// Longest time that a stopping leader waits for another to lead.
 const HAND_OVER_NS: u64 = 300_000_000;
+/// How long a stopping storage waits for its disk, so that what was appended is flushed,
+const SETTLE_NS: u64 = 5_000_000_000;
+/// and how long between two looks.
+const SETTLE_TURN: Duration = Duration::from_millis(1);
 /// Longest sleep of a parked ingest agent: its heartbeat must stay young.
 const PARK: Duration = Duration::from_millis(100);
 /// The same while the cluster has other hosts.
@@ -85,6 +89,7 @@ impl IngestAgent {
             if worked && !over {
                 idle.worked();
             } else if stopping && !hands_over {
+                self.settle()?;
                 self.host.record()?;
                 self.host.seal();
                 self.finish()?;
@@ -98,6 +103,22 @@ impl IngestAgent {
                 idle.worked();
             }
         }
+    }
+
+    /// Waits until what was appended is committed, where that takes only this host's disk: the flush agent flushes no more than that.
+    /// Batches that come meanwhile stay with their publishers.
+    fn settle(&mut self) -> Result<()> {
+        self.host.notify_sync();
+        self.carry_out()?;
+        let until = self.clock.monotonic() + SETTLE_NS;
+        while self.host.is_alone() && !self.host.is_settled() && self.clock.monotonic() < until {
+            let at = self.moment();
+            self.control.beat(at.now);
+            self.host.turn(at, self.sync.len())?;
+            self.carry_out()?;
+            std::thread::sleep(SETTLE_TURN);
+        }
+        Ok(())
     }
 
     /// Stops the sync agent, which first makes everything durable.
@@ -175,7 +196,7 @@ impl IngestAgent {
             worked |= !messages.is_empty();
             for (link, message) in messages {
                 let is_replication = self.cluster_socket.is_from_replication(link);
-                self.host.message(link, is_replication, message)?;
+                self.host.message(link, is_replication, message, at.wall)?;
                 // A greeting decides which process the next message is from.
                 self.carry_out()?;
             }

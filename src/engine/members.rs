@@ -11,6 +11,7 @@ use crate::consensus::{Change, MemberEntry, Transition};
 use tapestore::error::{Error, Result};
 use tapestore::lsn::{NodeId, Position};
 use tapestore::shm::control::Statistic;
+use tapestore::time::Ts;
 
 /// Interval between notices that a snapshot is needed.
 const NOTIFY_NS: u64 = 1_000_000_000;
@@ -76,7 +77,7 @@ pub(super) fn show_needed(log: &mut Log, most: u64) {
 ///
 /// # Errors
 /// [`Error::Invalid`] with the reason; nothing has changed then.
-pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
+pub(super) fn command(log: &mut Log, command: Command, wall: Ts) -> Result<Report> {
     let of = |node, roles, address| Change { transition: Transition::Auto, members: vec![MemberEntry { node, roles, address }] };
     let node = log.node_mut();
     let is_named = |of: NodeId| matches!(&command, Command::Promote { node, .. } | Command::Remove { node, .. } if *node == of);
@@ -117,19 +118,26 @@ pub(super) fn command(log: &mut Log, command: Command) -> Result<Report> {
         }
         Command::Transfer(n) => node.transfer(n)?,
     }
-    Ok(report(log))
+    Ok(report(log, wall))
 }
 
-/// The state of this host.
-fn report(log: &Log) -> Report {
+/// The state of this host at `wall`.
+fn report(log: &Log, wall: Ts) -> Report {
     let (node, control) = (log.node(), log.control());
+    let frames = node.frames();
+    let idle = frames.place(frames.last()).map_or(0, |newest| wall.0.saturating_sub(newest.ingest_ts.0));
+    let mut progress = node.progress();
+    // A member that lacks a frame is the further behind the longer it does, although no frame follows.
+    for of in progress.iter_mut().filter(|of| of.matched < frames.last()) {
+        of.lag_ns = of.lag_ns.saturating_add(idle);
+    }
     Report {
         node: node.meta().node,
         generation: node.meta().generation,
         state: node.state(),
         members: node.meta().members.iter().map(MemberEntry::member).collect(),
         records: [control.appended().0, control.durable().0, control.committed().0],
-        progress: node.progress(),
+        progress,
         is_lossy: log.is_lossy(),
         needs_snapshot: node.meta().needs_snapshot(),
         is_mute: node.meta().is_mute(),

@@ -2,21 +2,29 @@
 //! release the snapshots that do.
 //!
 //! What must hold: readers do not fill the disk, which would stop ingest: when removed files keep more than `pinned-max`, or the
-//! disk is nearly full, the oldest snapshots are asked for, until the rest fits. At most [`FILES_MAX`] descriptors are held.
+//! disk is nearly full, the oldest snapshots are asked for, until the rest fits. At most [`descriptors`] are held. A close
+//! of a large file takes time, which no other agent waits for.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rustix::process::Resource;
 
+use super::space::Room;
+use tapestore::agent::Stop;
 use tapestore::disk::Unlinked;
 use tapestore::shm::control::{Control, Statistic};
 use tapestore::time::{Clock, HostClock};
 
-/// Removed files that are watched.
+/// Most descriptors of removed files,
 const FILES_MAX: usize = 1024;
-/// Time between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// and at most this part of those that the process may have.
+const DESCRIPTORS_PART: u64 = 8;
+/// Sleep between checks of the stop flag, and such sleeps between looks.
+const TURN: Duration = Duration::from_millis(20);
+const TURNS: u32 = 50;
 /// Part of a volume that removed files may keep by default.
 const PART: u64 = 10;
 
@@ -44,15 +52,20 @@ impl Removals {
     }
 }
 
-/// What removed files keep.
+/// What removed files keep: the agent that looks.
 pub(super) struct Pinned {
     reported: Receiver<Removed>,
     /// In the order of their edits.
     files: VecDeque<Removed>,
+    /// Most of them.
+    files_max: usize,
     /// Bytes that may be kept.
     max: u64,
     control: Control,
-    looks: Instant,
+    room: Arc<Room>,
+    stop: Stop,
+    /// Whether it was logged that the system does not say what is mapped.
+    is_unknown: bool,
 }
 
 /// Bytes that removed files may keep on a volume of `total`: as `chosen`, or, if that is 0, a tenth of it.
@@ -60,25 +73,56 @@ pub fn pinned_max(chosen: u64, total: u64) -> u64 {
     if chosen > 0 { chosen } else { total / PART }
 }
 
+/// Most descriptors of removed files that a process that may open `limit` files keeps.
+pub fn descriptors(limit: u64) -> u64 {
+    (limit / DESCRIPTORS_PART).min(FILES_MAX as u64)
+}
+
 impl Pinned {
-    /// Watches what is reported; `max` bytes may be kept.
-    pub(super) fn new(max: u64, control: Control) -> (Pinned, Removals) {
-        let (report, reported) = bounded(FILES_MAX);
-        // What earlier storage processes removed is not known any more, and another edit may have the same number after a restore.
-        control.set_oldest_snapshot(0);
-        (Pinned { reported, files: VecDeque::new(), max, control, looks: Instant::now() }, Removals(report))
+    /// Watches what is reported from now on; `max` bytes may be kept. `edit` is that of the manifest at the start.
+    pub(super) fn new((max, edit): (u64, u64), control: Control, room: Arc<Room>, stop: Stop) -> (Pinned, Removals) {
+        let limit = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let files_max = usize::try_from(descriptors(limit) / 2).unwrap_or(1).max(1);
+        let (report, reported) = bounded(files_max);
+        // What earlier storage processes removed is not known any more. On a disk that is nearly full, whatever may keep it is asked
+        // for; else what was asked for stays so. After a restore the store may have an earlier edit.
+        let asked = if room.is_low() { edit } else { control.oldest_snapshot().min(edit) };
+        control.set_oldest_snapshot(asked);
+        let files = VecDeque::new();
+        (Pinned { reported, files, files_max, max, control, room, stop, is_unknown: false }, Removals(report))
     }
 
-    /// Looks which files are still mapped, once a second; if they keep more than they may, or anything while the disk `is_low`,
-    /// asks readers to release snapshots.
-    pub(super) fn look(&mut self, is_low: bool) {
-        if self.looks.elapsed() < LOOK {
-            return;
+    /// Looks once a second until it is stopped.
+    pub(super) fn run(mut self) {
+        loop {
+            for _ in 0..TURNS {
+                if self.stop.is_stopped() {
+                    return;
+                }
+                std::thread::sleep(TURN);
+            }
+            self.look(self.room.is_low());
         }
-        self.looks = Instant::now();
+    }
+
+    /// Looks which files are still mapped, and closes the others, which frees their bytes. If the rest keeps more than it may, or
+    /// anything while the disk `is_low`, asks readers to release snapshots.
+    fn look(&mut self, is_low: bool) {
         self.files.extend(self.reported.try_iter());
-        self.files.retain(|removed| removed.file.is_held());
-        let dropped = self.files.len().saturating_sub(FILES_MAX);
+        let mut is_unknown = false;
+        self.files.retain(|removed| {
+            let held = removed.file.is_held();
+            is_unknown |= held.is_none();
+            held == Some(true)
+        });
+        if is_unknown && !std::mem::replace(&mut self.is_unknown, true) {
+            tracing::warn!(
+                name: "snapshots.not_known",
+                "the system does not say which removed SSTables readers map (no leases on this file system, or files of another \
+                 user): what they keep is not counted and not bounded"
+            );
+        }
+        let dropped = self.files.len().saturating_sub(self.files_max);
         self.files.drain(..dropped);
         let kept = self.bytes();
         self.control.set_statistic(Statistic::PinnedBytes, kept);
@@ -144,10 +188,9 @@ mod tests {
         RealDisk.open(&path, Open::CreateNew).unwrap().write_at(&[7; 8192], 0).unwrap();
         let map = RealDisk.map(&path).unwrap();
         let control = Control::private(1).unwrap();
-        let (mut pinned, removals) = Pinned::new(1 << 30, control.clone());
+        let (mut pinned, removals) = Pinned::new((1 << 30, 0), control.clone(), Arc::default(), Stop::default());
         removals.report(Removed { file: RealDisk.unlink(&path).unwrap().unwrap(), edit: 7 });
         let mut look = |is_low: bool| {
-            pinned.looks = Instant::now().checked_sub(LOOK).unwrap();
             pinned.look(is_low);
             (control.statistic(Statistic::PinnedBytes), control.oldest_snapshot(), control.statistic(Statistic::PinnedSince) > 0)
         };
@@ -156,6 +199,22 @@ mod tests {
         drop(map);
         assert_eq!(look(true), (0, 7, false));
         assert_eq!(control.statistic(Statistic::SnapshotsReleased), 1);
+    }
+
+    #[test]
+    fn a_start_keeps_what_was_asked_for_unless_the_store_has_an_earlier_edit() {
+        let start = |before: u64, edit: u64| {
+            let control = Control::private(1).unwrap();
+            control.set_oldest_snapshot(before);
+            Pinned::new((0, edit), control.clone(), Arc::default(), Stop::default());
+            control.oldest_snapshot()
+        };
+        assert_eq!((start(7, 9), start(7, 3), start(0, 9)), (7, 3, 0));
+    }
+
+    #[test]
+    fn removed_files_take_a_small_part_of_the_descriptors() {
+        assert_eq!((descriptors(1024), descriptors(1_048_576)), (128, 1024));
     }
 
     #[test]

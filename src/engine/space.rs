@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::pinned::{Pinned, Removals};
 use tapestore::agent::Stop;
 use tapestore::disk::{Disk, DiskFile, Open};
 use tapestore::error::{Error, Result};
@@ -126,23 +125,21 @@ pub(super) struct SpaceAgent {
     ballast: Ballast,
     ballast_len: u64,
     has_failed: bool,
-    pinned: Pinned,
 }
 
 impl SpaceAgent {
-    /// An agent that has looked once, and where removed SSTables are reported. `keep` returns how much is kept free on a volume of so
-    /// many bytes, and `pinned` how much removed files may keep.
+    /// An agent that has looked once. `keep` returns how much is kept free on a volume of so many bytes.
     ///
     /// # Errors
     /// [`Error::Io`] if the space or the ballast cannot be read.
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         dir: &Path,
-        (keep, pinned): (impl Fn(u64) -> u64, impl Fn(u64) -> u64),
+        keep: impl Fn(u64) -> u64,
         segment_size: u64,
         control: Control,
         stop: Stop,
-    ) -> Result<(SpaceAgent, Removals)> {
+    ) -> Result<SpaceAgent> {
         let total = disk.space(dir)?.total;
         // The size of a simulated disk is not limited.
         let ballast_len = if total == u64::MAX { 0 } else { (total / BALLAST_PART).min(BALLAST_MAX) / 4096 * 4096 };
@@ -158,11 +155,9 @@ impl SpaceAgent {
         let (keep, room, dir) = (keep(total), Arc::default(), dir.to_path_buf());
         control.set_statistic(Statistic::KeptFree, keep);
         let margin = 2 * segment_size;
-        let (pinned, removals) = Pinned::new(pinned(total), control.clone());
-        let has_failed = false;
-        let mut this = SpaceAgent { disk, dir, room, control, stop, keep, margin, ballast, ballast_len, has_failed, pinned };
+        let mut this = SpaceAgent { disk, dir, room, control, stop, keep, margin, ballast, ballast_len, has_failed: false };
         this.look();
-        Ok((this, removals))
+        Ok(this)
     }
 
     /// The state for other agents.
@@ -182,7 +177,6 @@ impl SpaceAgent {
             if let Some(free) = self.look() {
                 self.tend(free);
             }
-            self.pinned.look(self.room.is_low());
         }
     }
 

@@ -20,6 +20,7 @@ use super::host::{Host, HostParts};
 use super::log::LogParts;
 use super::memtables::Source;
 use super::options::{Options, World};
+use super::pinned::{self, Pinned};
 use super::recover::{Recovered, Started, recover};
 use super::reload::Reload;
 use super::requests::DurabilityPolicy;
@@ -28,7 +29,7 @@ use super::sync::{SYNC_QUEUE, SyncItem};
 use super::traces::Traces;
 use super::waker::Waker;
 use super::watermarks::Watermarks;
-use super::{attach, consensus, flush, pinned, requests, space};
+use super::{attach, consensus, flush, requests, space};
 use tapestore::agent::{Stop, spawn};
 use tapestore::bus::Bus;
 use tapestore::disk::Disk;
@@ -111,11 +112,12 @@ impl Storage {
         state.writer.set_spares(Spares::Ahead(spare_out));
         state.memtables.set_source(Source::Ahead { request, ready, waits: false });
         let keep = |total| space::keep_free(options.space_min, total, segment_size, table);
-        let pinned = |total| pinned::pinned_max(options.pinned_max, total);
-        let (disk, stopped) = (world.disk.clone(), late.clone());
-        let (space, removals) = SpaceAgent::new(disk, &options.store, (keep, pinned), segment_size, control.clone(), stopped)?;
-        flusher.report_to(removals);
+        let space = SpaceAgent::new(world.disk.clone(), &options.store, keep, segment_size, control.clone(), late.clone())?;
         let room = space.room();
+        let max = pinned::pinned_max(options.pinned_max, world.disk.space(&options.store)?.total);
+        let edit = flusher.manifest().state().seq;
+        let (pinned, removals) = Pinned::new((max, edit), control.clone(), room.clone(), late.clone());
+        flusher.report_to(removals);
         let traces = state.traces().clone();
         let shared = Shared { options: &options, world: &world, control: &control, bells: &bells, room: &room, stop: &late };
         let prepare = shared.prepare(maker, segment_size, (spares, recycled), (table_requests, tables));
@@ -150,6 +152,7 @@ impl Storage {
         let others = vec![
             spawn("tape-prepare", None, move || prepare.run()).map_err(io)?,
             spawn("tape-space", None, move || space.run()).map_err(io)?,
+            spawn("tape-pinned", None, move || pinned.run()).map_err(io)?,
             spawn("tape-attach", None, move || attach.run()).map_err(io)?,
             spawn("tape-compact", None, move || compact.run()).map_err(io)?,
         ];

@@ -148,10 +148,11 @@ impl<'t> Columns<'t> {
     /// [`crate::error::Error::Corrupt`] or [`crate::error::Error::Io`] of a file; [`crate::error::Error::SnapshotTooOld`].
     #[expect(clippy::should_implement_trait, reason = "a batch is borrowed until the next call, and a call can fail")]
     pub fn next(&mut self) -> Result<Option<ColumnBatch<'_>>> {
-        self.view.check_age()?;
+        // First the batch that was lent: after the other error its values would be kept.
         if let Some(file) = self.lent.take() {
             file.check()?;
         }
+        self.view.check_age()?;
         while let Some(&file) = self.files.last() {
             if let Some((index, from, to)) = self.next_of(file)? {
                 self.lent = Some(file);

@@ -222,6 +222,9 @@ impl Follow {
     /// [`Error::Io`] of a file.
     #[inline]
     pub fn poll(&mut self) -> Result<Option<Row<'_>>> {
+        if self.view.as_ref().is_some_and(|v| v.check_age().is_err()) {
+            self.renew();
+        }
         if self.view.as_ref().is_none_or(|v| v.upto < self.next) && !self.refresh()? {
             return Ok(None);
         }
@@ -244,9 +247,6 @@ impl Follow {
 
     /// The next record, which is in SSTables.
     fn next_flushed(&mut self) -> Result<Option<Row<'_>>> {
-        if !self.stripe.holds(self.next) && self.view.as_ref().is_some_and(|view| view.check_age().is_err()) {
-            self.renew();
-        }
         let Some(view) = &self.view else { return Ok(None) };
         if !self.stripe.holds(self.next) {
             // A half-filled stripe would look like one with expired records.

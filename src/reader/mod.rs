@@ -240,6 +240,11 @@ impl Reader {
         Ok(Snapshot { view, timeline, scratch: Vec::new() })
     }
 
+    /// Whether the files and MemTables that are kept for the next snapshot are those of the store now.
+    pub fn is_current(&self) -> bool {
+        self.at_rest.is_some() || self.versions.is_current(&self.control)
+    }
+
     /// Unmaps files and MemTables that are kept for the next snapshot and that no [`Snapshot`] uses. Call it before a
     /// long idle time: a map keeps the bytes of an unlinked file allocated.
     pub fn let_go(&mut self) {
@@ -337,7 +342,6 @@ impl Reader {
 
 /// How record `lsn` arrived in the store of `view`.
 fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
-    view.check_age()?;
     if lsn > view.history.covered() {
         let found = view.table_of(lsn).and_then(|t| t.arrival(lsn));
         return view.check_tables().map(|()| found);
@@ -432,6 +436,7 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn arrival(&self, lsn: Lsn) -> Result<Option<Arrival>> {
+        self.check_age()?;
         arrival_in(&self.view, lsn)
     }
 

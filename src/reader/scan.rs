@@ -327,7 +327,9 @@ impl<'t> Scan<'t> {
                 (self.streams.as_mut_slice(), self.ahead.is_empty())
             {
                 let (row, next) = (*head, rows.next());
-                if let Err(error) = table.check() {
+                // Some of the rows are enough.
+                let age = if row.lsn.0.is_multiple_of(1024) { self.view.check_age() } else { Ok(()) };
+                if let Err(error) = age.and_then(|()| table.check()) {
                     self.streams.clear();
                     return Err(error);
                 }

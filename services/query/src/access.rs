@@ -3,7 +3,6 @@
 //! What must hold: no user has an empty name or an empty password.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine as _;
@@ -14,10 +13,7 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::failure::QueryError;
 
 /// Who may connect, and how. It may change while the process runs: connections and logins from then on are as it says then.
-pub struct Access {
-    rules: RwLock<Arc<Rules>>,
-    changes: AtomicU64,
-}
+pub struct Access(RwLock<Arc<Rules>>);
 
 /// Who may connect, and how, as of one moment.
 pub struct Rules {
@@ -25,35 +21,31 @@ pub struct Rules {
     pub tls: Option<Arc<ServerConfig>>,
     /// The password of each user; `None`: whoever reaches the server may use it, so it listens on a loopback address.
     pub passwords: Option<BTreeMap<String, String>>,
+    /// How often the passwords have changed: what a login was given before is void.
+    pub number: u64,
 }
 
 impl Access {
     /// As `rules` say.
     pub fn new(rules: Rules) -> Access {
-        Access { rules: RwLock::new(Arc::new(rules)), changes: AtomicU64::new(0) }
+        Access(RwLock::new(Arc::new(rules)))
     }
 
     /// For a loopback address: no encryption, no passwords.
     pub fn open() -> Access {
-        Access::new(Rules { tls: None, passwords: None })
+        Access::new(Rules { tls: None, passwords: None, number: 0 })
     }
 
     /// The rules now.
     pub fn now(&self) -> Arc<Rules> {
-        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From now on it is as `rules` say. What earlier logins were given as a token is void.
+    /// From now on it is as `rules` say.
     pub fn change(&self, rules: Rules) {
-        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
-        // SYNC: pairs with `changes`: who sees the new number sees the new rules.
-        self.changes.fetch_add(1, Ordering::Release);
-    }
-
-    /// How often the rules have changed.
-    pub fn changes(&self) -> u64 {
-        // SYNC: pairs with `change`.
-        self.changes.load(Ordering::Acquire)
+        let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let number = now.number + u64::from(rules.passwords != now.passwords);
+        *now = Arc::new(Rules { number, ..rules });
     }
 
     /// For the users of `passwords`.
@@ -88,7 +80,7 @@ impl Rules {
                 return refuse(format!("user '{name}' has no {}", if name.is_empty() { "name" } else { "password" }));
             }
         }
-        Ok(Rules { tls, passwords: Some(passwords) })
+        Ok(Rules { tls, passwords: Some(passwords), number: 0 })
     }
 }
 
@@ -120,6 +112,17 @@ pub fn check(login: Option<&str>, passwords: &BTreeMap<String, String>) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_passwords_void_what_logins_were_given_and_other_certificates_do_not() {
+        let rules = |password: &str| Rules::with(BTreeMap::from([("ann".to_owned(), password.to_owned())]), None).unwrap();
+        let access = Access::new(rules("one"));
+        access.change(rules("one"));
+        assert_eq!(access.now().number, 0);
+        access.change(rules("two"));
+        access.change(rules("one"));
+        assert_eq!(access.now().number, 2);
+    }
 
     #[test]
     fn nobody_has_an_empty_name_or_password() {

@@ -108,8 +108,6 @@ struct Opened {
     /// Of which storage process and timeline the names are, and how many.
     names_of: (u64, u64, usize),
     kinds: Vec<Arc<KindTable>>,
-    /// The oldest snapshot that storage allowed when files were last released.
-    let_go_for: u64,
 }
 
 /// The settings of a session.
@@ -186,7 +184,7 @@ impl Engine {
             DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory).with_max_temp_directory_size(options.spill);
         let pool = TrackConsumersPool::new(FairSpillPool::new(options.memory), NAMED_CONSUMERS);
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
-        let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new(), let_go_for: 0 };
+        let opened = Opened { reader, names: Arc::new(Names::new(&[])), names_of: (0, 0, 0), kinds: Vec::new() };
         let common = Opaque::new(planner::common(runtime, options.threads));
         let aggregates = planner::aggregates()
             .iter()
@@ -273,13 +271,15 @@ impl Engine {
         Ok(Moment { snapshot, names, kinds, control, until, after, since, known })
     }
 
-    /// Releases the files that are kept mapped for the next statement, if storage has asked readers for the room of removed ones
-    /// since the last call.
-    pub fn let_go_if_asked(&self) {
+    /// Maps what the store has now, if it has changed since the last statement: what is kept mapped for the next one may have been
+    /// removed, and keeps its room until then.
+    pub fn renew(&self) {
         // As in `moment`.
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = opened.reader.control().oldest_snapshot();
-        if std::mem::replace(&mut opened.let_go_for, oldest) != oldest {
+        if !opened.reader.is_current()
+            && let Err(error) = opened.reader.snapshot(At::Committed)
+        {
+            tracing::debug!(name: "query.not_renewed", %error, "cannot map what the store has now; what was mapped is released");
             opened.reader.let_go();
         }
     }

@@ -20,6 +20,7 @@ use datafusion::physical_plan::placeholder_row::PlaceholderRowExec;
 use futures::Stream;
 use tapestore::reader::Snapshot;
 use tapestore::version::File;
+use tokio::time::MissedTickBehavior;
 
 use crate::failure::{QueryError, external};
 use crate::scan::Scan;
@@ -69,7 +70,8 @@ impl Limited {
         running: Running,
     ) -> Result<Limited, DataFusionError> {
         let (files, snapshot) = (files_of(operators, snapshot)?, snapshot.clone());
-        let (ends, looks) = (Box::pin(tokio::time::sleep(limit)), tokio::time::interval(LOOK));
+        let (ends, mut looks) = (Box::pin(tokio::time::sleep(limit)), tokio::time::interval(LOOK));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Limited { rows, files, snapshot, limit, ends, looks, is_over: false, running })
     }
 
@@ -93,12 +95,13 @@ impl Stream for Limited {
             let limit = self.limit;
             return Poll::Ready(Some(Err(DataFusionError::External(Box::new(QueryError::TooLong { limit })))));
         }
-        if self.looks.poll_tick(context).is_ready()
-            && let Err(error) = self.snapshot.check_age()
-        {
-            self.is_over = true;
-            self.running.end(Outcome::Failed);
-            return Poll::Ready(Some(Err(external(error))));
+        // Until it is pending: only then this is woken at the next one, although no row comes.
+        while self.looks.poll_tick(context).is_ready() {
+            if let Err(error) = self.snapshot.check_age() {
+                self.is_over = true;
+                self.running.end(Outcome::Failed);
+                return Poll::Ready(Some(Err(external(error))));
+            }
         }
         let next = std::task::ready!(self.rows.as_mut().poll_next(context));
         match &next {

@@ -30,7 +30,7 @@ use crate::{console, derive, flight, postgres};
 
 /// How long clients have to end when the process is stopped.
 const GRACE: Duration = Duration::from_secs(2);
-/// Time between two looks at what storage asks of readers.
+/// Time between two looks whether the store has changed.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Certificate and key, PEM files.
@@ -73,7 +73,7 @@ pub struct Options {
     pub connections: usize,
     /// Whether clients may read files of the host with the rights of this process.
     pub read_files: bool,
-    /// What is logged; see [`terminal::log_as_configured`].
+    /// What is logged; see [`terminal::Configured`].
     pub log: String,
     /// Where metrics are served; empty: nowhere.
     pub metrics: String,
@@ -230,7 +230,7 @@ fn rules(options: &Options) -> Outcome<Rules> {
     }
     match users {
         Some(users) => Rules::with(users, tls).map_err(|e| Failure::new(USAGE, format!("{}: {e}", options.users.display()))),
-        None => Ok(Rules { tls, passwords: None }),
+        None => Ok(Rules { tls, passwords: None, number: 0 }),
     }
 }
 
@@ -253,7 +253,7 @@ fn runtime(threads: usize, nice: u8) -> Outcome<Runtime> {
 /// The configuration is wrong, the store cannot be read, or an address cannot be listened to.
 pub fn run(store: Option<PathBuf>, args: &Args) -> Outcome {
     let options = args.options(store.clone())?;
-    terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+    terminal::Configured::new(&options.log, terminal::LevelFilter::INFO)?.apply();
     let access = Arc::new(Access::new(rules(&options)?));
     let derived = derive::check(&options.derive)?;
     let threads = if options.threads == 0 { engine::Options::default().threads } else { options.threads };
@@ -290,8 +290,9 @@ fn reload(args: &Args, store: Option<PathBuf>, started: &Options, access: &Acces
     let changed = args.options(store).and_then(|options| {
         let Options { postgres, flight, console, .. } = started.clone();
         let rules = rules(&Options { postgres, flight, console, ..options.clone() })?;
-        terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+        let log = terminal::Configured::new(&options.log, terminal::LevelFilter::INFO)?;
         access.change(rules);
+        log.apply();
         Ok(())
     });
     match changed {
@@ -329,17 +330,17 @@ fn bound(listener: &Option<TcpListener>) -> String {
     listener.as_ref().and_then(|l| l.local_addr().ok()).map_or_else(|| "not served".to_owned(), |address| address.to_string())
 }
 
-/// Looks once a second whether storage needs the room of files that are kept mapped between statements.
-async fn let_go(engine: Arc<Engine>) {
+/// Maps once a second what the store has then, so that removed files are not kept between statements.
+async fn renew(engine: Arc<Engine>) {
     let mut looks = tokio::time::interval(LOOK);
     loop {
         looks.tick().await;
-        engine.let_go_if_asked();
+        engine.renew();
     }
 }
 
 async fn serve(options: &Options, engine: Arc<Engine>, access: Arc<Access>, notifier: &Notifier) -> Outcome {
-    tokio::spawn(let_go(engine.clone()));
+    tokio::spawn(renew(engine.clone()));
     let postgres = listen(&options.postgres).await?;
     let flight = listen(&options.flight).await?;
     let console = listen(&options.console).await?;

@@ -153,9 +153,22 @@ fn users_change_by_a_signal_without_a_restart_and_a_wrong_file_changes_nothing()
         file.write_all(text.as_bytes()).unwrap();
     };
     write("ann = \"one\"\n");
-    let served = started(command(&store).arg("--users").arg(&users));
+    let log = dir.path().join("log");
+    let said = |what: &str| std::fs::read_to_string(&log).unwrap().contains(what);
+    let mut command = command(&store);
+    command.env_remove("RUST_LOG").arg("--users").arg(&users).stderr(std::fs::File::create(&log).unwrap());
+    let mut child = command.spawn().unwrap();
+    let until = |done: &dyn Fn() -> bool| {
+        let began = std::time::Instant::now();
+        while !done() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    until(&|| said("answering SQL"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let port = served.postgres.rsplit(':').next().unwrap().to_owned();
+    let text = std::fs::read_to_string(&log).unwrap();
+    let port = text.split("postgres=127.0.0.1:").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     let login = |user: &str, password: &str| {
         let config = format!("host=127.0.0.1 port={port} user={user} password={password} dbname=tapestore");
         runtime.block_on(async {
@@ -167,15 +180,8 @@ fn users_change_by_a_signal_without_a_restart_and_a_wrong_file_changes_nothing()
     let early = login("ann", "one").unwrap();
     assert!(login("bob", "two").is_none());
     let signal = || {
-        let pid = rustix::process::Pid::from_child(&served.child);
+        let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::USR1).unwrap();
-    };
-    let until = |done: &dyn Fn() -> bool| {
-        let began = std::time::Instant::now();
-        while !done() {
-            assert!(began.elapsed() < Duration::from_secs(60));
-            std::thread::sleep(Duration::from_millis(50));
-        }
     };
     write("bob = \"two\"\n");
     signal();
@@ -186,10 +192,14 @@ fn users_change_by_a_signal_without_a_restart_and_a_wrong_file_changes_nothing()
     // Without a user nobody could connect, or everybody: it is refused.
     write("");
     signal();
+    until(&|| said("query.reload_refused"));
+    assert!(login("bob", "two").is_some() && login("ann", "one").is_none() && login("eve", "three").is_none());
     write("eve = \"three\"\n");
     signal();
     until(&|| login("eve", "three").is_some());
     assert!(login("bob", "two").is_none());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -4,11 +4,12 @@
 //! `docs/metrics.md`; a test holds both against each other.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
+use tapestore::error::Error;
 use tapestore::reader::{At, watermark};
 use tapestore::shm::control::Control;
 use tapestore::time::{Clock, HostClock};
@@ -17,8 +18,10 @@ use super::Source;
 use super::words::Words;
 
 /// What the reading loop counts. One thread writes, a scrape reads; each is a lone number: relaxed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Read {
+    /// The control page that the reader reads now: of the process that serves the store, or its own of a store at rest.
+    control: RwLock<Control>,
     /// Records read.
     pub records: AtomicU64,
     /// Of these, records that passed the filter.
@@ -32,6 +35,32 @@ pub struct Read {
 }
 
 impl Read {
+    /// Nothing read yet, of the store of `control`, up to the record before `next`.
+    pub(crate) fn new(control: &Control, next: u64) -> Arc<Read> {
+        let zero = || AtomicU64::new(0);
+        let control = RwLock::new(control.clone());
+        let (records, passed, withdrawals, expired) = (zero(), zero(), zero(), zero());
+        Arc::new(Read { control, records, passed, next: AtomicU64::new(next), withdrawals, expired })
+    }
+
+    /// The reader has nothing to read now; `control` is its page, which is another one when storage has started meanwhile.
+    pub(crate) fn idle(&self, control: &Control) {
+        *self.control.write().unwrap_or_else(PoisonError::into_inner) = control.clone();
+    }
+
+    /// Records were skipped for `error`; it goes on with `next`.
+    pub(crate) fn skipped(&self, error: &Error, next: u64) {
+        match error {
+            Error::Expired { first, last } => add(&self.expired, last.0 + 1 - first.0),
+            _ => add(&self.withdrawals, 1),
+        }
+        self.next.store(next, Ordering::Relaxed);
+    }
+
+    fn control(&self) -> Control {
+        self.control.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// One more record was read; `next` is the LSN after it.
     pub(crate) fn one(&self, next: u64, has_passed: bool) {
         add(&self.records, 1);
@@ -41,26 +70,24 @@ impl Read {
 }
 
 /// Adds to a number that this thread alone writes.
-pub(crate) fn add(to: &AtomicU64, count: u64) {
+fn add(to: &AtomicU64, count: u64) {
     to.store(to.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
 }
 
 /// A reader that follows a store, for its metrics.
 pub struct Reading {
     read: Arc<Read>,
-    /// Of the store as it was opened.
-    control: Control,
     at: At,
 }
 
 impl Reading {
-    /// The reader that counts in `read` and follows the store of `control` up to `at`.
-    pub fn new(read: Arc<Read>, control: Control, at: At) -> Reading {
-        Reading { read, control, at }
+    /// The reader that counts in `read` and follows its store up to `at`.
+    pub fn new(read: Arc<Read>, at: At) -> Reading {
+        Reading { read, at }
     }
 
     fn is_served(&self) -> bool {
-        self.control.is_alive(HostClock.monotonic())
+        self.read.control().is_alive(HostClock.monotonic())
     }
 }
 
@@ -70,7 +97,7 @@ impl Source for Reading {
         let read = &self.read;
         // First the position: the watermark read after it is not behind it.
         let next = of(&read.next);
-        let newest = watermark(&self.control, self.at).0;
+        let newest = watermark(&read.control(), self.at).0;
         Box::new(Metrics {
             records: of(&read.records),
             passed: of(&read.passed),

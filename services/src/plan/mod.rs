@@ -243,7 +243,7 @@ fn compare(load: &Load, needs: &Needs, options: &Options, disk_free: u64) -> Vec
         false,
         maps,
         maps_max().unwrap_or(u64::MAX),
-        "sysctl -w vm.max_map_count=, or a larger compaction.rows-max",
+        "sysctl -w vm.max_map_count=1048576, or a larger compaction.rows-max",
     );
     let rate = options.compaction.bytes_per_second;
     let rate = if rate == 0 { u64::MAX } else { rate };

@@ -71,7 +71,7 @@ pub struct Options {
     pub window_bytes: u64,
     /// Most bytes a second of a snapshot that another host fetches; 0: no limit.
     pub copy_bytes_per_second: u64,
-    /// What is logged; see [`terminal::log_as_configured`].
+    /// What is logged; see [`terminal::Configured`].
     pub log: String,
     /// Where metrics are served; empty: nowhere.
     pub metrics: String,
@@ -192,7 +192,7 @@ pub(crate) fn count(counter: &AtomicU64, more: u64) {
 pub fn run(args: &Args) -> Outcome {
     terminal::log(terminal::Wanted::new(args.log, terminal::LevelFilter::INFO), args.log_format, true);
     let options = args.options()?;
-    terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO)?;
+    terminal::Configured::new(&options.log, terminal::LevelFilter::INFO)?.apply();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(1).event_interval(spin::EVENT_INTERVAL).enable_all().build()?;
     let notifier = Notifier::of_runtime(runtime.handle());
@@ -209,9 +209,10 @@ pub fn run(args: &Args) -> Outcome {
 /// Reads the configuration again and uses what can change while the process runs: what is logged. Certificates are read again when
 /// their files change.
 fn reload(args: &Args) {
-    let changed = args.options().and_then(|options| terminal::log_as_configured(&options.log, terminal::LevelFilter::INFO));
+    let changed = args.options().and_then(|options| terminal::Configured::new(&options.log, terminal::LevelFilter::INFO));
     match changed {
-        Ok(()) => {
+        Ok(log) => {
+            log.apply();
             tracing::info!(name: "replication.reloaded", "the configuration is read again: what is logged is as it says from now on")
         }
         Err(error) => {
@@ -240,7 +241,7 @@ async fn serve(options: Options, with_parent: bool, notifier: &Notifier) -> Outc
     tokio::spawn(async move { spin.run().await });
     let session = tokio::spawn(session.run(ends));
     let work = async {
-        let listen = listen_address(&options, &identity).await?;
+        let listen = listen_address(&options, &identity, notifier).await?;
         tls::check_plain(&listen, options.tls.is_some())?;
         let listener = tokio::net::TcpListener::bind(&listen)
             .await
@@ -301,7 +302,11 @@ async fn orphaned(parent: Option<rustix::process::Pid>) {
 }
 
 /// The configured address, or this host's address in the member list.
-async fn listen_address(options: &Options, identity: &watch::Receiver<Option<session::StorageInfo>>) -> Outcome<String> {
+async fn listen_address(
+    options: &Options,
+    identity: &watch::Receiver<Option<session::StorageInfo>>,
+    notifier: &Notifier,
+) -> Outcome<String> {
     if !options.listen.is_empty() {
         return Ok(options.listen.clone());
     }
@@ -312,6 +317,8 @@ async fn listen_address(options: &Options, identity: &watch::Receiver<Option<ses
             return Ok(address);
         }
         if storage.is_some() {
+            // It works, and there is nothing to do.
+            notifier.ready("waiting for an address in a cluster: tape cluster init on the stopped store".to_owned());
             tracing::warn!(
                 name: "replication.no_address",
                 "this store has no address in a cluster, and waits for one: run tape cluster init on the stopped store, or give --listen"

@@ -150,3 +150,23 @@ fn an_interrupted_import_counts_the_stored_records_of_the_file() {
     let pipe = store.tape(&["publish", "--from", "/dev/stdin"]);
     assert!(pipe.status.code() == Some(66), "{}", String::from_utf8_lossy(&pipe.stderr));
 }
+
+#[test]
+fn a_store_that_is_stopped_while_a_publisher_sends_has_all_its_records_in_sstables() {
+    let mut store = Store::new(&["--memtable-size", "16M", "--segment-size", "4M"]);
+    store.start();
+    for _ in 0..2 {
+        let mut publisher = publish(&store, &["--rate", "max", "--publisher", "7", "--take-over"]);
+        let control = store.reader().control().clone();
+        let before = control.committed();
+        eventually("records", || (control.committed() > before.plus(1000)).then_some(()));
+        assert!(store.terminate().success());
+        publisher.kill().unwrap();
+        publisher.wait().unwrap();
+        let mut reader = store.reader();
+        let at_rest = reader.snapshot(At::Appended).unwrap();
+        assert!(reader.is_at_rest());
+        assert_eq!(at_rest.history().covered(), at_rest.last(), "records in the log alone");
+        store.start();
+    }
+}

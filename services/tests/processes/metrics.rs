@@ -325,10 +325,12 @@ fn the_dashboard_and_the_alerts_name_what_is_exported_and_promtool_accepts_them(
     assert!(panels.iter().all(|panel| panel["title"].is_string() && panel["targets"].as_array().is_some_and(|t| !t.is_empty())));
     // Each alert has a runbook in the page.
     let rules = std::fs::read_to_string(configuration("alerts.yml")).unwrap();
+    let runbooks = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/docs/runbooks.md")).unwrap();
     let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() >= 8, "{alerts:?}");
     for alert in alerts {
-        assert!(page.contains(&format!("`{alert}`")), "{alert} has no runbook in metrics.md");
+        assert!(page.contains(&format!("`{alert}`")), "{alert} has no line in metrics.md");
+        assert!(runbooks.contains(&format!("`{alert}`")), "{alert} has no section in runbooks.md");
     }
     if !has_program("promtool") {
         println!("skipped: promtool is not installed (Debian: apt-get install prometheus)");

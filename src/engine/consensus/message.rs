@@ -382,7 +382,8 @@ pub struct Progress {
     pub lag_records: u64,
     /// Bytes of log that it is behind.
     pub lag_bytes: u64,
-    /// Nanoseconds between the leader's newest frame and the member's; [`u64::MAX`] if the member's is unknown.
+    /// Nanoseconds between the first frame that it lacks and the leader's newest one, or, in a report, the present; 0 if it lacks none,
+    /// [`u64::MAX`] if that frame is no longer in the log.
     pub lag_ns: u64,
     /// Whether it reports that it needs a snapshot of the leader's store.
     pub needs_snapshot: bool,

@@ -85,7 +85,8 @@ impl Others {
             };
             // Since when it lacks a frame: that of the frame that it has may be of before an idle time.
             let age = |matched: u64| match (&newest, frames.place(matched + 1)) {
-                _ if matched + 1 < frames.first() => u64::MAX,
+                // A new leader does not know yet how far a member is.
+                _ if matched == 0 || matched + 1 < frames.first() => u64::MAX,
                 (Some(newest), Some(lacking)) => newest.ingest_ts.0.saturating_sub(lacking.ingest_ts.0),
                 _ => 0,
             };

@@ -73,11 +73,11 @@ impl Front {
     /// Admits `request`.
     fn admit<T>(&self, mut request: Request<T>) -> Result<Request<T>, Status> {
         let peer = peer(&request)?;
-        self.tokens.keep_of(self.access.changes());
-        let known = tokens::bearer(request.metadata()).and_then(|token| self.tokens.find(token));
+        let rules = self.access.now();
+        let known = tokens::bearer(request.metadata()).and_then(|token| self.tokens.find(token, rules.number));
         let shared = match known {
             Some(shared) => shared,
-            None if self.access.now().passwords.is_none() => peer.settings.clone(),
+            None if rules.passwords.is_none() => peer.settings.clone(),
             None => {
                 return Err(Status::unauthenticated(
                     "this call needs a token: log in with a user and a password (Handshake with basic authentication)",
@@ -104,7 +104,6 @@ impl FlightService for Front {
 
     async fn handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<Self::HandshakeStream>, Status> {
         let peer = peer(&request)?;
-        self.tokens.keep_of(self.access.changes());
         let rules = self.access.now();
         if let Some(passwords) = &rules.passwords
             && let Err(refused) = tokens::check(request.metadata(), passwords)
@@ -112,7 +111,7 @@ impl FlightService for Front {
             tokio::time::sleep(REFUSAL).await;
             return Err(refused);
         }
-        let token = self.tokens.issue()?;
+        let token = self.tokens.issue(rules.number)?;
         peer.admit();
         let header = format!("Bearer {token}").parse().map_err(|_| Status::internal("a token is no header"))?;
         let answer = HandshakeResponse { protocol_version: 0, payload: token.into() };
@@ -164,7 +163,7 @@ impl FlightService for Front {
         let token = tokens::bearer(request.metadata()).filter(|_| closes).map(str::to_owned);
         let response = guarded(self.calls.do_action(request)).await?;
         if let Some(token) = token {
-            self.tokens.end(&token);
+            self.tokens.end(&token, self.access.now().number);
         }
         Ok(response)
     }

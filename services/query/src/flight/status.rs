@@ -33,6 +33,7 @@ pub fn status(error: impl Into<QueryError>) -> Status {
             | Error::Unanswered { .. }
             | Error::Locked { .. }
             | Error::Halted { .. }
+            | Error::SnapshotTooOld { .. }
             | Error::Bus { .. } => Code::Unavailable,
             Error::Exhausted { .. } | Error::NoSharedMemory { .. } | Error::TooManyMaps { .. } | Error::MemTableFull { .. } => {
                 Code::ResourceExhausted

@@ -4,7 +4,6 @@
 //! that was not used for the longest time goes first, and each after `IDLE` without a call.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,36 +25,26 @@ pub type Shared = Arc<Mutex<Settings>>;
 
 struct Token {
     secret: u128,
+    /// The number of the rules that it was issued by.
+    rules: u64,
     settings: Shared,
     used: Instant,
 }
 
 /// The tokens of a server.
 #[derive(Default)]
-pub struct Tokens {
-    tokens: Mutex<HashMap<u64, Token>>,
-    /// The number of the rules of access that they were issued under.
-    of: AtomicU64,
-}
+pub struct Tokens(Mutex<HashMap<u64, Token>>);
 
 impl Tokens {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Token>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends all tokens that were issued before the rules of access changed for the `changes`-th time.
-    pub fn keep_of(&self, changes: u64) {
-        // A lone number: relaxed. The lock orders the tokens.
-        if self.of.swap(changes, Ordering::Relaxed) != changes {
-            self.lock().clear();
-        }
-    }
-
-    /// A new token.
+    /// A new token of a login by the passwords with `rules`, the number of the rules.
     ///
     /// # Errors
     /// There are no random bytes.
-    pub fn issue(&self) -> Result<String, Status> {
+    pub fn issue(&self, rules: u64) -> Result<String, Status> {
         let secret = u128::from_le_bytes(random()?);
         let number = u64::from_le_bytes(random()?);
         let mut tokens = self.lock();
@@ -65,17 +54,17 @@ impl Tokens {
         {
             tokens.remove(&oldest);
         }
-        tokens.insert(number, Token { secret, settings: Shared::default(), used: Instant::now() });
+        tokens.insert(number, Token { secret, rules, settings: Shared::default(), used: Instant::now() });
         Ok(format!("{number:016x}{secret:032x}"))
     }
 
-    /// The settings of the client with the token `text`.
-    pub fn find(&self, text: &str) -> Option<Shared> {
+    /// The settings of the client with the token `text`, while the rules have the number `rules`.
+    pub fn find(&self, text: &str, rules: u64) -> Option<Shared> {
         let (number, secret) = parsed(text)?;
         let mut tokens = self.lock();
         let token = tokens.get_mut(&number)?;
         let is_it = bool::from(token.secret.to_le_bytes().ct_eq(&secret.to_le_bytes()));
-        if !is_it || token.used.elapsed() >= IDLE {
+        if !is_it || token.rules != rules || token.used.elapsed() >= IDLE {
             return None;
         }
         token.used = Instant::now();
@@ -83,8 +72,8 @@ impl Tokens {
     }
 
     /// Ends the token `text`; whether it was one.
-    pub fn end(&self, text: &str) -> bool {
-        self.find(text).is_some() && parsed(text).is_some_and(|(number, _)| self.lock().remove(&number).is_some())
+    pub fn end(&self, text: &str, rules: u64) -> bool {
+        self.find(text, rules).is_some() && parsed(text).is_some_and(|(number, _)| self.lock().remove(&number).is_some())
     }
 }
 
@@ -121,29 +110,37 @@ mod tests {
     #[test]
     fn a_token_that_is_changed_anywhere_is_none() {
         let tokens = Tokens::default();
-        let token = tokens.issue().unwrap();
-        assert!(tokens.find(&token).is_some());
+        let token = tokens.issue(0).unwrap();
+        assert!(tokens.find(&token, 0).is_some());
         for at in 0..token.len() {
             let other = if token.as_bytes()[at] == b'0' { "1" } else { "0" };
             let changed = format!("{}{other}{}", &token[..at], &token[at + 1..]);
-            assert!(tokens.find(&changed).is_none(), "{at}");
+            assert!(tokens.find(&changed, 0).is_none(), "{at}");
         }
         for wrong in ["", "\u{e9}", &token[1..], &format!("{token}0"), &"+".repeat(48)] {
-            assert!(tokens.find(wrong).is_none());
+            assert!(tokens.find(wrong, 0).is_none());
         }
-        assert!(tokens.end(&token) && tokens.find(&token).is_none());
+        assert!(tokens.end(&token, 0) && tokens.find(&token, 0).is_none());
+    }
+
+    #[test]
+    fn a_token_is_void_when_the_passwords_have_changed() {
+        let tokens = Tokens::default();
+        let (token, later) = (tokens.issue(3).unwrap(), tokens.issue(4).unwrap());
+        assert!(tokens.find(&token, 3).is_some() && tokens.find(&token, 4).is_none());
+        assert!(tokens.find(&later, 4).is_some() && tokens.find(&later, 3).is_none());
     }
 
     #[test]
     fn tokens_are_bounded_and_the_oldest_goes_first() {
         let tokens = Tokens::default();
-        let first = tokens.issue().unwrap();
-        let second = tokens.issue().unwrap();
-        (2..TOKENS_MAX).for_each(|_| drop(tokens.issue().unwrap()));
-        assert!(tokens.find(&first).is_some());
-        let last = tokens.issue().unwrap();
+        let first = tokens.issue(0).unwrap();
+        let second = tokens.issue(0).unwrap();
+        (2..TOKENS_MAX).for_each(|_| drop(tokens.issue(0).unwrap()));
+        assert!(tokens.find(&first, 0).is_some());
+        let last = tokens.issue(0).unwrap();
         assert_eq!(tokens.lock().len(), TOKENS_MAX);
-        assert!(tokens.find(&second).is_none() && tokens.find(&first).is_some() && tokens.find(&last).is_some());
+        assert!(tokens.find(&second, 0).is_none() && tokens.find(&first, 0).is_some() && tokens.find(&last, 0).is_some());
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(super) fn of_rows(failure: DataFusionError) -> PgWireError {
 
 fn code(failure: &QueryError) -> &'static str {
     match failure {
+        QueryError::Store(tapestore::Error::SnapshotTooOld { .. }) => "72000",
         QueryError::Store(_) => "58030",
         QueryError::Memory { .. } => "53200",
         QueryError::TooLong { .. } => "57014",

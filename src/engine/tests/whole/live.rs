@@ -195,7 +195,7 @@ impl Live {
     }
 
     pub(super) fn message(&mut self, link: u64, is_replication: bool, message: Message) -> Result<()> {
-        self.host.message(link, is_replication, message)?;
+        self.host.message(link, is_replication, message, self.clock.wall())?;
         self.carry_out();
         Ok(())
     }

@@ -2,11 +2,12 @@
 //!
 //! What must hold: what was revoked stays revoked; the list is replaced as a whole, because running hosts read it.
 
-use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams, SerialNumber};
+use tapestore::disk::{self, RealDisk};
 use tapestore::time::{Clock, HostClock};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -66,11 +67,10 @@ fn write(dir: &Path, issuer: &Issuer<'static, KeyPair>, revoked: Vec<RevokedCert
         key_identifier_method: KeyIdMethod::Sha256,
     };
     let pem = list.signed_by(issuer).and_then(|list| list.pem()).map_err(failed)?;
-    let mut part = tempfile::Builder::new().prefix(NAME).tempfile_in(dir)?;
-    part.write_all(pem.as_bytes())?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    part.as_file().set_permissions(mode)?;
-    part.persist(dir.join(NAME)).map_err(|e| e.error)?;
+    let path = dir.join(NAME);
+    disk::publish(&RealDisk, &path, pem.as_bytes())?;
+    // Nothing in it is secret, and hosts run as other users.
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644))?;
     Ok(())
 }
 

@@ -11,7 +11,6 @@ use std::io::Error;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use tapestore::lsn::NodeId;
 use tapestore_engine::cluster_admin::store_id;
@@ -266,17 +265,17 @@ impl Files {
         }
     }
 
-    /// What changes whenever a file is replaced or written.
+    /// What changes whenever a file is written, replaced or made readable.
     pub(super) fn versions(&self) -> Versions {
         [Some(&self.cert), Some(&self.key), Some(&self.ca), self.crl.as_ref()].map(|file| {
             let found = file?.metadata().ok()?;
-            Some((found.modified().ok()?, found.len(), found.ino()))
+            Some((found.ctime(), found.ctime_nsec(), found.len(), found.ino()))
         })
     }
 }
 
-/// Modification time, length and inode of the files.
-pub(super) type Versions = [Option<(SystemTime, u64, u64)>; 4];
+/// Time of change in seconds and nanoseconds, length and inode of the files.
+pub(super) type Versions = [Option<(i64, i64, u64, u64)>; 4];
 
 /// TLS settings.
 pub struct Settings {
@@ -314,4 +313,38 @@ pub async fn accept_local(mut stream: TcpStream, host: Option<(local::Host, Path
     }
     acceptor::linger(stream).await;
     Err(Error::other("the client is not a tapestore process, or uses TLS while this host does not"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_written_replaced_or_made_readable_is_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let files = Files { cert: path("cert"), key: path("key"), ca: path("ca"), crl: Some(path("crl")) };
+        let mut versions = vec![files.versions()];
+        let mut changed = |what: &str| {
+            let now = files.versions();
+            assert!(!versions.contains(&now), "{what}");
+            versions.push(now);
+            // The clock of a file system ticks every few milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        std::fs::write(path("crl"), "list").unwrap();
+        changed("created");
+        std::fs::write(path("crl"), "tsil").unwrap();
+        changed("written with as many bytes");
+        std::fs::set_permissions(path("crl"), PermissionsExt::from_mode(0o600)).unwrap();
+        changed("made readable for its owner");
+        std::fs::write(path("part"), "tsil").unwrap();
+        std::fs::copy(path("part"), path("key")).unwrap();
+        changed("another file created");
+        std::fs::remove_file(path("crl")).unwrap();
+        std::fs::hard_link(path("part"), path("crl")).unwrap();
+        changed("replaced");
+    }
 }

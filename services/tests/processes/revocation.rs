@@ -10,7 +10,9 @@ use tape_services::replication::peer::VERSION;
 use tape_services::replication::proto::HelloRequest;
 use tape_services::replication::proto::peer_client::PeerClient;
 use tape_services::replication::tls::{Files, why};
+use tapestore::disk::{self, RealDisk};
 use tapestore::lsn::{Durability, NodeId};
+use tapestore::time::{Clock, HostClock};
 use tapestore_engine::cluster_admin::store_id;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -41,9 +43,8 @@ fn revoke(hosts: &Hosts, name: &str) -> String {
 
 /// Replaces the list of host `n` by the newest.
 fn publish_list(hosts: &Hosts, n: usize) {
-    let part = hosts.certs().join("part");
-    std::fs::copy(hosts.certs().join("crl.pem"), &part).unwrap();
-    std::fs::rename(part, hosts.list(n)).unwrap();
+    let list = std::fs::read(hosts.certs().join("crl.pem")).unwrap();
+    disk::publish(&RealDisk, &hosts.list(n), &list).unwrap();
 }
 
 /// Connects to host `to` with the certificate of host `from`, without a revocation list: as somebody who has stolen it does.
@@ -187,7 +188,7 @@ fn empty_list(hosts: &Hosts) -> PathBuf {
 fn list(certs: &Path, names: &[&str], days: i64) -> String {
     let read = |name: &str| std::fs::read_to_string(certs.join(name)).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
-    let now = time::OffsetDateTime::from(std::time::SystemTime::now());
+    let now = time::OffsetDateTime::UNIX_EPOCH + Duration::from_nanos(HostClock.wall().0);
     let made = now - time::Duration::days(40);
     let serial = |name: &&str| {
         let der = CertificateDer::from_pem_file(certs.join(format!("{name}.pem"))).unwrap();
@@ -301,7 +302,8 @@ fn the_trial_authority_keeps_what_it_has_revoked_and_revokes_only_its_own() {
     assert!(ok(&tape(&["--revoke", "node-1"], &certs)).contains("crl.pem: 1 revoked certificates in all"));
     // A certificate by its path, one that is revoked already, and creating certificates again: all stay.
     let moved = dir.path().join("moved.pem");
-    std::fs::rename(certs.join("node-2.pem"), &moved).unwrap();
+    std::fs::copy(certs.join("node-2.pem"), &moved).unwrap();
+    std::fs::remove_file(certs.join("node-2.pem")).unwrap();
     let second = moved.display().to_string();
     let report: serde_json::Value = serde_json::from_str(&ok(&tape(&["--revoke", &second, "--json"], &certs))).unwrap();
     assert_eq!((report["revoked"].as_u64(), report["added"][0]["name"].as_str()), (Some(2), Some("node-2.test")));

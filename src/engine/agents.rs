@@ -20,6 +20,7 @@ use super::ingest::IngestAgent;
 use super::log::NOTIFY_AFTER;
 use super::memtables::{Maker, Sealed};
 use super::options::{Options, World};
+use super::pinned::{Pinned, pinned_max};
 use super::ports::Ports;
 use super::prepare::PrepareAgent;
 use super::reload::Reload;
@@ -104,6 +105,16 @@ impl Shared<'_> {
             scheduler,
             watch: Watch::new(self.world.clock.as_ref()),
         }
+    }
+
+    /// The agent that watches removed SSTables, to which `flusher` reports them from now on.
+    pub(super) fn pinned(&self, flusher: &mut Flusher) -> Result<Pinned> {
+        let total = self.world.disk.space(&self.options.store)?.total;
+        let max = pinned_max(self.options.pinned_max, total);
+        let edit = flusher.manifest().state().seq;
+        let (pinned, removals) = Pinned::new((max, edit), self.control.clone(), self.room.clone(), self.stop.clone());
+        flusher.report_to(removals);
+        Ok(pinned)
     }
 
     /// The flush agent's schedule, the agent that runs its merges, and what changes both while they run.

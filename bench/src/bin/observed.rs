@@ -85,7 +85,7 @@ fn collector() {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let counting = Counting::default();
-    let address = tape_services::addresses::unused(1).unwrap()[0];
+    let address = tape_services::addresses::unused(1).unwrap().first().copied().unwrap();
     let service = TraceServiceServer::new(counting.clone());
     runtime.spawn(tonic::transport::Server::builder().add_service(service).serve(address));
     println!("{address}");

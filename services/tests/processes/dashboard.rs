@@ -164,16 +164,18 @@ fn each_panel_of_storage_moves_when_its_cause_is_provoked() {
     assert_eq!(panels.moved, wanted, "the dashboard draws metrics whose causes are not provoked here");
 }
 
+/// Certificates of the three hosts, in the directory `to`.
+fn make(hosts: &Hosts, to: &Path) {
+    let to = to.to_str().unwrap();
+    let arguments = ["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", to];
+    let output = hosts.tape(1, &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn each_panel_of_hosts_moves_when_its_cause_is_provoked() {
     let mut hosts = Hosts::initialised(true);
     let certs = hosts.certs();
-    let make = |hosts: &Hosts, to: &Path| {
-        let to = to.to_str().unwrap();
-        let arguments = ["cluster", "certs", "--cluster", "test", "--nodes", "1,2,3", "--dir", to];
-        let output = hosts.tape(1, &arguments);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
     make(&hosts, &certs);
     let all: Vec<String> = addresses::unused(6).unwrap().iter().map(ToString::to_string).collect();
     let (of_storage, of_replication) = all.split_at(3);

@@ -1,4 +1,4 @@
-//! Owns: `tape repair`: finds the damage of a store, prints the command that repairs it, and runs it; [`from_peer`] rebuilds
+//! Owns: `tape repair`: finds the damage of a store, prints the command that repairs it, and runs it; `from_peer` rebuilds
 //! SSTables.
 //!
 //! What must hold: no record is given up without `--i-accept-loss`, and without it the loss is printed.
@@ -45,8 +45,11 @@ pub struct Args {
 ///
 /// # Errors
 /// The store is damaged (exit code 65, with the command to run); consent is missing (2); as [`repair::truncate`],
-/// [`snapshot::restore::put_back`] and [`from_peer::run`].
+/// [`snapshot::restore::put_back`] and `from_peer::run`.
 pub fn run(store: &Path, args: &Args, format: Format) -> Outcome {
+    if args.from_peer.is_none() && args.tls.files().is_some() {
+        return Err(Failure::new(USAGE, "certificates are for the connection to another host: give --from-peer too"));
+    }
     if args.truncate_at.is_some() || args.from.is_some() || args.from_peer.is_some() {
         snapshot::backup::refuse(&RealDisk, store)?;
     }

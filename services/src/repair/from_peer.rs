@@ -139,8 +139,11 @@ fn say(done: &Done, peer: &Peer, format: Format) {
         return;
     }
     for Rebuilt { lost, path } in &done.rebuilt {
-        let by = if lost == path { "replaced".to_owned() } else { format!("replaced by {}", path.display()) };
-        out!("{}: {by}, rebuilt from the records of node {node}, every byte verified", lost.display());
+        let (by, then) = match lost == path {
+            true => ("replaced".to_owned(), ""),
+            false => (format!("replaced by {}", path.display()), "; once this host is served, run: tape cluster scrub"),
+        };
+        out!("{}: {by}, rebuilt from the records of node {node}, every byte verified{then}", lost.display());
     }
     done.left.iter().for_each(|(path, why)| out!("{}: not rebuilt: {why}", path.display()));
 }

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! What must hold: a rebuilt file has the rows, LSNs and times that the manifest names, and every byte of it has been read back
-//! before anything is replaced. If it is identical to the lost one, by the CRC in the manifest, it takes its name. Otherwise
-//! it gets a number of its own, and one edit of the manifest replaces the lost file by it. A damaged file is kept in
+//! before anything is replaced. If it is identical to the lost one, by the CRC in the manifest, it takes its name. If another
+//! release wrote the lost one in another form, the new one gets a number of its own, and one edit of the manifest replaces the
+//! lost file by it. Where the form is the same, other bytes are other records, which are refused. A damaged file is kept in
 //! `STORE/lost` before. Killed at any point, the store is refused as before, and the same command continues; or the work is
 //! done.
 
@@ -27,7 +28,7 @@ use tapestore::error::{Error, Result};
 use tapestore::lsn::Lsn;
 use tapestore::manifest::{Edit, Manifest};
 use tapestore::record::{Schema, schema};
-use tapestore::sstable::format::STORES_RESERVED;
+use tapestore::sstable::format::{STORES_RESERVED, Section, Trailer};
 use tapestore::sstable::{self, FileMeta, Spec, Table, Writer, file_id, file_name};
 use tapestore::time::Ts;
 
@@ -43,8 +44,8 @@ pub struct Lost {
     pub error: Error,
     /// Its LSN index, if that can be read.
     index: Option<Arc<Table>>,
-    /// Whether it stores reserved bytes, if that can be read.
-    stores_reserved: Option<bool>,
+    /// Its trailer, if that can be read.
+    trailer: Option<Trailer>,
 }
 
 /// Lost SSTables that are rebuilt together: most often one.
@@ -271,33 +272,28 @@ impl Rebuild {
     /// another form; returns whether that stores reserved bytes.
     fn rebuild(&self, dir: &Path, part: &Part<'_>, lost: &Lost) -> Result<Option<bool>> {
         let (file, disk) = (&lost.file, self.disk.as_ref());
-        let forms: &[bool] = match (part.rows.has_reserved, lost.stores_reserved) {
+        let stores_reserved = lost.trailer.map(|trailer| trailer.flags & STORES_RESERVED != 0);
+        let forms: &[bool] = match (part.rows.has_reserved, stores_reserved) {
             (true, _) | (false, Some(true)) => &[true],
             (false, Some(false)) => &[false],
             (false, None) => &[false, true],
         };
+        let mut differs = None;
         for stores_reserved in forms {
             let path = dir.join(file_name(file.kind, file.id));
             let made = write(disk, dir, self.spec(file.id, file, part.rows.schema, *stores_reserved), part)?;
+            verify_file(disk, dir, made)?;
             if made == *file {
-                verify_file(disk, dir, made)?;
                 return Ok(None);
             }
+            let trailer = *Table::open(disk, dir, made)?.trailer()?;
+            differs = differs.or(difference(lost, &made, &trailer));
             disk.remove(&path)?;
-            for (what, expected, found) in [
-                ("records", file.rows, made.rows),
-                ("the first LSN", file.lsn.0.0, made.lsn.0.0),
-                ("the last LSN", file.lsn.1.0, made.lsn.1.0),
-                ("the least index time", file.time.0.0, made.time.0.0),
-                ("the greatest index time", file.time.1.0, made.time.1.0),
-            ] {
-                if expected != found {
-                    let why = format!("{what} would be {found}, and {expected} in the lost file");
-                    return Err(Error::invalid("records of the other host", why));
-                }
-            }
         }
-        Ok(forms.first().copied())
+        match differs {
+            Some(what) => Err(Error::invalid("records of the other host", format!("{what} differ from those of the lost file"))),
+            None => Ok(forms.first().copied()),
+        }
     }
 
     fn spec(&self, id: u64, file: &FileMeta, schema: &'static Schema, stores_reserved: bool) -> Spec {
@@ -371,10 +367,45 @@ impl Rebuild {
 /// Looks what can still be read of the damaged `file` in `dir`.
 fn look(disk: &dyn Disk, dir: &Path, file: FileMeta, error: Error) -> Lost {
     let table = Table::open(disk, dir, file).ok();
-    let stores_reserved = table.as_ref().and_then(|t| t.trailer().ok()).map(|trailer| trailer.flags & STORES_RESERVED != 0);
+    let trailer = table.as_ref().and_then(|t| t.trailer().ok()).copied();
     // The CRCs of the index are in the trailer, whose CRC is in the manifest.
     let index = table.filter(|t| matches!(t.place_of(file.lsn.0), Ok(Some(_))));
-    Lost { file, error, index: index.map(Arc::new), stores_reserved }
+    Lost { file, error, index: index.map(Arc::new), trailer }
+}
+
+/// Sections that depend on the records alone, not on the form of the file.
+const OF_RECORDS: [(Section, &str); 6] = [
+    (Section::Series, "instruments"),
+    (Section::Runs, "publishers"),
+    (Section::Lsns, "LSNs"),
+    (Section::Places, "places"),
+    (Section::FileBloom, "ids"),
+    (Section::BlockBlooms, "ids"),
+];
+
+/// What of the rebuilt file `made`, with `trailer`, differs from the lost one; `None` if it is only the form.
+fn difference(lost: &Lost, made: &FileMeta, trailer: &Trailer) -> Option<&'static str> {
+    let file = &lost.file;
+    if made.rows != file.rows {
+        return Some("their number");
+    }
+    if made.lsn != file.lsn {
+        return Some("first and last LSN");
+    }
+    if made.time != file.time {
+        return Some("least and greatest index time");
+    }
+    let Some(old) = &lost.trailer else {
+        // In another form the file would most likely have another length.
+        return (made.len == file.len).then_some("their bytes");
+    };
+    let is_same = |which: Section| {
+        let (a, b) = (old.section(which), trailer.section(which));
+        (a.len, a.crc) == (b.len, b.crc)
+    };
+    let other = OF_RECORDS.iter().find(|(which, _)| !is_same(*which)).map(|(_, what)| *what);
+    // The head has the form of all blocks.
+    other.or(((old.head.len, old.head.crc) == (trailer.head.len, trailer.head.crc)).then_some("their bytes"))
 }
 
 /// Rows of one file.

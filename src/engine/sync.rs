@@ -201,7 +201,7 @@ impl SyncAgent {
             let began = HostClock.monotonic();
             self.syncer.sync(end)?;
             let now = HostClock.monotonic();
-            self.traces.durable(end.lsn, began, now);
+            self.traces.durable(end.lsn, (began, now), self.watermarks.is_alone());
             self.control.add(Statistic::Syncs, 1);
             self.control.observe(Histogram::Sync, now.saturating_sub(began));
             if let appended_at @ 1.. = std::mem::take(&mut batch.appended_at) {

@@ -27,6 +27,8 @@ pub enum Moment {
         began: u64,
         /// When it ended.
         ended: u64,
+        /// Whether that is all: they are committed too, because there is no other host.
+        is_alone: bool,
     },
     /// In a cluster: all records up to `lsn` are committed.
     Committed {
@@ -120,8 +122,8 @@ impl Traces {
     }
 
     /// A sync has ended.
-    pub(super) fn durable(&self, lsn: Lsn, began: u64, ended: u64) {
-        self.send(|| Moment::Durable { lsn, began, ended });
+    pub(super) fn durable(&self, lsn: Lsn, (began, ended): (u64, u64), is_alone: bool) {
+        self.send(|| Moment::Durable { lsn, began, ended, is_alone });
     }
 
     /// Records up to `lsn` are committed now.

@@ -43,20 +43,21 @@ struct Pending {
 
 /// Makes spans of moments until storage ends.
 pub fn run(moments: &Receiver<Moment>, control: &Control, to: &Sender) {
-    let mut frames = Frames { store: control.store_id(), pending: VecDeque::new() };
+    let mut frames = Frames { store: control.store_id(), is_alone: false, pending: VecDeque::new() };
     loop {
         match moments.recv_timeout(WAITS) {
             Ok(moment) => frames.add(moment),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        let is_in_cluster = control.role().0 > 0;
-        frames.finish(is_in_cluster, to);
+        frames.finish(to);
     }
 }
 
 struct Frames {
     store: u128,
+    /// Whether what is durable here is committed, as of the newest sync.
+    is_alone: bool,
     pending: VecDeque<Pending>,
 }
 
@@ -67,7 +68,8 @@ impl Frames {
                 let (durable, committed) = (None, None);
                 self.pending.push_back(Pending { frame, durable, committed, since: Instant::now() });
             }
-            Moment::Durable { lsn, began, ended } => {
+            Moment::Durable { lsn, began, ended, is_alone } => {
+                self.is_alone = is_alone;
                 for of in self.pending.iter_mut().filter(|of| of.frame.last <= lsn && of.durable.is_none()) {
                     of.durable = Some((began, ended));
                 }
@@ -81,9 +83,9 @@ impl Frames {
     }
 
     /// Sends the frames that are complete, that wait too long, or that are too many.
-    fn finish(&mut self, is_in_cluster: bool, to: &Sender) {
+    fn finish(&mut self, to: &Sender) {
         while let Some(of) = self.pending.front() {
-            let needs_commit = is_in_cluster && !of.frame.is_of_leader;
+            let needs_commit = !self.is_alone && !of.frame.is_of_leader;
             let is_complete = of.durable.is_some() && (of.committed.is_some() || !needs_commit);
             if !is_complete && of.since.elapsed() < WAITS && self.pending.len() < PENDING {
                 return;
@@ -166,19 +168,20 @@ mod tests {
     /// The spans that `frames` sends now.
     fn finished(frames: &mut Frames, is_in_cluster: bool) -> Vec<Span> {
         let (to, spans) = sync_channel(PENDING * 8);
-        frames.finish(is_in_cluster, &Sender { to, dropped: Arc::default() });
+        frames.is_alone = !is_in_cluster;
+        frames.finish(&Sender { to, dropped: Arc::default() });
         spans.try_iter().collect()
     }
 
     #[test]
     fn a_frame_is_sent_when_it_is_durable_and_in_a_cluster_when_it_is_committed() {
-        let mut frames = Frames { store: 7, pending: VecDeque::new() };
+        let mut frames = Frames { store: 7, is_alone: false, pending: VecDeque::new() };
         frames.add(Moment::Visible(frame(1, false)));
         assert!(finished(&mut frames, false).is_empty());
-        frames.add(Moment::Durable { lsn: Lsn(18), began: 1, ended: 2 });
+        frames.add(Moment::Durable { lsn: Lsn(18), began: 1, ended: 2, is_alone: false });
         assert!(finished(&mut frames, false).is_empty(), "its last record is not durable");
         let (began, ended) = (HostClock.monotonic() - 5000, HostClock.monotonic() - 4000);
-        frames.add(Moment::Durable { lsn: Lsn(19), began, ended });
+        frames.add(Moment::Durable { lsn: Lsn(19), began, ended, is_alone: false });
         assert!(finished(&mut frames, true).is_empty(), "it is not committed");
         let spans = finished(&mut frames, false);
         let names: Vec<&str> = spans.iter().map(|span| span.name.as_str()).collect();
@@ -188,16 +191,16 @@ mod tests {
             spans.iter().skip(1).all(|span| span.parent == ROOT && span.began >= spans[0].began && span.ended <= spans[0].ended)
         );
         frames.add(Moment::Visible(frame(2, false)));
-        frames.add(Moment::Durable { lsn: Lsn(29), began, ended });
+        frames.add(Moment::Durable { lsn: Lsn(29), began, ended, is_alone: false });
         frames.add(Moment::Committed { lsn: Lsn(29), at: HostClock.monotonic() });
         assert_eq!(finished(&mut frames, true).last().unwrap().name, "replicate");
     }
 
     #[test]
     fn the_frame_of_a_leader_is_a_part_of_the_leaders_span_and_waits_for_no_commit() {
-        let mut frames = Frames { store: 7, pending: VecDeque::new() };
+        let mut frames = Frames { store: 7, is_alone: false, pending: VecDeque::new() };
         frames.add(Moment::Visible(FrameTimes { sent: None, ..frame(5, true) }));
-        frames.add(Moment::Durable { lsn: Lsn(59), began: 1, ended: HostClock.monotonic() });
+        frames.add(Moment::Durable { lsn: Lsn(59), began: 1, ended: HostClock.monotonic(), is_alone: false });
         let spans = finished(&mut frames, true);
         assert_eq!((spans[0].name.as_str(), spans[0].parent, spans[0].is_parent_remote), ("follow", ROOT, true));
         assert!(spans.iter().skip(1).all(|span| span.parent == spans[0].id));
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn frames_that_wait_are_bounded() {
-        let mut frames = Frames { store: 7, pending: VecDeque::new() };
+        let mut frames = Frames { store: 7, is_alone: false, pending: VecDeque::new() };
         (0..PENDING as u64 + 5).for_each(|index| frames.add(Moment::Visible(frame(index, false))));
         assert!(!finished(&mut frames, false).is_empty());
         assert_eq!(frames.pending.len(), PENDING - 1);

@@ -229,7 +229,10 @@ impl Tracing {
         // One thread starts it: nothing to order.
         if !self.is_followed.swap(true, Ordering::Relaxed) {
             let control = control.clone();
-            let run = move || traces::frames::run(&moments, &control, &to);
+            let run = move || {
+                terminal::yield_to_work();
+                traces::frames::run(&moments, &control, &to);
+            };
             std::thread::Builder::new().name("tape-spans".to_owned()).spawn(run)?;
         }
         Ok(())

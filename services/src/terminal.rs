@@ -108,6 +108,15 @@ pub fn guard_pages() {
     }
 }
 
+/// How much lower the priority of threads is that only watch: where cores are short, those that work go first.
+const WATCHES: i32 = 10;
+
+/// Lowers the priority of the calling thread, one that only watches: it serves metrics or sends traces.
+pub fn yield_to_work() {
+    // Of this thread alone. Nothing is lost if the system refuses it.
+    let _is_lower = rustix::process::nice(WATCHES).is_ok();
+}
+
 /// A flag that SIGTERM and SIGINT raise. SIGHUP, the end of the terminal, raises it too, unless the process ignores it
 /// (`nohup`).
 ///

@@ -41,6 +41,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
+use crate::terminal::yield_to_work;
 
 /// Clients at once.
 const CLIENTS_MAX: usize = 16;
@@ -144,6 +145,7 @@ impl Endpoint {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
+            yield_to_work();
             let ended = runtime.block_on(async {
                 tokio::select! {
                     ended = serve(listener, source) => ended,

@@ -21,6 +21,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 
 use crate::exit::{Failure, Outcome, UNAVAILABLE, USAGE};
+use crate::terminal::yield_to_work;
 
 /// Spans that wait.
 pub const WAITING: usize = 4096;
@@ -103,8 +104,12 @@ pub fn start(options: &Options<'_>) -> Outcome<Sender> {
         return Err(Failure::new(USAGE, why));
     }
     let cannot = |error: &dyn std::fmt::Display| Failure::new(UNAVAILABLE, format!("cannot send traces to {endpoint}: {error}"));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(|error| cannot(&error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .on_thread_start(yield_to_work)
+        .build()
+        .map_err(|error| cannot(&error))?;
     let entered = runtime.enter();
     let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(PATIENCE).build();
     let mut exporter = exporter.map_err(|error| cannot(&error))?;
@@ -115,7 +120,10 @@ pub fn start(options: &Options<'_>) -> Outcome<Sender> {
     let (to, spans) = sync_channel(WAITING);
     let sender = Sender { to, dropped: Arc::default() };
     let (dropped, at) = (sender.dropped.clone(), endpoint.to_owned());
-    let run = move || runtime.block_on(export(&exporter, &spans, &dropped, &at));
+    let run = move || {
+        yield_to_work();
+        runtime.block_on(export(&exporter, &spans, &dropped, &at));
+    };
     std::thread::Builder::new().name("tape-traces".to_owned()).spawn(run).map_err(|error| cannot(&error))?;
     tracing::info!(name: "traces.sending", at = endpoint, "sending traces to a collector");
     Ok(sender)

@@ -192,6 +192,8 @@ typedef enum tapestore_status {
     TAPESTORE_FORKED = 23,
     /** A bug of the library. Close the handle; the text says what happened. */
     TAPESTORE_INTERNAL = 24,
+    /** The snapshot keeps SSTables mapped that were removed since, and storage needs their room. Close it and take a new one. */
+    TAPESTORE_SNAPSHOT_TOO_OLD = 25,
 } tapestore_status;
 
 /** How durable a record must be before storage acknowledges it. */

@@ -277,7 +277,7 @@ impl Follow {
     /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn arrival(&self) -> Result<Option<Arrival>> {
         let (Some(view), Some(lsn)) = (&self.view, self.next.0.checked_sub(1)) else { return Ok(None) };
-        super::arrival_in(view, Lsn(lsn))
+        view.arrival(Lsn(lsn))
     }
 
     fn refresh(&mut self) -> Result<bool> {

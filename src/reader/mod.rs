@@ -340,20 +340,6 @@ impl Reader {
     }
 }
 
-/// How record `lsn` arrived in the store of `view`.
-fn arrival_in(view: &View, lsn: Lsn) -> Result<Option<Arrival>> {
-    if lsn > view.history.covered() {
-        let found = view.table_of(lsn).and_then(|t| t.arrival(lsn));
-        return view.check_tables().map(|()| found);
-    }
-    for file in view.history.files_at(lsn) {
-        if let Some(arrival) = file.arrival(lsn)? {
-            return Ok(Some(arrival));
-        }
-    }
-    Ok(None)
-}
-
 /// A store as of one moment. A clone is cheap; use one per thread.
 ///
 /// It keeps the SSTables and MemTables of its moment mapped, and so their bytes allocated when they have been compacted, have
@@ -437,7 +423,7 @@ impl Snapshot {
     /// [`Error::Corrupt`] or [`Error::Io`] of a file.
     pub fn arrival(&self, lsn: Lsn) -> Result<Option<Arrival>> {
         self.check_age()?;
-        arrival_in(&self.view, lsn)
+        self.view.arrival(lsn)
     }
 
     /// The record of `series` with the greatest (index time, LSN) not after `time`.

@@ -21,7 +21,7 @@ use crate::lsn::{Epoch, Lsn, PubSeq, PublisherId};
 use crate::manifest::Follower;
 use crate::memtable::Table;
 use crate::pages;
-use crate::record::{Kind, Series, TimeRange};
+use crate::record::{Arrival, Kind, Series, TimeRange};
 use crate::shm::control::Control;
 use crate::shm::run_dir::RunDir;
 use crate::sstable;
@@ -189,6 +189,23 @@ impl View {
             return None;
         }
         self.tables.iter().rev().find(|t| t.base() <= lsn)
+    }
+
+    /// How record `lsn` arrived in the store.
+    ///
+    /// # Errors
+    /// Those of reading an SSTable.
+    pub fn arrival(&self, lsn: Lsn) -> Result<Option<Arrival>> {
+        if lsn > self.history.covered() {
+            let found = self.table_of(lsn).and_then(|t| t.arrival(lsn));
+            return self.check_tables().map(|()| found);
+        }
+        for file in self.history.files_at(lsn) {
+            if let Some(arrival) = file.arrival(lsn)? {
+                return Ok(Some(arrival));
+            }
+        }
+        Ok(None)
     }
 
     /// Checks that storage does not ask for the room of SSTables that this view may have kept since they were removed.

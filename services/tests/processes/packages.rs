@@ -184,7 +184,15 @@ fn the_units_keep_shared_memory_the_host_s_and_start_in_order() {
         let has = |line: &str| assert!(lines.contains(line), "{unit}: {line}");
         ["Type=notify", "RemoveIPC=no", "User=tapestore", "LimitNOFILE=1048576"].iter().for_each(|line| has(line));
         assert!(text.contains("\nWatchdogSec=") && text.contains("\nRestart="), "{unit}");
-        assert!(text.contains("ReadWritePaths=/dev/shm"), "{unit}");
+        let writable = text.lines().find(|line| line.starts_with("ReadWritePaths=")).unwrap();
+        assert!(writable.contains("/dev/shm"), "{unit}: {writable}");
+        // systemd gives a StateDirectory to the user of the unit, with all files: of another unit's user it would take a live store.
+        let is_storage = unit == "tape-storage.service";
+        assert_eq!(lines.contains("StateDirectory=tapestore"), is_storage, "{unit}");
+        assert!(
+            is_storage || !writable.contains("/var/lib/tapestore") || unit == "tape-replication.service",
+            "{unit}: {writable}"
+        );
         for hides in ["PrivateIPC=yes", "DynamicUser=yes", "PrivateUsers=yes", "ProcSubset=pid"] {
             assert!(!lines.contains(hides), "{unit}: {hides} separates publishers and readers from storage");
         }

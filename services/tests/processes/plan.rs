@@ -8,7 +8,7 @@ use procfs::process::Process;
 use serde_json::Value;
 use tapestore::lsn::{Durability, InstrumentId};
 use tapestore::publisher::Publisher;
-use tapestore::record::{Quote, Trade};
+use tapestore::record::{Quote, RecordRef, Trade};
 use tapestore::time::Ts;
 
 use crate::fixture::{PATIENCE, Store, eventually, register};
@@ -61,9 +61,11 @@ impl Case {
         let instrument = InstrumentId((1 + n / 4 % self.instruments) as u32);
         let ts = Ts((FROM * 1_000_000_000) + n * (HOUR * 1_000_000_000) / (self.rate * HOUR));
         if self.has_quotes && n % 4 < 3 {
-            publisher.publish(&Quote { instrument, ts_recv: ts, ts_event: ts, sequence: n as u32, ..Quote::default() }).unwrap();
+            let quote = Quote { instrument, ts_recv: ts, ts_event: ts, sequence: n as u32, ..Quote::default() };
+            publisher.stage(RecordRef::of(&quote)).unwrap();
         } else {
-            publisher.publish(&Trade { instrument, ts_recv: ts, ts_event: ts, trade_id: n, ..Trade::default() }).unwrap();
+            let trade = Trade { instrument, ts_recv: ts, ts_event: ts, trade_id: n, ..Trade::default() };
+            publisher.stage(RecordRef::of(&trade)).unwrap();
         }
     }
 

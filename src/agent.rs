@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// How a loop waits for work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -92,6 +93,9 @@ impl Idle {
     }
 }
 
+/// How soon a sleeping agent ends.
+const STOP_LOOK: Duration = Duration::from_millis(20);
+
 /// Signals agents to end. Clones share one flag.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
@@ -107,6 +111,19 @@ impl Stop {
     pub fn is_stopped(&self) -> bool {
         // SYNC: pairs with `stop`.
         self.0.load(Ordering::Acquire)
+    }
+
+    /// Sleeps for `time`, or until the agents must end, which it returns.
+    pub fn sleep(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        while !self.is_stopped() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            std::thread::sleep(left.min(STOP_LOOK));
+        }
+        true
     }
 }
 

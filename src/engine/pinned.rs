@@ -22,9 +22,8 @@ use tapestore::time::{Clock, HostClock};
 const FILES_MAX: usize = 1024;
 /// and at most this part of those that the process may have.
 const DESCRIPTORS_PART: u64 = 8;
-/// Sleep between checks of the stop flag, and such sleeps between looks.
-const TURN: Duration = Duration::from_millis(20);
-const TURNS: u32 = 50;
+/// Time between two looks.
+const LOOK: Duration = Duration::from_secs(1);
 /// Part of a volume that removed files may keep by default.
 const PART: u64 = 10;
 
@@ -94,13 +93,7 @@ impl Pinned {
 
     /// Looks once a second until it is stopped.
     pub(super) fn run(mut self) {
-        loop {
-            for _ in 0..TURNS {
-                if self.stop.is_stopped() {
-                    return;
-                }
-                std::thread::sleep(TURN);
-            }
+        while !self.stop.sleep(LOOK) {
             self.look(self.room.is_low());
         }
     }

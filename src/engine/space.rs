@@ -29,9 +29,8 @@ const BALLAST_AFTER: Duration = Duration::from_secs(5);
 const KEEP_MAX: u64 = 1 << 30;
 /// Part of a smaller volume that is kept free.
 const KEEP_PART: u64 = 20;
-/// Sleep between checks of the stop flag, and such sleeps between looks at the file system.
-const TURN: Duration = Duration::from_millis(20);
-const TURNS: u32 = 10;
+/// Time between two looks at the file system.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Whether `error` means that there is no room for a file: the disk is full, or a quota or a limit is reached.
 pub(super) fn is_full(error: &Error) -> bool {
@@ -167,13 +166,7 @@ impl SpaceAgent {
 
     /// Runs until it is stopped.
     pub(super) fn run(mut self) {
-        loop {
-            for _ in 0..TURNS {
-                if self.stop.is_stopped() {
-                    return;
-                }
-                std::thread::sleep(TURN);
-            }
+        while !self.stop.sleep(LOOK) {
             if let Some(free) = self.look() {
                 self.tend(free);
             }

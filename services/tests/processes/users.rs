@@ -200,7 +200,7 @@ fn another_user_and_root_may_not_publish_and_the_error_names_the_owner() {
     storage.kill().unwrap();
     storage.wait().unwrap();
     // Root does not serve it either: its user could not read what root writes.
-    let output = Command::new(&program).arg("--store").arg(&theirs).output().unwrap();
+    let output = Command::new("timeout").arg("60").arg(&program).arg("--store").arg(&theirs).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(77) && message.contains("(65534)") && message.contains("systemctl"), "{message}");
     run_dir.sweep(None).unwrap();

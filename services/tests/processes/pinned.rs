@@ -118,7 +118,7 @@ fn snapshots_that_keep_more_than_pinned_max_are_asked_for_and_a_new_one_reads_on
         reader.let_go();
         (of(&reader, Statistic::PinnedBytes) == 0 && of(&reader, Statistic::PinnedSince) == 0).then_some(())
     });
-    assert!(follow.position().0 < last / 2, "it has read all of its files, and would have released them by itself");
+    assert!(follow.position().0 < 20_000, "it has read all that it had mapped, and released it without being asked");
     while follow.position().0 <= last {
         follow.poll().unwrap();
     }

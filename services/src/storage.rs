@@ -286,7 +286,8 @@ fn check_owner(store: &Path) -> Outcome {
     }
     let (owner, user, shown) = (user::name(found.uid()), user::name(own), store.display());
     let why = format!(
-        "{shown} is the store of {owner}, and this process runs as {user}, whose files that user could not read. Run it as that user,          or, if it is installed as a service: systemctl start tape-storage"
+        "{shown} is the store of {owner}, and this process runs as {user}, whose files that user could not read. \
+         Run it as that user, or, if it is installed as a service: systemctl start tape-storage"
     );
     Err(Failure::new(NO_PERMISSION, why))
 }

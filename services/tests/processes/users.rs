@@ -203,6 +203,7 @@ fn another_user_and_root_may_not_publish_and_the_error_names_the_owner() {
     let output = Command::new("timeout").arg("60").arg(&program).arg("--store").arg(&theirs).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(77) && message.contains("(65534)") && message.contains("systemctl"), "{message}");
+    assert!(!message.contains("  "), "a gap in: {message}");
     run_dir.sweep(None).unwrap();
     std::fs::remove_dir_all(run_dir.path()).unwrap();
     // A store of root; the other user publishes and reads: neither without group rights, only reading with them.
